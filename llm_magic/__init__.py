@@ -1,0 +1,45 @@
+"""Language models in a notebook: ``%load_ext llm_magic``, then ``%llm_load`` and ``%%llm``.
+
+``from llm_magic import llm`` gives Python code the same session that the magics use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from llm_magic.session import Session
+
+    llm: Session
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Give out ``llm`` on first use, so that importing the package costs nothing."""
+    if name == "llm":
+        from llm_magic.session import kernel_session
+
+        return kernel_session()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "llm"]
+
+
+def load_ipython_extension(ip: InteractiveShell) -> None:
+    """Register the magics; imports nothing heavy."""
+    from llm_magic.magics import register
+    from llm_magic.session import kernel_session
+
+    register(ip, kernel_session())
+
+
+def unload_ipython_extension(ip: InteractiveShell) -> None:
+    """Take the magics away, free the models and close what is open."""
+    from llm_magic.magics import unregister
+
+    unregister(ip)

@@ -1,0 +1,173 @@
+"""Magic lines to values: split, parse, and errors that name the nearest option."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from llm_magic.catalog import MAGICS, Argument, Magic, arguments, dest, option_arguments
+from llm_magic.errors import OptionError, did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A parsed line: the magic's own arguments, and the options that were given of its set."""
+
+    values: dict[str, Any]
+    options: dict[str, Any]
+    rest: str = ""
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+
+def parse(name: str, line: str) -> Parsed:
+    """Parse the line of a magic; raises `OptionError` in one line."""
+    return _parsed(name, split(line))
+
+
+def parse_with_prompt(name: str, line: str) -> Parsed:
+    """Parse options at the beginning of a line; the rest is the prompt, byte for byte."""
+    words, rest = _leading_options(name, line)
+    parsed = _parsed(name, words)
+    return Parsed(parsed.values, parsed.options, rest)
+
+
+def split(line: str) -> list[str]:
+    """Split a line at spaces; quotes hold words together, backslashes are kept (Windows paths)."""
+    try:
+        return list(_lexer(line))
+    except ValueError:
+        raise OptionError(f"A quote is not closed in: {line.strip()}") from None
+
+
+def _lexer(line: str) -> shlex.shlex:
+    lexer = shlex.shlex(io.StringIO(line), posix=True)
+    lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
+    return lexer
+
+
+def _leading_options(name: str, line: str) -> tuple[list[str], str]:
+    takes_value = {n for a in arguments(name) if a.kind != "switch" for n in a.names}
+    words: list[str] = []
+    position = 0
+    while (rest := line[position:].lstrip()).startswith("-"):
+        stream = io.StringIO(rest)
+        lexer = _lexer("")
+        lexer.instream = stream
+        try:
+            word = lexer.get_token()
+            if word == "--":
+                return words, rest[stream.tell() :].strip()
+            words.append(str(word))
+            if word in takes_value and (value := lexer.get_token()) is not None:
+                words.append(value)
+        except ValueError:
+            raise OptionError(f"A quote is not closed in: {rest}") from None
+        position = len(line) - len(rest) + stream.tell()
+    return words, rest.strip()
+
+
+def _parsed(name: str, words: Sequence[str]) -> Parsed:
+    values = vars(_parser(name).parse_args(list(words)))
+    option_names = {dest(a) for a in option_arguments(MAGICS[name].options)}
+    options = {n: values.pop(n) for n in option_names & values.keys() if values[n] is not None}
+    if "extra" in options:
+        options["extra"] = dict(_pair(text, name) for text in options["extra"])
+    if "stop" in options:
+        options["stop"] = tuple(map(_unescaped, options["stop"]))
+    return Parsed(values, options)
+
+
+def _unescaped(text: str) -> str:
+    # On one line, a line break can only be written as \n.
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def assignments(words: Sequence[str]) -> dict[str, str]:
+    """Read ``name=value`` words; raises `OptionError` for a word that is none."""
+    pairs: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise OptionError(f"{word!r} is not a setting. Write name=value, without spaces.")
+        name = name.replace("-", "_")
+        pairs[name] = _unescaped(value) if name == "stop" else value
+    return pairs
+
+
+def _pair(text: str, magic: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise OptionError(f"-p {text}: write -p key=value (see %{magic}?).")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argparse parser that raises our errors and never exits."""
+
+    magic: Magic
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `OptionError` with the nearest option."""
+        prefix, _, words = message.partition(": ")
+        if prefix == "unrecognized arguments":
+            raise OptionError(self._unknown(words.split(" ")[0]))
+        raise OptionError(f"{message} (see %{self.magic.name}?).".replace("argument ", "", 1))
+
+    def _unknown(self, word: str) -> str:
+        if not word.startswith("-"):
+            if self.magic.name == "llm":
+                return (
+                    f"{word!r} is no option of %%llm. The prompt goes below the first line;"
+                    " a model is named with -m."
+                )
+            return f"%{self.magic.name} does not know what to do with {word!r}. Usage: {self.magic.usage}"
+        # Without the dashes, which all of them share.
+        known = [n.lstrip("-") for a in arguments(self.magic.name) for n in a.names if n[1] == "-"]
+        near = (
+            did_you_mean(word.lstrip("-"), known)
+            .replace("mean ", "mean --")
+            .replace(" or ", " or --")
+        )
+        prompt = self.magic.name == "llm" and not near
+        dash = " A prompt that begins with - goes after --." if prompt else ""
+        return f"%{self.magic.name} has no option {word}.{near}{dash} See %{self.magic.name}?"
+
+
+@functools.cache
+def _parser(name: str) -> _Parser:
+    magic = MAGICS[name]
+    parser = _Parser(prog=f"%{name}", add_help=False, allow_abbrev=False)
+    parser.magic = magic
+    for argument in arguments(name):
+        _add(parser, argument)
+    if magic.positional is not None:
+        many = magic.positional.kind == "repeated"
+        parser.add_argument(
+            magic.positional.names[0], nargs="*" if many else "?", help=magic.positional.help
+        )
+    return parser
+
+
+def _add(parser: _Parser, argument: Argument) -> None:
+    if argument.kind == "switch":
+        parser.add_argument(*argument.names, action="store_true", default=None, dest=dest(argument))
+        return
+    repeated = argument.kind in {"repeated", "pairs"}
+    parser.add_argument(
+        *argument.names,
+        action="append" if repeated else "store",
+        metavar=argument.metavar,
+        choices=argument.choices or None,
+        dest=dest(argument),
+    )

@@ -1,0 +1,26 @@
+"""The backends by name, imported on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import cast
+
+from llm_magic.backends.base import Backend
+from llm_magic.config import Settings
+from llm_magic.errors import OptionError, did_you_mean
+
+BACKENDS: Mapping[str, str] = {
+    "local": "llm_magic.backends.local.backend:LocalTransformersBackend",
+}
+
+
+def create(name: str, settings: Settings) -> Backend:
+    """Import and build the backend called `name`; raises `OptionError` for an unknown one."""
+    if name not in BACKENDS:
+        raise OptionError(
+            f"There is no backend {name!r}.{did_you_mean(name, BACKENDS)}"
+            f" Known: {', '.join(BACKENDS)}."
+        )
+    module, _, attribute = BACKENDS[name].partition(":")
+    return cast(Backend, getattr(import_module(module), attribute)(settings))

@@ -1,0 +1,89 @@
+"""The one contract between the manager and whatever generates text."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+
+from llm_magic.config import GenerationConfig, LoadConfig
+from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Unloaded
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A load that was checked: the model is there, the options go together, it fits.
+
+    `source` is what the backend needs to carry it out, opaque to everybody else; `notes` is what
+    the user should know about how it was prepared.
+    """
+
+    model: str
+    name: str
+    config: LoadConfig
+    source: object
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """What a conversation costs: prompt tokens, and the context they have to fit, if known."""
+
+    prompt_tokens: int
+    context_length: int | None
+
+
+class Backend(ABC):
+    """Something that holds models and streams answers; lives on the loop thread."""
+
+    name: str
+
+    @abstractmethod
+    async def models(self) -> list[ModelInfo]:
+        """Return the models that could be loaded."""
+
+    @abstractmethod
+    async def check(
+        self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
+    ) -> Plan:
+        """Find the model and see that it can be loaded, without changing anything.
+
+        A load comes in two steps so that bad input loses nothing: the resident models go only
+        after this succeeded. `leaving` names those whose memory will be free by then. None
+        stands for the configured default.
+        """
+
+    @abstractmethod
+    async def load(self, plan: Plan, name: str, report: Report) -> ModelInfo:
+        """Bring the checked model into memory and call it `name`."""
+
+    @abstractmethod
+    async def unload(self, name: str) -> Unloaded:
+        """Free a model and measure what came back."""
+
+    @abstractmethod
+    def stream(
+        self, name: str, messages: Sequence[Message], config: GenerationConfig
+    ) -> AsyncGenerator[Chunk, None]:
+        """Answer; the only way to generate.
+
+        The last chunk carries `finish_reason` and `usage`. Closing the generator stops the work.
+        """
+
+    @abstractmethod
+    async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
+        """Count the tokens of a conversation as the model would read it."""
+
+    @abstractmethod
+    def check_options(self, config: GenerationConfig) -> None:
+        """Raise `OptionError` for an option that this backend cannot honour."""
+
+    @abstractmethod
+    def memory(self) -> MemoryUse:
+        """Return what this process holds now."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Free everything."""

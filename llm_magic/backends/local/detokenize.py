@@ -1,0 +1,101 @@
+"""Token ids to text, one at a time and at a flat cost; and stop strings on that text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+
+class Detokenizer:
+    """Turns token ids into text; holds bytes back until they make whole characters."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._fast = getattr(tokenizer, "backend_tokenizer", None)
+        self._stream: Any = self._new_stream() if self._fast is not None else None
+        # What was not shown yet; for slow tokenizers after the first `_read`, which were.
+        self._ids: list[int] = []
+        self._read = 0
+
+    def step(self, token: int) -> str:
+        """Return the text that `token` completes; empty for special tokens and half characters."""
+        if self._stream is None:
+            return self._step_slowly(token)
+        self._ids.append(token)
+        try:
+            text = self._stream.step(self._fast, token) or ""
+        except Exception:  # noqa: BLE001 - it raises nothing more special than that
+            # Bytes that never become a character can take back what was whole before them:
+            # https://github.com/vllm-project/vllm/issues/17448
+            self._stream = self._new_stream()
+            text = self._decode(self._ids)
+        if text:
+            self._ids.clear()
+        return text
+
+    def flush(self) -> str:
+        """Return what is left at the end: half a character, shown as a replacement character."""
+        shown, rest = self._decode(self._ids[: self._read]), self._decode(self._ids)
+        self._ids, self._read = [], 0
+        return rest[len(shown) :]
+
+    @staticmethod
+    def _new_stream() -> Any:
+        from tokenizers.decoders import DecodeStream
+
+        return DecodeStream(skip_special_tokens=True)
+
+    def _step_slowly(self, token: int) -> str:
+        """Decode a short window twice, as tokenizers without a Rust core need it."""
+        self._ids.append(token)
+        before = self._decode(self._ids[: self._read])
+        after = self._decode(self._ids)
+        if after.endswith("\ufffd") or after == before:
+            return ""
+        # The window starts at the last tokens that were shown: some decoders strip leading spaces.
+        self._ids = self._ids[self._read :] if self._read else self._ids
+        self._read = len(self._ids)
+        return after[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
+
+
+class StopText:
+    """Ends a text before the first of some strings, holding back what may be their beginning."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._held = ""
+        self.reached = False
+
+    def feed(self, text: str) -> str:
+        """Return what can be shown now; sets `reached` when a stop string has come."""
+        if not self._stops or self.reached:
+            return "" if self.reached else text
+        self._held += text
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.reached = True
+            # Of several the one that is whole first: so the pieces of a text do not matter.
+            _end, begin = min(found)
+            shown, self._held = self._held[:begin], ""
+            return shown
+        keep = max(_overlap(self._held, stop) for stop in self._stops)
+        cut = len(self._held) - keep
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return shown
+
+    def flush(self) -> str:
+        """Return what was held back: no stop string came of it."""
+        rest, self._held = self._held, ""
+        return rest
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of `text` that begins `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

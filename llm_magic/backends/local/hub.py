@@ -1,0 +1,200 @@
+"""The Hugging Face hub and its cache on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_magic.backends.local import checks
+from llm_magic.backends.local.worker import Cancelled
+from llm_magic.errors import LLMMagicError, LoadFailed, ModelNotFound
+from llm_magic.types import Progress
+from llm_magic.units import human_bytes
+
+# Weights as safetensors only: a pickle runs code when it is read.
+_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+# The client looks up after each so many bytes only, whether it shall stop; its own is 10 MiB.
+_CHUNK = 256 << 10
+_NOT = ("consolidated*", "original/*", "onnx/*", "*/*.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """A model on the hub: its size in bytes, and what of it is still to be fetched."""
+
+    id: str
+    revision: str | None
+    size: int
+    missing: int
+    files: tuple[str, ...]
+
+
+def cached(model: str, revision: str | None, *, code: bool = False) -> Path | None:
+    """Return the folder of a completely cached model, without asking the network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(
+                model, revision=revision, local_files_only=True, **_patterns(code)
+            )
+        )  # fmt: skip
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    # Who asks for the tokenizer alone leaves a folder with no more than that.
+    return folder if checks.is_complete(folder) else None
+
+
+def look_up(
+    model: str, revision: str | None, *, code: bool = False, near: Callable[[], str] = str
+) -> HubModel:
+    """Ask the hub for a model; raises `ModelNotFound` or `LoadFailed` in one line.
+
+    `near` returns what to say about other names, where this one leads nowhere.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        # Without a bar of ours, the client shows its own in the cell.
+        bar = _progress_bar(0, lambda _progress: None, lambda: False)
+        files = snapshot_download(
+            model, revision=revision, dry_run=True, tqdm_class=bar, **_patterns(code)
+        )
+        names = {file.filename for file in files}
+        if "config.json" not in names or not any(n.endswith(".safetensors") for n in names):
+            raise LoadFailed(_why_unusable(model, revision))
+    except LoadFailed:
+        raise
+    except Exception as error:  # noqa: BLE001 - translated: the hub's client raises many kinds
+        raise _explain(error, model, revision, near) from None
+    return HubModel(
+        id=model,
+        revision=revision,
+        size=sum(f.file_size for f in files),
+        missing=sum(f.file_size for f in files if f.will_download),
+        files=tuple(f.filename for f in files),
+    )
+
+
+def _why_unusable(model: str, revision: str | None) -> str:
+    from huggingface_hub import list_repo_files
+
+    names = list_repo_files(model, revision=revision)
+    gguf = [name for name in names if name.endswith(".gguf")]
+    if gguf:
+        return (
+            f"{model} has only GGUF files. Download the one you want (`hf download {model} {gguf[0]}`"
+            " in a terminal) and load it by the path that this prints."
+        )
+    if any(name.endswith(".safetensors") for name in names):
+        return f"{model} has no config.json: it is an adapter, or no model for Transformers."
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+        return (
+            f"{model} has only pickle files, which can run code when they are read."
+            " Choose a model with .safetensors files."
+        )
+    return f"{model} has no weights. Choose a model with .safetensors files."
+
+
+def download(
+    found: HubModel,
+    report: Callable[[Progress], None],
+    cancelled: Callable[[], bool],
+    *,
+    code: bool = False,
+) -> Path:
+    """Fetch a model into the hub's cache; raises `Cancelled` soon after `cancelled()` is true."""
+    from huggingface_hub import constants, snapshot_download
+
+    constants.DOWNLOAD_CHUNK_SIZE = min(constants.DOWNLOAD_CHUNK_SIZE, _CHUNK)
+    report(Progress("downloading", 0.0, f"0 of {human_bytes(found.missing)}"))
+    bar = _progress_bar(found.missing, report, cancelled)
+    try:
+        return Path(
+            snapshot_download(found.id, revision=found.revision, tqdm_class=bar, **_patterns(code))
+        )
+    except Cancelled:
+        raise
+    except Exception as error:  # noqa: BLE001 - translated: the hub's client raises many kinds
+        raise _explain(error, found.id, found.revision) from None
+
+
+def cached_models() -> list[tuple[str, Path, int]]:
+    """Return (id, folder, bytes) of the models in the hub's cache that have safetensors weights."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    return sorted(
+        (repo.repo_id, revision.snapshot_path, revision.size_on_disk)
+        for repo in repos
+        if repo.repo_type == "model"
+        for revision in list(repo.revisions)[:1]
+        if any(file.file_name.endswith(".safetensors") for file in revision.files)
+    )
+
+
+def _patterns(code: bool) -> dict[str, Any]:
+    return {
+        "allow_patterns": [*_FILES, *(("*.py",) if code else ())],
+        "ignore_patterns": list(_NOT),
+    }
+
+
+def _progress_bar(
+    missing: int, report: Callable[[Progress], None], cancelled: Callable[[], bool]
+) -> type:
+    from tqdm.std import tqdm
+
+    class Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
+        """Passes the bytes of the hub's own bar on, and stops the download when asked to."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.counts_bytes = kwargs.get("unit") == "B"
+            kwargs.pop("name", None)
+            super().__init__(*args, **{**kwargs, "disable": True})
+            self.n = 0
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if cancelled():
+                raise Cancelled
+            self.n += int(n or 0)
+            if self.counts_bytes and missing:
+                share = min(self.n / missing, 1.0)
+                detail = f"{human_bytes(self.n)} of {human_bytes(missing)}"
+                report(Progress("downloading", share, detail))
+            return None
+
+    return Bar
+
+
+def _explain(
+    error: Exception, model: str, revision: str | None, near: Callable[[], str] = str
+) -> LLMMagicError:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.DryRunError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    if isinstance(error, errors.GatedRepoError):
+        return ModelNotFound(
+            f"{model} is gated: accept its terms on huggingface.co, then type `hf auth login`"
+            " in a terminal."
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ModelNotFound(f"{model} has no revision {revision!r} on the hub.")
+    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
+        return ModelNotFound(f"There is no model {model!r}, neither here nor on the hub.{near()}")
+    reason = str(error.__cause__ or error).strip().partition("\n")[0]
+    if isinstance(error, errors.HfHubHTTPError):
+        return LoadFailed(f"The hub refused {model}: {reason}")
+    wanted = f"{model} at revision {revision}" if revision else model
+    return LoadFailed(
+        f"{wanted} is not on this machine and the hub cannot be reached ({reason})."
+        f" Load a local folder or a .gguf file instead, or try again with a network.{near()}"
+    )

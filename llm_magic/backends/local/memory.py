@@ -1,0 +1,208 @@
+"""What a model will take, what is free, and what this process really holds."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import struct
+import sys
+from collections.abc import Iterable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from llm_magic.errors import DoesNotFit
+from llm_magic.types import MemoryUse
+from llm_magic.units import human_bytes
+
+_BYTES = {
+    "F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Packed weights plus their scales, per weight. bitsandbytes keeps embeddings, the output head
+# and everything that is not a matrix as they are.
+_QUANTIZED_BYTES = {"4bit": 0.5 + 4 / 64, "8bit": 1.0 + 4 / 4096}
+# What a whole model takes then, roughly: from the largest to the smallest.
+_SHARES = {"none": 1.0, "8bit": 0.6, "4bit": 0.4}
+_NOT_QUANTIZED = ("embed", "lm_head", "wte", "wpe")
+# Activations, the tokenizer, the allocator's slack: small models need some room, large a share.
+_SLACK, _SLACK_SHARE = 64 << 20, 0.03
+# The prompt and answer that a loaded model should at least have room for.
+_USUAL_CONTEXT = 2048
+
+
+def weight_bytes(folder: Path, dtype: str, quantization: str) -> int:
+    """Return the bytes the weights in `folder` take once loaded, read from safetensors headers."""
+    return int(sum(
+        _tensor_bytes(name, info, dtype, quantization)
+        for file in weight_files(folder)
+        for name, info in _header(file).items()
+    ))  # fmt: skip
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that Transformers reads: one, or those of the index; else all there are."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+            named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+            return [folder / name for name in sorted(named) if (folder / name).is_file()]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _header(file: Path) -> dict[str, Any]:
+    # The format: 8 bytes little-endian length, then that much JSON.
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        if len(prefix) < 8:
+            return {}
+        (length,) = struct.unpack("<Q", prefix)
+        if length > file.stat().st_size:
+            return {}
+        try:
+            header: dict[str, Any] = json.loads(stream.read(length))
+            return {name: info for name, info in header.items() if name != "__metadata__"}
+        except (ValueError, AttributeError):
+            return {}
+
+
+def is_whole(file: Path) -> bool:
+    """Return whether a safetensors file is as long as its header says."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+    ends: list[int] = [info["data_offsets"][1] for info in _header(file).values()]
+    return bool(ends) and 8 + length + max(ends) == file.stat().st_size
+
+
+def _tensor_bytes(name: str, info: dict[str, Any], dtype: str, quantization: str) -> float:
+    count: int = prod(info["shape"])
+    stored = _BYTES.get(info["dtype"], 2)
+    is_float = info["dtype"][0] in "FB" and info["dtype"] != "BOOL"
+    matrix = len(info["shape"]) == 2 and not any(part in name for part in _NOT_QUANTIZED)
+    if quantization != "none" and matrix and is_float:
+        return count * _QUANTIZED_BYTES[quantization]
+    return float(count * (_DTYPE_BYTES.get(dtype, stored) if is_float else stored))
+
+
+def scaled(size: int, quantization: str) -> int:
+    """Guess what 16-bit files of `size` bytes take when quantized, before they are downloaded."""
+    return int(size * _SHARES[quantization])
+
+
+def kv_bytes(config: dict[str, Any], dtype: str) -> int:
+    """Return the bytes of the key-value cache of a usual conversation; `config` as config.json."""
+    config = config.get("text_config") or config
+    heads = config.get("num_attention_heads") or 1
+    head_dim = config.get("head_dim") or (config.get("hidden_size") or 0) // heads
+    kv_heads = config.get("num_key_value_heads") or heads
+    layers = config.get("num_hidden_layers") or 0
+    tokens = min(config.get("max_position_embeddings") or _USUAL_CONTEXT, _USUAL_CONTEXT)
+    return int(2 * layers * kv_heads * head_dim * tokens * _DTYPE_BYTES.get(dtype, 2))
+
+
+def needed_bytes(weights: int, cache: int) -> int:
+    """Return what has to be free for a model with these weights and this cache."""
+    return int(weights * (1 + _SLACK_SHARE)) + cache + _SLACK
+
+
+def free_bytes(device: str) -> int:
+    """Return the bytes that can still be taken on `device` (``cpu``, ``cuda``, ``cuda:1``, ``mps``)."""
+    if device == "cuda":
+        import torch
+
+        # Without an index a model is spread over all of them.
+        return sum(map(_free_on_gpu, range(torch.cuda.device_count())))
+    if device.startswith("cuda:"):
+        return _free_on_gpu(int(device.removeprefix("cuda:")))
+    return int(psutil.virtual_memory().available)
+
+
+def _free_on_gpu(index: int) -> int:
+    import torch
+
+    free, _total = torch.cuda.mem_get_info(index)
+    # What torch keeps cached is free for the next model too.
+    return int(free + torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index))
+
+
+def check_fit(name: str, needed: int, free: int, device: str, quantization: str) -> None:
+    """Raise `DoesNotFit` with what is needed, what is free and what to try."""
+    if needed <= free:
+        return
+    advice = []
+    sizes = {q: needed * share / _SHARES[quantization] for q, share in _SHARES.items()}
+    smaller = next((q for q, size in sizes.items() if size <= free), None)
+    if smaller is not None:
+        advice.append(f"-q {smaller} (about {human_bytes(sizes[smaller])})")
+    if device.startswith("cuda"):
+        advice.append("-d cpu")
+    advice.append("a smaller model, or free memory with %llm_unload")
+    raise DoesNotFit(
+        f"{name} needs about {human_bytes(needed)} on {device}, {human_bytes(free)} are free."
+        f" Try {', '.join(advice)}."
+    )
+
+
+def memory_use(*, gpus: bool = True) -> MemoryUse:
+    """Return what this process holds now, by the system's and by torch's own count."""
+    devices: tuple[tuple[str, int], ...] = ()
+    if gpus and _cuda_in_use():
+        import torch
+
+        devices = tuple(
+            (f"cuda:{index}", torch.cuda.memory_allocated(index))
+            for index in range(torch.cuda.device_count())
+        )
+    return MemoryUse(psutil.Process().memory_info().rss, devices)
+
+
+def _cuda_in_use() -> bool:
+    # Looking must not import torch: a process without it holds nothing on a GPU.
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
+
+
+def give_back() -> None:
+    """Return freed memory to the system: cycles first, then what the allocators keep."""
+    # Twice: accelerate's hooks make cycles through objects with finalizers.
+    gc.collect()
+    gc.collect()
+    if _cuda_in_use():
+        import torch
+
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        # glibc keeps freed memory of small blocks for itself; musl has no malloc_trim.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+def holders(thing: object, ignore: Iterable[object] = ()) -> tuple[str, ...]:
+    """Name what still refers to `thing`, as well as the garbage collector can tell."""
+    skip = {id(item) for item in ignore}
+    names = {
+        _describe(owner)
+        for owner in gc.get_referrers(thing)
+        if id(owner) not in skip and not _is_frame(owner)
+    }
+    return tuple(sorted(names))
+
+
+def _is_frame(owner: object) -> bool:
+    return type(owner).__name__ in {"frame", "list_iterator", "generator", "coroutine"}
+
+
+def _describe(owner: object) -> str:
+    if isinstance(owner, dict):
+        for module in list(sys.modules.values()):
+            if getattr(module, "__dict__", None) is owner:
+                return f"a variable of {module.__name__}"
+    return f"a {type(owner).__name__}"

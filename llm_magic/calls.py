@@ -1,0 +1,133 @@
+"""One question on its way to an answer: asked, made definite, drafted, replied to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from llm_magic.types import Chunk, FinishReason, Message, Reply, Timing, Usage
+
+if TYPE_CHECKING:
+    from llm_magic.config import GenerationConfig
+    from llm_magic.manager import Resident
+
+Prompt = str | Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question, before it is known who answers it."""
+
+    prompt: Prompt
+    model: str | None = None
+    system: str | None = None
+    chat: str | None = None
+    key: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class AskOptions(TypedDict, total=False):
+    """What one call may be given besides its prompt: who answers, and the options of this call."""
+
+    model: str | None
+    system: str | None
+    chat: str | None
+    max_new_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str]
+    extra: Mapping[str, Any]
+
+
+def request(prompt: Prompt, about: AskOptions) -> Request:
+    """Make a request of keyword arguments."""
+    options: dict[str, Any] = dict(about)
+    who = {name: options.pop(name, None) for name in ("model", "system", "chat")}
+    return Request(prompt, **who, options=options)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request made definite: this model, these messages, these options."""
+
+    resident: Resident
+    messages: tuple[Message, ...]
+    config: GenerationConfig
+    request: Request
+    started: float
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What a call would send, and what it costs; nothing was called."""
+
+    model: str
+    messages: tuple[Message, ...]
+    config: GenerationConfig
+    prompt_tokens: int
+    context_length: int | None
+
+
+class Draft:
+    """An answer in the making."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self._parts: list[str] = []
+        self._reasoning: list[str] = []
+        self._tokens = 0
+        self._first: float | None = None
+        self._latest = call.started
+        self._usage = Usage()
+        self._ended: FinishReason | None = None
+
+    def add(self, chunk: Chunk) -> None:
+        """Take in the next chunk."""
+        self._parts.append(chunk.text)
+        self._reasoning.append(chunk.reasoning)
+        self._tokens += chunk.tokens
+        if chunk.tokens:
+            self._first = self._first or chunk.time
+            self._latest = chunk.time
+        self._usage = chunk.usage or self._usage
+        self._ended = chunk.finish_reason or self._ended
+
+    def reply(self, ended: FinishReason | None = None) -> Reply:
+        """Return the reply as it stands; a stream that did not say why it ended was cut."""
+        resident = self.call.resident
+        counted = self._tokens or self._usage.completion_tokens
+        return Reply(
+            text="".join(self._parts),
+            model=resident.name,
+            backend=resident.config.backend,
+            finish_reason=self._ended or ended or "truncated",
+            usage=Usage(self._usage.prompt_tokens, counted, self._usage.cached_tokens),
+            timing=self._timing(),
+            messages=self.call.messages,
+            reasoning="".join(self._reasoning),
+        )
+
+    def _timing(self) -> Timing:
+        started, first = self.call.started, self._first
+        decoding = self._latest - first if first is not None else 0.0
+        return Timing(
+            first_token_s=first - started if first is not None else None,
+            total_s=time.perf_counter() - started,
+            tokens_per_s=(self._tokens - 1) / decoding if decoding > 0 else None,
+        )
+
+
+def key(request: Request) -> str:
+    """Return what names the turn of a request in its chat: the cell, else its text."""
+    return request.key or str(request.prompt)
+
+
+def stopped(reply: Reply) -> str:
+    """Return what an interrupt says."""
+    count = reply.usage.completion_tokens or 0
+    return f"Stopped after {count} tokens; the answer so far is in llm.last."

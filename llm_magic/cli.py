@@ -1,0 +1,261 @@
+"""The ``llm-magic`` command: ``demo`` opens the quickstart notebook, or runs it in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from llm_magic import __version__
+from llm_magic.errors import LLMMagicError, MissingDependency
+
+if TYPE_CHECKING:
+    from nbclient import NotebookClient
+    from nbformat import NotebookNode
+
+    from llm_magic.types import Progress
+
+_MODEL = "SmolLM2-135M-Instruct"
+_NOTEBOOK = "01_quickstart.ipynb"
+# The id of the notebook's first cell: by it a copy is known, whatever was edited since.
+_MARK = '"quickstart-title"'
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        return _demo(headless=args.headless, lab_options=args.lab_options)
+    except LLMMagicError as error:
+        _say(f"{error}\n", sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llm-magic", description="Language models in a notebook: %%llm for IPython."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    demo = commands.add_parser(
+        "demo",
+        help="open JupyterLab on the quickstart notebook",
+        description="Open JupyterLab on the quickstart notebook, with a small model that needs no network.",
+    )
+    demo.add_argument(
+        "--headless", action="store_true", help="run it here, and print its cells and the answers"
+    )
+    demo.add_argument(
+        "lab_options",
+        nargs="*",
+        metavar="-- OPTION",
+        help="anything else for JupyterLab, as in: llm-magic demo -- --no-browser --port 9000",
+    )
+    return parser
+
+
+def _demo(*, headless: bool, lab_options: Sequence[str]) -> int:
+    _require("nbclient" if headless else "jupyterlab", "ipykernel")
+    _prepare_model()
+    # What the notebook calls the default model, whatever a .env file here says.
+    environment = {**os.environ, "DEFAULT_MODEL_NAME_OR_PATH": _MODEL}
+    if headless:
+        return _run_headless(_original(), environment)
+    return _open_lab(_working_copy(Path.cwd()), lab_options, environment)
+
+
+def _require(*packages: str) -> None:
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise MissingDependency(
+            f'The demo needs {" and ".join(missing)}. Type: pip install "llm_magic[demo]"'
+        )
+
+
+# -- the model --------------------------------------------------------------------------------
+
+
+def _prepare_model() -> None:
+    """Load the embedded model once: fetched, converted and tried before a notebook needs it."""
+    from llm_magic.session import Session
+
+    session = Session()
+    line = _ProgressLine(sys.stderr)
+    try:
+        session.load_and_tell(_MODEL, tick=lambda: line.show(session.progress))
+    finally:
+        line.clear()
+        session.close()
+
+
+class _ProgressLine:
+    """How far a load is, on one line of a terminal; elsewhere a line for each stage."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out, self._terminal = out, out.isatty()
+        self._text = ""
+
+    def show(self, progress: Progress | None) -> None:
+        """Show it, if there is anything new to say."""
+        if progress is None:
+            return
+        text = f"Preparing {_MODEL}: {progress.stage}"
+        if self._terminal:
+            share = "" if progress.share is None else f"{progress.share:.0%}"
+            text = " ".join(filter(None, (text, share, progress.detail)))
+        if text != self._text:
+            line = f"{text.ljust(len(self._text))}\r" if self._terminal else f"{text}\n"
+            _say(line, self._out)
+            self._text = text
+
+    def clear(self) -> None:
+        """Take the line away again."""
+        if self._terminal:
+            _say(" " * len(self._text) + "\r", self._out)
+
+
+# -- the notebook -----------------------------------------------------------------------------
+
+
+def _original() -> Path:
+    """Return the quickstart: in the installed package, else in the clone."""
+    package = Path(__file__).parent
+    for folder in (package, package.parent):
+        if (notebook := folder / "notebooks" / _NOTEBOOK).is_file():
+            return notebook
+    raise LLMMagicError(f"{_NOTEBOOK} is missing from this installation. Install llm_magic again.")
+
+
+def _working_copy(folder: Path) -> Path:
+    """Return the notebook to open: the clone's own, or a copy in `folder` that overwrites nothing."""
+    original = _original()
+    if original.parent.parent != Path(__file__).parent:
+        return original
+    stem, suffix = Path(_NOTEBOOK).stem, Path(_NOTEBOOK).suffix
+    copy, number = folder / _NOTEBOOK, 1
+    while copy.exists():
+        if _MARK in copy.read_text(encoding="utf-8", errors="replace"):
+            return copy
+        number += 1
+        copy = folder / f"{stem}_{number}{suffix}"
+    try:
+        shutil.copyfile(original, copy)
+    except OSError as error:
+        raise LLMMagicError(
+            f"The quickstart cannot be copied to {folder}: {error.strerror}. Go to another folder."
+        ) from None
+    _say(f"Copied the quickstart to {copy}\n", sys.stderr)
+    return copy
+
+
+def _open_lab(notebook: Path, options: Sequence[str], environment: dict[str, str]) -> int:
+    command = [sys.executable, "-m", "jupyterlab", str(notebook), *options]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        # Jupyter refuses root, who typed this, in a container as a rule. It still listens to this
+        # machine only, and wants its token.
+        command.append("--allow-root")
+    if os.name == "posix":
+        # Takes this process's place, and with it the memory that torch holds here.
+        os.execve(sys.executable, command, environment)
+    with subprocess.Popen(command, env=environment) as lab:
+        while True:
+            try:
+                return lab.wait()
+            except KeyboardInterrupt:
+                continue  # JupyterLab got it as well, asks back, and ends by itself
+
+
+def _run_headless(notebook: Path, environment: dict[str, str]) -> int:
+    """Run the notebook in a kernel of its own and print what it shows; the file stays as it is."""
+    import nbformat
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+    book = nbformat.read(notebook, as_version=4)
+    client = _talking_client(book)
+    try:
+        # Answers are printed once, when they are whole: updates of a display are for browsers.
+        client.execute(env={**environment, "LLM_MAGIC_STREAM": "off"}, cwd=str(Path.cwd()))
+    except CellExecutionError:
+        _say("This cell failed; the rest was not run.\n", sys.stderr)
+        return 1
+    except DeadKernelError:
+        raise LLMMagicError("The kernel died while it ran the notebook.") from None
+    return 0
+
+
+def _talking_client(book: NotebookNode) -> NotebookClient:
+    """Return a client that prints each code cell, and its outputs as they come."""
+    from jupyter_core.utils import ensure_async
+    from nbclient import NotebookClient
+
+    class TalkingClient(NotebookClient):
+        def process_message(
+            self, msg: dict[str, Any], cell: NotebookNode, cell_index: int
+        ) -> NotebookNode | None:
+            output = super().process_message(msg, cell, cell_index)
+            if output is not None:
+                _say(_as_text(output))
+            return output
+
+    def interrupt() -> None:
+        assert client.km is not None
+        pending.append(asyncio.ensure_future(ensure_async(client.km.interrupt_kernel())))
+
+    def listen(**_: Any) -> None:
+        # Ctrl+C stops the cell, as ■ does. By itself nbclient would only take the kernel away.
+        with contextlib.suppress(NotImplementedError):  # Windows
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
+
+    pending: list[asyncio.Future[Any]] = []
+    client = TalkingClient(
+        book,
+        kernel_name="python3",
+        timeout=None,
+        on_notebook_start=listen,
+        on_cell_start=_print_source,
+        on_cell_executed=_end_line,
+        # A kernel of ipykernel 7.4 warns that it is reached over TCP, on this machine alone.
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
+    )
+    return client
+
+
+def _print_source(cell: NotebookNode, **_: Any) -> None:
+    if cell.cell_type == "code" and cell.source:
+        first, *rest = cell.source.splitlines()
+        _say("\n".join(["", f">>> {first}", *(f"... {line}" for line in rest), ""]))
+
+
+def _end_line(cell: NotebookNode, **_: Any) -> None:
+    if cell.outputs and not _as_text(cell.outputs[-1]).endswith("\n"):
+        _say("\n")
+
+
+def _as_text(output: NotebookNode) -> str:
+    """Return an output as a terminal shows it."""
+    if output.output_type == "stream":
+        return str(output.text)
+    if output.output_type == "error":
+        text = "\n".join(output.traceback)
+    else:
+        text = str(output.data.get("text/plain", ""))
+    return f"{text if sys.stdout.isatty() else _COLOUR.sub('', text)}\n"
+
+
+def _say(text: str, out: TextIO | None = None) -> None:
+    out = out or sys.stdout
+    out.write(text)
+    out.flush()

@@ -1,0 +1,125 @@
+"""Everything that can go wrong, as one tree.
+
+::
+
+    LLMMagicError
+    ├── OptionError            an unknown option, a wrong value, a wrong combination
+    │   └── SettingsError      the same, in the environment or a .env file
+    ├── PromptError            a reference in a prompt that must not or cannot be resolved
+    ├── MissingDependency      an optional package is not installed
+    ├── ModelError
+    │   ├── ModelNotFound      no such model here
+    │   ├── ModelNotLoaded     nothing (or not that) is loaded
+    │   ├── LoadInProgress     another load is running
+    │   ├── LoadFailed         the model exists but could not be loaded
+    │   ├── DeviceUnavailable  the device asked for is not here
+    │   └── DoesNotFit         not enough memory, found before or while it was used
+    ├── GenerationError
+    │   ├── PromptTooLong      the prompt does not fit the context window
+    │   └── GenerationFailed   the model broke while it answered
+    └── Interrupted            stopped by the user
+
+A message is one plain sentence: what happened, and what to type next. Exceptions of other
+libraries are translated where they are caught, and never chained: their frames would keep
+tensors alive for as long as the notebook remembers its last error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import SequenceMatcher, get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llm_magic.types import Reply
+
+_RED, _RESET = "\x1b[31m", "\x1b[0m"
+
+
+class LLMMagicError(Exception):
+    """The base of every error that this package raises on purpose.
+
+    `details` holds the traceback of the foreign error behind it, as text, where there was one.
+    """
+
+    def __init__(self, message: str, *, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
+
+    def _render_traceback_(self) -> list[str]:
+        """Show one line in IPython, and still be an error for nbclient, nbval and papermill."""
+        return [f"{_RED}{type(self).__name__}{_RESET}: {self}"]
+
+
+class OptionError(LLMMagicError):
+    """An option that does not exist, has a wrong value or does not go with the others."""
+
+
+class SettingsError(OptionError):
+    """A setting in the environment or in a ``.env`` file that cannot be used."""
+
+
+class PromptError(LLMMagicError):
+    """A reference in a prompt that must not or cannot be resolved."""
+
+
+class MissingDependency(LLMMagicError):
+    """An optional package is not installed."""
+
+
+class ModelError(LLMMagicError):
+    """Something about a model, its files or its place in memory."""
+
+
+class ModelNotFound(ModelError):
+    """There is no such model."""
+
+
+class ModelNotLoaded(ModelError):
+    """Nothing is loaded, or not the model that was named."""
+
+
+class LoadInProgress(ModelError):
+    """Another model is being loaded."""
+
+
+class LoadFailed(ModelError):
+    """The model exists but could not be loaded."""
+
+
+class DeviceUnavailable(ModelError):
+    """The device that was asked for is not here."""
+
+
+class DoesNotFit(ModelError):
+    """There is not enough memory."""
+
+
+class GenerationError(LLMMagicError):
+    """An answer could not be produced."""
+
+
+class PromptTooLong(GenerationError):
+    """The prompt does not fit the context window of the model."""
+
+
+class GenerationFailed(GenerationError):
+    """The model broke while it answered."""
+
+
+class Interrupted(LLMMagicError):
+    """The user stopped it; `reply` holds what had been answered until then."""
+
+    def __init__(self, message: str, *, reply: Reply | None = None) -> None:
+        super().__init__(message)
+        self.reply = reply
+
+
+def did_you_mean(word: str, known: Iterable[str], *, count: int = 3) -> str:
+    """Return ``" Did you mean …?"`` with the nearest of the `known` words, or nothing."""
+    by_fold = {name.casefold(): name for name in known}
+    near = get_close_matches(word.casefold(), list(by_fold), n=count, cutoff=0.5)
+    likeness = [SequenceMatcher(None, name, word.casefold()).ratio() for name in near]
+    # What is far behind the nearest one only distracts from it.
+    near = [n for n, like in zip(near, likeness, strict=True) if like > likeness[0] - 0.25]
+    return f" Did you mean {' or '.join(by_fold[n] for n in near)}?" if near else ""

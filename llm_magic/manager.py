@@ -1,0 +1,290 @@
+"""Who is resident, who is active, and what may happen next.
+
+::
+
+    Inactive -> Loading (local) | Configuring (remote) -> Ready -> Unloading -> Inactive
+                        `-> Failed (keeps last_error), or Ready again where a model is left
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from llm_magic.backends.base import Backend, Plan, TokenCount
+from llm_magic.config import GenerationConfig, LoadConfig
+from llm_magic.errors import (
+    LLMMagicError,
+    LoadInProgress,
+    ModelNotLoaded,
+    OptionError,
+    did_you_mean,
+)
+from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, State, Unloaded
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A loaded model and what it was loaded with."""
+
+    name: str
+    asked: str | None
+    config: LoadConfig
+    backend: Backend
+    info: ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The state of everything, at one moment.
+
+    `backend_details` has the facts of the active backend; `memory` is what the process holds.
+    """
+
+    backend_type: str
+    active_model: str | None
+    status: State
+    generation_config: GenerationConfig
+    last_error: str | None
+    backend_details: dict[str, str]
+    models: tuple[ModelInfo, ...]
+    progress: Progress | None
+    memory: MemoryUse | None
+
+
+@dataclass(slots=True)
+class LoadResult:
+    """What a load did: the model, whether it was there already, and what had to go for it."""
+
+    info: ModelInfo
+    already: bool = False
+    unloaded: list[Unloaded] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+
+class BackendManager:
+    """Owns the backends and the resident models; everything but `snapshot` runs on the loop."""
+
+    def __init__(self, create: Callable[[str], Backend]) -> None:
+        self._create = create
+        self._backends: dict[str, Backend] = {}
+        self._residents: dict[str, Resident] = {}
+        self._active: str | None = None
+        self._state: State = "Inactive"
+        self._loading: str | None = None
+        self._stopping = False
+        self._progress: Progress | None = None
+        self._last_error: str | None = None
+
+    @property
+    def state(self) -> State:
+        """Where the state machine is."""
+        return self._state
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the running load is; safe to read from any thread."""
+        return self._progress
+
+    async def load(
+        self, model: str | None, config: LoadConfig, *, name: str | None = None, keep: bool = False
+    ) -> LoadResult:
+        """Load a model and make it active; the others go, unless `keep`.
+
+        Bad input loses nothing: they go only after the new one was found, checked and fits.
+        """
+        self.refuse_second_load()
+        same = self._same(model, config, name)
+        if same is not None:
+            self._active = same.name
+            unloaded = [] if keep else await self._unload_others(same.name)
+            return LoadResult(same.info, already=True, unloaded=unloaded)
+        backend = self._backend(config.backend)
+        self._state, self._loading = "Loading", model or "the default model"
+        work = asyncio.ensure_future(self._load(backend, model, config, name, keep))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            self._stopping = True
+            work.cancel()
+            await asyncio.wait({work})
+            raise
+        except LLMMagicError as error:
+            self._settle("Failed", str(error))
+            raise
+        except Exception as error:
+            self._settle("Failed", f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self._loading = self._progress = None
+            self._stopping = False
+            if self._state in {"Loading", "Unloading"}:
+                self._settle("Inactive")
+
+    def refuse_second_load(self) -> None:
+        """Raise `LoadInProgress` while a load runs: it is never queued in silence."""
+        if self._loading is not None and self._stopping:
+            raise LoadInProgress(
+                f"The load of {self._loading} was stopped and is letting go."
+                " Try again in a few seconds (%llm_status shows when)."
+            )
+        if self._loading is not None:
+            raise LoadInProgress(
+                f"{self._loading} is being loaded. Wait for it (%llm_status shows how far),"
+                " then try again."
+            )
+
+    async def _load(
+        self,
+        backend: Backend,
+        model: str | None,
+        config: LoadConfig,
+        name: str | None,
+        keep: bool,
+    ) -> LoadResult:
+        leaving = () if keep else tuple(self._residents)
+        plan = await backend.check(model, config, self._report, leaving)
+        self._loading = plan.name
+        chosen = self._free_name(plan, name, keep)
+        unloaded = [] if keep else await self._unload_others(None)
+        self._state = "Loading"
+        try:
+            info = await backend.load(plan, chosen, self._report)
+        except LLMMagicError as error:
+            if not unloaded:
+                raise
+            gone = ", ".join(gone.name for gone in unloaded)
+            raise type(error)(f"{error} {gone} had to go for it.", details=error.details) from None
+        self._residents[chosen] = Resident(chosen, model, config, backend, info)
+        self._active = chosen
+        self._settle("Ready")
+        self._last_error = None
+        return LoadResult(info, unloaded=unloaded, notes=plan.notes)
+
+    def _report(self, progress: Progress) -> None:
+        # Called on the backend's threads; one assignment, so there is nothing to tear.
+        self._progress = progress
+
+    def _settle(self, state: State, error: str | None = None) -> None:
+        if error is not None:
+            self._last_error = error
+        self._state = "Ready" if self._residents else state
+
+    def _same(self, model: str | None, config: LoadConfig, name: str | None) -> Resident | None:
+        for resident in self._residents.values():
+            asked = model in {resident.asked, resident.name, resident.info.source}
+            if asked and resident.config == config and name in {None, resident.name}:
+                return resident
+        return None
+
+    def _free_name(self, plan: Plan, name: str | None, keep: bool) -> str:
+        chosen = name or plan.name
+        if not keep or chosen not in self._residents:
+            return chosen
+        raise OptionError(
+            f"A model is already called {chosen}. Add --name to call this one otherwise."
+        )
+
+    def _backend(self, name: str) -> Backend:
+        if name not in self._backends:
+            self._backends[name] = self._create(name)
+        return self._backends[name]
+
+    async def unload(self, name: str | None = None) -> Unloaded:
+        """Free one model, the active one if none is named."""
+        self.refuse_second_load()
+        return await self._unload(self.find(name))
+
+    async def unload_all(self) -> list[Unloaded]:
+        """Free every model."""
+        self.refuse_second_load()
+        return await self._unload_others(None)
+
+    async def _unload_others(self, keep: str | None) -> list[Unloaded]:
+        going = [resident for resident in self._residents.values() if resident.name != keep]
+        return [await self._unload(resident) for resident in going]
+
+    async def _unload(self, resident: Resident) -> Unloaded:
+        self._state = "Unloading"
+        # Gone from here on for everybody else, so that nobody asks for it twice.
+        self._residents.pop(resident.name, None)
+        if self._active == resident.name:
+            self._active = next(reversed(self._residents), None)
+        try:
+            return await resident.backend.unload(resident.name)
+        finally:
+            self._settle("Inactive")
+
+    def find(self, name: str | None = None) -> Resident:
+        """Return a resident model, the active one if none is named; raises `ModelNotLoaded`."""
+        if name is None:
+            if self._active is None:
+                raise ModelNotLoaded(self._nothing())
+            return self._residents[self._active]
+        if name in self._residents:
+            return self._residents[name]
+        known = ", ".join(self._residents) or "nothing"
+        raise ModelNotLoaded(
+            f"{name} is not loaded; loaded: {known}.{did_you_mean(name, self._residents)}"
+            f" Type %llm_load {name}."
+        )
+
+    def _nothing(self) -> str:
+        if self._last_error is not None and self._state == "Failed":
+            return f"Nothing is loaded: the last load failed. {self._last_error}"
+        return "Nothing is loaded. Type %llm_load (or %llm_load MODEL)."
+
+    def stream(
+        self, name: str, messages: Sequence[Message], config: GenerationConfig
+    ) -> AsyncGenerator[Chunk, None]:
+        """Answer with a resident model."""
+        return self.find(name).backend.stream(name, messages, config)
+
+    async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
+        """Count what a conversation costs a resident model."""
+        return await self.find(name).backend.count(name, messages)
+
+    async def models(self, backend: str) -> list[ModelInfo]:
+        """Return what a backend could load."""
+        return await self._backend(backend).models()
+
+    def snapshot(self, config: GenerationConfig, backend: str) -> Status:
+        """Return the state now; safe to call from any thread."""
+        residents = tuple(self._residents.values())
+        active = next((r for r in residents if r.name == self._active), None)
+        backends = tuple(self._backends.values())
+        return Status(
+            backend_type=active.config.backend if active else backend,
+            active_model=active.name if active else None,
+            status=self._state,
+            generation_config=config,
+            last_error=self._last_error,
+            backend_details=_details(active),
+            models=tuple(r.info for r in residents),
+            progress=self._progress,
+            memory=backends[0].memory() if backends else None,
+        )
+
+    async def aclose(self) -> None:
+        """Free the models and close the backends."""
+        for backend in list(self._backends.values()):
+            await backend.aclose()
+        self._residents.clear()
+        self._backends.clear()
+        self._active, self._state = None, "Inactive"
+
+
+def _details(active: Resident | None) -> dict[str, str]:
+    if active is None:
+        return {}
+    info = active.info
+    details = {
+        "source": info.source,
+        "weights": info.folder if info.folder != info.source else "",
+        "device": info.device,
+        "dtype": info.dtype,
+        "quantization": info.quantization,
+        "revision": info.revision or "",
+    }
+    return {name: value for name, value in details.items() if value}

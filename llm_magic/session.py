@@ -1,0 +1,366 @@
+"""The session of a kernel: what is loaded, how it generates, and the doors to use it.
+
+Magics, panel and Python code all come through here. Sync and async are two doors to one core, an
+async generator of chunks on the loop thread; there is no second code path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Unpack
+
+from llm_magic.calls import AskOptions, Call, Draft, DryRun, Prompt, Request, key, request, stopped
+from llm_magic.chats import Chats, Turn
+from llm_magic.errors import Interrupted, OptionError
+from llm_magic.loop import LoopThread
+from llm_magic.types import Chunk, FinishReason, Message, Progress, Reply, Unloaded
+
+Tick = Callable[[], None]
+
+if TYPE_CHECKING:
+    from llm_magic.backends.base import Backend
+    from llm_magic.config import (
+        GenerationConfig,
+        LoadOptions,
+        Settings,
+    )
+    from llm_magic.manager import BackendManager, LoadResult, Status
+    from llm_magic.options import Config, Options
+    from llm_magic.types import ModelInfo
+
+
+class Session:
+    """One notebook's relation to its language models; every method may be called from any cell."""
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        create: Callable[[str], Backend] | None = None,
+    ) -> None:
+        """`create` makes the backend of a name; the ones of this package if left away."""
+        self._given_settings = settings
+        self._create = create
+        self._loop = LoopThread()
+        self._chats = Chats()
+        self._pending: asyncio.Task[LoadResult] | None = None
+        self._seen: list[ModelInfo] = []
+        self.last: Reply | None = None
+
+    # -- settings -----------------------------------------------------------------------------
+
+    @functools.cached_property
+    def options(self) -> Options:
+        """The settings, read at first use, and what was changed since."""
+        from llm_magic.options import Options
+
+        return Options(self._given_settings)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the environment and ``.env``."""
+        return self.options.settings
+
+    @property
+    def config(self) -> Config:
+        """The generation settings as attributes: ``llm.config.temperature = 0.2``."""
+        from llm_magic.options import Config
+
+        return Config(self.options)
+
+    def configure(self, **changes: Any) -> GenerationConfig:
+        """Change generation settings for later calls; all of them, or none if one is wrong."""
+        return self.options.change(**changes)
+
+    @functools.cached_property
+    def _manager(self) -> BackendManager:
+        from llm_magic import backends
+        from llm_magic.manager import BackendManager
+
+        def create(name: str) -> Backend:
+            return backends.create(name, self.settings)
+
+        return BackendManager(self._create or create)
+
+    # -- models -------------------------------------------------------------------------------
+
+    def load(
+        self,
+        model: str | None = None,
+        *,
+        name: str | None = None,
+        keep: bool = False,
+        **options: Unpack[LoadOptions],
+    ) -> ModelInfo:
+        """Load a model and make it the active one; returns when it is ready."""
+        return self.load_and_tell(model, name=name, keep=keep, **options).info
+
+    def load_and_tell(
+        self,
+        model: str | None = None,
+        *,
+        name: str | None = None,
+        keep: bool = False,
+        tick: Tick | None = None,
+        **options: Unpack[LoadOptions],
+    ) -> LoadResult:
+        """Load a model and return also what had to go for it.
+
+        `tick` is called about ten times a second meanwhile, to show `status().progress`.
+        """
+        config = self.settings.loading().replace(**options)
+        wanted = model or self.settings.model
+        self._forget_ended()
+        try:
+            return self._loop.run(self._manager.load(wanted, config, name=name, keep=keep), tick)
+        except KeyboardInterrupt:
+            raise Interrupted(f"Stopped loading {wanted or 'the default model'}.") from None
+
+    def load_later(
+        self,
+        model: str | None = None,
+        *,
+        name: str | None = None,
+        keep: bool = False,
+        **options: Unpack[LoadOptions],
+    ) -> None:
+        """Begin to load a model and return at once; the next call waits for it."""
+        config = self.settings.loading().replace(**options)
+        manager, wanted = self._manager, model or self.settings.model
+
+        async def begin() -> asyncio.Task[LoadResult]:
+            manager.refuse_second_load()
+            task = asyncio.ensure_future(manager.load(wanted, config, name=name, keep=keep))
+            # Looked at here, or asyncio complains where nobody asks again before the next load.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            # One step, so that the next load finds this one under way.
+            await asyncio.sleep(0)
+            return task
+
+        self._pending = self._loop.run(begin())
+
+    def _settle_pending(self, tick: Tick | None = None) -> None:
+        """Wait for a load that was begun with `load_later`; an interrupt only ends the waiting."""
+        pending = self._pending
+        if pending is None:
+            return
+
+        try:
+            self._loop.run(_outcome(pending), tick)
+        except KeyboardInterrupt:
+            raise Interrupted("Stopped while waiting for the model; it goes on loading.") from None
+        finally:
+            self._forget_ended()
+
+    async def _asettle_pending(self) -> None:
+        if self._pending is not None:
+            try:
+                await self._loop.arun(_outcome(self._pending))
+            finally:
+                self._forget_ended()
+
+    def _forget_ended(self) -> None:
+        if self._pending is not None and self._pending.done():
+            self._pending = None
+
+    def unload(self, name: str | None = None) -> Unloaded:
+        """Free a model, the active one if none is named, and measure what came back."""
+        self._settle_pending()
+        return self._loop.run(self._manager.unload(name))
+
+    def unload_all(self) -> list[Unloaded]:
+        """Free every model."""
+        self._settle_pending()
+        return self._loop.run(self._manager.unload_all())
+
+    def models(self, backend: str | None = None) -> list[ModelInfo]:
+        """Return what a backend could load; the default backend if none is named."""
+        self._seen = self._loop.run(self._manager.models(backend or self.settings.backend))
+        return list(self._seen)
+
+    def ready(self, request: Request) -> ModelInfo:
+        """Return the model that will answer, after a load that was begun has ended."""
+        self._settle_pending()
+        return self._manager.find(request.model).info
+
+    def known_models(self) -> list[ModelInfo]:
+        """Return what the last `models()` found and what is loaded; asks nobody."""
+        return [*self._seen, *self.status().models]
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the running load is."""
+        return self._manager.progress
+
+    def status(self) -> Status:
+        """Return the state of everything at this moment."""
+        return self._manager.snapshot(self.options.current, self.settings.backend)
+
+    # -- generation ---------------------------------------------------------------------------
+
+    def generate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
+        """Answer a prompt; blocks until the answer is whole, and can be interrupted."""
+        return self.answer(request(prompt, about))
+
+    def answer(
+        self,
+        request: Request,
+        take: Callable[[Chunk], None] | None = None,
+        tick: Tick | None = None,
+    ) -> Reply:
+        """Answer a request, handing every chunk to `take` on this thread.
+
+        Whatever ends it early, the text so far stays in `last`; an interrupt raises
+        `Interrupted`, which carries it too.
+        """
+        self._settle_pending(tick)
+        call = self._call(request)
+        draft = Draft(call)
+
+        def keep(chunk: Chunk) -> None:
+            draft.add(chunk)
+            if take is not None:
+                take(chunk)
+
+        with self._kept(draft):
+            self._loop.drain(self._chunks(call), keep, tick)
+        return self._keep(draft)
+
+    def stream(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Iterator[Chunk]:
+        """Yield the answer as it is produced; leaving the loop early stops the model."""
+        self._settle_pending()
+        call = self._call(request(prompt, about))
+        return self._stream(call)
+
+    def _stream(self, call: Call) -> Iterator[Chunk]:
+        draft = Draft(call)
+        with self._kept(draft):
+            for chunk in self._loop.iterate(self._chunks(call)):
+                draft.add(chunk)
+                yield chunk
+        self._keep(draft)
+
+    async def agenerate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
+        """Answer a prompt in an async cell or program; cancelling the task stops the model."""
+        await self._asettle_pending()
+        call = self._call(request(prompt, about))
+        draft = Draft(call)
+        with self._kept(draft):
+            async with contextlib.aclosing(self._loop.relay(self._chunks(call))) as chunks:
+                async for chunk in chunks:
+                    draft.add(chunk)
+        return self._keep(draft)
+
+    async def astream(
+        self, prompt: Prompt, **about: Unpack[AskOptions]
+    ) -> AsyncGenerator[Chunk, None]:
+        """Yield the answer in an async cell or program; leaving the loop early stops the model."""
+        await self._asettle_pending()
+        call = self._call(request(prompt, about))
+        draft = Draft(call)
+        with self._kept(draft):
+            async with contextlib.aclosing(self._loop.relay(self._chunks(call))) as chunks:
+                async for chunk in chunks:
+                    draft.add(chunk)
+                    yield chunk
+        self._keep(draft)
+
+    def dry_run(self, request: Request) -> DryRun:
+        """Return the exact messages and their token count; calls nothing."""
+        self._settle_pending()
+        call = self._call(request)
+        name = call.resident.name
+        count = self._loop.run(self._manager.count(name, call.messages))
+        return DryRun(name, call.messages, call.config, count.prompt_tokens, count.context_length)
+
+    def _call(self, request: Request) -> Call:
+        """Check a request; raises before anything is sent."""
+        current, options = self.options.current, dict(request.options)
+        if "extra" in options:
+            options["extra"] = {**current.extra, **options["extra"]}
+        config = current.replace(**options)
+        resident = self._manager.find(request.model)
+        resident.backend.check_options(config)
+        messages = self._messages(request)
+        return Call(resident, messages, config, request, time.perf_counter())
+
+    def _messages(self, request: Request) -> tuple[Message, ...]:
+        prompt = request.prompt
+        asked = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
+        if not asked or not asked[-1].content.strip():
+            raise OptionError("The prompt is empty. Write the question below %%llm.")
+        if request.chat is None:
+            before = [Message("system", request.system)] if request.system else []
+            return (*before, *asked)
+        if not isinstance(prompt, str):
+            raise OptionError("A chat takes its turns one by one: give it a text, not messages.")
+        return (*self._chats.before(request.chat, key(request), request.system), *asked)
+
+    def _chunks(self, call: Call) -> AsyncGenerator[Chunk, None]:
+        return self._manager.stream(call.resident.name, call.messages, call.config)
+
+    @contextlib.contextmanager
+    def _kept(self, draft: Draft) -> Iterator[None]:
+        """Keep what there is of an answer that ends early: by the caller, or by an error."""
+        try:
+            yield
+        except (KeyboardInterrupt, GeneratorExit, asyncio.CancelledError) as stop:
+            reply = self._keep(draft, "cancelled")
+            if isinstance(stop, KeyboardInterrupt):
+                raise Interrupted(stopped(reply), reply=reply) from None
+            raise
+        except BaseException:
+            self._keep(draft, "truncated")
+            raise
+
+    def _keep(self, draft: Draft, ended: FinishReason | None = None) -> Reply:
+        """Make the reply the last one, and a turn of its chat where there is text to continue."""
+        reply = draft.reply(ended)
+        self.last = reply
+        request = draft.call.request
+        if request.chat is not None and reply.text and reply.finish_reason != "truncated":
+            answer = Message("assistant", reply.text)
+            turn = Turn(key(request), draft.call.messages[-1], answer)
+            self._chats.record(request.chat, turn, request.system)
+        return reply
+
+    # -- conversations and the end ------------------------------------------------------------
+
+    @property
+    def chats(self) -> Chats:
+        """The named conversations."""
+        return self._chats
+
+    def reset(self, chat: str | None = None) -> list[str]:
+        """Forget a conversation, or all of them; returns their names."""
+        return self._chats.reset(chat)
+
+    def close(self) -> None:
+        """Free the models and end the threads; the session can be used again afterwards."""
+        if "_manager" in self.__dict__:
+            self._loop.cancel_all()
+            with contextlib.suppress(KeyboardInterrupt):
+                self._loop.run(self._manager.aclose())
+            del self.__dict__["_manager"]
+        self.__dict__.pop("options", None)
+        self._pending = None
+        self._loop.close()
+
+    def __repr__(self) -> str:
+        status = self.status()
+        return f"<Session: {status.status}, {status.active_model or 'nothing loaded'}>"
+
+
+async def _outcome(load: asyncio.Task[LoadResult]) -> LoadResult:
+    """Wait for a load without stopping it when the waiting is stopped."""
+    return await asyncio.shield(load)
+
+
+@functools.cache
+def kernel_session() -> Session:
+    """Return the one session of this process, which the magics and ``llm`` share."""
+    return Session()

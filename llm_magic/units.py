@@ -1,0 +1,12 @@
+"""Figures as people say them."""
+
+from __future__ import annotations
+
+
+def human_bytes(size: float) -> str:
+    """Return a size in bytes in words: ``269 MB``, ``14.2 GB``."""
+    if abs(size) >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    if abs(size) >= 1e6:
+        return f"{size / 1e6:.0f} MB"
+    return f"{size / 1e3:.0f} kB"

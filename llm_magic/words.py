@@ -1,0 +1,156 @@
+"""What is said about answers, models and memory: lines and tables, no output."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_magic.tables import Table
+from llm_magic.types import MemoryUse, ModelInfo, Reply, Unloaded
+from llm_magic.units import human_bytes
+
+if TYPE_CHECKING:
+    from llm_magic.calls import DryRun
+    from llm_magic.manager import LoadResult, Status
+    from llm_magic.session import Session
+
+
+def ending(reply: Reply) -> str:
+    """Return how an answer ended, where it did not simply end."""
+    limit = reply.usage.completion_tokens
+    return {
+        "stop": "",
+        "length": f"cut off{f' at {limit} tokens' if limit else ''} (--max-new-tokens)",
+        "cancelled": "stopped by you; not whole",
+        "truncated": "broken off; not whole",
+    }[reply.finish_reason]
+
+
+def footer(reply: Reply, size: int | None) -> str:
+    """Return the muted line: model, tokens, first token, speed, memory, and how it ended."""
+    usage, timing = reply.usage, reply.timing
+    parts = [reply.model]
+    if usage.prompt_tokens is not None and usage.completion_tokens is not None:
+        parts.append(f"{usage.prompt_tokens} → {usage.completion_tokens} tokens")
+    if timing.first_token_s is not None:
+        parts.append(f"first after {timing.first_token_s:.2f} s")
+    if timing.tokens_per_s is not None:
+        digits = 0 if timing.tokens_per_s >= 10 else 1
+        parts.append(f"{timing.tokens_per_s:.{digits}f} tokens/s")
+    if size:
+        parts.append(human_bytes(size))
+    label = ending(reply)
+    return " · ".join([*parts, *([label] if label else [])])
+
+
+def ready_lines(result: LoadResult) -> list[str]:
+    """Return what ``%llm_load`` says at the end: one line, and one for each model that went."""
+    info = result.info
+    gone = [unloaded_line(unloaded) for unloaded in result.unloaded]
+    if result.already:
+        return [f"{model_line(info)} · already loaded", *gone]
+    took = f"ready in {info.load_s:.1f} s" if info.load_s is not None else "ready"
+    return [f"{model_line(info)} · {took}", *result.notes, *gone]
+
+
+def model_line(info: ModelInfo) -> str:
+    """Return a model in one line: ``SmolLM2 · local cpu bf16 · 269 MB · 8192 ctx``."""
+    short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+    kind = info.quantization if info.quantization != "none" else short.get(info.dtype, info.dtype)
+    parts = [info.name, " ".join(p for p in (info.backend, info.device, kind) if p)]
+    if info.size:
+        parts.append(human_bytes(info.size))
+    if info.context_length:
+        parts.append(f"{info.context_length} ctx")
+    return " · ".join(parts)
+
+
+def unloaded_line(unloaded: Unloaded) -> str:
+    """Return what an unload gave back, by the process's own figures."""
+    text = f"Unloaded {unloaded.name} ({human_bytes(unloaded.size)})"
+    changes = [_change("process", unloaded.before.process, unloaded.after.process)]
+    before = dict(unloaded.before.devices)
+    changes += [
+        _change(device, before.get(device, held), held)
+        for device, held in unloaded.after.devices
+        if before.get(device, held) != held
+    ]
+    text += f" · {', '.join(changes)}"
+    if unloaded.holders:
+        text += f" · still held by {', '.join(unloaded.holders)}"
+    return text
+
+
+def _change(what: str, before: int, after: int) -> str:
+    return f"{what} {human_bytes(before)} → {human_bytes(after)}"
+
+
+def status_table(status: Status) -> Table:
+    """Return ``%llm_status``."""
+    rows = [["status", status.status]]
+    if status.progress is not None:
+        share = "" if status.progress.share is None else f" {status.progress.share:.0%}"
+        rows.append(["loading", f"{status.progress.stage}{share}"])
+    rows += [["backend", status.backend_type], ["active model", status.active_model or "none"]]
+    for info in status.models:
+        rows.append(["loaded", model_line(info)])
+    rows += [[name, value] for name, value in status.backend_details.items()]
+    rows += _memory_rows(status.memory)
+    if status.last_error:
+        rows.append(["last error", status.last_error])
+    return Table(("", ""), rows)
+
+
+def _memory_rows(memory: MemoryUse | None) -> list[list[str]]:
+    if memory is None:
+        return []
+    devices = [[f"memory on {name}", human_bytes(held)] for name, held in memory.devices]
+    return [["memory of this process", human_bytes(memory.process)], *devices]
+
+
+def models_table(models: list[ModelInfo], loaded: tuple[ModelInfo, ...]) -> Table:
+    """Return ``%llm_models``."""
+    places = {
+        "embedded": "embedded",
+        "folder": "local folder",
+        "gguf": "GGUF file",
+        "cache": "hub cache",
+    }
+    rows = [["loaded", info.name, human_bytes(info.size or 0), _tokens(info)] for info in loaded]
+    rows += [
+        [places.get(i.where, i.where), i.name, human_bytes(i.size) if i.size else "", _tokens(i)]
+        for i in models
+    ]
+    note = "" if rows else "There is none here. %llm_load MODEL fetches one from the hub."
+    return Table(("where", "model", "size", "context"), rows, note)
+
+
+def _tokens(info: ModelInfo) -> str:
+    return f"{info.context_length:,}" if info.context_length else ""
+
+
+def dry_run_table(dry: DryRun) -> Table:
+    """Return ``--dry-run``: the exact messages, the token count, the share of the context."""
+    rows = [[message.role, message.content] for message in dry.messages]
+    note = f"{dry.model} · {dry.prompt_tokens} tokens"
+    if dry.context_length:
+        share = dry.prompt_tokens / dry.context_length
+        note += f" · {share:.1%} of {dry.context_length:,}"
+    given = dry.config.model_dump(exclude_defaults=False, exclude={"stop", "extra"})
+    note += " · " + ", ".join(
+        f"{name} {value}" for name, value in given.items() if value is not None
+    )
+    return Table(("role", "content"), rows, note + " · nothing was called")
+
+
+def config_table(session: Session) -> Table:
+    """Return ``%llm_config``: every setting with its value, range and meaning."""
+    from llm_magic.config import GenerationConfig, specs
+
+    config, changed = session.options.current, session.options.changed
+    rows = []
+    for name, spec in specs(GenerationConfig).items():
+        value = getattr(config, name)
+        shown = "none" if value is None or value in ((), {}) else str(value)
+        rows.append([name, f"{shown} *" if name in changed else shown, spec.range, spec.help])
+    note = "* changed in this session; %llm_config --reset restores." if changed else ""
+    return Table(("setting", "value", "range", "meaning"), rows, note)

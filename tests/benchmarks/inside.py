@@ -1,0 +1,182 @@
+"""What the benchmarks run inside their kernels: the peers, and the hooks that take the times.
+
+Times are taken in the kernel, around the whole cell, so that nothing of the measuring client is
+in them. The peers are written as a user would write them who does not know this package.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.getipython import get_ipython
+from IPython.core.interactiveshell import InteractiveShell
+
+if TYPE_CHECKING:
+    from llm_magic.backends.local.backend import LocalTransformersBackend
+    from llm_magic.backends.local.loading import Loaded
+
+PROMPT = "Write a long story about a lighthouse keeper and a whale. Tell every detail."
+
+
+def shell() -> InteractiveShell:
+    """Return the shell of this kernel."""
+    found = get_ipython()
+    assert isinstance(found, InteractiveShell)
+    return found
+
+
+class Stopwatch:
+    """Times every cell; while a cell runs, `seconds` is what the one before it took."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._began = time.perf_counter()
+        events = shell().events
+        events.register("pre_run_cell", self._start)
+        events.register("post_run_cell", self._stop)
+
+    def _start(self, _info: object) -> None:
+        self._began = time.perf_counter()
+
+    def _stop(self, _result: object) -> None:
+        self.seconds = time.perf_counter() - self._began
+
+
+class FirstToken:
+    """Notes when the first word of an answer was produced, received and sent to the frontend."""
+
+    def __init__(self) -> None:
+        from llm_magic import display
+
+        views: Any = display.RichView
+        publisher: Any = shell().display_pub
+        self._publish, self._take = publisher.publish, views.take
+        publisher.publish = self._published
+        views.take = lambda view, chunk: self._taken(view, chunk)
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the answer before."""
+        self.produced = self.received = self.sent = 0.0
+        self.display = 0
+        self._displays = 0
+
+    def _taken(self, view: Any, chunk: Any) -> None:
+        if chunk.text.strip() and not self.produced:
+            self.produced, self.received = chunk.time, time.perf_counter()
+        self._take(view, chunk)
+
+    def _published(self, *args: Any, **kwargs: Any) -> None:
+        self._publish(*args, **kwargs)
+        self._displays += 1
+        if self.produced and not self.sent:
+            self.sent, self.display = time.perf_counter(), self._displays
+
+    def times(self) -> tuple[float, float, float, int]:
+        """When it was produced, received and sent, by `time.monotonic`; and in which display."""
+        to_monotonic = time.monotonic() - time.perf_counter()
+        moments = [t + to_monotonic for t in (self.produced, self.received, self.sent)]
+        return moments[0], moments[1], moments[2], self.display
+
+
+def backend() -> LocalTransformersBackend:
+    """Reach into the session for the backend that holds the model."""
+    from llm_magic import llm
+
+    local: Any = llm._manager.find().backend
+    return local  # type: ignore[no-any-return]
+
+
+def resident() -> Loaded:
+    """Reach into the session for the model itself."""
+    from llm_magic import llm
+
+    loaded: Loaded = backend()._loaded[llm._manager.find().name]
+    return loaded
+
+
+def folder() -> Path:
+    """Return where the embedded model was converted to."""
+    from llm_magic.backends.local import gguf
+
+    file = gguf.embedded_file()
+    assert file is not None
+    return gguf.converted_folder(file)
+
+
+def load_bare() -> tuple[Any, Any]:
+    """Load the same files with nothing but Transformers."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder())
+    model: Any = AutoModelForCausalLM.from_pretrained(folder(), dtype="auto", use_safetensors=True)
+    return model, tokenizer
+
+
+def load_bare_and_drop() -> float:
+    """Time a bare load alone: freeing it again is not part of it."""
+    began = time.perf_counter()
+    pair = load_bare()
+    seconds = time.perf_counter() - began
+    del pair
+    gc.collect()
+    return seconds
+
+
+def generate(model: Any, tokenizer: Any, tokens: int, streamer: Any = None) -> int:
+    """Answer as ``model.generate`` does with the settings of the streamed call."""
+    from llm_magic.backends.local.decoding import generate_options
+    from llm_magic.config import GenerationConfig
+
+    config = GenerationConfig(max_new_tokens=tokens, temperature=0)
+    turn = [{"role": "user", "content": PROMPT}]
+    inputs = tokenizer.apply_chat_template(
+        turn, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    ).to(model.device)
+    output = model.generate(**inputs, streamer=streamer, **generate_options(model, config, None))
+    new = output[0, inputs["input_ids"].shape[1] :]
+    tokenizer.decode(new, skip_special_tokens=True)
+    return len(new)
+
+
+def generate_here(tokens: int) -> int:
+    """Generate with the resident model on the main thread, as a cell of a user would."""
+    loaded = resident()
+    return generate(loaded.model, loaded.tokenizer, tokens)
+
+
+def generate_on_its_thread(tokens: int) -> int:
+    """Generate with the resident model on the thread that also answers ``%%llm``."""
+    loaded = resident()
+
+    def work(_cancel: threading.Event) -> int:
+        return generate(loaded.model, loaded.tokenizer, tokens)
+
+    future, _cancel = backend()._inference.submit(work, _as_ours)
+    return future.result()
+
+
+def _as_ours(error: BaseException) -> Any:
+    from llm_magic.errors import GenerationFailed
+
+    return GenerationFailed(f"{type(error).__name__}: {error}")
+
+
+def generate_as_documented(model: Any, tokenizer: Any, tokens: int) -> int:
+    """Stream as the documentation of Transformers shows it: a thread for the call, a queue."""
+    from transformers import TextIteratorStreamer
+
+    streamer: Any = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    count: list[int] = []
+    thread = threading.Thread(
+        target=lambda: count.append(generate(model, tokenizer, tokens, streamer))
+    )
+    thread.start()
+    for text in streamer:
+        print(text, end="")
+    thread.join()
+    return count[0]

@@ -1,0 +1,63 @@
+"""How long a load takes beside Transformers alone, and how much an unload gives back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from tests.benchmarks.notebook import fresh_kernel, loaded_kernel, seconds
+from tests.benchmarks.report import Row, Target, ratio
+from tests.benchmarks.rounds import Rounds
+from tests.kernels import Kernel
+
+_BARE = "from tests.benchmarks import inside\nmodel, tokenizer = inside.load_bare()"
+_OURS = "%load_ext llm_magic\n%llm_load"
+
+
+def measure_load(rounds: Rounds) -> Iterator[Row]:
+    """Load from the converted files: again in one kernel, and first in fresh kernels."""
+    with loaded_kernel() as kernel:
+        again = rounds.run(lambda: _load_again(kernel))
+    yield Row("%llm_load again", "s", again["ours"], Target("<=", 1.0))
+    yield Row("from_pretrained again", "s", again["bare"])
+    yield ratio("ratio", again["ours"], again["bare"], Target("<=", 1.1))
+    yield Row("%llm_load of what is loaded", "ms", again["reload"], Target("<=", 5.0))
+    first = rounds.run(lambda: {"ours": _first(_OURS), "bare": _first(_BARE)})
+    yield Row("%llm_load, imports and all", "s", first["ours"])
+    yield Row("from_pretrained, imports and all", "s", first["bare"])
+    yield ratio("ratio, imports and all", first["ours"], first["bare"])
+
+
+def _load_again(kernel: Kernel) -> dict[str, float]:
+    reload = seconds(kernel, "%llm_load") * 1000
+    kernel.ok("%llm_unload")
+    kernel.ok("taken = inside.load_bare_and_drop()")
+    bare = kernel.value("taken")
+    return {"reload": reload, "bare": bare, "ours": seconds(kernel, "%llm_load")}
+
+
+def _first(code: str) -> float:
+    with fresh_kernel() as kernel:
+        kernel.ok("import time")
+        began = time.perf_counter()
+        kernel.ok(code, timeout=300)
+        return time.perf_counter() - began
+
+
+def measure_unload(rounds: Rounds) -> Iterator[Row]:
+    """Load, answer and unload; compare what the process gave back with the size of the model."""
+    left: list[float] = []
+
+    def once() -> dict[str, float]:
+        kernel.ok("llm.load()")
+        kernel.ok("%llm -t 0 --max-new-tokens 8 Hello")
+        kernel.ok("gone = llm.unload()")
+        before, after, size = kernel.value("(gone.before.process, gone.after.process, gone.size)")
+        left.append(after / 1e6)
+        return {"share": (before - after) / size}
+
+    with loaded_kernel() as kernel:
+        taken = rounds.run(once)
+    yield Row("bytes given back / size", "x", taken["share"], Target(">=", 0.95))
+    yield Row("the process afterwards", "MB", tuple(left))
+    yield Row("grown from the first to the last time", "MB", (left[-1] - left[0],))

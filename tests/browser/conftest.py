@@ -1,0 +1,141 @@
+"""A real JupyterLab in a real Chromium: what a user sees, and what a page could do to the user.
+
+Needs `apt-get install chromium` and `pip install -e '.[browser,demo]'`. Chromium never reaches
+beyond this machine. One server and one browser serve all tests; each test gets a new window.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+
+from tests.browser.lab import Lab, Server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+_ROOT = Path(__file__).parents[2]
+_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
+_CHROMIUM_OPTIONS = (
+    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
+    "--disable-sync --no-first-run --disable-dev-shm-usage"
+)
+# Cells outside of the view stay in the page, and no news or updates are looked for.
+_LAB_SETTINGS = """{
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
+    "@jupyterlab/apputils-extension:notification": {
+        "checkForUpdates": false, "doNotDisturbMode": true, "fetchNews": "false"
+    }
+}"""
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Start `jupyter lab` with a home of its own, and stop it with its kernels."""
+    home = tmp_path_factory.mktemp("jupyter")
+    with _jupyter_lab(home) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Start Chromium."""
+    try:  # here, because pytest reads this file for the other tests, too
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        pytest.fail("The browser tests need Playwright; type: pip install playwright")
+    if not Path(_CHROMIUM).exists():
+        pytest.fail("The browser tests need Chromium; type: apt-get install -y chromium")
+    with sync_playwright() as playwright:
+        options = _CHROMIUM_OPTIONS.split()
+        browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def lab(server: Server, browser: Browser) -> Iterator[Lab]:
+    """Return JupyterLab in a new window; `lab.open([...])` comes first."""
+    with browser.new_context(viewport={"width": 1200, "height": 1400}) as context:
+        lab = Lab(context.new_page(), server)
+        yield lab
+        lab.shut_down_kernels()
+
+
+@contextmanager
+def _jupyter_lab(home: Path) -> Iterator[Server]:
+    (home / "notebooks").mkdir()
+    (home / "config" / "labconfig").mkdir(parents=True)
+    (home / "config" / "labconfig" / "default_setting_overrides.json").write_text(_LAB_SETTINGS)
+    server = Server(f"http://127.0.0.1:{_free_port()}", home / "notebooks")
+    with (
+        (home / "server.log").open("w") as log,
+        subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *_lab_options(server)],
+            env=_environment(home),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+        try:
+            _wait_until_up(server, process, home / "server.log")
+            yield server
+        finally:
+            process.terminate()
+
+
+def _lab_options(server: Server) -> list[str]:
+    return [
+        f"--ServerApp.port={server.url.rpartition(':')[2]}",
+        f"--ServerApp.root_dir={server.folder}",
+        "--ServerApp.port_retries=0",
+        "--IdentityProvider.token=",
+        "--ip=127.0.0.1",
+        "--no-browser",
+        "--allow-root",
+        "--expose-app-in-browser",
+        # Fixtures end kernels by plain HTTP requests.
+        "--ServerApp.disable_check_xsrf=True",
+    ]
+
+
+def _environment(home: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_DATA_DIR": str(home / "data"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "IPYTHONDIR": str(home / "ipython"),
+        "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _wait_until_up(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urlopen(f"{server.url}/api/status", timeout=5):
+                return
+        except URLError:
+            time.sleep(0.2)
+    pytest.fail(f"jupyter lab did not start:\n{log.read_text()[-3000:]}")

@@ -1,0 +1,168 @@
+"""The payloads in a real JupyterLab: nothing runs and nothing is fetched.
+
+The control shows the same payloads as plain Markdown, where they do run; without it a broken test
+would pass.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from tests.browser.lab import Lab
+
+pytestmark = pytest.mark.browser
+
+_IMPORTS = """
+from IPython.display import HTML, Markdown, display
+from llm_magic.markdown import render
+from tests.payloads import payloads
+"""
+_SHOW = """
+for name, text in payloads({leak!r}).items():
+    display({show})
+"""
+_ANSWER = r'''
+## Fitting a line
+
+Ordinary **least squares** minimises the *sum* of squared residuals, `rss`, over $n$ points
+$(x_i, y_i)$. It costs between $5 and $10 to run; see [the manual](https://example.org/ols).
+
+1. Centre the data, so that $\bar{x} = 0$.
+2. Solve for the slope:
+
+$$
+\hat\beta_1 = \frac{\sum_{i=1}^{n} (x_i - \bar{x})(y_i - \bar{y})}{\sum_{i=1}^{n} (x_i - \bar{x})^2}
+$$
+
+   - with the intercept \(\hat\beta_0 = \bar y - \hat\beta_1 \bar x\)
+   - and nothing else
+
+| Method | Cost | Exact? |
+|:-------|-----:|:------:|
+| `lstsq` | $O(nd^2)$ | yes |
+| gradient descent | $O(ndk)$ | no |
+
+```python
+import numpy as np
+
+@dataclass
+class Line:
+    """A fitted line."""
+    slope: float = 0.0
+
+def fit(x: np.ndarray, y: np.ndarray) -> Line:
+    # Centre first: it is better conditioned.
+    xc = x - x.mean()
+    if not len(x):
+        raise ValueError(f"no points in {x!r}")
+    return Line(slope=float(xc @ y / (xc @ xc)))  # a long comment that does not fit into one line of it
+```
+
+> **Note** Outliers pull the line. ![a plot](https://plots.example/ols.png)
+
+```bash
+pip install numpy && echo "done: $HOME"
+```
+
+Read `help(np.linalg.lstsq)` next.
+'''
+
+
+class _Recorder(ThreadingHTTPServer):
+    """Listens for leaks, and answers with a script in case that one is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _RecorderHandler)
+        self.requests: list[str] = []
+        self.url = f"http://127.0.0.1:{self.server_port}/leak"
+
+
+class _RecorderHandler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        assert isinstance(self.server, _Recorder)
+        self.server.requests.append(self.path)
+        self.send_response(200)
+        self.send_header("Content-Type", "text/javascript")
+        self.end_headers()
+        self.wfile.write(b"window.__pwned = 1")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def recorder() -> Iterator[_Recorder]:
+    with _Recorder() as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def _touch_everything(lab: Lab) -> None:
+    """Move over, focus and toggle every element, and give late scripts their time."""
+    lab.page.evaluate(
+        """() => document.querySelectorAll('.jp-OutputArea-output *').forEach(element =>
+            ['mouseover', 'mouseenter', 'pointerover', 'focus', 'toggle', 'load', 'error'].forEach(
+                name => element.dispatchEvent(new Event(name))))"""
+    )
+    lab.page.wait_for_timeout(3000)
+
+
+def _pwned(lab: Lab) -> bool:
+    return bool(lab.page.evaluate("() => window.__pwned !== undefined"))
+
+
+def _assert_harmless(lab: Lab, recorder: _Recorder) -> None:
+    _touch_everything(lab)
+    assert not _pwned(lab)
+    assert recorder.requests == []
+    output = lab.output(0).locator(".jp-OutputArea-output")
+    active = "img, script, iframe, object, embed, form, input, link, style, meta, base, svg, video"
+    assert output.locator(f":is({active})").count() == 0
+    assert output.locator("mjx-container :is(a, [id], [class*='jp-'])").count() == 0
+    assert output.locator("mjx-container [style*='url']").count() == 0
+    assert output.locator("a:not([href^='http'], [href^='mailto:'], [href^='#'])").count() == 0
+
+
+def test_what_the_package_renders_runs_nothing(lab: Lab, recorder: _Recorder) -> None:
+    lab.open([_IMPORTS + _SHOW.format(leak=recorder.url, show="HTML(render(text))")])
+    outputs = lab.run(0)
+    assert {output["output_type"] for output in outputs} == {"display_data"}
+    assert len(outputs) > 90
+    _assert_harmless(lab, recorder)
+    lab.reopen()
+    assert len(lab.outputs(0)) == len(outputs)
+    _assert_harmless(lab, recorder)
+
+
+def test_control_the_same_texts_as_plain_markdown_do_harm(lab: Lab, recorder: _Recorder) -> None:
+    lab.open([_IMPORTS + _SHOW.format(leak=recorder.url, show="Markdown(text)")])
+    lab.start(0)  # one of the payloads even takes the page away, so there is no cell to wait for
+    deadline = time.monotonic() + 60
+    while not recorder.requests and time.monotonic() < deadline:
+        lab.page.wait_for_timeout(200)
+    assert recorder.requests
+
+
+def test_an_answer_is_typeset_and_follows_the_theme(lab: Lab, tmp_path: Path) -> None:
+    lab.open([f"{_IMPORTS}HTML(render({_ANSWER!r}))"])
+    lab.run(0)
+    output = lab.output(0)
+    output.locator("mjx-container").nth(6).wait_for()
+    assert output.locator("mjx-container").count() == 7
+    assert "between $5 and $10" in lab.text(0)
+    keyword = output.get_by_text("import", exact=True)
+    colours = []
+    for theme in ("JupyterLab Light", "JupyterLab Dark"):
+        lab.theme(theme)
+        lab.screenshot(tmp_path / f"{theme[11:].lower()}.png", 0)
+        colours.append(keyword.evaluate("element => getComputedStyle(element).color"))
+    assert colours == ["rgb(0, 128, 0)", "rgb(76, 175, 80)"]

@@ -1,0 +1,55 @@
+"""Models of real size, and a session that holds one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llm_magic.config import Settings
+from llm_magic.session import Session
+from tests.gpu import devices, shapes
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker of the tests that also need bitsandbytes."""
+    config.addinivalue_line("markers", "bnb: needs bitsandbytes beside the GPU (scripts/test-gpu)")
+
+
+def pytest_report_header() -> str:
+    """Say what is under test."""
+    return f"device under test: {devices.NAME} ({devices.versions()})"
+
+
+@pytest.fixture(scope="session")
+def one_b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a 1B model."""
+    return shapes.folder_of(shapes.sized(shapes.ONE_B), tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def eight_b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an 8B model."""
+    return shapes.folder_of(shapes.sized(shapes.EIGHT_B), tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    """Return a session with nothing loaded, untouched by the environment."""
+    fresh = Session(Settings(_env_file=None, LLM_DEVICE=devices.NAME))
+    yield fresh
+    fresh.close()
+    devices.settle()
+
+
+@pytest.fixture
+def loaded(session: Session, one_b: Path) -> Session:
+    """Return a session that holds the 1B model and has answered once.
+
+    What a first answer makes torch keep for good (the workspace of cuBLAS, its kernels) is there.
+    """
+    session.load(str(one_b))
+    session.generate("Hello", max_new_tokens=4)
+    devices.settle()
+    return session

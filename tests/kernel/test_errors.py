@@ -1,0 +1,165 @@
+"""A mistake fails its cell with one line that says what to type next, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from tests import tiny_models
+from tests.kernels import ROOT, Kernel, Ran, kernel
+
+MODEL = "SmolLM2-135M-Instruct"
+
+MISTAKES = {
+    "%llm_load SmolLM2-135M-Instrukt": ("LoadFailed", f"Did you mean {MODEL}"),
+    "%llm_load ./nowhere": ("ModelNotFound", "There is no file or folder './nowhere'."),
+    "%llm_load -d cuda": ("DeviceUnavailable", "CUDA was asked for, but {build}. Use -d cpu."),
+    "%llm_load -d cuda:7": ("DeviceUnavailable", "Use -d cpu"),
+    "%llm_load -d mps": ("DeviceUnavailable", "Use -d cpu"),
+    "%llm_load -d gpu": ("OptionError", "device=gpu must be auto, cpu, cuda, cuda:N or mps."),
+    "%llm_load -q 3bit": ("OptionError", "quantization=3bit must be none, 8bit, 4bit."),
+    "%llm_load --dtype int8": ("OptionError", "dtype=int8 must be"),
+    "%llm_load -b olama": ("OptionError", "There is no backend 'olama'. Known: local"),
+    "%llm_load one two": ("OptionError", "%llm_load does not know what to do with 'two'."),
+    "%llm_load --kep": ("OptionError", "%llm_load has no option --kep. Did you mean --keep"),
+    "%%llm --temprature 1\nx": ("OptionError", "Did you mean --temperature"),
+    "%%llm -t hot\nx": ("OptionError", "temperature=hot must be a number, 0 to 2."),
+    "%%llm -t 3\nx": ("OptionError", "temperature=3 must be 0 to 2."),
+    "%%llm -t nan\nx": ("OptionError", "temperature=nan must be"),
+    "%%llm --top-k 0\nx": ("OptionError", "top_k=0 must be 1 or more."),
+    "%%llm --top-k 1.5\nx": ("OptionError", "top_k=1.5 must be a whole number, 1 or more."),
+    "%%llm --top-p\nx": ("OptionError", "--top-p"),
+    "%%llm -f pdf\nx": ("OptionError", "-f/--format"),
+    "%%llm -p min_q=1\nx": ("OptionError", "no generation option 'min_q'. Did you mean"),
+    "%%llm -p num_beams=4\nx": ("OptionError", "-p num_beams does not go with a streamed answer."),
+    "%%llm -p min_p\nx": ("OptionError", "write -p key=value"),
+    "%%llm -o 1st\nx": ("OptionError", "-o 1st: that is no name of a variable."),
+    "%%llm -s 'open\nx": ("OptionError", "A quote is not closed in"),
+    "%%llm hello\nx": ("OptionError", "The prompt goes below the first line"),
+    "%%llm -m nobody\nx": ("ModelNotLoaded", "nobody is not loaded; loaded: "),
+    f"%%llm -m {MODEL.lower()}\nx": ("ModelNotLoaded", f"Did you mean {MODEL}?"),
+    "%llm": ("OptionError", "The prompt is empty."),
+    "%%llm\n{value.__class__}": ("PromptError", "--raw"),
+    "%%llm\n{value.nope}": ("PromptError", "Fix the name"),
+    "%llm_config temperture=1": ("OptionError", "Did you mean temperature?"),
+    "%llm_config temperature": ("OptionError", "temperature"),
+    "%llm_config temperature=9 top_k=3": ("OptionError", "temperature=9 must be 0 to 2."),
+    "%llm_config --reset top_k=3": ("OptionError", "--reset does not go with settings."),
+    "%llm_unload nobody": ("ModelNotLoaded", "nobody is not loaded"),
+    "%llm_reset nobody": ("OptionError", "There is no chat 'nobody'"),
+    "%llm_models -b nowhere": ("OptionError", "There is no backend 'nowhere'."),
+    "%llm_status now": ("OptionError", "%llm_status does not know what to do with 'now'."),
+    "llm.generate('x', temperature=3)": ("OptionError", "temperature=3 must be 0 to 2."),
+    "llm.generate('x', temprature=1)": ("OptionError", "Did you mean temperature"),
+    "llm.config.top_k = 0": ("OptionError", "top_k=0 must be 1 or more."),
+    "llm.load('x', quantisation='4bit')": ("OptionError", "Did you mean quantization"),
+}
+
+
+def assert_one_line(ran: Ran, ename: str, words: str) -> None:
+    assert ran.status == "error"
+    assert (ran.ename, len(ran.traceback)) == (ename, 1), ran.text
+    assert "\n" not in ran.traceback[0]
+    assert ran.error in ran.traceback[0]
+    assert words in ran.error
+
+
+@pytest.mark.parametrize("code", MISTAKES)
+def test_a_mistake_is_one_line_and_changes_nothing(loaded: Kernel, code: str) -> None:
+    loaded.ok("value, before = 1, (llm.config.top_k, llm.status().models, llm.last)")
+    ename, words = MISTAKES[code]
+    build = loaded.value(
+        "'no GPU answers' if __import__('torch').version.cuda else 'this torch is a CPU build'"
+    )
+    assert_one_line(loaded.run(code), ename, words.replace("{build}", build))
+    assert loaded.value("before == (llm.config.top_k, llm.status().models, llm.last)")
+
+
+def test_the_model_that_was_there_answers_after_a_failed_load(loaded: Kernel) -> None:
+    assert loaded.run("%llm_load nope/nope").ename in {"ModelNotFound", "LoadFailed"}
+    assert "nope/nope" in loaded.ok("%llm_status").text
+    assert loaded.value("llm.status().status") == "Ready"
+    loaded.ok("%llm -t 0 --max-new-tokens 2 Hello")
+    assert loaded.value("llm.last.model") == MODEL
+
+
+def test_a_prompt_that_is_too_long_is_counted(loaded: Kernel) -> None:
+    loaded.ok("long = 'fox ' * 9000")
+    ran = loaded.run("%llm {long}")
+    assert_one_line(ran, "PromptTooLong", f"tokens, {MODEL} reads 8,192. Shorten it by at least ")
+    loaded.ok("%llm -t 0 --max-new-tokens 2 Hello")
+
+
+def test_a_model_that_breaks_says_why_and_stays(loaded: Kernel) -> None:
+    ran = loaded.run("%llm -p min_p=7 Hello")
+    assert_one_line(ran, "GenerationFailed", f"{MODEL} broke while it answered: ValueError: ")
+    loaded.ok("%llm -t 0 --max-new-tokens 2 Hello")
+
+
+def test_quantization_without_bitsandbytes(loaded: Kernel) -> None:
+    loaded.ok("import sys; held = sys.modules.pop('bitsandbytes', 0)")
+    loaded.ok("sys.modules['bitsandbytes'] = None")
+    ran = loaded.run("%llm_load -q 4bit")
+    assert_one_line(ran, "MissingDependency", "Type: pip install bitsandbytes")
+    loaded.ok("del sys.modules['bitsandbytes']")
+
+
+def test_a_model_that_does_not_fit_names_the_figures(loaded: Kernel, tmp_path: Path) -> None:
+    size = 10**12
+    header = {"w": {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}}
+    text = json.dumps(header).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(file.tell() + size)  # a hole, which takes no space
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    ran = loaded.run(f"%llm_load {tmp_path}")
+    assert_one_line(ran, "DoesNotFit", " on cpu, ")
+    assert "GB are free. Try a smaller model" in ran.error
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (tiny_models.pickle_only, "only pickle files"),
+        (tiny_models.broken_weights, "damaged"),
+        (tiny_models.remote_code, "--trust-remote-code"),
+    ],
+)
+def test_folders_that_cannot_be_loaded(
+    loaded: Kernel, tmp_path: Path, make: object, words: str
+) -> None:
+    assert callable(make)
+    make(tmp_path / "model")
+    assert_one_line(loaded.run(f"%llm_load {tmp_path}/model"), "LoadFailed", words)
+    assert loaded.value("llm.status().active_model") == MODEL
+
+
+def test_nothing_is_loaded_and_wrong_settings() -> None:
+    with kernel(DEFAULT_LLM_TEMPERATURE="9") as k:
+        k.ok("%load_ext llm_magic")
+        for code in ("%llm_status", "%llm_load", "%llm_config"):
+            assert_one_line(
+                k.run(code), "SettingsError", "DEFAULT_LLM_TEMPERATURE=9 must be 0 to 2."
+            )
+        k.ok("import os; os.environ['DEFAULT_LLM_TEMPERATURE'] = '0.5'")
+        assert_one_line(k.run("%llm Hello"), "ModelNotLoaded", "Type %llm_load")
+        assert_one_line(k.run("%llm_unload"), "ModelNotLoaded", "Type %llm_load")
+        assert k.ok("%llm_unload --all").text == "Nothing was loaded."
+
+
+def test_run_all_stops_at_a_failed_magic() -> None:
+    cells = ["%load_ext llm_magic", "%llm_config temperature=9", "reached = True"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    client = NotebookClient(notebook, resources={"metadata": {"path": str(ROOT)}})
+    with pytest.raises(CellExecutionError, match="temperature=9 must be 0 to 2"):
+        client.execute()
+    assert [o["output_type"] for o in notebook.cells[1].outputs] == ["error"]
+    assert notebook.cells[1].outputs[0]["ename"] == "OptionError"
+    assert not notebook.cells[2].outputs

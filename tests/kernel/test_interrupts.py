@@ -1,0 +1,132 @@
+"""■ ends a cell within a second at any moment; what was answered and the model stay."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kernels import Kernel, Ran, kernel, within_a_second
+
+LONG = "Write a very long story about a fox, with all details."
+OTHERS = ["6.31.0", "7.3.0"]
+
+
+@pytest.fixture(scope="module", params=["", *OTHERS], ids=lambda version: version or "installed")
+def k(request: pytest.FixtureRequest, model_cache: Path) -> Iterator[Kernel]:
+    with kernel(request.param, LLM_MAGIC_CACHE_DIR=str(model_cache)) as k:
+        k.ok("%load_ext llm_magic")
+        k.ok("from llm_magic import llm")
+        k.ok("%llm_load")
+        assert request.param in {"", k.value("__import__('ipykernel').__version__")}
+        yield k
+
+
+def stop(k: Kernel, cell: str, delay: float) -> tuple[Ran, float]:
+    """Press ■ some time after a cell has shown ``begun``; returns how long it took to end."""
+    k.wait_for_output(cell, "begun")
+    time.sleep(delay)
+    pressed = time.monotonic()
+    k.interrupt()
+    ran = k.wait(cell, timeout=20)
+    return ran, ran.ended - pressed
+
+
+def assert_works_at_once(k: Kernel) -> None:
+    # Half a second of it may be the last step of what was stopped.
+    assert k.ok("%llm -t 0 --max-new-tokens 1 Hello").seconds < 2 * within_a_second()
+
+
+def test_random_moments_in_a_row(k: Kernel, record_property: Callable[[str, object], None]) -> None:
+    count = 5 if k.value("__import__('ipykernel').__version__") in OTHERS else 20
+    moments = random.Random(2)
+    threads, latencies = k.threads(), []
+    for number in range(count):
+        cell = k.send(f"print('begun')\n%llm --max-new-tokens 400 {LONG}")
+        ran, latency = stop(k, cell, moments.uniform(0, 2.5) if number % 4 else 0.0)
+        latencies.append(latency)
+        if ran.status == "ok":  # it had just ended
+            assert k.value("llm.last.finish_reason") in {"stop", "length"}
+            continue
+        assert ran.ename == "Interrupted"
+        assert len(ran.traceback) == 1
+        if ran.error != "Stopped.":
+            tokens, text = k.value("(llm.last.usage.completion_tokens, llm.last.text.strip())")
+            assert ran.error == f"Stopped after {tokens} tokens; the answer so far is in llm.last."
+            assert k.value("llm.last.finish_reason") == "cancelled"
+            assert text in ran.text
+            assert "· stopped by you; not whole" in ran.text
+        assert_works_at_once(k)
+    record_property("latencies_s", latencies)
+    assert max(latencies) < within_a_second(), latencies
+    assert k.value("llm.status().active_model") == "SmolLM2-135M-Instruct"
+    assert k.threads() == threads
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.5, 1.5])
+def test_while_a_long_prompt_is_read(k: Kernel, delay: float) -> None:
+    k.ok("long = 'The fox runs over the hill and far away. ' * 600")
+    cell = k.send("print('begun')\n%llm --max-new-tokens 400 Summarize: {long}")
+    ran, latency = stop(k, cell, delay)
+    assert ran.ename == "Interrupted"
+    assert latency < within_a_second()
+    assert_works_at_once(k)
+
+
+def test_between_the_chunks_of_a_stream(k: Kernel) -> None:
+    cell = k.send(
+        "import time\n"
+        f"for chunk in llm.stream({LONG!r}, max_new_tokens=400):\n"
+        "    print(chunk.text, 'begun', flush=True); time.sleep(0.2)"
+    )
+    ran, latency = stop(k, cell, 0.5)
+    assert ran.ename in {"KeyboardInterrupt", "Interrupted"}
+    assert latency < within_a_second()
+    assert_works_at_once(k)
+    cell = k.send(f"print('begun')\nfor chunk in llm.stream({LONG!r}, max_new_tokens=400): pass")
+    ran, latency = stop(k, cell, 1)
+    assert ran.ename == "Interrupted"
+    assert latency < within_a_second()
+    assert_works_at_once(k)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.3, 1.0])
+def test_generate_in_python(k: Kernel, delay: float) -> None:
+    cell = k.send(f"print('begun')\nllm.generate({LONG!r}, max_new_tokens=400)")
+    ran, latency = stop(k, cell, delay)
+    assert ran.ename == "Interrupted"
+    assert len(ran.traceback) == 1
+    assert latency < within_a_second()
+    assert k.value("llm.last.finish_reason") == "cancelled"
+    assert_works_at_once(k)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.3, 1.0])
+def test_an_async_cell(k: Kernel, delay: float) -> None:
+    cell = k.send(f"print('begun')\nreply = await llm.agenerate({LONG!r}, max_new_tokens=400)")
+    ran, latency = stop(k, cell, delay)
+    assert ran.status == "error"
+    assert latency < within_a_second()
+    assert_works_at_once(k)
+    cell = k.send(
+        f"print('begun')\nasync for chunk in llm.astream({LONG!r}, max_new_tokens=400): pass"
+    )
+    ran, latency = stop(k, cell, delay)
+    assert ran.status == "error"
+    assert latency < within_a_second()
+    assert_works_at_once(k)
+
+
+def test_two_presses_and_a_cell_that_was_queued(k: Kernel) -> None:
+    cell = k.send(f"print('begun')\n%llm --max-new-tokens 400 {LONG}")
+    queued = k.send("%llm -t 0 --max-new-tokens 1 Hello")
+    k.wait_for_output(cell, "begun")
+    time.sleep(0.5)
+    k.interrupt()
+    k.interrupt()
+    assert k.wait(cell, timeout=20).ename == "Interrupted"
+    assert k.wait(queued).status in {"aborted", "ok"}
+    assert_works_at_once(k)

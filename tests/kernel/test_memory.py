@@ -1,0 +1,76 @@
+"""Unloading gives the memory back, and neither failures nor repetition take any."""
+
+from __future__ import annotations
+
+import re
+
+from tests.kernels import Kernel
+
+MB = 1_000_000
+COUNT = (
+    "import gc, torch\n"
+    "def tensors():\n"
+    "    gc.collect()\n"
+    "    return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())\n"
+)
+
+
+def rss(k: Kernel) -> int:
+    return int(k.process.memory_info().rss)
+
+
+def cycle(k: Kernel) -> tuple[int, int]:
+    """Load, answer, unload; returns what the process held before and after the unloading."""
+    k.ok("%llm_load")
+    k.ok("%llm -t 0 --max-new-tokens 8 Tell me about foxes.")
+    before = rss(k)
+    said = k.ok("%llm_unload").text
+    after = rss(k)
+    told = re.search(r"\(269 MB\) · process (\d+(?:\.\d+)?) (MB|GB) → (\d+) MB$", said)
+    assert told, said
+    assert abs(int(told[3]) * MB - after) < 30 * MB
+    return before, after
+
+
+def test_ten_cycles_give_back_the_model_and_do_not_grow(loaded: Kernel) -> None:
+    measured = [cycle(loaded) for _ in range(10)]
+    for before, after in measured:
+        assert before - after > 0.6 * 269 * MB, measured
+    ends = [after for _before, after in measured]
+    assert ends[-1] <= ends[2] + 30 * MB, measured
+    loaded.ok("%llm_load")
+
+
+def test_a_failed_call_keeps_no_tensor(loaded: Kernel) -> None:
+    loaded.ok(COUNT)
+    loaded.ok("%llm -t 0 --max-new-tokens 4 Hello")
+    before, held = loaded.value("tensors()"), rss(loaded)
+    loaded.ok("long = 'The fox runs. ' * 100")
+    for _ in range(3):
+        assert loaded.run("%llm -p min_p=7 {long}").ename == "GenerationFailed"
+        # The frames of the last error are what IPython keeps.
+        assert loaded.value("tensors()") == before
+    assert rss(loaded) < held + 200 * MB
+    assert loaded.run("llm.generate('x', extra={'min_p': 7})").ename == "GenerationFailed"
+    assert loaded.value("tensors()") == before
+
+
+def test_an_interrupted_call_keeps_no_tensor(loaded: Kernel) -> None:
+    loaded.ok(COUNT)
+    loaded.ok("%llm -t 0 --max-new-tokens 4 Hello")
+    before = loaded.value("tensors()")
+    cell = loaded.send("%llm --max-new-tokens 400 Write a very long story about a fox.")
+    loaded.wait_for_output(cell)
+    loaded.interrupt()
+    assert loaded.wait(cell).ename == "Interrupted"
+    assert loaded.value("tensors()") == before
+
+
+def test_what_the_notebook_still_holds_is_named(loaded: Kernel) -> None:
+    loaded.ok(
+        "import gc\n"
+        "mine = next(o for o in gc.get_objects() if type(o).__name__ == 'LlamaForCausalLM')"
+    )
+    assert loaded.ok("%llm_unload").text.endswith("still held by a variable of __main__")
+    loaded.ok("del mine")
+    loaded.ok("%llm_load")

@@ -1,0 +1,152 @@
+"""What reaches the model of a cell or a line, and how its answer is shown."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.kernels import Kernel
+
+
+def sent(k: Kernel) -> list[tuple[str, str]]:
+    """Return the messages of the last call."""
+    messages: list[tuple[str, str]] = k.value(
+        "[(m.role, m.content) for m in backend.asked[-1].messages]"
+    )
+    return messages
+
+
+@pytest.mark.parametrize(
+    ("line", "prompt"),
+    [
+        ("What's the capital of France? It's Paris.", "What's the capital of France? It's Paris."),
+        ('-t 0 Don\'t say "no".', 'Don\'t say "no".'),
+        ("-t 0 -- -5 is what?", "-5 is what?"),
+        # In IPython, a line that ends like this one opens the help for `France`.
+        ("What is the capital of France?", "What is the capital of France?"),
+        ("--quiet a  b -t 0", "a  b -t 0"),
+        (r"Is C:\new a folder, or $HOME?", r"Is C:\new a folder, or $HOME?"),
+        ("--stop 'a b' hello", "hello"),
+    ],
+)
+def test_a_line_is_options_and_then_the_prompt_as_it_is(
+    scripted: Kernel, line: str, prompt: str
+) -> None:
+    scripted.ok(f"%llm {line}")
+    assert sent(scripted) == [("user", prompt)]
+
+
+def test_a_cell_is_the_prompt_as_it_is(scripted: Kernel) -> None:
+    prompt = '  It\'s   {nothing} $HOME %llm\n\n\tλ 🦊 \\n {"a": {}}\n# the end'
+    scripted.ok(f"%%llm --raw\n{prompt}\n")
+    assert sent(scripted) == [("user", prompt)]
+
+
+def test_values_are_filled_in_unless_raw(scripted: Kernel) -> None:
+    scripted.ok("name, d = 'Ada {who}', {'k': [1, 2]}")
+    scripted.ok("%%llm -s 'You are {name}.'\nHello {name}, {d['k'][1]} {{name}}.")
+    assert sent(scripted) == [
+        ("system", "You are Ada {who}."),
+        ("user", "Hello Ada {who}, 2 {name}."),
+    ]
+    scripted.ok("%%llm --raw -s 'You are {name}.'\nHello {name}.")
+    assert sent(scripted) == [("system", "You are {name}."), ("user", "Hello {name}.")]
+    scripted.ok("%llm Hello {name}!")
+    assert sent(scripted) == [("user", "Hello Ada {who}!")]
+
+
+def test_an_unknown_name_is_left_as_it_is_with_a_note(scripted: Kernel) -> None:
+    scripted.ok("animal = 'fox'")
+    ran = scripted.ok("%%llm\nDescribe the {anmal} here.")
+    assert sent(scripted) == [("user", "Describe the {anmal} here.")]
+    assert ran.text.startswith("Note: {anmal} is not defined here; left as it is. Did you mean")
+
+
+def test_names_of_the_shell_itself_are_no_values(scripted: Kernel) -> None:
+    scripted.ok("%%llm --raw\nx")
+    scripted.ok("%%llm\nWhat does {exit} do, and {get_ipython}?")
+    assert sent(scripted) == [("user", "What does {exit} do, and {get_ipython}?")]
+
+
+def test_dry_run_shows_the_messages_and_calls_nothing(scripted: Kernel) -> None:
+    scripted.ok("%llm before")
+    calls = scripted.value("len(backend.asked)")
+    ran = scripted.ok("%%llm --dry-run -s 'Be brief.' -t 0.5\nOne two three")
+    assert [o["type"] for o in ran.outputs] == ["execute_result"]
+    for word in ("system", "Be brief.", "One two three", "5 tokens", "0.1% of 8,192",
+                 "temperature 0.5", "nothing was called"):  # fmt: skip
+        assert word in ran.text
+    assert scripted.value("len(backend.asked)") == calls
+    assert scripted.value("llm.last.messages[-1].content") == "before"
+
+
+def test_output_variable_is_set_and_left_alone_without_a_reply(scripted: Kernel) -> None:
+    scripted.ok("%%llm -o answer\nOne two")
+    assert scripted.value("(str(answer), answer.text, answer.model)") == (
+        "One two",
+        "One two",
+        "tiny",
+    )
+    assert scripted.value("(answer.usage.prompt_tokens, answer.usage.completion_tokens)") == (7, 2)
+    assert scripted.run("%%llm -o answer -m nobody\nThree").status == "error"
+    assert scripted.value("answer.text") == "One two"
+    assert scripted.run("%%llm -o 2x\nThree").ename == "OptionError"
+
+
+def test_format_text_shows_the_letters(scripted: Kernel) -> None:
+    ran = scripted.ok("%%llm -f text --quiet\n# No *heading* <b>")
+    assert ran.html.startswith("<pre")
+    assert "# No *heading* &lt;b&gt;" in ran.html
+    assert "<h1" in scripted.ok("%%llm --quiet\n# A *heading*").html
+
+
+def test_format_json_is_pretty_and_says_when_it_is_none(scripted: Kernel) -> None:
+    ran = scripted.ok('%%llm -f json --quiet\n{"a": [1, {"b": null}]}')
+    assert ran.text == json.dumps({"a": [1, {"b": None}]}, indent=2)
+    fenced = scripted.ok('%%llm -f json --quiet\nHere:\n```json\n{"a": 1}\n```')
+    assert fenced.text == '{\n  "a": 1\n}'
+    bad = scripted.ok("%%llm -f json --quiet\n{'a': 1}")
+    assert bad.text.startswith("{'a': 1}\n\nThis is not valid JSON: ")
+
+
+def test_format_raw_is_stdout_and_nothing_else(scripted: Kernel) -> None:
+    ran = scripted.ok("%%llm -f raw\n**bold** <b>")
+    assert {o["type"] for o in ran.outputs} == {"stream"}
+    assert ran.text == "**bold** <b>\n"
+
+
+def test_format_code_offers_the_next_cell_and_runs_nothing(scripted: Kernel) -> None:
+    scripted.ok("made = 0")
+    ran = scripted.ok(
+        "%%llm -f code\nDo this:\n```python\nmade = 1\nprint(made)\n```\nor\n```\n2\n```"
+    )
+    assert [(p["source"], p["text"], p["replace"]) for p in ran.payload] == [
+        ("set_next_input", "made = 1\nprint(made)", False)
+    ]
+    assert scripted.value("made") == 0
+    assert scripted.ok("%%llm -f code\nNo code here.").payload == []
+    assert scripted.ok("%%llm\n```\nmade = 2\n```").payload == []
+
+
+def test_chats_continue_and_a_cell_that_runs_again_replaces_its_turn(scripted: Kernel) -> None:
+    scripted.ok("%%llm -c talk -s Brief.\nOne", cell_id="a")
+    scripted.ok("%%llm -c talk\nTwo", cell_id="b")
+    assert sent(scripted) == [
+        ("system", "Brief."), ("user", "One"), ("assistant", "One"), ("user", "Two"),
+    ]  # fmt: skip
+    scripted.ok("%%llm -c talk\nThree", cell_id="a")
+    assert sent(scripted) == [("system", "Brief."), ("user", "Three")]
+    scripted.ok("%%llm -c talk\nFour", cell_id="c")
+    assert sent(scripted)[1:] == [
+        ("user", "Three"), ("assistant", "Three"), ("user", "Two"), ("assistant", "Two"),
+        ("user", "Four"),
+    ]  # fmt: skip
+    scripted.ok("%%llm\nAlone", cell_id="d")
+    assert sent(scripted) == [("user", "Alone")]
+    assert scripted.ok("%llm_chats").text.split() == ["chat", "turns", "talk", "3"]
+    assert scripted.ok("%llm_reset talk").text == "Forgotten: talk."
+    assert scripted.run("%llm_reset talk").ename == "OptionError"
+    scripted.ok("%%llm -c talk\nFive", cell_id="a")
+    assert sent(scripted) == [("user", "Five")]
+    assert scripted.ok("%llm_reset").text == "Forgotten: talk."

@@ -1,0 +1,113 @@
+"""The states of loading and unloading, and several models at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.kernels import Kernel, kernel, within_a_second
+
+MODEL = "SmolLM2-135M-Instruct"
+
+
+def states(k: Kernel) -> tuple[str, str | None, list[str]]:
+    """Return the state, the active model and the loaded ones, by Python and by `%llm_status`."""
+    found: tuple[str, str | None, list[str]] = k.value(
+        "(llm.status().status, llm.status().active_model, [m.name for m in llm.status().models])"
+    )
+    rows = dict(line.split(maxsplit=1) for line in k.ok("%llm_status").text.splitlines())
+    assert rows["status"] == found[0]
+    assert rows["active"].split() == ["model", found[1] or "none"]
+    return found
+
+
+def test_states_and_a_second_load_while_one_runs(model_cache: Path) -> None:
+    with kernel(LLM_MAGIC_CACHE_DIR=str(model_cache)) as k:
+        k.ok("%load_ext llm_magic")
+        k.ok("from llm_magic import llm")
+        assert states(k) == ("Inactive", None, [])
+        assert k.run("%llm_load ./nowhere").ename == "ModelNotFound"
+        assert states(k) == ("Failed", None, [])
+        assert "last error" in k.ok("%llm_status").text
+        assert "There is no file or folder './nowhere'" in k.run("%llm Hello").error
+
+        begun = k.ok("%llm_load --no-wait")
+        assert begun.text.startswith("Loading the default model · %llm_status shows how far")
+        assert begun.seconds < within_a_second()
+        assert states(k)[0] == "Loading"
+        for second in ("%llm_load ./nowhere", "%llm_load", "%llm_load --no-wait"):
+            refused = k.run(second)
+            assert refused.ename == "LoadInProgress"
+            assert "is being loaded. Wait for it" in refused.error
+        waited = k.ok("%llm -t 0 --max-new-tokens 3 Hello")
+        assert MODEL in waited.text
+        assert states(k) == ("Ready", MODEL, [MODEL])
+        assert "last error" not in k.ok("%llm_status").text
+
+        assert "already loaded" in k.ok("%llm_load").text
+        assert k.ok("%llm_load").seconds < within_a_second()
+        k.ok("%llm_unload")
+        assert states(k) == ("Inactive", None, [])
+
+        k.ok("%llm_load ./nowhere --no-wait")
+        assert k.run("%llm Hello").ename == "ModelNotFound"
+        assert k.run("%llm Hello").ename == "ModelNotLoaded"
+        k.ok("%llm_load --no-wait")
+        assert f"Unloaded {MODEL}" in k.ok("%llm_unload").text  # waits for it first
+
+
+def test_several_models_at_once(loaded: Kernel) -> None:
+    assert "fp32 · 538 MB" in loaded.ok("%llm_load --keep --name two --dtype float32").text
+    assert states(loaded) == ("Ready", "two", [MODEL, "two"])
+    loaded.ok("%llm -t 0 --max-new-tokens 2 Hello")
+    assert loaded.value("llm.last.model") == "two"
+    loaded.ok(f"%llm -m {MODEL} -t 0 --max-new-tokens 2 Hello")
+    assert loaded.value("llm.last.model") == MODEL
+    assert "already called two" in loaded.run("%llm_load --keep --name two --dtype float16").error
+    listed = loaded.ok("%llm_models").text.splitlines()
+    assert [line.split()[:2] for line in listed[1:3]] == [["loaded", MODEL], ["loaded", "two"]]
+    assert any(line.split()[:2] == ["embedded", MODEL] for line in listed[3:])
+
+    loaded.ok(f"%llm_load {MODEL} --keep")
+    assert states(loaded) == ("Ready", MODEL, [MODEL, "two"])
+    loaded.ok("%llm_unload two")
+    assert states(loaded) == ("Ready", MODEL, [MODEL])
+
+    loaded.ok("%llm_load --keep --name three -q 8bit")
+    said = loaded.ok("%llm_unload --all").text.splitlines()
+    assert [line.split()[1] for line in said] == [MODEL, "three"]
+    assert states(loaded) == ("Inactive", None, [])
+
+    loaded.ok("%llm_load")
+    said = loaded.ok("%llm_load --name four -q 4bit").text.splitlines()
+    assert said[0].startswith("four · local cpu 4bit")
+    assert said[1].startswith(f"Unloaded {MODEL} (269 MB) · process ")
+    assert states(loaded) == ("Ready", "four", ["four"])
+    loaded.ok("%llm -t 0 --max-new-tokens 4 Hello")
+    loaded.ok("%llm_load")
+
+
+def test_the_settings_of_the_session(loaded: Kernel) -> None:
+    assert loaded.value("llm.config.temperature") == 0.7
+    shown = loaded.ok("%llm_config temperature=0.2 top_k=none stop=END").text
+    rows = {line.split()[0]: line.split()[1:3] for line in shown.splitlines()[1:8]}
+    assert rows["temperature"] == ["0.2", "*"]
+    assert rows["top_k"] == ["none", "*"]
+    assert loaded.value("(llm.config.top_k, llm.config.stop)") == (None, ("END",))
+    loaded.ok("llm.config.temperature = 0.5")
+    assert "0.5 *" in loaded.ok("%llm_config").text
+    loaded.ok("%llm_config --reset")
+    assert "*" not in loaded.ok("%llm_config").text
+    assert loaded.value("llm.config.temperature") == 0.7
+
+
+def test_settings_come_from_the_environment_and_a_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("DEFAULT_LLM_TOP_K=7\nDEFAULT_LLM_TEMPERATURE=0.1\n")
+    with kernel(cwd=tmp_path, DEFAULT_LLM_TEMPERATURE="0.3", DEFAULT_LLM_MAX_NEW_TOKENS="9") as k:
+        k.ok("%load_ext llm_magic")
+        k.ok("from llm_magic import llm")
+        config = "(llm.config.top_k, llm.config.temperature, llm.config.max_new_tokens)"
+        assert k.value(config) == (7, 0.3, 9)
+        (tmp_path / ".env").write_text("DEFAULT_LLM_TOP_K=8\n")
+        assert k.value(config) == (7, 0.3, 9)
+        k.ok("%llm_config --reset")
+        assert k.value(config) == (8, 0.3, 9)

@@ -1,0 +1,84 @@
+"""An answer streams into its cell, and stays there as one output with a footer."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.kernels import Kernel, Ran, kernel
+
+FOOTER = re.compile(
+    r"SmolLM2-135M-Instruct · \d+ → \d+ tokens · first after \d+\.\d\d s · \d+(?:\.\d)? tokens/s( · 269 MB)?"
+)
+
+
+def footer(ran: Ran) -> str:
+    return ran.text.splitlines()[-1]
+
+
+def test_words_come_while_the_model_is_at_work(loaded: Kernel) -> None:
+    ran = loaded.ok("%%llm -t 0 --max-new-tokens 60 -o reply\nTell me a story about a fox.")
+    kinds = [kind for _when, kind, _text in ran.arrivals]
+    assert kinds == ["display_data"] + ["update_display_data"] * (len(kinds) - 1)
+    assert ran.updates >= 3
+    texts = [text for _when, _kind, text in ran.arrivals]
+    whole = loaded.value("reply.text.strip()")
+    assert all(whole.startswith(text.strip()) for text in texts[:-1] if "thinking" not in text)
+    assert [len(text) for text in texts[:-1]] == sorted(len(text) for text in texts[:-1])
+    first, last = ran.arrivals[0][0], ran.arrivals[-1][0]
+    # Half of the time is a wide margin for a display that shows every token as it comes.
+    assert first - ran.sent < (last - ran.sent) / 2
+
+
+def test_the_output_is_the_reply_and_a_footer(loaded: Kernel) -> None:
+    ran = loaded.ok("%%llm -t 0 --max-new-tokens 200 -o reply\nSay hello, and nothing else.")
+    assert len(ran.outputs) == 1
+    assert FOOTER.fullmatch(footer(ran))
+    assert ran.text == f"{loaded.value('reply.text.strip()')}\n\n{footer(ran)}"
+    assert loaded.value("reply.finish_reason") == "stop"
+    assert loaded.value("reply is llm.last")
+    assert loaded.value("type(reply).__module__") == "llm_magic.types"
+    assert footer(ran) in ran.html
+    assert "<|im_end|>" not in loaded.value("reply.text")
+
+
+def test_an_answer_that_is_cut_off_says_so(loaded: Kernel) -> None:
+    ran = loaded.ok("%%llm -t 0 --max-new-tokens 5 -o reply\nTell me a story.")
+    assert loaded.value("(reply.finish_reason, reply.usage.completion_tokens)") == ("length", 5)
+    assert footer(ran).endswith("· cut off at 5 tokens (--max-new-tokens)")
+    quiet = loaded.ok("%%llm -t 0 --max-new-tokens 5 --quiet\nTell me a story.")
+    assert footer(quiet) == "cut off at 5 tokens (--max-new-tokens)"
+
+
+def test_usage_and_timing_are_what_happened(loaded: Kernel) -> None:
+    ran = loaded.ok("%%llm -t 0 --max-new-tokens 12 -o reply\nTell me a story.")
+    first, total = loaded.value("(reply.timing.first_token_s, reply.timing.total_s)")
+    assert 0 < first < total < ran.seconds
+    assert loaded.value("reply.timing.tokens_per_s") > 0
+    assert loaded.value("reply.usage.prompt_tokens") > 5
+    assert FOOTER.search(loaded.ok("reply").html)
+
+
+def test_plain_streams_text_to_stdout(loaded: Kernel) -> None:
+    ran = loaded.ok("%%llm --plain -t 0 --max-new-tokens 60 -o reply\nTell me a story about a fox.")
+    assert {kind for _when, kind, _text in ran.arrivals} == {"stream"}
+    assert len(ran.arrivals) >= 2
+    assert FOOTER.search(footer(ran))
+    assert ran.text == loaded.value("reply.text") + f"\n{footer(ran)}\n"
+
+
+def test_quiet_shows_no_footer(loaded: Kernel) -> None:
+    ran = loaded.ok("%%llm --quiet -t 0 -o reply\nSay hello, and nothing else.")
+    assert ran.text == loaded.value("reply.text.strip()")
+    plain = loaded.ok("%%llm --quiet --plain -t 0 -o reply\nSay hello, and nothing else.")
+    assert plain.text.rstrip("\n") == loaded.value("reply.text")
+
+
+def test_without_streaming_there_is_one_display_and_no_update(model_cache: Path) -> None:
+    with kernel(LLM_MAGIC_CACHE_DIR=str(model_cache), LLM_MAGIC_STREAM="off") as k:
+        k.ok("%load_ext llm_magic")
+        for code in ("%llm_load", "%%llm -t 0 --max-new-tokens 30\nTell me a story."):
+            ran = k.ok(code)
+            assert [kind for _when, kind, _text in ran.arrivals] == ["display_data"]
+            assert ran.updates == 0
+        assert FOOTER.match(footer(ran))

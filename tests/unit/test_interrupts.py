@@ -1,0 +1,215 @@
+"""The stop button: a real SIGINT to this process while it waits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from llm_magic.loop import GRACE_S, LoopThread, interrupts_to
+
+
+@pytest.fixture
+def loop() -> Iterator[LoopThread]:
+    handler = signal.getsignal(signal.SIGINT)
+    loop = LoopThread("test-loop")
+    yield loop
+    assert signal.getsignal(signal.SIGINT) is handler
+    loop.close()
+
+
+def press_stop() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+async def answering(*items: object) -> AsyncGenerator[object, None]:
+    """Give the items; then somebody presses the button."""
+    for item in items:
+        yield item
+    press_stop()
+    await asyncio.Event().wait()
+
+
+def test_what_was_produced_is_delivered_before_the_interrupt(loop: LoopThread) -> None:
+    taken: list[object] = []
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        loop.drain(answering(1, 2, 3), taken.append)
+    assert taken == [1, 2, 3]
+    assert time.monotonic() - began < 0.5
+
+
+def test_what_comes_while_it_stops_is_delivered_too(loop: LoopThread) -> None:
+    taken: list[object] = []
+
+    async def source() -> AsyncGenerator[object, None]:
+        yield "before"
+        press_stop()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            yield "last"
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.drain(source(), taken.append)
+    assert taken == ["before", "last"]
+
+
+def test_run_and_iterate_can_be_interrupted_too(loop: LoopThread) -> None:
+    async def work() -> None:
+        press_stop()
+        await asyncio.Event().wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(work())
+    taken: list[object] = []
+    with pytest.raises(KeyboardInterrupt):
+        taken.extend(loop.iterate(answering(1, 2)))
+    assert taken == [1, 2]
+
+
+def test_between_items_the_signal_belongs_to_the_user(loop: LoopThread) -> None:
+    async def source() -> AsyncGenerator[int, None]:
+        yield 1
+        await asyncio.Event().wait()
+
+    def pressed_in_the_loop() -> None:
+        for _item in loop.iterate(source()):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        pressed_in_the_loop()
+
+
+def test_a_handler_of_the_user_is_put_back(loop: LoopThread) -> None:
+    def handler(_signal: int, _frame: FrameType | None) -> None:
+        """Do nothing."""
+
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.drain(answering(1), lambda _item: None)
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class Deaf:
+    """A source that ignores being cancelled until it is released at the end of the test."""
+
+    def __init__(self, presses: int = 1, *, noisy: bool = False) -> None:
+        self.presses, self.noisy = presses, noisy
+        self.release, self.done = threading.Event(), threading.Event()
+        self.cancels = 0
+        self.began = time.monotonic()
+
+    def __enter__(self) -> Deaf:
+        # Where the code under test waits for ever, the test must end all the same.
+        self._timer = threading.Timer(3, self.release.set)
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._timer.cancel()
+        self.release.set()
+        assert self.done.wait(5)
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.began
+
+    async def source(self) -> AsyncGenerator[object, None]:
+        yield "first"
+        for _ in range(self.presses):
+            press_stop()
+            await self._step()
+            await self._step()
+        while not self.release.is_set():
+            await self._step()
+            if self.noisy:
+                yield "more"
+        self.done.set()
+
+    async def _step(self) -> None:
+        try:
+            await asyncio.sleep(0.02)
+        except asyncio.CancelledError:
+            self.cancels += 1
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_work_that_does_not_stop_is_left_behind_within_a_second(
+    loop: LoopThread, noisy: bool
+) -> None:
+    taken: list[object] = []
+    with Deaf(noisy=noisy) as deaf:
+        with pytest.raises(KeyboardInterrupt):
+            loop.drain(deaf.source(), taken.append)
+        assert deaf.elapsed < 1
+    assert taken[0] == "first"
+    assert deaf.cancels == 1  # a second one would break its clean-up off
+
+
+def test_a_second_press_ends_the_waiting_at_once(loop: LoopThread) -> None:
+    with Deaf(presses=2) as deaf:
+        with pytest.raises(KeyboardInterrupt):
+            loop.drain(deaf.source(), lambda _item: None)
+        assert deaf.elapsed < GRACE_S * 0.75
+
+
+@pytest.mark.parametrize("door", ["drain", "iterate"])
+def test_a_press_just_before_it_begins_leaves_nothing_running(
+    loop: LoopThread, monkeypatch: pytest.MonkeyPatch, door: str
+) -> None:
+    begun = threading.Event()
+
+    def pressed(_inbox: object) -> None:
+        begun.wait(0.05)  # what would run has the time to show it
+        raise KeyboardInterrupt
+
+    async def source() -> AsyncGenerator[object, None]:
+        begun.set()
+        yield 1
+
+    monkeypatch.setattr("llm_magic.loop.interrupts_to", pressed)
+    assert loop.loop.is_running()
+    use: dict[str, Callable[[Any], object]] = {
+        "drain": lambda items: loop.drain(items, print),
+        "iterate": lambda items: list(loop.iterate(items)),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        use[door](source())
+    assert not begun.is_set()
+
+
+def test_an_interrupt_leaves_the_loop_usable(loop: LoopThread) -> None:
+    async def source() -> AsyncGenerator[int, None]:
+        yield 1
+
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            loop.drain(answering(), lambda _item: None)
+        assert list(loop.iterate(source())) == [1]
+
+
+def test_other_threads_are_left_alone(loop: LoopThread) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    seen: list[object] = []
+
+    def elsewhere() -> None:
+        import queue
+
+        with interrupts_to(queue.SimpleQueue()):
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join(5)
+    assert seen == [before]

@@ -1,0 +1,276 @@
+"""How an answer ends, what it shows, and what the options of a call do to it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from llm_magic.calls import request
+from llm_magic.errors import GenerationFailed, OptionError, PromptTooLong
+from llm_magic.session import Session
+from llm_magic.types import Message
+from tests.local_models import edited, listening, local_session, parrot
+from tests.tiny_models import tiny_llama
+
+SAID = "Hex é🙂日,ok?[Q]NDL.by"
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}\n"
+    "{% endfor %}{% if add_generation_prompt %}<model>\n{% endif %}"
+)
+
+
+@pytest.fixture(autouse=True)
+def no_noise() -> Iterator[None]:
+    """Nothing that happens here may write warnings under the user's cell."""
+    with listening() as noise:
+        yield
+    assert noise == []
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    parrot(folder / "parrot", SAID)
+    parrot(folder / "endless", "abcdef", ends=False, max_position_embeddings=64)
+    tiny_llama(folder / "noise")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def session(models: Path) -> Iterator[Session]:
+    with local_session(max_new_tokens=40, repetition_penalty=1) as session:
+        for name in ("noise", "endless", "parrot"):
+            session.load(str(models / name), keep=True)
+        yield session
+
+
+@contextlib.contextmanager
+def resident(session: Session, folder: Path) -> Iterator[None]:
+    """Load one more model, for a while."""
+    name = session.load(str(folder), keep=True).name
+    try:
+        yield
+    finally:
+        session.unload(name)
+
+
+def test_an_answer_ends_by_itself(session: Session) -> None:
+    reply = session.generate("Say it", temperature=0)
+    assert (reply.text, reply.finish_reason) == (SAID, "stop")
+    assert reply.model == "parrot"
+    # The token that ended it was made, though not shown.
+    assert reply.usage.completion_tokens == len(SAID.encode()) + 1
+
+
+def test_characters_of_many_bytes_are_never_split(session: Session) -> None:
+    pieces = [chunk.text for chunk in session.stream("Say it", temperature=0)]
+    assert "".join(pieces) == SAID
+    assert not [piece for piece in pieces if "\ufffd" in piece]
+    assert {"é", "🙂", "日"} <= set(pieces)
+
+
+def test_an_answer_cut_within_a_character_says_so(session: Session) -> None:
+    cut = len("Hex é".encode()) + 2
+    reply = session.generate("Say it", temperature=0, max_new_tokens=cut)
+    assert (reply.text, reply.finish_reason) == ("Hex é\ufffd", "length")
+
+
+def test_a_limit_ends_it(session: Session) -> None:
+    reply = session.generate("Go", model="endless", temperature=0, max_new_tokens=8)
+    assert (reply.text, reply.finish_reason) == ("abcdefab", "length")
+    assert reply.usage.completion_tokens == 8
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [
+        ("NDL", "Hex é🙂日,ok?[Q]"),
+        (["Q]ND", "zzz"], "Hex é🙂日,ok?["),
+        (["🙂日"], "Hex é"),
+        (["H"], ""),
+        (["NDLE"], SAID),
+        (["by"], SAID[:-2]),
+    ],
+)
+def test_a_stop_string_ends_it_wherever_tokens_do(
+    session: Session, stop: str | list[str], text: str
+) -> None:
+    shown = [chunk.text for chunk in session.stream("Say it", temperature=0, stop=stop)]
+    assert "".join(shown) == text
+    assert session.last is not None
+    assert session.last.finish_reason == "stop"
+
+
+def test_the_prompt_is_counted_and_must_fit(session: Session) -> None:
+    fits = "x" * 18
+    count = session.dry_run(request(fits, {"model": "endless"})).prompt_tokens
+    reply = session.generate(fits, model="endless", temperature=0)
+    assert reply.usage.prompt_tokens == count < 64
+    # Only what the context has room for is answered, and it says so.
+    assert reply.usage.completion_tokens == 64 - count < 40
+    assert reply.finish_reason == "length"
+    with pytest.raises(PromptTooLong) as caught:
+        session.generate("x" * 300, model="endless")
+    assert str(caught.value) == (
+        f"The prompt has {count + 282} tokens, endless reads 64. Shorten it by at least {count + 219}."
+    )
+    assert session.generate("x", model="endless", temperature=0, max_new_tokens=2).text == "ab"
+
+
+def test_end_tokens_may_be_one_or_several(session: Session, tmp_path: Path) -> None:
+    # The other end is no special token here, so it shows.
+    folder = parrot(tmp_path / "two ends", "abcd")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    (end,) = tokenizer("c").input_ids
+    edited(folder, "generation_config.json", eos_token_id=[tokenizer.eos_token_id, end])
+    with resident(session, folder):
+        reply = session.generate("Say it", temperature=0)
+    assert (reply.text, reply.finish_reason) == ("abc", "stop")
+
+
+def test_a_base_model_gets_the_plain_prompt(session: Session, tmp_path: Path) -> None:
+    with resident(session, parrot(tmp_path / "base", "abc", chat_template=None)):
+        asked = session.generate("line\n", temperature=0)
+        told = session.generate("line\n", system="Be brief.", temperature=0)
+    assert asked.text == told.text == "abc"
+    assert asked.usage.prompt_tokens == 4  # "l", "in", "e", line break
+    assert told.usage.prompt_tokens == 4 + len("Be brief.\n\n")
+
+
+def test_a_system_prompt_reaches_a_template_that_refuses_the_role(
+    session: Session, tmp_path: Path
+) -> None:
+    with resident(session, parrot(tmp_path / "strict", "abc", chat_template=NO_SYSTEM)):
+        plain = session.generate("Qq", temperature=0)
+        told = session.generate("Qq", system="Sys", temperature=0)
+    assert plain.text == told.text == "abc"
+    assert plain.usage.prompt_tokens is not None
+    assert told.usage.prompt_tokens == plain.usage.prompt_tokens + len("Sys\n\n")
+
+
+def test_a_conversation_is_given_as_it_is(session: Session) -> None:
+    turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
+    one = session.generate("c", temperature=0).usage.prompt_tokens
+    three = session.generate(turns, temperature=0).usage.prompt_tokens
+    assert one is not None
+    assert three is not None
+    assert three > one
+
+
+def test_the_same_seed_gives_the_same_text_and_leaves_the_users_state_alone(
+    session: Session,
+) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+
+    def text(seed: int) -> str:
+        return session.generate("Hi", model="noise", temperature=1.5, seed=seed).text
+
+    first, other, again = text(5), text(6), text(5)
+    assert first == again != other
+    assert torch.equal(torch.get_rng_state(), before)
+    stream = session.stream("Hi", model="noise", temperature=1.5, seed=5)
+    next(stream)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def texts(session: Session, **options: Any) -> set[str]:
+    settings = {"temperature": None, "top_p": None, "top_k": None, "repetition_penalty": None}
+    return {
+        session.generate("Hi", seed=seed, **{**settings, **options}, max_new_tokens=12).text
+        for seed in range(3)
+    }
+
+
+@pytest.mark.parametrize(
+    ("own", "different"),
+    [({"do_sample": False}, 1), ({"do_sample": True, "top_k": 1}, 1), ({"do_sample": True}, 3)],
+)
+def test_without_a_temperature_the_model_decides(
+    session: Session, tmp_path: Path, own: dict[str, Any], different: int
+) -> None:
+    folder = edited(tiny_llama(tmp_path / "own"), "generation_config.json", **own)
+    with resident(session, folder):
+        made, greedy = texts(session), texts(session, temperature=0)
+        with_default_top_p = texts(session, top_p=0.9)
+    assert len(made) == different
+    assert len(greedy) == 1
+    assert len(with_default_top_p) == different
+    if different == 1:
+        assert made == greedy
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"max_length": 400, "do_sample": True, "temperature": 0.6, "top_p": 0.9, "min_p": 0.1},
+        {"num_beams": 4},
+        {"num_return_sequences": 2, "do_sample": True, "return_dict_in_generate": True},
+        {"prompt_lookup_num_tokens": 3},
+        {"stop_strings": ["ef"], "output_scores": True},
+    ],
+    ids=lambda own: next(iter(own)),
+)
+@pytest.mark.parametrize("temperature", [0, 0.7])
+def test_a_models_own_settings_neither_break_a_stream_nor_make_noise(
+    session: Session, tmp_path: Path, own: dict[str, Any], temperature: float
+) -> None:
+    folder = parrot(tmp_path / "own", "abcdef", ends=False)
+    edited(folder, "generation_config.json", **own)
+    with resident(session, folder):
+        reply = session.generate("Go", temperature=temperature, max_new_tokens=12)
+    assert reply.text == ("abcd" if "stop_strings" in own else "abcdefabcdef")
+
+
+def test_other_options_of_transformers_are_passed_through(session: Session) -> None:
+    def text(**extra: Any) -> str:
+        return session.generate(
+            "Go", model="endless", temperature=0, max_new_tokens=12, extra=extra
+        ).text
+
+    assert text() == "abcdefabcdef"
+    # Two tokens in a row may not come again, so after the first round the chain has to break.
+    assert text(no_repeat_ngram_size=2)[:7] == "abcdefa"
+    assert text(no_repeat_ngram_size=2) != text()
+    sampled = session.generate(
+        "Hi", model="noise", temperature=1.5, extra={"min_p": 1.0}, max_new_tokens=12
+    )
+    greedy = session.generate("Hi", model="noise", temperature=0, max_new_tokens=12)
+    assert sampled.text == greedy.text
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"mim_p": 0.1}, r"no generation option 'mim_p'\. Did you mean min_p"),
+        ({"num_beams": 4}, "-p num_beams does not go with a streamed answer"),
+        ({"temperature": 1}, "temperature has an option of its own"),
+        ({"_from_model_config": True}, "no generation option"),
+    ],
+)
+def test_an_option_that_cannot_be_honoured_is_refused(
+    session: Session, extra: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        session.generate("Go", extra=extra)
+
+
+def test_a_value_that_transformers_refuses_is_one_line_and_breaks_nothing(
+    session: Session,
+) -> None:
+    with pytest.raises(GenerationFailed) as caught:
+        session.generate("Go", temperature=1, extra={"min_p": 7})
+    assert "min_p" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "ValueError" in caught.value.details
+    assert caught.value.__context__ is None
+    assert session.generate("Say it", temperature=0).text == SAID

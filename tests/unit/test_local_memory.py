@@ -1,0 +1,179 @@
+"""Memory is honest: said before, given back after, and never held by something that failed."""
+
+from __future__ import annotations
+
+import gc
+import json
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from llm_magic.backends.local import memory
+from llm_magic.errors import DoesNotFit, GenerationFailed
+from llm_magic.session import Session
+from tests.local_models import local_session
+from tests.tiny_models import Architecture, tiny, tiny_llama
+
+held: Any = None
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Session]:
+    with local_session(max_new_tokens=4, repetition_penalty=1, temperature=0) as session:
+        yield session
+
+
+def tensors() -> int:
+    gc.collect()
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+def resident_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def huge(folder: Path, size: int) -> Path:
+    """A model whose one file is `size` bytes long, of which the disk only stores the header."""
+    file = tiny_llama(folder) / "model.safetensors"
+    shape, dtype = [size // 2 // 1000, 1000], "BF16"
+    tensor = {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}
+    header = json.dumps({"model.layers.0.mlp.up_proj.weight": tensor}).encode()
+    file.write_bytes(struct.pack("<Q", len(header)) + header)
+    with file.open("r+b") as stream:
+        stream.truncate(8 + len(header) + size)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("quantization", "needed"),
+    [("none", "4120.1 GB"), ("8bit", "2062.1 GB"), ("4bit", "1158.8 GB")],
+)
+def test_what_cannot_fit_is_refused_before_anything_goes(
+    session: Session, tmp_path: Path, quantization: str, needed: str
+) -> None:
+    session.load(str(tiny_llama(tmp_path / "small")))
+    folder = huge(tmp_path / "m", 4 * 10**12)
+    with pytest.raises(DoesNotFit) as caught:
+        session.load(str(folder), quantization=quantization, device="cpu")
+    said = str(caught.value)
+    assert said.startswith(f"m needs about {needed} on cpu, ")
+    # No smaller kind of it fits either, so none is proposed.
+    assert said.endswith(" GB are free. Try a smaller model, or free memory with %llm_unload.")
+    assert session.status().active_model == "small"
+    assert session.generate("x").usage.completion_tokens
+
+
+def test_a_quantization_that_would_fit_is_proposed(session: Session, tmp_path: Path) -> None:
+    free = memory.free_bytes("cpu")
+    session.load(str(tiny_llama(tmp_path / "small")))
+    for share, proposed in ((1.3, "8bit"), (2.0, "4bit")):
+        folder = huge(tmp_path / proposed, int(free * share))
+        with pytest.raises(DoesNotFit, match=rf"Try -q {proposed} \(about [\d.]+ GB\), a smaller"):
+            session.load(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2", "mamba"])
+def test_what_a_model_will_take_is_known_before(
+    tmp_path: Path, architecture: Architecture, dtype: str
+) -> None:
+    folder = tiny(tmp_path / "m", architecture, hidden=256, layers=3)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    estimate = memory.weight_bytes(folder, dtype, "none")
+    assert estimate == pytest.approx(model.get_memory_footprint(), rel=0.15)
+
+
+def test_unload_says_what_came_back(session: Session, model_cache: Path) -> None:
+    size = session.load().size
+    assert size is not None
+    session.generate("x")
+    unloaded = session.unload()
+    assert (unloaded.name, unloaded.size, unloaded.holders) == ("SmolLM2-135M-Instruct", size, ())
+    assert unloaded.before.process - unloaded.after.process > 0.8 * size
+    assert abs(resident_bytes() - unloaded.after.process) < 0.2 * size
+    status = session.status()
+    assert (status.status, status.models, status.active_model) == ("Inactive", (), None)
+
+
+def test_who_still_holds_a_model_is_named(session: Session, tmp_path: Path) -> None:
+    global held
+    session.load(str(tiny_llama(tmp_path / "m")))
+    backend: Any = session._manager._backends["local"]
+    held = backend._loaded["m"].model
+    unloaded = session.unload()
+    held = None
+    assert unloaded.holders == (f"a variable of {__name__}",)
+
+
+def test_loading_and_unloading_again_and_again_does_not_grow(
+    session: Session, tmp_path: Path
+) -> None:
+    folder = tiny_llama(tmp_path / "m", hidden=512, layers=4, max_position_embeddings=2048)
+    counts, sizes = [], []
+    for _ in range(10):
+        info = session.load(str(folder))
+        session.generate("word " * 60)
+        session.unload()
+        counts.append(tensors())
+        sizes.append(resident_bytes())
+    assert len(set(counts[1:])) == 1
+    assert info.size is not None
+    assert info.size > 20e6
+    # In the first rounds torch takes what it keeps; after that less than one model comes on top.
+    assert sizes[-1] - min(sizes[2:]) < info.size / 2
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_a_quantized_model_goes_as_a_whole(
+    session: Session, tmp_path: Path, quantization: str
+) -> None:
+    folder = tiny_llama(tmp_path / "m")
+    counts = []
+    for _ in range(3):
+        session.load(str(folder), quantization=quantization)
+        session.generate("x")
+        assert session.unload().holders == ()
+        counts.append(tensors())
+    assert counts[1] == counts[2]
+
+
+@pytest.mark.parametrize("words", [2, 400], ids=["short", "in pieces"])
+def test_a_failed_answer_keeps_no_tensor_alive(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: int
+) -> None:
+    session.load(str(tiny_llama(tmp_path / "m", max_position_embeddings=4096)))
+    prompt = "word " * words
+    session.generate(prompt)
+    before = tensors()
+    # Found wrong at the first token, after the prompt was read: cache and logits are alive then.
+    with pytest.raises(GenerationFailed) as caught:
+        session.generate(prompt, extra={"bad_words_ids": [[99_999]]})
+    # A notebook remembers its last error, and every frame that error went through.
+    error = caught.value
+    monkeypatch.setattr(sys, "last_value", error, raising=False)
+    monkeypatch.setattr(sys, "last_traceback", error.__traceback__, raising=False)
+    assert "_sample" in error.details
+    assert tensors() == before
+    session.generate(prompt)
+    assert tensors() == before
+
+
+def test_an_answer_that_was_left_keeps_no_tensor_alive(session: Session, tmp_path: Path) -> None:
+    session.load(str(tiny_llama(tmp_path / "m", max_position_embeddings=4096)))
+    session.generate("x")
+    before = tensors()
+    stream = session.stream("word " * 400, max_new_tokens=500)
+    for chunk in stream:
+        if chunk.tokens:
+            break
+    assert tensors() > before
+    stream.close()  # type: ignore[attr-defined]
+    assert tensors() == before

@@ -1,0 +1,130 @@
+"""The options of a load: device, number format, attention and quantization, proven on the CPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm_magic.backends.local import memory
+from llm_magic.backends.local.gguf import converted_folder, embedded_file
+from llm_magic.errors import DeviceUnavailable, MissingDependency, OptionError
+from llm_magic.session import Session
+from tests.local_models import listening, local_session
+from tests.tiny_models import tiny_llama
+
+no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU here")
+# torch/utils/mkldnn.py, which bitsandbytes leads to, is compiled in a way that torch deprecates;
+# Python shows such warnings only to the authors of the code.
+mkldnn = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
+QUESTION = "What is the capital of France?"
+
+
+@pytest.fixture(scope="module")
+def session(model_cache: Path) -> Iterator[Session]:
+    with local_session(temperature=0, max_new_tokens=8) as session:
+        yield session
+
+
+@pytest.fixture(autouse=True)
+def no_noise(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Neither logged nor printed: a flood of warnings would bury the answer."""
+    with listening() as noise:
+        yield
+    assert noise == []
+    lines = capfd.readouterr().err.splitlines()
+    # The tests build their models with Transformers' own bars.
+    assert [line for line in lines if "Writing model shards" not in line] == []
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("models") / "llama")
+
+
+@no_cuda
+@pytest.mark.parametrize("device", ["cuda", "cuda:7"])
+def test_a_gpu_that_is_not_here_is_refused(session: Session, llama: Path, device: str) -> None:
+    session.load(str(llama), device="cpu")
+    with pytest.raises(DeviceUnavailable, match=r"^CUDA was asked for, but .*\. Use -d cpu\.$"):
+        session.load(str(llama), device=device)
+    assert session.status().active_model == "llama"
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is an Apple GPU here")
+def test_an_apple_gpu_that_is_not_here_is_refused(session: Session, llama: Path) -> None:
+    with pytest.raises(DeviceUnavailable, match=r"no Apple GPU \(mps\) here\. Use -d cpu\.$"):
+        session.load(str(llama), device="mps")
+
+
+def test_a_wrong_device_is_refused(session: Session, llama: Path) -> None:
+    with pytest.raises(OptionError, match="device=tpu must be auto, cpu, cuda, cuda:N or mps"):
+        session.load(str(llama), device="tpu")
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype", "width"),
+    [("auto", "float32", 4), ("float32", "float32", 4), ("bf16", "bfloat16", 2), ("fp16", "float16", 2)],
+)  # fmt: skip
+def test_weights_are_in_the_format_asked_for(
+    session: Session, llama: Path, asked: str, dtype: str, width: int
+) -> None:
+    info = session.load(str(llama), device="cpu", dtype=asked)
+    assert (info.device, info.dtype) == ("cpu", dtype)
+    assert info.size == pytest.approx(108_112 * width, rel=0.001)
+    assert session.generate("x", max_new_tokens=2).usage.completion_tokens
+
+
+@mkldnn
+@pytest.mark.parametrize(
+    ("quantization", "size", "dtype"),
+    [("none", 269_030_272, "bfloat16"), ("8bit", 162_861_952, "float16"), ("4bit", 109_777_792, "bfloat16")],
+)  # fmt: skip
+def test_the_real_model_answers_quantized(
+    session: Session, quantization: str, size: int, dtype: str
+) -> None:
+    info = session.load(device="cpu", quantization=quantization)
+    assert info.size == pytest.approx(size, rel=0.001)
+    assert (info.quantization, info.dtype) == (quantization, dtype)
+    reply = session.generate(QUESTION)
+    assert "Paris" in reply.text
+    file = embedded_file()
+    assert file is not None
+    # What was said before about what it would take.
+    estimate = memory.weight_bytes(converted_folder(file), "auto", quantization)
+    assert estimate == pytest.approx(size, rel=0.15)
+
+
+@mkldnn
+def test_8bit_is_quiet_in_a_format_that_it_has_to_cast(session: Session, llama: Path) -> None:
+    info = session.load(str(llama), quantization="8bit", dtype="bfloat16")
+    assert info.dtype == "bfloat16"
+    assert session.generate("x").usage.completion_tokens
+
+
+def test_a_package_that_is_not_installed_is_named(
+    session: Session, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)  # as if it were not installed
+    with pytest.raises(MissingDependency) as caught:
+        session.load(str(llama), name="another")
+    assert str(caught.value) == (
+        'Local models need accelerate. Type: pip install "llm_magic[local]"'
+    )
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_quantization_without_bitsandbytes_says_what_to_type(
+    session: Session, llama: Path, monkeypatch: pytest.MonkeyPatch, quantization: str
+) -> None:
+    session.load(str(llama))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
+    with pytest.raises(MissingDependency) as caught:
+        session.load(str(llama), quantization=quantization)
+    assert str(caught.value) == (
+        f"-q {quantization} needs bitsandbytes. Type: pip install bitsandbytes"
+    )
+    assert session.status().active_model == "llama"

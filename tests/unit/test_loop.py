@@ -1,0 +1,293 @@
+"""The loop thread: items in order, errors once, clean-up awaited, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncGenerator, Iterator
+
+import pytest
+
+from llm_magic.loop import GRACE_S, LoopThread
+
+
+@pytest.fixture
+def loop() -> Iterator[LoopThread]:
+    threads = threading.active_count()
+    loop = LoopThread("test-loop")
+    yield loop
+    assert others(loop) == 0, "tasks are left"
+    loop.close()
+    assert threading.active_count() == threads, "threads are left"
+
+
+def others(loop: LoopThread) -> int:
+    """Return how many tasks run on the loop."""
+
+    async def count() -> int:
+        await asyncio.sleep(0)  # those that are just ending may end
+        return len(asyncio.all_tasks() - {asyncio.current_task()})
+
+    return loop.submit(count()).result(5)
+
+
+class Source:
+    """An async generator with a memory: gives `items`, then does what `then` says."""
+
+    def __init__(self, *items: object, then: BaseException | str = "end") -> None:
+        self.items, self.then = items, then
+        self.cancels = 0
+        self.cleaned = threading.Event()
+        self.thread = ""
+
+    async def __call__(self) -> AsyncGenerator[object, None]:
+        self.thread = threading.current_thread().name
+        try:
+            for item in self.items:
+                yield item
+            if isinstance(self.then, BaseException):
+                raise self.then
+            if self.then == "hang":
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancels += 1
+            raise
+        finally:
+            await asyncio.sleep(0.01)  # a clean-up that takes its time
+            self.cleaned.set()
+
+
+def test_items_come_in_order_on_the_calling_thread(loop: LoopThread) -> None:
+    taken: list[tuple[object, str]] = []
+    source = Source(1, None, "three", 0)
+    here = threading.current_thread().name
+    loop.drain(source(), lambda item: taken.append((item, threading.current_thread().name)))
+    assert taken == [(1, here), (None, here), ("three", here), (0, here)]
+    assert source.thread == "test-loop"
+    assert source.cleaned.is_set()
+    assert list(loop.iterate(Source(1, None, 3)())) == [1, None, 3]
+    assert list(loop.iterate(Source()())) == []
+
+
+def test_ticks_come_while_nothing_else_does(loop: LoopThread) -> None:
+    ticks: list[str] = []
+
+    async def slow() -> AsyncGenerator[int, None]:
+        while not ticks:
+            await asyncio.sleep(0.01)
+        yield 1
+
+    loop.drain(slow(), lambda _item: None, lambda: ticks.append(threading.current_thread().name))
+    assert ticks == [threading.current_thread().name]
+
+
+def test_an_error_comes_once_and_after_the_items(loop: LoopThread) -> None:
+    taken: list[object] = []
+    with pytest.raises(ValueError, match="broken"):
+        loop.drain(Source(1, 2, then=ValueError("broken"))(), taken.append)
+    assert taken == [1, 2]
+    items = loop.iterate(Source(1, then=ValueError("broken"))())
+    assert next(items) == 1
+    with pytest.raises(ValueError, match="broken"):
+        next(items)
+    assert list(items) == []
+
+
+def test_an_error_while_taking_stops_the_source_and_waits_for_its_clean_up(
+    loop: LoopThread,
+) -> None:
+    source = Source(1, 2, then="hang")
+
+    def take(item: object) -> None:
+        if item == 2:
+            raise RuntimeError("the display broke")
+
+    with pytest.raises(RuntimeError, match="the display broke"):
+        loop.drain(source(), take)
+    assert (source.cancels, source.cleaned.is_set()) == (1, True)
+
+
+def test_leaving_a_for_loop_stops_the_source_and_waits_for_its_clean_up(loop: LoopThread) -> None:
+    source = Source(1, 2, 3, then="hang")
+    for item in loop.iterate(source()):
+        if item == 2:
+            break
+    assert (source.cancels, source.cleaned.is_set()) == (1, True)
+
+
+def test_a_source_that_is_never_begun_costs_nothing(loop: LoopThread) -> None:
+    source = Source(1)
+    items = loop.iterate(source())
+    items.close()  # type: ignore[attr-defined]
+    assert source.thread == ""
+
+
+def test_a_long_clean_up_goes_on_in_the_background_and_is_cancelled_only_once(
+    loop: LoopThread,
+) -> None:
+    cancels, release, done = [], threading.Event(), threading.Event()
+
+    async def stubborn() -> AsyncGenerator[int, None]:
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            while not release.is_set():
+                try:
+                    await asyncio.sleep(0.01)
+                except asyncio.CancelledError:
+                    cancels.append("again")
+            done.set()
+
+    began = time.monotonic()
+    for _item in loop.iterate(stubborn()):
+        break
+    assert GRACE_S * 0.9 < time.monotonic() - began < 1
+    assert not done.is_set()
+    release.set()
+    assert done.wait(5)
+    assert cancels == []
+
+
+def test_run_gives_the_result_or_the_error(loop: LoopThread) -> None:
+    async def give(value: object) -> object:
+        await asyncio.sleep(0)
+        return value
+
+    async def fail() -> None:
+        raise KeyError("no")
+
+    assert loop.run(give(3)) == 3
+    assert loop.run(give(None)) is None
+    with pytest.raises(KeyError, match="no"):
+        loop.run(fail())
+
+
+def test_run_works_inside_a_running_loop(loop: LoopThread) -> None:
+    async def cell() -> list[object]:
+        return list(loop.iterate(Source(1, 2)()))
+
+    assert asyncio.run(cell()) == [1, 2]
+
+
+def test_closing_ends_the_thread_and_the_next_use_starts_another() -> None:
+    loop = LoopThread("test-loop")
+    loop.close()  # nothing was started
+    for _ in range(3):
+        assert list(loop.iterate(Source(1)())) == [1]
+        thread = next(t for t in threading.enumerate() if t.name == "test-loop")
+        assert thread.daemon
+        loop.close()
+        assert not thread.is_alive()
+    loop.close()
+
+
+def test_closing_ends_what_another_thread_waits_for() -> None:
+    loop, source = LoopThread("test-loop"), Source(1, then="hang")
+    taken, ended = threading.Event(), []
+
+    def wait() -> None:
+        try:
+            loop.drain(source(), lambda _item: taken.set())
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert taken.wait(5)
+    loop.close()
+    thread.join(5)
+    assert (ended, source.cleaned.is_set()) == (["cancelled"], True)
+
+
+def test_two_hundred_short_drains_leave_nothing(loop: LoopThread) -> None:
+    threads = set()
+    for number in range(200):
+        taken: list[object] = []
+        loop.drain(Source(number)(), taken.append)
+        assert taken == [number]
+        threads.add(threading.active_count())
+    assert len(threads) == 1
+
+
+def test_several_threads_use_it_at_once(loop: LoopThread) -> None:
+    results: dict[int, list[object]] = {}
+
+    def use(number: int) -> None:
+        results[number] = list(loop.iterate(Source(*[number] * 50)()))
+
+    threads = [threading.Thread(target=use, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert results == {n: [n] * 50 for n in range(8)}
+
+
+# -- from another loop ----------------------------------------------------------------------------
+
+
+def test_relay_gives_the_items_to_another_loop(loop: LoopThread) -> None:
+    async def cell() -> list[object]:
+        return [item async for item in loop.relay(Source(1, None, 3)())]
+
+    assert asyncio.run(cell()) == [1, None, 3]
+
+
+def test_relay_raises_the_error_after_the_items(loop: LoopThread) -> None:
+    async def cell() -> None:
+        items = loop.relay(Source(1, then=ValueError("broken"))())
+        assert await anext(items) == 1
+        with pytest.raises(ValueError, match="broken"):
+            await anext(items)
+
+    asyncio.run(cell())
+
+
+def test_cancelling_the_cell_closes_the_source(loop: LoopThread) -> None:
+    source = Source(1, then="hang")
+
+    async def read(seen: asyncio.Event) -> None:
+        async with contextlib.aclosing(loop.relay(source())) as items:
+            async for _item in items:
+                seen.set()
+
+    async def cell() -> None:
+        seen = asyncio.Event()
+        task = asyncio.create_task(read(seen))
+        await seen.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (source.cancels, source.cleaned.is_set()) == (1, True)
+
+    asyncio.run(cell())
+
+
+def test_leaving_an_async_for_loop_closes_the_source(loop: LoopThread) -> None:
+    source = Source(1, 2, then="hang")
+
+    async def cell() -> None:
+        async with contextlib.aclosing(loop.relay(source())) as items:
+            async for _item in items:
+                break
+        assert source.cleaned.is_set()
+
+    asyncio.run(cell())
+
+
+def test_arun(loop: LoopThread) -> None:
+    async def give(value: object) -> object:
+        await asyncio.sleep(0.01)
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    async def cell() -> None:
+        assert await asyncio.gather(*(loop.arun(give(n)) for n in (1, None, 3))) == [1, None, 3]
+        with pytest.raises(ValueError, match="broken"):
+            await loop.arun(give(ValueError("broken")))
+
+    asyncio.run(cell())

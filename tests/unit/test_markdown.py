@@ -1,0 +1,292 @@
+"""The HTML made from a model's words: harmless whatever they are, and as they were meant."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_magic import markdown
+from llm_magic.markdown import CodeBlock, code_blocks, escape_pre, render, render_code
+from tests.payloads import payloads, violations
+
+_FRAGMENTS = [*"`~*_[]()<>!#-+|\\$\"'&;:=/{}\n\t a1", "\n\n", "    ", "> ", "- ", "1. ", "|-|\n"]
+_FRAGMENTS += [
+    "```python\n",
+    "~~~",
+    "$$",
+    "\\[",
+    "\\]",
+    "\\(",
+    "\\)",
+    "\\href{",
+    "\\begin{",
+    "&#60;",
+]
+_FRAGMENTS += ["<script>", "onerror=x", "javascript:", "http://a.b/", "![a](http://x)", "[r]: "]
+_FRAGMENTS += ["\0", "\ud800", "\udc00", "\u202e", "\x85", "\r\n", *payloads().values()]
+_SOUP = st.lists(st.sampled_from(_FRAGMENTS), max_size=40).map("".join)
+
+
+def _body(text: str) -> str:
+    """Return what `render` puts into its frame."""
+    return render(text).removeprefix('<div class="mathjax_ignore tex2jax_ignore">\n')[
+        : -len("</div>\n")
+    ]
+
+
+def _formulas(text: str) -> list[str]:
+    return re.findall(r'<(?:span|div) class="mathjax_process[^>]*>([^<]*)</', render(text))
+
+
+# Safety
+
+
+@pytest.mark.parametrize("name", payloads())
+def test_a_hostile_text_becomes_harmless_html(name: str) -> None:
+    text = payloads()[name]
+    assert violations(render(text)) == []
+    assert violations(escape_pre(text)) == []
+    for language in ("html", "python", text):
+        assert violations(render_code(text, language)) == []
+    for block in code_blocks(text):
+        assert re.fullmatch(r"[a-z0-9+#-]*", block.language)
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<img>",
+        "<p onclick='x'>",
+        "<p class='x'>",
+        "<a href='javascript:x'>",
+        "<pre style='background:url(x)'>",
+        "<p></div>",
+        "<!-- x -->",
+        r"<span class='mathjax_process tex2jax_process'>\(\href{x}{y}\)</span>",
+    ],
+)
+def test_the_check_itself_finds_what_is_not_allowed(html: str) -> None:
+    assert violations(html)
+
+
+@given(st.one_of(st.text(), _SOUP))
+@settings(deadline=None)
+def test_any_text_becomes_harmless_html(text: str) -> None:
+    html = render(text)
+    assert violations(html) == []
+    assert html == render(text)
+    html.encode()
+
+
+@given(st.one_of(st.text(), _SOUP), st.text())
+@settings(deadline=None)
+def test_any_code_becomes_harmless_html(code: str, language: str) -> None:
+    assert violations(render_code(code, language) + escape_pre(code)) == []
+    for block in code_blocks(code):
+        assert violations(render_code(block.code, block.language)) == []
+
+
+@pytest.mark.parametrize(
+    "unit", ["`", "[", "![", "[a](", "<", "*a_ ", "> ", "$$ a\n", "\\(", "\\[ a\n", "|\n", "```\n"]
+)
+def test_the_time_grows_no_faster_than_the_text(unit: str) -> None:
+    def once(size: int) -> float:
+        # Of this thread alone: others, left over from other tests, spin on the same clock.
+        started = time.thread_time()
+        render(unit * (size // len(unit)))
+        return time.thread_time() - started
+
+    def seconds(size: int) -> float:
+        # The best of three: a garbage collection of everything that torch imports takes half a second.
+        return min(once(size) for _ in range(3))
+
+    assert seconds(40_000) < 12 * seconds(10_000) + 0.05
+
+
+def test_a_lexer_that_gets_lost_is_stopped() -> None:
+    code = "\n " * 9_000  # Pygments' Python lexer needs about 10 s for this
+    started = time.thread_time()
+    html = render(f"```python\nx = 1{code}\ny = 2\n```\n" + "```c\n" + "\n" * 9_000 + "```")
+    assert time.thread_time() - started < 5
+    assert "y = 2" in html
+
+
+def test_importing_it_imports_no_parser() -> None:
+    code = "import sys, llm_magic.markdown as m; print(*sys.modules)\nm.render('x'); print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = (line.split() for line in run.stdout.splitlines())
+    assert not {"markdown_it", "mdit_py_plugins", "pygments", "IPython"} & set(before)
+    assert "markdown_it" in after
+
+
+# Links and pictures
+
+
+def test_links_go_to_the_web_or_nowhere() -> None:
+    html = _body("[a](https://a.b/c?d=1&e#f) <mailto:me@a.b> [b](/lab/tree/x) [c](//evil.example)")
+    assert html.count("<a ") == 2
+    assert (
+        '<a href="https://a.b/c?d=1&amp;e#f" rel="noopener noreferrer nofollow" target="_blank">a</a>'
+        in html
+    )
+    assert "[b](/lab/tree/x) [c](//evil.example)" in html
+    assert "href=" not in _body("[a](http://'/x) [b](https://bank.example@evil.example/)")
+    assert 'href="http://xn--bcher-kva.example/"' in _body("<http://bücher.example/>")
+    assert _body("[a]() http://a.b") == "<p>a http://a.b</p>\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["![a cat](http://evil.example/x?q=1)", "![a cat][r]\n\n[r]: http://evil.example/x?q=1"]
+)
+def test_a_picture_becomes_a_link_that_names_its_host(text: str) -> None:
+    html = _body(text)
+    assert '<a href="http://evil.example/x?q=1" ' in html
+    assert ">a cat (image: evil.example)</a>" in html
+
+
+def test_a_picture_in_a_link_becomes_text() -> None:
+    html = _body("[![logo](http://i.example/x.png)](http://a.example)")
+    assert html.count("<a ") == 1
+    assert ">logo (image: i.example)</a>" in html
+
+
+# Formulas
+
+
+@pytest.mark.parametrize(
+    ("text", "formulas"),
+    [
+        (r"Let $a_1*b_2*c_3 < d$ be", [r"\(a_1*b_2*c_3 &lt; d\)"]),
+        (r"Let \(a_i \\ b_i\) be", [r"\(a_i \\ b_i\)"]),
+        (r"So $$x_1 * y * z$$ follows", [r"\[x_1 * y * z\]"]),
+        (r"So \[ x_1 * y * z \] follows", [r"\[ x_1 * y * z \]"]),
+        ("Then\n\\[\na\n=\nb \\\\[2pt]\n- c\n\\]\nand", ["\\[\na\n=\nb \\\\[2pt]\n- c\n\\]"]),
+        ("$$\na\n---\n& b\n$$", ["\\[\na\n---\n&amp; b\n\\]"]),
+        ("> $$\n> a\n> $$", ["\\[\na\n\\]"]),
+        ("- so\n  \\[\n  a\n  \\]\n- $b$", ["\\[\na\n\\]", r"\(b\)"]),
+        ("| $a$ | \\(b\\) |\n|---|---|", [r"\(a\)", r"\(b\)"]),
+        (r"$\text{for } \mathbb{R}^n \,\{x\}$", [r"\(\text{for } \mathbb{R}^n \,\{x\}\)"]),
+        (
+            r"$$\begin{aligned} a &= b \end{aligned} \label{x}$$",
+            [r"\[\begin{aligned} a &amp;= b \end{aligned} \]"],
+        ),
+        (r"**$x$** and *\(y\)*", [r"\(x\)", r"\(y\)"]),
+        ("It costs $5 and $10, or $7/month, 3$ and 4$ (US$).", []),
+        (r"It costs \$5 or \$6, $ x $, $$$$ and $", []),
+        ("`$x$` and ``\\(y\\)``\n\n    $z$\n\n```\n$w$\n```", []),
+        ("$$\nunclosed\n\nnext $$", []),
+        (r"\\(x\\) and \[y", []),
+    ],
+)
+def test_formulas_survive_markdown(text: str, formulas: list[str]) -> None:
+    assert _formulas(text) == formulas
+
+
+@pytest.mark.parametrize(
+    "tex",
+    [
+        r"\href{javascript:x}{y}",
+        r"\begin{html}x\end{html}",
+        r"\begin {align}x\end {align}",
+        r"\unknown x",
+        r"\\\def\x{y}",
+        "x" * 6_000,
+    ],
+)
+def test_a_formula_of_unknown_commands_is_shown_as_its_source(tex: str) -> None:
+    assert _body(f"Let ${tex}$ be") == f"<p>Let <code>\\({tex}\\)</code> be</p>\n"
+    assert _formulas(f"$$\n{tex}\n$$") == []
+    assert f"\n{tex}\n" in _body(f"$$\n{tex}\n$$")
+
+
+# Text and code
+
+
+def test_what_markdown_means_is_there() -> None:
+    html = _body("# T\n\na **b** ~~c~~\n\n3. d\n\n|e|f|\n|-|-:|\n|g|h|\n\n> i\n\n---\n")
+    for part in (
+        "<h1>T</h1>",
+        "<strong>b</strong> <s>c</s>",
+        '<ol start="3">',
+        '<th style="text-align:left">e</th>',
+        '<td style="text-align:right">h</td>',
+        "<blockquote>\n<p>i</p>",
+        "<hr />",
+    ):
+        assert part in html
+
+
+def test_code_is_coloured_by_jupyterlabs_theme() -> None:
+    html = render_code("def f(x):\n    return '<b>' # c\n", "Python")
+    assert '<code class="language-python" ' in html
+    assert '<span style="color:var(--jp-mirror-editor-keyword-color, #158515)">def</span>' in html
+    assert "&lt;b&gt;" in html
+    assert render("```python\ndef f(x):\n    return '<b>' # c\n```").count(html) == 1
+
+
+@pytest.mark.parametrize("language", sorted(markdown._LANGUAGES))
+def test_every_language_has_a_lexer_and_keeps_the_code(language: str) -> None:
+    code = '\n\n<?php x = "a" + 1; # b\n/* c */ if (d) { e(f); }\n\n'
+    html = render_code(code, language)
+    text = re.sub("<[^>]+>", "", html).replace("&lt;", "<").replace("&gt;", ">")
+    assert text == f"{code}\n"
+
+
+@pytest.mark.parametrize("language", ["", "klingon", "mermaid", "python" * 9, "x y", 'a"b'])
+def test_an_unknown_language_is_plain(language: str) -> None:
+    assert "<span" not in render_code("def f(): pass", language)
+
+
+def test_very_long_code_is_plain() -> None:
+    assert "<span" not in render_code("x = 1\n" * 10_000, "python")
+    assert render("*a* " * 100_000).startswith("<pre")
+
+
+def test_an_unclosed_fence_is_a_block_already() -> None:
+    html = render("Look:\n```python\n# x")
+    assert html.count("<pre") == 1
+    assert "# x</span></code></pre>" in html
+
+
+def test_the_colours_are_readable_on_white_and_on_black() -> None:
+    for _, colour in markdown._COLOURS.values():
+        red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        linear = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)
+        ]
+        luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        assert 1.05 / (luminance + 0.05) > 4, colour
+        assert (luminance + 0.05) / 0.05 > 4, colour
+
+
+def test_plain_text_stays_as_it_is() -> None:
+    assert ">\n\n  *a*  <b>\n</pre>" in escape_pre("\n  *a*  <b>\n").replace("&lt;", "<").replace(
+        "&gt;", ">"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "blocks"),
+    [
+        ("Prose `x` only", []),
+        ("A:\n```python\nx = 1\n\ny = 2\n```\nB:\n~~~\nz\n~~~", [("python", "x = 1\n\ny = 2"), ("", "z")]),
+        ("````md\n```python\nx\n```\n````", [("md", "```python\nx\n```")]),
+        ("- a\n  ```sh\n  ls\n  ```", [("sh", "ls")]),
+        ("> ```C++\n> x\n> ```", [("c++", "x")]),
+        ("```python\nx = ", [("python", "x = ")]),
+        ("```{python}\nx\n```\n```js:a.js\nz\n```", [("python", "x"), ("js", "z")]),
+        ("```Python title='a'\ny\n```", [("python", "y")]),
+        ("Code:\n\n    x = 1\n", [("", "x = 1")]),
+        ("    x = 1\n\n```\ny\n```", [("", "y")]),
+        ("```\"><script>\nx\n```", [("", "x")]),
+        ("$$\n```\nx\n```\n$$", []),
+    ],
+)  # fmt: skip
+def test_code_blocks(text: str, blocks: list[tuple[str, str]]) -> None:
+    assert code_blocks(text) == [CodeBlock(*block) for block in blocks]

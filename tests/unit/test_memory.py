@@ -1,0 +1,163 @@
+"""Does it fit: read from file headers and figures, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from llm_magic.backends.local import memory
+from llm_magic.errors import DoesNotFit
+from llm_magic.units import human_bytes
+
+
+def write_header(file: Path, tensors: dict[str, tuple[str, list[int]]]) -> None:
+    """Write a file with a header and no data: what is read is the header alone."""
+    header = {
+        name: {"dtype": dtype, "shape": shape, "data_offsets": [0, 0]}
+        for name, (dtype, shape) in tensors.items()
+    }
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+def test_weights_are_counted_from_real_files(tmp_path: Path) -> None:
+    save_file(
+        {"a": np.zeros((3, 4), np.float32), "b": np.zeros(5, np.float16)},
+        tmp_path / "model-1.safetensors",
+    )
+    save_file({"c": np.zeros((2, 2), np.int64)}, tmp_path / "model-2.safetensors")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 1000)
+    assert memory.weight_bytes(tmp_path, "auto", "none") == 3 * 4 * 4 + 5 * 2 + 4 * 8
+    assert memory.weight_bytes(tmp_path, "float32", "none") == 3 * 4 * 4 + 5 * 4 + 4 * 8
+    assert memory.weight_bytes(tmp_path, "bfloat16", "none") == 3 * 4 * 2 + 5 * 2 + 4 * 8
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [("F64", 8), ("F32", 4), ("F16", 2), ("BF16", 2), ("F8_E4M3", 1), ("I64", 8), ("I32", 4),
+     ("I8", 1), ("U8", 1), ("BOOL", 1)],
+)  # fmt: skip
+def test_every_number_format_has_its_size(tmp_path: Path, dtype: str, size: int) -> None:
+    write_header(tmp_path / "x.safetensors", {"t": (dtype, [10, 10]), "scalar": (dtype, [])})
+    assert memory.weight_bytes(tmp_path, "auto", "none") == 101 * size
+    if dtype[0] in "FB" and dtype != "BOOL":
+        assert memory.weight_bytes(tmp_path, "bfloat16", "none") == 101 * 2
+    else:
+        assert memory.weight_bytes(tmp_path, "bfloat16", "none") == 101 * size
+
+
+def test_quantization_takes_matrices_but_not_embeddings_and_the_head(tmp_path: Path) -> None:
+    write_header(
+        tmp_path / "x.safetensors",
+        {
+            "model.embed_tokens.weight": ("BF16", [100, 64]),
+            "lm_head.weight": ("BF16", [100, 64]),
+            "layers.0.q_proj.weight": ("BF16", [64, 64]),
+            "layers.0.norm.weight": ("BF16", [64]),
+        },
+    )
+    kept = 2 * 100 * 64 * 2 + 64 * 2
+    assert memory.weight_bytes(tmp_path, "auto", "none") == kept + 4096 * 2
+    assert memory.weight_bytes(tmp_path, "auto", "8bit") == kept + int(4096 * (1 + 4 / 4096))
+    assert memory.weight_bytes(tmp_path, "auto", "4bit") == kept + int(4096 * (0.5 + 1 / 16))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x01\x02", struct.pack("<Q", 2**60) + b"{}"])
+def test_a_damaged_file_counts_as_nothing_here(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.safetensors").write_bytes(content)
+    assert memory.weight_bytes(tmp_path, "auto", "none") == 0
+
+
+CONFIG: dict[str, Any] = {
+    "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+    "hidden_size": 576, "max_position_embeddings": 8192,
+}  # fmt: skip
+
+
+def test_the_cache_of_a_usual_conversation() -> None:
+    usual = 2 * 30 * 3 * 64 * 2048
+    assert memory.kv_bytes(CONFIG, "auto") == usual * 2
+    assert memory.kv_bytes(CONFIG, "float32") == usual * 4
+    assert memory.kv_bytes({"text_config": CONFIG, "vision_config": {}}, "auto") == usual * 2
+    assert memory.kv_bytes({**CONFIG, "head_dim": 128}, "auto") == usual * 4
+    assert memory.kv_bytes({**CONFIG, "num_key_value_heads": None}, "auto") == usual * 6
+    assert memory.kv_bytes({**CONFIG, "max_position_embeddings": 512}, "auto") == usual // 2
+    assert memory.kv_bytes({}, "auto") == 0
+
+
+def test_what_is_needed_is_more_than_the_weights() -> None:
+    assert memory.needed_bytes(0, 0) == 64 << 20
+    assert memory.needed_bytes(10**10, 10**9) == int(1.03e10) + 10**9 + (64 << 20)
+
+
+def test_what_fits_is_let_through() -> None:
+    memory.check_fit("m", 10**9, 10**9, "cpu", "none")
+
+
+@pytest.mark.parametrize(
+    ("device", "quantization", "needed", "free", "message"),
+    [
+        ("cpu", "none", 14.2e9, 9e9,
+         "m needs about 14.2 GB on cpu, 9.0 GB are free. Try -q 8bit (about 8.5 GB),"
+         " a smaller model, or free memory with %llm_unload."),
+        ("cuda:0", "none", 14.2e9, 8e9,
+         "m needs about 14.2 GB on cuda:0, 8.0 GB are free. Try -q 4bit (about 5.7 GB),"
+         " -d cpu, a smaller model, or free memory with %llm_unload."),
+        ("cpu", "4bit", 6e9, 4e9,
+         "m needs about 6.0 GB on cpu, 4.0 GB are free. Try"
+         " a smaller model, or free memory with %llm_unload."),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_said_with_what_to_try(
+    device: str, quantization: str, needed: float, free: float, message: str
+) -> None:
+    with pytest.raises(DoesNotFit) as caught:
+        memory.check_fit("m", int(needed), int(free), device, quantization)
+    assert str(caught.value) == message
+
+
+def test_the_process_knows_what_it_holds() -> None:
+    before = memory.memory_use().process
+    block = bytearray(b"x") * (64 << 20)
+    assert memory.memory_use().process - before > 48 << 20
+    del block
+    memory.give_back()
+    assert memory.memory_use().process - before < 32 << 20
+    assert memory.free_bytes("cpu") > 0
+
+
+class Model:
+    """Stands for a model; what refers to it is named below."""
+
+
+held_by_this_module: Model | None = None
+
+
+def test_holders_are_named() -> None:
+    global held_by_this_module
+    model = Model()
+    assert memory.holders(model) == ()
+    held_by_this_module = model
+    assert memory.holders(model) == (f"a variable of {__name__}",)
+    held_by_this_module = None
+    box = [model]
+    assert memory.holders(model) == ("a list",)
+    assert memory.holders(model, ignore=[box]) == ()
+    owner = {"model": model}
+    assert memory.holders(model, ignore=[box]) == ("a dict",)
+    owner.clear()
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [(0, "0 kB"), (1500, "2 kB"), (269_060_000, "269 MB"), (999_999, "1000 kB"),
+     (14.2e9, "14.2 GB"), (-2e6, "-2 MB")],
+)  # fmt: skip
+def test_sizes_in_words(size: float, words: str) -> None:
+    assert human_bytes(size) == words

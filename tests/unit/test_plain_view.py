@@ -1,0 +1,74 @@
+"""Answers as plain text: for terminals, logs and ``--plain``."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+from llm_magic import display
+from llm_magic.display import PlainView
+from llm_magic.types import Chunk, FinishReason, Message, ModelInfo, Reply, Timing, Usage
+
+NOTEBOOK = cast(InteractiveShell, SimpleNamespace(kernel=object()))
+TERMINAL = cast(InteractiveShell, SimpleNamespace())
+INFO = ModelInfo("tiny", "local", size=1_000_000)
+DEFAULTS = {"quiet": None, "format": None, "plain": None}
+
+
+def reply(text: str, finish: FinishReason = "stop") -> Reply:
+    timing = Timing(0.1, 1.0, 30.0)
+    return Reply(text, "tiny", "local", finish, Usage(3, 2, 0), timing, (Message("user", "?"),))
+
+
+def test_plain_text_streams_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = display.view(TERMINAL, INFO, DEFAULTS, live=True)
+    answer.note(("{x} is not defined here",))
+    for text in ("Par", "is"):
+        answer.take(Chunk(text=text))
+    assert capsys.readouterr().out == "Note: {x} is not defined here\nParis"
+    answer.finish(reply("Paris"))
+    assert capsys.readouterr().out == (
+        "\n[tiny · 3 → 2 tokens · first after 0.10 s · 30 tokens/s · 1 MB]\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "finish", "end"),
+    [
+        ({"plain": True, "quiet": True}, "stop", "\n"),
+        ({"plain": True, "quiet": True}, "cancelled", "\n[stopped by you; not whole]\n"),
+        ({"format": "raw"}, "stop", "\n"),
+        ({"format": "raw", "quiet": True}, "truncated", "\n[broken off; not whole]\n"),
+    ],
+)
+def test_plain_text_can_go_without_a_footer(
+    values: dict[str, Any], finish: FinishReason, end: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = display.view(NOTEBOOK, INFO, {**DEFAULTS, **values}, live=True)
+    assert isinstance(answer, PlainView)
+    answer.take(Chunk(text="<b>Paris</b>"))
+    answer.finish(reply("<b>Paris</b>", finish))
+    assert capsys.readouterr().out == f"<b>Paris</b>{end}"
+
+
+def test_words_reach_a_terminal_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        """What was flushed is what is seen."""
+
+        seen = ""
+
+        def isatty(self) -> bool:
+            return True
+
+        def flush(self) -> None:
+            self.seen = self.getvalue()
+
+    monkeypatch.setattr("sys.stdout", terminal := Terminal())
+    answer = display.view(TERMINAL, INFO, DEFAULTS, live=True)
+    for text in ("Par", "is"):
+        answer.take(Chunk(text=text))
+        assert terminal.seen.endswith(text)

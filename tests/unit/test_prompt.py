@@ -1,0 +1,626 @@
+"""What `fill` and `to_text` promise: values go in, and every other brace stays byte for byte."""
+
+from __future__ import annotations
+
+import json
+import linecache
+import subprocess
+import sys
+import time
+from collections import ChainMap
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from llm_magic.errors import PromptError
+from llm_magic.prompt import Filled, fill, to_text
+from llm_magic.types import Reply, Timing, Usage
+
+
+class Broken:
+    """Everything about it raises."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text\nat all")
+
+    @property
+    def prop(self) -> str:
+        raise RuntimeError("first line\nsecond line")
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("not even this")
+
+
+def raise_(error: BaseException) -> None:
+    raise error
+
+
+NAMES: dict[str, Any] = {
+    "name": "Ada",
+    "other": "OTHER",
+    "a": 1,
+    "b": 2,
+    "x": 3,
+    "y": 4,
+    "i": 5,
+    "n": 6,
+    "train": "TRAIN",
+    "d": {"k": "v", "}": "brace", "it's": "quoted", 7: "seven"},
+    "xs": [10, 20, 30],
+    "obj": SimpleNamespace(attr=SimpleNamespace(deep="DEEP"), _private="private"),
+    "f": lambda *args, **named: f"{args}{named}",
+    "table": {("r", 0): "cell"},
+    "broken": Broken(),
+    "raise_": raise_,
+    "_": "last",
+    "__name__": "__main__",
+    "__builtins__": {},
+}
+
+
+def text_of(template: str) -> str:
+    return fill(template, NAMES).text
+
+
+# --- references
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{name}", "Ada"),
+        ("Hello {name}, {name}!", "Hello Ada, Ada!"),
+        ("{name}{other}", "AdaOTHER"),
+        ("{obj.attr.deep}", "DEEP"),
+        ("{obj._private}", "private"),
+        ('{d["k"]}', "v"),
+        ("{d['k']}", "v"),
+        ("{d[7]}", "seven"),
+        ('{d["}"]}', "brace"),
+        ('{d["it\'s"]}', "quoted"),
+        (r"{d['it\'s']}", "quoted"),
+        ("{xs[0]}", "10"),
+        ("{xs[-1]}", "30"),
+        ("{xs[1:]}", "[20, 30]"),
+        ("{xs[::-1]}", "[30, 20, 10]"),
+        ("{xs[a]}", "20"),
+        ("{xs[-a]}", "30"),
+        ('{table["r", 0]}', "cell"),
+        ("{name.upper()}", "ADA"),
+        ('{name.replace("A", other)}', "OTHERda"),
+        ("{name.upper().lower()[0]}", "a"),
+        ("{f(a, -1, 1.5, None, k=xs[0])}", "(1, -1, 1.5, None){'k': 10}"),
+        ("{f([a, 'z'], (1, 2))}", "([1, 'z'], (1, 2)){}"),
+        ("{f()}", "(){}"),
+        ("{_}", "last"),
+        ("report_{name}.csv", "report_Ada.csv"),
+        ("issue #{a}", "issue #1"),
+        (r"line\n{name}\t{name}", r"line\nAda\tAda"),
+        (r"C:\data\{name}", r"C:\data\Ada"),
+        ('{"a": {"b": {name}}}', '{"a": {"b": Ada}}'),
+        ("{{name} {", "{Ada {"),
+        ("Solve $x + {a} = {b}$", "Solve $x + 1 = 2$"),
+        ("f'(x) = {a} and f'(0)", "f'(x) = 1 and f'(0)"),
+    ],
+)
+def test_reference_becomes_its_value(template: str, expected: str) -> None:
+    assert text_of(template) == expected
+
+
+def test_used_lists_the_references_once_in_order() -> None:
+    filled = fill('{d["k"]} {name} {{other}} {d["k"]}', NAMES)
+    assert filled == Filled("v Ada {other} v", ('d["k"]', "name"), ())
+
+
+def test_any_mapping_will_do() -> None:
+    assert fill("{a}{b}", ChainMap({"a": "1"}, {"b": "2"})).text == "12"
+
+
+def test_inserted_values_are_never_scanned() -> None:
+    names = {"one": "{two} {{two}} \\frac{", "two": "{one}"}
+    assert fill("{one}|{two}|{one}", names).text == f"{names['one']}|{{one}}|{names['one']}"
+
+
+# --- what stays
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "",
+        "{}",
+        "{0}",
+        "{ name }",
+        "{name }",
+        "{\nname}",
+        "{name\n}",
+        "{name",
+        "name}",
+        "{name!r}",
+        "{a:.2f}",
+        "{a=}",
+        "{a:b}",
+        "{a, b}",
+        "{a: b}",
+        "{a - b}",
+        "{-a}",
+        "{a or b}",
+        "{a if b else x}",
+        "{*xs}",
+        "{**d}",
+        "{a for a in xs}",
+        "{a: b for a in xs}",
+        "{f(x for x in xs)}",
+        "{f(*xs)}",
+        "{f(**d)}",
+        "{f(lambda: a)}",
+        "{f(nothere)}",
+        "{xs[nothere]}",
+        "{f(a := b)}",
+        "{f(a < b)}",
+        "{f({1})}",
+        "{(name)}",
+        "{'name'}",
+        '{b"x".upper()}',
+        '{a."x"}',
+        "{name.}",
+        "{name.class}",
+        "{name..upper}",
+        "{xs[0}",
+        '{d["k]}',
+        '{d["\\d"]}',
+        '{d["\0"]}',
+        '{d["\ud800"\ud800]}',
+        "{a[1or 2]}",
+        "{len(xs)}",
+        "{print}",
+        "{True}",
+        "{__name__}",
+        "{__builtins__}",
+        "{__class__.x}",
+        '{"name": "Ada", "n": {"a": 1}}',
+        "{'a': [1, 2, {}]}",
+        "{k: v for k, v in d.items()}",
+        "${name} ${{name}} ${{ name }} `${name}`",
+        "{{ name }} {{name|upper}} {% if name %} {{nothere}} {{{name}}} {{{{name}}}}",
+        "body {color: red} a{b:c}",
+        "fn main() { let x = 1; }",
+    ],
+)
+def test_other_braces_stay(template: str) -> None:
+    assert fill(template, NAMES).text == template
+    assert fill(template, NAMES).used == ()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        r"\frac{a}{b}",
+        r"\sqrt[3]{x}",
+        r"\dfrac*{a}{b}",
+        r"\sum_{i=1}^{n} x_{i}^{n}",
+        r"\sum_{i}^{n}",
+        r"\mathbf{x}_{i}",
+        r"\begin{x}\end{x}",
+        r"\frac{1}{1+{x}} \frac{{x}}{2}",
+        r"\newcommand{\a}[1]{a{b}}",
+        "x_{i} = y_{n}",
+        "10^{n} e^{x}",
+        "the $loss_{train}$ and $$loss_{train}$$",
+        r"\d{n} \u{a} \{a, b\}",
+        r"\\frac{a}{b}",
+    ],
+)
+def test_latex_stays(template: str) -> None:
+    assert text_of(template) == template
+    assert text_of(template + " {name}") == template + " Ada"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (r"\textbf{Hi} {name}", r"\textbf{Hi} Ada"),
+        (r"why does \frac{ fail, {name}?", r"why does \frac{ fail, Ada?"),
+        ("at $5 for loss_{train}, or $6", "at $5 for loss_TRAIN, or $6"),
+        ("{name}_{other}^2", "Ada_OTHER^2"),
+        ("^{name}", "^Ada"),
+    ],
+)
+def test_latex_ends_where_it_ends(template: str, expected: str) -> None:
+    assert text_of(template) == expected
+
+
+@pytest.mark.parametrize(
+    "literal",
+    [
+        'f"{x}"',
+        "f'{x}'",
+        'F"a {x} b {y}"',
+        'rf"{x}\\"{y}"',
+        'fr"{x}"',
+        'f"{d["k"]} {x}"',
+        "f'{d['k']} {x}'",
+        'f"{x:{y}}"',
+        'f"{{name}}"',
+        'f"""\n{x}\n"{y}" """',
+        "f'''{x}\n'''",
+    ],
+)
+def test_f_strings_stay(literal: str) -> None:
+    template = f"print({literal})"
+    assert text_of(template) == template
+    assert text_of(template + " {name}") == template + " Ada"
+
+
+@pytest.mark.parametrize("template", ['if"{a}"', '"{a}"', 'f"{a}', 'f """{a}"""'])
+def test_what_is_no_f_string_is_filled(template: str) -> None:
+    assert text_of(template) == template.replace("{a}", "1")
+
+
+@pytest.mark.parametrize("ref", ["name", 'd["k"]', 'd["missing"]', "xs[0:1]", "name.__class__"])
+def test_double_braces_are_a_literal(ref: str) -> None:
+    assert fill(f"<{{{{{ref}}}}}>", NAMES) == Filled(f"<{{{ref}}}>")
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    ("ref", "error"),
+    [
+        ('d["z"]', "KeyError: 'z'"),
+        ("xs[9]", "IndexError: list index out of range"),
+        ("name.nope", "AttributeError: 'str' object has no attribute 'nope'"),
+        ("name()", "TypeError: 'str' object is not callable"),
+        ("f(-name)", "TypeError: bad operand type for unary -: 'str'"),
+        ("broken.prop", "RuntimeError: first line"),
+        ("broken", "ValueError: no text"),
+    ],
+)
+def test_error_names_the_reference_in_one_line(ref: str, error: str) -> None:
+    with pytest.raises(PromptError) as caught:
+        text_of(f"before {{{ref}}} after")
+    advice = "Fix the name, write {{…}} for a literal, or use --raw"
+    assert str(caught.value) == f"{{{ref}}}: {error}. {advice}"
+    assert caught.value.__context__ is None
+    assert "Traceback" in caught.value.details
+
+
+def test_error_that_cannot_be_printed() -> None:
+    with pytest.raises(PromptError, match="Unprintable"):
+        fill("{raise_(error)}", {**NAMES, "error": Unprintable()})
+
+
+def test_syntax_error_of_the_users_code() -> None:
+    error = SyntaxError("bad", ("file", 1, 1, "code", 1, 2))
+    with pytest.raises(PromptError, match=r"^\{raise_\(error\)\}: SyntaxError: bad\. Fix"):
+        fill("{raise_(error)}", {**NAMES, "error": error})
+
+
+def test_interrupt_passes() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fill("{raise_(error)}", {**NAMES, "error": KeyboardInterrupt()})
+
+
+@pytest.mark.parametrize(
+    "ref", ["name.__class__", "f(name.__class__)", "xs.__len__()", "f(__name__)", "obj.a[b.__x__]"]
+)
+def test_dunder_access_is_refused(ref: str) -> None:
+    with pytest.raises(PromptError) as caught:
+        text_of(f"{{{ref}}}")
+    assert str(caught.value).startswith(f"{{{ref}}}: __")
+    assert f"write {{{{{ref}}}}} for a literal, or use --raw" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_dunder_access_on_an_unknown_name_is_text() -> None:
+    assert text_of("{nothere.__class__}") == "{nothere.__class__}"
+
+
+# --- notes
+
+
+@pytest.mark.parametrize(
+    ("template", "note"),
+    [
+        ("Hi {nmae}!", "{nmae} is not defined here; left as it is. Did you mean name?"),
+        ('say "{qqqq}".', "{qqqq} is not defined here; left as it is."),
+        ("{name} and {nmae}", "{nmae} is not defined here; left as it is. Did you mean name?"),
+        ("{nmae}\n", "{nmae} is not defined here; left as it is. Did you mean name?"),
+        ("```\ncode\n```\n{qqqq}", "{qqqq} is not defined here; left as it is."),
+        ("{a:.2f}", "{a:.2f} is left as it is: put the formatted value in a variable"),
+        ("{name!r}", "{name!r} is left as it is: put the formatted value in a variable"),
+        ("${a}", "${a} is left as it is, as in shell code; $ {a} is filled"),
+    ],
+)
+def test_note_says_what_was_left(template: str, note: str) -> None:
+    assert fill(template, NAMES).notes == (note,)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{q} {0} {} { nmae } {{nmae}} {nmae.x} {_nmae}",
+        '{"k": {nmae}}',
+        "x = {nmae}",
+        "`{nmae}`",
+        "```\n{nmae}\n```",
+        "call.{nmae}[0] {nmae}[0]",
+        "{nmae};",
+        "<b>{nmae}</b>",
+        "import {nmae} from 'react';",
+        r"\frac{nmae}{nmae}",
+        'f"{nmae}"',
+        "${nmae} {nmae:.2f}",
+        "{None} {else}",
+        "{name}",
+    ],
+)
+def test_code_gets_no_note(template: str) -> None:
+    assert fill(template, NAMES).notes == ()
+
+
+def test_notes_are_few_and_unique() -> None:
+    notes = fill(" ".join(["{q1}", "{q1}", *(f"{{q{n}}}" for n in range(2, 20))]), NAMES).notes
+    assert len(notes) == 3
+    assert len(set(notes)) == 3
+
+
+# --- properties
+
+relaxed = settings(deadline=None)  # a busy machine is no failure
+words = st.sampled_from(["alpha", "beta", "i", "x1", "_p", "é", "for", "in", "f", "rf", "lambda"])
+marks = st.sampled_from([*"{}[]()\"'\\$^_.,:;=-+*!| \n\t0123", "{{", "}}", '"""', "\\frac"])
+soup = st.lists(words | marks | st.characters(), max_size=40).map("".join)
+jsons = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=10,
+).map(lambda value: json.dumps(value, indent=1))
+latex = st.builds("\\frac{{{}}}{{{}}}_{{{}}}".format, words, words, words)
+code = st.builds('{{{}: {} for {} in f"{{{}}}"}}'.format, words, words, words, words)
+braces = st.builds("{{{}}}".format, words)
+heavy = st.lists(soup | jsons | latex | code | braces, max_size=6).map("".join)
+# Names that no text above can spell, so that nothing in it is a reference.
+foreign = st.dictionaries(st.integers(0, 99).map("NAME_{}".format), st.text(), max_size=4)
+
+
+@relaxed
+@given(heavy, foreign)
+def test_text_without_a_known_name_passes_byte_for_byte(text: str, names: dict[str, str]) -> None:
+    filled = fill(text, names)
+    assert filled.text == text
+    assert filled.used == ()
+
+
+@relaxed
+@given(st.lists(st.tuples(heavy, st.sampled_from(["one", "two"])), max_size=5), heavy, heavy)
+def test_values_are_never_scanned_again(pieces: list[tuple[str, str]], one: str, two: str) -> None:
+    # A space and a line end keep what precedes from making LaTeX or an f-string of the reference.
+    names = {"one": one + "{two}{{one}}", "two": two + "{one}"}
+    template = "".join(f"{only_text(text)}\n {{{name}}}" for text, name in pieces)
+    expected = "".join(f"{only_text(text)}\n {names[name]}" for text, name in pieces)
+    assert fill(template, names).text == expected
+
+
+def only_text(text: str) -> str:
+    """Drop what may open something that ends only in a later piece."""
+    for opener in ("{", "[", '"""', "'''", "\\"):
+        text = text.replace(opener, "")
+    return text
+
+
+plain = st.text(st.characters(exclude_characters="{}\\$^_'\"fFrR["), max_size=20)
+references = st.sampled_from(
+    ["{name}", '{d["k"]}', "{xs[-1]}", "{obj.attr.deep}", "{name.upper()}"]
+)
+literals = st.sampled_from(["{{name}}", "{0}", "{}", '{"k": 1}', r"\frac{a}{b}", "{ a }", 'f"{a}"'])
+
+
+@relaxed
+@given(st.lists(plain | references | literals))
+def test_output_is_the_join_of_its_segments(segments: list[str]) -> None:
+    # A space apart, as a segment may change what its neighbour is: `_` or a second brace.
+    joined = " ".join(segments)
+    assert text_of(joined) == " ".join(text_of(segment) for segment in segments)
+
+
+hostile = st.sampled_from(
+    ["{x", "{broken", "{broken.prop", "{f(", "{xs[", "]", ")", "}", ".", "name", "__class__", "-"]
+)
+
+
+@relaxed
+@given(st.lists(hostile | marks | words | st.characters(), max_size=30).map("".join))
+def test_nothing_but_prompt_error_is_raised(text: str) -> None:
+    with suppress(PromptError):
+        assert isinstance(fill(text, NAMES), Filled)
+
+
+PIECES = r"""{ } {x {x' {x"{x' {x[ {x( {x. x_{ x^{ _{ \a{ \a[ \a{} $a_{ $ f" f"{ f"{f"} f"\"""\ ```
+{x:, \ a{ {x['{x["' {x.a.a.a.a.a.a.a.a.a.a.a.a} {x[x[x[x[x[x[x[x[x[x[x]]]]]]]]]]}"""
+
+
+@pytest.mark.parametrize("piece", [*PIECES.split(), "{nmae} ", "{x} ", "{x '{x' "])
+def test_time_grows_with_the_length_only(piece: str) -> None:
+    text = (piece * 100_000)[:100_000]
+    start = time.perf_counter()
+    with suppress(PromptError):
+        fill(text, {**NAMES, "x": "value"})
+    assert time.perf_counter() - start < 5  # a quadratic scan takes a minute and more
+
+
+# --- values as text
+
+
+class Colour(str, Enum):  # noqa: UP042 - the older spelling prints differently
+    RED = "red"
+
+
+class Point(BaseModel):
+    """A class with a source."""
+
+    x: int = 1
+
+
+@dataclass
+class Pair:
+    left: int
+    right: str
+
+
+def documented() -> int:
+    """Return one."""
+    return 1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("as {it} is\n", "as {it} is\n"),
+        (Colour.RED, "red"),
+        (1.5, "1.5"),
+        (None, "None"),
+        (b"\x00a", "b'\\x00a'"),
+        (Path("a/b"), str(Path("a/b"))),
+        ({"b": 1, "a": [2]}, "{'b': 1, 'a': [2]}"),
+        ((1,), "(1,)"),
+        (Pair(1, "r"), "Pair(left=1, right='r')"),
+        (Point(), "Point(x=1)"),
+        (len, "<built-in function len>"),
+        (int, "<class 'int'>"),
+    ],
+)
+def test_to_text(value: Any, text: str) -> None:
+    assert "".join([to_text(value)]) == text
+
+
+def test_long_containers_are_packed() -> None:
+    lines = to_text(list(range(1000))).splitlines()
+    assert len(lines) < 60
+    assert max(map(len, lines)) <= 100
+
+
+def test_reply_is_its_text() -> None:
+    reply = Reply("answer", "m", "local", "stop", Usage(), Timing(None, 1.0, None), ())
+    assert fill("{reply}", {"reply": reply}).text == "answer"
+
+
+def test_functions_and_classes_become_their_source() -> None:
+    assert to_text(documented) == 'def documented() -> int:\n    """Return one."""\n    return 1'
+    assert to_text(Broken().__str__).startswith("def __str__(self) -> str:\n    raise")
+    assert to_text(Pair) == "@dataclass\nclass Pair:\n    left: int\n    right: str"
+    assert "lambda: 1" in to_text(lambda: 1)  # the line it stands in
+
+
+@pytest.fixture
+def cells() -> Iterator[dict[str, Any]]:
+    """Run cells as IPython does: in ``__main__``, with their source in linecache only."""
+    broken = "class Cell(:\n"
+    first = "class Cell:\n    old = 1\n"
+    second = (
+        "import enum\n\n@(lambda c: c)\nclass Cell:\n    x = 1\n\ny = 2\ndef g():\n    return y\n"
+    )
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for number, source in enumerate((first, second, broken)):
+        key = f"<cell {number}>"
+        linecache.cache[key] = (len(source), None, source.splitlines(keepends=True), key)
+        if source is not broken:
+            exec(compile(source, key, "exec"), names)
+    yield names
+    for number in range(3):
+        del linecache.cache[f"<cell {number}>"]
+
+
+def test_source_of_notebook_cells(cells: dict[str, Any]) -> None:
+    assert to_text(cells["g"]) == "def g():\n    return y"
+    assert to_text(cells["Cell"]) == "@(lambda c: c)\nclass Cell:\n    x = 1"
+    exec("class Lost: pass\ndef lost(): pass", cells)
+    assert to_text(cells["Lost"]) == "<class '__main__.Lost'>"
+    assert to_text(cells["lost"]).startswith("<function lost at ")
+
+
+# --- tables and arrays
+
+pd: Any = pytest.importorskip("pandas")
+np: Any = pytest.importorskip("numpy")
+
+
+def test_small_frame_is_shown_whole() -> None:
+    frame = pd.DataFrame({"n": [1, 2], "s": ["x", "y"]})
+    assert to_text(frame) == "DataFrame, 2 rows × 2 columns\n   n  s\n0  1  x\n1  2  y"
+
+
+def test_large_frame_is_cut_in_every_direction() -> None:
+    frame = pd.DataFrame({f"c{n}": range(150) for n in range(100)})
+    frame["c99"] = "long " * 100
+    title, *lines = to_text(frame).splitlines()
+    assert title == "DataFrame, 150 rows × 100 columns"
+    assert len(lines) <= 22
+    assert max(map(len, lines)) < 250
+    assert "149" in lines[-1]
+    assert lines[-1].endswith("...")
+
+
+def test_frame_subclass_and_empty_frame() -> None:
+    class Special(pd.DataFrame):  # type: ignore[misc]
+        pass
+
+    assert to_text(Special({"a": [1]})).startswith("Special, 1 rows × 1 columns\n")
+    assert to_text(pd.DataFrame()).startswith("DataFrame, 0 rows × 0 columns\n")
+
+
+def test_series() -> None:
+    assert to_text(pd.Series([1, 2], name="n")) == "Series 'n', 2 values, int64\n0  1\n1  2"
+    title, *lines = to_text(pd.Series(["long " * 100] * 50)).splitlines()
+    assert title.startswith("Series, 50 values, ")
+    assert len(lines) <= 21
+    assert max(map(len, lines)) < 80
+
+
+def test_frame_in_a_prompt() -> None:
+    names = {"df": pd.DataFrame({"a": range(30), "b": 2})}
+    assert "30 rows × 2 columns" in fill("Look: {df}", names).text
+    assert "2 rows × 1 columns" in fill('{df[["a"]].head(2)}', names).text
+    assert fill('{df.loc[3, "a"]} {df.a.sum()} {df.shape[0]}', names).text == "3 435 30"
+    with pytest.raises(PromptError, match=r"^\{df\[\"c\"\]\}: KeyError: 'c'\. Fix the name"):
+        fill('{df["c"]}', names)
+
+
+def test_arrays() -> None:
+    assert to_text(np.arange(3)) == f"ndarray, shape (3,), {np.arange(3).dtype}\n[0 1 2]"
+    title, *lines = to_text(np.zeros((1000, 50))).splitlines()
+    assert title == "ndarray, shape (1000, 50), float64; the first values:"
+    assert len(lines) == 6
+    assert len(to_text(np.zeros((9, 9, 9, 9)))) < 400
+    assert to_text(np.float64(1.5)) == to_text(np.array(1.5)) == "1.5"
+
+
+def test_tensor_is_known_by_its_name() -> None:
+    class Tensor:
+        shape = (2,)
+        dtype = "torch.float32"
+
+        def __str__(self) -> str:
+            return "tensor([1., 2.])"
+
+    Tensor.__module__ = "torch"
+    assert to_text(Tensor()) == "Tensor, shape (2,), torch.float32\ntensor([1., 2.])"
+
+
+def test_nothing_heavy_is_imported() -> None:
+    heavy_modules = {"pandas", "numpy", "torch", "IPython", "pydantic"}
+    script = f"import sys, llm_magic.prompt; sys.exit(bool({heavy_modules} & set(sys.modules)))"
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", script], cwd=root, check=False).returncode == 0

@@ -1,0 +1,258 @@
+"""Asking through the session: two doors to one core, and what stays of an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from llm_magic.calls import Request
+from llm_magic.errors import (
+    GenerationFailed,
+    Interrupted,
+    LLMMagicError,
+    ModelNotLoaded,
+    OptionError,
+)
+from llm_magic.session import Session
+from llm_magic.types import Chunk, Message, Reply, Usage
+from tests.scripted import Hang, Pause, ScriptedBackend, scripted_session, stop_when
+
+
+@pytest.fixture
+def scripted() -> Iterator[tuple[Session, ScriptedBackend]]:
+    with scripted_session() as pair:
+        yield pair
+
+
+def generate(session: Session, prompt: str, **about: str) -> str:
+    return session.generate(prompt, **about).text  # type: ignore[arg-type]
+
+
+def stream(session: Session, prompt: str, **about: str) -> str:
+    return "".join(c.text for c in session.stream(prompt, **about))  # type: ignore[arg-type]
+
+
+def agenerate(session: Session, prompt: str, **about: str) -> str:
+    async def cell() -> str:
+        return (await session.agenerate(prompt, **about)).text  # type: ignore[arg-type]
+
+    return asyncio.run(cell())
+
+
+def astream(session: Session, prompt: str, **about: str) -> str:
+    async def cell() -> str:
+        chunks = session.astream(prompt, **about)  # type: ignore[arg-type]
+        return "".join([chunk.text async for chunk in chunks])
+
+    return asyncio.run(cell())
+
+
+DOORS = pytest.mark.parametrize("ask", [generate, stream, agenerate, astream])
+Pair = tuple[Session, ScriptedBackend]
+
+
+@DOORS
+def test_every_door_gives_the_same(scripted: Pair, ask: Callable[..., str]) -> None:
+    session, backend = scripted
+    assert ask(session, "one two three", system="be brief", temperature=0.1) == "one two three"
+    (asked,) = backend.asked
+    assert asked.messages == (Message("system", "be brief"), Message("user", "one two three"))
+    assert (asked.name, asked.config.temperature, asked.ended) == ("tiny", 0.1, "whole")
+    reply = session.last
+    assert reply is not None
+    assert (reply.text, reply.finish_reason) == ("one two three", "stop")
+    assert reply.messages == asked.messages
+
+
+def test_a_reply_tells_everything_about_itself(scripted: Pair) -> None:
+    session, backend = scripted
+    backend.will(
+        Chunk(usage=Usage(12, 0, 4)),
+        Chunk(reasoning="hmm ", tokens=1, time=1.0),
+        Chunk(text="Paris", tokens=1, time=2.0),
+        Chunk(text=".", tokens=2, time=5.0),
+        Chunk(finish_reason="length", usage=Usage(12, 4, 4)),
+    )
+    reply = session.generate("Which town?")
+    assert str(reply) == reply.text == "Paris."
+    assert (reply.model, reply.backend, reply.finish_reason) == ("tiny", "local", "length")
+    assert (reply.reasoning, reply.usage) == ("hmm ", Usage(12, 4, 4))
+    assert reply.messages == (Message("user", "Which town?"),)
+    assert reply.timing.tokens_per_s == pytest.approx(3 / 4)  # after the first, over 4 seconds
+    assert reply.timing.total_s > 0
+    assert session.last is reply
+    with pytest.raises(AttributeError):
+        reply.text = "other"  # type: ignore[misc]
+
+
+def test_what_the_backend_does_not_tell_is_none(scripted: Pair) -> None:
+    session, backend = scripted
+    backend.will(Chunk(text="x", finish_reason="stop"))
+    reply = session.generate("?")
+    assert reply.usage == Usage(None, None, None)
+    assert (reply.timing.first_token_s, reply.timing.tokens_per_s) == (None, None)
+
+
+@DOORS
+def test_a_stream_that_does_not_say_why_it_ended_was_cut(
+    scripted: Pair, ask: Callable[..., str]
+) -> None:
+    session, backend = scripted
+    backend.will("half an ", "ans")
+    assert ask(session, "?") == "half an ans"
+    assert session.last is not None
+    assert session.last.finish_reason == "truncated"
+
+
+@DOORS
+def test_an_error_in_the_middle_keeps_the_text_and_is_raised(
+    scripted: Pair, ask: Callable[..., str]
+) -> None:
+    session, backend = scripted
+    backend.will("half", GenerationFailed("The model broke."))
+    with pytest.raises(GenerationFailed, match="The model broke"):
+        ask(session, "?", chat="c")
+    assert session.last is not None
+    assert (session.last.text, session.last.finish_reason) == ("half", "truncated")
+    assert session.chats.all() == []
+    assert backend.asked[0].ended == "failed"
+
+
+def test_an_interrupt_keeps_the_text_and_the_model(scripted: Pair) -> None:
+    session, backend = scripted
+    hang, seen = Hang(), threading.Event()
+
+    def read() -> None:
+        for chunk in session.stream("?", chat="stream"):
+            if chunk.text == "an answer":
+                seen.set()
+
+    doors: list[tuple[threading.Event, Callable[[], object]]] = [
+        (hang.reached, lambda: session.generate("?", chat="generate")),
+        (seen, read),
+    ]
+    for event, ask in doors:
+        backend.will("half ", "an answer", hang)
+        stop_when(event)
+        with pytest.raises(
+            Interrupted, match="Stopped after 2 tokens; the answer so far"
+        ) as caught:
+            ask()
+        assert caught.value.reply is session.last
+        assert isinstance(session.last, Reply)
+        assert (session.last.text, session.last.finish_reason) == ("half an answer", "cancelled")
+        assert backend.asked[-1].ended == "closed"
+    assert session.status().status == "Ready"
+    assert [chat.turns[0].answer.content for chat in session.chats.all()] == ["half an answer"] * 2
+
+
+def test_leaving_a_stream_early_stops_the_model(scripted: Pair) -> None:
+    session, backend = scripted
+    backend.will("a", "b", Hang())
+    for chunk in session.stream("?"):
+        if chunk.text == "b":
+            break
+    assert backend.asked[0].ended == "closed"
+    assert session.last is not None
+    assert (session.last.text, session.last.finish_reason) == ("ab", "cancelled")
+
+
+def test_cancelling_the_task_stops_the_model(scripted: Pair) -> None:
+    session, backend = scripted
+
+    async def cell() -> None:
+        hang = Hang()
+        backend.will("a", hang)
+        task = asyncio.create_task(session.agenerate("?"))
+        await asyncio.to_thread(hang.reached.wait, 5)
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cell())
+    assert backend.asked[0].ended == "closed"
+    assert session.last is not None
+    assert (session.last.text, session.last.finish_reason) == ("a", "cancelled")
+
+
+def test_a_display_that_fails_stops_the_model_and_keeps_the_text(scripted: Pair) -> None:
+    session, backend = scripted
+    backend.will("a", Hang())
+
+    def take(_chunk: Chunk) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        session.answer(Request("?"), take)
+    assert backend.asked[0].ended == "closed"
+    assert session.last is not None
+    assert (session.last.text, session.last.finish_reason) == ("a", "truncated")
+
+
+@DOORS
+@pytest.mark.parametrize("prompt", ["", "  \n "])
+def test_an_empty_prompt_is_refused(scripted: Pair, ask: Callable[..., str], prompt: str) -> None:
+    session, backend = scripted
+    with pytest.raises(OptionError, match="The prompt is empty"):
+        ask(session, prompt)
+    assert (backend.asked, session.last) == ([], None)
+
+
+@DOORS
+def test_wrong_options_are_refused_before_anything_is_sent(
+    scripted: Pair, ask: Callable[..., str]
+) -> None:
+    session, backend = scripted
+    wrong: list[tuple[type[LLMMagicError], dict[str, object]]] = [
+        (OptionError, {"temperature": 9}),
+        (OptionError, {"temprature": 0}),
+        (OptionError, {"extra": {"unknown": 1}}),
+        (ModelNotLoaded, {"model": "other"}),
+    ]
+    for kind, options in wrong:
+        with pytest.raises(kind):
+            ask(session, "?", **options)
+    assert backend.asked == []
+    assert ask(session, "?", extra={"known": 1}) == "?"
+
+
+def test_a_list_of_messages_is_a_prompt_too(scripted: Pair) -> None:
+    session, backend = scripted
+    turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "c d")]
+    assert session.generate(turns, system="s").text == "c d"
+    assert backend.asked[0].messages == (Message("system", "s"), *turns)
+    with pytest.raises(OptionError, match="The prompt is empty"):
+        session.generate([])
+
+
+def test_the_named_model_answers(scripted: Pair) -> None:
+    session, backend = scripted
+    session.load("org/other", name="alias", keep=True)
+    assert session.generate("?", model="tiny").model == "tiny"
+    assert session.generate("?").model == "alias"
+    assert [asked.name for asked in backend.asked] == ["tiny", "alias"]
+
+
+def test_several_threads_ask_at_once(scripted: Pair) -> None:
+    session, backend = scripted
+    texts: dict[str, str] = {}
+
+    def ask(prompt: str) -> None:
+        texts[prompt] = session.generate(prompt).text
+
+    for _ in range(4):
+        backend.will(Pause(0.02), Chunk(text="scripted", finish_reason="stop"))
+    prompts = [f"question {n}" for n in range(8)]
+    threads = [threading.Thread(target=ask, args=(prompt,)) for prompt in prompts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    echoed = {prompt: text for prompt, text in texts.items() if text != "scripted"}
+    assert sorted(texts) == prompts
+    assert len(echoed) == 4
+    assert all(prompt == text for prompt, text in echoed.items())

@@ -1,0 +1,270 @@
+"""Loading through the session: now or later, stopped or failed; and what closing it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from llm_magic.calls import Request
+from llm_magic.chats import Chat
+from llm_magic.errors import Interrupted, LLMMagicError, LoadFailed, LoadInProgress, ModelNotLoaded
+from llm_magic.session import Session
+from llm_magic.types import Message
+from tests.scripted import Hang, ScriptedBackend, scripted_session, stop_when
+
+Pair = tuple[Session, ScriptedBackend]
+
+
+@pytest.fixture
+def scripted() -> Iterator[Pair]:
+    with scripted_session(load=False) as pair:
+        yield pair
+
+
+def finished(session: Session, status: str) -> None:
+    """Wait until a load that was begun has ended."""
+    deadline = time.monotonic() + 5
+    while session.status().status != status:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_load_returns_what_is_ready_and_tells_what_went(scripted: Pair) -> None:
+    session, backend = scripted
+    assert session.load("org/a", device="cpu", dtype="bf16").name == "a"
+    result = session.load_and_tell("org/b", name="alias")
+    assert (result.info.name, [gone.name for gone in result.unloaded]) == ("alias", ["a"])
+    assert session.load_and_tell("alias").already
+    assert backend.events == ["check org/a", "load a", "check org/b", "unload a", "load alias"]
+    assert [info.name for info in session.models()] == ["big", "tiny"]
+    assert [info.name for info in session.known_models()] == ["big", "tiny", "alias"]
+    assert session.unload().name == "alias"
+    with pytest.raises(ModelNotLoaded):
+        session.generate("?")
+
+
+def test_settings_say_what_is_loaded_and_how() -> None:
+    with scripted_session(load=False, model="org/mine", device="cpu") as (session, backend):
+        assert session.load().name == "mine"
+        assert session.load_and_tell("org/mine", device="cpu").already
+        session.load(quantization="4bit")
+        assert backend.events.count("load mine") == 2
+
+
+def test_an_interrupt_stops_a_load_and_keeps_the_model_that_was_there(scripted: Pair) -> None:
+    session, backend = scripted
+    session.load("a")
+    stop_when(backend.hang("check").reached)
+    with pytest.raises(Interrupted, match="Stopped loading org/b"):
+        session.load("org/b")
+    backend.trouble.clear()
+    assert backend.events[-1] == "check org/b cancelled"
+    assert session.generate("still here").model == "a"
+
+
+def test_a_load_that_lets_go_slowly_is_left_behind_within_a_second(scripted: Pair) -> None:
+    session, backend = scripted
+    hang = backend.hang("load", deaf=True)
+    stop_when(hang.reached)
+    began = time.monotonic()
+    with pytest.raises(Interrupted):
+        session.load("a")
+    assert time.monotonic() - began < 1
+    for load in (session.load, session.load_later):
+        with pytest.raises(LoadInProgress, match="a was stopped and is letting go"):
+            load("b")
+    hang.go.set()
+    finished(session, "Inactive")
+    backend.trouble.clear()
+    assert session.load("b").name == "b"
+
+
+# -- later ----------------------------------------------------------------------------------------
+
+
+def test_the_next_call_waits_for_a_load_that_was_begun(scripted: Pair) -> None:
+    session, backend = scripted
+    asks: list[Callable[[], str | None]] = [
+        lambda: session.generate("?").model,
+        lambda: next(session.status().active_model for _chunk in session.stream("?")),
+        lambda: session.dry_run(Request("?")).model,
+        lambda: session.ready(Request("?")).name,
+        lambda: session.unload().name,
+        lambda: session.unload_all()[0].name,
+        lambda: asyncio.run(session.agenerate("?")).model,
+    ]
+    for ask in asks:
+        hang = backend.hang("load")
+        session.load_later("org/tiny")
+        assert session.status().status == "Loading"
+        threading.Timer(0.02, hang.go.set).start()
+        assert ask() == "tiny"
+        session.unload_all()
+
+
+def test_all_calls_of_an_async_cell_wait_for_it(scripted: Pair) -> None:
+    session, backend = scripted
+    hang = backend.hang("load")
+    session.load_later("tiny")
+
+    async def cell() -> list[str]:
+        threading.Timer(0.02, hang.go.set).start()
+        return [r.text for r in await asyncio.gather(*(session.agenerate(p) for p in "abc"))]
+
+    assert asyncio.run(cell()) == ["a", "b", "c"]
+
+
+def test_who_stops_waiting_does_not_stop_the_load(scripted: Pair) -> None:
+    session, backend = scripted
+    hang = backend.hang("load")
+    session.load_later("tiny")
+    stop_when(hang.reached)
+    with pytest.raises(Interrupted, match="it goes on loading"):
+        session.generate("?")
+
+    async def cell() -> None:
+        task = asyncio.create_task(session.agenerate("?"))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.wait({task})
+
+    asyncio.run(cell())
+    hang.go.set()
+    assert session.generate("now").text == "now"
+
+
+def test_a_second_load_is_refused_while_one_runs(scripted: Pair) -> None:
+    session, backend = scripted
+    hang = backend.hang("load")
+    session.load_later("tiny")
+    assert hang.reached.wait(5)
+    for load in (session.load, session.load_later):
+        with pytest.raises(LoadInProgress, match="tiny is being loaded"):
+            load("other")
+    hang.go.set()
+    assert session.generate("?").model == "tiny"
+
+
+@pytest.mark.parametrize("error", [LoadFailed("damaged"), RuntimeError("a bug")])
+def test_a_failure_surfaces_once_in_the_next_call(scripted: Pair, error: Exception) -> None:
+    session, backend = scripted
+    calls: list[Callable[[], object]] = [
+        lambda: session.generate("?"),
+        lambda: asyncio.run(session.agenerate("?")),
+    ]
+    for call in calls:
+        backend.trouble["load"] = error
+        session.load_later("tiny")
+        with pytest.raises(type(error), match=str(error)):
+            call()
+        with pytest.raises(ModelNotLoaded, match="Nothing is loaded"):
+            call()
+        backend.trouble.clear()
+        session.load("tiny")
+        assert session.generate("fine").text == "fine"
+        session.unload()
+
+
+def test_a_failure_is_history_once_another_model_is_loaded(scripted: Pair) -> None:
+    session, backend = scripted
+    backend.trouble["check"] = LoadFailed("there is no such model")
+    session.load_later("typo")
+    finished(session, "Failed")
+    backend.trouble.clear()
+    session.load("tiny")
+    assert session.generate("?").model == "tiny"
+
+
+# -- chats ----------------------------------------------------------------------------------------
+
+
+def contents(chat: Chat) -> list[str]:
+    return [text for turn in chat.turns for text in (turn.question.content, turn.answer.content)]
+
+
+def test_a_chat_is_made_of_turns_by_cell(scripted: Pair) -> None:
+    session, backend = scripted
+    session.load("tiny")
+    session.generate("first", chat="c", system="be brief")
+    session.answer(Request("second", chat="c", key="cell 2"))
+    assert [m.content for m in backend.asked[-1].messages] == [
+        "be brief", "first", "first", "second",
+    ]  # fmt: skip
+    session.answer(Request("second, changed", chat="c", key="cell 2"))
+    session.generate("first", chat="c")  # without a cell the text is the key
+    (chat,) = session.chats.all()
+    assert contents(chat) == ["first", "first", "second, changed", "second, changed"]
+    assert [m.content for m in backend.asked[-1].messages] == ["be brief", "first"]
+    assert session.reset("c") == ["c"]
+    assert session.reset() == []
+
+
+def test_what_failed_or_was_only_shown_changes_no_chat(scripted: Pair) -> None:
+    session, backend = scripted
+    session.load("tiny")
+    session.generate("first", chat="c")
+    before = contents(session.chats.all()[0])
+    backend.will("half", LLMMagicError("broken"))
+    with pytest.raises(LLMMagicError):
+        session.generate("second", chat="c")
+    backend.will("cut off")
+    session.generate("second", chat="c")
+    with pytest.raises(LLMMagicError):
+        session.generate("second", chat="c", temperature=9)
+    dry = session.dry_run(Request("second", chat="c", options={"temperature": 0}))
+    assert contents(session.chats.all()[0]) == before
+    assert len(session.chats.all()) == 1
+    assert dry.messages == (
+        Message("user", "first"), Message("assistant", "first"), Message("user", "second"),
+    )  # fmt: skip
+    assert (dry.model, dry.prompt_tokens, dry.context_length) == ("tiny", 3, 8192)
+    assert dry.config.temperature == 0
+
+
+# -- the end --------------------------------------------------------------------------------------
+
+
+def test_closing_frees_everything_and_the_session_can_be_used_again(scripted: Pair) -> None:
+    session, backend = scripted
+    session.close()
+    session.load("tiny")
+    threads = {thread.name for thread in threading.enumerate()}
+    assert "llm_magic-loop" in threads
+    session.close()
+    assert (backend.resident, backend.events[-1]) == ([], "close")
+    assert "llm_magic-loop" not in {thread.name for thread in threading.enumerate()}
+    session.close()
+    assert session.status().status == "Inactive"
+    session.load("tiny")
+    assert session.generate("again").text == "again"
+
+
+def test_closing_ends_a_load_and_an_answer_that_run(scripted: Pair) -> None:
+    session, backend = scripted
+    hang = backend.hang("load")
+    session.load_later("tiny")
+    assert hang.reached.wait(5)
+    session.close()
+    assert "load tiny cancelled" in backend.events
+    backend.trouble.clear()
+    session.load("tiny")
+    backend.will("a", answer := Hang())
+    ended: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            session.generate("?")
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it must end
+            ended.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert answer.reached.wait(5)
+    session.close()
+    thread.join(5)
+    assert (len(ended), backend.asked[-1].ended) == (1, "closed")
+    assert repr(session) == "<Session: Inactive, nothing loaded>"

@@ -1,0 +1,169 @@
+"""What the magics say, word for word."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from llm_magic import words
+from llm_magic.calls import Request
+from llm_magic.manager import LoadResult
+from llm_magic.tables import Table
+from llm_magic.types import MemoryUse, Message, ModelInfo, Progress, Reply, Timing, Unloaded, Usage
+from tests.scripted import scripted_session
+
+INFO = ModelInfo(
+    "SmolLM2-135M-Instruct", "local", where="embedded", source="/x.gguf", device="cpu",
+    dtype="bfloat16", size=269_060_000, context_length=8192, load_s=0.94,
+)  # fmt: skip
+READY = "SmolLM2-135M-Instruct · local cpu bf16 · 269 MB · 8192 ctx"
+GONE = Unloaded("old", 269_060_000, MemoryUse(1_200_000_000), MemoryUse(931_000_000))
+REPLY = Reply(
+    "Paris.", "tiny", "local", "stop", Usage(31, 4, 0), Timing(0.123, 0.5, 41.6),
+    (Message("user", "?"),),
+)  # fmt: skip
+
+
+def test_the_line_of_a_model_that_is_ready() -> None:
+    assert words.ready_lines(LoadResult(INFO)) == [f"{READY} · ready in 0.9 s"]
+    unmeasured = dataclasses.replace(INFO, load_s=None)
+    assert words.ready_lines(LoadResult(unmeasured)) == [f"{READY} · ready"]
+    result = LoadResult(INFO, already=True, unloaded=[GONE])
+    assert words.ready_lines(result) == [
+        f"{READY} · already loaded",
+        "Unloaded old (269 MB) · process 1.2 GB → 931 MB",
+    ]
+    noted = LoadResult(INFO, unloaded=[GONE], notes=("Converted once to /cache",))
+    assert words.ready_lines(noted)[1:] == ["Converted once to /cache", words.unloaded_line(GONE)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"quantization": "4bit", "device": "cuda:0"},
+         "SmolLM2-135M-Instruct · local cuda:0 4bit · 269 MB · 8192 ctx"),
+        ({"dtype": "float32", "size": None}, "SmolLM2-135M-Instruct · local cpu fp32 · 8192 ctx"),
+        ({"dtype": "", "device": "", "size": None, "context_length": None},
+         "SmolLM2-135M-Instruct · local"),
+    ],
+)  # fmt: skip
+def test_the_line_of_a_model_leaves_away_what_is_unknown(changes: Any, line: str) -> None:
+    assert words.model_line(dataclasses.replace(INFO, **changes)) == line
+
+
+def test_the_line_of_an_unload_names_gpus_that_changed_and_who_still_holds() -> None:
+    gone = Unloaded(
+        "m", 2_000_000_000,
+        MemoryUse(10**9, (("cuda:0", 2_000_000_000), ("cuda:1", 5))),
+        MemoryUse(10**9, (("cuda:0", 0), ("cuda:1", 5))),
+        ("a list", "a variable of __main__"),
+    )  # fmt: skip
+    assert words.unloaded_line(gone) == (
+        "Unloaded m (2.0 GB) · process 1.0 GB → 1.0 GB, cuda:0 2.0 GB → 0 kB"
+        " · still held by a list, a variable of __main__"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "line"),
+    [
+        ({}, 269_000_000,
+         "tiny · 31 → 4 tokens · first after 0.12 s · 42 tokens/s · 269 MB"),
+        ({}, None, "tiny · 31 → 4 tokens · first after 0.12 s · 42 tokens/s"),
+        ({"timing": Timing(0.12, 4.0, 0.76)}, None,
+         "tiny · 31 → 4 tokens · first after 0.12 s · 0.8 tokens/s"),
+        ({"finish_reason": "length"}, None,
+         "tiny · 31 → 4 tokens · first after 0.12 s · 42 tokens/s"
+         " · cut off at 4 tokens (--max-new-tokens)"),
+        ({"finish_reason": "cancelled", "usage": Usage(), "timing": Timing(None, 1.0, None)}, None,
+         "tiny · stopped by you; not whole"),
+        ({"finish_reason": "truncated", "usage": Usage(31, None), "timing": Timing(None, 1, None)},
+         None, "tiny · broken off; not whole"),
+        ({"finish_reason": "length", "usage": Usage(), "timing": Timing(None, 1.0, None)}, None,
+         "tiny · cut off (--max-new-tokens)"),
+    ],
+)  # fmt: skip
+def test_the_footer(changes: Any, size: int | None, line: str) -> None:
+    assert words.footer(dataclasses.replace(REPLY, **changes), size) == line
+
+
+def test_the_status() -> None:
+    with scripted_session(load=False) as (session, _):
+        assert repr(words.status_table(session.status())) == (
+            "status        Inactive\nbackend       local\nactive model  none"
+        )
+        session.load("org/tiny")
+        assert repr(words.status_table(session.status())).splitlines() == [
+            "status                  Ready",
+            "backend                 local",
+            "active model            tiny",
+            "loaded                  tiny · local cpu bf16 · 269 MB · 8192 ctx",
+            "source                  /models/org/tiny",
+            "device                  cpu",
+            "dtype                   bfloat16",
+            "quantization            none",
+            "memory of this process  2 kB",
+        ]
+        status = dataclasses.replace(
+            session.status(), status="Loading", progress=Progress("reading the weights", 0.5),
+            last_error="It broke.", memory=MemoryUse(10**9, (("cuda:0", 2 * 10**9),)),
+        )  # fmt: skip
+        text = repr(words.status_table(status))
+        assert "loading                 reading the weights 50%" in text
+        assert "memory on cuda:0        2.0 GB" in text
+        assert text.endswith("last error              It broke.")
+
+
+def test_the_models() -> None:
+    found = [
+        ModelInfo("a", "local", where="cache", size=10**9),
+        ModelInfo("b", "local", where="folder"),
+        ModelInfo("c", "local", where="gguf", context_length=32768),
+    ]
+    assert repr(words.models_table(found, (INFO,))).splitlines() == [
+        "where         model                  size    context",
+        "loaded        SmolLM2-135M-Instruct  269 MB  8,192",
+        "hub cache     a                      1.0 GB",
+        "local folder  b",
+        "GGUF file     c                              32,768",
+    ]
+    assert "There is none here. %llm_load MODEL" in repr(words.models_table([], ()))
+
+
+def test_the_dry_run() -> None:
+    with scripted_session() as (session, _):
+        dry = session.dry_run(Request("one two", system="be brief", options={"temperature": 0}))
+        assert repr(words.dry_run_table(dry)).splitlines() == [
+            "role    content",
+            "system  be brief",
+            "user    one two",
+            "tiny · 4 tokens · 0.0% of 8,192 · max_new_tokens 512, temperature 0.0, top_p 0.9,"
+            " top_k 50, repetition_penalty 1.15 · nothing was called",
+        ]
+
+
+def test_the_settings() -> None:
+    with scripted_session(load=False) as (session, _):
+        lines = repr(words.config_table(session)).splitlines()
+        assert lines[0].split() == ["setting", "value", "range", "meaning"]
+        assert lines[2].startswith("temperature         0.7    0 to 2     0 always takes")
+        assert lines[6].startswith("seed                none   0 or more")
+        session.configure(temperature=0.2, stop=["END"])
+        text = repr(words.config_table(session))
+        assert "temperature         0.2 *" in text
+        assert "('END',) *" in text
+        assert text.endswith("* changed in this session; %llm_config --reset restores.")
+
+
+def test_a_table_escapes_what_it_shows() -> None:
+    table = Table(("a", "<b>"), [["<script>", "1 & 2"]], "note <i>")
+    html = table._repr_html_()
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+    assert "1 &amp; 2" in html
+    assert "note &lt;i&gt;" in html
+    assert repr(table) == "a         <b>\n<script>  1 & 2\nnote <i>"
+    assert "<thead>" not in Table(("", ""), [["x", "y"]])._repr_html_()
+    assert repr(Table(("",), [], "Nothing.")) == "Nothing."

@@ -1,0 +1,256 @@
+"""The inference thread: one job at a time, failures without frames, stops that are waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import threading
+import time
+import weakref
+from collections.abc import AsyncGenerator, Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from llm_magic.backends.local.worker import Cancelled, Worker
+from llm_magic.errors import GenerationFailed, LLMMagicError
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    worker = Worker("test-worker")
+    yield worker
+    worker.close()
+    assert "test-worker" not in {thread.name for thread in threading.enumerate()}
+
+
+def translate(error: BaseException) -> LLMMagicError:
+    return GenerationFailed(f"{type(error).__name__}: {error}", details="the traceback")
+
+
+def in_time(coroutine: Any) -> Any:
+    """Run a coroutine that must not hang."""
+
+    async def limited() -> Any:
+        async with asyncio.timeout(5):
+            return await coroutine
+
+    return asyncio.run(limited())
+
+
+def until_cancelled(begun: threading.Event, ended: threading.Event) -> Callable[..., None]:
+    def work(cancel: threading.Event, *_emit: object) -> None:
+        begun.set()
+        cancel.wait(5)
+        ended.set()
+        raise Cancelled
+
+    return work
+
+
+def test_jobs_run_one_after_another_on_one_daemon_thread(worker: Worker) -> None:
+    assert "test-worker" not in {thread.name for thread in threading.enumerate()}  # not yet
+    order: list[int] = []
+
+    def job(number: int, _cancel: threading.Event) -> threading.Thread:
+        order.append(number)
+        return threading.current_thread()
+
+    async def main() -> list[threading.Thread]:
+        return await asyncio.gather(*(worker.run(partial(job, n), translate) for n in range(5)))
+
+    threads = set(in_time(main()))
+    assert order == [0, 1, 2, 3, 4]
+    assert [(thread.name, thread.daemon) for thread in threads] == [("test-worker", True)]
+
+
+def test_a_failure_arrives_translated(worker: Worker) -> None:
+    def fail(_cancel: threading.Event) -> None:
+        raise ValueError("no")
+
+    for _ in range(2):  # and the thread lives on
+        with pytest.raises(GenerationFailed, match="ValueError: no") as caught:
+            in_time(worker.run(fail, translate))
+        assert caught.value.details == "the traceback"
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), MemoryError()])
+def test_nothing_that_a_job_raises_ends_the_thread(worker: Worker, error: BaseException) -> None:
+    def fail(_cancel: threading.Event) -> None:
+        raise error
+
+    with pytest.raises(GenerationFailed, match=type(error).__name__):
+        in_time(worker.run(fail, translate))
+    assert in_time(worker.run(lambda _cancel: 1, translate)) == 1
+
+
+def test_a_translation_that_fails_is_an_error_too_and_not_a_hang(worker: Worker) -> None:
+    def fail(_cancel: threading.Event) -> None:
+        raise ValueError("the first error")
+
+    def broken(_error: BaseException) -> LLMMagicError:
+        raise OSError("a library is missing")
+
+    with pytest.raises(LLMMagicError, match="ValueError: the first error") as caught:
+        in_time(worker.run(fail, broken))
+    assert "a library is missing" in caught.value.details
+    assert in_time(worker.run(lambda _cancel: 1, translate)) == 1
+
+
+class Big:
+    """Stands for a tensor."""
+
+
+@pytest.fixture
+def no_gc() -> Iterator[None]:
+    """Let go of what is let go, and not of what a collection happens to find."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_gc")
+@pytest.mark.parametrize("own", [False, True])
+def test_an_error_that_is_kept_keeps_nothing_alive(worker: Worker, own: bool) -> None:
+    alive: list[weakref.ref[Big]] = []
+
+    def deep() -> None:
+        tensor = Big()
+        alive.append(weakref.ref(tensor))
+        error = ValueError("its frame refers to it, and it to its frame")
+        raise error
+
+    def fail(_cancel: threading.Event) -> None:
+        weights = Big()
+        alive.append(weakref.ref(weights))
+        try:
+            deep()
+        except ValueError as error:  # the chain of causes is kept by Python, too
+            raise (GenerationFailed if own else RuntimeError)("wrapped") from error
+
+    with pytest.raises(GenerationFailed, match="wrapped") as caught:
+        in_time(worker.run(fail, lambda e: e if isinstance(e, LLMMagicError) else translate(e)))
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+    assert [ref() for ref in alive] == [None, None]
+
+
+@pytest.mark.usefixtures("no_gc")
+def test_a_result_is_let_go_before_the_next_job_comes(worker: Worker) -> None:
+    ref = weakref.ref(in_time(worker.run(lambda _cancel: Big(), translate)))
+    deadline = time.monotonic() + 2
+    while ref() is not None and time.monotonic() < deadline:
+        time.sleep(0.001)  # the thread may still be at the line that lets go
+    assert ref() is None
+
+
+def test_cancelling_sets_the_flag_and_waits_until_it_was_seen(worker: Worker) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    async def main() -> None:
+        task = asyncio.ensure_future(worker.run(until_cancelled(begun, ended), translate))
+        await asyncio.to_thread(begun.wait, 5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended.is_set()
+
+    in_time(main())
+
+
+def test_a_queued_job_that_is_cancelled_never_runs(worker: Worker) -> None:
+    begun, ended, ran = threading.Event(), threading.Event(), threading.Event()
+
+    async def main() -> None:
+        first = asyncio.ensure_future(worker.run(until_cancelled(begun, ended), translate))
+        await asyncio.to_thread(begun.wait, 5)
+        second = asyncio.ensure_future(worker.run(lambda _cancel: ran.set(), translate))
+        await asyncio.sleep(0.01)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second  # it does not have to wait for the first
+        assert not ended.is_set()
+        first.cancel()
+        await asyncio.wait({first})
+        await worker.run(lambda _cancel: None, translate)
+
+    in_time(main())
+    assert not ran.is_set()
+
+
+# -- streams --------------------------------------------------------------------------------------
+
+
+def test_items_come_in_order_and_then_the_failure(worker: Worker) -> None:
+    async def main(fails: bool) -> list[int]:
+        def work(_cancel: threading.Event, emit: Callable[[int], None]) -> None:
+            for number in range(1000):
+                emit(number)
+            if fails:
+                raise ValueError("broken")
+
+        taken: list[int] = []
+        with contextlib.suppress(GenerationFailed) if fails else contextlib.nullcontext():
+            async for number in worker.stream(work, translate):
+                taken.append(number)
+            assert not fails, "the failure did not arrive"
+        return taken
+
+    assert in_time(main(False)) == list(range(1000))
+    assert in_time(main(True)) == list(range(1000))
+
+
+def test_closing_a_stream_early_sets_the_flag_and_waits(worker: Worker) -> None:
+    ended = threading.Event()
+
+    def work(cancel: threading.Event, emit: Callable[[int], None]) -> None:
+        number = 0
+        while not cancel.wait(0.001):
+            emit(number := number + 1)
+        ended.set()
+        raise Cancelled
+
+    async def main() -> None:
+        items = worker.stream(work, translate)
+        async for number in items:
+            if number == 3:
+                break
+        await items.aclose()
+        assert ended.is_set()
+
+    in_time(main())
+
+
+def test_closing_a_stream_whose_job_has_not_begun_does_not_wait_for_the_others(
+    worker: Worker,
+) -> None:
+    begun, ended, ran = threading.Event(), threading.Event(), threading.Event()
+
+    async def main() -> None:
+        first = asyncio.ensure_future(worker.run(until_cancelled(begun, ended), translate))
+        await asyncio.to_thread(begun.wait, 5)
+        items: AsyncGenerator[None, None] = worker.stream(
+            lambda _cancel, _emit: ran.set(), translate
+        )
+        second = asyncio.ensure_future(anext(items))
+        await asyncio.sleep(0.01)
+        second.cancel()
+        await asyncio.wait({second})
+        assert not ended.is_set()
+        first.cancel()
+        await asyncio.wait({first})
+
+    in_time(main())
+    assert not ran.is_set()
+
+
+def test_a_closed_worker_finishes_its_queue_and_can_be_used_again(worker: Worker) -> None:
+    def give(number: int, _cancel: threading.Event) -> int:
+        return number
+
+    worker.close()  # nothing was started
+    for _ in range(2):
+        futures = [worker.submit(partial(give, n), translate)[0] for n in range(3)]
+        worker.close()
+        assert [future.result(0) for future in futures] == [0, 1, 2]
