@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from llm_magic.types import Chunk, FinishReason, Message, Reply, Timing, Usage
 
 if TYPE_CHECKING:
+    from llm_magic.backends.base import TokenCount
     from llm_magic.config import GenerationConfig
     from llm_magic.manager import Resident
 
@@ -67,10 +68,10 @@ class DryRun:
     """What a call would send, and what it costs; nothing was called."""
 
     model: str
+    backend: str
     messages: tuple[Message, ...]
     config: GenerationConfig
-    prompt_tokens: int
-    context_length: int | None
+    count: TokenCount
 
 
 class Draft:
@@ -88,14 +89,21 @@ class Draft:
 
     def add(self, chunk: Chunk) -> None:
         """Take in the next chunk."""
+        if chunk.thought:
+            self._reasoning, self._parts = [*self._reasoning, *self._parts], []
         self._parts.append(chunk.text)
         self._reasoning.append(chunk.reasoning)
         self._tokens += chunk.tokens
-        if chunk.tokens:
+        if chunk.tokens or chunk.text or chunk.reasoning:
             self._first = self._first or chunk.time
             self._latest = chunk.time
         self._usage = chunk.usage or self._usage
         self._ended = chunk.finish_reason or self._ended
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was said yet."""
+        return not self._tokens and not any(self._parts) and not any(self._reasoning)
 
     def reply(self, ended: FinishReason | None = None) -> Reply:
         """Return the reply as it stands; a stream that did not say why it ended was cut."""
@@ -107,18 +115,18 @@ class Draft:
             backend=resident.config.backend,
             finish_reason=self._ended or ended or "truncated",
             usage=Usage(self._usage.prompt_tokens, counted, self._usage.cached_tokens),
-            timing=self._timing(),
+            timing=self._timing(counted),
             messages=self.call.messages,
-            reasoning="".join(self._reasoning),
+            reasoning="".join(self._reasoning).strip(),
         )
 
-    def _timing(self) -> Timing:
+    def _timing(self, counted: int | None) -> Timing:
         started, first = self.call.started, self._first
         decoding = self._latest - first if first is not None else 0.0
         return Timing(
             first_token_s=first - started if first is not None else None,
             total_s=time.perf_counter() - started,
-            tokens_per_s=(self._tokens - 1) / decoding if decoding > 0 else None,
+            tokens_per_s=(counted - 1) / decoding if counted and decoding > 0 else None,
         )
 
 
@@ -129,5 +137,6 @@ def key(request: Request) -> str:
 
 def stopped(reply: Reply) -> str:
     """Return what an interrupt says."""
-    count = reply.usage.completion_tokens or 0
-    return f"Stopped after {count} tokens; the answer so far is in llm.last."
+    count = reply.usage.completion_tokens
+    after = "" if count is None and reply.text else f" after {count or 0} tokens"
+    return f"Stopped{after}; the answer so far is in llm.last."

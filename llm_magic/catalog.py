@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from llm_magic.config import OptionSpec
+    from llm_magic.specs import OptionSpec
 
 Kind = Literal["value", "switch", "repeated", "pairs"]
 OptionSet = Literal["", "loading", "generation"]
@@ -74,8 +74,8 @@ MAGICS: dict[str, Magic] = {
             "loading",
             Argument(
                 ("model",),
-                "Hugging Face id, folder or .gguf file; left away: the configured default,"
-                " else the embedded SmolLM2-135M-Instruct.",
+                "Hugging Face id, folder or .gguf file, or the name that a server (-b) knows; left"
+                " away: the configured default, else the embedded SmolLM2-135M-Instruct.",
                 "MODEL",
                 complete="models",
             ),
@@ -106,9 +106,13 @@ MAGICS: dict[str, Magic] = {
         Magic("llm_status", "Show what is loaded, where, and the memory it takes.", "%llm_status"),
         Magic(
             "llm_models",
-            "List the models: loaded, embedded, in the local folder, in the hub's cache.",
+            "List the models: loaded, embedded, in the local folder, in the hub's cache, on a server.",
             "%llm_models [-b BACKEND]",
-            (Argument(("-b", "--backend"), "List what this backend has.", "BACKEND", complete="backends"),),
+            (
+                Argument(("-b", "--backend"), "List what this backend has.", "BACKEND", complete="backends"),
+                Argument(("--base-url",), "Ask the server at this address.", "URL"),
+                Argument(("--key-env",), "Environment variable with its key.", "NAME"),
+            ),
         ),
         Magic(
             "llm_unload",
@@ -137,7 +141,8 @@ def arguments(name: str) -> tuple[Argument, ...]:
 @functools.cache
 def option_arguments(options: OptionSet) -> tuple[Argument, ...]:
     """Return the arguments that an option set makes."""
-    from llm_magic.config import GenerationConfig, LoadConfig, specs
+    from llm_magic.config import GenerationConfig, LoadConfig
+    from llm_magic.specs import specs
 
     if not options:
         return ()
@@ -186,7 +191,8 @@ def _label(argument: Argument) -> str:
 
 
 def _helps(listed: Sequence[Argument], name: str) -> Iterator[str]:
-    from llm_magic.config import GenerationConfig, LoadConfig, specs
+    from llm_magic.config import GenerationConfig, LoadConfig
+    from llm_magic.specs import specs
 
     known = {"": {}, "loading": specs(LoadConfig), "generation": specs(GenerationConfig)}
     for argument in listed:

@@ -40,7 +40,8 @@ class Candidates:
         return sorted(set(offer[kind]())) if kind in offer else []
 
     def _choices(self, option: str) -> list[str]:
-        from llm_magic.config import LoadConfig, specs
+        from llm_magic.config import LoadConfig
+        from llm_magic.specs import specs
 
         if option == "device":
             return ["auto", "cpu", "cuda", "mps"]

@@ -6,54 +6,22 @@ below. Precedence: this call > the session > settings > the model's own default.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypedDict, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypedDict
 
 from annotated_types import Ge, Le
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    ValidationError,
-)
-from pydantic.fields import FieldInfo
+from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from llm_magic.errors import OptionError, SettingsError, did_you_mean
+from llm_magic.errors import SettingsError
+from llm_magic.specs import Flag, Only, OptionModel, first_problem
 
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """How an option is written on a magic line."""
-
-    names: tuple[str, ...]
-    metavar: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class OptionSpec:
-    """One option as flags, sliders, checks and help see it."""
-
-    name: str
-    help: str
-    default: object
-    flag: Flag | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    choices: tuple[str, ...] = ()
-
-    @property
-    def range(self) -> str:
-        """The allowed values in words."""
-        if self.choices:
-            return ", ".join(self.choices)
-        if self.minimum is not None and self.maximum is not None:
-            return f"{self.minimum:g} to {self.maximum:g}"
-        return f"{self.minimum:g} or more" if self.minimum is not None else ""
+_LOCAL = Only(("local",))
+_REMOTE = Only(("ollama", "vllm", "instructlab", "openai"))
+_NOT_OPENAI = Only(("local", "ollama", "vllm", "instructlab"))
 
 
 def _none_word(value: object) -> object:
@@ -67,6 +35,19 @@ def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+def _variable_name(value: object) -> object:
+    """Refuse what is no name of a variable, above all a key: it would be saved in the notebook."""
+    if value is None or (isinstance(value, str) and _NAME.fullmatch(value)):
+        return value
+    raise PydanticCustomError(
+        "key",
+        "--key-env takes the name of an environment variable that holds the key, never the key"
+        " itself: what is on the line is saved in the notebook.",
+    )
+
+
+# Keys have dashes, or are longer than any name that somebody chose.
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 _Or_model = BeforeValidator(_none_word)
 MaxNewTokens = Annotated[
     int | None,
@@ -96,6 +77,7 @@ TopK = Annotated[
     Ge(1),
     _Or_model,
     Flag(("--top-k",), "K"),
+    _NOT_OPENAI,
     Field(description="Sample from this many of the likeliest tokens."),
 ]
 RepetitionPenalty = Annotated[
@@ -103,6 +85,7 @@ RepetitionPenalty = Annotated[
     Ge(1),
     _Or_model,
     Flag(("--repetition-penalty",), "R"),
+    _NOT_OPENAI,
     Field(description="Above 1 makes repeated tokens less likely."),
 ]
 Seed = Annotated[
@@ -121,6 +104,7 @@ Stop = Annotated[
 Device = Annotated[
     str,
     Flag(("-d", "--device"), "DEVICE"),
+    _LOCAL,
     Field(
         description="auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one.",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
@@ -129,23 +113,14 @@ Device = Annotated[
 Quantization = Annotated[
     Literal["none", "8bit", "4bit"],
     Flag(("-q", "--quantization"), "BITS"),
+    _LOCAL,
     Field(description="Smaller weights by bitsandbytes: none, 8bit or 4bit."),
 ]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 _SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-class _Options(BaseModel):
-    """What all option sets share: frozen, no unknown names, errors in one line."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-    def replace(self, **changes: object) -> Self:
-        """Return a checked copy with `changes`; raises `OptionError` and changes nothing."""
-        return parse(type(self), {**self.model_dump(), **changes})
-
-
-class GenerationConfig(_Options):
+class GenerationConfig(OptionModel):
     """What one answer is generated with; None leaves it to the model."""
 
     max_new_tokens: MaxNewTokens = 512
@@ -162,35 +137,74 @@ class GenerationConfig(_Options):
     ] = Field(default_factory=dict)
 
 
-class LoadConfig(_Options):
+class LoadConfig(OptionModel):
     """How a model is brought into memory."""
 
     backend: Annotated[
         str,
         Flag(("-b", "--backend"), "BACKEND"),
-        Field(description="Where it runs."),
+        Field(description="Where it runs: local, ollama, vllm, instructlab or openai."),
     ] = "local"
+    base_url: Annotated[
+        str | None,
+        Flag(("--base-url",), "URL"),
+        _REMOTE,
+        Field(description="Address of the server; /v1 may be there or not."),
+    ] = None
+    key_env: Annotated[
+        str | None,
+        BeforeValidator(_variable_name),
+        Flag(("--key-env",), "NAME"),
+        _REMOTE,
+        Field(
+            description="Environment variable with the server's key; asked for if it is not set."
+        ),
+    ] = None
+    pull: Annotated[
+        bool,
+        Flag(("--pull",)),
+        Only(("ollama",)),
+        Field(description="Let the server download the model first if it has to."),
+    ] = False
+    idle_timeout: Annotated[
+        FiniteFloat | None,
+        Ge(1),
+        Flag(("--idle-timeout",), "S"),
+        _REMOTE,
+        Field(description="Longest silence within an answer, in seconds; 5 times that before it."),
+    ] = None
+    concurrency: Annotated[
+        int | None,
+        Ge(1),
+        Flag(("--concurrency",), "N"),
+        _REMOTE,
+        Field(description="Questions that the server gets at once; others wait."),
+    ] = None
     device: Device = "auto"
     quantization: Quantization = "none"
     dtype: Annotated[
         Dtype,
         BeforeValidator(lambda v: _SHORT_DTYPES.get(v, v) if isinstance(v, str) else v),
         Flag(("--dtype",), "DTYPE"),
+        _LOCAL,
         Field(description="Number format of the weights: auto, float32, bfloat16 or float16."),
     ] = "auto"
     revision: Annotated[
         str | None,
         Flag(("--revision",), "REV"),
+        _LOCAL,
         Field(description="Branch, tag or commit on the hub."),
     ] = None
     trust_remote_code: Annotated[
         bool,
         Flag(("--trust-remote-code",)),
+        _LOCAL,
         Field(description="Run Python code that comes with the model. Only for models you trust."),
     ] = False
     attn: Annotated[
         str | None,
         Flag(("--attn",), "NAME"),
+        _LOCAL,
         Field(description="Attention implementation, as in Transformers (eager, sdpa, …)."),
     ] = None
 
@@ -215,6 +229,13 @@ class Settings(BaseSettings):
         1.15, validation_alias="DEFAULT_LLM_REPETITION_PENALTY"
     )
     stream: Literal["on", "off"] = Field("on", validation_alias="LLM_MAGIC_STREAM")
+    ollama_base_url: str = Field("http://localhost:11434", validation_alias="OLLAMA_BASE_URL")
+    vllm_base_url: str = Field("http://localhost:8000", validation_alias="VLLM_BASE_URL")
+    instructlab_base_url: str = Field(
+        "http://localhost:8000", validation_alias="INSTRUCTLAB_BASE_URL"
+    )
+    openai_base_url: str = Field("https://api.openai.com", validation_alias="OPENAI_BASE_URL")
+    idle_timeout: Annotated[FiniteFloat, Ge(1)] = Field(120, validation_alias="LLM_IDLE_TIMEOUT")
 
     @classmethod
     def read(cls) -> Settings:
@@ -222,81 +243,31 @@ class Settings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            raise SettingsError(_first_problem(cls, error)) from None
+            raise SettingsError(first_problem(cls, error)) from None
 
     def generation(self) -> GenerationConfig:
-        """Return the generation defaults among the settings."""
-        shared = GenerationConfig.model_fields.keys() & type(self).model_fields.keys()
-        return GenerationConfig(**{name: getattr(self, name) for name in shared})
+        """Return the generation defaults among the settings; nobody asked for them in particular."""
+        values = {
+            name: getattr(self, name, info.get_default(call_default_factory=True))
+            for name, info in GenerationConfig.model_fields.items()
+        }
+        return GenerationConfig.defaults(values, asked=set())
 
     def loading(self) -> LoadConfig:
         """Return the loading defaults among the settings."""
-        return LoadConfig(backend=self.backend, device=self.device, quantization=self.quantization)
-
-
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
-def parse(cls: type[_Model], values: Mapping[str, object]) -> _Model:
-    """Check `values` against an option set; raises `OptionError` in one line."""
-    for name in values:
-        if name not in cls.model_fields:
-            known = cls.model_fields
-            raise OptionError(
-                f"There is no option {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
-            )
-    try:
-        return cls.model_validate(dict(values))
-    except ValidationError as error:
-        raise OptionError(_first_problem(cls, error)) from None
-
-
-def specs(cls: type[BaseModel]) -> dict[str, OptionSpec]:
-    """Return the options of a set by name, in the order they are shown."""
-    return {name: _spec(name, info) for name, info in cls.model_fields.items()}
-
-
-def _spec(name: str, info: FieldInfo) -> OptionSpec:
-    def bound(kind: type) -> float | None:
-        found = next((m for m in info.metadata if isinstance(m, kind)), None)
-        return None if found is None else float(getattr(found, kind.__name__.lower()))
-
-    choices = get_args(info.annotation)
-    return OptionSpec(
-        name=name,
-        help=info.description or "",
-        default=info.get_default(call_default_factory=True),
-        flag=next((m for m in info.metadata if isinstance(m, Flag)), None),
-        minimum=bound(Ge),
-        maximum=bound(Le),
-        choices=choices if choices and all(isinstance(c, str) for c in choices) else (),
-    )
-
-
-def _first_problem(cls: type[BaseModel], error: ValidationError) -> str:
-    problem = error.errors()[0]
-    where = str(problem["loc"][0]) if problem["loc"] else ""
-    by_alias = {str(info.validation_alias or name): name for name, info in cls.model_fields.items()}
-    field = by_alias.get(where)
-    allowed = specs(cls)[field].range if field else ""
-    value = problem["input"]
-    reason = f"must be {allowed}" if allowed else f"is wrong: {_reason(problem['msg'])}"
-    if problem["type"].endswith(("parsing", "from_float")) and allowed:
-        kind = "a whole number" if problem["type"].startswith("int") else "a number"
-        reason = f"must be {kind}, {allowed}"
-    if field == "device":
-        reason = "must be auto, cpu, cuda, cuda:N or mps"
-    return f"{where}={value!s} {reason}."
-
-
-def _reason(message: str) -> str:
-    return message[:1].lower() + message[1:]
+        values = {**dict(LoadConfig()), "backend": self.backend, "device": self.device}
+        return LoadConfig.defaults(values | {"quantization": self.quantization}, asked=set())
 
 
 class LoadOptions(TypedDict, total=False):
     """The fields of `LoadConfig` as keyword arguments; a test keeps them equal."""
 
     backend: str
+    base_url: str | None
+    key_env: str | None
+    pull: bool
+    idle_timeout: float | None
+    concurrency: int | None
     device: str
     quantization: str
     dtype: str

@@ -13,7 +13,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from llm_magic.types import Chunk, ModelInfo, Progress, Reply
-from llm_magic.words import ending, footer
+from llm_magic.words import ending, footer, reasoning_line
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -60,7 +60,7 @@ class AnswerView:
 
     def __init__(self, model: str, size: int | None) -> None:
         self._model, self._size = model, size
-        self._text = ""
+        self._text = self._reasoning = ""
 
     def note(self, notes: tuple[str, ...]) -> None:
         """Tell something about the prompt, before the answer."""
@@ -69,7 +69,10 @@ class AnswerView:
 
     def take(self, chunk: Chunk) -> None:
         """Take in the next piece."""
+        if chunk.thought:
+            self._reasoning, self._text = self._reasoning + self._text, ""
         self._text += chunk.text
+        self._reasoning += chunk.reasoning
 
     def tick(self) -> None:
         """Called while nothing arrives."""
@@ -89,6 +92,11 @@ class PlainView(AnswerView):
         """Write at once; the kernel's own buffer joins small writes, a terminal's keeps a line."""
         first = not self._text and bool(chunk.text)
         super().take(chunk)
+        if chunk.notice:
+            _write(f"[{chunk.notice}]\n")
+        if chunk.thought:
+            # What was written cannot be taken back.
+            _write("\n[that was reasoning]\n")
         sys.stdout.write(chunk.text)
         if first or sys.stdout.isatty():
             sys.stdout.flush()
@@ -98,6 +106,8 @@ class PlainView(AnswerView):
         if self._text and not self._text.endswith("\n"):
             _write("\n")
         label = ending(reply)
+        if self._footer and reply.reasoning:
+            _write(f"[{reasoning_line(reply.reasoning)}]\n")
         if self._footer:
             _write(f"[{footer(reply, self._size)}]\n")
         elif label:
@@ -115,31 +125,45 @@ class RichView(AnswerView):
         self._form, self._show_footer = form, show_footer
         self._area = LiveArea(live=live)
         self._began = time.monotonic()
-        self._drawn = ""
+        self._notice = ""
+        self._drawn = ("", "")
 
     def take(self, chunk: Chunk) -> None:
         """Draw the first token at once, later ones when an update is due."""
         first = not self._text.strip() and bool(chunk.text.strip())
         super().take(chunk)
-        if (first and self._area.live) or (self._text.strip() and self._area.due):
+        self._notice = chunk.notice or ("" if chunk.text or chunk.reasoning else self._notice)
+        if (first and self._area.live) or (self._has_words and self._area.due):
             self._draw()
+
+    @property
+    def _has_words(self) -> bool:
+        return bool(self._text.strip() or self._reasoning.strip())
 
     def tick(self) -> None:
         """Show that it is at work, and what has not been drawn yet."""
-        if self._text.strip():
-            if self._drawn != self._text and self._area.due:
+        if self._has_words:
+            if self._drawn != (self._text, self._reasoning) and self._area.due:
                 self._draw()
             return
         waited = time.monotonic() - self._began
-        if waited > _SILENCE_S and self._area.due:
-            text = f"{self._model} · thinking … {waited:.0f} s"
+        if (waited > _SILENCE_S or self._notice) and self._area.due:
+            text = f"{self._model} · {self._notice or 'thinking'} … {waited:.0f} s"
             self._area.show({"text/plain": text, "text/html": muted(text)})
 
     def _draw(self) -> None:
-        self._drawn = self._text
-        self._area.show(
-            {"text/plain": self._text, "text/html": answer_html(self._text, self._form)}
-        )
+        self._drawn = (self._text, self._reasoning)
+        body = answer_html(self._text, self._form) if self._text.strip() else ""
+        plain = self._text if self._text.strip() else reasoning_line(self._reasoning)
+        self._area.show({"text/plain": plain, "text/html": self._thoughts() + body})
+
+    def _thoughts(self) -> str:
+        """Return the reasoning, folded; it is open to nobody's scripts either."""
+        if not self._reasoning.strip():
+            return ""
+        from llm_magic import markdown
+
+        return markdown.folded(reasoning_line(self._reasoning), self._reasoning.strip())
 
     def finish(self, reply: Reply) -> None:
         """Draw the whole answer and the footer, once more and for good."""
@@ -150,7 +174,8 @@ class RichView(AnswerView):
         below = footer(reply, self._size) if self._show_footer else ending(reply)
         lines = [line for line in (problem, below) if line]
         plain = "\n\n".join([text, *lines]) if lines else text
-        body = answer_html(text, self._form) + "".join(map(muted, lines))
+        answer = answer_html(text, self._form)
+        body = self._thoughts() + answer + "".join(map(muted, lines))
         self._area.show({"text/plain": plain, "text/html": body})
 
 
@@ -183,11 +208,13 @@ def view(
 ) -> AnswerView:
     """Return the view for the options of ``%%llm`` in this frontend."""
     show_footer, form = not values["quiet"], values["format"] or "markdown"
+    # What a server's model takes is not taken from this machine, or not known to be.
+    size = info.size if not info.server else None
     if form == "raw":
-        return PlainView(info.name, info.size, footer=False)
+        return PlainView(info.name, size, footer=False)
     if values["plain"] or not is_notebook(shell):
-        return PlainView(info.name, info.size, footer=show_footer)
-    return RichView(info.name, info.size, form=form, show_footer=show_footer, live=live)
+        return PlainView(info.name, size, footer=show_footer)
+    return RichView(info.name, size, form=form, show_footer=show_footer, live=live)
 
 
 def is_notebook(shell: InteractiveShell) -> bool:

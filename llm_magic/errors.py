@@ -14,9 +14,15 @@
     │   ├── LoadFailed         the model exists but could not be loaded
     │   ├── DeviceUnavailable  the device asked for is not here
     │   └── DoesNotFit         not enough memory, found before or while it was used
-    ├── GenerationError
+    ├── ServerError
+    │   ├── ServerUnreachable  nothing listens there, or the connection broke before an answer
+    │   ├── ServerSilent       it took the request and said nothing for too long
+    │   ├── KeyRejected        the key is missing or refused
+    │   └── RequestRefused     any other answer that is none
+    ├── GenerationError        (`reply` holds what had been answered until then)
     │   ├── PromptTooLong      the prompt does not fit the context window
-    │   └── GenerationFailed   the model broke while it answered
+    │   ├── GenerationFailed   the model broke while it answered
+    │   └── AnswerBroken       the server stopped in the middle of its answer
     └── Interrupted            stopped by the user
 
 A message is one plain sentence: what happened, and what to type next. Exceptions of other
@@ -95,8 +101,47 @@ class DoesNotFit(ModelError):
     """There is not enough memory."""
 
 
+class ServerError(LLMMagicError):
+    """A server could not be used.
+
+    `status` is what HTTP says; `retry_after` seconds is when it wants to be asked again; `parameter`
+    is the part of the request that it does not take; `brief` is the reason in a word or two.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        brief: str = "",
+        status: int | None = None,
+        retry_after: float | None = None,
+        parameter: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.brief = brief or (str(status) if status else "no answer")
+        self.status, self.retry_after, self.parameter = status, retry_after, parameter
+
+
+class ServerUnreachable(ServerError):
+    """Nothing listens there, or the connection broke before an answer came."""
+
+
+class ServerSilent(ServerError):
+    """The server took the request and then said nothing for too long."""
+
+
+class KeyRejected(ServerError):
+    """The key is missing, or the server refuses it."""
+
+
+class RequestRefused(ServerError):
+    """The server answered, but not the question."""
+
+
 class GenerationError(LLMMagicError):
-    """An answer could not be produced."""
+    """An answer could not be produced, or not to its end; `reply` holds what there was of it."""
+
+    reply: Reply | None = None
 
 
 class PromptTooLong(GenerationError):
@@ -105,6 +150,10 @@ class PromptTooLong(GenerationError):
 
 class GenerationFailed(GenerationError):
     """The model broke while it answered."""
+
+
+class AnswerBroken(GenerationError):
+    """The server stopped in the middle of its answer."""
 
 
 class Interrupted(LLMMagicError):

@@ -144,7 +144,9 @@ class LLMMagics(Magics):
         from llm_magic import words
 
         args = arguments.parse("llm_models", line)
-        models = self.session.models(args["backend"])
+        models = self.session.models(
+            args["backend"], base_url=args["base_url"], key_env=args["key_env"]
+        )
         return words.models_table(models, self.session.status().models)
 
     @line_magic
@@ -277,6 +279,10 @@ def _html_formatter(shell: InteractiveShell) -> Any:
 
 
 def _reply_html(reply: Any) -> str:
-    from llm_magic import display, words
+    from llm_magic import display, markdown, words
 
-    return display.answer_html(reply.text, "markdown") + display.muted(words.footer(reply, None))
+    thoughts = reply.reasoning and markdown.folded(
+        words.reasoning_line(reply.reasoning), reply.reasoning
+    )
+    answer = display.answer_html(reply.text, "markdown")
+    return thoughts + answer + display.muted(words.footer(reply, None))

@@ -101,7 +101,7 @@ class BackendManager:
             unloaded = [] if keep else await self._unload_others(same.name)
             return LoadResult(same.info, already=True, unloaded=unloaded)
         backend = self._backend(config.backend)
-        self._state, self._loading = "Loading", model or "the default model"
+        self._state, self._loading = backend.loading, model or "the default model"
         work = asyncio.ensure_future(self._load(backend, model, config, name, keep))
         try:
             return await asyncio.shield(work)
@@ -119,7 +119,7 @@ class BackendManager:
         finally:
             self._loading = self._progress = None
             self._stopping = False
-            if self._state in {"Loading", "Unloading"}:
+            if self._state in {"Loading", "Configuring", "Unloading"}:
                 self._settle("Inactive")
 
     def refuse_second_load(self) -> None:
@@ -148,7 +148,7 @@ class BackendManager:
         self._loading = plan.name
         chosen = self._free_name(plan, name, keep)
         unloaded = [] if keep else await self._unload_others(None)
-        self._state = "Loading"
+        self._state = backend.loading
         try:
             info = await backend.load(plan, chosen, self._report)
         except LLMMagicError as error:
@@ -245,15 +245,20 @@ class BackendManager:
         """Count what a conversation costs a resident model."""
         return await self.find(name).backend.count(name, messages)
 
-    async def models(self, backend: str) -> list[ModelInfo]:
-        """Return what a backend could load."""
-        return await self._backend(backend).models()
+    async def models(self, config: LoadConfig) -> list[ModelInfo]:
+        """Return what a backend could load; from the server in use, if none is named."""
+        if config.base_url is None:
+            used = [
+                r.config for r in self._residents.values() if r.config.backend == config.backend
+            ]
+            config = used[-1] if used else config
+        return await self._backend(config.backend).models(config)
 
     def snapshot(self, config: GenerationConfig, backend: str) -> Status:
         """Return the state now; safe to call from any thread."""
         residents = tuple(self._residents.values())
         active = next((r for r in residents if r.name == self._active), None)
-        backends = tuple(self._backends.values())
+        held = [backend.memory() for backend in self._backends.values()]
         return Status(
             backend_type=active.config.backend if active else backend,
             active_model=active.name if active else None,
@@ -263,7 +268,8 @@ class BackendManager:
             backend_details=_details(active),
             models=tuple(r.info for r in residents),
             progress=self._progress,
-            memory=backends[0].memory() if backends else None,
+            # Only the local one knows the GPUs.
+            memory=max(held, key=lambda memory: len(memory.devices), default=None),
         )
 
     async def aclose(self) -> None:
@@ -280,6 +286,7 @@ def _details(active: Resident | None) -> dict[str, str]:
         return {}
     info = active.info
     details = {
+        "server": info.server,
         "source": info.source,
         "weights": info.folder if info.folder != info.source else "",
         "device": info.device,

@@ -35,6 +35,7 @@ _BOX = (
 _CODE_STYLE = _BOX + "overflow-x:auto"
 # JupyterLab gives the inner element a background of its own, and wraps its lines.
 _INNER_STYLE = "background:none;padding:0;white-space:pre"
+_FOLD_STYLE = "opacity:0.75;font-size:0.9em;margin:0.2em 0"
 _TEXT_STYLE = "white-space:pre-wrap;overflow-wrap:anywhere"
 
 # A relative link would reach the Jupyter server's own files and commands, and `http:path` is a
@@ -111,6 +112,14 @@ def escape_pre(text: str) -> str:
     """Return plain text as it is, in a block that wraps long lines."""
     # HTML drops a newline right after the tag; this one spares the text's own.
     return f'<pre style="{_TEXT_STYLE}">\n{_plain(_whole(text))}</pre>\n'
+
+
+def folded(summary: str, text: str) -> str:
+    """Return plain text that a click unfolds."""
+    return (
+        f'<details style="{_FOLD_STYLE}"><summary style="cursor:pointer">{escape(summary)}</summary>'
+        f"{escape_pre(text)}</details>\n"
+    )
 
 
 def code_blocks(text: str) -> list[CodeBlock]:

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from llm_magic.calls import AskOptions, Call, Draft, DryRun, Prompt, Request, key, request, stopped
 from llm_magic.chats import Chats, Turn
-from llm_magic.errors import Interrupted, OptionError
+from llm_magic.errors import GenerationError, Interrupted, OptionError
+from llm_magic.keys import Keys
 from llm_magic.loop import LoopThread
+from llm_magic.places import place
+from llm_magic.reasoning import split_thoughts
 from llm_magic.types import Chunk, FinishReason, Message, Progress, Reply, Unloaded
 
 Tick = Callable[[], None]
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from llm_magic.backends.base import Backend
     from llm_magic.config import (
         GenerationConfig,
+        LoadConfig,
         LoadOptions,
         Settings,
     )
@@ -47,6 +51,7 @@ class Session:
         self._create = create
         self._loop = LoopThread()
         self._chats = Chats()
+        self._keys = Keys()
         self._pending: asyncio.Task[LoadResult] | None = None
         self._seen: list[ModelInfo] = []
         self.last: Reply | None = None
@@ -82,7 +87,7 @@ class Session:
         from llm_magic.manager import BackendManager
 
         def create(name: str) -> Backend:
-            return backends.create(name, self.settings)
+            return backends.create(name, self.settings, self._keys)
 
         return BackendManager(self._create or create)
 
@@ -112,8 +117,7 @@ class Session:
 
         `tick` is called about ten times a second meanwhile, to show `status().progress`.
         """
-        config = self.settings.loading().replace(**options)
-        wanted = model or self.settings.model
+        config, wanted = self._prepared(model, options)
         self._forget_ended()
         try:
             return self._loop.run(self._manager.load(wanted, config, name=name, keep=keep), tick)
@@ -129,8 +133,8 @@ class Session:
         **options: Unpack[LoadOptions],
     ) -> None:
         """Begin to load a model and return at once; the next call waits for it."""
-        config = self.settings.loading().replace(**options)
-        manager, wanted = self._manager, model or self.settings.model
+        config, wanted = self._prepared(model, options)
+        manager = self._manager
 
         async def begin() -> asyncio.Task[LoadResult]:
             manager.refuse_second_load()
@@ -142,6 +146,21 @@ class Session:
             return task
 
         self._pending = self._loop.run(begin())
+
+    def _prepared(self, model: str | None, options: LoadOptions) -> tuple[LoadConfig, str | None]:
+        """Return the options and the model of a load, and see that its key is there."""
+        from llm_magic.specs import refuse_foreign
+
+        settings = self.settings
+        config = settings.loading().replace(**options)
+        refuse_foreign(config, config.backend)
+        where = place(config, settings)
+        if where is not None:
+            # Here, because only the caller's thread can ask.
+            self._keys.obtain(config, where, settings)
+        # The default model is meant for the default backend.
+        default = settings.model if config.backend == settings.backend else None
+        return config, model or default
 
     def _settle_pending(self, tick: Tick | None = None) -> None:
         """Wait for a load that was begun with `load_later`; an interrupt only ends the waiting."""
@@ -177,9 +196,24 @@ class Session:
         self._settle_pending()
         return self._loop.run(self._manager.unload_all())
 
-    def models(self, backend: str | None = None) -> list[ModelInfo]:
-        """Return what a backend could load; the default backend if none is named."""
-        self._seen = self._loop.run(self._manager.models(backend or self.settings.backend))
+    def models(
+        self,
+        backend: str | None = None,
+        *,
+        base_url: str | None = None,
+        key_env: str | None = None,
+    ) -> list[ModelInfo]:
+        """Return what a backend could load; the default backend if none is named.
+
+        `base_url` and `key_env` name a server; else it is the one in use, or that of the settings.
+        """
+        about: LoadOptions = {"backend": backend or self.settings.backend}
+        if base_url is not None:
+            about["base_url"] = base_url
+        if key_env is not None:
+            about["key_env"] = key_env
+        config, _ = self._prepared(None, about)
+        self._seen = self._loop.run(self._manager.models(config))
         return list(self._seen)
 
     def ready(self, request: Request) -> ModelInfo:
@@ -275,7 +309,8 @@ class Session:
         call = self._call(request)
         name = call.resident.name
         count = self._loop.run(self._manager.count(name, call.messages))
-        return DryRun(name, call.messages, call.config, count.prompt_tokens, count.context_length)
+        backend = call.resident.config.backend
+        return DryRun(name, backend, call.messages, call.config, count)
 
     def _call(self, request: Request) -> Call:
         """Check a request; raises before anything is sent."""
@@ -301,7 +336,7 @@ class Session:
         return (*self._chats.before(request.chat, key(request), request.system), *asked)
 
     def _chunks(self, call: Call) -> AsyncGenerator[Chunk, None]:
-        return self._manager.stream(call.resident.name, call.messages, call.config)
+        return split_thoughts(self._manager.stream(call.resident.name, call.messages, call.config))
 
     @contextlib.contextmanager
     def _kept(self, draft: Draft) -> Iterator[None]:
@@ -313,8 +348,11 @@ class Session:
             if isinstance(stop, KeyboardInterrupt):
                 raise Interrupted(stopped(reply), reply=reply) from None
             raise
-        except BaseException:
-            self._keep(draft, "truncated")
+        except BaseException as error:
+            # Where nothing was said, the last answer is still the one before.
+            reply = draft.reply("truncated") if draft.is_empty else self._keep(draft, "truncated")
+            if isinstance(error, GenerationError):
+                error.reply = reply
             raise
 
     def _keep(self, draft: Draft, ended: FinishReason | None = None) -> Reply:

@@ -32,8 +32,11 @@ class Usage:
 class Chunk:
     """A piece of an answer.
 
-    The last one of an answer carries `finish_reason` and `usage`. `time` is when the model
-    produced it (`time.perf_counter` seconds), so that a slow display does not blur the timing.
+    The last one of an answer carries `finish_reason` and `usage`. `tokens` is how many tokens it is,
+    0 where the backend does not tell. `time` is when the model produced it (`time.perf_counter`
+    seconds), so that a slow display does not blur the timing. `notice` is not part of the answer: it
+    says what is waited for. `thought` says that all text until now was reasoning: some models
+    only end their thoughts with a tag, and never began them with one.
     """
 
     text: str = ""
@@ -42,6 +45,8 @@ class Chunk:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     time: float = 0.0
+    notice: str = ""
+    thought: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +79,9 @@ class Reply:
 class ModelInfo:
     """A model as a backend knows it; sizes in bytes, None where unknown.
 
-    `where` says how it was found: ``embedded``, ``folder``, ``gguf``, ``cache`` or ``hub``;
-    `source` is what was asked for, `folder` what the weights were read from.
+    `where` says how it was found: ``embedded``, ``folder``, ``gguf``, ``cache``, ``hub`` or
+    ``server``; `source` is what was asked for, `folder` what the weights were read from, `server` who
+    runs it if not this process, and `resident` the memory it takes there now.
     """
 
     name: str
@@ -90,6 +96,8 @@ class ModelInfo:
     context_length: int | None = None
     revision: str | None = None
     load_s: float | None = None
+    server: str = ""
+    resident: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +110,17 @@ class MemoryUse:
 
 @dataclass(frozen=True, slots=True)
 class Unloaded:
-    """What an unload gave back, measured: bytes before and after, and who still holds on."""
+    """What an unload gave back, measured: bytes before and after, and who still holds on.
+
+    `note` says it in words where the model was not in this process.
+    """
 
     name: str
     size: int
     before: MemoryUse
     after: MemoryUse
     holders: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

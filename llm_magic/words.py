@@ -56,7 +56,8 @@ def model_line(info: ModelInfo) -> str:
     """Return a model in one line: ``SmolLM2 · local cpu bf16 · 269 MB · 8192 ctx``."""
     short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
     kind = info.quantization if info.quantization != "none" else short.get(info.dtype, info.dtype)
-    parts = [info.name, " ".join(p for p in (info.backend, info.device, kind) if p)]
+    where = info.server or info.device
+    parts = [info.name, " ".join(p for p in (info.backend, where, kind) if p)]
     if info.size:
         parts.append(human_bytes(info.size))
     if info.context_length:
@@ -64,8 +65,15 @@ def model_line(info: ModelInfo) -> str:
     return " · ".join(parts)
 
 
+def reasoning_line(reasoning: str) -> str:
+    """Return what stands for the thoughts of a model where they are not shown."""
+    return f"Reasoning · {len(reasoning):,} characters (reply.reasoning)"
+
+
 def unloaded_line(unloaded: Unloaded) -> str:
     """Return what an unload gave back, by the process's own figures."""
+    if unloaded.note:
+        return f"Unloaded {unloaded.name} · {unloaded.note}"
     text = f"Unloaded {unloaded.name} ({human_bytes(unloaded.size)})"
     changes = [_change("process", unloaded.before.process, unloaded.after.process)]
     before = dict(unloaded.before.devices)
@@ -115,13 +123,22 @@ def models_table(models: list[ModelInfo], loaded: tuple[ModelInfo, ...]) -> Tabl
         "gguf": "GGUF file",
         "cache": "hub cache",
     }
-    rows = [["loaded", info.name, human_bytes(info.size or 0), _tokens(info)] for info in loaded]
+    rows = [["loaded", info.name, _size(info), _tokens(info)] for info in loaded]
     rows += [
-        [places.get(i.where, i.where), i.name, human_bytes(i.size) if i.size else "", _tokens(i)]
-        for i in models
+        [_where(i) or places.get(i.where, i.where), i.name, _size(i), _tokens(i)] for i in models
     ]
     note = "" if rows else "There is none here. %llm_load MODEL fetches one from the hub."
     return Table(("where", "model", "size", "context"), rows, note)
+
+
+def _where(info: ModelInfo) -> str:
+    """Return the server of a model, and the memory it takes there if it is in it now."""
+    taken = f", in memory: {human_bytes(info.resident)}" if info.resident else ""
+    return f"{info.server}{taken}"
+
+
+def _size(info: ModelInfo) -> str:
+    return human_bytes(info.size) if info.size else ""
 
 
 def _tokens(info: ModelInfo) -> str:
@@ -130,21 +147,31 @@ def _tokens(info: ModelInfo) -> str:
 
 def dry_run_table(dry: DryRun) -> Table:
     """Return ``--dry-run``: the exact messages, the token count, the share of the context."""
+    from llm_magic.specs import specs
+
     rows = [[message.role, message.content] for message in dry.messages]
-    note = f"{dry.model} · {dry.prompt_tokens} tokens"
-    if dry.context_length:
-        share = dry.prompt_tokens / dry.context_length
-        note += f" · {share:.1%} of {dry.context_length:,}"
-    given = dry.config.model_dump(exclude_defaults=False, exclude={"stop", "extra"})
-    note += " · " + ", ".join(
-        f"{name} {value}" for name, value in given.items() if value is not None
-    )
+    tokens, context = dry.count.prompt_tokens, dry.count.context_length
+    note = f"{dry.model} · {_counted(tokens)}"
+    if tokens is not None and context:
+        note += f" · {tokens / context:.1%} of {context:,}"
+    known = specs(type(dry.config))
+    given = {
+        name: value
+        for name, value in dry.config.model_dump(exclude={"stop", "extra"}).items()
+        if value is not None and known[name].works_on(dry.backend)
+    }
+    note += " · " + ", ".join(f"{name} {value}" for name, value in given.items())
     return Table(("role", "content"), rows, note + " · nothing was called")
+
+
+def _counted(tokens: int | None) -> str:
+    return f"{tokens} tokens" if tokens is not None else "tokens unknown: the server counts later"
 
 
 def config_table(session: Session) -> Table:
     """Return ``%llm_config``: every setting with its value, range and meaning."""
-    from llm_magic.config import GenerationConfig, specs
+    from llm_magic.config import GenerationConfig
+    from llm_magic.specs import specs
 
     config, changed = session.options.current, session.options.changed
     rows = []

@@ -106,7 +106,7 @@ class ScriptedBackend(Backend):
         hang = self.trouble[stage] = Hang(deaf=deaf)
         return hang
 
-    async def models(self) -> list[ModelInfo]:
+    async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return two models."""
         return [ModelInfo(name, self.name, where="cache", size=1000) for name in ("big", "tiny")]
 
@@ -176,7 +176,7 @@ class ScriptedBackend(Backend):
         """Count words."""
         return TokenCount(sum(len(m.content.split()) for m in messages), 8192)
 
-    def check_options(self, config: GenerationConfig) -> None:
+    def check_extra(self, config: GenerationConfig) -> None:
         """Honour no extra option but ``known``."""
         for name in config.extra:
             if name != "known":

@@ -9,13 +9,18 @@ from typing import cast
 from llm_magic.backends.base import Backend
 from llm_magic.config import Settings
 from llm_magic.errors import OptionError, did_you_mean
+from llm_magic.keys import Keys
 
 BACKENDS: Mapping[str, str] = {
-    "local": "llm_magic.backends.local.backend:LocalTransformersBackend",
+    "local": "llm_magic.backends.local.backend:local",
+    "ollama": "llm_magic.backends.ollama:ollama",
+    "vllm": "llm_magic.backends.openai_compatible:vllm",
+    "instructlab": "llm_magic.backends.openai_compatible:instructlab",
+    "openai": "llm_magic.backends.openai_compatible:openai",
 }
 
 
-def create(name: str, settings: Settings) -> Backend:
+def create(name: str, settings: Settings, keys: Keys) -> Backend:
     """Import and build the backend called `name`; raises `OptionError` for an unknown one."""
     if name not in BACKENDS:
         raise OptionError(
@@ -23,4 +28,4 @@ def create(name: str, settings: Settings) -> Backend:
             f" Known: {', '.join(BACKENDS)}."
         )
     module, _, attribute = BACKENDS[name].partition(":")
-    return cast(Backend, getattr(import_module(module), attribute)(settings))
+    return cast(Backend, getattr(import_module(module), attribute)(settings, keys))

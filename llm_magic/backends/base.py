@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
 from llm_magic.config import GenerationConfig, LoadConfig
-from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Unloaded
+from llm_magic.specs import refuse_foreign
+from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, State, Unloaded
 
 Report = Callable[[Progress], None]
 
@@ -29,20 +30,24 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """What a conversation costs: prompt tokens, and the context they have to fit, if known."""
+    """What a conversation costs: prompt tokens, and the context they have to fit; None if unknown."""
 
-    prompt_tokens: int
+    prompt_tokens: int | None
     context_length: int | None
 
 
 class Backend(ABC):
-    """Something that holds models and streams answers; lives on the loop thread."""
+    """Something that holds models and streams answers; lives on the loop thread.
+
+    `loading` is the state while one is made ready.
+    """
 
     name: str
+    loading: State = "Loading"
 
     @abstractmethod
-    async def models(self) -> list[ModelInfo]:
-        """Return the models that could be loaded."""
+    async def models(self, config: LoadConfig) -> list[ModelInfo]:
+        """Return the models that could be loaded, from the server that `config` names if any."""
 
     @abstractmethod
     async def check(
@@ -76,9 +81,14 @@ class Backend(ABC):
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Count the tokens of a conversation as the model would read it."""
 
-    @abstractmethod
     def check_options(self, config: GenerationConfig) -> None:
-        """Raise `OptionError` for an option that this backend cannot honour."""
+        """Raise `OptionError` for an option that was asked for and that cannot be honoured here."""
+        refuse_foreign(config, self.name, " (-p {name}={value} sends it all the same.)")
+        self.check_extra(config)
+
+    @abstractmethod
+    def check_extra(self, config: GenerationConfig) -> None:
+        """Raise `OptionError` for a ``-p`` option that cannot be passed on."""
 
     @abstractmethod
     def memory(self) -> MemoryUse:

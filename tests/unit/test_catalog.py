@@ -6,7 +6,8 @@ import pytest
 
 from llm_magic import catalog
 from llm_magic.catalog import MAGICS
-from llm_magic.config import GenerationConfig, specs
+from llm_magic.config import GenerationConfig
+from llm_magic.specs import specs
 
 UNLOAD = """\
 Free a model and show what came back.

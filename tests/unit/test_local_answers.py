@@ -110,7 +110,8 @@ def test_a_stop_string_ends_it_wherever_tokens_do(
 
 def test_the_prompt_is_counted_and_must_fit(session: Session) -> None:
     fits = "x" * 18
-    count = session.dry_run(request(fits, {"model": "endless"})).prompt_tokens
+    count = session.dry_run(request(fits, {"model": "endless"})).count.prompt_tokens
+    assert count is not None
     reply = session.generate(fits, model="endless", temperature=0)
     assert reply.usage.prompt_tokens == count < 64
     # Only what the context has room for is answered, and it says so.

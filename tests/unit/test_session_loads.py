@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from llm_magic.backends.base import TokenCount
 from llm_magic.calls import Request
 from llm_magic.chats import Chat
 from llm_magic.errors import Interrupted, LLMMagicError, LoadFailed, LoadInProgress, ModelNotLoaded
@@ -221,7 +222,7 @@ def test_what_failed_or_was_only_shown_changes_no_chat(scripted: Pair) -> None:
     assert dry.messages == (
         Message("user", "first"), Message("assistant", "first"), Message("user", "second"),
     )  # fmt: skip
-    assert (dry.model, dry.prompt_tokens, dry.context_length) == ("tiny", 3, 8192)
+    assert (dry.model, dry.count) == ("tiny", TokenCount(3, 8192))
     assert dry.config.temperature == 0
 
 

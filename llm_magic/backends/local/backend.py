@@ -32,6 +32,7 @@ from llm_magic.units import human_bytes
 
 if TYPE_CHECKING:
     from llm_magic.backends.local.loading import Loaded
+    from llm_magic.keys import Keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +45,17 @@ class _Ready:
     needed: int
 
 
+def local(settings: Settings, _keys: Keys) -> LocalTransformersBackend:
+    """Return the backend for models in this process, which needs no key."""
+    return LocalTransformersBackend(settings)
+
+
 class LocalTransformersBackend(Backend):
     """Keeps Transformers models resident; all torch work happens on one inference thread."""
 
     name = "local"
 
     def __init__(self, settings: Settings) -> None:
-        quiet.keep_quiet()
         quiet.keep_quiet()
         self._settings = settings
         self._inference = Worker("llm_magic-inference")
@@ -59,7 +64,7 @@ class LocalTransformersBackend(Backend):
         self._loaded: dict[str, Loaded] = {}
         self._imported = False
 
-    async def models(self) -> list[ModelInfo]:
+    async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return the embedded model, those of the local folder, and those in the hub's cache."""
         return await self._files.run(
             lambda _cancel: sources.available(self._settings), partial(_explain_load, "The list")
@@ -163,8 +168,8 @@ class LocalTransformersBackend(Backend):
         )
         return TokenCount(tokens, loaded.info.context_length)
 
-    def check_options(self, config: GenerationConfig) -> None:
-        """All common options work here; ``-p`` names are checked against Transformers."""
+    def check_extra(self, config: GenerationConfig) -> None:
+        """Check ``-p`` names against Transformers."""
         if config.extra:
             from llm_magic.backends.local import decoding
 

@@ -1,0 +1,248 @@
+"""Ollama, by its own API: newline-delimited JSON, models that can be pulled, memory that is told."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+from llm_magic.backends import _refusals
+from llm_magic.backends._http import END_S, HttpServer
+from llm_magic.backends._lines import JsonLinesDecoder, MalformedStream, parse_object
+from llm_magic.backends.base import Report
+from llm_magic.backends.remote import Remote, RemoteBackend
+from llm_magic.config import GenerationConfig, LoadConfig, Settings
+from llm_magic.errors import LoadFailed, ModelNotFound, RequestRefused, ServerError, did_you_mean
+from llm_magic.keys import Keys
+from llm_magic.types import Chunk, FinishReason, Message, ModelInfo, Progress, Usage
+
+_OPTIONS = {
+    "max_new_tokens": "num_predict",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "repetition_penalty": "repeat_penalty",
+    "seed": "seed",
+    "stop": "stop",
+}
+# What stands beside `options` in a request; everything else of `-p` goes into them.
+_BESIDE = frozenset(
+    {"keep_alive", "format", "think", "logprobs", "top_logprobs", "truncate", "shift", "tools"}
+)
+
+
+def ollama(settings: Settings, keys: Keys) -> OllamaBackend:
+    """Return the backend for Ollama."""
+    return OllamaBackend(settings, keys)
+
+
+class OllamaBackend(RemoteBackend):
+    """Streams from ``/api/chat``."""
+
+    name = "ollama"
+    start = "Start it: ollama serve"
+    reserved = frozenset(
+        {"model", "messages", "stream", "options", "prompt", "num_predict", "repeat_penalty"}
+    )
+
+    def _server(self, config: LoadConfig) -> HttpServer:
+        server = super()._server(config)
+        if server.prefix is None:
+            # Whoever has it set for OpenAI's API means the same server.
+            server.prefix = "/.." if server.place.url.endswith(("/v1", "/api")) else ""
+        return server
+
+    # -- what the server has ------------------------------------------------------------------
+
+    async def _list(self, server: HttpServer) -> list[ModelInfo]:
+        resident = {e.get("name"): e for e in await self._entries(server, "ps")}
+        return [
+            self._info(server, entry, {}, resident.get(entry["name"]))
+            for entry in await self._entries(server, "tags")
+        ]
+
+    async def _entries(self, server: HttpServer, path: str) -> list[dict[str, Any]]:
+        try:
+            value = await server.get(f"{server.prefix}/api/{path}")
+        except RequestRefused as refused:
+            if refused.status not in {200, 404, 405}:
+                raise
+            raise RequestRefused(
+                f"{server.place.origin} answers, but it is no Ollama: there is no /api/{path}."
+                " Is --base-url right? (For an OpenAI-compatible server: -b openai.)",
+                status=404,
+            ) from None
+        listed = value.get("models") if isinstance(value, dict) else None
+        return [e for e in listed or () if isinstance(e, dict) and isinstance(e.get("name"), str)]
+
+    def _info(
+        self,
+        server: HttpServer,
+        entry: Mapping[str, Any],
+        shown: Mapping[str, Any],
+        resident: Mapping[str, Any] | None,
+    ) -> ModelInfo:
+        details = entry.get("details") or shown.get("details") or {}
+        resident = resident or {}
+        return ModelInfo(
+            str(entry["name"]),
+            self.name,
+            where="server",
+            source=str(entry["name"]),
+            server=server.place.label,
+            dtype=str(details.get("quantization_level") or ""),
+            size=entry.get("size"),
+            context_length=_context(shown) or resident.get("context_length"),
+            resident=resident.get("size"),
+        )
+
+    async def _find(
+        self, server: HttpServer, model: str | None, config: LoadConfig, report: Report
+    ) -> tuple[Remote, tuple[str, ...]]:
+        entries = await self._entries(server, "tags")
+        names = [str(entry["name"]) for entry in entries]
+        model = model or self._only_one(server, names)
+        if config.pull:
+            await self._pull(server, model, report)
+            entries = await self._entries(server, "tags")
+        shown = await self._show(server, model, names)
+        full = model if ":" in model.rpartition("/")[2] else f"{model}:latest"
+        entry: Mapping[str, Any] = next((e for e in entries if e["name"] in {model, full}), {})
+        info = self._info(server, {**entry, "name": model}, shown, None)
+        return Remote(model, server, info, config), ()
+
+    async def _show(self, server: HttpServer, model: str, names: Sequence[str]) -> dict[str, Any]:
+        try:
+            shown = await server.post(f"{server.prefix}/api/show", {"model": model})
+        except RequestRefused as refused:
+            if refused.status not in {400, 404}:
+                raise
+            near = did_you_mean(model, [n.removesuffix(":latest") for n in names])
+            raise ModelNotFound(
+                f"{model} is not pulled on {server.place.label}.{near}"
+                f" To download it there: %llm_load {model} -b ollama --pull"
+            ) from None
+        return shown if isinstance(shown, dict) else {}
+
+    async def _pull(self, server: HttpServer, model: str, report: Report) -> None:
+        """Have the server download a model; it stops where this ends early, and goes on next time."""
+        body = {"model": model, "stream": True}
+        done = False
+        async with server.stream("POST", f"{server.prefix}/api/pull", body) as answer:
+            try:
+                async for line in answer.decoded(JsonLinesDecoder()):
+                    value = parse_object(line)
+                    if value.get("error"):
+                        raise _not_pulled(server, model, value)
+                    report(_pulling(value))
+                    done = value.get("status") == "success"
+            except MalformedStream as error:
+                raise LoadFailed(f"{server.place.origin} sent {error} while it pulled.") from None
+        if not done:
+            raise LoadFailed(
+                f"{server.place.label} stopped while it pulled {model}. Type it again: it goes on."
+            )
+
+    async def _let_go(self, remote: Remote) -> str:
+        """Free the memory that it takes on this machine; elsewhere others may be using it."""
+        note = await super()._let_go(remote)
+        if not (remote.used and remote.server.place.is_local):
+            return note
+        body = {"model": remote.model, "keep_alive": 0}
+        # It may be gone already, and its memory with it.
+        with contextlib.suppress(ServerError):
+            await remote.server.post(f"{remote.server.prefix}/api/generate", body)
+            note = f"{remote.server.place.label} was told to free its memory"
+        return note
+
+    # -- an answer ----------------------------------------------------------------------------
+
+    async def _answer(
+        self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
+    ) -> AsyncGenerator[Chunk, None]:
+        path = f"{remote.server.prefix}/api/chat"
+        body = self.body(remote, messages, config)
+        async with remote.server.stream("POST", path, body) as answer:
+            last: Chunk | None = None
+            try:
+                async for line in answer.decoded(JsonLinesDecoder()):
+                    value = parse_object(line)
+                    chunk = _chunk(remote.server, value)
+                    if chunk.text or chunk.reasoning:
+                        answer.has_begun()
+                        yield chunk
+                    if value.get("done"):
+                        answer.limit = END_S
+                        last = _last(value)
+                        break
+            except MalformedStream:
+                if last is None:
+                    raise
+            yield last or Chunk(finish_reason="truncated", time=time.perf_counter())
+            await answer.drain()
+
+    def body(
+        self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
+    ) -> dict[str, Any]:
+        """Return the body of a request."""
+        options: dict[str, Any] = {}
+        for name, spelled in _OPTIONS.items():
+            value = getattr(config, name)
+            if value not in (None, ()):
+                options[spelled] = list(value) if isinstance(value, tuple) else value
+        beside = {name: value for name, value in config.extra.items() if name in _BESIDE}
+        options |= {name: value for name, value in config.extra.items() if name not in _BESIDE}
+        return {
+            "model": remote.model,
+            "messages": [{"role": m.role, "content": m.content} for m in messages],
+            "stream": True,
+            "options": options,
+            # Left to itself, Ollama cuts the beginning of a long prompt off without a word.
+            "truncate": False,
+            "shift": False,
+            **beside,
+        }
+
+
+def _context(shown: Mapping[str, Any]) -> int | None:
+    """Return the longest context that a model was made for."""
+    about = shown.get("model_info")
+    if not isinstance(about, dict):
+        return None
+    found = about.get(f"{about.get('general.architecture')}.context_length")
+    return found if isinstance(found, int) else None
+
+
+def _pulling(value: Mapping[str, Any]) -> Progress:
+    total, completed = value.get("total"), value.get("completed")
+    share = None
+    if isinstance(total, int) and isinstance(completed, int) and total > 0:
+        share = min(1.0, completed / total)
+    return Progress(f"the server: {_refusals.one_line(str(value.get('status', 'pulling')))}", share)
+
+
+def _not_pulled(server: HttpServer, model: str, value: Mapping[str, Any]) -> ModelNotFound:
+    said = _refusals.from_object(value).text
+    return ModelNotFound(
+        f"{server.place.label} could not pull {model}: {said}. Is that its name in Ollama's library?"
+    )
+
+
+def _chunk(server: HttpServer, value: dict[str, Any]) -> Chunk:
+    if value.get("error"):
+        said = server.scrub(_refusals.from_object(value).text)
+        raise RequestRefused(
+            f"{server.place.origin} stopped with an error: {said}.", brief="an error"
+        )
+    message = value.get("message") or {}
+    if not isinstance(message, dict):
+        raise MalformedStream("a chunk of an unknown shape")
+    text, thinking = message.get("content") or "", message.get("thinking") or ""
+    return Chunk(text=str(text), reasoning=str(thinking), time=time.perf_counter())
+
+
+def _last(value: Mapping[str, Any]) -> Chunk:
+    reason: FinishReason = "length" if value.get("done_reason") == "length" else "stop"
+    usage = Usage(value.get("prompt_eval_count"), value.get("eval_count"))
+    return Chunk(finish_reason=reason, usage=usage, time=time.perf_counter())

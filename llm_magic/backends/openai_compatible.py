@@ -1,0 +1,370 @@
+"""Servers that speak OpenAI's chat completions over SSE: vLLM, InstructLab, and any other."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from llm_magic.backends import _refusals
+from llm_magic.backends._http import END_S, HttpServer
+from llm_magic.backends._lines import EventDecoder, MalformedStream, parse_object
+from llm_magic.backends.base import Report, TokenCount
+from llm_magic.backends.remote import Remote, RemoteBackend
+from llm_magic.config import GenerationConfig, LoadConfig, Settings
+from llm_magic.errors import LLMMagicError, RequestRefused, ServerError
+from llm_magic.keys import Keys
+from llm_magic.types import Chunk, FinishReason, Message, ModelInfo, Usage
+
+# What an option is called in the body of a request.
+_COMMON = {
+    "max_new_tokens": "max_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "seed": "seed",
+    "stop": "stop",
+}
+_VERSIONED = re.compile(r"/v\d+[a-z]*$|/openai$")
+# A server that ends for another reason than these ended early.
+_FINISHED: Mapping[str, FinishReason] = {
+    "length": "length", "content_filter": "truncated", "abort": "truncated", "error": "truncated",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A kind of server: its name, how to start one, its options and what it takes at once."""
+
+    name: str
+    start: str
+    options: Mapping[str, str]
+    concurrency: int = 256
+    counts_tokens: bool = False
+
+
+VLLM = Preset(
+    "vllm",
+    "Start one: vllm serve MODEL",
+    {**_COMMON, "top_k": "top_k", "repetition_penalty": "repetition_penalty"},
+    counts_tokens=True,
+)
+INSTRUCTLAB = Preset(
+    "instructlab",
+    "Start one: ilab model serve",
+    {**_COMMON, "top_k": "top_k", "repetition_penalty": "repeat_penalty"},
+    # llama-cpp-python drops the answer it is at when another question comes.
+    concurrency=1,
+)
+OPENAI = Preset("openai", "Check --base-url, and that the server runs.", _COMMON)
+
+
+def vllm(settings: Settings, keys: Keys) -> OpenAICompatibleBackend:
+    """Return the backend for vLLM."""
+    return OpenAICompatibleBackend(VLLM, settings, keys)
+
+
+def instructlab(settings: Settings, keys: Keys) -> OpenAICompatibleBackend:
+    """Return the backend for InstructLab, whose servers are llama-cpp-python's or vLLM."""
+    return OpenAICompatibleBackend(INSTRUCTLAB, settings, keys)
+
+
+def openai(settings: Settings, keys: Keys) -> OpenAICompatibleBackend:
+    """Return the backend for OpenAI and whatever speaks like it."""
+    return OpenAICompatibleBackend(OPENAI, settings, keys)
+
+
+class OpenAICompatibleBackend(RemoteBackend):
+    """Streams from ``/v1/chat/completions``."""
+
+    reserved = frozenset(
+        {"model", "messages", "stream", "stream_options", "n", "best_of", "prompt"}
+    )
+
+    def __init__(self, preset: Preset, settings: Settings, keys: Keys) -> None:
+        super().__init__(settings, keys)
+        self._preset = preset
+        self.name, self.start, self.concurrency = preset.name, preset.start, preset.concurrency
+        # Under the server's own spelling, too, an option has one way to be given.
+        self.reserved = self.reserved | (set(preset.options.values()) - set(preset.options))
+
+    # -- what the server has ------------------------------------------------------------------
+
+    async def _list(self, server: HttpServer) -> list[ModelInfo]:
+        return [self._info(server, entry) for entry in await self._entries(server) or ()]
+
+    async def _entries(self, server: HttpServer) -> list[dict[str, Any]] | None:
+        """Return what ``/v1/models`` lists; None where a server answers questions but lists nothing."""
+        prefixes = _prefixes(server.place.url) if server.prefix is None else [server.prefix]
+        for prefix in prefixes:
+            try:
+                value = await server.get(f"{prefix}/models")
+            except RequestRefused as refused:
+                if refused.status not in {200, 404, 405}:
+                    raise
+                continue
+            server.prefix = prefix
+            listed = value.get("data") if isinstance(value, dict) else value
+            return [e for e in listed or () if isinstance(e, dict) and isinstance(e.get("id"), str)]
+        for prefix in prefixes:
+            if await self._takes_questions(server, prefix):
+                server.prefix = prefix
+                return None
+        raise RequestRefused(
+            f"{server.place.origin} answers, but not at {server.place.url}{prefixes[0]}/models."
+            " Is the path of --base-url right, and is it an OpenAI-compatible server?",
+            status=404,
+        )
+
+    async def _takes_questions(self, server: HttpServer, prefix: str) -> bool:
+        """Return whether an empty question is refused as a question, and not as a wrong address."""
+        try:
+            await server.post(f"{prefix}/chat/completions", {})
+        except RequestRefused as refused:
+            return refused.status in {400, 422}
+        return False
+
+    def _info(self, server: HttpServer, entry: Mapping[str, Any]) -> ModelInfo:
+        meta = entry.get("meta") if isinstance(entry.get("meta"), dict) else {}
+        found = [
+            entry.get("max_model_len"), entry.get("context_length"),
+            (meta or {}).get("n_ctx"), (meta or {}).get("n_ctx_train"),
+        ]  # fmt: skip
+        context = next((n for n in found if isinstance(n, int)), None)
+        size = (meta or {}).get("size")
+        return ModelInfo(
+            str(entry["id"]),
+            self.name,
+            where="server",
+            source=str(entry["id"]),
+            server=server.place.label,
+            size=size if isinstance(size, int) else None,
+            context_length=context,
+        )
+
+    async def _find(
+        self, server: HttpServer, model: str | None, config: LoadConfig, report: Report
+    ) -> tuple[Remote, tuple[str, ...]]:
+        entries = await self._entries(server)
+        names = [str(entry["id"]) for entry in entries or ()]
+        if model is None:
+            model = self._only_one(server, names)
+        entry: Mapping[str, Any] = next((e for e in entries or () if e["id"] == model), {})
+        notes: tuple[str, ...] = ()
+        if entries is None:
+            notes = (
+                f"{server.place.label} lists no models: the first question shows if it has it.",
+            )
+        elif not entry:
+            entry = await self._unlisted(server, model, names)
+        remote = Remote(model, server, self._info(server, {**entry, "id": model}), config)
+        remote.dialect = self._dialect(server, entry)
+        return remote, notes
+
+    async def _unlisted(
+        self, server: HttpServer, model: str, names: Sequence[str]
+    ) -> Mapping[str, Any]:
+        """Ask for a model by its name: lists leave aliases out."""
+        try:
+            entry = await server.get(f"{server.prefix}/models/{quote(model, safe='')}")
+        except RequestRefused:
+            entry = None
+        if not isinstance(entry, dict) or entry.get("id") != model:
+            raise self._unknown(server, model, names)
+        return entry
+
+    def _dialect(self, server: HttpServer, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """Return how the options are spelled there."""
+        spelled = dict(self._preset.options)
+        if server.place.origin == "https://api.openai.com":
+            # The newer models refuse the older name, the older ones take both.
+            spelled["max_new_tokens"] = "max_completion_tokens"
+        if self.name == "instructlab" and entry.get("owned_by") == "vllm":
+            spelled["repetition_penalty"] = "repetition_penalty"
+        return {"spelled": spelled, "left_out": set()}
+
+    async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
+        """Ask vLLM, which counts with the model's own template; the others cannot tell."""
+        remote = self._find_loaded(name)
+        if not self._preset.counts_tokens:
+            return TokenCount(None, remote.info.context_length)
+        server = remote.server
+        path = "/tokenize" if server.prefix else "/../tokenize"
+        body = {"model": remote.model, "messages": _wire(messages)}
+        try:
+            value = await server.post(path, body)
+        except RequestRefused:
+            value = {}
+        count = value.get("count") if isinstance(value, dict) else None
+        return TokenCount(count if isinstance(count, int) else None, remote.info.context_length)
+
+    # -- an answer ----------------------------------------------------------------------------
+
+    async def _answer(
+        self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
+    ) -> AsyncGenerator[Chunk, None]:
+        reader = _Reader(remote.server)
+        path = f"{remote.server.prefix}/chat/completions"
+        body = self.body(remote, messages, config)
+        async with remote.server.stream("POST", path, body) as answer:
+            if answer.kind == "application/json":
+                # Asked for a stream, some gateways answer in one piece.
+                yield reader.whole(parse_object(await answer.read(1 << 26)))
+                return
+            try:
+                async for event in answer.decoded(EventDecoder()):
+                    if event == b"[DONE]":
+                        break
+                    chunk = reader.read(parse_object(event))
+                    if chunk.text or chunk.reasoning:
+                        answer.has_begun()
+                    if reader.finished:
+                        answer.limit = END_S
+                    if chunk != _NOTHING:
+                        yield chunk
+            except (ServerError, MalformedStream):
+                # What comes after the end of the answer, or not, is no part of it.
+                if not reader.finished:
+                    raise
+            yield reader.end()
+            await answer.drain()
+
+    def body(
+        self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
+    ) -> dict[str, Any]:
+        """Return the body of a request."""
+        body: dict[str, Any] = {
+            "model": remote.model,
+            "messages": _wire(messages),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        for name, spelled in remote.dialect["spelled"].items():
+            value = getattr(config, name)
+            if value not in (None, ()):
+                body[spelled] = list(value) if isinstance(value, tuple) else value
+        for name in remote.dialect["left_out"]:
+            body.pop(name, None)
+        return {**body, **config.extra}
+
+    def _adapt(self, remote: Remote, error: LLMMagicError, config: GenerationConfig) -> bool:
+        """Spell the limit the newer way, or leave a default away that this model does not take."""
+        if not isinstance(error, RequestRefused) or error.status not in {400, 422}:
+            return False
+        spelled, left_out = remote.dialect["spelled"], remote.dialect["left_out"]
+        if "max_completion_tokens" in str(error) and spelled["max_new_tokens"] == "max_tokens":
+            spelled["max_new_tokens"] = "max_completion_tokens"
+            return True
+        name = error.parameter
+        asked = {spelled[n] for n in config.model_fields_set if n in spelled} | set(config.extra)
+        mine = {*spelled.values(), "stream_options"}
+        if name not in mine or name in asked or name in left_out:
+            return False
+        left_out.add(name)
+        return True
+
+
+_NOTHING = Chunk()
+
+
+class _Reader:
+    """Reads the objects of one stream."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._finish: FinishReason | None = None
+        self._usage: Usage | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the server said why it ended."""
+        return self._finish is not None
+
+    def read(self, value: dict[str, Any]) -> Chunk:
+        """Return what an object adds to the answer."""
+        if value.get("error") or value.get("object") == "error":
+            raise self._error(value)
+        self._count(value.get("usage"))
+        choice = _first(value.get("choices"))
+        part = choice.get("delta") or choice.get("message") or {}
+        if choice.get("finish_reason"):
+            self._finish = _FINISHED.get(str(choice["finish_reason"]), "stop")
+        if not isinstance(part, dict):
+            raise MalformedStream("a chunk of an unknown shape")
+        text, reasoning = (
+            part.get("content"),
+            part.get("reasoning") or part.get("reasoning_content"),
+        )
+        if not text and not reasoning:
+            return _NOTHING
+        return Chunk(text=_text(text), reasoning=_text(reasoning), time=time.perf_counter())
+
+    def whole(self, value: dict[str, Any]) -> Chunk:
+        """Return an answer that came in one piece."""
+        chunk, end = self.read(value), self.end()
+        return Chunk(
+            text=chunk.text,
+            reasoning=chunk.reasoning,
+            finish_reason=end.finish_reason,
+            usage=end.usage,
+            time=time.perf_counter(),
+        )
+
+    def end(self) -> Chunk:
+        """Return the last chunk; without a reason for the end the answer was cut."""
+        return Chunk(
+            finish_reason=self._finish or "truncated", usage=self._usage, time=time.perf_counter()
+        )
+
+    def _error(self, value: dict[str, Any]) -> RequestRefused:
+        refusal = _refusals.from_object(value)
+        inner = value.get("error")
+        code = inner.get("code") if isinstance(inner, dict) else value.get("code")
+        return RequestRefused(
+            f"{self._server.place.origin} stopped with an error: {self._server.scrub(refusal.text)}.",
+            brief="an error",
+            status=code if isinstance(code, int) else None,
+            parameter=refusal.parameter,
+        )
+
+    def _count(self, usage: object) -> None:
+        if not isinstance(usage, dict):
+            return
+        details = usage.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, dict) else None
+        self._usage = Usage(
+            _number(usage.get("prompt_tokens")), _number(usage.get("completion_tokens")),
+            _number(cached),
+        )  # fmt: skip
+
+
+def _prefixes(url: str) -> list[str]:
+    """Return what may stand between an address and the paths of the API, likeliest first."""
+    return [""] if _VERSIONED.search(url) else ["/v1", ""]
+
+
+def _wire(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": m.role, "content": m.content} for m in messages]
+
+
+def _first(choices: object) -> dict[str, Any]:
+    if choices in (None, []):
+        return {}
+    if isinstance(choices, list) and isinstance(choices[0], dict):
+        return choices[0]
+    raise MalformedStream("a chunk of an unknown shape")
+
+
+def _text(value: object) -> str:
+    """Return text; some servers send it in parts."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, list):
+        return "".join(str(p.get("text", "")) for p in value if isinstance(p, dict))
+    raise MalformedStream("a chunk of an unknown shape")
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,0 +1,102 @@
+"""Where a server is: addresses as people write them, and as they are used."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import SplitResult, urlsplit
+
+from llm_magic.errors import OptionError
+
+if TYPE_CHECKING:
+    from llm_magic.config import LoadConfig, Settings
+
+_PORTS = {"http": 80, "https": 443}
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A server's address without a slash at its end; its `origin` is what a key is bound to."""
+
+    backend: str
+    url: str
+    origin: str
+    is_local: bool
+
+    @property
+    def label(self) -> str:
+        """The address as people say it: host and port."""
+        return self.origin.partition("://")[2]
+
+    @property
+    def is_private(self) -> bool:
+        """Whether nobody on the way can read what is sent there."""
+        return self.is_local or self.url.startswith("https:")
+
+
+def place(config: LoadConfig, settings: Settings) -> Place | None:
+    """Return the server that a load is about; None where there is none (``local``)."""
+    default = getattr(settings, f"{config.backend}_base_url", None)
+    if default is None:
+        return None
+    return parse_url(config.backend, config.base_url or default)
+
+
+def parse_url(backend: str, text: str) -> Place:
+    """Read an address; raises `OptionError` that says what it should look like."""
+    text = text.strip()
+    if not _SCHEME.match(text) and _is_local(_host(urlsplit(f"//{text}"))):
+        # `localhost:11434` is what people type; only this machine is spoken to in clear text unasked.
+        text = f"http://{text}"
+    parts = urlsplit(text)
+    if parts.scheme not in _PORTS or not _host(parts):
+        raise OptionError(
+            f"{_shown(parts, text)} is no address of a server."
+            " Write it like http://localhost:8000 or https://host/v1."
+        )
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise OptionError(
+            f"The address {_shown(parts, text)} must have no name, password or query in it."
+            " Put the key into an environment variable and name that: --key-env NAME."
+        )
+    host, port = _host(parts), _port(parts)
+    netloc = f"[{host}]" if ":" in host else host
+    if port != _PORTS[parts.scheme]:
+        netloc += f":{port}"
+    origin = f"{parts.scheme}://{netloc}"
+    return Place(backend, origin + parts.path.rstrip("/"), origin, _is_local(host))
+
+
+def _host(parts: SplitResult) -> str:
+    try:
+        return (parts.hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def _port(parts: SplitResult) -> int:
+    try:
+        return parts.port or _PORTS[parts.scheme]
+    except ValueError:
+        raise OptionError(f"{parts.hostname} has no such port. Use 1 to 65535.") from None
+
+
+def _is_local(host: str) -> bool:
+    """Return whether a host is this machine."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def _shown(parts: SplitResult, text: str) -> str:
+    # Whatever stands before an @, or behind a question mark, may be a secret.
+    if "@" in text or parts.query or parts.fragment:
+        return f"{parts.scheme}://…{_host(parts)}"
+    return repr(text)
