@@ -112,6 +112,9 @@ def _pair(text: str, magic: str) -> tuple[str, Any]:
         return name, value
 
 
+_KEY_WORDS = frozenset({"api-key", "apikey", "api_key", "key", "token", "password"})
+
+
 class _Parser(argparse.ArgumentParser):
     """An argparse parser that raises our errors and never exits."""
 
@@ -132,6 +135,12 @@ class _Parser(argparse.ArgumentParser):
                     " a model is named with -m."
                 )
             return f"%{self.magic.name} does not know what to do with {word!r}. Usage: {self.magic.usage}"
+        word = word.partition("=")[0]
+        if word.lstrip("-") in _KEY_WORDS:
+            return (
+                "A key on the line would be saved in the notebook. Take it out of the cell, put it into"
+                " an environment variable, and name that: --key-env NAME."
+            )
         # Without the dashes, which all of them share.
         known = [n.lstrip("-") for a in arguments(self.magic.name) for n in a.names if n[1] == "-"]
         near = (

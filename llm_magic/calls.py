@@ -94,7 +94,7 @@ class Draft:
         self._parts.append(chunk.text)
         self._reasoning.append(chunk.reasoning)
         self._tokens += chunk.tokens
-        if chunk.tokens or chunk.text or chunk.reasoning:
+        if chunk.time and (chunk.tokens or chunk.text or chunk.reasoning):
             self._first = self._first or chunk.time
             self._latest = chunk.time
         self._usage = chunk.usage or self._usage

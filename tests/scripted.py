@@ -176,6 +176,10 @@ class ScriptedBackend(Backend):
         """Count words."""
         return TokenCount(sum(len(m.content.split()) for m in messages), 8192)
 
+    def check_options(self, config: GenerationConfig) -> None:
+        """Honour every option of the table."""
+        self.check_extra(config)
+
     def check_extra(self, config: GenerationConfig) -> None:
         """Honour no extra option but ``known``."""
         for name in config.extra:

@@ -205,7 +205,7 @@ class OpenAICompatibleBackend(RemoteBackend):
     async def _answer(
         self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
-        reader = _Reader(remote.server)
+        reader, heard = _Reader(remote.server), False
         path = f"{remote.server.prefix}/chat/completions"
         body = self.body(remote, messages, config)
         async with remote.server.stream("POST", path, body) as answer:
@@ -215,6 +215,7 @@ class OpenAICompatibleBackend(RemoteBackend):
                 return
             try:
                 async for event in answer.decoded(EventDecoder()):
+                    heard = True
                     if event == b"[DONE]":
                         break
                     chunk = reader.read(parse_object(event))
@@ -228,6 +229,13 @@ class OpenAICompatibleBackend(RemoteBackend):
                 # What comes after the end of the answer, or not, is no part of it.
                 if not reader.finished:
                     raise
+            if not heard:
+                # llama-cpp-python's way to say that the prompt is too long.
+                raise RequestRefused(
+                    f"{remote.server.place.origin} sent an empty answer. Is the prompt longer than"
+                    " its context?",
+                    brief="an empty answer",
+                )
             yield reader.end()
             await answer.drain()
 

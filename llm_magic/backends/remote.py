@@ -94,7 +94,9 @@ class RemoteBackend(Backend):
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return what the server has."""
         with self._borrowed(config) as server:
-            return await self._patiently(lambda: self._list(server), lambda _progress: None)
+            # llama-cpp-python drops the answer it is at for any other request, this one too.
+            async with server.turns:
+                return await self._patiently(lambda: self._list(server), lambda _progress: None)
 
     async def check(
         self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
@@ -105,9 +107,10 @@ class RemoteBackend(Backend):
         try:
             with self._borrowed(config) as server:
                 report(Progress(f"asking {server.place.label}"))
-                remote, notes = await self._patiently(
-                    lambda: self._find(server, model, config, report), report
-                )
+                async with server.turns:
+                    remote, notes = await self._patiently(
+                        lambda: self._find(server, model, config, report), report
+                    )
         except BaseException:
             await self._close_unused()
             raise
@@ -269,7 +272,7 @@ class RemoteBackend(Backend):
         ]
         if not names:
             return ()
-        return (f"{' and '.join(names)} do not exist there: the defaults of them are not sent.",)
+        return (f"Not sent, because {self.name} has no such options: {', '.join(names)}.",)
 
     def _only_one(self, server: HttpServer, names: Sequence[str]) -> str:
         """Return the one model of a server; raises where there is none or a choice."""

@@ -35,7 +35,7 @@ def offers() -> Iterator[tuple[Candidates, ScriptedBackend]]:
         ("%llm_load m --quantization 4", "4", ["4bit"]),
         ("%llm_load -d c", "c", ["cpu", "cuda"]),
         ("%llm_load --dtype b", "b", ["bfloat16"]),
-        ("%llm_load -b ", "", ["local"]),
+        ("%llm_load -b ", "", ["instructlab", "local", "ollama", "openai", "vllm"]),
         ("%llm_load --no", "--no", ["--no-wait"]),
         ("%llm_load --keep ", "", ["big", "qwen", "tiny"]),  # a switch takes no value
         ("%%llm -m ", "", ["qwen", "tiny"]),

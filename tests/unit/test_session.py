@@ -79,7 +79,7 @@ def test_a_reply_tells_everything_about_itself(scripted: Pair) -> None:
     reply = session.generate("Which town?")
     assert str(reply) == reply.text == "Paris."
     assert (reply.model, reply.backend, reply.finish_reason) == ("tiny", "local", "length")
-    assert (reply.reasoning, reply.usage) == ("hmm ", Usage(12, 4, 4))
+    assert (reply.reasoning, reply.usage) == ("hmm", Usage(12, 4, 4))
     assert reply.messages == (Message("user", "Which town?"),)
     assert reply.timing.tokens_per_s == pytest.approx(3 / 4)  # after the first, over 4 seconds
     assert reply.timing.total_s > 0

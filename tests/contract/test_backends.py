@@ -1,0 +1,204 @@
+"""The one contract, held by every backend: how it streams, ends, stops and refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from llm_magic.errors import (
+    AnswerBroken,
+    ModelError,
+    ModelNotLoaded,
+    OptionError,
+    ServerUnreachable,
+)
+from llm_magic.types import Chunk
+from tests.contract.conftest import QUESTION, REMOTE, Under
+from tests.wire import Cut, Hold, delta, ndjson, sse
+
+every = pytest.mark.parametrize("under", ["local", *REMOTE], indirect=True)
+remote = pytest.mark.parametrize("under", REMOTE, indirect=True)
+
+
+@every
+def test_an_answer_is_a_joined_stream_that_says_why_it_ended(under: Under) -> None:
+    under.load()
+    chunks = list(under.session.stream(QUESTION, temperature=0, max_new_tokens=40))
+    reply = under.session.last
+    assert reply is not None
+    assert len([chunk for chunk in chunks if chunk.text]) > 3
+    assert "".join(chunk.text for chunk in chunks) == reply.text
+    assert [c for c in chunks if c.finish_reason] == [chunks[-1]]
+    assert reply.finish_reason in {"stop", "length"}
+    assert chunks[-1].usage is not None
+    assert reply.usage.completion_tokens
+    assert reply.usage.prompt_tokens
+    assert (reply.backend, reply.timing.first_token_s is not None) == (under.name, True)
+    assert str(under.session.generate(QUESTION, temperature=0, max_new_tokens=40)) == reply.text
+
+
+@every
+def test_the_limit_ends_it_and_is_said_to(under: Under) -> None:
+    under.load()
+    reply = under.session.generate(QUESTION, temperature=0, max_new_tokens=3)
+    assert (reply.finish_reason, reply.usage.completion_tokens) == ("length", 3)
+
+
+@every
+def test_async_is_the_same_answer(under: Under) -> None:
+    under.load()
+    plain = under.session.generate(QUESTION, temperature=0, max_new_tokens=8)
+
+    async def main() -> tuple[str, str]:
+        reply = await under.session.agenerate(QUESTION, temperature=0, max_new_tokens=8)
+        parts = [
+            chunk.text
+            async for chunk in under.session.astream(QUESTION, temperature=0, max_new_tokens=8)
+        ]
+        return reply.text, "".join(parts)
+
+    assert asyncio.run(main()) == (plain.text, plain.text)
+
+
+@every
+def test_leaving_a_stream_stops_the_work_and_keeps_what_there_is(under: Under) -> None:
+    under.load()
+    under.slowly()
+    stream = under.session.stream(QUESTION, temperature=0, max_new_tokens=400)
+    first = next(chunk for chunk in stream if chunk.text)
+    began = time.monotonic()
+    stream.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - began < 1
+    reply = under.session.last
+    assert reply is not None
+    assert reply.finish_reason == "cancelled"
+    assert reply.text.startswith(first.text)
+    if under.server is not None:
+        assert under.server.asked(under.chat)[-1].left.wait(2), "the server went on"
+    assert under.session.generate("hi", max_new_tokens=2).text
+
+
+@every
+def test_cancelling_a_task_stops_the_work(under: Under) -> None:
+    under.load()
+    under.slowly()
+    seen: list[Chunk] = []
+
+    async def main() -> None:
+        async def ask() -> None:
+            async for chunk in under.session.astream(QUESTION, max_new_tokens=400):
+                seen.append(chunk)
+
+        task = asyncio.create_task(ask())
+        while not any(chunk.text for chunk in seen):
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+
+    asyncio.run(main())
+    if under.server is not None:
+        assert under.server.asked(under.chat)[-1].left.wait(2), "the server went on"
+    assert under.session.generate("hi", max_new_tokens=2).text
+
+
+@every
+def test_an_unknown_model_changes_nothing(under: Under) -> None:
+    under.load()
+    with pytest.raises(ModelError, match=r"\.$|\?$|pull$|hub$|[a-z0-9]$") as caught:
+        under.load(under.missing)
+    assert under.missing.removeprefix("./") in str(caught.value)
+    assert under.session.status().status == "Ready"
+    assert under.session.generate("hi", max_new_tokens=2).text
+
+
+@every
+def test_a_wrong_option_is_refused_before_anything_is_sent(under: Under) -> None:
+    under.load()
+    asked = len(under.server.asked(under.chat)) if under.server else 0
+    with pytest.raises(OptionError, match="temperature=9"):
+        under.session.generate("hi", temperature=9)
+    with pytest.raises(OptionError, match="has an option of its own"):
+        under.session.generate("hi", extra={"temperature": 1})
+    if under.server is not None:
+        assert len(under.server.asked(under.chat)) == asked
+
+
+@every
+def test_a_dry_run_calls_nothing(under: Under) -> None:
+    from llm_magic.calls import Request
+
+    under.load()
+    asked = len(under.server.asked(under.chat)) if under.server else 0
+    dry = under.session.dry_run(Request(QUESTION, system="Be brief."))
+    assert [message.role for message in dry.messages] == ["system", "user"]
+    assert dry.count.prompt_tokens is None or dry.count.prompt_tokens > 6
+    if under.server is not None:
+        assert len(under.server.asked(under.chat)) == asked
+
+
+@every
+def test_after_unloading_nothing_is_left(under: Under) -> None:
+    before = {thread.name for thread in threading.enumerate()}
+    under.load()
+    under.session.generate("hi", max_new_tokens=2)
+    under.session.unload()
+    with pytest.raises(ModelNotLoaded):
+        under.session.generate("hi")
+    under.session.close()
+    left = {t.name for t in threading.enumerate()} - before
+    assert not {name for name in left if name.startswith("llm_magic")}
+    if under.server is not None:
+        deadline = time.monotonic() + 2
+        while under.server.open_now and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert under.server.open_now == 0
+
+
+@remote
+def test_a_server_that_is_dead_is_told_with_what_starts_it(under: Under) -> None:
+    under.load()
+    assert under.server is not None
+    under.server.stop()
+    with pytest.raises(ServerUnreachable, match=r"http://127\.0\.0\.1:\d+"):
+        under.session.generate("hi")
+    with pytest.raises(ServerUnreachable, match=r"Nothing listens .* (Start|Check)"):
+        under.load(name="again")
+    under.server.start()
+    assert under.session.generate("hi").text == "hi"
+
+
+@remote
+def test_a_server_that_dies_in_an_answer_leaves_what_it_said(under: Under) -> None:
+    under.load()
+    assert under.server is not None
+    if under.name == "ollama":
+        begun = ndjson({"message": {"role": "assistant", "content": "half"}, "done": False})
+    else:
+        begun = sse(delta("half"), done=False)
+    under.server.will(under.chat, *begun, Cut())
+    with pytest.raises(AnswerBroken, match="not whole") as caught:
+        under.session.generate("hi")
+    reply = caught.value.reply
+    assert reply is under.session.last
+    assert reply is not None
+    assert (reply.text, reply.finish_reason) == ("half", "truncated")
+    assert len(under.server.asked(under.chat)) == 1, "asked again after a word was said"
+
+
+@remote
+def test_a_silence_ends_at_its_limit(under: Under) -> None:
+    under.load(idle_timeout=1)
+    assert under.server is not None
+    if under.name == "ollama":
+        begun = ndjson({"message": {"role": "assistant", "content": "half"}, "done": False})
+    else:
+        begun = sse(delta("half"), done=False)
+    under.server.will(under.chat, *begun, Hold())
+    with pytest.raises(AnswerBroken, match="said nothing for 1 s"):
+        under.session.generate("hi")
+    assert under.session.last is not None
+    assert under.session.last.text == "half"

@@ -1,0 +1,254 @@
+"""Servers from the notebook: what is shown, that ■ works, and that a key is nowhere to be found."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.fault_server import CHAT, FaultServer
+from tests.kernels import Kernel, kernel, within_a_second
+from tests.ollama_server import OllamaServer
+from tests.wire import Cut, Hold, Pause, delta, json_answer, refusal, sse, words
+
+KEY = "sk-kernel-7d1e90b2ac55"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FaultServer]:
+    with FaultServer(key=KEY) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def ollama() -> Iterator[OllamaServer]:
+    with OllamaServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def k(server: FaultServer, ollama: OllamaServer) -> Iterator[Kernel]:
+    with kernel(THEIR_KEY=KEY, OLLAMA_BASE_URL=ollama.url, VLLM_BASE_URL="http://127.0.0.1:9") as k:
+        k.ok("%load_ext llm_magic")
+        k.ok("from llm_magic import llm")
+        yield k
+
+
+@pytest.fixture
+def remote(k: Kernel, server: FaultServer) -> Kernel:
+    server.pace = 0.0
+    k.ok(f"%llm_load tiny -b openai --base-url {server.url}/v1/ --key-env THEIR_KEY")
+    return k
+
+
+@pytest.fixture
+def pulled(k: Kernel, ollama: OllamaServer) -> Kernel:
+    ollama.pace = 0.0
+    k.ok("%llm_load llama3.2 -b ollama")
+    return k
+
+
+def test_loading_checks_and_says_where_it_is(k: Kernel, server: FaultServer) -> None:
+    ran = k.ok(f"%llm_load big -b openai --base-url {server.url} --key-env THEIR_KEY")
+    place = server.url.removeprefix("http://")
+    assert ran.text.startswith(f"big · openai {place} · ready in ")
+    assert "Not sent, because openai has no such options: top_k, repetition_penalty." in ran.text
+    assert k.value("llm.status().status") == "Ready"
+    assert place in k.ok("%llm_status").text
+
+
+@pytest.mark.parametrize(
+    ("cell", "error"),
+    [
+        ("%llm_load tyny {server}", "has no model tyny. Did you mean tiny?"),
+        ("%llm_load -b vllm", "Nothing listens at http://127.0.0.1:9. Start one: vllm serve MODEL"),
+        ("%llm_load {server}", "Which model of 127.0.0.1"),
+        ("%llm_load tiny -d cuda {server}", "--device does nothing on openai; local can use it."),
+        ("%llm_load llama9 -b ollama", "--pull"),
+        ("%llm_load tiny -b olama", "There is no backend 'olama'. Did you mean ollama?"),
+        ("%llm_load tiny -b openai --key-env sk-1", "--key-env takes the name of an environment"),
+        ("%llm_load tiny -b openai --api-key sk-1", "A key on the line would be saved"),
+        ("%llm_load tiny -b openai --api-key=sk-1", "A key on the line would be saved"),
+        ("%llm_load tiny -b vllm --base-url {url}/x --key-env THEIR_KEY", "Is the path of --base-url right"),
+        ("%llm_load tiny -b vllm --base-url {url}", "wants a key (401)"),
+        ("%llm_load tiny -b openai --base-url {url} --key-env NOT_THERE", "nobody can be asked"),
+        ("%llm_load llama3.2 -b ollama --base-url {url} --key-env THEIR_KEY", "it is no Ollama"),
+        ("%llm --top-k 5 Hello", "--top-k does nothing on openai; local, ollama, vllm and"),
+        ("%llm -p stream=false Hello", "-p stream does not go with a streamed answer"),
+    ],
+)
+def test_a_mistake_is_one_line_and_loses_nothing(
+    remote: Kernel, server: FaultServer, cell: str, error: str
+) -> None:
+    where = f"-b openai --base-url {server.url} --key-env THEIR_KEY"
+    ran = remote.run(cell.replace("{server}", where).replace("{url}", server.url))
+    assert ran.status == "error"
+    assert len(ran.traceback) == 1
+    assert "\n" not in ran.error
+    assert error in ran.error
+    assert "sk-1" not in ran.text
+    assert remote.ok("%llm --raw -f text still here").text.startswith("still here")
+
+
+def test_the_first_word_is_shown_when_it_comes(remote: Kernel, server: FaultServer) -> None:
+    hold = Hold()
+    server.will(CHAT, *sse(delta("first"), done=False), hold, *words(" second")[1:])
+    cell = remote.send("%llm Hello")
+    remote.wait_for_output(cell, "first")
+    hold.go.set()
+    assert "first second" in remote.wait(cell).text
+
+
+def test_thoughts_are_folded_and_not_sent_back(remote: Kernel, server: FaultServer) -> None:
+    server.will(
+        CHAT, *sse(delta(reasoning_content="Let me <b>see</b>."), delta("42", finish="stop"))
+    )
+    ran = remote.ok("%llm -c deep -o reply What is it?")
+    assert "<details" in ran.html
+    assert "&lt;b&gt;see" in ran.html
+    assert ran.text.startswith("42")
+    assert remote.value("(reply.text, reply.reasoning)") == ("42", "Let me <b>see</b>.")
+    server.will(CHAT, *words("<think>again</think>\n\n", "43"))
+    remote.ok("%llm -c deep -o reply And now?")
+    assert remote.value("(reply.text, reply.reasoning)") == ("43", "again")
+    sent = [message["content"] for message in server.asked(CHAT)[-1].json["messages"]]
+    assert sent == ["What is it?", "42", "And now?"]
+
+
+def test_a_retry_is_shown(remote: Kernel, server: FaultServer) -> None:
+    server.will(CHAT, *refusal(429, "slow down", headers={"Retry-After": "1"}))
+    cell = remote.send("%llm Hello there")
+    remote.wait_for_output(cell, "429, next try in 1 s")
+    assert "Hello there" in remote.wait(cell).text
+
+
+@pytest.mark.parametrize("when", ["thinking", "streaming", "retrying"])
+def test_stop_ends_it_here_and_there(remote: Kernel, server: FaultServer, when: str) -> None:
+    scripts = {
+        "thinking": [Hold()],
+        "streaming": [*sse(delta("begun"), done=False), Hold()],
+        "retrying": [*refusal(503, "loading", headers={"Retry-After": "20"})],
+    }
+    server.will(CHAT, *scripts[when])
+    count = len(server.asked(CHAT))
+    shown = {"thinking": "thinking", "streaming": "begun", "retrying": "next try in 20 s"}
+    cell = remote.send("%llm -o stopped Hello")
+    remote.wait_for_output(cell, shown[when])
+    pressed = time.monotonic()
+    remote.interrupt()
+    ran = remote.wait(cell)
+    assert ran.ename == "Interrupted"
+    assert ran.ended - pressed < within_a_second()
+    assert remote.value("stopped.text") == ("begun" if when == "streaming" else "")
+    if when != "retrying":
+        assert server.asked(CHAT)[-1].left.wait(1), "the server went on"
+    assert len(server.asked(CHAT)) == count + 1
+    assert "next one" in remote.ok("%llm next one").text
+
+
+def test_a_broken_answer_is_kept_and_labelled(remote: Kernel, server: FaultServer) -> None:
+    server.will(CHAT, *sse(delta("half of"), done=False), Cut())
+    ran = remote.run("%llm -o broken Hello")
+    assert ran.ename == "AnswerBroken"
+    assert "half of" in ran.text
+    assert "broken off; not whole" in ran.text
+    assert remote.value("(broken.text, broken.finish_reason)") == ("half of", "truncated")
+    server.will(CHAT, *sse(delta("half of"), done=True))
+    ran = remote.ok("%llm -o broken Hello")
+    assert "broken off; not whole" in ran.text
+    assert remote.value("broken.finish_reason") == "truncated"
+
+
+def test_where_nothing_was_said_the_variable_stays(remote: Kernel, server: FaultServer) -> None:
+    remote.ok("mine = 'precious'")
+    server.will(CHAT, *refusal(400, "no such thing"))
+    ran = remote.run("%llm -o mine Hello")
+    assert ran.ename == "RequestRefused"
+    assert remote.value("mine") == "precious"
+
+
+def test_ollama_lists_what_it_has_and_holds(pulled: Kernel) -> None:
+    pulled.ok("%llm Hello")
+    table = pulled.ok("%llm_models -b ollama").text
+    assert "llama3.2:latest" in table
+    assert "in memory: " in table
+    assert "it stays" not in (gone := pulled.ok("%llm_unload").text)
+    assert "told to free its memory" in gone
+    assert "in memory" not in pulled.ok("%llm_models -b ollama").text
+
+
+def test_a_pull_is_shown_and_can_be_stopped(pulled: Kernel, ollama: OllamaServer) -> None:
+    ollama.pace = 0.3
+    cell = pulled.send("%llm_load gemma3:270m -b ollama --pull")
+    pulled.wait_for_output(cell, "pulling")
+    pulled.interrupt()
+    ran = pulled.wait(cell)
+    assert ran.ename == "Interrupted"
+    assert ollama.asked("/api/pull")[-1].left.wait(1), "the server went on"
+    assert pulled.value("llm.status().active_model") == "llama3.2"
+    ollama.pace = 0.0
+    assert "gemma3:270m · ollama" in pulled.ok("%llm_load gemma3:270m -b ollama --pull").text
+    assert "Hello you" in pulled.ok("%llm --raw Hello you").text
+
+
+def test_many_at_once(remote: Kernel, server: FaultServer) -> None:
+    ran = remote.ok(
+        "import asyncio\n"
+        "replies = await asyncio.gather(*(llm.agenerate(f'number {i}') for i in range(64)))\n"
+        "print([r.text for r in replies] == [f'number {i}' for i in range(64)])"
+    )
+    assert ran.text.strip() == "True"
+
+
+def test_a_local_model_goes_first_unless_kept(
+    remote: Kernel, server: FaultServer, model_cache: Path
+) -> None:
+    remote.ok(f"import os; os.environ['LLM_MAGIC_CACHE_DIR'] = {str(model_cache)!r}")
+    remote.ok("%llm_load -b local --keep")
+    where = f"-b openai --base-url {server.url} --key-env THEIR_KEY"
+    remote.ok(f"%llm_load big {where} --keep")
+    assert len(remote.value("[m.name for m in llm.status().models]")) == 3
+    remote.ok(f"%llm_load tiny {where}")
+    assert remote.value("[m.name for m in llm.status().models]") == ["tiny"]
+
+
+def test_the_key_is_nowhere(remote: Kernel, server: FaultServer) -> None:
+    server.will(CHAT, *refusal(400, f"your key {KEY} is nice"))
+    server.will(CHAT, *json_answer(500, {"error": KEY}, {"Retry-After": "99"}))
+    server.will(CHAT, *sse({"error": {"message": f"key {KEY} expired"}}, done=False))
+    server.will(CHAT, *sse(delta("x"), {"error": {"message": f"{KEY}!"}}, done=False), Pause(0.1))
+    cells = [
+        "%xmode Verbose", "%llm a", "%llm b", "%llm c", "%llm d", "llm", "llm.status()", "vars(llm)",
+        "llm.last", "%llm_status", "%llm_config", "%llm --dry-run e", "%tb", "llm.models()",
+        "import gc; repr([o for o in gc.get_objects() if 'llm_magic' in type(o).__module__])",
+        "%debug_nothing", "1/0", "%xmode Context", "%history -n",
+    ]  # fmt: skip
+    ran = [vars(remote.run(cell)) for cell in cells]
+    shown = json.dumps(ran, default=str, ensure_ascii=False)
+    assert "•••" in shown, "none of the server's messages came through"
+    assert KEY not in shown
+    history = Path(remote.process.environ()["IPYTHONDIR"], "profile_default", "history.sqlite")
+    assert KEY.encode() not in history.read_bytes()
+
+
+def test_the_key_is_in_no_saved_notebook(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THEIR_KEY", KEY)
+    cells = [
+        "%load_ext llm_magic",
+        f"%llm_load tiny -b openai --base-url {server.url} --key-env THEIR_KEY",
+        "%llm -o reply Hello", "reply", "%llm_status", "%llm --top-k 5 x",
+    ]  # fmt: skip
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(book, allow_errors=True, resources={"metadata": {"path": tmp_path}}).execute()
+    nbformat.write(book, tmp_path / "book.ipynb")
+    saved = (tmp_path / "book.ipynb").read_text("utf-8")
+    assert "Hello" in saved
+    assert "--top-k does nothing on openai" in saved
+    assert KEY not in saved

