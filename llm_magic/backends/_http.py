@@ -19,7 +19,7 @@ from urllib.request import getproxies
 import httpx
 
 from llm_magic.backends import _refusals
-from llm_magic.backends._lines import Decoder
+from llm_magic.backends._lines import Decoder, is_whole
 from llm_magic.errors import (
     KeyRejected,
     LLMMagicError,
@@ -319,7 +319,9 @@ class Answer:
             for event in decoder.feed(piece):
                 yield event
         for event in decoder.flush():
-            yield event
+            # What the end cut in two is no event, and no error either: the answer is not whole.
+            if is_whole(event):
+                yield event
 
     async def drain(self) -> None:
         """Read to the end, which is near: the connection can be used again only then."""

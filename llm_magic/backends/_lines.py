@@ -105,6 +105,15 @@ class JsonLinesDecoder:
         return filter(None, (self._lines.flush().strip(),))
 
 
+def is_whole(event: bytes) -> bool:
+    """Return whether an event that the stream ended in has come to its own end."""
+    try:
+        json.loads(event)
+    except (ValueError, RecursionError):
+        return event == b"[DONE]"
+    return True
+
+
 def parse_object(data: bytes) -> dict[str, Any]:
     """Return a JSON object; raises `MalformedStream` for anything else."""
     try:

@@ -11,7 +11,7 @@ from llm_magic.backends import _refusals
 from llm_magic.backends._http import END_S, HttpServer
 from llm_magic.backends._lines import JsonLinesDecoder, MalformedStream, parse_object
 from llm_magic.backends.base import Report
-from llm_magic.backends.remote import Remote, RemoteBackend
+from llm_magic.backends.remote import Remote, RemoteBackend, entries_with
 from llm_magic.config import GenerationConfig, LoadConfig, Settings
 from llm_magic.errors import LoadFailed, ModelNotFound, RequestRefused, ServerError, did_you_mean
 from llm_magic.keys import Keys
@@ -74,7 +74,7 @@ class OllamaBackend(RemoteBackend):
                 status=404,
             ) from None
         listed = value.get("models") if isinstance(value, dict) else None
-        return [e for e in listed or () if isinstance(e, dict) and isinstance(e.get("name"), str)]
+        return entries_with("name", listed)
 
     def _info(
         self,
@@ -93,7 +93,7 @@ class OllamaBackend(RemoteBackend):
             server=server.place.label,
             dtype=str(details.get("quantization_level") or ""),
             size=entry.get("size"),
-            context_length=_context(shown) or resident.get("context_length"),
+            context_length=_context(shown) or details.get("context_length"),
             resident=resident.get("size"),
         )
 

@@ -13,7 +13,7 @@ from llm_magic.backends import _refusals
 from llm_magic.backends._http import END_S, HttpServer
 from llm_magic.backends._lines import EventDecoder, MalformedStream, parse_object
 from llm_magic.backends.base import Report, TokenCount
-from llm_magic.backends.remote import Remote, RemoteBackend
+from llm_magic.backends.remote import Remote, RemoteBackend, entries_with
 from llm_magic.config import GenerationConfig, LoadConfig, Settings
 from llm_magic.errors import LLMMagicError, RequestRefused, ServerError
 from llm_magic.keys import Keys
@@ -107,7 +107,7 @@ class OpenAICompatibleBackend(RemoteBackend):
                 continue
             server.prefix = prefix
             listed = value.get("data") if isinstance(value, dict) else value
-            return [e for e in listed or () if isinstance(e, dict) and isinstance(e.get("id"), str)]
+            return entries_with("id", listed)
         for prefix in prefixes:
             if await self._takes_questions(server, prefix):
                 server.prefix = prefix

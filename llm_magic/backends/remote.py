@@ -310,6 +310,13 @@ class RemoteBackend(Backend):
         return error
 
 
+def entries_with(name: str, listed: object) -> list[dict[str, Any]]:
+    """Return the entries of a server's list that have a `name`; whatever else is in it is left out."""
+    if not isinstance(listed, list):
+        return []
+    return [e for e in listed if isinstance(e, dict) and isinstance(e.get(name), str)]
+
+
 def _is_too_long(error: RequestRefused) -> bool:
     asked_too_much = error.status in {400, 413, 422, 500, None}
     about_length = error.status == 413 or _refusals.Refusal(str(error)).about_length

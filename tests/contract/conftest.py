@@ -42,10 +42,6 @@ class Under:
             self.server.pace = 0.05
 
 
-def _server(name: str) -> FaultServer | OllamaServer:
-    return OllamaServer() if name == "ollama" else FaultServer()
-
-
 @pytest.fixture
 def under(request: pytest.FixtureRequest) -> Iterator[Under]:
     """Return the backend that the test is parametrized with."""
@@ -57,12 +53,11 @@ def under(request: pytest.FixtureRequest) -> Iterator[Under]:
             request.getfixturevalue("model_cache")
             case = Under(name, session, None, "./there-is-no-such-folder")
         else:
-            server = stack.enter_context(_server(name))
+            double = OllamaServer() if name == "ollama" else FaultServer()
+            server: HttpServer = stack.enter_context(double)
             chat = "/api/chat" if name == "ollama" else CHAT
-            model = next(iter(server.models))
-            case = Under(
-                name, session, model, f"{model}x", server, chat, {"base_url": server.url}
-            )
+            model = next(iter(double.models))
+            case = Under(name, session, model, f"{model}x", server, chat, {"base_url": server.url})
         yield case
 
 

@@ -74,7 +74,10 @@ def test_loading_checks_and_says_where_it_is(k: Kernel, server: FaultServer) -> 
         ("%llm_load tiny -b openai --key-env sk-1", "--key-env takes the name of an environment"),
         ("%llm_load tiny -b openai --api-key sk-1", "A key on the line would be saved"),
         ("%llm_load tiny -b openai --api-key=sk-1", "A key on the line would be saved"),
-        ("%llm_load tiny -b vllm --base-url {url}/x --key-env THEIR_KEY", "Is the path of --base-url right"),
+        (
+            "%llm_load tiny -b vllm --base-url {url}/x --key-env THEIR_KEY",
+            "Is the path of --base-url right",
+        ),
         ("%llm_load tiny -b vllm --base-url {url}", "wants a key (401)"),
         ("%llm_load tiny -b openai --base-url {url} --key-env NOT_THERE", "nobody can be asked"),
         ("%llm_load llama3.2 -b ollama --base-url {url} --key-env THEIR_KEY", "it is no Ollama"),

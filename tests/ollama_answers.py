@@ -1,0 +1,125 @@
+"""What the double of Ollama says to a question, and the objects it says it in; pure, no I/O."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from tests.ollama_models import RefusedError, stamp
+
+_TOO_LONG = "the input length exceeds the context length"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question: what `/api/chat` and `/api/generate` have in common."""
+
+    model: str
+    messages: Sequence[Mapping[str, Any]] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    thinks: bool = False
+    truncate: bool = True
+    began: int = field(default_factory=time.monotonic_ns)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, token by token, and why it ended."""
+
+    pieces: tuple[tuple[str, str], ...]
+    reason: str
+    prompt_tokens: int
+    began: int
+    loaded: int = field(default_factory=time.monotonic_ns)
+
+    def whole(self) -> dict[str, str]:
+        """Return the parts that there are, each in one."""
+        parts: dict[str, str] = {}
+        for part, text in self.pieces:
+            parts[part] = parts.get(part, "") + text
+        return parts
+
+    def end(self) -> dict[str, Any]:
+        """Return what the last object says beyond the others; times are in nanoseconds."""
+        now = time.monotonic_ns()
+        metrics = {
+            "total_duration": now - self.began,
+            "load_duration": self.loaded - self.began,
+            "prompt_eval_count": self.prompt_tokens,
+            "prompt_eval_duration": self.prompt_tokens * 1_000_000,
+            "eval_count": len(self.pieces),
+            "eval_duration": now - self.loaded,
+        }
+        # Go leaves out what is zero.
+        counted = {name: value for name, value in metrics.items() if value}
+        return {"done": True, "done_reason": self.reason, **counted}
+
+
+def reply(asked: Asked, num_ctx: int) -> Answer:
+    """Return the last message again: in the order of the seed, to a stop string, to a length."""
+    messages = _fitting(asked, num_ctx)
+    question = messages[-1].get("content") or ""
+    said = tokens(question)
+    if "seed" in asked.options:
+        random.Random(asked.options["seed"]).shuffle(said)
+    said = tokens(_until("".join(said), asked.options.get("stop") or ()))
+    thought = tokens(f"Somebody asks: {question}") if asked.thinks else []
+    every: list[tuple[str, str]] = [
+        *(("thinking", token) for token in thought),
+        *(("content", token) for token in said),
+    ]
+    limit = asked.options.get("num_predict", -1)
+    cut = 0 < limit < len(every)
+    return Answer(
+        tuple(every[:limit] if cut else every),
+        "length" if cut else "stop",
+        _count(messages),
+        asked.began,
+    )
+
+
+def tokens(text: str) -> list[str]:
+    """Return the words with the spaces before them."""
+    return re.findall(r"\s*\S+|\s+$", text)
+
+
+def chat_object(asked: Asked, parts: Mapping[str, str]) -> dict[str, Any]:
+    """Return one object of `/api/chat`, as it is before the last one."""
+    message = {"role": "assistant", "content": "", **parts}
+    return {**_start(asked), "message": message, "done": False}
+
+
+def generate_object(asked: Asked, parts: Mapping[str, str]) -> dict[str, Any]:
+    """Return one object of `/api/generate`, as it is before the last one."""
+    thinking = {"thinking": parts["thinking"]} if "thinking" in parts else {}
+    return {**_start(asked), "response": parts.get("content", ""), **thinking, "done": False}
+
+
+def _start(asked: Asked) -> dict[str, Any]:
+    return {"model": asked.model, "created_at": stamp(datetime.now(UTC))}
+
+
+def _fitting(asked: Asked, num_ctx: int) -> list[Mapping[str, Any]]:
+    """Return the messages that fit: the oldest are dropped in silence, unless that is forbidden."""
+    messages = list(asked.messages)
+    if _count(messages) > num_ctx and not asked.truncate:
+        raise RefusedError(400, _TOO_LONG)
+    system = [m for m in messages[:-1] if m["role"] == "system"]
+    others = [m for m in messages if m not in system]
+    while len(others) > 1 and _count([*system, *others]) > num_ctx:
+        del others[0]
+    return [*system, *others]
+
+
+def _count(messages: Sequence[Mapping[str, Any]]) -> int:
+    return sum(len(tokens(message.get("content") or "")) for message in messages)
+
+
+def _until(text: str, stops: Sequence[str]) -> str:
+    ends = [text.find(stop) for stop in stops if stop in text]
+    return text[: min(ends)] if ends else text

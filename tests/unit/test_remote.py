@@ -1,0 +1,310 @@
+"""Servers through a session: connections, turns, lists, pulls, and what becomes of all that."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from llm_magic.errors import ModelNotFound, OptionError, RequestRefused
+from llm_magic.session import Session
+from tests.fault_server import CHAT, MODELS, FaultServer
+from tests.http_server import HttpServer
+from tests.ollama_server import OllamaServer
+from tests.scripted import settings
+from tests.wire import Head, Hold, Send, delta, json_answer, ndjson, refusal, sse, words
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as running:
+        yield running
+
+
+@pytest.fixture
+def ollama() -> Iterator[OllamaServer]:
+    with OllamaServer() as running:
+        yield running
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    made = Session(settings())
+    yield made
+    made.close()
+
+
+def load(session: Session, server: HttpServer, model: str | None = "tiny", **more: Any) -> None:
+    session.load(model, **{"backend": "openai", "base_url": server.url, **more})
+
+
+# -- connections ----------------------------------------------------------------------------------
+
+
+def test_one_connection_is_used_again_and_again(session: Session, server: FaultServer) -> None:
+    load(session, server)
+    for _ in range(10):
+        session.generate("one two three")
+    assert server.connections == 1
+
+
+def test_64_questions_at_once_are_at_the_server_at_once(
+    session: Session, server: FaultServer
+) -> None:
+    load(session, server)
+    holds = [Hold() for _ in range(64)]
+    for number, hold in enumerate(holds):
+        server.will(CHAT, *sse(delta(f"{number} "), done=False), hold, *words("end")[1:])
+
+    async def main() -> set[str]:
+        asked = [asyncio.create_task(session.agenerate("hi")) for _ in holds]
+        while sum(hold.reached.is_set() for hold in holds) < 64:
+            await asyncio.sleep(0.01)
+        for hold in holds:
+            hold.go.set()
+        return {(await one).text for one in asked}
+
+    assert asyncio.run(main()) == {f"{number} end" for number in range(64)}
+    assert server.connections <= 65
+
+
+def test_a_limit_makes_the_others_wait_and_says_so(session: Session, server: FaultServer) -> None:
+    load(session, server, concurrency=2)
+    server.pace = 0.02
+    notices: list[str] = []
+
+    async def ask() -> None:
+        async for chunk in session.astream("one two three"):
+            notices.append(chunk.notice)
+
+    async def main() -> None:
+        await asyncio.gather(*(ask() for _ in range(6)))
+
+    asyncio.run(main())
+    assert server.connections <= 2
+    assert sum("waiting for a turn" in notice for notice in notices) == 4
+
+
+def test_instructlab_gets_one_question_at_a_time(session: Session, server: FaultServer) -> None:
+    load(session, server, backend="instructlab")
+    server.pace = 0.01
+
+    async def main() -> None:
+        await asyncio.gather(*(session.agenerate("one two three") for _ in range(4)))
+
+    asyncio.run(main())
+    asked = server.asked(CHAT)
+    for earlier, later in itertools.pairwise(asked):
+        assert earlier.ended_at <= later.began
+    assert server.connections == 1
+
+
+# -- what a server has ----------------------------------------------------------------------------
+
+
+def test_the_context_is_what_the_server_tells(session: Session) -> None:
+    with FaultServer({"m": {"max_model_len": 2048}}) as server:
+        load(session, server, "m", backend="vllm")
+        assert session.status().models[0].context_length == 2048
+        assert session.status().models[0].server == server.url.removeprefix("http://")
+
+
+def test_a_server_that_lists_nothing_can_be_used(session: Session, server: FaultServer) -> None:
+    server.will(MODELS, *refusal(404, "no such route"))
+    told = session.load_and_tell("tiny", backend="openai", base_url=server.url)
+    assert any("lists no models" in note for note in told.notes)
+    assert session.generate("hello").text == "hello"
+
+
+def test_a_model_that_the_list_leaves_out_is_asked_for(
+    session: Session, server: FaultServer
+) -> None:
+    server.will(f"{MODELS}/alias", *json_answer(200, {"id": "alias", "object": "model"}))
+    load(session, server, "alias")
+    assert session.status().active_model == "alias"
+
+
+def test_the_path_is_found_with_and_without_v1(session: Session) -> None:
+    class Elsewhere(FaultServer):
+        """Has its API where some gateways have it."""
+
+        def answer(self, request: Any) -> Any:
+            request.path = request.path.replace("/api/paas/v4", "/v1").replace("/bare", "/v1")
+            yield from super().answer(request)
+
+    with Elsewhere() as server:
+        for path in ("", "/", "/v1", "/v1/", "/api/paas/v4", "/bare"):
+            load(session, server, base_url=f"{server.url}{path}")
+            assert session.generate("found it").text == "found it"
+
+
+def test_the_default_model_is_meant_for_the_default_backend(server: FaultServer) -> None:
+    session = Session(settings(backend="local", model="some/local-model"))
+    with pytest.raises(OptionError, match="Which model of 127"):
+        load(session, server, None)
+    session.close()
+    session = Session(settings(backend="vllm", model="big", vllm_base_url=server.url))
+    assert session.load().name == "big"
+    session.close()
+
+
+def test_models_lists_the_server_in_use(session: Session, server: FaultServer) -> None:
+    load(session, server)
+    assert [info.name for info in session.models("openai")] == ["tiny", "big"]
+    with FaultServer({"other": {}}) as other:
+        assert [i.name for i in session.models("openai", base_url=other.url)] == ["other"]
+    assert session.generate("still there").text == "still there"
+
+
+def test_a_strange_list_breaks_nothing(session: Session, server: FaultServer) -> None:
+    entries = [1, {"id": None}, {"id": "odd", "meta": 3, "max_model_len": "many"}, None]
+    server.will(MODELS, *json_answer(200, {"data": entries}))
+    assert [info.name for info in session.models("openai", base_url=server.url)] == ["odd"]
+    value: Any
+    for value in (None, 3, "x", [], {}, {"data": None}):
+        server.will(MODELS, *json_answer(200, value))
+        assert session.models("openai", base_url=server.url) == []
+
+
+def test_a_failed_load_leaves_the_model_before(session: Session, server: FaultServer) -> None:
+    load(session, server)
+    with pytest.raises(ModelNotFound):
+        load(session, server, "nothing-like-it")
+    with pytest.raises(OptionError, match="already called tiny"):
+        load(session, server, "big", name="tiny", keep=True)
+    assert session.generate("still there").text == "still there"
+
+
+# -- answers --------------------------------------------------------------------------------------
+
+
+def test_the_end_of_an_answer_is_not_waited_for(session: Session, server: FaultServer) -> None:
+    load(session, server)
+    server.will(CHAT, *words("all", " of it", prompt_tokens=3), Hold())
+    began = time.monotonic()
+    reply = session.generate("hello")
+    assert time.monotonic() - began < 1
+    assert (reply.text, reply.finish_reason, reply.usage.prompt_tokens) == ("all of it", "stop", 3)
+
+
+def test_an_answer_in_one_piece_is_taken(session: Session, server: FaultServer) -> None:
+    load(session, server)
+    message = {"role": "assistant", "content": "all at once", "reasoning": "why not"}
+    choice = {"message": message, "finish_reason": "length"}
+    server.will(CHAT, *json_answer(200, {"choices": [choice], "usage": {"completion_tokens": 3}}))
+    reply = session.generate("hello")
+    assert (reply.text, reply.reasoning, reply.finish_reason) == (
+        "all at once", "why not", "length",
+    )  # fmt: skip
+    assert reply.usage.completion_tokens == 3
+
+
+def test_an_empty_answer_is_an_error(session: Session, server: FaultServer) -> None:
+    load(session, server)
+    server.will(CHAT, Head(200, {"Content-Type": "text/event-stream"}))
+    with pytest.raises(RequestRefused, match="Is the prompt longer than its context"):
+        session.generate("hello")
+
+
+def test_counts_come_from_the_server_or_not_at_all(session: Session, server: FaultServer) -> None:
+    load(session, server)
+    server.will(CHAT, *words("a", " b", " c"))
+    reply = session.generate("hello")
+    assert (reply.usage.completion_tokens, reply.timing.tokens_per_s) == (None, None)
+    usage = {
+        "prompt_tokens": 9,
+        "completion_tokens": 4,
+        "prompt_tokens_details": {"cached_tokens": 8},
+    }
+    server.will(CHAT, *sse(delta("x", finish="stop"), {"choices": [], "usage": usage}))
+    reply = session.generate("hello")
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (9, 4)
+    assert reply.usage.cached_tokens == 8
+
+
+# -- Ollama ---------------------------------------------------------------------------------------
+
+
+def test_ollama_tells_what_a_model_is(session: Session, ollama: OllamaServer) -> None:
+    info = session.load("qwen3:0.6b", backend="ollama", base_url=ollama.url)
+    assert (info.context_length, info.dtype, info.size) == (40_960, "Q4_K_M", 522_653_767)
+    reply = session.generate("What is it?")
+    assert reply.usage.prompt_tokens
+    assert reply.usage.completion_tokens
+    listed = {info.name: info for info in session.models("ollama")}
+    assert listed["qwen3:0.6b"].resident
+    assert listed["llama3.2:latest"].resident is None
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/", "/api", "/"])
+def test_ollama_is_found_at_what_others_call_its_address(
+    session: Session, ollama: OllamaServer, path: str
+) -> None:
+    session.load("llama3.2", backend="ollama", base_url=f"{ollama.url}{path}")
+    assert session.generate("found it").text == "found it"
+
+
+def test_ollama_thinks_apart(session: Session, ollama: OllamaServer) -> None:
+    session.load("qwen3:0.6b", backend="ollama", base_url=ollama.url)
+    reply = session.generate("What is it?", extra={"think": True})
+    assert reply.reasoning
+    assert reply.reasoning not in reply.text
+
+
+def test_what_is_not_pulled_is_offered(session: Session, ollama: OllamaServer) -> None:
+    with pytest.raises(ModelNotFound, match="%llm_load gemma3:270m -b ollama --pull"):
+        session.load("gemma3:270m", backend="ollama", base_url=ollama.url)
+    with pytest.raises(ModelNotFound, match=r"could not pull no-such: .*file does not exist"):
+        session.load("no-such", backend="ollama", base_url=ollama.url, pull=True)
+    seen: list[tuple[str, float | None]] = []
+
+    def watch() -> None:
+        if session.progress is not None:
+            seen.append((session.progress.stage, session.progress.share))
+
+    ollama.pace = 0.15
+    session.load_and_tell(
+        "gemma3:270m", backend="ollama", base_url=ollama.url, pull=True, tick=watch
+    )
+    shares = [share for stage, share in seen if stage.startswith("the server: pulling") and share]
+    assert shares == sorted(shares)
+    assert len(shares) > 2
+    ollama.pace = 0
+    assert session.generate("hello").text == "hello"
+
+
+def test_a_pull_that_ends_early_is_said_to(session: Session, ollama: OllamaServer) -> None:
+    ollama.will("/api/pull", *ndjson({"status": "pulling manifest"}))
+    from llm_magic.errors import LoadFailed
+
+    with pytest.raises(LoadFailed, match="it goes on"):
+        session.load("gemma3:270m", backend="ollama", base_url=ollama.url, pull=True)
+
+
+def test_unloading_frees_the_memory_of_this_machine(session: Session, ollama: OllamaServer) -> None:
+    session.load("llama3.2", backend="ollama", base_url=ollama.url)
+    assert "it stays on" in session.unload().note
+    assert not ollama.asked("/api/generate"), "nothing was asked of it, it may be somebody else's"
+    session.load("llama3.2", backend="ollama", base_url=ollama.url)
+    session.generate("hello")
+    assert ollama.running
+    assert "told to free its memory" in session.unload().note
+    assert not ollama.running
+
+
+def test_another_server_at_ollamas_place_is_named(session: Session, server: FaultServer) -> None:
+    with pytest.raises(RequestRefused, match="it is no Ollama"):
+        session.load("tiny", backend="ollama", base_url=server.url)
+
+
+def test_ollama_ends_are_ends(session: Session, ollama: OllamaServer) -> None:
+    session.load("llama3.2", backend="ollama", base_url=ollama.url)
+    half = {"message": {"role": "assistant", "content": "half"}, "done": False}
+    ollama.will("/api/chat", *ndjson(half))
+    assert session.generate("hello").finish_reason == "truncated"
+    ollama.will("/api/chat", Head(200), Send(b'{"message": {"content": "x"}, "done": tru'))
+    assert session.generate("hello").finish_reason == "truncated"
