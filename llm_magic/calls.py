@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llm_magic.config import GenerationConfig
     from llm_magic.manager import Resident
 
+_LUMP_S = 0.1
 Prompt = str | Sequence[Message]
 
 
@@ -123,10 +124,12 @@ class Draft:
     def _timing(self, counted: int | None) -> Timing:
         started, first = self.call.started, self._first
         decoding = self._latest - first if first is not None else 0.0
+        # What a server counted may have come in a few lumps, whose times say nothing.
+        measured = decoding > (0.0 if self._tokens else _LUMP_S)
         return Timing(
             first_token_s=first - started if first is not None else None,
             total_s=time.perf_counter() - started,
-            tokens_per_s=(counted - 1) / decoding if counted and decoding > 0 else None,
+            tokens_per_s=(counted - 1) / decoding if counted and measured else None,
         )
 
 

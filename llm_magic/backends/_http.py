@@ -20,14 +20,7 @@ import httpx
 
 from llm_magic.backends import _refusals
 from llm_magic.backends._lines import Decoder, is_whole
-from llm_magic.errors import (
-    KeyRejected,
-    LLMMagicError,
-    RequestRefused,
-    ServerError,
-    ServerSilent,
-    ServerUnreachable,
-)
+from llm_magic.errors import RequestRefused, ServerError, ServerSilent, ServerUnreachable
 from llm_magic.keys import Key
 from llm_magic.places import Place
 
@@ -218,14 +211,16 @@ class HttpServer:
         except TimeoutError:
             raise self.silent(limit) from None
 
-    async def _refusal(self, response: httpx.Response, answer: Answer) -> LLMMagicError:
+    async def _refusal(self, response: httpx.Response, answer: Answer) -> ServerError:
         try:
             async with asyncio.timeout(CONNECT_S):
                 body = await answer.read(_MOST_ERROR_BYTES)
         except (TimeoutError, ServerError):
             # The status alone says enough.
             body = b""
-        return explain(self, response.status_code, response.headers, _refusals.read(body))
+        return _refusals.explain(
+            self.place, self.key, response.status_code, response.headers, _refusals.read(body)
+        )
 
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:
@@ -238,7 +233,7 @@ class HttpServer:
                 brief="no connection",
             ) from None
         except httpx.ConnectError as error:
-            raise self._not_there(error) from None
+            raise _refusals.not_there(self.place, str(error), self._start) from None
         except (httpx.TransportError, httpx.StreamError) as error:
             why = _refusals.one_line(self.scrub(str(error)) or type(error).__name__)
             raise ServerUnreachable(
@@ -246,27 +241,6 @@ class HttpServer:
             ) from None
         except httpx.InvalidURL:
             raise ServerUnreachable(f"{self.place.url} is no address. Check --base-url.") from None
-
-    def _not_there(self, error: httpx.ConnectError) -> ServerUnreachable:
-        origin, why = self.place.origin, _refusals.one_line(str(error))
-        if "CERTIFICATE" in why:
-            return ServerUnreachable(
-                f"The certificate of {origin} is not trusted ({why}). Is it the right server? An"
-                " authority of your own goes into the environment variable SSL_CERT_FILE.",
-                brief="certificate",
-            )
-        if "SSL" in why:
-            return ServerUnreachable(
-                f"{origin} does not speak https ({why}). Check --base-url.", brief="no https"
-            )
-        if "Name or service" in why or "getaddrinfo" in why or "resolution" in why:
-            host = self.place.label
-            return ServerUnreachable(
-                f"There is no host {host}. Check --base-url.", brief="unknown host"
-            )
-        return ServerUnreachable(
-            f"Nothing listens at {origin}. {self._start}", brief="nothing listens"
-        )
 
     def silent(self, seconds: float) -> ServerSilent:
         """Return the error for a silence."""
@@ -338,67 +312,6 @@ class Answer:
             parts.append(piece)
             size += len(piece)
         return b"".join(parts)[:most]
-
-
-def explain(
-    server: HttpServer, status: int, headers: httpx.Headers, refusal: _refusals.Refusal
-) -> LLMMagicError:
-    """Return the error for a status that is no answer."""
-    origin = server.place.origin
-    said = server.scrub(refusal.text)
-    because = f": {said}" if said else ""
-    if 300 <= status < 400:
-        return RequestRefused(
-            f"{origin} sends its callers on to {_address(headers.get('location', 'nowhere'))}."
-            " Redirects are not followed; give that address with --base-url if you trust it.",
-            status=status,
-        )
-    if status in {401, 403}:
-        return _key_rejected(server, status, because)
-    wait = _seconds(headers.get("retry-after", ""))
-    if status == 429:
-        message = f"{origin} has had too many requests ({status}){because}. Try again later."
-    elif status in {502, 503, 504} or status == 408:
-        message = f"{origin} is not ready or overloaded ({status}){because}. Try again later."
-    elif status >= 500:
-        message = f"{origin} failed ({status}){because}. Its own log says why."
-    else:
-        message = f"{origin} refused the request ({status}){because}."
-    return RequestRefused(message, status=status, retry_after=wait, parameter=refusal.parameter)
-
-
-def _key_rejected(server: HttpServer, status: int, because: str) -> KeyRejected:
-    origin = server.place.origin
-    if server.key is None:
-        message = (
-            f"{origin} wants a key ({status}). Put it into an environment variable and name that:"
-            " --key-env NAME."
-        )
-    else:
-        message = f"{origin} refuses the key in {server.key.variable} ({status}){because}."
-    return KeyRejected(message, status=status)
-
-
-def _address(text: str) -> str:
-    # The query of a redirect can hold a token.
-    return _refusals.one_line(text.partition("?")[0].partition("#")[0])
-
-
-def _seconds(text: str) -> float | None:
-    """Read ``Retry-After``: seconds, or a date."""
-    from datetime import UTC, datetime
-    from email.utils import parsedate_to_datetime
-
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        pass
-    try:
-        when = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
 @functools.cache

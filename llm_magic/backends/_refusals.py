@@ -1,11 +1,18 @@
-"""What a server says when it does not answer: error bodies of all shapes, as one line; pure."""
+"""What a server says when it does not answer: statuses and bodies of all shapes, in one line; pure."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
+
+from llm_magic.errors import KeyRejected, RequestRefused, ServerError, ServerUnreachable
+from llm_magic.keys import Key
+from llm_magic.places import Place
 
 _LONGEST = 300
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
@@ -65,3 +72,81 @@ def _page(text: str) -> str:
         return text
     title = _TITLE.search(text)
     return title.group(1) if title else ""
+
+
+def not_there(place: Place, why: str, start: str) -> ServerUnreachable:
+    """Return the error for a connection that did not come about; `start` says how to start it."""
+    why = one_line(why)
+    if "CERTIFICATE" in why:
+        return ServerUnreachable(
+            f"The certificate of {place.origin} is not trusted ({why}). Is it the right server? An"
+            " authority of your own goes into the environment variable SSL_CERT_FILE.",
+            brief="certificate",
+        )
+    if "SSL" in why:
+        return ServerUnreachable(
+            f"{place.origin} does not speak https ({why}). Check --base-url.", brief="no https"
+        )
+    if "Name or service" in why or "getaddrinfo" in why or "resolution" in why:
+        return ServerUnreachable(
+            f"There is no host {place.label}. Check --base-url.", brief="unknown host"
+        )
+    return ServerUnreachable(f"Nothing listens at {place.origin}. {start}", brief="nothing listens")
+
+
+def explain(
+    place: Place, key: Key | None, status: int, headers: Mapping[str, str], refusal: Refusal
+) -> ServerError:
+    """Return the error for a status that is no answer."""
+    origin = place.origin
+    said = key.scrub(refusal.text) if key else refusal.text
+    because = f": {said}" if said else ""
+    if 300 <= status < 400:
+        return RequestRefused(
+            f"{origin} sends its callers on to {_address(headers.get('location', 'nowhere'))}."
+            " Redirects are not followed; give that address with --base-url if you trust it.",
+            status=status,
+        )
+    if status in {401, 403}:
+        return _key_rejected(place, key, status, because)
+    wait = _seconds(headers.get("retry-after", ""))
+    if status == 429:
+        message = f"{origin} has had too many requests ({status}){because}. Try again later."
+    elif status in {502, 503, 504} or status == 408:
+        message = f"{origin} is not ready or overloaded ({status}){because}. Try again later."
+    elif status >= 500:
+        message = f"{origin} failed ({status}){because}. Its own log says why."
+    else:
+        message = f"{origin} refused the request ({status}){because}."
+    return RequestRefused(message, status=status, retry_after=wait, parameter=refusal.parameter)
+
+
+def _key_rejected(place: Place, key: Key | None, status: int, because: str) -> KeyRejected:
+    origin = place.origin
+    if key is None:
+        message = (
+            f"{origin} wants a key ({status}). Put it into an environment variable and name that:"
+            " --key-env NAME."
+        )
+    else:
+        message = f"{origin} refuses the key in {key.variable} ({status}){because}."
+    return KeyRejected(message, status=status)
+
+
+def _address(text: str) -> str:
+    # The query of a redirect can hold a token.
+    return one_line(text.partition("?")[0].partition("#")[0])
+
+
+def _seconds(text: str) -> float | None:
+    """Read ``Retry-After``: seconds, or a date."""
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        pass
+    try:
+        when = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())

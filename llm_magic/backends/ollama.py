@@ -16,6 +16,7 @@ from llm_magic.config import GenerationConfig, LoadConfig, Settings
 from llm_magic.errors import LoadFailed, ModelNotFound, RequestRefused, ServerError, did_you_mean
 from llm_magic.keys import Keys
 from llm_magic.types import Chunk, FinishReason, Message, ModelInfo, Progress, Usage
+from llm_magic.units import human_bytes
 
 _OPTIONS = {
     "max_new_tokens": "num_predict",
@@ -156,6 +157,11 @@ class OllamaBackend(RemoteBackend):
             note = f"{remote.server.place.label} was told to free its memory"
         return note
 
+    def _room(self, remote: Remote) -> str:
+        made_for = remote.info.context_length
+        up_to = f" (it was made for up to {made_for:,})" if made_for else ""
+        return f" Give it more room with -p num_ctx=N{up_to}, or shorten the prompt."
+
     # -- an answer ----------------------------------------------------------------------------
 
     async def _answer(
@@ -215,11 +221,11 @@ def _context(shown: Mapping[str, Any]) -> int | None:
 
 
 def _pulling(value: Mapping[str, Any]) -> Progress:
-    total, completed = value.get("total"), value.get("completed")
-    share = None
+    total, completed = value.get("total"), value.get("completed") or 0
     if isinstance(total, int) and isinstance(completed, int) and total > 0:
-        share = min(1.0, completed / total)
-    return Progress(f"the server: {_refusals.one_line(str(value.get('status', 'pulling')))}", share)
+        sizes = f"{human_bytes(completed)} of {human_bytes(total)}"
+        return Progress("pulling on the server", min(1.0, completed / total), sizes)
+    return Progress(f"the server is at: {_refusals.one_line(str(value.get('status', 'work')))}")
 
 
 def _not_pulled(server: HttpServer, model: str, value: Mapping[str, Any]) -> ModelNotFound:

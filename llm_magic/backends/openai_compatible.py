@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from llm_magic.backends import _refusals
+from llm_magic.backends._chat_chunks import NOTHING, Reader
 from llm_magic.backends._http import END_S, HttpServer
 from llm_magic.backends._lines import EventDecoder, MalformedStream, parse_object
 from llm_magic.backends.base import Report, TokenCount
@@ -17,7 +16,7 @@ from llm_magic.backends.remote import Remote, RemoteBackend, entries_with
 from llm_magic.config import GenerationConfig, LoadConfig, Settings
 from llm_magic.errors import LLMMagicError, RequestRefused, ServerError
 from llm_magic.keys import Keys
-from llm_magic.types import Chunk, FinishReason, Message, ModelInfo, Usage
+from llm_magic.types import Chunk, Message, ModelInfo
 
 # What an option is called in the body of a request.
 _COMMON = {
@@ -28,10 +27,6 @@ _COMMON = {
     "stop": "stop",
 }
 _VERSIONED = re.compile(r"/v\d+[a-z]*$|/openai$")
-# A server that ends for another reason than these ended early.
-_FINISHED: Mapping[str, FinishReason] = {
-    "length": "length", "content_filter": "truncated", "abort": "truncated", "error": "truncated",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +200,7 @@ class OpenAICompatibleBackend(RemoteBackend):
     async def _answer(
         self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
-        reader, heard = _Reader(remote.server), False
+        reader, heard = Reader(remote.server.place, remote.server.key), False
         path = f"{remote.server.prefix}/chat/completions"
         body = self.body(remote, messages, config)
         async with remote.server.stream("POST", path, body) as answer:
@@ -223,7 +218,7 @@ class OpenAICompatibleBackend(RemoteBackend):
                         answer.has_begun()
                     if reader.finished:
                         answer.limit = END_S
-                    if chunk != _NOTHING:
+                    if chunk != NOTHING:
                         yield chunk
             except (ServerError, MalformedStream):
                 # What comes after the end of the answer, or not, is no part of it.
@@ -274,80 +269,6 @@ class OpenAICompatibleBackend(RemoteBackend):
         return True
 
 
-_NOTHING = Chunk()
-
-
-class _Reader:
-    """Reads the objects of one stream."""
-
-    def __init__(self, server: HttpServer) -> None:
-        self._server = server
-        self._finish: FinishReason | None = None
-        self._usage: Usage | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Whether the server said why it ended."""
-        return self._finish is not None
-
-    def read(self, value: dict[str, Any]) -> Chunk:
-        """Return what an object adds to the answer."""
-        if value.get("error") or value.get("object") == "error":
-            raise self._error(value)
-        self._count(value.get("usage"))
-        choice = _first(value.get("choices"))
-        part = choice.get("delta") or choice.get("message") or {}
-        if choice.get("finish_reason"):
-            self._finish = _FINISHED.get(str(choice["finish_reason"]), "stop")
-        if not isinstance(part, dict):
-            raise MalformedStream("a chunk of an unknown shape")
-        text, reasoning = (
-            part.get("content"),
-            part.get("reasoning") or part.get("reasoning_content"),
-        )
-        if not text and not reasoning:
-            return _NOTHING
-        return Chunk(text=_text(text), reasoning=_text(reasoning), time=time.perf_counter())
-
-    def whole(self, value: dict[str, Any]) -> Chunk:
-        """Return an answer that came in one piece."""
-        chunk, end = self.read(value), self.end()
-        return Chunk(
-            text=chunk.text,
-            reasoning=chunk.reasoning,
-            finish_reason=end.finish_reason,
-            usage=end.usage,
-            time=time.perf_counter(),
-        )
-
-    def end(self) -> Chunk:
-        """Return the last chunk; without a reason for the end the answer was cut."""
-        return Chunk(
-            finish_reason=self._finish or "truncated", usage=self._usage, time=time.perf_counter()
-        )
-
-    def _error(self, value: dict[str, Any]) -> RequestRefused:
-        refusal = _refusals.from_object(value)
-        inner = value.get("error")
-        code = inner.get("code") if isinstance(inner, dict) else value.get("code")
-        return RequestRefused(
-            f"{self._server.place.origin} stopped with an error: {self._server.scrub(refusal.text)}.",
-            brief="an error",
-            status=code if isinstance(code, int) else None,
-            parameter=refusal.parameter,
-        )
-
-    def _count(self, usage: object) -> None:
-        if not isinstance(usage, dict):
-            return
-        details = usage.get("prompt_tokens_details")
-        cached = details.get("cached_tokens") if isinstance(details, dict) else None
-        self._usage = Usage(
-            _number(usage.get("prompt_tokens")), _number(usage.get("completion_tokens")),
-            _number(cached),
-        )  # fmt: skip
-
-
 def _prefixes(url: str) -> list[str]:
     """Return what may stand between an address and the paths of the API, likeliest first."""
     return [""] if _VERSIONED.search(url) else ["/v1", ""]
@@ -355,24 +276,3 @@ def _prefixes(url: str) -> list[str]:
 
 def _wire(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": m.role, "content": m.content} for m in messages]
-
-
-def _first(choices: object) -> dict[str, Any]:
-    if choices in (None, []):
-        return {}
-    if isinstance(choices, list) and isinstance(choices[0], dict):
-        return choices[0]
-    raise MalformedStream("a chunk of an unknown shape")
-
-
-def _text(value: object) -> str:
-    """Return text; some servers send it in parts."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    if isinstance(value, list):
-        return "".join(str(p.get("text", "")) for p in value if isinstance(p, dict))
-    raise MalformedStream("a chunk of an unknown shape")
-
-
-def _number(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -89,6 +89,12 @@ class RemoteBackend(Backend):
         """Learn from an error how this server wants it; returns whether asking again may help."""
         return False
 
+    def _room(self, remote: Remote) -> str:
+        """Return what helps against a prompt that is too long."""
+        context = remote.info.context_length
+        reads = f" {remote.info.name} reads {context:,} tokens." if context else ""
+        return f"{reads} Shorten the prompt, or lower --max-new-tokens."
+
     # -- the contract -------------------------------------------------------------------------
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
@@ -304,9 +310,7 @@ class RemoteBackend(Backend):
         if isinstance(error, MalformedStream):
             return RequestRefused(f"{message} Is it the right kind of server?")
         if isinstance(error, RequestRefused) and _is_too_long(error):
-            context = remote.info.context_length
-            reads = f" {remote.info.name} reads {context:,} tokens." if context else ""
-            return PromptTooLong(f"{message}{reads} Shorten the prompt, or lower --max-new-tokens.")
+            return PromptTooLong(f"{message}{self._room(remote)}")
         return error
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llm_magic.errors import ModelNotFound, OptionError, RequestRefused
+from llm_magic.errors import ModelNotFound, OptionError, PromptTooLong, RequestRefused
 from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.http_server import HttpServer
@@ -270,7 +270,7 @@ def test_what_is_not_pulled_is_offered(session: Session, ollama: OllamaServer) -
     session.load_and_tell(
         "gemma3:270m", backend="ollama", base_url=ollama.url, pull=True, tick=watch
     )
-    shares = [share for stage, share in seen if stage.startswith("the server: pulling") and share]
+    shares = [share for stage, share in seen if stage == "pulling on the server" and share]
     assert shares == sorted(shares)
     assert len(shares) > 2
     ollama.pace = 0
@@ -299,6 +299,13 @@ def test_unloading_frees_the_memory_of_this_machine(session: Session, ollama: Ol
 def test_another_server_at_ollamas_place_is_named(session: Session, server: FaultServer) -> None:
     with pytest.raises(RequestRefused, match="it is no Ollama"):
         session.load("tiny", backend="ollama", base_url=server.url)
+
+
+def test_a_prompt_that_ollama_would_cut_is_an_error(session: Session, ollama: OllamaServer) -> None:
+    session.load("llama3.2", backend="ollama", base_url=ollama.url)
+    with pytest.raises(PromptTooLong, match=r"-p num_ctx=N \(it was made for up to 131,072\)"):
+        session.generate("fox " * 5000)
+    assert session.generate("fox " * 5000, extra={"num_ctx": 8192}).text
 
 
 def test_ollama_ends_are_ends(session: Session, ollama: OllamaServer) -> None:
