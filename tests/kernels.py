@@ -96,11 +96,11 @@ class Kernel:
         self._cells: dict[str, Ran] = {}
         self._displays: dict[str, dict[str, Any]] = {}
 
-    def send(self, code: str, cell_id: str | None = None) -> str:
-        """Send a cell and return at once with its message id."""
+    def send(self, code: str, cell_id: str | None = None, *, asks: bool = False) -> str:
+        """Send a cell and return at once with its message id; `asks` allows it to ask for input."""
         content = {
             "code": code, "silent": False, "store_history": True, "user_expressions": {},
-            "allow_stdin": False, "stop_on_error": True,
+            "allow_stdin": asks, "stop_on_error": True,
         }  # fmt: skip
         metadata = {"cellId": cell_id} if cell_id else {}
         message = self.client.session.msg("execute_request", content, metadata=metadata)

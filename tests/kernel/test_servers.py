@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 from tests.fault_server import CHAT, FaultServer
 from tests.kernels import Kernel, kernel, within_a_second
 from tests.ollama_server import OllamaServer
-from tests.wire import Cut, Hold, Pause, delta, json_answer, refusal, sse, words
+from tests.wire import Cut, Hold, Pause, Step, delta, json_answer, refusal, sse, words
 
 KEY = "sk-kernel-7d1e90b2ac55"
 
@@ -132,7 +132,7 @@ def test_a_retry_is_shown(remote: Kernel, server: FaultServer) -> None:
 
 @pytest.mark.parametrize("when", ["thinking", "streaming", "retrying"])
 def test_stop_ends_it_here_and_there(remote: Kernel, server: FaultServer, when: str) -> None:
-    scripts = {
+    scripts: dict[str, list[Step]] = {
         "thinking": [Hold()],
         "streaming": [*sse(delta("begun"), done=False), Hold()],
         "retrying": [*refusal(503, "loading", headers={"Retry-After": "20"})],
@@ -218,6 +218,21 @@ def test_a_local_model_goes_first_unless_kept(
     assert len(remote.value("[m.name for m in llm.status().models]")) == 3
     remote.ok(f"%llm_load tiny {where}")
     assert remote.value("[m.name for m in llm.status().models]") == ["tiny"]
+
+
+def test_a_key_that_is_not_set_is_asked_for(k: Kernel, server: FaultServer) -> None:
+    where = f"-b openai --base-url {server.url} --key-env NOT_SET_ANYWHERE"
+    cell = k.send(f"%llm_load tiny {where}", asks=True)
+    question = k.client.get_stdin_msg(timeout=10)["content"]
+    assert question["password"], "it would be shown while it is typed"
+    assert question["prompt"] == f"Key for {server.url} (NOT_SET_ANYWHERE is not set): "
+    k.client.input(KEY)
+    ran = k.wait(cell)
+    assert ran.status == "ok"
+    assert KEY not in json.dumps(vars(ran), default=str)
+    # Once for a session: a cell that is run again, or by nbclient, needs nobody.
+    assert k.ok(f"%llm_load big {where}").text.startswith("big")
+    assert "typed once" in k.ok("%llm --raw typed once").text
 
 
 def test_the_key_is_nowhere(remote: Kernel, server: FaultServer) -> None:
