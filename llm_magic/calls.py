@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from llm_magic.errors import OptionError
 from llm_magic.types import Chunk, FinishReason, Message, Reply, Timing, Usage
 
 if TYPE_CHECKING:
     from llm_magic.backends.base import TokenCount
+    from llm_magic.chats import Chats
     from llm_magic.config import GenerationConfig
     from llm_magic.manager import Resident
 
@@ -62,6 +64,29 @@ class Call:
     config: GenerationConfig
     request: Request
     started: float
+
+
+def definite(request: Request, resident: Resident, current: GenerationConfig, chats: Chats) -> Call:
+    """Make a request definite: check its options and write its messages; nothing is sent."""
+    options = dict(request.options)
+    if "extra" in options:
+        options["extra"] = {**current.extra, **options["extra"]}
+    config = current.replace(**options)
+    resident.backend.check_options(config)
+    return Call(resident, _messages(request, chats), config, request, time.perf_counter())
+
+
+def _messages(request: Request, chats: Chats) -> tuple[Message, ...]:
+    prompt = request.prompt
+    asked = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
+    if not asked or not asked[-1].content.strip():
+        raise OptionError("The prompt is empty. Write the question below %%llm.")
+    if request.chat is None:
+        before = [Message("system", request.system)] if request.system else []
+        return (*before, *asked)
+    if not isinstance(prompt, str):
+        raise OptionError("A chat takes its turns one by one: give it a text, not messages.")
+    return (*chats.before(request.chat, key(request), request.system), *asked)
 
 
 @dataclass(frozen=True, slots=True)

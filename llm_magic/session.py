@@ -9,20 +9,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Unpack
 
-from llm_magic.calls import AskOptions, Call, Draft, DryRun, Prompt, Request, key, request, stopped
+from llm_magic.calls import (
+    AskOptions,
+    Call,
+    Draft,
+    DryRun,
+    Prompt,
+    Request,
+    definite,
+    key,
+    request,
+    stopped,
+)
 from llm_magic.chats import Chats, Turn
-from llm_magic.errors import GenerationError, Interrupted, OptionError
+from llm_magic.errors import GenerationError, Interrupted
 from llm_magic.keys import Keys
+from llm_magic.loads import Loads, Naming, Tick
 from llm_magic.loop import LoopThread
 from llm_magic.places import place
 from llm_magic.reasoning import split_thoughts
 from llm_magic.types import Chunk, FinishReason, Message, Progress, Reply, Unloaded
-
-Tick = Callable[[], None]
 
 if TYPE_CHECKING:
     from llm_magic.backends.base import Backend
@@ -52,7 +61,7 @@ class Session:
         self._loop = LoopThread()
         self._chats = Chats()
         self._keys = Keys()
-        self._pending: asyncio.Task[LoadResult] | None = None
+        self._loads = Loads(self._loop, lambda: self._manager)
         self._seen: list[ModelInfo] = []
         self.last: Reply | None = None
 
@@ -118,11 +127,7 @@ class Session:
         `tick` is called about ten times a second meanwhile, to show `status().progress`.
         """
         config, wanted = self._prepared(model, options)
-        self._forget_ended()
-        try:
-            return self._loop.run(self._manager.load(wanted, config, name=name, keep=keep), tick)
-        except KeyboardInterrupt:
-            raise Interrupted(f"Stopped loading {wanted or 'the default model'}.") from None
+        return self._loads.load(wanted, config, Naming(name, keep), tick)
 
     def load_later(
         self,
@@ -134,18 +139,7 @@ class Session:
     ) -> None:
         """Begin to load a model and return at once; the next call waits for it."""
         config, wanted = self._prepared(model, options)
-        manager = self._manager
-
-        async def begin() -> asyncio.Task[LoadResult]:
-            manager.refuse_second_load()
-            task = asyncio.ensure_future(manager.load(wanted, config, name=name, keep=keep))
-            # Looked at here, or asyncio complains where nobody asks again before the next load.
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-            # One step, so that the next load finds this one under way.
-            await asyncio.sleep(0)
-            return task
-
-        self._pending = self._loop.run(begin())
+        self._loads.begin(wanted, config, Naming(name, keep))
 
     def _prepared(self, model: str | None, options: LoadOptions) -> tuple[LoadConfig, str | None]:
         """Return the options and the model of a load, and see that its key is there."""
@@ -162,38 +156,14 @@ class Session:
         default = settings.model if config.backend == settings.backend else None
         return config, model or default
 
-    def _settle_pending(self, tick: Tick | None = None) -> None:
-        """Wait for a load that was begun with `load_later`; an interrupt only ends the waiting."""
-        pending = self._pending
-        if pending is None:
-            return
-
-        try:
-            self._loop.run(_outcome(pending), tick)
-        except KeyboardInterrupt:
-            raise Interrupted("Stopped while waiting for the model; it goes on loading.") from None
-        finally:
-            self._forget_ended()
-
-    async def _asettle_pending(self) -> None:
-        if self._pending is not None:
-            try:
-                await self._loop.arun(_outcome(self._pending))
-            finally:
-                self._forget_ended()
-
-    def _forget_ended(self) -> None:
-        if self._pending is not None and self._pending.done():
-            self._pending = None
-
     def unload(self, name: str | None = None) -> Unloaded:
         """Free a model, the active one if none is named, and measure what came back."""
-        self._settle_pending()
+        self._loads.settle()
         return self._loop.run(self._manager.unload(name))
 
     def unload_all(self) -> list[Unloaded]:
         """Free every model."""
-        self._settle_pending()
+        self._loads.settle()
         return self._loop.run(self._manager.unload_all())
 
     def models(
@@ -218,7 +188,7 @@ class Session:
 
     def ready(self, request: Request) -> ModelInfo:
         """Return the model that will answer, after a load that was begun has ended."""
-        self._settle_pending()
+        self._loads.settle()
         return self._manager.find(request.model).info
 
     def known_models(self) -> list[ModelInfo]:
@@ -251,7 +221,7 @@ class Session:
         Whatever ends it early, the text so far stays in `last`; an interrupt raises
         `Interrupted`, which carries it too.
         """
-        self._settle_pending(tick)
+        self._loads.settle(tick)
         call = self._call(request)
         draft = Draft(call)
 
@@ -266,7 +236,7 @@ class Session:
 
     def stream(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Iterator[Chunk]:
         """Yield the answer as it is produced; leaving the loop early stops the model."""
-        self._settle_pending()
+        self._loads.settle()
         call = self._call(request(prompt, about))
         return self._stream(call)
 
@@ -280,7 +250,7 @@ class Session:
 
     async def agenerate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
         """Answer a prompt in an async cell or program; cancelling the task stops the model."""
-        await self._asettle_pending()
+        await self._loads.asettle()
         call = self._call(request(prompt, about))
         draft = Draft(call)
         with self._kept(draft):
@@ -293,7 +263,7 @@ class Session:
         self, prompt: Prompt, **about: Unpack[AskOptions]
     ) -> AsyncGenerator[Chunk, None]:
         """Yield the answer in an async cell or program; leaving the loop early stops the model."""
-        await self._asettle_pending()
+        await self._loads.asettle()
         call = self._call(request(prompt, about))
         draft = Draft(call)
         with self._kept(draft):
@@ -305,7 +275,7 @@ class Session:
 
     def dry_run(self, request: Request) -> DryRun:
         """Return the exact messages and their token count; calls nothing."""
-        self._settle_pending()
+        self._loads.settle()
         call = self._call(request)
         name = call.resident.name
         count = self._loop.run(self._manager.count(name, call.messages))
@@ -314,26 +284,9 @@ class Session:
 
     def _call(self, request: Request) -> Call:
         """Check a request; raises before anything is sent."""
-        current, options = self.options.current, dict(request.options)
-        if "extra" in options:
-            options["extra"] = {**current.extra, **options["extra"]}
-        config = current.replace(**options)
-        resident = self._manager.find(request.model)
-        resident.backend.check_options(config)
-        messages = self._messages(request)
-        return Call(resident, messages, config, request, time.perf_counter())
-
-    def _messages(self, request: Request) -> tuple[Message, ...]:
-        prompt = request.prompt
-        asked = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
-        if not asked or not asked[-1].content.strip():
-            raise OptionError("The prompt is empty. Write the question below %%llm.")
-        if request.chat is None:
-            before = [Message("system", request.system)] if request.system else []
-            return (*before, *asked)
-        if not isinstance(prompt, str):
-            raise OptionError("A chat takes its turns one by one: give it a text, not messages.")
-        return (*self._chats.before(request.chat, key(request), request.system), *asked)
+        return definite(
+            request, self._manager.find(request.model), self.options.current, self._chats
+        )
 
     def _chunks(self, call: Call) -> AsyncGenerator[Chunk, None]:
         return split_thoughts(self._manager.stream(call.resident.name, call.messages, call.config))
@@ -385,17 +338,12 @@ class Session:
                 self._loop.run(self._manager.aclose())
             del self.__dict__["_manager"]
         self.__dict__.pop("options", None)
-        self._pending = None
+        self._loads.forget()
         self._loop.close()
 
     def __repr__(self) -> str:
         status = self.status()
         return f"<Session: {status.status}, {status.active_model or 'nothing loaded'}>"
-
-
-async def _outcome(load: asyncio.Task[LoadResult]) -> LoadResult:
-    """Wait for a load without stopping it when the waiting is stopped."""
-    return await asyncio.shield(load)
 
 
 @functools.cache

@@ -1,0 +1,93 @@
+"""The loads of a session: one at a time, waited for now or later."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llm_magic.errors import Interrupted
+from llm_magic.loop import LoopThread
+
+if TYPE_CHECKING:
+    from llm_magic.config import LoadConfig
+    from llm_magic.manager import BackendManager, LoadResult
+
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """What a model is called once it is loaded, and whether the others stay."""
+
+    name: str | None = None
+    keep: bool = False
+
+
+class Loads:
+    """Brings models into memory through the loop thread, and knows the load that was begun."""
+
+    def __init__(self, loop: LoopThread, manager: Callable[[], BackendManager]) -> None:
+        self._loop = loop
+        self._manager = manager
+        self._pending: asyncio.Task[LoadResult] | None = None
+
+    def load(
+        self, model: str | None, config: LoadConfig, naming: Naming, tick: Tick | None
+    ) -> LoadResult:
+        """Load a model and wait for it; an interrupt stops the load."""
+        self._forget_ended()
+        load = self._manager().load(model, config, name=naming.name, keep=naming.keep)
+        try:
+            return self._loop.run(load, tick)
+        except KeyboardInterrupt:
+            raise Interrupted(f"Stopped loading {model or 'the default model'}.") from None
+
+    def begin(self, model: str | None, config: LoadConfig, naming: Naming) -> None:
+        """Begin to load a model and return at once."""
+        manager = self._manager()
+
+        async def begin() -> asyncio.Task[LoadResult]:
+            manager.refuse_second_load()
+            load = manager.load(model, config, name=naming.name, keep=naming.keep)
+            task = asyncio.ensure_future(load)
+            # Looked at here, or asyncio complains where nobody asks again before the next load.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            # One step, so that the next load finds this one under way.
+            await asyncio.sleep(0)
+            return task
+
+        self._pending = self._loop.run(begin())
+
+    def settle(self, tick: Tick | None = None) -> None:
+        """Wait for a load that was begun; an interrupt only ends the waiting."""
+        if self._pending is None:
+            return
+        try:
+            self._loop.run(_outcome(self._pending), tick)
+        except KeyboardInterrupt:
+            raise Interrupted("Stopped while waiting for the model; it goes on loading.") from None
+        finally:
+            self._forget_ended()
+
+    async def asettle(self) -> None:
+        """Wait for a load that was begun, in a coroutine of another loop."""
+        if self._pending is not None:
+            try:
+                await self._loop.arun(_outcome(self._pending))
+            finally:
+                self._forget_ended()
+
+    def forget(self) -> None:
+        """Wait for nothing any more: the loop is being closed."""
+        self._pending = None
+
+    def _forget_ended(self) -> None:
+        if self._pending is not None and self._pending.done():
+            self._pending = None
+
+
+async def _outcome(load: asyncio.Task[LoadResult]) -> LoadResult:
+    """Wait for a load without stopping it when the waiting is stopped."""
+    return await asyncio.shield(load)
