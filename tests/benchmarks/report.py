@@ -19,7 +19,7 @@ from tests.benchmarks.rounds import Rounds
 
 _PACKAGES = (
     "llm_magic", "torch", "transformers", "accelerate", "ipykernel", "ipython", "jupyter_client",
-    "jupyter_ai_magics",
+    "jupyter_ai_magics", "httpx", "openai",
 )  # fmt: skip
 
 

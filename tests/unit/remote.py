@@ -1,0 +1,140 @@
+"""What the tests of remote backends share: a session on a server, and what must be left of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from llm_magic.calls import Request
+from llm_magic.errors import Interrupted, LLMMagicError
+from llm_magic.session import Session
+from llm_magic.types import Chunk, Reply
+from tests.exchange import Received
+from tests.fault_server import CHAT, FaultServer
+from tests.http_server import HttpServer
+from tests.ollama_server import OllamaServer
+from tests.scripted import settings, stop_when
+from tests.wire import Head, Raw, Step
+
+OLLAMA_CHAT = "/api/chat"
+# A server at once: retries come without a wait.
+NOW = {"Retry-After": "0"}
+# Five times as long before the first token.
+IDLE_S = 0.2
+
+
+@contextlib.contextmanager
+def session_on(
+    server: HttpServer, backend: str = "vllm", *, idle_s: float = 120.0, **options: Any
+) -> Iterator[Session]:
+    """Give a session with a model of `server`; afterwards nothing of it may be left over."""
+    session = Session(settings(idle_timeout=idle_s))
+    model = "llama3.2" if isinstance(server, OllamaServer) else "tiny"
+    try:
+        session.load(model, **{"backend": backend, "base_url": server.url, **options})
+        yield session
+        eventually(lambda: not asyncio.all_tasks(session._loop.loop), "a task is left over")
+    finally:
+        session.close()
+    eventually(lambda: not loop_threads(), "a thread is left over")
+    eventually(lambda: server.open_now == 0, "a connection is left open")
+
+
+def loop_threads() -> list[str]:
+    """Return the threads that sessions run their loops on."""
+    return [thread.name for thread in threading.enumerate() if thread.name == "llm_magic-loop"]
+
+
+def eventually(true: Callable[[], bool], otherwise: str, within: float = 1.0) -> None:
+    """Wait a little for something to be so."""
+    deadline = time.monotonic() + within
+    while not true():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.005)
+
+
+def chat_path(server: HttpServer) -> str:
+    """Return where questions go to."""
+    return CHAT if isinstance(server, FaultServer) else OLLAMA_CHAT
+
+
+def questions(server: HttpServer) -> list[Received]:
+    """Return the questions that a server was asked."""
+    return server.asked(chat_path(server))
+
+
+def told(error: LLMMagicError) -> str:
+    """Return the message of an error, which is one sentence or more in one line."""
+    message = str(error)
+    assert len(message.splitlines()) == 1, message
+    assert ".." not in message.replace("…", "").replace("/..", ""), message
+    assert "httpx" not in message
+    assert (error.__cause__, error.__suppress_context__ or error.__context__ is None) == (
+        None,
+        True,
+    )
+    return message
+
+
+def fails(session: Session, kind: type[LLMMagicError]) -> LLMMagicError:
+    """Ask, see it fail as it should, and return the error."""
+    with pytest.raises(kind) as caught:
+        session.generate("one two")
+    assert type(caught.value) is kind
+    told(caught.value)
+    return caught.value
+
+
+def still_works(session: Session) -> None:
+    """See that the model is loaded, and that the next question is answered."""
+    assert session.status().status == "Ready"
+    assert session.generate("three four").text == "three four"
+
+
+def last(session: Session) -> Reply:
+    """Return the last reply, which is there."""
+    assert session.last is not None
+    return session.last
+
+
+def notices(session: Session) -> list[str]:
+    """Ask, and return what was said about waiting, whether or not an answer came."""
+    heard: list[str] = []
+
+    def take(chunk: Chunk) -> None:
+        if chunk.notice:
+            heard.append(chunk.notice)
+
+    with contextlib.suppress(LLMMagicError):
+        session.answer(Request("one two"), take)
+    return heard
+
+
+def interrupt(session: Session, when: threading.Event | Callable[[Chunk], bool]) -> Interrupted:
+    """Ask and press the stop button, at an event or at a chunk; it takes less than a second."""
+    event = when if isinstance(when, threading.Event) else threading.Event()
+
+    def take(chunk: Chunk) -> None:
+        if not isinstance(when, threading.Event) and when(chunk):
+            event.set()
+
+    stop_when(event)
+    began = time.monotonic()
+    with pytest.raises(Interrupted) as caught:
+        session.answer(Request("one two"), take)
+    assert time.monotonic() - began < 1
+    assert caught.value.reply is session.last
+    told(caught.value)
+    return caught.value
+
+
+def body_of(status: int, kind: str, body: bytes, **headers: str) -> list[Step]:
+    """Return an answer with a body as it is."""
+    named = {"Content-Type": kind, "Content-Length": str(len(body)), **headers}
+    return [Head(status, named), Raw(body)]

@@ -1,0 +1,218 @@
+"""Bytes from the wire to lines, events and objects, however they were cut."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from llm_magic.backends._lines import (
+    MAX_LINE,
+    Decoder,
+    EventDecoder,
+    JsonLinesDecoder,
+    LineDecoder,
+    MalformedStream,
+    is_whole,
+    parse_object,
+)
+
+# What matters to the decoders is far likelier here than among all bytes.
+WIRE = st.lists(
+    st.sampled_from(
+        [b"\n", b"\r", b"\r\n", b"data:", b"data: ", b"data", b": ping", b"event: x", b"id: 1",
+         b"retry: 5", b" ", b"{}", "ü🦙".encode(), b"a"]
+    )
+    | st.binary(max_size=3),
+    max_size=30,
+).map(b"".join)  # fmt: skip
+
+
+def cut(data: bytes, cuts: Sequence[int]) -> list[bytes]:
+    """Return `data` in pieces, some of them empty."""
+    places = [0, *sorted(n % (len(data) + 1) for n in cuts), len(data)]
+    return [data[a:b] for a, b in itertools.pairwise(places)]
+
+
+def decoded(decoder: Decoder, *pieces: bytes) -> list[bytes]:
+    """Return everything that a decoder makes of the pieces."""
+    return [*(event for piece in pieces for event in decoder.feed(piece)), *decoder.flush()]
+
+
+def lines(*pieces: bytes) -> list[bytes]:
+    """Return the lines, the one without an end last."""
+    decoder = LineDecoder()
+    return [*(line for piece in pieces for line in decoder.feed(piece)), decoder.flush()]
+
+
+@given(WIRE, st.lists(st.integers(0, 200), max_size=12))
+@example(b"a\r\nb", [2])
+@example(b"\r\r\n\n", [1, 2, 2, 3])
+def test_lines_do_not_depend_on_how_the_bytes_were_cut(data: bytes, cuts: list[int]) -> None:
+    whole = re.split(rb"\r\n|\n|\r", data)
+    assert lines(data) == whole
+    assert lines(*cut(data, cuts)) == whole
+    assert lines(*(bytes([byte]) for byte in data)) == whole
+
+
+@pytest.mark.parametrize("kind", [EventDecoder, JsonLinesDecoder])
+@given(data=WIRE, cuts=st.lists(st.integers(0, 200), max_size=12))
+def test_events_do_not_depend_on_how_the_bytes_were_cut(
+    kind: Callable[[], Decoder], data: bytes, cuts: list[int]
+) -> None:
+    whole = decoded(kind(), data)
+    assert decoded(kind(), *cut(data, cuts)) == whole
+    assert decoded(kind(), *(bytes([byte]) for byte in data)) == whole
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"))),
+    st.lists(st.sampled_from([b"\n", b"\r", b"\r\n"]), min_size=3, max_size=3),
+    st.lists(st.integers(0, 500), max_size=9),
+)
+def test_every_text_comes_through_whatever_ends_the_lines(
+    texts: list[str], ends: list[bytes], cuts: list[int]
+) -> None:
+    first, second, third = ends
+    parts = [b"data: " + text.encode() + first + second for text in texts]
+    if first + second == b"\r\n":
+        # Together they end one line, and the event not before the next.
+        parts = [part + third + (b"\n" if third == b"\r" else b"") for part in parts]
+    assert decoded(EventDecoder(), *cut(b"".join(parts), cuts)) == [t.encode() for t in texts]
+
+
+@pytest.mark.parametrize(
+    ("stream", "events"),
+    [
+        (b"data: {}\n\n", [b"{}"]),
+        (b"data:{}\n\n", [b"{}"]),
+        (b"data:  {}\n\n", [b" {}"]),
+        (b"data: {}\n\ndata: [DONE]\n\n", [b"{}", b"[DONE]"]),
+        (b"data: {}\n\ndata: [DONE]", [b"{}", b"[DONE]"]),
+        (b"data: {}\n", [b"{}"]),
+        (b"data: {\ndata: }\n\n", [b"{\n}"]),
+        (b": ping\n\ndata: {}\n\n: ping\n\n", [b"{}"]),
+        (b"data: 1\n: between\ndata: 2\n\n", [b"1\n2"]),
+        (b"event: x\nid: 7\nretry: 10\ndata: {}\n\n", [b"{}"]),
+        (b"event: ping\n\n", []),
+        (b"database: 1\n\n", []),
+        (b" data: 1\n\n", []),
+        (b"\n\n\n", []),
+        (b"", []),
+        (b"data: a\r\n\r\ndata: b\r\r\ndata: c\n\r\n", [b"a", b"b", b"c"]),
+    ],
+)
+def test_the_data_of_an_event_is_read_as_the_standard_says(
+    stream: bytes, events: list[bytes]
+) -> None:
+    assert decoded(EventDecoder(), stream) == events
+
+
+def test_a_byte_order_mark_before_the_first_event_is_left_out() -> None:
+    assert decoded(EventDecoder(), b"\xef\xbb\xbfdata: {}\n\n") == [b"{}"]
+
+
+def test_lines_of_json_come_without_blanks_around_them_and_without_empty_ones() -> None:
+    assert decoded(JsonLinesDecoder(), b'{"a":1}\r\n\n \n {} \n{"b"', b":2}") == [
+        b'{"a":1}',
+        b"{}",
+        b'{"b":2}',
+    ]
+
+
+def test_a_character_cut_in_the_middle_is_whole_again() -> None:
+    value = {"text": "Grüße 🦙"}
+    stream = b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+    for size in (1, 2, 3):
+        pieces = [stream[i : i + size] for i in range(0, len(stream), size)]
+        (event,) = decoded(EventDecoder(), *pieces)
+        assert parse_object(event) == value
+
+
+def work(size: int) -> float:
+    """Return the processor time that one long line in small pieces takes, the best of three."""
+    piece = b"x" * 1000
+
+    def once() -> float:
+        decoder = EventDecoder()
+        began = time.thread_time()
+        taken = [*decoder.feed(b"data: ")]
+        for _ in range(size // len(piece)):
+            taken += decoder.feed(piece)
+        taken += decoder.feed(b"\n\n")
+        spent = time.thread_time() - began
+        assert [len(event) for event in taken] == [size]
+        return spent
+
+    return min(once() for _ in range(3))
+
+
+def test_a_line_of_ten_megabytes_takes_ten_times_as_long_as_one_of_one() -> None:
+    # What is looked at again with every piece would take a hundred times as long.
+    assert work(10_000_000) < 40 * work(1_000_000)
+
+
+def test_a_line_without_an_end_is_given_up() -> None:
+    decoder, piece = LineDecoder(), b"x" * (1 << 20)
+    for _ in range(MAX_LINE // len(piece)):
+        assert list(decoder.feed(piece)) == []
+    with pytest.raises(MalformedStream, match="a line without an end"):
+        list(decoder.feed(b"x"))
+
+
+def test_many_lines_may_be_longer_together_than_one_may_be() -> None:
+    decoder = LineDecoder()
+    line = b"x" * (1 << 20) + b"\n"
+    seen = sum(1 for _ in range(MAX_LINE // len(line) + 8) for _line in decoder.feed(line))
+    assert seen == MAX_LINE // len(line) + 8
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"[DONE", b"{", b"nothing", b"{'a': 1}", b'{"a": 1} {"b": 2}', b"\xff\xfe{}", b"\x00",
+        b'{"a": "\xff"}', b"[" * 100_000, b'{"a":' * 100_000, b'{"a": ' + b"1" * 5000 + b"}",
+    ],
+)  # fmt: skip
+def test_what_is_no_json_is_malformed(data: bytes) -> None:
+    with pytest.raises(MalformedStream, match="what is no JSON"):
+        parse_object(data)
+
+
+@pytest.mark.parametrize("data", [b"[]", b"1", b'"text"', b"null", b"NaN", b"true", b"[{}]"])
+def test_json_that_is_no_object_is_malformed(data: bytes) -> None:
+    with pytest.raises(MalformedStream, match="JSON that is no object"):
+        parse_object(data)
+
+
+def test_what_python_alone_takes_for_json_breaks_nothing() -> None:
+    value = parse_object(b'{"a": NaN, "b": -Infinity, "c": "\\ud83d"}')
+    assert math.isnan(value["a"])
+    assert (value["b"], value["c"]) == (-math.inf, "\ud83d")
+
+
+@given(st.binary(max_size=60) | st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+).map(lambda value: json.dumps(value).encode()))  # fmt: skip
+def test_whatever_arrives_is_an_object_or_malformed(data: bytes) -> None:
+    with contextlib.suppress(MalformedStream):
+        assert isinstance(parse_object(data), dict)
+
+
+@pytest.mark.parametrize(
+    ("event", "whole"),
+    [(b"{}", True), (b'{"a": 1}', True), (b"[DONE]", True), (b"[1]", True), (b'{"a": "b', False),
+     (b"[DON", False), (b"", False), (b'{"a": "\xf0\x9f', False), (b"[" * 100_000, False)],
+)  # fmt: skip
+def test_an_event_that_a_stream_ended_in_is_whole_or_not(event: bytes, whole: bool) -> None:
+    assert is_whole(event) is whole

@@ -1,0 +1,186 @@
+"""What servers say when they do not answer: bodies of all shapes become one line."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_magic.backends._refusals import Refusal, from_object, one_line, read
+
+VLLM_LENGTH = (
+    "This model's maximum context length is 2048 tokens. However, you requested 4096 tokens"
+    " in the messages. Please reduce the length of the messages."
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["error", "detail", "message", "param", "loc", "msg", "code"]), inner
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "parameter"),
+    [
+        (
+            {"error": {"message": "Bad.", "type": "invalid", "param": "top_p", "code": None}},
+            "Bad", "top_p",
+        ),
+        ({"error": {"message": "Bad.", "param": None, "code": 400}}, "Bad", ""),
+        ({"object": "error", "message": VLLM_LENGTH, "type": "BadRequestError", "param": None,
+          "code": 400}, VLLM_LENGTH.rstrip("."), ""),
+        ({"object": "error", "message": "Bad", "param": "seed"}, "Bad", "seed"),
+        ({"error": "model 'x' not found"}, "model 'x' not found", ""),
+        ({"detail": "Not Found"}, "Not Found", ""),
+        ({"detail": {"message": "Bad", "param": "stop"}}, "Bad", "stop"),
+        ({"message": "no Route matched"}, "no Route matched", ""),
+        (
+            {"detail": [{"loc": ["body", "stream_options"], "msg": "extra fields not permitted",
+                         "type": "value_error.extra"}]},
+            "stream_options: extra fields not permitted", "stream_options",
+        ),
+        (
+            {"detail": [{"loc": ["body", "messages", 0, "role"], "msg": "field required"}]},
+            "messages.0.role: field required", "messages",
+        ),
+        ({"error": {"error": {"message": "deep"}, "param": "n"}}, "deep", "n"),
+        ({"error": {"message": {"detail": "odd"}}}, "odd", ""),
+        ("just text", "just text", ""),
+    ],
+)  # fmt: skip
+def test_the_words_and_the_parameter_are_found(value: Any, text: str, parameter: str) -> None:
+    assert from_object(value) == Refusal(text, parameter)
+    assert read(json.dumps(value).encode()) == Refusal(text, parameter)
+    assert read(json.dumps(value, indent=4).encode()) == Refusal(text, parameter)
+
+
+@pytest.mark.parametrize(
+    ("value", "has"),
+    [({"error": {"code": 7}}, "7"), ({"detail": []}, "detail"), ([], ""), (None, ""), (503, "503"),
+     ({"error": ["a", "b"]}, "a"), ({"detail": [{"msg": "no place"}]}, "no place"),
+     ({"error": {"message": ""}}, "message"), ({}, "")],
+)  # fmt: skip
+def test_what_nobody_agreed_on_is_shown_as_it_is(value: Any, has: str) -> None:
+    assert has in from_object(value).text
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"", ""),
+        (b"  \r\n ", ""),
+        (b"Service Unavailable\n", "Service Unavailable"),
+        (b"upstream connect error or\r\n  disconnect/reset", "upstream connect error or disconnect/reset"),
+        (b"<html><head><title>502 Bad Gateway</title></head><body>x</body></html>", "502 Bad Gateway"),
+        (b"<!DOCTYPE html>\n<HTML><HEAD><TITLE lang='en'>\n  Login\n</TITLE>", "Login"),
+        (b"<html><body><h1>no title</h1>", ""),
+        ("Größe über alles".encode("latin-1"), "Gr\ufffd\ufffde \ufffdber alles"),
+        (b'{"error": "cut in the mid', '{"error": "cut in the mid'),
+    ],
+)  # fmt: skip
+def test_pages_and_plain_text_are_read_too(body: bytes, text: str) -> None:
+    assert read(body) == Refusal(text)
+
+
+@pytest.mark.parametrize(
+    "body", [b"invalid value: <nil>", b"The model <think-7b> does not exist", b"need n < 5"]
+)
+def test_an_angle_bracket_makes_no_page(body: bytes) -> None:
+    assert read(body) == Refusal(body.decode())
+
+
+def test_what_is_between_the_tags_of_a_title_is_text() -> None:
+    assert read(b"<title>Tom &amp; Jerry&#39;s proxy</title>") == Refusal("Tom & Jerry's proxy")
+
+
+@pytest.mark.parametrize("length", [299, 300, 301, 5000])
+def test_a_long_text_is_cut(length: int) -> None:
+    text = one_line("x" * length)
+    assert len(text) <= 302
+    assert text == ("x" * length if length <= 300 else "x" * 300 + " …")
+    assert read(b'{"error": "%s"}' % (b"x" * length)).text == text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        bytes(range(256)) * 4,
+        b"\x1b[2J\x1b[31mred",
+        b"\x00\x07bell",
+        b'{"error": "turned \\u202e round \\u001b[0m"}',
+    ],
+)
+def test_nothing_in_it_controls_a_terminal(body: bytes) -> None:
+    kinds = {unicodedata.category(character) for character in read(body).text}
+    assert not kinds & {"Cc", "Cf", "Cs"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"detail": [{"loc": None, "msg": "x"}]},
+        {"detail": [{"loc": 5, "msg": "x"}]},
+        {"detail": [{"loc": "body", "msg": "x"}]},
+        {"detail": [{"loc": [None, {"a": 1}], "msg": None}]},
+        {"error": {"message": 5, "param": ["a", "b"]}},
+        {"error": True},
+        {"error": {"message": ["a", {"b": 1}]}},
+    ],
+)
+def test_odd_shapes_break_nothing(value: Any) -> None:
+    assert "\n" not in read(json.dumps(value).encode()).text
+
+
+def test_nesting_breaks_nothing_however_deep_it_is() -> None:
+    for depth in (1, 10, 100, *range(300, 1100), 10_000, 100_000):
+        body = b'{"error":' * depth + b'"x"' + b"}" * depth
+        assert "\n" not in read(body).text, depth
+
+
+@given(JSON)
+def test_whatever_json_it_is_one_line_comes_of_it(value: Any) -> None:
+    refusal = read(json.dumps(value).encode())
+    assert len(refusal.text) <= 302
+    assert len(refusal.text.splitlines()) <= 1
+
+
+@given(st.binary(max_size=400))
+def test_whatever_bytes_they_are_one_line_comes_of_them(body: bytes) -> None:
+    refusal = read(body)
+    assert len(refusal.text) <= 302
+    assert len(refusal.text.splitlines()) <= 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        VLLM_LENGTH,
+        "Requested tokens (600) exceed context window of 512",
+        "the input length exceeds the context length",
+        "prompt is too long: 9000 tokens > 8192 maximum",
+        "This endpoint's maximum context length is 8192 tokens",
+        "the request exceeds the available context size, try increasing it",
+        "Too many tokens in the prompt",
+        "exceed_context_size_error: the request exceeds the available context size",
+    ],
+)
+def test_a_prompt_that_is_too_long_is_recognized(text: str) -> None:
+    assert Refusal(text).about_length
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["temperature must be at most 2", "You exceeded your current quota", "model 'x' not found",
+     "Rate limit reached: 500 tokens per minute", "context must be a string", ""],
+)  # fmt: skip
+def test_other_refusals_are_not_about_length(text: str) -> None:
+    assert not Refusal(text).about_length
