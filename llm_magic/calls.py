@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -101,10 +101,11 @@ class DryRun:
 
 
 class Draft:
-    """An answer in the making."""
+    """An answer in the making; `changed` is called after every piece of it."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, changed: Callable[[], None] = lambda: None) -> None:
         self.call = call
+        self._changed = changed
         self._parts: list[str] = []
         self._reasoning: list[str] = []
         self._tokens = 0
@@ -125,28 +126,41 @@ class Draft:
             self._latest = chunk.time
         self._usage = chunk.usage or self._usage
         self._ended = chunk.finish_reason or self._ended
+        self._changed()
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing was said yet."""
         return not self._tokens and not any(self._parts) and not any(self._reasoning)
 
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return "".join(self._parts)
+
+    @property
+    def reasoning(self) -> str:
+        """The thoughts so far."""
+        return "".join(self._reasoning)
+
     def reply(self, ended: FinishReason | None = None) -> Reply:
         """Return the reply as it stands; a stream that did not say why it ended was cut."""
         resident = self.call.resident
         counted = self._tokens or self._usage.completion_tokens
         return Reply(
-            text="".join(self._parts),
+            text=self.text,
             model=resident.name,
             backend=resident.config.backend,
             finish_reason=self._ended or ended or "truncated",
             usage=Usage(self._usage.prompt_tokens, counted, self._usage.cached_tokens),
-            timing=self._timing(counted),
+            timing=self.timing(),
             messages=self.call.messages,
-            reasoning="".join(self._reasoning).strip(),
+            reasoning=self.reasoning.strip(),
         )
 
-    def _timing(self, counted: int | None) -> Timing:
+    def timing(self) -> Timing:
+        """Return the times so far."""
+        counted = self._tokens or self._usage.completion_tokens
         started, first = self.call.started, self._first
         decoding = self._latest - first if first is not None else 0.0
         # What a server counted may have come in a few lumps, whose times say nothing.

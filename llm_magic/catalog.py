@@ -121,6 +121,11 @@ MAGICS: dict[str, Magic] = {
             (Argument(("--all",), "Free every model.", kind="switch"),),
             positional=Argument(("name",), "The model; else the active one.", "NAME", complete="loaded"),
         ),
+        Magic(
+            "llm_panel",
+            "Show the control panel: all of this with a mouse; it says the magic of what was done.",
+            "%llm_panel",
+        ),
         Magic("llm_chats", "List the conversations of %%llm --chat.", "%llm_chats"),
         Magic(
             "llm_reset",

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from llm_magic.errors import SettingsError
-from llm_magic.specs import Flag, Only, OptionModel, first_problem
+from llm_magic.specs import Flag, Only, OptionModel, Slider, first_problem
 
 _LOCAL = Only(("local",))
 _REMOTE = Only(("ollama", "vllm", "instructlab", "openai"))
@@ -54,6 +54,7 @@ MaxNewTokens = Annotated[
     Ge(1),
     _Or_model,
     Flag(("--max-new-tokens",), "N"),
+    Slider(4096, 1),
     Field(description="The longest answer, in tokens."),
 ]
 Temperature = Annotated[
@@ -62,6 +63,7 @@ Temperature = Annotated[
     Le(2),
     _Or_model,
     Flag(("-t", "--temperature"), "T"),
+    Slider(2, 0.05),
     Field(description="0 always takes the likeliest token; higher is more varied."),
 ]
 TopP = Annotated[
@@ -70,6 +72,7 @@ TopP = Annotated[
     Le(1),
     _Or_model,
     Flag(("--top-p",), "P"),
+    Slider(1, 0.01),
     Field(description="Sample from the likeliest tokens that make up this share."),
 ]
 TopK = Annotated[
@@ -77,6 +80,7 @@ TopK = Annotated[
     Ge(1),
     _Or_model,
     Flag(("--top-k",), "K"),
+    Slider(200, 1),
     _NOT_OPENAI,
     Field(description="Sample from this many of the likeliest tokens."),
 ]
@@ -85,6 +89,7 @@ RepetitionPenalty = Annotated[
     Ge(1),
     _Or_model,
     Flag(("--repetition-penalty",), "R"),
+    Slider(2, 0.05),
     _NOT_OPENAI,
     Field(description="Above 1 makes repeated tokens less likely."),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -44,8 +45,10 @@ class Loads:
         except KeyboardInterrupt:
             raise Interrupted(f"Stopped loading {model or 'the default model'}.") from None
 
-    def begin(self, model: str | None, config: LoadConfig, naming: Naming) -> None:
-        """Begin to load a model and return at once."""
+    def begin(
+        self, model: str | None, config: LoadConfig, naming: Naming
+    ) -> concurrent.futures.Future[LoadResult]:
+        """Begin to load a model and return at once; the future is only there to be looked at."""
         manager = self._manager()
 
         async def begin() -> asyncio.Task[LoadResult]:
@@ -58,7 +61,14 @@ class Loads:
             await asyncio.sleep(0)
             return task
 
-        self._pending = self._loop.run(begin())
+        pending = self._pending = self._loop.run(begin())
+        return self._loop.submit(_outcome(pending))
+
+    def stop(self) -> None:
+        """Stop a load that was begun; does nothing where there is none."""
+        pending = self._pending
+        if pending is not None:
+            self._loop.loop.call_soon_threadsafe(pending.cancel)
 
     def settle(self, tick: Tick | None = None) -> None:
         """Wait for a load that was begun; an interrupt only ends the waiting."""

@@ -49,6 +49,7 @@ class LoopThread:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._inboxes: list[Inbox] = []
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -96,13 +97,26 @@ class LoopThread:
         middle of a line: nothing that was produced is lost, and no display is torn.
         """
         inbox: Inbox = queue.SimpleQueue()
-        with interrupts_to(inbox):
+        with self._listed(inbox), interrupts_to(inbox):
             pump = _Pump(self, source, inbox)
             try:
                 for item in pump.items(tick):
                     take(item)
             finally:
                 pump.stop()
+
+    @contextlib.contextmanager
+    def _listed(self, inbox: Inbox) -> Iterator[None]:
+        self._inboxes.append(inbox)
+        try:
+            yield
+        finally:
+            self._inboxes.remove(inbox)
+
+    def interrupt(self) -> None:
+        """Do to every `drain` what SIGINT does, from any thread."""
+        for inbox in tuple(self._inboxes):
+            inbox.put(_Interrupt())
 
     def iterate(self, source: AsyncGenerator[T, None]) -> Iterator[T]:
         """Iterate `source` on the loop; leaving early cancels it and waits for its clean-up."""
@@ -173,12 +187,28 @@ async def _cancel_all() -> None:
     await asyncio.gather(*others, return_exceptions=True)
 
 
+class _Wake:
+    """Wakes a waiting loop, once: every further time would cost both threads a turn at the GIL."""
+
+    __slots__ = ("_called", "_event", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+        self._loop, self._event, self._called = loop, event, False
+
+    def __call__(self) -> None:
+        if not self._called:
+            self._called = True
+            # The waiting loop may have closed meanwhile; then nobody is left to be woken.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._event.set)
+
+
 class _Pump:
     """Moves the items of an async generator into an inbox that another thread reads."""
 
     def __init__(self, owner: LoopThread, source: AsyncGenerator[Any, None], inbox: Inbox) -> None:
         self.inbox = inbox
-        self._wake: Callable[[], object] | None = None
+        self._wake: _Wake | None = None
         self._done = threading.Event()
         self._loop = owner.loop
         self._task: asyncio.Task[None] | None = None
@@ -203,9 +233,7 @@ class _Pump:
     def _put(self, item: object) -> None:
         self.inbox.put(item)
         if self._wake is not None:
-            # The waiting loop may have closed meanwhile; then nobody is left to be woken.
-            with contextlib.suppress(RuntimeError):
-                self._wake()
+            self._wake()
 
     def items(self, tick: Callable[[], None] | None) -> Iterator[Any]:
         """Yield until the end; raise what ended it, or `KeyboardInterrupt` after a clean stop."""
@@ -264,7 +292,7 @@ class _Pump:
     async def wait_elsewhere(self) -> None:
         """Wait on the caller's own loop until something may be in the inbox."""
         loop, event = asyncio.get_running_loop(), asyncio.Event()
-        self._wake = lambda: loop.call_soon_threadsafe(event.set)
+        self._wake = _Wake(loop, event)
         if self.inbox.empty():
             # Not `wait_for`: Python 3.11's loses a cancellation that comes together with an item.
             timer = loop.call_later(TICK_S, event.set)

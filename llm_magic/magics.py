@@ -7,6 +7,7 @@ import functools
 import keyword
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from IPython.core.magic import Magics, magics_class, no_var_expand
@@ -14,7 +15,7 @@ from IPython.core.magic import line_cell_magic as _line_cell_magic
 from IPython.core.magic import line_magic as _line_magic
 
 from llm_magic import arguments, catalog
-from llm_magic.errors import Interrupted, OptionError
+from llm_magic.errors import Interrupted, MissingDependency, OptionError
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -161,6 +162,12 @@ class LLMMagics(Magics):
         display.LoadView(self.shell, live=False).finish(lines or ["Nothing was loaded."])
 
     @line_magic
+    def llm_panel(self, line: str) -> None:
+        """Show the control panel: all of this with a mouse."""
+        arguments.parse("llm_panel", line)
+        _show_panel(self.shell, self.session)
+
+    @line_magic
     def llm_chats(self, line: str) -> Table:
         """List the conversations."""
         from llm_magic.tables import Table
@@ -233,6 +240,24 @@ def _variable(name: str | None) -> str | None:
     if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
         raise OptionError(f"-o {name}: that is no name of a variable.")
     return name
+
+
+def _show_panel(shell: InteractiveShell, session: Session) -> None:
+    """Display a panel, and what stands for it where no kernel runs."""
+    missing = [name for name in ("ipywidgets", "anywidget") if find_spec(name) is None]
+    if missing:
+        raise MissingDependency(
+            f"The panel needs {' and '.join(missing)}. Type: pip install 'llm_magic[panel]',"
+            " then restart the kernel and reload the page."
+        )
+    from IPython.display import display
+
+    from llm_magic.panel import ControlPanel
+
+    panel = ControlPanel(session, shell)
+    still = {"text/html": panel.static_html(), "text/plain": "The control panel of llm_magic"}
+    display(still, raw=True)  # type: ignore[no-untyped-call]
+    display(panel.box)  # type: ignore[no-untyped-call]
 
 
 _QUESTION = re.compile(r"^(\s*%llm\s.*\?)$")

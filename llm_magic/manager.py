@@ -66,8 +66,11 @@ class LoadResult:
 class BackendManager:
     """Owns the backends and the resident models; everything but `snapshot` runs on the loop."""
 
-    def __init__(self, create: Callable[[str], Backend]) -> None:
-        self._create = create
+    def __init__(
+        self, create: Callable[[str], Backend], changed: Callable[[], None] = lambda: None
+    ) -> None:
+        """`changed` is called after every change, on the loop thread or a backend's own."""
+        self._create, self._changed = create, changed
         self._backends: dict[str, Backend] = {}
         self._residents: dict[str, Resident] = {}
         self._active: str | None = None
@@ -98,10 +101,12 @@ class BackendManager:
         same = self._same(model, config, name)
         if same is not None:
             self._active = same.name
+            self._changed()
             unloaded = [] if keep else await self._unload_others(same.name)
             return LoadResult(same.info, already=True, unloaded=unloaded)
         backend = self._backend(config.backend)
         self._state, self._loading = backend.loading, model or "the default model"
+        self._changed()
         work = asyncio.ensure_future(self._load(backend, model, config, name, keep))
         try:
             return await asyncio.shield(work)
@@ -121,6 +126,7 @@ class BackendManager:
             self._stopping = False
             if self._state in {"Loading", "Configuring", "Unloading"}:
                 self._settle("Inactive")
+            self._changed()
 
     def refuse_second_load(self) -> None:
         """Raise `LoadInProgress` while a load runs: it is never queued in silence."""
@@ -165,11 +171,13 @@ class BackendManager:
     def _report(self, progress: Progress) -> None:
         # Called on the backend's threads; one assignment, so there is nothing to tear.
         self._progress = progress
+        self._changed()
 
     def _settle(self, state: State, error: str | None = None) -> None:
         if error is not None:
             self._last_error = error
         self._state = "Ready" if self._residents else state
+        self._changed()
 
     def _same(self, model: str | None, config: LoadConfig, name: str | None) -> Resident | None:
         for resident in self._residents.values():

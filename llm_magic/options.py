@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from llm_magic.config import GenerationConfig, Settings
@@ -11,23 +12,32 @@ from llm_magic.config import GenerationConfig, Settings
 class Options:
     """Settings, overlaid by what the session changed: this call > session > settings > model."""
 
-    def __init__(self, given: Settings | None = None) -> None:
-        self._given = given
+    def __init__(
+        self, given: Settings | None = None, changed: Callable[[], None] = lambda: None
+    ) -> None:
+        """`changed` is called after every change, on the thread that made it."""
+        self._given, self._changed = given, changed
         self._changes: dict[str, Any] = {}
+        self._current: GenerationConfig | None = None
         # A widget's callback may run in another thread while a cell runs.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.settings = given or Settings.read()
 
     @property
     def current(self) -> GenerationConfig:
         """What calls are generated with now."""
-        return self.settings.generation().replace(**self._changes)
+        with self._lock:
+            if self._current is None:
+                self._current = self.settings.generation().replace(**self._changes)
+            return self._current
 
     def change(self, **changes: Any) -> GenerationConfig:
         """Change settings for later calls; all of them, or none if one is wrong."""
         with self._lock:
             checked = self.current.replace(**changes)
             self._changes |= {name: getattr(checked, name) for name in changes}
+            self._current = None
+        self._changed()
         return checked
 
     def reset(self) -> GenerationConfig:
@@ -35,6 +45,8 @@ class Options:
         with self._lock:
             self.settings = self._given or Settings.read()
             self._changes = {}
+            self._current = None
+        self._changed()
         return self.current
 
     @property

@@ -44,6 +44,9 @@ class ThinkSplitter:
 
     def _chunks(self, chunk: Chunk, pieces: list[tuple[str, str]]) -> Iterator[Chunk]:
         """Yield the pieces; counts and the end go with the last one, so that none counts twice."""
+        if pieces == [("text", chunk.text)]:
+            yield chunk
+            return
         whole = dataclasses.replace(chunk, text="")
         for kind, text in pieces[:-1]:
             yield _piece(Chunk(time=chunk.time), kind, text)

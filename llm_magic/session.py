@@ -7,9 +7,11 @@ async generator of chunks on the loop thread; there is no second code path.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Callable, Iterator
+import itertools
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Unpack
 
 from llm_magic.calls import (
@@ -25,13 +27,15 @@ from llm_magic.calls import (
     stopped,
 )
 from llm_magic.chats import Chats, Turn
-from llm_magic.errors import GenerationError, Interrupted
+from llm_magic.errors import GenerationError, Interrupted, LLMMagicError
+from llm_magic.jobs import Job
 from llm_magic.keys import Keys
 from llm_magic.loads import Loads, Naming, Tick
 from llm_magic.loop import LoopThread
 from llm_magic.places import place
 from llm_magic.reasoning import split_thoughts
 from llm_magic.types import Chunk, FinishReason, Message, Progress, Reply, Unloaded
+from llm_magic.watch import Watchers
 
 if TYPE_CHECKING:
     from llm_magic.backends.base import Backend
@@ -61,6 +65,10 @@ class Session:
         self._loop = LoopThread()
         self._chats = Chats()
         self._keys = Keys()
+        self._watchers = Watchers()
+        self._jobs = itertools.count(1)
+        self._answering: list[Draft] = []
+        self._closing: list[Callable[[], None]] = []
         self._loads = Loads(self._loop, lambda: self._manager)
         self._seen: list[ModelInfo] = []
         self.last: Reply | None = None
@@ -72,7 +80,7 @@ class Session:
         """The settings, read at first use, and what was changed since."""
         from llm_magic.options import Options
 
-        return Options(self._given_settings)
+        return Options(self._given_settings, self._watchers.tell)
 
     @property
     def settings(self) -> Settings:
@@ -98,7 +106,7 @@ class Session:
         def create(name: str) -> Backend:
             return backends.create(name, self.settings, self._keys)
 
-        return BackendManager(self._create or create)
+        return BackendManager(self._create or create, self._watchers.tell)
 
     # -- models -------------------------------------------------------------------------------
 
@@ -136,10 +144,17 @@ class Session:
         name: str | None = None,
         keep: bool = False,
         **options: Unpack[LoadOptions],
-    ) -> None:
-        """Begin to load a model and return at once; the next call waits for it."""
+    ) -> concurrent.futures.Future[LoadResult]:
+        """Begin to load a model and return at once; the next call waits for it.
+
+        The future tells what came of it; cancelling that only ends the looking on.
+        """
         config, wanted = self._prepared(model, options)
-        self._loads.begin(wanted, config, Naming(name, keep))
+        return self._loads.begin(wanted, config, Naming(name, keep))
+
+    def stop_loading(self) -> None:
+        """Stop a load that was begun with `load_later`."""
+        self._loads.stop()
 
     def _prepared(self, model: str | None, options: LoadOptions) -> tuple[LoadConfig, str | None]:
         """Return the options and the model of a load, and see that its key is there."""
@@ -182,9 +197,18 @@ class Session:
             about["base_url"] = base_url
         if key_env is not None:
             about["key_env"] = key_env
-        config, _ = self._prepared(None, about)
-        self._seen = self._loop.run(self._manager.models(config))
+        self._seen = self._loop.run(self._listed(about))
         return list(self._seen)
+
+    def models_later(
+        self, **about: Unpack[LoadOptions]
+    ) -> concurrent.futures.Future[list[ModelInfo]]:
+        """Ask for what a backend could load, and return at once."""
+        return self._loop.submit(self._listed(about))
+
+    def _listed(self, about: LoadOptions) -> Coroutine[Any, Any, list[ModelInfo]]:
+        config, _ = self._prepared(None, about)
+        return self._manager.models(config)
 
     def ready(self, request: Request) -> ModelInfo:
         """Return the model that will answer, after a load that was begun has ended."""
@@ -223,15 +247,14 @@ class Session:
         """
         self._loads.settle(tick)
         call = self._call(request)
-        draft = Draft(call)
-
-        def keep(chunk: Chunk) -> None:
-            draft.add(chunk)
-            if take is not None:
-                take(chunk)
+        draft = Draft(call, self._watchers.tell)
 
         with self._kept(draft):
-            self._loop.drain(self._chunks(call), keep, tick)
+            if take is None:
+                self._loop.drain(_filled(draft, self._chunks(call)), lambda _chunk: None, tick)
+            else:
+                # Kept as it is shown: what an interrupt leaves is what was seen.
+                self._loop.drain(self._chunks(call), _both(draft.add, take), tick)
         return self._keep(draft)
 
     def stream(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Iterator[Chunk]:
@@ -241,7 +264,7 @@ class Session:
         return self._stream(call)
 
     def _stream(self, call: Call) -> Iterator[Chunk]:
-        draft = Draft(call)
+        draft = Draft(call, self._watchers.tell)
         with self._kept(draft):
             for chunk in self._loop.iterate(self._chunks(call)):
                 draft.add(chunk)
@@ -252,11 +275,12 @@ class Session:
         """Answer a prompt in an async cell or program; cancelling the task stops the model."""
         await self._loads.asettle()
         call = self._call(request(prompt, about))
-        draft = Draft(call)
+        draft = Draft(call, self._watchers.tell)
         with self._kept(draft):
-            async with contextlib.aclosing(self._loop.relay(self._chunks(call))) as chunks:
-                async for chunk in chunks:
-                    draft.add(chunk)
+            filling = self._loop.relay(_filled(draft, self._chunks(call)))
+            async with contextlib.aclosing(filling) as nothing:
+                async for _chunk in nothing:
+                    pass
         return self._keep(draft)
 
     async def astream(
@@ -265,13 +289,55 @@ class Session:
         """Yield the answer in an async cell or program; leaving the loop early stops the model."""
         await self._loads.asettle()
         call = self._call(request(prompt, about))
-        draft = Draft(call)
+        draft = Draft(call, self._watchers.tell)
         with self._kept(draft):
             async with contextlib.aclosing(self._loop.relay(self._chunks(call))) as chunks:
                 async for chunk in chunks:
                     draft.add(chunk)
                     yield chunk
         self._keep(draft)
+
+    def begin(self, request: Request) -> Job:
+        """Begin to answer a request and return at once; raises what is wrong with it."""
+        call = self._call(request)
+        job = Job(next(self._jobs), Draft(call, self._watchers.tell))
+        job.future = self._loop.submit(self._work(job))
+        job.future.add_done_callback(lambda _future: self._watchers.tell())
+        return job
+
+    async def _work(self, job: Job) -> Reply:
+        try:
+            with self._kept(job.draft):
+                async for chunk in _filled(job.draft, self._chunks(job.draft.call), all_of_it=True):
+                    job.notice = chunk.notice
+            job.reply = self._keep(job.draft)
+        except asyncio.CancelledError:
+            job.reply = job.draft.reply("cancelled")
+            raise
+        except LLMMagicError as error:
+            job.reply, job.error = job.draft.reply("truncated"), error
+            raise
+        return job.reply
+
+    @property
+    def answering(self) -> tuple[Draft, ...]:
+        """The answers that are being produced now, in whatever way they were asked for."""
+        return tuple(self._answering)
+
+    def interrupt(self) -> None:
+        """Stop what cells are waiting for, as ■ does; from any thread."""
+        self._loop.interrupt()
+
+    def when_closed(self, closed: Callable[[], None]) -> None:
+        """Call `closed` once, when the session is closed."""
+        self._closing.append(closed)
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Call `changed` after every change, from any thread; returns what ends that.
+
+        It must return at once: it is told of every token.
+        """
+        return self._watchers.add(changed)
 
     def dry_run(self, request: Request) -> DryRun:
         """Return the exact messages and their token count; calls nothing."""
@@ -294,6 +360,7 @@ class Session:
     @contextlib.contextmanager
     def _kept(self, draft: Draft) -> Iterator[None]:
         """Keep what there is of an answer that ends early: by the caller, or by an error."""
+        self._answering.append(draft)
         try:
             yield
         except (KeyboardInterrupt, GeneratorExit, asyncio.CancelledError) as stop:
@@ -307,6 +374,9 @@ class Session:
             if isinstance(error, GenerationError):
                 error.reply = reply
             raise
+        finally:
+            self._answering.remove(draft)
+            self._watchers.tell()
 
     def _keep(self, draft: Draft, ended: FinishReason | None = None) -> Reply:
         """Make the reply the last one, and a turn of its chat where there is text to continue."""
@@ -332,6 +402,9 @@ class Session:
 
     def close(self) -> None:
         """Free the models and end the threads; the session can be used again afterwards."""
+        closing, self._closing = self._closing, []
+        for closed in closing:
+            closed()
         if "_manager" in self.__dict__:
             self._loop.cancel_all()
             with contextlib.suppress(KeyboardInterrupt):
@@ -344,6 +417,27 @@ class Session:
     def __repr__(self) -> str:
         status = self.status()
         return f"<Session: {status.status}, {status.active_model or 'nothing loaded'}>"
+
+
+async def _filled(
+    draft: Draft, source: AsyncGenerator[Chunk, None], *, all_of_it: bool = False
+) -> AsyncGenerator[Chunk, None]:
+    """Draft an answer where it arrives; nobody else's thread has to wake up for every chunk."""
+    async with contextlib.aclosing(source):
+        async for chunk in source:
+            draft.add(chunk)
+            if all_of_it:
+                yield chunk
+
+
+def _both(
+    first: Callable[[Chunk], None], second: Callable[[Chunk], None]
+) -> Callable[[Chunk], None]:
+    def take(chunk: Chunk) -> None:
+        first(chunk)
+        second(chunk)
+
+    return take
 
 
 @functools.cache

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Self, TypeVar, cast, get_args
 
 from annotated_types import Ge, Le
@@ -29,6 +31,14 @@ class Only:
 
 
 @dataclass(frozen=True, slots=True)
+class Slider:
+    """How far a slider goes, where the range is wider or has no end, and in what steps."""
+
+    maximum: float
+    step: float
+
+
+@dataclass(frozen=True, slots=True)
 class OptionSpec:
     """One option as flags, sliders, checks and help see it."""
 
@@ -40,6 +50,7 @@ class OptionSpec:
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    slider: Slider | None = None
 
     @property
     def range(self) -> str:
@@ -66,6 +77,8 @@ class OptionModel(BaseModel):
 
     def replace(self, **changes: object) -> Self:
         """Return a checked copy with `changes`; raises `OptionError` and changes nothing."""
+        if not changes:
+            return self
         checked = parse(type(self), {**dict(self), **changes})
         asked = self.model_fields_set | changes.keys()
         return type(self).defaults(dict(checked), asked)
@@ -94,9 +107,10 @@ def parse(cls: type[_Model], values: Mapping[str, object]) -> _Model:
         raise OptionError(first_problem(cls, error)) from None
 
 
-def specs(cls: type[BaseModel]) -> dict[str, OptionSpec]:
+@functools.cache
+def specs(cls: type[BaseModel]) -> Mapping[str, OptionSpec]:
     """Return the options of a set by name, in the order they are shown."""
-    return {name: _spec(name, info) for name, info in cls.model_fields.items()}
+    return MappingProxyType({name: _spec(name, info) for name, info in cls.model_fields.items()})
 
 
 def refuse_foreign(options: OptionModel, backend: str, hint: str = "") -> None:
@@ -139,6 +153,7 @@ def _spec(name: str, info: FieldInfo) -> OptionSpec:
         maximum=None if most is None else float(most.le),  # type: ignore[arg-type]
         choices=choices if choices and all(isinstance(c, str) for c in choices) else (),
         only=only.backends if only else (),
+        slider=marked(Slider),
     )
 
 

@@ -102,10 +102,14 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Bytes this process holds: resident memory, and what torch has allocated on each GPU."""
+    """Bytes this process holds: resident memory, and what torch has allocated on each GPU.
+
+    `room` is what is free and what there is on each GPU, whoever has the rest.
+    """
 
     process: int
     devices: tuple[tuple[str, int], ...] = ()
+    room: tuple[tuple[str, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

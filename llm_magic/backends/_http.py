@@ -58,13 +58,13 @@ class _Bearer(httpx.Auth):
 
 
 class _Pools(httpx.AsyncBaseTransport):
-    """Several connection pools behind one client, filled one after another.
+    """Connections behind one client, each a pool of its own while there are not too many.
 
     httpcore looks at every connection of a pool at every request, so that one pool of 256 takes
     ten times longer than many small ones: https://github.com/encode/httpx/issues/3215
     """
 
-    _SIZE, _MOST = 4, 64
+    _SIZE, _MOST = 1, 256
 
     def __init__(self, verify: ssl.SSLContext) -> None:
         self._verify = verify
@@ -235,12 +235,16 @@ class HttpServer:
         except httpx.ConnectError as error:
             raise _refusals.not_there(self.place, str(error), self._start) from None
         except (httpx.TransportError, httpx.StreamError) as error:
-            why = _refusals.one_line(self.scrub(str(error)) or type(error).__name__)
-            raise ServerUnreachable(
-                f"The connection to {self.place.origin} broke ({why}).", brief="connection lost"
-            ) from None
+            raise self.broken(error) from None
         except httpx.InvalidURL:
             raise ServerUnreachable(f"{self.place.url} is no address. Check --base-url.") from None
+
+    def broken(self, error: Exception) -> ServerUnreachable:
+        """Return the error for a connection that broke."""
+        why = _refusals.one_line(self.scrub(str(error)) or type(error).__name__)
+        return ServerUnreachable(
+            f"The connection to {self.place.origin} broke ({why}).", brief="connection lost"
+        )
 
     def silent(self, seconds: float) -> ServerSilent:
         """Return the error for a silence."""
@@ -275,13 +279,14 @@ class Answer:
     async def piece(self) -> bytes:
         """Return the next bytes from the socket, none at the end; raises `ServerError`."""
         try:
-            with self._server.translated():
-                async with asyncio.timeout(self.limit):
-                    return await anext(self._raw)
+            async with asyncio.timeout(self.limit):
+                return await anext(self._raw)
         except StopAsyncIteration:
             return b""
         except TimeoutError:
             raise self._server.silent(self.limit) from None
+        except (httpx.TransportError, httpx.StreamError) as error:
+            raise self._server.broken(error) from None
 
     def has_begun(self) -> None:
         """From the first word on, silence means something else than thinking."""

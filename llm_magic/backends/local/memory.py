@@ -152,15 +152,15 @@ def check_fit(name: str, needed: int, free: int, device: str, quantization: str)
 
 def memory_use(*, gpus: bool = True) -> MemoryUse:
     """Return what this process holds now, by the system's and by torch's own count."""
-    devices: tuple[tuple[str, int], ...] = ()
-    if gpus and _cuda_in_use():
-        import torch
+    process = psutil.Process().memory_info().rss
+    if not gpus or not _cuda_in_use():
+        return MemoryUse(process)
+    import torch
 
-        devices = tuple(
-            (f"cuda:{index}", torch.cuda.memory_allocated(index))
-            for index in range(torch.cuda.device_count())
-        )
-    return MemoryUse(psutil.Process().memory_info().rss, devices)
+    names = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    devices = tuple((name, torch.cuda.memory_allocated(name)) for name in names)
+    room = tuple((name, *torch.cuda.mem_get_info(name)) for name in names)
+    return MemoryUse(process, devices, room)
 
 
 def _cuda_in_use() -> bool:

@@ -1,0 +1,197 @@
+"""The prompt box of a panel: ask, watch the answer grow, stop it, take it along."""
+
+from __future__ import annotations
+
+import html
+import itertools
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+import ipywidgets as widgets
+
+from llm_magic.calls import Request
+from llm_magic.display import answer_html, muted
+from llm_magic.errors import LLMMagicError, ModelNotLoaded, OptionError
+from llm_magic.jobs import Job
+from llm_magic.markdown import code_blocks, folded
+from llm_magic.panel.controls import CopyText, PromptBox
+from llm_magic.panel.equivalent import ask_cell
+from llm_magic.words import footer, reasoning_line
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from llm_magic.panel import ControlPanel
+
+CHAT = "panel"
+# Longer conversations stay in the session; a page need not carry all of them.
+_SHOWN_TURNS = 30
+
+
+class AskSection:
+    """One question at a time, in a conversation or alone."""
+
+    def __init__(self, panel: ControlPanel, shell: InteractiveShell | None) -> None:
+        self._panel, self._shell = panel, shell
+        self._job: Job | None = None
+        self._numbers = itertools.count(1)
+        self._drawn: object = None
+        self.prompt = PromptBox(
+            self.ask, label="Prompt", placeholder="Ask the model … (Ctrl+Enter sends)"
+        )
+        self.send = widgets.Button(
+            description="Send", button_style="primary", tooltip="Send (Ctrl+Enter)"
+        )
+        self.stop = widgets.Button(description="Stop")
+        self.chat = widgets.Checkbox(description="Keep the conversation", indent=False)
+        self.clear = widgets.Button(description="Clear")
+        self.note = widgets.HTML()
+        self.turns = widgets.HTMLMath()
+        self.answer = widgets.HTMLMath()
+        self.take = CopyText(label="Copy answer", shown=False)
+        self.box = self._assembled()
+        self.send.on_click(lambda _button: self.ask(self.prompt.value))
+        self.stop.on_click(lambda _button: panel.act(self._stop))
+        self.clear.on_click(lambda _button: panel.act(self._clear))
+        self.chat.observe(lambda _change: panel.nudge(), "value")
+
+    def _assembled(self) -> widgets.VBox:
+        buttons = widgets.Box([self.send, self.stop, self.chat, self.clear])
+        buttons.add_class("llm-buttons")
+        said = widgets.VBox([self.turns, self.answer])
+        said.add_class("llm-scroll")
+        title = widgets.HTML("<h3>Prompt</h3>")
+        return widgets.VBox([title, self.prompt, buttons, self.note, said, self.take])
+
+    # -- what the user does -------------------------------------------------------------------
+
+    def ask(self, text: str) -> None:
+        """Send a prompt."""
+        self._panel.act(lambda: self._ask(text))
+
+    def _ask(self, text: str) -> str:
+        if self._job is not None and not self._job.is_over:
+            raise OptionError("An answer is being written. Stop it first.")
+        if self._panel.session.status().status in {"Loading", "Configuring"}:
+            raise ModelNotLoaded("The model is getting ready. Send it when it is.")
+        chat = CHAT if self.chat.value else None
+        request = Request(text, chat=chat, key=f"panel-{next(self._numbers)}")
+        self._job = self._panel.session.begin(request)
+        if chat is not None:
+            self.prompt.value = ""
+        return ask_cell(text, chat)
+
+    def _stop(self) -> None:
+        if self._job is not None and not self._job.is_over:
+            self._job.stop()
+        else:
+            self._panel.session.interrupt()
+
+    def _clear(self) -> str | None:
+        self._job = None
+        known = {chat.name for chat in self._panel.session.chats.all()}
+        if CHAT not in known:
+            return None
+        self._panel.session.reset(CHAT)
+        return f"%llm_reset {CHAT}"
+
+    # -- what is shown ------------------------------------------------------------------------
+
+    def draw(self) -> None:
+        """Show the answer as far as it is."""
+        session, job = self._panel.session, self._job
+        own = job is not None and not job.is_over
+        elsewhere = bool(session.answering) and not own
+        self.send.disabled = own
+        self.stop.disabled = not (own or elsewhere)
+        self.stop.tooltip = _stop_hint(elsewhere)
+        self.clear.layout.display = "" if self.chat.value else "none"
+        self.note.value = muted(_stop_hint(True)) if elsewhere else self._counter()
+        self._draw_turns()
+        self._draw_answer(job)
+
+    def _counter(self) -> str:
+        """Return how much of the context the conversation has taken."""
+        last, job = self._panel.session.last, self._job
+        if not self.chat.value or job is None or job.reply is None or last is None:
+            return ""
+        prompt, said = job.reply.usage.prompt_tokens, job.reply.usage.completion_tokens
+        if prompt is None or said is None:
+            return ""
+        context = job.draft.call.resident.info.context_length
+        of = f" of {context:,} ({(prompt + said) / context:.0%})" if context else ""
+        return muted(f"{prompt + said:,} tokens of context used{of}")
+
+    def _draw_turns(self) -> None:
+        chats = self._panel.session.chats.all()
+        chat = next((one for one in chats if one.name == CHAT), None)
+        turns = chat.turns[-_SHOWN_TURNS:] if chat and self.chat.value else []
+        job = self._job
+        if job is not None and turns and turns[-1].answer.content == job.draft.text:
+            # It stands below, with its footer.
+            turns = turns[:-1]
+        self.turns.value = "".join(
+            f'<div class="llm-turn llm-asked">{html.escape(turn.question.content)}</div>'
+            f'<div class="llm-turn">{answer_html(turn.answer.content, "markdown")}</div>'
+            for turn in turns
+        )
+
+    def _draw_answer(self, job: Job | None) -> None:
+        if job is None:
+            self.answer.value = self.take.value = self.take.code = ""
+            return
+        seen = (job, job.state, job.notice, len(job.draft.text), len(job.draft.reasoning))
+        if seen == self._drawn:
+            return
+        self._drawn = seen
+        text, reasoning = job.draft.text, job.draft.reasoning
+        question = job.draft.call.messages[-1].content
+        asked = f'<div class="llm-turn llm-asked">{html.escape(question)}</div>'
+        thoughts = folded(reasoning_line(reasoning), reasoning) if reasoning.strip() else ""
+        answer = answer_html(text, "markdown") if text.strip() else ""
+        self.answer.value = (
+            f'{asked}<div class="llm-turn">{thoughts}{answer}{muted(_below(job))}</div>'
+        )
+        if job.is_over:
+            blocks = code_blocks(text)
+            self.take.value = text.strip()
+            self.take.code = blocks[0].code.rstrip("\n") if blocks else ""
+            _tell_failure(self._panel, job)
+        else:
+            self.take.value = self.take.code = ""
+
+    def disable(self) -> None:
+        """Let nothing be sent any more."""
+        for button in (self.send, self.stop, self.clear):
+            button.disabled = True
+
+
+def _tell_failure(panel: ControlPanel, job: Job) -> None:
+    error = job.future.exception() if job.future and not job.future.cancelled() else None
+    if isinstance(error, LLMMagicError):
+        panel.tell_trouble(str(error))
+
+
+def _below(job: Job) -> str:
+    if job.reply is not None and job.is_over:
+        size = job.draft.call.resident.info.size
+        return footer(job.reply, size if not job.draft.call.resident.info.server else None)
+    return job.notice or ("…" if job.state == "running" else "thinking …")
+
+
+def _stop_hint(elsewhere: bool) -> str:
+    """Return what stops an answer; a cell's only where the kernel takes a click meanwhile."""
+    if not elsewhere:
+        return "Stop the answer"
+    if _clicks_reach_busy_kernels():
+        return "A cell is answering: Stop ends it."
+    return "A cell is answering: ■ in the toolbar stops it."
+
+
+def _clicks_reach_busy_kernels() -> bool:
+    """Return whether this kernel handles a click while a cell runs: ipykernel 7.1 to 7.3 do."""
+    try:
+        major, minor = map(int, version("ipykernel").split(".")[:2])
+    except (PackageNotFoundError, ValueError):
+        return False
+    return major == 7 and 1 <= minor <= 3

@@ -1,0 +1,86 @@
+"""The controls that ipywidgets has not: a named slider with its number, a prompt box, a text to copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+from llm_magic.specs import OptionSpec
+
+_HERE = Path(__file__).parent
+
+
+class _Control(anywidget.AnyWidget):
+    """One of the kinds in ``controls.js``."""
+
+    _esm = _HERE / "controls.js"
+    _css = _HERE / "controls.css"
+    kind = traitlets.Unicode().tag(sync=True)
+    label = traitlets.Unicode().tag(sync=True)
+
+
+class NumberControl(_Control):
+    """A number as slider, as field, and as "leave to the model"; None is the latter.
+
+    It takes any number: what is right, the option table says.
+    """
+
+    help = traitlets.Unicode().tag(sync=True)
+    none_label = traitlets.Unicode("model's own").tag(sync=True)
+    value = traitlets.Float(None, allow_none=True).tag(sync=True)
+    fallback = traitlets.Float(0.0).tag(sync=True)
+    minimum = traitlets.Float(0.0).tag(sync=True)
+    maximum = traitlets.Float(1.0).tag(sync=True)
+    step = traitlets.Float(0.01).tag(sync=True)
+    bounded = traitlets.Bool(False).tag(sync=True)
+    slides = traitlets.Bool(True).tag(sync=True)
+    changed = traitlets.Bool(False).tag(sync=True)
+
+    @classmethod
+    def of(cls, spec: OptionSpec) -> NumberControl:
+        """Return the control of an option."""
+        slider = spec.slider
+        fallback = spec.default if isinstance(spec.default, int | float) else spec.minimum or 0
+        return cls(
+            kind="number",
+            label=spec.name.replace("_", " "),
+            help=f"{spec.help} ({spec.range})",
+            none_label="random" if spec.name == "seed" else "model's own",
+            fallback=float(fallback),
+            minimum=spec.minimum or 0.0,
+            maximum=slider.maximum if slider else 0.0,
+            step=slider.step if slider else 1.0,
+            bounded=spec.maximum is not None,
+            slides=slider is not None,
+        )
+
+
+class PromptBox(_Control):
+    """A text box; Ctrl+Enter sends what is in it."""
+
+    value = traitlets.Unicode().tag(sync=True)
+    placeholder = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self, send: Callable[[str], None], **traits: Any) -> None:
+        super().__init__(kind="prompt", **traits)
+        self._ask = send
+        self.on_msg(self._received)
+
+    def _received(self, _widget: object, content: object, _buffers: object) -> None:
+        if isinstance(content, dict) and content.get("do") == "send":
+            self._ask(str(content.get("text", "")))
+
+
+class CopyText(_Control):
+    """A text, shown or not, with a button that copies it; `code` can be put into the next cell."""
+
+    value = traitlets.Unicode().tag(sync=True)
+    code = traitlets.Unicode().tag(sync=True)
+    shown = traitlets.Bool(True).tag(sync=True)
+
+    def __init__(self, **traits: Any) -> None:
+        super().__init__(kind="text", **traits)

@@ -1,0 +1,193 @@
+"""Where a panel's model comes from: backend, server, name, device; loading and letting go."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import html
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+
+from llm_magic.backends import BACKENDS
+from llm_magic.config import LoadConfig
+from llm_magic.errors import LLMMagicError
+from llm_magic.panel.equivalent import load_line
+from llm_magic.specs import OptionSpec, specs
+from llm_magic.words import ready_lines, unloaded_line
+
+if TYPE_CHECKING:
+    from llm_magic.manager import LoadResult
+    from llm_magic.panel import ControlPanel
+    from llm_magic.types import ModelInfo
+
+# The options that have a control, and what it is called.
+_LABELS = {
+    "base_url": "Server address",
+    "key_env": "Variable with the key",
+    "device": "Device",
+    "quantization": "Quantization",
+    "pull": "Download it there first",
+}
+_DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+class LoadSection:
+    """Shows only what applies to the chosen backend."""
+
+    def __init__(self, panel: ControlPanel) -> None:
+        self._panel = panel
+        settings, table = panel.session.settings, specs(LoadConfig)
+        self.backend = widgets.Dropdown(
+            options=list(BACKENDS), value=settings.backend, description="Backend"
+        )
+        self.model = widgets.Combobox(
+            description="Model", placeholder="the default", ensure_option=False, options=[]
+        )
+        self.options = {name: _control(table[name], label) for name, label in _LABELS.items()}
+        self.options["device"].value = settings.device
+        self.options["quantization"].value = settings.quantization
+        self.keep = widgets.Checkbox(description="Keep the loaded models", indent=False)
+        self.load = widgets.Button(description="Load", button_style="primary")
+        self.stop = widgets.Button(description="Stop loading")
+        self.unload = widgets.Button(description="Unload")
+        self.list = widgets.Button(description="Refresh list")
+        self.told = widgets.HTML()
+        self.model.add_class("llm-wide")
+        self.box = self._assembled()
+        self._connect()
+
+    def _assembled(self) -> widgets.VBox:
+        fields = widgets.Box([self.backend, *self.options.values(), self.model, self.keep])
+        # The model stands where it is looked for: below what decides which there are.
+        fields.children = (
+            self.backend, self.options["base_url"], self.options["key_env"], self.model,
+            self.options["device"], self.options["quantization"], self.options["pull"], self.keep,
+        )  # fmt: skip
+        fields.add_class("llm-fields")
+        buttons = widgets.Box([self.load, self.stop, self.unload, self.list])
+        buttons.add_class("llm-buttons")
+        return widgets.VBox([widgets.HTML("<h3>Model</h3>"), fields, buttons, self.told])
+
+    def _connect(self) -> None:
+        panel = self._panel
+        self.load.on_click(lambda _button: panel.act(self._load))
+        self.stop.on_click(lambda _button: panel.act(self._stop))
+        self.unload.on_click(lambda _button: panel.act(self._unload))
+        self.list.on_click(lambda _button: self.refresh())
+        self.backend.observe(lambda _change: self._choose(), "value")
+        self.options["base_url"].observe(lambda _change: self.refresh(), "value")
+
+    # -- what the user does -------------------------------------------------------------------
+
+    def given(self) -> dict[str, Any]:
+        """Return the options of a load as they are chosen, without those that do not apply."""
+        backend = str(self.backend.value)
+        table = specs(LoadConfig)
+        chosen = {
+            name: _read(control.value)
+            for name, control in self.options.items()
+            if table[name].works_on(backend)
+        }
+        asked = {n: v for n, v in chosen.items() if v is not None and v != table[n].default}
+        return {"backend": backend, **asked}
+
+    def _choose(self) -> None:
+        self.draw()
+        self.model.options = []
+        self.refresh()
+
+    def _load(self) -> str:
+        model, options, keep = self.model.value.strip() or None, self.given(), bool(self.keep.value)
+        future = self._panel.session.load_later(model, keep=keep, **options)
+        future.add_done_callback(self._loaded)
+        return load_line(model, options, keep=keep)
+
+    def _loaded(self, future: concurrent.futures.Future[LoadResult]) -> None:
+        """Tell what came of a load; called on the loop thread."""
+        if future.cancelled():
+            self._tell(["Stopped loading."])
+            return
+        error = future.exception()
+        if error is None:
+            self._tell(ready_lines(future.result()))
+        elif isinstance(error, LLMMagicError):
+            self._panel.tell_trouble(str(error))
+        self._panel.nudge()
+
+    def _stop(self) -> None:
+        self._panel.session.stop_loading()
+
+    def _unload(self) -> str:
+        self._tell([unloaded_line(self._panel.session.unload())])
+        return "%llm_unload"
+
+    def refresh(self) -> None:
+        """Ask the backend for its models; they are shown when they come."""
+        options = {n: v for n, v in self.given().items() if n in {"backend", "base_url", "key_env"}}
+        try:
+            future = self._panel.session.models_later(**options)
+        except LLMMagicError as error:
+            self._tell([str(error)])
+            return
+        future.add_done_callback(partial(self._listed, options["backend"]))
+
+    def _listed(self, backend: str, future: concurrent.futures.Future[list[ModelInfo]]) -> None:
+        if future.cancelled() or backend != self.backend.value:
+            return
+        error = future.exception()
+        if error is None:
+            names = [info.name for info in future.result()]
+            self.model.options = names
+            self._tell([f"{len(names)} to choose from." if names else "Nothing is listed here."])
+        else:
+            self._tell([str(error)])
+
+    # -- what is shown ------------------------------------------------------------------------
+
+    def _tell(self, lines: list[str]) -> None:
+        body = "<br>".join(map(html.escape, lines))
+        self.told.value = f'<div class="llm-told" role="status">{body}</div>'
+
+    def draw(self) -> None:
+        """Show what applies, and how far a load is."""
+        status, table = self._panel.session.status(), specs(LoadConfig)
+        backend = str(self.backend.value)
+        for name, control in self.options.items():
+            control.layout.display = "" if table[name].works_on(backend) else "none"
+        default = getattr(self._panel.session.settings, f"{backend}_base_url", "")
+        self.options["base_url"].placeholder = default
+        self.model.placeholder = "the one it serves" if default else "the default"
+        busy = status.status in {"Loading", "Configuring", "Unloading"}
+        self.load.disabled = busy
+        self.stop.layout.display = "" if busy else "none"
+        self.unload.disabled = busy or not status.models
+        if busy and status.progress is not None:
+            share = "" if status.progress.share is None else f' value="{status.progress.share:.3f}"'
+            detail = f" ({status.progress.detail})" if status.progress.detail else ""
+            words = html.escape(f"{status.progress.stage}{detail}")
+            self.told.value = (
+                f'<div class="llm-status"><progress max="1"{share} aria-label="{words}"></progress>'
+                f"<span>{words}</span></div>"
+            )
+
+    def disable(self) -> None:
+        """Let nothing be pressed any more."""
+        for button in (self.load, self.stop, self.unload, self.list):
+            button.disabled = True
+
+
+def _control(spec: OptionSpec, label: str) -> Any:
+    """Return the stock control of an option."""
+    if spec.name == "device":
+        return widgets.Combobox(description=label, options=_DEVICES, ensure_option=False)
+    if spec.choices:
+        return widgets.Dropdown(description=label, options=list(spec.choices))
+    if isinstance(spec.default, bool):
+        return widgets.Checkbox(description=label, indent=False)
+    return widgets.Text(description=label, continuous_update=False)
+
+
+def _read(value: object) -> object:
+    """Return what a control holds; an empty text is nothing."""
+    return (value.strip() or None) if isinstance(value, str) else value

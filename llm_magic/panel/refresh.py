@@ -1,0 +1,52 @@
+"""Redrawing after changes: soon, not too often, and always once more after the last one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+# Often enough to look alive; each drawing is a few messages to every open page.
+PERIOD_S = 0.2
+_COST_FACTOR = 10
+
+
+class Refresher:
+    """Calls `draw` after `nudge`, at most every `PERIOD_S`, less often where drawing is slow.
+
+    Drawing happens on a timer's thread: the loop thread is there for the words, the main thread for
+    cells.
+    """
+
+    def __init__(self, draw: Callable[[], None]) -> None:
+        self._draw = draw
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._next = 0.0
+        self._stopped = False
+
+    def nudge(self) -> None:
+        """Draw soon; cheap, because it is called for every token."""
+        if self._timer is not None:
+            return
+        with self._lock:
+            if self._timer is None and not self._stopped:
+                wait = max(0.0, self._next - time.monotonic())
+                self._timer = threading.Timer(wait, self._run)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _run(self) -> None:
+        # Cleared before drawing: what changes meanwhile is drawn after.
+        self._timer = None
+        began = time.monotonic()
+        self._draw()
+        now = time.monotonic()
+        self._next = now + max(PERIOD_S, _COST_FACTOR * (now - began))
+
+    def stop(self) -> None:
+        """Draw no more."""
+        with self._lock:
+            self._stopped = True
+            if self._timer is not None:
+                self._timer.cancel()

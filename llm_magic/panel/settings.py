@@ -1,0 +1,87 @@
+"""The generation settings of a panel: one control for each, made from the option table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+
+from llm_magic.config import GenerationConfig
+from llm_magic.panel.controls import NumberControl
+from llm_magic.panel.equivalent import config_line
+from llm_magic.specs import OptionSpec, specs
+
+if TYPE_CHECKING:
+    from llm_magic.panel import ControlPanel
+
+
+class SettingsSection:
+    """Sliders and fields in step with ``%llm_config``."""
+
+    def __init__(self, panel: ControlPanel) -> None:
+        self._panel = panel
+        self._specs = {n: s for n, s in specs(GenerationConfig).items() if n != "extra"}
+        self.numbers = {n: NumberControl.of(s) for n, s in self._specs.items() if n != "stop"}
+        self.stop = widgets.Text(
+            description="Stop texts",
+            placeholder="none; several with | between",
+            tooltip=self._specs["stop"].help,
+            continuous_update=False,
+        )
+        self.reset = widgets.Button(
+            description="Reset", tooltip="Back to the settings of the environment"
+        )
+        for name, control in self.numbers.items():
+            control.observe(partial(self._changed, name), "value")
+        self.stop.observe(self._stop_changed, "value")
+        self.reset.on_click(lambda _button: panel.act(self._reset))
+        fields = widgets.Box([*self.numbers.values(), self.stop])
+        fields.add_class("llm-fields")
+        buttons = widgets.Box([self.reset])
+        buttons.add_class("llm-buttons")
+        self.box = widgets.VBox([widgets.HTML("<h3>Generation</h3>"), fields, buttons])
+
+    def _changed(self, name: str, change: Mapping[str, Any]) -> None:
+        self._panel.act(partial(self._set, name, _whole(change["new"])))
+
+    def _stop_changed(self, change: Mapping[str, Any]) -> None:
+        texts = tuple(text.replace("\\n", "\n") for text in change["new"].split("|") if text)
+        self._panel.act(partial(self._set, "stop", texts))
+
+    def _set(self, name: str, value: object) -> str:
+        self._panel.session.configure(**{name: value})
+        return config_line({name: value})
+
+    def _reset(self) -> str:
+        self._panel.session.options.reset()
+        return "%llm_config --reset"
+
+    def draw(self) -> None:
+        """Show the session's settings, and which of them do something on the active backend."""
+        session = self._panel.session
+        config, changed = session.options.current, session.options.changed
+        backend = session.status().backend_type
+        for name, control in self.numbers.items():
+            value = getattr(config, name)
+            control.value = None if value is None else float(value)
+            control.changed = name in changed
+            control.layout.display = "" if _applies(self._specs[name], backend) else "none"
+        self.stop.value = "|".join(text.replace("\n", "\\n") for text in config.stop)
+        self.reset.disabled = not changed
+
+    def disable(self) -> None:
+        """Let nothing be changed any more."""
+        for control in self.numbers.values():
+            control.layout.display = "none"
+        self.stop.disabled = self.reset.disabled = True
+
+
+def _applies(spec: OptionSpec, backend: str) -> bool:
+    return spec.works_on(backend)
+
+
+def _whole(value: float | None) -> float | int | None:
+    """Return a whole number as one: a slider's numbers all have a fraction."""
+    return int(value) if value is not None and value.is_integer() else value
