@@ -113,6 +113,8 @@ class Draft:
         self._latest = call.started
         self._usage = Usage()
         self._ended: FinishReason | None = None
+        # What was on its way when nobody took it any more.
+        self.rest: list[Chunk] = []
 
     def add(self, chunk: Chunk) -> None:
         """Take in the next chunk."""
@@ -145,6 +147,9 @@ class Draft:
 
     def reply(self, ended: FinishReason | None = None) -> Reply:
         """Return the reply as it stands; a stream that did not say why it ended was cut."""
+        rest, self.rest = self.rest, []
+        for chunk in rest:
+            self.add(chunk)
         resident = self.call.resident
         counted = self._tokens or self._usage.completion_tokens
         return Reply(

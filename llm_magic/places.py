@@ -48,10 +48,10 @@ def place(config: LoadConfig, settings: Settings) -> Place | None:
 def parse_url(backend: str, text: str) -> Place:
     """Read an address; raises `OptionError` that says what it should look like."""
     text = text.strip()
-    if not _SCHEME.match(text) and _is_local(_host(urlsplit(f"//{text}"))):
+    if not _SCHEME.match(text) and _is_local(_host(_split(f"//{text}"))):
         # `localhost:11434` is what people type; only this machine is spoken to in clear text unasked.
         text = f"http://{text}"
-    parts = urlsplit(text)
+    parts = _split(text)
     if parts.scheme not in _PORTS or not _host(parts):
         raise OptionError(
             f"{_shown(parts, text)} is no address of a server."
@@ -70,18 +70,31 @@ def parse_url(backend: str, text: str) -> Place:
     return Place(backend, origin + parts.path.rstrip("/"), origin, _is_local(host))
 
 
-def _host(parts: SplitResult) -> str:
+def _split(text: str) -> SplitResult:
+    """Take an address apart; what cannot be taken apart has no parts."""
     try:
-        return (parts.hostname or "").rstrip(".")
+        return urlsplit(text)
     except ValueError:
+        return SplitResult("", "", "", "", "")
+
+
+def _host(parts: SplitResult) -> str:
+    """Return the host as it travels: international names in their ASCII form."""
+    try:
+        host = (parts.hostname or "").rstrip(".")
+        return host if host.isascii() else host.encode("idna").decode("ascii")
+    except (ValueError, UnicodeError):
         return ""
 
 
 def _port(parts: SplitResult) -> int:
     try:
-        return parts.port or _PORTS[parts.scheme]
+        port = parts.port
     except ValueError:
-        raise OptionError(f"{parts.hostname} has no such port. Use 1 to 65535.") from None
+        port = 0
+    if port == 0:
+        raise OptionError(f"{_host(parts)} has no such port. Use 1 to 65535.")
+    return port or _PORTS[parts.scheme]
 
 
 def _is_local(host: str) -> bool:
@@ -97,6 +110,7 @@ def _is_local(host: str) -> bool:
 
 def _shown(parts: SplitResult, text: str) -> str:
     # Whatever stands before an @, or behind a question mark, may be a secret.
-    if "@" in text or parts.query or parts.fragment:
-        return f"{parts.scheme}://…{_host(parts)}"
+    if "@" in text or "?" in text or "#" in text:
+        scheme = f"{parts.scheme}://" if parts.scheme in _PORTS else ""
+        return f"{scheme}…{_host(parts)}"
     return repr(text)

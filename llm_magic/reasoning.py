@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import time
@@ -24,12 +25,14 @@ class ThinkSplitter:
     def __init__(self) -> None:
         self._held = ""
         self._shown = ""
+        self._line_begins = True
         self._place = "before"  # -> "in" -> "behind" -> "after", or straight to "text"
 
     def feed(self, chunk: Chunk) -> Iterator[Chunk]:
         """Yield what `chunk` is made of: reasoning, text."""
-        if chunk.reasoning and self._place == "before":
+        if chunk.reasoning and self._place in {"before", "text"}:
             # The server keeps them apart itself: what looks like a tag is text.
+            yield from self.flush()
             self._place = "after"
         if self._place == "after" or not (chunk.text or chunk.finish_reason):
             yield chunk
@@ -77,22 +80,38 @@ class ThinkSplitter:
             self._place = "text"
 
     def _until_close(self) -> Iterator[tuple[str, str]]:
-        kind, mark = ("reasoning", _CLOSE) if self._place == "in" else ("text", f"\n{_CLOSE}")
-        before, close, rest = self._held.partition(mark)
-        keep = 0 if close else _overlap(before, mark)
-        shown, held = before[: len(before) - keep], before[len(before) - keep :]
+        kind = "reasoning" if self._place == "in" else "text"
+        at = self._closing()
+        if at < 0:
+            keep = _overlap(self._held, _CLOSE)
+            at = len(self._held) - (keep if self._may_close(len(self._held) - keep) else 0)
+            shown, self._held = self._held[:at], self._held[at:]
+        else:
+            shown, self._held = self._held[:at], self._held[at + len(_CLOSE) :]
+            self._place = "behind"
         if shown:
             yield kind, shown
-        # Enough of what was shown to find a tag that was cut.
-        self._shown = (self._shown + shown)[-(len(shown) + len(_OPEN)) :]
+            self._line_begins = shown.endswith("\n")
+            # Enough of what was shown to find a tag that was cut.
+            self._shown = (self._shown + shown)[-(len(shown) + len(_OPEN)) :]
         if kind == "text" and _OPEN in self._shown:
             # An answer about tags.
+            self._held = f"{_CLOSE if self._place == 'behind' else ''}{self._held}"
             self._place = "after"
-        elif close:
-            self._place = "behind"
-            if kind == "text":
-                yield "thought", ""
-        self._held = (f"{mark}{rest}" if self._place == "after" else rest) if close else held
+        elif kind == "text" and self._place == "behind":
+            yield "thought", ""
+
+    def _closing(self) -> int:
+        """Return where a closing tag stands that ends the thought, -1 if there is none."""
+        at = self._held.find(_CLOSE)
+        while at > 0 and not self._may_close(at):
+            at = self._held.find(_CLOSE, at + 1)
+        return at if at < 0 or self._may_close(at) else -1
+
+    def _may_close(self, at: int) -> bool:
+        if self._place == "in":
+            return True
+        return self._held[at - 1] == "\n" if at else self._line_begins
 
     def _rest(self) -> Iterator[tuple[str, str]]:
         """Yield what was held back at the end of an answer: no tag came of it."""
@@ -110,12 +129,17 @@ def _piece(chunk: Chunk, kind: str, text: str) -> Chunk:
     if kind == "thought":
         return dataclasses.replace(chunk, thought=True)
     if kind == "reasoning":
-        return dataclasses.replace(chunk, reasoning=text)
+        return dataclasses.replace(chunk, reasoning=chunk.reasoning + text)
     return dataclasses.replace(chunk, text=text)
 
 
-async def split_thoughts(source: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
-    """Yield the chunks of an answer with the thoughts in its text kept apart."""
+async def split_thoughts(
+    source: AsyncGenerator[Chunk, None], rest: list[Chunk] | None = None
+) -> AsyncGenerator[Chunk, None]:
+    """Yield the chunks of an answer with the thoughts in its text kept apart.
+
+    What was held back when its reader leaves cannot be yielded any more: it goes into `rest`.
+    """
     splitter = ThinkSplitter()
     async with contextlib.aclosing(source):
         try:
@@ -126,3 +150,9 @@ async def split_thoughts(source: AsyncGenerator[Chunk, None]) -> AsyncGenerator[
             for piece in splitter.flush():
                 yield piece
             raise
+        except (GeneratorExit, asyncio.CancelledError):
+            if rest is not None:
+                rest.extend(splitter.flush())
+            raise
+        for piece in splitter.flush():
+            yield piece

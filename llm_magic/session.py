@@ -251,10 +251,10 @@ class Session:
 
         with self._kept(draft):
             if take is None:
-                self._loop.drain(_filled(draft, self._chunks(call)), lambda _chunk: None, tick)
+                self._loop.drain(_filled(draft, self._chunks(draft)), lambda _chunk: None, tick)
             else:
                 # Kept as it is shown: what an interrupt leaves is what was seen.
-                self._loop.drain(self._chunks(call), _both(draft.add, take), tick)
+                self._loop.drain(self._chunks(draft), _both(draft.add, take), tick)
         return self._keep(draft)
 
     def stream(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Iterator[Chunk]:
@@ -266,7 +266,7 @@ class Session:
     def _stream(self, call: Call) -> Iterator[Chunk]:
         draft = Draft(call, self._watchers.tell)
         with self._kept(draft):
-            for chunk in self._loop.iterate(self._chunks(call)):
+            for chunk in self._loop.iterate(self._chunks(draft)):
                 draft.add(chunk)
                 yield chunk
         self._keep(draft)
@@ -277,7 +277,7 @@ class Session:
         call = self._call(request(prompt, about))
         draft = Draft(call, self._watchers.tell)
         with self._kept(draft):
-            filling = self._loop.relay(_filled(draft, self._chunks(call)))
+            filling = self._loop.relay(_filled(draft, self._chunks(draft)))
             async with contextlib.aclosing(filling) as nothing:
                 async for _chunk in nothing:
                     pass
@@ -291,7 +291,7 @@ class Session:
         call = self._call(request(prompt, about))
         draft = Draft(call, self._watchers.tell)
         with self._kept(draft):
-            async with contextlib.aclosing(self._loop.relay(self._chunks(call))) as chunks:
+            async with contextlib.aclosing(self._loop.relay(self._chunks(draft))) as chunks:
                 async for chunk in chunks:
                     draft.add(chunk)
                     yield chunk
@@ -308,7 +308,7 @@ class Session:
     async def _work(self, job: Job) -> Reply:
         try:
             with self._kept(job.draft):
-                async for chunk in _filled(job.draft, self._chunks(job.draft.call), all_of_it=True):
+                async for chunk in _filled(job.draft, self._chunks(job.draft), all_of_it=True):
                     job.notice = chunk.notice
             job.reply = self._keep(job.draft)
         except asyncio.CancelledError:
@@ -354,8 +354,10 @@ class Session:
             request, self._manager.find(request.model), self.options.current, self._chats
         )
 
-    def _chunks(self, call: Call) -> AsyncGenerator[Chunk, None]:
-        return split_thoughts(self._manager.stream(call.resident.name, call.messages, call.config))
+    def _chunks(self, draft: Draft) -> AsyncGenerator[Chunk, None]:
+        call = draft.call
+        chunks = self._manager.stream(call.resident.name, call.messages, call.config)
+        return split_thoughts(chunks, draft.rest)
 
     @contextlib.contextmanager
     def _kept(self, draft: Draft) -> Iterator[None]:

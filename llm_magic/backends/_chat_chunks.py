@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_magic.backends import _refusals
-from llm_magic.backends._lines import MalformedStream
+from llm_magic.backends._lines import MalformedStream, whole_number
 from llm_magic.errors import RequestRefused
 from llm_magic.keys import Key
 from llm_magic.places import Place
@@ -45,7 +45,7 @@ class Reader:
         if not isinstance(part, dict):
             raise MalformedStream("a chunk of an unknown shape")
         text, reasoning = (
-            part.get("content"),
+            part.get("content") or part.get("refusal"),
             part.get("reasoning") or part.get("reasoning_content"),
         )
         if not text and not reasoning:
@@ -54,6 +54,12 @@ class Reader:
 
     def whole(self, value: dict[str, Any]) -> Chunk:
         """Return an answer that came in one piece."""
+        if not isinstance(value.get("choices"), list) and not value.get("error"):
+            said = _refusals.from_object(value).text
+            raise RequestRefused(
+                f"{self._place.origin} sent no answer: {said}. Is --base-url right?",
+                brief="no answer",
+            )
         chunk, end = self.read(value), self.end()
         return Chunk(
             text=chunk.text,
@@ -87,8 +93,8 @@ class Reader:
         details = usage.get("prompt_tokens_details")
         cached = details.get("cached_tokens") if isinstance(details, dict) else None
         self._usage = Usage(
-            _number(usage.get("prompt_tokens")), _number(usage.get("completion_tokens")),
-            _number(cached),
+            whole_number(usage.get("prompt_tokens")), whole_number(usage.get("completion_tokens")),
+            whole_number(cached),
         )  # fmt: skip
 
 
@@ -107,7 +113,3 @@ def _text(value: object) -> str:
     if isinstance(value, list):
         return "".join(str(p.get("text", "")) for p in value if isinstance(p, dict))
     raise MalformedStream("a chunk of an unknown shape")
-
-
-def _number(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -234,16 +234,18 @@ class HttpServer:
             ) from None
         except httpx.ConnectError as error:
             raise _refusals.not_there(self.place, str(error), self._start) from None
-        except (httpx.TransportError, httpx.StreamError) as error:
+        except (httpx.RequestError, httpx.StreamError) as error:
             raise self.broken(error) from None
         except httpx.InvalidURL:
             raise ServerUnreachable(f"{self.place.url} is no address. Check --base-url.") from None
 
     def broken(self, error: Exception) -> ServerUnreachable:
         """Return the error for a connection that broke."""
-        why = _refusals.one_line(self.scrub(str(error)) or type(error).__name__)
+        why = _refusals.one_line(self.scrub(str(error)))
+        because = f" ({why})" if why else ""
         return ServerUnreachable(
-            f"The connection to {self.place.origin} broke ({why}).", brief="connection lost"
+            f"The connection to {self.place.origin} broke{because}. Look at the server.",
+            brief="connection lost",
         )
 
     def silent(self, seconds: float) -> ServerSilent:
@@ -285,7 +287,7 @@ class Answer:
             return b""
         except TimeoutError:
             raise self._server.silent(self.limit) from None
-        except (httpx.TransportError, httpx.StreamError) as error:
+        except (httpx.RequestError, httpx.StreamError) as error:
             raise self._server.broken(error) from None
 
     def has_begun(self) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 # An answer in one line is long; a line without an end is an attack on the memory.
+_HALF = re.compile("[\ud800-\udfff]")
 MAX_LINE = 64 * 1024 * 1024
 
 
@@ -59,11 +61,15 @@ class LineDecoder:
 
 
 class EventDecoder:
-    """Server-sent events: yields the data of each; comments and other fields are left out."""
+    """Server-sent events: yields the data of each; comments and unknown fields are left out.
+
+    An ``error`` event, and llama.cpp's ``error`` field, are yielded as an object with that name.
+    """
 
     def __init__(self) -> None:
         self._lines = LineDecoder()
         self._data: list[bytes] = []
+        self._first, self._is_error = True, False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield the data of the events that `data` completes."""
@@ -80,14 +86,49 @@ class EventDecoder:
             yield self._take()
 
     def _add(self, line: bytes) -> None:
+        if self._first:
+            line, self._first = line.removeprefix(b"\xef\xbb\xbf"), False
         if line.startswith(b"data:"):
             value = line[5:]
             self._data.append(value[1:] if value[:1] == b" " else value)
+        elif line.startswith(b"error:"):
+            self._data.append(line[6:])
+            self._is_error = True
+        elif line.startswith(b"event:"):
+            self._is_error = line[6:].strip() == b"error"
 
     def _take(self) -> bytes:
-        event = b"\n".join(self._data)
-        self._data = []
-        return event
+        event, is_error = b"\n".join(self._data), self._is_error
+        self._data, self._is_error = [], False
+        return _as_error(event) if is_error else event
+
+
+def _as_error(event: bytes) -> bytes:
+    if not is_whole(event):
+        event = json.dumps(event.decode("utf-8", "replace")).encode("ascii")
+    return b'{"error": %b}' % event
+
+
+class Surrogates:
+    """Joins the halves of a character that came in two pieces; a half alone is no character."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        """Return `text` without halves, but for one at its end that the next piece may complete."""
+        if not self._held and not _HALF.search(text):
+            return text
+        text, self._held = self._held + text, ""
+        if "\ud800" <= text[-1:] <= "\udbff":
+            text, self._held = text[:-1], text[-1]
+        # Pairs become one character, what is left of them the mark for what is none.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+    def flush(self) -> str:
+        """Return the mark for a half that nothing completed."""
+        held, self._held = self._held, ""
+        return "\ufffd" if held else ""
 
 
 class JsonLinesDecoder:
@@ -103,6 +144,11 @@ class JsonLinesDecoder:
     def flush(self) -> Iterator[bytes]:
         """Yield the last line, if it had no end."""
         return filter(None, (self._lines.flush().strip(),))
+
+
+def whole_number(value: object) -> int | None:
+    """Return a count as a server sent it, None for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def is_whole(event: bytes) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from html import unescape
 from typing import Any
 
 from llm_magic.errors import KeyRejected, RequestRefused, ServerError, ServerUnreachable
@@ -16,6 +17,7 @@ from llm_magic.places import Place
 
 _LONGEST = 300
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
+_MARKUP = re.compile(r"\s*<(!doctype|html|head|body|title|h\d|p|div|center|\?xml)", re.IGNORECASE)
 _TOO_LONG = re.compile(
     r"context.{0,20}(length|window|size)|too many tokens|too long|exceeds? .{0,40}(context|tokens)",
     re.IGNORECASE,
@@ -45,33 +47,45 @@ def read(body: bytes) -> Refusal:
     return from_object(value)
 
 
-def from_object(value: Any) -> Refusal:
+def from_object(value: Any, depth: int = 5) -> Refusal:
     """Read an error object, as it stands in a body or in the middle of a stream."""
-    if isinstance(value, dict):
+    if isinstance(value, dict) and depth:
         for name in ("error", "detail", "message"):
             if value.get(name):
-                inner = from_object(value[name])
+                inner = from_object(value[name], depth - 1)
                 return Refusal(inner.text, inner.parameter or str(value.get("param") or ""))
     if isinstance(value, list) and value and isinstance(value[0], dict):
         # FastAPI: [{"loc": ["body", "stream_options"], "msg": "extra fields not permitted"}]
-        where = [str(part) for part in value[0].get("loc", ()) if part != "body"]
+        found = value[0].get("loc")
+        parts = found if isinstance(found, list) else ()
+        where = [str(part) for part in parts if part != "body"]
         reason = str(value[0].get("msg", ""))
         return Refusal(one_line(f"{'.'.join(where)}: {reason}"), where[0] if where else "")
-    return Refusal(one_line(str(value)))
+    return Refusal(one_line(_words(value)))
+
+
+def _words(value: Any) -> str:
+    try:
+        return str(value)
+    except RecursionError:
+        # What is nested deeper than anybody writes it says nothing.
+        return ""
 
 
 def one_line(text: str) -> str:
     """Return `text` in one line of bearable length, without its full stop."""
+    # Controls can make a terminal show something else than what is there.
+    text = "".join(c if c.isprintable() else " " for c in text)
     text = " ".join(text.split())
     return (text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …").rstrip(".")
 
 
 def _page(text: str) -> str:
     """Return the title of an HTML page; its body is markup for a browser."""
-    if "<" not in text[:200]:
+    if not _MARKUP.match(text):
         return text
     title = _TITLE.search(text)
-    return title.group(1) if title else ""
+    return unescape(title.group(1)) if title else ""
 
 
 def not_there(place: Place, why: str, start: str) -> ServerUnreachable:
@@ -94,6 +108,9 @@ def not_there(place: Place, why: str, start: str) -> ServerUnreachable:
     return ServerUnreachable(f"Nothing listens at {place.origin}. {start}", brief="nothing listens")
 
 
+_REFUSED = "Check the options and -p; %%llm --dry-run shows what is sent."
+
+
 def explain(
     place: Place, key: Key | None, status: int, headers: Mapping[str, str], refusal: Refusal
 ) -> ServerError:
@@ -110,14 +127,15 @@ def explain(
     if status in {401, 403}:
         return _key_rejected(place, key, status, because)
     wait = _seconds(headers.get("retry-after", ""))
+    later = f"Try again in {wait:.0f} s." if wait else "Try again later."
     if status == 429:
-        message = f"{origin} has had too many requests ({status}){because}. Try again later."
+        message = f"{origin} has had too many requests ({status}){because}. {later}"
     elif status in {502, 503, 504} or status == 408:
-        message = f"{origin} is not ready or overloaded ({status}){because}. Try again later."
+        message = f"{origin} is not ready or overloaded ({status}){because}. {later}"
     elif status >= 500:
         message = f"{origin} failed ({status}){because}. Its own log says why."
     else:
-        message = f"{origin} refused the request ({status}){because}."
+        message = f"{origin} refused the request ({status}){because}. {_REFUSED}"
     return RequestRefused(message, status=status, retry_after=wait, parameter=refusal.parameter)
 
 
@@ -129,13 +147,18 @@ def _key_rejected(place: Place, key: Key | None, status: int, because: str) -> K
             " --key-env NAME."
         )
     else:
-        message = f"{origin} refuses the key in {key.variable} ({status}){because}."
+        message = (
+            f"{origin} refuses the key in {key.variable} ({status}){because}. Give the variable the"
+            " right one and load again."
+        )
     return KeyRejected(message, status=status)
 
 
 def _address(text: str) -> str:
     # The query of a redirect can hold a token.
-    return one_line(text.partition("?")[0].partition("#")[0])
+    scheme, _, rest = text.partition("?")[0].partition("#")[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return one_line(f"{scheme}://{host.rpartition('@')[2]}{slash}{path}" if rest else scheme)
 
 
 def _seconds(text: str) -> float | None:
@@ -146,7 +169,7 @@ def _seconds(text: str) -> float | None:
         pass
     try:
         when = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return max(0.0, (when - datetime.now(UTC)).total_seconds())

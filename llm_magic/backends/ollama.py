@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from llm_magic.backends import _refusals
 from llm_magic.backends._http import END_S, HttpServer
-from llm_magic.backends._lines import JsonLinesDecoder, MalformedStream, parse_object
+from llm_magic.backends._lines import JsonLinesDecoder, MalformedStream, parse_object, whole_number
 from llm_magic.backends.base import Report
-from llm_magic.backends.remote import Remote, RemoteBackend, entries_with
+from llm_magic.backends.remote import Remote, RemoteBackend, entries_with, no_answer
 from llm_magic.config import GenerationConfig, LoadConfig, Settings
 from llm_magic.errors import LoadFailed, ModelNotFound, RequestRefused, ServerError, did_you_mean
 from llm_magic.keys import Keys
@@ -84,7 +84,7 @@ class OllamaBackend(RemoteBackend):
         shown: Mapping[str, Any],
         resident: Mapping[str, Any] | None,
     ) -> ModelInfo:
-        details = entry.get("details") or shown.get("details") or {}
+        details = next((d for d in (entry.get("details"), shown.get("details")) if _is_map(d)), {})
         resident = resident or {}
         return ModelInfo(
             str(entry["name"]),
@@ -93,9 +93,9 @@ class OllamaBackend(RemoteBackend):
             source=str(entry["name"]),
             server=server.place.label,
             dtype=str(details.get("quantization_level") or ""),
-            size=entry.get("size"),
-            context_length=_context(shown) or details.get("context_length"),
-            resident=resident.get("size"),
+            size=whole_number(entry.get("size")),
+            context_length=_context(shown) or whole_number(details.get("context_length")),
+            resident=whole_number(resident.get("size")),
         )
 
     async def _find(
@@ -171,9 +171,11 @@ class OllamaBackend(RemoteBackend):
         body = self.body(remote, messages, config)
         async with remote.server.stream("POST", path, body) as answer:
             last: Chunk | None = None
+            heard = False
             try:
                 async for line in answer.decoded(JsonLinesDecoder()):
                     value = parse_object(line)
+                    heard = heard or "message" in value or "done" in value
                     chunk = _chunk(remote.server, value)
                     if chunk.text or chunk.reasoning:
                         answer.has_begun()
@@ -185,6 +187,8 @@ class OllamaBackend(RemoteBackend):
             except MalformedStream:
                 if last is None:
                     raise
+            if not heard:
+                raise no_answer(remote.server.place, answer.kind)
             yield last or Chunk(finish_reason="truncated", time=time.perf_counter())
             await answer.drain()
 
@@ -216,8 +220,11 @@ def _context(shown: Mapping[str, Any]) -> int | None:
     about = shown.get("model_info")
     if not isinstance(about, dict):
         return None
-    found = about.get(f"{about.get('general.architecture')}.context_length")
-    return found if isinstance(found, int) else None
+    return whole_number(about.get(f"{about.get('general.architecture')}.context_length"))
+
+
+def _is_map(value: object) -> TypeGuard[Mapping[str, Any]]:
+    return bool(value) and isinstance(value, dict)
 
 
 def _pulling(value: Mapping[str, Any]) -> Progress:
@@ -250,5 +257,7 @@ def _chunk(server: HttpServer, value: dict[str, Any]) -> Chunk:
 
 def _last(value: Mapping[str, Any]) -> Chunk:
     reason: FinishReason = "length" if value.get("done_reason") == "length" else "stop"
-    usage = Usage(value.get("prompt_eval_count"), value.get("eval_count"))
+    usage = Usage(
+        whole_number(value.get("prompt_eval_count")), whole_number(value.get("eval_count"))
+    )
     return Chunk(finish_reason=reason, usage=usage, time=time.perf_counter())

@@ -12,7 +12,7 @@ from llm_magic.backends._chat_chunks import NOTHING, Reader
 from llm_magic.backends._http import END_S, HttpServer
 from llm_magic.backends._lines import EventDecoder, MalformedStream, parse_object
 from llm_magic.backends.base import Report, TokenCount
-from llm_magic.backends.remote import Remote, RemoteBackend, entries_with
+from llm_magic.backends.remote import Remote, RemoteBackend, entries_with, no_answer
 from llm_magic.config import GenerationConfig, LoadConfig, Settings
 from llm_magic.errors import LLMMagicError, RequestRefused, ServerError
 from llm_magic.keys import Keys
@@ -190,7 +190,7 @@ class OpenAICompatibleBackend(RemoteBackend):
         body = {"model": remote.model, "messages": _wire(messages)}
         try:
             value = await server.post(path, body)
-        except RequestRefused:
+        except ServerError:
             value = {}
         count = value.get("count") if isinstance(value, dict) else None
         return TokenCount(count if isinstance(count, int) else None, remote.info.context_length)
@@ -225,12 +225,7 @@ class OpenAICompatibleBackend(RemoteBackend):
                 if not reader.finished:
                     raise
             if not heard:
-                # llama-cpp-python's way to say that the prompt is too long.
-                raise RequestRefused(
-                    f"{remote.server.place.origin} sent an empty answer. Is the prompt longer than"
-                    " its context?",
-                    brief="an empty answer",
-                )
+                raise no_answer(remote.server.place, answer.kind)
             yield reader.end()
             await answer.drain()
 
@@ -248,9 +243,14 @@ class OpenAICompatibleBackend(RemoteBackend):
             value = getattr(config, name)
             if value not in (None, ()):
                 body[spelled] = list(value) if isinstance(value, tuple) else value
-        for name in remote.dialect["left_out"]:
+        for name in remote.dialect["left_out"] - self._asked(remote, config):
             body.pop(name, None)
         return {**body, **config.extra}
+
+    def _asked(self, remote: Remote, config: GenerationConfig) -> set[str]:
+        """Return what somebody asked for, under the server's names."""
+        spelled = remote.dialect["spelled"]
+        return {spelled[n] for n in config.model_fields_set if n in spelled} | set(config.extra)
 
     def _adapt(self, remote: Remote, error: LLMMagicError, config: GenerationConfig) -> bool:
         """Spell the limit the newer way, or leave a default away that this model does not take."""
@@ -260,10 +260,10 @@ class OpenAICompatibleBackend(RemoteBackend):
         if "max_completion_tokens" in str(error) and spelled["max_new_tokens"] == "max_tokens":
             spelled["max_new_tokens"] = "max_completion_tokens"
             return True
+        # Not the limit: without one, the answer would have another that nobody knows.
+        mine = {*spelled.values(), "stream_options"} - {spelled["max_new_tokens"]}
         name = error.parameter
-        asked = {spelled[n] for n in config.model_fields_set if n in spelled} | set(config.extra)
-        mine = {*spelled.values(), "stream_options"}
-        if name not in mine or name in asked or name in left_out:
+        if name not in mine or name in left_out or name in self._asked(remote, config):
             return False
         left_out.add(name)
         return True

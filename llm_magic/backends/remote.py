@@ -15,7 +15,7 @@ import psutil
 
 from llm_magic.backends import _refusals
 from llm_magic.backends._http import HttpServer, Limits
-from llm_magic.backends._lines import MalformedStream
+from llm_magic.backends._lines import MalformedStream, Surrogates
 from llm_magic.backends._retry import Patience
 from llm_magic.backends.base import Backend, Plan, Report, TokenCount
 from llm_magic.config import GenerationConfig, LoadConfig, Settings
@@ -112,7 +112,8 @@ class RemoteBackend(Backend):
         self._planned = None
         try:
             with self._borrowed(config) as server:
-                report(Progress(f"asking {server.place.label}"))
+                waits = "waiting for a turn at" if server.turns.locked() else "asking"
+                report(Progress(f"{waits} {server.place.label}"))
                 async with server.turns:
                     remote, notes = await self._patiently(
                         lambda: self._find(server, model, config, report), report
@@ -166,7 +167,8 @@ class RemoteBackend(Backend):
         patience, told = Patience(), False
         while True:
             try:
-                async with contextlib.aclosing(self._answer(remote, messages, config)) as chunks:
+                whole = _joined(self._answer(remote, messages, config))
+                async with contextlib.aclosing(whole) as chunks:
                     async for chunk in chunks:
                         told = told or bool(chunk.text or chunk.reasoning)
                         yield chunk
@@ -314,11 +316,38 @@ class RemoteBackend(Backend):
         return error
 
 
+def no_answer(where: Place, kind: str) -> RequestRefused:
+    """Return the error for a body with nothing of an answer in it; `kind` is its content type."""
+    if kind in {"text/event-stream", "application/x-ndjson", ""}:
+        # llama-cpp-python's way to say that the prompt is too long.
+        return RequestRefused(
+            f"{where.origin} sent an empty answer. Is the prompt longer than its context?",
+            brief="an empty answer",
+        )
+    return RequestRefused(
+        f"{where.origin} sent no answer, but {kind}. Is --base-url right? Is it the right kind of server?",
+        brief="no answer",
+    )
+
+
 def entries_with(name: str, listed: object) -> list[dict[str, Any]]:
     """Return the entries of a server's list that have a `name`; whatever else is in it is left out."""
     if not isinstance(listed, list):
         return []
     return [e for e in listed if isinstance(e, dict) and isinstance(e.get(name), str)]
+
+
+async def _joined(source: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
+    """Yield the chunks with halves of characters joined: servers cut escaped text anywhere."""
+    text, reasoning = Surrogates(), Surrogates()
+    async with contextlib.aclosing(source):
+        async for chunk in source:
+            said, thought = text.feed(chunk.text), reasoning.feed(chunk.reasoning)
+            if chunk.finish_reason:
+                said, thought = said + text.flush(), thought + reasoning.flush()
+            if said is not chunk.text or thought is not chunk.reasoning:
+                chunk = dataclasses.replace(chunk, text=said, reasoning=thought)
+            yield chunk
 
 
 def _is_too_long(error: RequestRefused) -> bool:

@@ -67,10 +67,10 @@ def split(*texts: str) -> tuple[str, str]:
         ("<think>no end</thin", "no end</thin", ""),
         ("<think>", "", ""),
         ("<think>a <think> b</think>c", "a <think> b", "c"),
-        ("Hm.\n</think>\n\nParis.", "Hm.", "Paris."),
+        ("Hm.\n</think>\n\nParis.", "Hm.\n", "Paris."),
         ("</think>Paris.", "", "Paris."),
         ("\n\n</think>\n\nParis.", "", "Paris."),
-        ("Hm.\n</think>", "Hm.", ""),
+        ("Hm.\n</think>", "Hm.\n", ""),
         ("Paris.\n", "", "Paris.\n"),
         ("<thin", "", "<thin"),
         ("</thinker> is none", "", "</thinker> is none"),
@@ -148,7 +148,7 @@ def test_an_answer_in_one_piece_with_its_end_is_split_too() -> None:
     for text, reasoning, said in (
         ("\n", "", "\n"),
         ("<think>a", "a", ""),
-        ("a\n</think>", "a", ""),
+        ("a\n</think>", "a\n", ""),
     ):
         out = fed(Chunk(text=text, finish_reason="stop", usage=USAGE, tokens=3))
         assert joined(out) == (reasoning, said)

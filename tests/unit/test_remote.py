@@ -313,5 +313,6 @@ def test_ollama_ends_are_ends(session: Session, ollama: OllamaServer) -> None:
     half = {"message": {"role": "assistant", "content": "half"}, "done": False}
     ollama.will("/api/chat", *ndjson(half))
     assert session.generate("hello").finish_reason == "truncated"
-    ollama.will("/api/chat", Head(200), Send(b'{"message": {"content": "x"}, "done": tru'))
-    assert session.generate("hello").finish_reason == "truncated"
+    ollama.will("/api/chat", *ndjson(half), Send(b'{"message": {"content": "x"}, "done": tru'))
+    reply = session.generate("hello")
+    assert (reply.text, reply.finish_reason) == ("half", "truncated")
