@@ -96,7 +96,10 @@ def test_the_manager_passes_on_to_the_backend_of_the_model() -> None:
         assert "".join(chunk.text for chunk in chunks) == "one two three"
         assert (len(made["one"].asked), len(made["two"].asked)) == (1, 0)
         assert (await manager.count("b", messages)).prompt_tokens == 3
-        assert [info.name for info in await manager.models(LoadConfig(backend="two"))] == ["big", "tiny"]
+        assert [info.name for info in await manager.models(LoadConfig(backend="two"))] == [
+            "big",
+            "tiny",
+        ]
         await manager.aclose()
         assert [made[name].events[-1] for name in ("one", "two")] == ["close", "close"]
         assert (manager.state, manager.snapshot(GenerationConfig(), "x").backend_type) == (
