@@ -14,6 +14,7 @@ import itertools
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Unpack
 
+from llm_magic.answers import Answers, chunks, filled
 from llm_magic.calls import (
     AskOptions,
     Call,
@@ -22,19 +23,16 @@ from llm_magic.calls import (
     Prompt,
     Request,
     definite,
-    key,
     request,
-    stopped,
 )
-from llm_magic.chats import Chats, Turn
-from llm_magic.errors import GenerationError, Interrupted, LLMMagicError
+from llm_magic.chats import Chats
+from llm_magic.errors import LLMMagicError
 from llm_magic.jobs import Job
 from llm_magic.keys import Keys
 from llm_magic.loads import Loads, Naming, Tick
 from llm_magic.loop import LoopThread
 from llm_magic.places import place
-from llm_magic.reasoning import split_thoughts
-from llm_magic.types import Chunk, FinishReason, Message, Progress, Reply, Unloaded
+from llm_magic.types import Chunk, Progress, Reply, Unloaded
 from llm_magic.watch import Watchers
 
 if TYPE_CHECKING:
@@ -67,11 +65,10 @@ class Session:
         self._keys = Keys()
         self._watchers = Watchers()
         self._jobs = itertools.count(1)
-        self._answering: list[Draft] = []
+        self._answers = Answers(self._chats, self._watchers.tell)
         self._closing: list[Callable[[], None]] = []
         self._loads = Loads(self._loop, lambda: self._manager)
         self._seen: list[ModelInfo] = []
-        self.last: Reply | None = None
 
     # -- settings -----------------------------------------------------------------------------
 
@@ -247,15 +244,15 @@ class Session:
         """
         self._loads.settle(tick)
         call = self._call(request)
-        draft = Draft(call, self._watchers.tell)
+        draft = self._answers.draft(call)
 
-        with self._kept(draft):
+        with self._answers.kept(draft):
             if take is None:
-                self._loop.drain(_filled(draft, self._chunks(draft)), lambda _chunk: None, tick)
+                self._loop.drain(filled(draft, self._chunks(draft)), lambda _chunk: None, tick)
             else:
                 # Kept as it is shown: what an interrupt leaves is what was seen.
                 self._loop.drain(self._chunks(draft), _both(draft.add, take), tick)
-        return self._keep(draft)
+        return self._answers.keep(draft)
 
     def stream(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Iterator[Chunk]:
         """Yield the answer as it is produced; leaving the loop early stops the model."""
@@ -264,24 +261,24 @@ class Session:
         return self._stream(call)
 
     def _stream(self, call: Call) -> Iterator[Chunk]:
-        draft = Draft(call, self._watchers.tell)
-        with self._kept(draft):
+        draft = self._answers.draft(call)
+        with self._answers.kept(draft):
             for chunk in self._loop.iterate(self._chunks(draft)):
                 draft.add(chunk)
                 yield chunk
-        self._keep(draft)
+        self._answers.keep(draft)
 
     async def agenerate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
         """Answer a prompt in an async cell or program; cancelling the task stops the model."""
         await self._loads.asettle()
         call = self._call(request(prompt, about))
-        draft = Draft(call, self._watchers.tell)
-        with self._kept(draft):
-            filling = self._loop.relay(_filled(draft, self._chunks(draft)))
+        draft = self._answers.draft(call)
+        with self._answers.kept(draft):
+            filling = self._loop.relay(filled(draft, self._chunks(draft)))
             async with contextlib.aclosing(filling) as nothing:
                 async for _chunk in nothing:
                     pass
-        return self._keep(draft)
+        return self._answers.keep(draft)
 
     async def astream(
         self, prompt: Prompt, **about: Unpack[AskOptions]
@@ -289,28 +286,28 @@ class Session:
         """Yield the answer in an async cell or program; leaving the loop early stops the model."""
         await self._loads.asettle()
         call = self._call(request(prompt, about))
-        draft = Draft(call, self._watchers.tell)
-        with self._kept(draft):
-            async with contextlib.aclosing(self._loop.relay(self._chunks(draft))) as chunks:
-                async for chunk in chunks:
+        draft = self._answers.draft(call)
+        with self._answers.kept(draft):
+            async with contextlib.aclosing(self._loop.relay(self._chunks(draft))) as stream:
+                async for chunk in stream:
                     draft.add(chunk)
                     yield chunk
-        self._keep(draft)
+        self._answers.keep(draft)
 
     def begin(self, request: Request) -> Job:
         """Begin to answer a request and return at once; raises what is wrong with it."""
         call = self._call(request)
-        job = Job(next(self._jobs), Draft(call, self._watchers.tell))
+        job = Job(next(self._jobs), self._answers.draft(call))
         job.future = self._loop.submit(self._work(job))
         job.future.add_done_callback(lambda _future: self._watchers.tell())
         return job
 
     async def _work(self, job: Job) -> Reply:
         try:
-            with self._kept(job.draft):
-                async for chunk in _filled(job.draft, self._chunks(job.draft), all_of_it=True):
+            with self._answers.kept(job.draft):
+                async for chunk in filled(job.draft, self._chunks(job.draft), all_of_it=True):
                     job.notice = chunk.notice
-            job.reply = self._keep(job.draft)
+            job.reply = self._answers.keep(job.draft)
         except asyncio.CancelledError:
             job.reply = job.draft.reply("cancelled")
             raise
@@ -320,9 +317,14 @@ class Session:
         return job.reply
 
     @property
+    def last(self) -> Reply | None:
+        """The last answer, whole or not."""
+        return self._answers.last
+
+    @property
     def answering(self) -> tuple[Draft, ...]:
         """The answers that are being produced now, in whatever way they were asked for."""
-        return tuple(self._answering)
+        return self._answers.drafts
 
     def interrupt(self) -> None:
         """Stop what cells are waiting for, as ■ does; from any thread."""
@@ -355,41 +357,7 @@ class Session:
         )
 
     def _chunks(self, draft: Draft) -> AsyncGenerator[Chunk, None]:
-        call = draft.call
-        chunks = self._manager.stream(call.resident.name, call.messages, call.config)
-        return split_thoughts(chunks, draft.rest)
-
-    @contextlib.contextmanager
-    def _kept(self, draft: Draft) -> Iterator[None]:
-        """Keep what there is of an answer that ends early: by the caller, or by an error."""
-        self._answering.append(draft)
-        try:
-            yield
-        except (KeyboardInterrupt, GeneratorExit, asyncio.CancelledError) as stop:
-            reply = self._keep(draft, "cancelled")
-            if isinstance(stop, KeyboardInterrupt):
-                raise Interrupted(stopped(reply), reply=reply) from None
-            raise
-        except BaseException as error:
-            # Where nothing was said, the last answer is still the one before.
-            reply = draft.reply("truncated") if draft.is_empty else self._keep(draft, "truncated")
-            if isinstance(error, GenerationError):
-                error.reply = reply
-            raise
-        finally:
-            self._answering.remove(draft)
-            self._watchers.tell()
-
-    def _keep(self, draft: Draft, ended: FinishReason | None = None) -> Reply:
-        """Make the reply the last one, and a turn of its chat where there is text to continue."""
-        reply = draft.reply(ended)
-        self.last = reply
-        request = draft.call.request
-        if request.chat is not None and reply.text and reply.finish_reason != "truncated":
-            answer = Message("assistant", reply.text)
-            turn = Turn(key(request), draft.call.messages[-1], answer)
-            self._chats.record(request.chat, turn, request.system)
-        return reply
+        return chunks(self._manager, draft)
 
     # -- conversations and the end ------------------------------------------------------------
 
@@ -419,17 +387,6 @@ class Session:
     def __repr__(self) -> str:
         status = self.status()
         return f"<Session: {status.status}, {status.active_model or 'nothing loaded'}>"
-
-
-async def _filled(
-    draft: Draft, source: AsyncGenerator[Chunk, None], *, all_of_it: bool = False
-) -> AsyncGenerator[Chunk, None]:
-    """Draft an answer where it arrives; nobody else's thread has to wake up for every chunk."""
-    async with contextlib.aclosing(source):
-        async for chunk in source:
-            draft.add(chunk)
-            if all_of_it:
-                yield chunk
 
 
 def _both(

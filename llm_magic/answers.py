@@ -1,0 +1,89 @@
+"""The answers of a session: how they are drafted, kept when they end early, and remembered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import TYPE_CHECKING
+
+from llm_magic.calls import Call, Draft, key, stopped
+from llm_magic.chats import Chats, Turn
+from llm_magic.errors import GenerationError, Interrupted
+from llm_magic.reasoning import split_thoughts
+from llm_magic.types import Chunk, FinishReason, Message, Reply
+
+if TYPE_CHECKING:
+    from llm_magic.manager import BackendManager
+
+
+class Answers:
+    """What is being answered now, and the last answer there was."""
+
+    def __init__(self, chats: Chats, changed: Callable[[], None]) -> None:
+        """`changed` is called after every piece of every answer."""
+        self._chats, self._changed = chats, changed
+        self._drafts: list[Draft] = []
+        self.last: Reply | None = None
+
+    @property
+    def drafts(self) -> tuple[Draft, ...]:
+        """The answers in the making."""
+        return tuple(self._drafts)
+
+    def draft(self, call: Call) -> Draft:
+        """Begin an answer."""
+        return Draft(call, self._changed)
+
+    @contextlib.contextmanager
+    def kept(self, draft: Draft) -> Iterator[None]:
+        """Keep what there is of an answer that ends early: by the caller, or by an error."""
+        self._drafts.append(draft)
+        try:
+            yield
+        except (KeyboardInterrupt, GeneratorExit, asyncio.CancelledError) as stop:
+            reply = self.keep(draft, "cancelled")
+            if isinstance(stop, KeyboardInterrupt):
+                raise Interrupted(stopped(reply), reply=reply) from None
+            raise
+        except BaseException as error:
+            # Where nothing was said, the last answer is still the one before.
+            reply = draft.reply("truncated") if draft.is_empty else self.keep(draft, "truncated")
+            if isinstance(error, GenerationError):
+                error.reply = reply
+            raise
+        finally:
+            self._drafts.remove(draft)
+            self._changed()
+
+    def keep(self, draft: Draft, ended: FinishReason | None = None) -> Reply:
+        """Make the reply the last one, and a turn of its chat where there is text to continue."""
+        reply = draft.reply(ended)
+        self.last = reply
+        request = draft.call.request
+        if request.chat is not None and reply.text and reply.finish_reason != "truncated":
+            answer = Message("assistant", reply.text)
+            turn = Turn(key(request), draft.call.messages[-1], answer)
+            self._chats.record(request.chat, turn, request.system)
+        return reply
+
+
+def chunks(manager: BackendManager, draft: Draft) -> AsyncGenerator[Chunk, None]:
+    """Return the stream that an answer is drafted from; nothing is asked before its first step."""
+    call = draft.call
+    stream = manager.stream(call.resident.name, call.messages, call.config)
+    return split_thoughts(stream, draft.rest)
+
+
+async def filled(
+    draft: Draft, source: AsyncGenerator[Chunk, None], *, all_of_it: bool = False
+) -> AsyncGenerator[Chunk, None]:
+    """Draft an answer where it arrives; nobody else's thread has to wake up for every chunk.
+
+    It yields nothing, or `all_of_it`.
+    """
+    async with contextlib.aclosing(source):
+        async for chunk in source:
+            draft.add(chunk)
+            if all_of_it:
+                yield chunk
