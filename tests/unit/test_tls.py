@@ -1,0 +1,91 @@
+"""Encrypted connections: which certificates are trusted, and what is said about the others."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import trustme
+
+from llm_magic.errors import ServerUnreachable
+from llm_magic.session import Session
+from tests.scripted import settings
+
+
+class _Models(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = b'{"data": [{"id": "tiny"}]}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def url(authority: trustme.CA) -> Iterator[str]:
+    """Return the address of a server whose certificate only `authority` vouches for."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Models) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        # A client that leaves in the handshake is what is tested, and nothing to print.
+        server.handle_error = lambda *_about: None  # type: ignore[method-assign]
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"https://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    made = Session(settings())
+    yield made
+    made.close()
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(session: Session, url: str) -> None:
+    with pytest.raises(ServerUnreachable, match=r"is not trusted .* SSL_CERT_FILE"):
+        session.load("tiny", backend="openai", base_url=url)
+
+
+def test_an_authority_of_ones_own_is_named_by_a_variable(
+    authority: trustme.CA, url: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "authority.pem"
+    authority.cert_pem.write_to_path(str(file))
+    code = f"from llm_magic import llm; print(llm.load('tiny', backend='openai', base_url={url!r}).name)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PATH": "", "SSL_CERT_FILE": str(file), "PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ran.stdout.strip() == "tiny", ran.stderr
+
+
+def test_a_server_without_encryption_is_told_apart(session: Session) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Models) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        with pytest.raises(ServerUnreachable, match=r"does not speak https .* Check --base-url"):
+            session.load(
+                "tiny", backend="openai", base_url=f"https://127.0.0.1:{server.server_port}"
+            )
+        server.shutdown()
+        thread.join()
