@@ -9,6 +9,8 @@ from collections.abc import Callable
 # Often enough to look alive; each drawing is a few messages to every open page.
 PERIOD_S = 0.2
 _COST_FACTOR = 10
+# The first drawing imports what it needs, and another thread may hold it up: no reason to fall asleep.
+LONGEST_S = 1.0
 
 
 class Refresher:
@@ -42,7 +44,7 @@ class Refresher:
         began = time.monotonic()
         self._draw()
         now = time.monotonic()
-        self._next = now + max(PERIOD_S, _COST_FACTOR * (now - began))
+        self._next = now + min(max(PERIOD_S, _COST_FACTOR * (now - began)), LONGEST_S)
 
     def stop(self) -> None:
         """Draw no more."""

@@ -25,7 +25,7 @@ MISTAKES = {
     "%llm_load -d gpu": ("OptionError", "device=gpu must be auto, cpu, cuda, cuda:N or mps."),
     "%llm_load -q 3bit": ("OptionError", "quantization=3bit must be none, 8bit, 4bit."),
     "%llm_load --dtype int8": ("OptionError", "dtype=int8 must be"),
-    "%llm_load -b olama": ("OptionError", "There is no backend 'olama'. Known: local"),
+    "%llm_load -b olama": ("OptionError", "There is no backend 'olama'. Did you mean ollama?"),
     "%llm_load one two": ("OptionError", "%llm_load does not know what to do with 'two'."),
     "%llm_load --kep": ("OptionError", "%llm_load has no option --kep. Did you mean --keep"),
     "%%llm --temprature 1\nx": ("OptionError", "Did you mean --temperature"),
