@@ -36,7 +36,7 @@ def test_help_of_other_things_still_works(scripted: Kernel) -> None:
         ("%llm_load --quantization 4", ["4bit"]),
         ("%llm_load -d c", ["cpu", "cuda"]),
         ("%llm_load --dtype b", ["bfloat16"]),
-        ("%llm_load -b ", ["local"]),
+        ("%llm_load -b ", ["instructlab", "local", "ollama", "openai", "vllm"]),
         ("%llm_load --tr", ["--trust-remote-code"]),
         ("%%llm --te", ["--temperature"]),
         ("%llm --max", ["--max-new-tokens"]),
@@ -48,7 +48,7 @@ def test_help_of_other_things_still_works(scripted: Kernel) -> None:
         ("%llm_reset ", ["a_chat"]),
         ("%llm_config te", ["temperature="]),
         ("%llm_config top_k=3 top_", ["top_k=", "top_p="]),
-        ("%llm_models --b", ["--backend"]),
+        ("%llm_models --b", ["--backend", "--base-url"]),
     ],
 )
 def test_completion(scripted: Kernel, line: str, offered: list[str]) -> None:

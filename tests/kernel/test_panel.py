@@ -77,7 +77,16 @@ def test_a_click_while_a_cell_answers(k: Kernel) -> None:
     assert k.ok("%llm --raw next one").text.startswith("next one")
 
 
+def settled(k: Kernel) -> None:
+    """Wait until the panel shows that nothing is being answered."""
+    deadline = time.monotonic() + 10
+    while "Answering" in k.value("panel.status.value"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_it_says_what_stops_a_cell(k: Kernel) -> None:
+    settled(k)
     version = k.value("__import__('ipykernel').__version__")
     k.ok(
         "backend.will('begun', Hang())\nseen = []\n"
@@ -85,7 +94,7 @@ def test_it_says_what_stops_a_cell(k: Kernel) -> None:
     )
     cell = k.send("%llm Hello")
     k.wait_for_output(cell, "begun")
-    time.sleep(1.2)
+    time.sleep(0.6)
     k.interrupt()
     k.wait(cell)
     words = k.value("''.join(seen)")
