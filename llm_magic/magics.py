@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from llm_magic.arguments import Parsed
     from llm_magic.calls import Request
+    from llm_magic.panel import ControlPanel
     from llm_magic.session import Session
     from llm_magic.tables import Table
 
@@ -63,6 +64,7 @@ class LLMMagics(Magics):
     def __init__(self, shell: InteractiveShell, session: Session) -> None:
         super().__init__(shell)
         self.session = session
+        self._panels: dict[str | None, ControlPanel] = {}
 
     @line_magic
     def llm_load(self, line: str) -> None:
@@ -165,7 +167,11 @@ class LLMMagics(Magics):
     def llm_panel(self, line: str) -> None:
         """Show the control panel: all of this with a mouse."""
         arguments.parse("llm_panel", line)
-        _show_panel(self.shell, self.session)
+        before = self._panels.pop(self._cell_id(), None)
+        if before is not None:
+            # The cell was run again: nobody sees the one that it showed.
+            before.close()
+        self._panels[self._cell_id()] = _show_panel(self.shell, self.session)
 
     @line_magic
     def llm_chats(self, line: str) -> Table:
@@ -242,7 +248,7 @@ def _variable(name: str | None) -> str | None:
     return name
 
 
-def _show_panel(shell: InteractiveShell, session: Session) -> None:
+def _show_panel(shell: InteractiveShell, session: Session) -> ControlPanel:
     """Display a panel, and what stands for it where no kernel runs."""
     missing = [name for name in ("ipywidgets", "anywidget") if find_spec(name) is None]
     if missing:
@@ -258,6 +264,7 @@ def _show_panel(shell: InteractiveShell, session: Session) -> None:
     still = {"text/html": panel.static_html(), "text/plain": "The control panel of llm_magic"}
     display(still, raw=True)  # type: ignore[no-untyped-call]
     display(panel.box)  # type: ignore[no-untyped-call]
+    return panel
 
 
 _QUESTION = re.compile(r"^(\s*%llm\s.*\?)$")

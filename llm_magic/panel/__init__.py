@@ -77,6 +77,12 @@ class ControlPanel:
         """Draw soon."""
         self._refresher.nudge()
 
+    def close(self) -> None:
+        """Stop following the session, and take the widgets off the page."""
+        self._unwatch()
+        self._refresher.stop()
+        self.box.close()
+
     def retire(self) -> None:
         """Say that the session is gone, and let nothing be pressed any more."""
         self._unwatch()

@@ -11,7 +11,7 @@ import ipywidgets as widgets
 
 from llm_magic.calls import Request
 from llm_magic.display import answer_html, muted
-from llm_magic.errors import LLMMagicError, ModelNotLoaded, OptionError
+from llm_magic.errors import ModelNotLoaded, OptionError
 from llm_magic.jobs import Job
 from llm_magic.markdown import code_blocks, folded
 from llm_magic.panel.controls import CopyText, PromptBox
@@ -112,8 +112,8 @@ class AskSection:
 
     def _counter(self) -> str:
         """Return how much of the context the conversation has taken."""
-        last, job = self._panel.session.last, self._job
-        if not self.chat.value or job is None or job.reply is None or last is None:
+        job = self._job
+        if not self.chat.value or job is None or job.reply is None:
             return ""
         prompt, said = job.reply.usage.prompt_tokens, job.reply.usage.completion_tokens
         if prompt is None or said is None:
@@ -156,7 +156,8 @@ class AskSection:
             blocks = code_blocks(text)
             self.take.value = text.strip()
             self.take.code = blocks[0].code.rstrip("\n") if blocks else ""
-            _tell_failure(self._panel, job)
+            if job.error is not None:
+                self._panel.tell_trouble(str(job.error))
         else:
             self.take.value = self.take.code = ""
 
@@ -164,12 +165,6 @@ class AskSection:
         """Let nothing be sent any more."""
         for button in (self.send, self.stop, self.clear):
             button.disabled = True
-
-
-def _tell_failure(panel: ControlPanel, job: Job) -> None:
-    error = job.future.exception() if job.future and not job.future.cancelled() else None
-    if isinstance(error, LLMMagicError):
-        panel.tell_trouble(str(error))
 
 
 def _below(job: Job) -> str:

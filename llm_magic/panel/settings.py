@@ -11,7 +11,7 @@ import ipywidgets as widgets
 from llm_magic.config import GenerationConfig
 from llm_magic.panel.controls import NumberControl
 from llm_magic.panel.equivalent import config_line
-from llm_magic.specs import OptionSpec, specs
+from llm_magic.specs import specs
 
 if TYPE_CHECKING:
     from llm_magic.panel import ControlPanel
@@ -67,7 +67,7 @@ class SettingsSection:
             value = getattr(config, name)
             control.value = None if value is None else float(value)
             control.changed = name in changed
-            control.layout.display = "" if _applies(self._specs[name], backend) else "none"
+            control.layout.display = "" if self._specs[name].works_on(backend) else "none"
         self.stop.value = "|".join(text.replace("\n", "\\n") for text in config.stop)
         self.reset.disabled = not changed
 
@@ -76,10 +76,6 @@ class SettingsSection:
         for control in self.numbers.values():
             control.layout.display = "none"
         self.stop.disabled = self.reset.disabled = True
-
-
-def _applies(spec: OptionSpec, backend: str) -> bool:
-    return spec.works_on(backend)
 
 
 def _whole(value: float | None) -> float | int | None:
