@@ -25,9 +25,7 @@ panel = ControlPanel(llm, get_ipython())
 
 @pytest.fixture(scope="module", params=["", "6.31.0", "7.3.0"], ids=lambda v: v or "installed")
 def k(request: pytest.FixtureRequest) -> Iterator[Kernel]:
-    version = request.param
-    path = {"PYTHONPATH": f"{ROOT}"} if not version else {}
-    with kernel(version or None, **path) as k:
+    with kernel(request.param or None) as k:
         k.ok(f"import sys; sys.path.insert(0, {str(ROOT)!r})")
         k.ok(REGISTER)
         yield k
