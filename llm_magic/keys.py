@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import hmac
 import os
 import sys
 import threading
@@ -37,6 +38,14 @@ class Key:
     def scrub(self, text: str) -> str:
         """Return `text` without the secret: servers repeat it in their messages."""
         return text.replace(self._secret, _MASK)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Key) or self.origin != other.origin:
+            return False
+        return hmac.compare_digest(self._secret, other._secret)
+
+    def __hash__(self) -> int:
+        return hash((self.origin, self._secret))
 
     def __repr__(self) -> str:
         return f"Key({_MASK}, for {self.origin})"

@@ -11,7 +11,7 @@ from llm_magic.backends import _refusals
 from llm_magic.backends._http import END_S, HttpServer
 from llm_magic.backends._lines import JsonLinesDecoder, MalformedStream, parse_object, whole_number
 from llm_magic.backends.base import Report
-from llm_magic.backends.remote import Remote, RemoteBackend, entries_with, no_answer
+from llm_magic.backends.remote import Dialect, Remote, RemoteBackend, entries_with, no_answer
 from llm_magic.config import GenerationConfig, LoadConfig, Settings
 from llm_magic.errors import LoadFailed, ModelNotFound, RequestRefused, ServerError, did_you_mean
 from llm_magic.keys import Keys
@@ -111,7 +111,7 @@ class OllamaBackend(RemoteBackend):
         full = model if ":" in model.rpartition("/")[2] else f"{model}:latest"
         entry: Mapping[str, Any] = next((e for e in entries if e["name"] in {model, full}), {})
         info = self._info(server, {**entry, "name": model}, shown, None)
-        return Remote(model, server, info, config), ()
+        return Remote(model, server, info, config, Dialect(_OPTIONS)), ()
 
     async def _show(self, server: HttpServer, model: str, names: Sequence[str]) -> dict[str, Any]:
         try:
@@ -197,7 +197,7 @@ class OllamaBackend(RemoteBackend):
     ) -> dict[str, Any]:
         """Return the body of a request."""
         options: dict[str, Any] = {}
-        for name, spelled in _OPTIONS.items():
+        for name, spelled in remote.dialect.spelled.items():
             value = getattr(config, name)
             if value not in (None, ()):
                 options[spelled] = list(value) if isinstance(value, tuple) else value

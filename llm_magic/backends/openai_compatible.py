@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 from llm_magic.backends._chat_chunks import NOTHING, Reader
 from llm_magic.backends._http import END_S, HttpServer
-from llm_magic.backends._lines import EventDecoder, MalformedStream, parse_object
+from llm_magic.backends._lines import EventDecoder, MalformedStream, parse_object, whole_number
 from llm_magic.backends.base import Report, TokenCount
-from llm_magic.backends.remote import Remote, RemoteBackend, entries_with, no_answer
+from llm_magic.backends.remote import Dialect, Remote, RemoteBackend, entries_with, no_answer
 from llm_magic.config import GenerationConfig, LoadConfig, Settings
 from llm_magic.errors import LLMMagicError, RequestRefused, ServerError
 from llm_magic.keys import Keys
@@ -122,20 +122,21 @@ class OpenAICompatibleBackend(RemoteBackend):
         return False
 
     def _info(self, server: HttpServer, entry: Mapping[str, Any]) -> ModelInfo:
-        meta = entry.get("meta") if isinstance(entry.get("meta"), dict) else {}
+        more = entry.get("meta")
+        meta: Mapping[str, Any] = more if isinstance(more, dict) else {}
+        # vLLM's name for it, OpenRouter's, and llama.cpp's two.
         found = [
             entry.get("max_model_len"), entry.get("context_length"),
-            (meta or {}).get("n_ctx"), (meta or {}).get("n_ctx_train"),
+            meta.get("n_ctx"), meta.get("n_ctx_train"),
         ]  # fmt: skip
-        context = next((n for n in found if isinstance(n, int)), None)
-        size = (meta or {}).get("size")
+        context = next(filter(None, map(whole_number, found)), None)
         return ModelInfo(
             str(entry["id"]),
             self.name,
             where="server",
             source=str(entry["id"]),
             server=server.place.label,
-            size=size if isinstance(size, int) else None,
+            size=whole_number(meta.get("size")),
             context_length=context,
         )
 
@@ -154,9 +155,8 @@ class OpenAICompatibleBackend(RemoteBackend):
             )
         elif not entry:
             entry = await self._unlisted(server, model, names)
-        remote = Remote(model, server, self._info(server, {**entry, "id": model}), config)
-        remote.dialect = self._dialect(server, entry)
-        return remote, notes
+        info = self._info(server, {**entry, "id": model})
+        return Remote(model, server, info, config, self._dialect(server, entry)), notes
 
     async def _unlisted(
         self, server: HttpServer, model: str, names: Sequence[str]
@@ -170,7 +170,7 @@ class OpenAICompatibleBackend(RemoteBackend):
             raise self._unknown(server, model, names)
         return entry
 
-    def _dialect(self, server: HttpServer, entry: Mapping[str, Any]) -> dict[str, Any]:
+    def _dialect(self, server: HttpServer, entry: Mapping[str, Any]) -> Dialect:
         """Return how the options are spelled there."""
         spelled = dict(self._preset.options)
         if server.place.origin == "https://api.openai.com":
@@ -178,7 +178,7 @@ class OpenAICompatibleBackend(RemoteBackend):
             spelled["max_new_tokens"] = "max_completion_tokens"
         if self.name == "instructlab" and entry.get("owned_by") == "vllm":
             spelled["repetition_penalty"] = "repetition_penalty"
-        return {"spelled": spelled, "left_out": set()}
+        return Dialect(spelled)
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Ask vLLM, which counts with the model's own template; the others cannot tell."""
@@ -186,6 +186,7 @@ class OpenAICompatibleBackend(RemoteBackend):
         if not self._preset.counts_tokens:
             return TokenCount(None, remote.info.context_length)
         server = remote.server
+        # Beside the API, not in it: above an address that ends in /v1.
         path = "/tokenize" if server.prefix else "/../tokenize"
         body = {"model": remote.model, "messages": _wire(messages)}
         try:
@@ -193,7 +194,7 @@ class OpenAICompatibleBackend(RemoteBackend):
         except ServerError:
             value = {}
         count = value.get("count") if isinstance(value, dict) else None
-        return TokenCount(count if isinstance(count, int) else None, remote.info.context_length)
+        return TokenCount(whole_number(count), remote.info.context_length)
 
     # -- an answer ----------------------------------------------------------------------------
 
@@ -239,24 +240,24 @@ class OpenAICompatibleBackend(RemoteBackend):
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        for name, spelled in remote.dialect["spelled"].items():
+        for name, spelled in remote.dialect.spelled.items():
             value = getattr(config, name)
             if value not in (None, ()):
                 body[spelled] = list(value) if isinstance(value, tuple) else value
-        for name in remote.dialect["left_out"] - self._asked(remote, config):
+        for name in remote.dialect.left_out - self._asked(remote, config):
             body.pop(name, None)
         return {**body, **config.extra}
 
     def _asked(self, remote: Remote, config: GenerationConfig) -> set[str]:
         """Return what somebody asked for, under the server's names."""
-        spelled = remote.dialect["spelled"]
+        spelled = remote.dialect.spelled
         return {spelled[n] for n in config.model_fields_set if n in spelled} | set(config.extra)
 
     def _adapt(self, remote: Remote, error: LLMMagicError, config: GenerationConfig) -> bool:
         """Spell the limit the newer way, or leave a default away that this model does not take."""
         if not isinstance(error, RequestRefused) or error.status not in {400, 422}:
             return False
-        spelled, left_out = remote.dialect["spelled"], remote.dialect["left_out"]
+        spelled, left_out = remote.dialect.spelled, remote.dialect.left_out
         if "max_completion_tokens" in str(error) and spelled["max_new_tokens"] == "max_tokens":
             spelled["max_new_tokens"] = "max_completion_tokens"
             return True

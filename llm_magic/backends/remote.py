@@ -30,12 +30,20 @@ from llm_magic.errors import (
     ServerError,
     did_you_mean,
 )
-from llm_magic.keys import Keys
+from llm_magic.keys import Key, Keys
 from llm_magic.places import Place, place
 from llm_magic.specs import specs
 from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, State, Unloaded
 
 T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Dialect:
+    """How a server spells the options, and which defaults this model does not take."""
+
+    spelled: dict[str, str]
+    left_out: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -46,7 +54,7 @@ class Remote:
     server: HttpServer
     info: ModelInfo
     config: LoadConfig
-    dialect: dict[str, Any] = field(default_factory=dict)
+    dialect: Dialect
     used: bool = False
 
 
@@ -63,7 +71,7 @@ class RemoteBackend(Backend):
     def __init__(self, settings: Settings, keys: Keys) -> None:
         self._settings, self._keys = settings, keys
         self._remotes: dict[str, Remote] = {}
-        self._servers: dict[tuple[object, ...], HttpServer] = {}
+        self._servers: dict[tuple[Place, Key | None, Limits], HttpServer] = {}
         # Of a model that was checked and is not loaded yet.
         self._planned: HttpServer | None = None
 
@@ -221,7 +229,7 @@ class RemoteBackend(Backend):
             config.idle_timeout or self._settings.idle_timeout,
             config.concurrency or self.concurrency,
         )
-        spec = (where, key and key.bearer(where.origin), limits)
+        spec = (where, key, limits)
         if spec not in self._servers:
             self._servers[spec] = HttpServer(where, key, limits, self.start)
         return self._servers[spec]

@@ -198,6 +198,8 @@ def test_no_error_holds_the_key(
             session.generate("hello")
         shown = "".join(traceback.format_exception(caught.value)) + caught.value.details
         assert KEY not in shown + repr(caught.value) + repr(session) + repr(session.status())
+    backends = session._manager._backends.values()
+    assert KEY not in "".join(repr(vars(backend)) for backend in backends)
 
 
 def test_a_key_in_clear_text_is_warned_about(
