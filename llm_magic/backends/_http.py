@@ -32,6 +32,8 @@ ANSWER_S = 30.0
 FIRST_FACTOR = 5
 # After the last word of an answer nothing but its end is to come.
 END_S, DRAIN_S = 5.0, 0.25
+# A person takes longer than httpx's 5 s from one cell to the next; who closes earlier is noticed.
+KEEP_S = 60.0
 _MOST_ERROR_BYTES = 64 * 1024
 _MOST_JSON_BYTES = 64 * 1024 * 1024
 
@@ -42,6 +44,12 @@ class Limits:
 
     idle_s: float = 120.0
     concurrency: int = 256
+
+
+# How many at once is counted here, in turns, not in connections.
+_NO_LIMITS = httpx.Limits(
+    max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_S
+)
 
 
 class _Bearer(httpx.Auth):
@@ -98,7 +106,7 @@ class _Pools(httpx.AsyncBaseTransport):
             httpx.AsyncHTTPTransport(
                 verify=self._verify,
                 trust_env=False,
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+                limits=_NO_LIMITS,
                 socket_options=_alive(),
             )
         )
