@@ -39,6 +39,7 @@ class Answers:
     def kept(self, draft: Draft) -> Iterator[None]:
         """Keep what there is of an answer that ends early: by the caller, or by an error."""
         self._drafts.append(draft)
+        self._changed()
         try:
             yield
         except (KeyboardInterrupt, GeneratorExit, asyncio.CancelledError) as stop:

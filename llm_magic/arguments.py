@@ -6,6 +6,7 @@ import argparse
 import functools
 import io
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,24 +82,40 @@ def _parsed(name: str, words: Sequence[str]) -> Parsed:
     if "extra" in options:
         options["extra"] = dict(_pair(text, name) for text in options["extra"])
     if "stop" in options:
-        options["stop"] = tuple(map(_unescaped, options["stop"]))
+        options["stop"] = tuple(map(unescaped, options["stop"]))
     return Parsed(values, options)
 
 
-def _unescaped(text: str) -> str:
-    # On one line, a line break can only be written as \n.
-    return text.replace("\\n", "\n").replace("\\t", "\t")
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
 
-def assignments(words: Sequence[str]) -> dict[str, str]:
-    """Read ``name=value`` words; raises `OptionError` for a word that is none."""
-    pairs: dict[str, str] = {}
+def unescaped(text: str) -> str:
+    """Read a text in which a line break is written as \\n: on one line there is no other way."""
+    return re.sub(r"\\([nrt\\])", lambda found: _ESCAPES[found[1]], text)
+
+
+def escaped(text: str) -> str:
+    """Write a text so that `unescaped` reads it."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+
+
+def assignments(words: Sequence[str]) -> dict[str, str | list[str]]:
+    """Read ``name=value`` words; raises `OptionError` for a word that is none.
+
+    `stop` may be there several times.
+    """
+    pairs: dict[str, str | list[str]] = {}
+    stops: list[str] = []
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name:
             raise OptionError(f"{word!r} is not a setting. Write name=value, without spaces.")
         name = name.replace("-", "_")
-        pairs[name] = _unescaped(value) if name == "stop" else value
+        if name == "stop":
+            stops.append(unescaped(value))
+        pairs[name] = value
+    if stops:
+        pairs["stop"] = stops if len(stops) > 1 else stops[0]
     return pairs
 
 

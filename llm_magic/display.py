@@ -12,6 +12,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from llm_magic.tables import NO_MATH
 from llm_magic.types import Chunk, ModelInfo, Progress, Reply
 from llm_magic.words import ending, footer, reasoning_line
 
@@ -224,7 +225,8 @@ def is_notebook(shell: InteractiveShell) -> bool:
 
 def muted(text: str) -> str:
     """Return one small grey line of HTML."""
-    return f'<div style="{_MUTED} margin-top: 0.4em;">{html.escape(text)}</div>'
+    style = f"{_MUTED} margin-top: 0.4em;"
+    return f'<div class="{NO_MATH}" style="{style}">{html.escape(text)}</div>'
 
 
 class LoadView:
@@ -247,7 +249,7 @@ class LoadView:
             f'<progress max="1"{share} aria-label="{html.escape(text)}"'
             ' style="width: 16em; vertical-align: middle; margin-right: 0.8em"></progress>'
         )
-        body = f"<div>{bar}{html.escape(text)}</div>"
+        body = f'<div class="{NO_MATH}">{bar}{html.escape(text)}</div>'
         self._area.show({"text/plain": text, "text/html": body})
 
     def finish(self, lines: list[str]) -> None:
@@ -256,7 +258,8 @@ class LoadView:
             _write("\n".join(lines) + "\n")
             return
         first, *rest = lines
-        body = f"<div>{html.escape(first)}</div>" + "".join(map(muted, rest))
+        said = f'<div class="{NO_MATH}">{html.escape(first)}</div>'
+        body = said + "".join(map(muted, rest))
         self._area.show({"text/plain": "\n".join(lines), "text/html": body})
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
-from typing import TYPE_CHECKING, Literal
+import contextlib
+from typing import TYPE_CHECKING, Any, Literal
 
 from llm_magic.calls import Draft
-from llm_magic.errors import LLMMagicError
 
 if TYPE_CHECKING:
     from llm_magic.types import Reply
@@ -20,9 +21,11 @@ class Job:
     def __init__(self, number: int, draft: Draft) -> None:
         self.id, self.draft = number, draft
         self.reply: Reply | None = None
-        self.error: LLMMagicError | None = None
+        self.error: Exception | None = None
         self.notice = ""
         self.future: concurrent.futures.Future[Reply] | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._stopping = False
 
     @property
     def state(self) -> JobState:
@@ -38,10 +41,20 @@ class Job:
         """Whether nothing more will come."""
         return self.state not in {"waiting", "running"}
 
+    def starts(self) -> None:
+        """Remember the task that does the work; called in it."""
+        self._task = asyncio.current_task()
+        if self._stopping:
+            raise asyncio.CancelledError
+
     def stop(self) -> None:
-        """Stop the work; what there is of the answer stays in `reply`."""
-        if self.future is not None:
-            self.future.cancel()
+        """Stop the work; it is over when it has ended, and what there is of it stays in `reply`."""
+        self._stopping = True
+        task = self._task
+        if task is not None and not task.done():
+            # The loop may have been closed under us; then nothing runs any more.
+            with contextlib.suppress(RuntimeError):
+                task.get_loop().call_soon_threadsafe(task.cancel)
 
     def __repr__(self) -> str:
         return f"<Job {self.id}: {self.draft.call.resident.name}, {self.state}>"

@@ -64,11 +64,13 @@ class Loads:
         pending = self._pending = self._loop.run(begin())
         return self._loop.submit(_outcome(pending))
 
-    def stop(self) -> None:
-        """Stop a load that was begun; does nothing where there is none."""
+    def stop(self) -> bool:
+        """Stop a load that was begun; returns whether there is one."""
         pending = self._pending
-        if pending is not None:
-            self._loop.loop.call_soon_threadsafe(pending.cancel)
+        if pending is None or pending.done():
+            return False
+        self._loop.loop.call_soon_threadsafe(pending.cancel)
+        return True
 
     def settle(self, tick: Tick | None = None) -> None:
         """Wait for a load that was begun; an interrupt only ends the waiting."""

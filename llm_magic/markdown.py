@@ -17,6 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from llm_magic import _tex
+from llm_magic.tables import NO_MATH
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 # Typeset the formulas found here and nothing else: MathJax has its own idea of what `$5 and $10`
 # means. The second name is the one of MathJax 2, in notebooks exported to HTML.
-_NO_MATH = "mathjax_ignore tex2jax_ignore"
 _MATH = "mathjax_process tex2jax_process"
 
 _BOX = (
@@ -97,7 +97,7 @@ def render(text: str) -> str:
     """Return a model's Markdown as a safe HTML fragment."""
     if len(text) > _MAX_MARKDOWN:
         return escape_pre(text)
-    return f'<div class="{_NO_MATH}">\n{_parser().render(_whole(text))}</div>\n'
+    return f'<div class="{NO_MATH}">\n{_parser().render(_whole(text))}</div>\n'
 
 
 def render_code(code: str, language: str = "") -> str:
@@ -117,8 +117,8 @@ def escape_pre(text: str) -> str:
 def folded(summary: str, text: str) -> str:
     """Return plain text that a click unfolds."""
     return (
-        f'<details style="{_FOLD_STYLE}"><summary style="cursor:pointer">{escape(summary)}</summary>'
-        f"{escape_pre(text)}</details>\n"
+        f'<details class="{NO_MATH}" style="{_FOLD_STYLE}">'
+        f'<summary style="cursor:pointer">{escape(summary)}</summary>{escape_pre(text)}</details>\n'
     )
 
 

@@ -26,7 +26,6 @@ from llm_magic.calls import (
     request,
 )
 from llm_magic.chats import Chats
-from llm_magic.errors import LLMMagicError
 from llm_magic.jobs import Job
 from llm_magic.keys import Keys
 from llm_magic.loads import Loads, Naming, Tick
@@ -65,6 +64,7 @@ class Session:
         self._keys = Keys()
         self._watchers = Watchers()
         self._jobs = itertools.count(1)
+        self._running: list[Job] = []
         self._answers = Answers(self._chats, self._watchers.tell)
         self._closing: list[Callable[[], None]] = []
         self._loads = Loads(self._loop, lambda: self._manager)
@@ -150,8 +150,9 @@ class Session:
         return self._loads.begin(wanted, config, Naming(name, keep))
 
     def stop_loading(self) -> None:
-        """Stop a load that was begun with `load_later`."""
-        self._loads.stop()
+        """Stop a load: one that was begun with `load_later`, or that a cell is waiting for."""
+        if not self._loads.stop():
+            self._loop.interrupt()
 
     def _prepared(self, model: str | None, options: LoadOptions) -> tuple[LoadConfig, str | None]:
         """Return the options and the model of a load, and see that its key is there."""
@@ -299,11 +300,17 @@ class Session:
         call = self._call(request)
         job = Job(next(self._jobs), self._answers.draft(call))
         job.future = self._loop.submit(self._work(job))
-        job.future.add_done_callback(lambda _future: self._watchers.tell())
+        self._running.append(job)
+        job.future.add_done_callback(lambda _future: self._ended(job))
         return job
+
+    def _ended(self, job: Job) -> None:
+        self._running.remove(job)
+        self._watchers.tell()
 
     async def _work(self, job: Job) -> Reply:
         try:
+            job.starts()
             with self._answers.kept(job.draft):
                 async for chunk in filled(job.draft, self._chunks(job.draft), all_of_it=True):
                     job.notice = chunk.notice
@@ -311,7 +318,7 @@ class Session:
         except asyncio.CancelledError:
             job.reply = job.draft.reply("cancelled")
             raise
-        except LLMMagicError as error:
+        except Exception as error:
             job.reply, job.error = job.draft.reply("truncated"), error
             raise
         return job.reply
@@ -322,17 +329,30 @@ class Session:
         return self._answers.last
 
     @property
+    def running(self) -> tuple[Job, ...]:
+        """What was begun and has not ended."""
+        return tuple(self._running)
+
+    @property
     def answering(self) -> tuple[Draft, ...]:
         """The answers that are being produced now, in whatever way they were asked for."""
         return self._answers.drafts
 
     def interrupt(self) -> None:
-        """Stop what cells are waiting for, as ■ does; from any thread."""
+        """Stop what cells are waiting for, as ■ does, and what was begun; from any thread."""
         self._loop.interrupt()
+        for job in tuple(self._running):
+            job.stop()
 
-    def when_closed(self, closed: Callable[[], None]) -> None:
-        """Call `closed` once, when the session is closed."""
+    def when_closed(self, closed: Callable[[], None]) -> Callable[[], None]:
+        """Call `closed` once, when the session is closed; returns what takes that back."""
         self._closing.append(closed)
+
+        def remove() -> None:
+            if closed in self._closing:
+                self._closing.remove(closed)
+
+        return remove
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Call `changed` after every change, from any thread; returns what ends that.

@@ -6,6 +6,8 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# Typeset no formulas here: names and errors come from elsewhere, and TeX can carry links and styles.
+NO_MATH = "mathjax_ignore tex2jax_ignore"
 _CELL = "text-align: left; padding: 0.15em 1em 0.15em 0; vertical-align: top;"
 _NOTE = "opacity: 0.7; font-size: 0.85em;"
 
@@ -39,4 +41,4 @@ class Table:
         )
         top = f"<thead><tr>{head}</tr></thead>" if any(self.columns) else ""
         note = f'<div style="{_NOTE}">{html.escape(self.note)}</div>' if self.note else ""
-        return f"<table>{top}<tbody>{body}</tbody></table>{note}"
+        return f'<div class="{NO_MATH}"><table>{top}<tbody>{body}</tbody></table>{note}</div>'

@@ -22,10 +22,15 @@ BACKENDS: Mapping[str, str] = {
 
 def create(name: str, settings: Settings, keys: Keys) -> Backend:
     """Import and build the backend called `name`; raises `OptionError` for an unknown one."""
+    check_name(name)
+    module, _, attribute = BACKENDS[name].partition(":")
+    return cast(Backend, getattr(import_module(module), attribute)(settings, keys))
+
+
+def check_name(name: str) -> None:
+    """Raise `OptionError` for a name that is no backend's."""
     if name not in BACKENDS:
         raise OptionError(
             f"There is no backend {name!r}.{did_you_mean(name, BACKENDS)}"
             f" Known: {', '.join(BACKENDS)}."
         )
-    module, _, attribute = BACKENDS[name].partition(":")
-    return cast(Backend, getattr(import_module(module), attribute)(settings, keys))

@@ -36,6 +36,7 @@ class ControlPanel:
         self._lock = threading.RLock()
         # The thread that draws, if one does: what changes on it was not done by the user.
         self._drawer: int | None = None
+        self.is_retired = False
         self.loading = LoadSection(self)
         self.settings = SettingsSection(self)
         self.asking = AskSection(self, shell)
@@ -51,7 +52,7 @@ class ControlPanel:
         self.box.add_class("llm-panel")
         self._refresher = Refresher(self.draw)
         self._unwatch = session.watch(self._refresher.nudge)
-        session.when_closed(self.retire)
+        self._unclosed = session.when_closed(self.retire)
         self.draw()
         self.loading.refresh()
 
@@ -60,6 +61,8 @@ class ControlPanel:
     def draw(self) -> None:
         """Show the session as it is now."""
         with self._lock, self._programmatic():
+            if self.is_retired:
+                return
             self.status.value = status_html(self.session)
             self.loading.draw()
             self.settings.draw()
@@ -79,14 +82,18 @@ class ControlPanel:
 
     def close(self) -> None:
         """Stop following the session, and take the widgets off the page."""
+        self._leave()
+        _close(self.box)
+
+    def _leave(self) -> None:
+        self.is_retired = True
         self._unwatch()
+        self._unclosed()
         self._refresher.stop()
-        self.box.close()
 
     def retire(self) -> None:
         """Say that the session is gone, and let nothing be pressed any more."""
-        self._unwatch()
-        self._refresher.stop()
+        self._leave()
         with self._lock, self._programmatic():
             self.status.value = (
                 '<div class="llm-status" role="status"><span class="llm-state">Closed</span>'
@@ -100,7 +107,7 @@ class ControlPanel:
 
     def act(self, action: Callable[[], str | None]) -> None:
         """Do what the user asked for; show its magic, or in one line what is wrong with it."""
-        if self._drawer == threading.get_ident():
+        if self._drawer == threading.get_ident() or self.is_retired:
             return
         with self._lock:
             try:
@@ -130,6 +137,16 @@ class ControlPanel:
         )
         words = f"The control panel of llm_magic: {model} · {given} · %llm_panel opens it again."
         return f'<div class="llm-static">{html.escape(words)}</div>'
+
+
+def _close(widget: widgets.Widget) -> None:
+    """Close a widget and all that belongs to it: each has a channel to the page."""
+    for child in getattr(widget, "children", ()):
+        _close(child)
+    for part in ("layout", "style"):
+        if isinstance(belonging := getattr(widget, part, None), widgets.Widget):
+            belonging.close()
+    widget.close()
 
 
 def _titled(title: str, content: widgets.Widget) -> widgets.VBox:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-import itertools
+import uuid
+from concurrent.futures import wait
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,12 @@ import ipywidgets as widgets
 
 from llm_magic.calls import Request
 from llm_magic.display import answer_html, muted
-from llm_magic.errors import ModelNotLoaded, OptionError
+from llm_magic.errors import LLMMagicError, ModelNotLoaded, OptionError
 from llm_magic.jobs import Job
 from llm_magic.markdown import code_blocks, folded
 from llm_magic.panel.controls import CopyText, PromptBox
 from llm_magic.panel.equivalent import ask_cell
+from llm_magic.tables import NO_MATH
 from llm_magic.words import footer, reasoning_line
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ class AskSection:
     def __init__(self, panel: ControlPanel, shell: InteractiveShell | None) -> None:
         self._panel, self._shell = panel, shell
         self._job: Job | None = None
-        self._numbers = itertools.count(1)
         self._drawn: object = None
         self.prompt = PromptBox(
             self.ask, label="Prompt", placeholder="Ask the model … (Ctrl+Enter sends)"
@@ -72,10 +73,12 @@ class AskSection:
     def _ask(self, text: str) -> str:
         if self._job is not None and not self._job.is_over:
             raise OptionError("An answer is being written. Stop it first.")
+        if not text.strip():
+            raise OptionError("The prompt is empty.")
         if self._panel.session.status().status in {"Loading", "Configuring"}:
             raise ModelNotLoaded("The model is getting ready. Send it when it is.")
         chat = CHAT if self.chat.value else None
-        request = Request(text, chat=chat, key=f"panel-{next(self._numbers)}")
+        request = Request(text, chat=chat, key=uuid.uuid4().hex)
         self._job = self._panel.session.begin(request)
         if chat is not None:
             self.prompt.value = ""
@@ -88,7 +91,11 @@ class AskSection:
             self._panel.session.interrupt()
 
     def _clear(self) -> str | None:
-        self._job = None
+        job, self._job = self._job, None
+        if job is not None and job.future is not None and not job.is_over:
+            # Or what it leaves would be the first turn of the next conversation.
+            job.stop()
+            wait([job.future], timeout=1)
         known = {chat.name for chat in self._panel.session.chats.all()}
         if CHAT not in known:
             return None
@@ -104,9 +111,11 @@ class AskSection:
         elsewhere = bool(session.answering) and not own
         self.send.disabled = own
         self.stop.disabled = not (own or elsewhere)
-        self.stop.tooltip = _stop_hint(elsewhere)
+        begun = {one.draft for one in session.running}
+        in_cell = any(draft not in begun for draft in session.answering)
+        self.stop.tooltip = _stop_hint(in_cell)
         self.clear.layout.display = "" if self.chat.value else "none"
-        self.note.value = muted(_stop_hint(True)) if elsewhere else self._counter()
+        self.note.value = muted(_stop_hint(in_cell)) if elsewhere else self._counter()
         self._draw_turns()
         self._draw_answer(job)
 
@@ -114,6 +123,8 @@ class AskSection:
         """Return how much of the context the conversation has taken."""
         job = self._job
         if not self.chat.value or job is None or job.reply is None:
+            return ""
+        if job.draft.call.request.chat is None:
             return ""
         prompt, said = job.reply.usage.prompt_tokens, job.reply.usage.completion_tokens
         if prompt is None or said is None:
@@ -131,8 +142,8 @@ class AskSection:
             # It stands below, with its footer.
             turns = turns[:-1]
         self.turns.value = "".join(
-            f'<div class="llm-turn llm-asked">{html.escape(turn.question.content)}</div>'
-            f'<div class="llm-turn">{answer_html(turn.answer.content, "markdown")}</div>'
+            _asked(turn.question.content)
+            + f'<div class="llm-turn">{answer_html(turn.answer.content, "markdown")}</div>'
             for turn in turns
         )
 
@@ -140,13 +151,16 @@ class AskSection:
         if job is None:
             self.answer.value = self.take.value = self.take.code = ""
             return
-        seen = (job, job.state, job.notice, len(job.draft.text), len(job.draft.reasoning))
+        seen = (
+            job, job.state, job.reply is None, job.notice, len(job.draft.text),
+            len(job.draft.reasoning),
+        )  # fmt: skip
         if seen == self._drawn:
             return
         self._drawn = seen
         text, reasoning = job.draft.text, job.draft.reasoning
         question = job.draft.call.messages[-1].content
-        asked = f'<div class="llm-turn llm-asked">{html.escape(question)}</div>'
+        asked = _asked(question)
         thoughts = folded(reasoning_line(reasoning), reasoning) if reasoning.strip() else ""
         answer = answer_html(text, "markdown") if text.strip() else ""
         self.answer.value = (
@@ -157,7 +171,9 @@ class AskSection:
             self.take.value = text.strip()
             self.take.code = blocks[0].code.rstrip("\n") if blocks else ""
             if job.error is not None:
-                self._panel.tell_trouble(str(job.error))
+                own = isinstance(job.error, LLMMagicError)
+                kind = "" if own else f"{type(job.error).__name__}: "
+                self._panel.tell_trouble(f"{kind}{job.error}")
         else:
             self.take.value = self.take.code = ""
 
@@ -167,6 +183,12 @@ class AskSection:
             button.disabled = True
 
 
+def _asked(question: str) -> str:
+    """Return a question as it was asked: its formulas are for the model to read."""
+    inner = f'<div class="llm-turn llm-asked">{html.escape(question)}</div>'
+    return f'<div class="{NO_MATH}">{inner}</div>'
+
+
 def _below(job: Job) -> str:
     if job.reply is not None and job.is_over:
         size = job.draft.call.resident.info.size
@@ -174,10 +196,10 @@ def _below(job: Job) -> str:
     return job.notice or ("…" if job.state == "running" else "thinking …")
 
 
-def _stop_hint(elsewhere: bool) -> str:
+def _stop_hint(in_cell: bool) -> str:
     """Return what stops an answer; a cell's only where the kernel takes a click meanwhile."""
-    if not elsewhere:
-        return "Stop the answer"
+    if not in_cell:
+        return "An answer is being written: Stop ends it."
     if _clicks_reach_busy_kernels():
         return "A cell is answering: Stop ends it."
     return "A cell is answering: ■ in the toolbar stops it."

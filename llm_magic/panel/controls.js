@@ -24,7 +24,7 @@ function number({ model, el }) {
   if (model.get("bounded")) field.max = model.get("maximum");
   const none = element("input", { type: "checkbox", ariaLabel: `${label}: ${model.get("none_label")}` });
   const name = element("span", { className: "llm-name" }, label);
-  const mark = element("span", { className: "llm-mark", title: "changed in this session" });
+  const mark = element("span", { className: "llm-mark", role: "img", title: "changed in this session" });
   const left = element("label", { className: "llm-none" }, none, model.get("none_label"));
   el.classList.add("llm-number");
   el.title = model.get("help");
@@ -36,13 +36,16 @@ function number({ model, el }) {
     model.save_changes();
   }
   // What was typed goes to Python as it is: the option table says what is right, once, for everybody.
-  const commit = (source) => source.value !== "" && set(Number(source.value));
+  const commit = (source) => { if (source.value === "") draw(); else set(Number(source.value)); };
   slider.addEventListener("input", () => { field.value = slider.value; });
   slider.addEventListener("change", () => commit(slider));
   field.addEventListener("change", () => commit(field));
+  field.addEventListener("keydown", (event) => { if (event.key === "Enter") commit(field); });
   none.addEventListener("change", () => set(none.checked ? null : model.get("fallback")));
 
-  return follow(model, ["value", "changed"], () => {
+  return follow(model, ["value", "changed"], draw);
+
+  function draw() {
     const value = model.get("value");
     none.checked = value === null;
     slider.disabled = field.disabled = value === null;
@@ -53,7 +56,7 @@ function number({ model, el }) {
     mark.textContent = model.get("changed") ? "●" : "";
     mark.ariaLabel = model.get("changed") ? "changed" : "";
     el.classList.toggle("llm-changed", model.get("changed"));
-  });
+  }
 }
 
 function prompt({ model, el }) {
@@ -98,7 +101,7 @@ async function intoNextCell(el, text) {
   const plus = panel?.querySelector('[data-command="notebook:insert-cell-below"]');
   if (!plus) return false;
   const before = new Set(panel.querySelectorAll(".jp-Cell"));
-  (plus.querySelector("button") ?? plus).click();
+  plus.dispatchEvent(new MouseEvent("mousedown", { button: 0, bubbles: true, cancelable: true }));
   for (let tries = 0; tries < 40; tries += 1) {
     await new Promise((done) => setTimeout(done, 25));
     const cell = [...panel.querySelectorAll(".jp-Cell")].find((one) => !before.has(one));
@@ -140,8 +143,26 @@ function text({ model, el }) {
 
 const kinds = { number, prompt, text };
 
+// JupyterLab's command mode takes the keys of all but text fields: arrows for sliders and lists would move
+// between cells, and x would cut this one. It leaves alone what says so on the focused element itself.
+const keepsKeys = new WeakSet();
+function keepKeys(place) {
+  if (!place || keepsKeys.has(place)) return;
+  keepsKeys.add(place);
+  place.addEventListener("focusin", (event) => { event.target.dataset.lmSuppressShortcuts = "true"; });
+}
+
 export default {
   render(context) {
-    return kinds[context.model.get("kind")](context);
+    const { el, model } = context;
+    keepKeys(el);
+    // The stock controls around it, too, once it stands among them.
+    const attached = new ResizeObserver(() => keepKeys(el.closest(".llm-panel")));
+    attached.observe(el);
+    const undo = kinds[model.get("kind")](context);
+    return () => {
+      attached.disconnect();
+      undo();
+    };
   },
 };

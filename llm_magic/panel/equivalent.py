@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from llm_magic.arguments import escaped
 from llm_magic.config import LoadConfig
 from llm_magic.specs import OptionSpec, specs
 
 
 def load_line(model: str | None, options: Mapping[str, Any], *, keep: bool = False) -> str:
     """Return the ``%llm_load`` of a load."""
-    words = ["%llm_load", *([_quoted(model)] if model else [])]
+    words = ["%llm_load", *([quoted(model)] if model else [])]
     words += _flags(options, specs(LoadConfig))
     return " ".join([*words, *(["--keep"] if keep else [])])
 
 
 def config_line(changes: Mapping[str, Any]) -> str:
     """Return the ``%llm_config`` of some changes."""
-    return " ".join(["%llm_config", *(f"{name}={_value(v)}" for name, v in changes.items())])
+    words: list[str] = []
+    for name, value in changes.items():
+        several = value if isinstance(value, tuple) and value else (value,)
+        words += [f"{name}={_value(one)}" for one in several]
+    return " ".join(["%llm_config", *words])
 
 
 def ask_cell(prompt: str, chat: str | None = None) -> str:
     """Return the ``%%llm`` cell of a question."""
     # Braces mean values in a cell, and themselves in a panel.
     raw = " --raw" if "{" in prompt else ""
-    return f"%%llm{f' -c {_quoted(chat)}' if chat else ''}{raw}\n{prompt}"
+    # IPython takes away what looks like its own prompt, if it stands right below.
+    gap = "\n" if prompt.lstrip().startswith((">>>", "In [", "...")) else ""
+    return f"%%llm{f' -c {quoted(chat)}' if chat else ''}{raw}\n{gap}{prompt}"
 
 
 def _flags(options: Mapping[str, Any], known: Mapping[str, OptionSpec]) -> list[str]:
@@ -36,18 +44,22 @@ def _flags(options: Mapping[str, Any], known: Mapping[str, OptionSpec]) -> list[
             continue
         words.append(spec.flag.names[0])
         if not isinstance(value, bool):
-            words.append(_quoted(str(value)))
+            words.append(quoted(str(value)))
     return words
 
 
 def _value(value: object) -> str:
     if value is None or value == ():
         return "none"
-    return f"{value:g}" if isinstance(value, float) else _quoted(str(value))
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else repr(value)
+    return quoted(escaped(str(value)))
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
     """Return a word as one word of a magic line, where backslashes mean themselves."""
-    if word and not any(c in word for c in " \t\"'"):
+    if word and not any(c in word for c in " \t\n\"'?"):
         return word
-    return f"'{word}'" if "'" not in word else f'"{word}"'
+    if "'" not in word:
+        return f"'{word}'"
+    return f'"{word}"' if '"' not in word else shlex.quote(word)

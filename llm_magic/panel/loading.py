@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import concurrent.futures
 import html
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
-from llm_magic.backends import BACKENDS
+from llm_magic.backends import BACKENDS, check_name
 from llm_magic.config import LoadConfig
-from llm_magic.errors import LLMMagicError
+from llm_magic.errors import LLMMagicError, OptionError
 from llm_magic.panel.equivalent import load_line
+from llm_magic.places import parse_url
 from llm_magic.specs import OptionSpec, specs
 from llm_magic.words import ready_lines, unloaded_line
 
@@ -38,6 +40,7 @@ class LoadSection:
     def __init__(self, panel: ControlPanel) -> None:
         self._panel = panel
         settings, table = panel.session.settings, specs(LoadConfig)
+        check_name(settings.backend)
         self.backend = widgets.Dropdown(
             options=list(BACKENDS), value=settings.backend, description="Backend"
         )
@@ -53,6 +56,7 @@ class LoadSection:
         self.unload = widgets.Button(description="Unload")
         self.list = widgets.Button(description="Refresh list")
         self.told = widgets.HTML()
+        self._bar, self._lists = False, 0
         self.model.add_class("llm-wide")
         self.box = self._assembled()
         self._connect()
@@ -76,7 +80,8 @@ class LoadSection:
         self.unload.on_click(lambda _button: panel.act(self._unload))
         self.list.on_click(lambda _button: self.refresh())
         self.backend.observe(lambda _change: self._choose(), "value")
-        self.options["base_url"].observe(lambda _change: self.refresh(), "value")
+        for name in ("base_url", "key_env"):
+            self.options[name].observe(partial(self._check, name), "value")
 
     # -- what the user does -------------------------------------------------------------------
 
@@ -89,10 +94,31 @@ class LoadSection:
             for name, control in self.options.items()
             if table[name].works_on(backend)
         }
-        asked = {n: v for n, v in chosen.items() if v is not None and v != table[n].default}
+        usual = self._panel.session.settings.loading()
+        asked = {n: v for n, v in chosen.items() if v is not None and v != getattr(usual, n)}
         return {"backend": backend, **asked}
 
+    def _check(self, name: str, change: Mapping[str, Any]) -> None:
+        """Keep nothing that may be a secret in a field: it would be saved with the notebook."""
+        if not change["new"].strip():
+            return
+        try:
+            if name == "key_env":
+                LoadConfig().replace(key_env=change["new"].strip())
+            else:
+                parse_url(str(self.backend.value), change["new"])
+        except OptionError as error:
+            self.options[name].value = ""
+            self._panel.tell_trouble(str(error))
+            return
+        self._panel.tell_trouble("")
+        if name == "base_url":
+            # Not for the key: it may be meant for the address that is typed next.
+            self.refresh()
+
     def _choose(self) -> None:
+        if self._panel.is_retired:
+            return
         self.draw()
         self.model.options = []
         self.refresh()
@@ -111,8 +137,10 @@ class LoadSection:
         error = future.exception()
         if error is None:
             self._tell(ready_lines(future.result()))
-        elif isinstance(error, LLMMagicError):
-            self._panel.tell_trouble(str(error))
+        else:
+            self._tell([])
+            own = isinstance(error, LLMMagicError)
+            self._panel.tell_trouble(f"{'' if own else f'{type(error).__name__}: '}{error}")
         self._panel.nudge()
 
     def _stop(self) -> None:
@@ -124,16 +152,19 @@ class LoadSection:
 
     def refresh(self) -> None:
         """Ask the backend for its models; they are shown when they come."""
+        if self._panel.is_retired:
+            return
         options = {n: v for n, v in self.given().items() if n in {"backend", "base_url", "key_env"}}
         try:
             future = self._panel.session.models_later(**options)
         except LLMMagicError as error:
             self._tell([str(error)])
             return
-        future.add_done_callback(partial(self._listed, options["backend"]))
+        self._lists += 1
+        future.add_done_callback(partial(self._listed, self._lists))
 
-    def _listed(self, backend: str, future: concurrent.futures.Future[list[ModelInfo]]) -> None:
-        if future.cancelled() or backend != self.backend.value:
+    def _listed(self, number: int, future: concurrent.futures.Future[list[ModelInfo]]) -> None:
+        if future.cancelled() or number != self._lists:
             return
         error = future.exception()
         if error is None:
@@ -146,6 +177,7 @@ class LoadSection:
     # -- what is shown ------------------------------------------------------------------------
 
     def _tell(self, lines: list[str]) -> None:
+        self._bar = False
         body = "<br>".join(map(html.escape, lines))
         self.told.value = f'<div class="llm-told" role="status">{body}</div>'
 
@@ -162,10 +194,13 @@ class LoadSection:
         self.load.disabled = busy
         self.stop.layout.display = "" if busy else "none"
         self.unload.disabled = busy or not status.models
+        if self._bar and not busy:
+            self._bar, self.told.value = False, ""
         if busy and status.progress is not None:
             share = "" if status.progress.share is None else f' value="{status.progress.share:.3f}"'
             detail = f" ({status.progress.detail})" if status.progress.detail else ""
             words = html.escape(f"{status.progress.stage}{detail}")
+            self._bar = True
             self.told.value = (
                 f'<div class="llm-status"><progress max="1"{share} aria-label="{words}"></progress>'
                 f"<span>{words}</span></div>"

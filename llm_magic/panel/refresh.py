@@ -10,7 +10,7 @@ from collections.abc import Callable
 PERIOD_S = 0.2
 _COST_FACTOR = 10
 # The first drawing imports what it needs, and another thread may hold it up: no reason to fall asleep.
-LONGEST_S = 1.0
+LONGEST_S = 2.0
 
 
 class Refresher:
@@ -23,12 +23,14 @@ class Refresher:
     def __init__(self, draw: Callable[[], None]) -> None:
         self._draw = draw
         self._lock = threading.Lock()
+        # There while one is waited for or drawn: a nudge meanwhile only says that it is not enough.
         self._timer: threading.Timer | None = None
+        self._dirty = self._stopped = False
         self._next = 0.0
-        self._stopped = False
 
     def nudge(self) -> None:
         """Draw soon; cheap, because it is called for every token."""
+        self._dirty = True
         if self._timer is not None:
             return
         with self._lock:
@@ -39,12 +41,16 @@ class Refresher:
                 self._timer.start()
 
     def _run(self) -> None:
-        # Cleared before drawing: what changes meanwhile is drawn after.
-        self._timer = None
+        self._dirty = False
         began = time.monotonic()
-        self._draw()
-        now = time.monotonic()
-        self._next = now + min(max(PERIOD_S, _COST_FACTOR * (now - began)), LONGEST_S)
+        try:
+            self._draw()
+        finally:
+            now = time.monotonic()
+            self._next = now + min(max(PERIOD_S, _COST_FACTOR * (now - began)), LONGEST_S)
+            self._timer = None
+        if self._dirty:
+            self.nudge()
 
     def stop(self) -> None:
         """Draw no more."""

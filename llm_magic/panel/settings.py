@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
+from llm_magic.arguments import escaped, split, unescaped
 from llm_magic.config import GenerationConfig
 from llm_magic.panel.controls import NumberControl
-from llm_magic.panel.equivalent import config_line
+from llm_magic.panel.equivalent import config_line, quoted
 from llm_magic.specs import specs
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ class SettingsSection:
         self.numbers = {n: NumberControl.of(s) for n, s in self._specs.items() if n != "stop"}
         self.stop = widgets.Text(
             description="Stop texts",
-            placeholder="none; several with | between",
+            placeholder="none; several with a blank between",
             tooltip=self._specs["stop"].help,
             continuous_update=False,
         )
@@ -37,6 +39,7 @@ class SettingsSection:
             control.observe(partial(self._changed, name), "value")
         self.stop.observe(self._stop_changed, "value")
         self.reset.on_click(lambda _button: panel.act(self._reset))
+        self.stop.add_class("llm-wide")
         fields = widgets.Box([*self.numbers.values(), self.stop])
         fields.add_class("llm-fields")
         buttons = widgets.Box([self.reset])
@@ -47,8 +50,10 @@ class SettingsSection:
         self._panel.act(partial(self._set, name, _whole(change["new"])))
 
     def _stop_changed(self, change: Mapping[str, Any]) -> None:
-        texts = tuple(text.replace("\\n", "\n") for text in change["new"].split("|") if text)
-        self._panel.act(partial(self._set, "stop", texts))
+        self._panel.act(partial(self._set_stop, change["new"]))
+
+    def _set_stop(self, line: str) -> str:
+        return self._set("stop", tuple(unescaped(word) for word in split(line)))
 
     def _set(self, name: str, value: object) -> str:
         self._panel.session.configure(**{name: value})
@@ -65,10 +70,11 @@ class SettingsSection:
         backend = session.status().backend_type
         for name, control in self.numbers.items():
             value = getattr(config, name)
-            control.value = None if value is None else float(value)
+            # More than a number of a browser can hold is shown as the most that it can.
+            control.value = None if value is None else float(min(value, sys.float_info.max))
             control.changed = name in changed
             control.layout.display = "" if self._specs[name].works_on(backend) else "none"
-        self.stop.value = "|".join(text.replace("\n", "\\n") for text in config.stop)
+        self.stop.value = " ".join(quoted(escaped(text)) for text in config.stop)
         self.reset.disabled = not changed
 
     def disable(self) -> None:

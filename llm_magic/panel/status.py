@@ -11,8 +11,10 @@ from llm_magic.units import human_bytes
 from llm_magic.words import model_line
 
 if TYPE_CHECKING:
+    from llm_magic.calls import Draft
     from llm_magic.manager import Status
     from llm_magic.session import Session
+    from llm_magic.types import Reply
 
 
 def status_html(session: Session) -> str:
@@ -26,7 +28,7 @@ def status_html(session: Session) -> str:
     )
     active = next((info for info in status.models if info.name == status.active_model), None)
     said += f" <span>{html.escape(model_line(active) if active else _hint(status))}</span></span>"
-    parts = [said, _memory(status), _speed(session)]
+    parts = [said, _memory(status), _speed(answering, session.last)]
     others = [info.name for info in status.models if info is not active]
     if others:
         parts.append(_quiet(f"also loaded: {', '.join(others)}"))
@@ -60,10 +62,8 @@ def _bar(name: str, share: float, words: str) -> str:
     )
 
 
-def _speed(session: Session) -> str:
+def _speed(drafts: tuple[Draft, ...], last: Reply | None) -> str:
     """Return the speed of the answer in the making, else of the last one."""
-    drafts = session.answering
-    last = session.last
     timing = drafts[-1].timing() if drafts else last.timing if last else None
     if timing is None or timing.tokens_per_s is None:
         return ""

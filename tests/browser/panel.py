@@ -1,0 +1,85 @@
+"""A control panel in a page: where its parts are, by what a screen reader calls them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tests.browser.lab import Lab
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator
+
+# Run first: a kernel whose model ``tiny`` says what `backend` is told, or repeats the prompt.
+SCRIPTED = """
+from llm_magic.magics import register
+from llm_magic.session import Session
+from tests.scripted import ScriptedBackend, say
+backend = ScriptedBackend()
+llm = Session(create=lambda _name: backend)
+register(get_ipython(), llm)
+%llm_load tiny
+""".strip()
+
+
+class Panel:
+    """One panel; `box` is its place in the page."""
+
+    def __init__(self, lab: Lab, box: Locator) -> None:
+        self.lab, self.box = lab, box
+
+    def button(self, name: str) -> Locator:
+        """Return a button."""
+        return self.box.get_by_role("button", name=name, exact=True)
+
+    def slider(self, name: str) -> Locator:
+        """Return the slider of a setting."""
+        return self.box.get_by_role("slider", name=f"{name}, slider", exact=True)
+
+    def number(self, name: str) -> Locator:
+        """Return the field of a setting."""
+        return self.box.get_by_role("spinbutton", name=name, exact=True)
+
+    def check(self, name: str) -> Locator:
+        """Return a check box."""
+        return self.box.get_by_role("checkbox", name=name, exact=True)
+
+    def prompt(self) -> Locator:
+        """Return the prompt box."""
+        return self.box.get_by_role("textbox", name="Prompt")
+
+    def at(self, selector: str) -> Locator:
+        """Return what a CSS selector finds."""
+        return self.box.locator(selector)
+
+    def ask(self, text: str) -> None:
+        """Type a prompt and press Ctrl+Enter."""
+        self.prompt().fill(text)
+        self.prompt().press("Control+Enter")
+
+    def answer(self) -> str:
+        """Return what is shown of the conversation."""
+        return self.at(".llm-scroll").inner_text()
+
+    def status(self) -> str:
+        """Return the status line."""
+        return self.at(".llm-status").first.inner_text()
+
+
+def open_panel(lab: Lab, index: int) -> Panel:
+    """Run a cell with ``%llm_panel`` and return its panel."""
+    lab.run(index)
+    panel = Panel(lab, lab.output(index).locator(".llm-panel"))
+    panel.box.wait_for()
+    panel.prompt().wait_for()
+    panel.slider("temperature").wait_for()
+    return panel
+
+
+def until(true: Callable[[], bool], otherwise: str, within: float = 10) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + within
+    while not true():
+        assert time.monotonic() < end, otherwise
+        time.sleep(0.05)

@@ -1,0 +1,219 @@
+"""How the panel looks and sounds: widths, themes, names, keyboard; and hostile words in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.browser.lab import Lab
+from tests.browser.panel import SCRIPTED, Panel, open_panel, until
+from tests.browser.recorder import Recorder, recording
+
+pytestmark = pytest.mark.browser
+
+_ANSWER = (
+    "# A heading\n\nSome *words* and `code`.\n\n```python\n"
+    f"def f():\n    return {'x' * 200!r}\n```\n\n| a | b |\n|---|---|\n| 1 | {'word ' * 40}|\n\n"
+    f"{'unbroken' * 40}\n"
+)
+_INTERACTIVE = "button|checkbox|combobox|listbox|slider|spinbutton|textbox|meter|progressbar|link"
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    with recording() as running:
+        yield running
+
+
+def full(lab: Lab) -> Panel:
+    """Return a panel with something everywhere: answer, code, chat, trouble, a changed setting."""
+    lab.open([f"{SCRIPTED}\nbackend.will(*say({_ANSWER!r}))", "%llm_panel"])
+    lab.run(0)
+    panel = open_panel(lab, 1)
+    panel.check("Keep the conversation").click()
+    panel.button("Clear").wait_for()
+    panel.ask("A question? " + "long " * 60)
+    panel.button("Put into next cell").wait_for()
+    panel.number("temperature").fill("0.25")
+    panel.number("temperature").press("Tab")
+    panel.at(".llm-changed").wait_for()
+    panel.number("top k").fill("0")
+    panel.number("top k").press("Tab")
+    panel.box.get_by_role("alert").wait_for()
+    return panel
+
+
+def narrow(lab: Lab, width: int) -> None:
+    """Make the page so wide, with nothing beside the notebook."""
+    lab.page.set_viewport_size({"width": width, "height": 1200})
+    lab.page.evaluate("() => window.jupyterapp.shell.collapseLeft()")
+    lab.page.wait_for_timeout(500)
+
+
+# What sticks out of the panel to the right, and texts that are cut off.
+_TOO_WIDE = """box => {
+    const right = box.getBoundingClientRect().right, found = [];
+    const scrolls = element => element !== box && (
+        ['auto', 'scroll'].includes(getComputedStyle(element).overflowX) || scrolls(element.parentElement));
+    if (box.scrollWidth > box.clientWidth) found.push(`panel ${box.scrollWidth} > ${box.clientWidth}`);
+    for (const element of box.querySelectorAll('*')) {
+        const name = `${element.tagName}.${element.className} ${element.textContent.slice(0, 30)}`;
+        if (!element.getClientRects().length) continue;
+        const out = element.getBoundingClientRect().right > right + 1;
+        if (out && !scrolls(element)) found.push(`out: ${name}`);
+        const cut = element.matches('button, label, .widget-label')
+            && element.scrollWidth > element.clientWidth + 1 && element.clientWidth > 0;
+        if (cut) found.push(`cut: ${name} ${element.scrollWidth} > ${element.clientWidth}`);
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_it_fits_narrow_and_wide_pages_in_both_themes(lab: Lab, theme: str) -> None:
+    panel = full(lab)
+    lab.theme(theme)
+    for width in (600, 820, 1000, 1500):
+        narrow(lab, width)
+        assert panel.box.evaluate(_TOO_WIDE) == [], width
+        assert panel.button("Load").is_visible()
+
+
+# Text, and what is behind it: WCAG's contrast, which should be 4.5 or more.
+_FAINT = """box => {
+    const channels = colour => colour.match(/[\\d.]+/g).map(Number);
+    const light = colour => {
+        const [r, g, b] = colour.slice(0, 3).map(v => v / 255)
+            .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const behind = element => {
+        for (; element; element = element.parentElement) {
+            const colour = channels(getComputedStyle(element).backgroundColor);
+            if (colour.length === 3 || colour[3] === 1) return colour;
+        }
+        return [255, 255, 255];
+    };
+    const found = [];
+    for (const element of box.querySelectorAll('*')) {
+        const own = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+        if (!own || !element.getClientRects().length || element.disabled) continue;
+        if (element.closest('pre, .llm-scroll') || element.matches('option')) continue;
+        const [a, b] = [light(channels(getComputedStyle(element).color)), light(behind(element))];
+        const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        if (contrast < 4.5) found.push(`${contrast.toFixed(1)}: ${element.textContent.trim().slice(0, 40)}`);
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_every_word_can_be_read_in_both_themes(lab: Lab, theme: str) -> None:
+    panel = full(lab)
+    lab.theme(theme)
+    lab.page.wait_for_timeout(500)
+    assert panel.box.evaluate(_FAINT) == []
+
+
+def test_every_control_has_a_name(lab: Lab) -> None:
+    panel = full(lab)
+    for backend in ("local", "ollama", "openai"):
+        panel.box.get_by_role("combobox", name="Backend").select_option(backend)
+        lab.page.wait_for_timeout(400)
+        tree = panel.box.aria_snapshot()
+        assert re.findall(rf"^\s*- (?:{_INTERACTIVE})(?! \")[^\n]*$", tree, re.MULTILINE) == []
+    names = re.findall(rf'^\s*- (?:{_INTERACTIVE}) "([^"]+)"', tree, re.MULTILINE)
+    assert {"Load", "Send", "Prompt", "Model", "temperature", "Server address"} <= set(names)
+    assert len(set(names)) == len(names), "two controls have the same name"
+
+
+def test_everything_is_reached_with_the_tabulator(lab: Lab) -> None:
+    panel = full(lab)
+    panel.box.get_by_role("combobox", name="Backend").focus()
+    reached: list[Any] = []
+    for _ in range(60):
+        reached.append(
+            lab.page.evaluate(
+                "() => { const e = document.activeElement; return e.closest('.llm-panel') &&"
+                " (e.ariaLabel || e.labels?.[0]?.textContent || e.textContent).trim(); }"
+            )
+        )
+        if not reached[-1]:
+            break
+        lab.page.keyboard.press("Tab")
+    wanted = ["Backend", "Model", "Load", "temperature, slider", "temperature", "Prompt", "Send"]
+    positions = [reached.index(name) for name in wanted]
+    assert positions == sorted(positions), reached
+
+
+def test_keys_on_buttons_boxes_and_lists_do_what_they_do_everywhere(lab: Lab) -> None:
+    panel = full(lab)
+    keep = panel.check("Keep the conversation")
+    keep.focus()
+    keep.press("Space")
+    until(lambda: not keep.is_checked(), "Space does not change a box")
+    reset = panel.button("Reset")
+    reset.focus()
+    reset.press("Enter")
+    until(lambda: panel.number("temperature").input_value() == "0.7", "Enter presses no button")
+    backend = panel.box.get_by_role("combobox", name="Backend")
+    backend.focus()
+    backend.press("ArrowDown")
+    until(lambda: backend.input_value() == "ollama", "the arrow chooses nothing")
+
+
+_HOSTILE = """
+from tests.payloads import payloads
+for text in payloads({leak!r}).values():
+    backend.will(*say(text + "\\n\\n" + text))
+"""
+
+
+def test_hostile_words_run_nothing(lab: Lab, recorder: Recorder) -> None:
+    lab.open([SCRIPTED + _HOSTILE.format(leak=recorder.url), "%llm_panel", _ASK_ALL])
+    lab.run(0)
+    open_panel(lab, 1)
+    lab.run(2, timeout=120)
+    lab.page.wait_for_timeout(1000)
+    _touch_everything(lab)
+    assert lab.page.evaluate("() => window.__pwned === undefined")
+    assert recorder.requests == []
+    said = lab.output(1).locator(".llm-panel .llm-scroll")
+    active = "img, script, iframe, object, embed, form, input, link, style, meta, base, svg, video"
+    assert said.locator(f":is({active}):not(mjx-container *)").count() == 0
+    assert said.locator("mjx-container :is(a, [id], [class*='jp-'])").count() == 0
+    assert said.locator("a:not([href^='http'], [href^='mailto:'], [href^='#'])").count() == 0
+
+
+# Every payload as question and as answer, and as a complaint, as the panel itself asks.
+_ASK_ALL = """
+import gc, time
+from llm_magic.panel import ControlPanel
+(panel,) = [one for one in gc.get_objects() if isinstance(one, ControlPanel)]
+panel.asking.chat.value = True
+for text in list(payloads().values()):
+    panel.asking.ask(text)
+    while panel.asking._job is None or not panel.asking._job.is_over:
+        time.sleep(0.01)
+    panel.tell_trouble(text)
+    panel.draw()
+"""
+
+
+def _touch_everything(lab: Lab) -> None:
+    lab.page.evaluate(
+        """() => document.querySelectorAll('.llm-panel *').forEach(element =>
+            ['mouseover', 'mouseenter', 'pointerover', 'focus', 'toggle', 'load', 'error'].forEach(
+                name => element.dispatchEvent(new Event(name))))"""
+    )
+    lab.page.wait_for_timeout(2000)
+
+
+def test_control_the_same_words_as_plain_html_do_harm(lab: Lab, recorder: Recorder) -> None:
+    show = "import ipywidgets\nipywidgets.HTML(payloads({leak!r})['img src'])"
+    lab.open(["from tests.payloads import payloads\n" + show.format(leak=recorder.url)])
+    lab.start(0)
+    until(lambda: bool(recorder.requests), "the test sees nothing")

@@ -1,0 +1,160 @@
+"""A control panel without a page: pressed, set and read as a frontend does it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from typing import Any
+
+from ipywidgets import Dropdown, Widget
+
+from llm_magic.panel import ControlPanel
+from llm_magic.session import Session
+from tests.scripted import ScriptedBackend, scripted_session
+from tests.unit.remote import eventually
+
+
+@dataclass
+class Scripted:
+    """A panel, its session, and the backend that answers it."""
+
+    panel: ControlPanel
+    session: Session
+    backend: ScriptedBackend
+
+
+@contextlib.contextmanager
+def scripted_panel(load: bool = True, **settings: object) -> Iterator[Scripted]:
+    """Give a panel on a scripted session, and take every widget away afterwards."""
+    with scripted_session(load, **settings) as (session, backend):
+        panel = ControlPanel(session)
+        until(lambda: "choose" in panel.loading.told.value)
+        yield Scripted(panel, session, backend)
+    close_widgets()
+
+
+def close_widgets() -> None:
+    """Take every widget away: they are kept by id, for the pages that may ask for them."""
+    Widget.close_all()
+
+
+def press(button: Widget) -> None:
+    """Click as a page does, which sends nothing for a button that is off."""
+    assert not button.disabled, f"{button.description} is off"
+    assert button.layout.display != "none", f"{button.description} is not there"
+    _arrives(button, {"method": "custom", "content": {"event": "click"}})
+
+
+def put(control: Widget, value: object) -> None:
+    """Change a value as a page does."""
+    state = {"value": value}
+    if isinstance(control, Dropdown):
+        # A page knows the choices by their place.
+        state = {"index": control.options.index(value)}
+    _arrives(control, {"method": "update", "state": state, "buffer_paths": []})
+
+
+def send(panel: ControlPanel, text: str) -> None:
+    """Type a prompt and press Ctrl+Enter."""
+    put(panel.asking.prompt, text)
+    content = {"do": "send", "text": text}
+    _arrives(panel.asking.prompt, {"method": "custom", "content": content})
+
+
+def _arrives(widget: Widget, data: dict[str, Any]) -> None:
+    widget._handle_msg({"content": {"data": data}, "buffers": []})
+
+
+def until(true: Any, otherwise: str = "it does not come", within: float = 3.0) -> None:
+    """Wait until something is so; drawing happens on a timer's thread."""
+    eventually(true, otherwise, within)
+
+
+def words(html: str) -> str:
+    """Return what somebody reads of some HTML."""
+    reader = _Reader()
+    reader.feed(html)
+    return " ".join("".join(reader.texts).split())
+
+
+def trouble(panel: ControlPanel) -> str:
+    """Return the complaint that a panel shows, or nothing."""
+    return words(panel.trouble.value)
+
+
+def is_idle(panel: ControlPanel) -> bool:
+    """Return whether a panel shows that nothing is being answered."""
+    return not panel.asking.send.disabled and panel.asking.stop.disabled
+
+
+def everything(panel: ControlPanel) -> list[str]:
+    """Return all the HTML of a panel."""
+    own = [panel.status, panel.trouble, panel.loading.told]
+    return [w.value for w in [*own, panel.asking.note, panel.asking.turns, panel.asking.answer]]
+
+
+def harm(html: str, *, typeset: bool = False) -> list[str]:
+    """Return what a panel's HTML contains but must not; `typeset` where MathJax reads all of it."""
+    reader = _Reader()
+    reader.feed(html)
+    reader.close()
+    return [*reader.harm, *(text for text in reader.typeset if typeset)]
+
+
+_TAGS = (
+    "a blockquote br code div em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong table tbody td th "
+    "thead tr ul details summary progress meter"
+)
+_ATTRIBUTES = {
+    "href": r"(?:https?://[a-z0-9[]|mailto:)[^\s\"<>]*",
+    "style": r"(?:[a-z0-9:;,.() #%-]|var\([a-z0-9-]+, #[0-9a-f]+\))*",
+    "class": r"(?:llm-[A-Za-z-]+ ?)+|language-[a-z0-9+#-]+|(?:mathjax|tex2jax)_[a-z0-9_ ]+",
+    "start": r"\d+",
+    **dict.fromkeys(("rel", "target", "role", "aria-live", "min", "max", "high"), r"[a-z0-9._ ]+"),
+    **dict.fromkeys(("aria-label", "value"), r".*"),
+}
+_TEX = re.compile(r"\$|\\\(|\\\[|\\begin")
+
+
+class _Reader(HTMLParser):
+    """Reads the words of some HTML, and what is wrong with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.harm: list[str] = []
+        self.typeset: list[str] = []
+        self._open: list[tuple[str, str]] = [("", "all")]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in _TAGS.split():
+            self.harm.append(f"<{tag}>")
+        for name, value in attrs:
+            allowed = _ATTRIBUTES.get(name)
+            plain = allowed and re.fullmatch(allowed, value or "", re.IGNORECASE)
+            if not plain or ("url(" in (value or "") and name == "style"):
+                self.harm.append(f"<{tag} {name}={value!r}>")
+        if tag in {"br", "hr"}:
+            self.texts.append(" ")
+            return
+        if tag not in {"span", "a", "code", "em", "strong"}:
+            self.texts.append(" ")
+        classes, how = dict(attrs).get("class") or "", self._open[-1][1]
+        if "_ignore" in classes or tag in {"pre", "code"}:
+            how = "nothing"
+        elif "_process" in classes:
+            how = "checked"
+        self._open.append((tag, how))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in {"br", "hr"} and self._open.pop()[0] != tag:
+            self.harm.append(f"</{tag}>")
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+        # What the renderer hands to MathJax, test_markdown checks.
+        if self._open[-1][1] == "all" and _TEX.search(data):
+            self.typeset.append(data)

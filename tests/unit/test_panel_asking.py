@@ -1,0 +1,232 @@
+"""The prompt of a panel: ask, see the answer grow, stop it, talk on, take it along."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from llm_magic.errors import GenerationFailed
+from llm_magic.panel import ControlPanel
+from llm_magic.types import Chunk
+from tests.panels import Scripted, is_idle, press, put, scripted_panel, send, trouble, until, words
+from tests.scripted import Hang, Pause, say
+
+
+@pytest.fixture
+def scripted() -> Iterator[Scripted]:
+    with scripted_panel() as made:
+        yield made
+
+
+def answer(panel: ControlPanel) -> str:
+    return words(panel.asking.answer.value)
+
+
+def ask(panel: ControlPanel, text: str) -> None:
+    send(panel, text)
+    until(lambda: is_idle(panel) and "tokens" in answer(panel))
+
+
+def chats(scripted: Scripted) -> list[tuple[str, str]]:
+    return [
+        (turn.question.content, turn.answer.content)
+        for chat in scripted.session.chats.all()
+        for turn in chat.turns
+    ]
+
+
+def test_ctrl_enter_and_the_button_send_the_same(scripted: Scripted) -> None:
+    panel = scripted.panel
+    ask(panel, "one two")
+    put(panel.asking.prompt, "three four")
+    press(panel.asking.send)
+    until(lambda: is_idle(panel) and "three four three four" in answer(panel))
+    assert [asked.messages[-1].content for asked in scripted.backend.asked] == [
+        "one two", "three four",
+    ]  # fmt: skip
+    assert scripted.session.last is not None
+    assert "7 → 2 tokens" in answer(panel)
+    assert scripted.session.chats.all() == []
+    assert panel.asking.prompt.value == "three four", "it can be changed and sent again"
+
+
+def test_the_answer_grows_and_is_markdown(scripted: Scripted) -> None:
+    panel, hang = scripted.panel, Hang()
+    scripted.backend.will("**bo", "ld**", hang, *say(" and `code`"))
+    send(panel, "?")
+    until(lambda: "<strong>bold</strong>" in panel.asking.answer.value)
+    assert (panel.asking.take.value, panel.asking.take.code) == ("", "")
+    assert (panel.asking.send.disabled, panel.asking.stop.disabled) == (True, False)
+    hang.go.set()
+    until(lambda: "<code" in panel.asking.answer.value)
+    until(lambda: panel.asking.take.value == "**bold** and `code`")
+
+
+def test_before_the_first_word_it_says_that_it_thinks(scripted: Scripted) -> None:
+    panel, hang = scripted.panel, Hang()
+    scripted.backend.will(hang, *say("x"))
+    send(panel, "why?")
+    assert "why? thinking …" in answer(panel)
+    until(lambda: "Answering" in words(panel.status.value))
+    hang.go.set()
+    until(lambda: is_idle(panel) and "thinking" not in answer(panel))
+    until(lambda: "Ready" in words(panel.status.value))
+
+
+@pytest.mark.parametrize("before", [(), ("half an ", "answer ")])
+def test_stop_ends_it_and_the_answer_says_so(scripted: Scripted, before: tuple[str, ...]) -> None:
+    panel, hang = scripted.panel, Hang()
+    scripted.backend.will(*before, hang)
+    send(panel, "?")
+    assert hang.reached.wait(5)
+    until(lambda: "".join(before).strip() in answer(panel))
+    press(panel.asking.stop)
+    until(lambda: is_idle(panel))
+    until(lambda: scripted.backend.asked[-1].ended == "closed")
+    until(lambda: "stopped by you" in answer(panel), "it does not say that it was stopped")
+    assert not any(word in answer(panel) for word in ("thinking", "…"))
+    assert panel.asking.take.value == "".join(before).strip()
+    assert trouble(panel) == ""
+    ask(panel, "and now?")
+
+
+def test_stop_at_once_ends_it_too(scripted: Scripted) -> None:
+    panel = scripted.panel
+    for _ in range(20):
+        scripted.backend.will(Pause(0.001), "word ", Hang())
+        send(panel, "?")
+        press(panel.asking.stop)
+        until(lambda: is_idle(panel) and not scripted.session.answering)
+        until(lambda: "stopped" in answer(panel) and "thinking" not in answer(panel))
+
+
+def test_while_a_stopped_model_comes_to_its_end_nothing_untrue_is_said(scripted: Scripted) -> None:
+    panel, hang = scripted.panel, Hang(deaf=True)
+    scripted.backend.will("half ", hang)
+    send(panel, "?")
+    assert hang.reached.wait(5)
+    press(panel.asking.stop)
+    panel.draw()
+    said = words(panel.asking.note.value) + str(panel.asking.stop.tooltip)
+    hang.go.set()
+    assert "cell" not in said, "no cell is answering"
+    until(lambda: is_idle(panel))
+
+
+@pytest.mark.parametrize("error", [GenerationFailed("The model broke."), ZeroDivisionError("zero")])
+def test_an_error_is_told_and_the_text_stays(scripted: Scripted, error: Exception) -> None:
+    panel = scripted.panel
+    scripted.backend.will("half", error)
+    send(panel, "?")
+    until(lambda: is_idle(panel))
+    until(lambda: str(error) in trouble(panel), "nobody hears of the error")
+    assert "half" in answer(panel)
+    assert "broken off" in answer(panel)
+    ask(panel, "again")
+    assert trouble(panel) == ""
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n"])
+def test_an_empty_prompt_is_refused(scripted: Scripted, prompt: str) -> None:
+    send(scripted.panel, prompt)
+    assert "The prompt is empty." in trouble(scripted.panel)
+    assert "%%llm" not in trouble(scripted.panel), "there is no cell here"
+    assert (scripted.backend.asked, scripted.panel.magic.value) == ([], "")
+
+
+def test_without_a_model_it_says_what_to_do() -> None:
+    with scripted_panel(load=False) as scripted:
+        send(scripted.panel, "?")
+        assert "Nothing is loaded." in trouble(scripted.panel)
+        hang = scripted.backend.hang("load")
+        press(scripted.panel.loading.load)
+        assert hang.reached.wait(5)
+        send(scripted.panel, "?")
+        assert "getting ready" in trouble(scripted.panel)
+        hang.go.set()
+        until(lambda: scripted.session.status().status == "Ready")
+        ask(scripted.panel, "?")
+
+
+def test_a_second_question_waits_for_the_first(scripted: Scripted) -> None:
+    hang = Hang()
+    scripted.backend.will("a", hang)
+    send(scripted.panel, "first")
+    send(scripted.panel, "second")
+    assert "Stop it first" in trouble(scripted.panel)
+    assert scripted.panel.magic.value == "%%llm\nfirst"
+    hang.go.set()
+    until(lambda: is_idle(scripted.panel))
+    assert len(scripted.backend.asked) == 1
+
+
+def test_thoughts_are_folded_away(scripted: Scripted) -> None:
+    scripted.backend.will(Chunk(reasoning="let me see", tokens=1, time=1.0), *say("Paris"))
+    ask(scripted.panel, "?")
+    assert "<details" in scripted.panel.asking.answer.value
+    assert scripted.panel.asking.take.value == "Paris"
+
+
+def test_the_first_block_of_code_can_be_taken(scripted: Scripted) -> None:
+    code = "def f(x):\n    if x:\n\n        return 'a'\n    return {}"
+    scripted.backend.will(*say(f"Here:\n\n```python\n{code}\n```\n\n```\nother\n```"))
+    ask(scripted.panel, "?")
+    assert scripted.panel.asking.take.code == code
+    ask(scripted.panel, "no code")
+    assert scripted.panel.asking.take.code == ""
+
+
+def test_a_chat_remembers_and_forgets(scripted: Scripted) -> None:
+    panel = scripted.panel
+    put(panel.asking.chat, True)
+    until(lambda: panel.asking.clear.layout.display == "")
+    ask(panel, "first")
+    assert panel.asking.prompt.value == ""
+    ask(panel, "second")
+    contents = [message.content for message in scripted.backend.asked[-1].messages]
+    assert contents == ["first", "first", "second"]
+    assert words(panel.asking.turns.value) == "first first"
+    assert "second" in answer(panel)
+    press(panel.asking.clear)
+    assert (scripted.session.chats.all(), panel.asking.turns.value) == ([], "")
+    assert (panel.asking.answer.value, panel.asking.note.value) == ("", "")
+    ask(panel, "third")
+    assert [m.content for m in scripted.backend.asked[-1].messages] == ["third"]
+    put(panel.asking.chat, False)
+    ask(panel, "alone")
+    assert [m.content for m in scripted.backend.asked[-1].messages] == ["alone"]
+    assert chats(scripted) == [("third", "third")]
+
+
+def test_the_counter_is_of_the_conversation_against_the_context(scripted: Scripted) -> None:
+    panel = scripted.panel
+    ask(panel, "alone in no conversation")
+    put(panel.asking.chat, True)
+    until(lambda: panel.asking.clear.layout.display == "")
+    assert words(panel.asking.note.value) == "", "that was no part of it"
+    ask(panel, "one two")
+    assert words(panel.asking.note.value) == "9 tokens of context used of 8,192 (0%)"
+
+
+def test_clear_while_an_answer_is_written_leaves_nothing_of_it(scripted: Scripted) -> None:
+    panel, hang = scripted.panel, Hang()
+    put(panel.asking.chat, True)
+    until(lambda: panel.asking.clear.layout.display == "")
+    ask(panel, "first")
+    scripted.backend.will("second", hang, *say(" end"))
+    send(panel, "second")
+    assert hang.reached.wait(5)
+    if not panel.asking.clear.disabled:
+        press(panel.asking.clear)
+        hang.go.set()
+        until(lambda: not scripted.session.answering)
+        assert chats(scripted) == []
+    hang.go.set()
+
+
+def test_clearing_what_is_empty_is_no_error(scripted: Scripted) -> None:
+    put(scripted.panel.asking.chat, True)
+    until(lambda: scripted.panel.asking.clear.layout.display == "")
+    press(scripted.panel.asking.clear)
+    assert (trouble(scripted.panel), scripted.panel.magic.value) == ("", "")

@@ -1,0 +1,215 @@
+"""The model section of a panel: choose, load, watch, stop, let go; what is shown applies."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from llm_magic.backends import BACKENDS
+from llm_magic.config import LoadConfig
+from llm_magic.errors import LLMMagicError, ModelNotFound
+from llm_magic.panel import ControlPanel
+from llm_magic.specs import specs
+from llm_magic.types import Progress
+from tests.panels import Scripted, press, put, scripted_panel, trouble, until, words
+from tests.scripted import scripted_session
+
+
+@pytest.fixture
+def empty() -> Iterator[Scripted]:
+    with scripted_panel(load=False) as scripted:
+        yield scripted
+
+
+def told(panel: ControlPanel) -> str:
+    return words(panel.loading.told.value)
+
+
+def is_shown(panel: ControlPanel, name: str) -> bool:
+    return bool(panel.loading.options[name].layout.display != "none")
+
+
+def test_load_loads_what_was_chosen_and_unload_lets_it_go(empty: Scripted) -> None:
+    panel, session = empty.panel, empty.session
+    assert (panel.loading.unload.disabled, panel.loading.load.disabled) == (True, False)
+    put(panel.loading.model, " org/big ")
+    press(panel.loading.load)
+    until(lambda: session.status().active_model == "big")
+    until(lambda: "ready in 0.9 s" in told(panel))
+    until(lambda: "Ready" in words(panel.status.value) and "big" in words(panel.status.value))
+    press(panel.loading.unload)
+    assert session.status().models == ()
+    assert "Unloaded big" in told(panel)
+    assert "Inactive" in words(panel.status.value)
+    assert panel.loading.unload.disabled
+
+
+def test_an_empty_name_loads_the_default_model(empty: Scripted) -> None:
+    press(empty.panel.loading.load)
+    until(lambda: empty.session.status().active_model == "default")
+
+
+def test_keep_keeps_the_loaded_models() -> None:
+    with scripted_panel() as scripted:
+        put(scripted.panel.loading.model, "org/big")
+        put(scripted.panel.loading.keep, True)
+        press(scripted.panel.loading.load)
+        until(lambda: len(scripted.session.status().models) == 2)
+        until(lambda: "also loaded: tiny" in words(scripted.panel.status.value))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_what_applies_to_the_backend_is_shown_and_given(backend: str, empty: Scripted) -> None:
+    panel, table = empty.panel, specs(LoadConfig)
+    put(panel.loading.options["device"], "cpu")
+    put(panel.loading.options["base_url"], "http://localhost:1")
+    put(panel.loading.backend, backend)
+    for name in panel.loading.options:
+        assert is_shown(panel, name) == table[name].works_on(backend), name
+    given = panel.loading.given()
+    assert given.pop("backend") == backend
+    assert set(given) == ({"device"} if backend == "local" else {"base_url"})
+
+
+def test_a_load_in_the_background_shows_its_progress_and_can_be_stopped(empty: Scripted) -> None:
+    panel, backend = empty.panel, empty.backend
+    stages = [Progress("fetching", 0.25, "1 of 4 <GB>"), Progress("reading")]
+    backend.reports["load"] = stages[:1]
+    hang = backend.hang("load")
+    press(panel.loading.load)
+    assert hang.reached.wait(5)
+    until(lambda: 'value="0.250"' in panel.loading.told.value)
+    assert "fetching (1 of 4 <GB>)" in told(panel)
+    assert (panel.loading.load.disabled, panel.loading.unload.disabled) == (True, True)
+    until(lambda: "Loading" in words(panel.status.value))
+    press(panel.loading.stop)
+    until(lambda: told(panel) == "Stopped loading.")
+    until(lambda: "Inactive" in words(panel.status.value))
+    assert not panel.loading.load.disabled
+    assert panel.loading.stop.layout.display == "none"
+    assert "load default cancelled" in backend.events
+
+
+def test_progress_without_a_share_is_a_bar_without_a_value(empty: Scripted) -> None:
+    empty.backend.reports["load"] = [Progress("reading")]
+    hang = empty.backend.hang("load")
+    press(empty.panel.loading.load)
+    until(lambda: told(empty.panel) == "reading")
+    assert "<progress" in empty.panel.loading.told.value
+    assert "value=" not in empty.panel.loading.told.value
+    hang.go.set()
+
+
+@pytest.mark.parametrize("error", [ModelNotFound("There is no such model."), OSError("disk full")])
+def test_a_failed_load_says_why_and_shows_no_bar(empty: Scripted, error: Exception) -> None:
+    panel, backend = empty.panel, empty.backend
+    backend.reports["check"] = [Progress("reading", 0.5)]
+    hang = backend.hang("check")
+    backend.trouble["load"] = error
+    press(panel.loading.load)
+    until(lambda: "<progress" in panel.loading.told.value)
+    hang.go.set()
+    until(lambda: "Failed" in words(panel.status.value))
+    until(lambda: str(error) in " ".join([trouble(panel), told(panel), words(panel.status.value)]))
+    until(lambda: "<progress" not in panel.loading.told.value, "the bar stays")
+    assert not panel.loading.load.disabled
+
+
+def test_the_next_load_takes_the_complaint_away(empty: Scripted) -> None:
+    panel = empty.panel
+    empty.backend.trouble["check"] = ModelNotFound("There is no such model.")
+    press(panel.loading.load)
+    until(lambda: trouble(panel) == "There is no such model.")
+    del empty.backend.trouble["check"]
+    press(panel.loading.load)
+    until(lambda: "ready" in told(panel))
+    assert trouble(panel) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("base_url", "ftp://x", "is no address of a server"),
+        ("base_url", "http://a:secret@host", "must have no name, password"),
+    ],
+)
+def test_a_wrong_address_is_told_and_not_kept(
+    empty: Scripted, name: str, value: str, complaint: str
+) -> None:
+    panel = empty.panel
+    put(panel.loading.backend, "vllm")
+    put(panel.loading.options[name], value)
+    assert complaint in trouble(panel)
+    assert "secret" not in trouble(panel)
+    assert panel.loading.options[name].value == "", "it would be saved with the notebook"
+
+
+def test_a_wrong_device_is_told_and_loads_nothing(empty: Scripted) -> None:
+    panel = empty.panel
+    put(panel.loading.options["device"], "gpu")
+    press(panel.loading.load)
+    assert "device=gpu must be auto, cpu" in trouble(panel)
+    assert empty.session.status().status == "Inactive"
+    assert panel.magic.value == ""
+
+
+def test_a_load_that_a_cell_waits_for_is_shown_and_its_bar_goes_with_it(empty: Scripted) -> None:
+    panel, backend = empty.panel, empty.backend
+    backend.reports["load"] = [Progress("reading", 0.5)]
+    hang = backend.hang("load")
+    cell = threading.Thread(target=empty.session.load, args=("org/tiny",))
+    cell.start()
+    until(lambda: "reading" in told(panel))
+    hang.go.set()
+    cell.join(5)
+    until(lambda: "Ready" in words(panel.status.value))
+    until(lambda: "<progress" not in panel.loading.told.value, "the bar stays")
+
+
+def test_a_load_that_a_cell_waits_for_can_be_stopped_or_the_button_says_that_it_cannot(
+    empty: Scripted,
+) -> None:
+    hang = empty.backend.hang("load")
+    ended = threading.Event()
+
+    def cell() -> None:
+        with pytest.raises(LLMMagicError, match="Stopped"):
+            empty.session.load("org/tiny")
+        ended.set()
+
+    thread = threading.Thread(target=cell)
+    thread.start()
+    assert hang.reached.wait(5)
+    until(lambda: empty.panel.loading.load.disabled)
+    stop = empty.panel.loading.stop
+    if not stop.disabled and stop.layout.display != "none":
+        press(stop)
+        stopped = ended.wait(2)
+    else:
+        stopped = "■" in str(stop.tooltip) + told(empty.panel)
+    if not ended.is_set():
+        empty.session.interrupt()
+    thread.join(5)
+    assert stopped, "the button is there and does nothing"
+
+
+def test_a_default_of_the_environment_can_be_chosen_away() -> None:
+    with scripted_panel(load=False, device="cpu", quantization="4bit") as scripted:
+        options = scripted.panel.loading.options
+        assert (options["device"].value, options["quantization"].value) == ("cpu", "4bit")
+        put(options["device"], "auto")
+        put(options["quantization"], "none")
+        press(scripted.panel.loading.load)
+        until(lambda: scripted.session.status().status == "Ready")
+        config = scripted.session._manager.find().config
+        assert (config.device, config.quantization) == ("auto", "none")
+
+
+def test_a_wrong_default_backend_is_told_in_one_line() -> None:
+    with (
+        scripted_session(load=False, backend="olama") as (session, _backend),
+        pytest.raises(LLMMagicError, match="olama"),
+    ):
+        ControlPanel(session)

@@ -1,0 +1,239 @@
+"""Servers behind a panel, keys that nothing of it keeps, and hostile texts that do no harm."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from ipywidgets import Widget
+
+from llm_magic.errors import GenerationFailed, MissingDependency
+from llm_magic.magics import register, unregister
+from llm_magic.panel import ControlPanel
+from llm_magic.session import Session
+from llm_magic.types import Chunk, Progress
+from tests.fault_server import MODELS, FaultServer
+from tests.panels import (
+    Scripted,
+    close_widgets,
+    everything,
+    harm,
+    is_idle,
+    press,
+    put,
+    scripted_panel,
+    send,
+    trouble,
+    until,
+    words,
+)
+from tests.payloads import payloads
+from tests.scripted import ScriptedBackend, say, settings
+from tests.shell import ipython
+from tests.wire import Hold, json_answer, refusal
+
+KEY = "sk-test-4f9b27c1d8e3a650"
+NAME = "PANEL_TEST_KEY"
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer(key=KEY) as running:
+        yield running
+
+
+@pytest.fixture
+def panel(monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlPanel]:
+    """Return a panel of the real backends."""
+    for name in (NAME, "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    session = Session(settings(backend="openai"))
+    panel = ControlPanel(session)
+    yield panel
+    session.close()
+    close_widgets()
+
+
+@pytest.fixture
+def scripted() -> Iterator[Scripted]:
+    with scripted_panel() as made:
+        yield made
+
+
+def told(panel: ControlPanel) -> str:
+    return words(panel.loading.told.value)
+
+
+def kept(panel: ControlPanel) -> str:
+    """Return everything that a page or a saved notebook gets to know."""
+    return json.dumps([Widget.get_manager_state(), panel.static_html()])
+
+
+def test_the_models_of_a_server_are_listed_and_a_key_is_nowhere(
+    panel: ControlPanel, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(NAME, KEY)
+    put(panel.loading.options["key_env"], NAME)
+    put(panel.loading.options["base_url"], server.url)
+    until(lambda: panel.loading.model.options == ("tiny", "big"))
+    assert "2 to choose from" in told(panel)
+    put(panel.loading.model, "tiny")
+    press(panel.loading.load)
+    until(lambda: "Ready" in words(panel.status.value))
+    assert panel.magic.value == (
+        f"%llm_load tiny -b openai --base-url {server.url} --key-env {NAME}"
+    )
+    send(panel, "hello you")
+    until(lambda: is_idle(panel) and "hello you hello you" in words(panel.asking.answer.value))
+    assert NAME in kept(panel)
+    assert KEY not in kept(panel)
+
+
+def test_the_list_is_refreshed(panel: ControlPanel, server: FaultServer) -> None:
+    server.key = None
+    put(panel.loading.options["base_url"], server.url)
+    until(lambda: panel.loading.model.options == ("tiny", "big"))
+    server.models["new"] = {}
+    press(panel.loading.list)
+    until(lambda: "new" in panel.loading.model.options)
+    put(panel.loading.model, "what I typed")
+    press(panel.loading.list)
+    assert panel.loading.model.value == "what I typed"
+
+
+def test_a_server_that_is_not_there_is_told(panel: ControlPanel, server: FaultServer) -> None:
+    server.stop()
+    put(panel.loading.options["base_url"], server.url)
+    until(lambda: str(server.port) in told(panel))
+    assert panel.loading.model.options == ()
+    server.start()
+    server.key = None
+    press(panel.loading.list)
+    until(lambda: "2 to choose from" in told(panel))
+
+
+def test_a_missing_and_a_wrong_key_are_told_without_it(
+    panel: ControlPanel, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(panel.loading.options["base_url"], server.url)
+    until(lambda: "wants a key" in told(panel))
+    put(panel.loading.options["key_env"], NAME)
+    press(panel.loading.list)
+    until(lambda: f"{NAME} is not set" in told(panel))
+    monkeypatch.setenv(NAME, "sk-wrong-000")
+    server.will(MODELS, *refusal(401, "Incorrect API key provided: sk-wrong-000."))
+    press(panel.loading.list)
+    until(lambda: "refuses the key" in told(panel))
+    assert "sk-wrong" not in kept(panel)
+
+
+def test_a_list_that_comes_late_is_not_taken_for_another_server(panel: ControlPanel) -> None:
+    hold = Hold()
+    with FaultServer({"slow": {}}) as slow, FaultServer({"fast": {}}) as fast:
+        slow.will(MODELS, hold, *json_answer(200, {"object": "list", "data": [{"id": "slow"}]}))
+        put(panel.loading.options["base_url"], slow.url)
+        slow.wait_for(MODELS)
+        put(panel.loading.options["base_url"], fast.url)
+        until(lambda: panel.loading.model.options == ("fast",))
+        hold.go.set()
+        time.sleep(0.3)
+        assert panel.loading.model.options == ("fast",)
+
+
+@pytest.mark.parametrize(
+    ("name", "typed"), [("key_env", KEY), ("base_url", f"http://me:{KEY}@localhost:1/v1")]
+)
+def test_a_key_that_is_typed_where_it_does_not_belong_is_not_kept(
+    panel: ControlPanel, name: str, typed: str
+) -> None:
+    put(panel.loading.options[name], typed)
+    press(panel.loading.load)
+    assert trouble(panel) or told(panel)
+    assert KEY not in trouble(panel) + told(panel)
+    assert KEY not in kept(panel), "a saved notebook may have it"
+
+
+# Hostile texts
+
+
+@pytest.mark.parametrize("name", payloads())
+def test_a_hostile_answer_question_and_thought_do_no_harm(scripted: Scripted, name: str) -> None:
+    panel, text = scripted.panel, payloads()[name]
+    put(panel.asking.chat, True)
+    for _ in range(2):
+        scripted.backend.will(Chunk(reasoning=text, tokens=1, time=1.0), *say(f"{text}\n\n{text}"))
+        send(panel, f"? {text}")
+        until(lambda: is_idle(panel) and "tokens" in panel.asking.answer.value)
+    assert panel.asking.turns.value
+    assert [one for html in everything(panel) for one in harm(html)] == []
+    typeset = panel.asking.turns.value + panel.asking.answer.value
+    assert harm(typeset, typeset=True) == []
+
+
+@pytest.mark.parametrize("name", ["script", "img onerror", "title", "tex href", "tex undelimited"])
+def test_hostile_names_errors_notices_and_stages_do_no_harm(name: str) -> None:
+    text = payloads()[name].replace("/", "_")
+    with scripted_panel(load=False) as scripted:
+        panel, backend = scripted.panel, scripted.backend
+        backend.notes = (text,)
+        backend.reports["check"] = [Progress(text, 0.5, text)]
+        hang = backend.hang("check")
+        put(panel.loading.model, text)
+        press(panel.loading.load)
+        until(lambda: "<progress" in panel.loading.told.value)
+        assert [one for html in everything(panel) for one in harm(html)] == []
+        hang.go.set()
+        until(lambda: "Ready" in panel.status.value)
+        backend.will(Chunk(notice=text), "x", GenerationFailed(text))
+        send(panel, "?")
+        until(lambda: is_idle(panel) and trouble(panel) != "")
+        assert [one for html in everything(panel) for one in harm(html)] == []
+        assert harm(panel.asking.answer.value, typeset=True) == []
+        assert harm(panel.static_html()) == []
+
+
+# %llm_panel
+
+
+@pytest.fixture
+def shell() -> Iterator[InteractiveShell]:
+    with ipython() as shell:
+        backend = ScriptedBackend()
+        register(shell, Session(settings(), create=lambda _name: backend))
+        yield shell
+        unregister(shell)
+        close_widgets()
+
+
+def run(shell: InteractiveShell, cell: str) -> None:
+    shell.run_cell(cell).raise_error()  # type: ignore[no-untyped-call]
+
+
+def test_the_magic_shows_a_panel_and_what_stands_for_it(shell: InteractiveShell) -> None:
+    run(shell, "%llm_config temperature=0.25")
+    with capture_output() as captured:
+        run(shell, "%llm_panel")
+    still, live = captured.outputs
+    assert "The control panel of llm_magic" in still.data["text/plain"]
+    assert "temperature 0.25" in words(still.data["text/html"])
+    assert "%llm_panel opens it again" in words(still.data["text/html"])
+    assert harm(still.data["text/html"]) == []
+    assert "application/vnd.jupyter.widget-view+json" in live.data
+    assert len(live.data["text/plain"]) < 200, "nobody reads the repr of a VBox"
+
+
+@pytest.mark.parametrize("missing", ["ipywidgets", "anywidget"])
+def test_without_widgets_the_magics_work_and_the_panel_says_what_to_install(
+    shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(MissingDependency, match=rf"{missing}.*pip install 'llm_magic\[panel\]'"):
+        shell.run_line_magic("llm_panel", "")
+    run(shell, "%llm_load tiny")
+    run(shell, "%llm hello")
+    run(shell, "%llm_config top_k=3")

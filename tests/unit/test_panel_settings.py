@@ -1,0 +1,191 @@
+"""The settings of a panel: in step with ``%llm_config`` both ways, and never wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_magic.config import GenerationConfig
+from llm_magic.errors import OptionError
+from llm_magic.panel import ControlPanel
+from llm_magic.session import Session
+from llm_magic.specs import specs
+from tests.panels import Scripted, close_widgets, press, put, scripted_panel, trouble, until
+from tests.scripted import ScriptedBackend, scripted_session
+from tests.scripted import settings as settings_of
+
+NUMBERS = [name for name in specs(GenerationConfig) if name not in {"stop", "extra"}]
+
+
+@pytest.fixture
+def scripted() -> Iterator[Scripted]:
+    with scripted_panel() as made:
+        yield made
+
+
+def shown(panel: ControlPanel) -> dict[str, object]:
+    return {name: control.value for name, control in panel.settings.numbers.items()}
+
+
+def test_there_is_a_control_for_every_setting_with_its_range_and_help(scripted: Scripted) -> None:
+    controls = scripted.panel.settings.numbers
+    assert list(controls) == NUMBERS
+    for name, control in controls.items():
+        spec = specs(GenerationConfig)[name]
+        assert spec.help in control.help
+        assert spec.range in control.help
+        assert control.label == name.replace("_", " ")
+        assert control.minimum == spec.minimum
+        assert control.bounded == (spec.maximum is not None)
+        if spec.maximum is not None:
+            assert control.maximum == spec.maximum
+    assert scripted.panel.settings.stop.tooltip == specs(GenerationConfig)["stop"].help
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_goes_both_ways_and_can_be_left_to_the_model(
+    scripted: Scripted, name: str
+) -> None:
+    panel, session = scripted.panel, scripted.session
+    control, before = panel.settings.numbers[name], getattr(session.config, name)
+    put(control, 2)
+    assert getattr(session.config, name) == 2 or trouble(panel)
+    put(control, 1)
+    assert getattr(session.config, name) == 1
+    assert type(getattr(session.config, name)) is (float if name in FLOATS else int)
+    assert trouble(panel) == ""
+    put(control, None)
+    assert getattr(session.config, name) is None
+    session.configure(**{name: 1})
+    until(lambda: control.value == 1)
+    session.configure(**{name: None})
+    until(lambda: control.value is None)
+    assert control.changed == (before is not None)
+    session.options.reset()
+    until(lambda: control.value == before)
+    assert not control.changed
+
+
+FLOATS = {"temperature", "top_p", "repetition_penalty"}
+
+
+def test_what_was_changed_is_marked_and_reset_takes_it_back(scripted: Scripted) -> None:
+    panel, session = scripted.panel, scripted.session
+    assert panel.settings.reset.disabled
+    put(panel.settings.numbers["temperature"], 0.2)
+    assert [n for n, c in panel.settings.numbers.items() if c.changed] == ["temperature"]
+    put(panel.settings.numbers["temperature"], 0.7)
+    assert not panel.settings.numbers["temperature"].changed
+    put(panel.settings.numbers["top_k"], 7)
+    press(panel.settings.reset)
+    assert session.options.current == session.settings.generation()
+    assert shown(panel)["top_k"] == 50.0
+    assert panel.settings.reset.disabled
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", 9), ("temperature", -0.1), ("top_p", 1.5), ("top_k", 0), ("top_k", 2.5),
+        ("max_new_tokens", 0), ("seed", -1), ("seed", 0.5), ("repetition_penalty", 0.9),
+        ("temperature", float("nan")), ("temperature", float("inf")), ("top_k", float("inf")),
+    ],
+)  # fmt: skip
+def test_a_wrong_number_is_told_and_taken_back(scripted: Scripted, name: str, value: float) -> None:
+    panel, session = scripted.panel, scripted.session
+    before = shown(panel)
+    put(panel.settings.numbers[name], value)
+    assert trouble(panel).startswith(f"{name}=")
+    assert "must be" in trouble(panel)
+    assert (shown(panel), session.options.changed) == (before, frozenset())
+    assert panel.magic.value == ""
+    put(panel.settings.numbers[name], 1)
+    assert trouble(panel) == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "texts"),
+    [
+        ("END", ("END",)),
+        ("END STOP", ("END", "STOP")),
+        (r"\n\n ###", ("\n\n", "###")),
+        ("' END '", (" END ",)),
+        ("", ()),
+    ],
+)
+def test_stop_texts_go_both_ways(scripted: Scripted, typed: str, texts: tuple[str, ...]) -> None:
+    panel, session = scripted.panel, scripted.session
+    put(panel.settings.stop, typed)
+    assert session.config.stop == texts
+    session.configure(stop=("other",))
+    until(lambda: panel.settings.stop.value == "other")
+    session.configure(stop=texts)
+    until(lambda: panel.settings.stop.value == typed)
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>", "a|b", "|", r"C:\new", "\\", "\t", "a\r"])
+def test_a_stop_text_is_shown_so_that_writing_it_again_says_the_same(
+    scripted: Scripted, text: str
+) -> None:
+    panel, session = scripted.panel, scripted.session
+    session.configure(stop=(text, "END"))
+    until(lambda: "END" in panel.settings.stop.value)
+    written = panel.settings.stop.value
+    put(panel.settings.stop, "")
+    assert session.config.stop == ()
+    put(panel.settings.stop, written)
+    assert session.config.stop == (text, "END")
+
+
+def test_what_does_nothing_on_the_active_backend_is_not_shown() -> None:
+    with scripted_session(load=False) as (session, _backend):
+        panel = ControlPanel(session)
+        top_k = panel.settings.numbers["top_k"]
+        assert top_k.layout.display != "none"
+        session.load("tiny", backend="openai", base_url="http://localhost:1")
+        until(lambda: top_k.layout.display == "none")
+        assert panel.settings.numbers["temperature"].layout.display != "none"
+    close_widgets()
+
+
+def test_a_number_that_no_slider_can_hold_does_not_stop_the_drawing(scripted: Scripted) -> None:
+    panel, session = scripted.panel, scripted.session
+    session.configure(seed=10**400)
+    session.configure(temperature=0.25)
+    until(lambda: shown(panel)["temperature"] == 0.25)
+    assert session.config.seed == 10**400
+
+
+WHOLE = st.integers(1, 10**30)
+VALUES = {
+    "max_new_tokens": WHOLE, "top_k": WHOLE, "seed": WHOLE | st.just(0),
+    "temperature": st.floats(0, 2), "top_p": st.floats(0, 1),
+    "repetition_penalty": st.floats(1, 1e300),
+}  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.fixed_dictionaries({}, optional={n: s | st.none() for n, s in VALUES.items()}))
+def test_whatever_the_session_takes_is_drawn_and_drawing_changes_nothing(
+    values: dict[str, object],
+) -> None:
+    backend = ScriptedBackend()
+    session = Session(settings_of(), create=lambda _name: backend)
+    panel = ControlPanel(session)
+    try:
+        session.configure(**values)
+        before = session.options.current
+        panel.draw()
+        assert session.options.current == before
+        assert trouble(panel) == ""
+        for name, value in values.items():
+            drawn = panel.settings.numbers[name].value
+            assert drawn == (None if value is None else pytest.approx(value))
+    except OptionError:
+        return
+    finally:
+        session.close()
+        close_widgets()
