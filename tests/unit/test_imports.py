@@ -72,5 +72,5 @@ def test_what_is_not_there_is_an_attribute_error() -> None:
     import llm_magic
 
     assert "llm" in dir(llm_magic)
-    with pytest.raises(AttributeError, match="has no attribute 'panel'"):
-        _ = llm_magic.panel
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = llm_magic.nothing
