@@ -156,15 +156,7 @@ class RichView(AnswerView):
         self._drawn = (self._text, self._reasoning)
         body = answer_html(self._text, self._form) if self._text.strip() else ""
         plain = self._text if self._text.strip() else reasoning_line(self._reasoning)
-        self._area.show({"text/plain": plain, "text/html": self._thoughts() + body})
-
-    def _thoughts(self) -> str:
-        """Return the reasoning, folded; it is open to nobody's scripts either."""
-        if not self._reasoning.strip():
-            return ""
-        from llm_magic import markdown
-
-        return markdown.folded(reasoning_line(self._reasoning), self._reasoning.strip())
+        self._area.show({"text/plain": plain, "text/html": thoughts_html(self._reasoning) + body})
 
     def finish(self, reply: Reply) -> None:
         """Draw the whole answer and the footer, once more and for good."""
@@ -176,8 +168,17 @@ class RichView(AnswerView):
         lines = [line for line in (problem, below) if line]
         plain = "\n\n".join([text, *lines]) if lines else text
         answer = answer_html(text, self._form)
-        body = self._thoughts() + answer + "".join(map(muted, lines))
+        body = thoughts_html(self._reasoning) + answer + "".join(map(muted, lines))
         self._area.show({"text/plain": plain, "text/html": body})
+
+
+def thoughts_html(reasoning: str) -> str:
+    """Return the reasoning of a model, folded, or nothing; no more trusted than its answer."""
+    if not reasoning.strip():
+        return ""
+    from llm_magic import markdown
+
+    return markdown.folded(reasoning_line(reasoning), reasoning.strip())
 
 
 def answer_html(text: str, form: str) -> str:

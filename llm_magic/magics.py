@@ -171,7 +171,7 @@ class LLMMagics(Magics):
         if before is not None:
             # The cell was run again: nobody sees the one that it showed.
             before.close()
-        self._panels[self._cell_id()] = _show_panel(self.shell, self.session)
+        self._panels[self._cell_id()] = _show_panel(self.session)
 
     @line_magic
     def llm_chats(self, line: str) -> Table:
@@ -248,7 +248,7 @@ def _variable(name: str | None) -> str | None:
     return name
 
 
-def _show_panel(shell: InteractiveShell, session: Session) -> ControlPanel:
+def _show_panel(session: Session) -> ControlPanel:
     """Display a panel, and what stands for it where no kernel runs."""
     missing = [name for name in ("ipywidgets", "anywidget") if find_spec(name) is None]
     if missing:
@@ -260,7 +260,7 @@ def _show_panel(shell: InteractiveShell, session: Session) -> ControlPanel:
 
     from llm_magic.panel import ControlPanel
 
-    panel = ControlPanel(session, shell)
+    panel = ControlPanel(session)
     still = {"text/html": panel.static_html(), "text/plain": "The control panel of llm_magic"}
     display(still, raw=True)  # type: ignore[no-untyped-call]
     display(panel.box)  # type: ignore[no-untyped-call]
@@ -311,10 +311,8 @@ def _html_formatter(shell: InteractiveShell) -> Any:
 
 
 def _reply_html(reply: Any) -> str:
-    from llm_magic import display, markdown, words
+    from llm_magic import display, words
 
-    thoughts = reply.reasoning and markdown.folded(
-        words.reasoning_line(reply.reasoning), reply.reasoning
-    )
+    thoughts = display.thoughts_html(reply.reasoning)
     answer = display.answer_html(reply.text, "markdown")
     return thoughts + answer + display.muted(words.footer(reply, None))

@@ -19,8 +19,6 @@ from llm_magic.panel.settings import SettingsSection
 from llm_magic.panel.status import status_html
 
 if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
-
     from llm_magic.session import Session
 
 
@@ -31,7 +29,7 @@ class ControlPanel:
     keeps them apart.
     """
 
-    def __init__(self, session: Session, shell: InteractiveShell | None = None) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
         self._lock = threading.RLock()
         # The thread that draws, if one does: what changes on it was not done by the user.
@@ -39,7 +37,7 @@ class ControlPanel:
         self.is_retired = False
         self.loading = LoadSection(self)
         self.settings = SettingsSection(self)
-        self.asking = AskSection(self, shell)
+        self.asking = AskSection(self)
         self.status = widgets.HTML()
         self.trouble = widgets.HTML()
         self.magic = CopyText(label="Copy", shown=True)
@@ -119,6 +117,11 @@ class ControlPanel:
                 if magic:
                     self.magic.value = magic
         self.draw()
+
+    def tell_error(self, error: BaseException) -> None:
+        """Show an error; one that is not ours with its kind, because its words may say little."""
+        kind = "" if isinstance(error, LLMMagicError) else f"{type(error).__name__}: "
+        self.tell_trouble(f"{kind}{error}")
 
     def tell_trouble(self, text: str) -> None:
         """Show what went wrong, or nothing."""

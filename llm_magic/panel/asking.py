@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING
 import ipywidgets as widgets
 
 from llm_magic.calls import Request
-from llm_magic.display import answer_html, muted
-from llm_magic.errors import LLMMagicError, ModelNotLoaded, OptionError
+from llm_magic.display import answer_html, muted, thoughts_html
+from llm_magic.errors import ModelNotLoaded, OptionError
 from llm_magic.jobs import Job
-from llm_magic.markdown import code_blocks, folded
+from llm_magic.markdown import code_blocks
 from llm_magic.panel.controls import CopyText, PromptBox
 from llm_magic.panel.equivalent import ask_cell
 from llm_magic.tables import NO_MATH
-from llm_magic.words import footer, reasoning_line
+from llm_magic.words import footer
 
 if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
-
     from llm_magic.panel import ControlPanel
 
 CHAT = "panel"
@@ -33,8 +31,8 @@ _SHOWN_TURNS = 30
 class AskSection:
     """One question at a time, in a conversation or alone."""
 
-    def __init__(self, panel: ControlPanel, shell: InteractiveShell | None) -> None:
-        self._panel, self._shell = panel, shell
+    def __init__(self, panel: ControlPanel) -> None:
+        self._panel = panel
         self._job: Job | None = None
         self._drawn: object = None
         self.prompt = PromptBox(
@@ -161,7 +159,7 @@ class AskSection:
         text, reasoning = job.draft.text, job.draft.reasoning
         question = job.draft.call.messages[-1].content
         asked = _asked(question)
-        thoughts = folded(reasoning_line(reasoning), reasoning) if reasoning.strip() else ""
+        thoughts = thoughts_html(reasoning)
         answer = answer_html(text, "markdown") if text.strip() else ""
         self.answer.value = (
             f'{asked}<div class="llm-turn">{thoughts}{answer}{muted(_below(job))}</div>'
@@ -171,9 +169,7 @@ class AskSection:
             self.take.value = text.strip()
             self.take.code = blocks[0].code.rstrip("\n") if blocks else ""
             if job.error is not None:
-                own = isinstance(job.error, LLMMagicError)
-                kind = "" if own else f"{type(job.error).__name__}: "
-                self._panel.tell_trouble(f"{kind}{job.error}")
+                self._panel.tell_error(job.error)
         else:
             self.take.value = self.take.code = ""
 

@@ -139,8 +139,7 @@ class LoadSection:
             self._tell(ready_lines(future.result()))
         else:
             self._tell([])
-            own = isinstance(error, LLMMagicError)
-            self._panel.tell_trouble(f"{'' if own else f'{type(error).__name__}: '}{error}")
+            self._panel.tell_error(error)
         self._panel.nudge()
 
     def _stop(self) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
 from tests.browser.lab import Lab
+from tests.browser.recorder import Recorder, recording
 
 pytestmark = pytest.mark.browser
 
@@ -74,36 +73,10 @@ Read `help(np.linalg.lstsq)` next.
 '''
 
 
-class _Recorder(ThreadingHTTPServer):
-    """Listens for leaks, and answers with a script in case that one is asked for."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _RecorderHandler)
-        self.requests: list[str] = []
-        self.url = f"http://127.0.0.1:{self.server_port}/leak"
-
-
-class _RecorderHandler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        assert isinstance(self.server, _Recorder)
-        self.server.requests.append(self.path)
-        self.send_response(200)
-        self.send_header("Content-Type", "text/javascript")
-        self.end_headers()
-        self.wfile.write(b"window.__pwned = 1")
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture
-def recorder() -> Iterator[_Recorder]:
-    with _Recorder() as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
+def recorder() -> Iterator[Recorder]:
+    with recording() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def _touch_everything(lab: Lab) -> None:
@@ -120,7 +93,7 @@ def _pwned(lab: Lab) -> bool:
     return bool(lab.page.evaluate("() => window.__pwned !== undefined"))
 
 
-def _assert_harmless(lab: Lab, recorder: _Recorder) -> None:
+def _assert_harmless(lab: Lab, recorder: Recorder) -> None:
     _touch_everything(lab)
     assert not _pwned(lab)
     assert recorder.requests == []
@@ -132,7 +105,7 @@ def _assert_harmless(lab: Lab, recorder: _Recorder) -> None:
     assert output.locator("a:not([href^='http'], [href^='mailto:'], [href^='#'])").count() == 0
 
 
-def test_what_the_package_renders_runs_nothing(lab: Lab, recorder: _Recorder) -> None:
+def test_what_the_package_renders_runs_nothing(lab: Lab, recorder: Recorder) -> None:
     lab.open([_IMPORTS + _SHOW.format(leak=recorder.url, show="HTML(render(text))")])
     outputs = lab.run(0)
     assert {output["output_type"] for output in outputs} == {"display_data"}
@@ -143,7 +116,7 @@ def test_what_the_package_renders_runs_nothing(lab: Lab, recorder: _Recorder) ->
     _assert_harmless(lab, recorder)
 
 
-def test_control_the_same_texts_as_plain_markdown_do_harm(lab: Lab, recorder: _Recorder) -> None:
+def test_control_the_same_texts_as_plain_markdown_do_harm(lab: Lab, recorder: Recorder) -> None:
     lab.open([_IMPORTS + _SHOW.format(leak=recorder.url, show="Markdown(text)")])
     lab.start(0)  # one of the payloads even takes the page away, so there is no cell to wait for
     deadline = time.monotonic() + 60

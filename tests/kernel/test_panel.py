@@ -19,7 +19,7 @@ backend = ScriptedBackend()
 llm = Session(create=lambda _name: backend)
 register(get_ipython(), llm)
 %llm_load tiny
-panel = ControlPanel(llm, get_ipython())
+panel = ControlPanel(llm)
 """
 
 

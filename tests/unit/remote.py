@@ -97,6 +97,21 @@ def still_works(session: Session) -> None:
     assert session.generate("three four").text == "three four"
 
 
+def failing(
+    session: Session, server: HttpServer, kind: type[LLMMagicError], *script: Step, times: int = 1
+) -> LLMMagicError:
+    """Ask a server that fails so often, and see that nothing but this answer is lost."""
+    before = session.generate("before that")
+    server.received.clear()
+    for _ in range(times):
+        server.will(chat_path(server), *script)
+    error = fails(session, kind)
+    assert len(questions(server)) == times
+    assert session.last is before
+    still_works(session)
+    return error
+
+
 def last(session: Session) -> Reply:
     """Return the last reply, which is there."""
     assert session.last is not None

@@ -18,7 +18,17 @@ from llm_magic.errors import (
 )
 from llm_magic.session import Session
 from tests.fault_server import CHAT, FaultServer
-from tests.unit.remote import IDLE_S, NOW, body_of, fails, questions, session_on, still_works, told
+from tests.unit.remote import (
+    IDLE_S,
+    NOW,
+    body_of,
+    failing,
+    fails,
+    questions,
+    session_on,
+    still_works,
+    told,
+)
 from tests.wire import (
     SSE,
     Cut,
@@ -57,21 +67,6 @@ def server() -> Iterator[FaultServer]:
 def session(server: FaultServer) -> Iterator[Session]:
     with session_on(server) as made:
         yield made
-
-
-def failing(
-    session: Session, server: FaultServer, kind: type[LLMMagicError], *script: Step, times: int = 1
-) -> LLMMagicError:
-    """Ask a server that fails so often, and see that nothing but this answer is lost."""
-    before = session.generate("before that")
-    server.received.clear()
-    for _ in range(times):
-        server.will(CHAT, *script)
-    error = fails(session, kind)
-    assert len(questions(server)) == times
-    assert session.last is before
-    still_works(session)
-    return error
 
 
 @pytest.mark.parametrize("html", [False, True], ids=["json", "html"])

@@ -23,6 +23,7 @@ from tests.unit.remote import (
     IDLE_S,
     NOW,
     OLLAMA_CHAT,
+    failing,
     fails,
     last,
     notices,
@@ -80,21 +81,6 @@ def server() -> Iterator[OllamaServer]:
 def session(server: OllamaServer) -> Iterator[Session]:
     with session_on(server, "ollama") as made:
         yield made
-
-
-def failing(
-    session: Session, server: OllamaServer, kind: type[LLMMagicError], *script: Step, times: int = 1
-) -> LLMMagicError:
-    """Ask a server that fails so often, and see that nothing but this answer is lost."""
-    before = session.generate("before")
-    server.received.clear()
-    for _ in range(times):
-        server.will(OLLAMA_CHAT, *script)
-    error = fails(session, kind)
-    assert len(questions(server)) == times
-    assert session.last is before
-    still_works(session)
-    return error
 
 
 @pytest.mark.parametrize("html", [False, True], ids=["json", "html"])
