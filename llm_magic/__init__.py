@@ -30,10 +30,27 @@ def __dir__() -> list[str]:
     return [*globals(), "llm"]
 
 
+def allow_nested_loops() -> None:
+    """Let ``asyncio.run(...)`` work inside cells, by nest-asyncio2 (``pip install 'llm_magic[nested]'``).
+
+    It patches asyncio for the whole process, so nothing here does it unasked. It raises `UnsafeLoop`
+    where that would lose queued cells.
+    """
+    from llm_magic.nested import allow
+
+    allow()
+
+
 def load_ipython_extension(ip: InteractiveShell) -> None:
     """Register the magics; imports nothing heavy."""
+    import warnings
+
     from llm_magic.magics import register
+    from llm_magic.nested import problem
     from llm_magic.session import kernel_session
+
+    if found := problem():
+        warnings.warn(found, stacklevel=2)
 
     register(ip, kernel_session())
 

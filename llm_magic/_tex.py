@@ -43,7 +43,7 @@ _DISPLAY = re.compile(
 _MONEY = re.compile(r"\d[^\\^_={}]*\Z")
 _WORD = re.compile(r"[A-Za-z]{3}")
 # MathJax complains about a label it has seen, and an answer is rendered again as it grows.
-_LABEL = re.compile(r"\\label\s*\{[^{}\\]*\}")
+_LABEL = re.compile(r"(?<!\\)((?:\\\\)*)\\label\s*\{[^{}\\]*\}")
 _COMMAND = re.compile(r"\\(?:([A-Za-z]+)|.)", re.DOTALL)
 _BEGIN_END = re.compile(r"\\(?:begin|end)(?![A-Za-z])(?:\{([A-Za-z]+\*?)\})?")
 
@@ -91,7 +91,7 @@ def block_rule(state: StateBlock, start_line: int, end_line: int, silent: bool) 
 
 def delimited(tex: str, display: bool) -> str:
     """Return the formula (not escaped) with the delimiters that every typesetter knows."""
-    tex = _LABEL.sub("", tex)
+    tex = _LABEL.sub(r"\1", tex)
     return f"\\[{tex}\\]" if display else f"\\({tex}\\)"
 
 
@@ -99,8 +99,8 @@ def is_harmless(tex: str) -> bool:
     """Tell whether a formula can do no more than draw itself."""
     if len(tex) > _MAX_FORMULA:
         return False
-    commands = set(_COMMAND.findall(_LABEL.sub("", tex)))
-    environments = set(_BEGIN_END.findall(tex))
+    tex = _LABEL.sub(r"\1", tex)
+    commands, environments = set(_COMMAND.findall(tex)), set(_BEGIN_END.findall(tex))
     return commands <= _known_commands() and environments <= _ENVIRONMENTS
 
 

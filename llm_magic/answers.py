@@ -7,8 +7,9 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING
 
-from llm_magic.calls import Call, Draft, key, stopped
-from llm_magic.chats import Chats, Turn
+from llm_magic import fitting
+from llm_magic.calls import Call, Draft, stopped
+from llm_magic.chats import Chats, Context, Turn
 from llm_magic.errors import GenerationError, Interrupted
 from llm_magic.reasoning import split_thoughts
 from llm_magic.types import Chunk, FinishReason, Message, Reply
@@ -42,9 +43,9 @@ class Answers:
         self._changed()
         try:
             yield
-        except (KeyboardInterrupt, GeneratorExit, asyncio.CancelledError) as stop:
+        except (KeyboardInterrupt, Interrupted, GeneratorExit, asyncio.CancelledError) as stop:
             reply = self.keep(draft, "cancelled")
-            if isinstance(stop, KeyboardInterrupt):
+            if isinstance(stop, KeyboardInterrupt | Interrupted):
                 raise Interrupted(stopped(reply), reply=reply) from None
             raise
         except BaseException as error:
@@ -60,20 +61,30 @@ class Answers:
     def keep(self, draft: Draft, ended: FinishReason | None = None) -> Reply:
         """Make the reply the last one, and a turn of its chat where there is text to continue."""
         reply = draft.reply(ended)
-        self.last = reply
-        request = draft.call.request
-        if request.chat is not None and reply.text and reply.finish_reason != "truncated":
-            answer = Message("assistant", reply.text)
-            turn = Turn(key(request), draft.call.messages[-1], answer)
-            self._chats.record(request.chat, turn, request.system)
+        self.last = draft.kept = reply
+        context = draft.call.context
+        if context is not None and reply.text and reply.finish_reason != "truncated":
+            self._chats.record(_turn(draft.call, context, reply), context)
         return reply
+
+
+def _turn(call: Call, context: Context, reply: Reply) -> Turn:
+    asked, said = reply.usage.prompt_tokens, reply.usage.completion_tokens
+    # Thoughts are counted and not sent back, and what was left out was not counted.
+    whole = asked is not None and said is not None and not (reply.reasoning or reply.left_out)
+    return Turn(
+        context.key,
+        call.messages[-1],
+        Message("assistant", reply.text),
+        call.request.system,
+        tokens=(asked or 0) + (said or 0) if whole else None,
+        model=reply.model,
+    )
 
 
 def chunks(manager: BackendManager, draft: Draft) -> AsyncGenerator[Chunk, None]:
     """Return the stream that an answer is drafted from; nothing is asked before its first step."""
-    call = draft.call
-    stream = manager.stream(call.resident.name, call.messages, call.config)
-    return split_thoughts(stream, draft.rest)
+    return split_thoughts(fitting.stream(manager, draft), draft.rest)
 
 
 async def filled(

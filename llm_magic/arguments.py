@@ -30,7 +30,7 @@ class Parsed:
 
 def parse(name: str, line: str) -> Parsed:
     """Parse the line of a magic; raises `OptionError` in one line."""
-    return _parsed(name, split(line))
+    return _parsed(name, split(without_comment(line)))
 
 
 def parse_with_prompt(name: str, line: str) -> Parsed:
@@ -46,6 +46,23 @@ def split(line: str) -> list[str]:
         return list(_lexer(line))
     except ValueError:
         raise OptionError(f"A quote is not closed in: {line.strip()}") from None
+
+
+_BLANKS = " \t\r\n"
+# Words, as `split` reads them, up to one that begins with a #.
+_BEFORE_COMMENT = re.compile(
+    rf"""(?:[{_BLANKS}]*+(?!\#)(?:[^{_BLANKS}"']|"[^"]*+"|'[^']*+')++)*+"""
+)
+
+
+def without_comment(line: str) -> str:
+    """Return a line without the comment at its end: as in Python, a # outside of quotes begins it.
+
+    Only where a word could begin, so that ``model#2`` is a name.
+    """
+    found = _BEFORE_COMMENT.match(line)
+    assert found is not None
+    return found[0] if line[found.end() :].lstrip(_BLANKS).startswith("#") else line
 
 
 def _lexer(line: str) -> shlex.shlex:
@@ -76,6 +93,7 @@ def _leading_options(name: str, line: str) -> tuple[list[str], str]:
 
 
 def _parsed(name: str, words: Sequence[str]) -> Parsed:
+    _refuse_one_dash(name, words)
     values = vars(_parser(name).parse_args(list(words)))
     option_names = {dest(a) for a in option_arguments(MAGICS[name].options)}
     options = {n: values.pop(n) for n in option_names & values.keys() if values[n] is not None}
@@ -84,6 +102,15 @@ def _parsed(name: str, words: Sequence[str]) -> Parsed:
     if "stop" in options:
         options["stop"] = tuple(map(unescaped, options["stop"]))
     return Parsed(values, options)
+
+
+def _refuse_one_dash(name: str, words: Sequence[str]) -> None:
+    """Raise for -model, which argparse reads as -m odel."""
+    known = {option for argument in arguments(name) for option in argument.names}
+    for word in words:
+        option = word.partition("=")[0]
+        if len(option) > 2 and option[1] != "-" and f"-{option}" in known:
+            raise OptionError(f"%{name} has no option {option}. Did you mean -{option}?")
 
 
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
@@ -158,6 +185,8 @@ class _Parser(argparse.ArgumentParser):
                 "A key on the line would be saved in the notebook. Take it out of the cell, put it into"
                 " an environment variable, and name that: --key-env NAME."
             )
+        if any(word.swapcase() in argument.names for argument in arguments(self.magic.name)):
+            return f"%{self.magic.name} has no option {word}. Did you mean {word.swapcase()}?"
         # Without the dashes, which all of them share.
         known = [n.lstrip("-") for a in arguments(self.magic.name) for n in a.names if n[1] == "-"]
         near = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from llm_magic.types import Chunk, FinishReason, Message, Reply, Timing, Usage
 
 if TYPE_CHECKING:
     from llm_magic.backends.base import TokenCount
-    from llm_magic.chats import Chats
+    from llm_magic.chats import Chats, Context
     from llm_magic.config import GenerationConfig
     from llm_magic.manager import Resident
 
@@ -30,6 +31,7 @@ class Request:
     chat: str | None = None
     key: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    trim: bool = False
 
 
 class AskOptions(TypedDict, total=False):
@@ -38,6 +40,7 @@ class AskOptions(TypedDict, total=False):
     model: str | None
     system: str | None
     chat: str | None
+    trim: bool
     max_new_tokens: int | None
     temperature: float | None
     top_p: float | None
@@ -52,18 +55,31 @@ def request(prompt: Prompt, about: AskOptions) -> Request:
     """Make a request of keyword arguments."""
     options: dict[str, Any] = dict(about)
     who = {name: options.pop(name, None) for name in ("model", "system", "chat")}
-    return Request(prompt, **who, options=options)
+    trim = bool(options.pop("trim", False))
+    return Request(prompt, **who, options=options, trim=trim)
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request made definite: this model, these messages, these options."""
+    """A request made definite: this model, these messages, these options.
+
+    In a chat, `context` is what precedes the question, without the `dropped` oldest turns.
+    """
 
     resident: Resident
     messages: tuple[Message, ...]
     config: GenerationConfig
     request: Request
     started: float
+    context: Context | None = None
+    dropped: int = 0
+
+    def without(self, dropped: int) -> Call:
+        """Return the call without the `dropped` oldest turns of its chat."""
+        if self.context is None:
+            return self
+        messages = (*self.context.messages(dropped), self.messages[-1])
+        return dataclasses.replace(self, messages=messages, dropped=dropped)
 
 
 def definite(request: Request, resident: Resident, current: GenerationConfig, chats: Chats) -> Call:
@@ -73,20 +89,31 @@ def definite(request: Request, resident: Resident, current: GenerationConfig, ch
         options["extra"] = {**current.extra, **options["extra"]}
     config = current.replace(**options)
     resident.backend.check_options(config)
-    return Call(resident, _messages(request, chats), config, request, time.perf_counter())
+    context = _context(request, chats)
+    messages = _messages(request, context)
+    return Call(resident, messages, config, request, time.perf_counter(), context)
 
 
-def _messages(request: Request, chats: Chats) -> tuple[Message, ...]:
+def _context(request: Request, chats: Chats) -> Context | None:
+    if request.chat is not None:
+        key = request.key or str(request.prompt)
+        return chats.context(request.chat, key, request.system)
+    if request.trim:
+        raise OptionError("--trim leaves out turns of a chat. Name the chat: -c NAME.")
+    return None
+
+
+def _messages(request: Request, context: Context | None) -> tuple[Message, ...]:
     prompt = request.prompt
     asked = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
     if not asked or not asked[-1].content.strip():
         raise OptionError("The prompt is empty. Write the question below %%llm.")
-    if request.chat is None:
+    if context is None:
         before = [Message("system", request.system)] if request.system else []
         return (*before, *asked)
     if not isinstance(prompt, str):
         raise OptionError("A chat takes its turns one by one: give it a text, not messages.")
-    return (*chats.before(request.chat, key(request), request.system), *asked)
+    return (*context.messages(), *asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +125,7 @@ class DryRun:
     messages: tuple[Message, ...]
     config: GenerationConfig
     count: TokenCount
+    left_out: int = 0
 
 
 class Draft:
@@ -115,6 +143,8 @@ class Draft:
         self._ended: FinishReason | None = None
         # What was on its way when nobody took it any more.
         self.rest: list[Chunk] = []
+        # The reply that was made of it, whole or not.
+        self.kept: Reply | None = None
 
     def add(self, chunk: Chunk) -> None:
         """Take in the next chunk."""
@@ -136,6 +166,11 @@ class Draft:
         return not self._tokens and not any(self._parts) and not any(self._reasoning)
 
     @property
+    def tokens(self) -> int | None:
+        """How many tokens were said so far; None where nobody counted."""
+        return self._tokens or self._usage.completion_tokens
+
+    @property
     def text(self) -> str:
         """The answer so far."""
         return "".join(self._parts)
@@ -151,21 +186,21 @@ class Draft:
         for chunk in rest:
             self.add(chunk)
         resident = self.call.resident
-        counted = self._tokens or self._usage.completion_tokens
         return Reply(
             text=self.text,
             model=resident.name,
             backend=resident.config.backend,
             finish_reason=self._ended or ended or "truncated",
-            usage=Usage(self._usage.prompt_tokens, counted, self._usage.cached_tokens),
+            usage=Usage(self._usage.prompt_tokens, self.tokens, self._usage.cached_tokens),
             timing=self.timing(),
             messages=self.call.messages,
             reasoning=self.reasoning.strip(),
+            left_out=self.call.dropped,
         )
 
     def timing(self) -> Timing:
         """Return the times so far."""
-        counted = self._tokens or self._usage.completion_tokens
+        counted = self.tokens
         started, first = self.call.started, self._first
         decoding = self._latest - first if first is not None else 0.0
         # What a server counted may have come in a few lumps, whose times say nothing.
@@ -177,13 +212,10 @@ class Draft:
         )
 
 
-def key(request: Request) -> str:
-    """Return what names the turn of a request in its chat: the cell, else its text."""
-    return request.key or str(request.prompt)
-
-
 def stopped(reply: Reply) -> str:
     """Return what an interrupt says."""
+    if reply.finish_reason in {"stop", "length"}:
+        return "Stopped when the answer had just ended; it is in llm.last."
     count = reply.usage.completion_tokens
     after = "" if count is None and reply.text else f" after {count or 0} tokens"
     return f"Stopped{after}; the answer so far is in llm.last."

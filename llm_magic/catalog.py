@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -29,7 +29,11 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Magic:
-    """What a magic is for and takes."""
+    """What a magic is for and takes.
+
+    `takes_prompt` says that what follows the options is a prompt; `example` may hold several, with a
+    blank line between them.
+    """
 
     name: str
     summary: str
@@ -38,25 +42,69 @@ class Magic:
     options: OptionSet = ""
     positional: Argument | None = None
     example: str = ""
+    takes_prompt: bool = False
 
 
 FORMATS = ("markdown", "text", "code", "json", "raw")
 
+_MODEL = Argument(
+    ("-m", "--model"), "Which loaded model; else the active one.", "NAME", complete="loaded"
+)
+_OUTPUT = Argument(("-o", "--output"), "Put the Reply in a variable.", "VAR", complete="variables")
+_DRY_RUN = Argument(
+    ("--dry-run",), "Show the exact messages and their tokens; call nothing.", kind="switch"
+)
+_SHOWN = (
+    Argument(("--plain",), "Stream to stdout as plain text.", kind="switch"),
+    Argument(("--quiet",), "Show no footer.", kind="switch"),
+)
 _ANSWER = (
-    Argument(("-m", "--model"), "Which loaded model; else the active one.", "NAME", complete="loaded"),
+    _MODEL,
     Argument(("-s", "--system"), "System prompt; {var} is filled in.", "TEXT"),
     Argument(
         ("-c", "--chat"),
-        "Continue this conversation; running the cell again replaces its turn.",
+        "Continue this conversation. Running the cell again replaces its turn, and what followed is"
+        " stale: not sent until its own cell runs again.",
         "NAME",
         complete="chats",
     ),
-    Argument(("-o", "--output"), "Put the Reply in a variable.", "VAR", complete="variables"),
-    Argument(("-f", "--format"), "How to show it.", "FORMAT", choices=FORMATS),
+    _OUTPUT,
+    Argument(
+        ("--trim",),
+        "Where the chat does not fit the context, leave out its oldest turns for this call; a quarter of"
+        " the context, or --max-new-tokens if that is less, is kept for the answer.",
+        kind="switch",
+    ),
+    Argument(
+        ("-f", "--format"),
+        "How to show it, markdown by itself; code also puts the first fenced block into the next cell,"
+        " and never runs it.",
+        "FORMAT",
+        choices=FORMATS,
+    ),
+    Argument(("--replace",), "With -f code: put it in the place of this cell.", kind="switch"),
+    Argument(
+        ("-b", "--background"),
+        "Return at once and stream into this cell; -o holds the job. Running the cell again stops the"
+        " job that it began before, where the frontend tells cells apart.",
+        kind="switch",
+    ),
     Argument(("--raw",), "Fill in no variables.", kind="switch"),
-    Argument(("--dry-run",), "Show the exact messages and their tokens; call nothing.", kind="switch"),
-    Argument(("--plain",), "Stream to stdout as plain text.", kind="switch"),
-    Argument(("--quiet",), "Show no footer.", kind="switch"),
+    _DRY_RUN,
+    *_SHOWN,
+)  # fmt: skip
+_EXPLANATION = (
+    _MODEL,
+    Argument(("-c", "--chat"), "Ask on about it with %%llm -c NAME.", "NAME", complete="chats"),
+    _OUTPUT,
+    Argument(
+        ("-f", "--format"),
+        "How to show it; code asks for the mended cell and puts it into the next one.",
+        "FORMAT",
+        choices=FORMATS,
+    ),
+    _DRY_RUN,
+    *_SHOWN,
 )  # fmt: skip
 
 MAGICS: dict[str, Magic] = {
@@ -74,12 +122,15 @@ MAGICS: dict[str, Magic] = {
             "loading",
             Argument(
                 ("model",),
-                "Hugging Face id, folder or .gguf file, or the name that a server (-b) knows; left"
-                " away: the configured default, else the embedded SmolLM2-135M-Instruct.",
+                "Hugging Face id, folder or .gguf file, or the name that a server (-b) knows."
+                " Without it: the configured default, else the embedded SmolLM2-135M-Instruct.",
                 "MODEL",
                 complete="models",
             ),
-            "%llm_load Qwen/Qwen2.5-7B-Instruct -q 4bit",
+            "%llm_load\n\n"
+            "%llm_load Qwen/Qwen2.5-7B-Instruct -q 4bit\n\n"
+            "%llm_load llama3.2 -b ollama\n\n"
+            "%llm_load some/model -b openai --base-url https://host/v1 --key-env MY_KEY",
         ),
         Magic(
             "llm",
@@ -87,7 +138,17 @@ MAGICS: dict[str, Magic] = {
             "%%llm [options] above the prompt, or %llm [options] PROMPT",
             _ANSWER,
             "generation",
-            example="%%llm -t 0 -o reply\nWhat does {df.head()} show?",
+            example="%%llm -t 0 -o reply\nWhat does {df.head()} show?\n\n"
+            "%llm -c colours Name a colour that is not {reply}.",
+            takes_prompt=True,
+        ),
+        Magic(
+            "llm_explain",
+            "Explain the last exception: its cause and a fix. Secrets are left out of what is sent.",
+            "%llm_explain [options]",
+            _EXPLANATION,
+            "generation",
+            example="%llm_explain -f code",
         ),
         Magic(
             "llm_config",
@@ -96,22 +157,37 @@ MAGICS: dict[str, Magic] = {
             (Argument(("--reset",), "Go back to the settings of the environment.", kind="switch"),),
             positional=Argument(
                 ("changes",),
-                "Settings; none leaves one to the model.",
+                "Settings; name=none leaves one to the model.",
                 "name=value",
                 "repeated",
                 complete="settings",
             ),
-            example="%llm_config temperature=0.2 top_k=40",
+            example="%llm_config temperature=0.2 top_k=40\n\n%llm_config seed=none",
         ),
         Magic("llm_status", "Show what is loaded, where, and the memory it takes.", "%llm_status"),
         Magic(
             "llm_models",
             "List the models: loaded, embedded, in the local folder, in the hub's cache, on a server.",
-            "%llm_models [-b BACKEND]",
+            "%llm_models [-b BACKEND] [--base-url URL] [--key-env NAME]",
             (
-                Argument(("-b", "--backend"), "List what this backend has.", "BACKEND", complete="backends"),
-                Argument(("--base-url",), "Ask the server at this address.", "URL"),
-                Argument(("--key-env",), "Environment variable with its key.", "NAME"),
+                Argument(
+                    ("-b", "--backend"),
+                    "List what this backend has; else the default one.",
+                    "BACKEND",
+                    complete="backends",
+                ),
+                Argument(
+                    ("--base-url",),
+                    "Ask the server at this address; else the one in use, or that of the settings.",
+                    "URL",
+                    complete="choices:base_url",
+                ),
+                Argument(
+                    ("--key-env",),
+                    "Environment variable that holds its key.",
+                    "NAME",
+                    complete="choices:key_env",
+                ),
             ),
         ),
         Magic(
@@ -126,11 +202,40 @@ MAGICS: dict[str, Magic] = {
             "Show the control panel: all of this with a mouse; it says the magic of what was done.",
             "%llm_panel",
         ),
-        Magic("llm_chats", "List the conversations of %%llm --chat.", "%llm_chats"),
+        Magic(
+            "llm_doctor",
+            "Say what is installed, which devices, caches and servers there are, and how to mend them.",
+            "%llm_doctor",
+        ),
+        Magic("llm_jobs", "List what runs in the background, and what ended last.", "%llm_jobs"),
+        Magic(
+            "llm_stop",
+            "Stop what runs in the background; what was answered stays.",
+            "%llm_stop [ID]",
+            positional=Argument(("job",), "Number of the job; all if left away.", "ID", complete="jobs"),
+        ),
+        Magic(
+            "llm_wait",
+            "Wait for what runs in the background, and show how it ended; ■ only ends the waiting.",
+            "%llm_wait [ID]",
+            positional=Argument(("job",), "Number of the job; all if left away.", "ID", complete="jobs"),
+        ),
+        Magic(
+            "llm_chats",
+            "List the conversations of %%llm --chat, show one, or move them to and from files.",
+            "%llm_chats [CHAT] [--export FILE | --import FILE] [--force]",
+            (
+                Argument(("--export",), "Write CHAT as JSON messages, or all by name.", "FILE"),
+                Argument(("--import",), "Read JSON messages as CHAT, or chats by name.", "FILE"),
+                Argument(("--force",), "Replace the file, or the chats.", kind="switch"),
+            ),
+            positional=Argument(("chat",), "Its name; all if left away.", "CHAT", complete="chats"),
+        ),
         Magic(
             "llm_reset",
             "Forget a conversation, or all of them.",
-            "%llm_reset [CHAT]",
+            "%llm_reset [CHAT] [--stale]",
+            (Argument(("--stale",), "Forget only the stale turns.", kind="switch"),),
             positional=Argument(("chat",), "Its name; all if left away.", "CHAT", complete="chats"),
         ),
     )
@@ -155,6 +260,10 @@ def option_arguments(options: OptionSet) -> tuple[Argument, ...]:
     return tuple(_from_spec(spec) for spec in specs(source).values() if spec.flag is not None)
 
 
+# What the values of an option are chosen from, where they are no fixed choices.
+_COMPLETED = {"backend": "backends", "assistant": "models"}
+
+
 def _from_spec(spec: OptionSpec) -> Argument:
     assert spec.flag is not None
     # Values are checked by the option set itself, so that a flag, a keyword argument and a
@@ -164,47 +273,12 @@ def _from_spec(spec: OptionSpec) -> Argument:
         kind = "switch"
     elif isinstance(spec.default, tuple):
         kind = "repeated"
-    elif isinstance(spec.default, dict):
+    elif isinstance(spec.default, Mapping):
         kind = "pairs"
-    complete = "backends" if spec.name == "backend" else f"choices:{spec.name}"
+    complete = _COMPLETED.get(spec.name, f"choices:{spec.name}")
     return Argument(
         spec.flag.names, spec.help, spec.flag.metavar, kind, complete=complete, dest=spec.name
     )
-
-
-def help_text(name: str) -> str:
-    """Return what ``%NAME?`` shows."""
-    magic = MAGICS[name]
-    lines = [magic.summary, "", f"    {magic.usage}", ""]
-    listed = [*((magic.positional,) if magic.positional else ()), *arguments(name)]
-    if listed:
-        labels = [_label(argument) for argument in listed]
-        width = max(map(len, labels))
-        lines += [
-            f"  {label:<{width}}  {text}"
-            for label, text in zip(labels, _helps(listed, name), strict=True)
-        ]
-    if magic.example:
-        lines += ["", "Example:", "", *(f"    {row}" for row in magic.example.splitlines())]
-    return "\n".join(lines) + "\n"
-
-
-def _label(argument: Argument) -> str:
-    if argument.names[0].startswith("-"):
-        return f"{', '.join(argument.names)} {argument.metavar}".strip()
-    return argument.metavar
-
-
-def _helps(listed: Sequence[Argument], name: str) -> Iterator[str]:
-    from llm_magic.config import GenerationConfig, LoadConfig
-    from llm_magic.specs import specs
-
-    known = {"": {}, "loading": specs(LoadConfig), "generation": specs(GenerationConfig)}
-    for argument in listed:
-        spec = known[MAGICS[name].options].get(dest(argument))
-        choices = f" ({', '.join(argument.choices)})" if argument.choices else ""
-        limits = f" [{spec.range}]" if spec and spec.range and not spec.choices else ""
-        yield argument.help + choices + limits
 
 
 def dest(argument: Argument) -> str:

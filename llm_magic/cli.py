@@ -1,4 +1,4 @@
-"""The ``llm-magic`` command: ``demo`` opens the quickstart notebook, or runs it in the terminal."""
+"""The ``llm-magic`` command: ``demo`` opens or runs the quickstart, ``doctor`` looks after it all."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     args = _parser().parse_args(argv)
     try:
+        if args.command == "doctor":
+            return _doctor()
         return _demo(headless=args.headless, lab_options=args.lab_options)
     except LLMMagicError as error:
         _say(f"{error}\n", sys.stderr)
@@ -49,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="llm-magic", description="Language models in a notebook: %%llm for IPython."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", dest="command"
+    )
     demo = commands.add_parser(
         "demo",
         help="open JupyterLab on the quickstart notebook",
@@ -64,7 +68,27 @@ def _parser() -> argparse.ArgumentParser:
         metavar="-- OPTION",
         help="anything else for JupyterLab, as in: llm-magic demo -- --no-browser --port 9000",
     )
+    commands.add_parser(
+        "doctor",
+        help="say what is installed and running, and how to mend what is not well",
+        description="The table of %llm_doctor; the exit code is 1 if there is a problem.",
+    )
     return parser
+
+
+def _doctor() -> int:
+    from llm_magic import doctor, words
+    from llm_magic.session import Session
+
+    session = Session()
+    try:
+        findings = doctor.examine(session)
+    finally:
+        session.close()
+    # A file or a pipe gets whole lines, which can be searched.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    _say(f"{words.doctor_table(findings).fitted(width)}\n")
+    return 1 if any(found.state == "problem" for found in findings) else 0
 
 
 def _demo(*, headless: bool, lab_options: Sequence[str]) -> int:

@@ -7,12 +7,20 @@ below. Precedence: this call > the session > settings > the model's own default.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypedDict
 
 from annotated_types import Ge, Le
-from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    FiniteFloat,
+    PlainSerializer,
+    ValidationError,
+)
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -37,7 +45,7 @@ def _as_tuple(value: object) -> object:
 
 def _variable_name(value: object) -> object:
     """Refuse what is no name of a variable, above all a key: it would be saved in the notebook."""
-    if value is None or (isinstance(value, str) and _NAME.fullmatch(value)):
+    if value is None or (isinstance(value, str) and _is_name(value)):
         return value
     raise PydanticCustomError(
         "key",
@@ -46,7 +54,13 @@ def _variable_name(value: object) -> object:
     )
 
 
-# Keys have dashes, or are longer than any name that somebody chose.
+def _is_name(text: str) -> bool:
+    from llm_magic.redaction import is_key
+
+    # Keys have dashes, or are longer than any name that somebody chose, or look like what they are.
+    return bool(_NAME.fullmatch(text)) and not is_key(text)
+
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 _Or_model = BeforeValidator(_none_word)
 MaxNewTokens = Annotated[
@@ -137,9 +151,12 @@ class GenerationConfig(OptionModel):
     stop: Stop = ()
     extra: Annotated[
         Mapping[str, Any],
+        # A dict could be changed behind the back of whoever has to check it.
+        AfterValidator(MappingProxyType),
+        PlainSerializer(dict),
         Flag(("-p", "--param"), "KEY=VALUE"),
         Field(description="Anything else the backend accepts (repeatable)."),
-    ] = Field(default_factory=dict)
+    ] = Field(default_factory=lambda: MappingProxyType({}))
 
 
 class LoadConfig(OptionModel):
@@ -212,6 +229,20 @@ class LoadConfig(OptionModel):
         _LOCAL,
         Field(description="Attention implementation, as in Transformers (eager, sdpa, …)."),
     ] = None
+    assistant: Annotated[
+        str | None,
+        Flag(("--assistant",), "MODEL"),
+        _LOCAL,
+        Field(description="A smaller model with the same vocabulary that guesses ahead."),
+    ] = None
+    compile: Annotated[
+        bool,
+        Flag(("--compile",)),
+        _LOCAL,
+        Field(
+            description="Compile the model first, and use that where it measures faster; a slower load."
+        ),
+    ] = False
 
 
 class Settings(BaseSettings):
@@ -234,6 +265,7 @@ class Settings(BaseSettings):
         1.15, validation_alias="DEFAULT_LLM_REPETITION_PENALTY"
     )
     stream: Literal["on", "off"] = Field("on", validation_alias="LLM_MAGIC_STREAM")
+    prefix_cache: Literal["on", "off"] = Field("on", validation_alias="LLM_PREFIX_CACHE")
     ollama_base_url: str = Field("http://localhost:11434", validation_alias="OLLAMA_BASE_URL")
     vllm_base_url: str = Field("http://localhost:8000", validation_alias="VLLM_BASE_URL")
     instructlab_base_url: str = Field(
@@ -264,6 +296,9 @@ class Settings(BaseSettings):
         return LoadConfig.defaults(values | {"quantization": self.quantization}, asked=set())
 
 
+ReadSettings = Callable[[], Settings]
+
+
 class LoadOptions(TypedDict, total=False):
     """The fields of `LoadConfig` as keyword arguments; a test keeps them equal."""
 
@@ -279,3 +314,5 @@ class LoadOptions(TypedDict, total=False):
     revision: str | None
     trust_remote_code: bool
     attn: str | None
+    assistant: str | None
+    compile: bool

@@ -7,6 +7,7 @@
     │   └── SettingsError      the same, in the environment or a .env file
     ├── PromptError            a reference in a prompt that must not or cannot be resolved
     ├── MissingDependency      an optional package is not installed
+    ├── UnsafeLoop             the event loop cannot be entered again, or only at the price of cells
     ├── ModelError
     │   ├── ModelNotFound      no such model here
     │   ├── ModelNotLoaded     nothing (or not that) is loaded
@@ -23,6 +24,7 @@
     │   ├── PromptTooLong      the prompt does not fit the context window
     │   ├── GenerationFailed   the model broke while it answered
     │   └── AnswerBroken       the server stopped in the middle of its answer
+    ├── JobNotFound            no job of that number
     └── Interrupted            stopped by the user
 
 A message is one plain sentence: what happened, and what to type next. Exceptions of other
@@ -34,7 +36,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from llm_magic.types import Reply
@@ -46,11 +48,19 @@ class LLMMagicError(Exception):
     """The base of every error that this package raises on purpose.
 
     `details` holds the traceback of the foreign error behind it, as text, where there was one.
+    `explaining` is the exception that was to be explained when this one came up.
     """
+
+    explaining: BaseException | None = None
 
     def __init__(self, message: str, *, details: str = "") -> None:
         super().__init__(message)
         self.details = details
+
+    def also(self, words: str) -> Self:
+        """Say more in the one line; returns the error itself."""
+        self.args = (f"{self} {words}".strip(), *self.args[1:])
+        return self
 
     def _render_traceback_(self) -> list[str]:
         """Show one line in IPython, and still be an error for nbclient, nbval and papermill."""
@@ -71,6 +81,10 @@ class PromptError(LLMMagicError):
 
 class MissingDependency(LLMMagicError):
     """An optional package is not installed."""
+
+
+class UnsafeLoop(LLMMagicError):
+    """The event loop cannot be made re-entrant here, or has been in a way that loses cells."""
 
 
 class ModelError(LLMMagicError):
@@ -154,6 +168,10 @@ class GenerationFailed(GenerationError):
 
 class AnswerBroken(GenerationError):
     """The server stopped in the middle of its answer."""
+
+
+class JobNotFound(LLMMagicError):
+    """There is no job of that number."""
 
 
 class Interrupted(LLMMagicError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import hmac
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -19,15 +20,21 @@ if TYPE_CHECKING:
 
 _MASK = "•••"
 _OPENAI = "OPENAI_API_KEY"
+# What a server may repeat of a key, and what it may put in the place of the rest.
+_WORD, _HIDDEN = re.compile(r"""[^\s"'`(){}\[\]<>,:;=]+"""), re.compile(r"[*•·…xX]{2,}|\.{2,}|…")
+# So many letters in a row are no accident.
+_PIECE = 8
 
 
 class Key:
     """A secret for one origin; it prints as a mask, and it cannot be pickled."""
 
-    __slots__ = ("_secret", "origin", "variable")
+    __slots__ = ("_secret", "is_typed", "origin", "variable")
 
-    def __init__(self, secret: str, origin: str, variable: str) -> None:
+    def __init__(self, secret: str, origin: str, variable: str, *, is_typed: bool = False) -> None:
+        """`variable` is what it is called, `is_typed` says that it was typed in under that name."""
         self._secret, self.origin, self.variable = secret, origin, variable
+        self.is_typed = is_typed
 
     def bearer(self, origin: str) -> str:
         """Return the value of an ``Authorization`` header, for the origin it was given for only."""
@@ -36,8 +43,22 @@ class Key:
         return f"Bearer {self._secret}"
 
     def scrub(self, text: str) -> str:
-        """Return `text` without the secret: servers repeat it in their messages."""
-        return text.replace(self._secret, _MASK)
+        """Return `text` without the secret, and without parts of it: servers repeat it in messages.
+
+        A part is a longer piece, or a word with stars or dots for the rest (``sk-12****ab``).
+        """
+        text = text.replace(self._secret, _MASK)
+        return _WORD.sub(lambda word: _MASK if self._is_part(word[0]) else word[0], text)
+
+    def _is_part(self, word: str) -> bool:
+        secret, size = self._secret, _PIECE
+        if any(word[at : at + size] in secret for at in range(len(word) - size + 1)):
+            return True
+        shown = _HIDDEN.split(word)
+        if len(shown) == 1:
+            return False
+        first, last = shown[0], shown[-1]
+        return bool(first and secret.startswith(first)) or bool(last and secret.endswith(last))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Key) or self.origin != other.origin:
@@ -61,7 +82,9 @@ class Keys:
         """`ask` reads a line that is not shown; the notebook's own way to, if left away."""
         self._ask = ask or _ask
         self._typed: dict[tuple[str, str], str] = {}
+        # Whose a variable is, once a server has accepted what is in it; and all that were named.
         self._origins: dict[str, str] = {}
+        self._named: dict[str, None] = {}
 
     def obtain(self, config: LoadConfig, place: Place, settings: Settings) -> Key | None:
         """Return the key of a load, asking for it where its variable is not set; None for no key."""
@@ -72,24 +95,72 @@ class Keys:
         self._typed[config.key_env, place.origin] = secret
         return self.find(config, place, settings)
 
+    def variables(self) -> list[str]:
+        """Return the names of the variables that loads have named."""
+        return list(self._named)
+
+    def secrets(self) -> list[str]:
+        """Return the keys that were typed in, and those in variables that loads have named."""
+        named = (os.environ.get(name, "") for name in self.variables())
+        return [*tuple(self._typed.values()), *filter(None, named)]
+
     def find(self, config: LoadConfig, place: Place, settings: Settings) -> Key | None:
         """Return the key of a load, from the environment or from what was typed in."""
-        own = parse_url("openai", settings.openai_base_url).origin
         name = config.key_env
-        if name is None and place.backend == "openai" and place.origin == own:
+        # Only where it is about that server: its address may be one that is no address.
+        is_usual = name == _OPENAI or (name is None and place.backend == "openai")
+        own = _own(settings) if is_usual else None
+        if name is None and place.origin == own:
             name = _OPENAI
-        secret = name and (os.environ.get(name) or self._typed.get((name, place.origin)))
-        if not name or not secret:
+        if name is None:
+            return None
+        self._named[name] = None
+        set_to = os.environ.get(name)
+        secret = set_to or self._typed.get((name, place.origin))
+        if not secret:
             return None
         # A notebook from somebody else must not send one server's key to another.
-        bound = own if name == _OPENAI else self._origins.setdefault(name, place.origin)
+        bound = own if name == _OPENAI else self._origins.get(name, place.origin)
         if bound != place.origin:
-            where = " (or set OPENAI_BASE_URL)" if name == _OPENAI else ""
+            where = " (or set OPENAI_BASE_URL in the environment)" if name == _OPENAI else ""
             raise OptionError(
                 f"{name} is the key for {bound} and is not sent to {place.origin}."
                 f" Put that server's key into another variable and name that{where}."
             )
-        return Key(_checked(secret, name), place.origin, name)
+        return Key(_checked(secret, name), place.origin, name, is_typed=not set_to)
+
+    def accepted(self, key: Key | None) -> None:
+        """A server has accepted a key: its variable is for that server alone from now on.
+
+        Not before, or a mistyped address would keep it from the right one.
+        """
+        if key is not None and key.variable != _OPENAI:
+            self._origins.setdefault(key.variable, key.origin)
+
+    def refused(self, key: Key | None) -> None:
+        """A server has refused a key: one that was typed in is asked for again."""
+        if key is not None and key.is_typed:
+            self._typed.pop((key.variable, key.origin), None)
+
+
+def _own(settings: Settings) -> str:
+    """Return the server whose key `OPENAI_API_KEY` is.
+
+    Not one that only a file of the folder names: a folder of somebody else's must not get it.
+    """
+    url = settings.openai_base_url
+    if _is_from_file("OPENAI_BASE_URL"):
+        url = type(settings).model_fields["openai_base_url"].default
+    return parse_url("openai", url).origin
+
+
+def _is_from_file(variable: str) -> bool:
+    """Return whether a variable is set by ``.env`` alone: who wrote that may be somebody else."""
+    if any(name.upper() == variable and value for name, value in os.environ.items()):
+        return False
+    from dotenv import dotenv_values
+
+    return any(name.upper() == variable for name in dotenv_values(".env"))
 
 
 def _question(name: str, place: Place) -> str:

@@ -64,20 +64,29 @@ class Loads:
         pending = self._pending = self._loop.run(begin())
         return self._loop.submit(_outcome(pending))
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether a load that was begun goes on."""
+        return self._pending is not None and not self._pending.done()
+
     def stop(self) -> bool:
         """Stop a load that was begun; returns whether there is one."""
         pending = self._pending
-        if pending is None or pending.done():
+        if pending is None or not self.is_begun:
             return False
-        self._loop.loop.call_soon_threadsafe(pending.cancel)
+        # Only once: a second time would break off the waiting for it to let go.
+        self._loop.loop.call_soon_threadsafe(lambda: pending.cancelling() or pending.cancel())
         return True
 
     def settle(self, tick: Tick | None = None) -> None:
-        """Wait for a load that was begun; an interrupt only ends the waiting."""
+        """Wait for a load that was begun; an interrupt only ends the waiting.
+
+        One that was stopped is none: what was loaded before answers.
+        """
         if self._pending is None:
             return
         try:
-            self._loop.run(_outcome(self._pending), tick)
+            self._loop.run(_ended(self._pending), tick)
         except KeyboardInterrupt:
             raise Interrupted("Stopped while waiting for the model; it goes on loading.") from None
         finally:
@@ -87,7 +96,7 @@ class Loads:
         """Wait for a load that was begun, in a coroutine of another loop."""
         if self._pending is not None:
             try:
-                await self._loop.arun(_outcome(self._pending))
+                await self._loop.arun(_ended(self._pending))
             finally:
                 self._forget_ended()
 
@@ -98,6 +107,13 @@ class Loads:
     def _forget_ended(self) -> None:
         if self._pending is not None and self._pending.done():
             self._pending = None
+
+
+async def _ended(load: asyncio.Task[LoadResult]) -> None:
+    """Wait for the end of a load without stopping it when the waiting is stopped; raises its error."""
+    await asyncio.wait({load})
+    if not load.cancelled():
+        load.result()
 
 
 async def _outcome(load: asyncio.Task[LoadResult]) -> LoadResult:

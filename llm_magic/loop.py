@@ -6,39 +6,17 @@ import asyncio
 import concurrent.futures
 import contextlib
 import inspect
-import math
 import queue
 import signal
 import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from types import FrameType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
+
+from llm_magic.errors import Interrupted
+from llm_magic.pump import Inbox, Interrupt, Pump
 
 T = TypeVar("T")
-Inbox: TypeAlias = "queue.SimpleQueue[Any]"
-
-# Waits are sliced: on Windows a blocked lock cannot be interrupted before Python 3.14, and an
-# awaiting cell only notices that it was cancelled when its loop wakes (ipykernel issue 881).
-TICK_S = 0.1
-# After the first interrupt the work gets this long to end in an orderly way; then the cell ends
-# and the work finishes its stop in the background.
-GRACE_S = 0.6
-
-
-class _Interrupt:
-    """Put into an inbox by the signal handler."""
-
-
-class _Nothing:
-    """Stands for an inbox that stayed empty: None may be an item."""
-
-
-class _End:
-    """Put into an inbox when a pump is done; `error` is what ended it, if anything did."""
-
-    def __init__(self, error: BaseException | None = None) -> None:
-        self.error = error
 
 
 class LoopThread:
@@ -49,7 +27,7 @@ class LoopThread:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._inboxes: list[Inbox] = []
+        self._pumps: list[Pump] = []
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -71,7 +49,7 @@ class LoopThread:
     def run(self, coroutine: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
         """Run a coroutine and wait; an interrupt cancels it and raises `KeyboardInterrupt`.
 
-        `tick` is called on this thread about every `TICK_S` seconds while waiting.
+        `tick` is called on this thread about ten times a second while waiting.
         """
         result: list[T] = []
 
@@ -79,7 +57,8 @@ class LoopThread:
             yield await coroutine
 
         try:
-            self.drain(once(), result.append, tick)
+            # What has ended is not undone by an interrupt that comes too late.
+            self._drained(once(), result.append, tick)
         finally:
             if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
                 coroutine.close()
@@ -90,66 +69,91 @@ class LoopThread:
         source: AsyncGenerator[T, None],
         take: Callable[[T], None],
         tick: Callable[[], None] | None = None,
+        rest: Callable[[], float] | None = None,
     ) -> None:
         """Iterate `source` on the loop and hand every item to `take` on this thread.
 
+        `tick` is called after what was there was taken, and about ten times a second where nothing
+        comes. Then this thread does not wake up for `rest()` seconds: each time that it does for an
+        item, it takes the GIL from whoever produces them.
+
         While it runs, SIGINT arrives as a message in the inbox, never as an exception in the
-        middle of a line: nothing that was produced is lost, and no display is torn.
+        middle of a line: nothing that was produced is lost, and no display is torn. One that comes
+        when everything has been taken still counts: what is in a loop of calls is stopped by it.
         """
+        if self._drained(source, take, tick, rest).is_interrupted():
+            raise KeyboardInterrupt
+
+    def _drained(
+        self,
+        source: AsyncGenerator[T, None],
+        take: Callable[[T], None],
+        tick: Callable[[], None] | None = None,
+        rest: Callable[[], float] | None = None,
+    ) -> Pump:
         inbox: Inbox = queue.SimpleQueue()
-        with self._listed(inbox), interrupts_to(inbox):
-            pump = _Pump(self, source, inbox)
-            try:
-                for item in pump.items(tick):
-                    take(item)
-            finally:
-                pump.stop()
+        with interrupts_to(inbox):
+            pump = Pump(self.loop, source, inbox)
+            with self._listed(pump):
+                try:
+                    for item in pump.items(tick, rest):
+                        take(item)
+                finally:
+                    pump.stop()
+        return pump
 
     @contextlib.contextmanager
-    def _listed(self, inbox: Inbox) -> Iterator[None]:
-        self._inboxes.append(inbox)
+    def _listed(self, pump: Pump) -> Iterator[None]:
+        self._pumps.append(pump)
         try:
             yield
         finally:
-            self._inboxes.remove(inbox)
+            self._pumps.remove(pump)
 
     def interrupt(self) -> None:
-        """Do to every `drain` what SIGINT does, from any thread."""
-        for inbox in tuple(self._inboxes):
-            inbox.put(_Interrupt())
+        """Do what SIGINT does to all that is waited for, from any thread."""
+        for pump in tuple(self._pumps):
+            pump.interrupt()
 
     def iterate(self, source: AsyncGenerator[T, None]) -> Iterator[T]:
         """Iterate `source` on the loop; leaving early cancels it and waits for its clean-up."""
         inbox: Inbox = queue.SimpleQueue()
         with interrupts_to(inbox):
-            pump = _Pump(self, source, inbox)
-        try:
-            items = pump.items(None)
-            while True:
-                # Only while this thread waits here: between items, SIGINT belongs to the user.
-                with interrupts_to(inbox):
-                    try:
-                        item = next(items)
-                    except StopIteration:
-                        return
-                yield item
-        finally:
-            pump.stop()
+            pump = Pump(self.loop, source, inbox)
+        with self._listed(pump):
+            try:
+                yield from self._turns(pump, inbox)
+            finally:
+                pump.stop()
+        if pump.is_interrupted():
+            raise KeyboardInterrupt
+
+    def _turns(self, pump: Pump, inbox: Inbox) -> Iterator[Any]:
+        items = pump.items()
+        while True:
+            # Only while this thread waits here: between items, SIGINT belongs to the user.
+            with interrupts_to(inbox):
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+            yield item
 
     async def relay(self, source: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """Iterate `source` on the loop thread for a coroutine of another loop."""
-        pump = _Pump(self, source, queue.SimpleQueue())
-        try:
-            while True:
-                for item in pump.ready():
-                    if isinstance(item, _End):
-                        if item.error is not None:
-                            raise item.error
+        pump = Pump(self.loop, source, queue.SimpleQueue())
+        with self._listed(pump):
+            try:
+                while True:
+                    for item in pump.ready():
+                        yield item
+                    if pump.ended():
                         return
-                    yield item
-                await pump.wait_elsewhere()
-        finally:
-            await pump.stop_elsewhere()
+                    if pump.is_interrupted():
+                        raise Interrupted("Stopped.")
+                    await pump.wait_elsewhere()
+            finally:
+                await pump.stop_elsewhere()
 
     async def arun(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Await a coroutine that runs on the loop thread, from a coroutine of another loop."""
@@ -187,129 +191,6 @@ async def _cancel_all() -> None:
     await asyncio.gather(*others, return_exceptions=True)
 
 
-class _Wake:
-    """Wakes a waiting loop, once: every further time would cost both threads a turn at the GIL."""
-
-    __slots__ = ("_called", "_event", "_loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
-        self._loop, self._event, self._called = loop, event, False
-
-    def __call__(self) -> None:
-        if not self._called:
-            self._called = True
-            # The waiting loop may have closed meanwhile; then nobody is left to be woken.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._event.set)
-
-
-class _Pump:
-    """Moves the items of an async generator into an inbox that another thread reads."""
-
-    def __init__(self, owner: LoopThread, source: AsyncGenerator[Any, None], inbox: Inbox) -> None:
-        self.inbox = inbox
-        self._wake: _Wake | None = None
-        self._done = threading.Event()
-        self._loop = owner.loop
-        self._task: asyncio.Task[None] | None = None
-        self._deadline = math.inf
-        self._loop.call_soon_threadsafe(self._start, source)
-
-    def _start(self, source: AsyncGenerator[Any, None]) -> None:
-        self._task = asyncio.ensure_future(self._move(source))
-        # A callback, not a `finally`: a task cancelled before its first step never enters its body.
-        self._task.add_done_callback(self._finish)
-
-    async def _move(self, source: AsyncGenerator[Any, None]) -> None:
-        async with contextlib.aclosing(source):
-            async for item in source:
-                self._put(item)
-
-    def _finish(self, task: asyncio.Task[None]) -> None:
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        self._done.set()
-        self._put(_End(error))
-
-    def _put(self, item: object) -> None:
-        self.inbox.put(item)
-        if self._wake is not None:
-            self._wake()
-
-    def items(self, tick: Callable[[], None] | None) -> Iterator[Any]:
-        """Yield until the end; raise what ended it, or `KeyboardInterrupt` after a clean stop."""
-        while True:
-            item = self._get(TICK_S)
-            if isinstance(item, _Nothing):
-                if tick is not None:
-                    tick()
-            elif isinstance(item, _Interrupt):
-                yield from self._last_items()
-                raise KeyboardInterrupt
-            elif isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
-                return
-            else:
-                yield item
-
-    def _last_items(self) -> Iterator[Any]:
-        """Cancel, then yield what still comes within the grace time or until a second interrupt."""
-        self._cancel()
-        while (left := self._deadline - time.monotonic()) > 0:
-            item = self._get(min(left, TICK_S))
-            if isinstance(item, _Interrupt):
-                self._deadline = 0.0
-            elif isinstance(item, _End):
-                return
-            elif not isinstance(item, _Nothing):
-                yield item
-
-    def _get(self, timeout: float) -> Any:
-        with contextlib.suppress(queue.Empty):
-            return self.inbox.get(timeout=timeout)
-        return _Nothing()
-
-    def _cancel(self) -> None:
-        """Cancel, only once: a second time would break off the clean-up that the first began."""
-        if self._deadline < math.inf:
-            return
-        self._deadline = time.monotonic() + GRACE_S
-        # The loop may have been closed under us (unload, exit): then nothing runs any more.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(lambda: self._task and self._task.cancel())
-
-    def stop(self) -> None:
-        """Cancel if it still runs, and give it what is left of the grace time to clean up."""
-        if not self._done.is_set():
-            self._cancel()
-            self._done.wait(max(0.0, self._deadline - time.monotonic()))
-
-    def ready(self) -> Iterator[Any]:
-        """Yield what is in the inbox now."""
-        while not self.inbox.empty():
-            yield self.inbox.get()
-
-    async def wait_elsewhere(self) -> None:
-        """Wait on the caller's own loop until something may be in the inbox."""
-        loop, event = asyncio.get_running_loop(), asyncio.Event()
-        self._wake = _Wake(loop, event)
-        if self.inbox.empty():
-            # Not `wait_for`: Python 3.11's loses a cancellation that comes together with an item.
-            timer = loop.call_later(TICK_S, event.set)
-            try:
-                await event.wait()
-            finally:
-                timer.cancel()
-
-    async def stop_elsewhere(self) -> None:
-        """Like `stop`, without blocking the caller's loop."""
-        self._wake = None
-        if not self._done.is_set():
-            self._cancel()
-        while not self._done.is_set() and time.monotonic() < self._deadline:
-            await asyncio.sleep(0.02)
-
-
 @contextlib.contextmanager
 def interrupts_to(inbox: Inbox) -> Iterator[None]:
     """Deliver SIGINT as a message in `inbox` instead of an exception at a random line.
@@ -322,7 +203,7 @@ def interrupts_to(inbox: Inbox) -> Iterator[None]:
         return
 
     def deliver(_signal: int, _frame: FrameType | None) -> None:
-        inbox.put(_Interrupt())
+        inbox.put(Interrupt())
 
     previous = signal.signal(signal.SIGINT, deliver)
     try:

@@ -182,7 +182,8 @@ class BackendManager:
     def _same(self, model: str | None, config: LoadConfig, name: str | None) -> Resident | None:
         for resident in self._residents.values():
             asked = model in {resident.asked, resident.name, resident.info.source}
-            if asked and resident.config == config and name in {None, resident.name}:
+            same = asked and resident.config == config and name in {None, resident.name}
+            if same and resident.backend.is_current(resident.name, config):
                 return resident
         return None
 
@@ -254,13 +255,18 @@ class BackendManager:
         return await self.find(name).backend.count(name, messages)
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
-        """Return what a backend could load; from the server in use, if none is named."""
-        if config.base_url is None:
-            used = [
-                r.config for r in self._residents.values() if r.config.backend == config.backend
-            ]
-            config = used[-1] if used else config
+        """Return what a backend could load."""
         return await self._backend(config.backend).models(config)
+
+    def used(self, backend: str) -> LoadConfig | None:
+        """Return what a backend's latest resident was loaded with; from any thread."""
+        configs = [r.config for r in tuple(self._residents.values())]
+        return next((c for c in reversed(configs) if c.backend == backend), None)
+
+    def known(self, backend: str, base_url: str | None = None) -> list[ModelInfo]:
+        """Return what a backend's servers named when they were last asked; from any thread."""
+        built = self._backends.get(backend)
+        return built.known(base_url) if built is not None else []
 
     def snapshot(self, config: GenerationConfig, backend: str) -> Status:
         """Return the state now; safe to call from any thread."""
@@ -301,5 +307,5 @@ def _details(active: Resident | None) -> dict[str, str]:
         "dtype": info.dtype,
         "quantization": info.quantization,
         "revision": info.revision or "",
-    }
+    } | active.backend.details(active.name)
     return {name: value for name, value in details.items() if value}

@@ -70,6 +70,21 @@ def parse_url(backend: str, text: str) -> Place:
     return Place(backend, origin + parts.path.rstrip("/"), origin, _is_local(host))
 
 
+def proxy_to(place: Place) -> str | None:
+    """Return the proxy on the way, without the name and password that its address may hold.
+
+    A proxy has no business between this machine and itself.
+    """
+    # Not at the top: it brings a web client and its certificates, and this is read by `%load_ext`.
+    from urllib.request import getproxies, proxy_bypass
+
+    proxies = getproxies()
+    found = proxies.get(place.url.partition(":")[0]) or proxies.get("all")
+    if place.is_local or not found or proxy_bypass(urlsplit(place.url).hostname or ""):
+        return None
+    return found.rpartition("@")[2].rpartition("/")[2] or found.rpartition("@")[2].strip("/")
+
+
 def _split(text: str) -> SplitResult:
     """Take an address apart; what cannot be taken apart has no parts."""
     try:

@@ -9,9 +9,10 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 
 from llm_magic.errors import LLMMagicError
+from llm_magic.overlap import THOUGHT_ENDS as _CLOSE
+from llm_magic.overlap import THOUGHT_OPENS as _OPEN
+from llm_magic.overlap import overlap
 from llm_magic.types import Chunk
-
-_OPEN, _CLOSE = "<think>", "</think>"
 
 
 class ThinkSplitter:
@@ -30,6 +31,10 @@ class ThinkSplitter:
 
     def feed(self, chunk: Chunk) -> Iterator[Chunk]:
         """Yield what `chunk` is made of: reasoning, text."""
+        if self._is_plain(chunk):
+            self._line_begins = chunk.text.endswith("\n")
+            yield chunk
+            return
         if chunk.reasoning and self._place in {"before", "text"}:
             # The server keeps them apart itself: what looks like a tag is text.
             yield from self.flush()
@@ -39,6 +44,12 @@ class ThinkSplitter:
             return
         pieces = [*self._split(chunk.text), *(self._rest() if chunk.finish_reason else ())]
         yield from self._chunks(chunk, pieces)
+
+    def _is_plain(self, chunk: Chunk) -> bool:
+        """Whether no tag can begin, go on or end in it, which is so for nearly every chunk."""
+        if self._place != "text" or self._held or chunk.reasoning or chunk.finish_reason:
+            return False
+        return "<" not in chunk.text and bool(chunk.text) and "<" not in self._shown
 
     def flush(self) -> Iterator[Chunk]:
         """Yield what was held back when an answer breaks off."""
@@ -83,7 +94,7 @@ class ThinkSplitter:
         kind = "reasoning" if self._place == "in" else "text"
         at = self._closing()
         if at < 0:
-            keep = _overlap(self._held, _CLOSE)
+            keep = overlap(self._held, _CLOSE)
             at = len(self._held) - (keep if self._may_close(len(self._held) - keep) else 0)
             shown, self._held = self._held[:at], self._held[at:]
         else:
@@ -118,11 +129,6 @@ class ThinkSplitter:
         if self._held:
             yield ("reasoning" if self._place == "in" else "text"), self._held
         self._held = ""
-
-
-def _overlap(text: str, mark: str) -> int:
-    """Return the length of the longest end of `text` that begins `mark`."""
-    return next((n for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n])), 0)
 
 
 def _piece(chunk: Chunk, kind: str, text: str) -> Chunk:

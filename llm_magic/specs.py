@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Self, TypeVar, cast, get_args
+from typing import Any, Self, TypeVar, cast, get_args
 
 from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -82,6 +82,11 @@ class OptionModel(BaseModel):
         checked = parse(type(self), {**dict(self), **changes})
         asked = self.model_fields_set | changes.keys()
         return type(self).defaults(dict(checked), asked)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Show a mapping as what people write."""
+        for name, value in super().__repr_args__():
+            yield name, dict(value) if isinstance(value, Mapping) else value
 
     @classmethod
     def defaults(cls, values: Mapping[str, object], asked: set[str]) -> Self:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import html
+import itertools
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Typeset no formulas here: names and errors come from elsewhere, and TeX can carry links and styles.
 NO_MATH = "mathjax_ignore tex2jax_ignore"
-_CELL = "text-align: left; padding: 0.15em 1em 0.15em 0; vertical-align: top;"
+_CELL = (
+    "text-align: left; padding: 0.15em 1em 0.15em 0; vertical-align: top; white-space: pre-wrap;"
+)
 _NOTE = "opacity: 0.7; font-size: 0.85em;"
 
 
@@ -21,10 +25,21 @@ class Table:
     note: str = ""
 
     def __repr__(self) -> str:
+        return self.fitted(None)
+
+    def fitted(self, width: int | None) -> str:
+        """Return it as text; where it is wider than `width`, the last two columns are wrapped."""
         lines = [self.columns, *self.rows] if any(self.columns) else list(self.rows)
         widths = [
             max((len(line[i]) for line in lines), default=0) for i in range(len(self.columns))
         ]
+        if width is not None and sum(widths) + 2 * len(widths) > width and len(widths) > 2:
+            room = max(40, width - sum(widths[:-2]) - 2 * (len(widths) - 1))
+            words = [len(word) for line in lines for word in line[-1].split()]
+            # What is to be typed is not broken in the middle of a word.
+            last = max(*words, min(widths[-1], room * 2 // 5), 1)
+            widths[-2:] = [min(widths[-2], max(room - last, 20)), last]
+            lines = [part for line in lines for part in _wrapped(line, widths)]
         text = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
             for line in lines
@@ -41,4 +56,11 @@ class Table:
         )
         top = f"<thead><tr>{head}</tr></thead>" if any(self.columns) else ""
         note = f'<div style="{_NOTE}">{html.escape(self.note)}</div>' if self.note else ""
-        return f'<div class="{NO_MATH}"><table>{top}<tbody>{body}</tbody></table>{note}</div>'
+        table = f"<table>{top}<tbody>{body}</tbody></table>" if top or body else ""
+        return f'<div class="{NO_MATH}">{table}{note}</div>'
+
+
+def _wrapped(line: Sequence[str], widths: Sequence[int]) -> list[list[str]]:
+    """Return a row as several, each cell no wider than its column."""
+    cells = [textwrap.wrap(c, max(1, w)) or [""] for c, w in zip(line, widths, strict=True)]
+    return [list(row) for row in itertools.zip_longest(*cells, fillvalue="")]

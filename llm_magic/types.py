@@ -60,7 +60,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A whole answer; ``str(reply)`` is its text."""
+    """A whole answer; ``str(reply)`` is its text.
+
+    `left_out` is how many of the oldest turns of its chat were not sent, to make room.
+    """
 
     text: str
     model: str
@@ -70,6 +73,7 @@ class Reply:
     timing: Timing
     messages: Sequence[Message] = field(repr=False)
     reasoning: str = ""
+    left_out: int = 0
 
     def __str__(self) -> str:
         return self.text
@@ -98,6 +102,11 @@ class ModelInfo:
     load_s: float | None = None
     server: str = ""
     resident: int | None = None
+
+    @property
+    def size_here(self) -> int | None:
+        """What it takes of this machine's memory; None where a server has it, or it is unknown."""
+        return None if self.server else self.size
 
 
 @dataclass(frozen=True, slots=True)

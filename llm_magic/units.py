@@ -10,3 +10,8 @@ def human_bytes(size: float) -> str:
     if abs(size) >= 1e6:
         return f"{size / 1e6:.0f} MB"
     return f"{size / 1e3:.0f} kB"
+
+
+def counted(count: int, thing: str = "token") -> str:
+    """Return a number of things: ``1 token``, ``2 tokens``."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from llm_magic.tables import Table
@@ -9,20 +10,31 @@ from llm_magic.types import MemoryUse, ModelInfo, Reply, Unloaded
 from llm_magic.units import human_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llm_magic.calls import DryRun
+    from llm_magic.doctor import Finding
+    from llm_magic.jobs import Job
     from llm_magic.manager import LoadResult, Status
     from llm_magic.session import Session
 
 
 def ending(reply: Reply) -> str:
-    """Return how an answer ended, where it did not simply end."""
+    """Return how an answer ended, where it did not simply end, and what it was not told."""
     limit = reply.usage.completion_tokens
-    return {
+    how = {
         "stop": "",
         "length": f"cut off{f' at {limit} tokens' if limit else ''} (--max-new-tokens)",
         "cancelled": "stopped by you; not whole",
         "truncated": "broken off; not whole",
     }[reply.finish_reason]
+    return " · ".join(part for part in (how, trimmed(reply.left_out)) if part)
+
+
+def trimmed(turns: int) -> str:
+    """Return how many turns of its chat ``--trim`` left out, if any."""
+    what = "the oldest turn was" if turns == 1 else f"the {turns} oldest turns were"
+    return f"{what} left out (--trim)" if turns else ""
 
 
 def footer(reply: Reply, size: int | None) -> str:
@@ -30,7 +42,8 @@ def footer(reply: Reply, size: int | None) -> str:
     usage, timing = reply.usage, reply.timing
     parts = [reply.model]
     if usage.prompt_tokens is not None and usage.completion_tokens is not None:
-        parts.append(f"{usage.prompt_tokens} → {usage.completion_tokens} tokens")
+        reused = f" ({usage.cached_tokens} reused)" if usage.cached_tokens else ""
+        parts.append(f"{usage.prompt_tokens}{reused} → {usage.completion_tokens} tokens")
     if timing.first_token_s is not None:
         parts.append(f"first after {timing.first_token_s:.2f} s")
     if timing.tokens_per_s is not None:
@@ -117,24 +130,24 @@ def _memory_rows(memory: MemoryUse | None) -> list[list[str]]:
 
 def models_table(models: list[ModelInfo], loaded: tuple[ModelInfo, ...]) -> Table:
     """Return ``%llm_models``."""
-    places = {
-        "embedded": "embedded",
-        "folder": "local folder",
-        "gguf": "GGUF file",
-        "cache": "hub cache",
-    }
     rows = [["loaded", info.name, _size(info), _tokens(info)] for info in loaded]
-    rows += [
-        [_where(i) or places.get(i.where, i.where), i.name, _size(i), _tokens(i)] for i in models
-    ]
+    rows += [[_where(i), i.name, _size(i), _tokens(i)] for i in models]
     note = "" if rows else "There is none here. %llm_load MODEL fetches one from the hub."
     return Table(("where", "model", "size", "context"), rows, note)
 
 
+_PLACES = {"folder": "local folder", "gguf": "GGUF file", "cache": "hub cache"}
+
+
+def place(info: ModelInfo) -> str:
+    """Return where a model is: its server, or how it was found on this machine."""
+    return info.server or _PLACES.get(info.where, info.where)
+
+
 def _where(info: ModelInfo) -> str:
-    """Return the server of a model, and the memory it takes there if it is in it now."""
+    """Return the place of a model, and the memory it takes there if it is in it now."""
     taken = f", in memory: {human_bytes(info.resident)}" if info.resident else ""
-    return f"{info.server}{taken}"
+    return f"{place(info)}{taken}"
 
 
 def _size(info: ModelInfo) -> str:
@@ -160,12 +173,38 @@ def dry_run_table(dry: DryRun) -> Table:
         for name, value in dry.config.model_dump(exclude={"stop", "extra"}).items()
         if value is not None and known[name].works_on(dry.backend)
     }
+    if dry.left_out:
+        note += f" · {trimmed(dry.left_out)}"
     note += " · " + ", ".join(f"{name} {value}" for name, value in given.items())
     return Table(("role", "content"), rows, note + " · nothing was called")
 
 
 def _counted(tokens: int | None) -> str:
     return f"{tokens} tokens" if tokens is not None else "tokens unknown: the server counts later"
+
+
+def jobs_table(jobs: Iterable[Job]) -> Table:
+    """Return ``%llm_jobs``: what was begun in the background, how far it is, what was asked."""
+    rows = [
+        [
+            str(job.id), job.state, job.model, "" if job.tokens is None else str(job.tokens),
+            f"{job.seconds:.1f}", first_words(job.prompt),
+        ]
+        for job in jobs
+    ]  # fmt: skip
+    note = "" if rows else "There is none. %%llm -b begins one."
+    return Table(("job", "state", "model", "tokens", "seconds", "prompt"), rows, note)
+
+
+def first_words(text: str, most: int = 48) -> str:
+    """Return the beginning of a text as one line."""
+    line = " ".join(text[: 4 * most].split())
+    return line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
+
+
+def error_line(error: BaseException) -> str:
+    """Return an error as one line, as a failed cell shows it."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def config_table(session: Session) -> Table:
@@ -181,3 +220,13 @@ def config_table(session: Session) -> Table:
         rows.append([name, f"{shown} *" if name in changed else shown, spec.range, spec.help])
     note = "* changed in this session; %llm_config --reset restores." if changed else ""
     return Table(("setting", "value", "range", "meaning"), rows, note)
+
+
+def doctor_table(findings: Sequence[Finding]) -> Table:
+    """Return ``%llm_doctor``: each finding, and what to type where something is not well."""
+    rows = [[found.state, found.name, found.text, found.mend] for found in findings]
+    bad = [(kind, sum(f.state == kind for f in findings)) for kind in ("problem", "warn")]
+    names = {"problem": "problem", "warn": "warning"}
+    counts = [f"{n} {names[kind]}{'s' if n > 1 else ''}" for kind, n in bad if n]
+    note = f"{', '.join(counts)}." if counts else "Everything is well."
+    return Table(("", "what", "found", "to mend it"), rows, note)

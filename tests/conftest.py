@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.load_profile("here")
+# Threads that spin while they wait take the cores from the tests beside them (pytest-xdist), and two
+# do not compute a tiny model faster than one. Read when torch is imported, here and in kernels.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
-def model_cache() -> Iterator[Path]:
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return the folder of ``LLM_MAGIC_CACHE_DIR``, with the embedded model converted in it.
 
-    Where the variable is not set, a folder of this session is made, and the variable points to it
-    for this process and the kernels it starts. The conversion takes about 15 s, once.
+    Where the variable is not set, a folder of this run is made, and the variable points to it for
+    this process and the kernels it starts. The conversion takes about 15 s, once: processes that
+    share the tests (pytest-xdist) share it too.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="llm_magic-cache-") as own,
-        pytest.MonkeyPatch.context() as patch,
-    ):
+    own = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        own = own.parent
+    with pytest.MonkeyPatch.context() as patch:
         if not os.environ.get("LLM_MAGIC_CACHE_DIR"):
-            patch.setenv("LLM_MAGIC_CACHE_DIR", own)
+            patch.setenv("LLM_MAGIC_CACHE_DIR", str(own / "models"))
         from llm_magic.backends.local import gguf
 
         file = gguf.embedded_file()

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import html
 import os
 import queue
+import re
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,9 @@ class Ran:
     # Everything shown, in the order of arrival: when, what kind of message, its text.
     arrivals: list[tuple[float, str, str]] = field(default_factory=list)
     updates: int = 0
+    # What the kernel broadcast for it, and how much that was on the wire.
+    messages: int = 0
+    bytes: int = 0
     error: str = ""
     ename: str = ""
     traceback: list[str] = field(default_factory=list)
@@ -79,8 +84,11 @@ class Ran:
 
 
 def within_a_second() -> float:
-    """Return the seconds that one second may take on this machine now: more where others work."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    """Return the seconds that one second may take on a machine where others work, too.
+
+    Whether it is one is not measured here: that takes a quiet machine.
+    """
+    return max(2.5, 2.5 * os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 class Kernel:
@@ -96,13 +104,24 @@ class Kernel:
         self._cells: dict[str, Ran] = {}
         self._displays: dict[str, dict[str, Any]] = {}
 
-    def send(self, code: str, cell_id: str | None = None, *, asks: bool = False) -> str:
-        """Send a cell and return at once with its message id; `asks` allows it to ask for input."""
+    def send(
+        self,
+        code: str,
+        cell_id: str | None = None,
+        *,
+        asks: bool = False,
+        deleted: Sequence[str] = (),
+    ) -> str:
+        """Send a cell and return at once with its message id; `asks` allows it to ask for input.
+
+        `deleted` are the ids of cells that are gone since the last one was sent.
+        """
         content = {
             "code": code, "silent": False, "store_history": True, "user_expressions": {},
             "allow_stdin": asks, "stop_on_error": True,
         }  # fmt: skip
-        metadata = {"cellId": cell_id} if cell_id else {}
+        metadata: dict[str, Any] = {"cellId": cell_id} if cell_id else {}
+        metadata |= {"deletedCells": list(deleted)} if deleted else {}
         message = self.client.session.msg("execute_request", content, metadata=metadata)
         message_id = str(message["header"]["msg_id"])
         self._cells[message_id] = Ran(sent=time.monotonic())
@@ -148,6 +167,17 @@ class Kernel:
             assert not ran.ended, f"the cell ended without showing {word!r}: {ran.text}"
             self._take(deadline)
 
+    def pump(self, seconds: float = 0.5) -> None:
+        """Receive what is shown within some seconds, also under cells that have ended."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                self._sort(self.client.get_iopub_msg(timeout=left))
+
+    def state(self, message_id: str) -> Ran:
+        """Return what has come of a cell until now."""
+        return self._cells[message_id]
+
     def interrupt(self) -> None:
         """Press ■."""
         self.manager.interrupt_kernel()
@@ -159,6 +189,14 @@ class Kernel:
         assert content["cursor_end"] == len(code) or not content["matches"]
         words = code[:start].rpartition(" ")[2]
         return [words + match for match in content["matches"]]
+
+    def completed(self, code: str) -> list[str]:
+        """Press Tab at the | in `code`; returns what it reads with each of the choices."""
+        before, _, after = code.partition("|")
+        reply = self.client.complete(before + after, len(before))
+        content = self._reply(reply, time.monotonic() + 30)
+        start, end = content["cursor_start"], content["cursor_end"]
+        return [f"{before[:start]}{m}{(before + after)[end:]}" for m in content["matches"]]
 
     def help(self, name: str) -> str:
         """Return what ``NAME?`` opens, as plain text."""
@@ -180,11 +218,21 @@ class Kernel:
                 raise AssertionError(f"the cell did not end in time\n{self._stacks()}")
             with contextlib.suppress(queue.Empty):
                 message = self.client.get_iopub_msg(timeout=1)
+        self._sort(message)
+
+    def _sort(self, message: dict[str, Any]) -> None:
         ran = self._cells.get(message["parent_header"].get("msg_id", ""))
+        if ran is not None:
+            ran.messages += 1
+            ran.bytes += self._size(message)
         if message["msg_type"] == "update_display_data":
             self._update(ran, message["content"])
         elif ran is not None:
             self._collect(ran, message)
+
+    def _size(self, message: dict[str, Any]) -> int:
+        parts = ("header", "parent_header", "metadata", "content")
+        return sum(len(self.client.session.pack(message[part])) for part in parts)
 
     def _reply(self, message_id: str, deadline: float) -> dict[str, Any]:
         while True:
@@ -202,7 +250,7 @@ class Kernel:
             shown = content["text"]
             ran.outputs.append({"type": "stream", "name": content["name"], "text": shown})
         elif kind in {"display_data", "execute_result"}:
-            shown = content["data"].get("text/plain", "")
+            shown = _words(content["data"])
             output = {"type": kind, "data": content["data"]}
             ran.outputs.append(output)
             if display_id := content.get("transient", {}).get("display_id"):
@@ -220,7 +268,7 @@ class Kernel:
         self._displays[content["transient"]["display_id"]]["data"] = content["data"]
         if ran is not None:
             ran.updates += 1
-            shown = content["data"].get("text/plain", "")
+            shown = _words(content["data"])
             ran.arrivals.append((time.monotonic(), "update_display_data", shown))
 
     def _stacks(self) -> str:
@@ -233,6 +281,13 @@ class Kernel:
         """Shut the kernel down as a frontend does."""
         self.client.stop_channels()
         self.manager.shutdown_kernel(now=False)
+
+
+def _words(data: dict[str, str]) -> str:
+    """Return an output as text; an answer that is being written comes as HTML alone."""
+    if "text/plain" in data:
+        return data["text/plain"]
+    return html.unescape(re.sub(r"<[^>]*>", "", data.get("text/html", "")))
 
 
 @contextlib.contextmanager
@@ -250,10 +305,13 @@ def kernel(
         startup = Path(folder, "profile_default", "startup")
         startup.mkdir(parents=True)
         (startup / "stacks.py").write_text(_STARTUP)
+        # This checkout is what is tested, whatever is installed.
+        paths = [str(ROOT)]
         if ipykernel:
             other = OTHER_KERNELS / ipykernel
             assert other.is_dir(), f"{other} is missing: type scripts/install-kernels"
-            env["PYTHONPATH"] = str(other)
+            paths.insert(0, str(other))
+        env["PYTHONPATH"] = os.pathsep.join(paths)
         # Sockets in files: ports are chosen before they are taken, and two runs may choose the same.
         manager = KernelManager(transport="ipc", connection_file=f"{folder}/kernel.json")
         manager.start_kernel(env=env, cwd=str(cwd or folder))

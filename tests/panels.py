@@ -42,9 +42,9 @@ def close_widgets() -> None:
 
 
 def press(button: Widget) -> None:
-    """Click as a page does, which sends nothing for a button that is off."""
-    assert not button.disabled, f"{button.description} is off"
-    assert button.layout.display != "none", f"{button.description} is not there"
+    """Click as a page does, once the button is there: it sends nothing for one that is off."""
+    until(lambda: not button.disabled, f"{button.description} is off")
+    until(lambda: button.layout.display != "none", f"{button.description} is not there")
     _arrives(button, {"method": "custom", "content": {"event": "click"}})
 
 
@@ -68,7 +68,7 @@ def _arrives(widget: Widget, data: dict[str, Any]) -> None:
     widget._handle_msg({"content": {"data": data}, "buffers": []})
 
 
-def until(true: Any, otherwise: str = "it does not come", within: float = 3.0) -> None:
+def until(true: Any, otherwise: str = "it does not come", within: float = 10.0) -> None:
     """Wait until something is so; drawing happens on a timer's thread."""
     eventually(true, otherwise, within)
 

@@ -95,7 +95,12 @@ class ScriptedBackend(Backend):
     events: list[str] = field(default_factory=list)
     leaving: list[tuple[str, ...]] = field(default_factory=list)
     resident: list[str] = field(default_factory=list)
+    listed: list[ModelInfo] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+    context: int = 8192
+    counting: bool = True
+
+    counts_here = True
 
     def will(self, *script: Step) -> None:
         """Queue the script of one more answer."""
@@ -108,7 +113,14 @@ class ScriptedBackend(Backend):
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return two models."""
-        return [ModelInfo(name, self.name, where="cache", size=1000) for name in ("big", "tiny")]
+        self.listed = [
+            ModelInfo(name, self.name, where="cache", size=1000) for name in ("big", "tiny")
+        ]
+        return self.listed
+
+    def known(self, base_url: str | None) -> list[ModelInfo]:
+        """Return them, once they were listed."""
+        return self.listed
 
     async def check(
         self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
@@ -125,7 +137,7 @@ class ScriptedBackend(Backend):
         self.resident.append(name)
         return ModelInfo(
             name, "local", where="cache", source=f"/models/{plan.model}", device="cpu",
-            dtype="bfloat16", size=269_000_000, context_length=8192, load_s=0.9,
+            dtype="bfloat16", size=269_000_000, context_length=self.context, load_s=0.9,
         )  # fmt: skip
 
     async def unload(self, name: str) -> Unloaded:
@@ -173,8 +185,9 @@ class ScriptedBackend(Backend):
                 asked.ended = "closed"
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
-        """Count words."""
-        return TokenCount(sum(len(m.content.split()) for m in messages), 8192)
+        """Count words, where it can count."""
+        words = sum(len(m.content.split()) for m in messages)
+        return TokenCount(words if self.counting else None, self.context)
 
     def check_options(self, config: GenerationConfig) -> None:
         """Honour every option of the table."""

@@ -17,7 +17,10 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-Architecture = Literal["llama", "qwen3", "gemma2", "gemma3_text", "mistral", "mamba", "gpt2"]
+Architecture = Literal[
+    "llama", "qwen3", "gemma2", "gemma3_text", "mistral", "mamba", "gpt2", "jamba", "granitemoehybrid",
+    "lfm2", "phi3",
+]  # fmt: skip
 
 CHATML = (
     "{% for message in messages %}"
@@ -42,7 +45,29 @@ _EXTRAS: dict[Architecture, dict[str, Any]] = {
     "mistral": _HEADS | _WINDOW,
     "mamba": {"state_size": 8},
     "gpt2": {"n_head": 4},
-}
+    # Layers with a state beside layers with keys and values.
+    "jamba": {
+        "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 2, "attn_layer_period": 2,
+        "attn_layer_offset": 1, "mamba_dt_rank": 4, "use_mamba_kernels": False,
+    },
+    "granitemoehybrid": {
+        "num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["mamba", "attention"],
+        "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8, "shared_intermediate_size": 64,
+        "num_local_experts": 0,
+    },
+    "lfm2": {
+        "num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"],
+    },
+    # Texts of more than 112 tokens are placed in another way than shorter ones.
+    "phi3": {
+        "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": None,
+        "original_max_position_embeddings": 112,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0, "factor": 4.0,
+            "short_factor": [1.0] * 8, "long_factor": [4.0] * 8,
+        },
+    },
+}  # fmt: skip
 
 
 class Options(TypedDict, total=False):

@@ -13,9 +13,14 @@ from llm_magic.keys import Key
 from llm_magic.places import Place
 from llm_magic.types import Chunk, FinishReason, Usage
 
-# A server that ends for another reason than these ended early.
+# What servers call the end of a whole answer, and the limit; who ends for another reason ended early.
+_WHOLE = (
+    "stop", "eos", "eos_token", "stop_token", "stop_sequence", "end_turn", "end_of_text", "complete",
+    "completed", "done", "tool_calls", "tool_use", "function_call",
+)  # fmt: skip
+_LIMITS = ("length", "max_tokens", "max_length", "model_length", "max_output_tokens")
 _FINISHED: Mapping[str, FinishReason] = {
-    "length": "length", "content_filter": "truncated", "abort": "truncated", "error": "truncated",
+    **dict.fromkeys(_WHOLE, "stop"), **dict.fromkeys(_LIMITS, "length"),
 }  # fmt: skip
 NOTHING = Chunk()
 
@@ -41,7 +46,8 @@ class Reader:
         choice = _first(value.get("choices"))
         part = choice.get("delta") or choice.get("message") or {}
         if choice.get("finish_reason"):
-            self._finish = _FINISHED.get(str(choice["finish_reason"]), "stop")
+            reason = str(choice["finish_reason"]).lower()
+            self._finish = _FINISHED.get(reason, "truncated")
         if not isinstance(part, dict):
             raise MalformedStream("a chunk of an unknown shape")
         text, reasoning = (

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator
 from typing import Any, Protocol
+
+from llm_magic.types import Chunk
 
 # An answer in one line is long; a line without an end is an attack on the memory.
 _HALF = re.compile("[\ud800-\udfff]")
+_decode = json.JSONDecoder().decode
 MAX_LINE = 64 * 1024 * 1024
 
 
@@ -19,11 +24,11 @@ class MalformedStream(ValueError):
 class Decoder(Protocol):
     """Cuts a stream into events."""
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the events that `data` completes."""
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the events that `data` completes."""
 
-    def flush(self) -> Iterator[bytes]:
-        """Yield what is left at the end."""
+    def flush(self) -> list[bytes]:
+        """Return what is left at the end."""
 
 
 class LineDecoder:
@@ -34,8 +39,8 @@ class LineDecoder:
         self._size = 0
         self._after_return = False
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the lines that `data` completes, without their ends."""
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the lines that `data` completes, without their ends."""
         if self._after_return and data:
             # The other half of a \r\n that was cut in the middle.
             data = data[1:] if data[:1] == b"\n" else data
@@ -47,12 +52,12 @@ class LineDecoder:
         if lines and self._parts:
             lines[0] = b"".join([*self._parts, lines[0]])
             self._parts, self._size = [], 0
-        yield from lines
         if rest:
             self._parts.append(rest)
             self._size += len(rest)
             if self._size > MAX_LINE:
                 raise MalformedStream("a line without an end")
+        return lines
 
     def flush(self) -> bytes:
         """Return the last line, if it had no end."""
@@ -61,9 +66,9 @@ class LineDecoder:
 
 
 class EventDecoder:
-    """Server-sent events: yields the data of each; comments and unknown fields are left out.
+    """Server-sent events: returns the data of each; comments and unknown fields are left out.
 
-    An ``error`` event, and llama.cpp's ``error`` field, are yielded as an object with that name.
+    An ``error`` event, and llama.cpp's ``error`` field, are returned as an object with that name.
     """
 
     def __init__(self) -> None:
@@ -71,19 +76,20 @@ class EventDecoder:
         self._data: list[bytes] = []
         self._first, self._is_error = True, False
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the data of the events that `data` completes."""
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the data of the events that `data` completes."""
+        events = []
         for line in self._lines.feed(data):
             if line:
                 self._add(line)
             elif self._data:
-                yield self._take()
+                events.append(self._take())
+        return events
 
-    def flush(self) -> Iterator[bytes]:
-        """Yield an event that the stream ended in: servers forget the empty line after the last."""
+    def flush(self) -> list[bytes]:
+        """Return an event that the stream ended in: servers forget the empty line after the last."""
         self._add(self._lines.flush())
-        if self._data:
-            yield self._take()
+        return [self._take()] if self._data else []
 
     def _add(self, line: bytes) -> None:
         if self._first:
@@ -117,7 +123,7 @@ class Surrogates:
 
     def feed(self, text: str) -> str:
         """Return `text` without halves, but for one at its end that the next piece may complete."""
-        if not self._held and not _HALF.search(text):
+        if not self._held and (text.isascii() or not _HALF.search(text)):
             return text
         text, self._held = self._held + text, ""
         if "\ud800" <= text[-1:] <= "\udbff":
@@ -132,18 +138,19 @@ class Surrogates:
 
 
 class JsonLinesDecoder:
-    """Newline-delimited JSON: yields each line that is not empty."""
+    """Newline-delimited JSON: returns each line that is not empty."""
 
     def __init__(self) -> None:
         self._lines = LineDecoder()
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the lines that `data` completes."""
-        return filter(None, (line.strip() for line in self._lines.feed(data)))
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the lines that `data` completes."""
+        return [line for line in map(bytes.strip, self._lines.feed(data)) if line]
 
-    def flush(self) -> Iterator[bytes]:
-        """Yield the last line, if it had no end."""
-        return filter(None, (self._lines.flush().strip(),))
+    def flush(self) -> list[bytes]:
+        """Return the last line, if it had no end."""
+        line = self._lines.flush().strip()
+        return [line] if line else []
 
 
 def whole_number(value: object) -> int | None:
@@ -163,9 +170,23 @@ def is_whole(event: bytes) -> bool:
 def parse_object(data: bytes) -> dict[str, Any]:
     """Return a JSON object; raises `MalformedStream` for anything else."""
     try:
-        value = json.loads(data)
+        # `json.loads` would look for UTF-16 and for options each time.
+        value = _decode(str(data, "utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
         raise MalformedStream("what is no JSON") from None
     if not isinstance(value, dict):
         raise MalformedStream("JSON that is no object")
     return value
+
+
+async def joined(source: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
+    """Yield the chunks with halves of characters joined: servers cut escaped text anywhere."""
+    text, reasoning = Surrogates(), Surrogates()
+    async with contextlib.aclosing(source):
+        async for chunk in source:
+            said, thought = text.feed(chunk.text), reasoning.feed(chunk.reasoning)
+            if chunk.finish_reason:
+                said, thought = said + text.flush(), thought + reasoning.flush()
+            if said is not chunk.text or thought is not chunk.reasoning:
+                chunk = dataclasses.replace(chunk, text=said, reasoning=thought)
+            yield chunk

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from html import unescape
 from typing import Any
 
-from llm_magic.errors import KeyRejected, RequestRefused, ServerError, ServerUnreachable
+from llm_magic.errors import (
+    KeyRejected,
+    ModelNotFound,
+    OptionError,
+    RequestRefused,
+    ServerError,
+    ServerUnreachable,
+    did_you_mean,
+)
 from llm_magic.keys import Key
 from llm_magic.places import Place
 
@@ -108,6 +116,18 @@ def not_there(place: Place, why: str, start: str) -> ServerUnreachable:
     return ServerUnreachable(f"Nothing listens at {place.origin}. {start}", brief="nothing listens")
 
 
+def no_proxy(place: Place, proxy: str, why: str) -> ServerUnreachable:
+    """Return the error for a way through a proxy that did not come about."""
+    scheme = place.url.partition(":")[0].upper()
+    host = place.label.rpartition(":")[0] or place.label
+    because = f" ({said})" if (said := one_line(why)) else ""
+    return ServerUnreachable(
+        f"The proxy {proxy} leads to no connection to {place.origin}{because}. Mend {scheme}_PROXY,"
+        f" or set NO_PROXY={host} where none is needed.",
+        brief="proxy",
+    )
+
+
 _REFUSED = "Check the options and -p; %%llm --dry-run shows what is sent."
 
 
@@ -141,16 +161,24 @@ def explain(
 
 def _key_rejected(place: Place, key: Key | None, status: int, because: str) -> KeyRejected:
     origin = place.origin
-    if key is None:
+    if key is None and status == 401:
         message = (
-            f"{origin} wants a key ({status}). Put it into an environment variable and name that:"
-            " --key-env NAME."
+            f"{origin} wants a key ({status}). Put it into an environment variable and name"
+            " that: --key-env NAME."
+        )
+    elif key is None:
+        message = (
+            f"{origin} does not let you in ({status}){because}. If it wants a key, put that into an"
+            " environment variable and name it: --key-env NAME."
         )
     else:
-        message = (
-            f"{origin} refuses the key in {key.variable} ({status}){because}. Give the variable the"
-            " right one and load again."
+        whose = "that was typed in for" if key.is_typed else "in"
+        mend = (
+            "Load again to type another."
+            if key.is_typed
+            else "Give the variable the right one and load again."
         )
+        message = f"{origin} refuses the key {whose} {key.variable} ({status}){because}. {mend}"
     return KeyRejected(message, status=status)
 
 
@@ -173,3 +201,42 @@ def _seconds(text: str) -> float | None:
         return None
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return max(0.0, (when - datetime.now(UTC)).total_seconds())
+
+
+def is_too_long(error: RequestRefused) -> bool:
+    """Return whether a server refused a prompt for its length."""
+    asked_too_much = error.status in {400, 413, 422, 500, None}
+    about_length = error.status == 413 or Refusal(str(error)).about_length
+    return asked_too_much and about_length
+
+
+def no_answer(where: Place, kind: str) -> RequestRefused:
+    """Return the error for a body with nothing of an answer in it; `kind` is its content type."""
+    if kind in {"text/event-stream", "application/x-ndjson", ""}:
+        # llama-cpp-python's way to say that the prompt is too long.
+        return RequestRefused(
+            f"{where.origin} sent an empty answer. Is the prompt longer than its context?",
+            brief="an empty answer",
+        )
+    return RequestRefused(
+        f"{where.origin} sent no answer, but {kind}. Is --base-url right? Is it the right kind of server?",
+        brief="no answer",
+    )
+
+
+def only_one(place: Place, names: Sequence[str]) -> str:
+    """Return the one model of a server; raises where there is none or a choice."""
+    if len(names) == 1:
+        return names[0]
+    has = f"It has: {', '.join(names[:8])}" if names else "It lists none"
+    raise OptionError(
+        f"Which model of {place.label}? {has}. Type %llm_load MODEL -b {place.backend}."
+    )
+
+
+def unknown(place: Place, model: str, names: Sequence[str]) -> ModelNotFound:
+    """Return the error for a model that the server does not have."""
+    near = did_you_mean(model, names)
+    if not near and names:
+        near = f" It has: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}."
+    return ModelNotFound(f"{place.label} has no model {model}.{near}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import tenacity
 
-from llm_magic.errors import LLMMagicError, RequestRefused, ServerUnreachable
+from llm_magic.errors import LLMMagicError, RequestRefused, ServerError, ServerUnreachable
 
 # The first one and two more.
 _TRIES = 3
@@ -16,8 +18,10 @@ _BACKOFF = tenacity.wait_exponential_jitter(multiplier=0.5, max=8, jitter=0.5)
 class Patience:
     """The tries of one request: counts them, and says how long to wait for the next."""
 
-    def __init__(self) -> None:
-        self._state = tenacity.RetryCallState(tenacity.AsyncRetrying(), None, (), {})
+    @functools.cached_property
+    def _state(self) -> tenacity.RetryCallState:
+        # At the first failure: most requests know none.
+        return tenacity.RetryCallState(tenacity.AsyncRetrying(), None, (), {})
 
     def next_try(self, error: LLMMagicError) -> float | None:
         """Return the seconds to wait before another try, None if there is none."""
@@ -36,3 +40,9 @@ def _passes(error: LLMMagicError) -> bool:
     if not isinstance(error, RequestRefused) or error.status is None:
         return False
     return error.status in {408, 429} or error.status >= 500
+
+
+def waiting(error: LLMMagicError, wait: float) -> str:
+    """Return what is told while the next try is waited for."""
+    brief = error.brief if isinstance(error, ServerError) else "no answer"
+    return f"{brief}, next try in {max(1, round(wait))} s"

@@ -39,15 +39,30 @@ class TokenCount:
 class Backend(ABC):
     """Something that holds models and streams answers; lives on the loop thread.
 
-    `loading` is the state while one is made ready.
+    `loading` is the state while one is made ready; `counts_here` says that `count` asks nobody.
     """
 
     name: str
     loading: State = "Loading"
+    counts_here = False
 
     @abstractmethod
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return the models that could be loaded, from the server that `config` names if any."""
+
+    def is_current(self, _name: str, _config: LoadConfig) -> bool:
+        """Return whether a load with these options, now, would find what is resident already.
+
+        False where a server's address or key was changed meanwhile, outside of the options.
+        """
+        return True
+
+    def known(self, base_url: str | None) -> list[ModelInfo]:
+        """Return the models that a server named when it was last asked; asks nobody.
+
+        Of all servers, if no `base_url` is given. May be called from any thread.
+        """
+        return []
 
     @abstractmethod
     async def check(
@@ -77,6 +92,12 @@ class Backend(ABC):
         The last chunk carries `finish_reason` and `usage`. Closing the generator stops the work.
         """
 
+    def make_way(self) -> None:  # noqa: B027 - most have nothing to give back
+        """Give back what the calling thread holds that would slow an answer down.
+
+        Called on the thread that asks, before it waits.
+        """
+
     @abstractmethod
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Count the tokens of a conversation as the model would read it."""
@@ -89,6 +110,10 @@ class Backend(ABC):
     @abstractmethod
     def check_extra(self, config: GenerationConfig) -> None:
         """Raise `OptionError` for a ``-p`` option that cannot be passed on."""
+
+    def details(self, _name: str) -> dict[str, str]:
+        """Return what ``%llm_status`` says about a resident model besides its `ModelInfo`."""
+        return {}
 
     @abstractmethod
     def memory(self) -> MemoryUse:

@@ -11,10 +11,11 @@ from llm_magic.backends import _refusals
 from llm_magic.backends._http import END_S, HttpServer
 from llm_magic.backends._lines import JsonLinesDecoder, MalformedStream, parse_object, whole_number
 from llm_magic.backends.base import Report
-from llm_magic.backends.remote import Dialect, Remote, RemoteBackend, entries_with, no_answer
-from llm_magic.config import GenerationConfig, LoadConfig, Settings
+from llm_magic.backends.remote import Dialect, Remote, RemoteBackend, entries_with
+from llm_magic.config import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import LoadFailed, ModelNotFound, RequestRefused, ServerError, did_you_mean
 from llm_magic.keys import Keys
+from llm_magic.places import Place
 from llm_magic.types import Chunk, FinishReason, Message, ModelInfo, Progress, Usage
 from llm_magic.units import human_bytes
 
@@ -33,7 +34,7 @@ _BESIDE = frozenset(
 )
 
 
-def ollama(settings: Settings, keys: Keys) -> OllamaBackend:
+def ollama(settings: ReadSettings, keys: Keys) -> OllamaBackend:
     """Return the backend for Ollama."""
     return OllamaBackend(settings, keys)
 
@@ -47,12 +48,9 @@ class OllamaBackend(RemoteBackend):
         {"model", "messages", "stream", "options", "prompt", "num_predict", "repeat_penalty"}
     )
 
-    def _server(self, config: LoadConfig) -> HttpServer:
-        server = super()._server(config)
-        if server.prefix is None:
-            # Whoever has it set for OpenAI's API means the same server.
-            server.prefix = "/.." if server.place.url.endswith(("/v1", "/api")) else ""
-        return server
+    def _prefix(self, where: Place) -> str:
+        # Whoever has it set for OpenAI's API means the same server.
+        return "/.." if where.url.endswith(("/v1", "/api")) else ""
 
     # -- what the server has ------------------------------------------------------------------
 
@@ -75,7 +73,10 @@ class OllamaBackend(RemoteBackend):
                 status=404,
             ) from None
         listed = value.get("models") if isinstance(value, dict) else None
-        return entries_with("name", listed)
+        entries = entries_with("name", listed)
+        if path == "tags":
+            self._remember(server, [str(entry["name"]) for entry in entries])
+        return entries
 
     def _info(
         self,
@@ -103,7 +104,7 @@ class OllamaBackend(RemoteBackend):
     ) -> tuple[Remote, tuple[str, ...]]:
         entries = await self._entries(server, "tags")
         names = [str(entry["name"]) for entry in entries]
-        model = model or self._only_one(server, names)
+        model = model or _refusals.only_one(server.place, names)
         if config.pull:
             await self._pull(server, model, report)
             entries = await self._entries(server, "tags")
@@ -188,7 +189,7 @@ class OllamaBackend(RemoteBackend):
                 if last is None:
                     raise
             if not heard:
-                raise no_answer(remote.server.place, answer.kind)
+                raise _refusals.no_answer(remote.server.place, answer.kind)
             yield last or Chunk(finish_reason="truncated", time=time.perf_counter())
             await answer.drain()
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from llm_magic.backends import _refusals
 from llm_magic.backends._chat_chunks import NOTHING, Reader
 from llm_magic.backends._http import END_S, HttpServer
 from llm_magic.backends._lines import EventDecoder, MalformedStream, parse_object, whole_number
 from llm_magic.backends.base import Report, TokenCount
-from llm_magic.backends.remote import Dialect, Remote, RemoteBackend, entries_with, no_answer
-from llm_magic.config import GenerationConfig, LoadConfig, Settings
+from llm_magic.backends.remote import Dialect, Remote, RemoteBackend, entries_with
+from llm_magic.config import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import LLMMagicError, RequestRefused, ServerError
 from llm_magic.keys import Keys
 from llm_magic.types import Chunk, Message, ModelInfo
@@ -56,17 +57,17 @@ INSTRUCTLAB = Preset(
 OPENAI = Preset("openai", "Check --base-url, and that the server runs.", _COMMON)
 
 
-def vllm(settings: Settings, keys: Keys) -> OpenAICompatibleBackend:
+def vllm(settings: ReadSettings, keys: Keys) -> OpenAICompatibleBackend:
     """Return the backend for vLLM."""
     return OpenAICompatibleBackend(VLLM, settings, keys)
 
 
-def instructlab(settings: Settings, keys: Keys) -> OpenAICompatibleBackend:
+def instructlab(settings: ReadSettings, keys: Keys) -> OpenAICompatibleBackend:
     """Return the backend for InstructLab, whose servers are llama-cpp-python's or vLLM."""
     return OpenAICompatibleBackend(INSTRUCTLAB, settings, keys)
 
 
-def openai(settings: Settings, keys: Keys) -> OpenAICompatibleBackend:
+def openai(settings: ReadSettings, keys: Keys) -> OpenAICompatibleBackend:
     """Return the backend for OpenAI and whatever speaks like it."""
     return OpenAICompatibleBackend(OPENAI, settings, keys)
 
@@ -78,10 +79,11 @@ class OpenAICompatibleBackend(RemoteBackend):
         {"model", "messages", "stream", "stream_options", "n", "best_of", "prompt"}
     )
 
-    def __init__(self, preset: Preset, settings: Settings, keys: Keys) -> None:
+    def __init__(self, preset: Preset, settings: ReadSettings, keys: Keys) -> None:
+        # Before all else: they say how its servers are talked to.
+        self.name, self.start, self.concurrency = preset.name, preset.start, preset.concurrency
         super().__init__(settings, keys)
         self._preset = preset
-        self.name, self.start, self.concurrency = preset.name, preset.start, preset.concurrency
         # Under the server's own spelling, too, an option has one way to be given.
         self.reserved = self.reserved | (set(preset.options.values()) - set(preset.options))
 
@@ -102,7 +104,9 @@ class OpenAICompatibleBackend(RemoteBackend):
                 continue
             server.prefix = prefix
             listed = value.get("data") if isinstance(value, dict) else value
-            return entries_with("id", listed)
+            entries = entries_with("id", listed)
+            self._remember(server, [str(entry["id"]) for entry in entries])
+            return entries
         for prefix in prefixes:
             if await self._takes_questions(server, prefix):
                 server.prefix = prefix
@@ -146,7 +150,7 @@ class OpenAICompatibleBackend(RemoteBackend):
         entries = await self._entries(server)
         names = [str(entry["id"]) for entry in entries or ()]
         if model is None:
-            model = self._only_one(server, names)
+            model = _refusals.only_one(server.place, names)
         entry: Mapping[str, Any] = next((e for e in entries or () if e["id"] == model), {})
         notes: tuple[str, ...] = ()
         if entries is None:
@@ -167,7 +171,7 @@ class OpenAICompatibleBackend(RemoteBackend):
         except RequestRefused:
             entry = None
         if not isinstance(entry, dict) or entry.get("id") != model:
-            raise self._unknown(server, model, names)
+            raise _refusals.unknown(server.place, model, names)
         return entry
 
     def _dialect(self, server: HttpServer, entry: Mapping[str, Any]) -> Dialect:
@@ -219,14 +223,14 @@ class OpenAICompatibleBackend(RemoteBackend):
                         answer.has_begun()
                     if reader.finished:
                         answer.limit = END_S
-                    if chunk != NOTHING:
+                    if chunk is not NOTHING:
                         yield chunk
             except (ServerError, MalformedStream):
                 # What comes after the end of the answer, or not, is no part of it.
                 if not reader.finished:
                     raise
             if not heard:
-                raise no_answer(remote.server.place, answer.kind)
+                raise _refusals.no_answer(remote.server.place, answer.kind)
             yield reader.end()
             await answer.drain()
 

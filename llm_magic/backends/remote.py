@@ -7,31 +7,30 @@ import contextlib
 import dataclasses
 import time
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import psutil
 
 from llm_magic.backends import _refusals
-from llm_magic.backends._http import HttpServer, Limits
-from llm_magic.backends._lines import MalformedStream, Surrogates
-from llm_magic.backends._retry import Patience
+from llm_magic.backends._http import HttpServer
+from llm_magic.backends._lines import MalformedStream, joined
+from llm_magic.backends._retry import Patience, waiting
+from llm_magic.backends._servers import Servers
 from llm_magic.backends.base import Backend, Plan, Report, TokenCount
-from llm_magic.config import GenerationConfig, LoadConfig, Settings
+from llm_magic.config import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import (
     AnswerBroken,
     LLMMagicError,
-    ModelNotFound,
     ModelNotLoaded,
     OptionError,
     PromptTooLong,
     RequestRefused,
     ServerError,
-    did_you_mean,
 )
-from llm_magic.keys import Key, Keys
-from llm_magic.places import Place, place
+from llm_magic.keys import Keys
+from llm_magic.places import Place, parse_url
 from llm_magic.specs import specs
 from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, State, Unloaded
 
@@ -68,12 +67,11 @@ class RemoteBackend(Backend):
     # Names in the body of a request that are made from something else.
     reserved: frozenset[str] = frozenset()
 
-    def __init__(self, settings: Settings, keys: Keys) -> None:
-        self._settings, self._keys = settings, keys
+    def __init__(self, settings: ReadSettings, keys: Keys) -> None:
         self._remotes: dict[str, Remote] = {}
-        self._servers: dict[tuple[Place, Key | None, Limits], HttpServer] = {}
-        # Of a model that was checked and is not loaded yet.
-        self._planned: HttpServer | None = None
+        # What servers listed, by address: written on the loop, read at a key press.
+        self._listed: dict[str, list[ModelInfo]] = {}
+        self._servers = Servers(settings, keys, self.start, self.concurrency, self._prefix)
 
     # -- what a protocol adds -----------------------------------------------------------------
 
@@ -93,6 +91,10 @@ class RemoteBackend(Backend):
     ) -> AsyncGenerator[Chunk, None]:
         """Ask once; the last chunk carries `finish_reason`."""
 
+    def _prefix(self, where: Place) -> str | None:
+        """Return where the API of a server begins; None if it is not known before it was asked."""
+        return None
+
     def _adapt(self, remote: Remote, error: LLMMagicError, config: GenerationConfig) -> bool:
         """Learn from an error how this server wants it; returns whether asking again may help."""
         return False
@@ -107,19 +109,37 @@ class RemoteBackend(Backend):
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return what the server has."""
-        with self._borrowed(config) as server:
+        with self._servers.borrowed(config) as server:
             # llama-cpp-python drops the answer it is at for any other request, this one too.
             async with server.turns:
                 return await self._patiently(lambda: self._list(server), lambda _progress: None)
+
+    def is_current(self, name: str, config: LoadConfig) -> bool:
+        """Return whether the server would be asked at the same address, with the same key."""
+        return self._servers.is_of(config, self._find_loaded(name).server)
+
+    def known(self, base_url: str | None) -> list[ModelInfo]:
+        """Return what servers listed when they were last asked."""
+        lists = dict(self._listed)
+        if base_url is not None:
+            return lists.get(parse_url(self.name, base_url).url, [])
+        return [info for infos in lists.values() for info in infos]
+
+    def _remember(self, server: HttpServer, names: Sequence[str]) -> None:
+        """Keep the names that a server lists, for completion."""
+        label = server.place.label
+        self._listed[server.place.url] = [
+            ModelInfo(name, self.name, "server", server=label) for name in names
+        ]
 
     async def check(
         self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
     ) -> Plan:
         """See that the server answers and knows the model."""
         began = time.perf_counter()
-        self._planned = None
+        self._servers.planned = None
         try:
-            with self._borrowed(config) as server:
+            with self._servers.borrowed(config) as server:
                 waits = "waiting for a turn at" if server.turns.locked() else "asking"
                 report(Progress(f"{waits} {server.place.label}"))
                 async with server.turns:
@@ -129,7 +149,7 @@ class RemoteBackend(Backend):
         except BaseException:
             await self._close_unused()
             raise
-        self._planned = server
+        self._servers.planned = server
         took = time.perf_counter() - began
         remote.info = dataclasses.replace(remote.info, load_s=took)
         notes = (*self._warnings(server), *self._left_out(), *notes)
@@ -140,7 +160,7 @@ class RemoteBackend(Backend):
         remote = plan.source
         assert isinstance(remote, Remote)
         remote.info = dataclasses.replace(remote.info, name=name)
-        self._remotes[name], self._planned = remote, None
+        self._remotes[name], self._servers.planned = remote, None
         return remote.info
 
     async def unload(self, name: str) -> Unloaded:
@@ -163,11 +183,22 @@ class RemoteBackend(Backend):
         remote = self._find_loaded(name)
         remote.used = True
         turns = remote.server.turns
-        if turns.locked():
-            yield Chunk(notice=f"waiting for a turn at {remote.server.place.label}")
-        async with turns, contextlib.aclosing(self._tries(remote, messages, config)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        async with self._held(remote):
+            if turns.locked():
+                yield Chunk(notice=f"waiting for a turn at {remote.server.place.label}")
+            async with turns, contextlib.aclosing(self._tries(remote, messages, config)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    @contextlib.asynccontextmanager
+    async def _held(self, remote: Remote) -> AsyncIterator[None]:
+        """Keep the connections of an answer that is under way, also when its model is unloaded."""
+        remote.server.users += 1
+        try:
+            yield
+        finally:
+            remote.server.users -= 1
+            await self._close_unused()
 
     async def _tries(
         self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
@@ -175,7 +206,7 @@ class RemoteBackend(Backend):
         patience, told = Patience(), False
         while True:
             try:
-                whole = _joined(self._answer(remote, messages, config))
+                whole = joined(self._answer(remote, messages, config))
                 async with contextlib.aclosing(whole) as chunks:
                     async for chunk in chunks:
                         told = told or bool(chunk.text or chunk.reasoning)
@@ -188,7 +219,7 @@ class RemoteBackend(Backend):
             wait = None if told else patience.next_try(error)
             if wait is None:
                 raise error
-            yield Chunk(notice=_next_try(error, wait))
+            yield Chunk(notice=waiting(error, wait))
             await asyncio.sleep(wait)
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
@@ -211,45 +242,13 @@ class RemoteBackend(Backend):
     async def aclose(self) -> None:
         """Close the connections."""
         self._remotes.clear()
-        self._planned = None
+        self._servers.planned = None
         await self._close_unused()
 
-    # -- servers ------------------------------------------------------------------------------
-
-    def _place(self, config: LoadConfig) -> Place:
-        found = place(config, self._settings)
-        assert found is not None, f"{self.name} has no address among the settings"
-        return found
-
-    def _server(self, config: LoadConfig) -> HttpServer:
-        """Return the one client of a server; loads that differ in its limits have their own."""
-        where = self._place(config)
-        key = self._keys.find(config, where, self._settings)
-        limits = Limits(
-            config.idle_timeout or self._settings.idle_timeout,
-            config.concurrency or self.concurrency,
-        )
-        spec = (where, key, limits)
-        if spec not in self._servers:
-            self._servers[spec] = HttpServer(where, key, limits, self.start)
-        return self._servers[spec]
-
-    @contextlib.contextmanager
-    def _borrowed(self, config: LoadConfig) -> Iterator[HttpServer]:
-        """Use a server that no loaded model belongs to yet, and keep others from closing it."""
-        server = self._server(config)
-        server.users += 1
-        try:
-            yield server
-        finally:
-            server.users -= 1
+    # -- requests -----------------------------------------------------------------------------
 
     async def _close_unused(self) -> None:
-        used = {id(remote.server) for remote in self._remotes.values()}
-        for spec, server in list(self._servers.items()):
-            if id(server) not in used and not server.users and server is not self._planned:
-                del self._servers[spec]
-                await server.aclose()
+        await self._servers.close_unused(remote.server for remote in self._remotes.values())
 
     async def _patiently(self, request: Callable[[], Awaitable[T]], report: Report) -> T:
         """Make a request that may be made again; what nobody listens to is told at once."""
@@ -261,7 +260,7 @@ class RemoteBackend(Backend):
                 wait = patience.next_try(refused)
                 if wait is None:
                     raise
-                words = _next_try(refused, wait)
+                words = waiting(refused, wait)
             report(Progress(words))
             await asyncio.sleep(wait)
 
@@ -290,22 +289,6 @@ class RemoteBackend(Backend):
             return ()
         return (f"Not sent, because {self.name} has no such options: {', '.join(names)}.",)
 
-    def _only_one(self, server: HttpServer, names: Sequence[str]) -> str:
-        """Return the one model of a server; raises where there is none or a choice."""
-        if len(names) == 1:
-            return names[0]
-        has = f"It has: {', '.join(names[:8])}" if names else "It lists none"
-        raise OptionError(
-            f"Which model of {server.place.label}? {has}. Type %llm_load MODEL -b {self.name}."
-        )
-
-    def _unknown(self, server: HttpServer, model: str, names: Sequence[str]) -> ModelNotFound:
-        """Return the error for a model that the server does not have."""
-        near = did_you_mean(model, names)
-        if not near and names:
-            near = f" It has: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}."
-        return ModelNotFound(f"{server.place.label} has no model {model}.{near}")
-
     def _explained(
         self, remote: Remote, error: ServerError | MalformedStream, told: bool
     ) -> LLMMagicError:
@@ -319,23 +302,9 @@ class RemoteBackend(Backend):
             )
         if isinstance(error, MalformedStream):
             return RequestRefused(f"{message} Is it the right kind of server?")
-        if isinstance(error, RequestRefused) and _is_too_long(error):
+        if isinstance(error, RequestRefused) and _refusals.is_too_long(error):
             return PromptTooLong(f"{message}{self._room(remote)}")
         return error
-
-
-def no_answer(where: Place, kind: str) -> RequestRefused:
-    """Return the error for a body with nothing of an answer in it; `kind` is its content type."""
-    if kind in {"text/event-stream", "application/x-ndjson", ""}:
-        # llama-cpp-python's way to say that the prompt is too long.
-        return RequestRefused(
-            f"{where.origin} sent an empty answer. Is the prompt longer than its context?",
-            brief="an empty answer",
-        )
-    return RequestRefused(
-        f"{where.origin} sent no answer, but {kind}. Is --base-url right? Is it the right kind of server?",
-        brief="no answer",
-    )
 
 
 def entries_with(name: str, listed: object) -> list[dict[str, Any]]:
@@ -343,27 +312,3 @@ def entries_with(name: str, listed: object) -> list[dict[str, Any]]:
     if not isinstance(listed, list):
         return []
     return [e for e in listed if isinstance(e, dict) and isinstance(e.get(name), str)]
-
-
-async def _joined(source: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
-    """Yield the chunks with halves of characters joined: servers cut escaped text anywhere."""
-    text, reasoning = Surrogates(), Surrogates()
-    async with contextlib.aclosing(source):
-        async for chunk in source:
-            said, thought = text.feed(chunk.text), reasoning.feed(chunk.reasoning)
-            if chunk.finish_reason:
-                said, thought = said + text.flush(), thought + reasoning.flush()
-            if said is not chunk.text or thought is not chunk.reasoning:
-                chunk = dataclasses.replace(chunk, text=said, reasoning=thought)
-            yield chunk
-
-
-def _is_too_long(error: RequestRefused) -> bool:
-    asked_too_much = error.status in {400, 413, 422, 500, None}
-    about_length = error.status == 413 or _refusals.Refusal(str(error)).about_length
-    return asked_too_much and about_length
-
-
-def _next_try(error: LLMMagicError, wait: float) -> str:
-    brief = error.brief if isinstance(error, ServerError) else "no answer"
-    return f"{brief}, next try in {max(1, round(wait))} s"

@@ -13,6 +13,7 @@ import ipywidgets as widgets
 from llm_magic.errors import LLMMagicError
 from llm_magic.panel.asking import AskSection
 from llm_magic.panel.controls import CopyText
+from llm_magic.panel.jobs import JobsSection
 from llm_magic.panel.loading import LoadSection
 from llm_magic.panel.refresh import Refresher
 from llm_magic.panel.settings import SettingsSection
@@ -38,11 +39,12 @@ class ControlPanel:
         self.loading = LoadSection(self)
         self.settings = SettingsSection(self)
         self.asking = AskSection(self)
+        self.jobs = JobsSection(self)
         self.status = widgets.HTML()
         self.trouble = widgets.HTML()
         self.magic = CopyText(label="Copy", shown=True)
         left = widgets.VBox([self.loading.box, self.settings.box])
-        columns = widgets.Box([left, self.asking.box])
+        columns = widgets.Box([left, widgets.VBox([self.asking.box, self.jobs.box])])
         columns.add_class("llm-columns")
         self.box = widgets.VBox(
             [self.status, self.trouble, columns, _titled("As a magic", self.magic)]
@@ -65,6 +67,7 @@ class ControlPanel:
             self.loading.draw()
             self.settings.draw()
             self.asking.draw()
+            self.jobs.draw()
 
     @contextlib.contextmanager
     def _programmatic(self) -> Iterator[None]:
@@ -98,7 +101,7 @@ class ControlPanel:
                 "<span>This panel belongs to an extension that was reloaded."
                 " Run %llm_panel again.</span></div>"
             )
-            for section in (self.loading, self.settings, self.asking):
+            for section in (self.loading, self.settings, self.asking, self.jobs):
                 section.disable()
 
     # -- from the user to the session ---------------------------------------------------------
@@ -108,12 +111,13 @@ class ControlPanel:
         if self._drawer == threading.get_ident() or self.is_retired:
             return
         with self._lock:
+            # Before, not after: what is begun may fail at once, on a thread of its own.
+            self.tell_trouble("")
             try:
                 magic = action()
             except LLMMagicError as error:
                 self.tell_trouble(str(error))
             else:
-                self.tell_trouble("")
                 if magic:
                     self.magic.value = magic
         self.draw()

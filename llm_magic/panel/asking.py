@@ -5,16 +5,19 @@ from __future__ import annotations
 import html
 import uuid
 from concurrent.futures import wait
-from importlib.metadata import PackageNotFoundError, version
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 
 from llm_magic.calls import Request
-from llm_magic.display import answer_html, muted, thoughts_html
+from llm_magic.display import answer_html, thoughts_html
 from llm_magic.errors import ModelNotLoaded, OptionError
+from llm_magic.growing import Growing
 from llm_magic.jobs import Job
+from llm_magic.live import muted
 from llm_magic.markdown import code_blocks
+from llm_magic.panel.clicks import reach_busy_kernels
 from llm_magic.panel.controls import CopyText, PromptBox
 from llm_magic.panel.equivalent import ask_cell
 from llm_magic.tables import NO_MATH
@@ -35,6 +38,7 @@ class AskSection:
         self._panel = panel
         self._job: Job | None = None
         self._drawn: object = None
+        self._growing = Growing()
         self.prompt = PromptBox(
             self.ask, label="Prompt", placeholder="Ask the model … (Ctrl+Enter sends)"
         )
@@ -69,7 +73,7 @@ class AskSection:
         self._panel.act(lambda: self._ask(text))
 
     def _ask(self, text: str) -> str:
-        if self._job is not None and not self._job.is_over:
+        if self._job is not None and not self._job.done:
             raise OptionError("An answer is being written. Stop it first.")
         if not text.strip():
             raise OptionError("The prompt is empty.")
@@ -83,14 +87,14 @@ class AskSection:
         return ask_cell(text, chat)
 
     def _stop(self) -> None:
-        if self._job is not None and not self._job.is_over:
+        if self._job is not None and not self._job.done:
             self._job.stop()
         else:
             self._panel.session.interrupt()
 
     def _clear(self) -> str | None:
         job, self._job = self._job, None
-        if job is not None and job.future is not None and not job.is_over:
+        if job is not None and job.future is not None and not job.done:
             # Or what it leaves would be the first turn of the next conversation.
             job.stop()
             wait([job.future], timeout=1)
@@ -105,11 +109,13 @@ class AskSection:
     def draw(self) -> None:
         """Show the answer as far as it is."""
         session, job = self._panel.session, self._job
-        own = job is not None and not job.is_over
-        elsewhere = bool(session.answering) and not own
+        own = job is not None and not job.done
+        # Those of cells have their own stop, in the list of jobs.
+        listed = {one.draft for one in session.jobs.running if one.screen is not None}
+        elsewhere = any(draft not in listed for draft in session.answering) and not own
         self.send.disabled = own
         self.stop.disabled = not (own or elsewhere)
-        begun = {one.draft for one in session.running}
+        begun = {one.draft for one in session.jobs.running}
         in_cell = any(draft not in begun for draft in session.answering)
         self.stop.tooltip = _stop_hint(in_cell)
         self.clear.layout.display = "" if self.chat.value else "none"
@@ -134,15 +140,14 @@ class AskSection:
     def _draw_turns(self) -> None:
         chats = self._panel.session.chats.all()
         chat = next((one for one in chats if one.name == CHAT), None)
-        turns = chat.turns[-_SHOWN_TURNS:] if chat and self.chat.value else []
+        # What a cell has made stale is not sent any more: it would look like what was.
+        turns = chat.fresh[-_SHOWN_TURNS:] if chat and self.chat.value else ()
         job = self._job
         if job is not None and turns and turns[-1].answer.content == job.draft.text:
             # It stands below, with its footer.
             turns = turns[:-1]
         self.turns.value = "".join(
-            _asked(turn.question.content)
-            + f'<div class="llm-turn">{answer_html(turn.answer.content, "markdown")}</div>'
-            for turn in turns
+            _turn(turn.question.content, turn.answer.content) for turn in turns
         )
 
     def _draw_answer(self, job: Job | None) -> None:
@@ -160,11 +165,11 @@ class AskSection:
         question = job.draft.call.messages[-1].content
         asked = _asked(question)
         thoughts = thoughts_html(reasoning)
-        answer = answer_html(text, "markdown") if text.strip() else ""
+        answer = self._growing.render(text.lstrip()) if text.strip() else ""
         self.answer.value = (
             f'{asked}<div class="llm-turn">{thoughts}{answer}{muted(_below(job))}</div>'
         )
-        if job.is_over:
+        if job.done:
             blocks = code_blocks(text)
             self.take.value = text.strip()
             self.take.code = blocks[0].code.rstrip("\n") if blocks else ""
@@ -179,6 +184,12 @@ class AskSection:
             button.disabled = True
 
 
+@lru_cache(maxsize=_SHOWN_TURNS)
+def _turn(question: str, answer: str) -> str:
+    """Return a turn that is over; all of them come again with every word of the next."""
+    return f'{_asked(question)}<div class="llm-turn">{answer_html(answer, "markdown")}</div>'
+
+
 def _asked(question: str) -> str:
     """Return a question as it was asked: its formulas are for the model to read."""
     inner = f'<div class="llm-turn llm-asked">{html.escape(question)}</div>'
@@ -186,9 +197,8 @@ def _asked(question: str) -> str:
 
 
 def _below(job: Job) -> str:
-    if job.reply is not None and job.is_over:
-        size = job.draft.call.resident.info.size
-        return footer(job.reply, size if not job.draft.call.resident.info.server else None)
+    if job.reply is not None and job.done:
+        return footer(job.reply, job.draft.call.resident.info.size_here)
     return job.notice or ("…" if job.state == "running" else "thinking …")
 
 
@@ -196,15 +206,6 @@ def _stop_hint(in_cell: bool) -> str:
     """Return what stops an answer; a cell's only where the kernel takes a click meanwhile."""
     if not in_cell:
         return "An answer is being written: Stop ends it."
-    if _clicks_reach_busy_kernels():
+    if reach_busy_kernels():
         return "A cell is answering: Stop ends it."
     return "A cell is answering: ■ in the toolbar stops it."
-
-
-def _clicks_reach_busy_kernels() -> bool:
-    """Return whether this kernel handles a click while a cell runs: ipykernel 7.1 to 7.3 do."""
-    try:
-        major, minor = map(int, version("ipykernel").split(".")[:2])
-    except (PackageNotFoundError, ValueError):
-        return False
-    return major == 7 and 1 <= minor <= 3

@@ -13,7 +13,7 @@ from llm_magic.specs import OptionSpec, specs
 
 def load_line(model: str | None, options: Mapping[str, Any], *, keep: bool = False) -> str:
     """Return the ``%llm_load`` of a load."""
-    words = ["%llm_load", *([quoted(model)] if model else [])]
+    words = ["%llm_load", *([_argument(model)] if model else [])]
     words += _flags(options, specs(LoadConfig))
     return " ".join([*words, *(["--keep"] if keep else [])])
 
@@ -33,18 +33,19 @@ def ask_cell(prompt: str, chat: str | None = None) -> str:
     raw = " --raw" if "{" in prompt else ""
     # IPython takes away what looks like its own prompt, if it stands right below.
     gap = "\n" if prompt.lstrip().startswith((">>>", "In [", "...")) else ""
-    return f"%%llm{f' -c {quoted(chat)}' if chat else ''}{raw}\n{gap}{prompt}"
+    return f"%%llm{f' -c {_argument(chat)}' if chat else ''}{raw}\n{gap}{prompt}"
 
 
 def _flags(options: Mapping[str, Any], known: Mapping[str, OptionSpec]) -> list[str]:
     words: list[str] = []
     for name, value in options.items():
         spec = known[name]
-        if spec.flag is None or value == spec.default:
+        # A default, too: it was chosen in the place of what the settings say.
+        if spec.flag is None or value is False:
             continue
         words.append(spec.flag.names[0])
         if not isinstance(value, bool):
-            words.append(quoted(str(value)))
+            words.append(_argument(str(value)))
     return words
 
 
@@ -57,9 +58,15 @@ def _value(value: object) -> str:
 
 
 def quoted(word: str) -> str:
-    """Return a word as one word of a magic line, where backslashes mean themselves."""
+    """Return a word as one word among others, where backslashes mean themselves."""
     if word and not any(c in word for c in " \t\n\"'?"):
         return word
     if "'" not in word:
         return f"'{word}'"
     return f'"{word}"' if '"' not in word else shlex.quote(word)
+
+
+def _argument(word: str) -> str:
+    """Return a word of a magic's line, where a # at the beginning of a word begins a comment."""
+    written = quoted(word)
+    return f"'{written}'" if written.startswith("#") else written

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import html
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,11 @@ import ipywidgets as widgets
 from llm_magic.backends import BACKENDS, check_name
 from llm_magic.config import LoadConfig
 from llm_magic.errors import LLMMagicError, OptionError
+from llm_magic.panel.clicks import reach_busy_kernels
 from llm_magic.panel.equivalent import load_line
 from llm_magic.places import parse_url
 from llm_magic.specs import OptionSpec, specs
+from llm_magic.types import Progress
 from llm_magic.words import ready_lines, unloaded_line
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ class LoadSection:
     def __init__(self, panel: ControlPanel) -> None:
         self._panel = panel
         settings, table = panel.session.settings, specs(LoadConfig)
-        check_name(settings.backend)
+        check_name(settings.backend, settings.backend)
         self.backend = widgets.Dropdown(
             options=list(BACKENDS), value=settings.backend, description="Backend"
         )
@@ -56,7 +59,10 @@ class LoadSection:
         self.unload = widgets.Button(description="Unload")
         self.list = widgets.Button(description="Refresh list")
         self.told = widgets.HTML()
-        self._bar, self._lists = False, 0
+        # What came of what was done last, and the number of that.
+        self._outcome: Sequence[str] = ()
+        self._numbers = itertools.count(1)
+        self._latest = self._lists = 0
         self.model.add_class("llm-wide")
         self.box = self._assembled()
         self._connect()
@@ -126,7 +132,11 @@ class LoadSection:
     def _load(self) -> str:
         model, options, keep = self.model.value.strip() or None, self.given(), bool(self.keep.value)
         future = self._panel.session.load_later(model, keep=keep, **options)
+        self._latest, self._outcome = next(self._numbers), ()
         future.add_done_callback(self._loaded)
+        usual = (self._panel.session.settings.backend, LoadConfig().backend)
+        if usual == (options["backend"], options["backend"]):
+            del options["backend"]
         return load_line(model, options, keep=keep)
 
     def _loaded(self, future: concurrent.futures.Future[LoadResult]) -> None:
@@ -140,7 +150,6 @@ class LoadSection:
         else:
             self._tell([])
             self._panel.tell_error(error)
-        self._panel.nudge()
 
     def _stop(self) -> None:
         self._panel.session.stop_loading()
@@ -159,26 +168,30 @@ class LoadSection:
         except LLMMagicError as error:
             self._tell([str(error)])
             return
-        self._lists += 1
+        self._lists = self._latest = next(self._numbers)
         future.add_done_callback(partial(self._listed, self._lists))
 
     def _listed(self, number: int, future: concurrent.futures.Future[list[ModelInfo]]) -> None:
+        """Show which models there are; called on the loop thread."""
         if future.cancelled() or number != self._lists:
             return
         error = future.exception()
         if error is None:
             names = [info.name for info in future.result()]
             self.model.options = names
-            self._tell([f"{len(names)} to choose from." if names else "Nothing is listed here."])
+            said = f"{len(names)} to choose from." if names else "Nothing is listed here."
         else:
-            self._tell([str(error)])
+            said = str(error)
+        # Not where a load was begun since: what comes of that is waited for.
+        if number == self._latest:
+            self._tell([said])
+
+    def _tell(self, lines: Sequence[str]) -> None:
+        # Shown by drawing alone: written from here, a drawing that began before could cover it.
+        self._latest, self._outcome = next(self._numbers), lines
+        self._panel.nudge()
 
     # -- what is shown ------------------------------------------------------------------------
-
-    def _tell(self, lines: list[str]) -> None:
-        self._bar = False
-        body = "<br>".join(map(html.escape, lines))
-        self.told.value = f'<div class="llm-told" role="status">{body}</div>'
 
     def draw(self) -> None:
         """Show what applies, and how far a load is."""
@@ -191,24 +204,33 @@ class LoadSection:
         self.model.placeholder = "the one it serves" if default else "the default"
         busy = status.status in {"Loading", "Configuring", "Unloading"}
         self.load.disabled = busy
-        self.stop.layout.display = "" if busy else "none"
+        in_cell = busy and not self._panel.session.loads_later
+        # A click would wait for the cell that it should stop.
+        hint = "■ in the toolbar stops it" if in_cell and not reach_busy_kernels() else ""
+        self.stop.layout.display = "" if busy and not hint else "none"
         self.unload.disabled = busy or not status.models
-        if self._bar and not busy:
-            self._bar, self.told.value = False, ""
-        if busy and status.progress is not None:
-            share = "" if status.progress.share is None else f' value="{status.progress.share:.3f}"'
-            detail = f" ({status.progress.detail})" if status.progress.detail else ""
-            words = html.escape(f"{status.progress.stage}{detail}")
-            self._bar = True
-            self.told.value = (
-                f'<div class="llm-status"><progress max="1"{share} aria-label="{words}"></progress>'
-                f"<span>{words}</span></div>"
-            )
+        progress = status.progress or (Progress("loading") if hint else None)
+        self.told.value = _bar(progress, hint) if busy and progress else self._said()
+
+    def _said(self) -> str:
+        lines = "<br>".join(map(html.escape, self._outcome))
+        return f'<div class="llm-told" role="status">{lines}</div>'
 
     def disable(self) -> None:
         """Let nothing be pressed any more."""
         for button in (self.load, self.stop, self.unload, self.list):
             button.disabled = True
+
+
+def _bar(progress: Progress, hint: str) -> str:
+    """Return how far something is, and a hint."""
+    share = "" if progress.share is None else f' value="{progress.share:.3f}"'
+    detail = f" ({progress.detail})" if progress.detail else ""
+    words = html.escape(f"{progress.stage}{detail}")
+    return (
+        f'<div class="llm-status"><progress max="1"{share} aria-label="{words}"></progress>'
+        f"<span>{words}{f' · {hint}' if hint else ''}</span></div>"
+    )
 
 
 def _control(spec: OptionSpec, label: str) -> Any:

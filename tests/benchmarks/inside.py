@@ -17,7 +17,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 if TYPE_CHECKING:
     from llm_magic.backends.local.backend import LocalTransformersBackend
-    from llm_magic.backends.local.loading import Loaded
+    from llm_magic.backends.local.resident import Loaded
 
 PROMPT = "Write a long story about a lighthouse keeper and a whale. Tell every detail."
 
@@ -127,13 +127,15 @@ def load_bare_and_drop() -> float:
     return seconds
 
 
-def generate(model: Any, tokenizer: Any, tokens: int, streamer: Any = None) -> int:
+def generate(
+    model: Any, tokenizer: Any, tokens: int, streamer: Any = None, prompt: str = PROMPT
+) -> int:
     """Answer as ``model.generate`` does with the settings of the streamed call."""
-    from llm_magic.backends.local.decoding import generate_options
+    from llm_magic.backends.local.parameters import generate_options
     from llm_magic.config import GenerationConfig
 
     config = GenerationConfig(max_new_tokens=tokens, temperature=0)
-    turn = [{"role": "user", "content": PROMPT}]
+    turn = [{"role": "user", "content": prompt}]
     inputs = tokenizer.apply_chat_template(
         turn, add_generation_prompt=True, return_tensors="pt", return_dict=True
     ).to(model.device)
@@ -141,6 +143,58 @@ def generate(model: Any, tokenizer: Any, tokens: int, streamer: Any = None) -> i
     new = output[0, inputs["input_ids"].shape[1] :]
     tokenizer.decode(new, skip_special_tokens=True)
     return len(new)
+
+
+def read(model: Any, tokenizer: Any, prompt: str) -> float:
+    """Return the seconds that ``model.generate`` takes for a prompt and one token."""
+    began = time.perf_counter()
+    generate(model, tokenizer, 1, prompt=prompt)
+    return time.perf_counter() - began
+
+
+class Pipeline:
+    """``pipeline("text-generation")`` as its documentation shows it; it does not stream."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        from transformers import pipeline
+
+        self._pipe: Any = pipeline("text-generation", model=model, tokenizer=tokenizer)
+
+    def __call__(self, tokens: int) -> int:
+        """Answer with the settings of the streamed call; returns the number of tokens."""
+        from llm_magic.backends.local.parameters import generate_options
+        from llm_magic.config import GenerationConfig
+
+        config = GenerationConfig(max_new_tokens=tokens, temperature=0)
+        options = generate_options(self._pipe.model, config, None)
+        turn = [{"role": "user", "content": PROMPT}]
+        (answer,) = self._pipe(turn, return_full_text=False, **options)
+        return len(self._pipe.tokenizer(answer["generated_text"]).input_ids)
+
+
+class OpenAIClient:
+    """The `openai` client as its documentation streams, in a cell."""
+
+    def __init__(self, url: str) -> None:
+        import openai
+
+        self._client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+
+    def __call__(self, model: str, prompt: str, tokens: int) -> str | None:
+        """Print a greedy answer piece by piece; returns why it ended."""
+        reason: str | None = None
+        chunks = self._client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": prompt}],
+            max_tokens=tokens,
+            temperature=0,
+            stream=True,
+        )
+        for chunk in chunks:
+            for choice in chunk.choices:
+                print(choice.delta.content or "", end="")
+                reason = choice.finish_reason or reason
+        return reason
 
 
 def generate_here(tokens: int) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from jupyter_client.manager import KernelManager
 
@@ -21,8 +22,8 @@ watch = inside.Stopwatch()
 
 
 @contextlib.contextmanager
-def fresh_kernel() -> Iterator[Kernel]:
-    """Start a kernel that has done nothing yet.
+def fresh_kernel(python: Path | None = None, **environment: str) -> Iterator[Kernel]:
+    """Start a kernel that has done nothing yet, in the environment of `python` if it is given.
 
     Not the one of the tests: that one tells OpenMP's threads to sleep while they wait, which
     changes the speed of every token.
@@ -34,7 +35,11 @@ def fresh_kernel() -> Iterator[Kernel]:
             if not name.startswith(_SETTINGS) or name == "LLM_MAGIC_CACHE_DIR"
         }
         env |= {"HF_HUB_OFFLINE": "1", "IPYTHONDIR": folder, "PYTHONPATH": str(ROOT)}
+        env |= environment
         manager = KernelManager(transport="ipc", connection_file=f"{folder}/kernel.json")
+        if python is not None:
+            assert manager.kernel_spec is not None
+            manager.kernel_spec.argv[0] = str(python)
         manager.start_kernel(env=env, cwd=folder)
         running = Kernel(manager)
         try:
@@ -44,11 +49,11 @@ def fresh_kernel() -> Iterator[Kernel]:
 
 
 @contextlib.contextmanager
-def loaded_kernel() -> Iterator[Kernel]:
+def loaded_kernel(load: str = "%llm_load") -> Iterator[Kernel]:
     """Start a kernel that holds the embedded model, with `inside`, `watch` and `llm`."""
     with fresh_kernel() as kernel:
         kernel.ok("%load_ext llm_magic\nfrom llm_magic import llm" + _PREPARE)
-        kernel.ok("%llm_load", timeout=300)
+        kernel.ok(load, timeout=300)
         yield kernel
 
 
@@ -69,14 +74,13 @@ def seconds(kernel: Kernel, code: str) -> float:
 
 def ask(kernel: Kernel, tokens: int) -> float:
     """Run one ``%%llm`` cell; returns tokens per second over the whole cell."""
-    cell = f"%%llm -t 0 --max-new-tokens {tokens} -o reply\n{PROMPT}"
-    taken = seconds(kernel, cell)
+    taken = seconds(kernel, f"%%llm -t 0 --max-new-tokens {tokens} -o reply\n{PROMPT}")
     return _rate(kernel.value("reply.usage.completion_tokens"), tokens, taken)
 
 
 def bare(kernel: Kernel, call: str, tokens: int) -> float:
-    """Run one of the peers, ``inside.<call>``; returns tokens per second over the whole cell."""
-    taken = seconds(kernel, f"count = inside.{call}")
+    """Run one of the peers; returns tokens per second over the whole cell."""
+    taken = seconds(kernel, f"count = {call}")
     return _rate(kernel.value("count"), tokens, taken)
 
 

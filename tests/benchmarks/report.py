@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +19,10 @@ from tests.benchmarks.rounds import Rounds
 
 _PACKAGES = (
     "llm_magic", "torch", "transformers", "accelerate", "ipykernel", "ipython", "jupyter_client",
-    "jupyter_ai_magics", "httpx", "openai",
+    "httpx",
 )  # fmt: skip
+
+_FACTS = ("cpu", "memory", "system", "python", "device")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,15 @@ class Target:
 
     sign: str
     limit: float
+
+    def __str__(self) -> str:
+        return f"{self.sign} {self.limit:g}"
+
+    @classmethod
+    def parsed(cls, text: str) -> Target:
+        """Read what `str` writes."""
+        sign, limit = text.split()
+        return cls(sign, float(limit))
 
     def met(self, value: float) -> bool:
         """Whether `value` reaches it."""
@@ -59,23 +70,31 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """What JSON gets."""
-        target = f"{self.target.sign} {self.target.limit:g}" if self.target else None
+        target = str(self.target) if self.target else None
         return {
             "name": self.name, "unit": self.unit, "median": self.median,
             "min": min(self.values, default=None), "max": max(self.values, default=None),
             "values": list(self.values), "target": target, "met": self.met, "note": self.note,
         }  # fmt: skip
 
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Row:
+        """Read what `as_dict` writes."""
+        target = Target.parsed(row["target"]) if row["target"] else None
+        return cls(row["name"], row["unit"], tuple(row["values"]), target, row["note"])
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The rows of one benchmark, and how busy others kept the machine meanwhile."""
+    """The rows of one benchmark, when they were taken, and how busy others kept the machine."""
 
     name: str
     title: str
     rows: tuple[Row, ...]
     others: tuple[float, ...]
     remark: str
+    noisy: bool
+    taken: str
 
     def text(self) -> str:
         """What people read."""
@@ -88,9 +107,17 @@ class Table:
     def as_dict(self) -> dict[str, Any]:
         """What JSON gets."""
         return {
-            "name": self.name, "title": self.title, "other_processes_cpu": list(self.others),
+            "name": self.name, "title": self.title, "taken": self.taken,
+            "other_processes_cpu": list(self.others), "remark": self.remark, "noisy": self.noisy,
             "rows": [row.as_dict() for row in self.rows],
         }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Table:
+        """Read what `as_dict` writes."""
+        rows, others = map(Row.from_dict, table["rows"]), tuple(table["other_processes_cpu"])
+        about = (table["remark"], table["noisy"], table["taken"])
+        return cls(table["name"], table["title"], tuple(rows), others, *about)
 
 
 def ratio(name: str, of: Sequence[float], to: Sequence[float], target: Target | None = None) -> Row:
@@ -102,14 +129,15 @@ def _figures(row: Row) -> str:
     if row.median is None:
         return row.note
     low, high, count = min(row.values), max(row.values), len(row.values)
-    text = f"{_number(row.median):>8} {row.unit:<6} {_number(low)} to {_number(high)}, n={count}"
+    text = f"{number(row.median):>8} {row.unit:<6} {number(low)} to {number(high)}, n={count}"
     if row.target is not None:
         verdict = "met" if row.met else "MISSED"
-        text = f"{text:<46} {row.target.sign} {row.target.limit:g}: {verdict}"
+        text = f"{text:<46} {row.target}: {verdict}"
     return f"{text}  {row.note}" if row.note else text
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A figure with as many digits as can be meant."""
     if abs(value) >= 1000:
         return f"{value:.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
@@ -119,15 +147,14 @@ def measured(
     name: str, title: str, measure: Callable[[Rounds], Iterable[Row]], repeat: int
 ) -> Table:
     """Run one benchmark."""
-    rounds = Rounds(repeat)
+    rounds, taken = Rounds(repeat), datetime.now(UTC).isoformat(timespec="seconds")
     rows = tuple(measure(rounds))
-    return Table(name, title, rows, tuple(rounds.shares), rounds.remark)
+    return Table(name, title, rows, tuple(rounds.shares), rounds.remark, rounds.noisy, taken)
 
 
 def machine() -> dict[str, str]:
-    """Where and with what the figures were taken."""
+    """Where and with what the figures are taken."""
     about = {
-        "taken": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": f"{_cpu_name()}, {os.cpu_count()} logical cores",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": platform.platform(),
@@ -150,14 +177,27 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def header(about: dict[str, str]) -> str:
+def header(about: Mapping[str, str]) -> str:
     """The machine and the versions, in lines."""
-    facts = [f"{name} {value}" for name, value in about.items() if name not in _PACKAGES]
-    versions = [f"{name} {about[name]}" for name in _PACKAGES]
+    facts = [f"{name} {value}" for name, value in about.items() if name in _FACTS]
+    versions = [f"{name} {value}" for name, value in about.items() if name not in _FACTS]
     return "\n".join([*facts, ", ".join(versions)])
 
 
-def save(file: Path, about: dict[str, str], tables: Sequence[Table]) -> None:
+def save(file: Path, about: Mapping[str, str], tables: Iterable[Table]) -> None:
     """Write everything that was measured as JSON."""
     content = {"machine": about, "benchmarks": [table.as_dict() for table in tables]}
     file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+def saved(file: Path, about: Mapping[str, str]) -> list[Table]:
+    """Read what earlier runs wrote; raises `ValueError` where they were other circumstances."""
+    if not file.exists():
+        return []
+    content = json.loads(file.read_text("utf-8"))
+    before = content["machine"]
+    other = {name for name in {**about, **before} if about.get(name) != before.get(name)}
+    if other:
+        named = ", ".join(sorted(other))
+        raise ValueError(f"{file} was taken with another {named}. Name another file.")
+    return [Table.from_dict(table) for table in content["benchmarks"]]

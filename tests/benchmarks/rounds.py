@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import psutil
 
@@ -14,18 +16,26 @@ _QUIET = 0.10
 _ENOUGH, _EXTRA = 3, 3
 
 
+class Watch(Protocol):
+    """Sees what share of the CPU others take while it is looked at."""
+
+    def share(self) -> float:
+        """Return it, between 0 and 1."""
+
+
 class Rounds:
     """Repeats a round until enough were quiet; where none is, all count and the table says so."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, others: Callable[[], Watch] | None = None) -> None:
         self.count = count
+        self._others = others or Others
         self.shares: list[float] = []
 
     def run(self, once: Callable[[], Mapping[str, float]]) -> dict[str, tuple[float, ...]]:
         """Call `once` for the figures of one round; returns all figures of the rounds that count."""
         taken: list[tuple[float, Mapping[str, float]]] = []
         while self._more([share for share, _ in taken]):
-            others = Others()
+            others = self._others()
             figures = once()
             taken.append((others.share(), figures))
         quiet = [pair for pair in taken if pair[0] <= _QUIET]
@@ -33,16 +43,34 @@ class Rounds:
         self.shares += [share for share, _ in chosen]
         return {name: tuple(figures[name] for _, figures in chosen) for name in chosen[0][1]}
 
+    def in_turn(self, ways: Mapping[str, Callable[[], float]]) -> dict[str, tuple[float, ...]]:
+        """Take one figure of every way in each round, each round beginning with another one."""
+        order = deque(ways)
+
+        def once() -> dict[str, float]:
+            order.rotate(-1)
+            return {name: ways[name]() for name in order}
+
+        taken = self.run(once)
+        return {name: taken[name] for name in ways}
+
     def _more(self, shares: list[float]) -> bool:
         quiet = sum(share <= _QUIET for share in shares)
         return quiet < self.count and len(shares) < self.count + _EXTRA
 
     @property
+    def noisy(self) -> bool:
+        """Whether rounds count in which others were busy: there were not enough quiet ones."""
+        return any(share > _QUIET for share in self.shares)
+
+    @property
     def remark(self) -> str:
         """How far the figures can be trusted."""
+        if not self.shares:
+            return "nothing was measured"
         share = statistics.median(self.shares)
         text = f"other processes used {share:.0%} of the CPU meanwhile"
-        return f"{text}: NOISE, take it again" if max(self.shares) > _QUIET else text
+        return f"{text}: NOISE, take it again" if self.noisy else text
 
 
 class Others:

@@ -88,11 +88,29 @@ def _answer(model: str) -> tuple[Pace, list[bytes]]:
         delta = {"content": content}
         return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
 
-    usage = {"prompt_tokens": 9, "completion_tokens": pace.count, "total_tokens": pace.count + 9}
     pieces = [event(choices=[choice(PIECE, None)])] * pace.count
-    end = event(choices=[choice("", "stop")]) + event(choices=[], usage=usage)
+    end = event(choices=[choice("", "stop")]) + event(choices=[], usage=_usage(pace))
     pieces[-1] += end + _chunk(b"data: [DONE]\n\n") + _chunk(b"")
     return pace, pieces
+
+
+@functools.cache
+def _whole_answer(model: str) -> tuple[Pace, bytes]:
+    """Return an answer for those who want it in one piece."""
+    pace = Pace.of(model)
+    message = {"role": "assistant", "content": PIECE * pace.count}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+    value = {
+        "id": "chatcmpl-0123456789abcdef", "object": "chat.completion", "created": 1700000000,
+        "model": model, "choices": [choice], "usage": _usage(pace),
+    }  # fmt: skip
+    return pace, _whole(value)
+
+
+def _usage(pace: Pace) -> dict[str, int]:
+    return {
+        "prompt_tokens": 9, "completion_tokens": pace.count, "total_tokens": pace.count + 9,
+    }  # fmt: skip
 
 
 def _chunk(data: bytes) -> bytes:
@@ -130,7 +148,9 @@ class _Connection(asyncio.Protocol):
 
     def _asked(self, path: str, body: bytes) -> None:
         if path.endswith("/chat/completions"):
-            self._begin(json.loads(body)["model"])
+            asked = json.loads(body)
+            begin = self._begin if asked.get("stream") else self._begin_whole
+            begin(asked["model"])
             return
         # Lists hold no paces, so every one can be asked for by its name.
         name = path.rpartition("/models/")[2]
@@ -145,6 +165,10 @@ class _Connection(asyncio.Protocol):
             self._loop.call_at(first, self._send, pieces, 0, first, pace.each_ms / 1000)
         else:
             self._loop.call_at(first, self._transport.write, _STREAM + b"".join(pieces))
+
+    def _begin_whole(self, model: str) -> None:
+        pace, answer = _whole_answer(model)
+        self._loop.call_later(pace.ideal_ms / 1000, self._transport.write, answer)
 
     def _send(self, pieces: list[bytes], index: int, first: float, each: float) -> None:
         if self._transport.is_closing():

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 _ROOT = Path(__file__).parents[2]
-_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
-_CHROMIUM_OPTIONS = (
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
+CHROMIUM_OPTIONS = (
     "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
     "--disable-sync --no-first-run --disable-dev-shm-usage"
 )
@@ -45,7 +44,7 @@ _LAB_SETTINGS = """{
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Start `jupyter lab` with a home of its own, and stop it with its kernels."""
     home = tmp_path_factory.mktemp("jupyter")
-    with _jupyter_lab(home) as server:
+    with jupyter_lab(home) as server:
         yield server
 
 
@@ -56,11 +55,11 @@ def browser() -> Iterator[Browser]:
         from playwright.sync_api import sync_playwright
     except ImportError:
         pytest.fail("The browser tests need Playwright; type: pip install playwright")
-    if not Path(_CHROMIUM).exists():
+    if not Path(CHROMIUM).exists():
         pytest.fail("The browser tests need Chromium; type: apt-get install -y chromium")
     with sync_playwright() as playwright:
-        options = _CHROMIUM_OPTIONS.split()
-        browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=options)
+        options = CHROMIUM_OPTIONS.split()
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
         yield browser
         browser.close()
 
@@ -75,7 +74,7 @@ def lab(server: Server, browser: Browser) -> Iterator[Lab]:
 
 
 @contextmanager
-def _jupyter_lab(home: Path) -> Iterator[Server]:
+def jupyter_lab(home: Path) -> Iterator[Server]:
     (home / "notebooks").mkdir()
     (home / "config" / "labconfig").mkdir(parents=True)
     (home / "config" / "labconfig" / "default_setting_overrides.json").write_text(_LAB_SETTINGS)
@@ -136,6 +135,6 @@ def _wait_until_up(server: Server, process: subprocess.Popen[bytes], log: Path) 
         try:
             with urlopen(f"{server.url}/api/status", timeout=5):
                 return
-        except URLError:
+        except OSError:  # a URLError, or what the connection itself raises
             time.sleep(0.2)
     pytest.fail(f"jupyter lab did not start:\n{log.read_text()[-3000:]}")

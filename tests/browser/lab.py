@@ -43,16 +43,29 @@ class Lab:
         self.server = server
         self._name = ""
 
+    def sources(self) -> list[str]:
+        """Return what stands in the cells, one after the other."""
+        cells: list[str] = self.page.evaluate(
+            "() => window.jupyterapp.shell.currentWidget.content.widgets"
+            ".map(cell => cell.model.sharedModel.getSource())"
+        )
+        return cells
+
+    def is_code(self, index: int) -> bool:
+        """Return whether a cell is one that runs."""
+        kind: str = self.page.evaluate(f"i => {_CELLS}[i].model.type", index)
+        return kind == "code"
+
     def open(self, cells: Sequence[str], name: str = "test.ipynb") -> None:
         """Write a notebook of these code cells, show it and wait for its kernel."""
         (self.server.folder / name).write_text(json.dumps(_notebook(cells)))
-        self._show(name)
+        self.show(name)
 
     def reopen(self) -> None:
         """Save the notebook, leave the page and open the file again; the kernel goes on."""
         self.command("docmanager:save")
         self.page.goto("about:blank")
-        self._show(self._name)
+        self.show(self._name)
 
     def run(self, index: int, timeout: float = 60) -> list[dict[str, Any]]:
         """Run a cell, wait until it and the kernel are done, and return its outputs."""
@@ -62,9 +75,13 @@ class Lab:
 
     def start(self, index: int) -> None:
         """Begin to run a cell, as Ctrl+Enter does, and do not wait for it."""
-        self.page.evaluate(f"i => {{ {_PANEL}.content.activeCellIndex = i; }}", index)
+        self.activate(index)
         # Not awaited: the command's promise ends with the cell.
         self.page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-cell'); }")
+
+    def activate(self, index: int) -> None:
+        """Make a cell the active one."""
+        self.page.evaluate(f"i => {{ {_PANEL}.content.activeCellIndex = i; }}", index)
 
     def wait(self, index: int, timeout: float = 60) -> None:
         """Wait until a started cell is done: it has its number and the kernel is idle."""
@@ -125,7 +142,8 @@ class Lab:
             url = f"{self.server.url}/api/sessions/{session['id']}"
             urlopen(Request(url, method="DELETE"), timeout=30).close()
 
-    def _show(self, name: str) -> None:
+    def show(self, name: str) -> None:
+        """Show a notebook of the server's folder and wait for its kernel."""
         self._name = name
         self.page.goto(f"{self.server.url}/lab/tree/{name}?reset")
         self.page.wait_for_function(_READY, timeout=120 * _SECONDS)

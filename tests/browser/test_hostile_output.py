@@ -26,7 +26,7 @@ _SHOW = """
 for name, text in payloads({leak!r}).items():
     display({show})
 """
-_ANSWER = r'''
+ANSWER = r'''
 ## Fitting a line
 
 Ordinary **least squares** minimises the *sum* of squared residuals, `rss`, over $n$ points
@@ -126,7 +126,7 @@ def test_control_the_same_texts_as_plain_markdown_do_harm(lab: Lab, recorder: Re
 
 
 def test_an_answer_is_typeset_and_follows_the_theme(lab: Lab, tmp_path: Path) -> None:
-    lab.open([f"{_IMPORTS}HTML(render({_ANSWER!r}))"])
+    lab.open([f"{_IMPORTS}HTML(render({ANSWER!r}))"])
     lab.run(0)
     output = lab.output(0)
     output.locator("mjx-container").nth(6).wait_for()

@@ -19,14 +19,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 
-def sources(lab: Lab) -> list[str]:
-    cells: list[str] = lab.page.evaluate(
-        "() => window.jupyterapp.shell.currentWidget.content.widgets"
-        ".map(cell => cell.model.sharedModel.getSource())"
-    )
-    return cells
-
-
 def value(control: Locator) -> float:
     return float(control.input_value())
 
@@ -46,13 +38,11 @@ def test_the_real_model_is_loaded_asked_and_stopped(lab: Lab, model_cache: Path)
     assert panel.button("Stop").is_enabled(), "the answer came at once"
     until(lambda: "tokens/s now" in panel.status(), "no speed")
     panel.button("Stop").click()
-    began = time.monotonic()
     panel.at(".llm-Ready").wait_for(timeout=10_000)
-    assert time.monotonic() - began < 2
+    until(lambda: "stopped by you" in panel.answer(), "it does not say that it was stopped", 10)
     stopped = panel.answer()
     time.sleep(1)
-    assert len(panel.answer()) - len(stopped) < 60, "it goes on"
-    until(lambda: "stopped by you" in panel.answer(), "it does not say that it was stopped", 3)
+    assert panel.answer() == stopped, "it goes on"
     panel.button("Unload").click()
     panel.at(".llm-Inactive").wait_for(timeout=30_000)
 
@@ -126,10 +116,10 @@ def test_code_goes_into_the_next_cell_as_it_is_and_is_not_run(lab: Lab, keys: bo
         put.press("Enter")
     else:
         put.click()
-    until(lambda: len(sources(lab)) == 5, "there is no new cell")
-    until(lambda: sources(lab)[2] == CODE, f"{sources(lab)}")
+    until(lambda: len(lab.sources()) == 5, "there is no new cell")
+    until(lambda: lab.sources()[2] == CODE, f"{lab.sources()}")
     time.sleep(0.5)
-    assert sources(lab)[2:] == [CODE, "'after'", "'last'"]
+    assert lab.sources()[2:] == [CODE, "'after'", "'last'"]
     assert lab.cell(2).locator(".jp-InputPrompt").inner_text().strip() == "[ ]:"
 
 
@@ -166,7 +156,7 @@ def test_ctrl_enter_runs_no_cell_and_keys_do_not_reach_the_notebook(lab: Lab) ->
     for key in ("a", "b", "d", "d", "x", "ArrowDown", "ArrowUp"):
         slider.press(key)
     time.sleep(0.5)
-    assert sources(lab) == [SCRIPTED, "%llm_panel", "ran = True"]
+    assert lab.sources() == [SCRIPTED, "%llm_panel", "ran = True"]
     assert panel.box.is_visible()
     assert slider.evaluate("element => document.activeElement === element"), "it lost the focus"
 
@@ -198,11 +188,12 @@ def test_a_saved_notebook_is_readable_without_its_kernel(lab: Lab) -> None:
     saved: dict[str, Any] = json.loads((lab.server.folder / "test.ipynb").read_text())
     (lab.server.folder / "copy.ipynb").write_text(json.dumps(saved))
     lab.page.goto("about:blank")
-    lab._show("copy.ipynb")
+    lab.show("copy.ipynb")
     still = lab.output(1).locator(".llm-static")
     still.wait_for()
     assert still.is_visible()
     assert "temperature 0.25" in still.inner_text()
     assert "%llm_panel opens it again" in still.inner_text()
-    for output in saved["cells"][1]["outputs"]:
-        assert "".join(output["data"]["text/plain"])
+    # The widget itself has no words there: its repr is a page of markup.
+    texts = ["".join(output["data"]["text/plain"]) for output in saved["cells"][1]["outputs"]]
+    assert texts == ["The control panel of llm_magic", ""]

@@ -30,9 +30,15 @@ def recorder() -> Iterator[Recorder]:
 
 def full(lab: Lab) -> Panel:
     """Return a panel with something everywhere: answer, code, chat, trouble, a changed setting."""
-    lab.open([f"{SCRIPTED}\nbackend.will(*say({_ANSWER!r}))", "%llm_panel"])
+    scripts = (
+        "from tests.scripted import Hang\nbackend.will('one', Hang())\n"
+        f"backend.will(*say({_ANSWER!r}))"
+    )
+    lab.open([f"{SCRIPTED}\n{scripts}", "%llm_panel", f"%%llm -b\nA job. {'long ' * 60}"])
     lab.run(0)
+    lab.run(2)
     panel = open_panel(lab, 1)
+    panel.button("Stop 1").wait_for()
     panel.check("Keep the conversation").click()
     panel.button("Clear").wait_for()
     panel.ask("A question? " + "long " * 60)
@@ -53,7 +59,7 @@ def narrow(lab: Lab, width: int) -> None:
     lab.page.wait_for_timeout(500)
 
 
-# What sticks out of the panel to the right, and texts that are cut off.
+# What sticks out of the panel or of its field to the right, and texts that are cut off.
 _TOO_WIDE = """box => {
     const right = box.getBoundingClientRect().right, found = [];
     const scrolls = element => element !== box && (
@@ -68,6 +74,13 @@ _TOO_WIDE = """box => {
             && element.scrollWidth > element.clientWidth + 1 && element.clientWidth > 0;
         if (cut) found.push(`cut: ${name} ${element.scrollWidth} > ${element.clientWidth}`);
     }
+    for (const field of box.querySelectorAll('.llm-fields > *')) {
+        const edge = field.getBoundingClientRect().right;
+        for (const inner of field.querySelectorAll('*')) {
+            const over = inner.getClientRects().length && inner.getBoundingClientRect().right > edge + 1;
+            if (over) found.push(`over: ${inner.textContent.slice(0, 30)}`);
+        }
+    }
     return found;
 }"""
 
@@ -76,7 +89,7 @@ _TOO_WIDE = """box => {
 def test_it_fits_narrow_and_wide_pages_in_both_themes(lab: Lab, theme: str) -> None:
     panel = full(lab)
     lab.theme(theme)
-    for width in (600, 820, 1000, 1500):
+    for width in (600, 760, 820, 900, 1000, 1500):
         narrow(lab, width)
         assert panel.box.evaluate(_TOO_WIDE) == [], width
         assert panel.button("Load").is_visible()
@@ -196,7 +209,7 @@ from llm_magic.panel import ControlPanel
 panel.asking.chat.value = True
 for text in list(payloads().values()):
     panel.asking.ask(text)
-    while panel.asking._job is None or not panel.asking._job.is_over:
+    while panel.asking._job is None or not panel.asking._job.done:
         time.sleep(0.01)
     panel.tell_trouble(text)
     panel.draw()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from echo_backend import EchoBackend
 
 from llm_magic.session import Session
 from tests.fault_server import CHAT, FaultServer
@@ -31,6 +32,7 @@ class Under:
     server: HttpServer | None = None
     chat: str = CHAT
     options: dict[str, Any] = field(default_factory=dict)
+    echo: EchoBackend | None = None
 
     def load(self, model: str | None = None, **more: Any) -> None:
         """Load its model, or another."""
@@ -39,7 +41,9 @@ class Under:
     def slowly(self) -> None:
         """Make its answers last for seconds."""
         if self.server is not None:
-            self.server.pace = 0.05
+            self.server.pace = 0.5
+        if self.echo is not None:
+            self.echo.pace = 0.5
 
 
 @pytest.fixture
@@ -47,11 +51,14 @@ def under(request: pytest.FixtureRequest) -> Iterator[Under]:
     """Return the backend that the test is parametrized with."""
     name = request.param
     with ExitStack() as stack:
-        session = Session(settings())
+        echo = EchoBackend() if name == "echo" else None
+        session = Session(settings(), create=(lambda _name: echo) if echo is not None else None)
         stack.callback(session.close)
         if name == "local":
             request.getfixturevalue("model_cache")
             case = Under(name, session, None, "./there-is-no-such-folder")
+        elif echo is not None:
+            case = Under(name, session, "parrot", "parrotx", echo=echo)
         else:
             double = OllamaServer() if name == "ollama" else FaultServer()
             server: HttpServer = stack.enter_context(double)

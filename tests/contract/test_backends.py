@@ -1,4 +1,4 @@
-"""The one contract, held by every backend: how it streams, ends, stops and refuses."""
+"""The one contract, held by every backend and the docs' example: streams, ends, stops, refusals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llm_magic.types import Chunk
 from tests.contract.conftest import QUESTION, REMOTE, Under
 from tests.wire import Cut, Hold, delta, ndjson, sse
 
-every = pytest.mark.parametrize("under", ["local", *REMOTE], indirect=True)
+every = pytest.mark.parametrize("under", ["local", "echo", *REMOTE], indirect=True)
 remote = pytest.mark.parametrize("under", REMOTE, indirect=True)
 
 

@@ -37,7 +37,9 @@ def eight_b(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def session() -> Iterator[Session]:
     """Return a session with nothing loaded, untouched by the environment."""
-    fresh = Session(Settings(_env_file=None, LLM_DEVICE=devices.NAME))
+    # Bytes are counted here: what is kept between answers would be among them.
+    settings = Settings(_env_file=None, LLM_DEVICE=devices.NAME, LLM_PREFIX_CACHE="off")
+    fresh = Session(settings)
     yield fresh
     fresh.close()
     devices.settle()

@@ -86,10 +86,15 @@ def build(shape: Shape, folder: Path) -> None:
     devices.settle()
 
 
+def loaded(session: Session) -> Any:
+    """Reach into a session for what is kept with the model."""
+    held: Any = session._manager.find()
+    return held.backend._loaded[held.name]
+
+
 def resident(session: Session) -> Any:
     """Reach into a session for the model itself."""
-    held: Any = session._manager.find()
-    return held.backend._loaded[held.name].model
+    return loaded(session).model
 
 
 def wide_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:

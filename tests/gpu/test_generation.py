@@ -51,6 +51,20 @@ def test_a_closed_stream_stops_within_two_steps(loaded: Session) -> None:
     assert loaded.generate("Hello", max_new_tokens=4).finish_reason == "length"
 
 
+def test_a_graph_says_what_single_steps_say(loaded: Session) -> None:
+    how = loaded.status().backend_details["decoding"]
+    assert how == "captured graph" if devices.ON_GPU else how.startswith("step by step")
+    options: dict[str, Any] = {"max_new_tokens": 64, "temperature": 0, "repetition_penalty": 1.1}
+    replayed = loaded.generate("Hello", **options).text
+    resident = shapes.loaded(loaded)
+    resident.give_room()
+    problem, resident.fast.problem = resident.fast.problem, "for this test"
+    try:
+        assert loaded.generate("Hello", **options).text == replayed
+    finally:
+        resident.fast.problem = problem
+
+
 def test_the_same_seed_the_same_text(loaded: Session) -> None:
     before = devices.random_state()
     first = loaded.generate("Hello", max_new_tokens=32, seed=7)
@@ -66,13 +80,14 @@ def test_memory_that_runs_out_while_a_prompt_is_read(loaded: Session) -> None:
         held = devices.allocated()
         with pytest.raises(DoesNotFit) as failed:
             loaded.generate(_LONG, max_new_tokens=4)
-        assert devices.allocated() == held
+        # Less where what was kept only to be faster was given up.
+        assert devices.allocated() <= held
         assert loaded.generate("Hello", max_new_tokens=4).finish_reason == "length"
     _one_line_that_helps(failed.value)
-    assert devices.allocated() == before
+    assert devices.allocated() <= before
     assert loaded.status().status == "Ready"
     assert loaded.generate(_LONG, max_new_tokens=4).finish_reason == "length"
-    assert devices.allocated() == before
+    assert devices.allocated() <= before
 
 
 @pytest.mark.skipif(not devices.ON_GPU, reason="only a GPU can be filled in the middle")
@@ -87,7 +102,7 @@ def test_memory_that_runs_out_while_it_answers(loaded: Session) -> None:
     assert loaded.last is not None
     assert loaded.last.finish_reason == "truncated"
     assert (loaded.last.usage.completion_tokens or 0) >= 10
-    assert devices.allocated() == before
+    assert devices.allocated() <= before
     assert loaded.generate("Hello", max_new_tokens=4).finish_reason == "length"
 
 

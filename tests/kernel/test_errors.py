@@ -52,6 +52,7 @@ MISTAKES = {
     "%llm_config temperature=9 top_k=3": ("OptionError", "temperature=9 must be 0 to 2."),
     "%llm_config --reset top_k=3": ("OptionError", "--reset does not go with settings."),
     "%llm_unload nobody": ("ModelNotLoaded", "nobody is not loaded"),
+    "%llm_unload nobody --all": ("OptionError", "--all frees every model, not only nobody."),
     "%llm_reset nobody": ("OptionError", "There is no chat 'nobody'"),
     "%llm_models -b nowhere": ("OptionError", "There is no backend 'nowhere'."),
     "%llm_status now": ("OptionError", "%llm_status does not know what to do with 'now'."),

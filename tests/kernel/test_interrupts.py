@@ -51,10 +51,13 @@ def test_random_moments_in_a_row(k: Kernel, record_property: Callable[[str, obje
         if ran.status == "ok":  # it had just ended
             assert k.value("llm.last.finish_reason") in {"stop", "length"}
             continue
-        assert ran.ename == "Interrupted"
+        if ran.ename == "KeyboardInterrupt" and not number % 4:  # the magic had not yet begun
+            continue
+        assert ran.ename == "Interrupted", number
         assert len(ran.traceback) == 1
         if ran.error != "Stopped.":
-            tokens, text = k.value("(llm.last.usage.completion_tokens, llm.last.text.strip())")
+            # Stopped before the prompt was read, nobody has counted yet.
+            tokens, text = k.value("(llm.last.usage.completion_tokens or 0, llm.last.text.strip())")
             assert ran.error == f"Stopped after {tokens} tokens; the answer so far is in llm.last."
             assert k.value("llm.last.finish_reason") == "cancelled"
             assert text in ran.text

@@ -114,39 +114,3 @@ def test_format_raw_is_stdout_and_nothing_else(scripted: Kernel) -> None:
     ran = scripted.ok("%%llm -f raw\n**bold** <b>")
     assert {o["type"] for o in ran.outputs} == {"stream"}
     assert ran.text == "**bold** <b>\n"
-
-
-def test_format_code_offers_the_next_cell_and_runs_nothing(scripted: Kernel) -> None:
-    scripted.ok("made = 0")
-    ran = scripted.ok(
-        "%%llm -f code\nDo this:\n```python\nmade = 1\nprint(made)\n```\nor\n```\n2\n```"
-    )
-    assert [(p["source"], p["text"], p["replace"]) for p in ran.payload] == [
-        ("set_next_input", "made = 1\nprint(made)", False)
-    ]
-    assert scripted.value("made") == 0
-    assert scripted.ok("%%llm -f code\nNo code here.").payload == []
-    assert scripted.ok("%%llm\n```\nmade = 2\n```").payload == []
-
-
-def test_chats_continue_and_a_cell_that_runs_again_replaces_its_turn(scripted: Kernel) -> None:
-    scripted.ok("%%llm -c talk -s Brief.\nOne", cell_id="a")
-    scripted.ok("%%llm -c talk\nTwo", cell_id="b")
-    assert sent(scripted) == [
-        ("system", "Brief."), ("user", "One"), ("assistant", "One"), ("user", "Two"),
-    ]  # fmt: skip
-    scripted.ok("%%llm -c talk\nThree", cell_id="a")
-    assert sent(scripted) == [("system", "Brief."), ("user", "Three")]
-    scripted.ok("%%llm -c talk\nFour", cell_id="c")
-    assert sent(scripted)[1:] == [
-        ("user", "Three"), ("assistant", "Three"), ("user", "Two"), ("assistant", "Two"),
-        ("user", "Four"),
-    ]  # fmt: skip
-    scripted.ok("%%llm\nAlone", cell_id="d")
-    assert sent(scripted) == [("user", "Alone")]
-    assert scripted.ok("%llm_chats").text.split() == ["chat", "turns", "talk", "3"]
-    assert scripted.ok("%llm_reset talk").text == "Forgotten: talk."
-    assert scripted.run("%llm_reset talk").ename == "OptionError"
-    scripted.ok("%%llm -c talk\nFive", cell_id="a")
-    assert sent(scripted) == [("user", "Five")]
-    assert scripted.ok("%llm_reset").text == "Forgotten: talk."

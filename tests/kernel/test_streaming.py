@@ -5,11 +5,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
+from llm_magic.markdown import render
+from tests.benchmarks import producer
 from tests.kernels import Kernel, Ran, kernel
 
 FOOTER = re.compile(
     r"SmolLM2-135M-Instruct · \d+ → \d+ tokens · first after \d+\.\d\d s · \d+(?:\.\d)? tokens/s( · 269 MB)?"
 )
+
+# Of a message, without its content.
+ENVELOPE = 600
 
 
 def footer(ran: Ran) -> str:
@@ -21,10 +28,11 @@ def test_words_come_while_the_model_is_at_work(loaded: Kernel) -> None:
     kinds = [kind for _when, kind, _text in ran.arrivals]
     assert kinds == ["display_data"] + ["update_display_data"] * (len(kinds) - 1)
     assert ran.updates >= 3
-    texts = [text for _when, _kind, text in ran.arrivals]
-    whole = loaded.value("reply.text.strip()")
-    assert all(whole.startswith(text.strip()) for text in texts[:-1] if "thinking" not in text)
-    assert [len(text) for text in texts[:-1]] == sorted(len(text) for text in texts[:-1])
+    texts = [" ".join(text.split()) for _when, _kind, text in ran.arrivals[:-1]]
+    words = [text for text in texts if "thinking" not in text]
+    whole = " ".join(loaded.value("reply.text").split())
+    assert all(whole.startswith(text) for text in words)
+    assert [len(text) for text in words] == sorted(len(text) for text in words)
     first, last = ran.arrivals[0][0], ran.arrivals[-1][0]
     # Half of the time is a wide margin for a display that shows every token as it comes.
     assert first - ran.sent < (last - ran.sent) / 2
@@ -72,6 +80,29 @@ def test_quiet_shows_no_footer(loaded: Kernel) -> None:
     assert ran.text == loaded.value("reply.text.strip()")
     plain = loaded.ok("%%llm --quiet --plain -t 0 -o reply\nSay hello, and nothing else.")
     assert plain.text.rstrip("\n") == loaded.value("reply.text")
+
+
+@pytest.mark.parametrize("flags", ["", "--plain"])
+def test_two_thousand_tokens_are_a_few_messages(scripted: Kernel, flags: str) -> None:
+    text = "".join(producer.tokens(2000))
+    scripted.ok(
+        "from tests.scripted import Pause\n"
+        f"text = {text!r}\n"
+        "tokens = [text[start:start + 4] for start in range(0, len(text), 4)]\n"
+        "backend.will(*[step for token in tokens for step in (token, Pause(0.001))])"
+    )
+    ran = scripted.ok(f"%%llm --quiet {flags} -o reply\nWrite.")
+    assert scripted.value("reply.text == text")
+    a_token_a_message = sum(ENVELOPE + shown for shown in range(4, len(text) + 1, 4))
+    assert ran.messages < 0.03 * 2000 * max(1, ran.seconds / 3)  # slow machines take longer
+    assert ran.bytes < 0.03 * a_token_a_message * max(1, ran.seconds / 3)
+    if flags:
+        assert ran.text.startswith(text)
+        return
+    (output,) = ran.outputs
+    assert ran.updates >= 5
+    assert output["data"]["text/plain"].startswith(text.strip())
+    assert output["data"]["text/html"].startswith(render(text.strip()))
 
 
 def test_without_streaming_there_is_one_display_and_no_update(model_cache: Path) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import secrets
+import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +20,7 @@ from nbformat import NotebookNode
 
 from llm_magic.config import Settings
 from tests.kernels import ROOT
+from tests.notebooks.server import KEY
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SANITIZE = Path(__file__).with_name("sanitize.cfg")
@@ -22,6 +29,10 @@ _PATTERNS: list[tuple[str, str]] = re.findall(
     r"^regex: (.*)$\n^replace: (.*)$", SANITIZE.read_text(encoding="utf-8"), re.MULTILINE
 )
 PATH = _PATTERNS[0]
+# Where the notebooks look for the server: the port that vLLM takes, too.
+_WRITTEN = "localhost:8000"
+SECRET = secrets.token_hex(16)  # the key of that server
+WIDGET = "application/vnd.jupyter.widget-view+json"
 _CELL_TIMEOUT_S = 300  # on a busy machine; about 5 s otherwise
 
 
@@ -39,6 +50,51 @@ def environment(stream: Literal["on", "off"]) -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What a notebook finds around it: where its server is, and the environment of its kernel."""
+
+    server: str = _WRITTEN
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def open(self, path: Path) -> NotebookNode:
+        """Read a notebook that looks for its server where that is."""
+        return _moved(read(path), _WRITTEN, self.server)
+
+    def close(self, book: NotebookNode) -> NotebookNode:
+        """Return the notebook as it was written, with the outputs it has now."""
+        return _moved(book, self.server, _WRITTEN)
+
+
+@contextlib.contextmanager
+def stage(path: Path, stream: Literal["on", "off"]) -> Iterator[Stage]:
+    """Set up what a notebook needs while the block lasts: a profile, and the server, if it asks one."""
+    with tempfile.TemporaryDirectory(prefix="llm_magic-ipython-") as profile:
+        around = {**environment(stream), "IPYTHONDIR": profile}
+        if _WRITTEN not in path.read_text(encoding="utf-8"):
+            yield Stage(environment=around)
+            return
+        around[KEY] = SECRET
+        command = [sys.executable, "-m", "tests.notebooks.server", "--port", "0"]
+        with subprocess.Popen(
+            command, cwd=ROOT, env=around, stdout=subprocess.PIPE, text=True
+        ) as server:
+            try:
+                assert server.stdout is not None
+                # It says so when it is ready.
+                place = server.stdout.readline().strip().rpartition("//")[2]
+                assert place, "the server of the notebooks did not start"
+                yield Stage(place, around)
+            finally:
+                server.terminate()
+
+
+def _moved(book: NotebookNode, before: str, after: str) -> NotebookNode:
+    text = nbformat.writes(book).replace(before, after)
+    moved: NotebookNode = nbformat.reads(text, as_version=4)
+    return moved
+
+
 def read(path: Path) -> NotebookNode:
     """Read a notebook."""
     book: NotebookNode = nbformat.read(path, as_version=4)
@@ -52,19 +108,19 @@ def code_cells(book: NotebookNode) -> list[NotebookNode]:
 
 def run(path: Path, stream: Literal["on", "off"]) -> NotebookNode:
     """Return the notebook as it is after all cells ran; raises where one failed unexpectedly."""
-    book = read(path)
-    client = NotebookClient(
-        book,
-        kernel_name="python3",
-        timeout=_CELL_TIMEOUT_S,
-        coalesce_streams=True,
-        record_timing=False,
-        store_widget_state=False,
-        resources={"metadata": {"path": str(path.parent)}},
-    )
-    with tempfile.TemporaryDirectory(prefix="llm_magic-ipython-") as profile:
-        client.execute(env={**environment(stream), "IPYTHONDIR": profile})
-    return book
+    with stage(path, stream) as around:
+        book = around.open(path)
+        client = NotebookClient(
+            book,
+            kernel_name="python3",
+            timeout=_CELL_TIMEOUT_S,
+            coalesce_streams=True,
+            record_timing=False,
+            store_widget_state=False,
+            resources={"metadata": {"path": str(path.parent)}},
+        )
+        client.execute(env=dict(around.environment))
+        return around.close(book)
 
 
 def sanitized(value: Any) -> Any:
@@ -76,15 +132,15 @@ def sanitized(value: Any) -> Any:
     if isinstance(value, list):
         return [sanitized(item) for item in value]
     if isinstance(value, dict):
-        volatile = {"traceback", "execution_count", "metadata"}
+        volatile = {"traceback", "execution_count", "metadata", WIDGET}
         return {key: sanitized(item) for key, item in value.items() if key not in volatile}
     return value
 
 
 def text(cell: NotebookNode) -> str:
-    """Return what a cell shows as plain text."""
+    """Return what a cell shows as plain text, and of an error what it says."""
     parts = [
-        output.text if output.output_type == "stream" else output.get("data", {}).get("text/plain")
+        output.get("text") or output.get("evalue") or output.get("data", {}).get("text/plain")
         for output in cell.outputs
     ]
     return "\n".join(part for part in parts if part)

@@ -25,8 +25,8 @@ _LANGUAGE = {
 def main(names: Sequence[str]) -> int:
     """Save the notebooks that are named, or all; returns the exit code."""
     for path in [Path(name).resolve() for name in names] or books.NOTEBOOKS:
-        # Without live updates the outputs are those that nbval gets to see.
-        book = books.run(path, stream="off")
+        # As a person's frontend leaves it: what runs in the background ends under its own cell.
+        book = books.run(path, stream="on")
         nbformat.write(cleaned(book), path)
         sys.stdout.write(f"{path.name}: {len(books.code_cells(book))} cells\n")
     return 0
@@ -37,17 +37,19 @@ def cleaned(book: NotebookNode) -> NotebookNode:
     book.metadata = NotebookNode(kernelspec=_KERNEL, language_info=_LANGUAGE)
     for cell in books.code_cells(book):
         cell.metadata = {name: value for name, value in cell.metadata.items() if name == "tags"}
-        cell.outputs = [_without_paths(output) for output in cell.outputs]
+        cell.outputs = [_without_places(output) for output in cell.outputs]
     return book
 
 
-def _without_paths(value: Any) -> Any:
+def _without_places(value: Any) -> Any:
+    """Return outputs without folders of this machine, or widgets of a kernel that is gone."""
     if isinstance(value, str):
         return re.sub(*books.PATH, value)
     if isinstance(value, list):
-        return [_without_paths(item) for item in value]
+        return [_without_places(item) for item in value]
     if isinstance(value, dict):
-        return type(value)({name: _without_paths(item) for name, item in value.items()})
+        kept = {name: item for name, item in value.items() if name != books.WIDGET}
+        return type(value)({name: _without_places(item) for name, item in kept.items()})
     return value
 
 

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,9 +44,9 @@ _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "PYTHONUNBUFFERED": "1",  # tests read the log while it is written
-    # OpenMP's threads spin while they wait: on a busy machine that makes a token take a second.
-    "OMP_WAIT_POLICY": "PASSIVE",
 }
+# OpenMP's threads spin while they wait: on a busy machine that makes a token take a second.
+_POLITE = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,17 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(kind: str, cache: Path, *options: str, timeout: float = 240) -> Iterator[Server]:
+def running(
+    kind: str,
+    cache: Path,
+    *options: str,
+    environment: Mapping[str, str] = _POLITE,
+    timeout: float = 240,
+) -> Iterator[Server]:
     """Start a server with the model in `cache`, wait until it answers, and stop it at the end.
 
-    `options` are added to its command, such as ``"--api-key", "secret"`` for vLLM.
+    `options` are added to its command, such as ``"--api-key", "secret"`` for vLLM. Benchmarks pass
+    an `environment` of their own, so that it computes as it does for everybody.
     """
     python = SERVERS / kind / "bin" / "python"
     assert python.is_file(), f"{python} is missing: type scripts/install-servers {kind}"
@@ -79,7 +86,7 @@ def running(kind: str, cache: Path, *options: str, timeout: float = 240) -> Iter
             str(python), "-m", *_arguments(kind, cache, Path(folder)),
             "--host", _HOST, "--port", str(port), *options,
         ]  # fmt: skip
-        with _process(command, Path(folder)) as process:
+        with _process(command, Path(folder), environment) as process:
             log = Path(folder, "log")
             server = Server(kind, f"http://{_HOST}:{port}", MODELS[kind], log, process)
             _wait(server, port, timeout)
@@ -124,7 +131,9 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def _process(command: list[str], home: Path) -> Iterator[psutil.Process]:
+def _process(
+    command: list[str], home: Path, environment: Mapping[str, str]
+) -> Iterator[psutil.Process]:
     """Run `command` in a process group of its own, which is gone at the end; its log is in `home`."""
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)
@@ -137,7 +146,7 @@ def _process(command: list[str], home: Path) -> Iterator[psutil.Process]:
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=home,
-            env={**inherited, **_ENVIRONMENT, "HF_HOME": str(home)},
+            env={**inherited, **_ENVIRONMENT, **environment, "HF_HOME": str(home)},
             start_new_session=True,
         ) as child,
     ):

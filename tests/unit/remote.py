@@ -51,7 +51,7 @@ def loop_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == "llm_magic-loop"]
 
 
-def eventually(true: Callable[[], bool], otherwise: str, within: float = 1.0) -> None:
+def eventually(true: Callable[[], bool], otherwise: str, within: float = 10.0) -> None:
     """Wait a little for something to be so."""
     deadline = time.monotonic() + within
     while not true():

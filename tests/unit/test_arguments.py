@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_magic.arguments import Parsed, assignments, parse, parse_with_prompt, split
+from llm_magic.arguments import (
+    Parsed,
+    assignments,
+    parse,
+    parse_with_prompt,
+    split,
+    without_comment,
+)
 from llm_magic.config import GenerationConfig, LoadConfig
 from llm_magic.errors import OptionError
 
@@ -41,6 +48,29 @@ def test_a_line_is_split_at_spaces_outside_quotes(line: str, words: list[str]) -
 def test_an_unclosed_quote_is_our_error(line: str) -> None:
     with pytest.raises(OptionError, match="A quote is not closed"):
         split(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "rest"),
+    [
+        ("", ""),
+        ("a b", "a b"),
+        ("# all of it", ""),
+        ("a  # why", "a"),
+        ("a\t#why # and more", "a"),
+        ("model#2 --name '# 1' \"#2\" x'#'# #", "model#2 --name '# 1' \"#2\" x'#'#"),
+        ("--stop '#' # it's a comment", "--stop '#'"),
+        ("it's # open", "it's # open"),
+        ("a\xa0#b \f#c # why", "a\xa0#b \f#c"),
+    ],
+)
+def test_a_comment_ends_a_line(line: str, rest: str) -> None:
+    assert without_comment(line) == rest
+
+
+def test_a_comment_is_no_argument() -> None:
+    assert given_values(parse("llm_unload", "tiny # for now")) == {"name": "tiny"}
+    assert parse_with_prompt("llm", "-t 0 What is # in Python?").rest == "What is # in Python?"
 
 
 # -- the prompt of a line ---------------------------------------------------------------------
@@ -232,6 +262,14 @@ def test_what_is_not_given_is_none_and_not_a_default() -> None:
         ("llm", "--temprature 0", "%llm has no option --temprature. Did you mean --temperature"),
         ("llm_load", "m --quantisation 4bit", "Did you mean --quantization"),
         ("llm", "--temp 0", "%llm has no option --temp."),
+        ("llm", "-T 0", "%llm has no option -T. Did you mean -t?"),
+        ("llm", "-model x", "%llm has no option -model. Did you mean --model?"),
+        (
+            "llm_load",
+            "x -quantization=4bit",
+            "%llm_load has no option -quantization. Did you mean --",
+        ),
+        ("llm_unload", "--al", "%llm_unload has no option --al. Did you mean --all?"),
         ("llm", "hello", "'hello' is no option of %%llm. The prompt goes below the first line"),
         ("llm", "-f html", "invalid choice: 'html'"),
         ("llm", "-t", "expected one argument"),

@@ -1,90 +1,308 @@
-"""Conversations are made of keyed turns: running a cell again replaces its turn."""
+"""A notebook means what it shows: turns are replaced in place, and what followed them is stale."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from llm_magic.chats import Chats, Turn
-from llm_magic.errors import OptionError
+from llm_magic.calls import Request
+from llm_magic.cells import Cell
+from llm_magic.chats import Chats, Context, Turn
+from llm_magic.errors import GenerationFailed, Interrupted, OptionError, ServerUnreachable
+from llm_magic.session import Session
 from llm_magic.types import Message
+from tests.scripted import Hang, ScriptedBackend, say, scripted_session, stop_when
 
 
-def turn(key: str, question: str = "", answer: str = "") -> Turn:
-    return Turn(
-        key,
-        Message("user", question or f"question {key}"),
-        Message("assistant", answer or f"answer {key}"),
-    )
+class Notebook:
+    """Cells with ids, which ask in a chat; every answer is the question in capitals."""
+
+    def __init__(self, session: Session, backend: ScriptedBackend) -> None:
+        self.session, self.backend = session, backend
+
+    def ask(self, cell: str, text: str, system: str | None = None, chat: str = "c") -> list[str]:
+        """Run a cell; returns what was sent: questions in small letters, answers in capitals."""
+        self.backend.will(*say(text.upper()))
+        self.session.answer(Request(text, chat=chat, key=cell, system=system))
+        return self.sent()
+
+    def sent(self) -> list[str]:
+        return [message.content for message in self.backend.asked[-1].messages]
+
+    def turns(self, chat: str = "c") -> list[str]:
+        """Return the questions of a chat, the stale ones in brackets."""
+        turns = self.session.chats.get(chat).turns
+        return [f"({t.question.content})" if t.stale else t.question.content for t in turns]
 
 
-def contents(messages: list[Message]) -> list[str]:
-    return [message.content for message in messages]
+@pytest.fixture
+def notebook() -> Iterator[Notebook]:
+    """Return a notebook whose chat ``c`` has five turns: a to e."""
+    with scripted_session() as (session, backend):
+        made = Notebook(session, backend)
+        for cell in "abcde":
+            made.ask(cell, cell)
+        yield made
 
 
-def test_a_question_sees_the_turns_before_it() -> None:
-    chats = Chats()
-    assert chats.before("c", "1") == []
-    for key in ("1", "2"):
-        chats.record("c", turn(key))
-    assert contents(chats.before("c", "3")) == [
-        "question 1", "answer 1", "question 2", "answer 2",
+def test_a_question_sees_the_turns_above_it(notebook: Notebook) -> None:
+    assert notebook.sent() == ["a", "A", "b", "B", "c", "C", "d", "D", "e"]
+    roles = [message.role for message in notebook.backend.asked[-1].messages]
+    assert roles == ["user", "assistant"] * 4 + ["user"]
+    assert notebook.turns() == ["a", "b", "c", "d", "e"]
+
+
+def test_a_cell_run_again_sees_what_is_above_it_and_makes_the_rest_stale(
+    notebook: Notebook,
+) -> None:
+    assert notebook.ask("b", "other") == ["a", "A", "other"]
+    assert notebook.turns() == ["a", "other", "(c)", "(d)", "(e)"]
+
+
+def test_a_new_cell_is_sent_no_stale_turn(notebook: Notebook) -> None:
+    notebook.ask("b", "other")
+    assert notebook.session.chats.context("c", "f").stale == 3
+    assert notebook.ask("f", "f") == ["a", "A", "other", "OTHER", "f"]
+    assert notebook.turns() == ["a", "other", "(c)", "(d)", "(e)", "f"]
+
+
+def test_running_the_stale_cells_from_the_top_makes_all_fresh_again(notebook: Notebook) -> None:
+    notebook.ask("b", "other")
+    notebook.ask("f", "f")
+    assert notebook.ask("c", "c") == ["a", "A", "other", "OTHER", "c"]
+    assert notebook.turns() == ["a", "other", "c", "(d)", "(e)", "(f)"]
+    assert notebook.ask("d", "d")[-2:] == ["C", "d"]
+    notebook.ask("e", "e")
+    assert notebook.ask("f", "f") == [
+        "a", "A", "other", "OTHER", "c", "C", "d", "D", "e", "E", "f",
     ]  # fmt: skip
-    assert [m.role for m in chats.before("c", "3")] == ["user", "assistant"] * 2
+    assert notebook.turns() == ["a", "other", "c", "d", "e", "f"]
 
 
-def test_a_cell_run_again_sees_only_what_is_above_it_and_replaces_its_turn_in_place() -> None:
+def test_a_stale_cell_run_before_those_above_it_sees_only_the_fresh_ones(
+    notebook: Notebook,
+) -> None:
+    notebook.ask("b", "other")
+    assert notebook.ask("e", "e") == ["a", "A", "other", "OTHER", "e"]
+    assert notebook.turns() == ["a", "other", "(c)", "(d)", "e"]
+    notebook.ask("c", "c")
+    assert notebook.turns() == ["a", "other", "c", "(d)", "(e)"]
+
+
+def test_the_last_cell_run_twice_in_a_row_is_one_turn(notebook: Notebook) -> None:
+    assert notebook.ask("e", "e") == notebook.ask("e", "e")
+    assert notebook.turns() == ["a", "b", "c", "d", "e"]
+
+
+def test_running_all_again_ends_as_the_first_time(notebook: Notebook) -> None:
+    first = notebook.sent()
+    for cell in "abcde":
+        notebook.ask(cell, cell)
+        assert notebook.session.chats.context("c", cell).stale == 0, "no run of all has a note"
+    assert notebook.sent() == first
+    assert notebook.turns() == ["a", "b", "c", "d", "e"]
+
+
+def test_the_same_cell_in_two_chats_is_a_turn_of_each(notebook: Notebook) -> None:
+    assert notebook.ask("b", "b", chat="other") == ["b"]
+    assert notebook.turns() == ["a", "b", "c", "d", "e"]
+    notebook.ask("a", "new")
+    assert notebook.turns("other") == ["b"]
+
+
+# -- failures ---------------------------------------------------------------------------------
+
+
+def test_a_run_that_fails_leaves_the_chat_as_it_was(notebook: Notebook) -> None:
+    notebook.ask("b", "b")
+    before = notebook.turns()
+    for script in ((ServerUnreachable("Gone."),), ("half", GenerationFailed("Broken.")), ("cut",)):
+        notebook.backend.will(*script)
+        request = Request("other", chat="c", key="b")
+        if script == ("cut",):
+            assert notebook.session.answer(request).finish_reason == "truncated"
+        else:
+            with pytest.raises((ServerUnreachable, GenerationFailed)):
+                notebook.session.answer(request)
+        assert notebook.turns() == before
+    with pytest.raises(OptionError):
+        notebook.session.answer(Request("  ", chat="c", key="b"))
+    assert notebook.turns() == before
+
+
+@pytest.mark.parametrize("said", ["", "half"])
+def test_a_run_that_is_stopped_is_a_turn_with_what_was_said(notebook: Notebook, said: str) -> None:
+    hang = Hang()
+    notebook.backend.will(*([said] if said else []), hang)
+    stop_when(hang.reached)
+    with pytest.raises(Interrupted):
+        notebook.session.answer(Request("other", chat="c", key="b"))
+    if said:
+        assert notebook.turns() == ["a", "other", "(c)", "(d)", "(e)"]
+        assert notebook.ask("f", "f") == ["a", "A", "other", "half", "f"]
+    else:
+        assert notebook.turns() == ["a", "b", "c", "d", "e"]
+
+
+# -- system prompts ---------------------------------------------------------------------------
+
+
+def test_a_system_prompt_holds_from_its_cell_on(notebook: Notebook) -> None:
+    assert notebook.ask("c", "c", system="brief") == ["brief", "a", "A", "b", "B", "c"]
+    assert notebook.ask("d", "d")[0] == "brief"
+    # Above it nothing has changed.
+    assert notebook.ask("b", "b") == ["a", "A", "b"]
+    # Its cell is stale, and so is what it says.
+    assert notebook.ask("f", "f") == ["a", "A", "b", "B", "f"]
+    assert notebook.ask("c", "c", system="long")[0] == "long"
+    assert notebook.turns() == ["a", "b", "c", "(d)", "(e)", "(f)"]
+    assert notebook.ask("d", "d")[0] == "long"
+    assert notebook.session.chats.get("c").system == "long"
+
+
+def test_an_empty_system_prompt_ends_the_one_before(notebook: Notebook) -> None:
+    notebook.ask("a", "a", system="brief")
+    assert notebook.ask("b", "b", system="") == ["a", "A", "b"]
+    assert notebook.ask("c", "c") == ["a", "A", "b", "B", "c"]
+    assert notebook.session.chats.get("c").system == ""
+
+
+# -- from Python ------------------------------------------------------------------------------
+
+
+def test_outside_of_cells_every_call_is_a_new_turn(notebook: Notebook) -> None:
+    for _ in range(2):
+        notebook.session.generate("on", chat="p")
+    assert notebook.sent() == ["on", "on", "on"]
+    assert notebook.turns("p") == ["on", "on"]
+
+
+def test_a_cell_that_asks_in_a_loop_has_a_turn_for_each_and_replaces_them_all(
+    notebook: Notebook,
+) -> None:
+    def run(run: str, *texts: str, cell: str = "x", code: str = "a loop") -> list[str]:
+        notebook.session.cells.current = lambda: Cell(cell, code, run)
+        for text in texts:
+            notebook.session.generate(text, chat="p")
+        return notebook.turns("p")
+
+    assert run("1", "on", "on", "on") == ["on", "on", "on"]
+    assert notebook.sent() == ["on", "on", "on", "on", "on"]
+    assert run("2", "one", "two") == ["one", "two", "(on)"]
+    # Without an id the code of the cell stands for it.
+    assert run("3", "x", cell="", code="first") == ["one", "two", "(on)", "x"]
+    assert run("4", "y", cell="", code="first") == ["one", "two", "(on)", "y"]
+    assert run("5", "z", cell="", code="second") == ["one", "two", "(on)", "y", "z"]
+
+
+def test_a_turn_that_did_not_see_what_is_now_above_it_is_stale_from_the_start(
+    notebook: Notebook,
+) -> None:
+    async def together() -> None:
+        first, second = Hang(), Hang()
+        notebook.backend.will(first, *say("FIRST"))
+        notebook.backend.will(second, *say("SECOND"))
+        asking = asyncio.gather(
+            notebook.session.agenerate("first", chat="c"),
+            notebook.session.agenerate("second", chat="c"),
+        )
+        await asyncio.to_thread(second.reached.wait, 5)
+        second.go.set()
+        while len(notebook.session.chats.get("c").turns) == 5:
+            await asyncio.sleep(0.01)
+        first.go.set()
+        await asking
+
+    asyncio.run(together())
+    assert notebook.turns()[5:] == ["second", "(first)"]
+
+
+def test_an_answer_to_a_chat_that_was_forgotten_meanwhile_does_not_bring_it_back(
+    notebook: Notebook,
+) -> None:
+    hang = Hang()
+    notebook.backend.will(hang, *say("late"))
+    job = notebook.session.begin(Request("f", chat="c", key="f"))
+    assert hang.reached.wait(5)
+    notebook.session.reset("c")
+    hang.go.set()
+    assert job.future is not None
+    assert job.future.result(5).text == "late"
+    assert notebook.session.chats.all() == []
+
+
+SYSTEMS = st.sampled_from([None, None, "brief", "long", ""])
+BEGIN = st.tuples(st.sampled_from("abcd"), SYSTEMS)
+END = st.integers(0, 3)
+LOSE = st.sampled_from("abcd")
+
+
+@settings(max_examples=500)
+@given(st.lists(BEGIN | END | LOSE, max_size=30))
+def test_a_fresh_turn_was_answered_in_sight_of_the_fresh_turns_above_it(
+    steps: list[tuple[str, str | None] | int | str],
+) -> None:
+    """However cells are run again, and in whatever order answers that overlap come to an end."""
     chats = Chats()
-    for key in ("1", "2", "3"):
-        chats.record("c", turn(key))
-    assert contents(chats.before("c", "2")) == ["question 1", "answer 1"]
-    chats.record("c", turn("2", "other", "new"))
-    assert contents(chats.before("c", "4")) == [
-        "question 1", "answer 1", "other", "new", "question 3", "answer 3",
-    ]  # fmt: skip
+    running: list[tuple[Turn, Context]] = []
+    seen: dict[Message, tuple[Message, ...]] = {}
+    for number, step in enumerate(steps):
+        if isinstance(step, tuple):
+            key, system = step
+            question = Message("user", f"question {number}")
+            turn = Turn(key, question, Message("assistant", f"answer {number}"), system)
+            running.append((turn, chats.context("c", key, system)))
+        elif isinstance(step, str):
+            chats.lose(step)
+        elif step < len(running):
+            turn, asked = running.pop(step)
+            chats.record(turn, asked)
+            seen[turn.question] = asked.messages()
+        for turn in (turn for chat in chats.all() for turn in chat.fresh):
+            assert chats.context("c", turn.key, turn.system).messages() == seen[turn.question]
+    for chat in chats.all():
+        keys = [turn.key for turn in chat.turns]
+        assert len(keys) == len(set(keys))
 
 
-def test_looking_makes_no_chat() -> None:
-    chats = Chats()
-    chats.before("c", "1", "be brief")
+# -- forgetting -------------------------------------------------------------------------------
+
+
+def test_looking_makes_no_chat(notebook: Notebook) -> None:
+    notebook.session.chats.context("none", "1", "be brief")
+    assert [chat.name for chat in notebook.session.chats.all()] == ["c"]
+
+
+def test_only_what_is_stale_can_be_forgotten(notebook: Notebook) -> None:
+    chats = notebook.session.chats
+    assert chats.reset(stale=True) == []
+    notebook.ask("c", "other")
+    assert chats.reset("c", stale=True) == ["c"]
+    assert notebook.turns() == ["a", "b", "other"]
+    assert chats.context("c", "f").stale == 0
+
+
+def test_one_chat_is_forgotten_or_all(notebook: Notebook) -> None:
+    chats = notebook.session.chats
+    for name in ("first", "second"):
+        notebook.ask("1", "x", chat=name)
+    assert chats.reset("first") == ["first"]
+    assert chats.reset() == ["c", "second"]
     assert chats.all() == []
 
 
-def test_a_system_prompt_stays_until_another_is_given() -> None:
-    chats = Chats()
-    assert contents(chats.before("c", "1", "be brief")) == ["be brief"]
-    chats.record("c", turn("1"), "be brief")
-    assert contents(chats.before("c", "2")) == ["be brief", "question 1", "answer 1"]
-    chats.record("c", turn("2"))
-    assert chats.before("c", "3")[0] == Message("system", "be brief")
-    assert chats.before("c", "3", "be long")[0] == Message("system", "be long")
-    chats.record("c", turn("3"), "be long")
-    assert chats.before("c", "4")[0] == Message("system", "be long")
-
-
-def test_chats_do_not_know_each_other() -> None:
-    chats = Chats()
-    chats.record("a", turn("1"), "system of a")
-    chats.record("b", turn("1", "other"))
-    assert contents(chats.before("b", "2")) == ["other", "answer 1"]
-    assert [(chat.name, len(chat.turns)) for chat in chats.all()] == [("a", 1), ("b", 1)]
-
-
-def test_reset_forgets_one_or_all() -> None:
-    chats = Chats()
-    assert chats.reset() == []
-    for name in ("first", "second", "third"):
-        chats.record(name, turn("1"), "system")
-    assert chats.reset("second") == ["second"]
-    assert chats.before("second", "2") == []
-    assert chats.reset() == ["first", "third"]
-    assert chats.all() == []
-
-
-def test_forgetting_what_is_not_there_names_what_is() -> None:
-    chats = Chats()
+def test_a_chat_that_is_not_there_is_an_error_that_names_what_is(notebook: Notebook) -> None:
+    notebook.session.reset()
     with pytest.raises(OptionError, match=r"no chat 'c'; there are: none\."):
-        chats.reset("c")
-    chats.record("summary", turn("1"))
-    with pytest.raises(OptionError, match=r"there are: summary\. Did you mean summary\?"):
-        chats.reset("sumary")
-    assert len(chats.all()) == 1
+        notebook.session.reset("c")
+    notebook.ask("1", "x", chat="summary")
+    for ask in (notebook.session.reset, notebook.session.chats.messages):
+        with pytest.raises(OptionError, match=r"there are: summary\. Did you mean summary\?"):
+            ask("sumary")
+    assert notebook.session.chats.messages("summary") == [
+        Message("user", "x"), Message("assistant", "X"),
+    ]  # fmt: skip

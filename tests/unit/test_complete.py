@@ -1,113 +1,230 @@
-"""Completion of magic lines: from memory only, and only on our lines."""
+"""Completion of magic lines: from memory only, only on our lines, and the line reads right after it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from IPython.core.completer import provisionalcompleter
 
-from llm_magic import catalog, complete
+from llm_magic import arguments, catalog, complete
 from llm_magic.calls import Request
-from llm_magic.complete import Candidates, candidates
-from tests.scripted import ScriptedBackend, scripted_session
+from llm_magic.candidates import Candidates
+from llm_magic.complete import find, typed_words
+from llm_magic.errors import OptionError
+from tests.scripted import scripted_session
 from tests.shell import ipython
 
 
+class Frame:
+    """Has what a reference may lead to."""
+
+    def __init__(self) -> None:
+        self.shape = SimpleNamespace(rows=3)
+        self._secret = 1
+
+    @property
+    def slow(self) -> object:
+        raise AssertionError("a key press runs no code")
+
+
 @pytest.fixture
-def offers() -> Iterator[tuple[Candidates, ScriptedBackend]]:
-    shell = SimpleNamespace(user_ns={"reply": 1, "rows": 2, "_hidden": 3})
-    with scripted_session() as (session, backend):
+def names() -> Iterator[Candidates]:
+    values = {
+        "reply": 1,
+        "rows": 2,
+        "_hidden": 3,
+        "exit": 4,
+        "df": Frame(),
+        "d": {"key one": 1, 2: 3},
+    }
+    shell = SimpleNamespace(user_ns=values, user_ns_hidden={"exit": 4})
+    with scripted_session(models_folder=Path("/nowhere")) as (session, backend):
         session.load("org/Qwen", name="qwen", keep=True)
+        session.load("org/wide:7b", name="my model", keep=True)
         session.models()
         session.answer(Request("?", chat="notes"))
-        yield Candidates(cast(Any, shell), session), backend
+        session.begin(Request("?")).result()
+        before = list(backend.events)
+        yield Candidates(cast(Any, shell), session)
+        assert backend.events == before  # nobody was asked
+
+
+def completed(line: str, names: Candidates, cell: str = "") -> list[str] | None:
+    """Press Tab at the | in a line; returns how it reads with each choice."""
+    before, _, after = line.partition("|")
+    found = find(before, after, cell, names)
+    if found is None:
+        return None
+    assert before.endswith(found.fragment)
+    kept = before.removesuffix(found.fragment)
+    return [kept + offer.text + after for offer in found.offers]
 
 
 @pytest.mark.parametrize(
-    ("line", "word", "found"),
+    ("line", "read"),
     [
-        ("%llm_load ", "", ["big", "qwen", "tiny"]),
-        ("%llm_load ti", "ti", ["tiny"]),
-        ("%llm_load m -q ", "", ["none", "8bit", "4bit"]),
-        ("%llm_load m --quantization 4", "4", ["4bit"]),
-        ("%llm_load -d c", "c", ["cpu", "cuda"]),
-        ("%llm_load --dtype b", "b", ["bfloat16"]),
-        ("%llm_load -b ", "", ["instructlab", "local", "ollama", "openai", "vllm"]),
-        ("%llm_load --no", "--no", ["--no-wait"]),
-        ("%llm_load --keep ", "", ["big", "qwen", "tiny"]),  # a switch takes no value
-        ("%%llm -m ", "", ["qwen", "tiny"]),
-        ("%%llm --model q", "q", ["qwen"]),
-        ("%%llm -c ", "", ["notes"]),
-        ("%%llm -o r", "r", ["reply", "rows"]),
-        ("%%llm -f js", "js", ["json"]),
-        ("%%llm --te", "--te", ["--temperature"]),
-        ("%%llm -t ", "", []),
-        ("%llm Tell me ", "", []),
-        ("  %llm_unload ", "", ["qwen", "tiny"]),
-        ("%llm_reset n", "n", ["notes"]),
-        ("%llm_config to", "to", ["top_p=", "top_k="]),
-        ("%llm_config top_k=3 se", "se", ["seed="]),
-        ("%llm_models -b lo", "lo", ["local"]),
-        ("%llm_status ", "", []),
+        ("%llm_load ti|", ["%llm_load tiny"]),
+        ("%llm_load m -q |", [f"%llm_load m -q {q}" for q in ("none", "8bit", "4bit")]),
+        ("%llm_load m --quantization 4|", ["%llm_load m --quantization 4bit"]),
+        ("%llm_load m --quantization=4|", ["%llm_load m --quantization=4bit"]),
+        ("%llm_load -q 4| tiny --keep", ["%llm_load -q 4bit tiny --keep"]),
+        ("%llm_load -d c|", ["%llm_load -d cpu", "%llm_load -d cuda"]),
+        ("%llm_load --dtype b|", ["%llm_load --dtype bfloat16"]),
+        ("%llm_load -b o|", ["%llm_load -b ollama", "%llm_load -b openai"]),
+        ("%llm_load --no|", ["%llm_load --no-wait"]),
+        ("%llm_load --keep ti|", ["%llm_load --keep tiny"]),  # a switch takes no value
+        ("%llm_load -b openai --base-url h|", ["%llm_load -b openai --base-url https://api.openai.com"]),
+        ("%llm_load -b vllm --p|", []),  # --pull is Ollama's
+        ("%llm_load --p| x -b ollama", ["%llm_load --pull x -b ollama"]),
+        ("%llm_load --keep --k|", ["%llm_load --keep --key-env"]),  # not twice
+        ("%%llm -m |", ["%%llm -m tiny", "%%llm -m qwen", '%%llm -m "my model"']),
+        ("%%llm --model=q|", ["%%llm --model=qwen"]),
+        ("%%llm -m my|", ['%%llm -m "my model"']),
+        ("%%llm -m 'my|", ["%%llm -m 'my model'"]),
+        ('%%llm -m "my m|" -t 0', ['%%llm -m "my model" -t 0']),  # frontends close quotes
+        ("%%llm -c |", ["%%llm -c notes"]),
+        ("%%llm -o r|", ["%%llm -o reply", "%%llm -o rows"]),
+        ("%%llm -o e|", []),
+        ("%%llm -f js|", ["%%llm -f json"]),
+        ("%%llm --te|", ["%%llm --temperature"]),
+        ("%%llm --stop a --st|", ["%%llm --stop a --stop"]),  # as often as you like
+        ("%%llm -t |", []),
+        ("%%llm hello|", []),
+        ("%llm Tell me |", []),
+        ("%llm -t 0 Tell me --te|", []),
+        ("%llm -- --te|", []),
+        ("%llm Which of {ro|", ["%llm Which of {rows"]),
+        ("%llm Which of {ro|}?", ["%llm Which of {rows}?"]),
+        ("%llm {df.|", ["%llm {df.shape", "%llm {df.slow"]),
+        ("%llm {df.shape.r|", ["%llm {df.shape.rows"]),
+        ("%llm {df.slow.|", []),
+        ("%llm {df._|", []),
+        ("%llm {nothing.|", []),
+        ('%llm {d["k|', ['%llm {d["key one']),
+        ("%llm {{ro|", []),
+        ("%llm ${ro|", []),
+        ("%llm rows|", []),
+        ('%%llm -s "You know {ro|', ['%%llm -s "You know {rows']),
+        ("  %llm_unload q|", ["  %llm_unload qwen"]),
+        ("%llm_reset n|", ["%llm_reset notes"]),
+        ("%llm_config to|", ["%llm_config top_p=", "%llm_config top_k="]),
+        ("%llm_config top_k=3 to|", ["%llm_config top_k=3 top_p="]),
+        ("%llm_config temperature=|", ["%llm_config temperature=0.7", "%llm_config temperature=none"]),
+        ("%llm_config seed=n|", ["%llm_config seed=none"]),
+        ("%llm_config nonsense=|", []),
+        ("%llm_config --r|", ["%llm_config --reset"]),
+        ("%llm_models -b lo|", ["%llm_models -b local"]),
+        ("found = %llm_models -b lo|", ["found = %llm_models -b local"]),
+        ("%llm_stop |", ["%llm_stop 1"]),
+        ("%llm_status |", []),
     ],
-)
-def test_what_may_stand_there(
-    offers: tuple[Candidates, ScriptedBackend], line: str, word: str, found: list[str]
+)  # fmt: skip
+def test_the_line_after_a_choice(line: str, read: list[str], names: Candidates) -> None:
+    assert completed(line, names) == read
+
+
+@pytest.mark.parametrize("typed", ["", "smol", "huggingfacetb/"])
+def test_models_are_found_by_any_part_of_their_name(
+    typed: str, names: Candidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = list(offers[1].events)
-    result = candidates(line, offers[0])
-    assert result is not None
-    assert (result[0], sorted(result[1])) == (word, sorted(found))
-    assert offers[1].events == before  # nobody was asked
+    from llm_magic.backends.local import nearby
+    from llm_magic.types import ModelInfo
+
+    known = [ModelInfo("HuggingFaceTB/SmolLM2-1.7B", "local", "cache")]
+    monkeypatch.setattr(nearby, "models", lambda _folder: known)
+    lines = completed(f"%llm_load {typed}|", names)
+    assert lines is not None
+    assert "%llm_load HuggingFaceTB/SmolLM2-1.7B" in lines
+
+
+def test_files_and_folders(
+    names: Candidates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder with spaces").mkdir()
+    (tmp_path / "folder with spaces" / "x.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    assert completed("%llm_load ./fol|", names) == ['%llm_load "./folder with spaces/']
+    assert completed('%llm_load "./folder with spaces/|" -q 4bit', names) == [
+        '%llm_load "./folder with spaces/x.gguf" -q 4bit'
+    ]
+    assert completed("%llm_load './folder with spaces/x|", names) == [
+        "%llm_load './folder with spaces/x.gguf'"
+    ]
+    assert completed("%llm_load -b ollama ./fol|", names) == []
+
+
+def test_nothing_is_offered_for_half_an_address(names: Candidates) -> None:
+    assert completed("%llm_load -b vllm --base-url http: a|", names) == []
+
+
+def test_an_option_of_a_prompt_magic_is_offered_where_nothing_is_typed(names: Candidates) -> None:
+    lines = completed("%%llm -t 0 |", names)
+    assert lines is not None
+    assert "%%llm -t 0 --system" in lines
+    assert "%%llm -t 0 --temperature" not in lines
+
+
+@pytest.mark.parametrize("above", ["%%llm", "%%llm -t 0 -o x\nHello", "\n  \n%%llm"])
+def test_in_the_prompt_there_are_only_references(above: str, names: Candidates) -> None:
+    assert completed("Compare {ro|", names, above) == ["Compare {rows"]
+    assert completed("--te|", names, above) == []
+    assert completed("%llm_load ti|", names, above) == []
+
+
+@pytest.mark.parametrize("above", ["%%bash", "%%timeit -n 1"])
+def test_cells_of_other_magics_are_not_ours(above: str, names: Candidates) -> None:
+    assert completed("%llm_load ti|", names, above) is None
 
 
 @pytest.mark.parametrize(
     "line",
-    [
-        "",
-        "%",
-        "llm_load ",
-        "%llm",
-        "%%llm_",
-        "%matplotlib ",
-        "x = %llm_load ",
-        "print(",
-        "%%lm -m ",
-    ],
-)
-def test_other_lines_are_not_ours(offers: tuple[Candidates, ScriptedBackend], line: str) -> None:
-    assert candidates(line, offers[0]) is None
+    ["", "%", "llm_load ", "%llm", "%%llm_", "%matplotlib ", "x = 1 + %llm_load ", "print(", "%%lm -m "],
+)  # fmt: skip
+def test_other_lines_are_not_ours(line: str, names: Candidates) -> None:
+    assert completed(line, names) is None
 
 
 @pytest.mark.parametrize("name", catalog.MAGICS)
-def test_every_option_of_every_magic_is_offered(
-    offers: tuple[Candidates, ScriptedBackend], name: str
-) -> None:
-    result = candidates(f"%{name} -", offers[0])
-    assert result is not None
-    assert result[1] == sorted(n for a in catalog.arguments(name) for n in a.names)
+def test_every_option_of_every_magic_is_offered(name: str, names: Candidates) -> None:
+    found = find(f"%{name} -", "", "", names)
+    assert found is not None
+    assert [o.text for o in found.offers] == [n for a in catalog.arguments(name) for n in a.names]
 
 
-def test_every_kind_of_completion_that_the_table_names_is_known(
-    offers: tuple[Candidates, ScriptedBackend],
-) -> None:
+def test_every_kind_of_completion_that_the_table_names_is_known(names: Candidates) -> None:
+    free = {
+        "",
+        "choices:revision",
+        "choices:idle_timeout",
+        "choices:concurrency",
+        "choices:key_env",
+        "choices:base_url",
+    }
+    generation = {a.complete for a in catalog.option_arguments("generation")}
     for name, magic in catalog.MAGICS.items():
         listed = [*catalog.arguments(name), *((magic.positional,) if magic.positional else ())]
         for argument in listed:
-            if argument.complete in {
-                "models",
-                "loaded",
-                "chats",
-                "variables",
-                "backends",
-                "settings",
-            }:
-                assert offers[0].for_argument(argument), (name, argument.names)
-            else:
-                assert argument.complete.partition(":")[0] in {"", "choices"}
+            if argument.kind != "switch" and argument.complete not in free | generation:
+                assert names.of(argument, "", {}), (name, argument.names)
+
+
+@given(st.text("ab \t'\"-={", max_size=20))
+def test_words_are_those_that_the_magic_reads(line: str) -> None:
+    *done, last = typed_words(line)
+    try:
+        read = arguments.split(line)
+    except OptionError:
+        assert last.quote
+    else:
+        is_there = last.start < len(line)
+        assert [word.text for word in (*done, *([last] if is_there else ()))] == read
+    assert last.start <= len(line)
 
 
 def test_ipython_offers_them_while_the_extension_is_registered() -> None:
@@ -123,6 +240,10 @@ def test_ipython_offers_them_while_the_extension_is_registered() -> None:
         assert "tiny" in offered("%llm_load ti")
         assert "answer" in offered("%%llm -o an")
         assert "tiny" in offered("x = 1\n%llm_load ti")
-        assert "tiny" not in offered("%%llm -t 0\n%llm_load ti")  # a prompt, not a magic
+        assert offered("%%llm -t 0\n%llm_load ti") == set()  # a prompt, not a magic
+        assert offered("%%llm -t 0\nansw") == set()  # and no Python
+        assert "answer" in offered("%%llm -t 0\nIs {answ")
+        assert "answer" in offered("answ")
+        assert offered("%llm_load --revision answ") == set()
         complete.unregister(shell)
         assert "--temperature" not in offered("%%llm --te")

@@ -146,12 +146,18 @@ def test_settings_come_from_the_environment_and_from_a_file(
     monkeypatch.setenv("DEFAULT_LLM_QUANTIZATION", "4bit")
     monkeypatch.setenv("DEFAULT_LLM_MAX_NEW_TOKENS", "")  # empty is not set
     monkeypatch.setenv("DEFAULT_MODEL_NAME_OR_PATH", "org/model")
+    monkeypatch.setenv("LLM_IDLE_TIMEOUT", "7")
+    monkeypatch.setenv("LLM_BACKEND_TYPE", "ollama")
+    monkeypatch.setenv("INSTRUCTLAB_BASE_URL", "http://host:1")
+    monkeypatch.setenv("DEFAULT_LLM_REPETITION_PENALTY", "1.3")
     read = Settings.read()
     config = read.generation()
     assert (config.temperature, config.top_k, config.top_p) == (0.1, None, 0.3)
     assert config.max_new_tokens == 512
     assert read.model == "org/model"
-    assert read.loading() == LoadConfig(device="cpu", quantization="4bit")
+    assert read.loading() == LoadConfig(backend="ollama", device="cpu", quantization="4bit")
+    assert (read.idle_timeout, read.instructlab_base_url) == (7, "http://host:1")
+    assert config.repetition_penalty == 1.3
 
 
 @pytest.mark.parametrize(
@@ -205,7 +211,7 @@ def test_this_call_wins_over_the_session_over_settings_over_the_model() -> None:
 
 def test_the_keyword_arguments_are_the_fields_of_the_option_sets() -> None:
     assert get_type_hints(LoadOptions).keys() == LoadConfig.model_fields.keys()
-    asked = GenerationConfig.model_fields.keys() | {"model", "system", "chat"}
+    asked = GenerationConfig.model_fields.keys() | {"model", "system", "chat", "trim"}
     assert AskOptions.__annotations__.keys() == asked
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from llm_magic.backends.local.detokenize import Detokenizer, StopText
 
@@ -148,3 +149,22 @@ def test_each_step_costs_the_same() -> None:
         slow.step(byte)
     assert tokenizer.longest <= 3
     assert tokenizer.calls <= 1000
+
+
+def test_a_space_after_broken_bytes_is_kept() -> None:
+    """As tokenizers of SentencePiece have it, which strip the space of a text's first word."""
+    from tokenizers import Tokenizer, decoders, models
+
+    vocabulary = {"<unk>": 0, "hello": 1, "▁world": 2, "▁x": 3}
+    vocabulary |= {f"<0x{byte:02X}>": 4 + byte for byte in range(256)}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
+    raw.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+         decoders.Strip(" ", 1, 0)]
+    )  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    ids = [1, *(4 + byte for byte in "你".encode()), 4 + 0xF0, 2, 3]
+    detokenizer = Detokenizer(tokenizer)
+    text = "".join(map(detokenizer.step, ids)) + detokenizer.flush()
+    assert text.startswith("hello你")
+    assert text.endswith(" world x")

@@ -37,7 +37,7 @@ from tests.wire import (
     words,
 )
 
-NOTICED_S = 0.5
+NOTICED_S = 5.0
 
 
 @pytest.fixture

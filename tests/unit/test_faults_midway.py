@@ -156,6 +156,9 @@ def test_a_server_that_dies_in_the_middle_is_an_error_and_its_return_is_noticed(
         (events(delta(finish="abort")), "truncated"),
         (events(delta(finish="eos_token")), "stop"),
         (events(delta(finish="tool_calls")), "stop"),
+        (events(delta(finish="STOP")), "stop"),
+        (events(delta(finish="model_length")), "length"),
+        (events(delta(finish="insufficient_system_resource")), "truncated"),
         ([*events(delta(finish="stop"), done=False), Pause(0.1), Reset()], "stop"),
         ([*events(delta(finish="stop"), done=False), Cut()], "stop"),
         (events(delta(finish="stop"), b"nonsense"), "stop"),
@@ -165,7 +168,7 @@ def test_a_server_that_dies_in_the_middle_is_an_error_and_its_return_is_noticed(
         ([*events(delta(finish="stop")), Send(b"what is no event\n\ndata: {"), End()], "stop"),
     ],
     ids=["end", "done-only", "half-an-event", "half-a-character", "no-done",
-         "stop", "length", "filter", "abort", "eos", "tools",
+         "stop", "length", "filter", "abort", "eos", "tools", "capitals", "its-length", "no-resource",
          "stop-reset", "stop-cut", "stop-nonsense", "done-hold", "done-cut", "stop-done-hold",
          "rubbish-behind"],
 )  # fmt: skip

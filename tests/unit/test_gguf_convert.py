@@ -128,4 +128,5 @@ def test_the_child_goes_when_its_kernel_dies(tmp_path: Path, cache: Path) -> Non
     assert children
     _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
+    assert not list(cache.glob("*.partial/*.safetensors")), "it went on to the end"
     assert not [path for path in cache.iterdir() if path.suffix not in {".lock", ".partial"}]

@@ -14,7 +14,7 @@ from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.wire import Cut, End, Head, Hold, Pause, Raw, Reset, Send, Slow, Step, json_answer
 
 QUESTION = b"POST /v1/chat/completions HTTP/1.1\r\nHost: here\r\nContent-Length: 2\r\n\r\n{}"
-NOTICED_S = 0.5
+NOTICED_S = 5.0
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from llm_magic.loop import GRACE_S, LoopThread, interrupts_to
+from llm_magic.errors import Interrupted
+from llm_magic.loop import LoopThread, interrupts_to
+from llm_magic.pump import GRACE_S
 
 
 @pytest.fixture
@@ -44,6 +47,25 @@ def test_what_was_produced_is_delivered_before_the_interrupt(loop: LoopThread) -
         loop.drain(answering(1, 2, 3), taken.append)
     assert taken == [1, 2, 3]
     assert time.monotonic() - began < 0.5
+
+
+def test_a_thread_that_rests_is_interrupted_at_once(loop: LoopThread) -> None:
+    taken: list[object] = []
+    pressed: list[float] = []
+
+    async def source() -> AsyncGenerator[object, None]:
+        yield 1
+        await asyncio.sleep(0.02)  # the reader rests
+        yield 2
+        pressed.append(time.monotonic())
+        press_stop()
+        await asyncio.Event().wait()
+
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            loop.drain(source(), taken.append, None, lambda: 60.0 if taken else 0.0)
+        assert time.monotonic() - pressed[-1] < 0.09
+    assert taken == [1, 2] * 5
 
 
 def test_what_comes_while_it_stops_is_delivered_too(loop: LoopThread) -> None:
@@ -187,6 +209,48 @@ def test_a_press_just_before_it_begins_leaves_nothing_running(
     with pytest.raises(KeyboardInterrupt):
         use[door](source())
     assert not begun.is_set()
+
+
+@pytest.mark.parametrize("door", ["drain", "iterate"])
+def test_one_that_comes_with_the_last_item_still_counts(loop: LoopThread, door: str) -> None:
+    async def source() -> AsyncGenerator[object, None]:
+        yield 1
+
+    taken: list[object] = []
+
+    def take(item: object) -> None:
+        taken.append(item)
+        loop.run(asyncio.sleep(0.05))  # it ends meanwhile
+        loop.interrupt()
+
+    use: dict[str, Callable[[], object]] = {
+        "drain": lambda: loop.drain(source(), take),
+        "iterate": lambda: list(map(take, loop.iterate(source()))),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        use[door]()
+    assert taken == [1]
+
+
+def test_a_coroutine_elsewhere_is_stopped_as_well(loop: LoopThread) -> None:
+    async def endless() -> AsyncGenerator[int, None]:
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def ask() -> None:
+        async with contextlib.aclosing(loop.relay(endless())) as items:
+            async for _item in items:
+                threading.Timer(0.1, loop.interrupt).start()
+
+    ended = threading.Event()
+    began = time.monotonic()
+    with pytest.raises(Interrupted):
+        asyncio.run(ask())
+    assert ended.wait(1)
+    assert time.monotonic() - began < 1
 
 
 def test_an_interrupt_leaves_the_loop_usable(loop: LoopThread) -> None:

@@ -8,11 +8,12 @@ import pickle
 import threading
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llm_magic.errors import KeyRejected, LLMMagicError, OptionError
+from llm_magic.errors import KeyRejected, LLMMagicError, OptionError, ServerUnreachable
 from llm_magic.keys import Key, Keys
 from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
@@ -101,6 +102,25 @@ def test_the_usual_variable_follows_the_address_of_the_settings(
     assert server.received[-1].headers["authorization"] == f"Bearer {KEY}"
 
 
+def test_the_usual_variable_does_not_follow_a_file_of_the_folder(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text(f"openai_base_url={server.url}\n")
+    session = Session()
+    with pytest.raises(KeyRejected, match="wants a key"):
+        session.load("tiny", backend="openai")
+    with pytest.raises(OptionError, match=r"not sent to .* OPENAI_BASE_URL in the environment"):
+        session.load("tiny", backend="openai", key_env="OPENAI_API_KEY")
+    assert not [r for r in server.received if "authorization" in r.headers]
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    session.load("tiny", backend="openai")
+    assert session.generate("hi").text == "hi"
+    session.close()
+
+
 def test_redirects_are_not_followed(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +149,66 @@ def test_a_variable_that_is_not_set_is_asked_for_once(
     load(session, server, key_env=NAME, name="again")
     assert questions == [f"Key for {server.url} ({NAME} is not set): "]
     assert session.generate("hi").text == "hi"
+
+
+def test_a_typed_key_that_is_refused_is_asked_for_again(
+    session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = ["sk-wrong", KEY]
+    monkeypatch.setattr(getpass, "getpass", lambda _question: typed.pop(0))
+    server.will(MODELS, *refusal(401, "Who are you?"))
+    with pytest.raises(KeyRejected, match=f"typed in for {NAME} .* Load again to type another"):
+        load(session, server, key_env=NAME)
+    load(session, server, key_env=NAME)
+    assert session.generate("hi").text == "hi"
+    assert typed == []
+
+
+def test_loading_again_takes_the_key_that_a_variable_has_now(
+    session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(NAME, KEY)
+    load(session, server, key_env=NAME)
+    server.key = f"{KEY}-2"
+    with pytest.raises(KeyRejected, match="Give the variable the right one and load again"):
+        session.generate("hi")
+    monkeypatch.setenv(NAME, server.key)
+    load(session, server, key_env=NAME)
+    assert session.generate("hi").text == "hi"
+    told = session.load_and_tell("tiny", backend="openai", base_url=server.url, key_env=NAME)
+    assert told.already
+
+
+def test_a_mistyped_address_binds_no_key(
+    session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(NAME, KEY)
+    with FaultServer() as gone:
+        gone.stop()
+        with pytest.raises(ServerUnreachable):
+            load(session, gone, key_env=NAME)
+    load(session, server, key_env=NAME)
+    assert session.generate("hi").text == "hi"
+
+
+def test_the_models_of_the_server_in_use_are_listed_with_its_key(
+    session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(NAME, KEY)
+    load(session, server, key_env=NAME)
+    assert [info.name for info in session.models("openai")] == ["tiny", "big"]
+    monkeypatch.setenv("OTHER_KEY", "sk-other")
+    server.key = "sk-other"
+    assert [info.name for info in session.models("openai", key_env="OTHER_KEY")] == ["tiny", "big"]
+    with pytest.raises(KeyRejected):
+        session.models("openai")
+
+
+def test_the_usual_address_is_looked_at_only_for_its_own_key(server: FaultServer) -> None:
+    server.key = None
+    session = Session(settings(openai_base_url="https://x.example/openai?api-version=preview"))
+    session.load("tiny", backend="vllm", base_url=server.url)
+    session.close()
 
 
 def test_where_nobody_can_be_asked_it_says_so(
@@ -167,7 +247,11 @@ def test_what_is_no_key_is_refused_without_saying_it(
     assert not secret.strip() or secret not in str(caught.value)
 
 
-@pytest.mark.parametrize("typed", [KEY, "a" * 41, "9lives", "", "sk-proj-1"])
+@pytest.mark.parametrize(
+    "typed",
+    [KEY, "a" * 41, "9lives", "", "sk-proj-1", "hf_aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFg1",
+     "ghp_aBcDeFgHiJkLmNoPqRsTuVwXyZ0123456789", "f" + "0123456789abcde" * 2 + "f"],
+)  # fmt: skip
 def test_a_key_in_place_of_a_name_is_not_repeated(session: Session, typed: str) -> None:
     with pytest.raises(OptionError, match="takes the name of an environment variable") as caught:
         session.load("tiny", backend="openai", key_env=typed)
@@ -227,3 +311,23 @@ def test_this_machine_is_reached_without_a_proxy(
         told = session.load_and_tell("tiny", backend="openai", base_url=server.url, key_env=NAME)
         assert proxy.received == []
     assert not [note for note in told.notes if "clear text" in note]
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    [KEY, f"{KEY[:4]}****{KEY[-4:]}", f"{KEY[:5]}...", f"...{KEY[-3:]}", "sk-test-XXXXXXXXXXX3a650",
+     f"{KEY[:12]}", KEY[4:], f"'{KEY[:3]}…{KEY[-2:]}'", f"key={KEY[:8]}•••"],
+)  # fmt: skip
+def test_a_server_repeats_no_part_of_a_key(repeated: str) -> None:
+    said = Key(KEY, "https://host", NAME).scrub(f"Incorrect API key provided: {repeated}. Sorry.")
+    assert not {KEY[at : at + 4] for at in range(len(KEY) - 3)} & {
+        said[at : at + 4] for at in range(len(said))
+    }
+    assert said.startswith("Incorrect API key provided: ")
+    assert said.endswith(" Sorry.")
+
+
+def test_other_words_of_a_server_stay() -> None:
+    said = "No model sk-test... but test-4 is... wait: see https://host/docs?x=1 **now** (4f9b)."
+    kept = Key(KEY, "https://host", NAME).scrub(said)
+    assert kept == said.replace("sk-test...", "•••")

@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers.utils import logging as transformers_logging
 
+from llm_magic.backends.local.steps import Pace, first_pace
 from llm_magic.errors import Interrupted
 from llm_magic.session import Session
 from tests.local_models import local_session, parrot
@@ -109,14 +110,28 @@ def test_a_long_prompt_is_left_in_the_middle(session: Session) -> None:
     assert still_works(session)
 
 
-def test_the_pieces_of_a_prompt_take_about_as_long_each(session: Session) -> None:
-    with watched(session, pause=0.05) as steps:
+def test_a_prompt_is_read_in_pieces_that_change_seldom(session: Session) -> None:
+    with watched(session, pause=0.1) as steps:
         session.generate(LONG, max_new_tokens=2)
-    *pieces, last, decoded = steps.lengths
-    assert (last, decoded) == (1, 1)
-    assert len(pieces) > 2
-    assert pieces[0] == 256
-    assert pieces[1] > 256
+        session.generate("other " + LONG, max_new_tokens=2)
+    pieces = [length for length in steps.lengths if length > 1]
+    assert len(pieces) > 4
+    assert len(set(pieces)) == 3, "two prompts: the same pieces, and what is left of each"
+
+
+@pytest.mark.parametrize(("seconds", "size"), [(0.2, 256), (1.0, 8), (0.01, 4096)])
+def test_a_piece_takes_neither_long_nor_next_to_nothing(seconds: float, size: int) -> None:
+    pace = Pace(256)
+    for _ in range(12):
+        pace.took(pace.piece, seconds)
+        pace.took(1, 0.0)  # the rest of a prompt says nothing
+    assert pace.piece == size
+
+
+def test_a_large_model_reads_smaller_pieces() -> None:
+    sizes = [first_pace(size, "cpu").piece for size in (10**5, 135_000_000, 8 * 10**9)]
+    assert sizes == [1024, 128, 8]
+    assert first_pace(8 * 10**9, "cuda").piece == 512
 
 
 def interrupt_when(ready: Callable[[], bool]) -> threading.Thread:

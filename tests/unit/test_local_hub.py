@@ -54,6 +54,9 @@ load("after the stop", "tiny/small")
 load("once more", "tiny/big")
 hf_hub_download("tiny/part", "config.json")
 load("only a part was cached", "tiny/part")
+for name in ("config.json", "model.safetensors", "generation_config.json"):
+    hf_hub_download("tiny/weights", name)
+load("no tokenizer was cached", "tiny/weights")
 for name in ("missing", "gated", "pickled", "gguf", "no-config", "broken"):
     load(name, "tiny/smol" if name == "missing" else "tiny/" + name)
 load("not an id", "a b c")
@@ -91,6 +94,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "tiny/small": small,
         "tiny/big": tiny_llama(root / "big", hidden=320, layers=2),
         "tiny/part": tiny_llama(root / "part", seed=1),
+        "tiny/weights": tiny_llama(root / "weights", seed=3),
         "tiny/gated": small,
         "tiny/pickled": pickle_only(root / "pickled"),
         "tiny/gguf": root / "gguf",
@@ -152,10 +156,8 @@ def test_a_download_that_is_stopped_leaves_all_as_it_was(out: dict[str, Any]) ->
 
 
 def test_a_folder_with_only_a_part_is_completed(out: dict[str, Any]) -> None:
-    assert (out["only a part was cached"]["name"], out["only a part was cached"]["where"]) == (
-        "part",
-        "hub",
-    )
+    for title, name in (("only a part was cached", "part"), ("no tokenizer was cached", "weights")):
+        assert (out[title]["name"], out[title]["where"]) == (name, "hub")
 
 
 @pytest.mark.parametrize(
@@ -202,6 +204,7 @@ def test_with_neither_the_error_gives_the_one_command(out: dict[str, Any]) -> No
 def test_what_is_cached_is_listed(out: dict[str, Any]) -> None:
     assert sorted(out["listed"]) == [
         ["tiny/big", "cache"], ["tiny/part", "cache"], ["tiny/small", "cache"],
+            ["tiny/weights", "cache"],
     ]  # fmt: skip
 
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llm_magic.backends.local import memory
+from llm_magic.backends.local import memory, plans
+from llm_magic.config import LoadConfig
 from llm_magic.errors import DoesNotFit, GenerationFailed
 from llm_magic.session import Session
 from tests.local_models import local_session
@@ -26,7 +27,9 @@ held: Any = None
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[Session]:
-    with local_session(max_new_tokens=4, repetition_penalty=1, temperature=0) as session:
+    # Without what is kept of earlier prompts: its tensors would be counted too.
+    options: Any = {"max_new_tokens": 4, "repetition_penalty": 1, "temperature": 0}
+    with local_session(prefix_cache="off", **options) as session:
         yield session
 
 
@@ -160,7 +163,7 @@ def test_a_failed_answer_keeps_no_tensor_alive(
     error = caught.value
     monkeypatch.setattr(sys, "last_value", error, raising=False)
     monkeypatch.setattr(sys, "last_traceback", error.__traceback__, raising=False)
-    assert "_sample" in error.details
+    assert "in decode" in error.details
     assert tensors() == before
     session.generate(prompt)
     assert tensors() == before
@@ -177,3 +180,27 @@ def test_an_answer_that_was_left_keeps_no_tensor_alive(session: Session, tmp_pat
     assert tensors() > before
     stream.close()  # type: ignore[attr-defined]
     assert tensors() == before
+
+
+def test_what_goes_from_elsewhere_makes_no_room_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10 if device == "cpu" else 100)
+    freed = {"cuda:0": 1000, "cpu": 7, "mps:0": 20}
+
+    def free(device: str, asked: str = "", **options: Any) -> int:
+        config = LoadConfig().replace(device=asked or device, **options)
+        return plans._free(config, device, freed)
+
+    assert free("cpu") == 10 + 7 + 20
+    assert free("cuda:1") == 100
+    assert free("cuda:0") == 1100
+    assert free("mps") == 100 + 7 + 20
+    assert free("cuda", "auto") == 1100 + 37
+    assert free("cuda", "auto", quantization="4bit") == 1100
+
+
+def test_what_a_model_holds_is_counted_where_it_is(session: Session, tmp_path: Path) -> None:
+    session.load(str(tiny_llama(tmp_path / "m")), dtype="float32")
+    found: Any = session._manager.find()
+    loaded = found.backend._loaded[found.name]
+    assert set(loaded.held()) == {"cpu"}
+    assert loaded.held()["cpu"] >= loaded.model.num_parameters() * 4

@@ -159,6 +159,8 @@ def test_code_of_a_model_is_run_only_if_asked_for(session: Session, tmp_path: Pa
     session.unload("m")
     assert (loaded.name, reply.model) == ("m", "m")
     assert reply.usage.completion_tokens
+    # For one load.
+    refused(session, folder)
 
 
 def test_code_that_would_generate_is_not_run_either(session: Session, tmp_path: Path) -> None:

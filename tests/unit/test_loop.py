@@ -10,7 +10,8 @@ from collections.abc import AsyncGenerator, Iterator
 
 import pytest
 
-from llm_magic.loop import GRACE_S, LoopThread
+from llm_magic.loop import LoopThread
+from llm_magic.pump import GRACE_S
 
 
 @pytest.fixture
@@ -80,7 +81,65 @@ def test_ticks_come_while_nothing_else_does(loop: LoopThread) -> None:
         yield 1
 
     loop.drain(slow(), lambda _item: None, lambda: ticks.append(threading.current_thread().name))
-    assert ticks == [threading.current_thread().name]
+    assert set(ticks) == {threading.current_thread().name}
+
+
+class Reader:
+    """Takes items as a display does: notes when it was woken, and wants to be left in peace."""
+
+    def __init__(self, rest: float) -> None:
+        self._rest = rest
+        self.taken: list[object] = []
+        self.wakes: list[list[object]] = [[]]
+
+    def take(self, item: object) -> None:
+        self.taken.append(item)
+        self.wakes[-1].append(item)
+
+    def tick(self) -> None:
+        self.wakes.append([])
+
+    def rest(self) -> float:
+        return self._rest if self.taken else 0.0
+
+
+async def paced(count: int, seconds: float, taken: list[object]) -> AsyncGenerator[int, None]:
+    """Give numbers; all but the first after somebody has `taken` that."""
+    for number in range(count):
+        yield number
+        while not taken:
+            await asyncio.sleep(0)
+        await asyncio.sleep(seconds)
+
+
+def test_a_thread_that_rests_is_not_woken_for_every_item(loop: LoopThread) -> None:
+    reader = Reader(0.05)
+    began = time.monotonic()
+    loop.drain(paced(200, 0.002, reader.taken), reader.take, reader.tick, reader.rest)
+    assert reader.taken == list(range(200))
+    assert reader.wakes[0] == [0]
+    assert len(reader.wakes) <= 3 + (time.monotonic() - began) / 0.05
+
+
+def test_the_end_is_not_waited_for(loop: LoopThread) -> None:
+    reader = Reader(0.1)  # as long as a rest can be
+    began = time.monotonic()
+    for _ in range(10):
+        loop.drain(paced(2, 0.001, reader.taken), reader.take, reader.tick, reader.rest)
+    assert reader.taken == [0, 1] * 10
+    assert time.monotonic() - began < 0.5
+
+
+def test_a_source_that_is_faster_than_its_reader_lets_ticks_through(loop: LoopThread) -> None:
+    reader = Reader(0.0)
+
+    def take(item: object) -> None:
+        reader.take(item)
+        time.sleep(0.001)
+
+    loop.drain(paced(300, 0.0, reader.taken), take, reader.tick)
+    assert reader.taken == list(range(300))
+    assert len(reader.wakes) > 1
 
 
 def test_an_error_comes_once_and_after_the_items(loop: LoopThread) -> None:

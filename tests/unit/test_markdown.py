@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_magic import markdown
-from llm_magic.markdown import CodeBlock, code_blocks, escape_pre, render, render_code
+from llm_magic.markdown import code_blocks, escape_pre, render, render_code
 from tests.payloads import payloads, violations
 
 _FRAGMENTS = [*"`~*_[]()<>!#-+|\\$\"'&;:=/{}\n\t a1", "\n\n", "    ", "> ", "- ", "1. ", "|-|\n"]
@@ -289,4 +289,31 @@ def test_plain_text_stays_as_it_is() -> None:
     ],
 )  # fmt: skip
 def test_code_blocks(text: str, blocks: list[tuple[str, str]]) -> None:
-    assert code_blocks(text) == [CodeBlock(*block) for block in blocks]
+    assert [(block.language, block.code) for block in code_blocks(text)] == blocks
+
+
+@pytest.mark.parametrize(
+    ("text", "fenced", "closed"),
+    [
+        ("```\nx\n```", True, True),
+        ("```\nx\n```\n", True, True),
+        ("```\n```", True, True),
+        ("```\n\n```", True, True),
+        ("~~~~ py\n```\nx\n~~~~~", True, True),
+        ("- ```\n  x\n  ```\n- more", True, True),
+        ("> ```\n> x\n> ```", True, True),
+        ("```", True, False),
+        ("```\n", True, False),
+        ("```\nx", True, False),
+        ("```\nx\n\n", True, False),
+        ("````\nx\n```", True, False),
+        ("```\nx\n~~~", True, False),
+        ("> ```\n> x\n\nprose", True, False),
+        ("    x\n", False, True),
+    ],
+)
+def test_a_block_says_whether_it_has_a_fence_and_an_end(
+    text: str, fenced: bool, closed: bool
+) -> None:
+    (block,) = code_blocks(text)
+    assert (block.fenced, block.closed) == (fenced, closed)

@@ -79,6 +79,18 @@ def test_the_attributes_of_config_read_and_change_the_session() -> None:
     assert set(dir(config)) == set(GenerationConfig.model_fields)
 
 
+def test_what_is_passed_on_is_changed_as_a_whole_or_not_at_all() -> None:
+    options = Options(settings())
+    config = Config(options)
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        config.extra["a"] = 1
+    with pytest.raises(TypeError):
+        options.change(extra={"a": 1}).extra["a"] = 2  # type: ignore[index]
+    assert config.extra == {"a": 1}
+    assert options.current.model_dump()["extra"] == {"a": 1}
+    assert "extra={'a': 1}" in repr(config)
+
+
 def test_an_unknown_attribute_is_an_error() -> None:
     config = Config(Options(settings()))
     with pytest.raises(OptionError, match="Did you mean temperature"):

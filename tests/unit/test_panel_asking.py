@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from llm_magic.calls import Request
 from llm_magic.errors import GenerationFailed
 from llm_magic.panel import ControlPanel
 from llm_magic.types import Chunk
@@ -86,7 +87,7 @@ def test_stop_ends_it_and_the_answer_says_so(scripted: Scripted, before: tuple[s
     until(lambda: scripted.backend.asked[-1].ended == "closed")
     until(lambda: "stopped by you" in answer(panel), "it does not say that it was stopped")
     assert not any(word in answer(panel) for word in ("thinking", "…"))
-    assert panel.asking.take.value == "".join(before).strip()
+    until(lambda: panel.asking.take.value == "".join(before).strip())
     assert trouble(panel) == ""
     ask(panel, "and now?")
 
@@ -165,16 +166,16 @@ def test_thoughts_are_folded_away(scripted: Scripted) -> None:
     scripted.backend.will(Chunk(reasoning="let me see", tokens=1, time=1.0), *say("Paris"))
     ask(scripted.panel, "?")
     assert "<details" in scripted.panel.asking.answer.value
-    assert scripted.panel.asking.take.value == "Paris"
+    until(lambda: scripted.panel.asking.take.value == "Paris")
 
 
 def test_the_first_block_of_code_can_be_taken(scripted: Scripted) -> None:
     code = "def f(x):\n    if x:\n\n        return 'a'\n    return {}"
     scripted.backend.will(*say(f"Here:\n\n```python\n{code}\n```\n\n```\nother\n```"))
     ask(scripted.panel, "?")
-    assert scripted.panel.asking.take.code == code
+    until(lambda: scripted.panel.asking.take.code == code)
     ask(scripted.panel, "no code")
-    assert scripted.panel.asking.take.code == ""
+    until(lambda: scripted.panel.asking.take.code == "")
 
 
 def test_a_chat_remembers_and_forgets(scripted: Scripted) -> None:
@@ -197,6 +198,21 @@ def test_a_chat_remembers_and_forgets(scripted: Scripted) -> None:
     ask(panel, "alone")
     assert [m.content for m in scripted.backend.asked[-1].messages] == ["alone"]
     assert chats(scripted) == [("third", "third")]
+
+
+def test_turns_that_a_cell_made_stale_are_neither_shown_nor_sent(scripted: Scripted) -> None:
+    panel, session = scripted.panel, scripted.session
+    put(panel.asking.chat, True)
+    until(lambda: panel.asking.clear.layout.display == "")
+    session.answer(Request("one", chat="panel", key="cell"))
+    for question in ("two", "three"):
+        ask(panel, question)
+    assert words(panel.asking.turns.value) == "one one two two"
+    session.answer(Request("uno", chat="panel", key="cell"))
+    until(lambda: words(panel.asking.turns.value) == "uno uno")
+    ask(panel, "four")
+    contents = [message.content for message in scripted.backend.asked[-1].messages]
+    assert contents == ["uno", "uno", "four"]
 
 
 def test_the_counter_is_of_the_conversation_against_the_context(scripted: Scripted) -> None:

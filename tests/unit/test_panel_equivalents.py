@@ -51,10 +51,16 @@ class Notebook:
 
 
 @pytest.fixture(scope="module")
-def notebook() -> Iterator[Notebook]:
+def one_notebook() -> Iterator[Notebook]:
     with ipython() as shell:
         yield Notebook(shell)
         unregister(shell)
+
+
+@pytest.fixture
+def notebook(one_notebook: Notebook) -> Notebook:
+    one_notebook.session.options.reset()
+    return one_notebook
 
 
 @pytest.fixture
@@ -198,16 +204,16 @@ def test_the_line_of_a_setting_has_every_digit(value: float | None) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(prompt=PROMPTS.map(_trimmed).filter(bool))
-def test_the_cell_of_a_question_asks_any_prompt(prompt: str, notebook: Notebook) -> None:
+def test_the_cell_of_a_question_asks_any_prompt(prompt: str, one_notebook: Notebook) -> None:
     said: dict[str, Any] = {}
 
     def llm(line: str, cell: str) -> None:
         said.update(arguments.parse("llm", line).values, prompt=cell.strip("\n"))
 
-    magics = notebook.shell.magics_manager.magics["cell"]
+    magics = one_notebook.shell.magics_manager.magics["cell"]
     usual, magics["llm"] = magics["llm"], llm
     try:
-        notebook.run(ask_cell(prompt, "panel"))
+        one_notebook.run(ask_cell(prompt, "panel"))
     finally:
         magics["llm"] = usual
     assert said["prompt"] == prompt.strip("\n")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
+from typing import Any
 
 import pytest
 
 from llm_magic.backends import BACKENDS
 from llm_magic.config import LoadConfig
 from llm_magic.errors import LLMMagicError, ModelNotFound
+from llm_magic.manager import LoadResult, Status
 from llm_magic.panel import ControlPanel
 from llm_magic.specs import specs
 from llm_magic.types import Progress
@@ -87,8 +91,8 @@ def test_a_load_in_the_background_shows_its_progress_and_can_be_stopped(empty: S
     press(panel.loading.stop)
     until(lambda: told(panel) == "Stopped loading.")
     until(lambda: "Inactive" in words(panel.status.value))
-    assert not panel.loading.load.disabled
-    assert panel.loading.stop.layout.display == "none"
+    until(lambda: not panel.loading.load.disabled)
+    until(lambda: panel.loading.stop.layout.display == "none")
     assert "load default cancelled" in backend.events
 
 
@@ -126,6 +130,49 @@ def test_the_next_load_takes_the_complaint_away(empty: Scripted) -> None:
     press(panel.loading.load)
     until(lambda: "ready" in told(panel))
     assert trouble(panel) == ""
+
+
+def test_the_complaint_of_a_load_that_fails_at_once_stays(
+    empty: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panel, session = empty.panel, empty.session
+    begin = session.load_later
+
+    def begin_and_end(model: str | None, **about: Any) -> Future[LoadResult]:
+        future = begin(model, **about)
+        wait([future], timeout=5)
+        return future
+
+    monkeypatch.setattr(session, "load_later", begin_and_end)
+    empty.backend.trouble["check"] = ModelNotFound("There is no such model.")
+    press(panel.loading.load)
+    assert trouble(panel) == "There is no such model."
+    assert panel.magic.value == "%llm_load"
+
+
+def test_a_drawing_that_began_while_loading_does_not_cover_what_came_of_it(
+    empty: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panel, session, backend = empty.panel, empty.session, empty.backend
+    backend.reports["load"] = [Progress("reading")]
+    hang = backend.hang("load")
+    press(panel.loading.load)
+    until(lambda: "<progress" in panel.loading.told.value)
+    look = session.status
+
+    def look_and_wait() -> Status:
+        seen = look()
+        hang.go.set()
+        until(lambda: look().status == "Ready")
+        time.sleep(0.1)  # for what is told of it
+        return seen
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "status", look_and_wait)
+        panel.loading.draw()
+    until(lambda: "ready in" in told(panel))
+    time.sleep(0.5)  # for a drawing that takes it away
+    assert "ready in" in told(panel)
 
 
 @pytest.mark.parametrize(
@@ -184,15 +231,27 @@ def test_a_load_that_a_cell_waits_for_can_be_stopped_or_the_button_says_that_it_
     assert hang.reached.wait(5)
     until(lambda: empty.panel.loading.load.disabled)
     stop = empty.panel.loading.stop
-    if not stop.disabled and stop.layout.display != "none":
+
+    def is_there() -> bool:
+        return not stop.disabled and stop.layout.display != "none"
+
+    until(lambda: is_there() or "■" in told(empty.panel), "neither a button nor a hint")
+    stopped = True
+    if is_there():
         press(stop)
-        stopped = ended.wait(2)
-    else:
-        stopped = "■" in str(stop.tooltip) + told(empty.panel)
+        stopped = ended.wait(10)
     if not ended.is_set():
         empty.session.interrupt()
     thread.join(5)
     assert stopped, "the button is there and does nothing"
+
+
+def test_what_is_chosen_against_the_environment_stands_in_the_magic() -> None:
+    with scripted_panel(load=False, backend="vllm", device="cpu") as scripted:
+        put(scripted.panel.loading.backend, "local")
+        put(scripted.panel.loading.options["device"], "auto")
+        press(scripted.panel.loading.load)
+        assert scripted.panel.magic.value == "%llm_load -b local -d auto"
 
 
 def test_a_default_of_the_environment_can_be_chosen_away() -> None:

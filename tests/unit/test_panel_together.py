@@ -50,7 +50,7 @@ def test_two_panels_show_the_same_settings_and_status(
     until(lambda: panel.settings.numbers["temperature"].value == 0.7)
     press(other.loading.unload)
     until(lambda: "Inactive" in words(panel.status.value))
-    assert panel.loading.unload.disabled
+    until(lambda: panel.loading.unload.disabled)
 
 
 def test_two_panels_continue_one_conversation(scripted: Scripted, other: ControlPanel) -> None:

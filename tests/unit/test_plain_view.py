@@ -29,6 +29,7 @@ def test_plain_text_streams_as_it_comes(capsys: pytest.CaptureFixture[str]) -> N
     answer.note(("{x} is not defined here",))
     for text in ("Par", "is"):
         answer.take(Chunk(text=text))
+        answer.tick()
     assert capsys.readouterr().out == "Note: {x} is not defined here\nParis"
     answer.finish(reply("Paris"))
     assert capsys.readouterr().out == (
@@ -71,4 +72,28 @@ def test_words_reach_a_terminal_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     answer = display.view(TERMINAL, INFO, DEFAULTS, live=True)
     for text in ("Par", "is"):
         answer.take(Chunk(text=text))
+        answer.tick()
         assert terminal.seen.endswith(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ('{"a":[1,2]}', '{\n  "a": [\n    1,\n    2\n  ]\n}\n'),
+        (
+            "no json",
+            "no json\n[This is not valid JSON: Expecting value: line 1 column 1 (char 0)]\n",
+        ),
+    ],
+)
+def test_json_is_checked_and_indented_when_it_is_whole(
+    capsys: pytest.CaptureFixture[str], text: str, shown: str
+) -> None:
+    values = {**DEFAULTS, "format": "json", "plain": True, "quiet": True}
+    answer = display.view(NOTEBOOK, INFO, values, live=True)
+    for letter in text:
+        answer.take(Chunk(text=letter))
+        answer.tick()
+    assert capsys.readouterr().out == ""
+    answer.finish(reply(text))
+    assert capsys.readouterr().out == shown

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -553,9 +555,6 @@ def test_source_of_notebook_cells(cells: dict[str, Any]) -> None:
 
 # --- tables and arrays
 
-pd: Any = pytest.importorskip("pandas")
-np: Any = pytest.importorskip("numpy")
-
 
 def test_small_frame_is_shown_whole() -> None:
     frame = pd.DataFrame({"n": [1, 2], "s": ["x", "y"]})
@@ -574,7 +573,7 @@ def test_large_frame_is_cut_in_every_direction() -> None:
 
 
 def test_frame_subclass_and_empty_frame() -> None:
-    class Special(pd.DataFrame):  # type: ignore[misc]
+    class Special(pd.DataFrame):
         pass
 
     assert to_text(Special({"a": [1]})).startswith("Special, 1 rows × 1 columns\n")

@@ -6,17 +6,20 @@ import asyncio
 import itertools
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llm_magic.calls import Request
 from llm_magic.errors import ModelNotFound, OptionError, PromptTooLong, RequestRefused
 from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.http_server import HttpServer
 from tests.ollama_server import OllamaServer
 from tests.scripted import settings
-from tests.wire import Head, Hold, Send, delta, json_answer, ndjson, refusal, sse, words
+from tests.unit.remote import eventually
+from tests.wire import Head, Hold, Send, delta, events, json_answer, ndjson, refusal, sse, words
 
 
 @pytest.fixture
@@ -42,7 +45,42 @@ def load(session: Session, server: HttpServer, model: str | None = "tiny", **mor
     session.load(model, **{"backend": "openai", "base_url": server.url, **more})
 
 
+def test_settings_that_are_read_anew_reach_a_backend_that_was_in_use(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    session = Session()
+    with FaultServer() as other:
+        for running in (server, other):
+            # As the doctor says it: in the environment, then %llm_config --reset.
+            monkeypatch.setenv("VLLM_BASE_URL", running.url)
+            session.options.reset()
+            told = session.load_and_tell("big", backend="vllm")
+            assert not told.already
+            assert told.info.server == running.url.partition("://")[2]
+        assert session.load_and_tell("big", backend="vllm").already
+        session.close()
+
+
 # -- connections ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_an_answer_under_way_outlives_its_model(
+    session: Session, server: FaultServer, early: bool
+) -> None:
+    load(session, server)
+    hold = Hold()
+    begun, rest = sse(delta("one "), done=False), events(delta("two", finish="stop"))
+    server.will(CHAT, *([hold, *begun] if early else [*begun, hold]), *rest)
+    job = session.begin(Request("?"))
+    server.wait_for(CHAT)
+    session.unload()
+    hold.go.set()
+    assert job.future is not None
+    assert job.future.result(5).text == "one two"
+    assert len(server.asked(CHAT)) == 1
+    eventually(lambda: server.open_now == 0, "a connection is left open")
 
 
 def test_one_connection_is_used_again_and_again(session: Session, server: FaultServer) -> None:

@@ -63,6 +63,18 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(session: Session, url:
         session.load("tiny", backend="openai", base_url=url)
 
 
+def test_an_authority_that_is_named_after_the_refusal_is_trusted(
+    session: Session, authority: trustme.CA, url: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    with pytest.raises(ServerUnreachable, match="SSL_CERT_FILE"):
+        session.load("tiny", backend="openai", base_url=url)
+    file = tmp_path / "authority.pem"
+    authority.cert_pem.write_to_path(str(file))
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    assert session.load("tiny", backend="openai", base_url=url).name == "tiny"
+
+
 def test_an_authority_of_ones_own_is_named_by_a_variable(
     authority: trustme.CA, url: str, tmp_path: Path
 ) -> None:

@@ -254,3 +254,18 @@ def test_a_closed_worker_finishes_its_queue_and_can_be_used_again(worker: Worker
         futures = [worker.submit(partial(give, n), translate)[0] for n in range(3)]
         worker.close()
         assert [future.result(0) for future in futures] == [0, 1, 2]
+
+
+def _given(number: int, _cancel: threading.Event) -> int:
+    return number
+
+
+def test_a_thread_whose_rest_fails_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise OSError("no such library")
+
+    worker = Worker("test-worker", rest=fail)
+    for number in (1, 2):
+        assert in_time(worker.run(partial(_given, number), translate)) == number
+    worker.close()
+    assert "after a job of test-worker" in caplog.text

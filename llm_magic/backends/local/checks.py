@@ -23,7 +23,7 @@ _NO_GENERATORS = (
 def check_folder(name: str, folder: Path, config: LoadConfig, about: Mapping[str, Any]) -> None:
     """Raise in one line for a folder whose model must not or cannot be read; `about` is its config."""
     _check_weights(name, folder)
-    if not any(any(folder.glob(pattern)) for pattern in _TOKENIZERS):
+    if not _has_tokenizer(folder):
         raise LoadFailed(f"{name} has no tokenizer. Get its tokenizer.json and load again.")
     _check_kind(name, config, about)
     _check_attention(name, config, about)
@@ -37,7 +37,12 @@ def is_complete(folder: Path) -> bool:
         _check_weights(folder.name, folder)
     except LoadFailed:
         return False
-    return (folder / "config.json").is_file()
+    # Who asked for the model alone left a folder without one.
+    return (folder / "config.json").is_file() and _has_tokenizer(folder)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in _TOKENIZERS)
 
 
 def _check_weights(name: str, folder: Path) -> None:
@@ -47,7 +52,7 @@ def _check_weights(name: str, folder: Path) -> None:
     for file in memory.weight_files(folder):
         if not memory.is_whole(file):
             raise LoadFailed(
-                f"The weights of {name} are damaged: {file} is not what its header says."
+                f"The weights of {name} are damaged: {file.resolve()} is not what its header says."
                 " Delete it, get it again, and load again."
             )
 

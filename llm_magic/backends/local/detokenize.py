@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from llm_magic.backends.local.thoughts import Marks
+from llm_magic.overlap import overlap
+
 if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -15,13 +18,20 @@ class Detokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._fast = getattr(tokenizer, "backend_tokenizer", None)
+        self._marks = Marks(tokenizer)
         self._stream: Any = self._new_stream() if self._fast is not None else None
         # What was not shown yet; for slow tokenizers after the first `_read`, which were.
         self._ids: list[int] = []
         self._read = 0
 
     def step(self, token: int) -> str:
-        """Return the text that `token` completes; empty for special tokens and half characters."""
+        """Return the text that `token` completes; empty for half characters.
+
+        Of special tokens only those have one that stand around thoughts.
+        """
+        return self._marks.step(token, self._text(token))
+
+    def _text(self, token: int) -> str:
         if self._stream is None:
             return self._step_slowly(token)
         self._ids.append(token)
@@ -30,8 +40,9 @@ class Detokenizer:
         except Exception:  # noqa: BLE001 - it raises nothing more special than that
             # Bytes that never become a character can take back what was whole before them:
             # https://github.com/vllm-project/vllm/issues/17448
-            self._stream = self._new_stream()
             text = self._decode(self._ids)
+            # With what was before: at the beginning of a text, some decoders strip a space.
+            self._stream = self._new_stream(self._ids)
         if text:
             self._ids.clear()
         return text
@@ -43,10 +54,10 @@ class Detokenizer:
         return rest[len(shown) :]
 
     @staticmethod
-    def _new_stream() -> Any:
+    def _new_stream(before: Sequence[int] = ()) -> Any:
         from tokenizers.decoders import DecodeStream
 
-        return DecodeStream(skip_special_tokens=True)
+        return DecodeStream(ids=list(before), skip_special_tokens=True)
 
     def _step_slowly(self, token: int) -> str:
         """Decode a short window twice, as tokenizers without a Rust core need it."""
@@ -84,7 +95,7 @@ class StopText:
             _end, begin = min(found)
             shown, self._held = self._held[:begin], ""
             return shown
-        keep = max(_overlap(self._held, stop) for stop in self._stops)
+        keep = max(overlap(self._held, stop) for stop in self._stops)
         cut = len(self._held) - keep
         shown, self._held = self._held[:cut], self._held[cut:]
         return shown
@@ -93,9 +104,3 @@ class StopText:
         """Return what was held back: no stop string came of it."""
         rest, self._held = self._held, ""
         return rest
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that begins `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

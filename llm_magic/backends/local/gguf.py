@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -93,13 +94,7 @@ def convert(file: Path, *, report: Report, cancelled: Cancelled) -> Path:
     folder = converted_folder(file)
     if _is_ready(folder):
         return folder
-    for package in _NEEDED:
-        if find_spec(package) is None:
-            raise MissingDependency(
-                f"Reading {file.name} needs the package {package}:"
-                ' type pip install "llm_magic[local]".'
-            )
-    contents = read_contents(file)
+    contents = _contents(file)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder, report, cancelled):
@@ -115,8 +110,24 @@ def convert(file: Path, *, report: Report, cancelled: Cancelled) -> Path:
     return folder
 
 
+def converted_size(file: Path) -> int:
+    """Return the bytes that a file takes as bfloat16; raises `MissingDependency`, `LoadFailed`."""
+    return 2 * _contents(file).numbers
+
+
+def _contents(file: Path) -> Contents:
+    for package in _NEEDED:
+        if find_spec(package) is None:
+            raise MissingDependency(
+                f"Reading {file.name} needs the package {package}:"
+                ' type pip install "llm_magic[local]".'
+            )
+    return read_contents(file)
+
+
 def _is_ready(folder: Path) -> bool:
-    return (folder / _MARKER).is_file()
+    # Of `os`: a folder that somebody else made may be closed to us.
+    return os.path.isfile(folder / _MARKER)  # noqa: PTH113
 
 
 @contextlib.contextmanager
@@ -162,7 +173,9 @@ def _is_locked(path: Path) -> bool:
 
 
 def _build(file: Path, folder: Path, report: Report, cancelled: Cancelled) -> None:
-    partial = Path(tempfile.mkdtemp(".partial", f"{folder.name}.", folder.parent))
+    # Not by `tempfile`, whose folders are for one user only: the cache may be shared.
+    partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial.mkdir()
     try:
         _run_child(file, partial, report, cancelled)
         made_of = {

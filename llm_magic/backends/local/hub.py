@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from llm_magic.units import human_bytes
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 # The client looks up after each so many bytes only, whether it shall stop; its own is 10 MiB.
 _CHUNK = 256 << 10
+# What a disk says that takes no more.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _NOT = ("consolidated*", "original/*", "onnx/*", "*/*.safetensors")
 
 
@@ -34,7 +37,11 @@ class HubModel:
 def cached(model: str, revision: str | None, *, code: bool = False) -> Path | None:
     """Return the folder of a completely cached model, without asking the network."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        IncompleteSnapshotError,
+        LocalEntryNotFoundError,
+    )
 
     try:
         folder = Path(
@@ -42,6 +49,11 @@ def cached(model: str, revision: str | None, *, code: bool = False) -> Path | No
                 model, revision=revision, local_files_only=True, **_patterns(code)
             )
         )  # fmt: skip
+    except IncompleteSnapshotError as error:
+        if code:
+            return None
+        # Of the repository, of which a model needs less: not its licence.
+        folder = Path(error.snapshot_path)
     except (LocalEntryNotFoundError, HFValidationError):
         return None
     # Who asks for the tokenizer alone leaves a folder with no more than that.
@@ -119,6 +131,8 @@ def download(
     except Cancelled:
         raise
     except Exception as error:  # noqa: BLE001 - translated: the hub's client raises many kinds
+        if cancelled():
+            raise Cancelled from None
         raise _explain(error, found.id, found.revision) from None
 
 
@@ -131,13 +145,23 @@ def cached_models() -> list[tuple[str, Path, int]]:
         repos = scan_cache_dir().repos
     except CacheNotFound:
         return []
+    models = (_latest(repo) for repo in repos if repo.repo_type == "model")
     return sorted(
-        (repo.repo_id, revision.snapshot_path, revision.size_on_disk)
-        for repo in repos
-        if repo.repo_type == "model"
-        for revision in list(repo.revisions)[:1]
-        if any(file.file_name.endswith(".safetensors") for file in revision.files)
+        (repo_id, revision.snapshot_path, revision.size_on_disk)
+        for repo_id, revision in filter(None, models)
     )
+
+
+def _latest(repo: Any) -> tuple[str, Any] | None:
+    """Return the revision of a model that a load takes: of those with weights main, else the newest."""
+    usable = [
+        revision
+        for revision in repo.revisions
+        if any(file.file_name.endswith(".safetensors") for file in revision.files)
+    ]
+    if not usable:
+        return None
+    return repo.repo_id, max(usable, key=lambda one: ("main" in one.refs, one.last_modified))
 
 
 def _patterns(code: bool) -> dict[str, Any]:
@@ -152,6 +176,9 @@ def _progress_bar(
 ) -> type:
     from tqdm.std import tqdm
 
+    # Of several that count the same bytes (fetched, and put together) the one that is ahead.
+    told = [0]
+
     class Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
         """Passes the bytes of the hub's own bar on, and stops the download when asked to."""
 
@@ -163,15 +190,26 @@ def _progress_bar(
 
         def update(self, n: float | None = 1) -> bool | None:
             if cancelled():
+                # It fetches on threads of its own, which mind no exception from here.
+                _abort()
                 raise Cancelled
             self.n += int(n or 0)
-            if self.counts_bytes and missing:
+            if self.counts_bytes and missing and self.n > told[0]:
+                told[0] = int(self.n)
                 share = min(self.n / missing, 1.0)
                 detail = f"{human_bytes(self.n)} of {human_bytes(missing)}"
                 report(Progress("downloading", share, detail))
             return None
 
     return Bar
+
+
+def _abort() -> None:
+    from huggingface_hub.utils import _xet
+
+    abort = getattr(_xet, "abort_xet_session", None)
+    if abort is not None:
+        abort()
 
 
 def _explain(
@@ -190,6 +228,12 @@ def _explain(
         return ModelNotFound(f"{model} has no revision {revision!r} on the hub.")
     if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
         return ModelNotFound(f"There is no model {model!r}, neither here nor on the hub.{near()}")
+    if isinstance(error, OSError) and error.errno in _DISK:
+        where = f" ({error.filename})" if error.filename else ""
+        return LoadFailed(
+            f"{model} cannot be written to the hub's cache{where}: {error.strerror}."
+            " Make room or rights there, or set HF_HUB_CACHE to another folder."
+        )
     reason = str(error.__cause__ or error).strip().partition("\n")[0]
     if isinstance(error, errors.HfHubHTTPError):
         return LoadFailed(f"The hub refused {model}: {reason}")

@@ -6,7 +6,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from llm_magic.backends.base import Report
 from llm_magic.backends.local.turns import turn
+from llm_magic.backends.local.widening import widen
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.config import LoadConfig
 from llm_magic.errors import (
@@ -38,15 +38,6 @@ _NOT_STREAMED = (
     "assistant_early_exit", "return_dict_in_generate", "output_scores", "output_logits",
     "output_attentions", "output_hidden_states",
 )  # fmt: skip
-
-
-@dataclass(slots=True)
-class Loaded:
-    """A resident model; never leaves the backend, so that unloading can free it."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    info: ModelInfo
 
 
 def resolve_device(device: str) -> str:
@@ -111,6 +102,7 @@ def load(
         raise Cancelled
     model.eval()
     _make_streamable(model)
+    widen(model)
     return model, tokenizer
 
 

@@ -8,16 +8,20 @@ import gc
 import json
 import struct
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from llm_magic.errors import DoesNotFit
 from llm_magic.types import MemoryUse
 from llm_magic.units import human_bytes
+
+if TYPE_CHECKING:
+    import torch
 
 _BYTES = {
     "F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2,
@@ -34,6 +38,9 @@ _NOT_QUANTIZED = ("embed", "lm_head", "wte", "wpe")
 _SLACK, _SLACK_SHARE = 64 << 20, 0.03
 # The prompt and answer that a loaded model should at least have room for.
 _USUAL_CONTEXT = 2048
+# What is kept of earlier prompts: this share of the memory that is free after the load, and no
+# more than so many conversations as long as the model reads.
+_PREFIX_SHARE, _LONGEST_KEPT = 0.25, 2
 
 
 def weight_bytes(folder: Path, dtype: str, quantization: str) -> int:
@@ -98,13 +105,37 @@ def scaled(size: int, quantization: str) -> int:
 
 def kv_bytes(config: dict[str, Any], dtype: str) -> int:
     """Return the bytes of the key-value cache of a usual conversation; `config` as config.json."""
+    return token_bytes(config, dtype) * min(_context(config), _USUAL_CONTEXT)
+
+
+def prefix_budget(config: dict[str, Any], dtype: str, free: int) -> int:
+    """Return the bytes that the caches of earlier prompts may take, of those that are `free`."""
+    longest = _LONGEST_KEPT * token_bytes(config, dtype) * _context(config)
+    return min(longest, int(free * _PREFIX_SHARE))
+
+
+def token_bytes(config: dict[str, Any], dtype: str) -> int:
+    """Return the bytes that one token takes in the key-value cache."""
     config = config.get("text_config") or config
-    heads = config.get("num_attention_heads") or 1
-    head_dim = config.get("head_dim") or (config.get("hidden_size") or 0) // heads
-    kv_heads = config.get("num_key_value_heads") or heads
-    layers = config.get("num_hidden_layers") or 0
-    tokens = min(config.get("max_position_embeddings") or _USUAL_CONTEXT, _USUAL_CONTEXT)
-    return int(2 * layers * kv_heads * head_dim * tokens * _DTYPE_BYTES.get(dtype, 2))
+    heads = _number(config, "num_attention_heads", "n_head", "n_heads") or 1
+    hidden = _number(config, "hidden_size", "n_embd", "d_model")
+    head_dim = _number(config, "head_dim") or hidden // heads
+    kv_heads = _number(config, "num_key_value_heads") or heads
+    layers = _number(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    return 2 * layers * kv_heads * head_dim * _DTYPE_BYTES.get(dtype, 2)
+
+
+def _context(config: dict[str, Any]) -> int:
+    config = config.get("text_config") or config
+    known = _number(config, "max_position_embeddings", "n_positions", "max_seq_len")
+    return known or _USUAL_CONTEXT
+
+
+def _number(config: dict[str, Any], *names: str) -> int:
+    """Return the first of some settings that is there: older models have names of their own."""
+    # What is no number is for Transformers to complain about.
+    found = (config[name] for name in names if config.get(name))
+    return next((value for value in found if isinstance(value, int)), 0)
 
 
 def needed_bytes(weights: int, cache: int) -> int:
@@ -169,6 +200,14 @@ def _cuda_in_use() -> bool:
     return torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
 
 
+def by_device(tensors: Iterable[torch.Tensor]) -> Counter[str]:
+    """Return the bytes of some tensors by the device that they are on."""
+    held: Counter[str] = Counter()
+    for tensor in tensors:
+        held[str(tensor.device)] += tensor.nbytes
+    return held
+
+
 def give_back() -> None:
     """Return freed memory to the system: cycles first, then what the allocators keep."""
     # Twice: accelerate's hooks make cycles through objects with finalizers.
@@ -183,6 +222,14 @@ def give_back() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether this is what Python or torch raise when memory runs out."""
+    kind, text = type(error).__name__, str(error)
+    return isinstance(error, MemoryError) or kind == "OutOfMemoryError" or (
+        kind == "RuntimeError" and ("can't allocate memory" in text or "out of memory" in text)
+    )  # fmt: skip
 
 
 def holders(thing: object, ignore: Iterable[object] = ()) -> tuple[str, ...]:

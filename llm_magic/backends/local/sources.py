@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -125,13 +126,21 @@ def _in_folder(folder: Path | None) -> Iterator[ModelInfo]:
     if folder is None or not folder.expanduser().is_dir():
         return
     for path in sorted(folder.expanduser().iterdir()):
-        if path.suffix == ".gguf":
-            yield ModelInfo(path.name, "local", "gguf", str(path), size=path.stat().st_size)
-        elif (path / "config.json").is_file():
-            size = memory.weight_bytes(path, "auto", "none")
-            yield ModelInfo(
-                path.name, "local", "folder", str(path), size=size, context_length=context(path)
-            )  # fmt: skip
+        # One that cannot be read, or a link that leads nowhere, is no reason to list none.
+        with contextlib.suppress(OSError):
+            if found := _model_at(path):
+                yield found
+
+
+def _model_at(path: Path) -> ModelInfo | None:
+    if path.suffix == ".gguf":
+        return ModelInfo(path.name, "local", "gguf", str(path), size=path.stat().st_size)
+    if not (path / "config.json").is_file():
+        return None
+    size = memory.weight_bytes(path, "auto", "none")
+    return ModelInfo(
+        path.name, "local", "folder", str(path), size=size, context_length=context(path)
+    )
 
 
 def model_config(folder: Path) -> dict[str, Any]:

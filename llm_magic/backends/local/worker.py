@@ -1,13 +1,14 @@
 """Persistent threads for local work; one of them owns loading, warm-up, prefill and decoding.
 
-One thread for everything is worth 1.4 to 1.6 times the decoding speed on a CPU (each thread that
-enters an OpenMP region gets a team of its own), and CUDA graphs are tied to their thread.
+One thread for everything: each that enters an OpenMP region gets a team of its own, and more teams
+than cores slow every operation down (see `teams`); CUDA graphs are tied to their thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import queue
 import threading
 import traceback
@@ -18,6 +19,7 @@ from typing import Generic, TypeVar
 
 from llm_magic.errors import LLMMagicError
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 Translate = Callable[[BaseException], LLMMagicError]
 
@@ -29,8 +31,9 @@ class Cancelled(Exception):
 class Worker:
     """Runs jobs one after another on a daemon thread; started on first use."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, rest: Callable[[], None] = lambda: None) -> None:
+        """`rest` is called on the thread after each job."""
+        self._name, self._rest = name, rest
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -93,6 +96,11 @@ class Worker:
             job.run()
             # Or the last job's tensors would live until the next one comes.
             del job
+            try:
+                self._rest()
+            except Exception:  # noqa: BLE001 - logged, and the thread goes on
+                # Nobody waits for it; without the thread everybody would wait for ever.
+                _log.exception("after a job of %s", self._name)
 
 
 class _Job:

@@ -1,0 +1,80 @@
+"""The servers that a backend talks to: one client for each, shared and closed in time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+from llm_magic.backends._http import HttpServer, Limits
+from llm_magic.config import LoadConfig, ReadSettings
+from llm_magic.errors import KeyRejected
+from llm_magic.keys import Key, Keys
+from llm_magic.places import Place, place
+
+
+class Servers:
+    """The clients by address, key and limits; lives on the loop thread."""
+
+    def __init__(
+        self,
+        settings: ReadSettings,
+        keys: Keys,
+        start: str,
+        concurrency: int,
+        prefix: Callable[[Place], str | None],
+    ) -> None:
+        """`start` is what to type to start such a server, `concurrency` how much it usually takes,
+        `prefix` where its API begins."""
+        self._settings, self._keys = settings, keys
+        self._start, self._concurrency, self._prefix = start, concurrency, prefix
+        self._clients: dict[tuple[Place, Key | None, Limits], HttpServer] = {}
+        # Of a model that was checked and is not loaded yet.
+        self.planned: HttpServer | None = None
+
+    def find(self, config: LoadConfig) -> HttpServer:
+        """Return the one client of a server; loads that differ in its limits have their own."""
+        spec = self._spec(config)
+        if spec not in self._clients:
+            where, key, limits = spec
+            client = self._clients[spec] = HttpServer(where, key, limits, self._start)
+            client.prefix = self._prefix(where)
+        return self._clients[spec]
+
+    def is_of(self, config: LoadConfig, server: HttpServer) -> bool:
+        """Return whether a server is the one that a load would be about now."""
+        return self._clients.get(self._spec(config)) is server
+
+    def _spec(self, config: LoadConfig) -> tuple[Place, Key | None, Limits]:
+        settings = self._settings()
+        where = place(config, settings)
+        assert where is not None, f"{config.backend} has no address among the settings"
+        limits = Limits(
+            config.idle_timeout or settings.idle_timeout, config.concurrency or self._concurrency
+        )
+        return where, self._keys.find(config, where, settings), limits
+
+    @contextlib.contextmanager
+    def borrowed(self, config: LoadConfig) -> Iterator[HttpServer]:
+        """Use a server that no loaded model belongs to yet, and keep others from closing it.
+
+        Its answer decides what becomes of the key.
+        """
+        server = self.find(config)
+        server.users += 1
+        try:
+            yield server
+        except KeyRejected:
+            self._keys.refused(server.key)
+            raise
+        else:
+            self._keys.accepted(server.key)
+        finally:
+            server.users -= 1
+
+    async def close_unused(self, used: Iterable[HttpServer]) -> None:
+        """Close the clients that are neither `used` nor borrowed nor planned."""
+        kept = {id(server) for server in used}
+        for spec, server in list(self._clients.items()):
+            if id(server) not in kept and not server.users and server is not self.planned:
+                del self._clients[spec]
+                await server.aclose()

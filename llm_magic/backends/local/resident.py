@@ -1,0 +1,122 @@
+"""Models in the memory of this process: what is kept with each, how they come and go."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections import Counter
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from llm_magic.backends.base import Plan, Report
+from llm_magic.backends.local import loading, memory
+from llm_magic.backends.local.fast import FastPath
+from llm_magic.backends.local.plans import Ready
+from llm_magic.backends.local.prefixes import Prefixes, new_cache
+from llm_magic.backends.local.steps import Pace, first_pace
+from llm_magic.errors import OptionError
+from llm_magic.types import ModelInfo, Unloaded
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A resident model; never leaves the backend, so that unloading can free it.
+
+    `assistant` is the smaller model that guesses ahead of it; both have a pace of reading.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    info: ModelInfo
+    prefixes: Prefixes
+    pace: Pace
+    fast: FastPath
+    assistant: PreTrainedModel | None = None
+
+    def held(self) -> Counter[str]:
+        """Return the bytes of its weights by device."""
+        models = filter(None, (self.model, self.assistant))
+        return memory.by_device(t for m in models for t in (*m.parameters(), *m.buffers()))
+
+    def give_room(self) -> None:
+        """Free what is kept only to be faster."""
+        self.prefixes.clear()
+        self.fast.clear()
+
+
+def bring_in(
+    plan: Plan, ready: Ready, report: Report, cancel: threading.Event, *, keep: bool
+) -> Loaded:
+    """Load a checked model, and the assistant it was asked for with; `keep` keeps prefixes."""
+    began = time.perf_counter()
+    model, tokenizer = loading.load(ready.folder, plan.config, ready.device, report, cancel)
+    assistant = None
+    if ready.assistant is not None:
+        assistant = _assistant(plan, ready, tokenizer, report, cancel)
+    fast = FastPath(model, compiled=plan.config.compile)
+    fast.warm_up(report, cancel)
+    base = ModelInfo(
+        plan.name,
+        "local",
+        where=ready.source.where,
+        source=str(ready.source.path or ready.folder),
+        folder=str(ready.folder),
+        revision=plan.config.revision,
+        load_s=time.perf_counter() - began,
+    )
+    return Loaded(
+        model,
+        tokenizer,
+        loading.describe(model, base, plan.config),
+        _prefixes(model, ready.device) if keep else Prefixes(0),
+        first_pace(model.num_parameters(), ready.device),
+        fast,
+        assistant,
+    )
+
+
+def _assistant(
+    plan: Plan,
+    ready: Ready,
+    tokenizer: PreTrainedTokenizerBase,
+    report: Report,
+    cancel: threading.Event,
+) -> PreTrainedModel:
+    assert ready.assistant is not None
+    asked = f"--assistant {plan.config.assistant}"
+    model, own = loading.load(ready.assistant, plan.config, ready.device, report, cancel)
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise OptionError(
+            f"{asked} has another vocabulary than {plan.name}."
+            " Choose a smaller model of the same family."
+        )
+    if not new_cache(model).is_croppable:
+        raise OptionError(f"{asked} cannot take back a guess. Choose a model without states.")
+    return model
+
+
+def _prefixes(model: PreTrainedModel, device: str) -> Prefixes:
+    about, dtype = model.config.to_dict(), str(model.dtype).removeprefix("torch.")
+    return Prefixes(memory.prefix_budget(about, dtype, memory.free_bytes(device)))
+
+
+def let_go(box: list[Loaded]) -> Unloaded:
+    """Drop a model; it comes in a list so that no caller's frame holds it too."""
+    loaded = box.pop()
+    before = memory.memory_use()
+    info = loaded.info
+    alive = weakref.ref(loaded.model)
+    # Accelerate's hooks wrap `forward` and refer back to the model.
+    from accelerate.hooks import remove_hook_from_module
+
+    for model in filter(None, (loaded.model, loaded.assistant)):
+        remove_hook_from_module(model, recurse=True)
+    del model
+    del loaded
+    memory.give_back()
+    left = alive()
+    holders = memory.holders(left) if left is not None else ()
+    return Unloaded(info.name, info.size or 0, before, memory.memory_use(), holders)

@@ -1,0 +1,63 @@
+"""Thoughts of models that mark them with special tokens, or whose prompt begins them.
+
+Special tokens are not part of the text; `reasoning` knows tags. So those that stand around thoughts
+are written as tags, and the headers of OpenAI's channels are left out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llm_magic.overlap import THOUGHT_ENDS as _CLOSE
+from llm_magic.overlap import THOUGHT_OPENS as _OPEN
+
+if TYPE_CHECKING:
+    import torch
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+_OPENS = (_OPEN, "[THINK]", "<|START_THINKING|>")
+_CLOSES = (_CLOSE, "[/THINK]", "<|END_THINKING|>")
+# <|start|>assistant<|channel|>analysis<|message|>…<|end|>
+_START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
+_TAIL = 8
+
+
+def begun(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> str:
+    """Return the tag of a thought that a prompt of shape (1, length) ends with, by its template."""
+    tail = str(tokenizer.decode(ids[0, -_TAIL:].tolist(), skip_special_tokens=False))
+    return _OPEN if tail.rstrip().endswith(_OPENS) else ""
+
+
+class Marks:
+    """Puts tags into the text of one answer where special tokens stand around thoughts."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        special: Any = getattr(tokenizer, "added_tokens_decoder", {})
+        ids = {str(token): number for number, token in special.items() if token.special}
+        self._tags = {ids[name]: _OPEN for name in _OPENS if name in ids}
+        self._tags |= {ids[name]: _CLOSE for name in _CLOSES if name in ids}
+        self._headers: tuple[int, ...] = ()
+        self._message = -1
+        if _CHANNEL in ids and _MESSAGE in ids:
+            self._headers = tuple(ids[name] for name in (_START, _CHANNEL) if name in ids)
+            self._message = ids[_MESSAGE]
+        # The text of a header as far as it is there; None outside of one.
+        self._header: str | None = None
+        self._thinks = False
+
+    def step(self, token: int, text: str) -> str:
+        """Return the text of a token as it goes on."""
+        if token in self._headers:
+            self._header = ""
+            return text
+        if self._header is None:
+            return self._tags.get(token, "") + text
+        if token != self._message:
+            self._header += text
+            return ""
+        thinks = self._header.strip().partition(" ")[0] in {"analysis", "commentary"}
+        self._header = None
+        before, self._thinks = self._thinks, thinks
+        if thinks:
+            return "\n\n" if before else _OPEN
+        return _CLOSE if before else ""

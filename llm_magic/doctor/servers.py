@@ -1,0 +1,299 @@
+"""The servers of the settings and the hub: is there one, does it answer, and if not, what is in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import socket
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from llm_magic import backends
+from llm_magic.backends._http import HttpServer, Limits
+from llm_magic.backends.remote import RemoteBackend
+from llm_magic.config import LoadConfig, Settings
+from llm_magic.doctor.findings import Finding, apart
+from llm_magic.errors import KeyRejected, OptionError, RequestRefused, ServerError
+from llm_magic.keys import Keys
+from llm_magic.places import Place, parse_url, place, proxy_to
+from llm_magic.types import ModelInfo
+
+# The whole of the hub, and each step with a server: who waits longer has no server to work with.
+_HUB_S, _CONNECT_S, _LIST_S, _VERSION_S = 3.0, 2.0, 5.0, 2.0
+_REMOTE = ("ollama", "vllm", "instructlab", "openai")
+_VERSIONS = {"ollama": "/api/version", "vllm": "/version"}
+_LOOPBACKS = ("127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """A server of the settings, or of a loaded model; `asked_for` where somebody configured it."""
+
+    variable: str
+    where: Place
+    asked_for: bool
+    config: LoadConfig
+
+    @property
+    def backend(self) -> str:
+        """The kind of server."""
+        return self.config.backend
+
+    def at(self, url: str) -> str:
+        """Return what to type to have another address."""
+        if self.config.base_url is not None:
+            return f"%llm_load -b {self.backend} --base-url {url}"
+        return f"{self.variable}={url} in .env or the environment, then %llm_config --reset"
+
+
+async def servers(
+    settings: Settings,
+    keys: Keys,
+    used: Callable[[str], LoadConfig | None] = lambda _backend: None,
+) -> list[Finding]:
+    """Return how each server is that is configured, in use, or listens where one usually does.
+
+    `used` returns what the latest model of a backend was loaded with, above all its key.
+    """
+    checks: list[Coroutine[Any, Any, Finding | None]] = []
+    seen: set[str] = set()
+    for name in _REMOTE:
+        try:
+            there = list(_servers_of(name, settings, used(name)))
+        except OptionError as error:
+            mend = f"set {_variable(name)} right"
+            checks.append(_told(Finding(name, "problem", str(error), mend)))
+            continue
+        for server in there:
+            # vLLM's and InstructLab's usual place is the same one.
+            if server.asked_for or (server.where.is_local and server.where.url not in seen):
+                checks.append(_check(server, settings, keys))
+                seen.add(server.where.url)
+    return [finding for finding in await asyncio.gather(*checks) if finding is not None]
+
+
+def _servers_of(name: str, settings: Settings, used: LoadConfig | None) -> Iterator[_Server]:
+    field, variable = f"{name}_base_url", _variable(name)
+    where = parse_url(name, getattr(settings, field))
+    in_use = place(used, settings) if used is not None else None
+    if used is not None and in_use is not None:
+        yield _Server(variable, in_use, True, used)
+    if where != in_use:
+        asked_for = (
+            getattr(settings, field) != Settings.model_fields[field].default
+            or settings.backend == name
+            or (name == "openai" and bool(os.environ.get("OPENAI_API_KEY")))
+        )
+        yield _Server(variable, where, asked_for, LoadConfig(backend=name))
+
+
+def _variable(name: str) -> str:
+    return str(Settings.model_fields[f"{name}_base_url"].validation_alias)
+
+
+async def _told(finding: Finding) -> Finding | None:
+    return finding
+
+
+async def _check(server: _Server, settings: Settings, keys: Keys) -> Finding | None:
+    backend = backends.create(server.backend, lambda: settings, keys)
+    assert isinstance(backend, RemoteBackend)
+    proxy = proxy_to(server.where)
+    if proxy is None:
+        unreached = await _unreached(server, backend.start)
+        if unreached is not None:
+            return unreached if server.asked_for else None
+    try:
+        async with asyncio.timeout(_LIST_S):
+            models = await backend.models(server.config)
+    except (ServerError, OptionError, TimeoutError) as error:
+        # What listens where nobody was sent to may be anything.
+        return await _failed(server, error, proxy) if server.asked_for else None
+    finally:
+        await backend.aclose()
+    return _lists(server, models, await _version(server.where), proxy)
+
+
+# -- is there one ---------------------------------------------------------------------------------
+
+
+async def _unreached(server: _Server, start: str) -> Finding | None:
+    """Return why no connection comes about; None where one does."""
+    parts = urlsplit(server.where.url)
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        addresses = await addresses_of(host)
+    except (OSError, TimeoutError):
+        text = f"there is no host {host}"
+        return Finding(server.backend, "problem", text, f"set {server.variable} right")
+    if await _any_listens(addresses, port):
+        return None
+    others = [a for a in _LOOPBACKS if a not in addresses] if server.where.is_local else []
+    for other in others:
+        if await _any_listens([other], port):
+            literal = f"[{other}]" if ":" in other else other
+            resolved = "" if addresses == [host] else f" ({', '.join(addresses)})"
+            text = f"nothing listens at {server.where.label}{resolved}, but at {literal} it does"
+            url = f"{parts.scheme}://{literal}:{port}{parts.path}"
+            return Finding(server.backend, "problem", text, server.at(url))
+    text = f"nothing listens at {server.where.label}"
+    return Finding(server.backend, "problem", text, start or f"start it, or set {server.variable}")
+
+
+async def addresses_of(host: str) -> list[str]:
+    """Return the addresses of a host; raises `OSError` or `TimeoutError`."""
+    found = await apart(lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM), _CONNECT_S)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+async def _any_listens(addresses: Sequence[str], port: int) -> bool:
+    return any(await asyncio.gather(*(_listens(address, port) for address in addresses)))
+
+
+async def _listens(address: str, port: int) -> bool:
+    try:
+        async with asyncio.timeout(_CONNECT_S):
+            _, writer = await asyncio.open_connection(address, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True
+
+
+# -- does it answer -------------------------------------------------------------------------------
+
+
+def _lists(server: _Server, models: list[ModelInfo], version: str, proxy: str | None) -> Finding:
+    names = ", ".join(model.name for model in models[:4])
+    more = ", …" if len(models) > 4 else ""
+    through = f", through the proxy {proxy}" if proxy else ""
+    count = "1 model" if len(models) == 1 else f"{len(models)} models"
+    text = f"{version}{server.where.label}{through}: {count}{f' ({names}{more})' if names else ''}"
+    if models:
+        return Finding(server.backend, "ok", text)
+    pull = "%llm_load llama3.2 -b ollama --pull"
+    mend = pull if server.backend == "ollama" else "load a model there"
+    return Finding(server.backend, "warn", text, mend)
+
+
+async def _version(where: Place) -> str:
+    """Return the version of a server, where its kind tells; nobody's key is sent for it."""
+    path = _VERSIONS.get(where.backend)
+    if path is None:
+        return ""
+    told = await _get(dataclasses.replace(where, url=where.origin), path, _VERSION_S)
+    version = told.get("version") if isinstance(told, dict) else None
+    return f"{version} at " if isinstance(version, str) and len(version) < 40 else ""
+
+
+async def _get(where: Place, path: str, seconds: float) -> object:
+    """Return what a GET without a key answers, None where that is nothing of use."""
+    server = HttpServer(where, None, Limits(seconds), "")
+    try:
+        async with asyncio.timeout(seconds):
+            return await server.get(path)
+    except (ServerError, TimeoutError):
+        return None
+    finally:
+        await server.aclose()
+
+
+async def _failed(server: _Server, error: Exception, proxy: str | None) -> Finding:
+    """Return what is wrong with a server that listens, and what mends it."""
+    where, name = server.where, server.backend
+    if isinstance(error, TimeoutError):
+        text = f"{where.label} listens, and says nothing within {_LIST_S:.0f} s"
+        mend = "look at its log: it may be loading a model"
+    else:
+        text, mend = str(error), "look at its log"
+    if isinstance(error, KeyRejected) and (proxy is None or error.status == 401):
+        # Without the server's own words: some repeat a part of the key.
+        text = text.partition(f" ({error.status})")[0]
+        mend = (
+            "export OPENAI_API_KEY=…" if name == "openai" else f"%llm_load -b {name} --key-env NAME"
+        )
+    elif proxy is not None:
+        host = urlsplit(where.url).hostname
+        text, mend = f"{text} A proxy is in the way: {proxy}.", f"export NO_PROXY={host}"
+    elif isinstance(error, RequestRefused) and error.status in {200, 404, 405}:
+        mend = f"set {server.variable} right"
+        if name != "ollama" and await _speaks_at(
+            dataclasses.replace(where, url=f"{where.origin}/v1")
+        ):
+            text, mend = (
+                f"there is no API at {where.url}, but at /v1",
+                server.at(f"{where.origin}/v1"),
+            )
+        elif name != "ollama" and await _is_ollama(where):
+            text, mend = (
+                f"{where.label} is an Ollama",
+                f"OLLAMA_BASE_URL={where.origin}, then %llm_config --reset",
+            )
+    return Finding(name, "problem", text, mend)
+
+
+async def _speaks_at(where: Place) -> bool:
+    told = await _get(where, "/models", _VERSION_S)
+    return isinstance(told, dict) and isinstance(told.get("data"), list)
+
+
+async def _is_ollama(where: Place) -> bool:
+    root = dataclasses.replace(where, backend="ollama", url=where.origin)
+    return bool(await _version(root))
+
+
+# -- the hub --------------------------------------------------------------------------------------
+
+
+async def hub() -> list[Finding]:
+    """Return whether models can be fetched; no token is sent."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        text = "HF_HUB_OFFLINE is set: only what is in the cache is loaded"
+        return [Finding("hub", "ok", text)]
+    url = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    try:
+        where = parse_url("hub", url)
+    except OptionError as error:
+        return [Finding("hub", "problem", str(error), "set HF_ENDPOINT right")]
+    why = await _why_unreached(where)
+    if not why:
+        return [Finding("hub", "ok", f"{where.label} answers")]
+    text = f"{why}; what is in the cache can be loaded all the same"
+    mend = "look at the network, or set HTTPS_PROXY (or HF_HUB_OFFLINE=1, to wait for nothing)"
+    return [Finding("hub", "warn", text, mend)]
+
+
+async def _why_unreached(where: Place) -> str:
+    """Return why the hub does not answer, nothing if it does, after three seconds at most."""
+    server = HttpServer(where, None, Limits(_HUB_S), "")
+    try:
+        async with asyncio.timeout(_HUB_S):
+            if proxy_to(where) is None:
+                # Not by the client: its look-up of a name cannot be given up.
+                await addresses_of(urlsplit(where.url).hostname or "")
+            async with server.stream("HEAD", "", None):
+                return ""
+    except (RequestRefused, KeyRejected):
+        return ""  # whatever it says, it is there
+    except TimeoutError:
+        return f"{where.label} does not answer within {_HUB_S:.0f} s"
+    except socket.gaierror:
+        return f"there is no host {where.label} (no network?)"
+    except ServerError as error:
+        return str(error).rstrip(" .")
+    finally:
+        await server.aclose()
+
+
+def secrets(keys: Keys) -> list[Finding]:
+    """Return which keys there are, never what they are."""
+    names = dict.fromkeys(("OPENAI_API_KEY", "HF_TOKEN", *keys.variables()))
+    shown = [f"{name} {'set' if os.environ.get(name) else 'not set'}" for name in names]
+    return [Finding("keys", "ok", ", ".join(shown))]

@@ -1,0 +1,96 @@
+"""The magics: parse a line, call the session, show what came of it."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import re
+from typing import TYPE_CHECKING, Any, cast
+
+from llm_magic.errors import OptionError
+from llm_magic.magics.asking import LLMMagics
+from llm_magic.magics.base import SessionMagics, running_cell
+from llm_magic.magics.chats import ChatMagics
+from llm_magic.magics.helping import HelpMagics
+from llm_magic.magics.jobs import JobMagics
+from llm_magic.magics.models import ModelMagics
+from llm_magic.magics.panel import PanelMagics
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from llm_magic.session import Session
+
+GROUPS: tuple[type[SessionMagics], ...] = (
+    LLMMagics,
+    JobMagics,
+    HelpMagics,
+    ModelMagics,
+    ChatMagics,
+    PanelMagics,
+)
+
+_QUESTION = re.compile(r"^(\s*%llm\s.*\?)$")
+
+
+def _ask_not_help(lines: list[str]) -> list[str]:
+    """Keep IPython from reading ``%llm What is this?`` as ``this?``, which opens help."""
+    return [_QUESTION.sub(r"\1 ", line) for line in lines]
+
+
+def register(shell: InteractiveShell, session: Session) -> None:
+    """Register magics, completion and the safe display of replies; close everything at exit."""
+    from llm_magic import complete
+
+    unregister(shell)
+    try:
+        groups = [group(shell, session) for group in GROUPS]
+        shell.register_magics(*groups)
+    except OptionError:
+        # A wrong value in ipython_config.py: half an extension is not left behind.
+        unregister(shell)
+        raise
+    for magics in groups:
+        if isinstance(magics, ChatMagics):
+            shell.events.register("pre_run_cell", magics.before_cell)
+    complete.register(shell, session)
+    shell.input_transformers_cleanup.append(_ask_not_help)
+    _html_formatter(shell).for_type_by_name("llm_magic.types", "Reply", _reply_html)
+    session.cells.current = functools.partial(running_cell, shell)
+    atexit.unregister(session.close)
+    atexit.register(session.close)
+
+
+def unregister(shell: InteractiveShell) -> None:
+    """Undo `register`, and close the session; does nothing where nothing was registered."""
+    from llm_magic import complete
+
+    complete.unregister(shell)
+    if _ask_not_help in shell.input_transformers_cleanup:
+        shell.input_transformers_cleanup.remove(_ask_not_help)
+    ours = [m for m in shell.configurables if isinstance(m, SessionMagics)]
+    for magics in ours:
+        shell.configurables.remove(magics)
+        if isinstance(magics, ChatMagics):
+            shell.events.unregister("pre_run_cell", magics.before_cell)
+        # IPython has no public way to take a magic away.
+        for table in shell.magics_manager.magics.values():
+            for name in [n for n, f in table.items() if getattr(f, "__self__", None) is magics]:
+                del table[name]
+    for session in {magics.session for magics in ours}:
+        session.cells.current = lambda: None
+        # And once more at exit: Python code may go on using it.
+        session.close()
+    _html_formatter(shell).pop("llm_magic.types.Reply", None)
+
+
+def _html_formatter(shell: InteractiveShell) -> Any:
+    return cast(Any, shell.display_formatter).formatters["text/html"]
+
+
+def _reply_html(reply: Any) -> str:
+    from llm_magic import display, live, words
+
+    thoughts = display.thoughts_html(reply.reasoning)
+    answer = display.answer_html(reply.text, "markdown")
+    return thoughts + answer + live.muted(words.footer(reply, None))

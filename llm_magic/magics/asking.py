@@ -1,0 +1,113 @@
+"""The question: one magic for a line and for a cell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.magic import magics_class
+
+from llm_magic import arguments
+from llm_magic.errors import OptionError
+from llm_magic.magics.base import SessionMagics, line_cell_magic, variable
+from llm_magic.magics.traits import declare
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from llm_magic.arguments import Parsed
+    from llm_magic.calls import Request
+    from llm_magic.session import Session
+    from llm_magic.tables import Table
+    from llm_magic.types import ModelInfo
+
+
+@magics_class
+class LLMMagics(SessionMagics):
+    """Asks the language models of this kernel; has the generation settings as traits."""
+
+    def __init__(self, shell: InteractiveShell, session: Session) -> None:
+        if shell.config.get("LLMMagics"):
+            # c.LLMMagics.temperature = 0.2 in ipython_config.py
+            declare(type(self))
+        super().__init__(shell, session)
+
+    @classmethod
+    def class_traits(cls, **metadata: Any) -> dict[str, Any]:
+        """Return the traits; the settings are among them from when somebody first asks.
+
+        Not before: the table of options needs pydantic, and loading the extension must not.
+        """
+        declare(cls)
+        return super().class_traits(**metadata)
+
+    @line_cell_magic
+    def llm(self, line: str, cell: str | None = None) -> Table | None:
+        """Ask the active model, and stream its answer into the cell."""
+        if cell is None:
+            args = arguments.parse_with_prompt("llm", line)
+            prompt = args.rest
+        else:
+            args, prompt = arguments.parse("llm", line), cell.strip("\n")
+        variable(args["output"])
+        _refuse_combinations(args)
+        request, notes = self._request(prompt, args)
+        if not args["background"]:
+            return self.ask(request, notes, args)
+        self._begin(request, self.session.ready(request), args, notes)
+        return None
+
+    def _begin(
+        self, request: Request, info: ModelInfo, args: Parsed, notes: tuple[str, ...]
+    ) -> None:
+        """Begin a job and return at once; its cell shows it from then on."""
+        from llm_magic.magics.background import JobScreen
+
+        screen = JobScreen(self.shell, info, args.values, self.live)
+        earlier = [job for job in self.session.jobs.running if screen.replaces(job)]
+        job = self.session.begin(request, screen)
+        for other in earlier:
+            other.stop()
+            notes += (f"stopped job {other.id}, which this cell had begun.",)
+        self.put(args["output"], job)
+        screen.begins(job, notes)
+
+    def _request(self, prompt: str, args: Parsed) -> tuple[Request, tuple[str, ...]]:
+        """Fill in the notebook's values and make the request."""
+        from llm_magic.calls import Request
+        from llm_magic.prompt import fill
+
+        if args["replace"] and args["format"] != "code":
+            raise OptionError("--replace puts code in the place of this cell. Add -f code.")
+        system, asked = args["system"], prompt
+        notes: tuple[str, ...] = ()
+        if not args["raw"]:
+            names = self.names(f"{prompt} {system}")
+            filled, told = fill(prompt, names), fill(system or "", names)
+            prompt, notes = filled.text, tuple(dict.fromkeys(filled.notes + told.notes))
+            system = told.text if system is not None else None
+        chat, key, trim = args["chat"], None, bool(args["trim"])
+        if chat is not None:
+            from llm_magic.chat_words import context_notes
+
+            key = self.session.cells.key(chat, asked, peek=bool(args["dry_run"]))
+            context = self.session.chats.context(chat, key, system)
+            notes += context_notes(
+                context,
+                by_text=self.cell_id() is None,
+                in_terminal=self.session.cells.current() is None,
+            )
+        options: Any = args.options
+        return Request(prompt, args["model"], system, chat, key, options, trim), notes
+
+
+def _refuse_combinations(args: Parsed) -> None:
+    """Refuse what does not go with ``--background``; raises `OptionError`."""
+    if not args["background"]:
+        return
+    if args["dry_run"]:
+        raise OptionError("--dry-run calls nothing, so there is nothing for --background to do.")
+    if args["format"] == "code":
+        raise OptionError(
+            "-f code puts a cell below the running one, and -b returns before there is code to put"
+            " there. Leave one of them away."
+        )

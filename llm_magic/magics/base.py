@@ -1,0 +1,147 @@
+"""What every group of magics has: the session, the notebook's names, one line for an interrupt."""
+
+from __future__ import annotations
+
+import functools
+import keyword
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from IPython.core.magic import Magics, no_var_expand
+from IPython.core.magic import line_cell_magic as _line_cell_magic
+from IPython.core.magic import line_magic as _line_magic
+
+from llm_magic import manual
+from llm_magic.cells import Cell
+from llm_magic.errors import Interrupted, LLMMagicError, OptionError
+from llm_magic.magics.code import CodeOffers
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from llm_magic.arguments import Parsed
+    from llm_magic.calls import Request
+    from llm_magic.session import Session
+    from llm_magic.tables import Table
+    from llm_magic.types import Reply
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _magic(function: F) -> F:
+    """Give a magic its help, and turn an interrupt outside a wait into our own short error."""
+
+    @functools.wraps(function)
+    def guarded(self: SessionMagics, *args: Any) -> Any:
+        try:
+            return function(self, *args)
+        except KeyboardInterrupt:
+            raise Interrupted("Stopped.") from None
+
+    # IPython asks an object for its `getdoc` before it looks at the docstring: the help is made
+    # from the option table when somebody asks, not when the extension is loaded.
+    guarded.getdoc = functools.partial(manual.page, function.__name__)  # type: ignore[attr-defined]
+    return guarded  # type: ignore[return-value]
+
+
+def line_magic(function: F) -> F:
+    """Register a line magic whose line is not expanded by IPython."""
+    return cast(F, _line_magic(no_var_expand(_magic(function))))
+
+
+def line_cell_magic(function: F) -> F:
+    """Register a magic for one line and for a cell, not expanded by IPython."""
+    return cast(F, _line_cell_magic(no_var_expand(_magic(function))))
+
+
+def running_cell(shell: InteractiveShell) -> Cell | None:
+    """Return the cell that runs, by the request of the frontend; None outside of a kernel's cells."""
+    parent = _request(shell)
+    header = parent.get("header", {})
+    if header.get("msg_type") != "execute_request":
+        return None
+    cell_id = parent.get("metadata", {}).get("cellId") or ""
+    return Cell(str(cell_id), str(parent["content"]["code"]), str(header["msg_id"]))
+
+
+def deleted_cells(shell: InteractiveShell) -> list[str]:
+    """Return the ids of cells that were deleted since the last run, where the frontend tells."""
+    gone = _request(shell).get("metadata", {}).get("deletedCells")
+    return [str(cell) for cell in gone] if isinstance(gone, list) else []
+
+
+def _request(shell: InteractiveShell) -> dict[str, Any]:
+    get_parent = getattr(shell, "get_parent", None)
+    return get_parent() or {} if get_parent is not None else {}
+
+
+class SessionMagics(Magics):
+    """Magics that drive one session; subclasses are registered one by one."""
+
+    shell: InteractiveShell
+
+    def __init__(self, shell: InteractiveShell, session: Session) -> None:
+        # First: what IPython's configuration sets is set in the session (`traits`).
+        self.session = session
+        super().__init__(shell)
+
+    @property
+    def live(self) -> bool:
+        """Whether answers are shown while they grow."""
+        return self.session.settings.stream == "on"
+
+    def names(self, text: str) -> dict[str, Any]:
+        """Return the notebook's own names: not what IPython put there (open, exit, quit, …)."""
+        hidden = self.shell.user_ns_hidden
+        history = {name for name in ("In", "Out") if f"{{{name}[" in text}
+        return {
+            name: value
+            for name, value in self.shell.user_ns.items()
+            if name in history or hidden.get(name, self) is not value
+        }
+
+    def cell_id(self) -> str | None:
+        """Return the frontend's id of the running cell, where it sends one."""
+        cell = running_cell(self.shell)
+        return (cell.id or None) if cell is not None else None
+
+    def ask(self, request: Request, notes: tuple[str, ...], args: Parsed) -> Table | None:
+        """Ask, and show the answer while it comes, as the options of the line want it."""
+        from llm_magic import display, words
+
+        if args["dry_run"]:
+            return words.dry_run_table(self.session.dry_run(request))
+        info = self.session.ready(request)
+        view = display.view(self.shell, info, args.values, self.live)
+        view.note(notes)
+
+        def ended(reply: Reply) -> None:
+            # First: whatever a frontend makes of it, the answer is there.
+            self.put(args["output"], reply)
+            view.finish(reply)
+
+        try:
+            reply = self.session.answer(request, view.take, view.tick, view.rest, ended)
+        except LLMMagicError:
+            view.leave()
+            raise
+        if args["format"] == "code":
+            replace = bool(args.values.get("replace"))
+            self._codes.offer(reply, self.cell_id(), replace=replace)
+        return None
+
+    @functools.cached_property
+    def _codes(self) -> CodeOffers:
+        return CodeOffers(self.shell)
+
+    def put(self, variable: str | None, value: object) -> None:
+        """Give the notebook a value, if a name was asked for."""
+        if variable is not None:
+            self.shell.user_ns[variable] = value
+
+
+def variable(name: str | None) -> str | None:
+    """Return the name that ``-o`` gives; raises `OptionError` if it is none."""
+    if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
+        raise OptionError(f"-o {name}: that is no name of a variable.")
+    return name

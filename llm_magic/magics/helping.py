@@ -1,0 +1,128 @@
+"""Help when something is wrong: with a cell, or with what is installed and running."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.magic import magics_class
+
+from llm_magic import arguments
+from llm_magic.errors import Interrupted, LLMMagicError
+from llm_magic.magics.base import SessionMagics, line_magic, variable
+
+if TYPE_CHECKING:
+    from llm_magic.arguments import Parsed
+    from llm_magic.calls import Request
+    from llm_magic.doctor import Kernel
+    from llm_magic.explain import Cell, Failure
+    from llm_magic.tables import Table
+
+
+@magics_class
+class HelpMagics(SessionMagics):
+    """Explains the last exception, and looks after the installation."""
+
+    @line_magic
+    def llm_explain(self, line: str) -> Table | None:
+        """Explain the last exception: its cause and a fix."""
+        from llm_magic import explain
+        from llm_magic.tables import Table
+
+        error = explain.last_error()
+        with _about(error):
+            args = arguments.parse("llm_explain", line)
+            variable(args["output"])
+            if error is None:
+                return Table(("",), [], "There was no exception in this kernel yet.")
+            if isinstance(error, LLMMagicError):
+                # It says by itself what happened and what to type.
+                return Table(("",), [], f"{type(error).__name__}: {error}")
+            request, notes = self._about_failure(self._failure(error), args)
+            return self.ask(request, notes, args)
+
+    def _failure(self, error: BaseException) -> Failure:
+        from llm_magic import explain
+        from llm_magic.redaction import Redactor
+
+        redactor = Redactor(os.environ, self.session.keys.secrets())
+        hidden = self.shell.user_ns_hidden
+        return explain.failure(error, self._cell, self.shell.user_ns, redactor, hidden)
+
+    def _about_failure(self, failed: Failure, args: Parsed) -> tuple[Request, tuple[str, ...]]:
+        from llm_magic import explain
+        from llm_magic.calls import Request
+        from llm_magic.redaction import MASK
+
+        mend = args["format"] == "code"
+        prompt = explain.question(failed, mend=mend)
+        missing = {
+            MASK: f"{MASK} in the mended cell stands for a secret that was not sent.",
+            explain.CUT: "The cell is too long to be sent; its middle is not in the mended one.",
+        }
+        sent = failed.cell.source if mend and failed.cell is not None else ""
+        notes = tuple(note for mark, note in missing.items() if mark in sent)
+        chat, peek = args["chat"], bool(args["dry_run"])
+        key = self.session.cells.key(chat, peek=peek) if chat is not None else None
+        options: Any = args.options
+        return (
+            Request(prompt, args["model"], explain.SYSTEM, chat, key, options),
+            notes,
+        )
+
+    def _cell(self, filename: str) -> Cell | None:
+        """Return the cell that runs under a file name, as it was typed where that is known."""
+        import linecache
+
+        from llm_magic.explain import Cell
+
+        named = self.shell.compile.format_code_name(filename)
+        if named is None:
+            return None
+        label = named[1]
+        source = "".join(linecache.getlines(filename))
+        number = label.removeprefix("In[").removesuffix("]")
+        history = self.shell.history_manager
+        typed = history.input_hist_raw if history is not None else []
+        if number.isdecimal() and 0 < int(number) < len(typed):
+            raw = typed[int(number)]
+            # Not every cell is counted: the number may be that of another one.
+            if self.shell.input_transformer_manager.transform_cell(raw) == source:
+                return Cell(label, raw)
+        return Cell(label, source)
+
+    @line_magic
+    def llm_doctor(self, line: str) -> Table:
+        """Say what is installed and running, and how to mend what is not well."""
+        from llm_magic import doctor, words
+
+        arguments.parse("llm_doctor", line)
+        return words.doctor_table(doctor.examine(self.session, self._kernel()))
+
+    def _kernel(self) -> Kernel:
+        from llm_magic.doctor import Kernel
+
+        owner = self.shell.magics_manager.magics["cell"].get("llm")
+        ours = isinstance(getattr(owner, "__self__", None), SessionMagics)
+        kernel = getattr(self.shell, "kernel", None)
+        return Kernel(
+            owner="" if ours else str(getattr(owner, "__module__", "nobody")),
+            in_kernel=kernel is not None,
+            subshells=bool(getattr(kernel, "_supports_kernel_subshells", False)),
+        )
+
+
+@contextlib.contextmanager
+def _about(error: BaseException | None) -> Iterator[None]:
+    """Let an error that comes up here remember what was asked about: it can be asked again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stopped = Interrupted("Stopped.")
+        stopped.explaining = error
+        raise stopped from None
+    except LLMMagicError as own:
+        own.explaining = error
+        raise

@@ -1,0 +1,110 @@
+"""The background: list, stop and wait for what ``%%llm -b`` began."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from typing import TYPE_CHECKING
+
+from IPython.core.magic import magics_class
+
+from llm_magic import arguments
+from llm_magic.magics.base import SessionMagics, line_magic
+from llm_magic.units import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_magic.jobs import Job
+    from llm_magic.tables import Table
+
+# A stop takes effect at the next token; longer than this nobody needs to look on.
+_STOP_S = 1.0
+
+
+_NOTHING = "No job is running."
+
+
+@magics_class
+class JobMagics(SessionMagics):
+    """The jobs of this kernel."""
+
+    @line_magic
+    def llm_jobs(self, line: str) -> Table:
+        """List what runs in the background, and what ended last."""
+        from llm_magic import words
+
+        arguments.parse("llm_jobs", line)
+        return words.jobs_table(self.session.jobs.all)
+
+    @line_magic
+    def llm_stop(self, line: str) -> Table:
+        """Stop what runs in the background."""
+        from llm_magic.tables import Table
+
+        jobs = self._asked("llm_stop", line) or list(self.session.jobs.running)
+        running = [job for job in jobs if not job.done]
+        for job in running:
+            job.stop()
+        concurrent.futures.wait([job.future for job in running if job.future], _STOP_S)
+        said = [_stop_line(job) for job in running]
+        said += [f"Job {job.id} had ended: {job.state}." for job in jobs if job not in running]
+        return Table(("",), [[one] for one in said], "" if said else _NOTHING)
+
+    @line_magic
+    def llm_wait(self, line: str) -> None:
+        """Wait for what runs in the background."""
+        jobs = self._asked("llm_wait", line) or list(self.session.jobs.unknown())
+        progress = _Progress(jobs, live=self.live and hasattr(self.shell, "kernel"))
+        self.session.wait(jobs, progress.tick)
+        for job in jobs:
+            job.is_known = True
+            if job.screen is not None:
+                job.screen.again(job)
+        progress.finish()
+        for job in jobs:
+            if job.error is not None:
+                raise job.error
+
+    def _asked(self, name: str, line: str) -> list[Job]:
+        """Return the job that a line names, if it names one."""
+        number = arguments.parse(name, line)["job"]
+        return [] if number is None else [self.session.jobs.find(number)]
+
+
+def _stop_line(job: Job) -> str:
+    if not job.done:
+        return f"Stopping job {job.id} ({job.model})."
+    said = "before its first word" if job.tokens is None else f"after {counted(job.tokens)}"
+    return f"Stopped job {job.id} ({job.model}) {said}."
+
+
+class _Progress:
+    """Shows what is waited for, and in its place what came of it."""
+
+    def __init__(self, jobs: Sequence[Job], *, live: bool) -> None:
+        from llm_magic.live import LiveArea
+
+        self._jobs, self._began = jobs, time.monotonic()
+        self._area = LiveArea(live=live)
+
+    def tick(self) -> None:
+        """Say how far the first of them is; called about ten times a second."""
+        from llm_magic.live import muted
+
+        left = [job for job in self._jobs if not job.done]
+        if not left or not self._area.due:
+            return
+        first, more = left[0], f" and {len(left) - 1} more" if len(left) > 1 else ""
+        count = "" if first.tokens is None else f", {counted(first.tokens)}"
+        waited = time.monotonic() - self._began
+        text = f"Waiting for job {first.id} ({first.state}{count}){more} … {waited:.0f} s"
+        self._area.show({"text/plain": text, "text/html": muted(text)})
+
+    def finish(self) -> None:
+        """Show how all of them ended."""
+        from llm_magic import words
+        from llm_magic.tables import Table
+
+        table = words.jobs_table(self._jobs) if self._jobs else Table(("",), [], _NOTHING)
+        self._area.show({"text/plain": repr(table), "text/html": table._repr_html_()})

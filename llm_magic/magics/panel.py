@@ -1,0 +1,57 @@
+"""The control panel as a magic."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from IPython.core.magic import magics_class
+
+from llm_magic import arguments
+from llm_magic.errors import MissingDependency
+from llm_magic.magics.base import SessionMagics, line_magic
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from llm_magic.panel import ControlPanel
+    from llm_magic.session import Session
+
+
+@magics_class
+class PanelMagics(SessionMagics):
+    """One panel for each cell that shows one."""
+
+    def __init__(self, shell: InteractiveShell, session: Session) -> None:
+        super().__init__(shell, session)
+        self._panels: dict[str | None, ControlPanel] = {}
+
+    @line_magic
+    def llm_panel(self, line: str) -> None:
+        """Show the control panel: all of this with a mouse."""
+        arguments.parse("llm_panel", line)
+        before = self._panels.pop(self.cell_id(), None)
+        if before is not None:
+            # The cell was run again: nobody sees the one that it showed.
+            before.close()
+        self._panels[self.cell_id()] = _show_panel(self.session)
+
+
+def _show_panel(session: Session) -> ControlPanel:
+    """Display a panel, and what stands for it where no kernel runs."""
+    missing = [name for name in ("ipywidgets", "anywidget") if find_spec(name) is None]
+    if missing:
+        raise MissingDependency(
+            f"The panel needs {' and '.join(missing)}. Type: pip install 'llm_magic[panel]',"
+            " then restart the kernel and reload the page."
+        )
+    from IPython.display import display
+
+    from llm_magic.panel import ControlPanel
+
+    panel = ControlPanel(session)
+    still = {"text/html": panel.static_html(), "text/plain": "The control panel of llm_magic"}
+    display(still, raw=True)  # type: ignore[no-untyped-call]
+    # Without its repr, a page of markup, which is shown where no kernel runs.
+    display({**panel.box._repr_mimebundle_(), "text/plain": ""}, raw=True)  # type: ignore[no-untyped-call]
+    return panel

@@ -1,0 +1,96 @@
+"""The jobs in a panel: what runs in the background, with a stop button, and what ended last."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import ipywidgets as widgets
+
+from llm_magic.units import counted
+from llm_magic.words import first_words
+
+if TYPE_CHECKING:
+    from llm_magic.jobs import Job
+    from llm_magic.panel import ControlPanel
+
+# Rows are made once: a widget that comes and goes costs the page more than one that is hidden.
+_ROWS = 6
+# Of those that ended, so many stay in sight.
+_ENDED = 3
+
+
+class JobsSection:
+    """A short list; it is not there while there are no jobs."""
+
+    def __init__(self, panel: ControlPanel) -> None:
+        self._panel = panel
+        # Each keeps its row while it is shown: a click on its button may come late, and means it.
+        self._shown: list[Job | None] = [None] * _ROWS
+        self.words = [widgets.HTML() for _ in range(_ROWS)]
+        self.stops = [widgets.Button() for _ in range(_ROWS)]
+        self.more = widgets.HTML()
+        self._rows = [
+            widgets.Box(row) for row in map(list, zip(self.words, self.stops, strict=True))
+        ]
+        for place, (row, stop) in enumerate(zip(self._rows, self.stops, strict=True)):
+            row.add_class("llm-job")
+            stop.on_click(lambda _button, at=place: panel.act(partial(self._stop, at)))
+        title = widgets.HTML("<h3>In the background</h3>")
+        self.box = widgets.VBox([title, *self._rows, self.more])
+        self.draw()
+
+    def _stop(self, place: int) -> str | None:
+        job = self._shown[place]
+        if job is None:
+            return None
+        job.stop()
+        return f"%llm_stop {job.id}"
+
+    def draw(self) -> None:
+        """Show what runs, and what ended last; not the questions of panels, which show them."""
+        jobs = [job for job in self._panel.session.jobs.all if job.screen is not None]
+        running = [job for job in jobs if not job.done]
+        ended = [job for job in jobs if job.done][-_ENDED:]
+        chosen = [*running, *reversed(ended)][:_ROWS]
+        self._place(chosen)
+        for job, row, words, stop in zip(
+            self._shown, self._rows, self.words, self.stops, strict=True
+        ):
+            row.layout.display = "none" if job is None else ""
+            if job is None:
+                continue
+            row.layout.order = str(chosen.index(job))
+            words.value = _row(job)
+            stop.layout.display = "none" if job.done else ""
+            # Not only "Stop": that is the prompt's, and both are read aloud by their names.
+            stop.description = f"Stop {job.id}"
+        hidden = len(running) + len(ended) - len(chosen)
+        self.more.value = (
+            f'<span class="llm-quiet">and {hidden} more: %llm_jobs</span>' if hidden > 0 else ""
+        )
+        self.box.layout.display = "" if chosen else "none"
+
+    def _place(self, chosen: Sequence[Job]) -> None:
+        """Give those that are new the rows of those that went."""
+        kept = [job if job in chosen else None for job in self._shown]
+        new = [job for job in chosen if job not in kept]
+        self._shown = [job or (new.pop(0) if new else None) for job in kept]
+
+    def disable(self) -> None:
+        """Let nothing be stopped any more."""
+        for stop in self.stops:
+            stop.disabled = True
+
+
+def _row(job: Job) -> str:
+    tokens = "" if job.tokens is None else f" · {counted(job.tokens)}"
+    state = f'<span class="llm-state llm-{job.state}">{job.state}</span>'
+    figures = f"job {job.id} · {job.model}{tokens}" + (f" · {job.seconds:.1f} s" * job.done)
+    return (
+        f'<div class="llm-status"><span>{state}</span> '
+        f'<span class="llm-quiet">{html.escape(figures)}</span> '
+        f"<span>{html.escape(first_words(job.prompt))}</span></div>"
+    )

@@ -1,0 +1,84 @@
+"""Conversations as files: the JSON messages that every program of the field reads."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llm_magic.errors import OptionError
+from llm_magic.types import Message
+
+_ROLES = ("system", "user", "assistant")
+
+
+def write(
+    path: str | Path,
+    found: Sequence[Message] | Mapping[str, Sequence[Message]],
+    replace: bool = False,
+) -> Path:
+    """Write messages, or several conversations by name; the file is whole or as it was."""
+    target = Path(path).expanduser()
+    if target.exists() and not replace:
+        raise OptionError(f"{target} exists. --force writes over it.")
+    if isinstance(found, Mapping):
+        value: Any = {name: _plain(messages) for name, messages in found.items()}
+    else:
+        value = _plain(found)
+    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    # Half a character of a broken answer has no UTF-8; with a backslash it is good JSON.
+    data = text.encode("utf-8", "backslashreplace")
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        try:
+            draft.write_bytes(data)
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise OptionError(f"{target} cannot be written: {error.strerror or error}.") from None
+    return target
+
+
+def _plain(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def read(path: str | Path) -> list[Message] | dict[str, list[Message]]:
+    """Read a list of messages, or an object of such lists; raises `OptionError` in one line."""
+    source = Path(path).expanduser()
+    try:
+        value = json.loads(source.read_bytes())
+    except OSError as error:
+        raise OptionError(f"{source} cannot be read: {error.strerror or error}.") from None
+    except (ValueError, RecursionError):
+        raise OptionError(f"{source} is not JSON.") from None
+    if isinstance(value, list):
+        return _messages(value, str(source))
+    if isinstance(value, dict) and value and all(isinstance(v, list) for v in value.values()):
+        return {name: _messages(v, f"{source}, chat {name!r}") for name, v in value.items()}
+    raise OptionError(
+        f'{source} holds no conversation: a list of {{"role": …, "content": …}} is expected, or an'
+        " object of such lists by name."
+    )
+
+
+def _messages(listed: list[Any], where: str) -> list[Message]:
+    return [_message(one, f"{where}, message {i}") for i, one in enumerate(listed, 1)]
+
+
+def _message(value: Any, where: str) -> Message:
+    if not isinstance(value, dict):
+        raise OptionError(f'{where}: {{"role": …, "content": …}} is expected.')
+    role, content = value.get("role"), value.get("content")
+    if role not in _ROLES:
+        raise OptionError(f"{where}: the role {str(role)[:40]!r} is none of {', '.join(_ROLES)}.")
+    if not isinstance(content, str):
+        raise OptionError(f"{where}: its content is no text.")
+    more = [name for name in value if name not in {"role", "content"} and value[name]]
+    if more:
+        # To leave a picture or a tool's answer away would be another conversation.
+        raise OptionError(f"{where}: a chat here holds texts, it has also {', '.join(more)[:80]}.")
+    return Message(role, content)

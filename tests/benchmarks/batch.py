@@ -1,0 +1,60 @@
+"""Many prompts through one resident model, beside one after another and beside a pipeline.
+
+Tokens per second over 32 prompts: of equal length with 48 tokens each; and mixed, with
+a beginning of 200 tokens that all share, questions of different lengths, and short and long
+answers. One after another is measured with some of the prompts, because it takes as long for each,
+and the pipeline with two of its four batches.
+The pipeline runs in a process of its own, as a user has it who never heard of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.benchmarks.notebook import bare_kernel, loaded_kernel
+from tests.benchmarks.report import Row, Target, ratio
+from tests.benchmarks.rounds import Rounds
+from tests.kernels import Kernel
+
+_TOKENS = {"equal": 48, "mixed": 96}
+_ALONE, _PIPELINE = 6, 16
+_TARGETS = {"equal": (Target(">=", 6.0), Target(">=", 1.3)), "mixed": (None, None)}
+
+
+def measure(rounds: Rounds) -> Iterator[Row]:
+    """Run all of them in turn, in two kernels that stay open."""
+    with loaded_kernel() as ours, bare_kernel() as bare:
+        for kernel in (ours, bare):
+            kernel.ok("from tests.benchmarks import batch_prompts")
+        for variant, tokens in _TOKENS.items():
+            prompts = f"batch_prompts.{variant}_prompts()"
+            calls = {
+                "stream_many": (ours, f"together({prompts}, {{}})"),
+                "stream, one by one": (ours, f"one_by_one({prompts}[:{_ALONE}], {{}})"),
+                "pipeline(batch_size=8)": (
+                    bare,
+                    f"by_pipeline(model, tokenizer, {prompts}[:{_PIPELINE}], {{}})",
+                ),
+            }
+            yield from _compared(variant, calls, tokens, rounds)
+
+
+def _compared(
+    variant: str, calls: dict[str, tuple[Kernel, str]], tokens: int, rounds: Rounds
+) -> Iterator[Row]:
+    for kernel, call in calls.values():
+        _rate(kernel, call.format(2))
+    rates = rounds.run(
+        lambda: {name: _rate(kernel, call.format(tokens)) for name, (kernel, call) in calls.items()}
+    )
+    for name in calls:
+        yield Row(f"{variant}: {name}", "tok/s", rates[name])
+    many, alone, pipeline = (rates[name] for name in calls)
+    yield ratio(f"{variant}: / one by one", many, alone, _TARGETS[variant][0])
+    yield ratio(f"{variant}: / pipeline", many, pipeline, _TARGETS[variant][1])
+
+
+def _rate(kernel: Kernel, call: str) -> float:
+    kernel.ok(f"count, taken = batch_prompts.{call}", timeout=300)
+    count, taken = kernel.value("(count, taken)")
+    return float(count / taken)

@@ -1,0 +1,112 @@
+"""Runs inside the kernels of `batch`: the same prompts together, one by one, and by a pipeline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from llm_magic.config import GenerationConfig
+from llm_magic.types import Chunk, Message
+from tests.benchmarks.inside import backend
+
+_THINGS = (
+    "lighthouse keeper", "whale", "clockmaker", "fox", "violin", "harbour", "baker", "glacier",
+    "tailor", "comet", "orchard", "smuggler", "librarian", "desert", "falcon", "miner", "bridge",
+    "circus", "gardener", "storm", "painter", "wolf", "island", "train driver", "beekeeper",
+    "castle", "sailor", "robot", "forest", "chess player", "volcano", "queen",
+)  # fmt: skip
+_MANUAL = (
+    "You read notes of a museum and answer questions about them. The museum stands in a town by"
+    " the sea and shows ships, maps, instruments, letters, paintings and the tools of many trades."
+    " Visitors come from everywhere, children as well as scholars, and all of them want to know"
+    " what a thing was for, who made it, how it came here and what it was worth. Be exact where"
+    " the notes are exact. Where they are not, say what is likely and why. Never invent a name, a"
+    " date or a price. Use short sentences and plain words, and explain a word of the trade when"
+    " it cannot be avoided. If a question is not about the notes, answer it as briefly as it can"
+    " be answered. If somebody asks for one word, give one word and nothing else. If somebody asks"
+    " for a story, take the time that a story takes, with its place, its people and its weather."
+    " These rules hold for the whole conversation, whatever the notes or the visitors say."
+)
+
+
+def equal_prompts() -> list[list[Message]]:
+    """Prompts of about the same length, whose answers all reach the limit."""
+    ask = "Write a long story about a {}. Tell every detail."
+    return [[Message("user", ask.format(thing))] for thing in _THINGS]
+
+
+def mixed_prompts() -> list[list[Message]]:
+    """A beginning that all share; then long and short prompts with long and short answers."""
+    conversations = []
+    for number, thing in enumerate(_THINGS):
+        notes = " ".join(f"A {other} was there too." for other in _THINGS[: number % 8 * 2])
+        ask = (
+            f"Write a long story about a {thing}. Tell every detail. {notes}"
+            if number % 3 == 0
+            else f"{notes} What is a {thing}? Answer with one short sentence."
+        )
+        conversations.append([Message("system", _MANUAL), Message("user", ask)])
+    return conversations
+
+
+def together(conversations: Sequence[Sequence[Message]], tokens: int) -> tuple[int, float]:
+    """Answer them through `stream_many`; returns the tokens of all answers and the seconds."""
+    from llm_magic import llm
+
+    async def ask() -> int:
+        name, count = llm._manager.find().name, 0
+        async for _index, item in backend().stream_many(name, conversations, _config(tokens)):
+            assert isinstance(item, Chunk)
+            count += item.tokens
+        return count
+
+    return _timed(ask())
+
+
+def one_by_one(conversations: Sequence[Sequence[Message]], tokens: int) -> tuple[int, float]:
+    """Answer them through `stream`, one after another."""
+    from llm_magic import llm
+
+    async def ask() -> int:
+        name, count = llm._manager.find().name, 0
+        for messages in conversations:
+            async for chunk in backend().stream(name, messages, _config(tokens)):
+                count += chunk.tokens
+        return count
+
+    return _timed(ask())
+
+
+def by_pipeline(
+    model: Any, tokenizer: Any, conversations: Sequence[Sequence[Message]], tokens: int
+) -> tuple[int, float]:
+    """Answer them as the documentation of Transformers does it for many."""
+    from transformers import pipeline
+
+    from llm_magic.backends.local.parameters import generate_options
+
+    tokenizer.padding_side = "left"
+    pipe: Any = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    chats = [[{"role": m.role, "content": m.content} for m in turns] for turns in conversations]
+    options = generate_options(model, _config(tokens), None)
+    began = time.perf_counter()
+    answers = pipe(chats, batch_size=8, return_full_text=False, **options)
+    seconds = time.perf_counter() - began
+    # A special token ends an answer that is shorter than the limit.
+    lengths = [len(tokenizer(answer[0]["generated_text"]).input_ids) + 1 for answer in answers]
+    return sum(min(length, tokens) for length in lengths), seconds
+
+
+def _config(tokens: int) -> GenerationConfig:
+    return GenerationConfig(max_new_tokens=tokens, temperature=0)
+
+
+def _timed(asking: Any) -> tuple[int, float]:
+    from llm_magic import llm
+
+    began = time.perf_counter()
+    # On the loop of the session, as all calls.
+    loop: Any = llm._loop
+    count: int = loop.run(asking)
+    return count, time.perf_counter() - began

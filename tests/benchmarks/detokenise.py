@@ -1,0 +1,93 @@
+"""What a token costs the thread that makes it: our way from an id to the reader, and Transformers'.
+
+2,000 tokens without a line break, which is where ``TextIteratorStreamer`` decodes its whole line
+again for every token. Both have a reader that takes everything; counted is the CPU time of the
+producing thread alone, because only that holds the model up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tests.benchmarks.inside import folder
+from tests.benchmarks.report import Row, Target, ratio
+from tests.benchmarks.rounds import Rounds
+
+_TOKENS = 2000
+_SENTENCE = " The keeper of the lighthouse saw a whale, and it was larger than any he had seen."
+_OURS, _THEIRS = "Detokenizer and Outbox", "TextIteratorStreamer.put"
+
+
+def measure(rounds: Rounds) -> Iterator[Row]:
+    """Feed the same ids to both in turn."""
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder())
+    ids = tokenizer(_SENTENCE * (_TOKENS // 10)).input_ids[:_TOKENS]
+    assert len(ids) == _TOKENS
+    # As `generate` hands them over.
+    tokens = [torch.tensor([token]) for token in ids]
+    text = tokenizer.decode(ids)
+    ways: dict[str, Callable[[], float]] = {
+        _OURS: lambda: _ours(tokenizer, tokens, text),
+        _THEIRS: lambda: _theirs(tokenizer, tokens, text),
+    }
+    for way in ways.values():
+        way()
+    taken = rounds.in_turn(ways)
+    for name, values in taken.items():
+        yield Row(name, "us/tok", values)
+    yield ratio("ours / theirs", taken[_OURS], taken[_THEIRS], Target("<=", 0.05))
+
+
+def _timed(put: Callable[[Any], None], tokens: list[Any]) -> float:
+    """Return the microseconds of this thread for one token."""
+    began = time.thread_time()
+    for token in tokens:
+        put(token)
+    return (time.thread_time() - began) * 1e6 / len(tokens)
+
+
+def _ours(tokenizer: Any, tokens: list[Any], text: str) -> float:
+    from llm_magic.backends.local.detokenize import Detokenizer
+    from llm_magic.backends.local.worker import Outbox
+    from llm_magic.types import Chunk
+
+    detokenizer = Detokenizer(tokenizer)
+
+    async def main() -> float:
+        outbox: Outbox[Chunk] = Outbox(asyncio.get_running_loop())
+
+        def put(token: Any) -> None:
+            piece = detokenizer.step(int(token.item()))
+            outbox.put(Chunk(text=piece, tokens=1, time=time.perf_counter()))
+
+        async def read() -> str:
+            return "".join([chunk.text async for chunk in outbox.items()])
+
+        reading = asyncio.create_task(read())
+        cost = await asyncio.to_thread(_timed, put, tokens)
+        outbox.close()
+        assert await reading + detokenizer.flush() == text
+        return cost
+
+    return asyncio.run(main())
+
+
+def _theirs(tokenizer: Any, tokens: list[Any], text: str) -> float:
+    from transformers import TextIteratorStreamer
+
+    streamer: Any = TextIteratorStreamer(tokenizer, skip_special_tokens=True)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.extend(streamer))
+    reader.start()
+    cost = _timed(streamer.put, tokens)
+    streamer.end()
+    reader.join()
+    assert "".join(read) == text
+    return cost

@@ -1,0 +1,103 @@
+"""An answer while it is written, and at the end, as a person sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llm_magic.markdown import render
+from tests.browser.lab import Lab
+from tests.browser.test_hostile_output import ANSWER
+
+pytestmark = pytest.mark.browser
+
+_SETUP = """
+from llm_magic.magics import register
+from llm_magic.session import Session
+from tests.scripted import Pause, ScriptedBackend
+backend = ScriptedBackend()
+llm = Session(create=lambda _name: backend)
+register(get_ipython(), llm)
+%llm_load tiny
+"""
+_SCRIPT = """
+import itertools, threading, time
+from tests.scripted import Hang, say
+tokens = [text[start:start + 4] for start in range(0, len(text), 4)]
+hang = Hang()
+half = len(tokens) * 7 // 12
+paced = lambda part: itertools.chain.from_iterable((token, Pause(0.01)) for token in part)
+backend.will(*paced(tokens[:half]), hang, *paced(tokens[half:]), *say())
+threading.Thread(target=lambda: (hang.reached.wait(), time.sleep({pause}), hang.go.set())).start()
+"""
+# In every frame that is painted: has the answer gone, shrunk, or a formula lost its form?
+_WATCH = """() => {
+    window.__frames = window.__gone = window.__shrunk = window.__raw = 0;
+    let height = 0, formulas = 0;
+    const look = () => {
+        const area = document.querySelectorAll('.jp-Notebook .jp-Cell')[2]
+            .querySelector('.jp-OutputArea-output');
+        if (area && area.innerText.trim()) height = height || 1;
+        if (area && height) {
+            const typeset = area.querySelectorAll('mjx-container').length;
+            window.__frames++;
+            window.__gone += !area.innerText.trim();
+            window.__shrunk += area.offsetHeight < height - 60;
+            window.__raw += typeset < formulas;
+            height = area.offsetHeight;
+            formulas = typeset;
+        }
+        requestAnimationFrame(look);
+    };
+    requestAnimationFrame(look);
+}"""
+
+
+def _frames(lab: Lab, what: str) -> int:
+    return int(lab.page.evaluate(f"() => window.__{what}"))
+
+
+def test_an_answer_grows_in_its_place(lab: Lab, tmp_path: Path) -> None:
+    lab.open([_SETUP, f"text = {ANSWER!r}{_SCRIPT.format(pause=8)}", "%%llm\nExplain."])
+    lab.run(0)
+    lab.run(1)
+    lab.start(2)
+    output = lab.output(2)
+    output.get_by_text("import").wait_for()
+    for theme in ("Light", "Dark"):
+        lab.theme(f"JupyterLab {theme}")
+        lab.screenshot(tmp_path / f"midway-{theme.lower()}.png", 2)
+    assert "tokens/s" not in lab.text(2)
+    (midway,) = lab.outputs(2)
+    lab.wait(2)
+    output.locator("mjx-container").nth(6).wait_for()
+    for theme in ("Light", "Dark"):
+        lab.theme(f"JupyterLab {theme}")
+        lab.screenshot(tmp_path / f"end-{theme.lower()}.png", 2)
+    (whole,) = lab.outputs(2)
+    assert whole["output_type"] == "display_data"
+    assert set(whole["data"]) == {"text/html", "text/plain"}
+    html, plain = ("".join(whole["data"][kind]) for kind in ("text/html", "text/plain"))
+    assert html.startswith(render(ANSWER.strip()))
+    assert html.count("tokens/s") == 1
+    assert plain.startswith(ANSWER.strip())
+    assert "".join(midway["data"]["text/html"]).count("<pre") == 1
+
+
+def test_nothing_flickers_and_the_page_stays_where_it_is(lab: Lab) -> None:
+    script = f"text = {ANSWER!r} * 3{_SCRIPT.format(pause=0)}"
+    lab.open([_SETUP, script, "%%llm\nExplain.", "# the end"])
+    lab.run(0)
+    lab.run(1)
+    lab.page.evaluate(_WATCH)
+    lab.start(2)
+    lab.output(2).get_by_text("import").first.wait_for()
+    place = "document.querySelector('.jp-WindowedPanel-outer').scrollTop"
+    lab.page.evaluate(f"() => {{ {place} = 100; }}")
+    lab.wait(2)
+    lab.page.wait_for_timeout(500)
+    assert lab.page.evaluate(f"() => {place}") == 100
+    seen = {what: _frames(lab, what) for what in ("frames", "gone", "shrunk", "raw")}
+    assert seen.pop("frames") > 20
+    assert seen == {"gone": 0, "shrunk": 0, "raw": 0}

@@ -1,0 +1,148 @@
+"""`agenerate` and `astream` in cells: many at once, cancelled, interrupted; what the server sees."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fault_server import CHAT, FaultServer
+from tests.kernels import ROOT, Kernel, kernel, within_a_second
+from tests.wire import Hold, delta, sse
+
+VERSIONS = ["", "6.31.0", "7.3.0"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=VERSIONS, ids=lambda v: v or "installed")
+def k(request: pytest.FixtureRequest, server: FaultServer) -> Iterator[Kernel]:
+    with kernel(request.param or None) as k:
+        k.ok(f"import sys; sys.path.insert(0, {str(ROOT)!r})")
+        k.ok("%load_ext llm_magic\nfrom llm_magic import llm\nimport asyncio, time")
+        k.ok(f"%llm_load tiny -b openai --base-url {server.url}")
+        yield k
+
+
+@pytest.fixture
+def fast(server: FaultServer) -> Iterator[FaultServer]:
+    server.pace = 0.0
+    server.received.clear()
+    yield server
+    server.pace = 0.0
+
+
+def test_agenerate_and_astream(k: Kernel, fast: FaultServer) -> None:
+    k.ok("reply = await llm.agenerate('Say these words.')")
+    assert k.value("(reply.text, reply.finish_reason)") == ("Say these words.", "stop")
+    fast.pace = 0.1
+    k.ok(
+        "seen = []\n"
+        "async for chunk in llm.astream('one two three four'):\n"
+        "    if chunk.text: seen.append((chunk.text, time.perf_counter()))"
+    )
+    assert k.value("''.join(text for text, _ in seen)") == "one two three four"
+    assert k.value("seen[-1][1] - seen[0][1]") > 0.2, "as they come, not at the end"
+    assert k.value("llm.last.text") == "one two three four"
+
+
+def test_many_at_once(k: Kernel, fast: FaultServer) -> None:
+    fast.pace = 0.1
+    ran = k.ok(
+        "import asyncio\n"
+        "replies = await asyncio.gather(*(llm.agenerate(f'a b c d e {n}') for n in range(12)))"
+    )
+    assert k.value("[reply.text for reply in replies]") == [f"a b c d e {n}" for n in range(12)]
+    one = 0.1 * 8
+    assert ran.seconds < 12 * one / 3, "side by side, not one after the other"
+
+
+def test_one_that_fails_leaves_the_others(k: Kernel, fast: FaultServer) -> None:
+    k.ok(
+        "replies = await asyncio.gather(llm.agenerate('whole'), llm.agenerate('x', model='nobody'),"
+        " return_exceptions=True)"
+    )
+    assert k.value("[type(one).__name__ for one in replies]") == ["Reply", "ModelNotLoaded"]
+    assert k.value("replies[0].text") == "whole"
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        "llm.agenerate('Never ends.')",
+        "anext(llm.astream('Never ends.'))",
+        "asyncio.gather(llm.agenerate('Never ends.'))",
+    ],
+)
+def test_cancelling_the_task_leaves_the_server(k: Kernel, fast: FaultServer, ask: str) -> None:
+    fast.will(CHAT, *sse(delta(""), done=False), Hold())
+    cell = k.send(
+        f"async def ask(): return await {ask}\n"
+        "task = asyncio.create_task(ask())\n"
+        "print('asked')\n"
+        "await asyncio.sleep(0.5)\n"
+        "task.cancel()\n"
+        "try:\n    await task\nexcept asyncio.CancelledError:\n    print('cancelled')"
+    )
+    received = fast.wait_for(CHAT)
+    assert received.left.wait(3 * within_a_second())
+    ran = k.wait(cell)
+    assert ran.text == "asked\ncancelled\n"
+    assert k.value("(await llm.agenerate('And on.')).text") == "And on."
+
+
+def test_leaving_the_loop_leaves_the_server(k: Kernel, fast: FaultServer) -> None:
+    fast.will(CHAT, *sse(delta("one"), done=False), Hold())
+    k.ok(
+        "from contextlib import aclosing\n"
+        "async with aclosing(llm.astream('Never ends.')) as chunks:\n"
+        "    async for chunk in chunks:\n"
+        "        if chunk.text: break"
+    )
+    assert fast.wait_for(CHAT).left.wait(within_a_second())
+    assert k.value("(llm.last.text, llm.last.finish_reason)") == ("one", "cancelled")
+
+
+@pytest.mark.parametrize(
+    "ask", ["await llm.agenerate('Never ends.')", "async for c in llm.astream('?'): pass"]
+)
+def test_the_stop_button_ends_an_awaiting_cell(k: Kernel, fast: FaultServer, ask: str) -> None:
+    fast.will(CHAT, *sse(delta("one"), done=False), Hold())
+    cell = k.send(f"print('here')\n{ask}")
+    received = fast.wait_for(CHAT)
+    time.sleep(0.3)
+    pressed = time.monotonic()
+    k.interrupt()
+    ran = k.wait(cell)
+    assert ran.status == "error"
+    assert ran.ended - pressed < within_a_second()
+    assert received.left.wait(within_a_second())
+    assert k.value("(llm.last.text, llm.last.finish_reason)") == ("one", "cancelled")
+
+
+def test_local_jobs_wait_for_their_turn(model_cache: Path) -> None:
+    with kernel(PYTHONPATH=str(ROOT), LLM_MAGIC_CACHE_DIR=str(model_cache)) as k:
+        k.ok("%load_ext llm_magic\nfrom llm_magic import llm\n%llm_load")
+        for name in ("first", "second"):
+            assert (
+                k.ok(f"%%llm -b -o {name} --max-new-tokens 200 --seed 1\nTell a story.").seconds < 2
+            )
+        k.ok("while first.state != 'running': __import__('time').sleep(0.01)")
+        assert k.value("(first.state, second.state)") == ("running", "waiting")
+        assert "waiting" in k.ok("%llm_jobs").text
+        k.ok(f"%llm_stop {k.value('first.id')}")
+        k.ok("while second.state != 'running': __import__('time').sleep(0.01)")
+        assert k.value("(first.state, first.text != '')") == ("stopped", True)
+        cell = k.send("%llm --max-new-tokens 4 Hello")
+        k.wait_for_output(cell, "…")
+        k.interrupt()
+        assert k.wait(cell).ename == "Interrupted", "■ ends the cell that waits, not the job"
+        assert k.value("second.state") == "running"
+        k.ok("%llm_stop")
+        assert k.ok("%llm -t 0 --max-new-tokens 2 Hello").status == "ok"

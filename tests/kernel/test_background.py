@@ -1,0 +1,376 @@
+"""`%%llm -b`: answers that stream into their own cell while other cells run; jobs to stop and await."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from tests.kernels import ROOT, Kernel, Ran, kernel, within_a_second
+
+SCRIPTED = """
+from llm_magic.magics import register
+from llm_magic.session import Session
+from tests.scripted import Hang, Pause, ScriptedBackend, say
+from llm_magic.errors import GenerationFailed
+backend = ScriptedBackend()
+llm = Session(create=lambda _name: backend)
+register(get_ipython(), llm)
+def slowly(*words):
+    return [step for word in words for step in (Pause(0.1), word)] + say()
+%llm_load tiny
+"""
+VERSIONS = ["", "6.31.0", "7.3.0"]
+
+
+@pytest.fixture(scope="module", params=VERSIONS, ids=lambda v: v or "installed")
+def k(request: pytest.FixtureRequest) -> Iterator[Kernel]:
+    with kernel(request.param or None) as k:
+        k.ok(f"import sys; sys.path.insert(0, {str(ROOT)!r})")
+        k.ok(SCRIPTED)
+        yield k
+
+
+@pytest.fixture
+def messages(k: Kernel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
+    """Return what is shown from now on: parent, kind and plain text, as it is received."""
+    received: list[tuple[str, str, str]] = []
+    get = k.client.get_iopub_msg
+
+    def spy(**options: Any) -> dict[str, Any]:
+        message: dict[str, Any] = get(**options)
+        text = message["content"].get("data", {}).get("text/plain", "")
+        received.append((message["parent_header"].get("msg_id", ""), message["msg_type"], text))
+        return message
+
+    monkeypatch.setattr(k.client, "get_iopub_msg", spy)
+    return received
+
+
+def begun(k: Kernel, cell: str) -> Ran:
+    """Run a cell that begins a job; it must return at once."""
+    ran = k.ok(cell)
+    assert ran.seconds < within_a_second()
+    return ran
+
+
+def ended(k: Kernel, job: str = "job") -> None:
+    """Wait until a job has ended and its end is on the screen, without running magics."""
+    k.ok(f"while not {job}.done: __import__('time').sleep(0.01)\n{job}.screen.close()")
+
+
+def test_it_streams_under_its_own_cell_while_others_run(
+    k: Kernel, messages: list[tuple[str, str, str]]
+) -> None:
+    k.ok("backend.will(*slowly(*'a b c d e f g h i j k l m n o p q r s t'.split()))")
+    cell = k.send("%%llm -b -o job\nCount.")
+    first = k.wait(cell)
+    assert first.seconds < within_a_second()
+    # What it showed first: on a busy machine the answer may have taken its place by now.
+    assert any("job" in shown.lower() for _when, _kind, shown in first.arrivals)
+    messages.clear()
+    busy = k.ok("import time\ntime.sleep(1)\nprint('B')")
+    captured = k.ok("%%capture\ntime.sleep(1)")
+    assert (busy.text, captured.text) == ("B\n", "")
+    during = [text for parent, kind, text in messages if kind == "update_display_data"]
+    assert len(during) >= 2, "it is drawn while other cells block the main thread"
+    ended(k)
+    k.ok("1")
+    assert {parent for parent, kind, _ in messages if kind == "update_display_data"} == {cell}
+    texts = [text for _, kind, text in messages if kind == "update_display_data"]
+    assert "abcdefghijklmnopqrst" in texts[-1]
+    assert "tokens" in texts[-1], "the footer"
+    assert all(kind != "display_data" for _, kind, _ in messages)
+    assert "abcdefghijklmnopqrst" in first.text, "by its display id, as frontends do it"
+
+
+def test_the_variable_is_the_job(k: Kernel) -> None:
+    k.ok("hang = Hang()\nbackend.will('one', ' two', hang, *say(' three'))")
+    begun(k, "%%llm -b -o job\nCount to three.")
+    k.ok("while job.text != 'one two': __import__('time').sleep(0.01)")
+    assert k.value("(str(job), job.done, job.state, job.tokens)") == (
+        "one two", False, "running", 2,
+    )  # fmt: skip
+    assert k.value("repr(job)").startswith(f"<Job {k.value('job.id')}: tiny, running, 2 tokens, ")
+    late = k.run("job.result(timeout=0.2)")
+    assert (late.ename, k.value("job.done")) == ("TimeoutError", False)
+    k.ok("import asyncio\nasyncio.get_running_loop().call_later(0.3, hang.go.set)")
+    k.ok("reply = await job")
+    assert k.value("(reply.text, job.result() is reply, job.done, job.state)") == (
+        "one two three", True, True, "done",
+    )  # fmt: skip
+    assert k.value("[r.text for r in await asyncio.gather(job, job)]") == ["one two three"] * 2
+
+
+def test_giving_up_the_wait_does_not_stop_the_job(k: Kernel) -> None:
+    k.ok("hang = Hang()\nbackend.will('begun', hang, *say(' whole'))")
+    begun(k, "%%llm -b -o job\nGo on.")
+    for waiting in ("%llm_wait", "job.result()", "await job"):
+        cell = k.send(f"print('here')\n{waiting}")
+        k.wait_for_output(cell, "here")
+        time.sleep(0.3)
+        pressed = time.monotonic()
+        k.interrupt()
+        ran = k.wait(cell)
+        assert ran.status == "error", waiting
+        assert ran.ended - pressed < within_a_second(), waiting
+        assert not k.value("job.done"), waiting
+    k.ok("hang.go.set()")
+    assert k.value("job.result().text") == "begun whole"
+
+
+def test_wait_says_what_it_waits_for_and_how_it_ended(k: Kernel) -> None:
+    k.ok("%llm_wait")
+    k.ok(
+        "import threading\nhang = Hang()\nbackend.will('x', 'y', 'z', 'z', 'z', 'z', hang)\n"
+        "threading.Timer(3, hang.go.set).start()"
+    )
+    first = k.send("%%llm -b -o job\nSay   some\n letters.")
+    under = k.wait(first)
+    number = k.value("job.id")
+    cell = k.send("%llm_wait")
+    k.wait_for_output(cell, f"Waiting for job {number} (")
+    ran = k.wait(cell)
+    said = r"(\d+) +done +tiny +6 +\d+\.\d +Say some letters\."
+    row = re.fullmatch(said, ran.text.splitlines()[1])
+    assert row, ran.text
+    assert int(row[1]) == number
+    assert "xyzzzz" in under.text
+    assert k.ok("%llm_wait").text == "No job is running."
+    assert "done" in k.ok(f"%llm_wait {number}").text, "asked for by number, it says it again"
+
+
+def test_stop(k: Kernel) -> None:
+    k.ok("backend.will('one', Hang()); backend.will(Hang())")
+    cell = k.send("%%llm -b -o job\nFirst.")
+    under = k.wait(cell)
+    begun(k, "%llm -b -o other Second.")
+    k.ok("while not job.text: __import__('time').sleep(0.01)")
+    assert k.value("(job.state, other.state)") == ("running", "waiting")
+    first, second = k.value("(job.id, other.id)")
+    assert k.ok(f"%llm_stop {second}").text == f"Stopped job {second} (tiny) before its first word."
+    assert k.value("(job.state, other.state)") == ("running", "stopped")
+    assert k.ok("%llm_stop").text == f"Stopped job {first} (tiny) after 1 token."
+    assert k.ok("%llm_stop").text == "No job is running."
+    assert k.ok(f"%llm_stop {first}").text == f"Job {first} had ended: stopped."
+    assert k.value("[a.ended for a in backend.asked[-2:]]") == ["closed", "closed"]
+    ended(k)
+    k.ok("1")
+    assert "one" in under.text
+    assert "stopped by you; not whole" in under.text
+    ran = k.run("job.result()")
+    assert (ran.ename, k.value("job.reply.text")) == ("Interrupted", "one")
+    assert k.ok("%llm_wait").status == "ok", "what the user stopped is no error"
+
+
+def test_a_failed_job_says_so_under_its_own_cell_and_fails_the_one_that_waits(k: Kernel) -> None:
+    k.ok("backend.will('some', Pause(0.2), GenerationFailed('The <b>GPU</b> melted.'))")
+    under = k.wait(k.send("%%llm -b -o job\nMelt."))
+    ended(k)
+    k.ok("1")
+    assert under.text.startswith("some")
+    assert under.text.endswith("GenerationFailed: The <b>GPU</b> melted.")
+    assert "&lt;b&gt;GPU" in under.html
+    assert k.value("(job.state, job.reply.text)") == ("failed", "some")
+    ran = k.run("%llm_wait")
+    assert (ran.ename, ran.error) == ("GenerationFailed", "The <b>GPU</b> melted.")
+    assert len(ran.traceback) == 1
+    assert k.run("await job").ename == "GenerationFailed"
+    assert k.ok("%llm_wait").text == "No job is running.", "it was told already"
+    k.ok("backend.will(GenerationFailed('At once.'))")
+    under = k.wait(k.send("%%llm -b -o job\nMelt."))
+    ended(k)
+    k.ok("1")
+    assert under.text == "GenerationFailed: At once."
+    assert k.run("%llm_wait").ename == "GenerationFailed"
+
+
+def test_the_table_keeps_the_last_twenty(k: Kernel) -> None:
+    k.ok(
+        "from llm_magic.calls import Request\njobs = [llm.begin(Request(f'n {i}')) for i in range(25)]"
+    )
+    k.ok("replies = [job.result() for job in jobs]")
+    rows = k.ok("%llm_jobs").text.splitlines()[1:]
+    numbers = k.value("[job.id for job in jobs]")
+    assert [int(row.split()[0]) for row in rows] == numbers[-20:]
+    assert rows[-1].split()[1:4] == ["done", "tiny", "2"]
+    assert rows[-1].endswith("n 24")
+    ran = k.run(f"%llm_stop {numbers[0]}")
+    assert ran.ename == "JobNotFound"
+    assert ran.error.startswith(f"There is no job '{numbers[0]}'; there are: {numbers[5]}, ")
+    assert k.run("%llm_wait what").ename == "JobNotFound"
+
+
+def test_the_same_cell_run_again_stops_its_earlier_job(k: Kernel) -> None:
+    k.ok("backend.will('old', Hang()); backend.will('new', Hang()); backend.will('third', Hang())")
+    k.ok("%%llm -b -o first\nA question.", cell_id="one")
+    k.ok("%%llm -b -o other\nA question.", cell_id="two")
+    number = k.value("first.id")
+    ran = k.ok("%%llm -b -o second\nA better question.", cell_id="one")
+    assert ran.text.startswith(f"Note: stopped job {number}, which this cell had begun.\n")
+    k.ok("while not first.done: __import__('time').sleep(0.01)")
+    assert k.value("[j.state in {'waiting', 'running'} for j in (first, other, second)]") == [
+        False, True, True,
+    ]  # fmt: skip
+    k.ok("%llm_stop")
+    several = "for n in range(3):\n    get_ipython().run_line_magic('llm', f'-b -o job{n} {n}')"
+    k.ok("hangs = [Hang() for _ in range(3)]\nfor hang in hangs: backend.will(hang)")
+    assert "Note" not in k.ok(several, cell_id="three").text, "one run may begin several"
+    assert k.value("[job.done for job in (job0, job1, job2)]") == [False] * 3
+    k.ok("%llm_stop")
+
+
+def test_a_chat_gets_its_turn_when_the_job_ends(k: Kernel) -> None:
+    k.ok("hang = Hang()\nbackend.will(hang, *say('Ada.'))")
+    k.ok("%%llm -b -c names -o job\nWho?", cell_id="who")
+    assert k.value("[len(chat.turns) for chat in llm.chats.all()]") == []
+    k.ok("hang.go.set()\njob.result()")
+    assert k.value("[t.answer.content for t in llm.chats.all()[0].turns]") == ["Ada."]
+    k.ok("%llm_reset names")
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ("--dry-run", "calls nothing"),
+        ("-f code", "-f code"),
+        ("-o 1x", "no name"),
+        ("-t 9", "temp"),
+    ],
+)
+def test_what_does_not_go_with_b(k: Kernel, options: str, error: str) -> None:
+    before = k.value("len(backend.asked)")
+    ran = k.run(f"%%llm -b {options}\nHello.")
+    assert (ran.ename, error in ran.error) == ("OptionError", True), ran.error
+    assert k.value("(len(backend.asked), llm.jobs.running)") == (before, ())
+
+
+def test_plain_and_quiet(k: Kernel) -> None:
+    ran = k.wait(k.send("%%llm -b --plain -o job\n**Bold** words."))
+    ended(k)
+    k.ok("1")
+    assert ran.text.startswith("**Bold** words.")
+    assert "tokens" in ran.text
+    assert ran.html == ""
+    ran = k.wait(k.send("%%llm -b --quiet -o job\n**Bold** words."))
+    ended(k)
+    k.ok("1")
+    assert ran.text == "**Bold** words."
+    assert "<strong>Bold</strong>" in ran.html
+
+
+def test_a_foreground_answer_is_not_mistaken_for_a_jobs(k: Kernel) -> None:
+    k.ok(
+        "backend.will(Pause(0.3), *say('from the job'))\nbackend.will(Pause(0.6), GenerationFailed('No.'))"
+    )
+    begun(k, "%%llm -b -o job\nOne.")
+    ran = k.run("%%llm -o mine\nTwo.")
+    assert ran.ename == "GenerationFailed"
+    assert "from the job" not in ran.text
+    assert k.run("mine").ename == "NameError"
+    assert k.value("job.result().text") == "from the job"
+
+
+def test_completion_and_help(k: Kernel) -> None:
+    k.ok("backend.will(Hang())")
+    begun(k, "%%llm -b -o job\nWait.")
+    number = k.value("job.id")
+    assert str(number) in k.complete("%llm_stop ")
+    assert str(number) in k.complete("%llm_wait ")
+    assert "--background" in k.complete("%%llm --ba")
+    assert "stops the job" in k.help("%llm")
+    k.ok("%llm_stop")
+
+
+def test_reloading_stops_what_runs(k: Kernel) -> None:
+    k.ok("backend.will('partial', Hang())")
+    under = k.wait(k.send("%%llm -b -o job\nNever ends."))
+    k.ok("while not job.text: __import__('time').sleep(0.01)")
+    k.ok("from llm_magic.magics import unregister\nunregister(get_ipython())")
+    assert k.value("(job.state, job.text, backend.asked[-1].ended)") == (
+        "stopped", "partial", "closed",
+    )  # fmt: skip
+    assert [name for name in k.threads() if name.startswith("llm_magic")] == []
+    k.ok("1")
+    assert "stopped by you" in under.text
+    k.ok("register(get_ipython(), llm)\n%llm_load tiny")
+    assert k.ok("%llm -b -o job Hello").status == "ok"
+    assert k.value("job.result().text") == "Hello"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_shutdown_with_a_running_job(version: str) -> None:
+    with kernel(version or None) as k:
+        k.ok(f"import sys; sys.path.insert(0, {str(ROOT)!r})")
+        k.ok(SCRIPTED)
+        k.ok("backend.will('partial', Hang())")
+        begun(k, "%%llm -b\nNever ends.")
+        process = k.process
+        began = time.monotonic()
+    assert not process.is_running()
+    assert time.monotonic() - began < 5 * within_a_second()
+
+
+def test_shown_once_at_the_end_where_answers_do_not_stream() -> None:
+    with kernel(PYTHONPATH=str(ROOT), LLM_MAGIC_STREAM="off") as k:
+        k.ok(SCRIPTED)
+        k.ok("hang = Hang()\nbackend.will('one', ' two', ' three', hang)")
+        cell = k.send("%%llm -b -o job\nCount.")
+        while not (under := k.state(cell)).ended:
+            k.pump(0.02)
+        assert under.outputs == [], "nothing while the cell runs: that would depend on the speed"
+        k.ok("hang.go.set()")
+        deadline = time.monotonic() + 10
+        while not under.outputs:
+            assert time.monotonic() < deadline
+            k.pump()
+        assert under.text.startswith("one two three")
+        assert "tokens" in under.text
+        k.pump()
+        assert (len(under.outputs), under.updates) == (1, 0)
+        ran = k.ok("%llm_wait")
+        assert ran.text.startswith("one two three"), "also where the first cell's is lost"
+        assert ran.updates == 0
+
+
+def run_notebook(folder: Path, *cells: str) -> Any:
+    """Run cells as CI does, and return the notebook as it is saved."""
+    setup = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{SCRIPTED}"
+    new: Any = nbformat.v4.new_notebook
+    cell: Any = nbformat.v4.new_code_cell
+    notebook = new(cells=[cell(source) for source in (setup, *cells)])
+    NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(folder)}}).execute()
+    return notebook.cells[1:]
+
+
+def test_wait_makes_it_right_under_nbclient(tmp_path: Path) -> None:
+    first, _, wait, last = run_notebook(
+        tmp_path,
+        "%%llm -b -o job\nSay these words.",
+        "while not job.done: __import__('time').sleep(0.01)",
+        "%llm_wait",
+        "job.text",
+    )
+    said = ["".join(out.data["text/plain"]) for out in (first.outputs[0], last.outputs[0])]
+    assert said[0].startswith("Say these words.\n\ntiny · 7 → 3 tokens")
+    assert said[1] == "'Say these words.'"
+    assert "done" in wait.outputs[0].data["text/plain"]
+    assert len(first.outputs) == 1
+
+
+def test_wait_fails_the_notebook_under_nbclient(tmp_path: Path) -> None:
+    with pytest.raises(CellExecutionError, match=r"GenerationFailed.*It broke"):
+        run_notebook(
+            tmp_path,
+            "backend.will('some', GenerationFailed('It broke.'))",
+            "%%llm -b -o job\nBreak.",
+            "while not job.done: __import__('time').sleep(0.01)",
+            "%llm_wait",
+        )

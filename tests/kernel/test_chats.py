@@ -1,0 +1,214 @@
+"""Conversations in a kernel: cells with and without ids, lists, files, a real model's context."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.kernels import Kernel
+
+
+@pytest.fixture(autouse=True)
+def no_chats(request: pytest.FixtureRequest) -> None:
+    """Begin without conversations."""
+    name = "loaded" if "loaded" in request.fixturenames else "scripted"
+    request.getfixturevalue(name).ok("%llm_reset")
+
+
+def sent(k: Kernel) -> list[str]:
+    """Return the contents of the messages of the last call."""
+    contents: list[str] = k.value("[m.content for m in backend.asked[-1].messages]")
+    return contents
+
+
+def questions(k: Kernel, chat: str = "talk") -> list[str]:
+    """Return the questions of a chat, the stale ones in brackets."""
+    found: list[tuple[str, bool]] = k.value(
+        f"[(t.question.content, t.stale) for t in llm.chats.get({chat!r}).turns]"
+    )
+    return [f"({text})" if stale else text for text, stale in found]
+
+
+def test_a_cell_that_runs_again_replaces_its_turn_also_where_its_text_has_changed(
+    scripted: Kernel,
+) -> None:
+    scripted.ok("%%llm -c talk -s Brief.\nOne", cell_id="a")
+    scripted.ok("%%llm -c talk\nTwo", cell_id="b")
+    assert sent(scripted) == ["Brief.", "One", "One", "Two"]
+    assert scripted.ok("%%llm -c talk -s Brief.\nUno", cell_id="a").text.startswith("Uno")
+    assert sent(scripted) == ["Brief.", "Uno"]
+    assert questions(scripted) == ["Uno", "(Two)"]
+
+    ran = scripted.ok("%%llm -c talk\nThree", cell_id="c")
+    assert sent(scripted) == ["Brief.", "Uno", "Uno", "Three"]
+    note, *_ = ran.text.splitlines()
+    assert note == (
+        "Note: 1 turn of chat 'talk' is stale and left out: run the cells above from the top,"
+        " or forget them with %llm_reset talk --stale."
+    )
+    assert "Note" not in scripted.ok("%%llm -c talk\nTwo", cell_id="b").text
+    assert questions(scripted) == ["Uno", "Two", "(Three)"]
+    assert scripted.ok("%llm_reset talk --stale").text == "Stale turns forgotten: talk."
+    assert scripted.ok("%llm_reset --stale").text == "No turn was stale."
+    assert questions(scripted) == ["Uno", "Two"]
+
+    scripted.ok("%%llm\nAlone", cell_id="d")
+    assert sent(scripted) == ["Alone"]
+    assert scripted.ok("%llm_reset talk").text == "Forgotten: talk."
+    assert scripted.run("%llm_reset talk").ename == "OptionError"
+
+
+def test_without_ids_the_text_of_a_cell_stands_for_it(scripted: Kernel) -> None:
+    for text in ("One", "Two", "Three"):
+        scripted.ok(f"%%llm -c talk\n{text}")
+    # The options of a cell are not its question.
+    ran = scripted.ok("%%llm -c talk -t 0.1\nTwo")
+    assert "no cell ids" in ran.text
+    assert "1 turn below it is stale now" in ran.text
+    assert questions(scripted) == ["One", "Two", "(Three)"]
+    assert "Note" not in scripted.ok("%%llm -c talk\nThree").text
+    # Not even where the value that was filled in is another.
+    for n in (1, 2):
+        scripted.ok(f"n = {n}")
+        scripted.ok("%%llm -c talk\nGive me {n}.")
+    assert questions(scripted) == ["One", "Two", "Three", "Give me 2."]
+
+
+@pytest.mark.parametrize("cell_id", ["a", None])
+def test_lines_and_python_calls_of_one_cell_are_a_turn_each(
+    scripted: Kernel, cell_id: str | None
+) -> None:
+    code = "%llm -c talk One\n%llm -c talk Two\nfor _ in range(2): llm.generate('On', chat='talk');"
+    for _ in range(2):
+        scripted.ok(code, cell_id=cell_id)
+        assert questions(scripted) == ["One", "Two", "On", "On"]
+    scripted.ok("llm.generate('End', chat='talk');", cell_id="z")
+    assert sent(scripted) == ["One", "One", "Two", "Two", "On", "On", "On", "On", "End"]
+    scripted.ok("llm.generate('The end', chat='talk');", cell_id="z")
+    assert questions(scripted)[4:] == ["The end"]
+
+
+def test_what_a_deleted_cell_asked_is_not_sent_any_more(scripted: Kernel) -> None:
+    for cell in "abcd":
+        scripted.ok(f"%%llm -c talk\n{cell}", cell_id=cell)
+        scripted.ok(f"%llm -c other {cell}\n%llm -c other {cell}2", cell_id=f"o{cell}")
+    # As JupyterLab tells it: with the next cell, whatever that does.
+    scripted.wait(scripted.send("1 + 1", "x", deleted=["b", "ob", "unknown"]))
+    assert questions(scripted) == ["a", "(b)", "(c)", "(d)"]
+    assert questions(scripted, "other") == [
+        "a",
+        "a2",
+        *(f"({q})" for q in ("b", "b2", "c", "c2", "d", "d2")),
+    ]
+    # Where several cells were sent at once, each tells it.
+    for cell in "cd":
+        scripted.wait(scripted.send(f"%%llm -c talk\n{cell}", cell, deleted=["b", "ob", "unknown"]))
+    assert sent(scripted) == ["a", "a", "c", "c", "d"]
+    assert questions(scripted) == ["a", "(b)", "c", "d"]
+    scripted.ok("%llm_reset --stale")
+    assert questions(scripted) == ["a", "c", "d"]
+
+
+def test_a_dry_run_is_no_turn(scripted: Kernel) -> None:
+    scripted.ok("%%llm -c talk\nOne", cell_id="a")
+    scripted.ok("%llm --dry-run -c talk Two\n%llm -c talk Two", cell_id="b")
+    ran = scripted.ok("%llm --dry-run -c talk Two", cell_id="c")
+    assert "nothing was called" in ran.text
+    assert [line.split()[1] for line in ran.text.splitlines()[1:4]] == ["One", "One", "Two"]
+    assert questions(scripted) == ["One", "Two"]
+    scripted.ok("%llm -c talk Three", cell_id="b")
+    assert questions(scripted) == ["One", "Three"]
+
+
+def test_a_run_that_fails_leaves_the_chat_as_it_was(scripted: Kernel) -> None:
+    for cell in "abc":
+        scripted.ok(f"%%llm -c talk\n{cell}", cell_id=cell)
+    scripted.ok("backend.will('half', RuntimeError('broken'))")
+    assert scripted.run("%%llm -c talk\nother", cell_id="b").status == "error"
+    assert scripted.run("%%llm -c talk -t 9\nother", cell_id="b").status == "error"
+    assert questions(scripted) == ["a", "b", "c"]
+
+
+def test_the_list_tells_turns_tokens_and_the_share_of_the_context(scripted: Kernel) -> None:
+    assert scripted.ok("%llm_chats").text.endswith("There is none. %%llm -c NAME begins one.")
+    scripted.ok("%%llm -c talk -s Brief.\nOne two", cell_id="a")
+    scripted.ok(f"%%llm -c talk\n{'word ' * 400}", cell_id="b")
+    scripted.ok("%%llm -c 'a second'\nHello <b>")
+    head, talk, second = scripted.ok("%llm_chats").text.splitlines()
+    assert head.split() == ["chat", "turns", "stale", "tokens", "of", "context"]
+    assert talk.split() == ["talk", "2", "805", "9.8%"]
+    assert second.split() == ["a", "second", "1", "4", "0.0%"]
+    scripted.ok("%%llm -c talk\nUno", cell_id="a")
+    head, talk, second, note = scripted.ok("%llm_chats").text.splitlines()
+    assert talk.split() == ["talk", "2", "1", "2", "0.0%"]
+    assert note.startswith("Stale: what was above has changed since.")
+    shown = scripted.ok("%llm_chats talk").text.splitlines()
+    assert [line.split()[0] for line in shown] == ["turn", "1", "2", "Stale:"]
+    assert shown[2].split()[-2:] == ["…", "stale"] or shown[2].endswith("stale")
+    assert len(shown[2]) < 150
+    assert "Hello &lt;b&gt;" in scripted.ok("%llm_chats 'a second'").html
+    assert scripted.run("%llm_chats tolk").error.endswith("Did you mean talk?")
+    scripted.ok("backend.counting = False")
+    assert scripted.ok("%llm_chats").text.splitlines()[1].split() == ["talk", "2", "1", "-", "-"]
+    scripted.ok("backend.counting = True")
+
+
+def test_chats_go_to_files_and_come_back(scripted: Kernel, tmp_path: Path) -> None:
+    scripted.ok("%%llm -c talk -s Brief.\nOne", cell_id="a")
+    scripted.ok("%%llm -c talk\nTwo", cell_id="b")
+    path = tmp_path / "talk.json"
+    assert scripted.ok(f"%llm_chats talk --export {path}").text == f"Exported to {path}: 2 turns."
+    assert json.loads(path.read_text("utf-8"))[0] == {"role": "system", "content": "Brief."}
+    assert scripted.run(f"%llm_chats --export {path}").error == (
+        f"{path} exists. --force writes over it."
+    )
+    scripted.ok("%%llm -c talk\nUno", cell_id="a")
+    assert scripted.ok(f"%llm_chats --export {path} --force").text == (
+        f"Exported to {path}: 1 turn, without 1 turn that went stale."
+    )
+    assert scripted.run(f"%llm_chats --import {path}").ename == "OptionError"
+    scripted.ok("%llm_reset")
+    assert scripted.ok(f"%llm_chats --import {path}").text == "Imported: talk."
+    scripted.ok("%llm -c talk Three", cell_id="c")
+    assert sent(scripted) == ["Uno", "Uno", "Three"]
+    for wrong in ("--force", f"--export {path} --import {path}", "--import", "one two"):
+        ran = scripted.run(f"%llm_chats {wrong}")
+        assert (ran.ename, len(ran.traceback)) == ("OptionError", 1)
+
+
+def test_trim_says_what_it_left_out_also_where_nothing_else_is_said(scripted: Kernel) -> None:
+    scripted.ok("backend.context = 60")
+    try:
+        for cell in range(4):
+            scripted.ok(f"%%llm -c talk\n{cell} {'word ' * 9}", cell_id=str(cell))
+        for options in ("", "--quiet", "--plain", "-f raw"):
+            ran = scripted.ok(f"%%llm -c talk --trim {options}\nnow", cell_id="z")
+            assert "the 2 oldest turns were left out (--trim)" in ran.text
+            assert sent(scripted)[0].startswith("2 word")
+        assert questions(scripted)[4:] == ["now"]
+        assert scripted.run("%%llm --trim\nnow").error.startswith("--trim leaves out turns of a")
+    finally:
+        scripted.ok("backend.context = 8192")
+
+
+def test_a_chat_that_is_too_long_for_a_real_model(loaded: Kernel) -> None:
+    loaded.ok(
+        "from llm_magic.types import Message\n"
+        "turn = [Message('user', 'Remember: ' + 'one two three ' * 910), Message('assistant', 'Yes.')]\n"
+        "llm.chats.put('full', turn * 3)"
+    )
+    row = loaded.ok("%llm_chats").text.splitlines()[1].split()
+    assert row[:2] == ["full", "3"]
+    tokens = int(row[2].replace(",", ""))
+    assert 8192 < tokens < 8500
+    assert row[3] == f"{tokens / 8192:.1%}"
+    ran = loaded.run("%%llm -c full\nHi", cell_id="a")
+    assert ran.ename == "PromptTooLong"
+    assert "Chat 'full' has 3 turns above it: --trim leaves out the oldest" in ran.error
+    assert f"{tokens:,}"[:2] in ran.error
+    # Only counted: on a CPU, to read that much takes a while.
+    ran = loaded.ok("%%llm -c full --trim --dry-run\nHi", cell_id="a")
+    assert "the oldest turn was left out (--trim)" in ran.text
+    assert ran.text.count("Remember: ") == 2

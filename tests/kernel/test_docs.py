@@ -1,0 +1,53 @@
+"""Every cell of README.md and docs/ runs in a real kernel with the small model, page by page."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs import ALL, DOCS, Block, blocks
+from tests.kernels import Kernel, kernel
+
+# What a page says that its cells show.
+SHOWN = {
+    "README": ["Paris"],
+    "asking": ["Paris", r"nothing was called", r"\\frac\{1\}\{2\}"],
+    "models": ["Ready", "ready in"],
+    "chats": ["My snake is called Monty"],
+    "speed": [r"\(\d+ reused\)"],
+    "errors": ["ZeroDivisionError", "temperature=9 must be 0 to 2"],
+}
+PAGES = [path for path in ALL if any(block.runs for block in blocks(path))]
+
+
+@pytest.fixture(scope="module")
+def k(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    """Return a kernel in a folder where the example lies, as a reader would put it."""
+    folder = tmp_path_factory.mktemp("docs")
+    shutil.copy(DOCS / "examples" / "echo_backend.py", folder)
+    with kernel(cwd=folder, LLM_MAGIC_CACHE_DIR=str(model_cache)) as k:
+        yield k
+
+
+def check(k: Kernel, block: Block) -> str:
+    """Run a cell, and return what it showed."""
+    ran = k.run(block.text)
+    wanted = ("error", block.raises) if block.raises else ("ok", "")
+    assert (ran.status, ran.ename) == wanted, f"{block.text}\n{ran.error}"
+    return ran.text
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_the_cells_of_a_page_run_in_their_order(k: Kernel, path: Path) -> None:
+    try:
+        shown = [check(k, block) for block in blocks(path) if block.runs]
+    finally:
+        k.ok("%unload_ext llm_magic")
+        k.ok("%reset -f")
+    assert any(text.strip() for text in shown), "a page shows something"
+    for words in SHOWN.get(path.stem, ()):
+        assert re.search(words, "\n".join(shown)), shown

@@ -1,0 +1,70 @@
+"""``%llm_doctor`` in kernels: the table, the kernel's own facts, and who is in the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.kernels import OTHER_KERNELS, Kernel, kernel
+
+
+def state(k: Kernel, name: str) -> str:
+    """Return the line of the table about something."""
+    lines = k.ok("%llm_doctor").text.splitlines()
+    return next(line for line in lines if name in line[:30])
+
+
+def test_the_table(scripted: Kernel) -> None:
+    ran = scripted.ok("%llm_doctor")
+    assert "<table>" in ran.html
+    version = scripted.value("__import__('ipykernel').__version__")
+    assert f"ipykernel {version}, with subshells" in ran.text
+    assert "is ours" in ran.text
+    assert "torch" not in scripted.value(
+        "sorted(m for m in __import__('sys').modules if m == 'torch')"
+    )
+    assert [name for name in scripted.threads() if "doctor" in name] == []
+
+
+def test_another_owner_of_the_magic_is_told(scripted: Kernel) -> None:
+    scripted.ok(
+        "ours = get_ipython().magics_manager.magics['cell']['llm']\n"
+        "get_ipython().register_magic_function(lambda line, cell: None, 'cell', 'llm')"
+    )
+    try:
+        line = state(scripted, "%%llm")
+        assert line.startswith("problem")
+        assert "belongs to __main__" in line
+        assert "%reload_ext llm_magic" in line
+    finally:
+        scripted.ok("get_ipython().magics_manager.magics['cell']['llm'] = ours")
+    assert state(scripted, "%%llm").startswith("ok")
+
+
+@pytest.mark.parametrize(("module", "told"), [("nest_asyncio", True), ("nest_asyncio2", False)])
+def test_the_archived_nest_asyncio_is_told(module: str, told: bool, tmp_path: Path) -> None:
+    source = OTHER_KERNELS / "6.31.0" / "nest_asyncio.py"
+    (tmp_path / source.name).write_text(source.read_text("utf-8"))
+    with kernel(cwd=tmp_path) as k:
+        k.ok("%load_ext llm_magic")
+        k.ok(f"import {module}; {module}.apply()")
+        found = k.ok("%llm_doctor").text
+    assert ("has been applied" in found) is told
+    assert ("pip install 'llm_magic[nested]'" in found) is told
+
+
+def test_an_older_kernel_is_told_apart() -> None:
+    with kernel("6.31.0") as k:
+        k.ok("%load_ext llm_magic")
+        assert "ipykernel 6.31.0, without subshells" in state(k, "kernel")
+
+
+def test_it_can_be_stopped(scripted: Kernel) -> None:
+    ran = scripted.run(
+        "import threading\nfrom tests.scripted import stop_when\n"
+        "now = threading.Event(); now.set(); stop_when(now)\n"
+        "%llm_doctor"
+    )
+    assert (ran.ename, ran.error) == ("Interrupted", "Stopped.")
+    assert scripted.value("1 + 1") == 2

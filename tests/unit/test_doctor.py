@@ -1,0 +1,251 @@
+"""What the doctor says about this machine and what is installed on it, well and broken."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm_magic.doctor import Finding, examine, machine
+from llm_magic.doctor.notebook import Kernel, notebook
+from llm_magic.doctor.packages import installed, packages
+from llm_magic.errors import OptionError
+from llm_magic.session import Session
+from llm_magic.tables import Table
+from llm_magic.words import doctor_table
+from tests.fault_server import FaultServer
+from tests.scripted import settings
+from tests.unit.test_cli import run
+
+_SMI = "echo 'NVIDIA H100 80GB HBM3, 80000, 81559, 535.104.05'"
+
+
+def named(name: str, found: list[Finding]) -> Finding:
+    return next(finding for finding in found if finding.name == name)
+
+
+def install(folder: Path, name: str, version: str) -> None:
+    """Put what pip writes about a package into a folder of the path."""
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder before all others on the path, of child processes too."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path
+
+
+def test_versions_are_told_without_importing() -> None:
+    found = packages()
+    assert named("python", found).text.endswith(sys.executable)
+    assert f"transformers {installed('transformers')}" in named("local", found).text
+    assert {finding.state for finding in found} == {"ok"}
+
+
+def test_a_version_that_is_too_old_is_told(site: Path) -> None:
+    install(site, "transformers", "5.1.0")
+    found = named("local", packages())
+    assert found.state == "problem"
+    assert found.text.startswith("transformers 5.1.0 is older than 5.6.2")
+    assert found.mend == "pip install -U 'llm_magic[local]'"
+
+
+def test_a_torch_that_works() -> None:
+    found = asyncio.run(machine.machine())
+    assert " free, " in named("memory", found).text
+    assert named("torch", found).state == "ok"
+
+
+def put_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Put a command of that name before all others on the path."""
+    smi = folder / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\n{script}\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "words"),
+    [
+        ("echo 'no driver'; exit 9", "GPU", "nvidia-smi fails: no driver"),
+        (
+            "echo 'NVIDIA GB10, [N/A], [N/A], 580.1'",
+            "GPU 0",
+            "NVIDIA GB10: its driver does not tell",
+        ),
+    ],
+)
+def test_a_driver_that_does_not_tell_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, name: str, words: str
+) -> None:
+    put_nvidia_smi(tmp_path, monkeypatch, script)
+    assert words in named(name, asyncio.run(machine.machine())).text
+
+
+def test_a_cpu_build_beside_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_nvidia_smi(tmp_path, monkeypatch, _SMI)
+    found = asyncio.run(machine.machine())
+    assert named("GPU 0", found).text == "NVIDIA H100 80GB HBM3: 83.9 GB of 85.5 GB free"
+    used = named("torch", found)
+    if torch.cuda.is_available():
+        assert used.state == "ok"
+    elif torch.version.cuda:
+        assert "cannot use the GPU with driver 535.104.05" in used.text
+    else:
+        assert used.state == "problem"
+        assert "is a CPU build, and there is a GPU (NVIDIA H100 80GB HBM3)" in used.text
+        assert used.mend.startswith("pip install --force-reinstall torch")
+
+
+GPU = machine.Gpu("H100", 1, 2, "470.82")
+
+
+@pytest.mark.parametrize(
+    ("seen", "state", "words"),
+    [
+        ({"cuda": "12.8", "gpus": 1, "mps": False, "told": []}, "ok", "for CUDA 12.8, sees a GPU"),
+        ({"cuda": None, "gpus": 0, "mps": True, "told": []}, "ok", "mps"),
+        ({"cuda": "12.8", "gpus": 0, "mps": False, "told": ["too old"]}, "problem", "470.82: too old"),
+    ],
+)  # fmt: skip
+def test_what_torch_can_use(seen: dict[str, object], state: str, words: str) -> None:
+    found = machine._devices("2.13", seen, [GPU])
+    assert found.state == state
+    assert words in found.text
+    assert bool(found.mend) == (state == "problem")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("raise ImportError('libcudart.so.12: cannot open shared object file')", "libcudart.so.12"),
+        ("import os; os.abort()", "it ended with -6"),
+        ("1 +", "SyntaxError"),
+    ],
+)
+def test_a_broken_torch_is_a_finding(site: Path, code: str, words: str) -> None:
+    (site / "torch").mkdir()
+    (site / "torch" / "__init__.py").write_text(code)
+    found = named("torch", asyncio.run(machine.machine()))
+    assert found.state == "problem"
+    assert words in found.text
+    assert found.mend.startswith("pip install --force-reinstall torch")
+
+
+def test_the_caches_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
+    found = named("hub cache", asyncio.run(machine.disks()))
+    assert found.text.startswith(f"{tmp_path}/not/yet, ")
+    assert found.text.endswith(" free")
+
+
+def test_cellmage_is_told(site: Path) -> None:
+    assert named("%%llm", notebook(Kernel())).state == "ok"
+    install(site, "cellmage", "0.6.1")
+    found = named("%%llm", notebook(Kernel()))
+    assert (found.state, found.text.partition(" is")[0]) == ("warn", "cellmage 0.6.1")
+    found = named("%%llm", notebook(Kernel(owner="cellmage.magics.llm")))
+    assert (found.state, found.mend) == (
+        "problem",
+        "%unload_ext cellmage, then %reload_ext llm_magic",
+    )
+
+
+def test_widgets_that_do_not_go_together(site: Path) -> None:
+    assert named("widgets", notebook(None)).state == "ok"
+    install(site, "jupyterlab_widgets", "1.1.11")
+    found = named("widgets", notebook(None))
+    assert found.state == "problem"
+    assert found.mend.startswith("pip install -U ipywidgets jupyterlab_widgets")
+
+
+def test_an_ipykernel_that_must_not_be_used(site: Path) -> None:
+    install(site, "ipykernel", "7.0.1")
+    found = named("kernel", notebook(Kernel()))
+    assert (found.state, "pip install -U ipykernel" in found.mend) == ("problem", True)
+
+
+def test_a_wrong_setting_is_a_finding_and_the_rest_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_DEVICE", "gpu")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    session = Session()
+    try:
+        found = examine(session)
+    finally:
+        session.close()
+    assert "LLM_DEVICE" in found[0].text
+    assert found[0].state == "problem"
+    assert {"python", "memory", "torch", "hub", "keys"} <= {finding.name for finding in found}
+
+
+def test_a_check_that_breaks_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("LLM_MAGIC_CACHE_DIR", "~nobody-of-this-name/x")
+    session = Session(settings())
+    try:
+        found = named("disks", examine(session))
+    finally:
+        session.close()
+    assert found.state == "problem"
+    assert "could not be checked: RuntimeError" in found.text
+
+
+def test_what_is_not_well_says_what_to_type() -> None:
+    table = doctor_table([Finding("a", "ok", "x"), Finding("b", "warn", "y", "z")])
+    assert table.note == "1 warning."
+    assert doctor_table([]).note == "Everything is well."
+    two = [Finding("a", "problem", "x", "y")] * 2
+    assert doctor_table(two).note == "2 problems."
+
+
+def test_a_table_fits_a_terminal_and_loses_nothing() -> None:
+    long = "a sentence of several words that goes on for longer than a terminal is wide " * 2
+    table = Table(("", "what", "found", "mend"), [["ok", "disk", long, "make room there"]], "note")
+    lines = table.fitted(80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert " ".join(" ".join(lines).split()).count("sentence") == 2
+    assert "make room there" in lines[1]
+    assert table.fitted(None) == repr(table) == table.fitted(1000)
+
+
+def test_the_command_tells_and_its_exit_code_says_if_there_is_a_problem(tmp_path: Path) -> None:
+    well = dict.fromkeys(("OPENAI_API_KEY", "LLM_BACKEND_TYPE", "OLLAMA_BASE_URL"), "")
+    ran = run("doctor", cwd=tmp_path, **well)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.splitlines()[0].split() == ["what", "found", "to", "mend", "it"]
+    assert "HF_HUB_OFFLINE is set" in ran.stdout
+    ran = run("doctor", cwd=tmp_path, **{**well, "OLLAMA_BASE_URL": "http://127.0.0.1:9"})
+    assert (ran.returncode, ran.stderr) == (1, "")
+    assert "nothing listens at 127.0.0.1:9" in ran.stdout
+    assert ran.stdout.splitlines()[-1].endswith("1 problem.")
+
+
+def test_the_server_of_a_loaded_model_is_asked_with_its_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SOME_SERVERS_KEY", "sk-test-1")
+    with FaultServer(key="sk-test-1") as server:
+        session = Session(settings())
+        session.load("tiny", backend="vllm", base_url=server.url, key_env="SOME_SERVERS_KEY")
+        found = named("vllm", examine(session))
+        session.close()
+    assert found.state == "ok"
+    assert str(server.port) in found.text
+
+
+def test_a_backend_that_the_environment_misspells_is_named_by_its_variable() -> None:
+    session = Session(settings(backend="olama"))
+    with pytest.raises(
+        OptionError, match=r"LLM_BACKEND_TYPE: there is no backend 'olama'\. Did you"
+    ):
+        session.load()
+    assert "LLM_BACKEND_TYPE" in named("settings", examine(session)).text
+    session.close()

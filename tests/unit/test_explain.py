@@ -1,0 +1,119 @@
+"""An exception becomes a question: where it failed, what was there, no longer than can be read."""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Iterator
+
+import pytest
+
+from llm_magic.errors import ModelNotLoaded
+from llm_magic.explain import CUT, Cell, Failure, failure, last_error, names_at, question
+from llm_magic.redaction import Redactor
+
+_LABEL = "In[3]"
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    """Take the cells of a test out of Python's cache of sources."""
+    yield
+    linecache.cache.pop("cell-3", None)
+
+
+def fail(source: str, **names: object) -> Failure:
+    """Run a cell that fails, and describe its exception."""
+    linecache.cache["cell-3"] = (len(source), None, source.splitlines(True), "cell-3")
+
+    def find(name: str) -> Cell | None:
+        return Cell(_LABEL, source) if name == "cell-3" else None
+
+    try:
+        exec(compile(source, "cell-3", "exec"), names)
+    except BaseException as error:  # noqa: BLE001 - whatever the cell raises
+        return failure(error, find, names, Redactor({}))
+    raise AssertionError("the cell did not fail")
+
+
+def test_this_file_ran_the_cell_and_is_no_part_of_it() -> None:
+    failed = fail("x = 0\n1 / x")
+    assert failed.cell == Cell(_LABEL, "x = 0\n1 / x")
+    assert failed.values == (("x", "0"),)
+    assert __file__ not in failed.traceback
+    assert failed.traceback.startswith(
+        'Traceback (most recent call last):\n  File "In[3]", line 2, in'
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "names"),
+    [
+        ("a = b", 1, ["a", "b"]),
+        ("f(a,\n  b,\n  c.d[e])", 2, ["f", "a", "b", "c", "e"]),
+        ("for i in items:\n    print(i)", 1, ["i", "items"]),
+        ("for i in items:\n    print(i)", 2, ["print", "i"]),
+        ("with open(p) as f:\n    x = 1\n    y = f", 3, ["y", "f"]),
+        ("def f(a=b):\n    return c", 1, ["b"]),
+        ("[x for x in y]", 1, ["x", "y"]),
+        ("a = 1\n\nb = 2", 2, []),
+        ("a = (", 1, []),
+        ("", 1, []),
+    ],
+)
+def test_the_names_of_a_line(source: str, line: int, names: list[str]) -> None:
+    assert sorted(names_at(source, line)) == sorted(names)
+
+
+def test_names_that_say_nothing_are_left_out() -> None:
+    failed = fail("__name__ = 1; y = missing + len(x)", x=[1])
+    assert failed.values == (("x", "[1]"),)
+
+
+def test_a_long_cell_and_a_long_message_are_cut_in_the_middle() -> None:
+    source = "\n".join(f"x{i} = {i}" for i in range(9000)) + "\nraise ValueError('y' * 10**6)"
+    failed = fail(source)
+    prompt = question(failed, mend=False)
+    assert len(prompt) < 20_000
+    assert "x0 = 0\n" in prompt
+    assert "raise ValueError('y' * 10**6)" in prompt
+    assert CUT in failed.traceback
+
+
+def test_an_endless_recursion_is_short() -> None:
+    failed = fail("def f(n):\n    return g(n)\ndef g(n):\n    return f(n + 1)\nf(0)")
+    assert len(failed.traceback) < 6100
+    assert "RecursionError" in failed.traceback
+
+
+def test_a_fence_in_the_cell_does_not_end_it() -> None:
+    prompt = question(fail("x = '```'\n1 / 0"), mend=False)
+    assert "````python\nx = '```'\n1 / 0\n````" in prompt
+
+
+def test_an_exception_whose_text_raises() -> None:
+    failed = fail("class Odd(Exception):\n    def __str__(self): raise KeyError\nraise Odd()")
+    assert "Odd: <exception str() failed>" in failed.traceback
+
+
+def test_causes_that_go_in_circles_end() -> None:
+    failed = fail(
+        "a = ValueError('a')\nb = KeyError('b')\na.__cause__ = b\nb.__cause__ = a\nraise a"
+    )
+    assert "KeyError: 'b'" in failed.traceback
+
+
+def test_a_cut_does_not_halve_a_secret() -> None:
+    secret = "sk-" + "q7" * 40
+    for pad in range(11_700, 12_100, 17):
+        failed = fail(f"x = '{'-' * pad}'\nk = '{secret}'\ny = '{'-' * 9000}'\n1 / 0")
+        assert failed.cell is not None
+        assert "q7q7" not in failed.cell.source + failed.traceback
+
+
+def test_what_an_explanation_failed_with_is_not_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, first = ModelNotLoaded("Nothing is loaded."), ZeroDivisionError()
+    monkeypatch.setattr("sys.last_value", own, raising=False)
+    monkeypatch.delattr("sys.last_exc", raising=False)
+    assert last_error() is own
+    own.explaining = first
+    assert last_error() is first

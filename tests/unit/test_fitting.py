@@ -1,0 +1,213 @@
+"""Conversations longer than the context: an error with counts, or the oldest turns are left out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from llm_magic.backends.base import TokenCount
+from llm_magic.calls import Request
+from llm_magic.errors import OptionError, PromptTooLong, RequestRefused
+from llm_magic.session import Session
+from llm_magic.types import Chunk, Message, Reply, Usage
+from llm_magic.words import dry_run_table, footer
+from tests.scripted import ScriptedBackend, say, scripted_session
+
+Pair = tuple[Session, ScriptedBackend]
+TOO_LONG = "The prompt has 9 tokens, tiny reads 8."
+
+
+@pytest.fixture
+def chatty() -> Iterator[Pair]:
+    """Return a session whose chat ``c`` has a system prompt and ten turns of four words each."""
+    with scripted_session() as (session, backend):
+        messages = [Message("system", "be brief")]
+        for number in range(10):
+            messages += [Message("user", f"q {number}"), Message("assistant", f"a {number}")]
+        session.chats.put("c", messages)
+        yield session, backend
+
+
+def ask(session: Session, text: str = "and now", **about: int) -> Reply:
+    return session.generate(text, chat="c", trim=True, **about)  # type: ignore[arg-type]
+
+
+def first(backend: ScriptedBackend) -> list[str]:
+    """Return the system prompt, the oldest question that was sent, and the last one."""
+    contents = [message.content for message in backend.asked[-1].messages]
+    return [contents[0], contents[1], contents[-1]]
+
+
+def test_what_fits_is_sent_whole(chatty: Pair) -> None:
+    session, backend = chatty
+    assert ask(session).left_out == 0
+    assert first(backend) == ["be brief", "q 0", "and now"]
+
+
+@pytest.mark.parametrize(
+    ("context", "limit", "dropped"),
+    [
+        (54, 10, 0),  # 2 + 40 + 2 words, and 10 for the answer
+        (53, 10, 1),
+        (44, 4, 1),
+        (44, 400, 3),  # a quarter of the context is enough for the answer
+        (20, 4, 7),
+        (4, 400, 10),  # the question alone leaves no such room, but it fits
+    ],
+)
+def test_the_fewest_of_the_oldest_turns_are_left_out(
+    chatty: Pair, context: int, limit: int, dropped: int
+) -> None:
+    session, backend = chatty
+    backend.context = context
+    reply = ask(session, max_new_tokens=limit)
+    oldest = f"q {dropped}" if dropped < 10 else "and now"
+    assert first(backend) == ["be brief", oldest, "and now"]
+    assert reply.left_out == dropped
+    assert reply.messages == backend.asked[-1].messages
+    turns = session.chats.get("c").turns
+    assert len(turns) == 11, "the chat keeps them all"
+    assert not any(turn.stale for turn in turns)
+
+
+def test_the_footer_says_what_was_left_out(chatty: Pair) -> None:
+    session, backend = chatty
+    backend.context = 53
+    assert footer(ask(session, max_new_tokens=10), None).endswith(
+        "the oldest turn was left out (--trim)"
+    )
+    backend.context = 44
+    assert "the 4 oldest turns were left out" in footer(ask(session, max_new_tokens=10), None)
+
+
+def test_every_door_trims(chatty: Pair) -> None:
+    session, backend = chatty
+    backend.context = 53
+
+    async def cell() -> None:
+        await session.agenerate("one two", chat="c", trim=True, max_new_tokens=10)
+        async for _chunk in session.astream("one two", chat="c", trim=True, max_new_tokens=10):
+            pass
+
+    asyncio.run(cell())
+    list(session.stream("one two", chat="c", trim=True, max_new_tokens=10))
+    assert [asked.messages[1].content for asked in backend.asked] == ["q 1", "q 2", "q 3"]
+
+
+def test_a_dry_run_shows_what_would_be_sent(chatty: Pair) -> None:
+    session, backend = chatty
+    backend.context = 20
+    request = Request("and now", chat="c", key="k", trim=True, options={"max_new_tokens": 4})
+    dry = session.dry_run(request)
+    assert (dry.left_out, dry.messages[1].content) == (7, "q 7")
+    assert dry.count == TokenCount(16, 20)
+    assert "the 7 oldest turns were left out (--trim)" in repr(dry_run_table(dry))
+    assert backend.asked == []
+
+
+def test_without_trim_the_error_names_the_turns_and_what_helps(chatty: Pair) -> None:
+    session, backend = chatty
+    backend.will(PromptTooLong(TOO_LONG))
+    with pytest.raises(PromptTooLong) as caught:
+        session.generate("?", chat="c")
+    assert str(caught.value) == (
+        f"{TOO_LONG} Chat 'c' has 10 turns above it: --trim leaves out the oldest, %llm_reset c all."
+    )
+    backend.will(PromptTooLong(TOO_LONG))
+    with pytest.raises(PromptTooLong) as alone:
+        session.generate("?", chat="new one")
+    assert str(alone.value) == TOO_LONG
+    assert len(session.chats.all()) == 1
+
+
+def test_a_server_that_cannot_count_is_asked_again_with_less_until_it_takes_it(
+    chatty: Pair,
+) -> None:
+    session, backend = chatty
+    backend.counting = False
+    for _ in range(3):
+        backend.will(PromptTooLong(TOO_LONG))
+    reply = ask(session)
+    sent = [(len(asked.messages) - 2) // 2 for asked in backend.asked]
+    assert sent == [10, 7, 5, 4]
+    assert (reply.left_out, reply.text) == (6, "and now")
+
+
+def test_a_question_that_is_too_long_by_itself_is_the_error(chatty: Pair) -> None:
+    session, backend = chatty
+    backend.counting = False
+    for _ in range(20):
+        backend.will(PromptTooLong(TOO_LONG))
+    with pytest.raises(PromptTooLong) as caught:
+        ask(session)
+    assert str(caught.value) == f"{TOO_LONG} That is without the 10 turns above it, too."
+    assert len(backend.asked) == 8
+    assert [message.content for message in backend.asked[-1].messages] == ["be brief", "and now"]
+    assert len(session.chats.get("c").turns) == 10
+
+
+def test_a_refusal_that_does_not_say_why_is_not_guessed_at(chatty: Pair) -> None:
+    session, backend = chatty
+    backend.counting = False
+    backend.will(RequestRefused("It refused.", status=400))
+    with pytest.raises(RequestRefused) as caught:
+        ask(session)
+    assert str(caught.value) == (
+        "It refused. It does not say whether the 10 turns above are too long;"
+        " %llm_reset c forgets them."
+    )
+    assert caught.value.status == 400
+    backend.will(RequestRefused("Slow down.", status=429))
+    with pytest.raises(RequestRefused, match=r"^Slow down\.$"):
+        ask(session)
+    assert len(backend.asked) == 2
+
+
+def test_an_answer_that_began_is_not_asked_for_again(chatty: Pair) -> None:
+    session, backend = chatty
+    backend.will("half", PromptTooLong(TOO_LONG))
+    with pytest.raises(PromptTooLong):
+        ask(session)
+    assert len(backend.asked) == 1
+
+
+def test_trim_is_for_chats(chatty: Pair) -> None:
+    session, backend = chatty
+    with pytest.raises(OptionError, match=r"--trim leaves out turns of a chat\."):
+        session.generate("?", trim=True)
+    assert backend.asked == []
+
+
+# -- what a conversation takes ----------------------------------------------------------------
+
+
+def test_tokens_are_counted_here_where_the_backend_can(chatty: Pair) -> None:
+    session, backend = chatty
+    assert session.chat_tokens("c") == 42
+    backend.counting = False
+    assert session.chat_tokens("c") is None
+    session.unload()
+    assert session.chat_tokens("c") is None
+
+
+def test_else_they_are_what_the_model_said_last(
+    chatty: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, backend = chatty
+    monkeypatch.setattr(ScriptedBackend, "counts_here", False)
+    assert session.chat_tokens("c") is None
+    session.generate("?", chat="c")
+    assert session.chat_tokens("c") == 8  # 7 → 1
+    backend.will("a", Chunk(finish_reason="stop"))
+    session.generate("?", chat="c")
+    assert session.chat_tokens("c") is None
+    backend.will(Chunk(reasoning="hm"), *say("a"))
+    session.generate("?", chat="c")
+    assert session.chat_tokens("c") is None, "thoughts are counted, and not sent again"
+    backend.will(Chunk(text="a", finish_reason="stop", usage=Usage(3, 4)))
+    session.generate("?", chat="c")
+    assert session.chat_tokens("c") == 7
+    session.load("org/other")
+    assert session.chat_tokens("c") is None, "another model counts otherwise"

@@ -1,0 +1,101 @@
+"""A text that grows looks at every moment as if it were whole."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from llm_magic import markdown
+from llm_magic.growing import Growing
+from tests.benchmarks.producer import tokens
+from tests.payloads import payloads, violations
+
+_BLOCKS = [
+    "# Head\n", "Setext\n===\n", "A paragraph\nof two lines\n", "- a\n- b\n", "- a\n\n  in it\n",
+    "1. one\n\n   ```python\n   x = 1\n\n   y\n   ```\n\n2. two\n", "2", "2. two\n", "> a\nlazy\n",
+    "> - nested\n>\n> more\n", "| a | b |\n|:--|--:|\n| 1 | 2 |\n", "| not yet |\n", "|---|\n",
+    "```python\ndef f():\n\n    return 1\n```\n", "```\nopen\n\n# no heading\n", "~~~ c\nint x;\n",
+    "    indented\n\n    code\n", "***\n", "$$\nx^2\n$$\n", "\\[ a\n# b\nc \\]\n", "$$ open\n", "- \n",
+    "\\]\n", "$$\n", "[see][r] and [s]\n", "[r]: http://a.b/\n", "[r]: http://c.d/ 'two'\n",
+    "[s]:\n", "http://e.f\n", "> [s]: http://g.h\n", "a  \nb\\\nc\n", "Costs $5 and $10\n", "*it*",
+]  # fmt: skip
+_BETWEEN = ["\n", "\n\n", "", " ", "  \n", "\r\n", "\r", "\r\n\r\n", "\t\n", "\n    ", "\n\u2028\n"]
+_SURROGATES = ["\ud83d", "\ude00", "\n\n\ud83d\ude00\n\n", "\0"]
+_PIECES = st.sampled_from([*_BLOCKS, *_BETWEEN * 3, *_SURROGATES, *payloads().values()])
+
+
+def states(pieces: Iterable[str], *, by_letter: bool) -> Iterable[str]:
+    """Yield what is there after every piece, or after every letter."""
+    text = ""
+    for piece in pieces:
+        for part in piece if by_letter else [piece]:
+            text += part
+            yield text
+
+
+@given(st.lists(_PIECES, max_size=12), st.booleans())
+@example(["1. one", "\n\n", "2", ". two\n", "\n", "end\n"], False)
+@example(["[a][r]\n\n", "b\n\n", "c\n\n", "[r]: http://x", ".y/", "z\n", "\nd\n\n[r]\n"], True)
+@example(["$$ a\n", "# b\n", "c\n", "$$\n", "\n", "d\n"], True)
+@example(["> [r]: http://a.b\n", "\n", "[r]\n", "\n", "[r]: http://c.d\n\n", "[r]\n"], False)
+@settings(deadline=None, max_examples=120)
+def test_every_state_is_what_the_whole_would_be(pieces: list[str], by_letter: bool) -> None:
+    growing, html = Growing(), ""
+    for text in states(pieces, by_letter=by_letter):
+        html = growing.render(text)
+        assert html == markdown.render(text), text
+    assert violations(html) == []
+
+
+@pytest.mark.parametrize("name", payloads())
+def test_a_hostile_text_is_harmless_while_it_is_written(name: str) -> None:
+    growing, payload = Growing(), payloads()[name]
+    step = 1 + len(payload) // 60
+    parts = [payload[start : start + step] for start in range(0, len(payload), step)]
+    for text in states(["Before.\n\n", *parts, "\n\nBehind.\n\n", "End.\n"], by_letter=False):
+        assert violations(growing.render(text)) == [], text
+
+
+def test_another_text_is_rendered_as_itself() -> None:
+    growing = Growing()
+    first, second = "a\n\n[r]: http://a.b\n\nb\n\nc\n", "a\n\n[r]\n\nd\n"
+    for text in (first, second, "", first, first[:4], second):
+        assert growing.render(text) == markdown.render(text)
+
+
+def test_what_is_too_long_to_be_parsed_is_shown_as_it_is() -> None:
+    growing, text = Growing(), "*a*\n\n" * (markdown.MAX_MARKDOWN // 5)
+    assert "<em>a</em>" in growing.render(text)
+    assert growing.render(text + "b") == markdown.escape_pre(text + "b")
+
+
+def test_what_is_closed_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser, parsed = markdown.parser(), []
+    parse = parser.parse
+
+    def remember(text: str, *others: object) -> object:
+        parsed.append(len(text))
+        return parse(text, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(parser, "parse", remember)
+    growing, text = Growing(), "".join(tokens(8000))
+    for end in range(200, len(text), 200):
+        growing.render(text[:end])
+    assert sum(parsed) < 4 * len(text)
+    assert max(parsed) < 1000
+
+
+def test_a_long_answer_costs_no_more_a_letter_than_a_short_one() -> None:
+    def seconds(count: int) -> float:
+        growing, text = Growing(), "".join(tokens(count))
+        began = time.thread_time()
+        for end in range(200, len(text), 200):
+            growing.render(text[:end])
+        return time.thread_time() - began
+
+    # Sixteen times as much if every state were rendered from its beginning.
+    assert min(seconds(8000) for _ in range(2)) < 8 * min(seconds(2000) for _ in range(3)) + 0.05

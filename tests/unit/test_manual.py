@@ -1,0 +1,94 @@
+"""The help of every magic names all it takes, in lines that fit, and its examples are right."""
+
+from __future__ import annotations
+
+import pytest
+
+from llm_magic import arguments, catalog
+from llm_magic.catalog import MAGICS
+from llm_magic.config import GenerationConfig, LoadConfig
+from llm_magic.manual import page
+from llm_magic.specs import specs
+
+UNLOAD = """\
+Free a model and show what came back.
+
+Usage:  %llm_unload [NAME | --all]
+
+  NAME                        The model; else the active one.
+      --all                   Free every model.
+"""
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", MAGICS)
+def test_the_page_names_every_option_and_its_meaning(name: str) -> None:
+    text, magic = page(name), MAGICS[name]
+    assert text.startswith(f"{magic.summary}\n\nUsage:  {magic.usage}\n")
+    positional = (magic.positional,) if magic.positional is not None else ()
+    for argument in (*positional, *catalog.arguments(name)):
+        names = argument.names if argument.names[0].startswith("-") else ()
+        label = f"{', '.join(names)} {argument.metavar}".strip()
+        assert f"{label} {flat(argument.help)}" in flat(text)
+        for choice in argument.choices:
+            assert choice in text
+    for row in magic.example.splitlines():
+        assert f"    {row}\n" in text or not row
+
+
+@pytest.mark.parametrize("name", MAGICS)
+def test_lines_fit_and_meanings_stand_below_each_other(name: str) -> None:
+    for line in page(name).splitlines():
+        assert len(line) <= 92, line
+        assert line == line.rstrip()
+    meanings = [
+        line for line in page(name).partition("Example")[0].splitlines() if line[:3] == "   "
+    ]
+    assert all(line[28:30] == "  " and line[30:31].strip() for line in meanings)
+
+
+def test_a_page_as_it_is_shown() -> None:
+    assert page("llm_unload") == UNLOAD
+
+
+@pytest.mark.parametrize("magic", ["llm", "llm_config"])
+def test_ranges_defaults_and_backends_are_those_of_the_table(magic: str) -> None:
+    text = flat(page(magic))
+    for spec in specs(GenerationConfig).values():
+        default = f"; default {spec.default}" if spec.default not in (None, (), {}) else ""
+        backends = "; not openai" if not spec.works_on("openai") else ""
+        facts = f"{spec.range}{default}{backends}"
+        if spec.name != "extra" or magic == "llm":
+            assert f"{spec.help} ({facts})" in text if facts else spec.help in text
+    assert "1 or more; default 50; not openai" in text
+
+
+def test_the_options_of_a_load_stand_under_the_backends_they_are_for() -> None:
+    text = page("llm_load")
+    _, local, server = text.partition("local):")[0], *text.partition("local):")[2].split("On a ")
+    for spec in specs(LoadConfig).values():
+        assert spec.flag is not None
+        assert (f"{spec.flag.names[-1]} " in local) == (spec.only == ("local",)), spec.name
+        assert (f"{spec.flag.names[-1]} " in server) == ("ollama" in spec.only), spec.name
+    assert "(only ollama)" in server
+    assert "default auto" in local
+
+
+@pytest.mark.parametrize("name", MAGICS)
+def test_examples_are_lines_that_the_magic_takes(name: str) -> None:
+    for example in filter(None, MAGICS[name].example.split("\n\n")):
+        first, _, body = example.partition("\n")
+        sign = "%%" if body else "%"
+        assert first.startswith(f"{sign}{name}")
+        line = first.removeprefix(f"{sign}{name}")
+        if MAGICS[name].takes_prompt and not body:
+            assert arguments.parse_with_prompt(name, line).rest
+        else:
+            parsed = arguments.parse(name, line)
+            changes = parsed.values.get("changes")
+            GenerationConfig().replace(**arguments.assignments(changes or []))
+            if MAGICS[name].options == "loading":
+                LoadConfig().replace(**parsed.options)

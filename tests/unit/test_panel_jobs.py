@@ -1,0 +1,158 @@
+"""The jobs in a panel: listed while they run and after, stopped one by one, safe to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from llm_magic.calls import Request
+from llm_magic.errors import GenerationFailed
+from llm_magic.jobs import Job
+from llm_magic.types import Chunk
+from tests.panels import (
+    Scripted,
+    _arrives,
+    harm,
+    is_idle,
+    press,
+    scripted_panel,
+    send,
+    until,
+    words,
+)
+from tests.payloads import payloads
+from tests.scripted import Hang, Step
+
+
+class Remembers:
+    """A screen that remembers what it was given, and shows nothing."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Chunk] = []
+
+    def take(self, chunk: Chunk) -> None:
+        """Remember it."""
+        self.chunks.append(chunk)
+
+    def again(self, job: Job) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Wait for nothing."""
+
+
+@pytest.fixture
+def scripted() -> Iterator[Scripted]:
+    with scripted_panel() as made:
+        yield made
+
+
+def begin(scripted: Scripted, prompt: str, *script: Step) -> Job:
+    if script:
+        scripted.backend.will(*script)
+    return scripted.session.begin(Request(prompt), Remembers())
+
+
+def rows(scripted: Scripted) -> list[str]:
+    """Return what somebody reads of the list."""
+    section = scripted.panel.jobs
+    if section.box.layout.display == "none":
+        return []
+    there = zip(section._rows, section.words, section.stops, strict=True)
+    return [
+        words(said.value) + (" [Stop]" if stop.layout.display != "none" else "")
+        for row, said, stop in there
+        if row.layout.display != "none"
+    ]
+
+
+def test_it_is_not_there_without_jobs(scripted: Scripted) -> None:
+    assert rows(scripted) == []
+    send(scripted.panel, "A question of the panel's own")
+    until(lambda: is_idle(scripted.panel) and scripted.session.last is not None)
+    scripted.panel.draw()
+    assert rows(scripted) == []
+
+
+def test_a_job_runs_and_ends(scripted: Scripted) -> None:
+    hang = Hang()
+    job = begin(scripted, "Count   to\n two.", "one", hang, " two")
+    until(lambda: rows(scripted) == ["running job 1 · tiny · 1 token Count to two. [Stop]"])
+    hang.go.set()
+    job.result()
+    until(lambda: rows(scripted)[0].startswith("done job 1 · tiny · 2 tokens · 0."))
+    assert rows(scripted)[0].endswith(" s Count to two."), "nothing to stop any more"
+
+
+def test_each_has_its_stop_and_its_magic(scripted: Scripted) -> None:
+    first = begin(scripted, "One", "a", Hang())
+    second = begin(scripted, "Two", "b", Hang())
+    until(lambda: [row[:7] for row in rows(scripted)] == ["running", "running"])
+    press(scripted.panel.jobs.stops[1])
+    until(lambda: second.done)
+    assert (first.state, second.state) == ("running", "stopped")
+    assert scripted.panel.magic.value == "%llm_stop 2"
+    until(lambda: rows(scripted)[1].startswith("stopped job 2"))
+
+
+def test_those_that_run_come_first_and_the_list_stays_short(scripted: Scripted) -> None:
+    for number in range(5):
+        begin(scripted, f"quick {number}").result()
+    running = [begin(scripted, f"slow {number}", Hang()) for number in range(8)]
+    until(lambda: len(rows(scripted)) == 6 and rows(scripted)[5].startswith("waiting job 11"))
+    assert words(scripted.panel.jobs.more.value) == "and 5 more: %llm_jobs"
+    for job in running:
+        job.stop()
+    until(lambda: len(rows(scripted)) == 3)
+    assert [row.split(" ·")[0] for row in rows(scripted)] == [
+        "stopped job 13", "stopped job 12", "stopped job 11",
+    ]  # fmt: skip
+    assert scripted.panel.jobs.more.value == ""
+
+
+def test_a_failed_job_and_hostile_words(scripted: Scripted) -> None:
+    for text in payloads("http://127.0.0.1:1").values():
+        begin(scripted, text, GenerationFailed(text))
+    until(lambda: all(job.done for job in scripted.session.jobs.all))
+    scripted.panel.draw()
+    assert [row.split()[0] for row in rows(scripted)] == ["failed"] * 3
+    for said in scripted.panel.jobs.words:
+        assert harm(said.value) == []
+
+
+def test_a_panel_of_a_closed_session_stops_nothing(scripted: Scripted) -> None:
+    job = begin(scripted, "One", "a", Hang())
+    until(lambda: len(rows(scripted)) == 1)
+    scripted.session.close()
+    assert job.state == "stopped"
+    assert all(stop.disabled for stop in scripted.panel.jobs.stops)
+
+
+def test_the_stop_of_the_prompt_leaves_jobs_alone(scripted: Scripted) -> None:
+    job = begin(scripted, "One", "a", Hang())
+    until(lambda: len(rows(scripted)) == 1)
+    assert is_idle(scripted.panel), "it is about the panel's questions and those of cells"
+    scripted.backend.will("b", Hang())
+    send(scripted.panel, "Two")
+    until(lambda: not scripted.panel.asking.stop.disabled)
+    press(scripted.panel.asking.stop)
+    until(lambda: is_idle(scripted.panel))
+    scripted.session.interrupt()
+    assert job.state == "running"
+
+
+def test_a_click_that_comes_late_means_the_job_that_was_seen(scripted: Scripted) -> None:
+    first, second = Hang(), Hang()
+    one, two = begin(scripted, "one", first), begin(scripted, "two", second)
+    section = scripted.panel.jobs
+    until(lambda: len(rows(scripted)) == 2)
+    button = next(stop for stop in section.stops if stop.description == f"Stop {one.id}")
+    first.go.set()
+    until(lambda: one.done and any("done" in row for row in rows(scripted)))
+    # Sent before the page had heard of that.
+    _arrives(button, {"method": "custom", "content": {"event": "click"}})
+    assert not two.done
+    second.go.set()
+    until(lambda: two.done)
+    assert two.state == "done"

@@ -1,0 +1,156 @@
+"""Plain programs, without a notebook: ``asyncio.run(main())`` with ``from llm_magic import llm``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fault_server import CHAT, FaultServer
+from tests.kernels import ROOT, within_a_second
+from tests.wire import Hold, delta, sse
+
+_PROGRAM = """
+import asyncio, json, sys, threading, time
+from llm_magic import llm
+async def main():
+{body}
+print(json.dumps(asyncio.run(main())))
+"""
+
+
+def program(body: str, cwd: Path) -> Any:
+    """Run the body of a coroutine in a process of its own; returns what it returns."""
+    code = _PROGRAM.format(body="\n".join(f"    {line}" for line in body.splitlines()))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True, text=True, timeout=120, cwd=cwd, env=_environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as running:
+        yield running
+
+
+def load(server: FaultServer) -> str:
+    return f"llm.load('tiny', backend='openai', base_url={server.url!r})\n"
+
+
+def test_one_many_and_a_stream(server: FaultServer, tmp_path: Path) -> None:
+    body = load(server) + (
+        "one = await llm.agenerate('Say this.')\n"
+        "many = await asyncio.gather(*(llm.agenerate(f'number {n}') for n in range(8)))\n"
+        "stream = [chunk.text async for chunk in llm.astream('as a stream')]\n"
+        "return [one.text, [reply.text for reply in many], ''.join(stream)]"
+    )
+    assert program(body, tmp_path) == [
+        "Say this.", [f"number {n}" for n in range(8)], "as a stream",
+    ]  # fmt: skip
+
+
+def test_a_second_loop_uses_the_same_connections(server: FaultServer, tmp_path: Path) -> None:
+    body = load(server) + (
+        "def another(): return asyncio.run(llm.agenerate('from another loop')).text\n"
+        "return [(await llm.agenerate('here')).text, await asyncio.to_thread(another)]"
+    )
+    assert program(body, tmp_path) == ["here", "from another loop"]
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        "await asyncio.wait_for(llm.agenerate('Never ends.'), 0.5)",
+        "async with asyncio.timeout(0.5):\n        async for _ in llm.astream('Never ends.'): pass",
+        "async with asyncio.timeout(0.5), asyncio.TaskGroup() as group:\n"
+        "        group.create_task(llm.agenerate('Never ends.'))",
+    ],
+)
+def test_a_cancelled_task_leaves_the_server(server: FaultServer, tmp_path: Path, ask: str) -> None:
+    server.will(CHAT, *sse(delta("one"), done=False), Hold())
+    body = load(server) + (
+        f"try:\n    {ask}\nexcept TimeoutError:\n    pass\n"
+        "first = [llm.last.text, llm.last.finish_reason]\n"
+        "return [first, (await llm.agenerate('And on.')).text]"
+    )
+    assert program(body, tmp_path) == [["one", "cancelled"], "And on."]
+    assert server.wait_for(CHAT).left.wait(within_a_second())
+
+
+def test_a_program_that_ends_early_leaves_the_server(server: FaultServer, tmp_path: Path) -> None:
+    server.will(CHAT, *sse(delta("one"), done=False), Hold())
+    body = load(server) + (
+        "task = asyncio.create_task(llm.agenerate('Never ends.'))\n"
+        "await asyncio.sleep(0.5)\n"
+        "return 'gone'"
+    )
+    assert program(body, tmp_path) == "gone"
+    assert server.wait_for(CHAT).left.wait(within_a_second())
+
+
+def test_the_local_model(model_cache: Path, tmp_path: Path) -> None:
+    few = "temperature=0, max_new_tokens=4"
+    body = (
+        "llm.load()\n"
+        f"alone = [(await llm.agenerate(name, {few})).text for name in ('Ada', 'Bob')]\n"
+        f"at_once = await asyncio.gather(*(llm.agenerate(n, {few}) for n in ('Ada', 'Bob')))\n"
+        "task = asyncio.create_task(llm.agenerate('Write a long story.', max_new_tokens=500))\n"
+        "while not (llm.answering and llm.answering[0].text): await asyncio.sleep(0.01)\n"
+        "task.cancel()\n"
+        "await asyncio.wait([task])\n"
+        "cancelled = time.monotonic()\n"
+        f"await llm.agenerate('Hello', {few})\n"
+        "free = time.monotonic() - cancelled\n"
+        "said = llm.last.usage.completion_tokens\n"
+        "llm.unload()\n"
+        "return [alone == [reply.text for reply in at_once], task.cancelled(), free, said]"
+    )
+    equal, cancelled, free, said = program(body, tmp_path)
+    assert (equal, cancelled, said) == (True, True, 4)
+    assert free < 3 * within_a_second(), "it stopped at the next token"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_child_has_a_session_of_its_own(server: FaultServer, tmp_path: Path) -> None:
+    file = tmp_path / "said"
+    load_again = load(server).strip()
+    body = load(server) + (
+        "first = llm.generate('before').text\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    try:\n"
+        "        said = [llm.last.text, llm.status().status]\n"
+        "        try: llm.generate('nothing is loaded')\n"
+        "        except errors.ModelNotLoaded as error: said.append(str(error))\n"
+        f"        {load_again}\n"
+        "        said.append(llm.generate('in the child').text)\n"
+        "        llm.close()\n"
+        f"        with open({str(file)!r}, 'w') as out: out.write(json.dumps(said))\n"
+        "    finally:\n"
+        "        os._exit(0)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+        "return [first, (await llm.agenerate('after')).text]"
+    )
+    assert program("import os; from llm_magic import errors\n" + body, tmp_path) == [
+        "before", "after",
+    ]  # fmt: skip
+    assert json.loads(file.read_text()) == [
+        "before", "Inactive", "Nothing is loaded. Type %llm_load (or %llm_load MODEL).",
+        "in the child",
+    ]  # fmt: skip
+    assert server.connections == 2

@@ -1,0 +1,155 @@
+"""Conversations as files: what is written, what is read, and that a bad file changes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_magic.chats import Chats
+from llm_magic.errors import OptionError
+from llm_magic.types import Message
+
+TALK = [
+    Message("system", "Be brief."), Message("user", "Straße?"), Message("assistant", "Ja 🦊"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def chats() -> Chats:
+    made = Chats()
+    made.put("talk", TALK)
+    made.put("other", [Message("user", "1"), Message("assistant", "2")])
+    return made
+
+
+def test_one_chat_is_a_list_and_all_are_an_object(chats: Chats, tmp_path: Path) -> None:
+    one, every = tmp_path / "one.json", tmp_path / "every.json"
+    assert chats.save(one, "talk") == one
+    chats.save(str(every))
+    plain = [{"role": m.role, "content": m.content} for m in TALK]
+    assert json.loads(one.read_text("utf-8")) == plain
+    assert "Straße" in one.read_text("utf-8"), "people read it, too"
+    assert list(json.loads(every.read_text("utf-8"))) == ["talk", "other"]
+    assert list(tmp_path.iterdir()) in ([one, every], [every, one]), "nothing else is left"
+
+    again = Chats()
+    assert again.load(one) == ["one"]
+    assert again.load(one, "mine") == ["mine"]
+    assert again.load(every) == ["talk", "other"]
+    assert again.messages("one") == again.messages("mine") == again.messages("talk") == TALK
+    assert again.get("talk").system == "Be brief."
+    assert Chats().load(every, "other") == ["other"]
+
+
+def test_stale_turns_are_not_exported(chats: Chats, tmp_path: Path) -> None:
+    first = chats.get("talk").turns[0]
+    chats.put("talk", [*TALK, Message("user", "more"), Message("assistant", "less")], replace=True)
+    first = chats.get("talk").turns[0]
+    chats.record(first, chats.context("talk", first.key, first.system))
+    chats.save(tmp_path / "t.json", "talk")
+    assert len(json.loads((tmp_path / "t.json").read_text("utf-8"))) == 3
+
+
+def test_nothing_is_overwritten_without_being_told(chats: Chats, tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    path.write_text("mine")
+    with pytest.raises(OptionError, match=r"talk\.json exists\. --force writes over it\."):
+        chats.save(path, "talk")
+    assert path.read_text() == "mine"
+    chats.save(path, "talk", replace=True)
+    chats.put("new", TALK)
+    chats.put("other", [Message("user", "x"), Message("assistant", "y")], replace=True)
+    with pytest.raises(OptionError, match=r"There is a chat 'talk' already\. --force"):
+        chats.load(path)
+    chats.save(tmp_path / "all.json")
+    chats.reset("new")
+    with pytest.raises(OptionError, match=r"'talk' and 'other' already"):
+        chats.load(tmp_path / "all.json")
+    assert [chat.name for chat in chats.all()] == ["talk", "other"], "not even the one that is new"
+    assert chats.load(path, replace=True) == ["talk"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        (b"\xff\xfe[", "is not JSON"),
+        ("3", "holds no conversation"),
+        ("{}", "holds no conversation"),
+        ('{"a": 1}', "holds no conversation"),
+        ("[]", "there is no question in it"),
+        ('["x"]', "message 1: "),
+        ('[{"role": "tool", "content": "x"}]', "message 1: the role 'tool' is none of"),
+        ('[{"role": ["user"], "content": "x"}]', "message 1: the role"),
+        ('[{"role": "user", "content": null}]', "message 1: its content is no text"),
+        ('[{"role": "user", "content": "x", "tool_calls": [1]}]', "it has also tool_calls"),
+        ('[{"role": "user", "content": "x"}]', "its last question has no answer"),
+        ('[{"role": "system", "content": "x"}]', "there is no question in it"),
+        ('[{"role": "assistant", "content": "x"}]', "message 1: user is expected there"),
+        (
+            '[{"role": "system", "content": "x"}, {"role": "user", "content": "x"},'
+            ' {"role": "user", "content": "x"}]',
+            "message 3: assistant is expected there, not user",
+        ),
+        ('{"good": [], "bad": [1]}', "chat 'bad', message 1"),
+    ],
+)
+def test_a_bad_file_is_one_line_and_changes_nothing(
+    chats: Chats, tmp_path: Path, content: str | bytes, words: str
+) -> None:
+    path = tmp_path / "bad.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = chats.all()
+    with pytest.raises(OptionError) as caught:
+        chats.load(path, replace=True)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert chats.all() == before
+
+
+def test_files_that_cannot_be_used_are_one_line(chats: Chats, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"cannot be read: No such file"):
+        chats.load(tmp_path / "none.json")
+    with pytest.raises(OptionError, match=r"cannot be read: Is a directory"):
+        chats.load(tmp_path)
+    with pytest.raises(OptionError, match=r"cannot be written: No such file"):
+        chats.save(tmp_path / "no" / "talk.json", "talk")
+    with pytest.raises(OptionError, match=r"There is no chat 'tolk'.*Did you mean talk"):
+        chats.save(tmp_path / "t.json", "tolk")
+    with pytest.raises(OptionError, match="There is no chat to export"):
+        Chats().save(tmp_path / "t.json")
+    chats.save(tmp_path / "all.json")
+    with pytest.raises(OptionError, match=r"no chat 'tolk'; it has: talk, other"):
+        chats.load(tmp_path / "all.json", "tolk")
+    assert [path.name for path in tmp_path.iterdir()] == ["all.json"]
+
+
+def test_what_other_programs_add_and_leave_empty_is_no_error(chats: Chats, tmp_path: Path) -> None:
+    said: list[dict[str, Any]] = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "y", "refusal": None, "annotations": []},
+    ]
+    (tmp_path / "x.json").write_text(json.dumps(said))
+    assert chats.load(tmp_path / "x.json") == ["x"]
+
+
+@given(st.lists(st.tuples(st.text(), st.text()), min_size=1), st.none() | st.text(min_size=1))
+def test_every_text_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]], system: str | None
+) -> None:
+    path = tmp_path_factory.mktemp("chats") / "x.json"
+    messages = [Message("system", system)] if system else []
+    for question, answer in pairs:
+        messages += [Message("user", question), Message("assistant", f"{answer}\ud83e")]
+    chats = Chats()
+    chats.put("x", messages)
+    chats.save(path)
+    again = Chats()
+    again.load(path)
+    assert again.messages("x") == messages
