@@ -22,14 +22,19 @@ register(get_ipython(), llm)
 %llm_load tiny
 """
 _SCRIPT = """
-import itertools, threading, time
+import itertools, pathlib, threading, time
 from tests.scripted import Hang, say
 tokens = [text[start:start + 4] for start in range(0, len(text), 4)]
 hang = Hang()
 half = len(tokens) * 7 // 12
 paced = lambda part: itertools.chain.from_iterable((token, Pause(0.01)) for token in part)
 backend.will(*paced(tokens[:half]), hang, *paced(tokens[half:]), *say())
-threading.Thread(target=lambda: (hang.reached.wait(), time.sleep({pause}), hang.go.set())).start()
+def go_on():
+    hang.reached.wait()
+    while not pathlib.Path({file!r}).exists():
+        time.sleep(0.05)
+    hang.go.set()
+threading.Thread(target=go_on).start()
 """
 # In every frame that is painted: has the answer gone, shrunk, or a formula lost its form?
 _WATCH = """() => {
@@ -59,7 +64,9 @@ def _frames(lab: Lab, what: str) -> int:
 
 
 def test_an_answer_grows_in_its_place(lab: Lab, tmp_path: Path) -> None:
-    lab.open([_SETUP, f"text = {ANSWER!r}{_SCRIPT.format(pause=8)}", "%%llm\nExplain."])
+    go_on = tmp_path / "go on"
+    script = f"text = {ANSWER!r}{_SCRIPT.format(file=str(go_on))}"
+    lab.open([_SETUP, script, "%%llm\nExplain."])
     lab.run(0)
     lab.run(1)
     lab.start(2)
@@ -70,6 +77,7 @@ def test_an_answer_grows_in_its_place(lab: Lab, tmp_path: Path) -> None:
         lab.screenshot(tmp_path / f"midway-{theme.lower()}.png", 2)
     assert "tokens/s" not in lab.text(2)
     (midway,) = lab.outputs(2)
+    go_on.touch()
     lab.wait(2)
     output.locator("mjx-container").nth(6).wait_for()
     for theme in ("Light", "Dark"):
@@ -86,7 +94,7 @@ def test_an_answer_grows_in_its_place(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_nothing_flickers_and_the_page_stays_where_it_is(lab: Lab) -> None:
-    script = f"text = {ANSWER!r} * 3{_SCRIPT.format(pause=0)}"
+    script = f"text = {ANSWER!r} * 3{_SCRIPT.format(file=lab.server.folder.as_posix())}"
     lab.open([_SETUP, script, "%%llm\nExplain.", "# the end"])
     lab.run(0)
     lab.run(1)
