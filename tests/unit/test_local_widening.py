@@ -35,7 +35,7 @@ def pair(layer: nn.Linear) -> tuple[nn.Linear, nn.Linear]:
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(1, 1), (7,), (8,), (1, 9), (2, 3, 4), (300,)])
+@pytest.mark.parametrize("shape", [(1, 1), (7,), (8,), (1, 9), (2, 3, 4), (2, 20), (64,), (300,)])
 @pytest.mark.parametrize("piece", [16, 1000, 1 << 20])
 def test_it_multiplies_as_float32_does_and_rounds_once(
     monkeypatch: pytest.MonkeyPatch,
