@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import itertools
+import threading
 import time
 import traceback
 from collections import deque
@@ -178,17 +179,21 @@ class Jobs:
         self._changed = changed
         self._numbers = itertools.count(1)
         self._running: list[Job] = []
+        # Whoever sees the answer of a job finds the job, too, however early. Reentrant: ■ asks for
+        # what runs in the thread that it interrupts.
+        self._beginning = threading.RLock()
         self._ended: deque[Job] = deque(maxlen=_KEPT)
 
     @property
     def running(self) -> tuple[Job, ...]:
         """Those that have not ended, oldest first."""
-        return tuple(self._running)
+        with self._beginning:
+            return tuple(self._running)
 
     @property
     def all(self) -> tuple[Job, ...]:
         """Those that run and the last ones that ended, oldest first."""
-        known = {job.id: job for job in (*tuple(self._ended), *tuple(self._running))}
+        known = {job.id: job for job in (*tuple(self._ended), *self.running)}
         return tuple(known[number] for number in sorted(known))
 
     def begin(
@@ -199,8 +204,9 @@ class Jobs:
     ) -> Job:
         """Begin a job."""
         job = Job(next(self._numbers), draft, screen)
-        job.future = start(job)
-        self._running.append(job)
+        with self._beginning:
+            job.future = start(job)
+            self._running.append(job)
         job.future.add_done_callback(lambda _future: self._end(job))
         return job
 

@@ -110,13 +110,15 @@ class AskSection:
         """Show the answer as far as it is."""
         session, job = self._panel.session, self._job
         own = job is not None and not job.done
+        # The answers first: the job of one that is seen is in the list by then, and still is.
+        answering, jobs = session.answering, session.jobs.all
         # Those of cells have their own stop, in the list of jobs.
-        listed = {one.draft for one in session.jobs.running if one.screen is not None}
-        elsewhere = any(draft not in listed for draft in session.answering) and not own
+        listed = {one.draft for one in jobs if one.screen is not None}
+        elsewhere = any(draft not in listed for draft in answering) and not own
         self.send.disabled = own
         self.stop.disabled = not (own or elsewhere)
-        begun = {one.draft for one in session.jobs.running}
-        in_cell = any(draft not in begun for draft in session.answering)
+        begun = {one.draft for one in jobs}
+        in_cell = any(draft not in begun for draft in answering)
         self.stop.tooltip = _stop_hint(in_cell)
         self.clear.layout.display = "" if self.chat.value else "none"
         self.note.value = muted(_stop_hint(in_cell)) if elsewhere else self._counter()

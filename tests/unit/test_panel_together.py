@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from ipywidgets import Widget
 
+from llm_magic.loop import LoopThread
 from llm_magic.panel import ControlPanel
 from tests.panels import (
     Scripted,
@@ -90,6 +92,34 @@ def test_the_answer_of_one_panel_can_be_stopped_in_the_other(
     assert "cell" not in words(other.asking.note.value), "no cell is answering"
     press(other.asking.stop)
     until(lambda: is_idle(scripted.panel) and is_idle(other), "the button does nothing")
+
+
+def test_an_answer_that_begins_this_moment_is_no_cells(
+    scripted: Scripted, other: ControlPanel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = LoopThread.submit
+    seen: list[str] = []
+
+    def slow(loop: LoopThread, work: Any) -> Any:
+        future = submit(loop, work)
+        # The answer is there, and what began it has not come back yet: others draw meanwhile.
+        assert hang.reached.wait(5)
+        drawing = threading.Thread(target=draw)
+        drawing.start()
+        drawing.join(0.1)
+        return future
+
+    def draw() -> None:
+        other.draw()
+        seen.append(words(other.asking.note.value))
+
+    hang = Hang()
+    scripted.backend.will("a", hang)
+    monkeypatch.setattr(LoopThread, "submit", slow)
+    send(scripted.panel, "?")
+    until(lambda: seen == ["An answer is being written: Stop ends it."], str(seen))
+    press(other.asking.stop)
+    until(lambda: is_idle(scripted.panel) and is_idle(other))
 
 
 def test_stop_ends_the_answer_of_a_cell(scripted: Scripted) -> None:
