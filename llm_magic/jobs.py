@@ -193,7 +193,8 @@ class Jobs:
     @property
     def all(self) -> tuple[Job, ...]:
         """Those that run and the last ones that ended, oldest first."""
-        known = {job.id: job for job in (*tuple(self._ended), *self.running)}
+        # Those that run first: one that ends meanwhile is among the ended by then.
+        known = {job.id: job for job in (*self.running, *tuple(self._ended))}
         return tuple(known[number] for number in sorted(known))
 
     def begin(
