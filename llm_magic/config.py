@@ -285,7 +285,9 @@ class Settings(BaseSettings):
     def generation(self) -> GenerationConfig:
         """Return the generation defaults among the settings; nobody asked for them in particular."""
         values = {
-            name: getattr(self, name, info.get_default(call_default_factory=True))
+            name: getattr(
+                self, name, info.get_default(call_default_factory=True, validated_data={})
+            )
             for name, info in GenerationConfig.model_fields.items()
         }
         return GenerationConfig.defaults(values, asked=set())

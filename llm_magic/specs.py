@@ -152,7 +152,7 @@ def _spec(name: str, info: FieldInfo) -> OptionSpec:
     return OptionSpec(
         name=name,
         help=info.description or "",
-        default=info.get_default(call_default_factory=True),
+        default=info.get_default(call_default_factory=True, validated_data={}),
         flag=marked(Flag),
         minimum=None if least is None else float(least.ge),  # type: ignore[arg-type]
         maximum=None if most is None else float(most.le),  # type: ignore[arg-type]

@@ -305,8 +305,9 @@ def kernel(
         startup = Path(folder, "profile_default", "startup")
         startup.mkdir(parents=True)
         (startup / "stacks.py").write_text(_STARTUP)
-        # This checkout is what is tested, whatever is installed.
-        paths = [str(ROOT)]
+        # This checkout is what is tested, whatever is installed. Other versions of its requirements
+        # come from the PYTHONPATH of scripts/test-versions.
+        paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         if ipykernel:
             other = OTHER_KERNELS / ipykernel
             assert other.is_dir(), f"{other} is missing: type scripts/install-kernels"

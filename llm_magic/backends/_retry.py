@@ -12,7 +12,7 @@ from llm_magic.errors import LLMMagicError, RequestRefused, ServerError, ServerU
 _TRIES = 3
 # Somebody sits there and waits: a server that wants longer than this gets its error shown.
 _LONGEST_S = 30.0
-_BACKOFF = tenacity.wait_exponential_jitter(multiplier=0.5, max=8, jitter=0.5)
+_BACKOFF = tenacity.wait_exponential(multiplier=0.5, max=8) + tenacity.wait_random(0, 0.5)
 
 
 class Patience:

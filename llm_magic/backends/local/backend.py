@@ -49,6 +49,7 @@ class LocalTransformersBackend(Backend):
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return the embedded model, those of the local folder, and those in the hub's cache."""
+        _require_packages()
         return await self._files.run(
             lambda _cancel: sources.available(self._settings()), partial(explain_load, "The list")
         )
