@@ -161,7 +161,9 @@ class BackendManager:
             if not unloaded:
                 raise
             gone = ", ".join(gone.name for gone in unloaded)
-            raise type(error)(f"{error} {gone} had to go for it.", details=error.details) from None
+            was = "was" if len(unloaded) == 1 else "were"
+            # The same object: classes of the tree have attributes that a copy would lose.
+            raise error.also(f"{gone} {was} unloaded for it.") from None
         self._residents[chosen] = Resident(chosen, model, config, backend, info)
         self._active = chosen
         self._settle("Ready")
