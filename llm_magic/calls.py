@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from llm_magic.errors import OptionError
 from llm_magic.types import Chunk, FinishReason, Message, Reply, Timing, Usage
+from llm_magic.units import generated
 
 if TYPE_CHECKING:
     from llm_magic.backends.base import TokenCount
@@ -167,8 +168,15 @@ class Draft:
 
     @property
     def tokens(self) -> int | None:
-        """How many tokens were said so far; None where nobody counted."""
-        return self._tokens or self._usage.completion_tokens
+        """The number of tokens generated so far; None where it is unknown."""
+        count = self._tokens or self._usage.completion_tokens
+        # Some servers send a usage of 0 along with the first words.
+        return count if count or self.is_empty else None
+
+    @property
+    def characters(self) -> int:
+        """The number of characters generated so far, of answer and reasoning."""
+        return len(self.text) + len(self.reasoning)
 
     @property
     def text(self) -> str:
@@ -216,6 +224,7 @@ def stopped(reply: Reply) -> str:
     """Return what an interrupt says."""
     if reply.finish_reason in {"stop", "length"}:
         return "Stopped when the answer had just ended; it is in llm.last."
-    count = reply.usage.completion_tokens
-    after = "" if count is None and reply.text else f" after {count or 0} tokens"
-    return f"Stopped{after}; the answer so far is in llm.last."
+    amount = generated(reply.usage.completion_tokens, len(reply.text) + len(reply.reasoning))
+    if not amount:
+        return "Stopped before the first word."
+    return f"Stopped after {amount}; the answer so far is in llm.last."
