@@ -24,7 +24,10 @@ Prompt = str | Sequence[Message]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question, before it is known who answers it."""
+    """One question, before it is known who answers it.
+
+    Times of the answer count from `started` (`time.perf_counter`).
+    """
 
     prompt: Prompt
     model: str | None = None
@@ -33,6 +36,7 @@ class Request:
     key: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     trim: bool = False
+    started: float = field(default_factory=time.perf_counter, compare=False)
 
 
 class AskOptions(TypedDict, total=False):
@@ -71,7 +75,6 @@ class Call:
     messages: tuple[Message, ...]
     config: GenerationConfig
     request: Request
-    started: float
     context: Context | None = None
     dropped: int = 0
 
@@ -92,7 +95,7 @@ def definite(request: Request, resident: Resident, current: GenerationConfig, ch
     resident.backend.check_options(config)
     context = _context(request, chats)
     messages = _messages(request, context)
-    return Call(resident, messages, config, request, time.perf_counter(), context)
+    return Call(resident, messages, config, request, context)
 
 
 def _context(request: Request, chats: Chats) -> Context | None:
@@ -139,7 +142,7 @@ class Draft:
         self._reasoning: list[str] = []
         self._tokens = 0
         self._first: float | None = None
-        self._latest = call.started
+        self._latest = call.request.started
         self._usage = Usage()
         self._ended: FinishReason | None = None
         # What was on its way when nobody took it any more.
@@ -209,7 +212,7 @@ class Draft:
     def timing(self) -> Timing:
         """Return the times so far."""
         counted = self.tokens
-        started, first = self.call.started, self._first
+        started, first = self.call.request.started, self._first
         decoding = self._latest - first if first is not None else 0.0
         # What a server counted may have come in a few lumps, whose times say nothing.
         measured = decoding > (0.0 if self._tokens else _LUMP_S)

@@ -165,9 +165,9 @@ class Doors:
 
     def stream(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Iterator[Chunk]:
         """Yield the answer as it is produced; leaving the loop early stops the model."""
+        asked = request(prompt, about)
         self._loads.settle()
-        call = self._call(request(prompt, about))
-        return self._stream(call)
+        return self._stream(self._call(asked))
 
     def _stream(self, call: Call) -> Iterator[Chunk]:
         draft = self._answers.draft(call)
@@ -179,8 +179,9 @@ class Doors:
 
     async def agenerate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
         """Answer a prompt in an async cell or program; cancelling the task stops the model."""
+        asked = request(prompt, about)
         await self._loads.asettle()
-        call = self._call(request(prompt, about))
+        call = self._call(asked)
         draft = self._answers.draft(call)
         with self._answers.kept(draft):
             filling = self._loop.relay(filled(draft, self._chunks(draft)))
@@ -193,8 +194,9 @@ class Doors:
         self, prompt: Prompt, **about: Unpack[AskOptions]
     ) -> AsyncGenerator[Chunk, None]:
         """Yield the answer in an async cell or program; leaving the loop early stops the model."""
+        asked = request(prompt, about)
         await self._loads.asettle()
-        call = self._call(request(prompt, about))
+        call = self._call(asked)
         draft = self._answers.draft(call)
         with self._answers.kept(draft):
             async with contextlib.aclosing(self._loop.relay(self._chunks(draft))) as stream:

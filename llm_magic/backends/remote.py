@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -136,7 +135,6 @@ class RemoteBackend(Backend):
         self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
     ) -> Plan:
         """See that the server answers and knows the model."""
-        began = time.perf_counter()
         self._servers.planned = None
         try:
             with self._servers.borrowed(config) as server:
@@ -150,8 +148,6 @@ class RemoteBackend(Backend):
             await self._close_unused()
             raise
         self._servers.planned = server
-        took = time.perf_counter() - began
-        remote.info = dataclasses.replace(remote.info, load_s=took)
         notes = (*self._warnings(server), *self._left_out(), *notes)
         return Plan(model or remote.model, remote.model, config, remote, notes)
 

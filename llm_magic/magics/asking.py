@@ -97,7 +97,7 @@ class LLMMagics(SessionMagics):
                 in_terminal=self.session.cells.current() is None,
             )
         options: Any = args.options
-        return Request(prompt, args["model"], system, chat, key, options, trim), notes
+        return Request(prompt, args["model"], system, chat, key, options, trim, self.began), notes
 
 
 def _refuse_combinations(args: Parsed) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import keyword
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -29,10 +30,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _magic(function: F) -> F:
-    """Give a magic its help, and turn an interrupt outside a wait into our own short error."""
+    """Give a magic its help and its time of start, and make an interrupt our own short error."""
 
     @functools.wraps(function)
     def guarded(self: SessionMagics, *args: Any) -> Any:
+        self.began = time.perf_counter()
         try:
             return function(self, *args)
         except KeyboardInterrupt:
@@ -83,6 +85,8 @@ class SessionMagics(Magics):
     def __init__(self, shell: InteractiveShell, session: Session) -> None:
         # First: what IPython's configuration sets is set in the session (`traits`).
         self.session = session
+        # When the running magic began: imports and waits that follow are part of its times.
+        self.began = time.perf_counter()
         super().__init__(shell)
 
     @property

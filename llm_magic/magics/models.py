@@ -36,6 +36,7 @@ class ModelMagics(SessionMagics):
             name=name,
             keep=keep,
             tick=lambda: view.progress(label, self.session.progress),
+            began=self.began,
             **args.options,
         )
         view.finish(words.ready_lines(result))

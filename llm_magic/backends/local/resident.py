@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections import Counter
 from dataclasses import dataclass
@@ -51,7 +50,6 @@ def bring_in(
     plan: Plan, ready: Ready, report: Report, cancel: threading.Event, *, keep: bool
 ) -> Loaded:
     """Load a checked model, and the assistant it was asked for with; `keep` keeps prefixes."""
-    began = time.perf_counter()
     model, tokenizer = loading.load(ready.folder, plan.config, ready.device, report, cancel)
     assistant = None
     if ready.assistant is not None:
@@ -65,7 +63,6 @@ def bring_in(
         source=str(ready.source.path or ready.folder),
         folder=str(ready.folder),
         revision=plan.config.revision,
-        load_s=time.perf_counter() - began,
     )
     return Loaded(
         model,
