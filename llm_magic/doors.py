@@ -116,6 +116,13 @@ class Doors:
 
         return BackendManager(self._create or create, self._watchers.tell)
 
+    def wait_for_load(self, tick: Tick | None = None) -> None:
+        """Wait for a load that was begun with `load_later`; an interrupt only ends the wait.
+
+        `tick` is called about ten times a second meanwhile. Raises the error of the load.
+        """
+        self._loads.settle(tick)
+
     def ready(self, request: Request) -> ModelInfo:
         """Return the model that will answer, after a load that was begun has ended."""
         self._loads.settle()

@@ -88,6 +88,11 @@ class BackendManager:
         return self._state
 
     @property
+    def loading(self) -> str | None:
+        """The name of the model that is being loaded; safe to read from any thread."""
+        return self._loading
+
+    @property
     def progress(self) -> Progress | None:
         """How far the running load is; safe to read from any thread."""
         return self._progress

@@ -197,6 +197,11 @@ class Session(Doors):
         return self._loads.is_begun
 
     @property
+    def loading(self) -> str | None:
+        """The name of the model that is being loaded."""
+        return self._manager.loading
+
+    @property
     def progress(self) -> Progress | None:
         """How far the running load is."""
         return self._manager.progress

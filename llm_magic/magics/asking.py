@@ -53,6 +53,7 @@ class LLMMagics(SessionMagics):
         request, notes = self._request(prompt, args)
         if not args["background"]:
             return self.ask(request, notes, args)
+        self.wait_for_load().clear()
         self._begin(request, self.session.ready(request), args, notes)
         return None
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from llm_magic.arguments import Parsed
     from llm_magic.calls import Request
+    from llm_magic.live import LiveArea
     from llm_magic.session import Session
     from llm_magic.tables import Table
     from llm_magic.types import Reply
@@ -109,14 +110,30 @@ class SessionMagics(Magics):
         cell = running_cell(self.shell)
         return (cell.id or None) if cell is not None else None
 
+    def wait_for_load(self) -> LiveArea:
+        """Wait for a load that was begun with ``--no-wait``; returns the area that shows it."""
+        from llm_magic.live import LoadView
+
+        session, view = self.session, LoadView(self.shell, live=self.live)
+        try:
+            session.wait_for_load(
+                lambda: view.waiting(session.loading or "the model", session.progress)
+            )
+        except BaseException:
+            view.area.clear()
+            raise
+        return view.area
+
     def ask(self, request: Request, notes: tuple[str, ...], args: Parsed) -> Table | None:
         """Ask, and show the answer while it comes, as the options of the line want it."""
         from llm_magic import display, words
 
+        area = self.wait_for_load()
         if args["dry_run"]:
+            area.clear()
             return words.dry_run_table(self.session.dry_run(request))
         info = self.session.ready(request)
-        view = display.view(self.shell, info, args.values, self.live)
+        view = display.view(self.shell, info, args.values, self.live, area)
         view.note(notes)
 
         def ended(reply: Reply) -> None:

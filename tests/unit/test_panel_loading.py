@@ -1,6 +1,7 @@
 """The model section of a panel: choose, load, watch, stop, let go; what is shown applies."""
 
 from __future__ import annotations
+
 import re
 import threading
 import time
