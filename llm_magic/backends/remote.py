@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -230,6 +231,7 @@ class RemoteBackend(Backend):
                 raise OptionError(f"-p {name} does not go with a streamed answer. Leave it away.")
             if name in known and known[name].works_on(self.name):
                 raise OptionError(f"{name} has an option of its own. Leave -p away and type that.")
+            _refuse_no_json(name, config.extra[name])
 
     def memory(self) -> MemoryUse:
         """Return what this process holds: the model is elsewhere."""
@@ -308,3 +310,19 @@ def entries_with(name: str, listed: object) -> list[dict[str, Any]]:
     if not isinstance(listed, list):
         return []
     return [e for e in listed if isinstance(e, dict) and isinstance(e.get(name), str)]
+
+
+def _refuse_no_json(name: str, value: object) -> None:
+    """Raise `OptionError` for a value of ``-p`` or ``extra`` that no request can carry."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except RecursionError:
+        why = "it is nested too deeply"
+    except (TypeError, ValueError) as error:
+        why = str(error)[:100]
+    else:
+        return
+    raise OptionError(
+        f"-p {name}: a value of type {type(value).__name__} cannot be sent as JSON ({why})."
+        " Give numbers, texts, lists and dictionaries."
+    )
