@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import functools
-import io
 import json
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from llm_magic.catalog import MAGICS, Argument, Magic, arguments, dest, option_arguments
 from llm_magic.errors import OptionError, did_you_mean
+from llm_magic.params import json_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,66 +29,103 @@ class Parsed:
 
 def parse(name: str, line: str) -> Parsed:
     """Parse the line of a magic; raises `OptionError` in one line."""
-    return _parsed(name, split(without_comment(line)))
+    return _parsed(name, words(name, line))
 
 
 def parse_with_prompt(name: str, line: str) -> Parsed:
     """Parse options at the beginning of a line; the rest is the prompt, byte for byte."""
-    words, rest = _leading_options(name, line)
-    parsed = _parsed(name, words)
+    options, rest = _leading_options(name, line)
+    parsed = _parsed(name, options)
     return Parsed(parsed.values, parsed.options, rest)
 
 
-def split(line: str) -> list[str]:
-    """Split a line at spaces; quotes hold words together, backslashes are kept (Windows paths)."""
-    try:
-        return list(_lexer(line))
-    except ValueError:
-        raise OptionError(f"A quote is not closed in: {line.strip()}") from None
-
-
 _BLANKS = " \t\r\n"
-# Words, as `split` reads them, up to one that begins with a #.
-_BEFORE_COMMENT = re.compile(
-    rf"""(?:[{_BLANKS}]*+(?!\#)(?:[^{_BLANKS}"']|"[^"]*+"|'[^']*+')++)*+"""
-)
+_BLANK = re.compile(rf"[{_BLANKS}]*")
+# Quotes hold a word together; backslashes are kept (Windows paths).
+_WORD = re.compile(rf"""(?:[^{_BLANKS}"']|"[^"]*+"|'[^']*+')++""")
+_QUOTED = re.compile(r""""([^"]*)"|'([^']*)'""")
 
 
-def without_comment(line: str) -> str:
-    """Return a line without the comment at its end: as in Python, a # outside of quotes begins it.
+def split(line: str) -> list[str]:
+    """Split a line at spaces; quotes hold words together, backslashes are kept."""
+    found: list[str] = []
+    position = _after_blanks(line, 0)
+    while position < len(line):
+        word, position = _word(line, position)
+        found.append(word)
+        position = _after_blanks(line, position)
+    return found
 
-    Only where a word could begin, so that ``model#2`` is a name.
+
+def words(name: str, line: str) -> list[str]:
+    """Split the line of a magic, where the value of ``-p key=value`` may be JSON with spaces.
+
+    As in Python, a # outside of quotes begins a comment; only where a word could begin, so that
+    ``model#2`` is a name.
     """
-    found = _BEFORE_COMMENT.match(line)
+    params = _params(name)
+    found: list[str] = []
+    position = _after_blanks(line, 0)
+    while position < len(line) and line[position] != "#":
+        word, position = _option_word(line, position, params, found[-1] if found else "")
+        found.append(word)
+        position = _after_blanks(line, position)
+    return found
+
+
+def _after_blanks(line: str, position: int) -> int:
+    found = _BLANK.match(line, position)
     assert found is not None
-    return found[0] if line[found.end() :].lstrip(_BLANKS).startswith("#") else line
+    return found.end()
 
 
-def _lexer(line: str) -> shlex.shlex:
-    lexer = shlex.shlex(io.StringIO(line), posix=True)
-    lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
-    return lexer
+def _word(line: str, start: int) -> tuple[str, int]:
+    """Return the word that begins at `start`, without its quotes, and where it ends."""
+    found = _WORD.match(line, start)
+    end = found.end() if found is not None else start
+    if found is None or line[end : end + 1].strip(_BLANKS):
+        raise OptionError(f"A quote is not closed in: {line[start:].strip()}")
+    return _QUOTED.sub(lambda quoted: quoted[1] or quoted[2] or "", found[0]), end
+
+
+@functools.cache
+def _params(name: str) -> frozenset[str]:
+    """Return the options of a magic that take ``key=value``."""
+    return frozenset(n for a in arguments(name) if a.kind == "pairs" for n in a.names)
+
+
+_KEY = re.compile(r"""[^\s"'=]+=""")
+
+
+def _option_word(line: str, start: int, params: frozenset[str], previous: str) -> tuple[str, int]:
+    """Return the word that begins at `start` and where it ends; JSON after ``-p key=`` as it is."""
+    key = start if previous in params else None
+    for option in params:
+        attached = f"{option}=" if option.startswith("--") else option
+        if line.startswith(attached, start):
+            key = start + len(attached)
+    found = _KEY.match(line, key) if key is not None else None
+    if found is None:
+        return _word(line, start)
+    end = json_end(line, found.end(), found[0][:-1])
+    return (line[start:end], end) if end is not None else _word(line, start)
 
 
 def _leading_options(name: str, line: str) -> tuple[list[str], str]:
     takes_value = {n for a in arguments(name) if a.kind != "switch" for n in a.names}
-    words: list[str] = []
+    params, found = _params(name), [""]
     position = 0
     while (rest := line[position:].lstrip()).startswith("-"):
-        stream = io.StringIO(rest)
-        lexer = _lexer("")
-        lexer.instream = stream
-        try:
-            word = lexer.get_token()
-            if word == "--":
-                return words, rest[stream.tell() :].strip()
-            words.append(str(word))
-            if word in takes_value and (value := lexer.get_token()) is not None:
-                words.append(value)
-        except ValueError:
-            raise OptionError(f"A quote is not closed in: {rest}") from None
-        position = len(line) - len(rest) + stream.tell()
-    return words, rest.strip()
+        position = len(line) - len(rest)
+        word, position = _option_word(line, position, params, "")
+        if word == "--":
+            break
+        found.append(word)
+        start = _after_blanks(line, position)
+        if word in takes_value and start < len(line):
+            value, position = _option_word(line, start, params, word)
+            found.append(value)
+    return found[1:], line[position:].strip()
 
 
 def _parsed(name: str, words: Sequence[str]) -> Parsed:
@@ -150,10 +186,8 @@ def _pair(text: str, magic: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise OptionError(f"-p {text}: write -p key=value (see %{magic}?).")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+    text = value.strip(_BLANKS)
+    return name, json.loads(text) if json_end(text, 0, name) == len(text) else value
 
 
 _KEY_WORDS = frozenset({"api-key", "apikey", "api_key", "key", "token", "password"})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from llm_magic.errors import OptionError
 from llm_magic.types import Chunk, FinishReason, Message, Reply, Timing, Usage
+from llm_magic.units import generated
 
 if TYPE_CHECKING:
     from llm_magic.backends.base import TokenCount
@@ -23,7 +24,10 @@ Prompt = str | Sequence[Message]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question, before it is known who answers it."""
+    """One question, before it is known who answers it.
+
+    Times of the answer count from `started` (`time.perf_counter`).
+    """
 
     prompt: Prompt
     model: str | None = None
@@ -32,6 +36,7 @@ class Request:
     key: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     trim: bool = False
+    started: float = field(default_factory=time.perf_counter, compare=False)
 
 
 class AskOptions(TypedDict, total=False):
@@ -70,7 +75,6 @@ class Call:
     messages: tuple[Message, ...]
     config: GenerationConfig
     request: Request
-    started: float
     context: Context | None = None
     dropped: int = 0
 
@@ -91,7 +95,7 @@ def definite(request: Request, resident: Resident, current: GenerationConfig, ch
     resident.backend.check_options(config)
     context = _context(request, chats)
     messages = _messages(request, context)
-    return Call(resident, messages, config, request, time.perf_counter(), context)
+    return Call(resident, messages, config, request, context)
 
 
 def _context(request: Request, chats: Chats) -> Context | None:
@@ -138,7 +142,7 @@ class Draft:
         self._reasoning: list[str] = []
         self._tokens = 0
         self._first: float | None = None
-        self._latest = call.started
+        self._latest = call.request.started
         self._usage = Usage()
         self._ended: FinishReason | None = None
         # What was on its way when nobody took it any more.
@@ -167,8 +171,15 @@ class Draft:
 
     @property
     def tokens(self) -> int | None:
-        """How many tokens were said so far; None where nobody counted."""
-        return self._tokens or self._usage.completion_tokens
+        """The number of tokens generated so far; None where it is unknown."""
+        count = self._tokens or self._usage.completion_tokens
+        # Some servers send a usage of 0 along with the first words.
+        return count if count or self.is_empty else None
+
+    @property
+    def characters(self) -> int:
+        """The number of characters generated so far, of answer and reasoning."""
+        return len(self.text) + len(self.reasoning)
 
     @property
     def text(self) -> str:
@@ -201,7 +212,7 @@ class Draft:
     def timing(self) -> Timing:
         """Return the times so far."""
         counted = self.tokens
-        started, first = self.call.started, self._first
+        started, first = self.call.request.started, self._first
         decoding = self._latest - first if first is not None else 0.0
         # What a server counted may have come in a few lumps, whose times say nothing.
         measured = decoding > (0.0 if self._tokens else _LUMP_S)
@@ -216,6 +227,7 @@ def stopped(reply: Reply) -> str:
     """Return what an interrupt says."""
     if reply.finish_reason in {"stop", "length"}:
         return "Stopped when the answer had just ended; it is in llm.last."
-    count = reply.usage.completion_tokens
-    after = "" if count is None and reply.text else f" after {count or 0} tokens"
-    return f"Stopped{after}; the answer so far is in llm.last."
+    amount = generated(reply.usage.completion_tokens, len(reply.text) + len(reply.reasoning))
+    if not amount:
+        return "Stopped before the first word."
+    return f"Stopped after {amount}; the answer so far is in llm.last."

@@ -203,8 +203,8 @@ class RichView(AnswerView):
 
     def leave(self) -> None:
         """Take back the line that said that it is at work."""
-        if self._area.is_shown and not self._has_words:
-            self._area.show({"text/plain": "", "text/html": ""})
+        if not self._has_words:
+            self._area.clear()
 
 
 def thoughts_html(reasoning: str) -> str:
@@ -244,17 +244,28 @@ def _pretty_json(text: str) -> tuple[str, str]:
 
 
 def view(
-    shell: InteractiveShell, info: ModelInfo, values: dict[str, Any], live: bool
+    shell: InteractiveShell,
+    info: ModelInfo,
+    values: dict[str, Any],
+    live: bool,
+    area: LiveArea | None = None,
 ) -> AnswerView:
-    """Return the view for the options of ``%%llm`` in this frontend."""
+    """Return the view for the options of ``%%llm`` in this frontend.
+
+    `area` is what shows something already, such as the load that the cell waited for: the answer
+    replaces it.
+    """
+    area = area or LiveArea(live=live)
     show_footer, form = not values["quiet"], values["format"] or "markdown"
     size = info.size_here
+    is_plain = form == "raw" or values["plain"] or not is_notebook(shell)
+    if is_plain:
+        area.clear()
     if form == "raw":
         return PlainView(info.name, size, footer=False)
-    if values["plain"] or not is_notebook(shell):
+    if is_plain:
         plain = PlainJsonView if form == "json" else PlainView
         return plain(info.name, size, footer=show_footer)
-    area = LiveArea(live=live)
     return RichView(info.name, size, form=form, show_footer=show_footer, area=area)
 
 

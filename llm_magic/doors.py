@@ -116,6 +116,13 @@ class Doors:
 
         return BackendManager(self._create or create, self._watchers.tell)
 
+    def wait_for_load(self, tick: Tick | None = None) -> None:
+        """Wait for a load that was begun with `load_later`; an interrupt only ends the wait.
+
+        `tick` is called about ten times a second meanwhile. Raises the error of the load.
+        """
+        self._loads.settle(tick)
+
     def ready(self, request: Request) -> ModelInfo:
         """Return the model that will answer, after a load that was begun has ended."""
         self._loads.settle()
@@ -165,9 +172,9 @@ class Doors:
 
     def stream(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Iterator[Chunk]:
         """Yield the answer as it is produced; leaving the loop early stops the model."""
+        asked = request(prompt, about)
         self._loads.settle()
-        call = self._call(request(prompt, about))
-        return self._stream(call)
+        return self._stream(self._call(asked))
 
     def _stream(self, call: Call) -> Iterator[Chunk]:
         draft = self._answers.draft(call)
@@ -179,8 +186,9 @@ class Doors:
 
     async def agenerate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
         """Answer a prompt in an async cell or program; cancelling the task stops the model."""
+        asked = request(prompt, about)
         await self._loads.asettle()
-        call = self._call(request(prompt, about))
+        call = self._call(asked)
         draft = self._answers.draft(call)
         with self._answers.kept(draft):
             filling = self._loop.relay(filled(draft, self._chunks(draft)))
@@ -193,8 +201,9 @@ class Doors:
         self, prompt: Prompt, **about: Unpack[AskOptions]
     ) -> AsyncGenerator[Chunk, None]:
         """Yield the answer in an async cell or program; leaving the loop early stops the model."""
+        asked = request(prompt, about)
         await self._loads.asettle()
-        call = self._call(request(prompt, about))
+        call = self._call(asked)
         draft = self._answers.draft(call)
         with self._answers.kept(draft):
             async with contextlib.aclosing(self._loop.relay(self._chunks(draft))) as stream:
@@ -287,18 +296,18 @@ class Doors:
     def dry_run(self, request: Request) -> DryRun:
         """Return the exact messages and their token count; calls nothing."""
         self._loads.settle()
-        call = self._loop.run(fitting.fit(self._manager, self._call(request)))
+        call = self._loop.run(fitting.fit(self._manager, self._call(request, peek=True)))
         name = call.resident.name
         count = self._loop.run(self._manager.count(name, call.messages))
         backend = call.resident.config.backend
         return DryRun(name, backend, call.messages, call.config, count, call.dropped)
 
-    def _call(self, request: Request) -> Call:
-        """Check a request; raises before anything is sent."""
+    def _call(self, request: Request, *, peek: bool = False) -> Call:
+        """Check a request; raises before anything is sent. `peek` starts no turn of its chat."""
         resident = self._manager.find(request.model)
         resident.backend.make_way()
         if request.chat is not None and request.key is None:
-            request = dataclasses.replace(request, key=self.cells.key(request.chat))
+            request = dataclasses.replace(request, key=self.cells.key(request.chat, peek=peek))
         return definite(request, resident, self.options.current, self._chats)
 
     def _chunks(self, draft: Draft) -> AsyncGenerator[Chunk, None]:

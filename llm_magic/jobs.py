@@ -17,7 +17,7 @@ from llm_magic.calls import Draft, stopped
 from llm_magic.errors import Interrupted, JobNotFound
 from llm_magic.handover import handover
 from llm_magic.pump import TICK_S, Wake
-from llm_magic.units import counted
+from llm_magic.units import generated
 
 if TYPE_CHECKING:
     from llm_magic.types import Chunk, Reply
@@ -90,8 +90,13 @@ class Job:
 
     @property
     def tokens(self) -> int | None:
-        """How many tokens were said so far, where that is known."""
+        """The number of tokens generated so far; None where it is unknown."""
         return self.reply.usage.completion_tokens if self.reply else self.draft.tokens
+
+    @property
+    def amount(self) -> str:
+        """How much was generated so far, in words: tokens, or characters where those are unknown."""
+        return generated(self.tokens, self.draft.characters)
 
     @property
     def seconds(self) -> float:
@@ -167,8 +172,8 @@ class Job:
         return self.text
 
     def __repr__(self) -> str:
-        tokens = "" if self.tokens is None else f", {counted(self.tokens)}"
-        return f"<Job {self.id}: {self.model}, {self.state}{tokens}, {self.seconds:.1f} s>"
+        amount = f", {self.amount}" if self.amount else ""
+        return f"<Job {self.id}: {self.model}, {self.state}{amount}, {self.seconds:.1f} s>"
 
 
 class Jobs:

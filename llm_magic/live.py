@@ -56,6 +56,11 @@ class LiveArea:
         """Display or replace."""
         self.draw(lambda: bundle)
 
+    def clear(self) -> None:
+        """Show nothing any more, where something is shown."""
+        if self.is_shown:
+            self.show({"text/plain": "", "text/html": ""})
+
     def draw(self, make: Callable[[], dict[str, str]]) -> None:
         """Make, display or replace; the next update waits in proportion to what this one cost."""
         began, cpu = time.monotonic(), time.thread_time()
@@ -94,12 +99,22 @@ class LoadView:
 
     def __init__(self, shell: InteractiveShell, *, live: bool) -> None:
         self._rich = is_notebook(shell)
-        self._area = LiveArea(live=live)
+        self.area = LiveArea(live=live)
         self._began = time.monotonic()
+        self._has_line = False
+
+    def waiting(self, model: str, progress: Progress | None) -> None:
+        """Show that a cell waits for a load, as `progress` does; elsewhere in one line."""
+        if self._rich:
+            self.progress(model, progress or Progress("waiting"))
+        elif not self._has_line:
+            self._has_line = True
+            sys.stdout.write(f"Loading {model} …\n")
+            sys.stdout.flush()
 
     def progress(self, model: str, progress: Progress | None) -> None:
         """Show a stage; called about ten times a second."""
-        if not self._rich or progress is None or not self._area.due:
+        if not self._rich or progress is None or not self.area.due:
             return
         waited = time.monotonic() - self._began
         detail = f" ({progress.detail})" if progress.detail else ""
@@ -110,7 +125,7 @@ class LoadView:
             ' style="width: 16em; vertical-align: middle; margin-right: 0.8em"></progress>'
         )
         body = f'<div class="{NO_MATH}">{bar}{html.escape(text)}</div>'
-        self._area.show({"text/plain": text, "text/html": body})
+        self.area.show({"text/plain": text, "text/html": body})
 
     def finish(self, lines: list[str]) -> None:
         """Replace the bar with what there is to say."""
@@ -120,4 +135,4 @@ class LoadView:
         first, *rest = lines
         said = f'<div class="{NO_MATH}">{html.escape(first)}</div>'
         body = said + "".join(map(muted, rest))
-        self._area.show({"text/plain": "\n".join(lines), "text/html": body})
+        self.area.show({"text/plain": "\n".join(lines), "text/html": body})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from llm_magic.errors import Interrupted
 from llm_magic.loop import LoopThread
@@ -20,10 +21,20 @@ Tick = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """What a model is called once it is loaded, and whether the others stay."""
+    """What a model is called once it is loaded, and whether the others stay.
+
+    `began` is when the user asked for it (`time.perf_counter`): the time of the load counts from then.
+    """
 
     name: str | None = None
     keep: bool = False
+    began: float = field(default_factory=time.perf_counter)
+
+    def load(
+        self, manager: BackendManager, model: str | None, config: LoadConfig
+    ) -> Coroutine[Any, Any, LoadResult]:
+        """Return the load of `model` under this name."""
+        return manager.load(model, config, name=self.name, keep=self.keep, began=self.began)
 
 
 class Loads:
@@ -39,7 +50,7 @@ class Loads:
     ) -> LoadResult:
         """Load a model and wait for it; an interrupt stops the load."""
         self._forget_ended()
-        load = self._manager().load(model, config, name=naming.name, keep=naming.keep)
+        load = naming.load(self._manager(), model, config)
         try:
             return self._loop.run(load, tick)
         except KeyboardInterrupt:
@@ -53,7 +64,7 @@ class Loads:
 
         async def begin() -> asyncio.Task[LoadResult]:
             manager.refuse_second_load()
-            load = manager.load(model, config, name=naming.name, keep=naming.keep)
+            load = naming.load(manager, model, config)
             task = asyncio.ensure_future(load)
             # Looked at here, or asyncio complains where nobody asks again before the next load.
             task.add_done_callback(lambda done: done.cancelled() or done.exception())

@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -86,17 +88,30 @@ class BackendManager:
         return self._state
 
     @property
+    def loading(self) -> str | None:
+        """The name of the model that is being loaded; safe to read from any thread."""
+        return self._loading
+
+    @property
     def progress(self) -> Progress | None:
         """How far the running load is; safe to read from any thread."""
         return self._progress
 
     async def load(
-        self, model: str | None, config: LoadConfig, *, name: str | None = None, keep: bool = False
+        self,
+        model: str | None,
+        config: LoadConfig,
+        *,
+        name: str | None = None,
+        keep: bool = False,
+        began: float | None = None,
     ) -> LoadResult:
         """Load a model and make it active; the others go, unless `keep`.
 
-        Bad input loses nothing: they go only after the new one was found, checked and fits.
+        Bad input loses nothing: they go only after the new one was found, checked and fits. The time
+        of the load counts from `began` (`time.perf_counter`), or from now.
         """
+        began = time.perf_counter() if began is None else began
         self.refuse_second_load()
         same = self._same(model, config, name)
         if same is not None:
@@ -107,7 +122,7 @@ class BackendManager:
         backend = self._backend(config.backend)
         self._state, self._loading = backend.loading, model or "the default model"
         self._changed()
-        work = asyncio.ensure_future(self._load(backend, model, config, name, keep))
+        work = asyncio.ensure_future(self._load(backend, model, config, name, keep, began))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -148,6 +163,7 @@ class BackendManager:
         config: LoadConfig,
         name: str | None,
         keep: bool,
+        began: float,
     ) -> LoadResult:
         leaving = () if keep else tuple(self._residents)
         plan = await backend.check(model, config, self._report, leaving)
@@ -161,7 +177,11 @@ class BackendManager:
             if not unloaded:
                 raise
             gone = ", ".join(gone.name for gone in unloaded)
-            raise type(error)(f"{error} {gone} had to go for it.", details=error.details) from None
+            was = "was" if len(unloaded) == 1 else "were"
+            # The same object: classes of the tree have attributes that a copy would lose.
+            raise error.also(f"{gone} {was} unloaded for it.") from None
+        # All that the user waited for: checks, imports, downloads, conversions, unloads.
+        info = dataclasses.replace(info, load_s=time.perf_counter() - began)
         self._residents[chosen] = Resident(chosen, model, config, backend, info)
         self._active = chosen
         self._settle("Ready")

@@ -9,6 +9,7 @@ import atexit
 import concurrent.futures
 import contextlib
 import functools
+import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
@@ -85,14 +86,17 @@ class Session(Doors):
         name: str | None = None,
         keep: bool = False,
         tick: Tick | None = None,
+        began: float | None = None,
         **options: Unpack[LoadOptions],
     ) -> LoadResult:
         """Load a model and return also what had to go for it.
 
-        `tick` is called about ten times a second meanwhile, to show `status().progress`.
+        `tick` is called about ten times a second meanwhile, to show `status().progress`. The time of
+        the load counts from `began` (`time.perf_counter`), or from now.
         """
+        naming = Naming(name, keep, time.perf_counter() if began is None else began)
         config, wanted = self._prepared(model, options)
-        return self._loads.load(wanted, config, Naming(name, keep), tick)
+        return self._loads.load(wanted, config, naming, tick)
 
     def load_later(
         self,
@@ -106,8 +110,9 @@ class Session(Doors):
 
         The future tells what came of it; cancelling that only ends the looking on.
         """
+        naming = Naming(name, keep)
         config, wanted = self._prepared(model, options)
-        return self._loads.begin(wanted, config, Naming(name, keep))
+        return self._loads.begin(wanted, config, naming)
 
     def stop_loading(self) -> None:
         """Stop a load: one that was begun with `load_later`, or that a cell is waiting for."""
@@ -190,6 +195,11 @@ class Session(Doors):
     def loads_later(self) -> bool:
         """Whether a load goes on that was begun with `load_later`; a cell waits for any other."""
         return self._loads.is_begun
+
+    @property
+    def loading(self) -> str | None:
+        """The name of the model that is being loaded."""
+        return self._manager.loading
 
     @property
     def progress(self) -> Progress | None:

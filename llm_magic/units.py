@@ -12,6 +12,16 @@ def human_bytes(size: float) -> str:
     return f"{size / 1e3:.0f} kB"
 
 
+def generated(tokens: int | None, characters: int) -> str:
+    """Return how much text there is: ``12 tokens``, ``331 characters``, ``""`` for none.
+
+    `tokens` is None where it is unknown, as in the middle of most servers' answers.
+    """
+    if tokens:
+        return counted(tokens)
+    return counted(characters, "character") if characters else ""
+
+
 def counted(count: int, thing: str = "token") -> str:
     """Return a number of things: ``1 token``, ``2 tokens``."""
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"

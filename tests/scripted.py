@@ -137,7 +137,7 @@ class ScriptedBackend(Backend):
         self.resident.append(name)
         return ModelInfo(
             name, "local", where="cache", source=f"/models/{plan.model}", device="cpu",
-            dtype="bfloat16", size=269_000_000, context_length=self.context, load_s=0.9,
+            dtype="bfloat16", size=269_000_000, context_length=self.context,
         )  # fmt: skip
 
     async def unload(self, name: str) -> Unloaded:

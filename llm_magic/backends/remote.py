@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import time
+import json
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -136,7 +136,6 @@ class RemoteBackend(Backend):
         self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
     ) -> Plan:
         """See that the server answers and knows the model."""
-        began = time.perf_counter()
         self._servers.planned = None
         try:
             with self._servers.borrowed(config) as server:
@@ -150,8 +149,6 @@ class RemoteBackend(Backend):
             await self._close_unused()
             raise
         self._servers.planned = server
-        took = time.perf_counter() - began
-        remote.info = dataclasses.replace(remote.info, load_s=took)
         notes = (*self._warnings(server), *self._left_out(), *notes)
         return Plan(model or remote.model, remote.model, config, remote, notes)
 
@@ -234,6 +231,7 @@ class RemoteBackend(Backend):
                 raise OptionError(f"-p {name} does not go with a streamed answer. Leave it away.")
             if name in known and known[name].works_on(self.name):
                 raise OptionError(f"{name} has an option of its own. Leave -p away and type that.")
+            _refuse_no_json(name, config.extra[name])
 
     def memory(self) -> MemoryUse:
         """Return what this process holds: the model is elsewhere."""
@@ -312,3 +310,19 @@ def entries_with(name: str, listed: object) -> list[dict[str, Any]]:
     if not isinstance(listed, list):
         return []
     return [e for e in listed if isinstance(e, dict) and isinstance(e.get(name), str)]
+
+
+def _refuse_no_json(name: str, value: object) -> None:
+    """Raise `OptionError` for a value of ``-p`` or ``extra`` that no request can carry."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except RecursionError:
+        why = "it is nested too deeply"
+    except (TypeError, ValueError) as error:
+        why = str(error)[:100]
+    else:
+        return
+    raise OptionError(
+        f"-p {name}: a value of type {type(value).__name__} cannot be sent as JSON ({why})."
+        " Give numbers, texts, lists and dictionaries."
+    )

@@ -53,6 +53,7 @@ class LLMMagics(SessionMagics):
         request, notes = self._request(prompt, args)
         if not args["background"]:
             return self.ask(request, notes, args)
+        self.wait_for_load().clear()
         self._begin(request, self.session.ready(request), args, notes)
         return None
 
@@ -97,7 +98,7 @@ class LLMMagics(SessionMagics):
                 in_terminal=self.session.cells.current() is None,
             )
         options: Any = args.options
-        return Request(prompt, args["model"], system, chat, key, options, trim), notes
+        return Request(prompt, args["model"], system, chat, key, options, trim, self.began), notes
 
 
 def _refuse_combinations(args: Parsed) -> None:

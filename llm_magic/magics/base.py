@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import keyword
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from llm_magic.arguments import Parsed
     from llm_magic.calls import Request
+    from llm_magic.live import LiveArea
     from llm_magic.session import Session
     from llm_magic.tables import Table
     from llm_magic.types import Reply
@@ -29,10 +31,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _magic(function: F) -> F:
-    """Give a magic its help, and turn an interrupt outside a wait into our own short error."""
+    """Give a magic its help and its time of start, and make an interrupt our own short error."""
 
     @functools.wraps(function)
     def guarded(self: SessionMagics, *args: Any) -> Any:
+        self.began = time.perf_counter()
         try:
             return function(self, *args)
         except KeyboardInterrupt:
@@ -83,6 +86,8 @@ class SessionMagics(Magics):
     def __init__(self, shell: InteractiveShell, session: Session) -> None:
         # First: what IPython's configuration sets is set in the session (`traits`).
         self.session = session
+        # When the running magic began: imports and waits that follow are part of its times.
+        self.began = time.perf_counter()
         super().__init__(shell)
 
     @property
@@ -105,14 +110,30 @@ class SessionMagics(Magics):
         cell = running_cell(self.shell)
         return (cell.id or None) if cell is not None else None
 
+    def wait_for_load(self) -> LiveArea:
+        """Wait for a load that was begun with ``--no-wait``; returns the area that shows it."""
+        from llm_magic.live import LoadView
+
+        session, view = self.session, LoadView(self.shell, live=self.live)
+        try:
+            session.wait_for_load(
+                lambda: view.waiting(session.loading or "the model", session.progress)
+            )
+        except BaseException:
+            view.area.clear()
+            raise
+        return view.area
+
     def ask(self, request: Request, notes: tuple[str, ...], args: Parsed) -> Table | None:
         """Ask, and show the answer while it comes, as the options of the line want it."""
         from llm_magic import display, words
 
+        area = self.wait_for_load()
         if args["dry_run"]:
+            area.clear()
             return words.dry_run_table(self.session.dry_run(request))
         info = self.session.ready(request)
-        view = display.view(self.shell, info, args.values, self.live)
+        view = display.view(self.shell, info, args.values, self.live, area)
         view.note(notes)
 
         def ended(reply: Reply) -> None:

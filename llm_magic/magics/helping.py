@@ -68,7 +68,7 @@ class HelpMagics(SessionMagics):
         key = self.session.cells.key(chat, peek=peek) if chat is not None else None
         options: Any = args.options
         return (
-            Request(prompt, args["model"], explain.SYSTEM, chat, key, options),
+            Request(prompt, args["model"], explain.SYSTEM, chat, key, options, started=self.began),
             notes,
         )
 

@@ -10,7 +10,6 @@ from IPython.core.magic import magics_class
 
 from llm_magic import arguments
 from llm_magic.magics.base import SessionMagics, line_magic
-from llm_magic.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,8 +74,8 @@ class JobMagics(SessionMagics):
 def _stop_line(job: Job) -> str:
     if not job.done:
         return f"Stopping job {job.id} ({job.model})."
-    said = "before its first word" if job.tokens is None else f"after {counted(job.tokens)}"
-    return f"Stopped job {job.id} ({job.model}) {said}."
+    when = f"after {job.amount}" if job.amount else "before its first word"
+    return f"Stopped job {job.id} ({job.model}) {when}."
 
 
 class _Progress:
@@ -96,9 +95,9 @@ class _Progress:
         if not left or not self._area.due:
             return
         first, more = left[0], f" and {len(left) - 1} more" if len(left) > 1 else ""
-        count = "" if first.tokens is None else f", {counted(first.tokens)}"
+        amount = f", {first.amount}" if first.amount else ""
         waited = time.monotonic() - self._began
-        text = f"Waiting for job {first.id} ({first.state}{count}){more} … {waited:.0f} s"
+        text = f"Waiting for job {first.id} ({first.state}{amount}){more} … {waited:.0f} s"
         self._area.show({"text/plain": text, "text/html": muted(text)})
 
     def finish(self) -> None:

@@ -36,6 +36,7 @@ class ModelMagics(SessionMagics):
             name=name,
             keep=keep,
             tick=lambda: view.progress(label, self.session.progress),
+            began=self.began,
             **args.options,
         )
         view.finish(words.ready_lines(result))
@@ -83,6 +84,7 @@ class ModelMagics(SessionMagics):
         session, name = self.session, args["name"]
         if args["all"] and name:
             raise OptionError(f"--all frees every model, not only {name}. Leave one of them away.")
+        self.wait_for_load().clear()
         gone = session.unload_all() if args["all"] else [session.unload(name)]
         lines = [words.unloaded_line(unloaded) for unloaded in gone]
         live.LoadView(self.shell, live=False).finish(lines or ["Nothing was loaded."])

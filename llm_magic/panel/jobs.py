@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 
-from llm_magic.units import counted
 from llm_magic.words import first_words
 
 if TYPE_CHECKING:
@@ -86,9 +85,9 @@ class JobsSection:
 
 
 def _row(job: Job) -> str:
-    tokens = "" if job.tokens is None else f" · {counted(job.tokens)}"
+    amount = f" · {job.amount}" if job.amount else ""
     state = f'<span class="llm-state llm-{job.state}">{job.state}</span>'
-    figures = f"job {job.id} · {job.model}{tokens}" + (f" · {job.seconds:.1f} s" * job.done)
+    figures = f"job {job.id} · {job.model}{amount}" + (f" · {job.seconds:.1f} s" * job.done)
     return (
         f'<div class="llm-status"><span>{state}</span> '
         f'<span class="llm-quiet">{html.escape(figures)}</span> '

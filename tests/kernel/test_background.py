@@ -20,6 +20,7 @@ from llm_magic.magics import register
 from llm_magic.session import Session
 from tests.scripted import Hang, Pause, ScriptedBackend, say
 from llm_magic.errors import GenerationFailed
+from llm_magic.types import Chunk
 backend = ScriptedBackend()
 llm = Session(create=lambda _name: backend)
 register(get_ipython(), llm)
@@ -162,6 +163,14 @@ def test_stop(k: Kernel) -> None:
     assert k.ok(f"%llm_stop {first}").text == f"Job {first} had ended: stopped."
     assert k.value("[a.ended for a in backend.asked[-2:]]") == ["closed", "closed"]
     ended(k)
+    # Most servers count only at the end.
+    k.ok("backend.will(Chunk(text='x' * 331), Hang())")
+    begun(k, "%llm -b -o uncounted Third.")
+    third = k.value("uncounted.id")
+    k.ok("while not uncounted.text: __import__('time').sleep(0.01)")
+    stopped = k.ok(f"%llm_stop {third}").text
+    assert stopped == f"Stopped job {third} (tiny) after 331 characters."
+    ended(k, "uncounted")
     k.ok("1")
     assert "one" in under.text
     assert "stopped by you; not whole" in under.text

@@ -81,9 +81,14 @@ def _wait_until_no_child_is_left(k: Kernel) -> None:
 
 def test_waiting_for_a_load_can_be_stopped_and_the_load_goes_on(fresh: Kernel) -> None:
     fresh.ok("%llm_load --no-wait")
-    cell = fresh.send("print('begun')\n%llm -t 0 --max-new-tokens 2 Hello")
-    ran, latency = stop(fresh, cell, "begun", 0.3)
+    cell = fresh.send("%llm -t 0 --max-new-tokens 2 Hello")
+    ran, latency = stop(fresh, cell, "Loading the default model: importing torch … ", 0.3)
     assert ran.ename == "Interrupted"
     assert "it goes on loading" in ran.error
+    assert "Loading" not in ran.text, "it is not shown any more"
     assert latency < within_a_second()
-    fresh.ok("%llm -t 0 --max-new-tokens 2 Hello")
+    ran = fresh.ok("%llm -t 0 --max-new-tokens 2 Hello")
+    # One output from the first stage to the answer.
+    assert len(ran.outputs) == 1
+    assert ran.arrivals[0][2].startswith("Loading ")
+    assert "2 tokens" in ran.text

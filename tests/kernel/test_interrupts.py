@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_magic.units import counted
 from tests.kernels import Kernel, Ran, kernel, within_a_second
 
 LONG = "Write a very long story about a fox, with all details."
@@ -56,9 +57,9 @@ def test_random_moments_in_a_row(k: Kernel, record_property: Callable[[str, obje
         assert ran.ename == "Interrupted", number
         assert len(ran.traceback) == 1
         if ran.error != "Stopped.":
-            # Stopped before the prompt was read, nobody has counted yet.
-            tokens, text = k.value("(llm.last.usage.completion_tokens or 0, llm.last.text.strip())")
-            assert ran.error == f"Stopped after {tokens} tokens; the answer so far is in llm.last."
+            tokens, text = k.value("(llm.last.usage.completion_tokens, llm.last.text.strip())")
+            stopped = f"after {counted(tokens)}; the answer so far is in llm.last"
+            assert ran.error == f"Stopped {stopped if tokens else 'before the first word'}."
             assert k.value("llm.last.finish_reason") == "cancelled"
             assert text in ran.text
             assert "· stopped by you; not whole" in ran.text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.kernels import Kernel
 
 MB = 1_000_000
@@ -70,11 +72,49 @@ def test_an_interrupted_call_keeps_no_tensor(loaded: Kernel) -> None:
     assert loaded.value("tensors()") == before
 
 
-def test_what_the_notebook_still_holds_is_named(loaded: Kernel) -> None:
-    loaded.ok(
-        "import gc\n"
-        "mine = next(o for o in gc.get_objects() if type(o).__name__ == 'LlamaForCausalLM')"
-    )
-    assert loaded.ok("%llm_unload").text.endswith("still held by a variable of __main__")
-    loaded.ok("del mine")
+MODEL = (
+    "import gc\nmine = next(o for o in gc.get_objects() if type(o).__name__ == 'LlamaForCausalLM')"
+)
+FAILING = (
+    "def scale(weight):\n"
+    "    return weight * 2 / 0 + [][1]\n"
+    "def work():\n"
+    "    for o in gc.get_objects():\n"
+    "        if type(o).__name__ == 'LlamaForCausalLM':\n"
+    "            scale(o.lm_head.weight[0])\n"
+    "work()"
+)
+
+
+@pytest.mark.parametrize(
+    ("cell", "holder", "freed"),
+    [
+        ("", "mine", "del mine"),
+        ("rows = [1, mine.model.layers[0]]; del mine", r"rows\[1\]", "del rows"),
+        ("mine.lm_head.weight", r"mine, Out\[\d+\]", "del mine"),
+        ("weight = mine.lm_head.weight.detach()[0]; del mine", "weight", "del weight"),
+        ("x = {'w': mine.lm_head.weight}; del mine", r"x\['w'\]", "x.clear()"),
+    ],
+)
+def test_holder_of_an_unloaded_model_is_named(
+    loaded: Kernel, cell: str, holder: str, freed: str
+) -> None:
+    loaded.ok("%llm_load")
+    loaded.ok(MODEL)
+    loaded.ok(cell)
+    assert re.search(f"still held by {holder}$", loaded.ok("%llm_unload").text)
+    loaded.ok(freed)
+    loaded.run("%reset -f out")
+    loaded.ok("%llm_load")
+
+
+def test_last_error_that_holds_a_weight_is_named(loaded: Kernel) -> None:
+    loaded.ok("%llm_load\nimport gc")
+    assert loaded.run(FAILING).ename == "IndexError"
+    said = loaded.ok("%llm_unload").text
+    assert "still held by sys.last_value (" in said
+    assert " in scale)" in said or " in work)" in said
+    loaded.run("1 / 0")
+    loaded.ok("%llm_load")
+    assert "held" not in loaded.ok("%llm_unload").text
     loaded.ok("%llm_load")

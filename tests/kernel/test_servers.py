@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,7 +213,11 @@ def test_a_local_model_goes_first_unless_kept(
     remote: Kernel, server: FaultServer, model_cache: Path
 ) -> None:
     remote.ok(f"import os; os.environ['LLM_MAGIC_CACHE_DIR'] = {str(model_cache)!r}")
-    remote.ok("%llm_load -b local --keep")
+    ran = remote.ok("%llm_load -b local --keep")
+    # The import of torch is most of it: seconds on a quiet machine.
+    ready = re.search(r"ready in (\d+\.\d) s", ran.text)
+    assert ready
+    assert ran.seconds - 0.5 < float(ready[1]) <= ran.seconds + 0.1, ran.seconds
     where = f"-b openai --base-url {server.url} --key-env THEIR_KEY"
     remote.ok(f"%llm_load big {where} --keep")
     assert len(remote.value("[m.name for m in llm.status().models]")) == 3

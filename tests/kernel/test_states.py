@@ -40,6 +40,7 @@ def test_states_and_a_second_load_while_one_runs(model_cache: Path) -> None:
             assert "is being loaded. Wait for it" in refused.error
         waited = k.ok("%llm -t 0 --max-new-tokens 3 Hello")
         assert MODEL in waited.text
+        assert waited.seconds - 0.5 < k.value("llm.last.timing.total_s") < waited.seconds
         assert states(k) == ("Ready", MODEL, [MODEL])
         assert "last error" not in k.ok("%llm_status").text
 

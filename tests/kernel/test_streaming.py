@@ -113,3 +113,51 @@ def test_without_streaming_there_is_one_display_and_no_update(model_cache: Path)
             assert [kind for _when, kind, _text in ran.arrivals] == ["display_data"]
             assert ran.updates == 0
         assert FOOTER.match(footer(ran))
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "%%llm\nHello",
+        "%%llm --plain\nHello",
+        "%%llm -b -o job\nHello",
+        "%llm --dry-run Hello",
+        "%llm_unload",
+    ],
+)
+def test_cell_that_waits_for_a_load_shows_it(scripted: Kernel, cell: str) -> None:
+    scripted.ok(
+        "import threading\n"
+        "from llm_magic.types import Progress\n"
+        "backend.reports = {'check': [Progress('importing torch', 0.5)]}\n"
+        "hang = backend.hang('check')\n"
+        "%llm_load org/late --no-wait\n"
+        "threading.Timer(0.5, hang.go.set).start()"
+    )
+    ran = scripted.ok(cell)
+    scripted.ok("backend.trouble.clear(); backend.reports.clear()")
+    scripted.ok("%llm_load tiny")
+    assert re.match(r"Loading org/late: importing torch … \d s$", ran.arrivals[0][2])
+    assert "Loading" not in ran.text, "the bar is gone at the end"
+    if cell == "%%llm\nHello":
+        assert len(ran.outputs) == 1, "the answer takes the place of the bar"
+        assert ran.text.startswith("Hello")
+
+
+def test_failed_load_shows_no_bar_in_the_cell_that_waits(scripted: Kernel) -> None:
+    scripted.ok(
+        "from llm_magic.errors import LoadFailed\n"
+        "from tests.scripted import Hang\n"
+        "class Fails(Hang):\n"
+        "    async def wait(self):\n"
+        "        await super().wait()\n"
+        "        raise LoadFailed('The weights are damaged.')\n"
+        "hang = backend.trouble['check'] = Fails()\n"
+        "%llm_load org/late --no-wait\n"
+        "threading.Timer(0.5, hang.go.set).start()"
+    )
+    ran = scripted.run("%llm Hello")
+    scripted.ok("backend.trouble.clear()")
+    assert ran.arrivals[0][2].startswith("Loading org/late: waiting … ")
+    assert (ran.ename, ran.error) == ("LoadFailed", "The weights are damaged.")
+    assert "Loading" not in ran.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from llm_magic.arguments import (
     parse,
     parse_with_prompt,
     split,
-    without_comment,
+    words,
 )
 from llm_magic.config import GenerationConfig, LoadConfig
 from llm_magic.errors import OptionError
@@ -51,21 +52,21 @@ def test_an_unclosed_quote_is_our_error(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "rest"),
+    ("line", "expected"),
     [
-        ("", ""),
-        ("a b", "a b"),
-        ("# all of it", ""),
-        ("a  # why", "a"),
-        ("a\t#why # and more", "a"),
-        ("model#2 --name '# 1' \"#2\" x'#'# #", "model#2 --name '# 1' \"#2\" x'#'#"),
-        ("--stop '#' # it's a comment", "--stop '#'"),
-        ("it's # open", "it's # open"),
-        ("a\xa0#b \f#c # why", "a\xa0#b \f#c"),
+        ("", []),
+        ("a b", ["a", "b"]),
+        ("# all of it", []),
+        ("a  # why", ["a"]),
+        ("a\t#why # and more", ["a"]),
+        ("model#2 --name '# 1' \"#2\" x'#'# #", ["model#2", "--name", "# 1", "#2", "x##"]),
+        ("--stop '#' # it's a comment", ["--stop", "#"]),
+        ("a\xa0#b \f#c # why", ["a\xa0#b", "\f#c"]),
+        ('-p x={"a": "#1 \\" # 2"} # "why', ["-p", 'x={"a": "#1 \\" # 2"}']),
     ],
 )
-def test_a_comment_ends_a_line(line: str, rest: str) -> None:
-    assert without_comment(line) == rest
+def test_a_comment_ends_a_line(line: str, expected: list[str]) -> None:
+    assert words("llm", line) == expected
 
 
 def test_a_comment_is_no_argument() -> None:
@@ -130,7 +131,7 @@ def test_two_dashes_end_the_options(prompt: str) -> None:
 
 
 def test_an_unclosed_quote_before_the_prompt_is_our_error() -> None:
-    with pytest.raises(OptionError, match="A quote is not closed in: -s 'open"):
+    with pytest.raises(OptionError, match="A quote is not closed in: 'open"):
         parse_with_prompt("llm", "-t 0 -s 'open")
 
 
@@ -227,6 +228,84 @@ def test_the_generation_options_make_a_generation_config(
 )  # fmt: skip
 def test_values_of_params_are_json_where_they_can_be(text: str, value: object) -> None:
     assert parse("llm", f"-p key={text}").options["extra"] == {"key": value}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(JSON, st.booleans(), st.sampled_from([None, 1]))
+def test_json_value_of_param_arrives_as_that_value(
+    value: object, ascii_only: bool, indent: int | None
+) -> None:
+    text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
+    for option in ("-p x=", "--param x=", "-px=", "--param=x=", "-p  \tx="):
+        line = f"-t 0 {option}{text} --stop 'a b' -p y=1"
+        for parsed in (parse("llm", line), parse_with_prompt("llm", f"{line} it's {{it}}")):
+            assert parsed.options["extra"] == {"x": value, "y": 1}
+            assert type(parsed.options["extra"]["x"]) is type(value)
+            assert parsed.options["stop"] == ("a b",)
+    assert parsed.rest == "it's {it}"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"type":"json_object"}', {"type": "json_object"}),
+        ('{"type": "json_object", "a": [1, {"b": "c d"}]}',
+         {"type": "json_object", "a": [1, {"b": "c d"}]}),
+        ('\'{"a": "it is"}\'', {"a": "it is"}),
+        ('"two words"', "two words"),
+        ("'two words'", "two words"),
+        ('"true"', "true"),
+        ("true", True),
+        ("null", None),
+        ("1.5", 1.5),
+        ("1.5.3", "1.5.3"),
+        ('"a\\nb"', "a\nb"),
+        ('"a"b', "ab"),
+        ("[a-z]+", "[a-z]+"),
+        ("[[:alpha:]]{3}", "[[:alpha:]]{3}"),
+        ("{3}", "{3}"),
+        ("{name}", "{name}"),
+        # No JSON, though Python's parser takes them: no server would.
+        ("NaN", "NaN"),
+        ("-Infinity", "-Infinity"),
+        ("1e400", "1e400"),
+        ("9" * 5000, "9" * 5000),
+    ],
+)  # fmt: skip
+def test_value_of_param_is_read_as_json_before_quotes_go(text: str, value: object) -> None:
+    extra = parse("llm", f"-p key={text} -t 0").options["extra"]
+    assert extra == {"key": value}
+    assert type(extra["key"]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1', '-p key: this is no valid JSON: {"a": 1 (Expecting'),
+        ("{'a': 1}", "double quotes"),
+        ("['a', 'b']", "double quotes"),
+        ("'{\"a\": }'", "Expecting value"),
+        ('{"a": 1}x', "something follows its end"),
+        ('{"a": NaN}', "NaN is no JSON"),
+        ('{"a": [1e400]}', "1e400 is too large"),
+        ("[" * 100_000 + '"', "nested too deeply"),
+        ('{"a":' * 300 + "1" + "}" * 300, "nested too deeply"),
+    ],
+)
+def test_broken_json_of_param_is_an_error(text: str, message: str) -> None:
+    for read in (parse, parse_with_prompt):
+        with pytest.raises(OptionError) as caught:
+            read("llm", f"-t 0 -p key={text}")
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 250
 
 
 @pytest.mark.parametrize(

@@ -306,3 +306,14 @@ def test_a_chat_that_is_not_there_is_an_error_that_names_what_is(notebook: Noteb
     assert notebook.session.chats.messages("summary") == [
         Message("user", "x"), Message("assistant", "X"),
     ]  # fmt: skip
+
+
+def test_dry_run_leaves_the_numbers_of_turns(notebook: Notebook) -> None:
+    session = notebook.session
+    for run in range(2):
+        session.cells.current = lambda run=run: Cell("x", "a cell", str(run))  # type: ignore[misc]
+        for text in ("One", "Two"):
+            for _ in range(run):
+                session.dry_run(Request(text, chat="new"))
+            session.answer(Request(text, chat="new"))
+        assert notebook.turns("new") == ["One", "Two"]

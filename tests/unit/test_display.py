@@ -319,8 +319,10 @@ def test_a_load_says_only_its_end_where_there_is_no_notebook(
 ) -> None:
     load = LoadView(TERMINAL, live=True)
     load.progress("m", Progress("reading", 0.5))
+    load.waiting("m", None)
+    load.waiting("m", Progress("reading", 0.6))
     load.finish(["ready", "gone"])
-    assert capsys.readouterr().out == "ready\ngone\n"
+    assert capsys.readouterr().out == "Loading m …\nready\ngone\n"
     with capture_output() as shown:
         still = LoadView(NOTEBOOK, live=False)
         still.progress("m", Progress("reading", 0.5))

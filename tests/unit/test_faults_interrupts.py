@@ -97,7 +97,7 @@ def test_in_the_middle_of_an_answer(both: tuple[Session, HttpServer]) -> None:
     script = HEL if isinstance(server, FaultServer) else ndjson(piece("Hel"))
     server.will(chat_path(server), *script, Hold())
     error = interrupt(session, lambda chunk: chunk.text == "Hel")
-    assert str(error) == "Stopped; the answer so far is in llm.last."
+    assert str(error) == "Stopped after 3 characters; the answer so far is in llm.last."
     assert (last(session).text, last(session).finish_reason) == ("Hel", "cancelled")
     has_left(server)
     still_works(session)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -92,6 +93,58 @@ def test_the_second_call_does_nothing(
     assert convert(file) == folder
     assert time.perf_counter() - began < 0.1
     assert len(runs(file)) == 1
+
+
+WRITES = (
+    STAND_IN
+    + """
+header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+(folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
+for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+    (folder / name).write_text("{}")
+say(done=True)
+"""
+)
+
+
+def without_list_of_files(folder: Path) -> None:
+    """Make the marker one of an older version."""
+    marker = folder / "llm_magic.json"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "files": None}))
+    marker.write_text(marker.read_text().replace('"files"', '"other"'))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "truncated weights": lambda folder: os.truncate(folder / "model.safetensors", 40),
+    "zeroed weights": lambda folder: (folder / "model.safetensors").write_bytes(bytes(66)),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "empty tokenizer": lambda folder: os.truncate(folder / "tokenizer.json", 0),
+    "zeroed tokenizer": lambda folder: (folder / "tokenizer.json").write_bytes(b"\0\0"),
+    "empty marker": lambda folder: os.truncate(folder / "llm_magic.json", 0),
+    "odd marker": lambda folder: (folder / "llm_magic.json").write_text('{"files": 3}'),
+}
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["", "older"])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
+def test_damaged_conversion_is_made_again(
+    file: Path, stand_in: Callable[[str], None], damage: Callable[[Path], object], older: bool
+) -> None:
+    stand_in(WRITES)
+    folder = convert(file)
+    weights = (folder / "model.safetensors").read_bytes()
+    if older:
+        without_list_of_files(folder)
+        assert convert(file) == folder
+        assert len(runs(file)) == 1
+    damage(folder)
+    assert not gguf.is_converted(file)
+    assert convert(file) == folder
+    assert len(runs(file)) == 2
+    assert gguf.is_converted(file)
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert (folder / "tokenizer.json").read_text() == "{}"
 
 
 def test_a_changed_file_is_another_one(file: Path) -> None:

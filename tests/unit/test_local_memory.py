@@ -112,7 +112,7 @@ def test_who_still_holds_a_model_is_named(session: Session, tmp_path: Path) -> N
     held = backend._loaded["m"].model
     unloaded = session.unload()
     held = None
-    assert unloaded.holders == (f"a variable of {__name__}",)
+    assert unloaded.holders == (f"{__name__}.held",)
 
 
 def test_loading_and_unloading_again_and_again_does_not_grow(

@@ -130,6 +130,11 @@ def test_a_gguf_file_is_converted_once_however_it_is_named(session: Session, mod
         session.unload_all()
         again = session.load_and_tell(wanted)
         assert (again.info.source, again.notes) == (str(file), ())
+    session.unload_all()
+    os.truncate(folder / "tokenizer.json", 0)
+    os.truncate(folder / "model.safetensors", 5000)
+    assert session.load_and_tell(str(file)).notes == first.notes
+    assert session.generate("x", max_new_tokens=3).usage.completion_tokens
 
 
 @pytest.mark.usefixtures("no_network")

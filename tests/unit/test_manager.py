@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from llm_magic import errors
 from llm_magic.config import GenerationConfig, LoadConfig
 from llm_magic.errors import (
     DoesNotFit,
+    LLMMagicError,
     LoadFailed,
     LoadInProgress,
     ModelNotFound,
@@ -142,8 +144,33 @@ async def test_a_load_that_fails_after_the_check_leaves_nothing(
         await manager.load("b", CONFIG)
     status = look(manager)
     assert (status.status, names(manager), status.active_model) == ("Failed", [], None)
-    # Nobody else would tell that the earlier model is gone.
-    assert status.last_error == "The weights of b are damaged. a had to go for it."
+    assert status.last_error == "The weights of b are damaged. a was unloaded for it."
+
+
+def every_error() -> list[type[LLMMagicError]]:
+    """Return all classes of the error tree."""
+    return [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, LLMMagicError)
+    ]
+
+
+@pytest.mark.parametrize("kind", every_error())
+def test_error_of_load_keeps_its_class_and_attributes(kind: type[LLMMagicError]) -> None:
+    @on_a_loop
+    async def load_after_unload(manager: BackendManager, backend: ScriptedBackend) -> None:
+        await manager.load("a", CONFIG)
+        error = backend.trouble["load"] = kind("It broke.")
+        for name, value in vars(error).items():
+            setattr(error, name, value or 503)
+        before = dict(vars(error))
+        with pytest.raises(kind) as caught:
+            await manager.load("b", CONFIG)
+        assert (type(caught.value), vars(caught.value)) == (kind, before)
+        assert str(caught.value) == "It broke. a was unloaded for it."
+
+    load_after_unload()
 
 
 @on_a_loop

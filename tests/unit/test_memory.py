@@ -132,28 +132,6 @@ def test_the_process_knows_what_it_holds() -> None:
     assert memory.free_bytes("cpu") > 0
 
 
-class Model:
-    """Stands for a model; what refers to it is named below."""
-
-
-held_by_this_module: Model | None = None
-
-
-def test_holders_are_named() -> None:
-    global held_by_this_module
-    model = Model()
-    assert memory.holders(model) == ()
-    held_by_this_module = model
-    assert memory.holders(model) == (f"a variable of {__name__}",)
-    held_by_this_module = None
-    box = [model]
-    assert memory.holders(model) == ("a list",)
-    assert memory.holders(model, ignore=[box]) == ()
-    owner = {"model": model}
-    assert memory.holders(model, ignore=[box]) == ("a dict",)
-    owner.clear()
-
-
 @pytest.mark.parametrize(
     ("size", "words"),
     [(0, "0 kB"), (1500, "2 kB"), (269_060_000, "269 MB"), (999_999, "1000 kB"),

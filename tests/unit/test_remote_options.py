@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from llm_magic import arguments
 from llm_magic.errors import OptionError
 from tests.fault_server import FaultServer
 from tests.http_server import HttpServer
@@ -170,6 +171,32 @@ def test_other_parameters_pass_through(server: FaultServer, backend: str) -> Non
     }
     body = asked(server, backend, extra=extra)
     assert {name: body[name] for name in extra} == extra
+
+
+def test_json_of_a_line_reaches_the_server(server: FaultServer) -> None:
+    line = '-p response_format={"type": "json_object"} -p user="5" -p logprobs=true'
+    body = asked(server, "openai", **arguments.parse("llm", line).options)
+    assert body["response_format"] == {"type": "json_object"}
+    assert (body["user"], body["logprobs"]) == ("5", True)
+
+
+def _nested() -> list[Any]:
+    inner: list[Any] = []
+    for _ in range(100_000):
+        inner = [inner]
+    return inner
+
+
+@pytest.mark.parametrize("backend", ["openai", "ollama"])
+@pytest.mark.parametrize("value", [{1, 2}, float("nan"), [float("inf")], object(), _nested()])
+def test_extra_that_is_no_json_is_refused_before_the_call(backend: str, value: object) -> None:
+    server = OllamaServer() if backend == "ollama" else FaultServer()
+    with server, session_on(server, backend) as session:
+        before = len(questions(server))
+        with pytest.raises(OptionError, match=r"-p x: .* cannot be sent as JSON") as caught:
+            session.generate("?", extra={"x": value})
+        assert len(str(caught.value)) < 200
+        assert len(questions(server)) == before
 
 
 def test_ollama_gets_some_beside_and_the_others_among_its_options() -> None:

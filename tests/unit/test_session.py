@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Iterator
 
@@ -147,6 +148,46 @@ def test_an_interrupt_keeps_the_text_and_the_model(scripted: Pair) -> None:
         assert backend.asked[-1].ended == "closed"
     assert session.status().status == "Ready"
     assert [chat.turns[0].answer.content for chat in session.chats.all()] == ["half an answer"] * 2
+
+
+@pytest.mark.parametrize(
+    ("script", "message", "completion"),
+    [
+        ([], "Stopped before the first word.", None),
+        ([Chunk(usage=Usage(9, 0, 0))], "Stopped before the first word.", 0),
+        ([Chunk(text="half")], "Stopped after 4 characters; the answer so far", None),
+        ([Chunk(reasoning="hm")], "Stopped after 2 characters; the answer so far", None),
+        ([Chunk(text="half", usage=Usage(9, 0))], "Stopped after 4 characters; ", None),
+        ([Chunk(text="half", usage=Usage(9, 2))], "Stopped after 2 tokens; the answer so far", 2),
+        (["one"], "Stopped after 1 token; the answer so far", 1),
+    ],
+)
+def test_missing_token_count_is_not_taken_for_no_text(
+    scripted: Pair, script: list[str | Chunk], message: str, completion: int | None
+) -> None:
+    session, backend = scripted
+    hang = Hang()
+    backend.will(*script, hang)
+    stop_when(hang.reached)
+    with pytest.raises(Interrupted, match=f"^{re.escape(message)}") as caught:
+        session.generate("?")
+    reply = caught.value.reply
+    assert reply is not None
+    assert reply.usage.completion_tokens == completion
+
+
+def test_job_reports_characters_where_tokens_are_unknown(scripted: Pair) -> None:
+    session, backend = scripted
+    hang = Hang()
+    backend.will(Chunk(text="x" * 331), hang)
+    job = session.begin(Request("?"))
+    assert hang.reached.wait(5)
+    assert (job.state, job.tokens, job.amount) == ("running", None, "331 characters")
+    assert ", 331 characters, " in repr(job)
+    job.stop()
+    with pytest.raises(Interrupted, match="Stopped after 331 characters"):
+        job.result(5)
+    assert job.amount == "331 characters"
 
 
 def test_leaving_a_stream_early_stops_the_model(scripted: Pair) -> None:

@@ -107,6 +107,39 @@ def test_the_next_call_waits_for_a_load_that_was_begun(scripted: Pair) -> None:
         session.unload_all()
 
 
+def test_times_include_the_wait_for_a_load(scripted: Pair) -> None:
+    session, backend = scripted
+    asks: list[Callable[[], object]] = [
+        lambda: session.generate("?"),
+        lambda: list(session.stream("?")),
+        lambda: asyncio.run(session.agenerate("?")),
+    ]
+    for ask in asks:
+        hang = backend.hang("check")
+        session.load_later("org/tiny")
+        threading.Timer(0.2, hang.go.set).start()
+        ask()
+        reply = session.last
+        assert reply is not None
+        assert reply.timing.first_token_s is not None
+        assert reply.timing.total_s >= reply.timing.first_token_s > 0.15
+        session.unload_all()
+
+
+def test_time_of_load_is_from_the_call_to_the_end(scripted: Pair) -> None:
+    session, backend = scripted
+    for stage in ("check", "load"):
+        hang = backend.hang(stage)  # type: ignore[arg-type]
+        threading.Timer(0.2, hang.go.set).start()
+        began = time.perf_counter()
+        info = session.load(f"org/{stage}")
+        assert info.load_s is not None
+        assert 0.2 <= info.load_s <= time.perf_counter() - began
+    earlier = session.load_and_tell("org/a", began=time.perf_counter() - 5).info
+    assert earlier.load_s is not None
+    assert earlier.load_s > 5
+
+
 def test_all_calls_of_an_async_cell_wait_for_it(scripted: Pair) -> None:
     session, backend = scripted
     hang = backend.hang("load")

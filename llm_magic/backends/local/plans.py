@@ -133,7 +133,7 @@ def _is_new(source: Source) -> bool:
     """Return whether the files will be converted now."""
     if source.path is None or source.where not in {"embedded", "gguf"}:
         return False
-    return not gguf.converted_folder(source.path).exists()
+    return not gguf.is_converted(source.path)
 
 
 def _files_of(source: Source, config: LoadConfig, report: Report, cancel: threading.Event) -> Path:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-import weakref
 from collections import Counter
 from dataclasses import dataclass
 
@@ -14,6 +12,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from llm_magic.backends.base import Plan, Report
 from llm_magic.backends.local import loading, memory
 from llm_magic.backends.local.fast import FastPath
+from llm_magic.backends.local.holders import Watch
 from llm_magic.backends.local.plans import Ready
 from llm_magic.backends.local.prefixes import Prefixes, new_cache
 from llm_magic.backends.local.steps import Pace, first_pace
@@ -51,7 +50,6 @@ def bring_in(
     plan: Plan, ready: Ready, report: Report, cancel: threading.Event, *, keep: bool
 ) -> Loaded:
     """Load a checked model, and the assistant it was asked for with; `keep` keeps prefixes."""
-    began = time.perf_counter()
     model, tokenizer = loading.load(ready.folder, plan.config, ready.device, report, cancel)
     assistant = None
     if ready.assistant is not None:
@@ -65,7 +63,6 @@ def bring_in(
         source=str(ready.source.path or ready.folder),
         folder=str(ready.folder),
         revision=plan.config.revision,
-        load_s=time.perf_counter() - began,
     )
     return Loaded(
         model,
@@ -108,15 +105,13 @@ def let_go(box: list[Loaded]) -> Unloaded:
     loaded = box.pop()
     before = memory.memory_use()
     info = loaded.info
-    alive = weakref.ref(loaded.model)
     # Accelerate's hooks wrap `forward` and refer back to the model.
     from accelerate.hooks import remove_hook_from_module
 
-    for model in filter(None, (loaded.model, loaded.assistant)):
+    models = list(filter(None, (loaded.model, loaded.assistant)))
+    for model in models:
         remove_hook_from_module(model, recurse=True)
-    del model
-    del loaded
+    watch = Watch(models)
+    del loaded, model, models
     memory.give_back()
-    left = alive()
-    holders = memory.holders(left) if left is not None else ()
-    return Unloaded(info.name, info.size or 0, before, memory.memory_use(), holders)
+    return Unloaded(info.name, info.size or 0, before, memory.memory_use(), watch.holders())

@@ -1,0 +1,256 @@
+"""What keeps a model or one of its weights in memory after an unload, by its name in the notebook."""
+
+from __future__ import annotations
+
+import gc
+import re
+import sys
+import weakref
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FrameType, FunctionType, ModuleType, TracebackType
+from typing import Any
+
+import torch
+
+# The garbage collector is asked once for each step between a weight and a variable.
+_DEEPEST = 12
+_NEAR = 2
+# Of a model that is held by its parts, some are enough to find who holds them.
+_WIDEST = 500
+_LONGEST_GRAPH = 10_000
+_NAMED = 3
+_AN_ITEM = re.compile(r"^\['([^']+)'\]")
+# IPython's names for outputs, of which Out[N] is the one to delete.
+_OUTPUTS = re.compile(r"_{1,3}|_\d+|_oh")
+
+
+class Watch:
+    """Finds what is left of some models once they should be gone; holds none of them itself."""
+
+    def __init__(self, models: Iterable[torch.nn.Module]) -> None:
+        models = list(models)
+        self._models = [weakref.ref(model) for model in models]
+        tensors = [t for model in models for t in (*model.parameters(), *model.buffers())]
+        self._addresses = frozenset(map(_address, tensors)) - {0}
+
+    def holders(self) -> tuple[str, ...]:
+        """Return what holds a model, or a tensor that shares memory with one of its weights."""
+        models: list[object] = [model for ref in self._models if (model := ref()) is not None]
+        weights: list[object] = list(self._weights())
+        if not models:
+            return names(weights) if weights else ()
+        # The model holds them, too, and all that is in it would only lead back to it.
+        beside = _found(weights, _NEAR).named()
+        return tuple(dict.fromkeys((*names(models), *beside)))[:_NAMED]
+
+    def _weights(self) -> Iterator[torch.Tensor]:
+        tensors = list(_tensors())
+        # A view is another object than the weight whose memory it keeps.
+        left = [t for t in tensors if _address(t) in self._addresses]
+        yield from left
+        if left:
+            known = set(map(id, left))
+            yield from (t for t in tensors if id(t) not in known and self._is_computed_from(t))
+
+    def _is_computed_from(self, tensor: torch.Tensor) -> bool:
+        """Return whether the autograd graph of a tensor holds a weight: torch's own, in C++."""
+        functions, seen = [tensor.grad_fn], set()
+        while functions and len(seen) < _LONGEST_GRAPH:
+            function = functions.pop()
+            if function is None or function in seen:
+                continue
+            seen.add(function)
+            leaf = getattr(function, "variable", None)
+            if leaf is not None and _address(leaf) in self._addresses:
+                return True
+            functions += [before for before, _number in function.next_functions]
+        return False
+
+
+def _tensors() -> Iterator[torch.Tensor]:
+    for thing in gc.get_objects():
+        # Not `isinstance`: proxies answer that with what they stand for.
+        if issubclass(type(thing), torch.Tensor):
+            yield thing
+
+
+def _address(tensor: torch.Tensor) -> int:
+    """Return where the memory of a tensor begins; 0 where it has none."""
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        return 0
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        # A wrapper, such as a fake tensor: it has no memory of its own.
+        return 0
+    return tensor.untyped_storage().data_ptr()
+
+
+def names(things: Sequence[object]) -> tuple[str, ...]:
+    """Return the names of what holds some objects: ``x``, ``x[0]``, ``Out[3]``, ``sys.last_value``.
+
+    Where no name leads to them, the kinds of what refers to them.
+    """
+    search = _found(things, _DEEPEST)
+    kinds = tuple(sorted(search.kinds)[:_NAMED])
+    return search.named() or kinds or ("something without a name",)
+
+
+def _found(things: Sequence[object], steps: int) -> _Search:
+    """Return what a search of so many steps has found."""
+    search = _Search()
+    search.seen.add(id(things))
+    level = _Level()
+    for number in range(min(len(things), _WIDEST)):
+        level.add(things[number], "", {number})
+    while level.objects and steps:
+        level = search.above(level)
+        steps -= 1
+        search.kinds = search.kinds or {f"a {type(owner).__name__}" for owner in level.objects}
+    return search
+
+
+@dataclass(slots=True)
+class _Level:
+    """Objects that are the same number of steps away from what they hold.
+
+    `texts` says how each leads to it, `origins` to which of the things that were asked about.
+    """
+
+    objects: list[object] = field(default_factory=list)
+    texts: dict[int, str] = field(default_factory=dict)
+    origins: dict[int, set[int]] = field(default_factory=dict)
+
+    def add(self, thing: object, text: str, origins: set[int]) -> None:
+        """Add an object, by its identity: it may be anything, and compare as it likes."""
+        self.objects.append(thing)
+        self.texts[id(thing)], self.origins[id(thing)] = text, origins
+
+
+class _Search:
+    """Goes from an object to what refers to it, step by step, until there are names."""
+
+    def __init__(self) -> None:
+        self.found: defaultdict[str, set[str]] = defaultdict(set)
+        self.kinds: set[str] = set()
+        self.seen: set[int] = set()
+        self._explained: set[int] = set()
+        self._modules = {id(vars(m)): name for name, m in _modules()}
+        main = vars(sys.modules["__main__"])
+        # It may have other names, too.
+        self._modules[id(main)] = "__main__"
+        self._outputs = id(main.get("Out"))
+        self._failed = set(map(id, _failed_frames()))
+
+    def above(self, level: _Level) -> _Level:
+        """Return what refers to the objects of a level; what has a name goes into `found`."""
+        above, explained = _Level(), set[int]()
+        self.seen |= {id(level.objects), *level.texts}
+        for owner in gc.get_referrers(*level.objects):
+            if id(owner) in self.seen or len(above.texts) >= _WIDEST:
+                continue
+            steps = list(_steps(owner, level.texts))
+            origins = set[int]().union(*(level.origins[at] for _key, _text, at in steps))
+            if self._is_root(owner, steps):
+                explained |= origins
+                continue
+            self.seen.add(id(owner))
+            if steps:
+                text = steps[0][1] if len(steps) == 1 else ""
+                above.add(owner, text, origins)
+        self._explained |= explained
+        return self._unexplained(above)
+
+    def _unexplained(self, level: _Level) -> _Level:
+        """Return the part of a level that leads to something that has no name yet."""
+        left = _Level()
+        for owner in level.objects:
+            origins = level.origins[id(owner)] - self._explained
+            if origins:
+                left.add(owner, level.texts[id(owner)], origins)
+        self.seen.add(id(level.objects))
+        return left
+
+    def _is_root(self, owner: object, steps: list[_Step]) -> bool:
+        """Record the names in a namespace, in ``Out`` and in the last error; returns if it is one."""
+        module = self._modules.get(id(owner))
+        is_output, is_failed = id(owner) == self._outputs, id(owner) in self._failed
+        for key, text, _at in steps:
+            if module is not None:
+                prefix = "" if module == "__main__" else f"{module}."
+                self.found[f"{prefix}{key}"].add(text.removeprefix(_item(key)))
+            elif is_output:
+                self.found[f"Out[{key}]"].add(text.removeprefix(_item(key)))
+            elif is_failed:
+                self.found["sys.last_value"].add(text)
+        return module is not None or is_output or is_failed
+
+    def named(self) -> tuple[str, ...]:
+        """Return the names that were found; one that holds several things stands alone."""
+        found = {
+            name if len(texts) > 1 else f"{name}{min(texts)}": name
+            for name, texts in self.found.items()
+        }
+        better = {whole for whole, name in found.items() if not _OUTPUTS.fullmatch(name)}
+        return tuple(sorted(better or found)[:_NAMED])
+
+
+# A key or name, the text of the whole way, and the identity of what is there.
+_Step = tuple[object, str, int]
+
+
+def _steps(owner: Any, texts: Mapping[int, str]) -> Iterator[_Step]:
+    """Yield how `owner` leads to the objects that have `texts`."""
+    if isinstance(owner, dict | list | tuple):
+        items = owner.items() if isinstance(owner, dict) else enumerate(owner)
+        for key, value in list(items):
+            if id(value) in texts:
+                yield key, f"{_item(key)}{texts[id(value)]}", id(value)
+        return
+    if isinstance(owner, FrameType):
+        for name, value in owner.f_locals.items():
+            if id(value) in texts:
+                yield name, f" ({name}{texts[id(value)]} in {owner.f_code.co_name})", id(value)
+        return
+    for value in gc.get_referents(owner):
+        if id(value) in texts:
+            yield "", _attribute(owner, value, texts[id(value)]), id(value)
+
+
+def _attribute(owner: Any, value: object, text: str) -> str:
+    """Return how the attribute `value` of an object is written."""
+    if isinstance(owner, torch.nn.Module | FunctionType):
+        # Its own structure is long, and nothing that a user would delete.
+        return ""
+    try:
+        attributes = object.__getattribute__(owner, "__dict__")
+    except AttributeError:
+        return text
+    if value is attributes:
+        return _AN_ITEM.sub(r".\1", text)
+    return next((f".{name}{text}" for name, at in attributes.items() if at is value), text)
+
+
+def _item(key: object) -> str:
+    """Return a key in brackets; the repr of anything else may be long, or run somebody's code."""
+    return f"[{key!r}]" if type(key) in {str, int} else f"[<{type(key).__name__}>]"
+
+
+def _modules() -> list[tuple[str, ModuleType]]:
+    return [(name, m) for name, m in list(sys.modules.items()) if isinstance(m, ModuleType)]
+
+
+def _failed_frames() -> Iterator[FrameType]:
+    """Yield the frames that the last error of the notebook went through, and those before it."""
+    errors: list[BaseException | None] = [getattr(sys, "last_value", None)]
+    seen: set[int] = set()
+    while errors:
+        error = errors.pop()
+        if error is None or id(error) in seen:
+            continue
+        seen.add(id(error))
+        errors += [error.__cause__, error.__context__]
+        traceback: TracebackType | None = error.__traceback__
+        while traceback is not None:
+            yield traceback.tb_frame
+            traceback = traceback.tb_next

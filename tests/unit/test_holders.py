@@ -1,0 +1,129 @@
+"""What holds a weight after an unload is named as a notebook's user would name it."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from llm_magic.backends.local import holders
+
+
+class Model(torch.nn.Module):
+    """A small model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(3, 5)
+
+
+class Holder:
+    """An object of the user."""
+
+    def __init__(self, held: object) -> None:
+        self.held = held
+
+
+def fails(weight: object) -> None:
+    """Keep `weight` in the frames of an error."""
+    copy = [weight]
+    raise ZeroDivisionError(len(copy))
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Return the namespace of a notebook."""
+    notebook = type(sys)("__main__")
+    notebook.Out = {}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "__main__", notebook)
+    yield vars(notebook)
+    vars(notebook).clear()
+
+
+HOLDS: list[tuple[str, Callable[[Model], dict[str, Any]], tuple[str, ...]]] = [
+    ("the model", lambda m: {"x": m}, ("x",)),
+    ("a part", lambda m: {"x": m.inner}, ("x",)),
+    ("a weight", lambda m: {"x": m.inner.weight}, ("x",)),
+    ("in a list", lambda m: {"x": [1, m.inner.weight]}, ("x[1]",)),
+    ("in a dict", lambda m: {"x": {"a": (m.inner.weight,)}}, ("x['a'][0]",)),
+    ("in an object", lambda m: {"x": Holder(m.inner.weight)}, ("x.held",)),
+    ("in a namespace", lambda m: {"x": SimpleNamespace(y=[m.inner.weight])}, ("x.y[0]",)),
+    ("a view", lambda m: {"x": m.inner.weight[0]}, ("x",)),
+    ("detached", lambda m: {"x": m.inner.weight.detach()}, ("x",)),
+    ("data", lambda m: {"x": m.inner.weight.data}, ("x",)),
+    ("an array", lambda m: {"x": m.inner.weight.detach().numpy()}, ("something without a name",)),
+    ("all of them", lambda m: {"x": m.state_dict()}, ("x",)),
+    ("two names", lambda m: {"x": m.inner.weight, "y": [m.inner.bias]}, ("x", "y[0]")),
+    ("a function", lambda m: {"x": lambda: m.inner}, ("x",)),
+    ("an output", lambda m: {"Out": {3: m.inner.weight}, "_": m.inner.weight}, ("Out[3]",)),
+    ("two outputs", lambda m: {"Out": {3: m.inner.weight, 4: [m.inner.bias]}},
+     ("Out[3]", "Out[4][0]")),
+    ("the last output", lambda m: {"_": m.inner.weight}, ("_",)),
+    ("a graph", lambda m: {"x": [(m.inner.weight * 2).sum()]}, ("x[0]",)),
+    ("a copy", lambda m: {"x": m.inner.weight.detach().clone()}, ()),
+    ("beside", lambda m: {"x": m, "y": [m.inner.weight]}, ("x", "y[0]")),
+    ("a number", lambda m: {"x": m.inner.weight.tolist(), "y": m.inner.weight.shape}, ()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("hold", "named"), [case[1:] for case in HOLDS], ids=[c[0] for c in HOLDS])
+def test_holder_is_named(
+    main: dict[str, Any], hold: Callable[[Model], dict[str, Any]], named: tuple[str, ...]
+) -> None:
+    model = Model()
+    watch = holders.Watch([model])
+    main |= hold(model)
+    del model
+    assert watch.holders() == named
+    main.clear()
+    assert watch.holders() == ()
+
+
+def test_last_error_is_named_with_its_variable(
+    main: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> holders.Watch:
+        model = Model()
+        watch = holders.Watch([model])
+        weight = model.inner.weight
+        del model
+        try:
+            fails(weight)
+        except ZeroDivisionError as error:
+            deepest = error.__traceback__
+            assert deepest is not None
+            monkeypatch.setattr(
+                sys, "last_value", error.with_traceback(deepest.tb_next), raising=False
+            )
+        return watch
+
+    watch = fail()
+    assert watch.holders() == ("sys.last_value (weight in fails)",)
+    sys.last_value = None  # type: ignore[assignment]
+    gc.collect()
+    assert watch.holders() == ()
+
+
+def test_attribute_error_of_a_model_is_named(
+    main: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> holders.Watch:
+        model = Model()
+        watch = holders.Watch([model])
+        try:
+            _ = model.inner.weight.nowhere  # type: ignore[attr-defined]
+        except AttributeError as error:
+            main["sys"] = sys
+            monkeypatch.setattr(sys, "last_value", error.with_traceback(None), raising=False)
+        return watch
+
+    watch = fail()
+    assert watch.holders() == ("sys.last_value",)
+    sys.last_value = None  # type: ignore[assignment]
+    gc.collect()
+    assert watch.holders() == ()
