@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,11 +13,13 @@ from email.utils import parsedate_to_datetime
 from html import unescape
 from typing import Any
 
+from llm_magic.backends._lines import whole_number
 from llm_magic.errors import (
     KeyRejected,
     ModelNotFound,
     OptionError,
     RequestRefused,
+    ServerBusy,
     ServerError,
     ServerUnreachable,
     did_you_mean,
@@ -32,12 +36,25 @@ _TOO_LONG = re.compile(
 )
 
 
+# The whole body of a 503 with which uvicorn refuses connections beyond its `limit_concurrency`: InstructLab's
+# server takes one at a time. What others write has markup, a line end, or other words.
+_UVICORN_BUSY = b"Service Unavailable"
+# Ollama with a full queue; llama.cpp's server while it loads its model.
+_BUSY = re.compile(r"server busy|^Loading model$", re.IGNORECASE)
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A server's own words in one line, and the part of the request that they are about."""
+    """A server's own words in one line, and the part of the request that they are about.
+
+    `lengths` is the tokens of the prompt and of the context, where the server counts them; `busy`
+    is whether the server says that it works on other requests.
+    """
 
     text: str
     parameter: str = ""
+    lengths: tuple[int, int] | None = None
+    busy: bool = False
 
     @property
     def about_length(self) -> bool:
@@ -51,7 +68,7 @@ def read(body: bytes) -> Refusal:
     try:
         value: Any = json.loads(text)
     except (ValueError, RecursionError):
-        return Refusal(one_line(_page(text)))
+        return Refusal(one_line(_page(text)), busy=body == _UVICORN_BUSY)
     return from_object(value)
 
 
@@ -61,7 +78,9 @@ def from_object(value: Any, depth: int = 5) -> Refusal:
         for name in ("error", "detail", "message"):
             if value.get(name):
                 inner = from_object(value[name], depth - 1)
-                return Refusal(inner.text, inner.parameter or str(value.get("param") or ""))
+                parameter = inner.parameter or str(value.get("param") or "")
+                lengths = inner.lengths or _lengths(value)
+                return Refusal(inner.text, parameter, lengths, inner.busy)
     if isinstance(value, list) and value and isinstance(value[0], dict):
         # FastAPI: [{"loc": ["body", "stream_options"], "msg": "extra fields not permitted"}]
         found = value[0].get("loc")
@@ -69,7 +88,18 @@ def from_object(value: Any, depth: int = 5) -> Refusal:
         where = [str(part) for part in parts if part != "body"]
         reason = str(value[0].get("msg", ""))
         return Refusal(one_line(f"{'.'.join(where)}: {reason}"), where[0] if where else "")
-    return Refusal(one_line(_words(value)))
+    if isinstance(value, str) and depth and value.lstrip().startswith("{"):
+        # Ollama passes the body of its runner's error on, as a string.
+        with contextlib.suppress(ValueError, RecursionError):
+            return from_object(json.loads(value), depth - 1)
+    text = one_line(_words(value))
+    return Refusal(text, busy=bool(_BUSY.search(text)))
+
+
+def _lengths(value: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return what llama.cpp counts in the error for a prompt that is too long."""
+    prompt, context = (whole_number(value.get(name)) for name in ("n_prompt_tokens", "n_ctx"))
+    return (prompt, context) if prompt and context else None
 
 
 def _words(value: Any) -> str:
@@ -148,6 +178,12 @@ def explain(
         return _key_rejected(place, key, status, because)
     wait = _seconds(headers.get("retry-after", ""))
     later = f"Try again in {wait:.0f} s." if wait else "Try again later."
+    if status == 503 and refusal.busy:
+        message = (
+            f"{origin} is busy with other requests ({status}). Try again later, or wait"
+            " longer for it with --idle-timeout."
+        )
+        return ServerBusy(message, brief="busy", status=status, retry_after=wait)
     if status == 429:
         message = f"{origin} has had too many requests ({status}){because}. {later}"
     elif status in {502, 503, 504} or status == 408:
@@ -156,7 +192,9 @@ def explain(
         message = f"{origin} failed ({status}){because}. Its own log says why."
     else:
         message = f"{origin} refused the request ({status}){because}. {_REFUSED}"
-    return RequestRefused(message, status=status, retry_after=wait, parameter=refusal.parameter)
+    error = RequestRefused(message, status=status, retry_after=wait, parameter=refusal.parameter)
+    error.lengths = refusal.lengths
+    return error
 
 
 def _key_rejected(place: Place, key: Key | None, status: int, because: str) -> KeyRejected:
@@ -207,7 +245,7 @@ def is_too_long(error: RequestRefused) -> bool:
     """Return whether a server refused a prompt for its length."""
     asked_too_much = error.status in {400, 413, 422, 500, None}
     about_length = error.status == 413 or Refusal(str(error)).about_length
-    return asked_too_much and about_length
+    return error.lengths is not None or (asked_too_much and about_length)
 
 
 def no_answer(where: Place, kind: str) -> RequestRefused:

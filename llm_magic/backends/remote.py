@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import psutil
 
 from llm_magic.backends import _refusals
-from llm_magic.backends._http import HttpServer
+from llm_magic.backends._http import ANSWER_S, FIRST_FACTOR, HttpServer
 from llm_magic.backends._lines import MalformedStream, joined
 from llm_magic.backends._retry import Patience, waiting
 from llm_magic.backends._servers import Servers
@@ -27,6 +27,7 @@ from llm_magic.errors import (
     OptionError,
     PromptTooLong,
     RequestRefused,
+    ServerBusy,
     ServerError,
 )
 from llm_magic.keys import Keys
@@ -100,10 +101,8 @@ class RemoteBackend(Backend):
         return False
 
     def _room(self, remote: Remote) -> str:
-        """Return what helps against a prompt that is too long."""
-        context = remote.info.context_length
-        reads = f" {remote.info.name} reads {context:,} tokens." if context else ""
-        return f"{reads} Shorten the prompt, or lower --max-new-tokens."
+        """Return what to do about a prompt that is too long."""
+        return " Shorten the prompt, or lower --max-new-tokens."
 
     # -- the contract -------------------------------------------------------------------------
 
@@ -112,7 +111,9 @@ class RemoteBackend(Backend):
         with self._servers.borrowed(config) as server:
             # llama-cpp-python drops the answer it is at for any other request, this one too.
             async with server.turns:
-                return await self._patiently(lambda: self._list(server), lambda _progress: None)
+                return await self._patiently(
+                    lambda: self._list(server), lambda _progress: None, ANSWER_S
+                )
 
     def is_current(self, name: str, config: LoadConfig) -> bool:
         """Return whether the server would be asked at the same address, with the same key."""
@@ -144,7 +145,7 @@ class RemoteBackend(Backend):
                 report(Progress(f"{waits} {server.place.label}"))
                 async with server.turns:
                     remote, notes = await self._patiently(
-                        lambda: self._find(server, model, config, report), report
+                        lambda: self._find(server, model, config, report), report, _busy_s(server)
                     )
         except BaseException:
             await self._close_unused()
@@ -203,7 +204,7 @@ class RemoteBackend(Backend):
     async def _tries(
         self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
-        patience, told = Patience(), False
+        patience, told, notice = Patience(_busy_s(remote.server)), False, ""
         while True:
             try:
                 whole = joined(self._answer(remote, messages, config))
@@ -219,7 +220,9 @@ class RemoteBackend(Backend):
             wait = None if told else patience.next_try(error)
             if wait is None:
                 raise error
-            yield Chunk(notice=waiting(error, wait))
+            if waiting(error, wait) != notice or not isinstance(error, ServerBusy):
+                notice = waiting(error, wait)
+                yield Chunk(notice=notice)
             await asyncio.sleep(wait)
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
@@ -250,9 +253,11 @@ class RemoteBackend(Backend):
     async def _close_unused(self) -> None:
         await self._servers.close_unused(remote.server for remote in self._remotes.values())
 
-    async def _patiently(self, request: Callable[[], Awaitable[T]], report: Report) -> T:
-        """Make a request that may be made again; what nobody listens to is told at once."""
-        patience = Patience()
+    async def _patiently(
+        self, request: Callable[[], Awaitable[T]], report: Report, busy_s: float
+    ) -> T:
+        """Make a request that may be made again; a server that does not answer fails at once."""
+        patience = Patience(busy_s)
         while True:
             try:
                 return await request()
@@ -303,8 +308,25 @@ class RemoteBackend(Backend):
         if isinstance(error, MalformedStream):
             return RequestRefused(f"{message} Is it the right kind of server?")
         if isinstance(error, RequestRefused) and _refusals.is_too_long(error):
-            return PromptTooLong(f"{message}{self._room(remote)}")
+            return self._too_long(remote, error)
         return error
+
+    def _too_long(self, remote: Remote, error: RequestRefused) -> PromptTooLong:
+        """Return the error for a prompt that is longer than the model reads."""
+        if error.lengths is None:
+            context = remote.info.context_length
+            reads = f" {remote.info.name} reads {context:,} tokens." if context else ""
+            return PromptTooLong(f"{error}{reads}{self._room(remote)}")
+        prompt, context = error.lengths
+        return PromptTooLong(
+            f"The prompt has {prompt:,} tokens, and {remote.info.name} on"
+            f" {remote.server.place.label} reads {context:,}.{self._room(remote)}"
+        )
+
+
+def _busy_s(server: HttpServer) -> float:
+    """Return the seconds to wait for a server that answers others: as long as for a first word."""
+    return server.limits.idle_s * FIRST_FACTOR
 
 
 def entries_with(name: str, listed: object) -> list[dict[str, Any]]:

@@ -79,7 +79,6 @@ def test_ollama_has_its_options_apart() -> None:
             "seed": 11, "stop": ["END", "\n"],
         },
         "truncate": False,
-        "shift": False,
     }  # fmt: skip
 
 
