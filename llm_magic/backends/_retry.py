@@ -27,7 +27,7 @@ _BUSY_BACKOFF = tenacity.wait_exponential_jitter(multiplier=0.25, max=1, jitter=
 class Patience:
     """The tries of one request: counts them, and returns how long to wait for the next."""
 
-    def __init__(self, busy_s: float) -> None:
+    def __init__(self, busy_s: float = 0.0) -> None:
         """`busy_s` is how many seconds to wait for a server that is busy with other requests."""
         self._busy_s = busy_s
         self._busy_since: float | None = None
