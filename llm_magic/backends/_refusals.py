@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,6 +35,19 @@ _TOO_LONG = re.compile(
 )
 
 
+# What systems report where a name has no address (EAI_NONAME, EAI_NODATA), and where no name server
+# answers (EAI_AGAIN); the texts are those of glibc, musl, macOS and Windows.
+_NO_HOST = re.compile(
+    r"Errno -[25]\]|Errno (8|11001|11004)\]|Name or service not known|Name does not resolve"
+    r"|No address associated|nodename nor servname|getaddrinfo",
+    re.IGNORECASE,
+)
+_NO_NAME_SERVER = re.compile(
+    r"Errno -3\]|Errno 11002\]|Temporary failure in name resolution", re.IGNORECASE
+)
+# LiteLLM's proxy without a database, to a key that is not its master key; to no key, it fails.
+_KEY_UNKNOWN = "No connected db"
+_CRASHED = {"", "Internal Server Error"}
 # The whole body of a 503 with which uvicorn refuses connections beyond its `limit_concurrency`: InstructLab's
 # server takes one at a time. What others write has markup, a line end, or other words.
 _UVICORN_BUSY = b"Service Unavailable"
@@ -139,7 +151,13 @@ def not_there(place: Place, why: str, start: str) -> ServerUnreachable:
         return ServerUnreachable(
             f"{place.origin} does not speak https ({why}). Check --base-url.", brief="no https"
         )
-    if "Name or service" in why or "getaddrinfo" in why or "resolution" in why:
+    if _NO_NAME_SERVER.search(why):
+        return ServerUnreachable(
+            f"The host of {place.label} could not be looked up: no name server answers. Check the"
+            " network, then --base-url.",
+            brief="no name server",
+        )
+    if _NO_HOST.search(why):
         return ServerUnreachable(
             f"There is no host {place.label}. Check --base-url.", brief="unknown host"
         )
@@ -150,10 +168,17 @@ def no_proxy(place: Place, proxy: str, why: str) -> ServerUnreachable:
     """Return the error for a way through a proxy that did not come about."""
     scheme = place.url.partition(":")[0].upper()
     host = place.label.rpartition(":")[0] or place.label
-    because = f" ({said})" if (said := one_line(why)) else ""
+    said = one_line(why)
+    if _NO_NAME_SERVER.search(said):
+        what = f"The proxy {proxy} could not be looked up: no name server answers. Check the network,"
+        return ServerUnreachable(f"{what} then {scheme}_PROXY.", brief="proxy")
+    what = f"The proxy {proxy} leads to no connection to {place.origin}"
+    if _NO_HOST.search(said):
+        what = f"There is no host {proxy}, the proxy on the way to {place.origin}"
+    elif said:
+        what += f" ({said})"
     return ServerUnreachable(
-        f"The proxy {proxy} leads to no connection to {place.origin}{because}. Mend {scheme}_PROXY,"
-        f" or set NO_PROXY={host} where none is needed.",
+        f"{what}. Correct {scheme}_PROXY, or set NO_PROXY={host} if no proxy is needed.",
         brief="proxy",
     )
 
@@ -174,7 +199,7 @@ def explain(
             " Redirects are not followed; give that address with --base-url if you trust it.",
             status=status,
         )
-    if status in {401, 403}:
+    if status in {401, 403} or (status == 400 and said == _KEY_UNKNOWN):
         return _key_rejected(place, key, status, because)
     wait = _seconds(headers.get("retry-after", ""))
     later = f"Try again in {wait:.0f} s." if wait else "Try again later."
@@ -190,6 +215,8 @@ def explain(
         message = f"{origin} is not ready or overloaded ({status}){because}. {later}"
     elif status >= 500:
         message = f"{origin} failed ({status}){because}. Its own log says why."
+        if status == 500 and key is None and said in _CRASHED:
+            message += " If it wants a key, name the variable that holds it: --key-env NAME."
     else:
         message = f"{origin} refused the request ({status}){because}. {_REFUSED}"
     error = RequestRefused(message, status=status, retry_after=wait, parameter=refusal.parameter)

@@ -9,13 +9,14 @@ import re
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeGuard
 
 from llm_magic.backends import _refusals
 from llm_magic.backends._http import END_S, HttpServer
 from llm_magic.backends._lines import JsonLinesDecoder, MalformedStream, parse_object, whole_number
 from llm_magic.backends.base import Report
-from llm_magic.backends.remote import Dialect, Remote, RemoteBackend, entries_with
+from llm_magic.backends.remote import RESERVED, Dialect, Remote, RemoteBackend, entries_with
 from llm_magic.config import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import LoadFailed, ModelNotFound, RequestRefused, ServerError, did_you_mean
 from llm_magic.keys import Keys
@@ -66,8 +67,8 @@ class OllamaBackend(RemoteBackend):
 
     name = "ollama"
     start = "Start it: ollama serve"
-    reserved = frozenset(
-        {"model", "messages", "stream", "options", "prompt", "num_predict", "repeat_penalty"}
+    reserved = MappingProxyType(
+        {**RESERVED, "options": "Name each option by itself, for example -p num_ctx=8192."}
     )
 
     def _prefix(self, where: Place) -> str:

@@ -7,8 +7,9 @@ import contextlib
 import dataclasses
 import time
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import psutil
@@ -38,6 +39,17 @@ from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Stat
 T = TypeVar("T")
 
 
+# Names in a request that no option sets, and what to do instead.
+RESERVED: Mapping[str, str] = MappingProxyType(
+    {
+        "model": "Choose a loaded model with -m, or load another with %llm_load.",
+        "messages": "The cell is the prompt; -s sets the system prompt, -c continues a chat.",
+        "prompt": "The cell is the prompt; -s sets the system prompt, -c continues a chat.",
+        "stream": "Every answer is streamed; --quiet or -o hides it.",
+    }
+)
+
+
 @dataclass(slots=True)
 class Dialect:
     """How a server spells the options, and which defaults this model does not take."""
@@ -65,8 +77,17 @@ class RemoteBackend(Backend):
     # What to type to start such a server, and how many questions it takes at once.
     start = ""
     concurrency = 256
-    # Names in the body of a request that are made from something else.
-    reserved: frozenset[str] = frozenset()
+    # Names in the body of a request that are made from something else, and from what.
+    reserved: Mapping[str, str] = MappingProxyType({})
+    # Names of options in other APIs, which servers ignore or mix up with their own names.
+    spellings: Mapping[str, str] = MappingProxyType(
+        {
+            **dict.fromkeys(
+                ("max_tokens", "max_completion_tokens", "num_predict", "n_predict"), "max_new_tokens"
+            ),
+            "repeat_penalty": "repetition_penalty",
+        }
+    )
 
     def __init__(self, settings: ReadSettings, keys: Keys) -> None:
         self._remotes: dict[str, Remote] = {}
@@ -233,10 +254,15 @@ class RemoteBackend(Backend):
         """Raise for what is made from something else: the rest is the server's to judge."""
         known = specs(GenerationConfig)
         for name in config.extra:
+            option = known.get(self.spellings.get(name, name))
+            if option is not None and option.flag is not None and option.works_on(self.name):
+                flag, value = option.flag.names[-1], option.flag.metavar
+                raise OptionError(
+                    f"{name} has an option of its own. Use {flag} {value} instead of -p"
+                    f" (in Python: {option.name}=)."
+                )
             if name in self.reserved:
-                raise OptionError(f"-p {name} does not go with a streamed answer. Leave it away.")
-            if name in known and known[name].works_on(self.name):
-                raise OptionError(f"{name} has an option of its own. Leave -p away and type that.")
+                raise OptionError(f"-p {name} cannot be set. {self.reserved[name]}")
 
     def memory(self) -> MemoryUse:
         """Return what this process holds: the model is elsewhere."""

@@ -82,7 +82,7 @@ def test_loading_checks_and_says_where_it_is(k: Kernel, server: FaultServer) -> 
         ("%llm_load tiny -b openai --base-url {url} --key-env NOT_THERE", "nobody can be asked"),
         ("%llm_load llama3.2 -b ollama --base-url {url} --key-env THEIR_KEY", "it is no Ollama"),
         ("%llm --top-k 5 Hello", "--top-k does nothing on openai; local, ollama, vllm and"),
-        ("%llm -p stream=false Hello", "-p stream does not go with a streamed answer"),
+        ("%llm -p stream=false Hello", "-p stream cannot be set. Every answer is streamed"),
     ],
 )
 def test_a_mistake_is_one_line_and_loses_nothing(

@@ -143,6 +143,69 @@ def test_instructlab_gets_one_question_at_a_time(session: Session, server: Fault
     assert server.connections == 1
 
 
+@pytest.mark.parametrize(
+    ("backend", "owner", "at_once"),
+    [
+        ("instructlab", "vllm", 4), ("instructlab", "llamacpp", 4), ("instructlab", "me", 1),
+        ("openai", "me", 1), ("openai", "vllm", 4), ("vllm", "vllm", 4), ("instructlab", [1], 1),
+    ],
+)  # fmt: skip
+def test_concurrency_follows_what_the_server_is(
+    session: Session, backend: str, owner: object, at_once: int
+) -> None:
+    with FaultServer({"tiny": {"owned_by": owner}}) as server:
+        load(session, server, backend=backend)
+        assert most_at_once(session, server) == at_once
+        # A number that the user names counts more.
+        load(session, server, backend=backend, concurrency=2)
+        assert most_at_once(session, server) == 2
+
+
+def test_concurrency_is_found_anew_at_each_load(session: Session) -> None:
+    """InstructLab's server can be started again with another backend, at the same address."""
+    with FaultServer({"tiny": {"owned_by": "me"}}) as server:
+        for owner, at_once in (("vllm", 4), ("me", 1)):
+            server.models = {"tiny": {"owned_by": owner}, owner: {"owned_by": owner}}
+            load(session, server, owner, backend="instructlab")
+            assert most_at_once(session, server) == at_once
+
+
+def most_at_once(session: Session, server: FaultServer) -> int:
+    """Ask four questions at once, and return how many of them the server had at the same time."""
+    server.received.clear()
+    holds = [Hold() for _ in range(4)]
+    for hold in holds:
+        server.will(CHAT, hold, *words("yes"))
+
+    async def main() -> int:
+        asked = [asyncio.create_task(session.agenerate("?")) for _ in holds]
+        server_has = 0
+        deadline = time.monotonic() + 0.5
+        while time.monotonic() < deadline and server_has < len(holds):
+            await asyncio.sleep(0.01)
+            server_has = sum(hold.reached.is_set() for hold in holds)
+        for hold in holds:
+            hold.go.set()
+        await asyncio.gather(*asked)
+        return server_has
+
+    return asyncio.run(main())
+
+
+def test_server_that_is_no_vllm_is_named_at_the_load(session: Session) -> None:
+    owners = {"llamacpp": {"owned_by": "llamacpp"}, "real": {"owned_by": "vllm"}, "none": {"owned_by": None}}
+    with FaultServer(owners) as server:
+        notes = {
+            name: " ".join(session.load_and_tell(name, backend="vllm", base_url=server.url).notes)
+            for name in owners
+        }
+    assert notes["llamacpp"] == (
+        f"Warning: 127.0.0.1:{server.port} is not vLLM: its models are owned by 'llamacpp'. It may ignore"
+        " top_k and repetition_penalty; -b openai is for any OpenAI-compatible server."
+    )
+    assert notes["real"] == notes["none"] == ""
+
+
 # -- what a server has ----------------------------------------------------------------------------
 
 
