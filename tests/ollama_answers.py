@@ -124,7 +124,8 @@ def _fitting(asked: Asked, num_ctx: int) -> list[Mapping[str, Any]]:
 
 def _too_long(prompt: int, num_ctx: int) -> str:
     """Return what llama.cpp's server says, which Ollama passes on as the text of its own error."""
-    message = f"request ({prompt} tokens) exceeds the available context size ({num_ctx} tokens), try increasing it"
+    exceeds = f"exceeds the available context size ({num_ctx} tokens), try increasing it"
+    message = f"request ({prompt} tokens) {exceeds}"
     error = {
         "code": 400, "message": message, "type": "exceed_context_size_error",
         "n_prompt_tokens": prompt, "n_ctx": num_ctx,

@@ -170,7 +170,9 @@ def no_proxy(place: Place, proxy: str, why: str) -> ServerUnreachable:
     host = place.label.rpartition(":")[0] or place.label
     said = one_line(why)
     if _NO_NAME_SERVER.search(said):
-        what = f"The proxy {proxy} could not be looked up: no name server answers. Check the network,"
+        what = (
+            f"The proxy {proxy} could not be looked up: no name server answers. Check the network,"
+        )
         return ServerUnreachable(f"{what} then {scheme}_PROXY.", brief="proxy")
     what = f"The proxy {proxy} leads to no connection to {place.origin}"
     if _NO_HOST.search(said):

@@ -205,7 +205,9 @@ class OllamaBackend(RemoteBackend):
             return {}
         most = f"{remote.trained_length:,} tokens"
         now = remote.info.context_length
-        return {"context": f"{now:,} of at most {most} (-p num_ctx=N)" if now else f"at most {most}"}
+        return {
+            "context": f"{now:,} of at most {most} (-p num_ctx=N)" if now else f"at most {most}"
+        }
 
     # -- an answer ----------------------------------------------------------------------------
 

@@ -83,7 +83,8 @@ class RemoteBackend(Backend):
     spellings: Mapping[str, str] = MappingProxyType(
         {
             **dict.fromkeys(
-                ("max_tokens", "max_completion_tokens", "num_predict", "n_predict"), "max_new_tokens"
+                ("max_tokens", "max_completion_tokens", "num_predict", "n_predict"),
+                "max_new_tokens",
             ),
             "repeat_penalty": "repetition_penalty",
         }

@@ -193,7 +193,11 @@ def most_at_once(session: Session, server: FaultServer) -> int:
 
 
 def test_server_that_is_no_vllm_is_named_at_the_load(session: Session) -> None:
-    owners = {"llamacpp": {"owned_by": "llamacpp"}, "real": {"owned_by": "vllm"}, "none": {"owned_by": None}}
+    owners: dict[str, dict[str, Any]] = {
+        "llamacpp": {"owned_by": "llamacpp"},
+        "real": {"owned_by": "vllm"},
+        "none": {"owned_by": None},
+    }
     with FaultServer(owners) as server:
         notes = {
             name: " ".join(session.load_and_tell(name, backend="vllm", base_url=server.url).notes)
