@@ -346,7 +346,7 @@ class RemoteBackend(Backend):
             return PromptTooLong(f"{error}{reads}{self._room(remote)}")
         prompt, context = error.lengths
         return PromptTooLong(
-            f"The prompt has {prompt:,} tokens, and {remote.info.name} on"
+            f"The prompt has {prompt:,} tokens, {remote.info.name} on"
             f" {remote.server.place.label} reads {context:,}.{self._room(remote)}"
         )
 

@@ -413,7 +413,7 @@ def test_a_prompt_that_ollama_would_cut_is_an_error(session: Session, ollama: Ol
     with pytest.raises(PromptTooLong) as caught:
         session.generate("fox " * 5000)
     assert str(caught.value) == (
-        f"The prompt has 5,001 tokens, and llama3.2 on 127.0.0.1:{ollama.port} reads 4,096. Shorten"
+        f"The prompt has 5,001 tokens, llama3.2 on 127.0.0.1:{ollama.port} reads 4,096. Shorten"
         " the prompt, or load the model with more context: -p num_ctx=N (N up to 131,072)."
     )
     assert session.generate("fox " * 5000, extra={"num_ctx": 8192}).text
