@@ -16,7 +16,7 @@ from llm_magic.backends._lines import EventDecoder, MalformedStream, parse_objec
 from llm_magic.backends.base import Report, TokenCount
 from llm_magic.backends.remote import RESERVED, Dialect, Remote, RemoteBackend, entries_with
 from llm_magic.config import GenerationConfig, LoadConfig, ReadSettings
-from llm_magic.errors import LLMMagicError, RequestRefused, ServerError
+from llm_magic.errors import LLMMagicError, RequestRefused, ServerBusy, ServerError
 from llm_magic.keys import Keys
 from llm_magic.types import Chunk, Message, ModelInfo
 
@@ -128,6 +128,8 @@ class OpenAICompatibleBackend(RemoteBackend):
         """Return whether an empty question is refused as a question, and not as a wrong address."""
         try:
             await server.post(f"{prefix}/chat/completions", {})
+        except ServerBusy:
+            raise
         except RequestRefused as refused:
             return refused.status in {400, 422}
         return False
@@ -194,6 +196,8 @@ class OpenAICompatibleBackend(RemoteBackend):
         """Ask for a model by its name: lists leave aliases out."""
         try:
             entry = await server.get(f"{server.prefix}/models/{quote(model, safe='')}")
+        except ServerBusy:
+            raise
         except RequestRefused:
             entry = None
         if not isinstance(entry, dict) or entry.get("id") != model:

@@ -19,16 +19,18 @@ from llm_magic.types import Chunk
 from tests.exchange import Received
 from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.scripted import settings, stop_when
-from tests.unit.remote import fails, interrupt, questions, session_on, still_works
-from tests.wire import Head, Raw, Step, delta, html_answer, json_answer, refusal, sse, text_answer
+from tests.unit.remote import (
+    NOW,
+    body_of,
+    fails,
+    interrupt,
+    questions,
+    session_on,
+    still_works,
+)
+from tests.wire import Step, busy, delta, html_answer, json_answer, refusal, sse
 
 NOTICE = "waiting: the server is busy with other requests"
-# What uvicorn sends beyond its limit_concurrency, in these bytes.
-UVICORN_BUSY = [
-    Head(503, {"Content-Type": "text/plain; charset=utf-8", "Content-Length": "19",
-               "Connection": "close"}),
-    Raw(b"Service Unavailable"),
-]  # fmt: skip
 
 
 class OneAtATime(FaultServer):
@@ -44,7 +46,7 @@ class OneAtATime(FaultServer):
         """Answer one request."""
         if time.monotonic() < self._busy_until:
             self.refused += 1
-            yield from UVICORN_BUSY
+            yield from busy()
             return
         self._busy_until = float("inf")
         try:
@@ -86,10 +88,10 @@ def notices(session: Session) -> list[str]:
 def test_busy_server_is_waited_for_longer_than_three_tries(
     session: Session, server: OneAtATime
 ) -> None:
-    server.work(3.0)
+    server.work(2.2)
     began = time.monotonic()
     assert notices(session) == [NOTICE]
-    assert 3.0 <= time.monotonic() - began < 5.0
+    assert 2.2 <= time.monotonic() - began < 5.0
     assert server.refused > 3
 
 
@@ -117,7 +119,7 @@ def test_wait_for_a_busy_server_can_be_interrupted(session: Session, server: One
 def test_next_cell_after_an_interrupt_waits_until_the_server_is_free(
     session: Session, server: OneAtATime
 ) -> None:
-    server.linger_s, server.pace = 2.5, 0.05
+    server.linger_s, server.pace = 1.0, 0.05
     begun = threading.Event()
 
     def take(chunk: Chunk) -> None:
@@ -139,7 +141,7 @@ def test_load_from_a_busy_server_waits_and_reports_it(server: OneAtATime) -> Non
         if session.progress is not None:
             stages.add(session.progress.stage)
 
-    server.work(2.5)
+    server.work(1.0)
     try:
         session.load_and_tell("tiny", backend="instructlab", base_url=server.url, tick=watch)
         assert NOTICE in stages
@@ -169,10 +171,10 @@ def test_two_sessions_share_a_server_that_takes_one_request(server: OneAtATime) 
 @pytest.mark.parametrize(
     "script",
     [
-        html_answer(503, {"Retry-After": "0"}),
-        refusal(503, "The model is down.", headers={"Retry-After": "0"}),
-        text_answer(503, "no available server\n"),
-        text_answer(503, "Service Unavailable\n"),
+        html_answer(503, NOW),
+        refusal(503, "The model is down.", headers=NOW),
+        body_of(503, "text/plain", b"no available server\n", **NOW),
+        body_of(503, "text/plain", b"Service Unavailable\n", **NOW),
     ],
     ids=["proxy-page", "json", "no-server", "go"],
 )
@@ -199,14 +201,14 @@ def test_other_503_is_reported_after_three_tries(
 def test_servers_that_say_they_are_busy_are_waited_for(
     session: Session, server: OneAtATime, said: object
 ) -> None:
-    for _ in range(4):
+    for _ in range(3):
         server.will(CHAT, *json_answer(503, said))
     assert notices(session) == [NOTICE]
-    assert len(questions(server)) == 5
+    assert len(questions(server)) == 4
 
 
 def test_busy_answer_does_not_use_up_the_tries(session: Session, server: OneAtATime) -> None:
-    for script in (UVICORN_BUSY, refusal(500, "Oops.", headers={"Retry-After": "0"})) * 2:
+    for script in (busy(), refusal(500, "Oops.", headers=NOW)) * 2:
         server.will(CHAT, *script)
     assert notices(session) == [NOTICE, "500, next try in 1 s"] * 2
 
@@ -237,3 +239,25 @@ def test_answer_that_began_is_not_asked_for_again(session: Session, server: OneA
     with pytest.raises(LLMMagicError, match="stopped with an error: server busy"):
         session.generate("one")
     assert len(questions(server)) == before + 1
+
+
+def test_busy_server_is_not_taken_for_one_without_the_api(server: OneAtATime) -> None:
+    session = Session(settings())
+    for _ in range(2):
+        server.will(MODELS, *refusal(404, "no such route"))
+    server.will(CHAT, *busy())
+    try:
+        told = session.load_and_tell("tiny", backend="openai", base_url=server.url)
+        assert any("lists no models" in note for note in told.notes)
+    finally:
+        session.close()
+
+
+def test_busy_server_is_not_taken_for_one_without_the_model(server: OneAtATime) -> None:
+    session = Session(settings())
+    server.will(f"{MODELS}/alias", *busy())
+    server.will(f"{MODELS}/alias", *json_answer(200, {"id": "alias", "object": "model"}))
+    try:
+        assert session.load("alias", backend="openai", base_url=server.url).name == "alias"
+    finally:
+        session.close()
