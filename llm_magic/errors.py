@@ -20,6 +20,7 @@
     │   ├── ServerSilent       it took the request and said nothing for too long
     │   ├── KeyRejected        the key is missing or refused
     │   └── RequestRefused     any other answer that is none
+    │       └── ServerBusy     it works on other requests and takes no more of them now
     ├── GenerationError        (`reply` holds what had been answered until then)
     │   ├── PromptTooLong      the prompt does not fit the context window
     │   ├── GenerationFailed   the model broke while it answered
@@ -149,7 +150,17 @@ class KeyRejected(ServerError):
 
 
 class RequestRefused(ServerError):
-    """The server answered, but not the question."""
+    """The server answered, but not the question.
+
+    `lengths` is how many tokens the prompt has and how many the model reads, where the server
+    reports both.
+    """
+
+    lengths: tuple[int, int] | None = None
+
+
+class ServerBusy(RequestRefused):
+    """The server works on other requests and takes no more of them now."""
 
 
 class GenerationError(LLMMagicError):

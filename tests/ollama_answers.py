@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import time
@@ -10,9 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from tests.ollama_models import RefusedError, stamp
-
-_TOO_LONG = "the input length exceeds the context length"
+from tests.ollama_models import RefusedError, Runner, stamp
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,13 @@ class Answer:
         return {"done": True, "done_reason": self.reason, **counted}
 
 
-def reply(asked: Asked, num_ctx: int) -> Answer:
-    """Return the last message again: in the order of the seed, to a stop string, to a length."""
-    messages = _fitting(asked, num_ctx)
+def reply(asked: Asked, runner: Runner) -> Answer:
+    """Return the last message again: in the order of the seed, to a stop string, to a length.
+
+    The context limits the answer too, unless the runner shifts it: then it removes the beginning of
+    the prompt, and goes on.
+    """
+    messages = _fitting(asked, runner.num_ctx)
     question = messages[-1].get("content") or ""
     said = tokens(question)
     if "seed" in asked.options:
@@ -73,8 +76,11 @@ def reply(asked: Asked, num_ctx: int) -> Answer:
         *(("thinking", token) for token in thought),
         *(("content", token) for token in said),
     ]
-    limit = asked.options.get("num_predict", -1)
-    cut = 0 < limit < len(every)
+    limits = [asked.options.get("num_predict", -1)]
+    if not runner.shift:
+        limits.append(runner.num_ctx - _count(messages))
+    limit = min((limit for limit in limits if limit > 0), default=len(every))
+    cut = limit < len(every)
     return Answer(
         tuple(every[:limit] if cut else every),
         "length" if cut else "stop",
@@ -107,13 +113,24 @@ def _start(asked: Asked) -> dict[str, Any]:
 def _fitting(asked: Asked, num_ctx: int) -> list[Mapping[str, Any]]:
     """Return the messages that fit: the oldest are dropped in silence, unless that is forbidden."""
     messages = list(asked.messages)
-    if _count(messages) > num_ctx and not asked.truncate:
-        raise RefusedError(400, _TOO_LONG)
+    if not asked.truncate and _count(messages) >= num_ctx:
+        raise RefusedError(400, _too_long(_count(messages), num_ctx))
     system = [m for m in messages[:-1] if m["role"] == "system"]
     others = [m for m in messages if m not in system]
     while len(others) > 1 and _count([*system, *others]) > num_ctx:
         del others[0]
     return [*system, *others]
+
+
+def _too_long(prompt: int, num_ctx: int) -> str:
+    """Return what llama.cpp's server says, which Ollama passes on as the text of its own error."""
+    exceeds = f"exceeds the available context size ({num_ctx} tokens), try increasing it"
+    message = f"request ({prompt} tokens) {exceeds}"
+    error = {
+        "code": 400, "message": message, "type": "exceed_context_size_error",
+        "n_prompt_tokens": prompt, "n_ctx": num_ctx,
+    }  # fmt: skip
+    return json.dumps({"error": error})
 
 
 def _count(messages: Sequence[Mapping[str, Any]]) -> int:

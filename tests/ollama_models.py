@@ -21,7 +21,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _OPTIONS = {
     **dict.fromkeys(
         ("num_keep", "seed", "num_predict", "top_k", "repeat_last_n", "num_ctx", "num_batch",
-         "num_gpu", "main_gpu", "num_thread"), "integer",
+         "num_gpu", "main_gpu", "num_thread", "draft_num_predict"), "integer",
     ),
     **dict.fromkeys(
         ("top_p", "min_p", "typical_p", "temperature", "repeat_penalty", "presence_penalty",
@@ -30,6 +30,12 @@ _OPTIONS = {
     "stop": "array",
     "use_mmap": "boolean",
 }  # fmt: skip
+
+# `Runner` in api/types.go, without num_ctx.
+_LOAD_OPTIONS = (
+    "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict",
+)  # fmt: skip
+NUM_CTX = 4096  # tokens of context where neither the request nor the Modelfile names a number
 
 
 class RefusedError(Exception):
@@ -131,17 +137,40 @@ class OllamaModel:
 
 
 @dataclass(frozen=True)
+class Runner:
+    """What a model was loaded with: a request that differs in it has the model loaded again.
+
+    `needsReload` in server/sched.go compares these, and not `keep_alive`.
+    """
+
+    num_ctx: int
+    shift: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def runner(asked: Mapping[str, Any], options: Mapping[str, Any], model: OllamaModel) -> Runner:
+    """Return what a request wants a model to be loaded with."""
+    loads = {name: options[name] for name in _LOAD_OPTIONS if name in options}
+    if loads.get("num_gpu", -1) < 0:
+        # Any number of layers will do.
+        loads.pop("num_gpu", None)
+    default = model.parameters.get("num_ctx", (NUM_CTX,))[0]
+    num_ctx = min(max(4, options.get("num_ctx", default)), model.context_length)
+    return Runner(num_ctx, asked.get("shift") is not False, loads)
+
+
+@dataclass(frozen=True)
 class Running:
     """A model in the memory of an Ollama."""
 
     model: OllamaModel
-    num_ctx: int
+    runner: Runner
     expires_at: datetime
     on_gpu: float = 1.0  # the part of it
 
     def entry(self) -> dict[str, Any]:
         """Return the entry in `/api/ps`."""
-        size = self.model.size + self.num_ctx * 100_000
+        size = self.model.size + self.runner.num_ctx * 100_000
         return {
             "name": self.model.full_name,
             "model": self.model.full_name,
@@ -150,7 +179,7 @@ class Running:
             "details": self.model.details(),
             "expires_at": stamp(self.expires_at),
             "size_vram": int(size * self.on_gpu),
-            "context_length": self.num_ctx,
+            "context_length": self.runner.num_ctx,
         }
 
 

@@ -10,6 +10,7 @@ a token. Scripts (`will`), `pace`, and `received` are those of every `HttpServer
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -21,10 +22,12 @@ from tests.ollama_answers import Answer, Asked, chat_object, generate_object, re
 from tests.ollama_models import (
     OllamaModel,
     RefusedError,
+    Runner,
     Running,
     full_name,
     keep_alive,
     options,
+    runner,
     thinks,
 )
 from tests.wire import NDJSON, Head, Pause, Step, json_answer, lines, text_answer
@@ -32,7 +35,6 @@ from tests.wire import NDJSON, Head, Pause, Step, json_answer, lines, text_answe
 Steps = Generator[Step, None, None]
 _Shape = Callable[[Asked, Mapping[str, str]], dict[str, Any]]
 
-NUM_CTX = 4096  # tokens of context where nobody says how many
 MODELS = (
     OllamaModel("llama3.2"),
     OllamaModel(
@@ -62,6 +64,7 @@ class OllamaServer(HttpServer):
         self.library = {model.full_name: model for model in library}
         self.running: dict[str, Running] = {}
         self.load_s = 0.0  # seconds that loading a model takes
+        self.loads: Counter[str] = Counter()  # how often each model was read into memory
         self.pull_pieces = 10  # progress lines of the largest file of a pull
         self.pulled: dict[str, int] = {}  # bytes of each file here; interrupted pulls go on there
 
@@ -145,13 +148,14 @@ class OllamaServer(HttpServer):
         self.models[name] = model
         yield {"status": "success"}
 
-    def _load(self, model: OllamaModel, asked: Mapping[str, Any], stays: timedelta) -> Steps:
-        """Have a model in memory, with the context that is asked for, until it expires."""
-        num_ctx = min(asked.get("num_ctx", NUM_CTX), model.context_length)
+    def _load(self, model: OllamaModel, wanted: Runner, stays: timedelta) -> Steps:
+        """Have a model in memory, loaded as a request wants it, until it expires."""
         running = self.running.get(model.full_name)
-        if self.load_s and (running is None or running.num_ctx != num_ctx):
-            yield Pause(self.load_s)
-        self.running[model.full_name] = Running(model, num_ctx, datetime.now(UTC) + stays)
+        if running is None or running.runner != wanted:
+            self.loads[model.full_name] += 1
+            if self.load_s:
+                yield Pause(self.load_s)
+        self.running[model.full_name] = Running(model, wanted, datetime.now(UTC) + stays)
 
     def _chat(self, request: Received) -> Steps:
         body = _body(request)
@@ -180,11 +184,11 @@ class OllamaServer(HttpServer):
             question, messages=messages, options=options(body), thinks=thinks(body, model),
             truncate=body.get("truncate") is not False,
         )  # fmt: skip
-        yield from self._load(model, question.options, stays)
+        yield from self._load(model, runner(body, question.options, model), stays)
         if not messages:
             yield from _json(shape(question, {}) | {"done": True, "done_reason": "load"})
             return
-        answer = reply(question, self.running[model.full_name].num_ctx)
+        answer = reply(question, self.running[model.full_name].runner)
         try:
             if body.get("stream") is False:
                 yield Pause(self.pace * len(answer.pieces))

@@ -177,6 +177,12 @@ def refusal(
     return json_answer(status, {"error": error}, headers)
 
 
+def busy(headers: Mapping[str, str] | None = None) -> list[Step]:
+    """Return what uvicorn sends beyond its `limit_concurrency`, as `ilab model serve` does while it works."""
+    named = {"Connection": "close", **(headers or {})}
+    return _sized(503, "text/plain; charset=utf-8", b"Service Unavailable", named)
+
+
 def redirect(url: str, status: int = 307) -> list[Step]:
     """Return an answer that sends the client elsewhere."""
     return _sized(status, "text/plain", b"", {"Location": url})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,13 @@ from email.utils import parsedate_to_datetime
 from html import unescape
 from typing import Any
 
+from llm_magic.backends._lines import whole_number
 from llm_magic.errors import (
     KeyRejected,
     ModelNotFound,
     OptionError,
     RequestRefused,
+    ServerBusy,
     ServerError,
     ServerUnreachable,
     did_you_mean,
@@ -32,12 +35,38 @@ _TOO_LONG = re.compile(
 )
 
 
+# What systems report where a name has no address (EAI_NONAME, EAI_NODATA), and where no name server
+# answers (EAI_AGAIN); the texts are those of glibc, musl, macOS and Windows.
+_NO_HOST = re.compile(
+    r"Errno -[25]\]|Errno (8|11001|11004)\]|Name or service not known|Name does not resolve"
+    r"|No address associated|nodename nor servname|getaddrinfo",
+    re.IGNORECASE,
+)
+_NO_NAME_SERVER = re.compile(
+    r"Errno -3\]|Errno 11002\]|Temporary failure in name resolution", re.IGNORECASE
+)
+# LiteLLM's proxy without a database, to a key that is not its master key; to no key, it fails.
+_KEY_UNKNOWN = "No connected db"
+_CRASHED = {"", "Internal Server Error"}
+# The whole body of a 503 with which uvicorn refuses connections beyond its `limit_concurrency`: InstructLab's
+# server takes one at a time. What others write has markup, a line end, or other words.
+_UVICORN_BUSY = b"Service Unavailable"
+# Ollama with a full queue; llama.cpp's server while it loads its model.
+_BUSY = re.compile(r"server busy|^Loading model$", re.IGNORECASE)
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A server's own words in one line, and the part of the request that they are about."""
+    """A server's own words in one line, and the part of the request that they are about.
+
+    `lengths` is the tokens of the prompt and of the context, where the server counts them; `busy`
+    is whether the server says that it works on other requests.
+    """
 
     text: str
     parameter: str = ""
+    lengths: tuple[int, int] | None = None
+    busy: bool = False
 
     @property
     def about_length(self) -> bool:
@@ -51,7 +80,7 @@ def read(body: bytes) -> Refusal:
     try:
         value: Any = json.loads(text)
     except (ValueError, RecursionError):
-        return Refusal(one_line(_page(text)))
+        return Refusal(one_line(_page(text)), busy=body == _UVICORN_BUSY)
     return from_object(value)
 
 
@@ -61,7 +90,9 @@ def from_object(value: Any, depth: int = 5) -> Refusal:
         for name in ("error", "detail", "message"):
             if value.get(name):
                 inner = from_object(value[name], depth - 1)
-                return Refusal(inner.text, inner.parameter or str(value.get("param") or ""))
+                parameter = inner.parameter or str(value.get("param") or "")
+                lengths = inner.lengths or _lengths(value)
+                return Refusal(inner.text, parameter, lengths, inner.busy)
     if isinstance(value, list) and value and isinstance(value[0], dict):
         # FastAPI: [{"loc": ["body", "stream_options"], "msg": "extra fields not permitted"}]
         found = value[0].get("loc")
@@ -69,7 +100,18 @@ def from_object(value: Any, depth: int = 5) -> Refusal:
         where = [str(part) for part in parts if part != "body"]
         reason = str(value[0].get("msg", ""))
         return Refusal(one_line(f"{'.'.join(where)}: {reason}"), where[0] if where else "")
-    return Refusal(one_line(_words(value)))
+    if isinstance(value, str) and depth and value.lstrip().startswith("{"):
+        # Ollama passes the body of its runner's error on, as a string.
+        with contextlib.suppress(ValueError, RecursionError):
+            return from_object(json.loads(value), depth - 1)
+    text = one_line(_words(value))
+    return Refusal(text, busy=bool(_BUSY.search(text)))
+
+
+def _lengths(value: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return what llama.cpp counts in the error for a prompt that is too long."""
+    prompt, context = (whole_number(value.get(name)) for name in ("n_prompt_tokens", "n_ctx"))
+    return (prompt, context) if prompt and context else None
 
 
 def _words(value: Any) -> str:
@@ -109,7 +151,13 @@ def not_there(place: Place, why: str, start: str) -> ServerUnreachable:
         return ServerUnreachable(
             f"{place.origin} does not speak https ({why}). Check --base-url.", brief="no https"
         )
-    if "Name or service" in why or "getaddrinfo" in why or "resolution" in why:
+    if _NO_NAME_SERVER.search(why):
+        return ServerUnreachable(
+            f"The host of {place.label} could not be looked up: no name server answers. Check the"
+            " network, then --base-url.",
+            brief="no name server",
+        )
+    if _NO_HOST.search(why):
         return ServerUnreachable(
             f"There is no host {place.label}. Check --base-url.", brief="unknown host"
         )
@@ -120,10 +168,19 @@ def no_proxy(place: Place, proxy: str, why: str) -> ServerUnreachable:
     """Return the error for a way through a proxy that did not come about."""
     scheme = place.url.partition(":")[0].upper()
     host = place.label.rpartition(":")[0] or place.label
-    because = f" ({said})" if (said := one_line(why)) else ""
+    said = one_line(why)
+    if _NO_NAME_SERVER.search(said):
+        what = (
+            f"The proxy {proxy} could not be looked up: no name server answers. Check the network,"
+        )
+        return ServerUnreachable(f"{what} then {scheme}_PROXY.", brief="proxy")
+    what = f"The proxy {proxy} leads to no connection to {place.origin}"
+    if _NO_HOST.search(said):
+        what = f"There is no host {proxy}, the proxy on the way to {place.origin}"
+    elif said:
+        what += f" ({said})"
     return ServerUnreachable(
-        f"The proxy {proxy} leads to no connection to {place.origin}{because}. Mend {scheme}_PROXY,"
-        f" or set NO_PROXY={host} where none is needed.",
+        f"{what}. Correct {scheme}_PROXY, or set NO_PROXY={host} if no proxy is needed.",
         brief="proxy",
     )
 
@@ -144,19 +201,29 @@ def explain(
             " Redirects are not followed; give that address with --base-url if you trust it.",
             status=status,
         )
-    if status in {401, 403}:
+    if status in {401, 403} or (status == 400 and said == _KEY_UNKNOWN):
         return _key_rejected(place, key, status, because)
     wait = _seconds(headers.get("retry-after", ""))
     later = f"Try again in {wait:.0f} s." if wait else "Try again later."
+    if status == 503 and refusal.busy:
+        message = (
+            f"{origin} is busy with other requests ({status}). Try again later, or wait"
+            " longer for it with --idle-timeout."
+        )
+        return ServerBusy(message, brief="busy", status=status, retry_after=wait)
     if status == 429:
         message = f"{origin} has had too many requests ({status}){because}. {later}"
     elif status in {502, 503, 504} or status == 408:
         message = f"{origin} is not ready or overloaded ({status}){because}. {later}"
     elif status >= 500:
         message = f"{origin} failed ({status}){because}. Its own log says why."
+        if status == 500 and key is None and said in _CRASHED:
+            message += " If it wants a key, name the variable that holds it: --key-env NAME."
     else:
         message = f"{origin} refused the request ({status}){because}. {_REFUSED}"
-    return RequestRefused(message, status=status, retry_after=wait, parameter=refusal.parameter)
+    error = RequestRefused(message, status=status, retry_after=wait, parameter=refusal.parameter)
+    error.lengths = refusal.lengths
+    return error
 
 
 def _key_rejected(place: Place, key: Key | None, status: int, because: str) -> KeyRejected:
@@ -207,7 +274,7 @@ def is_too_long(error: RequestRefused) -> bool:
     """Return whether a server refused a prompt for its length."""
     asked_too_much = error.status in {400, 413, 422, 500, None}
     about_length = error.status == 413 or Refusal(str(error)).about_length
-    return asked_too_much and about_length
+    return error.lengths is not None or (asked_too_much and about_length)
 
 
 def no_answer(where: Place, kind: str) -> RequestRefused:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from weakref import WeakKeyDictionary
 
 from llm_magic.backends._http import HttpServer, Limits
 from llm_magic.config import LoadConfig, ReadSettings
@@ -28,6 +30,8 @@ class Servers:
         self._settings, self._keys = settings, keys
         self._start, self._concurrency, self._prefix = start, concurrency, prefix
         self._clients: dict[tuple[Place, Key | None, Limits], HttpServer] = {}
+        # How many requests each gets at once, where that followed from what it is.
+        self._limits: WeakKeyDictionary[HttpServer, int] = WeakKeyDictionary()
         # Of a model that was checked and is not loaded yet.
         self.planned: HttpServer | None = None
 
@@ -39,6 +43,12 @@ class Servers:
             client = self._clients[spec] = HttpServer(where, key, limits, self._start)
             client.prefix = self._prefix(where)
         return self._clients[spec]
+
+    def limit(self, server: HttpServer, config: LoadConfig, concurrency: int) -> None:
+        """Give a server `concurrency` requests at once, unless the user chose a number."""
+        if config.concurrency is None and self._limits.get(server) != concurrency:
+            self._limits[server] = concurrency
+            server.turns = asyncio.Semaphore(concurrency)
 
     def is_of(self, config: LoadConfig, server: HttpServer) -> bool:
         """Return whether a server is the one that a load would be about now."""

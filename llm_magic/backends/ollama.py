@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import dataclasses
+import re
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeGuard
 
 from llm_magic.backends import _refusals
 from llm_magic.backends._http import END_S, HttpServer
 from llm_magic.backends._lines import JsonLinesDecoder, MalformedStream, parse_object, whole_number
 from llm_magic.backends.base import Report
-from llm_magic.backends.remote import Dialect, Remote, RemoteBackend, entries_with
+from llm_magic.backends.remote import RESERVED, Dialect, Remote, RemoteBackend, entries_with
 from llm_magic.config import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import LoadFailed, ModelNotFound, RequestRefused, ServerError, did_you_mean
 from llm_magic.keys import Keys
@@ -34,6 +39,24 @@ _BESIDE = frozenset(
 )
 
 
+# A running answer's runner is listed at once; its answer is not held up for longer.
+_CONTEXT_S = 1.0
+# A parameter of a Modelfile, as `/api/show` lists them.
+_NUM_CTX = re.compile(r"^num_ctx\s+(\d+)\s*$", re.MULTILINE)
+
+
+@dataclass(slots=True)
+class _Remote(Remote):
+    """A model on an Ollama; `trained_length` is the longest context that it was made for.
+
+    The `context_length` of its `info` is that of the runner, which is shorter: 4,096 tokens by
+    default, where the model reads 131,072.
+    """
+
+    trained_length: int | None = None
+    has_read_context: bool = False
+
+
 def ollama(settings: ReadSettings, keys: Keys) -> OllamaBackend:
     """Return the backend for Ollama."""
     return OllamaBackend(settings, keys)
@@ -44,8 +67,8 @@ class OllamaBackend(RemoteBackend):
 
     name = "ollama"
     start = "Start it: ollama serve"
-    reserved = frozenset(
-        {"model", "messages", "stream", "options", "prompt", "num_predict", "repeat_penalty"}
+    reserved = MappingProxyType(
+        {**RESERVED, "options": "Name each option by itself, for example -p num_ctx=8192."}
     )
 
     def _prefix(self, where: Place) -> str:
@@ -55,9 +78,9 @@ class OllamaBackend(RemoteBackend):
     # -- what the server has ------------------------------------------------------------------
 
     async def _list(self, server: HttpServer) -> list[ModelInfo]:
-        resident = {e.get("name"): e for e in await self._entries(server, "ps")}
+        running = await self._entries(server, "ps")
         return [
-            self._info(server, entry, {}, resident.get(entry["name"]))
+            self._info(server, entry, {}, _runner(entry, running), _trained_length({}, entry))
             for entry in await self._entries(server, "tags")
         ]
 
@@ -83,10 +106,10 @@ class OllamaBackend(RemoteBackend):
         server: HttpServer,
         entry: Mapping[str, Any],
         shown: Mapping[str, Any],
-        resident: Mapping[str, Any] | None,
+        runner: Mapping[str, Any],
+        context: int | None,
     ) -> ModelInfo:
         details = next((d for d in (entry.get("details"), shown.get("details")) if _is_map(d)), {})
-        resident = resident or {}
         return ModelInfo(
             str(entry["name"]),
             self.name,
@@ -95,8 +118,8 @@ class OllamaBackend(RemoteBackend):
             server=server.place.label,
             dtype=str(details.get("quantization_level") or ""),
             size=whole_number(entry.get("size")),
-            context_length=_context(shown) or whole_number(details.get("context_length")),
-            resident=whole_number(resident.get("size")),
+            context_length=context,
+            resident=whole_number(runner.get("size")),
         )
 
     async def _find(
@@ -109,10 +132,22 @@ class OllamaBackend(RemoteBackend):
             await self._pull(server, model, report)
             entries = await self._entries(server, "tags")
         shown = await self._show(server, model, names)
-        full = model if ":" in model.rpartition("/")[2] else f"{model}:latest"
+        full = _full(model)
         entry: Mapping[str, Any] = next((e for e in entries if e["name"] in {model, full}), {})
-        info = self._info(server, {**entry, "name": model}, shown, None)
-        return Remote(model, server, info, config, Dialect(_OPTIONS)), ()
+        runner = _runner({**entry, "name": full}, await self._running(server))
+        context = _context(runner) or _num_ctx(shown)
+        info = self._info(server, {**entry, "name": model}, shown, {}, context)
+        trained, known = _trained_length(shown, entry), _context(runner) is not None
+        return _Remote(model, server, info, config, Dialect(_OPTIONS), False, trained, known), ()
+
+    async def _running(self, server: HttpServer) -> list[dict[str, Any]]:
+        """Return what runs on the server; nothing where a proxy does not pass that question on."""
+        try:
+            return await self._entries(server, "ps")
+        except RequestRefused as refused:
+            if refused.status != 404:
+                raise
+            return []
 
     async def _show(self, server: HttpServer, model: str, names: Sequence[str]) -> dict[str, Any]:
         try:
@@ -159,9 +194,20 @@ class OllamaBackend(RemoteBackend):
         return note
 
     def _room(self, remote: Remote) -> str:
-        made_for = remote.info.context_length
-        up_to = f" (it was made for up to {made_for:,})" if made_for else ""
-        return f" Give it more room with -p num_ctx=N{up_to}, or shorten the prompt."
+        trained = remote.trained_length if isinstance(remote, _Remote) else None
+        up_to = f" (N up to {trained:,})" if trained else ""
+        return f" Shorten the prompt, or load the model with more context: -p num_ctx=N{up_to}."
+
+    def details(self, name: str) -> dict[str, str]:
+        """Return how many tokens the runner reads, and how many the model was made for."""
+        remote = self._remotes.get(name)
+        if not isinstance(remote, _Remote) or not remote.trained_length:
+            return {}
+        most = f"{remote.trained_length:,} tokens"
+        now = remote.info.context_length
+        return {
+            "context": f"{now:,} of at most {most} (-p num_ctx=N)" if now else f"at most {most}"
+        }
 
     # -- an answer ----------------------------------------------------------------------------
 
@@ -192,6 +238,20 @@ class OllamaBackend(RemoteBackend):
                 raise _refusals.no_answer(remote.server.place, answer.kind)
             yield last or Chunk(finish_reason="truncated", time=time.perf_counter())
             await answer.drain()
+        await self._learn_context(remote)
+
+    async def _learn_context(self, remote: Remote) -> None:
+        """Read the context of a runner that did not exist yet when the model was loaded."""
+        if not isinstance(remote, _Remote) or remote.has_read_context:
+            return
+        remote.has_read_context = True
+        # The answer is whole, whatever the server does now.
+        with contextlib.suppress(ServerError, TimeoutError):
+            async with asyncio.timeout(_CONTEXT_S):
+                running = await self._running(remote.server)
+            context = _context(_runner({"name": _full(remote.model)}, running))
+            if context is not None:
+                remote.info = dataclasses.replace(remote.info, context_length=context)
 
     def body(
         self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
@@ -209,19 +269,43 @@ class OllamaBackend(RemoteBackend):
             "messages": [{"role": m.role, "content": m.content} for m in messages],
             "stream": True,
             "options": options,
-            # Left to itself, Ollama cuts the beginning of a long prompt off without a word.
+            # Without it, Ollama removes the beginning of a long prompt and reports nothing. `shift` is not
+            # sent: a request whose value differs from the last one's reloads the model for all clients.
             "truncate": False,
-            "shift": False,
             **beside,
         }
 
 
-def _context(shown: Mapping[str, Any]) -> int | None:
+def _full(model: str) -> str:
+    """Return the name of a model with its tag."""
+    return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
+
+
+def _runner(entry: Mapping[str, Any], running: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the entry of the runner of a model; an alias of the model shares it."""
+    digest, name = entry.get("digest"), entry.get("name")
+    same = (r for r in running if r["name"] == name or (digest and r.get("digest") == digest))
+    return next(same, {})
+
+
+def _context(runner: Mapping[str, Any]) -> int | None:
+    return whole_number(runner.get("context_length")) or None
+
+
+def _trained_length(shown: Mapping[str, Any], entry: Mapping[str, Any]) -> int | None:
     """Return the longest context that a model was made for."""
-    about = shown.get("model_info")
-    if not isinstance(about, dict):
-        return None
-    return whole_number(about.get(f"{about.get('general.architecture')}.context_length"))
+    about, details = shown.get("model_info"), entry.get("details")
+    if _is_map(about):
+        length = whole_number(about.get(f"{about.get('general.architecture')}.context_length"))
+        if length:
+            return length
+    return whole_number(details.get("context_length")) if _is_map(details) else None
+
+
+def _num_ctx(shown: Mapping[str, Any]) -> int | None:
+    """Return the context that the Modelfile of a model asks for."""
+    found = _NUM_CTX.search(str(shown.get("parameters") or ""))
+    return int(found.group(1)) if found else None
 
 
 def _is_map(value: object) -> TypeGuard[Mapping[str, Any]]:
@@ -245,10 +329,13 @@ def _not_pulled(server: HttpServer, model: str, value: Mapping[str, Any]) -> Mod
 
 def _chunk(server: HttpServer, value: dict[str, Any]) -> Chunk:
     if value.get("error"):
-        said = server.scrub(_refusals.from_object(value).text)
-        raise RequestRefused(
-            f"{server.place.origin} stopped with an error: {said}.", brief="an error"
+        refusal = _refusals.from_object(value)
+        error = RequestRefused(
+            f"{server.place.origin} stopped with an error: {server.scrub(refusal.text)}.",
+            brief="an error",
         )
+        error.lengths = refusal.lengths
+        raise error
     message = value.get("message") or {}
     if not isinstance(message, dict):
         raise MalformedStream("a chunk of an unknown shape")

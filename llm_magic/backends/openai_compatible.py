@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -13,9 +14,9 @@ from llm_magic.backends._chat_chunks import NOTHING, Reader
 from llm_magic.backends._http import END_S, HttpServer
 from llm_magic.backends._lines import EventDecoder, MalformedStream, parse_object, whole_number
 from llm_magic.backends.base import Report, TokenCount
-from llm_magic.backends.remote import Dialect, Remote, RemoteBackend, entries_with
+from llm_magic.backends.remote import RESERVED, Dialect, Remote, RemoteBackend, entries_with
 from llm_magic.config import GenerationConfig, LoadConfig, ReadSettings
-from llm_magic.errors import LLMMagicError, RequestRefused, ServerError
+from llm_magic.errors import LLMMagicError, RequestRefused, ServerBusy, ServerError
 from llm_magic.keys import Keys
 from llm_magic.types import Chunk, Message, ModelInfo
 
@@ -27,6 +28,10 @@ _COMMON = {
     "seed": "seed",
     "stop": "stop",
 }
+# What the models of a kind of server are "owned by", and how many requests that kind takes at once:
+# llama-cpp-python ("me") drops the answer it is at when another question comes.
+_AT_ONCE = {"vllm": 256, "llamacpp": 256, "me": 1}
+_LONGEST_OWNER = 40
 _VERSIONED = re.compile(r"/v\d+[a-z]*$|/openai$")
 
 
@@ -75,8 +80,12 @@ def openai(settings: ReadSettings, keys: Keys) -> OpenAICompatibleBackend:
 class OpenAICompatibleBackend(RemoteBackend):
     """Streams from ``/v1/chat/completions``."""
 
-    reserved = frozenset(
-        {"model", "messages", "stream", "stream_options", "n", "best_of", "prompt"}
+    reserved = MappingProxyType(
+        {
+            **RESERVED,
+            "stream_options": "Token counts are always asked for.",
+            **dict.fromkeys(("n", "best_of"), "A call gives one answer; run it again for another."),
+        }
     )
 
     def __init__(self, preset: Preset, settings: ReadSettings, keys: Keys) -> None:
@@ -84,8 +93,6 @@ class OpenAICompatibleBackend(RemoteBackend):
         self.name, self.start, self.concurrency = preset.name, preset.start, preset.concurrency
         super().__init__(settings, keys)
         self._preset = preset
-        # Under the server's own spelling, too, an option has one way to be given.
-        self.reserved = self.reserved | (set(preset.options.values()) - set(preset.options))
 
     # -- what the server has ------------------------------------------------------------------
 
@@ -121,6 +128,8 @@ class OpenAICompatibleBackend(RemoteBackend):
         """Return whether an empty question is refused as a question, and not as a wrong address."""
         try:
             await server.post(f"{prefix}/chat/completions", {})
+        except ServerBusy:
+            raise
         except RequestRefused as refused:
             return refused.status in {400, 422}
         return False
@@ -160,7 +169,26 @@ class OpenAICompatibleBackend(RemoteBackend):
         elif not entry:
             entry = await self._unlisted(server, model, names)
         info = self._info(server, {**entry, "id": model})
+        notes += self._other_kind(server, entry)
+        self._servers.limit(server, config, self._at_once(entry))
         return Remote(model, server, info, config, self._dialect(server, entry)), notes
+
+    def _at_once(self, entry: Mapping[str, Any]) -> int:
+        """Return how many requests a server takes at once, which follows from what it is."""
+        owner = entry.get("owned_by")
+        known = _AT_ONCE.get(owner) if isinstance(owner, str) else None
+        return known or self.concurrency
+
+    def _other_kind(self, server: HttpServer, entry: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return a warning for a server that is asked as vLLM and names itself otherwise."""
+        owner = entry.get("owned_by")
+        if self.name != "vllm" or not isinstance(owner, str) or owner == "vllm":
+            return ()
+        shown = _refusals.one_line(owner)[:_LONGEST_OWNER]
+        return (
+            f"Warning: {server.place.label} is not vLLM: its models are owned by {shown!r}. It may"
+            " ignore top_k and repetition_penalty; -b openai is for any OpenAI-compatible server.",
+        )
 
     async def _unlisted(
         self, server: HttpServer, model: str, names: Sequence[str]
@@ -168,6 +196,8 @@ class OpenAICompatibleBackend(RemoteBackend):
         """Ask for a model by its name: lists leave aliases out."""
         try:
             entry = await server.get(f"{server.prefix}/models/{quote(model, safe='')}")
+        except ServerBusy:
+            raise
         except RequestRefused:
             entry = None
         if not isinstance(entry, dict) or entry.get("id") != model:

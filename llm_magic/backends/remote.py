@@ -7,14 +7,15 @@ import contextlib
 import dataclasses
 import json
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import psutil
 
 from llm_magic.backends import _refusals
-from llm_magic.backends._http import HttpServer
+from llm_magic.backends._http import ANSWER_S, FIRST_FACTOR, HttpServer
 from llm_magic.backends._lines import MalformedStream, joined
 from llm_magic.backends._retry import Patience, waiting
 from llm_magic.backends._servers import Servers
@@ -27,6 +28,7 @@ from llm_magic.errors import (
     OptionError,
     PromptTooLong,
     RequestRefused,
+    ServerBusy,
     ServerError,
 )
 from llm_magic.keys import Keys
@@ -35,6 +37,17 @@ from llm_magic.specs import specs
 from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, State, Unloaded
 
 T = TypeVar("T")
+
+
+# Names in a request that no option sets, and what to do instead.
+RESERVED: Mapping[str, str] = MappingProxyType(
+    {
+        "model": "Choose a loaded model with -m, or load another with %llm_load.",
+        "messages": "The cell is the prompt; -s sets the system prompt, -c continues a chat.",
+        "prompt": "The cell is the prompt; -s sets the system prompt, -c continues a chat.",
+        "stream": "Every answer is streamed; --quiet or -o hides it.",
+    }
+)
 
 
 @dataclass(slots=True)
@@ -64,8 +77,18 @@ class RemoteBackend(Backend):
     # What to type to start such a server, and how many questions it takes at once.
     start = ""
     concurrency = 256
-    # Names in the body of a request that are made from something else.
-    reserved: frozenset[str] = frozenset()
+    # Names in the body of a request that are made from something else, and from what.
+    reserved: Mapping[str, str] = MappingProxyType({})
+    # Names of options in other APIs, which servers ignore or mix up with their own names.
+    spellings: Mapping[str, str] = MappingProxyType(
+        {
+            **dict.fromkeys(
+                ("max_tokens", "max_completion_tokens", "num_predict", "n_predict"),
+                "max_new_tokens",
+            ),
+            "repeat_penalty": "repetition_penalty",
+        }
+    )
 
     def __init__(self, settings: ReadSettings, keys: Keys) -> None:
         self._remotes: dict[str, Remote] = {}
@@ -100,10 +123,8 @@ class RemoteBackend(Backend):
         return False
 
     def _room(self, remote: Remote) -> str:
-        """Return what helps against a prompt that is too long."""
-        context = remote.info.context_length
-        reads = f" {remote.info.name} reads {context:,} tokens." if context else ""
-        return f"{reads} Shorten the prompt, or lower --max-new-tokens."
+        """Return what to do about a prompt that is too long."""
+        return " Shorten the prompt, or lower --max-new-tokens."
 
     # -- the contract -------------------------------------------------------------------------
 
@@ -112,7 +133,9 @@ class RemoteBackend(Backend):
         with self._servers.borrowed(config) as server:
             # llama-cpp-python drops the answer it is at for any other request, this one too.
             async with server.turns:
-                return await self._patiently(lambda: self._list(server), lambda _progress: None)
+                return await self._patiently(
+                    lambda: self._list(server), lambda _progress: None, ANSWER_S
+                )
 
     def is_current(self, name: str, config: LoadConfig) -> bool:
         """Return whether the server would be asked at the same address, with the same key."""
@@ -143,7 +166,7 @@ class RemoteBackend(Backend):
                 report(Progress(f"{waits} {server.place.label}"))
                 async with server.turns:
                     remote, notes = await self._patiently(
-                        lambda: self._find(server, model, config, report), report
+                        lambda: self._find(server, model, config, report), report, _busy_s(server)
                     )
         except BaseException:
             await self._close_unused()
@@ -200,7 +223,7 @@ class RemoteBackend(Backend):
     async def _tries(
         self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
-        patience, told = Patience(), False
+        patience, told, notice = Patience(_busy_s(remote.server)), False, ""
         while True:
             try:
                 whole = joined(self._answer(remote, messages, config))
@@ -216,7 +239,9 @@ class RemoteBackend(Backend):
             wait = None if told else patience.next_try(error)
             if wait is None:
                 raise error
-            yield Chunk(notice=waiting(error, wait))
+            if waiting(error, wait) != notice or not isinstance(error, ServerBusy):
+                notice = waiting(error, wait)
+                yield Chunk(notice=notice)
             await asyncio.sleep(wait)
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
@@ -227,10 +252,15 @@ class RemoteBackend(Backend):
         """Raise for what is made from something else: the rest is the server's to judge."""
         known = specs(GenerationConfig)
         for name in config.extra:
+            option = known.get(self.spellings.get(name, name))
+            if option is not None and option.flag is not None and option.works_on(self.name):
+                flag, value = option.flag.names[-1], option.flag.metavar
+                raise OptionError(
+                    f"{name} has an option of its own. Use {flag} {value} instead of -p"
+                    f" (in Python: {option.name}=)."
+                )
             if name in self.reserved:
-                raise OptionError(f"-p {name} does not go with a streamed answer. Leave it away.")
-            if name in known and known[name].works_on(self.name):
-                raise OptionError(f"{name} has an option of its own. Leave -p away and type that.")
+                raise OptionError(f"-p {name} cannot be set. {self.reserved[name]}")
             _refuse_no_json(name, config.extra[name])
 
     def memory(self) -> MemoryUse:
@@ -248,9 +278,11 @@ class RemoteBackend(Backend):
     async def _close_unused(self) -> None:
         await self._servers.close_unused(remote.server for remote in self._remotes.values())
 
-    async def _patiently(self, request: Callable[[], Awaitable[T]], report: Report) -> T:
-        """Make a request that may be made again; what nobody listens to is told at once."""
-        patience = Patience()
+    async def _patiently(
+        self, request: Callable[[], Awaitable[T]], report: Report, busy_s: float
+    ) -> T:
+        """Make a request that may be made again; a server that does not answer fails at once."""
+        patience = Patience(busy_s)
         while True:
             try:
                 return await request()
@@ -301,8 +333,25 @@ class RemoteBackend(Backend):
         if isinstance(error, MalformedStream):
             return RequestRefused(f"{message} Is it the right kind of server?")
         if isinstance(error, RequestRefused) and _refusals.is_too_long(error):
-            return PromptTooLong(f"{message}{self._room(remote)}")
+            return self._too_long(remote, error)
         return error
+
+    def _too_long(self, remote: Remote, error: RequestRefused) -> PromptTooLong:
+        """Return the error for a prompt that is longer than the model reads."""
+        if error.lengths is None:
+            context = remote.info.context_length
+            reads = f" {remote.info.name} reads {context:,} tokens." if context else ""
+            return PromptTooLong(f"{error}{reads}{self._room(remote)}")
+        prompt, context = error.lengths
+        return PromptTooLong(
+            f"The prompt has {prompt:,} tokens, {remote.info.name} on"
+            f" {remote.server.place.label} reads {context:,}.{self._room(remote)}"
+        )
+
+
+def _busy_s(server: HttpServer) -> float:
+    """Return the seconds to wait for a server that answers others: as long as for a first word."""
+    return server.limits.idle_s * FIRST_FACTOR
 
 
 def entries_with(name: str, listed: object) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 from tests.fault_server import CHAT, FaultServer
 from tests.kernels import Kernel, kernel, within_a_second
 from tests.ollama_server import OllamaServer
-from tests.wire import Cut, Hold, Pause, Step, delta, json_answer, refusal, sse, words
+from tests.wire import Cut, Hold, Pause, Step, busy, delta, json_answer, refusal, sse, words
 
 KEY = "sk-kernel-7d1e90b2ac55"
 
@@ -83,7 +83,7 @@ def test_loading_checks_and_says_where_it_is(k: Kernel, server: FaultServer) -> 
         ("%llm_load tiny -b openai --base-url {url} --key-env NOT_THERE", "nobody can be asked"),
         ("%llm_load llama3.2 -b ollama --base-url {url} --key-env THEIR_KEY", "it is no Ollama"),
         ("%llm --top-k 5 Hello", "--top-k does nothing on openai; local, ollama, vllm and"),
-        ("%llm -p stream=false Hello", "-p stream does not go with a streamed answer"),
+        ("%llm -p stream=false Hello", "-p stream cannot be set. Every answer is streamed"),
     ],
 )
 def test_a_mistake_is_one_line_and_loses_nothing(
@@ -131,16 +131,20 @@ def test_a_retry_is_shown(remote: Kernel, server: FaultServer) -> None:
     assert "Hello there" in remote.wait(cell).text
 
 
-@pytest.mark.parametrize("when", ["thinking", "streaming", "retrying"])
+@pytest.mark.parametrize("when", ["thinking", "streaming", "retrying", "busy"])
 def test_stop_ends_it_here_and_there(remote: Kernel, server: FaultServer, when: str) -> None:
     scripts: dict[str, list[Step]] = {
         "thinking": [Hold()],
         "streaming": [*sse(delta("begun"), done=False), Hold()],
         "retrying": [*refusal(503, "loading", headers={"Retry-After": "20"})],
+        "busy": busy({"Retry-After": "20"}),
     }
     server.will(CHAT, *scripts[when])
     count = len(server.asked(CHAT))
-    shown = {"thinking": "thinking", "streaming": "begun", "retrying": "next try in 20 s"}
+    shown = {
+        "thinking": "thinking", "streaming": "begun", "retrying": "next try in 20 s",
+        "busy": "waiting: the server is busy with other requests",
+    }  # fmt: skip
     cell = remote.send("%llm -o stopped Hello")
     remote.wait_for_output(cell, shown[when])
     pressed = time.monotonic()
@@ -149,7 +153,7 @@ def test_stop_ends_it_here_and_there(remote: Kernel, server: FaultServer, when: 
     assert ran.ename == "Interrupted"
     assert ran.ended - pressed < within_a_second()
     assert remote.value("stopped.text") == ("begun" if when == "streaming" else "")
-    if when != "retrying":
+    if when not in {"retrying", "busy"}:
         assert server.asked(CHAT)[-1].left.wait(1), "the server went on"
     assert len(server.asked(CHAT)) == count + 1
     assert "next one" in remote.ok("%llm next one").text

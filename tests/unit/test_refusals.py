@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_magic.backends._refusals import Refusal, from_object, one_line, read
+from llm_magic.backends._refusals import (
+    Refusal,
+    explain,
+    from_object,
+    no_proxy,
+    not_there,
+    one_line,
+    read,
+)
+from llm_magic.errors import KeyRejected, RequestRefused
+from llm_magic.places import parse_url
 
 VLLM_LENGTH = (
     "This model's maximum context length is 2048 tokens. However, you requested 4096 tokens"
@@ -184,3 +194,95 @@ def test_a_prompt_that_is_too_long_is_recognized(text: str) -> None:
 )  # fmt: skip
 def test_other_refusals_are_not_about_length(text: str) -> None:
     assert not Refusal(text).about_length
+
+
+NO_HOST = [
+    "[Errno -2] Name or service not known", "[Errno -5] No address associated with hostname",
+    "[Errno -2] Name does not resolve", "[Errno 11001] getaddrinfo failed",
+    "[Errno 8] nodename nor servname provided, or not known",
+]  # fmt: skip
+PLACE = parse_url("vllm", "http://gpu-box:8000")
+
+
+@pytest.mark.parametrize("why", NO_HOST)
+def test_host_that_does_not_exist_is_named(why: str) -> None:
+    direct, proxied = not_there(PLACE, why, "Start one."), no_proxy(PLACE, "proxy:3128", why)
+    assert str(direct) == "There is no host gpu-box:8000. Check --base-url."
+    assert str(proxied) == (
+        "There is no host proxy:3128, the proxy on the way to http://gpu-box:8000. Correct HTTP_PROXY,"
+        " or set NO_PROXY=gpu-box if no proxy is needed."
+    )
+
+
+def test_missing_name_server_is_not_taken_for_a_missing_host() -> None:
+    why = "[Errno -3] Temporary failure in name resolution"
+    direct, proxied = not_there(PLACE, why, "Start one."), no_proxy(PLACE, "proxy:3128", why)
+    assert str(direct) == (
+        "The host of gpu-box:8000 could not be looked up: no name server answers. Check the network,"
+        " then --base-url."
+    )
+    assert str(proxied) == (
+        "The proxy proxy:3128 could not be looked up: no name server answers. Check the network, then"
+        " HTTP_PROXY."
+    )
+
+
+def test_refused_connection_is_no_missing_host() -> None:
+    why = "[Errno 111] Connect call failed ('127.0.0.1', 9)"
+    assert "Nothing listens" in str(not_there(PLACE, why, "Start one."))
+
+
+LITELLM_WRONG_KEY = (
+    b'{"error":{"message":"No connected db.","type":"no_db_connection","param":null,"code":"400"}}'
+)
+
+
+def test_litellm_without_a_database_refuses_a_wrong_key_with_400() -> None:
+    error = explain(PLACE, None, 400, {}, read(LITELLM_WRONG_KEY))
+    assert type(error) is KeyRejected
+    assert "--key-env NAME" in str(error)
+    assert type(explain(PLACE, None, 400, {}, read(b'{"error": "other"}'))) is RequestRefused
+
+
+@pytest.mark.parametrize("body", [b"Internal Server Error", b""])
+def test_crash_without_a_key_mentions_the_key(body: bytes) -> None:
+    """LiteLLM's proxy without a database answers so where no key is given."""
+    error = explain(PLACE, None, 500, {}, read(body))
+    assert str(error).endswith(
+        "Its own log says why. If it wants a key, name the variable that holds it: --key-env NAME."
+    )
+    assert "key" not in str(explain(PLACE, None, 500, {}, read(b"out of memory")))
+
+
+LLAMA_CPP_LENGTH = {
+    "error": {
+        "code": 400, "type": "exceed_context_size_error", "n_prompt_tokens": 5012, "n_ctx": 4096,
+        "message": "request (5012 tokens) exceeds the available context size (4096 tokens), try"
+        " increasing it",
+    }
+}  # fmt: skip
+
+
+def test_counts_of_a_prompt_that_is_too_long_are_read() -> None:
+    wrapped = {"error": json.dumps(LLAMA_CPP_LENGTH)}
+    for value in (LLAMA_CPP_LENGTH, wrapped):
+        refusal = read(json.dumps(value).encode())
+        assert refusal.lengths == (5012, 4096)
+        assert refusal.text.startswith("request (5012 tokens) exceeds")
+        error = explain(PLACE, None, 400, {}, refusal)
+        assert isinstance(error, RequestRefused)
+        assert error.lengths == (5012, 4096)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [{}, {"n_ctx": 5}, {"n_prompt_tokens": "5", "n_ctx": 4}, {"n_prompt_tokens": 0, "n_ctx": 0},
+     {"n_prompt_tokens": True, "n_ctx": [1]}, {"n_prompt_tokens": -1, "n_ctx": 1.5}],
+)  # fmt: skip
+def test_odd_counts_are_ignored(counts: dict[str, Any]) -> None:
+    assert from_object({"error": {"message": "too long", **counts}}).lengths is None
+
+
+@pytest.mark.parametrize("text", ["{", "{not json}", "{" * 5000, '{"a": 1', "{}"])
+def test_text_that_only_begins_like_json_is_shown(text: str) -> None:
+    assert from_object({"error": text}).text == one_line(text)

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ollama import Client
 
 from llm_magic.calls import Request
 from llm_magic.errors import ModelNotFound, OptionError, PromptTooLong, RequestRefused
 from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.http_server import HttpServer
+from tests.ollama_models import OllamaModel
 from tests.ollama_server import OllamaServer
 from tests.scripted import settings
 from tests.unit.remote import eventually
@@ -139,6 +141,73 @@ def test_instructlab_gets_one_question_at_a_time(session: Session, server: Fault
     for earlier, later in itertools.pairwise(asked):
         assert earlier.ended_at <= later.began
     assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("backend", "owner", "at_once"),
+    [
+        ("instructlab", "vllm", 4), ("instructlab", "llamacpp", 4), ("instructlab", "me", 1),
+        ("openai", "me", 1), ("openai", "vllm", 4), ("vllm", "vllm", 4), ("instructlab", [1], 1),
+    ],
+)  # fmt: skip
+def test_concurrency_follows_what_the_server_is(
+    session: Session, backend: str, owner: object, at_once: int
+) -> None:
+    with FaultServer({"tiny": {"owned_by": owner}}) as server:
+        load(session, server, backend=backend)
+        assert most_at_once(session, server) == at_once
+        # A number that the user names counts more.
+        load(session, server, backend=backend, concurrency=2)
+        assert most_at_once(session, server) == 2
+
+
+def test_concurrency_is_found_anew_at_each_load(session: Session) -> None:
+    """InstructLab's server can be started again with another backend, at the same address."""
+    with FaultServer({"tiny": {"owned_by": "me"}}) as server:
+        for owner, at_once in (("vllm", 4), ("me", 1)):
+            server.models = {"tiny": {"owned_by": owner}, owner: {"owned_by": owner}}
+            load(session, server, owner, backend="instructlab")
+            assert most_at_once(session, server) == at_once
+
+
+def most_at_once(session: Session, server: FaultServer) -> int:
+    """Ask four questions at once, and return how many of them the server had at the same time."""
+    server.received.clear()
+    holds = [Hold() for _ in range(4)]
+    for hold in holds:
+        server.will(CHAT, hold, *words("yes"))
+
+    async def main() -> int:
+        asked = [asyncio.create_task(session.agenerate("?")) for _ in holds]
+        server_has = 0
+        deadline = time.monotonic() + 0.5
+        while time.monotonic() < deadline and server_has < len(holds):
+            await asyncio.sleep(0.01)
+            server_has = sum(hold.reached.is_set() for hold in holds)
+        for hold in holds:
+            hold.go.set()
+        await asyncio.gather(*asked)
+        return server_has
+
+    return asyncio.run(main())
+
+
+def test_server_that_is_no_vllm_is_named_at_the_load(session: Session) -> None:
+    owners: dict[str, dict[str, Any]] = {
+        "llamacpp": {"owned_by": "llamacpp"},
+        "real": {"owned_by": "vllm"},
+        "none": {"owned_by": None},
+    }
+    with FaultServer(owners) as server:
+        notes = {
+            name: " ".join(session.load_and_tell(name, backend="vllm", base_url=server.url).notes)
+            for name in owners
+        }
+    assert notes["llamacpp"] == (
+        f"Warning: 127.0.0.1:{server.port} is not vLLM: its models are owned by 'llamacpp'. It may ignore"
+        " top_k and repetition_penalty; -b openai is for any OpenAI-compatible server."
+    )
+    assert notes["real"] == notes["none"] == ""
 
 
 # -- what a server has ----------------------------------------------------------------------------
@@ -269,7 +338,7 @@ def test_counts_come_from_the_server_or_not_at_all(session: Session, server: Fau
 
 def test_ollama_tells_what_a_model_is(session: Session, ollama: OllamaServer) -> None:
     info = session.load("qwen3:0.6b", backend="ollama", base_url=ollama.url)
-    assert (info.context_length, info.dtype, info.size) == (40_960, "Q4_K_M", 522_653_767)
+    assert (info.dtype, info.size) == ("Q4_K_M", 522_653_767)
     reply = session.generate("What is it?")
     assert reply.usage.prompt_tokens
     assert reply.usage.completion_tokens
@@ -341,9 +410,91 @@ def test_another_server_at_ollamas_place_is_named(session: Session, server: Faul
 
 def test_a_prompt_that_ollama_would_cut_is_an_error(session: Session, ollama: OllamaServer) -> None:
     session.load("llama3.2", backend="ollama", base_url=ollama.url)
-    with pytest.raises(PromptTooLong, match=r"-p num_ctx=N \(it was made for up to 131,072\)"):
+    with pytest.raises(PromptTooLong) as caught:
         session.generate("fox " * 5000)
+    assert str(caught.value) == (
+        f"The prompt has 5,001 tokens, llama3.2 on 127.0.0.1:{ollama.port} reads 4,096. Shorten"
+        " the prompt, or load the model with more context: -p num_ctx=N (N up to 131,072)."
+    )
     assert session.generate("fox " * 5000, extra={"num_ctx": 8192}).text
+
+
+def test_too_long_prompt_without_counts_names_the_context(
+    session: Session, ollama: OllamaServer
+) -> None:
+    """Ollama before 0.30 sends no counts."""
+    session.load("llama3.2", backend="ollama", base_url=ollama.url)
+    session.generate("hello")
+    old = {"error": "the input length exceeds the context length"}
+    ollama.will("/api/chat", *json_answer(400, old))
+    with pytest.raises(PromptTooLong, match=r"llama3\.2 reads 4,096 tokens\. Shorten the prompt"):
+        session.generate("fox")
+
+
+def test_clients_that_alternate_do_not_reload_the_model(
+    session: Session, ollama: OllamaServer
+) -> None:
+    session.load("llama3.2", backend="ollama", base_url=ollama.url)
+    with Client(ollama.url) as other:
+        for _ in range(3):
+            assert session.generate("one two").text == "one two"
+            answer = other.chat("llama3.2", [{"role": "user", "content": "three"}])
+            assert answer.message.content == "three"
+    assert ollama.loads == {"llama3.2:latest": 1}
+    session.generate("fox", extra={"num_ctx": 8192})
+    session.generate("fox", extra={"shift": False})
+    assert ollama.loads == {"llama3.2:latest": 3}, "what somebody asks for is sent"
+
+
+def test_load_reports_the_context_of_the_runner(session: Session, ollama: OllamaServer) -> None:
+    with Client(ollama.url) as other:
+        other.chat("llama3.2", [], options={"num_ctx": 2048})
+        info = session.load("llama3.2", backend="ollama", base_url=ollama.url)
+        assert info.context_length == 2048
+        assert session.status().backend_details["context"] == (
+            "2,048 of at most 131,072 tokens (-p num_ctx=N)"
+        )
+
+
+def test_context_of_a_runner_is_known_after_the_first_answer(
+    session: Session, ollama: OllamaServer
+) -> None:
+    info = session.load("llama3.2", backend="ollama", base_url=ollama.url)
+    assert info.context_length is None, "nothing runs yet"
+    assert session.status().backend_details["context"] == "at most 131,072 tokens"
+    session.generate("hello")
+    session.generate("hello")
+    assert len(ollama.asked("/api/ps")) == 2, "once at the load, once after the first answer"
+    context = session.status().backend_details["context"]
+    assert context == "4,096 of at most 131,072 tokens (-p num_ctx=N)"
+
+
+def test_context_of_a_modelfile_is_known_before_the_runner_is(session: Session) -> None:
+    model = OllamaModel("small", parameters={"num_ctx": (64,), "stop": ("x",)})
+    with OllamaServer([model]) as server:
+        info = session.load("small", backend="ollama", base_url=server.url)
+        assert info.context_length == 64
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_server_that_lists_no_runners_can_be_used(
+    session: Session, ollama: OllamaServer, status: int
+) -> None:
+    for _ in range(2):
+        ollama.will("/api/ps", *json_answer(status, {"error": "not here"}))
+    session.load("llama3.2", backend="ollama", base_url=ollama.url)
+    assert session.generate("one two").text == "one two"
+
+
+def test_runners_that_are_not_listed_do_not_hold_an_answer_up(
+    session: Session, ollama: OllamaServer
+) -> None:
+    session.load("llama3.2", backend="ollama", base_url=ollama.url)
+    ollama.will("/api/ps", Hold())
+    began = time.monotonic()
+    assert session.generate("one two").text == "one two"
+    assert time.monotonic() - began < 3
+    assert session.generate("three").text == "three"
 
 
 def test_ollama_ends_are_ends(session: Session, ollama: OllamaServer) -> None:
