@@ -38,6 +38,8 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
 
     def __init__(self) -> None:
         self._received, self._unsent = bytearray(), bytearray()
+        # How many bytes have come so far, read or not.
+        self.received = 0
         self._arrival: asyncio.Future[None] | None = None
         self._ended, self._paused = False, False
         self._broken: Exception | None = None
@@ -52,6 +54,7 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     def data_received(self, data: bytes) -> None:
         """Keep what came until it is read."""
         self._received += data
+        self.received += len(data)
         if len(self._received) > _MOST_WAITING and not self._paused:
             self._paused = True
             self._transport.pause_reading()
