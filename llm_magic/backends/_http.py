@@ -292,7 +292,8 @@ class _Events:
         while not self._ready:
             piece = await self._answer.piece()
             if piece:
-                self._ready.extend(self._decoder.feed(piece))
+                # Events without data are heartbeats.
+                self._ready.extend(filter(bytes.strip, self._decoder.feed(piece)))
                 continue
             # What the end cut in two is no event, and no error either: the answer is not whole.
             self._ready.extend(filter(is_whole, self._decoder.flush()))

@@ -16,7 +16,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _decode = json.JSONDecoder().decode
 # Limits on the memory that one server can take. An answer in one piece is one line.
 MAX_LINE = MAX_EVENT = 16 * 1024 * 1024
-MAX_TEXT = 64 * 1024 * 1024
+MAX_TEXT = 32_000_000
 # JSON takes up to 25 times its size as Python objects: 16 MiB of `{},` are 400 MB.
 MAX_VALUES = 500_000
 
@@ -256,10 +256,17 @@ def parse_object(data: bytes) -> dict[str, Any]:
 
 
 async def joined(source: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
-    """Yield the chunks with halves of characters joined: servers cut escaped text anywhere."""
+    """Yield the chunks with halves of characters joined: servers cut escaped text anywhere.
+
+    Raises `MalformedStream` for an answer without an end.
+    """
     text, reasoning = Surrogates(), Surrogates()
+    size = 0
     async with contextlib.aclosing(source):
         async for chunk in source:
+            size += len(chunk.text) + len(chunk.reasoning)
+            if size > MAX_TEXT:
+                raise MalformedStream(f"more than {MAX_TEXT:,} characters")
             said, thought = text.feed(chunk.text), reasoning.feed(chunk.reasoning)
             if chunk.finish_reason:
                 said, thought = said + text.flush(), thought + reasoning.flush()

@@ -221,9 +221,6 @@ class OpenAICompatibleBackend(RemoteBackend):
                 return
             try:
                 async for event in answer.decoded(EventDecoder()):
-                    if not event.strip():
-                        # A heartbeat.
-                        continue
                     heard = True
                     if is_done(event):
                         break
