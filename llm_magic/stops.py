@@ -36,13 +36,10 @@ async def _until_stop(
             async for chunk in source:
                 yield _cut(chunk, stop)
                 if stop.reached and not chunk.finish_reason:
-                    yield Chunk(
-                        finish_reason="stop",
-                        usage=(await _end(source)).usage,
-                        time=time.perf_counter(),
-                    )
-                if stop.reached:
-                    return
+                    end = await _end(source)
+                    yield Chunk(finish_reason="stop", usage=end.usage, time=time.perf_counter())
+                    if end.finish_reason is None:
+                        return
         except LLMMagicError:
             yield Chunk(text=stop.flush(), time=time.perf_counter())
             raise
