@@ -19,14 +19,14 @@ import gzip
 import json
 import threading
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 SSE = {"Content-Type": "text/event-stream; charset=utf-8"}
 NDJSON = {"Content-Type": "application/x-ndjson"}
-_ZIPPERS = {"gzip": gzip.compress, "deflate": zlib.compress}
+_ZIPPERS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
 
 
 @dataclass(frozen=True, slots=True)
