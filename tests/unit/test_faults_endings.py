@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_magic.backends import _http, openai_compatible
+from llm_magic.backends import _http
 from llm_magic.errors import RequestRefused, ServerSilent
 from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
@@ -54,8 +54,8 @@ def server() -> Iterator[FaultServer]:
 def test_answer_ends_in_time_whatever_follows(
     server: FaultServer, script: list[Step], most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if most < openai_compatible.END_S:
-        monkeypatch.setattr(openai_compatible, "END_S", 0.5)
+    if most < _http.END_S:
+        monkeypatch.setattr("llm_magic.backends.openai_compatible.END_S", 0.5)
     with session_on(server) as session:
         server.will(CHAT, *script)
         began = time.monotonic()
