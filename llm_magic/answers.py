@@ -12,6 +12,7 @@ from llm_magic.calls import Call, Draft, stopped
 from llm_magic.chats import Chats, Context, Turn
 from llm_magic.errors import GenerationError, Interrupted
 from llm_magic.reasoning import split_thoughts
+from llm_magic.stops import until_stop
 from llm_magic.types import Chunk, FinishReason, Message, Reply
 
 if TYPE_CHECKING:
@@ -84,7 +85,9 @@ def _turn(call: Call, context: Context, reply: Reply) -> Turn:
 
 def chunks(manager: BackendManager, draft: Draft) -> AsyncGenerator[Chunk, None]:
     """Return the stream that an answer is drafted from; nothing is asked before its first step."""
-    return split_thoughts(fitting.stream(manager, draft), draft.rest)
+    # Not every server ends before a stop text, as local models do.
+    source = until_stop(fitting.stream(manager, draft), draft.call.config.stop, draft.rest)
+    return split_thoughts(source, draft.rest)
 
 
 async def filled(

@@ -191,8 +191,8 @@ class Exchange:
                 # nobody can leave between the last piece and the end of the body.
                 await asyncio.sleep(0)
                 await self._send(data)
-            case wire.Slow(data, per_byte_s):
-                await self._trickle(data, per_byte_s)
+            case wire.Slow() | wire.Repeat():
+                await self._send_many(step)
             case wire.Raw(data):
                 await self._write(data)
             case wire.Pause(seconds):
@@ -202,12 +202,16 @@ class Exchange:
             case wire.End():
                 self._finish()
             case wire.Cut() | wire.Reset():
-                self._sever(reset=isinstance(step, wire.Reset))
+                self._sever(is_reset=isinstance(step, wire.Reset))
 
-    async def _trickle(self, data: bytes, per_byte_s: float) -> None:
-        for start in range(len(data)):
-            await asyncio.sleep(per_byte_s)
-            await self._send(data[start : start + 1])
+    async def _send_many(self, step: wire.Slow | wire.Repeat) -> None:
+        if isinstance(step, wire.Repeat):
+            for _ in range(step.count):
+                await self._send(step.data)
+            return
+        for start in range(len(step.data)):
+            await asyncio.sleep(step.per_byte_s)
+            await self._send(step.data[start : start + 1])
 
     async def _send(self, data: bytes) -> None:
         assert self._framing != "none", "a script sends a body before its head"
@@ -229,14 +233,19 @@ class Exchange:
         if self._framing in {"chunked", "length"}:
             self._framing = "over"
 
-    def _sever(self, *, reset: bool) -> None:
+    def _sever(self, *, is_reset: bool) -> None:
         self._severed = True
-        if reset:
-            connection = self._writer.get_extra_info("socket")
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            self._writer.transport.abort()
+        if is_reset:
+            reset(self._writer)
         else:
             self._writer.close()
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Close a connection with a reset."""
+    connection = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    writer.transport.abort()
 
 
 async def _hold(step: wire.Hold) -> None:

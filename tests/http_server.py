@@ -12,9 +12,9 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Coroutine, Generator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from tests.exchange import Exchange, Reader, Received, open_streams, read_request
+from tests.exchange import Exchange, Reader, Received, open_streams, read_request, reset
 from tests.wire import Step
 
 _HOST = "127.0.0.1"
@@ -29,6 +29,10 @@ class HttpServer:
         self.connections = 0  # accepted so far
         self.open_now = 0
         self.pace = 0.0  # seconds before each piece of an answer that no script gave
+        # What becomes of a connection after an answer: it stays open; it is closed at once, as by
+        # uvicorn with `timeout_keep_alive=0`; or the next request gets no byte, but an end or a reset.
+        self.after_answer: Literal["keep", "close", "end-next", "reset-next"] = "keep"
+        self.dropped: list[Received] = []  # the requests that got no byte
         self._scripts: defaultdict[str, deque[tuple[Step, ...]]] = defaultdict(deque)
         self._news = threading.Condition()
         self._failures: list[BaseException] = []
@@ -151,8 +155,9 @@ class HttpServer:
         try:
             reader, writer = await open_streams(connection)
             try:
-                while await self._exchange(reader, writer):
-                    pass
+                kept = await self._exchange(reader, writer, kept=False)
+                while kept and self.after_answer != "close":
+                    kept = await self._exchange(reader, writer, kept=True)
                 writer.close()
                 with contextlib.suppress(OSError):
                     await writer.wait_closed()
@@ -161,10 +166,10 @@ class HttpServer:
         finally:
             self.open_now -= 1
 
-    async def _exchange(self, reader: Reader, writer: asyncio.StreamWriter) -> bool:
+    async def _exchange(self, reader: Reader, writer: asyncio.StreamWriter, *, kept: bool) -> bool:
         """Answer one request; returns whether the connection may carry another."""
         request = await read_request(reader)
-        if request is None:
+        if request is None or (kept and self._drops(request, writer)):
             return False
         scripts = self._scripts[request.path]
         pace = 0.0 if scripts else self.pace
@@ -175,6 +180,15 @@ class HttpServer:
             self._news.notify_all()
         with contextlib.closing(steps):
             return await Exchange(request, reader, writer).follow(steps, pace)
+
+    def _drops(self, request: Received, writer: asyncio.StreamWriter) -> bool:
+        """Return whether a request on a kept connection gets no answer."""
+        if self.after_answer in {"keep", "close"}:
+            return False
+        self.dropped.append(request)
+        if self.after_answer == "reset-next":
+            reset(writer)
+        return True
 
 
 def _bound(port: int) -> socket.socket:

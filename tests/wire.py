@@ -5,21 +5,28 @@
     server.will(CHAT, *sse(delta("Hel"), done=False), Cut())              # then a severed body
     server.will(CHAT, *recut(words("Grüße"), 1))                          # byte by byte
     server.will(CHAT, *json_answer(429, {}, {"Retry-After": "1"}))        # a refusal
+    server.will(CHAT, *sse(b"", delta("Hel"), b""))                       # heartbeats
+    server.will(CHAT, Head(200, SSE), Repeat(b"data: x\\n", 1 << 30))      # an event without an end
+    server.will(CHAT, *words("Hello"), Slow(b": ping\\n\\n" * 99, 0.1))     # a trickle after the end
+    server.will(CHAT, *zipped(words("Hello"), "gzip", "gzip"))            # compressed twice
 
 An answer that comes to the end of its script is terminated as HTTP wants it, without `End()`.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 SSE = {"Content-Type": "text/event-stream; charset=utf-8"}
 NDJSON = {"Content-Type": "application/x-ndjson"}
+_ZIPPERS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,14 @@ class Slow:
 
     data: bytes
     per_byte_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """A piece of the body, so many times."""
+
+    data: bytes
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +101,7 @@ class End:
     """The body ends as it should."""
 
 
-Step = Head | Send | Slow | Raw | Pause | Hold | Reset | Cut | End
+Step = Head | Send | Slow | Repeat | Raw | Pause | Hold | Reset | Cut | End
 
 
 def sse(*objects: Any, done: bool = True, eol: bytes = b"\n") -> list[Step]:
@@ -191,6 +206,17 @@ def redirect(url: str, status: int = 307) -> list[Step]:
 def split_everywhere(data: bytes) -> list[Step]:
     """Return a step for each byte."""
     return [Send(data[i : i + 1]) for i in range(len(data))]
+
+
+def zipped(script: Iterable[Step], *encodings: str) -> list[Step]:
+    """Return a script of a head and sends with its body compressed, in the order of `encodings`."""
+    head, *sends = script
+    assert isinstance(head, Head)
+    data = b"".join(step.data for step in sends if isinstance(step, Send))
+    for encoding in encodings:
+        data = _ZIPPERS[encoding](data)
+    named = {name: value for name, value in head.headers.items() if name != "Content-Length"}
+    return [Head(head.status, {**named, "Content-Encoding": ", ".join(encodings)}), Send(data)]
 
 
 def recut(script: Iterable[Step], size: int) -> list[Step]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_magic.backends import _refusals
-from llm_magic.backends._lines import MalformedStream, whole_number
+from llm_magic.backends._lines import MalformedStream, text_of, whole_number
 from llm_magic.errors import RequestRefused
 from llm_magic.keys import Key
 from llm_magic.places import Place
@@ -18,6 +18,7 @@ _WHOLE = (
     "stop", "eos", "eos_token", "stop_token", "stop_sequence", "end_turn", "end_of_text", "complete",
     "completed", "done", "tool_calls", "tool_use", "function_call",
 )  # fmt: skip
+_UNFINISHED = ("", "null", "none")
 _LIMITS = ("length", "max_tokens", "max_length", "model_length", "max_output_tokens")
 _FINISHED: Mapping[str, FinishReason] = {
     **dict.fromkeys(_WHOLE, "stop"), **dict.fromkeys(_LIMITS, "length"),
@@ -46,17 +47,14 @@ class Reader:
         choice = _first(value.get("choices"))
         part = choice.get("delta") or choice.get("message") or {}
         if choice.get("finish_reason"):
-            reason = str(choice["finish_reason"]).lower()
-            self._finish = _FINISHED.get(reason, "truncated")
+            self._end(choice["finish_reason"])
         if not isinstance(part, dict):
             raise MalformedStream("a chunk of an unknown shape")
-        text, reasoning = (
-            part.get("content") or part.get("refusal"),
-            part.get("reasoning") or part.get("reasoning_content"),
-        )
+        text, reasoning = _text(part.get("content") or part.get("refusal"))
+        reasoning = reasoning or _reasoning(part)
         if not text and not reasoning:
             return NOTHING
-        return Chunk(text=_text(text), reasoning=_text(reasoning), time=time.perf_counter())
+        return Chunk(text=text, reasoning=reasoning, time=time.perf_counter())
 
     def whole(self, value: dict[str, Any]) -> Chunk:
         """Return an answer that came in one piece."""
@@ -81,6 +79,12 @@ class Reader:
             finish_reason=self._finish or "truncated", usage=self._usage, time=time.perf_counter()
         )
 
+    def _end(self, reason: object) -> None:
+        """Note why the answer ended; a reason that is unknown ended it early."""
+        name = reason.lower() if isinstance(reason, str) else "unknown"
+        if name not in _UNFINISHED:
+            self._finish = _FINISHED.get(name, "truncated")
+
     def _error(self, value: dict[str, Any]) -> RequestRefused:
         refusal = _refusals.from_object(value)
         said = self._key.scrub(refusal.text) if self._key else refusal.text
@@ -89,7 +93,7 @@ class Reader:
         return RequestRefused(
             f"{self._place.origin} stopped with an error: {said}.",
             brief="an error",
-            status=code if isinstance(code, int) else None,
+            status=whole_number(code),
             parameter=refusal.parameter,
         )
 
@@ -105,17 +109,46 @@ class Reader:
 
 
 def _first(choices: object) -> dict[str, Any]:
+    """Return the choice that is the answer: the one with the index 0, or without any."""
     if choices in (None, []):
         return {}
-    if isinstance(choices, list) and isinstance(choices[0], dict):
-        return choices[0]
-    raise MalformedStream("a chunk of an unknown shape")
+    if not isinstance(choices, list):
+        raise MalformedStream("a chunk of an unknown shape")
+    for choice in choices:
+        if not isinstance(choice, dict):
+            raise MalformedStream("a chunk of an unknown shape")
+        if choice.get("index") in (0, None):
+            return choice
+    return {}
 
 
-def _text(value: object) -> str:
-    """Return text; some servers send it in parts."""
-    if value is None or isinstance(value, str):
-        return value or ""
+def _text(content: object) -> tuple[str, str]:
+    """Return the text and the reasoning of a content, which some servers send in parts."""
+    if isinstance(content, str):
+        return content, ""
+    if not isinstance(content, list):
+        return text_of(content), ""
+    texts, thoughts = [], []
+    for part in content:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, dict):
+            texts.append(_of_part(part.get("text")))
+            thoughts.append(_of_part(part.get("thinking")))
+    return "".join(texts), "".join(thoughts)
+
+
+def _of_part(value: object) -> str:
+    """Return the text of a part: a text, an object with a value, or parts again as Mistral has them."""
     if isinstance(value, list):
-        return "".join(str(p.get("text", "")) for p in value if isinstance(p, dict))
-    raise MalformedStream("a chunk of an unknown shape")
+        return "".join(text_of(part.get("text")) for part in value if isinstance(part, dict))
+    return text_of(value.get("value") if isinstance(value, dict) else value)
+
+
+def _reasoning(part: dict[str, Any]) -> str:
+    """Return the reasoning beside a text; what is no text there is ignored, as a setting may be."""
+    for name in ("reasoning", "reasoning_content"):
+        text = part.get(name)
+        if text and isinstance(text, str | list):
+            return _text(text)[0]
+    return ""

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ import httpcore
 import httpx
 
 from llm_magic.backends import _refusals
-from llm_magic.backends._lines import Decoder, is_whole
+from llm_magic.backends._compression import UnsupportedEncodingError, decompressor
+from llm_magic.backends._lines import Decoder, MalformedStream, is_whole, parse_json
 from llm_magic.backends._transport import CONNECT_S, Transport, transport
 from llm_magic.backends._wait import Wait
 from llm_magic.errors import RequestRefused, ServerError, ServerSilent, ServerUnreachable
@@ -29,10 +31,12 @@ from llm_magic.places import Place, proxy_to
 ANSWER_S = 30.0
 # A model may be read from disk, or wait for others, before its first word: this many times longer.
 FIRST_FACTOR = 5
-# After the last word of an answer nothing but its end is to come.
+# In all, from the last word of an answer to what follows it, and from there to the end of the body.
 END_S, DRAIN_S = 5.0, 0.25
+# After so long without a wait, whoever else needs the event loop has a turn.
+_TURN_S = 0.01
 _MOST_ERROR_BYTES = 64 * 1024
-_MOST_JSON_BYTES = 64 * 1024 * 1024
+_MOST_JSON_BYTES = 16 * 1024 * 1024
 # Whatever a connection can raise, with a proxy and without.
 BROKEN = (
     httpx.RequestError, httpx.StreamError,
@@ -74,12 +78,12 @@ class HttpServer:
     async def _json(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         try:
             async with asyncio.timeout(ANSWER_S), self.stream(method, path, body) as answer:
-                data = await answer.read(_MOST_JSON_BYTES)
+                data = await answer.read_all()
         except TimeoutError:
             raise self.silent(ANSWER_S, "Look at the server.") from None
         try:
-            return json.loads(data)
-        except (ValueError, RecursionError):
+            return parse_json(data)
+        except MalformedStream:
             raise RequestRefused(
                 f"{self.place.url}{path} answers, but not as {self.place.backend} does."
                 " Is --base-url right?",
@@ -183,21 +187,58 @@ class Answer:
     def __init__(self, server: HttpServer, response: httpx.Response, wait: Wait) -> None:
         self._server, self._response, self._wait = server, response, wait
         self.limit = server.limits.idle_s * FIRST_FACTOR
+        self._deadline: float | None = None
         self.kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        plain = response.headers.get("content-encoding", "identity") == "identity"
+        self._clock = asyncio.get_running_loop().time
+        self._turn_began = self._clock()
+        self._decompressor, self._unsupported = None, ""
+        try:
+            self._decompressor = decompressor(response.headers.get("content-encoding", ""))
+        except UnsupportedEncodingError as error:
+            # Raised where the body is read: the status of an error matters more.
+            self._unsupported = str(error)
+        # What the last bytes from the socket decompress to.
+        self._steps: Iterator[bytes] = iter(())
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        # One that compresses although it was asked not to costs a copy.
-        self._raw = aiter(response.stream if plain else response.aiter_bytes())
+        self._raw = aiter(response.stream)
 
     async def piece(self) -> bytes:
-        """Return the next bytes from the socket, none at the end; raises `ServerError`."""
+        """Return the next bytes of the body, none at the end; raises `ServerError`."""
+        if self._unsupported:
+            raise _refusals.compressed(self._server.place, self._unsupported)
+        while True:
+            await self._give_others_a_turn()
+            try:
+                if self._decompressor is None:
+                    return await self._receive()
+                if step := next(self._steps, b""):
+                    return step
+                if not (data := await self._receive()):
+                    return b""
+            except zlib.error as error:
+                raise self._server.broken(error) from None
+            self._steps = self._decompressor.feed(data)
+
+    async def _give_others_a_turn(self) -> None:
+        """Let the event loop do other work if this answer has kept it for long."""
+        now = self._clock()
+        if self._deadline is not None and now >= self._deadline:
+            # A server that sends without a pause never lets a timer ring.
+            raise self._server.silent(0.0)
+        if now - self._turn_began > _TURN_S:
+            await asyncio.sleep(0)
+            self._turn_began = self._clock()
+
+    async def _receive(self) -> bytes:
+        """Return the next bytes as they were sent."""
+        limit = self.limit if self._deadline is None else self._deadline - self._clock()
         try:
-            with self._wait.at_most(self.limit):
+            with self._wait.at_most(limit):
                 return await anext(self._raw)
         except StopAsyncIteration:
             return b""
         except TimeoutError:
-            raise self._server.silent(self.limit) from None
+            raise self._server.silent(limit) from None
         except BROKEN as error:
             raise self._server.broken(error) from None
 
@@ -205,25 +246,36 @@ class Answer:
         """From the first word on, silence means something else than thinking."""
         self.limit = self._server.limits.idle_s
 
+    def ends_within(self, seconds: float) -> None:
+        """End the body after so many seconds in all, whatever comes; an earlier end is kept."""
+        deadline = self._clock() + seconds
+        if self._deadline is None or deadline < self._deadline:
+            self._deadline = deadline
+
     def decoded(self, decoder: Decoder) -> AsyncIterator[bytes]:
         """Return the events of a stream, as they come."""
         return _Events(self, decoder)
 
     async def drain(self) -> None:
         """Read to the end, which is near: the connection can be used again only then."""
-        self.limit = DRAIN_S
+        self.ends_within(DRAIN_S)
         with contextlib.suppress(ServerError):
             while await self.piece():
                 pass
 
     async def read(self, most: int) -> bytes:
         """Return the whole body, or the first `most` bytes of it."""
-        parts: list[bytes] = []
-        size = 0
-        while size < most and (piece := await self.piece()):
-            parts.append(piece)
-            size += len(piece)
-        return b"".join(parts)[:most]
+        parts = bytearray()
+        while len(parts) < most and (piece := await self.piece()):
+            parts += piece
+        return bytes(parts[:most])
+
+    async def read_all(self) -> bytes:
+        """Return the whole body; raises `RequestRefused` where it is larger than any answer."""
+        data = await self.read(_MOST_JSON_BYTES + 1)
+        if len(data) > _MOST_JSON_BYTES:
+            raise _refusals.too_large(self._server.place, _MOST_JSON_BYTES)
+        return data
 
 
 class _Events:
@@ -240,7 +292,8 @@ class _Events:
         while not self._ready:
             piece = await self._answer.piece()
             if piece:
-                self._ready.extend(self._decoder.feed(piece))
+                # Events without data are heartbeats.
+                self._ready.extend(filter(bytes.strip, self._decoder.feed(piece)))
                 continue
             # What the end cut in two is no event, and no error either: the answer is not whole.
             self._ready.extend(filter(is_whole, self._decoder.flush()))

@@ -291,6 +291,23 @@ def no_answer(where: Place, kind: str) -> RequestRefused:
     )
 
 
+def compressed(where: Place, encoding: str) -> RequestRefused:
+    """Return the error for a body that is compressed in a way that is not decoded."""
+    return RequestRefused(
+        f"{where.origin} compresses its answers ({one_line(encoding)}) although the request asks for"
+        " none. Turn compression off in the server, or in the proxy before it.",
+        brief="compressed",
+    )
+
+
+def too_large(where: Place, most: int) -> RequestRefused:
+    """Return the error for a body that is larger than any answer."""
+    return RequestRefused(
+        f"{where.origin} sent more than {most >> 20} MiB in one piece. Is --base-url right?",
+        brief="too large",
+    )
+
+
 def only_one(place: Place, names: Sequence[str]) -> str:
     """Return the one model of a server; raises where there is none or a choice."""
     if len(names) == 1:

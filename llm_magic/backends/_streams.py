@@ -11,6 +11,10 @@ from typing import Any
 
 import httpcore
 
+# The most that is returned at once: httpcore reads up to 700 heads from this without a wait.
+_MOST_AT_ONCE = 16 * 1024
+# After so long without a wait, whoever else needs the event loop has a turn.
+_TURN_S = 0.01
 # More than this is left to the socket until somebody reads.
 _MOST_WAITING = 256 * 1024
 # RFC 8305: how long one address of a host may take before the next is tried beside it.
@@ -38,6 +42,9 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
 
     def __init__(self) -> None:
         self._received, self._unsent = bytearray(), bytearray()
+        # How many bytes have come so far, read or not.
+        self.received = 0
+        self._turn_began = 0.0
         self._arrival: asyncio.Future[None] | None = None
         self._ended, self._paused = False, False
         self._broken: Exception | None = None
@@ -52,6 +59,7 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     def data_received(self, data: bytes) -> None:
         """Keep what came until it is read."""
         self._received += data
+        self.received += len(data)
         if len(self._received) > _MOST_WAITING and not self._paused:
             self._paused = True
             self._transport.pause_reading()
@@ -76,8 +84,14 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Return what has come, at least a byte; none at the end."""
         self._send()
+        loop = asyncio.get_running_loop()
         if not self._received and not self._ended:
             await self._more(timeout)
+            self._turn_began = loop.time()
+        elif loop.time() - self._turn_began > _TURN_S:
+            await asyncio.sleep(0)
+            self._turn_began = loop.time()
+        max_bytes = min(max_bytes, _MOST_AT_ONCE)
         data = bytes(self._received[:max_bytes])
         del self._received[:max_bytes]
         if not data and self._broken is not None:

@@ -23,6 +23,11 @@ from llm_magic.places import Place, proxy_to
 
 # A server that is there takes a connection at once; what it does then may take long.
 CONNECT_S = 5.0
+# What a connection raises that broke before an answer came over it.
+_BROKE = (
+    httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpcore.RemoteProtocolError,
+    httpcore.ReadError, httpcore.WriteError,
+)  # fmt: skip
 # A person takes longer than httpx's 5 s from one cell to the next; who closes earlier is noticed.
 KEEP_S = 60.0
 
@@ -114,8 +119,21 @@ class Proxied(Transport):
     async def _send(
         self, method: str, target: _Target, headers: dict[str, str], content: bytes | None
     ) -> httpx.Response:
-        request = self._client.build_request(method, target.url, headers=headers, content=content)
-        return await self._client.send(request, stream=True)
+        while True:
+            steps: set[str] = set()
+
+            async def trace(name: str, _info: object, steps: set[str] = steps) -> None:
+                steps.add(name)
+
+            request = self._client.build_request(
+                method, target.url, headers=headers, content=content, extensions={"trace": trace}
+            )
+            try:
+                return await self._client.send(request, stream=True)
+            except _BROKE:
+                # Each of these takes a kept connection out of the pool, so this comes to an end.
+                if "connection.connect_tcp.started" in steps:
+                    raise
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -138,9 +156,23 @@ class Direct(Transport):
     async def _send(
         self, method: str, target: _Target, headers: dict[str, str], content: bytes | None
     ) -> httpx.Response:
-        named = list(headers.items())
-        request = httpcore.Request(method, target.wire, headers=named, content=content)
-        connection = self._pop() or await self._open(target.wire.origin)
+        request = httpcore.Request(
+            method, target.wire, headers=list(headers.items()), content=content
+        )
+        connection = self._pop()
+        if connection is not None:
+            before = connection.stream.received
+            try:
+                return await self._exchange(connection, request)
+            except _BROKE:
+                # Servers close kept connections whenever they like, uvicorn for `ilab` at once. A
+                # request that crosses such an end was not answered, and so it is repeated
+                # once, on a new connection.
+                if connection.stream.received != before:
+                    raise
+        return await self._exchange(await self._open(target.wire.origin), request)
+
+    async def _exchange(self, connection: _Connection, request: httpcore.Request) -> httpx.Response:
         self._busy.add(connection)
         try:
             response = await connection.http.handle_async_request(request)

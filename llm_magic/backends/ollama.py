@@ -13,8 +13,14 @@ from types import MappingProxyType
 from typing import Any, TypeGuard
 
 from llm_magic.backends import _refusals
-from llm_magic.backends._http import END_S, HttpServer
-from llm_magic.backends._lines import JsonLinesDecoder, MalformedStream, parse_object, whole_number
+from llm_magic.backends._http import HttpServer
+from llm_magic.backends._lines import (
+    JsonLinesDecoder,
+    MalformedStream,
+    parse_object,
+    text_of,
+    whole_number,
+)
 from llm_magic.backends.base import Report
 from llm_magic.backends.remote import RESERVED, Dialect, Remote, RemoteBackend, entries_with
 from llm_magic.config import GenerationConfig, LoadConfig, ReadSettings
@@ -173,7 +179,9 @@ class OllamaBackend(RemoteBackend):
                     if value.get("error"):
                         raise _not_pulled(server, model, value)
                     report(_pulling(value))
-                    done = value.get("status") == "success"
+                    if done := value.get("status") == "success":
+                        await answer.drain()
+                        break
             except MalformedStream as error:
                 raise LoadFailed(f"{server.place.origin} sent {error} while it pulled.") from None
         if not done:
@@ -228,7 +236,6 @@ class OllamaBackend(RemoteBackend):
                         answer.has_begun()
                         yield chunk
                     if value.get("done"):
-                        answer.limit = END_S
                         last = _last(value)
                         break
             except MalformedStream:
@@ -316,8 +323,10 @@ def _pulling(value: Mapping[str, Any]) -> Progress:
     total, completed = value.get("total"), value.get("completed") or 0
     if isinstance(total, int) and isinstance(completed, int) and total > 0:
         sizes = f"{human_bytes(completed)} of {human_bytes(total)}"
-        return Progress("pulling on the server", min(1.0, completed / total), sizes)
-    return Progress(f"the server is at: {_refusals.one_line(str(value.get('status', 'work')))}")
+        return Progress("pulling on the server", max(0.0, min(1.0, completed / total)), sizes)
+    status = value.get("status")
+    stage = _refusals.one_line(status) if isinstance(status, str) else "work"
+    return Progress(f"the server is at: {stage}")
 
 
 def _not_pulled(server: HttpServer, model: str, value: Mapping[str, Any]) -> ModelNotFound:
@@ -339,8 +348,8 @@ def _chunk(server: HttpServer, value: dict[str, Any]) -> Chunk:
     message = value.get("message") or {}
     if not isinstance(message, dict):
         raise MalformedStream("a chunk of an unknown shape")
-    text, thinking = message.get("content") or "", message.get("thinking") or ""
-    return Chunk(text=str(text), reasoning=str(thinking), time=time.perf_counter())
+    text, thinking = text_of(message.get("content")), text_of(message.get("thinking"))
+    return Chunk(text=text, reasoning=thinking, time=time.perf_counter())
 
 
 def _last(value: Mapping[str, Any]) -> Chunk:

@@ -12,7 +12,13 @@ from urllib.parse import quote
 from llm_magic.backends import _refusals
 from llm_magic.backends._chat_chunks import NOTHING, Reader
 from llm_magic.backends._http import END_S, HttpServer
-from llm_magic.backends._lines import EventDecoder, MalformedStream, parse_object, whole_number
+from llm_magic.backends._lines import (
+    EventDecoder,
+    MalformedStream,
+    is_done,
+    parse_object,
+    whole_number,
+)
 from llm_magic.backends.base import Report, TokenCount
 from llm_magic.backends.remote import RESERVED, Dialect, Remote, RemoteBackend, entries_with
 from llm_magic.config import GenerationConfig, LoadConfig, ReadSettings
@@ -241,18 +247,18 @@ class OpenAICompatibleBackend(RemoteBackend):
         async with remote.server.stream("POST", path, body) as answer:
             if answer.kind == "application/json":
                 # Asked for a stream, some gateways answer in one piece.
-                yield reader.whole(parse_object(await answer.read(1 << 26)))
+                yield reader.whole(parse_object(await answer.read_all()))
                 return
             try:
                 async for event in answer.decoded(EventDecoder()):
                     heard = True
-                    if event == b"[DONE]":
+                    if is_done(event):
                         break
                     chunk = reader.read(parse_object(event))
                     if chunk.text or chunk.reasoning:
                         answer.has_begun()
                     if reader.finished:
-                        answer.limit = END_S
+                        answer.ends_within(END_S)
                     if chunk is not NOTHING:
                         yield chunk
             except (ServerError, MalformedStream):

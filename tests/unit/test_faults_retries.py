@@ -18,7 +18,7 @@ from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.scripted import settings
 from tests.unit.remote import NOW, fails, notices, questions, session_on, still_works
-from tests.wire import Pause, Reset, delta, html_answer, refusal, sse
+from tests.wire import SSE, Head, Pause, Reset, delta, html_answer, refusal, sse
 
 
 @pytest.fixture
@@ -153,7 +153,8 @@ def test_a_notice_is_no_part_of_the_answer(session: Session, server: FaultServer
 
 def test_different_failures_count_together(session: Session, server: FaultServer) -> None:
     limited(server, 429, Retry_After="0")
-    server.will(CHAT, Reset())
+    # Behind its head: on a kept connection, one that breaks before is replaced at once.
+    server.will(CHAT, Head(200, SSE), Reset())
     limited(server, 503, Retry_After="0")
     assert [notice.partition(",")[0] for notice in notices(session)] == ["429", "connection lost"]
     assert len(questions(server)) == 3

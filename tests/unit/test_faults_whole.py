@@ -74,8 +74,24 @@ def bare(content: str, **more: Any) -> bytes:
     return json.dumps({"choices": [{"delta": {"content": content}, **more}]}).encode()
 
 
+def content(value: Any) -> dict[str, Any]:
+    """Return a chunk with any content."""
+    return {"choices": [{"index": 0, "delta": {"content": value}}]}
+
+
+def beside(text: str, finish: str | None = None) -> dict[str, Any]:
+    """Return a chunk of a second choice, as servers send it that are asked for two."""
+    return {"choices": [{"index": 1, "delta": {"content": text}, "finish_reason": finish}]}
+
+
+def both(other: str, text: str) -> dict[str, Any]:
+    """Return a chunk of two choices, the second one first."""
+    return {"choices": [*beside(other)["choices"], *delta(text)["choices"]]}
+
+
 WHOLE = words("Grüße", " 🦙")
 ESCAPED = json.dumps(TEXT).encode()
+ENDED = delta(finish="stop")
 GZIP, DEFLATE = ({**SSE, "Content-Encoding": kind} for kind in ("gzip", "deflate"))
 
 
@@ -107,7 +123,21 @@ GZIP, DEFLATE = ({**SSE, "Content-Encoding": kind} for kind in ("gzip", "deflate
         sse({"choices": [{"delta": {"content": [{"type": "text", "text": TEXT}]}}]}, delta(finish="stop")),
         sse({"choices": [{"message": {"content": TEXT}, "finish_reason": "stop"}]}),
         sse({**delta(TEXT, finish="stop"), "error": None}),
+        sse(b"", delta("Grüße"), b" ", delta(" 🦙"), b"", delta(finish="stop"), b"", b" [DONE] "),
+        [Head(200, SSE), Send(b"data\n\n"), *WHOLE[1:-1], Send(b"data:  [DONE] \n\n")],
+        sse(delta(TEXT), delta(finish="stop"), b"", done=False),
+        sse(beside("No"), delta("Grüße"), both("No", " 🦙"), delta(finish="stop"), beside("No", "length")),
+        sse({"choices": [{"index": None, "delta": {"content": TEXT}, "finish_reason": "stop"}]}),
+        sse(content([{"type": "text", "text": "Grüße"}, {"type": "text", "text": None}, " 🦙"]), ENDED),
+        sse(content([{"text": {"value": "Grüße"}}, {"text": [{"text": " 🦙"}]}, {"image": 1}, 2]), ENDED),
+        sse(content(False), delta(TEXT, reasoning={}), ENDED),
+        sse(content({}), delta(TEXT, reasoning=True, reasoning_content=5), ENDED),
+        sse(delta(TEXT, finish=""), delta(finish="null"), ENDED),
+        [Head(200, SSE), Send(b"\n\xef\xbb\xbfdata: {\n\n"), *WHOLE[1:]],
         json_answer(200, completion(TEXT)),
+        json_answer(200, b"\xef\xbb\xbf" + json.dumps(completion(TEXT)).encode()),
+        json_answer(200, {**completion(TEXT), "choices": [beside("No")["choices"][0],
+                                                          completion(TEXT)["choices"][0]]}),
         json_answer(200, completion(TEXT), {"Content-Type": "application/json; charset=utf-8"}),
         [Head(200, {"Content-Type": "application/json", "Content-Encoding": "gzip"}),
          Send(gzip.compress(json.dumps(completion(TEXT)).encode()))],
@@ -116,8 +146,10 @@ GZIP, DEFLATE = ({**SSE, "Content-Encoding": kind} for kind in ("gzip", "deflate
     ],
     ids=["bytes", "sevens", "at-once", "crlf", "cr", "crlf-bytes", "until-close", "length", "plain",
          "no-type", "gzip", "deflate", "hints", "comments", "fields", "no-blank-line", "null-content", "bare",
-         "no-choices", "no-delta", "nothing-but-finish", "parts", "message", "no-error", "json",
-         "json-charset", "json-gzip", "json-bytes"],
+         "no-choices", "no-delta", "nothing-but-finish", "parts", "message", "no-error",
+         "heartbeats", "bare-data", "heartbeat-at-the-end", "other-choice", "null-index", "null-part",
+         "nested-parts", "false-content", "odd-reasoning", "not-finished", "late-mark", "json",
+         "json-mark", "json-choices", "json-charset", "json-gzip", "json-bytes"],
 )  # fmt: skip
 def test_the_answer_is_the_same(session: Session, server: FaultServer, script: list[Step]) -> None:
     server.will(CHAT, *script)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from llm_magic.backends._lines import (
     MAX_LINE,
+    MAX_VALUES,
     Decoder,
     EventDecoder,
     JsonLinesDecoder,
@@ -164,7 +165,7 @@ def test_a_line_without_an_end_is_given_up() -> None:
     decoder, piece = LineDecoder(), b"x" * (1 << 20)
     for _ in range(MAX_LINE // len(piece)):
         assert list(decoder.feed(piece)) == []
-    with pytest.raises(MalformedStream, match="a line without an end"):
+    with pytest.raises(MalformedStream, match="a line of more than 16 MiB"):
         list(decoder.feed(b"x"))
 
 
@@ -179,7 +180,7 @@ def test_many_lines_may_be_longer_together_than_one_may_be() -> None:
     "data",
     [
         b"", b"[DONE", b"{", b"nothing", b"{'a': 1}", b'{"a": 1} {"b": 2}', b"\xff\xfe{}", b"\x00",
-        b'{"a": "\xff"}', b"[" * 100_000, b'{"a":' * 100_000, b'{"a": ' + b"1" * 5000 + b"}",
+        b'{"a": "\xff}', b"[" * 100_000, b'{"a":' * 100_000, b'{"a": ' + b"1" * 5000 + b"}",
     ],
 )  # fmt: skip
 def test_what_is_no_json_is_malformed(data: bytes) -> None:
@@ -191,6 +192,16 @@ def test_what_is_no_json_is_malformed(data: bytes) -> None:
 def test_json_that_is_no_object_is_malformed(data: bytes) -> None:
     with pytest.raises(MalformedStream, match="JSON that is no object"):
         parse_object(data)
+
+
+def test_bytes_that_are_no_utf8_are_replaced() -> None:
+    assert parse_object(b'\xef\xbb\xbf{"a": "\xffb\xe2\x80"}') == {"a": "\ufffdb\ufffd"}
+
+
+@pytest.mark.parametrize("value", [b"{},", b"[],", b"0,", b'"k":{},'])
+def test_json_of_too_many_values_is_malformed(value: bytes) -> None:
+    with pytest.raises(MalformedStream, match="JSON of too many values"):
+        parse_object(b'{"a": [' + value * MAX_VALUES + b"0]}")
 
 
 def test_what_python_alone_takes_for_json_breaks_nothing() -> None:
@@ -211,8 +222,9 @@ def test_whatever_arrives_is_an_object_or_malformed(data: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("event", "whole"),
-    [(b"{}", True), (b'{"a": 1}', True), (b"[DONE]", True), (b"[1]", True), (b'{"a": "b', False),
-     (b"[DON", False), (b"", False), (b'{"a": "\xf0\x9f', False), (b"[" * 100_000, False)],
+    [(b"{}", True), (b'{"a": 1}', True), (b"[DONE]", True), (b" [DONE] ", True), (b"[1]", True),
+     (b'{"a": "b', False), (b"[DON", False), (b"", False), (b'{"a": "\xf0\x9f', False),
+     (b"[" * 100_000, False)],
 )  # fmt: skip
 def test_an_event_that_a_stream_ended_in_is_whole_or_not(event: bytes, whole: bool) -> None:
     assert is_whole(event) is whole

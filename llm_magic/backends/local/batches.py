@@ -20,7 +20,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from llm_magic.backends.local import decoding, memory
-from llm_magic.backends.local.detokenize import Detokenizer, StopText
+from llm_magic.backends.local.detokenize import Detokenizer
 from llm_magic.backends.local.encoding import encode, room
 from llm_magic.backends.local.groups import takes_rows
 from llm_magic.backends.local.lockstep import Batch, OneByOne
@@ -30,6 +30,7 @@ from llm_magic.backends.local.rows import Job, Row, fresh
 from llm_magic.backends.local.turns import turn
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.errors import LLMMagicError
+from llm_magic.overlap import StopText
 
 
 def stream_many(loaded: Loaded, job: Job) -> None:

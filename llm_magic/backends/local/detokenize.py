@@ -1,4 +1,4 @@
-"""Token ids to text, one at a time and at a flat cost; and stop strings on that text."""
+"""Token ids to text, one at a time and at a flat cost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llm_magic.backends.local.thoughts import Marks
-from llm_magic.overlap import overlap
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -73,34 +72,3 @@ class Detokenizer:
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
-
-
-class StopText:
-    """Ends a text before the first of some strings, holding back what may be their beginning."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = [stop for stop in stops if stop]
-        self._held = ""
-        self.reached = False
-
-    def feed(self, text: str) -> str:
-        """Return what can be shown now; sets `reached` when a stop string has come."""
-        if not self._stops or self.reached:
-            return "" if self.reached else text
-        self._held += text
-        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            self.reached = True
-            # Of several the one that is whole first: so the pieces of a text do not matter.
-            _end, begin = min(found)
-            shown, self._held = self._held[:begin], ""
-            return shown
-        keep = max(overlap(self._held, stop) for stop in self._stops)
-        cut = len(self._held) - keep
-        shown, self._held = self._held[:cut], self._held[cut:]
-        return shown
-
-    def flush(self) -> str:
-        """Return what was held back: no stop string came of it."""
-        rest, self._held = self._held, ""
-        return rest

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.generation.streamers import BaseStreamer
 
-from llm_magic.backends.local.detokenize import Detokenizer, StopText
+from llm_magic.backends.local.detokenize import Detokenizer
 from llm_magic.backends.local.parameters import end_ids
 from llm_magic.backends.local.worker import Cancelled
+from llm_magic.overlap import StopText
 from llm_magic.types import Chunk, FinishReason, Usage
 
 if TYPE_CHECKING:

@@ -9,10 +9,11 @@ from threading import Event
 
 import torch
 
-from llm_magic.backends.local.detokenize import Detokenizer, StopText
+from llm_magic.backends.local.detokenize import Detokenizer
 from llm_magic.backends.local.worker import Translate
 from llm_magic.config import GenerationConfig
 from llm_magic.errors import LLMMagicError
+from llm_magic.overlap import StopText
 from llm_magic.types import Chunk, FinishReason, Message, Usage
 
 Item = Chunk | LLMMagicError
