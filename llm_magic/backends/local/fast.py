@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.generation.logits_process import LogitsProcessorList
 
 from llm_magic.backends.base import Report
+from llm_magic.backends.local import memory
 from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.gguf import cache_folder
 from llm_magic.backends.local.static import StaticStep, bucket, fits, why_not
@@ -108,7 +109,7 @@ class FastPath:
 
     def _length(self, needed: int) -> int:
         text_config = self._model.config.get_text_config()
-        context = getattr(text_config, "max_position_embeddings", None)
+        context = memory.context_length(getattr(text_config, "max_position_embeddings", None))
         least = min(_COMPILED_LENGTH, context or _COMPILED_LENGTH) if self._compiled else 1
         return bucket(max(needed, least), context)
 

@@ -14,6 +14,7 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,10 +114,13 @@ def prepare_inputs(
     Uses `prepare_inputs_for_generation(next_sequence_length=…, is_first_iteration=…)`.
     """
     # It comes from a mixin that the annotations of models do not show.
-    prepare: Any = model.prepare_inputs_for_generation  # type: ignore[operator]
-    inputs: dict[str, Any] = prepare(
-        ids, next_sequence_length=new, is_first_iteration=first, **arguments
-    )
+    prepare: Any = partial(model.prepare_inputs_for_generation, ids, is_first_iteration=first)  # type: ignore[arg-type]
+    inputs: dict[str, Any] = prepare(next_sequence_length=new, **arguments)
+    found = cache_in(arguments)
+    if found is not None and inputs.get(found[0]) is None:
+        # Phi-3 drops the cache where it needs another scale of positions. Old versions then read
+        # only the new tokens.
+        inputs = prepare(next_sequence_length=None, **arguments)
     return inputs
 
 
