@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +18,9 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import GenerationMixin
 
+from llm_magic.backends.local import resident
+from llm_magic.backends.local.fast import FastPath
+from llm_magic.backends.local.steps import Pace
 from llm_magic.config import GenerationConfig
 from llm_magic.session import Session
 from tests.local_models import parrot
@@ -25,14 +29,15 @@ from tests.plain_generate import PlainGenerate
 from tests.tiny_models import Architecture, tiny, tiny_llama
 
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
-OWN_STATE = ("rwkv", "xlnet")
+OWN_STATE: tuple[Architecture, ...] = ("rwkv", "xlnet")
 PROMPT = "the other man in a hat on the table sat there"
-LONG_PROMPT = PROMPT * 4
+LONG_PROMPT = PROMPT * 5
 GREEDY: dict[str, Any] = {"do_sample": False}
 SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 1.3, "top_k": 50, "top_p": 0.9}
 MODES = pytest.mark.parametrize("mode", [GREEDY, SAMPLED], ids=["greedy", "seeded"])
 LENGTHS = pytest.mark.parametrize("length", [1, 2, 6, "end"])
 SEED = 5
+PIECE = 64
 
 
 class Pair:
@@ -83,7 +88,10 @@ def pair(
     request: pytest.FixtureRequest, session: Session, tmp_path_factory: pytest.TempPathFactory
 ) -> Pair:
     folder = tmp_path_factory.mktemp("models") / request.param
-    return Pair(session, tiny(folder, request.param, chat_template=None))
+    with pytest.MonkeyPatch.context() as patch:
+        # A large model reads its prompts in pieces, too.
+        patch.setattr(resident, "first_pace", lambda *_about: Pace(PIECE))
+        return Pair(session, tiny(folder, request.param, chat_template=None))
 
 
 @MODES
@@ -95,12 +103,15 @@ def test_answer_is_that_of_generate(pair: Pair, mode: dict[str, Any], length: in
 @MODES
 def test_answer_to_long_prompt_is_that_of_generate(pair: Pair, mode: dict[str, Any]) -> None:
     pair.check(LONG_PROMPT, mode, 6)
+    # Past the window of Gemma 2 and the first scale of Phi-3, and read in several pieces.
+    assert pair.plain.prompt_tokens > 2 * PIECE
 
 
 def test_fast_path_is_off_only_where_status_has_the_reason(
     session: Session, tmp_path: Path
 ) -> None:
-    for architecture in ("llama", "gemma2", "gpt2", *OWN_STATE):
+    shown: tuple[Architecture, ...] = ("llama", "gemma2", "gpt2", *OWN_STATE)
+    for architecture in shown:
         session.load(str(tiny(tmp_path / architecture, architecture)), name="m")
         decoding = session.status().backend_details["decoding"]
         assert ("fast path off" in decoding) == (architecture in OWN_STATE)
@@ -204,6 +215,22 @@ def test_seed_repeats_an_answer(session: Session, tmp_path: Path) -> None:
     assert texts[0] == texts[2] != texts[1]
 
 
+@MODES
+def test_answer_by_steps_of_fixed_shape_is_that_of_generate(
+    monkeypatch: pytest.MonkeyPatch, session: Session, tmp_path: Path, mode: dict[str, Any]
+) -> None:
+    # As on a GPU, without its graphs.
+    monkeypatch.setattr(resident, "FastPath", partial(FastPath, forced=True))
+    folder = tiny_llama(tmp_path / "llama", chat_template=None)
+    plain = PlainGenerate(folder)
+    session.load(str(folder), name="m", dtype="float32")
+    options = {name: value for name, value in mode.items() if name != "do_sample"}
+    reply = session.generate(PROMPT, max_new_tokens=20, seed=SEED, **options)
+    assert reply.text == plain.answer(PROMPT, SEED, max_new_tokens=20, **mode)
+    assert reply.usage.completion_tokens == len(plain.new)
+    assert session.status().backend_details["decoding"] == "fixed shapes"
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
 def test_second_turn_reuses_what_was_read(
     session: Session, tmp_path: Path, architecture: Architecture
@@ -228,10 +255,11 @@ def test_second_turn_reuses_what_was_read(
 
 
 @MODES
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
 def test_batch_has_the_answers_of_single_prompts(
-    session: Session, tmp_path: Path, mode: dict[str, Any]
+    session: Session, tmp_path: Path, mode: dict[str, Any], architecture: Architecture
 ) -> None:
-    batch = Asker(session).load(tiny_llama(tmp_path / "llama"))
+    batch = Asker(session).load(tiny(tmp_path / "m", architecture))
     options = {name: value for name, value in mode.items() if name != "do_sample"}
     options.setdefault("temperature", 0)
     config = GenerationConfig(max_new_tokens=8, seed=SEED, **options)

@@ -167,9 +167,7 @@ def describe(model: PreTrainedModel, base: ModelInfo, config: LoadConfig) -> Mod
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=config.quantization,
         size=int(model.get_memory_footprint()),
-        context_length=memory.context_length(
-            getattr(text_config, "max_position_embeddings", None)
-        ),
+        context_length=memory.context_length(getattr(text_config, "max_position_embeddings", None)),
         revision=base.revision,
         load_s=base.load_s,
     )

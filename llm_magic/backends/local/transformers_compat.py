@@ -114,7 +114,8 @@ def prepare_inputs(
     Uses `prepare_inputs_for_generation(next_sequence_length=…, is_first_iteration=…)`.
     """
     # It comes from a mixin that the annotations of models do not show.
-    prepare: Any = partial(model.prepare_inputs_for_generation, ids, is_first_iteration=first)  # type: ignore[arg-type]
+    method: Any = model.prepare_inputs_for_generation
+    prepare = partial(method, ids, is_first_iteration=first)
     inputs: dict[str, Any] = prepare(next_sequence_length=new, **arguments)
     found = cache_in(arguments)
     if found is not None and inputs.get(found[0]) is None:
@@ -266,6 +267,7 @@ def repeated(cache: DynamicCache, count: int) -> DynamicCache:
 
 def drop_columns(cache: Cache, columns: int) -> None:
     """Remove the first `columns` positions of all sequences; windows may have dropped some."""
+    layer: Any
     for layer in filter(_holds_keys, cache.layers):
         forgotten = layer.get_seq_length() - layer.keys.shape[-2]
         if isinstance(layer, caches.DynamicSlidingWindowLayer):
@@ -276,6 +278,8 @@ def drop_columns(cache: Cache, columns: int) -> None:
 
 def join(cache: Cache, other: Cache) -> None:
     """Add the sequences of `other` to `cache`, padded on the left; empties `other`."""
+    layer: Any
+    added: Any
     for layer, added in zip(cache.layers, other.layers, strict=True):
         if not _holds_keys(layer):
             continue
@@ -366,16 +370,17 @@ def _prepare_takes_length() -> bool:
 
 
 def _layers_crop() -> bool:
-    layer = caches.DynamicLayer()
+    layer: Any = caches.DynamicLayer()
     layer.update(*_states(4))
     layer.crop(-1)
-    return layer.get_seq_length() == 3 and tuple(layer.keys.shape) == (1, 1, 3, 2)
+    return bool(layer.get_seq_length() == 3) and tuple(layer.keys.shape) == (1, 1, 3, 2)
 
 
 def _windows_count() -> bool:
     layer: Any = caches.DynamicSlidingWindowLayer(sliding_window=4)
     layer.update(*_states(6))
-    return layer.cumulative_length == 6 and layer.keys.shape[-2] == 3 and layer.sliding_window == 4
+    counted = (layer.cumulative_length, layer.sliding_window, layer.keys.shape[-2])
+    return bool(counted == (6, 4, 3))
 
 
 def _sequences_join() -> bool:
