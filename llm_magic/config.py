@@ -110,6 +110,8 @@ RepetitionPenalty = Annotated[
 Seed = Annotated[
     int | None,
     Ge(0),
+    # On a CPU torch uses 32 bits of a seed: larger ones would repeat the answers of smaller ones.
+    Le(2**32 - 1),
     _Or_model,
     Flag(("--seed",), "N"),
     Field(description="The same seed gives the same text."),

@@ -58,7 +58,9 @@ class OptionSpec:
         if self.choices:
             return ", ".join(self.choices)
         if self.minimum is not None and self.maximum is not None:
-            return f"{self.minimum:g} to {self.maximum:g}"
+            # All digits of a large whole number: `seed` has one.
+            most = f"{self.maximum:.0f}" if self.maximum.is_integer() else f"{self.maximum:g}"
+            return f"{self.minimum:g} to {most}"
         return f"{self.minimum:g} or more" if self.minimum is not None else ""
 
     def works_on(self, backend: str) -> bool:

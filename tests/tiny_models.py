@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 Architecture = Literal[
     "llama", "qwen3", "gemma2", "gemma3_text", "mistral", "mamba", "gpt2", "jamba", "granitemoehybrid",
-    "lfm2", "phi3",
+    "lfm2", "phi3", "rwkv", "xlnet",
 ]  # fmt: skip
 
 CHATML = (
@@ -67,6 +67,9 @@ _EXTRAS: dict[Architecture, dict[str, Any]] = {
             "short_factor": [1.0] * 8, "long_factor": [4.0] * 8,
         },
     },
+    # No cache of Transformers: a state of their own kind.
+    "rwkv": {"attention_hidden_size": 64},
+    "xlnet": {"n_head": 4},
 }  # fmt: skip
 
 
@@ -120,9 +123,12 @@ def tiny(folder: Path, architecture: Architecture, **changes: Unpack[Options]) -
 
 def _sizes(architecture: Architecture, options: Options) -> dict[str, Any]:
     sizes = dict(_EXTRAS[architecture])
-    if architecture != "mamba":  # a state space has no positions that could run out
+    # A state space and relative positions have no limit.
+    if architecture not in {"mamba", "xlnet"}:
         sizes["max_position_embeddings"] = options["max_position_embeddings"]
-    if architecture not in {"mamba", "gpt2"}:
+    if architecture == "xlnet":
+        sizes |= {"d_inner": 2 * options["hidden"], "d_head": options["hidden"] // sizes["n_head"]}
+    elif architecture not in {"mamba", "gpt2"}:
         sizes["intermediate_size"] = 2 * options["hidden"]
     return sizes
 

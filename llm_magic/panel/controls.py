@@ -52,7 +52,7 @@ class NumberControl(_Control):
             none_label="random" if spec.name == "seed" else "model's own",
             fallback=float(fallback),
             minimum=spec.minimum or 0.0,
-            maximum=slider.maximum if slider else 0.0,
+            maximum=slider.maximum if slider else spec.maximum or 0.0,
             step=slider.step if slider else 1.0,
             bounded=spec.maximum is not None,
             slides=slider is not None,

@@ -192,7 +192,7 @@ class LocalTransformersBackend(Backend):
             return {}
         kept = loaded.prefixes
         return {
-            "decoding": loaded.fast.how,
+            "decoding": loaded.decoding,
             "kept prompts": f"{human_bytes(kept.nbytes)} of at most {human_bytes(kept.budget)}",
         }
 

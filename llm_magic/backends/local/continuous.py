@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.utils import import_utils
 
+from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.rows import Ending, Row
 from llm_magic.backends.local.worker import Cancelled
 
@@ -30,10 +30,10 @@ _POLL_S = 0.05
 
 def flash_attention(model: PreTrainedModel) -> str | None:
     """Return the installed kind of FlashAttention that this model can use, if any."""
-    # What Transformers has no typed way to ask for.
-    able: Any = model
     halves = (torch.float16, torch.bfloat16)
-    if model.device.type != "cuda" or model.dtype not in halves or not able._supports_flash_attn:
+    if model.device.type != "cuda" or model.dtype not in halves:
+        return None
+    if not compat.supports_flash_attention(model):
         return None
     if import_utils.is_flash_attn_3_available():
         return "flash_attention_3"
@@ -44,7 +44,7 @@ def understands(processors: Sequence[Any], rows: Sequence[Row]) -> bool:
     """Whether these rows get there what they were promised."""
     seeded = any(row.generator is not None for row in rows)
     known = all(getattr(p, "supports_continuous_batching", None) is True for p in processors)
-    return known and not seeded
+    return known and not seeded and compat.continuous_config(_PAGE, 1) is not None
 
 
 def answer(
@@ -62,9 +62,8 @@ def answer(
     most = max(row.longest for row in rows)
     needed = min(tokens, sum(row.longest for row in rows))
     blocks = math.ceil(max(needed, most) / _PAGE) + len(rows)
-    config = ContinuousBatchingConfig(
-        page_size=_PAGE, num_blocks=blocks, auto_switch_to_flash=False
-    )
+    config = compat.continuous_config(_PAGE, blocks)
+    assert config is not None
     by_id = {str(row.index): row for row in rows}
     with _manager(model, settings, config) as manager:
         for name, row in by_id.items():
@@ -99,11 +98,9 @@ def _take(manager: Any, row: Row, output: Any, ending: Ending) -> None:
 
 
 @contextlib.contextmanager
-def _manager(
-    model: PreTrainedModel, settings: Any, config: ContinuousBatchingConfig
-) -> Iterator[Any]:
+def _manager(model: PreTrainedModel, settings: Any, config: Any) -> Iterator[Any]:
     able: Any = model
-    before, flash = model.config._attn_implementation, flash_attention(model)
+    before, flash = compat.attention(model), flash_attention(model)
     log = logging.getLogger("ContinuousBatchingLogger")
     level = log.level
     # It logs what it does, and the traceback of what it also hands over as an error.
@@ -123,6 +120,6 @@ def _manager(
             manager.stop(hard_stop=True)
             manager.destroy()
     finally:
-        if model.config._attn_implementation != before:
+        if compat.attention(model) != before:
             able.set_attn_implementation(before)
         log.setLevel(level)

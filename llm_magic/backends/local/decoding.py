@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers import GenerationConfig as TransformersConfig
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import (
@@ -17,14 +18,15 @@ from transformers.generation.stopping_criteria import (
     StoppingCriteriaList,
 )
 
+from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.drafts import Assistant, Confidence, Drafter, NoDrafts, PromptLookup
 from llm_magic.backends.local.emitting import Emit, Emitter, Stopped
 from llm_magic.backends.local.encoding import encode, room
 from llm_magic.backends.local.parameters import end_ids, generate_options, seeded
-from llm_magic.backends.local.prefixes import can_be_cut, fork, short_length
+from llm_magic.backends.local.prefixes import can_be_cut, short_length
 from llm_magic.backends.local.resident import Loaded
 from llm_magic.backends.local.static import LateReader, StaticStep
-from llm_magic.backends.local.steps import Steps, cache_in
+from llm_magic.backends.local.steps import Steps
 from llm_magic.backends.local.thoughts import begun
 from llm_magic.backends.local.turns import turn
 from llm_magic.backends.local.worker import Cancelled
@@ -54,25 +56,36 @@ def stream(
         emitter = Emitter(loaded, stop, cancel, emit)
         loop = _Loop(loaded, emitter, cancel)
         with seeded(config.seed, loaded.model.device), contextlib.suppress(Stopped):
-            # `generate` comes from a mixin that the annotations of models do not show. It
-            # prepares everything, and then calls the loop that it is given.
-            generate: Any = loaded.model.generate
-            generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                custom_generate=loop.decode,
-                **options,
-            )
+            loop.answer(ids, options)
     emitter.finish(prompt_tokens, options, loop.reused)
 
 
+class _NoCache(Exception):
+    """Raised inside `generate`, before the first step, where it has made no cache to work with."""
+
+
 class _Loop:
-    """One answer; its `decode` stands in for the loop of ``generate``."""
+    """One answer; its `decode` replaces the loop of ``generate`` where that is possible."""
 
     def __init__(self, loaded: Loaded, emitter: Emitter, cancel: threading.Event) -> None:
         self._loaded, self._emitter, self._cancel = loaded, emitter, cancel
         self._short = short_length(loaded.model)
         self.reused = 0
+
+    def answer(self, ids: torch.Tensor, options: dict[str, Any]) -> None:
+        """Answer a prompt of shape (1, length)."""
+        loaded = self._loaded
+        # `generate` comes from a mixin that the annotations of models do not show. It prepares
+        # everything, and then calls the loop that it is given.
+        generate: Any = loaded.model.generate
+        generate = partial(generate, input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+        if loaded.why_plain is None:
+            try:
+                generate(custom_generate=self.decode)
+                return
+            except _NoCache:
+                loaded.why_plain = f"{type(loaded.model).__name__} has a state of its own kind"
+        generate(streamer=self._emitter)
 
     def decode(
         self,
@@ -83,15 +96,9 @@ class _Loop:
         generation_config: TransformersConfig,
         **arguments: Any,
     ) -> torch.Tensor:
-        """Answer, as ``GenerationMixin._sample`` does; returns all ids of shape (1, length)."""
-        if cache_in(arguments) is None:
-            # A model that keeps its state in its own way is left to Transformers.
-            sample: Any = GenerationMixin._sample
-            ids: torch.Tensor = sample(
-                model, input_ids, logits_processor, stopping_criteria, generation_config,
-                streamer=self._emitter, **arguments,
-            )  # fmt: skip
-            return ids
+        """Answer with one sequence; returns all ids of shape (1, length)."""
+        if compat.cache_in(arguments) is None:
+            raise _NoCache
         limit: Any = generation_config.max_length
         steps = Steps(model, input_ids, arguments, limit - input_ids.shape[1])
         choice = Choice(logits_processor, sampling=bool(generation_config.do_sample))
@@ -117,7 +124,7 @@ class _Loop:
         logits = steps.read(self._loaded.pace, self._cancel)
         if isinstance(steps.cache, DynamicCache) and not can_be_cut(steps.cache):
             # It cannot be cut back to here later, where the next turn may well begin.
-            self._loaded.prefixes.keep(prompt, fork(steps.cache), steps.cuts)
+            self._loaded.prefixes.keep(prompt, compat.fork(steps.cache), steps.cuts)
         return logits
 
     def _put(self, steps: Steps, token: int, ends: Ends) -> bool:

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel
 
-from llm_magic.backends.local.prefixes import new_cache
+from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.steps import Pace, Steps
 
 _LENGTHS = (1, 2, 4, 8)
@@ -150,7 +150,7 @@ class Assistant:
     def _begin(self, tokens: Sequence[int], room: int) -> Steps:
         ids = torch.tensor([tokens], device=self._model.device)
         arguments = {
-            "past_key_values": new_cache(self._model),
+            **compat.cache_argument(self._model, compat.new_cache(self._model)),
             "use_cache": True,
             "logits_to_keep": 1,
         }

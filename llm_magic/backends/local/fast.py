@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from transformers.generation.logits_process import LogitsProcessorList
 
 from llm_magic.backends.base import Report
+from llm_magic.backends.local import memory
+from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.gguf import cache_folder
-from llm_magic.backends.local.prefixes import new_cache
 from llm_magic.backends.local.static import StaticStep, bucket, fits, why_not
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.types import Progress
@@ -71,12 +72,12 @@ class FastPath:
 
     def _slower(self, step: StaticStep) -> str | None:
         """Return by how much a compiled step is slower than a usual one; None if it is not."""
-        cache = new_cache(self._model)
+        cache = compat.cache_argument(self._model, compat.new_cache(self._model))
         token = torch.zeros((1, 1), dtype=torch.long, device=self._model.device)
 
         def usual() -> None:
             with torch.inference_mode():
-                self._model(input_ids=token, past_key_values=cache, use_cache=True)
+                self._model(input_ids=token, use_cache=True, **cache)
 
         compiled_s, usual_s = _seconds(step.try_out), _seconds(usual)
         if compiled_s < usual_s:
@@ -108,7 +109,7 @@ class FastPath:
 
     def _length(self, needed: int) -> int:
         text_config = self._model.config.get_text_config()
-        context = getattr(text_config, "max_position_embeddings", None)
+        context = memory.context_length(getattr(text_config, "max_position_embeddings", None))
         least = min(_COMPILED_LENGTH, context or _COMPILED_LENGTH) if self._compiled else 1
         return bucket(max(needed, least), context)
 

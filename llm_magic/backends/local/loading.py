@@ -16,6 +16,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from llm_magic.backends.base import Report
+from llm_magic.backends.local import memory
 from llm_magic.backends.local.turns import turn
 from llm_magic.backends.local.widening import widen
 from llm_magic.backends.local.worker import Cancelled
@@ -166,7 +167,7 @@ def describe(model: PreTrainedModel, base: ModelInfo, config: LoadConfig) -> Mod
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=config.quantization,
         size=int(model.get_memory_footprint()),
-        context_length=getattr(text_config, "max_position_embeddings", None),
+        context_length=memory.context_length(getattr(text_config, "max_position_embeddings", None)),
         revision=base.revision,
     )
 

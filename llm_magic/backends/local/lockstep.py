@@ -19,8 +19,8 @@ from transformers.generation.stopping_criteria import (
 )
 
 from llm_magic.backends.local import continuous, memory
+from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.groups import Group, shortest_window
-from llm_magic.backends.local.prefixes import new_cache
 from llm_magic.backends.local.resident import Loaded
 from llm_magic.backends.local.rows import Ending, Job, Row, common_prefix
 from llm_magic.backends.local.worker import Cancelled
@@ -89,7 +89,7 @@ class Batch:
         self._positioned = inputs.get("position_ids") is not None
         self._settings = settings
         # The rest is what `generate` tells the model about every pass.
-        own = ("past_key_values", "attention_mask", "position_ids")
+        own = (*compat.CACHE_NAMES, "attention_mask", "position_ids")
         self._told = {name: value for name, value in inputs.items() if name not in own}
 
     def run(self) -> None:
@@ -177,13 +177,13 @@ class Batch:
 
     def _begin(self, group: Group) -> None:
         if not self._prefix:
-            group.cache = new_cache(self._loaded.model)
+            group.cache = compat.new_cache(self._loaded.model)
             return
         if self._read_prefix is None:
             # Its last column is not read.
             row = dataclasses.replace(group.rows[0], ids=group.rows[0].ids[: self._prefix + 1])
             alone = Group([row], 0, group.ids.device)
-            alone.cache = new_cache(self._loaded.model)
+            alone.cache = compat.new_cache(self._loaded.model)
             self._read(alone)
             self._read_prefix = alone.cache
         group.share(self._read_prefix)
@@ -207,18 +207,13 @@ class Batch:
         """Let the model read some columns; returns what it says after the last one."""
         if self._job.cancel.is_set():
             raise Cancelled
-        inputs = dict(self._told)
+        model = self._loaded.model
+        inputs = {**self._told, **compat.cache_argument(model, group.cache)}
         if self._positioned:
             inputs["position_ids"] = group.positions()[:, :stop]
-        # The mixin that this comes from is not in the annotations of models.
-        model: Any = self._loaded.model
-        prepared = model.prepare_inputs_for_generation(
-            group.ids[:, :stop],
-            next_sequence_length=stop - start,
-            past_key_values=group.cache,
-            attention_mask=group.mask[:, :stop] if group.padded else None,
-            is_first_iteration=start == 0,
-            **inputs,
+        inputs["attention_mask"] = group.mask[:, :stop] if group.padded else None
+        prepared = compat.prepare_inputs(
+            model, group.ids[:, :stop], stop - start, inputs, first=start == 0
         )
         logits: torch.Tensor = model(**prepared, return_dict=True).logits[:, -1]
         return logits

@@ -38,6 +38,8 @@ _NOT_QUANTIZED = ("embed", "lm_head", "wte", "wpe")
 _SLACK, _SLACK_SHARE = 64 << 20, 0.03
 # The prompt and answer that a loaded model should at least have room for.
 _USUAL_CONTEXT = 2048
+# What is above is a way to state that there is no limit: the longest known is 10 million.
+_LONGEST_CONTEXT = 2**30
 # What is kept of earlier prompts: this share of the memory that is free after the load, and no
 # more than so many conversations as long as the model reads.
 _PREFIX_SHARE, _LONGEST_KEPT = 0.25, 2
@@ -125,10 +127,20 @@ def token_bytes(config: dict[str, Any], dtype: str) -> int:
     return 2 * layers * kv_heads * head_dim * _DTYPE_BYTES.get(dtype, 2)
 
 
+def context_length(stated: object) -> int | None:
+    """Return a context length as a config states it; None for what cannot be one.
+
+    Models without a limit state -1, 0, or a number that no text reaches.
+    """
+    if isinstance(stated, bool) or not isinstance(stated, int | float):
+        return None
+    return int(stated) if 1 <= stated <= _LONGEST_CONTEXT else None
+
+
 def _context(config: dict[str, Any]) -> int:
     config = config.get("text_config") or config
-    known = _number(config, "max_position_embeddings", "n_positions", "max_seq_len")
-    return known or _USUAL_CONTEXT
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    return context_length(_number(config, *names)) or _USUAL_CONTEXT
 
 
 def _number(config: dict[str, Any], *names: str) -> int:

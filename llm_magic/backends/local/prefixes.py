@@ -10,17 +10,16 @@ another text the second time.
 
 from __future__ import annotations
 
-import copy
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
+from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.memory import by_device
 
 # More conversations than one person goes back and forth between.
@@ -71,8 +70,8 @@ class Prefixes:
 
     def held(self) -> Counter[str]:
         """Return the bytes that all of them hold, by device."""
-        layers = (layer for prefix in self._kept for layer in prefix.cache.layers)
-        return by_device(tensor for layer in layers for tensor in _tensors(layer))
+        kept = (prefix.cache for prefix in self._kept)
+        return by_device(tensor for cache in kept for tensor in compat.tensors(cache))
 
     def take(self, ids: torch.Tensor) -> Taken | None:
         """Return the cache that spares most of a prompt of shape (length,), on the CPU."""
@@ -90,7 +89,7 @@ class Prefixes:
             # The longer one will stand for this one too: until then nobody needs both.
             return Taken(best.cache, length, best.cuts)
         self._kept.append(best)
-        cache = fork(best.cache)
+        cache = compat.fork(best.cache)
         if not whole:
             cache.crop(length - len(best.ids))
         return Taken(cache, length, tuple(cut for cut in best.cuts if cut < length), ahead)
@@ -130,12 +129,12 @@ def can_be_cut(cache: DynamicCache) -> bool:
     """
     layer: Any
     for layer in cache.layers:
-        if isinstance(layer, LinearAttentionCacheLayerMixin):
+        if compat.has_state(layer):
             return False
-        window = getattr(layer, "sliding_window", None)
+        window = compat.window(layer)
         if window is not None and layer.get_seq_length() >= window:
             return False
-    return cache.is_croppable
+    return compat.is_croppable(cache)
 
 
 def rope_parameters(model: PreTrainedModel) -> dict[str, Any]:
@@ -157,38 +156,3 @@ def short_length(model: PreTrainedModel) -> int | None:
     own = getattr(config, "original_max_position_embeddings", None)
     length = own or scaling.get("original_max_position_embeddings")
     return int(length) if length else None
-
-
-def new_cache(model: PreTrainedModel) -> DynamicCache:
-    """Return an empty cache as `generate` makes it."""
-    return DynamicCache(config=model.config.get_text_config(decoder=True))
-
-
-def fork(cache: DynamicCache) -> DynamicCache:
-    """Return a cache that goes its own way from here, without copying keys and values.
-
-    Attention layers grow by making new tensors, so both can hold the same ones; states are written
-    in place, and have to be copied.
-    """
-    twin = copy.copy(cache)
-    twin.layers = [_fork_layer(layer) for layer in cache.layers]
-    return twin
-
-
-def _fork_layer(layer: Any) -> Any:
-    twin = copy.copy(layer)
-    for name, value in vars(layer).items():
-        if isinstance(value, dict):
-            setattr(twin, name, {key: _copied(item) for key, item in value.items()})
-    return twin
-
-
-def _copied(item: Any) -> Any:
-    return item.clone() if isinstance(item, torch.Tensor) else item
-
-
-def _tensors(layer: Any) -> Iterator[torch.Tensor]:
-    for value in vars(layer).values():
-        for item in value.values() if isinstance(value, dict) else (value,):
-            if isinstance(item, torch.Tensor):
-                yield item

@@ -11,10 +11,11 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from llm_magic.backends.base import Plan, Report
 from llm_magic.backends.local import loading, memory
+from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.fast import FastPath
 from llm_magic.backends.local.holders import Watch
 from llm_magic.backends.local.plans import Ready
-from llm_magic.backends.local.prefixes import Prefixes, new_cache
+from llm_magic.backends.local.prefixes import Prefixes
 from llm_magic.backends.local.steps import Pace, first_pace
 from llm_magic.errors import OptionError
 from llm_magic.types import ModelInfo, Unloaded
@@ -25,6 +26,7 @@ class Loaded:
     """A resident model; never leaves the backend, so that unloading can free it.
 
     `assistant` is the smaller model that guesses ahead of it; both have a pace of reading.
+    `why_plain` is why Transformers' own loop answers; None where that of this package does.
     """
 
     model: PreTrainedModel
@@ -34,6 +36,14 @@ class Loaded:
     pace: Pace
     fast: FastPath
     assistant: PreTrainedModel | None = None
+    why_plain: str | None = None
+
+    @property
+    def decoding(self) -> str:
+        """How the model decodes, as ``%llm_status`` shows it."""
+        if self.why_plain is not None:
+            return f"fast path off, generate of Transformers ({self.why_plain})"
+        return self.fast.how
 
     def held(self) -> Counter[str]:
         """Return the bytes of its weights by device."""
@@ -54,8 +64,10 @@ def bring_in(
     assistant = None
     if ready.assistant is not None:
         assistant = _assistant(plan, ready, tokenizer, report, cancel)
+    why_plain = compat.why_plain(model)
     fast = FastPath(model, compiled=plan.config.compile)
-    fast.warm_up(report, cancel)
+    if why_plain is None:
+        fast.warm_up(report, cancel)
     base = ModelInfo(
         plan.name,
         "local",
@@ -72,6 +84,7 @@ def bring_in(
         first_pace(model.num_parameters(), ready.device),
         fast,
         assistant,
+        why_plain,
     )
 
 
@@ -90,7 +103,7 @@ def _assistant(
             f"{asked} has another vocabulary than {plan.name}."
             " Choose a smaller model of the same family."
         )
-    if not new_cache(model).is_croppable:
+    if compat.why_plain(model) or not compat.can_roll_back(compat.new_cache(model)):
         raise OptionError(f"{asked} cannot take back a guess. Choose a model without states.")
     return model
 

@@ -160,5 +160,5 @@ def context(folder: Path) -> int | None:
         config = model_config(folder)
     except LoadFailed:
         return None
-    length = (config.get("text_config") or config).get("max_position_embeddings")
-    return int(length) if length else None
+    text_config = config.get("text_config") or config
+    return memory.context_length(text_config.get("max_position_embeddings"))

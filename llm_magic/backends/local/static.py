@@ -15,8 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, StaticCache
-from transformers.cache_utils import DynamicLayer, StaticLayer
+from transformers import DynamicCache, PreTrainedModel, StaticCache, StaticLayer
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -27,6 +26,7 @@ from transformers.generation.logits_process import (
     TypicalLogitsWarper,
 )
 
+from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.prefixes import rope_parameters
 
 # Their work depends on the set of earlier tokens at most, so that the rest of a buffer that is
@@ -44,7 +44,7 @@ Forward = Callable[..., Any]
 
 def why_not(model: PreTrainedModel) -> str | None:
     """Return why the steps of a model cannot have fixed shapes; None if they can."""
-    if not getattr(model, "_can_compile_fullgraph", False):
+    if not compat.can_compile(model):
         return "this architecture decides in Python while it computes"
     if len({parameter.device for parameter in model.parameters()}) > 1:
         return "it is spread over several devices"
@@ -52,8 +52,8 @@ def why_not(model: PreTrainedModel) -> str | None:
         return "8-bit products wait for the CPU to see which numbers are large"
     if rope_parameters(model).get("rope_type") in _BY_LENGTH:
         return "it places tokens by the length of the text"
-    if model.config._attn_implementation != "sdpa":
-        return f"attention {model.config._attn_implementation} takes no mask of fixed shape"
+    if (attention := compat.attention(model)) != "sdpa":
+        return f"attention {attention} takes no mask of fixed shape"
     cache = StaticCache(config=model.config, max_cache_len=_SHORTEST)
     if not all(type(layer) is StaticLayer for layer in cache.layers):
         return "it has windows or states beside full attention"
@@ -123,6 +123,7 @@ class StaticStep:
         self._forward: Forward = model
         self._device = model.device
         self._cache = StaticCache(config=model.config, max_cache_len=length)
+        self._cache_argument = compat.cache_argument(model, self._cache)
         # Where each token's key goes, and what the mask compares the position with.
         self._places = torch.arange(length, device=self._device)
         self._token = torch.zeros((1, 1), dtype=torch.long, device=self._device)
@@ -146,9 +147,9 @@ class StaticStep:
             input_ids=self._token,
             position_ids=self._position,
             attention_mask=mask,
-            past_key_values=self._cache,
             use_cache=True,
             return_dict=True,
+            **self._cache_argument,
         )
         logits = outputs.logits[:, -1].float()
         if self._logits.shape != logits.shape:
@@ -169,20 +170,11 @@ class StaticStep:
     def begin(self, cache: DynamicCache, ids: torch.Tensor) -> None:
         """Take over what was read of `ids` (1, length): all but the last token."""
         read = ids.shape[1] - 1
-        for own, other in zip(self._cache.layers, cache.layers, strict=True):
-            self._take_over(own, other, read)
+        compat.fill_static(self._cache, cache, read)
         self._position.fill_(read)
         self._token.copy_(ids[:, -1:])
         self._history.fill_(int(ids[0, 0]))
         self._history[:, : ids.shape[1]] = ids
-
-    @staticmethod
-    def _take_over(own: Any, other: Any, read: int) -> None:
-        if not own.is_initialized:
-            own.lazy_initialization(other.keys, other.values)
-        own.keys[:, :, :read] = other.keys[:, :, :read]
-        own.values[:, :, :read] = other.values[:, :, :read]
-        own.cumulative_length.fill_(read)
 
     def options(self, processors: LogitsProcessorList, *, sampling: bool) -> None:
         """Let the steps from here on choose with these options."""
@@ -216,15 +208,7 @@ class StaticStep:
 
     def result(self, length: int) -> DynamicCache:
         """Return a cache of its own with the first `length` tokens."""
-        cache = DynamicCache()
-        cache.layers = [_dynamic(layer, length) for layer in self._cache.layers]
-        return cache
-
-
-def _dynamic(layer: Any, length: int) -> DynamicLayer:
-    own = DynamicLayer()
-    own.update(layer.keys[:, :, :length].clone(), layer.values[:, :, :length].clone())
-    return own
+        return compat.from_static(self._cache, length)
 
 
 class LateReader:

@@ -10,20 +10,9 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.prefixes import Taken, common_length
 from llm_magic.backends.local.worker import Cancelled
-
-# What grows with the tokens, in the arguments of `forward`.
-_BY_POSITION = ("position_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-_CACHES = ("past_key_values", "cache_params")
-
-
-def cache_in(arguments: dict[str, Any]) -> tuple[str, Cache] | None:
-    """Return the cache among the arguments of a model and its name there, if it has one."""
-    for name in _CACHES:
-        if isinstance(arguments.get(name), Cache):
-            return name, arguments[name]
-    return None
 
 
 class Steps:
@@ -35,7 +24,7 @@ class Steps:
         """`room` is how many tokens may be added to `ids`."""
         self._model: Any = model
         self._arguments = arguments
-        found = cache_in(arguments)
+        found = compat.cache_in(arguments)
         assert found is not None
         self._name, self.cache = found
         self._buffer = ids.new_empty((1, ids.shape[1] + room))
@@ -116,7 +105,7 @@ class Steps:
     def _cut(self, length: int) -> None:
         """Let the cache hold `length` tokens at most."""
         too_much = max(0, self.fed - length)
-        if too_much or (self._records and self.fed):
+        if too_much or (compat.is_recording(self.cache) and self.fed):
             dynamic: Any = self.cache
             dynamic.crop(-too_much)
             self.fed -= too_much
@@ -130,33 +119,28 @@ class Steps:
 
     def can_draft(self) -> bool:
         """Whether tokens can be taken back out of the cache."""
-        return isinstance(self.cache, DynamicCache) and self.cache.is_croppable
+        return isinstance(self.cache, DynamicCache) and compat.can_roll_back(self.cache)
 
     def settle(self) -> None:
         """Let the cache hold no more than it needs from here on."""
         self.forget_draft()
-        for layer in self.cache.layers:
-            if hasattr(layer, "record_past"):
-                layer.record_past = False
+        compat.stop_recording(self.cache)
 
     def record_past(self) -> None:
         """Let tokens be taken back: windows and convolutions forget at once what they do not need."""
-        if not self._records:
-            self.cache.activate_past_recording()
-
-    @property
-    def _records(self) -> bool:
-        return any(getattr(layer, "record_past", False) for layer in self.cache.layers)
+        if not compat.is_recording(self.cache):
+            compat.start_recording(self.cache)
 
     def _feed(self, stop: int, keep: int) -> torch.Tensor:
         arguments = self._arguments_upto(stop)
         if "logits_to_keep" in arguments:
             arguments["logits_to_keep"] = keep
-        inputs = self._model.prepare_inputs_for_generation(
+        inputs = compat.prepare_inputs(
+            self._model,
             self._buffer[:, :stop],
-            next_sequence_length=stop - self.fed,
-            is_first_iteration=self._reading,
-            **arguments,
+            stop - self.fed,
+            arguments,
+            first=self._reading,
         )
         outputs = self._model(**inputs, return_dict=True)
         made = getattr(outputs, self._name, None)
@@ -171,16 +155,9 @@ class Steps:
 
     def _arguments_upto(self, stop: int) -> dict[str, Any]:
         if stop > self._covered:
-            self._arguments = self._model._update_model_kwargs_for_generation(
-                {}, self._arguments, num_new_tokens=stop - self._covered
-            )
+            self._arguments = compat.extended(self._arguments, stop - self._covered)
             self._covered = stop
-        cut = {
-            name: value[..., :stop]
-            for name in _BY_POSITION
-            if (value := self._arguments.get(name)) is not None
-        }
-        return {**self._arguments, **cut}
+        return compat.shortened(self._arguments, stop)
 
 
 class Pace:

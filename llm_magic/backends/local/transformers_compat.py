@@ -1,0 +1,415 @@
+"""The parts of Transformers that are not public API, or that differ between its versions.
+
+No other module of this package uses them. Each function that needs such a part states in its
+docstring which one. `missing_parts` checks all of them when a model is loaded. Where one is
+missing, the public `generate` answers instead of the decoding loop of this package: slower, without
+kept prefixes, drafts and batches, and with the same tokens.
+
+The tests in `tests/versions` run on the oldest, the pinned and the newest supported version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import transformers
+from torch.nn.functional import pad
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel, StaticCache
+from transformers import cache_utils as caches
+
+# Names of the cache among the arguments of `forward`, and in its output. Since 5.24 it is `cache`
+# everywhere; before, state space models had a name of their own.
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+# Arguments of `prepare_inputs_for_generation`.
+_PREPARE_ARGUMENTS = ("next_sequence_length", "is_first_iteration")
+# Arguments of `forward` that have an entry for each token.
+_BY_POSITION = ("position_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+# Only newer versions have layers without keys and values.
+_DUMMY_LAYER: type | None = getattr(caches, "DummyLayer", None)
+_PLAIN_LAYERS = (caches.DynamicLayer, caches.DynamicSlidingWindowLayer, _DUMMY_LAYER)
+_STATES = ("conv_states", "recurrent_states")
+
+
+def why_plain(model: PreTrainedModel) -> str | None:
+    """Return why the public `generate` has to answer for `model`; None if the own loop can."""
+    missing = missing_parts()
+    if missing is not None:
+        return f"Transformers {transformers.__version__} {missing}"
+    name = type(model).__name__
+    supports: Any = getattr(type(model), "_supports_default_dynamic_cache", None)
+    if cache_name(model) is None or (supports is not None and not supports()):
+        return f"{name} has a state of its own kind"
+    if _changes_arguments(model):
+        return f"{name} changes its arguments from token to token"
+    if not _STATES_CONTINUE and any(map(has_state, new_cache(model).layers)):
+        return f"Transformers {transformers.__version__} reads a prompt of {name} in one piece only"
+    return None
+
+
+def missing_parts() -> str | None:
+    """Return which part of Transformers is missing or behaves differently; None for none.
+
+    Runs each check on tensors of a few bytes: about a millisecond in total.
+    """
+    for text, check in _CHECKS.items():
+        try:
+            passed = check()
+        except Exception:  # noqa: BLE001 - whatever the changed part raises, it cannot be used
+            passed = False
+        if not passed:
+            return f"has no {text}"
+    return None
+
+
+# --- arguments and outputs of models ---
+
+
+def cache_name(model: PreTrainedModel) -> str | None:
+    """Return the name of the cache among the arguments of `forward`; None without one."""
+    parameters = inspect.signature(type(model).forward).parameters
+    return next((name for name in CACHE_NAMES if name in parameters), None)
+
+
+def cache_argument(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
+    """Return `cache` as a keyword argument of `forward`."""
+    name = cache_name(model)
+    assert name is not None
+    return {name: cache}
+
+
+def cache_in(arguments: dict[str, Any]) -> tuple[str, Cache] | None:
+    """Return the cache among the arguments of a model and its name there, if it has one."""
+    for name in CACHE_NAMES:
+        if isinstance(arguments.get(name), Cache):
+            return name, arguments[name]
+    return None
+
+
+def new_cache(model: PreTrainedModel) -> DynamicCache:
+    """Return an empty cache as `generate` makes it."""
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def takes_logits_to_keep(model: PreTrainedModel) -> bool:
+    """Return whether `forward` can compute the logits of the last tokens only."""
+    return "logits_to_keep" in inspect.signature(type(model).forward).parameters
+
+
+def is_stateful(model: PreTrainedModel) -> bool:
+    """Return whether the model carries more than keys and values (`_is_stateful`)."""
+    return bool(getattr(type(model), "_is_stateful", False))
+
+
+def prepare_inputs(
+    model: PreTrainedModel, ids: torch.Tensor, new: int, arguments: dict[str, Any], *, first: bool
+) -> dict[str, Any]:
+    """Return the inputs of a forward pass over the last `new` tokens of `ids`.
+
+    Uses `prepare_inputs_for_generation(next_sequence_length=…, is_first_iteration=…)`.
+    """
+    # It comes from a mixin that the annotations of models do not show.
+    method: Any = model.prepare_inputs_for_generation
+    prepare = partial(method, ids, is_first_iteration=first)
+    inputs: dict[str, Any] = prepare(next_sequence_length=new, **arguments)
+    found = cache_in(arguments)
+    if found is not None and inputs.get(found[0]) is None:
+        # Phi-3 drops the cache where it needs another scale of positions. Old versions then read
+        # only the new tokens.
+        inputs = prepare(next_sequence_length=None, **arguments)
+    return inputs
+
+
+def extended(arguments: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return the arguments of a model for a text that is longer by `count` tokens.
+
+    Does what `_update_model_kwargs_for_generation` does for decoders.
+    """
+    longer = dict(arguments)
+    for name in _BY_POSITION:
+        value = arguments.get(name)
+        if value is None:
+            continue
+        last = value[..., -1:]
+        more = last.expand(*last.shape[:-1], count)
+        if name == "position_ids":
+            more = more + torch.arange(1, count + 1, device=value.device, dtype=value.dtype)
+        elif name == "attention_mask":
+            more = torch.ones_like(more)
+        elif name == "mm_token_type_ids":
+            more = torch.zeros_like(more)
+        longer[name] = torch.cat([value, more], dim=-1)
+    return longer
+
+
+def shortened(arguments: dict[str, Any], length: int) -> dict[str, Any]:
+    """Return the arguments of a model for the first `length` tokens."""
+    cut = {
+        name: value[..., :length]
+        for name in _BY_POSITION
+        if (value := arguments.get(name)) is not None
+    }
+    return {**arguments, **cut}
+
+
+def _changes_arguments(model: PreTrainedModel) -> bool:
+    """Return whether a model overrides `_update_model_kwargs_for_generation`; see `extended`."""
+    name = "_update_model_kwargs_for_generation"
+    return getattr(type(model), name, None) is not getattr(GenerationMixin, name, None)
+
+
+# --- layers of caches ---
+
+
+def has_state(layer: Any) -> bool:
+    """Return whether a layer has a state that each token overwrites."""
+    return isinstance(layer, caches.LinearAttentionCacheLayerMixin)
+
+
+def window(layer: Any) -> int | None:
+    """Return how many tokens back a layer sees; None for all."""
+    size = getattr(layer, "sliding_window", None)
+    return None if size is None else int(size)
+
+
+def is_croppable(cache: Cache) -> bool:
+    """Return whether tokens can be removed from the end of a cache.
+
+    Versions without `Cache.is_croppable` can remove them from layers of keys and values only.
+    """
+    stated = getattr(cache, "is_croppable", None)
+    if stated is not None:
+        return bool(stated)
+    return all(type(layer) in _PLAIN_LAYERS for layer in cache.layers)
+
+
+def can_roll_back(cache: Cache) -> bool:
+    """Return whether tokens that were read as a draft can be removed again.
+
+    A window that is full can do so only in versions with `activate_past_recording`.
+    """
+    records = hasattr(cache, "activate_past_recording")
+    return is_croppable(cache) and (records or all(window(x) is None for x in cache.layers))
+
+
+def is_recording(cache: Cache) -> bool:
+    """Return whether any layer keeps what it would drop (`record_past`)."""
+    return any(getattr(layer, "record_past", False) for layer in cache.layers)
+
+
+def start_recording(cache: Cache) -> None:
+    """Let all layers keep what they would drop, until the next `crop`."""
+    if hasattr(cache, "activate_past_recording"):
+        cache.activate_past_recording()
+
+
+def stop_recording(cache: Cache) -> None:
+    """Let all layers drop what they do not need."""
+    for layer in cache.layers:
+        if hasattr(layer, "record_past"):
+            layer.record_past = False
+
+
+def fork(cache: DynamicCache) -> DynamicCache:
+    """Return an independent cache of the same content, without copying keys and values.
+
+    Layers of keys and values grow by making new tensors, so both caches can hold the same ones.
+    States are written in place, and are copied.
+    """
+    twin = copy.copy(cache)
+    twin.layers = [_forked(layer) for layer in cache.layers]
+    return twin
+
+
+def _forked(layer: Any) -> Any:
+    twin = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, dict):
+            setattr(twin, name, {key: _copied(item) for key, item in value.items()})
+        elif name in _STATES:
+            setattr(twin, name, _copied(value))
+    return twin
+
+
+def _copied(item: Any) -> Any:
+    return item.clone() if isinstance(item, torch.Tensor) else item
+
+
+def tensors(cache: Cache) -> Iterator[torch.Tensor]:
+    """Yield every tensor that a cache holds."""
+    for layer in cache.layers:
+        for value in vars(layer).values():
+            for item in value.values() if isinstance(value, dict) else (value,):
+                if isinstance(item, torch.Tensor):
+                    yield item
+
+
+# --- caches of several sequences ---
+
+
+def has_plain_layers(cache: Cache) -> bool:
+    """Return whether all layers hold keys and values only, so that sequences can join them."""
+    return all(type(layer) in _PLAIN_LAYERS for layer in cache.layers)
+
+
+def repeated(cache: DynamicCache, count: int) -> DynamicCache:
+    """Return a cache with `count` sequences, each with the content of the one in `cache`."""
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    twin.batch_repeat_interleave(count)
+    return twin
+
+
+def drop_columns(cache: Cache, columns: int) -> None:
+    """Remove the first `columns` positions of all sequences; windows may have dropped some."""
+    layer: Any
+    for layer in filter(_holds_keys, cache.layers):
+        forgotten = layer.get_seq_length() - layer.keys.shape[-2]
+        if isinstance(layer, caches.DynamicSlidingWindowLayer):
+            layer.cumulative_length -= columns
+        start = max(0, columns - forgotten)
+        layer.keys, layer.values = layer.keys[:, :, start:], layer.values[:, :, start:]
+
+
+def join(cache: Cache, other: Cache) -> None:
+    """Add the sequences of `other` to `cache`, padded on the left; empties `other`."""
+    layer: Any
+    added: Any
+    for layer, added in zip(cache.layers, other.layers, strict=True):
+        if not _holds_keys(layer):
+            continue
+        stored = max(layer.keys.shape[-2], added.keys.shape[-2])
+        if isinstance(layer, caches.DynamicSlidingWindowLayer):
+            layer.cumulative_length = max(layer.cumulative_length, added.cumulative_length)
+        layer.keys = torch.cat([_padded(layer.keys, stored), _padded(added.keys, stored)])
+        layer.values = torch.cat([_padded(layer.values, stored), _padded(added.values, stored)])
+        added.keys = added.values = None
+
+
+def _holds_keys(layer: Any) -> bool:
+    """Return whether a layer holds keys and values; some use those of another layer."""
+    return isinstance(layer, caches.DynamicLayer) and layer.keys is not None
+
+
+def _padded(states: torch.Tensor, length: int) -> torch.Tensor:
+    return pad(states, (0, 0, length - states.shape[-2], 0))
+
+
+# --- caches of fixed length ---
+
+
+def can_compile(model: PreTrainedModel) -> bool:
+    """Return whether the forward pass has no decisions in Python (`_can_compile_fullgraph`)."""
+    return bool(getattr(model, "_can_compile_fullgraph", False))
+
+
+def attention(model: PreTrainedModel) -> str | None:
+    """Return the name of the attention implementation (`config._attn_implementation`)."""
+    name = getattr(model.config, "_attn_implementation", None)
+    return None if name is None else str(name)
+
+
+def fill_static(static: StaticCache, cache: Cache, length: int) -> None:
+    """Copy the first `length` tokens of a growing cache into one of fixed length."""
+    layer: Any
+    other: Any
+    for layer, other in zip(static.layers, cache.layers, strict=True):
+        if not layer.is_initialized:
+            layer.lazy_initialization(other.keys, other.values)
+        layer.keys[:, :, :length] = other.keys[:, :, :length]
+        layer.values[:, :, :length] = other.values[:, :, :length]
+        layer.cumulative_length.fill_(length)
+
+
+def from_static(static: StaticCache, length: int) -> DynamicCache:
+    """Return a growing cache with a copy of the first `length` tokens of a fixed one."""
+    cache = DynamicCache()
+    layer: Any
+    for layer in static.layers:
+        own = caches.DynamicLayer()
+        own.update(layer.keys[:, :, :length].clone(), layer.values[:, :, :length].clone())
+        cache.layers.append(own)
+    return cache
+
+
+# --- continuous batching ---
+
+
+def continuous_config(page: int, blocks: int) -> Any:
+    """Return the settings of continuous batching; None in versions that name them differently."""
+    found: Any = getattr(transformers, "ContinuousBatchingConfig", None)
+    with contextlib.suppress(TypeError):
+        return found and found(page_size=page, num_blocks=blocks, auto_switch_to_flash=False)
+    return None
+
+
+def supports_flash_attention(model: PreTrainedModel) -> bool:
+    """Return whether the model can use FlashAttention (`_supports_flash_attn`)."""
+    return bool(getattr(model, "_supports_flash_attn", False))
+
+
+# --- checks ---
+
+
+def _states(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.ones(1, 1, tokens, 2), torch.zeros(1, 1, tokens, 2)
+
+
+def _generate_takes_loop() -> bool:
+    return "custom_generate" in inspect.signature(GenerationMixin.generate).parameters
+
+
+def _prepare_takes_length() -> bool:
+    found = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    return found.keys() >= set(_PREPARE_ARGUMENTS)
+
+
+def _layers_crop() -> bool:
+    layer: Any = caches.DynamicLayer()
+    layer.update(*_states(4))
+    layer.crop(-1)
+    return bool(layer.get_seq_length() == 3) and tuple(layer.keys.shape) == (1, 1, 3, 2)
+
+
+def _windows_count() -> bool:
+    layer: Any = caches.DynamicSlidingWindowLayer(sliding_window=4)
+    layer.update(*_states(6))
+    counted = (layer.cumulative_length, layer.sliding_window, layer.keys.shape[-2])
+    return bool(counted == (6, 4, 3))
+
+
+def _sequences_join() -> bool:
+    one, other = DynamicCache(), DynamicCache()
+    one.update(*_states(3), layer_idx=0)
+    other.update(*_states(2), layer_idx=0)
+    two = repeated(one, 2)
+    join(two, other)
+    layer: Any = two.layers[0]
+    two.batch_select_indices(torch.tensor([0, 2]))
+    return tuple(layer.keys.shape) == (2, 1, 3, 2)
+
+
+def _fixed_lengths_fill() -> bool:
+    cache, layer = DynamicCache(), caches.StaticLayer(max_cache_len=8)
+    cache.update(*_states(3), layer_idx=0)
+    static: Any = DynamicCache()
+    static.layers = [layer]
+    fill_static(static, cache, 2)
+    return int(layer.get_seq_length()) == 2 and from_static(static, 2).get_seq_length() == 2
+
+
+_CHECKS: dict[str, Callable[[], bool]] = {
+    "custom_generate of generate": _generate_takes_loop,
+    "next_sequence_length of prepare_inputs_for_generation": _prepare_takes_length,
+    "DynamicLayer that can be cropped": _layers_crop,
+    "DynamicSlidingWindowLayer that counts its tokens": _windows_count,
+    "DynamicCache whose sequences can be joined": _sequences_join,
+    "StaticLayer that can be filled": _fixed_lengths_fill,
+}
+# Versions that cannot record the past of a state read several tokens only into an empty one.
+_STATES_CONTINUE = hasattr(caches.LinearAttentionCacheLayerMixin, "activate_past_recording")

@@ -1,0 +1,20 @@
+"""One session on the real local backend for each file of tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# Read when torch is imported: threads that wait must not take the cores of other processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from llm_magic.session import Session
+from tests.local_models import local_session
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Session]:
+    with local_session(temperature=0, repetition_penalty=1) as session:
+        yield session
