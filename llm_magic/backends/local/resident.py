@@ -13,6 +13,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from llm_magic.backends.base import Plan, Report
 from llm_magic.backends.local import loading, memory
+from llm_magic.backends.local.encoding import Encoder
 from llm_magic.backends.local.fast import FastPath
 from llm_magic.backends.local.plans import Ready
 from llm_magic.backends.local.prefixes import Prefixes, new_cache
@@ -34,6 +35,7 @@ class Loaded:
     prefixes: Prefixes
     pace: Pace
     fast: FastPath
+    encoder: Encoder
     assistant: PreTrainedModel | None = None
 
     def held(self) -> Counter[str]:
@@ -74,6 +76,7 @@ def bring_in(
         _prefixes(model, ready.device) if keep else Prefixes(0),
         first_pace(model.num_parameters(), ready.device),
         fast,
+        Encoder(tokenizer, control_tokens=plan.config.special_tokens),
         assistant,
     )
 
