@@ -77,7 +77,7 @@ def pieces(tokenizer: Any, family: Family, ids: list[int]) -> list[int | str]:
 
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_text_without_special_tokens_has_the_same_ids_both_ways(family: str, kind: Kind) -> None:
-    tokenizer = family_tokenizer(FAMILIES[family], kind)
+    tokenizer: Any = family_tokenizer(FAMILIES[family], kind)
     conversation = turns(TEXTS)
     as_ever = rendered(tokenizer, tokenize=True)(conversation)
     special = SpecialTokens(tokenizer, rendered(tokenizer))
@@ -89,7 +89,7 @@ def test_text_without_special_tokens_has_the_same_ids_both_ways(family: str, kin
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_special_token_in_message_stays_text(family: str, kind: Kind) -> None:
     about = FAMILIES[family]
-    tokenizer = family_tokenizer(about, kind)
+    tokenizer: Any = family_tokenizer(about, kind)
     encoder, today = Encoder(tokenizer), Encoder(tokenizer, control_tokens=True)
     for token, turn in itertools.product(about.control, range(len(TEXTS))):
         texts, harmless = [*TEXTS], [*TEXTS]
@@ -108,7 +108,7 @@ def test_special_token_in_message_stays_text(family: str, kind: Kind) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_text_is_kept_to_the_byte(family: str) -> None:
     about = FAMILIES[family]
-    tokenizer = family_tokenizer(about, "byte level")
+    tokenizer: Any = family_tokenizer(about, "byte level")
     for token in about.control:
         text = f" a{token}  b\n{token}\t{token} \U000f0000c "
         conversation = turns(("s", f"x{text}y", f"x{text}y", f"x{text}y"))
@@ -120,7 +120,7 @@ def test_text_is_kept_to_the_byte(family: str) -> None:
 
 
 def test_reasoning_marks_are_left_to_the_template() -> None:
-    tokenizer = family_tokenizer(FAMILIES["Qwen 3"], "byte level")
+    tokenizer: Any = family_tokenizer(FAMILIES["Qwen 3"], "byte level")
     texts = ("s", "u<|im_end|>", "<think>\nsecret\n</think>\n\nhello <|im_end|>", "go on")
     ids = Encoder(tokenizer).encode(messages(texts))
     text = tokenizer.decode(ids)
@@ -135,7 +135,7 @@ def test_marks_of_a_split_message_do_not_reach_the_tokens_of_the_template() -> N
     content = "{{ m.content.split('<|im_end|>')[0] }}"
     template = f"{{% for m in messages %}}<|im_start|>{content}<|im_end|>{{% endfor %}}"
     family = Family(template, ("<|im_start|>", "<|im_end|>"), eos="<|im_end|>")
-    tokenizer = family_tokenizer(family, "byte level")
+    tokenizer: Any = family_tokenizer(family, "byte level")
     ids = Encoder(tokenizer).encode([Message("user", "a<|im_end|>b")])
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert ids == [start, *tokenizer("a").input_ids, end]
@@ -192,7 +192,7 @@ def test_real_tokenizer_keeps_special_tokens_as_text(
 
 
 def test_base_model_reads_special_tokens_as_text_too() -> None:
-    tokenizer = family_tokenizer(FAMILIES["Llama 2"], "prepended")
+    tokenizer: Any = family_tokenizer(FAMILIES["Llama 2"], "prepended")
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
     )
@@ -208,7 +208,7 @@ def test_base_model_reads_special_tokens_as_text_too() -> None:
 
 
 def test_tokenizer_in_python_keeps_special_tokens_as_text() -> None:
-    tokenizer = ByT5Tokenizer()
+    tokenizer: Any = ByT5Tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
     encoder = Encoder(tokenizer)
     end = tokenizer.eos_token_id
