@@ -237,6 +237,12 @@ class LoadConfig(OptionModel):
         _LOCAL,
         Field(description="A smaller model with the same vocabulary that guesses ahead."),
     ] = None
+    special_tokens: Annotated[
+        bool,
+        Flag(("--special-tokens",)),
+        _LOCAL,
+        Field(description="Read special tokens in prompts as control tokens, not as text."),
+    ] = False
     compile: Annotated[
         bool,
         Flag(("--compile",)),
@@ -319,4 +325,5 @@ class LoadOptions(TypedDict, total=False):
     trust_remote_code: bool
     attn: str | None
     assistant: str | None
+    special_tokens: bool
     compile: bool

@@ -73,7 +73,7 @@ class Session(Doors):
         what it is called afterwards; `keep` leaves the others loaded. The options are those of
         ``%llm_load?``: backend, base_url, key_env, pull, idle_timeout, concurrency, device,
         quantization, dtype, revision, trust_remote_code, attn, assistant,
-        compile.
+        special_tokens, compile.
 
         >>> llm.load("Qwen/Qwen2.5-7B-Instruct", quantization="4bit")
         """

@@ -50,14 +50,27 @@ class Gpu:
 
 
 async def machine() -> list[Finding]:
-    """Return the memory, and the GPUs with what torch can do with them."""
+    """Return the memory, the CPUs, and the GPUs with what torch can do with them."""
+    from llm_magic.backends.local.cpus import cpus
+
     memory = psutil.virtual_memory()
     text = f"{human_bytes(memory.available)} of {human_bytes(memory.total)} free"
     gpus, wrong = await _gpus()
     shown = [Finding(f"GPU {i}", "ok", f"{gpu.name}: {_room(gpu)}") for i, gpu in enumerate(gpus)]
-    cores = f"{os.cpu_count()} cores"
-    found = Finding("memory", "ok", f"{text}, {cores}")
-    return [found, *shown, *wrong, *await _torch(gpus)]
+    found = [Finding("memory", "ok", text), Finding("CPUs", "ok", str(cpus()))]
+    return [*found, *shown, *wrong, *await _torch(gpus), *_openmp()]
+
+
+def _openmp() -> list[Finding]:
+    """Return whether threads of torch take the CPU from other processes, and from the model."""
+    from llm_magic.backends.local import teams
+
+    if not teams.spins_unbounded():
+        return []
+    text = "torch was imported before %llm_load: answers on the CPU are slow beside busy processes"
+    name = "GOMP_SPINCOUNT=1000" if sys.platform == "linux" else "KMP_BLOCKTIME=1"
+    mend = f"restart the kernel and %llm_load before importing torch, or set {name} for the kernel"
+    return [Finding("OpenMP", "warn", text, mend)]
 
 
 async def _gpus() -> tuple[list[Gpu], list[Finding]]:

@@ -12,6 +12,7 @@ from llm_magic.backends.local import gguf
 from tests.benchmarks import (
     ai_magic,
     batch,
+    beside,
     chat,
     crowd,
     detokenise,
@@ -36,6 +37,7 @@ _MODEL = "SmolLM2-135M-Instruct, bf16, CPU"
 BENCHMARKS: dict[str, tuple[str, Measure]] = {
     "load_ext": ("%load_ext in a fresh kernel", extension.measure),
     "speed": (f"128 tokens, greedy, {_MODEL}", speed.measure),
+    "beside": (f"64 tokens, greedy, {_MODEL}, beside two busy processes", beside.measure),
     "engines": (f"128 tokens, greedy, {_MODEL}, in four engines", engines.measure),
     "first_token": (f"the first word of %%llm, {_MODEL}", first_token.measure),
     "display": ("an answer shown while a GIL-bound thread writes it", display.measure),

@@ -14,7 +14,16 @@ from tests.benchmarks.inside import PROMPT
 from tests.kernels import ROOT, Kernel
 
 # What the person who measures has set must not change what is measured.
-_SETTINGS = ("LLM_", "DEFAULT_LLM_", "DEFAULT_MODEL_", "LOCAL_MODELS_", "OMP_", "PYTHON")
+_SETTINGS = (
+    "LLM_",
+    "DEFAULT_LLM_",
+    "DEFAULT_MODEL_",
+    "LOCAL_MODELS_",
+    "OMP_",
+    "GOMP_",
+    "KMP_",
+    "PYTHON",
+)
 _PREPARE = """
 from tests.benchmarks import inside
 watch = inside.Stopwatch()

@@ -94,7 +94,11 @@ def test_progress_only_grows(converted: tuple[Path, list[Progress]]) -> None:
     assert details == ["starting", "reading the tokenizer", "reading the weights", "saving"]
 
 
-def test_an_unknown_architecture_is_one_line(tmp_path: Path, cache: Path) -> None:
+def test_an_unknown_architecture_is_one_line(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "VERBOSE")
     odd = write_gguf(tmp_path / "odd.gguf", "nonsense")
     with pytest.raises(
         LoadFailed, match=r"^odd\.gguf could not be converted: .*nonsense"
@@ -102,6 +106,7 @@ def test_an_unknown_architecture_is_one_line(tmp_path: Path, cache: Path) -> Non
         convert(odd)
     assert "\n" not in str(failed.value)
     assert "Traceback" in failed.value.details
+    assert "GOMP_SPINCOUNT = '1000'" in failed.value.details, "the threads of the child spin longer"
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
 

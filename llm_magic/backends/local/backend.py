@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from llm_magic.backends.base import Backend, Plan, Report, TokenCount
 from llm_magic.backends.local import memory, plans, quiet, sources, teams
+from llm_magic.backends.local.cpus import cpus
 from llm_magic.backends.local.failures import explain_generation, explain_load
 from llm_magic.backends.local.worker import Worker
 from llm_magic.config import GenerationConfig, LoadConfig, ReadSettings
@@ -205,6 +206,11 @@ class LocalTransformersBackend(Backend):
         """Free every model and end the threads."""
         for name in list(self._loaded):
             await self.unload(name)
+        if self._imported:
+            self._imported = False
+            await self._inference.run(
+                lambda _cancel: teams.restore_threads(), partial(explain_load, "torch")
+            )
         self._inference.close()
         self._files.close()
 
@@ -224,4 +230,6 @@ def _require_packages() -> None:
 
 
 def _import_torch(_cancel: threading.Event) -> None:
-    from llm_magic.backends.local import resident  # noqa: F401 - imported for its weight
+    with teams.bounded_spin():
+        from llm_magic.backends.local import resident  # noqa: F401 - imported for its weight
+    teams.limit_threads(cpus())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from llm_magic.backends.local.special_tokens import SpecialTokens, Turn
 from llm_magic.errors import PromptTooLong
 from llm_magic.types import Message
 
@@ -17,32 +19,46 @@ if TYPE_CHECKING:
 
 def encode(loaded: Loaded, messages: Sequence[Message]) -> torch.Tensor:
     """Return the prompt as token ids of shape (1, length), as the model's template writes it."""
-    tokenizer = loaded.tokenizer
-    turns = [{"role": m.role, "content": m.content} for m in messages]
-    if tokenizer.chat_template is None:
-        # A base model continues text: it gets the prompt as it is.
-        text = "\n\n".join(m.content for m in messages)
-        ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids
-    else:
-        ids = _apply_template(tokenizer, turns)
-    on_device: torch.Tensor = ids.to(loaded.model.device)
-    return on_device
+    import torch
+
+    return torch.tensor([loaded.encoder.encode(messages)], device=loaded.model.device)
 
 
-def _apply_template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> Any:
+class Encoder:
+    """Turns messages into token ids, by the chat template of a tokenizer if it has one."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, control_tokens: bool = False) -> None:
+        """`control_tokens`: special tokens in messages are control tokens, not text."""
+        self._tokenizer: Any = tokenizer
+        has_template = tokenizer.chat_template is not None
+        self._apply = partial(_apply, tokenizer) if has_template else None
+        render = partial(_apply, tokenizer, tokenize=False) if has_template else None
+        self._special = None if control_tokens else SpecialTokens(tokenizer, render)
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Return the token ids of a prompt."""
+        special = self._special
+        if special is not None and not special.are_in(m.content for m in messages):
+            special = None
+        if self._apply is None:
+            # A base model continues text: it gets the prompt as it is.
+            text = "\n\n".join(m.content for m in messages)
+            if special is not None:
+                return special.encode_text(text)
+            return list(self._tokenizer(text, verbose=False).input_ids)
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        return special.encode_turns(turns) if special is not None else list(self._apply(turns))
+
+
+def _apply(tokenizer: Any, turns: list[Turn], *, tokenize: bool = True) -> Any:
+    """Return the token ids of a conversation, or its text."""
     from jinja2 import TemplateError
 
-    def apply(turns: list[dict[str, str]]) -> Any:
-        encoding: Any = tokenizer.apply_chat_template(
-            turns,
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-            # Whether it is too long is ours to say.
-            tokenizer_kwargs={"verbose": False},
-        )
-        return encoding.input_ids
-
+    options: dict[str, Any] = {"tokenize": tokenize, "return_dict": False}
+    if tokenize:
+        # Whether it is too long is ours to say.
+        options["tokenizer_kwargs"] = {"verbose": False}
+    apply = partial(tokenizer.apply_chat_template, add_generation_prompt=True, **options)
     try:
         return apply(turns)
     except TemplateError:

@@ -12,6 +12,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from llm_magic.backends.base import Plan, Report
 from llm_magic.backends.local import loading, memory
 from llm_magic.backends.local import transformers_compat as compat
+from llm_magic.backends.local.encoding import Encoder
 from llm_magic.backends.local.fast import FastPath
 from llm_magic.backends.local.holders import Watch
 from llm_magic.backends.local.plans import Ready
@@ -35,6 +36,7 @@ class Loaded:
     prefixes: Prefixes
     pace: Pace
     fast: FastPath
+    encoder: Encoder
     assistant: PreTrainedModel | None = None
     why_plain: str | None = None
 
@@ -83,6 +85,7 @@ def bring_in(
         _prefixes(model, ready.device) if keep else Prefixes(0),
         first_pace(model.num_parameters(), ready.device),
         fast,
+        Encoder(tokenizer, control_tokens=plan.config.special_tokens),
         assistant,
         why_plain,
     )

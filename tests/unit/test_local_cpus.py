@@ -1,0 +1,229 @@
+"""The CPUs that a process may use, and what torch makes of them; processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from llm_magic.backends.local import teams
+from llm_magic.backends.local.cpus import Cpus, cpu_quota
+
+Way = Callable[[], AbstractContextManager[str]]
+OPENMP = ("OMP_", "GOMP_", "KMP_", "MKL_")
+GROUPS = Path("/sys/fs/cgroup/cpu")
+
+
+# -- quotas ------------------------------------------------------------------------------------
+
+
+def proc(folder: Path, groups: str, *mounts: str) -> Path:
+    """Write what `cpu_quota` reads of a process; {} in a mount stands for `folder`."""
+    (folder / "cgroup").write_text(groups)
+    lines = [f"{31 + n} 23 0:28 {mount.format(folder)}\n" for n, mount in enumerate(mounts)]
+    other = "23 1 0:21 / /proc rw,nosuid - proc proc rw\n"
+    (folder / "mountinfo").write_text(other + "".join(lines))
+    return folder
+
+
+def group(folder: Path, *limits: str) -> None:
+    """Make a cgroup: with one limit that of version 2, with two those of version 1."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ["cpu.max"] if len(limits) == 1 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+    for name, limit in zip(names, limits, strict=True):
+        (folder / name).write_text(f"{limit}\n")
+
+
+V2 = "/ {}/fs rw,relatime shared:9 - cgroup2 cgroup2 rw"
+V1 = "/ {}/fs/cpu rw,relatime - cgroup cgroup rw,cpu,cpuacct"
+
+
+@pytest.mark.parametrize(
+    ("limit", "quota"), [("200000 100000", 2.0), ("150000 100000", 1.5), ("max 100000", None)]
+)
+def test_quota_of_version_2(tmp_path: Path, limit: str, quota: float | None) -> None:
+    group(tmp_path / "fs/user.slice/kernel", limit)
+    assert cpu_quota(proc(tmp_path, "0::/user.slice/kernel\n", V2)) == quota
+
+
+def test_smallest_quota_up_the_tree_counts(tmp_path: Path) -> None:
+    group(tmp_path / "fs/hub/pod/kernel", "400000 100000")
+    group(tmp_path / "fs/hub/pod", "25000 10000")
+    group(tmp_path / "fs/hub", "max 100000")
+    assert cpu_quota(proc(tmp_path, "0::/hub/pod/kernel\n", V2)) == 2.5
+
+
+@pytest.mark.parametrize(("limit", "quota"), [("200000", 2.0), ("-1", None)])
+def test_quota_of_version_1(tmp_path: Path, limit: str, quota: float | None) -> None:
+    group(tmp_path / "fs/cpu/docker/abc", limit, "100000")
+    group(tmp_path / "fs/cpu/docker", "-1", "100000")
+    groups = "9:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n0::/\n"
+    assert cpu_quota(proc(tmp_path, groups, V1)) == quota
+
+
+def test_container_sees_only_the_end_of_its_path(tmp_path: Path) -> None:
+    group(tmp_path / "fs/cpu", "200000", "100000")
+    mount = V1.replace("/ {}", "/docker/abc {}")
+    assert cpu_quota(proc(tmp_path, "4:cpu,cpuacct:/docker/abc\n", mount)) == 2.0
+    # A namespace of cgroups shows a path outside of what is mounted.
+    assert cpu_quota(proc(tmp_path, "4:cpu,cpuacct:/../other\n", mount)) == 2.0
+
+
+def test_both_versions_at_once(tmp_path: Path) -> None:
+    group(tmp_path / "fs/cpu/a", "300000", "100000")
+    group(tmp_path / "unified/a", "max 100000")
+    unified = "/ {}/unified rw - cgroup2 cgroup2 rw"
+    assert cpu_quota(proc(tmp_path, "1:cpu:/a\n0::/a\n", V1, unified)) == 3.0
+
+
+def test_folder_with_a_blank_in_its_name(tmp_path: Path) -> None:
+    group(tmp_path / "my fs/a", "100000 100000")
+    mount = "/ {}/my\\040fs rw - cgroup2 cgroup2 rw"
+    assert cpu_quota(proc(tmp_path, "0::/a\n", mount)) == 1.0
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "0 0", "100000", "x 100000"])
+def test_unreadable_quota_is_none(tmp_path: Path, text: str) -> None:
+    group(tmp_path / "fs/a", text)
+    assert cpu_quota(proc(tmp_path, "0::/a\n", V2)) is None
+    assert cpu_quota(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize(
+    ("found", "usable", "text"),
+    [
+        (Cpus(2, 2), 2, "2 CPUs"),
+        (Cpus(64, 64, 2.0), 2, "2 of 64 CPUs usable (a quota of 2 CPUs)"),
+        (Cpus(64, 8), 8, "8 of 64 CPUs usable (affinity)"),
+        (Cpus(64, 4, 16.0), 4, "4 of 64 CPUs usable (affinity)"),
+        (Cpus(64, 64, 1.5), 1, "1 of 64 CPUs usable (a quota of 1.5 CPUs)"),
+        (Cpus(2, 2, 0.25), 1, "1 of 2 CPUs usable (a quota of 0.25 CPUs)"),
+    ],
+)
+def test_usable_cpus(found: Cpus, usable: int, text: str) -> None:
+    assert (found.usable, str(found)) == (usable, text)
+
+
+# -- processes ---------------------------------------------------------------------------------
+
+# The backend imports torch before it finds that there is no such model.
+LOAD = """
+import json, os
+from concurrent.futures import ThreadPoolExecutor
+{first}
+from llm_magic import llm
+from llm_magic.errors import ModelNotFound
+from llm_magic.backends.local import teams
+from llm_magic.backends.local.cpus import cpus
+from llm_magic.doctor import machine
+def openmp():
+    return {{name: value for name, value in os.environ.items() if name.startswith({openmp})}}
+
+environment = openmp()
+try:
+    llm.load("./absent")
+except ModelNotFound:
+    pass
+import torch
+findings = {{f.name: f.text for f in machine._openmp()}}
+threads = torch.get_num_threads()
+llm.close()
+with ThreadPoolExecutor() as fresh:
+    after = fresh.submit(torch.get_num_threads).result()
+print(json.dumps({{
+    "changed": openmp() != environment, "threads": threads, "usable": cpus().usable,
+    "after": after, "findings": findings,
+}}))
+"""
+
+
+def load(first: str = "", **environment: str) -> tuple[dict[str, object], str]:
+    """Import torch by a load in a process of its own; returns what it found, and libgomp's lines."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(OPENMP)}
+    child = subprocess.run(
+        [sys.executable, "-c", LOAD.format(first=first, openmp=OPENMP)],
+        env={**own, "OMP_DISPLAY_ENV": "VERBOSE", **environment},
+        capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr
+    found: dict[str, object] = json.loads(child.stdout)
+    assert found["changed"] is False
+    return found, child.stderr
+
+
+@contextmanager
+def one_cpu_by_affinity() -> Iterator[str]:
+    one = min(os.sched_getaffinity(0))
+    yield f"os.sched_setaffinity(0, {{{one}}})"
+
+
+@contextmanager
+def one_cpu_by_quota() -> Iterator[str]:
+    made = GROUPS / f"llm_magic-test-{os.getpid()}"
+    made.mkdir()
+    try:
+        (made / "cpu.cfs_period_us").write_text("100000")
+        (made / "cpu.cfs_quota_us").write_text("100000")
+        yield f"open('{made}/cgroup.procs', 'w').write(str(os.getpid()))"
+    finally:
+        made.rmdir()
+
+
+# Only root may make cgroups, and only where their files are not read-only.
+WAYS: list[Way] = [one_cpu_by_affinity, *([one_cpu_by_quota] if os.access(GROUPS, os.W_OK) else [])]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_torch_computes_on_the_usable_cpus_and_spins_for_a_short_time(way: Way) -> None:
+    with way() as enter:
+        found, printed = load(enter)
+    assert "GOMP_SPINCOUNT = '1000'" in printed
+    assert (found["usable"], found["threads"], found["findings"]) == (1, 1, {})
+    if way is one_cpu_by_quota:
+        assert found["after"] == len(os.sched_getaffinity(0)), "closing restores what torch had"
+
+
+def test_variables_of_the_user_stay() -> None:
+    found, printed = load(GOMP_SPINCOUNT="77", OMP_NUM_THREADS="3")
+    assert "GOMP_SPINCOUNT = '77'" in printed
+    assert (found["threads"], found["findings"]) == (3, {})
+
+
+def test_torch_imported_first_is_a_finding_and_keeps_its_threads() -> None:
+    one = min(os.sched_getaffinity(0))
+    first = f"os.sched_setaffinity(0, {{{one}}})\nimport torch\ntorch.set_num_threads(3)"
+    found, printed = load(first)
+    assert "GOMP_SPINCOUNT = '1000'" not in printed
+    assert found["threads"] == 3
+    assert found["findings"] == {
+        "OpenMP": "torch was imported before %llm_load: answers on the CPU are slow beside busy processes"
+    }
+
+
+@pytest.mark.parametrize(
+    ("environment", "variables"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}),
+        ({"GOMP_SPINCOUNT": "5", "OMP_NUM_THREADS": "4"}, {"KMP_BLOCKTIME": "1"}),
+        ({"KMP_BLOCKTIME": "0"}, {"GOMP_SPINCOUNT": "1000"}),
+        ({"KMP_LIBRARY": "throughput"}, {"GOMP_SPINCOUNT": "1000"}),
+        ({"OMP_WAIT_POLICY": "active"}, {}),
+    ],
+)
+def test_spinning_is_bounded_where_the_user_has_not_decided(
+    environment: dict[str, str], variables: dict[str, str]
+) -> None:
+    assert teams.spin_variables(environment) == variables
+
+
+def test_child_gets_a_number_of_threads_only_where_a_quota_is_smaller() -> None:
+    assert teams.child_variables({}, Cpus(64, 64, 2.0))["OMP_NUM_THREADS"] == "2"
+    assert "OMP_NUM_THREADS" not in teams.child_variables({}, Cpus(64, 8))
+    assert "OMP_NUM_THREADS" not in teams.child_variables({"OMP_NUM_THREADS": "5"}, Cpus(8, 8, 1.0))
+    assert teams.child_variables({"OMP_WAIT_POLICY": "active"}, Cpus(2, 2)) == {}
