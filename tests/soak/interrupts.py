@@ -1,0 +1,251 @@
+"""Interrupts at random moments of random cells, and what must hold after each of them."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.fault_server import FaultServer
+from tests.kernels import Kernel, Ran, kernel, within_a_second
+from tests.local_models import parrot
+from tests.ollama_server import OllamaServer
+from tests.soak.cells import KINDS, Kind
+
+MODELS = ("local", "remote", "ollama")
+MAX_LINES = 6
+# Between two words of the servers, and until they list their models.
+_PACE_S = 0.02
+_WORDS = " ".join(f"w{number}" for number in range(50))
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
+_HELPERS = '''
+import asyncio, sys, threading
+from llm_magic import llm
+
+def forget():
+    if any(model.name == "spare" for model in llm.status().models):
+        llm.unload("spare")
+
+def probe():
+    """Return what the last cell left, and note the last answer for the next time."""
+    global noted
+    last, error = llm.last, getattr(sys, "last_value", None)
+    reply = getattr(error, "reply", None)
+    found = {
+        "new": last is not noted,
+        "text": last.text if last else "",
+        "ended": last.finish_reason if last else "",
+        "reply": None if reply is None else reply.text,
+        "answering": len(llm.answering),
+        "threads": sorted(t.name for t in threading.enumerate()),
+    }
+    noted = last
+    return found
+
+noted = None
+'''
+_TASKS = (
+    "[t.get_coro().__qualname__ for t in __import__('gc').get_objects()"
+    " if type(t) is asyncio.Task and not t.done() and 'llm_magic' in repr(t.get_coro())]"
+)
+
+
+@dataclass
+class Try:
+    """One interrupted cell and what was wrong with it."""
+
+    kind: str
+    model: str
+    how: str
+    delay: float
+    status: str = "?"
+    ename: str = ""
+    lines: int = 0
+    # From the interrupt to the idle kernel, where the cell ran when the interrupt was sent.
+    seconds: float | None = None
+    traceback: str = ""
+    problems: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        took = "not begun" if self.seconds is None else f"{self.seconds:.3f} s"
+        head = (
+            f"{self.kind} on {self.model}, {self.how} after {self.delay * 1000:.1f} ms:"
+            f" {self.status} {self.ename} ({self.lines} lines, {took})"
+        )
+        return "\n".join([head, *(f"  {problem}" for problem in self.problems)])
+
+
+class Attack:
+    """Interrupts cells of one kernel that has a local model and two servers."""
+
+    def __init__(self, k: Kernel, server: FaultServer, folder: Path, seed: int) -> None:
+        self._k, self._server, self._folder = k, server, folder
+        self._random = random.Random(seed)
+        self._durations: dict[tuple[str, str], float] = {}
+        self.tries: list[Try] = []
+
+    def attempt(self) -> Try:
+        """Interrupt one cell, and check everything afterwards."""
+        kind, model = self._random.choice(KINDS), self._random.choice(MODELS)
+        if before := self._filled(kind.before, model):
+            self._k.ok(before)
+        how = self._random.choice(["SIGINT", "interrupt_request"])
+        done = Try(kind.name, model, how, self._delay(kind, model))
+        ran = self._interrupted(self._filled(kind.code, model), done)
+        if ran is not None:
+            self._check(kind, ran, done)
+        self._check_next(model, done)
+        self.tries.append(done)
+        return done
+
+    def _filled(self, code: str, model: str) -> str:
+        server = f"-b openai --base-url {self._server.url}"
+        load = f"'big', backend='openai', base_url='{self._server.url}'"
+        names = {"folder": str(self._folder), "spare": f"big {server}", "load": load,
+                 "url": self._server.url, "model": model, "prompt": _WORDS}  # fmt: skip
+        return re.sub(r"\{(\w+)\}", lambda match: names[match[1]], code)
+
+    def _delay(self, kind: Kind, model: str) -> float:
+        """Return a moment: in the first 25 ms, in the first second, or near the end."""
+        which = self._random.choice(["begin", "middle", "end"])
+        if which == "begin":
+            return self._random.uniform(0, 0.025)
+        if which == "middle":
+            return self._random.uniform(0, 1)
+        return max(0.0, self._whole(kind, model) + self._random.uniform(-0.05, 0.02))
+
+    def _whole(self, kind: Kind, model: str) -> float:
+        """Return how long the cell takes if it is not interrupted, measured once."""
+        if (kind.name, model) not in self._durations:
+            if before := self._filled(kind.before, model):
+                self._k.ok(before)
+            ran = self._k.ok(self._filled(kind.code, model))
+            self._durations[kind.name, model] = ran.seconds
+            if before:
+                self._k.ok(before)
+        return self._durations[kind.name, model]
+
+    def _interrupted(self, code: str, done: Try) -> Ran | None:
+        self._k.value("probe()")
+        cell = self._k.send(code)
+        time.sleep(done.delay)
+        # The input that the kernel repeats says that the cell runs.
+        self._k.pump(0.0005)
+        begun = self._k.state(cell).messages >= 2
+        ended = bool(self._k.state(cell).ended)
+        pressed = time.monotonic()
+        self._press(done.how)
+        try:
+            ran = self._k.wait(cell, timeout=10)
+        except (AssertionError, queue.Empty) as stuck:
+            done.problems.append(f"stuck: {type(stuck).__name__} {str(stuck)[:2000]}")
+            return None
+        done.status, done.ename = ran.status, ran.ename
+        done.traceback = _COLORS.sub("", "\n".join(ran.traceback)).strip("\n")
+        done.lines = len(done.traceback.splitlines())
+        if begun and not ended:
+            done.seconds = ran.ended - pressed
+        return ran
+
+    def _press(self, how: str) -> None:
+        if how == "SIGINT":
+            self._k.interrupt()
+            return
+        client = self._k.client
+        client.control_channel.send(client.session.msg("interrupt_request", content={}))
+        with contextlib.suppress(queue.Empty):
+            client.get_control_msg(timeout=1)
+
+    def _check(self, kind: Kind, ran: Ran, done: Try) -> None:
+        if done.seconds is not None and done.seconds > within_a_second():
+            done.problems.append(f"ended {done.seconds:.2f} s after the interrupt")
+        if ran.status == "error" and ran.ename != "Interrupted":
+            done.problems.append(f"it ended with {ran.ename}: {ran.error}\n{done.traceback}")
+        elif done.lines > MAX_LINES:
+            done.problems.append(f"{done.lines} lines\n{done.traceback}")
+        if "Traceback" in ran.text.replace(done.traceback, ""):
+            done.problems.append(f"a traceback in the output: {ran.text}")
+        found = self._k.value("probe()")
+        if found["answering"] and kind.name not in {"background", "wait", "await job"}:
+            done.problems.append("an answer is still open")
+        if kind.answers:
+            done.problems += _lost(kind, ran, found)
+
+    def _check_next(self, model: str, done: Try) -> None:
+        """See that the next cell works, at once."""
+        if "job" in done.kind or done.kind in {"background", "wait"}:
+            self._k.ok("%llm_stop")
+        try:
+            ran = self._k.run(f"%llm --plain -m {model} --max-new-tokens 2 go on", timeout=10)
+        except (AssertionError, queue.Empty) as stuck:
+            done.problems.append(f"the next cell is stuck: {stuck}")
+            return
+        if ran.status != "ok" or ran.seconds > 2 * within_a_second():
+            done.problems.append(f"the next cell: {ran.status}, {ran.seconds:.2f} s: {ran.text}")
+
+
+def _lost(kind: Kind, ran: Ran, found: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the text that was kept."""
+    text: str = found["text"] if found["new"] else ""
+    shown = _shown(kind, ran)
+    problems = []
+    if ran.status == "ok" and (not found["new"] or found["ended"] not in {"stop", "length"}):
+        problems.append(f"it ended well with an answer that is not whole: {found}")
+    if ran.status == "error" and found["new"] and found["reply"] != text:
+        problems.append(f"the error has the reply {found['reply']!r}, llm.last has {text!r}")
+    if shown is not None and shown != text.strip():
+        problems.append(f"shown: {shown!r}, kept: {text!r}")
+    return problems
+
+
+def _shown(kind: Kind, ran: Ran) -> str | None:
+    """Return the text of the answer on the screen; None where there is no answer to be shown."""
+    if kind.shown == "none":
+        return None
+    outputs = [output for output in ran.outputs if output.get("name") != "error"]
+    if kind.shown == "stdout":
+        text = "".join(o["text"] for o in outputs if o.get("name") == "stdout")
+        return re.sub(r"(?m)^\[[^\]\n]*\]\n", "", text).strip()
+    if not outputs:
+        return ""
+    whole = str(outputs[-1]["data"].get("text/plain", ""))
+    # The footer, or the line that was shown while the first word was waited for.
+    return re.sub(r"(?s)(^|\n+)\w+ · [^\n]*$", "", whole).strip()
+
+
+def report(tries: list[Try], seed: int, version: str) -> str:
+    """Return the figures of a run."""
+    slow = max((t.seconds for t in tries if t.seconds is not None), default=0.0)
+    interrupted = [t for t in tries if t.status == "error"]
+    lines = Counter(t.lines for t in interrupted)
+    bad = [t for t in tries if t.problems]
+    return "\n".join(
+        [
+            f"ipykernel {version}, seed {seed}: {len(tries)} interrupts, {len(interrupted)} cells"
+            f" ended by them, the slowest after {slow:.2f} s",
+            f"lines of traceback: {dict(sorted(lines.items()))}",
+            f"tries with a problem: {len(bad)}",
+            *map(str, bad),
+        ]
+    )
+
+
+@contextlib.contextmanager
+def attack(folder: Path, seed: int, ipykernel: str | None = None) -> Iterator[tuple[Attack, Kernel]]:
+    """Start the servers and a kernel with their models, and every kind of cell run once."""
+    with FaultServer() as server, OllamaServer() as ollama:
+        parrot(folder, "abcdefghij ", ends=False, max_position_embeddings=4096)
+        server.pace = ollama.pace = _PACE_S
+        with kernel(ipykernel, OLLAMA_BASE_URL=ollama.url) as k:
+            k.ok(f"%load_ext llm_magic\n{_HELPERS}")
+            k.ok(f"%llm_load {folder} --name local")
+            k.ok(f"%llm_load tiny -b openai --base-url {server.url} --keep --name remote")
+            k.ok("%llm_load llama3.2 -b ollama --keep --name ollama")
+            yield Attack(k, server, folder, seed), k
