@@ -11,7 +11,7 @@ Shown = Literal["view", "stdout", "none"]
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of cell; ``{model}`` and ``{prompt}`` in `code` are filled in for each run."""
+    """One kind of cell; what is in braces in its code is filled in for each run."""
 
     name: str
     code: str
@@ -24,9 +24,10 @@ class Kind:
         """Whether the cell produces one answer, which `llm.last` must hold afterwards."""
         return self.shown != "none" or self.name in {"generate", "agenerate", "assignment"}
 
-    def filled(self, model: str, prompt: str) -> str:
-        """Return the code of one run."""
-        return self.code.replace("{model}", model).replace("{prompt}", prompt)
+    @property
+    def in_background(self) -> bool:
+        """Whether a job may run when the cell has ended."""
+        return "llm -b" in self.code + self.before
 
 
 _OPTIONS = "-m {model} --max-new-tokens 100"

@@ -51,10 +51,6 @@ def probe():
 
 noted = None
 '''
-_TASKS = (
-    "[t.get_coro().__qualname__ for t in __import__('gc').get_objects()"
-    " if type(t) is asyncio.Task and not t.done() and 'llm_magic' in repr(t.get_coro())]"
-)
 
 
 @dataclass
@@ -72,6 +68,11 @@ class Try:
     seconds: float | None = None
     traceback: str = ""
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the interrupt was raised in a line of the cell, and not below it."""
+        return self.ename == "KeyboardInterrupt" and "File " not in self.traceback
 
     def __str__(self) -> str:
         took = "not begun" if self.seconds is None else f"{self.seconds:.3f} s"
@@ -101,9 +102,25 @@ class Attack:
         ran = self._interrupted(self._filled(kind.code, model), done)
         if ran is not None:
             self._check(kind, ran, done)
+        self._end_jobs(kind)
         self._check_next(model, done)
         self.tries.append(done)
         return done
+
+    def uninterrupted(self, kind: Kind, model: str) -> list[str]:
+        """Run one cell to its end; returns what is wrong."""
+        if before := self._filled(kind.before, model):
+            self._k.ok(before)
+        self._k.value("probe()")
+        ran = self._k.ok(self._filled(kind.code, model))
+        found = self._k.value("probe()")
+        self._end_jobs(kind)
+        problems = lost_text(kind, ran, found) if kind.answers else []
+        return [f"{kind.name} on {model}: {problem}" for problem in problems]
+
+    def filled(self, name: str) -> str:
+        """Return the code of a kind of cell."""
+        return self._filled(next(kind for kind in KINDS if kind.name == name).code, MODELS[0])
 
     def _filled(self, code: str, model: str) -> str:
         server = f"-b openai --base-url {self._server.url}"
@@ -135,9 +152,8 @@ class Attack:
     def _interrupted(self, code: str, done: Try) -> Ran | None:
         self._k.value("probe()")
         cell = self._k.send(code)
-        time.sleep(done.delay)
+        self._k.pump(done.delay)
         # The input that the kernel repeats says that the cell runs.
-        self._k.pump(0.0005)
         begun = self._k.state(cell).messages >= 2
         ended = bool(self._k.state(cell).ended)
         pressed = time.monotonic()
@@ -148,8 +164,8 @@ class Attack:
             done.problems.append(f"stuck: {type(stuck).__name__} {str(stuck)[:2000]}")
             return None
         done.status, done.ename = ran.status, ran.ename
-        done.traceback = _COLORS.sub("", "\n".join(ran.traceback)).strip("\n")
-        done.lines = len(done.traceback.splitlines())
+        lines = plain(ran.traceback)
+        done.traceback, done.lines = "\n".join(lines), len(lines)
         if begun and not ended:
             done.seconds = ran.ended - pressed
         return ran
@@ -166,22 +182,24 @@ class Attack:
     def _check(self, kind: Kind, ran: Ran, done: Try) -> None:
         if done.seconds is not None and done.seconds > within_a_second():
             done.problems.append(f"ended {done.seconds:.2f} s after the interrupt")
-        if ran.status == "error" and ran.ename != "Interrupted":
+        if ran.status == "error" and not (ran.ename == "Interrupted" or done.is_own):
             done.problems.append(f"it ended with {ran.ename}: {ran.error}\n{done.traceback}")
         elif done.lines > MAX_LINES:
             done.problems.append(f"{done.lines} lines\n{done.traceback}")
         if "Traceback" in ran.text.replace(done.traceback, ""):
             done.problems.append(f"a traceback in the output: {ran.text}")
         found = self._k.value("probe()")
-        if found["answering"] and kind.name not in {"background", "wait", "await job"}:
+        if found["answering"] and not kind.in_background:
             done.problems.append("an answer is still open")
         if kind.answers:
-            done.problems += _lost(kind, ran, found)
+            done.problems += lost_text(kind, ran, found)
+
+    def _end_jobs(self, kind: Kind) -> None:
+        if kind.in_background:
+            self._k.ok("%llm_stop")
 
     def _check_next(self, model: str, done: Try) -> None:
         """See that the next cell works, at once."""
-        if "job" in done.kind or done.kind in {"background", "wait"}:
-            self._k.ok("%llm_stop")
         try:
             ran = self._k.run(f"%llm --plain -m {model} --max-new-tokens 2 go on", timeout=10)
         except (AssertionError, queue.Empty) as stuck:
@@ -191,7 +209,12 @@ class Attack:
             done.problems.append(f"the next cell: {ran.status}, {ran.seconds:.2f} s: {ran.text}")
 
 
-def _lost(kind: Kind, ran: Ran, found: dict[str, Any]) -> list[str]:
+def plain(traceback: list[str]) -> list[str]:
+    """Return the lines of a traceback as they are shown, without colors."""
+    return _COLORS.sub("", "\n".join(traceback)).strip("\n").splitlines()
+
+
+def lost_text(kind: Kind, ran: Ran, found: dict[str, Any]) -> list[str]:
     """Return what is wrong with the text that was kept."""
     text: str = found["text"] if found["new"] else ""
     shown = _shown(kind, ran)
@@ -209,13 +232,11 @@ def _shown(kind: Kind, ran: Ran) -> str | None:
     """Return the text of the answer on the screen; None where there is no answer to be shown."""
     if kind.shown == "none":
         return None
-    outputs = [output for output in ran.outputs if output.get("name") != "error"]
     if kind.shown == "stdout":
-        text = "".join(o["text"] for o in outputs if o.get("name") == "stdout")
+        text = "".join(o["text"] for o in ran.outputs if o.get("name") == "stdout")
         return re.sub(r"(?m)^\[[^\]\n]*\]\n", "", text).strip()
-    if not outputs:
-        return ""
-    whole = str(outputs[-1]["data"].get("text/plain", ""))
+    drawn = [output["data"] for output in ran.outputs if "data" in output]
+    whole = str(drawn[0].get("text/plain", "")) if drawn else ""
     # The footer, or the line that was shown while the first word was waited for.
     return re.sub(r"(?s)(^|\n+)\w+ · [^\n]*$", "", whole).strip()
 
@@ -230,7 +251,8 @@ def report(tries: list[Try], seed: int, version: str) -> str:
         [
             f"ipykernel {version}, seed {seed}: {len(tries)} interrupts, {len(interrupted)} cells"
             f" ended by them, the slowest after {slow:.2f} s",
-            f"lines of traceback: {dict(sorted(lines.items()))}",
+            f"lines of traceback: {dict(sorted(lines.items()))};"
+            f" raised in a line of the cell itself: {sum(t.is_own for t in tries)}",
             f"tries with a problem: {len(bad)}",
             *map(str, bad),
         ]
@@ -238,7 +260,9 @@ def report(tries: list[Try], seed: int, version: str) -> str:
 
 
 @contextlib.contextmanager
-def attack(folder: Path, seed: int, ipykernel: str | None = None) -> Iterator[tuple[Attack, Kernel]]:
+def attack(
+    folder: Path, seed: int, ipykernel: str | None = None
+) -> Iterator[tuple[Attack, Kernel]]:
     """Start the servers and a kernel with their models, and every kind of cell run once."""
     with FaultServer() as server, OllamaServer() as ollama:
         parrot(folder, "abcdefghij ", ends=False, max_position_embeddings=4096)
