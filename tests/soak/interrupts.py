@@ -87,7 +87,7 @@ class Attack:
     """Interrupts cells of one kernel that has a local model and two servers."""
 
     def __init__(self, k: Kernel, server: FaultServer, folder: Path, seed: int) -> None:
-        self._k, self._server, self._folder = k, server, folder
+        self.k, self.server, self._folder = k, server, folder
         self._random = random.Random(seed)
         self._durations: dict[tuple[str, str], float] = {}
         self.tries: list[Try] = []
@@ -96,7 +96,7 @@ class Attack:
         """Interrupt one cell, and check everything afterwards."""
         kind, model = self._random.choice(KINDS), self._random.choice(MODELS)
         if before := self._filled(kind.before, model):
-            self._k.ok(before)
+            self.k.ok(before)
         how = self._random.choice(["SIGINT", "interrupt_request"])
         done = Try(kind.name, model, how, self._delay(kind, model))
         ran = self._interrupted(self._filled(kind.code, model), done)
@@ -110,10 +110,10 @@ class Attack:
     def uninterrupted(self, kind: Kind, model: str) -> list[str]:
         """Run one cell to its end; returns what is wrong."""
         if before := self._filled(kind.before, model):
-            self._k.ok(before)
-        self._k.value("probe()")
-        ran = self._k.ok(self._filled(kind.code, model))
-        found = self._k.value("probe()")
+            self.k.ok(before)
+        self.k.value("probe()")
+        ran = self.k.ok(self._filled(kind.code, model))
+        found = self.k.value("probe()")
         self._end_jobs(kind)
         problems = lost_text(kind, ran, found) if kind.answers else []
         return [f"{kind.name} on {model}: {problem}" for problem in problems]
@@ -123,10 +123,10 @@ class Attack:
         return self._filled(next(kind for kind in KINDS if kind.name == name).code, MODELS[0])
 
     def _filled(self, code: str, model: str) -> str:
-        server = f"-b openai --base-url {self._server.url}"
-        load = f"'big', backend='openai', base_url='{self._server.url}'"
+        server = f"-b openai --base-url {self.server.url}"
+        load = f"'big', backend='openai', base_url='{self.server.url}'"
         names = {"folder": str(self._folder), "spare": f"big {server}", "load": load,
-                 "url": self._server.url, "model": model, "prompt": _WORDS}  # fmt: skip
+                 "url": self.server.url, "model": model, "prompt": _WORDS}  # fmt: skip
         return re.sub(r"\{(\w+)\}", lambda match: names[match[1]], code)
 
     def _delay(self, kind: Kind, model: str) -> float:
@@ -142,24 +142,24 @@ class Attack:
         """Return how long the cell takes if it is not interrupted, measured once."""
         if (kind.name, model) not in self._durations:
             if before := self._filled(kind.before, model):
-                self._k.ok(before)
-            ran = self._k.ok(self._filled(kind.code, model))
+                self.k.ok(before)
+            ran = self.k.ok(self._filled(kind.code, model))
             self._durations[kind.name, model] = ran.seconds
             if before:
-                self._k.ok(before)
+                self.k.ok(before)
         return self._durations[kind.name, model]
 
     def _interrupted(self, code: str, done: Try) -> Ran | None:
-        self._k.value("probe()")
-        cell = self._k.send(code)
-        self._k.pump(done.delay)
+        self.k.value("probe()")
+        cell = self.k.send(code)
+        self.k.pump(done.delay)
         # The input that the kernel repeats says that the cell runs.
-        begun = self._k.state(cell).messages >= 2
-        ended = bool(self._k.state(cell).ended)
+        begun = self.k.state(cell).messages >= 2
+        ended = bool(self.k.state(cell).ended)
         pressed = time.monotonic()
         self._press(done.how)
         try:
-            ran = self._k.wait(cell, timeout=10)
+            ran = self.k.wait(cell, timeout=10)
         except (AssertionError, queue.Empty) as stuck:
             done.problems.append(f"stuck: {type(stuck).__name__} {str(stuck)[:2000]}")
             return None
@@ -172,9 +172,9 @@ class Attack:
 
     def _press(self, how: str) -> None:
         if how == "SIGINT":
-            self._k.interrupt()
+            self.k.interrupt()
             return
-        client = self._k.client
+        client = self.k.client
         client.control_channel.send(client.session.msg("interrupt_request", content={}))
         with contextlib.suppress(queue.Empty):
             client.get_control_msg(timeout=1)
@@ -188,7 +188,7 @@ class Attack:
             done.problems.append(f"{done.lines} lines\n{done.traceback}")
         if "Traceback" in ran.text.replace(done.traceback, ""):
             done.problems.append(f"a traceback in the output: {ran.text}")
-        found = self._k.value("probe()")
+        found = self.k.value("probe()")
         if found["answering"] and not kind.in_background:
             done.problems.append("an answer is still open")
         if kind.answers:
@@ -196,12 +196,12 @@ class Attack:
 
     def _end_jobs(self, kind: Kind) -> None:
         if kind.in_background:
-            self._k.ok("%llm_stop")
+            self.k.ok("%llm_stop")
 
     def _check_next(self, model: str, done: Try) -> None:
         """See that the next cell works, at once."""
         try:
-            ran = self._k.run(f"%llm --plain -m {model} --max-new-tokens 2 go on", timeout=10)
+            ran = self.k.run(f"%llm --plain -m {model} --max-new-tokens 2 go on", timeout=10)
         except (AssertionError, queue.Empty) as stuck:
             done.problems.append(f"the next cell is stuck: {stuck}")
             return
@@ -241,29 +241,33 @@ def _shown(kind: Kind, ran: Ran) -> str | None:
     return re.sub(r"(?s)(^|\n+)\w+ · [^\n]*$", "", whole).strip()
 
 
-def report(tries: list[Try], seed: int, version: str) -> str:
+def report(tries: list[Try], version: str) -> str:
     """Return the figures of a run."""
-    slow = max((t.seconds for t in tries if t.seconds is not None), default=0.0)
-    interrupted = [t for t in tries if t.status == "error"]
-    lines = Counter(t.lines for t in interrupted)
-    bad = [t for t in tries if t.problems]
+    slow = [t for t in tries if t.seconds is not None and t.seconds > 1]
+    ended = [t for t in tries if t.status == "error"]
+    lines = dict(sorted(Counter(t.lines for t in ended).items()))
+    seconds = sorted(t.seconds for t in tries if t.seconds is not None)
     return "\n".join(
         [
-            f"ipykernel {version}, seed {seed}: {len(tries)} interrupts, {len(interrupted)} cells"
-            f" ended by them, the slowest after {slow:.2f} s",
-            f"lines of traceback: {dict(sorted(lines.items()))};"
-            f" raised in a line of the cell itself: {sum(t.is_own for t in tries)}",
-            f"tries with a problem: {len(bad)}",
-            *map(str, bad),
+            f"ipykernel {version}: {len(tries)} interrupts, {len(seconds)} of them in a running cell;"
+            f" {len(ended)} cells ended with an error",
+            f"lines of traceback: {lines}; raised in a line of the cell itself:"
+            f" {sum(t.is_own for t in tries)}",
+            f"from the interrupt to the idle kernel: median {_at(seconds, 0.5)}, 99 %"
+            f" {_at(seconds, 0.99)}, slowest {_at(seconds, 1)}",
+            *(f"slower than 1 s: {t}" for t in slow),
+            f"tries with a problem: {sum(bool(t.problems) for t in tries)}",
         ]
     )
 
 
+def _at(seconds: list[float], part: float) -> str:
+    return f"{seconds[min(len(seconds) - 1, int(part * len(seconds)))]:.3f} s" if seconds else "-"
+
+
 @contextlib.contextmanager
-def attack(
-    folder: Path, seed: int, ipykernel: str | None = None
-) -> Iterator[tuple[Attack, Kernel]]:
-    """Start the servers and a kernel with their models, and every kind of cell run once."""
+def attack(folder: Path, seed: int, ipykernel: str | None = None) -> Iterator[Attack]:
+    """Start two servers and a kernel that has a model on each of them, and a local one."""
     with FaultServer() as server, OllamaServer() as ollama:
         parrot(folder, "abcdefghij ", ends=False, max_position_embeddings=4096)
         server.pace = ollama.pace = _PACE_S
@@ -272,4 +276,4 @@ def attack(
             k.ok(f"%llm_load {folder} --name local")
             k.ok(f"%llm_load tiny -b openai --base-url {server.url} --keep --name remote")
             k.ok("%llm_load llama3.2 -b ollama --keep --name ollama")
-            yield Attack(k, server, folder, seed), k
+            yield Attack(k, server, folder, seed)

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.fault_server import CHAT, FaultServer
-from tests.kernels import Kernel, Ran
+from tests.fault_server import CHAT
+from tests.kernels import Ran
 from tests.soak.cells import KINDS, Kind
 from tests.soak.interrupts import MAX_LINES, MODELS, Attack, lost_text, plain, report
 from tests.wire import (
@@ -86,15 +86,14 @@ class Held:
 class Soak:
     """Runs random actions, and collects what is wrong."""
 
-    k: Kernel
     attack: Attack
-    server: FaultServer
     seed: int
     problems: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         """Make the actions random by the seed."""
+        self.k, self.server = self.attack.k, self.attack.server
         self._random = random.Random(self.seed)
         self._actions: dict[str, Callable[[], None]] = {
             "cell": self._cell,
@@ -231,7 +230,7 @@ class Soak:
         done = ", ".join(f"{count} {action}" for action, count in sorted(self.counts.items()))
         return "\n".join(
             [
-                report(self.attack.tries, self.seed, version),
+                report(self.attack.tries, version),
                 f"actions: {done}",
                 f"before: {before}",
                 f"after:  {after}",
