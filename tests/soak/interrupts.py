@@ -26,7 +26,7 @@ _PACE_S = 0.02
 _WORDS = " ".join(f"w{number}" for number in range(50))
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _HELPERS = '''
-import asyncio, sys, threading
+import asyncio, sys
 from llm_magic import llm
 
 def forget():
@@ -43,8 +43,6 @@ def probe():
         "text": last.text if last else "",
         "ended": last.finish_reason if last else "",
         "reply": None if reply is None else reply.text,
-        "answering": len(llm.answering),
-        "threads": sorted(t.name for t in threading.enumerate()),
     }
     noted = last
     return found
@@ -175,9 +173,11 @@ class Attack:
             self.k.interrupt()
             return
         client = self.k.client
-        client.control_channel.send(client.session.msg("interrupt_request", content={}))
-        with contextlib.suppress(queue.Empty):
-            client.get_control_msg(timeout=1)
+        request = client.session.msg("interrupt_request", content={})
+        client.control_channel.send(request)
+        # Or it would reach the next cell.
+        while client.get_control_msg(timeout=10)["parent_header"]["msg_id"] != request["msg_id"]:
+            pass
 
     def _check(self, kind: Kind, ran: Ran, done: Try) -> None:
         if done.seconds is not None and done.seconds > within_a_second():
@@ -189,10 +189,19 @@ class Attack:
         if "Traceback" in ran.text.replace(done.traceback, ""):
             done.problems.append(f"a traceback in the output: {ran.text}")
         found = self.k.value("probe()")
-        if found["answering"] and not kind.in_background:
+        # `gather` ends with the first of its answers that ends.
+        if not kind.in_background and not self._settled():
             done.problems.append("an answer is still open")
         if kind.answers:
             done.problems += lost_text(kind, ran, found)
+
+    def _settled(self) -> bool:
+        """Return whether no answer is open, at once or within the grace time of an interrupt."""
+        end = time.monotonic() + within_a_second()
+        while self.k.value("len(llm.answering)"):
+            if time.monotonic() > end:
+                return False
+        return True
 
     def _end_jobs(self, kind: Kind) -> None:
         if kind.in_background:
