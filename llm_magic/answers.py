@@ -47,7 +47,8 @@ class Answers:
         except (KeyboardInterrupt, Interrupted, GeneratorExit, asyncio.CancelledError) as stop:
             reply = self.keep(draft, "cancelled")
             if isinstance(stop, KeyboardInterrupt | Interrupted):
-                raise Interrupted(stopped(reply), reply=reply) from None
+                kind = type(stop) if isinstance(stop, Interrupted) else Interrupted
+                raise kind(stopped(reply), reply=reply) from None
             raise
         except BaseException as error:
             # Where nothing was said, the last answer is still the one before.

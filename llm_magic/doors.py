@@ -29,6 +29,7 @@ from llm_magic.calls import (
 from llm_magic.cells import Cells
 from llm_magic.chats import Chats
 from llm_magic.errors import Interrupted
+from llm_magic.interrupts import held_back
 from llm_magic.jobs import Job, Jobs, Screen
 from llm_magic.keys import Keys
 from llm_magic.loads import Loads, Tick
@@ -116,6 +117,7 @@ class Doors:
 
         return BackendManager(self._create or create, self._watchers.tell)
 
+    @held_back()
     def wait_for_load(self, tick: Tick | None = None) -> None:
         """Wait for a load that was begun with `load_later`; an interrupt only ends the wait.
 
@@ -123,11 +125,13 @@ class Doors:
         """
         self._loads.settle(tick)
 
+    @held_back()
     def ready(self, request: Request) -> ModelInfo:
         """Return the model that will answer, after a load that was begun has ended."""
         self._loads.settle()
         return self._manager.find(request.model).info
 
+    @held_back()
     def generate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
         """Answer a prompt; blocks until the answer is whole, and can be interrupted.
 
@@ -138,6 +142,7 @@ class Doors:
         """
         return self.answer(request(prompt, about))
 
+    @held_back()
     def answer(
         self,
         request: Request,
@@ -170,6 +175,7 @@ class Doors:
             if ended is not None and draft.kept is not None:
                 ended(draft.kept)
 
+    @held_back()
     def stream(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Iterator[Chunk]:
         """Yield the answer as it is produced; leaving the loop early stops the model."""
         asked = request(prompt, about)
@@ -212,6 +218,7 @@ class Doors:
                     yield chunk
         self._answers.keep(draft)
 
+    @held_back()
     def begin(self, request: Request, screen: Screen | None = None) -> Job:
         """Begin to answer a request and return at once; raises what is wrong with it.
 
@@ -237,6 +244,7 @@ class Doors:
         job.ends(reply)
         return reply
 
+    @held_back()
     def wait(self, jobs: Iterable[Job], tick: Tick | None = None) -> None:
         """Wait until jobs have ended, however; an interrupt only ends the waiting."""
 
@@ -293,6 +301,7 @@ class Doors:
         """
         return self._watchers.add(changed)
 
+    @held_back()
     def dry_run(self, request: Request) -> DryRun:
         """Return the exact messages and their token count; calls nothing."""
         self._loads.settle()

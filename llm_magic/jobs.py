@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from llm_magic.calls import Draft, stopped
 from llm_magic.errors import Interrupted, JobNotFound
 from llm_magic.handover import handover
+from llm_magic.interrupts import translated
 from llm_magic.pump import TICK_S, Wake
 from llm_magic.units import generated
 
@@ -128,7 +129,7 @@ class Job:
         wake = Wake(here, news)
         self.future.add_done_callback(lambda _future: wake())
         # An awaiting cell only notices an interrupt when its loop wakes.
-        with here.awake():
+        with translated(), here.awake():
             await news.wait()
 
     def _outcome(self) -> Reply:

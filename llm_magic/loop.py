@@ -7,14 +7,13 @@ import concurrent.futures
 import contextlib
 import inspect
 import queue
-import signal
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from types import FrameType
 from typing import Any, TypeVar
 
 from llm_magic.errors import Interrupted
-from llm_magic.pump import Inbox, Interrupt, Pump
+from llm_magic.interrupts import Inbox, interrupts_to, translated
+from llm_magic.pump import Pump
 
 T = TypeVar("T")
 
@@ -140,9 +139,12 @@ class LoopThread:
             yield item
 
     async def relay(self, source: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        """Iterate `source` on the loop thread for a coroutine of another loop."""
+        """Iterate `source` on the loop thread for a coroutine of another loop.
+
+        Where SIGINT cancels that, it raises `Interrupted`, which is also a `CancelledError`.
+        """
         pump = Pump(self.loop, source, queue.SimpleQueue())
-        with self._listed(pump):
+        with translated(), self._listed(pump):
             try:
                 while True:
                     for item in pump.ready():
@@ -189,25 +191,3 @@ async def _cancel_all() -> None:
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
-
-
-@contextlib.contextmanager
-def interrupts_to(inbox: Inbox) -> Iterator[None]:
-    """Deliver SIGINT as a message in `inbox` instead of an exception at a random line.
-
-    `SimpleQueue.put` is re-entrant, so a signal handler may call it. Signals only reach the main
-    thread; elsewhere (a subshell, a worker) this does nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def deliver(_signal: int, _frame: FrameType | None) -> None:
-        inbox.put(Interrupt())
-
-    previous = signal.signal(signal.SIGINT, deliver)
-    try:
-        yield
-    finally:
-        # None stands for a handler that was not set from Python; then ours was the better one.
-        signal.signal(signal.SIGINT, previous or signal.default_int_handler)

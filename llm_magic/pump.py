@@ -10,11 +10,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 from llm_magic.handover import Handover, handover
-
-Inbox: TypeAlias = "queue.SimpleQueue[object]"
+from llm_magic.interrupts import Inbox, Interrupt
 
 # Waits are sliced: on Windows a blocked lock cannot be interrupted before Python 3.14, and an
 # awaiting cell only notices that it was cancelled when its loop wakes (ipykernel issue 881).
@@ -22,10 +21,6 @@ TICK_S = 0.1
 # After the first interrupt the work gets this long to end in an orderly way; then the cell ends
 # and the work finishes its stop in the background.
 GRACE_S = 0.6
-
-
-class Interrupt:
-    """Put into an inbox by the signal handler."""
 
 
 class _Call:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from llm_magic import fitting
 from llm_magic.chats import Chats
 from llm_magic.doors import Doors
+from llm_magic.interrupts import held_back
 from llm_magic.keys import Keys
 from llm_magic.loads import Naming, Tick
 from llm_magic.places import place
@@ -79,6 +80,7 @@ class Session(Doors):
         """
         return self.load_and_tell(model, name=name, keep=keep, **options).info
 
+    @held_back()
     def load_and_tell(
         self,
         model: str | None = None,
@@ -98,6 +100,7 @@ class Session(Doors):
         config, wanted = self._prepared(model, options)
         return self._loads.load(wanted, config, naming, tick)
 
+    @held_back()
     def load_later(
         self,
         model: str | None = None,
@@ -134,16 +137,19 @@ class Session(Doors):
         default = settings.model if config.backend == settings.backend else None
         return config, model or default
 
+    @held_back()
     def unload(self, name: str | None = None) -> Unloaded:
         """Free a model, the active one if none is named, and measure what came back."""
         self._loads.settle()
         return self._loop.run(self._manager.unload(name))
 
+    @held_back()
     def unload_all(self) -> list[Unloaded]:
         """Free every model."""
         self._loads.settle()
         return self._loop.run(self._manager.unload_all())
 
+    @held_back()
     def models(
         self,
         backend: str | None = None,
@@ -217,6 +223,7 @@ class Session(Doors):
         """The named conversations."""
         return self._chats
 
+    @held_back()
     def chat_tokens(self, name: str) -> int | None:
         """Return what a conversation takes of the active model's context; None where unknown.
 

@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any, cast
 
 from llm_magic.errors import OptionError
+from llm_magic.magics import interrupts
 from llm_magic.magics.asking import LLMMagics
 from llm_magic.magics.base import SessionMagics, running_cell
 from llm_magic.magics.chats import ChatMagics
@@ -55,6 +56,7 @@ def register(shell: InteractiveShell, session: Session) -> None:
             shell.events.register("pre_run_cell", magics.before_cell)
     complete.register(shell, session)
     shell.input_transformers_cleanup.append(_ask_not_help)
+    interrupts.start(shell)
     _html_formatter(shell).for_type_by_name("llm_magic.types", "Reply", _reply_html)
     session.cells.current = functools.partial(running_cell, shell)
     atexit.unregister(session.close)
@@ -66,6 +68,7 @@ def unregister(shell: InteractiveShell) -> None:
     from llm_magic import complete
 
     complete.unregister(shell)
+    interrupts.stop(shell)
     if _ask_not_help in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.remove(_ask_not_help)
     ours = [m for m in shell.configurables if isinstance(m, SessionMagics)]

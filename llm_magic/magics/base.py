@@ -14,7 +14,8 @@ from IPython.core.magic import line_magic as _line_magic
 
 from llm_magic import manual
 from llm_magic.cells import Cell
-from llm_magic.errors import Interrupted, LLMMagicError, OptionError
+from llm_magic.errors import LLMMagicError, OptionError
+from llm_magic.interrupts import held_back
 from llm_magic.magics.code import CodeOffers
 
 if TYPE_CHECKING:
@@ -31,15 +32,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _magic(function: F) -> F:
-    """Give a magic its help and its time of start, and make an interrupt our own short error."""
+    """Give a magic its help and its time of start, and let an interrupt end it where it waits."""
 
     @functools.wraps(function)
     def guarded(self: SessionMagics, *args: Any) -> Any:
         self.began = time.perf_counter()
-        try:
+        with held_back():
             return function(self, *args)
-        except KeyboardInterrupt:
-            raise Interrupted("Stopped.") from None
 
     # IPython asks an object for its `getdoc` before it looks at the docstring: the help is made
     # from the option table when somebody asks, not when the extension is loaded.

@@ -110,7 +110,13 @@ def test_leaving_the_loop_leaves_the_server(k: Kernel, fast: FaultServer) -> Non
 
 
 @pytest.mark.parametrize(
-    "ask", ["await llm.agenerate('Never ends.')", "async for c in llm.astream('?'): pass"]
+    "ask",
+    [
+        "await llm.agenerate('Never ends.')",
+        "async for c in llm.astream('?'): pass",
+        "await asyncio.gather(llm.agenerate('Never ends.'))",
+        "async with asyncio.timeout(60): await llm.agenerate('Never ends.')",
+    ],
 )
 def test_the_stop_button_ends_an_awaiting_cell(k: Kernel, fast: FaultServer, ask: str) -> None:
     fast.will(CHAT, *sse(delta("one"), done=False), Hold())
@@ -120,10 +126,50 @@ def test_the_stop_button_ends_an_awaiting_cell(k: Kernel, fast: FaultServer, ask
     pressed = time.monotonic()
     k.interrupt()
     ran = k.wait(cell)
-    assert ran.status == "error"
+    assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)
+    assert ran.error == "Stopped; the answer so far is in llm.last."
     assert ran.ended - pressed < within_a_second()
     assert received.left.wait(within_a_second())
     assert k.value("(llm.last.text, llm.last.finish_reason)") == ("one", "cancelled")
+    assert k.value("__import__('sys').last_value.reply.text") == "one"
+
+
+def test_interrupt_of_awaited_job_is_one_line(k: Kernel, fast: FaultServer) -> None:
+    fast.will(CHAT, *sse(delta("one"), done=False), Hold())
+    k.ok("%llm -b -o job Never ends.")
+    cell = k.send("print('here')\nawait job")
+    k.wait_for_output(cell, "here")
+    k.interrupt()
+    ran = k.wait(cell)
+    assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)
+    assert k.value("job.done") is False, "only the waiting ends"
+    k.ok("%llm_stop")
+
+
+def test_interrupted_task_counts_as_cancelled(k: Kernel, fast: FaultServer) -> None:
+    for _ in range(2):
+        fast.will(CHAT, *sse(delta("one"), done=False), Hold())
+    cell = k.send(
+        "try:\n"
+        "    async with asyncio.TaskGroup() as group:\n"
+        "        for _ in range(2): group.create_task(llm.agenerate('Never ends.'))\n"
+        "except asyncio.CancelledError as error:\n"
+        "    print('one cancellation, no group of errors')"
+    )
+    fast.wait_for(CHAT, 2)
+    time.sleep(0.3)
+    k.interrupt()
+    assert k.wait(cell).text == "one cancellation, no group of errors\n"
+    assert k.value("llm.last.text") == "one"
+
+
+@pytest.mark.parametrize("ask", ["await llm.agenerate('Hello.')", "reply = llm.generate('Hello.')"])
+def test_interrupt_before_first_line_is_one_line(k: Kernel, fast: FaultServer, ask: str) -> None:
+    fast.pace = 0.3
+    k.ok("from tests import presses\npresses.before_code(get_ipython())")
+    ran = k.run(ask)
+    assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)
+    assert ran.seconds < within_a_second()
 
 
 def test_local_jobs_wait_for_their_turn(model_cache: Path) -> None:

@@ -124,6 +124,55 @@ def test_an_async_cell(k: Kernel, delay: float) -> None:
     assert_works_at_once(k)
 
 
+@pytest.mark.parametrize("cell", ["%llm_status", "%%llm\nHello", "x = %llm --dry-run Hello"])
+def test_interrupt_before_first_line_is_one_line(k: Kernel, cell: str) -> None:
+    k.ok("from tests import presses\npresses.before_code(get_ipython())")
+    ran = k.run(cell)
+    assert (ran.ename, ran.error, len(ran.traceback)) == ("Interrupted", "Stopped.", 1)
+    assert_works_at_once(k)
+
+
+@pytest.mark.parametrize("cell", ["1 + 1", "await asyncio.sleep(0)"])
+def test_interrupt_after_last_line_has_no_effect(k: Kernel, cell: str) -> None:
+    k.ok("import asyncio\nfrom tests import presses\npresses.after_code(get_ipython())")
+    k.ok(cell)
+    k.ok("import time; time.sleep(0.1)")
+
+
+def test_interrupt_of_own_code_shows_own_traceback(k: Kernel) -> None:
+    k.ok("import time\ndef wait():\n    time.sleep(30)")
+    for code in ("wait()", "while True: pass", "while True: print('.', end='')", "input()"):
+        cell = k.send(f"print('begun')\n{code}", asks=True)
+        ran, latency = stop(k, cell, 0.2)
+        assert ran.ename == "KeyboardInterrupt", code
+        assert "Cell" in ran.traceback[1], "the line of the cell is in it"
+        assert latency < within_a_second()
+    k.ok("presses.before_code(get_ipython())")
+    assert k.run("wait()").seconds < within_a_second(), "a signal that was held back is not lost"
+
+
+def test_interrupt_of_slow_display_is_not_held_back(k: Kernel) -> None:
+    k.ok(
+        "import types\n"
+        "slow = types.ModuleType('slow')\n"
+        "exec('import time\\nclass Slow:\\n    def __repr__(self): print(\"begun\"); time.sleep(30)',"
+        " vars(slow))"
+    )
+    ran, latency = stop(k, k.send("slow.Slow()"), 0.1)
+    assert "KeyboardInterrupt" in ran.text
+    assert latency < within_a_second()
+
+
+def test_unloaded_extension_leaves_interrupts_alone(k: Kernel) -> None:
+    hooks = "[n for n in vars(get_ipython().kernel) if n.endswith('_handler_hook')]"
+    handler = "__import__('signal').getsignal(2).__name__"
+    assert len(k.value(hooks)) == 2
+    k.ok("%unload_ext llm_magic")
+    assert k.value(hooks) == []
+    assert k.value(handler) == "default_int_handler"
+    k.ok("%load_ext llm_magic\n%llm_load")
+
+
 def test_two_presses_and_a_cell_that_was_queued(k: Kernel) -> None:
     cell = k.send(f"print('begun')\n%llm --max-new-tokens 400 {LONG}")
     queued = k.send("%llm -t 0 --max-new-tokens 1 Hello")

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from llm_magic.errors import Interrupted
-from llm_magic.loop import LoopThread, interrupts_to
+from llm_magic.interrupts import held_back, interrupts_to
+from llm_magic.loop import LoopThread
 from llm_magic.pump import GRACE_S
 
 
@@ -277,3 +278,89 @@ def test_other_threads_are_left_alone(loop: LoopThread) -> None:
     thread.start()
     thread.join(5)
     assert seen == [before]
+
+
+def test_held_back_signal_is_raised_at_the_next_wait(loop: LoopThread) -> None:
+    done: list[object] = []
+
+    @held_back()
+    def work() -> None:
+        press_stop()
+        done.append("the line after it")
+        try:
+            loop.drain(answering(), done.append)
+        finally:
+            done.append("the wait")
+
+    with pytest.raises(Interrupted, match=r"^Stopped\.$"):
+        work()
+    assert done == ["the line after it", "the wait"]
+
+
+def test_held_back_signal_without_a_wait_is_raised_at_the_end() -> None:
+    done: list[str] = []
+
+    @held_back()
+    def work() -> None:
+        with held_back():
+            press_stop()
+            done.append("all of it")
+
+    with pytest.raises(Interrupted):
+        work()
+    assert done == ["all of it"]
+
+
+def test_held_back_signal_does_not_hide_another_error() -> None:
+    @held_back()
+    def work() -> None:
+        press_stop()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+
+
+def test_code_that_never_waits_is_interrupted_within_a_second() -> None:
+    @held_back()
+    def work() -> None:
+        press_stop()
+        time.sleep(10)
+
+    began = time.monotonic()
+    with pytest.raises(Interrupted):
+        work()
+    assert time.monotonic() - began < 1
+
+
+def test_held_back_signal_reaches_the_block_inside() -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    entered: list[str] = []
+
+    @held_back()
+    def inside() -> None:
+        entered.append("inside")
+
+    @held_back()
+    def work() -> None:
+        press_stop()
+        inside()
+
+    with pytest.raises(Interrupted):
+        work()
+    assert entered == []
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_cancelled_task_is_interrupted_only_by_a_signal(loop: LoopThread) -> None:
+    async def cancelled() -> type[BaseException]:
+        task = asyncio.ensure_future(loop.arun(asyncio.sleep(30)))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError as error:
+            return type(error)
+        raise AssertionError("it was not cancelled")
+
+    assert asyncio.run(cancelled()) is asyncio.CancelledError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from llm_magic.backends.local.resident import Loaded
     from llm_magic.backends.local.rows import Item
     from llm_magic.keys import Keys
+
+# For the end of a cell whose load was stopped, before its memory is collected.
+_HEAD_START_S = 0.05
 
 
 def local(settings: ReadSettings, _keys: Keys) -> LocalTransformersBackend:
@@ -108,6 +112,8 @@ class LocalTransformersBackend(Backend):
         """After each job: give back what a load left that did not come to its end, and the team."""
         if self._left_over:
             self._left_over = False
+            # The collection holds the GIL for some tenths of a second: the cell ends first.
+            time.sleep(_HEAD_START_S)
             memory.give_back()
         teams.release()
 

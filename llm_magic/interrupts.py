@@ -1,0 +1,159 @@
+"""SIGINT as a message to what waits, instead of an exception at a random line.
+
+`interrupts_to` delivers it to an inbox. Around that, `held_back` keeps a signal until the code reaches
+such a wait. In a task that a signal cancelled, `translated` turns the cancellation into `Interrupted`.
+"""
+
+from __future__ import annotations
+
+import _thread
+import asyncio
+import contextlib
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TypeAlias
+
+from llm_magic import errors
+
+Inbox: TypeAlias = "queue.SimpleQueue[object]"
+# Decides from the interrupted frame, and from how long a signal has been held back, whether it raises.
+Raises: TypeAlias = Callable[[FrameType | None, float], bool]
+
+# What does not reach a wait within this time is interrupted where it is.
+_LIMIT_S = 0.4
+
+
+class Interrupt:
+    """Put into an inbox by the signal handler."""
+
+
+class Interrupted(errors.Interrupted, asyncio.CancelledError):
+    """`Interrupted` in a task that SIGINT cancelled: for asyncio, the task is cancelled."""
+
+
+class Holder:
+    """A handler of SIGINT that holds a signal back until it is taken, or until `raises` allows it."""
+
+    def __init__(self, raises: Raises, step_s: float) -> None:
+        """`raises` is called at the signal, and about every `step_s` seconds while one is held."""
+        self._raises, self._step_s = raises, step_s
+        self._since: float | None = None
+
+    def __call__(self, _signal: int, frame: FrameType | None) -> None:
+        """Raise `KeyboardInterrupt`, or hold the signal back."""
+        waited = 0.0 if self._since is None else time.monotonic() - self._since
+        if self._raises(frame, waited):
+            self._since = None
+            raise KeyboardInterrupt
+        self.hold()
+
+    def hold(self) -> None:
+        """Hold a signal back; several are one."""
+        if self._since is None:
+            self._since = time.monotonic()
+            # Not `threading`: its locks may be taken by what the signal interrupted.
+            _thread.start_new_thread(self._repeat, (self._since,))
+
+    def take(self) -> bool:
+        """Return whether a signal is held back, and hold it no longer."""
+        since, self._since = self._since, None
+        return since is not None
+
+    def _repeat(self, since: float) -> None:
+        while self._since == since:
+            time.sleep(self._step_s)
+            if self._since == since:
+                if signal.getsignal(signal.SIGINT) is not self:
+                    # Another handler was set, by code that knows nothing of this one.
+                    self._since = None
+                _interrupt_main_thread()
+
+
+def _interrupt_main_thread() -> None:
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        # Unlike `interrupt_main`, it also ends a system call that blocks.
+        signal.pthread_kill(main, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Let SIGINT raise `Interrupted` where the block waits, and nowhere else for `_LIMIT_S` seconds.
+
+    A signal that the block does not take goes to the handler of before. Signals only reach the main
+    thread; in other threads this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    holder = Holder(lambda _frame, waited: waited > _LIMIT_S, 1.1 * _LIMIT_S)
+    previous = signal.signal(signal.SIGINT, holder) or signal.default_int_handler
+    try:
+        if isinstance(previous, Holder) and previous.take():
+            raise KeyboardInterrupt
+        yield
+    except KeyboardInterrupt:
+        raise errors.Interrupted("Stopped.") from None
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        late = holder.take()
+        if late and isinstance(previous, Holder):
+            previous.hold()
+    if late and not isinstance(previous, Holder):
+        raise errors.Interrupted("Stopped.")
+
+
+@contextlib.contextmanager
+def interrupts_to(inbox: Inbox) -> Iterator[None]:
+    """Deliver SIGINT as a message in `inbox`, one that is held back first.
+
+    `SimpleQueue.put` is re-entrant, so a signal handler may call it. Signals only reach the main
+    thread; elsewhere (a subshell, a worker) this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def deliver(_signal: int, _frame: FrameType | None) -> None:
+        inbox.put(Interrupt())
+
+    previous = signal.signal(signal.SIGINT, deliver)
+    try:
+        if isinstance(previous, Holder) and previous.take():
+            inbox.put(Interrupt())
+        yield
+    finally:
+        # None stands for a handler that was not set from Python; then ours was the better one.
+        signal.signal(signal.SIGINT, previous or signal.default_int_handler)
+
+
+class Noting:
+    """A handler of SIGINT that calls another one, and notes that there was a signal."""
+
+    # One for the process, as signals are; set to False when a cell begins.
+    noted = False
+
+    def __init__(self, handler: Callable[[int, FrameType | None], object]) -> None:
+        self._handler = handler
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Note the signal and hand it on."""
+        Noting.noted = True
+        self._handler(number, frame)
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Turn a cancellation into `Interrupted` where SIGINT was its reason."""
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        if isinstance(error, Interrupted) or not Noting.noted:
+            raise
+        raise Interrupted("Stopped.") from None

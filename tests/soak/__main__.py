@@ -1,0 +1,48 @@
+"""``python -m tests.soak [--seconds N] [--interrupts N] [--seed S] [--ipykernel VERSION]``."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.soak.interrupts import Attack, attack, report
+from tests.soak.mixed import Soak
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run random interrupts and mixed work, print the figures, and exit with 1 at a problem."""
+    parser = argparse.ArgumentParser(prog="scripts/soak", description=main.__doc__)
+    parser.add_argument("--seconds", type=float, default=600, help="of mixed work (600)")
+    parser.add_argument("--interrupts", type=int, default=300, help="how many (300)")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--ipykernel", metavar="VERSION", help="one of scripts/install-kernels")
+    asked = parser.parse_args(arguments)
+    version = asked.ipykernel or "installed"
+    print(f"seed {asked.seed}", flush=True)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        attack(Path(folder, "model"), asked.seed, asked.ipykernel) as attacked,
+    ):
+        problems = _interrupts(attacked, asked.interrupts, version)
+        if asked.seconds:
+            soak = Soak(attacked, asked.seed)
+            print(soak.report(soak.run(asked.seconds), version))
+            problems += len(soak.problems)
+    sys.exit(1 if problems else 0)
+
+
+def _interrupts(attacked: Attack, count: int, version: str) -> int:
+    for number in range(count):
+        if (done := attacked.attempt()).problems:
+            print(f"{number}: {done}", flush=True)
+    if count:
+        print(report(attacked.tries, version), flush=True)
+    return sum(bool(done.problems) for done in attacked.tries)
+
+
+if __name__ == "__main__":
+    main()

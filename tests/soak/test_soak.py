@@ -1,0 +1,49 @@
+"""A short soak, each time with another seed; `scripts/soak` runs longer ones and repeats a seed."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.soak.interrupts import Attack, attack
+from tests.soak.mixed import Soak
+
+# Together with the start of the kernel, less than a minute.
+_INTERRUPTS_S = 18
+_MIXED_S = 20
+
+
+@pytest.fixture(scope="module")
+def seed() -> int:
+    return random.randrange(10**6)
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory, seed: int) -> Iterator[Attack]:
+    with attack(tmp_path_factory.mktemp("soak") / "model", seed) as attacked:
+        yield attacked
+
+
+def test_random_interrupts_end_cells_in_order(
+    attacked: Attack, seed: int, record_property: Callable[[str, object], None]
+) -> None:
+    end = time.monotonic() + _INTERRUPTS_S
+    while time.monotonic() < end:
+        attacked.attempt()
+    record_property("interrupts", len(attacked.tries))
+    bad = [str(done) for done in attacked.tries if done.problems]
+    again = f"scripts/soak --seed {seed} --interrupts {len(attacked.tries)} --seconds 0"
+    assert not bad, "\n".join([again, *bad])
+
+
+def test_mixed_work_leaves_nothing_behind(
+    attacked: Attack, seed: int, record_property: Callable[[str, object], None]
+) -> None:
+    again = f"scripts/soak --seed {seed} --interrupts {len(attacked.tries)} --seconds {_MIXED_S}"
+    soak = Soak(attacked, seed)
+    found = soak.report(soak.run(_MIXED_S), "installed")
+    record_property("soak", found)
+    assert not soak.problems, f"{again}\n{found}"
