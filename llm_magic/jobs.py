@@ -17,6 +17,7 @@ from llm_magic.calls import Draft, stopped
 from llm_magic.errors import Interrupted, JobNotFound
 from llm_magic.handover import handover
 from llm_magic.pump import TICK_S, Wake
+from llm_magic.terminal_text import visible_line
 from llm_magic.units import counted
 
 if TYPE_CHECKING:
@@ -168,7 +169,8 @@ class Job:
 
     def __repr__(self) -> str:
         tokens = "" if self.tokens is None else f", {counted(self.tokens)}"
-        return f"<Job {self.id}: {self.model}, {self.state}{tokens}, {self.seconds:.1f} s>"
+        model = visible_line(self.model)
+        return f"<Job {self.id}: {model}, {self.state}{tokens}, {self.seconds:.1f} s>"
 
 
 class Jobs:
