@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_magic.candidates import Candidates, Offer
 from llm_magic.catalog import MAGICS, Argument, arguments, dest
+from llm_magic.errors import SettingsError
 from llm_magic.terminal_text import visible_line
 
 if TYPE_CHECKING:
@@ -225,7 +226,11 @@ def register(shell: InteractiveShell, session: Session) -> None:
         lines = context.full_text.split("\n")
         line, column = lines[context.cursor_line], context.cursor_position
         above = "\n".join(lines[: context.cursor_line])
-        found = find(line[:column], line[column:], above, candidates)
+        try:
+            found = find(line[:column], line[column:], above, candidates)
+        except SettingsError:
+            # A magic reports it; a key press must not print anything.
+            found = None
         if found is None:
             return {"completions": []}
         completions = [SimpleCompletion(text=o.text, type=o.kind) for o in found.offers]

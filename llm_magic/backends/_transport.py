@@ -18,6 +18,8 @@ import httpx
 
 from llm_magic.backends import _refusals
 from llm_magic.backends._streams import Stream, connect
+from llm_magic.certificates import certificate_problem
+from llm_magic.errors import SettingsError
 from llm_magic.keys import Key
 from llm_magic.places import Place, proxy_to
 
@@ -49,7 +51,7 @@ def _target(address: str) -> _Target:
 
 def transport(place: Place, key: Key | None) -> Transport:
     """Return the way to a server, through a proxy where one is named for it."""
-    tls = _trusted() if place.url.startswith("https:") else None
+    tls = trusted() if place.url.startswith("https:") else None
     proxy = proxy_to(place)
     if proxy is None:
         return Direct(key, tls)
@@ -212,7 +214,8 @@ class _Body(httpx.AsyncByteStream):
             self._owner.put(connection)
 
 
-def _trusted() -> ssl.SSLContext:
+def trusted() -> ssl.SSLContext:
+    """Return the TLS context of the authorities that the environment names; raises `SettingsError`."""
     # Looked up each time: whoever was told to name an authority need not start the kernel again.
     return _certificates(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
 
@@ -220,6 +223,8 @@ def _trusted() -> ssl.SSLContext:
 @functools.lru_cache(maxsize=4)
 def _certificates(_file: str | None, _folder: str | None) -> ssl.SSLContext:
     """Return the one TLS context of these authorities: building one takes 20 ms."""
+    if problem := certificate_problem():
+        raise SettingsError(problem)
     context = httpx.create_ssl_context()
     context.set_alpn_protocols(["http/1.1"])
     return context
