@@ -14,14 +14,15 @@ def certificate_problem() -> str:
     """
     file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
     if file:
-        why = _problem_of(file)
-        return f"SSL_CERT_FILE={file}: {why}. {_FILE_FIX}" if why else ""
+        if not (why := _problem_of(file)):
+            return ""
+        return (
+            f"SSL_CERT_FILE={file}: {why}. Name a file with certificates in PEM format,"
+            " or unset SSL_CERT_FILE."
+        )
     if folder and not any(Path(part).is_dir() for part in folder.split(os.pathsep)):
         return f"SSL_CERT_DIR={folder}: there is no such folder. Correct or unset SSL_CERT_DIR."
     return ""
-
-
-_FILE_FIX = "Name a file with certificates in PEM format, or unset SSL_CERT_FILE."
 
 
 def _problem_of(file: str) -> str:

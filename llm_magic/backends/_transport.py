@@ -59,7 +59,7 @@ def transport(place: Place, key: Key | None) -> Transport:
         return Proxied(key, tls or _no_certificates())
     except ImportError:
         why = "it speaks SOCKS, for which there is a package: pip install socksio"
-    except ValueError as error:
+    except (ValueError, httpx.InvalidURL) as error:
         why = str(error)
     raise _refusals.no_proxy(place, proxy, why)
 

@@ -78,7 +78,8 @@ def test_a_server_elsewhere_is_asked_through_the_proxy(
 @pytest.mark.parametrize(
     ("proxy", "why"),
     [("http://127.0.0.1:9", "All connection attempts failed"),
-     ("http://no.such.host.invalid:3128", ""), ("socks5://127.0.0.1:9", "socksio")],
+     ("http://no.such.host.invalid:3128", ""), ("socks5://127.0.0.1:9", "socksio"),
+     ("foo://bar", "Unknown scheme"), ("http://h:port", "port"), ("http://[::1", "[::1")],
 )  # fmt: skip
 def test_a_proxy_that_leads_nowhere_is_named(
     proxy: str, why: str, monkeypatch: pytest.MonkeyPatch
@@ -92,6 +93,17 @@ def test_a_proxy_that_leads_nowhere_is_named(
     assert message.startswith(f"The proxy {proxy.partition('://')[2]} leads to no connection to")
     assert why in message
     assert message.endswith("HTTP_PROXY, or set NO_PROXY=far.example where none is needed.")
+
+
+def test_hosts_without_proxy_that_cannot_be_read_are_reported_with_the_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    through(monkeypatch, "http://127.0.0.1:9", but_for="[::1, a b")
+    session = Session(settings())
+    with pytest.raises(ServerUnreachable, match=r"set NO_PROXY=far\.example where none") as caught:
+        session.load("tiny", backend="vllm", base_url="http://far.example:8000")
+    session.close()
+    assert "Invalid port" in told(caught.value)
 
 
 def test_a_host_without_a_proxy_is_asked_directly(
