@@ -51,7 +51,7 @@ def _target(address: str) -> _Target:
 
 def transport(place: Place, key: Key | None) -> Transport:
     """Return the way to a server, through a proxy where one is named for it."""
-    tls = trusted() if place.url.startswith("https:") else None
+    tls = _trusted() if place.url.startswith("https:") else None
     proxy = proxy_to(place)
     if proxy is None:
         return Direct(key, tls)
@@ -214,15 +214,17 @@ class _Body(httpx.AsyncByteStream):
             self._owner.put(connection)
 
 
-def trusted() -> ssl.SSLContext:
-    """Return the TLS context of the authorities that the environment names; raises `SettingsError`."""
+def _trusted() -> ssl.SSLContext:
     # Looked up each time: whoever was told to name an authority need not start the kernel again.
     return _certificates(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
 
 
 @functools.lru_cache(maxsize=4)
 def _certificates(_file: str | None, _folder: str | None) -> ssl.SSLContext:
-    """Return the one TLS context of these authorities: building one takes 20 ms."""
+    """Return the one TLS context of these authorities: building one takes 20 ms.
+
+    Raises `SettingsError` that names the variable.
+    """
     if problem := certificate_problem():
         raise SettingsError(problem)
     context = httpx.create_ssl_context()
