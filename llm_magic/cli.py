@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from llm_magic import __version__
 from llm_magic.errors import LLMMagicError, MissingDependency
+from llm_magic.terminal_text import unstyled, visible, visible_but_styled
 
 if TYPE_CHECKING:
     from nbclient import NotebookClient
@@ -29,7 +29,6 @@ _MODEL = "SmolLM2-135M-Instruct"
 _NOTEBOOK = "01_quickstart.ipynb"
 # The id of the notebook's first cell: by it a copy is known, whatever was edited since.
 _MARK = '"quickstart-title"'
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,6 +139,7 @@ class _ProgressLine:
         if self._terminal:
             share = "" if progress.share is None else f"{progress.share:.0%}"
             text = " ".join(filter(None, (text, share, progress.detail)))
+        text = visible(text)
         if text != self._text:
             line = f"{text.ljust(len(self._text))}\r" if self._terminal else f"{text}\n"
             _say(line, self._out)
@@ -271,12 +271,11 @@ def _end_line(cell: NotebookNode, **_: Any) -> None:
 def _as_text(output: NotebookNode) -> str:
     """Return an output as a terminal shows it."""
     if output.output_type == "stream":
-        return str(output.text)
-    if output.output_type == "error":
-        text = "\n".join(output.traceback)
-    else:
-        text = str(output.data.get("text/plain", ""))
-    return f"{text if sys.stdout.isatty() else _COLOUR.sub('', text)}\n"
+        return visible(str(output.text))
+    if output.output_type != "error":
+        return f"{unstyled(str(output.data.get('text/plain', '')))}\n"
+    text = "\n".join(output.traceback)
+    return f"{visible_but_styled(text) if sys.stdout.isatty() else unstyled(text)}\n"
 
 
 def _say(text: str, out: TextIO | None = None) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from llm_magic.candidates import Candidates, Offer
 from llm_magic.catalog import MAGICS, Argument, arguments, dest
+from llm_magic.errors import SettingsError
+from llm_magic.terminal_text import visible_line
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -182,9 +184,15 @@ class _Line:
         return Found(fragment, list(self._written(offers)))
 
     def _written(self, offers: Sequence[Offer]) -> Iterator[Offer]:
-        """Put quotes around what has blanks in it, but for the end that is there already."""
+        """Put quotes around what has blanks in it, but for the end that is there already.
+
+        What has control characters in it is left out: a newline in a server's model name would add a
+        line to the cell.
+        """
         for offer in offers:
             text = offer.text
+            if visible_line(text) != text:
+                continue
             quote = self._word.quote or ("'" if '"' in text else '"')
             if quote in text:
                 continue
@@ -218,7 +226,11 @@ def register(shell: InteractiveShell, session: Session) -> None:
         lines = context.full_text.split("\n")
         line, column = lines[context.cursor_line], context.cursor_position
         above = "\n".join(lines[: context.cursor_line])
-        found = find(line[:column], line[column:], above, candidates)
+        try:
+            found = find(line[:column], line[column:], above, candidates)
+        except SettingsError:
+            # A magic reports it; a key press must not print anything.
+            found = None
         if found is None:
             return {"completions": []}
         completions = [SimpleCompletion(text=o.text, type=o.kind) for o in found.offers]

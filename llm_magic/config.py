@@ -21,9 +21,15 @@ from pydantic import (
     PlainSerializer,
     ValidationError,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
+from llm_magic.env_file import read_env_file
 from llm_magic.errors import SettingsError
 from llm_magic.specs import Flag, Only, OptionModel, Slider, first_problem
 
@@ -59,6 +65,14 @@ def _is_name(text: str) -> bool:
 
     # Keys have dashes, or are longer than any name that somebody chose, or look like what they are.
     return bool(_NAME.fullmatch(text)) and not is_key(text)
+
+
+def _in_home(value: Path | None) -> Path | None:
+    """Return a folder with ``~`` replaced."""
+    try:
+        return value.expanduser() if value is not None else None
+    except RuntimeError:
+        raise PydanticCustomError("home", "there is no such home folder") from None
 
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
@@ -254,15 +268,17 @@ class LoadConfig(OptionModel):
 
 
 class Settings(BaseSettings):
-    """Defaults from the environment and from a ``.env`` file in the working folder."""
+    """Defaults from the environment; `read` adds those of a ``.env`` file in the working folder."""
 
     model_config = SettingsConfigDict(
-        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, validate_default=True
+        env_ignore_empty=True, extra="ignore", frozen=True, validate_default=True
     )
 
     backend: str = Field("local", validation_alias="LLM_BACKEND_TYPE")
     model: str | None = Field(None, validation_alias="DEFAULT_MODEL_NAME_OR_PATH")
-    models_folder: Path | None = Field(None, validation_alias="LOCAL_MODELS_DIR")
+    models_folder: Annotated[Path | None, AfterValidator(_in_home)] = Field(
+        None, validation_alias="LOCAL_MODELS_DIR"
+    )
     device: Device = Field("auto", validation_alias="LLM_DEVICE")
     quantization: Quantization = Field("none", validation_alias="DEFAULT_LLM_QUANTIZATION")
     max_new_tokens: MaxNewTokens = Field(512, validation_alias="DEFAULT_LLM_MAX_NEW_TOKENS")
@@ -284,11 +300,22 @@ class Settings(BaseSettings):
 
     @classmethod
     def read(cls) -> Settings:
-        """Read them now; raises `SettingsError` that names the variable, the value and the range."""
+        """Read them now; raises `SettingsError` that names the variable, the value and the range.
+
+        Where the file itself cannot be read, the error names that.
+        """
         try:
-            return cls()
+            return _SettingsWithFile()
         except ValidationError as error:
             raise SettingsError(first_problem(cls, error)) from None
+
+    @classmethod
+    def of_environment(cls) -> Settings | None:
+        """Return the settings without those of the file; None where the environment has a wrong one."""
+        try:
+            return cls()
+        except ValidationError:
+            return None
 
     def generation(self) -> GenerationConfig:
         """Return the generation defaults among the settings; nobody asked for them in particular."""
@@ -304,6 +331,40 @@ class Settings(BaseSettings):
         """Return the loading defaults among the settings."""
         values = {**dict(LoadConfig()), "backend": self.backend, "device": self.device}
         return LoadConfig.defaults(values | {"quantization": self.quantization}, asked=set())
+
+
+class _SettingsWithFile(Settings):
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the environment first, then the file."""
+        return init_settings, env_settings, _EnvFileSource(settings_cls)
+
+
+class _EnvFileSource(PydanticBaseSettingsSource):
+    """The variables of ``.env``, in any case; an empty one is not set.
+
+    The source of pydantic-settings knows one encoding, and raises what the decoder raises.
+    """
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        self._values = {name.upper(): value for name, value in read_env_file().items() if value}
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Return the value of a field and the variable it is under."""
+        variable = str(field.validation_alias)
+        return self._values.get(variable), variable, False
+
+    def __call__(self) -> dict[str, Any]:
+        found = (self.get_field_value(f, n) for n, f in self.settings_cls.model_fields.items())
+        return {variable: value for value, variable, _ in found if value is not None}
 
 
 ReadSettings = Callable[[], Settings]

@@ -11,7 +11,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from llm_magic.growing import Growing
-from llm_magic.live import PERIOD_S, LiveArea, is_notebook, muted
+from llm_magic.live import PERIOD_S, LiveArea, is_notebook, muted, write
+from llm_magic.terminal_text import VisibleStream
 from llm_magic.types import Chunk, ModelInfo, Reply
 from llm_magic.words import ending, footer, reasoning_line
 
@@ -32,7 +33,7 @@ class AnswerView:
     def note(self, notes: tuple[str, ...]) -> None:
         """Tell something about the prompt, before the answer."""
         for text in notes:
-            _write(f"Note: {text}\n")
+            write(f"Note: {text}\n")
 
     def take(self, chunk: Chunk) -> None:
         """Take in the next piece; several may come before `tick` shows them."""
@@ -63,6 +64,7 @@ class PlainView(AnswerView):
         self._footer = footer
 
         self._unwritten: list[str] = []
+        self._visible = VisibleStream()
         self._has_begun = False
 
     def take(self, chunk: Chunk) -> None:
@@ -77,11 +79,11 @@ class PlainView(AnswerView):
 
     def tick(self) -> None:
         """Write; the kernel's own buffer joins small writes, a terminal's keeps a line."""
-        text = "".join(self._unwritten)
+        text = self._visible.feed("".join(self._unwritten))
         self._unwritten.clear()
         if not text:
             return
-        _write(text)
+        write(text)
         if not self._has_begun or sys.stdout.isatty():
             self._has_begun = bool(self._text)
             sys.stdout.flush()
@@ -93,15 +95,16 @@ class PlainView(AnswerView):
     def finish(self, reply: Reply) -> None:
         """End the line and add the footer."""
         self.tick()
+        write(self._visible.flush())
         if self._text and not self._text.endswith("\n"):
-            _write("\n")
+            write("\n")
         label = ending(reply)
         if self._footer and reply.reasoning:
-            _write(f"[{reasoning_line(reply.reasoning)}]\n")
+            write(f"[{reasoning_line(reply.reasoning)}]\n")
         if self._footer:
-            _write(f"[{footer(reply, self._size)}]\n")
+            write(f"[{footer(reply, self._size)}]\n")
         elif label:
-            _write(f"[{label}]\n")
+            write(f"[{label}]\n")
         sys.stdout.flush()
 
 
@@ -267,7 +270,3 @@ def view(
         plain = PlainJsonView if form == "json" else PlainView
         return plain(info.name, size, footer=show_footer)
     return RichView(info.name, size, form=form, show_footer=show_footer, area=area)
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)

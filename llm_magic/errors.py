@@ -39,6 +39,8 @@ from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
 from typing import TYPE_CHECKING, Self
 
+from llm_magic.terminal_text import visible_line
+
 if TYPE_CHECKING:
     from llm_magic.types import Reply
 
@@ -48,6 +50,7 @@ _RED, _RESET = "\x1b[31m", "\x1b[0m"
 class LLMMagicError(Exception):
     """The base of every error that this package raises on purpose.
 
+    The message is one line without control characters: it quotes servers, files and users.
     `details` holds the traceback of the foreign error behind it, as text, where there was one.
     `explaining` is the exception that was to be explained when this one came up.
     """
@@ -55,12 +58,12 @@ class LLMMagicError(Exception):
     explaining: BaseException | None = None
 
     def __init__(self, message: str, *, details: str = "") -> None:
-        super().__init__(message)
+        super().__init__(visible_line(message))
         self.details = details
 
     def also(self, words: str) -> Self:
         """Say more in the one line; returns the error itself."""
-        self.args = (f"{self} {words}".strip(), *self.args[1:])
+        self.args = (visible_line(f"{self} {words}".strip()), *self.args[1:])
         return self
 
     def _render_traceback_(self) -> list[str]:

@@ -18,6 +18,7 @@ from llm_magic.errors import Interrupted, JobNotFound
 from llm_magic.handover import handover
 from llm_magic.interrupts import translated
 from llm_magic.pump import TICK_S, Wake
+from llm_magic.terminal_text import visible_line
 from llm_magic.units import generated
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class Job:
 
     def __repr__(self) -> str:
         amount = f", {self.amount}" if self.amount else ""
-        return f"<Job {self.id}: {self.model}, {self.state}{amount}, {self.seconds:.1f} s>"
+        return f"<Job {self.id}: {visible_line(self.model)}, {self.state}{amount}, {self.seconds:.1f} s>"
 
 
 class Jobs:

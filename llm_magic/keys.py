@@ -11,8 +11,9 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
+from llm_magic.env_file import read_env_file
 from llm_magic.errors import OptionError
-from llm_magic.places import parse_url
+from llm_magic.places import parse_setting, parse_url
 
 if TYPE_CHECKING:
     from llm_magic.config import LoadConfig, Settings
@@ -148,19 +149,17 @@ def _own(settings: Settings) -> str:
 
     Not one that only a file of the folder names: a folder of somebody else's must not get it.
     """
-    url = settings.openai_base_url
     if _is_from_file("OPENAI_BASE_URL"):
         url = type(settings).model_fields["openai_base_url"].default
-    return parse_url("openai", url).origin
+        return parse_url("openai", url).origin
+    return parse_setting("openai", settings).origin
 
 
 def _is_from_file(variable: str) -> bool:
     """Return whether a variable is set by ``.env`` alone: who wrote that may be somebody else."""
     if any(name.upper() == variable and value for name, value in os.environ.items()):
         return False
-    from dotenv import dotenv_values
-
-    return any(name.upper() == variable for name in dotenv_values(".env"))
+    return any(name.upper() == variable for name in read_env_file())
 
 
 def _question(name: str, place: Place) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_magic.markdown import weight
 from llm_magic.tables import NO_MATH
+from llm_magic.terminal_text import visible
 from llm_magic.types import Progress
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class LiveArea:
         began, cpu = time.monotonic(), time.thread_time()
         bundle = make()
         self._publish(
-            bundle, {"display_id": self._id, "update": self.is_shown} if self.live else {}
+            displayed(bundle),
+            {"display_id": self._id, "update": self.is_shown} if self.live else {},
         )
         self.is_shown = True
         now = time.monotonic()
@@ -83,6 +85,16 @@ class LiveArea:
         display(bundle, raw=True, **options)  # type: ignore[no-untyped-call]
 
 
+def displayed(bundle: dict[str, str]) -> dict[str, str]:
+    """Return a bundle with a text form that a terminal only displays."""
+    return {kind: visible(t) if kind == "text/plain" else t for kind, t in bundle.items()}
+
+
+def write(text: str) -> None:
+    """Write text to stdout, in a form that a terminal only displays."""
+    sys.stdout.write(visible(text))
+
+
 def is_notebook(shell: InteractiveShell) -> bool:
     """Return whether a frontend that shows HTML may be listening."""
     return getattr(shell, "kernel", None) is not None
@@ -91,7 +103,7 @@ def is_notebook(shell: InteractiveShell) -> bool:
 def muted(text: str) -> str:
     """Return one small grey line of HTML."""
     style = f"{_MUTED} margin-top: 0.4em;"
-    return f'<div class="{NO_MATH}" style="{style}">{html.escape(text)}</div>'
+    return f'<div class="{NO_MATH}" style="{style}">{html.escape(visible(text))}</div>'
 
 
 class LoadView:
@@ -118,7 +130,7 @@ class LoadView:
             return
         waited = time.monotonic() - self._began
         detail = f" ({progress.detail})" if progress.detail else ""
-        text = f"Loading {model}: {progress.stage}{detail} … {waited:.0f} s"
+        text = visible(f"Loading {model}: {progress.stage}{detail} … {waited:.0f} s")
         share = "" if progress.share is None else f' value="{progress.share:.3f}"'
         bar = (
             f'<progress max="1"{share} aria-label="{html.escape(text)}"'
@@ -130,9 +142,9 @@ class LoadView:
     def finish(self, lines: list[str]) -> None:
         """Replace the bar with what there is to say."""
         if not self._rich:
-            sys.stdout.write("\n".join(lines) + "\n")
+            write("\n".join(lines) + "\n")
             return
-        first, *rest = lines
+        first, *rest = map(visible, lines)
         said = f'<div class="{NO_MATH}">{html.escape(first)}</div>'
         body = said + "".join(map(muted, rest))
         self.area.show({"text/plain": "\n".join(lines), "text/html": body})

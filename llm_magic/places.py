@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
-from llm_magic.errors import OptionError
+from llm_magic.errors import OptionError, SettingsError
 
 if TYPE_CHECKING:
     from llm_magic.config import LoadConfig, Settings
 
 _PORTS = {"http": 80, "https": 443}
+# Names of Docker services may hold underscores.
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORECASE)
+_MOST_HOST = 253
+_BRACKETS = re.compile(r"(.*@)?\[[^\[\]]+\](:.*)?")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -42,7 +46,19 @@ def place(config: LoadConfig, settings: Settings) -> Place | None:
     default = getattr(settings, f"{config.backend}_base_url", None)
     if default is None:
         return None
-    return parse_url(config.backend, config.base_url or default)
+    if config.base_url:
+        return parse_url(config.backend, config.base_url)
+    return parse_setting(config.backend, settings)
+
+
+def parse_setting(backend: str, settings: Settings) -> Place:
+    """Return the server that the settings name; raises `SettingsError` that names the variable."""
+    name = f"{backend}_base_url"
+    try:
+        return parse_url(backend, getattr(settings, name))
+    except OptionError as error:
+        variable = type(settings).model_fields[name].validation_alias
+        raise SettingsError(f"{error} It is the value of {variable}.") from None
 
 
 def parse_url(backend: str, text: str) -> Place:
@@ -94,12 +110,19 @@ def _split(text: str) -> SplitResult:
 
 
 def _host(parts: SplitResult) -> str:
-    """Return the host as it travels: international names in their ASCII form."""
+    """Return the host as it travels, international names in their ASCII form; "" where it is none."""
     try:
         host = (parts.hostname or "").rstrip(".")
-        return host if host.isascii() else host.encode("idna").decode("ascii")
+        if "[" in parts.netloc:
+            if not _BRACKETS.fullmatch(parts.netloc):
+                return ""
+            # In an address, the percent sign before the zone is written %25 (RFC 6874).
+            return str(ipaddress.IPv6Address(host.replace("%25", "%", 1)))
+        host = host if host.isascii() else host.encode("idna").decode("ascii")
     except (ValueError, UnicodeError):
         return ""
+    is_host = len(host) <= _MOST_HOST and all(map(_LABEL.fullmatch, host.split(".")))
+    return host if is_host else ""
 
 
 def _port(parts: SplitResult) -> int:
@@ -108,7 +131,7 @@ def _port(parts: SplitResult) -> int:
     except ValueError:
         port = 0
     if port == 0:
-        raise OptionError(f"{_host(parts)} has no such port. Use 1 to 65535.")
+        raise OptionError(f"{_host(parts)} has no such port. Use a port from 1 to 65535.")
     return port or _PORTS[parts.scheme]
 
 

@@ -20,6 +20,7 @@ from llm_magic.interrupts import held_back
 from llm_magic.keys import Keys
 from llm_magic.loads import Naming, Tick
 from llm_magic.places import place
+from llm_magic.terminal_text import visible_line
 from llm_magic.types import Progress, Unloaded
 
 if TYPE_CHECKING:
@@ -261,7 +262,9 @@ class Session(Doors):
 
     def __repr__(self) -> str:
         status = self.status()
-        return f"<Session: {status.status}, {status.active_model or 'nothing loaded'}>"
+        return (
+            f"<Session: {status.status}, {visible_line(status.active_model or 'nothing loaded')}>"
+        )
 
 
 @functools.cache

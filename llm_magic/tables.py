@@ -8,6 +8,8 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llm_magic.terminal_text import visible
+
 # Typeset no formulas here: names and errors come from elsewhere, and TeX can carry links and styles.
 NO_MATH = "mathjax_ignore tex2jax_ignore"
 _CELL = (
@@ -30,6 +32,7 @@ class Table:
     def fitted(self, width: int | None) -> str:
         """Return it as text; where it is wider than `width`, the last two columns are wrapped."""
         lines = [self.columns, *self.rows] if any(self.columns) else list(self.rows)
+        lines = [[visible(cell) for cell in line] for line in lines]
         widths = [
             max((len(line[i]) for line in lines), default=0) for i in range(len(self.columns))
         ]
@@ -44,18 +47,18 @@ class Table:
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
             for line in lines
         ]
-        return "\n".join([*text, *([self.note] if self.note else [])])
+        return "\n".join([*text, *([visible(self.note)] if self.note else [])])
 
     def _repr_html_(self) -> str:
-        head = "".join(f'<th style="{_CELL}">{html.escape(c)}</th>' for c in self.columns)
+        head = "".join(f'<th style="{_CELL}">{html.escape(visible(c))}</th>' for c in self.columns)
         body = "".join(
             "<tr>"
-            + "".join(f'<td style="{_CELL}">{html.escape(cell)}</td>' for cell in row)
+            + "".join(f'<td style="{_CELL}">{html.escape(visible(cell))}</td>' for cell in row)
             + "</tr>"
             for row in self.rows
         )
         top = f"<thead><tr>{head}</tr></thead>" if any(self.columns) else ""
-        note = f'<div style="{_NOTE}">{html.escape(self.note)}</div>' if self.note else ""
+        note = f'<div style="{_NOTE}">{html.escape(visible(self.note))}</div>' if self.note else ""
         table = f"<table>{top}<tbody>{body}</tbody></table>" if top or body else ""
         return f'<div class="{NO_MATH}">{table}{note}</div>'
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from llm_magic.tables import Table
+from llm_magic.terminal_text import visible_line
 from llm_magic.types import MemoryUse, ModelInfo, Reply, Unloaded
 from llm_magic.units import human_bytes
 
@@ -40,7 +41,7 @@ def trimmed(turns: int) -> str:
 def footer(reply: Reply, size: int | None) -> str:
     """Return the muted line: model, tokens, first token, speed, memory, and how it ended."""
     usage, timing = reply.usage, reply.timing
-    parts = [reply.model]
+    parts = [visible_line(reply.model)]
     if usage.prompt_tokens is not None and usage.completion_tokens is not None:
         reused = f" ({usage.cached_tokens} reused)" if usage.cached_tokens else ""
         parts.append(f"{usage.prompt_tokens}{reused} → {usage.completion_tokens} tokens")
@@ -70,7 +71,7 @@ def model_line(info: ModelInfo) -> str:
     short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
     kind = info.quantization if info.quantization != "none" else short.get(info.dtype, info.dtype)
     where = info.server or info.device
-    parts = [info.name, " ".join(p for p in (info.backend, where, kind) if p)]
+    parts = [visible_line(info.name), " ".join(p for p in (info.backend, where, kind) if p)]
     if info.size:
         parts.append(human_bytes(info.size))
     if info.context_length:
@@ -130,8 +131,9 @@ def _memory_rows(memory: MemoryUse | None) -> list[list[str]]:
 
 def models_table(models: list[ModelInfo], loaded: tuple[ModelInfo, ...]) -> Table:
     """Return ``%llm_models``."""
-    rows = [["loaded", info.name, _size(info), _tokens(info)] for info in loaded]
-    rows += [[_where(i), i.name, _size(i), _tokens(i)] for i in models]
+    found = [*(("loaded", i) for i in loaded), *((_where(i), i) for i in models)]
+    # A name from a server could hold a line end and so look like another row.
+    rows = [[where, visible_line(i.name), _size(i), _tokens(i)] for where, i in found]
     note = "" if rows else "There is none here. %llm_load MODEL fetches one from the hub."
     return Table(("where", "model", "size", "context"), rows, note)
 
@@ -204,7 +206,7 @@ def first_words(text: str, most: int = 48) -> str:
 
 def error_line(error: BaseException) -> str:
     """Return an error as one line, as a failed cell shows it."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {visible_line(' '.join(str(error).split()))}"
 
 
 def config_table(session: Session) -> Table:

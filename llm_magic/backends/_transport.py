@@ -18,6 +18,8 @@ import httpx
 
 from llm_magic.backends import _refusals
 from llm_magic.backends._streams import Stream, connect
+from llm_magic.certificates import certificate_problem
+from llm_magic.errors import SettingsError
 from llm_magic.keys import Key
 from llm_magic.places import Place, proxy_to
 
@@ -62,7 +64,7 @@ def transport(place: Place, key: Key | None) -> Transport:
         return Proxied(key, tls or _no_certificates())
     except ImportError:
         why = "it speaks SOCKS, for which there is a package: pip install socksio"
-    except ValueError as error:
+    except (ValueError, httpx.InvalidURL) as error:
         why = str(error)
     raise _refusals.no_proxy(place, proxy, why)
 
@@ -251,7 +253,12 @@ def _trusted() -> ssl.SSLContext:
 
 @functools.lru_cache(maxsize=4)
 def _certificates(_file: str | None, _folder: str | None) -> ssl.SSLContext:
-    """Return the one TLS context of these authorities: building one takes 20 ms."""
+    """Return the one TLS context of these authorities: building one takes 20 ms.
+
+    Raises `SettingsError` that names the variable.
+    """
+    if problem := certificate_problem():
+        raise SettingsError(problem)
     context = httpx.create_ssl_context()
     context.set_alpn_protocols(["http/1.1"])
     return context

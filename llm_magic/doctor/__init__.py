@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from llm_magic.backends import check_name
+from llm_magic.config import Settings
 from llm_magic.doctor import machine, servers
 from llm_magic.doctor.findings import Finding
 from llm_magic.doctor.notebook import Kernel, notebook
@@ -15,7 +16,6 @@ from llm_magic.errors import OptionError, SettingsError
 from llm_magic.loop import LoopThread
 
 if TYPE_CHECKING:
-    from llm_magic.config import Settings
     from llm_magic.session import Session
 
 __all__ = ["Finding", "Kernel", "examine"]
@@ -41,6 +41,7 @@ async def _examined(session: Session, kernel: Kernel | None) -> list[Finding]:
         ("machine", machine.machine()),
         ("disks", machine.disks()),
         ("hub", servers.hub()),
+        ("certificates", _now(servers.certificates)),
         ("keys", _now(lambda: servers.secrets(session.keys))),
     ]
     if settings is not None:
@@ -51,11 +52,12 @@ async def _examined(session: Session, kernel: Kernel | None) -> list[Finding]:
 
 
 def _settings(session: Session) -> tuple[Settings | None, list[Finding]]:
-    mend = "change that variable in the environment or in .env"
+    mend = "correct that file or variable, then %llm_config --reset"
     try:
         settings = session.settings
     except SettingsError as error:
-        return None, [Finding("settings", "problem", str(error), mend)]
+        found = [Finding("settings", "problem", str(error), mend)]
+        return Settings.of_environment(), found
     try:
         check_name(settings.backend, settings.backend)
     except OptionError as error:

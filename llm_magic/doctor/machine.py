@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import psutil
 
 from llm_magic.doctor.findings import Finding, apart
 from llm_magic.doctor.packages import installed
+from llm_magic.errors import SettingsError
 from llm_magic.units import human_bytes
 
 _SMI_S, _TORCH_S, _DISK_S = 5.0, 60.0, 3.0
@@ -153,7 +155,7 @@ async def disks() -> list[Finding]:
     return [await _disk(name, folder, move) for name, folder, move in _folders()]
 
 
-def _folders() -> list[tuple[str, Path, str]]:
+def _folders() -> list[tuple[str, Callable[[], Path], str]]:
     from llm_magic.backends.local.gguf import cache_folder
 
     home = os.environ.get("HF_HOME") or Path(
@@ -161,24 +163,32 @@ def _folders() -> list[tuple[str, Path, str]]:
     )
     hub = os.environ.get("HF_HUB_CACHE") or Path(home, "hub")
     return [
-        ("hub cache", Path(hub).expanduser(), "HF_HUB_CACHE"),
-        ("our cache", cache_folder(), "LLM_MAGIC_CACHE_DIR"),
+        ("hub cache", Path(hub).expanduser, "HF_HUB_CACHE"),
+        ("our cache", cache_folder, "LLM_MAGIC_CACHE_DIR"),
     ]  # fmt: skip
 
 
-async def _disk(name: str, folder: Path, move: str) -> Finding:
+async def _disk(name: str, find: Callable[[], Path], move: str) -> Finding:
+    mend = f"set {move} to another folder"
+    try:
+        folder = find()
+    except (RuntimeError, SettingsError) as error:  # ~name of no user
+        return Finding(name, "problem", str(error).rstrip("."), mend)
+
     def look() -> tuple[int, bool]:
-        there = next(p for p in (folder, *folder.parents) if p.is_dir())
+        there = next(p for p in (folder, *folder.parents) if p.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(f"{there} is not a folder")
         return shutil.disk_usage(there).free, os.access(there, os.W_OK)
 
     try:
         free, writable = await apart(look, _DISK_S)
     except (OSError, TimeoutError) as error:
         reason = str(error) or f"no answer within {_DISK_S:.0f} s"
-        return Finding(name, "problem", f"{folder}: {reason}", f"set {move} to another folder")
+        return Finding(name, "problem", f"{folder}: {reason}", mend)
     text = f"{folder}, {human_bytes(free)} free"
     if not writable:
-        return Finding(name, "problem", f"{text}, not writable", f"set {move} to another folder")
+        return Finding(name, "problem", f"{text}, not writable", mend)
     if free < _LITTLE:
         return Finding(name, "warn", text, f"make room, or set {move} to another folder")
     return Finding(name, "ok", text)

@@ -15,11 +15,18 @@ from urllib.parse import urlsplit
 from llm_magic import backends
 from llm_magic.backends._http import HttpServer, Limits
 from llm_magic.backends.remote import RemoteBackend
+from llm_magic.certificates import certificate_problem
 from llm_magic.config import LoadConfig, Settings
 from llm_magic.doctor.findings import Finding, apart
-from llm_magic.errors import KeyRejected, OptionError, RequestRefused, ServerError
+from llm_magic.errors import (
+    KeyRejected,
+    OptionError,
+    RequestRefused,
+    ServerError,
+    SettingsError,
+)
 from llm_magic.keys import Keys
-from llm_magic.places import Place, parse_url, place, proxy_to
+from llm_magic.places import Place, parse_setting, parse_url, place, proxy_to
 from llm_magic.types import ModelInfo
 
 # The whole of the hub, and each step with a server: who waits longer has no server to work with.
@@ -78,7 +85,7 @@ async def servers(
 
 def _servers_of(name: str, settings: Settings, used: LoadConfig | None) -> Iterator[_Server]:
     field, variable = f"{name}_base_url", _variable(name)
-    where = parse_url(name, getattr(settings, field))
+    where = parse_setting(name, settings)
     in_use = place(used, settings) if used is not None else None
     if used is not None and in_use is not None:
         yield _Server(variable, in_use, True, used)
@@ -213,6 +220,9 @@ async def _failed(server: _Server, error: Exception, proxy: str | None) -> Findi
         mend = "look at its log: it may be loading a model"
     else:
         text, mend = str(error), "look at its log"
+    if isinstance(error, SettingsError):
+        # Of the environment, not of the server.
+        return Finding(name, "problem", text, "correct that variable")
     if isinstance(error, KeyRejected) and (proxy is None or error.status == 401):
         # Without the server's own words: some repeat a part of the key.
         text = text.partition(f" ({error.status})")[0]
@@ -286,10 +296,17 @@ async def _why_unreached(where: Place) -> str:
         return f"{where.label} does not answer within {_HUB_S:.0f} s"
     except socket.gaierror:
         return f"there is no host {where.label} (no network?)"
-    except ServerError as error:
+    except (ServerError, SettingsError) as error:
         return str(error).rstrip(" .")
     finally:
         await server.aclose()
+
+
+def certificates() -> list[Finding]:
+    """Return what is wrong with the certificates that the environment names, if anything."""
+    problem = certificate_problem()
+    mend = "correct or unset that variable"
+    return [Finding("certificates", "problem", problem, mend)] if problem else []
 
 
 def secrets(keys: Keys) -> list[Finding]:

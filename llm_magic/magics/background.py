@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 from llm_magic.display import RichView, view
-from llm_magic.live import LiveArea, LoadView, is_notebook
+from llm_magic.live import LiveArea, LoadView, displayed, is_notebook
 from llm_magic.magics.base import running_cell
 from llm_magic.tables import NO_MATH
 from llm_magic.types import Chunk
@@ -50,7 +50,8 @@ class CellArea(LiveArea):
     def _publish(self, bundle: dict[str, str], options: dict[str, Any]) -> None:
         if self.trouble:
             text = f"{bundle['text/plain']}\n\n{self.trouble}".strip()
-            bundle = {"text/plain": text, "text/html": bundle["text/html"] + _alarm(self.trouble)}
+            page = bundle["text/html"] + _alarm(self.trouble)
+            bundle = displayed({"text/plain": text, "text/html": page})
         if self.only_text:
             bundle = {"text/plain": bundle["text/plain"]}
         if threading.current_thread() is threading.main_thread():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -72,10 +71,13 @@ class CodeOffers:
     def _show(self, plain: str, body: str) -> None:
         from IPython.display import display
 
+        from llm_magic.live import displayed, write
+
         if self._has_frontend:
-            display({"text/plain": plain, "text/html": body}, raw=True)  # type: ignore[no-untyped-call]
+            bundle = displayed({"text/plain": plain, "text/html": body})
+            display(bundle, raw=True)  # type: ignore[no-untyped-call]
         else:
-            sys.stdout.write(f"{plain}\n")
+            write(f"{plain}\n")
 
 
 def cell_of(block: CodeBlock) -> str:

@@ -17,6 +17,7 @@ import pytest
 
 from llm_magic import __version__, cli
 from llm_magic.types import Progress
+from tests.hostile import assert_harmless
 from tests.kernels import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "01_quickstart.ipynb"
@@ -132,13 +133,16 @@ def test_headless_stops_at_a_cell_that_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "fails.ipynb"
-    cells = [nbformat.v4.new_code_cell(code) for code in ("print(6 * 7, end='')", "1 / 0", "'no'")]
+    escapes = "print('\\x1b[2J'); raise ValueError('\\x1b]0;title\\x07')"
+    codes = ("print(6 * 7, end='')", escapes, "'no'")
+    cells = [nbformat.v4.new_code_cell(code) for code in codes]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     assert cli._run_headless(path, {**os.environ, "IPYTHONDIR": str(tmp_path)}) == 1
     shown = capsys.readouterr()
-    assert shown.out.startswith("\n>>> print(6 * 7, end='')\n42\n\n>>> 1 / 0\n")
-    assert "ZeroDivisionError: division by zero" in shown.out
-    assert "no" not in shown.out.partition("ZeroDivisionError")[2]
+    assert shown.out.startswith(f"\n>>> print(6 * 7, end='')\n42\n\n>>> {escapes}\n␛[2J\n")
+    assert "ValueError: ␛]0;title␇" in shown.out
+    assert "no" not in shown.out.partition("ValueError: ")[2]
+    assert_harmless(shown.out)
     assert shown.err == "This cell failed; the rest was not run.\n"
 
 

@@ -186,16 +186,67 @@ def test_a_wrong_setting_is_a_finding_and_the_rest_is_told(monkeypatch: pytest.M
     assert {"python", "memory", "torch", "hub", "keys"} <= {finding.name for finding in found}
 
 
-def test_a_check_that_breaks_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_breaks_is_told_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, site: Path
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("LLM_MAGIC_CACHE_DIR", "~nobody-of-this-name/x")
+    install(site, "httpx", "1")
+    (site / "httpx-1.dist-info" / "METADATA").write_bytes(b"\xff")
     session = Session(settings())
     try:
-        found = named("disks", examine(session))
+        found = named("packages", examine(session))
     finally:
         session.close()
     assert found.state == "problem"
-    assert "could not be checked: RuntimeError" in found.text
+    assert "could not be checked: UnicodeDecodeError" in found.text
+
+
+def test_folders_that_cannot_be_used_are_named_by_their_variables(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "file" / "below"))
+    monkeypatch.setenv("LLM_MAGIC_CACHE_DIR", "~nobody-of-this-name/x")
+    hub, own = asyncio.run(machine.disks())
+    assert (hub.state, own.state) == ("problem", "problem")
+    assert hub.text.endswith(f"{tmp_path}/file is not a folder")
+    assert hub.mend == "set HF_HUB_CACHE to another folder"
+    assert own.text.startswith("LLM_MAGIC_CACHE_DIR=~nobody-of-this-name/x: ")
+
+
+def test_a_file_of_settings_that_cannot_be_read_is_named_and_the_rest_is_checked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:9")
+    Path(".env").write_bytes("# Größe\n".encode("latin-1"))
+    session = Session()
+    try:
+        first, *others = examine(session)
+    finally:
+        session.close()
+    assert (first.name, first.state) == ("settings", "problem")
+    assert first.text.startswith(f"{tmp_path}/.env, line 1, is not UTF-8.")
+    checked = {finding.name for finding in others}
+    assert {"python", "memory", "torch", "hub", "keys", "ollama"} <= checked
+
+
+def test_certificates_that_cannot_be_read_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    with FaultServer() as server:
+        url = server.url.replace("http:", "https:")
+        session = Session(settings(openai_base_url=url, backend="openai"))
+        try:
+            found = examine(session)
+        finally:
+            session.close()
+    assert named("certificates", found).state == "problem"
+    for name in ("certificates", "openai"):
+        assert f"SSL_CERT_FILE={tmp_path}/none.pem: No such file" in named(name, found).text
+        assert "that variable" in named(name, found).mend
 
 
 def test_what_is_not_well_says_what_to_type() -> None:

@@ -35,6 +35,10 @@ SECRET = "sk-4f9b27c1d8e3"
         ("0.0.0.0:8000", "http://0.0.0.0:8000", "http://0.0.0.0:8000"),
         ("[::1]:8000", "http://[::1]:8000", "http://[::1]:8000"),
         ("http://[::1]", "http://[::1]", "http://[::1]"),
+        ("http://[fe80::1%25eth0]:8000", "http://[fe80::1%eth0]:8000", "http://[fe80::1%eth0]:8000"),
+        ("http://my_ollama:11434", "http://my_ollama:11434", "http://my_ollama:11434"),
+        ("http://münchen.example", "http://xn--mnchen-3ya.example", "http://xn--mnchen-3ya.example"),
+        (f"http://{'a' * 63}.com", f"http://{'a' * 63}.com", f"http://{'a' * 63}.com"),
         ("http://[2001:DB8::1]:8000/v1", "http://[2001:db8::1]:8000/v1", "http://[2001:db8::1]:8000"),
         ("tiny.localhost:8000", "http://tiny.localhost:8000", "http://tiny.localhost:8000"),
         ("https://API.Example.COM/v1", "https://api.example.com/v1", "https://api.example.com"),
@@ -82,7 +86,9 @@ def test_only_this_machine_is_local(text: str, local: bool, private: bool) -> No
     ["", "  ", "http://", "https:///v1", "http:/localhost:8000", "http:localhost", "file:///etc/passwd",
      "ftp://localhost/x", "ws://localhost", "unix:///run/x.sock", "api.example.com/v1",
      "api.example.com:8000", "/v1", "//localhost:8000", "http://:8000", "http://?", "nonsense",
-     "http://.", "localhost;8000"],
+     "http://.", "localhost;8000", "http://a..b", f"http://{'a' * 64}.com", f"http://{'a.' * 200}b",
+     "http://ü..de", f"http://{'ü' * 70}.de", "http://-a.b", "http://a-.b", "http://a%20b", "http://a%00b",
+     "http://[fe80::1%25]", "http://[v1.x]:9", "http://[::1].b", "http://a*b:80"],
 )  # fmt: skip
 def test_what_is_no_address_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(

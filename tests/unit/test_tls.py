@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from llm_magic.errors import ServerUnreachable
+from llm_magic.errors import ServerUnreachable, SettingsError
 from llm_magic.session import Session
 from tests.scripted import settings
 
@@ -89,6 +89,36 @@ def test_an_authority_of_ones_own_is_named_by_a_variable(
         timeout=60,
     )
     assert ran.stdout.strip() == "tiny", ran.stderr
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        ("SSL_CERT_FILE", "none.pem", "No such file or directory"),
+        ("SSL_CERT_FILE", ".", "Is a directory"),
+        ("SSL_CERT_FILE", "empty.pem", "there is no certificate in it"),
+        ("SSL_CERT_FILE", "garbage.pem", "there is no certificate in it"),
+        ("SSL_CERT_DIR", "none", "there is no such folder"),
+    ],
+)
+def test_certificates_that_cannot_be_read_are_named_by_their_variable(
+    session: Session, authority: trustme.CA, url: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, broken: tuple[str, str, str],
+) -> None:  # fmt: skip
+    variable, name, reason = broken
+    (tmp_path / "empty.pem").touch()
+    (tmp_path / "garbage.pem").write_bytes(b"\xff-----BEGIN CERTIFICATE-----\0")
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / name))
+    with pytest.raises(SettingsError) as caught:
+        session.load("tiny", backend="openai", base_url=url)
+    message = str(caught.value)
+    assert message.startswith(f"{variable}={tmp_path / name}: {reason}.")
+    assert message.endswith(f"unset {variable}.")
+    # Nothing of it is kept: the next load reads the variable again.
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    assert session.load("tiny", backend="openai", base_url=url).name == "tiny"
 
 
 def test_a_server_without_encryption_is_told_apart(session: Session) -> None:

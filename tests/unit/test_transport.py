@@ -77,7 +77,9 @@ def test_a_server_elsewhere_is_asked_through_the_proxy(
 
 @pytest.mark.parametrize(
     ("proxy", "why"),
-    [("http://127.0.0.1:9", "All connection attempts failed"), ("socks5://127.0.0.1:9", "socksio")],
+    [("http://127.0.0.1:9", "All connection attempts failed"),
+     ("http://no.such.host.invalid:3128", ""), ("socks5://127.0.0.1:9", "socksio"),
+     ("foo://bar", "Unknown scheme"), ("http://h:port", "port"), ("http://[::1", "[::1")],
 )  # fmt: skip
 def test_a_proxy_that_leads_nowhere_is_named(
     proxy: str, why: str, monkeypatch: pytest.MonkeyPatch
@@ -103,6 +105,17 @@ def test_proxy_whose_host_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatc
     assert "[Errno" not in message
     assert "no.such.host.invalid:3128" in message
     assert "HTTP_PROXY" in message
+
+
+def test_hosts_without_proxy_that_cannot_be_read_are_reported_with_the_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    through(monkeypatch, "http://127.0.0.1:9", but_for="[::1, a b")
+    session = Session(settings())
+    with pytest.raises(ServerUnreachable, match=r"set NO_PROXY=far\.example if no proxy") as caught:
+        session.load("tiny", backend="vllm", base_url="http://far.example:8000")
+    session.close()
+    assert "Invalid port" in told(caught.value)
 
 
 def test_a_host_without_a_proxy_is_asked_directly(

@@ -36,7 +36,7 @@ import platformdirs
 from llm_magic.backends.local import manifest, teams
 from llm_magic.backends.local.cpus import cpus
 from llm_magic.backends.local.gguf_header import Contents, read_contents
-from llm_magic.errors import LoadFailed, MissingDependency
+from llm_magic.errors import LoadFailed, MissingDependency, SettingsError
 from llm_magic.types import Progress
 
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
@@ -72,7 +72,12 @@ def embedded_file() -> Path | None:
 def cache_folder() -> Path:
     """Return the folder that holds what was converted; ``LLM_MAGIC_CACHE_DIR`` moves it."""
     moved = os.environ.get("LLM_MAGIC_CACHE_DIR")
-    root = Path(moved).expanduser() if moved else platformdirs.user_cache_path("llm_magic")
+    try:
+        root = Path(moved).expanduser() if moved else platformdirs.user_cache_path("llm_magic")
+    except RuntimeError as error:  # ~name of no user
+        raise SettingsError(
+            f"LLM_MAGIC_CACHE_DIR={moved}: {error} Set it to a folder that you can write to."
+        ) from None
     return root.absolute() / "converted"
 
 

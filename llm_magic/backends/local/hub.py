@@ -6,10 +6,12 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from ssl import SSLError
 from typing import Any
 
 from llm_magic.backends.local import checks
 from llm_magic.backends.local.worker import Cancelled
+from llm_magic.certificates import certificate_problem
 from llm_magic.errors import LLMMagicError, LoadFailed, ModelNotFound
 from llm_magic.types import Progress
 from llm_magic.units import human_bytes
@@ -228,6 +230,10 @@ def _explain(
         return ModelNotFound(f"{model} has no revision {revision!r} on the hub.")
     if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
         return ModelNotFound(f"There is no model {model!r}, neither here nor on the hub.{near()}")
+    # What is raised where the client reads its certificates does not name them.
+    is_plain = type(error) in {FileNotFoundError, IsADirectoryError, PermissionError, SSLError}
+    if is_plain and (problem := certificate_problem()):
+        return LoadFailed(f"{model} cannot be fetched from the hub. {problem}")
     if isinstance(error, OSError) and error.errno in _DISK:
         where = f" ({error.filename})" if error.filename else ""
         return LoadFailed(

@@ -34,7 +34,8 @@ def paths(typed: str) -> list[str]:
     """
     head, start = os.path.split(typed)
     found = []
-    for entry in _entries(Path(head or ".").expanduser()):
+    # Of `os`, which leaves the ~name of no user as it is.
+    for entry in _entries(Path(os.path.expanduser(head or "."))):  # noqa: PTH111
         hidden = entry.name.startswith(".") and not start.startswith(".")
         if hidden or not entry.name.startswith(start):
             continue
