@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 # The most that one step returns: the event loop can do other work between two of them.
 STEP = 64 * 1024
@@ -27,36 +28,38 @@ def decompressor(encoding: str) -> Decompressor | None:
     if not layers:
         return None
     if layers in (["gzip"], ["x-gzip"]):
-        return Decompressor(_GZIP)
+        return Decompressor(is_gzip=True)
     if layers == ["deflate"]:
-        return Decompressor(_ZLIB)
+        return Decompressor(is_gzip=False)
     raise UnsupportedEncodingError(", ".join(layers))
 
 
 class Decompressor:
     """Decompresses one body that comes in pieces; what follows its end is ignored."""
 
-    def __init__(self, bits: int) -> None:
-        self._bits, self._is_new = bits, True
-        self._stream = zlib.decompressobj(bits)
+    def __init__(self, *, is_gzip: bool) -> None:
+        self._is_gzip = is_gzip
+        # Made when the head of the body shows its format.
+        self._stream: Any = None
+        self._head = b""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield what `data` adds, at most `STEP` bytes at a time; raises `zlib.error`."""
+        if self._stream is None:
+            data = self._head = self._head + data
+            if len(data) < 2:
+                return
+            self._stream = zlib.decompressobj(_GZIP if self._is_gzip else _deflate(data))
         step = b""
         # A full step may leave output behind that needs no more input.
         while (data or len(step) == STEP) and not self._stream.eof:
-            step = self._step(data)
+            step = self._stream.decompress(data, STEP)
             data = self._stream.unconsumed_tail
             if step:
                 yield step
 
-    def _step(self, data: bytes) -> bytes:
-        is_new, self._is_new = self._is_new, False
-        try:
-            return self._stream.decompress(data, STEP)
-        except zlib.error:
-            if not is_new or self._bits != _ZLIB:
-                raise
-        # Some servers take "deflate" for the format without a header.
-        self._stream = zlib.decompressobj(_RAW)
-        return self._stream.decompress(data, STEP)
+
+def _deflate(head: bytes) -> int:
+    """Return the format of a "deflate" body: some servers omit the header of zlib (RFC 1950)."""
+    has_header = head[0] & 0x0F == 8 and int.from_bytes(head[:2], "big") % 31 == 0
+    return _ZLIB if has_header else _RAW

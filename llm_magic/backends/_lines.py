@@ -46,7 +46,7 @@ class LineDecoder:
     def feed(self, data: bytes) -> list[bytes]:
         """Return the lines that `data` completes, without their ends."""
         if self._after_return and data:
-            # The other half of a \\r\\n that was cut in the middle.
+            # The other half of a \r\n that was cut in the middle.
             data = data[1:] if data[:1] == b"\n" else data
             self._after_return = False
         if b"\r" in data:

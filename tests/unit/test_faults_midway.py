@@ -71,6 +71,10 @@ def broken(session: Session, server: FaultServer, *script: Step, text: str = "He
         (events(b'{"choices": [{"delta"', done=False), "sent what is no JSON"),
         (events(b"[]", done=False), "sent JSON that is no object"),
         (events(b'{"choices": [0]}', done=False), "a chunk of an unknown shape"),
+        (events({"choices": [{"delta": {"content": 5}}]}), "a chunk of an unknown shape"),
+        (events({"choices": [{"delta": {"content": [{"text": 5}]}}]}), "a chunk of an unknown shape"),
+        (events({"choices": [{"delta": {"content": [{"text": [{"text": {"a": 1}}]}]}}]}), "unknown shape"),
+        ([Send(b"event: error\n\nevent: error\ndata:\n\n"), End()], "no reason given"),
         (events({"error": {"message": "CUDA out of memory.", "code": 500}}), "CUDA out of memory."),
         (events({"error": "CUDA out of memory"}), "CUDA out of memory."),
         (events({"object": "error", "message": "Out", "code": "oom"}), "stopped with an error: Out."),
@@ -80,7 +84,8 @@ def broken(session: Session, server: FaultServer, *script: Step, text: str = "He
         ([Send(b'data: {"choices": [{"delta": {"content": "lo"'), Cut()], "broke"),
     ],
     ids=["reset", "cut", "half-a-chunk", "no-chunk", "nonsense", "half-json", "no-object",
-         "no-choice", "error", "error-text", "error-object", "error-429",
+         "no-choice", "number", "number-in-part", "deep-part", "empty-error", "error",
+         "error-text", "error-object", "error-429",
          "error-field", "error-event", "half-event"],
 )  # fmt: skip
 def test_what_was_said_is_kept_and_nobody_is_asked_again(
@@ -159,6 +164,9 @@ def test_a_server_that_dies_in_the_middle_is_an_error_and_its_return_is_noticed(
         (events(delta(finish="STOP")), "stop"),
         (events(delta(finish="model_length")), "length"),
         (events(delta(finish="insufficient_system_resource")), "truncated"),
+        (events({"choices": [{"delta": {}, "finish_reason": ["stop"]}]}), "truncated"),
+        (events({"choices": [{"index": 1, "delta": {}, "finish_reason": "stop"}]}), "truncated"),
+        ([Send(b"event: error\n\n"), *events(delta(finish="stop"))], "stop"),
         ([*events(delta(finish="stop"), done=False), Pause(0.1), Reset()], "stop"),
         ([*events(delta(finish="stop"), done=False), Cut()], "stop"),
         (events(delta(finish="stop"), b"nonsense"), "stop"),
@@ -169,6 +177,7 @@ def test_a_server_that_dies_in_the_middle_is_an_error_and_its_return_is_noticed(
     ],
     ids=["end", "done-only", "half-an-event", "half-a-character", "no-done",
          "stop", "length", "filter", "abort", "eos", "tools", "capitals", "its-length", "no-resource",
+         "odd-reason", "other-choice", "error-without-data",
          "stop-reset", "stop-cut", "stop-nonsense", "done-hold", "done-cut", "stop-done-hold",
          "rubbish-behind"],
 )  # fmt: skip

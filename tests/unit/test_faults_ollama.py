@@ -52,14 +52,14 @@ from tests.wire import (
 )
 
 
-def piece(text: str = "", **more: Any) -> dict[str, Any]:
+def piece(text: str | None = "", **more: Any) -> dict[str, Any]:
     """Return one object of a streamed answer."""
     message = {"role": "assistant", "content": text, **more.pop("message", {})}
     return {"model": "llama3.2", "created_at": "2026-01-01T00:00:00Z", "message": message,
             "done": False, **more}  # fmt: skip
 
 
-def done(text: str = "", reason: str | None = "stop", **more: Any) -> dict[str, Any]:
+def done(text: str | None = "", reason: str | None = "stop", **more: Any) -> dict[str, Any]:
     """Return the last object."""
     counts = {"prompt_eval_count": 5, "eval_count": 2}
     why = {} if reason is None else {"done_reason": reason}
@@ -156,8 +156,20 @@ def test_what_is_no_answer_is_told_once(
         ),
         (lines({"message": {"content": "x"}}, 5), "JSON that is no object"),
         (lines({"message": [1]}), "a chunk of an unknown shape"),
+        (lines({"message": {"content": 5}}), "a chunk of an unknown shape"),
+        (lines({"message": {"content": ["lo"]}}), "a chunk of an unknown shape"),
     ],
-    ids=["reset", "cut", "no-chunk", "nonsense", "error", "no-object", "no-message"],
+    ids=[
+        "reset",
+        "cut",
+        "no-chunk",
+        "nonsense",
+        "error",
+        "no-object",
+        "no-message",
+        "number",
+        "list",
+    ],
 )
 def test_what_was_said_is_kept_and_nobody_is_asked_again(
     session: Session, server: OllamaServer, ending: list[Step], said: str
@@ -220,9 +232,11 @@ def test_an_answer_ends_for_the_reason_that_its_server_gave(
         ndjson(piece("Grüße"), done(" 🦙")),
         json_answer(200, done(TEXT)),
         ndjson({"message": {"content": TEXT}}, {"done": True}),
+        ndjson(piece(None), piece("Grüße", message={"thinking": None}), piece(" 🦙"), done(None)),
+        ndjson({"message": None}, piece(TEXT, message={"thinking": False}), {"message": {}, "done": True}),
     ],
     ids=["bytes", "fives", "at-once", "crlf", "blank-lines", "until-close", "text-at-the-end",
-         "one-piece", "bare"],
+         "one-piece", "bare", "null", "nothing"],
 )  # fmt: skip
 def test_the_answer_is_the_same_however_it_comes(
     session: Session, server: OllamaServer, script: list[Step]

@@ -108,6 +108,11 @@ GZIP, DEFLATE = ({**SSE, "Content-Encoding": kind} for kind in ("gzip", "deflate
         [Head(200, {**SSE, "Content-Length": str(len(body(*WHOLE)))}), *WHOLE[1:]],
         [Head(200, {"Content-Type": "text/plain"}), *WHOLE[1:]],
         [Head(200, {}), *WHOLE[1:]],
+        # The names of these three are those of files in web-platform-tests/eventsource. The last type is
+        # an error for a browser; proxies change types.
+        [Head(200, {"Content-Type": "text/event-stream;"}), *WHOLE[1:]],
+        [Head(200, {"Content-Type": "text/event-stream;charset=windows-1252"}), *WHOLE[1:]],
+        [Head(200, {"Content-Type": "text/x-bogus"}), *WHOLE[1:]],
         [Head(200, GZIP), *packed(body(*WHOLE), 31)],
         [Head(200, DEFLATE), *packed(body(*WHOLE), 15)],
         [Raw(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"), *WHOLE],
@@ -145,7 +150,9 @@ GZIP, DEFLATE = ({**SSE, "Content-Encoding": kind} for kind in ("gzip", "deflate
          *split_everywhere(json.dumps(completion(TEXT), indent=1, ensure_ascii=False).encode())],
     ],
     ids=["bytes", "sevens", "at-once", "crlf", "cr", "crlf-bytes", "until-close", "length", "plain",
-         "no-type", "gzip", "deflate", "hints", "comments", "fields", "no-blank-line", "null-content", "bare",
+         "no-type",
+         "format-mime-trailing-semicolon", "format-mime-bogus", "format-mime-valid-bogus",
+         "gzip", "deflate", "hints", "comments", "fields", "no-blank-line", "null-content", "bare",
          "no-choices", "no-delta", "nothing-but-finish", "parts", "message", "no-error",
          "heartbeats", "bare-data", "heartbeat-at-the-end", "other-choice", "null-index", "null-part",
          "nested-parts", "false-content", "odd-reasoning", "not-finished", "late-mark", "json",
