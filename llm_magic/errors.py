@@ -38,6 +38,8 @@ from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
 from typing import TYPE_CHECKING, Self
 
+from llm_magic.surrogates import replace_surrogates
+
 if TYPE_CHECKING:
     from llm_magic.types import Reply
 
@@ -54,12 +56,13 @@ class LLMMagicError(Exception):
     explaining: BaseException | None = None
 
     def __init__(self, message: str, *, details: str = "") -> None:
-        super().__init__(message)
+        # A frontend cannot be sent half a character; a name in the message may have one.
+        super().__init__(replace_surrogates(message))
         self.details = details
 
     def also(self, words: str) -> Self:
         """Say more in the one line; returns the error itself."""
-        self.args = (f"{self} {words}".strip(), *self.args[1:])
+        self.args = (replace_surrogates(f"{self} {words}".strip()), *self.args[1:])
         return self
 
     def _render_traceback_(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -147,7 +148,9 @@ def explain(
     if status in {401, 403}:
         return _key_rejected(place, key, status, because)
     wait = _seconds(headers.get("retry-after", ""))
-    later = f"Try again in {wait:.0f} s." if wait else "Try again later."
+    later = "Try again later."
+    if wait and wait < _LONGEST_WAIT_S:
+        later = f"Try again in {wait:.0f} s."
     if status == 429:
         message = f"{origin} has had too many requests ({status}){because}. {later}"
     elif status in {502, 503, 504} or status == 408:
@@ -189,18 +192,27 @@ def _address(text: str) -> str:
     return one_line(f"{scheme}://{host.rpartition('@')[2]}{slash}{path}" if rest else scheme)
 
 
+# What a header says beyond a week, or beyond all numbers, is no time to be shown.
+_LONGEST_WAIT_S = 7 * 24 * 3600.0
+
+
 def _seconds(text: str) -> float | None:
-    """Read ``Retry-After``: seconds, or a date."""
+    """Read ``Retry-After``: seconds, or a date; None for anything else. At most a week."""
     try:
-        return max(0.0, float(text))
+        seconds = float(text)
     except ValueError:
-        pass
+        seconds = _until(text)
+    return None if math.isnan(seconds) else min(max(0.0, seconds), _LONGEST_WAIT_S)
+
+
+def _until(date: str) -> float:
+    """Return the seconds until a date, NaN where it is none."""
     try:
-        when = parsedate_to_datetime(text)
-    except (ValueError, OverflowError):
-        return None
-    when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())
+        when = parsedate_to_datetime(date)
+        when = when if when.tzinfo else when.replace(tzinfo=UTC)
+        return (when - datetime.now(UTC)).total_seconds()
+    except (ValueError, OverflowError, TypeError, IndexError):
+        return math.nan
 
 
 def is_too_long(error: RequestRefused) -> bool:
