@@ -104,7 +104,7 @@ def test_last_error_is_named_with_its_variable(
 
     watch = fail()
     assert watch.holders() == ("sys.last_value (weight in fails)",)
-    sys.last_value = None  # type: ignore[assignment]
+    sys.last_value = None
     gc.collect()
     assert watch.holders() == ()
 
@@ -124,6 +124,6 @@ def test_attribute_error_of_a_model_is_named(
 
     watch = fail()
     assert watch.holders() == ("sys.last_value",)
-    sys.last_value = None  # type: ignore[assignment]
+    sys.last_value = None
     gc.collect()
     assert watch.holders() == ()

@@ -82,7 +82,7 @@ def test_only_this_machine_is_local(text: str, local: bool, private: bool) -> No
     ["", "  ", "http://", "https:///v1", "http:/localhost:8000", "http:localhost", "file:///etc/passwd",
      "ftp://localhost/x", "ws://localhost", "unix:///run/x.sock", "api.example.com/v1",
      "api.example.com:8000", "/v1", "//localhost:8000", "http://:8000", "http://?", "nonsense",
-     "http://.", "localhost;8000"],
+     "http://.", "localhost;8000", "http://localhost/\ud800", "http://localhost/\0"],
 )  # fmt: skip
 def test_what_is_no_address_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(

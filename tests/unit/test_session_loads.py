@@ -129,7 +129,7 @@ def test_times_include_the_wait_for_a_load(scripted: Pair) -> None:
 def test_time_of_load_is_from_the_call_to_the_end(scripted: Pair) -> None:
     session, backend = scripted
     for stage in ("check", "load"):
-        hang = backend.hang(stage)  # type: ignore[arg-type]
+        hang = backend.hang(stage)
         threading.Timer(0.2, hang.go.set).start()
         began = time.perf_counter()
         info = session.load(f"org/{stage}")

@@ -56,7 +56,7 @@ class Watch:
 
     def _is_computed_from(self, tensor: torch.Tensor) -> bool:
         """Return whether the autograd graph of a tensor holds a weight: torch's own, in C++."""
-        functions, seen = [tensor.grad_fn], set()
+        functions, seen = [tensor.grad_fn], set[Any]()
         while functions and len(seen) < _LONGEST_GRAPH:
             function = functions.pop()
             if function is None or function in seen:
