@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from llm_magic.chats import check_name
 from llm_magic.errors import OptionError
+from llm_magic.surrogates import has_surrogates, replace_surrogates
 from llm_magic.types import Chunk, FinishReason, Message, Reply, Timing, Usage
 from llm_magic.units import generated
 
@@ -82,7 +84,7 @@ class Call:
         """Return the call without the `dropped` oldest turns of its chat."""
         if self.context is None:
             return self
-        messages = (*self.context.messages(dropped), self.messages[-1])
+        messages = _sendable(*self.context.messages(dropped), self.messages[-1])
         return dataclasses.replace(self, messages=messages, dropped=dropped)
 
 
@@ -100,6 +102,7 @@ def definite(request: Request, resident: Resident, current: GenerationConfig, ch
 
 def _context(request: Request, chats: Chats) -> Context | None:
     if request.chat is not None:
+        check_name(request.chat)
         key = request.key or str(request.prompt)
         return chats.context(request.chat, key, request.system)
     if request.trim:
@@ -114,10 +117,20 @@ def _messages(request: Request, context: Context | None) -> tuple[Message, ...]:
         raise OptionError("The prompt is empty. Write the question below %%llm.")
     if context is None:
         before = [Message("system", request.system)] if request.system else []
-        return (*before, *asked)
+        return _sendable(*before, *asked)
     if not isinstance(prompt, str):
         raise OptionError("A chat takes its turns one by one: give it a text, not messages.")
-    return (*context.messages(), *asked)
+    return _sendable(*context.messages(), *asked)
+
+
+def _sendable(*messages: Message) -> tuple[Message, ...]:
+    """Return messages that tokenizers and servers read: without half characters."""
+    return tuple(
+        dataclasses.replace(m, content=replace_surrogates(m.content))
+        if has_surrogates(m.content)
+        else m
+        for m in messages
+    )
 
 
 @dataclass(frozen=True, slots=True)

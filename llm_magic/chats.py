@@ -17,6 +17,7 @@ from pathlib import Path
 
 from llm_magic import transcripts
 from llm_magic.errors import OptionError, did_you_mean
+from llm_magic.surrogates import is_plain_name
 from llm_magic.types import Message
 
 
@@ -141,6 +142,8 @@ class Chats:
         self._put({name: messages}, replace)
 
     def _put(self, several: dict[str, Sequence[Message]], replace: bool) -> None:
+        for name in several:
+            check_name(name)
         made = {name: Chat(name, _turns(name, found)) for name, found in several.items()}
         with self._lock:
             there = [repr(name) for name in made if name in self._chats]
@@ -194,6 +197,15 @@ class Chats:
             for changed in names:
                 self._chats[changed].turns = self._chats[changed].fresh
             return names
+
+
+def check_name(name: str) -> None:
+    """Raise `OptionError` for a name that no table or file can show as it is."""
+    if not is_plain_name(name):
+        raise OptionError(
+            f"{name!r} cannot name a chat: it has a control character or half a character."
+            " Choose another name."
+        )
 
 
 def spelled(name: str) -> str:

@@ -32,6 +32,7 @@ from pydantic_settings import (
 from llm_magic.env_file import read_env_file
 from llm_magic.errors import SettingsError
 from llm_magic.specs import Flag, Only, OptionModel, Slider, first_problem
+from llm_magic.surrogates import has_surrogates
 
 _LOCAL = Only(("local",))
 _REMOTE = Only(("ollama", "vllm", "instructlab", "openai"))
@@ -47,6 +48,13 @@ def _as_tuple(value: object) -> object:
     if value is None or (isinstance(value, str) and value.casefold() == "none"):
         return ()
     return (value,) if isinstance(value, str) else value
+
+
+def _stop_texts(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse stop texts that no answer can contain."""
+    if any(not text or has_surrogates(text) for text in value):
+        raise PydanticCustomError("stop", "a text to stop at is empty, or has half a character")
+    return value
 
 
 def _variable_name(value: object) -> object:
@@ -133,6 +141,7 @@ Seed = Annotated[
 Stop = Annotated[
     tuple[str, ...],
     BeforeValidator(_as_tuple),
+    AfterValidator(_stop_texts),
     Flag(("--stop",), "TEXT"),
     Field(description="End the answer before this text (repeatable)."),
 ]

@@ -9,8 +9,9 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.errors import Interrupted
+from llm_magic.errors import Interrupted, OptionError
 from llm_magic.loop import LoopThread
+from llm_magic.surrogates import is_plain_name
 
 if TYPE_CHECKING:
     from llm_magic.config import LoadConfig
@@ -29,6 +30,13 @@ class Naming:
     name: str | None = None
     keep: bool = False
     began: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not is_plain_name(self.name):
+            raise OptionError(
+                f"{self.name!r} cannot name a model: it has a control character or half a character."
+                " Choose another --name."
+            )
 
     def load(
         self, manager: BackendManager, model: str | None, config: LoadConfig

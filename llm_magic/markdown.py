@@ -17,6 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from llm_magic import _tex
+from llm_magic.surrogates import replace_surrogates
 from llm_magic.tables import NO_MATH
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _code_block(token: Token) -> CodeBlock:
 
 def whole(text: str) -> str:
     """Replace lone surrogates, which no message to the browser can carry."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return replace_surrogates(text)
 
 
 def _plain(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
 from llm_magic.errors import OptionError, SettingsError
+from llm_magic.surrogates import is_plain_name
 
 if TYPE_CHECKING:
     from llm_magic.config import LoadConfig, Settings
@@ -68,7 +69,7 @@ def parse_url(backend: str, text: str) -> Place:
         # `localhost:11434` is what people type; only this machine is spoken to in clear text unasked.
         text = f"http://{text}"
     parts = _split(text)
-    if parts.scheme not in _PORTS or not _host(parts):
+    if parts.scheme not in _PORTS or not _host(parts) or not is_plain_name(text):
         raise OptionError(
             f"{_shown(parts, text)} is no address of a server."
             " Write it like http://localhost:8000 or https://host/v1."

@@ -14,6 +14,9 @@ from pydantic.fields import FieldInfo
 
 from llm_magic.errors import OptionError, did_you_mean
 
+_LONGEST_VALUE = 200
+_LONGEST_NUMBER = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Flag:
@@ -184,7 +187,15 @@ def first_problem(cls: type[BaseModel], error: ValidationError) -> str:
         reason = f"must be {kind}, {allowed}"
     if field == "device":
         reason = "must be auto, cpu, cuda, cuda:N or mps"
-    return f"{where}={value!s} {reason}."
+    return f"{where}={_shown(value)} {reason}."
+
+
+def _shown(value: object) -> str:
+    """Return a wrong value, cut: a number may have more digits than Python writes."""
+    if isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER:
+        return f"a number of {value.bit_length()} bits"
+    text = str(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
 
 
 def _reason(message: str) -> str:

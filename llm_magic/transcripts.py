@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import stat
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llm_magic.errors import OptionError
+from llm_magic.surrogates import has_surrogates
 from llm_magic.types import Message
 
 _ROLES = ("system", "user", "assistant")
@@ -20,7 +22,8 @@ def write(
     replace: bool = False,
 ) -> Path:
     """Write messages, or several conversations by name; the file is whole or as it was."""
-    target = Path(path).expanduser()
+    target = _path(path)
+    _check_kind(target)
     if target.exists() and not replace:
         raise OptionError(f"{target} exists. --force writes over it.")
     if isinstance(found, Mapping):
@@ -42,13 +45,42 @@ def write(
     return target
 
 
+def _path(path: str | Path) -> Path:
+    """Return the path of a file; raises `OptionError` for what no file can be called."""
+    try:
+        found = Path(path).expanduser()
+    except RuntimeError as error:
+        raise OptionError(f"{path}: {str(error).rstrip('.')}. Write the whole path.") from None
+    if not found.name or "\0" in str(found) or has_surrogates(str(found)):
+        raise OptionError(f"{str(path)!r} is no name of a file. Write another path.")
+    return found
+
+
+def _check_kind(target: Path) -> None:
+    """Refuse to put a file in the place of a link, a device or a folder."""
+    try:
+        mode = target.lstat().st_mode
+    except OSError:
+        # Nothing is there, or the error of writing says more.
+        return
+    if stat.S_ISLNK(mode):
+        raise OptionError(
+            f"{target} is a symbolic link to {target.readlink()}. Write the path of the file itself."
+        )
+    if not stat.S_ISREG(mode):
+        raise OptionError(f"{target} is no regular file. Choose another path.")
+
+
 def _plain(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def read(path: str | Path) -> list[Message] | dict[str, list[Message]]:
     """Read a list of messages, or an object of such lists; raises `OptionError` in one line."""
-    source = Path(path).expanduser()
+    source = _path(path)
+    if source.exists() and not (source.is_file() or source.is_dir()):
+        # A device may have no end, and a pipe nothing to read.
+        raise OptionError(f"{source} is no regular file. Name the file of a conversation.")
     try:
         value = json.loads(source.read_bytes())
     except OSError as error:

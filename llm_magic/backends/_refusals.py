@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -204,7 +205,9 @@ def explain(
     if status in {401, 403} or (status == 400 and said == _KEY_UNKNOWN):
         return _key_rejected(place, key, status, because)
     wait = _seconds(headers.get("retry-after", ""))
-    later = f"Try again in {wait:.0f} s." if wait else "Try again later."
+    later = "Try again later."
+    if wait and wait < _LONGEST_WAIT_S:
+        later = f"Try again in {wait:.0f} s."
     if status == 503 and refusal.busy:
         message = (
             f"{origin} is busy with other requests ({status}). Try again later, or wait"
@@ -256,18 +259,27 @@ def _address(text: str) -> str:
     return one_line(f"{scheme}://{host.rpartition('@')[2]}{slash}{path}" if rest else scheme)
 
 
+# What a header says beyond a week, or beyond all numbers, is no time to be shown.
+_LONGEST_WAIT_S = 7 * 24 * 3600.0
+
+
 def _seconds(text: str) -> float | None:
-    """Read ``Retry-After``: seconds, or a date."""
+    """Read ``Retry-After``: seconds, or a date; None for anything else. At most a week."""
     try:
-        return max(0.0, float(text))
+        seconds = float(text)
     except ValueError:
-        pass
+        seconds = _until(text)
+    return None if math.isnan(seconds) else min(max(0.0, seconds), _LONGEST_WAIT_S)
+
+
+def _until(date: str) -> float:
+    """Return the seconds until a date, NaN where it is none."""
     try:
-        when = parsedate_to_datetime(text)
-    except (ValueError, OverflowError):
-        return None
-    when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())
+        when = parsedate_to_datetime(date)
+        when = when if when.tzinfo else when.replace(tzinfo=UTC)
+        return (when - datetime.now(UTC)).total_seconds()
+    except (ValueError, OverflowError, TypeError, IndexError):
+        return math.nan
 
 
 def is_too_long(error: RequestRefused) -> bool:

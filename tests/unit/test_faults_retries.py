@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
-from email.utils import formatdate
+from email.utils import format_datetime, formatdate
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llm_magic.backends._refusals import Refusal, explain
 from llm_magic.backends._retry import Patience
@@ -74,7 +76,7 @@ def test_a_date_to_wait_for_is_kept_and_told(session: Session, server: FaultServ
 
 
 @pytest.mark.parametrize(
-    "value", [formatdate(0, usegmt=True), "-3", "0", "nan", "Thu, 01 Jan 1970 00:00:00"]
+    "value", [formatdate(0, usegmt=True), "-3", "0", "Thu, 01 Jan 1970 00:00:00"]
 )
 def test_a_time_that_has_passed_is_now(session: Session, server: FaultServer, value: str) -> None:
     limited(server, Retry_After=value)
@@ -84,7 +86,8 @@ def test_a_time_that_has_passed_is_now(session: Session, server: FaultServer, va
 
 
 @pytest.mark.parametrize(
-    "value", ["", "soon", "1 2", "Thu, 99 Jan 1970 99:00:00 GMT", "Thu, 01 Jan 1970 00:00:00 +99999",
+    "value", ["", "soon", "1 2", "nan", "-nan",
+              "Thu, 99 Jan 1970 99:00:00 GMT", "Thu, 01 Jan 1970 00:00:00 +99999",
               "Thu, 01 Jan 1970 00:00:00 +99999999999999999999", "9" * 400 + "x"]
 )  # fmt: skip
 def test_a_time_that_is_none_is_not_minded(value: str) -> None:
@@ -92,6 +95,24 @@ def test_a_time_that_is_none_is_not_minded(value: str) -> None:
     error = explain(place, None, 429, {"retry-after": value}, Refusal("Slow down"))
     assert isinstance(error, RequestRefused)
     assert error.retry_after is None
+
+
+@pytest.mark.parametrize("value", ["inf", "1e400", "Fri, 31 Dec 9999 23:59:59 GMT", "9" * 5000])
+def test_wait_beyond_a_week_is_no_number_in_the_message(value: str) -> None:
+    place = parse_url("vllm", "localhost:8000")
+    error = explain(place, None, 429, {"retry-after": value}, Refusal("Slow down"))
+    assert isinstance(error, RequestRefused)
+    assert str(error).endswith("(429): Slow down. Try again later.")
+    assert error.retry_after == 7 * 24 * 3600
+
+
+@given(st.text(max_size=40) | st.floats().map(str) | st.datetimes().map(format_datetime))
+def test_any_retry_after_is_a_finite_time_or_none(value: str) -> None:
+    error = explain(
+        parse_url("vllm", "localhost:8000"), None, 503, {"retry-after": value}, Refusal("Busy")
+    )
+    assert isinstance(error, RequestRefused)
+    assert error.retry_after is None or 0 <= error.retry_after <= 7 * 24 * 3600
 
 
 def test_where_no_time_is_told_it_waits_as_long_as_it_thinks_best(

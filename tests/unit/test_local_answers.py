@@ -236,6 +236,45 @@ def test_a_models_own_settings_neither_break_a_stream_nor_make_noise(
     assert reply.text == ("abcd" if "stop_strings" in own else "abcdefabcdef")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1e-300},
+        {"temperature": 5e-324},
+        {"temperature": 1e-40, "seed": 1},
+        {"temperature": 1e-9},
+        {"temperature": 1.0, "top_p": 1e-300},
+        {"temperature": 1.0, "top_p": 0},
+    ],
+    ids=str,
+)
+def test_vanishing_temperature_or_top_p_takes_the_likeliest_tokens(
+    session: Session, options: dict[str, Any]
+) -> None:
+    plain: dict[str, Any] = {"model": "noise", "max_new_tokens": 6, "repetition_penalty": 1}
+    greedy = session.generate("Hi", temperature=0, **plain)
+    assert session.generate("Hi", **plain, **options).text == greedy.text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"repetition_penalty": 1e300}, {"top_k": 10**30}, {"max_new_tokens": 10**30}],
+    ids=str,
+)
+def test_huge_option_is_answered(session: Session, options: dict[str, Any]) -> None:
+    limit = {} if "max_new_tokens" in options else {"max_new_tokens": 3}
+    reply = session.generate("Hi", model="noise", **options, **limit)  # type: ignore[arg-type]
+    assert reply.usage.completion_tokens
+    assert reply.finish_reason in {"stop", "length"}
+
+
+def test_half_characters_are_tokenized_as_their_replacement(session: Session) -> None:
+    asked: dict[str, Any] = {"model": "noise", "max_new_tokens": 3, "temperature": 0}
+    replaced = session.generate("a\ufffdb", **asked)
+    reply = session.generate("a\ud800b", **asked)
+    assert (reply.text, reply.usage.prompt_tokens) == (replaced.text, replaced.usage.prompt_tokens)
+
+
 def test_other_options_of_transformers_are_passed_through(session: Session) -> None:
     def text(**extra: Any) -> str:
         return session.generate(

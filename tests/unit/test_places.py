@@ -88,7 +88,8 @@ def test_only_this_machine_is_local(text: str, local: bool, private: bool) -> No
      "api.example.com:8000", "/v1", "//localhost:8000", "http://:8000", "http://?", "nonsense",
      "http://.", "localhost;8000", "http://a..b", f"http://{'a' * 64}.com", f"http://{'a.' * 200}b",
      "http://ü..de", f"http://{'ü' * 70}.de", "http://-a.b", "http://a-.b", "http://a%20b", "http://a%00b",
-     "http://[fe80::1%25]", "http://[v1.x]:9", "http://[::1].b", "http://a*b:80"],
+     "http://[fe80::1%25]", "http://[v1.x]:9", "http://[::1].b", "http://a*b:80",
+     "http://localhost/\ud800", "http://localhost/\0"],
 )  # fmt: skip
 def test_what_is_no_address_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(

@@ -6,6 +6,7 @@ import asyncio
 import re
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from llm_magic.errors import (
 )
 from llm_magic.session import Session
 from llm_magic.types import Chunk, Message, Reply, Usage
-from tests.scripted import Hang, Pause, ScriptedBackend, scripted_session, stop_when
+from tests.scripted import Hang, Pause, ScriptedBackend, say, scripted_session, stop_when
 
 
 @pytest.fixture
@@ -297,3 +298,46 @@ def test_several_threads_ask_at_once(scripted: Pair) -> None:
     assert sorted(texts) == prompts
     assert len(echoed) == 4
     assert all(prompt == text for prompt, text in echoed.items())
+
+
+@DOORS
+def test_half_characters_are_replaced_in_what_is_sent(
+    scripted: Pair, ask: Callable[..., str]
+) -> None:
+    session, backend = scripted
+    backend.will(*say("half \udc9f"))
+    ask(session, "a\ud800b \ud83d\ude00", system="\udfff", chat="c")
+    ask(session, "next", system="\udfff", chat="c")
+    contents = [m.content for m in backend.asked[-1].messages]
+    assert contents == ["\ufffd", "a\ufffdb \U0001f600", "half \ufffd", "next"]
+    dry = session.dry_run(Request("\ud800"))
+    assert [m.content for m in dry.messages] == ["\ufffd"]
+
+
+@DOORS
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stop": ""}, {"stop": ["a", ""]}, {"stop": "\ud800"}, {"chat": "\ud800"}, {"chat": "a\0"},
+        {"model": "\ud800"}, {"seed": -(10**5000)}, {"temperature": "x" * 10**6},
+    ],
+    ids=lambda options: next(iter(options)),
+)  # fmt: skip
+def test_hostile_option_is_one_short_line(
+    scripted: Pair, ask: Callable[..., str], options: dict[str, Any]
+) -> None:
+    session, backend = scripted
+    with pytest.raises((OptionError, ModelNotLoaded)) as caught:
+        ask(session, "?", **options)
+    assert len(str(caught.value)) < 400
+    str(caught.value).encode()
+    assert (backend.asked, session.chats.all()) == ([], [])
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\0b", "a\nb"], ids=ascii)
+def test_model_is_not_given_an_unprintable_name(scripted: Pair, name: str) -> None:
+    session, _backend = scripted
+    for load in (session.load, session.load_later):
+        with pytest.raises(OptionError, match="cannot name a model"):
+            load("org/other", name=name)
+    assert session.status().active_model == "tiny"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +155,60 @@ def test_every_text_comes_back(
     again = Chats()
     again.load(path)
     assert again.messages("x") == messages
+
+
+NO_FILES = ["a\0b", "a\ud800b", "", "/", "~nobody_has_this_name/x"]
+
+
+@pytest.mark.parametrize("path", NO_FILES, ids=ascii)
+def test_path_that_no_file_can_have_is_one_line(chats: Chats, path: str) -> None:
+    for call in (lambda: chats.save(path, replace=True), lambda: chats.load(path)):
+        with pytest.raises(OptionError, match=r"no name of a file|home directory") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+        str(caught.value).encode()
+
+
+def test_export_replaces_no_link_device_or_folder(chats: Chats, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    kept.write_text("mine")
+    link, broken, pipe = tmp_path / "link.json", tmp_path / "broken.json", tmp_path / "pipe"
+    link.symlink_to(kept)
+    broken.symlink_to(tmp_path / "nowhere")
+    os.mkfifo(pipe)
+    for target, why in (
+        (link, f"link.json is a symbolic link to {kept}. Write the path of the file itself."),
+        (broken, "is a symbolic link"),
+        (pipe, "pipe is no regular file. Choose another path."),
+        (Path("/dev/null"), "/dev/null is no regular file"),
+        (tmp_path, "is no regular file"),
+    ):
+        for force in (True, False):
+            with pytest.raises(OptionError, match=re.escape(why)):
+                chats.save(target, replace=force)
+    assert kept.read_text() == "mine"
+    assert link.is_symlink()
+    assert broken.is_symlink()
+    assert sorted(tmp_path.iterdir()) == sorted([kept, link, broken, pipe]), "nothing is left"
+    chats.save(kept, "talk", replace=True)
+    assert Chats().load(link) == ["link"], "reading through a link is fine"
+
+
+def test_import_of_a_device_or_pipe_is_refused(chats: Chats, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for source in ("/dev/zero", tmp_path / "pipe"):
+        with pytest.raises(OptionError, match="is no regular file"):
+            chats.load(source)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "a\nb", "\x1b[2J", "\x9b"], ids=ascii)
+def test_name_with_control_or_half_characters_is_refused(
+    chats: Chats, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(OptionError, match="cannot name a chat"):
+        chats.put(name, TALK)
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({name: [{"role": "user", "content": "a"}] * 0}))
+    with pytest.raises(OptionError):
+        chats.load(path)
+    assert [chat.name for chat in chats.all()] == ["talk", "other"]

@@ -48,7 +48,7 @@ def generate_options(
     # Fine-tuned models often say no, as in training; a stop string of theirs is one of ours.
     options |= {"use_cache": True, "stop_strings": None}
     own = bool(model.generation_config.do_sample) if config.temperature is None else True
-    if config.temperature != 0 and config.extra.get("do_sample", own):
+    if not _is_greedy(config.temperature) and config.extra.get("do_sample", own):
         given = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
         options |= {name: value for name, value in given.items() if value is not None}
         options["do_sample"] = True
@@ -62,6 +62,14 @@ def generate_options(
         end = model.generation_config.eos_token_id
         options["pad_token_id"] = end[0] if isinstance(end, list) else end
     return {**options, **config.extra}
+
+
+# Below this the likeliest token is certain, and soon logits divided by it have no float32.
+_LEAST_TEMPERATURE = 1e-5
+
+
+def _is_greedy(temperature: float | None) -> bool:
+    return temperature is not None and temperature < _LEAST_TEMPERATURE
 
 
 @contextlib.contextmanager
