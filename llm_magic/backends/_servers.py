@@ -46,7 +46,8 @@ class Servers:
 
     def limit(self, server: HttpServer, config: LoadConfig, concurrency: int) -> None:
         """Give a server `concurrency` requests at once, unless the user chose a number."""
-        if config.concurrency is None and self._limits.get(server) != concurrency:
+        now = self._limits.get(server, server.limits.concurrency)
+        if config.concurrency is None and now != concurrency:
             self._limits[server] = concurrency
             server.turns = asyncio.Semaphore(concurrency)
 

@@ -45,7 +45,7 @@ _BESIDE = frozenset(
 )
 
 
-# A running answer's runner is listed at once; its answer is not held up for longer.
+# The longest time that reading the context adds to the first answer of a model.
 _CONTEXT_S = 1.0
 # A parameter of a Modelfile, as `/api/show` lists them.
 _NUM_CTX = re.compile(r"^num_ctx\s+(\d+)\s*$", re.MULTILINE)
@@ -143,8 +143,8 @@ class OllamaBackend(RemoteBackend):
         runner = _runner({**entry, "name": full}, await self._running(server))
         context = _context(runner) or _num_ctx(shown)
         info = self._info(server, {**entry, "name": model}, shown, {}, context)
-        trained, known = _trained_length(shown, entry), _context(runner) is not None
-        return _Remote(model, server, info, config, Dialect(_OPTIONS), False, trained, known), ()
+        trained = _trained_length(shown, entry)
+        return _Remote(model, server, info, config, Dialect(_OPTIONS), trained_length=trained), ()
 
     async def _running(self, server: HttpServer) -> list[dict[str, Any]]:
         """Return what runs on the server; nothing where a proxy does not pass that question on."""
@@ -248,7 +248,10 @@ class OllamaBackend(RemoteBackend):
         await self._learn_context(remote)
 
     async def _learn_context(self, remote: Remote) -> None:
-        """Read the context of a runner that did not exist yet when the model was loaded."""
+        """Read the context of the runner after the first answer.
+
+        At the load, the runner may not exist yet, or have the context that another client asked for.
+        """
         if not isinstance(remote, _Remote) or remote.has_read_context:
             return
         remote.has_read_context = True

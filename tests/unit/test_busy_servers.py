@@ -92,7 +92,7 @@ def test_busy_server_is_waited_for_longer_than_three_tries(
     began = time.monotonic()
     assert notices(session) == [NOTICE]
     assert 2.2 <= time.monotonic() - began < 5.0
-    assert server.refused > 3
+    assert len(questions(server)) > 3
 
 
 def test_wait_for_a_busy_server_ends_with_the_idle_limit(server: OneAtATime) -> None:

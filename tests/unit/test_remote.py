@@ -454,6 +454,8 @@ def test_load_reports_the_context_of_the_runner(session: Session, ollama: Ollama
         assert session.status().backend_details["context"] == (
             "2,048 of at most 131,072 tokens (-p num_ctx=N)"
         )
+        session.generate("hello")
+        assert session.status().backend_details["context"].startswith("4,096 of"), "reloaded"
 
 
 def test_context_of_a_runner_is_known_after_the_first_answer(
