@@ -316,7 +316,7 @@ def test_without_the_client_its_rows_are_missing(monkeypatch: pytest.MonkeyPatch
 def test_the_readme_is_refused_for_a_part(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         suite.main(["--only", "load_ext", "--readme"])
-    assert "Missing: batch, chat," in capsys.readouterr().err
+    assert "Missing: batch, beside, chat," in capsys.readouterr().err
 
 
 def test_the_figures_are_saved_one_by_one_beside_those_of_before(

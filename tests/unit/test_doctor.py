@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llm_magic.backends.local.cpus import cpus
 from llm_magic.doctor import Finding, examine, machine
 from llm_magic.doctor.notebook import Kernel, notebook
 from llm_magic.doctor.packages import installed, packages
@@ -60,7 +61,8 @@ def test_a_version_that_is_too_old_is_told(site: Path) -> None:
 
 def test_a_torch_that_works() -> None:
     found = asyncio.run(machine.machine())
-    assert " free, " in named("memory", found).text
+    assert named("memory", found).text.endswith(" free")
+    assert named("CPUs", found).text == str(cpus())
     assert named("torch", found).state == "ok"
 
 

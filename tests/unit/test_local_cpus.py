@@ -190,9 +190,12 @@ def test_torch_computes_on_the_usable_cpus_and_spins_for_a_short_time(way: Way) 
 
 
 def test_variables_of_the_user_stay() -> None:
-    found, printed = load(GOMP_SPINCOUNT="77", OMP_NUM_THREADS="3")
+    with WAYS[-1]() as enter:
+        found, printed = load(enter, GOMP_SPINCOUNT="77", OMP_NUM_THREADS="2")
     assert "GOMP_SPINCOUNT = '77'" in printed
-    assert (found["threads"], found["findings"]) == (3, {})
+    assert found["findings"] == {}
+    if WAYS[-1] is one_cpu_by_quota:  # MKL takes no more threads than an affinity has CPUs
+        assert found["threads"] == 2
 
 
 def test_torch_imported_first_is_a_finding_and_keeps_its_threads() -> None:
