@@ -71,11 +71,16 @@ class Expression:
 
     @property
     def names(self) -> Iterator[str]:
-        """The names that are looked up in the notebook."""
-        called = {id(node.func) for node in ast.walk(self.tree) if isinstance(node, ast.Call)}
+        """The names that are looked up in the notebook; of functions not those that Python has."""
+        in_calls = {
+            id(node)
+            for call in ast.walk(self.tree)
+            if isinstance(call, ast.Call)
+            for node in ast.walk(call)
+        }
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Name) and not (
-                id(node) in called and hasattr(builtins, node.id)
+                id(node) in in_calls and hasattr(builtins, node.id)
             ):
                 yield node.id
 
@@ -84,6 +89,8 @@ def parse(text: str) -> Expression | None:
     """Return the expression that a text is, or None; it need not be one that is allowed."""
     code, conversion, spec = _split(text)
     if not code or code != code.strip() or not _SPEC.fullmatch(spec):
+        return None
+    if "#" in code and "#" in re.sub(_STRING, "", code):  # a comment
         return None
     try:
         with warnings.catch_warnings():
@@ -178,6 +185,8 @@ class _Evaluator:
         self._budget.spend(0)
         match node:
             case ast.Name(id=name):
+                if name not in self._names:
+                    raise Refused(f"passes {name}, a function of Python")
                 return self._names[name]
             case ast.Attribute(value=inner, attr=name):
                 return self._attribute(self.value(inner), name)
@@ -252,7 +261,9 @@ class _Evaluator:
         require_own(owner, base, name)
         if name in {"str", "dt", "values", "T"} and kind in ARRAYS:
             require_plain_cells(owner, self._budget)
-            self._budget.spend(size(owner))
+            self._budget.spend(
+                owner.shape[0] * 200 if (name, kind) == ("T", "frame") else size(owner)
+            )
         return getattr(owner, name)
 
 

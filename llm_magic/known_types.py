@@ -22,7 +22,7 @@ MAX_TEXT = 1_000_000  # characters that an operation may produce
 MAX_ITEMS = 1_000_000  # elements that an operation may produce or compare one by one
 MAX_CELLS = 10_000_000  # numbers that an array operation may produce beyond the size of its input
 MAX_BITS = 10_000  # of a whole number; Python itself does not print more than 4,300 digits
-MAX_WORK = 50_000_000  # elements that all expressions of one prompt may visit: a few seconds
+MAX_WORK = 10_000_000  # elements that all expressions of one prompt may visit: a few seconds
 
 _BUILTINS: dict[type, str] = {
     bool: "int", int: "int", float: "float", complex: "complex", str: "str", bytes: "bytes",
@@ -45,6 +45,7 @@ _PACKAGES: dict[str, str] = {
     "numpy.generic": "scalar", "numpy.dtype": "dtype",
     "torch.Tensor": "tensor", "torch.Size": "tuple", "torch.dtype": "dtype",
     "torch.device": "dtype",
+    "pandas.ExtensionArray": "array",
     "pandas.DataFrame": "frame", "pandas.Series": "series", "pandas.Index": "index",
     "pandas.DataFrameGroupBy": "groups", "pandas.SeriesGroupBy": "groups",
     "pandas.Rolling": "window", "pandas.Expanding": "window",
@@ -189,8 +190,11 @@ def require_plain(value: object, budget: Budget) -> None:
         kind = family(item)
         if kind in CONTAINERS:
             _bound(visited + len(left) + len(item))  # type: ignore[arg-type]
-            left += item  # type: ignore[arg-type]
-            left += dict.values(item) if kind in MAPPINGS else ()  # type: ignore[arg-type]
+            for part in parts(item):
+                if _are_plain(part):
+                    visited += len(part)
+                else:
+                    left += part
         elif kind == "slice":
             left += (item.start, item.stop, item.step)  # type: ignore[attr-defined]
         elif kind == "range":
@@ -201,6 +205,17 @@ def require_plain(value: object, budget: Budget) -> None:
         elif kind not in SCALARS:
             raise Refused(f"would use a {type(item).__name__} in a way that may run its code")
     budget.spend(visited)
+
+
+def parts(container: Any) -> tuple[Any, ...]:
+    """Return what a container is made of: of a mapping the keys and the values."""
+    mapping = family(container) in MAPPINGS
+    return (dict.keys(container), dict.values(container)) if mapping else (container,)
+
+
+def _are_plain(values: Iterable[object]) -> bool:
+    """Return whether values are numbers, texts and dates, which is fast to find out."""
+    return all(_BUILTINS.get(kind, "") in SCALARS for kind in set(map(type, values)))
 
 
 def _bound(elements: int) -> None:

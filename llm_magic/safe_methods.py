@@ -198,6 +198,12 @@ _SHAPE_ONLY = _words(
     """head tail copy keys get isna isnull notna notnull transpose reset_index drop tolist
     to_list to_frame memory_usage size ngroups item to_series get_level_values select_dtypes"""
 )
+_HEAVY = _words(
+    """describe nunique unique value_counts sort_values sort_index sort argsort rank mode duplicated
+    drop_duplicates isin groupby group_by first last head tail size count median quantile n_unique
+    astype tolist to_list to_dict to_csv to_json to_string rows to_dicts strftime day_name"""
+)
+_PANDAS_CALL = 5000  # what pandas does for a small table takes about as long as so many elements
 _TAKES_ARRAYS = _words("isin is_in groupby filter")
 _ADDS = _words("sum cumsum prod cumprod")
 _SLOW = _words("to_string to_csv to_json to_markdown to_html to_dict tolist to_list rows to_dicts")
@@ -273,6 +279,8 @@ def _joined(value: str, args: Arguments, keywords: Keywords, budget: Budget) -> 
     parts = args[0] if args else ()
     if family(parts) in ARRAYS:
         raise Refused("joins a table or an array, which is not on the list")
+    if family(parts) == "str":
+        require_length(len(parts) * (1 + len(value)))
     if family(parts) in {"list", "tuple", "set", "dict", "counter", "view"}:
         length = sum(len(part) for part in parts if isinstance(part, str))
         require_length(length + len(value) * len(parts))
@@ -335,11 +343,12 @@ def _cells(value: Any, args: Arguments, keywords: Keywords, budget: Budget) -> N
         require_length(cells, MAX_ITEMS, "elements")
     if name not in _SHAPE_ONLY or name in _SLOW:
         require_plain_cells(value, budget)
-        budget.spend(cells / 10)
+        budget.spend(cells / (2 if name in _HEAVY else 20))
 
 
 def _frames(value: Any, args: Arguments, keywords: Keywords, budget: Budget) -> None:
     _cells(value, args, keywords, budget)
+    budget.spend(_PANDAS_CALL * (10 if keywords[""] == "describe" else 1))
     if keywords[""] in _ADDS and keywords.get("numeric_only") is not True:
         require_numbers(value)
     if keywords[""] in {"groupby", "value_counts"}:
@@ -349,6 +358,7 @@ def _frames(value: Any, args: Arguments, keywords: Keywords, budget: Budget) -> 
 def _grouped(value: Any, args: Arguments, keywords: Keywords, budget: Budget) -> None:
     table = value.obj
     _cells(table, args, keywords, budget)
+    budget.spend(_PANDAS_CALL)
     if keywords[""] in _ADDS and keywords.get("numeric_only") is not True:
         require_numbers(table)
     if keywords[""] == "describe":
@@ -369,14 +379,8 @@ def _require_few_categories(value: Any) -> None:
     types = list(value.dtypes) if family(value) == "frame" else []
     groups = 1
     for dtype in types:
-        groups *= (
-            max(1, len(getattr(dtype, "categories", None) or ())) if _categorical(dtype) else 1
-        )
+        groups *= max(1, len(dtype.categories)) if str(dtype) == "category" else 1
     require_length(groups, MAX_ITEMS, "groups")
-
-
-def _categorical(dtype: Any) -> bool:
-    return str(dtype) == "category"
 
 
 def _text_only(value: Any, args: Arguments, keywords: Keywords, budget: Budget) -> None:

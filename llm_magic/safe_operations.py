@@ -25,6 +25,7 @@ from llm_magic.known_types import (
     bits,
     count,
     family,
+    parts,
     require_plain,
     size,
     whole,
@@ -47,6 +48,8 @@ _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
     ast.Not: operator.not_,
 }  # fmt: skip
 OPERATORS = (*_ARITHMETIC, *_COMPARISONS, *_UNARY)
+_MAX_SHOWN = 200_000  # elements of a list or dict that is inserted
+_SHOWN_COST, _TABLE_COST = 20, 20_000  # what the text of an element and a table takes, in elements
 _TEXTS = frozenset({"str", "bytes"})
 _ITERATED = CONTAINERS | PANDAS | {"str", "bytes", "range", "array", "pl_series"}
 # The mini-language of numbers and texts.
@@ -144,7 +147,7 @@ def require_shapes(left: Any, right: Any, budget: Budget) -> None:
     pandas = [value for value in (left, right) if family(value) in {"frame", "series"}]
     if len(pandas) == 2:
         _require_alignment(*pandas)
-    budget.spend(cells / 10)
+    budget.spend(cells / 20)
 
 
 def _require_alignment(left: Any, right: Any) -> None:
@@ -275,12 +278,12 @@ def _elements(values: Sequence[Any], budget: Budget) -> None:
 def _sum(args: Sequence[Any], keywords: Mapping[str, Any], budget: Budget) -> Any:
     _elements(args[:1], budget)
     start = args[1] if len(args) > 1 else keywords.get("start", 0)
-    parts = [start] if family(args[0] if args else 0) in ARRAYS else [start, *(args or ((),))[0]]
     if args and family(args[0]) in PANDAS:
         require_numbers(args[0])
-    for part in parts:
-        if family(part) not in NUMBERS | MOMENTS | {"str"} or bits(part) > MAX_BITS:
-            raise Refused(f"adds up a {type(part).__name__}")
+    elements = args[0] if args and family(args[0]) not in ARRAYS else ()
+    for one in ({type(element): element for element in elements} | {type(start): start}).values():
+        if family(one) not in NUMBERS | MOMENTS | {"str"}:
+            raise Refused(f"adds up a {type(one).__name__}")
     return sum(*args, **keywords)
 
 
@@ -364,20 +367,21 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 
 def require_printable(value: Any, budget: Budget) -> None:
     """Raise `Refused` if the text of a value would be very long."""
-    left, length = [value], 0
+    left, length, visited, work = [value], 0, 0, 0.0
     while left:
         one = left.pop()
         kind = family(one)
+        visited += 1
         length += len(one) if kind in _TEXTS else 1
+        work += _TABLE_COST if kind in ARRAYS else _SHOWN_COST
         if bits(one) > 10 * MAX_BITS:
             raise Refused(f"has a number of over {10 * MAX_BITS:,} bits")
         if kind in CONTAINERS:
-            require_length(length + len(left) + len(one), MAX_ITEMS, "elements in its text")
-            left += one
-            left += dict.values(one) if kind in MAPPINGS else ()
+            require_length(visited + len(left) + len(one), _MAX_SHOWN, "elements in its text")
+            for part in parts(one):
+                left += part
         require_length(length, 20 * MAX_TEXT)
-    if family(value) not in _TEXTS:
-        budget.spend(length)
+    budget.spend(work + length / 50)
 
 
 def formatted(value: Any, spec: str, budget: Budget) -> str:

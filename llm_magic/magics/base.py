@@ -93,7 +93,7 @@ class SessionMagics(Magics):
     def names(self, text: str) -> dict[str, Any]:
         """Return the notebook's own names: not what IPython put there (open, exit, quit, …)."""
         hidden = self.shell.user_ns_hidden
-        history = {name for name in ("In", "Out") if f"{{{name}[" in text}
+        history = {name for name in ("In", "Out") if f"{name}[" in text}
         return {
             name: value
             for name, value in self.shell.user_ns.items()
@@ -110,7 +110,9 @@ class SessionMagics(Magics):
         from llm_magic import display, words
 
         if args["dry_run"]:
-            return words.dry_run_table(self.session.dry_run(request))
+            dry = self.session.dry_run(request)
+            display.write_notes(notes)
+            return words.dry_run_table(dry)
         info = self.session.ready(request)
         view = display.view(self.shell, info, args.values, self.live)
         view.note(notes)
