@@ -20,7 +20,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llm_magic.known_types import ARRAYS, Budget, Refused, known, require_plain_cells, size
+from llm_magic.known_types import (
+    ARRAYS,
+    Budget,
+    Refused,
+    known,
+    require_plain_cells,
+    require_plain_labels,
+    size,
+)
 from llm_magic.safe_methods import ATTRIBUTES, METHODS, call, require_own
 from llm_magic.safe_operations import (
     FUNCTIONS,
@@ -234,6 +242,7 @@ class _Evaluator:
             owner = self.value(node.func.value)
             if issubclass(type(owner), (types.ModuleType, type, *_CLOSED)):
                 raise Refused(f"calls .{node.func.attr}() of {_described(owner)}")
+            require_plain_labels(owner, self._budget)
             if _is_missing(owner, node.func.attr):
                 getattr(owner, node.func.attr)  # raises the error of the type
             run = partial(call, owner, node.func.attr)
@@ -245,6 +254,7 @@ class _Evaluator:
 
     def _attribute(self, owner: Any, name: str) -> Any:
         kind, base = known(owner)
+        require_plain_labels(owner, self._budget)
         if issubclass(type(owner), types.ModuleType):
             return _module_attribute(owner, name)
         if issubclass(type(owner), _CLOSED):

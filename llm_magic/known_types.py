@@ -12,7 +12,6 @@ import decimal
 import fractions
 import pathlib
 import sys
-import types
 import uuid
 import zoneinfo
 from collections.abc import Iterable
@@ -29,7 +28,7 @@ _BUILTINS: dict[type, str] = {
     type(None): "none", type(Ellipsis): "none", slice: "slice", range: "range",
     list: "list", tuple: "tuple", set: "set", frozenset: "set", collections.deque: "list",
     dict: "dict", collections.OrderedDict: "dict", collections.defaultdict: "dict",
-    collections.Counter: "counter", types.MappingProxyType: "unknown",
+    collections.Counter: "counter",
     type({}.keys()): "view", type({}.values()): "view", type({}.items()): "view",
     type(collections.OrderedDict().keys()): "view",
     type(collections.OrderedDict().values()): "view",
@@ -57,7 +56,7 @@ _PACKAGES: dict[str, str] = {
     "pandas.ExtensionDtype": "dtype",
     "polars.DataFrame": "pl_frame", "polars.Series": "pl_series", "polars.GroupBy": "pl_groups",
     "polars.StringNameSpace": "pl_texts", "polars.DateTimeNameSpace": "pl_dates",
-    "polars.LazyFrame": "unknown", "polars.Schema": "dict", "polars.DataType": "dtype",
+    "polars.LazyFrame": "lazy", "polars.Schema": "dict", "polars.DataType": "dtype",
 }  # fmt: skip
 NUMBERS = frozenset({"int", "float", "complex", "decimal", "fraction", "scalar"})
 MOMENTS = frozenset({"date", "datetime", "time", "timedelta", "period", "interval", "missing"})
@@ -226,24 +225,45 @@ def _bound(elements: int) -> None:
 def require_plain_cells(value: Any, budget: Budget) -> None:
     """Raise `Refused` if an array or a table has Python objects in it that are not plain."""
     kind = family(value)
+    columns = [value]
     if kind == "frame":
-        columns = [value.iloc[:, place] for place in range(min(value.shape[1], 10_000))]
+        columns = [value.iloc[:, place] for place in range(value.shape[1])]
         budget.spend(value.shape[1] * 100)
-    else:
-        columns = [value]
     for column in columns:
-        dtype = getattr(column, "dtype", None)
-        if str(dtype) in {"object", "Object"}:
-            _require_plain_objects(column, kind, budget)
-        elif _package(type(dtype)) not in {"numpy", "pandas", "polars", "torch", "builtins"}:
-            raise Refused(f"would run the code of the data type {dtype}")
+        _require_plain_column(column, getattr(column, "dtype", None), budget)
+    require_plain_labels(value, budget)
 
 
-def _require_plain_objects(column: Any, kind: str, budget: Budget) -> None:
-    if kind not in PANDAS:
+def require_plain_labels(value: Any, budget: Budget) -> None:
+    """Raise `Refused` if a pandas table has labels that are not plain: a lookup compares them."""
+    kind = family(value)
+    labels = [value.index] if kind in {"frame", "series"} else []
+    labels += [value.columns] if kind == "frame" else []
+    for index in labels:
+        for level in getattr(index, "levels", None) or [index]:
+            _require_plain_column(level, level.dtype, budget)
+
+
+def _require_plain_column(column: Any, dtype: Any, budget: Budget) -> None:
+    name = str(dtype)
+    if name == "object" and family(column) in PANDAS:
+        _require_plain_objects(column, budget)
+    elif name == "category" and family(column) in PANDAS:
+        _require_plain_column(dtype.categories, dtype.categories.dtype, budget)
+    elif "object" in name.lower() or getattr(dtype, "hasobject", False):
         raise Refused("would run the code of the objects in an array")
+    elif _package(type(dtype)) not in {"numpy", "pandas", "polars", "torch", "builtins"}:
+        raise Refused(f"would run the code of the data type {name}")
+
+
+def _require_plain_objects(column: Any, budget: Budget) -> None:
+    if hasattr(column, "levels"):  # The labels are in several columns.
+        for level in column.levels:
+            _require_plain_column(level, level.dtype, budget)
+        return
     budget.spend(len(column))
-    for value in set(map(type, column.array)):
-        known_kind = _BUILTINS.get(value, "")
-        if known_kind not in SCALARS and _package(value) not in {"numpy", "pandas"}:
-            raise Refused(f"would run the code of the {value.__name__} objects in a column")
+    for kind in set(map(type, column.array)):
+        if _BUILTINS.get(kind, "") in CONTAINERS:
+            require_plain(list(column.array), budget)
+        elif _BUILTINS.get(kind, "") not in SCALARS and _package(kind) not in {"numpy", "pandas"}:
+            raise Refused(f"would run the code of the {kind.__name__} objects in a column")

@@ -27,6 +27,7 @@ from llm_magic.known_types import (
     family,
     parts,
     require_plain,
+    require_plain_labels,
     size,
     whole,
 )
@@ -141,8 +142,9 @@ def require_shapes(left: Any, right: Any, budget: Budget) -> None:
     cells = max(size(left), size(right))
     shapes = [tuple(value.shape) for value in (left, right) if family(value) in ARRAYS]
     if len(shapes) == 2 and shapes[0] != shapes[1]:
-        first, second = ((1,) * (8 - len(shape)) + shape for shape in shapes)
-        spread = count(max(pair) for pair in zip(first, second, strict=False))
+        most = max(map(len, shapes))
+        first, second = ((1,) * (most - len(shape)) + shape for shape in shapes)
+        spread = count(max(pair) for pair in zip(first, second, strict=True))
         require_length(spread, max(MAX_CELLS, cells), "numbers")
     pandas = [value for value in (left, right) if family(value) in {"frame", "series"}]
     if len(pandas) == 2:
@@ -226,6 +228,7 @@ def _mapping_item(value: Any, key: Any) -> Any:
 
 def _array_item(value: Any, key: Any, budget: Budget) -> Any:
     table = value.obj if family(value) == "indexer" else value
+    require_plain_labels(table, budget)
     shape = tuple(table.shape)
     keys = key if isinstance(key, tuple) else (key,)
     picked = [size(one) for one in keys if family(one) in ARRAYS or family(one) in SEQUENCES]

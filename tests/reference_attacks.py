@@ -213,6 +213,48 @@ objects + objects
 frame_of_objects.sum()
 frame_of_objects["o"].max()
 frame_of_objects.describe()
+frame_of_objects["o"].unique()
+frame_of_objects.sort_values("o")
+frame_of_objects["o"] == 1
+1 in frame_of_objects["o"].values
+records.max()
+records == records
+labelled.sort_index()
+labelled["a"].sort_index()
+categorical == 1
+categorical.max()
+in_cells.sum()
+in_cells.max()
+in_cells.str.len()
+df.loc[evil]
+arr[evil]
+xs[evil:]
+xs[:evil]
+d[sub]
+", ".join([gen])
+sorted([gen])
+labelled.nothing
+labelled.loc[1]
+[evil][0] + 1
+(evil,) < (evil,)
+df[evil]
+df == evil
+arr == evil
+arr + evil
+df["a"].isin([evil])
+df["a"].fillna(evil)
+df.get(evil)
+counter[evil]
+dd[evil]
+od_sub["k"]
+sub_dict.keys()
+sorted(sub_dict)
+sub == "x"
+"x" in sub_list
+sum(sub_list)
+max(sub_list)
+sub_list + [1]
+xs + sub_list
 sum(gen)
 max(gen)
 min(gen)
@@ -273,7 +315,7 @@ sub_list.count(1)
 sub_list[0]
 sub_dict["k"]
 sub_dict.get("k")
-sub_frame.head()
+sub_frame.tail()
 sub_frame["a"]
 sub_array.sum()
 sub_array + 1
@@ -530,14 +572,14 @@ class Dict(dict[str, Any]):
 
 
 class Frame(pd.DataFrame):
-    def head(self, n: int = 5) -> Any:
-        return touch("head")
+    def tail(self, n: int = 5) -> Any:
+        return touch("tail")
 
     def __getitem__(self, key: Any) -> Any:
         return touch("__getitem__")
 
 
-class Array(np.ndarray):  # type: ignore[type-arg]
+class Array(np.ndarray):
     def __array_ufunc__(self, *args: Any, **named: Any) -> Any:
         return touch("__array_ufunc__")
 
@@ -613,6 +655,11 @@ def values() -> dict[str, Any]:
         "categories": pd.DataFrame({"a": big, "b": big}),
         "frame_of_objects": pd.DataFrame({"o": [Ordered(), Ordered()]}),
         "arr": np.arange(6), "tall": tall, "tall_index": tall, "objects": np.array([Ordered()] * 2),
+        "records": np.array([(Ordered(),)] * 2, dtype=[("f", "O")]),
+        "labelled": pd.DataFrame({"a": [1, 2]}, index=pd.Index([Ordered(), Ordered()], dtype=object)),
+        "categorical": pd.Series(pd.Categorical.from_codes([0, 0], pd.Index([Ordered()], dtype=object))),
+        "in_cells": pd.Series([[Ordered()], [Ordered()]]),
+        "od_sub": type("Sub", (collections.OrderedDict,), {"__missing__": lambda *_: touch("missing")})(),
         "obj": Plain(), "func": func, "Evil": Evil, "evil": evil, "sub": Text("x"),
         "sub_list": List([1]), "sub_dict": Dict(k=1), "sub_frame": Frame({"a": [1]}),
         "sub_array": np.arange(3).view(Array), "gen": generator(), "iterator": iter([1, 2, 3]),
@@ -639,8 +686,8 @@ def main() -> None:
     from llm_magic.prompt import fill
 
     names = values()
-    before = state(names)
     fill("{df.describe()} {df.k.str.len()}", names)  # imports what pandas imports late
+    before = state(names)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for attack in ATTACKS[int(sys.argv[1]) :]:
         signal.alarm(SECONDS)

@@ -74,7 +74,7 @@ def test_expressions_are_filled_in_everywhere(scripted: Kernel) -> None:
 @pytest.mark.parametrize("options", ["", "--dry-run", "-c pasted", "-c pasted --dry-run"])
 def test_braces_in_pasted_text_run_nothing(scripted: Kernel, options: str) -> None:
     scripted.ok("import os; kept = [1]; ran = []; touch = ran.append")
-    prompt = "Explain {os.system('exit 7')}, {kept.clear()}, {touch(1)}, {get_ipython().run_line_magic('who', '')}."
+    prompt = "See {os.system('exit 7')}, {kept.clear()}, {touch(1)}, {os.environ}."
     answer = scripted.ok(f"%%llm {options}\n{prompt}")
     assert scripted.value("(kept, ran)") == ([1], [])
     notes = [line for line in answer.text.splitlines() if line.startswith("Note: ")]
@@ -91,7 +91,9 @@ def test_dry_run_has_the_notes_of_a_run(scripted: Kernel) -> None:
     scripted.ok("animal = 'fox'")
     cell = "\nDescribe the {anmal} and {animal.__class__} here."
     dry, ran = (scripted.ok(f"%%llm {option}{cell}").text for option in ("--dry-run", ""))
-    notes = [[line for line in text.splitlines() if line.startswith("Note:")] for text in (dry, ran)]
+    notes = [
+        [line for line in text.splitlines() if line.startswith("Note:")] for text in (dry, ran)
+    ]
     assert notes[0] == notes[1]
     assert len(notes[0]) == 2
 
@@ -104,10 +106,10 @@ def test_raw_evaluates_nothing_and_notes_nothing(scripted: Kernel) -> None:
 
 
 def test_results_of_cells_are_filled_in(scripted: Kernel) -> None:
-    number = scripted.value("len(In)")
     scripted.run("[1, 2]")
-    scripted.ok(f"%%llm\nLast: {{len(Out[{number}])}}" if False else "%%llm\nLast: {_[0] + 1}")
-    assert sent(scripted) == [("user", "Last: 2")]
+    number = scripted.value("max(Out)")
+    scripted.ok(f"%%llm\nOf {{len(Out[{number}])}}: {{Out[{number}]}}")
+    assert sent(scripted) == [("user", "Of 2: [1, 2]")]
 
 
 def test_names_of_the_shell_itself_are_no_values(scripted: Kernel) -> None:

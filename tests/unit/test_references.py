@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from llm_magic.errors import PromptError
 from llm_magic.prompt import Filled, fill, to_text
 from tests.reference_attacks import ATTACKS
 
@@ -428,6 +429,28 @@ AS_IN_PYTHON = [
     'df["k"].str.contains("x").sum()',
     'df["k"].str.replace("x", "z")',
     'df["k"].str.startswith("x").sum()',
+    'df["k"].str.split("x").str[0]',
+    'df["k"].str.split().str.len().max()',
+    'df.set_index("k").loc["x"]',
+    'df.set_index(["k", "a"])["v"].max()',
+    'df.groupby(["k", "a"])["v"].sum().sort_values()',
+    'df.groupby(["k", "a"])["v"].sum().index.get_level_values("k")',
+    'df.describe(include="all")',
+    'df["k"].astype("category").value_counts()',
+    "df.to_string(index=False)",
+    "df.index.tolist()",
+    "df.tail(10**12)",
+    'df.nlargest(10**12, "v")',
+    'df["v"].rolling(10**6).mean()',
+    "arr[:, None].shape",
+    "(arr[:, None] * arr).shape",
+    "arr.mean(axis=(0, 1))",
+    'df["a"].to_dict()',
+    'df["v"].describe()["mean"]',
+    'df.iloc[-1]["k"]',
+    'df.loc[1:, ["a", "k"]]',
+    'df["a"].values.sum()',
+    "df.values.shape",
     'df["k"].str[0]',
     'df["w"].dt.year',
     'df["w"].dt.day_name()',
@@ -575,6 +598,27 @@ def test_variable_with_the_name_of_a_function_is_not_called(notebook: dict[str, 
     assert filled.text == "{len(xs)} {sum(xs)}"
     assert "calls len, which is a variable of the notebook" in filled.notes[0]
     assert not called
+
+
+def test_missing_key_of_a_defaultdict_is_an_error_and_not_added() -> None:
+    made: list[str] = []
+    values = collections.defaultdict(lambda: made.append("made"), k=1)
+    assert fill("{values['k']} {values.get('z')}", {"values": values}).text == "1 None"
+    with pytest.raises(PromptError, match="KeyError: 'z'"):
+        fill("{values['z']}", {"values": values})
+    assert (dict(values), made) == ({"k": 1}, [])
+
+
+def test_expression_is_evaluated_once() -> None:
+    counted: list[int] = []
+
+    class Counting:
+        @property
+        def value(self) -> int:
+            counted.append(1)
+            return len(counted)
+
+    assert fill("{c.value} {c.value} {{c.value}}", {"c": Counting()}).text == "1 1 {c.value}"
 
 
 def test_same_function_under_its_own_name_is_called(notebook: dict[str, Any]) -> None:
