@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,8 @@ from uuid import UUID
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llm_magic.errors import PromptError
 from llm_magic.prompt import Filled, fill, to_text
@@ -670,3 +673,65 @@ def test_work_of_one_prompt_is_bounded(pattern: str) -> None:
     start = time.process_time()
     fill(prompt, values)
     assert time.process_time() - start < 10
+
+
+# --- random expressions
+
+atoms = st.sampled_from(
+    ["a", "b", "price", "name", "xs", "names", "d", "nothing", "0", "1", "2.5", "'k'", "None", "-1"]
+)
+operators = st.sampled_from(
+    ["+", "-", "*", "/", "//", "%", "**", "<", "==", "in", "is", "and", "&", "|", "@"]
+)
+calls = st.sampled_from(
+    ["len", "sum", "min", "max", "sorted", "str", "abs", "round", "int", "print"]
+)
+methods = st.sampled_from(["upper()", "count(1)", "get('k')", "clear()", "pop()", "copy()", "real"])
+expressions = st.recursive(
+    atoms,
+    lambda inner: (
+        st.builds("({} {} {})".format, inner, operators, inner)
+        | st.builds("{}({})".format, calls, inner)
+        | st.builds("{}.{}".format, inner, methods)
+        | st.builds("{}[{}]".format, inner, inner)
+        | st.builds("{}[{}:{}]".format, inner, inner, inner)
+        | st.builds("[{}, {}]".format, inner, inner)
+    ),
+    max_leaves=6,
+)
+
+
+def few_names() -> dict[str, Any]:
+    return {
+        "a": 1, "b": 2, "price": 3.14, "name": "Ada", "xs": [3, 1, 2], "names": ["Bob", "Ada"],
+        "d": {"k": 0.5}, "nothing": None,
+    }  # fmt: skip
+
+
+def filled_in(expression: str, values: dict[str, Any]) -> str:
+    """Return the text of an expression in braces, or the message of its error."""
+    try:
+        return fill(f"{{{expression}}}", values).text
+    except PromptError as error:
+        return str(error)
+
+
+def in_python(expression: str) -> str:
+    """Return the text of what Python makes of an expression, or the name of its error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return to_text(eval(expression, {}, few_names()))
+        except Exception as error:  # noqa: BLE001 - of a random expression
+            return type(error).__name__
+
+
+@settings(deadline=None, max_examples=300)
+@given(expressions)
+def test_random_expression_has_the_value_that_python_gives_or_stays(expression: str) -> None:
+    values = few_names()
+    text = filled_in(expression, values)
+    assert values == few_names()
+    if text != f"{{{expression}}}":
+        python = in_python(expression)
+        assert text == python or text.startswith(f"{{{expression}}}: {python}")
