@@ -32,8 +32,7 @@ class AnswerView:
 
     def note(self, notes: tuple[str, ...]) -> None:
         """Tell something about the prompt, before the answer."""
-        for text in notes:
-            write(f"Note: {text}\n")
+        write_notes(notes)
 
     def take(self, chunk: Chunk) -> None:
         """Take in the next piece; several may come before `tick` shows them."""
@@ -270,3 +269,9 @@ def view(
         plain = PlainJsonView if form == "json" else PlainView
         return plain(info.name, size, footer=show_footer)
     return RichView(info.name, size, form=form, show_footer=show_footer, area=area)
+
+
+def write_notes(notes: tuple[str, ...]) -> None:
+    """Write what a prompt has that was left as it is, or the like."""
+    for text in notes:
+        write(f"Note: {text}\n")

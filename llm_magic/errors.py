@@ -5,7 +5,7 @@
     LLMMagicError
     ├── OptionError            an unknown option, a wrong value, a wrong combination
     │   └── SettingsError      the same, in the environment or a .env file
-    ├── PromptError            a reference in a prompt that must not or cannot be resolved
+    ├── PromptError            an expression in a prompt that is allowed and fails
     ├── MissingDependency      an optional package is not installed
     ├── UnsafeLoop             the event loop cannot be entered again, or only at the price of cells
     ├── ModelError
@@ -80,7 +80,7 @@ class SettingsError(OptionError):
 
 
 class PromptError(LLMMagicError):
-    """A reference in a prompt that must not or cannot be resolved."""
+    """An expression in a prompt that is allowed and fails."""
 
 
 class MissingDependency(LLMMagicError):

@@ -1,10 +1,11 @@
 r"""Put the notebook's values into a prompt, and leave every other brace as it is.
 
-``{ref}`` becomes a value when `ref` is a reference: a name that exists, then any chain of ``.attr``,
-``[key]`` and ``(arguments)``; keys and arguments are constants, lists, slices and references.
-``{{ref}}`` becomes ``{ref}``. These stay byte for byte, whatever names exist:
+``{expression}`` becomes a value when all its names exist: ``{name}``, ``{obj.attr}``, ``{d["k"]}``,
+``{df.head()}``, ``{len(df)}``, ``{price * 1.2:.2f}``, ``{max(xs)!r}``; `expressions` defines what is
+evaluated. An expression that is not allowed stays as it is, with a note that has the reason.
+``{{expression}}`` becomes ``{expression}``. These stay byte for byte, whatever names exist:
 
-- what is no reference: JSON, comprehensions, ``{x:.2f}``, ``{x!r}``, ``{ x }``, ``{{{x}}}``
+- what is no expression: JSON, dict literals, comprehensions, ``{ x }``, ``{{{x}}}``, ``{x, y}``
 - the inside of an f-string literal, and ``${name}`` of shell and JavaScript
 - the arguments of a LaTeX command, ``\frac{a}{b}``, with all they hold; sub- and superscripts,
   ``x_{i}``, ``10^{n}``, and ``loss_{train}`` between dollars. ``report_{name}.csv`` is a reference,
@@ -17,21 +18,24 @@ import ast
 import inspect
 import linecache
 import re
+from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from keyword import iskeyword
+from functools import cached_property, partial
 from math import prod
 from pprint import pformat
 from traceback import format_exc, format_exception_only
 from typing import Any
 
+from llm_magic import expressions
 from llm_magic.errors import PromptError, did_you_mean
+from llm_magic.expressions import Budget, Expression, Refused
 
 # Repetitions are possessive and end at a quote, a brace, the line or after 200 parts: the time grows
 # with the length of the prompt. Nothing inside them may backtrack (python/cpython#106052).
-_TOKEN = r"""(?x)
+_TOKEN = re.compile(
+    r"""(?x)
     (?P<fstring> (?<!\w)(?:[fF][rR]?|[rR][fF])(?:
         (?P<triple>"{3}|'{3})(?:\\[\s\S]|(?!(?P=triple))[\s\S])*+(?P=triple)
       | "(?:[^"\\\n{]++|\\.|\{[^{}\n]*+\}|\{){0,200}+"
@@ -41,30 +45,31 @@ _TOKEN = r"""(?x)
              | (?<=\S)\^(?=\{) | (?<=\b[^\W\d_])_(?=\{) )
   | (?P<subscript> _(?=\{) )
   | (?P<dollar> \$\{(?P<shell>[^\W\d]\w*+)\} | \$\{++ )
-  | (?P<format> (?<!\{)\{ (?P<formatted>[^\W\d]\w*+) [\w.]*+
-        (?:![rsa] | :[<>^+]?+[\d,]*+(?:\.\d++)?[a-zA-Z%]) \} )
-  | (?P<open> (?<!\{)\{++ ) (?P<ref> (?P<root>[^\W\d]\w*+)(?!["']) (?:
-        [^\W\d]\w*+
-      | \d[\d_]*+(?:\.\d++)?+(?:[eE][-+]?+\d++)?+(?![\w.])
-      | "(?:[^"\\\n]|\\["'\\nt])*+" | '(?:[^'\\\n]|\\["'\\nt])*+'
-      | [.,()\[\]:=\-\ ]
-    ){0,200}+ (?<!\ ) ) (?P<close> \}++ )
+  | (?P<open> (?<!\{)\{++ )
 """
+)
+_QUOTED = r"""(?:"(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+')"""
+_BODY = re.compile(rf"(?P<body>(?:[^{{}}\n\"']++|{_QUOTED})++)(?P<close>\}}++)")
+_NESTED_SPEC = re.compile(
+    r"""(?P<head>[^{}\n"':]++):(?!\ )[^{}\n"']*+(?:\{[^{}\n"']*+\}[^{}\n"']*+)++\}"""
+)
+_LONGEST = 400  # characters of an expression
 _GROUP = re.compile(r"(?:\[[^\[\]\n]*+\])*+[_^]?\{")
 _UNESCAPED_BRACE = re.compile(r"(?<!\\)[{}]")
 _DOLLAR_AHEAD = re.compile(r"[^$\n]*(?<=\S)\$(?!\d)")
-_PLAIN = re.compile(r"\{[^\W\d]\w*\}")
-_CODE = re.compile(r"[{}=\\$`<>]|;$")
-_WHOLES = (ast.Name, ast.Attribute, ast.Subscript, ast.Call)
-_PARTS = (ast.keyword, ast.Constant, ast.UnaryOp, ast.USub, ast.Slice, ast.List, ast.Tuple)
+_FENCE = re.compile(r"```|~~~")
+_CODE_BEFORE = re.compile(r"""[.\\$&|)\]]$|["']\s*:\s*$|^\s*(?:import|export|const|let|var)\b""")
+_CODE_AFTER = re.compile(r"[\[(=]|\.\w+\(")
 _NEARBY = 200  # characters looked at on each side to tell prose and formulas
-_MAX_NOTES = 3
-_Found = tuple[int, int, str, ast.expr | None]  # start, end, reference, tree (none in {{ref}})
+_MAX_NOTES = 5
+_MAX_PROMPT = 20_000_000  # characters; more than any model reads
+_ADVICE = "Fix the name, write {{…}} for a literal, or use --raw"
+_Found = tuple[int, int, str]  # start, end, text in its place
 
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A prompt with its values, the references in it (without braces), and what to tell about it."""
+    """A prompt with its values, the references in it (without braces), and notes about the others."""
 
     text: str
     used: tuple[str, ...] = ()
@@ -73,47 +78,164 @@ class Filled:
 
 def fill(template: str, namespace: Mapping[str, Any]) -> Filled:
     """Replace the references in `template` by the text of their values in `namespace`."""
+    filler = _Filler(template, namespace)
     parts: list[str] = []
-    used: dict[str, None] = {}
-    notes: dict[str, str] = {}
     position = 0
-    for start, end, ref, tree in _scan(template, namespace, notes):
-        parts += template[position:start], _value(ref, tree, namespace) if tree else f"{{{ref}}}"
+    for start, end, text in filler.replacements():
+        parts += template[position:start], text
         position = end
-        if tree:
-            used[ref] = None
-    return Filled("".join(parts) + template[position:], tuple(used), tuple(notes.values()))
+    text = "".join(parts) + template[position:]
+    return Filled(text, tuple(filler.used), filler.notes.all())
 
 
-def _scan(text: str, namespace: Mapping[str, Any], notes: dict[str, str]) -> Iterator[_Found]:
-    """Find the braces that count, and collect notes about those that only look like it."""
-    token = re.compile(_TOKEN)
-    closing: dict[int, int] | None = None
-    position = 0
-    while match := token.search(text, position):
-        position = match.end()
-        if match["latex"] or (match["subscript"] and _in_formula(text, position)):
-            closing = _closing_braces(text) if closing is None else closing
-            position = _after_groups(text, position, closing)
-        elif found := _find(match, namespace):
-            position = found[1]
-            yield found
+class _Notes:
+    """The first few notes, and the number of the others."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, str] = {}
+        self._more: set[str] = set()
+
+    def add(self, written: str, note: Callable[[], str]) -> None:
+        """Add a note about a text in braces, unless there is one."""
+        if written in self._first or written in self._more:
+            return
+        if len(self._first) < _MAX_NOTES:
+            self._first[written] = note()
         else:
-            position = match.end("open") if match["open"] else position
-            if len(notes) < _MAX_NOTES and match[0] not in notes:
-                notes.update(_note(match, namespace))
+            self._more.add(written)
+
+    def all(self) -> tuple[str, ...]:
+        """Return the notes; the last one has the number of those that are not shown."""
+        more = len(self._more)
+        what = "1 more is left as it is" if more == 1 else f"{more} more are left as they are"
+        last = (f"{what}; --dry-run shows the prompt",)
+        return (*self._first.values(), *(last if more else ()))
 
 
-def _find(match: re.Match[str], namespace: Mapping[str, Any]) -> _Found | None:
-    """Return what the match stands for if it is a reference in one or two pairs of braces."""
-    opened, closed = len(match["open"] or ""), len(match["close"] or "")
-    if opened not in (1, 2) or match["root"].startswith("__") or match["root"] not in namespace:
-        return None
-    if (tree := _parse(match["ref"], namespace)) is None:
-        return None
-    width = 2 if opened == 2 and closed > 1 else 1
-    start, end = match.start("ref") - width, match.end("ref") + width
-    return start, end, match["ref"], tree if width == 1 else None
+class _Filler:
+    """Finds the references in one prompt and evaluates each once."""
+
+    def __init__(self, text: str, names: Mapping[str, Any]) -> None:
+        self._text, self._names = text, names
+        self.used: dict[str, None] = {}
+        self.notes = _Notes()
+        self._budget = Budget()
+        self._length = len(text)
+        self._parsed: dict[str, Expression | None] = {}
+        self._values: dict[str, str | Refused] = {}
+
+    def replacements(self) -> Iterator[_Found]:
+        """Yield the places in the text that change, in order."""
+        text, position = self._text, 0
+        while match := _TOKEN.search(text, position):
+            position = match.end()
+            if match["latex"] or (match["subscript"] and _in_formula(text, position)):
+                position = _after_groups(text, position, self._closing)
+            elif match["open"]:
+                found = self._reference(match.start(), position)
+                position = position if found is None else found[1]
+                if found is not None and found[2] != text[found[0] : found[1]]:
+                    yield found
+            elif match["shell"] in self._names:
+                self.notes.add(match[0], partial(_shell_note, match[0]))
+
+    @cached_property
+    def _closing(self) -> dict[int, int]:
+        return _closing_braces(self._text)
+
+    @cached_property
+    def _fences(self) -> list[int]:
+        return [fence.start() for fence in _FENCE.finditer(self._text)]
+
+    def _reference(self, start: int, opened: int) -> _Found | None:
+        """Return the text for the braces that open here, or None if they hold no expression."""
+        body = _BODY.match(self._text, opened, opened + _LONGEST)
+        if opened - start > 2:
+            return None
+        if body is None:
+            return self._nested_spec(start, opened)
+        width = 2 if opened - start == 2 and len(body["close"]) > 1 else 1
+        code, first, end = body["body"], opened - width, body.end("body") + width
+        expression = self._parse(code)
+        if expression is None:
+            self._note_spaces(code, first, end)
+            return None
+        missing = expressions.unknown(expression, self._names)
+        if missing:
+            if width == 1 and opened - start == 1 and self._in_prose(first, end):
+                self.notes.add(f"{{{code}}}", partial(_missing_note, code, missing, self._names))
+            return None if width == 2 else (first, end, self._text[first:end])
+        return first, end, f"{{{code}}}" if width == 2 else self._inserted(code, expression)
+
+    def _parse(self, code: str) -> Expression | None:
+        if code not in self._parsed:
+            self._parsed[code] = expressions.parse(code)
+        return self._parsed[code]
+
+    def _inserted(self, code: str, expression: Expression) -> str:
+        """Return the text of a reference; the reference itself if it is refused."""
+        if code not in self._values:
+            self._values[code] = self._evaluated(code, expression)
+        value = self._values[code]
+        if not isinstance(value, Refused) and self._length + len(value) > _MAX_PROMPT:
+            value = Refused(f"would make the prompt longer than {_MAX_PROMPT:,} characters")
+        if isinstance(value, Refused):
+            self.notes.add(f"{{{code}}}", partial(_refusal_note, code, str(value)))
+            return f"{{{code}}}"
+        self._length += len(value)
+        self.used[code] = None
+        return value
+
+    def _evaluated(self, code: str, expression: Expression) -> str | Refused:
+        try:
+            value = expressions.evaluate(expression, self._names, self._budget)
+            text = expressions.text_of(expression, value, self._budget)
+            return to_text(value) if text is None else text
+        except Refused as refusal:
+            return Refused(str(refusal))
+        except Exception as error:  # noqa: BLE001 - the user's own properties raise anything
+            details = format_exc()
+            # Not str(error), which may raise. A SyntaxError begins with indented lines of code.
+            lines = "".join(format_exception_only(error)).splitlines()
+            reason = next(line for line in lines if not line.startswith("  "))[:_NEARBY]
+        # Raised out here, where it does not hold the error and the frames behind it.
+        message = f"{_shown(code)}: {_printable(reason).rstrip(' .:')}. {_ADVICE}"
+        raise PromptError(message, details=details) from None
+
+    def _nested_spec(self, start: int, opened: int) -> _Found | None:
+        """Return the place of a format spec that has braces itself, which is refused."""
+        match = _NESTED_SPEC.match(self._text, opened, opened + _LONGEST)
+        head = None if match is None or opened - start != 1 else self._parse(match["head"])
+        if match is None or head is None or expressions.unknown(head, self._names):
+            return None
+        code = match[0][:-1]
+        self.notes.add(f"{{{code}}}", partial(_refusal_note, code, "has braces in its format spec"))
+        return start, match.end(), self._text[start : match.end()]
+
+    def _note_spaces(self, code: str, start: int, end: int) -> None:
+        inner = code.strip()
+        expression = self._parse(inner) if inner != code else None
+        if expression is None or expressions.unknown(expression, self._names):
+            return
+        if self._text[start:end].count("{") == 1 and self._in_prose(start, end):
+            reason = f"has spaces beside the braces; write {_shown(inner)}"
+            self.notes.add(f"{{{code}}}", lambda: f"{_shown(code)} is left as it is: it {reason}")
+
+    def _in_prose(self, start: int, end: int) -> bool:
+        """Return whether words surround a place, and not code, JSON or a fenced block."""
+        text = self._text
+        before = text[max(0, start - _NEARBY) : start].rpartition("\n")[2]
+        after = text[end : end + _NEARBY].partition("\n")[0]
+        line = before + after.rstrip()
+        return not (
+            bisect(self._fences, start) % 2
+            or (before.count("`") % 2 and "`" in after)
+            or before.count("{") > before.count("}")
+            or _CODE_BEFORE.search(before)
+            or _CODE_AFTER.match(after)
+            or line.endswith((";", "{"))
+            or (before.endswith("=") and "<" in line)
+        )
 
 
 def _closing_braces(text: str) -> dict[int, int]:
@@ -144,92 +266,30 @@ def _in_formula(text: str, position: int) -> bool:
     return ahead is not None and before.replace("$$", "$").count("$") % 2 == 1
 
 
-def _parse(ref: str, namespace: Mapping[str, Any]) -> ast.expr | None:
-    """Return the syntax tree of `ref` if all of it may be in a reference."""
-    try:
-        tree = ast.parse(ref, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError):  # ValueError: a null byte, half a surrogate
-        return None
-    nodes = list(ast.walk(tree))
-    fits = (
-        isinstance(tree, _WHOLES)
-        and all(isinstance(node, (*_WHOLES, *_PARTS, ast.Load)) for node in nodes)
-        and all(node.arg for node in nodes if isinstance(node, ast.keyword))  # None is **
-        and all(node.id in namespace for node in nodes if isinstance(node, ast.Name))
+def _shell_note(written: str) -> str:
+    return f"{written} is left as it is, as in shell code; $ {written[1:]} is filled"
+
+
+def _refusal_note(code: str, reason: str) -> str:
+    return (
+        f"{_shown(code)} is left as it is: it {_printable(reason)}. Assign it to a variable first,"
+        " and refer to that"
     )
-    return tree if fits else None
 
 
-def _value(ref: str, tree: ast.expr, namespace: Mapping[str, Any]) -> str:
-    """Return the text of a reference's value, or raise the one error of this module."""
-    for node in ast.walk(tree):
-        name = getattr(node, "attr", getattr(node, "id", ""))
-        if name.startswith("__") and name.endswith("__"):
-            raise PromptError(
-                f"{{{ref}}}: {name} is not read from a prompt. Put the value in a variable, "
-                f"write {{{{{ref}}}}} for a literal, or use --raw"
-            )
-    try:
-        return to_text(_evaluate(namespace, tree))
-    except Exception as error:  # noqa: BLE001 - the user's own properties and calls raise anything
-        details = format_exc()
-        # Not str(error), which may raise. A SyntaxError begins with indented lines of code.
-        lines = "".join(format_exception_only(error)).splitlines()
-        reason = next(line for line in lines if not line.startswith("  "))[:_NEARBY].rstrip(" .:")
-    # Raised out here, where it does not hold the error and the frames behind it.
-    advice = "Fix the name, write {{…}} for a literal, or use --raw"
-    raise PromptError(f"{{{ref}}}: {reason}. {advice}", details=details) from None
+def _missing_note(code: str, name: str, names: Mapping[str, Any]) -> str:
+    near = did_you_mean(name, (known for known in names if known[:1] != "_"), count=1)
+    subject = _shown(code) if code == name else f"{_shown(code)}: {name}"
+    return f"{subject} is not defined here; left as it is.{near}"
 
 
-def _evaluate(namespace: Mapping[str, Any], node: ast.expr | None) -> Any:
-    """Walk a tree that `_parse` accepted."""
-    value = partial(_evaluate, namespace)
-    match node:
-        case ast.Name(id=name):
-            return namespace[name]
-        case ast.Attribute(value=inner, attr=name):
-            return getattr(value(inner), name)
-        case ast.Subscript(value=inner, slice=key):
-            return value(inner)[value(key)]
-        case ast.Call(func=inner, args=arguments, keywords=keywords):
-            named = {keyword.arg: value(keyword.value) for keyword in keywords if keyword.arg}
-            return value(inner)(*map(value, arguments), **named)
-        case ast.Constant(value=constant):
-            return constant
-        case ast.UnaryOp(operand=operand):
-            return -value(operand)
-        case ast.Slice(lower=lower, upper=upper, step=step):
-            return slice(value(lower), value(upper), value(step))
-        case ast.List(elts=items):
-            return [value(item) for item in items]
-        case ast.Tuple(elts=items):
-            return tuple(value(item) for item in items)
-    return None  # the open end of a slice
+def _shown(code: str) -> str:
+    """Return an expression in braces, short and without control characters."""
+    return "{" + _printable(code if len(code) <= 80 else f"{code[:78]} …") + "}"
 
 
-def _note(match: re.Match[str], namespace: Mapping[str, Any]) -> dict[str, str]:
-    """Say about what looks meant why it was left as it is."""
-    written, name = match[0], match["ref"] or ""
-    if match["shell"] in namespace:
-        return {written: f"{written} is left as it is, as in shell code; $ {written[1:]} is filled"}
-    if match["formatted"] in namespace:
-        return {written: f"{written} is left as it is: put the formatted value in a variable"}
-    plain = name.isidentifier() and len(name) > 1 and name[0] != "_" and not iskeyword(name)
-    if written != f"{{{name}}}" or not plain or name in namespace or not _in_prose(match):
-        return {}
-    near = did_you_mean(name, (known for known in namespace if known[:1] != "_"), count=1)
-    return {written: f"{written} is not defined here; left as it is.{near}"}
-
-
-def _in_prose(match: re.Match[str]) -> bool:
-    """Say whether words surround the match, and not code, JSON or a fenced block."""
-    text, (start, end) = match.string, match.span()
-    before = text[max(0, start - _NEARBY) : start].rpartition("\n")[2]
-    after = text[end : end + _NEARBY].partition("\n")[0]
-    if before[-1:].strip(" \t([\"'*") or after[:1].strip(" \t\r)]\"'*.,;:!?"):
-        return False
-    line = _PLAIN.sub("", before + after)  # the other names of the line do not make it code
-    return not _CODE.search(line.rstrip()) and text.count("```", 0, start) % 2 == 0
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def to_text(value: Any) -> str:

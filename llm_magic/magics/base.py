@@ -97,7 +97,7 @@ class SessionMagics(Magics):
     def names(self, text: str) -> dict[str, Any]:
         """Return the notebook's own names: not what IPython put there (open, exit, quit, …)."""
         hidden = self.shell.user_ns_hidden
-        history = {name for name in ("In", "Out") if f"{{{name}[" in text}
+        history = {name for name in ("In", "Out") if f"{name}[" in text}
         return {
             name: value
             for name, value in self.shell.user_ns.items()
@@ -130,7 +130,9 @@ class SessionMagics(Magics):
         area = self.wait_for_load()
         if args["dry_run"]:
             area.clear()
-            return words.dry_run_table(self.session.dry_run(request))
+            dry = self.session.dry_run(request)
+            display.write_notes(notes)
+            return words.dry_run_table(dry)
         info = self.session.ready(request)
         view = display.view(self.shell, info, args.values, self.live, area)
         view.note(notes)

@@ -63,6 +63,55 @@ def test_an_unknown_name_is_left_as_it_is_with_a_note(scripted: Kernel) -> None:
     assert ran.text.startswith("Note: {anmal} is not defined here; left as it is. Did you mean")
 
 
+def test_expressions_are_filled_in_everywhere(scripted: Kernel) -> None:
+    scripted.ok("price, xs = 2.5, [3, 1, 2]")
+    scripted.ok("%%llm -s 'At most {max(xs)}, {price * 2:.2f}.'\nOf {len(xs)}: {xs[0] + 1}.")
+    assert sent(scripted) == [("system", "At most 3, 5.00."), ("user", "Of 3: 4.")]
+    scripted.ok("%llm -c expressions Sorted: {sorted(xs)}")
+    assert sent(scripted)[-1] == ("user", "Sorted: [1, 2, 3]")
+
+
+@pytest.mark.parametrize("options", ["", "--dry-run", "-c pasted", "-c pasted --dry-run"])
+def test_braces_in_pasted_text_run_nothing(scripted: Kernel, options: str) -> None:
+    scripted.ok("import os; kept = [1]; ran = []; touch = ran.append")
+    prompt = "See {os.system('exit 7')}, {kept.clear()}, {touch(1)}, {os.environ}."
+    answer = scripted.ok(f"%%llm {options}\n{prompt}")
+    assert scripted.value("(kept, ran)") == ([1], [])
+    notes = [line for line in answer.text.splitlines() if line.startswith("Note: ")]
+    assert len(notes) == 4
+    assert notes[0] == (
+        "Note: {os.system('exit 7')} is left as it is: it calls .system() of the module os."
+        " Assign it to a variable first, and refer to that"
+    )
+    if "--dry-run" not in options:
+        assert sent(scripted)[-1] == ("user", prompt)
+
+
+def test_dry_run_has_the_notes_of_a_run(scripted: Kernel) -> None:
+    scripted.ok("animal = 'fox'")
+    cell = "\nDescribe the {anmal} and {animal.__class__} here."
+    dry, ran = (scripted.ok(f"%%llm {option}{cell}").text for option in ("--dry-run", ""))
+    notes = [
+        [line for line in text.splitlines() if line.startswith("Note:")] for text in (dry, ran)
+    ]
+    assert notes[0] == notes[1]
+    assert len(notes[0]) == 2
+
+
+def test_raw_evaluates_nothing_and_notes_nothing(scripted: Kernel) -> None:
+    scripted.ok("xs = [1]")
+    ran = scripted.ok("%%llm --raw\n{len(xs)} {xs.clear()} {nothing}")
+    assert sent(scripted) == [("user", "{len(xs)} {xs.clear()} {nothing}")]
+    assert "Note" not in ran.text
+
+
+def test_results_of_cells_are_filled_in(scripted: Kernel) -> None:
+    scripted.run("[1, 2]")
+    number = scripted.value("max(Out)")
+    scripted.ok(f"%%llm\nOf {{len(Out[{number}])}}: {{Out[{number}]}}")
+    assert sent(scripted) == [("user", "Of 2: [1, 2]")]
+
+
 def test_names_of_the_shell_itself_are_no_values(scripted: Kernel) -> None:
     scripted.ok("%%llm --raw\nx")
     scripted.ok("%%llm\nWhat does {exit} do, and {get_ipython}?")

@@ -1,0 +1,322 @@
+"""Parse and evaluate the expressions of prompts: a safe part of Python, which changes nothing.
+
+An expression is made of names, attributes, subscripts, literals, arithmetic and comparisons, and of
+calls of a few functions and methods. It is evaluated node by node and never compiled. Operators,
+subscripts and calls are for values of known types only (`known_types`). Of other objects attributes
+can be read, which runs their properties, and the text is inserted, which runs their `__str__`.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import inspect
+import os
+import re
+import types
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from llm_magic.known_types import (
+    ARRAYS,
+    Budget,
+    Refused,
+    known,
+    require_plain_cells,
+    require_plain_labels,
+    size,
+)
+from llm_magic.safe_methods import ATTRIBUTES, METHODS, call, require_own
+from llm_magic.safe_operations import (
+    FUNCTIONS,
+    OPERATORS,
+    arithmetic,
+    comparison,
+    formatted,
+    function,
+    item,
+    require_printable,
+    truth,
+    unary,
+)
+
+__all__ = ["Budget", "Expression", "Refused", "check", "evaluate", "parse", "text_of", "unknown"]
+
+_STRING = r"""(?:"(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+')"""
+_PART = re.compile(
+    rf"{_STRING}|(?P<open>[(\[])|(?P<close>[)\]])|(?P<end>![rsa](?=:|$)|:(?!=))|[^\"'()\[\]!:]++|."
+)
+# A space after the colon makes it an entry of a dict, or CSS.
+_SPEC = re.compile(r"""(?!\ )[^{}"'\\\n]{0,100}""")
+_ALLOWED = (
+    ast.Name, ast.Attribute, ast.Subscript, ast.Call, ast.keyword, ast.Constant, ast.UnaryOp,
+    ast.BinOp, ast.Compare, ast.Slice, ast.List, ast.Tuple, ast.Load, *OPERATORS,
+)  # fmt: skip
+_KINDS = {
+    ast.Lambda: "a lambda", ast.IfExp: "if and else", ast.BoolOp: "and or or",
+    ast.NamedExpr: "an assignment", ast.Starred: "a star", ast.LShift: "<<", ast.RShift: ">>",
+    ast.MatMult: "@",
+}  # fmt: skip
+_CONVERSIONS: Mapping[str, Callable[[Any], str]] = {"r": repr, "s": str, "a": ascii}
+# Their attributes lead to the code and the variables of running functions.
+_CLOSED = (
+    types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.GeneratorType,
+    types.CoroutineType, types.AsyncGeneratorType, types.FrameType, types.TracebackType,
+    types.CodeType,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """What may stand between two braces: an expression, a conversion and a format spec."""
+
+    tree: ast.expr
+    conversion: str = ""
+    spec: str = ""
+
+    @property
+    def names(self) -> Iterator[str]:
+        """The names that are looked up in the notebook; of functions not those that Python has."""
+        in_calls = {
+            id(node)
+            for call in ast.walk(self.tree)
+            if isinstance(call, ast.Call)
+            for node in ast.walk(call)
+        }
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Name) and not (
+                id(node) in in_calls and hasattr(builtins, node.id)
+            ):
+                yield node.id
+
+
+def parse(text: str) -> Expression | None:
+    """Return the expression that a text is, or None; it need not be one that is allowed."""
+    code, conversion, spec = _split(text)
+    if not code or code != code.strip() or not _SPEC.fullmatch(spec):
+        return None
+    if "#" in code and "#" in re.sub(_STRING, "", code):  # a comment
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # "\d" in a text: no Python that anybody means
+            tree = ast.parse(code, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    if isinstance(tree, (ast.Tuple, ast.Constant, ast.List, ast.Starred)):
+        return None
+    if not any(isinstance(node, ast.Name) for node in ast.walk(tree)):
+        return (
+            None if not any(isinstance(n, ast.Call) for n in ast.walk(tree)) else Expression(tree)
+        )
+    return Expression(tree, conversion, spec)
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    """Split ``price * 1.2!r:.2f`` into the expression, the conversion and the format spec."""
+    depth = 0
+    for part in _PART.finditer(text):
+        depth += bool(part["open"]) - bool(part["close"])
+        if part["end"] and depth == 0:
+            conversion = part[0][1:] if part[0][0] == "!" else ""
+            spec = text[part.end() :] if not conversion else text[part.end() + 1 :]
+            return text[: part.start()], conversion, spec
+    return text, "", ""
+
+
+def unknown(expression: Expression, names: Mapping[str, Any]) -> str:
+    """Return the first name of an expression that the notebook does not have, or ``""``."""
+    return next((name for name in expression.names if name not in names), "")
+
+
+def check(expression: Expression, names: Mapping[str, Any]) -> None:
+    """Raise `Refused` if an expression has something in it that is not allowed in prompts."""
+    if not any(isinstance(node, ast.Name) for node in ast.walk(expression.tree)):
+        raise Refused("has no variable in it")
+    for node in ast.walk(expression.tree):
+        if not isinstance(node, _ALLOWED):
+            raise Refused(f"has {_KINDS.get(type(node), type(node).__name__)} in it")
+        if isinstance(node, ast.Name) and node.id.startswith("__"):
+            raise Refused(f"reads {node.id}")
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            raise Refused(f"reads {node.attr}, which is private")
+        if isinstance(node, ast.Call):
+            _check_call(node, names)
+
+
+def _check_call(node: ast.Call, names: Mapping[str, Any]) -> None:
+    if any(keyword.arg is None for keyword in node.keywords):
+        raise Refused("has a star in it")
+    if isinstance(node.func, ast.Attribute):
+        return
+    called = node.func.id if isinstance(node.func, ast.Name) else "the result of an expression"
+    if called not in FUNCTIONS:
+        raise Refused(f"calls {called}; the functions that are called are {', '.join(FUNCTIONS)}")
+    if called in names and names[called] is not getattr(builtins, called):
+        raise Refused(f"calls {called}, which is a variable of the notebook")
+
+
+def evaluate(expression: Expression, names: Mapping[str, Any], budget: Budget) -> Any:
+    """Return the value of an expression whose names all exist.
+
+    Raises `Refused` for what is not allowed, and whatever the evaluation raises.
+    """
+    check(expression, names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _Evaluator(names, budget).value(expression.tree)
+
+
+def text_of(expression: Expression, value: Any, budget: Budget) -> str | None:
+    """Return the value as its conversion and format spec want it, or None if it has neither."""
+    if type(value) is type(os.environ):
+        raise Refused("inserts all environment variables")
+    require_printable(value, budget)
+    if expression.conversion:
+        value = _CONVERSIONS[expression.conversion](value)
+    if expression.spec:
+        return formatted(value, expression.spec, budget)
+    return value if expression.conversion else None
+
+
+class _Evaluator:
+    """Walks the syntax tree of an expression."""
+
+    def __init__(self, names: Mapping[str, Any], budget: Budget) -> None:
+        self._names = names
+        self._budget = budget
+
+    def value(self, node: ast.expr | None) -> Any:
+        self._budget.spend(0)
+        match node:
+            case ast.Name(id=name):
+                if name not in self._names:
+                    raise Refused(f"passes {name}, a function of Python")
+                return self._names[name]
+            case ast.Attribute(value=inner, attr=name):
+                return self._attribute(self.value(inner), name)
+            case ast.Subscript(value=inner, slice=key):
+                return item(self.value(inner), self.value(key), self._budget)
+            case ast.Call():
+                return self._call(node)
+            case ast.Constant(value=constant):
+                return constant
+            case None:
+                return None  # the open end of a slice
+        return self._operation(node)
+
+    def _operation(self, node: ast.expr) -> Any:
+        value, budget = self.value, self._budget
+        match node:
+            case ast.UnaryOp(op=operator, operand=operand):
+                return unary(type(operator), value(operand), budget)
+            case ast.BinOp(left=left, op=operator, right=right):
+                return arithmetic(type(operator), value(left), value(right), budget)
+            case ast.Compare():
+                return self._compare(node)
+            case ast.Slice(lower=lower, upper=upper, step=step):
+                return slice(value(lower), value(upper), value(step))
+            case ast.List(elts=items):
+                return [value(one) for one in items]
+            case ast.Tuple(elts=items):
+                return tuple(value(one) for one in items)
+        raise Refused(f"has {type(node).__name__} in it")
+
+    def _compare(self, node: ast.Compare) -> Any:
+        left, result = self.value(node.left), None
+        for place, (operator, comparator) in enumerate(
+            zip(node.ops, node.comparators, strict=True)
+        ):
+            if place and not truth(result):
+                return result
+            right = self.value(comparator)
+            result = comparison(type(operator), left, right, self._budget)
+            left = right
+        return result
+
+    def _call(self, node: ast.Call) -> Any:
+        if isinstance(node.func, ast.Attribute):
+            owner = self.value(node.func.value)
+            if issubclass(type(owner), (types.ModuleType, type, *_CLOSED)):
+                raise Refused(f"calls .{node.func.attr}() of {_described(owner)}")
+            require_plain_labels(owner, self._budget)
+            if _is_missing(owner, node.func.attr):
+                getattr(owner, node.func.attr)  # raises the error of the type
+            run = partial(call, owner, node.func.attr)
+        else:
+            run = partial(function, getattr(node.func, "id", ""))
+        args = [self.value(one) for one in node.args]
+        named = {keyword.arg: self.value(keyword.value) for keyword in node.keywords if keyword.arg}
+        return run(args, named, self._budget)
+
+    def _attribute(self, owner: Any, name: str) -> Any:
+        kind, base = known(owner)
+        require_plain_labels(owner, self._budget)
+        if issubclass(type(owner), types.ModuleType):
+            return _module_attribute(owner, name)
+        if issubclass(type(owner), _CLOSED):
+            raise Refused(f"reads .{name} of {_described(owner)}")
+        if kind == "unknown" or _is_own(owner, base, name) or _is_missing(owner, name):
+            return getattr(owner, name)
+        if kind in {"frame", "groups"} and name in _columns(owner):
+            return item(owner, name, self._budget)
+        if name not in ATTRIBUTES.get(kind, ()):
+            how = f"; .{name}() calls it" if name in METHODS.get(kind, ()) else ""
+            raise Refused(
+                f"reads .{name} of a {type(owner).__name__}, which is not on the list{how}"
+            )
+        require_own(owner, base, name)
+        if name in {"str", "dt", "values", "T"} and kind in ARRAYS:
+            require_plain_cells(owner, self._budget)
+            self._budget.spend(
+                owner.shape[0] * 200 if (name, kind) == ("T", "frame") else size(owner)
+            )
+        return getattr(owner, name)
+
+
+def _is_own(owner: Any, base: type, name: str) -> bool:
+    """Return whether a subclass of a known type adds an attribute: a field of a named tuple."""
+    kind = type(owner)
+    if kind is base or hasattr(base, name):
+        return False
+    own = any(name in vars(one) for one in kind.__mro__[: kind.__mro__.index(base)])
+    return own or name in getattr(owner, "__dict__", {})
+
+
+def _is_missing(owner: Any, name: str) -> bool:
+    """Return whether a value of a known type has no such attribute, not even a column."""
+    kind, base = known(owner)
+    if kind == "unknown" or (kind in {"frame", "groups", "series"} and name in _columns(owner)):
+        return False
+    missing = object()
+    return inspect.getattr_static(base, name, missing) is missing
+
+
+def _columns(owner: Any) -> Any:
+    if known(owner)[0] == "series":
+        return owner.index
+    table = owner.obj if known(owner)[0] == "groups" else owner
+    return getattr(table, "columns", ())
+
+
+def _module_attribute(module: types.ModuleType, name: str) -> Any:
+    """Return what a module has; one that it imports or makes when it is read is refused."""
+    names = types.ModuleType.__getattribute__(module, "__dict__")
+    if name not in names and "__getattr__" in names:
+        raise Refused(f"reads .{name} of {_described(module)}, which is made as it is read")
+    value = names[name] if name in names else getattr(module, name)
+    if issubclass(type(value), types.ModuleType):
+        raise Refused(f"reads a module from {_described(module)}")
+    return value
+
+
+def _described(value: object) -> str:
+    if issubclass(type(value), types.ModuleType):
+        names = types.ModuleType.__getattribute__(value, "__dict__")
+        return f"the module {names.get('__name__')}"
+    if issubclass(type(value), type):
+        return f"the class {getattr(value, '__name__', '')}"
+    return f"a {type(value).__name__}"
