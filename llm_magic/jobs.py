@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import itertools
+import queue
 import threading
 import time
 import traceback
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from llm_magic.calls import Draft, stopped
 from llm_magic.errors import Interrupted, JobNotFound
 from llm_magic.handover import handover
-from llm_magic.interrupts import translated
+from llm_magic.interrupts import Inbox, held_back, interrupts_to, translated
 from llm_magic.pump import TICK_S, Wake
 from llm_magic.terminal_text import visible_line
 from llm_magic.units import generated
@@ -105,18 +106,24 @@ class Job:
         """How long it has run, or ran."""
         return (self._ended or time.monotonic()) - self._began
 
+    @held_back()
     def result(self, timeout: float | None = None) -> Reply:
         """Wait for the reply; raises the job's error, `Interrupted` where it was stopped.
 
-        After `timeout` seconds it raises `TimeoutError`, and the job goes on.
+        After `timeout` seconds it raises `TimeoutError`, and at an interrupt `Interrupted`; then the
+        job goes on.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         assert self.future is not None
-        while not self.done:
-            left = TICK_S if deadline is None else min(TICK_S, deadline - time.monotonic())
-            if left <= 0:
-                raise TimeoutError(f"Job {self.id} goes on after {timeout} s.")
-            concurrent.futures.wait([self.future], left)
+        inbox: Inbox = queue.SimpleQueue()
+        with interrupts_to(inbox):
+            while not self.done:
+                left = TICK_S if deadline is None else min(TICK_S, deadline - time.monotonic())
+                if left <= 0:
+                    raise TimeoutError(f"Job {self.id} goes on after {timeout} s.")
+                concurrent.futures.wait([self.future], left)
+                if not inbox.empty():
+                    raise Interrupted(f"Stopped waiting; still running: {self.id}.")
         return self._outcome()
 
     def __await__(self) -> Generator[Any, None, Reply]:

@@ -134,10 +134,11 @@ def test_the_stop_button_ends_an_awaiting_cell(k: Kernel, fast: FaultServer, ask
     assert k.value("__import__('sys').last_value.reply.text") == "one"
 
 
-def test_interrupt_of_awaited_job_is_one_line(k: Kernel, fast: FaultServer) -> None:
+@pytest.mark.parametrize("wait", ["await job", "job.result()", "%llm_wait"])
+def test_interrupt_of_waiting_for_job_is_one_line(k: Kernel, fast: FaultServer, wait: str) -> None:
     fast.will(CHAT, *sse(delta("one"), done=False), Hold())
     k.ok("%llm -b -o job Never ends.")
-    cell = k.send("print('here')\nawait job")
+    cell = k.send(f"print('here')\n{wait}")
     k.wait_for_output(cell, "here")
     k.interrupt()
     ran = k.wait(cell)

@@ -59,6 +59,12 @@ KINDS = (
     Kind("background", f"%%llm -b {_OPTIONS}\n{{prompt}}"),
     Kind("wait", "%llm_wait", before=f"%%llm -b -o job {_OPTIONS}\n{{prompt}}"),
     Kind("await job", "await job", before=f"%%llm -b -o job {_OPTIONS}\n{{prompt}}"),
+    Kind("job result", "job.result()", before=f"%%llm -b -o job {_OPTIONS}\n{{prompt}}"),
+    Kind("loop", f"for _ in range(3):\n    llm.generate({_ARGUMENTS})"),
+    Kind(
+        "load later", "%llm -m spare {prompt}", "view",
+        before="forget()\n%llm_load {folder} --keep --name spare --no-wait",
+    ),
     Kind("dry run", f"%%llm --dry-run {_OPTIONS}\n{{prompt}}"),
     Kind("load local", "%llm_load {folder} --keep --name spare", before="forget()"),
     Kind("load server", "%llm_load {spare} --keep --name spare", before="forget()"),
@@ -71,4 +77,5 @@ KINDS = (
     Kind("status", "%llm_status"),
     Kind("config", "%llm_config temperature=0.5"),
     Kind("jobs", "%llm_jobs"),
+    Kind("doctor", "%llm_doctor"),
 )  # fmt: skip
