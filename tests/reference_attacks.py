@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-SECONDS = 5
+SECONDS = 5  # of this process, whatever else the machine does
 MEMORY = 4 << 30  # bytes of address space; numpy and pandas reserve some of it
 
 FILES = r"""
@@ -690,13 +690,13 @@ def main() -> None:
     before = state(names)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for attack in ATTACKS[int(sys.argv[1]) :]:
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # kills the process
         try:
             filled = fill(f"see {{{attack}}} there", names)
             result: Any = [filled.text, filled.notes]
         except PromptError as error:
             result = str(error)
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         changed = state(names)
         print(json.dumps([attack, result, changed == before]), flush=True)  # noqa: T201
         before = changed
