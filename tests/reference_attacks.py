@@ -571,12 +571,12 @@ class Dict(dict[str, Any]):
         return touch("get")
 
 
-class Frame(pd.DataFrame):
-    def tail(self, n: int = 5) -> Any:
-        return touch("tail")
-
-    def __getitem__(self, key: Any) -> Any:
-        return touch("__getitem__")
+# Made so because the stubs of pandas call these methods final.
+Frame: Any = type(
+    "Frame",
+    (pd.DataFrame,),
+    {"tail": lambda *_: touch("tail"), "__getitem__": lambda *_: touch("__getitem__")},
+)
 
 
 class Array(np.ndarray):

@@ -607,7 +607,7 @@ def test_variable_with_the_name_of_a_function_is_not_called(notebook: dict[str, 
 
 def test_missing_key_of_a_defaultdict_is_an_error_and_not_added() -> None:
     made: list[str] = []
-    values = collections.defaultdict(lambda: made.append("made"), k=1)
+    values: dict[str, Any] = collections.defaultdict(lambda: made.append("made"), k=1)
     assert fill("{values['k']} {values.get('z')}", {"values": values}).text == "1 None"
     with pytest.raises(PromptError, match="KeyError: 'z'"):
         fill("{values['z']}", {"values": values})
