@@ -605,6 +605,32 @@ def test_variable_with_the_name_of_a_function_is_not_called(notebook: dict[str, 
     assert not called
 
 
+@pytest.mark.parametrize(
+    ("expression", "text"),
+    [
+        ("t.shape", "torch.Size([2, 3])"),
+        ("t.shape[0]", "2"),
+        ("t.mean():.2f", "2.50"),
+        ("t[:, 1].sum().item()", "5.0"),
+        ("t.tolist()", "[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]"),
+        ("(t * 2).max().item()", "10.0"),
+        ("t.add_(1)", "{t.add_(1)}"),
+        ("t.zero_()", "{t.zero_()}"),
+        ("t.data", "{t.data}"),
+        ("t[:, None, :, None] * huge", "{t[:, None, :, None] * huge}"),
+        ("t.sum(out=t)", "{t.sum(out=t)}"),
+    ],
+)
+def test_tensor_is_read_and_not_changed(expression: str, text: str) -> None:
+    import torch
+
+    tensor = torch.arange(6.0).reshape(2, 3)
+    filled = fill(f"{{{expression}}}", {"t": tensor, "huge": torch.zeros(1 << 23)})
+    assert filled.text == text
+    assert bool(filled.notes) == (text[0] == "{")
+    assert tensor.sum().item() == 15
+
+
 def test_missing_key_of_a_defaultdict_is_an_error_and_not_added() -> None:
     made: list[str] = []
     values: dict[str, Any] = collections.defaultdict(lambda: made.append("made"), k=1)
