@@ -510,7 +510,7 @@ AS_IN_PYTHON = [
     'df["a"].astype("float").iloc[0]',
     'max(df["a"])',
     'sum(df["a"])',
-    '"x" in df["k"].unique()',
+    '"x" in df["k"].to_list()',
     "stamp:%Y-%m",
     "stamp.day_name()",
     "stamp.year",
