@@ -56,9 +56,9 @@ _ALLOWED = (
     ast.BinOp, ast.Compare, ast.Slice, ast.List, ast.Tuple, ast.Load, *OPERATORS,
 )  # fmt: skip
 _KINDS = {
-    ast.Lambda: "a lambda", ast.IfExp: "if and else", ast.BoolOp: "and or or",
+    ast.Lambda: "a lambda", ast.IfExp: '"if" and "else"', ast.BoolOp: '"and" or "or"',
     ast.NamedExpr: "an assignment", ast.Starred: "a star", ast.LShift: "<<", ast.RShift: ">>",
-    ast.MatMult: "@",
+    ast.MatMult: "@", ast.JoinedStr: "an f-string", ast.FormattedValue: "an f-string",
 }  # fmt: skip
 _CONVERSIONS: Mapping[str, Callable[[Any], str]] = {"r": repr, "s": str, "a": ascii}
 # Their attributes lead to the code and the variables of running functions.

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-SECONDS = 5
+SECONDS = 5  # of this process, whatever else the machine does
 MEMORY = 4 << 30  # bytes of address space; numpy and pandas reserve some of it
 
 FILES = r"""
@@ -571,12 +571,12 @@ class Dict(dict[str, Any]):
         return touch("get")
 
 
-class Frame(pd.DataFrame):
-    def tail(self, n: int = 5) -> Any:
-        return touch("tail")
-
-    def __getitem__(self, key: Any) -> Any:
-        return touch("__getitem__")
+# Made so because the stubs of pandas call these methods final.
+Frame: Any = type(
+    "Frame",
+    (pd.DataFrame,),
+    {"tail": lambda *_: touch("tail"), "__getitem__": lambda *_: touch("__getitem__")},
+)
 
 
 class Array(np.ndarray):
@@ -690,13 +690,13 @@ def main() -> None:
     before = state(names)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for attack in ATTACKS[int(sys.argv[1]) :]:
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # kills the process
         try:
             filled = fill(f"see {{{attack}}} there", names)
             result: Any = [filled.text, filled.notes]
         except PromptError as error:
             result = str(error)
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         changed = state(names)
         print(json.dumps([attack, result, changed == before]), flush=True)  # noqa: T201
         before = changed
