@@ -14,11 +14,11 @@ import pytest
 from huggingface_hub.errors import IncompleteSnapshotError
 from huggingface_hub.utils import _xet
 
-from llm_magic.backends.local import gguf, hub, memory
+from llm_magic.backends.local import gguf, hub, memory, sources
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.errors import DoesNotFit, LLMMagicError, LoadFailed, ModelNotFound
 from llm_magic.session import Session
-from tests.local_models import listening, local_session
+from tests.local_models import edited, listening, local_session
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import broken_weights, tiny_llama
 
@@ -267,3 +267,20 @@ def test_a_download_that_is_stopped_ends_however_the_client_says_it(
     with pytest.raises(Cancelled):
         hub.download(found, lambda _progress: None, lambda: True)
     assert aborted == [True]
+
+
+@pytest.mark.parametrize("stated", [-1, 0, 10**30, float("inf"), float("nan"), "many", True, [512]])
+def test_context_length_that_cannot_be_one_is_unknown(tmp_path: Path, stated: object) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    edited(folder, "config.json", max_position_embeddings=stated)
+    assert sources.context(folder) is None
+    edited(folder, "config.json", max_position_embeddings=10_485_760)
+    assert sources.context(folder) == 10_485_760
+
+
+def test_model_without_context_limit_answers(session: Session, tmp_path: Path) -> None:
+    folder = edited(tiny_llama(tmp_path / "m"), "config.json", max_position_embeddings=-1)
+    info = session.load(str(folder))
+    assert info.context_length is None
+    assert session.generate("Hi", max_new_tokens=3).usage.completion_tokens == 3

@@ -148,7 +148,7 @@ def test_the_settings() -> None:
     with scripted_session(load=False) as (session, _):
         lines = repr(words.config_table(session)).splitlines()
         assert lines[0].split() == ["setting", "value", "range", "meaning"]
-        assert lines[2].startswith("temperature         0.7    0 to 2     0 always takes")
+        assert lines[2].startswith("temperature         0.7    0 to 2           0 always takes")
         assert lines[6].startswith("seed                none   0 to 4294967295")
         session.configure(temperature=0.2, stop=["END"])
         text = repr(words.config_table(session))

@@ -100,6 +100,12 @@ def test_answer_is_that_of_generate(pair: Pair, mode: dict[str, Any], length: in
     pair.check(PROMPT, mode, length)
 
 
+def test_context_length_is_that_of_the_config_or_unknown(pair: Pair) -> None:
+    stated = getattr(pair.plain.model.config, "max_position_embeddings", -1)
+    assert pair.info.context_length == (None if stated == -1 else stated)
+    assert stated in {-1, 512}
+
+
 @MODES
 def test_answer_to_long_prompt_is_that_of_generate(pair: Pair, mode: dict[str, Any]) -> None:
     pair.check(LONG_PROMPT, mode, 6)
