@@ -8,7 +8,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -223,12 +223,14 @@ def plain(traceback: list[str]) -> list[str]:
     return _COLORS.sub("", "\n".join(traceback)).strip("\n").splitlines()
 
 
-def lost_text(kind: Kind, ran: Ran, found: dict[str, Any]) -> list[str]:
-    """Return what is wrong with the text that was kept."""
+def lost_text(
+    kind: Kind, ran: Ran, found: dict[str, Any], ends: Collection[str] = ("stop", "length")
+) -> list[str]:
+    """Return what is wrong with the text that was kept; `ends` are the good ends of an answer."""
     text: str = found["text"] if found["new"] else ""
     shown = _shown(kind, ran)
     problems = []
-    if ran.status == "ok" and (not found["new"] or found["ended"] not in {"stop", "length"}):
+    if ran.status == "ok" and (not found["new"] or found["ended"] not in ends):
         problems.append(f"it ended well with an answer that is not whole: {found}")
     if ran.status == "error" and found["new"] and found["reply"] != text:
         problems.append(f"the error has the reply {found['reply']!r}, llm.last has {text!r}")
