@@ -145,7 +145,7 @@ def test_interrupt_of_own_code_shows_own_traceback(k: Kernel) -> None:
         cell = k.send(f"print('begun')\n{code}", asks=True)
         ran, latency = stop(k, cell, 0.2)
         assert ran.ename == "KeyboardInterrupt", code
-        assert "Cell" in ran.traceback[1], "the line of the cell is in it"
+        assert "Cell" in "\n".join(ran.traceback), "the line of the cell is in it"
         assert latency < within_a_second()
     k.ok("presses.before_code(get_ipython())")
     assert k.run("wait()").seconds < within_a_second(), "a signal that was held back is not lost"

@@ -8,7 +8,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,10 +93,9 @@ class Attack:
     def attempt(self) -> Try:
         """Interrupt one cell, and check everything afterwards."""
         kind, model = self._random.choice(KINDS), self._random.choice(MODELS)
-        if before := self._filled(kind.before, model):
-            self.k.ok(before)
         how = self._random.choice(["SIGINT", "interrupt_request"])
         done = Try(kind.name, model, how, self._delay(kind, model))
+        self._before(kind, model)
         ran = self._interrupted(self._filled(kind.code, model), done)
         if ran is not None:
             self._check(kind, ran, done)
@@ -107,8 +106,7 @@ class Attack:
 
     def uninterrupted(self, kind: Kind, model: str) -> list[str]:
         """Run one cell to its end; returns what is wrong."""
-        if before := self._filled(kind.before, model):
-            self.k.ok(before)
+        self._before(kind, model)
         self.k.value("probe()")
         ran = self.k.ok(self._filled(kind.code, model))
         found = self.k.value("probe()")
@@ -119,6 +117,10 @@ class Attack:
     def filled(self, name: str) -> str:
         """Return the code of a kind of cell."""
         return self._filled(next(kind for kind in KINDS if kind.name == name).code, MODELS[0])
+
+    def _before(self, kind: Kind, model: str) -> None:
+        if before := self._filled(kind.before, model):
+            self.k.ok(before)
 
     def _filled(self, code: str, model: str) -> str:
         server = f"-b openai --base-url {self.server.url}"
@@ -139,12 +141,10 @@ class Attack:
     def _whole(self, kind: Kind, model: str) -> float:
         """Return how long the cell takes if it is not interrupted, measured once."""
         if (kind.name, model) not in self._durations:
-            if before := self._filled(kind.before, model):
-                self.k.ok(before)
+            self._before(kind, model)
             ran = self.k.ok(self._filled(kind.code, model))
             self._durations[kind.name, model] = ran.seconds
-            if before:
-                self.k.ok(before)
+            self._end_jobs(kind)
         return self._durations[kind.name, model]
 
     def _interrupted(self, code: str, done: Try) -> Ran | None:
@@ -223,12 +223,14 @@ def plain(traceback: list[str]) -> list[str]:
     return _COLORS.sub("", "\n".join(traceback)).strip("\n").splitlines()
 
 
-def lost_text(kind: Kind, ran: Ran, found: dict[str, Any]) -> list[str]:
-    """Return what is wrong with the text that was kept."""
+def lost_text(
+    kind: Kind, ran: Ran, found: dict[str, Any], ends: Collection[str] = ("stop", "length")
+) -> list[str]:
+    """Return what is wrong with the text that was kept; `ends` are the good ends of an answer."""
     text: str = found["text"] if found["new"] else ""
     shown = _shown(kind, ran)
     problems = []
-    if ran.status == "ok" and (not found["new"] or found["ended"] not in {"stop", "length"}):
+    if ran.status == "ok" and (not found["new"] or found["ended"] not in ends):
         problems.append(f"it ended well with an answer that is not whole: {found}")
     if ran.status == "error" and found["new"] and found["reply"] != text:
         problems.append(f"the error has the reply {found['reply']!r}, llm.last has {text!r}")
