@@ -22,6 +22,7 @@ from llm_magic.backends.local import resident
 from llm_magic.backends.local.fast import FastPath
 from llm_magic.backends.local.steps import Pace
 from llm_magic.config import GenerationConfig
+from llm_magic.errors import OptionError
 from llm_magic.session import Session
 from tests.local_models import parrot
 from tests.many import PROMPTS, Asker, asked
@@ -164,6 +165,17 @@ def passes() -> Iterator[list[str]]:
         yield begun
     finally:
         handle.remove()
+
+
+@pytest.mark.parametrize("option", ["assistant", "compile"])
+def test_option_of_fast_path_is_refused_without_it(
+    session: Session, tmp_path: Path, option: str
+) -> None:
+    model, helper = tiny(tmp_path / "rwkv", "rwkv"), tiny_llama(tmp_path / "helper")
+    session.load(str(helper))
+    options: Any = {"assistant": str(helper)} if option == "assistant" else {"compile": True}
+    with pytest.raises(OptionError, match=f"--{option} needs the fast path.*state of its own kind"):
+        session.load(str(model), **options)
 
 
 @pytest.fixture(params=["fast", "fallback"])

@@ -63,10 +63,16 @@ def bring_in(
 ) -> Loaded:
     """Load a checked model, and the assistant it was asked for with; `keep` keeps prefixes."""
     model, tokenizer = loading.load(ready.folder, plan.config, ready.device, report, cancel)
+    why_plain = compat.why_plain(model)
+    if why_plain is not None and (ready.assistant is not None or plan.config.compile):
+        option = "--compile" if ready.assistant is None else "--assistant"
+        raise OptionError(
+            f"{option} needs the fast path, which {plan.name} cannot use: {why_plain}."
+            f" Load it without {option}."
+        )
     assistant = None
     if ready.assistant is not None:
         assistant = _assistant(plan, ready, tokenizer, report, cancel)
-    why_plain = compat.why_plain(model)
     fast = FastPath(model, compiled=plan.config.compile)
     if why_plain is None:
         fast.warm_up(report, cancel)
