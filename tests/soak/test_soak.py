@@ -11,9 +11,9 @@ import pytest
 from tests.soak.interrupts import Attack, attack
 from tests.soak.mixed import Soak
 
-# Together with the start of the kernel, less than a minute.
-_INTERRUPTS_S = 18
-_MIXED_S = 20
+# A minute together.
+_INTERRUPTS_S = 20
+_MIXED_S = 40
 
 
 @pytest.fixture(scope="module")
