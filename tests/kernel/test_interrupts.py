@@ -147,7 +147,7 @@ def test_interrupt_of_own_code_shows_own_traceback(k: Kernel) -> None:
         assert ran.ename == "KeyboardInterrupt", code
         assert "Cell" in "\n".join(ran.traceback), "the line of the cell is in it"
         assert latency < within_a_second()
-    k.ok("presses.before_code(get_ipython())")
+    k.ok("from tests import presses\npresses.before_code(get_ipython())")
     assert k.run("wait()").seconds < within_a_second(), "a signal that was held back is not lost"
 
 
