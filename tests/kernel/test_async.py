@@ -127,7 +127,7 @@ def test_the_stop_button_ends_an_awaiting_cell(k: Kernel, fast: FaultServer, ask
     k.interrupt()
     ran = k.wait(cell)
     assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)
-    assert ran.error == "Stopped; the answer so far is in llm.last."
+    assert ran.error == "Stopped after 3 characters; the answer so far is in llm.last."
     assert ran.ended - pressed < within_a_second()
     assert received.left.wait(within_a_second())
     assert k.value("(llm.last.text, llm.last.finish_reason)") == ("one", "cancelled")

@@ -45,7 +45,6 @@ MISTAKES = {
     "%%llm -m nobody\nx": ("ModelNotLoaded", "nobody is not loaded; loaded: "),
     f"%%llm -m {MODEL.lower()}\nx": ("ModelNotLoaded", f"Did you mean {MODEL}?"),
     "%llm": ("OptionError", "The prompt is empty."),
-    "%%llm\n{value.__class__}": ("PromptError", "--raw"),
     "%%llm\n{value.nope}": ("PromptError", "Fix the name"),
     "%llm_config temperture=1": ("OptionError", "Did you mean temperature?"),
     "%llm_config temperature": ("OptionError", "temperature"),
