@@ -1,13 +1,10 @@
-"""The notebooks do what they show: under nbval, in a live kernel, and in what is saved of them."""
+"""The notebooks do what they show: in a live kernel, and in what is saved of them."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
-from xml.etree import ElementTree
 
 import nbformat
 import pytest
@@ -109,30 +106,6 @@ pytestmark = [
 def live(path: Path) -> NotebookNode:
     """Return the notebook as a person's frontend leaves it: with answers that grew as they came."""
     return books.run(path, stream="on")
-
-
-def test_nbval_finds_the_same_outputs(path: Path, tmp_path: Path) -> None:
-    report = tmp_path / "report.xml"
-    # Its own settings: neither the warnings nor the markers of this suite are nbval's business.
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    with books.stage(path, "off") as around:
-        copy = tmp_path / path.name
-        nbformat.write(around.open(path), copy)
-        ran = subprocess.run(
-            [
-                *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
-                *("-c", str(tmp_path / "pytest.ini"), "--junitxml", str(report)),
-                *("--nbval", "--nbval-sanitize-with", str(books.SANITIZE), str(copy)),
-            ],
-            env=dict(around.environment),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert ran.returncode == 0, ran.stdout[-5000:] + ran.stderr[-2000:]
-    suite = next(ElementTree.parse(report).iter("testsuite"))
-    counts = [int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")]
-    assert counts == [len(books.code_cells(books.read(path))), 0, 0, 0]
 
 
 def test_live_output_ends_as_what_is_saved(path: Path) -> None:
