@@ -30,6 +30,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture
+def whole_heap() -> Iterator[None]:
+    """Make what is frozen visible again: the modules of tests may hold weights, too."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return the folder of ``LLM_MAGIC_CACHE_DIR``, with the embedded model converted in it.
