@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,24 @@ hypothesis.settings.load_profile("here")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_finish() -> None:
+    """Exclude what collection has imported from garbage collections.
+
+    Each load and unload of a model collects all garbage. With torch, Transformers and all test
+    modules on the heap, that takes longer than everything else that a tiny model does.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def whole_heap() -> Iterator[None]:
+    """Make what is frozen visible again: the modules of tests may hold weights, too."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

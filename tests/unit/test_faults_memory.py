@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import threading
 import zlib
@@ -86,6 +87,7 @@ def body(script: list[Step]) -> bytes:
     return b"".join(step.data for step in script if isinstance(step, Send))
 
 
+@functools.cache
 def deflated(data: bytes, times: int, bits: int = 31, after: bytes = b"") -> bytes:
     """Return `data`, so many times, and what comes after it, compressed."""
     packer = zlib.compressobj(wbits=bits)

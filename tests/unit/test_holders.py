@@ -13,6 +13,8 @@ import torch
 
 from llm_magic.backends.local import holders
 
+pytestmark = pytest.mark.usefixtures("whole_heap")
+
 
 class Model(torch.nn.Module):
     """A small model."""

@@ -105,6 +105,7 @@ def test_unload_says_what_came_back(session: Session, model_cache: Path) -> None
     assert (status.status, status.models, status.active_model) == ("Inactive", (), None)
 
 
+@pytest.mark.usefixtures("whole_heap")
 def test_who_still_holds_a_model_is_named(session: Session, tmp_path: Path) -> None:
     global held
     session.load(str(tiny_llama(tmp_path / "m")))

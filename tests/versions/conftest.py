@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -12,6 +13,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from llm_magic.session import Session
 from tests.local_models import local_session
+
+
+def pytest_collection_finish() -> None:
+    """Exclude what collection has imported from the garbage collections of each load.
+
+    Where these tests run alone, the conftest of all tests is not read.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
