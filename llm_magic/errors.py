@@ -30,19 +30,24 @@
 
 A message is one plain sentence: what happened, and what to type next. Exceptions of other
 libraries are translated where they are caught, and never chained: their frames would keep
-tensors alive for as long as the notebook remembers its last error.
+tensors alive for as long as the notebook remembers its last error. `release_frames` does the same
+for the frames of this package where an error leaves one of its threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher, get_close_matches
-from typing import TYPE_CHECKING, Self
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from llm_magic.terminal_text import visible_line
 
 if TYPE_CHECKING:
     from llm_magic.types import Reply
+
+E = TypeVar("E", bound=BaseException)
 
 _RED, _RESET = "\x1b[31m", "\x1b[0m"
 
@@ -194,6 +199,42 @@ class Interrupted(LLMMagicError):
     def __init__(self, message: str, *, reply: Reply | None = None) -> None:
         super().__init__(message)
         self.reply = reply
+
+
+def release_frames(error: E) -> E:
+    """Free the local variables of this package that an error keeps in memory; returns the error.
+
+    An error of this package loses its traceback and what it was raised from: it is shown as one
+    line. Any other error keeps its traceback, and the variables in the code of other packages.
+    """
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        found = waiting.pop()
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        waiting += [found.__cause__, found.__context__]
+        if isinstance(found, BaseExceptionGroup):
+            waiting += found.exceptions
+        _clear_own_frames(found.__traceback__)
+        if isinstance(found, LLMMagicError):
+            found.__traceback__ = found.__cause__ = found.__context__ = None
+    return error
+
+
+def _clear_own_frames(traceback: TracebackType | None) -> None:
+    while traceback is not None:
+        if is_own(traceback.tb_frame.f_globals):
+            # A frame that still runs cannot be cleared.
+            with contextlib.suppress(RuntimeError):
+                traceback.tb_frame.clear()
+        traceback = traceback.tb_next
+
+
+def is_own(module: Mapping[str, object]) -> bool:
+    """Return whether the namespace of a module belongs to this package."""
+    return str(module.get("__name__", "")).partition(".")[0] == __name__.partition(".")[0]
 
 
 def did_you_mean(word: str, known: Iterable[str], *, count: int = 3) -> str:

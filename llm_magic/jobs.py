@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from llm_magic.calls import Draft, stopped
-from llm_magic.errors import Interrupted, JobNotFound
+from llm_magic.errors import Interrupted, JobNotFound, release_frames
 from llm_magic.handover import handover
 from llm_magic.interrupts import Inbox, held_back, interrupts_to, translated
 from llm_magic.pump import TICK_S, Wake
@@ -167,6 +167,7 @@ class Job:
         if error is not None:
             # A listed job must not keep alive what its error's frames hold.
             traceback.clear_frames(error.__traceback__)
+            release_frames(error)
 
     def stop(self) -> None:
         """Stop the work; it is over when it has ended, and what there is of it stays in `reply`."""

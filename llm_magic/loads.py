@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.errors import Interrupted, OptionError
+from llm_magic.errors import Interrupted, OptionError, release_frames
 from llm_magic.loop import LoopThread
 from llm_magic.surrogates import is_plain_name
 
@@ -74,8 +74,7 @@ class Loads:
             manager.refuse_second_load()
             load = naming.load(manager, model, config)
             task = asyncio.ensure_future(load)
-            # Looked at here, or asyncio complains where nobody asks again before the next load.
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            task.add_done_callback(_release)
             # One step, so that the next load finds this one under way.
             await asyncio.sleep(0)
             return task
@@ -126,6 +125,12 @@ class Loads:
     def _forget_ended(self) -> None:
         if self._pending is not None and self._pending.done():
             self._pending = None
+
+
+def _release(load: asyncio.Task[LoadResult]) -> None:
+    """Retrieve the error of a load: asyncio logs one that nothing retrieves before the next load."""
+    if not load.cancelled() and (error := load.exception()) is not None:
+        release_frames(error)
 
 
 async def _ended(load: asyncio.Task[LoadResult]) -> None:

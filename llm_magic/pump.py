@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
+from llm_magic.errors import release_frames
 from llm_magic.handover import Handover, handover
 from llm_magic.interrupts import Inbox, Interrupt
 
@@ -84,6 +85,9 @@ class Pump:
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:
+            # The coroutines behind it refer to models; whoever gets the error may keep it.
+            release_frames(error)
         self._done.set()
         self._put(_End(error))
         # Also to a reader that is left in peace.

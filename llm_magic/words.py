@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from llm_magic.manager import LoadResult, Status
     from llm_magic.session import Session
 
+# The line of an unload names so many of what still holds the model.
+_HOLDERS_SHOWN = 3
+
 
 def ending(reply: Reply) -> str:
     """Return how an answer ended, where it did not simply end, and what it was not told."""
@@ -98,7 +101,9 @@ def unloaded_line(unloaded: Unloaded) -> str:
     ]
     text += f" · {', '.join(changes)}"
     if unloaded.holders:
-        text += f" · still held by {', '.join(unloaded.holders)}"
+        text += f" · still held by {', '.join(unloaded.holders[:_HOLDERS_SHOWN])}"
+        if (more := len(unloaded.holders) - _HOLDERS_SHOWN) > 0:
+            text += f" and {more} more"
     return text
 
 

@@ -91,7 +91,6 @@ FAILING = (
     [
         ("", "mine", "del mine"),
         ("rows = [1, mine.model.layers[0]]; del mine", r"rows\[1\]", "del rows"),
-        ("mine.lm_head.weight", r"mine, Out\[\d+\]", "del mine"),
         ("weight = mine.lm_head.weight.detach()[0]; del mine", "weight", "del weight"),
         ("x = {'w': mine.lm_head.weight}; del mine", r"x\['w'\]", "x.clear()"),
     ],
@@ -104,7 +103,6 @@ def test_holder_of_an_unloaded_model_is_named(
     loaded.ok(cell)
     assert re.search(f"still held by {holder}$", loaded.ok("%llm_unload").text)
     loaded.ok(freed)
-    loaded.run("%reset -f out")
     loaded.ok("%llm_load")
 
 
@@ -117,4 +115,95 @@ def test_last_error_that_holds_a_weight_is_named(loaded: Kernel) -> None:
     loaded.run("1 / 0")
     loaded.ok("%llm_load")
     assert "held" not in loaded.ok("%llm_unload").text
+    loaded.ok("%llm_load")
+
+
+# A weight's own reference tells whether its memory is free, whatever the unload line names.
+WATCHED = f"{MODEL}\nimport weakref\nweight = weakref.ref(mine.lm_head.weight)\ndel mine"
+FREE = "(gc.collect(), weight() is None)[1]"
+
+
+@pytest.mark.parametrize(
+    "failing",
+    [
+        "%llm_load nope/x",
+        "%llm_load ./nope",
+        "%llm_load -d cuda:99",
+        "%llm_load --assistant nope",
+        "%llm_load -q 8bit --assistant nope",
+        "%llm_load --no-wait nope/x\n%llm Hello",
+        "llm.load('nope/x')",
+        "await llm.agenerate('x', extra={'min_p': 7})",
+        "for chunk in llm.stream('x', extra={'min_p': 7}): pass",
+        "later = llm.load_later('nope/x')\nllm.wait_for_load()",
+    ],
+)
+def test_failed_call_does_not_keep_model_in_memory(loaded: Kernel, failing: str) -> None:
+    loaded.ok("%llm_load")
+    loaded.ok("%llm -t 0 --max-new-tokens 2 Hello")
+    loaded.ok(WATCHED)
+    assert loaded.run(failing).status == "error"
+    loaded.ok("None")
+    assert "held" not in loaded.ok("%llm_unload").text
+    assert loaded.value(FREE) is True
+
+
+def test_failed_load_before_a_good_load_does_not_keep_model_in_memory(loaded: Kernel) -> None:
+    loaded.ok("%llm_load")
+    loaded.ok(WATCHED)
+    assert loaded.run("%llm_load nope/x").ename == "LoadFailed"
+    assert "held" not in loaded.ok("%llm_load --name other").text
+    assert loaded.value(FREE) is True
+
+
+def test_documented_command_frees_a_weight_in_an_output(loaded: Kernel) -> None:
+    loaded.ok("%llm_load")
+    loaded.ok(f"{WATCHED}\nw = weight()")
+    loaded.ok("w")
+    said = loaded.ok("%llm_unload").text
+    held = re.search(r"still held by Out\[(\d+)\], w$", said)
+    assert held, said
+    loaded.ok("del w")
+    assert loaded.value(FREE) is False
+    loaded.ok(f"%xdel _{held[1]}")
+    assert loaded.value(FREE) is True
+    # The names of the last outputs go on to work.
+    assert "7" in loaded.ok("7").text
+    assert loaded.value("_") == 7
+
+
+def test_output_that_ipython_keeps_after_a_reset_is_named(loaded: Kernel) -> None:
+    loaded.ok("%llm_load")
+    loaded.ok(WATCHED)
+    loaded.ok("weight()")
+    loaded.run("%reset -f out")
+    said = loaded.ok("%llm_unload").text
+    held = re.search(r"still held by get_ipython\(\)\.user_ns_hidden\['_'\]$", said)
+    assert held, said
+    loaded.ok("%xdel -n _")
+    assert loaded.value(FREE) is True
+
+
+def test_next_error_frees_what_the_last_error_holds(loaded: Kernel) -> None:
+    loaded.ok("%llm_load")
+    loaded.ok(WATCHED)
+    assert loaded.run(FAILING).ename == "IndexError"
+    assert "still held by sys.last_value (" in loaded.ok("%llm_unload").text
+    assert loaded.value(FREE) is False
+    loaded.run("1 / 0")
+    assert loaded.value(FREE) is True
+
+
+def test_unload_line_counts_the_holders_that_it_does_not_name(loaded: Kernel) -> None:
+    loaded.ok("%llm_load")
+    loaded.ok(
+        f"{WATCHED}\nclass Store: w = weight()\n"
+        "def bound(kept): return lambda: kept\n"
+        "import collections\n"
+        "fn, s, t = bound(weight()), {weight()}, (1, weight())\ndq = collections.deque([weight()])"
+    )
+    said = loaded.ok("%llm_unload").text
+    assert said.endswith("still held by Store.w, dq, fn and 2 more"), said
+    loaded.ok("del Store, fn, s, t, dq")
+    assert loaded.value(FREE) is True
     loaded.ok("%llm_load")

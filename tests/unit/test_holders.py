@@ -37,6 +37,16 @@ def fails(weight: object) -> None:
     raise ZeroDivisionError(len(copy))
 
 
+def bound(kept: object) -> Callable[[], object]:
+    """Return a function that refers to `kept`."""
+    return lambda: kept
+
+
+def store(kept: object) -> type:
+    """Return a class with `kept` as its attribute."""
+    return type("Store", (), {"w": kept})
+
+
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """Return the namespace of a notebook."""
@@ -66,9 +76,16 @@ HOLDS: list[tuple[str, Callable[[Model], dict[str, Any]], tuple[str, ...]]] = [
     ("two outputs", lambda m: {"Out": {3: m.inner.weight, 4: [m.inner.bias]}},
      ("Out[3]", "Out[4][0]")),
     ("the last output", lambda m: {"_": m.inner.weight}, ("_",)),
+    ("many", lambda m: {"a": m.inner.weight, "f": bound(m.inner.weight), "s": {m.inner.weight},
+                        "t": (1, m.inner.weight), "Store": store(m.inner.weight)},
+     ("Store.w", "a", "f", "s", "t[1]")),
+    ("a class", lambda m: {"Store": store(m.inner.weight)}, ("Store.w",)),
+    ("in a class", lambda m: {"Store": store([m.inner])}, ("Store.w[0]",)),
     ("a graph", lambda m: {"x": [(m.inner.weight * 2).sum()]}, ("x[0]",)),
     ("a copy", lambda m: {"x": m.inner.weight.detach().clone()}, ()),
     ("beside", lambda m: {"x": m, "y": [m.inner.weight]}, ("x", "y[0]")),
+    ("a part beside", lambda m: {"x": m, "y": [m.inner]}, ("x", "y[0]")),
+    ("far beside", lambda m: {"x": m, "y": bound([[m.inner.weight]])}, ("x", "y")),
     ("a number", lambda m: {"x": m.inner.weight.tolist(), "y": m.inner.weight.shape}, ()),
 ]  # fmt: skip
 
@@ -83,6 +100,7 @@ def test_holder_is_named(
     del model
     assert watch.holders() == named
     main.clear()
+    gc.collect()
     assert watch.holders() == ()
 
 
@@ -122,6 +140,30 @@ def test_attribute_error_of_a_model_is_named(
         except AttributeError as error:
             main["sys"] = sys
             monkeypatch.setattr(sys, "last_value", error.with_traceback(None), raising=False)
+        return watch
+
+    watch = fail()
+    assert watch.holders() == ("sys.last_value",)
+    sys.last_value = None
+    gc.collect()
+    assert watch.holders() == ()
+
+
+def test_own_frame_of_last_error_is_not_shown(
+    main: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own: dict[str, Any] = {"__name__": "llm_magic.backends.local.backend"}
+    exec("def check(loaded): raise ValueError", own)
+
+    def fail() -> holders.Watch:
+        model = Model()
+        watch = holders.Watch([model])
+        try:
+            own["check"](model)
+        except ValueError as error:
+            assert error.__traceback__ is not None
+            own_frame = error.with_traceback(error.__traceback__.tb_next)
+            monkeypatch.setattr(sys, "last_value", own_frame, raising=False)
         return watch
 
     watch = fail()

@@ -26,10 +26,10 @@ from llm_magic.backends.local.groups import takes_rows
 from llm_magic.backends.local.lockstep import Batch, OneByOne
 from llm_magic.backends.local.parameters import generate_options
 from llm_magic.backends.local.resident import Loaded
-from llm_magic.backends.local.rows import Job, Row, fresh
+from llm_magic.backends.local.rows import Job, Row
 from llm_magic.backends.local.turns import turn
 from llm_magic.backends.local.worker import Cancelled
-from llm_magic.errors import LLMMagicError
+from llm_magic.errors import LLMMagicError, release_frames
 from llm_magic.overlap import StopText
 
 
@@ -76,7 +76,7 @@ def _prepared(loaded: Loaded, job: Job) -> list[Row]:
             ids = encode(loaded, messages)[0].tolist()
             left = room(loaded, len(ids))
         except Exception as error:  # noqa: BLE001 - a template raises what it likes, for its own row
-            job.emit((index, fresh(job.translate(error))))
+            job.emit((index, release_frames(job.translate(error))))
             continue
         limit = generate_options(loaded.model, config, left)["max_new_tokens"]
         text = Detokenizer(loaded.tokenizer)

@@ -14,16 +14,21 @@ from typing import Any
 
 import torch
 
+from llm_magic.errors import is_own
+
 # The garbage collector is asked once for each step between a weight and a variable.
 _DEEPEST = 12
-_NEAR = 2
-# Of a model that is held by its parts, some are enough to find who holds them.
+# What one step passes at most: a weight may be anywhere, in very many lists, say.
 _WIDEST = 500
+# The weights and modules of a large model, from each of which the search starts.
+_MOST = 5_000
 _LONGEST_GRAPH = 10_000
 _NAMED = 3
 _AN_ITEM = re.compile(r"^\['([^']+)'\]")
-# IPython's names for outputs, of which Out[N] is the one to delete.
-_OUTPUTS = re.compile(r"_{1,3}|_\d+|_oh")
+# Where IPython keeps what it also keeps in Out[N], or what a variable refers to.
+_KEPT_BY_IPYTHON = re.compile(r"(_{1,3}|_\d+|_oh)$|sys\.displayhook$|get_ipython\(\)\.")
+_IPYTHON = "get_ipython()"
+_LAST_ERROR = {"last_exc", "last_value", "last_traceback"}
 
 
 class Watch:
@@ -37,13 +42,15 @@ class Watch:
 
     def holders(self) -> tuple[str, ...]:
         """Return what holds a model, or a tensor that shares memory with one of its weights."""
-        models: list[object] = [model for ref in self._models if (model := ref()) is not None]
+        models = [model for ref in self._models if (model := ref()) is not None]
         weights: list[object] = list(self._weights())
         if not models:
             return names(weights) if weights else ()
-        # The model holds them, too, and all that is in it would only lead back to it.
-        beside = _found(weights, _NEAR).named()
-        return tuple(dict.fromkeys((*names(models), *beside)))[:_NAMED]
+        # The model refers to them, too: what it consists of would only lead back to the model.
+        parts = [part for model in models for part in model.modules()]
+        within = {at for part in parts for at in _structure(part)} | set(map(id, models))
+        beside = _found([*weights, *(p for p in parts if p not in models)], within).named()
+        return tuple(sorted({*names(models), *beside}))
 
     def _weights(self) -> Iterator[torch.Tensor]:
         tensors = list(_tensors())
@@ -70,6 +77,14 @@ class Watch:
         return False
 
 
+def _structure(module: torch.nn.Module) -> Iterator[int]:
+    """Yield the identities of what refers to the parts of a module for the module."""
+    yield id(module)
+    for attribute in (vars(module), *vars(module).values()):
+        if isinstance(attribute, dict):
+            yield id(attribute)
+
+
 def _tensors() -> Iterator[torch.Tensor]:
     for thing in gc.get_objects():
         # Not `isinstance`: proxies answer that with what they stand for.
@@ -92,18 +107,19 @@ def names(things: Sequence[object]) -> tuple[str, ...]:
 
     Where no name leads to them, the kinds of what refers to them.
     """
-    search = _found(things, _DEEPEST)
+    search = _found(things)
     kinds = tuple(sorted(search.kinds)[:_NAMED])
     return search.named() or kinds or ("something without a name",)
 
 
-def _found(things: Sequence[object], steps: int) -> _Search:
-    """Return what a search of so many steps has found."""
+def _found(things: Sequence[object], ignored: Iterable[int] = ()) -> _Search:
+    """Return what a search from `things` has found; it does not pass what has an `ignored` identity."""
     search = _Search()
-    search.seen.add(id(things))
+    search.seen |= {id(things), *ignored}
     level = _Level()
-    for number in range(min(len(things), _WIDEST)):
-        level.add(things[number], "", {number})
+    for thing in things[:_MOST]:
+        level.add(thing, "")
+    steps = _DEEPEST
     while level.objects and steps:
         level = search.above(level)
         steps -= 1
@@ -115,17 +131,16 @@ def _found(things: Sequence[object], steps: int) -> _Search:
 class _Level:
     """Objects that are the same number of steps away from what they hold.
 
-    `texts` says how each leads to it, `origins` to which of the things that were asked about.
+    `texts` has the way from each of them to it.
     """
 
     objects: list[object] = field(default_factory=list)
     texts: dict[int, str] = field(default_factory=dict)
-    origins: dict[int, set[int]] = field(default_factory=dict)
 
-    def add(self, thing: object, text: str, origins: set[int]) -> None:
+    def add(self, thing: object, text: str) -> None:
         """Add an object, by its identity: it may be anything, and compare as it likes."""
         self.objects.append(thing)
-        self.texts[id(thing)], self.origins[id(thing)] = text, origins
+        self.texts[id(thing)] = text
 
 
 class _Search:
@@ -135,56 +150,58 @@ class _Search:
         self.found: defaultdict[str, set[str]] = defaultdict(set)
         self.kinds: set[str] = set()
         self.seen: set[int] = set()
-        self._explained: set[int] = set()
-        self._modules = {id(vars(m)): name for name, m in _modules()}
+        # The namespaces by their identity, with what is written in front of a name in them.
+        self._namespaces = {id(vars(m)): f"{name}." for name, m in _modules()}
+        self._namespaces |= _ipythons_namespaces()
         main = vars(sys.modules["__main__"])
         # It may have other names, too.
-        self._modules[id(main)] = "__main__"
+        self._namespaces[id(main)] = ""
         self._outputs = id(main.get("Out"))
         self._failed = set(map(id, _failed_frames()))
 
     def above(self, level: _Level) -> _Level:
         """Return what refers to the objects of a level; what has a name goes into `found`."""
-        above, explained = _Level(), set[int]()
+        above = _Level()
         self.seen |= {id(level.objects), *level.texts}
         for owner in gc.get_referrers(*level.objects):
             if id(owner) in self.seen or len(above.texts) >= _WIDEST:
                 continue
             steps = list(_steps(owner, level.texts))
-            origins = set[int]().union(*(level.origins[at] for _key, _text, at in steps))
             if self._is_root(owner, steps):
-                explained |= origins
                 continue
             self.seen.add(id(owner))
             if steps:
-                text = steps[0][1] if len(steps) == 1 else ""
-                above.add(owner, text, origins)
-        self._explained |= explained
-        return self._unexplained(above)
-
-    def _unexplained(self, level: _Level) -> _Level:
-        """Return the part of a level that leads to something that has no name yet."""
-        left = _Level()
-        for owner in level.objects:
-            origins = level.origins[id(owner)] - self._explained
-            if origins:
-                left.add(owner, level.texts[id(owner)], origins)
-        self.seen.add(id(level.objects))
-        return left
+                above.add(owner, steps[0][1] if len(steps) == 1 else "")
+        self.seen.add(id(above.objects))
+        return above
 
     def _is_root(self, owner: object, steps: list[_Step]) -> bool:
         """Record the names in a namespace, in ``Out`` and in the last error; returns if it is one."""
-        module = self._modules.get(id(owner))
+        prefix = self._namespaces.get(id(owner))
         is_output, is_failed = id(owner) == self._outputs, id(owner) in self._failed
-        for key, text, _at in steps:
-            if module is not None:
-                prefix = "" if module == "__main__" else f"{module}."
-                self.found[f"{prefix}{key}"].add(text.removeprefix(_item(key)))
+        for key, text in steps:
+            if prefix is not None:
+                self._record(prefix, key, text)
             elif is_output:
                 self.found[f"Out[{key}]"].add(text.removeprefix(_item(key)))
             elif is_failed:
-                self.found["sys.last_value"].add(text)
-        return module is not None or is_output or is_failed
+                self._record_error(text)
+        return prefix is not None or is_output or is_failed
+
+    def _record(self, prefix: str, key: object, text: str) -> None:
+        if prefix == "sys." and key in _LAST_ERROR:
+            self._record_error("")
+        elif prefix == _IPYTHON:
+            self.found[_IPYTHON + _AN_ITEM.sub(r".\1", text)].add("")
+        else:
+            self.found[f"{prefix}{key}"].add(text.removeprefix(_item(key)))
+
+    def _record_error(self, text: str) -> None:
+        """Record the nearest of the variables in the frames of the last error."""
+        texts = self.found["sys.last_value"]
+        if not any(texts):
+            texts.clear()
+            texts.add(text)
 
     def named(self) -> tuple[str, ...]:
         """Return the names that were found; one that holds several things stands alone."""
@@ -192,12 +209,12 @@ class _Search:
             name if len(texts) > 1 else f"{name}{min(texts)}": name
             for name, texts in self.found.items()
         }
-        better = {whole for whole, name in found.items() if not _OUTPUTS.fullmatch(name)}
-        return tuple(sorted(better or found)[:_NAMED])
+        better = {whole for whole, name in found.items() if not _KEPT_BY_IPYTHON.match(name)}
+        return tuple(sorted(better or found))
 
 
-# A key or name, the text of the whole way, and the identity of what is there.
-_Step = tuple[object, str, int]
+# A key or name, and the text of the whole way.
+_Step = tuple[object, str]
 
 
 def _steps(owner: Any, texts: Mapping[int, str]) -> Iterator[_Step]:
@@ -206,16 +223,18 @@ def _steps(owner: Any, texts: Mapping[int, str]) -> Iterator[_Step]:
         items = owner.items() if isinstance(owner, dict) else enumerate(owner)
         for key, value in list(items):
             if id(value) in texts:
-                yield key, f"{_item(key)}{texts[id(value)]}", id(value)
+                yield key, f"{_item(key)}{texts[id(value)]}"
         return
     if isinstance(owner, FrameType):
         for name, value in owner.f_locals.items():
             if id(value) in texts:
-                yield name, f" ({name}{texts[id(value)]} in {owner.f_code.co_name})", id(value)
+                what = f"{name}{texts[id(value)]} in {owner.f_code.co_name}"
+                # Nothing that a user can find or delete.
+                yield name, "" if is_own(owner.f_globals) else f" ({what})"
         return
     for value in gc.get_referents(owner):
         if id(value) in texts:
-            yield "", _attribute(owner, value, texts[id(value)]), id(value)
+            yield "", _attribute(owner, value, texts[id(value)])
 
 
 def _attribute(owner: Any, value: object, text: str) -> str:
@@ -223,6 +242,9 @@ def _attribute(owner: Any, value: object, text: str) -> str:
     if isinstance(owner, torch.nn.Module | FunctionType):
         # Its own structure is long, and nothing that a user would delete.
         return ""
+    if isinstance(owner, type):
+        # Its `__dict__` is a view of the dict that it refers to.
+        return _AN_ITEM.sub(r".\1", text) if type(value) is dict else text
     try:
         attributes = object.__getattribute__(owner, "__dict__")
     except AttributeError:
@@ -239,6 +261,13 @@ def _item(key: object) -> str:
 
 def _modules() -> list[tuple[str, ModuleType]]:
     return [(name, m) for name, m in list(sys.modules.items()) if isinstance(m, ModuleType)]
+
+
+def _ipythons_namespaces() -> dict[int, str]:
+    """Return the identity of IPython's shell and of its attributes."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return {} if shell is None else {id(shell): _IPYTHON, id(vars(shell)): _IPYTHON}
 
 
 def _failed_frames() -> Iterator[FrameType]:

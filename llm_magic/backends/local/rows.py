@@ -12,7 +12,7 @@ import torch
 from llm_magic.backends.local.detokenize import Detokenizer
 from llm_magic.backends.local.worker import Translate
 from llm_magic.config import GenerationConfig
-from llm_magic.errors import LLMMagicError
+from llm_magic.errors import LLMMagicError, release_frames
 from llm_magic.overlap import StopText
 from llm_magic.types import Chunk, FinishReason, Message, Usage
 
@@ -102,13 +102,7 @@ class Row:
     def fail(self, error: LLMMagicError) -> None:
         """End with an error, which loses no other row."""
         self.over = True
-        self.emit((self.index, fresh(error)))
-
-
-def fresh(error: LLMMagicError) -> LLMMagicError:
-    """Return the error without frames: they hold tensors, and whoever gets it may keep it."""
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)
+        self.emit((self.index, release_frames(error)))
 
 
 def common_prefix(rows: Sequence[list[int]]) -> int:

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
-from llm_magic.errors import LLMMagicError
+from llm_magic.errors import LLMMagicError, release_frames
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -137,9 +137,7 @@ class _Job:
             return None, Cancelled()
         except BaseException as caught:  # noqa: BLE001 - the thread's boundary: translated, carried on
             _clear_frames(caught)
-            error = self._translated(caught)
-            error.__cause__ = error.__context__ = None
-            return None, error.with_traceback(None)
+            return None, release_frames(self._translated(caught))
 
     def _translated(self, caught: BaseException) -> LLMMagicError:
         try:
