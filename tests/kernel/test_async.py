@@ -206,7 +206,9 @@ def test_interrupt_of_asyncio_wait_for_job_is_one_line(k: Kernel, fast: FaultSer
 
 
 def test_interrupt_without_answer_shows_own_traceback(k: Kernel, fast: FaultServer) -> None:
-    cell = k.send("await llm.agenerate('Before.')\nprint('here')\nawait asyncio.sleep(60)")
+    cell = k.send(
+        "await llm.agenerate('Before.')\nprint('here')\nwhile True: await asyncio.sleep(0.05)"
+    )
     k.wait_for_output(cell, "here")
     k.interrupt()
     ran = k.wait(cell)
