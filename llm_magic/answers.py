@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING
 
-from llm_magic import fitting
+from llm_magic import fitting, interrupts
 from llm_magic.calls import Call, Draft, stopped
 from llm_magic.chats import Chats, Context, Turn
 from llm_magic.errors import GenerationError, Interrupted
@@ -27,6 +28,8 @@ class Answers:
         self._chats, self._changed = chats, changed
         self._drafts: list[Draft] = []
         self.last: Reply | None = None
+        # When `last` was kept, and the time of its latest chunk.
+        self._last_kept = self._last_chunk = 0.0
 
     @property
     def drafts(self) -> tuple[Draft, ...]:
@@ -48,7 +51,9 @@ class Answers:
             reply = self.keep(draft, "cancelled")
             if isinstance(stop, KeyboardInterrupt | Interrupted):
                 kind = type(stop) if isinstance(stop, Interrupted) else Interrupted
-                raise kind(stopped(reply), reply=reply) from None
+                error = kind(stopped(reply), reply=reply)
+                self._show(error, reply)
+                raise error from None
             raise
         except BaseException as error:
             # Where nothing was said, the last answer is still the one before.
@@ -62,12 +67,41 @@ class Answers:
 
     def keep(self, draft: Draft, ended: FinishReason | None = None) -> Reply:
         """Make the reply the last one, and a turn of its chat where there is text to continue."""
-        reply = draft.reply(ended)
-        self.last = draft.kept = reply
+        reply = self._recorded(draft, ended)
         context = draft.call.context
         if context is not None and reply.text and reply.finish_reason != "truncated":
             self._chats.record(_turn(draft.call, context, reply), context)
         return reply
+
+    def stopping(self, draft: Draft) -> None:
+        """Record what there is of an answer whose task is about to be cancelled by ■."""
+        reply = self._recorded(draft, "cancelled")
+        self._show(interrupts.Interrupted(stopped(reply), reply=reply), reply)
+
+    def _recorded(self, draft: Draft, ended: FinishReason | None) -> Reply:
+        draft.kept = reply = draft.reply(ended)
+        if ended != "cancelled" or not self._is_overtaken(draft):
+            self.last = reply
+            self._last_kept, self._last_chunk = time.perf_counter(), draft.latest
+        return reply
+
+    def _is_overtaken(self, draft: Draft) -> bool:
+        """Return whether a stopped answer ran beside the last one, which has more recent text."""
+        last = self.last
+        if last is None or not (last.text or last.reasoning):
+            return False
+        if self._last_kept < draft.call.request.started:
+            return False
+        return draft.is_empty or (
+            last.finish_reason == "cancelled" and self._last_chunk > draft.latest
+        )
+
+    def _show(self, error: Interrupted, reply: Reply) -> None:
+        """Let a cell that ■ ends show the interrupt of the last answer."""
+        if isinstance(error, interrupts.Interrupted):
+            shown = interrupts.Noting.stopped
+            if self.last is reply or shown is None or shown.reply is None:
+                interrupts.Noting.stopped = error
 
 
 def _turn(call: Call, context: Context, reply: Reply) -> Turn:

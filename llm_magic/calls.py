@@ -178,6 +178,11 @@ class Draft:
         self._changed()
 
     @property
+    def latest(self) -> float:
+        """The time of the latest chunk, on the clock of `time.perf_counter`."""
+        return self._latest
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing was said yet."""
         return not self._tokens and not any(self._parts) and not any(self._reasoning)

@@ -197,7 +197,9 @@ class Doors:
         call = self._call(asked)
         draft = self._answers.draft(call)
         with self._answers.kept(draft):
-            filling = self._loop.relay(filled(draft, self._chunks(draft)))
+            filling = self._loop.relay(
+                filled(draft, self._chunks(draft)), lambda: self._answers.stopping(draft)
+            )
             async with contextlib.aclosing(filling) as nothing:
                 async for _chunk in nothing:
                     pass
@@ -212,7 +214,8 @@ class Doors:
         call = self._call(asked)
         draft = self._answers.draft(call)
         with self._answers.kept(draft):
-            async with contextlib.aclosing(self._loop.relay(self._chunks(draft))) as stream:
+            relayed = self._loop.relay(self._chunks(draft), lambda: self._answers.stopping(draft))
+            async with contextlib.aclosing(relayed) as stream:
                 async for chunk in stream:
                     draft.add(chunk)
                     yield chunk

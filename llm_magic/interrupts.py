@@ -9,13 +9,15 @@ from __future__ import annotations
 import _thread
 import asyncio
 import contextlib
+import contextvars
 import queue
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import FrameType
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from llm_magic import errors
 
@@ -136,8 +138,10 @@ def interrupts_to(inbox: Inbox) -> Iterator[None]:
 class Noting:
     """A handler of SIGINT that calls another one, and notes that there was a signal."""
 
-    # One for the process, as signals are; set to False when a cell begins.
-    noted = False
+    # One for the process, as signals are; `reset` when a cell begins.
+    noted: ClassVar[bool] = False
+    # What ■ stopped: shown where a plain cancellation, made by asyncio, ends the cell.
+    stopped: ClassVar[Interrupted | None] = None
 
     def __init__(self, handler: Callable[[int, FrameType | None], object]) -> None:
         self._handler = handler
@@ -147,13 +151,60 @@ class Noting:
         Noting.noted = True
         self._handler(number, frame)
 
+    @classmethod
+    def reset(cls) -> None:
+        """Start anew, for the next cell."""
+        cls.noted, cls.stopped = False, None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Wait:
+    """A task that waits for this package; `stopping` is called before it is cancelled."""
+
+    cell: object
+    task: asyncio.Task[object]
+    stopping: Callable[[], None]
+
+
+_waits: list[_Wait] = []
+# The awaiting cell whose code runs; the tasks that it starts inherit it.
+current_cell: contextvars.ContextVar[object] = contextvars.ContextVar(
+    "llm_magic_cell", default=None
+)
+
 
 @contextlib.contextmanager
-def translated() -> Iterator[None]:
-    """Turn a cancellation into `Interrupted` where SIGINT was its reason."""
+def translated(stopping: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Turn a cancellation into `Interrupted` where SIGINT was its reason.
+
+    `stopping` is called before `cancel_waits` cancels the task in the block.
+    """
+    task = asyncio.current_task()
+    wait = _Wait(current_cell.get(), task, stopping) if task is not None else None
+    if wait is not None:
+        _waits.append(wait)
     try:
         yield
     except asyncio.CancelledError as error:
         if isinstance(error, Interrupted) or not Noting.noted:
             raise
-        raise Interrupted("Stopped.") from None
+        interrupted = Interrupted("Stopped.")
+        Noting.stopped = Noting.stopped or interrupted
+        raise interrupted from None
+    finally:
+        if wait is not None:
+            _waits.remove(wait)
+
+
+def cancel_waits(cell: object) -> None:
+    """Cancel the other tasks of a cell that are in `translated`; called in the cell's loop.
+
+    The end of `asyncio.wait`, `as_completed` and `shield` does not end the tasks they wait for.
+    """
+    here, loop = asyncio.current_task(), asyncio.get_running_loop()
+    for wait in tuple(_waits):
+        task = wait.task
+        if wait.cell is cell and task is not here and task.get_loop() is loop and not task.done():
+            wait.stopping()
+            Noting.stopped = Noting.stopped or Interrupted("Stopped.")
+            task.cancel()

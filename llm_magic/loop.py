@@ -138,13 +138,16 @@ class LoopThread:
                     return
             yield item
 
-    async def relay(self, source: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    async def relay(
+        self, source: AsyncGenerator[T, None], stopping: Callable[[], None] = lambda: None
+    ) -> AsyncGenerator[T, None]:
         """Iterate `source` on the loop thread for a coroutine of another loop.
 
         Where SIGINT cancels that, it raises `Interrupted`, which is also a `CancelledError`.
+        `stopping` is called first where SIGINT ended the cell, but not the wait for this.
         """
         pump = Pump(self.loop, source, queue.SimpleQueue())
-        with translated(), self._listed(pump):
+        with translated(stopping), self._listed(pump):
             try:
                 while True:
                     for item in pump.ready():

@@ -63,6 +63,8 @@ class Ran:
     sent: float = 0.0
     ended: float = 0.0
     payload: list[dict[str, Any]] = field(default_factory=list)
+    # The content of the reply, which nbclient makes its exceptions of.
+    reply: dict[str, Any] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -134,8 +136,8 @@ class Kernel:
         ran = self._cells[message_id]
         while not ran.ended:
             self._take(deadline)
-        reply = self._reply(message_id, deadline)
-        ran.status, ran.payload = reply["status"], reply.get("payload", [])
+        ran.reply = self._reply(message_id, deadline)
+        ran.status, ran.payload = ran.reply["status"], ran.reply.get("payload", [])
         del self._cells[message_id]
         return ran
 

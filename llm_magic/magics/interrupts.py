@@ -4,19 +4,24 @@ ipykernel lets SIGINT raise `KeyboardInterrupt` at any line from the arrival of 
 IPython's own code around the cell that shows up to 60 lines of traceback, and in ipykernel's the cell
 gets no reply at all. Here, a signal in such code is held back until the cell's code or a wait of this
 package is reached; one that comes after the cell's code has no effect.
+
+In a cell that awaits, ipykernel turns SIGINT into a cancellation. What asyncio raises then, from
+`wait_for` or a task group, is a new `CancelledError` that this package cannot change. Where SIGINT
+stopped an answer, such a cell shows the `Interrupted` of the answer instead.
 """
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.interrupts import Holder, Noting
+from llm_magic.interrupts import Holder, Noting, cancel_waits, current_cell
 
 if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
 # How often a signal that is held back is tried again, and for how long it is held while code that
 # IPython or ipykernel called for the cell runs: a slow repr, say.
@@ -46,6 +51,7 @@ class _CellInterrupts:
     def __init__(self, shell: InteractiveShell, kernel: Any) -> None:
         self._shell, self._kernel = shell, kernel
         self._holder: Holder | None = None
+        self._errors = _CancelledCell(shell)
 
     def start(self) -> None:
         """Take effect from the next cell on."""
@@ -53,18 +59,21 @@ class _CellInterrupts:
         self._kernel.pre_handler_hook = self._before_message
         self._kernel.post_handler_hook = self._after_message
         self._shell.events.register("pre_run_cell", self._before_cell)
+        self._shell.events.register("post_run_cell", self._errors.replace)
 
     def stop(self) -> None:
         """Take effect no longer."""
         del self._kernel.pre_handler_hook, self._kernel.post_handler_hook
         self._shell.events.unregister("pre_run_cell", self._before_cell)
+        self._shell.events.unregister("post_run_cell", self._errors.replace)
+        self._errors.stop()
 
     def _before_message(self) -> None:
         kind = self._kernel.get_parent("shell").get("header", {}).get("msg_type")
         if kind != "execute_request" or not _is_main_thread():
             type(self._kernel).pre_handler_hook(self._kernel)
             return
-        Noting.noted = False
+        Noting.reset()
         self._holder = Holder(self._raises, _STEP_S)
         self._kernel.saved_sigint_handler = signal.signal(signal.SIGINT, self._holder)
 
@@ -72,6 +81,7 @@ class _CellInterrupts:
         type(self._kernel).post_handler_hook(self._kernel)
         if self._holder is not None and _is_main_thread():
             self._holder.take()
+            self._errors.stop()
 
     def _before_cell(self, _info: object) -> None:
         """Note the signals that ipykernel makes cancellations of, in cells that await."""
@@ -80,6 +90,7 @@ class _CellInterrupts:
         handler = signal.getsignal(signal.SIGINT)
         if self._holder is not None and callable(handler) and _is_ipykernels(handler):
             signal.signal(signal.SIGINT, Noting(handler))
+            self._errors.start()
 
     def _raises(self, frame: FrameType | None, waited: float) -> bool:
         """Return whether `KeyboardInterrupt` may be raised in a frame."""
@@ -96,6 +107,63 @@ class _CellInterrupts:
                 return False
             frame = frame.f_back
         return False
+
+
+class _CancelledCell:
+    """Shows `Interrupted` where SIGINT stopped an answer and a cancellation ends the cell."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self._shell = shell
+        self._cell: object = None
+        # The exceptions and the handler that the user set, and the handler that stands for both.
+        self._own: tuple[tuple[type[BaseException], ...], Any] = ((), None)
+        self._handler: Any = None
+        self._replaced: tuple[BaseException, BaseException] | None = None
+
+    def start(self) -> None:
+        """Take effect for the cell that begins; called in its task."""
+        self.stop()
+        self._cell = object()
+        current_cell.set(self._cell)
+        shell: Any = self._shell
+        self._own = (shell.custom_exceptions, shell.CustomTB)
+        shell.set_custom_exc((*shell.custom_exceptions, asyncio.CancelledError), self._show)
+        self._handler = shell.CustomTB
+
+    def stop(self) -> None:
+        """Set back the user's handler, unless another one was set meanwhile."""
+        if self._handler is not None and self._shell.CustomTB is self._handler:
+            self._shell.custom_exceptions, self._shell.CustomTB = self._own
+        self._handler = self._replaced = None
+
+    def _show(
+        self,
+        shell: InteractiveShell,
+        kind: type[BaseException],
+        error: BaseException,
+        tb: TracebackType | None,
+        tb_offset: int | None = None,
+    ) -> None:
+        shown = self._interrupted(error)
+        exceptions, handler = self._own
+        if isinstance(shown, exceptions):
+            handler(type(shown), shown, tb, tb_offset)
+        else:
+            shell.showtraceback((type(shown), shown, tb), tb_offset=tb_offset)
+
+    def _interrupted(self, error: BaseException) -> BaseException:
+        """Return what is shown for an error that ends the cell."""
+        if not (isinstance(error, asyncio.CancelledError) and Noting.noted):
+            return error
+        cancel_waits(self._cell)
+        shown = Noting.stopped or error
+        self._replaced = (error, shown)
+        return shown
+
+    def replace(self, result: ExecutionResult | None) -> None:
+        """Put what was shown into the result: ipykernel makes the reply of it."""
+        if result is not None and self._replaced and result.error_in_exec is self._replaced[0]:
+            result.error_in_exec = self._replaced[1]
 
 
 def _is_caught(frame: FrameType | None, names: dict[str, Any]) -> bool:

@@ -164,6 +164,120 @@ def test_interrupted_task_counts_as_cancelled(k: Kernel, fast: FaultServer) -> N
     assert k.value("llm.last.text") == "one"
 
 
+@pytest.mark.parametrize(
+    "wait",
+    [
+        "await asyncio.wait_for(llm.agenerate('Never ends.'), 60)",
+        "async with asyncio.TaskGroup() as group: group.create_task(llm.agenerate('Never ends.'))",
+        "await asyncio.wait([asyncio.create_task(llm.agenerate('Never ends.'))])",
+        "for one in asyncio.as_completed([llm.agenerate('Never ends.')]): await one",
+        "await asyncio.shield(llm.agenerate('Never ends.'))",
+    ],
+    ids=["wait_for", "TaskGroup", "wait", "as_completed", "shield"],
+)
+def test_interrupt_of_asyncio_wait_is_one_line(k: Kernel, fast: FaultServer, wait: str) -> None:
+    fast.will(CHAT, *sse(delta("one"), done=False), Hold())
+    cell = k.send(wait)
+    received = fast.wait_for(CHAT)
+    time.sleep(0.3)
+    k.interrupt()
+    ran = k.wait(cell)
+    assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)
+    assert ran.error == "Stopped after 3 characters; the answer so far is in llm.last."
+    assert (ran.reply["ename"], ran.reply["evalue"]) == (ran.ename, ran.error)
+    assert ran.reply["traceback"] == ran.traceback
+    assert received.left.wait(within_a_second()), "the answer stops, too"
+    assert k.value("(llm.last.text, llm.last.finish_reason)") == ("one", "cancelled")
+    assert k.value("__import__('sys').last_value.reply.text") == "one"
+    assert k.value("(await llm.agenerate('And on.')).text") == "And on."
+
+
+def test_interrupt_of_asyncio_wait_for_job_is_one_line(k: Kernel, fast: FaultServer) -> None:
+    fast.will(CHAT, *sse(delta("one"), done=False), Hold())
+    k.ok("%llm -b -o job Never ends.")
+    cell = k.send("print('here')\nawait asyncio.wait([asyncio.ensure_future(job)])")
+    k.wait_for_output(cell, "here")
+    time.sleep(0.1)
+    k.interrupt()
+    ran = k.wait(cell)
+    assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)
+    assert k.value("job.done") is False, "only the waiting ends"
+    k.ok("%llm_stop")
+
+
+def test_interrupt_without_answer_shows_own_traceback(k: Kernel, fast: FaultServer) -> None:
+    cell = k.send(
+        "await llm.agenerate('Before.')\nprint('here')\nwhile True: await asyncio.sleep(0.05)"
+    )
+    k.wait_for_output(cell, "here")
+    k.interrupt()
+    ran = k.wait(cell)
+    assert (ran.ename, len(ran.traceback) > 1) == ("CancelledError", True)
+
+
+def test_own_cancellation_and_own_error_show_own_tracebacks(k: Kernel, fast: FaultServer) -> None:
+    ran = k.run("await asyncio.sleep(0)\nraise asyncio.CancelledError('mine')")
+    assert (ran.ename, ran.error, len(ran.traceback) > 1) == ("CancelledError", "mine", True)
+    fast.will(CHAT, *sse(delta("one"), done=False), Hold())
+    cell = k.send(
+        "try: await asyncio.wait_for(llm.agenerate('Never ends.'), 60)\n"
+        "except asyncio.CancelledError: raise ValueError('mine')"
+    )
+    fast.wait_for(CHAT)
+    time.sleep(0.3)
+    k.interrupt()
+    ran = k.wait(cell)
+    assert (ran.ename, ran.error, len(ran.traceback) > 1) == ("ValueError", "mine", True)
+
+
+def test_interrupt_leaves_answers_of_earlier_cells(k: Kernel, fast: FaultServer) -> None:
+    fast.will(CHAT, *sse(delta("one"), done=False), Hold())
+    k.ok("earlier = asyncio.create_task(llm.agenerate('Never ends.'))\nawait asyncio.sleep(0)")
+    fast.wait_for(CHAT)
+    fast.will(CHAT, *sse(delta("two"), done=False), Hold())
+    cell = k.send("await asyncio.shield(llm.agenerate('Never ends.'))")
+    fast.wait_for(CHAT, 2)
+    time.sleep(0.3)
+    k.interrupt()
+    assert k.wait(cell).ename == "Interrupted"
+    assert k.value("(llm.last.text, earlier.done())") == ("two", False)
+    k.ok("earlier.cancel()")
+
+
+def test_own_exception_handler_is_called_and_kept(k: Kernel, fast: FaultServer) -> None:
+    k.ok(
+        "def handle(shell, kind, error, tb, tb_offset=None): print('handled', kind.__name__, error)\n"
+        "get_ipython().set_custom_exc((ZeroDivisionError,), handle)"
+    )
+    try:
+        assert (
+            k.run("await asyncio.sleep(0)\n1 / 0").text
+            == "handled ZeroDivisionError division by zero\n"
+        )
+        assert k.run("1 / 0").text == "handled ZeroDivisionError division by zero\n"
+        assert k.value("[e.__name__ for e in get_ipython().custom_exceptions]") == [
+            "ZeroDivisionError"
+        ]
+    finally:
+        k.ok("get_ipython().set_custom_exc((), None)")
+
+
+def test_last_is_the_answer_that_has_text(k: Kernel, fast: FaultServer) -> None:
+    fast.will(CHAT, *sse(delta("one"), done=False), Hold())
+    k.ok("first = asyncio.create_task(llm.agenerate('Never ends.'))\nawait asyncio.sleep(0)")
+    fast.wait_for(CHAT)
+    for _ in range(2):
+        fast.will(CHAT, Hold())
+    cell = k.send("await asyncio.gather(llm.agenerate('?'), first, llm.agenerate('?'))")
+    fast.wait_for(CHAT, 3)
+    time.sleep(0.3)
+    k.interrupt()
+    ran = k.wait(cell)
+    assert ran.error == "Stopped after 3 characters; the answer so far is in llm.last."
+    assert k.value("llm.last.text") == "one"
+    assert k.value("__import__('sys').last_value.reply.text") == "one"
+
+
 @pytest.mark.parametrize("ask", ["await llm.agenerate('Hello.')", "reply = llm.generate('Hello.')"])
 def test_interrupt_before_first_line_is_one_line(k: Kernel, fast: FaultServer, ask: str) -> None:
     fast.pace = 0.3
@@ -193,3 +307,23 @@ def test_local_jobs_wait_for_their_turn(model_cache: Path) -> None:
         assert k.value("second.state") == "running"
         k.ok("%llm_stop")
         assert k.ok("%llm -t 0 --max-new-tokens 2 Hello").status == "ok"
+
+
+def test_interrupt_of_local_answers_keeps_the_one_that_has_text(model_cache: Path) -> None:
+    with kernel(PYTHONPATH=str(ROOT), LLM_MAGIC_CACHE_DIR=str(model_cache)) as k:
+        k.ok("%load_ext llm_magic\nfrom llm_magic import llm\nimport asyncio\n%llm_load")
+        k.ok("llm.generate('Hello', max_new_tokens=1)")
+        cell = k.send(
+            "async def ask(n): return await llm.agenerate(f'Tell story {n}.', max_new_tokens=200)\n"
+            "asks = asyncio.gather(*(ask(n) for n in range(3)))\n"
+            "while not any(draft.text for draft in llm.answering): await asyncio.sleep(0.01)\n"
+            "print('here')\n"
+            "await asks"
+        )
+        k.wait_for_output(cell, "here")
+        k.interrupt()
+        ran = k.wait(cell)
+        assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)
+        assert ran.error.startswith("Stopped after ")
+        assert k.value("llm.last.text") != ""
+        assert k.value("__import__('sys').last_value.reply.text == llm.last.text")

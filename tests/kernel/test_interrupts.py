@@ -167,8 +167,9 @@ def test_unloaded_extension_leaves_interrupts_alone(k: Kernel) -> None:
     hooks = "[n for n in vars(get_ipython().kernel) if n.endswith('_handler_hook')]"
     handler = "__import__('signal').getsignal(2).__name__"
     assert len(k.value(hooks)) == 2
-    k.ok("%unload_ext llm_magic")
+    k.ok("import asyncio\nawait asyncio.sleep(0)\n%unload_ext llm_magic")
     assert k.value(hooks) == []
+    assert k.value("get_ipython().custom_exceptions") == ()
     assert k.value(handler) == "default_int_handler"
     k.ok("%load_ext llm_magic\n%llm_load")
 
