@@ -94,7 +94,7 @@ def definite(request: Request, resident: Resident, current: GenerationConfig, ch
     if "extra" in options:
         options["extra"] = {**current.extra, **options["extra"]}
     config = current.replace(**options)
-    resident.backend.check_options(config)
+    resident.backend.check_options(config, options.keys())
     context = _context(request, chats)
     messages = _messages(request, context)
     return Call(resident, messages, config, request, context)
