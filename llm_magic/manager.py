@@ -252,7 +252,7 @@ class BackendManager:
         """
         if name is None:
             if self._active is None:
-                raise ModelNotLoaded(self._nothing() if wanted else "Nothing is loaded.")
+                raise ModelNotLoaded(self._nothing())
             return self._residents[self._active]
         if name in self._residents:
             return self._residents[name]

@@ -141,11 +141,8 @@ class _Filler:
             if match["latex"] or (match["subscript"] and _in_formula(text, position)):
                 position = _after_groups(text, position, self._closing)
             elif match["open"] or match["dollar"]:
-                found = (
-                    self._reference(match.start(), position)
-                    if match["open"]
-                    else self._after_dollar(match.start() + 1, position)
-                )
+                find = self._reference if match["open"] else self._after_dollar
+                found = find(position - match[0].count("{"), position)
                 position = position if found is None else found[1]
                 if found is not None and found[2] != text[found[0] : found[1]]:
                     yield found

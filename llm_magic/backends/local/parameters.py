@@ -66,7 +66,7 @@ def _check_type(name: str, value: object) -> None:
         is_right = name in _TEXTS or not isinstance(value, str)
         expected = "a number, a list of numbers or an object"
     if value is not None and not is_right:
-        shown = repr(value)
+        shown = " ".join(repr(value).split())
         shown = shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}…"
         raise OptionError(f"-p {name}={shown}: {expected} is expected.")
 
