@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from llm_magic.chats import check_name
 from llm_magic.errors import OptionError
 from llm_magic.surrogates import has_surrogates, replace_surrogates
+from llm_magic.transcripts import message
 from llm_magic.types import Chunk, FinishReason, Message, Reply, Timing, Usage
 from llm_magic.units import generated
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from llm_magic.manager import Resident
 
 _LUMP_S = 0.1
-Prompt = str | Sequence[Message]
+Prompt = str | Sequence[Message | Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def definite(request: Request, resident: Resident, current: GenerationConfig, ch
     if "extra" in options:
         options["extra"] = {**current.extra, **options["extra"]}
     config = current.replace(**options)
-    resident.backend.check_options(config)
+    resident.backend.check_options(config, options.keys())
     context = _context(request, chats)
     messages = _messages(request, context)
     return Call(resident, messages, config, request, context)
@@ -112,7 +113,7 @@ def _context(request: Request, chats: Chats) -> Context | None:
 
 def _messages(request: Request, context: Context | None) -> tuple[Message, ...]:
     prompt = request.prompt
-    asked = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
+    asked = [Message("user", prompt)] if isinstance(prompt, str) else _checked(prompt)
     if not asked or not asked[-1].content.strip():
         raise OptionError("The prompt is empty. Write the question below %%llm.")
     if context is None:
@@ -121,6 +122,17 @@ def _messages(request: Request, context: Context | None) -> tuple[Message, ...]:
     if not isinstance(prompt, str):
         raise OptionError("A chat takes its turns one by one: give it a text, not messages.")
     return _sendable(*context.messages(), *asked)
+
+
+def _checked(prompt: object) -> list[Message]:
+    """Return the messages of a prompt; raises `OptionError` for anything else."""
+    if not isinstance(prompt, (list, tuple)):
+        raise OptionError(
+            f"The prompt is of the type {type(prompt).__name__}. Give a text, or a list of messages:"
+            ' [{"role": "user", "content": "…"}].'
+        )
+    plain = [dataclasses.asdict(one) if isinstance(one, Message) else one for one in prompt]
+    return [message(one, f"The prompt, message {i}") for i, one in enumerate(plain, 1)]
 
 
 def _sendable(*messages: Message) -> tuple[Message, ...]:

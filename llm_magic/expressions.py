@@ -51,14 +51,20 @@ _PART = re.compile(
 )
 # A space after the colon makes it an entry of a dict, or CSS.
 _SPEC = re.compile(r"""(?!\ )[^{}"'\\\n]{0,100}""")
-_ALLOWED = (
+ALLOWED = (
     ast.Name, ast.Attribute, ast.Subscript, ast.Call, ast.keyword, ast.Constant, ast.UnaryOp,
     ast.BinOp, ast.Compare, ast.Slice, ast.List, ast.Tuple, ast.Load, *OPERATORS,
 )  # fmt: skip
-_KINDS = {
+# Python 3.14 has template strings.
+_TEMPLATES = [getattr(ast, name) for name in ("TemplateStr", "Interpolation") if hasattr(ast, name)]
+KINDS: Mapping[type[ast.AST], str] = {
     ast.Lambda: "a lambda", ast.IfExp: '"if" and "else"', ast.BoolOp: '"and" or "or"',
     ast.NamedExpr: "an assignment", ast.Starred: "a star", ast.LShift: "<<", ast.RShift: ">>",
     ast.MatMult: "@", ast.JoinedStr: "an f-string", ast.FormattedValue: "an f-string",
+    ast.ListComp: "a list comprehension", ast.SetComp: "a set comprehension",
+    ast.DictComp: "a dict comprehension", ast.GeneratorExp: "a generator expression",
+    ast.Dict: "a dict", ast.Set: "a set", ast.Await: "await", ast.Yield: "yield",
+    ast.YieldFrom: "yield", **dict.fromkeys(_TEMPLATES, "a t-string"),
 }  # fmt: skip
 _CONVERSIONS: Mapping[str, Callable[[Any], str]] = {"r": repr, "s": str, "a": ascii}
 # Their attributes lead to the code and the variables of running functions.
@@ -86,11 +92,23 @@ class Expression:
             if isinstance(call, ast.Call)
             for node in ast.walk(call)
         }
+        bound = set(_bound(self.tree))
         for node in ast.walk(self.tree):
-            if isinstance(node, ast.Name) and not (
-                id(node) in in_calls and hasattr(builtins, node.id)
+            if (
+                isinstance(node, ast.Name)
+                and node.id not in bound
+                and not (id(node) in in_calls and hasattr(builtins, node.id))
             ):
                 yield node.id
+
+
+def _bound(tree: ast.expr) -> Iterator[str]:
+    """Yield the variables of comprehensions and the parameters of lambdas."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
 
 
 def parse(text: str) -> Expression | None:
@@ -137,14 +155,19 @@ def check(expression: Expression, names: Mapping[str, Any]) -> None:
     if not any(isinstance(node, ast.Name) for node in ast.walk(expression.tree)):
         raise Refused("has no variable in it")
     for node in ast.walk(expression.tree):
-        if not isinstance(node, _ALLOWED):
-            raise Refused(f"has {_KINDS.get(type(node), type(node).__name__)} in it")
+        if not isinstance(node, ALLOWED):
+            raise Refused(f"has {KINDS.get(type(node), type(node).__name__)} in it")
         if isinstance(node, ast.Name) and node.id.startswith("__"):
-            raise Refused(f"reads {node.id}")
+            raise Refused(private(node.id))
         if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
             raise Refused(f"reads {node.attr}, which is private")
         if isinstance(node, ast.Call):
             _check_call(node, names)
+
+
+def private(name: str) -> str:
+    """Return why a name that begins with two underscores is refused."""
+    return f"reads {name}; names that begin with two underscores are refused"
 
 
 def _check_call(node: ast.Call, names: Mapping[str, Any]) -> None:
@@ -173,7 +196,7 @@ def evaluate(expression: Expression, names: Mapping[str, Any], budget: Budget) -
 def text_of(expression: Expression, value: Any, budget: Budget) -> str | None:
     """Return the value as its conversion and format spec want it, or None if it has neither."""
     if type(value) is type(os.environ):
-        raise Refused("inserts all environment variables")
+        raise Refused("inserts all environment variables", advice="")
     require_printable(value, budget)
     if expression.conversion:
         value = _CONVERSIONS[expression.conversion](value)

@@ -80,8 +80,18 @@ _mro = type.__dict__["__mro__"].__get__
 _module = type.__dict__["__module__"].__get__
 
 
+ASSIGN = "Assign it to a variable first, and refer to that"
+
+
 class Refused(Exception):
-    """An expression that is not evaluated; the text is the reason, a clause without a subject."""
+    """An expression that is not evaluated; the text is the reason, a clause without a subject.
+
+    `advice` is what to do instead, "" where nothing helps or where the reason contains it.
+    """
+
+    def __init__(self, reason: str, advice: str = ASSIGN) -> None:
+        super().__init__(reason)
+        self.advice = advice
 
 
 class Budget:

@@ -223,7 +223,7 @@ class BackendManager:
     async def unload(self, name: str | None = None) -> Unloaded:
         """Free one model, the active one if none is named."""
         self.refuse_second_load()
-        return await self._unload(self.find(name))
+        return await self._unload(self.find(name, wanted=False))
 
     async def unload_all(self) -> list[Unloaded]:
         """Free every model."""
@@ -245,8 +245,11 @@ class BackendManager:
         finally:
             self._settle("Inactive")
 
-    def find(self, name: str | None = None) -> Resident:
-        """Return a resident model, the active one if none is named; raises `ModelNotLoaded`."""
+    def find(self, name: str | None = None, *, wanted: bool = True) -> Resident:
+        """Return a resident model, the active one if none is named; raises `ModelNotLoaded`.
+
+        The error has how to load it where the model is `wanted`, not where it is to be unloaded.
+        """
         if name is None:
             if self._active is None:
                 raise ModelNotLoaded(self._nothing())
@@ -254,9 +257,9 @@ class BackendManager:
         if name in self._residents:
             return self._residents[name]
         known = ", ".join(self._residents) or "nothing"
+        what_to_do = f" Type %llm_load {name}." if wanted else ""
         raise ModelNotLoaded(
-            f"{name} is not loaded; loaded: {known}.{did_you_mean(name, self._residents)}"
-            f" Type %llm_load {name}."
+            f"{name} is not loaded; loaded: {known}.{did_you_mean(name, self._residents)}{what_to_do}"
         )
 
     def _nothing(self) -> str:

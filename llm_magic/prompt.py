@@ -6,7 +6,9 @@ evaluated. An expression that is not allowed stays as it is, with a note that ha
 ``{{expression}}`` becomes ``{expression}``. These stay byte for byte, whatever names exist:
 
 - what is no expression: JSON, dict literals, comprehensions, ``{ x }``, ``{{{x}}}``, ``{x, y}``
-- the inside of an f-string literal, and ``${name}`` of shell and JavaScript
+- the inside of an f-string literal
+- ``${name}`` and ``${expression}`` of shell and JavaScript; ``${price:.2f}`` and ``${price:,}`` are
+  references, because neither language has such a format
 - the arguments of a LaTeX command, ``\frac{a}{b}``, with all they hold; sub- and superscripts,
   ``x_{i}``, ``10^{n}``, and ``loss_{train}`` between dollars. ``report_{name}.csv`` is a reference,
   and so are ``{name}`` alone in a formula and after ``\n`` and ``\t``, which are no commands
@@ -44,7 +46,7 @@ _TOKEN = re.compile(
   | (?P<latex> \\(?![nt]\{)[a-zA-Z]++\*?(?:\[[^\[\]\n]*+\])*+[_^]?(?=\{)
              | (?<=\S)\^(?=\{) | (?<=\b[^\W\d_])_(?=\{) )
   | (?P<subscript> _(?=\{) )
-  | (?P<dollar> \$\{(?P<shell>[^\W\d]\w*+)\} | \$\{++ )
+  | (?P<dollar> \$\{++ )
   | (?P<open> (?<!\{)\{++ )
 """
 )
@@ -53,6 +55,8 @@ _BODY = re.compile(rf"(?P<body>(?:[^{{}}\n\"']++|{_QUOTED})++)(?P<close>\}}++)")
 _NESTED_SPEC = re.compile(
     r"""(?P<head>[^{}\n"':]++):(?!\ )[^{}\n"']*+(?:\{[^{}\n"']*+\}[^{}\n"']*+)++\}"""
 )
+# A number format that is not a substitution of shell code (`${x:-5}`, `${x:1:2}`) or of make.
+_AMOUNT = re.compile(r",?\.\d{1,2}[eEfFgG%]?|,d?")
 _LONGEST = 400  # characters of an expression
 _GROUP = re.compile(r"(?:\[[^\[\]\n]*+\])*+[_^]?\{")
 _UNESCAPED_BRACE = re.compile(r"(?<!\\)[{}]")
@@ -61,9 +65,10 @@ _FENCE = re.compile(r"```|~~~")
 _CODE_BEFORE = re.compile(r"""[.\\$&|)\]]$|["']\s*:\s*$|^\s*(?:import|export|const|let|var)\b""")
 _CODE_AFTER = re.compile(r"[\[(=]|\.\w+\(")
 _NEARBY = 200  # characters looked at on each side to tell prose and formulas
-_MAX_NOTES = 5
+_MAX_NOTES, _MAX_ALL_NOTES = 5, 1000
 _MAX_PROMPT = 20_000_000  # characters; more than any model reads
-_ADVICE = "Fix the name, write {{…}} for a literal, or use --raw"
+_LITERAL = "{{…}} is literal text, and --raw fills nothing"
+_CORRECT = "Correct the expression, or assign its value to a variable first"
 _Found = tuple[int, int, str]  # start, end, text in its place
 
 
@@ -76,9 +81,12 @@ class Filled:
     notes: tuple[str, ...] = ()
 
 
-def fill(template: str, namespace: Mapping[str, Any]) -> Filled:
-    """Replace the references in `template` by the text of their values in `namespace`."""
-    filler = _Filler(template, namespace)
+def fill(template: str, namespace: Mapping[str, Any], *, all_notes: bool = False) -> Filled:
+    """Replace the references in `template` by the text of their values in `namespace`.
+
+    The notes are the first few, or all of them, up to a thousand.
+    """
+    filler = _Filler(template, namespace, _Notes(all_notes))
     parts: list[str] = []
     position = 0
     for start, end, text in filler.replacements():
@@ -91,7 +99,9 @@ def fill(template: str, namespace: Mapping[str, Any]) -> Filled:
 class _Notes:
     """The first few notes, and the number of the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, all_notes: bool) -> None:
+        self._most = _MAX_ALL_NOTES if all_notes else _MAX_NOTES
+        self._hint = "" if all_notes else "; --dry-run shows their notes"
         self._first: dict[str, str] = {}
         self._more: set[str] = set()
 
@@ -99,7 +109,7 @@ class _Notes:
         """Add a note about a text in braces, unless there is one."""
         if written in self._first or written in self._more:
             return
-        if len(self._first) < _MAX_NOTES:
+        if len(self._first) < self._most:
             self._first[written] = note()
         else:
             self._more.add(written)
@@ -108,17 +118,16 @@ class _Notes:
         """Return the notes; the last one has the number of those that are not shown."""
         more = len(self._more)
         what = "1 more is left as it is" if more == 1 else f"{more} more are left as they are"
-        last = (f"{what}; --dry-run shows the prompt",)
+        last = (f"{what}{self._hint}",)
         return (*self._first.values(), *(last if more else ()))
 
 
 class _Filler:
     """Finds the references in one prompt and evaluates each once."""
 
-    def __init__(self, text: str, names: Mapping[str, Any]) -> None:
-        self._text, self._names = text, names
+    def __init__(self, text: str, names: Mapping[str, Any], notes: _Notes) -> None:
+        self._text, self._names, self.notes = text, names, notes
         self.used: dict[str, None] = {}
-        self.notes = _Notes()
         self._budget = Budget()
         self._length = len(text)
         self._parsed: dict[str, Expression | None] = {}
@@ -131,13 +140,12 @@ class _Filler:
             position = match.end()
             if match["latex"] or (match["subscript"] and _in_formula(text, position)):
                 position = _after_groups(text, position, self._closing)
-            elif match["open"]:
-                found = self._reference(match.start(), position)
+            elif match["open"] or match["dollar"]:
+                find = self._reference if match["open"] else self._after_dollar
+                found = find(position - match[0].count("{"), position)
                 position = position if found is None else found[1]
                 if found is not None and found[2] != text[found[0] : found[1]]:
                     yield found
-            elif match["shell"] in self._names:
-                self.notes.add(match[0], partial(_shell_note, match[0]))
 
     @cached_property
     def _closing(self) -> dict[int, int]:
@@ -162,10 +170,26 @@ class _Filler:
             return None
         missing = expressions.unknown(expression, self._names)
         if missing:
-            if width == 1 and opened - start == 1 and self._in_prose(first, end):
+            before = first - (self._text[first - 1 : first] == "$")
+            if width == 1 and opened - start == 1 and self._in_prose(before, end):
                 self.notes.add(f"{{{code}}}", partial(_missing_note, code, missing, self._names))
             return None if width == 2 else (first, end, self._text[first:end])
         return first, end, f"{{{code}}}" if width == 2 else self._inserted(code, expression)
+
+    def _after_dollar(self, start: int, opened: int) -> _Found | None:
+        """Return the text for braces after a dollar if they hold a number format, else None."""
+        body = _BODY.match(self._text, opened, opened + _LONGEST)
+        expression = None if body is None else self._parse(body["body"])
+        if body is None or expression is None:
+            return None
+        if _AMOUNT.fullmatch(expression.spec):
+            return self._reference(start, opened)
+        if opened - start == 1 and not expressions.unknown(expression, self._names):
+            with suppress(Refused):
+                expressions.check(expression, self._names)
+                code = body["body"]
+                self.notes.add(f"${{{code}}}", partial(_dollar_note, code, expression))
+        return None
 
     def _parse(self, code: str) -> Expression | None:
         if code not in self._parsed:
@@ -178,9 +202,10 @@ class _Filler:
             self._values[code] = self._evaluated(code, expression)
         value = self._values[code]
         if not isinstance(value, Refused) and self._length + len(value) > _MAX_PROMPT:
-            value = Refused(f"would make the prompt longer than {_MAX_PROMPT:,} characters")
+            reason = f"would make the prompt longer than {_MAX_PROMPT:,} characters"
+            value = Refused(reason, advice="")
         if isinstance(value, Refused):
-            self.notes.add(f"{{{code}}}", partial(_refusal_note, code, str(value)))
+            self.notes.add(f"{{{code}}}", partial(_refusal_note, code, value))
             return f"{{{code}}}"
         self._length += len(value)
         self.used[code] = None
@@ -192,14 +217,16 @@ class _Filler:
             text = expressions.text_of(expression, value, self._budget)
             return to_text(value) if text is None else text
         except Refused as refusal:
-            return Refused(str(refusal))
+            return Refused(str(refusal), refusal.advice)
         except Exception as error:  # noqa: BLE001 - the user's own properties raise anything
             details = format_exc()
             # Not str(error), which may raise. A SyntaxError begins with indented lines of code.
             lines = "".join(format_exception_only(error)).splitlines()
             reason = next(line for line in lines if not line.startswith("  "))[:_NEARBY]
+            is_name = isinstance(error, (NameError, AttributeError, KeyError))
         # Raised out here, where it does not hold the error and the frames behind it.
-        message = f"{_shown(code)}: {_printable(reason).rstrip(' .:')}. {_ADVICE}"
+        advice = "Fix the name" if is_name else _CORRECT
+        message = f"{_shown(code)}: {_printable(reason).rstrip(' .:')}. {advice}; {_LITERAL}"
         raise PromptError(message, details=details) from None
 
     def _nested_spec(self, start: int, opened: int) -> _Found | None:
@@ -209,7 +236,8 @@ class _Filler:
         if match is None or head is None or expressions.unknown(head, self._names):
             return None
         code = match[0][:-1]
-        self.notes.add(f"{{{code}}}", partial(_refusal_note, code, "has braces in its format spec"))
+        refusal = Refused("has braces in its format spec")
+        self.notes.add(f"{{{code}}}", partial(_refusal_note, code, refusal))
         return start, match.end(), self._text[start : match.end()]
 
     def _note_spaces(self, code: str, start: int, end: int) -> None:
@@ -266,18 +294,23 @@ def _in_formula(text: str, position: int) -> bool:
     return ahead is not None and before.replace("$$", "$").count("$") % 2 == 1
 
 
-def _shell_note(written: str) -> str:
-    return f"{written} is left as it is, as in shell code; $ {written[1:]} is filled"
-
-
-def _refusal_note(code: str, reason: str) -> str:
+def _dollar_note(code: str, expression: Expression) -> str:
+    plain = not expression.spec and not expression.conversion
+    number = f"${_shown(code + ':,')} or ${_shown(code + ':.2f')} for a number, else "
     return (
-        f"{_shown(code)} is left as it is: it {_printable(reason)}. Assign it to a variable first,"
-        " and refer to that"
+        f"${_shown(code)} is left as it is, as in shell and JavaScript code. Write"
+        f" {number if plain else ''}$ {_shown(code)}"
     )
 
 
+def _refusal_note(code: str, refusal: Refused) -> str:
+    advice = f". {refusal.advice}" if refusal.advice else ""
+    return f"{_shown(code)} is left as it is: it {_printable(str(refusal))}{advice}"
+
+
 def _missing_note(code: str, name: str, names: Mapping[str, Any]) -> str:
+    if name.startswith("__"):
+        return _refusal_note(code, Refused(expressions.private(name)))
     near = did_you_mean(name, (known for known in names if known[:1] != "_"), count=1)
     subject = _shown(code) if code == name else f"{_shown(code)}: {name}"
     return f"{subject} is not defined here; left as it is.{near}"

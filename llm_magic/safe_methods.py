@@ -216,7 +216,7 @@ def call(value: Any, name: str, args: Arguments, keywords: Keywords, budget: Bud
         raise Refused(f"calls .{name}() of a {type(value).__name__}, which is not on the list")
     require_own(value, base, name)
     if extra := sorted(set(keywords) - KEYWORDS):
-        raise Refused(f"passes {extra[0]}= to .{name}(), which is not on the list")
+        raise not_an_argument(extra[0], f".{name}()")
     for given in (*args, *keywords.values()):
         if family(given) in ARRAYS and name not in _TAKES_ARRAYS:
             raise Refused(f"passes an array or a table to .{name}()")
@@ -225,6 +225,11 @@ def call(value: Any, name: str, args: Arguments, keywords: Keywords, budget: Bud
         if check is not None:
             check(value, args, {**keywords, "": name}, budget)
     return getattr(base, name)(value, *args, **keywords)
+
+
+def not_an_argument(keyword: str, called: str) -> Refused:
+    """Return the refusal of an argument by name that is not on the list."""
+    return Refused(f"passes {keyword}= to {called}, and {keyword}= is not an allowed argument")
 
 
 def require_own(value: Any, base: type, name: str) -> None:
@@ -242,7 +247,7 @@ def argument(args: Arguments, keywords: Keywords, place: int, name: str, default
 def require_length(length: float, most: int = MAX_TEXT, unit: str = "characters") -> None:
     """Raise `Refused` if a result would have more than `most` elements."""
     if length > most:
-        raise Refused(f"would make more than {most:,} {unit}")
+        raise Refused(f"would make more than {most:,} {unit}", advice="")
 
 
 def require_strftime(template: object) -> None:

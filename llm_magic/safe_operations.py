@@ -31,7 +31,12 @@ from llm_magic.known_types import (
     size,
     whole,
 )
-from llm_magic.safe_methods import require_length, require_numbers, require_strftime
+from llm_magic.safe_methods import (
+    not_an_argument,
+    require_length,
+    require_numbers,
+    require_strftime,
+)
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
@@ -83,7 +88,7 @@ def arithmetic(kind: type[ast.operator], left: Any, right: Any, budget: Budget) 
 def _require_scalars(kind: type[ast.operator], left: Any, right: Any, budget: Budget) -> None:
     families = {family(left), family(right)}
     if families & _TEXTS and kind is ast.Mod:
-        raise Refused("formats with %; use a format spec, {x:.2f}")
+        raise Refused("formats with %; use a format spec, {x:.2f}", advice="")
     if kind is ast.Mult:
         for value, times in ((left, right), (right, left)):
             if family(value) in _TEXTS | SEQUENCES:
@@ -258,7 +263,7 @@ def function(name: str, args: Sequence[Any], keywords: Mapping[str, Any], budget
     """Call one of the `FUNCTIONS`; the user's functions of these names are not called."""
     allowed = _KEYWORDS.get(name, ())
     if extra := [word for word in keywords if word not in allowed]:
-        raise Refused(f"passes {extra[0]}= to {name}(), which is not on the list")
+        raise not_an_argument(extra[0], f"{name}()")
     return FUNCTIONS[name](args, keywords, budget)
 
 
@@ -378,7 +383,7 @@ def require_printable(value: Any, budget: Budget) -> None:
         length += len(one) if kind in _TEXTS else 1
         work += _TABLE_COST if kind in ARRAYS else _SHOWN_COST
         if bits(one) > 10 * MAX_BITS:
-            raise Refused(f"has a number of over {10 * MAX_BITS:,} bits")
+            raise Refused(f"has a number of over {10 * MAX_BITS:,} bits", advice="")
         if kind in CONTAINERS:
             require_length(visited + len(left) + len(one), _MAX_SHOWN, "elements in its text")
             for part in parts(one):
@@ -390,12 +395,13 @@ def require_printable(value: Any, budget: Budget) -> None:
 def formatted(value: Any, spec: str, budget: Budget) -> str:
     """Return a value by a format spec, as in an f-string; raises `Refused` if it is unsafe."""
     if _ENTRY.fullmatch(spec):
-        raise Refused("may be an entry of a dict or CSS; for a format spec put > after the colon")
+        reason = "may be an entry of a dict or CSS; for a format spec put > after the colon"
+        raise Refused(reason, advice="")
     kind = family(value)
     if kind in {"date", "datetime", "time", "period", "missing"}:
         require_strftime(spec)
         if "%" not in spec:
-            raise Refused(f'has "{spec}" for a date format, which has no %')
+            raise Refused(f'has the date format "{spec}", which has no %', advice="")
         return format(value, spec)
     if kind not in NUMBERS | _TEXTS | {"timedelta", "none", "uuid", "path"} | CONTAINERS | ARRAYS:
         raise Refused(f"has a format spec, which the class {type(value).__name__} would read")
@@ -403,10 +409,10 @@ def formatted(value: Any, spec: str, budget: Budget) -> str:
         raise Refused(f"has a format spec for a {type(value).__name__}")
     match = _SPEC.fullmatch(spec)
     if match is None:
-        raise Refused(f'has "{spec}" for a format spec, which is none of Python')
+        raise Refused(f'has the format spec "{spec}", which Python does not know', advice="")
     digits = max(int(match["width"] or 0), int(match["precision"] or 0))
     if digits > 1000:
-        raise Refused("has a format spec with a width or precision over 1,000")
+        raise Refused("has a format spec with a width or precision over 1,000", advice="")
     if kind in NUMBERS:
         _require_number([value], budget, frozenset())
     require_printable(value, budget)

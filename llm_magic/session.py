@@ -129,7 +129,7 @@ class Session(Doors):
 
         settings = self.settings
         config = settings.loading().replace(**options)
-        refuse_foreign(config, config.backend)
+        refuse_foreign(config, config.model_fields_set, config.backend)
         where = place(config, settings)
         if where is not None:
             # Here, because only the caller's thread can ask.

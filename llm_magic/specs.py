@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Self, TypeVar, cast, get_args
@@ -74,8 +74,8 @@ class OptionSpec:
 class OptionModel(BaseModel):
     """What all option sets share: frozen, no unknown names, errors in one line.
 
-    ``model_fields_set`` holds what somebody asked for: a default that a backend cannot honour is
-    left away, but what was asked for is an error there.
+    ``model_fields_set`` holds the names that a call or a session set. A default that a backend
+    refuses is omitted from the next try; an option that was set is an error there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
@@ -123,10 +123,12 @@ def specs(cls: type[BaseModel]) -> Mapping[str, OptionSpec]:
     return MappingProxyType({name: _spec(name, info) for name, info in cls.model_fields.items()})
 
 
-def refuse_foreign(options: OptionModel, backend: str, hint: str = "") -> None:
-    """Raise `OptionError` for an option that was asked for and that `backend` cannot honour."""
+def refuse_foreign(
+    options: OptionModel, names: Collection[str], backend: str, hint: str = ""
+) -> None:
+    """Raise `OptionError` for an option among `names` that `backend` cannot honor."""
     known = specs(type(options))
-    for name in sorted(options.model_fields_set):
+    for name in sorted(names):
         spec, value = known[name], getattr(options, name)
         if spec.works_on(backend) or _asks_for_nothing(name, value):
             continue

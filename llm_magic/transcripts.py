@@ -98,10 +98,11 @@ def read(path: str | Path) -> list[Message] | dict[str, list[Message]]:
 
 
 def _messages(listed: list[Any], where: str) -> list[Message]:
-    return [_message(one, f"{where}, message {i}") for i, one in enumerate(listed, 1)]
+    return [message(one, f"{where}, message {i}") for i, one in enumerate(listed, 1)]
 
 
-def _message(value: Any, where: str) -> Message:
+def message(value: Any, where: str) -> Message:
+    """Return the message that a dictionary is; raises `OptionError` that begins with `where`."""
     if not isinstance(value, dict):
         raise OptionError(f'{where}: {{"role": …, "content": …}} is expected.')
     role, content = value.get("role"), value.get("content")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from llm_magic.tables import Table
@@ -167,23 +168,37 @@ def _tokens(info: ModelInfo) -> str:
 
 def dry_run_table(dry: DryRun) -> Table:
     """Return ``--dry-run``: the exact messages, the token count, the share of the context."""
-    from llm_magic.specs import specs
-
     rows = [[message.role, message.content] for message in dry.messages]
     tokens, context = dry.count.prompt_tokens, dry.count.context_length
     note = f"{dry.model} · {_counted(tokens)}"
     if tokens is not None and context:
         note += f" · {tokens / context:.1%} of {context:,}"
-    known = specs(type(dry.config))
-    given = {
-        name: value
-        for name, value in dry.config.model_dump(exclude={"stop", "extra"}).items()
-        if value is not None and known[name].works_on(dry.backend)
-    }
     if dry.left_out:
         note += f" · {trimmed(dry.left_out)}"
-    note += " · " + ", ".join(f"{name} {value}" for name, value in given.items())
+    note += " · " + ", ".join(_options(dry))
     return Table(("role", "content"), rows, note + " · nothing was called")
+
+
+def _options(dry: DryRun) -> Iterator[str]:
+    """Yield the options that are sent, and then those of ``-p``, each with its value."""
+    from llm_magic.specs import specs
+
+    known = specs(type(dry.config))
+    for name, value in dry.config.model_dump(exclude={"stop", "extra"}).items():
+        if value is not None and known[name].works_on(dry.backend):
+            yield f"{name} {value}"
+    if dry.config.stop:
+        yield f"stop {' '.join(map(_json, dry.config.stop))}"
+    for name, value in dry.config.extra.items():
+        yield f"{visible_line(name)} {_json(value)}"
+
+
+def _json(value: object) -> str:
+    """Return a value as on the line of a cell; in Python it may be of any type."""
+    try:
+        return visible_line(json.dumps(value, ensure_ascii=False))
+    except (TypeError, ValueError, RecursionError):
+        return visible_line(repr(value))
 
 
 def _counted(tokens: int | None) -> str:

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -189,7 +189,7 @@ class ScriptedBackend(Backend):
         words = sum(len(m.content.split()) for m in messages)
         return TokenCount(words if self.counting else None, self.context)
 
-    def check_options(self, config: GenerationConfig) -> None:
+    def check_options(self, config: GenerationConfig, given: Collection[str]) -> None:
         """Honour every option of the table."""
         self.check_extra(config)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from llm_magic.config import GenerationConfig, LoadConfig
@@ -102,9 +102,13 @@ class Backend(ABC):
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Count the tokens of a conversation as the model would read it."""
 
-    def check_options(self, config: GenerationConfig) -> None:
-        """Raise `OptionError` for an option that was asked for and that cannot be honoured here."""
-        refuse_foreign(config, self.name, " (-p {name}={value} sends it all the same.)")
+    def check_options(self, config: GenerationConfig, given: Collection[str]) -> None:
+        """Raise `OptionError` for an option that cannot be honored here.
+
+        `given` are the names of the options of this call. Settings that cannot be honored are
+        omitted from the request, like defaults.
+        """
+        refuse_foreign(config, given, self.name, " (-p {name}={value} sends it all the same.)")
         self.check_extra(config)
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import magics_class
@@ -83,7 +84,8 @@ class LLMMagics(SessionMagics):
         notes: tuple[str, ...] = ()
         if not args["raw"]:
             names = self.names(f"{prompt} {system}")
-            filled, told = fill(prompt, names), fill(system or "", names)
+            fill_in = functools.partial(fill, all_notes=bool(args["dry_run"]))
+            filled, told = fill_in(prompt, names), fill_in(system or "", names)
             prompt, notes = filled.text, tuple(dict.fromkeys(filled.notes + told.notes))
             system = told.text if system is not None else None
         chat, key, trim = args["chat"], None, bool(args["trim"])

@@ -107,6 +107,16 @@ def test_a_dry_run_shows_what_would_be_sent(chatty: Pair) -> None:
     assert backend.asked == []
 
 
+def test_dry_run_shows_every_option_that_is_sent(chatty: Pair) -> None:
+    session, _ = chatty
+    options = {"stop": ("x", "\n"), "extra": {"known": {"a": [1]}}, "seed": 3, "top_k": None}
+    shown = repr(dry_run_table(session.dry_run(Request("and now", options=options))))
+    assert 'seed 3, stop "x" "\\n", known {"a": [1]} · nothing was called' in shown
+    assert "top_k" not in shown
+    shown = repr(dry_run_table(session.dry_run(Request("and now"))))
+    assert "stop" not in shown
+
+
 def test_without_trim_the_error_names_the_turns_and_what_helps(chatty: Pair) -> None:
     session, backend = chatty
     backend.will(PromptTooLong(TOO_LONG))

@@ -299,6 +299,11 @@ def test_other_options_of_transformers_are_passed_through(session: Session) -> N
         ({"num_beams": 4}, "-p num_beams does not go with a streamed answer"),
         ({"temperature": 1}, "temperature has an option of its own"),
         ({"_from_model_config": True}, "no generation option"),
+        ({"min_p": "high"}, r"^-p min_p='high': a number is expected\.$"),
+        ({"no_repeat_ngram_size": [2]}, r"^-p no_repeat_ngram_size=\[2\]: a number is expected\.$"),
+        ({"typical_p": True}, "^-p typical_p=True: a number is expected"),
+        ({"do_sample": "True"}, "^-p do_sample='True': true or false is expected"),
+        ({"suppress_tokens": "x" * 99}, "^-p suppress_tokens='x{39}…: a number, a list"),
     ],
 )
 def test_an_option_that_cannot_be_honoured_is_refused(

@@ -310,7 +310,12 @@ def test_double_braces_are_a_literal(ref: str) -> None:
 def test_error_names_the_reference_in_one_line(ref: str, error: str) -> None:
     with pytest.raises(PromptError) as caught:
         text_of(f"before {{{ref}}} after")
-    advice = "Fix the name, write {{…}} for a literal, or use --raw"
+    first = (
+        "Fix the name"
+        if error[:3] in {"Key", "Att"}
+        else ("Correct the expression, or assign its value to a variable first")
+    )
+    advice = f"{first}; {{{{…}}}} is literal text, and --raw fills nothing"
     assert str(caught.value) == f"{{{ref}}}: {error}. {advice}"
     assert caught.value.__context__ is None
     assert "Traceback" in caught.value.details
@@ -323,7 +328,7 @@ def test_error_that_cannot_be_printed() -> None:
 
 def test_syntax_error_of_the_users_code() -> None:
     error = SyntaxError("bad", ("file", 1, 1, "code", 1, 2))
-    with pytest.raises(PromptError, match=r"^\{owner\.value\}: SyntaxError: bad\. Fix"):
+    with pytest.raises(PromptError, match=r"^\{owner\.value\}: SyntaxError: bad\. Correct"):
         fill("{owner.value}", {"owner": Raising(error)})
 
 
@@ -351,6 +356,46 @@ def test_names_with_two_underscores_are_refused(ref: str) -> None:
 
 def test_dunder_access_on_an_unknown_name_is_text() -> None:
     assert text_of("{nothere.__class__}") == "{nothere.__class__}"
+
+
+def test_note_names_the_rule_for_two_underscores() -> None:
+    for names in (NAMES, {**NAMES, "__name__": "__main__"}):
+        assert fill("In {__name__}.", names).notes == (
+            "{__name__} is left as it is: it reads __name__; names that begin with two underscores"
+            " are refused. Assign it to a variable first, and refer to that",
+        )
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("${a:.2f}", "$1.00"),
+        ("US${a * 1234:,.2f}!", "US$1,234.00!"),
+        ("${a * 1000:,}", "$1,000"),
+        ("${len(xs):,d}", "$3"),
+        ("${{a:.2f}}", "${a:.2f}"),
+        ("$ {a}", "$ 1"),
+    ],
+)
+def test_number_format_after_a_dollar_is_filled(template: str, text: str) -> None:
+    assert fill(template, NAMES) == Filled(text, fill(template, NAMES).used)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "${a}", "${name.upper()}", "${a * 2}", "${a:-5}", "${a:=5}", "${a:+.2f}", "${a:2}", "${a:1:2}",
+        "${a?.b}", "${{ a }}", "${{a}}", "${#xs[@]}", "${xs[0]}", "${a%%.2f}", "${nothere:.2f}",
+        "${a:.c=.o}", "${a:?.2f}", "f'${a:.2f}'",
+    ],
+)  # fmt: skip
+def test_shell_and_javascript_after_a_dollar_stay(template: str) -> None:
+    assert fill(f"{template} $", NAMES).text == f"{template} $"
+
+
+@pytest.mark.parametrize("template", ["${{a}}", "${nmae}", "${f(a)}", "${await f(a)}"])
+def test_code_after_a_dollar_that_would_not_be_evaluated_gets_no_note(template: str) -> None:
+    assert fill(template, NAMES).notes == ()
 
 
 # --- notes
@@ -381,9 +426,28 @@ def test_dunder_access_on_an_unknown_name_is_text() -> None:
         (
             "{a:b}",
             "{a:b} is left as it is: it may be an entry of a dict or CSS; for a format spec put"
-            " > after the colon. Assign it to a variable first, and refer to that",
+            " > after the colon",
         ),
-        ("${a}", "${a} is left as it is, as in shell code; $ {a} is filled"),
+        (
+            "${a}",
+            "${a} is left as it is, as in shell and JavaScript code. Write ${a:,} or ${a:.2f} for a"
+            " number, else $ {a}",
+        ),
+        (
+            "${a * 2}",
+            "${a * 2} is left as it is, as in shell and JavaScript code. Write ${a * 2:,} or"
+            " ${a * 2:.2f} for a number, else $ {a * 2}",
+        ),
+        (
+            '${d["k"]}',
+            '${d["k"]} is left as it is, as in shell and JavaScript code. Write ${d["k"]:,} or'
+            ' ${d["k"]:.2f} for a number, else $ {d["k"]}',
+        ),
+        (
+            "${a:+5}",
+            "${a:+5} is left as it is, as in shell and JavaScript code. Write $ {a:+5}",
+        ),
+        ("${nmae:.2f}", "{nmae:.2f}: nmae is not defined here; left as it is. Did you mean name?"),
     ],
 )
 def test_note_says_what_was_left(template: str, note: str) -> None:
@@ -426,7 +490,11 @@ def test_notes_are_few_and_the_others_are_counted() -> None:
         "{q5}",
         "14",
     ]
-    assert notes[-1] == "14 more are left as they are; --dry-run shows the prompt"
+    assert notes[-1] == "14 more are left as they are; --dry-run shows their notes"
+    assert len(fill(text, NAMES, all_notes=True).notes) == 19
+    many = "\n".join(f"{{q{number}}}" for number in range(1500))
+    most = fill(many, NAMES, all_notes=True).notes
+    assert (len(most), most[-1]) == (1001, "500 more are left as they are")
     assert (
         fill("{q1} {q2} {q3} {q4} {q5} {q6}", NAMES).notes[-1].startswith("1 more is left as it is")
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import collections
 import datetime
 import enum
@@ -25,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_magic.errors import PromptError
+from llm_magic.expressions import ALLOWED, KINDS
 from llm_magic.prompt import Filled, fill, to_text
 from tests.reference_attacks import ATTACKS
 
@@ -590,11 +592,42 @@ def test_reason_and_way_out_are_in_the_note(notebook: dict[str, Any]) -> None:
     way_out = "Assign it to a variable first, and refer to that"
     assert filled.notes == (
         f"{{math.sqrt(2)}} is left as it is: it calls .sqrt() of the module math. {way_out}",
-        "{name.ljust(10000000000)} is left as it is: it would make more than 1,000,000 characters."
-        f" {way_out}",
+        "{name.ljust(10000000000)} is left as it is: it would make more than 1,000,000 characters",
         "{obj.method()} is left as it is: it calls .method() of a Owner, which is not on the list."
         f" {way_out}",
     )
+
+
+ASSIGN = ". Assign it to a variable first, and refer to that"
+
+
+@pytest.mark.parametrize(
+    ("expression", "reason"),
+    [
+        ("[n for n in xs]", f"has a list comprehension in it{ASSIGN}"),
+        ("sum(n for n in xs)", f"has a generator expression in it{ASSIGN}"),
+        ("sorted(xs, key=lambda n: -n)", f"has a lambda in it{ASSIGN}"),
+        ("df.drop('c', axis=1, inplace=1)",
+         f"passes inplace= to .drop(), and inplace= is not an allowed argument{ASSIGN}"),
+        ("sorted(xs, key=name)",
+         f"passes key= to sorted(), and key= is not an allowed argument{ASSIGN}"),
+        ("name:5q9", 'has the format spec "5q9", which Python does not know'),
+        ("os.environ", "inserts all environment variables"),
+    ],
+)  # fmt: skip
+def test_reason_is_in_words_and_advice_only_where_it_helps(
+    notebook: dict[str, Any], expression: str, reason: str
+) -> None:
+    names = {**notebook, "os": os, "df": pd.DataFrame({"c": [1]})}
+    assert fill(f"See {{{expression}}}.", names).notes == (
+        f"{{{expression}}} is left as it is: it {reason}",
+    )
+
+
+def test_every_kind_of_expression_has_a_name() -> None:
+    kinds = {*ast.expr.__subclasses__(), *ast.operator.__subclasses__(), *ast.unaryop.__subclasses__(),
+             *ast.cmpop.__subclasses__()}  # fmt: skip
+    assert kinds - {*ALLOWED, *KINDS} == set()
 
 
 def test_variable_with_the_name_of_a_function_is_not_called(notebook: dict[str, Any]) -> None:

@@ -271,6 +271,44 @@ def test_a_list_of_messages_is_a_prompt_too(scripted: Pair) -> None:
         session.generate([])
 
 
+@DOORS
+def test_messages_may_be_dictionaries_of_role_and_content(
+    scripted: Pair, ask: Callable[..., str]
+) -> None:
+    session, backend = scripted
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "c d"}]
+    assert ask(session, turns) == "c d"
+    assert backend.asked[0].messages == (Message("system", "s"), Message("user", "c d"))
+
+
+@DOORS
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        (3, "The prompt is of the type int."),
+        (None, "The prompt is of the type NoneType."),
+        (b"x", "The prompt is of the type bytes."),
+        ({"role": "user", "content": "x"}, "The prompt is of the type dict."),
+        (["a", "b"], "The prompt, message 1: "),
+        ([Message("user", "a"), 3], "The prompt, message 2: "),
+        ([{"role": "nobody", "content": "x"}], "The prompt, message 1: the role 'nobody' is none of"),
+        ([{"role": ["user"], "content": "x"}], "The prompt, message 1: the role "),
+        ([{"role": "user", "content": None}], "The prompt, message 1: its content is no text."),
+        ([{"role": "user", "content": "x", "images": ["y"]}], "The prompt, message 1: a chat here"),
+        ([Message("user", 3)], "The prompt, message 1: its content is no text."),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
+def test_prompt_that_is_neither_text_nor_messages_is_refused(
+    scripted: Pair, ask: Callable[..., str], prompt: Any, reason: str
+) -> None:
+    session, backend = scripted
+    with pytest.raises(OptionError) as caught:
+        ask(session, prompt)
+    assert str(caught.value).startswith(reason)
+    assert "\n" not in str(caught.value)
+    assert (backend.asked, session.last) == ([], None)
+
+
 def test_the_named_model_answers(scripted: Pair) -> None:
     session, backend = scripted
     session.load("org/other", name="alias", keep=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any
 
 import torch
@@ -21,14 +22,30 @@ _NOT_STREAMABLE = frozenset({
     "prompt_lookup_num_tokens", "assistant_early_exit", "penalty_alpha", "dola_layers",
     "constraints", "force_words_ids",
 })  # fmt: skip
+_NUMBERS = frozenset({
+    "min_length", "min_new_tokens", "max_time", "min_p", "top_h", "typical_p", "epsilon_cutoff",
+    "eta_cutoff", "encoder_repetition_penalty", "length_penalty", "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size", "guidance_scale", "num_assistant_tokens", "max_cache_len",
+    "assistant_confidence_threshold", "max_matching_ngram_size", "assistant_lookbehind",
+    "target_lookbehind", "assistant_ensemble_weight", "diversity_penalty", "prefill_chunk_size",
+})  # fmt: skip
+_SWITCHES = frozenset({
+    "do_sample", "renormalize_logits", "remove_invalid_values", "token_healing", "is_assistant",
+    "low_memory", "disable_compile", "use_mtp",
+})  # fmt: skip
+_TEXTS = frozenset({"early_stopping", "num_assistant_tokens_schedule", "speculation_type"})
+_LONGEST_VALUE = 40
 
 
 def check_extra(config: GenerationConfig) -> None:
-    """Raise `OptionError` for a ``-p`` option that `generate` does not know or cannot stream."""
+    """Raise `OptionError` for a ``-p`` option that `generate` does not have or cannot stream.
+
+    A value of another type than that of the option is an error, too.
+    """
     ours = set(GenerationConfig.model_fields)
     known = set(vars(TransformersConfig())) - _NOT_STREAMABLE - ours
     known = {name for name in known if not name.startswith("_")}
-    for name in config.extra:
+    for name, value in config.extra.items():
         if name in ours:
             raise OptionError(f"{name} has an option of its own. Leave -p away and type that.")
         if name in _NOT_STREAMABLE:
@@ -37,6 +54,21 @@ def check_extra(config: GenerationConfig) -> None:
             raise OptionError(
                 f"Transformers has no generation option {name!r}.{did_you_mean(name, known)}"
             )
+        _check_type(name, value)
+
+
+def _check_type(name: str, value: object) -> None:
+    if name in _SWITCHES:
+        is_right, expected = isinstance(value, bool), "true or false"
+    elif name in _NUMBERS:
+        is_right, expected = isinstance(value, Real) and not isinstance(value, bool), "a number"
+    else:
+        is_right = name in _TEXTS or not isinstance(value, str)
+        expected = "a number, a list of numbers or an object"
+    if value is not None and not is_right:
+        shown = " ".join(repr(value).split())
+        shown = shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}…"
+        raise OptionError(f"-p {name}={shown}: {expected} is expected.")
 
 
 def generate_options(
