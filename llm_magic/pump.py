@@ -88,6 +88,8 @@ class Pump:
         if error is not None:
             # The coroutines behind it refer to models; whoever gets the error may keep it.
             release_frames(error)
+        # The task has a reference of its own to the traceback.
+        self._task = None
         self._done.set()
         self._put(_End(error))
         # Also to a reader that is left in peace.

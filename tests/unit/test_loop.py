@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
+import weakref
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import Any
 
 import pytest
 
+from llm_magic.errors import OptionError
 from llm_magic.loop import LoopThread
 from llm_magic.pump import GRACE_S
 
@@ -32,6 +36,19 @@ def others(loop: LoopThread) -> int:
         return len(asyncio.all_tasks() - {asyncio.current_task()})
 
     return loop.submit(count()).result(5)
+
+
+class Weight:
+    """Something large that a coroutine of the loop refers to."""
+
+
+async def fails_beside(weight: Weight, error: Exception) -> AsyncGenerator[object, None]:
+    """Raise `error` in a frame of this package that refers to `weight`, as a context, too."""
+    module = {"__name__": "llm_magic.backends.custom"}
+    exec("def check(kept, error):\n try: 1 / 0\n except ZeroDivisionError: raise error", module)
+    check: Any = module["check"]
+    yield 1
+    check(weight, error)
 
 
 class Source:
@@ -350,3 +367,51 @@ def test_arun(loop: LoopThread) -> None:
             await loop.arun(give(ValueError("broken")))
 
     asyncio.run(cell())
+
+
+async def collected(source: AsyncGenerator[object, None]) -> list[object]:
+    return [item async for item in source]
+
+
+WAYS: dict[str, Callable[[LoopThread, AsyncGenerator[object, None]], object]] = {
+    "run": lambda loop, source: loop.run(collected(source)),
+    "drain": lambda loop, source: loop.drain(source, lambda _item: None),
+    "iterate": lambda loop, source: list(loop.iterate(source)),
+    "arun": lambda loop, source: asyncio.run(loop.arun(collected(source))),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_error_of_package_leaves_loop_without_frames(
+    loop: LoopThread, way: Callable[[LoopThread, AsyncGenerator[object, None]], object]
+) -> None:
+    refs: list[weakref.ref[Weight]] = []
+
+    def made() -> Weight:
+        refs.append(weakref.ref(weight := Weight()))
+        return weight
+
+    with pytest.raises(OptionError) as caught:
+        way(loop, fails_beside(made(), OptionError("No.")))
+    assert caught.value.__context__ is caught.value.__cause__ is None
+    gc.collect()
+    assert refs[0]() is None
+
+
+def test_other_error_keeps_its_traceback_and_frees_the_variables_of_the_package(
+    loop: LoopThread,
+) -> None:
+    module = {"__name__": "llm_magic.backends.custom"}
+    exec("async def check(made):\n kept = made()\n raise KeyError('x')\n yield", module)
+    refs: list[weakref.ref[Weight]] = []
+
+    def made() -> Weight:
+        refs.append(weakref.ref(weight := Weight()))
+        return weight
+
+    check: Any = module["check"]
+    with pytest.raises(KeyError) as caught:
+        list(loop.iterate(check(made)))
+    names = [entry.name for entry in caught.traceback]
+    assert "check" in names
+    assert refs[0]() is None

@@ -66,6 +66,12 @@ def test_the_line_of_an_unload_names_gpus_that_changed_and_who_still_holds() -> 
     )
 
 
+def test_unload_line_names_three_holders_and_counts_the_others() -> None:
+    held = MemoryUse(10**9, ())
+    gone = Unloaded("m", 2_000_000_000, held, held, ("Store.w", "a", "b", "c", "d[0]"))
+    assert words.unloaded_line(gone).endswith(" · still held by Store.w, a, b and 2 more")
+
+
 @pytest.mark.parametrize(
     ("changes", "size", "line"),
     [

@@ -20,8 +20,8 @@ from llm_magic.errors import is_own
 _DEEPEST = 12
 # What one step passes at most: a weight may be anywhere, in very many lists, say.
 _WIDEST = 500
-# The weights and modules of a large model, from each of which the search starts.
-_MOST = 5_000
+# The weights and modules that a search starts from: its time grows with their number.
+_MOST = 1_000
 _LONGEST_GRAPH = 10_000
 _NAMED = 3
 _AN_ITEM = re.compile(r"^\['([^']+)'\]")
