@@ -178,7 +178,12 @@ def test_interrupt_ends_flood_and_loses_nothing(loop: LoopThread) -> None:
         time.sleep(0.0001)
 
     pressed: list[float] = []
-    timer = threading.Timer(0.5, lambda: (pressed.append(time.monotonic()), loop.interrupt()))
+
+    def press() -> None:
+        pressed.append(time.monotonic())
+        loop.interrupt()
+
+    timer = threading.Timer(0.5, press)
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         loop.drain(flood(), take)
