@@ -21,6 +21,29 @@ if TYPE_CHECKING:
 
 # Shorter waits need no "thinking" line that flickers away again.
 _SILENCE_S = 0.3
+# Indented JSON that is longer is shown as it came.
+_MAX_INDENTED = 500_000
+
+
+class _Pieces:
+    """A text that grows by pieces; `+=` on an attribute would copy all of it for each of them."""
+
+    __slots__ = ("_parts", "add")
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self.add = self._parts.append
+
+    def __str__(self) -> str:
+        if len(self._parts) > 1:
+            self._parts[:] = ["".join(self._parts)]
+        return self._parts[0] if self._parts else ""
+
+    def pop(self) -> str:
+        """Return the text and start again without one."""
+        text = str(self)
+        self._parts.clear()
+        return text
 
 
 class AnswerView:
@@ -28,7 +51,17 @@ class AnswerView:
 
     def __init__(self, model: str, size: int | None) -> None:
         self._model, self._size = model, size
-        self._text = self._reasoning = ""
+        self._said, self._thought = _Pieces(), _Pieces()
+        # Whether there is more than white space.
+        self._has_text = self._has_reasoning = False
+
+    @property
+    def _text(self) -> str:
+        return str(self._said)
+
+    @property
+    def _reasoning(self) -> str:
+        return str(self._thought)
 
     def note(self, notes: tuple[str, ...]) -> None:
         """Tell something about the prompt, before the answer."""
@@ -37,9 +70,14 @@ class AnswerView:
     def take(self, chunk: Chunk) -> None:
         """Take in the next piece; several may come before `tick` shows them."""
         if chunk.thought:
-            self._reasoning, self._text = self._reasoning + self._text, ""
-        self._text += chunk.text
-        self._reasoning += chunk.reasoning
+            self._thought.add(self._said.pop())
+            self._has_reasoning, self._has_text = self._has_reasoning or self._has_text, False
+        if chunk.text:
+            self._said.add(chunk.text)
+            self._has_text = self._has_text or not chunk.text.isspace()
+        if chunk.reasoning:
+            self._thought.add(chunk.reasoning)
+            self._has_reasoning = self._has_reasoning or not chunk.reasoning.isspace()
 
     def tick(self) -> None:
         """Show what was taken, if it is time to; called after that, and while nothing comes."""
@@ -121,7 +159,7 @@ class PlainJsonView(PlainView):
         text, problem = _pretty_json(self._text.strip())
         self._unwritten.append(f"{text}\n" if text else "")
         self._unwritten.append(f"[{problem}]\n" if problem else "")
-        self._text = ""
+        self._said.pop()
         super().finish(reply)
 
 
@@ -147,8 +185,8 @@ class RichView(AnswerView):
 
     def tick(self) -> None:
         """Draw the first word at once and later ones when it is time; tell that it is at work."""
-        is_first = not self._has_begun and bool(self._text.strip())
-        if is_first or self._has_begun or self._reasoning.strip():
+        is_first = not self._has_begun and self._has_text
+        if is_first or self._has_begun or self._has_reasoning:
             if self._is_new and self._area.live and (is_first or self._area.due):
                 self._draw()
             return
@@ -170,15 +208,16 @@ class RichView(AnswerView):
 
     def _draw(self) -> None:
         self._is_new, self._has_words = False, True
-        self._has_begun = bool(self._text.strip())
+        self._has_begun = self._has_text
         self._area.draw(self._bundle)
 
     def _bundle(self) -> dict[str, str]:
-        thoughts = reasoning_line(self._reasoning) if self._reasoning.strip() else ""
+        thoughts = reasoning_line(self._reasoning) if self._has_reasoning else ""
         # They can be unfolded when the answer is whole: every update would fold them again.
         html = muted(thoughts) if thoughts else ""
         if self._has_begun:
-            html += self._html(self._text.lstrip())
+            # As `finish` shows it, so that the same text is not rendered twice.
+            html += self._html(self._text.strip())
         if self._area.is_shown and not self._area.only_text:
             return {"text/html": html}
         # For frontends without HTML, which show no updates.
@@ -198,7 +237,7 @@ class RichView(AnswerView):
         below = footer(reply, self._size) if self._show_footer else ending(reply)
         lines = [line for line in (problem, below) if line]
         plain = "\n\n".join([text, *lines]) if lines else text
-        answer = answer_html(text, self._form)
+        answer = self._html(text)
         body = thoughts_html(self._reasoning) + answer + "".join(map(muted, lines))
         self._area.show({"text/plain": plain, "text/html": body})
         self._has_words = True
@@ -229,6 +268,20 @@ def answer_html(text: str, form: str) -> str:
     return markdown.render(text)
 
 
+def _indented(value: Any) -> str:
+    """Return a value as indented JSON, or nothing where that would be very long.
+
+    Two million brackets can become gigabytes of indentation.
+    """
+    pieces, left = [], _MAX_INDENTED
+    for piece in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(value):
+        pieces.append(piece)
+        left -= len(piece)
+        if left < 0:
+            return ""
+    return "".join(pieces)
+
+
 def _pretty_json(text: str) -> tuple[str, str]:
     from llm_magic import markdown
 
@@ -236,8 +289,7 @@ def _pretty_json(text: str) -> tuple[str, str]:
     # All of it first: to Markdown, indented JSON can look like a block of code.
     for inner in (text, *(block.code for block in markdown.code_blocks(text)[:1])):
         try:
-            pretty = json.dumps(json.loads(inner), indent=2, ensure_ascii=False)
-            return markdown.whole(pretty), ""
+            return markdown.whole(_indented(json.loads(inner)) or inner), ""
         except RecursionError:
             problem = "This JSON is nested too deeply."
         except ValueError as error:

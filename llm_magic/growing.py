@@ -27,6 +27,8 @@ class Growing:
     """
 
     def __init__(self) -> None:
+        self._shown = ("", "")  # the latest text and its HTML
+        self._costly = ""  # a text that was too much work, as are those that begin with it
         self._forget()
 
     def _forget(self) -> None:
@@ -38,8 +40,22 @@ class Growing:
 
     def render(self, text: str) -> str:
         """Return the HTML of a text that begins, as a rule, with the one before."""
-        if len(text) > markdown.MAX_MARKDOWN:
+        if not self._shown[1] or text != self._shown[0]:
+            self._shown = text, self._made(text)
+        return self._shown[1]
+
+    def _made(self, text: str) -> str:
+        is_costly = bool(self._costly) and text.startswith(self._costly)
+        if is_costly or len(text) > markdown.MAX_MARKDOWN:
             return markdown.escape_pre(text)
+        try:
+            return self._parsed_anew(text)
+        except markdown.TooMuchWork:
+            self._costly = text
+            self._forget()
+            return markdown.escape_pre(text)
+
+    def _parsed_anew(self, text: str) -> str:
         if not text.startswith(self._closed):
             self._forget()
         tokens, env = self._parsed(text)

@@ -22,7 +22,9 @@ from llm_magic.tables import NO_MATH
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
+    from markdown_it.rules_block import StateBlock
     from markdown_it.rules_core import StateCore
+    from markdown_it.rules_inline import StateInline
     from markdown_it.token import Token
 
 # Typeset the formulas found here and nothing else: MathJax has its own idea of what `$5 and $10`
@@ -48,8 +50,15 @@ _URL = re.compile(
     r"https?://([a-z0-9._:\[\]-]+)(?:[/?#]|\Z)|mailto:[^\s/]", re.ASCII | re.IGNORECASE
 )
 
-# Parsing takes about a second for each 100,000 characters at the worst.
+_FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})(.*)")
+
+# Longer texts, and those that are more work than this, are shown as they are, without a parser: it
+# runs on the thread that interrupts stop, and some texts of 300,000 characters take it 5 seconds.
+# Steps, not seconds: the same text becomes the same HTML on every machine.
 MAX_MARKDOWN = 300_000
+_MAX_STEPS, _STEPS_OF_LINK = 30_000, 5
+_MAX_TOKENS = 30_000
+_MAX_HTML = 2_000_000
 
 # Pygments' lexers slow down quadratically on input made for it, so besides the size there is a
 # time limit, for one block and for a whole text; what is left then stays uncoloured.
@@ -102,11 +111,18 @@ class CodeBlock:
     closed: bool = True
 
 
+class TooMuchWork(Exception):
+    """Raised where a text takes the parser, or a page, more work than is allowed."""
+
+
 def render(text: str) -> str:
-    """Return a model's Markdown as a safe HTML fragment."""
+    """Return a model's Markdown as a safe HTML fragment; as plain text where it is too much work."""
     if len(text) > MAX_MARKDOWN:
         return escape_pre(text)
-    return framed(parser().render(whole(text)))
+    try:
+        return framed(parser().render(whole(text)))
+    except TooMuchWork:
+        return escape_pre(text)
 
 
 def weight(html: str) -> int:
@@ -115,7 +131,12 @@ def weight(html: str) -> int:
 
 
 def framed(body: str) -> str:
-    """Return rendered Markdown as one element, in which only the formulas found here are typeset."""
+    """Return rendered Markdown as one element, in which only the formulas found here are typeset.
+
+    Raises `TooMuchWork` where it is too much for a page.
+    """
+    if len(body) > _MAX_HTML:
+        raise TooMuchWork
     return f'<div class="{NO_MATH}">\n{body}</div>\n'
 
 
@@ -143,10 +164,39 @@ def folded(summary: str, text: str) -> str:
 
 def code_blocks(text: str) -> list[CodeBlock]:
     """Return the fenced blocks of an answer or, if it has none, the indented ones."""
-    tokens = parser().parse(whole(text))
+    text = whole(text)
+    try:
+        tokens = _blocks(text)
+    except TooMuchWork:
+        return list(_fences(text))
     fences = [token for token in tokens if token.type == "fence"]
     found = fences or [token for token in tokens if token.type == "code_block"]
     return [_code_block(token) for token in found]
+
+
+def _blocks(text: str) -> list[Token]:
+    """Return the blocks of a text; what is in its lines is not parsed."""
+    from markdown_it.rules_core import StateCore, block, normalize
+
+    state = StateCore(text, parser(), {})
+    normalize(state)
+    block(state)
+    return state.tokens
+
+
+def _fences(text: str) -> Iterator[CodeBlock]:
+    """Yield the fenced blocks between the lines of a text that is too long to be parsed."""
+    fence, language, code = "", "", list[str]()
+    for line in re.split(r"\r\n?|\n", text):
+        if not fence and (opening := _FENCE.match(line)):
+            fence, language = opening[1], _language(opening[2])
+        elif fence and line.strip() == fence[0] * max(len(fence), len(line.strip())):
+            yield CodeBlock(language, "\n".join(code))
+            fence, code = "", []
+        elif fence:
+            code.append(line)
+    if fence:
+        yield CodeBlock(language, "\n".join(code), closed=False)
 
 
 def _code_block(token: Token) -> CodeBlock:
@@ -189,12 +239,39 @@ def parser() -> MarkdownIt:
         {"alt": ["paragraph", "reference", "blockquote", "list"]},
     )
     made.inline.ruler.before("escape", "math_inline", _tex.inline_rule)
+    made.block.ruler.before(
+        "table", "count", _count_line, {"alt": ["paragraph", "reference", "blockquote", "list"]}
+    )
+    made.inline.ruler.before("text", "count", _count_step)
+    made.inline.ruler.before("autolink", "count_links", _count_links)
     made.core.ruler.push("tame", _tame)
     for kind in ("fence", "code_block"):
         made.add_render_rule(kind, _code_rule)
     for kind in ("math_inline", "math_block"):
         made.add_render_rule(kind, _math_rule)
     return made
+
+
+def _count_line(state: StateBlock, _start: int, _end: int, _silent: bool) -> bool:
+    """Count a line where a block may begin; rows of a table are such lines."""
+    if len(state.tokens) > _MAX_TOKENS:
+        raise TooMuchWork
+    return _count_step(state)
+
+
+def _count_step(state: StateBlock | StateInline, _silent: bool = False) -> bool:
+    """Count a place that the rules are tried at, and match nothing."""
+    steps = state.env["steps"] = state.env.get("steps", 0) + 1
+    if steps > _MAX_STEPS:
+        raise TooMuchWork
+    return False
+
+
+def _count_links(state: StateInline, _silent: bool) -> bool:
+    """Count what may be a link as several steps: its address is parsed twice."""
+    if state.src[state.pos] == "<":
+        state.env["steps"] += _STEPS_OF_LINK
+    return False
 
 
 def _is_safe_url(url: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from llm_magic.errors import release_frames
 from llm_magic.handover import Handover, handover
 from llm_magic.interrupts import Inbox, Interrupt
+from llm_magic.types import Chunk
 
 # Waits are sliced: on Windows a blocked lock cannot be interrupted before Python 3.14, and an
 # awaiting cell only notices that it was cancelled when its loop wakes (ipykernel issue 881).
@@ -22,6 +23,10 @@ TICK_S = 0.1
 # After the first interrupt the work gets this long to end in an orderly way; then the cell ends
 # and the work finishes its stop in the background.
 GRACE_S = 0.6
+# The work pauses while more than this is unread: a server that sends faster than its answer is
+# displayed is read no faster than that, and an interrupt finds a backlog that is quickly taken.
+_MAX_UNREAD_ITEMS = 4_096
+_MAX_UNREAD_CHARACTERS = 1_000_000
 
 
 class _Call:
@@ -55,7 +60,8 @@ class Pump:
     """Moves the items of an async generator to another thread, which reads them when it likes.
 
     The items lie in a deque; the inbox is only for what wakes the reader. So it can be left in
-    peace for a while although there are items, and an interrupt reaches it nevertheless.
+    peace for a while although there are items, and an interrupt reaches it nevertheless. The
+    generator is paused while too many items are unread.
     """
 
     def __init__(
@@ -64,6 +70,9 @@ class Pump:
         self._loop, self._inbox = handover(loop, TICK_S), inbox
         self._items: deque[Any] = deque()
         self._end: _End | None = None
+        # Only the loop thread uses the count; it starts again where all items before were read.
+        self._characters = 0
+        self._is_paused, self._resumed = False, asyncio.Event()
         self._called_for = False
         self._wake: Wake | None = None
         self._done = threading.Event()
@@ -82,6 +91,27 @@ class Pump:
         async with contextlib.aclosing(source):
             async for item in source:
                 self._put(item)
+                if self._is_full(item):
+                    await self._until_read()
+
+    def _is_full(self, item: object) -> bool:
+        unread = len(self._items)
+        if unread <= 1:
+            self._characters = 0
+        if isinstance(item, Chunk):
+            self._characters += len(item.text) + len(item.reasoning)
+        return unread > _MAX_UNREAD_ITEMS or self._characters > _MAX_UNREAD_CHARACTERS
+
+    async def _until_read(self) -> None:
+        """Wait until the reader has taken the items that lie in the deque."""
+        self._resumed.clear()
+        self._is_paused = True
+        # In this order: the reader looks at the flag after it has taken the last item.
+        while self._items:
+            await self._resumed.wait()
+            self._resumed.clear()
+        self._is_paused = False
+        self._characters = 0
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
@@ -144,6 +174,10 @@ class Pump:
                 self._end = item
             else:
                 yield item
+        if self._is_paused and not self._items:
+            # The loop may have been closed meanwhile; then nothing waits on it.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call(self._resumed.set)
 
     def ended(self) -> bool:
         """Whether the last item was yielded; raises what ended them, if anything did."""

@@ -68,9 +68,36 @@ def test_another_text_is_rendered_as_itself() -> None:
 
 
 def test_what_is_too_long_to_be_parsed_is_shown_as_it_is() -> None:
-    growing, text = Growing(), "*a*\n\n" * (markdown.MAX_MARKDOWN // 5)
+    growing, text = Growing(), "*a*" + " word" * ((markdown.MAX_MARKDOWN - 3) // 5) + "ab"
+    assert len(text) == markdown.MAX_MARKDOWN
     assert "<em>a</em>" in growing.render(text)
     assert growing.render(text + "b") == markdown.escape_pre(text + "b")
+
+
+def test_costly_text_is_plain_and_is_not_parsed_again() -> None:
+    growing, text = Growing(), "![" * 20_000
+    assert growing.render(text) == markdown.escape_pre(text)
+    began = time.thread_time()
+    for count in range(1, 50):
+        longer = text + "![" * count
+        assert growing.render(longer) == markdown.escape_pre(longer)
+    # Each of them would take some tenths of a second.
+    assert time.thread_time() - began < 2
+    assert growing.render("*a*") == markdown.render("*a*")
+
+
+def test_same_text_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser, parsed = markdown.parser(), []
+    parse = parser.parse
+
+    def counted(text: str, *others: object) -> object:
+        parsed.append(text)
+        return parse(text, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(parser, "parse", counted)
+    growing = Growing()
+    assert growing.render("*a*") == growing.render("*a*")
+    assert parsed == ["*a*"]
 
 
 def test_what_is_closed_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ import pytest
 from llm_magic.errors import OptionError
 from llm_magic.loop import LoopThread
 from llm_magic.pump import GRACE_S
+from llm_magic.types import Chunk
+from tests.kernels import within_a_second
 
 
 @pytest.fixture
@@ -157,6 +159,60 @@ def test_a_source_that_is_faster_than_its_reader_lets_ticks_through(loop: LoopTh
     loop.drain(paced(300, 0.0, reader.taken), take, reader.tick)
     assert reader.taken == list(range(300))
     assert len(reader.wakes) > 1
+
+
+@pytest.mark.parametrize("text", ["word ", "x" * 100_000])
+def test_fast_source_waits_for_its_reader(loop: LoopThread, text: str) -> None:
+    produced, taken, ahead = 0, 0, 0
+
+    async def flood() -> AsyncGenerator[Chunk, None]:
+        nonlocal produced
+        for produced in range(1, 20_001):  # noqa: B007
+            yield Chunk(text=text)
+
+    def take(_chunk: Chunk) -> None:
+        nonlocal taken, ahead
+        ahead = max(ahead, produced - taken)
+        taken += 1
+
+    loop.drain(flood(), take)
+    assert taken == 20_000
+    assert ahead <= 4_100
+    assert ahead * len(text) <= 1_200_000
+
+
+def test_interrupt_ends_flood_and_loses_nothing(loop: LoopThread) -> None:
+    produced, taken = 0, list[int]()
+
+    async def flood() -> AsyncGenerator[int, None]:
+        nonlocal produced
+        while True:
+            produced += 1
+            yield produced
+
+    def take(item: int) -> None:
+        taken.append(item)
+        time.sleep(0.0001)
+
+    pressed: list[float] = []
+
+    def press() -> None:
+        pressed.append(time.monotonic())
+        loop.interrupt()
+
+    timer = threading.Timer(0.5, press)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        loop.drain(flood(), take)
+    assert time.monotonic() - pressed[0] < within_a_second() + 1
+    assert taken == list(range(1, produced + 1))
+
+
+def test_fast_source_waits_for_a_reader_on_another_loop(loop: LoopThread) -> None:
+    async def read() -> list[object]:
+        return [item async for item in loop.relay(Source(*range(20_000))())]
+
+    assert asyncio.run(read()) == list(range(20_000))
 
 
 def test_an_error_comes_once_and_after_the_items(loop: LoopThread) -> None:

@@ -107,6 +107,64 @@ def test_the_time_grows_no_faster_than_the_text(unit: str) -> None:
     assert any(once(40_000) < most for _ in range(3))
 
 
+_COSTLY = {
+    "pictures": "![", "brackets": "[", "links": "[a](", "emphasis": "*_*_", "declarations": "<![CDATA[",
+    "definitions": "a\n: b\n", "headings": "a\n===\n", "rules": "---\n", "lines": "a\n",
+    "paragraphs": "a\n\n", "items": "- a\n", "nested items": "- - - - - - - a\n",
+    "nested quotes": "> > > > > > a\n", "quotes and items": "> - > - a\n", "numbers": "1. 1. 1. a\n\n",
+    "references": "[a\n", "targets": "[a]:\n", "addresses": "<http://a.b>", "escapes": "\\\n",
+    "fences": "```\n```\n", "formulas": "$$ a\n", "entities": "&#x41;", "links to sites": "[a](http://b.c) ",
+}  # fmt: skip
+_COSTLY_STARTS = {
+    "table": ("|a|b|\n|-|-|\n", "|x|y|\n"),
+    "table of short rows": ("a|b\n-|-\n", "a\n"),
+    "wide table": ("|a" * 7000 + "|\n" + "|-" * 7000 + "|\n", "|\n"),
+    "very wide table": ("|a" * 60_000 + "|\n" + "|-" * 60_000 + "|\n", "|\n"),
+    "lazy lines": ("> " * 19 + "a\n", "b\n"),
+}
+_ALL_COSTLY = {name: ("", unit) for name, unit in _COSTLY.items()} | _COSTLY_STARTS
+
+
+def _seconds(text: str) -> float:
+    # Of this thread alone, and the best of two: a garbage collection may come in between.
+    def once() -> float:
+        started = time.thread_time()
+        render(text)
+        return time.thread_time() - started
+
+    return min(once(), once())
+
+
+@pytest.fixture(scope="module")
+def usual() -> float:
+    """Return the seconds that a long ordinary text takes here."""
+    ordinary = "The quick brown fox jumps over the **lazy** dog.\n\n- one item of it\n- two\n\n"
+    return _seconds(ordinary * (100_000 // len(ordinary)))
+
+
+@pytest.mark.parametrize("name", _ALL_COSTLY)
+def test_costly_text_takes_no_longer_than_long_ordinary_text(name: str, usual: float) -> None:
+    start, unit = _ALL_COSTLY[name]
+    costly = start + unit * ((290_000 - len(start)) // len(unit))
+    assert _seconds(costly) < 5 * usual + 0.1
+    assert len(render(costly)) < 2_500_000
+
+
+def test_costly_text_is_shown_as_it_is() -> None:
+    text = "![<b>" * 50_000
+    assert render(text) == escape_pre(text)
+
+
+def test_code_is_found_in_costly_text() -> None:
+    costly, code = "a\n===\n" * 40_000, "x = 1\n\ny = 2"
+    text = f"{costly}\n```python\n{code}\n```\n~~~\nopen\n```"
+    blocks = code_blocks(text)
+    assert [(b.language, b.code, b.closed) for b in blocks] == [
+        ("python", code, True), ("", "open\n```", False),
+    ]  # fmt: skip
+    assert [b.code for b in code_blocks("![" * 300_000 + f"\n\n```python\n{code}\n```")] == [code]
+
+
 def test_a_lexer_that_gets_lost_is_stopped() -> None:
     code = "\n " * 9_000  # Pygments' Python lexer needs about 10 s for this
     started = time.thread_time()
