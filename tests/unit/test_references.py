@@ -11,12 +11,14 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 import warnings
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -763,3 +765,118 @@ def test_random_expression_has_the_value_that_python_gives_or_stays(expression: 
     if text != f"{{{expression}}}":
         python = in_python(expression)
         assert text == python or f"}}: {python}" in text
+
+
+# --- many small expressions
+
+SMALL = {
+    "signs": "{{" + "-" * 380 + "x+{}}}",
+    "powers": "{{x**{}}}",
+    "names": "{{unknown{}}}",
+    "attributes": "{{x" + ".real" * 70 + "+{}}}",
+    "comparisons": "{{" + "<".join(["x"] * 190) + "+{}}}",
+    "calls": "{{print({})}}",
+    "spaces": "{{ x+{} }}",
+    "texts": "{{'a'*99999+str(x+{})}}",
+    "specs": "{{x:>9{{x}}{}}} ",
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_many_small_expressions_take_seconds(kind: str) -> None:
+    template = SMALL[kind]
+    prompt = " ".join(
+        template.format(number) for number in range(2_000_000 // len(template.format(1000)))
+    )
+    tracemalloc.start()
+    start = time.process_time()
+    filled = fill(prompt, {"x": 3})
+    seconds = time.process_time() - start
+    memory = tracemalloc.get_traced_memory()[1] - len(filled.text)
+    tracemalloc.stop()
+    assert len(filled.notes) <= 7
+    assert memory < 100_000_000
+    assert seconds < 20  # four times slower than without a record of the memory
+
+
+# --- classes of the user's
+
+
+class Watched(type):
+    """A class of classes that sees what is read of them."""
+
+    seen: ClassVar[list[str]] = []
+
+    def __getattribute__(cls, name: str) -> Any:
+        Watched.seen.append(name)
+        return super().__getattribute__(name)
+
+
+class Liar(type):
+    @property
+    def __mro__(cls) -> Any:
+        return str, object
+
+
+@pytest.mark.parametrize("expression", ["one", "one.attr", "one!r", "[one]", "text"])
+def test_class_of_a_class_is_not_run(expression: str) -> None:
+    one = Watched("One", (), {"attr": 1, "__str__": lambda self: "one", "__repr__": lambda self: "one"})
+    text = Watched("Text", (str,), {})
+    values = {"one": one(), "text": text("t")}
+    Watched.seen.clear()
+    assert fill(f"{{{expression}}}", values).text in {"one", "1", "[one]", "t"}
+    assert Watched.seen == []
+
+
+def test_order_of_base_classes_is_not_taken_from_a_metaclass() -> None:
+    kind = Liar("Kind", (), {"__str__": lambda self: "its text"})
+    assert fill("{one}", {"one": kind()}).text == "its text"
+
+
+@pytest.mark.parametrize("error", [SystemExit("bye"), BaseException("base"), GeneratorExit()])
+@pytest.mark.parametrize("expression", ["one", "one!r", "one.attr", "str(one)"])
+def test_whatever_an_object_raises_is_one_error(error: BaseException, expression: str) -> None:
+    def fail(*_: object) -> Any:
+        raise error
+
+    kind = type("Kind", (), {"__str__": fail, "__repr__": fail, "__getattr__": fail})
+    with pytest.raises(PromptError, match=f"{type(error).__name__}.*Fix the name"):
+        fill(f"{{{expression}}}", {"one": kind()})
+
+
+def test_interrupt_in_an_object_is_an_interrupt() -> None:
+    def fail(*_: object) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill("{one}", {"one": type("Kind", (), {"__str__": fail})()})
+
+
+@pytest.mark.parametrize(
+    ("expression", "text"),
+    [
+        ("sys.maxsize > 0", "True"),
+        ("sys.version_info[0]", "3"),
+        ("tuple(sys.version_info)[:1]", "{tuple(sys.version_info)[:1]}"),
+        ("math.e:.1f", "2.7"),
+        ("keys[Colour.RED]", "red"),
+        ("zoned.isoformat()", "2026-01-02T00:00:00+01:00"),
+        ("zoned:%Z", "CET"),
+        ("utc:%Z", "UTC"),
+        ("stamp.tzname()", "CET"),
+    ],
+)
+def test_plain_attributes_keys_and_time_zones_are_read(expression: str, text: str) -> None:
+    zone = ZoneInfo("Europe/Zurich")
+    values = {
+        "sys": sys, "math": math, "keys": {Colour.RED: "red"}, "Colour": Colour,
+        "zoned": datetime.datetime(2026, 1, 2, tzinfo=zone),
+        "utc": datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc),
+        "stamp": pd.Timestamp(2026, 1, 2, tz="Europe/Zurich"),
+    }  # fmt: skip
+    assert fill(f"{{{expression}}}", values).text == text
+
+
+def test_method_is_named_in_its_note() -> None:
+    (note,) = fill("{append}", {"append": [1].append}).notes
+    assert "it is a method; call it" in note
