@@ -195,25 +195,17 @@ class _Evaluator:
 
     def value(self, node: ast.expr | None) -> Any:
         self._budget.spend(NODE_COST)
-        value = self._value(node)
-        if is_environment(value):
-            raise Refused("reads the environment variables, where keys are")
-        if issubclass(type(value), types.ModuleType) and not isinstance(node, ast.Name):
-            raise Refused("reads a module from an object or a module")
-        return value
-
-    def _value(self, node: ast.expr | None) -> Any:
         match node:
             case ast.Name(id=name):
                 if name not in self._names:
                     raise Refused(f"passes {name}, a function of Python")
-                return self._names[name]
+                return _readable(self._names[name], modules=True)
             case ast.Attribute(value=inner, attr=name):
-                return self._attribute(self.value(inner), name)
+                return _readable(self._attribute(self.value(inner), name))
             case ast.Subscript(value=inner, slice=key):
-                return item(self.value(inner), self.value(key), self._budget)
+                return _readable(item(self.value(inner), self.value(key), self._budget))
             case ast.Call():
-                return self._call(node)
+                return _readable(self._call(node))
             case ast.Constant(value=constant):
                 return constant
             case None:
@@ -287,6 +279,15 @@ class _Evaluator:
                 owner.shape[0] * 200 if (name, kind) == ("T", "frame") else size(owner)
             )
         return getattr(owner, name)
+
+
+def _readable(value: Any, modules: bool = False) -> Any:
+    """Return a value that an expression may use: not the environment, and modules only by name."""
+    if is_environment(value):
+        raise Refused("reads the environment variables, where keys are")
+    if issubclass(type(value), types.ModuleType) and not modules:
+        raise Refused("reads a module from another object")
+    return value
 
 
 def _is_own(owner: Any, base: type, name: str) -> bool:

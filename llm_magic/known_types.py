@@ -25,7 +25,7 @@ MAX_BITS = 10_000  # of a whole number; Python itself does not print more than 4
 MAX_WORK = 10_000_000  # elements that all expressions of one prompt may visit: a few seconds
 
 # What an expression costs beside the elements that it visits, in elements.
-PARSE_COST, CHARACTER_COST, NODE_COST = 300, 8, 40
+BRACE_COST, PARSE_COST, CHARACTER_COST, NODE_COST = 4, 150, 12, 30
 
 _BUILTINS: dict[type, str] = {
     bool: "int", int: "int", float: "float", complex: "complex", str: "str", bytes: "bytes",
@@ -103,8 +103,13 @@ class Budget:
     def spend(self, elements: float) -> None:
         """Subtract the elements that an operation is about to visit."""
         self._left -= 1 + int(elements)
-        if self._left < 0:
+        if self.is_spent:
             raise Refused("takes too long for a prompt")
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether nothing is left for another expression."""
+        return self._left < 0
 
 
 def classes_of(value: object) -> tuple[type, ...]:

@@ -7,7 +7,6 @@ given, and returns no more than its input, or when a check below bounds what it 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -387,7 +386,7 @@ def _require_few_groups(value: Any, args: Arguments, keywords: Keywords) -> None
     if keywords[""] == "groupby":
         if len(args) > 1 or keywords.get("axis", 0) != 0:
             raise Refused("groups by more than one positional argument or along an axis")
-        if keywords.get("observed", _observed_by_default()) is True:
+        if keywords.get("observed") is True:
             return
         by, level = argument(args, keywords, 0, "by", None), keywords.get("level")
         keys = _key_columns(value, by, False) + _key_columns(value, level, True)
@@ -400,11 +399,6 @@ def _require_few_groups(value: Any, args: Arguments, keywords: Keywords) -> None
         for key in keys:
             groups *= _distinct(key, len(value))
         require_length(groups, MAX_ITEMS, "groups")
-
-
-def _observed_by_default() -> bool:
-    """Return whether pandas leaves out categories without rows; before version 3 it does not."""
-    return int(sys.modules["pandas"].__version__.partition(".")[0]) >= 3
 
 
 def _key_columns(value: Any, keys: Any, levels_only: bool) -> list[Any]:

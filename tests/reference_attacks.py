@@ -557,11 +557,10 @@ environment_items
 environment_copy
 environment_copy!r
 str(environment_copy)
-[environment_copy]
+[environment_copy] * 1
 lst_append
 lst_append!r
-[lst_append]
-vars
+[lst_append] * 1
 """
 HASHES = r"""
 same_hash["a"]
@@ -749,7 +748,7 @@ def holders() -> dict[str, Any]:
         "in_space": types.SimpleNamespace(e=os.environ),
         "in_partial": functools.partial(os.environ.get, "x"),
         "environment_items": os.environ.items(), "environment_copy": os.environ.copy,
-        "lst_append": [1].append, "vars": vars,
+        "lst_append": [1].append,
         "same_hash": {SameHash(): 1}, "same_hash_counter": collections.Counter([SameHash()]),
         "same_hash_default": collections.defaultdict(int, {SameHash(): 1}),
         "zoned": datetime.datetime(2026, 1, 2, tzinfo=Zone()),
