@@ -173,7 +173,9 @@ def _is_known_zone(zone: object) -> bool:
         return True
     classes = classes_of(zone)
     real = (place for place, one in enumerate(classes) if _package(one) in _ZONES and _is_real(one))
-    package = next((_package(classes[place]) for place in real if classes[place] is not datetime.tzinfo), "")
+    package = next(
+        (_package(classes[place]) for place in real if classes[place] is not datetime.tzinfo), ""
+    )
     return bool(package) and _package(classes[0]) == package
 
 
@@ -281,7 +283,10 @@ def require_plain_keys(mapping: Any, budget: Budget) -> None:
     keys = dict.keys(mapping)
     budget.spend(len(keys) / 20)
     kinds = set(map(type, keys))
-    if all(_BUILTINS.get(kind, "") in SCALARS - _ZONED or _is_compared_by_python(kind) for kind in kinds):
+    if all(
+        _BUILTINS.get(kind, "") in SCALARS - _ZONED or _is_compared_by_python(kind)
+        for kind in kinds
+    ):
         return
     require_plain([key for key in keys if not _is_compared_by_python(type(key))], budget)
 

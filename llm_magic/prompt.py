@@ -196,7 +196,9 @@ class _Filler:
         if self._spend(PARSE_COST + CHARACTER_COST * len(code)):
             return None, ""
         expression = expressions.parse(code)
-        return expression, "" if expression is None else expressions.unknown(expression, self._names)
+        return expression, "" if expression is None else expressions.unknown(
+            expression, self._names
+        )
 
     def _inserted(self, code: str, expression: Expression) -> str:
         """Return the text of a reference; the reference itself if it is refused."""

@@ -391,7 +391,9 @@ def _require_few_groups(value: Any, args: Arguments, keywords: Keywords) -> None
         by, level = argument(args, keywords, 0, "by", None), keywords.get("level")
         keys = _key_columns(value, by, False) + _key_columns(value, level, True)
     elif family(value) == "frame":
-        keys = _key_columns(value, argument(args, keywords, 0, "subset", list(value.columns)), False)
+        keys = _key_columns(
+            value, argument(args, keywords, 0, "subset", list(value.columns)), False
+        )
     else:
         return
     if any(str(getattr(key, "dtype", "")) == "category" for key in keys):

@@ -593,7 +593,12 @@ wide.groupby([wide.a, wide.b], observed=False).size()
 wide.groupby(["a", "n"], observed=False).size()
 wide.value_counts(subset=["a", "b"])
 """
-ATTACKS = [line for text in (FILES, CHANGES, SIZES, ENVIRONMENT, HASHES) for line in text.splitlines() if line]
+ATTACKS = [
+    line
+    for text in (FILES, CHANGES, SIZES, ENVIRONMENT, HASHES)
+    for line in text.splitlines()
+    if line
+]
 
 TOUCHED: list[str] = []
 
