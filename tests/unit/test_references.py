@@ -888,7 +888,7 @@ def test_plain_attributes_keys_and_time_zones_are_read(expression: str, text: st
     values = {
         "sys": sys, "math": math, "keys": {Colour.RED: "red", "a": "text"},
         "zoned": datetime.datetime(2026, 1, 2, tzinfo=zone),
-        "utc": datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc),
+        "utc": datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC),
         "stamp": pd.Timestamp(2026, 1, 2, tz="Europe/Zurich"),
     }  # fmt: skip
     assert fill(f"{{{expression}}}", values).text == text
