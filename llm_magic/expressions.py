@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
-import os
 import re
 import types
 import warnings
@@ -22,9 +21,14 @@ from typing import Any
 
 from llm_magic.known_types import (
     ARRAYS,
+    NODE_COST,
+    SCALARS,
     Budget,
     Refused,
+    classes_of,
+    is_environment,
     known,
+    own_names,
     require_plain_cells,
     require_plain_labels,
     size,
@@ -195,9 +199,9 @@ def evaluate(expression: Expression, names: Mapping[str, Any], budget: Budget) -
 
 def text_of(expression: Expression, value: Any, budget: Budget) -> str | None:
     """Return the value as its conversion and format spec want it, or None if it has neither."""
-    if type(value) is type(os.environ):
-        raise Refused("inserts all environment variables", advice="")
-    require_printable(value, budget)
+    # Of a method the source is shown, where there is one.
+    if expression.conversion or expression.spec or type(value) is not types.MethodType:
+        require_printable(value, budget)
     if expression.conversion:
         value = _CONVERSIONS[expression.conversion](value)
     if expression.spec:
@@ -213,18 +217,18 @@ class _Evaluator:
         self._budget = budget
 
     def value(self, node: ast.expr | None) -> Any:
-        self._budget.spend(0)
+        self._budget.spend(NODE_COST)
         match node:
             case ast.Name(id=name):
                 if name not in self._names:
                     raise Refused(f"passes {name}, a function of Python")
-                return self._names[name]
+                return _readable(self._names[name], modules=True)
             case ast.Attribute(value=inner, attr=name):
-                return self._attribute(self.value(inner), name)
+                return _readable(self._attribute(self.value(inner), name))
             case ast.Subscript(value=inner, slice=key):
-                return item(self.value(inner), self.value(key), self._budget)
+                return _readable(item(self.value(inner), self.value(key), self._budget))
             case ast.Call():
-                return self._call(node)
+                return _readable(self._call(node))
             case ast.Constant(value=constant):
                 return constant
             case None:
@@ -300,12 +304,22 @@ class _Evaluator:
         return getattr(owner, name)
 
 
+def _readable(value: Any, modules: bool = False) -> Any:
+    """Return a value that an expression may use: not the environment, and modules only by name."""
+    if is_environment(value):
+        raise Refused("reads the environment variables, where keys are")
+    if issubclass(type(value), types.ModuleType) and not modules:
+        raise Refused("reads a module from another object")
+    return value
+
+
 def _is_own(owner: Any, base: type, name: str) -> bool:
     """Return whether a subclass of a known type adds an attribute: a field of a named tuple."""
     kind = type(owner)
     if kind is base or hasattr(base, name):
         return False
-    own = any(name in vars(one) for one in kind.__mro__[: kind.__mro__.index(base)])
+    classes = classes_of(owner)
+    own = any(name in own_names(one) for one in classes[: classes.index(base)])
     return own or name in getattr(owner, "__dict__", {})
 
 
@@ -333,6 +347,10 @@ def _module_attribute(module: types.ModuleType, name: str) -> Any:
     value = names[name] if name in names else getattr(module, name)
     if issubclass(type(value), types.ModuleType):
         raise Refused(f"reads a module from {_described(module)}")
+    kind = known(value)[0]
+    plain = kind in SCALARS | ARRAYS or issubclass(type(value), (types.FunctionType, type))
+    if not plain and not (kind == "tuple" and all(known(one)[0] in SCALARS for one in value)):
+        raise Refused(f"reads .{name} of {_described(module)}, which is not a number or a text")
     return value
 
 

@@ -10,6 +10,7 @@ import collections
 import datetime
 import decimal
 import fractions
+import os
 import pathlib
 import sys
 import uuid
@@ -22,6 +23,9 @@ MAX_ITEMS = 1_000_000  # elements that an operation may produce or compare one b
 MAX_CELLS = 10_000_000  # numbers that an array operation may produce beyond the size of its input
 MAX_BITS = 10_000  # of a whole number; Python itself does not print more than 4,300 digits
 MAX_WORK = 10_000_000  # elements that all expressions of one prompt may visit: a few seconds
+
+# What an expression costs beside the elements that it visits, in elements.
+BRACE_COST, PARSE_COST, CHARACTER_COST, NODE_COST = 4, 150, 12, 30
 
 _BUILTINS: dict[type, str] = {
     bool: "int", int: "int", float: "float", complex: "complex", str: "str", bytes: "bytes",
@@ -76,8 +80,14 @@ _HARMLESS = set(
     __annotate__ __annotate_func__ __annotations_cache__ __copy__ __deepcopy__ __reduce__
     __reduce_ex__ __getstate__ __setstate__ __replace__ __abstractmethods__ __del__""".split()  # noqa: SIM905 - a list would be 30 lines
 )
+# A class that has a class of the user's reads these as it likes; the descriptors of `type` do not.
 _mro = type.__dict__["__mro__"].__get__
 _module = type.__dict__["__module__"].__get__
+_name = type.__dict__["__name__"].__get__
+_vars = type.__dict__["__dict__"].__get__
+_ENVIRONMENT = type(os.environ)
+_ZONED = frozenset({"datetime", "time"})
+_ZONES = frozenset({"datetime", "zoneinfo", "pytz", "dateutil", "pandas"})
 
 
 ASSIGN = "Assign it to a variable first, and refer to that"
@@ -103,8 +113,39 @@ class Budget:
     def spend(self, elements: float) -> None:
         """Subtract the elements that an operation is about to visit."""
         self._left -= 1 + int(elements)
-        if self._left < 0:
+        if self.is_spent:
             raise Refused("takes too long for a prompt")
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether nothing is left for another expression."""
+        return self._left < 0
+
+
+def classes_of(value: object) -> tuple[type, ...]:
+    """Return the class of a value and its base classes, in the order in which Python looks."""
+    return _mro(type(value))  # type: ignore[no-any-return]
+
+
+def full_name(kind: type) -> str:
+    """Return the package and the name of a class: ``pandas.DataFrame``."""
+    return f"{_package(kind)}.{_name(kind)}"
+
+
+def own_names(kind: type) -> Any:
+    """Return what a class itself defines."""
+    return _vars(kind)
+
+
+def is_environment(value: object) -> bool:
+    """Return whether a value is the environment variables, or a dict that they are kept in."""
+    if _ENVIRONMENT in classes_of(value):
+        return True
+    if type(value) is not dict:
+        return False
+    system = sys.modules.get("posix") or sys.modules.get("nt")
+    kept = (getattr(one, "_data", None) for one in (os.environ, getattr(os, "environb", None)))
+    return value is getattr(system, "environ", None) or any(value is one for one in kept)
 
 
 def family(value: object) -> str:
@@ -114,13 +155,20 @@ def family(value: object) -> str:
 
 def known(value: object) -> tuple[str, type]:
     """Return the family of a value and the class that its methods are taken from."""
+    name, base = _known_class(value)
+    if name in _ZONED and not _is_known_zone(base.tzinfo.__get__(value)):  # type: ignore[attr-defined]
+        return "unknown", type(value)
+    return name, base
+
+
+def _known_class(value: object) -> tuple[str, type]:
     kind = type(value)
     if kind in _BUILTINS:
         return _BUILTINS[kind], kind
-    classes: tuple[type, ...] = _mro(kind)
+    classes = classes_of(value)
     for position, base in enumerate(classes):
         package = _package(base)
-        if (name := _PACKAGES.get(f"{package}.{base.__name__}", "")) and _is_real(base):
+        if (name := _PACKAGES.get(f"{package}.{_name(base)}", "")) and _is_real(base):
             own = all(_package(one) == package for one in classes[:position])
             return (name, kind) if own else ("unknown", kind)
     for position, base in enumerate(classes):
@@ -129,14 +177,27 @@ def known(value: object) -> tuple[str, type]:
     return "unknown", kind
 
 
+def _is_known_zone(zone: object) -> bool:
+    """Return whether a time zone is one of a library: the methods of others are the user's code."""
+    if zone is None or type(zone) in _BUILTINS:
+        return True
+    classes = classes_of(zone)
+    real = (place for place, one in enumerate(classes) if _package(one) in _ZONES and _is_real(one))
+    package = next(
+        (_package(classes[place]) for place in real if classes[place] is not datetime.tzinfo), ""
+    )
+    return bool(package) and _package(classes[0]) == package
+
+
 def _package(kind: type) -> str:
-    return str(_module(kind)).partition(".")[0]
+    module = _module(kind)
+    return module.partition(".")[0] if type(module) is str else ""
 
 
 def _is_real(kind: type) -> bool:
     """Return whether the class is the one of that name in its module."""
-    module = sys.modules.get(str(_module(kind)))
-    return module is not None and vars(module).get(kind.__name__) is kind
+    module = sys.modules.get(_module(kind))
+    return module is not None and vars(module).get(_name(kind)) is kind
 
 
 def _faithful(classes: Iterable[type]) -> bool:
@@ -144,7 +205,7 @@ def _faithful(classes: Iterable[type]) -> bool:
     return all(
         name in _HARMLESS or not (name.startswith("__") and name.endswith("__"))
         for kind in classes
-        for name in vars(kind)
+        for name in _vars(kind)
     )
 
 
@@ -224,7 +285,27 @@ def parts(container: Any) -> tuple[Any, ...]:
 
 def _are_plain(values: Iterable[object]) -> bool:
     """Return whether values are numbers, texts and dates, which is fast to find out."""
-    return all(_BUILTINS.get(kind, "") in SCALARS for kind in set(map(type, values)))
+    return all(_BUILTINS.get(kind, "") in SCALARS - _ZONED for kind in set(map(type, values)))
+
+
+def require_plain_keys(mapping: Any, budget: Budget) -> None:
+    """Raise `Refused` if a key of a dict may run its own code when another key is looked up."""
+    keys = dict.keys(mapping)
+    budget.spend(len(keys) / 20)
+    kinds = set(map(type, keys))
+    if all(
+        _BUILTINS.get(kind, "") in SCALARS - _ZONED or _is_compared_by_python(kind)
+        for kind in kinds
+    ):
+        return
+    require_plain([key for key in keys if not _is_compared_by_python(type(key))], budget)
+
+
+def _is_compared_by_python(kind: type) -> bool:
+    """Return whether a class of the user's leaves ``==`` as it is for all objects: an enum does."""
+    if kind in _BUILTINS:
+        return False
+    return next(one for one in _mro(kind) if "__eq__" in _vars(one)) is object
 
 
 def _bound(elements: int) -> None:
@@ -273,7 +354,7 @@ def _require_plain_objects(column: Any, budget: Budget) -> None:
         return
     budget.spend(len(column))
     for kind in set(map(type, column.array)):
-        if _BUILTINS.get(kind, "") in CONTAINERS:
+        if _BUILTINS.get(kind, "") in CONTAINERS | _ZONED:
             require_plain(list(column.array), budget)
         elif _BUILTINS.get(kind, "") not in SCALARS and _package(kind) not in {"numpy", "pandas"}:
             raise Refused(f"would run the code of the {kind.__name__} objects in a column")

@@ -24,15 +24,17 @@ from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from math import prod
 from pprint import pformat
 from traceback import format_exc, format_exception_only
+from types import MethodType
 from typing import Any
 
 from llm_magic import expressions
 from llm_magic.errors import PromptError, did_you_mean
 from llm_magic.expressions import Budget, Expression, Refused
+from llm_magic.known_types import BRACE_COST, CHARACTER_COST, PARSE_COST, classes_of, full_name
 
 # Repetitions are possessive and end at a quote, a brace, the line or after 200 parts: the time grows
 # with the length of the prompt. Nothing inside them may backtrack (python/cpython#106052).
@@ -66,6 +68,7 @@ _CODE_BEFORE = re.compile(r"""[.\\$&|)\]]$|["']\s*:\s*$|^\s*(?:import|export|con
 _CODE_AFTER = re.compile(r"[\[(=]|\.\w+\(")
 _NEARBY = 200  # characters looked at on each side to tell prose and formulas
 _MAX_NOTES, _MAX_ALL_NOTES = 5, 1000
+_KEPT = 200  # expressions whose syntax tree is kept, for when they are written again
 _MAX_PROMPT = 20_000_000  # characters; more than any model reads
 _LITERAL = "{{…}} is literal text, and --raw fills nothing"
 _CORRECT = "Correct the expression, or assign its value to a variable first"
@@ -104,10 +107,21 @@ class _Notes:
         self._hint = "" if all_notes else "; --dry-run shows their notes"
         self._first: dict[str, str] = {}
         self._more: set[str] = set()
+        self._last: tuple[str, ...] = ()
+
+    def end(self, line: int) -> None:
+        """Say that the braces from a line on were not looked at."""
+        self._last = (
+            f"The braces from line {line} on are left as they are: the expressions before take as"
+            " long as a prompt may. Assign values to variables first, and refer to those",
+        )
+
+    def __contains__(self, written: str) -> bool:
+        return written in self._first or written in self._more
 
     def add(self, written: str, note: Callable[[], str]) -> None:
         """Add a note about a text in braces, unless there is one."""
-        if written in self._first or written in self._more:
+        if written in self:
             return
         if len(self._first) < self._most:
             self._first[written] = note()
@@ -119,7 +133,7 @@ class _Notes:
         more = len(self._more)
         what = "1 more is left as it is" if more == 1 else f"{more} more are left as they are"
         last = (f"{what}{self._hint}",)
-        return (*self._first.values(), *(last if more else ()))
+        return (*self._first.values(), *(last if more else ()), *self._last)
 
 
 class _Filler:
@@ -130,13 +144,16 @@ class _Filler:
         self.used: dict[str, None] = {}
         self._budget = Budget()
         self._length = len(text)
-        self._parsed: dict[str, Expression | None] = {}
+        self._parse = lru_cache(maxsize=_KEPT)(self._new)
         self._values: dict[str, str | Refused] = {}
 
     def replacements(self) -> Iterator[_Found]:
         """Yield the places in the text that change, in order."""
         text, position = self._text, 0
         while match := _TOKEN.search(text, position):
+            if self._spend(BRACE_COST):
+                self.notes.end(text.count("\n", 0, match.start()) + 1)
+                return
             position = match.end()
             if match["latex"] or (match["subscript"] and _in_formula(text, position)):
                 position = _after_groups(text, position, self._closing)
@@ -164,37 +181,50 @@ class _Filler:
             return self._nested_spec(start, opened)
         width = 2 if opened - start == 2 and len(body["close"]) > 1 else 1
         code, first, end = body["body"], opened - width, body.end("body") + width
-        expression = self._parse(code)
+        expression, missing = self._parse(code)
         if expression is None:
             self._note_spaces(code, first, end)
             return None
-        missing = expressions.unknown(expression, self._names)
         if missing:
+            written = f"{{{code}}}"
             before = first - (self._text[first - 1 : first] == "$")
-            if width == 1 and opened - start == 1 and self._in_prose(before, end):
-                self.notes.add(f"{{{code}}}", partial(_missing_note, code, missing, self._names))
+            single = width == 1 and opened - start == 1 and written not in self.notes
+            if single and self._in_prose(before, end):
+                self.notes.add(written, partial(_missing_note, code, missing, self._names))
             return None if width == 2 else (first, end, self._text[first:end])
         return first, end, f"{{{code}}}" if width == 2 else self._inserted(code, expression)
 
     def _after_dollar(self, start: int, opened: int) -> _Found | None:
         """Return the text for braces after a dollar if they hold a number format, else None."""
         body = _BODY.match(self._text, opened, opened + _LONGEST)
-        expression = None if body is None else self._parse(body["body"])
-        if body is None or expression is None:
+        if body is None:
+            return None
+        expression, missing = self._parse(body["body"])
+        if expression is None:
             return None
         if _AMOUNT.fullmatch(expression.spec):
             return self._reference(start, opened)
-        if opened - start == 1 and not expressions.unknown(expression, self._names):
+        if opened - start == 1 and not missing:
             with suppress(Refused):
                 expressions.check(expression, self._names)
                 code = body["body"]
                 self.notes.add(f"${{{code}}}", partial(_dollar_note, code, expression))
         return None
 
-    def _parse(self, code: str) -> Expression | None:
-        if code not in self._parsed:
-            self._parsed[code] = expressions.parse(code)
-        return self._parsed[code]
+    def _spend(self, elements: int) -> bool:
+        """Pay for something from the budget; returns whether nothing is left."""
+        with suppress(Refused):
+            self._budget.spend(elements)
+        return self._budget.is_spent
+
+    def _new(self, code: str) -> tuple[Expression | None, str]:
+        """Return the expression that a text is, and the first of its names that does not exist."""
+        if self._spend(PARSE_COST + CHARACTER_COST * len(code)):
+            return None, ""
+        expression = expressions.parse(code)
+        return expression, "" if expression is None else expressions.unknown(
+            expression, self._names
+        )
 
     def _inserted(self, code: str, expression: Expression) -> str:
         """Return the text of a reference; the reference itself if it is refused."""
@@ -204,6 +234,7 @@ class _Filler:
         if not isinstance(value, Refused) and self._length + len(value) > _MAX_PROMPT:
             reason = f"would make the prompt longer than {_MAX_PROMPT:,} characters"
             value = Refused(reason, advice="")
+            self._values[code] = value
         if isinstance(value, Refused):
             self.notes.add(f"{{{code}}}", partial(_refusal_note, code, value))
             return f"{{{code}}}"
@@ -218,7 +249,9 @@ class _Filler:
             return to_text(value) if text is None else text
         except Refused as refusal:
             return Refused(str(refusal), refusal.advice)
-        except Exception as error:  # noqa: BLE001 - the user's own properties raise anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the user's own properties raise anything
             details = format_exc()
             # Not str(error), which may raise. A SyntaxError begins with indented lines of code.
             lines = "".join(format_exception_only(error)).splitlines()
@@ -232,8 +265,10 @@ class _Filler:
     def _nested_spec(self, start: int, opened: int) -> _Found | None:
         """Return the place of a format spec that has braces itself, which is refused."""
         match = _NESTED_SPEC.match(self._text, opened, opened + _LONGEST)
-        head = None if match is None or opened - start != 1 else self._parse(match["head"])
-        if match is None or head is None or expressions.unknown(head, self._names):
+        if match is None or opened - start != 1:
+            return None
+        head, missing = self._parse(match["head"])
+        if head is None or missing:
             return None
         code = match[0][:-1]
         refusal = Refused("has braces in its format spec")
@@ -242,8 +277,8 @@ class _Filler:
 
     def _note_spaces(self, code: str, start: int, end: int) -> None:
         inner = code.strip()
-        expression = self._parse(inner) if inner != code else None
-        if expression is None or expressions.unknown(expression, self._names):
+        expression, missing = self._parse(inner) if inner != code else (None, "")
+        if expression is None or missing:
             return
         if self._text[start:end].count("{") == 1 and self._in_prose(start, end):
             reason = f"has spaces beside the braces; write {_shown(inner)}"
@@ -327,9 +362,8 @@ def _printable(text: str) -> str:
 
 def to_text(value: Any) -> str:
     """Return what a model should read for `value`, by the first of its types that is known."""
-    for base in type(value).__mro__:
-        package = str(base.__module__).partition(".")[0]
-        if render := _RENDERERS.get(f"{package}.{base.__name__}"):
+    for base in classes_of(value):
+        if render := _RENDERERS.get(full_name(base)):
             return render(value)
     return str(value)
 
@@ -362,6 +396,8 @@ def _source(value: Any) -> str:
     try:
         return inspect.cleandoc("\n" + inspect.getsource(value))
     except (OSError, TypeError):
+        if isinstance(value, MethodType):  # Its text has that of its object in it.
+            raise Refused("is a method; call it") from None
         return _cell_source(value) or repr(value)
 
 

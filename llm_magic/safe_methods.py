@@ -15,12 +15,16 @@ from llm_magic.known_types import (
     MAX_ITEMS,
     MAX_TEXT,
     PANDAS,
+    SEQUENCES,
     Budget,
     Refused,
+    classes_of,
     family,
     known,
+    own_names,
     require_plain,
     require_plain_cells,
+    require_plain_keys,
     size,
     whole,
 )
@@ -234,8 +238,9 @@ def not_an_argument(keyword: str, called: str) -> Refused:
 
 def require_own(value: Any, base: type, name: str) -> None:
     """Raise `Refused` if a subclass of a known type overrides an attribute of it."""
-    for kind in type(value).__mro__[: type(value).__mro__.index(base)]:
-        if name in vars(kind):
+    classes = classes_of(value)
+    for kind in classes[: classes.index(base)]:
+        if name in own_names(kind):
             raise Refused(f"would run .{name} of your class {kind.__name__}")
 
 
@@ -327,6 +332,8 @@ def _strftime(value: Any, args: Arguments, keywords: Keywords, budget: Budget) -
 
 def _plain_elements(value: Any, args: Arguments, keywords: Keywords, budget: Budget) -> None:
     """Methods that compare the elements run their code; the others only pass them on."""
+    if keywords[""] == "get":
+        require_plain_keys(value, budget)
     if keywords[""] not in {"get", "keys", "values", "items", "copy", "numel"}:
         require_plain(value, budget)
     elif keywords[""] == "copy":
@@ -357,7 +364,7 @@ def _frames(value: Any, args: Arguments, keywords: Keywords, budget: Budget) -> 
     if keywords[""] in _ADDS and keywords.get("numeric_only") is not True:
         require_numbers(value)
     if keywords[""] in {"groupby", "value_counts"}:
-        _require_few_categories(value)
+        _require_few_groups(value, args, keywords)
 
 
 def _grouped(value: Any, args: Arguments, keywords: Keywords, budget: Budget) -> None:
@@ -379,13 +386,49 @@ def require_numbers(value: Any) -> None:
         raise Refused("adds up texts or objects of over 1,000 rows (numeric_only=True leaves them)")
 
 
-def _require_few_categories(value: Any) -> None:
+def _require_few_groups(value: Any, args: Arguments, keywords: Keywords) -> None:
     """Raise `Refused` where a group for each combination of categories would be made."""
-    types = list(value.dtypes) if family(value) == "frame" else []
-    groups = 1
-    for dtype in types:
-        groups *= max(1, len(dtype.categories)) if str(dtype) == "category" else 1
-    require_length(groups, MAX_ITEMS, "groups")
+    if keywords[""] == "groupby":
+        if len(args) > 1 or keywords.get("axis", 0) != 0:
+            raise Refused("groups by more than one positional argument or along an axis")
+        if keywords.get("observed") is True:
+            return
+        by, level = argument(args, keywords, 0, "by", None), keywords.get("level")
+        keys = _key_columns(value, by, False) + _key_columns(value, level, True)
+    elif family(value) == "frame":
+        keys = _key_columns(
+            value, argument(args, keywords, 0, "subset", list(value.columns)), False
+        )
+    else:
+        return
+    if any(str(getattr(key, "dtype", "")) == "category" for key in keys):
+        groups = 1
+        for key in keys:
+            groups *= _distinct(key, len(value))
+        require_length(groups, MAX_ITEMS, "groups")
+
+
+def _key_columns(value: Any, keys: Any, levels_only: bool) -> list[Any]:
+    """Return what a table is grouped by: columns, levels of its labels, or arrays that are given."""
+    columns = []
+    index = value.index
+    for key in keys if family(keys) in SEQUENCES else [keys]:
+        if family(key) in ARRAYS:
+            columns.append(key)
+        elif family(value) == "frame" and not levels_only and key in value.columns:
+            columns.append(value[key])
+        elif key in index.names or (levels_only and type(key) is int):
+            columns.append(index.get_level_values(key))
+        else:
+            columns.append(None)
+    return [] if keys is None else columns
+
+
+def _distinct(key: Any, rows: int) -> int:
+    """Return how many groups one key makes at most."""
+    if str(getattr(key, "dtype", "")) == "category":
+        return max(1, len(key.dtype.categories))
+    return int(key.nunique(dropna=False)) if family(key) in {"series", "index"} else rows
 
 
 def _text_only(value: Any, args: Arguments, keywords: Keywords, budget: Budget) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
+from contextlib import suppress
 from typing import Any
 
 from llm_magic.known_types import (
@@ -25,8 +28,10 @@ from llm_magic.known_types import (
     bits,
     count,
     family,
+    is_environment,
     parts,
     require_plain,
+    require_plain_keys,
     require_plain_labels,
     size,
     whole,
@@ -57,6 +62,8 @@ OPERATORS = (*_ARITHMETIC, *_COMPARISONS, *_UNARY)
 _MAX_SHOWN = 200_000  # elements of a list or dict that is inserted
 _SHOWN_COST, _TABLE_COST = 20, 20_000  # what the text of an element and a table takes, in elements
 _TEXTS = frozenset({"str", "bytes"})
+_METHODS = frozenset({types.MethodType, types.MethodWrapperType})
+_VIEWS = frozenset({ItemsView, KeysView, ValuesView})
 _ITERATED = CONTAINERS | PANDAS | {"str", "bytes", "range", "array", "pl_series"}
 # The mini-language of numbers and texts.
 _SPEC = re.compile(
@@ -213,6 +220,7 @@ def item(value: Any, key: Any, budget: Budget) -> Any:
     kind = family(value)
     require_plain(key, budget)
     if kind in MAPPINGS:
+        require_plain_keys(value, budget)
         return _mapping_item(value, key)
     if kind in {"frame", "series", "index", "indexer", "pl_frame", "pl_series", "array", "tensor"}:
         return _array_item(value, key, budget)
@@ -384,12 +392,52 @@ def require_printable(value: Any, budget: Budget) -> None:
         work += _TABLE_COST if kind in ARRAYS else _SHOWN_COST
         if bits(one) > 10 * MAX_BITS:
             raise Refused(f"has a number of over {10 * MAX_BITS:,} bits", advice="")
+        if kind in {"unknown", *ARRAYS}:
+            _require_no_environment(one, budget)
         if kind in CONTAINERS:
             require_length(visited + len(left) + len(one), _MAX_SHOWN, "elements in its text")
             for part in parts(one):
                 left += part
         require_length(length, 20 * MAX_TEXT)
     budget.spend(work + length / 50)
+
+
+def _require_no_environment(value: Any, budget: Budget) -> None:
+    """Raise `Refused` if the text of a value would have the environment variables in it."""
+    if _is_bound(value):
+        raise Refused("is a method; call it")
+    held = list(_held(value, budget))
+    for one in held:
+        if type(one) in {list, tuple} and len(one) <= 1000:  # the dicts of a chain of dicts
+            held += one
+        if is_environment(getattr(one, "__self__", None) if _is_bound(one) else one):
+            raise Refused("has all environment variables in it")
+
+
+def _is_bound(value: object) -> bool:
+    """Return whether the text of a method would have that of its object in it."""
+    if isinstance(value, types.BuiltinFunctionType) and type(value) is types.BuiltinFunctionType:
+        return not isinstance(value.__self__, (types.ModuleType, type(None)))
+    return type(value) in _METHODS
+
+
+def _held(value: Any, budget: Budget) -> Iterator[Any]:
+    """Yield what an object of an unknown class or an array of objects has in it, one level deep."""
+    yield value
+    if type(value) in _VIEWS:
+        yield value._mapping
+    elif type(value) is functools.partial:
+        yield from (value.func, *value.args, *value.keywords.values())
+    elif family(value) == "unknown":
+        with suppress(AttributeError):  # of an object with slots
+            yield from list(object.__getattribute__(value, "__dict__").values())[:1000]
+    columns = [value]
+    if family(value) == "frame":
+        columns = [value.iloc[:, place] for place in range(min(1000, value.shape[1]))]
+    for column in columns if family(value) in {"frame", "series", "index"} else ():
+        if str(column.dtype) == "object":
+            budget.spend(len(column))
+            yield from (cell for cell in column.array if type(cell) not in {str, int, float})
 
 
 def formatted(value: Any, spec: str, budget: Budget) -> str:

@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import decimal
 import fractions
+import functools
 import json
 import os
 import pathlib
@@ -498,7 +499,106 @@ str(many)
 sorted(many)
 dup.index.repeat(10**9)
 """
-ATTACKS = [line for text in (FILES, CHANGES, SIZES) for line in text.splitlines() if line]
+ENVIRONMENT = r"""
+str(os.environ)
+repr(os.environ)
+"x".join([str(os.environ)])
+str([os.environ])
+[os.environ] + []
+[os.environ] * 1
+[os.environ][0]
+[os.environ, 1][:1]
+max([str(os.environ)])
+os.environ!r
+os.environ:>5
+os.environ["HOME"]
+os.environ.copy
+os.environ.copy!r
+os.environ.get
+os.environ.items
+os.environ.values
+os.environ.setdefault
+os.environ.encodekey
+os.environb
+os.environb.copy
+os.__dict__
+sys.modules
+sys.modules["os"]
+sys.modules["os"].environ
+sys.modules["os"].sep
+sys.modules["posix"].environ
+sys.modules["posix"].environ.items()
+sys.modules.get("posix").environ
+sys.modules["__main__"].values
+sys.argv
+sys.path
+modules["os"].environ
+modules["os"].sep
+modules.get("sys").version
+listed_modules[0].sep
+holder.module.sep
+holder.module.environ
+holder.environment
+holder.environment.copy
+in_dict
+in_dict!r
+in_dict["e"]
+in_dict.values()
+in_dict.get("e")
+str(in_dict)
+in_list
+in_list[0]
+in_series
+in_series.to_string()
+in_chain
+in_space
+in_partial
+environment_items
+environment_copy
+environment_copy!r
+str(environment_copy)
+[environment_copy] * 1
+lst_append
+lst_append!r
+[lst_append] * 1
+"""
+HASHES = r"""
+same_hash["a"]
+same_hash.get("a")
+same_hash_counter["a"]
+same_hash_default["a"]
+zoned:%Z
+zoned.utcoffset()
+zoned.timestamp()
+zoned.isoformat()
+zoned.strftime("%Z")
+zoned == when
+zoned < zoned
+zoned - zoned
+max(zoned, zoned)
+[zoned] == [zoned]
+sorted([zoned, zoned])
+[zoned].index(when)
+d.get(zoned)
+zoned_time:%Z
+zoned_time.tzname()
+zoned_time == zoned_time
+zoned_stamp.utcoffset()
+in_levels.groupby(["p", "q", "r"], observed=False).size()
+in_levels["v"].groupby(level=[0, 1, 2], observed=False).sum()
+in_levels["v"].groupby(["p", "q", "r"], observed=False).sum()
+in_levels.groupby(["p", "p", "p"], observed=False).size()
+in_levels.groupby(level=[0, 0, 0], observed=False).size()
+wide.groupby([wide.a, wide.b], observed=False).size()
+wide.groupby(["a", "n"], observed=False).size()
+wide.value_counts(subset=["a", "b"])
+"""
+ATTACKS = [
+    line
+    for text in (FILES, CHANGES, SIZES, ENVIRONMENT, HASHES)
+    for line in text.splitlines()
+    if line
+]
 
 TOUCHED: list[str] = []
 
@@ -613,6 +713,60 @@ class Ordered:
         return bool(touch("__eq__", True))
 
 
+class SameHash:
+    """A key whose hash is that of a text."""
+
+    def __hash__(self) -> int:
+        return hash("a")
+
+    def __eq__(self, other: object) -> bool:
+        return bool(touch("__eq__", True))
+
+
+class Zone(datetime.tzinfo):
+    """A time zone of the user's."""
+
+    def utcoffset(self, when: datetime.datetime | None) -> datetime.timedelta:
+        return touch("utcoffset", datetime.timedelta(0))  # type: ignore[no-any-return]
+
+    def dst(self, when: datetime.datetime | None) -> datetime.timedelta:
+        return touch("dst", datetime.timedelta(0))  # type: ignore[no-any-return]
+
+    def tzname(self, when: datetime.datetime | None) -> str:
+        return str(touch("tzname", "zone"))
+
+
+def in_levels() -> pd.DataFrame:
+    """Return a table of three rows with 550 categories in each level of its labels."""
+    level = pd.Categorical([0, 1, 2], categories=range(550))
+    index = pd.MultiIndex.from_arrays([level] * 3, names=["p", "q", "r"])
+    return pd.DataFrame({"v": [1, 2, 3]}, index=index)
+
+
+def holders() -> dict[str, Any]:
+    """Return what has the environment, modules and bound methods in it."""
+    return {
+        "sys": sys, "modules": {"os": os, "sys": sys}, "listed_modules": [os],
+        "holder": Plain(), "in_dict": {"e": os.environ}, "in_list": [os.environ],
+        "in_series": pd.Series([os.environ, 1]),
+        "in_chain": collections.ChainMap({}, os.environ),
+        "in_space": types.SimpleNamespace(e=os.environ),
+        "in_partial": functools.partial(os.environ.get, "x"),
+        "environment_items": os.environ.items(), "environment_copy": os.environ.copy,
+        "lst_append": [1].append,
+        "same_hash": {SameHash(): 1}, "same_hash_counter": collections.Counter([SameHash()]),
+        "same_hash_default": collections.defaultdict(int, {SameHash(): 1}),
+        "zoned": datetime.datetime(2026, 1, 2, tzinfo=Zone()),
+        "zoned_time": datetime.time(9, tzinfo=Zone()),
+        "zoned_stamp": pd.Timestamp(2026, 1, 2, tzinfo=Zone()),
+        "in_levels": in_levels(),
+        "wide": pd.DataFrame({
+            "a": pd.Categorical(range(20_000)), "b": pd.Categorical(range(20_000)),
+            "n": range(20_000),
+        }),
+    }  # fmt: skip
+
+
 def lazy_module() -> types.ModuleType:
     module = types.ModuleType("lazy")
     module.__getattr__ = lambda name: touch("lazy")  # type: ignore[method-assign]
@@ -664,8 +818,9 @@ def values() -> dict[str, Any]:
         "sub_list": List([1]), "sub_dict": Dict(k=1), "sub_frame": Frame({"a": [1]}),
         "sub_array": np.arange(3).view(Array), "gen": generator(), "iterator": iter([1, 2, 3]),
         "zipped": zip([1], [2], strict=True), "enum": types.SimpleNamespace(name="{0.attr}"),
-        "__name__": "__main__", "__builtins__": __builtins__,
+        "__name__": "__main__", "__builtins__": __builtins__, **holders(),
     }  # fmt: skip
+    names["holder"].module, names["holder"].environment = os, os.environ
     return names
 
 

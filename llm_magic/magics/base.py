@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import keyword
+import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from llm_magic.session import Session
     from llm_magic.tables import Table
     from llm_magic.types import Reply
+
+# Names that IPython looks up or sets itself; an answer there breaks the notebook or is lost.
+_OF_IPYTHON = re.compile(r"In|Out|get_ipython|exit|quit|_(?:i{1,3}|ih|oh|dh|i?\d+)?|_{2,3}")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -166,4 +170,6 @@ def variable(name: str | None) -> str | None:
     """Return the name that ``-o`` gives; raises `OptionError` if it is none."""
     if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
         raise OptionError(f"-o {name}: that is no name of a variable.")
+    if name is not None and (name.startswith("__") or _OF_IPYTHON.fullmatch(name)):
+        raise OptionError(f"-o {name}: Python or IPython uses that name; choose another.")
     return name

@@ -40,6 +40,19 @@ MISTAKES = {
     "%%llm -p num_beams=4\nx": ("OptionError", "-p num_beams does not go with a streamed answer."),
     "%%llm -p min_p\nx": ("OptionError", "write -p key=value"),
     "%%llm -o 1st\nx": ("OptionError", "-o 1st: that is no name of a variable."),
+    "%%llm -o get_ipython\nx": (
+        "OptionError",
+        "-o get_ipython: Python or IPython uses that name; choose another.",
+    ),
+    "%%llm -o In\nx": ("OptionError", "-o In: Python or IPython uses that name; choose another."),
+    "%%llm -o __builtins__\nx": (
+        "OptionError",
+        "-o __builtins__: Python or IPython uses that name; choose another.",
+    ),
+    "%%llm -o _i12\nx": (
+        "OptionError",
+        "-o _i12: Python or IPython uses that name; choose another.",
+    ),
     "%%llm -s 'open\nx": ("OptionError", "A quote is not closed in"),
     "%%llm hello\nx": ("OptionError", "The prompt goes below the first line"),
     "%%llm -m nobody\nx": ("ModelNotLoaded", "nobody is not loaded; loaded: "),

@@ -12,12 +12,14 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 import warnings
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -796,3 +798,135 @@ def test_random_expression_has_the_value_that_python_gives_or_stays(expression: 
     if text != f"{{{expression}}}":
         python = in_python(expression)
         assert text == python or f"}}: {python}" in text
+
+
+# --- many small expressions
+
+SMALL = {
+    "signs": "{{" + "-" * 380 + "x+{}}}",
+    "powers": "{{x**{}}}",
+    "names": "{{unknown{}}}",
+    "attributes": "{{x" + ".real" * 70 + "+{}}}",
+    "comparisons": "{{" + "<".join(["x"] * 190) + "+{}}}",
+    "calls": "{{print({})}}",
+    "spaces": "{{ x+{} }}",
+    "texts": "{{'a'*99999+str(x+{})}}",
+    "specs": "{{x:>9{{x}}{}}} ",
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_many_small_expressions_take_seconds(kind: str) -> None:
+    prompt = small_expressions(kind, 2_000_000)
+    start = time.process_time()
+    filled = fill(prompt, {"x": 3})
+    assert time.process_time() - start < 10  # 1 to 3
+    assert len(filled.notes) <= 7
+
+
+def small_expressions(kind: str, length: int) -> str:
+    """Return a prompt of about this length."""
+    template = SMALL[kind]
+    return " ".join(map(template.format, range(length // len(template.format(1000)))))
+
+
+@pytest.mark.parametrize("kind", ["signs", "powers", "texts"])
+def test_many_small_expressions_take_little_memory(kind: str) -> None:
+    prompt = small_expressions(kind, 600_000)
+    tracemalloc.start()
+    fill(prompt, {"x": 3})
+    memory = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert memory < 100_000_000
+
+
+def test_braces_after_the_last_that_are_looked_at_have_one_note() -> None:
+    prompt = small_expressions("signs", 600_000) + "\n{x} {y}"
+    filled = fill(prompt, {"x": 3})
+    assert filled.notes[-1].startswith("The braces from line 1 on are left as they are")
+    assert filled.text.endswith("\n{x} {y}")
+
+
+# --- classes of the user's
+
+
+class Watched(type):
+    """A class of classes that sees what is read of them."""
+
+    seen: ClassVar[list[str]] = []
+
+    def __getattribute__(cls, name: str) -> Any:
+        Watched.seen.append(name)
+        return super().__getattribute__(name)
+
+
+class Liar(type):
+    @property
+    def __mro__(cls) -> Any:
+        return str, object
+
+
+@pytest.mark.parametrize("expression", ["one", "one.attr", "one!r", "text"])
+def test_class_of_a_class_is_not_run(expression: str) -> None:
+    one = Watched(
+        "One", (), {"attr": 1, "__str__": lambda self: "one", "__repr__": lambda self: "one"}
+    )
+    text = Watched("Text", (str,), {})
+    values = {"one": one(), "text": text("t")}
+    Watched.seen.clear()
+    assert fill(f"{{{expression}}}", values).text in {"one", "1", "[one]", "t"}
+    assert Watched.seen == []
+
+
+def test_order_of_base_classes_is_not_taken_from_a_metaclass() -> None:
+    kind = Liar("Kind", (), {"__str__": lambda self: "its text"})
+    assert fill("{one}", {"one": kind()}).text == "its text"
+
+
+@pytest.mark.parametrize("error", [SystemExit("bye"), BaseException("base"), GeneratorExit()])
+@pytest.mark.parametrize("expression", ["one", "one!r", "one.attr", "str(one)"])
+def test_whatever_an_object_raises_is_one_error(error: BaseException, expression: str) -> None:
+    def fail(*_: object) -> Any:
+        raise error
+
+    kind = type("Kind", (), {"__str__": fail, "__repr__": fail, "__getattr__": fail})
+    with pytest.raises(PromptError, match=f"{type(error).__name__}.*Fix the name"):
+        fill(f"{{{expression}}}", {"one": kind()})
+
+
+def test_interrupt_in_an_object_is_an_interrupt() -> None:
+    def fail(*_: object) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill("{one}", {"one": type("Kind", (), {"__str__": fail})()})
+
+
+@pytest.mark.parametrize(
+    ("expression", "text"),
+    [
+        ("sys.maxsize > 0", "True"),
+        ("sys.version_info[0]", "3"),
+        ("tuple(sys.version_info)[:1]", "{tuple(sys.version_info)[:1]}"),
+        ("math.e:.1f", "2.7"),
+        ("keys['a']", "text"),
+        ("zoned.isoformat()", "2026-01-02T00:00:00+01:00"),
+        ("zoned:%Z", "CET"),
+        ("utc:%Z", "UTC"),
+        ("stamp.tzname()", "CET"),
+    ],
+)
+def test_plain_attributes_keys_and_time_zones_are_read(expression: str, text: str) -> None:
+    zone = ZoneInfo("Europe/Zurich")
+    values = {
+        "sys": sys, "math": math, "keys": {Colour.RED: "red", "a": "text"},
+        "zoned": datetime.datetime(2026, 1, 2, tzinfo=zone),
+        "utc": datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC),
+        "stamp": pd.Timestamp(2026, 1, 2, tz="Europe/Zurich"),
+    }  # fmt: skip
+    assert fill(f"{{{expression}}}", values).text == text
+
+
+def test_method_is_named_in_its_note() -> None:
+    (note,) = fill("{append}", {"append": [1].append}).notes
+    assert "it is a method; call it" in note
