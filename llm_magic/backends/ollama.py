@@ -48,7 +48,7 @@ _BESIDE = frozenset(
 # The longest time that reading the context adds to the first answer of a model.
 _CONTEXT_S = 1.0
 # A parameter of a Modelfile, as `/api/show` lists them.
-_NUM_CTX = re.compile(r"^num_ctx\s+(\d+)\s*$", re.MULTILINE)
+_NUM_CTX = re.compile(r"^num_ctx\s+(\d{1,18})\s*$", re.MULTILINE)
 
 
 @dataclass(slots=True)
@@ -323,10 +323,10 @@ def _is_map(value: object) -> TypeGuard[Mapping[str, Any]]:
 
 
 def _pulling(value: Mapping[str, Any]) -> Progress:
-    total, completed = value.get("total"), value.get("completed") or 0
-    if isinstance(total, int) and isinstance(completed, int) and total > 0:
+    total, completed = whole_number(value.get("total")), whole_number(value.get("completed") or 0)
+    if total and completed is not None:
         sizes = f"{human_bytes(completed)} of {human_bytes(total)}"
-        return Progress("pulling on the server", max(0.0, min(1.0, completed / total)), sizes)
+        return Progress("pulling on the server", min(1.0, completed / total), sizes)
     status = value.get("status")
     stage = _refusals.one_line(status) if isinstance(status, str) else "work"
     return Progress(f"the server is at: {stage}")
