@@ -203,8 +203,9 @@ def whole_number(value: object) -> int | None:
 
     JSON has integers of thousands of digits, which no float can hold and no table has space for.
     """
-    is_whole_number = isinstance(value, int) and not isinstance(value, bool)
-    return value if is_whole_number and 0 <= value <= MAX_NUMBER else None
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if 0 <= value <= MAX_NUMBER else None
 
 
 def text_of(value: object) -> str:
