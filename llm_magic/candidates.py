@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +23,8 @@ _SUGGESTED = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "attn": ("eager", "sdpa", "flash_attention_2"),
 }
+# More than a menu can show, and few enough for a key press.
+_MOST_OFFERS = 500
 _SECRET = re.compile(r"(KEY|TOKEN)$")
 # A reference that is being typed: {name, {name.attr, {name["key
 _NAME = re.compile(r"(?<![{$])\{((?:[^\W\d]\w*\.)*)(\w*)$")
@@ -97,7 +100,8 @@ class Candidates:
         if backend in {None, self._session.status().backend_type}:
             for info in self._session.status().models:
                 found.setdefault(info.name, Offer(info.name, "loaded"))
-        offers = [offer for offer in found.values() if _is_like(offer.text, typed)]
+        like = (offer for offer in found.values() if _is_like(offer.text, typed))
+        offers = list(itertools.islice(like, _MOST_OFFERS))
         if backend in {None, "local"} and typed:
             offers += [offer for offer in _paths(typed) if offer.text not in found]
         return offers

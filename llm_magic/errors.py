@@ -39,6 +39,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher, get_close_matches
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -47,8 +48,9 @@ from llm_magic.terminal_text import visible_line
 if TYPE_CHECKING:
     from llm_magic.types import Reply
 
+# Words are compared character by character: a server may list any number of names of any length.
+_LONGEST_WORD, _MOST_COMPARED = 200, 2_000
 E = TypeVar("E", bound=BaseException)
-
 _RED, _RESET = "\x1b[31m", "\x1b[0m"
 
 
@@ -239,7 +241,10 @@ def is_own(module: Mapping[str, object]) -> bool:
 
 def did_you_mean(word: str, known: Iterable[str], *, count: int = 3) -> str:
     """Return ``" Did you mean …?"`` with the nearest of the `known` words, or nothing."""
-    by_fold = {name.casefold(): name for name in known}
+    if len(word) > _LONGEST_WORD:
+        return ""
+    near_enough = (name for name in known if len(name) <= _LONGEST_WORD)
+    by_fold = {name.casefold(): name for name in islice(near_enough, _MOST_COMPARED)}
     near = get_close_matches(word.casefold(), list(by_fold), n=count, cutoff=0.5)
     likeness = [SequenceMatcher(None, name, word.casefold()).ratio() for name in near]
     # What is far behind the nearest one only distracts from it.

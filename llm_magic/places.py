@@ -47,7 +47,7 @@ def place(config: LoadConfig, settings: Settings) -> Place | None:
     default = getattr(settings, f"{config.backend}_base_url", None)
     if default is None:
         return None
-    if config.base_url:
+    if config.base_url is not None:
         return parse_url(config.backend, config.base_url)
     return parse_setting(config.backend, settings)
 

@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 _HOLDERS_SHOWN = 3
 
 
+# The longest name in a line or a table, and the most rows of a list of models.
+_LONGEST_NAME = 200
+_MOST_ROWS = 500
+
+
+def shown_name(name: str) -> str:
+    """Return the name of a model as it is displayed: in one line, and cut where it is too long."""
+    return first_characters(visible_line(name), _LONGEST_NAME)
+
+
 def ending(reply: Reply) -> str:
     """Return how an answer ended, where it did not simply end, and what it was not told."""
     limit = reply.usage.completion_tokens
@@ -45,7 +55,7 @@ def trimmed(turns: int) -> str:
 def footer(reply: Reply, size: int | None) -> str:
     """Return the muted line: model, tokens, first token, speed, memory, and how it ended."""
     usage, timing = reply.usage, reply.timing
-    parts = [visible_line(reply.model)]
+    parts = [shown_name(reply.model)]
     if usage.prompt_tokens is not None and usage.completion_tokens is not None:
         reused = f" ({usage.cached_tokens} reused)" if usage.cached_tokens else ""
         parts.append(f"{usage.prompt_tokens}{reused} → {usage.completion_tokens} tokens")
@@ -75,7 +85,7 @@ def model_line(info: ModelInfo) -> str:
     short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
     kind = info.quantization if info.quantization != "none" else short.get(info.dtype, info.dtype)
     where = info.server or info.device
-    parts = [visible_line(info.name), " ".join(p for p in (info.backend, where, kind) if p)]
+    parts = [shown_name(info.name), " ".join(p for p in (info.backend, where, kind) if p)]
     if info.size:
         parts.append(human_bytes(info.size))
     if info.context_length:
@@ -91,7 +101,7 @@ def reasoning_line(reasoning: str) -> str:
 def unloaded_line(unloaded: Unloaded) -> str:
     """Return what an unload gave back, by the process's own figures."""
     if unloaded.note:
-        return f"Unloaded {unloaded.name} · {unloaded.note}"
+        return f"Unloaded {shown_name(unloaded.name)} · {unloaded.note}"
     text = f"Unloaded {unloaded.name} ({human_bytes(unloaded.size)})"
     changes = [_change("process", unloaded.before.process, unloaded.after.process)]
     before = dict(unloaded.before.devices)
@@ -118,10 +128,13 @@ def status_table(status: Status) -> Table:
     if status.progress is not None:
         share = "" if status.progress.share is None else f" {status.progress.share:.0%}"
         rows.append(["loading", f"{status.progress.stage}{share}"])
-    rows += [["backend", status.backend_type], ["active model", status.active_model or "none"]]
+    rows += [
+        ["backend", status.backend_type],
+        ["active model", shown_name(status.active_model or "none")],
+    ]
     for info in status.models:
         rows.append(["loaded", model_line(info)])
-    rows += [[name, value] for name, value in status.backend_details.items()]
+    rows += [[name, shown_name(value)] for name, value in status.backend_details.items()]
     rows += _memory_rows(status.memory)
     if status.last_error:
         rows.append(["last error", status.last_error])
@@ -139,8 +152,13 @@ def models_table(models: list[ModelInfo], loaded: tuple[ModelInfo, ...]) -> Tabl
     """Return ``%llm_models``."""
     found = [*(("loaded", i) for i in loaded), *((_where(i), i) for i in models)]
     # A name from a server could hold a line end and so look like another row.
-    rows = [[where, visible_line(i.name), _size(i), _tokens(i)] for where, i in found]
+    rows = [[where, shown_name(i.name), _size(i), _tokens(i)] for where, i in found[:_MOST_ROWS]]
     note = "" if rows else "There is none here. %llm_load MODEL fetches one from the hub."
+    if len(found) > len(rows):
+        note = (
+            f"… and {len(found) - len(rows):,} more. Type the beginning of a name after %llm_load"
+            " and press Tab to find one."
+        )
     return Table(("where", "model", "size", "context"), rows, note)
 
 
@@ -209,7 +227,7 @@ def jobs_table(jobs: Iterable[Job]) -> Table:
     """Return ``%llm_jobs``: what was begun in the background, how far it is, what was asked."""
     rows = [
         [
-            str(job.id), job.state, job.model, "" if job.tokens is None else str(job.tokens),
+            str(job.id), job.state, shown_name(job.model), "" if job.tokens is None else str(job.tokens),
             f"{job.seconds:.1f}", first_words(job.prompt),
         ]
         for job in jobs
@@ -221,7 +239,12 @@ def jobs_table(jobs: Iterable[Job]) -> Table:
 def first_words(text: str, most: int = 48) -> str:
     """Return the beginning of a text as one line."""
     line = " ".join(text[: 4 * most].split())
-    return line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
+    return first_characters(line, most)
+
+
+def first_characters(text: str, most: int) -> str:
+    """Return a text, cut where it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
 
 
 def error_line(error: BaseException) -> str:

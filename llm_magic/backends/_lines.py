@@ -19,6 +19,7 @@ MAX_LINE = MAX_EVENT = 16 * 1024 * 1024
 MAX_TEXT = 32_000_000
 # JSON takes up to 25 times its size as Python objects: 16 MiB of `{},` are 400 MB.
 MAX_VALUES = 500_000
+MAX_NUMBER = 2**63
 
 
 class MalformedStream(ValueError):
@@ -198,8 +199,13 @@ class JsonLinesDecoder:
 
 
 def whole_number(value: object) -> int | None:
-    """Return a count as a server sent it, None for anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """Return a count or a size as a server sent it; None for anything else, and above 2**63.
+
+    JSON has integers of thousands of digits, which no float can hold and no table has space for.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if 0 <= value <= MAX_NUMBER else None
 
 
 def text_of(value: object) -> str:

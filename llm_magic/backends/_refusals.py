@@ -298,7 +298,8 @@ def no_answer(where: Place, kind: str) -> RequestRefused:
             brief="an empty answer",
         )
     return RequestRefused(
-        f"{where.origin} sent no answer, but {kind}. Is --base-url right? Is it the right kind of server?",
+        f"{where.origin} sent no answer, but {one_line(kind)}. Is --base-url right?"
+        " Is it the right kind of server?",
         brief="no answer",
     )
 
@@ -324,7 +325,7 @@ def only_one(place: Place, names: Sequence[str]) -> str:
     """Return the one model of a server; raises where there is none or a choice."""
     if len(names) == 1:
         return names[0]
-    has = f"It has: {', '.join(names[:8])}" if names else "It lists none"
+    has = f"It has: {_some(names)}" if names else "It lists none"
     raise OptionError(
         f"Which model of {place.label}? {has}. Type %llm_load MODEL -b {place.backend}."
     )
@@ -334,5 +335,10 @@ def unknown(place: Place, model: str, names: Sequence[str]) -> ModelNotFound:
     """Return the error for a model that the server does not have."""
     near = did_you_mean(model, names)
     if not near and names:
-        near = f" It has: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}."
+        near = f" It has: {_some(names)}{', …' if len(names) > 8 else ''}."
     return ModelNotFound(f"{place.label} has no model {model}.{near}")
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first names of a list in one line; a server may give any text as a name."""
+    return one_line(", ".join(names[:8]))

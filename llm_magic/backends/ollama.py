@@ -22,7 +22,14 @@ from llm_magic.backends._lines import (
     whole_number,
 )
 from llm_magic.backends.base import Report
-from llm_magic.backends.remote import RESERVED, Dialect, Remote, RemoteBackend, entries_with
+from llm_magic.backends.remote import (
+    MOST_MODELS,
+    RESERVED,
+    Dialect,
+    Remote,
+    RemoteBackend,
+    entries_with,
+)
 from llm_magic.config import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import LoadFailed, ModelNotFound, RequestRefused, ServerError, did_you_mean
 from llm_magic.keys import Keys
@@ -45,10 +52,12 @@ _BESIDE = frozenset(
 )
 
 
+# The longest name of a quantization that is shown: `Q4_K_M`, `MXFP4`.
+_LONGEST_LEVEL = 20
 # The longest time that reading the context adds to the first answer of a model.
 _CONTEXT_S = 1.0
 # A parameter of a Modelfile, as `/api/show` lists them.
-_NUM_CTX = re.compile(r"^num_ctx\s+(\d+)\s*$", re.MULTILINE)
+_NUM_CTX = re.compile(r"^num_ctx\s+(\d{1,18})\s*$", re.MULTILINE)
 
 
 @dataclass(slots=True)
@@ -85,9 +94,10 @@ class OllamaBackend(RemoteBackend):
 
     async def _list(self, server: HttpServer) -> list[ModelInfo]:
         running = await self._entries(server, "ps")
+        entries = await self._entries(server, "tags")
         return [
             self._info(server, entry, {}, _runner(entry, running), _trained_length({}, entry))
-            for entry in await self._entries(server, "tags")
+            for entry in entries[:MOST_MODELS]
         ]
 
     async def _entries(self, server: HttpServer, path: str) -> list[dict[str, Any]]:
@@ -122,7 +132,7 @@ class OllamaBackend(RemoteBackend):
             where="server",
             source=str(entry["name"]),
             server=server.place.label,
-            dtype=str(details.get("quantization_level") or ""),
+            dtype=str(details.get("quantization_level") or "")[:_LONGEST_LEVEL],
             size=whole_number(entry.get("size")),
             context_length=context,
             resident=whole_number(runner.get("size")),
@@ -323,10 +333,10 @@ def _is_map(value: object) -> TypeGuard[Mapping[str, Any]]:
 
 
 def _pulling(value: Mapping[str, Any]) -> Progress:
-    total, completed = value.get("total"), value.get("completed") or 0
-    if isinstance(total, int) and isinstance(completed, int) and total > 0:
+    total, completed = whole_number(value.get("total")), whole_number(value.get("completed") or 0)
+    if total and completed is not None:
         sizes = f"{human_bytes(completed)} of {human_bytes(total)}"
-        return Progress("pulling on the server", max(0.0, min(1.0, completed / total)), sizes)
+        return Progress("pulling on the server", min(1.0, completed / total), sizes)
     status = value.get("status")
     stage = _refusals.one_line(status) if isinstance(status, str) else "work"
     return Progress(f"the server is at: {stage}")

@@ -20,7 +20,14 @@ from llm_magic.backends._lines import (
     whole_number,
 )
 from llm_magic.backends.base import Report, TokenCount
-from llm_magic.backends.remote import RESERVED, Dialect, Remote, RemoteBackend, entries_with
+from llm_magic.backends.remote import (
+    MOST_MODELS,
+    RESERVED,
+    Dialect,
+    Remote,
+    RemoteBackend,
+    entries_with,
+)
 from llm_magic.config import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import LLMMagicError, RequestRefused, ServerBusy, ServerError
 from llm_magic.keys import Keys
@@ -103,7 +110,8 @@ class OpenAICompatibleBackend(RemoteBackend):
     # -- what the server has ------------------------------------------------------------------
 
     async def _list(self, server: HttpServer) -> list[ModelInfo]:
-        return [self._info(server, entry) for entry in await self._entries(server) or ()]
+        entries = await self._entries(server) or []
+        return [self._info(server, entry) for entry in entries[:MOST_MODELS]]
 
     async def _entries(self, server: HttpServer) -> list[dict[str, Any]] | None:
         """Return what ``/v1/models`` lists; None where a server answers questions but lists nothing."""

@@ -38,6 +38,10 @@ from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Stat
 
 T = TypeVar("T")
 
+# How many models of one server are listed and kept for completion; any can be loaded by its name.
+MOST_MODELS = 10_000
+# Longer than a path: vLLM calls a model by its folder.
+_LONGEST_NAME = 1000
 
 # Names in a request that no option sets, and what to do instead.
 RESERVED: Mapping[str, str] = MappingProxyType(
@@ -152,7 +156,7 @@ class RemoteBackend(Backend):
         """Keep the names that a server lists, for completion."""
         label = server.place.label
         self._listed[server.place.url] = [
-            ModelInfo(name, self.name, "server", server=label) for name in names
+            ModelInfo(name, self.name, "server", server=label) for name in names[:MOST_MODELS]
         ]
 
     async def check(
@@ -355,10 +359,14 @@ def _busy_s(server: HttpServer) -> float:
 
 
 def entries_with(name: str, listed: object) -> list[dict[str, Any]]:
-    """Return the entries of a server's list that have a `name`; whatever else is in it is left out."""
+    """Return the entries of a server's list that have a `name`; whatever else is in it is left out.
+
+    So are entries with a name that is too long to be typed.
+    """
     if not isinstance(listed, list):
         return []
-    return [e for e in listed if isinstance(e, dict) and isinstance(e.get(name), str)]
+    named = (e for e in listed if isinstance(e, dict) and isinstance(e.get(name), str))
+    return [entry for entry in named if len(entry[name]) <= _LONGEST_NAME]
 
 
 def _refuse_no_json(name: str, value: object) -> None:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from llm_magic import backends
 from llm_magic.backends._http import HttpServer, Limits
+from llm_magic.backends._refusals import one_line
 from llm_magic.backends.remote import RemoteBackend
 from llm_magic.certificates import certificate_problem
 from llm_magic.config import LoadConfig, Settings
@@ -178,7 +179,7 @@ async def _listens(address: str, port: int) -> bool:
 
 
 def _lists(server: _Server, models: list[ModelInfo], version: str, proxy: str | None) -> Finding:
-    names = ", ".join(model.name for model in models[:4])
+    names = one_line(", ".join(model.name for model in models[:4]))
     more = ", …" if len(models) > 4 else ""
     through = f", through the proxy {proxy}" if proxy else ""
     count = "1 model" if len(models) == 1 else f"{len(models)} models"

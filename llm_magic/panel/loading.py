@@ -34,6 +34,8 @@ _LABELS = {
     "quantization": "Quantization",
     "pull": "Download it there first",
 }
+# What a browser can filter at each key press; any other name can be typed.
+_MOST_NAMES = 500
 _DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -178,7 +180,7 @@ class LoadSection:
         error = future.exception()
         if error is None:
             names = [info.name for info in future.result()]
-            self.model.options = names
+            self.model.options = names[:_MOST_NAMES]
             said = f"{len(names)} to choose from." if names else "Nothing is listed here."
         else:
             said = str(error)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,37 @@ def test_values_may_refer_to_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOST_OF_TEST", "example.org")
     Path(".env").write_text("PORT=81\nVLLM_BASE_URL=http://${HOST_OF_TEST}:${PORT}\n")
     assert Settings.read().vllm_base_url == "http://example.org:81"
+
+
+def test_references_have_defaults_and_may_be_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAME_OF_TEST", "outer")
+    Path(".env").write_text(
+        "A=${NO_SUCH_NAME}|${NO_SUCH_NAME:-x}|${NAME_OF_TEST:-x}|${A}|$A|${A:b}\nNAME_OF_TEST=inner\n"
+        "B=${NAME_OF_TEST}\nEMPTY\nC=${EMPTY:-x}\n"
+    )
+    read = read_env_file()
+    assert read["A"] == "|x|outer||$A|${A:b}"
+    assert (read["B"], read["EMPTY"], read["C"]) == ("inner", None, "")
+
+
+def test_file_that_expands_without_bound_is_refused(folder: Path) -> None:
+    lines = [f"X{n}=${{X{n - 1}}}${{X{n - 1}}}" for n in range(1, 40)]
+    Path(".env").write_text("\n".join(["X0=aaaaaaaaaa", *lines]))
+    with pytest.raises(SettingsError) as caught:
+        Settings.read()
+    assert str(caught.value) == (
+        f"{folder}/.env is larger than 1 MB after its ${{…}} references are replaced:"
+        " X16 is too long. Shorten the values that refer to each other."
+    )
+
+
+def test_many_variables_and_references_are_read_in_seconds() -> None:
+    began = time.monotonic()
+    Path(".env").write_text("".join(f"A{n}=${{HOME}}\n" for n in range(8_000)))
+    read_env_file()
+    Path(".env").write_text("A=" + "${" * 100_000 + "\nB=" + "${:" * 100_000 + "}\n")
+    read_env_file()
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("make", [lambda: None, Path(".env").mkdir], ids=["none", "folder"])
@@ -165,6 +198,17 @@ def test_every_magic_reports_broken_settings_in_one_line(
         assert shown.stdout + shown.stderr == ""
         unregister(shell)
     session.close()
+
+
+@pytest.mark.parametrize("address", ["", "  "])
+def test_empty_address_is_not_the_default_address(address: str) -> None:
+    session = Session()
+    try:
+        for use in (session.models, partial(session.load, "tiny")):
+            with pytest.raises(OptionError, match=r"^'' is no address of a server\. Write"):
+                use(backend="openai", base_url=address)
+    finally:
+        session.close()
 
 
 def test_address_of_a_variable_is_refused_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

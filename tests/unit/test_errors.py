@@ -47,8 +47,8 @@ def test_a_notebook_shows_one_line() -> None:
 def test_message_has_no_half_characters() -> None:
     for name in ("OptionError", "ServerError", "Interrupted"):
         error: LLMMagicError = getattr(errors, name)("There is no chat \ud800.")
-        assert str(error) == "There is no chat \ufffd."
-        assert str(error.also("It has \udfff.")) == "There is no chat \ufffd. It has \ufffd."
+        assert str(error) == "There is no chat \\ud800."
+        assert str(error.also("It has \udfff.")) == "There is no chat \\ud800. It has \\udfff."
 
 
 @pytest.mark.parametrize(

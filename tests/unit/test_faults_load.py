@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from llm_magic import words
 from llm_magic.errors import (
     Interrupted,
     KeyRejected,
@@ -18,10 +19,14 @@ from llm_magic.errors import (
 )
 from llm_magic.session import Session
 from tests.fault_server import MODELS, FaultServer
+from tests.ollama_models import OllamaModel
 from tests.ollama_server import OllamaServer
 from tests.scripted import settings, stop_when
 from tests.unit.remote import NOW, body_of, session_on, still_works, told
 from tests.wire import Head, Hold, Send, Step, html_answer, json_answer, ndjson, redirect, refusal
+
+# Longer than a float can be, and almost as long as Python reads.
+HUGE = int("9" * 4000)
 
 
 @pytest.fixture
@@ -134,7 +139,8 @@ def test_an_odd_list_has_no_such_model(
 @pytest.mark.parametrize(
     "entry",
     [{"max_model_len": "2048"}, {"max_model_len": None}, {"meta": "x"}, {"meta": {"n_ctx": 1.5}},
-     {"meta": {"size": "big"}}, {"owned_by": 5}, {"context_length": [1]}],
+     {"meta": {"size": "big"}}, {"owned_by": 5}, {"context_length": [1]},
+     {"meta": {"size": HUGE, "n_ctx": HUGE}}, {"max_model_len": HUGE}],
 )  # fmt: skip
 def test_odd_facts_about_a_model_are_unknown_ones(entry: dict[str, Any]) -> None:
     with FaultServer({"tiny": entry}) as server, session_on(server) as session:
@@ -216,11 +222,37 @@ def test_another_kind_of_server_is_told_apart() -> None:
     "tags",
     [{"models": None}, {"models": [5, {"name": 5}, {"name": "a:b"}]}, {}, [], {"models": {"a": 1}},
      {"models": [{"name": "x:y", "details": "none", "size": "big"}]},
-     {"models": [{"name": "x:y", "details": []}]}],
+     {"models": [{"name": "x:y", "details": []}]},
+     {"models": [{"name": "x:y", "size": HUGE, "details": {"context_length": HUGE}}]}],
 )  # fmt: skip
 def test_an_odd_list_of_models_breaks_nothing(ollama: OllamaServer, tags: object) -> None:
     with session_on(ollama, "ollama") as session:
         ollama.will("/api/tags", *json_answer(200, tags))
-        names = [info.name for info in session.models("ollama", base_url=ollama.url)]
-        assert set(names) <= {"a:b", "x:y"}
+        listed = session.models("ollama", base_url=ollama.url)
+        assert {info.name for info in listed} <= {"a:b", "x:y"}
+        assert "999" not in repr(words.models_table(listed, ()))
         still_works(session)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"total": HUGE, "completed": 1}, {"total": 5, "completed": HUGE}]
+)
+def test_huge_sizes_of_a_pull_are_unknown_ones(ollama: OllamaServer, sizes: dict[str, int]) -> None:
+    session = Session(settings())
+    try:
+        ollama.will("/api/pull", *ndjson({"status": "pulling", **sizes}, {"status": "success"}))
+        session.load("llama3.2", backend="ollama", base_url=ollama.url, pull=True)
+        still_works(session)
+    finally:
+        session.close()
+
+
+def test_huge_context_of_a_modelfile_is_an_unknown_one() -> None:
+    model = OllamaModel("small", parameters={"num_ctx": (HUGE,)})
+    with OllamaServer([model]) as server:
+        session = Session(settings())
+        try:
+            info = session.load("small", backend="ollama", base_url=server.url)
+            assert info.context_length is None
+        finally:
+            session.close()

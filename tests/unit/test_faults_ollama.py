@@ -258,7 +258,9 @@ def test_counts_and_thoughts_are_read(session: Session, server: OllamaServer) ->
     assert (reply.text, reply.reasoning, reply.usage) == ("Hi", "Hm.", Usage(5, 2, None))
 
 
-@pytest.mark.parametrize("odd", ["many", None, [2], {}, 1.5])
+@pytest.mark.parametrize(
+    "odd", ["many", None, [2], {}, 1.5, -1, 10**400, 1e400], ids=lambda odd: repr(odd)[:9]
+)
 def test_odd_counts_are_unknown_ones(session: Session, server: OllamaServer, odd: object) -> None:
     last_one = done(prompt_eval_count=odd, eval_count=odd)
     server.will(OLLAMA_CHAT, *HEL, *lines(piece("lo"), last_one))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -228,3 +230,39 @@ def test_weights_that_are_not_read_do_not_count(session: Session, tmp_path: Path
     info = session.load(str(folder), keep=True)
     session.unload("m")
     assert info.size is not None
+
+
+# The load is refused before torch is imported, which would end the process in the first case.
+REFUSED_EARLY = """
+import os, sys
+from llm_magic.errors import LLMMagicError
+from llm_magic.session import Session
+from tests.scripted import settings
+session = Session(settings())
+sys.path[:] = [os.path.abspath(path) for path in sys.path]
+{before}
+try:
+    session.load()
+except LLMMagicError as error:
+    print(type(error).__name__, error, "torch" in sys.modules)
+session.close()
+"""
+GONE = "import tempfile; folder = tempfile.mkdtemp(); os.chdir(folder); os.rmdir(folder)"
+
+
+@pytest.mark.parametrize(
+    ("flag", "before", "message"),
+    [
+        ("-O", GONE, "LoadFailed The working folder is gone. Change to another one"
+         " (import os; os.chdir(os.path.expanduser('~'))) and load again. False"),
+        ("-OO", "", "LoadFailed Local models cannot be loaded under python -OO (PYTHONOPTIMIZE=2):"
+         " Transformers needs docstrings. Restart the kernel without it. False"),
+    ],
+    ids=["working folder is gone", "OO"],
+)  # fmt: skip
+def test_process_that_cannot_import_torch_is_refused_before(
+    flag: str, before: str, message: str
+) -> None:
+    code = REFUSED_EARLY.format(before=before)
+    ran = subprocess.run([sys.executable, flag, "-c", code], capture_output=True, text=True)
+    assert (ran.stdout, ran.returncode) == (f"{message}\n", 0), ran.stderr

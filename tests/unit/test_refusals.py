@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from llm_magic.backends._refusals import (
     Refusal,
+    compressed,
     explain,
     from_object,
+    no_answer,
     no_proxy,
     not_there,
     one_line,
@@ -110,6 +112,15 @@ def test_an_angle_bracket_makes_no_page(body: bytes) -> None:
 
 def test_what_is_between_the_tags_of_a_title_is_text() -> None:
     assert read(b"<title>Tom &amp; Jerry&#39;s proxy</title>") == Refusal("Tom & Jerry's proxy")
+
+
+def test_headers_of_any_length_are_cut() -> None:
+    place = parse_url("openai", "http://localhost:8000")
+    long = "x/" + "y" * 50_000
+    redirected = explain(place, None, 307, {"location": f"http://{long}"}, Refusal(""))
+    for error in (no_answer(place, long), redirected, compressed(place, long)):
+        assert "yyy" in str(error)
+        assert len(str(error)) < 600
 
 
 @pytest.mark.parametrize("length", [299, 300, 301, 5000])

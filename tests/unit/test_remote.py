@@ -15,6 +15,7 @@ from ollama import Client
 from llm_magic.calls import Request
 from llm_magic.errors import ModelNotFound, OptionError, PromptTooLong, RequestRefused
 from llm_magic.session import Session
+from llm_magic.words import footer, models_table, ready_lines, status_table
 from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.http_server import HttpServer
 from tests.ollama_models import OllamaModel
@@ -275,6 +276,44 @@ def test_a_strange_list_breaks_nothing(session: Session, server: FaultServer) ->
     for value in (None, 3, "x", [], {}, {"data": None}):
         server.will(MODELS, *json_answer(200, value))
         assert session.models("openai", base_url=server.url) == []
+
+
+def test_long_list_is_shown_and_completed_in_part(session: Session, server: FaultServer) -> None:
+    entries = [{"id": f"model-{number:06}"} for number in range(100_000)]
+    server.will(MODELS, *json_answer(200, {"data": entries}))
+    listed = session.models("openai", base_url=server.url)
+    assert len(listed) == len(session.known_models("openai", server.url)) == 10_000
+    table = models_table(listed, ())
+    assert len(table.rows) == 500
+    assert table.note == (
+        "… and 9,500 more. Type the beginning of a name after %llm_load and press Tab to find one."
+    )
+    server.will(MODELS, *json_answer(200, {"data": entries}))
+    began = time.monotonic()
+    with pytest.raises(ModelNotFound, match="Did you mean model-00"):
+        load(session, server, "model-00")
+    assert time.monotonic() - began < 10
+    server.will(MODELS, *json_answer(200, {"data": entries}))
+    load(session, server, "model-099999")  # beyond what is listed
+
+
+def test_long_name_is_cut_on_the_screen(session: Session, server: FaultServer) -> None:
+    long = "m" * 600
+    server.models = {long: {"owned_by": "o" * 600}, "x" * 100_000: {}}
+    assert [info.name for info in session.models("openai", base_url=server.url)] == [long]
+    told = session.load_and_tell(long, backend="vllm", base_url=server.url)
+    reply = session.generate("hello")
+    shown = [
+        *ready_lines(told),
+        repr(models_table([told.info], ())),
+        repr(status_table(session.status())),
+        footer(reply, None),
+    ]
+    assert all("m" * 199 + "…" in text for text in (shown[0], *shown[-3:]))
+    assert max(map(len, "\n".join(shown).splitlines())) < 500
+    with pytest.raises(ModelNotFound) as caught:
+        load(session, server, "other")
+    assert len(str(caught.value)) < 500
 
 
 def test_a_failed_load_leaves_the_model_before(session: Session, server: FaultServer) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_magic.backends.base import Backend, Plan, Report, TokenCount
@@ -18,7 +20,7 @@ from llm_magic.backends.local.cpus import cpus
 from llm_magic.backends.local.failures import explain_generation, explain_load
 from llm_magic.backends.local.worker import Worker
 from llm_magic.config import GenerationConfig, LoadConfig, ReadSettings
-from llm_magic.errors import MissingDependency, ModelNotLoaded
+from llm_magic.errors import LoadFailed, MissingDependency, ModelNotLoaded
 from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Unloaded
 from llm_magic.units import human_bytes
 
@@ -65,6 +67,7 @@ class LocalTransformersBackend(Backend):
         """Find, fetch and convert the files, and see that they fit; changes nothing resident."""
         _require_packages()
         if not self._imported:
+            _require_usable_process()
             # Seconds, the first time; on one thread only, because two that import the same large
             # packages at once can see them half initialised.
             report(Progress("importing torch"))
@@ -233,6 +236,23 @@ def _require_packages() -> None:
         raise MissingDependency(
             f'Local models need {", ".join(missing)}. Type: pip install "llm_magic[local]"'
         )
+
+
+def _require_usable_process() -> None:
+    """Raise where the import of torch or Transformers fails, or ends the process."""
+    if sys.flags.optimize >= 2:
+        raise LoadFailed(
+            "Local models cannot be loaded under python -OO (PYTHONOPTIMIZE=2): Transformers needs"
+            " docstrings. Restart the kernel without it."
+        )
+    try:
+        Path.cwd()
+    except OSError:
+        # oneMKL ends the process where it cannot find its libraries.
+        raise LoadFailed(
+            "The working folder is gone. Change to another one"
+            " (import os; os.chdir(os.path.expanduser('~'))) and load again."
+        ) from None
 
 
 def _import_torch(_cancel: threading.Event) -> None:
