@@ -307,7 +307,7 @@ class _Evaluator:
 def _readable(value: Any, modules: bool = False) -> Any:
     """Return a value that an expression may use: not the environment, and modules only by name."""
     if is_environment(value):
-        raise Refused("reads the environment variables, where keys are")
+        raise Refused("reads the environment variables, which may hold keys", advice="")
     if issubclass(type(value), types.ModuleType) and not modules:
         raise Refused("reads a module from another object")
     return value
@@ -344,7 +344,7 @@ def _module_attribute(module: types.ModuleType, name: str) -> Any:
     names = types.ModuleType.__getattribute__(module, "__dict__")
     if name not in names and "__getattr__" in names:
         raise Refused(f"reads .{name} of {_described(module)}, which is made as it is read")
-    value = names[name] if name in names else getattr(module, name)
+    value = _readable(names[name] if name in names else getattr(module, name), modules=True)
     if issubclass(type(value), types.ModuleType):
         raise Refused(f"reads a module from {_described(module)}")
     kind = known(value)[0]

@@ -614,7 +614,7 @@ ASSIGN = ". Assign it to a variable first, and refer to that"
         ("sorted(xs, key=name)",
          f"passes key= to sorted(), and key= is not an allowed argument{ASSIGN}"),
         ("name:5q9", 'has the format spec "5q9", which Python does not know'),
-        ("os.environ", "inserts all environment variables"),
+        ("os.environ", "reads the environment variables, which may hold keys"),
     ],
 )  # fmt: skip
 def test_reason_is_in_words_and_advice_only_where_it_helps(
@@ -890,7 +890,7 @@ def test_whatever_an_object_raises_is_one_error(error: BaseException, expression
         raise error
 
     kind = type("Kind", (), {"__str__": fail, "__repr__": fail, "__getattr__": fail})
-    with pytest.raises(PromptError, match=f"{type(error).__name__}.*Fix the name"):
+    with pytest.raises(PromptError, match=f"{type(error).__name__}.*Correct the expression"):
         fill(f"{{{expression}}}", {"one": kind()})
 
 
