@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,9 +104,20 @@ def test_holder_is_named(
     assert watch.holders() == ()
 
 
+class MadeModule(ModuleType):
+    """A module that makes its namespace each time it is read, as cffi's libraries do."""
+
+    def __getattribute__(self, name: str) -> Any:
+        return {} if name == "__dict__" else super().__getattribute__(name)
+
+
 def test_last_error_is_named_with_its_variable(
     main: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for number in range(50):
+        # The identity of such a namespace soon is that of another dictionary.
+        monkeypatch.setitem(sys.modules, f"made{number}", MadeModule(f"made{number}"))
+
     def fail() -> holders.Watch:
         model = Model()
         watch = holders.Watch([model])

@@ -260,7 +260,9 @@ def _item(key: object) -> str:
 
 
 def _modules() -> list[tuple[str, ModuleType]]:
-    return [(name, m) for name, m in list(sys.modules.items()) if isinstance(m, ModuleType)]
+    """Return the modules that have a namespace; cffi's libraries make one each time it is read."""
+    modules = [(name, m) for name, m in list(sys.modules.items()) if isinstance(m, ModuleType)]
+    return [(name, m) for name, m in modules if vars(m) is vars(m)]
 
 
 def _ipythons_namespaces() -> dict[int, str]:
