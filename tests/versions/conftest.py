@@ -5,14 +5,15 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from llm_magic.session import Session
+
 # Read when torch is imported: threads that wait must not take the cores of other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-from llm_magic.session import Session
-from tests.local_models import local_session
 
 
 def pytest_collection_finish() -> None:
@@ -26,5 +27,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[Session]:
+    # Some environments have no torch.
+    from tests.local_models import local_session
+
     with local_session(temperature=0, repetition_penalty=1) as session:
         yield session
