@@ -37,7 +37,7 @@ for the frames of this package where an error leaves one of its threads.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import SequenceMatcher, get_close_matches
 from itertools import islice
 from types import TracebackType
@@ -209,6 +209,15 @@ def release_frames(error: E) -> E:
     An error of this package loses its traceback and what it was raised from: it is shown as one
     line. Any other error keeps its traceback, and the variables in the code of other packages.
     """
+    for found in chained(error):
+        _clear_own_frames(found.__traceback__)
+        if isinstance(found, LLMMagicError):
+            found.__traceback__ = found.__cause__ = found.__context__ = None
+    return error
+
+
+def chained(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, those that it was raised from, and those that a group of errors has."""
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
     while waiting:
@@ -219,10 +228,7 @@ def release_frames(error: E) -> E:
         waiting += [found.__cause__, found.__context__]
         if isinstance(found, BaseExceptionGroup):
             waiting += found.exceptions
-        _clear_own_frames(found.__traceback__)
-        if isinstance(found, LLMMagicError):
-            found.__traceback__ = found.__cause__ = found.__context__ = None
-    return error
+        yield found
 
 
 def _clear_own_frames(traceback: TracebackType | None) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
+from llm_magic.surrogates import replace_surrogates
 from llm_magic.types import Chunk
 
 _HALF = re.compile("[\ud800-\udfff]")
@@ -174,7 +175,7 @@ class Surrogates:
         if "\ud800" <= text[-1:] <= "\udbff":
             text, self._held = text[:-1], text[-1]
         # Pairs become one character, what is left of them the mark for what is none.
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return replace_surrogates(text)
 
     def flush(self) -> str:
         """Return the mark for a half that nothing completed."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from llm_magic.errors import is_own
+from llm_magic.errors import chained, is_own
 
 # The garbage collector is asked once for each step between a weight and a variable.
 _DEEPEST = 12
@@ -274,14 +274,7 @@ def _ipythons_namespaces() -> dict[int, str]:
 
 def _failed_frames() -> Iterator[FrameType]:
     """Yield the frames that the last error of the notebook went through, and those before it."""
-    errors: list[BaseException | None] = [getattr(sys, "last_value", None)]
-    seen: set[int] = set()
-    while errors:
-        error = errors.pop()
-        if error is None or id(error) in seen:
-            continue
-        seen.add(id(error))
-        errors += [error.__cause__, error.__context__]
+    for error in chained(getattr(sys, "last_value", None)):
         traceback: TracebackType | None = error.__traceback__
         while traceback is not None:
             yield traceback.tb_frame
