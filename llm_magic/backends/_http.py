@@ -21,6 +21,7 @@ import httpx
 from llm_magic.backends import _refusals
 from llm_magic.backends._compression import UnsupportedEncodingError, decompressor
 from llm_magic.backends._lines import Decoder, MalformedStream, is_whole, parse_json
+from llm_magic.backends._streams import TURN_S
 from llm_magic.backends._transport import CONNECT_S, Transport, transport
 from llm_magic.backends._wait import Wait
 from llm_magic.errors import RequestRefused, ServerError, ServerSilent, ServerUnreachable
@@ -33,8 +34,6 @@ ANSWER_S = 30.0
 FIRST_FACTOR = 5
 # In all, from the last word of an answer to what follows it, and from there to the end of the body.
 END_S, DRAIN_S = 5.0, 0.25
-# After so long without a wait, whoever else needs the event loop has a turn.
-_TURN_S = 0.01
 _MOST_ERROR_BYTES = 64 * 1024
 _MOST_JSON_BYTES = 16 * 1024 * 1024
 # Whatever a connection can raise, with a proxy and without.
@@ -225,7 +224,7 @@ class Answer:
         if self._deadline is not None and now >= self._deadline:
             # A server that sends without a pause never lets a timer ring.
             raise self._server.silent(0.0)
-        if now - self._turn_began > _TURN_S:
+        if now - self._turn_began > TURN_S:
             await asyncio.sleep(0)
             self._turn_began = self._clock()
 

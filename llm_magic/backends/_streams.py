@@ -13,8 +13,8 @@ import httpcore
 
 # The most that is returned at once: httpcore reads up to 700 heads from this without a wait.
 _MOST_AT_ONCE = 16 * 1024
-# After so long without a wait, whoever else needs the event loop has a turn.
-_TURN_S = 0.01
+# The longest that one answer keeps the event loop from the other tasks.
+TURN_S = 0.01
 # More than this is left to the socket until somebody reads.
 _MOST_WAITING = 256 * 1024
 # RFC 8305: how long one address of a host may take before the next is tried beside it.
@@ -88,7 +88,7 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         if not self._received and not self._ended:
             await self._more(timeout)
             self._turn_began = loop.time()
-        elif loop.time() - self._turn_began > _TURN_S:
+        elif loop.time() - self._turn_began > TURN_S:
             await asyncio.sleep(0)
             self._turn_began = loop.time()
         max_bytes = min(max_bytes, _MOST_AT_ONCE)
