@@ -1,0 +1,1 @@
+"""Model files: found, downloaded, converted, checked."""

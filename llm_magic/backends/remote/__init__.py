@@ -1,0 +1,1 @@
+"""Servers: Ollama and every OpenAI-compatible one."""

@@ -1,0 +1,1 @@
+"""Settings, options, API keys, server addresses."""

@@ -1,0 +1,1 @@
+"""What can be typed behind a magic: the table of options, the parser, help, completion."""

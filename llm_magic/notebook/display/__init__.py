@@ -1,0 +1,1 @@
+"""What a cell shows: answers, Markdown, formulas, tables, messages."""

@@ -1,0 +1,1 @@
+"""Strings: sizes and counts in words, terminal escapes, surrogates, partial matches."""
