@@ -36,7 +36,7 @@ def allow_nested_loops() -> None:
     It patches asyncio for the whole process, so nothing here does it unasked. It raises `UnsafeLoop`
     where that would lose queued cells.
     """
-    from llm_magic.nested import allow
+    from llm_magic.session.nested_asyncio import allow
 
     allow()
 
@@ -45,9 +45,9 @@ def load_ipython_extension(ip: InteractiveShell) -> None:
     """Register the magics; imports nothing heavy."""
     import warnings
 
-    from llm_magic.magics import register
-    from llm_magic.nested import problem
+    from llm_magic.notebook.magics import register
     from llm_magic.session import kernel_session
+    from llm_magic.session.nested_asyncio import problem
 
     if found := problem():
         warnings.warn(found, stacklevel=2)
@@ -57,6 +57,6 @@ def load_ipython_extension(ip: InteractiveShell) -> None:
 
 def unload_ipython_extension(ip: InteractiveShell) -> None:
     """Take the magics away, free the models and close what is open."""
-    from llm_magic.magics import unregister
+    from llm_magic.notebook.magics import unregister
 
     unregister(ip)

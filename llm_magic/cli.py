@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from llm_magic import __version__
 from llm_magic.errors import LLMMagicError, MissingDependency
-from llm_magic.terminal_text import unstyled, visible, visible_but_styled
+from llm_magic.text.terminal import unstyled, visible, visible_but_styled
 
 if TYPE_CHECKING:
     from nbclient import NotebookClient
@@ -76,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _doctor() -> int:
-    from llm_magic import doctor, words
+    from llm_magic import doctor
+    from llm_magic.notebook.display import messages
     from llm_magic.session import Session
 
     session = Session()
@@ -86,7 +87,7 @@ def _doctor() -> int:
         session.close()
     # A file or a pipe gets whole lines, which can be searched.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    _say(f"{words.doctor_table(findings).fitted(width)}\n")
+    _say(f"{messages.doctor_table(findings).fitted(width)}\n")
     return 1 if any(found.state == "problem" for found in findings) else 0
 
 

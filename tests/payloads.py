@@ -135,7 +135,7 @@ def payloads(leak: str = "http://leak.example/leak") -> dict[str, str]:
 
 
 def violations(html: str) -> list[str]:
-    """Return what a fragment of `llm_magic.markdown` contains but must not."""
+    """Return what a fragment of `llm_magic.notebook.display.markdown` contains but must not."""
     inspector = _Inspector()
     inspector.feed(html)
     inspector.close()

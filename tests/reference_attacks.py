@@ -838,7 +838,7 @@ def state(names: dict[str, Any]) -> str:
 
 def main() -> None:
     from llm_magic.errors import PromptError
-    from llm_magic.prompt import fill
+    from llm_magic.prompts.template import fill
 
     names = values()
     fill("{df.describe()} {df.k.str.len()}", names)  # imports what pandas imports late

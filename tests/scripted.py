@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llm_magic.backends.base import Backend, Plan, Report, TokenCount
-from llm_magic.config import GenerationConfig, LoadConfig, Settings
+from llm_magic.config.settings import GenerationConfig, LoadConfig, Settings
 from llm_magic.errors import OptionError
 from llm_magic.session import Session
 from llm_magic.types import (

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 import psutil
 
 from llm_magic.backends.base import Backend, Plan, Report, TokenCount
-from llm_magic.config import GenerationConfig, LoadConfig
+from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import ModelNotFound, OptionError
 from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Unloaded, Usage
 

@@ -7,17 +7,17 @@ from importlib import import_module
 from typing import cast
 
 from llm_magic.backends.base import Backend
-from llm_magic.config import ReadSettings, Settings
+from llm_magic.config.api_keys import Keys
+from llm_magic.config.settings import ReadSettings, Settings
 from llm_magic.errors import OptionError, did_you_mean
-from llm_magic.keys import Keys
 from llm_magic.types import ModelInfo
 
 BACKENDS: Mapping[str, str] = {
     "local": "llm_magic.backends.local.backend:local",
-    "ollama": "llm_magic.backends.ollama:ollama",
-    "vllm": "llm_magic.backends.openai_compatible:vllm",
-    "instructlab": "llm_magic.backends.openai_compatible:instructlab",
-    "openai": "llm_magic.backends.openai_compatible:openai",
+    "ollama": "llm_magic.backends.remote.ollama:ollama",
+    "vllm": "llm_magic.backends.remote.openai_compatible:vllm",
+    "instructlab": "llm_magic.backends.remote.openai_compatible:instructlab",
+    "openai": "llm_magic.backends.remote.openai_compatible:openai",
 }
 
 
@@ -33,7 +33,7 @@ def create(name: str, settings: ReadSettings, keys: Keys) -> Backend:
 
 def nearby(settings: Settings) -> list[ModelInfo]:
     """Return the models on this disk by name, without building a backend; for a key press."""
-    from llm_magic.backends.local import nearby
+    from llm_magic.backends.local.files import nearby
 
     return nearby.models(settings.models_folder)
 

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from llm_magic.config import GenerationConfig, LoadConfig
-from llm_magic.specs import refuse_foreign
+from llm_magic.config.option_spec import refuse_foreign
+from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, State, Unloaded
 
 Report = Callable[[Progress], None]

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from llm_magic.backends.base import Backend, Plan, TokenCount
-from llm_magic.config import GenerationConfig, LoadConfig
+from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import (
     LLMMagicError,
     LoadInProgress,

@@ -9,9 +9,9 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 
 from llm_magic.errors import LLMMagicError
-from llm_magic.overlap import THOUGHT_ENDS as _CLOSE
-from llm_magic.overlap import THOUGHT_OPENS as _OPEN
-from llm_magic.overlap import overlap
+from llm_magic.text.partial_match import THOUGHT_ENDS as _CLOSE
+from llm_magic.text.partial_match import THOUGHT_OPENS as _OPEN
+from llm_magic.text.partial_match import overlap
 from llm_magic.types import Chunk
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 
 from llm_magic.errors import LLMMagicError
-from llm_magic.overlap import StopText
+from llm_magic.text.partial_match import StopText
 from llm_magic.types import Chunk
 
 # How long after a stop text the end may take, with the counts; then the answer is closed.

@@ -11,13 +11,13 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from llm_magic.env_file import read_env_file
+from llm_magic.config.env_file import read_env_file
+from llm_magic.config.server_address import parse_setting, parse_url
 from llm_magic.errors import OptionError
-from llm_magic.places import parse_setting, parse_url
 
 if TYPE_CHECKING:
-    from llm_magic.config import LoadConfig, Settings
-    from llm_magic.places import Place
+    from llm_magic.config.server_address import Place
+    from llm_magic.config.settings import LoadConfig, Settings
 
 _MASK = "•••"
 _OPENAI = "OPENAI_API_KEY"

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
 from llm_magic.errors import OptionError, SettingsError
-from llm_magic.surrogates import is_plain_name
+from llm_magic.text.surrogates import is_plain_name
 
 if TYPE_CHECKING:
-    from llm_magic.config import LoadConfig, Settings
+    from llm_magic.config.settings import LoadConfig, Settings
 
 _PORTS = {"http": 80, "https": 443}
 # Names of Docker services may hold underscores.

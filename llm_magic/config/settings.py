@@ -29,10 +29,10 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from llm_magic.env_file import read_env_file
+from llm_magic.config.env_file import read_env_file
+from llm_magic.config.option_spec import Flag, Only, OptionModel, Slider, first_problem
 from llm_magic.errors import SettingsError
-from llm_magic.specs import Flag, Only, OptionModel, Slider, first_problem
-from llm_magic.surrogates import has_surrogates
+from llm_magic.text.surrogates import has_surrogates
 
 _LOCAL = Only(("local",))
 _REMOTE = Only(("ollama", "vllm", "instructlab", "openai"))
@@ -69,7 +69,7 @@ def _variable_name(value: object) -> object:
 
 
 def _is_name(text: str) -> bool:
-    from llm_magic.redaction import is_key
+    from llm_magic.config.redaction import is_key
 
     # Keys have dashes, or are longer than any name that somebody chose, or look like what they are.
     return bool(_NAME.fullmatch(text)) and not is_key(text)

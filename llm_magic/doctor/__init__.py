@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from llm_magic.backends import check_name
-from llm_magic.config import Settings
+from llm_magic.config.settings import Settings
 from llm_magic.doctor import machine, servers
-from llm_magic.doctor.findings import Finding
+from llm_magic.doctor.finding import Finding
 from llm_magic.doctor.notebook import Kernel, notebook
 from llm_magic.doctor.packages import packages
 from llm_magic.errors import OptionError, SettingsError
-from llm_magic.loop import LoopThread
+from llm_magic.session.event_loop import LoopThread
 
 if TYPE_CHECKING:
     from llm_magic.session import Session

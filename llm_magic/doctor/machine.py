@@ -14,10 +14,10 @@ from typing import Any
 
 import psutil
 
-from llm_magic.doctor.findings import Finding, apart
+from llm_magic.doctor.finding import Finding, apart
 from llm_magic.doctor.packages import installed
 from llm_magic.errors import SettingsError
-from llm_magic.units import human_bytes
+from llm_magic.text.formatting import human_bytes
 
 _SMI_S, _TORCH_S, _DISK_S = 5.0, 60.0, 3.0
 _LITTLE = 5_000_000_000
@@ -65,9 +65,9 @@ async def machine() -> list[Finding]:
 
 def _openmp() -> list[Finding]:
     """Return whether threads of torch take the CPU from other processes, and from the model."""
-    from llm_magic.backends.local import teams
+    from llm_magic.backends.local import openmp
 
-    if not teams.spins_unbounded():
+    if not openmp.spins_unbounded():
         return []
     text = "torch was imported before %llm_load: answers on the CPU are slow beside busy processes"
     name = "GOMP_SPINCOUNT=1000" if sys.platform == "linux" else "KMP_BLOCKTIME=1"
@@ -156,7 +156,7 @@ async def disks() -> list[Finding]:
 
 
 def _folders() -> list[tuple[str, Callable[[], Path], str]]:
-    from llm_magic.backends.local.gguf import cache_folder
+    from llm_magic.backends.local.files.gguf import cache_folder
 
     home = os.environ.get("HF_HOME") or Path(
         os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"

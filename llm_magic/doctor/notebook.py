@@ -7,9 +7,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_magic import nested
-from llm_magic.doctor.findings import Finding
+from llm_magic.doctor.finding import Finding
 from llm_magic.doctor.packages import installed
+from llm_magic.session import nested_asyncio
 
 _MANAGER = "@jupyter-widgets/jupyterlab-manager"
 # The major version of ipywidgets and of the package that draws them in JupyterLab.
@@ -46,7 +46,7 @@ def _ipykernel(kernel: Kernel | None) -> Finding | None:
 
 def _nested(kernel: Kernel | None) -> Finding | None:
     """Tell of a patched asyncio that loses queued cells."""
-    found = nested.problem() if kernel is not None else None
+    found = nested_asyncio.problem() if kernel is not None else None
     if found is None:
         return None
     text, _, mend = found.partition(" Type: ")

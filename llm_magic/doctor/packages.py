@@ -7,7 +7,7 @@ import re
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 
-from llm_magic.doctor.findings import Finding
+from llm_magic.doctor.finding import Finding
 
 # What each extra of ours brings, and what is good to have.
 _NEEDED = ("ipython", "pydantic", "httpx")

@@ -13,12 +13,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from llm_magic import backends
-from llm_magic.backends._http import HttpServer, Limits
-from llm_magic.backends._refusals import one_line
-from llm_magic.backends.remote import RemoteBackend
-from llm_magic.certificates import certificate_problem
-from llm_magic.config import LoadConfig, Settings
-from llm_magic.doctor.findings import Finding, apart
+from llm_magic.backends.remote.base import RemoteBackend
+from llm_magic.backends.remote.http_client import HttpServer, Limits
+from llm_magic.backends.remote.server_errors import one_line
+from llm_magic.config.api_keys import Keys
+from llm_magic.config.certificates import certificate_problem
+from llm_magic.config.server_address import Place, parse_setting, parse_url, place, proxy_to
+from llm_magic.config.settings import LoadConfig, Settings
+from llm_magic.doctor.finding import Finding, apart
 from llm_magic.errors import (
     KeyRejected,
     OptionError,
@@ -26,8 +28,6 @@ from llm_magic.errors import (
     ServerError,
     SettingsError,
 )
-from llm_magic.keys import Keys
-from llm_magic.places import Place, parse_setting, parse_url, place, proxy_to
 from llm_magic.types import ModelInfo
 
 # The whole of the hub, and each step with a server: who waits longer has no server to work with.

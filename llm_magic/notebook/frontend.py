@@ -1,8 +1,14 @@
-"""What a click can do while a cell runs."""
+"""What the frontend reports about cells, and what it can do while one runs."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from llm_magic.session.cell_keys import Cell
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
 
 
 def reach_busy_kernels() -> bool:
@@ -12,3 +18,24 @@ def reach_busy_kernels() -> bool:
     except (PackageNotFoundError, ValueError):
         return False
     return major == 7 and 1 <= minor <= 3
+
+
+def running_cell(shell: InteractiveShell) -> Cell | None:
+    """Return the cell that runs, by the request of the frontend; None outside of a kernel's cells."""
+    parent = _request(shell)
+    header = parent.get("header", {})
+    if header.get("msg_type") != "execute_request":
+        return None
+    cell_id = parent.get("metadata", {}).get("cellId") or ""
+    return Cell(str(cell_id), str(parent["content"]["code"]), str(header["msg_id"]))
+
+
+def deleted_cells(shell: InteractiveShell) -> list[str]:
+    """Return the ids of cells that were deleted since the last run, where the frontend tells."""
+    gone = _request(shell).get("metadata", {}).get("deletedCells")
+    return [str(cell) for cell in gone] if isinstance(gone, list) else []
+
+
+def _request(shell: InteractiveShell) -> dict[str, Any]:
+    get_parent = getattr(shell, "get_parent", None)
+    return get_parent() or {} if get_parent is not None else {}

@@ -18,9 +18,9 @@ from pathlib import Path
 from traceback import TracebackException
 from types import FrameType
 
+from llm_magic.config.redaction import Redactor
 from llm_magic.errors import LLMMagicError
-from llm_magic.redaction import Redactor
-from llm_magic.values import describe
+from llm_magic.prompts.safe_repr import describe
 
 CUT = "… (left out)"
 _TRACEBACK, _SOURCE, _VALUES = 6000, 12_000, 12

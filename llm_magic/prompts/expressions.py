@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llm_magic.known_types import (
+from llm_magic.prompts.known_types import (
     ARRAYS,
     NODE_COST,
     SCALARS,
@@ -33,8 +33,8 @@ from llm_magic.known_types import (
     require_plain_labels,
     size,
 )
-from llm_magic.safe_methods import ATTRIBUTES, METHODS, call, require_own
-from llm_magic.safe_operations import (
+from llm_magic.prompts.safe_methods import ATTRIBUTES, METHODS, call, require_own
+from llm_magic.prompts.safe_operations import (
     FUNCTIONS,
     OPERATORS,
     arithmetic,

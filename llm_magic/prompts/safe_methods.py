@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from llm_magic.known_types import (
+from llm_magic.prompts.known_types import (
     ARRAYS,
     MAX_ITEMS,
     MAX_TEXT,

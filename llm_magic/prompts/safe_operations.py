@@ -11,7 +11,7 @@ from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Se
 from contextlib import suppress
 from typing import Any
 
-from llm_magic.known_types import (
+from llm_magic.prompts.known_types import (
     ARRAYS,
     CONTAINERS,
     MAPPINGS,
@@ -36,7 +36,7 @@ from llm_magic.known_types import (
     size,
     whole,
 )
-from llm_magic.safe_methods import (
+from llm_magic.prompts.safe_methods import (
     not_an_argument,
     require_length,
     require_numbers,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llm_magic.redaction import MASK, is_secret_name
+from llm_magic.config.redaction import MASK, is_secret_name
 
 Mask = Callable[[str], str]
 LONGEST = 300

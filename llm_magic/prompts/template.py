@@ -31,10 +31,16 @@ from traceback import format_exc, format_exception_only
 from types import MethodType
 from typing import Any
 
-from llm_magic import expressions
 from llm_magic.errors import PromptError, did_you_mean
-from llm_magic.expressions import Budget, Expression, Refused
-from llm_magic.known_types import BRACE_COST, CHARACTER_COST, PARSE_COST, classes_of, full_name
+from llm_magic.prompts import expressions
+from llm_magic.prompts.expressions import Budget, Expression, Refused
+from llm_magic.prompts.known_types import (
+    BRACE_COST,
+    CHARACTER_COST,
+    PARSE_COST,
+    classes_of,
+    full_name,
+)
 
 # Repetitions are possessive and end at a quote, a brace, the line or after 200 parts: the time grows
 # with the length of the prompt. Nothing inside them may backtrack (python/cpython#106052).

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from llm_magic import transcripts
 from llm_magic.errors import OptionError, did_you_mean
-from llm_magic.surrogates import is_plain_name
+from llm_magic.session import chat_files
+from llm_magic.text.surrogates import is_plain_name
 from llm_magic.types import Message
 
 
@@ -156,10 +156,10 @@ class Chats:
     def save(self, path: str | Path, name: str | None = None, *, replace: bool = False) -> Path:
         """Write one conversation as a JSON list of messages, or all of them as an object by name."""
         if name is not None:
-            return transcripts.write(path, self.messages(name), replace)
+            return chat_files.write(path, self.messages(name), replace)
         if not self._chats:
             raise OptionError("There is no chat to export. %%llm -c NAME begins one.")
-        return transcripts.write(path, {n: self.messages(n) for n in self._chats}, replace)
+        return chat_files.write(path, {n: self.messages(n) for n in self._chats}, replace)
 
     def load(
         self, path: str | Path, name: str | None = None, *, replace: bool = False
@@ -168,7 +168,7 @@ class Chats:
 
         A list of messages is called `name`, or as the file; of an object, `name` takes one.
         """
-        found = transcripts.read(path)
+        found = chat_files.read(path)
         if isinstance(found, list):
             found = {name or Path(path).stem: found}
         elif name is not None:

@@ -6,14 +6,14 @@ import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING
 
-from llm_magic.chats import in_turns, spelled
 from llm_magic.errors import GenerationError, LLMMagicError, PromptTooLong, RequestRefused
+from llm_magic.session.chats import in_turns, spelled
 from llm_magic.types import Chunk
 
 if TYPE_CHECKING:
-    from llm_magic.calls import Call, Draft
-    from llm_magic.chats import Chat
-    from llm_magic.manager import BackendManager, Resident
+    from llm_magic.backends.manager import BackendManager, Resident
+    from llm_magic.session.chats import Chat
+    from llm_magic.session.requests import Call, Draft
     from llm_magic.types import Message
 
 # At most this share of the context is kept free for the answer.

@@ -14,9 +14,17 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Unpack
 
-from llm_magic import fitting
-from llm_magic.answers import Answers, chunks, filled
-from llm_magic.calls import (
+from llm_magic.config.api_keys import Keys
+from llm_magic.errors import Interrupted
+from llm_magic.session import context_window
+from llm_magic.session.cell_keys import Cells
+from llm_magic.session.chats import Chats
+from llm_magic.session.event_loop import LoopThread
+from llm_magic.session.interrupts import held_back
+from llm_magic.session.jobs import Job, Jobs, Screen
+from llm_magic.session.listeners import Watchers
+from llm_magic.session.loading import Loads, Tick
+from llm_magic.session.requests import (
     AskOptions,
     Call,
     Draft,
@@ -26,22 +34,14 @@ from llm_magic.calls import (
     definite,
     request,
 )
-from llm_magic.cells import Cells
-from llm_magic.chats import Chats
-from llm_magic.errors import Interrupted
-from llm_magic.interrupts import held_back
-from llm_magic.jobs import Job, Jobs, Screen
-from llm_magic.keys import Keys
-from llm_magic.loads import Loads, Tick
-from llm_magic.loop import LoopThread
+from llm_magic.session.response import Answers, chunks, filled
 from llm_magic.types import Chunk, Reply
-from llm_magic.watch import Watchers
 
 if TYPE_CHECKING:
     from llm_magic.backends.base import Backend
-    from llm_magic.config import Settings
-    from llm_magic.manager import BackendManager
-    from llm_magic.options import Options
+    from llm_magic.backends.manager import BackendManager
+    from llm_magic.config.settings import Settings
+    from llm_magic.session.generation_settings import Options
     from llm_magic.types import ModelInfo
 
 
@@ -98,7 +98,7 @@ class Doors:
     @functools.cached_property
     def options(self) -> Options:
         """The settings, read at first use, and what was changed since."""
-        from llm_magic.options import Options
+        from llm_magic.session.generation_settings import Options
 
         return Options(self._given_settings, self._watchers.tell)
 
@@ -110,7 +110,7 @@ class Doors:
     @functools.cached_property
     def _manager(self) -> BackendManager:
         from llm_magic import backends
-        from llm_magic.manager import BackendManager
+        from llm_magic.backends.manager import BackendManager
 
         def create(name: str) -> Backend:
             return backends.create(name, lambda: self.settings, self._keys)
@@ -308,7 +308,7 @@ class Doors:
     def dry_run(self, request: Request) -> DryRun:
         """Return the exact messages and their token count; calls nothing."""
         self._loads.settle()
-        call = self._loop.run(fitting.fit(self._manager, self._call(request, peek=True)))
+        call = self._loop.run(context_window.fit(self._manager, self._call(request, peek=True)))
         name = call.resident.name
         count = self._loop.run(self._manager.count(name, call.messages))
         backend = call.resident.config.backend

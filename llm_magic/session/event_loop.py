@@ -12,8 +12,8 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from llm_magic.errors import Interrupted
-from llm_magic.interrupts import Inbox, interrupts_to, translated
-from llm_magic.pump import Pump
+from llm_magic.session.interrupts import Inbox, interrupts_to, translated
+from llm_magic.session.thread_bridge import Pump
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from llm_magic.config import GenerationConfig, Settings
+from llm_magic.config.settings import GenerationConfig, Settings
 
 
 class Options:

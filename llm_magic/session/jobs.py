@@ -14,13 +14,13 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from llm_magic.calls import Draft, stopped
 from llm_magic.errors import Interrupted, JobNotFound, release_frames
-from llm_magic.handover import handover
-from llm_magic.interrupts import Inbox, held_back, interrupts_to, translated
-from llm_magic.pump import TICK_S, Wake
-from llm_magic.terminal_text import visible_line
-from llm_magic.units import generated
+from llm_magic.session.handover import handover
+from llm_magic.session.interrupts import Inbox, held_back, interrupts_to, translated
+from llm_magic.session.requests import Draft, stopped
+from llm_magic.session.thread_bridge import TICK_S, Wake
+from llm_magic.text.formatting import generated
+from llm_magic.text.terminal import visible_line
 
 if TYPE_CHECKING:
     from llm_magic.types import Chunk, Reply

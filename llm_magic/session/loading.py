@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llm_magic.errors import Interrupted, OptionError, release_frames
-from llm_magic.loop import LoopThread
-from llm_magic.surrogates import is_plain_name
+from llm_magic.session.event_loop import LoopThread
+from llm_magic.text.surrogates import is_plain_name
 
 if TYPE_CHECKING:
-    from llm_magic.config import LoadConfig
-    from llm_magic.manager import BackendManager, LoadResult
+    from llm_magic.backends.manager import BackendManager, LoadResult
+    from llm_magic.config.settings import LoadConfig
 
 Tick = Callable[[], None]
 

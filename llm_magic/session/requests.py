@@ -8,18 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from llm_magic.chats import check_name
 from llm_magic.errors import OptionError
-from llm_magic.surrogates import has_surrogates, replace_surrogates
-from llm_magic.transcripts import message
+from llm_magic.session.chat_files import message
+from llm_magic.session.chats import check_name
+from llm_magic.text.formatting import generated
+from llm_magic.text.surrogates import has_surrogates, replace_surrogates
 from llm_magic.types import Chunk, FinishReason, Message, Reply, Timing, Usage
-from llm_magic.units import generated
 
 if TYPE_CHECKING:
     from llm_magic.backends.base import TokenCount
-    from llm_magic.chats import Chats, Context
-    from llm_magic.config import GenerationConfig
-    from llm_magic.manager import Resident
+    from llm_magic.backends.manager import Resident
+    from llm_magic.config.settings import GenerationConfig
+    from llm_magic.session.chats import Chats, Context
 
 _LUMP_S = 0.1
 Prompt = str | Sequence[Message | Mapping[str, str]]

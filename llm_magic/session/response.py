@@ -8,16 +8,16 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING
 
-from llm_magic import fitting, interrupts
-from llm_magic.calls import Call, Draft, stopped
-from llm_magic.chats import Chats, Context, Turn
+from llm_magic.backends.reasoning import split_thoughts
+from llm_magic.backends.stop_strings import until_stop
 from llm_magic.errors import GenerationError, Interrupted
-from llm_magic.reasoning import split_thoughts
-from llm_magic.stops import until_stop
+from llm_magic.session import context_window, interrupts
+from llm_magic.session.chats import Chats, Context, Turn
+from llm_magic.session.requests import Call, Draft, stopped
 from llm_magic.types import Chunk, FinishReason, Message, Reply
 
 if TYPE_CHECKING:
-    from llm_magic.manager import BackendManager
+    from llm_magic.backends.manager import BackendManager
 
 
 class Answers:
@@ -121,7 +121,7 @@ def _turn(call: Call, context: Context, reply: Reply) -> Turn:
 def chunks(manager: BackendManager, draft: Draft) -> AsyncGenerator[Chunk, None]:
     """Return the stream that an answer is drafted from; nothing is asked before its first step."""
     # Not every server ends before a stop text, as local models do.
-    source = until_stop(fitting.stream(manager, draft), draft.call.config.stop, draft.rest)
+    source = until_stop(context_window.stream(manager, draft), draft.call.config.stop, draft.rest)
     return split_thoughts(source, draft.rest)
 
 

@@ -13,24 +13,24 @@ import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-from llm_magic import fitting
-from llm_magic.chats import Chats
-from llm_magic.doors import Doors
-from llm_magic.interrupts import held_back
-from llm_magic.keys import Keys
-from llm_magic.loads import Naming, Tick
-from llm_magic.places import place
-from llm_magic.terminal_text import visible_line
+from llm_magic.config.api_keys import Keys
+from llm_magic.config.server_address import place
+from llm_magic.session import context_window
+from llm_magic.session.chats import Chats
+from llm_magic.session.doors import Doors
+from llm_magic.session.interrupts import held_back
+from llm_magic.session.loading import Naming, Tick
+from llm_magic.text.terminal import visible_line
 from llm_magic.types import Progress, Unloaded
 
 if TYPE_CHECKING:
-    from llm_magic.config import (
+    from llm_magic.backends.manager import LoadResult, Status
+    from llm_magic.config.settings import (
         GenerationConfig,
         LoadConfig,
         LoadOptions,
     )
-    from llm_magic.manager import LoadResult, Status
-    from llm_magic.options import Config
+    from llm_magic.session.generation_settings import Config
     from llm_magic.types import ModelInfo
 
 
@@ -46,7 +46,7 @@ class Session(Doors):
     @property
     def config(self) -> Config:
         """The generation settings as attributes: ``llm.config.temperature = 0.2``."""
-        from llm_magic.options import Config
+        from llm_magic.session.generation_settings import Config
 
         return Config(self.options)
 
@@ -125,7 +125,7 @@ class Session(Doors):
 
     def _prepared(self, model: str | None, options: LoadOptions) -> tuple[LoadConfig, str | None]:
         """Return the options and the model of a load, and see that its key is there."""
-        from llm_magic.specs import refuse_foreign
+        from llm_magic.config.option_spec import refuse_foreign
 
         settings = self.settings
         config = settings.loading().replace(**options)
@@ -238,8 +238,8 @@ class Session(Doors):
         idle = status.status == "Ready" and not self.answering
         messages = self._chats.messages(name)
         if resident.backend.counts_here and idle and messages:
-            return self._loop.run(fitting.counted(resident, messages))
-        return fitting.told(chat, resident.name)
+            return self._loop.run(context_window.counted(resident, messages))
+        return context_window.told(chat, resident.name)
 
     def reset(self, chat: str | None = None, *, stale: bool = False) -> list[str]:
         """Forget a conversation, or all of them, or only stale turns; returns their names."""

@@ -13,8 +13,8 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 from llm_magic.errors import release_frames
-from llm_magic.handover import Handover, handover
-from llm_magic.interrupts import Inbox, Interrupt
+from llm_magic.session.handover import Handover, handover
+from llm_magic.session.interrupts import Inbox, Interrupt
 from llm_magic.types import Chunk
 
 # Waits are sliced: on Windows a blocked lock cannot be interrupted before Python 3.14, and an

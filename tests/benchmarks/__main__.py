@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from llm_magic.backends.local import gguf
+from llm_magic.backends.local.files import gguf
 from tests.benchmarks import (
     ai_magic,
     batch,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from llm_magic.config import GenerationConfig
+from llm_magic.config.settings import GenerationConfig
 from llm_magic.types import Chunk, Message
 from tests.benchmarks.inside import backend
 
@@ -84,7 +84,7 @@ def by_pipeline(
     """Answer them as the documentation of Transformers does it for many."""
     from transformers import pipeline
 
-    from llm_magic.backends.local.parameters import generate_options
+    from llm_magic.backends.local.generation.parameters import generate_options
 
     tokenizer.padding_side = "left"
     pipe: Any = pipeline("text-generation", model=model, tokenizer=tokenizer)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from llm_magic.config import Settings
+from llm_magic.config.settings import Settings
 from llm_magic.session import Session
 from tests.benchmarks.server import PIECE
 

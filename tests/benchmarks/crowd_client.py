@@ -29,7 +29,7 @@ class Ours:
     package = "llm_magic"
 
     def __init__(self, url: str) -> None:
-        from llm_magic.config import Settings
+        from llm_magic.config.settings import Settings
         from llm_magic.session import Session
 
         self._url, self._session = url, Session(Settings(_env_file=None))

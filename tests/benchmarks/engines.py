@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psutil
 
-from llm_magic.backends.local import gguf
+from llm_magic.backends.local.files import gguf
 from tests.benchmarks.inside import PROMPT
 from tests.benchmarks.notebook import fresh_kernel, loaded_kernel, seconds
 from tests.benchmarks.peers import PEERS

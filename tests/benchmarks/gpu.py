@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from llm_magic.backends.local.encoding import encode
-from llm_magic.backends.local.parameters import generate_options
-from llm_magic.config import GenerationConfig, Settings
+from llm_magic.backends.local.generation.chat_template import encode
+from llm_magic.backends.local.generation.parameters import generate_options
+from llm_magic.config.settings import GenerationConfig, Settings
 from llm_magic.errors import GenerationFailed
 from llm_magic.session import Session
 from llm_magic.types import Message

@@ -17,7 +17,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 if TYPE_CHECKING:
     from llm_magic.backends.local.backend import LocalTransformersBackend
-    from llm_magic.backends.local.resident import Loaded
+    from llm_magic.backends.local.loaded_model import Loaded
 
 PROMPT = "Write a long story about a lighthouse keeper and a whale. Tell every detail."
 
@@ -50,9 +50,9 @@ class FirstToken:
     """Notes when the first word of an answer was produced, received and sent to the frontend."""
 
     def __init__(self) -> None:
-        from llm_magic import display
+        from llm_magic.notebook.display import answer_view
 
-        views: Any = display.RichView
+        views: Any = answer_view.RichView
         publisher: Any = shell().display_pub
         self._publish, self._take = publisher.publish, views.take
         publisher.publish = self._published
@@ -101,7 +101,7 @@ def resident() -> Loaded:
 
 def folder() -> Path:
     """Return where the embedded model was converted to."""
-    from llm_magic.backends.local import gguf
+    from llm_magic.backends.local.files import gguf
 
     file = gguf.embedded_file()
     assert file is not None
@@ -131,8 +131,8 @@ def generate(
     model: Any, tokenizer: Any, tokens: int, streamer: Any = None, prompt: str = PROMPT
 ) -> int:
     """Answer as ``model.generate`` does with the settings of the streamed call."""
-    from llm_magic.backends.local.parameters import generate_options
-    from llm_magic.config import GenerationConfig
+    from llm_magic.backends.local.generation.parameters import generate_options
+    from llm_magic.config.settings import GenerationConfig
 
     config = GenerationConfig(max_new_tokens=tokens, temperature=0)
     turn = [{"role": "user", "content": prompt}]
@@ -162,8 +162,8 @@ class Pipeline:
 
     def __call__(self, tokens: int) -> int:
         """Answer with the settings of the streamed call; returns the number of tokens."""
-        from llm_magic.backends.local.parameters import generate_options
-        from llm_magic.config import GenerationConfig
+        from llm_magic.backends.local.generation.parameters import generate_options
+        from llm_magic.config.settings import GenerationConfig
 
         config = GenerationConfig(max_new_tokens=tokens, temperature=0)
         options = generate_options(self._pipe.model, config, None)

@@ -10,7 +10,7 @@ from typing import Any
 from IPython.display import Markdown, display
 
 from llm_magic.backends.local.worker import Worker
-from llm_magic.config import GenerationConfig
+from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import GenerationFailed, LLMMagicError
 from llm_magic.session import Session
 from llm_magic.types import Chunk, Message, Usage
@@ -108,7 +108,7 @@ _producer = Producer()
 
 def prepare() -> Session:
     """Register the magics with the producer behind them; returns the session."""
-    from llm_magic.magics import register
+    from llm_magic.notebook.magics import register
 
     session = Session(settings(), create=lambda _name: _producer)
     register(shell(), session)

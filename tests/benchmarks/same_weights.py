@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llm_magic.backends.local import gguf as embedded
+from llm_magic.backends.local.files import gguf as embedded
 
 # Written anew by the writer itself, or said otherwise of this copy.
 _NOT_COPIED = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.architecture"}

@@ -99,10 +99,10 @@ def _rate(prompt: str) -> float:
 
 @contextlib.contextmanager
 def _no_guesses() -> Iterator[None]:
-    from llm_magic.backends.local import decoding
-    from llm_magic.backends.local.drafts import NoDrafts
+    from llm_magic.backends.local.generation import generate
+    from llm_magic.backends.local.generation.speculative import NoDrafts
 
-    room: Any = decoding
+    room: Any = generate
     usual, room.PromptLookup = room.PromptLookup, lambda _confidence: NoDrafts()
     try:
         yield

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # Run first: a kernel whose model ``tiny`` says what `backend` is told, or repeats the prompt.
 SCRIPTED = """
-from llm_magic.magics import register
+from llm_magic.notebook.magics import register
 from llm_magic.session import Session
 from tests.scripted import ScriptedBackend, say
 backend = ScriptedBackend()

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.browser
 
 _IMPORTS = """
 from IPython.display import HTML, Markdown, display
-from llm_magic.markdown import render
+from llm_magic.notebook.display.markdown import render
 from tests.payloads import payloads
 """
 _SHOW = """

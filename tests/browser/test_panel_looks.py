@@ -204,7 +204,7 @@ def test_hostile_words_run_nothing(lab: Lab, recorder: Recorder) -> None:
 # Every payload as question and as answer, and as a complaint, as the panel itself asks.
 _ASK_ALL = """
 import gc, time
-from llm_magic.panel import ControlPanel
+from llm_magic.notebook.panel import ControlPanel
 (panel,) = [one for one in gc.get_objects() if isinstance(one, ControlPanel)]
 panel.asking.chat.value = True
 for text in list(payloads().values()):

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from llm_magic.markdown import render
+from llm_magic.notebook.display.markdown import render
 from tests.browser.lab import Lab
 from tests.browser.test_hostile_output import ANSWER
 
 pytestmark = pytest.mark.browser
 
 _SETUP = """
-from llm_magic.magics import register
+from llm_magic.notebook.magics import register
 from llm_magic.session import Session
 from tests.scripted import Pause, ScriptedBackend
 backend = ScriptedBackend()

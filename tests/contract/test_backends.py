@@ -129,7 +129,7 @@ def test_a_wrong_option_is_refused_before_anything_is_sent(under: Under) -> None
 
 @every
 def test_a_dry_run_calls_nothing(under: Under) -> None:
-    from llm_magic.calls import Request
+    from llm_magic.session.requests import Request
 
     under.load()
     asked = len(under.server.asked(under.chat)) if under.server else 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_magic.config import Settings
+from llm_magic.config.settings import Settings
 from llm_magic.session import Session
 from tests.gpu import devices, shapes
 

@@ -25,7 +25,7 @@ def scripted() -> Iterator[Kernel]:
     """Return a kernel whose model ``tiny`` says what `backend` is told, or repeats the prompt."""
     with kernel(PYTHONPATH=str(ROOT)) as k:
         k.ok(
-            "from llm_magic.magics import register\n"
+            "from llm_magic.notebook.magics import register\n"
             "from llm_magic.session import Session\n"
             "from tests.scripted import ScriptedBackend, say\n"
             "backend = ScriptedBackend()\n"

@@ -16,7 +16,7 @@ from nbclient.exceptions import CellExecutionError
 from tests.kernels import ROOT, Kernel, Ran, kernel, within_a_second
 
 SCRIPTED = """
-from llm_magic.magics import register
+from llm_magic.notebook.magics import register
 from llm_magic.session import Session
 from tests.scripted import Hang, Pause, ScriptedBackend, say
 from llm_magic.errors import GenerationFailed
@@ -203,7 +203,8 @@ def test_a_failed_job_says_so_under_its_own_cell_and_fails_the_one_that_waits(k:
 
 def test_the_table_keeps_the_last_twenty(k: Kernel) -> None:
     k.ok(
-        "from llm_magic.calls import Request\njobs = [llm.begin(Request(f'n {i}')) for i in range(25)]"
+        "from llm_magic.session.requests import Request\n"
+        "jobs = [llm.begin(Request(f'n {i}')) for i in range(25)]"
     )
     k.ok("replies = [job.result() for job in jobs]")
     rows = k.ok("%llm_jobs").text.splitlines()[1:]
@@ -302,7 +303,7 @@ def test_reloading_stops_what_runs(k: Kernel) -> None:
     k.ok("backend.will('partial', Hang())")
     under = k.wait(k.send("%%llm -b -o job\nNever ends."))
     k.ok("while not job.text: __import__('time').sleep(0.01)")
-    k.ok("from llm_magic.magics import unregister\nunregister(get_ipython())")
+    k.ok("from llm_magic.notebook.magics import unregister\nunregister(get_ipython())")
     assert k.value("(job.state, job.text, backend.asked[-1].ended)") == (
         "stopped", "partial", "closed",
     )  # fmt: skip

@@ -42,7 +42,7 @@ def k(
     ) as k:
         k.ok(
             "from llm_magic import backends\n"
-            "from llm_magic.magics import register\n"
+            "from llm_magic.notebook.magics import register\n"
             "from llm_magic.session import Session\n"
             "from tests.scripted import ScriptedBackend\n"
             "backend, real = ScriptedBackend(), backends.create\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_magic.redaction import MASK
+from llm_magic.config.redaction import MASK
 from tests.kernels import ROOT, Kernel, kernel
 
 _SENT = "backend.asked[-1].messages[-1].content"

@@ -33,7 +33,7 @@ def test_load_ext_imports_nothing_heavy_and_starts_no_thread() -> None:
         threads = k.threads()
         k.ok("%load_ext llm_magic")
         new = k.value("set(sys.modules) - before")
-        assert "llm_magic.magics" in new
+        assert "llm_magic.notebook.magics" in new
         assert not new & HEAVY
         assert k.threads() == threads
         assert magics(k) == MAGICS

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from llm_magic.calls import AskOptions
-from llm_magic.catalog import MAGICS
-from llm_magic.config import LoadConfig
-from llm_magic.manual import page
+from llm_magic.config.settings import LoadConfig
+from llm_magic.notebook.arguments.help_pages import page
+from llm_magic.notebook.arguments.table import MAGICS
+from llm_magic.session.requests import AskOptions
 from tests.kernels import Kernel
 
 

@@ -35,14 +35,16 @@ def test_no_queued_cell_is_lost(k: Kernel) -> None:
         assert queued(k, "value = asyncio.run(asyncio.sleep(1, 'slept'))") == ["ok"] * 13
         assert k.value("(value, ran)") == ("slept", list(range(12)))
     k.ok("llm_magic.allow_nested_loops()  # once more does no harm")
-    assert k.value("__import__('llm_magic.nested', fromlist=['x']).problem()") is None
+    assert (
+        k.value("__import__('llm_magic.session.nested_asyncio', fromlist=['x']).problem()") is None
+    )
 
 
 def test_an_answer_inside_a_nested_run_and_beside_a_job(k: Kernel) -> None:
     k.ok(
         "import asyncio, llm_magic\n"
         "from llm_magic.session import Session\n"
-        "from llm_magic.magics import register\n"
+        "from llm_magic.notebook.magics import register\n"
         "from tests.scripted import Pause, ScriptedBackend, say\n"
         "backend = ScriptedBackend()\n"
         "llm = Session(create=lambda _name: backend)\n"
@@ -84,13 +86,13 @@ def test_somebody_elses_nest_asyncio_is_warned_of_on_ipykernel_7() -> None:
 def test_nest_asyncio_where_it_is_safe_and_only_there(tmp_path: Path) -> None:
     hide = (
         "import importlib.metadata\n"
-        "import llm_magic.nested\n"
-        "installed = llm_magic.nested.version\n"
+        "import llm_magic.session.nested_asyncio\n"
+        "installed = llm_magic.session.nested_asyncio.version\n"
         "def without(name):\n"
         "    if name == 'nest-asyncio2':\n"
         "        raise importlib.metadata.PackageNotFoundError(name)\n"
         "    return {answer}\n"
-        "llm_magic.nested.version = without"
+        "llm_magic.session.nested_asyncio.version = without"
     )
     with kernel("6.31.0") as k:
         k.ok(HERE)

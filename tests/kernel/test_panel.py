@@ -11,9 +11,9 @@ import pytest
 from tests.kernels import ROOT, Kernel, kernel, within_a_second
 
 REGISTER = """
-from llm_magic.magics import register
+from llm_magic.notebook.magics import register
 from llm_magic.session import Session
-from llm_magic.panel import ControlPanel
+from llm_magic.notebook.panel import ControlPanel
 from tests.scripted import Hang, ScriptedBackend, say
 backend = ScriptedBackend()
 llm = Session(create=lambda _name: backend)

@@ -83,7 +83,7 @@ def test_a_folder_with_a_base_model_gets_the_plain_prompt(k: Kernel, tmp_path: P
 
 
 def test_the_embedded_file_by_its_path(k: Kernel) -> None:
-    k.ok("from llm_magic.backends.local.gguf import embedded_file")
+    k.ok("from llm_magic.backends.local.files.gguf import embedded_file")
     file = k.value("str(embedded_file())")
     ran = k.ok(f"%llm_load {file} --name file")
     assert ran.text.splitlines()[0].startswith("file · local cpu bf16 · 269 MB · 8192 ctx")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_magic.markdown import render
+from llm_magic.notebook.display.markdown import render
 from tests.benchmarks import producer
 from tests.kernels import Kernel, Ran, kernel
 

@@ -18,7 +18,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from llm_magic.config import Settings
+from llm_magic.config.settings import Settings
 from tests.kernels import ROOT
 from tests.notebooks.server import KEY
 

@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
 from llm_magic import llm
-from llm_magic.calls import AskOptions
+from llm_magic.session.requests import AskOptions
 from llm_magic.errors import LLMMagicError
 from llm_magic.types import Chunk, Message, ModelInfo, Usage
 

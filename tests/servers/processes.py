@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psutil
 
-from llm_magic.backends.local import gguf
+from llm_magic.backends.local.files import gguf
 
 SERVERS = Path(__file__).resolve().parents[2] / ".servers"
 CONTEXT = 2048  # tokens, for a question and its answer, where a server can be told

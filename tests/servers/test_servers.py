@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from llm_magic.calls import Request
 from llm_magic.errors import KeyRejected, LLMMagicError, ModelNotFound, RequestRefused
 from llm_magic.session import Session
+from llm_magic.session.requests import Request
 from llm_magic.types import Chunk
 from tests.scripted import settings
 from tests.servers.processes import KEY, Server

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from llm_magic.calls import Request
 from llm_magic.errors import Interrupted, LLMMagicError
 from llm_magic.session import Session
+from llm_magic.session.requests import Request
 from llm_magic.types import Chunk, Reply
 from tests.exchange import Received
 from tests.fault_server import CHAT, FaultServer

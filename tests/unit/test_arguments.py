@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_magic.arguments import (
+from llm_magic.config.settings import GenerationConfig, LoadConfig
+from llm_magic.errors import OptionError
+from llm_magic.notebook.arguments.parser import (
     Parsed,
     assignments,
     parse,
@@ -17,8 +19,6 @@ from llm_magic.arguments import (
     split,
     words,
 )
-from llm_magic.config import GenerationConfig, LoadConfig
-from llm_magic.errors import OptionError
 
 PROMPT_START = st.characters(exclude_categories=["Cs"], exclude_characters="-")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm_magic.config import GenerationConfig
+from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import DoesNotFit, GenerationFailed, PromptTooLong
 from llm_magic.types import Chunk, Message
 from tests.local_models import edited, listening, local_session, parrot

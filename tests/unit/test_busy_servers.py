@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from llm_magic.backends._refusals import explain, read
-from llm_magic.calls import Request
+from llm_magic.backends.remote.server_errors import explain, read
+from llm_magic.config.server_address import parse_url
 from llm_magic.errors import Interrupted, LLMMagicError, RequestRefused, ServerBusy
-from llm_magic.places import parse_url
 from llm_magic.session import Session
+from llm_magic.session.requests import Request
 from llm_magic.types import Chunk
 from tests.exchange import Received
 from tests.fault_server import CHAT, MODELS, FaultServer

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from llm_magic import catalog
-from llm_magic.catalog import MAGICS
+from llm_magic.notebook.arguments import table
+from llm_magic.notebook.arguments.table import MAGICS
 
 
 @pytest.mark.parametrize("name", MAGICS)
 def test_no_option_means_two_things(name: str) -> None:
-    names = [n for argument in catalog.arguments(name) for n in argument.names]
+    names = [n for argument in table.arguments(name) for n in argument.names]
     assert len(names) == len(set(names))
-    dests = [catalog.dest(argument) for argument in catalog.arguments(name)]
+    dests = [table.dest(argument) for argument in table.arguments(name)]
     assert len(dests) == len(set(dests))
 
 
 def test_the_magics_are_those_that_are_registered() -> None:
-    from llm_magic.magics import GROUPS
+    from llm_magic.notebook.magics import GROUPS
 
     names = {kind: [n for group in GROUPS for n in group.magics[kind]] for kind in ("line", "cell")}
     assert sorted(MAGICS) == sorted(names["line"])

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_magic.calls import Request
-from llm_magic.cells import Cell
-from llm_magic.chats import Chats, Context, Turn
 from llm_magic.errors import GenerationFailed, Interrupted, OptionError, ServerUnreachable
 from llm_magic.session import Session
+from llm_magic.session.cell_keys import Cell
+from llm_magic.session.chats import Chats, Context, Turn
+from llm_magic.session.requests import Request
 from llm_magic.types import Message
 from tests.scripted import Hang, ScriptedBackend, say, scripted_session, stop_when
 

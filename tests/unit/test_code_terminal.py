@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from llm_magic.magics import register, unregister
+from llm_magic.notebook.magics import register, unregister
 from llm_magic.session import Session
 from tests.scripted import ScriptedBackend, say, scripted_session
 from tests.shell import ipython

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from IPython.core.completer import provisionalcompleter
 
-from llm_magic import arguments, catalog, complete
-from llm_magic.calls import Request
-from llm_magic.candidates import Candidates
-from llm_magic.complete import find, typed_words
 from llm_magic.errors import OptionError
+from llm_magic.notebook.arguments import completer, parser, table
+from llm_magic.notebook.arguments.completer import find, typed_words
+from llm_magic.notebook.arguments.completions import Candidates
+from llm_magic.session.requests import Request
 from tests.scripted import scripted_session
 from tests.shell import ipython
 
@@ -133,7 +133,7 @@ def test_the_line_after_a_choice(line: str, read: list[str], names: Candidates) 
 def test_models_are_found_by_any_part_of_their_name(
     typed: str, names: Candidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llm_magic.backends.local import nearby
+    from llm_magic.backends.local.files import nearby
     from llm_magic.types import ModelInfo
 
     known = [ModelInfo("HuggingFaceTB/SmolLM2-1.7B", "local", "cache")]
@@ -190,11 +190,11 @@ def test_other_lines_are_not_ours(line: str, names: Candidates) -> None:
     assert completed(line, names) is None
 
 
-@pytest.mark.parametrize("name", catalog.MAGICS)
+@pytest.mark.parametrize("name", table.MAGICS)
 def test_every_option_of_every_magic_is_offered(name: str, names: Candidates) -> None:
     found = find(f"%{name} -", "", "", names)
     assert found is not None
-    assert [o.text for o in found.offers] == [n for a in catalog.arguments(name) for n in a.names]
+    assert [o.text for o in found.offers] == [n for a in table.arguments(name) for n in a.names]
 
 
 def test_every_kind_of_completion_that_the_table_names_is_known(names: Candidates) -> None:
@@ -206,9 +206,9 @@ def test_every_kind_of_completion_that_the_table_names_is_known(names: Candidate
         "choices:key_env",
         "choices:base_url",
     }
-    generation = {a.complete for a in catalog.option_arguments("generation")}
-    for name, magic in catalog.MAGICS.items():
-        listed = [*catalog.arguments(name), *((magic.positional,) if magic.positional else ())]
+    generation = {a.complete for a in table.option_arguments("generation")}
+    for name, magic in table.MAGICS.items():
+        listed = [*table.arguments(name), *((magic.positional,) if magic.positional else ())]
         for argument in listed:
             if argument.kind != "switch" and argument.complete not in free | generation:
                 assert names.of(argument, "", {}), (name, argument.names)
@@ -218,7 +218,7 @@ def test_every_kind_of_completion_that_the_table_names_is_known(names: Candidate
 def test_words_are_those_that_the_magic_reads(line: str) -> None:
     *done, last = typed_words(line)
     try:
-        read = arguments.split(line)
+        read = parser.split(line)
     except OptionError:
         assert last.quote
     else:
@@ -229,7 +229,7 @@ def test_words_are_those_that_the_magic_reads(line: str) -> None:
 
 def test_ipython_offers_them_while_the_extension_is_registered() -> None:
     with ipython() as shell, scripted_session() as (session, _):
-        complete.register(shell, session)
+        completer.register(shell, session)
         shell.user_ns["answer"] = 1
 
         def offered(text: str) -> set[str]:
@@ -245,5 +245,5 @@ def test_ipython_offers_them_while_the_extension_is_registered() -> None:
         assert "answer" in offered("%%llm -t 0\nIs {answ")
         assert "answer" in offered("answ")
         assert offered("%llm_load --revision answ") == set()
-        complete.unregister(shell)
+        completer.unregister(shell)
         assert "--temperature" not in offered("%%llm --te")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llm_magic.backends._compression import (
+from llm_magic.backends.remote.compression import (
     STEP,
     Decompressor,
     UnsupportedEncodingError,

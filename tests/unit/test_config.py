@@ -8,11 +8,11 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from llm_magic.calls import AskOptions
-from llm_magic.config import GenerationConfig, LoadConfig, LoadOptions, Settings
+from llm_magic.config.option_spec import parse, specs
+from llm_magic.config.settings import GenerationConfig, LoadConfig, LoadOptions, Settings
 from llm_magic.errors import LLMMagicError, OptionError, SettingsError
-from llm_magic.options import Options
-from llm_magic.specs import parse, specs
+from llm_magic.session.generation_settings import Options
+from llm_magic.session.requests import AskOptions
 from tests.scripted import scripted_session
 
 RANGES: dict[str, tuple[list[Any], list[Any], str]] = {

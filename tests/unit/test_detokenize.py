@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from llm_magic.backends.local.detokenize import Detokenizer
-from llm_magic.overlap import StopText
+from llm_magic.backends.local.generation.detokenizer import Detokenizer
+from llm_magic.text.partial_match import StopText
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase

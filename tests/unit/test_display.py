@@ -13,9 +13,9 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import RichOutput, capture_output
 
-from llm_magic import display, live
-from llm_magic.display import AnswerView, PlainView, RichView
-from llm_magic.live import LiveArea, LoadView
+from llm_magic.notebook.display import answer_view, live_output
+from llm_magic.notebook.display.answer_view import AnswerView, PlainView, RichView
+from llm_magic.notebook.display.live_output import LiveArea, LoadView
 from llm_magic.types import Chunk, FinishReason, Message, ModelInfo, Progress, Reply, Timing, Usage
 from tests.shell import ipython
 
@@ -49,8 +49,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(display, "time", clock)
-    monkeypatch.setattr(live, "time", clock)
+    monkeypatch.setattr(answer_view, "time", clock)
+    monkeypatch.setattr(live_output, "time", clock)
     return clock
 
 
@@ -60,7 +60,7 @@ def reply(text: str, finish: FinishReason = "stop") -> Reply:
 
 
 def view(**values: Any) -> AnswerView:
-    return display.view(NOTEBOOK, INFO, {**DEFAULTS, **values}, live=True)
+    return answer_view.view(NOTEBOOK, INFO, {**DEFAULTS, **values}, live=True)
 
 
 def feed(view: AnswerView, text: str) -> None:
@@ -219,7 +219,7 @@ def test_silence_is_explained_after_a_moment(clock: Clock) -> None:
 
 def test_without_live_output_there_is_one_output_and_it_is_whole() -> None:
     with capture_output() as shown:
-        answer = display.view(NOTEBOOK, INFO, DEFAULTS, live=False)
+        answer = answer_view.view(NOTEBOOK, INFO, DEFAULTS, live=False)
         for text in ("Par", "is"):
             feed(answer, text)
         answer.finish(reply("Paris"))
@@ -286,7 +286,7 @@ def test_a_terminal_gets_text_and_a_notebook_html() -> None:
     assert isinstance(view(), RichView)
     assert isinstance(view(format="json"), RichView)
     assert isinstance(view(plain=True, format="json"), PlainView)
-    assert isinstance(display.view(TERMINAL, INFO, DEFAULTS, live=True), PlainView)
+    assert isinstance(answer_view.view(TERMINAL, INFO, DEFAULTS, live=True), PlainView)
 
 
 # -- loading --------------------------------------------------------------------------------------

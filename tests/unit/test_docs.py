@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from llm_magic import arguments
-from llm_magic.catalog import MAGICS
-from llm_magic.catalog import arguments as options_of
 from llm_magic.errors import OptionError
+from llm_magic.notebook.arguments import parser
+from llm_magic.notebook.arguments.table import MAGICS
+from llm_magic.notebook.arguments.table import arguments as options_of
 from tests.docs import ALL, DOCS, PAGES, blocks, helped, text_of, written
 from tests.kernels import ROOT
 
@@ -74,12 +74,12 @@ def read(cell: str) -> None:
     if first.startswith("%%"):
         name, _, line = first.removeprefix("%%").partition(" ")
         assert body.strip(), "a question goes below"
-        arguments.parse(name, line)
+        parser.parse(name, line)
         return
     for line in cell.splitlines():
         name, _, rest = line.removeprefix("%").partition(" ")
         if name in MAGICS:
-            arguments.parse(name, rest)
+            parser.parse(name, rest)
         else:
             assert line == "%load_ext llm_magic"
 

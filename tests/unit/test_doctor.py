@@ -15,9 +15,9 @@ from llm_magic.doctor import Finding, examine, machine
 from llm_magic.doctor.notebook import Kernel, notebook
 from llm_magic.doctor.packages import installed, packages
 from llm_magic.errors import OptionError
+from llm_magic.notebook.display.messages import doctor_table
+from llm_magic.notebook.display.tables import Table
 from llm_magic.session import Session
-from llm_magic.tables import Table
-from llm_magic.words import doctor_table
 from tests.fault_server import FaultServer
 from tests.scripted import settings
 from tests.unit.test_cli import run

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_magic.doctor.findings import Finding, apart
+from llm_magic.config.api_keys import Keys
+from llm_magic.doctor.finding import Finding, apart
 from llm_magic.doctor.servers import hub, secrets, servers
-from llm_magic.keys import Keys
 from tests.fault_server import MODELS, FaultServer
 from tests.ollama_server import OllamaServer
 from tests.scripted import settings

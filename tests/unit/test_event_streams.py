@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llm_magic.backends import _lines
-from llm_magic.backends._lines import EventDecoder, MalformedStream
+from llm_magic.backends.remote import stream_decoders
+from llm_magic.backends.remote.stream_decoders import EventDecoder, MalformedStream
 
 LONG = b"x" * 2048
 
@@ -233,7 +233,7 @@ def test_error_event_is_object_with_that_name(stream: bytes, error: object) -> N
 
 @pytest.mark.parametrize("line", [b"data:\n", b"data: x\n", b"data: " + b"x" * 1000 + b"\n"])
 def test_event_without_end_is_given_up(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lines, "MAX_EVENT", 1 << 20)
+    monkeypatch.setattr(stream_decoders, "MAX_EVENT", 1 << 20)
     counted = len(line.removeprefix(b"data:").lstrip(b" "))
     with pytest.raises(MalformedStream, match="an event of more than 1 MiB"):
         EventDecoder().feed(line * (2 + (1 << 20) // counted))

@@ -7,9 +7,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from llm_magic.config.redaction import Redactor
 from llm_magic.errors import ModelNotLoaded
-from llm_magic.explain import CUT, Cell, Failure, failure, last_error, names_at, question
-from llm_magic.redaction import Redactor
+from llm_magic.prompts.explain_error import (
+    CUT,
+    Cell,
+    Failure,
+    failure,
+    last_error,
+    names_at,
+    question,
+)
 
 _LABEL = "In[3]"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_magic.backends import _http
+from llm_magic.backends.remote import http_client
 from llm_magic.errors import RequestRefused, ServerSilent
 from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
@@ -54,8 +54,8 @@ def server() -> Iterator[FaultServer]:
 def test_answer_ends_in_time_whatever_follows(
     server: FaultServer, script: list[Step], most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if most < _http.END_S:
-        monkeypatch.setattr("llm_magic.backends.openai_compatible.END_S", 0.5)
+    if most < http_client.END_S:
+        monkeypatch.setattr("llm_magic.backends.remote.openai_compatible.END_S", 0.5)
     with session_on(server) as session:
         server.will(CHAT, *script)
         began = time.monotonic()
@@ -99,7 +99,7 @@ def test_error_body_that_trickles_is_left_in_time(server: FaultServer) -> None:
 def test_list_that_trickles_is_left_in_time(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_http, "ANSWER_S", 0.5)
+    monkeypatch.setattr(http_client, "ANSWER_S", 0.5)
     server.will(MODELS, Head(200, {"Content-Type": "application/json"}), Slow(b" " * 600, 0.05))
     session = Session(settings())
     try:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_magic.calls import Request
 from llm_magic.session import Session
+from llm_magic.session.requests import Request
 from llm_magic.types import Chunk
 from tests.fault_server import CHAT, FaultServer
 from tests.http_server import HttpServer

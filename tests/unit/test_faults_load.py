@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from llm_magic import words
 from llm_magic.errors import (
     Interrupted,
     KeyRejected,
@@ -17,6 +16,7 @@ from llm_magic.errors import (
     RequestRefused,
     ServerUnreachable,
 )
+from llm_magic.notebook.display import messages
 from llm_magic.session import Session
 from tests.fault_server import MODELS, FaultServer
 from tests.ollama_models import OllamaModel
@@ -230,7 +230,7 @@ def test_an_odd_list_of_models_breaks_nothing(ollama: OllamaServer, tags: object
         ollama.will("/api/tags", *json_answer(200, tags))
         listed = session.models("ollama", base_url=ollama.url)
         assert {info.name for info in listed} <= {"a:b", "x:y"}
-        assert "999" not in repr(words.models_table(listed, ()))
+        assert "999" not in repr(messages.models_table(listed, ()))
         still_works(session)
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_magic.calls import Request
 from llm_magic.errors import AnswerBroken
 from llm_magic.session import Session
+from llm_magic.session.requests import Request
 from llm_magic.types import Chunk
 from tests.fault_server import CHAT, FaultServer
 from tests.unit.remote import IDLE_S, fails, last, questions, session_on, still_works

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_magic.backends._refusals import Refusal, explain
-from llm_magic.backends._retry import Patience
+from llm_magic.backends.remote.retry import Patience
+from llm_magic.backends.remote.server_errors import Refusal, explain
+from llm_magic.config.server_address import parse_url
 from llm_magic.errors import LLMMagicError, RequestRefused, ServerError, ServerUnreachable
-from llm_magic.places import parse_url
 from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.scripted import settings

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from llm_magic.backends.base import TokenCount
-from llm_magic.calls import Request
 from llm_magic.errors import OptionError, PromptTooLong, RequestRefused
+from llm_magic.notebook.display.messages import dry_run_table, footer
 from llm_magic.session import Session
+from llm_magic.session.requests import Request
 from llm_magic.types import Chunk, Message, Reply, Usage
-from llm_magic.words import dry_run_table, footer
 from tests.scripted import ScriptedBackend, say, scripted_session
 
 Pair = tuple[Session, ScriptedBackend]

@@ -18,7 +18,7 @@ import filelock
 import psutil
 import pytest
 
-from llm_magic.backends.local import gguf
+from llm_magic.backends.local.files import gguf
 from llm_magic.errors import LoadFailed, MissingDependency
 from llm_magic.types import Progress
 from tests.tiny_gguf import write_gguf

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from tokenizers import Tokenizer
 
-from llm_magic.backends.local import gguf
+from llm_magic.backends.local.files import gguf
 from llm_magic.errors import LoadFailed
 from llm_magic.types import Progress
 from tests.tiny_gguf import HIDDEN, LAYERS, TEMPLATE, write_gguf

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_magic.backends.local.gguf_header import read_contents
+from llm_magic.backends.local.files.gguf_header import read_contents
 from llm_magic.errors import LoadFailed
 from tests.tiny_gguf import write_gguf
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llm_magic import markdown
-from llm_magic.growing import Growing
+from llm_magic.notebook.display import markdown
+from llm_magic.notebook.display.incremental_markdown import Growing
 from tests.benchmarks.producer import tokens
 from tests.payloads import payloads, violations
 

@@ -13,7 +13,7 @@ from typing import TypeVarTuple
 
 import pytest
 
-from llm_magic.handover import Handover, handover
+from llm_magic.session.handover import Handover, handover
 
 Ts = TypeVarTuple("Ts")
 

@@ -61,7 +61,7 @@ def test_the_local_backend_is_known_without_torch() -> None:
     assert "torch" not in imported_by(code)
     used = imported_by(
         "from llm_magic.backends.local.backend import LocalTransformersBackend\n"
-        "from llm_magic.config import Settings\n"
+        "from llm_magic.config.settings import Settings\n"
         "from llm_magic.backends.local import memory\n"
         "LocalTransformersBackend(Settings).memory(), memory.memory_use(), memory.give_back()"
     )

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from llm_magic.errors import Interrupted
-from llm_magic.interrupts import held_back, interrupts_to
-from llm_magic.loop import LoopThread
-from llm_magic.pump import GRACE_S
+from llm_magic.session.event_loop import LoopThread
+from llm_magic.session.interrupts import held_back, interrupts_to
+from llm_magic.session.thread_bridge import GRACE_S
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_a_press_just_before_it_begins_leaves_nothing_running(
         begun.set()
         yield 1
 
-    monkeypatch.setattr("llm_magic.loop.interrupts_to", pressed)
+    monkeypatch.setattr("llm_magic.session.event_loop.interrupts_to", pressed)
     assert loop.loop.is_running()
     use: dict[str, Callable[[Any], object]] = {
         "drain": lambda items: loop.drain(items, print),

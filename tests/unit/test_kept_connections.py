@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from llm_magic.backends import _transport
+from llm_magic.backends.remote import transport
 from llm_magic.errors import ServerUnreachable
 from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
@@ -93,7 +93,7 @@ def test_request_with_part_of_answer_is_not_repeated_at_once(
 def test_request_that_breaks_on_new_connection_is_not_repeated_at_once(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_transport, "KEEP_S", 0.0)
+    monkeypatch.setattr(transport, "KEEP_S", 0.0)
     with session_on(server) as session:
         server.will(CHAT, Reset())
         assert notices(session) == ["connection lost, next try in 1 s"]

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from llm_magic.config.api_keys import Key, Keys
 from llm_magic.errors import KeyRejected, LLMMagicError, OptionError, ServerUnreachable
-from llm_magic.keys import Key, Keys
 from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.scripted import settings

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llm_magic.backends._lines import (
+from llm_magic.backends.remote.stream_decoders import (
     MAX_LINE,
     MAX_VALUES,
     Decoder,

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from llm_magic.calls import request
 from llm_magic.errors import GenerationFailed, OptionError, PromptTooLong
 from llm_magic.session import Session
+from llm_magic.session.requests import request
 from llm_magic.types import Message
 from tests.local_models import edited, listening, local_session, parrot
 from tests.tiny_models import tiny_llama

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers.utils import logging as transformers_logging
 
-from llm_magic.backends.local.steps import Pace, first_pace
+from llm_magic.backends.local.generation.kv_cache import Pace, first_pace
 from llm_magic.errors import Interrupted
 from llm_magic.session import Session
 from tests.local_models import local_session, parrot

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_magic.calls import Request
 from llm_magic.errors import PromptTooLong
 from llm_magic.session import Session
+from llm_magic.session.requests import Request
 from llm_magic.types import Message
 from tests.local_models import local_session, parrot
 

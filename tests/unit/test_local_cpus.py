@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_magic.backends.local import teams
+from llm_magic.backends.local import openmp
 from llm_magic.backends.local.cpus import Cpus, cpu_quota
 
 Way = Callable[[], AbstractContextManager[str]]
@@ -119,7 +119,7 @@ from concurrent.futures import ThreadPoolExecutor
 {first}
 from llm_magic import llm
 from llm_magic.errors import ModelNotFound
-from llm_magic.backends.local import teams
+from llm_magic.backends.local import openmp
 from llm_magic.backends.local.cpus import cpus
 from llm_magic.doctor import machine
 def openmp():
@@ -222,11 +222,13 @@ def test_torch_imported_first_is_a_finding_and_keeps_its_threads() -> None:
 def test_spinning_is_bounded_where_the_user_has_not_decided(
     environment: dict[str, str], variables: dict[str, str]
 ) -> None:
-    assert teams.spin_variables(environment) == variables
+    assert openmp.spin_variables(environment) == variables
 
 
 def test_child_gets_a_number_of_threads_only_where_a_quota_is_smaller() -> None:
-    assert teams.child_variables({}, Cpus(64, 64, 2.0))["OMP_NUM_THREADS"] == "2"
-    assert "OMP_NUM_THREADS" not in teams.child_variables({}, Cpus(64, 8))
-    assert "OMP_NUM_THREADS" not in teams.child_variables({"OMP_NUM_THREADS": "5"}, Cpus(8, 8, 1.0))
-    assert teams.child_variables({"OMP_WAIT_POLICY": "active"}, Cpus(2, 2)) == {}
+    assert openmp.child_variables({}, Cpus(64, 64, 2.0))["OMP_NUM_THREADS"] == "2"
+    assert "OMP_NUM_THREADS" not in openmp.child_variables({}, Cpus(64, 8))
+    assert "OMP_NUM_THREADS" not in openmp.child_variables(
+        {"OMP_NUM_THREADS": "5"}, Cpus(8, 8, 1.0)
+    )
+    assert openmp.child_variables({"OMP_WAIT_POLICY": "active"}, Cpus(2, 2)) == {}

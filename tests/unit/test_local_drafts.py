@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_magic.backends.local.drafts import Confidence, PromptLookup
+from llm_magic.backends.local.generation.speculative import Confidence, PromptLookup
 from llm_magic.errors import ModelNotFound, OptionError
 from llm_magic.session import Session
 from tests.local_models import edited, local_session

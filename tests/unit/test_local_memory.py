@@ -15,8 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llm_magic.backends.local import memory, plans
-from llm_magic.config import LoadConfig
+from llm_magic.backends.local import load_plan, memory
+from llm_magic.config.settings import LoadConfig
 from llm_magic.errors import DoesNotFit, GenerationFailed
 from llm_magic.session import Session
 from tests.local_models import local_session
@@ -189,7 +189,7 @@ def test_what_goes_from_elsewhere_makes_no_room_here(monkeypatch: pytest.MonkeyP
 
     def free(device: str, asked: str = "", **options: Any) -> int:
         config = LoadConfig().replace(device=asked or device, **options)
-        return plans._free(config, device, freed)
+        return load_plan._free(config, device, freed)
 
     assert free("cpu") == 10 + 7 + 20
     assert free("cuda:1") == 100

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llm_magic.backends.local import memory
-from llm_magic.backends.local.gguf import converted_folder, embedded_file
+from llm_magic.backends.local.files.gguf import converted_folder, embedded_file
 from llm_magic.errors import DeviceUnavailable, MissingDependency, OptionError
 from llm_magic.session import Session
 from tests.local_models import listening, local_session

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm_magic.config import Settings
+from llm_magic.config.settings import Settings
 from llm_magic.session import Session
 from llm_magic.types import Message, Reply
 from tests.local_models import local_session

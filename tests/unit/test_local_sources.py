@@ -14,7 +14,8 @@ import pytest
 from huggingface_hub.errors import IncompleteSnapshotError
 from huggingface_hub.utils import _xet
 
-from llm_magic.backends.local import gguf, hub, memory, sources
+from llm_magic.backends.local import memory
+from llm_magic.backends.local.files import gguf, hub, sources
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.errors import DoesNotFit, LLMMagicError, LoadFailed, ModelNotFound
 from llm_magic.session import Session

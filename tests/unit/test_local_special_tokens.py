@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, ByT5Tokenizer
 
-from llm_magic.backends.local import gguf
-from llm_magic.backends.local.encoding import Encoder
-from llm_magic.backends.local.special_tokens import SpecialTokens
-from llm_magic.calls import Request
+from llm_magic.backends.local.files import gguf
+from llm_magic.backends.local.generation.chat_template import Encoder
+from llm_magic.backends.local.generation.special_tokens import SpecialTokens
 from llm_magic.errors import OptionError, PromptError
 from llm_magic.session import Session
+from llm_magic.session.requests import Request
 from llm_magic.types import Message
 from tests.chat_templates import FAMILIES, KINDS, Family, Kind, family_tokenizer
 from tests.local_models import local_session

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from llm_magic.backends.local.fast import FastPath
-from llm_magic.backends.local.static import bucket
+from llm_magic.backends.local.generation.cuda_graph import bucket
+from llm_magic.backends.local.generation.fast_path import FastPath
 from llm_magic.session import Session
 from tests.local_models import edited, local_session
 from tests.tiny_models import Architecture, tiny, tiny_llama

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from llm_magic.backends.local.detokenize import Detokenizer
+from llm_magic.backends.local.generation.detokenizer import Detokenizer
 from tests.tiny_models import byte_tokenizer
 
 WORDS = ["▁", "▁the", "▁a", "b", "c", "你", "é", "▁hello", "🙂"]

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from llm_magic.backends.local.detokenize import Detokenizer
-from llm_magic.reasoning import ThinkSplitter
+from llm_magic.backends.local.generation.detokenizer import Detokenizer
+from llm_magic.backends.reasoning import ThinkSplitter
 from llm_magic.session import Session
 from llm_magic.types import Chunk
 from tests.local_models import local_session, parrot

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from llm_magic.backends.local import widening
-from llm_magic.backends.local.widening import WideLinear, widen
+from llm_magic.backends.local import cpu_linear
+from llm_magic.backends.local.cpu_linear import WideLinear, widen
 from tests.tiny_models import Architecture, tiny
 
 TYPES = [torch.bfloat16, torch.float16]
@@ -44,7 +44,7 @@ def test_it_multiplies_as_float32_does_and_rounds_once(
     shape: tuple[int, ...],
     piece: int,
 ) -> None:
-    monkeypatch.setattr(widening, "_PIECE", piece)
+    monkeypatch.setattr(cpu_linear, "_PIECE", piece)
     torch.manual_seed(0)
     usual, wide = pair(nn.Linear(40, 50, bias=bias).to(dtype))
     given = torch.randn(*shape, 40).to(dtype)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from llm_magic.errors import OptionError
-from llm_magic.loop import LoopThread
-from llm_magic.pump import GRACE_S
+from llm_magic.session.event_loop import LoopThread
+from llm_magic.session.thread_bridge import GRACE_S
 from llm_magic.types import Chunk
 from tests.kernels import within_a_second
 

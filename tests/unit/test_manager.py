@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from llm_magic import errors
-from llm_magic.config import GenerationConfig, LoadConfig
+from llm_magic.backends.manager import BackendManager, LoadResult, Status
+from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import (
     DoesNotFit,
     LLMMagicError,
@@ -19,7 +20,6 @@ from llm_magic.errors import (
     ModelNotLoaded,
     OptionError,
 )
-from llm_magic.manager import BackendManager, LoadResult, Status
 from llm_magic.types import Unloaded
 from tests.scripted import Hang, ScriptedBackend
 

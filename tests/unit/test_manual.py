@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from llm_magic import arguments, catalog
-from llm_magic.catalog import MAGICS
-from llm_magic.config import GenerationConfig, LoadConfig
-from llm_magic.manual import page
-from llm_magic.specs import specs
+from llm_magic.config.option_spec import specs
+from llm_magic.config.settings import GenerationConfig, LoadConfig
+from llm_magic.notebook.arguments import parser, table
+from llm_magic.notebook.arguments.help_pages import page
+from llm_magic.notebook.arguments.table import MAGICS
 
 UNLOAD = """\
 Free a model and show what came back.
@@ -29,7 +29,7 @@ def test_the_page_names_every_option_and_its_meaning(name: str) -> None:
     text, magic = page(name), MAGICS[name]
     assert text.startswith(f"{magic.summary}\n\nUsage:  {magic.usage}\n")
     positional = (magic.positional,) if magic.positional is not None else ()
-    for argument in (*positional, *catalog.arguments(name)):
+    for argument in (*positional, *table.arguments(name)):
         names = argument.names if argument.names[0].startswith("-") else ()
         label = f"{', '.join(names)} {argument.metavar}".strip()
         assert f"{label} {flat(argument.help)}" in flat(text)
@@ -85,10 +85,10 @@ def test_examples_are_lines_that_the_magic_takes(name: str) -> None:
         assert first.startswith(f"{sign}{name}")
         line = first.removeprefix(f"{sign}{name}")
         if MAGICS[name].takes_prompt and not body:
-            assert arguments.parse_with_prompt(name, line).rest
+            assert parser.parse_with_prompt(name, line).rest
         else:
-            parsed = arguments.parse(name, line)
+            parsed = parser.parse(name, line)
             changes = parsed.values.get("changes")
-            GenerationConfig().replace(**arguments.assignments(changes or []))
+            GenerationConfig().replace(**parser.assignments(changes or []))
             if MAGICS[name].options == "loading":
                 LoadConfig().replace(**parsed.options)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_magic import markdown
-from llm_magic.markdown import code_blocks, escape_pre, render, render_code
+from llm_magic.notebook.display import markdown
+from llm_magic.notebook.display.markdown import code_blocks, escape_pre, render, render_code
 from tests.payloads import payloads, violations
 
 _FRAGMENTS = [*"`~*_[]()<>!#-+|\\$\"'&;:=/{}\n\t a1", "\n\n", "    ", "> ", "- ", "1. ", "|-|\n"]
@@ -174,7 +174,10 @@ def test_a_lexer_that_gets_lost_is_stopped() -> None:
 
 
 def test_importing_it_imports_no_parser() -> None:
-    code = "import sys, llm_magic.markdown as m; print(*sys.modules)\nm.render('x'); print(*sys.modules)"
+    code = (
+        "import sys, llm_magic.notebook.display.markdown as m; print(*sys.modules)\n"
+        "m.render('x'); print(*sys.modules)"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after = (line.split() for line in run.stdout.splitlines())
     assert not {"markdown_it", "mdit_py_plugins", "pygments", "IPython"} & set(before)

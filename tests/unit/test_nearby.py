@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from llm_magic.backends.local import gguf, nearby
+from llm_magic.backends.local.files import gguf, nearby
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from llm_magic.config import GenerationConfig
+from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import OptionError
-from llm_magic.options import Config, Options
+from llm_magic.session.generation_settings import Config, Options
 from tests.scripted import scripted_session, settings
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_magic.calls import Request
 from llm_magic.errors import GenerationFailed
-from llm_magic.panel import ControlPanel
+from llm_magic.notebook.panel import ControlPanel
+from llm_magic.session.requests import Request
 from llm_magic.types import Chunk
 from tests.panels import Scripted, is_idle, press, put, scripted_panel, send, trouble, until, words
 from tests.scripted import Hang, Pause, say

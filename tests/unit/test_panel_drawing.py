@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_magic.panel import ControlPanel
-from llm_magic.panel.refresh import PERIOD_S, Refresher
+from llm_magic.notebook.panel import ControlPanel
+from llm_magic.notebook.panel.redraw import PERIOD_S, Refresher
 from llm_magic.types import Chunk, Usage
 from tests.panels import Scripted, is_idle, scripted_panel, send, trouble, until, words
 from tests.scripted import Hang, Pause, Step, say

@@ -10,10 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from IPython.core.interactiveshell import InteractiveShell
 
-from llm_magic import arguments
-from llm_magic.config import GenerationConfig
-from llm_magic.magics import register, unregister
-from llm_magic.panel.equivalent import ask_cell, config_line, load_line
+from llm_magic.config.settings import GenerationConfig
+from llm_magic.notebook.arguments import parser
+from llm_magic.notebook.magics import register, unregister
+from llm_magic.notebook.panel.as_magic import ask_cell, config_line, load_line
 from llm_magic.session import Session
 from tests.panels import Scripted, is_idle, press, put, scripted_panel, send, until
 from tests.scripted import ScriptedBackend
@@ -180,7 +180,7 @@ def test_clear_can_be_repeated(scripted: Scripted, notebook: Notebook) -> None:
 @example("""it's "big\"""")
 @given(NAMES)
 def test_the_line_of_a_load_names_any_model(model: str) -> None:
-    parsed = arguments.parse("llm_load", load_line(model, {"quantization": "4bit"}, keep=True)[10:])
+    parsed = parser.parse("llm_load", load_line(model, {"quantization": "4bit"}, keep=True)[10:])
     assert (parsed["model"], parsed["keep"]) == (model, True)
     assert parsed.options == {"quantization": "4bit"}
 
@@ -189,14 +189,14 @@ def test_the_line_of_a_load_names_any_model(model: str) -> None:
 @given(NAMES)
 def test_the_line_of_a_load_names_any_address(url: str) -> None:
     line = load_line(None, {"backend": "vllm", "base_url": url})
-    assert arguments.parse("llm_load", line[10:]).options == {"backend": "vllm", "base_url": url}
+    assert parser.parse("llm_load", line[10:]).options == {"backend": "vllm", "base_url": url}
 
 
 @settings(max_examples=300)
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.none())
 def test_the_line_of_a_setting_has_every_digit(value: float | None) -> None:
-    words = arguments.parse("llm_config", config_line({"seed": value})[12:])["changes"]
-    said = arguments.assignments(words)["seed"]
+    words = parser.parse("llm_config", config_line({"seed": value})[12:])["changes"]
+    said = parser.assignments(words)["seed"]
     assert isinstance(said, str)
     read = int if isinstance(value, int) else float
     assert (None if said == "none" else read(said)) == value
@@ -208,7 +208,7 @@ def test_the_cell_of_a_question_asks_any_prompt(prompt: str, one_notebook: Noteb
     said: dict[str, Any] = {}
 
     def llm(line: str, cell: str) -> None:
-        said.update(arguments.parse("llm", line).values, prompt=cell.strip("\n"))
+        said.update(parser.parse("llm", line).values, prompt=cell.strip("\n"))
 
     magics = one_notebook.shell.magics_manager.magics["cell"]
     usual, magics["llm"] = magics["llm"], llm

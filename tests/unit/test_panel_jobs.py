@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_magic.calls import Request
 from llm_magic.errors import GenerationFailed
-from llm_magic.jobs import Job
+from llm_magic.session.jobs import Job
+from llm_magic.session.requests import Request
 from llm_magic.types import Chunk
 from tests.panels import (
     Scripted,

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from llm_magic.backends import BACKENDS
-from llm_magic.config import LoadConfig
+from llm_magic.backends.manager import LoadResult, Status
+from llm_magic.config.option_spec import specs
+from llm_magic.config.settings import LoadConfig
 from llm_magic.errors import LLMMagicError, ModelNotFound
-from llm_magic.manager import LoadResult, Status
-from llm_magic.panel import ControlPanel
-from llm_magic.specs import specs
+from llm_magic.notebook.panel import ControlPanel
 from llm_magic.types import Progress
 from tests.panels import Scripted, press, put, scripted_panel, trouble, until, words
 from tests.scripted import scripted_session

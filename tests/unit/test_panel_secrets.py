@@ -13,8 +13,8 @@ from IPython.utils.capture import capture_output
 from ipywidgets import Widget
 
 from llm_magic.errors import GenerationFailed, MissingDependency
-from llm_magic.magics import register, unregister
-from llm_magic.panel import ControlPanel
+from llm_magic.notebook.magics import register, unregister
+from llm_magic.notebook.panel import ControlPanel
 from llm_magic.session import Session
 from llm_magic.types import Chunk, Progress
 from tests.fault_server import MODELS, FaultServer

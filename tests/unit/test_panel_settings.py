@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_magic.config import GenerationConfig
+from llm_magic.config.option_spec import specs
+from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import OptionError
-from llm_magic.panel import ControlPanel
+from llm_magic.notebook.panel import ControlPanel
 from llm_magic.session import Session
-from llm_magic.specs import specs
 from tests.panels import Scripted, close_widgets, press, put, scripted_panel, trouble, until
 from tests.scripted import ScriptedBackend, scripted_session
 from tests.scripted import settings as settings_of

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from ipywidgets import Widget
 
-from llm_magic.loop import LoopThread
-from llm_magic.panel import ControlPanel
+from llm_magic.notebook.panel import ControlPanel
+from llm_magic.session.event_loop import LoopThread
 from tests.panels import (
     Scripted,
     everything,

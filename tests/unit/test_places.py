@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_magic.config import LoadConfig
+from llm_magic.config.server_address import parse_url, place
+from llm_magic.config.settings import LoadConfig
 from llm_magic.errors import OptionError
-from llm_magic.places import parse_url, place
 from tests.scripted import settings
 
 SECRET = "sk-4f9b27c1d8e3"

@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from llm_magic import display
-from llm_magic.display import PlainView
+from llm_magic.notebook.display import answer_view
+from llm_magic.notebook.display.answer_view import PlainView
 from llm_magic.types import Chunk, FinishReason, Message, ModelInfo, Reply, Timing, Usage
 
 NOTEBOOK = cast(InteractiveShell, SimpleNamespace(kernel=object()))
@@ -25,7 +25,7 @@ def reply(text: str, finish: FinishReason = "stop") -> Reply:
 
 
 def test_plain_text_streams_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
-    answer = display.view(TERMINAL, INFO, DEFAULTS, live=True)
+    answer = answer_view.view(TERMINAL, INFO, DEFAULTS, live=True)
     answer.note(("{x} is not defined here",))
     for text in ("Par", "is"):
         answer.take(Chunk(text=text))
@@ -49,7 +49,7 @@ def test_plain_text_streams_as_it_comes(capsys: pytest.CaptureFixture[str]) -> N
 def test_plain_text_can_go_without_a_footer(
     values: dict[str, Any], finish: FinishReason, end: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer = display.view(NOTEBOOK, INFO, {**DEFAULTS, **values}, live=True)
+    answer = answer_view.view(NOTEBOOK, INFO, {**DEFAULTS, **values}, live=True)
     assert isinstance(answer, PlainView)
     answer.take(Chunk(text="<b>Paris</b>"))
     answer.finish(reply("<b>Paris</b>", finish))
@@ -69,7 +69,7 @@ def test_words_reach_a_terminal_at_once(monkeypatch: pytest.MonkeyPatch) -> None
             self.seen = self.getvalue()
 
     monkeypatch.setattr("sys.stdout", terminal := Terminal())
-    answer = display.view(TERMINAL, INFO, DEFAULTS, live=True)
+    answer = answer_view.view(TERMINAL, INFO, DEFAULTS, live=True)
     for text in ("Par", "is"):
         answer.take(Chunk(text=text))
         answer.tick()
@@ -90,7 +90,7 @@ def test_json_is_checked_and_indented_when_it_is_whole(
     capsys: pytest.CaptureFixture[str], text: str, shown: str
 ) -> None:
     values = {**DEFAULTS, "format": "json", "plain": True, "quiet": True}
-    answer = display.view(NOTEBOOK, INFO, values, live=True)
+    answer = answer_view.view(NOTEBOOK, INFO, values, live=True)
     for letter in text:
         answer.take(Chunk(text=letter))
         answer.tick()

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from llm_magic.errors import PromptError
-from llm_magic.prompt import Filled, fill, to_text
+from llm_magic.prompts.template import Filled, fill, to_text
 from llm_magic.types import Reply, Timing, Usage
 
 
@@ -751,6 +751,6 @@ def test_tensor_is_known_by_its_name() -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     heavy_modules = {"pandas", "numpy", "torch", "IPython", "pydantic"}
-    script = f"import sys, llm_magic.prompt; sys.exit(bool({heavy_modules} & set(sys.modules)))"
+    script = f"import sys, llm_magic.prompts.template; sys.exit(bool({heavy_modules} & set(sys.modules)))"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", script], cwd=root, check=False).returncode == 0

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from llm_magic.backends.reasoning import ThinkSplitter, split_thoughts
 from llm_magic.errors import GenerationFailed, Interrupted
-from llm_magic.reasoning import ThinkSplitter, split_thoughts
 from llm_magic.types import Chunk, Usage
 from tests.scripted import Hang, scripted_session, stop_when
 

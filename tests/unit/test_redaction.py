@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_magic.redaction import MASK, Redactor, is_secret_name
+from llm_magic.config.redaction import MASK, Redactor, is_secret_name
 
 SECRET = "tulips-in-may"
 TELLING = [

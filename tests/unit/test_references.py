@@ -28,8 +28,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_magic.errors import PromptError
-from llm_magic.expressions import ALLOWED, KINDS
-from llm_magic.prompt import Filled, fill, to_text
+from llm_magic.prompts.expressions import ALLOWED, KINDS
+from llm_magic.prompts.template import Filled, fill, to_text
 from tests.reference_attacks import ATTACKS
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from llm_magic.prompt import Filled, fill, to_text
+from llm_magic.prompts.template import Filled, fill, to_text
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_magic.backends._refusals import (
+from llm_magic.backends.remote.server_errors import (
     Refusal,
     compressed,
     explain,
@@ -21,8 +21,8 @@ from llm_magic.backends._refusals import (
     one_line,
     read,
 )
+from llm_magic.config.server_address import parse_url
 from llm_magic.errors import KeyRejected, RequestRefused
-from llm_magic.places import parse_url
 
 VLLM_LENGTH = (
     "This model's maximum context length is 2048 tokens. However, you requested 4096 tokens"

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from ollama import Client
 
-from llm_magic.calls import Request
 from llm_magic.errors import ModelNotFound, OptionError, PromptTooLong, RequestRefused
+from llm_magic.notebook.display.messages import footer, models_table, ready_lines, status_table
 from llm_magic.session import Session
-from llm_magic.words import footer, models_table, ready_lines, status_table
+from llm_magic.session.requests import Request
 from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.http_server import HttpServer
 from tests.ollama_models import OllamaModel

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from llm_magic import arguments
 from llm_magic.errors import OptionError
+from llm_magic.notebook.arguments import parser
 from tests.fault_server import FaultServer
 from tests.http_server import HttpServer
 from tests.ollama_server import OllamaServer
@@ -181,7 +181,7 @@ def test_other_parameters_pass_through(server: FaultServer, backend: str) -> Non
 
 def test_json_of_a_line_reaches_the_server(server: FaultServer) -> None:
     line = '-p response_format={"type": "json_object"} -p user="5" -p logprobs=true'
-    body = asked(server, "openai", **arguments.parse("llm", line).options)
+    body = asked(server, "openai", **parser.parse("llm", line).options)
     assert body["response_format"] == {"type": "json_object"}
     assert (body["user"], body["logprobs"]) == ("5", True)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from llm_magic.calls import Request
 from llm_magic.errors import (
     GenerationFailed,
     Interrupted,
@@ -19,6 +18,7 @@ from llm_magic.errors import (
     OptionError,
 )
 from llm_magic.session import Session
+from llm_magic.session.requests import Request
 from llm_magic.types import Chunk, Message, Reply, Usage
 from tests.scripted import Hang, Pause, ScriptedBackend, say, scripted_session, stop_when
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from llm_magic.backends.base import TokenCount
-from llm_magic.calls import Request
-from llm_magic.chats import Chat
 from llm_magic.errors import Interrupted, LLMMagicError, LoadFailed, LoadInProgress, ModelNotLoaded
 from llm_magic.session import Session
+from llm_magic.session.chats import Chat
+from llm_magic.session.requests import Request
 from llm_magic.types import Message, Reply
 from tests.scripted import Hang, ScriptedBackend, scripted_session, stop_when
 

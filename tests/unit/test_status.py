@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from llm_magic.config import GenerationConfig, LoadConfig
+from llm_magic.backends.manager import BackendManager, Status
+from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import LoadFailed, OptionError
-from llm_magic.manager import BackendManager, Status
 from llm_magic.types import MemoryUse, Message, Progress
 from tests.scripted import ScriptedBackend, scripted_session
 

@@ -12,7 +12,7 @@ import httpcore
 import pytest
 import trustme
 
-from llm_magic.backends._streams import Stream, connect
+from llm_magic.backends.remote.streams import Stream, connect
 from tests.unit.loops import on_a_loop
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -15,13 +15,14 @@ from IPython.core.completer import provisionalcompleter
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
-from llm_magic import display
-from llm_magic.catalog import MAGICS
 from llm_magic.errors import LLMMagicError
-from llm_magic.magics import register, unregister
+from llm_magic.notebook.arguments.table import MAGICS
+from llm_magic.notebook.display import answer_view
+from llm_magic.notebook.display.messages import error_line
+from llm_magic.notebook.display.tables import Table
+from llm_magic.notebook.magics import register, unregister
 from llm_magic.session import Session
-from llm_magic.tables import Table
-from llm_magic.terminal_text import (
+from llm_magic.text.terminal import (
     VisibleStream,
     unstyled,
     visible,
@@ -29,7 +30,6 @@ from llm_magic.terminal_text import (
     visible_line,
 )
 from llm_magic.types import Chunk, Message, ModelInfo, Reply, Timing, Usage
-from llm_magic.words import error_line
 from tests.hostile import ESCAPES, MODEL, HostileServer, assert_harmless, walk
 from tests.scripted import scripted_session, settings
 from tests.shell import ipython
@@ -89,7 +89,7 @@ def test_answer_in_a_terminal_has_no_controls(pieces: list[str], name: str, form
     values = {"quiet": None, "format": form, "plain": True}
     text = "".join(pieces)
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        answer = display.view(TERMINAL, ModelInfo(name, "vllm"), values, live=True)
+        answer = answer_view.view(TERMINAL, ModelInfo(name, "vllm"), values, live=True)
         answer.note((name,))
         for piece in pieces:
             answer.take(Chunk(text=piece, notice=name))
@@ -105,7 +105,7 @@ def reply(text: str, model: str = "tiny") -> Reply:
 
 def test_line_end_that_is_cut_in_two_is_one_line_end(capsys: pytest.CaptureFixture[str]) -> None:
     values = {"quiet": True, "format": None, "plain": True}
-    answer = display.view(TERMINAL, ModelInfo("tiny", "local"), values, live=True)
+    answer = answer_view.view(TERMINAL, ModelInfo("tiny", "local"), values, live=True)
     for piece in ("one\r", "\ntwo\r"):
         answer.take(Chunk(text=piece))
         answer.tick()

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from llm_magic.config import GenerationConfig
+from llm_magic.config.option_spec import specs
+from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import OptionError
-from llm_magic.magics import register, unregister
-from llm_magic.magics.asking import LLMMagics
+from llm_magic.notebook.magics import register, unregister
+from llm_magic.notebook.magics.ask import LLMMagics
 from llm_magic.session import Session
-from llm_magic.specs import specs
 from tests.scripted import scripted_session
 from tests.shell import ipython
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_magic.chats import Chats
 from llm_magic.errors import OptionError
+from llm_magic.session.chats import Chats
 from llm_magic.types import Message
 
 TALK = [

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_magic.backends import _transport
+from llm_magic.backends.remote import transport
 from llm_magic.errors import ServerUnreachable
 from llm_magic.session import Session
 from tests.fault_server import FaultServer
@@ -38,7 +38,7 @@ def test_connections_that_many_needed_are_used_again_by_few(server: FaultServer)
 def test_a_connection_that_nobody_used_for_long_is_closed(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_transport, "KEEP_S", 0.05)
+    monkeypatch.setattr(transport, "KEEP_S", 0.05)
     with session_on(server) as session:
         session.generate("one")
         time.sleep(0.2)

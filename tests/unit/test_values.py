@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 
-from llm_magic.redaction import MASK, Redactor
-from llm_magic.values import LONGEST, describe
+from llm_magic.config.redaction import MASK, Redactor
+from llm_magic.prompts.safe_repr import LONGEST, describe
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llm_magic.backends._wait import Wait
+from llm_magic.backends.remote.wait import Wait
 from tests.unit.loops import on_a_loop
 
 # Far more than a slow machine takes to get round to something.

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from llm_magic import words
-from llm_magic.calls import Request
-from llm_magic.manager import LoadResult
-from llm_magic.tables import Table
+from llm_magic.backends.manager import LoadResult
+from llm_magic.notebook.display import messages
+from llm_magic.notebook.display.tables import Table
+from llm_magic.session.requests import Request
 from llm_magic.types import MemoryUse, Message, ModelInfo, Progress, Reply, Timing, Unloaded, Usage
 from tests.scripted import scripted_session
 
@@ -27,16 +27,19 @@ REPLY = Reply(
 
 
 def test_the_line_of_a_model_that_is_ready() -> None:
-    assert words.ready_lines(LoadResult(INFO)) == [f"{READY} · ready in 0.9 s"]
+    assert messages.ready_lines(LoadResult(INFO)) == [f"{READY} · ready in 0.9 s"]
     unmeasured = dataclasses.replace(INFO, load_s=None)
-    assert words.ready_lines(LoadResult(unmeasured)) == [f"{READY} · ready"]
+    assert messages.ready_lines(LoadResult(unmeasured)) == [f"{READY} · ready"]
     result = LoadResult(INFO, already=True, unloaded=[GONE])
-    assert words.ready_lines(result) == [
+    assert messages.ready_lines(result) == [
         f"{READY} · already loaded",
         "Unloaded old (269 MB) · process 1.2 GB → 931 MB",
     ]
     noted = LoadResult(INFO, unloaded=[GONE], notes=("Converted once to /cache",))
-    assert words.ready_lines(noted)[1:] == ["Converted once to /cache", words.unloaded_line(GONE)]
+    assert messages.ready_lines(noted)[1:] == [
+        "Converted once to /cache",
+        messages.unloaded_line(GONE),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +53,7 @@ def test_the_line_of_a_model_that_is_ready() -> None:
     ],
 )  # fmt: skip
 def test_the_line_of_a_model_leaves_away_what_is_unknown(changes: Any, line: str) -> None:
-    assert words.model_line(dataclasses.replace(INFO, **changes)) == line
+    assert messages.model_line(dataclasses.replace(INFO, **changes)) == line
 
 
 def test_the_line_of_an_unload_names_gpus_that_changed_and_who_still_holds() -> None:
@@ -60,7 +63,7 @@ def test_the_line_of_an_unload_names_gpus_that_changed_and_who_still_holds() -> 
         MemoryUse(10**9, (("cuda:0", 0), ("cuda:1", 5))),
         ("a list", "a variable of __main__"),
     )  # fmt: skip
-    assert words.unloaded_line(gone) == (
+    assert messages.unloaded_line(gone) == (
         "Unloaded m (2.0 GB) · process 1.0 GB → 1.0 GB, cuda:0 2.0 GB → 0 kB"
         " · still held by a list, a variable of __main__"
     )
@@ -69,7 +72,7 @@ def test_the_line_of_an_unload_names_gpus_that_changed_and_who_still_holds() -> 
 def test_unload_line_names_three_holders_and_counts_the_others() -> None:
     held = MemoryUse(10**9, ())
     gone = Unloaded("m", 2_000_000_000, held, held, ("Store.w", "a", "b", "c", "d[0]"))
-    assert words.unloaded_line(gone).endswith(" · still held by Store.w, a, b and 2 more")
+    assert messages.unloaded_line(gone).endswith(" · still held by Store.w, a, b and 2 more")
 
 
 @pytest.mark.parametrize(
@@ -92,16 +95,16 @@ def test_unload_line_names_three_holders_and_counts_the_others() -> None:
     ],
 )  # fmt: skip
 def test_the_footer(changes: Any, size: int | None, line: str) -> None:
-    assert words.footer(dataclasses.replace(REPLY, **changes), size) == line
+    assert messages.footer(dataclasses.replace(REPLY, **changes), size) == line
 
 
 def test_the_status() -> None:
     with scripted_session(load=False) as (session, _):
-        assert repr(words.status_table(session.status())) == (
+        assert repr(messages.status_table(session.status())) == (
             "status        Inactive\nbackend       local\nactive model  none"
         )
         session.load("org/tiny")
-        assert repr(words.status_table(session.status())).splitlines() == [
+        assert repr(messages.status_table(session.status())).splitlines() == [
             "status                  Ready",
             "backend                 local",
             "active model            tiny",
@@ -116,7 +119,7 @@ def test_the_status() -> None:
             session.status(), status="Loading", progress=Progress("reading the weights", 0.5),
             last_error="It broke.", memory=MemoryUse(10**9, (("cuda:0", 2 * 10**9),)),
         )  # fmt: skip
-        text = repr(words.status_table(status))
+        text = repr(messages.status_table(status))
         assert "loading                 reading the weights 50%" in text
         assert "memory on cuda:0        2.0 GB" in text
         assert text.endswith("last error              It broke.")
@@ -128,20 +131,20 @@ def test_the_models() -> None:
         ModelInfo("b", "local", where="folder"),
         ModelInfo("c", "local", where="gguf", context_length=32768),
     ]
-    assert repr(words.models_table(found, (INFO,))).splitlines() == [
+    assert repr(messages.models_table(found, (INFO,))).splitlines() == [
         "where         model                  size    context",
         "loaded        SmolLM2-135M-Instruct  269 MB  8,192",
         "hub cache     a                      1.0 GB",
         "local folder  b",
         "GGUF file     c                              32,768",
     ]
-    assert "There is none here. %llm_load MODEL" in repr(words.models_table([], ()))
+    assert "There is none here. %llm_load MODEL" in repr(messages.models_table([], ()))
 
 
 def test_the_dry_run() -> None:
     with scripted_session() as (session, _):
         dry = session.dry_run(Request("one two", system="be brief", options={"temperature": 0}))
-        assert repr(words.dry_run_table(dry)).splitlines() == [
+        assert repr(messages.dry_run_table(dry)).splitlines() == [
             "role    content",
             "system  be brief",
             "user    one two",
@@ -152,12 +155,12 @@ def test_the_dry_run() -> None:
 
 def test_the_settings() -> None:
     with scripted_session(load=False) as (session, _):
-        lines = repr(words.config_table(session)).splitlines()
+        lines = repr(messages.config_table(session)).splitlines()
         assert lines[0].split() == ["setting", "value", "range", "meaning"]
         assert lines[2].startswith("temperature         0.7    0 to 2           0 always takes")
         assert lines[6].startswith("seed                none   0 to 4294967295")
         session.configure(temperature=0.2, stop=["END"])
-        text = repr(words.config_table(session))
+        text = repr(messages.config_table(session))
         assert "temperature         0.2 *" in text
         assert "('END',) *" in text
         assert text.endswith("* changed in this session; %llm_config --reset restores.")

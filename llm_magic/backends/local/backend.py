@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_magic.backends.base import Backend, Plan, Report, TokenCount
-from llm_magic.backends.local import memory, plans, quiet, sources, teams
+from llm_magic.backends.local import load_plan, log_filters, memory, openmp
 from llm_magic.backends.local.cpus import cpus
-from llm_magic.backends.local.failures import explain_generation, explain_load
+from llm_magic.backends.local.errors import explain_generation, explain_load
+from llm_magic.backends.local.files import sources
 from llm_magic.backends.local.worker import Worker
-from llm_magic.config import GenerationConfig, LoadConfig, ReadSettings
+from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import LoadFailed, MissingDependency, ModelNotLoaded
+from llm_magic.text.formatting import human_bytes
 from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Unloaded
-from llm_magic.units import human_bytes
 
 if TYPE_CHECKING:
-    from llm_magic.backends.local.resident import Loaded
-    from llm_magic.backends.local.rows import Item
-    from llm_magic.keys import Keys
+    from llm_magic.backends.local.batch.sequence import Item
+    from llm_magic.backends.local.loaded_model import Loaded
+    from llm_magic.config.api_keys import Keys
 
 # For the end of a cell whose load was stopped, before its memory is collected.
 _HEAD_START_S = 0.05
@@ -45,7 +46,7 @@ class LocalTransformersBackend(Backend):
     counts_here = True
 
     def __init__(self, settings: ReadSettings) -> None:
-        quiet.keep_quiet()
+        log_filters.keep_quiet()
         self._settings = settings
         self._inference = Worker("llm_magic-inference", rest=self._tidy)
         self._left_over = False
@@ -80,14 +81,14 @@ class LocalTransformersBackend(Backend):
             freed += loaded.held() if name in leaving else Counter()
         settings = self._settings()
         return await self._files.run(
-            lambda cancel: plans.Planner(settings, config, report, cancel).plan(model, freed),
+            lambda cancel: load_plan.Planner(settings, config, report, cancel).plan(model, freed),
             partial(explain_load, model or "The default model"),
         )
 
     async def load(self, plan: Plan, name: str, report: Report) -> ModelInfo:
         """Load on the inference thread; cancelling it stops at the next tensor."""
         ready = plan.source
-        assert isinstance(ready, plans.Ready)
+        assert isinstance(ready, load_plan.Ready)
         loaded = await self._inference.run(
             lambda cancel: self._bring_in(plan, ready, report, cancel),
             partial(explain_load, plan.name),
@@ -97,15 +98,15 @@ class LocalTransformersBackend(Backend):
         return loaded.info
 
     def _bring_in(
-        self, plan: Plan, ready: plans.Ready, report: Report, cancel: threading.Event
+        self, plan: Plan, ready: load_plan.Ready, report: Report, cancel: threading.Event
     ) -> Loaded:
-        from llm_magic.backends.local import resident
+        from llm_magic.backends.local import loaded_model
 
         if memory.free_bytes(ready.device) < ready.needed:
             self._give_room()
         keep = self._settings().prefix_cache == "on"
         try:
-            return resident.bring_in(plan, ready, report, cancel, keep=keep)
+            return loaded_model.bring_in(plan, ready, report, cancel, keep=keep)
         except BaseException:
             # Its frames hold tensors as long as it is on its way.
             self._left_over = True
@@ -118,7 +119,7 @@ class LocalTransformersBackend(Backend):
             # The collection holds the GIL for some tenths of a second: the cell ends first.
             time.sleep(_HEAD_START_S)
             memory.give_back()
-        teams.release()
+        openmp.release()
 
     def _give_room(self) -> None:
         for loaded in self._loaded.values():
@@ -126,23 +127,23 @@ class LocalTransformersBackend(Backend):
 
     async def unload(self, name: str) -> Unloaded:
         """Free a model on its own thread and measure the process before and after."""
-        from llm_magic.backends.local import resident
+        from llm_magic.backends.local import loaded_model
 
         loaded = [self._find(name)]
         del self._loaded[name]
         return await self._inference.run(
-            lambda _cancel: resident.let_go(loaded), partial(explain_load, name)
+            lambda _cancel: loaded_model.let_go(loaded), partial(explain_load, name)
         )
 
     async def stream(
         self, name: str, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
         """Answer on the inference thread; closing the generator stops it at the next token."""
-        from llm_magic.backends.local import decoding
+        from llm_magic.backends.local.generation import generate
 
         def work(cancel: threading.Event, emit: Callable[[Chunk], None]) -> None:
             try:
-                decoding.stream(self._find(name), messages, config, cancel, emit)
+                generate.stream(self._find(name), messages, config, cancel, emit)
             except Exception as error:
                 if memory.ran_out(error):
                     self._give_room()
@@ -161,13 +162,13 @@ class LocalTransformersBackend(Backend):
         The chunks of each come in order, as `stream` yields them. One that cannot be answered ends
         with its error instead, and the others go on. Closing the generator stops the work.
         """
-        from llm_magic.backends.local import batches, rows
+        from llm_magic.backends.local.batch import batch, sequence
 
         explain = partial(explain_generation, name, self._find(name).info.device)
 
         def work(cancel: threading.Event, emit: Callable[[tuple[int, Item]], None]) -> None:
-            job = rows.Job(conversations, config, cancel, emit, explain)
-            batches.stream_many(self._find(name), job)
+            job = sequence.Job(conversations, config, cancel, emit, explain)
+            batch.stream_many(self._find(name), job)
 
         async with contextlib.aclosing(self._inference.stream(work, explain)) as items:
             async for item in items:
@@ -175,11 +176,11 @@ class LocalTransformersBackend(Backend):
 
     def make_way(self) -> None:
         """End the OpenMP team of a thread that has run torch itself."""
-        teams.release()
+        openmp.release()
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Count with the model's own template and tokenizer."""
-        from llm_magic.backends.local.encoding import encode
+        from llm_magic.backends.local.generation.chat_template import encode
 
         loaded = self._find(name)
         tokens = await self._inference.run(
@@ -191,7 +192,7 @@ class LocalTransformersBackend(Backend):
     def check_extra(self, config: GenerationConfig) -> None:
         """Check ``-p`` names against Transformers."""
         if config.extra:
-            from llm_magic.backends.local.parameters import check_extra
+            from llm_magic.backends.local.generation.parameters import check_extra
 
             check_extra(config)
 
@@ -218,7 +219,7 @@ class LocalTransformersBackend(Backend):
         if self._imported:
             self._imported = False
             await self._inference.run(
-                lambda _cancel: teams.restore_threads(), partial(explain_load, "torch")
+                lambda _cancel: openmp.restore_threads(), partial(explain_load, "torch")
             )
         self._inference.close()
         self._files.close()
@@ -256,6 +257,6 @@ def _require_usable_process() -> None:
 
 
 def _import_torch(_cancel: threading.Event) -> None:
-    with teams.bounded_spin():
-        from llm_magic.backends.local import resident  # noqa: F401 - imported for its weight
-    teams.limit_threads(cpus())
+    with openmp.bounded_spin():
+        from llm_magic.backends.local import loaded_model  # noqa: F401 - imported for its weight
+    openmp.limit_threads(cpus())

@@ -12,7 +12,7 @@ from llm_magic.errors import (
     LoadFailed,
     MissingDependency,
 )
-from llm_magic.units import human_bytes
+from llm_magic.text.formatting import human_bytes
 
 
 def details_of(error: BaseException) -> str:
@@ -34,10 +34,10 @@ def explain_load(name: str, error: BaseException) -> LLMMagicError:
         why = " ".join(str(error).split()).rstrip(".")
         return MissingDependency(f"{name} could not be loaded: {why}.", details=details_of(error))
     try:
-        from llm_magic.backends.local import loading
+        from llm_magic.backends.local import loader
     except ImportError:
         return LoadFailed(f"{name} could not be loaded: {error}", details=details_of(error))
-    return loading.explain(error, name, details_of(error))
+    return loader.explain(error, name, details_of(error))
 
 
 def explain_generation(name: str, device: str, error: BaseException) -> LLMMagicError:

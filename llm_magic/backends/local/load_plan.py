@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 
 from llm_magic.backends.base import Plan, Report
-from llm_magic.backends.local import checks, gguf, hub, memory, sources
-from llm_magic.backends.local.sources import Source
+from llm_magic.backends.local import memory
+from llm_magic.backends.local.files import gguf, hub, sources, validate
+from llm_magic.backends.local.files.sources import Source
 from llm_magic.backends.local.worker import Cancelled
-from llm_magic.config import LoadConfig, Settings
+from llm_magic.config.settings import LoadConfig, Settings
 from llm_magic.errors import DoesNotFit
+from llm_magic.text.formatting import human_bytes
 from llm_magic.types import Progress
-from llm_magic.units import human_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +54,13 @@ class Planner:
 
     def plan(self, model: str | None, freed: Mapping[str, int]) -> Plan:
         """Return what to load; `freed` are the bytes, by device, that will be free besides."""
-        from llm_magic.backends.local import loading
+        from llm_magic.backends.local import loader
 
         config = self._config
         self._report(Progress("looking for the model"))
         source = self._find(model, config.revision)
-        device = loading.resolve_device(config.device)
-        loading.check_quantization(config, device)
+        device = loader.resolve_device(config.device)
+        loader.check_quantization(config, device)
         free = _free(config, device, freed)
         found = self._files(source, device, free)
         needed = found.needed
@@ -89,7 +90,7 @@ class Planner:
             self._check_conversion(source, fit, free)
         folder = _files_of(source, config, self._report, self._cancel)
         about = sources.model_config(folder)
-        checks.check_folder(source.name, folder, config, about)
+        validate.check_folder(source.name, folder, config, about)
         needed = memory.needed_bytes(
             memory.weight_bytes(folder, config.dtype, config.quantization),
             memory.kv_bytes(about, config.dtype),

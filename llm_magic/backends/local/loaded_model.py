@@ -10,14 +10,14 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from llm_magic.backends.base import Plan, Report
-from llm_magic.backends.local import loading, memory
+from llm_magic.backends.local import loader, memory
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.encoding import Encoder
-from llm_magic.backends.local.fast import FastPath
+from llm_magic.backends.local.generation.chat_template import Encoder
+from llm_magic.backends.local.generation.fast_path import FastPath
+from llm_magic.backends.local.generation.kv_cache import Pace, first_pace
+from llm_magic.backends.local.generation.prefix_cache import Prefixes
 from llm_magic.backends.local.holders import Watch
-from llm_magic.backends.local.plans import Ready
-from llm_magic.backends.local.prefixes import Prefixes
-from llm_magic.backends.local.steps import Pace, first_pace
+from llm_magic.backends.local.load_plan import Ready
 from llm_magic.errors import OptionError
 from llm_magic.types import ModelInfo, Unloaded
 
@@ -62,7 +62,7 @@ def bring_in(
     plan: Plan, ready: Ready, report: Report, cancel: threading.Event, *, keep: bool
 ) -> Loaded:
     """Load a checked model, and the assistant it was asked for with; `keep` keeps prefixes."""
-    model, tokenizer = loading.load(ready.folder, plan.config, ready.device, report, cancel)
+    model, tokenizer = loader.load(ready.folder, plan.config, ready.device, report, cancel)
     why_plain = compat.why_plain(model)
     if why_plain is not None and (ready.assistant is not None or plan.config.compile):
         option = "--compile" if ready.assistant is None else "--assistant"
@@ -87,7 +87,7 @@ def bring_in(
     return Loaded(
         model,
         tokenizer,
-        loading.describe(model, base, plan.config),
+        loader.describe(model, base, plan.config),
         _prefixes(model, ready.device) if keep else Prefixes(0),
         first_pace(model.num_parameters(), ready.device),
         fast,
@@ -106,7 +106,7 @@ def _assistant(
 ) -> PreTrainedModel:
     assert ready.assistant is not None
     asked = f"--assistant {plan.config.assistant}"
-    model, own = loading.load(ready.assistant, plan.config, ready.device, report, cancel)
+    model, own = loader.load(ready.assistant, plan.config, ready.device, report, cancel)
     if own.get_vocab() != tokenizer.get_vocab():
         raise OptionError(
             f"{asked} has another vocabulary than {plan.name}."

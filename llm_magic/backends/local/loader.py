@@ -17,10 +17,10 @@ from transformers.utils import logging as transformers_logging
 
 from llm_magic.backends.base import Report
 from llm_magic.backends.local import memory
-from llm_magic.backends.local.turns import turn
-from llm_magic.backends.local.widening import widen
+from llm_magic.backends.local.cpu_linear import widen
+from llm_magic.backends.local.process_lock import turn
 from llm_magic.backends.local.worker import Cancelled
-from llm_magic.config import LoadConfig
+from llm_magic.config.settings import LoadConfig
 from llm_magic.errors import (
     DeviceUnavailable,
     LLMMagicError,

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from llm_magic.errors import DoesNotFit
+from llm_magic.text.formatting import human_bytes
 from llm_magic.types import MemoryUse
-from llm_magic.units import human_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -14,13 +14,16 @@ from typing import Any, TypeVar
 
 import psutil
 
-from llm_magic.backends import _refusals
-from llm_magic.backends._http import ANSWER_S, FIRST_FACTOR, HttpServer
-from llm_magic.backends._lines import MalformedStream, joined
-from llm_magic.backends._retry import Patience, waiting
-from llm_magic.backends._servers import Servers
 from llm_magic.backends.base import Backend, Plan, Report, TokenCount
-from llm_magic.config import GenerationConfig, LoadConfig, ReadSettings
+from llm_magic.backends.remote import server_errors
+from llm_magic.backends.remote.client_pool import Servers
+from llm_magic.backends.remote.http_client import ANSWER_S, FIRST_FACTOR, HttpServer
+from llm_magic.backends.remote.retry import Patience, waiting
+from llm_magic.backends.remote.stream_decoders import MalformedStream, joined
+from llm_magic.config.api_keys import Keys
+from llm_magic.config.option_spec import specs
+from llm_magic.config.server_address import Place, parse_url
+from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import (
     AnswerBroken,
     LLMMagicError,
@@ -31,9 +34,6 @@ from llm_magic.errors import (
     ServerBusy,
     ServerError,
 )
-from llm_magic.keys import Keys
-from llm_magic.places import Place, parse_url
-from llm_magic.specs import specs
 from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, State, Unloaded
 
 T = TypeVar("T")
@@ -336,7 +336,7 @@ class RemoteBackend(Backend):
             )
         if isinstance(error, MalformedStream):
             return RequestRefused(f"{message} Is it the right kind of server?")
-        if isinstance(error, RequestRefused) and _refusals.is_too_long(error):
+        if isinstance(error, RequestRefused) and server_errors.is_too_long(error):
             return self._too_long(remote, error)
         return error
 

@@ -6,11 +6,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from llm_magic.backends import _refusals
-from llm_magic.backends._lines import MalformedStream, text_of, whole_number
+from llm_magic.backends.remote import server_errors
+from llm_magic.backends.remote.stream_decoders import MalformedStream, text_of, whole_number
+from llm_magic.config.api_keys import Key
+from llm_magic.config.server_address import Place
 from llm_magic.errors import RequestRefused
-from llm_magic.keys import Key
-from llm_magic.places import Place
 from llm_magic.types import Chunk, FinishReason, Usage
 
 # What servers call the end of a whole answer, and the limit; who ends for another reason ended early.
@@ -59,7 +59,7 @@ class Reader:
     def whole(self, value: dict[str, Any]) -> Chunk:
         """Return an answer that came in one piece."""
         if not isinstance(value.get("choices"), list) and not value.get("error"):
-            said = _refusals.from_object(value).text
+            said = server_errors.from_object(value).text
             raise RequestRefused(
                 f"{self._place.origin} sent no answer: {said}. Is --base-url right?",
                 brief="no answer",
@@ -86,7 +86,7 @@ class Reader:
             self._finish = _FINISHED.get(name, "truncated")
 
     def _error(self, value: dict[str, Any]) -> RequestRefused:
-        refusal = _refusals.from_object(value)
+        refusal = server_errors.from_object(value)
         said = self._key.scrub(refusal.text) if self._key else refusal.text
         inner = value.get("error")
         code = inner.get("code") if isinstance(inner, dict) else value.get("code")

@@ -7,11 +7,11 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from weakref import WeakKeyDictionary
 
-from llm_magic.backends._http import HttpServer, Limits
-from llm_magic.config import LoadConfig, ReadSettings
+from llm_magic.backends.remote.http_client import HttpServer, Limits
+from llm_magic.config.api_keys import Key, Keys
+from llm_magic.config.server_address import Place, place
+from llm_magic.config.settings import LoadConfig, ReadSettings
 from llm_magic.errors import KeyRejected
-from llm_magic.keys import Key, Keys
-from llm_magic.places import Place, place
 
 
 class Servers:

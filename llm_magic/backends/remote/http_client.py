@@ -18,15 +18,15 @@ from typing import Any
 import httpcore
 import httpx
 
-from llm_magic.backends import _refusals
-from llm_magic.backends._compression import UnsupportedEncodingError, decompressor
-from llm_magic.backends._lines import Decoder, MalformedStream, is_whole, parse_json
-from llm_magic.backends._streams import TURN_S
-from llm_magic.backends._transport import CONNECT_S, Transport, transport
-from llm_magic.backends._wait import Wait
+from llm_magic.backends.remote import server_errors
+from llm_magic.backends.remote.compression import UnsupportedEncodingError, decompressor
+from llm_magic.backends.remote.stream_decoders import Decoder, MalformedStream, is_whole, parse_json
+from llm_magic.backends.remote.streams import TURN_S
+from llm_magic.backends.remote.transport import CONNECT_S, Transport, transport
+from llm_magic.backends.remote.wait import Wait
+from llm_magic.config.api_keys import Key
+from llm_magic.config.server_address import Place, proxy_to
 from llm_magic.errors import RequestRefused, ServerError, ServerSilent, ServerUnreachable
-from llm_magic.keys import Key
-from llm_magic.places import Place, proxy_to
 
 # Lists and descriptions: a server that thinks about those is not well.
 ANSWER_S = 30.0
@@ -125,8 +125,8 @@ class HttpServer:
         except (TimeoutError, ServerError):
             # The status alone says enough.
             body = b""
-        return _refusals.explain(
-            self.place, self.key, response.status_code, response.headers, _refusals.read(body)
+        return server_errors.explain(
+            self.place, self.key, response.status_code, response.headers, server_errors.read(body)
         )
 
     @contextlib.contextmanager
@@ -149,12 +149,12 @@ class HttpServer:
     def _not_there(self, why: str) -> ServerUnreachable:
         proxy = proxy_to(self.place)
         if proxy is not None and "SSL" not in why:
-            return _refusals.no_proxy(self.place, proxy, self.scrub(why))
-        return _refusals.not_there(self.place, why, self._start)
+            return server_errors.no_proxy(self.place, proxy, self.scrub(why))
+        return server_errors.not_there(self.place, why, self._start)
 
     def broken(self, error: Exception) -> ServerUnreachable:
         """Return the error for a connection that broke."""
-        why = _refusals.one_line(self.scrub(str(error)))
+        why = server_errors.one_line(self.scrub(str(error)))
         because = f" ({why})" if why else ""
         return ServerUnreachable(
             f"The connection to {self.place.origin} broke{because}. Look at the server.",
@@ -204,7 +204,7 @@ class Answer:
     async def piece(self) -> bytes:
         """Return the next bytes of the body, none at the end; raises `ServerError`."""
         if self._unsupported:
-            raise _refusals.compressed(self._server.place, self._unsupported)
+            raise server_errors.compressed(self._server.place, self._unsupported)
         while True:
             await self._give_others_a_turn()
             try:
@@ -273,7 +273,7 @@ class Answer:
         """Return the whole body; raises `RequestRefused` where it is larger than any answer."""
         data = await self.read(_MOST_JSON_BYTES + 1)
         if len(data) > _MOST_JSON_BYTES:
-            raise _refusals.too_large(self._server.place, _MOST_JSON_BYTES)
+            raise server_errors.too_large(self._server.place, _MOST_JSON_BYTES)
         return data
 
 

@@ -12,17 +12,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeGuard
 
-from llm_magic.backends import _refusals
-from llm_magic.backends._http import HttpServer
-from llm_magic.backends._lines import (
-    JsonLinesDecoder,
-    MalformedStream,
-    parse_object,
-    text_of,
-    whole_number,
-)
 from llm_magic.backends.base import Report
-from llm_magic.backends.remote import (
+from llm_magic.backends.remote import server_errors
+from llm_magic.backends.remote.base import (
     MOST_MODELS,
     RESERVED,
     Dialect,
@@ -30,12 +22,20 @@ from llm_magic.backends.remote import (
     RemoteBackend,
     entries_with,
 )
-from llm_magic.config import GenerationConfig, LoadConfig, ReadSettings
+from llm_magic.backends.remote.http_client import HttpServer
+from llm_magic.backends.remote.stream_decoders import (
+    JsonLinesDecoder,
+    MalformedStream,
+    parse_object,
+    text_of,
+    whole_number,
+)
+from llm_magic.config.api_keys import Keys
+from llm_magic.config.server_address import Place
+from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import LoadFailed, ModelNotFound, RequestRefused, ServerError, did_you_mean
-from llm_magic.keys import Keys
-from llm_magic.places import Place
+from llm_magic.text.formatting import human_bytes
 from llm_magic.types import Chunk, FinishReason, Message, ModelInfo, Progress, Usage
-from llm_magic.units import human_bytes
 
 _OPTIONS = {
     "max_new_tokens": "num_predict",
@@ -143,7 +143,7 @@ class OllamaBackend(RemoteBackend):
     ) -> tuple[Remote, tuple[str, ...]]:
         entries = await self._entries(server, "tags")
         names = [str(entry["name"]) for entry in entries]
-        model = model or _refusals.only_one(server.place, names)
+        model = model or server_errors.only_one(server.place, names)
         if config.pull:
             await self._pull(server, model, report)
             entries = await self._entries(server, "tags")
@@ -252,7 +252,7 @@ class OllamaBackend(RemoteBackend):
                 if last is None:
                     raise
             if not heard:
-                raise _refusals.no_answer(remote.server.place, answer.kind)
+                raise server_errors.no_answer(remote.server.place, answer.kind)
             yield last or Chunk(finish_reason="truncated", time=time.perf_counter())
             await answer.drain()
         await self._learn_context(remote)
@@ -338,12 +338,12 @@ def _pulling(value: Mapping[str, Any]) -> Progress:
         sizes = f"{human_bytes(completed)} of {human_bytes(total)}"
         return Progress("pulling on the server", min(1.0, completed / total), sizes)
     status = value.get("status")
-    stage = _refusals.one_line(status) if isinstance(status, str) else "work"
+    stage = server_errors.one_line(status) if isinstance(status, str) else "work"
     return Progress(f"the server is at: {stage}")
 
 
 def _not_pulled(server: HttpServer, model: str, value: Mapping[str, Any]) -> ModelNotFound:
-    said = _refusals.from_object(value).text
+    said = server_errors.from_object(value).text
     return ModelNotFound(
         f"{server.place.label} could not pull {model}: {said}. Is that its name in Ollama's library?"
     )
@@ -351,7 +351,7 @@ def _not_pulled(server: HttpServer, model: str, value: Mapping[str, Any]) -> Mod
 
 def _chunk(server: HttpServer, value: dict[str, Any]) -> Chunk:
     if value.get("error"):
-        refusal = _refusals.from_object(value)
+        refusal = server_errors.from_object(value)
         error = RequestRefused(
             f"{server.place.origin} stopped with an error: {server.scrub(refusal.text)}.",
             brief="an error",

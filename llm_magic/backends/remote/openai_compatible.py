@@ -9,18 +9,9 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
-from llm_magic.backends import _refusals
-from llm_magic.backends._chat_chunks import NOTHING, Reader
-from llm_magic.backends._http import END_S, HttpServer
-from llm_magic.backends._lines import (
-    EventDecoder,
-    MalformedStream,
-    is_done,
-    parse_object,
-    whole_number,
-)
 from llm_magic.backends.base import Report, TokenCount
-from llm_magic.backends.remote import (
+from llm_magic.backends.remote import server_errors
+from llm_magic.backends.remote.base import (
     MOST_MODELS,
     RESERVED,
     Dialect,
@@ -28,9 +19,18 @@ from llm_magic.backends.remote import (
     RemoteBackend,
     entries_with,
 )
-from llm_magic.config import GenerationConfig, LoadConfig, ReadSettings
+from llm_magic.backends.remote.chat_completions import NOTHING, Reader
+from llm_magic.backends.remote.http_client import END_S, HttpServer
+from llm_magic.backends.remote.stream_decoders import (
+    EventDecoder,
+    MalformedStream,
+    is_done,
+    parse_object,
+    whole_number,
+)
+from llm_magic.config.api_keys import Keys
+from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import LLMMagicError, RequestRefused, ServerBusy, ServerError
-from llm_magic.keys import Keys
 from llm_magic.types import Chunk, Message, ModelInfo
 
 # What an option is called in the body of a request.
@@ -173,7 +173,7 @@ class OpenAICompatibleBackend(RemoteBackend):
         entries = await self._entries(server)
         names = [str(entry["id"]) for entry in entries or ()]
         if model is None:
-            model = _refusals.only_one(server.place, names)
+            model = server_errors.only_one(server.place, names)
         entry: Mapping[str, Any] = next((e for e in entries or () if e["id"] == model), {})
         notes: tuple[str, ...] = ()
         if entries is None:
@@ -198,7 +198,7 @@ class OpenAICompatibleBackend(RemoteBackend):
         owner = entry.get("owned_by")
         if self.name != "vllm" or not isinstance(owner, str) or owner == "vllm":
             return ()
-        shown = _refusals.one_line(owner)[:_LONGEST_OWNER]
+        shown = server_errors.one_line(owner)[:_LONGEST_OWNER]
         return (
             f"Warning: {server.place.label} is not vLLM: its models are owned by {shown!r}. It may"
             " ignore top_k and repetition_penalty; -b openai is for any OpenAI-compatible server.",
@@ -215,7 +215,7 @@ class OpenAICompatibleBackend(RemoteBackend):
         except RequestRefused:
             entry = None
         if not isinstance(entry, dict) or entry.get("id") != model:
-            raise _refusals.unknown(server.place, model, names)
+            raise server_errors.unknown(server.place, model, names)
         return entry
 
     def _dialect(self, server: HttpServer, entry: Mapping[str, Any]) -> Dialect:
@@ -274,7 +274,7 @@ class OpenAICompatibleBackend(RemoteBackend):
                 if not reader.finished:
                     raise
             if not heard:
-                raise _refusals.no_answer(remote.server.place, answer.kind)
+                raise server_errors.no_answer(remote.server.place, answer.kind)
             yield reader.end()
             await answer.drain()
 

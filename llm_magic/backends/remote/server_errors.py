@@ -13,7 +13,9 @@ from email.utils import parsedate_to_datetime
 from html import unescape
 from typing import Any
 
-from llm_magic.backends._lines import whole_number
+from llm_magic.backends.remote.stream_decoders import whole_number
+from llm_magic.config.api_keys import Key
+from llm_magic.config.server_address import Place
 from llm_magic.errors import (
     KeyRejected,
     ModelNotFound,
@@ -24,8 +26,6 @@ from llm_magic.errors import (
     ServerUnreachable,
     did_you_mean,
 )
-from llm_magic.keys import Key
-from llm_magic.places import Place
 
 _LONGEST = 300
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)

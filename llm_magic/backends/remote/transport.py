@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import httpcore
 import httpx
 
-from llm_magic.backends import _refusals
-from llm_magic.backends._streams import Stream, connect
-from llm_magic.certificates import certificate_problem
+from llm_magic.backends.remote import server_errors
+from llm_magic.backends.remote.streams import Stream, connect
+from llm_magic.config.api_keys import Key
+from llm_magic.config.certificates import certificate_problem
+from llm_magic.config.server_address import Place, proxy_to
 from llm_magic.errors import SettingsError
-from llm_magic.keys import Key
-from llm_magic.places import Place, proxy_to
 
 # A server that is there takes a connection at once; what it does then may take long.
 CONNECT_S = 5.0
@@ -66,7 +66,7 @@ def transport(place: Place, key: Key | None) -> Transport:
         why = "it speaks SOCKS, for which there is a package: pip install socksio"
     except (ValueError, httpx.InvalidURL) as error:
         why = str(error)
-    raise _refusals.no_proxy(place, proxy, why)
+    raise server_errors.no_proxy(place, proxy, why)
 
 
 class Transport(ABC):

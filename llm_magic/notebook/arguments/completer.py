@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.candidates import Candidates, Offer
-from llm_magic.catalog import MAGICS, Argument, arguments, dest
 from llm_magic.errors import SettingsError
-from llm_magic.terminal_text import visible_line
+from llm_magic.notebook.arguments.completions import Candidates, Offer
+from llm_magic.notebook.arguments.table import MAGICS, Argument, arguments, dest
+from llm_magic.text.terminal import visible_line
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -156,8 +156,8 @@ class _Line:
         ]
 
     def _works_on(self, argument: Argument, backend: str) -> bool:
-        from llm_magic.config import LoadConfig
-        from llm_magic.specs import specs
+        from llm_magic.config.option_spec import specs
+        from llm_magic.config.settings import LoadConfig
 
         spec = specs(LoadConfig).get(dest(argument)) if self._magic.options == "loading" else None
         return spec is None or spec.works_on(backend)

@@ -15,7 +15,7 @@ from llm_magic.errors import OptionError
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from llm_magic.catalog import Argument
+    from llm_magic.notebook.arguments.table import Argument
     from llm_magic.session import Session
 
 # What people mostly give where any text is allowed.
@@ -70,7 +70,7 @@ class Candidates:
 
     def setting(self, name: str, typed: str) -> list[Offer]:
         """Return values of a generation setting: the one that it has, and none."""
-        from llm_magic.config import GenerationConfig
+        from llm_magic.config.settings import GenerationConfig
 
         if name not in GenerationConfig.model_fields or name in {"stop", "extra"}:
             return []
@@ -107,7 +107,7 @@ class Candidates:
         return offers
 
     def _known(self, backend: str, base_url: str | None) -> Iterator[Offer]:
-        from llm_magic.words import place
+        from llm_magic.notebook.display.messages import place
 
         try:
             known = self._session.known_models(backend, base_url)
@@ -120,8 +120,8 @@ class Candidates:
     # -- options ------------------------------------------------------------------------------
 
     def _choices(self, option: str, line: Mapping[str, str]) -> Iterable[str]:
-        from llm_magic.config import LoadConfig
-        from llm_magic.specs import specs
+        from llm_magic.config.option_spec import specs
+        from llm_magic.config.settings import LoadConfig
 
         if option == "key_env":
             return sorted(name for name in os.environ if _SECRET.search(name))
@@ -138,7 +138,7 @@ class Candidates:
         return sorted(BACKENDS, key=lambda name: name != default)
 
     def _settings(self) -> list[str]:
-        from llm_magic.config import GenerationConfig
+        from llm_magic.config.settings import GenerationConfig
 
         return [f"{name}=" for name in GenerationConfig.model_fields if name != "extra"]
 
@@ -180,7 +180,7 @@ def _keys(value: Any) -> Iterator[str]:
 
 
 def _paths(typed: str) -> Iterator[Offer]:
-    from llm_magic.backends.local.nearby import paths
+    from llm_magic.backends.local.files.nearby import paths
 
     for path in paths(typed):
         is_folder = path.endswith(os.sep)

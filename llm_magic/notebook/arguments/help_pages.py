@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from llm_magic.catalog import MAGICS, Argument, Magic, dest, option_arguments
+from llm_magic.notebook.arguments.table import MAGICS, Argument, Magic, dest, option_arguments
 
 if TYPE_CHECKING:
-    from llm_magic.specs import OptionSpec
+    from llm_magic.config.option_spec import OptionSpec
 
 _WIDTH = 92
 # Where the meaning of an option begins; a longer option has a line to itself.
@@ -55,15 +55,15 @@ def _groups(magic: Magic) -> Iterator[tuple[str, list[str]]]:
 def _specs(magic: Magic) -> Mapping[str, OptionSpec]:
     if not magic.options:
         return {}
-    from llm_magic.config import GenerationConfig, LoadConfig
-    from llm_magic.specs import specs
+    from llm_magic.config.option_spec import specs
+    from llm_magic.config.settings import GenerationConfig, LoadConfig
 
     return specs(LoadConfig if magic.options == "loading" else GenerationConfig)
 
 
 def _settings() -> list[str]:
-    from llm_magic.config import GenerationConfig
-    from llm_magic.specs import specs
+    from llm_magic.config.option_spec import specs
+    from llm_magic.config.settings import GenerationConfig
 
     return [
         _row(f"  {name}", _sentence(spec.help, [*_limits(spec), *_backends(spec)]))

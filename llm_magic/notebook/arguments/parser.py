@@ -10,9 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from llm_magic.catalog import MAGICS, Argument, Magic, arguments, dest, option_arguments
 from llm_magic.errors import OptionError, did_you_mean
-from llm_magic.params import json_end
+from llm_magic.notebook.arguments.params import json_end
+from llm_magic.notebook.arguments.table import (
+    MAGICS,
+    Argument,
+    Magic,
+    arguments,
+    dest,
+    option_arguments,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from llm_magic.specs import OptionSpec
+    from llm_magic.config.option_spec import OptionSpec
 
 Kind = Literal["value", "switch", "repeated", "pairs"]
 OptionSet = Literal["", "loading", "generation"]
@@ -251,8 +251,8 @@ def arguments(name: str) -> tuple[Argument, ...]:
 @functools.cache
 def option_arguments(options: OptionSet) -> tuple[Argument, ...]:
     """Return the arguments that an option set makes."""
-    from llm_magic.config import GenerationConfig, LoadConfig
-    from llm_magic.specs import specs
+    from llm_magic.config.option_spec import specs
+    from llm_magic.config.settings import GenerationConfig, LoadConfig
 
     if not options:
         return ()

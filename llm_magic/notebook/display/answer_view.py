@@ -1,6 +1,6 @@
 """What a cell shows of an answer: the words as they come, and one muted line about them.
 
-Only the main thread displays. Model text reaches HTML through `llm_magic.markdown` alone.
+Only the main thread displays. Model text reaches HTML through `llm_magic.notebook.display.markdown` alone.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.growing import Growing
-from llm_magic.live import PERIOD_S, LiveArea, is_notebook, muted, write
-from llm_magic.terminal_text import VisibleStream
+from llm_magic.notebook.display.incremental_markdown import Growing
+from llm_magic.notebook.display.live_output import PERIOD_S, LiveArea, is_notebook, muted, write
+from llm_magic.notebook.display.messages import ending, footer, reasoning_line
+from llm_magic.text.terminal import VisibleStream
 from llm_magic.types import Chunk, ModelInfo, Reply
-from llm_magic.words import ending, footer, reasoning_line
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -252,14 +252,14 @@ def thoughts_html(reasoning: str) -> str:
     """Return the reasoning of a model, folded, or nothing; no more trusted than its answer."""
     if not reasoning.strip():
         return ""
-    from llm_magic import markdown
+    from llm_magic.notebook.display import markdown
 
     return markdown.folded(reasoning_line(reasoning), reasoning.strip())
 
 
 def answer_html(text: str, form: str) -> str:
     """Return model text as HTML that can run no script and fetches nothing."""
-    from llm_magic import markdown
+    from llm_magic.notebook.display import markdown
 
     if form == "text":
         return markdown.escape_pre(text)
@@ -283,7 +283,7 @@ def _indented(value: Any) -> str:
 
 
 def _pretty_json(text: str) -> tuple[str, str]:
-    from llm_magic import markdown
+    from llm_magic.notebook.display import markdown
 
     problem = ""
     # All of it first: to Markdown, indented JSON can look like a block of code.

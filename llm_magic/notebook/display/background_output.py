@@ -16,17 +16,17 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, cast
 
-from llm_magic.display import RichView, view
-from llm_magic.live import LiveArea, LoadView, displayed, is_notebook
-from llm_magic.magics.base import running_cell
-from llm_magic.tables import NO_MATH
+from llm_magic.notebook.display.answer_view import RichView, view
+from llm_magic.notebook.display.live_output import LiveArea, LoadView, displayed, is_notebook
+from llm_magic.notebook.display.messages import error_line
+from llm_magic.notebook.display.tables import NO_MATH
+from llm_magic.notebook.frontend import running_cell
 from llm_magic.types import Chunk
-from llm_magic.words import error_line
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from llm_magic.jobs import Job
+    from llm_magic.session.jobs import Job
     from llm_magic.types import ModelInfo
 
 # How often a job that says nothing shows that it is at work.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llm_magic.chats import in_turns, spelled
-from llm_magic.tables import Table
+from llm_magic.notebook.display.tables import Table
+from llm_magic.session.chats import in_turns, spelled
 
 if TYPE_CHECKING:
-    from llm_magic.chats import Chat, Context
     from llm_magic.session import Session
+    from llm_magic.session.chats import Chat, Context
 
 _SHORT = 60
 _UNKNOWN = "-"

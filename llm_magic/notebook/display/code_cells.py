@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from llm_magic.markdown import CodeBlock
+    from llm_magic.notebook.display.markdown import CodeBlock
     from llm_magic.types import Reply
 
 _PYTHON = frozenset({"", "py", "py3", "pycon", "python", "python3", "ipython", "ipython3"})
@@ -29,7 +29,7 @@ class CodeOffers:
 
     def offer(self, reply: Reply, cell_id: str | None, *, replace: bool) -> None:
         """Offer the first fenced block; `replace` puts it in the place of the cell that asked."""
-        from llm_magic.markdown import code_blocks
+        from llm_magic.notebook.display.markdown import code_blocks
 
         block = next((block for block in code_blocks(reply.text) if block.fenced), None)
         if block is None:
@@ -57,21 +57,21 @@ class CodeOffers:
         return getattr(self._shell, "kernel", None) is not None
 
     def _copyable(self, code: str, said: str) -> None:
-        from llm_magic.live import muted
-        from llm_magic.markdown import render_code
+        from llm_magic.notebook.display.live_output import muted
+        from llm_magic.notebook.display.markdown import render_code
 
         body = f'<div style="{_COPY_STYLE}">{render_code(code, "python")}</div>{muted(said)}'
         self._show(f"{code}\n\n{said}", body)
 
     def _say(self, said: str) -> None:
-        from llm_magic.live import muted
+        from llm_magic.notebook.display.live_output import muted
 
         self._show(said, muted(said))
 
     def _show(self, plain: str, body: str) -> None:
         from IPython.display import display
 
-        from llm_magic.live import displayed, write
+        from llm_magic.notebook.display.live_output import displayed, write
 
         if self._has_frontend:
             bundle = displayed({"text/plain": plain, "text/html": body})

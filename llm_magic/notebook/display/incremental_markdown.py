@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llm_magic import markdown
+from llm_magic.notebook.display import markdown
 
 if TYPE_CHECKING:
     from markdown_it.token import Token

@@ -12,9 +12,9 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.markdown import weight
-from llm_magic.tables import NO_MATH
-from llm_magic.terminal_text import visible
+from llm_magic.notebook.display.markdown import weight
+from llm_magic.notebook.display.tables import NO_MATH
+from llm_magic.text.terminal import visible
 from llm_magic.types import Progress
 
 if TYPE_CHECKING:

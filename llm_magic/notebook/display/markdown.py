@@ -16,9 +16,9 @@ from itertools import groupby
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from llm_magic import _tex
-from llm_magic.surrogates import replace_surrogates
-from llm_magic.tables import NO_MATH
+from llm_magic.notebook.display import latex
+from llm_magic.notebook.display.tables import NO_MATH
+from llm_magic.text.surrogates import replace_surrogates
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -235,10 +235,10 @@ def parser() -> MarkdownIt:
     made.block.ruler.before(
         "fence",
         "math_block",
-        _tex.block_rule,
+        latex.block_rule,
         {"alt": ["paragraph", "reference", "blockquote", "list"]},
     )
-    made.inline.ruler.before("escape", "math_inline", _tex.inline_rule)
+    made.inline.ruler.before("escape", "math_inline", latex.inline_rule)
     made.block.ruler.before(
         "table", "count", _count_line, {"alt": ["paragraph", "reference", "blockquote", "list"]}
     )
@@ -330,8 +330,8 @@ def _math_rule(
     _renderer: object, tokens: Sequence[Token], index: int, _options: object, _env: object
 ) -> str:
     token = tokens[index]
-    tex = _tex.delimited(token.content, token.block or bool(token.meta["display"]))
-    if not _tex.is_harmless(token.content):
+    tex = latex.delimited(token.content, token.block or bool(token.meta["display"]))
+    if not latex.is_harmless(token.content):
         return render_code(tex) if token.block else f"<code>{_plain(tex)}</code>"
     tag = "div" if token.block else "span"
     return f'<{tag} class="{_MATH}">{_plain(tex)}</{tag}>' + "\n" * token.block

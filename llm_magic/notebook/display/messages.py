@@ -6,19 +6,19 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from llm_magic.tables import Table
-from llm_magic.terminal_text import visible_line
+from llm_magic.notebook.display.tables import Table
+from llm_magic.text.formatting import human_bytes
+from llm_magic.text.terminal import visible_line
 from llm_magic.types import MemoryUse, ModelInfo, Reply, Unloaded
-from llm_magic.units import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llm_magic.calls import DryRun
+    from llm_magic.backends.manager import LoadResult, Status
     from llm_magic.doctor import Finding
-    from llm_magic.jobs import Job
-    from llm_magic.manager import LoadResult, Status
     from llm_magic.session import Session
+    from llm_magic.session.jobs import Job
+    from llm_magic.session.requests import DryRun
 
 # The line of an unload names so many of what still holds the model.
 _HOLDERS_SHOWN = 3
@@ -199,7 +199,7 @@ def dry_run_table(dry: DryRun) -> Table:
 
 def _options(dry: DryRun) -> Iterator[str]:
     """Yield the options that are sent, and then those of ``-p``, each with its value."""
-    from llm_magic.specs import specs
+    from llm_magic.config.option_spec import specs
 
     known = specs(type(dry.config))
     for name, value in dry.config.model_dump(exclude={"stop", "extra"}).items():
@@ -254,8 +254,8 @@ def error_line(error: BaseException) -> str:
 
 def config_table(session: Session) -> Table:
     """Return ``%llm_config``: every setting with its value, range and meaning."""
-    from llm_magic.config import GenerationConfig
-    from llm_magic.specs import specs
+    from llm_magic.config.option_spec import specs
+    from llm_magic.config.settings import GenerationConfig
 
     config, changed = session.options.current, session.options.changed
     rows = []

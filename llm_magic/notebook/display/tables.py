@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llm_magic.terminal_text import visible
+from llm_magic.text.terminal import visible
 
 # Typeset no formulas here: names and errors come from elsewhere, and TeX can carry links and styles.
 NO_MATH = "mathjax_ignore tex2jax_ignore"

@@ -8,14 +8,15 @@ import re
 from typing import TYPE_CHECKING, Any, cast
 
 from llm_magic.errors import OptionError
-from llm_magic.magics import interrupts
-from llm_magic.magics.asking import LLMMagics
-from llm_magic.magics.base import SessionMagics, running_cell
-from llm_magic.magics.chats import ChatMagics
-from llm_magic.magics.helping import HelpMagics
-from llm_magic.magics.jobs import JobMagics
-from llm_magic.magics.models import ModelMagics
-from llm_magic.magics.panel import PanelMagics
+from llm_magic.notebook import kernel_interrupts
+from llm_magic.notebook.frontend import running_cell
+from llm_magic.notebook.magics.ask import LLMMagics
+from llm_magic.notebook.magics.base import SessionMagics
+from llm_magic.notebook.magics.chats import ChatMagics
+from llm_magic.notebook.magics.help import HelpMagics
+from llm_magic.notebook.magics.jobs import JobMagics
+from llm_magic.notebook.magics.models import ModelMagics
+from llm_magic.notebook.magics.panel import PanelMagics
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -41,7 +42,7 @@ def _ask_not_help(lines: list[str]) -> list[str]:
 
 def register(shell: InteractiveShell, session: Session) -> None:
     """Register magics, completion and the safe display of replies; close everything at exit."""
-    from llm_magic import complete
+    from llm_magic.notebook.arguments import completer
 
     unregister(shell)
     try:
@@ -54,9 +55,9 @@ def register(shell: InteractiveShell, session: Session) -> None:
     for magics in groups:
         if isinstance(magics, ChatMagics):
             shell.events.register("pre_run_cell", magics.before_cell)
-    complete.register(shell, session)
+    completer.register(shell, session)
     shell.input_transformers_cleanup.append(_ask_not_help)
-    interrupts.start(shell)
+    kernel_interrupts.start(shell)
     _html_formatter(shell).for_type_by_name("llm_magic.types", "Reply", _reply_html)
     session.cells.current = functools.partial(running_cell, shell)
     atexit.unregister(session.close)
@@ -65,10 +66,10 @@ def register(shell: InteractiveShell, session: Session) -> None:
 
 def unregister(shell: InteractiveShell) -> None:
     """Undo `register`, and close the session; does nothing where nothing was registered."""
-    from llm_magic import complete
+    from llm_magic.notebook.arguments import completer
 
-    complete.unregister(shell)
-    interrupts.stop(shell)
+    completer.unregister(shell)
+    kernel_interrupts.stop(shell)
     if _ask_not_help in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.remove(_ask_not_help)
     ours = [m for m in shell.configurables if isinstance(m, SessionMagics)]
@@ -92,8 +93,8 @@ def _html_formatter(shell: InteractiveShell) -> Any:
 
 
 def _reply_html(reply: Any) -> str:
-    from llm_magic import display, live, words
+    from llm_magic.notebook.display import answer_view, live_output, messages
 
-    thoughts = display.thoughts_html(reply.reasoning)
-    answer = display.answer_html(reply.text, "markdown")
-    return thoughts + answer + live.muted(words.footer(reply, None))
+    thoughts = answer_view.thoughts_html(reply.reasoning)
+    answer = answer_view.answer_html(reply.text, "markdown")
+    return thoughts + answer + live_output.muted(messages.footer(reply, None))

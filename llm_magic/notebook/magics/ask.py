@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import magics_class
 
-from llm_magic import arguments
 from llm_magic.errors import OptionError
-from llm_magic.magics.base import SessionMagics, line_cell_magic, variable
-from llm_magic.magics.traits import declare
+from llm_magic.notebook.arguments import parser
+from llm_magic.notebook.magics.base import SessionMagics, line_cell_magic, variable
+from llm_magic.notebook.magics.traitlets_config import declare
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from llm_magic.arguments import Parsed
-    from llm_magic.calls import Request
+    from llm_magic.notebook.arguments.parser import Parsed
+    from llm_magic.notebook.display.tables import Table
     from llm_magic.session import Session
-    from llm_magic.tables import Table
+    from llm_magic.session.requests import Request
     from llm_magic.types import ModelInfo
 
 
@@ -45,10 +45,10 @@ class LLMMagics(SessionMagics):
     def llm(self, line: str, cell: str | None = None) -> Table | None:
         """Ask the active model, and stream its answer into the cell."""
         if cell is None:
-            args = arguments.parse_with_prompt("llm", line)
+            args = parser.parse_with_prompt("llm", line)
             prompt = args.rest
         else:
-            args, prompt = arguments.parse("llm", line), cell.strip("\n")
+            args, prompt = parser.parse("llm", line), cell.strip("\n")
         variable(args["output"])
         _refuse_combinations(args)
         request, notes = self._request(prompt, args)
@@ -62,7 +62,7 @@ class LLMMagics(SessionMagics):
         self, request: Request, info: ModelInfo, args: Parsed, notes: tuple[str, ...]
     ) -> None:
         """Begin a job and return at once; its cell shows it from then on."""
-        from llm_magic.magics.background import JobScreen
+        from llm_magic.notebook.display.background_output import JobScreen
 
         screen = JobScreen(self.shell, info, args.values, self.live)
         earlier = [job for job in self.session.jobs.running if screen.replaces(job)]
@@ -75,8 +75,8 @@ class LLMMagics(SessionMagics):
 
     def _request(self, prompt: str, args: Parsed) -> tuple[Request, tuple[str, ...]]:
         """Fill in the notebook's values and make the request."""
-        from llm_magic.calls import Request
-        from llm_magic.prompt import fill
+        from llm_magic.prompts.template import fill
+        from llm_magic.session.requests import Request
 
         if args["replace"] and args["format"] != "code":
             raise OptionError("--replace puts code in the place of this cell. Add -f code.")
@@ -90,7 +90,7 @@ class LLMMagics(SessionMagics):
             system = told.text if system is not None else None
         chat, key, trim = args["chat"], None, bool(args["trim"])
         if chat is not None:
-            from llm_magic.chat_words import context_notes
+            from llm_magic.notebook.display.chat_messages import context_notes
 
             key = self.session.cells.key(chat, asked, peek=bool(args["dry_run"]))
             context = self.session.chats.context(chat, key, system)

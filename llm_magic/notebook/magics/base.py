@@ -13,20 +13,20 @@ from IPython.core.magic import Magics, no_var_expand
 from IPython.core.magic import line_cell_magic as _line_cell_magic
 from IPython.core.magic import line_magic as _line_magic
 
-from llm_magic import manual
-from llm_magic.cells import Cell
 from llm_magic.errors import LLMMagicError, OptionError
-from llm_magic.interrupts import held_back
-from llm_magic.magics.code import CodeOffers
+from llm_magic.notebook.arguments import help_pages
+from llm_magic.notebook.display.code_cells import CodeOffers
+from llm_magic.notebook.frontend import running_cell
+from llm_magic.session.interrupts import held_back
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from llm_magic.arguments import Parsed
-    from llm_magic.calls import Request
-    from llm_magic.live import LiveArea
+    from llm_magic.notebook.arguments.parser import Parsed
+    from llm_magic.notebook.display.live_output import LiveArea
+    from llm_magic.notebook.display.tables import Table
     from llm_magic.session import Session
-    from llm_magic.tables import Table
+    from llm_magic.session.requests import Request
     from llm_magic.types import Reply
 
 # Names that IPython looks up or sets itself; an answer there breaks the notebook or is lost.
@@ -46,7 +46,7 @@ def _magic(function: F) -> F:
 
     # IPython asks an object for its `getdoc` before it looks at the docstring: the help is made
     # from the option table when somebody asks, not when the extension is loaded.
-    guarded.getdoc = functools.partial(manual.page, function.__name__)  # type: ignore[attr-defined]
+    guarded.getdoc = functools.partial(help_pages.page, function.__name__)  # type: ignore[attr-defined]
     return guarded  # type: ignore[return-value]
 
 
@@ -58,27 +58,6 @@ def line_magic(function: F) -> F:
 def line_cell_magic(function: F) -> F:
     """Register a magic for one line and for a cell, not expanded by IPython."""
     return cast(F, _line_cell_magic(no_var_expand(_magic(function))))
-
-
-def running_cell(shell: InteractiveShell) -> Cell | None:
-    """Return the cell that runs, by the request of the frontend; None outside of a kernel's cells."""
-    parent = _request(shell)
-    header = parent.get("header", {})
-    if header.get("msg_type") != "execute_request":
-        return None
-    cell_id = parent.get("metadata", {}).get("cellId") or ""
-    return Cell(str(cell_id), str(parent["content"]["code"]), str(header["msg_id"]))
-
-
-def deleted_cells(shell: InteractiveShell) -> list[str]:
-    """Return the ids of cells that were deleted since the last run, where the frontend tells."""
-    gone = _request(shell).get("metadata", {}).get("deletedCells")
-    return [str(cell) for cell in gone] if isinstance(gone, list) else []
-
-
-def _request(shell: InteractiveShell) -> dict[str, Any]:
-    get_parent = getattr(shell, "get_parent", None)
-    return get_parent() or {} if get_parent is not None else {}
 
 
 class SessionMagics(Magics):
@@ -115,7 +94,7 @@ class SessionMagics(Magics):
 
     def wait_for_load(self) -> LiveArea:
         """Wait for a load that was begun with ``--no-wait``; returns the area that shows it."""
-        from llm_magic.live import LoadView
+        from llm_magic.notebook.display.live_output import LoadView
 
         session, view = self.session, LoadView(self.shell, live=self.live)
         try:
@@ -129,16 +108,16 @@ class SessionMagics(Magics):
 
     def ask(self, request: Request, notes: tuple[str, ...], args: Parsed) -> Table | None:
         """Ask, and show the answer while it comes, as the options of the line want it."""
-        from llm_magic import display, words
+        from llm_magic.notebook.display import answer_view, messages
 
         area = self.wait_for_load()
         if args["dry_run"]:
             area.clear()
             dry = self.session.dry_run(request)
-            display.write_notes(notes)
-            return words.dry_run_table(dry)
+            answer_view.write_notes(notes)
+            return messages.dry_run_table(dry)
         info = self.session.ready(request)
-        view = display.view(self.shell, info, args.values, self.live, area)
+        view = answer_view.view(self.shell, info, args.values, self.live, area)
         view.note(notes)
 
         def ended(reply: Reply) -> None:

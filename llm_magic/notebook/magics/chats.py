@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING
 
 from IPython.core.magic import magics_class
 
-from llm_magic import arguments
 from llm_magic.errors import OptionError
-from llm_magic.magics.base import SessionMagics, deleted_cells, line_magic
+from llm_magic.notebook.arguments import parser
+from llm_magic.notebook.frontend import deleted_cells
+from llm_magic.notebook.magics.base import SessionMagics, line_magic
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from llm_magic.arguments import Parsed
+    from llm_magic.notebook.arguments.parser import Parsed
+    from llm_magic.notebook.display.tables import Table
     from llm_magic.session import Session
-    from llm_magic.tables import Table
 
 
 @magics_class
@@ -39,20 +40,20 @@ class ChatMagics(SessionMagics):
     @line_magic
     def llm_chats(self, line: str) -> Table:
         """List the conversations, show one, or move them to and from files."""
-        from llm_magic import chat_words
+        from llm_magic.notebook.display import chat_messages
 
-        args = arguments.parse("llm_chats", line)
+        args = parser.parse("llm_chats", line)
         if args["export"] is not None or args["import"] is not None:
             return self._moved(args)
         if args["force"]:
             raise OptionError("--force goes with --export or --import.")
         if args["chat"] is not None:
-            return chat_words.chat_table(self.session.chats.get(args["chat"]))
-        return chat_words.chats_table(self.session)
+            return chat_messages.chat_table(self.session.chats.get(args["chat"]))
+        return chat_messages.chats_table(self.session)
 
     def _moved(self, args: Parsed) -> Table:
-        from llm_magic.chats import in_turns
-        from llm_magic.tables import Table
+        from llm_magic.notebook.display.tables import Table
+        from llm_magic.session.chats import in_turns
 
         chats, name, force = self.session.chats, args["chat"], bool(args["force"])
         if args["export"] is not None and args["import"] is not None:
@@ -70,9 +71,9 @@ class ChatMagics(SessionMagics):
     @line_magic
     def llm_reset(self, line: str) -> Table:
         """Forget a conversation, or all of them, or only what is stale."""
-        from llm_magic.tables import Table
+        from llm_magic.notebook.display.tables import Table
 
-        args = arguments.parse("llm_reset", line)
+        args = parser.parse("llm_reset", line)
         stale = bool(args["stale"])
         names = ", ".join(self.session.reset(args["chat"], stale=stale))
         if stale:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import magics_class
 
-from llm_magic import arguments
 from llm_magic.errors import Interrupted, LLMMagicError
-from llm_magic.magics.base import SessionMagics, line_magic, variable
+from llm_magic.notebook.arguments import parser
+from llm_magic.notebook.magics.base import SessionMagics, line_magic, variable
 
 if TYPE_CHECKING:
-    from llm_magic.arguments import Parsed
-    from llm_magic.calls import Request
     from llm_magic.doctor import Kernel
-    from llm_magic.explain import Cell, Failure
-    from llm_magic.tables import Table
+    from llm_magic.notebook.arguments.parser import Parsed
+    from llm_magic.notebook.display.tables import Table
+    from llm_magic.prompts.explain_error import Cell, Failure
+    from llm_magic.session.requests import Request
 
 
 @magics_class
@@ -28,12 +28,12 @@ class HelpMagics(SessionMagics):
     @line_magic
     def llm_explain(self, line: str) -> Table | None:
         """Explain the last exception: its cause and a fix."""
-        from llm_magic import explain
-        from llm_magic.tables import Table
+        from llm_magic.notebook.display.tables import Table
+        from llm_magic.prompts import explain_error
 
-        error = explain.last_error()
+        error = explain_error.last_error()
         with _about(error):
-            args = arguments.parse("llm_explain", line)
+            args = parser.parse("llm_explain", line)
             variable(args["output"])
             if error is None:
                 return Table(("",), [], "There was no exception in this kernel yet.")
@@ -44,23 +44,23 @@ class HelpMagics(SessionMagics):
             return self.ask(request, notes, args)
 
     def _failure(self, error: BaseException) -> Failure:
-        from llm_magic import explain
-        from llm_magic.redaction import Redactor
+        from llm_magic.config.redaction import Redactor
+        from llm_magic.prompts import explain_error
 
         redactor = Redactor(os.environ, self.session.keys.secrets())
         hidden = self.shell.user_ns_hidden
-        return explain.failure(error, self._cell, self.shell.user_ns, redactor, hidden)
+        return explain_error.failure(error, self._cell, self.shell.user_ns, redactor, hidden)
 
     def _about_failure(self, failed: Failure, args: Parsed) -> tuple[Request, tuple[str, ...]]:
-        from llm_magic import explain
-        from llm_magic.calls import Request
-        from llm_magic.redaction import MASK
+        from llm_magic.config.redaction import MASK
+        from llm_magic.prompts import explain_error
+        from llm_magic.session.requests import Request
 
         mend = args["format"] == "code"
-        prompt = explain.question(failed, mend=mend)
+        prompt = explain_error.question(failed, mend=mend)
         missing = {
             MASK: f"{MASK} in the mended cell stands for a secret that was not sent.",
-            explain.CUT: "The cell is too long to be sent; its middle is not in the mended one.",
+            explain_error.CUT: "The cell is too long to be sent; its middle is not in the mended one.",
         }
         sent = failed.cell.source if mend and failed.cell is not None else ""
         notes = tuple(note for mark, note in missing.items() if mark in sent)
@@ -68,7 +68,9 @@ class HelpMagics(SessionMagics):
         key = self.session.cells.key(chat, peek=peek) if chat is not None else None
         options: Any = args.options
         return (
-            Request(prompt, args["model"], explain.SYSTEM, chat, key, options, started=self.began),
+            Request(
+                prompt, args["model"], explain_error.SYSTEM, chat, key, options, started=self.began
+            ),
             notes,
         )
 
@@ -76,7 +78,7 @@ class HelpMagics(SessionMagics):
         """Return the cell that runs under a file name, as it was typed where that is known."""
         import linecache
 
-        from llm_magic.explain import Cell
+        from llm_magic.prompts.explain_error import Cell
 
         named = self.shell.compile.format_code_name(filename)
         if named is None:
@@ -96,10 +98,11 @@ class HelpMagics(SessionMagics):
     @line_magic
     def llm_doctor(self, line: str) -> Table:
         """Say what is installed and running, and how to mend what is not well."""
-        from llm_magic import doctor, words
+        from llm_magic import doctor
+        from llm_magic.notebook.display import messages
 
-        arguments.parse("llm_doctor", line)
-        return words.doctor_table(doctor.examine(self.session, self._kernel()))
+        parser.parse("llm_doctor", line)
+        return messages.doctor_table(doctor.examine(self.session, self._kernel()))
 
     def _kernel(self) -> Kernel:
         from llm_magic.doctor import Kernel

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from IPython.core.magic import magics_class
 
-from llm_magic import arguments
-from llm_magic.magics.base import SessionMagics, line_magic
+from llm_magic.notebook.arguments import parser
+from llm_magic.notebook.magics.base import SessionMagics, line_magic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llm_magic.jobs import Job
-    from llm_magic.tables import Table
+    from llm_magic.notebook.display.tables import Table
+    from llm_magic.session.jobs import Job
 
 # A stop takes effect at the next token; longer than this nobody needs to look on.
 _STOP_S = 1.0
@@ -31,15 +31,15 @@ class JobMagics(SessionMagics):
     @line_magic
     def llm_jobs(self, line: str) -> Table:
         """List what runs in the background, and what ended last."""
-        from llm_magic import words
+        from llm_magic.notebook.display import messages
 
-        arguments.parse("llm_jobs", line)
-        return words.jobs_table(self.session.jobs.all)
+        parser.parse("llm_jobs", line)
+        return messages.jobs_table(self.session.jobs.all)
 
     @line_magic
     def llm_stop(self, line: str) -> Table:
         """Stop what runs in the background."""
-        from llm_magic.tables import Table
+        from llm_magic.notebook.display.tables import Table
 
         jobs = self._asked("llm_stop", line) or list(self.session.jobs.running)
         running = [job for job in jobs if not job.done]
@@ -67,7 +67,7 @@ class JobMagics(SessionMagics):
 
     def _asked(self, name: str, line: str) -> list[Job]:
         """Return the job that a line names, if it names one."""
-        number = arguments.parse(name, line)["job"]
+        number = parser.parse(name, line)["job"]
         return [] if number is None else [self.session.jobs.find(number)]
 
 
@@ -82,14 +82,14 @@ class _Progress:
     """Shows what is waited for, and in its place what came of it."""
 
     def __init__(self, jobs: Sequence[Job], *, live: bool) -> None:
-        from llm_magic.live import LiveArea
+        from llm_magic.notebook.display.live_output import LiveArea
 
         self._jobs, self._began = jobs, time.monotonic()
         self._area = LiveArea(live=live)
 
     def tick(self) -> None:
         """Say how far the first of them is; called about ten times a second."""
-        from llm_magic.live import muted
+        from llm_magic.notebook.display.live_output import muted
 
         left = [job for job in self._jobs if not job.done]
         if not left or not self._area.due:
@@ -102,8 +102,8 @@ class _Progress:
 
     def finish(self) -> None:
         """Show how all of them ended."""
-        from llm_magic import words
-        from llm_magic.tables import Table
+        from llm_magic.notebook.display import messages
+        from llm_magic.notebook.display.tables import Table
 
-        table = words.jobs_table(self._jobs) if self._jobs else Table(("",), [], _NOTHING)
+        table = messages.jobs_table(self._jobs) if self._jobs else Table(("",), [], _NOTHING)
         self._area.show({"text/plain": repr(table), "text/html": table._repr_html_()})

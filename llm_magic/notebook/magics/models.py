@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from IPython.core.magic import magics_class
 
-from llm_magic import arguments
 from llm_magic.errors import OptionError
-from llm_magic.magics.base import SessionMagics, line_magic
+from llm_magic.notebook.arguments import parser
+from llm_magic.notebook.magics.base import SessionMagics, line_magic
 
 if TYPE_CHECKING:
-    from llm_magic.tables import Table
+    from llm_magic.notebook.display.tables import Table
 
 
 @magics_class
@@ -21,11 +21,11 @@ class ModelMagics(SessionMagics):
     @line_magic
     def llm_load(self, line: str) -> None:
         """Load a model into this kernel and make it the active one."""
-        from llm_magic import live, words
+        from llm_magic.notebook.display import live_output, messages
 
-        args = arguments.parse("llm_load", line)
+        args = parser.parse("llm_load", line)
         model, name, keep = args["model"], args["name"], bool(args["keep"])
-        view = live.LoadView(self.shell, live=self.live)
+        view = live_output.LoadView(self.shell, live=self.live)
         label = model or self.session.settings.model or "the default model"
         if args["no_wait"]:
             self.session.load_later(model, name=name, keep=keep, **args.options)
@@ -39,52 +39,52 @@ class ModelMagics(SessionMagics):
             began=self.began,
             **args.options,
         )
-        view.finish(words.ready_lines(result))
+        view.finish(messages.ready_lines(result))
 
     @line_magic
     def llm_config(self, line: str) -> Table:
         """Show the generation settings, or change them."""
-        from llm_magic import words
+        from llm_magic.notebook.display import messages
 
-        args = arguments.parse("llm_config", line)
-        changes = arguments.assignments(args["changes"])
+        args = parser.parse("llm_config", line)
+        changes = parser.assignments(args["changes"])
         if args["reset"]:
             if changes:
                 raise OptionError("--reset does not go with settings. Use one of them.")
             self.session.options.reset()
         elif changes:
             self.session.configure(**changes)
-        return words.config_table(self.session)
+        return messages.config_table(self.session)
 
     @line_magic
     def llm_status(self, line: str) -> Table:
         """Show what is loaded, where, and the memory it takes."""
-        from llm_magic import words
+        from llm_magic.notebook.display import messages
 
-        arguments.parse("llm_status", line)
-        return words.status_table(self.session.status())
+        parser.parse("llm_status", line)
+        return messages.status_table(self.session.status())
 
     @line_magic
     def llm_models(self, line: str) -> Table:
         """List the models that are here."""
-        from llm_magic import words
+        from llm_magic.notebook.display import messages
 
-        args = arguments.parse("llm_models", line)
+        args = parser.parse("llm_models", line)
         models = self.session.models(
             args["backend"], base_url=args["base_url"], key_env=args["key_env"]
         )
-        return words.models_table(models, self.session.status().models)
+        return messages.models_table(models, self.session.status().models)
 
     @line_magic
     def llm_unload(self, line: str) -> None:
         """Free a model and show what came back."""
-        from llm_magic import live, words
+        from llm_magic.notebook.display import live_output, messages
 
-        args = arguments.parse("llm_unload", line)
+        args = parser.parse("llm_unload", line)
         session, name = self.session, args["name"]
         if args["all"] and name:
             raise OptionError(f"--all frees every model, not only {name}. Leave one of them away.")
         self.wait_for_load().clear()
         gone = session.unload_all() if args["all"] else [session.unload(name)]
-        lines = [words.unloaded_line(unloaded) for unloaded in gone]
-        live.LoadView(self.shell, live=False).finish(lines or ["Nothing was loaded."])
+        lines = [messages.unloaded_line(unloaded) for unloaded in gone]
+        live_output.LoadView(self.shell, live=False).finish(lines or ["Nothing was loaded."])

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from IPython.core.magic import magics_class
 
-from llm_magic import arguments
 from llm_magic.errors import MissingDependency
-from llm_magic.magics.base import SessionMagics, line_magic
+from llm_magic.notebook.arguments import parser
+from llm_magic.notebook.magics.base import SessionMagics, line_magic
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from llm_magic.panel import ControlPanel
+    from llm_magic.notebook.panel import ControlPanel
     from llm_magic.session import Session
 
 
@@ -29,7 +29,7 @@ class PanelMagics(SessionMagics):
     @line_magic
     def llm_panel(self, line: str) -> None:
         """Show the control panel: all of this with a mouse."""
-        arguments.parse("llm_panel", line)
+        parser.parse("llm_panel", line)
         before = self._panels.pop(self.cell_id(), None)
         if before is not None:
             # The cell was run again: nobody sees the one that it showed.
@@ -47,7 +47,7 @@ def _show_panel(session: Session) -> ControlPanel:
         )
     from IPython.display import display
 
-    from llm_magic.panel import ControlPanel
+    from llm_magic.notebook.panel import ControlPanel
 
     panel = ControlPanel(session)
     still = {"text/html": panel.static_html(), "text/plain": "The control panel of llm_magic"}

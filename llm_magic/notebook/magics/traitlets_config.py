@@ -13,7 +13,7 @@ from traitlets import Bunch, HasTraits, TraitError, TraitType
 from llm_magic.errors import OptionError
 
 if TYPE_CHECKING:
-    from llm_magic.specs import OptionSpec
+    from llm_magic.config.option_spec import OptionSpec
 
 
 class ConfigError(OptionError, TraitError):
@@ -48,8 +48,8 @@ class Setting(TraitType[Any, Any]):
 
 def declare(cls: type[HasTraits]) -> None:
     """Give a class a trait for each option of the table, once."""
-    from llm_magic.config import GenerationConfig
-    from llm_magic.specs import specs
+    from llm_magic.config.option_spec import specs
+    from llm_magic.config.settings import GenerationConfig
 
     table = specs(GenerationConfig)
     if cls.__dict__.keys() >= table.keys():

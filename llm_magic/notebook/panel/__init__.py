@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import ipywidgets as widgets
 
 from llm_magic.errors import LLMMagicError
-from llm_magic.panel.asking import AskSection
-from llm_magic.panel.controls import CopyText
-from llm_magic.panel.jobs import JobsSection
-from llm_magic.panel.loading import LoadSection
-from llm_magic.panel.refresh import Refresher
-from llm_magic.panel.settings import SettingsSection
-from llm_magic.panel.status import status_html
+from llm_magic.notebook.panel.ask_section import AskSection
+from llm_magic.notebook.panel.controls import CopyText
+from llm_magic.notebook.panel.jobs_section import JobsSection
+from llm_magic.notebook.panel.model_section import LoadSection
+from llm_magic.notebook.panel.redraw import Refresher
+from llm_magic.notebook.panel.settings_section import SettingsSection
+from llm_magic.notebook.panel.status_bar import status_html
 
 if TYPE_CHECKING:
     from llm_magic.session import Session

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from llm_magic.arguments import escaped
-from llm_magic.config import LoadConfig
-from llm_magic.specs import OptionSpec, specs
+from llm_magic.config.option_spec import OptionSpec, specs
+from llm_magic.config.settings import LoadConfig
+from llm_magic.notebook.arguments.parser import escaped
 
 
 def load_line(model: str | None, options: Mapping[str, Any], *, keep: bool = False) -> str:

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 
-from llm_magic.calls import Request
-from llm_magic.display import answer_html, thoughts_html
 from llm_magic.errors import ModelNotLoaded, OptionError
-from llm_magic.growing import Growing
-from llm_magic.jobs import Job
-from llm_magic.live import muted
-from llm_magic.markdown import code_blocks
-from llm_magic.panel.clicks import reach_busy_kernels
-from llm_magic.panel.controls import CopyText, PromptBox
-from llm_magic.panel.equivalent import ask_cell
-from llm_magic.tables import NO_MATH
-from llm_magic.words import footer
+from llm_magic.notebook.display.answer_view import answer_html, thoughts_html
+from llm_magic.notebook.display.incremental_markdown import Growing
+from llm_magic.notebook.display.live_output import muted
+from llm_magic.notebook.display.markdown import code_blocks
+from llm_magic.notebook.display.messages import footer
+from llm_magic.notebook.display.tables import NO_MATH
+from llm_magic.notebook.frontend import reach_busy_kernels
+from llm_magic.notebook.panel.as_magic import ask_cell
+from llm_magic.notebook.panel.controls import CopyText, PromptBox
+from llm_magic.session.jobs import Job
+from llm_magic.session.requests import Request
 
 if TYPE_CHECKING:
-    from llm_magic.panel import ControlPanel
+    from llm_magic.notebook.panel import ControlPanel
 
 CHAT = "panel"
 # Longer conversations stay in the session; a page need not carry all of them.

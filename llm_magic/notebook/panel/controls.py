@@ -9,7 +9,7 @@ from typing import Any
 import anywidget
 import traitlets
 
-from llm_magic.specs import OptionSpec
+from llm_magic.config.option_spec import OptionSpec
 
 _HERE = Path(__file__).parent
 

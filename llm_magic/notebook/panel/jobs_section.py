@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 
-from llm_magic.words import first_words
+from llm_magic.notebook.display.messages import first_words
 
 if TYPE_CHECKING:
-    from llm_magic.jobs import Job
-    from llm_magic.panel import ControlPanel
+    from llm_magic.notebook.panel import ControlPanel
+    from llm_magic.session.jobs import Job
 
 # Rows are made once: a widget that comes and goes costs the page more than one that is hidden.
 _ROWS = 6

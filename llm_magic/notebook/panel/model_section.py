@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 
 from llm_magic.backends import BACKENDS, check_name
-from llm_magic.config import LoadConfig
+from llm_magic.config.option_spec import OptionSpec, specs
+from llm_magic.config.server_address import parse_url
+from llm_magic.config.settings import LoadConfig
 from llm_magic.errors import LLMMagicError, OptionError
-from llm_magic.panel.clicks import reach_busy_kernels
-from llm_magic.panel.equivalent import load_line
-from llm_magic.places import parse_url
-from llm_magic.specs import OptionSpec, specs
+from llm_magic.notebook.display.messages import ready_lines, unloaded_line
+from llm_magic.notebook.frontend import reach_busy_kernels
+from llm_magic.notebook.panel.as_magic import load_line
 from llm_magic.types import Progress
-from llm_magic.words import ready_lines, unloaded_line
 
 if TYPE_CHECKING:
-    from llm_magic.manager import LoadResult
-    from llm_magic.panel import ControlPanel
+    from llm_magic.backends.manager import LoadResult
+    from llm_magic.notebook.panel import ControlPanel
     from llm_magic.types import ModelInfo
 
 # The options that have a control, and what it is called.

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
-from llm_magic.arguments import escaped, split, unescaped
-from llm_magic.config import GenerationConfig
-from llm_magic.panel.controls import NumberControl
-from llm_magic.panel.equivalent import config_line, quoted
-from llm_magic.specs import specs
+from llm_magic.config.option_spec import specs
+from llm_magic.config.settings import GenerationConfig
+from llm_magic.notebook.arguments.parser import escaped, split, unescaped
+from llm_magic.notebook.panel.as_magic import config_line, quoted
+from llm_magic.notebook.panel.controls import NumberControl
 
 if TYPE_CHECKING:
-    from llm_magic.panel import ControlPanel
+    from llm_magic.notebook.panel import ControlPanel
 
 
 class SettingsSection:

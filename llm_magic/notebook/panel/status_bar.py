@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from llm_magic.units import human_bytes
-from llm_magic.words import model_line
+from llm_magic.notebook.display.messages import model_line
+from llm_magic.text.formatting import human_bytes
 
 if TYPE_CHECKING:
-    from llm_magic.calls import Draft
-    from llm_magic.manager import Status
+    from llm_magic.backends.manager import Status
     from llm_magic.session import Session
+    from llm_magic.session.requests import Draft
     from llm_magic.types import Reply
 
 

@@ -19,18 +19,19 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList
 
-from llm_magic.backends.local import decoding, memory
-from llm_magic.backends.local.detokenize import Detokenizer
-from llm_magic.backends.local.encoding import encode, room
-from llm_magic.backends.local.groups import takes_rows
-from llm_magic.backends.local.lockstep import Batch, OneByOne
-from llm_magic.backends.local.parameters import generate_options
-from llm_magic.backends.local.resident import Loaded
-from llm_magic.backends.local.rows import Job, Row
-from llm_magic.backends.local.turns import turn
+from llm_magic.backends.local import memory
+from llm_magic.backends.local.batch.padded_batch import takes_rows
+from llm_magic.backends.local.batch.scheduler import Batch, OneByOne
+from llm_magic.backends.local.batch.sequence import Job, Row
+from llm_magic.backends.local.generation import generate
+from llm_magic.backends.local.generation.chat_template import encode, room
+from llm_magic.backends.local.generation.detokenizer import Detokenizer
+from llm_magic.backends.local.generation.parameters import generate_options
+from llm_magic.backends.local.loaded_model import Loaded
+from llm_magic.backends.local.process_lock import turn
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.errors import LLMMagicError, release_frames
-from llm_magic.overlap import StopText
+from llm_magic.text.partial_match import StopText
 
 
 def stream_many(loaded: Loaded, job: Job) -> None:
@@ -53,7 +54,7 @@ def stream_many(loaded: Loaded, job: Job) -> None:
 def _alone(loaded: Loaded, row: Row, job: Job) -> None:
     messages = job.conversations[row.index]
     try:
-        decoding.stream(
+        generate.stream(
             loaded, messages, job.config, job.cancel, lambda chunk: row.emit((row.index, chunk))
         )
         return

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.utils import import_utils
 
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.rows import Ending, Row
+from llm_magic.backends.local.batch.sequence import Ending, Row
 from llm_magic.backends.local.worker import Cancelled
 
 _PAGE = 64

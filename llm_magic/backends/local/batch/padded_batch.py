@@ -15,8 +15,8 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.prefixes import short_length
-from llm_magic.backends.local.rows import Row
+from llm_magic.backends.local.batch.sequence import Row
+from llm_magic.backends.local.generation.prefix_cache import short_length
 
 # Columns that no row uses any more cost time in every step, and a little to get rid of.
 _WASTE = 1 / 8

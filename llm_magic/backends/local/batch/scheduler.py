@@ -18,11 +18,12 @@ from transformers.generation.stopping_criteria import (
     MaxTimeCriteria,
 )
 
-from llm_magic.backends.local import continuous, memory
+from llm_magic.backends.local import memory
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.groups import Group, shortest_window
-from llm_magic.backends.local.resident import Loaded
-from llm_magic.backends.local.rows import Ending, Job, Row, common_prefix
+from llm_magic.backends.local.batch import continuous
+from llm_magic.backends.local.batch.padded_batch import Group, shortest_window
+from llm_magic.backends.local.batch.sequence import Ending, Job, Row, common_prefix
+from llm_magic.backends.local.loaded_model import Loaded
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.errors import LLMMagicError
 

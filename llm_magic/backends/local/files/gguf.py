@@ -33,9 +33,10 @@ from typing import IO
 
 import platformdirs
 
-from llm_magic.backends.local import manifest, teams
+from llm_magic.backends.local import openmp
 from llm_magic.backends.local.cpus import cpus
-from llm_magic.backends.local.gguf_header import Contents, read_contents
+from llm_magic.backends.local.files import manifest
+from llm_magic.backends.local.files.gguf_header import Contents, read_contents
 from llm_magic.errors import LoadFailed, MissingDependency, SettingsError
 from llm_magic.types import Progress
 
@@ -240,7 +241,7 @@ def _child(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=errors,
-        env={**os.environ, **quiet, **teams.child_variables(os.environ, cpus())},
+        env={**os.environ, **quiet, **openmp.child_variables(os.environ, cpus())},
         encoding="utf-8",
         start_new_session=True,  # Jupyter's interrupt goes to the whole process group
         creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # the same on Windows

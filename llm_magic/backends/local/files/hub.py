@@ -9,12 +9,12 @@ from pathlib import Path
 from ssl import SSLError
 from typing import Any
 
-from llm_magic.backends.local import checks
+from llm_magic.backends.local.files import validate
 from llm_magic.backends.local.worker import Cancelled
-from llm_magic.certificates import certificate_problem
+from llm_magic.config.certificates import certificate_problem
 from llm_magic.errors import LLMMagicError, LoadFailed, ModelNotFound
+from llm_magic.text.formatting import human_bytes
 from llm_magic.types import Progress
-from llm_magic.units import human_bytes
 
 # Weights as safetensors only: a pickle runs code when it is read.
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
@@ -59,7 +59,7 @@ def cached(model: str, revision: str | None, *, code: bool = False) -> Path | No
     except (LocalEntryNotFoundError, HFValidationError):
         return None
     # Who asks for the tokenizer alone leaves a folder with no more than that.
-    return folder if checks.is_complete(folder) else None
+    return folder if validate.is_complete(folder) else None
 
 
 def look_up(

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
-from llm_magic.backends.local import gguf
+from llm_magic.backends.local.files import gguf
 from llm_magic.types import ModelInfo
 
 # Of a folder with more entries only so many are looked at.

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from llm_magic.backends.local import gguf, hub, memory
-from llm_magic.config import Settings
+from llm_magic.backends.local import memory
+from llm_magic.backends.local.files import gguf, hub
+from llm_magic.config.settings import Settings
 from llm_magic.errors import LoadFailed, ModelNotFound, did_you_mean
 from llm_magic.types import ModelInfo
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_magic.backends.local import memory
-from llm_magic.config import LoadConfig
+from llm_magic.config.settings import LoadConfig
 from llm_magic.errors import LoadFailed, OptionError, did_you_mean
 
 _INDEX = "model.safetensors.index.json"

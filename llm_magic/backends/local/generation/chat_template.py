@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.backends.local.special_tokens import SpecialTokens, Turn
+from llm_magic.backends.local.generation.special_tokens import SpecialTokens, Turn
 from llm_magic.errors import PromptTooLong
 from llm_magic.types import Message
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-    from llm_magic.backends.local.resident import Loaded
+    from llm_magic.backends.local.loaded_model import Loaded
 
 
 def encode(loaded: Loaded, messages: Sequence[Message]) -> torch.Tensor:

@@ -27,7 +27,7 @@ from transformers.generation.logits_process import (
 )
 
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.prefixes import rope_parameters
+from llm_magic.backends.local.generation.prefix_cache import rope_parameters
 
 # Their work depends on the set of earlier tokens at most, so that the rest of a buffer that is
 # longer than the text may hold any token of it, and none of them waits for the GPU.

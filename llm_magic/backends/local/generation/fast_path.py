@@ -17,8 +17,8 @@ from transformers.generation.logits_process import LogitsProcessorList
 from llm_magic.backends.base import Report
 from llm_magic.backends.local import memory
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.gguf import cache_folder
-from llm_magic.backends.local.static import StaticStep, bucket, fits, why_not
+from llm_magic.backends.local.files.gguf import cache_folder
+from llm_magic.backends.local.generation.cuda_graph import StaticStep, bucket, fits, why_not
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.types import Progress
 

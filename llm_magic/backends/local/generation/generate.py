@@ -19,18 +19,24 @@ from transformers.generation.stopping_criteria import (
 )
 
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.drafts import Assistant, Confidence, Drafter, NoDrafts, PromptLookup
-from llm_magic.backends.local.emitting import Emit, Emitter, Stopped
-from llm_magic.backends.local.encoding import encode, room
-from llm_magic.backends.local.parameters import end_ids, generate_options, seeded
-from llm_magic.backends.local.prefixes import can_be_cut, short_length
-from llm_magic.backends.local.resident import Loaded
-from llm_magic.backends.local.static import LateReader, StaticStep
-from llm_magic.backends.local.steps import Steps
-from llm_magic.backends.local.thoughts import begun
-from llm_magic.backends.local.turns import turn
+from llm_magic.backends.local.generation.chat_template import encode, room
+from llm_magic.backends.local.generation.cuda_graph import LateReader, StaticStep
+from llm_magic.backends.local.generation.kv_cache import Steps
+from llm_magic.backends.local.generation.parameters import end_ids, generate_options, seeded
+from llm_magic.backends.local.generation.prefix_cache import can_be_cut, short_length
+from llm_magic.backends.local.generation.reasoning_tokens import begun
+from llm_magic.backends.local.generation.speculative import (
+    Assistant,
+    Confidence,
+    Drafter,
+    NoDrafts,
+    PromptLookup,
+)
+from llm_magic.backends.local.generation.streamer import Emit, Emitter, Stopped
+from llm_magic.backends.local.loaded_model import Loaded
+from llm_magic.backends.local.process_lock import turn
 from llm_magic.backends.local.worker import Cancelled
-from llm_magic.config import GenerationConfig
+from llm_magic.config.settings import GenerationConfig
 from llm_magic.types import Chunk, Message, Usage
 
 # What one more token in a forward pass costs, as a share of the pass with one: a GPU reads

@@ -11,7 +11,7 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.prefixes import Taken, common_length
+from llm_magic.backends.local.generation.prefix_cache import Taken, common_length
 from llm_magic.backends.local.worker import Cancelled
 
 

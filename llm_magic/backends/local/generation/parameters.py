@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig as TransformersConfig
 from transformers import PreTrainedModel
 
-from llm_magic.config import GenerationConfig
+from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import OptionError, did_you_mean
 
 # Options of `generate` that change what comes out of it, or that have a flag of their own.

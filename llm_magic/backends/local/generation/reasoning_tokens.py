@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.overlap import THOUGHT_ENDS as _CLOSE
-from llm_magic.overlap import THOUGHT_OPENS as _OPEN
+from llm_magic.text.partial_match import THOUGHT_ENDS as _CLOSE
+from llm_magic.text.partial_match import THOUGHT_OPENS as _OPEN
 
 if TYPE_CHECKING:
     import torch

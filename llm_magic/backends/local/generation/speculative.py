@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.steps import Pace, Steps
+from llm_magic.backends.local.generation.kv_cache import Pace, Steps
 
 _LENGTHS = (1, 2, 4, 8)
 # So many tokens in a row have to have come before; a pair comes again by chance.

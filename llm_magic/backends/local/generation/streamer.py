@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.generation.streamers import BaseStreamer
 
-from llm_magic.backends.local.detokenize import Detokenizer
-from llm_magic.backends.local.parameters import end_ids
+from llm_magic.backends.local.generation.detokenizer import Detokenizer
+from llm_magic.backends.local.generation.parameters import end_ids
 from llm_magic.backends.local.worker import Cancelled
-from llm_magic.overlap import StopText
+from llm_magic.text.partial_match import StopText
 from llm_magic.types import Chunk, FinishReason, Usage
 
 if TYPE_CHECKING:
     import torch
 
-    from llm_magic.backends.local.resident import Loaded
+    from llm_magic.backends.local.loaded_model import Loaded
 
 Emit = Callable[[Chunk], None]
 
