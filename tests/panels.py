@@ -13,8 +13,8 @@ from ipywidgets import Dropdown, Widget
 
 from llm_magic.notebook.panel import ControlPanel
 from llm_magic.session import Session
+from tests.remote_sessions import eventually
 from tests.scripted import ScriptedBackend, scripted_session
-from tests.unit.remote import eventually
 
 
 @dataclass

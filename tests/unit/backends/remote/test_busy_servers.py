@@ -1,0 +1,263 @@
+"""Servers that take no request while they work on another: they are waited for, and cells can be stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from llm_magic.backends.remote.server_errors import explain, read
+from llm_magic.config.server_address import parse_url
+from llm_magic.errors import Interrupted, LLMMagicError, RequestRefused, ServerBusy
+from llm_magic.session import Session
+from llm_magic.session.requests import Request
+from llm_magic.types import Chunk
+from tests.exchange import Received
+from tests.fault_server import CHAT, MODELS, FaultServer
+from tests.remote_sessions import (
+    NOW,
+    body_of,
+    fails,
+    interrupt,
+    questions,
+    session_on,
+    still_works,
+)
+from tests.scripted import settings, stop_when
+from tests.wire import Step, busy, delta, html_answer, json_answer, refusal, sse
+
+NOTICE = "waiting: the server is busy with other requests"
+
+
+class OneAtATime(FaultServer):
+    """Refuses every request while it answers one, as `ilab model serve` does."""
+
+    def __init__(self) -> None:
+        super().__init__({"tiny": {"owned_by": "me"}})
+        self.linger_s = 0.0  # seconds for which it works on after a client has left
+        self.refused = 0
+        self._busy_until = 0.0
+
+    def answer(self, request: Received) -> Any:
+        """Answer one request."""
+        if time.monotonic() < self._busy_until:
+            self.refused += 1
+            yield from busy()
+            return
+        self._busy_until = float("inf")
+        try:
+            yield from super().answer(request)
+            self._busy_until = 0.0
+        finally:
+            if self._busy_until:
+                self._busy_until = time.monotonic() + self.linger_s
+
+    def work(self, seconds: float) -> None:
+        """Be busy with the request of somebody else."""
+        self._busy_until = time.monotonic() + seconds
+
+
+@pytest.fixture
+def server() -> Iterator[OneAtATime]:
+    with OneAtATime() as running:
+        yield running
+
+
+@pytest.fixture
+def session(server: OneAtATime) -> Iterator[Session]:
+    with session_on(server, "instructlab") as made:
+        yield made
+
+
+def notices(session: Session) -> list[str]:
+    """Ask, and return what was shown while the answer was waited for."""
+    shown: list[str] = []
+
+    def take(chunk: Chunk) -> None:
+        if chunk.notice:
+            shown.append(chunk.notice)
+
+    assert session.answer(Request("one two"), take).text == "one two"
+    return shown
+
+
+def test_busy_server_is_waited_for_longer_than_three_tries(
+    session: Session, server: OneAtATime
+) -> None:
+    server.work(2.2)
+    began = time.monotonic()
+    assert notices(session) == [NOTICE]
+    assert 2.2 <= time.monotonic() - began < 5.0
+    assert len(questions(server)) > 3
+
+
+def test_wait_for_a_busy_server_ends_with_the_idle_limit(server: OneAtATime) -> None:
+    with session_on(server, "instructlab", idle_s=0.2) as session:
+        server.work(60)
+        began = time.monotonic()
+        error = fails(session, ServerBusy)
+        assert 1.0 <= time.monotonic() - began < 2.0
+        assert str(error) == (
+            f"{server.url} is busy with other requests (503). Try again later, or wait longer for it"
+            " with --idle-timeout."
+        )
+        server.work(0)
+        still_works(session)
+
+
+def test_wait_for_a_busy_server_can_be_interrupted(session: Session, server: OneAtATime) -> None:
+    server.work(60)
+    interrupt(session, lambda chunk: chunk.notice == NOTICE)
+    server.work(0)
+    still_works(session)
+
+
+def test_next_cell_after_an_interrupt_waits_until_the_server_is_free(
+    session: Session, server: OneAtATime
+) -> None:
+    server.linger_s, server.pace = 1.0, 0.05
+    begun = threading.Event()
+
+    def take(chunk: Chunk) -> None:
+        if chunk.text:
+            begun.set()
+
+    stop_when(begun)
+    with pytest.raises(Interrupted):
+        session.answer(Request("word " * 1000), take)
+    server.pace = 0
+    assert notices(session) == [NOTICE]
+
+
+def test_load_from_a_busy_server_waits_and_reports_it(server: OneAtATime) -> None:
+    session = Session(settings())
+    stages: set[str] = set()
+
+    def watch() -> None:
+        if session.progress is not None:
+            stages.add(session.progress.stage)
+
+    server.work(1.0)
+    try:
+        session.load_and_tell("tiny", backend="instructlab", base_url=server.url, tick=watch)
+        assert NOTICE in stages
+        still_works(session)
+    finally:
+        session.close()
+
+
+def test_two_sessions_share_a_server_that_takes_one_request(server: OneAtATime) -> None:
+    server.pace = 0.02
+    sessions = [Session(settings()) for _ in range(2)]
+
+    async def main() -> list[str]:
+        asked = [session.agenerate("one two three") for session in sessions for _ in range(2)]
+        return [reply.text for reply in await asyncio.gather(*asked)]
+
+    try:
+        for session in sessions:
+            session.load("tiny", backend="instructlab", base_url=server.url)
+        assert asyncio.run(main()) == ["one two three"] * 4
+        assert server.refused
+    finally:
+        for session in sessions:
+            session.close()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        html_answer(503, NOW),
+        refusal(503, "The model is down.", headers=NOW),
+        body_of(503, "text/plain", b"no available server\n", **NOW),
+        body_of(503, "text/plain", b"Service Unavailable\n", **NOW),
+    ],
+    ids=["proxy-page", "json", "no-server", "go"],
+)
+def test_other_503_is_reported_after_three_tries(
+    session: Session, server: OneAtATime, script: list[Step]
+) -> None:
+    for _ in range(3):
+        server.will(CHAT, *script)
+    began = time.monotonic()
+    error = fails(session, RequestRefused)
+    assert time.monotonic() - began < 5
+    assert "is not ready or overloaded (503)" in str(error)
+    assert len(questions(server)) == 3
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"error": "server busy, please try again.  maximum pending requests exceeded"},
+        {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}},
+    ],
+    ids=["ollama", "llama.cpp"],
+)
+def test_servers_that_say_they_are_busy_are_waited_for(
+    session: Session, server: OneAtATime, said: object
+) -> None:
+    for _ in range(3):
+        server.will(CHAT, *json_answer(503, said))
+    assert notices(session) == [NOTICE]
+    assert len(questions(server)) == 4
+
+
+def test_busy_answer_does_not_use_up_the_tries(session: Session, server: OneAtATime) -> None:
+    for script in (busy(), refusal(500, "Oops.", headers=NOW)) * 2:
+        server.will(CHAT, *script)
+    assert notices(session) == [NOTICE, "500, next try in 1 s"] * 2
+
+
+def test_list_of_a_busy_server_waits_a_little(server: OneAtATime) -> None:
+    session = Session(settings())
+    server.work(1.0)
+    try:
+        listed = session.models("instructlab", base_url=server.url)
+        assert [info.name for info in listed] == ["tiny"]
+        assert len(server.asked(MODELS)) > 1
+    finally:
+        session.close()
+
+
+def test_only_a_503_is_busy() -> None:
+    place = parse_url("instructlab", "localhost:8000")
+    kinds: list[type[LLMMagicError]] = [
+        type(explain(place, None, status, {}, read(b"Service Unavailable")))
+        for status in (500, 502, 503)
+    ]
+    assert kinds == [RequestRefused, RequestRefused, ServerBusy]
+
+
+def test_answer_that_began_is_not_asked_for_again(session: Session, server: OneAtATime) -> None:
+    server.will(CHAT, *sse(delta("one"), {"error": {"message": "server busy", "code": 503}}))
+    before = len(questions(server))
+    with pytest.raises(LLMMagicError, match="stopped with an error: server busy"):
+        session.generate("one")
+    assert len(questions(server)) == before + 1
+
+
+def test_busy_server_is_not_taken_for_one_without_the_api(server: OneAtATime) -> None:
+    session = Session(settings())
+    for _ in range(2):
+        server.will(MODELS, *refusal(404, "no such route"))
+    server.will(CHAT, *busy())
+    try:
+        told = session.load_and_tell("tiny", backend="openai", base_url=server.url)
+        assert any("lists no models" in note for note in told.notes)
+    finally:
+        session.close()
+
+
+def test_busy_server_is_not_taken_for_one_without_the_model(server: OneAtATime) -> None:
+    session = Session(settings())
+    server.will(f"{MODELS}/alias", *busy())
+    server.will(f"{MODELS}/alias", *json_answer(200, {"id": "alias", "object": "model"}))
+    try:
+        assert session.load("alias", backend="openai", base_url=server.url).name == "alias"
+    finally:
+        session.close()

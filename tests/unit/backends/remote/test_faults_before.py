@@ -1,0 +1,292 @@
+"""Servers that fail before the first word: one short error, nothing lost, and the next one works."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from llm_magic.errors import (
+    KeyRejected,
+    LLMMagicError,
+    PromptTooLong,
+    RequestRefused,
+    ServerSilent,
+    ServerUnreachable,
+)
+from llm_magic.session import Session
+from tests.fault_server import CHAT, FaultServer
+from tests.remote_sessions import (
+    IDLE_S,
+    NOW,
+    body_of,
+    failing,
+    fails,
+    questions,
+    session_on,
+    still_works,
+    told,
+)
+from tests.wire import (
+    SSE,
+    Cut,
+    Head,
+    Hold,
+    Raw,
+    Reset,
+    Send,
+    Slow,
+    Step,
+    delta,
+    events,
+    html_answer,
+    json_answer,
+    redirect,
+    refusal,
+    sse,
+    words,
+)
+
+ROLE = delta("", role="assistant")
+# What somebody can do about it, in the words of all the errors.
+NEXT = re.compile(
+    r"Try again|Check --|Is it |Is --base-url|Is the |Look at|Start |give that|Put it|Put the|Shorten"
+    r"|log says|Type |Leave |--key-env|%llm"
+)
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as running:
+        yield running
+
+
+@pytest.fixture
+def session(server: FaultServer) -> Iterator[Session]:
+    with session_on(server) as made:
+        yield made
+
+
+@pytest.mark.parametrize("html", [False, True], ids=["json", "html"])
+@pytest.mark.parametrize(
+    ("status", "kind", "times"),
+    [
+        (400, RequestRefused, 1),
+        (401, KeyRejected, 1),
+        (403, KeyRejected, 1),
+        (404, RequestRefused, 1),
+        (408, RequestRefused, 3),
+        (413, PromptTooLong, 1),
+        (422, RequestRefused, 1),
+        (429, RequestRefused, 3),
+        (500, RequestRefused, 3),
+        (502, RequestRefused, 3),
+        (503, RequestRefused, 3),
+        (504, RequestRefused, 3),
+        (529, RequestRefused, 3),
+    ],
+)
+def test_a_refusal_is_one_error_after_as_many_tries_as_make_sense(
+    server: FaultServer, status: int, kind: type[LLMMagicError], times: int, html: bool
+) -> None:
+    script = html_answer(status, NOW) if html else refusal(status, "Some words.", headers=NOW)
+    with session_on(server, "openai" if html else "vllm") as session:
+        error = failing(session, server, kind, *script, times=times)
+    message = str(error)
+    assert message.startswith(server.url)
+    assert str(status) in message
+    assert "<" not in message
+    if not isinstance(error, KeyRejected):
+        assert ("Some words" in message) is not html
+    if isinstance(error, RequestRefused | KeyRejected):
+        assert error.status == status
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 429, 500, 503])
+def test_a_refusal_names_the_next_step(session: Session, server: FaultServer, status: int) -> None:
+    for _ in range(3):
+        server.will(CHAT, *refusal(status, "Some words.", headers=NOW))
+    with pytest.raises(LLMMagicError) as caught:
+        session.generate("?")
+    assert NEXT.search(told(caught.value)), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (400, "This model's maximum context length is 2048 tokens. However, you requested 4096."),
+        (400, "Requested tokens (600) exceed context window of 512"),
+        (500, "the request exceeds the available context size, try increasing it"),
+        (413, "Request Entity Too Large"),
+    ],
+)
+def test_a_prompt_that_is_too_long_has_an_error_of_its_own(
+    server: FaultServer, status: int, words: str
+) -> None:
+    server.models["tiny"] = {"max_model_len": 2048}
+    with session_on(server) as session:
+        script = refusal(status, words, headers=NOW)
+        error = failing(session, server, PromptTooLong, *script)
+        assert "tiny reads 2,048 tokens. Shorten the prompt" in str(error)
+        assert isinstance(error, PromptTooLong)
+        assert error.reply is not None
+        assert (error.reply.text, error.reply.finish_reason) == ("", "truncated")
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(session: Session, server: FaultServer, status: int) -> None:
+    with FaultServer() as other:
+        script = redirect(f"{other.url}/v1?token=secret", status)
+        error = failing(session, server, RequestRefused, *script)
+        assert f"{other.url}/v1. Redirects are not followed; give that" in str(error)
+        assert "secret" not in str(error)
+        assert (other.received, other.connections) == ([], 0)
+
+
+def test_a_redirect_is_told_without_what_may_be_a_secret(
+    session: Session, server: FaultServer
+) -> None:
+    server.will(CHAT, *redirect("https://user:s3cr3t@else.example/v1?token=s3cr3t#s3cr3t"))
+    error = fails(session, RequestRefused)
+    assert "s3cr3t" not in str(error)
+    assert "else.example/v1" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("script", "match"),
+    [
+        (html_answer(200), r"kind of server|--base-url"),
+        (body_of(200, "text/plain", b"Hello"), r"kind of server|--base-url"),
+        (body_of(200, "application/json", b"<html>"), r"kind of server|--base-url"),
+        (body_of(200, "application/json", b'"text"'), r"kind of server|--base-url"),
+        (sse(b"nonsense", done=False), r"sent what is no JSON\. Is it the right kind of server\?"),
+        (sse(b"[1]", done=False), r"sent JSON that is no object\. Is it the right kind"),
+        (sse(b'{"choices": [1]}'), r"a chunk of an unknown shape\. Is it the right kind"),
+        (sse(b'{"choices": [{"delta": "x"}]}'), r"a chunk of an unknown shape"),
+        (sse(b'{"choices": "x"}'), r"a chunk of an unknown shape"),
+        (sse(b'{"choices": [{"delta": {"content": 5}}]}'), r"a chunk of an unknown shape"),
+        (json_answer(200, {}), r"kind of server|--base-url"),
+        (json_answer(200, {"detail": "Not Found"}), r"Not Found|kind of server|--base-url"),
+        ([Head(200, SSE)], r"an empty answer\. Is the prompt longer than its context\?"),
+        ([Head(200, SSE), Send(b": ping\n\n")], r"an empty answer"),
+    ],
+    ids=["html", "text", "html-as-json", "json-text", "no-json", "no-object", "no-choice",
+         "no-delta", "no-choices", "no-text", "json-nothing", "json-detail", "empty", "comments"],
+)  # fmt: skip
+def test_what_is_no_answer_is_told_once(
+    session: Session, server: FaultServer, script: list[Step], match: str
+) -> None:
+    error = failing(session, server, RequestRefused, *script)
+    assert re.search(match, str(error)), str(error)
+
+
+def test_an_answer_that_cannot_be_decompressed_is_an_error_of_ours(
+    session: Session, server: FaultServer
+) -> None:
+    head = Head(200, {**SSE, "Content-Encoding": "gzip"})
+    for _ in range(3):
+        server.will(CHAT, head, Send(b"no gzip at all"))
+    with pytest.raises(LLMMagicError) as caught:
+        session.generate("?")
+    told(caught.value)
+    for _ in range(3 - len(questions(server))):
+        session.generate("?")
+    still_works(session)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"error": {"message": "CUDA out of memory.", "type": "server_error", "code": None}},
+        {"error": "CUDA out of memory."},
+        {"object": "error", "message": "CUDA out of memory.", "type": "x", "code": "oom"},
+    ],
+)
+@pytest.mark.parametrize("shape", ["event", "after-role", "json", "error-field", "error-event"])
+def test_an_error_in_place_of_an_answer_is_told(
+    session: Session, server: FaultServer, value: object, shape: str
+) -> None:
+    data = json.dumps(value).encode()
+    scripts: dict[str, list[Step]] = {
+        "event": sse(value),
+        "after-role": sse(ROLE, value),
+        "json": json_answer(200, value),
+        # llama.cpp's server wrote errors into a field of that name.
+        "error-field": [Head(200, SSE), Send(b"error: " + data + b"\n\n")],
+        "error-event": [Head(200, SSE), Send(b"event: error\ndata: " + data + b"\n\n")],
+    }
+    error = failing(session, server, RequestRefused, *scripts[shape])
+    assert "CUDA out of memory." in str(error)
+
+
+def test_an_error_in_a_stream_that_may_pass_is_tried_again(
+    session: Session, server: FaultServer
+) -> None:
+    server.will(CHAT, *sse(ROLE, {"error": {"message": "Busy.", "code": 503}}))
+    assert session.generate("one two").text == "one two"
+    assert len(questions(server)) == 2
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        [Hold()],
+        [Raw(b"HTTP/1.1 200 OK\r\n"), Hold()],
+        [Head(200, SSE), Hold()],
+        [*sse(ROLE, done=False), Hold()],
+        [Head(200, SSE), Send(b"data: {"), Hold()],
+    ],
+    ids=["no-head", "half-a-head", "no-body", "role", "half-an-event"],
+)
+def test_silence_ends_after_five_times_the_limit_and_is_not_tried_again(
+    server: FaultServer, script: list[Step]
+) -> None:
+    with session_on(server, idle_s=IDLE_S) as session:
+        error = failing(session, server, ServerSilent, *script)
+        assert f"{server.url} said nothing for 1 s. Look at the server" in str(error)
+        assert "--idle-timeout" in str(error)
+        held = [request for request in questions(server) if request.ended != "whole"]
+        assert held[0].left.wait(1)
+
+
+def test_a_model_may_think_longer_than_it_may_pause(server: FaultServer) -> None:
+    with session_on(server, idle_s=IDLE_S) as session:
+        slow = Slow(b": wait\n\n", 0.06)  # 0.5 s, more than twice the limit
+        server.will(CHAT, Head(200, SSE), slow, *events(delta("Hi"), delta(finish="stop")))
+        assert session.generate("?").text == "Hi"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [[Reset()], [Cut()], [Head(200, SSE), Reset()], [*sse(ROLE, done=False), Cut()],
+     [Raw(b"nothing of HTTP\r\n\r\n"), Cut()], [*words("one", " two")[:2], Raw(b"zz\r\n"), Hold()]],
+    ids=["reset", "closed", "reset-behind-head", "cut-chunk", "no-http", "no-chunk"],
+)  # fmt: skip
+def test_a_connection_that_breaks_before_the_first_word_is_made_again(
+    server: FaultServer, script: list[Step]
+) -> None:
+    with session_on(server) as session:
+        server.will(CHAT, *script)
+        assert session.generate("one two").text == "one two"
+        assert len(questions(server)) == 2
+
+
+def test_a_connection_that_always_breaks_is_an_error(server: FaultServer) -> None:
+    with session_on(server) as session:
+        # The first try meets a kept connection, and is repeated on a new one.
+        error = failing(session, server, ServerUnreachable, Reset(), times=4)
+        assert "broke" in str(error)
+        assert NEXT.search(str(error)), str(error)
+
+
+def test_where_nothing_listens_it_says_how_to_start_a_server(server: FaultServer) -> None:
+    with session_on(server) as session:
+        before = session.generate("before")
+        server.stop()
+        error = fails(session, ServerUnreachable)
+        assert str(error) == f"Nothing listens at {server.url}. Start one: vllm serve MODEL"
+        assert session.last is before
+        server.start()
+        still_works(session)

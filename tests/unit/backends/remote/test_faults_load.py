@@ -1,0 +1,258 @@
+"""Servers that fail while a model is loaded or listed: what was loaded stays, and the error is ours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from llm_magic.errors import (
+    Interrupted,
+    KeyRejected,
+    LLMMagicError,
+    ModelNotFound,
+    RequestRefused,
+    ServerUnreachable,
+)
+from llm_magic.notebook.display import messages
+from llm_magic.session import Session
+from tests.fault_server import MODELS, FaultServer
+from tests.ollama_models import OllamaModel
+from tests.ollama_server import OllamaServer
+from tests.remote_sessions import NOW, body_of, session_on, still_works, told
+from tests.scripted import settings, stop_when
+from tests.wire import Head, Hold, Send, Step, html_answer, json_answer, ndjson, redirect, refusal
+
+# Longer than a float can be, and almost as long as Python reads.
+HUGE = int("9" * 4000)
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as running:
+        yield running
+
+
+@pytest.fixture
+def session(server: FaultServer) -> Iterator[Session]:
+    with session_on(server) as made:
+        yield made
+
+
+@pytest.fixture
+def ollama() -> Iterator[OllamaServer]:
+    with OllamaServer() as running:
+        yield running
+
+
+def refused(session: Session, server: FaultServer, kind: type[LLMMagicError]) -> str:
+    """Load another model, see it fail, and that the one before is still there."""
+    with pytest.raises(kind) as caught:
+        session.load("big", backend="vllm", base_url=server.url)
+    assert type(caught.value) is kind
+    assert session.status().active_model == "tiny"
+    message = told(caught.value)
+    still_works(session)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "said"),
+    [
+        (refusal(401, "No key."), KeyRejected, "--key-env NAME"),
+        (html_answer(403), KeyRejected, "--key-env NAME"),
+        (refusal(400, "Bad."), RequestRefused, "Bad."),
+        (redirect("https://else.example/v1/models"), RequestRefused, "Redirects are not followed"),
+        (refusal(429, "Slow down.", headers={"Retry-After": "90"}), RequestRefused, "Slow down."),
+    ],
+)
+def test_a_refusal_is_told_and_the_model_before_stays(
+    session: Session,
+    server: FaultServer,
+    script: list[Step],
+    kind: type[LLMMagicError],
+    said: str,
+) -> None:
+    server.will(MODELS, *script)
+    assert said in refused(session, server, kind)
+
+
+def test_a_refusal_without_an_end_is_read_so_far_and_left(
+    session: Session, server: FaultServer
+) -> None:
+    server.will(MODELS, Head(400), Send(b"No. " * 20_000), Hold())
+    assert "(400): No. No. No." in refused(session, server, RequestRefused)
+    assert server.asked(MODELS)[-1].left.wait(1)
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_server_that_is_not_ready_is_asked_three_times(
+    session: Session, server: FaultServer, status: int
+) -> None:
+    before = len(server.asked(MODELS))
+    for _ in range(3):
+        server.will(MODELS, *refusal(status, "Not yet.", headers=NOW))
+    assert "Not yet." in refused(session, server, RequestRefused)
+    assert len(server.asked(MODELS)) == before + 3
+
+
+@pytest.mark.parametrize(
+    "script",
+    [html_answer(200), body_of(200, "application/json", b"{"), body_of(200, "application/json", b"")],
+)  # fmt: skip
+@pytest.mark.parametrize("chats", [False, True])
+def test_what_is_no_list_is_another_kind_of_server_or_one_that_lists_nothing(
+    script: list[Step], chats: bool
+) -> None:
+    session = Session(settings())
+    with FaultServer() as server:
+        server.will(MODELS, *script)
+        if not chats:
+            server.will("/v1/chat/completions", *html_answer(404))
+        try:
+            if chats:
+                info = session.load("tiny", backend="openai", base_url=server.url)
+                assert info.name == "tiny"
+                still_works(session)
+            else:
+                with pytest.raises(RequestRefused, match="--base-url"):
+                    session.load("tiny", backend="openai", base_url=server.url)
+                assert session.status().status == "Failed"
+        finally:
+            session.close()
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [{"data": None}, {"data": []}, {}, [], {"data": {"id": "big"}}, {"data": [None, 5, {"id": 5}]},
+     {"data": [{"name": "big"}]}, "text", 5, None],
+)  # fmt: skip
+def test_an_odd_list_has_no_such_model(
+    session: Session, server: FaultServer, listed: object
+) -> None:
+    server.will(MODELS, *json_answer(200, listed))
+    assert "has no model big" in refused(session, server, ModelNotFound)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [{"max_model_len": "2048"}, {"max_model_len": None}, {"meta": "x"}, {"meta": {"n_ctx": 1.5}},
+     {"meta": {"size": "big"}}, {"owned_by": 5}, {"context_length": [1]},
+     {"meta": {"size": HUGE, "n_ctx": HUGE}}, {"max_model_len": HUGE}],
+)  # fmt: skip
+def test_odd_facts_about_a_model_are_unknown_ones(entry: dict[str, Any]) -> None:
+    with FaultServer({"tiny": entry}) as server, session_on(server) as session:
+        (info,) = session.status().models
+        assert (info.context_length, info.size) == (None, None)
+        still_works(session)
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/"])
+def test_the_path_of_the_api_may_be_there_or_not(server: FaultServer, path: str) -> None:
+    with session_on(server, "openai", base_url=server.url + path) as session:
+        still_works(session)
+
+
+def test_a_model_that_nobody_lists_is_told_with_the_nearest(
+    session: Session, server: FaultServer
+) -> None:
+    with pytest.raises(ModelNotFound, match=r"has no model bik\. Did you mean big\?"):
+        session.load("bik", backend="vllm", base_url=server.url)
+    still_works(session)
+
+
+def test_a_load_stops_and_what_was_loaded_stays(session: Session, server: FaultServer) -> None:
+    hold = Hold()
+    server.will(MODELS, hold)
+    stop_when(hold.reached)
+    began = time.monotonic()
+    with pytest.raises(Interrupted, match="Stopped loading big"):
+        session.load("big", backend="vllm", base_url=server.url)
+    assert time.monotonic() - began < 1
+    assert server.asked(MODELS)[-1].left.wait(1)
+    assert session.status().active_model == "tiny"
+    still_works(session)
+
+
+def test_a_list_of_models_stops(session: Session, server: FaultServer) -> None:
+    hold = Hold()
+    server.will(MODELS, hold)
+    stop_when(hold.reached)
+    with pytest.raises((Interrupted, KeyboardInterrupt)):
+        session.models("vllm", base_url=server.url)
+    assert server.asked(MODELS)[-1].left.wait(1)
+    still_works(session)
+
+
+def test_a_pull_stops_and_goes_on_where_it_was() -> None:
+    with OllamaServer() as server, session_on(server, "ollama") as session:
+        hold = Hold()
+        server.will("/api/pull", *ndjson({"status": "pulling", "total": 10, "completed": 5}), hold)
+        stop_when(hold.reached)
+        with pytest.raises(Interrupted, match="Stopped loading"):
+            session.load("gemma3:270m", backend="ollama", base_url=server.url, pull=True)
+        assert server.asked("/api/pull")[0].left.wait(1)
+        still_works(session)
+        assert session.load("gemma3:270m", backend="ollama", base_url=server.url, pull=True).name
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/api"])
+def test_the_path_of_its_other_api_is_no_hindrance(ollama: OllamaServer, path: str) -> None:
+    with session_on(ollama, "ollama", base_url=ollama.url + path) as session:
+        still_works(session)
+
+
+def test_another_kind_of_server_is_told_apart() -> None:
+    session = Session(settings())
+    try:
+        with (
+            FaultServer() as other,
+            pytest.raises(RequestRefused, match=r"it is no Ollama.*-b openai"),
+        ):
+            session.load("tiny", backend="ollama", base_url=other.url)
+        with pytest.raises(ServerUnreachable, match="Start it: ollama serve"):
+            session.load("tiny", backend="ollama", base_url=other.url)
+    finally:
+        session.close()
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [{"models": None}, {"models": [5, {"name": 5}, {"name": "a:b"}]}, {}, [], {"models": {"a": 1}},
+     {"models": [{"name": "x:y", "details": "none", "size": "big"}]},
+     {"models": [{"name": "x:y", "details": []}]},
+     {"models": [{"name": "x:y", "size": HUGE, "details": {"context_length": HUGE}}]}],
+)  # fmt: skip
+def test_an_odd_list_of_models_breaks_nothing(ollama: OllamaServer, tags: object) -> None:
+    with session_on(ollama, "ollama") as session:
+        ollama.will("/api/tags", *json_answer(200, tags))
+        listed = session.models("ollama", base_url=ollama.url)
+        assert {info.name for info in listed} <= {"a:b", "x:y"}
+        assert "999" not in repr(messages.models_table(listed, ()))
+        still_works(session)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"total": HUGE, "completed": 1}, {"total": 5, "completed": HUGE}]
+)
+def test_huge_sizes_of_a_pull_are_unknown_ones(ollama: OllamaServer, sizes: dict[str, int]) -> None:
+    session = Session(settings())
+    try:
+        ollama.will("/api/pull", *ndjson({"status": "pulling", **sizes}, {"status": "success"}))
+        session.load("llama3.2", backend="ollama", base_url=ollama.url, pull=True)
+        still_works(session)
+    finally:
+        session.close()
+
+
+def test_huge_context_of_a_modelfile_is_an_unknown_one() -> None:
+    model = OllamaModel("small", parameters={"num_ctx": (HUGE,)})
+    with OllamaServer([model]) as server:
+        session = Session(settings())
+        try:
+            info = session.load("small", backend="ollama", base_url=server.url)
+            assert info.context_length is None
+        finally:
+            session.close()

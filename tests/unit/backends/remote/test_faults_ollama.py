@@ -1,0 +1,292 @@
+"""Ollama that fails, by its own protocol: before the first word, in the middle, and at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from llm_magic.errors import (
+    AnswerBroken,
+    GenerationError,
+    KeyRejected,
+    LLMMagicError,
+    PromptTooLong,
+    RequestRefused,
+    ServerSilent,
+)
+from llm_magic.session import Session
+from llm_magic.types import Usage
+from tests.ollama_server import OllamaServer
+from tests.remote_sessions import (
+    IDLE_S,
+    NOW,
+    OLLAMA_CHAT,
+    failing,
+    fails,
+    last,
+    notices,
+    questions,
+    session_on,
+    still_works,
+)
+from tests.wire import (
+    NDJSON,
+    Cut,
+    End,
+    Head,
+    Hold,
+    Pause,
+    Raw,
+    Reset,
+    Send,
+    Step,
+    html_answer,
+    json_answer,
+    lines,
+    ndjson,
+    recut,
+    redirect,
+    text_answer,
+)
+
+
+def piece(text: str | None = "", **more: Any) -> dict[str, Any]:
+    """Return one object of a streamed answer."""
+    message = {"role": "assistant", "content": text, **more.pop("message", {})}
+    return {"model": "llama3.2", "created_at": "2026-01-01T00:00:00Z", "message": message,
+            "done": False, **more}  # fmt: skip
+
+
+def done(text: str | None = "", reason: str | None = "stop", **more: Any) -> dict[str, Any]:
+    """Return the last object."""
+    counts = {"prompt_eval_count": 5, "eval_count": 2}
+    why = {} if reason is None else {"done_reason": reason}
+    return piece(text, **{"done": True, **why, **counts, **more})
+
+
+HEL = [*ndjson(piece("Hel")), Pause(0.1)]
+TEXT = "Grüße 🦙"
+WHOLE = ndjson(piece("Grüße"), piece(" 🦙"), done())
+
+
+@pytest.fixture
+def server() -> Iterator[OllamaServer]:
+    with OllamaServer() as running:
+        yield running
+
+
+@pytest.fixture
+def session(server: OllamaServer) -> Iterator[Session]:
+    with session_on(server, "ollama") as made:
+        yield made
+
+
+@pytest.mark.parametrize("html", [False, True], ids=["json", "html"])
+@pytest.mark.parametrize(
+    ("status", "kind", "times"),
+    [
+        (400, RequestRefused, 1),
+        (401, KeyRejected, 1),
+        (403, KeyRejected, 1),
+        (404, RequestRefused, 1),
+        (413, PromptTooLong, 1),
+        (429, RequestRefused, 3),
+        (500, RequestRefused, 3),
+        (503, RequestRefused, 3),
+    ],
+)
+def test_a_refusal_is_one_error_after_as_many_tries_as_make_sense(
+    session: Session,
+    server: OllamaServer,
+    status: int,
+    kind: type[LLMMagicError],
+    times: int,
+    html: bool,
+) -> None:
+    said = json_answer(status, {"error": "some words"}, NOW)
+    script = html_answer(status, NOW) if html else said
+    error = failing(session, server, kind, *script, times=times)
+    assert str(error).startswith(server.url)
+    assert "<" not in str(error)
+    if kind is not KeyRejected:
+        assert ("some words" in str(error)) is not html
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "said"),
+    [
+        (ndjson({"error": "llama runner process has terminated"}), RequestRefused, "has terminated."),
+        (ndjson(piece(), {"error": {"message": "Out of memory."}}), RequestRefused, "Out of memory."),
+        (ndjson(b"nonsense"), RequestRefused, "what is no JSON. Is it the right kind of server?"),
+        (ndjson([1]), RequestRefused, "JSON that is no object. Is it the right kind"),
+        (ndjson({"message": "text"}), RequestRefused, "a chunk of an unknown shape"),
+        (html_answer(200), RequestRefused, "Is it the right kind of server?"),
+        (text_answer(200, "Ollama is running"), RequestRefused, "Is it the right kind of server?"),
+        (redirect("https://else.example/api/chat"), RequestRefused, "Redirects are not followed"),
+        (json_answer(400, {"error": "the input length exceeds the context length"}), PromptTooLong,
+         "-p num_ctx=N"),
+        ([Head(200, NDJSON)], RequestRefused, "empty answer"),
+        (ndjson({}), RequestRefused, "empty answer"),
+    ],
+    ids=["error", "error-object", "nonsense", "no-object", "no-message", "html", "text", "redirect",
+         "too-long", "empty", "nothing-in-it"],
+)  # fmt: skip
+def test_what_is_no_answer_is_told_once(
+    session: Session,
+    server: OllamaServer,
+    script: list[Step],
+    kind: type[LLMMagicError],
+    said: str,
+) -> None:
+    assert said in str(failing(session, server, kind, *script))
+
+
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [
+        ([Reset()], "broke"),
+        ([Cut()], "broke"),
+        ([Raw(b"no size\r\n"), Hold()], "broke"),
+        (lines(b"nonsense"), "sent what is no JSON"),
+        (
+            lines({"error": "an error was encountered while running the model"}),
+            "running the model.",
+        ),
+        (lines({"message": {"content": "x"}}, 5), "JSON that is no object"),
+        (lines({"message": [1]}), "a chunk of an unknown shape"),
+        (lines({"message": {"content": 5}}), "a chunk of an unknown shape"),
+        (lines({"message": {"content": ["lo"]}}), "a chunk of an unknown shape"),
+    ],
+    ids=[
+        "reset",
+        "cut",
+        "no-chunk",
+        "nonsense",
+        "error",
+        "no-object",
+        "no-message",
+        "number",
+        "list",
+    ],
+)
+def test_what_was_said_is_kept_and_nobody_is_asked_again(
+    session: Session, server: OllamaServer, ending: list[Step], said: str
+) -> None:
+    server.will(OLLAMA_CHAT, *HEL, *ending)
+    error = fails(session, AnswerBroken)
+    assert said in str(error)
+    assert isinstance(error, GenerationError)
+    assert error.reply is session.last
+    assert last(session).text in {"Hel", "Helx"}
+    assert last(session).finish_reason == "truncated"
+    assert len(questions(server)) == 1
+    still_works(session)
+
+
+def test_silence_ends_sooner_in_the_middle_than_before(server: OllamaServer) -> None:
+    with session_on(server, "ollama", idle_s=IDLE_S) as session:
+        failing(session, server, ServerSilent, Hold())
+        server.will(OLLAMA_CHAT, *ndjson(piece("Hel")), Hold())
+        error = fails(session, AnswerBroken)
+        assert "--idle-timeout" in str(error)
+        assert last(session).text == "Hel"
+        assert all(request.wait() in {"left", "whole"} for request in questions(server))
+        still_works(session)
+
+
+@pytest.mark.parametrize(
+    ("ending", "finish"),
+    [
+        ([End()], "truncated"),
+        ([Send(b'{"message": {"content": "lo"'), End()], "truncated"),
+        (lines(done()), "stop"),
+        (lines(done(reason="length")), "length"),
+        (lines(done(reason=None)), "stop"),
+        ([*lines(done()), Cut()], "stop"),
+        ([*lines(done()), Hold()], "stop"),
+        ([*lines(done(), b"nonsense")], "stop"),
+        ([Send(b'{"message": {"content": ""}, "done": true}'), End()], "stop"),
+    ],
+    ids=["end", "half-a-line", "stop", "length", "no-reason", "cut", "hold", "rubbish", "no-eol"],
+)
+def test_an_answer_ends_for_the_reason_that_its_server_gave(
+    session: Session, server: OllamaServer, ending: list[Step], finish: str
+) -> None:
+    server.will(OLLAMA_CHAT, *HEL, *ending)
+    reply = session.generate("?")
+    assert (reply.text, reply.finish_reason) == ("Hel", finish)
+    still_works(session)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        recut(WHOLE, 1),
+        recut(WHOLE, 5),
+        recut(WHOLE, 1 << 20),
+        ndjson(piece("Grüße"), piece(" 🦙"), done(), eol=b"\r\n"),
+        ndjson(piece("Grüße"), b"", piece(" 🦙"), done(), eol=b"\n\n"),
+        [Head(200, NDJSON, chunked=False), *WHOLE[1:]],
+        ndjson(piece("Grüße"), done(" 🦙")),
+        json_answer(200, done(TEXT)),
+        ndjson({"message": {"content": TEXT}}, {"done": True}),
+        ndjson(piece(None), piece("Grüße", message={"thinking": None}), piece(" 🦙"), done(None)),
+        ndjson({"message": None}, piece(TEXT, message={"thinking": False}), {"message": {}, "done": True}),
+    ],
+    ids=["bytes", "fives", "at-once", "crlf", "blank-lines", "until-close", "text-at-the-end",
+         "one-piece", "bare", "null", "nothing"],
+)  # fmt: skip
+def test_the_answer_is_the_same_however_it_comes(
+    session: Session, server: OllamaServer, script: list[Step]
+) -> None:
+    server.will(OLLAMA_CHAT, *script)
+    reply = session.generate("?")
+    assert (reply.text, reply.finish_reason) == (TEXT, "stop")
+    still_works(session)
+
+
+def test_a_line_of_ten_megabytes_comes_through(session: Session, server: OllamaServer) -> None:
+    server.will(OLLAMA_CHAT, *ndjson(piece("x" * 10_000_000), done()))
+    assert len(session.generate("?").text) == 10_000_000
+
+
+def test_counts_and_thoughts_are_read(session: Session, server: OllamaServer) -> None:
+    server.will(OLLAMA_CHAT, *ndjson(piece("", message={"thinking": "Hm."}), piece("Hi"), done()))
+    reply = session.generate("?")
+    assert (reply.text, reply.reasoning, reply.usage) == ("Hi", "Hm.", Usage(5, 2, None))
+
+
+@pytest.mark.parametrize(
+    "odd", ["many", None, [2], {}, 1.5, -1, 10**400, 1e400], ids=lambda odd: repr(odd)[:9]
+)
+def test_odd_counts_are_unknown_ones(session: Session, server: OllamaServer, odd: object) -> None:
+    last_one = done(prompt_eval_count=odd, eval_count=odd)
+    server.will(OLLAMA_CHAT, *HEL, *lines(piece("lo"), last_one))
+    reply = session.generate("?")
+    assert (reply.text, reply.usage) == ("Hello", Usage(None, None, None))
+
+
+@pytest.mark.parametrize(
+    ("script", "waits"),
+    [([Reset()], []), ([Cut()], []),
+     ([Head(200, NDJSON), Reset()], ["connection lost, next try in 1 s"])],
+)  # fmt: skip
+def test_a_connection_that_breaks_before_the_first_word_is_made_again(
+    session: Session, server: OllamaServer, script: list[Step], waits: list[str]
+) -> None:
+    server.will(OLLAMA_CHAT, *script)
+    # A kept connection that breaks without a byte of an answer is replaced at once.
+    assert notices(session) == waits
+    assert last(session).text == "one two"
+
+
+def test_a_server_that_died_between_two_answers_may_return(
+    session: Session, server: OllamaServer
+) -> None:
+    session.generate("one")
+    server.stop()
+    server.start()
+    assert session.generate("two").text == "two"
+    assert len(questions(server)) == 2

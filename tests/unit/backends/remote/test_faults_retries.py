@@ -1,0 +1,260 @@
+"""When a question is asked again, how often, after how long, and what is said meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from email.utils import format_datetime, formatdate
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_magic.backends.remote.retry import Patience
+from llm_magic.backends.remote.server_errors import Refusal, explain
+from llm_magic.config.server_address import parse_url
+from llm_magic.errors import LLMMagicError, RequestRefused, ServerError, ServerUnreachable
+from llm_magic.session import Session
+from tests.fault_server import CHAT, MODELS, FaultServer
+from tests.remote_sessions import NOW, fails, notices, questions, session_on, still_works
+from tests.scripted import settings
+from tests.wire import SSE, Head, Pause, Reset, delta, html_answer, refusal, sse
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as running:
+        yield running
+
+
+@pytest.fixture
+def session(server: FaultServer) -> Iterator[Session]:
+    with session_on(server) as made:
+        yield made
+
+
+def pauses(server: FaultServer) -> list[float]:
+    """Return the seconds between the questions."""
+    began = [request.began for request in questions(server)]
+    return [later - earlier for earlier, later in itertools.pairwise(began)]
+
+
+def limited(server: FaultServer, status: int = 429, **headers: str) -> None:
+    """Refuse the next question."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    server.will(CHAT, *refusal(status, "Slow down.", headers=named))
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_two_failures_in_a_row_are_got_over(
+    session: Session, server: FaultServer, failures: int
+) -> None:
+    for _ in range(failures):
+        limited(server, 503, Retry_After="0")
+    assert session.generate("one two").text == "one two"
+    assert len(questions(server)) == failures + 1
+    assert {request.body for request in questions(server)} == {questions(server)[0].body}
+
+
+def test_seconds_to_wait_are_kept_and_told(session: Session, server: FaultServer) -> None:
+    limited(server, Retry_After="0.4")
+    assert notices(session) == ["429, next try in 1 s"]
+    (waited,) = pauses(server)
+    assert 0.4 <= waited < 1
+    still_works(session)
+
+
+def test_a_date_to_wait_for_is_kept_and_told(session: Session, server: FaultServer) -> None:
+    until = int(time.time()) + 2
+    limited(server, 503, Retry_After=formatdate(until, usegmt=True))
+    assert notices(session) in (["503, next try in 1 s"], ["503, next try in 2 s"])
+    assert time.time() >= until
+    assert time.time() < until + 0.7
+    assert len(questions(server)) == 2
+
+
+@pytest.mark.parametrize(
+    "value", [formatdate(0, usegmt=True), "-3", "0", "Thu, 01 Jan 1970 00:00:00"]
+)
+def test_a_time_that_has_passed_is_now(session: Session, server: FaultServer, value: str) -> None:
+    limited(server, Retry_After=value)
+    assert len(notices(session)) == 1
+    (waited,) = pauses(server)
+    assert waited < 0.4
+
+
+@pytest.mark.parametrize(
+    "value", ["", "soon", "1 2", "nan", "-nan",
+              "Thu, 99 Jan 1970 99:00:00 GMT", "Thu, 01 Jan 1970 00:00:00 +99999",
+              "Thu, 01 Jan 1970 00:00:00 +99999999999999999999", "9" * 400 + "x"]
+)  # fmt: skip
+def test_a_time_that_is_none_is_not_minded(value: str) -> None:
+    place = parse_url("vllm", "localhost:8000")
+    error = explain(place, None, 429, {"retry-after": value}, Refusal("Slow down"))
+    assert isinstance(error, RequestRefused)
+    assert error.retry_after is None
+
+
+@pytest.mark.parametrize("value", ["inf", "1e400", "Fri, 31 Dec 9999 23:59:59 GMT", "9" * 5000])
+def test_wait_beyond_a_week_is_no_number_in_the_message(value: str) -> None:
+    place = parse_url("vllm", "localhost:8000")
+    error = explain(place, None, 429, {"retry-after": value}, Refusal("Slow down"))
+    assert isinstance(error, RequestRefused)
+    assert str(error).endswith("(429): Slow down. Try again later.")
+    assert error.retry_after == 7 * 24 * 3600
+
+
+@given(st.text(max_size=40) | st.floats().map(str) | st.datetimes().map(format_datetime))
+def test_any_retry_after_is_a_finite_time_or_none(value: str) -> None:
+    error = explain(
+        parse_url("vllm", "localhost:8000"), None, 503, {"retry-after": value}, Refusal("Busy")
+    )
+    assert isinstance(error, RequestRefused)
+    assert error.retry_after is None or 0 <= error.retry_after <= 7 * 24 * 3600
+
+
+def test_where_no_time_is_told_it_waits_as_long_as_it_thinks_best(
+    session: Session, server: FaultServer
+) -> None:
+    limited(server, Retry_After="soon")
+    assert notices(session) == ["429, next try in 1 s"]
+    (waited,) = pauses(server)
+    assert 0.4 < waited < 1.5
+
+
+@pytest.mark.parametrize(
+    "value", ["90", "1e9", "inf", "31", "9" * 400, formatdate(2**32, usegmt=True)]
+)
+def test_a_server_that_wants_to_be_left_alone_for_long_gets_its_error_shown(
+    session: Session, server: FaultServer, value: str
+) -> None:
+    limited(server, Retry_After=value)
+    began = time.monotonic()
+    error = fails(session, RequestRefused)
+    assert time.monotonic() - began < 0.5
+    assert isinstance(error, RequestRefused)
+    assert error.retry_after is not None
+    assert error.retry_after > 30
+    assert len(questions(server)) == 1
+    still_works(session)
+
+
+def test_how_long_a_server_wants_to_be_left_alone_is_told(
+    session: Session, server: FaultServer
+) -> None:
+    limited(server, Retry_After="90")
+    assert "90 s" in str(fails(session, RequestRefused))
+
+
+def test_without_a_time_each_wait_is_longer_than_the_one_before(
+    session: Session, server: FaultServer
+) -> None:
+    for _ in range(3):
+        server.will(CHAT, *html_answer(503))
+    assert notices(session) == ["503, next try in 1 s"] * 2
+    first, second = pauses(server)
+    assert 0.5 <= first <= 1.4
+    assert 1.0 <= second <= 1.9
+
+
+def test_every_door_tells_what_is_waited_for(session: Session, server: FaultServer) -> None:
+    limited(server, Retry_After="0")
+    chunks = list(session.stream("one two"))
+    assert [chunk.notice for chunk in chunks if chunk.notice] == ["429, next try in 1 s"]
+    assert "".join(chunk.text for chunk in chunks) == "one two"
+
+
+def test_a_notice_is_no_part_of_the_answer(session: Session, server: FaultServer) -> None:
+    limited(server, Retry_After="0")
+    reply = session.generate("one two")
+    assert (reply.text, reply.reasoning, reply.finish_reason) == ("one two", "", "stop")
+
+
+def test_different_failures_count_together(session: Session, server: FaultServer) -> None:
+    limited(server, 429, Retry_After="0")
+    # Behind its head: on a kept connection, one that breaks before is replaced at once.
+    server.will(CHAT, Head(200, SSE), Reset())
+    limited(server, 503, Retry_After="0")
+    assert [notice.partition(",")[0] for notice in notices(session)] == ["429", "connection lost"]
+    assert len(questions(server)) == 3
+    still_works(session)
+
+
+def test_every_question_has_tries_of_its_own(session: Session, server: FaultServer) -> None:
+    for _ in range(3):
+        limited(server, Retry_After="0")
+        limited(server, Retry_After="0")
+        assert session.generate("one two").text == "one two"
+    assert len(questions(server)) == 9
+
+
+def test_after_the_first_word_nobody_is_asked_again(session: Session, server: FaultServer) -> None:
+    limited(server, Retry_After="0")
+    server.will(CHAT, *sse(delta("Hel"), done=False), Pause(0.1), Reset())
+    assert len(notices(session)) == 1
+    assert session.last is not None
+    assert session.last.text == "Hel"
+    assert len(questions(server)) == 2
+
+
+def test_nothing_is_said_before_the_first_failure(session: Session, server: FaultServer) -> None:
+    assert notices(session) == []
+    limited(server, 400)
+    assert notices(session) == []
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_load_and_a_list_are_patient_too(server: FaultServer, status: int) -> None:
+    server.will(MODELS, *refusal(status, "Wait.", headers=NOW))
+    with session_on(server) as session:
+        server.will(MODELS, *refusal(status, "Wait.", headers=NOW))
+        assert [info.name for info in session.models("vllm", base_url=server.url)] == [
+            "tiny",
+            "big",
+        ]
+        assert len(server.asked(MODELS)) == 4
+        still_works(session)
+
+
+def test_a_load_where_nothing_listens_fails_at_once(server: FaultServer) -> None:
+    server.stop()
+    session = Session(settings())
+    began = time.monotonic()
+    try:
+        with pytest.raises(ServerUnreachable, match="Start one: vllm serve MODEL"):
+            session.load("tiny", backend="vllm", base_url=server.url)
+        assert time.monotonic() - began < 1
+        server.start()
+        session.load("tiny", backend="vllm", base_url=server.url)
+        still_works(session)
+    finally:
+        session.close()
+
+
+def refused(**about: Any) -> LLMMagicError:
+    return RequestRefused("No.", **about)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [refused(status=s) for s in (408, 429, 500, 502, 503, 504, 529)]
+    + [ServerUnreachable("No.", brief=b) for b in ("nothing listens", "no connection", "connection lost")],
+)  # fmt: skip
+def test_what_may_pass_is_tried_twice_more(error: LLMMagicError) -> None:
+    patience = Patience()
+    waits = [patience.next_try(error) for _ in range(4)]
+    assert [wait is None for wait in waits] == [False, False, True, True]
+    assert all(wait is None or 0 < wait < 2 for wait in waits)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [refused(status=s) for s in (301, 400, 401, 403, 404, 405, 409, 413, 422)]
+    + [refused(), refused(status=429, retry_after=31), refused(status=503, retry_after=float("inf")),
+       ServerUnreachable("No.", brief="certificate"), ServerUnreachable("No.", brief="unknown host"),
+       ServerError("No.")],
+)  # fmt: skip
+def test_what_will_not_pass_is_not_tried_again(error: LLMMagicError) -> None:
+    assert Patience().next_try(error) is None

@@ -1,0 +1,262 @@
+"""What a request says: how each server spells the options, and what becomes of those it has not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from llm_magic.errors import OptionError
+from llm_magic.notebook.arguments import parser
+from tests.fault_server import FaultServer
+from tests.http_server import HttpServer
+from tests.ollama_server import OllamaServer
+from tests.remote_sessions import questions, session_on
+
+ASKED: dict[str, Any] = {
+    "max_new_tokens": 9, "temperature": 0.2, "top_p": 0.8, "top_k": 7, "repetition_penalty": 1.3,
+    "seed": 11, "stop": ["END", "\n"],
+}  # fmt: skip
+COMMON = {"max_tokens": 9, "temperature": 0.2, "top_p": 0.8, "seed": 11, "stop": ["END", "\n"]}
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as running:
+        yield running
+
+
+def sent(server: HttpServer) -> dict[str, Any]:
+    """Return the options of the last question, without what every question has."""
+    body: dict[str, Any] = dict(questions(server)[-1].json)
+    assert body.pop("stream") is True
+    assert body.pop("messages")[-1]["role"] == "user"
+    body.pop("model")
+    return body
+
+
+def asked(server: HttpServer, backend: str, **about: Any) -> dict[str, Any]:
+    """Ask one question and return its options."""
+    with session_on(server, backend) as session:
+        session.generate("one two", **about)
+        return sent(server)
+
+
+USAGE = {"stream_options": {"include_usage": True}}
+
+
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [
+        ("vllm", {**COMMON, "top_k": 7, "repetition_penalty": 1.3}),
+        ("instructlab", {**COMMON, "top_k": 7, "repeat_penalty": 1.3}),
+        ("openai", COMMON),
+    ],
+)
+def test_options_are_spelled_as_the_server_does(
+    server: FaultServer, backend: str, options: dict[str, Any]
+) -> None:
+    about = {
+        n: v
+        for n, v in ASKED.items()
+        if backend != "openai" or n in options or n == "max_new_tokens"
+    }
+    assert asked(server, backend, **about) == {**options, **USAGE}
+
+
+def test_instructlab_with_vllm_behind_it_is_spelled_as_vllm() -> None:
+    with FaultServer({"tiny": {"owned_by": "vllm"}}) as server:
+        options = asked(server, "instructlab", repetition_penalty=1.3)
+        assert (options["repetition_penalty"], "repeat_penalty" in options) == (1.3, False)
+
+
+def test_ollama_has_its_options_apart() -> None:
+    with OllamaServer() as server:
+        body = asked(server, "ollama", **ASKED)
+    assert body == {
+        "options": {
+            "num_predict": 9, "temperature": 0.2, "top_p": 0.8, "top_k": 7, "repeat_penalty": 1.3,
+            "seed": 11, "stop": ["END", "\n"],
+        },
+        "truncate": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("backend", "names"),
+    [
+        ("vllm", {"max_tokens", "temperature", "top_p", "top_k", "repetition_penalty"}),
+        ("instructlab", {"max_tokens", "temperature", "top_p", "top_k", "repeat_penalty"}),
+        ("openai", {"max_tokens", "temperature", "top_p"}),
+    ],
+)
+def test_defaults_are_sent_where_the_server_has_them(
+    server: FaultServer, backend: str, names: set[str]
+) -> None:
+    assert asked(server, backend).keys() == {*names, "stream_options"}
+
+
+def test_what_is_left_to_the_model_is_not_sent(server: FaultServer) -> None:
+    nothing = dict.fromkeys(
+        ["max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"]
+    )
+    assert asked(server, "vllm", **nothing, stop=()) == USAGE
+    assert asked(server, "openai", **nothing, stop=()) == USAGE
+    with OllamaServer() as other:
+        assert asked(other, "ollama", **nothing)["options"] == {}
+
+
+def test_one_text_to_stop_at_is_a_list_of_one(server: FaultServer) -> None:
+    assert asked(server, "vllm", stop="END")["stop"] == ["END"]
+    assert asked(server, "vllm", temperature=0, seed=0)["temperature"] == 0
+    assert sent(server)["seed"] == 0
+
+
+def test_the_session_changes_what_is_sent(server: FaultServer) -> None:
+    with session_on(server) as session:
+        session.configure(temperature=0.3, top_k=None)
+        session.generate("?")
+        assert (sent(server)["temperature"], "top_k" in sent(server)) == (0.3, False)
+        session.generate("?", temperature=0.4)
+        assert sent(server)["temperature"] == 0.4
+
+
+def test_messages_travel_with_their_roles(server: FaultServer) -> None:
+    with session_on(server) as session:
+        session.generate("Grüße 🦙", system="Be brief.", chat="c")
+        session.generate("and now", chat="c")
+    assert questions(server)[1].json["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Grüße 🦙"},
+        {"role": "assistant", "content": "Grüße 🦙"},
+        {"role": "user", "content": "and now"},
+    ]
+    assert questions(server)[1].json["model"] == "tiny"
+    assert questions(server)[1].headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_k", 5), ("repetition_penalty", 1.2)])
+def test_an_option_that_it_has_not_is_refused_with_the_names_of_those_that_have(
+    server: FaultServer, name: str, value: float
+) -> None:
+    flag = "--" + name.replace("_", "-")
+    with session_on(server, "openai") as session:
+        with pytest.raises(OptionError) as refused:
+            session.generate("?", **{name: value})  # type: ignore[arg-type]
+        assert str(refused.value) == (
+            f"{flag} does nothing on openai; local, ollama, vllm and instructlab can use it."
+            f" Leave it away. (-p {name}={value} sends it all the same.)"
+        )
+        assert questions(server) == []
+        session.generate("?", extra={name: value})
+        assert sent(server)[name] == value
+
+
+def test_setting_of_the_session_that_the_server_does_not_have_is_not_sent(
+    server: FaultServer,
+) -> None:
+    with session_on(server, "openai") as session:
+        session.configure(top_k=20, repetition_penalty=1.2, temperature=0.3)
+        session.generate("?")
+        assert (sent(server)["temperature"], "top_k" in sent(server)) == (0.3, False)
+        with pytest.raises(OptionError, match="--top-k does nothing on openai"):
+            session.generate("?", top_k=20)
+
+
+def test_a_penalty_of_one_is_none(server: FaultServer) -> None:
+    assert "repetition_penalty" not in asked(server, "openai", repetition_penalty=1)
+
+
+@pytest.mark.parametrize("backend", ["vllm", "instructlab", "openai"])
+def test_other_parameters_pass_through(server: FaultServer, backend: str) -> None:
+    extra = {
+        "min_p": 0.1,
+        "logit_bias": {"5": 1},
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    body = asked(server, backend, extra=extra)
+    assert {name: body[name] for name in extra} == extra
+
+
+def test_json_of_a_line_reaches_the_server(server: FaultServer) -> None:
+    line = '-p response_format={"type": "json_object"} -p user="5" -p logprobs=true'
+    body = asked(server, "openai", **parser.parse("llm", line).options)
+    assert body["response_format"] == {"type": "json_object"}
+    assert (body["user"], body["logprobs"]) == ("5", True)
+
+
+def _nested() -> list[Any]:
+    inner: list[Any] = []
+    for _ in range(100_000):
+        inner = [inner]
+    return inner
+
+
+@pytest.mark.parametrize("backend", ["openai", "ollama"])
+@pytest.mark.parametrize("value", [{1, 2}, float("nan"), [float("inf")], object(), _nested()])
+def test_extra_that_is_no_json_is_refused_before_the_call(backend: str, value: object) -> None:
+    server = OllamaServer() if backend == "ollama" else FaultServer()
+    with server, session_on(server, backend) as session:
+        before = len(questions(server))
+        with pytest.raises(OptionError, match=r"-p x: .* cannot be sent as JSON") as caught:
+            session.generate("?", extra={"x": value})
+        assert len(str(caught.value)) < 200
+        assert len(questions(server)) == before
+
+
+def test_ollama_gets_some_beside_and_the_others_among_its_options() -> None:
+    beside = {"keep_alive": "5m", "format": "json", "think": False, "logprobs": True}
+    inside = {"num_ctx": 8192, "mirostat": 2, "min_p": 0.1}
+    with OllamaServer() as server:
+        body = asked(server, "ollama", extra={**beside, **inside, "truncate": True})
+    assert {name: body[name] for name in beside} == beside
+    assert {name: body["options"][name] for name in inside} == inside
+    assert body["options"].keys().isdisjoint({*beside, "truncate"})
+    assert body["truncate"] is True
+
+
+@pytest.mark.parametrize(
+    ("backend", "names"),
+    [
+        ("vllm", ["model", "messages", "stream", "stream_options", "n", "prompt"]),
+        ("instructlab", ["model", "messages", "stream", "best_of"]),
+        ("openai", ["model", "messages", "stream", "stream_options", "n", "best_of"]),
+        ("ollama", ["model", "messages", "stream", "options"]),
+    ],
+)
+def test_names_that_are_made_from_something_else_are_refused(
+    backend: str, names: list[str]
+) -> None:
+    server = OllamaServer() if backend == "ollama" else FaultServer()
+    with server, session_on(server, backend) as session:
+        for name in names:
+            with pytest.raises(OptionError, match=rf"^-p {name} cannot be set\. .+\.$"):
+                session.generate("?", extra={name: 1})
+        assert questions(server) == []
+
+
+OPTIONS = {
+    "--max-new-tokens N": ("max_new_tokens", "max_tokens", "max_completion_tokens", "num_predict",
+                           "n_predict"),
+    "--temperature T": ("temperature",), "--top-p P": ("top_p",), "--seed N": ("seed",),
+    "--stop TEXT": ("stop",),
+    "--top-k K": ("top_k",), "--repetition-penalty R": ("repetition_penalty", "repeat_penalty"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["vllm", "instructlab", "openai", "ollama"])
+def test_parameter_that_has_an_option_is_refused_with_its_name(backend: str) -> None:
+    server = OllamaServer() if backend == "ollama" else FaultServer()
+    with server, session_on(server, backend) as session:
+        for flag, names in OPTIONS.items():
+            if backend == "openai" and flag in {"--top-k K", "--repetition-penalty R"}:
+                continue
+            for name in names:
+                with pytest.raises(OptionError) as refused:
+                    session.generate("?", extra={name: 3})
+                option = flag.split()[0].removeprefix("--").replace("-", "_")
+                assert str(refused.value) == (
+                    f"{name} has an option of its own. Use {flag} instead of -p (in Python: {option}=)."
+                )
+        assert questions(server) == []

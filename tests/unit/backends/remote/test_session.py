@@ -1,0 +1,548 @@
+"""Servers through a session: connections, turns, lists, pulls, and what becomes of all that."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ollama import Client
+
+from llm_magic.errors import ModelNotFound, OptionError, PromptTooLong, RequestRefused
+from llm_magic.notebook.display.messages import footer, models_table, ready_lines, status_table
+from llm_magic.session import Session
+from llm_magic.session.requests import Request
+from tests.fault_server import CHAT, MODELS, FaultServer
+from tests.http_server import HttpServer
+from tests.ollama_models import OllamaModel
+from tests.ollama_server import OllamaServer
+from tests.remote_sessions import eventually
+from tests.scripted import settings
+from tests.wire import Head, Hold, Send, delta, events, json_answer, ndjson, refusal, sse, words
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as running:
+        yield running
+
+
+@pytest.fixture
+def ollama() -> Iterator[OllamaServer]:
+    with OllamaServer() as running:
+        yield running
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    made = Session(settings())
+    yield made
+    made.close()
+
+
+def load(session: Session, server: HttpServer, model: str | None = "tiny", **more: Any) -> None:
+    session.load(model, **{"backend": "openai", "base_url": server.url, **more})
+
+
+def test_settings_that_are_read_anew_reach_a_backend_that_was_in_use(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    session = Session()
+    with FaultServer() as other:
+        for running in (server, other):
+            # As the doctor says it: in the environment, then %llm_config --reset.
+            monkeypatch.setenv("VLLM_BASE_URL", running.url)
+            session.options.reset()
+            told = session.load_and_tell("big", backend="vllm")
+            assert not told.already
+            assert told.info.server == running.url.partition("://")[2]
+        assert session.load_and_tell("big", backend="vllm").already
+        session.close()
+
+
+# -- connections ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_an_answer_under_way_outlives_its_model(
+    session: Session, server: FaultServer, early: bool
+) -> None:
+    load(session, server)
+    hold = Hold()
+    begun, rest = sse(delta("one "), done=False), events(delta("two", finish="stop"))
+    server.will(CHAT, *([hold, *begun] if early else [*begun, hold]), *rest)
+    job = session.begin(Request("?"))
+    server.wait_for(CHAT)
+    session.unload()
+    hold.go.set()
+    assert job.future is not None
+    assert job.future.result(5).text == "one two"
+    assert len(server.asked(CHAT)) == 1
+    eventually(lambda: server.open_now == 0, "a connection is left open")
+
+
+def test_one_connection_is_used_again_and_again(session: Session, server: FaultServer) -> None:
+    load(session, server)
+    for _ in range(10):
+        session.generate("one two three")
+    assert server.connections == 1
+
+
+def test_64_questions_at_once_are_at_the_server_at_once(
+    session: Session, server: FaultServer
+) -> None:
+    load(session, server)
+    holds = [Hold() for _ in range(64)]
+    for number, hold in enumerate(holds):
+        server.will(CHAT, *sse(delta(f"{number} "), done=False), hold, *words("end")[1:])
+
+    async def main() -> set[str]:
+        asked = [asyncio.create_task(session.agenerate("hi")) for _ in holds]
+        while sum(hold.reached.is_set() for hold in holds) < 64:
+            await asyncio.sleep(0.01)
+        for hold in holds:
+            hold.go.set()
+        return {(await one).text for one in asked}
+
+    assert asyncio.run(main()) == {f"{number} end" for number in range(64)}
+    assert server.connections <= 65
+
+
+def test_a_limit_makes_the_others_wait_and_says_so(session: Session, server: FaultServer) -> None:
+    load(session, server, concurrency=2)
+    server.pace = 0.02
+    notices: list[str] = []
+
+    async def ask() -> None:
+        async for chunk in session.astream("one two three"):
+            notices.append(chunk.notice)
+
+    async def main() -> None:
+        await asyncio.gather(*(ask() for _ in range(6)))
+
+    asyncio.run(main())
+    assert server.connections <= 2
+    assert sum("waiting for a turn" in notice for notice in notices) == 4
+
+
+def test_instructlab_gets_one_question_at_a_time(session: Session, server: FaultServer) -> None:
+    load(session, server, backend="instructlab")
+    server.pace = 0.01
+
+    async def main() -> None:
+        await asyncio.gather(*(session.agenerate("one two three") for _ in range(4)))
+
+    asyncio.run(main())
+    asked = server.asked(CHAT)
+    for earlier, later in itertools.pairwise(asked):
+        assert earlier.ended_at <= later.began
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("backend", "owner", "at_once"),
+    [
+        ("instructlab", "vllm", 4), ("instructlab", "llamacpp", 4), ("instructlab", "me", 1),
+        ("openai", "me", 1), ("openai", "vllm", 4), ("vllm", "vllm", 4), ("instructlab", [1], 1),
+    ],
+)  # fmt: skip
+def test_concurrency_follows_what_the_server_is(
+    session: Session, backend: str, owner: object, at_once: int
+) -> None:
+    with FaultServer({"tiny": {"owned_by": owner}}) as server:
+        load(session, server, backend=backend)
+        assert most_at_once(session, server) == at_once
+        # A number that the user names counts more.
+        load(session, server, backend=backend, concurrency=2)
+        assert most_at_once(session, server) == 2
+
+
+def test_concurrency_is_found_anew_at_each_load(session: Session) -> None:
+    """InstructLab's server can be started again with another backend, at the same address."""
+    with FaultServer({"tiny": {"owned_by": "me"}}) as server:
+        for owner, at_once in (("vllm", 4), ("me", 1)):
+            server.models = {"tiny": {"owned_by": owner}, owner: {"owned_by": owner}}
+            load(session, server, owner, backend="instructlab")
+            assert most_at_once(session, server) == at_once
+
+
+def most_at_once(session: Session, server: FaultServer) -> int:
+    """Ask four questions at once, and return how many of them the server had at the same time."""
+    server.received.clear()
+    holds = [Hold() for _ in range(4)]
+    for hold in holds:
+        server.will(CHAT, hold, *words("yes"))
+
+    async def main() -> int:
+        asked = [asyncio.create_task(session.agenerate("?")) for _ in holds]
+        server_has = 0
+        deadline = time.monotonic() + 0.5
+        while time.monotonic() < deadline and server_has < len(holds):
+            await asyncio.sleep(0.01)
+            server_has = sum(hold.reached.is_set() for hold in holds)
+        for hold in holds:
+            hold.go.set()
+        await asyncio.gather(*asked)
+        return server_has
+
+    return asyncio.run(main())
+
+
+def test_server_that_is_no_vllm_is_named_at_the_load(session: Session) -> None:
+    owners: dict[str, dict[str, Any]] = {
+        "llamacpp": {"owned_by": "llamacpp"},
+        "real": {"owned_by": "vllm"},
+        "none": {"owned_by": None},
+    }
+    with FaultServer(owners) as server:
+        notes = {
+            name: " ".join(session.load_and_tell(name, backend="vllm", base_url=server.url).notes)
+            for name in owners
+        }
+    assert notes["llamacpp"] == (
+        f"Warning: 127.0.0.1:{server.port} is not vLLM: its models are owned by 'llamacpp'. It may ignore"
+        " top_k and repetition_penalty; -b openai is for any OpenAI-compatible server."
+    )
+    assert notes["real"] == notes["none"] == ""
+
+
+# -- what a server has ----------------------------------------------------------------------------
+
+
+def test_the_context_is_what_the_server_tells(session: Session) -> None:
+    with FaultServer({"m": {"max_model_len": 2048}}) as server:
+        load(session, server, "m", backend="vllm")
+        assert session.status().models[0].context_length == 2048
+        assert session.status().models[0].server == server.url.removeprefix("http://")
+
+
+def test_a_server_that_lists_nothing_can_be_used(session: Session, server: FaultServer) -> None:
+    server.will(MODELS, *refusal(404, "no such route"))
+    told = session.load_and_tell("tiny", backend="openai", base_url=server.url)
+    assert any("lists no models" in note for note in told.notes)
+    assert session.generate("hello").text == "hello"
+
+
+def test_a_model_that_the_list_leaves_out_is_asked_for(
+    session: Session, server: FaultServer
+) -> None:
+    server.will(f"{MODELS}/alias", *json_answer(200, {"id": "alias", "object": "model"}))
+    load(session, server, "alias")
+    assert session.status().active_model == "alias"
+
+
+def test_the_path_is_found_with_and_without_v1(session: Session) -> None:
+    class Elsewhere(FaultServer):
+        """Has its API where some gateways have it."""
+
+        def answer(self, request: Any) -> Any:
+            request.path = request.path.replace("/api/paas/v4", "/v1").replace("/bare", "/v1")
+            yield from super().answer(request)
+
+    with Elsewhere() as server:
+        for path in ("", "/", "/v1", "/v1/", "/api/paas/v4", "/bare"):
+            load(session, server, base_url=f"{server.url}{path}")
+            assert session.generate("found it").text == "found it"
+
+
+def test_the_default_model_is_meant_for_the_default_backend(server: FaultServer) -> None:
+    session = Session(settings(backend="local", model="some/local-model"))
+    with pytest.raises(OptionError, match="Which model of 127"):
+        load(session, server, None)
+    session.close()
+    session = Session(settings(backend="vllm", model="big", vllm_base_url=server.url))
+    assert session.load().name == "big"
+    session.close()
+
+
+def test_models_lists_the_server_in_use(session: Session, server: FaultServer) -> None:
+    load(session, server)
+    assert [info.name for info in session.models("openai")] == ["tiny", "big"]
+    with FaultServer({"other": {}}) as other:
+        assert [i.name for i in session.models("openai", base_url=other.url)] == ["other"]
+    assert session.generate("still there").text == "still there"
+
+
+def test_a_strange_list_breaks_nothing(session: Session, server: FaultServer) -> None:
+    entries = [1, {"id": None}, {"id": "odd", "meta": 3, "max_model_len": "many"}, None]
+    server.will(MODELS, *json_answer(200, {"data": entries}))
+    assert [info.name for info in session.models("openai", base_url=server.url)] == ["odd"]
+    value: Any
+    for value in (None, 3, "x", [], {}, {"data": None}):
+        server.will(MODELS, *json_answer(200, value))
+        assert session.models("openai", base_url=server.url) == []
+
+
+def test_long_list_is_shown_and_completed_in_part(session: Session, server: FaultServer) -> None:
+    entries = [{"id": f"model-{number:06}"} for number in range(100_000)]
+    server.will(MODELS, *json_answer(200, {"data": entries}))
+    listed = session.models("openai", base_url=server.url)
+    assert len(listed) == len(session.known_models("openai", server.url)) == 10_000
+    table = models_table(listed, ())
+    assert len(table.rows) == 500
+    assert table.note == (
+        "… and 9,500 more. Type the beginning of a name after %llm_load and press Tab to find one."
+    )
+    server.will(MODELS, *json_answer(200, {"data": entries}))
+    began = time.monotonic()
+    with pytest.raises(ModelNotFound, match="Did you mean model-00"):
+        load(session, server, "model-00")
+    assert time.monotonic() - began < 10
+    server.will(MODELS, *json_answer(200, {"data": entries}))
+    load(session, server, "model-099999")  # beyond what is listed
+
+
+def test_long_name_is_cut_on_the_screen(session: Session, server: FaultServer) -> None:
+    long = "m" * 600
+    server.models = {long: {"owned_by": "o" * 600}, "x" * 100_000: {}}
+    assert [info.name for info in session.models("openai", base_url=server.url)] == [long]
+    told = session.load_and_tell(long, backend="vllm", base_url=server.url)
+    reply = session.generate("hello")
+    shown = [
+        *ready_lines(told),
+        repr(models_table([told.info], ())),
+        repr(status_table(session.status())),
+        footer(reply, None),
+    ]
+    assert all("m" * 199 + "…" in text for text in (shown[0], *shown[-3:]))
+    assert max(map(len, "\n".join(shown).splitlines())) < 500
+    with pytest.raises(ModelNotFound) as caught:
+        load(session, server, "other")
+    assert len(str(caught.value)) < 500
+
+
+def test_a_failed_load_leaves_the_model_before(session: Session, server: FaultServer) -> None:
+    load(session, server)
+    with pytest.raises(ModelNotFound):
+        load(session, server, "nothing-like-it")
+    with pytest.raises(OptionError, match="already called tiny"):
+        load(session, server, "big", name="tiny", keep=True)
+    assert session.generate("still there").text == "still there"
+
+
+# -- answers --------------------------------------------------------------------------------------
+
+
+def test_the_end_of_an_answer_is_not_waited_for(session: Session, server: FaultServer) -> None:
+    load(session, server)
+    server.will(CHAT, *words("all", " of it", prompt_tokens=3), Hold())
+    began = time.monotonic()
+    reply = session.generate("hello")
+    assert time.monotonic() - began < 1
+    assert (reply.text, reply.finish_reason, reply.usage.prompt_tokens) == ("all of it", "stop", 3)
+
+
+def test_an_answer_in_one_piece_is_taken(session: Session, server: FaultServer) -> None:
+    load(session, server)
+    message = {"role": "assistant", "content": "all at once", "reasoning": "why not"}
+    choice = {"message": message, "finish_reason": "length"}
+    server.will(CHAT, *json_answer(200, {"choices": [choice], "usage": {"completion_tokens": 3}}))
+    reply = session.generate("hello")
+    assert (reply.text, reply.reasoning, reply.finish_reason) == (
+        "all at once", "why not", "length",
+    )  # fmt: skip
+    assert reply.usage.completion_tokens == 3
+
+
+def test_an_empty_answer_is_an_error(session: Session, server: FaultServer) -> None:
+    load(session, server)
+    server.will(CHAT, Head(200, {"Content-Type": "text/event-stream"}))
+    with pytest.raises(RequestRefused, match="Is the prompt longer than its context"):
+        session.generate("hello")
+
+
+def test_counts_come_from_the_server_or_not_at_all(session: Session, server: FaultServer) -> None:
+    load(session, server)
+    server.will(CHAT, *words("a", " b", " c"))
+    reply = session.generate("hello")
+    assert (reply.usage.completion_tokens, reply.timing.tokens_per_s) == (None, None)
+    usage = {
+        "prompt_tokens": 9,
+        "completion_tokens": 4,
+        "prompt_tokens_details": {"cached_tokens": 8},
+    }
+    server.will(CHAT, *sse(delta("x", finish="stop"), {"choices": [], "usage": usage}))
+    reply = session.generate("hello")
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (9, 4)
+    assert reply.usage.cached_tokens == 8
+
+
+# -- Ollama ---------------------------------------------------------------------------------------
+
+
+def test_ollama_tells_what_a_model_is(session: Session, ollama: OllamaServer) -> None:
+    info = session.load("qwen3:0.6b", backend="ollama", base_url=ollama.url)
+    assert (info.dtype, info.size) == ("Q4_K_M", 522_653_767)
+    reply = session.generate("What is it?")
+    assert reply.usage.prompt_tokens
+    assert reply.usage.completion_tokens
+    listed = {info.name: info for info in session.models("ollama")}
+    assert listed["qwen3:0.6b"].resident
+    assert listed["llama3.2:latest"].resident is None
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/", "/api", "/"])
+def test_ollama_is_found_at_what_others_call_its_address(
+    session: Session, ollama: OllamaServer, path: str
+) -> None:
+    session.load("llama3.2", backend="ollama", base_url=f"{ollama.url}{path}")
+    assert session.generate("found it").text == "found it"
+
+
+def test_ollama_thinks_apart(session: Session, ollama: OllamaServer) -> None:
+    session.load("qwen3:0.6b", backend="ollama", base_url=ollama.url)
+    reply = session.generate("What is it?", extra={"think": True})
+    assert reply.reasoning
+    assert reply.reasoning not in reply.text
+
+
+def test_what_is_not_pulled_is_offered(session: Session, ollama: OllamaServer) -> None:
+    with pytest.raises(ModelNotFound, match="%llm_load gemma3:270m -b ollama --pull"):
+        session.load("gemma3:270m", backend="ollama", base_url=ollama.url)
+    with pytest.raises(ModelNotFound, match=r"could not pull no-such: .*file does not exist"):
+        session.load("no-such", backend="ollama", base_url=ollama.url, pull=True)
+    seen: list[tuple[str, float | None]] = []
+
+    def watch() -> None:
+        if session.progress is not None:
+            seen.append((session.progress.stage, session.progress.share))
+
+    ollama.pace = 0.15
+    session.load_and_tell(
+        "gemma3:270m", backend="ollama", base_url=ollama.url, pull=True, tick=watch
+    )
+    shares = [share for stage, share in seen if stage == "pulling on the server" and share]
+    assert shares == sorted(shares)
+    assert len(shares) > 2
+    ollama.pace = 0
+    assert session.generate("hello").text == "hello"
+
+
+def test_a_pull_that_ends_early_is_said_to(session: Session, ollama: OllamaServer) -> None:
+    ollama.will("/api/pull", *ndjson({"status": "pulling manifest"}))
+    from llm_magic.errors import LoadFailed
+
+    with pytest.raises(LoadFailed, match="it goes on"):
+        session.load("gemma3:270m", backend="ollama", base_url=ollama.url, pull=True)
+
+
+def test_unloading_frees_the_memory_of_this_machine(session: Session, ollama: OllamaServer) -> None:
+    session.load("llama3.2", backend="ollama", base_url=ollama.url)
+    assert "it stays on" in session.unload().note
+    assert not ollama.asked("/api/generate"), "nothing was asked of it, it may be somebody else's"
+    session.load("llama3.2", backend="ollama", base_url=ollama.url)
+    session.generate("hello")
+    assert ollama.running
+    assert "told to free its memory" in session.unload().note
+    assert not ollama.running
+
+
+def test_another_server_at_ollamas_place_is_named(session: Session, server: FaultServer) -> None:
+    with pytest.raises(RequestRefused, match="it is no Ollama"):
+        session.load("tiny", backend="ollama", base_url=server.url)
+
+
+def test_a_prompt_that_ollama_would_cut_is_an_error(session: Session, ollama: OllamaServer) -> None:
+    session.load("llama3.2", backend="ollama", base_url=ollama.url)
+    with pytest.raises(PromptTooLong) as caught:
+        session.generate("fox " * 5000)
+    assert str(caught.value) == (
+        f"The prompt has 5,001 tokens, llama3.2 on 127.0.0.1:{ollama.port} reads 4,096. Shorten"
+        " the prompt, or load the model with more context: -p num_ctx=N (N up to 131,072)."
+    )
+    assert session.generate("fox " * 5000, extra={"num_ctx": 8192}).text
+
+
+def test_too_long_prompt_without_counts_names_the_context(
+    session: Session, ollama: OllamaServer
+) -> None:
+    """Ollama before 0.30 sends no counts."""
+    session.load("llama3.2", backend="ollama", base_url=ollama.url)
+    session.generate("hello")
+    old = {"error": "the input length exceeds the context length"}
+    ollama.will("/api/chat", *json_answer(400, old))
+    with pytest.raises(PromptTooLong, match=r"llama3\.2 reads 4,096 tokens\. Shorten the prompt"):
+        session.generate("fox")
+
+
+def test_clients_that_alternate_do_not_reload_the_model(
+    session: Session, ollama: OllamaServer
+) -> None:
+    session.load("llama3.2", backend="ollama", base_url=ollama.url)
+    with Client(ollama.url) as other:
+        for _ in range(3):
+            assert session.generate("one two").text == "one two"
+            answer = other.chat("llama3.2", [{"role": "user", "content": "three"}])
+            assert answer.message.content == "three"
+    assert ollama.loads == {"llama3.2:latest": 1}
+    session.generate("fox", extra={"num_ctx": 8192})
+    session.generate("fox", extra={"shift": False})
+    assert ollama.loads == {"llama3.2:latest": 3}, "what somebody asks for is sent"
+
+
+def test_load_reports_the_context_of_the_runner(session: Session, ollama: OllamaServer) -> None:
+    with Client(ollama.url) as other:
+        other.chat("llama3.2", [], options={"num_ctx": 2048})
+        info = session.load("llama3.2", backend="ollama", base_url=ollama.url)
+        assert info.context_length == 2048
+        assert session.status().backend_details["context"] == (
+            "2,048 of at most 131,072 tokens (-p num_ctx=N)"
+        )
+        session.generate("hello")
+        assert session.status().backend_details["context"].startswith("4,096 of"), "reloaded"
+
+
+def test_context_of_a_runner_is_known_after_the_first_answer(
+    session: Session, ollama: OllamaServer
+) -> None:
+    info = session.load("llama3.2", backend="ollama", base_url=ollama.url)
+    assert info.context_length is None, "nothing runs yet"
+    assert session.status().backend_details["context"] == "at most 131,072 tokens"
+    session.generate("hello")
+    session.generate("hello")
+    assert len(ollama.asked("/api/ps")) == 2, "once at the load, once after the first answer"
+    context = session.status().backend_details["context"]
+    assert context == "4,096 of at most 131,072 tokens (-p num_ctx=N)"
+
+
+def test_context_of_a_modelfile_is_known_before_the_runner_is(session: Session) -> None:
+    model = OllamaModel("small", parameters={"num_ctx": (64,), "stop": ("x",)})
+    with OllamaServer([model]) as server:
+        info = session.load("small", backend="ollama", base_url=server.url)
+        assert info.context_length == 64
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_server_that_lists_no_runners_can_be_used(
+    session: Session, ollama: OllamaServer, status: int
+) -> None:
+    for _ in range(2):
+        ollama.will("/api/ps", *json_answer(status, {"error": "not here"}))
+    session.load("llama3.2", backend="ollama", base_url=ollama.url)
+    assert session.generate("one two").text == "one two"
+
+
+def test_runners_that_are_not_listed_do_not_hold_an_answer_up(
+    session: Session, ollama: OllamaServer
+) -> None:
+    session.load("llama3.2", backend="ollama", base_url=ollama.url)
+    ollama.will("/api/ps", Hold())
+    began = time.monotonic()
+    assert session.generate("one two").text == "one two"
+    assert time.monotonic() - began < 3
+    assert session.generate("three").text == "three"
+
+
+def test_ollama_ends_are_ends(session: Session, ollama: OllamaServer) -> None:
+    session.load("llama3.2", backend="ollama", base_url=ollama.url)
+    half = {"message": {"role": "assistant", "content": "half"}, "done": False}
+    ollama.will("/api/chat", *ndjson(half))
+    assert session.generate("hello").finish_reason == "truncated"
+    ollama.will("/api/chat", *ndjson(half), Send(b'{"message": {"content": "x"}, "done": tru'))
+    reply = session.generate("hello")
+    assert (reply.text, reply.finish_reason) == ("half", "truncated")

@@ -1,0 +1,184 @@
+"""Stop texts that a server includes in its answer, or goes on after: the answer ends before them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from llm_magic.errors import AnswerBroken, Interrupted
+from llm_magic.session import Session
+from llm_magic.session.requests import Request
+from llm_magic.types import Chunk, Usage
+from tests.fault_server import CHAT, FaultServer
+from tests.http_server import HttpServer
+from tests.ollama_server import OllamaServer
+from tests.remote_sessions import (
+    OLLAMA_CHAT,
+    chat_path,
+    eventually,
+    last,
+    questions,
+    session_on,
+    still_works,
+)
+from tests.scripted import stop_when
+from tests.wire import Hold, Pause, Reset, Slow, Step, delta, json_answer, ndjson, sse, usage, words
+
+
+@pytest.fixture(params=["vllm", "openai", "instructlab", "ollama"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def server(backend: str) -> Iterator[HttpServer]:
+    with OllamaServer() if backend == "ollama" else FaultServer() as running:
+        yield running
+
+
+@pytest.fixture
+def session(server: HttpServer, backend: str) -> Iterator[Session]:
+    with session_on(server, backend) as made:
+        yield made
+
+
+def say(server: HttpServer, *texts: str, end: bool = True, finish: str = "stop") -> list[Step]:
+    """Return a streamed answer in the protocol of a server."""
+    if isinstance(server, FaultServer):
+        chunks = [*map(delta, texts), *([delta(finish=finish), usage(3, 7)] if end else [])]
+        return sse(*chunks, done=end)
+    objects = [{"message": {"content": text}, "done": False} for text in texts]
+    last_one = {"message": {}, "done": True, "done_reason": finish,
+                "prompt_eval_count": 3, "eval_count": 7}  # fmt: skip
+    return ndjson(*objects, *([last_one] if end else []))
+
+
+@pytest.mark.parametrize(
+    ("texts", "stop", "text"),
+    [
+        (["one END"], ["END"], "one "),
+        (["one ", "E", "N", "D"], ["END"], "one "),
+        (["one EN", "D"], ["END"], "one "),
+        (["one EEN", "DEND"], ["END"], "one E"),
+        (["one EN", "TER"], ["END"], "one ENTER"),
+        (["one EN"], ["END"], "one EN"),
+        (["one\n", "\n"], ["\n\n"], "one"),
+        (["one\n"], ["\n\n"], "one\n"),
+        (["a b c"], ["c", "b"], "a "),
+        (["END"], ["END"], ""),
+        (["one Ü", "BER"], ["ÜBER"], "one "),
+        (["<think>a</think>", "one END"], ["END"], "one "),
+    ],
+    ids=["whole", "letters", "split", "again", "other", "half", "lines", "half-lines", "first-of-two",
+         "at-once", "unicode", "thoughts"],
+)  # fmt: skip
+def test_stop_text_is_not_shown_however_it_is_cut(
+    session: Session, server: HttpServer, texts: list[str], stop: list[str], text: str
+) -> None:
+    server.will(chat_path(server), *say(server, *texts))
+    reply = session.generate("?", stop=stop)
+    assert (reply.text, reply.finish_reason, reply.usage) == (text, "stop", Usage(3, 7, None))
+    connections = server.connections
+    still_works(session)
+    assert server.connections == connections
+
+
+def test_connection_of_server_that_goes_on_is_closed(session: Session, server: HttpServer) -> None:
+    hold = Hold()
+    script = say(server, "one EN", "D two", " three", end=False)
+    server.will(chat_path(server), *script, hold)
+    reply = session.generate("?", stop=["END"])
+    assert (reply.text, reply.finish_reason) == ("one ", "stop")
+    assert questions(server)[0].left.wait(1)
+    still_works(session)
+
+
+@pytest.mark.parametrize(
+    "after", [Hold(), Slow(b" " * 600, 0.01), Reset()], ids=["hold", "trickle", "reset"]
+)
+def test_server_that_does_not_end_after_stop_text_is_left_soon(
+    session: Session, server: HttpServer, after: Step
+) -> None:
+    server.will(chat_path(server), *say(server, "one ", "END", end=False), after)
+    began = time.monotonic()
+    reply = session.generate("?", stop=["END"])
+    assert time.monotonic() - began < 2.5
+    assert (reply.text, reply.finish_reason) == ("one ", "stop")
+    still_works(session)
+
+
+def test_stop_text_at_length_limit_is_end(session: Session, server: HttpServer) -> None:
+    server.will(chat_path(server), *say(server, "one END", finish="length"))
+    assert session.generate("?", stop=["END"]).finish_reason == "stop"
+
+
+def test_only_what_may_begin_stop_text_is_held_back(session: Session, server: HttpServer) -> None:
+    server.will(chat_path(server), *say(server, "one two", " thr", "ee E", "lse"))
+    texts = [chunk.text for chunk in session.stream("?", stop=["END"]) if chunk.text]
+    assert texts == ["one two", " thr", "ee ", "Else"]
+
+
+def test_held_back_text_is_kept_when_answer_breaks(session: Session, server: HttpServer) -> None:
+    server.will(chat_path(server), *say(server, "one EN", end=False), Pause(0.1), Reset())
+    with pytest.raises(AnswerBroken):
+        session.generate("?", stop=["END"])
+    assert last(session).text == "one EN"
+
+
+def test_held_back_text_is_kept_when_answer_is_interrupted(
+    session: Session, server: HttpServer
+) -> None:
+    server.will(chat_path(server), *say(server, "one ", "EN", end=False), Hold())
+    heard = threading.Event()
+
+    def take(chunk: Chunk) -> None:
+        if chunk.text:
+            # The piece that is held back comes right after this one.
+            eventually(lambda: questions(server)[0].chunks_sent == 2, "the answer does not go on")
+            threading.Timer(0.2, heard.set).start()
+
+    stop_when(heard)
+    with pytest.raises(Interrupted):
+        session.answer(Request("?", options={"stop": ("END",)}), take)
+    assert (last(session).text, last(session).finish_reason) == ("one EN", "cancelled")
+
+
+def test_stop_text_in_reasoning_of_its_own_does_not_end_answer(server: HttpServer) -> None:
+    if not isinstance(server, FaultServer):
+        return
+    with session_on(server) as session:
+        server.will(CHAT, *sse(delta(reasoning="a END b"), delta("one"), delta(finish="stop")))
+        reply = session.generate("?", stop=["END"])
+        assert (reply.reasoning, reply.text) == ("a END b", "one")
+
+
+def test_answer_in_one_piece_ends_before_stop_text(session: Session, server: HttpServer) -> None:
+    message = {"role": "assistant", "content": "one END two"}
+    if isinstance(server, FaultServer):
+        choice = {"index": 0, "message": message, "finish_reason": "length"}
+        server.will(CHAT, *json_answer(200, {"choices": [choice]}))
+    else:
+        server.will(OLLAMA_CHAT, *json_answer(200, {"message": message, "done": True}))
+    reply = session.generate("?", stop=["END"])
+    assert (reply.text, reply.finish_reason) == ("one ", "stop")
+
+
+def test_stop_text_ends_every_answer_of_many(server: HttpServer, session: Session) -> None:
+    for _ in range(4):
+        server.will(chat_path(server), *say(server, "one E", "ND"))
+
+    async def ask() -> list[str]:
+        asked = (session.agenerate(prompt, stop=["END"]) for prompt in "abcd")
+        return [reply.text for reply in await asyncio.gather(*asked)]
+
+    assert asyncio.run(ask()) == ["one "] * 4
+
+
+def test_without_stop_text_nothing_is_cut() -> None:
+    with FaultServer() as server, session_on(server) as session:
+        server.will(CHAT, *words("one ", "END", " two"))
+        assert session.generate("?").text == "one END two"

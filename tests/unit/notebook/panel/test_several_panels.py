@@ -1,0 +1,261 @@
+"""Two panels, panels and magics, threads, and a session that goes: they never disagree."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from ipywidgets import Widget
+
+from llm_magic.notebook.panel import ControlPanel
+from llm_magic.session.event_loop import LoopThread
+from tests.panels import (
+    Scripted,
+    everything,
+    is_idle,
+    press,
+    put,
+    scripted_panel,
+    send,
+    trouble,
+    until,
+    words,
+)
+from tests.remote_sessions import loop_threads
+from tests.scripted import Hang, say
+
+
+@pytest.fixture
+def scripted() -> Iterator[Scripted]:
+    with scripted_panel() as made:
+        yield made
+
+
+@pytest.fixture
+def other(scripted: Scripted) -> ControlPanel:
+    """Return a second panel of the same session."""
+    return ControlPanel(scripted.session)
+
+
+def test_two_panels_show_the_same_settings_and_status(
+    scripted: Scripted, other: ControlPanel
+) -> None:
+    panel = scripted.panel
+    put(panel.settings.numbers["temperature"], 0.2)
+    until(lambda: other.settings.numbers["temperature"].value == 0.2)
+    assert other.settings.numbers["temperature"].changed
+    put(other.settings.stop, "END")
+    until(lambda: panel.settings.stop.value == "END")
+    press(other.settings.reset)
+    until(lambda: panel.settings.numbers["temperature"].value == 0.7)
+    press(other.loading.unload)
+    until(lambda: "Inactive" in words(panel.status.value))
+    until(lambda: panel.loading.unload.disabled)
+
+
+def test_two_panels_continue_one_conversation(scripted: Scripted, other: ControlPanel) -> None:
+    for panel, question in (
+        (scripted.panel, "first"),
+        (other, "second"),
+        (scripted.panel, "third"),
+    ):
+        put(panel.asking.chat, True)
+        send(panel, question)
+        until(lambda: is_idle(scripted.panel) and is_idle(other))
+    contents = [message.content for message in scripted.backend.asked[-1].messages]
+    assert contents == ["first", "first", "second", "second", "third"]
+
+
+def test_a_new_panel_continues_the_conversation_of_a_reloaded_one(scripted: Scripted) -> None:
+    put(scripted.panel.asking.chat, True)
+    send(scripted.panel, "first")
+    until(lambda: is_idle(scripted.panel))
+    scripted.panel.retire()
+    again = ControlPanel(scripted.session)
+    put(again.asking.chat, True)
+    send(again, "second")
+    until(lambda: is_idle(again))
+    contents = [message.content for message in scripted.backend.asked[-1].messages]
+    assert contents == ["first", "first", "second"]
+
+
+def test_the_answer_of_one_panel_can_be_stopped_in_the_other(
+    scripted: Scripted, other: ControlPanel
+) -> None:
+    hang = Hang()
+    scripted.backend.will("a", hang)
+    send(scripted.panel, "?")
+    assert hang.reached.wait(5)
+    until(lambda: not other.asking.stop.disabled)
+    assert "cell" not in words(other.asking.note.value), "no cell is answering"
+    press(other.asking.stop)
+    until(lambda: is_idle(scripted.panel) and is_idle(other), "the button does nothing")
+
+
+def test_an_answer_that_begins_this_moment_is_no_cells(
+    scripted: Scripted, other: ControlPanel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = LoopThread.submit
+    seen: list[str] = []
+
+    def slow(loop: LoopThread, work: Any) -> Any:
+        future = submit(loop, work)
+        # The answer is there, and what began it has not come back yet: others draw meanwhile.
+        assert hang.reached.wait(5)
+        drawing = threading.Thread(target=draw)
+        drawing.start()
+        drawing.join(0.1)
+        return future
+
+    def draw() -> None:
+        other.draw()
+        seen.append(words(other.asking.note.value))
+
+    hang = Hang()
+    scripted.backend.will("a", hang)
+    monkeypatch.setattr(LoopThread, "submit", slow)
+    send(scripted.panel, "?")
+    until(lambda: seen == ["An answer is being written: Stop ends it."], str(seen))
+    press(other.asking.stop)
+    until(lambda: is_idle(scripted.panel) and is_idle(other))
+
+
+def test_stop_ends_the_answer_of_a_cell(scripted: Scripted) -> None:
+    hang, ended = Hang(), threading.Event()
+    scripted.backend.will("half", hang)
+
+    def cell() -> None:
+        with pytest.raises(BaseException, match=r"Stopped after 1 token;"):
+            scripted.session.generate("?")
+        ended.set()
+
+    thread = threading.Thread(target=cell)
+    thread.start()
+    assert hang.reached.wait(5)
+    until(lambda: "A cell is answering" in words(scripted.panel.asking.note.value))
+    assert not scripted.panel.asking.stop.disabled
+    press(scripted.panel.asking.stop)
+    assert ended.wait(2)
+    thread.join()
+    until(lambda: is_idle(scripted.panel) and scripted.panel.asking.note.value == "")
+
+
+def test_a_panel_asks_while_a_cell_does(scripted: Scripted) -> None:
+    hang = Hang()
+    scripted.backend.will("cell", hang, *say(" done"))
+    thread = threading.Thread(target=scripted.session.generate, args=("?",))
+    thread.start()
+    assert hang.reached.wait(5)
+    send(scripted.panel, "from the panel")
+    until(lambda: "from the panel from the panel" in words(scripted.panel.asking.answer.value))
+    hang.go.set()
+    thread.join(5)
+    until(lambda: is_idle(scripted.panel))
+    assert scripted.session.last is not None
+    assert scripted.session.last.text == "cell done"
+
+
+def test_callbacks_of_another_thread_break_nothing_while_answers_are_written(
+    scripted: Scripted,
+) -> None:
+    panel, failures = scripted.panel, list[BaseException]()
+
+    def subshell(number: int) -> None:
+        try:
+            for step in range(1, 15):
+                put(panel.settings.numbers["top_k"], number * 100 + step)
+                put(panel.asking.chat, step % 2 == 0)
+                panel.loading.refresh()
+        except BaseException as error:  # noqa: BLE001
+            failures.append(error)
+
+    threads = [threading.Thread(target=subshell, args=(number,)) for number in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for question in ("one two three", "four"):
+        assert scripted.session.generate(question).text == question
+        send(panel, question)
+        until(lambda: is_idle(panel), within=10)
+    for thread in threads:
+        thread.join(20)
+    assert failures == []
+    until(lambda: panel.settings.numbers["top_k"].value == scripted.session.config.top_k)
+    assert trouble(panel) == ""
+
+
+def test_load_in_a_thread_and_unload_in_another(scripted: Scripted) -> None:
+    for _ in range(5):
+        worker = threading.Thread(target=press, args=(scripted.panel.loading.unload,))
+        worker.start()
+        worker.join(5)
+        assert scripted.session.status().models == ()
+        press(scripted.panel.loading.load)
+        until(lambda: not scripted.panel.loading.unload.disabled)
+
+
+def test_a_panel_whose_session_was_closed_says_so(scripted: Scripted, other: ControlPanel) -> None:
+    scripted.session.close()
+    for panel in (scripted.panel, other):
+        assert "Closed" in words(panel.status.value)
+        assert "Run %llm_panel again" in words(panel.status.value)
+        for button in (panel.loading.load, panel.loading.list, panel.asking.send):
+            assert button.disabled
+
+
+def test_a_closed_panel_stays_closed_whatever_is_done_with_it(scripted: Scripted) -> None:
+    panel, session = scripted.panel, scripted.session
+    session.close()
+    before = everything(panel)
+    put(panel.loading.backend, "vllm")
+    put(panel.loading.options["base_url"], "http://localhost:1")
+    put(panel.settings.numbers["temperature"], 0.1)
+    put(panel.settings.stop, "END")
+    put(panel.asking.chat, True)
+    send(panel, "hello?")
+    panel.nudge()
+    panel.draw()
+    assert everything(panel) == before
+    assert session.options.changed == frozenset(), "it changes the session that came after it"
+    assert panel.loading.load.disabled
+    assert loop_threads() == [], "it woke the session up again"
+
+
+def test_closing_while_everything_moves_ends_closed(scripted: Scripted) -> None:
+    for _ in range(10):
+        scripted.session.load("org/tiny")
+        panel = ControlPanel(scripted.session)
+        scripted.backend.will(*say(*["word "] * 200))
+        send(panel, "?")
+        scripted.session.close()
+        assert "Closed" in words(panel.status.value)
+        threading.Event().wait(0.05)
+        assert "Closed" in words(panel.status.value), "drawn over"
+
+
+def test_a_panel_that_is_closed_leaves_nothing_behind(scripted: Scripted) -> None:
+    session = scripted.session
+
+    def held() -> tuple[int, int, int]:
+        widgets = len(Widget.get_manager_state()["state"])
+        return len(session._watchers._callbacks), len(session._closing), widgets
+
+    before = held()
+    for _ in range(3):
+        ControlPanel(session).close()
+    assert held() == before, "watchers, closers, widgets"
+
+
+def test_a_cell_that_waits_for_its_first_word_is_shown(scripted: Scripted) -> None:
+    hang = Hang()
+    scripted.backend.will(hang, *say("x"))
+    thread = threading.Thread(target=scripted.session.generate, args=("?",))
+    thread.start()
+    assert hang.reached.wait(5)
+    try:
+        until(lambda: "Answering" in words(scripted.panel.status.value), "nobody told the panel")
+        until(lambda: not scripted.panel.asking.stop.disabled)
+    finally:
+        hang.go.set()
+        thread.join(5)

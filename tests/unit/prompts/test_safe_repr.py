@@ -1,0 +1,150 @@
+"""Values in a line: what is known is shown, nothing of the value's own code runs."""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import time
+from collections import Counter, OrderedDict, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, SecretStr
+
+from llm_magic.config.redaction import MASK, Redactor
+from llm_magic.prompts.safe_repr import LONGEST, describe
+
+
+@dataclass
+class Town:
+    name: str
+    size: int = 2
+
+
+class Model(BaseModel):
+    town: str = "Paris"
+    api_key: SecretStr = SecretStr("hunter2")
+
+
+class Hostile:
+    """Fails or hangs, whatever it is asked."""
+
+    def __init__(self) -> None:
+        self.size = 7
+
+    def __repr__(self) -> str:
+        time.sleep(1000)
+        return ""
+
+    __str__ = __len__ = __iter__ = __eq__ = __hash__ = __repr__  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise SystemExit
+
+    @property
+    def shape(self) -> Any:
+        raise SystemExit
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+def function(a: int, *, b: int = 2) -> int:
+    return a + b
+
+
+_HERE = "tests.unit.prompts.test_safe_repr"
+SHOWN: list[tuple[object, str]] = [
+    (7, "7"), (1.5, "1.5"), (None, "None"), (True, "True"), ("Paris", "'Paris'"), (b"x", "b'x'"),
+    ("x" * 1000, f"'{'x' * 200}'… (1,000 in all)"), (10**400, "int of 1329 bits"),
+    ([1, "a"], "[1, 'a']"),
+    ((1,), "(1)"),
+    (set(), "{}"),
+    (list(range(100)), "[0, 1, 2, 3, 4, 5, 6, 7, … (100 in all)]"),
+    ({"town": "Paris"}, "{'town': 'Paris'}"), ({"api_key": "x"}, f"{{'api_key': {MASK}}}"),
+    (Counter("aab"), "Counter {'a': 2, 'b': 1}"), (OrderedDict(a=1), "OrderedDict {'a': 1}"),
+    (defaultdict(list, a=[1]), "defaultdict {'a': [1]}"),
+    (datetime.date(2026, 11, 22), "datetime.date(2026, 11, 22)"),
+    (Path("a/b"), "PosixPath('a/b')"), (Town("Paris"), f"{_HERE}.Town object with name='Paris', size=2"),
+    (SimpleNamespace(password="x", a=1), f"types.SimpleNamespace object with password={MASK}, a=1"),
+    (Model(), f"{_HERE}.Model object with town='Paris', api_key={MASK}"),
+    (pd.DataFrame({"town": ["a"], "size": [2]}), "DataFrame, 1 rows × 2 columns: 'town' str, 'size' int64"),
+    (pd.Series([1, 2], name="size"), "Series 'size', 2 values, int64"),
+    (np.arange(3), "ndarray, shape (3,), int64: [0, 1, 2]"),
+    (np.zeros((50, 2)), "ndarray, shape (50, 2), float64"),
+    (np.float32(1.5), "float32 1.5"), (torch.zeros(2, 3), "Tensor, shape (2, 3), torch.float32 on cpu"),
+    (function, "function function(a, b)"),
+    (len, "built-in len"),
+    (Town, "class tests.unit.prompts.test_safe_repr.Town()"),
+    (np, f"module numpy {np.__version__}"),
+    (ValueError("x"), "ValueError object"),
+    (object(), "object object"),
+    (Hostile(), f"{_HERE}.Hostile object with size=7"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "text"), SHOWN, ids=[text[:30] for _, text in SHOWN])
+def test_a_value(value: object, text: str) -> None:
+    assert describe("value", value) == text
+
+
+def test_a_hostile_value_inside_others_is_not_asked_either() -> None:
+    hostile = Hostile()
+    for value in ([hostile], {"a": hostile}, Town(hostile), (hostile,), {1: [hostile]}):  # type: ignore[arg-type]
+        assert "Hostile object" in describe("value", value)
+
+
+def test_a_telling_name_masks_its_value_but_no_function() -> None:
+    assert describe("password", "hunter2") == MASK
+    assert describe("api_key", 12) == MASK
+    assert describe("token", None) == "None"
+    assert describe("auth", function) == "function function(a, b)"
+
+
+def test_a_value_that_holds_itself_ends() -> None:
+    ring: list[Any] = []
+    ring.append(ring)
+    assert len(describe("ring", ring)) < LONGEST
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.builds(Town, inner),
+)
+
+
+@given(_json)
+def test_any_value_is_short(value: object) -> None:
+    assert 0 < len(describe("value", value)) <= LONGEST
+
+
+@given(st.text(min_size=6))
+def test_a_value_under_a_telling_name_never_shows(secret: str) -> None:
+    nested = {
+        "password": secret,
+        "deep": [{"token": [secret]}],
+        "object": SimpleNamespace(pwd=secret),
+    }
+    assert describe("value", nested).count(MASK) == 3
+
+
+def test_a_secret_is_masked_before_a_text_is_cut() -> None:
+    redactor = Redactor({}, known=["hunter2-Tulip-Meadow"])
+    for text in ("x" * 190 + "hunter2-Tulip-Meadow", "hunter2-Tulip-Meadow" * 20):
+        for value in (text, text.encode(), [text], {"body": text}):
+            said = describe("value", value, redactor.text)
+            assert "hunter" not in said
+            assert len(said) <= LONGEST

@@ -1,0 +1,756 @@
+"""What `fill` and `to_text` promise: values go in, and every other brace stays byte for byte."""
+
+from __future__ import annotations
+
+import json
+import linecache
+import subprocess
+import sys
+import time
+from collections import ChainMap
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from llm_magic.errors import PromptError
+from llm_magic.prompts.template import Filled, fill, to_text
+from llm_magic.types import Reply, Timing, Usage
+
+
+class Broken:
+    """Everything about it raises."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text\nat all")
+
+    @property
+    def prop(self) -> str:
+        raise RuntimeError("first line\nsecond line")
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("not even this")
+
+
+class Raising:
+    """A property of it raises the given error."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    @property
+    def value(self) -> None:
+        raise self._error
+
+
+NAMES: dict[str, Any] = {
+    "name": "Ada",
+    "other": "OTHER",
+    "a": 1,
+    "b": 2,
+    "x": 3,
+    "y": 4,
+    "i": 5,
+    "n": 6,
+    "train": "TRAIN",
+    "d": {"k": "v", "}": "brace", "it's": "quoted", 7: "seven"},
+    "xs": [10, 20, 30],
+    "obj": SimpleNamespace(attr=SimpleNamespace(deep="DEEP"), _private="private"),
+    "f": lambda *args, **named: f"{args}{named}",
+    "table": {("r", 0): "cell"},
+    "broken": Broken(),
+    "_": "last",
+    "__name__": "__main__",
+    "__builtins__": {},
+}
+
+
+def text_of(template: str) -> str:
+    return fill(template, NAMES).text
+
+
+# --- references
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{name}", "Ada"),
+        ("Hello {name}, {name}!", "Hello Ada, Ada!"),
+        ("{name}{other}", "AdaOTHER"),
+        ("{obj.attr.deep}", "DEEP"),
+        ('{d["k"]}', "v"),
+        ("{d['k']}", "v"),
+        ("{d[7]}", "seven"),
+        ('{d["}"]}', "brace"),
+        ('{d["it\'s"]}', "quoted"),
+        (r"{d['it\'s']}", "quoted"),
+        ("{xs[0]}", "10"),
+        ("{xs[-1]}", "30"),
+        ("{xs[1:]}", "[20, 30]"),
+        ("{xs[::-1]}", "[30, 20, 10]"),
+        ("{xs[a]}", "20"),
+        ("{xs[-a]}", "30"),
+        ('{table["r", 0]}', "cell"),
+        ("{name.upper()}", "ADA"),
+        ('{name.replace("A", other)}', "OTHERda"),
+        ("{name.upper().lower()[0]}", "a"),
+        ("{name!r}", "'Ada'"),
+        ("{a:.2f}", "1.00"),
+        ("{a - b}", "-1"),
+        ("{-a}", "-1"),
+        ("{(name)}", "Ada"),
+        ("{len(xs)}", "3"),
+        ("{{not_here} {name}", "{{not_here} Ada"),
+        ("{'a': {len(xs)}}", "{'a': 3}"),
+        ("{_}", "last"),
+        ("report_{name}.csv", "report_Ada.csv"),
+        ("issue #{a}", "issue #1"),
+        (r"line\n{name}\t{name}", r"line\nAda\tAda"),
+        (r"C:\data\{name}", r"C:\data\Ada"),
+        ('{"a": {"b": {name}}}', '{"a": {"b": Ada}}'),
+        ("{{name} {", "{Ada {"),
+        ("Solve $x + {a} = {b}$", "Solve $x + 1 = 2$"),
+        ("f'(x) = {a} and f'(0)", "f'(x) = 1 and f'(0)"),
+    ],
+)
+def test_reference_becomes_its_value(template: str, expected: str) -> None:
+    assert text_of(template) == expected
+
+
+def test_used_lists_the_references_once_in_order() -> None:
+    filled = fill('{d["k"]} {name} {{other}} {d["k"]}', NAMES)
+    assert filled == Filled("v Ada {other} v", ('d["k"]', "name"), ())
+
+
+def test_any_mapping_will_do() -> None:
+    assert fill("{a}{b}", ChainMap({"a": "1"}, {"b": "2"})).text == "12"
+
+
+def test_inserted_values_are_never_scanned() -> None:
+    names = {"one": "{two} {{two}} \\frac{", "two": "{one}"}
+    assert fill("{one}|{two}|{one}", names).text == f"{names['one']}|{{one}}|{names['one']}"
+
+
+# --- what stays
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "",
+        "{}",
+        "{0}",
+        "{ name }",
+        "{name }",
+        "{\nname}",
+        "{name\n}",
+        "{name",
+        "name}",
+        "{a=}",
+        "{a:b}",
+        "{a, b}",
+        "{a: b}",
+        "{a or b}",
+        "{a if b else x}",
+        "{*xs}",
+        "{**d}",
+        "{a for a in xs}",
+        "{a: b for a in xs}",
+        "{a:1}",
+        "{a: 1}",
+        "{a:1,b:2}",
+        "{a:b,x:y}",
+        "{a # comment}",
+        "{a:{b}}",
+        "{a:>{b}}",
+        "{xs, a}",
+        "{[a]}",
+        "{a; b}",
+        "{obj._private}",
+        "{f(x for x in xs)}",
+        "{f(*xs)}",
+        "{f(**d)}",
+        "{f(lambda: a)}",
+        "{f(nothere)}",
+        "{xs[nothere]}",
+        "{f(a := b)}",
+        "{f(a < b)}",
+        "{f({1})}",
+        "{'name'}",
+        '{b"x".upper()}',
+        '{a."x"}',
+        "{name.}",
+        "{name.class}",
+        "{name..upper}",
+        "{xs[0}",
+        '{d["k]}',
+        '{d["\\d"]}',
+        '{d["\0"]}',
+        '{d["\ud800"\ud800]}',
+        "{a[1or 2]}",
+        "{print}",
+        "{True}",
+        "{__name__}",
+        "{__builtins__}",
+        "{__class__.x}",
+        '{"name": "Ada", "n": {"a": 1}}',
+        "{'a': [1, 2, {}]}",
+        "{k: v for k, v in d.items()}",
+        "${name} ${{name}} ${{ name }} `${name}`",
+        "{{ name }} {{name|upper}} {% if name %} {{nothere}} {{{name}}} {{{{name}}}}",
+        "body {color: red} a{b:c}",
+        "fn main() { let x = 1; }",
+    ],
+)
+def test_other_braces_stay(template: str) -> None:
+    assert fill(template, NAMES).text == template
+    assert fill(template, NAMES).used == ()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        r"\frac{a}{b}",
+        r"\sqrt[3]{x}",
+        r"\dfrac*{a}{b}",
+        r"\sum_{i=1}^{n} x_{i}^{n}",
+        r"\sum_{i}^{n}",
+        r"\mathbf{x}_{i}",
+        r"\begin{x}\end{x}",
+        r"\frac{1}{1+{x}} \frac{{x}}{2}",
+        r"\newcommand{\a}[1]{a{b}}",
+        "x_{i} = y_{n}",
+        "10^{n} e^{x}",
+        "the $loss_{train}$ and $$loss_{train}$$",
+        r"\d{n} \u{a} \{a, b\}",
+        r"\\frac{a}{b}",
+    ],
+)
+def test_latex_stays(template: str) -> None:
+    assert text_of(template) == template
+    assert text_of(template + " {name}") == template + " Ada"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (r"\textbf{Hi} {name}", r"\textbf{Hi} Ada"),
+        (r"why does \frac{ fail, {name}?", r"why does \frac{ fail, Ada?"),
+        ("at $5 for loss_{train}, or $6", "at $5 for loss_TRAIN, or $6"),
+        ("{name}_{other}^2", "Ada_OTHER^2"),
+        ("^{name}", "^Ada"),
+    ],
+)
+def test_latex_ends_where_it_ends(template: str, expected: str) -> None:
+    assert text_of(template) == expected
+
+
+@pytest.mark.parametrize(
+    "literal",
+    [
+        'f"{x}"',
+        "f'{x}'",
+        'F"a {x} b {y}"',
+        'rf"{x}\\"{y}"',
+        'fr"{x}"',
+        'f"{d["k"]} {x}"',
+        "f'{d['k']} {x}'",
+        'f"{x:{y}}"',
+        'f"{{name}}"',
+        'f"""\n{x}\n"{y}" """',
+        "f'''{x}\n'''",
+    ],
+)
+def test_f_strings_stay(literal: str) -> None:
+    template = f"print({literal})"
+    assert text_of(template) == template
+    assert text_of(template + " {name}") == template + " Ada"
+
+
+@pytest.mark.parametrize("template", ['if"{a}"', '"{a}"', 'f"{a}', 'f """{a}"""'])
+def test_what_is_no_f_string_is_filled(template: str) -> None:
+    assert text_of(template) == template.replace("{a}", "1")
+
+
+@pytest.mark.parametrize("ref", ["name", 'd["k"]', 'd["missing"]', "xs[0:1]", "name.__class__"])
+def test_double_braces_are_a_literal(ref: str) -> None:
+    assert fill(f"<{{{{{ref}}}}}>", NAMES) == Filled(f"<{{{ref}}}>")
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    ("ref", "error"),
+    [
+        ('d["z"]', "KeyError: 'z'"),
+        ("xs[9]", "IndexError: list index out of range"),
+        ("name.nope", "AttributeError: 'str' object has no attribute 'nope'"),
+        ("a + name", "TypeError: unsupported operand type(s) for +: 'int' and 'str'"),
+        ("name.nope()", "AttributeError: 'str' object has no attribute 'nope'"),
+        ("name:.2f", "ValueError: Unknown format code 'f' for object of type 'str'"),
+        ("xs[a / 2]", "TypeError: list indices must be integers or slices, not float"),
+        ("broken.prop", "RuntimeError: first line"),
+        ("broken", "ValueError: no text"),
+    ],
+)
+def test_error_names_the_reference_in_one_line(ref: str, error: str) -> None:
+    with pytest.raises(PromptError) as caught:
+        text_of(f"before {{{ref}}} after")
+    first = (
+        "Fix the name"
+        if error[:3] in {"Key", "Att"}
+        else ("Correct the expression, or assign its value to a variable first")
+    )
+    advice = f"{first}; {{{{…}}}} is literal text, and --raw fills nothing"
+    assert str(caught.value) == f"{{{ref}}}: {error}. {advice}"
+    assert caught.value.__context__ is None
+    assert "Traceback" in caught.value.details
+
+
+def test_error_that_cannot_be_printed() -> None:
+    with pytest.raises(PromptError, match="Unprintable"):
+        fill("{owner.value}", {"owner": Raising(Unprintable())})
+
+
+def test_syntax_error_of_the_users_code() -> None:
+    error = SyntaxError("bad", ("file", 1, 1, "code", 1, 2))
+    with pytest.raises(PromptError, match=r"^\{owner\.value\}: SyntaxError: bad\. Correct"):
+        fill("{owner.value}", {"owner": Raising(error)})
+
+
+def test_interrupt_passes() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fill("{owner.value}", {"owner": Raising(KeyboardInterrupt())})
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "name.__class__",
+        "f(name.__class__)",
+        "xs.__len__()",
+        "len(__name__)",
+        "xs[name.__x__]",
+        "__name__",
+    ],
+)
+def test_names_with_two_underscores_are_refused(ref: str) -> None:
+    filled = fill(f"{{{ref}}}", NAMES)
+    assert filled.text == f"{{{ref}}}"
+    assert filled.notes[0].startswith(f"{{{ref}}} is left as it is: it ")
+
+
+def test_dunder_access_on_an_unknown_name_is_text() -> None:
+    assert text_of("{nothere.__class__}") == "{nothere.__class__}"
+
+
+def test_note_names_the_rule_for_two_underscores() -> None:
+    for names in (NAMES, {**NAMES, "__name__": "__main__"}):
+        assert fill("In {__name__}.", names).notes == (
+            "{__name__} is left as it is: it reads __name__; names that begin with two underscores"
+            " are refused. Assign it to a variable first, and refer to that",
+        )
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("${a:.2f}", "$1.00"),
+        ("US${a * 1234:,.2f}!", "US$1,234.00!"),
+        ("${a * 1000:,}", "$1,000"),
+        ("${len(xs):,d}", "$3"),
+        ("${{a:.2f}}", "${a:.2f}"),
+        ("$ {a}", "$ 1"),
+    ],
+)
+def test_number_format_after_a_dollar_is_filled(template: str, text: str) -> None:
+    assert fill(template, NAMES) == Filled(text, fill(template, NAMES).used)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "${a}", "${name.upper()}", "${a * 2}", "${a:-5}", "${a:=5}", "${a:+.2f}", "${a:2}", "${a:1:2}",
+        "${a?.b}", "${{ a }}", "${{a}}", "${#xs[@]}", "${xs[0]}", "${a%%.2f}", "${nothere:.2f}",
+        "${a:.c=.o}", "${a:?.2f}", "f'${a:.2f}'",
+    ],
+)  # fmt: skip
+def test_shell_and_javascript_after_a_dollar_stay(template: str) -> None:
+    assert fill(f"{template} $", NAMES).text == f"{template} $"
+
+
+@pytest.mark.parametrize("template", ["${{a}}", "${nmae}", "${f(a)}", "${await f(a)}"])
+def test_code_after_a_dollar_that_would_not_be_evaluated_gets_no_note(template: str) -> None:
+    assert fill(template, NAMES).notes == ()
+
+
+# --- notes
+
+
+@pytest.mark.parametrize(
+    ("template", "note"),
+    [
+        ("Hi {nmae}!", "{nmae} is not defined here; left as it is. Did you mean name?"),
+        ('say "{qqqq}".', "{qqqq} is not defined here; left as it is."),
+        ("{name} and {nmae}", "{nmae} is not defined here; left as it is. Did you mean name?"),
+        ("{nmae}\n", "{nmae} is not defined here; left as it is. Did you mean name?"),
+        ("```\ncode\n```\n{qqqq}", "{qqqq} is not defined here; left as it is."),
+        ("{len(nmae)}", "{len(nmae)}: nmae is not defined here; left as it is. Did you mean name?"),
+        ("{nmae:.2f}", "{nmae:.2f}: nmae is not defined here; left as it is. Did you mean name?"),
+        ("{nmae.x}", "{nmae.x}: nmae is not defined here; left as it is. Did you mean name?"),
+        ("{q}", "{q} is not defined here; left as it is."),
+        ("x = {qqqq}", "{qqqq} is not defined here; left as it is."),
+        ("<b>{qqqq}</b>", "{qqqq} is not defined here; left as it is."),
+        ('{"a": 1} for {qqqq}', "{qqqq} is not defined here; left as it is."),
+        ('for {qqqq}: {"a": {}}', "{qqqq} is not defined here; left as it is."),
+        ('Title: {qqqq}\n{"a": [1]}', "{qqqq} is not defined here; left as it is."),
+        (r"$\frac{x}{y}$ of {qqqq}", "{qqqq} is not defined here; left as it is."),
+        ("file_{qqqq}.csv", "{qqqq} is not defined here; left as it is."),
+        ("{name}{qqqq}", "{qqqq} is not defined here; left as it is."),
+        ("`code` and {qqqq} `code`", "{qqqq} is not defined here; left as it is."),
+        ("{ name }", "{ name } is left as it is: it has spaces beside the braces; write {name}"),
+        (
+            "{a:b}",
+            "{a:b} is left as it is: it may be an entry of a dict or CSS; for a format spec put"
+            " > after the colon",
+        ),
+        (
+            "${a}",
+            "${a} is left as it is, as in shell and JavaScript code. Write ${a:,} or ${a:.2f} for a"
+            " number, else $ {a}",
+        ),
+        (
+            "${a * 2}",
+            "${a * 2} is left as it is, as in shell and JavaScript code. Write ${a * 2:,} or"
+            " ${a * 2:.2f} for a number, else $ {a * 2}",
+        ),
+        (
+            '${d["k"]}',
+            '${d["k"]} is left as it is, as in shell and JavaScript code. Write ${d["k"]:,} or'
+            ' ${d["k"]:.2f} for a number, else $ {d["k"]}',
+        ),
+        (
+            "${a:+5}",
+            "${a:+5} is left as it is, as in shell and JavaScript code. Write $ {a:+5}",
+        ),
+        ("${nmae:.2f}", "{nmae:.2f}: nmae is not defined here; left as it is. Did you mean name?"),
+    ],
+)
+def test_note_says_what_was_left(template: str, note: str) -> None:
+    assert fill(template, NAMES).notes == (note,)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{0} {} { nmae } {{nmae}} {{nmae.x}}",
+        '{"k": {nmae}}',
+        "`{nmae}`",
+        "```\n{nmae}\n```",
+        "call.{nmae}[0] {nmae}[0]",
+        "{nmae};",
+        "<b class={nmae}>",
+        "import {nmae} from 'react'",
+        '{\n  "k": {nmae}\n}',
+        "import {nmae} from 'react';",
+        r"\frac{nmae}{nmae}",
+        'f"{nmae}"',
+        "${nmae}",
+        "{ name, other }",
+        "{None} {else}",
+        "{name}",
+    ],
+)
+def test_code_gets_no_note(template: str) -> None:
+    assert fill(template, NAMES).notes == ()
+
+
+def test_notes_are_few_and_the_others_are_counted() -> None:
+    text = " ".join(["{q1}", "{q1}", *(f"{{q{number}}}" for number in range(2, 20))])
+    notes = fill(text, NAMES).notes
+    assert [note.partition(" ")[0] for note in notes] == [
+        "{q1}",
+        "{q2}",
+        "{q3}",
+        "{q4}",
+        "{q5}",
+        "14",
+    ]
+    assert notes[-1] == "14 more are left as they are; --dry-run shows their notes"
+    assert len(fill(text, NAMES, all_notes=True).notes) == 19
+    many = "\n".join(f"{{q{number}}}" for number in range(1500))
+    most = fill(many, NAMES, all_notes=True).notes
+    assert (len(most), most[-1]) == (1001, "500 more are left as they are")
+    assert (
+        fill("{q1} {q2} {q3} {q4} {q5} {q6}", NAMES).notes[-1].startswith("1 more is left as it is")
+    )
+
+
+def test_first_notes_are_kept_beside_much_json() -> None:
+    text = "{nmae} " + '{"k": {"v": {name}}} ' * 1000 + "{f(a)} " * 50
+    missing, refused = fill(text, NAMES).notes
+    assert missing.startswith("{nmae} is not defined here")
+    assert refused.startswith(
+        "{f(a)} is left as it is: it calls f; the functions that are called are"
+    )
+
+
+# --- properties
+
+relaxed = settings(deadline=None)  # a busy machine is no failure
+words = st.sampled_from(["alpha", "beta", "i", "x1", "_p", "é", "for", "in", "f", "rf", "lambda"])
+marks = st.sampled_from([*"{}[]()\"'\\$^_.,:;=-+*!|<>%#&~ \n\t0123", "{{", "}}", '"""', "\\frac"])
+soup = st.lists(words | marks | st.characters(), max_size=40).map("".join)
+jsons = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=10,
+).map(lambda value: json.dumps(value, indent=1))
+latex = st.builds("\\frac{{{}}}{{{}}}_{{{}}}".format, words, words, words)
+code = st.builds('{{{}: {} for {} in f"{{{}}}"}}'.format, words, words, words, words)
+braces = st.builds("{{{}}}".format, words)
+heavy = st.lists(soup | jsons | latex | code | braces, max_size=6).map("".join)
+# Names that no text above can spell, so that nothing in it is a reference.
+foreign = st.dictionaries(st.integers(0, 99).map("NAME_{}".format), st.text(), max_size=4)
+
+
+@relaxed
+@given(heavy, foreign)
+def test_text_without_a_known_name_passes_byte_for_byte(text: str, names: dict[str, str]) -> None:
+    filled = fill(text, names)
+    assert filled.text == text
+    assert filled.used == ()
+
+
+@relaxed
+@given(st.lists(st.tuples(heavy, st.sampled_from(["one", "two"])), max_size=5), heavy, heavy)
+def test_values_are_never_scanned_again(pieces: list[tuple[str, str]], one: str, two: str) -> None:
+    # A space and a line end keep what precedes from making LaTeX or an f-string of the reference.
+    names = {"one": one + "{two}{{one}}", "two": two + "{one}"}
+    template = "".join(f"{only_text(text)}\n {{{name}}}" for text, name in pieces)
+    expected = "".join(f"{only_text(text)}\n {names[name]}" for text, name in pieces)
+    assert fill(template, names).text == expected
+
+
+def only_text(text: str) -> str:
+    """Drop what may open something that ends only in a later piece."""
+    for opener in ("{", "[", '"""', "'''", "\\"):
+        text = text.replace(opener, "")
+    return text
+
+
+plain = st.text(st.characters(exclude_characters="{}\\$^_'\"fFrR["), max_size=20)
+references = st.sampled_from(
+    ["{name}", '{d["k"]}', "{xs[-1]}", "{obj.attr.deep}", "{name.upper()}"]
+)
+literals = st.sampled_from(["{{name}}", "{0}", "{}", '{"k": 1}', r"\frac{a}{b}", "{ a }", 'f"{a}"'])
+
+
+@relaxed
+@given(st.lists(plain | references | literals))
+def test_output_is_the_join_of_its_segments(segments: list[str]) -> None:
+    # A space apart, as a segment may change what its neighbour is: `_` or a second brace.
+    joined = " ".join(segments)
+    assert text_of(joined) == " ".join(text_of(segment) for segment in segments)
+
+
+hostile = st.sampled_from(
+    ["{x", "{broken", "{broken.prop", "{f(", "{xs[", "]", ")", "}", ".", "name", "__class__", "-"]
+)
+
+
+@relaxed
+@given(st.lists(hostile | marks | words | st.characters(), max_size=30).map("".join))
+def test_nothing_but_prompt_error_is_raised(text: str) -> None:
+    with suppress(PromptError):
+        assert isinstance(fill(text, NAMES), Filled)
+
+
+PIECES = r"""{ } {x {x' {x"{x' {x[ {x( {x. x_{ x^{ _{ \a{ \a[ \a{} $a_{ $ f" f"{ f"{f"} f"\"""\ ```
+{x:, \ a{ {x['{x["' {'"{'" {x:{ {x:{x} {x!r: {x+{ {(x)} {x+x} {len( {q
+{x.a.a.a.a.a.a.a.a.a.a.a.a} {x[x[x[x[x[x[x[x[x[x[x]]]]]]]]]]}"""
+
+
+@pytest.mark.parametrize("piece", [*PIECES.split(), "{nmae} ", "{x} ", "{x '{x' "])
+def test_time_grows_with_the_length_only(piece: str) -> None:
+    text = (piece * 100_000)[:100_000]
+    start = time.perf_counter()
+    with suppress(PromptError):
+        fill(text, {**NAMES, "x": "value"})
+    assert time.perf_counter() - start < 5  # a quadratic scan takes a minute and more
+
+
+# --- values as text
+
+
+class Colour(str, Enum):  # noqa: UP042 - the older spelling prints differently
+    RED = "red"
+
+
+class Point(BaseModel):
+    """A class with a source."""
+
+    x: int = 1
+
+
+@dataclass
+class Pair:
+    left: int
+    right: str
+
+
+def documented() -> int:
+    """Return one."""
+    return 1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("as {it} is\n", "as {it} is\n"),
+        (Colour.RED, "red"),
+        (1.5, "1.5"),
+        (None, "None"),
+        (b"\x00a", "b'\\x00a'"),
+        (Path("a/b"), str(Path("a/b"))),
+        ({"b": 1, "a": [2]}, "{'b': 1, 'a': [2]}"),
+        ((1,), "(1,)"),
+        (Pair(1, "r"), "Pair(left=1, right='r')"),
+        (Point(), "Point(x=1)"),
+        (len, "<built-in function len>"),
+        (int, "<class 'int'>"),
+    ],
+)
+def test_to_text(value: Any, text: str) -> None:
+    assert "".join([to_text(value)]) == text
+
+
+def test_long_containers_are_packed() -> None:
+    lines = to_text(list(range(1000))).splitlines()
+    assert len(lines) < 60
+    assert max(map(len, lines)) <= 100
+
+
+def test_reply_is_its_text() -> None:
+    reply = Reply("answer", "m", "local", "stop", Usage(), Timing(None, 1.0, None), ())
+    assert fill("{reply}", {"reply": reply}).text == "answer"
+
+
+def test_functions_and_classes_become_their_source() -> None:
+    assert to_text(documented) == 'def documented() -> int:\n    """Return one."""\n    return 1'
+    assert to_text(Broken().__str__).startswith("def __str__(self) -> str:\n    raise")
+    assert to_text(Pair) == "@dataclass\nclass Pair:\n    left: int\n    right: str"
+    assert "lambda: 1" in to_text(lambda: 1)  # the line it stands in
+
+
+@pytest.fixture
+def cells() -> Iterator[dict[str, Any]]:
+    """Run cells as IPython does: in ``__main__``, with their source in linecache only."""
+    broken = "class Cell(:\n"
+    first = "class Cell:\n    old = 1\n"
+    second = (
+        "import enum\n\n@(lambda c: c)\nclass Cell:\n    x = 1\n\ny = 2\ndef g():\n    return y\n"
+    )
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for number, source in enumerate((first, second, broken)):
+        key = f"<cell {number}>"
+        linecache.cache[key] = (len(source), None, source.splitlines(keepends=True), key)
+        if source is not broken:
+            exec(compile(source, key, "exec"), names)
+    yield names
+    for number in range(3):
+        del linecache.cache[f"<cell {number}>"]
+
+
+def test_source_of_notebook_cells(cells: dict[str, Any]) -> None:
+    assert to_text(cells["g"]) == "def g():\n    return y"
+    assert to_text(cells["Cell"]) == "@(lambda c: c)\nclass Cell:\n    x = 1"
+    exec("class Lost: pass\ndef lost(): pass", cells)
+    assert to_text(cells["Lost"]) == "<class '__main__.Lost'>"
+    assert to_text(cells["lost"]).startswith("<function lost at ")
+
+
+# --- tables and arrays
+
+
+def test_small_frame_is_shown_whole() -> None:
+    frame = pd.DataFrame({"n": [1, 2], "s": ["x", "y"]})
+    assert to_text(frame) == "DataFrame, 2 rows × 2 columns\n   n  s\n0  1  x\n1  2  y"
+
+
+def test_large_frame_is_cut_in_every_direction() -> None:
+    frame = pd.DataFrame({f"c{n}": range(150) for n in range(100)})
+    frame["c99"] = "long " * 100
+    title, *lines = to_text(frame).splitlines()
+    assert title == "DataFrame, 150 rows × 100 columns"
+    assert len(lines) <= 22
+    assert max(map(len, lines)) < 250
+    assert "149" in lines[-1]
+    assert lines[-1].endswith("...")
+
+
+def test_frame_subclass_and_empty_frame() -> None:
+    class Special(pd.DataFrame):
+        pass
+
+    assert to_text(Special({"a": [1]})).startswith("Special, 1 rows × 1 columns\n")
+    assert to_text(pd.DataFrame()).startswith("DataFrame, 0 rows × 0 columns\n")
+
+
+def test_series() -> None:
+    assert to_text(pd.Series([1, 2], name="n")) == "Series 'n', 2 values, int64\n0  1\n1  2"
+    title, *lines = to_text(pd.Series(["long " * 100] * 50)).splitlines()
+    assert title.startswith("Series, 50 values, ")
+    assert len(lines) <= 21
+    assert max(map(len, lines)) < 80
+
+
+def test_frame_in_a_prompt() -> None:
+    names = {"df": pd.DataFrame({"a": range(30), "b": 2})}
+    assert "30 rows × 2 columns" in fill("Look: {df}", names).text
+    assert "2 rows × 1 columns" in fill('{df[["a"]].head(2)}', names).text
+    assert fill('{df.loc[3, "a"]} {df.a.sum()} {df.shape[0]}', names).text == "3 435 30"
+    with pytest.raises(PromptError, match=r"^\{df\[\"c\"\]\}: KeyError: 'c'\. Fix the name"):
+        fill('{df["c"]}', names)
+
+
+def test_arrays() -> None:
+    assert to_text(np.arange(3)) == f"ndarray, shape (3,), {np.arange(3).dtype}\n[0 1 2]"
+    title, *lines = to_text(np.zeros((1000, 50))).splitlines()
+    assert title == "ndarray, shape (1000, 50), float64; the first values:"
+    assert len(lines) == 6
+    assert len(to_text(np.zeros((9, 9, 9, 9)))) < 400
+    assert to_text(np.float64(1.5)) == to_text(np.array(1.5)) == "1.5"
+
+
+def test_tensor_is_known_by_its_name() -> None:
+    class Tensor:
+        shape = (2,)
+        dtype = "torch.float32"
+
+        def __str__(self) -> str:
+            return "tensor([1., 2.])"
+
+    Tensor.__module__ = "torch"
+    assert to_text(Tensor()) == "Tensor, shape (2,), torch.float32\ntensor([1., 2.])"
+
+
+def test_nothing_heavy_is_imported() -> None:
+    heavy_modules = {"pandas", "numpy", "torch", "IPython", "pydantic"}
+    script = f"import sys, llm_magic.prompts.template; sys.exit(bool({heavy_modules} & set(sys.modules)))"
+    root = Path(__file__).parents[3]
+    assert subprocess.run([sys.executable, "-c", script], cwd=root, check=False).returncode == 0

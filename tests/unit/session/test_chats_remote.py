@@ -1,0 +1,110 @@
+"""Chats too long for servers: those that count, those that only refuse; lists ask nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+from llm_magic.errors import PromptTooLong, RequestRefused
+from llm_magic.session import Session
+from llm_magic.types import Message
+from tests.exchange import Received
+from tests.fault_server import CHAT, FaultServer
+from tests.remote_sessions import NOW, last, questions, session_on, still_works, told
+from tests.wire import Step, json_answer, refusal
+
+TOKENIZE = "/tokenize"
+
+
+class SmallServer(FaultServer):
+    """Reads 20 words, and counts them for who asks."""
+
+    def _reply(self, request: Received) -> Iterable[Step]:
+        if (request.method, request.path) == ("POST", TOKENIZE):
+            return json_answer(200, {"count": _words(request), "max_model_len": 20})
+        return super()._reply(request)
+
+    def _chat(self, request: Received) -> Iterable[Step]:
+        if _words(request) > 20:
+            said = f"This model's maximum context length is 20 tokens, not {_words(request)}."
+            return refusal(400, said, headers=NOW)
+        return super()._chat(request)
+
+
+def _words(request: Received) -> int:
+    return sum(len(message["content"].split()) for message in request.json["messages"])
+
+
+@pytest.fixture
+def server() -> Iterator[SmallServer]:
+    with SmallServer({"tiny": {"max_model_len": 20}}) as running:
+        yield running
+
+
+def chat_of(session: Session, turns: int) -> None:
+    """Begin the chat ``c`` with a system prompt and turns of four words each."""
+    messages = [Message("system", "be brief")]
+    for number in range(turns):
+        messages += [Message("user", f"q {number}"), Message("assistant", f"a {number}")]
+    session.chats.put("c", messages)
+
+
+def test_a_server_that_counts_is_asked_once(server: SmallServer) -> None:
+    with session_on(server, "vllm") as session:
+        chat_of(session, 10)
+        reply = session.generate("and now", chat="c", trim=True)
+        # 20 less a quarter for the answer, the system prompt and the question: room for 2 turns.
+        assert (reply.left_out, reply.text) == (8, "and now")
+        assert len(questions(server)) == 1
+        assert len(server.asked(TOKENIZE)) <= 5
+
+
+def test_a_server_that_only_refuses_is_asked_again_with_less(server: SmallServer) -> None:
+    with session_on(server, "openai") as session:
+        chat_of(session, 10)
+        reply = session.generate("and now", chat="c", trim=True)
+        assert [_words(asked) for asked in questions(server)] == [44, 32, 24, 20]
+        assert (reply.left_out, reply.text) == (6, "and now")
+        assert reply.messages[0] == Message("system", "be brief")
+        assert len(session.chats.get("c").turns) == 11
+        assert session.chat_tokens("c") is None
+
+
+def test_a_question_that_alone_is_too_long_is_one_line(server: SmallServer) -> None:
+    with session_on(server, "openai") as session:
+        chat_of(session, 3)
+        with pytest.raises(PromptTooLong) as caught:
+            session.generate("word " * 30, chat="c", trim=True)
+        assert told(caught.value).endswith("That is without the 3 turns above it, too.")
+        assert len(questions(server)) == 4
+        with pytest.raises(PromptTooLong) as caught:
+            session.generate("word " * 10, chat="c")
+        assert "Chat 'c' has 3 turns above it: --trim leaves out" in told(caught.value)
+        still_works(session)
+
+
+def test_a_refusal_without_a_reason_is_said_to_be_unclear(server: SmallServer) -> None:
+    with session_on(server, "openai") as session:
+        chat_of(session, 3)
+        server.will(CHAT, *refusal(400, "No.", headers=NOW))
+        with pytest.raises(RequestRefused) as caught:
+            session.generate("?", chat="c", trim=True)
+        assert "It does not say whether the 3 turns above are too long" in told(caught.value)
+        assert len(questions(server)) == 1
+
+
+@pytest.mark.parametrize("backend", ["vllm", "openai"])
+def test_what_a_chat_takes_is_known_from_its_last_reply_and_asks_nobody(
+    server: SmallServer, backend: str
+) -> None:
+    with session_on(server, backend) as session:
+        chat_of(session, 2)
+        server.received.clear()
+        assert session.chat_tokens("c") is None
+        assert server.received == []
+        session.generate("and now", chat="c")
+        usage = last(session).usage
+        assert (usage.prompt_tokens, usage.completion_tokens) == (12, 2)
+        assert session.chat_tokens("c") == 14
+        assert len(server.received) == 1
