@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from llm_magic.backends import check_name
+from llm_magic.backends.registry import check_name
 from llm_magic.config.settings import Settings
 from llm_magic.doctor import machine, servers
 from llm_magic.doctor.finding import Finding

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from llm_magic import backends
+from llm_magic.backends import registry
 from llm_magic.backends.remote.base import RemoteBackend
 from llm_magic.backends.remote.http_client import HttpServer, Limits
 from llm_magic.backends.remote.server_errors import one_line
@@ -108,7 +108,7 @@ async def _told(finding: Finding) -> Finding | None:
 
 
 async def _check(server: _Server, settings: Settings, keys: Keys) -> Finding | None:
-    backend = backends.create(server.backend, lambda: settings, keys)
+    backend = registry.create(server.backend, lambda: settings, keys)
     assert isinstance(backend, RemoteBackend)
     proxy = proxy_to(server.where)
     if proxy is None:

@@ -109,11 +109,11 @@ class Doors:
 
     @functools.cached_property
     def _manager(self) -> BackendManager:
-        from llm_magic import backends
+        from llm_magic.backends import registry
         from llm_magic.backends.manager import BackendManager
 
         def create(name: str) -> Backend:
-            return backends.create(name, lambda: self.settings, self._keys)
+            return registry.create(name, lambda: self.settings, self._keys)
 
         return BackendManager(self._create or create, self._watchers.tell)
 

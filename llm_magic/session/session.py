@@ -189,9 +189,9 @@ class Session(Doors):
         Quick enough for a key press: names on this disk, or what servers listed when they were last
         asked, which every load and every `models()` does.
         """
-        from llm_magic import backends
+        from llm_magic.backends import registry
 
-        here = backends.nearby(self.settings) if backend == "local" else []
+        here = registry.nearby(self.settings) if backend == "local" else []
         return [*here, *self._manager.known(backend, base_url)]
 
     def used(self, backend: str) -> LoadConfig | None:

@@ -41,7 +41,7 @@ def k(
         HF_HUB_CACHE=str(folder / "hub"),
     ) as k:
         k.ok(
-            "from llm_magic import backends\n"
+            "from llm_magic.backends import registry as backends\n"
             "from llm_magic.notebook.magics import register\n"
             "from llm_magic.session import Session\n"
             "from tests.scripted import ScriptedBackend\n"

@@ -54,10 +54,29 @@ def test_files_and_pictures_that_are_linked_exist() -> None:
         assert target.startswith("http") or (ROOT / target).exists(), target
 
 
-def test_the_map_names_every_module() -> None:
-    modules = {p.name for p in (ROOT / "llm_magic").rglob("*.py") if p.name != "__init__.py"}
-    drawn = README[README.index("## The house") :]
-    assert [name for name in sorted(modules) if name not in drawn] == []
+def drawn_tree() -> dict[str, str]:
+    """Return the files of the README's tree and the words behind each."""
+    section = README[README.index("## The source") :]
+    lines = re.findall(r"```text\n(.*?)```", section, re.DOTALL)[0].splitlines()
+    files: dict[str, str] = {}
+    folders: list[str] = []
+    for line in lines:
+        name, _, words = line.strip().partition(" ")
+        depth = (len(line) - len(line.lstrip())) // 2
+        del folders[depth:]
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            files["".join([*folders, name])] = words.strip()
+    return files
+
+
+def test_tree_is_that_of_the_package() -> None:
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "llm_magic").rglob("*.py")}
+    kept = {m for m in modules if not m.endswith("__init__.py") or m == "llm_magic/__init__.py"}
+    drawn = drawn_tree()
+    assert set(drawn) == kept
+    assert [path for path, words in drawn.items() if not words] == []
 
 
 def test_python_blocks_run(

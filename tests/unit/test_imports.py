@@ -32,8 +32,10 @@ IPYTHON = "from IPython.core.interactiveshell import InteractiveShell"
     [
         "import llm_magic",
         "from llm_magic import llm; llm.last",
-        f"{IPYTHON}\nfrom llm_magic import magics, complete, catalog, arguments",
-        f"{IPYTHON}\nfrom llm_magic import words, display, markdown, prompt, tables, chats, loop",
+        f"{IPYTHON}\nfrom llm_magic.notebook import magics\n"
+        "from llm_magic.notebook.arguments import completer, parser, table",
+        f"{IPYTHON}\nfrom llm_magic.notebook.display import answer_view, markdown, messages\n"
+        "from llm_magic.prompts import template\nfrom llm_magic.session import chats, event_loop",
     ],
 )
 def test_importing_brings_nothing_heavy(code: str) -> None:
@@ -57,7 +59,7 @@ def test_the_options_need_pydantic_and_nothing_more() -> None:
 
 
 def test_the_local_backend_is_known_without_torch() -> None:
-    code = "from llm_magic import backends; backends.BACKENDS; backends.create"
+    code = "from llm_magic.backends.registry import BACKENDS, create"
     assert "torch" not in imported_by(code)
     used = imported_by(
         "from llm_magic.backends.local.backend import LocalTransformersBackend\n"

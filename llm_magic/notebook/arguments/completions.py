@@ -132,7 +132,7 @@ class Candidates:
         return _SUGGESTED.get(option, ()) if spec is None or not spec.choices else spec.choices
 
     def _backends(self) -> list[str]:
-        from llm_magic.backends import BACKENDS
+        from llm_magic.backends.registry import BACKENDS
 
         default = self._session.settings.backend
         return sorted(BACKENDS, key=lambda name: name != default)

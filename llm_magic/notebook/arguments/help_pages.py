@@ -107,7 +107,7 @@ def _limits(spec: OptionSpec) -> Iterator[str]:
 
 def _backends(spec: OptionSpec) -> Iterator[str]:
     """Yield for which backends an option is, where it is not for all."""
-    from llm_magic.backends import BACKENDS
+    from llm_magic.backends.registry import BACKENDS
 
     others = [name for name in BACKENDS if not spec.works_on(name)]
     if others and len(others) < len(spec.only):

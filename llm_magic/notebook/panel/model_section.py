@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
-from llm_magic.backends import BACKENDS, check_name
+from llm_magic.backends.registry import BACKENDS, check_name
 from llm_magic.config.option_spec import OptionSpec, specs
 from llm_magic.config.server_address import parse_url
 from llm_magic.config.settings import LoadConfig

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from llm_magic.backends import BACKENDS
 from llm_magic.backends.manager import LoadResult, Status
+from llm_magic.backends.registry import BACKENDS
 from llm_magic.config.option_spec import specs
 from llm_magic.config.settings import LoadConfig
 from llm_magic.errors import LLMMagicError, ModelNotFound
