@@ -295,7 +295,7 @@ class BackendManager:
         """Return the state now; safe to call from any thread."""
         residents = tuple(self._residents.values())
         active = next((r for r in residents if r.name == self._active), None)
-        held = [backend.memory() for backend in self._backends.values()]
+        held = [built.memory() for built in tuple(self._backends.values())]
         return Status(
             backend_type=active.config.backend if active else backend,
             active_model=active.name if active else None,

@@ -225,7 +225,7 @@ class Doors:
     def begin(self, request: Request, screen: Screen | None = None) -> Job:
         """Begin to answer a request and return at once; raises what is wrong with it.
 
-        `screen` is shown every chunk as it comes, on the loop thread.
+        `screen` is given every chunk, on the loop thread; the model waits while it takes one.
         """
         draft = self._answers.draft(self._call(request))
         return self._jobs.begin(draft, screen, lambda job: self._loop.submit(self._work(job)))
@@ -236,7 +236,7 @@ class Doors:
             job.starts()
             with self._answers.kept(draft):
                 async for chunk in filled(draft, self._chunks(draft), all_of_it=True):
-                    job.takes(chunk)
+                    await job.takes(chunk)
             reply = self._answers.keep(draft)
         except asyncio.CancelledError:
             job.ends(draft.kept or draft.reply("cancelled"))

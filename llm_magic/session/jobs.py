@@ -33,8 +33,8 @@ _KEPT = 20
 class Screen(Protocol):
     """Where a job is shown, if it is shown anywhere."""
 
-    def take(self, chunk: Chunk) -> None:
-        """Take in the next piece, on the loop thread: it must return at once."""
+    async def take(self, chunk: Chunk) -> None:
+        """Take the next chunk, on the loop thread; returns when there is room for another one."""
 
     def again(self, job: Job) -> None:
         """Show how the job ended once more, in the cell that is running now."""
@@ -155,11 +155,11 @@ class Job:
         if self._stopping:
             raise asyncio.CancelledError
 
-    def takes(self, chunk: Chunk) -> None:
-        """Take in the next piece, which is in the draft already; called on the loop thread."""
+    async def takes(self, chunk: Chunk) -> None:
+        """Show the next chunk, which is in the draft already; called on the loop thread."""
         self.notice = chunk.notice
         if self.screen is not None:
-            self.screen.take(chunk)
+            await self.screen.take(chunk)
 
     def ends(self, reply: Reply, error: Exception | None = None) -> None:
         """Keep what came of it; called at the end of the work."""

@@ -29,6 +29,22 @@ _MAX_UNREAD_ITEMS = 4_096
 _MAX_UNREAD_CHARACTERS = 1_000_000
 
 
+class Backlog:
+    """Counts what was put and not yet read; only for the thread that puts it."""
+
+    def __init__(self) -> None:
+        self._characters = 0
+
+    def is_full(self, unread: int, item: object) -> bool:
+        """Return whether to pause after `item`, the latest of `unread` items."""
+        if unread <= 1:
+            # All items before this one were read.
+            self._characters = 0
+        if isinstance(item, Chunk):
+            self._characters += len(item.text) + len(item.reasoning)
+        return unread > _MAX_UNREAD_ITEMS or self._characters > _MAX_UNREAD_CHARACTERS
+
+
 class _Call:
     """Put into an inbox where its reader waits for items: there are some, or there is the end."""
 
@@ -70,8 +86,7 @@ class Pump:
         self._loop, self._inbox = handover(loop, TICK_S), inbox
         self._items: deque[Any] = deque()
         self._end: _End | None = None
-        # Only the loop thread uses the count; it starts again where all items before were read.
-        self._characters = 0
+        self._backlog = Backlog()
         self._is_paused, self._resumed = False, asyncio.Event()
         self._called_for = False
         self._wake: Wake | None = None
@@ -91,16 +106,8 @@ class Pump:
         async with contextlib.aclosing(source):
             async for item in source:
                 self._put(item)
-                if self._is_full(item):
+                if self._backlog.is_full(len(self._items), item):
                     await self._until_read()
-
-    def _is_full(self, item: object) -> bool:
-        unread = len(self._items)
-        if unread <= 1:
-            self._characters = 0
-        if isinstance(item, Chunk):
-            self._characters += len(item.text) + len(item.reasoning)
-        return unread > _MAX_UNREAD_ITEMS or self._characters > _MAX_UNREAD_CHARACTERS
 
     async def _until_read(self) -> None:
         """Wait until the reader has taken the items that lie in the deque."""
@@ -111,7 +118,6 @@ class Pump:
             await self._resumed.wait()
             self._resumed.clear()
         self._is_paused = False
-        self._characters = 0
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         error = asyncio.CancelledError() if task.cancelled() else task.exception()

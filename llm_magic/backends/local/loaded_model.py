@@ -135,5 +135,9 @@ def let_go(box: list[Loaded]) -> Unloaded:
         remove_hook_from_module(model, recurse=True)
     watch = Watch(models)
     del loaded, model, models
-    memory.give_back()
-    return Unloaded(info.name, info.size or 0, before, memory.memory_use(), watch.holders())
+    holders = watch.holders()
+    # What a name in the notebook refers to is no garbage, but a cycle can hold weights, too.
+    memory.give_back(collect=bool(holders))
+    if holders:
+        holders = watch.holders()
+    return Unloaded(info.name, info.size or 0, before, memory.memory_use(), holders)

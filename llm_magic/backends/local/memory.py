@@ -220,11 +220,15 @@ def by_device(tensors: Iterable[torch.Tensor]) -> Counter[str]:
     return held
 
 
-def give_back() -> None:
-    """Return freed memory to the system: cycles first, then what the allocators keep."""
-    # Twice: accelerate's hooks make cycles through objects with finalizers.
-    gc.collect()
-    gc.collect()
+def give_back(*, collect: bool = True) -> None:
+    """Return freed memory to the system; `collect` first frees what only cycles refer to.
+
+    The garbage collector holds the GIL for up to a second, in which nothing can be interrupted.
+    """
+    if collect:
+        # Twice: accelerate's hooks make cycles through objects with finalizers.
+        gc.collect()
+        gc.collect()
     if _cuda_in_use():
         import torch
 

@@ -10,6 +10,7 @@ thread), is drawn at once and under the right cell everywhere.
 
 from __future__ import annotations
 
+import asyncio
 import html
 import queue
 import threading
@@ -21,6 +22,7 @@ from llm_magic.notebook.display.live_output import LiveArea, LoadView, displayed
 from llm_magic.notebook.display.messages import error_line
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.notebook.frontend import running_cell
+from llm_magic.session.thread_bridge import Backlog
 from llm_magic.types import Chunk
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ _TICK_S = 0.5
 # a fast machine and after it on a slow one.
 _AFTER_CELL_S = 0.3
 _CLOSE_S = 1.0
+# How often a paused answer checks whether its backlog was displayed.
+_FULL_S = 0.02
 
 
 class CellArea(LiveArea):
@@ -79,6 +83,7 @@ class JobScreen:
         self.cell_id = cell.id if cell is not None else ""
         self.run_id = cell.run if cell is not None else ""
         self._inbox: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
+        self._backlog = Backlog()
         self._thread: threading.Thread | None = None
         self._began = time.monotonic()
         self._area: CellArea | None = None
@@ -118,10 +123,16 @@ class JobScreen:
         )
         self._thread.start()
 
-    def take(self, chunk: Chunk) -> None:
-        """Take in the next piece; drawn on this job's own thread, not on the loop's."""
-        if self._area is not None:
-            self._inbox.put(chunk)
+    async def take(self, chunk: Chunk) -> None:
+        """Take the next chunk, which another thread displays; waits while too many are unread."""
+        if self._area is None:
+            return
+        self._inbox.put(chunk)
+        if self._backlog.is_full(self._inbox.qsize(), chunk):
+            while self._thread is not None and self._thread.is_alive():
+                if self._inbox.empty():
+                    break
+                await asyncio.sleep(_FULL_S)
 
     def _show(self, job: Job, area: CellArea) -> None:
         while True:

@@ -81,6 +81,19 @@ def test_an_unknown_backend_is_an_error_and_blocks_nothing() -> None:
     asyncio.run(main())
 
 
+def test_status_is_read_while_another_backend_is_created() -> None:
+    class Busy(ScriptedBackend):
+        """A backend whose memory takes so long to read that another one is created meanwhile."""
+
+        def memory(self) -> MemoryUse:
+            asyncio.run(manager.models(CONFIG.replace(backend="ollama")))
+            return super().memory()
+
+    manager = BackendManager(lambda name: Busy() if name == "local" else ScriptedBackend())
+    asyncio.run(manager.load("a", CONFIG))
+    assert manager.snapshot(GenerationConfig(), "local").active_model == "a"
+
+
 def test_the_manager_passes_on_to_the_backend_of_the_model() -> None:
     async def main() -> None:
         made: dict[str, ScriptedBackend] = {}

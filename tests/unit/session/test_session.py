@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from llm_magic.errors import (
     OptionError,
 )
 from llm_magic.session import Session
+from llm_magic.session.jobs import Job
 from llm_magic.session.requests import Request
 from llm_magic.types import Chunk, Message, Reply, Usage
 from tests.scripted import Hang, Pause, ScriptedBackend, say, scripted_session, stop_when
@@ -189,6 +191,38 @@ def test_job_reports_characters_where_tokens_are_unknown(scripted: Pair) -> None
     with pytest.raises(Interrupted, match="Stopped after 331 characters"):
         job.result(5)
     assert job.amount == "331 characters"
+
+
+class SlowScreen:
+    """A screen that takes the second chunk when it is told to."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.waits, self.may_go_on = threading.Event(), threading.Event()
+
+    async def take(self, chunk: Chunk) -> None:
+        self.taken.append(chunk.text)
+        if len(self.taken) == 2:
+            self.waits.set()
+            await asyncio.to_thread(self.may_go_on.wait, 10)
+
+    def again(self, job: Job) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Wait for nothing."""
+
+
+def test_job_is_read_no_faster_than_it_is_displayed(scripted: Pair) -> None:
+    session, backend = scripted
+    backend.will(*map(str, range(1000)))
+    screen = SlowScreen()
+    job = session.begin(Request("?"), screen)
+    assert screen.waits.wait(5)
+    time.sleep(0.1)
+    assert job.text == "01"
+    screen.may_go_on.set()
+    assert job.result(10).text == "".join(screen.taken) == "".join(map(str, range(1000)))
 
 
 def test_leaving_a_stream_early_stops_the_model(scripted: Pair) -> None:

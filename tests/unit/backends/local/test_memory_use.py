@@ -6,6 +6,7 @@ import gc
 import json
 import struct
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,36 @@ def test_who_still_holds_a_model_is_named(session: Session, tmp_path: Path) -> N
     unloaded = session.unload()
     held = None
     assert unloaded.holders == (f"{__name__}.held",)
+
+
+def test_unload_runs_no_garbage_collector(session: Session, tmp_path: Path) -> None:
+    session.load(str(tiny_llama(tmp_path / "m")))
+    session.generate("x")
+    collections: list[str] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if info["generation"] == 2:
+            collections.append(phase)
+
+    gc.collect()
+    gc.callbacks.append(note)
+    try:
+        unloaded = session.unload()
+    finally:
+        gc.callbacks.remove(note)
+    assert (collections, unloaded.holders) == ([], ())
+
+
+def test_weight_in_a_cycle_of_garbage_is_freed(session: Session, tmp_path: Path) -> None:
+    session.load(str(tiny_llama(tmp_path / "m")))
+    backend: Any = session._manager._backends["local"]
+    weight = next(backend._loaded["m"].model.parameters())
+    cycle: list[object] = [weight[:1]]
+    cycle.append(cycle)
+    freed = weakref.ref(weight)
+    del weight, cycle
+    assert session.unload().holders == ()
+    assert freed() is None
 
 
 def test_loading_and_unloading_again_and_again_does_not_grow(

@@ -31,7 +31,7 @@ class Remembers:
     def __init__(self) -> None:
         self.chunks: list[Chunk] = []
 
-    def take(self, chunk: Chunk) -> None:
+    async def take(self, chunk: Chunk) -> None:
         """Remember it."""
         self.chunks.append(chunk)
 
