@@ -11,7 +11,7 @@ from llm_magic.session.chats import in_turns, spelled
 from llm_magic.types import Chunk
 
 if TYPE_CHECKING:
-    from llm_magic.backends.manager import BackendManager, Resident
+    from llm_magic.backends.manager import BackendManager, LoadedModel
     from llm_magic.session.chats import Chat
     from llm_magic.session.requests import Call, Draft
     from llm_magic.types import Message
@@ -26,7 +26,7 @@ async def stream(manager: BackendManager, draft: Draft) -> AsyncGenerator[Chunk,
     draft.call = await fit(manager, draft.call)
     while True:
         call = draft.call
-        answer = manager.stream(call.resident.name, call.messages, call.config)
+        answer = manager.stream(call.loaded_model.name, call.messages, call.config)
         try:
             async with contextlib.aclosing(answer) as chunks:
                 async for chunk in chunks:
@@ -56,7 +56,7 @@ async def fit(manager: BackendManager, call: Call) -> Call:
 
 async def _fits(manager: BackendManager, call: Call) -> bool | None:
     """Return whether a call leaves room for its answer; None where that is not known."""
-    count = await manager.count(call.resident.name, call.messages)
+    count = await manager.count(call.loaded_model.name, call.messages)
     if count.prompt_tokens is None or not count.context_length:
         return None
     most = int(count.context_length * _ANSWER)
@@ -100,10 +100,10 @@ def told(chat: Chat, model: str) -> int | None:
     return last.tokens if last is not None and last.model == model else None
 
 
-async def counted(resident: Resident, messages: Sequence[Message]) -> int | None:
+async def counted(loaded_model: LoadedModel, messages: Sequence[Message]) -> int | None:
     """Count the tokens of messages with the model's own tokenizer; None where it cannot."""
     try:
-        return (await resident.backend.count(resident.name, messages)).prompt_tokens
+        return (await loaded_model.backend.count(loaded_model.name, messages)).prompt_tokens
     except LLMMagicError:
         # Some templates refuse some conversations: the next question will tell, a list does not.
         return None

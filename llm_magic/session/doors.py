@@ -309,18 +309,18 @@ class Doors:
         """Return the exact messages and their token count; calls nothing."""
         self._loads.settle()
         call = self._loop.run(context_window.fit(self._manager, self._call(request, peek=True)))
-        name = call.resident.name
+        name = call.loaded_model.name
         count = self._loop.run(self._manager.count(name, call.messages))
-        backend = call.resident.config.backend
+        backend = call.loaded_model.config.backend
         return DryRun(name, backend, call.messages, call.config, count, call.dropped)
 
     def _call(self, request: Request, *, peek: bool = False) -> Call:
         """Check a request; raises before anything is sent. `peek` starts no turn of its chat."""
-        resident = self._manager.find(request.model)
-        resident.backend.make_way()
+        loaded_model = self._manager.find(request.model)
+        loaded_model.backend.release_threads()
         if request.chat is not None and request.key is None:
             request = dataclasses.replace(request, key=self.cells.key(request.chat, peek=peek))
-        return definite(request, resident, self.options.current, self._chats)
+        return definite(request, loaded_model, self.options.current, self._chats)
 
     def _chunks(self, draft: Draft) -> AsyncGenerator[Chunk, None]:
         return chunks(self._manager, draft)

@@ -234,12 +234,12 @@ class Session(Doors):
         status = self.status()
         if status.active_model is None:
             return None
-        resident = self._manager.find(status.active_model)
+        loaded_model = self._manager.find(status.active_model)
         idle = status.status == "Ready" and not self.answering
         messages = self._chats.messages(name)
-        if resident.backend.counts_here and idle and messages:
-            return self._loop.run(context_window.counted(resident, messages))
-        return context_window.told(chat, resident.name)
+        if loaded_model.backend.counts_here and idle and messages:
+            return self._loop.run(context_window.counted(loaded_model, messages))
+        return context_window.told(chat, loaded_model.name)
 
     def reset(self, chat: str | None = None, *, stale: bool = False) -> list[str]:
         """Forget a conversation, or all of them, or only stale turns; returns their names."""

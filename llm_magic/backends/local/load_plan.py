@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from llm_magic.backends.base import Plan, Report
+from llm_magic.backends.base import LoadPlan, Report
 from llm_magic.backends.local import memory
 from llm_magic.backends.local.files import gguf, hub, sources, validate
 from llm_magic.backends.local.files.sources import Source
@@ -52,7 +52,7 @@ class Planner:
         self._settings, self._config = settings, config
         self._report, self._cancel = report, cancel
 
-    def plan(self, model: str | None, freed: Mapping[str, int]) -> Plan:
+    def plan(self, model: str | None, freed: Mapping[str, int]) -> LoadPlan:
         """Return what to load; `freed` are the bytes, by device, that will be free besides."""
         from llm_magic.backends.local import loader
 
@@ -72,7 +72,7 @@ class Planner:
             assistant = helper.folder
         ready = Ready(source, found.folder, device, needed, assistant)
         notes = (f"Converted once to {found.folder}",) if found.converted else ()
-        return Plan(model or source.name, source.name, config, ready, notes)
+        return LoadPlan(model or source.name, source.name, config, ready, notes)
 
     def _find(self, model: str | None, revision: str | None) -> Source:
         code = self._config.trust_remote_code

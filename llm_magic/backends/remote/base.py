@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from llm_magic.backends.base import Backend, Plan, Report, TokenCount
+from llm_magic.backends.base import Backend, LoadPlan, Report, TokenCount
 from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.client_pool import Servers
 from llm_magic.backends.remote.http_client import ANSWER_S, FIRST_FACTOR, HttpServer
@@ -161,7 +161,7 @@ class RemoteBackend(Backend):
 
     async def check(
         self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
-    ) -> Plan:
+    ) -> LoadPlan:
         """See that the server answers and knows the model."""
         self._servers.planned = None
         try:
@@ -177,9 +177,9 @@ class RemoteBackend(Backend):
             raise
         self._servers.planned = server
         notes = (*self._warnings(server), *self._left_out(), *notes)
-        return Plan(model or remote.model, remote.model, config, remote, notes)
+        return LoadPlan(model or remote.model, remote.model, config, remote, notes)
 
-    async def load(self, plan: Plan, name: str, report: Report) -> ModelInfo:
+    async def load(self, plan: LoadPlan, name: str, report: Report) -> ModelInfo:
         """Remember the model under `name`: the server holds it."""
         remote = plan.source
         assert isinstance(remote, Remote)

@@ -135,7 +135,7 @@ class OllamaBackend(RemoteBackend):
             dtype=str(details.get("quantization_level") or "")[:_LONGEST_LEVEL],
             size=whole_number(entry.get("size")),
             context_length=context,
-            resident=whole_number(runner.get("size")),
+            memory_bytes=whole_number(runner.get("size")),
         )
 
     async def _find(

@@ -55,7 +55,7 @@ def test_a_server_that_counts_is_asked_once(server: SmallServer) -> None:
         chat_of(session, 10)
         reply = session.generate("and now", chat="c", trim=True)
         # 20 less a quarter for the answer, the system prompt and the question: room for 2 turns.
-        assert (reply.left_out, reply.text) == (8, "and now")
+        assert (reply.dropped_turns, reply.text) == (8, "and now")
         assert len(questions(server)) == 1
         assert len(server.asked(TOKENIZE)) <= 5
 
@@ -65,7 +65,7 @@ def test_a_server_that_only_refuses_is_asked_again_with_less(server: SmallServer
         chat_of(session, 10)
         reply = session.generate("and now", chat="c", trim=True)
         assert [_words(asked) for asked in questions(server)] == [44, 32, 24, 20]
-        assert (reply.left_out, reply.text) == (6, "and now")
+        assert (reply.dropped_turns, reply.text) == (6, "and now")
         assert reply.messages[0] == Message("system", "be brief")
         assert len(session.chats.get("c").turns) == 11
         assert session.chat_tokens("c") is None

@@ -382,8 +382,8 @@ def test_ollama_tells_what_a_model_is(session: Session, ollama: OllamaServer) ->
     assert reply.usage.prompt_tokens
     assert reply.usage.completion_tokens
     listed = {info.name: info for info in session.models("ollama")}
-    assert listed["qwen3:0.6b"].resident
-    assert listed["llama3.2:latest"].resident is None
+    assert listed["qwen3:0.6b"].memory_bytes
+    assert listed["llama3.2:latest"].memory_bytes is None
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/", "/api", "/"])
