@@ -225,9 +225,9 @@ def test_list_of_a_busy_server_waits_a_little(server: OneAtATime) -> None:
 
 
 def test_only_a_503_is_busy() -> None:
-    place = parse_url("instructlab", "localhost:8000")
+    address = parse_url("instructlab", "localhost:8000")
     kinds: list[type[LLMMagicError]] = [
-        type(explain(place, None, status, {}, read(b"Service Unavailable")))
+        type(explain(address, None, status, {}, read(b"Service Unavailable")))
         for status in (500, 502, 503)
     ]
     assert kinds == [RequestRefused, RequestRefused, ServerBusy]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_magic.backends.remote.retry import Patience
-from llm_magic.backends.remote.server_errors import Refusal, explain
+from llm_magic.backends.remote.server_errors import ErrorResponse, explain
 from llm_magic.config.server_address import parse_url
 from llm_magic.errors import LLMMagicError, RequestRefused, ServerError, ServerUnreachable
 from llm_magic.session import Session
@@ -91,16 +91,16 @@ def test_a_time_that_has_passed_is_now(session: Session, server: FaultServer, va
               "Thu, 01 Jan 1970 00:00:00 +99999999999999999999", "9" * 400 + "x"]
 )  # fmt: skip
 def test_a_time_that_is_none_is_not_minded(value: str) -> None:
-    place = parse_url("vllm", "localhost:8000")
-    error = explain(place, None, 429, {"retry-after": value}, Refusal("Slow down"))
+    address = parse_url("vllm", "localhost:8000")
+    error = explain(address, None, 429, {"retry-after": value}, ErrorResponse("Slow down"))
     assert isinstance(error, RequestRefused)
     assert error.retry_after is None
 
 
 @pytest.mark.parametrize("value", ["inf", "1e400", "Fri, 31 Dec 9999 23:59:59 GMT", "9" * 5000])
 def test_wait_beyond_a_week_is_no_number_in_the_message(value: str) -> None:
-    place = parse_url("vllm", "localhost:8000")
-    error = explain(place, None, 429, {"retry-after": value}, Refusal("Slow down"))
+    address = parse_url("vllm", "localhost:8000")
+    error = explain(address, None, 429, {"retry-after": value}, ErrorResponse("Slow down"))
     assert isinstance(error, RequestRefused)
     assert str(error).endswith("(429): Slow down. Try again later.")
     assert error.retry_after == 7 * 24 * 3600
@@ -109,7 +109,11 @@ def test_wait_beyond_a_week_is_no_number_in_the_message(value: str) -> None:
 @given(st.text(max_size=40) | st.floats().map(str) | st.datetimes().map(format_datetime))
 def test_any_retry_after_is_a_finite_time_or_none(value: str) -> None:
     error = explain(
-        parse_url("vllm", "localhost:8000"), None, 503, {"retry-after": value}, Refusal("Busy")
+        parse_url("vllm", "localhost:8000"),
+        None,
+        503,
+        {"retry-after": value},
+        ErrorResponse("Busy"),
     )
     assert isinstance(error, RequestRefused)
     assert error.retry_after is None or 0 <= error.retry_after <= 7 * 24 * 3600
