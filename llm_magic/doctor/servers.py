@@ -28,9 +28,9 @@ from llm_magic.config.server_address import (
 from llm_magic.config.settings import LoadConfig, Settings
 from llm_magic.doctor.finding import Finding, apart
 from llm_magic.errors import (
-    KeyRejected,
+    AuthenticationFailed,
     OptionError,
-    RequestRefused,
+    RequestFailed,
     ServerError,
     SettingsError,
 )
@@ -232,7 +232,7 @@ async def _failed(server: _Server, error: Exception, proxy: str | None) -> Findi
     if isinstance(error, SettingsError):
         # Of the environment, not of the server.
         return Finding(name, "problem", text, "correct that variable")
-    if isinstance(error, KeyRejected) and (proxy is None or error.status == 401):
+    if isinstance(error, AuthenticationFailed) and (proxy is None or error.status == 401):
         # Without the server's own words: some repeat a part of the key.
         text = text.partition(f" ({error.status})")[0]
         mend = (
@@ -241,7 +241,7 @@ async def _failed(server: _Server, error: Exception, proxy: str | None) -> Findi
     elif proxy is not None:
         host = urlsplit(address.url).hostname
         text, mend = f"{text} A proxy is in the way: {proxy}.", f"export NO_PROXY={host}"
-    elif isinstance(error, RequestRefused) and error.status in {200, 404, 405}:
+    elif isinstance(error, RequestFailed) and error.status in {200, 404, 405}:
         mend = f"set {server.variable} right"
         if name != "ollama" and await _speaks_at(
             dataclasses.replace(address, url=f"{address.origin}/v1")
@@ -299,7 +299,7 @@ async def _why_unreached(address: ServerAddress) -> str:
                 await addresses_of(urlsplit(address.url).hostname or "")
             async with server.stream("HEAD", "", None):
                 return ""
-    except (RequestRefused, KeyRejected):
+    except (RequestFailed, AuthenticationFailed):
         return ""  # whatever it says, it is there
     except TimeoutError:
         return f"{address.host_port} does not answer within {_HUB_S:.0f} s"

@@ -25,12 +25,12 @@ from llm_magic.config.option_spec import specs
 from llm_magic.config.server_address import ServerAddress, parse_url
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import (
-    AnswerBroken,
+    IncompleteReply,
     LLMMagicError,
     ModelNotLoaded,
     OptionError,
     PromptTooLong,
-    RequestRefused,
+    RequestFailed,
     ServerBusy,
     ServerError,
 )
@@ -290,7 +290,7 @@ class RemoteBackend(Backend):
         while True:
             try:
                 return await request()
-            except RequestRefused as refused:
+            except RequestFailed as refused:
                 wait = patience.next_try(refused)
                 if wait is None:
                     raise
@@ -331,16 +331,16 @@ class RemoteBackend(Backend):
         if isinstance(error, MalformedStream):
             message = f"{remote.server.address.origin} sent {error}."
         if told:
-            return AnswerBroken(
+            return IncompleteReply(
                 f"{message} The answer is not whole; what there is of it is in llm.last."
             )
         if isinstance(error, MalformedStream):
-            return RequestRefused(f"{message} Is it the right kind of server?")
-        if isinstance(error, RequestRefused) and server_errors.is_too_long(error):
+            return RequestFailed(f"{message} Is it the right kind of server?")
+        if isinstance(error, RequestFailed) and server_errors.is_too_long(error):
             return self._too_long(remote, error)
         return error
 
-    def _too_long(self, remote: Remote, error: RequestRefused) -> PromptTooLong:
+    def _too_long(self, remote: Remote, error: RequestFailed) -> PromptTooLong:
         """Return the error for a prompt that is longer than the model reads."""
         if error.lengths is None:
             context = remote.info.context_length

@@ -10,7 +10,7 @@ from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.stream_decoders import MalformedStream, text_of, whole_number
 from llm_magic.config.api_keys import Key
 from llm_magic.config.server_address import ServerAddress
-from llm_magic.errors import RequestRefused
+from llm_magic.errors import RequestFailed
 from llm_magic.types import Chunk, FinishReason, Usage
 
 # What servers call the end of a whole answer, and the limit; who ends for another reason ended early.
@@ -60,7 +60,7 @@ class Reader:
         """Return an answer that came in one piece."""
         if not isinstance(value.get("choices"), list) and not value.get("error"):
             said = server_errors.from_object(value).text
-            raise RequestRefused(
+            raise RequestFailed(
                 f"{self._address.origin} sent no answer: {said}. Is --base-url right?",
                 brief="no answer",
             )
@@ -85,12 +85,12 @@ class Reader:
         if name not in _UNFINISHED:
             self._finish = _FINISHED.get(name, "truncated")
 
-    def _error(self, value: dict[str, Any]) -> RequestRefused:
+    def _error(self, value: dict[str, Any]) -> RequestFailed:
         refusal = server_errors.from_object(value)
         said = self._key.scrub(refusal.text) if self._key else refusal.text
         inner = value.get("error")
         code = inner.get("code") if isinstance(inner, dict) else value.get("code")
-        return RequestRefused(
+        return RequestFailed(
             f"{self._address.origin} stopped with an error: {said}.",
             brief="an error",
             status=whole_number(code),

@@ -11,7 +11,7 @@ from llm_magic.backends.remote.http_client import HttpServer, Limits
 from llm_magic.config.api_keys import Key, Keys
 from llm_magic.config.server_address import ServerAddress, resolve_address
 from llm_magic.config.settings import LoadConfig, ReadSettings
-from llm_magic.errors import KeyRejected
+from llm_magic.errors import AuthenticationFailed
 
 
 class Servers:
@@ -74,7 +74,7 @@ class Servers:
         server.users += 1
         try:
             yield server
-        except KeyRejected:
+        except AuthenticationFailed:
             self._keys.refused(server.key)
             raise
         else:

@@ -26,7 +26,7 @@ from llm_magic.backends.remote.transport import CONNECT_S, Transport, transport
 from llm_magic.backends.remote.wait import Wait
 from llm_magic.config.api_keys import Key
 from llm_magic.config.server_address import ServerAddress, proxy_for
-from llm_magic.errors import RequestRefused, ServerError, ServerSilent, ServerUnreachable
+from llm_magic.errors import RequestFailed, ServerError, ServerTimeout, ServerUnreachable
 
 # Lists and descriptions: a server that thinks about those is not well.
 ANSWER_S = 30.0
@@ -83,7 +83,7 @@ class HttpServer:
         try:
             return parse_json(data)
         except MalformedStream:
-            raise RequestRefused(
+            raise RequestFailed(
                 f"{self.address.url}{path} answers, but not as {self.address.backend} does."
                 " Is --base-url right?",
                 status=200,
@@ -165,9 +165,9 @@ class HttpServer:
 
     def silent(
         self, seconds: float, mend: str = "Look at the server, or allow more with --idle-timeout."
-    ) -> ServerSilent:
+    ) -> ServerTimeout:
         """Return the error for a silence."""
-        return ServerSilent(
+        return ServerTimeout(
             f"{self.address.origin} said nothing for {seconds:.0f} s. {mend}", brief="silent"
         )
 
@@ -272,7 +272,7 @@ class Answer:
         return bytes(parts[:most])
 
     async def read_all(self) -> bytes:
-        """Return the whole body; raises `RequestRefused` where it is larger than any answer."""
+        """Return the whole body; raises `RequestFailed` where it is larger than any answer."""
         data = await self.read(_MOST_JSON_BYTES + 1)
         if len(data) > _MOST_JSON_BYTES:
             raise server_errors.too_large(self._server.address, _MOST_JSON_BYTES)

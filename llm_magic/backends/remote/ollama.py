@@ -33,7 +33,7 @@ from llm_magic.backends.remote.stream_decoders import (
 from llm_magic.config.api_keys import Keys
 from llm_magic.config.server_address import ServerAddress
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
-from llm_magic.errors import LoadFailed, ModelNotFound, RequestRefused, ServerError, did_you_mean
+from llm_magic.errors import LoadFailed, ModelNotFound, RequestFailed, ServerError, did_you_mean
 from llm_magic.text.formatting import human_bytes
 from llm_magic.types import Chunk, FinishReason, Message, ModelInfo, Progress, Usage
 
@@ -103,10 +103,10 @@ class OllamaBackend(RemoteBackend):
     async def _entries(self, server: HttpServer, path: str) -> list[dict[str, Any]]:
         try:
             value = await server.get(f"{server.prefix}/api/{path}")
-        except RequestRefused as refused:
+        except RequestFailed as refused:
             if refused.status not in {200, 404, 405}:
                 raise
-            raise RequestRefused(
+            raise RequestFailed(
                 f"{server.address.origin} answers, but it is no Ollama: there is no /api/{path}."
                 " Is --base-url right? (For an OpenAI-compatible server: -b openai.)",
                 status=404,
@@ -160,7 +160,7 @@ class OllamaBackend(RemoteBackend):
         """Return what runs on the server; nothing where a proxy does not pass that question on."""
         try:
             return await self._entries(server, "ps")
-        except RequestRefused as refused:
+        except RequestFailed as refused:
             if refused.status != 404:
                 raise
             return []
@@ -168,7 +168,7 @@ class OllamaBackend(RemoteBackend):
     async def _show(self, server: HttpServer, model: str, names: Sequence[str]) -> dict[str, Any]:
         try:
             shown = await server.post(f"{server.prefix}/api/show", {"model": model})
-        except RequestRefused as refused:
+        except RequestFailed as refused:
             if refused.status not in {400, 404}:
                 raise
             near = did_you_mean(model, [n.removesuffix(":latest") for n in names])
@@ -352,7 +352,7 @@ def _not_pulled(server: HttpServer, model: str, value: Mapping[str, Any]) -> Mod
 def _chunk(server: HttpServer, value: dict[str, Any]) -> Chunk:
     if value.get("error"):
         refusal = server_errors.from_object(value)
-        error = RequestRefused(
+        error = RequestFailed(
             f"{server.address.origin} stopped with an error: {server.scrub(refusal.text)}.",
             brief="an error",
         )

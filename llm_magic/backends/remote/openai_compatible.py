@@ -30,7 +30,7 @@ from llm_magic.backends.remote.stream_decoders import (
 )
 from llm_magic.config.api_keys import Keys
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
-from llm_magic.errors import LLMMagicError, RequestRefused, ServerBusy, ServerError
+from llm_magic.errors import LLMMagicError, RequestFailed, ServerBusy, ServerError
 from llm_magic.types import Chunk, Message, ModelInfo
 
 # What an option is called in the body of a request.
@@ -119,7 +119,7 @@ class OpenAICompatibleBackend(RemoteBackend):
         for prefix in prefixes:
             try:
                 value = await server.get(f"{prefix}/models")
-            except RequestRefused as refused:
+            except RequestFailed as refused:
                 if refused.status not in {200, 404, 405}:
                     raise
                 continue
@@ -132,7 +132,7 @@ class OpenAICompatibleBackend(RemoteBackend):
             if await self._takes_questions(server, prefix):
                 server.prefix = prefix
                 return None
-        raise RequestRefused(
+        raise RequestFailed(
             f"{server.address.origin} answers, but not at {server.address.url}{prefixes[0]}/models."
             " Is the path of --base-url right, and is it an OpenAI-compatible server?",
             status=404,
@@ -144,7 +144,7 @@ class OpenAICompatibleBackend(RemoteBackend):
             await server.post(f"{prefix}/chat/completions", {})
         except ServerBusy:
             raise
-        except RequestRefused as refused:
+        except RequestFailed as refused:
             return refused.status in {400, 422}
         return False
 
@@ -212,7 +212,7 @@ class OpenAICompatibleBackend(RemoteBackend):
             entry = await server.get(f"{server.prefix}/models/{quote(model, safe='')}")
         except ServerBusy:
             raise
-        except RequestRefused:
+        except RequestFailed:
             entry = None
         if not isinstance(entry, dict) or entry.get("id") != model:
             raise server_errors.unknown(server.address, model, names)
@@ -303,7 +303,7 @@ class OpenAICompatibleBackend(RemoteBackend):
 
     def _adapt(self, remote: Remote, error: LLMMagicError, config: GenerationConfig) -> bool:
         """Spell the limit the newer way, or leave a default away that this model does not take."""
-        if not isinstance(error, RequestRefused) or error.status not in {400, 422}:
+        if not isinstance(error, RequestFailed) or error.status not in {400, 422}:
             return False
         spelled, left_out = remote.dialect.spelled, remote.dialect.left_out
         if "max_completion_tokens" in str(error) and spelled["max_new_tokens"] == "max_tokens":

@@ -17,10 +17,10 @@ from llm_magic.backends.remote.stream_decoders import whole_number
 from llm_magic.config.api_keys import Key
 from llm_magic.config.server_address import ServerAddress
 from llm_magic.errors import (
-    KeyRejected,
+    AuthenticationFailed,
     ModelNotFound,
     OptionError,
-    RequestRefused,
+    RequestFailed,
     ServerBusy,
     ServerError,
     ServerUnreachable,
@@ -203,7 +203,7 @@ def explain(
     said = key.scrub(refusal.text) if key else refusal.text
     because = f": {said}" if said else ""
     if 300 <= status < 400:
-        return RequestRefused(
+        return RequestFailed(
             f"{origin} sends its callers on to {_address(headers.get('location', 'nowhere'))}."
             " Redirects are not followed; give that address with --base-url if you trust it.",
             status=status,
@@ -230,14 +230,14 @@ def explain(
             message += " If it wants a key, name the variable that holds it: --key-env NAME."
     else:
         message = f"{origin} refused the request ({status}){because}. {_REFUSED}"
-    error = RequestRefused(message, status=status, retry_after=wait, parameter=refusal.parameter)
+    error = RequestFailed(message, status=status, retry_after=wait, parameter=refusal.parameter)
     error.lengths = refusal.lengths
     return error
 
 
 def _key_rejected(
     address: ServerAddress, key: Key | None, status: int, because: str
-) -> KeyRejected:
+) -> AuthenticationFailed:
     origin = address.origin
     if key is None and status == 401:
         message = (
@@ -257,7 +257,7 @@ def _key_rejected(
             else "Give the variable the right one and load again."
         )
         message = f"{origin} refuses the key {whose} {key.variable} ({status}){because}. {mend}"
-    return KeyRejected(message, status=status)
+    return AuthenticationFailed(message, status=status)
 
 
 def _address(text: str) -> str:
@@ -290,40 +290,40 @@ def _until(date: str) -> float:
         return math.nan
 
 
-def is_too_long(error: RequestRefused) -> bool:
+def is_too_long(error: RequestFailed) -> bool:
     """Return whether a server refused a prompt for its length."""
     asked_too_much = error.status in {400, 413, 422, 500, None}
     is_about_length = error.status == 413 or ErrorResponse(str(error)).is_about_length
     return error.lengths is not None or (asked_too_much and is_about_length)
 
 
-def no_answer(address: ServerAddress, kind: str) -> RequestRefused:
+def no_answer(address: ServerAddress, kind: str) -> RequestFailed:
     """Return the error for a body with nothing of an answer in it; `kind` is its content type."""
     if kind in {"text/event-stream", "application/x-ndjson", ""}:
         # llama-cpp-python's way to say that the prompt is too long.
-        return RequestRefused(
+        return RequestFailed(
             f"{address.origin} sent an empty answer. Is the prompt longer than its context?",
             brief="an empty answer",
         )
-    return RequestRefused(
+    return RequestFailed(
         f"{address.origin} sent no answer, but {one_line(kind)}. Is --base-url right?"
         " Is it the right kind of server?",
         brief="no answer",
     )
 
 
-def compressed(address: ServerAddress, encoding: str) -> RequestRefused:
+def compressed(address: ServerAddress, encoding: str) -> RequestFailed:
     """Return the error for a body that is compressed in a way that is not decoded."""
-    return RequestRefused(
+    return RequestFailed(
         f"{address.origin} compresses its answers ({one_line(encoding)}) although the request asks for"
         " none. Turn compression off in the server, or in the proxy before it.",
         brief="compressed",
     )
 
 
-def too_large(address: ServerAddress, most: int) -> RequestRefused:
+def too_large(address: ServerAddress, most: int) -> RequestFailed:
     """Return the error for a body that is larger than any answer."""
-    return RequestRefused(
+    return RequestFailed(
         f"{address.origin} sent more than {most >> 20} MiB in one piece. Is --base-url right?",
         brief="too large",
     )

@@ -22,7 +22,7 @@ from llm_magic.backends.remote.server_errors import (
     read,
 )
 from llm_magic.config.server_address import parse_url
-from llm_magic.errors import KeyRejected, RequestRefused
+from llm_magic.errors import AuthenticationFailed, RequestFailed
 
 VLLM_LENGTH = (
     "This model's maximum context length is 2048 tokens. However, you requested 4096 tokens"
@@ -252,9 +252,9 @@ LITELLM_WRONG_KEY = (
 
 def test_litellm_without_a_database_refuses_a_wrong_key_with_400() -> None:
     error = explain(ADDRESS, None, 400, {}, read(LITELLM_WRONG_KEY))
-    assert type(error) is KeyRejected
+    assert type(error) is AuthenticationFailed
     assert "--key-env NAME" in str(error)
-    assert type(explain(ADDRESS, None, 400, {}, read(b'{"error": "other"}'))) is RequestRefused
+    assert type(explain(ADDRESS, None, 400, {}, read(b'{"error": "other"}'))) is RequestFailed
 
 
 @pytest.mark.parametrize("body", [b"Internal Server Error", b""])
@@ -283,7 +283,7 @@ def test_counts_of_a_prompt_that_is_too_long_are_read() -> None:
         assert refusal.lengths == (5012, 4096)
         assert refusal.text.startswith("request (5012 tokens) exceeds")
         error = explain(ADDRESS, None, 400, {}, refusal)
-        assert isinstance(error, RequestRefused)
+        assert isinstance(error, RequestFailed)
         assert error.lengths == (5012, 4096)
 
 
