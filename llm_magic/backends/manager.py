@@ -179,7 +179,7 @@ class BackendManager:
             gone = ", ".join(gone.name for gone in unloaded)
             was = "was" if len(unloaded) == 1 else "were"
             # The same object: classes of the tree have attributes that a copy would lose.
-            raise error.also(f"{gone} {was} unloaded for it.") from None
+            raise error.append(f"{gone} {was} unloaded for it.") from None
         # All that the user waited for: checks, imports, downloads, conversions, unloads.
         info = dataclasses.replace(info, load_s=time.perf_counter() - began)
         self._loaded[chosen] = LoadedModel(chosen, model, config, backend, info)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING
 
-from llm_magic.errors import GenerationError, LLMMagicError, PromptTooLong, RequestRefused
+from llm_magic.errors import GenerationError, LLMMagicError, PromptTooLong, RequestFailed
 from llm_magic.session.chats import in_turns, spelled
 from llm_magic.types import Chunk
 
@@ -32,10 +32,10 @@ async def stream(manager: BackendManager, draft: Draft) -> AsyncGenerator[Chunk,
                 async for chunk in chunks:
                     yield chunk
             return
-        except (PromptTooLong, RequestRefused) as error:
+        except (PromptTooLong, RequestFailed) as error:
             more = _more(call) if isinstance(error, PromptTooLong) and draft.is_empty else 0
             if not more:
-                raise error.also(_advice(call, error)) from None
+                raise error.append(_advice(call, error)) from None
         draft.call = call.without(call.dropped + more)
         yield Chunk(notice=f"too long, asking with {in_turns(draft.call.dropped)} less")
 
@@ -73,14 +73,14 @@ def _more(call: Call) -> int:
     return max(1, left // 3) if left else 0
 
 
-def _advice(call: Call, error: GenerationError | RequestRefused) -> str:
+def _advice(call: Call, error: GenerationError | RequestFailed) -> str:
     """Return what helps against a conversation that is too long."""
     context, trim = call.context, call.request.trim
     if context is None or not context.turns:
         return ""
     turns = in_turns(len(context.turns))
     forget = f"%llm_reset {spelled(context.chat)}"
-    if isinstance(error, RequestRefused):
+    if isinstance(error, RequestFailed):
         unclear = trim and error.status in _UNCLEAR
         return (
             f"It does not say whether the {turns} above are too long; {forget} forgets them."

@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from llm_magic.config.api_keys import Keys
-from llm_magic.config.server_address import place
+from llm_magic.config.server_address import resolve_address
 from llm_magic.session import context_window
 from llm_magic.session.chats import Chats
 from llm_magic.session.doors import Doors
@@ -130,10 +130,10 @@ class Session(Doors):
         settings = self.settings
         config = settings.loading().replace(**options)
         refuse_foreign(config, config.model_fields_set, config.backend)
-        where = place(config, settings)
-        if where is not None:
+        address = resolve_address(config, settings)
+        if address is not None:
             # Here, because only the caller's thread can ask.
-            self._keys.obtain(config, where, settings)
+            self._keys.obtain(config, address, settings)
         # The default model is meant for the default backend.
         default = settings.model if config.backend == settings.backend else None
         return config, model or default

@@ -133,7 +133,7 @@ def test_a_model_that_does_not_fit_names_the_figures(loaded: Kernel, tmp_path: P
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "tokenizer.json").write_text("{}")
     ran = loaded.run(f"%llm_load {tmp_path}")
-    assert_one_line(ran, "DoesNotFit", " on cpu, ")
+    assert_one_line(ran, "OutOfMemory", " on cpu, ")
     assert "GB are free. Try a smaller model" in ran.error
 
 

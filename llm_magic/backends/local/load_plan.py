@@ -14,7 +14,7 @@ from llm_magic.backends.local.files import gguf, hub, sources, validate
 from llm_magic.backends.local.files.sources import Source
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.config.settings import LoadConfig, Settings
-from llm_magic.errors import DoesNotFit
+from llm_magic.errors import OutOfMemory
 from llm_magic.text.formatting import human_bytes
 from llm_magic.types import Progress
 
@@ -107,7 +107,7 @@ class Planner:
         fit(memory.scaled(size, self._config.quantization), free)
         room = memory.free_bytes("cpu")
         if size > room:
-            raise DoesNotFit(
+            raise OutOfMemory(
                 f"Converting {source.name} takes about {human_bytes(size)} of memory,"
                 f" {human_bytes(room)} are free. Free some, or get the model as safetensors."
             )

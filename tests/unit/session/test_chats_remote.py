@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from llm_magic.errors import PromptTooLong, RequestRefused
+from llm_magic.errors import PromptTooLong, RequestFailed
 from llm_magic.session import Session
 from llm_magic.types import Message
 from tests.exchange import Received
@@ -88,7 +88,7 @@ def test_a_refusal_without_a_reason_is_said_to_be_unclear(server: SmallServer) -
     with session_on(server, "openai") as session:
         chat_of(session, 3)
         server.will(CHAT, *refusal(400, "No.", headers=NOW))
-        with pytest.raises(RequestRefused) as caught:
+        with pytest.raises(RequestFailed) as caught:
             session.generate("?", chat="c", trim=True)
         assert "It does not say whether the 3 turns above are too long" in told(caught.value)
         assert len(questions(server)) == 1

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from llm_magic.backends.base import TokenCount
-from llm_magic.errors import OptionError, PromptTooLong, RequestRefused
+from llm_magic.errors import OptionError, PromptTooLong, RequestFailed
 from llm_magic.notebook.display.messages import dry_run_table, footer
 from llm_magic.session import Session
 from llm_magic.session.requests import Request
@@ -161,16 +161,16 @@ def test_a_question_that_is_too_long_by_itself_is_the_error(chatty: Pair) -> Non
 def test_a_refusal_that_does_not_say_why_is_not_guessed_at(chatty: Pair) -> None:
     session, backend = chatty
     backend.counting = False
-    backend.will(RequestRefused("It refused.", status=400))
-    with pytest.raises(RequestRefused) as caught:
+    backend.will(RequestFailed("It refused.", status=400))
+    with pytest.raises(RequestFailed) as caught:
         ask(session)
     assert str(caught.value) == (
         "It refused. It does not say whether the 10 turns above are too long;"
         " %llm_reset c forgets them."
     )
     assert caught.value.status == 400
-    backend.will(RequestRefused("Slow down.", status=429))
-    with pytest.raises(RequestRefused, match=r"^Slow down\.$"):
+    backend.will(RequestFailed("Slow down.", status=429))
+    with pytest.raises(RequestFailed, match=r"^Slow down\.$"):
         ask(session)
     assert len(backend.asked) == 2
 
