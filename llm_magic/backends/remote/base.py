@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from llm_magic.backends.base import Backend, Plan, Report, TokenCount
+from llm_magic.backends.base import Backend, LoadPlan, Report, TokenCount
 from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.client_pool import Servers
 from llm_magic.backends.remote.http_client import ANSWER_S, FIRST_FACTOR, HttpServer
@@ -22,15 +22,15 @@ from llm_magic.backends.remote.retry import Patience, waiting
 from llm_magic.backends.remote.stream_decoders import MalformedStream, joined
 from llm_magic.config.api_keys import Keys
 from llm_magic.config.option_spec import specs
-from llm_magic.config.server_address import Place, parse_url
+from llm_magic.config.server_address import ServerAddress, parse_url
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import (
-    AnswerBroken,
+    IncompleteReply,
     LLMMagicError,
     ModelNotLoaded,
     OptionError,
     PromptTooLong,
-    RequestRefused,
+    RequestFailed,
     ServerBusy,
     ServerError,
 )
@@ -118,7 +118,7 @@ class RemoteBackend(Backend):
     ) -> AsyncGenerator[Chunk, None]:
         """Ask once; the last chunk carries `finish_reason`."""
 
-    def _prefix(self, where: Place) -> str | None:
+    def _prefix(self, address: ServerAddress) -> str | None:
         """Return where the API of a server begins; None if it is not known before it was asked."""
         return None
 
@@ -154,20 +154,20 @@ class RemoteBackend(Backend):
 
     def _remember(self, server: HttpServer, names: Sequence[str]) -> None:
         """Keep the names that a server lists, for completion."""
-        label = server.place.label
-        self._listed[server.place.url] = [
+        label = server.address.host_port
+        self._listed[server.address.url] = [
             ModelInfo(name, self.name, "server", server=label) for name in names[:MOST_MODELS]
         ]
 
     async def check(
         self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
-    ) -> Plan:
+    ) -> LoadPlan:
         """See that the server answers and knows the model."""
         self._servers.planned = None
         try:
             with self._servers.borrowed(config) as server:
                 waits = "waiting for a turn at" if server.turns.locked() else "asking"
-                report(Progress(f"{waits} {server.place.label}"))
+                report(Progress(f"{waits} {server.address.host_port}"))
                 async with server.turns:
                     remote, notes = await self._patiently(
                         lambda: self._find(server, model, config, report), report, _busy_s(server)
@@ -177,9 +177,9 @@ class RemoteBackend(Backend):
             raise
         self._servers.planned = server
         notes = (*self._warnings(server), *self._left_out(), *notes)
-        return Plan(model or remote.model, remote.model, config, remote, notes)
+        return LoadPlan(model or remote.model, remote.model, config, remote, notes)
 
-    async def load(self, plan: Plan, name: str, report: Report) -> ModelInfo:
+    async def load(self, plan: LoadPlan, name: str, report: Report) -> ModelInfo:
         """Remember the model under `name`: the server holds it."""
         remote = plan.source
         assert isinstance(remote, Remote)
@@ -198,7 +198,7 @@ class RemoteBackend(Backend):
 
     async def _let_go(self, remote: Remote) -> str:
         """Tell the server, where it wants to know; returns what became of the model."""
-        return f"it stays on {remote.server.place.label}"
+        return f"it stays on {remote.server.address.host_port}"
 
     async def stream(
         self, name: str, messages: Sequence[Message], config: GenerationConfig
@@ -209,7 +209,7 @@ class RemoteBackend(Backend):
         turns = remote.server.turns
         async with self._held(remote):
             if turns.locked():
-                yield Chunk(notice=f"waiting for a turn at {remote.server.place.label}")
+                yield Chunk(notice=f"waiting for a turn at {remote.server.address.host_port}")
             async with turns, contextlib.aclosing(self._tries(remote, messages, config)) as chunks:
                 async for chunk in chunks:
                     yield chunk
@@ -290,7 +290,7 @@ class RemoteBackend(Backend):
         while True:
             try:
                 return await request()
-            except RequestRefused as refused:
+            except RequestFailed as refused:
                 wait = patience.next_try(refused)
                 if wait is None:
                     raise
@@ -307,10 +307,10 @@ class RemoteBackend(Backend):
     # -- words --------------------------------------------------------------------------------
 
     def _warnings(self, server: HttpServer) -> tuple[str, ...]:
-        if server.key is None or server.place.is_private:
+        if server.key is None or server.address.is_private:
             return ()
         return (
-            f"Warning: the key goes to {server.place.origin} in clear text; who is on the way can"
+            f"Warning: the key goes to {server.address.origin} in clear text; who is on the way can"
             " read it. Use https.",
         )
 
@@ -329,18 +329,18 @@ class RemoteBackend(Backend):
         """Return what went wrong; after the first token it is the answer that broke."""
         message = str(error)
         if isinstance(error, MalformedStream):
-            message = f"{remote.server.place.origin} sent {error}."
+            message = f"{remote.server.address.origin} sent {error}."
         if told:
-            return AnswerBroken(
+            return IncompleteReply(
                 f"{message} The answer is not whole; what there is of it is in llm.last."
             )
         if isinstance(error, MalformedStream):
-            return RequestRefused(f"{message} Is it the right kind of server?")
-        if isinstance(error, RequestRefused) and server_errors.is_too_long(error):
+            return RequestFailed(f"{message} Is it the right kind of server?")
+        if isinstance(error, RequestFailed) and server_errors.is_too_long(error):
             return self._too_long(remote, error)
         return error
 
-    def _too_long(self, remote: Remote, error: RequestRefused) -> PromptTooLong:
+    def _too_long(self, remote: Remote, error: RequestFailed) -> PromptTooLong:
         """Return the error for a prompt that is longer than the model reads."""
         if error.lengths is None:
             context = remote.info.context_length
@@ -349,7 +349,7 @@ class RemoteBackend(Backend):
         prompt, context = error.lengths
         return PromptTooLong(
             f"The prompt has {prompt:,} tokens, {remote.info.name} on"
-            f" {remote.server.place.label} reads {context:,}.{self._room(remote)}"
+            f" {remote.server.address.host_port} reads {context:,}.{self._room(remote)}"
         )
 
 

@@ -30,7 +30,7 @@ from llm_magic.backends.remote.stream_decoders import (
 )
 from llm_magic.config.api_keys import Keys
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
-from llm_magic.errors import LLMMagicError, RequestRefused, ServerBusy, ServerError
+from llm_magic.errors import LLMMagicError, RequestFailed, ServerBusy, ServerError
 from llm_magic.types import Chunk, Message, ModelInfo
 
 # What an option is called in the body of a request.
@@ -115,11 +115,11 @@ class OpenAICompatibleBackend(RemoteBackend):
 
     async def _entries(self, server: HttpServer) -> list[dict[str, Any]] | None:
         """Return what ``/v1/models`` lists; None where a server answers questions but lists nothing."""
-        prefixes = _prefixes(server.place.url) if server.prefix is None else [server.prefix]
+        prefixes = _prefixes(server.address.url) if server.prefix is None else [server.prefix]
         for prefix in prefixes:
             try:
                 value = await server.get(f"{prefix}/models")
-            except RequestRefused as refused:
+            except RequestFailed as refused:
                 if refused.status not in {200, 404, 405}:
                     raise
                 continue
@@ -132,8 +132,8 @@ class OpenAICompatibleBackend(RemoteBackend):
             if await self._takes_questions(server, prefix):
                 server.prefix = prefix
                 return None
-        raise RequestRefused(
-            f"{server.place.origin} answers, but not at {server.place.url}{prefixes[0]}/models."
+        raise RequestFailed(
+            f"{server.address.origin} answers, but not at {server.address.url}{prefixes[0]}/models."
             " Is the path of --base-url right, and is it an OpenAI-compatible server?",
             status=404,
         )
@@ -144,7 +144,7 @@ class OpenAICompatibleBackend(RemoteBackend):
             await server.post(f"{prefix}/chat/completions", {})
         except ServerBusy:
             raise
-        except RequestRefused as refused:
+        except RequestFailed as refused:
             return refused.status in {400, 422}
         return False
 
@@ -162,7 +162,7 @@ class OpenAICompatibleBackend(RemoteBackend):
             self.name,
             where="server",
             source=str(entry["id"]),
-            server=server.place.label,
+            server=server.address.host_port,
             size=whole_number(meta.get("size")),
             context_length=context,
         )
@@ -173,12 +173,12 @@ class OpenAICompatibleBackend(RemoteBackend):
         entries = await self._entries(server)
         names = [str(entry["id"]) for entry in entries or ()]
         if model is None:
-            model = server_errors.only_one(server.place, names)
+            model = server_errors.only_one(server.address, names)
         entry: Mapping[str, Any] = next((e for e in entries or () if e["id"] == model), {})
         notes: tuple[str, ...] = ()
         if entries is None:
             notes = (
-                f"{server.place.label} lists no models: the first question shows if it has it.",
+                f"{server.address.host_port} lists no models: the first question shows if it has it.",
             )
         elif not entry:
             entry = await self._unlisted(server, model, names)
@@ -200,7 +200,7 @@ class OpenAICompatibleBackend(RemoteBackend):
             return ()
         shown = server_errors.one_line(owner)[:_LONGEST_OWNER]
         return (
-            f"Warning: {server.place.label} is not vLLM: its models are owned by {shown!r}. It may"
+            f"Warning: {server.address.host_port} is not vLLM: its models are owned by {shown!r}. It may"
             " ignore top_k and repetition_penalty; -b openai is for any OpenAI-compatible server.",
         )
 
@@ -212,16 +212,16 @@ class OpenAICompatibleBackend(RemoteBackend):
             entry = await server.get(f"{server.prefix}/models/{quote(model, safe='')}")
         except ServerBusy:
             raise
-        except RequestRefused:
+        except RequestFailed:
             entry = None
         if not isinstance(entry, dict) or entry.get("id") != model:
-            raise server_errors.unknown(server.place, model, names)
+            raise server_errors.unknown(server.address, model, names)
         return entry
 
     def _dialect(self, server: HttpServer, entry: Mapping[str, Any]) -> Dialect:
         """Return how the options are spelled there."""
         spelled = dict(self._preset.options)
-        if server.place.origin == "https://api.openai.com":
+        if server.address.origin == "https://api.openai.com":
             # The newer models refuse the older name, the older ones take both.
             spelled["max_new_tokens"] = "max_completion_tokens"
         if self.name == "instructlab" and entry.get("owned_by") == "vllm":
@@ -249,7 +249,7 @@ class OpenAICompatibleBackend(RemoteBackend):
     async def _answer(
         self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
-        reader, heard = Reader(remote.server.place, remote.server.key), False
+        reader, heard = Reader(remote.server.address, remote.server.key), False
         path = f"{remote.server.prefix}/chat/completions"
         body = self.body(remote, messages, config)
         async with remote.server.stream("POST", path, body) as answer:
@@ -274,7 +274,7 @@ class OpenAICompatibleBackend(RemoteBackend):
                 if not reader.finished:
                     raise
             if not heard:
-                raise server_errors.no_answer(remote.server.place, answer.kind)
+                raise server_errors.no_answer(remote.server.address, answer.kind)
             yield reader.end()
             await answer.drain()
 
@@ -303,7 +303,7 @@ class OpenAICompatibleBackend(RemoteBackend):
 
     def _adapt(self, remote: Remote, error: LLMMagicError, config: GenerationConfig) -> bool:
         """Spell the limit the newer way, or leave a default away that this model does not take."""
-        if not isinstance(error, RequestRefused) or error.status not in {400, 422}:
+        if not isinstance(error, RequestFailed) or error.status not in {400, 422}:
             return False
         spelled, left_out = remote.dialect.spelled, remote.dialect.left_out
         if "max_completion_tokens" in str(error) and spelled["max_new_tokens"] == "max_tokens":

@@ -20,7 +20,7 @@ from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.streams import Stream, connect
 from llm_magic.config.api_keys import Key
 from llm_magic.config.certificates import certificate_problem
-from llm_magic.config.server_address import Place, proxy_to
+from llm_magic.config.server_address import ServerAddress, proxy_for
 from llm_magic.errors import SettingsError
 
 # A server that is there takes a connection at once; what it does then may take long.
@@ -54,10 +54,10 @@ def _target(address: str) -> _Target:
     return _Target(url, wire, host, f"{url.scheme}://{host}")
 
 
-def transport(place: Place, key: Key | None) -> Transport:
+def transport(address: ServerAddress, key: Key | None) -> Transport:
     """Return the way to a server, through a proxy where one is named for it."""
-    tls = _trusted() if place.url.startswith("https:") else None
-    proxy = proxy_to(place)
+    tls = _trusted() if address.url.startswith("https:") else None
+    proxy = proxy_for(address)
     if proxy is None:
         return Direct(key, tls)
     try:
@@ -66,7 +66,7 @@ def transport(place: Place, key: Key | None) -> Transport:
         why = "it speaks SOCKS, for which there is a package: pip install socksio"
     except (ValueError, httpx.InvalidURL) as error:
         why = str(error)
-    raise server_errors.no_proxy(place, proxy, why)
+    raise server_errors.no_proxy(address, proxy, why)
 
 
 class Transport(ABC):
