@@ -1,7 +1,8 @@
-"""SIGINT as a message to what waits, instead of an exception at a random line.
+"""SIGINT ends the next wait, instead of raising an exception at a random line.
 
-`interrupts_to` delivers it to an inbox. Around that, `held_back` keeps a signal until the code reaches
-such a wait. In a task that a signal cancelled, `translated` turns the cancellation into `Interrupted`.
+`interrupts_to` delivers it to the reader of a bridge. Around that, `held_back` keeps a signal until the
+code reaches such a wait. In a task that a signal cancelled, `translated` turns the cancellation into
+`Interrupted`.
 """
 
 from __future__ import annotations
@@ -10,27 +11,22 @@ import _thread
 import asyncio
 import contextlib
 import contextvars
-import queue
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from llm_magic import errors
+from llm_magic.backends.thread_bridge import ThreadBridge
 
-Inbox: TypeAlias = "queue.SimpleQueue[object]"
 # Decides from the interrupted frame, and from how long a signal has been held back, whether it raises.
 Raises: TypeAlias = Callable[[FrameType | None, float], bool]
 
 # What does not reach a wait within this time is interrupted where it is.
 _LIMIT_S = 0.4
-
-
-class Interrupt:
-    """Put into an inbox by the signal handler."""
 
 
 class Interrupted(errors.Interrupted, asyncio.CancelledError):
@@ -112,23 +108,22 @@ def held_back() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def interrupts_to(inbox: Inbox) -> Iterator[None]:
-    """Deliver SIGINT as a message in `inbox`, one that is held back first.
+def interrupts_to(bridge: ThreadBridge[Any]) -> Iterator[None]:
+    """Let SIGINT interrupt the reader of `bridge`, also a signal that is held back.
 
-    `SimpleQueue.put` is re-entrant, so a signal handler may call it. Signals only reach the main
-    thread; elsewhere (a subshell, a worker) this does nothing.
+    Signals only reach the main thread; in other threads (a subshell, a worker) this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def deliver(_signal: int, _frame: FrameType | None) -> None:
-        inbox.put(Interrupt())
+        bridge.interrupt()
 
     previous = signal.signal(signal.SIGINT, deliver)
     try:
         if isinstance(previous, Holder) and previous.take():
-            inbox.put(Interrupt())
+            bridge.interrupt()
         yield
     finally:
         # None stands for a handler that was not set from Python; then ours was the better one.
