@@ -14,7 +14,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Unpack
 
-from llm_magic.config.api_keys import Keys
+from llm_magic.config.api_keys import ApiKeys
 from llm_magic.errors import Interrupted
 from llm_magic.session import context_window
 from llm_magic.session.cell_keys import Cells
@@ -74,7 +74,7 @@ class Doors:
         self._chats = Chats()
         # Told by the face, which knows the frontend.
         self.cells = Cells()
-        self._keys = Keys()
+        self._keys = ApiKeys()
         self._watchers = Watchers()
         self._closing: list[Callable[[], None]] = []
         self._begin()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-from llm_magic.config.api_keys import Keys
+from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.server_address import resolve_address
 from llm_magic.session import context_window
 from llm_magic.session.chats import Chats
@@ -51,7 +51,7 @@ class Session(Doors):
         return Config(self.options)
 
     @property
-    def keys(self) -> Keys:
+    def keys(self) -> ApiKeys:
         """The keys of servers that this session was given."""
         return self._keys
 
