@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from llm_magic.backends.base import Backend
     from llm_magic.backends.manager import BackendManager
     from llm_magic.config.settings import Settings
-    from llm_magic.session.generation_settings import Options
+    from llm_magic.session.generation_settings import GenerationSettings
     from llm_magic.types import ModelInfo
 
 
@@ -96,16 +96,16 @@ class Doors:
         self._answers.last = last
 
     @functools.cached_property
-    def options(self) -> Options:
-        """The settings, read at first use, and what was changed since."""
-        from llm_magic.session.generation_settings import Options
+    def generation(self) -> GenerationSettings:
+        """The generation settings: ``llm.generation.temperature = 0.3``."""
+        from llm_magic.session.generation_settings import GenerationSettings
 
-        return Options(self._given_settings, self._watchers.tell)
+        return GenerationSettings(self._given_settings, self._watchers.tell)
 
     @property
     def settings(self) -> Settings:
         """The settings of the environment and ``.env``."""
-        return self.options.settings
+        return self.generation.settings
 
     @functools.cached_property
     def _manager(self) -> BackendManager:
@@ -320,7 +320,7 @@ class Doors:
         loaded_model.backend.release_threads()
         if request.chat is not None and request.key is None:
             request = dataclasses.replace(request, key=self.cells.key(request.chat, peek=peek))
-        return definite(request, loaded_model, self.options.current, self._chats)
+        return definite(request, loaded_model, self.generation.config, self._chats)
 
     def _chunks(self, draft: Draft) -> AsyncGenerator[Chunk, None]:
         return chunks(self._manager, draft)

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
         LoadConfig,
         LoadOptions,
     )
-    from llm_magic.session.generation_settings import Config
     from llm_magic.types import ModelInfo
 
 
@@ -44,20 +43,13 @@ class Session(Doors):
     # -- settings -----------------------------------------------------------------------------
 
     @property
-    def config(self) -> Config:
-        """The generation settings as attributes: ``llm.config.temperature = 0.2``."""
-        from llm_magic.session.generation_settings import Config
-
-        return Config(self.options)
-
-    @property
     def keys(self) -> ApiKeys:
         """The keys of servers that this session was given."""
         return self._keys
 
     def configure(self, **changes: Any) -> GenerationConfig:
         """Change generation settings for later calls; all of them, or none if one is wrong."""
-        return self.options.change(**changes)
+        return self.generation.update(**changes)
 
     # -- models -------------------------------------------------------------------------------
 
@@ -215,7 +207,7 @@ class Session(Doors):
 
     def status(self) -> Status:
         """Return the state of everything at this moment."""
-        return self._manager.snapshot(self.options.current, self.settings.backend)
+        return self._manager.snapshot(self.generation.config, self.settings.backend)
 
     # -- conversations and the end ------------------------------------------------------------
 
@@ -256,7 +248,7 @@ class Session(Doors):
             with contextlib.suppress(KeyboardInterrupt):
                 self._loop.run(self._manager.aclose())
             del self.__dict__["_manager"]
-        self.__dict__.pop("options", None)
+        self.__dict__.pop("generation", None)
         self._loads.forget()
         self._loop.close()
 

@@ -257,7 +257,7 @@ def config_table(session: Session) -> Table:
     from llm_magic.config.option_spec import specs
     from llm_magic.config.settings import GenerationConfig
 
-    config, changed = session.options.current, session.options.changed
+    config, changed = session.generation.config, session.generation.changed
     rows = []
     for name, spec in specs(GenerationConfig).items():
         value = getattr(config, name)

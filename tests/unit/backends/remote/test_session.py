@@ -57,7 +57,7 @@ def test_settings_that_are_read_anew_reach_a_backend_that_was_in_use(
         for running in (server, other):
             # As the doctor says it: in the environment, then %llm_config --reset.
             monkeypatch.setenv("VLLM_BASE_URL", running.url)
-            session.options.reset()
+            session.generation.reset()
             told = session.load_and_tell("big", backend="vllm")
             assert not told.already
             assert told.info.server == running.url.partition("://")[2]
