@@ -1,4 +1,4 @@
-"""Keys of servers: taken from the environment or asked for, bound to one origin, shown nowhere."""
+"""API keys of servers: taken from the environment or asked for, bound to one origin, shown nowhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WORD, _HIDDEN = re.compile(r"""[^\s"'`(){}\[\]<>,:;=]+"""), re.compile(r"[*â€¢Â
 _PIECE = 8
 
 
-class Key:
+class ApiKey:
     """A secret for one origin; it prints as a mask, and it cannot be pickled."""
 
     __slots__ = ("_secret", "is_typed", "origin", "variable")
@@ -62,7 +62,7 @@ class Key:
         return bool(first and secret.startswith(first)) or bool(last and secret.endswith(last))
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Key) or self.origin != other.origin:
+        if not isinstance(other, ApiKey) or self.origin != other.origin:
             return False
         return hmac.compare_digest(self._secret, other._secret)
 
@@ -70,13 +70,13 @@ class Key:
         return hash((self.origin, self._secret))
 
     def __repr__(self) -> str:
-        return f"Key({_MASK}, for {self.origin})"
+        return f"ApiKey({_MASK}, for {self.origin})"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("A key cannot be pickled.")
 
 
-class Keys:
+class ApiKeys:
     """The keys of a session: whose they are, and those that were typed in."""
 
     def __init__(self, ask: Callable[[str], str] | None = None) -> None:
@@ -87,7 +87,9 @@ class Keys:
         self._origins: dict[str, str] = {}
         self._named: dict[str, None] = {}
 
-    def obtain(self, config: LoadConfig, address: ServerAddress, settings: Settings) -> Key | None:
+    def obtain(
+        self, config: LoadConfig, address: ServerAddress, settings: Settings
+    ) -> ApiKey | None:
         """Return the key of a load, asking for it where its variable is not set; None for no key."""
         key = self.find(config, address, settings)
         if key is not None or config.key_env is None:
@@ -105,7 +107,7 @@ class Keys:
         named = (os.environ.get(name, "") for name in self.variables())
         return [*tuple(self._typed.values()), *filter(None, named)]
 
-    def find(self, config: LoadConfig, address: ServerAddress, settings: Settings) -> Key | None:
+    def find(self, config: LoadConfig, address: ServerAddress, settings: Settings) -> ApiKey | None:
         """Return the key of a load, from the environment or from what was typed in."""
         name = config.key_env
         # Only where it is about that server: its address may be one that is no address.
@@ -128,9 +130,9 @@ class Keys:
                 f"{name} is the key for {bound} and is not sent to {address.origin}."
                 f" Put that server's key into another variable and name that{where}."
             )
-        return Key(_checked(secret, name), address.origin, name, is_typed=not set_to)
+        return ApiKey(_checked(secret, name), address.origin, name, is_typed=not set_to)
 
-    def accepted(self, key: Key | None) -> None:
+    def accepted(self, key: ApiKey | None) -> None:
         """A server has accepted a key: its variable is for that server alone from now on.
 
         Not before, or a mistyped address would keep it from the right one.
@@ -138,7 +140,7 @@ class Keys:
         if key is not None and key.variable != _OPENAI:
             self._origins.setdefault(key.variable, key.origin)
 
-    def refused(self, key: Key | None) -> None:
+    def refused(self, key: ApiKey | None) -> None:
         """A server has refused a key: one that was typed in is asked for again."""
         if key is not None and key.is_typed:
             self._typed.pop((key.variable, key.origin), None)

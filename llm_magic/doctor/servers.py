@@ -16,7 +16,7 @@ from llm_magic.backends import registry
 from llm_magic.backends.remote.base import RemoteBackend
 from llm_magic.backends.remote.http_client import HttpServer, Limits
 from llm_magic.backends.remote.server_errors import one_line
-from llm_magic.config.api_keys import Keys
+from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.certificates import certificate_problem
 from llm_magic.config.server_address import (
     ServerAddress,
@@ -66,7 +66,7 @@ class _Server:
 
 async def servers(
     settings: Settings,
-    keys: Keys,
+    keys: ApiKeys,
     used: Callable[[str], LoadConfig | None] = lambda _backend: None,
 ) -> list[Finding]:
     """Return how each server is that is configured, in use, or listens where one usually does.
@@ -79,8 +79,8 @@ async def servers(
         try:
             there = list(_servers_of(name, settings, used(name)))
         except OptionError as error:
-            mend = f"set {_variable(name)} right"
-            checks.append(_told(Finding(name, "problem", str(error), mend)))
+            fix = f"set {_variable(name)} right"
+            checks.append(_told(Finding(name, "problem", str(error), fix)))
             continue
         for server in there:
             # vLLM's and InstructLab's usual place is the same one.
@@ -113,7 +113,7 @@ async def _told(finding: Finding) -> Finding | None:
     return finding
 
 
-async def _check(server: _Server, settings: Settings, keys: Keys) -> Finding | None:
+async def _check(server: _Server, settings: Settings, keys: ApiKeys) -> Finding | None:
     backend = registry.create(server.backend, lambda: settings, keys)
     assert isinstance(backend, RemoteBackend)
     proxy = proxy_for(server.address)
@@ -195,8 +195,8 @@ def _lists(server: _Server, models: list[ModelInfo], version: str, proxy: str | 
     if models:
         return Finding(server.backend, "ok", text)
     pull = "%llm_load llama3.2 -b ollama --pull"
-    mend = pull if server.backend == "ollama" else "load a model there"
-    return Finding(server.backend, "warn", text, mend)
+    fix = pull if server.backend == "ollama" else "load a model there"
+    return Finding(server.backend, "warn", text, fix)
 
 
 async def _version(address: ServerAddress) -> str:
@@ -226,36 +226,36 @@ async def _failed(server: _Server, error: Exception, proxy: str | None) -> Findi
     address, name = server.address, server.backend
     if isinstance(error, TimeoutError):
         text = f"{address.host_port} listens, and says nothing within {_LIST_S:.0f} s"
-        mend = "look at its log: it may be loading a model"
+        fix = "look at its log: it may be loading a model"
     else:
-        text, mend = str(error), "look at its log"
+        text, fix = str(error), "look at its log"
     if isinstance(error, SettingsError):
         # Of the environment, not of the server.
         return Finding(name, "problem", text, "correct that variable")
     if isinstance(error, AuthenticationFailed) and (proxy is None or error.status == 401):
         # Without the server's own words: some repeat a part of the key.
         text = text.partition(f" ({error.status})")[0]
-        mend = (
+        fix = (
             "export OPENAI_API_KEY=…" if name == "openai" else f"%llm_load -b {name} --key-env NAME"
         )
     elif proxy is not None:
         host = urlsplit(address.url).hostname
-        text, mend = f"{text} A proxy is in the way: {proxy}.", f"export NO_PROXY={host}"
+        text, fix = f"{text} A proxy is in the way: {proxy}.", f"export NO_PROXY={host}"
     elif isinstance(error, RequestFailed) and error.status in {200, 404, 405}:
-        mend = f"set {server.variable} right"
+        fix = f"set {server.variable} right"
         if name != "ollama" and await _speaks_at(
             dataclasses.replace(address, url=f"{address.origin}/v1")
         ):
-            text, mend = (
+            text, fix = (
                 f"there is no API at {address.url}, but at /v1",
                 server.at(f"{address.origin}/v1"),
             )
         elif name != "ollama" and await _is_ollama(address):
-            text, mend = (
+            text, fix = (
                 f"{address.host_port} is an Ollama",
                 f"OLLAMA_BASE_URL={address.origin}, then %llm_config --reset",
             )
-    return Finding(name, "problem", text, mend)
+    return Finding(name, "problem", text, fix)
 
 
 async def _speaks_at(address: ServerAddress) -> bool:
@@ -285,8 +285,8 @@ async def hub() -> list[Finding]:
     if not why:
         return [Finding("hub", "ok", f"{address.host_port} answers")]
     text = f"{why}; what is in the cache can be loaded all the same"
-    mend = "look at the network, or set HTTPS_PROXY (or HF_HUB_OFFLINE=1, to wait for nothing)"
-    return [Finding("hub", "warn", text, mend)]
+    fix = "look at the network, or set HTTPS_PROXY (or HF_HUB_OFFLINE=1, to wait for nothing)"
+    return [Finding("hub", "warn", text, fix)]
 
 
 async def _why_unreached(address: ServerAddress) -> str:
@@ -314,11 +314,11 @@ async def _why_unreached(address: ServerAddress) -> str:
 def certificates() -> list[Finding]:
     """Return what is wrong with the certificates that the environment names, if anything."""
     problem = certificate_problem()
-    mend = "correct or unset that variable"
-    return [Finding("certificates", "problem", problem, mend)] if problem else []
+    fix = "correct or unset that variable"
+    return [Finding("certificates", "problem", problem, fix)] if problem else []
 
 
-def secrets(keys: Keys) -> list[Finding]:
+def secrets(keys: ApiKeys) -> list[Finding]:
     """Return which keys there are, never what they are."""
     names = dict.fromkeys(("OPENAI_API_KEY", "HF_TOKEN", *keys.variables()))
     shown = [f"{name} {'set' if os.environ.get(name) else 'not set'}" for name in names]

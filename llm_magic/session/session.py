@@ -135,7 +135,7 @@ class Session:
         return self.generation.settings
 
     @property
-    def keys(self) -> Keys:
+    def keys(self) -> ApiKeys:
         """The keys of servers that this session was given."""
         return self._keys
 

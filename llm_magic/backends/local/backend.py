@@ -28,13 +28,13 @@ from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Unlo
 if TYPE_CHECKING:
     from llm_magic.backends.local.batch.sequence import Item
     from llm_magic.backends.local.loaded_model import Loaded
-    from llm_magic.config.api_keys import Keys
+    from llm_magic.config.api_keys import ApiKeys
 
 # For the end of a cell whose load was stopped, before its memory is collected.
 _HEAD_START_S = 0.05
 
 
-def local(settings: ReadSettings, _keys: Keys) -> LocalTransformersBackend:
+def local(settings: ReadSettings, _keys: ApiKeys) -> LocalTransformersBackend:
     """Return the backend for models in this process, which needs no key."""
     return LocalTransformersBackend(settings)
 

@@ -20,7 +20,7 @@ from llm_magic.backends.remote.client_pool import Servers
 from llm_magic.backends.remote.http_client import ANSWER_S, FIRST_FACTOR, HttpServer
 from llm_magic.backends.remote.retry import Patience, waiting
 from llm_magic.backends.remote.stream_decoders import MalformedStream, joined
-from llm_magic.config.api_keys import Keys
+from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.option_spec import specs
 from llm_magic.config.server_address import ServerAddress, parse_url
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
@@ -63,7 +63,7 @@ class Dialect:
 
 
 @dataclass(slots=True)
-class Remote:
+class RemoteModel:
     """A model on a server; `model` is its name there, `dialect` what was learned about it."""
 
     model: str
@@ -94,8 +94,8 @@ class RemoteBackend(Backend):
         }
     )
 
-    def __init__(self, settings: ReadSettings, keys: Keys) -> None:
-        self._remotes: dict[str, Remote] = {}
+    def __init__(self, settings: ReadSettings, keys: ApiKeys) -> None:
+        self._remotes: dict[str, RemoteModel] = {}
         # What servers listed, by address: written on the loop, read at a key press.
         self._listed: dict[str, list[ModelInfo]] = {}
         self._servers = Servers(settings, keys, self.start, self.concurrency, self._prefix)
@@ -109,12 +109,12 @@ class RemoteBackend(Backend):
     @abstractmethod
     async def _find(
         self, server: HttpServer, model: str | None, config: LoadConfig, report: Report
-    ) -> tuple[Remote, tuple[str, ...]]:
+    ) -> tuple[RemoteModel, tuple[str, ...]]:
         """Return a model of the server, and what the user should know about it."""
 
     @abstractmethod
     def _answer(
-        self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
+        self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
         """Ask once; the last chunk carries `finish_reason`."""
 
@@ -122,11 +122,11 @@ class RemoteBackend(Backend):
         """Return where the API of a server begins; None if it is not known before it was asked."""
         return None
 
-    def _adapt(self, remote: Remote, error: LLMMagicError, config: GenerationConfig) -> bool:
+    def _adapt(self, remote: RemoteModel, error: LLMMagicError, config: GenerationConfig) -> bool:
         """Learn from an error how this server wants it; returns whether asking again may help."""
         return False
 
-    def _room(self, remote: Remote) -> str:
+    def _room(self, remote: RemoteModel) -> str:
         """Return what to do about a prompt that is too long."""
         return " Shorten the prompt, or lower --max-new-tokens."
 
@@ -182,7 +182,7 @@ class RemoteBackend(Backend):
     async def load(self, plan: LoadPlan, name: str, report: Report) -> ModelInfo:
         """Remember the model under `name`: the server holds it."""
         remote = plan.source
-        assert isinstance(remote, Remote)
+        assert isinstance(remote, RemoteModel)
         remote.info = dataclasses.replace(remote.info, name=name)
         self._remotes[name], self._servers.planned = remote, None
         return remote.info
@@ -196,7 +196,7 @@ class RemoteBackend(Backend):
         await self._close_unused()
         return Unloaded(name, 0, before, self.memory(), note=note)
 
-    async def _let_go(self, remote: Remote) -> str:
+    async def _let_go(self, remote: RemoteModel) -> str:
         """Tell the server, where it wants to know; returns what became of the model."""
         return f"it stays on {remote.server.address.host_port}"
 
@@ -215,7 +215,7 @@ class RemoteBackend(Backend):
                     yield chunk
 
     @contextlib.asynccontextmanager
-    async def _held(self, remote: Remote) -> AsyncIterator[None]:
+    async def _held(self, remote: RemoteModel) -> AsyncIterator[None]:
         """Keep the connections of an answer that is under way, also when its model is unloaded."""
         remote.server.users += 1
         try:
@@ -225,7 +225,7 @@ class RemoteBackend(Backend):
             await self._close_unused()
 
     async def _tries(
-        self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
+        self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
         patience, told, notice = Patience(_busy_s(remote.server)), False, ""
         while True:
@@ -298,7 +298,7 @@ class RemoteBackend(Backend):
             report(Progress(words))
             await asyncio.sleep(wait)
 
-    def _find_loaded(self, name: str) -> Remote:
+    def _find_loaded(self, name: str) -> RemoteModel:
         try:
             return self._remotes[name]
         except KeyError:
@@ -324,7 +324,7 @@ class RemoteBackend(Backend):
         return (f"Not sent, because {self.name} has no such options: {', '.join(names)}.",)
 
     def _explained(
-        self, remote: Remote, error: ServerError | MalformedStream, told: bool
+        self, remote: RemoteModel, error: ServerError | MalformedStream, told: bool
     ) -> LLMMagicError:
         """Return what went wrong; after the first token it is the answer that broke."""
         message = str(error)
@@ -340,7 +340,7 @@ class RemoteBackend(Backend):
             return self._too_long(remote, error)
         return error
 
-    def _too_long(self, remote: Remote, error: RequestFailed) -> PromptTooLong:
+    def _too_long(self, remote: RemoteModel, error: RequestFailed) -> PromptTooLong:
         """Return the error for a prompt that is longer than the model reads."""
         if error.lengths is None:
             context = remote.info.context_length

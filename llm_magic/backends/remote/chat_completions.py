@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.stream_decoders import MalformedStream, text_of, whole_number
-from llm_magic.config.api_keys import Key
+from llm_magic.config.api_keys import ApiKey
 from llm_magic.config.server_address import ServerAddress
 from llm_magic.errors import RequestFailed
 from llm_magic.types import Chunk, FinishReason, Usage
@@ -29,7 +29,7 @@ NOTHING = Chunk()
 class Reader:
     """Reads the objects of one stream."""
 
-    def __init__(self, address: ServerAddress, key: Key | None) -> None:
+    def __init__(self, address: ServerAddress, key: ApiKey | None) -> None:
         self._address, self._key = address, key
         self._finish: FinishReason | None = None
         self._usage: Usage | None = None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from weakref import WeakKeyDictionary
 
 from llm_magic.backends.remote.http_client import HttpServer, Limits
-from llm_magic.config.api_keys import Key, Keys
+from llm_magic.config.api_keys import ApiKey, ApiKeys
 from llm_magic.config.server_address import ServerAddress, resolve_address
 from llm_magic.config.settings import LoadConfig, ReadSettings
 from llm_magic.errors import AuthenticationFailed
@@ -20,7 +20,7 @@ class Servers:
     def __init__(
         self,
         settings: ReadSettings,
-        keys: Keys,
+        keys: ApiKeys,
         start: str,
         concurrency: int,
         prefix: Callable[[ServerAddress], str | None],
@@ -29,7 +29,7 @@ class Servers:
         `prefix` where its API begins."""
         self._settings, self._keys = settings, keys
         self._start, self._concurrency, self._prefix = start, concurrency, prefix
-        self._clients: dict[tuple[ServerAddress, Key | None, Limits], HttpServer] = {}
+        self._clients: dict[tuple[ServerAddress, ApiKey | None, Limits], HttpServer] = {}
         # How many requests each gets at once, where that followed from what it is.
         self._limits: WeakKeyDictionary[HttpServer, int] = WeakKeyDictionary()
         # Of a model that was checked and is not loaded yet.
@@ -55,7 +55,7 @@ class Servers:
         """Return whether a server is the one that a load would be about now."""
         return self._clients.get(self._spec(config)) is server
 
-    def _spec(self, config: LoadConfig) -> tuple[ServerAddress, Key | None, Limits]:
+    def _spec(self, config: LoadConfig) -> tuple[ServerAddress, ApiKey | None, Limits]:
         settings = self._settings()
         address = resolve_address(config, settings)
         assert address is not None, f"{config.backend} has no address among the settings"

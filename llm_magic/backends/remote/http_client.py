@@ -24,7 +24,7 @@ from llm_magic.backends.remote.stream_decoders import Decoder, MalformedStream, 
 from llm_magic.backends.remote.streams import TURN_S
 from llm_magic.backends.remote.transport import CONNECT_S, Transport, transport
 from llm_magic.backends.remote.wait import Wait
-from llm_magic.config.api_keys import Key
+from llm_magic.config.api_keys import ApiKey
 from llm_magic.config.server_address import ServerAddress, proxy_for
 from llm_magic.errors import RequestFailed, ServerError, ServerTimeout, ServerUnreachable
 
@@ -54,7 +54,9 @@ class Limits:
 class HttpServer:
     """One server and the client that talks to it; lives on the loop thread."""
 
-    def __init__(self, address: ServerAddress, key: Key | None, limits: Limits, start: str) -> None:
+    def __init__(
+        self, address: ServerAddress, key: ApiKey | None, limits: Limits, start: str
+    ) -> None:
         """`start` is what to type to start such a server."""
         self.address, self.key, self.limits, self._start = address, key, limits, start
         self.turns = asyncio.Semaphore(limits.concurrency)

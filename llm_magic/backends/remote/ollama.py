@@ -18,8 +18,8 @@ from llm_magic.backends.remote.base import (
     MOST_MODELS,
     RESERVED,
     Dialect,
-    Remote,
     RemoteBackend,
+    RemoteModel,
     entries_with,
 )
 from llm_magic.backends.remote.http_client import HttpServer
@@ -30,7 +30,7 @@ from llm_magic.backends.remote.stream_decoders import (
     text_of,
     whole_number,
 )
-from llm_magic.config.api_keys import Keys
+from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.server_address import ServerAddress
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import LoadFailed, ModelNotFound, RequestFailed, ServerError, did_you_mean
@@ -61,7 +61,7 @@ _NUM_CTX = re.compile(r"^num_ctx\s+(\d{1,18})\s*$", re.MULTILINE)
 
 
 @dataclass(slots=True)
-class _Remote(Remote):
+class _OllamaModel(RemoteModel):
     """A model on an Ollama; `trained_length` is the longest context that it was made for.
 
     The `context_length` of its `info` is that of the runner, which is shorter: 4,096 tokens by
@@ -72,7 +72,7 @@ class _Remote(Remote):
     has_read_context: bool = False
 
 
-def ollama(settings: ReadSettings, keys: Keys) -> OllamaBackend:
+def ollama(settings: ReadSettings, keys: ApiKeys) -> OllamaBackend:
     """Return the backend for Ollama."""
     return OllamaBackend(settings, keys)
 
@@ -140,7 +140,7 @@ class OllamaBackend(RemoteBackend):
 
     async def _find(
         self, server: HttpServer, model: str | None, config: LoadConfig, report: Report
-    ) -> tuple[Remote, tuple[str, ...]]:
+    ) -> tuple[RemoteModel, tuple[str, ...]]:
         entries = await self._entries(server, "tags")
         names = [str(entry["name"]) for entry in entries]
         model = model or server_errors.only_one(server.address, names)
@@ -154,7 +154,9 @@ class OllamaBackend(RemoteBackend):
         context = _context(runner) or _num_ctx(shown)
         info = self._info(server, {**entry, "name": model}, shown, {}, context)
         trained = _trained_length(shown, entry)
-        return _Remote(model, server, info, config, Dialect(_OPTIONS), trained_length=trained), ()
+        return _OllamaModel(
+            model, server, info, config, Dialect(_OPTIONS), trained_length=trained
+        ), ()
 
     async def _running(self, server: HttpServer) -> list[dict[str, Any]]:
         """Return what runs on the server; nothing where a proxy does not pass that question on."""
@@ -199,7 +201,7 @@ class OllamaBackend(RemoteBackend):
                 f"{server.address.host_port} stopped while it pulled {model}. Type it again: it goes on."
             )
 
-    async def _let_go(self, remote: Remote) -> str:
+    async def _let_go(self, remote: RemoteModel) -> str:
         """Free the memory that it takes on this machine; elsewhere others may be using it."""
         note = await super()._let_go(remote)
         if not (remote.used and remote.server.address.is_local):
@@ -211,15 +213,15 @@ class OllamaBackend(RemoteBackend):
             note = f"{remote.server.address.host_port} was told to free its memory"
         return note
 
-    def _room(self, remote: Remote) -> str:
-        trained = remote.trained_length if isinstance(remote, _Remote) else None
+    def _room(self, remote: RemoteModel) -> str:
+        trained = remote.trained_length if isinstance(remote, _OllamaModel) else None
         up_to = f" (N up to {trained:,})" if trained else ""
         return f" Shorten the prompt, or load the model with more context: -p num_ctx=N{up_to}."
 
     def details(self, name: str) -> dict[str, str]:
         """Return how many tokens the runner reads, and how many the model was made for."""
         remote = self._remotes.get(name)
-        if not isinstance(remote, _Remote) or not remote.trained_length:
+        if not isinstance(remote, _OllamaModel) or not remote.trained_length:
             return {}
         most = f"{remote.trained_length:,} tokens"
         now = remote.info.context_length
@@ -230,7 +232,7 @@ class OllamaBackend(RemoteBackend):
     # -- an answer ----------------------------------------------------------------------------
 
     async def _answer(
-        self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
+        self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
         path = f"{remote.server.prefix}/api/chat"
         body = self.body(remote, messages, config)
@@ -257,12 +259,12 @@ class OllamaBackend(RemoteBackend):
             await answer.drain()
         await self._learn_context(remote)
 
-    async def _learn_context(self, remote: Remote) -> None:
+    async def _learn_context(self, remote: RemoteModel) -> None:
         """Read the context of the runner after the first answer.
 
         At the load, the runner may not exist yet, or have the context that another client asked for.
         """
-        if not isinstance(remote, _Remote) or remote.has_read_context:
+        if not isinstance(remote, _OllamaModel) or remote.has_read_context:
             return
         remote.has_read_context = True
         # The answer is whole, whatever the server does now.
@@ -274,7 +276,7 @@ class OllamaBackend(RemoteBackend):
                 remote.info = dataclasses.replace(remote.info, context_length=context)
 
     def body(
-        self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
+        self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> dict[str, Any]:
         """Return the body of a request."""
         options: dict[str, Any] = {}

@@ -15,8 +15,8 @@ from llm_magic.backends.remote.base import (
     MOST_MODELS,
     RESERVED,
     Dialect,
-    Remote,
     RemoteBackend,
+    RemoteModel,
     entries_with,
 )
 from llm_magic.backends.remote.chat_completions import NOTHING, Reader
@@ -28,7 +28,7 @@ from llm_magic.backends.remote.stream_decoders import (
     parse_object,
     whole_number,
 )
-from llm_magic.config.api_keys import Keys
+from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import LLMMagicError, RequestFailed, ServerBusy, ServerError
 from llm_magic.types import Chunk, Message, ModelInfo
@@ -75,17 +75,17 @@ INSTRUCTLAB = Preset(
 OPENAI = Preset("openai", "Check --base-url, and that the server runs.", _COMMON)
 
 
-def vllm(settings: ReadSettings, keys: Keys) -> OpenAICompatibleBackend:
+def vllm(settings: ReadSettings, keys: ApiKeys) -> OpenAICompatibleBackend:
     """Return the backend for vLLM."""
     return OpenAICompatibleBackend(VLLM, settings, keys)
 
 
-def instructlab(settings: ReadSettings, keys: Keys) -> OpenAICompatibleBackend:
+def instructlab(settings: ReadSettings, keys: ApiKeys) -> OpenAICompatibleBackend:
     """Return the backend for InstructLab, whose servers are llama-cpp-python's or vLLM."""
     return OpenAICompatibleBackend(INSTRUCTLAB, settings, keys)
 
 
-def openai(settings: ReadSettings, keys: Keys) -> OpenAICompatibleBackend:
+def openai(settings: ReadSettings, keys: ApiKeys) -> OpenAICompatibleBackend:
     """Return the backend for OpenAI and whatever speaks like it."""
     return OpenAICompatibleBackend(OPENAI, settings, keys)
 
@@ -101,7 +101,7 @@ class OpenAICompatibleBackend(RemoteBackend):
         }
     )
 
-    def __init__(self, preset: Preset, settings: ReadSettings, keys: Keys) -> None:
+    def __init__(self, preset: Preset, settings: ReadSettings, keys: ApiKeys) -> None:
         # Before all else: they say how its servers are talked to.
         self.name, self.start, self.concurrency = preset.name, preset.start, preset.concurrency
         super().__init__(settings, keys)
@@ -169,7 +169,7 @@ class OpenAICompatibleBackend(RemoteBackend):
 
     async def _find(
         self, server: HttpServer, model: str | None, config: LoadConfig, report: Report
-    ) -> tuple[Remote, tuple[str, ...]]:
+    ) -> tuple[RemoteModel, tuple[str, ...]]:
         entries = await self._entries(server)
         names = [str(entry["id"]) for entry in entries or ()]
         if model is None:
@@ -185,7 +185,7 @@ class OpenAICompatibleBackend(RemoteBackend):
         info = self._info(server, {**entry, "id": model})
         notes += self._other_kind(server, entry)
         self._servers.limit(server, config, self._at_once(entry))
-        return Remote(model, server, info, config, self._dialect(server, entry)), notes
+        return RemoteModel(model, server, info, config, self._dialect(server, entry)), notes
 
     def _at_once(self, entry: Mapping[str, Any]) -> int:
         """Return how many requests a server takes at once, which follows from what it is."""
@@ -247,7 +247,7 @@ class OpenAICompatibleBackend(RemoteBackend):
     # -- an answer ----------------------------------------------------------------------------
 
     async def _answer(
-        self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
+        self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
         reader, heard = Reader(remote.server.address, remote.server.key), False
         path = f"{remote.server.prefix}/chat/completions"
@@ -279,7 +279,7 @@ class OpenAICompatibleBackend(RemoteBackend):
             await answer.drain()
 
     def body(
-        self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
+        self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> dict[str, Any]:
         """Return the body of a request."""
         body: dict[str, Any] = {
@@ -296,12 +296,12 @@ class OpenAICompatibleBackend(RemoteBackend):
             body.pop(name, None)
         return {**body, **config.extra}
 
-    def _asked(self, remote: Remote, config: GenerationConfig) -> set[str]:
+    def _asked(self, remote: RemoteModel, config: GenerationConfig) -> set[str]:
         """Return what somebody asked for, under the server's names."""
         spelled = remote.dialect.spelled
         return {spelled[n] for n in config.model_fields_set if n in spelled} | set(config.extra)
 
-    def _adapt(self, remote: Remote, error: LLMMagicError, config: GenerationConfig) -> bool:
+    def _adapt(self, remote: RemoteModel, error: LLMMagicError, config: GenerationConfig) -> bool:
         """Spell the limit the newer way, or leave a default away that this model does not take."""
         if not isinstance(error, RequestFailed) or error.status not in {400, 422}:
             return False

@@ -14,7 +14,7 @@ from html import unescape
 from typing import Any
 
 from llm_magic.backends.remote.stream_decoders import whole_number
-from llm_magic.config.api_keys import Key
+from llm_magic.config.api_keys import ApiKey
 from llm_magic.config.server_address import ServerAddress
 from llm_magic.errors import (
     AuthenticationFailed,
@@ -193,7 +193,7 @@ _REFUSED = "Check the options and -p; %%llm --dry-run shows what is sent."
 
 def explain(
     address: ServerAddress,
-    key: Key | None,
+    key: ApiKey | None,
     status: int,
     headers: Mapping[str, str],
     refusal: ErrorResponse,
@@ -236,7 +236,7 @@ def explain(
 
 
 def _key_rejected(
-    address: ServerAddress, key: Key | None, status: int, because: str
+    address: ServerAddress, key: ApiKey | None, status: int, because: str
 ) -> AuthenticationFailed:
     origin = address.origin
     if key is None and status == 401:

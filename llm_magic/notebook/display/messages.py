@@ -269,7 +269,7 @@ def config_table(session: Session) -> Table:
 
 def doctor_table(findings: Sequence[Finding]) -> Table:
     """Return ``%llm_doctor``: each finding, and what to type where something is not well."""
-    rows = [[found.state, found.name, found.text, found.mend] for found in findings]
+    rows = [[found.state, found.name, found.text, found.fix] for found in findings]
     bad = [(kind, sum(f.state == kind for f in findings)) for kind in ("problem", "warn")]
     names = {"problem": "problem", "warn": "warning"}
     counts = [f"{n} {names[kind]}{'s' if n > 1 else ''}" for kind, n in bad if n]

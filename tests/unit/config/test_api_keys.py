@@ -1,4 +1,4 @@
-"""Keys: where they come from, whom they are sent to, and that nothing shows them."""
+"""API keys: where they come from, whom they are sent to, and that nothing shows them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from llm_magic.config.api_keys import Key, Keys
+from llm_magic.config.api_keys import ApiKey, ApiKeys
 from llm_magic.errors import AuthenticationFailed, LLMMagicError, OptionError, ServerUnreachable
 from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
@@ -263,8 +263,8 @@ def test_a_key_in_place_of_a_name_is_not_repeated(session: Session, typed: str) 
 
 
 def test_a_key_shows_itself_to_nobody() -> None:
-    key = Key(KEY, "https://host", NAME)
-    shown = [repr(key), str(key), f"{key}", repr([key]), repr(vars(Keys()))]
+    key = ApiKey(KEY, "https://host", NAME)
+    shown = [repr(key), str(key), f"{key}", repr([key]), repr(vars(ApiKeys()))]
     assert KEY not in "".join(shown)
     assert key.bearer("https://host") == f"Bearer {KEY}"
     with pytest.raises(OptionError, match="not sent to http://host"):
@@ -323,7 +323,9 @@ def test_this_machine_is_reached_without_a_proxy(
      f"{KEY[:12]}", KEY[4:], f"'{KEY[:3]}…{KEY[-2:]}'", f"key={KEY[:8]}•••"],
 )  # fmt: skip
 def test_a_server_repeats_no_part_of_a_key(repeated: str) -> None:
-    said = Key(KEY, "https://host", NAME).scrub(f"Incorrect API key provided: {repeated}. Sorry.")
+    said = ApiKey(KEY, "https://host", NAME).scrub(
+        f"Incorrect API key provided: {repeated}. Sorry."
+    )
     assert not {KEY[at : at + 4] for at in range(len(KEY) - 3)} & {
         said[at : at + 4] for at in range(len(said))
     }
@@ -333,5 +335,5 @@ def test_a_server_repeats_no_part_of_a_key(repeated: str) -> None:
 
 def test_other_words_of_a_server_stay() -> None:
     said = "No model sk-test... but test-4 is... wait: see https://host/docs?x=1 **now** (4f9b)."
-    kept = Key(KEY, "https://host", NAME).scrub(said)
+    kept = ApiKey(KEY, "https://host", NAME).scrub(said)
     assert kept == said.replace("sk-test...", "•••")
