@@ -24,9 +24,10 @@ T = TypeVar("T")
 # awaiting cell only notices that it was cancelled when its loop wakes (ipykernel issue 881).
 CHECK_S = 0.1
 # The writer pauses while more than this is unread: a server that sends faster than its answer is
-# displayed is read no faster than that, and an interrupt leaves a backlog that is quickly taken.
-_MAX_UNREAD_ITEMS = 4_096
-_MAX_UNREAD_CHARACTERS = 1_000_000
+# displayed is read no faster than that, and an interrupt leaves a backlog that is quickly taken. The
+# reader may hold as much again, in the batch that it has taken.
+_MAX_UNREAD_ITEMS = 2_048
+_MAX_UNREAD_CHARACTERS = 500_000
 
 
 class _Signal(Enum):

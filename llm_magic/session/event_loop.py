@@ -168,8 +168,11 @@ class LoopStream(Generic[T]):
         if error is not None:
             # The coroutines behind it refer to models; whoever gets the error may keep it.
             release_frames(error)
-        # The task has a reference of its own to the traceback.
+        # Afterwards: the task, which is referenced until then, has its own reference to the traceback.
         self._task = None
+        asyncio.get_running_loop().call_soon(self._close, error)
+
+    def _close(self, error: BaseException | None) -> None:
         self._error = error
         self._ended(error)
         self._done.set()

@@ -16,7 +16,7 @@ from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import GenerationError, Interrupted
 from llm_magic.session import context_window, interrupts
 from llm_magic.session.event_loop import LoopStream, LoopThread
-from llm_magic.session.interrupts import held_back, interrupts_to
+from llm_magic.session.interrupts import interrupts_to
 from llm_magic.text.formatting import generated
 from llm_magic.text.terminal import visible_line
 from llm_magic.types import Chunk, FinishReason, Reply, Timing, Usage
@@ -157,6 +157,11 @@ class Response:
         return self._ended_at is not None
 
     @property
+    def has_reply(self) -> bool:
+        """Whether it has ended with something to show; not where it failed before the first word."""
+        return self.done and not (self.error is not None and self.is_empty)
+
+    @property
     def state(self) -> ResponseState:
         """How far it is: waiting means that nothing was generated yet."""
         if not self.done:
@@ -214,15 +219,15 @@ class Response:
         """Wait for the end at most `timeout` seconds, and raise nothing."""
         self._stream.wait(timeout)
 
-    @held_back()
     def result(self, timeout: float | None = None) -> Reply:
         """Wait for the reply; raises the error of the answer, or `Interrupted` where it was stopped.
 
         After `timeout` seconds it raises `TimeoutError`, and the answer goes on.
         """
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
-        for _ in self._watch(ThreadBridge(keep=0), deadline=deadline):
-            pass
+        if not self.done:
+            deadline = math.inf if timeout is None else time.monotonic() + timeout
+            for _ in self._watch(ThreadBridge(keep=0), deadline=deadline):
+                pass
         if not self.done:
             raise TimeoutError(f"{self!r} goes on after {timeout} s.")
         return self._outcome()

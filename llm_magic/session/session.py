@@ -338,7 +338,7 @@ class Session:
     def _prepare(self, request: Request, *, peek: bool = False) -> PreparedRequest:
         """Check a request; `peek` starts no turn of its chat."""
         loaded_model = self._manager.find(request.model)
-        loaded_model.backend.make_way()
+        loaded_model.backend.release_threads()
         if request.chat is not None and request.key is None:
             request = dataclasses.replace(request, key=self.cells.key(request.chat, peek=peek))
         return prepare(request, loaded_model, self.generation.config, self._chats)
@@ -352,7 +352,8 @@ class Session:
 
         >>> llm.generate("What is 7 times 6?", temperature=0).text
         """
-        return self.ask(request(prompt, about)).result()
+        with self.ask(request(prompt, about)) as response:
+            return response.result()
 
     @held_back()
     def stream(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Iterator[Chunk]:

@@ -57,9 +57,9 @@ class FirstToken:
 
         views: Any = answer_view.RichView
         publisher: Any = shell().display_pub
-        self._publish, self._take = publisher.publish, views.take
+        self._publish, self._draw = publisher.publish, views.draw
         publisher.publish = self._published
-        views.take = lambda view, chunk: self._taken(view, chunk)
+        views.draw = lambda view: self._drawn(view)
         self.begin()
 
     def begin(self) -> None:
@@ -68,10 +68,13 @@ class FirstToken:
         self.display = 0
         self._displays = 0
 
-    def _taken(self, view: Any, chunk: Any) -> None:
-        if chunk.text.strip() and not self.produced:
-            self.produced, self.received = chunk.time, time.perf_counter()
-        self._take(view, chunk)
+    def _drawn(self, view: Any) -> None:
+        response = view._response
+        if response.has_text and not self.produced:
+            first_s = response.timing.first_token_s
+            self.produced = response.prepared.request.started + first_s
+            self.received = time.perf_counter()
+        self._draw(view)
 
     def _published(self, *args: Any, **kwargs: Any) -> None:
         self._publish(*args, **kwargs)

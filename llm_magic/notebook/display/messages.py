@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from llm_magic.backends.manager import LoadResult, Status
     from llm_magic.doctor import Finding
     from llm_magic.session import Session
-    from llm_magic.session.jobs import Job
     from llm_magic.session.requests import DryRun
+    from llm_magic.session.response import Response
 
 # The line of an unload names so many of what still holds the model.
 _HOLDERS_SHOWN = 3
@@ -223,11 +223,11 @@ def _counted(tokens: int | None) -> str:
     return f"{tokens} tokens" if tokens is not None else "tokens unknown: the server counts later"
 
 
-def jobs_table(jobs: Iterable[Job]) -> Table:
+def jobs_table(jobs: Iterable[Response]) -> Table:
     """Return ``%llm_jobs``: what was begun in the background, how far it is, what was asked."""
     rows = [
         [
-            str(job.id), job.state, shown_name(job.model), "" if job.tokens is None else str(job.tokens),
+            str(job.number), job.state, shown_name(job.model), "" if job.tokens is None else str(job.tokens),
             f"{job.seconds:.1f}", first_words(job.prompt),
         ]
         for job in jobs

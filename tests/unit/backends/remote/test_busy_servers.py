@@ -14,8 +14,6 @@ from llm_magic.backends.remote.server_errors import explain, read
 from llm_magic.config.server_address import parse_url
 from llm_magic.errors import Interrupted, LLMMagicError, RequestFailed, ServerBusy
 from llm_magic.session import Session
-from llm_magic.session.requests import Request
-from llm_magic.types import Chunk
 from tests.exchange import Received
 from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.remote_sessions import (
@@ -27,6 +25,7 @@ from tests.remote_sessions import (
     session_on,
     still_works,
 )
+from tests.scripted import read as read_chunks
 from tests.scripted import settings, stop_when
 from tests.wire import Step, busy, delta, html_answer, json_answer, refusal, sse
 
@@ -77,11 +76,10 @@ def notices(session: Session) -> list[str]:
     """Ask, and return what was shown while the answer was waited for."""
     shown: list[str] = []
 
-    def take(chunk: Chunk) -> None:
-        if chunk.notice:
-            shown.append(chunk.notice)
-
-    assert session.answer(Request("one two"), take).text == "one two"
+    for chunk in session.stream("one two"):
+        shown += [chunk.notice] if chunk.notice else []
+    assert session.last is not None
+    assert session.last.text == "one two"
     return shown
 
 
@@ -122,13 +120,9 @@ def test_next_cell_after_an_interrupt_waits_until_the_server_is_free(
     server.linger_s, server.pace = 1.0, 0.05
     begun = threading.Event()
 
-    def take(chunk: Chunk) -> None:
-        if chunk.text:
-            begun.set()
-
     stop_when(begun)
     with pytest.raises(Interrupted):
-        session.answer(Request("word " * 1000), take)
+        read_chunks(session.stream("word " * 1000), lambda chunk: chunk.text and begun.set())
     server.pace = 0
     assert notices(session) == [NOTICE]
 

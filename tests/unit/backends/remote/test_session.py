@@ -76,7 +76,7 @@ def test_an_answer_under_way_outlives_its_model(
     hold = Hold()
     begun, rest = sse(delta("one "), done=False), events(delta("two", finish="stop"))
     server.will(CHAT, *([hold, *begun] if early else [*begun, hold]), *rest)
-    job = session.begin(Request("?"))
+    job = session.ask(Request("?"), background=True)
     server.wait_for(CHAT)
     session.unload()
     hold.go.set()
