@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import Interrupted
 from llm_magic.session.event_loop import GRACE_S, LoopThread
 from llm_magic.session.interrupts import held_back, interrupts_to
@@ -235,9 +236,7 @@ def test_other_threads_are_left_alone(loop: LoopThread) -> None:
     seen: list[object] = []
 
     def elsewhere() -> None:
-        import queue
-
-        with interrupts_to(queue.SimpleQueue()):
+        with interrupts_to(ThreadBridge()):
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=elsewhere)

@@ -109,7 +109,12 @@ def test_cancel_ends_every_way_to_read(scripted: Pair, get: Callable[[Response],
     hang = Hang()
     backend.will("half", hang)
     response = session.ask(Request("?"))
-    threading.Thread(target=lambda: (hang.reached.wait(5), response.cancel())).start()
+
+    def cancel() -> None:
+        hang.reached.wait(5)
+        response.cancel()
+
+    threading.Thread(target=cancel).start()
     if get is not watched:
         with pytest.raises(Interrupted, match="Stopped after 1 token") as caught:
             get(response)
@@ -143,7 +148,9 @@ def test_late_reader_gets_what_there_is_as_one_chunk(scripted: Pair) -> None:
     response = session.ask(Request("?"))
     assert hang.reached.wait(5)
     texts: list[str] = []
-    read(response, lambda chunk: (texts.append(chunk.text), hang.go.set()))
+    for chunk in response:
+        texts.append(chunk.text)
+        hang.go.set()
     assert [text for text in texts if text] == ["ab", "c"]
     assert response.result().usage.completion_tokens == 3
 
@@ -281,10 +288,7 @@ def test_several_readers_follow_a_background_response(scripted: Pair) -> None:
     backend.will("a", Pause(0.05), *say("b"))
     response = session.ask(Request("?"), background=True)
     texts: list[str] = []
-    threads = [
-        threading.Thread(target=lambda get=get: texts.append(get(response)))  # type: ignore[misc]
-        for get in WAYS
-    ]
+    threads = [threading.Thread(target=lambda get=get: texts.append(get(response))) for get in WAYS]
     for thread in threads:
         thread.start()
     for thread in threads:

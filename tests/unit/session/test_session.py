@@ -194,15 +194,16 @@ def test_job_reports_characters_where_tokens_are_unknown(scripted: Pair) -> None
 
 def test_job_is_read_no_faster_than_it_is_displayed(scripted: Pair) -> None:
     session, backend = scripted
-    backend.will(*map(str, range(20_000)))
+    words = list(map(str, range(20_000)))
+    backend.will(*[step for word in words for step in (word, Pause(0))])
     job = session.ask(Request("?"), background=True)
     updates = job.updates()
     next(updates)
-    time.sleep(0.3)
+    time.sleep(1)
     assert len(job.text) < 40_000, "the answer waits for its display"
     for _ in updates:
         pass
-    assert job.result(10).text == "".join(map(str, range(20_000)))
+    assert job.result(10).text == "".join(words)
 
 
 def test_leaving_a_stream_early_stops_the_model(scripted: Pair) -> None:

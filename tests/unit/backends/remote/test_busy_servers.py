@@ -14,6 +14,7 @@ from llm_magic.backends.remote.server_errors import explain, read
 from llm_magic.config.server_address import parse_url
 from llm_magic.errors import Interrupted, LLMMagicError, RequestFailed, ServerBusy
 from llm_magic.session import Session
+from llm_magic.types import Chunk
 from tests.exchange import Received
 from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.remote_sessions import (
@@ -120,9 +121,13 @@ def test_next_cell_after_an_interrupt_waits_until_the_server_is_free(
     server.linger_s, server.pace = 1.0, 0.05
     begun = threading.Event()
 
+    def take(chunk: Chunk) -> None:
+        if chunk.text:
+            begun.set()
+
     stop_when(begun)
     with pytest.raises(Interrupted):
-        read_chunks(session.stream("word " * 1000), lambda chunk: chunk.text and begun.set())
+        read_chunks(session.stream("word " * 1000), take)
     server.pace = 0
     assert notices(session) == [NOTICE]
 

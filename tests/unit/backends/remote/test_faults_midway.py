@@ -9,6 +9,7 @@ import pytest
 
 from llm_magic.errors import IncompleteReply
 from llm_magic.session import Session
+from llm_magic.types import Chunk
 from tests.fault_server import CHAT, FaultServer
 from tests.remote_sessions import IDLE_S, fails, last, questions, session_on, still_works
 from tests.scripted import read
@@ -134,10 +135,14 @@ def test_a_server_that_dies_in_the_middle_is_an_error_and_its_return_is_noticed(
         assert seen.wait(5)
         server.stop()
 
+    def take(chunk: Chunk) -> None:
+        if chunk.text:
+            seen.set()
+
     killer = threading.Thread(target=die)
     killer.start()
     with pytest.raises(IncompleteReply, match="broke"):
-        read(session.stream("?"), lambda chunk: chunk.text and seen.set())
+        read(session.stream("?"), take)
     killer.join()
     assert last(session).text == "Hel"
     server.start()
