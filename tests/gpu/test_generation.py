@@ -58,11 +58,12 @@ def test_a_graph_says_what_single_steps_say(loaded: Session) -> None:
     replayed = loaded.generate("Hello", **options).text
     resident = shapes.loaded(loaded)
     resident.give_room()
-    problem, resident.fast.problem = resident.fast.problem, "for this test"
+    decoder = resident.static_decoder
+    reason, decoder.unavailable_reason = decoder.unavailable_reason, "for this test"
     try:
         assert loaded.generate("Hello", **options).text == replayed
     finally:
-        resident.fast.problem = problem
+        decoder.unavailable_reason = reason
 
 
 def test_the_same_seed_the_same_text(loaded: Session) -> None:

@@ -77,7 +77,7 @@ class LocalTransformersBackend(Backend):
         freed = Counter[str]()
         for name, loaded in self._loaded.items():
             # What is kept of earlier prompts goes where a model needs the room.
-            freed += loaded.prefixes.held()
+            freed += loaded.prefix_cache.bytes_by_device()
             freed += loaded.held() if name in leaving else Counter()
         settings = self._settings()
         return await self._files.run(
@@ -167,8 +167,8 @@ class LocalTransformersBackend(Backend):
         explain = partial(explain_generation, name, self._find(name).info.device)
 
         def work(cancel: threading.Event, emit: Callable[[tuple[int, Item]], None]) -> None:
-            job = sequence.Job(conversations, config, cancel, emit, explain)
-            batch.stream_many(self._find(name), job)
+            request = sequence.BatchRequest(conversations, config, cancel, emit, explain)
+            batch.stream_many(self._find(name), request)
 
         async with contextlib.aclosing(self._inference.stream(work, explain)) as items:
             async for item in items:
@@ -201,7 +201,7 @@ class LocalTransformersBackend(Backend):
         loaded = self._loaded.get(name)
         if loaded is None:
             return {}
-        kept = loaded.prefixes
+        kept = loaded.prefix_cache
         return {
             "decoding": loaded.decoding,
             "kept prompts": f"{human_bytes(kept.nbytes)} of at most {human_bytes(kept.budget)}",

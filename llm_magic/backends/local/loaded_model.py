@@ -12,10 +12,10 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from llm_magic.backends.base import Plan, Report
 from llm_magic.backends.local import loader, memory
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.generation.chat_template import Encoder
-from llm_magic.backends.local.generation.fast_path import FastPath
-from llm_magic.backends.local.generation.kv_cache import Pace, first_pace
-from llm_magic.backends.local.generation.prefix_cache import Prefixes
+from llm_magic.backends.local.generation.chat_template import PromptEncoder
+from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
+from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
+from llm_magic.backends.local.generation.prefix_cache import PrefixCache
 from llm_magic.backends.local.holders import Watch
 from llm_magic.backends.local.load_plan import Ready
 from llm_magic.errors import OptionError
@@ -26,26 +26,26 @@ from llm_magic.types import ModelInfo, Unloaded
 class Loaded:
     """A resident model; never leaves the backend, so that unloading can free it.
 
-    `assistant` is the smaller model that guesses ahead of it; both have a pace of reading.
-    `why_plain` is why Transformers' own loop answers; None where that of this package does.
+    `assistant` is the smaller model that drafts for it. `fallback_reason` is why Transformers' own
+    loop answers; None where the loop of this package does.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     info: ModelInfo
-    prefixes: Prefixes
-    pace: Pace
-    fast: FastPath
-    encoder: Encoder
+    prefix_cache: PrefixCache
+    prefill_chunk_size: PrefillChunkSize
+    static_decoder: StaticDecoder
+    prompt_encoder: PromptEncoder
     assistant: PreTrainedModel | None = None
-    why_plain: str | None = None
+    fallback_reason: str | None = None
 
     @property
     def decoding(self) -> str:
         """How the model decodes, as ``%llm_status`` shows it."""
-        if self.why_plain is not None:
-            return f"fast path off, generate of Transformers ({self.why_plain})"
-        return self.fast.how
+        if self.fallback_reason is not None:
+            return f"fast path off, generate of Transformers ({self.fallback_reason})"
+        return self.static_decoder.description
 
     def held(self) -> Counter[str]:
         """Return the bytes of its weights by device."""
@@ -54,8 +54,8 @@ class Loaded:
 
     def give_room(self) -> None:
         """Free what is kept only to be faster."""
-        self.prefixes.clear()
-        self.fast.clear()
+        self.prefix_cache.clear()
+        self.static_decoder.clear()
 
 
 def bring_in(
@@ -63,19 +63,19 @@ def bring_in(
 ) -> Loaded:
     """Load a checked model, and the assistant it was asked for with; `keep` keeps prefixes."""
     model, tokenizer = loader.load(ready.folder, plan.config, ready.device, report, cancel)
-    why_plain = compat.why_plain(model)
-    if why_plain is not None and (ready.assistant is not None or plan.config.compile):
+    fallback_reason = compat.fallback_reason(model)
+    if fallback_reason is not None and (ready.assistant is not None or plan.config.compile):
         option = "--compile" if ready.assistant is None else "--assistant"
         raise OptionError(
-            f"{option} needs the fast path, which {plan.name} cannot use: {why_plain}."
+            f"{option} needs the fast path, which {plan.name} cannot use: {fallback_reason}."
             f" Load it without {option}."
         )
     assistant = None
     if ready.assistant is not None:
         assistant = _assistant(plan, ready, tokenizer, report, cancel)
-    fast = FastPath(model, compiled=plan.config.compile)
-    if why_plain is None:
-        fast.warm_up(report, cancel)
+    static_decoder = StaticDecoder(model, compiled=plan.config.compile)
+    if fallback_reason is None:
+        static_decoder.warm_up(report, cancel)
     base = ModelInfo(
         plan.name,
         "local",
@@ -88,12 +88,12 @@ def bring_in(
         model,
         tokenizer,
         loader.describe(model, base, plan.config),
-        _prefixes(model, ready.device) if keep else Prefixes(0),
-        first_pace(model.num_parameters(), ready.device),
-        fast,
-        Encoder(tokenizer, control_tokens=plan.config.special_tokens),
+        _prefixes(model, ready.device) if keep else PrefixCache(0),
+        PrefillChunkSize.for_model(model.num_parameters(), ready.device),
+        static_decoder,
+        PromptEncoder(tokenizer, control_tokens=plan.config.special_tokens),
         assistant,
-        why_plain,
+        fallback_reason,
     )
 
 
@@ -112,14 +112,16 @@ def _assistant(
             f"{asked} has another vocabulary than {plan.name}."
             " Choose a smaller model of the same family."
         )
-    if compat.why_plain(model) or not compat.can_roll_back(compat.new_cache(model)):
-        raise OptionError(f"{asked} cannot take back a guess. Choose a model without states.")
+    if compat.fallback_reason(model) or not compat.can_roll_back(compat.new_cache(model)):
+        raise OptionError(
+            f"{asked} cannot remove a draft from its cache. Choose a model without states."
+        )
     return model
 
 
-def _prefixes(model: PreTrainedModel, device: str) -> Prefixes:
+def _prefixes(model: PreTrainedModel, device: str) -> PrefixCache:
     about, dtype = model.config.to_dict(), str(model.dtype).removeprefix("torch.")
-    return Prefixes(memory.prefix_budget(about, dtype, memory.free_bytes(device)))
+    return PrefixCache(memory.prefix_budget(about, dtype, memory.free_bytes(device)))
 
 
 def let_go(box: list[Loaded]) -> Unloaded:
