@@ -55,7 +55,7 @@ def walk(url: str) -> list[tuple[str, str]]:
     The notebook has the session as ``llm``.
     """
     server, chat = f"-b vllm --base-url {url}", f"'chat{TYPED}'"
-    forms = ("", "--plain", "-f text", "-f raw", "-f code", "-f json", "--quiet")
+    forms = ("", "--plain", "-f text", "-f code", "-f json", "--quiet")
     return [
         (f"%llm_models {server}", ""),
         (f"%llm_load {server}", "OptionError"),
@@ -74,16 +74,16 @@ def walk(url: str) -> list[tuple[str, str]]:
         ("%llm_chats talk", ""),
         (f"%llm_chats {chat}", "OptionError"),
         (f"%%llm -c talk --dry-run\nHello{TYPED}", ""),
-        ("%llm fail", "RequestRefused"),
+        ("%llm fail", "RequestFailed"),
         ("%llm_explain", ""),
         (f"%llm {{no{TYPED}}} {{nowhere}}", ""),
         (f"%llm -m nobody{TYPED} Hello", "ModelNotLoaded"),
         (f"%llm_status {TYPED}", "OptionError"),
-        ("%%llm -b -o job\nHello", ""),
+        ("%%llm --bg -o job\nHello", ""),
         ("%llm_wait", ""),
         ("job", ""),
-        ("%%llm -b\nfail", ""),
-        ("%llm_wait", "RequestRefused"),
+        ("%%llm --bg\nfail", ""),
+        ("%llm_wait", "RequestFailed"),
         ("%llm_jobs", ""),
         ("%llm_stop", ""),
         ("%llm_panel", ""),

@@ -73,7 +73,7 @@ MISTAKES = {
     "%llm_status now": ("OptionError", "%llm_status does not know what to do with 'now'."),
     "llm.generate('x', temperature=3)": ("OptionError", "temperature=3 must be 0 to 2."),
     "llm.generate('x', temprature=1)": ("OptionError", "Did you mean temperature"),
-    "llm.config.top_k = 0": ("OptionError", "top_k=0 must be 1 or more."),
+    "llm.generation.top_k = 0": ("OptionError", "top_k=0 must be 1 or more."),
     "llm.load('x', quantisation='4bit')": ("OptionError", "Did you mean quantization"),
 }
 
@@ -88,13 +88,13 @@ def assert_one_line(ran: Ran, ename: str, words: str) -> None:
 
 @pytest.mark.parametrize("code", MISTAKES)
 def test_a_mistake_is_one_line_and_changes_nothing(loaded: Kernel, code: str) -> None:
-    loaded.ok("value, before = 1, (llm.config.top_k, llm.status().models, llm.last)")
+    loaded.ok("value, before = 1, (llm.generation.top_k, llm.status().models, llm.last)")
     ename, words = MISTAKES[code]
     build = loaded.value(
         "'no GPU answers' if __import__('torch').version.cuda else 'this torch is a CPU build'"
     )
     assert_one_line(loaded.run(code), ename, words.replace("{build}", build))
-    assert loaded.value("before == (llm.config.top_k, llm.status().models, llm.last)")
+    assert loaded.value("before == (llm.generation.top_k, llm.status().models, llm.last)")
 
 
 def test_the_model_that_was_there_answers_after_a_failed_load(loaded: Kernel) -> None:
@@ -136,7 +136,7 @@ def test_a_model_that_does_not_fit_names_the_figures(loaded: Kernel, tmp_path: P
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "tokenizer.json").write_text("{}")
     ran = loaded.run(f"%llm_load {tmp_path}")
-    assert_one_line(ran, "DoesNotFit", " on cpu, ")
+    assert_one_line(ran, "OutOfMemory", " on cpu, ")
     assert "GB are free. Try a smaller model" in ran.error
 
 

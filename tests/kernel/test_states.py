@@ -30,11 +30,11 @@ def test_states_and_a_second_load_while_one_runs(model_cache: Path) -> None:
         assert "last error" in k.ok("%llm_status").text
         assert "There is no file or folder './nowhere'" in k.run("%llm Hello").error
 
-        begun = k.ok("%llm_load --no-wait")
+        begun = k.ok("%llm_load --bg")
         assert begun.text.startswith("Loading the default model · %llm_status shows how far")
         assert begun.seconds < within_a_second()
         assert states(k)[0] == "Loading"
-        for second in ("%llm_load ./nowhere", "%llm_load", "%llm_load --no-wait"):
+        for second in ("%llm_load ./nowhere", "%llm_load", "%llm_load --bg"):
             refused = k.run(second)
             assert refused.ename == "LoadInProgress"
             assert "is being loaded. Wait for it" in refused.error
@@ -49,10 +49,10 @@ def test_states_and_a_second_load_while_one_runs(model_cache: Path) -> None:
         k.ok("%llm_unload")
         assert states(k) == ("Inactive", None, [])
 
-        k.ok("%llm_load ./nowhere --no-wait")
+        k.ok("%llm_load ./nowhere --bg")
         assert k.run("%llm Hello").ename == "ModelNotFound"
         assert k.run("%llm Hello").ename == "ModelNotLoaded"
-        k.ok("%llm_load --no-wait")
+        k.ok("%llm_load --bg")
         assert f"Unloaded {MODEL}" in k.ok("%llm_unload").text  # waits for it first
 
 
@@ -88,17 +88,17 @@ def test_several_models_at_once(loaded: Kernel) -> None:
 
 
 def test_the_settings_of_the_session(loaded: Kernel) -> None:
-    assert loaded.value("llm.config.temperature") == 0.7
+    assert loaded.value("llm.generation.temperature") == 0.7
     shown = loaded.ok("%llm_config temperature=0.2 top_k=none stop=END").text
     rows = {line.split()[0]: line.split()[1:3] for line in shown.splitlines()[1:8]}
     assert rows["temperature"] == ["0.2", "*"]
     assert rows["top_k"] == ["none", "*"]
-    assert loaded.value("(llm.config.top_k, llm.config.stop)") == (None, ("END",))
-    loaded.ok("llm.config.temperature = 0.5")
+    assert loaded.value("(llm.generation.top_k, llm.generation.stop)") == (None, ("END",))
+    loaded.ok("llm.generation.temperature = 0.5")
     assert "0.5 *" in loaded.ok("%llm_config").text
     loaded.ok("%llm_config --reset")
     assert "*" not in loaded.ok("%llm_config").text
-    assert loaded.value("llm.config.temperature") == 0.7
+    assert loaded.value("llm.generation.temperature") == 0.7
 
 
 def test_settings_come_from_the_environment_and_a_file(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_settings_come_from_the_environment_and_a_file(tmp_path: Path) -> None:
     with kernel(cwd=tmp_path, DEFAULT_LLM_TEMPERATURE="0.3", DEFAULT_LLM_MAX_NEW_TOKENS="9") as k:
         k.ok("%load_ext llm_magic")
         k.ok("from llm_magic import llm")
-        config = "(llm.config.top_k, llm.config.temperature, llm.config.max_new_tokens)"
+        config = "(llm.generation.top_k, llm.generation.temperature, llm.generation.max_new_tokens)"
         assert k.value(config) == (7, 0.3, 9)
         (tmp_path / ".env").write_text("DEFAULT_LLM_TOP_K=8\n")
         assert k.value(config) == (7, 0.3, 9)

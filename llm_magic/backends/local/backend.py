@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_magic.backends.base import Backend, Plan, Report, TokenCount
+from llm_magic.backends.base import Backend, LoadPlan, Report, TokenCount
 from llm_magic.backends.local import load_plan, log_filters, memory, openmp
 from llm_magic.backends.local.cpus import cpus
 from llm_magic.backends.local.errors import explain_generation, explain_load
@@ -28,13 +28,13 @@ from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Unlo
 if TYPE_CHECKING:
     from llm_magic.backends.local.batch.sequence import Item
     from llm_magic.backends.local.loaded_model import Loaded
-    from llm_magic.config.api_keys import Keys
+    from llm_magic.config.api_keys import ApiKeys
 
 # For the end of a cell whose load was stopped, before its memory is collected.
 _HEAD_START_S = 0.05
 
 
-def local(settings: ReadSettings, _keys: Keys) -> LocalTransformersBackend:
+def local(settings: ReadSettings, _keys: ApiKeys) -> LocalTransformersBackend:
     """Return the backend for models in this process, which needs no key."""
     return LocalTransformersBackend(settings)
 
@@ -64,7 +64,7 @@ class LocalTransformersBackend(Backend):
 
     async def check(
         self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
-    ) -> Plan:
+    ) -> LoadPlan:
         """Find, fetch and convert the files, and see that they fit; changes nothing resident."""
         _require_packages()
         if not self._imported:
@@ -85,7 +85,7 @@ class LocalTransformersBackend(Backend):
             partial(explain_load, model or "The default model"),
         )
 
-    async def load(self, plan: Plan, name: str, report: Report) -> ModelInfo:
+    async def load(self, plan: LoadPlan, name: str, report: Report) -> ModelInfo:
         """Load on the inference thread; cancelling it stops at the next tensor."""
         ready = plan.source
         assert isinstance(ready, load_plan.Ready)
@@ -98,7 +98,7 @@ class LocalTransformersBackend(Backend):
         return loaded.info
 
     def _bring_in(
-        self, plan: Plan, ready: load_plan.Ready, report: Report, cancel: threading.Event
+        self, plan: LoadPlan, ready: load_plan.Ready, report: Report, cancel: threading.Event
     ) -> Loaded:
         from llm_magic.backends.local import loaded_model
 
@@ -174,7 +174,7 @@ class LocalTransformersBackend(Backend):
             async for item in items:
                 yield item
 
-    def make_way(self) -> None:
+    def release_threads(self) -> None:
         """End the OpenMP team of a thread that has run torch itself."""
         openmp.release()
 

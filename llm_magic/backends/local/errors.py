@@ -6,11 +6,11 @@ import traceback
 
 from llm_magic.backends.local import memory
 from llm_magic.errors import (
-    DoesNotFit,
     GenerationFailed,
     LLMMagicError,
     LoadFailed,
     MissingDependency,
+    OutOfMemory,
 )
 from llm_magic.text.formatting import human_bytes
 
@@ -25,7 +25,7 @@ def explain_load(name: str, error: BaseException) -> LLMMagicError:
     if isinstance(error, LLMMagicError):
         return error
     if memory.ran_out(error):
-        return DoesNotFit(
+        return OutOfMemory(
             f"Memory ran out while {name} was loaded."
             " Try -q 4bit, a smaller model, or %llm_unload first.",
             details=details_of(error),
@@ -48,7 +48,7 @@ def explain_generation(name: str, device: str, error: BaseException) -> LLMMagic
         # What the failed step had taken is cached by torch and counts as free.
         memory.give_back()
         place = device.partition("+")[0]
-        return DoesNotFit(
+        return OutOfMemory(
             f"Memory ran out on {place} while {name} answered;"
             f" {human_bytes(memory.free_bytes(place))} are free now. {name} is still loaded."
             " Try a shorter prompt, a lower --max-new-tokens, or load it with -q 4bit.",

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from llm_magic.backends.base import Plan, Report
+from llm_magic.backends.base import LoadPlan, Report
 from llm_magic.backends.local import memory
 from llm_magic.backends.local.files import gguf, hub, sources, validate
 from llm_magic.backends.local.files.sources import Source
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.config.settings import LoadConfig, Settings
-from llm_magic.errors import DoesNotFit
+from llm_magic.errors import OutOfMemory
 from llm_magic.text.formatting import human_bytes
 from llm_magic.types import Progress
 
@@ -52,7 +52,7 @@ class Planner:
         self._settings, self._config = settings, config
         self._report, self._cancel = report, cancel
 
-    def plan(self, model: str | None, freed: Mapping[str, int]) -> Plan:
+    def plan(self, model: str | None, freed: Mapping[str, int]) -> LoadPlan:
         """Return what to load; `freed` are the bytes, by device, that will be free besides."""
         from llm_magic.backends.local import loader
 
@@ -72,7 +72,7 @@ class Planner:
             assistant = helper.folder
         ready = Ready(source, found.folder, device, needed, assistant)
         notes = (f"Converted once to {found.folder}",) if found.converted else ()
-        return Plan(model or source.name, source.name, config, ready, notes)
+        return LoadPlan(model or source.name, source.name, config, ready, notes)
 
     def _find(self, model: str | None, revision: str | None) -> Source:
         code = self._config.trust_remote_code
@@ -107,7 +107,7 @@ class Planner:
         fit(memory.scaled(size, self._config.quantization), free)
         room = memory.free_bytes("cpu")
         if size > room:
-            raise DoesNotFit(
+            raise OutOfMemory(
                 f"Converting {source.name} takes about {human_bytes(size)} of memory,"
                 f" {human_bytes(room)} are free. Free some, or get the model as safetensors."
             )

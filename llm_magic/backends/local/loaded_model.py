@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from llm_magic.backends.base import Plan, Report
+from llm_magic.backends.base import LoadPlan, Report
 from llm_magic.backends.local import loader, memory
 from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.generation.chat_template import PromptEncoder
@@ -59,7 +59,7 @@ class Loaded:
 
 
 def bring_in(
-    plan: Plan, ready: Ready, report: Report, cancel: threading.Event, *, keep: bool
+    plan: LoadPlan, ready: Ready, report: Report, cancel: threading.Event, *, keep: bool
 ) -> Loaded:
     """Load a checked model, and the assistant it was asked for with; `keep` keeps prefixes."""
     model, tokenizer = loader.load(ready.folder, plan.config, ready.device, report, cancel)
@@ -98,7 +98,7 @@ def bring_in(
 
 
 def _assistant(
-    plan: Plan,
+    plan: LoadPlan,
     ready: Ready,
     tokenizer: PreTrainedTokenizerBase,
     report: Report,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from llm_magic.errors import DoesNotFit
+from llm_magic.errors import OutOfMemory
 from llm_magic.text.formatting import human_bytes
 from llm_magic.types import MemoryUse
 
@@ -176,7 +176,7 @@ def _free_on_gpu(index: int) -> int:
 
 
 def check_fit(name: str, needed: int, free: int, device: str, quantization: str) -> None:
-    """Raise `DoesNotFit` with what is needed, what is free and what to try."""
+    """Raise `OutOfMemory` with what is needed, what is free and what to try."""
     if needed <= free:
         return
     advice = []
@@ -187,7 +187,7 @@ def check_fit(name: str, needed: int, free: int, device: str, quantization: str)
     if device.startswith("cuda"):
         advice.append("-d cpu")
     advice.append("a smaller model, or free memory with %llm_unload")
-    raise DoesNotFit(
+    raise OutOfMemory(
         f"{name} needs about {human_bytes(needed)} on {device}, {human_bytes(free)} are free."
         f" Try {', '.join(advice)}."
     )

@@ -12,7 +12,7 @@ import ipywidgets as widgets
 
 from llm_magic.errors import ModelNotLoaded, OptionError
 from llm_magic.notebook.display.answer_view import answer_html, thoughts_html
-from llm_magic.notebook.display.incremental_markdown import Growing
+from llm_magic.notebook.display.incremental_markdown import IncrementalMarkdown
 from llm_magic.notebook.display.live_output import muted
 from llm_magic.notebook.display.markdown import code_blocks
 from llm_magic.notebook.display.messages import footer
@@ -38,7 +38,7 @@ class AskSection:
         self._panel = panel
         self._job: Job | None = None
         self._drawn: object = None
-        self._growing = Growing()
+        self._markdown = IncrementalMarkdown()
         self.prompt = PromptBox(
             self.ask, label="Prompt", placeholder="Ask the model … (Ctrl+Enter sends)"
         )
@@ -135,7 +135,7 @@ class AskSection:
         prompt, said = job.reply.usage.prompt_tokens, job.reply.usage.completion_tokens
         if prompt is None or said is None:
             return ""
-        context = job.draft.call.resident.info.context_length
+        context = job.draft.call.loaded_model.info.context_length
         of = f" of {context:,} ({(prompt + said) / context:.0%})" if context else ""
         return muted(f"{prompt + said:,} tokens of context used{of}")
 
@@ -167,7 +167,7 @@ class AskSection:
         question = job.draft.call.messages[-1].content
         asked = _asked(question)
         thoughts = thoughts_html(reasoning)
-        answer = self._growing.render(text.lstrip()) if text.strip() else ""
+        answer = self._markdown.render(text.lstrip()) if text.strip() else ""
         self.answer.value = (
             f'{asked}<div class="llm-turn">{thoughts}{answer}{muted(_below(job))}</div>'
         )
@@ -200,7 +200,7 @@ def _asked(question: str) -> str:
 
 def _below(job: Job) -> str:
     if job.reply is not None and job.done:
-        return footer(job.reply, job.draft.call.resident.info.size_here)
+        return footer(job.reply, job.draft.call.loaded_model.info.size_here)
     return job.notice or ("…" if job.state == "running" else "thinking …")
 
 

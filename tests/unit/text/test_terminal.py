@@ -84,7 +84,7 @@ def test_styles_of_tracebacks_are_kept_or_removed() -> None:
     assert unstyled(text) == "Error: ␛[2J"
 
 
-@given(st.lists(hostile_text), hostile_text, st.sampled_from(["text", "raw", "json", "markdown"]))
+@given(st.lists(hostile_text), hostile_text, st.sampled_from(["text", "json", "markdown"]))
 def test_answer_in_a_terminal_has_no_controls(pieces: list[str], name: str, form: str) -> None:
     values = {"quiet": None, "format": form, "plain": True}
     text = "".join(pieces)
@@ -129,7 +129,7 @@ def test_tables_and_errors_have_no_controls(text: str) -> None:
         assert_harmless(table.fitted(width))
     assert_harmless(table._repr_html_())
     error = LLMMagicError(text)
-    assert_harmless(str(error.also(text)))
+    assert_harmless(str(error.append(text)))
     (shown,) = error._render_traceback_()
     assert "\n" not in shown
     assert_harmless(shown)

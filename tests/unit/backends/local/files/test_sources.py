@@ -17,7 +17,7 @@ from huggingface_hub.utils import _xet
 from llm_magic.backends.local import memory
 from llm_magic.backends.local.files import gguf, hub, sources
 from llm_magic.backends.local.worker import Cancelled
-from llm_magic.errors import DoesNotFit, LLMMagicError, LoadFailed, ModelNotFound
+from llm_magic.errors import LLMMagicError, LoadFailed, ModelNotFound, OutOfMemory
 from llm_magic.session import Session
 from tests.local_models import edited, listening, local_session
 from tests.tiny_gguf import write_gguf
@@ -218,7 +218,7 @@ def test_a_gguf_file_that_will_not_fit_is_not_converted_first(
     file = write_gguf(tmp_path / "tiny.gguf")
     monkeypatch.setenv("LLM_MAGIC_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(memory, "free_bytes", lambda _device: gguf.converted_size(file) - 1)
-    with local_session() as session, pytest.raises(DoesNotFit):
+    with local_session() as session, pytest.raises(OutOfMemory):
         session.load(str(file))
     assert not list((tmp_path / "cache").glob("converted/*"))
 
