@@ -30,8 +30,8 @@ from llm_magic.backends.local.generation.parameters import generate_options
 from llm_magic.backends.local.loaded_model import Loaded
 from llm_magic.backends.local.process_lock import turn
 from llm_magic.backends.local.worker import Cancelled
+from llm_magic.backends.stop_strings import StopText
 from llm_magic.errors import LLMMagicError, release_frames
-from llm_magic.text.partial_match import StopText
 
 
 def stream_many(loaded: Loaded, job: Job) -> None:
