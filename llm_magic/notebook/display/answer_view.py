@@ -313,11 +313,9 @@ def view(
     area = area or LiveArea(live=live)
     show_footer, form = not values["quiet"], values["format"] or "markdown"
     size = info.size_here
-    is_plain = form == "raw" or values["plain"] or not is_notebook(shell)
+    is_plain = values["plain"] or not is_notebook(shell)
     if is_plain:
         area.clear()
-    if form == "raw":
-        return PlainView(info.name, size, footer=False)
     if is_plain:
         plain = PlainJsonView if form == "json" else PlainView
         return plain(info.name, size, footer=show_footer)

@@ -93,7 +93,7 @@ class SessionMagics(Magics):
         return (cell.id or None) if cell is not None else None
 
     def wait_for_load(self) -> LiveArea:
-        """Wait for a load that was begun with ``--no-wait``; returns the area that shows it."""
+        """Wait for a load that was begun with ``--bg``; returns the area that shows it."""
         from llm_magic.notebook.display.live_output import LoadView
 
         session, view = self.session, LoadView(self.shell, live=self.live)
