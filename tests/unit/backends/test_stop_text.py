@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llm_magic.text.partial_match import StopText
+from llm_magic.backends.stop_strings import StopText
 
 LETTERS = st.text("abc\n", max_size=12)
 STOPS = st.lists(st.text("abc\n", min_size=1, max_size=3), max_size=3)
