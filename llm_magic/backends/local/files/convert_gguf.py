@@ -1,6 +1,6 @@
 """The child process that turns one GGUF file into a folder of bf16 safetensors.
 
-`gguf.py` runs it as a script (``python -P convert.py FILE FOLDER``), so that it can be killed at
+`gguf.py` runs it as a script (``python -P convert_gguf.py FILE FOLDER``), so that it can be killed at
 any moment, and the kernel neither blocks nor keeps the memory it takes. It imports nothing of
 `llm_magic`: the script starts whatever the kernel's working folder and ``sys.path`` are.
 

@@ -125,7 +125,7 @@ def test_the_child_goes_when_its_kernel_dies(tmp_path: Path, cache: Path) -> Non
     deadline = time.monotonic() + 60
     while not children and time.monotonic() < deadline:
         of_kernel = psutil.Process(process.pid).children()
-        children = [child for child in of_kernel if "convert.py" in " ".join(child.cmdline())]
+        children = [child for child in of_kernel if "convert_gguf.py" in " ".join(child.cmdline())]
         time.sleep(0.02)
     process.kill()
     process.join()

@@ -23,7 +23,7 @@ from llm_magic.errors import LoadFailed, MissingDependency
 from llm_magic.types import Progress
 from tests.tiny_gguf import write_gguf
 
-# What a stand-in for convert.py begins with: quick, and it does just what a test is about.
+# What a stand-in for convert_gguf.py begins with: quick, and it does just what a test is about.
 STAND_IN = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -50,7 +50,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Put another script in the place of convert.py."""
+    """Put another script in the place of convert_gguf.py."""
 
     def use(text: str) -> None:
         script = tmp_path / "script.py"
