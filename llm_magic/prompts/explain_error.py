@@ -170,7 +170,7 @@ def _is_installed(filename: str) -> bool:
 
 @functools.cache
 def _roots() -> tuple[str, ...]:
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     return tuple(f"{root}{os.sep}" for root in (sysconfig.get_path("stdlib"), here))
 
 

