@@ -92,7 +92,7 @@ class Backend(ABC):
         The last chunk carries `finish_reason` and `usage`. Closing the generator stops the work.
         """
 
-    def make_way(self) -> None:  # noqa: B027 - most have nothing to give back
+    def release_threads(self) -> None:  # noqa: B027 - most have nothing to give back
         """Give back what the calling thread holds that would slow an answer down.
 
         Called on the thread that asks, before it waits.

@@ -317,7 +317,7 @@ class Doors:
     def _call(self, request: Request, *, peek: bool = False) -> Call:
         """Check a request; raises before anything is sent. `peek` starts no turn of its chat."""
         resident = self._manager.find(request.model)
-        resident.backend.make_way()
+        resident.backend.release_threads()
         if request.chat is not None and request.key is None:
             request = dataclasses.replace(request, key=self.cells.key(request.chat, peek=peek))
         return definite(request, resident, self.options.current, self._chats)

@@ -55,7 +55,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
     def use(text: str) -> None:
         script = tmp_path / "script.py"
         script.write_text(text)
-        monkeypatch.setattr(gguf, "_SCRIPT", script)
+        monkeypatch.setattr(gguf, "CONVERTER", script)
 
     return use
 
@@ -160,7 +160,7 @@ def test_a_changed_file_is_another_one(file: Path) -> None:
 
 def convert_as_a_kernel(file: Path, script: Path) -> tuple[Path, list[str]]:
     """Run in another process: convert, and return what was reported too."""
-    gguf._SCRIPT = script
+    gguf.CONVERTER = script
     told: list[Progress] = []
     folder = gguf.convert(file, report=told.append, cancelled=never)
     return folder, [progress.stage for progress in told]
@@ -319,5 +319,5 @@ def test_the_embedded_model_is_found_without_importing_its_package(
     if found is not None:
         assert gguf.EMBEDDED_NAME in found.name
         assert found.is_file()
-    monkeypatch.setattr(gguf, "_EMBEDDED_PACKAGE", "no_such_package")
+    monkeypatch.setattr(gguf, "EMBEDDED_PACKAGE", "no_such_package")
     assert gguf.embedded_file() is None

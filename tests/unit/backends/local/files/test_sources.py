@@ -275,9 +275,9 @@ def test_context_length_that_cannot_be_one_is_unknown(tmp_path: Path, stated: ob
     folder = tmp_path / "m"
     folder.mkdir()
     edited(folder, "config.json", max_position_embeddings=stated)
-    assert sources.context(folder) is None
+    assert sources.context_length(folder) is None
     edited(folder, "config.json", max_position_embeddings=10_485_760)
-    assert sources.context(folder) == 10_485_760
+    assert sources.context_length(folder) == 10_485_760
 
 
 def test_model_without_context_limit_answers(session: Session, tmp_path: Path) -> None:
