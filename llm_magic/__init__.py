@@ -33,7 +33,7 @@ def __dir__() -> list[str]:
 def allow_nested_loops() -> None:
     """Let ``asyncio.run(...)`` work inside cells, by nest-asyncio2 (``pip install 'llm_magic[nested]'``).
 
-    It patches asyncio for the whole process, so nothing here does it unasked. It raises `UnsafeLoop`
+    It patches asyncio for the whole process, so nothing here does it unasked. It raises `EventLoopError`
     where that would lose queued cells.
     """
     from llm_magic.session.nested_asyncio import allow

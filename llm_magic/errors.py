@@ -1,37 +1,38 @@
-"""Everything that can go wrong, as one tree.
+"""The exceptions of this package.
 
 ::
 
     LLMMagicError
-    ├── OptionError            an unknown option, a wrong value, a wrong combination
-    │   └── SettingsError      the same, in the environment or a .env file
-    ├── PromptError            an expression in a prompt that is allowed and fails
-    ├── MissingDependency      an optional package is not installed
-    ├── UnsafeLoop             the event loop cannot be entered again, or only at the price of cells
+    ├── OptionError               an unknown option, an invalid value or an invalid combination
+    │   └── SettingsError         the same, in the environment or a .env file
+    ├── PromptError               an expression in a prompt failed
+    ├── MissingDependency         an optional package is not installed
+    ├── EventLoopError            the event loop cannot be made re-entrant, or only at the loss of cells
     ├── ModelError
-    │   ├── ModelNotFound      no such model here
-    │   ├── ModelNotLoaded     nothing (or not that) is loaded
-    │   ├── LoadInProgress     another load is running
-    │   ├── LoadFailed         the model exists but could not be loaded
-    │   ├── DeviceUnavailable  the device asked for is not here
-    │   └── DoesNotFit         not enough memory, found before or while it was used
+    │   ├── ModelNotFound         there is no model of that name
+    │   ├── ModelNotLoaded        no model is loaded, or not the one that was named
+    │   ├── LoadInProgress        another model is being loaded
+    │   ├── LoadFailed            the model exists but could not be loaded
+    │   ├── DeviceUnavailable     the requested device does not exist
+    │   └── OutOfMemory           the memory is not sufficient; raised before or during use
     ├── ServerError
-    │   ├── ServerUnreachable  nothing listens there, or the connection broke before an answer
-    │   ├── ServerSilent       it took the request and said nothing for too long
-    │   ├── KeyRejected        the key is missing or refused
-    │   └── RequestRefused     any other answer that is none
-    │       └── ServerBusy     it works on other requests and takes no more of them now
-    ├── GenerationError        (`reply` holds what had been answered until then)
-    │   ├── PromptTooLong      the prompt does not fit the context window
-    │   ├── GenerationFailed   the model broke while it answered
-    │   └── AnswerBroken       the server stopped in the middle of its answer
-    ├── JobNotFound            no job of that number
-    └── Interrupted            stopped by the user
+    │   ├── ServerUnreachable     no connection, or it was closed before a response
+    │   ├── ServerTimeout         connected, but no data for too long
+    │   ├── AuthenticationFailed  the API key is missing or was rejected
+    │   └── RequestFailed         an error response, or one that cannot be read
+    │       └── ServerBusy        the server is processing other requests and takes no more now
+    ├── GenerationError           `reply` holds the text that was generated before the error
+    │   ├── PromptTooLong         the prompt exceeds the context window
+    │   ├── GenerationFailed      the model raised an error
+    │   └── IncompleteReply       the server failed in the middle of the reply
+    ├── JobNotFound               there is no job with that number
+    └── Interrupted               the user stopped the operation
 
-A message is one plain sentence: what happened, and what to type next. Exceptions of other
-libraries are translated where they are caught, and never chained: their frames would keep
-tensors alive for as long as the notebook remembers its last error. `release_frames` does the same
-for the frames of this package where an error leaves one of its threads.
+A message is one line: what happened, then what to do. Exceptions of other libraries are translated
+in one module each: torch and Transformers in `backends.local.errors`, HTTP in
+`backends.remote.server_errors`. They are never chained, because their frames keep tensors alive for
+as long as IPython keeps the last error. `release_frames` clears the frames of this package in an
+error that leaves one of its threads.
 """
 
 from __future__ import annotations
@@ -48,18 +49,20 @@ from llm_magic.text.terminal import visible_line
 if TYPE_CHECKING:
     from llm_magic.types import Reply
 
-# Words are compared character by character: a server may list any number of names of any length.
+# A server may list any number of names of any length, and comparing them takes quadratic time.
 _LONGEST_WORD, _MOST_COMPARED = 200, 2_000
 E = TypeVar("E", bound=BaseException)
 _RED, _RESET = "\x1b[31m", "\x1b[0m"
 
 
 class LLMMagicError(Exception):
-    """The base of every error that this package raises on purpose.
+    """The base class of all exceptions of this package.
 
-    The message is one line without control characters: it quotes servers, files and users.
-    `details` holds the traceback of the foreign error behind it, as text, where there was one.
-    `explaining` is the exception that was to be explained when this one came up.
+    The message is one line without control characters, because it quotes servers and files.
+
+    Attributes:
+        details: The traceback of the translated exception as text, empty if there is none.
+        explaining: The exception that `%llm_explain` was explaining when this one was raised.
     """
 
     explaining: BaseException | None = None
@@ -68,46 +71,46 @@ class LLMMagicError(Exception):
         super().__init__(visible_line(message))
         self.details = details
 
-    def also(self, words: str) -> Self:
-        """Say more in the one line; returns the error itself."""
-        self.args = (visible_line(f"{self} {words}".strip()), *self.args[1:])
+    def append(self, text: str) -> Self:
+        """Append a sentence to the message and return the error."""
+        self.args = (visible_line(f"{self} {text}".strip()), *self.args[1:])
         return self
 
     def _render_traceback_(self) -> list[str]:
-        """Show one line in IPython, and still be an error for nbclient, nbval and papermill."""
+        """Return the one line that IPython displays; the cell still fails for nbclient and papermill."""
         return [f"{_RED}{type(self).__name__}{_RESET}: {self}"]
 
 
 class OptionError(LLMMagicError):
-    """An option that does not exist, has a wrong value or does not go with the others."""
+    """An unknown option, an invalid value or an invalid combination of options."""
 
 
 class SettingsError(OptionError):
-    """A setting in the environment or in a ``.env`` file that cannot be used."""
+    """An invalid setting in the environment or in a ``.env`` file."""
 
 
 class PromptError(LLMMagicError):
-    """An expression in a prompt that is allowed and fails."""
+    """An expression in a prompt failed."""
 
 
 class MissingDependency(LLMMagicError):
     """An optional package is not installed."""
 
 
-class UnsafeLoop(LLMMagicError):
-    """The event loop cannot be made re-entrant here, or has been in a way that loses cells."""
+class EventLoopError(LLMMagicError):
+    """The event loop cannot be made re-entrant, or only at the loss of queued cells."""
 
 
 class ModelError(LLMMagicError):
-    """Something about a model, its files or its place in memory."""
+    """An error about a model, its files or its memory."""
 
 
 class ModelNotFound(ModelError):
-    """There is no such model."""
+    """There is no model of that name."""
 
 
 class ModelNotLoaded(ModelError):
-    """Nothing is loaded, or not the model that was named."""
+    """No model is loaded, or not the one that was named."""
 
 
 class LoadInProgress(ModelError):
@@ -119,18 +122,21 @@ class LoadFailed(ModelError):
 
 
 class DeviceUnavailable(ModelError):
-    """The device that was asked for is not here."""
+    """The requested device does not exist."""
 
 
-class DoesNotFit(ModelError):
-    """There is not enough memory."""
+class OutOfMemory(ModelError):
+    """The memory is not sufficient."""
 
 
 class ServerError(LLMMagicError):
-    """A server could not be used.
+    """A request to a server failed.
 
-    `status` is what HTTP says; `retry_after` seconds is when it wants to be asked again; `parameter`
-    is the part of the request that it does not take; `brief` is the reason in a word or two.
+    Attributes:
+        brief: The reason in one to three words, for a progress message.
+        status: The HTTP status code.
+        retry_after: The seconds after which the server accepts a new request.
+        parameter: The field of the request that the server does not support.
     """
 
     def __init__(
@@ -148,55 +154,55 @@ class ServerError(LLMMagicError):
 
 
 class ServerUnreachable(ServerError):
-    """Nothing listens there, or the connection broke before an answer came."""
+    """The connection failed, or was closed before a response."""
 
 
-class ServerSilent(ServerError):
-    """The server took the request and then said nothing for too long."""
+class ServerTimeout(ServerError):
+    """The server accepted the request and then sent no data for too long."""
 
 
-class KeyRejected(ServerError):
-    """The key is missing, or the server refuses it."""
+class AuthenticationFailed(ServerError):
+    """The API key is missing, or the server rejected it."""
 
 
-class RequestRefused(ServerError):
-    """The server answered, but not the question.
+class RequestFailed(ServerError):
+    """The server sent an error response, or a response that cannot be read.
 
-    `lengths` is how many tokens the prompt has and how many the model reads, where the server
-    reports both.
+    Attributes:
+        lengths: The token counts of the prompt and of the context window, if the server reports them.
     """
 
     lengths: tuple[int, int] | None = None
 
 
-class ServerBusy(RequestRefused):
-    """The server works on other requests and takes no more of them now."""
+class ServerBusy(RequestFailed):
+    """The server is processing other requests and takes no more of them now."""
 
 
 class GenerationError(LLMMagicError):
-    """An answer could not be produced, or not to its end; `reply` holds what there was of it."""
+    """No reply, or an incomplete one; `reply` holds the text that was generated before the error."""
 
     reply: Reply | None = None
 
 
 class PromptTooLong(GenerationError):
-    """The prompt does not fit the context window of the model."""
+    """The prompt exceeds the context window of the model."""
 
 
 class GenerationFailed(GenerationError):
-    """The model broke while it answered."""
+    """The model raised an error."""
 
 
-class AnswerBroken(GenerationError):
-    """The server stopped in the middle of its answer."""
+class IncompleteReply(GenerationError):
+    """The server failed in the middle of the reply."""
 
 
 class JobNotFound(LLMMagicError):
-    """There is no job of that number."""
+    """There is no job with that number."""
 
 
 class Interrupted(LLMMagicError):
-    """The user stopped it; `reply` holds what had been answered until then."""
+    """The user stopped the operation; `reply` holds the text that was generated until then."""
 
     def __init__(self, message: str, *, reply: Reply | None = None) -> None:
         super().__init__(message)
@@ -204,10 +210,10 @@ class Interrupted(LLMMagicError):
 
 
 def release_frames(error: E) -> E:
-    """Free the local variables of this package that an error keeps in memory; returns the error.
+    """Clear the local variables of this package that `error` keeps in memory; returns `error`.
 
-    An error of this package loses its traceback and what it was raised from: it is shown as one
-    line. Any other error keeps its traceback, and the variables in the code of other packages.
+    Errors of this package also lose their traceback and their cause, because they are displayed as
+    one line. Other errors keep their traceback and the variables of other packages.
     """
     for found in chained(error):
         _clear_own_frames(found.__traceback__)
@@ -217,7 +223,7 @@ def release_frames(error: E) -> E:
 
 
 def chained(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, those that it was raised from, and those that a group of errors has."""
+    """Yield an error, its causes and contexts, and the members of exception groups."""
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
     while waiting:
@@ -234,25 +240,25 @@ def chained(error: BaseException | None) -> Iterator[BaseException]:
 def _clear_own_frames(traceback: TracebackType | None) -> None:
     while traceback is not None:
         if is_own(traceback.tb_frame.f_globals):
-            # A frame that still runs cannot be cleared.
+            # The frame is still executing.
             with contextlib.suppress(RuntimeError):
                 traceback.tb_frame.clear()
         traceback = traceback.tb_next
 
 
 def is_own(module: Mapping[str, object]) -> bool:
-    """Return whether the namespace of a module belongs to this package."""
+    """Return whether a module's namespace belongs to this package."""
     return str(module.get("__name__", "")).partition(".")[0] == __name__.partition(".")[0]
 
 
 def did_you_mean(word: str, known: Iterable[str], *, count: int = 3) -> str:
-    """Return ``" Did you mean …?"`` with the nearest of the `known` words, or nothing."""
+    """Return ``" Did you mean …?"`` with the names in `known` that are similar to `word`, or ``""``."""
     if len(word) > _LONGEST_WORD:
         return ""
     near_enough = (name for name in known if len(name) <= _LONGEST_WORD)
     by_fold = {name.casefold(): name for name in islice(near_enough, _MOST_COMPARED)}
     near = get_close_matches(word.casefold(), list(by_fold), n=count, cutoff=0.5)
     likeness = [SequenceMatcher(None, name, word.casefold()).ratio() for name in near]
-    # What is far behind the nearest one only distracts from it.
+    # Names that are much less similar than the best match are not helpful.
     near = [n for n, like in zip(near, likeness, strict=True) if like > likeness[0] - 0.25]
     return f" Did you mean {' or '.join(by_fold[n] for n in near)}?" if near else ""

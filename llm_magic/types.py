@@ -35,7 +35,7 @@ class Chunk:
     The last one of an answer carries `finish_reason` and `usage`. `tokens` is how many tokens it is,
     0 where the backend does not tell. `time` is when the model produced it (`time.perf_counter`
     seconds), so that a slow display does not blur the timing. `notice` is not part of the answer: it
-    says what is waited for. `thought` says that all text until now was reasoning: some models
+    says what is waited for. `reasoning_ended` says that all text until now was reasoning: some models
     only end their thoughts with a tag, and never began them with one.
     """
 
@@ -46,7 +46,7 @@ class Chunk:
     usage: Usage | None = None
     time: float = 0.0
     notice: str = ""
-    thought: bool = False
+    reasoning_ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Timing:
 class Reply:
     """A whole answer; ``str(reply)`` is its text.
 
-    `left_out` is how many of the oldest turns of its chat were not sent, to make room.
+    `dropped_turns` is how many of the oldest turns of its chat were not sent, to make room.
     """
 
     text: str
@@ -73,7 +73,7 @@ class Reply:
     timing: Timing
     messages: Sequence[Message] = field(repr=False)
     reasoning: str = ""
-    left_out: int = 0
+    dropped_turns: int = 0
 
     def __str__(self) -> str:
         return self.text
@@ -85,7 +85,7 @@ class ModelInfo:
 
     `where` says how it was found: ``embedded``, ``folder``, ``gguf``, ``cache``, ``hub`` or
     ``server``; `source` is what was asked for, `folder` what the weights were read from, `server` who
-    runs it if not this process, and `resident` the memory it takes there now.
+    runs it if not this process, and `memory_bytes` the memory it takes there now.
     """
 
     name: str
@@ -101,7 +101,7 @@ class ModelInfo:
     revision: str | None = None
     load_s: float | None = None
     server: str = ""
-    resident: int | None = None
+    memory_bytes: int | None = None
 
     @property
     def size_here(self) -> int | None:

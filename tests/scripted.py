@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llm_magic.backends.base import Backend, Plan, Report, TokenCount
+from llm_magic.backends.base import Backend, LoadPlan, Report, TokenCount
 from llm_magic.config.settings import GenerationConfig, LoadConfig, Settings
 from llm_magic.errors import OptionError
 from llm_magic.session import Session
@@ -124,14 +124,14 @@ class ScriptedBackend(Backend):
 
     async def check(
         self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
-    ) -> Plan:
+    ) -> LoadPlan:
         """Accept every model; its name is the last part of its id."""
         self.leaving.append(tuple(leaving))
         wanted = model or "default"
         await self._stage("check", wanted, report)
-        return Plan(wanted, wanted.rpartition("/")[2], config, wanted, self.notes)
+        return LoadPlan(wanted, wanted.rpartition("/")[2], config, wanted, self.notes)
 
-    async def load(self, plan: Plan, name: str, report: Report) -> ModelInfo:
+    async def load(self, plan: LoadPlan, name: str, report: Report) -> ModelInfo:
         """Remember the model."""
         await self._stage("load", name, report)
         self.resident.append(name)

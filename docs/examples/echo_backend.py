@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import psutil
 
-from llm_magic.backends.base import Backend, Plan, Report, TokenCount
+from llm_magic.backends.base import Backend, LoadPlan, Report, TokenCount
 from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import ModelNotFound, OptionError
 from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Unloaded, Usage
@@ -21,12 +21,12 @@ class EchoBackend(Backend):
 
     async def check(
         self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
-    ) -> Plan:
+    ) -> LoadPlan:
         if model not in (None, "parrot"):
             raise ModelNotFound(f"echo has no model {model!r}. Type %llm_load parrot -b echo.")
-        return Plan("parrot", "parrot", config, source=None)
+        return LoadPlan("parrot", "parrot", config, source=None)
 
-    async def load(self, plan: Plan, name: str, report: Report) -> ModelInfo:
+    async def load(self, plan: LoadPlan, name: str, report: Report) -> ModelInfo:
         return ModelInfo(name, self.name, source=plan.model, context_length=2048)
 
     async def unload(self, name: str) -> Unloaded:

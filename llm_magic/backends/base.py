@@ -14,7 +14,7 @@ Report = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LoadPlan:
     """A load that was checked: the model is there, the options go together, it fits.
 
     `source` is what the backend needs to carry it out, opaque to everybody else; `notes` is what
@@ -67,7 +67,7 @@ class Backend(ABC):
     @abstractmethod
     async def check(
         self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
-    ) -> Plan:
+    ) -> LoadPlan:
         """Find the model and see that it can be loaded, without changing anything.
 
         A load comes in two steps so that bad input loses nothing: the resident models go only
@@ -76,7 +76,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    async def load(self, plan: Plan, name: str, report: Report) -> ModelInfo:
+    async def load(self, plan: LoadPlan, name: str, report: Report) -> ModelInfo:
         """Bring the checked model into memory and call it `name`."""
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Who is resident, who is active, and what may happen next.
+"""Who is loaded_model, who is active, and what may happen next.
 
 ::
 
@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from llm_magic.backends.base import Backend, Plan, TokenCount
+from llm_magic.backends.base import Backend, LoadPlan, TokenCount
 from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import (
     LLMMagicError,
@@ -27,7 +27,7 @@ from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Stat
 
 
 @dataclass(frozen=True, slots=True)
-class Resident:
+class LoadedModel:
     """A loaded model and what it was loaded with."""
 
     name: str
@@ -66,7 +66,7 @@ class LoadResult:
 
 
 class BackendManager:
-    """Owns the backends and the resident models; everything but `snapshot` runs on the loop."""
+    """Owns the backends and the loaded_model models; everything but `snapshot` runs on the loop."""
 
     def __init__(
         self, create: Callable[[str], Backend], changed: Callable[[], None] = lambda: None
@@ -74,7 +74,7 @@ class BackendManager:
         """`changed` is called after every change, on the loop thread or a backend's own."""
         self._create, self._changed = create, changed
         self._backends: dict[str, Backend] = {}
-        self._residents: dict[str, Resident] = {}
+        self._loaded: dict[str, LoadedModel] = {}
         self._active: str | None = None
         self._state: State = "Inactive"
         self._loading: str | None = None
@@ -165,7 +165,7 @@ class BackendManager:
         keep: bool,
         began: float,
     ) -> LoadResult:
-        leaving = () if keep else tuple(self._residents)
+        leaving = () if keep else tuple(self._loaded)
         plan = await backend.check(model, config, self._report, leaving)
         self._loading = plan.name
         chosen = self._free_name(plan, name, keep)
@@ -179,10 +179,10 @@ class BackendManager:
             gone = ", ".join(gone.name for gone in unloaded)
             was = "was" if len(unloaded) == 1 else "were"
             # The same object: classes of the tree have attributes that a copy would lose.
-            raise error.also(f"{gone} {was} unloaded for it.") from None
+            raise error.append(f"{gone} {was} unloaded for it.") from None
         # All that the user waited for: checks, imports, downloads, conversions, unloads.
         info = dataclasses.replace(info, load_s=time.perf_counter() - began)
-        self._residents[chosen] = Resident(chosen, model, config, backend, info)
+        self._loaded[chosen] = LoadedModel(chosen, model, config, backend, info)
         self._active = chosen
         self._settle("Ready")
         self._last_error = None
@@ -196,20 +196,20 @@ class BackendManager:
     def _settle(self, state: State, error: str | None = None) -> None:
         if error is not None:
             self._last_error = error
-        self._state = "Ready" if self._residents else state
+        self._state = "Ready" if self._loaded else state
         self._changed()
 
-    def _same(self, model: str | None, config: LoadConfig, name: str | None) -> Resident | None:
-        for resident in self._residents.values():
-            asked = model in {resident.asked, resident.name, resident.info.source}
-            same = asked and resident.config == config and name in {None, resident.name}
-            if same and resident.backend.is_current(resident.name, config):
-                return resident
+    def _same(self, model: str | None, config: LoadConfig, name: str | None) -> LoadedModel | None:
+        for loaded_model in self._loaded.values():
+            asked = model in {loaded_model.asked, loaded_model.name, loaded_model.info.source}
+            same = asked and loaded_model.config == config and name in {None, loaded_model.name}
+            if same and loaded_model.backend.is_current(loaded_model.name, config):
+                return loaded_model
         return None
 
-    def _free_name(self, plan: Plan, name: str | None, keep: bool) -> str:
+    def _free_name(self, plan: LoadPlan, name: str | None, keep: bool) -> str:
         chosen = name or plan.name
-        if not keep or chosen not in self._residents:
+        if not keep or chosen not in self._loaded:
             return chosen
         raise OptionError(
             f"A model is already called {chosen}. Add --name to call this one otherwise."
@@ -231,35 +231,37 @@ class BackendManager:
         return await self._unload_others(None)
 
     async def _unload_others(self, keep: str | None) -> list[Unloaded]:
-        going = [resident for resident in self._residents.values() if resident.name != keep]
-        return [await self._unload(resident) for resident in going]
+        going = [
+            loaded_model for loaded_model in self._loaded.values() if loaded_model.name != keep
+        ]
+        return [await self._unload(loaded_model) for loaded_model in going]
 
-    async def _unload(self, resident: Resident) -> Unloaded:
+    async def _unload(self, loaded_model: LoadedModel) -> Unloaded:
         self._state = "Unloading"
         # Gone from here on for everybody else, so that nobody asks for it twice.
-        self._residents.pop(resident.name, None)
-        if self._active == resident.name:
-            self._active = next(reversed(self._residents), None)
+        self._loaded.pop(loaded_model.name, None)
+        if self._active == loaded_model.name:
+            self._active = next(reversed(self._loaded), None)
         try:
-            return await resident.backend.unload(resident.name)
+            return await loaded_model.backend.unload(loaded_model.name)
         finally:
             self._settle("Inactive")
 
-    def find(self, name: str | None = None, *, wanted: bool = True) -> Resident:
-        """Return a resident model, the active one if none is named; raises `ModelNotLoaded`.
+    def find(self, name: str | None = None, *, wanted: bool = True) -> LoadedModel:
+        """Return a loaded_model model, the active one if none is named; raises `ModelNotLoaded`.
 
         The error has how to load it where the model is `wanted`, not where it is to be unloaded.
         """
         if name is None:
             if self._active is None:
                 raise ModelNotLoaded(self._nothing())
-            return self._residents[self._active]
-        if name in self._residents:
-            return self._residents[name]
-        known = ", ".join(self._residents) or "nothing"
+            return self._loaded[self._active]
+        if name in self._loaded:
+            return self._loaded[name]
+        known = ", ".join(self._loaded) or "nothing"
         what_to_do = f" Type %llm_load {name}." if wanted else ""
         raise ModelNotLoaded(
-            f"{name} is not loaded; loaded: {known}.{did_you_mean(name, self._residents)}{what_to_do}"
+            f"{name} is not loaded; loaded: {known}.{did_you_mean(name, self._loaded)}{what_to_do}"
         )
 
     def _nothing(self) -> str:
@@ -270,11 +272,11 @@ class BackendManager:
     def stream(
         self, name: str, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
-        """Answer with a resident model."""
+        """Answer with a loaded_model model."""
         return self.find(name).backend.stream(name, messages, config)
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
-        """Count what a conversation costs a resident model."""
+        """Count what a conversation costs a loaded_model model."""
         return await self.find(name).backend.count(name, messages)
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
@@ -282,8 +284,8 @@ class BackendManager:
         return await self._backend(config.backend).models(config)
 
     def used(self, backend: str) -> LoadConfig | None:
-        """Return what a backend's latest resident was loaded with; from any thread."""
-        configs = [r.config for r in tuple(self._residents.values())]
+        """Return what a backend's latest loaded_model was loaded with; from any thread."""
+        configs = [r.config for r in tuple(self._loaded.values())]
         return next((c for c in reversed(configs) if c.backend == backend), None)
 
     def known(self, backend: str, base_url: str | None = None) -> list[ModelInfo]:
@@ -293,8 +295,8 @@ class BackendManager:
 
     def snapshot(self, config: GenerationConfig, backend: str) -> Status:
         """Return the state now; safe to call from any thread."""
-        residents = tuple(self._residents.values())
-        active = next((r for r in residents if r.name == self._active), None)
+        loaded_models = tuple(self._loaded.values())
+        active = next((r for r in loaded_models if r.name == self._active), None)
         held = [built.memory() for built in tuple(self._backends.values())]
         return Status(
             backend_type=active.config.backend if active else backend,
@@ -303,7 +305,7 @@ class BackendManager:
             generation_config=config,
             last_error=self._last_error,
             backend_details=_details(active),
-            models=tuple(r.info for r in residents),
+            models=tuple(r.info for r in loaded_models),
             progress=self._progress,
             # Only the local one knows the GPUs.
             memory=max(held, key=lambda memory: len(memory.devices), default=None),
@@ -313,12 +315,12 @@ class BackendManager:
         """Free the models and close the backends."""
         for backend in list(self._backends.values()):
             await backend.aclose()
-        self._residents.clear()
+        self._loaded.clear()
         self._backends.clear()
         self._active, self._state = None, "Inactive"
 
 
-def _details(active: Resident | None) -> dict[str, str]:
+def _details(active: LoadedModel | None) -> dict[str, str]:
     if active is None:
         return {}
     info = active.info

@@ -133,7 +133,7 @@ class ThinkSplitter:
 
 def _piece(chunk: Chunk, kind: str, text: str) -> Chunk:
     if kind == "thought":
-        return dataclasses.replace(chunk, thought=True)
+        return dataclasses.replace(chunk, reasoning_ended=True)
     if kind == "reasoning":
         return dataclasses.replace(chunk, reasoning=chunk.reasoning + text)
     return dataclasses.replace(chunk, text=text)

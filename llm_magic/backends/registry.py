@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import cast
 
 from llm_magic.backends.base import Backend
-from llm_magic.config.api_keys import Keys
+from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.settings import ReadSettings, Settings
 from llm_magic.errors import OptionError, did_you_mean
 from llm_magic.types import ModelInfo
@@ -21,7 +21,7 @@ BACKENDS: Mapping[str, str] = {
 }
 
 
-def create(name: str, settings: ReadSettings, keys: Keys) -> Backend:
+def create(name: str, settings: ReadSettings, keys: ApiKeys) -> Backend:
     """Import and build the backend called `name`; raises `OptionError` for an unknown one.
 
     `settings` returns those of the moment: ``%llm_config --reset`` reads them anew.

@@ -1,4 +1,4 @@
-"""Keys of servers: taken from the environment or asked for, bound to one origin, shown nowhere."""
+"""API keys of servers: taken from the environment or asked for, bound to one origin, shown nowhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llm_magic.config.server_address import parse_setting, parse_url
 from llm_magic.errors import OptionError
 
 if TYPE_CHECKING:
-    from llm_magic.config.server_address import Place
+    from llm_magic.config.server_address import ServerAddress
     from llm_magic.config.settings import LoadConfig, Settings
 
 _MASK = "•••"
@@ -27,7 +27,7 @@ _WORD, _HIDDEN = re.compile(r"""[^\s"'`(){}\[\]<>,:;=]+"""), re.compile(r"[*•�
 _PIECE = 8
 
 
-class Key:
+class ApiKey:
     """A secret for one origin; it prints as a mask, and it cannot be pickled."""
 
     __slots__ = ("_secret", "is_typed", "origin", "variable")
@@ -62,7 +62,7 @@ class Key:
         return bool(first and secret.startswith(first)) or bool(last and secret.endswith(last))
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Key) or self.origin != other.origin:
+        if not isinstance(other, ApiKey) or self.origin != other.origin:
             return False
         return hmac.compare_digest(self._secret, other._secret)
 
@@ -70,13 +70,13 @@ class Key:
         return hash((self.origin, self._secret))
 
     def __repr__(self) -> str:
-        return f"Key({_MASK}, for {self.origin})"
+        return f"ApiKey({_MASK}, for {self.origin})"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("A key cannot be pickled.")
 
 
-class Keys:
+class ApiKeys:
     """The keys of a session: whose they are, and those that were typed in."""
 
     def __init__(self, ask: Callable[[str], str] | None = None) -> None:
@@ -87,14 +87,16 @@ class Keys:
         self._origins: dict[str, str] = {}
         self._named: dict[str, None] = {}
 
-    def obtain(self, config: LoadConfig, place: Place, settings: Settings) -> Key | None:
+    def obtain(
+        self, config: LoadConfig, address: ServerAddress, settings: Settings
+    ) -> ApiKey | None:
         """Return the key of a load, asking for it where its variable is not set; None for no key."""
-        key = self.find(config, place, settings)
+        key = self.find(config, address, settings)
         if key is not None or config.key_env is None:
             return key
-        secret = _checked(self._ask(_question(config.key_env, place)), config.key_env)
-        self._typed[config.key_env, place.origin] = secret
-        return self.find(config, place, settings)
+        secret = _checked(self._ask(_question(config.key_env, address)), config.key_env)
+        self._typed[config.key_env, address.origin] = secret
+        return self.find(config, address, settings)
 
     def variables(self) -> list[str]:
         """Return the names of the variables that loads have named."""
@@ -105,32 +107,32 @@ class Keys:
         named = (os.environ.get(name, "") for name in self.variables())
         return [*tuple(self._typed.values()), *filter(None, named)]
 
-    def find(self, config: LoadConfig, place: Place, settings: Settings) -> Key | None:
+    def find(self, config: LoadConfig, address: ServerAddress, settings: Settings) -> ApiKey | None:
         """Return the key of a load, from the environment or from what was typed in."""
         name = config.key_env
         # Only where it is about that server: its address may be one that is no address.
-        is_usual = name == _OPENAI or (name is None and place.backend == "openai")
+        is_usual = name == _OPENAI or (name is None and address.backend == "openai")
         own = _own(settings) if is_usual else None
-        if name is None and place.origin == own:
+        if name is None and address.origin == own:
             name = _OPENAI
         if name is None:
             return None
         self._named[name] = None
         set_to = os.environ.get(name)
-        secret = set_to or self._typed.get((name, place.origin))
+        secret = set_to or self._typed.get((name, address.origin))
         if not secret:
             return None
         # A notebook from somebody else must not send one server's key to another.
-        bound = own if name == _OPENAI else self._origins.get(name, place.origin)
-        if bound != place.origin:
+        bound = own if name == _OPENAI else self._origins.get(name, address.origin)
+        if bound != address.origin:
             where = " (or set OPENAI_BASE_URL in the environment)" if name == _OPENAI else ""
             raise OptionError(
-                f"{name} is the key for {bound} and is not sent to {place.origin}."
+                f"{name} is the key for {bound} and is not sent to {address.origin}."
                 f" Put that server's key into another variable and name that{where}."
             )
-        return Key(_checked(secret, name), place.origin, name, is_typed=not set_to)
+        return ApiKey(_checked(secret, name), address.origin, name, is_typed=not set_to)
 
-    def accepted(self, key: Key | None) -> None:
+    def accepted(self, key: ApiKey | None) -> None:
         """A server has accepted a key: its variable is for that server alone from now on.
 
         Not before, or a mistyped address would keep it from the right one.
@@ -138,7 +140,7 @@ class Keys:
         if key is not None and key.variable != _OPENAI:
             self._origins.setdefault(key.variable, key.origin)
 
-    def refused(self, key: Key | None) -> None:
+    def refused(self, key: ApiKey | None) -> None:
         """A server has refused a key: one that was typed in is asked for again."""
         if key is not None and key.is_typed:
             self._typed.pop((key.variable, key.origin), None)
@@ -162,8 +164,8 @@ def _is_from_file(variable: str) -> bool:
     return any(name.upper() == variable for name in read_env_file())
 
 
-def _question(name: str, place: Place) -> str:
-    return f"Key for {place.origin} ({name} is not set): "
+def _question(name: str, address: ServerAddress) -> str:
+    return f"Key for {address.origin} ({name} is not set): "
 
 
 def _checked(secret: str, name: str) -> str:

@@ -23,7 +23,7 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ServerAddress:
     """A server's address without a slash at its end; its `origin` is what a key is bound to."""
 
     backend: str
@@ -32,8 +32,8 @@ class Place:
     is_local: bool
 
     @property
-    def label(self) -> str:
-        """The address as people say it: host and port."""
+    def host_port(self) -> str:
+        """The host, and the port unless it is the default of the scheme."""
         return self.origin.partition("://")[2]
 
     @property
@@ -42,7 +42,7 @@ class Place:
         return self.is_local or self.url.startswith("https:")
 
 
-def place(config: LoadConfig, settings: Settings) -> Place | None:
+def resolve_address(config: LoadConfig, settings: Settings) -> ServerAddress | None:
     """Return the server that a load is about; None where there is none (``local``)."""
     default = getattr(settings, f"{config.backend}_base_url", None)
     if default is None:
@@ -52,7 +52,7 @@ def place(config: LoadConfig, settings: Settings) -> Place | None:
     return parse_setting(config.backend, settings)
 
 
-def parse_setting(backend: str, settings: Settings) -> Place:
+def parse_setting(backend: str, settings: Settings) -> ServerAddress:
     """Return the server that the settings name; raises `SettingsError` that names the variable."""
     name = f"{backend}_base_url"
     try:
@@ -62,7 +62,7 @@ def parse_setting(backend: str, settings: Settings) -> Place:
         raise SettingsError(f"{error} It is the value of {variable}.") from None
 
 
-def parse_url(backend: str, text: str) -> Place:
+def parse_url(backend: str, text: str) -> ServerAddress:
     """Read an address; raises `OptionError` that says what it should look like."""
     text = text.strip()
     if not _SCHEME.match(text) and _is_local(_host(_split(f"//{text}"))):
@@ -84,10 +84,10 @@ def parse_url(backend: str, text: str) -> Place:
     if port != _PORTS[parts.scheme]:
         netloc += f":{port}"
     origin = f"{parts.scheme}://{netloc}"
-    return Place(backend, origin + parts.path.rstrip("/"), origin, _is_local(host))
+    return ServerAddress(backend, origin + parts.path.rstrip("/"), origin, _is_local(host))
 
 
-def proxy_to(place: Place) -> str | None:
+def proxy_for(address: ServerAddress) -> str | None:
     """Return the proxy on the way, without the name and password that its address may hold.
 
     A proxy has no business between this machine and itself.
@@ -96,8 +96,8 @@ def proxy_to(place: Place) -> str | None:
     from urllib.request import getproxies, proxy_bypass
 
     proxies = getproxies()
-    found = proxies.get(place.url.partition(":")[0]) or proxies.get("all")
-    if place.is_local or not found or proxy_bypass(urlsplit(place.url).hostname or ""):
+    found = proxies.get(address.url.partition(":")[0]) or proxies.get("all")
+    if address.is_local or not found or proxy_bypass(urlsplit(address.url).hostname or ""):
         return None
     return found.rpartition("@")[2].rpartition("/")[2] or found.rpartition("@")[2].strip("/")
 

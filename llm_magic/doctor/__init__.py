@@ -52,16 +52,16 @@ async def _examined(session: Session, kernel: Kernel | None) -> list[Finding]:
 
 
 def _settings(session: Session) -> tuple[Settings | None, list[Finding]]:
-    mend = "correct that file or variable, then %llm_config --reset"
+    fix = "correct that file or variable, then %llm_config --reset"
     try:
         settings = session.settings
     except SettingsError as error:
-        found = [Finding("settings", "problem", str(error), mend)]
+        found = [Finding("settings", "problem", str(error), fix)]
         return Settings.of_environment(), found
     try:
         check_name(settings.backend, settings.backend)
     except OptionError as error:
-        return settings, [Finding("settings", "problem", str(error), mend)]
+        return settings, [Finding("settings", "problem", str(error), fix)]
     return settings, []
 
 

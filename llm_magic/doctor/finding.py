@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the table; `mend` is what to type, and is there wherever `state` is not ok."""
+    """One line of the table; `fix` is what to type, and is there wherever `state` is not ok."""
 
     name: str
     state: State
     text: str
-    mend: str = ""
+    fix: str = ""
 
 
 async def apart(function: Callable[[], T], seconds: float) -> T:

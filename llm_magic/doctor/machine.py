@@ -71,8 +71,8 @@ def _openmp() -> list[Finding]:
         return []
     text = "torch was imported before %llm_load: answers on the CPU are slow beside busy processes"
     name = "GOMP_SPINCOUNT=1000" if sys.platform == "linux" else "KMP_BLOCKTIME=1"
-    mend = f"restart the kernel and %llm_load before importing torch, or set {name} for the kernel"
-    return [Finding("OpenMP", "warn", text, mend)]
+    fix = f"restart the kernel and %llm_load before importing torch, or set {name} for the kernel"
+    return [Finding("OpenMP", "warn", text, fix)]
 
 
 async def _gpus() -> tuple[list[Gpu], list[Finding]]:
@@ -82,14 +82,14 @@ async def _gpus() -> tuple[list[Gpu], list[Finding]]:
         return [], []
     fields = "name,memory.free,memory.total,driver_version"
     command = [smi, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    mend = "restart the machine, or install its NVIDIA driver again"
+    fix = "restart the machine, or install its NVIDIA driver again"
     try:
         said = await apart(lambda: _run(command, _SMI_S), _SMI_S + 1)
     except (OSError, subprocess.SubprocessError, TimeoutError):
-        return [], [Finding("GPU", "warn", "nvidia-smi is there and does not answer", mend)]
+        return [], [Finding("GPU", "warn", "nvidia-smi is there and does not answer", fix)]
     if said.returncode != 0:
         why = " ".join(f"{said.stdout} {said.stderr}".split())[:200]
-        return [], [Finding("GPU", "warn", f"nvidia-smi fails: {why}", mend)]
+        return [], [Finding("GPU", "warn", f"nvidia-smi fails: {why}", fix)]
     rows = [[cell.strip() for cell in line.split(",")] for line in said.stdout.splitlines()]
     return [Gpu(r[0], _mib(r[1]), _mib(r[2]), r[3]) for r in rows if len(r) == 4], []
 
@@ -123,8 +123,8 @@ async def _torch(gpus: list[Gpu]) -> list[Finding]:
         return [Finding("torch", "warn", text, "%llm_doctor again when the machine is less busy")]
     if looked.returncode != 0:
         why = (looked.stderr.strip().splitlines() or [f"it ended with {looked.returncode}"])[-1]
-        mend = "pip install --force-reinstall torch, then restart the kernel"
-        return [Finding("torch", "problem", f"{has} cannot be imported: {why[:200]}", mend)]
+        fix = "pip install --force-reinstall torch, then restart the kernel"
+        return [Finding("torch", "problem", f"{has} cannot be imported: {why[:200]}", fix)]
     return [_devices(has, json.loads(looked.stdout.splitlines()[-1]), gpus)]
 
 
@@ -146,8 +146,8 @@ def _devices(has: str, seen: dict[str, Any], gpus: list[Gpu]) -> Finding:
         return Finding("torch", "warn", text, "unset CUDA_VISIBLE_DEVICES, restart the kernel")
     told = f": {seen['told'][0][:160]}" if seen["told"] else ""
     text = f"{has} for CUDA {seen['cuda']} cannot use the GPU with driver {gpus[0].driver}{told}"
-    mend = f"update the NVIDIA driver, or install a torch for an older CUDA ({_PYTORCH})"
-    return Finding("torch", "problem", text, mend)
+    fix = f"update the NVIDIA driver, or install a torch for an older CUDA ({_PYTORCH})"
+    return Finding("torch", "problem", text, fix)
 
 
 async def disks() -> list[Finding]:
@@ -169,11 +169,11 @@ def _folders() -> list[tuple[str, Callable[[], Path], str]]:
 
 
 async def _disk(name: str, find: Callable[[], Path], move: str) -> Finding:
-    mend = f"set {move} to another folder"
+    fix = f"set {move} to another folder"
     try:
         folder = find()
     except (RuntimeError, SettingsError) as error:  # ~name of no user
-        return Finding(name, "problem", str(error).rstrip("."), mend)
+        return Finding(name, "problem", str(error).rstrip("."), fix)
 
     def look() -> tuple[int, bool]:
         there = next(p for p in (folder, *folder.parents) if p.exists())
@@ -185,10 +185,10 @@ async def _disk(name: str, find: Callable[[], Path], move: str) -> Finding:
         free, writable = await apart(look, _DISK_S)
     except (OSError, TimeoutError) as error:
         reason = str(error) or f"no answer within {_DISK_S:.0f} s"
-        return Finding(name, "problem", f"{folder}: {reason}", mend)
+        return Finding(name, "problem", f"{folder}: {reason}", fix)
     text = f"{folder}, {human_bytes(free)} free"
     if not writable:
-        return Finding(name, "problem", f"{text}, not writable", mend)
+        return Finding(name, "problem", f"{text}, not writable", fix)
     if free < _LITTLE:
         return Finding(name, "warn", text, f"make room, or set {move} to another folder")
     return Finding(name, "ok", text)

@@ -49,16 +49,16 @@ def _nested(kernel: Kernel | None) -> Finding | None:
     found = nested_asyncio.problem() if kernel is not None else None
     if found is None:
         return None
-    text, _, mend = found.partition(" Type: ")
-    return Finding("event loop", "problem", text, mend)
+    text, _, fix = found.partition(" Type: ")
+    return Finding("event loop", "problem", text, fix)
 
 
 def _owner(kernel: Kernel | None) -> Finding | None:
     cellmage = installed("cellmage")
     if kernel is not None and kernel.owner:
         name = kernel.owner.partition(".")[0]
-        mend = f"%unload_ext {name}, then %reload_ext llm_magic"
-        return Finding("%%llm", "problem", f"belongs to {kernel.owner}, not to llm_magic", mend)
+        fix = f"%unload_ext {name}, then %reload_ext llm_magic"
+        return Finding("%%llm", "problem", f"belongs to {kernel.owner}, not to llm_magic", fix)
     if cellmage is not None:
         text = f"cellmage {cellmage} is installed, and takes %%llm when it is loaded"
         return Finding("%%llm", "warn", text, "load one of the two; llm_magic after it if both")
@@ -72,14 +72,14 @@ def _widgets() -> Finding | None:
         return None
     drawn = installed("jupyterlab_widgets")
     wanted = _DRAWN_BY.get(has.partition(".")[0])
-    mend = "pip install -U ipywidgets jupyterlab_widgets, then reload the page"
+    fix = "pip install -U ipywidgets jupyterlab_widgets, then reload the page"
     if drawn is None or not _extension():
         text = f"ipywidgets {has}; what draws them in JupyterLab is not in this environment"
         here = installed("jupyterlab") is not None
-        return Finding("widgets", "problem" if here else "ok", text, mend if here else "")
+        return Finding("widgets", "problem" if here else "ok", text, fix if here else "")
     text = f"ipywidgets {has}, drawn by jupyterlab_widgets {drawn} ({_extension()})"
     if wanted is not None and drawn.partition(".")[0] != wanted:
-        return Finding("widgets", "problem", f"{text}: they do not go together", mend)
+        return Finding("widgets", "problem", f"{text}: they do not go together", fix)
     return Finding("widgets", "ok", text)
 
 

@@ -52,12 +52,12 @@ def _group(extra: str, names: tuple[str, ...], wanted: str) -> Finding:
         if has is not None and name in least and _numbers(has) < _numbers(least[name])
     ]
     text = ", ".join(f"{name} {has}" for name, has in versions.items() if has is not None)
-    mend = f"pip install -U '{wanted}'"
+    fix = f"pip install -U '{wanted}'"
     if old:
-        return Finding(extra, "problem", f"{', '.join(old)} ({text})", mend)
+        return Finding(extra, "problem", f"{', '.join(old)} ({text})", fix)
     if missing:
         lacks = f"not installed: {', '.join(missing)}"
-        return Finding(extra, "warn", f"{lacks} ({text})" if text else lacks, mend)
+        return Finding(extra, "warn", f"{lacks} ({text})" if text else lacks, fix)
     return Finding(extra, "ok", text)
 
 

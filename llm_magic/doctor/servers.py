@@ -16,15 +16,21 @@ from llm_magic.backends import registry
 from llm_magic.backends.remote.base import RemoteBackend
 from llm_magic.backends.remote.http_client import HttpServer, Limits
 from llm_magic.backends.remote.server_errors import one_line
-from llm_magic.config.api_keys import Keys
+from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.certificates import certificate_problem
-from llm_magic.config.server_address import Place, parse_setting, parse_url, place, proxy_to
+from llm_magic.config.server_address import (
+    ServerAddress,
+    parse_setting,
+    parse_url,
+    proxy_for,
+    resolve_address,
+)
 from llm_magic.config.settings import LoadConfig, Settings
 from llm_magic.doctor.finding import Finding, apart
 from llm_magic.errors import (
-    KeyRejected,
+    AuthenticationFailed,
     OptionError,
-    RequestRefused,
+    RequestFailed,
     ServerError,
     SettingsError,
 )
@@ -42,7 +48,7 @@ class _Server:
     """A server of the settings, or of a loaded model; `asked_for` where somebody configured it."""
 
     variable: str
-    where: Place
+    address: ServerAddress
     asked_for: bool
     config: LoadConfig
 
@@ -60,7 +66,7 @@ class _Server:
 
 async def servers(
     settings: Settings,
-    keys: Keys,
+    keys: ApiKeys,
     used: Callable[[str], LoadConfig | None] = lambda _backend: None,
 ) -> list[Finding]:
     """Return how each server is that is configured, in use, or listens where one usually does.
@@ -73,30 +79,30 @@ async def servers(
         try:
             there = list(_servers_of(name, settings, used(name)))
         except OptionError as error:
-            mend = f"set {_variable(name)} right"
-            checks.append(_told(Finding(name, "problem", str(error), mend)))
+            fix = f"set {_variable(name)} right"
+            checks.append(_told(Finding(name, "problem", str(error), fix)))
             continue
         for server in there:
             # vLLM's and InstructLab's usual place is the same one.
-            if server.asked_for or (server.where.is_local and server.where.url not in seen):
+            if server.asked_for or (server.address.is_local and server.address.url not in seen):
                 checks.append(_check(server, settings, keys))
-                seen.add(server.where.url)
+                seen.add(server.address.url)
     return [finding for finding in await asyncio.gather(*checks) if finding is not None]
 
 
 def _servers_of(name: str, settings: Settings, used: LoadConfig | None) -> Iterator[_Server]:
     field, variable = f"{name}_base_url", _variable(name)
-    where = parse_setting(name, settings)
-    in_use = place(used, settings) if used is not None else None
+    address = parse_setting(name, settings)
+    in_use = resolve_address(used, settings) if used is not None else None
     if used is not None and in_use is not None:
         yield _Server(variable, in_use, True, used)
-    if where != in_use:
+    if address != in_use:
         asked_for = (
             getattr(settings, field) != Settings.model_fields[field].default
             or settings.backend == name
             or (name == "openai" and bool(os.environ.get("OPENAI_API_KEY")))
         )
-        yield _Server(variable, where, asked_for, LoadConfig(backend=name))
+        yield _Server(variable, address, asked_for, LoadConfig(backend=name))
 
 
 def _variable(name: str) -> str:
@@ -107,10 +113,10 @@ async def _told(finding: Finding) -> Finding | None:
     return finding
 
 
-async def _check(server: _Server, settings: Settings, keys: Keys) -> Finding | None:
+async def _check(server: _Server, settings: Settings, keys: ApiKeys) -> Finding | None:
     backend = registry.create(server.backend, lambda: settings, keys)
     assert isinstance(backend, RemoteBackend)
-    proxy = proxy_to(server.where)
+    proxy = proxy_for(server.address)
     if proxy is None:
         unreached = await _unreached(server, backend.start)
         if unreached is not None:
@@ -123,7 +129,7 @@ async def _check(server: _Server, settings: Settings, keys: Keys) -> Finding | N
         return await _failed(server, error, proxy) if server.asked_for else None
     finally:
         await backend.aclose()
-    return _lists(server, models, await _version(server.where), proxy)
+    return _lists(server, models, await _version(server.address), proxy)
 
 
 # -- is there one ---------------------------------------------------------------------------------
@@ -131,7 +137,7 @@ async def _check(server: _Server, settings: Settings, keys: Keys) -> Finding | N
 
 async def _unreached(server: _Server, start: str) -> Finding | None:
     """Return why no connection comes about; None where one does."""
-    parts = urlsplit(server.where.url)
+    parts = urlsplit(server.address.url)
     host = parts.hostname or ""
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
@@ -141,15 +147,17 @@ async def _unreached(server: _Server, start: str) -> Finding | None:
         return Finding(server.backend, "problem", text, f"set {server.variable} right")
     if await _any_listens(addresses, port):
         return None
-    others = [a for a in _LOOPBACKS if a not in addresses] if server.where.is_local else []
+    others = [a for a in _LOOPBACKS if a not in addresses] if server.address.is_local else []
     for other in others:
         if await _any_listens([other], port):
             literal = f"[{other}]" if ":" in other else other
             resolved = "" if addresses == [host] else f" ({', '.join(addresses)})"
-            text = f"nothing listens at {server.where.label}{resolved}, but at {literal} it does"
+            text = (
+                f"nothing listens at {server.address.host_port}{resolved}, but at {literal} it does"
+            )
             url = f"{parts.scheme}://{literal}:{port}{parts.path}"
             return Finding(server.backend, "problem", text, server.at(url))
-    text = f"nothing listens at {server.where.label}"
+    text = f"nothing listens at {server.address.host_port}"
     return Finding(server.backend, "problem", text, start or f"start it, or set {server.variable}")
 
 
@@ -183,27 +191,27 @@ def _lists(server: _Server, models: list[ModelInfo], version: str, proxy: str | 
     more = ", …" if len(models) > 4 else ""
     through = f", through the proxy {proxy}" if proxy else ""
     count = "1 model" if len(models) == 1 else f"{len(models)} models"
-    text = f"{version}{server.where.label}{through}: {count}{f' ({names}{more})' if names else ''}"
+    text = f"{version}{server.address.host_port}{through}: {count}{f' ({names}{more})' if names else ''}"
     if models:
         return Finding(server.backend, "ok", text)
     pull = "%llm_load llama3.2 -b ollama --pull"
-    mend = pull if server.backend == "ollama" else "load a model there"
-    return Finding(server.backend, "warn", text, mend)
+    fix = pull if server.backend == "ollama" else "load a model there"
+    return Finding(server.backend, "warn", text, fix)
 
 
-async def _version(where: Place) -> str:
+async def _version(address: ServerAddress) -> str:
     """Return the version of a server, where its kind tells; nobody's key is sent for it."""
-    path = _VERSIONS.get(where.backend)
+    path = _VERSIONS.get(address.backend)
     if path is None:
         return ""
-    told = await _get(dataclasses.replace(where, url=where.origin), path, _VERSION_S)
+    told = await _get(dataclasses.replace(address, url=address.origin), path, _VERSION_S)
     version = told.get("version") if isinstance(told, dict) else None
     return f"{version} at " if isinstance(version, str) and len(version) < 40 else ""
 
 
-async def _get(where: Place, path: str, seconds: float) -> object:
+async def _get(address: ServerAddress, path: str, seconds: float) -> object:
     """Return what a GET without a key answers, None where that is nothing of use."""
-    server = HttpServer(where, None, Limits(seconds), "")
+    server = HttpServer(address, None, Limits(seconds), "")
     try:
         async with asyncio.timeout(seconds):
             return await server.get(path)
@@ -215,48 +223,48 @@ async def _get(where: Place, path: str, seconds: float) -> object:
 
 async def _failed(server: _Server, error: Exception, proxy: str | None) -> Finding:
     """Return what is wrong with a server that listens, and what mends it."""
-    where, name = server.where, server.backend
+    address, name = server.address, server.backend
     if isinstance(error, TimeoutError):
-        text = f"{where.label} listens, and says nothing within {_LIST_S:.0f} s"
-        mend = "look at its log: it may be loading a model"
+        text = f"{address.host_port} listens, and says nothing within {_LIST_S:.0f} s"
+        fix = "look at its log: it may be loading a model"
     else:
-        text, mend = str(error), "look at its log"
+        text, fix = str(error), "look at its log"
     if isinstance(error, SettingsError):
         # Of the environment, not of the server.
         return Finding(name, "problem", text, "correct that variable")
-    if isinstance(error, KeyRejected) and (proxy is None or error.status == 401):
+    if isinstance(error, AuthenticationFailed) and (proxy is None or error.status == 401):
         # Without the server's own words: some repeat a part of the key.
         text = text.partition(f" ({error.status})")[0]
-        mend = (
+        fix = (
             "export OPENAI_API_KEY=…" if name == "openai" else f"%llm_load -b {name} --key-env NAME"
         )
     elif proxy is not None:
-        host = urlsplit(where.url).hostname
-        text, mend = f"{text} A proxy is in the way: {proxy}.", f"export NO_PROXY={host}"
-    elif isinstance(error, RequestRefused) and error.status in {200, 404, 405}:
-        mend = f"set {server.variable} right"
+        host = urlsplit(address.url).hostname
+        text, fix = f"{text} A proxy is in the way: {proxy}.", f"export NO_PROXY={host}"
+    elif isinstance(error, RequestFailed) and error.status in {200, 404, 405}:
+        fix = f"set {server.variable} right"
         if name != "ollama" and await _speaks_at(
-            dataclasses.replace(where, url=f"{where.origin}/v1")
+            dataclasses.replace(address, url=f"{address.origin}/v1")
         ):
-            text, mend = (
-                f"there is no API at {where.url}, but at /v1",
-                server.at(f"{where.origin}/v1"),
+            text, fix = (
+                f"there is no API at {address.url}, but at /v1",
+                server.at(f"{address.origin}/v1"),
             )
-        elif name != "ollama" and await _is_ollama(where):
-            text, mend = (
-                f"{where.label} is an Ollama",
-                f"OLLAMA_BASE_URL={where.origin}, then %llm_config --reset",
+        elif name != "ollama" and await _is_ollama(address):
+            text, fix = (
+                f"{address.host_port} is an Ollama",
+                f"OLLAMA_BASE_URL={address.origin}, then %llm_config --reset",
             )
-    return Finding(name, "problem", text, mend)
+    return Finding(name, "problem", text, fix)
 
 
-async def _speaks_at(where: Place) -> bool:
-    told = await _get(where, "/models", _VERSION_S)
+async def _speaks_at(address: ServerAddress) -> bool:
+    told = await _get(address, "/models", _VERSION_S)
     return isinstance(told, dict) and isinstance(told.get("data"), list)
 
 
-async def _is_ollama(where: Place) -> bool:
-    root = dataclasses.replace(where, backend="ollama", url=where.origin)
+async def _is_ollama(address: ServerAddress) -> bool:
+    root = dataclasses.replace(address, backend="ollama", url=address.origin)
     return bool(await _version(root))
 
 
@@ -270,33 +278,33 @@ async def hub() -> list[Finding]:
         return [Finding("hub", "ok", text)]
     url = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
-        where = parse_url("hub", url)
+        address = parse_url("hub", url)
     except OptionError as error:
         return [Finding("hub", "problem", str(error), "set HF_ENDPOINT right")]
-    why = await _why_unreached(where)
+    why = await _why_unreached(address)
     if not why:
-        return [Finding("hub", "ok", f"{where.label} answers")]
+        return [Finding("hub", "ok", f"{address.host_port} answers")]
     text = f"{why}; what is in the cache can be loaded all the same"
-    mend = "look at the network, or set HTTPS_PROXY (or HF_HUB_OFFLINE=1, to wait for nothing)"
-    return [Finding("hub", "warn", text, mend)]
+    fix = "look at the network, or set HTTPS_PROXY (or HF_HUB_OFFLINE=1, to wait for nothing)"
+    return [Finding("hub", "warn", text, fix)]
 
 
-async def _why_unreached(where: Place) -> str:
+async def _why_unreached(address: ServerAddress) -> str:
     """Return why the hub does not answer, nothing if it does, after three seconds at most."""
-    server = HttpServer(where, None, Limits(_HUB_S), "")
+    server = HttpServer(address, None, Limits(_HUB_S), "")
     try:
         async with asyncio.timeout(_HUB_S):
-            if proxy_to(where) is None:
+            if proxy_for(address) is None:
                 # Not by the client: its look-up of a name cannot be given up.
-                await addresses_of(urlsplit(where.url).hostname or "")
+                await addresses_of(urlsplit(address.url).hostname or "")
             async with server.stream("HEAD", "", None):
                 return ""
-    except (RequestRefused, KeyRejected):
+    except (RequestFailed, AuthenticationFailed):
         return ""  # whatever it says, it is there
     except TimeoutError:
-        return f"{where.label} does not answer within {_HUB_S:.0f} s"
+        return f"{address.host_port} does not answer within {_HUB_S:.0f} s"
     except socket.gaierror:
-        return f"there is no host {where.label} (no network?)"
+        return f"there is no host {address.host_port} (no network?)"
     except (ServerError, SettingsError) as error:
         return str(error).rstrip(" .")
     finally:
@@ -306,11 +314,11 @@ async def _why_unreached(where: Place) -> str:
 def certificates() -> list[Finding]:
     """Return what is wrong with the certificates that the environment names, if anything."""
     problem = certificate_problem()
-    mend = "correct or unset that variable"
-    return [Finding("certificates", "problem", problem, mend)] if problem else []
+    fix = "correct or unset that variable"
+    return [Finding("certificates", "problem", problem, fix)] if problem else []
 
 
-def secrets(keys: Keys) -> list[Finding]:
+def secrets(keys: ApiKeys) -> list[Finding]:
     """Return which keys there are, never what they are."""
     names = dict.fromkeys(("OPENAI_API_KEY", "HF_TOKEN", *keys.variables()))
     shown = [f"{name} {'set' if os.environ.get(name) else 'not set'}" for name in names]

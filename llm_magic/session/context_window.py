@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING
 
-from llm_magic.errors import GenerationError, LLMMagicError, PromptTooLong, RequestRefused
+from llm_magic.errors import GenerationError, LLMMagicError, PromptTooLong, RequestFailed
 from llm_magic.session.chats import in_turns, spelled
 from llm_magic.types import Chunk
 
 if TYPE_CHECKING:
-    from llm_magic.backends.manager import BackendManager, Resident
+    from llm_magic.backends.manager import BackendManager, LoadedModel
     from llm_magic.session.chats import Chat
     from llm_magic.session.requests import Call, Draft
     from llm_magic.types import Message
@@ -26,16 +26,16 @@ async def stream(manager: BackendManager, draft: Draft) -> AsyncGenerator[Chunk,
     draft.call = await fit(manager, draft.call)
     while True:
         call = draft.call
-        answer = manager.stream(call.resident.name, call.messages, call.config)
+        answer = manager.stream(call.loaded_model.name, call.messages, call.config)
         try:
             async with contextlib.aclosing(answer) as chunks:
                 async for chunk in chunks:
                     yield chunk
             return
-        except (PromptTooLong, RequestRefused) as error:
+        except (PromptTooLong, RequestFailed) as error:
             more = _more(call) if isinstance(error, PromptTooLong) and draft.is_empty else 0
             if not more:
-                raise error.also(_advice(call, error)) from None
+                raise error.append(_advice(call, error)) from None
         draft.call = call.without(call.dropped + more)
         yield Chunk(notice=f"too long, asking with {in_turns(draft.call.dropped)} less")
 
@@ -56,7 +56,7 @@ async def fit(manager: BackendManager, call: Call) -> Call:
 
 async def _fits(manager: BackendManager, call: Call) -> bool | None:
     """Return whether a call leaves room for its answer; None where that is not known."""
-    count = await manager.count(call.resident.name, call.messages)
+    count = await manager.count(call.loaded_model.name, call.messages)
     if count.prompt_tokens is None or not count.context_length:
         return None
     most = int(count.context_length * _ANSWER)
@@ -73,14 +73,14 @@ def _more(call: Call) -> int:
     return max(1, left // 3) if left else 0
 
 
-def _advice(call: Call, error: GenerationError | RequestRefused) -> str:
+def _advice(call: Call, error: GenerationError | RequestFailed) -> str:
     """Return what helps against a conversation that is too long."""
     context, trim = call.context, call.request.trim
     if context is None or not context.turns:
         return ""
     turns = in_turns(len(context.turns))
     forget = f"%llm_reset {spelled(context.chat)}"
-    if isinstance(error, RequestRefused):
+    if isinstance(error, RequestFailed):
         unclear = trim and error.status in _UNCLEAR
         return (
             f"It does not say whether the {turns} above are too long; {forget} forgets them."
@@ -100,10 +100,10 @@ def told(chat: Chat, model: str) -> int | None:
     return last.tokens if last is not None and last.model == model else None
 
 
-async def counted(resident: Resident, messages: Sequence[Message]) -> int | None:
+async def counted(loaded_model: LoadedModel, messages: Sequence[Message]) -> int | None:
     """Count the tokens of messages with the model's own tokenizer; None where it cannot."""
     try:
-        return (await resident.backend.count(resident.name, messages)).prompt_tokens
+        return (await loaded_model.backend.count(loaded_model.name, messages)).prompt_tokens
     except LLMMagicError:
         # Some templates refuse some conversations: the next question will tell, a list does not.
         return None

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Unpack
 
-from llm_magic.config.api_keys import Keys
+from llm_magic.config.api_keys import ApiKeys
 from llm_magic.errors import Interrupted
 from llm_magic.session import context_window
 from llm_magic.session.cell_keys import Cells
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from llm_magic.backends.base import Backend
     from llm_magic.backends.manager import BackendManager
     from llm_magic.config.settings import Settings
-    from llm_magic.session.generation_settings import Options
+    from llm_magic.session.generation_settings import GenerationSettings
     from llm_magic.types import ModelInfo
 
 
@@ -74,7 +74,7 @@ class Doors:
         self._chats = Chats()
         # Told by the face, which knows the frontend.
         self.cells = Cells()
-        self._keys = Keys()
+        self._keys = ApiKeys()
         self._watchers = Watchers()
         self._closing: list[Callable[[], None]] = []
         self._begin()
@@ -96,16 +96,16 @@ class Doors:
         self._answers.last = last
 
     @functools.cached_property
-    def options(self) -> Options:
-        """The settings, read at first use, and what was changed since."""
-        from llm_magic.session.generation_settings import Options
+    def generation(self) -> GenerationSettings:
+        """The generation settings: ``llm.generation.temperature = 0.3``."""
+        from llm_magic.session.generation_settings import GenerationSettings
 
-        return Options(self._given_settings, self._watchers.tell)
+        return GenerationSettings(self._given_settings, self._watchers.tell)
 
     @property
     def settings(self) -> Settings:
         """The settings of the environment and ``.env``."""
-        return self.options.settings
+        return self.generation.settings
 
     @functools.cached_property
     def _manager(self) -> BackendManager:
@@ -309,18 +309,18 @@ class Doors:
         """Return the exact messages and their token count; calls nothing."""
         self._loads.settle()
         call = self._loop.run(context_window.fit(self._manager, self._call(request, peek=True)))
-        name = call.resident.name
+        name = call.loaded_model.name
         count = self._loop.run(self._manager.count(name, call.messages))
-        backend = call.resident.config.backend
+        backend = call.loaded_model.config.backend
         return DryRun(name, backend, call.messages, call.config, count, call.dropped)
 
     def _call(self, request: Request, *, peek: bool = False) -> Call:
         """Check a request; raises before anything is sent. `peek` starts no turn of its chat."""
-        resident = self._manager.find(request.model)
-        resident.backend.release_threads()
+        loaded_model = self._manager.find(request.model)
+        loaded_model.backend.release_threads()
         if request.chat is not None and request.key is None:
             request = dataclasses.replace(request, key=self.cells.key(request.chat, peek=peek))
-        return definite(request, resident, self.options.current, self._chats)
+        return definite(request, loaded_model, self.generation.config, self._chats)
 
     def _chunks(self, draft: Draft) -> AsyncGenerator[Chunk, None]:
         return chunks(self._manager, draft)

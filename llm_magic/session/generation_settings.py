@@ -1,4 +1,4 @@
-"""The generation settings of a session, and the one place where they change."""
+"""The generation settings of a session: what ``%llm_config``, ``llm.generation`` and the panel change."""
 
 from __future__ import annotations
 
@@ -9,72 +9,84 @@ from typing import Any
 from llm_magic.config.settings import GenerationConfig, Settings
 
 
-class Options:
-    """Settings, overlaid by what the session changed: this call > session > settings > model."""
+class GenerationSettings:
+    """The generation options as attributes; setting one changes the calls that follow.
+
+    Precedence: this call > these settings > `Settings` > the model's own default.
+
+    >>> llm.generation.temperature = 0.3
+    """
+
+    __slots__ = ("_config", "_fixed", "_lock", "_notify", "_settings")
+    _settings: Settings
+    _config: GenerationConfig
 
     def __init__(
-        self, given: Settings | None = None, changed: Callable[[], None] = lambda: None
+        self, settings: Settings | None = None, notify: Callable[[], None] = lambda: None
     ) -> None:
-        """`changed` is called after every change, on the thread that made it."""
-        self._given, self._changed = given, changed
-        self._changes: dict[str, Any] = {}
-        self._current: GenerationConfig | None = None
-        # A widget's callback may run in another thread while a cell runs.
-        self._lock = threading.RLock()
-        self.settings = given or Settings.read()
+        """Start from `settings`, or read them from the environment and ``.env``.
+
+        `notify` is called after every change, on the thread that made it.
+        """
+        self._set("_fixed", settings)
+        self._set("_notify", notify)
+        # The callback of a widget may run in another thread while a cell runs.
+        self._set("_lock", threading.RLock())
+        self._start()
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _start(self) -> None:
+        self._set("_settings", self._fixed or Settings.read())
+        self._set("_config", self._settings.generation())
 
     @property
-    def current(self) -> GenerationConfig:
-        """What calls are generated with now."""
-        with self._lock:
-            if self._current is None:
-                self._current = self.settings.generation().replace(**self._changes)
-            return self._current
+    def settings(self) -> Settings:
+        """The settings of the environment and ``.env``, as they were read last."""
+        return self._settings
 
-    def change(self, **changes: Any) -> GenerationConfig:
-        """Change settings for later calls; all of them, or none if one is wrong."""
-        with self._lock:
-            checked = self.current.replace(**changes)
-            self._changes |= {name: getattr(checked, name) for name in changes}
-            self._current = None
-        self._changed()
-        return checked
-
-    def reset(self) -> GenerationConfig:
-        """Go back to the environment and ``.env``, read again."""
-        with self._lock:
-            self.settings = self._given or Settings.read()
-            self._changes = {}
-            self._current = None
-        self._changed()
-        return self.current
+    @property
+    def config(self) -> GenerationConfig:
+        """The options that calls are generated with now, as an immutable value."""
+        return self._config
 
     @property
     def changed(self) -> frozenset[str]:
-        """The names of what differs from the settings."""
-        defaults, now = self.settings.generation(), self.current
-        return frozenset(n for n in self._changes if getattr(now, n) != getattr(defaults, n))
+        """The names of the options that differ from `settings`."""
+        with self._lock:
+            defaults, config = self._settings.generation(), self._config
+            return frozenset(
+                name
+                for name in config.model_fields_set
+                if getattr(config, name) != getattr(defaults, name)
+            )
 
+    def update(self, **changes: Any) -> GenerationConfig:
+        """Change options for later calls: all of them, or none if one is wrong."""
+        with self._lock:
+            config = self._config.replace(**changes)
+            self._set("_config", config)
+        self._notify()
+        return config
 
-class Config:
-    """The settings as attributes; setting one changes the session."""
-
-    __slots__ = ("_options",)
-    _options: Options
-
-    def __init__(self, options: Options) -> None:
-        object.__setattr__(self, "_options", options)
+    def reset(self) -> GenerationConfig:
+        """Discard the changes and read the environment and ``.env`` again."""
+        with self._lock:
+            self._start()
+        self._notify()
+        return self._config
 
     def __getattr__(self, name: str) -> Any:
         if name not in GenerationConfig.model_fields:
-            raise AttributeError(name)
-        return getattr(self._options.current, name)
+            raise AttributeError(f"There is no generation option {name!r}.")
+        return getattr(self._config, name)
 
     def __setattr__(self, name: str, value: object) -> None:
-        self._options.change(**{name: value})
+        self.update(**{name: value})
 
     def __dir__(self) -> list[str]:
-        return list(GenerationConfig.model_fields)
+        return [*super().__dir__(), *GenerationConfig.model_fields]
 
     def __repr__(self) -> str:
-        return repr(self._options.current)
+        return repr(self._config)

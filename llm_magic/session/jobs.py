@@ -79,7 +79,7 @@ class Job:
     @property
     def model(self) -> str:
         """The name of the model that answers."""
-        return self.draft.call.resident.name
+        return self.draft.call.loaded_model.name
 
     @property
     def prompt(self) -> str:

@@ -12,7 +12,7 @@ import importlib
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from llm_magic.errors import MissingDependency, UnsafeLoop
+from llm_magic.errors import EventLoopError, MissingDependency
 
 _SAFE = (1, 7, 4)
 _INSTALL = "pip install 'llm_magic[nested]'"
@@ -21,7 +21,7 @@ _INSTALL = "pip install 'llm_magic[nested]'"
 def allow() -> None:
     """Let ``asyncio.run(...)`` work inside cells, or raise in one line why it cannot."""
     if found := problem():
-        raise UnsafeLoop(found)
+        raise EventLoopError(found)
     name = _applied() or _usable()
     _refuse_other_loops()
     # Again where it was applied before: the loop of this kernel may have come later.
@@ -50,7 +50,7 @@ def _usable() -> str:
         return "nest_asyncio"
     if archived:
         where = "ipykernel 7" if _shares_context() else "Python 3.14"
-        raise UnsafeLoop(
+        raise EventLoopError(
             f"Only nest-asyncio {archived} is installed, which is not safe on {where}."
             f" Type: {_INSTALL}"
         )
@@ -67,7 +67,9 @@ def _refuse_other_loops() -> None:
         return
     if not isinstance(loop, asyncio.BaseEventLoop):
         kind = f"{type(loop).__module__}.{type(loop).__name__}"
-        raise UnsafeLoop(f"The loop of this kernel is a {kind}, which cannot be made re-entrant.")
+        raise EventLoopError(
+            f"The loop of this kernel is a {kind}, which cannot be made re-entrant."
+        )
 
 
 def _applied() -> str | None:

@@ -17,7 +17,7 @@ from llm_magic.types import Chunk, FinishReason, Message, Reply, Timing, Usage
 
 if TYPE_CHECKING:
     from llm_magic.backends.base import TokenCount
-    from llm_magic.backends.manager import Resident
+    from llm_magic.backends.manager import LoadedModel
     from llm_magic.config.settings import GenerationConfig
     from llm_magic.session.chats import Chats, Context
 
@@ -74,7 +74,7 @@ class Call:
     In a chat, `context` is what precedes the question, without the `dropped` oldest turns.
     """
 
-    resident: Resident
+    loaded_model: LoadedModel
     messages: tuple[Message, ...]
     config: GenerationConfig
     request: Request
@@ -89,16 +89,18 @@ class Call:
         return dataclasses.replace(self, messages=messages, dropped=dropped)
 
 
-def definite(request: Request, resident: Resident, current: GenerationConfig, chats: Chats) -> Call:
+def definite(
+    request: Request, loaded_model: LoadedModel, current: GenerationConfig, chats: Chats
+) -> Call:
     """Make a request definite: check its options and write its messages; nothing is sent."""
     options = dict(request.options)
     if "extra" in options:
         options["extra"] = {**current.extra, **options["extra"]}
     config = current.replace(**options)
-    resident.backend.check_options(config, options.keys())
+    loaded_model.backend.check_options(config, options.keys())
     context = _context(request, chats)
     messages = _messages(request, context)
-    return Call(resident, messages, config, request, context)
+    return Call(loaded_model, messages, config, request, context)
 
 
 def _context(request: Request, chats: Chats) -> Context | None:
@@ -154,7 +156,7 @@ class DryRun:
     messages: tuple[Message, ...]
     config: GenerationConfig
     count: TokenCount
-    left_out: int = 0
+    dropped_turns: int = 0
 
 
 class Draft:
@@ -177,7 +179,7 @@ class Draft:
 
     def add(self, chunk: Chunk) -> None:
         """Take in the next chunk."""
-        if chunk.thought:
+        if chunk.reasoning_ended:
             self._reasoning, self._parts = [*self._reasoning, *self._parts], []
         self._parts.append(chunk.text)
         self._reasoning.append(chunk.reasoning)
@@ -226,17 +228,17 @@ class Draft:
         rest, self.rest = self.rest, []
         for chunk in rest:
             self.add(chunk)
-        resident = self.call.resident
+        loaded_model = self.call.loaded_model
         return Reply(
             text=self.text,
-            model=resident.name,
-            backend=resident.config.backend,
+            model=loaded_model.name,
+            backend=loaded_model.config.backend,
             finish_reason=self._ended or ended or "truncated",
             usage=Usage(self._usage.prompt_tokens, self.tokens, self._usage.cached_tokens),
             timing=self.timing(),
             messages=self.call.messages,
             reasoning=self.reasoning.strip(),
-            left_out=self.call.dropped,
+            dropped_turns=self.call.dropped,
         )
 
     def timing(self) -> Timing:

@@ -107,7 +107,7 @@ class Answers:
 def _turn(call: Call, context: Context, reply: Reply) -> Turn:
     asked, said = reply.usage.prompt_tokens, reply.usage.completion_tokens
     # Thoughts are counted and not sent back, and what was left out was not counted.
-    whole = asked is not None and said is not None and not (reply.reasoning or reply.left_out)
+    whole = asked is not None and said is not None and not (reply.reasoning or reply.dropped_turns)
     return Turn(
         context.key,
         call.messages[-1],

@@ -13,8 +13,8 @@ import time
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-from llm_magic.config.api_keys import Keys
-from llm_magic.config.server_address import place
+from llm_magic.config.api_keys import ApiKeys
+from llm_magic.config.server_address import resolve_address
 from llm_magic.session import context_window
 from llm_magic.session.chats import Chats
 from llm_magic.session.doors import Doors
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
         LoadConfig,
         LoadOptions,
     )
-    from llm_magic.session.generation_settings import Config
     from llm_magic.types import ModelInfo
 
 
@@ -44,20 +43,13 @@ class Session(Doors):
     # -- settings -----------------------------------------------------------------------------
 
     @property
-    def config(self) -> Config:
-        """The generation settings as attributes: ``llm.config.temperature = 0.2``."""
-        from llm_magic.session.generation_settings import Config
-
-        return Config(self.options)
-
-    @property
-    def keys(self) -> Keys:
+    def keys(self) -> ApiKeys:
         """The keys of servers that this session was given."""
         return self._keys
 
     def configure(self, **changes: Any) -> GenerationConfig:
         """Change generation settings for later calls; all of them, or none if one is wrong."""
-        return self.options.change(**changes)
+        return self.generation.update(**changes)
 
     # -- models -------------------------------------------------------------------------------
 
@@ -130,10 +122,10 @@ class Session(Doors):
         settings = self.settings
         config = settings.loading().replace(**options)
         refuse_foreign(config, config.model_fields_set, config.backend)
-        where = place(config, settings)
-        if where is not None:
+        address = resolve_address(config, settings)
+        if address is not None:
             # Here, because only the caller's thread can ask.
-            self._keys.obtain(config, where, settings)
+            self._keys.obtain(config, address, settings)
         # The default model is meant for the default backend.
         default = settings.model if config.backend == settings.backend else None
         return config, model or default
@@ -215,7 +207,7 @@ class Session(Doors):
 
     def status(self) -> Status:
         """Return the state of everything at this moment."""
-        return self._manager.snapshot(self.options.current, self.settings.backend)
+        return self._manager.snapshot(self.generation.config, self.settings.backend)
 
     # -- conversations and the end ------------------------------------------------------------
 
@@ -234,12 +226,12 @@ class Session(Doors):
         status = self.status()
         if status.active_model is None:
             return None
-        resident = self._manager.find(status.active_model)
+        loaded_model = self._manager.find(status.active_model)
         idle = status.status == "Ready" and not self.answering
         messages = self._chats.messages(name)
-        if resident.backend.counts_here and idle and messages:
-            return self._loop.run(context_window.counted(resident, messages))
-        return context_window.told(chat, resident.name)
+        if loaded_model.backend.counts_here and idle and messages:
+            return self._loop.run(context_window.counted(loaded_model, messages))
+        return context_window.told(chat, loaded_model.name)
 
     def reset(self, chat: str | None = None, *, stale: bool = False) -> list[str]:
         """Forget a conversation, or all of them, or only stale turns; returns their names."""
@@ -256,7 +248,7 @@ class Session(Doors):
             with contextlib.suppress(KeyboardInterrupt):
                 self._loop.run(self._manager.aclose())
             del self.__dict__["_manager"]
-        self.__dict__.pop("options", None)
+        self.__dict__.pop("generation", None)
         self._loads.forget()
         self._loop.close()
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from llm_magic.errors import (
-    AnswerBroken,
+    IncompleteReply,
     ModelError,
     ModelNotLoaded,
     OptionError,
@@ -180,7 +180,7 @@ def test_a_server_that_dies_in_an_answer_leaves_what_it_said(under: Under) -> No
     else:
         begun = sse(delta("half"), done=False)
     under.server.will(under.chat, *begun, Cut())
-    with pytest.raises(AnswerBroken, match="not whole") as caught:
+    with pytest.raises(IncompleteReply, match="not whole") as caught:
         under.session.generate("hi")
     reply = caught.value.reply
     assert reply is under.session.last
@@ -198,7 +198,7 @@ def test_a_silence_ends_at_its_limit(under: Under) -> None:
     else:
         begun = sse(delta("half"), done=False)
     under.server.will(under.chat, *begun, Hold())
-    with pytest.raises(AnswerBroken, match="said nothing for 1 s"):
+    with pytest.raises(IncompleteReply, match="said nothing for 1 s"):
         under.session.generate("hi")
     assert under.session.last is not None
     assert under.session.last.text == "half"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llm_magic.errors import DoesNotFit
+from llm_magic.errors import OutOfMemory
 from llm_magic.session import Session
 from tests.gpu import devices
 from tests.local_models import local_model
@@ -79,7 +79,7 @@ def test_memory_that_runs_out_while_a_prompt_is_read(loaded: Session) -> None:
     before = devices.allocated()
     with devices.ballast(_LEAVE):
         held = devices.allocated()
-        with pytest.raises(DoesNotFit) as failed:
+        with pytest.raises(OutOfMemory) as failed:
             loaded.generate(_LONG, max_new_tokens=4)
         # Less where what was kept only to be faster was given up.
         assert devices.allocated() <= held
@@ -97,7 +97,7 @@ def test_memory_that_runs_out_while_it_answers(loaded: Session) -> None:
     # The cache grows by 32 KiB a token: 8 MiB and what torch has kept last for some hundreds.
     stream = loaded.stream("word " * 180, max_new_tokens=4000)
     _take(stream, 10)
-    with devices.ballast(8 * _MIB), pytest.raises(DoesNotFit) as failed:
+    with devices.ballast(8 * _MIB), pytest.raises(OutOfMemory) as failed:
         _take(stream, 4000)
     _one_line_that_helps(failed.value)
     assert loaded.last is not None
@@ -112,7 +112,7 @@ def _take(stream: Iterator[Any], count: int) -> None:
         next(stream)
 
 
-def _one_line_that_helps(error: DoesNotFit) -> None:
+def _one_line_that_helps(error: OutOfMemory) -> None:
     assert str(error).startswith(f"Memory ran out on {devices.LABEL} while ")
     assert "are free now" in str(error)
     assert "still loaded" in str(error)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from llm_magic.backends.local import memory
-from llm_magic.errors import DeviceUnavailable, DoesNotFit, Interrupted
+from llm_magic.errors import DeviceUnavailable, Interrupted, OutOfMemory
 from llm_magic.session import Session
 from tests.gpu import devices
 
@@ -48,7 +48,7 @@ def test_it_takes_what_it_says(
 
 
 def test_too_large_for_any_device(loaded: Session, one_b: Path, tmp_path: Path) -> None:
-    with pytest.raises(DoesNotFit, match=_FIGURES) as refused:
+    with pytest.raises(OutOfMemory, match=_FIGURES) as refused:
         loaded.load(str(_huge(one_b, tmp_path / "huge")))
     assert "Try " in str(refused.value)
     assert "-q 4bit" not in str(refused.value)
@@ -58,7 +58,7 @@ def test_too_large_for_any_device(loaded: Session, one_b: Path, tmp_path: Path) 
 
 @only_gpu
 def test_too_large_beside_what_is_there(loaded: Session, one_b: Path) -> None:
-    with devices.ballast(512 << 20), pytest.raises(DoesNotFit, match=_FIGURES):
+    with devices.ballast(512 << 20), pytest.raises(OutOfMemory, match=_FIGURES):
         loaded.load(str(one_b), keep=True, name="second", device=devices.NAME)
     _still_answers(loaded)
 
@@ -72,7 +72,7 @@ def test_memory_that_runs_out_during_a_load_comes_back(
     monkeypatch.setattr(memory, "check_fit", lambda *_args, **_kwargs: None)
     with devices.ballast(512 << 20):
         held = devices.allocated()
-        with pytest.raises(DoesNotFit, match=r"^Memory ran out while [^\n]+ was loaded\."):
+        with pytest.raises(OutOfMemory, match=r"^Memory ran out while [^\n]+ was loaded\."):
             session.load(str(one_b), device=devices.NAME)
         # The threads that read files may still be about a tensor or two.
         assert devices.comes_back_to(held)

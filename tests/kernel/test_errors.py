@@ -19,7 +19,7 @@ MODEL = "SmolLM2-135M-Instruct"
 MISTAKES = {
     "%llm_load SmolLM2-135M-Instrukt": ("LoadFailed", f"Did you mean {MODEL}"),
     "%llm_load ./nowhere": ("ModelNotFound", "There is no file or folder './nowhere'."),
-    "%llm_load -d cuda": ("DeviceUnavailable", "CUDA was asked for, but {build}. Use -d cpu."),
+    "%llm_load -d cuda": ("DeviceUnavailable", "CUDA is not available: {build}. Use -d cpu."),
     "%llm_load -d cuda:7": ("DeviceUnavailable", "Use -d cpu"),
     "%llm_load -d mps": ("DeviceUnavailable", "Use -d cpu"),
     "%llm_load -d gpu": ("OptionError", "device=gpu must be auto, cpu, cuda, cuda:N or mps."),
@@ -70,7 +70,7 @@ MISTAKES = {
     "%llm_status now": ("OptionError", "%llm_status does not know what to do with 'now'."),
     "llm.generate('x', temperature=3)": ("OptionError", "temperature=3 must be 0 to 2."),
     "llm.generate('x', temprature=1)": ("OptionError", "Did you mean temperature"),
-    "llm.config.top_k = 0": ("OptionError", "top_k=0 must be 1 or more."),
+    "llm.generation.top_k = 0": ("OptionError", "top_k=0 must be 1 or more."),
     "llm.load('x', quantisation='4bit')": ("OptionError", "Did you mean quantization"),
 }
 
@@ -85,13 +85,13 @@ def assert_one_line(ran: Ran, ename: str, words: str) -> None:
 
 @pytest.mark.parametrize("code", MISTAKES)
 def test_a_mistake_is_one_line_and_changes_nothing(loaded: Kernel, code: str) -> None:
-    loaded.ok("value, before = 1, (llm.config.top_k, llm.status().models, llm.last)")
+    loaded.ok("value, before = 1, (llm.generation.top_k, llm.status().models, llm.last)")
     ename, words = MISTAKES[code]
     build = loaded.value(
         "'no GPU answers' if __import__('torch').version.cuda else 'this torch is a CPU build'"
     )
     assert_one_line(loaded.run(code), ename, words.replace("{build}", build))
-    assert loaded.value("before == (llm.config.top_k, llm.status().models, llm.last)")
+    assert loaded.value("before == (llm.generation.top_k, llm.status().models, llm.last)")
 
 
 def test_the_model_that_was_there_answers_after_a_failed_load(loaded: Kernel) -> None:
@@ -111,7 +111,7 @@ def test_a_prompt_that_is_too_long_is_counted(loaded: Kernel) -> None:
 
 def test_a_model_that_breaks_says_why_and_stays(loaded: Kernel) -> None:
     ran = loaded.run("%llm -p min_p=7 Hello")
-    assert_one_line(ran, "GenerationFailed", f"{MODEL} broke while it answered: ValueError: ")
+    assert_one_line(ran, "GenerationFailed", f"{MODEL} failed while it answered: ValueError: ")
     loaded.ok("%llm -t 0 --max-new-tokens 2 Hello")
 
 
@@ -133,7 +133,7 @@ def test_a_model_that_does_not_fit_names_the_figures(loaded: Kernel, tmp_path: P
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "tokenizer.json").write_text("{}")
     ran = loaded.run(f"%llm_load {tmp_path}")
-    assert_one_line(ran, "DoesNotFit", " on cpu, ")
+    assert_one_line(ran, "OutOfMemory", " on cpu, ")
     assert "GB are free. Try a smaller model" in ran.error
 
 

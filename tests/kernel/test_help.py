@@ -39,7 +39,7 @@ def test_help_of_other_things_still_works(scripted: Kernel) -> None:
 def test_the_settings_are_those_of_config(scripted: Kernel) -> None:
     assert "LLMMagics.temperature=<Setting>" in scripted.ok("%config LLMMagics").text
     scripted.ok("%config LLMMagics.temperature = 0.2")
-    assert scripted.value("llm.config.temperature") == 0.2
+    assert scripted.value("llm.generation.temperature") == 0.2
     assert "0.2 *" in scripted.ok("%llm_config").text
     assert "temperature=9 must be 0 to 2." in scripted.ok("%config LLMMagics.temperature = 9").text
     scripted.ok("%llm_config temperature=0.4")

@@ -72,7 +72,7 @@ def test_stop_ends_before_the_text(loaded: Kernel, greedy: str) -> None:
 
 def test_an_option_is_for_this_call_only(loaded: Kernel, greedy: str) -> None:
     ask(loaded, "-t 2 --seed 5 -p min_p=0.1")
-    settings = "(llm.config.temperature, llm.config.seed, dict(llm.config.extra))"
+    settings = "(llm.generation.temperature, llm.generation.seed, dict(llm.generation.extra))"
     assert loaded.value(settings) == (0.7, None, {})
     assert ask(loaded, "-t 0") == greedy
 

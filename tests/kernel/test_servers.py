@@ -162,7 +162,7 @@ def test_stop_ends_it_here_and_there(remote: Kernel, server: FaultServer, when: 
 def test_a_broken_answer_is_kept_and_labelled(remote: Kernel, server: FaultServer) -> None:
     server.will(CHAT, *sse(delta("half of"), done=False), Cut())
     ran = remote.run("%llm -o broken Hello")
-    assert ran.ename == "AnswerBroken"
+    assert ran.ename == "IncompleteReply"
     assert "half of" in ran.text
     assert "broken off; not whole" in ran.text
     assert remote.value("(broken.text, broken.finish_reason)") == ("half of", "truncated")
@@ -176,7 +176,7 @@ def test_where_nothing_was_said_the_variable_stays(remote: Kernel, server: Fault
     remote.ok("mine = 'precious'")
     server.will(CHAT, *refusal(400, "no such thing"))
     ran = remote.run("%llm -o mine Hello")
-    assert ran.ename == "RequestRefused"
+    assert ran.ename == "RequestFailed"
     assert remote.value("mine") == "precious"
 
 

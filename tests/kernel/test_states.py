@@ -88,17 +88,17 @@ def test_several_models_at_once(loaded: Kernel) -> None:
 
 
 def test_the_settings_of_the_session(loaded: Kernel) -> None:
-    assert loaded.value("llm.config.temperature") == 0.7
+    assert loaded.value("llm.generation.temperature") == 0.7
     shown = loaded.ok("%llm_config temperature=0.2 top_k=none stop=END").text
     rows = {line.split()[0]: line.split()[1:3] for line in shown.splitlines()[1:8]}
     assert rows["temperature"] == ["0.2", "*"]
     assert rows["top_k"] == ["none", "*"]
-    assert loaded.value("(llm.config.top_k, llm.config.stop)") == (None, ("END",))
-    loaded.ok("llm.config.temperature = 0.5")
+    assert loaded.value("(llm.generation.top_k, llm.generation.stop)") == (None, ("END",))
+    loaded.ok("llm.generation.temperature = 0.5")
     assert "0.5 *" in loaded.ok("%llm_config").text
     loaded.ok("%llm_config --reset")
     assert "*" not in loaded.ok("%llm_config").text
-    assert loaded.value("llm.config.temperature") == 0.7
+    assert loaded.value("llm.generation.temperature") == 0.7
 
 
 def test_settings_come_from_the_environment_and_a_file(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_settings_come_from_the_environment_and_a_file(tmp_path: Path) -> None:
     with kernel(cwd=tmp_path, DEFAULT_LLM_TEMPERATURE="0.3", DEFAULT_LLM_MAX_NEW_TOKENS="9") as k:
         k.ok("%load_ext llm_magic")
         k.ok("from llm_magic import llm")
-        config = "(llm.config.top_k, llm.config.temperature, llm.config.max_new_tokens)"
+        config = "(llm.generation.top_k, llm.generation.temperature, llm.generation.max_new_tokens)"
         assert k.value(config) == (7, 0.3, 9)
         (tmp_path / ".env").write_text("DEFAULT_LLM_TOP_K=8\n")
         assert k.value(config) == (7, 0.3, 9)

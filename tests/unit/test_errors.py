@@ -48,7 +48,7 @@ def test_message_has_no_half_characters() -> None:
     for name in ("OptionError", "ServerError", "Interrupted"):
         error: LLMMagicError = getattr(errors, name)("There is no chat \ud800.")
         assert str(error) == "There is no chat \\ud800."
-        assert str(error.also("It has \udfff.")) == "There is no chat \\ud800. It has \\udfff."
+        assert str(error.append("It has \udfff.")) == "There is no chat \\ud800. It has \\udfff."
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_loading_the_extension_brings_nothing_heavy() -> None:
 
 def test_the_options_need_pydantic_and_nothing_more() -> None:
     light = {"pydantic", "pydantic_settings"}
-    assert imported_by("from llm_magic.session import Session; Session().options") <= light
+    assert imported_by("from llm_magic.session import Session; Session().generation") <= light
     assert imported_by("from llm_magic.session import Session; Session().status()") <= light
 
 

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_magic.backends.base import Backend, Plan, Report, TokenCount
+from llm_magic.backends.base import Backend, LoadPlan, Report, TokenCount
 from llm_magic.backends.local import log_filters, memory, openmp
 from llm_magic.backends.local.cpus import cpus
 from llm_magic.backends.local.errors import explain_generation, explain_load
@@ -29,14 +29,14 @@ from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Unlo
 if TYPE_CHECKING:
     from llm_magic.backends.local.batch.sequence import Item
     from llm_magic.backends.local.local_model import LocalModel
-    from llm_magic.config.api_keys import Keys
+    from llm_magic.config.api_keys import ApiKeys
 
 # The garbage collector holds the GIL for some tenths of a second: a cell whose load was stopped
 # ends first.
 _COLLECT_DELAY_S = 0.05
 
 
-def local(settings: ReadSettings, _keys: Keys) -> LocalTransformersBackend:
+def local(settings: ReadSettings, _keys: ApiKeys) -> LocalTransformersBackend:
     """Return the backend for models in this process. It uses no API key."""
     return LocalTransformersBackend(settings)
 
@@ -66,7 +66,7 @@ class LocalTransformersBackend(Backend):
 
     async def check(
         self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
-    ) -> Plan:
+    ) -> LoadPlan:
         """Find, download and convert the files, and check that the model fits."""
         _require_packages()
         if not self._imported_torch:
@@ -87,7 +87,7 @@ class LocalTransformersBackend(Backend):
             partial(explain_load, model or "The default model"),
         )
 
-    async def load(self, plan: Plan, name: str, report: Report) -> ModelInfo:
+    async def load(self, plan: LoadPlan, name: str, report: Report) -> ModelInfo:
         """Load on the inference thread. Cancelling stops at the next tensor."""
         loaded = await self._inference.run(
             lambda cancel: self._load(plan, report, cancel), partial(explain_load, plan.name)
@@ -96,7 +96,7 @@ class LocalTransformersBackend(Backend):
         self._models[name] = loaded
         return loaded.info
 
-    def _load(self, plan: Plan, report: Report, cancel: threading.Event) -> LocalModel:
+    def _load(self, plan: LoadPlan, report: Report, cancel: threading.Event) -> LocalModel:
         from llm_magic.backends.local import loader
 
         local = plan.source

@@ -6,11 +6,11 @@ import traceback
 
 from llm_magic.backends.local import memory
 from llm_magic.errors import (
-    DoesNotFit,
     GenerationFailed,
     LLMMagicError,
     LoadFailed,
     MissingDependency,
+    OutOfMemory,
 )
 from llm_magic.text.formatting import human_bytes
 
@@ -24,7 +24,7 @@ def explain_load(name: str, error: BaseException) -> LLMMagicError:
     # As text: frames would keep tensors in memory.
     details = "".join(traceback.format_exception(error))
     if memory.is_out_of_memory(error):
-        return DoesNotFit(
+        return OutOfMemory(
             f"Memory ran out while {name} was loaded."
             " Try -q 4bit, a smaller model, or %llm_unload first.",
             details=details,
@@ -77,7 +77,7 @@ def explain_generation(name: str, device: str, error: BaseException) -> LLMMagic
         # torch caches the memory of the failed step.
         memory.release_memory()
         first_device = device.partition("+")[0]
-        return DoesNotFit(
+        return OutOfMemory(
             f"Memory ran out on {first_device} while {name} answered;"
             f" {human_bytes(memory.free_bytes(first_device))} are free now. {name} is still loaded."
             " Try a shorter prompt, a lower --max-new-tokens, or load it with -q 4bit.",

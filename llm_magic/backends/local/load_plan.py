@@ -9,13 +9,13 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from llm_magic.backends.base import Plan, Report
+from llm_magic.backends.base import LoadPlan, Report
 from llm_magic.backends.local import memory
 from llm_magic.backends.local.files import gguf, hub, sources, validate
 from llm_magic.backends.local.files.sources import Source
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.config.settings import LoadConfig, Settings
-from llm_magic.errors import DeviceUnavailable, DoesNotFit, MissingDependency, OptionError
+from llm_magic.errors import DeviceUnavailable, MissingDependency, OptionError, OutOfMemory
 from llm_magic.text.formatting import human_bytes
 from llm_magic.types import Progress
 
@@ -53,7 +53,7 @@ class Planner:
         self._settings, self._config = settings, config
         self._report, self._cancel = report, cancel
 
-    def plan(self, model: str | None, freed: Mapping[str, int]) -> Plan:
+    def plan(self, model: str | None, freed: Mapping[str, int]) -> LoadPlan:
         """Return what to load. `freed` are the bytes by device that will be freed before the load."""
         config = self._config
         self._report(Progress("looking for the model"))
@@ -69,7 +69,7 @@ class Planner:
             assistant = self._prepare_files(assistant_source, device, free - main.required_bytes)
         notes = (f"Converted once to {main.folder}",) if main.was_converted else ()
         local = LocalPlan(main, device, assistant)
-        return Plan(model or source.name, source.name, config, local, notes)
+        return LoadPlan(model or source.name, source.name, config, local, notes)
 
     def _find(self, model: str | None, revision: str | None) -> Source:
         code = self._config.trust_remote_code
@@ -104,7 +104,7 @@ class Planner:
         check_fit(memory.scaled(size, self._config.quantization), free)
         available = memory.free_bytes("cpu")
         if size > available:
-            raise DoesNotFit(
+            raise OutOfMemory(
                 f"Converting {file.stem} takes about {human_bytes(size)} of memory,"
                 f" {human_bytes(available)} are free. Free memory, or get the model as safetensors."
             )

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from llm_magic.backends.base import Plan, Report
+from llm_magic.backends.base import LoadPlan, Report
 from llm_magic.backends.local import memory
 from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.cpu_linear import widen
@@ -44,7 +44,12 @@ _REPORT_INTERVAL_S = 0.05
 
 
 def load(
-    plan: Plan, local: LocalPlan, report: Report, cancel: threading.Event, *, keep_prefixes: bool
+    plan: LoadPlan,
+    local: LocalPlan,
+    report: Report,
+    cancel: threading.Event,
+    *,
+    keep_prefixes: bool,
 ) -> LocalModel:
     """Load a checked model and its assistant; raises `Cancelled` soon after `cancel` is set."""
     config, device = plan.config, local.device
@@ -95,7 +100,7 @@ def unload(box: list[LocalModel]) -> Unloaded:
 
 
 def _load_assistant(
-    plan: Plan,
+    plan: LoadPlan,
     local: LocalPlan,
     tokenizer: PreTrainedTokenizerBase,
     report: Report,
@@ -197,7 +202,7 @@ def _check_missing_weights(loading_info: dict[str, Any]) -> None:
         )
 
 
-def _model_info(model: PreTrainedModel, plan: Plan, local: LocalPlan) -> ModelInfo:
+def _model_info(model: PreTrainedModel, plan: LoadPlan, local: LocalPlan) -> ModelInfo:
     source, folder = local.main.source, local.main.folder
     text_config = model.config.get_text_config()
     return ModelInfo(

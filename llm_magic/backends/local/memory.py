@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from llm_magic.backends.local.files import safetensors
-from llm_magic.errors import DoesNotFit
+from llm_magic.errors import OutOfMemory
 from llm_magic.text.formatting import human_bytes
 from llm_magic.types import MemoryUse
 
@@ -139,7 +139,7 @@ def _free_on_gpu(index: int) -> int:
 
 
 def check_fit(name: str, required: int, free: int, device: str, quantization: str) -> None:
-    """Raise `DoesNotFit`, with both sizes and advice, if `required` is more than `free`."""
+    """Raise `OutOfMemory`, with both sizes and advice, if `required` is more than `free`."""
     if required <= free:
         return
     advice = []
@@ -153,7 +153,7 @@ def check_fit(name: str, required: int, free: int, device: str, quantization: st
     if device.startswith("cuda"):
         advice.append("-d cpu")
     advice.append("a smaller model, or free memory with %llm_unload")
-    raise DoesNotFit(
+    raise OutOfMemory(
         f"{name} needs about {human_bytes(required)} on {device}, {human_bytes(free)} are free."
         f" Try {', '.join(advice)}."
     )

@@ -14,23 +14,23 @@ from typing import Any, TypeVar
 
 import psutil
 
-from llm_magic.backends.base import Backend, Plan, Report, TokenCount
+from llm_magic.backends.base import Backend, LoadPlan, Report, TokenCount
 from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.client_pool import Servers
 from llm_magic.backends.remote.http_client import ANSWER_S, FIRST_FACTOR, HttpServer
 from llm_magic.backends.remote.retry import Patience, waiting
 from llm_magic.backends.remote.stream_decoders import MalformedStream, joined
-from llm_magic.config.api_keys import Keys
+from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.option_spec import specs
-from llm_magic.config.server_address import Place, parse_url
+from llm_magic.config.server_address import ServerAddress, parse_url
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import (
-    AnswerBroken,
+    IncompleteReply,
     LLMMagicError,
     ModelNotLoaded,
     OptionError,
     PromptTooLong,
-    RequestRefused,
+    RequestFailed,
     ServerBusy,
     ServerError,
 )
@@ -63,7 +63,7 @@ class Dialect:
 
 
 @dataclass(slots=True)
-class Remote:
+class RemoteModel:
     """A model on a server; `model` is its name there, `dialect` what was learned about it."""
 
     model: str
@@ -94,8 +94,8 @@ class RemoteBackend(Backend):
         }
     )
 
-    def __init__(self, settings: ReadSettings, keys: Keys) -> None:
-        self._remotes: dict[str, Remote] = {}
+    def __init__(self, settings: ReadSettings, keys: ApiKeys) -> None:
+        self._remotes: dict[str, RemoteModel] = {}
         # What servers listed, by address: written on the loop, read at a key press.
         self._listed: dict[str, list[ModelInfo]] = {}
         self._servers = Servers(settings, keys, self.start, self.concurrency, self._prefix)
@@ -109,24 +109,24 @@ class RemoteBackend(Backend):
     @abstractmethod
     async def _find(
         self, server: HttpServer, model: str | None, config: LoadConfig, report: Report
-    ) -> tuple[Remote, tuple[str, ...]]:
+    ) -> tuple[RemoteModel, tuple[str, ...]]:
         """Return a model of the server, and what the user should know about it."""
 
     @abstractmethod
     def _answer(
-        self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
+        self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
         """Ask once; the last chunk carries `finish_reason`."""
 
-    def _prefix(self, where: Place) -> str | None:
+    def _prefix(self, address: ServerAddress) -> str | None:
         """Return where the API of a server begins; None if it is not known before it was asked."""
         return None
 
-    def _adapt(self, remote: Remote, error: LLMMagicError, config: GenerationConfig) -> bool:
+    def _adapt(self, remote: RemoteModel, error: LLMMagicError, config: GenerationConfig) -> bool:
         """Learn from an error how this server wants it; returns whether asking again may help."""
         return False
 
-    def _room(self, remote: Remote) -> str:
+    def _room(self, remote: RemoteModel) -> str:
         """Return what to do about a prompt that is too long."""
         return " Shorten the prompt, or lower --max-new-tokens."
 
@@ -154,20 +154,20 @@ class RemoteBackend(Backend):
 
     def _remember(self, server: HttpServer, names: Sequence[str]) -> None:
         """Keep the names that a server lists, for completion."""
-        label = server.place.label
-        self._listed[server.place.url] = [
+        label = server.address.host_port
+        self._listed[server.address.url] = [
             ModelInfo(name, self.name, "server", server=label) for name in names[:MOST_MODELS]
         ]
 
     async def check(
         self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
-    ) -> Plan:
+    ) -> LoadPlan:
         """See that the server answers and knows the model."""
         self._servers.planned = None
         try:
             with self._servers.borrowed(config) as server:
                 waits = "waiting for a turn at" if server.turns.locked() else "asking"
-                report(Progress(f"{waits} {server.place.label}"))
+                report(Progress(f"{waits} {server.address.host_port}"))
                 async with server.turns:
                     remote, notes = await self._patiently(
                         lambda: self._find(server, model, config, report), report, _busy_s(server)
@@ -177,12 +177,12 @@ class RemoteBackend(Backend):
             raise
         self._servers.planned = server
         notes = (*self._warnings(server), *self._left_out(), *notes)
-        return Plan(model or remote.model, remote.model, config, remote, notes)
+        return LoadPlan(model or remote.model, remote.model, config, remote, notes)
 
-    async def load(self, plan: Plan, name: str, report: Report) -> ModelInfo:
+    async def load(self, plan: LoadPlan, name: str, report: Report) -> ModelInfo:
         """Remember the model under `name`: the server holds it."""
         remote = plan.source
-        assert isinstance(remote, Remote)
+        assert isinstance(remote, RemoteModel)
         remote.info = dataclasses.replace(remote.info, name=name)
         self._remotes[name], self._servers.planned = remote, None
         return remote.info
@@ -196,9 +196,9 @@ class RemoteBackend(Backend):
         await self._close_unused()
         return Unloaded(name, 0, before, self.memory(), note=note)
 
-    async def _let_go(self, remote: Remote) -> str:
+    async def _let_go(self, remote: RemoteModel) -> str:
         """Tell the server, where it wants to know; returns what became of the model."""
-        return f"it stays on {remote.server.place.label}"
+        return f"it stays on {remote.server.address.host_port}"
 
     async def stream(
         self, name: str, messages: Sequence[Message], config: GenerationConfig
@@ -209,13 +209,13 @@ class RemoteBackend(Backend):
         turns = remote.server.turns
         async with self._held(remote):
             if turns.locked():
-                yield Chunk(notice=f"waiting for a turn at {remote.server.place.label}")
+                yield Chunk(notice=f"waiting for a turn at {remote.server.address.host_port}")
             async with turns, contextlib.aclosing(self._tries(remote, messages, config)) as chunks:
                 async for chunk in chunks:
                     yield chunk
 
     @contextlib.asynccontextmanager
-    async def _held(self, remote: Remote) -> AsyncIterator[None]:
+    async def _held(self, remote: RemoteModel) -> AsyncIterator[None]:
         """Keep the connections of an answer that is under way, also when its model is unloaded."""
         remote.server.users += 1
         try:
@@ -225,7 +225,7 @@ class RemoteBackend(Backend):
             await self._close_unused()
 
     async def _tries(
-        self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
+        self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
         patience, told, notice = Patience(_busy_s(remote.server)), False, ""
         while True:
@@ -290,7 +290,7 @@ class RemoteBackend(Backend):
         while True:
             try:
                 return await request()
-            except RequestRefused as refused:
+            except RequestFailed as refused:
                 wait = patience.next_try(refused)
                 if wait is None:
                     raise
@@ -298,7 +298,7 @@ class RemoteBackend(Backend):
             report(Progress(words))
             await asyncio.sleep(wait)
 
-    def _find_loaded(self, name: str) -> Remote:
+    def _find_loaded(self, name: str) -> RemoteModel:
         try:
             return self._remotes[name]
         except KeyError:
@@ -307,10 +307,10 @@ class RemoteBackend(Backend):
     # -- words --------------------------------------------------------------------------------
 
     def _warnings(self, server: HttpServer) -> tuple[str, ...]:
-        if server.key is None or server.place.is_private:
+        if server.key is None or server.address.is_private:
             return ()
         return (
-            f"Warning: the key goes to {server.place.origin} in clear text; who is on the way can"
+            f"Warning: the key goes to {server.address.origin} in clear text; who is on the way can"
             " read it. Use https.",
         )
 
@@ -324,23 +324,23 @@ class RemoteBackend(Backend):
         return (f"Not sent, because {self.name} has no such options: {', '.join(names)}.",)
 
     def _explained(
-        self, remote: Remote, error: ServerError | MalformedStream, told: bool
+        self, remote: RemoteModel, error: ServerError | MalformedStream, told: bool
     ) -> LLMMagicError:
         """Return what went wrong; after the first token it is the answer that broke."""
         message = str(error)
         if isinstance(error, MalformedStream):
-            message = f"{remote.server.place.origin} sent {error}."
+            message = f"{remote.server.address.origin} sent {error}."
         if told:
-            return AnswerBroken(
+            return IncompleteReply(
                 f"{message} The answer is not whole; what there is of it is in llm.last."
             )
         if isinstance(error, MalformedStream):
-            return RequestRefused(f"{message} Is it the right kind of server?")
-        if isinstance(error, RequestRefused) and server_errors.is_too_long(error):
+            return RequestFailed(f"{message} Is it the right kind of server?")
+        if isinstance(error, RequestFailed) and server_errors.is_too_long(error):
             return self._too_long(remote, error)
         return error
 
-    def _too_long(self, remote: Remote, error: RequestRefused) -> PromptTooLong:
+    def _too_long(self, remote: RemoteModel, error: RequestFailed) -> PromptTooLong:
         """Return the error for a prompt that is longer than the model reads."""
         if error.lengths is None:
             context = remote.info.context_length
@@ -349,7 +349,7 @@ class RemoteBackend(Backend):
         prompt, context = error.lengths
         return PromptTooLong(
             f"The prompt has {prompt:,} tokens, {remote.info.name} on"
-            f" {remote.server.place.label} reads {context:,}.{self._room(remote)}"
+            f" {remote.server.address.host_port} reads {context:,}.{self._room(remote)}"
         )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.stream_decoders import MalformedStream, text_of, whole_number
-from llm_magic.config.api_keys import Key
-from llm_magic.config.server_address import Place
-from llm_magic.errors import RequestRefused
+from llm_magic.config.api_keys import ApiKey
+from llm_magic.config.server_address import ServerAddress
+from llm_magic.errors import RequestFailed
 from llm_magic.types import Chunk, FinishReason, Usage
 
 # What servers call the end of a whole answer, and the limit; who ends for another reason ended early.
@@ -29,8 +29,8 @@ NOTHING = Chunk()
 class Reader:
     """Reads the objects of one stream."""
 
-    def __init__(self, place: Place, key: Key | None) -> None:
-        self._place, self._key = place, key
+    def __init__(self, address: ServerAddress, key: ApiKey | None) -> None:
+        self._address, self._key = address, key
         self._finish: FinishReason | None = None
         self._usage: Usage | None = None
 
@@ -60,8 +60,8 @@ class Reader:
         """Return an answer that came in one piece."""
         if not isinstance(value.get("choices"), list) and not value.get("error"):
             said = server_errors.from_object(value).text
-            raise RequestRefused(
-                f"{self._place.origin} sent no answer: {said}. Is --base-url right?",
+            raise RequestFailed(
+                f"{self._address.origin} sent no answer: {said}. Is --base-url right?",
                 brief="no answer",
             )
         chunk, end = self.read(value), self.end()
@@ -85,13 +85,13 @@ class Reader:
         if name not in _UNFINISHED:
             self._finish = _FINISHED.get(name, "truncated")
 
-    def _error(self, value: dict[str, Any]) -> RequestRefused:
+    def _error(self, value: dict[str, Any]) -> RequestFailed:
         refusal = server_errors.from_object(value)
         said = self._key.scrub(refusal.text) if self._key else refusal.text
         inner = value.get("error")
         code = inner.get("code") if isinstance(inner, dict) else value.get("code")
-        return RequestRefused(
-            f"{self._place.origin} stopped with an error: {said}.",
+        return RequestFailed(
+            f"{self._address.origin} stopped with an error: {said}.",
             brief="an error",
             status=whole_number(code),
             parameter=refusal.parameter,

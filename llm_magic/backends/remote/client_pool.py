@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from weakref import WeakKeyDictionary
 
 from llm_magic.backends.remote.http_client import HttpServer, Limits
-from llm_magic.config.api_keys import Key, Keys
-from llm_magic.config.server_address import Place, place
+from llm_magic.config.api_keys import ApiKey, ApiKeys
+from llm_magic.config.server_address import ServerAddress, resolve_address
 from llm_magic.config.settings import LoadConfig, ReadSettings
-from llm_magic.errors import KeyRejected
+from llm_magic.errors import AuthenticationFailed
 
 
 class Servers:
@@ -20,16 +20,16 @@ class Servers:
     def __init__(
         self,
         settings: ReadSettings,
-        keys: Keys,
+        keys: ApiKeys,
         start: str,
         concurrency: int,
-        prefix: Callable[[Place], str | None],
+        prefix: Callable[[ServerAddress], str | None],
     ) -> None:
         """`start` is what to type to start such a server, `concurrency` how much it usually takes,
         `prefix` where its API begins."""
         self._settings, self._keys = settings, keys
         self._start, self._concurrency, self._prefix = start, concurrency, prefix
-        self._clients: dict[tuple[Place, Key | None, Limits], HttpServer] = {}
+        self._clients: dict[tuple[ServerAddress, ApiKey | None, Limits], HttpServer] = {}
         # How many requests each gets at once, where that followed from what it is.
         self._limits: WeakKeyDictionary[HttpServer, int] = WeakKeyDictionary()
         # Of a model that was checked and is not loaded yet.
@@ -39,9 +39,9 @@ class Servers:
         """Return the one client of a server; loads that differ in its limits have their own."""
         spec = self._spec(config)
         if spec not in self._clients:
-            where, key, limits = spec
-            client = self._clients[spec] = HttpServer(where, key, limits, self._start)
-            client.prefix = self._prefix(where)
+            address, key, limits = spec
+            client = self._clients[spec] = HttpServer(address, key, limits, self._start)
+            client.prefix = self._prefix(address)
         return self._clients[spec]
 
     def limit(self, server: HttpServer, config: LoadConfig, concurrency: int) -> None:
@@ -55,14 +55,14 @@ class Servers:
         """Return whether a server is the one that a load would be about now."""
         return self._clients.get(self._spec(config)) is server
 
-    def _spec(self, config: LoadConfig) -> tuple[Place, Key | None, Limits]:
+    def _spec(self, config: LoadConfig) -> tuple[ServerAddress, ApiKey | None, Limits]:
         settings = self._settings()
-        where = place(config, settings)
-        assert where is not None, f"{config.backend} has no address among the settings"
+        address = resolve_address(config, settings)
+        assert address is not None, f"{config.backend} has no address among the settings"
         limits = Limits(
             config.idle_timeout or settings.idle_timeout, config.concurrency or self._concurrency
         )
-        return where, self._keys.find(config, where, settings), limits
+        return address, self._keys.find(config, address, settings), limits
 
     @contextlib.contextmanager
     def borrowed(self, config: LoadConfig) -> Iterator[HttpServer]:
@@ -74,7 +74,7 @@ class Servers:
         server.users += 1
         try:
             yield server
-        except KeyRejected:
+        except AuthenticationFailed:
             self._keys.refused(server.key)
             raise
         else:

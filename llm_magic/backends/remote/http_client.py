@@ -24,9 +24,9 @@ from llm_magic.backends.remote.stream_decoders import Decoder, MalformedStream, 
 from llm_magic.backends.remote.streams import TURN_S
 from llm_magic.backends.remote.transport import CONNECT_S, Transport, transport
 from llm_magic.backends.remote.wait import Wait
-from llm_magic.config.api_keys import Key
-from llm_magic.config.server_address import Place, proxy_to
-from llm_magic.errors import RequestRefused, ServerError, ServerSilent, ServerUnreachable
+from llm_magic.config.api_keys import ApiKey
+from llm_magic.config.server_address import ServerAddress, proxy_for
+from llm_magic.errors import RequestFailed, ServerError, ServerTimeout, ServerUnreachable
 
 # Lists and descriptions: a server that thinks about those is not well.
 ANSWER_S = 30.0
@@ -54,9 +54,11 @@ class Limits:
 class HttpServer:
     """One server and the client that talks to it; lives on the loop thread."""
 
-    def __init__(self, place: Place, key: Key | None, limits: Limits, start: str) -> None:
+    def __init__(
+        self, address: ServerAddress, key: ApiKey | None, limits: Limits, start: str
+    ) -> None:
         """`start` is what to type to start such a server."""
-        self.place, self.key, self.limits, self._start = place, key, limits, start
+        self.address, self.key, self.limits, self._start = address, key, limits, start
         self.turns = asyncio.Semaphore(limits.concurrency)
         # Requests under way that do not belong to a loaded model, and where the API begins.
         self.users = 0
@@ -64,7 +66,7 @@ class HttpServer:
 
     @functools.cached_property
     def _transport(self) -> Transport:
-        return transport(self.place, self.key)
+        return transport(self.address, self.key)
 
     async def get(self, path: str) -> Any:
         """Return what a GET answers, as JSON."""
@@ -83,8 +85,8 @@ class HttpServer:
         try:
             return parse_json(data)
         except MalformedStream:
-            raise RequestRefused(
-                f"{self.place.url}{path} answers, but not as {self.place.backend} does."
+            raise RequestFailed(
+                f"{self.address.url}{path} answers, but not as {self.address.backend} does."
                 " Is --base-url right?",
                 status=200,
             ) from None
@@ -98,7 +100,7 @@ class HttpServer:
         content = json.dumps(body).encode("ascii") if body is not None else None
         wait = Wait()
         with self.translated():
-            response = await self._send(method, self.place.url + path, content, wait)
+            response = await self._send(method, self.address.url + path, content, wait)
         try:
             answer = Answer(self, response, wait)
             if not response.is_success:
@@ -126,7 +128,7 @@ class HttpServer:
             # The status alone says enough.
             body = b""
         return server_errors.explain(
-            self.place, self.key, response.status_code, response.headers, server_errors.read(body)
+            self.address, self.key, response.status_code, response.headers, server_errors.read(body)
         )
 
     @contextlib.contextmanager
@@ -136,7 +138,7 @@ class HttpServer:
             yield
         except (httpx.ConnectTimeout, httpcore.ConnectTimeout):
             raise ServerUnreachable(
-                f"{self.place.origin} did not answer within {CONNECT_S:.0f} s. {self._start}",
+                f"{self.address.origin} did not answer within {CONNECT_S:.0f} s. {self._start}",
                 brief="no connection",
             ) from None
         except (httpx.ConnectError, httpx.ProxyError, httpcore.ConnectError) as error:
@@ -144,29 +146,31 @@ class HttpServer:
         except BROKEN as error:
             raise self.broken(error) from None
         except httpx.InvalidURL:
-            raise ServerUnreachable(f"{self.place.url} is no address. Check --base-url.") from None
+            raise ServerUnreachable(
+                f"{self.address.url} is no address. Check --base-url."
+            ) from None
 
     def _not_there(self, why: str) -> ServerUnreachable:
-        proxy = proxy_to(self.place)
+        proxy = proxy_for(self.address)
         if proxy is not None and "SSL" not in why:
-            return server_errors.no_proxy(self.place, proxy, self.scrub(why))
-        return server_errors.not_there(self.place, why, self._start)
+            return server_errors.no_proxy(self.address, proxy, self.scrub(why))
+        return server_errors.not_there(self.address, why, self._start)
 
     def broken(self, error: Exception) -> ServerUnreachable:
         """Return the error for a connection that broke."""
         why = server_errors.one_line(self.scrub(str(error)))
         because = f" ({why})" if why else ""
         return ServerUnreachable(
-            f"The connection to {self.place.origin} broke{because}. Look at the server.",
+            f"The connection to {self.address.origin} broke{because}. Look at the server.",
             brief="connection lost",
         )
 
     def silent(
         self, seconds: float, mend: str = "Look at the server, or allow more with --idle-timeout."
-    ) -> ServerSilent:
+    ) -> ServerTimeout:
         """Return the error for a silence."""
-        return ServerSilent(
-            f"{self.place.origin} said nothing for {seconds:.0f} s. {mend}", brief="silent"
+        return ServerTimeout(
+            f"{self.address.origin} said nothing for {seconds:.0f} s. {mend}", brief="silent"
         )
 
     def scrub(self, text: str) -> str:
@@ -204,7 +208,7 @@ class Answer:
     async def piece(self) -> bytes:
         """Return the next bytes of the body, none at the end; raises `ServerError`."""
         if self._unsupported:
-            raise server_errors.compressed(self._server.place, self._unsupported)
+            raise server_errors.compressed(self._server.address, self._unsupported)
         while True:
             await self._give_others_a_turn()
             try:
@@ -270,10 +274,10 @@ class Answer:
         return bytes(parts[:most])
 
     async def read_all(self) -> bytes:
-        """Return the whole body; raises `RequestRefused` where it is larger than any answer."""
+        """Return the whole body; raises `RequestFailed` where it is larger than any answer."""
         data = await self.read(_MOST_JSON_BYTES + 1)
         if len(data) > _MOST_JSON_BYTES:
-            raise server_errors.too_large(self._server.place, _MOST_JSON_BYTES)
+            raise server_errors.too_large(self._server.address, _MOST_JSON_BYTES)
         return data
 
 

@@ -18,8 +18,8 @@ from llm_magic.backends.remote.base import (
     MOST_MODELS,
     RESERVED,
     Dialect,
-    Remote,
     RemoteBackend,
+    RemoteModel,
     entries_with,
 )
 from llm_magic.backends.remote.http_client import HttpServer
@@ -30,10 +30,10 @@ from llm_magic.backends.remote.stream_decoders import (
     text_of,
     whole_number,
 )
-from llm_magic.config.api_keys import Keys
-from llm_magic.config.server_address import Place
+from llm_magic.config.api_keys import ApiKeys
+from llm_magic.config.server_address import ServerAddress
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
-from llm_magic.errors import LoadFailed, ModelNotFound, RequestRefused, ServerError, did_you_mean
+from llm_magic.errors import LoadFailed, ModelNotFound, RequestFailed, ServerError, did_you_mean
 from llm_magic.text.formatting import human_bytes
 from llm_magic.types import Chunk, FinishReason, Message, ModelInfo, Progress, Usage
 
@@ -61,7 +61,7 @@ _NUM_CTX = re.compile(r"^num_ctx\s+(\d{1,18})\s*$", re.MULTILINE)
 
 
 @dataclass(slots=True)
-class _Remote(Remote):
+class _OllamaModel(RemoteModel):
     """A model on an Ollama; `trained_length` is the longest context that it was made for.
 
     The `context_length` of its `info` is that of the runner, which is shorter: 4,096 tokens by
@@ -72,7 +72,7 @@ class _Remote(Remote):
     has_read_context: bool = False
 
 
-def ollama(settings: ReadSettings, keys: Keys) -> OllamaBackend:
+def ollama(settings: ReadSettings, keys: ApiKeys) -> OllamaBackend:
     """Return the backend for Ollama."""
     return OllamaBackend(settings, keys)
 
@@ -86,9 +86,9 @@ class OllamaBackend(RemoteBackend):
         {**RESERVED, "options": "Name each option by itself, for example -p num_ctx=8192."}
     )
 
-    def _prefix(self, where: Place) -> str:
+    def _prefix(self, address: ServerAddress) -> str:
         # Whoever has it set for OpenAI's API means the same server.
-        return "/.." if where.url.endswith(("/v1", "/api")) else ""
+        return "/.." if address.url.endswith(("/v1", "/api")) else ""
 
     # -- what the server has ------------------------------------------------------------------
 
@@ -103,11 +103,11 @@ class OllamaBackend(RemoteBackend):
     async def _entries(self, server: HttpServer, path: str) -> list[dict[str, Any]]:
         try:
             value = await server.get(f"{server.prefix}/api/{path}")
-        except RequestRefused as refused:
+        except RequestFailed as refused:
             if refused.status not in {200, 404, 405}:
                 raise
-            raise RequestRefused(
-                f"{server.place.origin} answers, but it is no Ollama: there is no /api/{path}."
+            raise RequestFailed(
+                f"{server.address.origin} answers, but it is no Ollama: there is no /api/{path}."
                 " Is --base-url right? (For an OpenAI-compatible server: -b openai.)",
                 status=404,
             ) from None
@@ -131,19 +131,19 @@ class OllamaBackend(RemoteBackend):
             self.name,
             where="server",
             source=str(entry["name"]),
-            server=server.place.label,
+            server=server.address.host_port,
             dtype=str(details.get("quantization_level") or "")[:_LONGEST_LEVEL],
             size=whole_number(entry.get("size")),
             context_length=context,
-            resident=whole_number(runner.get("size")),
+            memory_bytes=whole_number(runner.get("size")),
         )
 
     async def _find(
         self, server: HttpServer, model: str | None, config: LoadConfig, report: Report
-    ) -> tuple[Remote, tuple[str, ...]]:
+    ) -> tuple[RemoteModel, tuple[str, ...]]:
         entries = await self._entries(server, "tags")
         names = [str(entry["name"]) for entry in entries]
-        model = model or server_errors.only_one(server.place, names)
+        model = model or server_errors.only_one(server.address, names)
         if config.pull:
             await self._pull(server, model, report)
             entries = await self._entries(server, "tags")
@@ -154,13 +154,15 @@ class OllamaBackend(RemoteBackend):
         context = _context(runner) or _num_ctx(shown)
         info = self._info(server, {**entry, "name": model}, shown, {}, context)
         trained = _trained_length(shown, entry)
-        return _Remote(model, server, info, config, Dialect(_OPTIONS), trained_length=trained), ()
+        return _OllamaModel(
+            model, server, info, config, Dialect(_OPTIONS), trained_length=trained
+        ), ()
 
     async def _running(self, server: HttpServer) -> list[dict[str, Any]]:
         """Return what runs on the server; nothing where a proxy does not pass that question on."""
         try:
             return await self._entries(server, "ps")
-        except RequestRefused as refused:
+        except RequestFailed as refused:
             if refused.status != 404:
                 raise
             return []
@@ -168,12 +170,12 @@ class OllamaBackend(RemoteBackend):
     async def _show(self, server: HttpServer, model: str, names: Sequence[str]) -> dict[str, Any]:
         try:
             shown = await server.post(f"{server.prefix}/api/show", {"model": model})
-        except RequestRefused as refused:
+        except RequestFailed as refused:
             if refused.status not in {400, 404}:
                 raise
             near = did_you_mean(model, [n.removesuffix(":latest") for n in names])
             raise ModelNotFound(
-                f"{model} is not pulled on {server.place.label}.{near}"
+                f"{model} is not pulled on {server.address.host_port}.{near}"
                 f" To download it there: %llm_load {model} -b ollama --pull"
             ) from None
         return shown if isinstance(shown, dict) else {}
@@ -193,33 +195,33 @@ class OllamaBackend(RemoteBackend):
                         await answer.drain()
                         break
             except MalformedStream as error:
-                raise LoadFailed(f"{server.place.origin} sent {error} while it pulled.") from None
+                raise LoadFailed(f"{server.address.origin} sent {error} while it pulled.") from None
         if not done:
             raise LoadFailed(
-                f"{server.place.label} stopped while it pulled {model}. Type it again: it goes on."
+                f"{server.address.host_port} stopped while it pulled {model}. Type it again: it goes on."
             )
 
-    async def _let_go(self, remote: Remote) -> str:
+    async def _let_go(self, remote: RemoteModel) -> str:
         """Free the memory that it takes on this machine; elsewhere others may be using it."""
         note = await super()._let_go(remote)
-        if not (remote.used and remote.server.place.is_local):
+        if not (remote.used and remote.server.address.is_local):
             return note
         body = {"model": remote.model, "keep_alive": 0}
         # It may be gone already, and its memory with it.
         with contextlib.suppress(ServerError):
             await remote.server.post(f"{remote.server.prefix}/api/generate", body)
-            note = f"{remote.server.place.label} was told to free its memory"
+            note = f"{remote.server.address.host_port} was told to free its memory"
         return note
 
-    def _room(self, remote: Remote) -> str:
-        trained = remote.trained_length if isinstance(remote, _Remote) else None
+    def _room(self, remote: RemoteModel) -> str:
+        trained = remote.trained_length if isinstance(remote, _OllamaModel) else None
         up_to = f" (N up to {trained:,})" if trained else ""
         return f" Shorten the prompt, or load the model with more context: -p num_ctx=N{up_to}."
 
     def details(self, name: str) -> dict[str, str]:
         """Return how many tokens the runner reads, and how many the model was made for."""
         remote = self._remotes.get(name)
-        if not isinstance(remote, _Remote) or not remote.trained_length:
+        if not isinstance(remote, _OllamaModel) or not remote.trained_length:
             return {}
         most = f"{remote.trained_length:,} tokens"
         now = remote.info.context_length
@@ -230,7 +232,7 @@ class OllamaBackend(RemoteBackend):
     # -- an answer ----------------------------------------------------------------------------
 
     async def _answer(
-        self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
+        self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
         path = f"{remote.server.prefix}/api/chat"
         body = self.body(remote, messages, config)
@@ -252,17 +254,17 @@ class OllamaBackend(RemoteBackend):
                 if last is None:
                     raise
             if not heard:
-                raise server_errors.no_answer(remote.server.place, answer.kind)
+                raise server_errors.no_answer(remote.server.address, answer.kind)
             yield last or Chunk(finish_reason="truncated", time=time.perf_counter())
             await answer.drain()
         await self._learn_context(remote)
 
-    async def _learn_context(self, remote: Remote) -> None:
+    async def _learn_context(self, remote: RemoteModel) -> None:
         """Read the context of the runner after the first answer.
 
         At the load, the runner may not exist yet, or have the context that another client asked for.
         """
-        if not isinstance(remote, _Remote) or remote.has_read_context:
+        if not isinstance(remote, _OllamaModel) or remote.has_read_context:
             return
         remote.has_read_context = True
         # The answer is whole, whatever the server does now.
@@ -274,7 +276,7 @@ class OllamaBackend(RemoteBackend):
                 remote.info = dataclasses.replace(remote.info, context_length=context)
 
     def body(
-        self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
+        self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> dict[str, Any]:
         """Return the body of a request."""
         options: dict[str, Any] = {}
@@ -345,15 +347,15 @@ def _pulling(value: Mapping[str, Any]) -> Progress:
 def _not_pulled(server: HttpServer, model: str, value: Mapping[str, Any]) -> ModelNotFound:
     said = server_errors.from_object(value).text
     return ModelNotFound(
-        f"{server.place.label} could not pull {model}: {said}. Is that its name in Ollama's library?"
+        f"{server.address.host_port} could not pull {model}: {said}. Is that its name in Ollama's library?"
     )
 
 
 def _chunk(server: HttpServer, value: dict[str, Any]) -> Chunk:
     if value.get("error"):
         refusal = server_errors.from_object(value)
-        error = RequestRefused(
-            f"{server.place.origin} stopped with an error: {server.scrub(refusal.text)}.",
+        error = RequestFailed(
+            f"{server.address.origin} stopped with an error: {server.scrub(refusal.text)}.",
             brief="an error",
         )
         error.lengths = refusal.lengths

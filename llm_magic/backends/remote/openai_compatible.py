@@ -15,8 +15,8 @@ from llm_magic.backends.remote.base import (
     MOST_MODELS,
     RESERVED,
     Dialect,
-    Remote,
     RemoteBackend,
+    RemoteModel,
     entries_with,
 )
 from llm_magic.backends.remote.chat_completions import NOTHING, Reader
@@ -28,9 +28,9 @@ from llm_magic.backends.remote.stream_decoders import (
     parse_object,
     whole_number,
 )
-from llm_magic.config.api_keys import Keys
+from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
-from llm_magic.errors import LLMMagicError, RequestRefused, ServerBusy, ServerError
+from llm_magic.errors import LLMMagicError, RequestFailed, ServerBusy, ServerError
 from llm_magic.types import Chunk, Message, ModelInfo
 
 # What an option is called in the body of a request.
@@ -75,17 +75,17 @@ INSTRUCTLAB = Preset(
 OPENAI = Preset("openai", "Check --base-url, and that the server runs.", _COMMON)
 
 
-def vllm(settings: ReadSettings, keys: Keys) -> OpenAICompatibleBackend:
+def vllm(settings: ReadSettings, keys: ApiKeys) -> OpenAICompatibleBackend:
     """Return the backend for vLLM."""
     return OpenAICompatibleBackend(VLLM, settings, keys)
 
 
-def instructlab(settings: ReadSettings, keys: Keys) -> OpenAICompatibleBackend:
+def instructlab(settings: ReadSettings, keys: ApiKeys) -> OpenAICompatibleBackend:
     """Return the backend for InstructLab, whose servers are llama-cpp-python's or vLLM."""
     return OpenAICompatibleBackend(INSTRUCTLAB, settings, keys)
 
 
-def openai(settings: ReadSettings, keys: Keys) -> OpenAICompatibleBackend:
+def openai(settings: ReadSettings, keys: ApiKeys) -> OpenAICompatibleBackend:
     """Return the backend for OpenAI and whatever speaks like it."""
     return OpenAICompatibleBackend(OPENAI, settings, keys)
 
@@ -101,7 +101,7 @@ class OpenAICompatibleBackend(RemoteBackend):
         }
     )
 
-    def __init__(self, preset: Preset, settings: ReadSettings, keys: Keys) -> None:
+    def __init__(self, preset: Preset, settings: ReadSettings, keys: ApiKeys) -> None:
         # Before all else: they say how its servers are talked to.
         self.name, self.start, self.concurrency = preset.name, preset.start, preset.concurrency
         super().__init__(settings, keys)
@@ -115,11 +115,11 @@ class OpenAICompatibleBackend(RemoteBackend):
 
     async def _entries(self, server: HttpServer) -> list[dict[str, Any]] | None:
         """Return what ``/v1/models`` lists; None where a server answers questions but lists nothing."""
-        prefixes = _prefixes(server.place.url) if server.prefix is None else [server.prefix]
+        prefixes = _prefixes(server.address.url) if server.prefix is None else [server.prefix]
         for prefix in prefixes:
             try:
                 value = await server.get(f"{prefix}/models")
-            except RequestRefused as refused:
+            except RequestFailed as refused:
                 if refused.status not in {200, 404, 405}:
                     raise
                 continue
@@ -132,8 +132,8 @@ class OpenAICompatibleBackend(RemoteBackend):
             if await self._takes_questions(server, prefix):
                 server.prefix = prefix
                 return None
-        raise RequestRefused(
-            f"{server.place.origin} answers, but not at {server.place.url}{prefixes[0]}/models."
+        raise RequestFailed(
+            f"{server.address.origin} answers, but not at {server.address.url}{prefixes[0]}/models."
             " Is the path of --base-url right, and is it an OpenAI-compatible server?",
             status=404,
         )
@@ -144,7 +144,7 @@ class OpenAICompatibleBackend(RemoteBackend):
             await server.post(f"{prefix}/chat/completions", {})
         except ServerBusy:
             raise
-        except RequestRefused as refused:
+        except RequestFailed as refused:
             return refused.status in {400, 422}
         return False
 
@@ -162,30 +162,30 @@ class OpenAICompatibleBackend(RemoteBackend):
             self.name,
             where="server",
             source=str(entry["id"]),
-            server=server.place.label,
+            server=server.address.host_port,
             size=whole_number(meta.get("size")),
             context_length=context,
         )
 
     async def _find(
         self, server: HttpServer, model: str | None, config: LoadConfig, report: Report
-    ) -> tuple[Remote, tuple[str, ...]]:
+    ) -> tuple[RemoteModel, tuple[str, ...]]:
         entries = await self._entries(server)
         names = [str(entry["id"]) for entry in entries or ()]
         if model is None:
-            model = server_errors.only_one(server.place, names)
+            model = server_errors.only_one(server.address, names)
         entry: Mapping[str, Any] = next((e for e in entries or () if e["id"] == model), {})
         notes: tuple[str, ...] = ()
         if entries is None:
             notes = (
-                f"{server.place.label} lists no models: the first question shows if it has it.",
+                f"{server.address.host_port} lists no models: the first question shows if it has it.",
             )
         elif not entry:
             entry = await self._unlisted(server, model, names)
         info = self._info(server, {**entry, "id": model})
         notes += self._other_kind(server, entry)
         self._servers.limit(server, config, self._at_once(entry))
-        return Remote(model, server, info, config, self._dialect(server, entry)), notes
+        return RemoteModel(model, server, info, config, self._dialect(server, entry)), notes
 
     def _at_once(self, entry: Mapping[str, Any]) -> int:
         """Return how many requests a server takes at once, which follows from what it is."""
@@ -200,7 +200,7 @@ class OpenAICompatibleBackend(RemoteBackend):
             return ()
         shown = server_errors.one_line(owner)[:_LONGEST_OWNER]
         return (
-            f"Warning: {server.place.label} is not vLLM: its models are owned by {shown!r}. It may"
+            f"Warning: {server.address.host_port} is not vLLM: its models are owned by {shown!r}. It may"
             " ignore top_k and repetition_penalty; -b openai is for any OpenAI-compatible server.",
         )
 
@@ -212,16 +212,16 @@ class OpenAICompatibleBackend(RemoteBackend):
             entry = await server.get(f"{server.prefix}/models/{quote(model, safe='')}")
         except ServerBusy:
             raise
-        except RequestRefused:
+        except RequestFailed:
             entry = None
         if not isinstance(entry, dict) or entry.get("id") != model:
-            raise server_errors.unknown(server.place, model, names)
+            raise server_errors.unknown(server.address, model, names)
         return entry
 
     def _dialect(self, server: HttpServer, entry: Mapping[str, Any]) -> Dialect:
         """Return how the options are spelled there."""
         spelled = dict(self._preset.options)
-        if server.place.origin == "https://api.openai.com":
+        if server.address.origin == "https://api.openai.com":
             # The newer models refuse the older name, the older ones take both.
             spelled["max_new_tokens"] = "max_completion_tokens"
         if self.name == "instructlab" and entry.get("owned_by") == "vllm":
@@ -247,9 +247,9 @@ class OpenAICompatibleBackend(RemoteBackend):
     # -- an answer ----------------------------------------------------------------------------
 
     async def _answer(
-        self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
+        self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
-        reader, heard = Reader(remote.server.place, remote.server.key), False
+        reader, heard = Reader(remote.server.address, remote.server.key), False
         path = f"{remote.server.prefix}/chat/completions"
         body = self.body(remote, messages, config)
         async with remote.server.stream("POST", path, body) as answer:
@@ -274,12 +274,12 @@ class OpenAICompatibleBackend(RemoteBackend):
                 if not reader.finished:
                     raise
             if not heard:
-                raise server_errors.no_answer(remote.server.place, answer.kind)
+                raise server_errors.no_answer(remote.server.address, answer.kind)
             yield reader.end()
             await answer.drain()
 
     def body(
-        self, remote: Remote, messages: Sequence[Message], config: GenerationConfig
+        self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> dict[str, Any]:
         """Return the body of a request."""
         body: dict[str, Any] = {
@@ -296,14 +296,14 @@ class OpenAICompatibleBackend(RemoteBackend):
             body.pop(name, None)
         return {**body, **config.extra}
 
-    def _asked(self, remote: Remote, config: GenerationConfig) -> set[str]:
+    def _asked(self, remote: RemoteModel, config: GenerationConfig) -> set[str]:
         """Return what somebody asked for, under the server's names."""
         spelled = remote.dialect.spelled
         return {spelled[n] for n in config.model_fields_set if n in spelled} | set(config.extra)
 
-    def _adapt(self, remote: Remote, error: LLMMagicError, config: GenerationConfig) -> bool:
+    def _adapt(self, remote: RemoteModel, error: LLMMagicError, config: GenerationConfig) -> bool:
         """Spell the limit the newer way, or leave a default away that this model does not take."""
-        if not isinstance(error, RequestRefused) or error.status not in {400, 422}:
+        if not isinstance(error, RequestFailed) or error.status not in {400, 422}:
             return False
         spelled, left_out = remote.dialect.spelled, remote.dialect.left_out
         if "max_completion_tokens" in str(error) and spelled["max_new_tokens"] == "max_tokens":

@@ -9,7 +9,7 @@ import tenacity
 
 from llm_magic.errors import (
     LLMMagicError,
-    RequestRefused,
+    RequestFailed,
     ServerBusy,
     ServerError,
     ServerUnreachable,
@@ -48,7 +48,7 @@ class Patience:
         self._busy_since = None
         if not _passes(error) or self._state.attempt_number >= _TRIES:
             return None
-        asked = error.retry_after if isinstance(error, RequestRefused) else None
+        asked = error.retry_after if isinstance(error, RequestFailed) else None
         wait = _BACKOFF(self._state) if asked is None else asked
         self._state.attempt_number += 1
         return wait if wait <= _LONGEST_S else None
@@ -69,7 +69,7 @@ def _passes(error: LLMMagicError) -> bool:
     """Return whether waiting may help."""
     if isinstance(error, ServerUnreachable):
         return error.brief in {"nothing listens", "no connection", "connection lost"}
-    if not isinstance(error, RequestRefused) or error.status is None:
+    if not isinstance(error, RequestFailed) or error.status is None:
         return False
     return error.status in {408, 429} or error.status >= 500
 

@@ -14,13 +14,13 @@ from html import unescape
 from typing import Any
 
 from llm_magic.backends.remote.stream_decoders import whole_number
-from llm_magic.config.api_keys import Key
-from llm_magic.config.server_address import Place
+from llm_magic.config.api_keys import ApiKey
+from llm_magic.config.server_address import ServerAddress
 from llm_magic.errors import (
-    KeyRejected,
+    AuthenticationFailed,
     ModelNotFound,
     OptionError,
-    RequestRefused,
+    RequestFailed,
     ServerBusy,
     ServerError,
     ServerUnreachable,
@@ -57,7 +57,7 @@ _BUSY = re.compile(r"server busy|^Loading model$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class ErrorResponse:
     """A server's own words in one line, and the part of the request that they are about.
 
     `lengths` is the tokens of the prompt and of the context, where the server counts them; `busy`
@@ -70,22 +70,22 @@ class Refusal:
     busy: bool = False
 
     @property
-    def about_length(self) -> bool:
+    def is_about_length(self) -> bool:
         """Whether the prompt is longer than the model reads."""
         return bool(_TOO_LONG.search(self.text))
 
 
-def read(body: bytes) -> Refusal:
+def read(body: bytes) -> ErrorResponse:
     """Read an error body: JSON of OpenAI, FastAPI or Ollama, a page of a proxy, or plain text."""
     text = body.decode("utf-8", "replace")
     try:
         value: Any = json.loads(text)
     except (ValueError, RecursionError):
-        return Refusal(one_line(_page(text)), busy=body == _UVICORN_BUSY)
+        return ErrorResponse(one_line(_page(text)), busy=body == _UVICORN_BUSY)
     return from_object(value)
 
 
-def from_object(value: Any, depth: int = 5) -> Refusal:
+def from_object(value: Any, depth: int = 5) -> ErrorResponse:
     """Read an error object, as it stands in a body or in the middle of a stream."""
     if isinstance(value, dict) and depth:
         for name in ("error", "detail", "message"):
@@ -93,20 +93,20 @@ def from_object(value: Any, depth: int = 5) -> Refusal:
                 inner = from_object(value[name], depth - 1)
                 parameter = inner.parameter or str(value.get("param") or "")
                 lengths = inner.lengths or _lengths(value)
-                return Refusal(inner.text, parameter, lengths, inner.busy)
+                return ErrorResponse(inner.text, parameter, lengths, inner.busy)
     if isinstance(value, list) and value and isinstance(value[0], dict):
         # FastAPI: [{"loc": ["body", "stream_options"], "msg": "extra fields not permitted"}]
         found = value[0].get("loc")
         parts = found if isinstance(found, list) else ()
         where = [str(part) for part in parts if part != "body"]
         reason = str(value[0].get("msg", ""))
-        return Refusal(one_line(f"{'.'.join(where)}: {reason}"), where[0] if where else "")
+        return ErrorResponse(one_line(f"{'.'.join(where)}: {reason}"), where[0] if where else "")
     if isinstance(value, str) and depth and value.lstrip().startswith("{"):
         # Ollama passes the body of its runner's error on, as a string.
         with contextlib.suppress(ValueError, RecursionError):
             return from_object(json.loads(value), depth - 1)
     text = one_line(_words(value))
-    return Refusal(text, busy=bool(_BUSY.search(text)))
+    return ErrorResponse(text, busy=bool(_BUSY.search(text)))
 
 
 def _lengths(value: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -139,45 +139,47 @@ def _page(text: str) -> str:
     return unescape(title.group(1)) if title else ""
 
 
-def not_there(place: Place, why: str, start: str) -> ServerUnreachable:
+def not_there(address: ServerAddress, why: str, start: str) -> ServerUnreachable:
     """Return the error for a connection that did not come about; `start` says how to start it."""
     why = one_line(why)
     if "CERTIFICATE" in why:
         return ServerUnreachable(
-            f"The certificate of {place.origin} is not trusted ({why}). Is it the right server? An"
+            f"The certificate of {address.origin} is not trusted ({why}). Is it the right server? An"
             " authority of your own goes into the environment variable SSL_CERT_FILE.",
             brief="certificate",
         )
     if "SSL" in why:
         return ServerUnreachable(
-            f"{place.origin} does not speak https ({why}). Check --base-url.", brief="no https"
+            f"{address.origin} does not speak https ({why}). Check --base-url.", brief="no https"
         )
     if _NO_NAME_SERVER.search(why):
         return ServerUnreachable(
-            f"The host of {place.label} could not be looked up: no name server answers. Check the"
+            f"The host of {address.host_port} could not be looked up: no name server answers. Check the"
             " network, then --base-url.",
             brief="no name server",
         )
     if _NO_HOST.search(why):
         return ServerUnreachable(
-            f"There is no host {place.label}. Check --base-url.", brief="unknown host"
+            f"There is no host {address.host_port}. Check --base-url.", brief="unknown host"
         )
-    return ServerUnreachable(f"Nothing listens at {place.origin}. {start}", brief="nothing listens")
+    return ServerUnreachable(
+        f"Nothing listens at {address.origin}. {start}", brief="nothing listens"
+    )
 
 
-def no_proxy(place: Place, proxy: str, why: str) -> ServerUnreachable:
+def no_proxy(address: ServerAddress, proxy: str, why: str) -> ServerUnreachable:
     """Return the error for a way through a proxy that did not come about."""
-    scheme = place.url.partition(":")[0].upper()
-    host = place.label.rpartition(":")[0] or place.label
+    scheme = address.url.partition(":")[0].upper()
+    host = address.host_port.rpartition(":")[0] or address.host_port
     said = one_line(why)
     if _NO_NAME_SERVER.search(said):
         what = (
             f"The proxy {proxy} could not be looked up: no name server answers. Check the network,"
         )
         return ServerUnreachable(f"{what} then {scheme}_PROXY.", brief="proxy")
-    what = f"The proxy {proxy} leads to no connection to {place.origin}"
+    what = f"The proxy {proxy} leads to no connection to {address.origin}"
     if _NO_HOST.search(said):
-        what = f"There is no host {proxy}, the proxy on the way to {place.origin}"
+        what = f"There is no host {proxy}, the proxy on the way to {address.origin}"
     elif said:
         what += f" ({said})"
     return ServerUnreachable(
@@ -190,20 +192,24 @@ _REFUSED = "Check the options and -p; %%llm --dry-run shows what is sent."
 
 
 def explain(
-    place: Place, key: Key | None, status: int, headers: Mapping[str, str], refusal: Refusal
+    address: ServerAddress,
+    key: ApiKey | None,
+    status: int,
+    headers: Mapping[str, str],
+    refusal: ErrorResponse,
 ) -> ServerError:
     """Return the error for a status that is no answer."""
-    origin = place.origin
+    origin = address.origin
     said = key.scrub(refusal.text) if key else refusal.text
     because = f": {said}" if said else ""
     if 300 <= status < 400:
-        return RequestRefused(
+        return RequestFailed(
             f"{origin} sends its callers on to {_address(headers.get('location', 'nowhere'))}."
             " Redirects are not followed; give that address with --base-url if you trust it.",
             status=status,
         )
     if status in {401, 403} or (status == 400 and said == _KEY_UNKNOWN):
-        return _key_rejected(place, key, status, because)
+        return _key_rejected(address, key, status, because)
     wait = _seconds(headers.get("retry-after", ""))
     later = "Try again later."
     if wait and wait < _LONGEST_WAIT_S:
@@ -224,13 +230,15 @@ def explain(
             message += " If it wants a key, name the variable that holds it: --key-env NAME."
     else:
         message = f"{origin} refused the request ({status}){because}. {_REFUSED}"
-    error = RequestRefused(message, status=status, retry_after=wait, parameter=refusal.parameter)
+    error = RequestFailed(message, status=status, retry_after=wait, parameter=refusal.parameter)
     error.lengths = refusal.lengths
     return error
 
 
-def _key_rejected(place: Place, key: Key | None, status: int, because: str) -> KeyRejected:
-    origin = place.origin
+def _key_rejected(
+    address: ServerAddress, key: ApiKey | None, status: int, because: str
+) -> AuthenticationFailed:
+    origin = address.origin
     if key is None and status == 401:
         message = (
             f"{origin} wants a key ({status}). Put it into an environment variable and name"
@@ -249,7 +257,7 @@ def _key_rejected(place: Place, key: Key | None, status: int, because: str) -> K
             else "Give the variable the right one and load again."
         )
         message = f"{origin} refuses the key {whose} {key.variable} ({status}){because}. {mend}"
-    return KeyRejected(message, status=status)
+    return AuthenticationFailed(message, status=status)
 
 
 def _address(text: str) -> str:
@@ -282,61 +290,61 @@ def _until(date: str) -> float:
         return math.nan
 
 
-def is_too_long(error: RequestRefused) -> bool:
+def is_too_long(error: RequestFailed) -> bool:
     """Return whether a server refused a prompt for its length."""
     asked_too_much = error.status in {400, 413, 422, 500, None}
-    about_length = error.status == 413 or Refusal(str(error)).about_length
-    return error.lengths is not None or (asked_too_much and about_length)
+    is_about_length = error.status == 413 or ErrorResponse(str(error)).is_about_length
+    return error.lengths is not None or (asked_too_much and is_about_length)
 
 
-def no_answer(where: Place, kind: str) -> RequestRefused:
+def no_answer(address: ServerAddress, kind: str) -> RequestFailed:
     """Return the error for a body with nothing of an answer in it; `kind` is its content type."""
     if kind in {"text/event-stream", "application/x-ndjson", ""}:
         # llama-cpp-python's way to say that the prompt is too long.
-        return RequestRefused(
-            f"{where.origin} sent an empty answer. Is the prompt longer than its context?",
+        return RequestFailed(
+            f"{address.origin} sent an empty answer. Is the prompt longer than its context?",
             brief="an empty answer",
         )
-    return RequestRefused(
-        f"{where.origin} sent no answer, but {one_line(kind)}. Is --base-url right?"
+    return RequestFailed(
+        f"{address.origin} sent no answer, but {one_line(kind)}. Is --base-url right?"
         " Is it the right kind of server?",
         brief="no answer",
     )
 
 
-def compressed(where: Place, encoding: str) -> RequestRefused:
+def compressed(address: ServerAddress, encoding: str) -> RequestFailed:
     """Return the error for a body that is compressed in a way that is not decoded."""
-    return RequestRefused(
-        f"{where.origin} compresses its answers ({one_line(encoding)}) although the request asks for"
+    return RequestFailed(
+        f"{address.origin} compresses its answers ({one_line(encoding)}) although the request asks for"
         " none. Turn compression off in the server, or in the proxy before it.",
         brief="compressed",
     )
 
 
-def too_large(where: Place, most: int) -> RequestRefused:
+def too_large(address: ServerAddress, most: int) -> RequestFailed:
     """Return the error for a body that is larger than any answer."""
-    return RequestRefused(
-        f"{where.origin} sent more than {most >> 20} MiB in one piece. Is --base-url right?",
+    return RequestFailed(
+        f"{address.origin} sent more than {most >> 20} MiB in one piece. Is --base-url right?",
         brief="too large",
     )
 
 
-def only_one(place: Place, names: Sequence[str]) -> str:
+def only_one(address: ServerAddress, names: Sequence[str]) -> str:
     """Return the one model of a server; raises where there is none or a choice."""
     if len(names) == 1:
         return names[0]
     has = f"It has: {_some(names)}" if names else "It lists none"
     raise OptionError(
-        f"Which model of {place.label}? {has}. Type %llm_load MODEL -b {place.backend}."
+        f"Which model of {address.host_port}? {has}. Type %llm_load MODEL -b {address.backend}."
     )
 
 
-def unknown(place: Place, model: str, names: Sequence[str]) -> ModelNotFound:
+def unknown(address: ServerAddress, model: str, names: Sequence[str]) -> ModelNotFound:
     """Return the error for a model that the server does not have."""
     near = did_you_mean(model, names)
     if not near and names:
         near = f" It has: {_some(names)}{', …' if len(names) > 8 else ''}."
-    return ModelNotFound(f"{place.label} has no model {model}.{near}")
+    return ModelNotFound(f"{address.host_port} has no model {model}.{near}")
 
 
 def _some(names: Sequence[str]) -> str:

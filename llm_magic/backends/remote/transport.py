@@ -18,9 +18,9 @@ import httpx
 
 from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.streams import Stream, connect
-from llm_magic.config.api_keys import Key
+from llm_magic.config.api_keys import ApiKey
 from llm_magic.config.certificates import certificate_problem
-from llm_magic.config.server_address import Place, proxy_to
+from llm_magic.config.server_address import ServerAddress, proxy_for
 from llm_magic.errors import SettingsError
 
 # A server that is there takes a connection at once; what it does then may take long.
@@ -54,10 +54,10 @@ def _target(address: str) -> _Target:
     return _Target(url, wire, host, f"{url.scheme}://{host}")
 
 
-def transport(place: Place, key: Key | None) -> Transport:
+def transport(address: ServerAddress, key: ApiKey | None) -> Transport:
     """Return the way to a server, through a proxy where one is named for it."""
-    tls = _trusted() if place.url.startswith("https:") else None
-    proxy = proxy_to(place)
+    tls = _trusted() if address.url.startswith("https:") else None
+    proxy = proxy_for(address)
     if proxy is None:
         return Direct(key, tls)
     try:
@@ -66,13 +66,13 @@ def transport(place: Place, key: Key | None) -> Transport:
         why = "it speaks SOCKS, for which there is a package: pip install socksio"
     except (ValueError, httpx.InvalidURL) as error:
         why = str(error)
-    raise server_errors.no_proxy(place, proxy, why)
+    raise server_errors.no_proxy(address, proxy, why)
 
 
 class Transport(ABC):
     """Sends requests. Redirects are not followed: they would carry key and prompt elsewhere."""
 
-    def __init__(self, key: Key | None) -> None:
+    def __init__(self, key: ApiKey | None) -> None:
         self._key = key
 
     async def send(self, method: str, url: str, content: bytes | None) -> httpx.Response:
@@ -105,7 +105,7 @@ class Transport(ABC):
 class Proxied(Transport):
     """Through the proxies that the environment names, which httpx knows to read."""
 
-    def __init__(self, key: Key | None, tls: ssl.SSLContext) -> None:
+    def __init__(self, key: ApiKey | None, tls: ssl.SSLContext) -> None:
         super().__init__(key)
         self._client = httpx.AsyncClient(
             verify=tls,
@@ -149,7 +149,7 @@ class Direct(Transport):
     apart again: https://github.com/encode/httpx/issues/3215
     """
 
-    def __init__(self, key: Key | None, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, key: ApiKey | None, tls: ssl.SSLContext | None) -> None:
         super().__init__(key)
         self._tls = tls
         self._idle: deque[_Connection] = deque()

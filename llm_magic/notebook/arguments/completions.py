@@ -74,7 +74,7 @@ class Candidates:
 
         if name not in GenerationConfig.model_fields or name in {"stop", "extra"}:
             return []
-        now = getattr(self._session.options.current, name)
+        now = getattr(self._session.generation.config, name)
         return _beginning(typed, dict.fromkeys(("none" if now is None else str(now), "none")))
 
     def in_prompt(self, text: str) -> tuple[str, list[Offer]]:

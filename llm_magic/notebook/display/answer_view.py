@@ -69,7 +69,7 @@ class AnswerView:
 
     def take(self, chunk: Chunk) -> None:
         """Take in the next piece; several may come before `tick` shows them."""
-        if chunk.thought:
+        if chunk.reasoning_ended:
             self._thought.add(self._said.pop())
             self._has_reasoning, self._has_text = self._has_reasoning or self._has_text, False
         if chunk.text:
@@ -109,7 +109,7 @@ class PlainView(AnswerView):
         super().take(chunk)
         if chunk.notice:
             self._unwritten.append(f"[{chunk.notice}]\n")
-        if chunk.thought:
+        if chunk.reasoning_ended:
             # What was written cannot be taken back.
             self._unwritten.append("\n[that was reasoning]\n")
         self._unwritten.append(chunk.text)

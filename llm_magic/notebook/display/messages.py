@@ -43,7 +43,7 @@ def ending(reply: Reply) -> str:
         "cancelled": "stopped by you; not whole",
         "truncated": "broken off; not whole",
     }[reply.finish_reason]
-    return " · ".join(part for part in (how, trimmed(reply.left_out)) if part)
+    return " · ".join(part for part in (how, trimmed(reply.dropped_turns)) if part)
 
 
 def trimmed(turns: int) -> str:
@@ -172,7 +172,7 @@ def place(info: ModelInfo) -> str:
 
 def _where(info: ModelInfo) -> str:
     """Return the place of a model, and the memory it takes there if it is in it now."""
-    taken = f", in memory: {human_bytes(info.resident)}" if info.resident else ""
+    taken = f", in memory: {human_bytes(info.memory_bytes)}" if info.memory_bytes else ""
     return f"{place(info)}{taken}"
 
 
@@ -191,8 +191,8 @@ def dry_run_table(dry: DryRun) -> Table:
     note = f"{dry.model} · {_counted(tokens)}"
     if tokens is not None and context:
         note += f" · {tokens / context:.1%} of {context:,}"
-    if dry.left_out:
-        note += f" · {trimmed(dry.left_out)}"
+    if dry.dropped_turns:
+        note += f" · {trimmed(dry.dropped_turns)}"
     note += " · " + ", ".join(_options(dry))
     return Table(("role", "content"), rows, note + " · nothing was called")
 
@@ -257,7 +257,7 @@ def config_table(session: Session) -> Table:
     from llm_magic.config.option_spec import specs
     from llm_magic.config.settings import GenerationConfig
 
-    config, changed = session.options.current, session.options.changed
+    config, changed = session.generation.config, session.generation.changed
     rows = []
     for name, spec in specs(GenerationConfig).items():
         value = getattr(config, name)
@@ -269,7 +269,7 @@ def config_table(session: Session) -> Table:
 
 def doctor_table(findings: Sequence[Finding]) -> Table:
     """Return ``%llm_doctor``: each finding, and what to type where something is not well."""
-    rows = [[found.state, found.name, found.text, found.mend] for found in findings]
+    rows = [[found.state, found.name, found.text, found.fix] for found in findings]
     bad = [(kind, sum(f.state == kind for f in findings)) for kind in ("problem", "warn")]
     names = {"problem": "problem", "warn": "warning"}
     counts = [f"{n} {names[kind]}{'s' if n > 1 else ''}" for kind, n in bad if n]

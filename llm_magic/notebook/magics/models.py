@@ -51,7 +51,7 @@ class ModelMagics(SessionMagics):
         if args["reset"]:
             if changes:
                 raise OptionError("--reset does not go with settings. Use one of them.")
-            self.session.options.reset()
+            self.session.generation.reset()
         elif changes:
             self.session.configure(**changes)
         return messages.config_table(self.session)

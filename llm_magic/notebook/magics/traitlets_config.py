@@ -1,7 +1,7 @@
 """The generation settings as traits, so that ``%config LLMMagics`` and ``ipython_config.py`` know them.
 
 A trait keeps nothing: it reads the session and changes it, so it cannot fall out of step with
-``%llm_config``, the panel and ``llm.config``.
+``%llm_config``, the panel and ``llm.generation``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Setting(TraitType[Any, Any]):
 
     def get(self, obj: Any, cls: Any = None) -> Any:
         """Return what calls are generated with now."""
-        return getattr(obj.session.options.current, str(self.name))
+        return getattr(obj.session.generation.config, str(self.name))
 
     def set(self, obj: Any, value: Any) -> None:
         """Change the session; raises `ConfigError` in one line, and changes nothing then."""

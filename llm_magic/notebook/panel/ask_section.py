@@ -135,7 +135,7 @@ class AskSection:
         prompt, said = job.reply.usage.prompt_tokens, job.reply.usage.completion_tokens
         if prompt is None or said is None:
             return ""
-        context = job.draft.call.resident.info.context_length
+        context = job.draft.call.loaded_model.info.context_length
         of = f" of {context:,} ({(prompt + said) / context:.0%})" if context else ""
         return muted(f"{prompt + said:,} tokens of context used{of}")
 
@@ -200,7 +200,7 @@ def _asked(question: str) -> str:
 
 def _below(job: Job) -> str:
     if job.reply is not None and job.done:
-        return footer(job.reply, job.draft.call.resident.info.size_here)
+        return footer(job.reply, job.draft.call.loaded_model.info.size_here)
     return job.notice or ("…" if job.state == "running" else "thinking …")
 
 

@@ -60,13 +60,13 @@ class SettingsSection:
         return config_line({name: value})
 
     def _reset(self) -> str:
-        self._panel.session.options.reset()
+        self._panel.session.generation.reset()
         return "%llm_config --reset"
 
     def draw(self) -> None:
         """Show the session's settings, and which of them do something on the active backend."""
         session = self._panel.session
-        config, changed = session.options.current, session.options.changed
+        config, changed = session.generation.config, session.generation.changed
         backend = session.status().backend_type
         for name, control in self.numbers.items():
             value = getattr(config, name)

@@ -12,13 +12,13 @@ from llm_magic import errors
 from llm_magic.backends.manager import BackendManager, LoadResult, Status
 from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import (
-    DoesNotFit,
     LLMMagicError,
     LoadFailed,
     LoadInProgress,
     ModelNotFound,
     ModelNotLoaded,
     OptionError,
+    OutOfMemory,
 )
 from llm_magic.types import Unloaded
 from tests.scripted import Hang, ScriptedBackend
@@ -94,8 +94,8 @@ async def test_a_check_that_fails_loses_nothing(
     manager: BackendManager, backend: ScriptedBackend
 ) -> None:
     await manager.load("a", CONFIG)
-    backend.trouble["check"] = DoesNotFit("b needs 9 GB, 1 GB are free.")
-    with pytest.raises(DoesNotFit):
+    backend.trouble["check"] = OutOfMemory("b needs 9 GB, 1 GB are free.")
+    with pytest.raises(OutOfMemory):
         await manager.load("b", CONFIG)
     status = look(manager)
     assert (status.status, status.active_model, names(manager)) == ("Ready", "a", ["a"])

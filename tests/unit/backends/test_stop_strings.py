@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_magic.errors import AnswerBroken, Interrupted
+from llm_magic.errors import IncompleteReply, Interrupted
 from llm_magic.session import Session
 from llm_magic.session.requests import Request
 from llm_magic.types import Chunk, Usage
@@ -124,7 +124,7 @@ def test_only_what_may_begin_stop_text_is_held_back(session: Session, server: Ht
 
 def test_held_back_text_is_kept_when_answer_breaks(session: Session, server: HttpServer) -> None:
     server.will(chat_path(server), *say(server, "one EN", end=False), Pause(0.1), Reset())
-    with pytest.raises(AnswerBroken):
+    with pytest.raises(IncompleteReply):
         session.generate("?", stop=["END"])
     assert last(session).text == "one EN"
 

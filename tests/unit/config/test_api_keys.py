@@ -1,4 +1,4 @@
-"""Keys: where they come from, whom they are sent to, and that nothing shows them."""
+"""API keys: where they come from, whom they are sent to, and that nothing shows them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from llm_magic.config.api_keys import Key, Keys
-from llm_magic.errors import KeyRejected, LLMMagicError, OptionError, ServerUnreachable
+from llm_magic.config.api_keys import ApiKey, ApiKeys
+from llm_magic.errors import AuthenticationFailed, LLMMagicError, OptionError, ServerUnreachable
 from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.scripted import settings
@@ -53,7 +53,7 @@ def test_the_key_of_a_variable_reaches_its_server(
 
 
 def test_without_a_key_it_says_how_to_give_one(session: Session, server: FaultServer) -> None:
-    with pytest.raises(KeyRejected, match=r"wants a key \(401\)\. .* --key-env NAME"):
+    with pytest.raises(AuthenticationFailed, match=r"wants a key \(401\)\. .* --key-env NAME"):
         load(session, server)
     assert "authorization" not in server.received[-1].headers
 
@@ -64,7 +64,7 @@ def test_a_wrong_key_is_named_by_its_variable(
     wrong = "sk-wrong-000"
     monkeypatch.setenv(NAME, wrong)
     server.will(MODELS, *refusal(401, f"Incorrect API key provided: {wrong}."))
-    with pytest.raises(KeyRejected, match=f"refuses the key in {NAME}") as caught:
+    with pytest.raises(AuthenticationFailed, match=f"refuses the key in {NAME}") as caught:
         load(session, server, key_env=NAME)
     assert wrong not in str(caught.value), "the server repeats it, we do not"
     assert "•••" in str(caught.value)
@@ -85,7 +85,7 @@ def test_the_usual_variable_is_for_the_usual_server(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with pytest.raises(KeyRejected, match="wants a key"):
+    with pytest.raises(AuthenticationFailed, match="wants a key"):
         load(session, server)
     with pytest.raises(OptionError, match=r"for https://api\.openai\.com and is not sent"):
         load(session, server, key_env="OPENAI_API_KEY")
@@ -110,7 +110,7 @@ def test_the_usual_variable_does_not_follow_a_file_of_the_folder(
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_text(f"openai_base_url={server.url}\n")
     session = Session()
-    with pytest.raises(KeyRejected, match="wants a key"):
+    with pytest.raises(AuthenticationFailed, match="wants a key"):
         session.load("tiny", backend="openai")
     with pytest.raises(OptionError, match=r"not sent to .* OPENAI_BASE_URL in the environment"):
         session.load("tiny", backend="openai", key_env="OPENAI_API_KEY")
@@ -157,7 +157,9 @@ def test_a_typed_key_that_is_refused_is_asked_for_again(
     typed = ["sk-wrong", KEY]
     monkeypatch.setattr(getpass, "getpass", lambda _question: typed.pop(0))
     server.will(MODELS, *refusal(401, "Who are you?"))
-    with pytest.raises(KeyRejected, match=f"typed in for {NAME} .* Load again to type another"):
+    with pytest.raises(
+        AuthenticationFailed, match=f"typed in for {NAME} .* Load again to type another"
+    ):
         load(session, server, key_env=NAME)
     load(session, server, key_env=NAME)
     assert session.generate("hi").text == "hi"
@@ -170,7 +172,9 @@ def test_loading_again_takes_the_key_that_a_variable_has_now(
     monkeypatch.setenv(NAME, KEY)
     load(session, server, key_env=NAME)
     server.key = f"{KEY}-2"
-    with pytest.raises(KeyRejected, match="Give the variable the right one and load again"):
+    with pytest.raises(
+        AuthenticationFailed, match="Give the variable the right one and load again"
+    ):
         session.generate("hi")
     monkeypatch.setenv(NAME, server.key)
     load(session, server, key_env=NAME)
@@ -200,7 +204,7 @@ def test_the_models_of_the_server_in_use_are_listed_with_its_key(
     monkeypatch.setenv("OTHER_KEY", "sk-other")
     server.key = "sk-other"
     assert [info.name for info in session.models("openai", key_env="OTHER_KEY")] == ["tiny", "big"]
-    with pytest.raises(KeyRejected):
+    with pytest.raises(AuthenticationFailed):
         session.models("openai")
 
 
@@ -259,8 +263,8 @@ def test_a_key_in_place_of_a_name_is_not_repeated(session: Session, typed: str) 
 
 
 def test_a_key_shows_itself_to_nobody() -> None:
-    key = Key(KEY, "https://host", NAME)
-    shown = [repr(key), str(key), f"{key}", repr([key]), repr(vars(Keys()))]
+    key = ApiKey(KEY, "https://host", NAME)
+    shown = [repr(key), str(key), f"{key}", repr([key]), repr(vars(ApiKeys()))]
     assert KEY not in "".join(shown)
     assert key.bearer("https://host") == f"Bearer {KEY}"
     with pytest.raises(OptionError, match="not sent to http://host"):
@@ -319,7 +323,9 @@ def test_this_machine_is_reached_without_a_proxy(
      f"{KEY[:12]}", KEY[4:], f"'{KEY[:3]}…{KEY[-2:]}'", f"key={KEY[:8]}•••"],
 )  # fmt: skip
 def test_a_server_repeats_no_part_of_a_key(repeated: str) -> None:
-    said = Key(KEY, "https://host", NAME).scrub(f"Incorrect API key provided: {repeated}. Sorry.")
+    said = ApiKey(KEY, "https://host", NAME).scrub(
+        f"Incorrect API key provided: {repeated}. Sorry."
+    )
     assert not {KEY[at : at + 4] for at in range(len(KEY) - 3)} & {
         said[at : at + 4] for at in range(len(said))
     }
@@ -329,5 +335,5 @@ def test_a_server_repeats_no_part_of_a_key(repeated: str) -> None:
 
 def test_other_words_of_a_server_stay() -> None:
     said = "No model sk-test... but test-4 is... wait: see https://host/docs?x=1 **now** (4f9b)."
-    kept = Key(KEY, "https://host", NAME).scrub(said)
+    kept = ApiKey(KEY, "https://host", NAME).scrub(said)
     assert kept == said.replace("sk-test...", "•••")

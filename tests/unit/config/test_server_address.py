@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_magic.config.server_address import parse_url, place
+from llm_magic.config.server_address import parse_url, resolve_address
 from llm_magic.config.settings import LoadConfig
 from llm_magic.errors import OptionError
 from tests.scripted import settings
@@ -53,7 +53,7 @@ SECRET = "sk-4f9b27c1d8e3"
 def test_an_address_is_read_as_it_is_meant(text: str, url: str, origin: str) -> None:
     found = parse_url("openai", text)
     assert (found.backend, found.url, found.origin) == ("openai", url, origin)
-    assert found.label == origin.partition("://")[2]
+    assert found.host_port == origin.partition("://")[2]
     assert parse_url("openai", found.url) == found
 
 
@@ -170,7 +170,7 @@ def test_the_address_of_a_load_comes_before_the_one_of_the_settings() -> None:
         (LoadConfig(backend="vllm"), "http://gpu:8000"),
         (given, "http://other:9000"),
     ):
-        found = place(config, ours)
+        found = resolve_address(config, ours)
         assert found is not None
         assert found.url == url
-    assert place(LoadConfig(backend="local"), ours) is None
+    assert resolve_address(LoadConfig(backend="local"), ours) is None

@@ -11,7 +11,7 @@ import pytest
 from llm_magic.config.option_spec import parse, specs
 from llm_magic.config.settings import GenerationConfig, LoadConfig, LoadOptions, Settings
 from llm_magic.errors import LLMMagicError, OptionError, SettingsError
-from llm_magic.session.generation_settings import Options
+from llm_magic.session.generation_settings import GenerationSettings
 from llm_magic.session.requests import AskOptions
 from tests.scripted import scripted_session
 
@@ -186,7 +186,7 @@ def test_a_wrong_setting_names_variable_value_and_range(
 ) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError) as caught:
-        Options()
+        GenerationSettings()
     assert str(caught.value) == message
 
 

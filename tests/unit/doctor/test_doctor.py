@@ -56,7 +56,7 @@ def test_a_version_that_is_too_old_is_told(site: Path) -> None:
     found = named("local", packages())
     assert found.state == "problem"
     assert found.text.startswith("transformers 5.1.0 is older than 5.6.2")
-    assert found.mend == "pip install -U 'llm_magic[local]'"
+    assert found.fix == "pip install -U 'llm_magic[local]'"
 
 
 def test_a_torch_that_works() -> None:
@@ -104,7 +104,7 @@ def test_a_cpu_build_beside_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     else:
         assert used.state == "problem"
         assert "is a CPU build, and there is a GPU (NVIDIA H100 80GB HBM3)" in used.text
-        assert used.mend.startswith("pip install --force-reinstall torch")
+        assert used.fix.startswith("pip install --force-reinstall torch")
 
 
 GPU = machine.Gpu("H100", 1, 2, "470.82")
@@ -122,7 +122,7 @@ def test_what_torch_can_use(seen: dict[str, object], state: str, words: str) -> 
     found = machine._devices("2.13", seen, [GPU])
     assert found.state == state
     assert words in found.text
-    assert bool(found.mend) == (state == "problem")
+    assert bool(found.fix) == (state == "problem")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_broken_torch_is_a_finding(site: Path, code: str, words: str) -> None:
     found = named("torch", asyncio.run(machine.machine()))
     assert found.state == "problem"
     assert words in found.text
-    assert found.mend.startswith("pip install --force-reinstall torch")
+    assert found.fix.startswith("pip install --force-reinstall torch")
 
 
 def test_the_caches_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_cellmage_is_told(site: Path) -> None:
     found = named("%%llm", notebook(Kernel()))
     assert (found.state, found.text.partition(" is")[0]) == ("warn", "cellmage 0.6.1")
     found = named("%%llm", notebook(Kernel(owner="cellmage.magics.llm")))
-    assert (found.state, found.mend) == (
+    assert (found.state, found.fix) == (
         "problem",
         "%unload_ext cellmage, then %reload_ext llm_magic",
     )
@@ -166,13 +166,13 @@ def test_widgets_that_do_not_go_together(site: Path) -> None:
     install(site, "jupyterlab_widgets", "1.1.11")
     found = named("widgets", notebook(None))
     assert found.state == "problem"
-    assert found.mend.startswith("pip install -U ipywidgets jupyterlab_widgets")
+    assert found.fix.startswith("pip install -U ipywidgets jupyterlab_widgets")
 
 
 def test_an_ipykernel_that_must_not_be_used(site: Path) -> None:
     install(site, "ipykernel", "7.0.1")
     found = named("kernel", notebook(Kernel()))
-    assert (found.state, "pip install -U ipykernel" in found.mend) == ("problem", True)
+    assert (found.state, "pip install -U ipykernel" in found.fix) == ("problem", True)
 
 
 def test_a_wrong_setting_is_a_finding_and_the_rest_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def test_folders_that_cannot_be_used_are_named_by_their_variables(
     hub, own = asyncio.run(machine.disks())
     assert (hub.state, own.state) == ("problem", "problem")
     assert hub.text.endswith(f"{tmp_path}/file is not a folder")
-    assert hub.mend == "set HF_HUB_CACHE to another folder"
+    assert hub.fix == "set HF_HUB_CACHE to another folder"
     assert own.text.startswith("LLM_MAGIC_CACHE_DIR=~nobody-of-this-name/x: ")
 
 
@@ -248,7 +248,7 @@ def test_certificates_that_cannot_be_read_are_named(
     assert named("certificates", found).state == "problem"
     for name in ("certificates", "openai"):
         assert f"SSL_CERT_FILE={tmp_path}/none.pem: No such file" in named(name, found).text
-        assert "that variable" in named(name, found).mend
+        assert "that variable" in named(name, found).fix
 
 
 def test_what_is_not_well_says_what_to_type() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_magic.config.api_keys import Keys
+from llm_magic.config.api_keys import ApiKeys
 from llm_magic.doctor.finding import Finding, apart
 from llm_magic.doctor.servers import hub, secrets, servers
 from tests.fault_server import MODELS, FaultServer
@@ -38,7 +38,7 @@ def server() -> Iterator[FaultServer]:
 def look(backend: str, url: str) -> Finding:
     """Return what is found about one server."""
     configured = settings(**{f"{backend}_base_url": url})
-    found = asyncio.run(servers(configured, Keys()))
+    found = asyncio.run(servers(configured, ApiKeys()))
     return next(finding for finding in found if finding.name == backend)
 
 
@@ -67,7 +67,7 @@ def test_ollama_tells_its_version_and_models() -> None:
 def test_one_without_models_is_told_how_to_get_one() -> None:
     with OllamaServer(models=()) as ollama:
         found = look("ollama", ollama.url)
-    assert (found.state, found.mend) == ("warn", "%llm_load llama3.2 -b ollama --pull")
+    assert (found.state, found.fix) == ("warn", "%llm_load llama3.2 -b ollama --pull")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_host_that_is_not_there() -> None:
 
 def test_an_address_that_is_none() -> None:
     found = look("vllm", "htp:/x")
-    assert (found.state, found.mend) == ("problem", "set VLLM_BASE_URL right")
+    assert (found.state, found.fix) == ("problem", "set VLLM_BASE_URL right")
 
 
 def test_one_that_listens_at_the_other_loopback(server: FaultServer) -> None:
@@ -99,7 +99,7 @@ def test_one_that_listens_at_the_other_loopback(server: FaultServer) -> None:
     assert found.state == "problem"
     assert found.text == f"nothing listens at [::1]:{server.port}, but at 127.0.0.1 it does"
     better = f"http://127.0.0.1:{server.port}/v1"
-    assert found.mend.startswith(f"VLLM_BASE_URL={better} in .env")
+    assert found.fix.startswith(f"VLLM_BASE_URL={better} in .env")
     assert look("vllm", better).state == "ok"
 
 
@@ -107,32 +107,32 @@ def test_one_that_listens_at_ipv6_only() -> None:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
         port = listener.getsockname()[1]
         found = look("vllm", f"http://127.0.0.1:{port}")
-    assert found.mend.startswith(f"VLLM_BASE_URL=http://[::1]:{port} ")
+    assert found.fix.startswith(f"VLLM_BASE_URL=http://[::1]:{port} ")
 
 
 def test_a_wrong_path_is_told_the_right_one(server: FaultServer) -> None:
     found = look("openai", f"{server.url}/api")
     assert found.state == "problem"
     assert found.text == f"there is no API at {server.url}/api, but at /v1"
-    assert found.mend.startswith(f"OPENAI_BASE_URL={server.url}/v1 ")
+    assert found.fix.startswith(f"OPENAI_BASE_URL={server.url}/v1 ")
 
 
 def test_an_ollama_in_anothers_place() -> None:
     with OllamaServer() as ollama:
         found = look("vllm", ollama.url)
-    assert found.mend.startswith(f"OLLAMA_BASE_URL={ollama.url}, ")
+    assert found.fix.startswith(f"OLLAMA_BASE_URL={ollama.url}, ")
 
 
 def test_something_else_that_listens(server: FaultServer) -> None:
     found = look("ollama", server.url)
     assert "it is no Ollama" in found.text
-    assert found.mend == "set OLLAMA_BASE_URL right"
+    assert found.fix == "set OLLAMA_BASE_URL right"
 
 
 def test_a_key_that_is_missing_or_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     with FaultServer(key="right-one") as server:
-        assert look("openai", server.url).mend == "export OPENAI_API_KEY=…"
-        assert look("vllm", server.url).mend == "%llm_load -b vllm --key-env NAME"
+        assert look("openai", server.url).fix == "export OPENAI_API_KEY=…"
+        assert look("vllm", server.url).fix == "%llm_load -b vllm --key-env NAME"
         monkeypatch.setenv("OPENAI_API_KEY", "wrong-one-here")
         found = look("openai", server.url)
         assert "refuses the key in OPENAI_API_KEY" in found.text
@@ -154,7 +154,7 @@ def test_one_that_is_broken(server: FaultServer) -> None:
         server.will(MODELS, *text_answer(500, "out of memory"))
     found = look("vllm", server.url)
     assert found.state == "problem"
-    assert "log" in found.mend
+    assert "log" in found.fix
 
 
 def test_a_proxy_that_is_in_the_way(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,12 +166,12 @@ def test_a_proxy_that_is_in_the_way(server: FaultServer, monkeypatch: pytest.Mon
     found = look("vllm", "http://10.255.255.1:8000")
     assert found.state == "problem"
     assert f"A proxy is in the way: 127.0.0.1:{server.port}." in found.text
-    assert found.mend == "export NO_PROXY=10.255.255.1"
+    assert found.fix == "export NO_PROXY=10.255.255.1"
     assert "hunter2" not in repr(found)
 
 
 def test_what_nobody_asked_for_is_told_only_where_it_is_there() -> None:
-    found = asyncio.run(servers(settings(), Keys()))
+    found = asyncio.run(servers(settings(), ApiKeys()))
     assert all(finding.state != "problem" for finding in found)
 
 
@@ -208,7 +208,7 @@ def test_the_hub_is_not_there(url: str, words: str, monkeypatch: pytest.MonkeyPa
     (found,) = asyncio.run(hub())
     assert found.state == "warn"
     assert words in found.text
-    assert found.mend
+    assert found.fix
 
 
 def test_the_hub_is_left_alone_offline(
@@ -222,7 +222,7 @@ def test_the_hub_is_left_alone_offline(
 
 def test_keys_are_named_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_tulips")
-    (found,) = secrets(Keys())
+    (found,) = secrets(ApiKeys())
     assert found.text == "OPENAI_API_KEY not set, HF_TOKEN set"
 
 

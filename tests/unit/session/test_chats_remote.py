@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from llm_magic.errors import PromptTooLong, RequestRefused
+from llm_magic.errors import PromptTooLong, RequestFailed
 from llm_magic.session import Session
 from llm_magic.types import Message
 from tests.exchange import Received
@@ -55,7 +55,7 @@ def test_a_server_that_counts_is_asked_once(server: SmallServer) -> None:
         chat_of(session, 10)
         reply = session.generate("and now", chat="c", trim=True)
         # 20 less a quarter for the answer, the system prompt and the question: room for 2 turns.
-        assert (reply.left_out, reply.text) == (8, "and now")
+        assert (reply.dropped_turns, reply.text) == (8, "and now")
         assert len(questions(server)) == 1
         assert len(server.asked(TOKENIZE)) <= 5
 
@@ -65,7 +65,7 @@ def test_a_server_that_only_refuses_is_asked_again_with_less(server: SmallServer
         chat_of(session, 10)
         reply = session.generate("and now", chat="c", trim=True)
         assert [_words(asked) for asked in questions(server)] == [44, 32, 24, 20]
-        assert (reply.left_out, reply.text) == (6, "and now")
+        assert (reply.dropped_turns, reply.text) == (6, "and now")
         assert reply.messages[0] == Message("system", "be brief")
         assert len(session.chats.get("c").turns) == 11
         assert session.chat_tokens("c") is None
@@ -88,7 +88,7 @@ def test_a_refusal_without_a_reason_is_said_to_be_unclear(server: SmallServer) -
     with session_on(server, "openai") as session:
         chat_of(session, 3)
         server.will(CHAT, *refusal(400, "No.", headers=NOW))
-        with pytest.raises(RequestRefused) as caught:
+        with pytest.raises(RequestFailed) as caught:
             session.generate("?", chat="c", trim=True)
         assert "It does not say whether the 3 turns above are too long" in told(caught.value)
         assert len(questions(server)) == 1

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from llm_magic.backends.base import TokenCount
-from llm_magic.errors import OptionError, PromptTooLong, RequestRefused
+from llm_magic.errors import OptionError, PromptTooLong, RequestFailed
 from llm_magic.notebook.display.messages import dry_run_table, footer
 from llm_magic.session import Session
 from llm_magic.session.requests import Request
@@ -42,7 +42,7 @@ def first(backend: ScriptedBackend) -> list[str]:
 
 def test_what_fits_is_sent_whole(chatty: Pair) -> None:
     session, backend = chatty
-    assert ask(session).left_out == 0
+    assert ask(session).dropped_turns == 0
     assert first(backend) == ["be brief", "q 0", "and now"]
 
 
@@ -65,7 +65,7 @@ def test_the_fewest_of_the_oldest_turns_are_left_out(
     reply = ask(session, max_new_tokens=limit)
     oldest = f"q {dropped}" if dropped < 10 else "and now"
     assert first(backend) == ["be brief", oldest, "and now"]
-    assert reply.left_out == dropped
+    assert reply.dropped_turns == dropped
     assert reply.messages == backend.asked[-1].messages
     turns = session.chats.get("c").turns
     assert len(turns) == 11, "the chat keeps them all"
@@ -101,7 +101,7 @@ def test_a_dry_run_shows_what_would_be_sent(chatty: Pair) -> None:
     backend.context = 20
     request = Request("and now", chat="c", key="k", trim=True, options={"max_new_tokens": 4})
     dry = session.dry_run(request)
-    assert (dry.left_out, dry.messages[1].content) == (7, "q 7")
+    assert (dry.dropped_turns, dry.messages[1].content) == (7, "q 7")
     assert dry.count == TokenCount(16, 20)
     assert "the 7 oldest turns were left out (--trim)" in repr(dry_run_table(dry))
     assert backend.asked == []
@@ -142,7 +142,7 @@ def test_a_server_that_cannot_count_is_asked_again_with_less_until_it_takes_it(
     reply = ask(session)
     sent = [(len(asked.messages) - 2) // 2 for asked in backend.asked]
     assert sent == [10, 7, 5, 4]
-    assert (reply.left_out, reply.text) == (6, "and now")
+    assert (reply.dropped_turns, reply.text) == (6, "and now")
 
 
 def test_a_question_that_is_too_long_by_itself_is_the_error(chatty: Pair) -> None:
@@ -161,16 +161,16 @@ def test_a_question_that_is_too_long_by_itself_is_the_error(chatty: Pair) -> Non
 def test_a_refusal_that_does_not_say_why_is_not_guessed_at(chatty: Pair) -> None:
     session, backend = chatty
     backend.counting = False
-    backend.will(RequestRefused("It refused.", status=400))
-    with pytest.raises(RequestRefused) as caught:
+    backend.will(RequestFailed("It refused.", status=400))
+    with pytest.raises(RequestFailed) as caught:
         ask(session)
     assert str(caught.value) == (
         "It refused. It does not say whether the 10 turns above are too long;"
         " %llm_reset c forgets them."
     )
     assert caught.value.status == 400
-    backend.will(RequestRefused("Slow down.", status=429))
-    with pytest.raises(RequestRefused, match=r"^Slow down\.$"):
+    backend.will(RequestFailed("Slow down.", status=429))
+    with pytest.raises(RequestFailed, match=r"^Slow down\.$"):
         ask(session)
     assert len(backend.asked) == 2
 

@@ -129,7 +129,7 @@ def test_tables_and_errors_have_no_controls(text: str) -> None:
         assert_harmless(table.fitted(width))
     assert_harmless(table._repr_html_())
     error = LLMMagicError(text)
-    assert_harmless(str(error.also(text)))
+    assert_harmless(str(error.append(text)))
     (shown,) = error._render_traceback_()
     assert "\n" not in shown
     assert_harmless(shown)

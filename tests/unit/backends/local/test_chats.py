@@ -39,7 +39,7 @@ def test_the_oldest_turns_make_room(session: Session) -> None:
     assert reply.usage.prompt_tokens + 8 <= 256
     assert reply.usage.completion_tokens == 8
     # One turn more would not have fitted.
-    one_more = session.chats.context("c", "new").turns[:-1][reply.left_out - 1 :]
+    one_more = session.chats.context("c", "new").turns[:-1][reply.dropped_turns - 1 :]
     messages = [m for t in one_more for m in (t.question, t.answer)]
     count = session.dry_run(Request([*messages, Message("user", "now")])).count.prompt_tokens
     assert count is not None

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from llm_magic.backends.local import memory
-from llm_magic.errors import DoesNotFit
+from llm_magic.errors import OutOfMemory
 from llm_magic.text.formatting import human_bytes
 
 
@@ -117,7 +117,7 @@ def test_what_fits_is_let_through() -> None:
 def test_what_does_not_fit_is_said_with_what_to_try(
     device: str, quantization: str, needed: float, free: float, message: str
 ) -> None:
-    with pytest.raises(DoesNotFit) as caught:
+    with pytest.raises(OutOfMemory) as caught:
         memory.check_fit("m", int(needed), int(free), device, quantization)
     assert str(caught.value) == message
 

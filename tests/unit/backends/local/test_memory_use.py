@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from llm_magic.backends.local import load_plan, memory
 from llm_magic.config.settings import LoadConfig
-from llm_magic.errors import DoesNotFit, GenerationFailed
+from llm_magic.errors import GenerationFailed, OutOfMemory
 from llm_magic.session import Session
 from tests.local_models import local_model, local_session
 from tests.tiny_models import Architecture, tiny, tiny_llama
@@ -64,7 +64,7 @@ def test_what_cannot_fit_is_refused_before_anything_goes(
 ) -> None:
     session.load(str(tiny_llama(tmp_path / "small")))
     folder = huge(tmp_path / "m", 4 * 10**12)
-    with pytest.raises(DoesNotFit) as caught:
+    with pytest.raises(OutOfMemory) as caught:
         session.load(str(folder), quantization=quantization, device="cpu")
     said = str(caught.value)
     assert said.startswith(f"m needs about {needed} on cpu, ")
@@ -79,7 +79,7 @@ def test_a_quantization_that_would_fit_is_proposed(session: Session, tmp_path: P
     session.load(str(tiny_llama(tmp_path / "small")))
     for share, proposed in ((1.3, "8bit"), (2.0, "4bit")):
         folder = huge(tmp_path / proposed, int(free * share))
-        with pytest.raises(DoesNotFit, match=rf"Try -q {proposed} \(about [\d.]+ GB\), a smaller"):
+        with pytest.raises(OutOfMemory, match=rf"Try -q {proposed} \(about [\d.]+ GB\), a smaller"):
             session.load(str(folder), device="cpu")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from llm_magic.backends.remote.server_errors import explain, read
 from llm_magic.config.server_address import parse_url
-from llm_magic.errors import Interrupted, LLMMagicError, RequestRefused, ServerBusy
+from llm_magic.errors import Interrupted, LLMMagicError, RequestFailed, ServerBusy
 from llm_magic.session import Session
 from llm_magic.session.requests import Request
 from llm_magic.types import Chunk
@@ -184,7 +184,7 @@ def test_other_503_is_reported_after_three_tries(
     for _ in range(3):
         server.will(CHAT, *script)
     began = time.monotonic()
-    error = fails(session, RequestRefused)
+    error = fails(session, RequestFailed)
     assert time.monotonic() - began < 5
     assert "is not ready or overloaded (503)" in str(error)
     assert len(questions(server)) == 3
@@ -225,12 +225,12 @@ def test_list_of_a_busy_server_waits_a_little(server: OneAtATime) -> None:
 
 
 def test_only_a_503_is_busy() -> None:
-    place = parse_url("instructlab", "localhost:8000")
+    address = parse_url("instructlab", "localhost:8000")
     kinds: list[type[LLMMagicError]] = [
-        type(explain(place, None, status, {}, read(b"Service Unavailable")))
+        type(explain(address, None, status, {}, read(b"Service Unavailable")))
         for status in (500, 502, 503)
     ]
-    assert kinds == [RequestRefused, RequestRefused, ServerBusy]
+    assert kinds == [RequestFailed, RequestFailed, ServerBusy]
 
 
 def test_answer_that_began_is_not_asked_for_again(session: Session, server: OneAtATime) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llm_magic.errors import LLMMagicError, RequestRefused
+from llm_magic.errors import LLMMagicError, RequestFailed
 from llm_magic.session import Session
 from tests.fault_server import CHAT, FaultServer
 from tests.remote_sessions import questions, session_on
@@ -93,7 +93,7 @@ def test_what_fastapi_does_not_take_is_left_away_too(server: FaultServer) -> Non
 def fails_once(session: Session, server: FaultServer, said: str, **about: Any) -> LLMMagicError:
     """Ask, and see the server's own words after one try."""
     before = len(questions(server))
-    with pytest.raises(RequestRefused, match=said) as caught:
+    with pytest.raises(RequestFailed, match=said) as caught:
         session.generate("?", **about)
     assert len(questions(server)) == before + 1
     return caught.value
@@ -131,7 +131,7 @@ def test_a_server_that_refuses_everything_is_not_asked_for_ever(server: FaultSer
     with session_on(server, "vllm") as session:
         for _ in range(40):
             refused(server, "temperature", f"{NEWER} And no temperature.")
-        with pytest.raises(RequestRefused):
+        with pytest.raises(RequestFailed):
             session.generate("?")
         assert len(questions(server)) <= 4
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from llm_magic.errors import (
-    KeyRejected,
+    AuthenticationFailed,
     LLMMagicError,
     PromptTooLong,
-    RequestRefused,
-    ServerSilent,
+    RequestFailed,
+    ServerTimeout,
     ServerUnreachable,
 )
 from llm_magic.session import Session
@@ -73,19 +73,19 @@ def session(server: FaultServer) -> Iterator[Session]:
 @pytest.mark.parametrize(
     ("status", "kind", "times"),
     [
-        (400, RequestRefused, 1),
-        (401, KeyRejected, 1),
-        (403, KeyRejected, 1),
-        (404, RequestRefused, 1),
-        (408, RequestRefused, 3),
+        (400, RequestFailed, 1),
+        (401, AuthenticationFailed, 1),
+        (403, AuthenticationFailed, 1),
+        (404, RequestFailed, 1),
+        (408, RequestFailed, 3),
         (413, PromptTooLong, 1),
-        (422, RequestRefused, 1),
-        (429, RequestRefused, 3),
-        (500, RequestRefused, 3),
-        (502, RequestRefused, 3),
-        (503, RequestRefused, 3),
-        (504, RequestRefused, 3),
-        (529, RequestRefused, 3),
+        (422, RequestFailed, 1),
+        (429, RequestFailed, 3),
+        (500, RequestFailed, 3),
+        (502, RequestFailed, 3),
+        (503, RequestFailed, 3),
+        (504, RequestFailed, 3),
+        (529, RequestFailed, 3),
     ],
 )
 def test_a_refusal_is_one_error_after_as_many_tries_as_make_sense(
@@ -98,9 +98,9 @@ def test_a_refusal_is_one_error_after_as_many_tries_as_make_sense(
     assert message.startswith(server.url)
     assert str(status) in message
     assert "<" not in message
-    if not isinstance(error, KeyRejected):
+    if not isinstance(error, AuthenticationFailed):
         assert ("Some words" in message) is not html
-    if isinstance(error, RequestRefused | KeyRejected):
+    if isinstance(error, RequestFailed | AuthenticationFailed):
         assert error.status == status
 
 
@@ -139,7 +139,7 @@ def test_a_prompt_that_is_too_long_has_an_error_of_its_own(
 def test_a_redirect_is_not_followed(session: Session, server: FaultServer, status: int) -> None:
     with FaultServer() as other:
         script = redirect(f"{other.url}/v1?token=secret", status)
-        error = failing(session, server, RequestRefused, *script)
+        error = failing(session, server, RequestFailed, *script)
         assert f"{other.url}/v1. Redirects are not followed; give that" in str(error)
         assert "secret" not in str(error)
         assert (other.received, other.connections) == ([], 0)
@@ -149,7 +149,7 @@ def test_a_redirect_is_told_without_what_may_be_a_secret(
     session: Session, server: FaultServer
 ) -> None:
     server.will(CHAT, *redirect("https://user:s3cr3t@else.example/v1?token=s3cr3t#s3cr3t"))
-    error = fails(session, RequestRefused)
+    error = fails(session, RequestFailed)
     assert "s3cr3t" not in str(error)
     assert "else.example/v1" in str(error)
 
@@ -178,7 +178,7 @@ def test_a_redirect_is_told_without_what_may_be_a_secret(
 def test_what_is_no_answer_is_told_once(
     session: Session, server: FaultServer, script: list[Step], match: str
 ) -> None:
-    error = failing(session, server, RequestRefused, *script)
+    error = failing(session, server, RequestFailed, *script)
     assert re.search(match, str(error)), str(error)
 
 
@@ -217,7 +217,7 @@ def test_an_error_in_place_of_an_answer_is_told(
         "error-field": [Head(200, SSE), Send(b"error: " + data + b"\n\n")],
         "error-event": [Head(200, SSE), Send(b"event: error\ndata: " + data + b"\n\n")],
     }
-    error = failing(session, server, RequestRefused, *scripts[shape])
+    error = failing(session, server, RequestFailed, *scripts[shape])
     assert "CUDA out of memory." in str(error)
 
 
@@ -244,7 +244,7 @@ def test_silence_ends_after_five_times_the_limit_and_is_not_tried_again(
     server: FaultServer, script: list[Step]
 ) -> None:
     with session_on(server, idle_s=IDLE_S) as session:
-        error = failing(session, server, ServerSilent, *script)
+        error = failing(session, server, ServerTimeout, *script)
         assert f"{server.url} said nothing for 1 s. Look at the server" in str(error)
         assert "--idle-timeout" in str(error)
         held = [request for request in questions(server) if request.ended != "whole"]

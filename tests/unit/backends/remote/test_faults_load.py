@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from llm_magic.errors import (
+    AuthenticationFailed,
     Interrupted,
-    KeyRejected,
     LLMMagicError,
     ModelNotFound,
-    RequestRefused,
+    RequestFailed,
     ServerUnreachable,
 )
 from llm_magic.notebook.display import messages
@@ -61,11 +61,11 @@ def refused(session: Session, server: FaultServer, kind: type[LLMMagicError]) ->
 @pytest.mark.parametrize(
     ("script", "kind", "said"),
     [
-        (refusal(401, "No key."), KeyRejected, "--key-env NAME"),
-        (html_answer(403), KeyRejected, "--key-env NAME"),
-        (refusal(400, "Bad."), RequestRefused, "Bad."),
-        (redirect("https://else.example/v1/models"), RequestRefused, "Redirects are not followed"),
-        (refusal(429, "Slow down.", headers={"Retry-After": "90"}), RequestRefused, "Slow down."),
+        (refusal(401, "No key."), AuthenticationFailed, "--key-env NAME"),
+        (html_answer(403), AuthenticationFailed, "--key-env NAME"),
+        (refusal(400, "Bad."), RequestFailed, "Bad."),
+        (redirect("https://else.example/v1/models"), RequestFailed, "Redirects are not followed"),
+        (refusal(429, "Slow down.", headers={"Retry-After": "90"}), RequestFailed, "Slow down."),
     ],
 )
 def test_a_refusal_is_told_and_the_model_before_stays(
@@ -83,7 +83,7 @@ def test_a_refusal_without_an_end_is_read_so_far_and_left(
     session: Session, server: FaultServer
 ) -> None:
     server.will(MODELS, Head(400), Send(b"No. " * 20_000), Hold())
-    assert "(400): No. No. No." in refused(session, server, RequestRefused)
+    assert "(400): No. No. No." in refused(session, server, RequestFailed)
     assert server.asked(MODELS)[-1].left.wait(1)
 
 
@@ -94,7 +94,7 @@ def test_a_server_that_is_not_ready_is_asked_three_times(
     before = len(server.asked(MODELS))
     for _ in range(3):
         server.will(MODELS, *refusal(status, "Not yet.", headers=NOW))
-    assert "Not yet." in refused(session, server, RequestRefused)
+    assert "Not yet." in refused(session, server, RequestFailed)
     assert len(server.asked(MODELS)) == before + 3
 
 
@@ -117,7 +117,7 @@ def test_what_is_no_list_is_another_kind_of_server_or_one_that_lists_nothing(
                 assert info.name == "tiny"
                 still_works(session)
             else:
-                with pytest.raises(RequestRefused, match="--base-url"):
+                with pytest.raises(RequestFailed, match="--base-url"):
                     session.load("tiny", backend="openai", base_url=server.url)
                 assert session.status().status == "Failed"
         finally:
@@ -209,7 +209,7 @@ def test_another_kind_of_server_is_told_apart() -> None:
     try:
         with (
             FaultServer() as other,
-            pytest.raises(RequestRefused, match=r"it is no Ollama.*-b openai"),
+            pytest.raises(RequestFailed, match=r"it is no Ollama.*-b openai"),
         ):
             session.load("tiny", backend="ollama", base_url=other.url)
         with pytest.raises(ServerUnreachable, match="Start it: ollama serve"):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from llm_magic.errors import AnswerBroken, LLMMagicError, RequestRefused, ServerUnreachable
+from llm_magic.errors import IncompleteReply, LLMMagicError, RequestFailed, ServerUnreachable
 from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.http_server import HttpServer
@@ -128,7 +128,7 @@ def test_answer_without_end_is_error_in_bounded_memory(
     with session_on(server) as session:
         server.will(CHAT, *script())
         with bounded():
-            error = fails(session, RequestRefused)
+            error = fails(session, RequestFailed)
         assert said in str(error)
         still_works(session)
 
@@ -145,7 +145,7 @@ def test_ollama_without_end_is_error_in_bounded_memory(script: list[Step], said:
     with OllamaServer() as server, session_on(server, "ollama") as session:
         server.will(OLLAMA_CHAT, *script)
         with bounded():
-            error = fails(session, RequestRefused)
+            error = fails(session, RequestFailed)
         assert said in str(error)
         server.will("/api/pull", *script)
         with bounded(), pytest.raises(LLMMagicError, match="a line of more than 16 MiB"):
@@ -159,7 +159,7 @@ def test_body_compressed_twice_is_refused(server: FaultServer, encodings: list[s
         for script in (words("Hi"), bomb):
             server.will(CHAT, *zipped(script, *encodings))
             with bounded(20 * MIB):
-                error = fails(session, RequestRefused)
+                error = fails(session, RequestFailed)
             assert f"compresses its answers ({', '.join(encodings)}) although" in str(error)
             assert "Turn compression off in the server" in str(error)
         still_works(session)
@@ -171,7 +171,7 @@ def test_body_compressed_twice_is_refused(server: FaultServer, encodings: list[s
 def test_unknown_compression_is_named(server: FaultServer, encoding: str) -> None:
     with session_on(server) as session:
         server.will(CHAT, Head(200, {**SSE, "Content-Encoding": encoding}), Send(b"x"))
-        assert encoding[:300] in str(fails(session, RequestRefused))
+        assert encoding[:300] in str(fails(session, RequestFailed))
         still_works(session)
 
 
@@ -202,7 +202,7 @@ def test_error_body_without_end_leaves_status(
         for _ in range(3):
             server.will(CHAT, *body(status))
         with bounded(100 * MIB):
-            error = fails(session, RequestRefused)
+            error = fails(session, RequestFailed)
         assert f"({status})" in str(error)
         assert len(str(error)) < 600
 
@@ -214,7 +214,7 @@ def test_list_without_end_is_error_in_bounded_memory(
     server.will(MODELS, *body(200))
     session = Session(settings())
     try:
-        with bounded(), pytest.raises(RequestRefused) as caught:
+        with bounded(), pytest.raises(RequestFailed) as caught:
             session.load("tiny", backend="vllm", base_url=f"{server.url}/v1")
         told(caught.value)
         session.load("tiny", backend="vllm", base_url=f"{server.url}/v1")
@@ -251,7 +251,7 @@ def test_text_without_end_breaks_answer(backend: str) -> None:
         script = ndjson(piece) if backend == "ollama" else sse(delta(text), done=False)
         server.will(chat_path(server), *script, Repeat(body(script), MUCH))
         with bounded(400 * MIB):
-            error = fails(session, AnswerBroken)
+            error = fails(session, IncompleteReply)
         assert "sent more than 32,000,000 characters" in str(error)
         assert 30_000_000 < len(last(session).text) <= 32_000_000
         assert questions(server)[0].left.wait(5)

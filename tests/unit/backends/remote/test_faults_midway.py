@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_magic.errors import AnswerBroken
+from llm_magic.errors import IncompleteReply
 from llm_magic.session import Session
 from llm_magic.session.requests import Request
 from llm_magic.types import Chunk
@@ -46,11 +46,13 @@ def session(server: FaultServer, request: pytest.FixtureRequest) -> Iterator[Ses
         yield made
 
 
-def broken(session: Session, server: FaultServer, *script: Step, text: str = "Hel") -> AnswerBroken:
+def broken(
+    session: Session, server: FaultServer, *script: Step, text: str = "Hel"
+) -> IncompleteReply:
     """Ask, see the answer break in the middle, and see what is kept of it."""
     server.will(CHAT, *script)
-    error = fails(session, AnswerBroken)
-    assert isinstance(error, AnswerBroken)
+    error = fails(session, IncompleteReply)
+    assert isinstance(error, IncompleteReply)
     assert error.reply is session.last
     reply = last(session)
     assert (reply.text, reply.finish_reason) == (text, "truncated")
@@ -139,7 +141,7 @@ def test_a_server_that_dies_in_the_middle_is_an_error_and_its_return_is_noticed(
 
     killer = threading.Thread(target=die)
     killer.start()
-    with pytest.raises(AnswerBroken, match="broke"):
+    with pytest.raises(IncompleteReply, match="broke"):
         session.answer(Request("?"), take)
     killer.join()
     assert last(session).text == "Hel"
@@ -206,8 +208,8 @@ def test_an_answer_that_was_cut_is_no_turn_of_a_chat(session: Session, server: F
 
 def test_thoughts_alone_are_something_said(session: Session, server: FaultServer) -> None:
     server.will(CHAT, *sse(delta(reasoning_content="Hm."), done=False), Pause(0.1), Reset())
-    error = fails(session, AnswerBroken)
-    assert isinstance(error, AnswerBroken)
+    error = fails(session, IncompleteReply)
+    assert isinstance(error, IncompleteReply)
     assert (last(session).text, last(session).reasoning) == ("", "Hm.")
     assert error.reply is session.last
     assert len(questions(server)) == 1

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from llm_magic.errors import (
-    AnswerBroken,
+    AuthenticationFailed,
     GenerationError,
-    KeyRejected,
+    IncompleteReply,
     LLMMagicError,
     PromptTooLong,
-    RequestRefused,
-    ServerSilent,
+    RequestFailed,
+    ServerTimeout,
 )
 from llm_magic.session import Session
 from llm_magic.types import Usage
@@ -87,14 +87,14 @@ def session(server: OllamaServer) -> Iterator[Session]:
 @pytest.mark.parametrize(
     ("status", "kind", "times"),
     [
-        (400, RequestRefused, 1),
-        (401, KeyRejected, 1),
-        (403, KeyRejected, 1),
-        (404, RequestRefused, 1),
+        (400, RequestFailed, 1),
+        (401, AuthenticationFailed, 1),
+        (403, AuthenticationFailed, 1),
+        (404, RequestFailed, 1),
         (413, PromptTooLong, 1),
-        (429, RequestRefused, 3),
-        (500, RequestRefused, 3),
-        (503, RequestRefused, 3),
+        (429, RequestFailed, 3),
+        (500, RequestFailed, 3),
+        (503, RequestFailed, 3),
     ],
 )
 def test_a_refusal_is_one_error_after_as_many_tries_as_make_sense(
@@ -110,25 +110,25 @@ def test_a_refusal_is_one_error_after_as_many_tries_as_make_sense(
     error = failing(session, server, kind, *script, times=times)
     assert str(error).startswith(server.url)
     assert "<" not in str(error)
-    if kind is not KeyRejected:
+    if kind is not AuthenticationFailed:
         assert ("some words" in str(error)) is not html
 
 
 @pytest.mark.parametrize(
     ("script", "kind", "said"),
     [
-        (ndjson({"error": "llama runner process has terminated"}), RequestRefused, "has terminated."),
-        (ndjson(piece(), {"error": {"message": "Out of memory."}}), RequestRefused, "Out of memory."),
-        (ndjson(b"nonsense"), RequestRefused, "what is no JSON. Is it the right kind of server?"),
-        (ndjson([1]), RequestRefused, "JSON that is no object. Is it the right kind"),
-        (ndjson({"message": "text"}), RequestRefused, "a chunk of an unknown shape"),
-        (html_answer(200), RequestRefused, "Is it the right kind of server?"),
-        (text_answer(200, "Ollama is running"), RequestRefused, "Is it the right kind of server?"),
-        (redirect("https://else.example/api/chat"), RequestRefused, "Redirects are not followed"),
+        (ndjson({"error": "llama runner process has terminated"}), RequestFailed, "has terminated."),
+        (ndjson(piece(), {"error": {"message": "Out of memory."}}), RequestFailed, "Out of memory."),
+        (ndjson(b"nonsense"), RequestFailed, "what is no JSON. Is it the right kind of server?"),
+        (ndjson([1]), RequestFailed, "JSON that is no object. Is it the right kind"),
+        (ndjson({"message": "text"}), RequestFailed, "a chunk of an unknown shape"),
+        (html_answer(200), RequestFailed, "Is it the right kind of server?"),
+        (text_answer(200, "Ollama is running"), RequestFailed, "Is it the right kind of server?"),
+        (redirect("https://else.example/api/chat"), RequestFailed, "Redirects are not followed"),
         (json_answer(400, {"error": "the input length exceeds the context length"}), PromptTooLong,
          "-p num_ctx=N"),
-        ([Head(200, NDJSON)], RequestRefused, "empty answer"),
-        (ndjson({}), RequestRefused, "empty answer"),
+        ([Head(200, NDJSON)], RequestFailed, "empty answer"),
+        (ndjson({}), RequestFailed, "empty answer"),
     ],
     ids=["error", "error-object", "nonsense", "no-object", "no-message", "html", "text", "redirect",
          "too-long", "empty", "nothing-in-it"],
@@ -175,7 +175,7 @@ def test_what_was_said_is_kept_and_nobody_is_asked_again(
     session: Session, server: OllamaServer, ending: list[Step], said: str
 ) -> None:
     server.will(OLLAMA_CHAT, *HEL, *ending)
-    error = fails(session, AnswerBroken)
+    error = fails(session, IncompleteReply)
     assert said in str(error)
     assert isinstance(error, GenerationError)
     assert error.reply is session.last
@@ -187,9 +187,9 @@ def test_what_was_said_is_kept_and_nobody_is_asked_again(
 
 def test_silence_ends_sooner_in_the_middle_than_before(server: OllamaServer) -> None:
     with session_on(server, "ollama", idle_s=IDLE_S) as session:
-        failing(session, server, ServerSilent, Hold())
+        failing(session, server, ServerTimeout, Hold())
         server.will(OLLAMA_CHAT, *ndjson(piece("Hel")), Hold())
-        error = fails(session, AnswerBroken)
+        error = fails(session, IncompleteReply)
         assert "--idle-timeout" in str(error)
         assert last(session).text == "Hel"
         assert all(request.wait() in {"left", "whole"} for request in questions(server))

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_magic.backends.remote.retry import Patience
-from llm_magic.backends.remote.server_errors import Refusal, explain
+from llm_magic.backends.remote.server_errors import ErrorResponse, explain
 from llm_magic.config.server_address import parse_url
-from llm_magic.errors import LLMMagicError, RequestRefused, ServerError, ServerUnreachable
+from llm_magic.errors import LLMMagicError, RequestFailed, ServerError, ServerUnreachable
 from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.remote_sessions import NOW, fails, notices, questions, session_on, still_works
@@ -91,17 +91,17 @@ def test_a_time_that_has_passed_is_now(session: Session, server: FaultServer, va
               "Thu, 01 Jan 1970 00:00:00 +99999999999999999999", "9" * 400 + "x"]
 )  # fmt: skip
 def test_a_time_that_is_none_is_not_minded(value: str) -> None:
-    place = parse_url("vllm", "localhost:8000")
-    error = explain(place, None, 429, {"retry-after": value}, Refusal("Slow down"))
-    assert isinstance(error, RequestRefused)
+    address = parse_url("vllm", "localhost:8000")
+    error = explain(address, None, 429, {"retry-after": value}, ErrorResponse("Slow down"))
+    assert isinstance(error, RequestFailed)
     assert error.retry_after is None
 
 
 @pytest.mark.parametrize("value", ["inf", "1e400", "Fri, 31 Dec 9999 23:59:59 GMT", "9" * 5000])
 def test_wait_beyond_a_week_is_no_number_in_the_message(value: str) -> None:
-    place = parse_url("vllm", "localhost:8000")
-    error = explain(place, None, 429, {"retry-after": value}, Refusal("Slow down"))
-    assert isinstance(error, RequestRefused)
+    address = parse_url("vllm", "localhost:8000")
+    error = explain(address, None, 429, {"retry-after": value}, ErrorResponse("Slow down"))
+    assert isinstance(error, RequestFailed)
     assert str(error).endswith("(429): Slow down. Try again later.")
     assert error.retry_after == 7 * 24 * 3600
 
@@ -109,9 +109,13 @@ def test_wait_beyond_a_week_is_no_number_in_the_message(value: str) -> None:
 @given(st.text(max_size=40) | st.floats().map(str) | st.datetimes().map(format_datetime))
 def test_any_retry_after_is_a_finite_time_or_none(value: str) -> None:
     error = explain(
-        parse_url("vllm", "localhost:8000"), None, 503, {"retry-after": value}, Refusal("Busy")
+        parse_url("vllm", "localhost:8000"),
+        None,
+        503,
+        {"retry-after": value},
+        ErrorResponse("Busy"),
     )
-    assert isinstance(error, RequestRefused)
+    assert isinstance(error, RequestFailed)
     assert error.retry_after is None or 0 <= error.retry_after <= 7 * 24 * 3600
 
 
@@ -132,9 +136,9 @@ def test_a_server_that_wants_to_be_left_alone_for_long_gets_its_error_shown(
 ) -> None:
     limited(server, Retry_After=value)
     began = time.monotonic()
-    error = fails(session, RequestRefused)
+    error = fails(session, RequestFailed)
     assert time.monotonic() - began < 0.5
-    assert isinstance(error, RequestRefused)
+    assert isinstance(error, RequestFailed)
     assert error.retry_after is not None
     assert error.retry_after > 30
     assert len(questions(server)) == 1
@@ -145,7 +149,7 @@ def test_how_long_a_server_wants_to_be_left_alone_is_told(
     session: Session, server: FaultServer
 ) -> None:
     limited(server, Retry_After="90")
-    assert "90 s" in str(fails(session, RequestRefused))
+    assert "90 s" in str(fails(session, RequestFailed))
 
 
 def test_without_a_time_each_wait_is_longer_than_the_one_before(
@@ -234,7 +238,7 @@ def test_a_load_where_nothing_listens_fails_at_once(server: FaultServer) -> None
 
 
 def refused(**about: Any) -> LLMMagicError:
-    return RequestRefused("No.", **about)
+    return RequestFailed("No.", **about)
 
 
 @pytest.mark.parametrize(

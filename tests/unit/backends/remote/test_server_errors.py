@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_magic.backends.remote.server_errors import (
-    Refusal,
+    ErrorResponse,
     compressed,
     explain,
     from_object,
@@ -22,7 +22,7 @@ from llm_magic.backends.remote.server_errors import (
     read,
 )
 from llm_magic.config.server_address import parse_url
-from llm_magic.errors import KeyRejected, RequestRefused
+from llm_magic.errors import AuthenticationFailed, RequestFailed
 
 VLLM_LENGTH = (
     "This model's maximum context length is 2048 tokens. However, you requested 4096 tokens"
@@ -70,9 +70,9 @@ JSON = st.recursive(
     ],
 )  # fmt: skip
 def test_the_words_and_the_parameter_are_found(value: Any, text: str, parameter: str) -> None:
-    assert from_object(value) == Refusal(text, parameter)
-    assert read(json.dumps(value).encode()) == Refusal(text, parameter)
-    assert read(json.dumps(value, indent=4).encode()) == Refusal(text, parameter)
+    assert from_object(value) == ErrorResponse(text, parameter)
+    assert read(json.dumps(value).encode()) == ErrorResponse(text, parameter)
+    assert read(json.dumps(value, indent=4).encode()) == ErrorResponse(text, parameter)
 
 
 @pytest.mark.parametrize(
@@ -100,25 +100,27 @@ def test_what_nobody_agreed_on_is_shown_as_it_is(value: Any, has: str) -> None:
     ],
 )  # fmt: skip
 def test_pages_and_plain_text_are_read_too(body: bytes, text: str) -> None:
-    assert read(body) == Refusal(text)
+    assert read(body) == ErrorResponse(text)
 
 
 @pytest.mark.parametrize(
     "body", [b"invalid value: <nil>", b"The model <think-7b> does not exist", b"need n < 5"]
 )
 def test_an_angle_bracket_makes_no_page(body: bytes) -> None:
-    assert read(body) == Refusal(body.decode())
+    assert read(body) == ErrorResponse(body.decode())
 
 
 def test_what_is_between_the_tags_of_a_title_is_text() -> None:
-    assert read(b"<title>Tom &amp; Jerry&#39;s proxy</title>") == Refusal("Tom & Jerry's proxy")
+    assert read(b"<title>Tom &amp; Jerry&#39;s proxy</title>") == ErrorResponse(
+        "Tom & Jerry's proxy"
+    )
 
 
 def test_headers_of_any_length_are_cut() -> None:
-    place = parse_url("openai", "http://localhost:8000")
+    address = parse_url("openai", "http://localhost:8000")
     long = "x/" + "y" * 50_000
-    redirected = explain(place, None, 307, {"location": f"http://{long}"}, Refusal(""))
-    for error in (no_answer(place, long), redirected, compressed(place, long)):
+    redirected = explain(address, None, 307, {"location": f"http://{long}"}, ErrorResponse(""))
+    for error in (no_answer(address, long), redirected, compressed(address, long)):
         assert "yyy" in str(error)
         assert len(str(error)) < 600
 
@@ -195,7 +197,7 @@ def test_whatever_bytes_they_are_one_line_comes_of_them(body: bytes) -> None:
     ],
 )
 def test_a_prompt_that_is_too_long_is_recognized(text: str) -> None:
-    assert Refusal(text).about_length
+    assert ErrorResponse(text).is_about_length
 
 
 @pytest.mark.parametrize(
@@ -203,8 +205,8 @@ def test_a_prompt_that_is_too_long_is_recognized(text: str) -> None:
     ["temperature must be at most 2", "You exceeded your current quota", "model 'x' not found",
      "Rate limit reached: 500 tokens per minute", "context must be a string", ""],
 )  # fmt: skip
-def test_other_refusals_are_not_about_length(text: str) -> None:
-    assert not Refusal(text).about_length
+def test_other_refusals_are_not_is_about_length(text: str) -> None:
+    assert not ErrorResponse(text).is_about_length
 
 
 NO_HOST = [
@@ -212,12 +214,12 @@ NO_HOST = [
     "[Errno -2] Name does not resolve", "[Errno 11001] getaddrinfo failed",
     "[Errno 8] nodename nor servname provided, or not known",
 ]  # fmt: skip
-PLACE = parse_url("vllm", "http://gpu-box:8000")
+ADDRESS = parse_url("vllm", "http://gpu-box:8000")
 
 
 @pytest.mark.parametrize("why", NO_HOST)
 def test_host_that_does_not_exist_is_named(why: str) -> None:
-    direct, proxied = not_there(PLACE, why, "Start one."), no_proxy(PLACE, "proxy:3128", why)
+    direct, proxied = not_there(ADDRESS, why, "Start one."), no_proxy(ADDRESS, "proxy:3128", why)
     assert str(direct) == "There is no host gpu-box:8000. Check --base-url."
     assert str(proxied) == (
         "There is no host proxy:3128, the proxy on the way to http://gpu-box:8000. Correct HTTP_PROXY,"
@@ -227,7 +229,7 @@ def test_host_that_does_not_exist_is_named(why: str) -> None:
 
 def test_missing_name_server_is_not_taken_for_a_missing_host() -> None:
     why = "[Errno -3] Temporary failure in name resolution"
-    direct, proxied = not_there(PLACE, why, "Start one."), no_proxy(PLACE, "proxy:3128", why)
+    direct, proxied = not_there(ADDRESS, why, "Start one."), no_proxy(ADDRESS, "proxy:3128", why)
     assert str(direct) == (
         "The host of gpu-box:8000 could not be looked up: no name server answers. Check the network,"
         " then --base-url."
@@ -240,7 +242,7 @@ def test_missing_name_server_is_not_taken_for_a_missing_host() -> None:
 
 def test_refused_connection_is_no_missing_host() -> None:
     why = "[Errno 111] Connect call failed ('127.0.0.1', 9)"
-    assert "Nothing listens" in str(not_there(PLACE, why, "Start one."))
+    assert "Nothing listens" in str(not_there(ADDRESS, why, "Start one."))
 
 
 LITELLM_WRONG_KEY = (
@@ -249,20 +251,20 @@ LITELLM_WRONG_KEY = (
 
 
 def test_litellm_without_a_database_refuses_a_wrong_key_with_400() -> None:
-    error = explain(PLACE, None, 400, {}, read(LITELLM_WRONG_KEY))
-    assert type(error) is KeyRejected
+    error = explain(ADDRESS, None, 400, {}, read(LITELLM_WRONG_KEY))
+    assert type(error) is AuthenticationFailed
     assert "--key-env NAME" in str(error)
-    assert type(explain(PLACE, None, 400, {}, read(b'{"error": "other"}'))) is RequestRefused
+    assert type(explain(ADDRESS, None, 400, {}, read(b'{"error": "other"}'))) is RequestFailed
 
 
 @pytest.mark.parametrize("body", [b"Internal Server Error", b""])
 def test_crash_without_a_key_mentions_the_key(body: bytes) -> None:
     """LiteLLM's proxy without a database answers so where no key is given."""
-    error = explain(PLACE, None, 500, {}, read(body))
+    error = explain(ADDRESS, None, 500, {}, read(body))
     assert str(error).endswith(
         "Its own log says why. If it wants a key, name the variable that holds it: --key-env NAME."
     )
-    assert "key" not in str(explain(PLACE, None, 500, {}, read(b"out of memory")))
+    assert "key" not in str(explain(ADDRESS, None, 500, {}, read(b"out of memory")))
 
 
 LLAMA_CPP_LENGTH = {
@@ -280,8 +282,8 @@ def test_counts_of_a_prompt_that_is_too_long_are_read() -> None:
         refusal = read(json.dumps(value).encode())
         assert refusal.lengths == (5012, 4096)
         assert refusal.text.startswith("request (5012 tokens) exceeds")
-        error = explain(PLACE, None, 400, {}, refusal)
-        assert isinstance(error, RequestRefused)
+        error = explain(ADDRESS, None, 400, {}, refusal)
+        assert isinstance(error, RequestFailed)
         assert error.lengths == (5012, 4096)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ollama import Client
 
-from llm_magic.errors import ModelNotFound, OptionError, PromptTooLong, RequestRefused
+from llm_magic.errors import ModelNotFound, OptionError, PromptTooLong, RequestFailed
 from llm_magic.notebook.display.messages import footer, models_table, ready_lines, status_table
 from llm_magic.session import Session
 from llm_magic.session.requests import Request
@@ -57,7 +57,7 @@ def test_settings_that_are_read_anew_reach_a_backend_that_was_in_use(
         for running in (server, other):
             # As the doctor says it: in the environment, then %llm_config --reset.
             monkeypatch.setenv("VLLM_BASE_URL", running.url)
-            session.options.reset()
+            session.generation.reset()
             told = session.load_and_tell("big", backend="vllm")
             assert not told.already
             assert told.info.server == running.url.partition("://")[2]
@@ -352,7 +352,7 @@ def test_an_answer_in_one_piece_is_taken(session: Session, server: FaultServer) 
 def test_an_empty_answer_is_an_error(session: Session, server: FaultServer) -> None:
     load(session, server)
     server.will(CHAT, Head(200, {"Content-Type": "text/event-stream"}))
-    with pytest.raises(RequestRefused, match="Is the prompt longer than its context"):
+    with pytest.raises(RequestFailed, match="Is the prompt longer than its context"):
         session.generate("hello")
 
 
@@ -382,8 +382,8 @@ def test_ollama_tells_what_a_model_is(session: Session, ollama: OllamaServer) ->
     assert reply.usage.prompt_tokens
     assert reply.usage.completion_tokens
     listed = {info.name: info for info in session.models("ollama")}
-    assert listed["qwen3:0.6b"].resident
-    assert listed["llama3.2:latest"].resident is None
+    assert listed["qwen3:0.6b"].memory_bytes
+    assert listed["llama3.2:latest"].memory_bytes is None
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/", "/api", "/"])
@@ -443,7 +443,7 @@ def test_unloading_frees_the_memory_of_this_machine(session: Session, ollama: Ol
 
 
 def test_another_server_at_ollamas_place_is_named(session: Session, server: FaultServer) -> None:
-    with pytest.raises(RequestRefused, match="it is no Ollama"):
+    with pytest.raises(RequestFailed, match="it is no Ollama"):
         session.load("tiny", backend="ollama", base_url=server.url)
 
 

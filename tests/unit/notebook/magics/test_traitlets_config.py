@@ -53,13 +53,13 @@ def test_every_setting_is_a_trait_with_its_help(
 
 def test_a_trait_and_the_session_are_the_same(shell: InteractiveShell, session: Session) -> None:
     config(shell, "LLMMagics.temperature = 0.2")
-    assert session.config.temperature == 0.2
+    assert session.generation.temperature == 0.2
     session.configure(temperature=0.5)
     assert config(shell, "LLMMagics.temperature") == 0.5
     config(shell, "LLMMagics.top_k = None")
-    assert session.options.current == GenerationConfig(temperature=0.5, top_k=None)
+    assert session.generation.config == GenerationConfig(temperature=0.5, top_k=None)
     config(shell, "LLMMagics.stop = ['a', 'b']")
-    assert session.config.stop == ("a", "b")
+    assert session.generation.stop == ("a", "b")
     shell.run_line_magic("llm_config", "--reset")
     assert config(shell, "LLMMagics.temperature") == 0.7
 
@@ -70,7 +70,7 @@ def test_a_wrong_value_is_our_line_and_changes_nothing(
     with caplog.at_level(logging.ERROR):
         config(shell, "LLMMagics.temperature = 9")
     assert caplog.messages == ["temperature=9 must be 0 to 2."]
-    assert session.options.changed == frozenset()
+    assert session.generation.changed == frozenset()
 
 
 def test_who_observes_a_trait_is_told(shell: InteractiveShell, session: Session) -> None:
@@ -90,7 +90,7 @@ def test_the_configuration_file_is_read_when_the_extension_is_loaded(
     shell.config.LLMMagics.top_p = 0.4
     with scripted_session(load=False) as (session, _):
         register(shell, session)
-        assert session.options.current == GenerationConfig(temperature=0.3, top_p=0.4)
+        assert session.generation.config == GenerationConfig(temperature=0.3, top_p=0.4)
         unregister(shell)
 
 
@@ -102,7 +102,7 @@ def test_one_wrong_value_in_the_file_is_an_error_and_nothing_is_left(
     with scripted_session(load=False) as (session, _):
         with pytest.raises(OptionError, match=r"^top_k=0 must be 1 or more\.$"):
             register(shell, session)
-        assert session.options.current == GenerationConfig()
+        assert session.generation.config == GenerationConfig()
         assert "llm" not in shell.magics_manager.magics["line"]
         del shell.config.LLMMagics
         register(shell, session)

@@ -59,7 +59,7 @@ def one_notebook() -> Iterator[Notebook]:
 
 @pytest.fixture
 def notebook(one_notebook: Notebook) -> Notebook:
-    one_notebook.session.options.reset()
+    one_notebook.session.generation.reset()
     return one_notebook
 
 
@@ -70,7 +70,7 @@ def scripted() -> Iterator[Scripted]:
 
 
 def config(session: Session) -> GenerationConfig:
-    return session.options.current
+    return session.generation.config
 
 
 def test_a_load_can_be_repeated(scripted: Scripted, notebook: Notebook) -> None:
@@ -116,7 +116,7 @@ def test_a_setting_can_be_repeated(
     scripted: Scripted, notebook: Notebook, name: str, value: float | None
 ) -> None:
     put(scripted.panel.settings.numbers[name], value)
-    notebook.session.options.reset()
+    notebook.session.generation.reset()
     if scripted.panel.magic.value:  # nothing was done where it was so before
         notebook.run(scripted.panel.magic.value)
     assert config(notebook.session) == config(scripted.session)

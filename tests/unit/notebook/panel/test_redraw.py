@@ -183,7 +183,7 @@ def test_a_panel_draws_what_many_threads_change(scripted: Scripted) -> None:
     for thread in threads:
         thread.join()
     top_k = scripted.panel.settings.numbers["top_k"]
-    until(lambda: top_k.value == scripted.session.config.top_k)
+    until(lambda: top_k.value == scripted.session.generation.top_k)
     assert trouble(scripted.panel) == ""
 
 

@@ -50,21 +50,21 @@ def test_a_number_goes_both_ways_and_can_be_left_to_the_model(
     scripted: Scripted, name: str
 ) -> None:
     panel, session = scripted.panel, scripted.session
-    control, before = panel.settings.numbers[name], getattr(session.config, name)
+    control, before = panel.settings.numbers[name], getattr(session.generation, name)
     put(control, 2)
-    assert getattr(session.config, name) == 2 or trouble(panel)
+    assert getattr(session.generation, name) == 2 or trouble(panel)
     put(control, 1)
-    assert getattr(session.config, name) == 1
-    assert type(getattr(session.config, name)) is (float if name in FLOATS else int)
+    assert getattr(session.generation, name) == 1
+    assert type(getattr(session.generation, name)) is (float if name in FLOATS else int)
     assert trouble(panel) == ""
     put(control, None)
-    assert getattr(session.config, name) is None
+    assert getattr(session.generation, name) is None
     session.configure(**{name: 1})
     until(lambda: control.value == 1)
     session.configure(**{name: None})
     until(lambda: control.value is None)
     assert control.changed == (before is not None)
-    session.options.reset()
+    session.generation.reset()
     until(lambda: control.value == before)
     assert not control.changed
 
@@ -81,7 +81,7 @@ def test_what_was_changed_is_marked_and_reset_takes_it_back(scripted: Scripted) 
     assert not panel.settings.numbers["temperature"].changed
     put(panel.settings.numbers["top_k"], 7)
     press(panel.settings.reset)
-    assert session.options.current == session.settings.generation()
+    assert session.generation.config == session.settings.generation()
     assert shown(panel)["top_k"] == 50.0
     assert panel.settings.reset.disabled
 
@@ -100,7 +100,7 @@ def test_a_wrong_number_is_told_and_taken_back(scripted: Scripted, name: str, va
     put(panel.settings.numbers[name], value)
     assert trouble(panel).startswith(f"{name}=")
     assert "must be" in trouble(panel)
-    assert (shown(panel), session.options.changed) == (before, frozenset())
+    assert (shown(panel), session.generation.changed) == (before, frozenset())
     assert panel.magic.value == ""
     put(panel.settings.numbers[name], 1)
     assert trouble(panel) == ""
@@ -119,7 +119,7 @@ def test_a_wrong_number_is_told_and_taken_back(scripted: Scripted, name: str, va
 def test_stop_texts_go_both_ways(scripted: Scripted, typed: str, texts: tuple[str, ...]) -> None:
     panel, session = scripted.panel, scripted.session
     put(panel.settings.stop, typed)
-    assert session.config.stop == texts
+    assert session.generation.stop == texts
     session.configure(stop=("other",))
     until(lambda: panel.settings.stop.value == "other")
     session.configure(stop=texts)
@@ -135,9 +135,9 @@ def test_a_stop_text_is_shown_so_that_writing_it_again_says_the_same(
     until(lambda: "END" in panel.settings.stop.value)
     written = panel.settings.stop.value
     put(panel.settings.stop, "")
-    assert session.config.stop == ()
+    assert session.generation.stop == ()
     put(panel.settings.stop, written)
-    assert session.config.stop == (text, "END")
+    assert session.generation.stop == (text, "END")
 
 
 def test_what_does_nothing_on_the_active_backend_is_not_shown() -> None:
@@ -156,7 +156,7 @@ def test_a_number_that_no_slider_can_hold_does_not_stop_the_drawing(scripted: Sc
     session.configure(top_k=10**400)
     session.configure(temperature=0.25)
     until(lambda: shown(panel)["temperature"] == 0.25)
-    assert session.config.top_k == 10**400
+    assert session.generation.top_k == 10**400
 
 
 WHOLE = st.integers(1, 10**30)
@@ -177,9 +177,9 @@ def test_whatever_the_session_takes_is_drawn_and_drawing_changes_nothing(
     panel = ControlPanel(session)
     try:
         session.configure(**values)
-        before = session.options.current
+        before = session.generation.config
         panel.draw()
-        assert session.options.current == before
+        assert session.generation.config == before
         assert trouble(panel) == ""
         for name, value in values.items():
             drawn = panel.settings.numbers[name].value

@@ -181,7 +181,7 @@ def test_callbacks_of_another_thread_break_nothing_while_answers_are_written(
     for thread in threads:
         thread.join(20)
     assert failures == []
-    until(lambda: panel.settings.numbers["top_k"].value == scripted.session.config.top_k)
+    until(lambda: panel.settings.numbers["top_k"].value == scripted.session.generation.top_k)
     assert trouble(panel) == ""
 
 
@@ -217,7 +217,7 @@ def test_a_closed_panel_stays_closed_whatever_is_done_with_it(scripted: Scripted
     panel.nudge()
     panel.draw()
     assert everything(panel) == before
-    assert session.options.changed == frozenset(), "it changes the session that came after it"
+    assert session.generation.changed == frozenset(), "it changes the session that came after it"
     assert panel.loading.load.disabled
     assert loop_threads() == [], "it woke the session up again"
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from llm_magic.config.settings import GenerationConfig
-from llm_magic.errors import DoesNotFit, GenerationFailed, PromptTooLong
+from llm_magic.errors import GenerationFailed, OutOfMemory, PromptTooLong
 from llm_magic.types import Chunk, Message
 from tests.local_models import edited, listening, local_session, parrot
 from tests.many import PROMPTS, TEXT, Asker, Conversations, asked
@@ -249,7 +249,7 @@ def test_one_that_does_not_fit_even_alone_loses_no_other(llama: Asker) -> None:
     (sign,) = set(llama.loaded.tokenizer("§").input_ids[:1])
     with llama.watched(exhausted(lambda ids: bool((ids == sign).any()))):
         answers = llama.together(asked(prompts), GREEDY)
-    assert isinstance(answers.pop(5), DoesNotFit)
+    assert isinstance(answers.pop(5), OutOfMemory)
     assert answers == llama.alone(asked(prompts[:5] + prompts[6:]), GREEDY)
 
 
@@ -323,7 +323,7 @@ def test_nothing_is_left_afterwards(llama: Asker) -> None:
     stopped(llama, asked(PROMPTS), 60)
     with llama.watched(exhausted(lambda ids: ids.shape[1] == 1)):
         errors = llama.together(asked(PROMPTS[:4]), SAMPLED)
-    assert {type(error) for error in errors} == {DoesNotFit}
+    assert {type(error) for error in errors} == {OutOfMemory}
     assert tensors() <= before
     assert torch.equal(torch.get_rng_state(), state)
 

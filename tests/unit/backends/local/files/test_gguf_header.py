@@ -56,5 +56,5 @@ def test_any_cut_and_any_flipped_byte_is_one_line_or_no_matter(file: Path) -> No
 
 def test_one_part_of_a_model_says_how_to_join_them(tmp_path: Path) -> None:
     part = write_gguf(tmp_path / "big-00001-of-00003.gguf", parts=3)
-    with pytest.raises(LoadFailed, match=r"is one of 3 parts; join them first: llama-gguf-split"):
+    with pytest.raises(LoadFailed, match=r"is one of 3 parts\. Join them first: llama-gguf-split"):
         read_header(part)

@@ -17,7 +17,7 @@ from huggingface_hub.utils import _xet
 from llm_magic.backends.local import memory
 from llm_magic.backends.local.files import gguf, hub, sources
 from llm_magic.backends.local.worker import Cancelled
-from llm_magic.errors import DoesNotFit, LLMMagicError, LoadFailed, ModelNotFound
+from llm_magic.errors import LLMMagicError, LoadFailed, ModelNotFound, OutOfMemory
 from llm_magic.session import Session
 from tests.local_models import edited, listening, local_session
 from tests.tiny_gguf import write_gguf
@@ -142,7 +142,7 @@ def test_a_gguf_file_is_converted_once_however_it_is_named(session: Session, mod
 @pytest.mark.parametrize(
     ("wanted", "kind", "message"),
     [
-        ("{}/two", ModelNotFound, "two holds 2 .gguf files. Name one of them: a.gguf, b.gguf."),
+        ("{}/two", ModelNotFound, "two holds 2 .gguf files. Load one of them: a.gguf, b.gguf."),
         ("{}/none", ModelNotFound, "none holds no model: it has no config.json and no .gguf file."),
         ("./alpah", ModelNotFound, "There is no file or folder './alpah'. Did you mean alpha"),
         ("{}/alpha/x.gguf", ModelNotFound, "There is no file or folder"),
@@ -218,7 +218,7 @@ def test_a_gguf_file_that_will_not_fit_is_not_converted_first(
     file = write_gguf(tmp_path / "tiny.gguf")
     monkeypatch.setenv("LLM_MAGIC_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(memory, "free_bytes", lambda _device: gguf.converted_size(file) - 1)
-    with local_session() as session, pytest.raises(DoesNotFit):
+    with local_session() as session, pytest.raises(OutOfMemory):
         session.load(str(file))
     assert not list((tmp_path / "cache").glob("converted/*"))
 

@@ -119,7 +119,7 @@ def test_an_assistant_that_does_not_fit_the_model_is_refused(
     session.load()
     for assistant, error, said in (
         ("SmolLM2-135M-Instruct", OptionError, "another vocabulary"),
-        (str(tmp_path / "state"), OptionError, "cannot take back a guess"),
+        (str(tmp_path / "state"), OptionError, "cannot discard rejected tokens"),
         (str(tmp_path / "none"), ModelNotFound, "no file or folder"),
     ):
         with pytest.raises(error, match=said):
