@@ -88,7 +88,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(loaded: Kernel, code: str) ->
     loaded.ok("value, before = 1, (llm.generation.top_k, llm.status().models, llm.last)")
     ename, words = MISTAKES[code]
     build = loaded.value(
-        "'no GPU answers' if __import__('torch').version.cuda else 'this torch is a CPU build'"
+        "'no GPU was found' if __import__('torch').version.cuda else 'this torch is a CPU build'"
     )
     assert_one_line(loaded.run(code), ename, words.replace("{build}", build))
     assert loaded.value("before == (llm.generation.top_k, llm.status().models, llm.last)")

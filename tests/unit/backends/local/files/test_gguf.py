@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -210,9 +209,7 @@ def test_a_killed_child_is_an_error_and_the_next_try_works(
     file: Path, cache: Path, stand_in: Callable[[str], None]
 ) -> None:
     stand_in(STAND_IN + "os.kill(os.getpid(), signal.SIGKILL)")
-    with pytest.raises(
-        LoadFailed, match=rf"killed by signal {signal.SIGKILL:d}, perhaps because memory ran out"
-    ):
+    with pytest.raises(LoadFailed, match=rf"killed by signal {signal.SIGKILL:d}, perhaps because"):
         convert(file)
     assert_nothing_is_left(file, cache)
     stand_in(WORKS)

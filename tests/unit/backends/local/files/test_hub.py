@@ -143,10 +143,7 @@ def test_what_is_loaded_or_cached_is_not_asked_for_again(out: dict[str, Any]) ->
 def test_a_revision_is_kept(out: dict[str, Any]) -> None:
     assert out["revision"]["revision"] == "v1.0"
     assert out["no such revision"]["error"] == "ModelNotFound"
-    assert (
-        out["no such revision"]["message"]
-        == "tiny/small has no revision 'v9' on the hub. Change --revision, or omit it."
-    )
+    assert out["no such revision"]["message"].startswith("tiny/small has no revision 'v9'")
 
 
 def test_a_download_that_is_stopped_leaves_all_as_it_was(out: dict[str, Any]) -> None:
