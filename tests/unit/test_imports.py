@@ -10,7 +10,7 @@ import pytest
 HEAVY = {
     "torch", "transformers", "accelerate", "safetensors", "gguf", "huggingface_hub", "tokenizers",
     "bitsandbytes", "ipywidgets", "httpx", "numpy", "pandas", "pydantic", "pydantic_settings",
-    "markdown_it", "psutil", "filelock", "jinja2",
+    "markdown_it", "mdit_py_plugins", "psutil", "filelock", "jinja2",
 }  # fmt: skip
 
 
