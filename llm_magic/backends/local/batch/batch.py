@@ -29,8 +29,8 @@ from llm_magic.backends.local.generation.detokenizer import Detokenizer
 from llm_magic.backends.local.generation.parameters import generate_options
 from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.worker import Cancelled, process_lock
+from llm_magic.backends.stop_strings import StopText
 from llm_magic.errors import LLMMagicError, release_frames
-from llm_magic.text.partial_match import StopText
 
 
 def stream_many(loaded: LocalModel, job: Job) -> None:

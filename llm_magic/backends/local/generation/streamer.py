@@ -12,7 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 from llm_magic.backends.local.generation.detokenizer import Detokenizer
 from llm_magic.backends.local.generation.parameters import end_ids
 from llm_magic.backends.local.worker import Cancelled
-from llm_magic.text.partial_match import StopText
+from llm_magic.backends.stop_strings import StopText
 from llm_magic.types import Chunk, FinishReason, Usage
 
 if TYPE_CHECKING:
