@@ -11,6 +11,7 @@ from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import LLMMagicError
 from llm_magic.session import Session
 from llm_magic.types import Chunk, FinishReason, Message, Usage
+from tests.local_models import local_model
 
 Answer = tuple[str, FinishReason, Usage]
 Conversations = Sequence[Sequence[Message]]
@@ -82,8 +83,8 @@ class Asker:
 
     @property
     def model(self) -> Any:
-        """The model itself."""
-        return self.backend._loaded[self.name].model
+        """The PyTorch module."""
+        return local_model(self.session, self.name).model
 
     def load(self, folder: Path) -> Asker:
         """Load a model in float32, where neighbours change nothing that could be seen."""

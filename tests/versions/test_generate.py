@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import GenerationMixin
 
-from llm_magic.backends.local import loaded_model
+from llm_magic.backends.local import loader
 from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
 from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
 from llm_magic.config.settings import GenerationConfig
@@ -240,7 +240,7 @@ def test_answer_by_steps_of_fixed_shape_is_that_of_generate(
     monkeypatch: pytest.MonkeyPatch, session: Session, tmp_path: Path, mode: dict[str, Any]
 ) -> None:
     # As on a GPU, without its graphs.
-    monkeypatch.setattr(loaded_model, "StaticDecoder", partial(StaticDecoder, forced=True))
+    monkeypatch.setattr(loader, "StaticDecoder", partial(StaticDecoder, forced=True))
     folder = tiny_llama(tmp_path / "llama", chat_template=None)
     plain = PlainGenerate(folder)
     session.load(str(folder), name="m", dtype="float32")

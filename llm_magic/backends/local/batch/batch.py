@@ -22,23 +22,22 @@ from llm_magic.backends.local.batch.sequence import BatchRequest, Sequence
 from llm_magic.backends.local.generation import generate, parameters
 from llm_magic.backends.local.generation.chat_template import encode
 from llm_magic.backends.local.generation.token_streamer import TokenStreamer
-from llm_magic.backends.local.loaded_model import Loaded
-from llm_magic.backends.local.process_lock import turn
-from llm_magic.backends.local.worker import Cancelled
+from llm_magic.backends.local.local_model import LocalModel
+from llm_magic.backends.local.worker import Cancelled, process_lock
 from llm_magic.errors import LLMMagicError, release_frames
 from llm_magic.types import Chunk
 
 
-def stream_many(loaded: Loaded, request: BatchRequest) -> None:
+def stream_many(loaded: LocalModel, request: BatchRequest) -> None:
     """Answer all conversations of a request; raises `Cancelled` soon after its flag is set."""
-    with turn(request.cancel), torch.inference_mode():
+    with process_lock(request.cancel), torch.inference_mode():
         sequences = _encoded(loaded, request)
         together = len(sequences) > 1 and can_batch(loaded.model)
         if together:
             try:
                 _scheduler(loaded, sequences, request).run()
                 # Not after a cancellation: the collection takes longer than a step.
-                memory.give_back()
+                memory.release_memory()
             except NotBatchable:
                 together = False
     if not together:
@@ -46,7 +45,7 @@ def stream_many(loaded: Loaded, request: BatchRequest) -> None:
             _answer_alone(loaded, sequence, request)
 
 
-def _encoded(loaded: Loaded, request: BatchRequest) -> list[Sequence]:
+def _encoded(loaded: LocalModel, request: BatchRequest) -> list[Sequence]:
     """Return a sequence for each conversation; emits the error of one that cannot be answered."""
     config, model = request.config, loaded.model
     stop_strings = parameters.stop_strings(model, config)
@@ -69,7 +68,7 @@ def _encoded(loaded: Loaded, request: BatchRequest) -> list[Sequence]:
     return sequences
 
 
-def _scheduler(loaded: Loaded, sequences: list[Sequence], request: BatchRequest) -> Scheduler:
+def _scheduler(loaded: LocalModel, sequences: list[Sequence], request: BatchRequest) -> Scheduler:
     """Return the scheduler of the sequences, with the options as `generate` prepares them."""
     longest = max(sequences, key=lambda sequence: sequence.max_new_tokens)
     ids = torch.tensor([longest.ids], device=loaded.model.device)
@@ -79,14 +78,14 @@ def _scheduler(loaded: Loaded, sequences: list[Sequence], request: BatchRequest)
     return Scheduler(loaded, sequences, request, inputs)
 
 
-def _answer_alone(loaded: Loaded, sequence: Sequence, request: BatchRequest) -> None:
+def _answer_alone(loaded: LocalModel, sequence: Sequence, request: BatchRequest) -> None:
     messages = request.conversations[sequence.index]
     emit = partial(_emit, request, sequence.index)
     try:
         generate.stream(loaded, messages, request.config, request.cancel, emit)
         return
     except Exception as error:
-        if not isinstance(error, LLMMagicError) and not memory.ran_out(error):
+        if not isinstance(error, LLMMagicError) and not memory.is_out_of_memory(error):
             raise
         problem = request.translate(error)
     sequence.fail(problem)

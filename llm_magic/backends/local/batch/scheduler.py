@@ -22,7 +22,7 @@ from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.batch.padded_batch import PaddedBatch, shortest_window
 from llm_magic.backends.local.batch.sequence import BatchRequest, Sequence, common_prefix_length
 from llm_magic.backends.local.generation.parameters import GenerateInputs
-from llm_magic.backends.local.loaded_model import Loaded
+from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.errors import LLMMagicError
 
@@ -62,7 +62,7 @@ class Scheduler:
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: LocalModel,
         sequences: abc.Sequence[Sequence],
         request: BatchRequest,
         inputs: GenerateInputs,
@@ -91,7 +91,7 @@ class Scheduler:
                 self._advance()
                 continue
             except Exception as error:
-                if not memory.ran_out(error):
+                if not memory.is_out_of_memory(error):
                     raise
                 problem = self._request.translate(error)
             self.preempt(problem)
@@ -131,7 +131,7 @@ class Scheduler:
         else:
             self.waiting.extendleft(reversed(sequences))
             self._budget.max_sequences = len(sequences) // 2
-        memory.give_back()
+        memory.release_memory()
 
     def _shared_prefix_length(self) -> int:
         """Return the length of the prefix that is read once for all sequences; 0 for none."""
@@ -220,7 +220,7 @@ class Scheduler:
 class MemoryBudget:
     """How many sequences may run together, by their number and by the memory that they will take."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LocalModel) -> None:
         config = loaded.model.config.get_text_config(decoder=True)
         device = loaded.model.device.type
         self.max_sequences = _MAX_SEQUENCES.get(device, _MAX_SEQUENCES_ON_GPU)

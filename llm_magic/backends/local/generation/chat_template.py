@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     import torch
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-    from llm_magic.backends.local.loaded_model import Loaded
+    from llm_magic.backends.local.local_model import LocalModel
 
 
-def encode(loaded: Loaded, messages: Sequence[Message]) -> torch.Tensor:
+def encode(loaded: LocalModel, messages: Sequence[Message]) -> torch.Tensor:
     """Return `messages` as token ids of shape (1, length) on the device of the model."""
     import torch
 

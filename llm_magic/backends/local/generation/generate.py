@@ -38,9 +38,8 @@ from llm_magic.backends.local.generation.token_streamer import (
     StopStringReached,
     TokenStreamer,
 )
-from llm_magic.backends.local.loaded_model import Loaded
-from llm_magic.backends.local.process_lock import turn
-from llm_magic.backends.local.worker import Cancelled
+from llm_magic.backends.local.local_model import LocalModel
+from llm_magic.backends.local.worker import Cancelled, process_lock
 from llm_magic.config.settings import GenerationConfig
 from llm_magic.types import Chunk, FinishReason, Message, Usage
 
@@ -50,14 +49,14 @@ _DRAFT_COST = {"cpu": 0.25, "mps": 0.1, "cuda": 0.03}
 
 
 def stream(
-    loaded: Loaded,
+    loaded: LocalModel,
     messages: Sequence[Message],
     config: GenerationConfig,
     cancel: threading.Event,
     emit: Callable[[Chunk], None],
 ) -> None:
     """Answer `messages` with one chunk a token; raises `Cancelled` soon after `cancel` is set."""
-    with turn(cancel), torch.inference_mode():
+    with process_lock(cancel), torch.inference_mode():
         ids = encode(loaded, messages)
         prompt_tokens = ids.shape[1]
         left = parameters.max_new_tokens_left(loaded, prompt_tokens)
@@ -72,7 +71,7 @@ def stream(
 
 
 def _finish_reason(
-    loaded: Loaded, streamer: TokenStreamer, options: dict[str, Any]
+    loaded: LocalModel, streamer: TokenStreamer, options: dict[str, Any]
 ) -> FinishReason:
     ends = parameters.eos_token_ids(loaded.model, options)
     if streamer.stop_reached or streamer.last_token in ends:
@@ -85,7 +84,9 @@ def _finish_reason(
 class DecodingLoop:
     """Answers one prompt; `cached_tokens` is how many of its tokens an earlier prompt had."""
 
-    def __init__(self, loaded: Loaded, streamer: TokenStreamer, cancel: threading.Event) -> None:
+    def __init__(
+        self, loaded: LocalModel, streamer: TokenStreamer, cancel: threading.Event
+    ) -> None:
         self._loaded, self._streamer, self._cancel = loaded, streamer, cancel
         self.cached_tokens = 0
 

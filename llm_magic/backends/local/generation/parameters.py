@@ -18,7 +18,7 @@ from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import OptionError, PromptTooLong, did_you_mean
 
 if TYPE_CHECKING:
-    from llm_magic.backends.local.loaded_model import Loaded
+    from llm_magic.backends.local.local_model import LocalModel
 
 # Options of `generate` that change the type of its result, or that have a flag of their own.
 _NOT_STREAMABLE = frozenset({
@@ -153,7 +153,7 @@ def token_ids(value: Any) -> frozenset[int]:
     return frozenset(value if isinstance(value, list | tuple) else (value,))
 
 
-def max_new_tokens_left(loaded: Loaded, prompt_tokens: int) -> int | None:
+def max_new_tokens_left(loaded: LocalModel, prompt_tokens: int) -> int | None:
     """Return how many tokens the context has left; None for a model without a limit."""
     context = loaded.info.context_length
     if context is None:

@@ -20,7 +20,7 @@ import torch
 from transformers import DynamicCache
 
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.memory import by_device
+from llm_magic.backends.local.memory import bytes_by_device
 
 # More conversations than one person goes back and forth between.
 _MAX_PREFIXES = 16
@@ -73,7 +73,7 @@ class PrefixCache:
     def bytes_by_device(self) -> Counter[str]:
         """Return the bytes of all prefixes on each device."""
         caches = (prefix.cache for prefix in self.prefixes)
-        return by_device(tensor for cache in caches for tensor in compat.tensors(cache))
+        return bytes_by_device(tensor for cache in caches for tensor in compat.tensors(cache))
 
     def lookup(self, ids: torch.Tensor) -> PrefixHit | None:
         """Return the prefix that saves most of a prompt of shape (length,), on the CPU."""

@@ -93,7 +93,7 @@ def test_unsuitable_assistant_is_an_error_and_keeps_the_loaded_model(
     session.load()
     for assistant, error, message in (
         ("SmolLM2-135M-Instruct", OptionError, "another vocabulary"),
-        (str(tmp_path / "state"), OptionError, "cannot remove a draft"),
+        (str(tmp_path / "state"), OptionError, "cannot discard rejected tokens"),
         (str(tmp_path / "none"), ModelNotFound, "no file or folder"),
     ):
         with pytest.raises(error, match=message):
