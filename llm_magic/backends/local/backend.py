@@ -12,13 +12,15 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from llm_magic.backends.base import Backend, LoadPlan, Report, TokenCount
+from llm_magic.backends.base import Backend, Capabilities, LoadPlan, Report, TokenCount
 from llm_magic.backends.local import load_plan, log_filters, memory, openmp
 from llm_magic.backends.local.cpus import cpus
 from llm_magic.backends.local.errors import explain_generation, explain_load
 from llm_magic.backends.local.files import sources
+from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.local.worker import Worker
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import LoadFailed, MissingDependency, ModelNotLoaded
@@ -30,22 +32,25 @@ if TYPE_CHECKING:
     from llm_magic.backends.local.loaded_model import Loaded
     from llm_magic.config.api_keys import ApiKeys
 
+# What `generate` calls an option; `seed` sets the generators, `stop` ends the stream.
+_OPTION_NAMES = MappingProxyType({
+    "max_new_tokens": "max_new_tokens", "temperature": "temperature", "top_p": "top_p",
+    "top_k": "top_k", "repetition_penalty": "repetition_penalty", "seed": "seed", "stop": "stop",
+    "extra": "keyword arguments",
+})  # fmt: skip
 # For the end of a cell whose load was stopped, before its memory is collected.
 _HEAD_START_S = 0.05
-
-
-def local(settings: ReadSettings, _keys: ApiKeys) -> LocalTransformersBackend:
-    """Return the backend for models in this process, which needs no key."""
-    return LocalTransformersBackend(settings)
 
 
 class LocalTransformersBackend(Backend):
     """Keeps Transformers models resident; all torch work happens on one inference thread."""
 
     name = "local"
-    counts_here = True
+    capabilities = Capabilities(in_process=True, local_token_counts=True)
+    option_names = _OPTION_NAMES
+    load_config = LocalLoadConfig
 
-    def __init__(self, settings: ReadSettings) -> None:
+    def __init__(self, settings: ReadSettings, _keys: ApiKeys) -> None:
         log_filters.keep_quiet()
         self._settings = settings
         self._inference = Worker("llm_magic-inference", rest=self._tidy)
@@ -66,6 +71,7 @@ class LocalTransformersBackend(Backend):
         self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
     ) -> LoadPlan:
         """Find, fetch and convert the files, and see that they fit; changes nothing resident."""
+        assert isinstance(config, LocalLoadConfig)
         _require_packages()
         if not self._imported:
             _require_usable_process()

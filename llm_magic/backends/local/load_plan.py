@@ -12,8 +12,9 @@ from llm_magic.backends.base import LoadPlan, Report
 from llm_magic.backends.local import memory
 from llm_magic.backends.local.files import gguf, hub, sources, validate
 from llm_magic.backends.local.files.sources import Source
+from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.local.worker import Cancelled
-from llm_magic.config.settings import LoadConfig, Settings
+from llm_magic.config.settings import Settings
 from llm_magic.errors import OutOfMemory
 from llm_magic.text.formatting import human_bytes
 from llm_magic.types import Progress
@@ -26,6 +27,7 @@ class Ready:
     `assistant` is the folder of the small model that guesses ahead.
     """
 
+    config: LocalLoadConfig
     source: Source
     folder: Path
     device: str
@@ -47,7 +49,7 @@ class Planner:
     """Finds and checks the models of one load; changes nothing that is resident."""
 
     def __init__(
-        self, settings: Settings, config: LoadConfig, report: Report, cancel: threading.Event
+        self, settings: Settings, config: LocalLoadConfig, report: Report, cancel: threading.Event
     ) -> None:
         self._settings, self._config = settings, config
         self._report, self._cancel = report, cancel
@@ -70,7 +72,7 @@ class Planner:
             helper = self._files(self._find(config.assistant, None), device, free - needed)
             needed += helper.needed
             assistant = helper.folder
-        ready = Ready(source, found.folder, device, needed, assistant)
+        ready = Ready(config, source, found.folder, device, needed, assistant)
         notes = (f"Converted once to {found.folder}",) if found.converted else ()
         return LoadPlan(model or source.name, source.name, config, ready, notes)
 
@@ -113,7 +115,7 @@ class Planner:
             )
 
 
-def _free(config: LoadConfig, device: str, freed: Mapping[str, int]) -> int:
+def _free(config: LocalLoadConfig, device: str, freed: Mapping[str, int]) -> int:
     """Return the bytes that there will be for a model; what goes from elsewhere is of no use."""
     places = [device]
     if config.device == "auto" and device == "cuda" and config.quantization == "none":
@@ -137,7 +139,9 @@ def _is_new(source: Source) -> bool:
     return not gguf.is_converted(source.path)
 
 
-def _files_of(source: Source, config: LoadConfig, report: Report, cancel: threading.Event) -> Path:
+def _files_of(
+    source: Source, config: LocalLoadConfig, report: Report, cancel: threading.Event
+) -> Path:
     """Return a folder of safetensors on this disk: downloaded or converted now if need be."""
     if source.hub is not None:
         return hub.download(source.hub, report, cancel.is_set, code=config.trust_remote_code)

@@ -62,9 +62,9 @@ def bring_in(
     plan: LoadPlan, ready: Ready, report: Report, cancel: threading.Event, *, keep: bool
 ) -> Loaded:
     """Load a checked model, and the assistant it was asked for with; `keep` keeps prefixes."""
-    model, tokenizer = loader.load(ready.folder, plan.config, ready.device, report, cancel)
+    model, tokenizer = loader.load(ready.folder, ready.config, ready.device, report, cancel)
     why_plain = compat.why_plain(model)
-    if why_plain is not None and (ready.assistant is not None or plan.config.compile):
+    if why_plain is not None and (ready.assistant is not None or ready.config.compile):
         option = "--compile" if ready.assistant is None else "--assistant"
         raise OptionError(
             f"{option} needs the fast path, which {plan.name} cannot use: {why_plain}."
@@ -73,7 +73,7 @@ def bring_in(
     assistant = None
     if ready.assistant is not None:
         assistant = _assistant(plan, ready, tokenizer, report, cancel)
-    fast = FastPath(model, compiled=plan.config.compile)
+    fast = FastPath(model, compiled=ready.config.compile)
     if why_plain is None:
         fast.warm_up(report, cancel)
     base = ModelInfo(
@@ -82,16 +82,16 @@ def bring_in(
         where=ready.source.where,
         source=str(ready.source.path or ready.folder),
         folder=str(ready.folder),
-        revision=plan.config.revision,
+        revision=ready.config.revision,
     )
     return Loaded(
         model,
         tokenizer,
-        loader.describe(model, base, plan.config),
+        loader.describe(model, base, ready.config),
         _prefixes(model, ready.device) if keep else Prefixes(0),
         first_pace(model.num_parameters(), ready.device),
         fast,
-        Encoder(tokenizer, control_tokens=plan.config.special_tokens),
+        Encoder(tokenizer, control_tokens=ready.config.special_tokens),
         assistant,
         why_plain,
     )
@@ -105,8 +105,8 @@ def _assistant(
     cancel: threading.Event,
 ) -> PreTrainedModel:
     assert ready.assistant is not None
-    asked = f"--assistant {plan.config.assistant}"
-    model, own = loader.load(ready.assistant, plan.config, ready.device, report, cancel)
+    asked = f"--assistant {ready.config.assistant}"
+    model, own = loader.load(ready.assistant, ready.config, ready.device, report, cancel)
     if own.get_vocab() != tokenizer.get_vocab():
         raise OptionError(
             f"{asked} has another vocabulary than {plan.name}."

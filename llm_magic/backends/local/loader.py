@@ -18,9 +18,9 @@ from transformers.utils import logging as transformers_logging
 from llm_magic.backends.base import Report
 from llm_magic.backends.local import memory
 from llm_magic.backends.local.cpu_linear import widen
+from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.local.process_lock import turn
 from llm_magic.backends.local.worker import Cancelled
-from llm_magic.config.settings import LoadConfig
 from llm_magic.errors import (
     DeviceUnavailable,
     LLMMagicError,
@@ -64,7 +64,7 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def check_quantization(config: LoadConfig, device: str) -> None:
+def check_quantization(config: LocalLoadConfig, device: str) -> None:
     """Raise in one line where the quantization asked for cannot be had."""
     if config.quantization == "none":
         return
@@ -77,7 +77,7 @@ def check_quantization(config: LoadConfig, device: str) -> None:
 
 
 def load(
-    folder: Path, config: LoadConfig, device: str, report: Report, cancel: threading.Event
+    folder: Path, config: LocalLoadConfig, device: str, report: Report, cancel: threading.Event
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load tokenizer and weights; raises `Cancelled` soon after the flag is set."""
     report(Progress("reading the tokenizer"))
@@ -113,7 +113,7 @@ def _make_streamable(model: PreTrainedModel) -> None:
         setattr(model.generation_config, name, None)
 
 
-def _dtype(config: LoadConfig) -> str:
+def _dtype(config: LocalLoadConfig) -> str:
     if config.quantization == "8bit" and config.dtype == "auto":
         return _INT8_DTYPE
     return config.dtype
@@ -124,7 +124,7 @@ def _device_map(asked: str, device: str) -> str | dict[str, str]:
     return "auto" if asked == "auto" and device == "cuda" else {"": device}
 
 
-def _optional(config: LoadConfig) -> dict[str, Any]:
+def _optional(config: LocalLoadConfig) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if config.attn is not None:
         options["attn_implementation"] = config.attn
@@ -153,7 +153,7 @@ def _check_complete(problems: dict[str, Any]) -> None:
         )
 
 
-def describe(model: PreTrainedModel, base: ModelInfo, config: LoadConfig) -> ModelInfo:
+def describe(model: PreTrainedModel, base: ModelInfo, config: LocalLoadConfig) -> ModelInfo:
     """Return what is known about a model once it is loaded."""
     text_config = model.config.get_text_config()
     devices = {str(parameter.device) for parameter in model.parameters()}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_magic.backends.local import memory
-from llm_magic.config.settings import LoadConfig
+from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.errors import LoadFailed, OptionError, did_you_mean
 
 _INDEX = "model.safetensors.index.json"
@@ -20,7 +20,9 @@ _NO_GENERATORS = (
 )  # fmt: skip
 
 
-def check_folder(name: str, folder: Path, config: LoadConfig, about: Mapping[str, Any]) -> None:
+def check_folder(
+    name: str, folder: Path, config: LocalLoadConfig, about: Mapping[str, Any]
+) -> None:
     """Raise in one line for a folder whose model must not or cannot be read; `about` is its config."""
     _check_weights(name, folder)
     if not _has_tokenizer(folder):
@@ -80,7 +82,7 @@ def _check_shards(name: str, folder: Path) -> None:
         )
 
 
-def _check_kind(name: str, config: LoadConfig, about: Mapping[str, Any]) -> None:
+def _check_kind(name: str, config: LocalLoadConfig, about: Mapping[str, Any]) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     kind, own_code = about.get("model_type"), about.get("auto_map") or {}
@@ -103,7 +105,7 @@ def _check_kind(name: str, config: LoadConfig, about: Mapping[str, Any]) -> None
         )
 
 
-def _check_attention(name: str, config: LoadConfig, about: Mapping[str, Any]) -> None:
+def _check_attention(name: str, config: LocalLoadConfig, about: Mapping[str, Any]) -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     wanted = config.attn

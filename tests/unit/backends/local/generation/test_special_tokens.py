@@ -268,5 +268,5 @@ def test_later_turn_reuses_what_was_read_of_a_pasted_one(session: Session) -> No
 
 
 def test_server_refuses_the_option(session: Session) -> None:
-    with pytest.raises(OptionError, match="--special-tokens does nothing on ollama"):
+    with pytest.raises(OptionError, match="--special-tokens is not an option of ollama"):
         session.load("x", backend="ollama", special_tokens=True)
