@@ -10,10 +10,12 @@ from typing import Any
 
 from llm_magic.backends.local.batch import batch
 from llm_magic.backends.local.batch.sequence import Job
+from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import GenerationFailed, LLMMagicError
 from llm_magic.session import Session
 from llm_magic.types import Chunk, FinishReason, Message, Usage
+from tests.local_models import local_model
 
 Answer = tuple[str, FinishReason, Usage]
 Conversations = Sequence[Sequence[Message]]
@@ -88,9 +90,14 @@ class Asker:
         return self.session._manager._backends["local"]
 
     @property
+    def loaded(self) -> LocalModel:
+        """What the backend stores with the model."""
+        return local_model(self.session, self.name)
+
+    @property
     def model(self) -> Any:
-        """The model itself."""
-        return self.backend._loaded[self.name].model
+        """The PyTorch module."""
+        return self.loaded.model
 
     def load(self, folder: Path) -> Asker:
         """Load a model in float32, where neighbours change nothing that could be seen."""
@@ -130,7 +137,7 @@ class Asker:
 
         def work(cancel: threading.Event) -> None:
             job = Job(conversations, config, cancel, items.append, _translated, pages=True)
-            batch.stream_many(self.backend._loaded[self.name], job)
+            batch.stream_many(self.loaded, job)
 
         future, _cancel = self.backend._inference.submit(work, _translated)
         future.result(timeout=60)

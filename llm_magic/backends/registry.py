@@ -194,8 +194,8 @@ def _merged(
     backends = list(_available())
     for backend in backends:
         for name, spec in options(backend).items():
-            names = spec.flag.names if spec.flag is not None else ()
-            if all(flags.setdefault(flag, name) == name for flag in names):
+            flag_names = spec.flag.names if spec.flag is not None else ()
+            if all(flags.setdefault(flag, name) == name for flag in flag_names):
                 first = merged.setdefault(name, spec)
                 merged[name] = dataclasses.replace(first, backends=(*first.backends, backend.name))
     for name, spec in merged.items():
@@ -204,8 +204,8 @@ def _merged(
     return MappingProxyType(merged)
 
 
-def models_on_disk(settings: Settings) -> list[ModelInfo]:
-    """Return the models on this disk by name, without creating a backend; fast enough for a key press."""
-    from llm_magic.backends.local.files import nearby
+def local_model_names(settings: Settings) -> list[ModelInfo]:
+    """Return the models on this disk by name, without creating a backend; used by completion."""
+    from llm_magic.backends.local.files import sources
 
-    return nearby.models(settings.models_folder)
+    return sources.names(settings.models_folder)

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import GenerationMixin
 
-from llm_magic.backends.local import loaded_model
+from llm_magic.backends.local import loader
 from llm_magic.backends.local.generation.fast_path import FastPath
 from llm_magic.backends.local.generation.kv_cache import Pace
 from llm_magic.config.settings import GenerationConfig
@@ -91,7 +91,7 @@ def pair(
     folder = tmp_path_factory.mktemp("models") / request.param
     with pytest.MonkeyPatch.context() as patch:
         # A large model reads its prompts in pieces, too.
-        patch.setattr(loaded_model, "first_pace", lambda *_about: Pace(PIECE))
+        patch.setattr(loader, "first_pace", lambda *_about: Pace(PIECE))
         return Pair(session, tiny(folder, request.param, chat_template=None))
 
 
@@ -240,7 +240,7 @@ def test_answer_by_steps_of_fixed_shape_is_that_of_generate(
     monkeypatch: pytest.MonkeyPatch, session: Session, tmp_path: Path, mode: dict[str, Any]
 ) -> None:
     # As on a GPU, without its graphs.
-    monkeypatch.setattr(loaded_model, "FastPath", partial(FastPath, forced=True))
+    monkeypatch.setattr(loader, "FastPath", partial(FastPath, forced=True))
     folder = tiny_llama(tmp_path / "llama", chat_template=None)
     plain = PlainGenerate(folder)
     session.load(str(folder), name="m", dtype="float32")

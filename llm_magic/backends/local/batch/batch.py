@@ -27,23 +27,22 @@ from llm_magic.backends.local.generation import generate
 from llm_magic.backends.local.generation.chat_template import encode, room
 from llm_magic.backends.local.generation.detokenizer import Detokenizer
 from llm_magic.backends.local.generation.parameters import generate_options
-from llm_magic.backends.local.loaded_model import Loaded
-from llm_magic.backends.local.process_lock import turn
-from llm_magic.backends.local.worker import Cancelled
+from llm_magic.backends.local.local_model import LocalModel
+from llm_magic.backends.local.worker import Cancelled, process_lock
+from llm_magic.backends.stop_strings import StopText
 from llm_magic.errors import LLMMagicError, release_frames
-from llm_magic.text.partial_match import StopText
 
 
-def stream_many(loaded: Loaded, job: Job) -> None:
+def stream_many(loaded: LocalModel, job: Job) -> None:
     """Answer all of them, the chunks of each in order; raises `Cancelled` soon after the flag."""
-    with turn(job.cancel), torch.inference_mode():
+    with process_lock(job.cancel), torch.inference_mode():
         rows = _prepared(loaded, job)
         together = len(rows) > 1 and takes_rows(loaded.model)
         if together:
             try:
                 _decode(loaded, rows, job)
                 # Not after a stop: collecting takes longer than a step, and somebody waits for it.
-                memory.give_back()
+                memory.release_memory()
             except OneByOne:
                 together = False
     if not together:
@@ -51,7 +50,7 @@ def stream_many(loaded: Loaded, job: Job) -> None:
             _alone(loaded, row, job)
 
 
-def _alone(loaded: Loaded, row: Row, job: Job) -> None:
+def _alone(loaded: LocalModel, row: Row, job: Job) -> None:
     messages = job.conversations[row.index]
     try:
         generate.stream(
@@ -59,13 +58,13 @@ def _alone(loaded: Loaded, row: Row, job: Job) -> None:
         )
         return
     except Exception as error:
-        if not isinstance(error, LLMMagicError) and not memory.ran_out(error):
+        if not isinstance(error, LLMMagicError) and not memory.is_out_of_memory(error):
             raise
         problem = job.translate(error)
     row.fail(problem)
 
 
-def _prepared(loaded: Loaded, job: Job) -> list[Row]:
+def _prepared(loaded: LocalModel, job: Job) -> list[Row]:
     """Tokenize everything; what cannot be asked ends here, before the work begins."""
     config = job.config
     stop = (*config.stop, *(loaded.model.generation_config.stop_strings or ()))
@@ -88,7 +87,7 @@ def _prepared(loaded: Loaded, job: Job) -> list[Row]:
     return rows
 
 
-def _decode(loaded: Loaded, rows: Sequence[Row], job: Job) -> None:
+def _decode(loaded: LocalModel, rows: Sequence[Row], job: Job) -> None:
     """Let `generate` make of the options what it does, and decode with that."""
     longest = max(rows, key=lambda row: row.limit)
     ids = torch.tensor([longest.ids], device=loaded.model.device)

@@ -23,7 +23,7 @@ from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.batch import continuous
 from llm_magic.backends.local.batch.padded_batch import Group, shortest_window
 from llm_magic.backends.local.batch.sequence import Ending, Job, Row, common_prefix
-from llm_magic.backends.local.loaded_model import Loaded
+from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.errors import LLMMagicError
 
@@ -61,7 +61,7 @@ class OneByOne(Exception):
 class Batch:
     """A model, the rows that wait for it, and those that share its steps now."""
 
-    def __init__(self, loaded: Loaded, rows: Sequence[Row], job: Job) -> None:
+    def __init__(self, loaded: LocalModel, rows: Sequence[Row], job: Job) -> None:
         self._loaded, self._job = loaded, job
         # The longest first: if memory runs out, it does so early.
         self._waiting = deque(sorted(rows, key=lambda row: -len(row.ids)))
@@ -105,7 +105,7 @@ class Batch:
                 self._advance()
                 continue
             except Exception as error:
-                if not memory.ran_out(error):
+                if not memory.is_out_of_memory(error):
                     raise
                 problem = self._job.translate(error)
             self._retreat(problem)
@@ -125,9 +125,9 @@ class Batch:
                 self._loaded.model, rows, self._settings, self._ending, tokens, self._job.cancel
             )
         except Exception as error:
-            if not memory.ran_out(error):
+            if not memory.is_out_of_memory(error):
                 raise
-        memory.give_back()
+        memory.release_memory()
         self._waiting = deque(row for row in rows if not row.over)
 
     def _worth_sharing(self) -> int:
@@ -174,7 +174,7 @@ class Batch:
         else:
             self._waiting.extendleft(reversed(rows))
             self._room.rows = len(rows) // 2
-        memory.give_back()
+        memory.release_memory()
 
     def _begin(self, group: Group) -> None:
         if not self._prefix:
@@ -241,7 +241,7 @@ class Batch:
 class Room:
     """How many rows may share a step: by number, and by the memory that they will take."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LocalModel) -> None:
         config = loaded.model.config.get_text_config(decoder=True)
         self.rows = _ROWS.get(loaded.model.device.type, _MANY_ROWS)
         self._token = memory.token_bytes(config.to_dict(), loaded.info.dtype)

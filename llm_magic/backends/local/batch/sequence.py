@@ -11,9 +11,9 @@ import torch
 
 from llm_magic.backends.local.generation.detokenizer import Detokenizer
 from llm_magic.backends.local.worker import Translate
+from llm_magic.backends.stop_strings import StopText
 from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import LLMMagicError, release_frames
-from llm_magic.text.partial_match import StopText
 from llm_magic.types import Chunk, FinishReason, Message, Usage
 
 Item = Chunk | LLMMagicError

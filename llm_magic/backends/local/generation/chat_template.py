@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     import torch
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-    from llm_magic.backends.local.loaded_model import Loaded
+    from llm_magic.backends.local.local_model import LocalModel
 
 
-def encode(loaded: Loaded, messages: Sequence[Message]) -> torch.Tensor:
+def encode(loaded: LocalModel, messages: Sequence[Message]) -> torch.Tensor:
     """Return the prompt as token ids of shape (1, length), as the model's template writes it."""
     import torch
 
@@ -70,7 +70,7 @@ def _apply(tokenizer: Any, turns: list[Turn], *, tokenize: bool = True) -> Any:
         return apply([merged, *rest])
 
 
-def room(loaded: Loaded, prompt_tokens: int) -> int | None:
+def room(loaded: LocalModel, prompt_tokens: int) -> int | None:
     """Return how many tokens the answer may have at most."""
     context = loaded.info.context_length
     if context is None:

@@ -109,7 +109,7 @@ class FastPath:
 
     def _length(self, needed: int) -> int:
         text_config = self._model.config.get_text_config()
-        context = memory.context_length(getattr(text_config, "max_position_embeddings", None))
+        context = memory.valid_context_length(getattr(text_config, "max_position_embeddings", None))
         least = min(_COMPILED_LENGTH, context or _COMPILED_LENGTH) if self._compiled else 1
         return bucket(max(needed, least), context)
 

@@ -33,9 +33,8 @@ from llm_magic.backends.local.generation.speculative import (
     PromptLookup,
 )
 from llm_magic.backends.local.generation.streamer import Emit, Emitter, Stopped
-from llm_magic.backends.local.loaded_model import Loaded
-from llm_magic.backends.local.process_lock import turn
-from llm_magic.backends.local.worker import Cancelled
+from llm_magic.backends.local.local_model import LocalModel
+from llm_magic.backends.local.worker import Cancelled, process_lock
 from llm_magic.config.settings import GenerationConfig
 from llm_magic.types import Chunk, Message, Usage
 
@@ -45,14 +44,14 @@ _DRAFT_COST = {"cpu": 0.25, "mps": 0.1, "cuda": 0.03}
 
 
 def stream(
-    loaded: Loaded,
+    loaded: LocalModel,
     messages: Sequence[Message],
     config: GenerationConfig,
     cancel: threading.Event,
     emit: Emit,
 ) -> None:
     """Answer `messages`, one chunk a token; raises `Cancelled` soon after the flag is set."""
-    with turn(cancel), torch.inference_mode():
+    with process_lock(cancel), torch.inference_mode():
         ids = encode(loaded, messages)
         prompt_tokens = ids.shape[1]
         left = room(loaded, prompt_tokens)
@@ -73,7 +72,7 @@ class _NoCache(Exception):
 class _Loop:
     """One answer; its `decode` replaces the loop of ``generate`` where that is possible."""
 
-    def __init__(self, loaded: Loaded, emitter: Emitter, cancel: threading.Event) -> None:
+    def __init__(self, loaded: LocalModel, emitter: Emitter, cancel: threading.Event) -> None:
         self._loaded, self._emitter, self._cancel = loaded, emitter, cancel
         self._short = short_length(loaded.model)
         self.reused = 0
@@ -85,12 +84,14 @@ class _Loop:
         # everything, and then calls the loop that it is given.
         generate: Any = loaded.model.generate
         generate = partial(generate, input_ids=ids, attention_mask=torch.ones_like(ids), **options)
-        if loaded.why_plain is None:
+        if loaded.fallback_reason is None:
             try:
                 generate(custom_generate=self.decode)
                 return
             except _NoCache:
-                loaded.why_plain = f"{type(loaded.model).__name__} has a state of its own kind"
+                loaded.fallback_reason = (
+                    f"{type(loaded.model).__name__} has a state of its own kind"
+                )
         generate(streamer=self._emitter)
 
     def decode(

@@ -20,7 +20,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.memory import by_device
+from llm_magic.backends.local.memory import bytes_by_device
 
 # More conversations than one person goes back and forth between.
 _MOST = 16
@@ -71,7 +71,7 @@ class Prefixes:
     def held(self) -> Counter[str]:
         """Return the bytes that all of them hold, by device."""
         kept = (prefix.cache for prefix in self._kept)
-        return by_device(tensor for cache in kept for tensor in compat.tensors(cache))
+        return bytes_by_device(tensor for cache in kept for tensor in compat.tensors(cache))
 
     def take(self, ids: torch.Tensor) -> Taken | None:
         """Return the cache that spares most of a prompt of shape (length,), on the CPU."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.text.partial_match import THOUGHT_ENDS as _CLOSE
-from llm_magic.text.partial_match import THOUGHT_OPENS as _OPEN
+from llm_magic.backends.reasoning import CLOSE_TAG as _CLOSE
+from llm_magic.backends.reasoning import OPEN_TAG as _OPEN
 
 if TYPE_CHECKING:
     import torch

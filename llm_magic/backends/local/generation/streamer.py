@@ -12,13 +12,13 @@ from transformers.generation.streamers import BaseStreamer
 from llm_magic.backends.local.generation.detokenizer import Detokenizer
 from llm_magic.backends.local.generation.parameters import end_ids
 from llm_magic.backends.local.worker import Cancelled
-from llm_magic.text.partial_match import StopText
+from llm_magic.backends.stop_strings import StopText
 from llm_magic.types import Chunk, FinishReason, Usage
 
 if TYPE_CHECKING:
     import torch
 
-    from llm_magic.backends.local.loaded_model import Loaded
+    from llm_magic.backends.local.local_model import LocalModel
 
 Emit = Callable[[Chunk], None]
 
@@ -31,7 +31,7 @@ class Emitter(BaseStreamer):
     """Turns every token into a chunk, or stops the work; what `generate` calls a streamer."""
 
     def __init__(
-        self, loaded: Loaded, stop: Sequence[str], cancel: threading.Event, emit: Emit
+        self, loaded: LocalModel, stop: Sequence[str], cancel: threading.Event, emit: Emit
     ) -> None:
         self._text = Detokenizer(loaded.tokenizer)
         self._stop = StopText(stop)

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from llm_magic.backends.local.generation.kv_cache import Pace, first_pace
 from llm_magic.errors import Interrupted
 from llm_magic.session import Session
-from tests.local_models import local_session, parrot
+from tests.local_models import local_model, local_session, parrot
 from tests.tiny_models import tiny_llama
 
 LONG = "word " * 600  # about 3000 tokens
@@ -59,9 +59,9 @@ class Steps:
 @contextlib.contextmanager
 def watched(session: Session, name: str = "endless", pause: float = 0.0) -> Iterator[Steps]:
     """See what the model does, and make a tiny one as slow as a large one."""
-    backend: Any = session._manager._backends["local"]
     steps = Steps(pause)
-    handle = backend._loaded[name].model.register_forward_pre_hook(steps, with_kwargs=True)
+    model = local_model(session, name).model
+    handle = model.register_forward_pre_hook(steps, with_kwargs=True)
     try:
         yield steps
     finally:

@@ -246,7 +246,7 @@ def test_memory_that_runs_out_in_the_middle_of_the_answers_repeats_nothing(llama
 
 def test_one_that_does_not_fit_even_alone_loses_no_other(llama: Asker) -> None:
     prompts = [*PROMPTS[:5], "§" + TEXT, *PROMPTS[5:9]]
-    (sign,) = set(llama.backend._loaded[llama.name].tokenizer("§").input_ids[:1])
+    (sign,) = set(llama.loaded.tokenizer("§").input_ids[:1])
     with llama.watched(exhausted(lambda ids: bool((ids == sign).any()))):
         answers = llama.together(asked(prompts), GREEDY)
     assert isinstance(answers.pop(5), OutOfMemory)

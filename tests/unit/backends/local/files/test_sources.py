@@ -142,7 +142,7 @@ def test_a_gguf_file_is_converted_once_however_it_is_named(session: Session, mod
 @pytest.mark.parametrize(
     ("wanted", "kind", "message"),
     [
-        ("{}/two", ModelNotFound, "two holds 2 .gguf files. Name one of them: a.gguf, b.gguf."),
+        ("{}/two", ModelNotFound, "two holds 2 .gguf files. Load one of them: a.gguf, b.gguf."),
         ("{}/none", ModelNotFound, "none holds no model: it has no config.json and no .gguf file."),
         ("./alpah", ModelNotFound, "There is no file or folder './alpah'. Did you mean alpha"),
         ("{}/alpha/x.gguf", ModelNotFound, "There is no file or folder"),
@@ -275,9 +275,9 @@ def test_context_length_that_cannot_be_one_is_unknown(tmp_path: Path, stated: ob
     folder = tmp_path / "m"
     folder.mkdir()
     edited(folder, "config.json", max_position_embeddings=stated)
-    assert sources.context(folder) is None
+    assert sources.context_length(folder) is None
     edited(folder, "config.json", max_position_embeddings=10_485_760)
-    assert sources.context(folder) == 10_485_760
+    assert sources.context_length(folder) == 10_485_760
 
 
 def test_model_without_context_limit_answers(session: Session, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 from llm_magic.backends.local.generation.cuda_graph import bucket
 from llm_magic.backends.local.generation.fast_path import FastPath
 from llm_magic.session import Session
-from tests.local_models import edited, local_session
+from tests.local_models import edited, local_model, local_session
 from tests.tiny_models import Architecture, tiny, tiny_llama
 from tests.unit.backends.local.generation.test_speculative import PROMPT, reference
 
@@ -34,8 +34,7 @@ def session() -> Iterator[Session]:
 
 
 def loaded(session: Session) -> Any:
-    found: Any = session._manager.find()
-    return found.backend._loaded[found.name]
+    return local_model(session)
 
 
 def make_fast(session: Session) -> FastPath:

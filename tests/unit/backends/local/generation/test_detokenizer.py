@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from llm_magic.backends.local.generation.detokenizer import Detokenizer
-from llm_magic.text.partial_match import StopText
+from llm_magic.backends.stop_strings import StopText
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase

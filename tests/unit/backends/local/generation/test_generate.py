@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from llm_magic.session import Session
 from llm_magic.types import Chunk
-from tests.local_models import edited, listening, local_session
+from tests.local_models import edited, listening, local_model, local_session
 from tests.plain_generate import PlainGenerate
 from tests.tiny_models import SPECIAL_TOKENS, tiny, tiny_llama
 
@@ -30,8 +30,7 @@ def session() -> Iterator[Session]:
 def load_in_pieces(session: Session, folder: Path) -> None:
     """Load a model that begins with short pieces, as a large one does."""
     session.load(str(folder), dtype="float32")
-    found: Any = session._manager.find()
-    found.backend._loaded[found.name].pace.piece = 64
+    local_model(session).pace.piece = 64
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from llm_magic.config.settings import Settings
 from llm_magic.session import Session
 from llm_magic.types import Message, Reply
-from tests.local_models import local_session
+from tests.local_models import local_model, local_session
 from tests.tiny_models import CHATML, Architecture, tiny, tiny_llama
 
 ARCHITECTURES: list[Architecture] = [
@@ -159,8 +159,7 @@ def test_unloading_frees_them(tmp_path: Path) -> None:
 
 def loaded(session: Session) -> Any:
     """Reach for the resident model."""
-    found: Any = session._manager.find()
-    return found.backend._loaded[found.name]
+    return local_model(session)
 
 
 def test_what_is_read_again_is_read_in_the_same_pieces(tmp_path: Path) -> None:

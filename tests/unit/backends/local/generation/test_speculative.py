@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llm_magic.backends.local.generation.speculative import Confidence, PromptLookup
 from llm_magic.errors import ModelNotFound, OptionError
 from llm_magic.session import Session
-from tests.local_models import edited, local_session
+from tests.local_models import edited, local_model, local_session
 from tests.tiny_models import Architecture, tiny, tiny_llama
 
 CROPPABLE: list[Architecture] = [
@@ -38,8 +38,7 @@ def session() -> Iterator[Session]:
 @contextmanager
 def counted(session: Session) -> Iterator[list[int]]:
     """Collect how many tokens each forward pass of the resident model gets."""
-    found: Any = session._manager.find()
-    model = found.backend._loaded[found.name].model
+    model = local_model(session).model
     sizes: list[int] = []
     handle = model.register_forward_pre_hook(
         lambda _model, _args, kwargs: sizes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -120,7 +119,7 @@ def test_an_assistant_that_does_not_fit_the_model_is_refused(
     session.load()
     for assistant, error, said in (
         ("SmolLM2-135M-Instruct", OptionError, "another vocabulary"),
-        (str(tmp_path / "state"), OptionError, "cannot take back a guess"),
+        (str(tmp_path / "state"), OptionError, "cannot discard rejected tokens"),
         (str(tmp_path / "none"), ModelNotFound, "no file or folder"),
     ):
         with pytest.raises(error, match=said):
