@@ -20,7 +20,7 @@ def test_help_of_the_cell_magic(scripted: Kernel) -> None:
     shown = scripted.help("%%llm")
     for words in ("--temperature T", "(0 to 2; default 0.7)", "--dry-run", "-o, --output VAR"):
         assert words in shown
-    assert "(markdown, text, code, json, raw)" in shown
+    assert "(markdown, text, code, json)" in shown
 
 
 def test_help_of_python_names_every_option(scripted: Kernel) -> None:

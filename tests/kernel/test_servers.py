@@ -96,7 +96,7 @@ def test_a_mistake_is_one_line_and_loses_nothing(
     assert "\n" not in ran.error
     assert error in ran.error
     assert "sk-1" not in ran.text
-    assert remote.ok("%llm --raw -f text still here").text.startswith("still here")
+    assert remote.ok("%llm --literal -f text still here").text.startswith("still here")
 
 
 def test_the_first_word_is_shown_when_it_comes(remote: Kernel, server: FaultServer) -> None:
@@ -201,7 +201,7 @@ def test_a_pull_is_shown_and_can_be_stopped(pulled: Kernel, ollama: OllamaServer
     assert pulled.value("llm.status().active_model") == "llama3.2"
     ollama.pace = 0.0
     assert "gemma3:270m · ollama" in pulled.ok("%llm_load gemma3:270m -b ollama --pull").text
-    assert "Hello you" in pulled.ok("%llm --raw Hello you").text
+    assert "Hello you" in pulled.ok("%llm --literal Hello you").text
 
 
 def test_many_at_once(remote: Kernel, server: FaultServer) -> None:
@@ -241,7 +241,7 @@ def test_a_key_that_is_not_set_is_asked_for(k: Kernel, server: FaultServer) -> N
     assert KEY not in json.dumps(vars(ran), default=str)
     # Once for a session: a cell that is run again, or by nbclient, needs nobody.
     assert k.ok(f"%llm_load big {where}").text.startswith("big")
-    assert "typed once" in k.ok("%llm --raw typed once").text
+    assert "typed once" in k.ok("%llm --literal typed once").text
 
 
 def test_the_key_is_nowhere(remote: Kernel, server: FaultServer) -> None:

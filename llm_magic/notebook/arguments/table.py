@@ -45,7 +45,7 @@ class Magic:
     takes_prompt: bool = False
 
 
-FORMATS = ("markdown", "text", "code", "json", "raw")
+FORMATS = ("markdown", "text", "code", "json")
 
 _MODEL = Argument(
     ("-m", "--model"), "Which loaded model; else the active one.", "NAME", complete="loaded"
@@ -84,12 +84,12 @@ _ANSWER = (
     ),
     Argument(("--replace",), "With -f code: put it in the place of this cell.", kind="switch"),
     Argument(
-        ("-b", "--background"),
-        "Return at once and stream into this cell; -o holds the job. Running the cell again stops the"
-        " job that it began before, where the frontend tells cells apart.",
+        ("--bg",),
+        "Return at once and stream into this cell while other cells run; -o stores the Job. Running the"
+        " cell again stops its earlier job, where the frontend sends cell ids.",
         kind="switch",
     ),
-    Argument(("--raw",), "Fill in no variables.", kind="switch"),
+    Argument(("--literal",), "Send braces as they are; fill in no variables.", kind="switch"),
     _DRY_RUN,
     *_SHOWN,
 )  # fmt: skip
@@ -117,7 +117,7 @@ MAGICS: dict[str, Magic] = {
             (
                 Argument(("--name",), "Call it that afterwards (%%llm -m NAME).", "ALIAS"),
                 Argument(("--keep",), "Keep the models that are already loaded.", kind="switch"),
-                Argument(("--no-wait",), "Return at once; the next %%llm waits for it.", kind="switch"),
+                Argument(("--bg",), "Return at once; the next %%llm waits for the model.", kind="switch"),
             ),
             "loading",
             Argument(

@@ -232,7 +232,7 @@ def jobs_table(jobs: Iterable[Job]) -> Table:
         ]
         for job in jobs
     ]  # fmt: skip
-    note = "" if rows else "There is none. %%llm -b begins one."
+    note = "" if rows else "There is none. %%llm --bg begins one."
     return Table(("job", "state", "model", "tokens", "seconds", "prompt"), rows, note)
 
 

@@ -30,10 +30,10 @@ def config_line(changes: Mapping[str, Any]) -> str:
 def ask_cell(prompt: str, chat: str | None = None) -> str:
     """Return the ``%%llm`` cell of a question."""
     # Braces mean values in a cell, and themselves in a panel.
-    raw = " --raw" if "{" in prompt else ""
+    literal = " --literal" if "{" in prompt else ""
     # IPython takes away what looks like its own prompt, if it stands right below.
     gap = "\n" if prompt.lstrip().startswith((">>>", "In [", "...")) else ""
-    return f"%%llm{f' -c {_argument(chat)}' if chat else ''}{raw}\n{gap}{prompt}"
+    return f"%%llm{f' -c {_argument(chat)}' if chat else ''}{literal}\n{gap}{prompt}"
 
 
 def _flags(options: Mapping[str, Any], known: Mapping[str, OptionSpec]) -> list[str]:

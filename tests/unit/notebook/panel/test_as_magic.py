@@ -218,4 +218,4 @@ def test_the_cell_of_a_question_asks_any_prompt(prompt: str, one_notebook: Noteb
         magics["llm"] = usual
     assert said["prompt"] == prompt.strip("\n")
     assert said["chat"] == "panel"
-    assert said["raw"] or "{" not in prompt
+    assert said["literal"] or "{" not in prompt
