@@ -41,6 +41,19 @@ def local_model(session: Session, name: str | None = None) -> LocalModel:
     return backend.local_model(found.name)
 
 
+@contextlib.contextmanager
+def forward_sizes(session: Session) -> Iterator[list[int]]:
+    """Collect how many tokens each forward pass of the active model reads."""
+    sizes: list[int] = []
+    handle = local_model(session).model.register_forward_pre_hook(
+        lambda _model, _args, named: sizes.append(named["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        yield sizes
+    finally:
+        handle.remove()
+
+
 def edited(folder: Path, file: str, **changes: object) -> Path:
     """Change top-level keys of a JSON file in a model folder; returns the folder."""
     path = folder / file

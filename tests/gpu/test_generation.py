@@ -59,11 +59,12 @@ def test_a_graph_says_what_single_steps_say(loaded: Session) -> None:
     replayed = loaded.generate("Hello", **options).text
     resident = local_model(loaded)
     resident.free_caches()
-    problem, resident.fast.problem = resident.fast.problem, "for this test"
+    decoder = resident.static_decoder
+    reason, decoder.unavailable_reason = decoder.unavailable_reason, "for this test"
     try:
         assert loaded.generate("Hello", **options).text == replayed
     finally:
-        resident.fast.problem = problem
+        decoder.unavailable_reason = reason
 
 
 def test_the_same_seed_the_same_text(loaded: Session) -> None:

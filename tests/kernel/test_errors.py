@@ -37,7 +37,10 @@ MISTAKES = {
     "%%llm --top-p\nx": ("OptionError", "--top-p"),
     "%%llm -f pdf\nx": ("OptionError", "-f/--format"),
     "%%llm -p min_q=1\nx": ("OptionError", "no generation option 'min_q'. Did you mean"),
-    "%%llm -p num_beams=4\nx": ("OptionError", "-p num_beams does not go with a streamed answer."),
+    "%%llm -p num_beams=4\nx": (
+        "OptionError",
+        "-p num_beams cannot be used with a streamed answer.",
+    ),
     "%%llm -p min_p\nx": ("OptionError", "write -p key=value"),
     "%%llm -o 1st\nx": ("OptionError", "-o 1st: that is no name of a variable."),
     "%%llm -o get_ipython\nx": (

@@ -85,7 +85,7 @@ class LocalTransformersBackend(Backend):
         freed = Counter[str]()
         for name, loaded in self._models.items():
             # A load that needs the memory frees the caches.
-            freed += loaded.prefixes.held()
+            freed += loaded.prefix_cache.bytes_by_device()
             freed += loaded.weight_bytes() if name in leaving else Counter()
         settings = self._settings()
         return await self._files.run(
@@ -171,8 +171,8 @@ class LocalTransformersBackend(Backend):
         explain = partial(explain_generation, name, self.local_model(name).info.device)
 
         def work(cancel: threading.Event, emit: Callable[[tuple[int, Item]], None]) -> None:
-            job = sequence.Job(conversations, config, cancel, emit, explain)
-            batch.stream_many(self.local_model(name), job)
+            request = sequence.BatchRequest(conversations, config, cancel, emit, explain)
+            batch.stream_many(self.local_model(name), request)
 
         async with contextlib.aclosing(self._inference.stream(work, explain)) as items:
             async for item in items:
@@ -205,7 +205,7 @@ class LocalTransformersBackend(Backend):
         loaded = self._models.get(name)
         if loaded is None:
             return {}
-        kept = loaded.prefixes
+        kept = loaded.prefix_cache
         return {
             "decoding": loaded.decoding,
             "kept prompts": f"{human_bytes(kept.nbytes)} of at most {human_bytes(kept.budget)}",

@@ -19,10 +19,10 @@ from llm_magic.backends.base import LoadPlan, Report
 from llm_magic.backends.local import memory
 from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.cpu_linear import widen
-from llm_magic.backends.local.generation.chat_template import Encoder
-from llm_magic.backends.local.generation.fast_path import FastPath
-from llm_magic.backends.local.generation.kv_cache import first_pace
-from llm_magic.backends.local.generation.prefix_cache import Prefixes
+from llm_magic.backends.local.generation.chat_template import PromptEncoder
+from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
+from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
+from llm_magic.backends.local.generation.prefix_cache import PrefixCache
 from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.local.load_plan import LocalPlan
 from llm_magic.backends.local.local_model import LocalModel
@@ -54,7 +54,7 @@ def load(
     """Load a checked model and its assistant; raises `Cancelled` soon after `cancel` is set."""
     config, device = local.config, local.device
     model, tokenizer = _load_files(local.main.folder, config, device, report, cancel)
-    reason = compat.why_plain(model)
+    reason = compat.fallback_reason(model)
     if reason is not None and (local.assistant is not None or config.compile):
         option = "--compile" if local.assistant is None else "--assistant"
         raise OptionError(
@@ -62,17 +62,17 @@ def load(
             f" Load it without {option}."
         )
     assistant = _load_assistant(plan, local, tokenizer, report, cancel)
-    fast = FastPath(model, compiled=config.compile)
+    static_decoder = StaticDecoder(model, compiled=config.compile)
     if reason is None:
-        fast.warm_up(report, cancel)
+        static_decoder.warm_up(report, cancel)
     return LocalModel(
         model,
         tokenizer,
         _model_info(model, plan, local),
-        Prefixes(_prefix_budget(model, device) if keep_prefixes else 0),
-        first_pace(model.num_parameters(), device),
-        fast,
-        Encoder(tokenizer, control_tokens=config.special_tokens),
+        PrefixCache(_prefix_budget(model, device) if keep_prefixes else 0),
+        PrefillChunkSize.for_model(model.num_parameters(), device),
+        static_decoder,
+        PromptEncoder(tokenizer, control_tokens=config.special_tokens),
         assistant,
         reason,
     )
@@ -115,7 +115,7 @@ def _load_assistant(
             f"{option} has another vocabulary than {plan.name}."
             " Choose a smaller model of the same family."
         )
-    if compat.why_plain(model) or not compat.can_roll_back(compat.new_cache(model)):
+    if compat.fallback_reason(model) or not compat.can_roll_back(compat.new_cache(model)):
         raise OptionError(
             f"{option} cannot discard rejected tokens. Choose a model without recurrent states."
         )

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-    from llm_magic.backends.local.generation.chat_template import Encoder
-    from llm_magic.backends.local.generation.fast_path import FastPath
-    from llm_magic.backends.local.generation.kv_cache import Pace
-    from llm_magic.backends.local.generation.prefix_cache import Prefixes
+    from llm_magic.backends.local.generation.chat_template import PromptEncoder
+    from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
+    from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
+    from llm_magic.backends.local.generation.prefix_cache import PrefixCache
 
 
 @dataclass(slots=True)
@@ -30,10 +30,10 @@ class LocalModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     info: ModelInfo
-    prefixes: Prefixes
-    pace: Pace
-    fast: FastPath
-    encoder: Encoder
+    prefix_cache: PrefixCache
+    prefill_chunk_size: PrefillChunkSize
+    static_decoder: StaticDecoder
+    prompt_encoder: PromptEncoder
     assistant: PreTrainedModel | None = None
     fallback_reason: str | None = None
 
@@ -42,7 +42,7 @@ class LocalModel:
         """How the model decodes, as ``%llm_status`` shows it."""
         if self.fallback_reason is not None:
             return f"fast path off, generate of Transformers ({self.fallback_reason})"
-        return self.fast.how
+        return self.static_decoder.description
 
     @property
     def modules(self) -> list[PreTrainedModel]:
@@ -56,5 +56,5 @@ class LocalModel:
 
     def free_caches(self) -> None:
         """Free the caches, which make later answers faster and are not needed for them."""
-        self.prefixes.clear()
-        self.fast.clear()
+        self.prefix_cache.clear()
+        self.static_decoder.clear()
