@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.errors import IncompleteSnapshotError
 from huggingface_hub.utils import _xet
 
@@ -268,6 +269,26 @@ def test_a_download_that_is_stopped_ends_however_the_client_says_it(
     with pytest.raises(Cancelled):
         hub.download(found, lambda _progress: None, lambda: True)
     assert aborted == [True]
+
+
+def test_downloads_restore_the_chunk_size_of_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    default = constants.DOWNLOAD_CHUNK_SIZE
+    found = hub.HubModel("org/m", None, 10, 10, ())
+    sizes: list[int] = []
+
+    def fetch(*_args: object, **_options: object) -> str:
+        sizes.append(constants.DOWNLOAD_CHUNK_SIZE)
+        if len(sizes) == 1:
+            # A second download starts and ends during the first one.
+            hub.download(found, lambda _progress: None, lambda: False)
+        sizes.append(constants.DOWNLOAD_CHUNK_SIZE)
+        return "folder"
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    hub.download(found, lambda _progress: None, lambda: False)
+    assert len(sizes) == 4
+    assert max(sizes) < default
+    assert default == constants.DOWNLOAD_CHUNK_SIZE
 
 
 @pytest.mark.parametrize("stated", [-1, 0, 10**30, float("inf"), float("nan"), "many", True, [512]])
