@@ -10,9 +10,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.notebook.display.incremental_markdown import Growing
+from llm_magic.notebook.display.incremental_markdown import IncrementalMarkdown
 from llm_magic.notebook.display.live_output import PERIOD_S, LiveArea, is_notebook, muted, write
 from llm_magic.notebook.display.messages import ending, footer, reasoning_line
+from llm_magic.text.surrogates import replace_surrogates
 from llm_magic.text.terminal import VisibleStream
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class RichView(AnswerView):
         self._label = label
         self._form, self._show_footer = form, show_footer
         self._area = area
-        self._growing = Growing()
+        self._markdown = IncrementalMarkdown()
         self._began = time.monotonic()
         # The revision of the response that is shown.
         self._revision = -1
@@ -185,7 +186,7 @@ class RichView(AnswerView):
     def _html(self, text: str) -> str:
         if self._form in {"text", "json"}:
             return answer_html(text, self._form)
-        return self._growing.render(text)
+        return self._markdown.render(text)
 
     def finish(self) -> None:
         """Draw the whole answer and the footer."""
@@ -227,7 +228,7 @@ def reasoning_html(reasoning: str) -> str:
         return ""
     from llm_magic.notebook.display import markdown
 
-    return markdown.folded(reasoning_line(reasoning), reasoning.strip())
+    return markdown.collapsed(reasoning_line(reasoning), reasoning.strip())
 
 
 def answer_html(text: str, form: str) -> str:
@@ -262,7 +263,7 @@ def _pretty_json(text: str) -> tuple[str, str]:
     # All of it first: to Markdown, indented JSON can look like a block of code.
     for inner in (text, *(block.code for block in markdown.code_blocks(text)[:1])):
         try:
-            return markdown.whole(_indented(json.loads(inner)) or inner), ""
+            return replace_surrogates(_indented(json.loads(inner)) or inner), ""
         except RecursionError:
             problem = "This JSON is nested too deeply."
         except ValueError as error:
@@ -283,11 +284,11 @@ def view(
     """
     area = area or LiveArea(live=live)
     show_footer, form = not values["quiet"], values["format"] or "markdown"
-    if form != "raw" and not values["plain"] and is_notebook(shell):
+    if not values["plain"] and is_notebook(shell):
         return RichView(response, form=form, show_footer=show_footer, area=area)
     area.clear()
     plain = PlainJsonView if form == "json" else PlainView
-    return plain(response, footer=show_footer and form != "raw")
+    return plain(response, footer=show_footer)
 
 
 def write_notes(notes: tuple[str, ...]) -> None:

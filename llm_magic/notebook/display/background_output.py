@@ -78,12 +78,13 @@ class BackgroundOutput:
         self._area: CellArea | None = None
         # A publisher that captures has no way to a cell.
         if is_notebook(shell) and hasattr(shell.display_pub, "pub_socket"):
-            form = values["format"] or "markdown"
-            self._area = CellArea(shell, live=live, plain=values["plain"] or form == "raw")
-            footer = not values["quiet"] and form != "raw"
-            label = f"job {response.number}"
+            self._area = CellArea(shell, live=live, plain=values["plain"])
             self._view = RichView(
-                response, form=form, show_footer=footer, area=self._area, label=label
+                response,
+                form=values["format"] or "markdown",
+                show_footer=not values["quiet"],
+                area=self._area,
+                label=f"job {response.number}",
             )
 
     def replaces(self, job: Response) -> bool:

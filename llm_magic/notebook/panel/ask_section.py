@@ -11,7 +11,7 @@ import ipywidgets as widgets
 
 from llm_magic.errors import ModelNotLoaded, OptionError
 from llm_magic.notebook.display.answer_view import answer_html, reasoning_html
-from llm_magic.notebook.display.incremental_markdown import Growing
+from llm_magic.notebook.display.incremental_markdown import IncrementalMarkdown
 from llm_magic.notebook.display.live_output import muted
 from llm_magic.notebook.display.markdown import code_blocks
 from llm_magic.notebook.display.messages import footer
@@ -37,7 +37,7 @@ class AskSection:
         self._panel = panel
         self._response: Response | None = None
         self._drawn: object = None
-        self._growing = Growing()
+        self._markdown = IncrementalMarkdown()
         self.prompt = PromptBox(
             self.ask, label="Prompt", placeholder="Ask the model … (Ctrl+Enter sends)"
         )
@@ -156,7 +156,7 @@ class AskSection:
             return
         self._drawn = seen
         text, reasoning = response.text, reasoning_html(response.reasoning)
-        answer = self._growing.render(text.lstrip()) if text.strip() else ""
+        answer = self._markdown.render(text.lstrip()) if text.strip() else ""
         self.answer.value = (
             f"{_asked(response.prompt)}"
             f'<div class="llm-turn">{reasoning}{answer}{muted(_below(response))}</div>'
