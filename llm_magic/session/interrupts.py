@@ -40,6 +40,7 @@ class Holder:
         """`raises` is called at the signal, and about every `step_s` seconds while one is held."""
         self._raises, self._step_s = raises, step_s
         self._since: float | None = None
+        self._sending = _thread.allocate_lock()
 
     def __call__(self, _signal: int, frame: FrameType | None) -> None:
         """Raise `KeyboardInterrupt`, or hold the signal back."""
@@ -58,15 +59,19 @@ class Holder:
 
     def take(self) -> bool:
         """Return whether a signal is held back, and hold it no longer."""
-        since, self._since = self._since, None
+        # Or `_repeat` sends a signal that was taken, which arrives after the handler was replaced.
+        with self._sending:
+            since, self._since = self._since, None
         return since is not None
 
     def _repeat(self, since: float) -> None:
         while self._since == since:
             time.sleep(self._step_s)
-            if self._since == since:
+            with self._sending:
+                if self._since != since:
+                    return
                 if signal.getsignal(signal.SIGINT) is not self:
-                    # Another handler was set, by code that knows nothing of this one.
+                    # Another handler was set, by code that does not use this one.
                     self._since = None
                 _interrupt_main_thread()
 
