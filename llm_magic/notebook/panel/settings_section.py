@@ -11,7 +11,7 @@ import ipywidgets as widgets
 
 from llm_magic.config.option_spec import specs
 from llm_magic.config.settings import GenerationConfig
-from llm_magic.notebook.arguments.parser import escaped, split, unescaped
+from llm_magic.notebook.arguments.parser import escaped, split_words, unescaped
 from llm_magic.notebook.panel.as_magic import config_line, quoted
 from llm_magic.notebook.panel.controls import NumberControl
 
@@ -53,7 +53,7 @@ class SettingsSection:
         self._panel.act(partial(self._set_stop, change["new"]))
 
     def _set_stop(self, line: str) -> str:
-        return self._set("stop", tuple(unescaped(word) for word in split(line)))
+        return self._set("stop", tuple(unescaped(word) for word in split_words(line)))
 
     def _set(self, name: str, value: object) -> str:
         self._panel.session.configure(**{name: value})

@@ -11,12 +11,12 @@ from llm_magic.notebook.arguments.help_pages import page
 from llm_magic.notebook.arguments.table import MAGICS
 
 UNLOAD = """\
-Free a model and show what came back.
+Unload a model and show how much memory it released.
 
 Usage:  %llm_unload [NAME | --all]
 
-  NAME                        The model; else the active one.
-      --all                   Free every model.
+  NAME                        The model. Default: the active one.
+      --all                   Unload every model.
 """
 
 
@@ -68,7 +68,7 @@ def test_ranges_defaults_and_backends_are_those_of_the_table(magic: str) -> None
 
 def test_the_options_of_a_load_stand_under_the_backends_they_are_for() -> None:
     text = page("llm_load")
-    _, local, server = text.partition("local):")[0], *text.partition("local):")[2].split("On a ")
+    local, server = text.partition("Local models:")[2].split("Models on a server ")
     for spec in specs(LoadConfig).values():
         assert spec.flag is not None
         assert (f"{spec.flag.names[-1]} " in local) == (spec.only == ("local",)), spec.name
@@ -85,7 +85,7 @@ def test_examples_are_lines_that_the_magic_takes(name: str) -> None:
         assert first.startswith(f"{sign}{name}")
         line = first.removeprefix(f"{sign}{name}")
         if MAGICS[name].takes_prompt and not body:
-            assert parser.parse_with_prompt(name, line).rest
+            assert parser.parse_with_prompt(name, line).prompt
         else:
             parsed = parser.parse(name, line)
             changes = parsed.values.get("changes")
