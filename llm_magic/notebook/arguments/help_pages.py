@@ -6,7 +6,14 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from llm_magic.notebook.arguments.table import MAGICS, Argument, Magic, dest, option_arguments
+from llm_magic.notebook.arguments.table import (
+    MAGICS,
+    Argument,
+    Magic,
+    dest,
+    option_arguments,
+    option_specs,
+)
 
 if TYPE_CHECKING:
     from llm_magic.config.option_spec import OptionSpec
@@ -14,7 +21,6 @@ if TYPE_CHECKING:
 _WIDTH = 92
 # The column of the descriptions; a longer option has its own line.
 _COLUMN = 30
-_ONLY_LOCAL = ("local",)
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -31,7 +37,7 @@ def page(name: str) -> str:
 
 def _groups(magic: Magic) -> Iterator[tuple[str, list[str]]]:
     """Yield each group of options with its title."""
-    table = _specs(magic)
+    table = option_specs(magic.options)
     positional = (magic.positional,) if magic.positional is not None else ()
     yield "", _rows((*positional, *magic.arguments), table)
     if magic.positional is not None and magic.positional.complete == "settings":
@@ -43,33 +49,30 @@ def _groups(magic: Magic) -> Iterator[tuple[str, list[str]]]:
             _rows(options, table),
         )
     elif magic.options == "loading":
-        only = {argument: table[dest(argument)].only for argument in options}
-        yield "Backend:", _rows([a for a in options if not only[a]], table)
-        local = [a for a in options if only[a] == _ONLY_LOCAL]
-        yield "Local models:", _rows(local, table, backends=False)
-        remote = [a for a in options if only[a] and only[a] != _ONLY_LOCAL]
-        servers = max((only[a] for a in remote), key=len)
-        yield f"Models on a server ({', '.join(servers)}):", _rows(remote, table, usual=servers)
+        for backends, group in _by_backends(options, table):
+            yield _title(backends), _rows(group, table, backends=False)
 
 
-def _specs(magic: Magic) -> Mapping[str, OptionSpec]:
-    if not magic.options:
-        return {}
-    from llm_magic.config.option_spec import specs
-    from llm_magic.config.settings import GenerationConfig, LoadConfig
+def _by_backends(
+    arguments: Iterable[Argument], table: Mapping[str, OptionSpec]
+) -> Iterator[tuple[tuple[str, ...], list[Argument]]]:
+    """Yield the options grouped by their backends: first those of all backends, then the largest group."""
+    groups: dict[tuple[str, ...], list[Argument]] = {}
+    for argument in arguments:
+        groups.setdefault(table[dest(argument)].backends, []).append(argument)
+    yield from sorted(groups.items(), key=lambda group: (bool(group[0]), -len(group[1])))
 
-    return specs(LoadConfig if magic.options == "loading" else GenerationConfig)
+
+def _title(backends: tuple[str, ...]) -> str:
+    return f"With -b {', '.join(backends)}:" if backends else "Backend:"
 
 
 def _settings() -> list[str]:
-    from llm_magic.config.option_spec import specs
-    from llm_magic.config.settings import GenerationConfig
-
     return [
         _row(f"  {name}", _sentence(spec.help, [*_limits(spec), *_backends(spec)]))
-        for name, spec in specs(GenerationConfig).items()
+        for name, spec in option_specs("generation").items()
         # A setting on a line is a text or a number.
-        if not isinstance(spec.default, Mapping)
+        if spec.kind != "pairs"
     ]
 
 
@@ -78,28 +81,24 @@ def _block(title: str, rows: list[str]) -> str:
 
 
 def _rows(
-    arguments: Iterable[Argument],
-    table: Mapping[str, OptionSpec],
-    *,
-    backends: bool = True,
-    usual: tuple[str, ...] = (),
+    arguments: Iterable[Argument], table: Mapping[str, OptionSpec], *, backends: bool = True
 ) -> list[str]:
-    """Return a row for each argument; `backends` adds its backends unless they are the `usual` ones."""
+    """Return a row for each argument; with `backends`, it lists those that support the option."""
     rows = []
     for argument in arguments:
         spec = table.get(dest(argument))
         facts = [", ".join(argument.choices)] if argument.choices else []
         if spec is not None:
             facts += _limits(spec)
-            facts += _backends(spec) if backends and spec.only != usual else []
+            facts += _backends(spec) if backends else []
         rows.append(_row(_label(argument), _sentence(argument.help, facts)))
     return rows
 
 
 def _limits(spec: OptionSpec) -> Iterator[str]:
-    """Yield the range and the default of an option."""
-    in_help = bool(spec.choices) and all(choice in spec.help for choice in spec.choices)
-    if spec.range and not in_help:
+    """Yield the allowed values of an option, unless its help has them, and its default."""
+    in_help = spec.allowed in spec.help and all(choice in spec.help for choice in spec.choices)
+    if spec.range and not (in_help and (spec.allowed or spec.choices)):
         yield spec.range
     if isinstance(spec.default, int | float | str) and not isinstance(spec.default, bool):
         yield f"default {spec.default}"
@@ -107,13 +106,13 @@ def _limits(spec: OptionSpec) -> Iterator[str]:
 
 def _backends(spec: OptionSpec) -> Iterator[str]:
     """Yield the backends that support an option, unless all do."""
-    from llm_magic.backends.registry import BACKENDS
+    from llm_magic.backends.registry import names
 
-    others = [name for name in BACKENDS if not spec.works_on(name)]
-    if others and len(others) < len(spec.only):
+    others = [name for name in names() if not spec.works_on(name)]
+    if others and len(others) < len(spec.backends):
         yield f"not {', '.join(others)}"
     elif others:
-        yield f"only {', '.join(spec.only)}"
+        yield f"only {', '.join(spec.backends)}"
 
 
 def _sentence(text: str, facts: list[str]) -> str:

@@ -39,7 +39,7 @@ _WORD = re.compile(r"[A-Za-z]{3}")
 # MathJax complains about a label it has seen, and an answer is rendered again as it grows.
 _LABEL = re.compile(r"(?<!\\)((?:\\\\)*)\\label\s*\{[^{}\\]*\}")
 _COMMAND = re.compile(r"\\(?:([A-Za-z]+)|.)", re.DOTALL)
-_BEGIN_END = re.compile(r"\\(?:begin|end)(?![A-Za-z])(?:\{([A-Za-z]+\*?)\})?")
+_ENVIRONMENT_TAGS = re.compile(r"\\(?:begin|end)(?![A-Za-z])(?:\{([A-Za-z]+\*?)\})?")
 _INTERRUPTED = ["paragraph", "reference", "blockquote", "list"]
 
 
@@ -67,7 +67,7 @@ def _inline_rule(
 ) -> Callable[[StateInline, bool], bool]:
     """Return the plugin's rule for dollars, which does not take an amount of money for a formula."""
 
-    def run(state: StateInline, silent: bool) -> bool:
+    def run(state: StateInline, only_check: bool) -> bool:
         start, source = state.pos, state.src
         if source[start] != "$":
             return False
@@ -79,18 +79,18 @@ def _inline_rule(
             tex, state.pos = source[start + 1 : state.pos - 1], start
             if not found or (_MONEY.match(tex) and _WORD.search(tex)):
                 return False
-            return rule(state, silent)
+            return rule(state, only_check)
         finally:
             state.src = source
 
     return run
 
 
-def _inline_brackets(state: StateInline, silent: bool) -> bool:
+def _inline_brackets(state: StateInline, only_check: bool) -> bool:
     match = _BRACKETS.match(state.src, state.pos, state.posMax)
     if match is None:
         return False
-    if not silent:
+    if not only_check:
         token = state.push("math_inline" if match[1] else "math_inline_double", "math", 0)
         token.content = match[match.lastindex or 0]
     state.pos = match.end()
@@ -103,7 +103,7 @@ def _block_rule(opening: str, rule: BlockRule) -> BlockRule:
     The rules of the plugins do not stop there, and push a token where they should only search.
     """
 
-    def run(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:
+    def run(state: StateBlock, start_line: int, end_line: int, only_check: bool) -> bool:
         start = state.bMarks[start_line] + state.tShift[start_line]
         if not state.src.startswith(opening, start) or state.is_code_block(start_line):
             return False
@@ -117,7 +117,7 @@ def _block_rule(opening: str, rule: BlockRule) -> BlockRule:
         if opening != "\\begin{":
             tex = tex[2:-2]
         found = found and bool(tex.strip()) and not (opening == "$$" and "$$" in tex)
-        if silent or not found:
+        if only_check or not found:
             del state.tokens[count:]
             state.line = line
         else:
@@ -128,7 +128,7 @@ def _block_rule(opening: str, rule: BlockRule) -> BlockRule:
     return run
 
 
-def _block_brackets(state: StateBlock, start_line: int, end_line: int, _silent: bool) -> bool:
+def _block_brackets(state: StateBlock, start_line: int, end_line: int, _only_check: bool) -> bool:
     text = state.getLines(start_line, end_line, state.blkIndent, False).lstrip()
     match = _BRACKET_BLOCK.match(text)
     if match is None:
@@ -149,7 +149,7 @@ def is_harmless(tex: str) -> bool:
     if len(tex) > _MAX_FORMULA:
         return False
     tex = _LABEL.sub(r"\1", tex)
-    commands, environments = set(_COMMAND.findall(tex)), set(_BEGIN_END.findall(tex))
+    commands, environments = set(_COMMAND.findall(tex)), set(_ENVIRONMENT_TAGS.findall(tex))
     return commands <= _known_commands() and environments <= _ENVIRONMENTS
 
 

@@ -155,16 +155,16 @@ def _fences(text: str) -> Iterator[CodeBlock]:
 def _code_block(token: Token) -> CodeBlock:
     """Return a block; a fence is closed if it has a line besides its first and those of its code."""
     fenced, code = token.type == "fence", token.content
-    begin, end = token.map or [0, 0]
+    first, end = token.map or [0, 0]
     lines = code.count("\n") + (code[-1:] not in {"", "\n"})
-    closed = not fenced or end - begin == lines + 2
+    closed = not fenced or end - first == lines + 2
     return CodeBlock(_language(token.info), code.removesuffix("\n"), fenced, closed)
 
 
 def _language(info: str) -> str:
     """Return the language of a fence's info string, in letters fit for an attribute."""
-    words = re.split(r"[\s,:{]", info.strip().lstrip("{.").rstrip("}").lower(), maxsplit=1)
-    return words[0] if re.fullmatch(r"[a-z0-9+#-]{1,30}", words[0]) else ""
+    parts = re.split(r"[\s,:{]", info.strip().lstrip("{.").rstrip("}").lower(), maxsplit=1)
+    return parts[0] if re.fullmatch(r"[a-z0-9+#-]{1,30}", parts[0]) else ""
 
 
 @cache

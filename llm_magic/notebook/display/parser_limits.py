@@ -41,7 +41,7 @@ def add_rules(parser: MarkdownIt) -> None:
     parser.core.ruler.after("inline", "count_tasks", _count_tasks)
 
 
-def _count_line(state: StateBlock, _start: int, _end: int, _silent: bool) -> bool:
+def _count_line(state: StateBlock, _start: int, _end: int, _only_check: bool) -> bool:
     """Count a line where a block may start; rows of a table are such lines."""
     if len(state.tokens) > _MAX_TOKENS:
         raise TooMuchWork
@@ -49,12 +49,12 @@ def _count_line(state: StateBlock, _start: int, _end: int, _silent: bool) -> boo
     return False
 
 
-def _count_step(state: StateInline, _silent: bool) -> bool:
+def _count_step(state: StateInline, _only_check: bool) -> bool:
     spend(state.env, 1)
     return False
 
 
-def _count_links(state: StateInline, _silent: bool) -> bool:
+def _count_links(state: StateInline, _only_check: bool) -> bool:
     """Count what may be a link as several steps: its address is parsed twice."""
     if state.src[state.pos] == "<":
         spend(state.env, _STEPS_OF_LINK)
