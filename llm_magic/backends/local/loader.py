@@ -24,11 +24,11 @@ from llm_magic.backends.local.generation.chat_template import PromptEncoder
 from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
 from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
 from llm_magic.backends.local.generation.prefix_cache import PrefixCache
+from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.local.load_plan import LocalPlan
 from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.references import ReferenceSearch
 from llm_magic.backends.local.worker import Cancelled, process_lock
-from llm_magic.config.settings import LoadConfig
 from llm_magic.errors import LoadFailed, OptionError
 from llm_magic.types import ModelInfo, Progress, Unloaded
 
@@ -53,7 +53,7 @@ def load(
     keep_prefixes: bool,
 ) -> LocalModel:
     """Load a checked model and its assistant; raises `Cancelled` soon after `cancel` is set."""
-    config, device = plan.config, local.device
+    config, device = local.config, local.device
     model, tokenizer = _load_files(local.main.folder, config, device, report, cancel)
     reason = compat.fallback_reason(model)
     if reason is not None and (local.assistant is not None or config.compile):
@@ -109,8 +109,8 @@ def _load_assistant(
 ) -> PreTrainedModel | None:
     if local.assistant is None:
         return None
-    folder, option = local.assistant.folder, f"--assistant {plan.config.assistant}"
-    model, own_tokenizer = _load_files(folder, plan.config, local.device, report, cancel)
+    folder, option = local.assistant.folder, f"--assistant {local.config.assistant}"
+    model, own_tokenizer = _load_files(folder, local.config, local.device, report, cancel)
     if own_tokenizer.get_vocab() != tokenizer.get_vocab():
         raise OptionError(
             f"{option} has another vocabulary than {plan.name}."
@@ -132,7 +132,7 @@ def _dtype_of(model: PreTrainedModel) -> str:
 
 
 def _load_files(
-    folder: Path, config: LoadConfig, device: str, report: Report, cancel: threading.Event
+    folder: Path, config: LocalLoadConfig, device: str, report: Report, cancel: threading.Event
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load tokenizer and weights; raises `Cancelled` soon after the flag is set."""
     report(Progress("reading the tokenizer"))
@@ -168,7 +168,7 @@ def _make_streamable(model: PreTrainedModel) -> None:
         setattr(model.generation_config, name, None)
 
 
-def _dtype(config: LoadConfig) -> str:
+def _dtype(config: LocalLoadConfig) -> str:
     if config.quantization == "8bit" and config.dtype == "auto":
         return _INT8_DTYPE
     return config.dtype
@@ -179,7 +179,7 @@ def _device_map(requested: str, device: str) -> str | dict[str, str]:
     return "auto" if requested == "auto" and device == "cuda" else {"": device}
 
 
-def _load_options(config: LoadConfig) -> dict[str, Any]:
+def _load_options(config: LocalLoadConfig) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if config.attn is not None:
         options["attn_implementation"] = config.attn
@@ -214,12 +214,12 @@ def _model_info(model: PreTrainedModel, plan: LoadPlan, local: LocalPlan) -> Mod
         folder=str(folder),
         device="+".join(sorted({str(parameter.device) for parameter in model.parameters()})),
         dtype=_dtype_of(model),
-        quantization=plan.config.quantization,
+        quantization=local.config.quantization,
         size=int(model.get_memory_footprint()),
         context_length=memory.valid_context_length(
             getattr(text_config, "max_position_embeddings", None)
         ),
-        revision=plan.config.revision,
+        revision=local.config.revision,
     )
 
 

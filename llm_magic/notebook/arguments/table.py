@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from llm_magic.config.option_spec import OptionSpec
+    from llm_magic.config.option_spec import OptionKind, OptionSpec
 
-Kind = Literal["value", "switch", "repeated", "pairs"]
 OptionSet = Literal["", "loading", "generation"]
 
 
@@ -21,7 +19,7 @@ class Argument:
     names: tuple[str, ...]
     help: str
     metavar: str = ""
-    kind: Kind = "value"
+    kind: OptionKind = "value"
     choices: tuple[str, ...] = ()
     complete: str = ""
     dest: str = ""
@@ -248,16 +246,20 @@ def arguments(name: str) -> tuple[Argument, ...]:
     return magic.arguments + option_arguments(magic.options)
 
 
-@functools.cache
 def option_arguments(options: OptionSet) -> tuple[Argument, ...]:
     """Return the arguments that an option set makes."""
-    from llm_magic.config.option_spec import specs
-    from llm_magic.config.settings import GenerationConfig, LoadConfig
-
     if not options:
         return ()
-    source = LoadConfig if options == "loading" else GenerationConfig
-    return tuple(_from_spec(spec) for spec in specs(source).values() if spec.flag is not None)
+    return tuple(_from_spec(spec) for spec in option_specs(options).values() if spec.flag)
+
+
+def option_specs(options: OptionSet) -> Mapping[str, OptionSpec]:
+    """Return the options of an option set by name, each with the backends that have it."""
+    from llm_magic.backends import registry
+
+    if not options:
+        return {}
+    return registry.load_specs() if options == "loading" else registry.generation_specs()
 
 
 # What the values of an option are chosen from, where they are no fixed choices.
@@ -268,16 +270,9 @@ def _from_spec(spec: OptionSpec) -> Argument:
     assert spec.flag is not None
     # Values are checked by the option set itself, so that a flag, a keyword argument and a
     # setting say the same about the same mistake.
-    kind: Kind = "value"
-    if isinstance(spec.default, bool):
-        kind = "switch"
-    elif isinstance(spec.default, tuple):
-        kind = "repeated"
-    elif isinstance(spec.default, Mapping):
-        kind = "pairs"
     complete = _COMPLETED.get(spec.name, f"choices:{spec.name}")
     return Argument(
-        spec.flag.names, spec.help, spec.flag.metavar, kind, complete=complete, dest=spec.name
+        spec.flag.names, spec.help, spec.flag.metavar, spec.kind, complete=complete, dest=spec.name
     )
 
 

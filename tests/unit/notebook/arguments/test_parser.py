@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_magic.config.settings import GenerationConfig, LoadConfig
+from llm_magic.backends import registry
+from llm_magic.config.settings import GenerationConfig, Settings
 from llm_magic.errors import OptionError
 from llm_magic.notebook.arguments.parser import (
     Parsed,
@@ -172,7 +173,7 @@ def test_the_loading_options_make_a_load_config(line: str, options: dict[str, An
     parsed = parse("llm_load", f"m {line}")
     assert parsed.options == options
     assert parsed["model"] == "m"
-    LoadConfig().replace(**parsed.options)
+    assert registry.load_config(Settings(), parsed.options)
 
 
 @pytest.mark.parametrize(
