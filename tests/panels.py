@@ -31,7 +31,7 @@ def scripted_panel(load: bool = True, **settings: object) -> Iterator[Scripted]:
     """Give a panel on a scripted session, and take every widget away afterwards."""
     with scripted_session(load, **settings) as (session, backend):
         panel = ControlPanel(session)
-        until(lambda: "choose" in panel.loading.told.value)
+        until(lambda: "models." in panel.loading.result.value)
         yield Scripted(panel, session, backend)
     close_widgets()
 
@@ -80,9 +80,9 @@ def words(html: str) -> str:
     return " ".join("".join(reader.texts).split())
 
 
-def trouble(panel: ControlPanel) -> str:
+def shown_error(panel: ControlPanel) -> str:
     """Return the complaint that a panel shows, or nothing."""
-    return words(panel.trouble.value)
+    return words(panel.error.value)
 
 
 def is_idle(panel: ControlPanel) -> bool:
@@ -92,7 +92,7 @@ def is_idle(panel: ControlPanel) -> bool:
 
 def everything(panel: ControlPanel) -> list[str]:
     """Return all the HTML of a panel."""
-    own = [panel.status, panel.trouble, panel.loading.told]
+    own = [panel.status, panel.error, panel.loading.result]
     return [w.value for w in [*own, panel.asking.note, panel.asking.turns, panel.asking.answer]]
 
 
