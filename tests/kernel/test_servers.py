@@ -80,7 +80,7 @@ def test_loading_checks_and_says_where_it_is(k: Kernel, server: FaultServer) -> 
             "Is the path of --base-url right",
         ),
         ("%llm_load tiny -b vllm --base-url {url}", "wants a key (401)"),
-        ("%llm_load tiny -b openai --base-url {url} --key-env NOT_THERE", "nobody can be asked"),
+        ("%llm_load tiny -b openai --base-url {url} --key-env NOT_THERE", "cannot prompt for it"),
         ("%llm_load llama3.2 -b ollama --base-url {url} --key-env THEIR_KEY", "it is no Ollama"),
         ("%llm --top-k 5 Hello", "--top-k does nothing on openai; local, ollama, vllm and"),
         ("%llm -p stream=false Hello", "-p stream cannot be set. Every answer is streamed"),
