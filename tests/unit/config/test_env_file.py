@@ -110,9 +110,9 @@ def test_pipe_is_read() -> None:
     [
         (b"A=1\nB=caf\xe9\n", "line 2, is not UTF-8. Save the file as UTF-8."),
         (b"\xff\xfeA\x00=", "line 1, is not UTF-16. Save the file as UTF-8."),
-        ("A=1\nB=2".encode("utf-16-le"), "line 1, is no text: it holds a NUL character. Save"),
-        ("A=1".encode("utf-32"), "line 1, is no text: it holds a NUL character. Save"),
-        (b"A=1\nB=a\0b\n", "line 2, is no text: it holds a NUL character. Save"),
+        ("A=1\nB=2".encode("utf-16-le"), "line 1, is not text: it contains a NUL character. Save"),
+        ("A=1".encode("utf-32"), "line 1, is not text: it contains a NUL character. Save"),
+        (b"A=1\nB=a\0b\n", "line 2, is not text: it contains a NUL character. Save"),
     ],
 )
 def test_file_that_is_no_text_is_named_with_its_line(
