@@ -82,7 +82,7 @@ def _doctor() -> int:
 
     session = Session()
     try:
-        findings = doctor.examine(session)
+        findings = doctor.run_checks(session)
     finally:
         session.close()
     # A file or a pipe gets whole lines, which can be searched.

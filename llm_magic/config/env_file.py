@@ -19,7 +19,7 @@ _MAX_NAME_LENGTH = 100
 # ${NAME} and ${NAME:-default}. The lengths are limited so that the search takes linear time.
 _REFERENCE = re.compile(r"\$\{([^}:]{0,256})(?::-([^}]{0,1024}))?\}")
 # PowerShell writes UTF-16 with a byte order mark, Notepad UTF-8 with one.
-_BYTE_ORDER_MARKS = {
+_ENCODINGS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
@@ -86,9 +86,7 @@ def _replaced(value: str, variables: Mapping[str, str | None], max_length: int) 
 
 
 def _decoded(data: bytes, path: Path) -> str:
-    encoding = next(
-        (name for bom, name in _BYTE_ORDER_MARKS.items() if data.startswith(bom)), "utf-8"
-    )
+    encoding = next((name for bom, name in _ENCODINGS.items() if data.startswith(bom)), "utf-8")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:

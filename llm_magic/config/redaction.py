@@ -22,24 +22,24 @@ _MIN_LENGTH = 6
 _MAX_ITEMS, _MAX_DEPTH = 1000, 3
 
 _NAME_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
-_SECRET_WORDS = frozenset({
+_SECRET_TERMS = frozenset({
     "password", "passwords", "passwd", "pwd", "pass", "passphrase", "passcode", "pin", "secret", "secrets",
     "credential", "credentials", "creds", "auth", "authorization", "authentication", "oauth", "bearer",
     "cookie", "cookies", "apikey", "apikeys", "apitoken", "jwt", "otp", "signature", "sessionid", "csrf",
     "xsrf", "dsn",
 })  # fmt: skip
 # `key` and `token` are secrets; `keys` and `tokens` are counts unless an access word precedes them.
-_KEY_WORDS = {"key", "token"}
-_ACCESS_WORDS = frozenset({
+_KEY_TERMS = {"key", "token"}
+_ACCESS_TERMS = frozenset({
     "api", "access", "secret", "private", "auth", "ssh", "signing", "session", "refresh", "service",
 })  # fmt: skip
 # Tokens of a tokenizer and keys of a table are not secrets.
-_HARMLESS_WORDS = frozenset({
+_HARMLESS_TERMS = frozenset({
     "pad", "eos", "bos", "unk", "sep", "cls", "mask", "special", "max", "min", "num", "count", "new", "n",
     "id", "ids", "index", "type", "primary", "foreign", "sort", "column", "public",
 })  # fmt: skip
 # KeyError, AuthenticationError
-_EXCEPTION_WORDS = frozenset({"error", "exception", "warning"})
+_EXCEPTION_TERMS = frozenset({"error", "exception", "warning"})
 
 _LITERAL = (
     r"""[rbfuRBFU]{0,2}+(?:"{3}(?:\\[\s\S]|(?!"{3})[\s\S])*+"{3}|'{3}(?:\\[\s\S]|(?!'{3})[\s\S])*+'{3}"""
@@ -88,14 +88,14 @@ _SOURCE_LINE = re.compile(r"(?:[ ]{2}[|][ ]+)*[ ]{4}")
 def is_secret_name(name: str) -> bool:
     """Return whether values of this name are secrets."""
     parts = [word.lower() for word in _NAME_PARTS.findall(name)]
-    if not parts or parts[-1] in _EXCEPTION_WORDS:
+    if not parts or parts[-1] in _EXCEPTION_TERMS:
         return False
     found = set(parts)
-    if found & _SECRET_WORDS:
+    if found & _SECRET_TERMS:
         return True
-    if found & _KEY_WORDS:
-        return not found & _HARMLESS_WORDS
-    return bool(found & {"keys", "tokens"} and found & _ACCESS_WORDS)
+    if found & _KEY_TERMS:
+        return not found & _HARMLESS_TERMS
+    return bool(found & {"keys", "tokens"} and found & _ACCESS_TERMS)
 
 
 def is_key(word: str) -> bool:
@@ -267,7 +267,7 @@ def _is_source_line(text: str, position: int) -> bool:
 
 def _is_count(name: str, bare: str) -> bool:
     parts = {word.lower() for word in _NAME_PARTS.findall(name)}
-    return bare.isdecimal() and len(bare) < 8 and not parts & _SECRET_WORDS
+    return bare.isdecimal() and len(bare) < 8 and not parts & _SECRET_TERMS
 
 
 def _looks_random(word: str) -> bool:
