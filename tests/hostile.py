@@ -55,7 +55,7 @@ def walk(url: str) -> list[tuple[str, str]]:
     The notebook has the session as ``llm``.
     """
     server, chat = f"-b vllm --base-url {url}", f"'chat{TYPED}'"
-    forms = ("", "--plain", "-f text", "-f raw", "-f code", "-f json", "--quiet")
+    forms = ("", "--plain", "-f text", "-f code", "-f json", "--quiet")
     return [
         (f"%llm_models {server}", ""),
         (f"%llm_load {server}", "OptionError"),
@@ -79,10 +79,10 @@ def walk(url: str) -> list[tuple[str, str]]:
         (f"%llm {{no{TYPED}}} {{nowhere}}", ""),
         (f"%llm -m nobody{TYPED} Hello", "ModelNotLoaded"),
         (f"%llm_status {TYPED}", "OptionError"),
-        ("%%llm -b -o job\nHello", ""),
+        ("%%llm --bg -o job\nHello", ""),
         ("%llm_wait", ""),
         ("job", ""),
-        ("%%llm -b\nfail", ""),
+        ("%%llm --bg\nfail", ""),
         ("%llm_wait", "RequestFailed"),
         ("%llm_jobs", ""),
         ("%llm_stop", ""),

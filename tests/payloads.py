@@ -122,6 +122,11 @@ PAYLOADS = {
     "tex define": rf"$\def\frac#1#2{{\href{{javascript:{_JS}}}{{#1}}}}$ $\let\sum\href$",
     "tex newcommand": r"$\newcommand{\sum}{\href{LEAK}}\sum{x}$",
     "tex text": rf"$\text{{\href{{javascript:{_JS}}}{{x}}}}$",
+    "tex environment": "\\begin{align}\n\\href{LEAK}{y}\n\\end{align}",
+    "tex environment closes": "\\begin{align}\n</div>\\]\\href{LEAK}{y}\\[\n\\end{align}",
+    "tex environment in list": "- \\begin{align}\n\\style{background:url(LEAK)}{x}\n\\end{align}",
+    "task": f'- [ ] <img src=x onerror={_JS}>\n- [x] ![a](LEAK)\n- [ ]"onclick={_JS}',
+    "task link": f"- [x] a\n\n[x]: javascript:{_JS}",
     "tex image": r"$\includegraphics{LEAK}$ $\htmlStyle{background:url(LEAK)}{x}$",
 }
 
@@ -143,21 +148,24 @@ def violations(html: str) -> list[str]:
 
 
 _TAGS = (
-    "a blockquote br code div em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong table tbody td th "
+    "a blockquote br code div em h1 h2 h3 h4 h5 h6 hr input li ol p pre s span strong table tbody td th "
     "thead tr ul"
 )
+_VOID = ("br", "hr", "input")
 _CLASSES = {
     "div": "mathjax_ignore tex2jax_ignore|mathjax_process tex2jax_process",
     "span": "mathjax_process tex2jax_process",
     "code": r"language-[a-z0-9+#-]{1,30}",
+    "input": "task-list-item-checkbox",
 }
-_COLOUR = r"color:var\(--jp-mirror-editor-[a-z0-9-]+-color, #[0-9a-f]{6}\)"
+_COLOR = r"color:var\(--jp-mirror-editor-[a-z0-9-]+-color, #[0-9a-f]{6}\)"
 _BLOCK = (
     "(?:(?:margin|padding|border|border-radius|background|overflow-x|overflow-wrap|white-space)"
     r":(?:[a-z0-9. -]|rgba\([0-9.,]+\))+;?)+"
 )
 _STYLES = {
-    "span": _COLOUR,
+    "span": _COLOR,
+    "li": "list-style:none",
     "td": "text-align:(left|right|center)",
     "th": "text-align:(left|right|center)",
     "pre": _BLOCK,
@@ -168,6 +176,9 @@ _VALUES = {
     ("a", "rel"): "noopener noreferrer nofollow",
     ("a", "target"): "_blank",
     ("ol", "start"): r"\d+",
+    ("input", "type"): "checkbox",
+    ("input", "disabled"): "disabled",
+    ("input", "checked"): "checked",
     **{(tag, "class"): pattern for tag, pattern in _CLASSES.items()},
     **{(tag, "style"): pattern for tag, pattern in _STYLES.items()},
 }
@@ -192,12 +203,14 @@ class _Inspector(HTMLParser):
             allowed = _VALUES.get((tag, name))
             if allowed is None or not re.fullmatch(allowed, value or "", re.IGNORECASE):
                 self.violations.append(f"<{tag} {name}={value!r}>")
-        if tag not in ("br", "hr"):
+        if tag == "input" and not {("type", "checkbox"), ("disabled", "disabled")} <= set(attrs):
+            self.violations.append("<input> that is not a disabled check box")
+        if tag not in _VOID:
             typeset = "mathjax_process" in (dict(attrs).get("class") or "")
             self._open.append((tag, typeset))
 
     def handle_endtag(self, tag: str) -> None:
-        if tag not in ("br", "hr") and (len(self._open) < 2 or self._open.pop()[0] != tag):
+        if tag not in _VOID and (len(self._open) < 2 or self._open.pop()[0] != tag):
             self.violations.append(f"</{tag}>")
 
     def handle_data(self, data: str) -> None:

@@ -8,11 +8,11 @@ import dataclasses
 import time
 from collections.abc import AsyncGenerator, Iterator
 
+from llm_magic.backends.stop_strings import overlap
 from llm_magic.errors import LLMMagicError
-from llm_magic.text.partial_match import THOUGHT_ENDS as _CLOSE
-from llm_magic.text.partial_match import THOUGHT_OPENS as _OPEN
-from llm_magic.text.partial_match import overlap
 from llm_magic.types import Chunk
+
+OPEN_TAG, CLOSE_TAG = "<think>", "</think>"
 
 
 class ThinkSplitter:
@@ -83,40 +83,40 @@ class ThinkSplitter:
 
     def _begin(self) -> None:
         start = self._held.lstrip()
-        if start.startswith(_OPEN):
-            self._held, self._place = start[len(_OPEN) :], "in"
-        elif start.startswith(_CLOSE):
-            self._held, self._place = start[len(_CLOSE) :], "behind"
-        elif not (_OPEN.startswith(start) or _CLOSE.startswith(start)):
+        if start.startswith(OPEN_TAG):
+            self._held, self._place = start[len(OPEN_TAG) :], "in"
+        elif start.startswith(CLOSE_TAG):
+            self._held, self._place = start[len(CLOSE_TAG) :], "behind"
+        elif not (OPEN_TAG.startswith(start) or CLOSE_TAG.startswith(start)):
             self._place = "text"
 
     def _until_close(self) -> Iterator[tuple[str, str]]:
         kind = "reasoning" if self._place == "in" else "text"
         at = self._closing()
         if at < 0:
-            keep = overlap(self._held, _CLOSE)
+            keep = overlap(self._held, CLOSE_TAG)
             at = len(self._held) - (keep if self._may_close(len(self._held) - keep) else 0)
             shown, self._held = self._held[:at], self._held[at:]
         else:
-            shown, self._held = self._held[:at], self._held[at + len(_CLOSE) :]
+            shown, self._held = self._held[:at], self._held[at + len(CLOSE_TAG) :]
             self._place = "behind"
         if shown:
             yield kind, shown
             self._line_begins = shown.endswith("\n")
             # Enough of what was shown to find a tag that was cut.
-            self._shown = (self._shown + shown)[-(len(shown) + len(_OPEN)) :]
-        if kind == "text" and _OPEN in self._shown:
+            self._shown = (self._shown + shown)[-(len(shown) + len(OPEN_TAG)) :]
+        if kind == "text" and OPEN_TAG in self._shown:
             # An answer about tags.
-            self._held = f"{_CLOSE if self._place == 'behind' else ''}{self._held}"
+            self._held = f"{CLOSE_TAG if self._place == 'behind' else ''}{self._held}"
             self._place = "after"
         elif kind == "text" and self._place == "behind":
             yield "thought", ""
 
     def _closing(self) -> int:
         """Return where a closing tag stands that ends the thought, -1 if there is none."""
-        at = self._held.find(_CLOSE)
+        at = self._held.find(CLOSE_TAG)
         while at > 0 and not self._may_close(at):
-            at = self._held.find(_CLOSE, at + 1)
+            at = self._held.find(CLOSE_TAG, at + 1)
         return at if at < 0 or self._may_close(at) else -1
 
     def _may_close(self, at: int) -> bool:

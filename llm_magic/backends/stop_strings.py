@@ -1,4 +1,4 @@
-"""Ends an answer before a stop text, where its server includes that text or goes on after it."""
+"""Ends a text before the first of its stop strings, whether it comes from a model or a server."""
 
 from __future__ import annotations
 
@@ -9,11 +9,50 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 
 from llm_magic.errors import LLMMagicError
-from llm_magic.text.partial_match import StopText
 from llm_magic.types import Chunk
 
-# How long after a stop text the end may take, with the counts; then the answer is closed.
+# How long after a stop string the end may take, with the counts; then the answer is closed.
 _END_S = 1.0
+
+
+def overlap(text: str, searched: str) -> int:
+    """Return the length of the longest end of `text` that starts `searched`, and is not all of it."""
+    # Called for each token of an answer; most texts do not even have the first letter.
+    if searched[0] not in text[-len(searched) :]:
+        return 0
+    longest = min(len(text), len(searched) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(searched[:n])), 0)
+
+
+class StopText:
+    """Ends a text before the first of some stop strings; holds back what may be their start."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._held = ""
+        self.reached = False
+
+    def feed(self, text: str) -> str:
+        """Return what can be shown now; sets `reached` where a stop string is complete."""
+        if not self._stops or self.reached:
+            return "" if self.reached else text
+        self._held += text
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.reached = True
+            # The one that is complete first: so the result does not depend on the pieces.
+            _end, start = min(found)
+            shown, self._held = self._held[:start], ""
+            return shown
+        held = max(overlap(self._held, stop) for stop in self._stops)
+        end = len(self._held) - held
+        shown, self._held = self._held[:end], self._held[end:]
+        return shown
+
+    def flush(self) -> str:
+        """Return what was held back, at the end of the text."""
+        held, self._held = self._held, ""
+        return held
 
 
 def until_stop(

@@ -17,7 +17,7 @@ from llm_magic.errors import OptionError
 
 if TYPE_CHECKING:
     from llm_magic.config.server_address import ServerAddress
-    from llm_magic.config.settings import LoadConfig, Settings
+    from llm_magic.config.settings import ServerLoadConfig, Settings
 
 _MASK = "•••"
 _OPENAI = "OPENAI_API_KEY"
@@ -86,7 +86,7 @@ class ApiKeys:
         self._variables: dict[str, None] = {}
 
     def obtain(
-        self, config: LoadConfig, address: ServerAddress, settings: Settings
+        self, config: ServerLoadConfig, address: ServerAddress, settings: Settings
     ) -> ApiKey | None:
         """Return the key of a load, or None if it has none; prompts the user if necessary.
 
@@ -115,7 +115,9 @@ class ApiKeys:
         values = (os.environ.get(name, "") for name in self.variables())
         return [*tuple(self._typed.values()), *filter(None, values)]
 
-    def find(self, config: LoadConfig, address: ServerAddress, settings: Settings) -> ApiKey | None:
+    def find(
+        self, config: ServerLoadConfig, address: ServerAddress, settings: Settings
+    ) -> ApiKey | None:
         """Return the key of a load from the environment or from what the user typed before."""
         name = config.key_env
         # The address in the settings may be invalid, and is needed only for this variable.

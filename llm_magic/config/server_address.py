@@ -12,7 +12,7 @@ from llm_magic.errors import OptionError, SettingsError
 from llm_magic.text.surrogates import is_plain_name
 
 if TYPE_CHECKING:
-    from llm_magic.config.settings import LoadConfig, Settings
+    from llm_magic.config.settings import ServerLoadConfig, Settings
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # Docker service names may contain underscores.
@@ -42,12 +42,12 @@ class ServerAddress:
         return self.is_local or self.url.startswith("https:")
 
 
-def resolve_address(config: LoadConfig, settings: Settings) -> ServerAddress | None:
-    """Return the server address of a load, or None if the backend has no server (``local``)."""
-    if getattr(settings, f"{config.backend}_base_url", None) is None:
-        return None
+def resolve_address(config: ServerLoadConfig, settings: Settings) -> ServerAddress:
+    """Return the server address of a load; raises `OptionError` if it has none."""
     if config.base_url is not None:
         return parse_url(config.backend, config.base_url)
+    if not hasattr(settings, f"{config.backend}_base_url"):
+        raise OptionError(f"{config.backend} needs the address of a server: add --base-url URL.")
     return parse_setting(config.backend, settings)
 
 

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 from llm_magic.backends import registry
 from llm_magic.backends.remote.base import RemoteBackend
-from llm_magic.backends.remote.http_client import HttpServer, Limits
+from llm_magic.backends.remote.http_client import HttpServer
+from llm_magic.backends.remote.limits import Limits
 from llm_magic.backends.remote.server_errors import one_line
 from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.certificates import certificate_problem
@@ -24,7 +25,7 @@ from llm_magic.config.server_address import (
     proxy_for,
     resolve_address,
 )
-from llm_magic.config.settings import LoadConfig, Settings
+from llm_magic.config.settings import LoadConfig, ServerLoadConfig, Settings
 from llm_magic.doctor.finding import Finding, run_in_thread
 from llm_magic.errors import (
     AuthenticationFailed,
@@ -36,7 +37,6 @@ from llm_magic.errors import (
 from llm_magic.types import ModelInfo
 
 _HUB_S, _CONNECT_S, _LIST_S, _VERSION_S = 3.0, 2.0, 5.0, 2.0
-_REMOTE = ("ollama", "vllm", "instructlab", "openai")
 _VERSION_PATHS = {"ollama": "/api/version", "vllm": "/version"}
 _LOOPBACKS = ("127.0.0.1", "::1")
 
@@ -48,7 +48,7 @@ class _Server:
     variable: str
     address: ServerAddress
     is_configured: bool
-    config: LoadConfig
+    config: ServerLoadConfig
 
     @property
     def backend(self) -> str:
@@ -73,7 +73,9 @@ async def check_servers(
     """
     invalid: list[Finding] = []
     checked: list[_Server] = []
-    for name in _REMOTE:
+    for name in registry.names():
+        if f"{name}_base_url" not in Settings.model_fields:
+            continue
         try:
             servers = list(_servers_of(name, settings, used(name)))
         except OptionError as error:
@@ -91,8 +93,9 @@ async def check_servers(
 def _servers_of(name: str, settings: Settings, used: LoadConfig | None) -> Iterator[_Server]:
     field, variable = f"{name}_base_url", _variable(name)
     address = parse_setting(name, settings)
-    in_use = resolve_address(used, settings) if used is not None else None
-    if used is not None and in_use is not None:
+    in_use = None
+    if isinstance(used, ServerLoadConfig):
+        in_use = resolve_address(used, settings)
         yield _Server(variable, in_use, True, used)
     if address != in_use:
         is_configured = (
@@ -100,7 +103,7 @@ def _servers_of(name: str, settings: Settings, used: LoadConfig | None) -> Itera
             or settings.backend == name
             or (name == "openai" and bool(os.environ.get("OPENAI_API_KEY")))
         )
-        yield _Server(variable, address, is_configured, LoadConfig(backend=name))
+        yield _Server(variable, address, is_configured, ServerLoadConfig(backend=name))
 
 
 def _variable(name: str) -> str:

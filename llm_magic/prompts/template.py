@@ -76,7 +76,7 @@ _NEARBY = 200  # characters looked at on each side to tell prose and formulas
 _MAX_NOTES, _MAX_ALL_NOTES = 5, 1000
 _KEPT = 200  # expressions whose syntax tree is kept, for when they are written again
 _MAX_PROMPT = 20_000_000  # characters; more than any model reads
-_LITERAL = "{{…}} is literal text, and --raw fills nothing"
+_LITERAL = "{{…}} is literal text, and --literal fills nothing"
 _CORRECT = "Correct the expression, or assign its value to a variable first"
 _Found = tuple[int, int, str]  # start, end, text in its place
 

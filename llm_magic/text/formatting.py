@@ -1,10 +1,10 @@
-"""Figures as people say them."""
+"""Numbers as text: sizes and counts."""
 
 from __future__ import annotations
 
 
 def human_bytes(size: float) -> str:
-    """Return a size in bytes in words: ``269 MB``, ``14.2 GB``."""
+    """Return a size in bytes as text: ``269 MB``, ``14.2 GB``."""
     if abs(size) >= 1e9:
         return f"{size / 1e9:.1f} GB"
     if abs(size) >= 1e6:
@@ -13,9 +13,9 @@ def human_bytes(size: float) -> str:
 
 
 def generated(tokens: int | None, characters: int) -> str:
-    """Return how much text there is: ``12 tokens``, ``331 characters``, ``""`` for none.
+    """Return the length of a text: ``12 tokens``, ``331 characters``, ``""`` for none.
 
-    `tokens` is None where it is unknown, as in the middle of most servers' answers.
+    `tokens` is None where it is unknown, as during the answers of most servers.
     """
     if tokens:
         return counted(tokens)
@@ -23,5 +23,5 @@ def generated(tokens: int | None, characters: int) -> str:
 
 
 def counted(count: int, thing: str = "token") -> str:
-    """Return a number of things: ``1 token``, ``2 tokens``."""
+    """Return a number with its unit: ``1 token``, ``2 tokens``."""
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"

@@ -1,10 +1,10 @@
-"""Half characters: lone surrogates, which Python's texts can hold and UTF-8 cannot."""
+"""Lone surrogates, which a Python text can contain and UTF-8 cannot."""
 
 from __future__ import annotations
 
 
 def has_surrogates(text: str) -> bool:
-    """Return whether a text holds halves of characters."""
+    """Return whether a text contains lone surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -13,12 +13,12 @@ def has_surrogates(text: str) -> bool:
 
 
 def replace_surrogates(text: str) -> str:
-    """Return a text that UTF-8 can hold: pairs become their character, other halves U+FFFD."""
+    """Return a text for UTF-8: surrogate pairs become their character, lone ones U+FFFD."""
     if not has_surrogates(text):
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def is_plain_name(text: str) -> bool:
-    """Return whether a text can name something: no control characters, no half characters."""
+    """Return whether a text can be a name: without control characters and lone surrogates."""
     return not has_surrogates(text) and not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text)

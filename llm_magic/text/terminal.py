@@ -5,16 +5,16 @@ set the clipboard, make links. JupyterLab executes some of them in streams. Each
 replaced by a visible one, so nothing is executed and nothing is hidden. Because no escape sequence is
 parsed, one that arrives in pieces, or that is not complete, is handled like any other.
 
-The functions are applied where text leaves for the screen. Values (`Reply.text`, chats, exported files)
-keep every character.
+The functions are applied where text is displayed. Values (`Reply.text`, chats, exported files) keep
+every character.
 """
 
 from __future__ import annotations
 
 import re
 
-# All controls but newline and tab; what reorders text or ends a line without being a newline; half
-# characters, which no output encoding has; tags, which are letters that no terminal displays.
+# All controls but newline and tab; what reorders text or ends a line without being a newline; lone
+# surrogates, which no output encoding has; tags, which are letters that no terminal displays.
 _HIDDEN = (
     r"\x00-\x08\x0b-\x1f\x7f-\x9f"
     r"\u2028\u2029\u202a-\u202e\u2066-\u2069"
@@ -52,7 +52,7 @@ def unstyled(text: str) -> str:
 
 
 class VisibleStream:
-    r"""Handles incrementally what `visible` does: a ``\r\n`` cut in two stays one line end."""
+    r"""Handles text incrementally as `visible` does: a ``\r\n`` cut in two stays one line end."""
 
     def __init__(self) -> None:
         self._held = ""

@@ -21,7 +21,7 @@ from tests.kernels import Kernel
 
 _PACE = Pace(50, 10, 200)
 _QUESTION = "Tell a long story about a whale."
-_OURS, _THEIRS = "%%llm -b openai", "%%ai"
+_OURS, _THEIRS = "%%llm", "%%ai"
 _PEER = "jupyter_ai_magic_commands"
 # Names of figures, their units, and what ours should be of theirs.
 FIGURES: dict[str, tuple[str, Target | None]] = {

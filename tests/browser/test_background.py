@@ -18,7 +18,7 @@ backend.will(GenerationFailed('It broke.'))
 
 
 def test_it_streams_while_another_cell_blocks(lab: Lab) -> None:
-    cells = ["%%llm -b\nCount.", "%llm_panel", "import time; time.sleep(6)", "%%llm -b\nBreak."]
+    cells = ["%%llm --bg\nCount.", "%llm_panel", "import time; time.sleep(6)", "%%llm --bg\nBreak."]
     lab.open([SCRIPTED + _SCRIPTS, *cells])
     lab.run(0)
     lab.run(1)

@@ -29,7 +29,7 @@ def test_the_block_is_the_next_cell_and_replaces_this_one_if_told(lab: Lab) -> N
     assert "".join(lab.run(3)[0]["text"]) == "False\n", "it has run"
 
     lab.run(1)
-    until(lambda: "offered the same code before" in lab.text(1), lab.text(1))
+    until(lambda: "already put the same code into a cell" in lab.text(1), lab.text(1))
     time.sleep(0.5)
     assert len(lab.sources()) == 5, "a second run makes the notebook longer"
 

@@ -42,6 +42,15 @@ $$
    - with the intercept \(\hat\beta_0 = \bar y - \hat\beta_1 \bar x\)
    - and nothing else
 
+In the terms of matrices:
+\begin{align}
+X^\top X \hat\beta &= X^\top y \\
+\hat\beta &= (X^\top X)^{-1} X^\top y
+\end{align}
+
+- [x] centre
+- [ ] solve, then check $R^2$
+
 | Method | Cost | Exact? |
 |:-------|-----:|:------:|
 | `lstsq` | $O(nd^2)$ | yes |
@@ -98,7 +107,8 @@ def _assert_harmless(lab: Lab, recorder: Recorder) -> None:
     assert not _pwned(lab)
     assert recorder.requests == []
     output = lab.output(0).locator(".jp-OutputArea-output")
-    active = "img, script, iframe, object, embed, form, input, link, style, meta, base, svg, video"
+    active = "img, script, iframe, object, embed, form, link, style, meta, base, svg, video"
+    active += ", input:not([type=checkbox]:disabled)"
     assert output.locator(f":is({active})").count() == 0
     assert output.locator("mjx-container :is(a, [id], [class*='jp-'])").count() == 0
     assert output.locator("mjx-container [style*='url']").count() == 0
@@ -129,13 +139,14 @@ def test_an_answer_is_typeset_and_follows_the_theme(lab: Lab, tmp_path: Path) ->
     lab.open([f"{_IMPORTS}HTML(render({ANSWER!r}))"])
     lab.run(0)
     output = lab.output(0)
-    output.locator("mjx-container").nth(6).wait_for()
-    assert output.locator("mjx-container").count() == 7
+    output.locator("mjx-container").nth(8).wait_for()
+    assert output.locator("mjx-container").count() == 9
     assert "between $5 and $10" in lab.text(0)
+    assert [box.is_checked() for box in output.get_by_role("checkbox").all()] == [True, False]
     keyword = output.get_by_text("import", exact=True)
-    colours = []
+    colors = []
     for theme in ("JupyterLab Light", "JupyterLab Dark"):
         lab.theme(theme)
         lab.screenshot(tmp_path / f"{theme[11:].lower()}.png", 0)
-        colours.append(keyword.evaluate("element => getComputedStyle(element).color"))
-    assert colours == ["rgb(0, 128, 0)", "rgb(76, 175, 80)"]
+        colors.append(keyword.evaluate("element => getComputedStyle(element).color"))
+    assert colors == ["rgb(0, 128, 0)", "rgb(76, 175, 80)"]

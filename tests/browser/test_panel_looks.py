@@ -34,7 +34,7 @@ def full(lab: Lab) -> Panel:
         "from tests.scripted import Hang\nbackend.will('one', Hang())\n"
         f"backend.will(*say({_ANSWER!r}))"
     )
-    lab.open([f"{SCRIPTED}\n{scripts}", "%llm_panel", f"%%llm -b\nA job. {'long ' * 60}"])
+    lab.open([f"{SCRIPTED}\n{scripts}", "%llm_panel", f"%%llm --bg\nA job. {'long ' * 60}"])
     lab.run(0)
     lab.run(2)
     panel = open_panel(lab, 1)

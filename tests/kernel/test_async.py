@@ -137,7 +137,7 @@ def test_the_stop_button_ends_an_awaiting_cell(k: Kernel, fast: FaultServer, ask
 @pytest.mark.parametrize("wait", ["await job", "job.result()", "%llm_wait"])
 def test_interrupt_of_waiting_for_job_is_one_line(k: Kernel, fast: FaultServer, wait: str) -> None:
     fast.will(CHAT, *sse(delta("one"), done=False), Hold())
-    k.ok("%llm -b -o job Never ends.")
+    k.ok("%llm --bg -o job Never ends.")
     cell = k.send(f"print('here')\n{wait}")
     k.wait_for_output(cell, "here")
     k.interrupt()
@@ -194,7 +194,7 @@ def test_interrupt_of_asyncio_wait_is_one_line(k: Kernel, fast: FaultServer, wai
 
 def test_interrupt_of_asyncio_wait_for_job_is_one_line(k: Kernel, fast: FaultServer) -> None:
     fast.will(CHAT, *sse(delta("one"), done=False), Hold())
-    k.ok("%llm -b -o job Never ends.")
+    k.ok("%llm --bg -o job Never ends.")
     cell = k.send("print('here')\nawait asyncio.wait([asyncio.ensure_future(job)])")
     k.wait_for_output(cell, "here")
     time.sleep(0.1)
@@ -292,7 +292,8 @@ def test_local_jobs_wait_for_their_turn(model_cache: Path) -> None:
         k.ok("%load_ext llm_magic\nfrom llm_magic import llm\n%llm_load")
         for name in ("first", "second"):
             assert (
-                k.ok(f"%%llm -b -o {name} --max-new-tokens 200 --seed 1\nTell a story.").seconds < 2
+                k.ok(f"%%llm --bg -o {name} --max-new-tokens 200 --seed 1\nTell a story.").seconds
+                < 2
             )
         k.ok("while first.state != 'running': __import__('time').sleep(0.01)")
         assert k.value("(first.state, second.state)") == ("running", "waiting")

@@ -1,4 +1,4 @@
-"""`%%llm -b`: answers that stream into their own cell while other cells run; jobs to stop and await."""
+"""`%%llm --bg`: answers that stream into their own cell while other cells run; jobs to stop and await."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_it_streams_under_its_own_cell_while_others_run(
     k: Kernel, messages: list[tuple[str, str, str]]
 ) -> None:
     k.ok("backend.will(*slowly(*'a b c d e f g h i j k l m n o p q r s t'.split()))")
-    cell = k.send("%%llm -b -o job\nCount.")
+    cell = k.send("%%llm --bg -o job\nCount.")
     first = k.wait(cell)
     assert first.seconds < within_a_second()
     # What it showed first: on a busy machine the answer may have taken its place by now.
@@ -94,7 +94,7 @@ def test_it_streams_under_its_own_cell_while_others_run(
 
 def test_the_variable_is_the_job(k: Kernel) -> None:
     k.ok("hang = Hang()\nbackend.will('one', ' two', hang, *say(' three'))")
-    begun(k, "%%llm -b -o job\nCount to three.")
+    begun(k, "%%llm --bg -o job\nCount to three.")
     k.ok("while job.text != 'one two': __import__('time').sleep(0.01)")
     assert k.value("(str(job), job.done, job.state, job.tokens)") == (
         "one two", False, "running", 2,
@@ -112,7 +112,7 @@ def test_the_variable_is_the_job(k: Kernel) -> None:
 
 def test_giving_up_the_wait_does_not_stop_the_job(k: Kernel) -> None:
     k.ok("hang = Hang()\nbackend.will('begun', hang, *say(' whole'))")
-    begun(k, "%%llm -b -o job\nGo on.")
+    begun(k, "%%llm --bg -o job\nGo on.")
     for waiting in ("%llm_wait", "job.result()", "await job"):
         cell = k.send(f"print('here')\n{waiting}")
         k.wait_for_output(cell, "here")
@@ -133,7 +133,7 @@ def test_wait_says_what_it_waits_for_and_how_it_ended(k: Kernel) -> None:
         "import threading\nhang = Hang()\nbackend.will('x', 'y', 'z', 'z', 'z', 'z', hang)\n"
         "threading.Timer(3, hang.go.set).start()"
     )
-    first = k.send("%%llm -b -o job\nSay   some\n letters.")
+    first = k.send("%%llm --bg -o job\nSay   some\n letters.")
     under = k.wait(first)
     number = k.value("job.id")
     cell = k.send("%llm_wait")
@@ -150,9 +150,9 @@ def test_wait_says_what_it_waits_for_and_how_it_ended(k: Kernel) -> None:
 
 def test_stop(k: Kernel) -> None:
     k.ok("backend.will('one', Hang()); backend.will(Hang())")
-    cell = k.send("%%llm -b -o job\nFirst.")
+    cell = k.send("%%llm --bg -o job\nFirst.")
     under = k.wait(cell)
-    begun(k, "%llm -b -o other Second.")
+    begun(k, "%llm --bg -o other Second.")
     k.ok("while not job.text: __import__('time').sleep(0.01)")
     assert k.value("(job.state, other.state)") == ("running", "waiting")
     first, second = k.value("(job.id, other.id)")
@@ -165,7 +165,7 @@ def test_stop(k: Kernel) -> None:
     ended(k)
     # Most servers count only at the end.
     k.ok("backend.will(Chunk(text='x' * 331), Hang())")
-    begun(k, "%llm -b -o uncounted Third.")
+    begun(k, "%llm --bg -o uncounted Third.")
     third = k.value("uncounted.id")
     k.ok("while not uncounted.text: __import__('time').sleep(0.01)")
     stopped = k.ok(f"%llm_stop {third}").text
@@ -181,7 +181,7 @@ def test_stop(k: Kernel) -> None:
 
 def test_a_failed_job_says_so_under_its_own_cell_and_fails_the_one_that_waits(k: Kernel) -> None:
     k.ok("backend.will('some', Pause(0.2), GenerationFailed('The <b>GPU</b> melted.'))")
-    under = k.wait(k.send("%%llm -b -o job\nMelt."))
+    under = k.wait(k.send("%%llm --bg -o job\nMelt."))
     ended(k)
     k.ok("1")
     assert under.text.startswith("some")
@@ -194,7 +194,7 @@ def test_a_failed_job_says_so_under_its_own_cell_and_fails_the_one_that_waits(k:
     assert k.run("await job").ename == "GenerationFailed"
     assert k.ok("%llm_wait").text == "No job is running.", "it was told already"
     k.ok("backend.will(GenerationFailed('At once.'))")
-    under = k.wait(k.send("%%llm -b -o job\nMelt."))
+    under = k.wait(k.send("%%llm --bg -o job\nMelt."))
     ended(k)
     k.ok("1")
     assert under.text == "GenerationFailed: At once."
@@ -220,10 +220,10 @@ def test_the_table_keeps_the_last_twenty(k: Kernel) -> None:
 
 def test_the_same_cell_run_again_stops_its_earlier_job(k: Kernel) -> None:
     k.ok("backend.will('old', Hang()); backend.will('new', Hang()); backend.will('third', Hang())")
-    k.ok("%%llm -b -o first\nA question.", cell_id="one")
-    k.ok("%%llm -b -o other\nA question.", cell_id="two")
+    k.ok("%%llm --bg -o first\nA question.", cell_id="one")
+    k.ok("%%llm --bg -o other\nA question.", cell_id="two")
     number = k.value("first.id")
-    ran = k.ok("%%llm -b -o second\nA better question.", cell_id="one")
+    ran = k.ok("%%llm --bg -o second\nA better question.", cell_id="one")
     assert ran.text.startswith(f"Note: stopped job {number}, which this cell had begun.\n")
     k.ok("while not first.done: __import__('time').sleep(0.01)")
     assert k.value("[j.state in {'waiting', 'running'} for j in (first, other, second)]") == [
@@ -239,7 +239,7 @@ def test_the_same_cell_run_again_stops_its_earlier_job(k: Kernel) -> None:
 
 def test_a_chat_gets_its_turn_when_the_job_ends(k: Kernel) -> None:
     k.ok("hang = Hang()\nbackend.will(hang, *say('Ada.'))")
-    k.ok("%%llm -b -c names -o job\nWho?", cell_id="who")
+    k.ok("%%llm --bg -c names -o job\nWho?", cell_id="who")
     assert k.value("[len(chat.turns) for chat in llm.chats.all()]") == []
     k.ok("hang.go.set()\njob.result()")
     assert k.value("[t.answer.content for t in llm.chats.all()[0].turns]") == ["Ada."]
@@ -249,27 +249,27 @@ def test_a_chat_gets_its_turn_when_the_job_ends(k: Kernel) -> None:
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ("--dry-run", "calls nothing"),
+        ("--dry-run", "sends nothing"),
         ("-f code", "-f code"),
         ("-o 1x", "no name"),
         ("-t 9", "temp"),
     ],
 )
-def test_what_does_not_go_with_b(k: Kernel, options: str, error: str) -> None:
+def test_bg_refuses_what_it_cannot_do(k: Kernel, options: str, error: str) -> None:
     before = k.value("len(backend.asked)")
-    ran = k.run(f"%%llm -b {options}\nHello.")
+    ran = k.run(f"%%llm --bg {options}\nHello.")
     assert (ran.ename, error in ran.error) == ("OptionError", True), ran.error
     assert k.value("(len(backend.asked), llm.jobs.running)") == (before, ())
 
 
 def test_plain_and_quiet(k: Kernel) -> None:
-    ran = k.wait(k.send("%%llm -b --plain -o job\n**Bold** words."))
+    ran = k.wait(k.send("%%llm --bg --plain -o job\n**Bold** words."))
     ended(k)
     k.ok("1")
     assert ran.text.startswith("**Bold** words.")
     assert "tokens" in ran.text
     assert ran.html == ""
-    ran = k.wait(k.send("%%llm -b --quiet -o job\n**Bold** words."))
+    ran = k.wait(k.send("%%llm --bg --quiet -o job\n**Bold** words."))
     ended(k)
     k.ok("1")
     assert ran.text == "**Bold** words."
@@ -280,7 +280,7 @@ def test_a_foreground_answer_is_not_mistaken_for_a_jobs(k: Kernel) -> None:
     k.ok(
         "backend.will(Pause(0.3), *say('from the job'))\nbackend.will(Pause(0.6), GenerationFailed('No.'))"
     )
-    begun(k, "%%llm -b -o job\nOne.")
+    begun(k, "%%llm --bg -o job\nOne.")
     ran = k.run("%%llm -o mine\nTwo.")
     assert ran.ename == "GenerationFailed"
     assert "from the job" not in ran.text
@@ -290,18 +290,18 @@ def test_a_foreground_answer_is_not_mistaken_for_a_jobs(k: Kernel) -> None:
 
 def test_completion_and_help(k: Kernel) -> None:
     k.ok("backend.will(Hang())")
-    begun(k, "%%llm -b -o job\nWait.")
+    begun(k, "%%llm --bg -o job\nWait.")
     number = k.value("job.id")
     assert str(number) in k.complete("%llm_stop ")
     assert str(number) in k.complete("%llm_wait ")
-    assert "--background" in k.complete("%%llm --ba")
-    assert "stops the job" in k.help("%llm")
+    assert "--bg" in k.complete("%%llm --b")
+    assert "stops its earlier job" in k.help("%llm")
     k.ok("%llm_stop")
 
 
 def test_reloading_stops_what_runs(k: Kernel) -> None:
     k.ok("backend.will('partial', Hang())")
-    under = k.wait(k.send("%%llm -b -o job\nNever ends."))
+    under = k.wait(k.send("%%llm --bg -o job\nNever ends."))
     k.ok("while not job.text: __import__('time').sleep(0.01)")
     k.ok("from llm_magic.notebook.magics import unregister\nunregister(get_ipython())")
     assert k.value("(job.state, job.text, backend.asked[-1].ended)") == (
@@ -311,7 +311,7 @@ def test_reloading_stops_what_runs(k: Kernel) -> None:
     k.ok("1")
     assert "stopped by you" in under.text
     k.ok("register(get_ipython(), llm)\n%llm_load tiny")
-    assert k.ok("%llm -b -o job Hello").status == "ok"
+    assert k.ok("%llm --bg -o job Hello").status == "ok"
     assert k.value("job.result().text") == "Hello"
 
 
@@ -321,7 +321,7 @@ def test_shutdown_with_a_running_job(version: str) -> None:
         k.ok(f"import sys; sys.path.insert(0, {str(ROOT)!r})")
         k.ok(SCRIPTED)
         k.ok("backend.will('partial', Hang())")
-        begun(k, "%%llm -b\nNever ends.")
+        begun(k, "%%llm --bg\nNever ends.")
         process = k.process
         began = time.monotonic()
     assert not process.is_running()
@@ -332,7 +332,7 @@ def test_shown_once_at_the_end_where_answers_do_not_stream() -> None:
     with kernel(PYTHONPATH=str(ROOT), LLM_MAGIC_STREAM="off") as k:
         k.ok(SCRIPTED)
         k.ok("hang = Hang()\nbackend.will('one', ' two', ' three', hang)")
-        cell = k.send("%%llm -b -o job\nCount.")
+        cell = k.send("%%llm --bg -o job\nCount.")
         while not (under := k.state(cell)).ended:
             k.pump(0.02)
         assert under.outputs == [], "nothing while the cell runs: that would depend on the speed"
@@ -363,7 +363,7 @@ def run_notebook(folder: Path, *cells: str) -> Any:
 def test_wait_makes_it_right_under_nbclient(tmp_path: Path) -> None:
     first, _, wait, last = run_notebook(
         tmp_path,
-        "%%llm -b -o job\nSay these words.",
+        "%%llm --bg -o job\nSay these words.",
         "while not job.done: __import__('time').sleep(0.01)",
         "%llm_wait",
         "job.text",
@@ -380,7 +380,7 @@ def test_wait_fails_the_notebook_under_nbclient(tmp_path: Path) -> None:
         run_notebook(
             tmp_path,
             "backend.will('some', GenerationFailed('It broke.'))",
-            "%%llm -b -o job\nBreak.",
+            "%%llm --bg -o job\nBreak.",
             "while not job.done: __import__('time').sleep(0.01)",
             "%llm_wait",
         )

@@ -183,7 +183,7 @@ def test_trim_says_what_it_left_out_also_where_nothing_else_is_said(scripted: Ke
     try:
         for cell in range(4):
             scripted.ok(f"%%llm -c talk\n{cell} {'word ' * 9}", cell_id=str(cell))
-        for options in ("", "--quiet", "--plain", "-f raw"):
+        for options in ("", "--quiet", "--plain", "--plain --quiet"):
             ran = scripted.ok(f"%%llm -c talk --trim {options}\nnow", cell_id="z")
             assert "the 2 oldest turns were left out (--trim)" in ran.text
             assert sent(scripted)[0].startswith("2 word")

@@ -97,7 +97,7 @@ def test_running_all_again_does_not_make_the_notebook_longer(scripted: Kernel) -
     scripted.ok("backend.will(*say('Once more:\\n```\\none\\n```'))")
     ran = scripted.ok(f"{ASK}Do it.", cell_id="again")
     assert ran.payload == []
-    assert "has offered the same code before" in ran.text
+    assert "has already put the same code into a cell" in ran.text
     assert offered(scripted, "```\ntwo\n```", cell_id="again") == ["two"]
     assert offered(scripted, "```\none\n```", cell_id="other") == ["one"]
 
@@ -106,7 +106,7 @@ def test_half_a_block_is_not_offered(scripted: Kernel) -> None:
     scripted.ok("backend.will(*say('```python\\nfor x in', finish='length'))")
     ran = scripted.ok(f"{ASK}Do it.", cell_id="x")
     assert ran.payload == []
-    assert ran.text.endswith("The code is not whole, so no cell was filled.")
+    assert ran.text.endswith("The block of code has no end, so no cell was filled.")
     scripted.ok("backend.will(*say('```python\\nx\\n```\\nIt', finish='length'))")
     assert [p["text"] for p in scripted.ok(f"{ASK}Do it.", cell_id="x").payload] == ["x"]
 

@@ -80,7 +80,7 @@ def _wait_until_no_child_is_left(k: Kernel) -> None:
 
 
 def test_waiting_for_a_load_can_be_stopped_and_the_load_goes_on(fresh: Kernel) -> None:
-    fresh.ok("%llm_load --no-wait")
+    fresh.ok("%llm_load --bg")
     cell = fresh.send("%llm -t 0 --max-new-tokens 2 Hello")
     ran, latency = stop(fresh, cell, "Loading the default model: importing torch … ", 0.3)
     assert ran.ename == "Interrupted"

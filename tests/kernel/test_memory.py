@@ -16,7 +16,7 @@ COUNT = (
     "    return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())\n"
 )
 # What is kept for the next question on purpose.
-FORGET = "from tests.benchmarks.inside import resident\nresident().prefixes.clear()"
+FORGET = "from tests.benchmarks.inside import resident\nresident().prefix_cache.clear()"
 
 
 def rss(k: Kernel) -> int:
@@ -131,7 +131,7 @@ FREE = "(gc.collect(), weight() is None)[1]"
         "%llm_load -d cuda:99",
         "%llm_load --assistant nope",
         "%llm_load -q 8bit --assistant nope",
-        "%llm_load --no-wait nope/x\n%llm Hello",
+        "%llm_load --bg nope/x\n%llm Hello",
         "llm.load('nope/x')",
         "await llm.agenerate('x', extra={'min_p': 7})",
         "for chunk in llm.stream('x', extra={'min_p': 7}): pass",

@@ -53,7 +53,7 @@ def test_an_answer_inside_a_nested_run_and_beside_a_job(k: Kernel) -> None:
         "%llm_load tiny\n"
     )
     k.ok("backend.will(Pause(0.8), *say('from the job'))")
-    k.ok("%%llm -b -o job\nTake your time.")
+    k.ok("%%llm --bg -o job\nTake your time.")
     ask = "reply = asyncio.run(llm.agenerate('Hello there.'))"
     assert queued(k, f"{ask}\nasyncio.run(asyncio.sleep(0.5))") == ["ok"] * 13
     assert k.value("reply.text") == "Hello there."

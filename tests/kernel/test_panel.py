@@ -72,7 +72,7 @@ def test_a_click_while_a_cell_answers(k: Kernel) -> None:
     assert ran.ename == "Interrupted"
     assert ran.ended - pressed < 2 * within_a_second()
     assert k.value("stopped.text") == "begun"
-    assert k.ok("%llm --raw next one").text.startswith("next one")
+    assert k.ok("%llm --literal next one").text.startswith("next one")
 
 
 def settled(k: Kernel) -> None:

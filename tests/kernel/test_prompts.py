@@ -39,18 +39,18 @@ def test_a_line_is_options_and_then_the_prompt_as_it_is(
 
 def test_a_cell_is_the_prompt_as_it_is(scripted: Kernel) -> None:
     prompt = '  It\'s   {nothing} $HOME %llm\n\n\tλ 🦊 \\n {"a": {}}\n# the end'
-    scripted.ok(f"%%llm --raw\n{prompt}\n")
+    scripted.ok(f"%%llm --literal\n{prompt}\n")
     assert sent(scripted) == [("user", prompt)]
 
 
-def test_values_are_filled_in_unless_raw(scripted: Kernel) -> None:
+def test_values_are_filled_in_unless_literal(scripted: Kernel) -> None:
     scripted.ok("name, d = 'Ada {who}', {'k': [1, 2]}")
     scripted.ok("%%llm -s 'You are {name}.'\nHello {name}, {d['k'][1]} {{name}}.")
     assert sent(scripted) == [
         ("system", "You are Ada {who}."),
         ("user", "Hello Ada {who}, 2 {name}."),
     ]
-    scripted.ok("%%llm --raw -s 'You are {name}.'\nHello {name}.")
+    scripted.ok("%%llm --literal -s 'You are {name}.'\nHello {name}.")
     assert sent(scripted) == [("system", "You are {name}."), ("user", "Hello {name}.")]
     scripted.ok("%llm Hello {name}!")
     assert sent(scripted) == [("user", "Hello Ada {who}!")]
@@ -98,9 +98,9 @@ def test_dry_run_has_the_notes_of_a_run(scripted: Kernel) -> None:
     assert len(notes[0]) == 2
 
 
-def test_raw_evaluates_nothing_and_notes_nothing(scripted: Kernel) -> None:
+def test_literal_evaluates_nothing_and_shows_no_notes(scripted: Kernel) -> None:
     scripted.ok("xs = [1]")
-    ran = scripted.ok("%%llm --raw\n{len(xs)} {xs.clear()} {nothing}")
+    ran = scripted.ok("%%llm --literal\n{len(xs)} {xs.clear()} {nothing}")
     assert sent(scripted) == [("user", "{len(xs)} {xs.clear()} {nothing}")]
     assert "Note" not in ran.text
 
@@ -113,7 +113,7 @@ def test_results_of_cells_are_filled_in(scripted: Kernel) -> None:
 
 
 def test_names_of_the_shell_itself_are_no_values(scripted: Kernel) -> None:
-    scripted.ok("%%llm --raw\nx")
+    scripted.ok("%%llm --literal\nx")
     scripted.ok("%%llm\nWhat does {exit} do, and {get_ipython}?")
     assert sent(scripted) == [("user", "What does {exit} do, and {get_ipython}?")]
 
@@ -159,7 +159,7 @@ def test_format_json_is_pretty_and_says_when_it_is_none(scripted: Kernel) -> Non
     assert bad.text.startswith("{'a': 1}\n\nThis is not valid JSON: ")
 
 
-def test_format_raw_is_stdout_and_nothing_else(scripted: Kernel) -> None:
-    ran = scripted.ok("%%llm -f raw\n**bold** <b>")
+def test_plain_and_quiet_write_only_the_answer_to_stdout(scripted: Kernel) -> None:
+    ran = scripted.ok("%%llm --plain --quiet\n**bold** <b>")
     assert {o["type"] for o in ran.outputs} == {"stream"}
     assert ran.text == "**bold** <b>\n"

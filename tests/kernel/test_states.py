@@ -30,11 +30,11 @@ def test_states_and_a_second_load_while_one_runs(model_cache: Path) -> None:
         assert "last error" in k.ok("%llm_status").text
         assert "There is no file or folder './nowhere'" in k.run("%llm Hello").error
 
-        begun = k.ok("%llm_load --no-wait")
+        begun = k.ok("%llm_load --bg")
         assert begun.text.startswith("Loading the default model · %llm_status shows how far")
         assert begun.seconds < within_a_second()
         assert states(k)[0] == "Loading"
-        for second in ("%llm_load ./nowhere", "%llm_load", "%llm_load --no-wait"):
+        for second in ("%llm_load ./nowhere", "%llm_load", "%llm_load --bg"):
             refused = k.run(second)
             assert refused.ename == "LoadInProgress"
             assert "is being loaded. Wait for it" in refused.error
@@ -49,10 +49,10 @@ def test_states_and_a_second_load_while_one_runs(model_cache: Path) -> None:
         k.ok("%llm_unload")
         assert states(k) == ("Inactive", None, [])
 
-        k.ok("%llm_load ./nowhere --no-wait")
+        k.ok("%llm_load ./nowhere --bg")
         assert k.run("%llm Hello").ename == "ModelNotFound"
         assert k.run("%llm Hello").ename == "ModelNotLoaded"
-        k.ok("%llm_load --no-wait")
+        k.ok("%llm_load --bg")
         assert f"Unloaded {MODEL}" in k.ok("%llm_unload").text  # waits for it first
 
 

@@ -120,7 +120,7 @@ def test_without_streaming_there_is_one_display_and_no_update(model_cache: Path)
     [
         "%%llm\nHello",
         "%%llm --plain\nHello",
-        "%%llm -b -o job\nHello",
+        "%%llm --bg -o job\nHello",
         "%llm --dry-run Hello",
         "%llm_unload",
     ],
@@ -131,7 +131,7 @@ def test_cell_that_waits_for_a_load_shows_it(scripted: Kernel, cell: str) -> Non
         "from llm_magic.types import Progress\n"
         "backend.reports = {'check': [Progress('importing torch', 0.5)]}\n"
         "hang = backend.hang('check')\n"
-        "%llm_load org/late --no-wait\n"
+        "%llm_load org/late --bg\n"
         "threading.Timer(0.5, hang.go.set).start()"
     )
     ran = scripted.ok(cell)
@@ -153,7 +153,7 @@ def test_failed_load_shows_no_bar_in_the_cell_that_waits(scripted: Kernel) -> No
         "        await super().wait()\n"
         "        raise LoadFailed('The weights are damaged.')\n"
         "hang = backend.trouble['check'] = Fails()\n"
-        "%llm_load org/late --no-wait\n"
+        "%llm_load org/late --bg\n"
         "threading.Timer(0.5, hang.go.set).start()"
     )
     ran = scripted.run("%llm Hello")

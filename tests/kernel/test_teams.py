@@ -17,7 +17,7 @@ ASKS = {
     "sync": "_ = llm.generate('Hello', max_new_tokens=2)",
     "stream": "_ = list(llm.stream('Hello', max_new_tokens=2))",
     "async": "_ = await llm.agenerate('Hello', max_new_tokens=2)",
-    "job": "%%llm -b --max-new-tokens 2\nHello",
+    "job": "%%llm --bg --max-new-tokens 2\nHello",
 }
 
 

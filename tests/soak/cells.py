@@ -27,7 +27,7 @@ class Kind:
     @property
     def in_background(self) -> bool:
         """Whether a job may run when the cell has ended."""
-        return "llm -b" in self.code + self.before
+        return "llm --bg" in self.code + self.before
 
 
 _OPTIONS = "-m {model} --max-new-tokens 100"
@@ -56,14 +56,14 @@ KINDS = (
         "gather",
         f"replies = await asyncio.gather(*(llm.agenerate({_ARGUMENTS}) for _ in range(3)))",
     ),
-    Kind("background", f"%%llm -b {_OPTIONS}\n{{prompt}}"),
-    Kind("wait", "%llm_wait", before=f"%%llm -b -o job {_OPTIONS}\n{{prompt}}"),
-    Kind("await job", "await job", before=f"%%llm -b -o job {_OPTIONS}\n{{prompt}}"),
-    Kind("job result", "job.result()", before=f"%%llm -b -o job {_OPTIONS}\n{{prompt}}"),
+    Kind("background", f"%%llm --bg {_OPTIONS}\n{{prompt}}"),
+    Kind("wait", "%llm_wait", before=f"%%llm --bg -o job {_OPTIONS}\n{{prompt}}"),
+    Kind("await job", "await job", before=f"%%llm --bg -o job {_OPTIONS}\n{{prompt}}"),
+    Kind("job result", "job.result()", before=f"%%llm --bg -o job {_OPTIONS}\n{{prompt}}"),
     Kind("loop", f"for _ in range(3):\n    llm.generate({_ARGUMENTS})"),
     Kind(
         "load later", "%llm -m spare {prompt}", "view",
-        before="forget()\n%llm_load {folder} --keep --name spare --no-wait",
+        before="forget()\n%llm_load {folder} --keep --name spare --bg",
     ),
     Kind("dry run", f"%%llm --dry-run {_OPTIONS}\n{{prompt}}"),
     Kind("load local", "%llm_load {folder} --keep --name spare", before="forget()"),

@@ -164,7 +164,7 @@ class Soak:
     def _job(self) -> None:
         model = self._random.choice(MODELS)
         begun = self.k.ok(
-            f"%%llm -b -o job -m {model} --max-new-tokens 60\none two three four five"
+            f"%%llm --bg -o job -m {model} --max-new-tokens 60\none two three four five"
         )
         other = self._random.choice(["%llm_status", "%llm_jobs", f"%llm -m {model} hello", "pass"])
         self.k.ok(other)

@@ -288,7 +288,7 @@ def test_missing_weights_of_four_bits_are_rows() -> None:
 
 @pytest.mark.usefixtures("alone")
 def test_a_missing_magic_is_a_row_beside_every_figure_of_ours() -> None:
-    ours = {f"%%llm -b openai {figure}": (1.0,) for figure in ai_magic.FIGURES}
+    ours = {f"%%llm {figure}": (1.0,) for figure in ai_magic.FIGURES}
     rows = list(ai_magic.rows(ours))
     assert len(missing(rows)) == len(ai_magic.FIGURES)
     assert len(rows) == 2 * len(ai_magic.FIGURES)

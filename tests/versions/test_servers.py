@@ -61,7 +61,7 @@ def test_background_cell_streams_while_others_run(k: Kernel, server: FaultServer
     k.ok("%llm_load tiny -b openai")
     hold = Hold()
     server.will(CHAT, *sse(delta("early"), done=False), hold, *words(" late")[1:])
-    k.ok("%%llm -b -o answer\nHello")
+    k.ok("%%llm --bg -o answer\nHello")
     assert k.value("1 + 1") == 2
     hold.go.set()
     assert "done" in k.ok("%llm_wait").text

@@ -10,19 +10,24 @@ from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import psutil
 
 from llm_magic.backends.base import Backend, LoadPlan, Report, TokenCount
 from llm_magic.backends.remote.client_pool import Servers
-from llm_magic.backends.remote.http_client import ANSWER_S, FIRST_FACTOR, HttpServer
+from llm_magic.backends.remote.limits import ANSWER_S, FIRST_FACTOR
 from llm_magic.backends.remote.retry import Patience, waiting
 from llm_magic.backends.remote.stream_decoders import MalformedStream, join_surrogates
 from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.option_spec import specs
 from llm_magic.config.server_address import ServerAddress, parse_url
-from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
+from llm_magic.config.settings import (
+    GenerationConfig,
+    LoadConfig,
+    ReadSettings,
+    ServerLoadConfig,
+)
 from llm_magic.errors import (
     IncompleteReply,
     LLMMagicError,
@@ -33,7 +38,10 @@ from llm_magic.errors import (
     ServerBusy,
     ServerError,
 )
-from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, State, Unloaded
+from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Unloaded
+
+if TYPE_CHECKING:
+    from llm_magic.backends.remote.http_client import HttpServer
 
 T = TypeVar("T")
 
@@ -88,7 +96,7 @@ class RemoteBackend(Backend):
         spellings: Names of options in other APIs. Servers ignore them or use them for other options.
     """
 
-    loading: State = "Configuring"
+    load_config: ClassVar[type[LoadConfig]] = ServerLoadConfig
     start = ""
     concurrency = 256
     reserved: Mapping[str, str] = MappingProxyType({})
@@ -107,6 +115,13 @@ class RemoteBackend(Backend):
         # By URL. The event-loop thread writes it, and completion reads it in the main thread.
         self._listed: dict[str, list[ModelInfo]] = {}
         self._servers = Servers(settings, keys, self.start, self.concurrency, self._api_prefix)
+
+    @classmethod
+    def request_fields(cls) -> dict[str, str]:
+        """Return the field of each supported option in a request. `extra` has its own fields."""
+        return {
+            name: field for name, field in cls.option_names.items() if field and name != "extra"
+        }
 
     # -- the protocol -------------------------------------------------------------------------
 
@@ -271,7 +286,7 @@ class RemoteBackend(Backend):
         options = specs(GenerationConfig)
         for name in config.extra:
             option = options.get(self.spellings.get(name, name))
-            if option is not None and option.flag is not None and option.works_on(self.name):
+            if option is not None and option.flag is not None and self.supports(option.name):
                 flag, value = option.flag.names[-1], option.flag.metavar
                 raise OptionError(
                     f"{name} has an option of its own. Use {flag} {value} instead of -p"
@@ -328,8 +343,7 @@ class RemoteBackend(Backend):
 
     def _unsupported_settings(self) -> tuple[str, ...]:
         """Return a note with the generation settings that the backend does not support."""
-        options = specs(GenerationConfig).items()
-        names = [name for name, option in options if not option.works_on(self.name)]
+        names = [name for name in self.option_names if not self.supports(name)]
         if not names:
             return ()
         return (f"Not sent, because {self.name} does not support them: {', '.join(names)}.",)

@@ -10,7 +10,9 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
+
+from pydantic import Field
 
 from llm_magic.backends.base import Report
 from llm_magic.backends.remote import server_errors
@@ -22,7 +24,6 @@ from llm_magic.backends.remote.base import (
     RemoteModel,
     named_entries,
 )
-from llm_magic.backends.remote.http_client import HttpServer
 from llm_magic.backends.remote.stream_decoders import (
     JsonLinesDecoder,
     MalformedStream,
@@ -30,15 +31,18 @@ from llm_magic.backends.remote.stream_decoders import (
     parse_text,
     whole_number,
 )
-from llm_magic.config.api_keys import ApiKeys
+from llm_magic.config.option_spec import Control, Flag
 from llm_magic.config.server_address import ServerAddress
-from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
+from llm_magic.config.settings import GenerationConfig, LoadConfig, ServerLoadConfig
 from llm_magic.errors import LoadFailed, ModelNotFound, RequestFailed, ServerError
 from llm_magic.text.formatting import human_bytes
 from llm_magic.types import Chunk, FinishReason, Message, ModelInfo, Progress, Usage
 
+if TYPE_CHECKING:
+    from llm_magic.backends.remote.http_client import HttpServer
+
 # The field of each option, inside the field `options` of a request.
-_OPTIONS = {
+_OPTION_NAMES = MappingProxyType({
     "max_new_tokens": "num_predict",
     "temperature": "temperature",
     "top_p": "top_p",
@@ -46,7 +50,8 @@ _OPTIONS = {
     "repetition_penalty": "repeat_penalty",
     "seed": "seed",
     "stop": "stop",
-}
+    "extra": "options",
+})  # fmt: skip
 # Fields of a request next to `options`. All other fields of ``-p`` belong into `options`.
 _TOP_LEVEL_FIELDS = frozenset(
     {"keep_alive", "format", "think", "logprobs", "top_logprobs", "truncate", "shift", "tools"}
@@ -71,15 +76,23 @@ class _OllamaModel(RemoteModel):
     has_read_context: bool = False
 
 
-def ollama(settings: ReadSettings, keys: ApiKeys) -> OllamaBackend:
-    """Return the backend for Ollama."""
-    return OllamaBackend(settings, keys)
+class OllamaLoadConfig(ServerLoadConfig):
+    """The options of a load from Ollama."""
+
+    pull: Annotated[
+        bool,
+        Flag(("--pull",)),
+        Control("Download it there first"),
+        Field(description="Let the server download the model first if necessary."),
+    ] = False
 
 
 class OllamaBackend(RemoteBackend):
     """Generates with ``/api/chat``."""
 
     name = "ollama"
+    option_names = _OPTION_NAMES
+    load_config = OllamaLoadConfig
     start = "Start it: ollama serve"
     reserved = MappingProxyType(
         {**RESERVED, "options": "Set each option by its name, for example -p num_ctx=8192."}
@@ -141,6 +154,7 @@ class OllamaBackend(RemoteBackend):
     async def _find_model(
         self, server: HttpServer, model: str | None, config: LoadConfig, report: Report
     ) -> tuple[RemoteModel, tuple[str, ...]]:
+        assert isinstance(config, OllamaLoadConfig)
         entries = await self._entries(server, "tags")
         names = [str(entry["name"]) for entry in entries]
         model = model or server_errors.single_model(server.address, names)
@@ -154,7 +168,7 @@ class OllamaBackend(RemoteBackend):
         context = _context(runner) or _num_ctx(description)
         info = self._info(server, {**entry, "name": model}, description, {}, context)
         trained = _trained_length(description, entry)
-        dialect = Dialect(_OPTIONS)
+        dialect = Dialect(self.request_fields())
         return _OllamaModel(model, server, info, config, dialect, trained_length=trained), ()
 
     async def _running(self, server: HttpServer) -> list[dict[str, Any]]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from llm_magic.backends.base import Report, TokenCount
+from llm_magic.backends.base import UNSUPPORTED, Report, TokenCount
 from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.base import (
     MAX_MODELS,
@@ -20,7 +19,7 @@ from llm_magic.backends.remote.base import (
     named_entries,
 )
 from llm_magic.backends.remote.chat_completions import EMPTY, ReplyReader
-from llm_magic.backends.remote.http_client import END_S, HttpServer
+from llm_magic.backends.remote.limits import END_S
 from llm_magic.backends.remote.stream_decoders import (
     EventDecoder,
     MalformedStream,
@@ -28,18 +27,23 @@ from llm_magic.backends.remote.stream_decoders import (
     parse_object,
     whole_number,
 )
-from llm_magic.config.api_keys import ApiKeys
-from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
+from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import LLMMagicError, RequestFailed, ServerBusy, ServerError
 from llm_magic.types import Chunk, Message, ModelInfo
 
-# The field of each option in a request.
-_COMMON = {
+if TYPE_CHECKING:
+    from llm_magic.backends.remote.http_client import HttpServer
+
+# The field of each option in a request to any OpenAI-compatible server.
+_OPTION_NAMES = {
     "max_new_tokens": "max_tokens",
     "temperature": "temperature",
     "top_p": "top_p",
+    "top_k": UNSUPPORTED,
+    "repetition_penalty": UNSUPPORTED,
     "seed": "seed",
     "stop": "stop",
+    "extra": "the body of the request",
 }
 # How many requests a server processes at once, by the owner of its models. llama-cpp-python ("me")
 # aborts its reply when another request arrives.
@@ -48,51 +52,11 @@ _MAX_OWNER_LENGTH = 40
 _VERSIONED = re.compile(r"/v\d+[a-z]*$|/openai$")
 
 
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """A kind of server: its name, how to start it, and the fields of its requests."""
-
-    name: str
-    start: str
-    fields: Mapping[str, str]
-    concurrency: int = 256
-    counts_tokens: bool = False
-
-
-VLLM = Preset(
-    "vllm",
-    "Start one: vllm serve MODEL",
-    {**_COMMON, "top_k": "top_k", "repetition_penalty": "repetition_penalty"},
-    counts_tokens=True,
-)
-INSTRUCTLAB = Preset(
-    "instructlab",
-    "Start one: ilab model serve",
-    {**_COMMON, "top_k": "top_k", "repetition_penalty": "repeat_penalty"},
-    # llama-cpp-python aborts its reply when another request arrives.
-    concurrency=1,
-)
-OPENAI = Preset("openai", "Check --base-url, and whether the server is running.", _COMMON)
-
-
-def vllm(settings: ReadSettings, keys: ApiKeys) -> OpenAICompatibleBackend:
-    """Return the backend for vLLM."""
-    return OpenAICompatibleBackend(VLLM, settings, keys)
-
-
-def instructlab(settings: ReadSettings, keys: ApiKeys) -> OpenAICompatibleBackend:
-    """Return the backend for InstructLab, which runs llama-cpp-python or vLLM."""
-    return OpenAICompatibleBackend(INSTRUCTLAB, settings, keys)
-
-
-def openai(settings: ReadSettings, keys: ApiKeys) -> OpenAICompatibleBackend:
-    """Return the backend for OpenAI and all compatible servers."""
-    return OpenAICompatibleBackend(OPENAI, settings, keys)
-
-
 class OpenAICompatibleBackend(RemoteBackend):
     """Generates with ``/v1/chat/completions``."""
 
+    # Whether the server has `/tokenize`.
+    counts_tokens = False
     reserved = MappingProxyType(
         {
             **RESERVED,
@@ -102,12 +66,6 @@ class OpenAICompatibleBackend(RemoteBackend):
             ),
         }
     )
-
-    def __init__(self, preset: Preset, settings: ReadSettings, keys: ApiKeys) -> None:
-        # The base class reads these attributes.
-        self.name, self.start, self.concurrency = preset.name, preset.start, preset.concurrency
-        super().__init__(settings, keys)
-        self._preset = preset
 
     # -- models -------------------------------------------------------------------------------
 
@@ -218,7 +176,7 @@ class OpenAICompatibleBackend(RemoteBackend):
         return entry
 
     def _dialect(self, server: HttpServer, owner: str) -> Dialect:
-        fields = dict(self._preset.fields)
+        fields = self.request_fields()
         if server.address.origin == "https://api.openai.com":
             # Newer models reject `max_tokens`, and older models accept both fields.
             fields["max_new_tokens"] = "max_completion_tokens"
@@ -229,7 +187,7 @@ class OpenAICompatibleBackend(RemoteBackend):
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Return the token count of vLLM, which applies the template of the model; None for others."""
         remote = self._find_loaded(name)
-        if not self._preset.counts_tokens:
+        if not self.counts_tokens:
             return TokenCount(None, remote.info.context_length)
         server = remote.server
         # The path is not below /v1.
@@ -318,6 +276,37 @@ class OpenAICompatibleBackend(RemoteBackend):
             return False
         unsupported.add(field)
         return True
+
+
+class VLLMBackend(OpenAICompatibleBackend):
+    """Servers started by ``vllm serve``."""
+
+    name = "vllm"
+    option_names = MappingProxyType(
+        _OPTION_NAMES | {"top_k": "top_k", "repetition_penalty": "repetition_penalty"}
+    )
+    start = "Start one: vllm serve MODEL"
+    counts_tokens = True
+
+
+class InstructLabBackend(OpenAICompatibleBackend):
+    """Servers started by ``ilab model serve``: llama-cpp-python or vLLM."""
+
+    name = "instructlab"
+    option_names = MappingProxyType(
+        _OPTION_NAMES | {"top_k": "top_k", "repetition_penalty": "repeat_penalty"}
+    )
+    start = "Start one: ilab model serve"
+    # llama-cpp-python aborts its answer when another request arrives.
+    concurrency = 1
+
+
+class OpenAIBackend(OpenAICompatibleBackend):
+    """OpenAI, and any other server with its API."""
+
+    name = "openai"
+    option_names = MappingProxyType(_OPTION_NAMES)
+    start = "Check --base-url, and whether the server is running."
 
 
 def _prefixes(url: str) -> list[str]:

@@ -156,10 +156,9 @@ class _Line:
         ]
 
     def _works_on(self, argument: Argument, backend: str) -> bool:
-        from llm_magic.config.option_spec import specs
-        from llm_magic.config.settings import LoadConfig
+        from llm_magic.backends.registry import load_specs
 
-        spec = specs(LoadConfig).get(dest(argument)) if self._magic.options == "loading" else None
+        spec = load_specs().get(dest(argument)) if self._magic.options == "loading" else None
         return spec is None or spec.works_on(backend)
 
     def _all_words(self) -> list[Word]:

@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from llm_magic.notebook.arguments.table import Argument
     from llm_magic.session import Session
 
-# What people mostly give where any text is allowed.
-_SUGGESTED = {
-    "device": ("auto", "cpu", "cuda", "mps"),
-    "attn": ("eager", "sdpa", "flash_attention_2"),
-}
 # More than a menu can show, and few enough for a key press.
 _MOST_OFFERS = 500
 _SECRET = re.compile(r"(KEY|TOKEN)$")
@@ -70,9 +65,11 @@ class Candidates:
 
     def setting(self, name: str, typed: str) -> list[Offer]:
         """Return values of a generation setting: the one that it has, and none."""
+        from llm_magic.config.option_spec import specs
         from llm_magic.config.settings import GenerationConfig
 
-        if name not in GenerationConfig.model_fields or name in {"stop", "extra"}:
+        spec = specs(GenerationConfig).get(name)
+        if spec is None or not spec.is_number:
             return []
         now = getattr(self._session.generation.config, name)
         return _beginning(typed, dict.fromkeys(("none" if now is None else str(now), "none")))
@@ -120,27 +117,30 @@ class Candidates:
     # -- options ------------------------------------------------------------------------------
 
     def _choices(self, option: str, line: Mapping[str, str]) -> Iterable[str]:
-        from llm_magic.config.option_spec import specs
-        from llm_magic.config.settings import LoadConfig
+        from llm_magic.backends.registry import load_specs
 
         if option == "key_env":
             return sorted(name for name in os.environ if _SECRET.search(name))
         if option == "base_url":
             backend = line.get("backend", self._session.settings.backend)
             return filter(None, [getattr(self._session.settings, f"{backend}_base_url", "")])
-        spec = specs(LoadConfig).get(option)
-        return _SUGGESTED.get(option, ()) if spec is None or not spec.choices else spec.choices
+        spec = load_specs().get(option)
+        if spec is None:
+            return ()
+        return spec.choices or (spec.control.examples if spec.control is not None else ())
 
     def _backends(self) -> list[str]:
-        from llm_magic.backends.registry import BACKENDS
+        from llm_magic.backends.registry import names
 
         default = self._session.settings.backend
-        return sorted(BACKENDS, key=lambda name: name != default)
+        return sorted(names(), key=lambda name: name != default)
 
     def _settings(self) -> list[str]:
+        from llm_magic.config.option_spec import specs
         from llm_magic.config.settings import GenerationConfig
 
-        return [f"{name}=" for name in GenerationConfig.model_fields if name != "extra"]
+        known = specs(GenerationConfig).values()
+        return [f"{spec.name}=" for spec in known if spec.kind != "pairs"]
 
     # -- the notebook's names -----------------------------------------------------------------
 
@@ -180,7 +180,7 @@ def _keys(value: Any) -> Iterator[str]:
 
 
 def _paths(typed: str) -> Iterator[Offer]:
-    from llm_magic.backends.local.files.nearby import paths
+    from llm_magic.backends.local.files.sources import paths
 
     for path in paths(typed):
         is_folder = path.endswith(os.sep)

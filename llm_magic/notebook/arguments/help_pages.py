@@ -6,7 +6,14 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from llm_magic.notebook.arguments.table import MAGICS, Argument, Magic, dest, option_arguments
+from llm_magic.notebook.arguments.table import (
+    MAGICS,
+    Argument,
+    Magic,
+    dest,
+    option_arguments,
+    option_specs,
+)
 
 if TYPE_CHECKING:
     from llm_magic.config.option_spec import OptionSpec
@@ -14,7 +21,6 @@ if TYPE_CHECKING:
 _WIDTH = 92
 # Where the meaning of an option begins; a longer option has a line to itself.
 _COLUMN = 30
-_ONLY_LOCAL = ("local",)
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -31,7 +37,7 @@ def page(name: str) -> str:
 
 def _groups(magic: Magic) -> Iterator[tuple[str, list[str]]]:
     """Yield the options under the titles by which they are looked for."""
-    table = _specs(magic)
+    table = option_specs(magic.options)
     positional = (magic.positional,) if magic.positional is not None else ()
     yield "", _rows((*positional, *magic.arguments), table)
     if magic.positional is not None and magic.positional.complete == "settings":
@@ -43,33 +49,30 @@ def _groups(magic: Magic) -> Iterator[tuple[str, list[str]]]:
             _rows(options, table),
         )
     elif magic.options == "loading":
-        only = {argument: table[dest(argument)].only for argument in options}
-        yield "Where:", _rows([a for a in options if not only[a]], table)
-        here = [a for a in options if only[a] == _ONLY_LOCAL]
-        yield "In the memory of this kernel (local):", _rows(here, table, backends=False)
-        there = [a for a in options if only[a] and only[a] != _ONLY_LOCAL]
-        servers = max((only[a] for a in there), key=len)
-        yield f"On a server ({', '.join(servers)}):", _rows(there, table, usual=servers)
+        for backends, group in _by_backends(options, table):
+            yield _title(backends), _rows(group, table, backends=False)
 
 
-def _specs(magic: Magic) -> Mapping[str, OptionSpec]:
-    if not magic.options:
-        return {}
-    from llm_magic.config.option_spec import specs
-    from llm_magic.config.settings import GenerationConfig, LoadConfig
+def _by_backends(
+    arguments: Iterable[Argument], table: Mapping[str, OptionSpec]
+) -> Iterator[tuple[tuple[str, ...], list[Argument]]]:
+    """Yield the options that the same backends have; first those that all have, then the longest."""
+    groups: dict[tuple[str, ...], list[Argument]] = {}
+    for argument in arguments:
+        groups.setdefault(table[dest(argument)].backends, []).append(argument)
+    yield from sorted(groups.items(), key=lambda group: (bool(group[0]), -len(group[1])))
 
-    return specs(LoadConfig if magic.options == "loading" else GenerationConfig)
+
+def _title(backends: tuple[str, ...]) -> str:
+    return f"With -b {', '.join(backends)}:" if backends else "Where:"
 
 
 def _settings() -> list[str]:
-    from llm_magic.config.option_spec import specs
-    from llm_magic.config.settings import GenerationConfig
-
     return [
         _row(f"  {name}", _sentence(spec.help, [*_limits(spec), *_backends(spec)]))
-        for name, spec in specs(GenerationConfig).items()
+        for name, spec in option_specs("generation").items()
         # On a line there are texts and numbers only.
-        if not isinstance(spec.default, Mapping)
+        if spec.kind != "pairs"
     ]
 
 
@@ -78,42 +81,38 @@ def _block(title: str, rows: list[str]) -> str:
 
 
 def _rows(
-    arguments: Iterable[Argument],
-    table: Mapping[str, OptionSpec],
-    *,
-    backends: bool = True,
-    usual: tuple[str, ...] = (),
+    arguments: Iterable[Argument], table: Mapping[str, OptionSpec], *, backends: bool = True
 ) -> list[str]:
-    """Return a row for each argument; `backends` says for which it is, where that is not `usual`."""
+    """Return a row for each argument; with `backends` it names those that have the option."""
     rows = []
     for argument in arguments:
         spec = table.get(dest(argument))
         facts = [", ".join(argument.choices)] if argument.choices else []
         if spec is not None:
             facts += _limits(spec)
-            facts += _backends(spec) if backends and spec.only != usual else []
+            facts += _backends(spec) if backends else []
         rows.append(_row(_label(argument), _sentence(argument.help, facts)))
     return rows
 
 
 def _limits(spec: OptionSpec) -> Iterator[str]:
-    """Yield the values that an option may have, and the one that it has by itself."""
-    said = bool(spec.choices) and all(choice in spec.help for choice in spec.choices)
-    if spec.range and not said:
+    """Yield the allowed values of an option, unless its help has them, and its default."""
+    in_help = spec.allowed in spec.help and all(choice in spec.help for choice in spec.choices)
+    if spec.range and not (in_help and (spec.allowed or spec.choices)):
         yield spec.range
     if isinstance(spec.default, int | float | str) and not isinstance(spec.default, bool):
         yield f"default {spec.default}"
 
 
 def _backends(spec: OptionSpec) -> Iterator[str]:
-    """Yield for which backends an option is, where it is not for all."""
-    from llm_magic.backends.registry import BACKENDS
+    """Yield which backends have an option, unless all have it."""
+    from llm_magic.backends.registry import names
 
-    others = [name for name in BACKENDS if not spec.works_on(name)]
-    if others and len(others) < len(spec.only):
+    others = [name for name in names() if not spec.works_on(name)]
+    if others and len(others) < len(spec.backends):
         yield f"not {', '.join(others)}"
     elif others:
-        yield f"only {', '.join(spec.only)}"
+        yield f"only {', '.join(spec.backends)}"
 
 
 def _sentence(text: str, facts: list[str]) -> str:

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from llm_magic.errors import OptionError, did_you_mean
 from llm_magic.notebook.arguments.params import json_end
@@ -19,7 +19,11 @@ from llm_magic.notebook.arguments.table import (
     arguments,
     dest,
     option_arguments,
+    option_specs,
 )
+
+if TYPE_CHECKING:
+    from llm_magic.config.option_spec import OptionSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +141,21 @@ def _leading_options(name: str, line: str) -> tuple[list[str], str]:
 
 def _parsed(name: str, words: Sequence[str]) -> Parsed:
     _refuse_one_dash(name, words)
-    values = vars(_parser(name).parse_args(list(words)))
+    values = vars(_parser(name, arguments(name)).parse_args(list(words)))
     option_names = {dest(a) for a in option_arguments(MAGICS[name].options)}
     options = {n: values.pop(n) for n in option_names & values.keys() if values[n] is not None}
-    if "extra" in options:
-        options["extra"] = dict(_pair(text, name) for text in options["extra"])
-    if "stop" in options:
-        options["stop"] = tuple(map(unescaped, options["stop"]))
-    return Parsed(values, options)
+    known = option_specs(MAGICS[name].options)
+    return Parsed(values, {n: _option(known[n], value, name) for n, value in options.items()})
+
+
+def _option(spec: OptionSpec, value: Any, magic: str) -> object:
+    """Return the value of an option as its flag reads it."""
+    assert spec.flag is not None
+    if spec.kind == "pairs":
+        return dict(_pair(text, magic) for text in value)
+    if spec.kind == "repeated":
+        return tuple(map(spec.flag.parse, value))
+    return value if spec.kind == "switch" else spec.flag.parse(value)
 
 
 def _refuse_one_dash(name: str, words: Sequence[str]) -> None:
@@ -156,37 +167,25 @@ def _refuse_one_dash(name: str, words: Sequence[str]) -> None:
             raise OptionError(f"%{name} has no option {option}. Did you mean -{option}?")
 
 
-_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
-
-
-def unescaped(text: str) -> str:
-    """Read a text in which a line break is written as \\n: on one line there is no other way."""
-    return re.sub(r"\\([nrt\\])", lambda found: _ESCAPES[found[1]], text)
-
-
-def escaped(text: str) -> str:
-    """Write a text so that `unescaped` reads it."""
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
-
-
-def assignments(words: Sequence[str]) -> dict[str, str | list[str]]:
+def assignments(words: Sequence[str]) -> dict[str, object]:
     """Read ``name=value`` words; raises `OptionError` for a word that is none.
 
-    `stop` may be there several times.
+    An option with several values, such as `stop`, may occur several times.
     """
-    pairs: dict[str, str | list[str]] = {}
-    stops: list[str] = []
+    known = option_specs("generation")
+    pairs: dict[str, object] = {}
+    repeated: dict[str, list[object]] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name:
             raise OptionError(f"{word!r} is not a setting. Write name=value, without spaces.")
         name = name.replace("-", "_")
-        if name == "stop":
-            stops.append(unescaped(value))
+        spec = known.get(name)
         pairs[name] = value
-    if stops:
-        pairs["stop"] = stops if len(stops) > 1 else stops[0]
-    return pairs
+        if spec is not None and spec.kind == "repeated" and spec.flag is not None:
+            repeated.setdefault(name, []).append(spec.flag.parse(value))
+    # One value may be the word none.
+    return pairs | {n: v if len(v) > 1 else v[0] for n, v in repeated.items()}
 
 
 def _pair(text: str, magic: str) -> tuple[str, Any]:
@@ -241,11 +240,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 @functools.cache
-def _parser(name: str) -> _Parser:
+def _parser(name: str, options: tuple[Argument, ...]) -> _Parser:
     magic = MAGICS[name]
     parser = _Parser(prog=f"%{name}", add_help=False, allow_abbrev=False)
     parser.magic = magic
-    for argument in arguments(name):
+    for argument in options:
         _add(parser, argument)
     if magic.positional is not None:
         many = magic.positional.kind == "repeated"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from llm_magic.config.option_spec import OptionSpec
+    from llm_magic.config.option_spec import OptionKind, OptionSpec
 
-Kind = Literal["value", "switch", "repeated", "pairs"]
 OptionSet = Literal["", "loading", "generation"]
 
 
@@ -21,7 +19,7 @@ class Argument:
     names: tuple[str, ...]
     help: str
     metavar: str = ""
-    kind: Kind = "value"
+    kind: OptionKind = "value"
     choices: tuple[str, ...] = ()
     complete: str = ""
     dest: str = ""
@@ -45,7 +43,7 @@ class Magic:
     takes_prompt: bool = False
 
 
-FORMATS = ("markdown", "text", "code", "json", "raw")
+FORMATS = ("markdown", "text", "code", "json")
 
 _MODEL = Argument(
     ("-m", "--model"), "Which loaded model; else the active one.", "NAME", complete="loaded"
@@ -84,12 +82,12 @@ _ANSWER = (
     ),
     Argument(("--replace",), "With -f code: put it in the place of this cell.", kind="switch"),
     Argument(
-        ("-b", "--background"),
-        "Return at once and stream into this cell; -o holds the job. Running the cell again stops the"
-        " job that it began before, where the frontend tells cells apart.",
+        ("--bg",),
+        "Return at once and stream into this cell while other cells run; -o stores the Job. Running the"
+        " cell again stops its earlier job, where the frontend sends cell ids.",
         kind="switch",
     ),
-    Argument(("--raw",), "Fill in no variables.", kind="switch"),
+    Argument(("--literal",), "Send braces as they are; fill in no variables.", kind="switch"),
     _DRY_RUN,
     *_SHOWN,
 )  # fmt: skip
@@ -117,7 +115,7 @@ MAGICS: dict[str, Magic] = {
             (
                 Argument(("--name",), "Call it that afterwards (%%llm -m NAME).", "ALIAS"),
                 Argument(("--keep",), "Keep the models that are already loaded.", kind="switch"),
-                Argument(("--no-wait",), "Return at once; the next %%llm waits for it.", kind="switch"),
+                Argument(("--bg",), "Return at once; the next %%llm waits for the model.", kind="switch"),
             ),
             "loading",
             Argument(
@@ -248,16 +246,20 @@ def arguments(name: str) -> tuple[Argument, ...]:
     return magic.arguments + option_arguments(magic.options)
 
 
-@functools.cache
 def option_arguments(options: OptionSet) -> tuple[Argument, ...]:
     """Return the arguments that an option set makes."""
-    from llm_magic.config.option_spec import specs
-    from llm_magic.config.settings import GenerationConfig, LoadConfig
-
     if not options:
         return ()
-    source = LoadConfig if options == "loading" else GenerationConfig
-    return tuple(_from_spec(spec) for spec in specs(source).values() if spec.flag is not None)
+    return tuple(_from_spec(spec) for spec in option_specs(options).values() if spec.flag)
+
+
+def option_specs(options: OptionSet) -> Mapping[str, OptionSpec]:
+    """Return the options of an option set by name, each with the backends that have it."""
+    from llm_magic.backends import registry
+
+    if not options:
+        return {}
+    return registry.load_specs() if options == "loading" else registry.generation_specs()
 
 
 # What the values of an option are chosen from, where they are no fixed choices.
@@ -268,16 +270,9 @@ def _from_spec(spec: OptionSpec) -> Argument:
     assert spec.flag is not None
     # Values are checked by the option set itself, so that a flag, a keyword argument and a
     # setting say the same about the same mistake.
-    kind: Kind = "value"
-    if isinstance(spec.default, bool):
-        kind = "switch"
-    elif isinstance(spec.default, tuple):
-        kind = "repeated"
-    elif isinstance(spec.default, Mapping):
-        kind = "pairs"
     complete = _COMPLETED.get(spec.name, f"choices:{spec.name}")
     return Argument(
-        spec.flag.names, spec.help, spec.flag.metavar, kind, complete=complete, dest=spec.name
+        spec.flag.names, spec.help, spec.flag.metavar, spec.kind, complete=complete, dest=spec.name
     )
 
 

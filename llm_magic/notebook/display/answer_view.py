@@ -10,9 +10,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.notebook.display.incremental_markdown import Growing
+from llm_magic.notebook.display.incremental_markdown import IncrementalMarkdown
 from llm_magic.notebook.display.live_output import PERIOD_S, LiveArea, is_notebook, muted, write
 from llm_magic.notebook.display.messages import ending, footer, reasoning_line
+from llm_magic.text.surrogates import replace_surrogates
 from llm_magic.text.terminal import VisibleStream
 from llm_magic.types import Chunk, ModelInfo, Reply
 
@@ -172,7 +173,7 @@ class RichView(AnswerView):
         super().__init__(model, size)
         self._form, self._show_footer = form, show_footer
         self._area = area
-        self._growing = Growing()
+        self._markdown = IncrementalMarkdown()
         self._began = time.monotonic()
         self._notice = ""
         self._is_new = self._has_begun = self._has_words = self._is_prepared = False
@@ -226,7 +227,7 @@ class RichView(AnswerView):
     def _html(self, text: str) -> str:
         if self._form in {"text", "json"}:
             return answer_html(text, self._form)
-        return self._growing.render(text)
+        return self._markdown.render(text)
 
     def finish(self, reply: Reply) -> None:
         """Draw the whole answer and the footer, once more and for good."""
@@ -254,7 +255,7 @@ def thoughts_html(reasoning: str) -> str:
         return ""
     from llm_magic.notebook.display import markdown
 
-    return markdown.folded(reasoning_line(reasoning), reasoning.strip())
+    return markdown.collapsed(reasoning_line(reasoning), reasoning.strip())
 
 
 def answer_html(text: str, form: str) -> str:
@@ -289,7 +290,7 @@ def _pretty_json(text: str) -> tuple[str, str]:
     # All of it first: to Markdown, indented JSON can look like a block of code.
     for inner in (text, *(block.code for block in markdown.code_blocks(text)[:1])):
         try:
-            return markdown.whole(_indented(json.loads(inner)) or inner), ""
+            return replace_surrogates(_indented(json.loads(inner)) or inner), ""
         except RecursionError:
             problem = "This JSON is nested too deeply."
         except ValueError as error:
@@ -312,11 +313,9 @@ def view(
     area = area or LiveArea(live=live)
     show_footer, form = not values["quiet"], values["format"] or "markdown"
     size = info.size_here
-    is_plain = form == "raw" or values["plain"] or not is_notebook(shell)
+    is_plain = values["plain"] or not is_notebook(shell)
     if is_plain:
         area.clear()
-    if form == "raw":
-        return PlainView(info.name, size, footer=False)
     if is_plain:
         plain = PlainJsonView if form == "json" else PlainView
         return plain(info.name, size, footer=show_footer)

@@ -89,13 +89,12 @@ class JobScreen:
         self._area: CellArea | None = None
         # A publisher that captures has no way to a cell.
         if is_notebook(shell) and hasattr(shell.display_pub, "pub_socket"):
-            plain = values["plain"] or values["format"] == "raw"
-            self._area = CellArea(shell, live=live, plain=plain)
+            self._area = CellArea(shell, live=live, plain=values["plain"])
             self._view = self._cell_view(self._area)
 
     def _cell_view(self, area: CellArea) -> RichView:
         form, info = self._values["format"] or "markdown", self._info
-        footer = not self._values["quiet"] and form != "raw"
+        footer = not self._values["quiet"]
         return RichView(info.name, info.size_here, form=form, show_footer=footer, area=area)
 
     def replaces(self, job: Job) -> bool:

@@ -1,123 +1,172 @@
-r"""Formulas in an answer: found before Markdown spoils them, and kept harmless.
+r"""Formulas in an answer: the rules that parse them, and the commands that are typeset.
 
-JupyterLab's MathJax typesets whatever looks like TeX. Some of its commands write links, styles
-and ids (``\href``, ``\style``, ``\bbox``, ``\fcolorbox``, ``\mmlToken``, …), load code
-(``\require``) or change every later formula of the page (``\def``). So a formula is typeset only
-if it is made of known commands; else its source is shown.
+The delimiters are ``$…$``, ``$$…$$``, ``\(…\)``, ``\[…\]`` and ``\begin{align}…\end{align}`` with the
+other environments of amsmath. JupyterLab's MathJax typesets whatever is TeX. Some of its commands
+write links, styles and ids (``\href``, ``\style``, ``\bbox``, ``\fcolorbox``, ``\mmlToken``, …), load
+code (``\require``) or change every later formula of the page (``\def``). So a formula is typeset only
+if it is made of commands on the list below; of any other its source is shown.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
+from llm_magic.notebook.display.parser_limits import spend
+
 if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
     from markdown_it.rules_block import StateBlock
     from markdown_it.rules_inline import StateInline
+
+    BlockRule = Callable[[StateBlock, int, int, bool], bool]
 
 # A longer one would block the page while MathJax works on it.
 _MAX_FORMULA = 5_000
 
-# The bodies exclude a second opening delimiter: without that, thousands of unclosed ones would
-# each be searched to the end. `$5 and $10` is money, so a single dollar wants its formula tight
-# (the rule of pandoc). A blank line ends a display, as in Jupyter.
-_INLINE = re.compile(
-    r"""
-    \\\( ((?: [^\\] | \\[^()] )++) \\\)
-  | \\\[ ((?: [^\\] | \\[^][] )++) \\\]
-  | \$\$ ((?: [^\\$] | \\. | \$(?!\$) )++) \$\$
-  | (?<!\d) \$ (?![\s$]) ((?: [^\\$] | \\. )++) (?<!\s) \$ (?!\d)
-    """,
+# The plugins have no rule for brackets that takes linear time. The bodies exclude a second opening
+# bracket: else thousands of unclosed ones would each be searched to the end.
+_BRACKETS = re.compile(
+    r"\\\( ((?: [^\\] | \\[^()] )++) \\\) | \\\[ ((?: [^\\] | \\[^][] )++) \\\]",
     re.VERBOSE | re.DOTALL,
 )
-_DISPLAY = re.compile(
-    r"""
-    (?: \\\[ (?: [^\\\n] | \\[^][\n] | \\?\n(?![ \t]*(?:\n|\Z)) )++ \\\]
-      | \$\$ (?: [^\\\n$] | \\[^\n] | \\?\n(?![ \t]*(?:\n|\Z)) | \$(?!\$) )++ \$\$
-    ) [ \t]*$
-    """,
-    re.VERBOSE | re.MULTILINE,
-)
+_BRACKET_BLOCK = re.compile(r"\\\[((?:[^\\]|\\[^][])++)\\\][ \t]*(?:\n|\Z)")
 # "from $5/month to 3$": words after a number and nothing of TeX.
 _MONEY = re.compile(r"\d[^\\^_={}]*\Z")
 _WORD = re.compile(r"[A-Za-z]{3}")
 # MathJax complains about a label it has seen, and an answer is rendered again as it grows.
 _LABEL = re.compile(r"(?<!\\)((?:\\\\)*)\\label\s*\{[^{}\\]*\}")
 _COMMAND = re.compile(r"\\(?:([A-Za-z]+)|.)", re.DOTALL)
-_BEGIN_END = re.compile(r"\\(?:begin|end)(?![A-Za-z])(?:\{([A-Za-z]+\*?)\})?")
+_ENVIRONMENT_TAGS = re.compile(r"\\(?:begin|end)(?![A-Za-z])(?:\{([A-Za-z]+\*?)\})?")
+_INTERRUPTED = ["paragraph", "reference", "blockquote", "list"]
 
 
-def inline_rule(state: StateInline, silent: bool) -> bool:
-    """Take a formula inside a paragraph, with any of the four pairs of delimiters."""
-    if state.src[state.pos] not in "$\\":
-        return False
-    match = _INLINE.match(state.src, state.pos, state.posMax)
+def add_rules(parser: MarkdownIt) -> None:
+    """Add the rules for formulas to a parser; their tokens are ``math_inline`` and ``math_block``."""
+    from mdit_py_plugins.amsmath import amsmath_block
+    from mdit_py_plugins.dollarmath.index import math_block_dollar, math_inline_dollar
+
+    dollars = math_inline_dollar(allow_space=False, allow_digits=False, allow_double=True)
+    parser.inline.ruler.before("escape", "math_dollars", _inline_rule(dollars))
+    parser.inline.ruler.before("escape", "math_brackets", _inline_brackets)
+    blocks: dict[str, BlockRule] = {
+        "$$": math_block_dollar(allow_labels=False, allow_blank_lines=False),
+        "\\[": _block_brackets,
+        "\\begin{": amsmath_block,
+    }
+    for opening, rule in blocks.items():
+        parser.block.ruler.before(
+            "fence", f"math {opening}", _block_rule(opening, rule), {"alt": _INTERRUPTED}
+        )
+
+
+def _inline_rule(
+    rule: Callable[[StateInline, bool], bool],
+) -> Callable[[StateInline, bool], bool]:
+    """Return the plugin's rule for dollars, which does not take an amount of money for a formula."""
+
+    def run(state: StateInline, only_check: bool) -> bool:
+        start, source = state.pos, state.src
+        if source[start] != "$":
+            return False
+        if start == 0:
+            # The plugin reads the last character where it should read the one before the first.
+            state.src += " "
+        try:
+            found = rule(state, True) and state.pos <= state.posMax
+            tex, state.pos = source[start + 1 : state.pos - 1], start
+            if not found or (_MONEY.match(tex) and _WORD.search(tex)):
+                return False
+            return rule(state, only_check)
+        finally:
+            state.src = source
+
+    return run
+
+
+def _inline_brackets(state: StateInline, only_check: bool) -> bool:
+    match = _BRACKETS.match(state.src, state.pos, state.posMax)
     if match is None:
         return False
-    tex = match[match.lastindex or 0]
-    if match.lastindex == 4 and _MONEY.match(tex) and _WORD.search(tex):
-        return False
-    if not silent:
-        token = state.push("math_inline", "math", 0)
-        token.content = tex
-        token.meta = {"display": match[0].startswith(("\\[", "$$"))}
+    if not only_check:
+        token = state.push("math_inline" if match[1] else "math_inline_double", "math", 0)
+        token.content = match[match.lastindex or 0]
     state.pos = match.end()
     return True
 
 
-def block_rule(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:
-    r"""Take a ``\[…\]`` or ``$$…$$`` that has its lines for itself."""
-    start = state.bMarks[start_line] + state.tShift[start_line]
-    if state.is_code_block(start_line) or state.src[start : start + 2] not in ("\\[", "$$"):
-        return False
-    match = _DISPLAY.match(state.src, start)
+def _block_rule(opening: str, rule: BlockRule) -> BlockRule:
+    """Return a rule that takes a formula to the end of its paragraph, list item or quotation at most.
+
+    The rules of the plugins do not stop there, and push a token where they should only search.
+    """
+
+    def run(state: StateBlock, start_line: int, end_line: int, only_check: bool) -> bool:
+        start = state.bMarks[start_line] + state.tShift[start_line]
+        if not state.src.startswith(opening, start) or state.is_code_block(start_line):
+            return False
+        end = start_line + 1
+        while end < end_line and not state.isEmpty(end) and state.sCount[end] >= state.blkIndent:
+            end += 1
+        spend(state.env, end - start_line)
+        line, count = state.line, len(state.tokens)
+        found = rule(state, start_line, end, False)
+        tex = state.getLines(start_line, state.line, state.blkIndent, False).strip()
+        if opening != "\\begin{":
+            tex = tex[2:-2]
+        found = found and bool(tex.strip()) and not (opening == "$$" and "$$" in tex)
+        if only_check or not found:
+            del state.tokens[count:]
+            state.line = line
+        else:
+            token = state.tokens[-1]
+            token.type, token.content, token.map = "math_block", tex, [start_line, state.line]
+        return found
+
+    return run
+
+
+def _block_brackets(state: StateBlock, start_line: int, end_line: int, _only_check: bool) -> bool:
+    text = state.getLines(start_line, end_line, state.blkIndent, False).lstrip()
+    match = _BRACKET_BLOCK.match(text)
     if match is None:
         return False
-    last = start_line
-    while last + 1 < end_line and state.eMarks[last] < match.end():
-        last += 1
-    lines = range(start_line, last + 1)
-    if state.eMarks[last] < match.end() or any(state.sCount[n] < state.blkIndent for n in lines):
-        return False  # it ends outside of the list item or the quotation that it began in
-    if not silent:
-        token = state.push("math_block", "math", 0)
-        token.block = True
-        token.map = [start_line, last + 1]
-        token.content = state.getLines(start_line, last + 1, state.blkIndent, False).strip()[2:-2]
-        state.line = last + 1
+    state.push("math_block", "math", 0).block = True
+    state.line = start_line + match[0].rstrip("\n").count("\n") + 1
     return True
 
 
 def delimited(tex: str, display: bool) -> str:
-    """Return the formula (not escaped) with the delimiters that every typesetter knows."""
+    """Return the formula (not escaped) with the delimiters that every typesetter supports."""
     tex = _LABEL.sub(r"\1", tex)
     return f"\\[{tex}\\]" if display else f"\\({tex}\\)"
 
 
 def is_harmless(tex: str) -> bool:
-    """Tell whether a formula can do no more than draw itself."""
+    """Return whether a formula can only draw itself."""
     if len(tex) > _MAX_FORMULA:
         return False
     tex = _LABEL.sub(r"\1", tex)
-    commands, environments = set(_COMMAND.findall(tex)), set(_BEGIN_END.findall(tex))
+    commands, environments = set(_COMMAND.findall(tex)), set(_ENVIRONMENT_TAGS.findall(tex))
     return commands <= _known_commands() and environments <= _ENVIRONMENTS
 
 
 @cache
 def _known_commands() -> frozenset[str]:
-    # "" stands for the commands of one sign, as in `\{` and `\,`.
+    # "" stands for the commands of one character, as in `\{` and `\,`.
     return frozenset({"", "begin", "end", *_SYMBOLS.split(), *_MACROS.split()})
 
 
 _ENVIRONMENT_NAMES = """
-align align* alignat alignat* aligned alignedat array Bmatrix bmatrix cases dcases drcases equation
-equation* flalign flalign* gather gather* gathered matrix multline multline* pmatrix rcases
-smallmatrix split subarray Vmatrix vmatrix
+align align* alignat alignat* aligned alignedat array Bmatrix bmatrix cases dcases drcases eqnarray
+eqnarray* equation equation* flalign flalign* gather gather* gathered matrix multline multline*
+pmatrix rcases smallmatrix split subarray Vmatrix vmatrix
 """
 _ENVIRONMENTS = frozenset(_ENVIRONMENT_NAMES.split())
 
-# The symbols of MathJax 3.2 (base, ams, gensymb), without those that hardly anybody uses.
+# The symbols of MathJax 3.2 (base, ams, gensymb), without the rare ones.
 _SYMBOLS = """
 aleph alpha amalg angle approx approxeq ast asymp backepsilon backprime backsim backsimeq backslash
 barwedge because beta beth between bigcap bigcirc bigcup bigodot bigoplus bigotimes bigsqcup bigstar
@@ -163,8 +212,8 @@ varsupsetneq varsupsetneqq varTheta vartheta vartriangle vartriangleleft vartria
 varXi Vdash vDash vdash vdots vee veebar Vert vert Vvdash wedge wp wr Xi xi zeta
 """
 
-# Its commands that change how something is drawn. Left out: all that take a URL, a colour or an
-# attribute, that define or load, and that shift their argument over the text around it.
+# Its commands that change how something is drawn, without those that take a URL, a color or an
+# attribute, define or load something, or shift their argument over the text around it.
 _MACROS = """
 acute arccos arcsin arctan arg atop bar Bbb bcancel bf Big big Bigg bigg Biggl biggl Biggm biggm
 Biggr biggr Bigl bigl Bigm bigm Bigr bigr binom bmod boldsymbol boxed Bra bra brace brack Braket

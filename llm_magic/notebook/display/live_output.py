@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.notebook.display.markdown import weight
+from llm_magic.notebook.display.markdown import display_cost
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.text.terminal import visible
 from llm_magic.types import Progress
@@ -77,7 +77,7 @@ class LiveArea:
         # The smaller of two in a row: what is imported for the first word or the first block of
         # code is no reason to fall asleep.
         lasting, self._cost = min(cost, self._cost), cost
-        self._next = now + max(PERIOD_S, lasting, weight(bundle["text/html"]) / _BYTES_PER_S)
+        self._next = now + max(PERIOD_S, lasting, display_cost(bundle["text/html"]) / _BYTES_PER_S)
 
     def _publish(self, bundle: dict[str, str], options: dict[str, Any]) -> None:
         from IPython.display import display

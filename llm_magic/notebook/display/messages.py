@@ -199,9 +199,9 @@ def dry_run_table(dry: DryRun) -> Table:
 
 def _options(dry: DryRun) -> Iterator[str]:
     """Yield the options that are sent, and then those of ``-p``, each with its value."""
-    from llm_magic.config.option_spec import specs
+    from llm_magic.backends.registry import generation_specs
 
-    known = specs(type(dry.config))
+    known = generation_specs()
     for name, value in dry.config.model_dump(exclude={"stop", "extra"}).items():
         if value is not None and known[name].works_on(dry.backend):
             yield f"{name} {value}"
@@ -232,7 +232,7 @@ def jobs_table(jobs: Iterable[Job]) -> Table:
         ]
         for job in jobs
     ]  # fmt: skip
-    note = "" if rows else "There is none. %%llm -b begins one."
+    note = "" if rows else "There is none. %%llm --bg begins one."
     return Table(("job", "state", "model", "tokens", "seconds", "prompt"), rows, note)
 
 

@@ -52,7 +52,7 @@ class LLMMagics(SessionMagics):
         variable(args["output"])
         _refuse_combinations(args)
         request, notes = self._request(prompt, args)
-        if not args["background"]:
+        if not args["bg"]:
             return self.ask(request, notes, args)
         self.wait_for_load().clear()
         self._begin(request, self.session.ready(request), args, notes)
@@ -82,7 +82,7 @@ class LLMMagics(SessionMagics):
             raise OptionError("--replace puts code in the place of this cell. Add -f code.")
         system, asked = args["system"], prompt
         notes: tuple[str, ...] = ()
-        if not args["raw"]:
+        if not args["literal"]:
             names = self.names(f"{prompt} {system}")
             fill_in = functools.partial(fill, all_notes=bool(args["dry_run"]))
             filled, told = fill_in(prompt, names), fill_in(system or "", names)
@@ -104,13 +104,13 @@ class LLMMagics(SessionMagics):
 
 
 def _refuse_combinations(args: Parsed) -> None:
-    """Refuse what does not go with ``--background``; raises `OptionError`."""
-    if not args["background"]:
+    """Raise `OptionError` for options that cannot be combined with ``--bg``."""
+    if not args["bg"]:
         return
     if args["dry_run"]:
-        raise OptionError("--dry-run calls nothing, so there is nothing for --background to do.")
+        raise OptionError("--dry-run sends nothing, so --bg has no effect. Remove one of them.")
     if args["format"] == "code":
         raise OptionError(
-            "-f code puts a cell below the running one, and -b returns before there is code to put"
-            " there. Leave one of them away."
+            "--bg returns before the code is complete, so -f code cannot create a cell. Remove one of"
+            " them."
         )

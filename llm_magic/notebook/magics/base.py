@@ -15,7 +15,7 @@ from IPython.core.magic import line_magic as _line_magic
 
 from llm_magic.errors import LLMMagicError, OptionError
 from llm_magic.notebook.arguments import help_pages
-from llm_magic.notebook.display.code_cells import CodeOffers
+from llm_magic.notebook.display.code_cells import CodeCells
 from llm_magic.notebook.frontend import running_cell
 from llm_magic.session.interrupts import held_back
 
@@ -93,7 +93,7 @@ class SessionMagics(Magics):
         return (cell.id or None) if cell is not None else None
 
     def wait_for_load(self) -> LiveArea:
-        """Wait for a load that was begun with ``--no-wait``; returns the area that shows it."""
+        """Wait for a load that was begun with ``--bg``; returns the area that shows it."""
         from llm_magic.notebook.display.live_output import LoadView
 
         session, view = self.session, LoadView(self.shell, live=self.live)
@@ -136,8 +136,8 @@ class SessionMagics(Magics):
         return None
 
     @functools.cached_property
-    def _codes(self) -> CodeOffers:
-        return CodeOffers(self.shell)
+    def _codes(self) -> CodeCells:
+        return CodeCells(self.shell)
 
     def put(self, variable: str | None, value: object) -> None:
         """Give the notebook a value, if a name was asked for."""

@@ -1,4 +1,4 @@
-"""The background: list, stop and wait for what ``%%llm -b`` began."""
+"""The background: list, stop and wait for what ``%%llm --bg`` began."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class ModelMagics(SessionMagics):
         model, name, keep = args["model"], args["name"], bool(args["keep"])
         view = live_output.LoadView(self.shell, live=self.live)
         label = model or self.session.settings.model or "the default model"
-        if args["no_wait"]:
+        if args["bg"]:
             self.session.load_later(model, name=name, keep=keep, **args.options)
             view.finish([f"Loading {label} · %llm_status shows how far; %%llm waits for it."])
             return

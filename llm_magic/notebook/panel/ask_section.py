@@ -12,7 +12,7 @@ import ipywidgets as widgets
 
 from llm_magic.errors import ModelNotLoaded, OptionError
 from llm_magic.notebook.display.answer_view import answer_html, thoughts_html
-from llm_magic.notebook.display.incremental_markdown import Growing
+from llm_magic.notebook.display.incremental_markdown import IncrementalMarkdown
 from llm_magic.notebook.display.live_output import muted
 from llm_magic.notebook.display.markdown import code_blocks
 from llm_magic.notebook.display.messages import footer
@@ -38,7 +38,7 @@ class AskSection:
         self._panel = panel
         self._job: Job | None = None
         self._drawn: object = None
-        self._growing = Growing()
+        self._markdown = IncrementalMarkdown()
         self.prompt = PromptBox(
             self.ask, label="Prompt", placeholder="Ask the model … (Ctrl+Enter sends)"
         )
@@ -167,7 +167,7 @@ class AskSection:
         question = job.draft.call.messages[-1].content
         asked = _asked(question)
         thoughts = thoughts_html(reasoning)
-        answer = self._growing.render(text.lstrip()) if text.strip() else ""
+        answer = self._markdown.render(text.lstrip()) if text.strip() else ""
         self.answer.value = (
             f'{asked}<div class="llm-turn">{thoughts}{answer}{muted(_below(job))}</div>'
         )

@@ -315,7 +315,7 @@ def test_error_names_the_reference_in_one_line(ref: str, error: str) -> None:
         if error[:3] in {"Key", "Att"}
         else ("Correct the expression, or assign its value to a variable first")
     )
-    advice = f"{first}; {{{{…}}}} is literal text, and --raw fills nothing"
+    advice = f"{first}; {{{{…}}}} is literal text, and --literal fills nothing"
     assert str(caught.value) == f"{{{ref}}}: {error}. {advice}"
     assert caught.value.__context__ is None
     assert "Traceback" in caught.value.details

@@ -84,7 +84,7 @@ def test_styles_of_tracebacks_are_kept_or_removed() -> None:
     assert unstyled(text) == "Error: ␛[2J"
 
 
-@given(st.lists(hostile_text), hostile_text, st.sampled_from(["text", "raw", "json", "markdown"]))
+@given(st.lists(hostile_text), hostile_text, st.sampled_from(["text", "json", "markdown"]))
 def test_answer_in_a_terminal_has_no_controls(pieces: list[str], name: str, form: str) -> None:
     values = {"quiet": None, "format": form, "plain": True}
     text = "".join(pieces)

@@ -77,7 +77,7 @@ def completed(line: str, names: Candidates, cell: str = "") -> list[str] | None:
         ("%llm_load -d c|", ["%llm_load -d cpu", "%llm_load -d cuda"]),
         ("%llm_load --dtype b|", ["%llm_load --dtype bfloat16"]),
         ("%llm_load -b o|", ["%llm_load -b ollama", "%llm_load -b openai"]),
-        ("%llm_load --no|", ["%llm_load --no-wait"]),
+        ("%llm_load --bg|", ["%llm_load --bg"]),
         ("%llm_load --keep ti|", ["%llm_load --keep tiny"]),  # a switch takes no value
         ("%llm_load -b openai --base-url h|", ["%llm_load -b openai --base-url https://api.openai.com"]),
         ("%llm_load -b vllm --p|", []),  # --pull is Ollama's
@@ -133,11 +133,11 @@ def test_the_line_after_a_choice(line: str, read: list[str], names: Candidates) 
 def test_models_are_found_by_any_part_of_their_name(
     typed: str, names: Candidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llm_magic.backends.local.files import nearby
+    from llm_magic.backends.local.files import sources
     from llm_magic.types import ModelInfo
 
     known = [ModelInfo("HuggingFaceTB/SmolLM2-1.7B", "local", "cache")]
-    monkeypatch.setattr(nearby, "models", lambda _folder: known)
+    monkeypatch.setattr(sources, "names", lambda _folder: known)
     lines = completed(f"%llm_load {typed}|", names)
     assert lines is not None
     assert "%llm_load HuggingFaceTB/SmolLM2-1.7B" in lines

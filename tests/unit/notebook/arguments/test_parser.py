@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_magic.config.settings import GenerationConfig, LoadConfig
+from llm_magic.backends import registry
+from llm_magic.config.settings import GenerationConfig, Settings
 from llm_magic.errors import OptionError
 from llm_magic.notebook.arguments.parser import (
     Parsed,
@@ -102,8 +103,8 @@ def test_options_come_first_and_the_rest_is_the_prompt(
 
 
 def test_a_value_in_quotes_may_hold_what_looks_like_an_option() -> None:
-    parsed = parse_with_prompt("llm", """-s "You're -t 1" --raw --stop=' x' it's me""")
-    assert (parsed["system"], parsed["raw"], parsed.rest) == ("You're -t 1", True, "it's me")
+    parsed = parse_with_prompt("llm", """-s "You're -t 1" --literal --stop=' x' it's me""")
+    assert (parsed["system"], parsed["literal"], parsed.rest) == ("You're -t 1", True, "it's me")
     assert parsed.options == {"stop": (" x",)}
 
 
@@ -118,16 +119,16 @@ def test_a_prompt_without_options_passes_byte_for_byte(first: str, rest: str) ->
 def test_so_does_one_behind_options(first: str, rest: str) -> None:
     prompt = (first + rest).strip()
     if not prompt.startswith("-"):
-        parsed = parse_with_prompt("llm", f"-t 0 -s 'a b' --raw {prompt}")
+        parsed = parse_with_prompt("llm", f"-t 0 -s 'a b' --literal {prompt}")
         assert parsed.rest == prompt
-        assert (parsed["system"], parsed["raw"], parsed.options) == (
+        assert (parsed["system"], parsed["literal"], parsed.options) == (
             "a b", True, {"temperature": "0"},
         )  # fmt: skip
 
 
 @given(st.text())
 def test_two_dashes_end_the_options(prompt: str) -> None:
-    assert parse_with_prompt("llm", f"--raw -- {prompt}").rest == prompt.strip()
+    assert parse_with_prompt("llm", f"--literal -- {prompt}").rest == prompt.strip()
 
 
 def test_an_unclosed_quote_before_the_prompt_is_our_error() -> None:
@@ -144,7 +145,7 @@ def test_an_unclosed_quote_before_the_prompt_is_our_error() -> None:
         ("org/model", {"model": "org/model"}),
         (r"C:\models\x.gguf", {"model": r"C:\models\x.gguf"}),
         ("--name qwen", {"name": "qwen"}),
-        ("--keep --no-wait", {"keep": True, "no_wait": True}),
+        ("--keep --bg", {"keep": True, "bg": True}),
     ],
 )
 def test_the_arguments_of_llm_load(line: str, values: dict[str, Any]) -> None:
@@ -172,7 +173,7 @@ def test_the_loading_options_make_a_load_config(line: str, options: dict[str, An
     parsed = parse("llm_load", f"m {line}")
     assert parsed.options == options
     assert parsed["model"] == "m"
-    LoadConfig().replace(**parsed.options)
+    assert registry.load_config(Settings(), parsed.options)
 
 
 @pytest.mark.parametrize(
@@ -186,9 +187,9 @@ def test_the_loading_options_make_a_load_config(line: str, options: dict[str, An
         ("--chat c1", {"chat": "c1"}),
         ("-o r", {"output": "r"}),
         ("--output r", {"output": "r"}),
-        *((f"-f {form}", {"format": form}) for form in ("markdown", "text", "code", "json", "raw")),
+        *((f"-f {form}", {"format": form}) for form in ("markdown", "text", "code", "json")),
         ("--format=json", {"format": "json"}),
-        ("--raw --dry-run", {"raw": True, "dry_run": True}),
+        ("--literal --dry-run", {"literal": True, "dry_run": True}),
         ("--plain --quiet", {"plain": True, "quiet": True}),
     ],
 )
@@ -350,6 +351,11 @@ def test_what_is_not_given_is_none_and_not_a_default() -> None:
         ),
         ("llm_unload", "--al", "%llm_unload has no option --al. Did you mean --all?"),
         ("llm", "hello", "'hello' is no option of %%llm. The prompt goes below the first line"),
+        ("llm", "-b", "%llm has no option -b. Did you mean --bg?"),
+        ("llm", "--background", "%llm has no option --background."),
+        ("llm", "--raw", "%llm has no option --raw."),
+        ("llm", "-f raw", "invalid choice: 'raw'"),
+        ("llm_load", "--no-wait", "%llm_load has no option --no-wait."),
         ("llm", "-f html", "invalid choice: 'html'"),
         ("llm", "-t", "expected one argument"),
         ("llm", "-p x", "-p x: write -p key=value"),

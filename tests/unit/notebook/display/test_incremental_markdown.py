@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm_magic.notebook.display import markdown
-from llm_magic.notebook.display.incremental_markdown import Growing
+from llm_magic.notebook.display.incremental_markdown import IncrementalMarkdown
+from llm_magic.notebook.display.parser_limits import MAX_MARKDOWN
 from tests.benchmarks.producer import tokens
 from tests.payloads import payloads, violations
 
@@ -20,7 +21,10 @@ _BLOCKS = [
     "> - nested\n>\n> more\n", "| a | b |\n|:--|--:|\n| 1 | 2 |\n", "| not yet |\n", "|---|\n",
     "```python\ndef f():\n\n    return 1\n```\n", "```\nopen\n\n# no heading\n", "~~~ c\nint x;\n",
     "    indented\n\n    code\n", "***\n", "$$\nx^2\n$$\n", "\\[ a\n# b\nc \\]\n", "$$ open\n", "- \n",
-    "\\]\n", "$$\n", "[see][r] and [s]\n", "[r]: http://a.b/\n", "[r]: http://c.d/ 'two'\n",
+    "\\]\n", "$$\n", "- [ ] a\n- [x] b\n",
+    "[x] \n", "\\begin{align}\na &= b\n", "\\end{align}\n", "\\begin{align}\n- c\n\\end{align}\n",
+    "$$ a\n- b $$\n", "$x$ is 5", "$$a$$ b\n", "- $$\n", "[x]: http://i.j\n",
+    "[see][r] and [s]\n", "[r]: http://a.b/\n", "[r]: http://c.d/ 'two'\n",
     "[s]:\n", "http://e.f\n", "> [s]: http://g.h\n", "a  \nb\\\nc\n", "Costs $5 and $10\n", "*it*",
 ]  # fmt: skip
 _BETWEEN = ["\n", "\n\n", "", " ", "  \n", "\r\n", "\r", "\r\n\r\n", "\t\n", "\n    ", "\n\u2028\n"]
@@ -44,46 +48,46 @@ def states(pieces: Iterable[str], *, by_letter: bool) -> Iterable[str]:
 @example(["> [r]: http://a.b\n", "\n", "[r]\n", "\n", "[r]: http://c.d\n\n", "[r]\n"], False)
 @settings(deadline=None, max_examples=120)
 def test_every_state_is_what_the_whole_would_be(pieces: list[str], by_letter: bool) -> None:
-    growing, html = Growing(), ""
+    incremental, html = IncrementalMarkdown(), ""
     for text in states(pieces, by_letter=by_letter):
-        html = growing.render(text)
+        html = incremental.render(text)
         assert html == markdown.render(text), text
     assert violations(html) == []
 
 
 @pytest.mark.parametrize("name", payloads())
 def test_a_hostile_text_is_harmless_while_it_is_written(name: str) -> None:
-    growing, payload = Growing(), payloads()[name]
+    incremental, payload = IncrementalMarkdown(), payloads()[name]
     step = 1 + len(payload) // 60
     parts = [payload[start : start + step] for start in range(0, len(payload), step)]
     for text in states(["Before.\n\n", *parts, "\n\nBehind.\n\n", "End.\n"], by_letter=False):
-        assert violations(growing.render(text)) == [], text
+        assert violations(incremental.render(text)) == [], text
 
 
 def test_another_text_is_rendered_as_itself() -> None:
-    growing = Growing()
+    incremental = IncrementalMarkdown()
     first, second = "a\n\n[r]: http://a.b\n\nb\n\nc\n", "a\n\n[r]\n\nd\n"
     for text in (first, second, "", first, first[:4], second):
-        assert growing.render(text) == markdown.render(text)
+        assert incremental.render(text) == markdown.render(text)
 
 
 def test_what_is_too_long_to_be_parsed_is_shown_as_it_is() -> None:
-    growing, text = Growing(), "*a*" + " word" * ((markdown.MAX_MARKDOWN - 3) // 5) + "ab"
-    assert len(text) == markdown.MAX_MARKDOWN
-    assert "<em>a</em>" in growing.render(text)
-    assert growing.render(text + "b") == markdown.escape_pre(text + "b")
+    incremental, text = IncrementalMarkdown(), "*a*" + " word" * ((MAX_MARKDOWN - 3) // 5) + "ab"
+    assert len(text) == MAX_MARKDOWN
+    assert "<em>a</em>" in incremental.render(text)
+    assert incremental.render(text + "b") == markdown.escape_pre(text + "b")
 
 
 def test_costly_text_is_plain_and_is_not_parsed_again() -> None:
-    growing, text = Growing(), "![" * 20_000
-    assert growing.render(text) == markdown.escape_pre(text)
+    incremental, text = IncrementalMarkdown(), "![" * 20_000
+    assert incremental.render(text) == markdown.escape_pre(text)
     began = time.thread_time()
     for count in range(1, 50):
         longer = text + "![" * count
-        assert growing.render(longer) == markdown.escape_pre(longer)
+        assert incremental.render(longer) == markdown.escape_pre(longer)
     # Each of them would take some tenths of a second.
     assert time.thread_time() - began < 2
-    assert growing.render("*a*") == markdown.render("*a*")
+    assert incremental.render("*a*") == markdown.render("*a*")
 
 
 def test_same_text_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,8 +99,8 @@ def test_same_text_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return parse(text, *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(parser, "parse", counted)
-    growing = Growing()
-    assert growing.render("*a*") == growing.render("*a*")
+    incremental = IncrementalMarkdown()
+    assert incremental.render("*a*") == incremental.render("*a*")
     assert parsed == ["*a*"]
 
 
@@ -109,19 +113,19 @@ def test_what_is_closed_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return parse(text, *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(parser, "parse", remember)
-    growing, text = Growing(), "".join(tokens(8000))
+    incremental, text = IncrementalMarkdown(), "".join(tokens(8000))
     for end in range(200, len(text), 200):
-        growing.render(text[:end])
+        incremental.render(text[:end])
     assert sum(parsed) < 4 * len(text)
     assert max(parsed) < 1000
 
 
 def test_a_long_answer_costs_no_more_a_letter_than_a_short_one() -> None:
     def seconds(count: int) -> float:
-        growing, text = Growing(), "".join(tokens(count))
+        incremental, text = IncrementalMarkdown(), "".join(tokens(count))
         began = time.thread_time()
         for end in range(200, len(text), 200):
-            growing.render(text[:end])
+            incremental.render(text[:end])
         return time.thread_time() - began
 
     # Sixteen times as much if every state were rendered from its beginning.

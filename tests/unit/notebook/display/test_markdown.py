@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_magic.notebook.display import markdown
+from llm_magic.notebook.display import highlight
 from llm_magic.notebook.display.markdown import code_blocks, escape_pre, render, render_code
 from tests.payloads import payloads, violations
 
@@ -241,6 +241,29 @@ def test_a_picture_in_a_link_becomes_text() -> None:
         ("`$x$` and ``\\(y\\)``\n\n    $z$\n\n```\n$w$\n```", []),
         ("$$\nunclosed\n\nnext $$", []),
         (r"\\(x\\) and \[y", []),
+        ("$x$ is 5", [r"\(x\)"]),
+        ("$x$ and \\", [r"\(x\)"]),
+        ("Then\n$$\na\n- c\n$$\nand", ["\\[\na\n- c\n\\]"]),
+        ("$$a$$ and $$b$$", [r"\[a\]", r"\[b\]"]),
+        ("- $$ a\n- b $$", []),
+        ("- \\begin{align}\na\n\\end{align}", []),
+        ("- \\[ a\n- b \\]", []),
+        (
+            "\\begin{align}\na &= b \\\\\n- c\n\\end{align}",
+            ["\\[\\begin{align}\na &amp;= b \\\\\n- c\n\\end{align}\\]"],
+        ),
+        ("Then\n\\begin{gather*}a\\end{gather*}\nand", [r"\[\begin{gather*}a\end{gather*}\]"]),
+        ("> \\begin{cases}\n> a\n> \\end{cases}", []),
+        (
+            "> \\begin{pmatrix}\n> a\n> \\end{pmatrix}",
+            ["\\[\\begin{pmatrix}\na\n\\end{pmatrix}\\]"],
+        ),
+        (
+            "1. so\n\n   \\begin{equation}\n   a\n   \\end{equation}",
+            ["\\[\\begin{equation}\na\n\\end{equation}\\]"],
+        ),
+        ("\\begin{align}\na\n\nb\n\\end{align}", []),
+        ("    \\begin{align}a\\end{align}\n\n```\n\\begin{align}a\\end{align}\n```", []),
     ],
 )
 def test_formulas_survive_markdown(text: str, formulas: list[str]) -> None:
@@ -281,7 +304,18 @@ def test_what_markdown_means_is_there() -> None:
         assert part in html
 
 
-def test_code_is_coloured_by_jupyterlabs_theme() -> None:
+def test_tasks_have_check_boxes() -> None:
+    html = _body("- [ ] *a*\n- [x] b\n  1. [X] c\n- [ ]d\n- \\[ ] e\n- f\n")
+    boxes = re.findall(r"<li([^>]*)>(?:<p>)?<input ([^>]*)>(.*)", html)
+    item = ' style="list-style:none"'
+    assert [(style, "checked" in box, text) for style, box, text in boxes] == [
+        (item, False, " <em>a</em></li>"), (item, True, " b"), (item, True, " c</li>"),
+    ]  # fmt: skip
+    assert all("disabled" in box for _, box, _ in boxes)
+    assert "<li>[ ]d</li>\n<li>[ ] e</li>\n<li>f</li>" in html
+
+
+def test_code_is_colored_by_jupyterlabs_theme() -> None:
     html = render_code("def f(x):\n    return '<b>' # c\n", "Python")
     assert '<code class="language-python" ' in html
     assert '<span style="color:var(--jp-mirror-editor-keyword-color, #158515)">def</span>' in html
@@ -289,7 +323,7 @@ def test_code_is_coloured_by_jupyterlabs_theme() -> None:
     assert render("```python\ndef f(x):\n    return '<b>' # c\n```").count(html) == 1
 
 
-@pytest.mark.parametrize("language", sorted(markdown._LANGUAGES))
+@pytest.mark.parametrize("language", sorted(highlight.LANGUAGES))
 def test_every_language_has_a_lexer_and_keeps_the_code(language: str) -> None:
     code = '\n\n<?php x = "a" + 1; # b\n/* c */ if (d) { e(f); }\n\n'
     html = render_code(code, language)
@@ -314,7 +348,7 @@ def test_an_unclosed_fence_is_a_block_already() -> None:
 
 
 def test_the_colours_are_readable_on_white_and_on_black() -> None:
-    for _, colour in markdown._COLOURS.values():
+    for _, colour in highlight.COLORS.values():
         red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
         linear = [
             c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)

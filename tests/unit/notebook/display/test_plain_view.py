@@ -42,8 +42,7 @@ def test_plain_text_streams_as_it_comes(capsys: pytest.CaptureFixture[str]) -> N
     [
         ({"plain": True, "quiet": True}, "stop", "\n"),
         ({"plain": True, "quiet": True}, "cancelled", "\n[stopped by you; not whole]\n"),
-        ({"format": "raw"}, "stop", "\n"),
-        ({"format": "raw", "quiet": True}, "truncated", "\n[broken off; not whole]\n"),
+        ({"plain": True, "quiet": True}, "truncated", "\n[broken off; not whole]\n"),
     ],
 )
 def test_plain_text_can_go_without_a_footer(

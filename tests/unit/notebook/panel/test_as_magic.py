@@ -126,8 +126,8 @@ def test_a_setting_can_be_repeated(
     "typed", ["END", "a b", "END|STOP", r"\n\n", "it's", "?", "what?", "x=1", "--reset", ""]
 )
 def test_stop_texts_can_be_repeated(scripted: Scripted, notebook: Notebook, typed: str) -> None:
-    put(scripted.panel.settings.stop, "before")
-    put(scripted.panel.settings.stop, typed)
+    put(scripted.panel.settings.texts["stop"], "before")
+    put(scripted.panel.settings.texts["stop"], typed)
     notebook.run("%llm_config stop=before")
     notebook.run(scripted.panel.magic.value)
     assert config(notebook.session).stop == config(scripted.session).stop
@@ -218,4 +218,4 @@ def test_the_cell_of_a_question_asks_any_prompt(prompt: str, one_notebook: Noteb
         magics["llm"] = usual
     assert said["prompt"] == prompt.strip("\n")
     assert said["chat"] == "panel"
-    assert said["raw"] or "{" not in prompt
+    assert said["literal"] or "{" not in prompt
