@@ -110,13 +110,8 @@ class HelpMagics(SessionMagics):
         owner = self.shell.magics_manager.magics["cell"].get("llm")
         is_ours = isinstance(getattr(owner, "__self__", None), SessionMagics)
         kernel = getattr(self.shell, "kernel", None)
-<<<<<<< HEAD
         return KernelInfo(
-            owner="" if ours else str(getattr(owner, "__module__", "nobody")),
-=======
-        return Kernel(
             owner="" if is_ours else str(getattr(owner, "__module__", "nobody")),
->>>>>>> main
             in_kernel=kernel is not None,
             subshells=bool(getattr(kernel, "_supports_kernel_subshells", False)),
         )
