@@ -73,8 +73,8 @@ def test_loading_checks_and_says_where_it_is(k: Kernel, server: FaultServer) -> 
         ("%llm_load llama9 -b ollama", "--pull"),
         ("%llm_load tiny -b olama", "There is no backend 'olama'. Did you mean ollama?"),
         ("%llm_load tiny -b openai --key-env sk-1", "--key-env takes the name of an environment"),
-        ("%llm_load tiny -b openai --api-key sk-1", "A key on the line would be saved"),
-        ("%llm_load tiny -b openai --api-key=sk-1", "A key on the line would be saved"),
+        ("%llm_load tiny -b openai --api-key sk-1", "A key in a cell is saved with the notebook."),
+        ("%llm_load tiny -b openai --api-key=sk-1", "A key in a cell is saved with the notebook."),
         (
             "%llm_load tiny -b vllm --base-url {url}/x --key-env THEIR_KEY",
             "Is the path of --base-url right",
@@ -164,11 +164,11 @@ def test_a_broken_answer_is_kept_and_labelled(remote: Kernel, server: FaultServe
     ran = remote.run("%llm -o broken Hello")
     assert ran.ename == "IncompleteReply"
     assert "half of" in ran.text
-    assert "broken off; not whole" in ran.text
+    assert "ended early; incomplete" in ran.text
     assert remote.value("(broken.text, broken.finish_reason)") == ("half of", "truncated")
     server.will(CHAT, *sse(delta("half of"), done=True))
     ran = remote.ok("%llm -o broken Hello")
-    assert "broken off; not whole" in ran.text
+    assert "ended early; incomplete" in ran.text
     assert remote.value("broken.finish_reason") == "truncated"
 
 
