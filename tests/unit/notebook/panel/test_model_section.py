@@ -178,8 +178,8 @@ def test_a_drawing_that_began_while_loading_does_not_cover_what_came_of_it(
 @pytest.mark.parametrize(
     ("name", "value", "complaint"),
     [
-        ("base_url", "ftp://x", "is no address of a server"),
-        ("base_url", "http://a:secret@host", "must have no name, password"),
+        ("base_url", "ftp://x", "is not a server address"),
+        ("base_url", "http://a:secret@host", "must not contain a user name"),
     ],
 )
 def test_a_wrong_address_is_told_and_not_kept(

@@ -121,14 +121,14 @@ def test_a_missing_and_a_wrong_key_are_told_without_it(
     panel: ControlPanel, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(panel.loading.options["base_url"], server.url)
-    until(lambda: "wants a key" in told(panel))
+    until(lambda: "requires an API key" in told(panel))
     put(panel.loading.options["key_env"], NAME)
     press(panel.loading.list)
     until(lambda: f"{NAME} is not set" in told(panel))
     monkeypatch.setenv(NAME, "sk-wrong-000")
     server.will(MODELS, *refusal(401, "Incorrect API key provided: sk-wrong-000."))
     press(panel.loading.list)
-    until(lambda: "refuses the key" in told(panel))
+    until(lambda: "rejected the key" in told(panel))
     assert "sk-wrong" not in kept(panel)
 
 
