@@ -195,7 +195,7 @@ def test_a_saved_notebook_is_readable_without_its_kernel(lab: Lab) -> None:
     still.wait_for()
     assert still.is_visible()
     assert "temperature 0.25" in still.inner_text()
-    assert "%llm_panel opens it again" in still.inner_text()
+    assert "Run %llm_panel to open it." in still.inner_text()
     # The widget itself has no words there: its repr is a page of markup.
     texts = ["".join(output["data"]["text/plain"]) for output in saved["cells"][1]["outputs"]]
     assert texts == ["The llm_magic control panel", ""]
