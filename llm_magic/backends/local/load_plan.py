@@ -14,7 +14,6 @@ from llm_magic.backends.local import memory
 from llm_magic.backends.local.files import gguf, hub, sources, validate
 from llm_magic.backends.local.files.sources import Source
 from llm_magic.backends.local.load_config import LocalLoadConfig
-from llm_magic.backends.local.worker import Cancelled
 from llm_magic.config.settings import Settings
 from llm_magic.errors import DeviceUnavailable, MissingDependency, OptionError, OutOfMemory
 from llm_magic.text.formatting import human_bytes
@@ -119,12 +118,7 @@ class Planner:
         if source.gguf_file is None:
             assert source.path is not None
             return source.path
-        try:
-            return gguf.convert(
-                source.gguf_file, report=self._report, cancelled=self._cancel.is_set
-            )
-        except gguf.ConversionCancelled:
-            raise Cancelled from None
+        return gguf.convert(source.gguf_file, report=self._report, cancelled=self._cancel.is_set)
 
 
 def resolve_device(device: str) -> str:

@@ -18,7 +18,8 @@ from transformers.utils import logging as transformers_logging
 from llm_magic.backends.base import LoadPlan, Report
 from llm_magic.backends.local import memory
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.cpu_linear import widen
+from llm_magic.backends.local.cpu_linear import use_float32_matmul
+from llm_magic.backends.local.files.silent_bar import SilentBar
 from llm_magic.backends.local.generation.chat_template import PromptEncoder
 from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
 from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
@@ -157,7 +158,7 @@ def _load_files(
         raise Cancelled
     model.eval()
     _make_streamable(model)
-    widen(model)
+    use_float32_matmul(model)
     return model, tokenizer
 
 
@@ -222,52 +223,23 @@ def _model_info(model: PreTrainedModel, plan: LoadPlan, local: LocalPlan) -> Mod
     )
 
 
-class _ProgressBar:
-    """Replaces the progress bar of Transformers: reports progress, and raises `Cancelled`."""
-
-    def __init__(
-        self, report: Report, cancel: threading.Event, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        self._report, self._cancel = report, cancel
-        self._items: Any = args[0] if args else kwargs.get("iterable")
-        self._total = kwargs.get("total") or (len(self._items) if self._items is not None else 0)
-        self._done = 0
-        self._reported_at = 0.0
-
-    def __iter__(self) -> Iterator[Any]:
-        for item in self._items:
-            yield item
-            self.update()
-
-    def __enter__(self) -> _ProgressBar:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
-
-    def update(self, count: int = 1) -> None:
-        if self._cancel.is_set():
-            raise Cancelled
-        self._done += count
-        # A report for each of thousands of small tensors would take longer than loading them.
-        if self._total and time.monotonic() - self._reported_at > _REPORT_INTERVAL_S:
-            self._reported_at = time.monotonic()
-            self._report(Progress("reading the weights", min(self._done / self._total, 1.0)))
-
-    def close(self) -> None:
-        """Do nothing: there is nothing on screen."""
-
-    def set_description(self, *_args: object, **_kwargs: object) -> None:
-        """Do nothing: the stage has its own name."""
-
-    set_postfix = set_postfix_str = refresh = set_description
-
-
 @contextlib.contextmanager
 def _progress_hook(report: Report, cancel: threading.Event) -> Iterator[None]:
     """Replace the progress bars of Transformers; `process_lock` must be held."""
+    reported_at = 0.0
+
+    class LoadingBar(SilentBar):
+        def on_update(self) -> None:
+            nonlocal reported_at
+            if cancel.is_set():
+                raise Cancelled
+            # A report for each of thousands of small tensors would take longer than loading them.
+            if self.total and time.monotonic() - reported_at > _REPORT_INTERVAL_S:
+                reported_at = time.monotonic()
+                report(Progress("reading the weights", min(self.n / self.total, 1.0)))
+
     previous = transformers_logging.set_tqdm_hook(
-        lambda _factory, args, kwargs: _ProgressBar(report, cancel, args, kwargs)
+        lambda _factory, args, kwargs: LoadingBar(*args, **kwargs)
     )
     try:
         yield
