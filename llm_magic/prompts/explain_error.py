@@ -20,7 +20,7 @@ from types import FrameType
 
 from llm_magic.config.redaction import Redactor
 from llm_magic.errors import LLMMagicError
-from llm_magic.prompts.safe_repr import describe
+from llm_magic.prompts.values_as_text import describe
 
 CUT = "… (left out)"
 _TRACEBACK, _SOURCE, _VALUES = 6000, 12_000, 12

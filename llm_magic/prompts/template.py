@@ -16,19 +16,13 @@ evaluated. An expression that is not allowed stays as it is, with a note that ha
 
 from __future__ import annotations
 
-import ast
-import inspect
-import linecache
 import re
 from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from math import prod
-from pprint import pformat
 from traceback import format_exc, format_exception_only
-from types import MethodType
 from typing import Any
 
 from llm_magic.errors import PromptError, did_you_mean
@@ -38,9 +32,8 @@ from llm_magic.prompts.known_types import (
     BRACE_COST,
     CHARACTER_COST,
     PARSE_COST,
-    classes_of,
-    full_name,
 )
+from llm_magic.prompts.values_as_text import to_text
 
 # Repetitions are possessive and end at a quote, a brace, the line or after 200 parts: the time grows
 # with the length of the prompt. Nothing inside them may backtrack (python/cpython#106052).
@@ -364,71 +357,3 @@ def _shown(code: str) -> str:
 
 def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
-def to_text(value: Any) -> str:
-    """Return what a model should read for `value`, by the first of its types that is known."""
-    for base in classes_of(value):
-        if render := _RENDERERS.get(full_name(base)):
-            return render(value)
-    return str(value)
-
-
-def _frame(frame: Any, title: str = "", **options: Any) -> str:
-    """Show the first and last ten rows and columns."""
-    rows, columns = frame.shape
-    title = title or f"{type(frame).__name__}, {rows} rows × {columns} columns"  # noqa: RUF001
-    return f"{title}\n{frame.to_string(max_rows=20, max_cols=20, max_colwidth=60, **options)}"
-
-
-def _series(series: Any) -> str:
-    """Show a column as a frame of one, because only frames cut long cells."""
-    name = "" if series.name is None else f" {series.name!r}"
-    title = f"{type(series).__name__}{name}, {len(series)} values, {series.dtype}"
-    return _frame(series.to_frame(), title, header=False)
-
-
-def _array(array: Any) -> str:
-    """Show a numpy array or a torch tensor, of a large one only a corner."""
-    title = f"{type(array).__name__}, shape {tuple(array.shape)}, {array.dtype}"
-    if prod(array.shape) <= 100:
-        return f"{title}\n{array}" if array.shape else str(array.item())
-    edge = {1: 20, 2: 6}.get(len(array.shape), 2)
-    return f"{title}; the first values:\n{array[(slice(edge),) * len(array.shape)]}"
-
-
-def _source(value: Any) -> str:
-    """Show how a function or a class was written, if Python wrote it down."""
-    try:
-        return inspect.cleandoc("\n" + inspect.getsource(value))
-    except (OSError, TypeError):
-        if isinstance(value, MethodType):  # Its text has that of its object in it.
-            raise Refused("is a method; call it") from None
-        return _cell_source(value) or repr(value)
-
-
-def _cell_source(value: Any) -> str:
-    """Find a class of the notebook, which inspect cannot, in the last cell that defines it."""
-    cells = [entry[2] for entry in linecache.cache.values() if len(entry) == 4 and not entry[1]]
-    for lines in reversed(cells if value.__module__ == "__main__" else []):
-        source = "".join(lines)
-        with suppress(SyntaxError):  # of cells that never ran
-            for node in ast.parse(source).body if f"class {value.__name__}" in source else ():
-                if isinstance(node, ast.ClassDef) and node.name == value.__name__:
-                    first = min([node.lineno, *(mark.lineno for mark in node.decorator_list)])
-                    return "".join(lines[first - 1 : node.end_lineno]).rstrip()
-    return ""
-
-
-_pretty = partial(pformat, width=100, compact=True, sort_dicts=False)
-_RENDERERS: dict[str, Callable[[Any], str]] = {
-    "builtins.str": lambda text: text,
-    "builtins.bytes": repr,
-    **{f"builtins.{kind}": _pretty for kind in ("dict", "list", "tuple", "set", "frozenset")},
-    **{f"builtins.{kind}": _source for kind in ("function", "method", "type")},
-    "pydantic.BaseModel": repr,
-    "pandas.DataFrame": _frame,
-    "pandas.Series": _series,
-    "numpy.ndarray": _array,
-    "torch.Tensor": _array,
-}

@@ -29,7 +29,8 @@ from hypothesis import strategies as st
 
 from llm_magic.errors import PromptError
 from llm_magic.prompts.expressions import ALLOWED, KINDS
-from llm_magic.prompts.template import Filled, fill, to_text
+from llm_magic.prompts.template import Filled, fill
+from llm_magic.prompts.values_as_text import to_text
 from tests.reference_attacks import ATTACKS
 
 
