@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from llm_magic.backends.local.backend import LocalTransformersBackend
+from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.session import Session
 from tests.scripted import settings
 from tests.tiny_models import Options, tiny_llama
@@ -28,6 +30,28 @@ def local_session(**changes: object) -> Iterator[Session]:
         yield session
     finally:
         session.close()
+
+
+def local_model(session: Session, name: str | None = None) -> LocalModel:
+    """Return a loaded model with its PyTorch module; the active one without a name."""
+    # The session has no public way to its backends.
+    found = session._manager.find(name)
+    backend = found.backend
+    assert isinstance(backend, LocalTransformersBackend)
+    return backend.local_model(found.name)
+
+
+@contextlib.contextmanager
+def forward_sizes(session: Session) -> Iterator[list[int]]:
+    """Collect how many tokens each forward pass of the active model reads."""
+    sizes: list[int] = []
+    handle = local_model(session).model.register_forward_pre_hook(
+        lambda _model, _args, named: sizes.append(named["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        yield sizes
+    finally:
+        handle.remove()
 
 
 def edited(folder: Path, file: str, **changes: object) -> Path:

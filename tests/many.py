@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_magic.backends.local.batch import batch
-from llm_magic.backends.local.batch.sequence import Job
 from llm_magic.config.settings import GenerationConfig
-from llm_magic.errors import GenerationFailed, LLMMagicError
+from llm_magic.errors import LLMMagicError
 from llm_magic.session import Session
 from llm_magic.types import Chunk, FinishReason, Message, Usage
+from tests.local_models import local_model
 
 Answer = tuple[str, FinishReason, Usage]
 Conversations = Sequence[Sequence[Message]]
@@ -53,10 +51,6 @@ def outcomes(
     return answers
 
 
-def _translated(error: BaseException) -> LLMMagicError:
-    return error if isinstance(error, LLMMagicError) else GenerationFailed(repr(error))
-
-
 class Passes:
     """Every pass of a model: how many rows and columns it read; `before` may break it."""
 
@@ -89,8 +83,8 @@ class Asker:
 
     @property
     def model(self) -> Any:
-        """The model itself."""
-        return self.backend._loaded[self.name].model
+        """The PyTorch module."""
+        return local_model(self.session, self.name).model
 
     def load(self, folder: Path) -> Asker:
         """Load a model in float32, where neighbours change nothing that could be seen."""
@@ -121,20 +115,6 @@ class Asker:
     ) -> list[Answer | LLMMagicError]:
         """Ask all at once; returns the answers, or what they ended with."""
         return outcomes(self.items(conversations, config), len(conversations))
-
-    def in_pages(
-        self, conversations: Conversations, config: GenerationConfig
-    ) -> list[Answer | LLMMagicError]:
-        """Ask all at once by continuous batching, which a CPU only does when it is told to."""
-        items: list[tuple[int, Chunk | LLMMagicError]] = []
-
-        def work(cancel: threading.Event) -> None:
-            job = Job(conversations, config, cancel, items.append, _translated, pages=True)
-            batch.stream_many(self.backend._loaded[self.name], job)
-
-        future, _cancel = self.backend._inference.submit(work, _translated)
-        future.result(timeout=60)
-        return outcomes(items, len(conversations))
 
     @contextlib.contextmanager
     def watched(self, before: Callable[[Any], None] = lambda _ids: None) -> Iterator[Passes]:

@@ -31,11 +31,11 @@ def create(name: str, settings: ReadSettings, keys: ApiKeys) -> Backend:
     return cast(Backend, getattr(import_module(module), attribute)(settings, keys))
 
 
-def nearby(settings: Settings) -> list[ModelInfo]:
-    """Return the models on this disk by name, without building a backend; for a key press."""
-    from llm_magic.backends.local.files import nearby
+def local_model_names(settings: Settings) -> list[ModelInfo]:
+    """Return the models on this disk by name, without creating a backend; used by completion."""
+    from llm_magic.backends.local.files import sources
 
-    return nearby.models(settings.models_folder)
+    return sources.names(settings.models_folder)
 
 
 def check_name(name: str, usual: str | None = None) -> None:

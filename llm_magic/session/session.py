@@ -183,7 +183,7 @@ class Session(Doors):
         """
         from llm_magic.backends import registry
 
-        here = registry.nearby(self.settings) if backend == "local" else []
+        here = registry.local_model_names(self.settings) if backend == "local" else []
         return [*here, *self._manager.known(backend, base_url)]
 
     def used(self, backend: str) -> LoadConfig | None:

@@ -17,7 +17,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 if TYPE_CHECKING:
     from llm_magic.backends.local.backend import LocalTransformersBackend
-    from llm_magic.backends.local.loaded_model import Loaded
+    from llm_magic.backends.local.local_model import LocalModel
 
 PROMPT = "Write a long story about a lighthouse keeper and a whale. Tell every detail."
 
@@ -91,12 +91,11 @@ def backend() -> LocalTransformersBackend:
     return local  # type: ignore[no-any-return]
 
 
-def resident() -> Loaded:
+def resident() -> LocalModel:
     """Reach into the session for the model itself."""
     from llm_magic import llm
 
-    loaded: Loaded = backend()._loaded[llm._manager.find().name]
-    return loaded
+    return backend().local_model(llm._manager.find().name)
 
 
 def folder() -> Path:

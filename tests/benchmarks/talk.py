@@ -39,7 +39,7 @@ def tenth_turn() -> dict[str, float]:
     options: Any = {"max_new_tokens": 1, "temperature": 0}
     llm.generate(turns[:-2], **options)
     ours = llm.generate(turns, **options)
-    resident().prefixes.clear()
+    resident().prefix_cache.clear()
     whole = llm.generate(turns, **options)
     assert not whole.usage.cached_tokens
     return {
@@ -85,7 +85,7 @@ def guesses() -> dict[str, float]:
     figures = {}
     for name, prompt in (("repeating", REPEATING), ("open", OPEN)):
         figures[f"{name} with"] = _rate(prompt)
-        with _no_guesses():
+        with _no_drafts():
             figures[f"{name} without"] = _rate(prompt)
     return figures
 
@@ -98,13 +98,12 @@ def _rate(prompt: str) -> float:
 
 
 @contextlib.contextmanager
-def _no_guesses() -> Iterator[None]:
-    from llm_magic.backends.local.generation import generate
-    from llm_magic.backends.local.generation.speculative import NoDrafts
+def _no_drafts() -> Iterator[None]:
+    from llm_magic.backends.local.generation.speculative import PromptLookup
 
-    room: Any = generate
-    usual, room.PromptLookup = room.PromptLookup, lambda _confidence: NoDrafts()
+    lookup: Any = PromptLookup
+    usual, lookup.propose = lookup.propose, lambda _self, _tokens, _limit: []
     try:
         yield
     finally:
-        room.PromptLookup = usual
+        lookup.propose = usual

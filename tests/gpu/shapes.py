@@ -12,7 +12,6 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from llm_magic.session import Session
 from tests.gpu import devices
 from tests.tiny_models import CHATML, byte_tokenizer
 
@@ -84,17 +83,6 @@ def build(shape: Shape, folder: Path) -> None:
     model.save_pretrained(folder, max_shard_size="4GB")
     del model
     devices.settle()
-
-
-def loaded(session: Session) -> Any:
-    """Reach into a session for what is kept with the model."""
-    held: Any = session._manager.find()
-    return held.backend._loaded[held.name]
-
-
-def resident(session: Session) -> Any:
-    """Reach into a session for the model itself."""
-    return loaded(session).model
 
 
 def wide_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:

@@ -11,7 +11,8 @@ import pytest
 
 from llm_magic.errors import OutOfMemory
 from llm_magic.session import Session
-from tests.gpu import devices, shapes
+from tests.gpu import devices
+from tests.local_models import local_model
 
 pytestmark = pytest.mark.gpu
 
@@ -35,7 +36,7 @@ def test_every_token_is_a_chunk_as_it_comes(loaded: Session) -> None:
 
 
 def test_a_closed_stream_stops_within_two_steps(loaded: Session) -> None:
-    steps = _Steps(shapes.resident(loaded))
+    steps = _Steps(local_model(loaded).model)
     late = []
     for _ in range(5):
         stream: Any = loaded.stream("Hello", max_new_tokens=500)
@@ -56,13 +57,14 @@ def test_a_graph_says_what_single_steps_say(loaded: Session) -> None:
     assert how == "captured graph" if devices.ON_GPU else how.startswith("step by step")
     options: dict[str, Any] = {"max_new_tokens": 64, "temperature": 0, "repetition_penalty": 1.1}
     replayed = loaded.generate("Hello", **options).text
-    resident = shapes.loaded(loaded)
-    resident.give_room()
-    problem, resident.fast.problem = resident.fast.problem, "for this test"
+    resident = local_model(loaded)
+    resident.free_caches()
+    decoder = resident.static_decoder
+    reason, decoder.unavailable_reason = decoder.unavailable_reason, "for this test"
     try:
         assert loaded.generate("Hello", **options).text == replayed
     finally:
-        resident.fast.problem = problem
+        decoder.unavailable_reason = reason
 
 
 def test_the_same_seed_the_same_text(loaded: Session) -> None:

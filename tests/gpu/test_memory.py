@@ -9,7 +9,8 @@ import pytest
 from llm_magic.errors import GenerationFailed
 from llm_magic.session import Session
 from llm_magic.types import Unloaded
-from tests.gpu import devices, shapes
+from tests.gpu import devices
+from tests.local_models import local_model
 
 pytestmark = pytest.mark.gpu
 
@@ -51,7 +52,7 @@ def test_ten_times_do_not_grow(warm: Session, one_b: Path) -> None:
 def test_an_unload_after_an_answer_that_broke(warm: Session, one_b: Path) -> None:
     before = devices.allocated()
     warm.load(str(one_b))
-    shapes.resident(warm).register_forward_pre_hook(_BreaksAtStep(5))
+    local_model(warm).model.register_forward_pre_hook(_BreaksAtStep(5))
     with pytest.raises(GenerationFailed, match="a broken step") as failed:
         warm.generate("Hello", max_new_tokens=16)
     warm.unload()

@@ -19,7 +19,7 @@ MODEL = "SmolLM2-135M-Instruct"
 MISTAKES = {
     "%llm_load SmolLM2-135M-Instrukt": ("LoadFailed", f"Did you mean {MODEL}"),
     "%llm_load ./nowhere": ("ModelNotFound", "There is no file or folder './nowhere'."),
-    "%llm_load -d cuda": ("DeviceUnavailable", "CUDA was asked for, but {build}. Use -d cpu."),
+    "%llm_load -d cuda": ("DeviceUnavailable", "CUDA is not available: {build}. Use -d cpu."),
     "%llm_load -d cuda:7": ("DeviceUnavailable", "Use -d cpu"),
     "%llm_load -d mps": ("DeviceUnavailable", "Use -d cpu"),
     "%llm_load -d gpu": ("OptionError", "device=gpu must be auto, cpu, cuda, cuda:N or mps."),
@@ -37,7 +37,10 @@ MISTAKES = {
     "%%llm --top-p\nx": ("OptionError", "--top-p"),
     "%%llm -f pdf\nx": ("OptionError", "-f/--format"),
     "%%llm -p min_q=1\nx": ("OptionError", "no generation option 'min_q'. Did you mean"),
-    "%%llm -p num_beams=4\nx": ("OptionError", "-p num_beams does not go with a streamed answer."),
+    "%%llm -p num_beams=4\nx": (
+        "OptionError",
+        "-p num_beams cannot be used with a streamed answer.",
+    ),
     "%%llm -p min_p\nx": ("OptionError", "write -p key=value"),
     "%%llm -o 1st\nx": ("OptionError", "-o 1st: that is no name of a variable."),
     "%%llm -o get_ipython\nx": (
@@ -88,7 +91,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(loaded: Kernel, code: str) ->
     loaded.ok("value, before = 1, (llm.generation.top_k, llm.status().models, llm.last)")
     ename, words = MISTAKES[code]
     build = loaded.value(
-        "'no GPU answers' if __import__('torch').version.cuda else 'this torch is a CPU build'"
+        "'no GPU was found' if __import__('torch').version.cuda else 'this torch is a CPU build'"
     )
     assert_one_line(loaded.run(code), ename, words.replace("{build}", build))
     assert loaded.value("before == (llm.generation.top_k, llm.status().models, llm.last)")
@@ -111,7 +114,7 @@ def test_a_prompt_that_is_too_long_is_counted(loaded: Kernel) -> None:
 
 def test_a_model_that_breaks_says_why_and_stays(loaded: Kernel) -> None:
     ran = loaded.run("%llm -p min_p=7 Hello")
-    assert_one_line(ran, "GenerationFailed", f"{MODEL} broke while it answered: ValueError: ")
+    assert_one_line(ran, "GenerationFailed", f"{MODEL} failed while it answered: ValueError: ")
     loaded.ok("%llm -t 0 --max-new-tokens 2 Hello")
 
 

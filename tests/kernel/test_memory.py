@@ -16,7 +16,7 @@ COUNT = (
     "    return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())\n"
 )
 # What is kept for the next question on purpose.
-FORGET = "from tests.benchmarks.inside import resident\nresident().prefixes.clear()"
+FORGET = "from tests.benchmarks.inside import resident\nresident().prefix_cache.clear()"
 
 
 def rss(k: Kernel) -> int:

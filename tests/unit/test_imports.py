@@ -65,7 +65,7 @@ def test_the_local_backend_is_known_without_torch() -> None:
         "from llm_magic.backends.local.backend import LocalTransformersBackend\n"
         "from llm_magic.config.settings import Settings\n"
         "from llm_magic.backends.local import memory\n"
-        "LocalTransformersBackend(Settings).memory(), memory.memory_use(), memory.give_back()"
+        "LocalTransformersBackend(Settings).memory(), memory.memory_use(), memory.release_memory()"
     )
     assert not used & {"torch", "transformers", "accelerate", "bitsandbytes"}
 

@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import GenerationMixin
 
-from llm_magic.backends.local import loaded_model
-from llm_magic.backends.local.generation.fast_path import FastPath
-from llm_magic.backends.local.generation.kv_cache import Pace
+from llm_magic.backends.local import loader
+from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
+from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
 from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import OptionError
 from llm_magic.session import Session
@@ -38,7 +38,7 @@ SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 1.3, "top_k": 50, "
 MODES = pytest.mark.parametrize("mode", [GREEDY, SAMPLED], ids=["greedy", "seeded"])
 LENGTHS = pytest.mark.parametrize("length", [1, 2, 6, "end"])
 SEED = 5
-PIECE = 64
+CHUNK = 64
 
 
 class Pair:
@@ -91,7 +91,7 @@ def pair(
     folder = tmp_path_factory.mktemp("models") / request.param
     with pytest.MonkeyPatch.context() as patch:
         # A large model reads its prompts in pieces, too.
-        patch.setattr(loaded_model, "first_pace", lambda *_about: Pace(PIECE))
+        patch.setattr(PrefillChunkSize, "for_model", lambda *_model: PrefillChunkSize(CHUNK))
         return Pair(session, tiny(folder, request.param, chat_template=None))
 
 
@@ -111,7 +111,7 @@ def test_context_length_is_that_of_the_config_or_unknown(pair: Pair) -> None:
 def test_answer_to_long_prompt_is_that_of_generate(pair: Pair, mode: dict[str, Any]) -> None:
     pair.check(LONG_PROMPT, mode, 6)
     # Past the window of Gemma 2 and the first scale of Phi-3, and read in several pieces.
-    assert pair.plain.prompt_tokens > 2 * PIECE
+    assert pair.plain.prompt_tokens > 2 * CHUNK
 
 
 def test_fast_path_is_off_only_where_status_has_the_reason(
@@ -240,7 +240,7 @@ def test_answer_by_steps_of_fixed_shape_is_that_of_generate(
     monkeypatch: pytest.MonkeyPatch, session: Session, tmp_path: Path, mode: dict[str, Any]
 ) -> None:
     # As on a GPU, without its graphs.
-    monkeypatch.setattr(loaded_model, "FastPath", partial(FastPath, forced=True))
+    monkeypatch.setattr(loader, "StaticDecoder", partial(StaticDecoder, forced=True))
     folder = tiny_llama(tmp_path / "llama", chat_template=None)
     plain = PlainGenerate(folder)
     session.load(str(folder), name="m", dtype="float32")

@@ -1,4 +1,4 @@
-"""Hugging Face Transformers models in the memory of this process."""
+"""The backend for Hugging Face Transformers models in the memory of this process."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_magic.backends.base import Backend, LoadPlan, Report, TokenCount
-from llm_magic.backends.local import load_plan, log_filters, memory, openmp
+from llm_magic.backends.local import log_filters, memory, openmp
 from llm_magic.backends.local.cpus import cpus
 from llm_magic.backends.local.errors import explain_generation, explain_load
 from llm_magic.backends.local.files import sources
+from llm_magic.backends.local.load_plan import LocalPlan, Planner
 from llm_magic.backends.local.worker import Worker
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import LoadFailed, MissingDependency, ModelNotLoaded
@@ -27,36 +28,37 @@ from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Unlo
 
 if TYPE_CHECKING:
     from llm_magic.backends.local.batch.sequence import Item
-    from llm_magic.backends.local.loaded_model import Loaded
+    from llm_magic.backends.local.local_model import LocalModel
     from llm_magic.config.api_keys import ApiKeys
 
-# For the end of a cell whose load was stopped, before its memory is collected.
-_HEAD_START_S = 0.05
+# The garbage collector holds the GIL for some tenths of a second: a cell whose load was stopped
+# ends first.
+_COLLECT_DELAY_S = 0.05
 
 
 def local(settings: ReadSettings, _keys: ApiKeys) -> LocalTransformersBackend:
-    """Return the backend for models in this process, which needs no key."""
+    """Return the backend for models in this process. It uses no API key."""
     return LocalTransformersBackend(settings)
 
 
 class LocalTransformersBackend(Backend):
-    """Keeps Transformers models resident; all torch work happens on one inference thread."""
+    """Keeps Transformers models in memory. One thread, the inference thread, does all torch work."""
 
     name = "local"
     counts_here = True
 
     def __init__(self, settings: ReadSettings) -> None:
-        log_filters.keep_quiet()
+        log_filters.install()
         self._settings = settings
-        self._inference = Worker("llm_magic-inference", rest=self._tidy)
-        self._left_over = False
-        # Downloads and conversions: they may wait long, and need no torch kernel.
+        self._inference = Worker("llm_magic-inference", rest=self._after_job)
+        # A second thread for downloads and conversions, which take long and need no torch.
         self._files = Worker("llm_magic-files")
-        self._loaded: dict[str, Loaded] = {}
-        self._imported = False
+        self._models: dict[str, LocalModel] = {}
+        self._imported_torch = False
+        self._load_failed = False
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
-        """Return the embedded model, those of the local folder, and those in the hub's cache."""
+        """Return the embedded model, and those in the local folder and in the cache of the hub."""
         _require_packages()
         return await self._files.run(
             lambda _cancel: sources.available(self._settings()), partial(explain_load, "The list")
@@ -65,91 +67,87 @@ class LocalTransformersBackend(Backend):
     async def check(
         self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
     ) -> LoadPlan:
-        """Find, fetch and convert the files, and see that they fit; changes nothing resident."""
+        """Find, download and convert the files, and check that the model fits."""
         _require_packages()
-        if not self._imported:
+        if not self._imported_torch:
             _require_usable_process()
-            # Seconds, the first time; on one thread only, because two that import the same large
-            # packages at once can see them half initialised.
+            # Takes seconds. On one thread only: two threads that import the same packages at once
+            # can see them half initialized.
             report(Progress("importing torch"))
             await self._inference.run(_import_torch, partial(explain_load, "torch"))
-            self._imported = True
+            self._imported_torch = True
         freed = Counter[str]()
-        for name, loaded in self._loaded.items():
-            # What is kept of earlier prompts goes where a model needs the room.
-            freed += loaded.prefixes.held()
-            freed += loaded.held() if name in leaving else Counter()
+        for name, loaded in self._models.items():
+            # A load that needs the memory frees the caches.
+            freed += loaded.prefix_cache.bytes_by_device()
+            freed += loaded.weight_bytes() if name in leaving else Counter()
         settings = self._settings()
         return await self._files.run(
-            lambda cancel: load_plan.Planner(settings, config, report, cancel).plan(model, freed),
+            lambda cancel: Planner(settings, config, report, cancel).plan(model, freed),
             partial(explain_load, model or "The default model"),
         )
 
     async def load(self, plan: LoadPlan, name: str, report: Report) -> ModelInfo:
-        """Load on the inference thread; cancelling it stops at the next tensor."""
-        ready = plan.source
-        assert isinstance(ready, load_plan.Ready)
+        """Load on the inference thread. Cancelling stops at the next tensor."""
         loaded = await self._inference.run(
-            lambda cancel: self._bring_in(plan, ready, report, cancel),
-            partial(explain_load, plan.name),
+            lambda cancel: self._load(plan, report, cancel), partial(explain_load, plan.name)
         )
         loaded.info = dataclasses.replace(loaded.info, name=name)
-        self._loaded[name] = loaded
+        self._models[name] = loaded
         return loaded.info
 
-    def _bring_in(
-        self, plan: LoadPlan, ready: load_plan.Ready, report: Report, cancel: threading.Event
-    ) -> Loaded:
-        from llm_magic.backends.local import loaded_model
+    def _load(self, plan: LoadPlan, report: Report, cancel: threading.Event) -> LocalModel:
+        from llm_magic.backends.local import loader
 
-        if memory.free_bytes(ready.device) < ready.needed:
-            self._give_room()
-        keep = self._settings().prefix_cache == "on"
+        local = plan.source
+        assert isinstance(local, LocalPlan)
+        if memory.free_bytes(local.device) < local.required_bytes:
+            self._free_caches()
+        keep_prefixes = self._settings().prefix_cache == "on"
         try:
-            return loaded_model.bring_in(plan, ready, report, cancel, keep=keep)
+            return loader.load(plan, local, report, cancel, keep_prefixes=keep_prefixes)
         except BaseException:
-            # Its frames hold tensors as long as it is on its way.
-            self._left_over = True
+            # The frames of the error hold tensors until it is handled.
+            self._load_failed = True
             raise
 
-    def _tidy(self) -> None:
-        """After each job: give back what a load left that did not come to its end, and the team."""
-        if self._left_over:
-            self._left_over = False
-            # The collection holds the GIL for some tenths of a second: the cell ends first.
-            time.sleep(_HEAD_START_S)
-            memory.give_back()
-        openmp.release()
+    def _after_job(self) -> None:
+        """Free what a failed load left in memory, and end the OpenMP threads of this thread."""
+        if self._load_failed:
+            self._load_failed = False
+            time.sleep(_COLLECT_DELAY_S)
+            memory.release_memory()
+        openmp.release_threads()
 
-    def _give_room(self) -> None:
-        for loaded in self._loaded.values():
-            loaded.give_room()
+    def _free_caches(self) -> None:
+        for loaded in self._models.values():
+            loaded.free_caches()
 
     async def unload(self, name: str) -> Unloaded:
-        """Free a model on its own thread and measure the process before and after."""
-        from llm_magic.backends.local import loaded_model
+        """Free a model on the inference thread, and measure the process before and after."""
+        from llm_magic.backends.local import loader
 
-        loaded = [self._find(name)]
-        del self._loaded[name]
+        box = [self.local_model(name)]
+        del self._models[name]
         return await self._inference.run(
-            lambda _cancel: loaded_model.let_go(loaded), partial(explain_load, name)
+            lambda _cancel: loader.unload(box), partial(explain_load, name)
         )
 
     async def stream(
         self, name: str, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
-        """Answer on the inference thread; closing the generator stops it at the next token."""
+        """Answer on the inference thread. Closing the generator stops at the next token."""
         from llm_magic.backends.local.generation import generate
 
         def work(cancel: threading.Event, emit: Callable[[Chunk], None]) -> None:
             try:
-                generate.stream(self._find(name), messages, config, cancel, emit)
+                generate.stream(self.local_model(name), messages, config, cancel, emit)
             except Exception as error:
-                if memory.ran_out(error):
-                    self._give_room()
+                if memory.is_out_of_memory(error):
+                    self._free_caches()
                 raise
 
-        explain = partial(explain_generation, name, self._find(name).info.device)
+        explain = partial(explain_generation, name, self.local_model(name).info.device)
         async with contextlib.aclosing(self._inference.stream(work, explain)) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -157,32 +155,32 @@ class LocalTransformersBackend(Backend):
     async def stream_many(
         self, name: str, conversations: Sequence[Sequence[Message]], config: GenerationConfig
     ) -> AsyncGenerator[tuple[int, Item], None]:
-        """Answer many conversations together; yields what comes with its conversation's index.
+        """Answer many conversations together; yields chunks with the index of their conversation.
 
-        The chunks of each come in order, as `stream` yields them. One that cannot be answered ends
-        with its error instead, and the others go on. Closing the generator stops the work.
+        The chunks of one conversation come in the order of `stream`. A conversation that fails ends
+        with its error, and the others continue. Closing the generator stops the work.
         """
         from llm_magic.backends.local.batch import batch, sequence
 
-        explain = partial(explain_generation, name, self._find(name).info.device)
+        explain = partial(explain_generation, name, self.local_model(name).info.device)
 
         def work(cancel: threading.Event, emit: Callable[[tuple[int, Item]], None]) -> None:
-            job = sequence.Job(conversations, config, cancel, emit, explain)
-            batch.stream_many(self._find(name), job)
+            request = sequence.BatchRequest(conversations, config, cancel, emit, explain)
+            batch.stream_many(self.local_model(name), request)
 
         async with contextlib.aclosing(self._inference.stream(work, explain)) as items:
             async for item in items:
                 yield item
 
     def release_threads(self) -> None:
-        """End the OpenMP team of a thread that has run torch itself."""
-        openmp.release()
+        """End the OpenMP threads of a thread that has run torch itself."""
+        openmp.release_threads()
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Count with the model's own template and tokenizer."""
         from llm_magic.backends.local.generation.chat_template import encode
 
-        loaded = self._find(name)
+        loaded = self.local_model(name)
         tokens = await self._inference.run(
             lambda _cancel: int(encode(loaded, messages).shape[1]),
             partial(explain_generation, name, loaded.info.device),
@@ -197,38 +195,43 @@ class LocalTransformersBackend(Backend):
             check_extra(config)
 
     def details(self, name: str) -> dict[str, str]:
-        """Return how it decodes, and what is kept of earlier prompts."""
-        loaded = self._loaded.get(name)
+        """Return how the model decodes, and the size of its prefix cache."""
+        loaded = self._models.get(name)
         if loaded is None:
             return {}
-        kept = loaded.prefixes
+        kept = loaded.prefix_cache
         return {
             "decoding": loaded.decoding,
             "kept prompts": f"{human_bytes(kept.nbytes)} of at most {human_bytes(kept.budget)}",
         }
 
     def memory(self) -> MemoryUse:
-        """Return what this process holds now."""
-        # Before anything is loaded torch may be half imported on the other thread.
-        return memory.memory_use(gpus=bool(self._loaded))
+        """Return the memory that this process uses now."""
+        # Before the first load, the inference thread may be importing torch.
+        return memory.memory_use(gpus=bool(self._models))
 
     async def aclose(self) -> None:
-        """Free every model and end the threads."""
-        for name in list(self._loaded):
+        """Free all models, end the threads, and undo the changes to the process."""
+        for name in list(self._models):
             await self.unload(name)
-        if self._imported:
-            self._imported = False
+        if self._imported_torch:
+            self._imported_torch = False
             await self._inference.run(
                 lambda _cancel: openmp.restore_threads(), partial(explain_load, "torch")
             )
         self._inference.close()
         self._files.close()
+        log_filters.remove()
 
-    def _find(self, name: str) -> Loaded:
+    def local_model(self, name: str) -> LocalModel:
+        """Return a loaded model, with its PyTorch module and its tokenizer; do not store it.
+
+        Use it on the inference thread only, or while nothing is generated.
+        """
         try:
-            return self._loaded[name]
+            return self._models[name]
         except KeyError:
-            raise ModelNotLoaded(f"{name} is not loaded any more. Type %llm_load.") from None
+            raise ModelNotLoaded(f"{name} is no longer loaded. Run %llm_load.") from None
 
 
 def _require_packages() -> None:
@@ -240,7 +243,7 @@ def _require_packages() -> None:
 
 
 def _require_usable_process() -> None:
-    """Raise where the import of torch or Transformers fails, or ends the process."""
+    """Raise `LoadFailed` where the import of torch or Transformers would fail or end the process."""
     if sys.flags.optimize >= 2:
         raise LoadFailed(
             "Local models cannot be loaded under python -OO (PYTHONOPTIMIZE=2): Transformers needs"
@@ -249,14 +252,14 @@ def _require_usable_process() -> None:
     try:
         Path.cwd()
     except OSError:
-        # oneMKL ends the process where it cannot find its libraries.
+        # oneMKL ends the process if the working folder does not exist.
         raise LoadFailed(
-            "The working folder is gone. Change to another one"
+            "The working folder does not exist any more. Change to another one"
             " (import os; os.chdir(os.path.expanduser('~'))) and load again."
         ) from None
 
 
 def _import_torch(_cancel: threading.Event) -> None:
     with openmp.bounded_spin():
-        from llm_magic.backends.local import loaded_model  # noqa: F401 - imported for its weight
+        from llm_magic.backends.local import loader  # noqa: F401 - imports torch and Transformers
     openmp.limit_threads(cpus())

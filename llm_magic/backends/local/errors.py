@@ -1,4 +1,4 @@
-"""What torch and Transformers raise, in our own words."""
+"""Errors of torch and Transformers, translated into those of this package."""
 
 from __future__ import annotations
 
@@ -14,48 +14,76 @@ from llm_magic.errors import (
 )
 from llm_magic.text.formatting import human_bytes
 
-
-def details_of(error: BaseException) -> str:
-    """Return the traceback as text, which holds no tensors."""
-    return "".join(traceback.format_exception(error))
+_LONGEST_LINE = 300
 
 
 def explain_load(name: str, error: BaseException) -> LLMMagicError:
-    """Return our error for one that ended a load, a download or a conversion."""
+    """Return the error for what ended a load, a download or a conversion."""
     if isinstance(error, LLMMagicError):
         return error
-    if memory.ran_out(error):
+    # As text: frames would keep tensors in memory.
+    details = "".join(traceback.format_exception(error))
+    if memory.is_out_of_memory(error):
         return OutOfMemory(
             f"Memory ran out while {name} was loaded."
             " Try -q 4bit, a smaller model, or %llm_unload first.",
-            details=details_of(error),
+            details=details,
         )
+    line = " ".join(str(error).split())
     if isinstance(error, ImportError):
-        why = " ".join(str(error).split()).rstrip(".")
-        return MissingDependency(f"{name} could not be loaded: {why}.", details=details_of(error))
-    try:
-        from llm_magic.backends.local import loader
-    except ImportError:
-        return LoadFailed(f"{name} could not be loaded: {error}", details=details_of(error))
-    return loader.explain(error, name, details_of(error))
+        return MissingDependency(
+            f"{name} could not be loaded: {line.rstrip('.')}.", details=details
+        )
+    kind, message = _explain_transformers(name, error, line[:_LONGEST_LINE])
+    return kind(message, details=details)
+
+
+def _explain_transformers(
+    name: str, error: BaseException, line: str
+) -> tuple[type[LLMMagicError], str]:
+    """Return the class and the message for an error that Transformers raised during a load."""
+    text = str(error)
+    if "trust_remote_code" in text:
+        return LoadFailed, (
+            f"{name} comes with Python code of its own. If you trust it, add --trust-remote-code."
+        )
+    if "`tiktoken` is required" in text:
+        return MissingDependency, (
+            f"{name} has no tokenizer.json, and converting its tokenizer needs another package."
+            " Type: pip install sentencepiece tiktoken"
+        )
+    if "backend tokenizer" in text:
+        return LoadFailed, (
+            f"{name} has no readable tokenizer. Get its tokenizer.json and load again."
+        )
+    if "ignore_mismatched_sizes" in text:
+        return LoadFailed, (
+            f"The weights of {name} do not match its config.json. Choose a model whose files"
+            " belong together."
+        )
+    if type(error).__name__ == "SafetensorError":
+        return LoadFailed, (
+            f"The weights of {name} are damaged ({line}). Delete them and load again."
+        )
+    return LoadFailed, f"{name} could not be loaded: {type(error).__name__}: {line}"
 
 
 def explain_generation(name: str, device: str, error: BaseException) -> LLMMagicError:
-    """Return our error for one that ended an answer."""
+    """Return the error for what ended an answer."""
     if isinstance(error, LLMMagicError):
         return error
-    if memory.ran_out(error):
-        # What the failed step had taken is cached by torch and counts as free.
-        memory.give_back()
-        place = device.partition("+")[0]
+    details = "".join(traceback.format_exception(error))
+    if memory.is_out_of_memory(error):
+        # torch caches the memory of the failed step.
+        memory.release_memory()
+        first_device = device.partition("+")[0]
         return OutOfMemory(
-            f"Memory ran out on {place} while {name} answered;"
-            f" {human_bytes(memory.free_bytes(place))} are free now. {name} is still loaded."
+            f"Memory ran out on {first_device} while {name} answered;"
+            f" {human_bytes(memory.free_bytes(first_device))} are free now. {name} is still loaded."
             " Try a shorter prompt, a lower --max-new-tokens, or load it with -q 4bit.",
-            details=details_of(error),
+            details=details,
         )
     first = str(error).strip().partition("\n")[0]
     return GenerationFailed(
-        f"{name} broke while it answered: {type(error).__name__}: {first}",
-        details=details_of(error),
+        f"{name} failed while it answered: {type(error).__name__}: {first}", details=details
     )

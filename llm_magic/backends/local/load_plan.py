@@ -1,4 +1,4 @@
-"""Before a load: find the model, fetch and convert its files, and see that it fits."""
+"""Prepares a load: finds the model, downloads and converts its files, and checks that it fits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from llm_magic.backends.base import LoadPlan, Report
@@ -14,37 +15,37 @@ from llm_magic.backends.local.files import gguf, hub, sources, validate
 from llm_magic.backends.local.files.sources import Source
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.config.settings import LoadConfig, Settings
-from llm_magic.errors import OutOfMemory
+from llm_magic.errors import DeviceUnavailable, MissingDependency, OptionError, OutOfMemory
 from llm_magic.text.formatting import human_bytes
 from llm_magic.types import Progress
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """What a checked load needs: files on this disk and a device that has room.
-
-    `assistant` is the folder of the small model that guesses ahead.
-    """
+class ModelFiles:
+    """The files of one model on this disk, and the memory that the loaded model takes."""
 
     source: Source
     folder: Path
-    device: str
-    needed: int
-    assistant: Path | None = None
+    required_bytes: int
+    was_converted: bool
 
 
 @dataclass(frozen=True, slots=True)
-class _Files:
-    """The files of one model on this disk, and what they will take in memory."""
+class LocalPlan:
+    """The checked files of a model and of its assistant, and the device they go to."""
 
-    source: Source
-    folder: Path
-    needed: int
-    converted: bool
+    main: ModelFiles
+    device: str
+    assistant: ModelFiles | None = None
+
+    @property
+    def required_bytes(self) -> int:
+        """The memory that both take together."""
+        return self.main.required_bytes + (self.assistant.required_bytes if self.assistant else 0)
 
 
 class Planner:
-    """Finds and checks the models of one load; changes nothing that is resident."""
+    """Finds and checks the models of one load. Leaves all loaded models as they are."""
 
     def __init__(
         self, settings: Settings, config: LoadConfig, report: Report, cancel: threading.Event
@@ -53,98 +54,134 @@ class Planner:
         self._report, self._cancel = report, cancel
 
     def plan(self, model: str | None, freed: Mapping[str, int]) -> LoadPlan:
-        """Return what to load; `freed` are the bytes, by device, that will be free besides."""
-        from llm_magic.backends.local import loader
-
+        """Return what to load. `freed` are the bytes by device that will be freed before the load."""
         config = self._config
         self._report(Progress("looking for the model"))
         source = self._find(model, config.revision)
-        device = loader.resolve_device(config.device)
-        loader.check_quantization(config, device)
-        free = _free(config, device, freed)
-        found = self._files(source, device, free)
-        needed = found.needed
+        device = resolve_device(config.device)
+        check_quantization(config, device)
+        free = available_bytes(config, device, freed)
+        main = self._prepare_files(source, device, free)
         assistant = None
         if config.assistant is not None:
             self._report(Progress("looking for the assistant"))
-            helper = self._files(self._find(config.assistant, None), device, free - needed)
-            needed += helper.needed
-            assistant = helper.folder
-        ready = Ready(source, found.folder, device, needed, assistant)
-        notes = (f"Converted once to {found.folder}",) if found.converted else ()
-        return LoadPlan(model or source.name, source.name, config, ready, notes)
+            assistant_source = self._find(config.assistant, None)
+            assistant = self._prepare_files(assistant_source, device, free - main.required_bytes)
+        notes = (f"Converted once to {main.folder}",) if main.was_converted else ()
+        local = LocalPlan(main, device, assistant)
+        return LoadPlan(model or source.name, source.name, config, local, notes)
 
     def _find(self, model: str | None, revision: str | None) -> Source:
         code = self._config.trust_remote_code
         return sources.find(model, revision, self._settings, code=code)
 
-    def _files(self, source: Source, device: str, free: int) -> _Files:
+    def _prepare_files(self, source: Source, device: str, free: int) -> ModelFiles:
         config = self._config
-        fit = partial(
+        check_fit = partial(
             memory.check_fit, source.name, device=device, quantization=config.quantization
         )
         if source.hub is not None:
-            fit(memory.scaled(source.hub.size, config.quantization), free)
-        converted = _is_new(source)
-        if converted:
-            self._check_conversion(source, fit, free)
-        folder = _files_of(source, config, self._report, self._cancel)
-        about = sources.model_config(folder)
-        validate.check_folder(source.name, folder, config, about)
-        needed = memory.needed_bytes(
+            check_fit(memory.scaled(source.hub.size, config.quantization), free)
+        file, converts = source.gguf_file, False
+        if file is not None and not gguf.is_converted(file):
+            converts = True
+            self._check_conversion(file, check_fit, free)
+        folder = self._fetch(source)
+        model_config = sources.model_config(folder)
+        validate.check_folder(source.name, folder, config, model_config)
+        required = memory.required_bytes(
             memory.weight_bytes(folder, config.dtype, config.quantization),
-            memory.kv_bytes(about, config.dtype),
+            memory.kv_bytes(model_config, config.dtype),
         )
-        fit(needed, free)
-        return _Files(source, folder, needed, converted)
+        check_fit(required, free)
+        return ModelFiles(source, folder, required, converts)
 
     def _check_conversion(
-        self, source: Source, fit: Callable[[float, int], None], free: int
+        self, file: Path, check_fit: Callable[[float, int], None], free: int
     ) -> None:
-        """See that what comes of a .gguf file will fit, and that there is room to make it."""
-        assert source.path is not None
-        size = gguf.converted_size(source.path)
-        fit(memory.scaled(size, self._config.quantization), free)
-        room = memory.free_bytes("cpu")
-        if size > room:
+        """Check that the converted model fits, and that there is memory for the conversion."""
+        size = gguf.converted_size(file)
+        check_fit(memory.scaled(size, self._config.quantization), free)
+        available = memory.free_bytes("cpu")
+        if size > available:
             raise OutOfMemory(
-                f"Converting {source.name} takes about {human_bytes(size)} of memory,"
-                f" {human_bytes(room)} are free. Free some, or get the model as safetensors."
+                f"Converting {file.stem} takes about {human_bytes(size)} of memory,"
+                f" {human_bytes(available)} are free. Free memory, or get the model as safetensors."
             )
 
+    def _fetch(self, source: Source) -> Path:
+        """Return a folder of safetensors on this disk; downloads or converts the model if needed."""
+        if source.hub is not None:
+            code = self._config.trust_remote_code
+            return hub.download(source.hub, self._report, self._cancel.is_set, code=code)
+        if source.gguf_file is None:
+            assert source.path is not None
+            return source.path
+        try:
+            return gguf.convert(
+                source.gguf_file, report=self._report, cancelled=self._cancel.is_set
+            )
+        except gguf.ConversionCancelled:
+            raise Cancelled from None
 
-def _free(config: LoadConfig, device: str, freed: Mapping[str, int]) -> int:
-    """Return the bytes that there will be for a model; what goes from elsewhere is of no use."""
-    places = [device]
+
+def resolve_device(device: str) -> str:
+    """Return the device of a model; raises `DeviceUnavailable`.
+
+    ``cuda`` without an index is returned for ``auto`` only, and stands for all GPUs together.
+    """
+    import torch
+
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            is_cpu_build = torch.version.cuda is None
+            reason = "this torch is a CPU build" if is_cpu_build else "no GPU was found"
+            raise DeviceUnavailable(f"CUDA is not available: {reason}. Use -d cpu.")
+        index, count = torch.device(device).index, torch.cuda.device_count()
+        if index is None:
+            return f"cuda:{torch.cuda.current_device()}"
+        if index >= count:
+            raise DeviceUnavailable(
+                f"{device} is not available: this machine has {count} GPU(s)."
+                " Use one of them, or -d cpu."
+            )
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise DeviceUnavailable("No Apple GPU (mps) is available. Use -d cpu.")
+    return device
+
+
+def check_quantization(config: LoadConfig, device: str) -> None:
+    """Raise an error where the requested quantization is not available."""
+    if config.quantization == "none":
+        return
+    if device == "mps":
+        raise OptionError("bitsandbytes does not support mps. Use -d cpu, or -q none.")
+    if find_spec("bitsandbytes") is None:
+        raise MissingDependency(
+            f"-q {config.quantization} needs bitsandbytes. Type: pip install bitsandbytes"
+        )
+
+
+def available_bytes(config: LoadConfig, device: str, freed: Mapping[str, int]) -> int:
+    """Return the bytes for a model on `device`, with what will be freed there before the load."""
+    targets = [device]
     if config.device == "auto" and device == "cuda" and config.quantization == "none":
-        # accelerate puts on the CPU what the GPUs have no room for.
-        places.append("cpu")
-    free = sum(map(memory.free_bytes, places))
-    return free + sum(size for at, size in freed.items() if any(_is_in(at, p) for p in places))
+        # accelerate puts on the CPU what does not fit on the GPUs.
+        targets.append("cpu")
+    free = sum(map(memory.free_bytes, targets))
+    return free + sum(
+        size for name, size in freed.items() if any(_shares_memory(name, t) for t in targets)
+    )
 
 
-def _is_in(device: str, place: str) -> bool:
-    """Return whether a device's memory is that of a place, of which ``cuda`` is all GPUs."""
-    # An Apple GPU has the CPU's.
-    device, place = (name.replace("mps", "cpu").replace("cpu:0", "cpu") for name in (device, place))
-    return device == place or (place == "cuda" and device.startswith("cuda:"))
-
-
-def _is_new(source: Source) -> bool:
-    """Return whether the files will be converted now."""
-    if source.path is None or source.where not in {"embedded", "gguf"}:
-        return False
-    return not gguf.is_converted(source.path)
-
-
-def _files_of(source: Source, config: LoadConfig, report: Report, cancel: threading.Event) -> Path:
-    """Return a folder of safetensors on this disk: downloaded or converted now if need be."""
-    if source.hub is not None:
-        return hub.download(source.hub, report, cancel.is_set, code=config.trust_remote_code)
-    assert source.path is not None
-    if source.where not in {"embedded", "gguf"}:
-        return source.path
-    try:
-        return gguf.convert(source.path, report=report, cancelled=cancel.is_set)
-    except gguf.ConversionCancelled:
-        raise Cancelled from None
+def _shares_memory(device: str, target: str) -> bool:
+    """Return whether memory freed on `device` is free on `target`; ``cuda`` means all GPUs."""
+    # An Apple GPU uses the memory of the CPU.
+    device, target = (
+        name.replace("mps", "cpu").replace("cpu:0", "cpu") for name in (device, target)
+    )
+    return device == target or (target == "cuda" and device.startswith("cuda:"))

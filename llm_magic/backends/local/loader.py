@@ -1,4 +1,4 @@
-"""Bring a model folder into memory with Transformers; runs on the inference thread."""
+"""Loads a model folder into memory with Transformers, and unloads it; runs on the inference thread."""
 
 from __future__ import annotations
 
@@ -6,77 +6,131 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from accelerate.hooks import remove_hook_from_module
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from llm_magic.backends.base import Report
+from llm_magic.backends.base import LoadPlan, Report
 from llm_magic.backends.local import memory
+from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.cpu_linear import widen
-from llm_magic.backends.local.process_lock import turn
-from llm_magic.backends.local.worker import Cancelled
+from llm_magic.backends.local.generation.chat_template import PromptEncoder
+from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
+from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
+from llm_magic.backends.local.generation.prefix_cache import PrefixCache
+from llm_magic.backends.local.load_plan import LocalPlan
+from llm_magic.backends.local.local_model import LocalModel
+from llm_magic.backends.local.references import ReferenceSearch
+from llm_magic.backends.local.worker import Cancelled, process_lock
 from llm_magic.config.settings import LoadConfig
-from llm_magic.errors import (
-    DeviceUnavailable,
-    LLMMagicError,
-    LoadFailed,
-    MissingDependency,
-    OptionError,
-)
-from llm_magic.types import ModelInfo, Progress
+from llm_magic.errors import LoadFailed, OptionError
+from llm_magic.types import ModelInfo, Progress, Unloaded
 
-# LLM.int8 computes in float16 and warns at every matrix of any other type.
+# LLM.int8 computes in float16 and logs a warning for each matrix of another type.
 _INT8_DTYPE = "float16"
-# Several answers at once, several tokens at once, and a second limit besides `max_new_tokens`,
-# about which Transformers warns in every call.
+# Settings of a model that a stream of single tokens cannot honor. `max_length` is a second limit
+# besides `max_new_tokens`, about which Transformers warns in every call.
 _NOT_STREAMED = (
     "max_length", "num_beams", "num_return_sequences", "prompt_lookup_num_tokens",
     "assistant_early_exit", "return_dict_in_generate", "output_scores", "output_logits",
     "output_attentions", "output_hidden_states",
 )  # fmt: skip
-
-
-def resolve_device(device: str) -> str:
-    """Return where a model will go; raises `DeviceUnavailable` in one line.
-
-    ``cuda`` without an index comes only of ``auto``, and stands for all GPUs together.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    if device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            build = "this torch is a CPU build" if torch.version.cuda is None else "no GPU answers"
-            raise DeviceUnavailable(f"CUDA was asked for, but {build}. Use -d cpu.")
-        index, count = torch.device(device).index, torch.cuda.device_count()
-        if index is None:
-            return f"cuda:{torch.cuda.current_device()}"
-        if index >= count:
-            raise DeviceUnavailable(f"There is no {device}: this machine has {count} GPU(s).")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise DeviceUnavailable("There is no Apple GPU (mps) here. Use -d cpu.")
-    return device
-
-
-def check_quantization(config: LoadConfig, device: str) -> None:
-    """Raise in one line where the quantization asked for cannot be had."""
-    if config.quantization == "none":
-        return
-    if device == "mps":
-        raise OptionError("bitsandbytes has no mps backend. Use -d cpu, or -q none.")
-    if find_spec("bitsandbytes") is None:
-        raise MissingDependency(
-            f"-q {config.quantization} needs bitsandbytes. Type: pip install bitsandbytes"
-        )
+_REPORT_INTERVAL_S = 0.05
 
 
 def load(
+    plan: LoadPlan,
+    local: LocalPlan,
+    report: Report,
+    cancel: threading.Event,
+    *,
+    keep_prefixes: bool,
+) -> LocalModel:
+    """Load a checked model and its assistant; raises `Cancelled` soon after `cancel` is set."""
+    config, device = plan.config, local.device
+    model, tokenizer = _load_files(local.main.folder, config, device, report, cancel)
+    reason = compat.fallback_reason(model)
+    if reason is not None and (local.assistant is not None or config.compile):
+        option = "--compile" if local.assistant is None else "--assistant"
+        raise OptionError(
+            f"{option} needs the fast path, which {plan.name} cannot use: {reason}."
+            f" Load it without {option}."
+        )
+    assistant = _load_assistant(plan, local, tokenizer, report, cancel)
+    static_decoder = StaticDecoder(model, compiled=config.compile)
+    if reason is None:
+        static_decoder.warm_up(report, cancel)
+    return LocalModel(
+        model,
+        tokenizer,
+        _model_info(model, plan, local),
+        PrefixCache(_prefix_budget(model, device) if keep_prefixes else 0),
+        PrefillChunkSize.for_model(model.num_parameters(), device),
+        static_decoder,
+        PromptEncoder(tokenizer, control_tokens=config.special_tokens),
+        assistant,
+        reason,
+    )
+
+
+def unload(box: list[LocalModel]) -> Unloaded:
+    """Free the model in `box` and measure the process before and after.
+
+    The caller passes a list because a reference in its frame would keep the model in memory.
+    """
+    local_model = box.pop()
+    info, before = local_model.info, memory.memory_use()
+    models = local_model.modules
+    for model in models:
+        # The hooks of accelerate wrap `forward` and refer to the model.
+        remove_hook_from_module(model, recurse=True)
+    search = ReferenceSearch(models)
+    del local_model, models, model
+    holders = search.holders()
+    # Collecting takes long and is needed only where a cycle of garbage holds weights.
+    memory.release_memory(collect=bool(holders))
+    if holders:
+        holders = search.holders()
+    return Unloaded(info.name, info.size or 0, before, memory.memory_use(), holders)
+
+
+def _load_assistant(
+    plan: LoadPlan,
+    local: LocalPlan,
+    tokenizer: PreTrainedTokenizerBase,
+    report: Report,
+    cancel: threading.Event,
+) -> PreTrainedModel | None:
+    if local.assistant is None:
+        return None
+    folder, option = local.assistant.folder, f"--assistant {plan.config.assistant}"
+    model, own_tokenizer = _load_files(folder, plan.config, local.device, report, cancel)
+    if own_tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise OptionError(
+            f"{option} has another vocabulary than {plan.name}."
+            " Choose a smaller model of the same family."
+        )
+    if compat.fallback_reason(model) or not compat.can_roll_back(compat.new_cache(model)):
+        raise OptionError(
+            f"{option} cannot discard rejected tokens. Choose a model without recurrent states."
+        )
+    return model
+
+
+def _prefix_budget(model: PreTrainedModel, device: str) -> int:
+    return memory.prefix_budget(model.config.to_dict(), _dtype_of(model), memory.free_bytes(device))
+
+
+def _dtype_of(model: PreTrainedModel) -> str:
+    return str(model.dtype).removeprefix("torch.")
+
+
+def _load_files(
     folder: Path, config: LoadConfig, device: str, report: Report, cancel: threading.Event
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load tokenizer and weights; raises `Cancelled` soon after the flag is set."""
@@ -85,8 +139,8 @@ def load(
         folder, trust_remote_code=config.trust_remote_code, local_files_only=True
     )
     report(Progress("reading the weights", 0.0))
-    with turn(cancel), _progress(report, cancel):
-        # With `output_loading_info` it returns a pair, which its annotation does not know.
+    with process_lock(cancel), _progress_hook(report, cancel):
+        # With `output_loading_info` it returns a pair, unlike its annotation.
         pair: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=_dtype(config),
@@ -95,10 +149,10 @@ def load(
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
-            **_optional(config),
+            **_load_options(config),
         )
-    model, problems = pair
-    _check_complete(problems)
+    model, loading_info = pair
+    _check_missing_weights(loading_info)
     if cancel.is_set():
         raise Cancelled
     model.eval()
@@ -108,7 +162,7 @@ def load(
 
 
 def _make_streamable(model: PreTrainedModel) -> None:
-    """Take back what a model's own settings ask for and a stream of single tokens cannot give."""
+    """Reset the settings of a model that a stream of single tokens cannot honor."""
     for name in _NOT_STREAMED:
         setattr(model.generation_config, name, None)
 
@@ -119,22 +173,18 @@ def _dtype(config: LoadConfig) -> str:
     return config.dtype
 
 
-def _device_map(asked: str, device: str) -> str | dict[str, str]:
-    # accelerate spreads a model over several GPUs, and over the CPU when they are too small.
-    return "auto" if asked == "auto" and device == "cuda" else {"": device}
+def _device_map(requested: str, device: str) -> str | dict[str, str]:
+    # "auto": accelerate distributes the layers over the GPUs, and over the CPU if those are full.
+    return "auto" if requested == "auto" and device == "cuda" else {"": device}
 
 
-def _optional(config: LoadConfig) -> dict[str, Any]:
+def _load_options(config: LoadConfig) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if config.attn is not None:
         options["attn_implementation"] = config.attn
     if config.quantization == "8bit":
-        from transformers import BitsAndBytesConfig
-
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     if config.quantization == "4bit":
-        from transformers import BitsAndBytesConfig
-
         compute = torch.bfloat16 if config.dtype == "auto" else getattr(torch, config.dtype)
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
@@ -142,38 +192,38 @@ def _optional(config: LoadConfig) -> dict[str, Any]:
     return options
 
 
-def _check_complete(problems: dict[str, Any]) -> None:
-    # Transformers fills missing weights with random numbers and a warning: an answer from those
-    # looks like a bad model, not like a bad file.
-    missing = sorted(problems.get("missing_keys", ()))
+def _check_missing_weights(loading_info: dict[str, Any]) -> None:
+    # Transformers fills missing weights with random numbers and logs a warning.
+    missing = sorted(loading_info.get("missing_keys", ()))
     if missing:
         raise LoadFailed(
-            f"{len(missing)} weights are missing ({missing[0]}, …): this is not a whole"
+            f"{len(missing)} weights are missing ({missing[0]}, …). Choose a complete"
             " text-generation model."
         )
 
 
-def describe(model: PreTrainedModel, base: ModelInfo, config: LoadConfig) -> ModelInfo:
-    """Return what is known about a model once it is loaded."""
+def _model_info(model: PreTrainedModel, plan: LoadPlan, local: LocalPlan) -> ModelInfo:
+    source, folder = local.main.source, local.main.folder
     text_config = model.config.get_text_config()
-    devices = {str(parameter.device) for parameter in model.parameters()}
     return ModelInfo(
-        name=base.name,
+        name=plan.name,
         backend="local",
-        where=base.where,
-        source=base.source,
-        folder=base.folder,
-        device="+".join(sorted(devices)),
-        dtype=str(model.dtype).removeprefix("torch."),
-        quantization=config.quantization,
+        where=source.where,
+        source=str(source.path or folder),
+        folder=str(folder),
+        device="+".join(sorted({str(parameter.device) for parameter in model.parameters()})),
+        dtype=_dtype_of(model),
+        quantization=plan.config.quantization,
         size=int(model.get_memory_footprint()),
-        context_length=memory.context_length(getattr(text_config, "max_position_embeddings", None)),
-        revision=base.revision,
+        context_length=memory.valid_context_length(
+            getattr(text_config, "max_position_embeddings", None)
+        ),
+        revision=plan.config.revision,
     )
 
 
-class _Bar:
-    """Stands in for Transformers' progress bar: reports, and stops the load when asked to."""
+class _ProgressBar:
+    """Replaces the progress bar of Transformers: reports progress, and raises `Cancelled`."""
 
     def __init__(
         self, report: Report, cancel: threading.Event, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -182,14 +232,14 @@ class _Bar:
         self._items: Any = args[0] if args else kwargs.get("iterable")
         self._total = kwargs.get("total") or (len(self._items) if self._items is not None else 0)
         self._done = 0
-        self._last = 0.0
+        self._reported_at = 0.0
 
     def __iter__(self) -> Iterator[Any]:
         for item in self._items:
             yield item
             self.update()
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> _ProgressBar:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -199,62 +249,27 @@ class _Bar:
         if self._cancel.is_set():
             raise Cancelled
         self._done += count
-        # Thousands of small tensors: a report for each would cost more than loading them.
-        if self._total and time.monotonic() - self._last > 0.05:
-            self._last = time.monotonic()
+        # A report for each of thousands of small tensors would take longer than loading them.
+        if self._total and time.monotonic() - self._reported_at > _REPORT_INTERVAL_S:
+            self._reported_at = time.monotonic()
             self._report(Progress("reading the weights", min(self._done / self._total, 1.0)))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing on screen."""
 
     def set_description(self, *_args: object, **_kwargs: object) -> None:
-        """The stage is named by us."""
+        """Do nothing: the stage has its own name."""
 
     set_postfix = set_postfix_str = refresh = set_description
 
 
 @contextlib.contextmanager
-def _progress(report: Report, cancel: threading.Event) -> Iterator[None]:
+def _progress_hook(report: Report, cancel: threading.Event) -> Iterator[None]:
+    """Replace the progress bars of Transformers; `process_lock` must be held."""
     previous = transformers_logging.set_tqdm_hook(
-        lambda _factory, args, kwargs: _Bar(report, cancel, args, kwargs)
+        lambda _factory, args, kwargs: _ProgressBar(report, cancel, args, kwargs)
     )
     try:
         yield
     finally:
         transformers_logging.set_tqdm_hook(previous)
-
-
-def explain(error: BaseException, name: str, details: str) -> LLMMagicError:
-    """Translate what Transformers raised while it loaded a model."""
-    text = str(error).strip()
-    line = " ".join(text.split())[:300]
-    if "trust_remote_code" in text:
-        return LoadFailed(
-            f"{name} comes with Python code of its own. If you trust it, add --trust-remote-code.",
-            details=details,
-        )
-    if "`tiktoken` is required" in text:
-        return MissingDependency(
-            f"{name} has no tokenizer.json, and to make one of what it has takes another package."
-            " Type: pip install sentencepiece tiktoken",
-            details=details,
-        )
-    if "backend tokenizer" in text:
-        return LoadFailed(
-            f"{name} has no tokenizer that can be read. Get its tokenizer.json and load again.",
-            details=details,
-        )
-    if "ignore_mismatched_sizes" in text:
-        return LoadFailed(
-            f"The weights of {name} do not fit its config.json. Choose a model whose files"
-            " belong together.",
-            details=details,
-        )
-    if type(error).__name__ == "SafetensorError":
-        return LoadFailed(
-            f"The weights of {name} are damaged ({line}). Delete them and load again.",
-            details=details,
-        )
-    return LoadFailed(
-        f"{name} could not be loaded: {type(error).__name__}: {line}", details=details
-    )

@@ -1,12 +1,9 @@
-"""What a model will take, what is free, and what this process really holds."""
+"""Estimates the memory that a model takes, and measures what is free and what this process uses."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
-import json
-import struct
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -16,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from llm_magic.backends.local.files import safetensors
 from llm_magic.errors import OutOfMemory
 from llm_magic.text.formatting import human_bytes
 from llm_magic.types import MemoryUse
@@ -28,66 +26,30 @@ _BYTES = {
     "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Packed weights plus their scales, per weight. bitsandbytes keeps embeddings, the output head
-# and everything that is not a matrix as they are.
+# Per weight, with the scales. bitsandbytes does not quantize embeddings, the output head, and tensors
+# that are no matrices.
 _QUANTIZED_BYTES = {"4bit": 0.5 + 4 / 64, "8bit": 1.0 + 4 / 4096}
-# What a whole model takes then, roughly: from the largest to the smallest.
-_SHARES = {"none": 1.0, "8bit": 0.6, "4bit": 0.4}
+# The size of a whole model, as a share of its 16-bit size; from the largest to the smallest.
+_QUANTIZED_SHARES = {"none": 1.0, "8bit": 0.6, "4bit": 0.4}
 _NOT_QUANTIZED = ("embed", "lm_head", "wte", "wpe")
-# Activations, the tokenizer, the allocator's slack: small models need some room, large a share.
-_SLACK, _SLACK_SHARE = 64 << 20, 0.03
-# The prompt and answer that a loaded model should at least have room for.
+# For activations, the tokenizer, and the overhead of the allocator: bytes, and a share of the weights.
+_OVERHEAD, _OVERHEAD_SHARE = 64 << 20, 0.03
+# The tokens of prompt and answer for which a loaded model needs memory at least.
 _USUAL_CONTEXT = 2048
-# What is above is a way to state that there is no limit: the longest known is 10 million.
+# Larger numbers in a config mean that there is no limit. The longest known context is 10 million.
 _LONGEST_CONTEXT = 2**30
-# What is kept of earlier prompts: this share of the memory that is free after the load, and no
-# more than so many conversations as long as the model reads.
-_PREFIX_SHARE, _LONGEST_KEPT = 0.25, 2
+# The prefix cache gets this share of the memory that is free after the load, and at most the size of
+# so many full contexts.
+_PREFIX_SHARE, _PREFIX_CONTEXTS = 0.25, 2
 
 
 def weight_bytes(folder: Path, dtype: str, quantization: str) -> int:
-    """Return the bytes the weights in `folder` take once loaded, read from safetensors headers."""
+    """Return the bytes of the loaded weights of `folder`, as its safetensors headers state them."""
     return int(sum(
         _tensor_bytes(name, info, dtype, quantization)
-        for file in weight_files(folder)
-        for name, info in _header(file).items()
+        for file in safetensors.weight_files(folder)
+        for name, info in safetensors.read_header(file).items()
     ))  # fmt: skip
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the files that Transformers reads: one, or those of the index; else all there are."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
-            named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-            return [folder / name for name in sorted(named) if (folder / name).is_file()]
-    return sorted(folder.glob("*.safetensors"))
-
-
-def _header(file: Path) -> dict[str, Any]:
-    # The format: 8 bytes little-endian length, then that much JSON.
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        if len(prefix) < 8:
-            return {}
-        (length,) = struct.unpack("<Q", prefix)
-        if length > file.stat().st_size:
-            return {}
-        try:
-            header: dict[str, Any] = json.loads(stream.read(length))
-            return {name: info for name, info in header.items() if name != "__metadata__"}
-        except (ValueError, AttributeError):
-            return {}
-
-
-def is_whole(file: Path) -> bool:
-    """Return whether a safetensors file is as long as its header says."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-    ends: list[int] = [info["data_offsets"][1] for info in _header(file).values()]
-    return bool(ends) and 8 + length + max(ends) == file.stat().st_size
 
 
 def _tensor_bytes(name: str, info: dict[str, Any], dtype: str, quantization: str) -> float:
@@ -101,23 +63,24 @@ def _tensor_bytes(name: str, info: dict[str, Any], dtype: str, quantization: str
 
 
 def scaled(size: int, quantization: str) -> int:
-    """Guess what 16-bit files of `size` bytes take when quantized, before they are downloaded."""
-    return int(size * _SHARES[quantization])
+    """Estimate the size of 16-bit weights of `size` bytes once they are quantized."""
+    return int(size * _QUANTIZED_SHARES[quantization])
 
 
 def kv_bytes(config: dict[str, Any], dtype: str) -> int:
-    """Return the bytes of the key-value cache of a usual conversation; `config` as config.json."""
-    return token_bytes(config, dtype) * min(_context(config), _USUAL_CONTEXT)
+    """Return the bytes of the key-value cache of a usual conversation; `config` is a config.json."""
+    context = context_length(config) or _USUAL_CONTEXT
+    return token_bytes(config, dtype) * min(context, _USUAL_CONTEXT)
 
 
 def prefix_budget(config: dict[str, Any], dtype: str, free: int) -> int:
-    """Return the bytes that the caches of earlier prompts may take, of those that are `free`."""
-    longest = _LONGEST_KEPT * token_bytes(config, dtype) * _context(config)
-    return min(longest, int(free * _PREFIX_SHARE))
+    """Return the largest size of the prefix cache, where `free` bytes are free."""
+    context = context_length(config) or _USUAL_CONTEXT
+    return min(_PREFIX_CONTEXTS * token_bytes(config, dtype) * context, int(free * _PREFIX_SHARE))
 
 
 def token_bytes(config: dict[str, Any], dtype: str) -> int:
-    """Return the bytes that one token takes in the key-value cache."""
+    """Return the bytes of one token in the key-value cache."""
     config = config.get("text_config") or config
     heads = _number(config, "num_attention_heads", "n_head", "n_heads") or 1
     hidden = _number(config, "hidden_size", "n_embd", "d_model")
@@ -127,40 +90,40 @@ def token_bytes(config: dict[str, Any], dtype: str) -> int:
     return 2 * layers * kv_heads * head_dim * _DTYPE_BYTES.get(dtype, 2)
 
 
-def context_length(stated: object) -> int | None:
-    """Return a context length as a config states it; None for what cannot be one.
+def context_length(config: dict[str, Any]) -> int | None:
+    """Return how many tokens a model reads, as its config.json states it; None for no valid number."""
+    config = config.get("text_config") or config
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    return valid_context_length(next((config[name] for name in names if config.get(name)), None))
 
-    Models without a limit state -1, 0, or a number that no text reaches.
+
+def valid_context_length(stated: object) -> int | None:
+    """Return a context length as an integer; None if it is not a valid one.
+
+    The configs of models without a limit state -1, 0, or a very large number.
     """
     if isinstance(stated, bool) or not isinstance(stated, int | float):
         return None
     return int(stated) if 1 <= stated <= _LONGEST_CONTEXT else None
 
 
-def _context(config: dict[str, Any]) -> int:
-    config = config.get("text_config") or config
-    names = ("max_position_embeddings", "n_positions", "max_seq_len")
-    return context_length(_number(config, *names)) or _USUAL_CONTEXT
-
-
 def _number(config: dict[str, Any], *names: str) -> int:
-    """Return the first of some settings that is there: older models have names of their own."""
-    # What is no number is for Transformers to complain about.
+    """Return the first of these settings that exists, as older models use other names; else 0."""
+    # Transformers reports values that are no numbers.
     found = (config[name] for name in names if config.get(name))
     return next((value for value in found if isinstance(value, int)), 0)
 
 
-def needed_bytes(weights: int, cache: int) -> int:
-    """Return what has to be free for a model with these weights and this cache."""
-    return int(weights * (1 + _SLACK_SHARE)) + cache + _SLACK
+def required_bytes(weights: int, cache: int) -> int:
+    """Return the memory that a load needs for weights and a key-value cache of these bytes."""
+    return int(weights * (1 + _OVERHEAD_SHARE)) + cache + _OVERHEAD
 
 
 def free_bytes(device: str) -> int:
-    """Return the bytes that can still be taken on `device` (``cpu``, ``cuda``, ``cuda:1``, ``mps``)."""
+    """Return the free bytes of `device`: ``cpu``, ``cuda`` (all GPUs), ``cuda:1`` or ``mps``."""
     if device == "cuda":
         import torch
 
-        # Without an index a model is spread over all of them.
         return sum(map(_free_on_gpu, range(torch.cuda.device_count())))
     if device.startswith("cuda:"):
         return _free_on_gpu(int(device.removeprefix("cuda:")))
@@ -171,16 +134,19 @@ def _free_on_gpu(index: int) -> int:
     import torch
 
     free, _total = torch.cuda.mem_get_info(index)
-    # What torch keeps cached is free for the next model too.
+    # The next model can use what torch has cached.
     return int(free + torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index))
 
 
-def check_fit(name: str, needed: int, free: int, device: str, quantization: str) -> None:
-    """Raise `OutOfMemory` with what is needed, what is free and what to try."""
-    if needed <= free:
+def check_fit(name: str, required: int, free: int, device: str, quantization: str) -> None:
+    """Raise `OutOfMemory`, with both sizes and advice, if `required` is more than `free`."""
+    if required <= free:
         return
     advice = []
-    sizes = {q: needed * share / _SHARES[quantization] for q, share in _SHARES.items()}
+    sizes = {
+        q: required * share / _QUANTIZED_SHARES[quantization]
+        for q, share in _QUANTIZED_SHARES.items()
+    }
     smaller = next((q for q, size in sizes.items() if size <= free), None)
     if smaller is not None:
         advice.append(f"-q {smaller} (about {human_bytes(sizes[smaller])})")
@@ -188,13 +154,13 @@ def check_fit(name: str, needed: int, free: int, device: str, quantization: str)
         advice.append("-d cpu")
     advice.append("a smaller model, or free memory with %llm_unload")
     raise OutOfMemory(
-        f"{name} needs about {human_bytes(needed)} on {device}, {human_bytes(free)} are free."
+        f"{name} needs about {human_bytes(required)} on {device}, {human_bytes(free)} are free."
         f" Try {', '.join(advice)}."
     )
 
 
 def memory_use(*, gpus: bool = True) -> MemoryUse:
-    """Return what this process holds now, by the system's and by torch's own count."""
+    """Return the memory that this process uses, as the system and torch report it."""
     process = psutil.Process().memory_info().rss
     if not gpus or not _cuda_in_use():
         return MemoryUse(process)
@@ -202,31 +168,31 @@ def memory_use(*, gpus: bool = True) -> MemoryUse:
 
     names = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     devices = tuple((name, torch.cuda.memory_allocated(name)) for name in names)
-    room = tuple((name, *torch.cuda.mem_get_info(name)) for name in names)
-    return MemoryUse(process, devices, room)
+    totals = tuple((name, *torch.cuda.mem_get_info(name)) for name in names)
+    return MemoryUse(process, devices, totals)
 
 
 def _cuda_in_use() -> bool:
-    # Looking must not import torch: a process without it holds nothing on a GPU.
+    # A process that has not imported torch uses no GPU.
     torch = sys.modules.get("torch")
     return torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
 
 
-def by_device(tensors: Iterable[torch.Tensor]) -> Counter[str]:
-    """Return the bytes of some tensors by the device that they are on."""
-    held: Counter[str] = Counter()
+def bytes_by_device(tensors: Iterable[torch.Tensor]) -> Counter[str]:
+    """Return the bytes of tensors by their device."""
+    sizes: Counter[str] = Counter()
     for tensor in tensors:
-        held[str(tensor.device)] += tensor.nbytes
-    return held
+        sizes[str(tensor.device)] += tensor.nbytes
+    return sizes
 
 
-def give_back(*, collect: bool = True) -> None:
-    """Return freed memory to the system; `collect` first frees what only cycles refer to.
+def release_memory(*, collect: bool = True) -> None:
+    """Return freed memory to the system; `collect` runs the garbage collector before.
 
-    The garbage collector holds the GIL for up to a second, in which nothing can be interrupted.
+    The collector holds the GIL for up to a second, during which nothing can be interrupted.
     """
     if collect:
-        # Twice: accelerate's hooks make cycles through objects with finalizers.
+        # Twice: the hooks of accelerate make cycles through objects with finalizers.
         gc.collect()
         gc.collect()
     if _cuda_in_use():
@@ -234,14 +200,14 @@ def give_back(*, collect: bool = True) -> None:
 
         torch.cuda.empty_cache()
     if sys.platform == "linux":
-        # glibc keeps freed memory of small blocks for itself; musl has no malloc_trim.
+        # glibc does not return freed small blocks by itself. musl has no malloc_trim.
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
 
 
-def ran_out(error: BaseException) -> bool:
-    """Whether this is what Python or torch raise when memory runs out."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether Python or torch raised this error because memory ran out."""
     kind, text = type(error).__name__, str(error)
     return isinstance(error, MemoryError) or kind == "OutOfMemoryError" or (
         kind == "RuntimeError" and ("can't allocate memory" in text or "out of memory" in text)

@@ -1,16 +1,14 @@
-"""OpenMP in this process: how long its threads spin, how many they are, when they end.
+"""OpenMP in this process: how long its threads spin, how many there are, and when they end.
 
-Helper threads spin while they wait for work. On a machine that others use, too, they spin away the
-time in which the thread they wait for could run: beside two busy processes, answers came at a
-fortieth of their speed. After about a thousand turns of the loop they should sleep instead. OpenMP
-reads that from the environment, once, when it is loaded together with torch. All variables that the
-user has set stay as they are.
+Worker threads spin while they wait for work. On a machine with other busy processes they use up the
+CPU time of the thread that they wait for: beside two busy processes, answers were 40 times slower.
+This module lets them sleep after about 1,000 iterations. OpenMP reads the limit from the environment
+once, when torch loads it. Variables that the user has set are not changed.
 
-Each thread that enters an OpenMP region keeps a team of its own. Once there are more such threads
-in a process than cores, libgomp's threads no longer spin while they wait, and every operation
-begins with a wake-up: whoever ran torch in a cell made each answer slower for good, and each answer
-made the notebook's own torch slower. `omp_pause_resource` (OpenMP 5) ends the team of the thread
-that calls it; the next one is started in less time than a token takes.
+Each thread that enters an OpenMP region gets worker threads of its own. Once a process has more of
+them than cores, libgomp stops spinning, and each operation begins with a wake-up: torch in a cell made
+all later answers slower, and answers made torch in cells slower. `omp_pause_resource` (OpenMP 5) ends
+the workers of the calling thread. Starting new ones takes less time than a token.
 """
 
 from __future__ import annotations
@@ -28,50 +26,55 @@ import psutil
 
 from llm_magic.backends.local.cpus import Cpus
 
-# omp_pause_hard: nothing of the team is kept.
-_HARD = 2
-# GNU's OpenMP counts turns of a loop (by itself 300,000), Intel's and LLVM's milliseconds (200); by
-# each, the variables with which the user decides.
+_OMP_PAUSE_HARD = 2
+# The limit for GNU's OpenMP is in iterations (default 300,000), for Intel's and LLVM's in milliseconds
+# (default 200). The tuples are the variables with which the user sets it.
 _SPIN = {
     "GOMP_SPINCOUNT": ("1000", ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")),
     "KMP_BLOCKTIME": ("1", ("KMP_BLOCKTIME", "KMP_LIBRARY", "OMP_WAIT_POLICY")),
 }
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(slots=True)
 class _Process:
-    """What was changed in this process: threads of torch before and since, for so many sessions."""
+    """What this module has changed in the process, for how many users of it.
 
-    bounded: bool = False
-    before: int = 0
-    since: int = 0
-    sessions: int = 0
+    `threads_before` and `threads_set` are numbers of torch's threads; 0 if nothing was changed.
+    """
+
+    is_spin_bounded: bool = False
+    threads_before: int = 0
+    threads_set: int = 0
+    users: int = 0
 
 
 _PROCESS = _Process()
 
 
 def spin_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that bound the spinning, without what the user has decided."""
+    """Return the variables that limit the spinning, except where the user has set the limit."""
     return {
         name: value
-        for name, (value, decisive) in _SPIN.items()
-        if not any(environment.get(other) for other in decisive)
+        for name, (value, variables) in _SPIN.items()
+        if not any(environment.get(variable) for variable in variables)
     }
 
 
 def child_variables(environment: Mapping[str, str], cpus: Cpus) -> dict[str, str]:
     """Return the variables of a child process that imports torch."""
     variables = spin_variables(environment)
-    if cpus.usable < cpus.affinity and not any(environment.get(name) for name in _THREADS):
+    if cpus.usable < cpus.affinity and not any(environment.get(name) for name in _THREAD_VARIABLES):
         variables["OMP_NUM_THREADS"] = str(cpus.usable)
     return variables
 
 
 @contextlib.contextmanager
 def bounded_spin() -> Iterator[None]:
-    """Import torch within, so that its threads soon sleep; the environment is then as before."""
+    """Limit the spinning of the OpenMP that a first import of torch in this context loads.
+
+    Restores the environment at the end.
+    """
     if "torch" in sys.modules:
         yield
         return
@@ -82,72 +85,69 @@ def bounded_spin() -> Iterator[None]:
         yield
         import torch
 
-        # Intel's and LLVM's read the environment when they are first called.
+        # Intel's and LLVM's OpenMP read the environment at their first call.
         torch.get_num_threads()
-        # Another package may have loaded the libgomp that torch uses.
-        _PROCESS.bounded = not before or _mapped() != before
+        # If another package had loaded this libgomp before, the variables have no effect.
+        _PROCESS.is_spin_bounded = not before or _mapped() != before
     finally:
         for name in variables:
             os.environ.pop(name, None)
 
 
 def spins_unbounded() -> bool:
-    """Return whether torch, or its OpenMP, was loaded before the spinning could be bounded."""
-    decisive = "GOMP_SPINCOUNT" if sys.platform == "linux" else "KMP_BLOCKTIME"
-    late = "torch" in sys.modules and not _PROCESS.bounded
-    return late and decisive in spin_variables(os.environ)
+    """Return whether torch, or its OpenMP, was loaded before the spinning could be limited."""
+    variable = "GOMP_SPINCOUNT" if sys.platform == "linux" else "KMP_BLOCKTIME"
+    late = "torch" in sys.modules and not _PROCESS.is_spin_bounded
+    return late and variable in spin_variables(os.environ)
 
 
 def limit_threads(cpus: Cpus) -> None:
-    """Let torch compute on the CPUs that are usable, unless the user chose a number of threads.
+    """Limit torch's threads to the usable CPUs, unless the user has set their number.
 
-    It stays so until `restore_threads` was called as often.
+    Has effect until `restore_threads` has been called as often.
     """
     import torch
 
-    _PROCESS.sessions += 1
+    _PROCESS.users += 1
     threads = torch.get_num_threads()
-    # What torch chooses by itself; any other number was set in the notebook.
-    own = {cpus.machine, cpus.affinity, psutil.cpu_count(logical=False)}
-    chosen = any(os.environ.get(name) for name in _THREADS) or threads not in own
-    if _PROCESS.sessions == 1 and threads > cpus.usable and not chosen:
+    # The defaults of torch. Any other number was set by the user.
+    defaults = {cpus.machine, cpus.affinity, psutil.cpu_count(logical=False)}
+    chosen = any(os.environ.get(name) for name in _THREAD_VARIABLES) or threads not in defaults
+    if _PROCESS.users == 1 and threads > cpus.usable and not chosen:
         torch.set_num_threads(cpus.usable)
-        _PROCESS.before, _PROCESS.since = threads, cpus.usable
+        _PROCESS.threads_before, _PROCESS.threads_set = threads, cpus.usable
 
 
 def restore_threads() -> None:
-    """Undo `limit_threads`, unless the number was changed since.
+    """Undo `limit_threads`, unless the user has changed the number since.
 
-    Threads that have computed meanwhile keep their number, as torch has it.
+    torch keeps the number of a thread that has computed in the meantime.
     """
     import torch
 
-    _PROCESS.sessions -= 1
-    if _PROCESS.sessions == 0 and _PROCESS.since:
-        if torch.get_num_threads() == _PROCESS.since:
-            torch.set_num_threads(_PROCESS.before)
-        _PROCESS.since = 0
+    _PROCESS.users -= 1
+    if _PROCESS.users == 0 and _PROCESS.threads_set:
+        if torch.get_num_threads() == _PROCESS.threads_set:
+            torch.set_num_threads(_PROCESS.threads_before)
+        _PROCESS.threads_set = 0
 
 
-def release() -> None:
-    """End the team of the calling thread, if it has one."""
-    for library in _loaded():
-        library.omp_pause_resource(_HARD, library.omp_get_initial_device())
-
-
-def _loaded() -> tuple[ctypes.CDLL, ...]:
-    """Return the libgomp that torch uses, and others of this process; none before torch is there."""
-    return _libraries() if "torch" in sys.modules else ()
+def release_threads() -> None:
+    """End the OpenMP worker threads of the calling thread; does nothing before torch is imported."""
+    if "torch" in sys.modules:
+        for library in _libraries():
+            library.omp_pause_resource(_OMP_PAUSE_HARD, library.omp_get_initial_device())
 
 
 @functools.cache
 def _libraries() -> tuple[ctypes.CDLL, ...]:
-    found = map(_opened, _mapped())
-    return tuple(one for one in found if one is not None and hasattr(one, "omp_pause_resource"))
+    """Return the libgomp that torch uses, and others in this process."""
+    libraries = map(_open, _mapped())
+    return tuple(one for one in libraries if one and hasattr(one, "omp_pause_resource"))
 
 
 def _mapped() -> list[str]:
-    """Return the files of libgomp in this process; LLVM's and Microsoft's do not give up spinning."""
+    """Return the files of libgomp in this process. Other OpenMP libraries do not stop spinning."""
     maps = Path("/proc/self/maps")
     if not maps.is_file():  # macOS and Windows, which have no libgomp
         return []
@@ -156,9 +156,9 @@ def _mapped() -> list[str]:
     return sorted(path for path in paths if "libgomp" in Path(path).name)
 
 
-def _opened(path: str) -> ctypes.CDLL | None:
+def _open(path: str) -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(path)
     except OSError:
-        # Its file was exchanged by an installation since.
+        # An installation has replaced the file.
         return None

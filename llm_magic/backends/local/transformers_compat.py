@@ -3,14 +3,13 @@
 No other module of this package uses them. Each function that needs such a part states in its
 docstring which one. `missing_parts` checks all of them when a model is loaded. Where one is
 missing, the public `generate` answers instead of the decoding loop of this package: slower, without
-kept prefixes, drafts and batches, and with the same tokens.
+prefix cache, drafts and batches, and with the same tokens.
 
 The tests in `tests/versions` run on the oldest, the pinned and the newest supported version.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Iterator
@@ -36,8 +35,8 @@ _PLAIN_LAYERS = (caches.DynamicLayer, caches.DynamicSlidingWindowLayer, _DUMMY_L
 _STATES = ("conv_states", "recurrent_states")
 
 
-def why_plain(model: PreTrainedModel) -> str | None:
-    """Return why the public `generate` has to answer for `model`; None if the own loop can."""
+def fallback_reason(model: PreTrainedModel) -> str | None:
+    """Return why the public `generate` has to answer for `model`; None if it need not."""
     missing = missing_parts()
     if missing is not None:
         return f"Transformers {transformers.__version__} {missing}"
@@ -163,6 +162,30 @@ def _changes_arguments(model: PreTrainedModel) -> bool:
     return getattr(type(model), name, None) is not getattr(GenerationMixin, name, None)
 
 
+# --- positions ---
+
+
+def rope_parameters(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the settings of the rotary embeddings of a model; empty without them."""
+    found = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None)
+    return found if isinstance(found, dict) else {}
+
+
+def longrope_threshold(model: PreTrainedModel) -> int | None:
+    """Return the length beyond which a model needs other keys for the whole text; None for most.
+
+    LongRoPE (Phi-3) has one set of position factors for texts up to this length, and another one for
+    longer texts: the cache of one is wrong for the other.
+    """
+    config: Any = model.config.get_text_config(decoder=True)
+    rope = rope_parameters(model)
+    if rope.get("rope_type") != "longrope":
+        return None
+    own = getattr(config, "original_max_position_embeddings", None)
+    length = own or rope.get("original_max_position_embeddings")
+    return int(length) if length else None
+
+
 # --- layers of caches ---
 
 
@@ -203,7 +226,7 @@ def is_recording(cache: Cache) -> bool:
 
 
 def start_recording(cache: Cache) -> None:
-    """Let all layers keep what they would drop, until the next `crop`."""
+    """Let all layers keep what they would drop, so that the next `crop` can remove tokens."""
     if hasattr(cache, "activate_past_recording"):
         cache.activate_past_recording()
 
@@ -269,10 +292,10 @@ def drop_columns(cache: Cache, columns: int) -> None:
     """Remove the first `columns` positions of all sequences; windows may have dropped some."""
     layer: Any
     for layer in filter(_holds_keys, cache.layers):
-        forgotten = layer.get_seq_length() - layer.keys.shape[-2]
+        dropped = layer.get_seq_length() - layer.keys.shape[-2]
         if isinstance(layer, caches.DynamicSlidingWindowLayer):
             layer.cumulative_length -= columns
-        start = max(0, columns - forgotten)
+        start = max(0, columns - dropped)
         layer.keys, layer.values = layer.keys[:, :, start:], layer.values[:, :, start:]
 
 
@@ -335,22 +358,6 @@ def from_static(static: StaticCache, length: int) -> DynamicCache:
         own.update(layer.keys[:, :, :length].clone(), layer.values[:, :, :length].clone())
         cache.layers.append(own)
     return cache
-
-
-# --- continuous batching ---
-
-
-def continuous_config(page: int, blocks: int) -> Any:
-    """Return the settings of continuous batching; None in versions that name them differently."""
-    found: Any = getattr(transformers, "ContinuousBatchingConfig", None)
-    with contextlib.suppress(TypeError):
-        return found and found(page_size=page, num_blocks=blocks, auto_switch_to_flash=False)
-    return None
-
-
-def supports_flash_attention(model: PreTrainedModel) -> bool:
-    """Return whether the model can use FlashAttention (`_supports_flash_attn`)."""
-    return bool(getattr(model, "_supports_flash_attn", False))
 
 
 # --- checks ---

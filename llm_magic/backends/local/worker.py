@@ -13,7 +13,7 @@ import queue
 import threading
 import traceback
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
@@ -26,6 +26,24 @@ Translate = Callable[[BaseException], LLMMagicError]
 
 class Cancelled(Exception):
     """Raised inside a job when its cancel flag was seen."""
+
+
+# The random number generator of torch and the progress hook of Transformers belong to the process,
+# and two sessions that compute at once on the same cores take longer than one after the other.
+_PROCESS_LOCK = threading.Lock()
+_POLL_S = 0.05
+
+
+@contextlib.contextmanager
+def process_lock(cancel: threading.Event) -> Iterator[None]:
+    """Wait until no other session of this process computes; raises `Cancelled` if `cancel` is set."""
+    while not _PROCESS_LOCK.acquire(timeout=_POLL_S):
+        if cancel.is_set():
+            raise Cancelled
+    try:
+        yield
+    finally:
+        _PROCESS_LOCK.release()
 
 
 class Worker:

@@ -180,7 +180,7 @@ def _keys(value: Any) -> Iterator[str]:
 
 
 def _paths(typed: str) -> Iterator[Offer]:
-    from llm_magic.backends.local.files.nearby import paths
+    from llm_magic.backends.local.files.sources import paths
 
     for path in paths(typed):
         is_folder = path.endswith(os.sep)

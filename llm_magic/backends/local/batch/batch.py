@@ -1,118 +1,95 @@
-"""Many conversations through one resident model: rows decoded together, refilled as they finish.
+"""Answers many conversations with one loaded model, decoded together where that is possible.
 
-What is promised: every conversation gets the answer that it would get alone, from `decoding.stream`
-with the same options and the same seed, whatever its neighbours are. Rounding may differ: in float32
-that is too small to see, in 16 bits a token that is almost as likely as another may be the
-other one. With a seed every row has random numbers of its own, which begin with that seed: equal
-prompts get equal answers. Without one they differ.
+Every conversation gets the answer that `generation.generate` gives to it alone, with the same options
+and the same seed. Rounding may differ: in float32 that is too small to matter, in 16 bits a token
+that is almost as likely as another may be the other one. With a seed every sequence has random
+numbers of its own, which start with that seed: equal prompts get equal answers. Without one they differ.
 
-A conversation that cannot be answered (too long, refused by the template, no memory even alone)
-ends with its error as its last item, before any model step where that can be known; all others are
-answered.
+A conversation that cannot be answered (too long, an error of the template, not enough memory even
+alone) ends with its error, before any forward pass where that is possible. All others are answered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import torch
-from transformers import LogitsProcessorList
 
 from llm_magic.backends.local import memory
-from llm_magic.backends.local.batch.padded_batch import takes_rows
-from llm_magic.backends.local.batch.scheduler import Batch, OneByOne
-from llm_magic.backends.local.batch.sequence import Job, Row
-from llm_magic.backends.local.generation import generate
-from llm_magic.backends.local.generation.chat_template import encode, room
-from llm_magic.backends.local.generation.detokenizer import Detokenizer
-from llm_magic.backends.local.generation.parameters import generate_options
-from llm_magic.backends.local.loaded_model import Loaded
-from llm_magic.backends.local.process_lock import turn
-from llm_magic.backends.local.worker import Cancelled
-from llm_magic.backends.stop_strings import StopText
+from llm_magic.backends.local.batch.padded_batch import can_batch
+from llm_magic.backends.local.batch.scheduler import NotBatchable, Scheduler
+from llm_magic.backends.local.batch.sequence import BatchRequest, Sequence
+from llm_magic.backends.local.generation import generate, parameters
+from llm_magic.backends.local.generation.chat_template import encode
+from llm_magic.backends.local.generation.token_streamer import TokenStreamer
+from llm_magic.backends.local.local_model import LocalModel
+from llm_magic.backends.local.worker import Cancelled, process_lock
 from llm_magic.errors import LLMMagicError, release_frames
+from llm_magic.types import Chunk
 
 
-def stream_many(loaded: Loaded, job: Job) -> None:
-    """Answer all of them, the chunks of each in order; raises `Cancelled` soon after the flag."""
-    with turn(job.cancel), torch.inference_mode():
-        rows = _prepared(loaded, job)
-        together = len(rows) > 1 and takes_rows(loaded.model)
+def stream_many(loaded: LocalModel, request: BatchRequest) -> None:
+    """Answer all conversations of a request; raises `Cancelled` soon after its flag is set."""
+    with process_lock(request.cancel), torch.inference_mode():
+        sequences = _encoded(loaded, request)
+        together = len(sequences) > 1 and can_batch(loaded.model)
         if together:
             try:
-                _decode(loaded, rows, job)
-                # Not after a stop: collecting takes longer than a step, and somebody waits for it.
-                memory.give_back()
-            except OneByOne:
+                _scheduler(loaded, sequences, request).run()
+                # Not after a cancellation: the collection takes longer than a step.
+                memory.release_memory()
+            except NotBatchable:
                 together = False
     if not together:
-        for row in rows:
-            _alone(loaded, row, job)
+        for sequence in sequences:
+            _answer_alone(loaded, sequence, request)
 
 
-def _alone(loaded: Loaded, row: Row, job: Job) -> None:
-    messages = job.conversations[row.index]
-    try:
-        generate.stream(
-            loaded, messages, job.config, job.cancel, lambda chunk: row.emit((row.index, chunk))
-        )
-        return
-    except Exception as error:
-        if not isinstance(error, LLMMagicError) and not memory.ran_out(error):
-            raise
-        problem = job.translate(error)
-    row.fail(problem)
-
-
-def _prepared(loaded: Loaded, job: Job) -> list[Row]:
-    """Tokenize everything; what cannot be asked ends here, before the work begins."""
-    config = job.config
-    stop = (*config.stop, *(loaded.model.generation_config.stop_strings or ()))
-    rows = []
-    for index, messages in enumerate(job.conversations):
-        if job.cancel.is_set():
+def _encoded(loaded: LocalModel, request: BatchRequest) -> list[Sequence]:
+    """Return a sequence for each conversation; emits the error of one that cannot be answered."""
+    config, model = request.config, loaded.model
+    stop_strings = parameters.stop_strings(model, config)
+    sequences = []
+    for index, messages in enumerate(request.conversations):
+        if request.cancel.is_set():
             raise Cancelled
         try:
             ids = encode(loaded, messages)[0].tolist()
-            left = room(loaded, len(ids))
-        except Exception as error:  # noqa: BLE001 - a template raises what it likes, for its own row
-            job.emit((index, release_frames(job.translate(error))))
+            left = parameters.max_new_tokens_left(loaded, len(ids))
+        except Exception as error:  # noqa: BLE001 - a template may raise anything
+            request.emit((index, release_frames(request.translate(error))))
             continue
-        limit = generate_options(loaded.model, config, left)["max_new_tokens"]
-        text = Detokenizer(loaded.tokenizer)
-        rows.append(Row(index, ids, limit, text, StopText(stop), job.emit))
+        max_new_tokens = parameters.generate_options(model, config, left)["max_new_tokens"]
+        streamer = TokenStreamer(loaded.tokenizer, stop_strings, partial(_emit, request, index))
+        sequence = Sequence(index, ids, max_new_tokens, streamer, request.emit)
         if config.seed is not None:
-            generator = torch.Generator(loaded.model.device)
-            rows[-1].generator = generator.manual_seed(config.seed)
-    return rows
+            sequence.generator = torch.Generator(model.device).manual_seed(config.seed)
+        sequences.append(sequence)
+    return sequences
 
 
-def _decode(loaded: Loaded, rows: Sequence[Row], job: Job) -> None:
-    """Let `generate` make of the options what it does, and decode with that."""
-    longest = max(rows, key=lambda row: row.limit)
+def _scheduler(loaded: LocalModel, sequences: list[Sequence], request: BatchRequest) -> Scheduler:
+    """Return the scheduler of the sequences, with the options as `generate` prepares them."""
+    longest = max(sequences, key=lambda sequence: sequence.max_new_tokens)
     ids = torch.tensor([longest.ids], device=loaded.model.device)
+    left = parameters.max_new_tokens_left(loaded, longest.prompt_tokens)
+    options = parameters.generate_options(loaded.model, request.config, left)
+    inputs = parameters.prepare(loaded.model, ids, options)
+    return Scheduler(loaded, sequences, request, inputs)
 
-    def decode(
-        _model: object,
-        _ids: torch.Tensor,
-        *,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: Sequence[Any],
-        generation_config: Any,
-        **inputs: Any,
-    ) -> torch.Tensor:
-        batch = Batch(loaded, rows, job)
-        batch.use(logits_processor, stopping_criteria, generation_config, inputs)
-        batch.run()
-        return ids
 
-    left = room(loaded, longest.prompt_tokens)
-    # `generate` comes from a mixin that the annotations of models do not show.
-    generate: Any = loaded.model.generate
-    generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        custom_generate=decode,
-        **generate_options(loaded.model, job.config, left),
-    )
+def _answer_alone(loaded: LocalModel, sequence: Sequence, request: BatchRequest) -> None:
+    messages = request.conversations[sequence.index]
+    emit = partial(_emit, request, sequence.index)
+    try:
+        generate.stream(loaded, messages, request.config, request.cancel, emit)
+        return
+    except Exception as error:
+        if not isinstance(error, LLMMagicError) and not memory.is_out_of_memory(error):
+            raise
+        problem = request.translate(error)
+    sequence.fail(problem)
+
+
+def _emit(request: BatchRequest, index: int, chunk: Chunk) -> None:
+    request.emit((index, chunk))

@@ -1,13 +1,13 @@
-"""Rows that are decoded together, a token each at every step; they may come and go in between.
+"""Sequences that are decoded together, one token each in every step; they may join and leave.
 
-All tensors of a group have a line for each row and end with the same step, so that shorter rows
-have padding before them: ids, attention mask, positions, keys and values. Where rows begin alike,
-that part is read once and copied; the padding then stands between it and the rest.
+All tensors of a batch have a row for each sequence and end with the same step, so that shorter
+sequences are padded on the left: ids, attention mask, positions, keys and values. A prefix that all
+sequences share is read once and copied; the padding is then between it and the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import abc
 from typing import Any
 
 import torch
@@ -15,111 +15,108 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.batch.sequence import Row
-from llm_magic.backends.local.generation.prefix_cache import short_length
+from llm_magic.backends.local.batch.sequence import Sequence
 
-# Columns that no row uses any more cost time in every step, and a little to get rid of.
-_WASTE = 1 / 8
+# Columns without a token cost time in every step. Above this share they are removed, by a copy.
+_MAX_PADDING = 1 / 8
 
 
-def takes_rows(model: PreTrainedModel) -> bool:
-    """Whether lines can be taken out of the model's cache, and put into it."""
-    if not _takes_a_cache(model) or short_length(model) is not None:
+def can_batch(model: PreTrainedModel) -> bool:
+    """Return whether the cache of a model can hold sequences that join and leave."""
+    if compat.fallback_reason(model) is not None or compat.is_stateful(model):
         return False
-    # States of another kind than keys and values have no place for padding; chunked attention
-    # counts its chunks from the first column.
+    if model.generation_config.cache_implementation not in {None, "dynamic", "hybrid"}:
+        return False
+    if compat.longrope_threshold(model) is not None or not compat.takes_logits_to_keep(model):
+        return False
+    # States cannot be padded, and chunked attention counts its chunks from the first column.
     kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
     return "chunked_attention" not in kinds and compat.has_plain_layers(compat.new_cache(model))
 
 
-def _takes_a_cache(model: PreTrainedModel) -> bool:
-    """Whether the model keeps its cache as most do, and takes one that is made outside."""
-    if compat.why_plain(model) is not None or compat.is_stateful(model):
-        return False
-    if model.generation_config.cache_implementation not in {None, "dynamic", "hybrid"}:
-        return False
-    return compat.takes_logits_to_keep(model)
-
-
 def shortest_window(model: PreTrainedModel) -> int | None:
-    """Return how far back the layer sees that sees least, in tokens; None for all the way."""
+    """Return the length of the shortest attention window of a model; None without windows."""
     windows = map(compat.window, compat.new_cache(model).layers)
     return min((size for size in windows if size is not None), default=None)
 
 
-class Group:
-    """Rows on their way, with what the model needs of them."""
+class PaddedBatch:
+    """Sequences with their ids, attention mask and cache, of shape (sequences, width)."""
 
-    def __init__(self, rows: Sequence[Row], prefix: int, device: torch.device) -> None:
-        self.rows = list(rows)
-        rest = max(len(row.ids) for row in rows) - prefix
+    def __init__(
+        self, sequences: abc.Sequence[Sequence], prefix_length: int, device: torch.device
+    ) -> None:
+        """`prefix_length` is how many tokens all sequences start with; the cache is added later."""
+        self.sequences = list(sequences)
+        width = max(len(sequence.ids) for sequence in sequences)
         ids, mask = [], []
-        for row in rows:
-            gap = prefix + rest - len(row.ids)
-            # Padded with a token that the row has anyway: it changes no repetition penalty.
-            ids.append(row.ids[:prefix] + row.ids[:1] * gap + row.ids[prefix:])
-            mask.append([1] * prefix + [0] * gap + [1] * (len(row.ids) - prefix))
+        for sequence in sequences:
+            prefix, rest = sequence.ids[:prefix_length], sequence.ids[prefix_length:]
+            gap = width - len(sequence.ids)
+            # Padding with a token of the sequence does not change its repetition penalty.
+            ids.append(prefix + sequence.ids[:1] * gap + rest)
+            mask.append([1] * len(prefix) + [0] * gap + [1] * len(rest))
         self.ids = torch.tensor(ids, device=device)
         self.mask = torch.tensor(mask, device=device)
         self.cache: Any = None
 
     @property
     def width(self) -> int:
-        """The columns there are."""
+        """The number of columns."""
         return int(self.ids.shape[1])
 
     @property
-    def padded(self) -> bool:
-        """Whether any row is shorter than the others."""
-        return any(len(row.ids) < self.width for row in self.rows)
+    def is_padded(self) -> bool:
+        """Whether any sequence is shorter than the others."""
+        return any(len(sequence.ids) < self.width for sequence in self.sequences)
 
-    def positions(self) -> torch.Tensor:
-        """Return the position of each token in its own row, as `generate` counts them."""
+    def position_ids(self) -> torch.Tensor:
+        """Return the position of each token in its own sequence, as `generate` counts them."""
         return (self.mask.cumsum(-1) - 1).masked_fill(self.mask == 0, 0)
 
-    def share(self, prefix: DynamicCache) -> None:
-        """Begin with what is common to all rows, which was read before."""
-        self.cache = compat.repeated(prefix, len(self.rows))
+    def start_from(self, prefix: DynamicCache) -> None:
+        """Start with the cache of the prefix that all sequences share."""
+        self.cache = compat.repeated(prefix, len(self.sequences))
 
-    def extend(self, tokens: torch.Tensor) -> None:
-        """Add a token to every row."""
+    def append(self, tokens: torch.Tensor) -> None:
+        """Append a token to every sequence."""
         self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
-        self.mask = torch.cat([self.mask, self.mask.new_ones((len(self.rows), 1))], dim=-1)
+        self.mask = torch.cat([self.mask, self.mask.new_ones((len(self.sequences), 1))], dim=-1)
 
-    def drop(self) -> None:
-        """Take the rows out that are over."""
-        keep = [line for line, row in enumerate(self.rows) if not row.over]
-        if len(keep) == len(self.rows):
+    def remove_finished(self) -> None:
+        """Remove the sequences that are finished, and the padding that only they needed."""
+        kept = [row for row, sequence in enumerate(self.sequences) if not sequence.finished]
+        if len(kept) == len(self.sequences):
             return
-        self.rows = [self.rows[line] for line in keep]
-        if not keep:
+        self.sequences = [self.sequences[row] for row in kept]
+        if not kept:
             self.cache = None
             return
-        # On the CPU, from where it selects on every device: the layers may be on several.
-        lines = torch.tensor(keep)
-        self.ids, self.mask = self.ids[lines], self.mask[lines]
-        self.cache.batch_select_indices(lines)
-        self._narrow()
+        # Indices on the CPU select on every device: the layers may be on several.
+        rows = torch.tensor(kept)
+        self.ids, self.mask = self.ids[rows], self.mask[rows]
+        self.cache.batch_select_indices(rows)
+        self._remove_padding()
 
-    def _narrow(self) -> None:
-        """Take away the padding that all rows begin with."""
+    def _remove_padding(self) -> None:
+        """Remove the columns that are padding in all sequences."""
         start = int(self.mask.any(0).int().argmax())
-        if start <= self.width * _WASTE:
+        if start <= self.width * _MAX_PADDING:
             return
         self.ids, self.mask = self.ids[:, start:], self.mask[:, start:]
         compat.drop_columns(self.cache, start)
 
-    def join(self, others: Group) -> None:
-        """Take the rows of another group in; both have read all but their last column."""
-        width = max(self.width, others.width)
-        first, second = (_widened(group, width) for group in (self, others))
-        self.ids, self.mask = (torch.cat(pair) for pair in zip(first, second, strict=True))
-        compat.join(self.cache, others.cache)
-        self.rows += others.rows
-        others.cache = None
+    def join(self, other: PaddedBatch) -> None:
+        """Add the sequences of another batch; both have read all but their last column."""
+        width = max(self.width, other.width)
+        pairs = zip(_padded(self, width), _padded(other, width), strict=True)
+        self.ids, self.mask = (torch.cat(pair) for pair in pairs)
+        compat.join(self.cache, other.cache)
+        self.sequences += other.sequences
+        other.cache = None
 
 
-def _widened(group: Group, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    missing = width - group.width
-    filler = group.ids[:, :1].expand(-1, missing)
-    return torch.cat([filler, group.ids], dim=-1), pad(group.mask, (missing, 0))
+def _padded(batch: PaddedBatch, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    missing = width - batch.width
+    padding = batch.ids[:, :1].expand(-1, missing)
+    return torch.cat([padding, batch.ids], dim=-1), pad(batch.mask, (missing, 0))

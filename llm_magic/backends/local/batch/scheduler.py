@@ -1,12 +1,11 @@
-"""One step of a model for many rows: who takes part, what is read, and what is drawn."""
+"""Schedules the sequences of a batch: which of them wait, which of them share the next step."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections import abc, deque
 from typing import Any
 
 import torch
@@ -20,268 +19,246 @@ from transformers.generation.stopping_criteria import (
 
 from llm_magic.backends.local import memory
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.batch import continuous
-from llm_magic.backends.local.batch.padded_batch import Group, shortest_window
-from llm_magic.backends.local.batch.sequence import Ending, Job, Row, common_prefix
-from llm_magic.backends.local.loaded_model import Loaded
+from llm_magic.backends.local.batch.padded_batch import PaddedBatch, shortest_window
+from llm_magic.backends.local.batch.sequence import BatchRequest, Sequence, common_prefix_length
+from llm_magic.backends.local.generation.parameters import GenerateInputs
+from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.errors import LLMMagicError
 
-# A prefill is cut into pieces that take about this long, so that it can be stopped.
-_PIECE_S = 0.2
-_FIRST_PIECE, _SMALLEST_PIECE, _LARGEST_PIECE = 256, 32, 16384
-# So many rows share a step: on a CPU more make the step as much longer, a GPU has room.
-_ROWS = {"cpu": 32}
-_MANY_ROWS = 128
-# What keys and values may take of the memory that is free, and the scores of a row in bytes a
-# word of the vocabulary: in float32, sorted, exponentiated, drawn from.
-_SHARE, _SCORE_BYTES = 0.5, 24
-# A beginning that all prompts share is read once from this many tokens on.
-_WORTH_SHARING = 16
-# New rows come in when this share of the places is free: each time costs a pass and a copy.
-_REFILL = 1 / 4
-# What looks at each row alone, and not at where its prompt ends.
-_ROW_BY_ROW = (
+# Prompts are read in chunks that take about this long, so that the work can be cancelled.
+_CHUNK_S = 0.2
+_FIRST_CHUNK, _MIN_CHUNK, _MAX_CHUNK = 256, 32, 16384
+# How many sequences share a step. On a CPU more of them take as much longer; a GPU has room.
+_MAX_SEQUENCES = {"cpu": 32}
+_MAX_SEQUENCES_ON_GPU = 128
+# The share of the free memory for keys and values, and the bytes that the scores of a sequence take
+# for each token of the vocabulary: in float32, sorted, exponentiated, sampled.
+_MEMORY_SHARE, _SCORE_BYTES = 0.5, 24
+# A prefix that all prompts share is read once from this length on.
+_MIN_SHARED_PREFIX = 16
+# Sequences are added when this share of the places is free: each time costs a pass and a copy.
+_MIN_FREE_SHARE = 1 / 4
+# These depend on each row alone, and not on where its prompt ends.
+_PROCESSORS = (
     processing.EpsilonLogitsWarper, processing.EtaLogitsWarper,
     processing.InfNanRemoveLogitsProcessor, processing.LogitNormalization,
     processing.MinPLogitsWarper, processing.SuppressTokensLogitsProcessor,
     processing.TemperatureLogitsWarper, processing.TopHLogitsWarper, processing.TopKLogitsWarper,
     processing.TopPLogitsWarper, processing.TypicalLogitsWarper,
 )  # fmt: skip
-# The answer that room is kept for; one that grows longer may run out of it, which is survived.
+_CRITERIA = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria)
+# The length of an answer that memory is reserved for. Longer ones may run out, and are preempted.
 _USUAL_ANSWER = 2048
 _NO_TOKEN = -1
-_CRITERIA = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria)
 
 
-class OneByOne(Exception):
-    """An option was asked for that rows cannot share a step with."""
+class NotBatchable(Exception):
+    """Raised for an option that sequences cannot share a step with."""
 
 
-class Batch:
-    """A model, the rows that wait for it, and those that share its steps now."""
+class Scheduler:
+    """Decodes sequences together: those in `waiting` replace those of `running` that finish."""
 
-    def __init__(self, loaded: Loaded, rows: Sequence[Row], job: Job) -> None:
-        self._loaded, self._job = loaded, job
-        # The longest first: if memory runs out, it does so early.
-        self._waiting = deque(sorted(rows, key=lambda row: -len(row.ids)))
-        # Those that were let in and are not over, whether they are in a group yet or not.
-        self._live: list[Row] = []
-        self._group: Group | None = None
-        self._room = Room(loaded)
-        self._piece = _FIRST_PIECE
-        self._prefix = 0
-        self._read_prefix: DynamicCache | None = None
-
-    def use(
+    def __init__(
         self,
-        processors: LogitsProcessorList,
-        criteria: Sequence[Any],
-        settings: Any,
-        inputs: Mapping[str, Any],
+        loaded: LocalModel,
+        sequences: abc.Sequence[Sequence],
+        request: BatchRequest,
+        inputs: GenerateInputs,
     ) -> None:
-        """Take over what `generate` prepared; raises `OneByOne` for what rows cannot share."""
-        self._processors = LogitsProcessorList([_shared(processor) for processor in processors])
-        if any(type(criterion) not in _CRITERIA for criterion in criteria):
-            raise OneByOne
-        ends = [x.eos_token_id.tolist() for x in criteria if isinstance(x, EosTokenCriteria)]
-        self._ending = Ending(frozenset(itertools.chain(*ends)), settings.max_time)
-        self._samples = bool(settings.do_sample)
-        self._positioned = inputs.get("position_ids") is not None
-        self._settings = settings
-        # The rest is what `generate` tells the model about every pass.
-        own = (*compat.CACHE_NAMES, "attention_mask", "position_ids")
-        self._told = {name: value for name, value in inputs.items() if name not in own}
+        """Raises `NotBatchable` for what sequences cannot share."""
+        if any(type(criterion) not in _CRITERIA for criterion in inputs.criteria):
+            raise NotBatchable
+        self._processors = LogitsProcessorList(map(_shared_processor, inputs.processors))
+        self._loaded, self._request, self._inputs = loaded, request, inputs
+        eos = [c.eos_token_id.tolist() for c in inputs.criteria if isinstance(c, EosTokenCriteria)]
+        self._eos_token_ids = frozenset(itertools.chain(*eos))
+        # The longest first: if memory runs out, it does so early.
+        self.waiting = deque(sorted(sequences, key=lambda sequence: -len(sequence.ids)))
+        # Those that were scheduled and are not finished, whether their prompts are read or not.
+        self.running: list[Sequence] = []
+        self._batch: PaddedBatch | None = None
+        self._budget = MemoryBudget(loaded)
+        self._chunk_size = _FIRST_CHUNK
+        self._prefix_length = self._shared_prefix_length()
+        self._prefix_cache: DynamicCache | None = None
 
     def run(self) -> None:
-        """Answer every row."""
-        if self._in_pages():
-            self._answer_in_pages()
-        if not self._waiting:
-            return
-        self._prefix = self._worth_sharing()
-        while self._waiting or self._live:
+        """Answer every sequence."""
+        while self.waiting or self.running:
             try:
                 self._advance()
                 continue
             except Exception as error:
-                if not memory.ran_out(error):
+                if not memory.is_out_of_memory(error):
                     raise
-                problem = self._job.translate(error)
-            self._retreat(problem)
-
-    def _in_pages(self) -> bool:
-        wanted = self._job.pages
-        if wanted is None:
-            wanted = continuous.flash_attention(self._loaded.model) is not None
-        return wanted and continuous.understands(self._processors, self._waiting)
-
-    def _answer_in_pages(self) -> None:
-        """Leave the rows to continuous batching; where that takes too much memory, go on here."""
-        rows = list(self._waiting)
-        tokens = self._room.tokens
-        try:
-            continuous.answer(
-                self._loaded.model, rows, self._settings, self._ending, tokens, self._job.cancel
-            )
-        except Exception as error:
-            if not memory.ran_out(error):
-                raise
-        memory.give_back()
-        self._waiting = deque(row for row in rows if not row.over)
-
-    def _worth_sharing(self) -> int:
-        """Return how many tokens of all prompts are read once."""
-        length = common_prefix([row.ids for row in self._waiting])
-        window = shortest_window(self._loaded.model)
-        # The padding after them is a distance for a layer that counts how far back it sees.
-        seen = window is None or max(row.longest for row in self._waiting) <= window
-        return length if seen and length >= _WORTH_SHARING else 0
+                problem = self._request.translate(error)
+            self.preempt(problem)
 
     def _advance(self) -> None:
-        """Let rows in where there is room, or take a step."""
-        rows = self._admitted()
-        if rows:
-            newcomers = Group(rows, self._prefix, self._loaded.model.device)
-            self._begin(newcomers)
-            self._read(newcomers)
-            if self._group is None:
-                self._group = newcomers
-            else:
-                self._group.join(newcomers)
+        """Read the prompts of scheduled sequences, or decode one step."""
+        scheduled = self.schedule()
+        if scheduled:
+            self._prefill(scheduled)
             return
-        assert self._group is not None
-        self._step(self._group)
-        self._live = list(self._group.rows)
-        if not self._live:
-            self._group = None
+        assert self._batch is not None
+        self._decode(self._batch)
+        self.running = list(self._batch.sequences)
+        if not self.running:
+            self._batch = None
 
-    def _admitted(self) -> list[Row]:
-        if self._live and not self._room.is_worth_it(len(self._live)):
+    def schedule(self) -> list[Sequence]:
+        """Move waiting sequences to the running ones where there is room; returns them."""
+        if self.running and not self._budget.has_free_places(len(self.running)):
             return []
-        rows: list[Row] = []
-        while self._waiting and self._room.has_place([*self._live, self._waiting[0]]):
-            rows.append(self._waiting.popleft())
-            rows[-1].begin(self._ending)
-            self._live.append(rows[-1])
-        return rows
+        scheduled: list[Sequence] = []
+        while self.waiting and self._budget.fits([*self.running, self.waiting[0]]):
+            sequence = self.waiting.popleft()
+            sequence.start(self._eos_token_ids, self._inputs.config.max_time)
+            scheduled.append(sequence)
+            self.running.append(sequence)
+        return scheduled
 
-    def _retreat(self, problem: LLMMagicError) -> None:
-        """After memory ran out: all that were at it begin where they are, half as many at once."""
-        rows, self._live, self._group = self._live, [], None
-        if len(rows) == 1:
-            rows[0].fail(problem)
+    def preempt(self, problem: LLMMagicError) -> None:
+        """Let all running sequences wait, and half as many run, after memory ran out.
+
+        They continue where they are. A sequence that ran alone fails with `problem`.
+        """
+        sequences, self.running, self._batch = self.running, [], None
+        if len(sequences) == 1:
+            sequences[0].fail(problem)
         else:
-            self._waiting.extendleft(reversed(rows))
-            self._room.rows = len(rows) // 2
-        memory.give_back()
+            self.waiting.extendleft(reversed(sequences))
+            self._budget.max_sequences = len(sequences) // 2
+        memory.release_memory()
 
-    def _begin(self, group: Group) -> None:
-        if not self._prefix:
-            group.cache = compat.new_cache(self._loaded.model)
-            return
-        if self._read_prefix is None:
-            # Its last column is not read.
-            row = dataclasses.replace(group.rows[0], ids=group.rows[0].ids[: self._prefix + 1])
-            alone = Group([row], 0, group.ids.device)
-            alone.cache = compat.new_cache(self._loaded.model)
-            self._read(alone)
-            self._read_prefix = alone.cache
-        group.share(self._read_prefix)
+    def _shared_prefix_length(self) -> int:
+        """Return the length of the prefix that is read once for all sequences; 0 for none."""
+        length = common_prefix_length(self.waiting)
+        window = shortest_window(self._loaded.model)
+        # A window counts the padding after the prefix as distance.
+        seen = window is None or max(sequence.max_length for sequence in self.waiting) <= window
+        return length if seen and length >= _MIN_SHARED_PREFIX else 0
 
-    def _read(self, group: Group) -> None:
-        """Read all but the last column, in pieces between which it can be stopped."""
-        start, last = group.cache.get_seq_length(), group.width - 1
+    def _prefill(self, sequences: list[Sequence]) -> None:
+        """Read the prompts of sequences, and add them to those that are decoded."""
+        batch = PaddedBatch(sequences, self._prefix_length, self._loaded.model.device)
+        if self._prefix_length:
+            batch.start_from(self._shared_prefix(sequences[0]))
+        else:
+            batch.cache = compat.new_cache(self._loaded.model)
+        self._read(batch)
+        if self._batch is None:
+            self._batch = batch
+        else:
+            self._batch.join(batch)
+
+    def _shared_prefix(self, sequence: Sequence) -> DynamicCache:
+        """Return the cache of the prefix that all sequences share, read from one of them."""
+        if self._prefix_cache is None:
+            # The last column of a batch is not read.
+            prefix = dataclasses.replace(sequence, ids=sequence.ids[: self._prefix_length + 1])
+            batch = PaddedBatch([prefix], 0, self._loaded.model.device)
+            batch.cache = compat.new_cache(self._loaded.model)
+            self._read(batch)
+            self._prefix_cache = batch.cache
+        return self._prefix_cache
+
+    def _read(self, batch: PaddedBatch) -> None:
+        """Read all but the last column in chunks, between which the work can be cancelled."""
+        start, last = batch.cache.get_seq_length(), batch.width - 1
         while start < last:
             began = time.perf_counter()
-            columns = max(1, self._piece // len(group.rows))
-            self._pass(group, start, min(start + columns, last))
-            if group.ids.device.type == "cuda":
-                torch.cuda.synchronize(group.ids.device)
+            columns = max(1, self._chunk_size // len(batch.sequences))
+            self._forward(batch, start, min(start + columns, last))
+            if batch.ids.device.type == "cuda":
+                torch.cuda.synchronize(batch.ids.device)
             start += columns
             if start <= last:
-                share = _PIECE_S / max(time.perf_counter() - began, 1e-6)
-                piece = int(self._piece * min(share, 2.0))
-                self._piece = max(_SMALLEST_PIECE, min(piece, _LARGEST_PIECE))
+                ratio = _CHUNK_S / max(time.perf_counter() - began, 1e-6)
+                size = int(self._chunk_size * min(ratio, 2.0))
+                self._chunk_size = max(_MIN_CHUNK, min(size, _MAX_CHUNK))
 
-    def _pass(self, group: Group, start: int, stop: int) -> torch.Tensor:
-        """Let the model read some columns; returns what it says after the last one."""
-        if self._job.cancel.is_set():
+    def _forward(self, batch: PaddedBatch, start: int, end: int) -> torch.Tensor:
+        """Read columns of a batch; returns the logits after the last one, one row a sequence."""
+        if self._request.cancel.is_set():
             raise Cancelled
         model = self._loaded.model
-        inputs = {**self._told, **compat.cache_argument(model, group.cache)}
-        if self._positioned:
-            inputs["position_ids"] = group.positions()[:, :stop]
-        inputs["attention_mask"] = group.mask[:, :stop] if group.padded else None
-        prepared = compat.prepare_inputs(
-            model, group.ids[:, :stop], stop - start, inputs, first=start == 0
+        prepared = self._inputs.model_inputs
+        arguments = {n: x for n, x in prepared.items() if n not in compat.CACHE_NAMES}
+        arguments |= compat.cache_argument(model, batch.cache)
+        if prepared.get("position_ids") is not None:
+            arguments["position_ids"] = batch.position_ids()[:, :end]
+        arguments["attention_mask"] = batch.mask[:, :end] if batch.is_padded else None
+        inputs = compat.prepare_inputs(
+            model, batch.ids[:, :end], end - start, arguments, first=start == 0
         )
-        logits: torch.Tensor = model(**prepared, return_dict=True).logits[:, -1]
+        logits: torch.Tensor = model(**inputs, return_dict=True).logits[:, -1]
         return logits
 
-    def _step(self, group: Group) -> None:
-        """Decode a token of every row."""
-        logits = self._pass(group, group.width - 1, group.width)
-        # Its annotation asks for a kind of tensor that no function of torch says it returns.
-        processed: Any = self._processors
-        scores: torch.Tensor = processed(
-            group.ids, logits.to(copy=True, dtype=torch.float32, device=group.ids.device)
+    def _decode(self, batch: PaddedBatch) -> None:
+        """Decode one token of every sequence."""
+        logits = self._forward(batch, batch.width - 1, batch.width)
+        # The annotation of a processor expects a tensor type that no function of torch returns.
+        process: Any = self._processors
+        scores: torch.Tensor = process(
+            batch.ids, logits.to(copy=True, dtype=torch.float32, device=batch.ids.device)
         )
-        tokens = _drawn(scores, group.rows) if self._samples else scores.argmax(-1)
-        group.extend(tokens)
-        now = time.perf_counter()
-        for row, token in zip(group.rows, tokens.tolist(), strict=True):
+        do_sample = bool(self._inputs.config.do_sample)
+        tokens = _sample(scores, batch.sequences) if do_sample else scores.argmax(-1)
+        batch.append(tokens)
+        for sequence, token in zip(batch.sequences, tokens.tolist(), strict=True):
             if token == _NO_TOKEN:
-                row.fail(self._job.translate(RuntimeError("the probabilities are not numbers")))
+                error = RuntimeError("the probabilities are not numbers")
+                sequence.fail(self._request.translate(error))
             else:
-                row.take(token, now, self._ending)
-        group.drop()
+                sequence.append(token)
+        batch.remove_finished()
 
 
-class Room:
-    """How many rows may share a step: by number, and by the memory that they will take."""
+class MemoryBudget:
+    """How many sequences may run together, by their number and by the memory that they will take."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LocalModel) -> None:
         config = loaded.model.config.get_text_config(decoder=True)
-        self.rows = _ROWS.get(loaded.model.device.type, _MANY_ROWS)
-        self._token = memory.token_bytes(config.to_dict(), loaded.info.dtype)
-        self._scores = config.vocab_size * _SCORE_BYTES
-        self._budget = memory.free_bytes(loaded.info.device.partition("+")[0]) * _SHARE
+        device = loaded.model.device.type
+        self.max_sequences = _MAX_SEQUENCES.get(device, _MAX_SEQUENCES_ON_GPU)
+        self._token_bytes = memory.token_bytes(config.to_dict(), loaded.info.dtype)
+        self._score_bytes = config.vocab_size * _SCORE_BYTES
+        free = memory.free_bytes(loaded.info.device.partition("+")[0])
+        self._bytes = free * _MEMORY_SHARE
 
-    @property
-    def tokens(self) -> int:
-        """How many tokens fit."""
-        return int(self._budget / max(self._token, 1))
+    def has_free_places(self, running: int) -> bool:
+        """Return whether enough places are free to add sequences."""
+        return self.max_sequences - running >= self.max_sequences * _MIN_FREE_SHARE
 
-    def is_worth_it(self, live: int) -> bool:
-        """Whether enough places are free."""
-        return self.rows - live >= self.rows * _REFILL
-
-    def has_place(self, rows: Sequence[Row]) -> bool:
-        """Whether these may be at it together; one alone always may."""
-        width = max(min(row.longest, len(row.ids) + _USUAL_ANSWER) for row in rows)
-        needed = len(rows) * (width * self._token + self._scores)
-        return len(rows) == 1 or (len(rows) <= self.rows and needed <= self._budget)
+    def fits(self, sequences: abc.Sequence[Sequence]) -> bool:
+        """Return whether these sequences may run together; one alone always may."""
+        width = max(min(s.max_length, len(s.ids) + _USUAL_ANSWER) for s in sequences)
+        needed = len(sequences) * (width * self._token_bytes + self._score_bytes)
+        few = len(sequences) <= self.max_sequences
+        return len(sequences) == 1 or (few and needed <= self._bytes)
 
 
-def _shared(processor: Any) -> Any:
-    """Return a processor for rows that come and go; raises `OneByOne` if there is none."""
+def _shared_processor(processor: Any) -> Any:
+    """Return a processor for sequences that join and leave; raises `NotBatchable` without one."""
     if type(processor) is processing.RepetitionPenaltyLogitsProcessor:
-        # Without the count of padding: that is of these rows, and our padding is no new token.
+        # Without the count of padding, which is that of one prompt: our padding is no new token.
         return processing.RepetitionPenaltyLogitsProcessor(processor.penalty)
-    if type(processor) not in _ROW_BY_ROW:
-        raise OneByOne
+    if type(processor) not in _PROCESSORS:
+        raise NotBatchable
     return processor
 
 
-def _drawn(scores: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-    """Draw a token of every row, as `torch.multinomial` does it for one that is alone."""
-    shares = scores.softmax(-1)
-    noise = torch.empty_like(shares)
-    if rows[0].generator is None:
+def _sample(scores: torch.Tensor, sequences: abc.Sequence[Sequence]) -> torch.Tensor:
+    """Sample a token of every sequence, as `torch.multinomial` does for one alone."""
+    probabilities = scores.softmax(-1)
+    noise = torch.empty_like(probabilities)
+    if sequences[0].generator is None:
         noise.exponential_()
     else:
-        for row, line in zip(rows, noise, strict=True):
-            line.exponential_(generator=row.generator)
-    tokens = (shares / noise).argmax(-1)
-    return tokens.masked_fill(shares.isnan().any(-1), _NO_TOKEN)
+        for sequence, row in zip(sequences, noise, strict=True):
+            row.exponential_(generator=sequence.generator)
+    tokens = (probabilities / noise).argmax(-1)
+    return tokens.masked_fill(probabilities.isnan().any(-1), _NO_TOKEN)

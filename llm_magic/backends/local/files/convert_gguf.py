@@ -1,11 +1,11 @@
-"""The child process that turns one GGUF file into a folder of bf16 safetensors.
+"""The child process that converts one GGUF file into a folder of bfloat16 safetensors.
 
-`gguf.py` runs it as a script (``python -P convert_gguf.py FILE FOLDER``), so that it can be killed at
-any moment, and the kernel neither blocks nor keeps the memory it takes. It imports nothing of
-`llm_magic`: the script starts whatever the kernel's working folder and ``sys.path`` are.
+`gguf.py` runs it as a script (``python -P convert_gguf.py FILE FOLDER``): it can be killed at any time,
+and the kernel is neither blocked nor left with the memory that a conversion takes. It imports nothing
+of `llm_magic`, so that it starts whatever the kernel's working folder and ``sys.path`` are.
 
-It says how far it is in JSON lines on stdout, ``{"stage": …, "share": …}``, and ends with
-``{"done": true}`` or ``{"error": …}``. Tracebacks and whatever libraries print go to stderr.
+It writes JSON lines to stdout: ``{"stage": …, "share": …}`` for progress, and at the end
+``{"done": true}`` or ``{"error": …}``. Tracebacks and the output of libraries go to stderr.
 """
 
 from __future__ import annotations
@@ -19,62 +19,62 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
-# Marks that only ever end a turn. A file may name another token as its end of text, and the model
-# would then talk on as the user. `<|end|>` is not here: gpt-oss ends its thoughts with it as well.
-_ENDS_OF_A_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")
+# Tokens that end a turn and nothing else. A file may name another token as its end of text, and the
+# model would then continue as the user. gpt-oss ends its reasoning with `<|end|>`, too.
+_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")
 _STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
-# Vocabularies that were learned with every digit on its own, by the name llama.cpp gives them.
+# Vocabularies in which each digit is a token, by their names in llama.cpp.
 _SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 
 
-class Voice:
-    """Tells the parent how far this process is; the share only ever grows."""
+class ProgressWriter:
+    """Writes progress for the parent process. The share never decreases."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._stage, self._begin, self._end, self._share = "", 0.0, 0.0, 0.0
 
-    def say(self, **line: object) -> None:
-        """Write one line; raises BrokenPipeError when the kernel is gone, and all ends then."""
+    def write(self, **line: object) -> None:
+        """Write one line; raises BrokenPipeError once the kernel has ended, which ends this process."""
         self._out.write(json.dumps(line) + "\n")
         self._out.flush()
 
-    def stage(self, words: str, begin: float, end: float) -> None:
-        """Begin a stage that takes from `begin` to `end` of the whole way."""
-        self._stage, self._begin, self._end = words, begin, end
-        self.within(0.0)
+    def start_stage(self, name: str, begin: float, end: float) -> None:
+        """Start the stage between the shares `begin` and `end` of the whole conversion."""
+        self._stage, self._begin, self._end = name, begin, end
+        self.advance(0.0)
 
-    def within(self, share: float) -> None:
-        """Tell the share of this stage that is done."""
+    def advance(self, share: float) -> None:
+        """Report the share of this stage that is done."""
         self._share = max(self._share, self._begin + share * (self._end - self._begin))
-        self.say(stage=self._stage, share=round(self._share, 3))
+        self.write(stage=self._stage, share=round(self._share, 3))
 
 
-def convert(source: Path, folder: Path, voice: Voice) -> None:
+def convert(source: Path, folder: Path, progress: ProgressWriter) -> None:
     """Write the model in `source` into `folder`, with tokenizer and generation settings.
 
-    The shares of the stages are those of a model of 135M parameters.
+    The shares of the stages were measured with a model of 135M parameters.
     """
-    voice.stage("starting", 0.0, 0.2)
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401  # takes seconds
+    progress.start_stage("starting", 0.0, 0.2)
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401  # import takes seconds
 
-    _read_only_once()
-    _report_bars(voice)
-    voice.stage("reading the tokenizer", 0.2, 0.55)
+    _cache_gguf_reads()
+    _replace_progress_bars(progress)
+    progress.start_stage("reading the tokenizer", 0.2, 0.55)
     tokenizer = _tokenizer(source)
-    voice.stage("reading the weights", 0.55, 0.95)
+    progress.start_stage("reading the weights", 0.55, 0.95)
     model = _model(source)
     _set_stops(model.generation_config, tokenizer, source)
-    voice.stage("saving", 0.95, 1.0)
+    progress.start_stage("saving", 0.95, 1.0)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
 
 
-def _read_only_once() -> None:
-    """Keep what transformers would ask `gguf` for again and again: half of the time.
+def _cache_gguf_reads() -> None:
+    """Cache two functions of `gguf`, which halves the time of a conversion.
 
-    It reads the same file three times and makes the same table of names once per module.
+    Transformers reads the same file three times, and makes the same table of names for each module.
     """
     import gguf
 
@@ -82,16 +82,16 @@ def _read_only_once() -> None:
         setattr(gguf, name, functools.cache(getattr(gguf, name)))
 
 
-def _report_bars(voice: Voice) -> None:
-    """Turn the progress bars of transformers into lines; it makes them from ``tqdm.auto.tqdm``."""
+def _replace_progress_bars(progress: ProgressWriter) -> None:
+    """Report the progress bars of Transformers, which it creates from ``tqdm.auto.tqdm``."""
     import tqdm.auto
 
     class Bar(tqdm.auto.tqdm):  # type: ignore[type-arg]  # generic in its stubs only
-        monitor_interval = 0  # no thread that draws on its own: lines must not mix
+        monitor_interval = 0  # no thread of its own: lines must not mix
 
         def display(self, *args: object, **kwargs: object) -> None:
             if self.total:
-                voice.within(min(self.n / self.total, 1.0))
+                progress.advance(min(self.n / self.total, 1.0))
 
     tqdm.auto.tqdm = Bar
 
@@ -104,8 +104,8 @@ def _tokenizer(source: Path) -> Any:
         source.parent, gguf_file=source.name, trust_remote_code=False
     )
     if _value(source, "tokenizer.ggml.pre") in _SINGLE_DIGITS:
-        # transformers 5.23 takes GPT-2's rule for these, and cuts blanks before numbers wrongly:
-        # https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp has the right one.
+        # Transformers 5.23 splits spaces before numbers by the rule of GPT-2. The correct rule is in
+        # https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Digits(individual_digits=True),
@@ -116,12 +116,12 @@ def _tokenizer(source: Path) -> Any:
 
 
 def _model(source: Path) -> Any:
-    """Read the weights into a plain model: one that came from GGUF refuses to be saved."""
+    """Return a model with the weights; a model that was loaded from GGUF cannot be saved."""
     import torch
     import transformers
 
     options: dict[str, Any] = {"output_loading_info": True}
-    if hasattr(transformers, "GgufConfig"):  # newer ones may keep the blocks packed otherwise
+    if hasattr(transformers, "GgufConfig"):  # newer versions may not dequantize by default
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         source.parent,
@@ -131,13 +131,13 @@ def _model(source: Path) -> Any:
         **options,
     )
     read, info = loaded
-    # Transformers would only log this, and leave noise in the place of the weights.
+    # Transformers only logs this, and fills the weights with random numbers.
     lacking = sorted(set(info["missing_keys"]) & dict(read.named_parameters()).keys())
     if lacking:
         raise ValueError(f"the file lacks weights, such as {lacking[0]}")
     if hasattr(read.config, "quantization_config"):
         del read.config.quantization_config
-    with torch.device("meta"):  # the weights are taken over, not copied
+    with torch.device("meta"):  # the weights are assigned, not copied
         plain = type(read)(read.config)
     plain.load_state_dict(read.state_dict(), assign=True)
     plain.tie_weights()
@@ -146,10 +146,10 @@ def _model(source: Path) -> Any:
 
 
 def _set_stops(generation: Any, tokenizer: Any, source: Path) -> None:
-    """Let answers end at every token the file or the chat template ends them with."""
+    """Set all tokens with which the file or the chat template ends an answer."""
     named = [_value(source, f"tokenizer.ggml.{key}") for key in _STOP_KEYS]
     template = str(tokenizer.chat_template or "")
-    ends = [tokenizer.get_vocab().get(mark) for mark in _ENDS_OF_A_TURN if mark in template]
+    ends = [tokenizer.get_vocab().get(token) for token in _END_OF_TURN if token in template]
     known = generation.eos_token_id
     known = known if isinstance(known, list) else [known]
     stops = list(dict.fromkeys(stop for stop in [*known, *named, *ends] if stop is not None))
@@ -163,30 +163,30 @@ def _value(source: Path, key: str) -> Any:
     """Return one entry of the file's metadata, or None."""
     import gguf
 
-    # The same text as transformers passes, so that the file is not read once more.
+    # The same text as in Transformers, for the cache of `GGUFReader`.
     field = gguf.GGUFReader(os.path.join(source.parent, source.name)).get_field(key)  # noqa: PTH118
     return field.contents() if field is not None else None
 
 
 def _own_stdout() -> TextIO:
-    """Keep stdout for the lines of `Voice`, and send what libraries print there to stderr."""
+    """Return stdout for `ProgressWriter`, and send the output of libraries to stderr."""
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return out
 
 
 def main() -> int:
-    """Convert, and report a failure as data: this is the edge of the process."""
-    gc.disable()  # it would walk the million small objects of GGUFReader again and again
-    voice = Voice(_own_stdout())
+    """Convert the file, and report an error to the parent process; returns the exit code."""
+    gc.disable()  # it would traverse the million objects of GGUFReader repeatedly
+    progress = ProgressWriter(_own_stdout())
     source, folder = (Path(argument) for argument in sys.argv[1:])
     try:
-        convert(source, folder, voice)
-    except Exception as error:  # noqa: BLE001  # anything at all; nobody else can report it
-        traceback.print_exc()  # behind what the libraries have said about it
-        voice.say(error=traceback.format_exception_only(error)[-1].strip().rstrip("."))
+        convert(source, folder, progress)
+    except Exception as error:  # noqa: BLE001 - reported to the parent process
+        traceback.print_exc()
+        progress.write(error=traceback.format_exception_only(error)[-1].strip().rstrip("."))
         return 1
-    voice.say(done=True)
+    progress.write(done=True)
     return 0
 
 

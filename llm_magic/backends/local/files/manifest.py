@@ -1,4 +1,4 @@
-"""The files of a converted model: listed when they are written, compared before they are read."""
+"""The list of files in the folder of a converted model, and the comparison with the files on disk."""
 
 from __future__ import annotations
 
@@ -7,48 +7,37 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llm_magic.backends.local import memory
+from llm_magic.backends.local.files import safetensors
 
-MARKER = "llm_magic.json"  # in every folder that is ready; says what it was made of
-# Larger ones are weights, of which sizes and headers are compared: a digest would take seconds.
-_MOST_DIGESTED = 32 << 20
+MARKER = "llm_magic.json"
+# Larger files are weights. Their sizes and headers are compared: a digest would take seconds.
+_LARGEST_DIGESTED = 32 << 20
 
 
-def write(folder: Path, made_of: dict[str, Any]) -> None:
-    """Write the marker of a folder: what it was made of, and its files."""
-    text = json.dumps({**made_of, "files": _files(folder)}, indent=2)
+def write(folder: Path, origin: dict[str, Any]) -> None:
+    """Write what a folder was converted from, and the list of its files."""
+    text = json.dumps({**origin, "files": _files(folder)}, indent=2)
     (folder / MARKER).write_text(text, encoding="utf-8")
 
 
-def is_whole(folder: Path) -> bool:
-    """Return whether a folder has its marker, and its files are those that were written."""
+def is_complete(folder: Path) -> bool:
+    """Return whether a folder has a manifest, and its files are those in it."""
     try:
-        listed = json.loads((folder / MARKER).read_text("utf-8"))
-        if "files" not in listed:
-            # Written before files were listed.
-            return _looks_whole(folder)
+        listed = json.loads((folder / MARKER).read_text("utf-8"))["files"]
         found = _files(folder)
-        same = all(found.get(name) == entry for name, entry in listed["files"].items())
-        return same and all(map(memory.is_whole, folder.glob("*.safetensors")))
-    except (OSError, ValueError, TypeError, AttributeError):
-        # No marker, a damaged one, or a folder that is closed to us.
+        is_same = all(found.get(name) == entry for name, entry in listed.items())
+        return is_same and all(map(safetensors.is_complete, folder.glob("*.safetensors")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
 
 
 def _files(folder: Path) -> dict[str, list[Any]]:
-    """Return the size of each file in a folder, and the digest of the smaller ones."""
+    """Return the size of each file in a folder, and the digest of small files."""
     files = [file for file in folder.rglob("*") if file.is_file() and file.name != MARKER]
     return {str(file.relative_to(folder).as_posix()): _entry(file) for file in sorted(files)}
 
 
 def _entry(file: Path) -> list[Any]:
     size = file.stat().st_size
-    digest = hashlib.sha256(file.read_bytes()).hexdigest() if size <= _MOST_DIGESTED else None
+    digest = hashlib.sha256(file.read_bytes()).hexdigest() if size <= _LARGEST_DIGESTED else None
     return [size, digest]
-
-
-def _looks_whole(folder: Path) -> bool:
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        json.loads((folder / name).read_bytes())
-    weights = memory.weight_files(folder)
-    return bool(weights) and all(map(memory.is_whole, weights))

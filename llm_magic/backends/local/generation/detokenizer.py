@@ -1,56 +1,57 @@
-"""Token ids to text, one at a time and at a flat cost."""
+"""Token ids to text, one token at a time and at a constant cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.backends.local.generation.reasoning_tokens import Marks
+from llm_magic.backends.local.generation.reasoning_tokens import ReasoningTags
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 
 class Detokenizer:
-    """Turns token ids into text; holds bytes back until they make whole characters."""
+    """Decodes the tokens of one answer; holds bytes back until they are whole characters."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._fast = getattr(tokenizer, "backend_tokenizer", None)
-        self._marks = Marks(tokenizer)
-        self._stream: Any = self._new_stream() if self._fast is not None else None
-        # What was not shown yet; for slow tokenizers after the first `_read`, which were.
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._tags = ReasoningTags(tokenizer)
+        self._stream: Any = self._new_stream() if self._backend is not None else None
+        # Tokens whose text was not returned; for tokenizers in Python these follow the first
+        # `_returned`, whose text was.
         self._ids: list[int] = []
-        self._read = 0
+        self._returned = 0
 
     def step(self, token: int) -> str:
-        """Return the text that `token` completes; empty for half characters.
+        """Return the text that `token` completes; empty for a part of a character.
 
-        Of special tokens only those have one that stand around thoughts.
+        Special tokens have no text, but those around reasoning have a tag.
         """
-        return self._marks.step(token, self._text(token))
+        return self._tags.step(token, self._text(token))
 
     def _text(self, token: int) -> str:
         if self._stream is None:
-            return self._step_slowly(token)
+            return self._step_in_python(token)
         self._ids.append(token)
         try:
-            text = self._stream.step(self._fast, token) or ""
-        except Exception:  # noqa: BLE001 - it raises nothing more special than that
-            # Bytes that never become a character can take back what was whole before them:
+            text = self._stream.step(self._backend, token) or ""
+        except Exception:  # noqa: BLE001 - it raises no narrower type
+            # Bytes that never become a character can invalidate the text before them:
             # https://github.com/vllm-project/vllm/issues/17448
             text = self._decode(self._ids)
-            # With what was before: at the beginning of a text, some decoders strip a space.
+            # With the tokens before: some decoders strip a space at the start of a text.
             self._stream = self._new_stream(self._ids)
         if text:
             self._ids.clear()
         return text
 
     def flush(self) -> str:
-        """Return what is left at the end: half a character, shown as a replacement character."""
-        shown, rest = self._decode(self._ids[: self._read]), self._decode(self._ids)
-        self._ids, self._read = [], 0
-        return rest[len(shown) :]
+        """Return the rest: a part of a character becomes a replacement character."""
+        returned, rest = self._decode(self._ids[: self._returned]), self._decode(self._ids)
+        self._ids, self._returned = [], 0
+        return rest[len(returned) :]
 
     @staticmethod
     def _new_stream(before: Sequence[int] = ()) -> Any:
@@ -58,16 +59,16 @@ class Detokenizer:
 
         return DecodeStream(ids=list(before), skip_special_tokens=True)
 
-    def _step_slowly(self, token: int) -> str:
-        """Decode a short window twice, as tokenizers without a Rust core need it."""
+    def _step_in_python(self, token: int) -> str:
+        """Decode a short window twice, for tokenizers that are written in Python."""
         self._ids.append(token)
-        before = self._decode(self._ids[: self._read])
+        before = self._decode(self._ids[: self._returned])
         after = self._decode(self._ids)
         if after.endswith("\ufffd") or after == before:
             return ""
-        # The window starts at the last tokens that were shown: some decoders strip leading spaces.
-        self._ids = self._ids[self._read :] if self._read else self._ids
-        self._read = len(self._ids)
+        # The window starts at tokens whose text was returned: some decoders strip leading spaces.
+        self._ids = self._ids[self._returned :] if self._returned else self._ids
+        self._returned = len(self._ids)
         return after[len(before) :]
 
     def _decode(self, ids: list[int]) -> str:

@@ -1,20 +1,26 @@
-"""Our generation options under the names and with the meaning of ``generate``."""
+"""Generation options under the names of `generate`, and what `generate` prepares from them."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationConfig as TransformersConfig
 from transformers import PreTrainedModel
+from transformers.generation.logits_process import LogitsProcessorList
+from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from llm_magic.config.settings import GenerationConfig
-from llm_magic.errors import OptionError, did_you_mean
+from llm_magic.errors import OptionError, PromptTooLong, did_you_mean
 
-# Options of `generate` that change what comes out of it, or that have a flag of their own.
+if TYPE_CHECKING:
+    from llm_magic.backends.local.local_model import LocalModel
+
+# Options of `generate` that change the type of its result, or that have a flag of their own.
 _NOT_STREAMABLE = frozenset({
     "num_beams", "num_beam_groups", "num_return_sequences", "return_dict_in_generate",
     "output_scores", "output_logits", "output_attentions", "output_hidden_states", "use_cache",
@@ -29,27 +35,24 @@ _NUMBERS = frozenset({
     "assistant_confidence_threshold", "max_matching_ngram_size", "assistant_lookbehind",
     "target_lookbehind", "assistant_ensemble_weight", "diversity_penalty", "prefill_chunk_size",
 })  # fmt: skip
-_SWITCHES = frozenset({
+_BOOLEANS = frozenset({
     "do_sample", "renormalize_logits", "remove_invalid_values", "token_healing", "is_assistant",
     "low_memory", "disable_compile", "use_mtp",
 })  # fmt: skip
-_TEXTS = frozenset({"early_stopping", "num_assistant_tokens_schedule", "speculation_type"})
-_LONGEST_VALUE = 40
+_STRINGS = frozenset({"early_stopping", "num_assistant_tokens_schedule", "speculation_type"})
+_MAX_VALUE_LENGTH = 40
 
 
 def check_extra(config: GenerationConfig) -> None:
-    """Raise `OptionError` for a ``-p`` option that `generate` does not have or cannot stream.
-
-    A value of another type than that of the option is an error, too.
-    """
+    """Raise `OptionError` for a ``-p`` option that is unknown, not streamable or of a wrong type."""
     ours = set(GenerationConfig.model_fields)
     known = set(vars(TransformersConfig())) - _NOT_STREAMABLE - ours
     known = {name for name in known if not name.startswith("_")}
     for name, value in config.extra.items():
         if name in ours:
-            raise OptionError(f"{name} has an option of its own. Leave -p away and type that.")
+            raise OptionError(f"{name} has an option of its own. Use that option instead of -p.")
         if name in _NOT_STREAMABLE:
-            raise OptionError(f"-p {name} does not go with a streamed answer. Leave it away.")
+            raise OptionError(f"-p {name} cannot be used with a streamed answer. Remove it.")
         if name not in known:
             raise OptionError(
                 f"Transformers has no generation option {name!r}.{did_you_mean(name, known)}"
@@ -58,26 +61,26 @@ def check_extra(config: GenerationConfig) -> None:
 
 
 def _check_type(name: str, value: object) -> None:
-    if name in _SWITCHES:
+    if name in _BOOLEANS:
         is_right, expected = isinstance(value, bool), "true or false"
     elif name in _NUMBERS:
         is_right, expected = isinstance(value, Real) and not isinstance(value, bool), "a number"
     else:
-        is_right = name in _TEXTS or not isinstance(value, str)
+        is_right = name in _STRINGS or not isinstance(value, str)
         expected = "a number, a list of numbers or an object"
     if value is not None and not is_right:
         shown = " ".join(repr(value).split())
-        shown = shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}…"
-        raise OptionError(f"-p {name}={shown}: {expected} is expected.")
+        shown = shown if len(shown) <= _MAX_VALUE_LENGTH else f"{shown[:_MAX_VALUE_LENGTH]}…"
+        raise OptionError(f"-p {name}={shown} is invalid. Expected {expected}.")
 
 
 def generate_options(
-    model: PreTrainedModel, config: GenerationConfig, room: int | None
+    model: PreTrainedModel, config: GenerationConfig, tokens_left: int | None
 ) -> dict[str, Any]:
-    """Return our options under the names of `generate`; what is None is the model's own."""
-    limit = config.max_new_tokens or model.generation_config.max_new_tokens or room or 512
-    options: dict[str, Any] = {"max_new_tokens": min(limit, room) if room else limit}
-    # Fine-tuned models often say no, as in training; a stop string of theirs is one of ours.
+    """Return `config` as options of `generate`; what is None is left to the model."""
+    limit = config.max_new_tokens or model.generation_config.max_new_tokens or tokens_left or 512
+    options: dict[str, Any] = {"max_new_tokens": min(limit, tokens_left) if tokens_left else limit}
+    # Fine-tuned models often disable the cache, as in training. `stop_strings` has the model's own.
     options |= {"use_cache": True, "stop_strings": None}
     own = bool(model.generation_config.do_sample) if config.temperature is None else True
     if not _is_greedy(config.temperature) and config.extra.get("do_sample", own):
@@ -85,32 +88,32 @@ def generate_options(
         options |= {name: value for name, value in given.items() if value is not None}
         options["do_sample"] = True
     else:
-        # The sampling options must go, or Transformers warns that they have no effect.
+        # Transformers warns about sampling options that have no effect.
         options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if config.repetition_penalty is not None:
         options["repetition_penalty"] = config.repetition_penalty
     if model.generation_config.pad_token_id is None:
-        # Only to keep `generate` from saying that it chose this by itself.
+        # Otherwise `generate` warns that it chose this by itself.
         end = model.generation_config.eos_token_id
         options["pad_token_id"] = end[0] if isinstance(end, list) else end
     return {**options, **config.extra}
 
 
-# Below this the likeliest token is certain, and soon logits divided by it have no float32.
-_LEAST_TEMPERATURE = 1e-5
+# Below this the likeliest token is certain, and logits divided by it overflow float32.
+_MIN_TEMPERATURE = 1e-5
 
 
 def _is_greedy(temperature: float | None) -> bool:
-    return temperature is not None and temperature < _LEAST_TEMPERATURE
+    return temperature is not None and temperature < _MIN_TEMPERATURE
 
 
 @contextlib.contextmanager
 def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Seed the generators for one answer, and leave the user's own random state as it was."""
+    """Seed the generators for one answer; restores the random state of the process afterwards."""
     if seed is None:
         yield
         return
-    with _as_it_was(device):
+    with _restored_random_state(device):
         # Not `torch.manual_seed`, which seeds every device there is.
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
@@ -122,8 +125,8 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_it_was(device: torch.device) -> Iterator[None]:
-    """Bring the random state of the CPU and of a device back afterwards."""
+def _restored_random_state(device: torch.device) -> Iterator[None]:
+    """Restore the random state of the CPU and of `device` afterwards."""
     before = torch.mps.get_rng_state() if device.type == "mps" else None
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -133,7 +136,66 @@ def _as_it_was(device: torch.device) -> Iterator[None]:
             torch.mps.set_rng_state(before)
 
 
-def end_ids(config: TransformersConfig) -> frozenset[int]:
-    """Return the tokens that end an answer."""
-    end: Any = config.eos_token_id
-    return frozenset(end if isinstance(end, list) else () if end is None else (end,))
+def stop_strings(model: PreTrainedModel, config: GenerationConfig) -> tuple[str, ...]:
+    """Return the stop strings of a request and those of the model."""
+    return (*config.stop, *(model.generation_config.stop_strings or ()))
+
+
+def eos_token_ids(model: PreTrainedModel, options: dict[str, Any]) -> frozenset[int]:
+    """Return the tokens that end an answer with these options of `generate`."""
+    return token_ids(options.get("eos_token_id", model.generation_config.eos_token_id))
+
+
+def token_ids(value: Any) -> frozenset[int]:
+    """Return the token ids in a setting that is one id, a list of them, or None."""
+    if value is None:
+        return frozenset()
+    return frozenset(value if isinstance(value, list | tuple) else (value,))
+
+
+def max_new_tokens_left(loaded: LocalModel, prompt_tokens: int) -> int | None:
+    """Return how many tokens the context has left; None for a model without a limit."""
+    context = loaded.info.context_length
+    if context is None:
+        return None
+    if prompt_tokens >= context:
+        raise PromptTooLong(
+            f"The prompt has {prompt_tokens:,} tokens, {loaded.info.name} reads {context:,}."
+            f" Shorten it by at least {prompt_tokens - context + 1:,}."
+        )
+    return context - prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateInputs:
+    """What `generate` prepares before it decodes; `model_inputs` are arguments of `forward`."""
+
+    ids: torch.Tensor
+    processors: LogitsProcessorList
+    criteria: StoppingCriteriaList
+    config: TransformersConfig
+    model_inputs: dict[str, Any]
+
+
+def prepare(model: PreTrainedModel, ids: torch.Tensor, options: dict[str, Any]) -> GenerateInputs:
+    """Return what `generate` prepares for a prompt of shape (1, length), without decoding."""
+    prepared: list[GenerateInputs] = []
+
+    def decode(
+        _model: object,
+        input_ids: torch.Tensor,
+        *,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: TransformersConfig,
+        **model_inputs: Any,
+    ) -> torch.Tensor:
+        inputs = (input_ids, logits_processor, stopping_criteria, generation_config, model_inputs)
+        prepared.append(GenerateInputs(*inputs))
+        return input_ids
+
+    # `generate` comes from a mixin that the annotations of models do not show.
+    generate: Any = model.generate
+    attention_mask = torch.ones_like(ids)
+    generate(input_ids=ids, attention_mask=attention_mask, custom_generate=decode, **options)
+    return prepared[0]

@@ -1,7 +1,7 @@
-"""Thoughts of models that mark them with special tokens, or whose prompt begins them.
+"""Reasoning that models write between special tokens, or whose prompt begins it.
 
-Special tokens are not part of the text; `reasoning` knows tags. So those that stand around thoughts
-are written as tags, and the headers of OpenAI's channels are left out.
+Decoded text has no special tokens, and `backends.reasoning` splits it at tags. So the special tokens
+around reasoning are written as tags, and the headers of OpenAI's channels are omitted.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ _OPENS = (_OPEN, "[THINK]", "<|START_THINKING|>")
 _CLOSES = (_CLOSE, "[/THINK]", "<|END_THINKING|>")
 # <|start|>assistant<|channel|>analysis<|message|>…<|end|>
 _START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
+# The tokens at the end of a prompt in which an opening tag is looked for.
 _TAIL = 8
 
 
-def begun(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> str:
-    """Return the tag of a thought that a prompt of shape (1, length) ends with, by its template."""
+def opening_tag(tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> str:
+    """Return the opening tag if a prompt of shape (1, length) ends with the start of reasoning."""
     tail = str(tokenizer.decode(ids[0, -_TAIL:].tolist(), skip_special_tokens=False))
     return _OPEN if tail.rstrip().endswith(_OPENS) else ""
 
 
-class Marks:
-    """Puts tags into the text of one answer where special tokens stand around thoughts."""
+class ReasoningTags:
+    """Adds tags to the text of one answer where special tokens enclose reasoning."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         special: Any = getattr(tokenizer, "added_tokens_decoder", {})
@@ -41,12 +42,12 @@ class Marks:
         if _CHANNEL in ids and _MESSAGE in ids:
             self._headers = tuple(ids[name] for name in (_START, _CHANNEL) if name in ids)
             self._message = ids[_MESSAGE]
-        # The text of a header as far as it is there; None outside of one.
+        # The text of the current header; None outside of one.
         self._header: str | None = None
-        self._thinks = False
+        self._in_reasoning = False
 
     def step(self, token: int, text: str) -> str:
-        """Return the text of a token as it goes on."""
+        """Return the text of a token with the tags that belong there."""
         if token in self._headers:
             self._header = ""
             return text
@@ -55,9 +56,9 @@ class Marks:
         if token != self._message:
             self._header += text
             return ""
-        thinks = self._header.strip().partition(" ")[0] in {"analysis", "commentary"}
+        in_reasoning = self._header.strip().partition(" ")[0] in {"analysis", "commentary"}
         self._header = None
-        before, self._thinks = self._thinks, thinks
-        if thinks:
+        before, self._in_reasoning = self._in_reasoning, in_reasoning
+        if in_reasoning:
             return "\n\n" if before else _OPEN
         return _CLOSE if before else ""

@@ -6,7 +6,7 @@ special token that is not between them was written by the template, and gets a r
 tokenizer, which shares the model of the first one but has those names for its special tokens, encodes
 the text: control tokens are found by their names, and everything else is encoded as text.
 
-Text without special tokens does not take this way, and both ways give equal ids for it.
+Text without special tokens is encoded by the template alone; both ways give equal ids for it.
 ``apply_chat_template(sanitize_control_tokens=True)`` of Transformers 5.23 is newer than the oldest
 version that is supported, cuts the text into pieces (other ids at their ends), drops private
 characters, and raises an error where a vocabulary can build a special token of smaller ones.
@@ -27,46 +27,49 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken, Encoding, Tokenizer
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-# Templates look for these in messages, and they open no turn.
+# Templates search messages for these, and they open no turn.
 _REASONING = frozenset({
     "<think>", "</think>", "[THINK]", "[/THINK]", "<|START_THINKING|>", "<|END_THINKING|>",
 })  # fmt: skip
 _CONTROL = re.compile(r"<[|\uff5c].+[|\uff5c]>")
 _PRIVATE = range(0xF0000, 0x10FFFE)
 Turn = dict[str, str]
-Marks = tuple[str, str]
+# The private characters before and after a special token in a message.
+Delimiters = tuple[str, str]
 Render = Callable[[list[Turn]], str]
 
 
 class SpecialTokens:
-    """The special tokens of a tokenizer, and how a prompt that names them is encoded."""
+    """Encodes prompts whose messages contain special tokens of a tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, render: Render | None) -> None:
-        """`render` applies the chat template and raises what it raises; None if there is none."""
+        """`render` applies the chat template, and raises what that raises; None without a template."""
         self._tokenizer, self._render = tokenizer, render
 
-    def are_in(self, texts: Iterable[str]) -> bool:
-        """Return whether any of the texts has a special token in it."""
+    def occur_in(self, texts: Iterable[str]) -> bool:
+        """Return whether any of the texts contains a special token."""
         return any(self._pattern.search(text) for text in texts)
 
     def encode_turns(self, turns: list[Turn]) -> list[int]:
         """Return the ids of a conversation as the template writes it, its messages as text."""
         assert self._render is not None
-        marks = _unused("".join(turn["content"] for turn in turns))
-        marked = [{**turn, "content": self._marked(turn["content"], marks)} for turn in turns]
-        return self._encode(self._render(marked), marks, add_special_tokens=False)
+        delimiters = _unused("".join(turn["content"] for turn in turns))
+        delimited = [
+            {**turn, "content": self._delimited(turn["content"], delimiters)} for turn in turns
+        ]
+        return self._encode(self._render(delimited), delimiters, add_special_tokens=False)
 
     def encode_text(self, text: str) -> list[int]:
-        """Return the ids of a text for a model without a template, with what begins every text."""
-        marks = _unused(text)
-        return self._encode(self._marked(text, marks), marks, add_special_tokens=True)
+        """Return the ids of a text for a model without a template, with the tokens that start a text."""
+        delimiters = _unused(text)
+        return self._encode(self._delimited(text, delimiters), delimiters, add_special_tokens=True)
 
-    def _marked(self, text: str, marks: Marks) -> str:
-        before, after = marks
+    def _delimited(self, text: str, delimiters: Delimiters) -> str:
+        before, after = delimiters
         return self._pattern.sub(lambda found: before + found[0] + after, text)
 
-    def _encode(self, text: str, marks: Marks, *, add_special_tokens: bool) -> list[int]:
-        parts = list(_split(text, marks, self._pattern))
+    def _encode(self, text: str, delimiters: Delimiters, *, add_special_tokens: bool) -> list[int]:
+        parts = list(_split(text, delimiters, self._pattern))
         if hasattr(self._tokenizer, "backend_tokenizer"):
             return self._renamed.encode(parts, add_special_tokens=add_special_tokens)
         return self._encode_parts(parts, add_special_tokens=add_special_tokens)
@@ -92,21 +95,21 @@ class SpecialTokens:
     def _tokens(self) -> dict[str, AddedToken]:
         """The tokens that stay text in messages.
 
-        Besides the special ones these are added ones in the form of a control token, and those that
-        the template writes around messages: DeepSeek's mark of the user's turn is not declared as special.
-        Other added tokens, such as ``<tool_call>`` and runs of blanks, only shorten a text that
-        people and templates write, and are encoded as ever.
+        Besides the special tokens, these are added tokens in the form of a control token, and those
+        that the template writes around messages: DeepSeek does not declare the start of a user's
+        turn as special. Other added tokens, such as ``<tool_call>`` and runs of blanks, only shorten
+        text that people and templates write, and stay tokens.
         """
         added: Any = getattr(self._tokenizer, "added_tokens_decoder", {})
         special = set(self._tokenizer.all_special_tokens)
-        written = self._written_by_template()
+        written = self._template_text()
         return {
             token.content: token
             for token in added.values()
             if token.special or token.content in special or _is_control(token.content, written)
         }
 
-    def _written_by_template(self) -> str:
+    def _template_text(self) -> str:
         """Return what the template writes around the messages of a short conversation."""
         from jinja2 import TemplateError
 
@@ -118,7 +121,7 @@ class SpecialTokens:
         try:
             return self._render(turns)
         except (TemplateError, TypeError, ValueError):
-            # It refuses every conversation of this shape; its own text has most of the tokens.
+            # It raises for every conversation of this shape; its source has most of the tokens.
             return str(self._tokenizer.chat_template)
 
     @cached_property
@@ -127,16 +130,16 @@ class SpecialTokens:
         return re.compile("|".join(map(_expression, longest_first)) or r"(?!)")
 
     @cached_property
-    def _renamed(self) -> _Renamed:
-        return _Renamed(self._tokenizer.backend_tokenizer, frozenset(self._tokens))
+    def _renamed(self) -> _RenamedTokenizer:
+        return _RenamedTokenizer(self._tokenizer.backend_tokenizer, frozenset(self._tokens))
 
 
-class _Renamed:
-    """A tokenizer with random names for the special tokens of another one, whose model it shares."""
+class _RenamedTokenizer:
+    """A tokenizer that shares the model of another one, with random names for its special tokens."""
 
     def __init__(self, backend: Tokenizer, special: frozenset[str]) -> None:
         self._backend = backend
-        self._tokenizer = _same_steps(backend)
+        self._tokenizer = _without_added_tokens(backend)
         secret, numbers = secrets.token_hex(16), count()
         self._names: dict[str, str] = {}
         ids: dict[str, int] = {}
@@ -157,7 +160,7 @@ class _Renamed:
             self._tokenizer.add_tokens([token])
 
     def encode(self, parts: list[tuple[str, bool]], *, add_special_tokens: bool) -> list[int]:
-        """Return the ids of the first tokenizer for texts and control tokens, one after the other."""
+        """Return the ids, in the numbers of the original tokenizer, of texts and control tokens."""
         text = "".join(self._names[part] if is_control else part for part, is_control in parts)
         encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return list(self._original(encoding))
@@ -169,13 +172,13 @@ class _Renamed:
             elif number in self._ids:
                 yield self._ids[number]
             elif number in self._special:
-                # A vocabulary such as Llama 2's builds </s> of smaller pieces.
+                # A vocabulary such as Llama 2's can build </s> from smaller tokens.
                 yield from self._spelled(number)
             else:
                 yield number
 
     def _spelled(self, number: int) -> Iterator[int]:
-        """Yield a special token's text as the longest other pieces of the vocabulary."""
+        """Yield the text of a special token as the longest other tokens of the vocabulary."""
         whole = rest = str(self._backend.id_to_token(number))
         find = self._backend.model.token_to_id
         while rest:
@@ -190,8 +193,8 @@ class _Renamed:
             rest = rest[len(head) :]
 
 
-def _same_steps(backend: Tokenizer) -> Tokenizer:
-    """Return a tokenizer with the steps of another one, and none of its added tokens."""
+def _without_added_tokens(backend: Tokenizer) -> Tokenizer:
+    """Return a tokenizer with the model and the steps of another one, without its added tokens."""
     from tokenizers import Tokenizer
 
     made = Tokenizer(backend.model)
@@ -232,23 +235,25 @@ def _is_control(token: str, written: str) -> bool:
     return _CONTROL.fullmatch(text) is not None or token in written
 
 
-def _split(text: str, marks: Marks, pattern: re.Pattern[str]) -> Iterator[tuple[str, bool]]:
+def _split(
+    text: str, delimiters: Delimiters, pattern: re.Pattern[str]
+) -> Iterator[tuple[str, bool]]:
     """Yield the parts of a text in order, each with whether it is a control token."""
-    before, after = marks
-    unmarked = str.maketrans("", "", before + after)
+    before, after = delimiters
+    without_delimiters = str.maketrans("", "", before + after)
     end = 0
     for found in pattern.finditer(text):
         if text[found.start() - 1 : found.start()] == before and text.startswith(
             after, found.end()
         ):
             continue
-        yield text[end : found.start()].translate(unmarked), False
+        yield text[end : found.start()].translate(without_delimiters), False
         yield found[0], True
         end = found.end()
-    yield text[end:].translate(unmarked), False
+    yield text[end:].translate(without_delimiters), False
 
 
-def _unused(text: str) -> Marks:
+def _unused(text: str) -> Delimiters:
     """Return two private characters that do not occur in a text."""
     used = set(text)
     unused = (character for character in map(chr, _PRIVATE) if character not in used)

@@ -16,10 +16,10 @@ import pytest
 import torch
 from transformers.utils import logging as transformers_logging
 
-from llm_magic.backends.local.generation.kv_cache import Pace, first_pace
+from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
 from llm_magic.errors import Interrupted
 from llm_magic.session import Session
-from tests.local_models import local_session, parrot
+from tests.local_models import local_model, local_session, parrot
 from tests.tiny_models import tiny_llama
 
 LONG = "word " * 600  # about 3000 tokens
@@ -59,9 +59,9 @@ class Steps:
 @contextlib.contextmanager
 def watched(session: Session, name: str = "endless", pause: float = 0.0) -> Iterator[Steps]:
     """See what the model does, and make a tiny one as slow as a large one."""
-    backend: Any = session._manager._backends["local"]
     steps = Steps(pause)
-    handle = backend._loaded[name].model.register_forward_pre_hook(steps, with_kwargs=True)
+    model = local_model(session, name).model
+    handle = model.register_forward_pre_hook(steps, with_kwargs=True)
     try:
         yield steps
     finally:
@@ -121,17 +121,19 @@ def test_a_prompt_is_read_in_pieces_that_change_seldom(session: Session) -> None
 
 @pytest.mark.parametrize(("seconds", "size"), [(0.2, 256), (1.0, 8), (0.01, 4096)])
 def test_a_piece_takes_neither_long_nor_next_to_nothing(seconds: float, size: int) -> None:
-    pace = Pace(256)
+    chunk_size = PrefillChunkSize(256)
     for _ in range(12):
-        pace.took(pace.piece, seconds)
-        pace.took(1, 0.0)  # the rest of a prompt says nothing
-    assert pace.piece == size
+        chunk_size.update(chunk_size.tokens, seconds)
+        chunk_size.update(1, 0.0)  # the rest of a prompt says nothing
+    assert chunk_size.tokens == size
 
 
 def test_a_large_model_reads_smaller_pieces() -> None:
-    sizes = [first_pace(size, "cpu").piece for size in (10**5, 135_000_000, 8 * 10**9)]
+    sizes = [
+        PrefillChunkSize.for_model(size, "cpu").tokens for size in (10**5, 135_000_000, 8 * 10**9)
+    ]
     assert sizes == [1024, 128, 8]
-    assert first_pace(8 * 10**9, "cuda").piece == 512
+    assert PrefillChunkSize.for_model(8 * 10**9, "cuda").tokens == 512
 
 
 def interrupt_when(ready: Callable[[], bool]) -> threading.Thread:

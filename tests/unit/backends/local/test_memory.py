@@ -92,8 +92,8 @@ def test_the_cache_of_a_usual_conversation() -> None:
 
 
 def test_what_is_needed_is_more_than_the_weights() -> None:
-    assert memory.needed_bytes(0, 0) == 64 << 20
-    assert memory.needed_bytes(10**10, 10**9) == int(1.03e10) + 10**9 + (64 << 20)
+    assert memory.required_bytes(0, 0) == 64 << 20
+    assert memory.required_bytes(10**10, 10**9) == int(1.03e10) + 10**9 + (64 << 20)
 
 
 def test_what_fits_is_let_through() -> None:
@@ -127,7 +127,7 @@ def test_the_process_knows_what_it_holds() -> None:
     block = bytearray(b"x") * (64 << 20)
     assert memory.memory_use().process - before > 48 << 20
     del block
-    memory.give_back()
+    memory.release_memory()
     assert memory.memory_use().process - before < 32 << 20
     assert memory.free_bytes("cpu") > 0
 

@@ -20,7 +20,7 @@ from llm_magic.backends.local import load_plan, memory
 from llm_magic.config.settings import LoadConfig
 from llm_magic.errors import GenerationFailed, OutOfMemory
 from llm_magic.session import Session
-from tests.local_models import local_session
+from tests.local_models import local_model, local_session
 from tests.tiny_models import Architecture, tiny, tiny_llama
 
 held: Any = None
@@ -110,8 +110,7 @@ def test_unload_says_what_came_back(session: Session, model_cache: Path) -> None
 def test_who_still_holds_a_model_is_named(session: Session, tmp_path: Path) -> None:
     global held
     session.load(str(tiny_llama(tmp_path / "m")))
-    backend: Any = session._manager._backends["local"]
-    held = backend._loaded["m"].model
+    held = local_model(session).model
     unloaded = session.unload()
     held = None
     assert unloaded.holders == (f"{__name__}.held",)
@@ -137,8 +136,7 @@ def test_unload_runs_no_garbage_collector(session: Session, tmp_path: Path) -> N
 
 def test_weight_in_a_cycle_of_garbage_is_freed(session: Session, tmp_path: Path) -> None:
     session.load(str(tiny_llama(tmp_path / "m")))
-    backend: Any = session._manager._backends["local"]
-    weight = next(backend._loaded["m"].model.parameters())
+    weight = next(local_model(session).model.parameters())
     cycle: list[object] = [weight[:1]]
     cycle.append(cycle)
     freed = weakref.ref(weight)
@@ -220,7 +218,7 @@ def test_what_goes_from_elsewhere_makes_no_room_here(monkeypatch: pytest.MonkeyP
 
     def free(device: str, asked: str = "", **options: Any) -> int:
         config = LoadConfig().replace(device=asked or device, **options)
-        return load_plan._free(config, device, freed)
+        return load_plan.available_bytes(config, device, freed)
 
     assert free("cpu") == 10 + 7 + 20
     assert free("cuda:1") == 100
@@ -232,7 +230,6 @@ def test_what_goes_from_elsewhere_makes_no_room_here(monkeypatch: pytest.MonkeyP
 
 def test_what_a_model_holds_is_counted_where_it_is(session: Session, tmp_path: Path) -> None:
     session.load(str(tiny_llama(tmp_path / "m")), dtype="float32")
-    found: Any = session._manager.find()
-    loaded = found.backend._loaded[found.name]
-    assert set(loaded.held()) == {"cpu"}
-    assert loaded.held()["cpu"] >= loaded.model.num_parameters() * 4
+    loaded = local_model(session)
+    assert set(loaded.weight_bytes()) == {"cpu"}
+    assert loaded.weight_bytes()["cpu"] >= loaded.model.num_parameters() * 4

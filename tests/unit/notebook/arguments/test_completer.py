@@ -133,11 +133,11 @@ def test_the_line_after_a_choice(line: str, read: list[str], names: Candidates) 
 def test_models_are_found_by_any_part_of_their_name(
     typed: str, names: Candidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llm_magic.backends.local.files import nearby
+    from llm_magic.backends.local.files import sources
     from llm_magic.types import ModelInfo
 
     known = [ModelInfo("HuggingFaceTB/SmolLM2-1.7B", "local", "cache")]
-    monkeypatch.setattr(nearby, "models", lambda _folder: known)
+    monkeypatch.setattr(sources, "names", lambda _folder: known)
     lines = completed(f"%llm_load {typed}|", names)
     assert lines is not None
     assert "%llm_load HuggingFaceTB/SmolLM2-1.7B" in lines

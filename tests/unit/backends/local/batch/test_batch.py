@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import GenerationFailed, OutOfMemory, PromptTooLong
 from llm_magic.types import Chunk, Message
-from tests.local_models import edited, listening, local_session, parrot
+from tests.local_models import edited, listening, local_model, local_session, parrot
 from tests.many import PROMPTS, TEXT, Asker, Conversations, asked
 from tests.tiny_models import CHATML, Architecture, tiny, tiny_llama
 
@@ -246,7 +245,7 @@ def test_memory_that_runs_out_in_the_middle_of_the_answers_repeats_nothing(llama
 
 def test_one_that_does_not_fit_even_alone_loses_no_other(llama: Asker) -> None:
     prompts = [*PROMPTS[:5], "§" + TEXT, *PROMPTS[5:9]]
-    (sign,) = set(llama.backend._loaded[llama.name].tokenizer("§").input_ids[:1])
+    (sign,) = set(local_model(llama.session).tokenizer("§").input_ids[:1])
     with llama.watched(exhausted(lambda ids: bool((ids == sign).any()))):
         answers = llama.together(asked(prompts), GREEDY)
     assert isinstance(answers.pop(5), OutOfMemory)
@@ -335,43 +334,3 @@ def test_the_chunks_of_a_row_come_in_order_and_bear_their_time(llama: Asker) -> 
         assert item.time >= last.get(index, 0.0)
         last[index] = item.time
     assert len(last) == 36
-
-
-def test_continuous_batching_gives_the_same_answers(asker: Asker, tmp_path: Path) -> None:
-    """As a GPU with FlashAttention does it; here with the attention of the CPU."""
-    asker.load(tiny_llama(tmp_path / "m", max_position_embeddings=200))
-    prompts = asked([*PROMPTS[:8], "x" * 400, "y" * 150])
-    config = GenerationConfig(
-        max_new_tokens=30, temperature=0, repetition_penalty=1, stop=("a", "e")
-    )
-    before = asker.model.config._attn_implementation
-    with asker.watched() as passes:
-        answers = asker.in_pages(prompts, config)
-    assert {rows for rows, _columns in passes.shapes} == {1}  # packed, not padded
-    assert isinstance(answers.pop(8), PromptTooLong)
-    assert answers == asker.alone([*prompts[:8], prompts[9]], config)
-    assert asker.model.config._attn_implementation == before
-    assert not [t for t in threading.enumerate() if "_run_generation_loop" in t.name]
-
-
-def test_continuous_batching_is_left_where_it_would_drop_an_option(llama: Asker) -> None:
-    for config in (GREEDY, SAMPLED):  # a repetition penalty, a seed
-        with llama.watched() as passes:
-            answers = llama.in_pages(asked(PROMPTS[:6]), config)
-        assert answers == llama.alone(asked(PROMPTS[:6]), config)
-        assert max(rows for rows, _columns in passes.shapes) == 6
-
-
-def test_padded_rows_go_on_where_continuous_batching_ran_out_of_memory(llama: Asker) -> None:
-    config = GREEDY.model_copy(update={"repetition_penalty": None})
-    calls: list[int] = []
-
-    def fourth(ids: Any) -> bool:
-        calls.append(len(ids))
-        return len(calls) == 4
-
-    with llama.watched(exhausted(fourth)) as passes:
-        answers = llama.in_pages(asked(PROMPTS[:6]), config)
-    assert answers == llama.alone(asked(PROMPTS[:6]), config)
-    assert passes.shapes[3][0] == 1
-    assert max(rows for rows, _columns in passes.shapes[4:]) == 6

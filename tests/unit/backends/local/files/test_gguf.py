@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -55,7 +54,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
     def use(text: str) -> None:
         script = tmp_path / "script.py"
         script.write_text(text)
-        monkeypatch.setattr(gguf, "_SCRIPT", script)
+        monkeypatch.setattr(gguf, "CONVERTER", script)
 
     return use
 
@@ -107,13 +106,6 @@ say(done=True)
 )
 
 
-def without_list_of_files(folder: Path) -> None:
-    """Make the marker one of an older version."""
-    marker = folder / "llm_magic.json"
-    marker.write_text(json.dumps({**json.loads(marker.read_text()), "files": None}))
-    marker.write_text(marker.read_text().replace('"files"', '"other"'))
-
-
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "truncated weights": lambda folder: os.truncate(folder / "model.safetensors", 40),
     "zeroed weights": lambda folder: (folder / "model.safetensors").write_bytes(bytes(66)),
@@ -123,21 +115,17 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "zeroed tokenizer": lambda folder: (folder / "tokenizer.json").write_bytes(b"\0\0"),
     "empty marker": lambda folder: os.truncate(folder / "llm_magic.json", 0),
     "odd marker": lambda folder: (folder / "llm_magic.json").write_text('{"files": 3}'),
+    "marker without files": lambda folder: (folder / "llm_magic.json").write_text("{}"),
 }
 
 
-@pytest.mark.parametrize("older", [False, True], ids=["", "older"])
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
 def test_damaged_conversion_is_made_again(
-    file: Path, stand_in: Callable[[str], None], damage: Callable[[Path], object], older: bool
+    file: Path, stand_in: Callable[[str], None], damage: Callable[[Path], object]
 ) -> None:
     stand_in(WRITES)
     folder = convert(file)
     weights = (folder / "model.safetensors").read_bytes()
-    if older:
-        without_list_of_files(folder)
-        assert convert(file) == folder
-        assert len(runs(file)) == 1
     damage(folder)
     assert not gguf.is_converted(file)
     assert convert(file) == folder
@@ -160,7 +148,7 @@ def test_a_changed_file_is_another_one(file: Path) -> None:
 
 def convert_as_a_kernel(file: Path, script: Path) -> tuple[Path, list[str]]:
     """Run in another process: convert, and return what was reported too."""
-    gguf._SCRIPT = script
+    gguf.CONVERTER = script
     told: list[Progress] = []
     folder = gguf.convert(file, report=told.append, cancelled=never)
     return folder, [progress.stage for progress in told]
@@ -221,7 +209,7 @@ def test_a_killed_child_is_an_error_and_the_next_try_works(
     file: Path, cache: Path, stand_in: Callable[[str], None]
 ) -> None:
     stand_in(STAND_IN + "os.kill(os.getpid(), signal.SIGKILL)")
-    with pytest.raises(LoadFailed, match=rf"killed by signal {signal.SIGKILL:d}, perhaps"):
+    with pytest.raises(LoadFailed, match=rf"killed by signal {signal.SIGKILL:d}, perhaps because"):
         convert(file)
     assert_nothing_is_left(file, cache)
     stand_in(WORKS)
@@ -287,7 +275,7 @@ def test_a_cache_that_cannot_be_written_says_what_to_set(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLM_MAGIC_CACHE_DIR", str(file))
-    with pytest.raises(LoadFailed, match="set LLM_MAGIC_CACHE_DIR to another folder"):
+    with pytest.raises(LoadFailed, match="Set LLM_MAGIC_CACHE_DIR to another folder"):
         convert(file)
 
 
@@ -307,7 +295,7 @@ def test_a_missing_package_says_how_to_get_it(file: Path, monkeypatch: pytest.Mo
         return None if name == "gguf" else True
 
     monkeypatch.setattr(gguf, "find_spec", find)
-    with pytest.raises(MissingDependency, match=r'gguf: type pip install "llm_magic\[local\]"'):
+    with pytest.raises(MissingDependency, match=r'gguf. Type: pip install "llm_magic\[local\]"'):
         convert(file)
 
 
@@ -319,5 +307,5 @@ def test_the_embedded_model_is_found_without_importing_its_package(
     if found is not None:
         assert gguf.EMBEDDED_NAME in found.name
         assert found.is_file()
-    monkeypatch.setattr(gguf, "_EMBEDDED_PACKAGE", "no_such_package")
+    monkeypatch.setattr(gguf, "EMBEDDED_PACKAGE", "no_such_package")
     assert gguf.embedded_file() is None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_magic.backends.local.files.gguf_header import read_contents
+from llm_magic.backends.local.files.gguf import read_header
 from llm_magic.errors import LoadFailed
 from tests.tiny_gguf import write_gguf
 
@@ -34,7 +34,7 @@ def damaged(whole: bytes) -> dict[str, bytes]:
 def test_a_damaged_file_is_one_line(says: str, file: Path) -> None:
     file.write_bytes(damaged(file.read_bytes())[says])
     with pytest.raises(LoadFailed, match=says) as bad:
-        read_contents(file)
+        read_header(file)
     assert str(bad.value).startswith("some model.gguf is ")
     assert "\n" not in str(bad.value)
 
@@ -48,13 +48,13 @@ def test_any_cut_and_any_flipped_byte_is_one_line_or_no_matter(file: Path) -> No
         flipped[place] = rng.integers(0, 256)
         file.write_bytes(bytes(flipped))
         with contextlib.suppress(LoadFailed):
-            read_contents(file)
+            read_header(file)
         file.write_bytes(whole[:place])
         with pytest.raises(LoadFailed):
-            read_contents(file)
+            read_header(file)
 
 
 def test_one_part_of_a_model_says_how_to_join_them(tmp_path: Path) -> None:
     part = write_gguf(tmp_path / "big-00001-of-00003.gguf", parts=3)
-    with pytest.raises(LoadFailed, match=r"is one of 3 parts; join them first: llama-gguf-split"):
-        read_contents(part)
+    with pytest.raises(LoadFailed, match=r"is one of 3 parts\. Join them first: llama-gguf-split"):
+        read_header(part)

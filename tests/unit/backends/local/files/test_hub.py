@@ -143,7 +143,7 @@ def test_what_is_loaded_or_cached_is_not_asked_for_again(out: dict[str, Any]) ->
 def test_a_revision_is_kept(out: dict[str, Any]) -> None:
     assert out["revision"]["revision"] == "v1.0"
     assert out["no such revision"]["error"] == "ModelNotFound"
-    assert out["no such revision"]["message"] == "tiny/small has no revision 'v9' on the hub."
+    assert out["no such revision"]["message"].startswith("tiny/small has no revision 'v9'")
 
 
 def test_a_download_that_is_stopped_leaves_all_as_it_was(out: dict[str, Any]) -> None:
@@ -164,14 +164,14 @@ def test_a_folder_with_only_a_part_is_completed(out: dict[str, Any]) -> None:
     ("title", "error", "message"),
     [
         ("missing", "ModelNotFound",
-         "There is no model 'tiny/smol', neither here nor on the hub. Did you mean tiny/small"),
-        ("not an id", "ModelNotFound", "There is no model 'a b c'"),
-        ("gated", "ModelNotFound", "tiny/gated is gated: accept its terms on huggingface.co,"
-         " then type `hf auth login` in a terminal."),
-        ("pickled", "LoadFailed", "tiny/pickled has only pickle files, which can run code"),
+         "Model 'tiny/smol' not found on this machine or on the hub. Did you mean tiny/small"),
+        ("not an id", "ModelNotFound", "Model 'a b c' not found"),
+        ("gated", "ModelNotFound", "tiny/gated is gated. Accept its terms on huggingface.co,"
+         " then run `hf auth login` in a terminal."),
+        ("pickled", "LoadFailed", "tiny/pickled has only pickle files, and reading them can run code"),
         ("gguf", "LoadFailed", "`hf download tiny/gguf tiny-q4.gguf`"),
         ("no-config", "LoadFailed", "tiny/no-config has no config.json: it is an adapter"),
-        ("broken", "LoadFailed", "The hub refused tiny/broken: Server error '500"),
+        ("broken", "LoadFailed", "The hub returned an error for tiny/broken: Server error '500"),
         ("not cached", "LoadFailed",
          "tiny/other is not on this machine and the hub cannot be reached ("),
         ("revision, not cached", "LoadFailed", "tiny/small at revision v2.0 is not on this machine"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.errors import IncompleteSnapshotError
 from huggingface_hub.utils import _xet
 
@@ -142,7 +143,7 @@ def test_a_gguf_file_is_converted_once_however_it_is_named(session: Session, mod
 @pytest.mark.parametrize(
     ("wanted", "kind", "message"),
     [
-        ("{}/two", ModelNotFound, "two holds 2 .gguf files. Name one of them: a.gguf, b.gguf."),
+        ("{}/two", ModelNotFound, "two holds 2 .gguf files. Load one of them: a.gguf, b.gguf."),
         ("{}/none", ModelNotFound, "none holds no model: it has no config.json and no .gguf file."),
         ("./alpah", ModelNotFound, "There is no file or folder './alpah'. Did you mean alpha"),
         ("{}/alpha/x.gguf", ModelNotFound, "There is no file or folder"),
@@ -270,14 +271,34 @@ def test_a_download_that_is_stopped_ends_however_the_client_says_it(
     assert aborted == [True]
 
 
+def test_downloads_restore_the_chunk_size_of_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    default = constants.DOWNLOAD_CHUNK_SIZE
+    found = hub.HubModel("org/m", None, 10, 10, ())
+    sizes: list[int] = []
+
+    def fetch(*_args: object, **_options: object) -> str:
+        sizes.append(constants.DOWNLOAD_CHUNK_SIZE)
+        if len(sizes) == 1:
+            # A second download starts and ends during the first one.
+            hub.download(found, lambda _progress: None, lambda: False)
+        sizes.append(constants.DOWNLOAD_CHUNK_SIZE)
+        return "folder"
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    hub.download(found, lambda _progress: None, lambda: False)
+    assert len(sizes) == 4
+    assert max(sizes) < default
+    assert default == constants.DOWNLOAD_CHUNK_SIZE
+
+
 @pytest.mark.parametrize("stated", [-1, 0, 10**30, float("inf"), float("nan"), "many", True, [512]])
 def test_context_length_that_cannot_be_one_is_unknown(tmp_path: Path, stated: object) -> None:
     folder = tmp_path / "m"
     folder.mkdir()
     edited(folder, "config.json", max_position_embeddings=stated)
-    assert sources.context(folder) is None
+    assert sources.context_length(folder) is None
     edited(folder, "config.json", max_position_embeddings=10_485_760)
-    assert sources.context(folder) == 10_485_760
+    assert sources.context_length(folder) == 10_485_760
 
 
 def test_model_without_context_limit_answers(session: Session, tmp_path: Path) -> None:

@@ -99,22 +99,22 @@ def config_of(**changes: object) -> Callable[[Path], Path]:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (tiny_models.pickle_only, "m has only pickle files, which can run code when they are read."),
+        (tiny_models.pickle_only, "m has only pickle files, and reading them can run code."),
         (without_weights, "m has no weights. Choose a model with .safetensors files."),
-        (without_a_shard, "m is not whole: 1 of 5 files of weights are missing"),
-        (with_a_pickle_in_the_index, "The index of m names other files than .safetensors."),
+        (without_a_shard, "m is not complete: 1 of 5 files of weights are missing"),
+        (with_a_pickle_in_the_index, "The index of m names files other than .safetensors."),
         (tiny_models.broken_weights, "The weights of m are damaged"),
         (with_a_broken_config, "config.json cannot be read"),
-        (masked_language_model, "m is a BertForMaskedLM, which writes no text."),
+        (masked_language_model, "m is a BertForMaskedLM, which generates no text."),
         (config_of(model_type="t5"), "m is not a text-generation model"),
         (config_of(model_type="zork"), "(model_type zork)"),
-        (config_of(attn_implementation="kernels-community/x"), "Add --attn sdpa to do without"),
-        (config_of(_attn_implementation="who/knows"), "Add --attn sdpa to do without"),
+        (config_of(attn_implementation="kernels-community/x"), "Add --attn sdpa to load it without"),
+        (config_of(_attn_implementation="who/knows"), "Add --attn sdpa to load it without"),
         (config_of(num_attention_heads="four"), "'num_attention_heads'"),
         (lambda folder: reweighted(tiny_llama(folder), drop=UP), f"weights are missing ({UP}"),
         (
             lambda folder: reweighted(tiny_llama(folder), add={UP: torch.zeros(3, 3)}),
-            "do not fit its config.json",
+            "do not match its config.json",
         ),
         (without_tokenizer, "m has no tokenizer. Get its tokenizer.json and load again."),
     ],
@@ -184,7 +184,7 @@ def test_what_is_quantized_is_not_quantized_again(session: Session, tmp_path: Pa
     folder = config_of(quantization_config=asked)(tmp_path / "m")
     error = refused(session, folder, quantization="4bit")
     assert isinstance(error, OptionError)
-    assert str(error) == "m is quantized already. Leave -q away."
+    assert str(error) == "m is already quantized. Omit -q."
 
 
 def test_a_quantizer_that_is_not_installed_is_named(session: Session, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_quantizer_that_is_not_installed_is_named(session: Session, tmp_path: 
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"attn": "sdpaa"}, OptionError, "There is no --attn sdpaa. Did you mean sdpa"),
+        ({"attn": "sdpaa"}, OptionError, "--attn sdpaa does not exist. Did you mean sdpa"),
         ({"attn": "flash_attention_2"}, MissingDependency, "FlashAttention2"),
     ],
 )
@@ -253,7 +253,7 @@ GONE = "import tempfile; folder = tempfile.mkdtemp(); os.chdir(folder); os.rmdir
 @pytest.mark.parametrize(
     ("flag", "before", "message"),
     [
-        ("-O", GONE, "LoadFailed The working folder is gone. Change to another one"
+        ("-O", GONE, "LoadFailed The working folder does not exist any more. Change to another one"
          " (import os; os.chdir(os.path.expanduser('~'))) and load again. False"),
         ("-OO", "", "LoadFailed Local models cannot be loaded under python -OO (PYTHONOPTIMIZE=2):"
          " Transformers needs docstrings. Restart the kernel without it. False"),

@@ -1,4 +1,4 @@
-"""Steps of fixed shape: the same answers; what does not allow them goes on step by step.
+"""Steps of fixed shape give the same answers, and are not used where something prevents them.
 
 Without a GPU the same loop runs without a graph.
 """
@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from llm_magic.backends.local.generation.cuda_graph import bucket
-from llm_magic.backends.local.generation.fast_path import FastPath
+from llm_magic.backends.local.generation.cuda_graph import StaticDecoder, bucket_length
 from llm_magic.session import Session
-from tests.local_models import edited, local_session
+from tests.local_models import edited, local_model, local_session
+from tests.plain_generate import PlainGenerate
 from tests.tiny_models import Architecture, tiny, tiny_llama
-from tests.unit.backends.local.generation.test_speculative import PROMPT, reference
 
-FULL: list[Architecture] = ["llama", "qwen3", "gpt2"]
+FULL_ATTENTION: list[Architecture] = ["llama", "qwen3", "gpt2"]
+PROMPT = "the other man in a hat on the table sat there and the other man in a hat on the"
 
 
 @pytest.fixture
@@ -33,17 +33,24 @@ def session() -> Iterator[Session]:
         yield session
 
 
-def loaded(session: Session) -> Any:
-    found: Any = session._manager.find()
-    return found.backend._loaded[found.name]
+@pytest.fixture
+def llama(session: Session, tmp_path: Path) -> Session:
+    """A session with a model that can be decoded in steps of fixed shape."""
+    session.load(str(tiny_llama(tmp_path / "m")), dtype="float32")
+    return session
 
 
-def make_fast(session: Session) -> FastPath:
-    """Let the resident model take its fast path on the CPU too, where it brings nothing."""
-    model = loaded(session)
-    model.fast = FastPath(model.model, compiled=False, forced=True)
-    assert model.fast.problem is None
-    return model.fast  # type: ignore[no-any-return]
+def force_static_decoder(session: Session) -> StaticDecoder:
+    """Let the active model use steps of fixed shape on the CPU too, where they save nothing."""
+    loaded = local_model(session)
+    decoder = StaticDecoder(loaded.model, compiled=False, forced=True)
+    assert decoder.unavailable_reason is None
+    loaded.static_decoder = decoder
+    return decoder
+
+
+def decoding(session: Session) -> str:
+    return session.status().backend_details["decoding"]
 
 
 @pytest.mark.parametrize(
@@ -62,15 +69,15 @@ def make_fast(session: Session) -> FastPath:
     ],
     ids=["greedy", "penalty", "sampled", "all"],
 )
-@pytest.mark.parametrize("architecture", FULL)
-def test_an_answer_is_that_of_generate(
+@pytest.mark.parametrize("architecture", FULL_ATTENTION)
+def test_static_steps_give_the_answer_of_generate(
     session: Session, tmp_path: Path, architecture: Architecture, options: dict[str, Any]
 ) -> None:
     folder = tiny(tmp_path / "m", architecture, chat_template=None)
     edited(folder, "generation_config.json", eos_token_id=None)
-    expected = reference(folder, PROMPT, 5, max_new_tokens=40, **options)
+    expected = PlainGenerate(folder).answer(PROMPT, 5, max_new_tokens=40, **options)
     session.load(str(folder), dtype="float32")
-    fast = make_fast(session)
+    decoder = force_static_decoder(session)
     given = {k: v for k, v in options.items() if k not in {"do_sample", "min_p"}}
     given.setdefault("temperature", 0)
     extra = {"min_p": 0.02} if "min_p" in options else {}
@@ -80,24 +87,26 @@ def test_an_answer_is_that_of_generate(
         )
         assert reply.text == expected
         assert reply.usage.completion_tokens == 40
-    assert len(fast._steps) == 1, "it was taken"
+    assert len(decoder.steps) == 1
 
 
-def test_a_conversation_goes_on_from_it(session: Session, tmp_path: Path) -> None:
-    session.load(str(tiny_llama(tmp_path / "m")), dtype="float32")
-    usual = [session.generate(text, chat="a").text for text in ("the man", "a hat", "and?")]
-    loaded(session).prefixes.clear()
-    make_fast(session)
-    replies = [session.generate(text, chat="b") for text in ("the man", "a hat", "and?")]
-    assert [reply.text for reply in replies] == usual
+def test_next_turn_reuses_the_cache_of_static_steps(llama: Session) -> None:
+    turns = ("the man", "a hat", "and?")
+    expected = [llama.generate(text, chat="a").text for text in turns]
+    local_model(llama).prefix_cache.clear()
+    force_static_decoder(llama)
+    replies = [llama.generate(text, chat="b") for text in turns]
+    assert [reply.text for reply in replies] == expected
     assert all((reply.usage.cached_tokens or 0) > 10 for reply in replies[1:])
 
 
-def test_it_ends_where_it_should(session: Session, tmp_path: Path) -> None:
+def test_static_steps_end_at_limit_stop_string_context_and_close(
+    session: Session, tmp_path: Path
+) -> None:
     folder = tiny_llama(tmp_path / "m", chat_template=None)
     edited(folder, "generation_config.json", eos_token_id=None)
     session.load(str(folder), dtype="float32")
-    make_fast(session)
+    force_static_decoder(session)
     whole = session.generate(PROMPT).text
     for limit in (1, 2, 8, 9, 39):
         assert session.generate(PROMPT, max_new_tokens=limit).usage.completion_tokens == limit
@@ -105,7 +114,7 @@ def test_it_ends_where_it_should(session: Session, tmp_path: Path) -> None:
     stopped = session.generate(PROMPT, stop=(stop,))
     assert stopped.text == whole[: whole.index(stop)]
     assert stopped.finish_reason == "stop"
-    # All of its context, to the last place.
+    # All of the context, to the last position.
     length = session.generate(PROMPT, max_new_tokens=1).usage.prompt_tokens or 0
     last = session.generate(PROMPT, max_new_tokens=4000)
     assert last.usage.completion_tokens == 512 - length
@@ -117,104 +126,90 @@ def test_it_ends_where_it_should(session: Session, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "options", "why"),
+    ("architecture", "options", "reason"),
     [
-        ("mistral", {}, "windows or states"),
-        ("mamba", {}, "architecture decides in Python|takes no mask"),
+        ("mistral", {}, "sliding window or a state"),
+        ("mamba", {}, "architecture makes decisions|takes no mask"),
         ("llama", {"attn": "eager"}, "takes no mask of fixed shape"),
+        ("phi3", {}, "rotary embeddings depend on the length"),
     ],
 )
-def test_what_has_no_fixed_shape_goes_step_by_step(
-    session: Session, tmp_path: Path, architecture: Architecture, options: Any, why: str
+def test_status_has_the_reason_where_shapes_cannot_be_fixed(
+    session: Session, tmp_path: Path, architecture: Architecture, options: Any, reason: str
 ) -> None:
     session.load(str(tiny(tmp_path / "m", architecture)), dtype="float32", **options)
-    model = loaded(session)
-    usual = session.generate(PROMPT).text
-    model.fast = FastPath(model.model, compiled=False, forced=True)
-    assert re.search(why, model.fast.problem)
-    assert session.generate(PROMPT).text == usual
-    assert "step by step" in session.status().backend_details["decoding"]
+    loaded = local_model(session)
+    expected = session.generate(PROMPT).text
+    loaded.static_decoder = StaticDecoder(loaded.model, compiled=False, forced=True)
+    assert session.generate(PROMPT).text == expected
+    assert re.search(rf"step by step \(.*({reason})", decoding(session))
 
 
-def test_options_that_look_at_the_order_of_tokens_go_step_by_step(
-    session: Session, tmp_path: Path
-) -> None:
-    session.load(str(tiny_llama(tmp_path / "m")), dtype="float32")
+def test_option_that_depends_on_token_order_is_decoded_step_by_step(llama: Session) -> None:
     options: Any = {"extra": {"no_repeat_ngram_size": 2}}
-    usual = session.generate(PROMPT, **options).text
-    fast = make_fast(session)
-    assert session.generate(PROMPT, **options).text == usual
-    assert not fast._steps
+    expected = llama.generate(PROMPT, **options).text
+    decoder = force_static_decoder(llama)
+    assert llama.generate(PROMPT, **options).text == expected
+    assert not decoder.steps
 
 
-def test_a_failure_falls_back_and_is_told(session: Session, tmp_path: Path) -> None:
-    session.load(str(tiny_llama(tmp_path / "m")), dtype="float32")
-    usual = session.generate(PROMPT).text
-    fast = make_fast(session)
+def test_failed_capture_falls_back_and_status_has_the_reason(llama: Session) -> None:
+    expected = llama.generate(PROMPT).text
+    decoder = force_static_decoder(llama)
 
-    def broken(**_arguments: Any) -> Any:
-        raise RuntimeError("operation not permitted when stream is capturing")
+    def fail_in_static_step(_model: Any, _args: Any, named: dict[str, Any]) -> None:
+        if named.get("attention_mask") is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
 
-    fast._compiled_forward = lambda: broken  # type: ignore[method-assign]
-    fast.warm_up(lambda _progress: None, threading.Event())
-    assert session.generate(PROMPT).text == usual
-    assert "stream is capturing" in session.status().backend_details["decoding"]
-
-
-def test_lengths_are_few() -> None:
-    assert [bucket(n, None) for n in (1, 1024, 1025, 5000)] == [1024, 1024, 2048, 8192]
-    assert bucket(300, 512) == 512
-    assert bucket(513, 512) == 513
+    local_model(llama).model.register_forward_pre_hook(fail_in_static_step, with_kwargs=True)
+    decoder.warm_up(lambda _progress: None, threading.Event())
+    assert llama.generate(PROMPT).text == expected
+    assert "stream is capturing" in decoding(llama)
 
 
-def test_compiled_it_says_the_same(
+def test_cache_lengths_are_few() -> None:
+    lengths = [bucket_length(n, None) for n in (1, 1024, 1025, 5000)]
+    assert lengths == [1024, 1024, 2048, 8192]
+    assert bucket_length(300, 512) == 512
+    assert bucket_length(513, 512) == 513
+
+
+def test_compiled_model_gives_the_same_answer(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A tiny model may well be slower so.
-    monkeypatch.setattr(FastPath, "_slower", lambda _self, _step: None)
+    # A tiny model may well be slower when it is compiled.
+    monkeypatch.setattr(StaticDecoder, "compare_speed", lambda _self, _step: None)
     folder = tiny_llama(tmp_path / "m", layers=1)
     session.load(str(folder), dtype="float32")
-    usual = session.generate(PROMPT).text
+    expected = session.generate(PROMPT).text
     session.load(str(folder), dtype="float32", compile=True)
-    compiler = any(map(shutil.which, ("g++", "clang++")))
-    said = "compiled, fixed shapes" if compiler else "needs a C++ compiler"
-    assert said in session.status().backend_details["decoding"]
-    assert session.generate(PROMPT).text == usual
+    has_compiler = any(map(shutil.which, ("g++", "clang++")))
+    shown = "compiled, fixed shapes" if has_compiler else "needs a C++ compiler"
+    assert shown in decoding(session)
+    assert session.generate(PROMPT).text == expected
 
 
-def test_what_is_slower_compiled_is_not_used(session: Session, tmp_path: Path) -> None:
-    session.load(str(tiny_llama(tmp_path / "m", layers=1)), dtype="float32")
-    fast = make_fast(session)
-    step = fast._of_length(512)
-
-    def dawdle() -> None:
-        time.sleep(0.05)
-
-    step.try_out = dawdle  # type: ignore[method-assign]
-    assert re.fullmatch(r"compiled 5\d ms a token, not compiled \d+ ms", str(fast._slower(step)))
-    step.try_out = lambda: None  # type: ignore[method-assign]
-    assert fast._slower(step) is None
+def test_slower_compiled_step_is_not_used(llama: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = force_static_decoder(llama)
+    llama.generate(PROMPT)
+    (step,) = decoder.steps.values()
+    monkeypatch.setattr(step, "warm_up", lambda: time.sleep(0.05))
+    shown = str(decoder.compare_speed(step))
+    assert re.fullmatch(r"compiled 5\d ms a token, not compiled \d+ ms", shown)
+    monkeypatch.setattr(step, "warm_up", lambda: None)
+    assert decoder.compare_speed(step) is None
 
 
-def test_a_cache_that_is_let_go_is_freed_at_once(session: Session, tmp_path: Path) -> None:
-    session.load(str(tiny_llama(tmp_path / "m")), dtype="float32")
-    fast = make_fast(session)
-    session.generate(PROMPT)
-    (step,) = fast._steps.values()
-    gone = weakref.ref(step._cache)
+def test_clear_frees_caches_without_garbage_collection(llama: Session) -> None:
+    decoder = force_static_decoder(llama)
+    llama.generate(PROMPT)
+    (step,) = decoder.steps.values()
+    cache = weakref.ref(step.cache)
     del step
     gc.disable()
     try:
-        fast.clear()
-        assert gone() is None
+        decoder.clear()
+        assert cache() is None
     finally:
         gc.enable()
-    assert session.generate(PROMPT).text
-
-
-def test_positions_that_depend_on_the_length_have_no_fixed_shape(
-    session: Session, tmp_path: Path
-) -> None:
-    session.load(str(tiny(tmp_path / "m", "phi3")), dtype="float32")
-    fast = FastPath(loaded(session).model, compiled=False, forced=True)
-    assert fast.problem == "it places tokens by the length of the text"
+    assert llama.generate(PROMPT).text

@@ -1,94 +1,123 @@
-"""Tokens to text as they come give what decoding them all at once gives; stops cut it."""
+"""Streamed text equals the text of all tokens decoded at once, in whole characters."""
 
 from __future__ import annotations
 
-import itertools
+import random
 from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from llm_magic.backends.local.generation.detokenizer import Detokenizer
-from llm_magic.backends.stop_strings import StopText
+from tests.tiny_models import byte_tokenizer
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-LETTERS = st.text("abc\n", max_size=12)
-STOPS = st.lists(st.text("abc\n", min_size=1, max_size=3), max_size=3)
+WORDS = ["▁", "▁the", "▁a", "b", "c", "你", "é", "▁hello", "🙂"]
 
 
-def feed(stop: StopText, pieces: list[str]) -> str:
-    shown = [stop.feed(piece) for piece in pieces]
-    return "".join([*shown, stop.flush()])
+def byte_fallback() -> PreTrainedTokenizerFast:
+    """The vocabulary of Llama 2, Mistral and Gemma: words, and 256 bytes for the rest."""
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    for piece in [*(f"<0x{byte:02X}>" for byte in range(256)), *WORDS]:
+        vocabulary[piece] = len(vocabulary)
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
+    raw.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    raw.add_special_tokens([AddedToken("</s>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>")
 
 
-def pieces_of(text: str, cuts: list[int]) -> list[str]:
-    places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    return [text[a:b] for a, b in itertools.pairwise(places)]
+TOKENIZERS = {"byte level": byte_tokenizer(None, 512), "byte fallback": byte_fallback()}
 
 
-def ended(text: str, stops: list[str]) -> str:
-    """Return the text before the stop that is complete first; of two at once, the longer."""
-    for end in range(len(text) + 1):
-        begins = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
-        if begins:
-            return text[: min(begins)]
-    return text
+@pytest.fixture(params=TOKENIZERS)
+def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    return TOKENIZERS[request.param]
 
 
-@given(LETTERS, st.lists(st.integers(0, 12), max_size=6), STOPS)
-@example("abc", [2], ["abc", "b"])
-@example("abc", [], ["abc", "b"])
-@example("aab", [1, 2], ["ab"])
-def test_a_stop_ends_the_text_wherever_it_was_cut(
-    text: str, cuts: list[int], stops: list[str]
+def ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Return a text as one token a byte."""
+    vocabulary = tokenizer.get_vocab()
+    if "<0x00>" in vocabulary:
+        return [vocabulary[f"<0x{byte:02X}>"] for byte in text.encode()]
+    return list(tokenizer(text).input_ids)
+
+
+def streamed(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[str]:
+    detokenizer = Detokenizer(tokenizer)
+    return [*(detokenizer.step(token) for token in ids), detokenizer.flush()]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["é🙂日本語", "a\nb\n🙂\n", "👩‍👩‍👧 family", "\ufffd is a character too\ufffd", "e\u0301"],
+)
+def test_characters_are_returned_whole(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    pieces = streamed(tokenizer, ids_of(tokenizer, text))
+    assert "".join(pieces) == text
+    if "\ufffd" not in text:
+        assert not [piece for piece in pieces if "\ufffd" in piece]
+
+
+def test_incomplete_character_becomes_a_replacement_at_the_end(
+    tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    stop = StopText(stops)
-    whole = ended(text, stops)
-    assert feed(stop, pieces_of(text, cuts)) == whole
-    assert stop.reached == any(s in text for s in stops)
+    *pieces, rest = streamed(tokenizer, ids_of(tokenizer, "ok🙂")[:-1])
+    assert "".join(pieces) == "ok"
+    # One for all bytes or one for each, depending on the tokenizer.
+    assert rest in {"\ufffd", "\ufffd" * 3}
 
 
-@given(LETTERS, st.lists(st.integers(0, 12), max_size=6), st.text("abc\n", min_size=1, max_size=3))
-def test_one_stop_is_where_it_is_found_first(text: str, cuts: list[int], stop: str) -> None:
-    assert feed(StopText([stop]), pieces_of(text, cuts)) == text.partition(stop)[0]
+def test_special_tokens_have_no_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    end = tokenizer.eos_token_id
+    ids = [end, *ids_of(tokenizer, "a🙂"), end, *ids_of(tokenizer, "b"), end]
+    assert "".join(streamed(tokenizer, ids)) == "a🙂b"
 
 
-def test_only_what_may_become_a_stop_is_held_back() -> None:
-    stop = StopText(["\n\n", "END"])
-    assert [stop.feed(piece) for piece in ["a", "\n", "b", "EN", "X"]] == [
-        "a",
-        "",
-        "\nb",
-        "",
-        "ENX",
-    ]
-    assert stop.feed("E") == ""
-    assert stop.flush() == "E"
-    assert stop.flush() == ""
+def test_random_tokens_give_the_text_of_decoding_all_at_once(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    dice = random.Random(0)
+    for _ in range(2000):
+        text = "".join(dice.choice(["é", "你", "🙂", " the", "a", "\n"]) for _ in range(4))
+        ids = ids_of(tokenizer, text)
+        for _ in range(dice.randrange(3)):
+            ids.insert(dice.randrange(len(ids)), dice.randrange(len(tokenizer)))
+        made = "".join(streamed(tokenizer, ids))
+        whole = str(tokenizer.decode(ids, skip_special_tokens=True))
+        # The number of replacement characters for invalid bytes depends on where decoding starts.
+        assert made.replace("\ufffd", "") or not whole.replace("\ufffd", "")
+        if "\ufffd" not in whole + made:
+            assert made == whole
 
 
-def test_after_a_stop_nothing_comes() -> None:
-    stop = StopText(["."])
-    assert stop.feed("a.b") == "a"
-    assert stop.reached
-    assert (stop.feed("c"), stop.flush()) == ("", "")
+def test_space_after_invalid_bytes_is_kept() -> None:
+    """SentencePiece strips the space before the first word of a text."""
+    tokenizer = TOKENIZERS["byte fallback"]
+    vocabulary = tokenizer.get_vocab()
+    broken = [*ids_of(tokenizer, "你"), vocabulary["<0xF0>"]]
+    ids = [vocabulary["▁hello"], *broken, vocabulary["▁the"], vocabulary["▁a"]]
+    text = "".join(streamed(tokenizer, ids))
+    assert text.startswith("hello你")
+    assert text.endswith(" the a")
 
 
-@pytest.mark.parametrize("stops", [[], [""]])
-def test_without_stops_text_passes(stops: list[str]) -> None:
-    stop = StopText(stops)
-    assert (stop.feed("a"), stop.feed("b"), stop.flush(), stop.reached) == ("a", "b", "", False)
-
-
-# -- tokenizers without a Rust core -------------------------------------------------------------
+# --- tokenizers that are written in Python ---
 
 
 class ByteTokenizer:
-    """One token a byte, and -1 for a special token."""
+    """Has one token a byte, and -1 for a special token."""
 
     calls = 0
     longest = 0
@@ -101,7 +130,7 @@ class ByteTokenizer:
 
 
 class WordTokenizer:
-    """Words with a space before each, which is stripped from the first one, as SentencePiece does."""
+    """Has words with a space before each, stripped from the first one, as SentencePiece does."""
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         return "".join(f" w{i}" for i in ids if i >= 0)[1:]
@@ -113,7 +142,7 @@ def detokenizer(tokenizer: object) -> Detokenizer:
 
 @given(st.text(st.characters(exclude_characters="\ufffd", exclude_categories=["Cs"])))
 @example("a😀é日本")
-def test_half_characters_wait_for_their_other_half(text: str) -> None:
+def test_character_is_returned_when_its_bytes_are_complete(text: str) -> None:
     slow = detokenizer(ByteTokenizer())
     parts = [slow.step(byte) for byte in text.encode()]
     assert "".join(parts) == text
@@ -121,7 +150,7 @@ def test_half_characters_wait_for_their_other_half(text: str) -> None:
 
 
 @given(st.lists(st.one_of(st.integers(-1, 255), st.sampled_from("é😀".encode()))))
-def test_steps_and_the_rest_are_the_whole_whatever_comes(ids: list[int]) -> None:
+def test_steps_and_flush_give_the_whole_text_of_any_tokens(ids: list[int]) -> None:
     tokenizer = ByteTokenizer()
     slow = detokenizer(tokenizer)
     parts = [slow.step(i) for i in ids]
@@ -130,42 +159,23 @@ def test_steps_and_the_rest_are_the_whole_whatever_comes(ids: list[int]) -> None
 
 
 @given(st.lists(st.integers(0, 9)))
-def test_spaces_between_words_stay(ids: list[int]) -> None:
+def test_spaces_between_words_are_kept(ids: list[int]) -> None:
     tokenizer = WordTokenizer()
     slow = detokenizer(tokenizer)
     assert "".join(slow.step(i) for i in ids) == tokenizer.decode(ids, True)
 
 
-def test_a_special_token_shows_nothing_and_eats_nothing() -> None:
+def test_special_token_has_no_text_and_keeps_its_neighbors() -> None:
     tokenizer = WordTokenizer()
     slow = detokenizer(tokenizer)
     ids = [1, 2, -1, 3, -1, -1, 4]
     assert "".join(slow.step(i) for i in ids) == tokenizer.decode(ids, True) == "w1 w2 w3 w4"
 
 
-def test_each_step_costs_the_same() -> None:
+def test_each_step_decodes_a_constant_number_of_tokens() -> None:
     tokenizer = ByteTokenizer()
     slow = detokenizer(tokenizer)
     for byte in b"x" * 500:
         slow.step(byte)
     assert tokenizer.longest <= 3
     assert tokenizer.calls <= 1000
-
-
-def test_a_space_after_broken_bytes_is_kept() -> None:
-    """As tokenizers of SentencePiece have it, which strip the space of a text's first word."""
-    from tokenizers import Tokenizer, decoders, models
-
-    vocabulary = {"<unk>": 0, "hello": 1, "▁world": 2, "▁x": 3}
-    vocabulary |= {f"<0x{byte:02X}>": 4 + byte for byte in range(256)}
-    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
-    raw.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
-         decoders.Strip(" ", 1, 0)]
-    )  # fmt: skip
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
-    ids = [1, *(4 + byte for byte in "你".encode()), 4 + 0xF0, 2, 3]
-    detokenizer = Detokenizer(tokenizer)
-    text = "".join(map(detokenizer.step, ids)) + detokenizer.flush()
-    assert text.startswith("hello你")
-    assert text.endswith(" world x")

@@ -1,4 +1,4 @@
-"""What is streamed is what Transformers' own `generate` gives; `tests/versions` has the rest."""
+"""A streamed answer is that of Transformers' own `generate`; `tests/versions` has the other cases."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM
 
 from llm_magic.session import Session
 from llm_magic.types import Chunk
-from tests.local_models import edited, listening, local_session
+from tests.local_models import edited, listening, local_model, local_session
 from tests.plain_generate import PlainGenerate
 from tests.tiny_models import SPECIAL_TOKENS, tiny, tiny_llama
 
 TEXT = "the other man in a hat on the table sat there "
-# In tokens about 160 and 960: past the window, and read in pieces.
-PROMPTS = {"past the window": TEXT * 5, "in pieces": TEXT * 30}
+# In tokens about 160 and 960: longer than the window, and read in chunks.
+PROMPTS = {"past the window": TEXT * 5, "in chunks": TEXT * 30}
 
 
 @pytest.fixture(scope="module")
@@ -27,31 +27,30 @@ def session() -> Iterator[Session]:
         yield session
 
 
-def load_in_pieces(session: Session, folder: Path) -> None:
-    """Load a model that begins with short pieces, as a large one does."""
+def load_with_small_chunks(session: Session, folder: Path) -> None:
+    """Load a model with small prefill chunks, as a large one has."""
     session.load(str(folder), dtype="float32")
-    found: Any = session._manager.find()
-    found.backend._loaded[found.name].pace.piece = 64
+    local_model(session).prefill_chunk_size.tokens = 64
 
 
 @pytest.mark.parametrize(
     "settings",
     [{"cache_implementation": "hybrid"}, {"cache_implementation": "static"}, {"use_cache": False}],
 )
-def test_a_long_prompt_goes_with_the_caches_that_models_ask_for(
+def test_long_prompt_is_answered_with_the_cache_of_the_generation_config(
     session: Session, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     plain = tiny(tmp_path / "a", "gemma2", max_position_embeddings=2048, chat_template=None)
-    expected = PlainGenerate(plain).answer(PROMPTS["in pieces"], max_new_tokens=8, do_sample=False)
+    expected = PlainGenerate(plain).answer(PROMPTS["in chunks"], max_new_tokens=8, do_sample=False)
     edited(plain, "generation_config.json", **settings)
     edited(plain, "config.json", **settings)
-    load_in_pieces(session, plain)
-    reply = session.generate(PROMPTS["in pieces"], max_new_tokens=8, repetition_penalty=1)
+    load_with_small_chunks(session, plain)
+    reply = session.generate(PROMPTS["in chunks"], max_new_tokens=8, repetition_penalty=1)
     assert reply.text == expected
 
 
 @pytest.mark.parametrize("kind", ["openai-gpt", "minimax"])
-def test_a_model_with_a_cache_of_its_own_reads_a_long_prompt(
+def test_model_with_its_own_cache_type_reads_a_long_prompt(
     session: Session, tmp_path: Path, kind: str
 ) -> None:
     from transformers import AutoConfig
@@ -71,13 +70,13 @@ def test_a_model_with_a_cache_of_its_own_reads_a_long_prompt(
         torch.manual_seed(0)
         model: Any = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
-    load_in_pieces(session, folder)
-    reply = session.generate(PROMPTS["in pieces"], max_new_tokens=4, repetition_penalty=1)
-    expected = PlainGenerate(folder).answer(PROMPTS["in pieces"], max_new_tokens=4, do_sample=False)
+    load_with_small_chunks(session, folder)
+    reply = session.generate(PROMPTS["in chunks"], max_new_tokens=4, repetition_penalty=1)
+    expected = PlainGenerate(folder).answer(PROMPTS["in chunks"], max_new_tokens=4, do_sample=False)
     assert reply.text == expected
 
 
-def test_attention_implementations_agree(session: Session, tmp_path: Path) -> None:
+def test_attention_implementations_give_the_same_answer(session: Session, tmp_path: Path) -> None:
     folder = tiny(tmp_path / "m", "gemma3_text", chat_template=None)
     texts = set()
     for attn in ("eager", "sdpa"):
@@ -87,9 +86,9 @@ def test_attention_implementations_agree(session: Session, tmp_path: Path) -> No
 
 
 @pytest.fixture(scope="module")
-def chatty(session: Session, tmp_path_factory: pytest.TempPathFactory) -> Session:
-    """Noise that is sampled at random, so that every kind of token comes."""
-    session.load(str(tiny_llama(tmp_path_factory.mktemp("chatty") / "noise")), name="noise")
+def random_model(session: Session, tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """A random model, which samples tokens of every kind."""
+    session.load(str(tiny_llama(tmp_path_factory.mktemp("random_model") / "noise")), name="noise")
     return session
 
 
@@ -101,14 +100,16 @@ def chunks(session: Session, prompt: str, **options: Any) -> list[Chunk]:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_special_tokens_never_show(chatty: Session, seed: int) -> None:
-    made = chunks(chatty, "Hi", temperature=2, top_k=None, top_p=1, seed=seed, max_new_tokens=60)
+def test_special_tokens_are_never_in_the_text(random_model: Session, seed: int) -> None:
+    made = chunks(
+        random_model, "Hi", temperature=2, top_k=None, top_p=1, seed=seed, max_new_tokens=60
+    )
     text = "".join(chunk.text for chunk in made)
     assert not [token for token in SPECIAL_TOKENS if token in text]
 
 
-def test_every_token_is_a_chunk_and_the_counts_are_right(chatty: Session) -> None:
-    made = chunks(chatty, "Hi", max_new_tokens=9, extra={"min_new_tokens": 9})
+def test_every_token_is_one_chunk_and_is_counted(random_model: Session) -> None:
+    made = chunks(random_model, "Hi", max_new_tokens=9, extra={"min_new_tokens": 9})
     assert [chunk.tokens for chunk in made] == [0, *[1] * 9, 0]
     assert [chunk.finish_reason for chunk in made[:-1]] == [None] * 10
     last = made[-1]

@@ -1,7 +1,8 @@
-"""A conversation pays only for what is new in it, and says the same as if it paid for all."""
+"""The next turn of a conversation reads only what is new, and the answers stay the same."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,25 +11,26 @@ from typing import Any
 import pytest
 import torch
 
+from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
 from llm_magic.config.settings import Settings
 from llm_magic.session import Session
 from llm_magic.types import Message, Reply
-from tests.local_models import local_session
+from tests.local_models import forward_sizes, local_model, local_session
 from tests.tiny_models import CHATML, Architecture, tiny, tiny_llama
 
 ARCHITECTURES: list[Architecture] = [
     "llama", "qwen3", "gemma2", "gemma3_text", "mistral", "gpt2", "mamba", "jamba", "granitemoehybrid",
     "lfm2", "phi3",
 ]  # fmt: skip
-# What these keep cannot be cut: it serves what begins with all of it.
+# Caches that cannot be cropped: only prompts that start with all of it can use one.
 STATES = {"mamba", "jamba", "granitemoehybrid"}
 TURNS = [
     "the other man in a hat",
     "on the table sat there a hat and the other man",
     "and then? " * 9,
 ]
-# As templates of reasoning models do: what was thought in earlier turns is left out.
-FORGETFUL = CHATML.replace(
+# Templates of reasoning models omit the reasoning of earlier turns.
+REWRITING = CHATML.replace(
     "{{ message['content'] }}",
     "{{ message['content'] if loop.last or message['role'] != 'assistant' else message['content'][:3] }}",
 )
@@ -60,46 +62,46 @@ def cached(replies: Sequence[Reply]) -> list[int]:
     return [reply.usage.cached_tokens or 0 for reply in replies]
 
 
-@pytest.mark.parametrize("template", [CHATML, FORGETFUL], ids=["plain", "rewriting"])
+@pytest.mark.parametrize("template", [CHATML, REWRITING], ids=["plain", "rewriting"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_answers_are_those_without(
+def test_answers_are_those_without_the_prefix_cache(
     tmp_path: Path, architecture: Architecture, template: str
 ) -> None:
     folder = tiny(
         tmp_path / "m", architecture, chat_template=template, max_position_embeddings=2048
     )
-    texts, spared = [], []
-    for keeping in ("off", "on"):
-        with session_with(keeping) as session:
+    texts, reused = [], []
+    for prefix_cache in ("off", "on"):
+        with session_with(prefix_cache) as session:
             session.load(str(folder), dtype="float32")
-            # Another conversation in between, the same one again, and one that leaves it midway.
+            # Another conversation in between, and one that differs from its third turn on.
             replies = [
                 *conversation(session, TURNS),
                 *conversation(session, TURNS[1:]),
                 *conversation(session, [*TURNS[:2], "no"]),
             ]
         texts.append([reply.text for reply in replies])
-        spared.append(cached(replies))
+        reused.append(cached(replies))
     assert texts[1] == texts[0]
-    assert not any(spared[0])
-    assert any(spared[1])
+    assert not any(reused[0])
+    assert any(reused[1])
     if template == CHATML and architecture not in {*STATES, "phi3"}:
-        assert all(spared[1][1:3]), "each turn goes on from the one before"
+        assert all(reused[1][1:3])
 
 
-def test_what_is_new_is_what_is_read(tmp_path: Path) -> None:
+def test_next_turn_reads_only_new_tokens(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "m", max_position_embeddings=2048)
     with session_with("on") as session:
         session.load(str(folder), dtype="float32")
         first, second, third = conversation(session, TURNS)
-        # All of the turn before but for its last token, which nobody read; less where the text of
-        # an answer, which is noise, is written with other tokens than it was said with.
+        # All of the turn before except its last token, which was not read. Less where the random
+        # text of an answer is encoded as other tokens than it was generated with.
         for before, after in ((first, second), (second, third)):
-            asked, said = before.usage.prompt_tokens or 0, before.usage.completion_tokens or 0
-            assert asked <= (after.usage.cached_tokens or 0) <= asked + said - 1
+            prompt, answer = before.usage.prompt_tokens or 0, before.usage.completion_tokens or 0
+            assert prompt <= (after.usage.cached_tokens or 0) <= prompt + answer - 1
 
 
-def test_the_same_seed_gives_the_same_text_again(model_cache: Path) -> None:
+def test_same_seed_repeats_the_text(model_cache: Path) -> None:
     """In bfloat16 too, where a matrix product of another shape rounds differently."""
     with local_session(max_new_tokens=12) as session:
         session.load()
@@ -117,22 +119,21 @@ def test_the_same_seed_gives_the_same_text_again(model_cache: Path) -> None:
         assert once.text == twice.text
 
 
-def test_they_go_when_they_are_too_many(tmp_path: Path) -> None:
+def test_oldest_prefixes_are_dropped_beyond_the_budget(tmp_path: Path) -> None:
     with session_with("on") as session:
         session.load(str(tiny_llama(tmp_path / "m")), dtype="float32")
-        kept = loaded(session).prefixes
-        kept.budget = (
-            3 * 40 * 2 * 2 * 2 * 16 * 4
-        )  # three of 40 tokens: layers, k and v, heads, bytes
+        cache = local_model(session).prefix_cache
+        # Three of 40 tokens: layers, keys and values, heads, their size, bytes.
+        cache.budget = 3 * 40 * 2 * 2 * 2 * 16 * 4
         for number in range(20):
             session.generate(f"{number} the other man", max_new_tokens=4)
-            assert 0 < kept.nbytes <= kept.budget
-        kept.budget = 10
+            assert 0 < cache.nbytes <= cache.budget
+        cache.budget = 10
         session.generate("something else", max_new_tokens=4)
-        assert kept.nbytes == 0
+        assert cache.nbytes == 0
 
 
-def test_an_answer_that_was_stopped_is_gone_on_with(tmp_path: Path) -> None:
+def test_closed_stream_leaves_a_prefix_for_the_next_turn(tmp_path: Path) -> None:
     with session_with("on") as session:
         session.load(str(tiny_llama(tmp_path / "m")), dtype="float32")
         stream = session.stream(TURNS[1])
@@ -145,42 +146,36 @@ def test_an_answer_that_was_stopped_is_gone_on_with(tmp_path: Path) -> None:
         assert (reply.usage.cached_tokens or 0) >= 20
 
 
-def test_unloading_frees_them(tmp_path: Path) -> None:
-    import weakref
-
+def test_unload_frees_the_prefixes(tmp_path: Path) -> None:
     with session_with("on") as session:
         session.load(str(tiny_llama(tmp_path / "m")), dtype="float32")
         session.generate(TURNS[0])
-        tensor = weakref.ref(loaded(session).prefixes._kept[0].cache.layers[0].keys)
-        assert isinstance(tensor(), torch.Tensor)
+        layer: Any = local_model(session).prefix_cache.prefixes[0].cache.layers[0]
+        keys = weakref.ref(layer.keys)
+        del layer
+        assert isinstance(keys(), torch.Tensor)
         session.unload()
-        assert tensor() is None
+        assert keys() is None
 
 
-def loaded(session: Session) -> Any:
-    """Reach for the resident model."""
-    found: Any = session._manager.find()
-    return found.backend._loaded[found.name]
+class FixedChunkSize(PrefillChunkSize):
+    """A chunk size that does not adapt to the time that a chunk takes."""
+
+    def update(self, size: int, seconds: float) -> None:
+        """Keep the size."""
 
 
-def test_what_is_read_again_is_read_in_the_same_pieces(tmp_path: Path) -> None:
-    """A model that has become slower, or faster, reads other pieces, of what is new."""
+def test_same_prompt_is_read_in_the_same_chunks(tmp_path: Path) -> None:
+    """Another chunk size, of a model that became slower or faster, is for new tokens only."""
     with session_with("on") as session:
         session.load(str(tiny_llama(tmp_path / "m", max_position_embeddings=2048)), dtype="float32")
-        model = loaded(session)
-        model.pace._FAST_S, model.pace._SLOW_S = 0.0, 1e9
-        sizes: list[int] = []
-        model.model.register_forward_pre_hook(
-            lambda _model, _args, kwargs: sizes.append(kwargs["input_ids"].shape[1]),
-            with_kwargs=True,
-        )
         read = []
-        for piece in (64, 16, 256):
-            model.pace.piece = piece
-            session.generate("the other man in a hat " * 12, max_new_tokens=1)
-            read.append(sizes.copy())
-            sizes.clear()
+        for tokens in (64, 16, 256):
+            local_model(session).prefill_chunk_size = FixedChunkSize(tokens)
+            with forward_sizes(session) as sizes:
+                session.generate("the other man in a hat " * 12, max_new_tokens=1)
+            read.append(sizes)
         first, again, once_more = read
         assert first[:-1] == [64] * (len(first) - 1)
-        # All but the last piece is known; that one is as it was.
+        # All chunks but the last one are cached, and that one is the same.
         assert again == once_more == first[-1:]

@@ -1,4 +1,4 @@
-"""Thoughts that special tokens stand around, or that the prompt begins, are kept apart."""
+"""Reasoning between special tokens, or that the prompt begins, is separate from the answer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def split(tokenizer: Any, text: str) -> tuple[str, str]:
-    """Return thoughts and answer of a text that is read token by token."""
+    """Return reasoning and answer of a text that is read token by token."""
     detokenizer, splitter = Detokenizer(tokenizer), ThinkSplitter()
     chunks = [
         piece
@@ -45,18 +45,20 @@ def split(tokenizer: Any, text: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("text", "thoughts", "answer"),
+    ("text", "reasoning", "answer"),
     [
         (CHANNELS, "Hm.\n\nSo.", "Yes!"),
         ("<|channel|>final<|message|>Yes!", "", "Yes!"),
         ("<|start|>assistant<|message|>Yes!", "", "Yes!"),
         ("<|channel|>analysis<|message|>Hm.", "Hm.", ""),
         ("[THINK]Hm.[/THINK]Yes!", "Hm.", "Yes!"),
-        ("Yes! [no marks]", "", "Yes! [no marks]"),
+        ("Yes! [no tags]", "", "Yes! [no tags]"),
     ],
 )
-def test_marks_are_tags(tokenizer: Any, text: str, thoughts: str, answer: str) -> None:
-    assert split(tokenizer, text) == (thoughts, answer)
+def test_special_tokens_around_reasoning_become_tags(
+    tokenizer: Any, text: str, reasoning: str, answer: str
+) -> None:
+    assert split(tokenizer, text) == (reasoning, answer)
 
 
 @pytest.fixture
@@ -66,13 +68,13 @@ def session() -> Iterator[Session]:
 
 
 @pytest.mark.parametrize(
-    ("limit", "thoughts", "answer"), [(20, "0123", "Y!"), (2, "01", "")], ids=["whole", "cut"]
+    ("limit", "reasoning", "answer"), [(20, "0123", "Y!"), (2, "01", "")], ids=["whole", "cut"]
 )
-def test_a_thought_that_the_prompt_begins_is_one(
-    session: Session, tmp_path: Path, limit: int, thoughts: str, answer: str
+def test_reasoning_that_the_prompt_begins_is_split(
+    session: Session, tmp_path: Path, limit: int, reasoning: str, answer: str
 ) -> None:
     template = CHATML.replace("assistant\n{%", "assistant\n<think>\n{%")
     session.load(str(parrot(tmp_path / "m", "0123</think>Y!", chat_template=template)))
     reply = session.generate("?", max_new_tokens=limit)
-    assert reply.reasoning.startswith(thoughts)
+    assert reply.reasoning.startswith(reasoning)
     assert reply.text == answer

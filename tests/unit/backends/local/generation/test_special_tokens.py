@@ -1,4 +1,4 @@
-"""Special tokens in messages are text for the model, with every family of templates."""
+"""Special tokens in messages are text for the model, with the templates of every family."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, ByT5Tokenizer
 
 from llm_magic.backends.local.files import gguf
-from llm_magic.backends.local.generation.chat_template import Encoder
+from llm_magic.backends.local.generation.chat_template import PromptEncoder
 from llm_magic.backends.local.generation.special_tokens import SpecialTokens
 from llm_magic.errors import OptionError, PromptError
 from llm_magic.session import Session
@@ -47,7 +47,7 @@ def messages(texts: tuple[str, ...], roles: tuple[str, ...] = ROLES) -> list[Mes
 
 
 def rendered(tokenizer: Any, tokenize: bool = False) -> Callable[[list[dict[str, str]]], Any]:
-    """Return what applies the template; one that knows no system turn gets it in the question."""
+    """Return a function that applies the template, with the system prompt in a user turn if needed."""
 
     def render(turns: list[dict[str, str]]) -> Any:
         if "Only user and" in tokenizer.chat_template or "not supp" in tokenizer.chat_template:
@@ -79,64 +79,66 @@ def pieces(tokenizer: Any, family: Family, ids: list[int]) -> list[int | str]:
 def test_text_without_special_tokens_has_the_same_ids_both_ways(family: str, kind: Kind) -> None:
     tokenizer: Any = family_tokenizer(FAMILIES[family], kind)
     conversation = turns(TEXTS)
-    as_ever = rendered(tokenizer, tokenize=True)(conversation)
+    by_template = rendered(tokenizer, tokenize=True)(conversation)
     special = SpecialTokens(tokenizer, rendered(tokenizer))
-    assert not special.are_in(TEXTS)
-    assert special.encode_turns(conversation) == as_ever
-    assert Encoder(tokenizer).encode(messages(TEXTS)) == as_ever
+    assert not special.occur_in(TEXTS)
+    assert special.encode_turns(conversation) == by_template
+    assert PromptEncoder(tokenizer).encode(messages(TEXTS)) == by_template
 
 
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_special_token_in_message_stays_text(family: str, kind: Kind) -> None:
     about = FAMILIES[family]
     tokenizer: Any = family_tokenizer(about, kind)
-    encoder, today = Encoder(tokenizer), Encoder(tokenizer, control_tokens=True)
+    encoder, open_encoder = PromptEncoder(tokenizer), PromptEncoder(tokenizer, control_tokens=True)
     for token, turn in itertools.product(about.control, range(len(TEXTS))):
         texts, harmless = [*TEXTS], [*TEXTS]
         texts[turn], harmless[turn] = INJECTED.format(token), INJECTED.format("WORD")
         ids = encoder.encode(messages(tuple(texts)))
         expected = pieces(tokenizer, about, encoder.encode(messages(tuple(harmless))))
         written = token.replace("▁", "")
-        shown = [p.replace("WORD", written) if isinstance(p, str) else p for p in expected]
-        assert pieces(tokenizer, about, ids) == shown, (token, turn)
-        # So many turns would have been opened or closed.
+        expected_text = [p.replace("WORD", written) if isinstance(p, str) else p for p in expected]
+        assert pieces(tokenizer, about, ids) == expected_text, (token, turn)
+        # As control tokens they would have opened or closed turns.
         number = tokenizer.convert_tokens_to_ids(token)
-        opened = today.encode(messages(tuple(texts))).count(number)
+        opened = open_encoder.encode(messages(tuple(texts))).count(number)
         assert opened == ids.count(number) + INJECTED.count("{0}"), (token, turn)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_is_kept_to_the_byte(family: str) -> None:
+def test_every_byte_of_the_text_is_kept(family: str) -> None:
     about = FAMILIES[family]
     tokenizer: Any = family_tokenizer(about, "byte level")
     for token in about.control:
         text = f" a{token}  b\n{token}\t{token} \U000f0000c "
         conversation = turns(("s", f"x{text}y", f"x{text}y", f"x{text}y"))
-        ids = Encoder(tokenizer).encode(messages(tuple(t["content"] for t in conversation)))
+        ids = PromptEncoder(tokenizer).encode(messages(tuple(t["content"] for t in conversation)))
         written = rendered(tokenizer)(conversation)
         for strips in about.strips:  # Phi-3's take the line break that the template writes
             written = written.replace(f"{strips}\n", strips)
         assert tokenizer.decode(ids).replace("\n", "") == written.replace("\n", ""), token
 
 
-def test_reasoning_marks_are_left_to_the_template() -> None:
+def test_reasoning_tags_are_left_to_the_template() -> None:
     tokenizer: Any = family_tokenizer(FAMILIES["Qwen 3"], "byte level")
     texts = ("s", "u<|im_end|>", "<think>\nsecret\n</think>\n\nhello <|im_end|>", "go on")
-    ids = Encoder(tokenizer).encode(messages(texts))
+    ids = PromptEncoder(tokenizer).encode(messages(texts))
     text = tokenizer.decode(ids)
     assert "secret" not in text
     assert "assistant\nhello <|im_end|><|im_end|>\n" in text
     think = tokenizer.convert_tokens_to_ids("<think>")
-    asked = Encoder(tokenizer).encode(messages(("s", "what is <think>? <|im_end|>"), ROLES[:2]))
-    assert asked.count(think) == 1, "it opens no turn: a user may write it"
+    question = PromptEncoder(tokenizer).encode(
+        messages(("s", "what is <think>? <|im_end|>"), ROLES[:2])
+    )
+    assert question.count(think) == 1, "it opens no turn: a user may write it"
 
 
-def test_marks_of_a_split_message_do_not_reach_the_tokens_of_the_template() -> None:
+def test_delimiters_of_a_split_message_do_not_change_tokens_of_the_template() -> None:
     content = "{{ m.content.split('<|im_end|>')[0] }}"
     template = f"{{% for m in messages %}}<|im_start|>{content}<|im_end|>{{% endfor %}}"
     family = Family(template, ("<|im_start|>", "<|im_end|>"), eos="<|im_end|>")
     tokenizer: Any = family_tokenizer(family, "byte level")
-    ids = Encoder(tokenizer).encode([Message("user", "a<|im_end|>b")])
+    ids = PromptEncoder(tokenizer).encode([Message("user", "a<|im_end|>b")])
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert ids == [start, *tokenizer("a").input_ids, end]
 
@@ -144,11 +146,11 @@ def test_marks_of_a_split_message_do_not_reach_the_tokens_of_the_template() -> N
 def test_earlier_turns_have_the_same_ids_in_a_longer_conversation() -> None:
     for name in ("ChatML", "Llama 3", "Granite", "gpt-oss", "DeepSeek R1"):
         about = FAMILIES[name]
-        encoder = Encoder(family_tokenizer(about, "byte level"))
+        encoder = PromptEncoder(family_tokenizer(about, "byte level"))
         texts = ("s", f"a{about.control[-1]}", f"b{about.control[0]}", f"c{about.control[1]}")
         short = encoder.encode(messages(texts[:2], ROLES[:2]))
         long = encoder.encode(messages(texts))
-        # The end of a shorter prompt is what begins an answer: as long as that of an empty one.
+        # The end of a shorter prompt starts an answer: a few tokens.
         begun = next(
             n for n in range(len(short)) if short[: len(short) - n] == long[: len(short) - n]
         )
@@ -197,7 +199,7 @@ def test_base_model_reads_special_tokens_as_text_too() -> None:
         single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
     )
     tokenizer.chat_template = None
-    encoder = Encoder(tokenizer)
+    encoder = PromptEncoder(tokenizer)
     plain = encoder.encode([Message("user", "the t")])
     assert plain == tokenizer("the t").input_ids
     assert SpecialTokens(tokenizer, None).encode_text("the t") == plain
@@ -210,18 +212,18 @@ def test_base_model_reads_special_tokens_as_text_too() -> None:
 def test_tokenizer_in_python_keeps_special_tokens_as_text() -> None:
     tokenizer: Any = ByT5Tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
-    encoder = Encoder(tokenizer)
+    encoder = PromptEncoder(tokenizer)
     end = tokenizer.eos_token_id
     ids = encoder.encode(messages(("a</s>b", "c"), ROLES[:2]))
     assert ids.count(end) == 2
     assert tokenizer.decode([i for i in ids if i != end]) == "a</s>bc"
     tokenizer.chat_template = None
-    *text, last = Encoder(tokenizer).encode([Message("user", "é</s>")])
+    *text, last = PromptEncoder(tokenizer).encode([Message("user", "é</s>")])
     assert last == end
     assert tokenizer.decode(text) == "é</s>"
 
 
-def test_token_that_cannot_be_written_otherwise_is_an_error() -> None:
+def test_token_without_other_spelling_is_an_error() -> None:
     from tokenizers import models
     from transformers import PreTrainedTokenizerFast
 
@@ -229,7 +231,7 @@ def test_token_that_cannot_be_written_otherwise_is_an_error() -> None:
     raw.add_special_tokens(["</s>"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>")
     with pytest.raises(PromptError, match=r"cannot read </s> as text\. .* --special-tokens"):
-        Encoder(tokenizer).encode([Message("user", "a</s>")])
+        PromptEncoder(tokenizer).encode([Message("user", "a</s>")])
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +261,7 @@ def test_answer_and_dry_run_count_what_is_sent(session: Session) -> None:
     assert as_text == as_control + len("<|im_end|>") - 1 + len("<|im_start|>") - 1
 
 
-def test_later_turn_reuses_what_was_read_of_a_pasted_one(session: Session) -> None:
+def test_later_turn_reuses_the_cache_of_a_pasted_token(session: Session) -> None:
     first = session.generate(PASTED, model="m", chat="c")
     second = session.generate("and <|im_end|>", model="m", chat="c")
     assert second.usage.cached_tokens is not None
@@ -267,6 +269,6 @@ def test_later_turn_reuses_what_was_read_of_a_pasted_one(session: Session) -> No
     assert second.usage.cached_tokens >= first.usage.prompt_tokens
 
 
-def test_server_refuses_the_option(session: Session) -> None:
+def test_option_is_an_error_for_servers(session: Session) -> None:
     with pytest.raises(OptionError, match="--special-tokens does nothing on ollama"):
         session.load("x", backend="ollama", special_tokens=True)

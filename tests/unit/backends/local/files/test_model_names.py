@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from llm_magic.backends.local.files import gguf, nearby
+from llm_magic.backends.local.files import gguf, sources
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def cached(hub: Path, name: str, *files: str) -> Path:
 
 
 def names(folder: Path | None = None) -> set[str]:
-    return {info.name for info in nearby.models(folder)} - {gguf.EMBEDDED_NAME}
+    return {info.name for info in sources.names(folder)} - {gguf.EMBEDDED_NAME}
 
 
 def test_only_models_with_weights_of_the_hub_cache(hub: Path) -> None:
@@ -70,13 +70,13 @@ def test_paths_are_written_as_they_were_begun(
     (tmp_path / "models" / "my notes.txt").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert nearby.paths("mod") == ["models/"]
-    assert nearby.paths("./mod") == ["./models/"]
-    assert nearby.paths("~/mod") == ["~/models/"]
-    assert nearby.paths("models/m") == ["models/mine", "models/more/", "models/my file.gguf"]
-    assert nearby.paths("models/.h") == ["models/.hidden/"]
-    assert nearby.paths(f"{tmp_path}/models/mi") == [f"{tmp_path}/models/mine"]
-    assert nearby.paths("org/model") == []
+    assert sources.paths("mod") == ["models/"]
+    assert sources.paths("./mod") == ["./models/"]
+    assert sources.paths("~/mod") == ["~/models/"]
+    assert sources.paths("models/m") == ["models/mine", "models/more/", "models/my file.gguf"]
+    assert sources.paths("models/.h") == ["models/.hidden/"]
+    assert sources.paths(f"{tmp_path}/models/mi") == [f"{tmp_path}/models/mine"]
+    assert sources.paths("org/model") == []
 
 
 def test_a_large_cache_is_read_within_a_key_press(hub: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm_magic.backends.local import holders
+from llm_magic.backends.local.references import ReferenceSearch
 
 pytestmark = pytest.mark.usefixtures("whole_heap")
 
@@ -95,13 +95,13 @@ def test_holder_is_named(
     main: dict[str, Any], hold: Callable[[Model], dict[str, Any]], named: tuple[str, ...]
 ) -> None:
     model = Model()
-    watch = holders.Watch([model])
+    search = ReferenceSearch([model])
     main |= hold(model)
     del model
-    assert watch.holders() == named
+    assert search.holders() == named
     main.clear()
     gc.collect()
-    assert watch.holders() == ()
+    assert search.holders() == ()
 
 
 class MadeModule(ModuleType):
@@ -118,9 +118,9 @@ def test_last_error_is_named_with_its_variable(
         # The identity of such a namespace soon is that of another dictionary.
         monkeypatch.setitem(sys.modules, f"made{number}", MadeModule(f"made{number}"))
 
-    def fail() -> holders.Watch:
+    def fail() -> ReferenceSearch:
         model = Model()
-        watch = holders.Watch([model])
+        search = ReferenceSearch([model])
         weight = model.inner.weight
         del model
         try:
@@ -131,33 +131,33 @@ def test_last_error_is_named_with_its_variable(
             monkeypatch.setattr(
                 sys, "last_value", error.with_traceback(deepest.tb_next), raising=False
             )
-        return watch
+        return search
 
-    watch = fail()
-    assert watch.holders() == ("sys.last_value (weight in fails)",)
+    search = fail()
+    assert search.holders() == ("sys.last_value (weight in fails)",)
     sys.last_value = None
     gc.collect()
-    assert watch.holders() == ()
+    assert search.holders() == ()
 
 
 def test_attribute_error_of_a_model_is_named(
     main: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> holders.Watch:
+    def fail() -> ReferenceSearch:
         model = Model()
-        watch = holders.Watch([model])
+        search = ReferenceSearch([model])
         try:
             _ = model.inner.weight.nowhere  # type: ignore[attr-defined]
         except AttributeError as error:
             main["sys"] = sys
             monkeypatch.setattr(sys, "last_value", error.with_traceback(None), raising=False)
-        return watch
+        return search
 
-    watch = fail()
-    assert watch.holders() == ("sys.last_value",)
+    search = fail()
+    assert search.holders() == ("sys.last_value",)
     sys.last_value = None
     gc.collect()
-    assert watch.holders() == ()
+    assert search.holders() == ()
 
 
 def test_own_frame_of_last_error_is_not_shown(
@@ -166,18 +166,18 @@ def test_own_frame_of_last_error_is_not_shown(
     own: dict[str, Any] = {"__name__": "llm_magic.backends.local.backend"}
     exec("def check(loaded): raise ValueError", own)
 
-    def fail() -> holders.Watch:
+    def fail() -> ReferenceSearch:
         model = Model()
-        watch = holders.Watch([model])
+        search = ReferenceSearch([model])
         try:
             own["check"](model)
         except ValueError as error:
             own_frame = error.__traceback__.tb_next if error.__traceback__ else None
             monkeypatch.setattr(sys, "last_value", error.with_traceback(own_frame), raising=False)
-        return watch
+        return search
 
-    watch = fail()
-    assert watch.holders() == ("sys.last_value",)
+    search = fail()
+    assert search.holders() == ("sys.last_value",)
     sys.last_value = None
     gc.collect()
-    assert watch.holders() == ()
+    assert search.holders() == ()

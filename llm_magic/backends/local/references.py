@@ -1,4 +1,4 @@
-"""What keeps a model or one of its weights in memory after an unload, by its name in the notebook."""
+"""Finds the variables of a notebook that keep an unloaded model in memory."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ import torch
 
 from llm_magic.errors import chained, is_own
 
-# The garbage collector is asked once for each step between a weight and a variable.
-_DEEPEST = 12
-# What one step passes at most: a weight may be anywhere, in very many lists, say.
-_WIDEST = 500
-# The weights and modules that a search starts from: its time grows with their number.
-_MOST = 1_000
-_LONGEST_GRAPH = 10_000
-_NAMED = 3
-_AN_ITEM = re.compile(r"^\['([^']+)'\]")
-# Where IPython keeps what it also keeps in Out[N], or what a variable refers to.
+# Limits of the search: steps from a weight to a variable, with a call of the garbage collector for
+# each; objects in one step; objects that it starts from; functions of an autograd graph.
+_MAX_STEPS = 12
+_MAX_OBJECTS = 500
+_MAX_STARTS = 1_000
+_MAX_FUNCTIONS = 10_000
+_MAX_KINDS = 3
+_LEADING_KEY = re.compile(r"^\['([^']+)'\]")
+# References that IPython keeps besides Out[N] or a variable.
 _KEPT_BY_IPYTHON = re.compile(r"(_{1,3}|_\d+|_oh)$|sys\.displayhook$|get_ipython\(\)\.")
 _IPYTHON = "get_ipython()"
 _LAST_ERROR = {"last_exc", "last_value", "last_traceback"}
 
 
-class Watch:
-    """Finds what is left of some models once they should be gone; holds none of them itself."""
+class ReferenceSearch:
+    """Finds the references to models that should have been freed; stores weak references only."""
 
     def __init__(self, models: Iterable[torch.nn.Module]) -> None:
         models = list(models)
@@ -41,20 +40,20 @@ class Watch:
         self._addresses = frozenset(map(_address, tensors)) - {0}
 
     def holders(self) -> tuple[str, ...]:
-        """Return what holds a model, or a tensor that shares memory with one of its weights."""
+        """Return the names of the variables that keep a model or one of its weights in memory."""
         models = [model for ref in self._models if (model := ref()) is not None]
         weights: list[object] = list(self._weights())
         if not models:
             return names(weights) if weights else ()
-        # The model refers to them, too: what it consists of would only lead back to the model.
+        # The model itself refers to its parts and weights: those references are not reported.
         parts = [part for model in models for part in model.modules()]
-        within = {at for part in parts for at in _structure(part)} | set(map(id, models))
-        beside = _found([*weights, *(p for p in parts if p not in models)], within).named()
+        own = {at for part in parts for at in _structure(part)} | set(map(id, models))
+        beside = _found([*weights, *(p for p in parts if p not in models)], own).names()
         return tuple(sorted({*names(models), *beside}))
 
     def _weights(self) -> Iterator[torch.Tensor]:
         tensors = list(_tensors())
-        # A view is another object than the weight whose memory it keeps.
+        # A view is another object than the weight whose memory it shares.
         left = [t for t in tensors if _address(t) in self._addresses]
         yield from left
         if left:
@@ -62,10 +61,10 @@ class Watch:
             yield from (t for t in tensors if id(t) not in known and self._is_computed_from(t))
 
     def _is_computed_from(self, tensor: torch.Tensor) -> bool:
-        """Return whether the autograd graph of a tensor holds a weight: torch's own, in C++."""
+        """Return whether the autograd graph of a tensor, which is in C++, refers to a weight."""
         functions = [tensor.grad_fn]
         seen: set[object] = set()
-        while functions and len(seen) < _LONGEST_GRAPH:
+        while functions and len(seen) < _MAX_FUNCTIONS:
             function = functions.pop()
             if function is None or function in seen:
                 continue
@@ -78,7 +77,7 @@ class Watch:
 
 
 def _structure(module: torch.nn.Module) -> Iterator[int]:
-    """Yield the identities of what refers to the parts of a module for the module."""
+    """Yield the ids of a module and of the dictionaries with its parts."""
     yield id(module)
     for attribute in (vars(module), *vars(module).values()):
         if isinstance(attribute, dict):
@@ -87,39 +86,39 @@ def _structure(module: torch.nn.Module) -> Iterator[int]:
 
 def _tensors() -> Iterator[torch.Tensor]:
     for thing in gc.get_objects():
-        # Not `isinstance`: proxies answer that with what they stand for.
+        # Not `isinstance`, which calls code of proxy objects.
         if issubclass(type(thing), torch.Tensor):
             yield thing
 
 
 def _address(tensor: torch.Tensor) -> int:
-    """Return where the memory of a tensor begins; 0 where it has none."""
+    """Return the address of the memory of a tensor; 0 if it has none."""
     if tensor.layout is not torch.strided or tensor.is_meta:
         return 0
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        # A wrapper, such as a fake tensor: it has no memory of its own.
+        # A wrapper, such as a fake tensor, has no memory.
         return 0
     return tensor.untyped_storage().data_ptr()
 
 
 def names(things: Sequence[object]) -> tuple[str, ...]:
-    """Return the names of what holds some objects: ``x``, ``x[0]``, ``Out[3]``, ``sys.last_value``.
+    """Return the names of variables that refer to objects: ``x``, ``x[0]``, ``Out[3]``.
 
-    Where no name leads to them, the kinds of what refers to them.
+    If there are none, returns the types of the objects that refer to them.
     """
     search = _found(things)
-    kinds = tuple(sorted(search.kinds)[:_NAMED])
-    return search.named() or kinds or ("something without a name",)
+    kinds = tuple(sorted(search.kinds)[:_MAX_KINDS])
+    return search.names() or kinds or ("something without a name",)
 
 
 def _found(things: Sequence[object], ignored: Iterable[int] = ()) -> _Search:
-    """Return what a search from `things` has found; it does not pass what has an `ignored` identity."""
+    """Search from `things` to variables, without the objects that have an `ignored` id."""
     search = _Search()
     search.seen |= {id(things), *ignored}
     level = _Level()
-    for thing in things[:_MOST]:
+    for thing in things[:_MAX_STARTS]:
         level.add(thing, "")
-    steps = _DEEPEST
+    steps = _MAX_STEPS
     while level.objects and steps:
         level = search.above(level)
         steps -= 1
@@ -129,42 +128,42 @@ def _found(things: Sequence[object], ignored: Iterable[int] = ()) -> _Search:
 
 @dataclass(slots=True)
 class _Level:
-    """Objects that are the same number of steps away from what they hold.
+    """Objects at the same number of steps from the start.
 
-    `texts` has the way from each of them to it.
+    `texts` has, by id, the expression that leads from each object to the start.
     """
 
     objects: list[object] = field(default_factory=list)
     texts: dict[int, str] = field(default_factory=dict)
 
     def add(self, thing: object, text: str) -> None:
-        """Add an object, by its identity: it may be anything, and compare as it likes."""
+        """Add an object by its id: comparing it could run code of the user."""
         self.objects.append(thing)
         self.texts[id(thing)] = text
 
 
 class _Search:
-    """Goes from an object to what refers to it, step by step, until there are names."""
+    """Follows references backwards, step by step, until they come from variables."""
 
     def __init__(self) -> None:
         self.found: defaultdict[str, set[str]] = defaultdict(set)
         self.kinds: set[str] = set()
         self.seen: set[int] = set()
-        # The namespaces by their identity, with what is written in front of a name in them.
+        # By the id of each namespace: the prefix of the names in it.
         self._namespaces = {id(vars(m)): f"{name}." for name, m in _modules()}
         self._namespaces |= _ipythons_namespaces()
         main = vars(sys.modules["__main__"])
-        # It may have other names, too.
+        # `__main__` may be in `sys.modules` under other names.
         self._namespaces[id(main)] = ""
         self._outputs = id(main.get("Out"))
         self._failed = set(map(id, _failed_frames()))
 
     def above(self, level: _Level) -> _Level:
-        """Return what refers to the objects of a level; what has a name goes into `found`."""
+        """Return the objects that refer to those of a level; adds variables to `found`."""
         above = _Level()
         self.seen |= {id(level.objects), *level.texts}
         for owner in gc.get_referrers(*level.objects):
-            if id(owner) in self.seen or len(above.texts) >= _WIDEST:
+            if id(owner) in self.seen or len(above.texts) >= _MAX_OBJECTS:
                 continue
             steps = list(_steps(owner, level.texts))
             if self._is_root(owner, steps):
@@ -176,7 +175,7 @@ class _Search:
         return above
 
     def _is_root(self, owner: object, steps: list[_Step]) -> bool:
-        """Record the names in a namespace, in ``Out`` and in the last error; returns if it is one."""
+        """Record the variables in a namespace, in ``Out`` or in the last error; returns if it is one."""
         prefix = self._namespaces.get(id(owner))
         is_output, is_failed = id(owner) == self._outputs, id(owner) in self._failed
         for key, text in steps:
@@ -192,19 +191,19 @@ class _Search:
         if prefix == "sys." and key in _LAST_ERROR:
             self._record_error("")
         elif prefix == _IPYTHON:
-            self.found[_IPYTHON + _AN_ITEM.sub(r".\1", text)].add("")
+            self.found[_IPYTHON + _LEADING_KEY.sub(r".\1", text)].add("")
         else:
             self.found[f"{prefix}{key}"].add(text.removeprefix(_item(key)))
 
     def _record_error(self, text: str) -> None:
-        """Record the nearest of the variables in the frames of the last error."""
+        """Record a variable in the frames of the last error; the first one is the nearest."""
         texts = self.found["sys.last_value"]
         if not any(texts):
             texts.clear()
             texts.add(text)
 
-    def named(self) -> tuple[str, ...]:
-        """Return the names that were found; one that holds several things stands alone."""
+    def names(self) -> tuple[str, ...]:
+        """Return the names that were found, without a path if one refers to several objects."""
         found = {
             name if len(texts) > 1 else f"{name}{min(texts)}": name
             for name, texts in self.found.items()
@@ -213,12 +212,12 @@ class _Search:
         return tuple(sorted(better or found))
 
 
-# A key or name, and the text of the whole way.
+# A key or name, and the expression from there to the start.
 _Step = tuple[object, str]
 
 
 def _steps(owner: Any, texts: Mapping[int, str]) -> Iterator[_Step]:
-    """Yield how `owner` leads to the objects that have `texts`."""
+    """Yield how `owner` refers to the objects in `texts`."""
     if isinstance(owner, dict | list | tuple):
         items = owner.items() if isinstance(owner, dict) else enumerate(owner)
         for key, value in list(items):
@@ -229,7 +228,7 @@ def _steps(owner: Any, texts: Mapping[int, str]) -> Iterator[_Step]:
         for name, value in owner.f_locals.items():
             if id(value) in texts:
                 what = f"{name}{texts[id(value)]} in {owner.f_code.co_name}"
-                # Nothing that a user can find or delete.
+                # The user cannot delete variables of this package.
                 yield name, "" if is_own(owner.f_globals) else f" ({what})"
         return
     for value in gc.get_referents(owner):
@@ -238,42 +237,42 @@ def _steps(owner: Any, texts: Mapping[int, str]) -> Iterator[_Step]:
 
 
 def _attribute(owner: Any, value: object, text: str) -> str:
-    """Return how the attribute `value` of an object is written."""
+    """Return the expression for the attribute `value` of an object."""
     if isinstance(owner, torch.nn.Module | FunctionType):
-        # Its own structure is long, and nothing that a user would delete.
+        # Its attributes are not what a user would delete.
         return ""
     if isinstance(owner, type):
-        # Its `__dict__` is a view of the dict that it refers to.
-        return _AN_ITEM.sub(r".\1", text) if type(value) is dict else text
+        # The `__dict__` of a class is a view of the dictionary that the class refers to.
+        return _LEADING_KEY.sub(r".\1", text) if type(value) is dict else text
     try:
         attributes = object.__getattribute__(owner, "__dict__")
     except AttributeError:
         return text
     if value is attributes:
-        return _AN_ITEM.sub(r".\1", text)
+        return _LEADING_KEY.sub(r".\1", text)
     return next((f".{name}{text}" for name, at in attributes.items() if at is value), text)
 
 
 def _item(key: object) -> str:
-    """Return a key in brackets; the repr of anything else may be long, or run somebody's code."""
+    """Return a key in brackets; only a type name for an object whose repr could run other code."""
     return f"[{key!r}]" if type(key) in {str, int} else f"[<{type(key).__name__}>]"
 
 
 def _modules() -> list[tuple[str, ModuleType]]:
-    """Return the modules that have a namespace; cffi's libraries make one each time it is read."""
+    """Return the modules with a namespace; those of cffi create one each time it is read."""
     modules = [(name, m) for name, m in list(sys.modules.items()) if isinstance(m, ModuleType)]
     return [(name, m) for name, m in modules if vars(m) is vars(m)]
 
 
 def _ipythons_namespaces() -> dict[int, str]:
-    """Return the identity of IPython's shell and of its attributes."""
+    """Return the ids of IPython's shell and of its attributes."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return {} if shell is None else {id(shell): _IPYTHON, id(vars(shell)): _IPYTHON}
 
 
 def _failed_frames() -> Iterator[FrameType]:
-    """Yield the frames that the last error of the notebook went through, and those before it."""
+    """Yield the frames of the last error of the notebook and of the errors before it."""
     for error in chained(getattr(sys, "last_value", None)):
         traceback: TracebackType | None = error.__traceback__
         while traceback is not None:

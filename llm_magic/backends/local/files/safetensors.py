@@ -1,0 +1,48 @@
+"""The headers of safetensors files: which files a model has, and whether they are complete."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+INDEX = "model.safetensors.index.json"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that Transformers reads: one, or those of the index, else all of them."""
+    single, index = folder / "model.safetensors", folder / INDEX
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+            return [folder / name for name in sorted(names) if (folder / name).is_file()]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """Return dtype, shape and offsets of each tensor; nothing for a damaged header."""
+    # Eight bytes, little-endian: the length of the JSON that follows.
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        if len(prefix) < 8:
+            return {}
+        (length,) = struct.unpack("<Q", prefix)
+        if length > file.stat().st_size:
+            return {}
+        try:
+            header: dict[str, Any] = json.loads(stream.read(length))
+            return {name: info for name, info in header.items() if name != "__metadata__"}
+        except (ValueError, AttributeError):
+            return {}
+
+
+def is_complete(file: Path) -> bool:
+    """Return whether a file is as long as its header states."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+    ends: list[int] = [info["data_offsets"][1] for info in read_header(file).values()]
+    return bool(ends) and 8 + length + max(ends) == file.stat().st_size

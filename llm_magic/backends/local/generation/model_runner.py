@@ -1,0 +1,203 @@
+"""Forward passes over one sequence of token ids, with the key-value cache of what was read."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from llm_magic.backends.local import transformers_compat as compat
+from llm_magic.backends.local.generation.prefix_cache import PrefixHit, common_length
+from llm_magic.backends.local.worker import Cancelled
+
+
+class ModelRunner:
+    """Runs a model over token ids of shape (1, length), and keeps its cache in step with them.
+
+    The cache holds the first `cached_length` tokens. `boundaries` are the lengths that it had when
+    each forward pass began.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        ids: torch.Tensor,
+        arguments: dict[str, Any],
+        max_new_tokens: int,
+    ) -> None:
+        """`arguments` are those that `generate` prepares for `forward`, the cache among them."""
+        self._model: Any = model
+        self._arguments = arguments
+        found = compat.cache_in(arguments)
+        assert found is not None
+        self._cache_name, self.cache = found
+        self._buffer = ids.new_empty((1, ids.shape[1] + max_new_tokens))
+        self._buffer[:, : ids.shape[1]] = ids
+        self._arguments_length = ids.shape[1]
+        self.length = ids.shape[1]
+        self.cached_length = 0
+        self.boundaries: list[int] = []
+        self._next_boundaries: list[int] = []
+        self._in_prefill = True
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """The tokens so far, of shape (1, length)."""
+        return self._buffer[:, : self.length]
+
+    @property
+    def max_new_tokens_left(self) -> int:
+        """How many tokens can still be appended."""
+        return self._buffer.shape[1] - self.length
+
+    def resume(self, hit: PrefixHit) -> None:
+        """Start from the cache of an earlier prompt."""
+        if hit.cache is not None:
+            self.cache = self._arguments[self._cache_name] = hit.cache
+        self.cached_length, self.boundaries = hit.length, list(hit.boundaries)
+        self._next_boundaries = list(hit.next_boundaries)
+
+    def prefill(self, chunk_size: PrefillChunkSize, cancel: threading.Event) -> torch.Tensor:
+        """Read the tokens that are not cached, in chunks between which it can be cancelled.
+
+        Returns the logits of shape (1, vocabulary) after the last token.
+        """
+        while True:
+            if cancel.is_set():
+                raise Cancelled
+            began = time.perf_counter()
+            # The same chunks as in an earlier prompt round in the same way.
+            planned = self._next_boundaries
+            end = planned.pop(0) if planned else self.cached_length + chunk_size.tokens
+            end = min(end, self.length)
+            size = end - self.cached_length
+            logits = self._forward(end, 1)
+            if end == self.length:
+                self._in_prefill = False
+                return logits
+            _synchronize(self._buffer.device)
+            chunk_size.update(size, time.perf_counter() - began)
+
+    def append(self, token: int) -> None:
+        """Append a generated token; the next forward pass reads it."""
+        self._buffer[0, self.length] = token
+        self.length += 1
+
+    def replace(self, tokens: Sequence[int]) -> None:
+        """Replace the sequence by `tokens`, and keep the cache of the prefix that is the same."""
+        wanted = torch.tensor(tokens[: self._buffer.shape[1]], device=self._buffer.device)
+        same = common_length(self.ids[0], wanted)
+        self._buffer[0, same : len(wanted)] = wanted[same:]
+        self.length = len(wanted)
+        # The last token is always read again: its logits are needed.
+        self._crop(min(same, self.length - 1))
+
+    def decode(self, draft: list[int]) -> torch.Tensor:
+        """Read the last token and a draft of the tokens that may follow it.
+
+        Returns logits of shape (1 + len(draft), vocabulary). `remove_draft` removes from the cache
+        what was drafted and not appended.
+        """
+        end = self.length + len(draft)
+        if draft:
+            self.start_recording()
+            self._buffer[0, self.length : end] = torch.tensor(draft)
+        return self._forward(end, 1 + len(draft))
+
+    def remove_draft(self) -> None:
+        """Remove drafted tokens that were not appended from the cache."""
+        self._crop(self.length - 1)
+
+    def _crop(self, length: int) -> None:
+        excess = max(0, self.cached_length - length)
+        if excess or (compat.is_recording(self.cache) and self.cached_length):
+            cache: Any = self.cache
+            cache.crop(-excess)
+            self.cached_length -= excess
+
+    def replace_cache(self, cache: DynamicCache) -> None:
+        """Take the cache of decoding steps that ran elsewhere, one token each."""
+        length = cache.get_seq_length()
+        self.boundaries += range(self.cached_length, length)
+        self.cache = self._arguments[self._cache_name] = cache
+        self.cached_length = length
+
+    def can_draft(self) -> bool:
+        """Return whether drafted tokens can be removed from the cache again."""
+        return isinstance(self.cache, DynamicCache) and compat.can_roll_back(self.cache)
+
+    def trim_cache(self) -> None:
+        """Drop from the cache what only the removal of drafts needs."""
+        self.remove_draft()
+        compat.stop_recording(self.cache)
+
+    def start_recording(self) -> None:
+        """Let windows and convolutions keep what they would drop, so that drafts can be removed."""
+        if not compat.is_recording(self.cache):
+            compat.start_recording(self.cache)
+
+    def _forward(self, end: int, logits_to_keep: int) -> torch.Tensor:
+        """Read the tokens up to `end` that are not cached; returns the last logits."""
+        if end > self._arguments_length:
+            self._arguments = compat.extended(self._arguments, end - self._arguments_length)
+            self._arguments_length = end
+        arguments = compat.shortened(self._arguments, end)
+        if "logits_to_keep" in arguments:
+            arguments["logits_to_keep"] = logits_to_keep
+        inputs = compat.prepare_inputs(
+            self._model,
+            self._buffer[:, :end],
+            end - self.cached_length,
+            arguments,
+            first=self._in_prefill,
+        )
+        outputs = self._model(**inputs, return_dict=True)
+        cache = getattr(outputs, self._cache_name, None)
+        if isinstance(cache, Cache) and cache is not self.cache:
+            # The model read the whole sequence anew, see `compat.longrope_threshold`.
+            self.cache = self._arguments[self._cache_name] = cache
+            self.cached_length, self.boundaries = 0, []
+        self.boundaries.append(self.cached_length)
+        self.cached_length = end
+        logits: torch.Tensor = outputs.logits[0, -logits_to_keep:].float()
+        return logits
+
+
+class PrefillChunkSize:
+    """How many tokens of a prompt one forward pass reads: as many as take about 0.2 s.
+
+    It changes seldom, in powers of two, and is kept with the model: chunks of another size round
+    differently, see `prefix_cache`.
+    """
+
+    _MIN, _MAX = 8, 4096
+    _SLOW_S, _FAST_S = 0.6, 0.05
+
+    def __init__(self, tokens: int = 256) -> None:
+        self.tokens = tokens
+
+    @classmethod
+    def for_model(cls, parameters: int, device: str) -> PrefillChunkSize:
+        """Estimate it from the number of parameters and the type of the device."""
+        operations_per_s = 2e11 if device == "cpu" else 5e13
+        tokens = 0.2 * operations_per_s / (2 * max(parameters, 1))
+        power = 1 << max(0, round(tokens).bit_length() - 1)
+        return cls(max(cls._MIN, min(power, 1024)))
+
+    def update(self, size: int, seconds: float) -> None:
+        """Adapt to the time that a chunk of `size` tokens took; shorter chunks do not count."""
+        if size < self.tokens:
+            return
+        if seconds > self._SLOW_S:
+            self.tokens = max(self.tokens // 2, self._MIN)
+        elif seconds < self._FAST_S:
+            self.tokens = min(self.tokens * 2, self._MAX)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
