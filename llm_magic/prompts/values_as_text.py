@@ -12,13 +12,15 @@ import ast
 import datetime
 import decimal
 import fractions
+import functools
 import inspect
 import itertools
 import linecache
 import pathlib
+import re
 import types
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
@@ -26,7 +28,25 @@ from pprint import pformat
 from typing import Any
 
 from llm_magic.config.redaction import MASK, is_secret_name
-from llm_magic.prompts.known_types import Refused, classes_of, full_name
+from llm_magic.prompts.allowed_methods import require_strftime
+from llm_magic.prompts.trusted_types import (
+    ARRAYS,
+    CONTAINERS,
+    MAX_BITS,
+    MAX_TEXT,
+    NUMBERS,
+    TEXTS,
+    Budget,
+    NotAllowed,
+    bits,
+    classes_of,
+    family,
+    full_name,
+    is_environment,
+    parts,
+    require_length,
+    require_small_exponent,
+)
 
 Mask = Callable[[str], str]
 LONGEST = 300
@@ -48,6 +68,18 @@ _NO_SECRETS = (
 _BRACKETS: dict[type, tuple[str, str]] = {
     list: ("[", "]"), tuple: ("(", ")"), set: ("{", "}"), frozenset: ("frozenset({", "})"),
 }  # fmt: skip
+
+
+_MAX_SHOWN = 200_000  # elements of a list or dict that is inserted
+_SHOWN_COST, _TABLE_COST = 20, 20_000  # of the text of an element and a table, in elements
+_METHODS = frozenset({types.MethodType, types.MethodWrapperType})
+_VIEWS = frozenset({ItemsView, KeysView, ValuesView})
+# The format specs of numbers and texts.
+_SPEC = re.compile(
+    r"(?:.?[<>=^])?[-+ ]?z?#?0?(?P<width>\d{0,30})[_,]?(?:\.(?P<precision>\d{1,30}))?[bcdeEfFgGnosxX%]?"
+)
+# {a:b} and {a:1} are also entries of a dict without spaces and quotes.
+_ENTRY = re.compile(r"[a-zA-Z]+|\d|[1-9]\d*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +317,7 @@ def _source(value: Any) -> str:
         return inspect.cleandoc("\n" + inspect.getsource(value))
     except (OSError, TypeError):
         if isinstance(value, types.MethodType):  # Its repr contains that of its object.
-            raise Refused("is a method; call it") from None
+            raise NotAllowed("is a method; call it") from None
         return _cell_source(value) or repr(value)
 
 
@@ -330,3 +362,91 @@ _RENDERERS: Mapping[str, Callable[[Any, _Style], str]] = {
     "numpy.generic": _scalar,
     "torch.Tensor": _tensor,
 }
+
+
+# -- bounds on the text of what an expression returns ---------------------------------------------
+
+
+def require_printable(value: Any, budget: Budget) -> None:
+    """Raise `NotAllowed` if the text of a value would be very long or contain the environment."""
+    pending, length, visited, work = [value], 0, 0, 0.0
+    while pending:
+        one = pending.pop()
+        kind = family(one)
+        visited += 1
+        length += len(one) if kind in TEXTS else 1
+        work += _TABLE_COST if kind in ARRAYS else _SHOWN_COST
+        if bits(one) > 10 * MAX_BITS:
+            raise NotAllowed(f"has a number of over {10 * MAX_BITS:,} bits", advice="")
+        if kind in {"unknown", *ARRAYS}:
+            _require_no_environment(one, budget)
+        if kind in CONTAINERS:
+            require_length(visited + len(pending) + len(one), _MAX_SHOWN, "elements in its text")
+            for part in parts(one):
+                pending += part
+        require_length(length, 20 * MAX_TEXT)
+    budget.spend(work + length / 50)
+
+
+def _require_no_environment(value: Any, budget: Budget) -> None:
+    """Raise `NotAllowed` if the text of a value would contain the environment variables."""
+    if _is_bound(value):
+        raise NotAllowed("is a method; call it")
+    held = list(_contents(value, budget))
+    for one in held:
+        if type(one) in {list, tuple} and len(one) <= 1000:  # the dicts of a chain of dicts
+            held += one
+        if is_environment(getattr(one, "__self__", None) if _is_bound(one) else one):
+            raise NotAllowed("has all environment variables in it")
+
+
+def _is_bound(value: object) -> bool:
+    """Return whether a value is a method, whose text would contain that of its object."""
+    if isinstance(value, types.BuiltinFunctionType) and type(value) is types.BuiltinFunctionType:
+        return not isinstance(value.__self__, (types.ModuleType, type(None)))
+    return type(value) in _METHODS
+
+
+def _contents(value: Any, budget: Budget) -> Iterator[Any]:
+    """Yield what an object of an unknown class or an array of objects contains, one level deep."""
+    yield value
+    if type(value) in _VIEWS:
+        yield value._mapping
+    elif type(value) is functools.partial:
+        yield from (value.func, *value.args, *value.keywords.values())
+    elif family(value) == "unknown":
+        with suppress(AttributeError):  # of an object with slots
+            yield from list(object.__getattribute__(value, "__dict__").values())[:1000]
+    columns = [value]
+    if family(value) == "frame":
+        columns = [value.iloc[:, number] for number in range(min(1000, value.shape[1]))]
+    for column in columns if family(value) in {"frame", "series", "index"} else ():
+        if str(column.dtype) == "object":
+            budget.spend(len(column))
+            yield from (cell for cell in column.array if type(cell) not in {str, int, float})
+
+
+def format_value(value: Any, spec: str, budget: Budget) -> str:
+    """Return a value by a format spec, as in an f-string; raises `NotAllowed` if it is unsafe."""
+    if _ENTRY.fullmatch(spec):
+        reason = "may be an entry of a dict or CSS; for a format spec put > after the colon"
+        raise NotAllowed(reason, advice="")
+    kind = family(value)
+    if kind in {"date", "datetime", "time", "period", "missing"}:
+        require_strftime(spec)
+        if "%" not in spec:
+            raise NotAllowed(f'has the date format "{spec}", which has no %', advice="")
+        return format(value, spec)
+    if kind not in NUMBERS | TEXTS | {"timedelta", "none", "uuid", "path"} | CONTAINERS | ARRAYS:
+        raise NotAllowed(f"has a format spec, which the class {type(value).__name__} would read")
+    if kind == "scalar" and value.dtype.kind not in "iufcbU":
+        raise NotAllowed(f"has a format spec for a {type(value).__name__}")
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise NotAllowed(f'has the format spec "{spec}", which Python does not support', advice="")
+    digits = max(int(match["width"] or 0), int(match["precision"] or 0))
+    if digits > 1000:
+        raise NotAllowed("has a format spec with a width or precision over 1,000", advice="")
+    require_small_exponent(value)
+    require_printable(value, budget)
+    return format(value, spec)

@@ -57,7 +57,7 @@ class HelpMagics(SessionMagics):
         from llm_magic.session.requests import Request
 
         mend = args["format"] == "code"
-        prompt = explain_error.question(failed, mend=mend)
+        prompt = explain_error.question(failed, fix=mend)
         missing = {
             MASK: f"{MASK} in the mended cell stands for a secret that was not sent.",
             explain_error.CUT: "The cell is too long to be sent; its middle is not in the mended one.",

@@ -614,7 +614,7 @@ ASSIGN = ". Assign it to a variable first, and refer to that"
          f"passes inplace= to .drop(), and inplace= is not an allowed argument{ASSIGN}"),
         ("sorted(xs, key=name)",
          f"passes key= to sorted(), and key= is not an allowed argument{ASSIGN}"),
-        ("name:5q9", 'has the format spec "5q9", which Python does not know'),
+        ("name:5q9", 'has the format spec "5q9", which Python does not support'),
         ("os.environ", "reads the environment variables, which may hold keys"),
     ],
 )  # fmt: skip
