@@ -1,4 +1,4 @@
-"""The ``llm-magic`` command: ``demo`` opens or runs the quickstart, ``doctor`` looks after it all."""
+"""The ``llm-magic`` command: ``demo`` opens or runs the quickstart, ``doctor`` checks the installation."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _MODEL = "SmolLM2-135M-Instruct"
 _NOTEBOOK = "01_quickstart.ipynb"
-# The id of the notebook's first cell: by it a copy is known, whatever was edited since.
-_MARK = '"quickstart-title"'
+# The id of the first cell, which identifies an edited copy of the notebook.
+_CELL_ID = '"quickstart-title"'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _doctor()
         return _demo(headless=args.headless, lab_options=args.lab_options)
     except LLMMagicError as error:
-        _say(f"{error}\n", sys.stderr)
+        _write(f"{error}\n", sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -59,18 +59,18 @@ def _parser() -> argparse.ArgumentParser:
         description="Open JupyterLab on the quickstart notebook, with a small model that needs no network.",
     )
     demo.add_argument(
-        "--headless", action="store_true", help="run it here, and print its cells and the answers"
+        "--headless", action="store_true", help="run it here; print its cells and their output"
     )
     demo.add_argument(
         "lab_options",
         nargs="*",
         metavar="-- OPTION",
-        help="anything else for JupyterLab, as in: llm-magic demo -- --no-browser --port 9000",
+        help="options of JupyterLab, as in: llm-magic demo -- --no-browser --port 9000",
     )
     commands.add_parser(
         "doctor",
-        help="say what is installed and running, and how to mend what is not well",
-        description="The table of %llm_doctor; the exit code is 1 if there is a problem.",
+        help="check packages, devices and servers, and show how to fix problems",
+        description="Print the table of %llm_doctor. The exit code is 1 if there is a problem.",
     )
     return parser
 
@@ -85,19 +85,19 @@ def _doctor() -> int:
         findings = doctor.examine(session)
     finally:
         session.close()
-    # A file or a pipe gets whole lines, which can be searched.
+    # In a file or a pipe, lines are not wrapped, so that they can be searched.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    _say(f"{messages.doctor_table(findings).fitted(width)}\n")
+    _write(f"{messages.doctor_table(findings).fitted(width)}\n")
     return 1 if any(found.state == "problem" for found in findings) else 0
 
 
 def _demo(*, headless: bool, lab_options: Sequence[str]) -> int:
     _require("nbclient" if headless else "jupyterlab", "ipykernel")
     _prepare_model()
-    # What the notebook calls the default model, whatever a .env file here says.
+    # Takes precedence over a .env file in this folder.
     environment = {**os.environ, "DEFAULT_MODEL_NAME_OR_PATH": _MODEL}
     if headless:
-        return _run_headless(_original(), environment)
+        return run_headless(_original(), environment)
     return _open_lab(_working_copy(Path.cwd()), lab_options, environment)
 
 
@@ -113,11 +113,11 @@ def _require(*packages: str) -> None:
 
 
 def _prepare_model() -> None:
-    """Load the embedded model once: fetched, converted and tried before a notebook needs it."""
+    """Load the embedded model once, so that it is downloaded and converted before the notebook runs."""
     from llm_magic.session import Session
 
     session = Session()
-    line = _ProgressLine(sys.stderr)
+    line = ProgressLine(sys.stderr)
     try:
         session.load_and_tell(_MODEL, tick=lambda: line.show(session.progress))
     finally:
@@ -125,15 +125,15 @@ def _prepare_model() -> None:
         session.close()
 
 
-class _ProgressLine:
-    """How far a load is, on one line of a terminal; elsewhere a line for each stage."""
+class ProgressLine:
+    """Writes the progress of a load: one line on a terminal, else one line for each stage."""
 
     def __init__(self, out: TextIO) -> None:
         self._out, self._terminal = out, out.isatty()
         self._text = ""
 
     def show(self, progress: Progress | None) -> None:
-        """Show it, if there is anything new to say."""
+        """Write the progress if its text has changed."""
         if progress is None:
             return
         text = f"Preparing {_MODEL}: {progress.stage}"
@@ -143,36 +143,39 @@ class _ProgressLine:
         text = visible(text)
         if text != self._text:
             line = f"{text.ljust(len(self._text))}\r" if self._terminal else f"{text}\n"
-            _say(line, self._out)
+            _write(line, self._out)
             self._text = text
 
     def clear(self) -> None:
-        """Take the line away again."""
+        """Clear the line on a terminal."""
         if self._terminal:
-            _say(" " * len(self._text) + "\r", self._out)
+            _write(" " * len(self._text) + "\r", self._out)
 
 
 # -- the notebook -----------------------------------------------------------------------------
 
 
 def _original() -> Path:
-    """Return the quickstart: in the installed package, else in the clone."""
+    """Return the quickstart of the installed package or of the repository."""
     package = Path(__file__).parent
     for folder in (package, package.parent):
         if (notebook := folder / "notebooks" / _NOTEBOOK).is_file():
             return notebook
-    raise LLMMagicError(f"{_NOTEBOOK} is missing from this installation. Install llm_magic again.")
+    raise LLMMagicError(f"{_NOTEBOOK} is not in this installation. Install llm_magic again.")
 
 
 def _working_copy(folder: Path) -> Path:
-    """Return the notebook to open: the clone's own, or a copy in `folder` that overwrites nothing."""
+    """Return the notebook to open: that of the repository, or a copy in `folder`.
+
+    Uses an earlier copy if there is one, and overwrites no file.
+    """
     original = _original()
     if original.parent.parent != Path(__file__).parent:
         return original
     stem, suffix = Path(_NOTEBOOK).stem, Path(_NOTEBOOK).suffix
     copy, number = folder / _NOTEBOOK, 1
     while copy.exists():
-        if _MARK in copy.read_text(encoding="utf-8", errors="replace"):
+        if _CELL_ID in copy.read_text(encoding="utf-8", errors="replace"):
             return copy
         number += 1
         copy = folder / f"{stem}_{number}{suffix}"
@@ -180,79 +183,82 @@ def _working_copy(folder: Path) -> Path:
         shutil.copyfile(original, copy)
     except OSError as error:
         raise LLMMagicError(
-            f"The quickstart cannot be copied to {folder}: {error.strerror}. Go to another folder."
+            f"The quickstart cannot be copied to {folder}: {error.strerror}."
+            " Change to another folder."
         ) from None
-    _say(f"Copied the quickstart to {copy}\n", sys.stderr)
+    _write(f"Copied the quickstart to {copy}\n", sys.stderr)
     return copy
 
 
 def _open_lab(notebook: Path, options: Sequence[str], environment: dict[str, str]) -> int:
     command = [sys.executable, "-m", "jupyterlab", str(notebook), *options]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
-        # Jupyter refuses root, who typed this, in a container as a rule. It still listens to this
-        # machine only, and wants its token.
+        # Jupyter does not start as root, the usual user of a container, without this option. It
+        # listens on this machine only, and requires its token.
         command.append("--allow-root")
     if os.name == "posix":
-        # Takes this process's place, and with it the memory that torch holds here.
+        # Replaces this process, which frees the memory of torch.
         os.execve(sys.executable, command, environment)
     with subprocess.Popen(command, env=environment) as lab:
         while True:
             try:
                 return lab.wait()
             except KeyboardInterrupt:
-                continue  # JupyterLab got it as well, asks back, and ends by itself
+                continue  # JupyterLab receives it, too, asks for confirmation, and ends
 
 
-def _run_headless(notebook: Path, environment: dict[str, str]) -> int:
-    """Run the notebook in a kernel of its own and print what it shows; the file stays as it is."""
+def run_headless(notebook: Path, environment: dict[str, str]) -> int:
+    """Run the notebook in a new kernel and print its output. The file is not changed."""
     import nbformat
     from nbclient.exceptions import CellExecutionError, DeadKernelError
 
     book = nbformat.read(notebook, as_version=4)
-    client = _talking_client(book)
+    client = _printing_client(book)
     try:
-        # Answers are printed once, when they are whole: updates of a display are for browsers.
+        # Prints complete answers: a terminal cannot update a display.
         client.execute(env={**environment, "LLM_MAGIC_STREAM": "off"}, cwd=str(Path.cwd()))
     except CellExecutionError:
-        _say("This cell failed; the rest was not run.\n", sys.stderr)
+        _write("This cell failed. The cells after it were not run.\n", sys.stderr)
         return 1
     except DeadKernelError:
-        raise LLMMagicError("The kernel died while it ran the notebook.") from None
+        raise LLMMagicError(
+            "The kernel ended while it ran the notebook. Run llm-magic doctor."
+        ) from None
     return 0
 
 
-def _talking_client(book: NotebookNode) -> NotebookClient:
-    """Return a client that prints each code cell, and its outputs as they come."""
+def _printing_client(book: NotebookNode) -> NotebookClient:
+    """Return a client that prints each code cell, and each output when it arrives."""
     from jupyter_core.utils import ensure_async
     from nbclient import NotebookClient
 
-    class TalkingClient(NotebookClient):
+    class PrintingClient(NotebookClient):
         def process_message(
             self, msg: dict[str, Any], cell: NotebookNode, cell_index: int
         ) -> NotebookNode | None:
             output = super().process_message(msg, cell, cell_index)
             if output is not None:
-                _say(_as_text(output))
+                _write(_as_text(output))
             return output
 
     def interrupt() -> None:
         assert client.km is not None
         pending.append(asyncio.ensure_future(ensure_async(client.km.interrupt_kernel())))
 
-    def listen(**_: Any) -> None:
-        # Ctrl+C stops the cell, as ■ does. By itself nbclient would only take the kernel away.
+    def handle_ctrl_c(**_: Any) -> None:
+        # Ctrl+C interrupts the cell. The default of nbclient is to end the kernel.
         with contextlib.suppress(NotImplementedError):  # Windows
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
 
     pending: list[asyncio.Future[Any]] = []
-    client = TalkingClient(
+    client = PrintingClient(
         book,
         kernel_name="python3",
         timeout=None,
-        on_notebook_start=listen,
+        on_notebook_start=handle_ctrl_c,
         on_cell_start=_print_source,
         on_cell_executed=_end_line,
-        # A kernel of ipykernel 7.4 warns that it is reached over TCP, on this machine alone.
+        # ipykernel 7.4 warns that it uses TCP, which is reachable from this machine only.
         extra_arguments=["--IPKernelApp.log_level=ERROR"],
     )
     return client
@@ -260,17 +266,17 @@ def _talking_client(book: NotebookNode) -> NotebookClient:
 
 def _print_source(cell: NotebookNode, **_: Any) -> None:
     if cell.cell_type == "code" and cell.source:
-        first, *rest = cell.source.splitlines()
-        _say("\n".join(["", f">>> {first}", *(f"... {line}" for line in rest), ""]))
+        first, *others = cell.source.splitlines()
+        _write("\n".join(["", f">>> {first}", *(f"... {line}" for line in others), ""]))
 
 
 def _end_line(cell: NotebookNode, **_: Any) -> None:
     if cell.outputs and not _as_text(cell.outputs[-1]).endswith("\n"):
-        _say("\n")
+        _write("\n")
 
 
 def _as_text(output: NotebookNode) -> str:
-    """Return an output as a terminal shows it."""
+    """Return an output as text for a terminal."""
     if output.output_type == "stream":
         return visible(str(output.text))
     if output.output_type != "error":
@@ -279,7 +285,7 @@ def _as_text(output: NotebookNode) -> str:
     return f"{visible_but_styled(text) if sys.stdout.isatty() else unstyled(text)}\n"
 
 
-def _say(text: str, out: TextIO | None = None) -> None:
+def _write(text: str, out: TextIO | None = None) -> None:
     out = out or sys.stdout
     out.write(text)
     out.flush()

@@ -7,6 +7,7 @@
     │   └── SettingsError         the same, in the environment or a .env file
     ├── PromptError               an expression in a prompt failed
     ├── MissingDependency         an optional package is not installed
+    ├── BackendUnavailable        the package of a backend is broken, or two have the same name
     ├── EventLoopError            the event loop cannot be made re-entrant, or only at the loss of cells
     ├── ModelError
     │   ├── ModelNotFound         there is no model of that name
@@ -95,6 +96,10 @@ class PromptError(LLMMagicError):
 
 class MissingDependency(LLMMagicError):
     """An optional package is not installed."""
+
+
+class BackendUnavailable(LLMMagicError):
+    """The package that provides a backend cannot be used."""
 
 
 class EventLoopError(LLMMagicError):

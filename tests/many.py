@@ -1,12 +1,13 @@
-"""Asks one resident model many things at once, and one at a time, through the door of its backend."""
+"""Answers many conversations with one loaded model, at once and one at a time."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
+from llm_magic.backends.local.backend import LocalTransformersBackend
 from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import LLMMagicError
 from llm_magic.session import Session
@@ -14,19 +15,20 @@ from llm_magic.types import Chunk, FinishReason, Message, Usage
 from tests.local_models import local_model
 
 Answer = tuple[str, FinishReason, Usage]
+Item = tuple[int, Chunk | LLMMagicError]
 Conversations = Sequence[Sequence[Message]]
 TEXT = "the other man in a hat on the table sat there "
-# More than share a step on a CPU; from 15 to about 150 tokens, some of them of the same length.
+# From 15 to about 150 tokens, some of them of the same length.
 PROMPTS = [TEXT[number % 11 :][: 3 + number] * (1 + number % 3) for number in range(36)]
 
 
-def asked(prompts: Sequence[str]) -> list[list[Message]]:
-    """Prompts as conversations."""
+def conversations(prompts: Sequence[str]) -> list[list[Message]]:
+    """Return each prompt as a conversation of one turn."""
     return [[Message("user", prompt)] for prompt in prompts]
 
 
-def put_together(chunks: Sequence[Chunk]) -> Answer:
-    """What is said in all chunks; only the last one says how it ended."""
+def joined(chunks: Sequence[Chunk]) -> Answer:
+    """Return the text, the finish reason and the usage of an answer."""
     first, *_, last = chunks
     assert first.usage is not None
     assert last.usage is not None
@@ -38,21 +40,8 @@ def put_together(chunks: Sequence[Chunk]) -> Answer:
     return "".join(chunk.text for chunk in chunks), last.finish_reason, usage
 
 
-def outcomes(
-    items: Sequence[tuple[int, Chunk | LLMMagicError]], count: int
-) -> list[Answer | LLMMagicError]:
-    """What each of the rows ended with."""
-    answers: list[Answer | LLMMagicError] = []
-    for index in range(count):
-        mine = [item for number, item in items if number == index]
-        chunks = [item for item in mine if isinstance(item, Chunk)]
-        last = mine[-1]
-        answers.append(put_together(chunks) if isinstance(last, Chunk) else last)
-    return answers
-
-
 class Passes:
-    """Every pass of a model: how many rows and columns it read; `before` may break it."""
+    """The forward passes of a model, by sequences and columns; `before` runs at each, and may raise."""
 
     def __init__(self, before: Callable[[Any], None]) -> None:
         self.shapes: list[tuple[int, int]] = []
@@ -65,60 +54,90 @@ class Passes:
 
     @property
     def tokens(self) -> int:
-        """All that was read, padding and all."""
-        return sum(rows * columns for rows, columns in self.shapes)
+        """All tokens that were read, with the padding."""
+        return sum(sequences * columns for sequences, columns in self.shapes)
 
 
-class Asker:
-    """One resident model, and the backend that has it."""
+class BatchModel:
+    """A loaded model that answers conversations together, and one by one for comparison."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.name = ""
-
-    @property
-    def backend(self) -> Any:
-        """The real one."""
-        return self.session._manager._backends["local"]
+    def __init__(self, session: Session, folder: str, **options: Any) -> None:
+        """Load it in float32, where the other sequences of a batch do not change an answer."""
+        info = session.load(folder, dtype="float32", device="cpu", **options)
+        self._session, self._name = session, info.name
+        self._answers: dict[str, Answer] = {}
 
     @property
     def model(self) -> Any:
         """The PyTorch module."""
-        return local_model(self.session, self.name).model
+        return local_model(self._session, self._name).model
 
-    def load(self, folder: Path) -> Asker:
-        """Load a model in float32, where neighbours change nothing that could be seen."""
-        self.name = self.session.load(str(folder), dtype="float32", device="cpu").name
-        return self
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        return local_model(self._session, self._name).tokenizer
 
-    def alone(self, conversations: Conversations, config: GenerationConfig) -> list[Answer]:
-        """Ask one after another."""
+    @property
+    def _backend(self) -> LocalTransformersBackend:
+        backend = self._session._manager.find(self._name).backend
+        assert isinstance(backend, LocalTransformersBackend)
+        return backend
 
-        async def ask(messages: Sequence[Message]) -> list[Chunk]:
-            return [chunk async for chunk in self.backend.stream(self.name, messages, config)]
+    def answer(self, messages: Sequence[Message], config: GenerationConfig) -> Answer:
+        """Answer one conversation alone."""
 
-        return [put_together(self.session._loop.run(ask(turns))) for turns in conversations]
+        async def ask() -> list[Chunk]:
+            return [chunk async for chunk in self._backend.stream(self._name, messages, config)]
 
-    def items(
-        self, conversations: Conversations, config: GenerationConfig
-    ) -> list[tuple[int, Chunk | LLMMagicError]]:
-        """Ask all at once; returns what comes, as it comes."""
+        return joined(self._session._loop.run(ask()))
 
-        async def ask() -> list[tuple[int, Chunk | LLMMagicError]]:
-            many = self.backend.stream_many(self.name, conversations, config)
-            return [item async for item in many]
+    def alone(self, many: Conversations, config: GenerationConfig) -> list[Answer]:
+        """Answer one conversation after another; answers to equal requests are reused."""
+        answers = []
+        for messages in many:
+            key = repr((messages, config))
+            if key not in self._answers:
+                self._answers[key] = self.answer(messages, config)
+            answers.append(self._answers[key])
+        return answers
 
-        return self.session._loop.run(ask())
+    def items(self, many: Conversations, config: GenerationConfig) -> list[Item]:
+        """Answer all conversations together; returns the items as they come."""
+
+        async def ask() -> list[Item]:
+            return [item async for item in self._backend.stream_many(self._name, many, config)]
+
+        return self._session._loop.run(ask())
 
     def together(
-        self, conversations: Conversations, config: GenerationConfig
+        self, many: Conversations, config: GenerationConfig
     ) -> list[Answer | LLMMagicError]:
-        """Ask all at once; returns the answers, or what they ended with."""
-        return outcomes(self.items(conversations, config), len(conversations))
+        """Answer all conversations together; returns the answer of each, or its error."""
+        items = self.items(many, config)
+        results: list[Answer | LLMMagicError] = []
+        for index in range(len(many)):
+            own = [item for number, item in items if number == index]
+            chunks = [item for item in own if isinstance(item, Chunk)]
+            last = own[-1]
+            results.append(joined(chunks) if isinstance(last, Chunk) else last)
+        return results
+
+    def close_after(self, count: int, many: Conversations, config: GenerationConfig) -> float:
+        """Close the stream of all conversations after `count` items; returns how long that takes."""
+
+        async def ask() -> float:
+            stream = self._backend.stream_many(self._name, many, config)
+            for _ in range(count):
+                await anext(stream)
+            began = time.perf_counter()
+            await stream.aclose()
+            return time.perf_counter() - began
+
+        return self._session._loop.run(ask())
 
     @contextlib.contextmanager
-    def watched(self, before: Callable[[Any], None] = lambda _ids: None) -> Iterator[Passes]:
-        """See what the model does, or break it."""
+    def passes(self, before: Callable[[Any], None] = lambda _ids: None) -> Iterator[Passes]:
+        """Collect the forward passes of the model; `before` gets their token ids, and may raise."""
         passes = Passes(before)
         handle = self.model.register_forward_pre_hook(passes, with_kwargs=True)
         try:

@@ -11,9 +11,10 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
-from llm_magic.backends.base import Backend, LoadPlan, Report, TokenCount
+from llm_magic.backends.base import Backend, Capabilities, LoadPlan, Report, TokenCount
 from llm_magic.config.settings import GenerationConfig, LoadConfig, Settings
 from llm_magic.errors import OptionError
 from llm_magic.session import Session
@@ -87,7 +88,7 @@ class Asked:
 class ScriptedBackend(Backend):
     """Answers from a queue of scripts; without one it repeats the question word by word."""
 
-    name: str = "scripted"
+    name = "scripted"
     scripts: deque[Script] = field(default_factory=deque)
     trouble: dict[Stage, BaseException | Hang] = field(default_factory=dict)
     reports: dict[Stage, Sequence[Progress]] = field(default_factory=dict)
@@ -100,7 +101,8 @@ class ScriptedBackend(Backend):
     context: int = 8192
     counting: bool = True
 
-    counts_here = True
+    capabilities = Capabilities(in_process=True, local_token_counts=True)
+    option_names = MappingProxyType({name: name for name in GenerationConfig.model_fields})
 
     def will(self, *script: Step) -> None:
         """Queue the script of one more answer."""

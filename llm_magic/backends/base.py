@@ -1,24 +1,40 @@
-"""The one contract between the manager and whatever generates text."""
+"""The contract between the manager and a backend."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Final
 
-from llm_magic.config.option_spec import refuse_foreign
-from llm_magic.config.settings import GenerationConfig, LoadConfig
-from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, State, Unloaded
+from llm_magic.config.api_keys import ApiKeys
+from llm_magic.config.option_spec import specs
+from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
+from llm_magic.errors import OptionError
+from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Unloaded
 
 Report = Callable[[Progress], None]
+# In `Backend.option_names`: the backend does not have this option.
+UNSUPPORTED: Final = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do; declared, not found out by a call that fails.
+
+    `in_process`: models take memory of this process. `local_token_counts`: `Backend.count` sends no
+    request.
+    """
+
+    in_process: bool = False
+    local_token_counts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """A load that was checked: the model is there, the options go together, it fits.
+    """A load that was checked: the model exists, the options go together, it fits.
 
-    `source` is what the backend needs to carry it out, opaque to everybody else; `notes` is what
-    the user should know about how it was prepared.
+    `source` is what `Backend.load` needs, opaque to everything else; `notes` are shown to the user.
     """
 
     model: str
@@ -30,37 +46,59 @@ class LoadPlan:
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """What a conversation costs: prompt tokens, and the context they have to fit; None if unknown."""
+    """The prompt tokens of a conversation and the context they must fit; None if unknown."""
 
     prompt_tokens: int | None
     context_length: int | None
 
 
 class Backend(ABC):
-    """Something that holds models and streams answers; lives on the loop thread.
+    """Loads models and streams answers; runs on the event-loop thread.
 
-    `loading` is the state while one is made ready; `counts_here` says that `count` asks nobody.
+    A subclass that sets `name` is complete. It declares in `option_names` what it calls each
+    generation option, or that the option is `UNSUPPORTED`, and in `load_config` its load options.
     """
 
-    name: str
-    loading: State = "Loading"
-    counts_here = False
+    name: ClassVar[str]
+    capabilities: ClassVar[Capabilities] = Capabilities()
+    option_names: ClassVar[Mapping[str, str]]
+    load_config: ClassVar[type[LoadConfig]] = LoadConfig
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Raise `TypeError` if a generation option is not declared."""
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            return
+        declared, options = set(cls.option_names), set(GenerationConfig.model_fields)
+        if missing := options - declared:
+            raise TypeError(
+                f"{cls.__name__}.option_names does not declare {', '.join(sorted(missing))}."
+                " Add the name that the backend uses, or UNSUPPORTED."
+            )
+        if unknown := declared - options:
+            raise TypeError(
+                f"{cls.__name__}.option_names declares {', '.join(sorted(unknown))}, which"
+                f" {'is no generation option' if len(unknown) == 1 else 'are no generation options'}."
+            )
+
+    def __init__(self, settings: ReadSettings, keys: ApiKeys) -> None:  # noqa: B027
+        """Create the backend; `settings` returns the current settings."""
 
     @abstractmethod
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
-        """Return the models that could be loaded, from the server that `config` names if any."""
+        """Return the models that can be loaded, from the server that `config` names if any."""
 
     def is_current(self, _name: str, _config: LoadConfig) -> bool:
-        """Return whether a load with these options, now, would find what is resident already.
+        """Return whether a load with these options would give the model that is loaded.
 
-        False where a server's address or key was changed meanwhile, outside of the options.
+        False if the address or the key of a server changed outside of the options.
         """
         return True
 
     def known(self, base_url: str | None) -> list[ModelInfo]:
-        """Return the models that a server named when it was last asked; asks nobody.
+        """Return the models that a server listed last, of all servers if `base_url` is None.
 
-        Of all servers, if no `base_url` is given. May be called from any thread.
+        Sends no request. Safe to call from any thread.
         """
         return []
 
@@ -68,34 +106,33 @@ class Backend(ABC):
     async def check(
         self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
     ) -> LoadPlan:
-        """Find the model and see that it can be loaded, without changing anything.
+        """Find the model and check that it can be loaded, without changing anything.
 
-        A load comes in two steps so that bad input loses nothing: the resident models go only
-        after this succeeded. `leaving` names those whose memory will be free by then. None
-        stands for the configured default.
+        Loaded models are unloaded only after this succeeds. `leaving` names those whose memory will
+        be free by then. A `model` of None is the configured default.
         """
 
     @abstractmethod
     async def load(self, plan: LoadPlan, name: str, report: Report) -> ModelInfo:
-        """Bring the checked model into memory and call it `name`."""
+        """Load the checked model under `name`."""
 
     @abstractmethod
     async def unload(self, name: str) -> Unloaded:
-        """Free a model and measure what came back."""
+        """Free a model and measure the memory before and after."""
 
     @abstractmethod
     def stream(
         self, name: str, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
-        """Answer; the only way to generate.
+        """Yield the chunks of an answer; the only way to generate.
 
         The last chunk carries `finish_reason` and `usage`. Closing the generator stops the work.
         """
 
-    def release_threads(self) -> None:  # noqa: B027 - most have nothing to give back
-        """Give back what the calling thread holds that would slow an answer down.
+    def release_threads(self) -> None:  # noqa: B027 - most backends have none
+        """End the threads that the calling thread keeps and that would slow an answer down.
 
-        Called on the thread that asks, before it waits.
+        Called on the thread that starts a request, before it waits.
         """
 
     @abstractmethod
@@ -103,25 +140,39 @@ class Backend(ABC):
         """Count the tokens of a conversation as the model would read it."""
 
     def check_options(self, config: GenerationConfig, given: Collection[str]) -> None:
-        """Raise `OptionError` for an option that cannot be honored here.
+        """Raise `OptionError` for an option that the backend does not support.
 
-        `given` are the names of the options of this call. Settings that cannot be honored are
-        omitted from the request, like defaults.
+        `given` names the options of this call. Session and environment settings that the backend does
+        not support are omitted from the request instead.
         """
-        refuse_foreign(config, given, self.name, " (-p {name}={value} sends it all the same.)")
+        known = specs(GenerationConfig)
+        for name in sorted(given):
+            spec, value = known[name], getattr(config, name)
+            if self.supports(name) or spec.is_neutral(value):
+                continue
+            label = spec.flag.names[-1] if spec.flag else name
+            unchecked = f", or send it unchecked with -p {name}={value}"
+            raise OptionError(
+                f"{self.name} does not support {label}."
+                f" Remove it{unchecked if self.supports('extra') else ''}."
+            )
         self.check_extra(config)
 
-    @abstractmethod
-    def check_extra(self, config: GenerationConfig) -> None:
-        """Raise `OptionError` for a ``-p`` option that cannot be passed on."""
+    @classmethod
+    def supports(cls, option: str) -> bool:
+        """Return whether the backend has a generation option."""
+        return cls.option_names[option] != UNSUPPORTED
+
+    def check_extra(self, config: GenerationConfig) -> None:  # noqa: B027
+        """Raise `OptionError` for a ``-p`` option that the backend does not accept."""
 
     def details(self, _name: str) -> dict[str, str]:
-        """Return what ``%llm_status`` says about a resident model besides its `ModelInfo`."""
+        """Return what ``%llm_status`` shows about a loaded model besides its `ModelInfo`."""
         return {}
 
     @abstractmethod
     def memory(self) -> MemoryUse:
-        """Return what this process holds now."""
+        """Return the memory that this process holds now."""
 
     @abstractmethod
     async def aclose(self) -> None:

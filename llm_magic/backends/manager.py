@@ -120,7 +120,8 @@ class BackendManager:
             unloaded = [] if keep else await self._unload_others(same.name)
             return LoadResult(same.info, already=True, unloaded=unloaded)
         backend = self._backend(config.backend)
-        self._state, self._loading = backend.loading, model or "the default model"
+        self._state = _loading_state(backend)
+        self._loading = model or "the default model"
         self._changed()
         work = asyncio.ensure_future(self._load(backend, model, config, name, keep, began))
         try:
@@ -170,7 +171,7 @@ class BackendManager:
         self._loading = plan.name
         chosen = self._free_name(plan, name, keep)
         unloaded = [] if keep else await self._unload_others(None)
-        self._state = backend.loading
+        self._state = _loading_state(backend)
         try:
             info = await backend.load(plan, chosen, self._report)
         except LLMMagicError as error:
@@ -318,6 +319,10 @@ class BackendManager:
         self._loaded.clear()
         self._backends.clear()
         self._active, self._state = None, "Inactive"
+
+
+def _loading_state(backend: Backend) -> State:
+    return "Loading" if backend.capabilities.in_process else "Configuring"
 
 
 def _details(active: LoadedModel | None) -> dict[str, str]:

@@ -1,34 +1,207 @@
-"""The backends by name, imported on first use."""
+"""The backends by name, found through the entry-point group ``llm_magic.backends``.
+
+Names come from package metadata and import nothing; a backend is imported when it is used or when
+its options are shown. A backend that cannot be imported raises only when it is used.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import import_module
-from typing import cast
+import dataclasses
+import functools
+import importlib
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypedDict
 
 from llm_magic.backends.base import Backend
 from llm_magic.config.api_keys import ApiKeys
-from llm_magic.config.settings import ReadSettings, Settings
-from llm_magic.errors import OptionError, did_you_mean
+from llm_magic.config.option_spec import OptionSpec, specs
+from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings, Settings
+from llm_magic.errors import BackendUnavailable, OptionError, did_you_mean
 from llm_magic.types import ModelInfo
 
-BACKENDS: Mapping[str, str] = {
-    "local": "llm_magic.backends.local.backend:local",
-    "ollama": "llm_magic.backends.remote.ollama:ollama",
-    "vllm": "llm_magic.backends.remote.openai_compatible:vllm",
-    "instructlab": "llm_magic.backends.remote.openai_compatible:instructlab",
-    "openai": "llm_magic.backends.remote.openai_compatible:openai",
-}
+GROUP = "llm_magic.backends"
+_PACKAGE = "llm_magic"
+
+
+class LoadOptions(TypedDict, total=False):
+    """The load options of this package's backends as keyword arguments; a test keeps them equal."""
+
+    backend: str
+    base_url: str | None
+    key_env: str | None
+    pull: bool
+    idle_timeout: float | None
+    concurrency: int | None
+    device: str
+    quantization: str
+    dtype: str
+    revision: str | None
+    trust_remote_code: bool
+    attn: str | None
+    assistant: str | None
+    special_tokens: bool
+    compile: bool
+
+
+@functools.cache
+def _found() -> Mapping[str, tuple[EntryPoint, ...]]:
+    """Return the entry points by name: this package's first, then the others in alphabetical order."""
+    own = _of_source_checkout()
+    installed = [p for p in entry_points(group=GROUP) if not own or _package(p) != _PACKAGE]
+    installed.sort(key=lambda p: (_package(p) != _PACKAGE, p.name))
+    found: dict[str, tuple[EntryPoint, ...]] = {}
+    for point in [*own, *installed]:
+        found[point.name] = (*found.get(point.name, ()), point)
+    return MappingProxyType(found)
+
+
+def _of_source_checkout() -> list[EntryPoint]:
+    """Return this package's entry points as its ``pyproject.toml`` declares them; none if installed.
+
+    The metadata of an editable install is as old as the last ``pip install``, and may lack them.
+    """
+    file = Path(__file__).parents[2] / "pyproject.toml"
+    try:
+        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+        points: Mapping[str, str] = project["entry-points"][GROUP]
+    except (OSError, ValueError, KeyError):
+        return []
+    if project["name"] != _PACKAGE:
+        return []
+    return [EntryPoint(name, value, GROUP) for name, value in points.items()]
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else _PACKAGE
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all backends; imports none of them."""
+    return tuple(_found())
+
+
+def refresh() -> None:
+    """Look for backends again: packages may have been installed or removed since."""
+    importlib.invalidate_caches()
+    for cached in (_found, backend_class, load_specs, generation_specs):
+        cached.cache_clear()
+
+
+def check_name(name: str, default: str | None = None) -> None:
+    """Raise `OptionError` for a name that no backend has; `default` is the one of the settings."""
+    if name not in _found():
+        refresh()
+    if name not in _found():
+        source = "LLM_BACKEND_TYPE: there" if name == default else "There"
+        raise OptionError(
+            f"{source} is no backend {name!r}.{did_you_mean(name, names())}"
+            f" Known: {', '.join(names())}."
+        )
+
+
+@functools.cache
+def backend_class(name: str) -> type[Backend]:
+    """Import a backend; raises `BackendUnavailable` if its package is broken."""
+    check_name(name)
+    point, *others = _found()[name]
+    if others:
+        packages = " and ".join(_package(p) for p in (point, *others))
+        raise BackendUnavailable(
+            f"The packages {packages} both have a backend {name!r}. Uninstall one of them and restart."
+        )
+    try:
+        found = point.load()
+    except Exception as error:  # noqa: BLE001 - the code of another package runs here
+        raise BackendUnavailable(
+            f"The backend {name!r} of the package {_package(point)} cannot be imported"
+            f" ({type(error).__name__}: {error}). Upgrade or uninstall that package and restart."
+        ) from None
+    if not isinstance(found, type) or not issubclass(found, Backend) or found.name != name:
+        raise BackendUnavailable(
+            f"The entry point {name!r} of the package {_package(point)} must be a subclass of"
+            f" llm_magic.backends.base.Backend with name = {name!r}; it is {point.value}."
+        )
+    return found
 
 
 def create(name: str, settings: ReadSettings, keys: ApiKeys) -> Backend:
-    """Import and build the backend called `name`; raises `OptionError` for an unknown one.
+    """Import and create a backend; raises `OptionError` for an unknown name.
 
-    `settings` returns those of the moment: ``%llm_config --reset`` reads them anew.
+    `settings` returns the current settings: ``%llm_config --reset`` reads them again.
     """
     check_name(name, settings().backend)
-    module, _, attribute = BACKENDS[name].partition(":")
-    return cast(Backend, getattr(import_module(module), attribute)(settings, keys))
+    return backend_class(name)(settings, keys)
+
+
+def _available() -> Iterator[type[Backend]]:
+    """Yield the backends that can be imported."""
+    for name in names():
+        try:
+            yield backend_class(name)
+        except BackendUnavailable:
+            # Whoever uses it gets the error.
+            continue
+
+
+def load_config(settings: Settings, options: Mapping[str, Any]) -> LoadConfig:
+    """Return the checked options of a load over the defaults of `settings`.
+
+    An option of another backend is an error, unless its value is the default there.
+    """
+    name = str(options.get("backend", settings.backend))
+    check_name(name, settings.backend)
+    config = settings.load_config(backend_class(name).load_config)
+    own, known = type(config).model_fields, load_specs()
+    given = {}
+    for option, value in options.items():
+        spec = known.get(option)
+        if option in own or spec is None:
+            given[option] = value
+        elif value != spec.default and not spec.is_neutral(value):
+            label = spec.flag.names[-1] if spec.flag else option
+            raise OptionError(
+                f"{label} is not an option of {name}, only of {', '.join(spec.backends)}. Remove it."
+            )
+    return config.replace(**given)
+
+
+@functools.cache
+def load_specs() -> Mapping[str, OptionSpec]:
+    """Return the load options of all backends, each with the backends that have it."""
+    merged = dict(_merged(lambda backend: specs(backend.load_config)))
+    merged["backend"] = dataclasses.replace(merged["backend"], choices=names())
+    return MappingProxyType(merged)
+
+
+@functools.cache
+def generation_specs() -> Mapping[str, OptionSpec]:
+    """Return the generation options, each with the backends that support it."""
+    return _merged(
+        lambda backend: {n: s for n, s in specs(GenerationConfig).items() if backend.supports(n)}
+    )
+
+
+def _merged(
+    options: Callable[[type[Backend]], Mapping[str, OptionSpec]],
+) -> Mapping[str, OptionSpec]:
+    """Return the options of all backends by name; the first backend with a flag keeps the flag."""
+    merged: dict[str, OptionSpec] = {}
+    flags: dict[str, str] = {}
+    backends = list(_available())
+    for backend in backends:
+        for name, spec in options(backend).items():
+            flag_names = spec.flag.names if spec.flag is not None else ()
+            if all(flags.setdefault(flag, name) == name for flag in flag_names):
+                first = merged.setdefault(name, spec)
+                merged[name] = dataclasses.replace(first, backends=(*first.backends, backend.name))
+    for name, spec in merged.items():
+        if len(spec.backends) == len(backends):
+            merged[name] = dataclasses.replace(spec, backends=())
+    return MappingProxyType(merged)
 
 
 def local_model_names(settings: Settings) -> list[ModelInfo]:
@@ -36,13 +209,3 @@ def local_model_names(settings: Settings) -> list[ModelInfo]:
     from llm_magic.backends.local.files import sources
 
     return sources.names(settings.models_folder)
-
-
-def check_name(name: str, usual: str | None = None) -> None:
-    """Raise `OptionError` for a name that is no backend's; `usual` is the one of the settings."""
-    if name not in BACKENDS:
-        source = "LLM_BACKEND_TYPE: there" if name == usual else "There"
-        raise OptionError(
-            f"{source} is no backend {name!r}.{did_you_mean(name, BACKENDS)}"
-            f" Known: {', '.join(BACKENDS)}."
-        )

@@ -17,7 +17,7 @@ from llm_magic.errors import OptionError
 
 if TYPE_CHECKING:
     from llm_magic.config.server_address import ServerAddress
-    from llm_magic.config.settings import LoadConfig, Settings
+    from llm_magic.config.settings import ServerLoadConfig, Settings
 
 _MASK = "•••"
 _OPENAI = "OPENAI_API_KEY"
@@ -88,7 +88,7 @@ class ApiKeys:
         self._named: dict[str, None] = {}
 
     def obtain(
-        self, config: LoadConfig, address: ServerAddress, settings: Settings
+        self, config: ServerLoadConfig, address: ServerAddress, settings: Settings
     ) -> ApiKey | None:
         """Return the key of a load, asking for it where its variable is not set; None for no key."""
         key = self.find(config, address, settings)
@@ -107,7 +107,9 @@ class ApiKeys:
         named = (os.environ.get(name, "") for name in self.variables())
         return [*tuple(self._typed.values()), *filter(None, named)]
 
-    def find(self, config: LoadConfig, address: ServerAddress, settings: Settings) -> ApiKey | None:
+    def find(
+        self, config: ServerLoadConfig, address: ServerAddress, settings: Settings
+    ) -> ApiKey | None:
         """Return the key of a load, from the environment or from what was typed in."""
         name = config.key_env
         # Only where it is about that server: its address may be one that is no address.

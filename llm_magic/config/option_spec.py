@@ -1,12 +1,12 @@
-"""What an option is: its name, range, help, flag and backends, read off the field that declares it."""
+"""The specification of an option: name, range, help and flag, read from the field that declares it."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Self, TypeVar, cast, get_args
+from typing import Any, Literal, Self, TypeVar, cast, get_args
 
 from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,64 +18,97 @@ _LONGEST_VALUE = 200
 _LONGEST_NUMBER = 256
 
 
+OptionKind = Literal["value", "switch", "repeated", "pairs"]
+
+
+def _as_written(text: str) -> str:
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """How an option is written on a magic line."""
+    """How an option is written on a magic line; `parse` reads one value of it."""
 
     names: tuple[str, ...]
     metavar: str = ""
+    parse: Callable[[str], object] = _as_written
 
 
 @dataclass(frozen=True, slots=True)
-class Only:
-    """The backends that can honour an option; one without this is for all of them."""
+class Control:
+    """The control of an option in the panel; a load option without one has no control.
 
-    backends: tuple[str, ...]
+    `slider` is its maximum and step, where the option's own range is wider or has no end; `none` is
+    what None stands for; `examples` are offered by completion too, other values may be allowed.
+    """
+
+    label: str = ""
+    slider: tuple[float, float] | None = None
+    none: str = "model's own"
+    examples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Slider:
-    """How far a slider goes, where the range is wider or has no end, and in what steps."""
+class Allowed:
+    """The allowed values in words, where no range and no list of choices describes them."""
 
-    maximum: float
-    step: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Neutral:
+    """The value that changes nothing: a backend without the option accepts it."""
+
+    value: object
 
 
 @dataclass(frozen=True, slots=True)
 class OptionSpec:
-    """One option as flags, sliders, checks and help see it."""
+    """One option as flags, sliders, checks and help see it; no `backends` means all of them."""
 
     name: str
     help: str
     default: object
+    kind: OptionKind = "value"
     flag: Flag | None = None
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
-    slider: Slider | None = None
+    allowed: str = ""
+    neutral: object = None
+    control: Control | None = None
+    backends: tuple[str, ...] = ()
 
     @property
     def range(self) -> str:
         """The allowed values in words."""
-        if self.choices:
-            return ", ".join(self.choices)
+        if self.allowed or self.choices:
+            return self.allowed or ", ".join(self.choices)
         if self.minimum is not None and self.maximum is not None:
-            # All digits of a large whole number: `seed` has one.
+            # All digits of a large whole number, as `seed` has one.
             most = f"{self.maximum:.0f}" if self.maximum.is_integer() else f"{self.maximum:g}"
             return f"{self.minimum:g} to {most}"
         return f"{self.minimum:g} or more" if self.minimum is not None else ""
 
+    @property
+    def is_number(self) -> bool:
+        """Whether the values are numbers."""
+        return self.minimum is not None
+
     def works_on(self, backend: str) -> bool:
-        """Return whether a backend can honour it."""
-        return not self.only or backend in self.only
+        """Return whether a backend supports the option."""
+        return not self.backends or backend in self.backends
+
+    def is_neutral(self, value: object) -> bool:
+        """Return whether a value requests nothing, so that any backend can accept it."""
+        return value is None or value in ((), {}, self.neutral)
 
 
 class OptionModel(BaseModel):
-    """What all option sets share: frozen, no unknown names, errors in one line.
+    """The base of all option sets: frozen, without unknown names, with errors in one line.
 
-    ``model_fields_set`` holds the names that a call or a session set. A default that a backend
-    refuses is omitted from the next try; an option that was set is an error there.
+    `model_fields_set` holds the names that a call or the session set. A default that a backend
+    rejects is omitted from the next try; an option that was set is an error there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
@@ -85,19 +118,33 @@ class OptionModel(BaseModel):
         if not changes:
             return self
         checked = parse(type(self), {**dict(self), **changes})
-        asked = self.model_fields_set | changes.keys()
-        return type(self).defaults(dict(checked), asked)
+        return type(self).from_checked(dict(checked), self.model_fields_set | changes.keys())
+
+    @classmethod
+    def from_checked(cls, values: Mapping[str, object], fields_set: set[str]) -> Self:
+        """Return an option set of checked values, of which only `fields_set` count as set."""
+        # pydantic's plugin for mypy loses the type of the class here.
+        return cast(Self, cls.model_construct(_fields_set=fields_set, **values))
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        """Show a mapping as what people write."""
+        """Show a mapping as the dict that the user wrote."""
         for name, value in super().__repr_args__():
             yield name, dict(value) if isinstance(value, Mapping) else value
 
-    @classmethod
-    def defaults(cls, values: Mapping[str, object], asked: set[str]) -> Self:
-        """Return a set of checked values, of which only the names in `asked` were asked for."""
-        # pydantic's plugin for mypy forgets whose method this is.
-        return cast(Self, cls.model_construct(_fields_set=asked, **values))
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle mappings as dicts: a `MappingProxyType` cannot be pickled."""
+        values = {n: dict(v) if isinstance(v, Mapping) else v for n, v in self}
+        return _restore, (type(self), values, set(self.model_fields_set))
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Return the option set itself: it is immutable."""
+        return self
+
+
+def _restore(
+    cls: type[OptionModel], values: dict[str, object], fields_set: set[str]
+) -> OptionModel:
+    return cls.from_checked(dict(parse(cls, values)), fields_set)
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -123,77 +170,59 @@ def specs(cls: type[BaseModel]) -> Mapping[str, OptionSpec]:
     return MappingProxyType({name: _spec(name, info) for name, info in cls.model_fields.items()})
 
 
-def refuse_foreign(
-    options: OptionModel, names: Collection[str], backend: str, hint: str = ""
-) -> None:
-    """Raise `OptionError` for an option among `names` that `backend` cannot honor."""
-    known = specs(type(options))
-    for name in sorted(names):
-        spec, value = known[name], getattr(options, name)
-        if spec.works_on(backend) or _asks_for_nothing(name, value):
-            continue
-        label = spec.flag.names[-1] if spec.flag else name
-        raise OptionError(
-            f"{label} does nothing on {backend}; {_and(spec.only)} can use it."
-            f" Leave it away.{hint.format(name=name, value=value)}"
-        )
-
-
-def _asks_for_nothing(name: str, value: object) -> bool:
-    # A penalty of 1 is none.
-    return value in (None, (), "none", "auto") or value is False or (name, value) == (
-        "repetition_penalty", 1,
-    )  # fmt: skip
-
-
-def _and(names: tuple[str, ...]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
 def _spec(name: str, info: FieldInfo) -> OptionSpec:
-    def marked(kind: type[_Mark]) -> _Mark | None:
+    def mark(kind: type[_Mark]) -> _Mark | None:
         return next((m for m in info.metadata if isinstance(m, kind)), None)
 
-    least, most, only = marked(Ge), marked(Le), marked(Only)
+    least, most, allowed, neutral = mark(Ge), mark(Le), mark(Allowed), mark(Neutral)
     choices = get_args(info.annotation)
+    default = info.get_default(call_default_factory=True, validated_data={})
     return OptionSpec(
         name=name,
         help=info.description or "",
-        default=info.get_default(call_default_factory=True, validated_data={}),
-        flag=marked(Flag),
+        default=default,
+        kind=_kind(default),
+        flag=mark(Flag),
         minimum=None if least is None else float(least.ge),  # type: ignore[arg-type]
         maximum=None if most is None else float(most.le),  # type: ignore[arg-type]
         choices=choices if choices and all(isinstance(c, str) for c in choices) else (),
-        only=only.backends if only else (),
-        slider=marked(Slider),
+        allowed=allowed.text if allowed else "",
+        neutral=neutral.value if neutral else None,
+        control=mark(Control),
     )
+
+
+def _kind(default: object) -> OptionKind:
+    if isinstance(default, bool):
+        return "switch"
+    if isinstance(default, tuple):
+        return "repeated"
+    return "pairs" if isinstance(default, Mapping) else "value"
 
 
 _Mark = TypeVar("_Mark")
 
 
 def first_problem(cls: type[BaseModel], error: ValidationError) -> str:
-    """Return what is wrong with the first wrong value: its name, itself and the range."""
+    """Return the name, the value and the allowed range of the first wrong value."""
     problem = error.errors()[0]
-    where = str(problem["loc"][0]) if problem["loc"] else ""
+    name = str(problem["loc"][0]) if problem["loc"] else ""
     by_alias = {str(info.validation_alias or name): name for name, info in cls.model_fields.items()}
-    field = by_alias.get(where)
+    field = by_alias.get(name)
     if problem["type"] == "key":
-        # What was taken for a key is never repeated.
-        return f"{problem['msg']}"
+        # A value that may be a key is never repeated.
+        return str(problem["msg"])
     allowed = specs(cls)[field].range if field else ""
     value = problem["input"]
     reason = f"must be {allowed}" if allowed else f"is wrong: {_reason(problem['msg'])}"
     if problem["type"].endswith(("parsing", "from_float")) and allowed:
         kind = "a whole number" if problem["type"].startswith("int") else "a number"
         reason = f"must be {kind}, {allowed}"
-    if field == "device":
-        reason = "must be auto, cpu, cuda, cuda:N or mps"
-    return f"{where}={_shown(value)} {reason}."
+    return f"{name}={_shown(value)} {reason}."
 
 
 def _shown(value: object) -> str:
-    """Return a wrong value, cut: a number may have more digits than Python writes."""
+    """Return a wrong value, shortened: a number may have more digits than Python writes."""
     if isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER:
         return f"a number of {value.bit_length()} bits"
     text = str(value)

@@ -12,7 +12,7 @@ from llm_magic.errors import OptionError, SettingsError
 from llm_magic.text.surrogates import is_plain_name
 
 if TYPE_CHECKING:
-    from llm_magic.config.settings import LoadConfig, Settings
+    from llm_magic.config.settings import ServerLoadConfig, Settings
 
 _PORTS = {"http": 80, "https": 443}
 # Names of Docker services may hold underscores.
@@ -42,13 +42,12 @@ class ServerAddress:
         return self.is_local or self.url.startswith("https:")
 
 
-def resolve_address(config: LoadConfig, settings: Settings) -> ServerAddress | None:
-    """Return the server that a load is about; None where there is none (``local``)."""
-    default = getattr(settings, f"{config.backend}_base_url", None)
-    if default is None:
-        return None
+def resolve_address(config: ServerLoadConfig, settings: Settings) -> ServerAddress:
+    """Return the server of a load; raises `OptionError` if neither load nor settings name one."""
     if config.base_url is not None:
         return parse_url(config.backend, config.base_url)
+    if not hasattr(settings, f"{config.backend}_base_url"):
+        raise OptionError(f"{config.backend} needs the address of a server: add --base-url URL.")
     return parse_setting(config.backend, settings)
 
 

@@ -1,7 +1,8 @@
-"""Settings and options: their names, defaults, ranges and help, each declared once.
+"""The settings and the options that every backend has: name, default, range and help, each declared once.
 
-Magic flags, checks, help texts and the table of ``%llm_config`` are all made from the fields
-below. Precedence: this call > the session > settings > the model's own default.
+Flags, checks, help texts, panel controls and the table of ``%llm_config`` are made from the fields
+below. A backend declares its own load options in a subclass of `LoadConfig`.
+Precedence: this call > session.generation > `Settings` > the model's own default.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Le
 from pydantic import (
@@ -30,17 +31,22 @@ from pydantic_settings import (
 )
 
 from llm_magic.config.env_file import read_env_file
-from llm_magic.config.option_spec import Flag, Only, OptionModel, Slider, first_problem
+from llm_magic.config.option_spec import (
+    Allowed,
+    Control,
+    Flag,
+    Neutral,
+    OptionModel,
+    first_problem,
+    specs,
+)
 from llm_magic.errors import SettingsError
+from llm_magic.text.escapes import unescape
 from llm_magic.text.surrogates import has_surrogates
-
-_LOCAL = Only(("local",))
-_REMOTE = Only(("ollama", "vllm", "instructlab", "openai"))
-_NOT_OPENAI = Only(("local", "ollama", "vllm", "instructlab"))
 
 
 def _none_word(value: object) -> object:
-    """Read the word ``none`` as "leave it to the model"."""
+    """Return None for the word ``none``, which leaves an option to the model."""
     return None if isinstance(value, str) and value.strip().casefold() == "none" else value
 
 
@@ -51,14 +57,14 @@ def _as_tuple(value: object) -> object:
 
 
 def _stop_texts(value: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse stop texts that no answer can contain."""
+    """Raise for a stop text that no answer can contain."""
     if any(not text or has_surrogates(text) for text in value):
-        raise PydanticCustomError("stop", "a text to stop at is empty, or has half a character")
+        raise PydanticCustomError("stop", "a stop text is empty or has a lone surrogate")
     return value
 
 
 def _variable_name(value: object) -> object:
-    """Refuse what is no name of a variable, above all a key: it would be saved in the notebook."""
+    """Raise for a value that is not a variable name: a key on the line is saved in the notebook."""
     if value is None or (isinstance(value, str) and _is_name(value)):
         return value
     raise PydanticCustomError(
@@ -71,62 +77,61 @@ def _variable_name(value: object) -> object:
 def _is_name(text: str) -> bool:
     from llm_magic.config.redaction import is_key
 
-    # Keys have dashes, or are longer than any name that somebody chose, or look like what they are.
+    # Keys have dashes, are longer than names that people choose, or have a known prefix.
     return bool(_NAME.fullmatch(text)) and not is_key(text)
 
 
-def _in_home(value: Path | None) -> Path | None:
+def _expand_home(value: Path | None) -> Path | None:
     """Return a folder with ``~`` replaced."""
     try:
         return value.expanduser() if value is not None else None
     except RuntimeError:
-        raise PydanticCustomError("home", "there is no such home folder") from None
+        raise PydanticCustomError("home", "the home folder does not exist") from None
 
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
-_Or_model = BeforeValidator(_none_word)
+_OrModel = BeforeValidator(_none_word)
 MaxNewTokens = Annotated[
     int | None,
     Ge(1),
-    _Or_model,
+    _OrModel,
     Flag(("--max-new-tokens",), "N"),
-    Slider(4096, 1),
+    Control(slider=(4096, 1)),
     Field(description="The longest answer, in tokens."),
 ]
 Temperature = Annotated[
     FiniteFloat | None,
     Ge(0),
     Le(2),
-    _Or_model,
+    _OrModel,
     Flag(("-t", "--temperature"), "T"),
-    Slider(2, 0.05),
+    Control(slider=(2, 0.05)),
     Field(description="0 always takes the likeliest token; higher is more varied."),
 ]
 TopP = Annotated[
     FiniteFloat | None,
     Ge(0),
     Le(1),
-    _Or_model,
+    _OrModel,
     Flag(("--top-p",), "P"),
-    Slider(1, 0.01),
+    Control(slider=(1, 0.01)),
     Field(description="Sample from the likeliest tokens that make up this share."),
 ]
 TopK = Annotated[
     int | None,
     Ge(1),
-    _Or_model,
+    _OrModel,
     Flag(("--top-k",), "K"),
-    Slider(200, 1),
-    _NOT_OPENAI,
+    Control(slider=(200, 1)),
     Field(description="Sample from this many of the likeliest tokens."),
 ]
 RepetitionPenalty = Annotated[
     FiniteFloat | None,
     Ge(1),
-    _Or_model,
+    _OrModel,
     Flag(("--repetition-penalty",), "R"),
-    Slider(2, 0.05),
-    _NOT_OPENAI,
+    Neutral(1),
+    Control(slider=(2, 0.05)),
     Field(description="Above 1 makes repeated tokens less likely."),
 ]
 Seed = Annotated[
@@ -134,21 +139,25 @@ Seed = Annotated[
     Ge(0),
     # On a CPU torch uses 32 bits of a seed: larger ones would repeat the answers of smaller ones.
     Le(2**32 - 1),
-    _Or_model,
+    _OrModel,
     Flag(("--seed",), "N"),
+    Control(none="random"),
     Field(description="The same seed gives the same text."),
 ]
 Stop = Annotated[
     tuple[str, ...],
     BeforeValidator(_as_tuple),
     AfterValidator(_stop_texts),
-    Flag(("--stop",), "TEXT"),
+    Flag(("--stop",), "TEXT", unescape),
+    Control("Stop texts"),
     Field(description="End the answer before this text (repeatable)."),
 ]
 Device = Annotated[
     str,
     Flag(("-d", "--device"), "DEVICE"),
-    _LOCAL,
+    Control("Device", examples=("auto", "cpu", "cuda", "mps")),
+    Allowed("auto, cpu, cuda, cuda:N or mps"),
+    Neutral("auto"),
     Field(
         description="auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one.",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
@@ -157,15 +166,13 @@ Device = Annotated[
 Quantization = Annotated[
     Literal["none", "8bit", "4bit"],
     Flag(("-q", "--quantization"), "BITS"),
-    _LOCAL,
+    Control("Quantization"),
     Field(description="Smaller weights by bitsandbytes: none, 8bit or 4bit."),
 ]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-_SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class GenerationConfig(OptionModel):
-    """What one answer is generated with; None leaves it to the model."""
+    """The options of one answer; None leaves an option to the model."""
 
     max_new_tokens: MaxNewTokens = 512
     temperature: Temperature = 0.7
@@ -176,7 +183,7 @@ class GenerationConfig(OptionModel):
     stop: Stop = ()
     extra: Annotated[
         Mapping[str, Any],
-        # A dict could be changed behind the back of whoever has to check it.
+        # A dict could be changed after it was checked.
         AfterValidator(MappingProxyType),
         PlainSerializer(dict),
         Flag(("-p", "--param"), "KEY=VALUE"),
@@ -185,117 +192,79 @@ class GenerationConfig(OptionModel):
 
 
 class LoadConfig(OptionModel):
-    """How a model is brought into memory."""
+    """The options of a load that every backend has; a backend adds its own in a subclass."""
 
     backend: Annotated[
         str,
         Flag(("-b", "--backend"), "BACKEND"),
-        Field(description="Where it runs: local, ollama, vllm, instructlab or openai."),
+        Field(description="Where the model runs."),
     ] = "local"
+
+
+class ServerLoadConfig(LoadConfig):
+    """The options of a load from a server."""
+
     base_url: Annotated[
         str | None,
         Flag(("--base-url",), "URL"),
-        _REMOTE,
-        Field(description="Address of the server; /v1 may be there or not."),
+        Control("Server address"),
+        Field(description="Address of the server, with or without /v1."),
     ] = None
     key_env: Annotated[
         str | None,
         BeforeValidator(_variable_name),
         Flag(("--key-env",), "NAME"),
-        _REMOTE,
+        Control("Variable with the key"),
         Field(
             description="Environment variable with the server's key; asked for if it is not set."
         ),
     ] = None
-    pull: Annotated[
-        bool,
-        Flag(("--pull",)),
-        Only(("ollama",)),
-        Field(description="Let the server download the model first if it has to."),
-    ] = False
     idle_timeout: Annotated[
         FiniteFloat | None,
         Ge(1),
         Flag(("--idle-timeout",), "S"),
-        _REMOTE,
         Field(description="Longest silence within an answer, in seconds; 5 times that before it."),
     ] = None
     concurrency: Annotated[
         int | None,
         Ge(1),
         Flag(("--concurrency",), "N"),
-        _REMOTE,
-        Field(description="Questions that the server gets at once; others wait."),
+        Field(description="Requests that the server gets at once; others wait."),
     ] = None
-    device: Device = "auto"
-    quantization: Quantization = "none"
-    dtype: Annotated[
-        Dtype,
-        BeforeValidator(lambda v: _SHORT_DTYPES.get(v, v) if isinstance(v, str) else v),
-        Flag(("--dtype",), "DTYPE"),
-        _LOCAL,
-        Field(description="Number format of the weights: auto, float32, bfloat16 or float16."),
-    ] = "auto"
-    revision: Annotated[
-        str | None,
-        Flag(("--revision",), "REV"),
-        _LOCAL,
-        Field(description="Branch, tag or commit on the hub."),
-    ] = None
-    trust_remote_code: Annotated[
-        bool,
-        Flag(("--trust-remote-code",)),
-        _LOCAL,
-        Field(description="Run Python code that comes with the model. Only for models you trust."),
-    ] = False
-    attn: Annotated[
-        str | None,
-        Flag(("--attn",), "NAME"),
-        _LOCAL,
-        Field(description="Attention implementation, as in Transformers (eager, sdpa, …)."),
-    ] = None
-    assistant: Annotated[
-        str | None,
-        Flag(("--assistant",), "MODEL"),
-        _LOCAL,
-        Field(description="A smaller model with the same vocabulary that guesses ahead."),
-    ] = None
-    special_tokens: Annotated[
-        bool,
-        Flag(("--special-tokens",)),
-        _LOCAL,
-        Field(description="Read special tokens in prompts as control tokens, not as text."),
-    ] = False
-    compile: Annotated[
-        bool,
-        Flag(("--compile",)),
-        _LOCAL,
-        Field(
-            description="Compile the model first, and use that where it measures faster; a slower load."
-        ),
-    ] = False
+
+
+LoadConfigT = TypeVar("LoadConfigT", bound=LoadConfig)
+_GENERATION = GenerationConfig()
+# The options whose default is a setting.
+_OPTIONS_WITH_SETTING = frozenset(
+    {"backend", "device", "quantization", *GenerationConfig.model_fields}
+)
 
 
 class Settings(BaseSettings):
-    """Defaults from the environment; `read` adds those of a ``.env`` file in the working folder."""
+    """The defaults of the environment; `read` adds those of a ``.env`` file in the working folder."""
 
     model_config = SettingsConfigDict(
         env_ignore_empty=True, extra="ignore", frozen=True, validate_default=True
     )
 
-    backend: str = Field("local", validation_alias="LLM_BACKEND_TYPE")
+    backend: str = Field(LoadConfig().backend, validation_alias="LLM_BACKEND_TYPE")
     model: str | None = Field(None, validation_alias="DEFAULT_MODEL_NAME_OR_PATH")
-    models_folder: Annotated[Path | None, AfterValidator(_in_home)] = Field(
+    models_folder: Annotated[Path | None, AfterValidator(_expand_home)] = Field(
         None, validation_alias="LOCAL_MODELS_DIR"
     )
     device: Device = Field("auto", validation_alias="LLM_DEVICE")
     quantization: Quantization = Field("none", validation_alias="DEFAULT_LLM_QUANTIZATION")
-    max_new_tokens: MaxNewTokens = Field(512, validation_alias="DEFAULT_LLM_MAX_NEW_TOKENS")
-    temperature: Temperature = Field(0.7, validation_alias="DEFAULT_LLM_TEMPERATURE")
-    top_p: TopP = Field(0.9, validation_alias="DEFAULT_LLM_TOP_P")
-    top_k: TopK = Field(50, validation_alias="DEFAULT_LLM_TOP_K")
+    max_new_tokens: MaxNewTokens = Field(
+        _GENERATION.max_new_tokens, validation_alias="DEFAULT_LLM_MAX_NEW_TOKENS"
+    )
+    temperature: Temperature = Field(
+        _GENERATION.temperature, validation_alias="DEFAULT_LLM_TEMPERATURE"
+    )
+    top_p: TopP = Field(_GENERATION.top_p, validation_alias="DEFAULT_LLM_TOP_P")
+    top_k: TopK = Field(_GENERATION.top_k, validation_alias="DEFAULT_LLM_TOP_K")
     repetition_penalty: RepetitionPenalty = Field(
-        1.15, validation_alias="DEFAULT_LLM_REPETITION_PENALTY"
+        _GENERATION.repetition_penalty, validation_alias="DEFAULT_LLM_REPETITION_PENALTY"
     )
     stream: Literal["on", "off"] = Field("on", validation_alias="LLM_MAGIC_STREAM")
     prefix_cache: Literal["on", "off"] = Field("on", validation_alias="LLM_PREFIX_CACHE")
@@ -309,10 +278,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def read(cls) -> Settings:
-        """Read them now; raises `SettingsError` that names the variable, the value and the range.
-
-        Where the file itself cannot be read, the error names that.
-        """
+        """Read the environment and ``.env``; raises `SettingsError` with variable, value and range."""
         try:
             return _SettingsWithFile()
         except ValidationError as error:
@@ -320,26 +286,28 @@ class Settings(BaseSettings):
 
     @classmethod
     def of_environment(cls) -> Settings | None:
-        """Return the settings without those of the file; None where the environment has a wrong one."""
+        """Return the settings of the environment alone; None if one of them is wrong."""
         try:
             return cls()
         except ValidationError:
             return None
 
     def generation(self) -> GenerationConfig:
-        """Return the generation defaults among the settings; nobody asked for them in particular."""
-        values = {
-            name: getattr(
-                self, name, info.get_default(call_default_factory=True, validated_data={})
-            )
-            for name, info in GenerationConfig.model_fields.items()
-        }
-        return GenerationConfig.defaults(values, asked=set())
+        """Return the defaults of a call; none of them counts as set."""
+        return GenerationConfig.from_checked(self._defaults(GenerationConfig), set())
 
-    def loading(self) -> LoadConfig:
-        """Return the loading defaults among the settings."""
-        values = {**dict(LoadConfig()), "backend": self.backend, "device": self.device}
-        return LoadConfig.defaults(values | {"quantization": self.quantization}, asked=set())
+    def load_config(self, cls: type[LoadConfigT]) -> LoadConfigT:
+        """Return the defaults of a load; none of them counts as set."""
+        return cls.from_checked(self._defaults(cls), set())
+
+    def _defaults(self, cls: type[OptionModel]) -> dict[str, object]:
+        """Return the default of every option: the setting of that name, else the option's own."""
+        return {
+            name: getattr(self, name, spec.default)
+            if name in _OPTIONS_WITH_SETTING
+            else spec.default
+            for name, spec in specs(cls).items()
+        }
 
 
 class _SettingsWithFile(Settings):
@@ -357,9 +325,9 @@ class _SettingsWithFile(Settings):
 
 
 class _EnvFileSource(PydanticBaseSettingsSource):
-    """The variables of ``.env``, in any case; an empty one is not set.
+    """The variables of ``.env``, in upper or lower case; an empty one is not set.
 
-    The source of pydantic-settings knows one encoding, and raises what the decoder raises.
+    pydantic-settings has a source of its own, which reads one encoding only.
     """
 
     def __init__(self, settings_cls: type[BaseSettings]) -> None:
@@ -367,7 +335,7 @@ class _EnvFileSource(PydanticBaseSettingsSource):
         self._values = {name.upper(): value for name, value in read_env_file().items() if value}
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Return the value of a field and the variable it is under."""
+        """Return the value of a field, and its variable."""
         variable = str(field.validation_alias)
         return self._values.get(variable), variable, False
 
@@ -377,23 +345,3 @@ class _EnvFileSource(PydanticBaseSettingsSource):
 
 
 ReadSettings = Callable[[], Settings]
-
-
-class LoadOptions(TypedDict, total=False):
-    """The fields of `LoadConfig` as keyword arguments; a test keeps them equal."""
-
-    backend: str
-    base_url: str | None
-    key_env: str | None
-    pull: bool
-    idle_timeout: float | None
-    concurrency: int | None
-    device: str
-    quantization: str
-    dtype: str
-    revision: str | None
-    trust_remote_code: bool
-    attn: str | None
-    assistant: str | None
-    special_tokens: bool
-    compile: bool

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 from llm_magic.backends import registry
 from llm_magic.backends.remote.base import RemoteBackend
-from llm_magic.backends.remote.http_client import HttpServer, Limits
+from llm_magic.backends.remote.http_client import HttpServer
+from llm_magic.backends.remote.limits import Limits
 from llm_magic.backends.remote.server_errors import one_line
 from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.certificates import certificate_problem
@@ -25,7 +26,7 @@ from llm_magic.config.server_address import (
     proxy_for,
     resolve_address,
 )
-from llm_magic.config.settings import LoadConfig, Settings
+from llm_magic.config.settings import LoadConfig, ServerLoadConfig, Settings
 from llm_magic.doctor.finding import Finding, apart
 from llm_magic.errors import (
     AuthenticationFailed,
@@ -38,7 +39,6 @@ from llm_magic.types import ModelInfo
 
 # The whole of the hub, and each step with a server: who waits longer has no server to work with.
 _HUB_S, _CONNECT_S, _LIST_S, _VERSION_S = 3.0, 2.0, 5.0, 2.0
-_REMOTE = ("ollama", "vllm", "instructlab", "openai")
 _VERSIONS = {"ollama": "/api/version", "vllm": "/version"}
 _LOOPBACKS = ("127.0.0.1", "::1")
 
@@ -50,7 +50,7 @@ class _Server:
     variable: str
     address: ServerAddress
     asked_for: bool
-    config: LoadConfig
+    config: ServerLoadConfig
 
     @property
     def backend(self) -> str:
@@ -75,7 +75,9 @@ async def servers(
     """
     checks: list[Coroutine[Any, Any, Finding | None]] = []
     seen: set[str] = set()
-    for name in _REMOTE:
+    for name in registry.names():
+        if f"{name}_base_url" not in Settings.model_fields:
+            continue
         try:
             there = list(_servers_of(name, settings, used(name)))
         except OptionError as error:
@@ -93,8 +95,9 @@ async def servers(
 def _servers_of(name: str, settings: Settings, used: LoadConfig | None) -> Iterator[_Server]:
     field, variable = f"{name}_base_url", _variable(name)
     address = parse_setting(name, settings)
-    in_use = resolve_address(used, settings) if used is not None else None
-    if used is not None and in_use is not None:
+    in_use = None
+    if isinstance(used, ServerLoadConfig):
+        in_use = resolve_address(used, settings)
         yield _Server(variable, in_use, True, used)
     if address != in_use:
         asked_for = (
@@ -102,7 +105,7 @@ def _servers_of(name: str, settings: Settings, used: LoadConfig | None) -> Itera
             or settings.backend == name
             or (name == "openai" and bool(os.environ.get("OPENAI_API_KEY")))
         )
-        yield _Server(variable, address, asked_for, LoadConfig(backend=name))
+        yield _Server(variable, address, asked_for, ServerLoadConfig(backend=name))
 
 
 def _variable(name: str) -> str:

@@ -37,7 +37,7 @@ _EXPLAIN = (
     "Say in a few sentences what the cause is. Then show how to fix it, with the changed lines."
 )
 _FIX = (
-    "Say in one sentence what the cause is. Then write the whole fixed cell, every line of it, in one"
+    "Say in one sentence what the cause is. Then write the whole corrected cell, every line of it, in one"
     " ```python block."
 )
 
@@ -110,7 +110,7 @@ def _learn(
 
 
 def question(failed: Failure, *, fix: bool) -> str:
-    """Return the prompt about a failure: for an explanation, or for the fixed cell."""
+    """Return the prompt about a failure: for an explanation, or for the corrected cell."""
     parts = [_FIX if fix else _EXPLAIN]
     if failed.cell is not None:
         parts.append(f"The cell, {failed.cell.label}:\n\n{_fenced(failed.cell.source, 'python')}")

@@ -25,16 +25,9 @@ from llm_magic.types import Progress, Unloaded
 
 if TYPE_CHECKING:
     from llm_magic.backends.manager import LoadResult, Status
-    from llm_magic.config.settings import (
-        GenerationConfig,
-        LoadConfig,
-        LoadOptions,
-    )
+    from llm_magic.backends.registry import LoadOptions
+    from llm_magic.config.settings import GenerationConfig, LoadConfig
     from llm_magic.types import ModelInfo
-
-
-# The options of a load that say which server it is about, and how to talk to it.
-_ABOUT_SERVERS = ("base_url", "key_env", "idle_timeout", "concurrency")
 
 
 class Session(Doors):
@@ -117,15 +110,14 @@ class Session(Doors):
 
     def _prepared(self, model: str | None, options: LoadOptions) -> tuple[LoadConfig, str | None]:
         """Return the options and the model of a load, and see that its key is there."""
-        from llm_magic.config.option_spec import refuse_foreign
+        from llm_magic.backends import registry
+        from llm_magic.config.settings import ServerLoadConfig
 
         settings = self.settings
-        config = settings.loading().replace(**options)
-        refuse_foreign(config, config.model_fields_set, config.backend)
-        address = resolve_address(config, settings)
-        if address is not None:
+        config = registry.load_config(settings, options)
+        if isinstance(config, ServerLoadConfig):
             # Here, because only the caller's thread can ask.
-            self._keys.obtain(config, address, settings)
+            self._keys.obtain(config, resolve_address(config, settings), settings)
         # The default model is meant for the default backend.
         default = settings.model if config.backend == settings.backend else None
         return config, model or default
@@ -168,9 +160,11 @@ class Session(Doors):
         return self._loop.submit(self._listed(about))
 
     def _listed(self, about: LoadOptions) -> Coroutine[Any, Any, list[ModelInfo]]:
+        from llm_magic.config.settings import ServerLoadConfig
+
         used = self.used(about.get("backend", self.settings.backend))
-        if used is not None and "base_url" not in about:
-            known = {name: getattr(used, name) for name in _ABOUT_SERVERS}
+        if isinstance(used, ServerLoadConfig) and "base_url" not in about:
+            known = {name: getattr(used, name) for name in ServerLoadConfig.model_fields}
             about = cast("LoadOptions", {n: v for n, v in known.items() if v is not None} | about)
         config, _ = self._prepared(None, about)
         return self._manager.models(config)
@@ -229,7 +223,7 @@ class Session(Doors):
         loaded_model = self._manager.find(status.active_model)
         idle = status.status == "Ready" and not self.answering
         messages = self._chats.messages(name)
-        if loaded_model.backend.counts_here and idle and messages:
+        if loaded_model.backend.capabilities.local_token_counts and idle and messages:
             return self._loop.run(context_window.counted(loaded_model, messages))
         return context_window.told(chat, loaded_model.name)
 

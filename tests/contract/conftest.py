@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from echo_backend import EchoBackend
 
+from llm_magic.backends import registry
 from llm_magic.session import Session
+from tests.echo_package import install
 from tests.fault_server import CHAT, FaultServer
 from tests.http_server import HttpServer
 from tests.ollama_server import OllamaServer
@@ -32,7 +33,7 @@ class Under:
     server: HttpServer | None = None
     chat: str = CHAT
     options: dict[str, Any] = field(default_factory=dict)
-    echo: EchoBackend | None = None
+    greedy: dict[str, Any] = field(default_factory=lambda: {"temperature": 0})
 
     def load(self, model: str | None = None, **more: Any) -> None:
         """Load its model, or another."""
@@ -42,8 +43,24 @@ class Under:
         """Make its answers last for seconds."""
         if self.server is not None:
             self.server.pace = 0.5
-        if self.echo is not None:
-            self.echo.pace = 0.5
+        if self.name == "echo":
+            self.load(pause=0.5)
+
+
+@pytest.fixture(scope="session")
+def echo_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder where the example package is installed."""
+    return install(tmp_path_factory.mktemp("echo"))
+
+
+@pytest.fixture
+def echo_installed(echo_package: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let this process find the example package during a test."""
+    monkeypatch.syspath_prepend(echo_package)
+    registry.refresh()
+    yield
+    monkeypatch.undo()
+    registry.refresh()
 
 
 @pytest.fixture
@@ -51,14 +68,14 @@ def under(request: pytest.FixtureRequest) -> Iterator[Under]:
     """Return the backend that the test is parametrized with."""
     name = request.param
     with ExitStack() as stack:
-        echo = EchoBackend() if name == "echo" else None
-        session = Session(settings(), create=(lambda _name: echo) if echo is not None else None)
+        session = Session(settings())
         stack.callback(session.close)
         if name == "local":
             request.getfixturevalue("model_cache")
             case = Under(name, session, None, "./there-is-no-such-folder")
-        elif echo is not None:
-            case = Under(name, session, "parrot", "parrotx", echo=echo)
+        elif name == "echo":
+            request.getfixturevalue("echo_installed")
+            case = Under(name, session, "parrot", "parrotx", greedy={})
         else:
             double = OllamaServer() if name == "ollama" else FaultServer()
             server: HttpServer = stack.enter_context(double)

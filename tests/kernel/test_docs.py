@@ -15,7 +15,7 @@ from tests.kernels import Kernel, kernel
 # What a page says that its cells show.
 SHOWN = {
     "README": ["Paris"],
-    "asking": ["Paris", r"nothing was called", r"\\frac\{1\}\{2\}"],
+    "asking": ["Paris", r"nothing was sent", r"\\frac\{1\}\{2\}"],
     "models": ["Ready", "ready in"],
     "chats": ["My snake is called Monty"],
     "speed": [r"\(\d+ reused\)"],

@@ -47,16 +47,16 @@ def test_a_dry_run_shows_what_would_be_sent_and_asks_nobody(scripted: Kernel) ->
     shown = scripted.ok("%llm_explain --dry-run").text
     assert scripted.value("len(backend.asked)") == asked
     sent = explain(scripted)
-    for line in (*sent.splitlines(), "system", "nothing was called"):
+    for line in (*sent.splitlines(), "system", "nothing was sent"):
         assert line in shown
 
 
-def test_code_asks_for_the_mended_cell_and_offers_it(scripted: Kernel) -> None:
+def test_code_requests_corrected_cell_and_offers_it(scripted: Kernel) -> None:
     scripted.run("%time x = 1 / 0")
     scripted.ok("backend.will(*say('Not by zero.\\n```python\\n', '%time x = 1 / 1\\n', '```\\n'))")
     ran = scripted.ok("%llm_explain -f code")
     assert "```python\n%time x = 1 / 0\n```" in scripted.value(_SENT)
-    assert "the whole mended cell" in scripted.value(_SENT)
+    assert "the whole corrected cell" in scripted.value(_SENT)
     assert [p["text"] for p in ran.payload if p["source"] == "set_next_input"] == [
         "%time x = 1 / 1"
     ]
@@ -161,7 +161,7 @@ def test_without_an_exception_it_is_one_line(scripted: Kernel) -> None:
     scripted.ok(
         "import sys; kept = {n: vars(sys).pop(n) for n in list(vars(sys)) if n[:5] == 'last_'}"
     )
-    assert scripted.ok("%llm_explain").text == "There was no exception in this kernel yet."
+    assert scripted.ok("%llm_explain").text == "No exception has been raised in this kernel yet."
     scripted.ok("vars(sys).update(kept)")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llm_magic.config.settings import LoadConfig
+from llm_magic.backends.registry import LoadOptions
 from llm_magic.notebook.arguments.help_pages import page
 from llm_magic.notebook.arguments.table import MAGICS
 from llm_magic.session.requests import AskOptions
@@ -25,7 +25,7 @@ def test_help_of_the_cell_magic(scripted: Kernel) -> None:
 
 def test_help_of_python_names_every_option(scripted: Kernel) -> None:
     for method, names in (
-        ("load", LoadConfig.model_fields),
+        ("load", LoadOptions.__annotations__),
         ("generate", AskOptions.__annotations__),
     ):
         shown = scripted.ok(f"help(llm.{method})").text

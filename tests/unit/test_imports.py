@@ -59,13 +59,14 @@ def test_the_options_need_pydantic_and_nothing_more() -> None:
 
 
 def test_the_local_backend_is_known_without_torch() -> None:
-    code = "from llm_magic.backends.registry import BACKENDS, create"
+    code = "from llm_magic.backends.registry import names, create; names()"
     assert "torch" not in imported_by(code)
     used = imported_by(
         "from llm_magic.backends.local.backend import LocalTransformersBackend\n"
         "from llm_magic.config.settings import Settings\n"
+        "from llm_magic.config.api_keys import ApiKeys\n"
         "from llm_magic.backends.local import memory\n"
-        "LocalTransformersBackend(Settings).memory(), memory.memory_use(), memory.release_memory()"
+        "LocalTransformersBackend(Settings, ApiKeys()).memory(), memory.memory_use(), memory.release_memory()"
     )
     assert not used & {"torch", "transformers", "accelerate", "bitsandbytes"}
 

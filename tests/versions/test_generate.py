@@ -25,7 +25,7 @@ from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import OptionError
 from llm_magic.session import Session
 from tests.local_models import parrot
-from tests.many import PROMPTS, Asker, asked
+from tests.many import PROMPTS, BatchModel, conversations
 from tests.plain_generate import PlainGenerate
 from tests.tiny_models import Architecture, tiny, tiny_llama
 
@@ -90,7 +90,7 @@ def pair(
 ) -> Pair:
     folder = tmp_path_factory.mktemp("models") / request.param
     with pytest.MonkeyPatch.context() as patch:
-        # A large model reads its prompts in pieces, too.
+        # A large model reads its prompts in chunks, too.
         patch.setattr(PrefillChunkSize, "for_model", lambda *_model: PrefillChunkSize(CHUNK))
         return Pair(session, tiny(folder, request.param, chat_template=None))
 
@@ -110,7 +110,7 @@ def test_context_length_is_that_of_the_config_or_unknown(pair: Pair) -> None:
 @MODES
 def test_answer_to_long_prompt_is_that_of_generate(pair: Pair, mode: dict[str, Any]) -> None:
     pair.check(LONG_PROMPT, mode, 6)
-    # Past the window of Gemma 2 and the first scale of Phi-3, and read in several pieces.
+    # Longer than the window of Gemma 2 and the LongRoPE threshold of Phi-3, in several chunks.
     assert pair.plain.prompt_tokens > 2 * CHUNK
 
 
@@ -152,17 +152,17 @@ def test_answer_without_fast_path_is_that_of_generate(
 
 
 @contextlib.contextmanager
-def passes() -> Iterator[list[str]]:
-    """Collect the class names of the models whose forward passes begin, one for each pass."""
-    begun: list[str] = []
+def forward_passes() -> Iterator[list[str]]:
+    """Collect the class names of the models that run, one for each forward pass."""
+    passes: list[str] = []
 
-    def begin(module: nn.Module, _args: Any) -> None:
+    def before(module: nn.Module, _args: Any) -> None:
         if isinstance(module, GenerationMixin):
-            begun.append(type(module).__name__)
+            passes.append(type(module).__name__)
 
-    handle = register_module_forward_pre_hook(begin)
+    handle = register_module_forward_pre_hook(before)
     try:
-        yield begun
+        yield passes
     finally:
         handle.remove()
 
@@ -201,27 +201,27 @@ def test_answer_ends_before_stop_text(repeater: Session) -> None:
     assert (reply.text, reply.finish_reason) == ("abcd", "stop")
 
 
-def test_answer_that_is_left_early_stops_the_model(repeater: Session) -> None:
+def test_closed_stream_stops_the_model(repeater: Session) -> None:
     text = ""
-    with passes() as begun:
+    with forward_passes() as passes:
         stream: Any = repeater.stream("?", max_new_tokens=400)
         for chunk in stream:
             text += chunk.text
             if len(text) >= 5:
                 break
         stream.close()
-        # The next answer begins when the first one has ended.
+        # The next answer starts when the first one has ended.
         assert repeater.generate("?", max_new_tokens=2).text == "ab"
     assert text.startswith("abcde")
-    assert len(begun) < 300
+    assert len(passes) < 300
 
 
 def test_draft_saves_forward_passes(session: Session, tmp_path: Path) -> None:
     session.load(str(parrot(tmp_path / "parrot", "abcdefgh", ends=False)), name="m")
-    with passes() as begun:
+    with forward_passes() as passes:
         reply = session.generate("?", max_new_tokens=80)
     assert reply.text == "abcdefgh" * 10
-    assert len(begun) < 60
+    assert len(passes) < 60
 
 
 def test_seed_repeats_an_answer(session: Session, tmp_path: Path) -> None:
@@ -236,10 +236,10 @@ def test_seed_repeats_an_answer(session: Session, tmp_path: Path) -> None:
 
 
 @MODES
-def test_answer_by_steps_of_fixed_shape_is_that_of_generate(
+def test_answer_of_static_steps_is_that_of_generate(
     monkeypatch: pytest.MonkeyPatch, session: Session, tmp_path: Path, mode: dict[str, Any]
 ) -> None:
-    # As on a GPU, without its graphs.
+    # As on a GPU, without graphs.
     monkeypatch.setattr(loader, "StaticDecoder", partial(StaticDecoder, forced=True))
     folder = tiny_llama(tmp_path / "llama", chat_template=None)
     plain = PlainGenerate(folder)
@@ -252,7 +252,7 @@ def test_answer_by_steps_of_fixed_shape_is_that_of_generate(
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
-def test_second_turn_reuses_what_was_read(
+def test_second_turn_reuses_the_prefix_cache(
     session: Session, tmp_path: Path, architecture: Architecture
 ) -> None:
     folder = tiny(tmp_path / "m", architecture, max_position_embeddings=1024)
@@ -270,30 +270,30 @@ def test_second_turn_reuses_what_was_read(
     assert second.usage.prompt_tokens == plain.prompt_tokens
     assert first.usage.cached_tokens == 0
     assert second.usage.cached_tokens
-    if architecture != "gemma2":  # a full window cannot be cut back to where the answers differ
+    if architecture != "gemma2":  # a full window cannot be cropped to the common prefix
         assert second.usage.cached_tokens >= plain.prompt_tokens // 2
 
 
 @MODES
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
-def test_batch_has_the_answers_of_single_prompts(
+def test_batch_gives_the_answers_of_single_prompts(
     session: Session, tmp_path: Path, mode: dict[str, Any], architecture: Architecture
 ) -> None:
-    batch = Asker(session).load(tiny(tmp_path / "m", architecture))
+    batch = BatchModel(session, str(tiny(tmp_path / "m", architecture)))
     options = {name: value for name, value in mode.items() if name != "do_sample"}
     options.setdefault("temperature", 0)
     config = GenerationConfig(max_new_tokens=8, seed=SEED, **options)
-    conversations = asked(PROMPTS[:8])
-    alone = batch.alone(conversations, config)
-    with passes() as begun:
-        assert batch.together(conversations, config) == alone
-    assert len(begun) < 30
+    many = conversations(PROMPTS[:8])
+    alone = batch.alone(many, config)
+    with forward_passes() as passes:
+        assert batch.together(many, config) == alone
+    assert len(passes) < 30
 
 
 def test_batch_without_fast_path_answers_one_by_one(
     renamed: None, session: Session, tmp_path: Path
 ) -> None:
-    batch = Asker(session).load(tiny_llama(tmp_path / "llama"))
+    batch = BatchModel(session, str(tiny_llama(tmp_path / "llama")))
     config = GenerationConfig(max_new_tokens=4, temperature=0)
-    conversations = asked(PROMPTS[:3])
-    assert batch.together(conversations, config) == batch.alone(conversations, config)
+    many = conversations(PROMPTS[:3])
+    assert batch.together(many, config) == batch.alone(many, config)

@@ -12,13 +12,15 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from llm_magic.backends.base import Backend, LoadPlan, Report, TokenCount
+from llm_magic.backends.base import Backend, Capabilities, LoadPlan, Report, TokenCount
 from llm_magic.backends.local import log_filters, memory, openmp
 from llm_magic.backends.local.cpus import cpus
 from llm_magic.backends.local.errors import explain_generation, explain_load
 from llm_magic.backends.local.files import sources
+from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.local.load_plan import LocalPlan, Planner
 from llm_magic.backends.local.worker import Worker
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
@@ -31,23 +33,26 @@ if TYPE_CHECKING:
     from llm_magic.backends.local.local_model import LocalModel
     from llm_magic.config.api_keys import ApiKeys
 
+# What `generate` calls an option; `seed` sets the generators, `stop` ends the stream.
+_OPTION_NAMES = MappingProxyType({
+    "max_new_tokens": "max_new_tokens", "temperature": "temperature", "top_p": "top_p",
+    "top_k": "top_k", "repetition_penalty": "repetition_penalty", "seed": "seed", "stop": "stop",
+    "extra": "keyword arguments",
+})  # fmt: skip
 # The garbage collector holds the GIL for some tenths of a second: a cell whose load was stopped
 # ends first.
 _COLLECT_DELAY_S = 0.05
-
-
-def local(settings: ReadSettings, _keys: ApiKeys) -> LocalTransformersBackend:
-    """Return the backend for models in this process. It uses no API key."""
-    return LocalTransformersBackend(settings)
 
 
 class LocalTransformersBackend(Backend):
     """Keeps Transformers models in memory. One thread, the inference thread, does all torch work."""
 
     name = "local"
-    counts_here = True
+    capabilities = Capabilities(in_process=True, local_token_counts=True)
+    option_names = _OPTION_NAMES
+    load_config = LocalLoadConfig
 
-    def __init__(self, settings: ReadSettings) -> None:
+    def __init__(self, settings: ReadSettings, _keys: ApiKeys) -> None:
         log_filters.install()
         self._settings = settings
         self._inference = Worker("llm_magic-inference", rest=self._after_job)
@@ -68,6 +73,7 @@ class LocalTransformersBackend(Backend):
         self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
     ) -> LoadPlan:
         """Find, download and convert the files, and check that the model fits."""
+        assert isinstance(config, LocalLoadConfig)
         _require_packages()
         if not self._imported_torch:
             _require_usable_process()

@@ -13,8 +13,8 @@ from llm_magic.backends.base import LoadPlan, Report
 from llm_magic.backends.local import memory
 from llm_magic.backends.local.files import gguf, hub, sources, validate
 from llm_magic.backends.local.files.sources import Source
-from llm_magic.backends.local.worker import Cancelled
-from llm_magic.config.settings import LoadConfig, Settings
+from llm_magic.backends.local.load_config import LocalLoadConfig
+from llm_magic.config.settings import Settings
 from llm_magic.errors import DeviceUnavailable, MissingDependency, OptionError, OutOfMemory
 from llm_magic.text.formatting import human_bytes
 from llm_magic.types import Progress
@@ -34,6 +34,7 @@ class ModelFiles:
 class LocalPlan:
     """The checked files of a model and of its assistant, and the device they go to."""
 
+    config: LocalLoadConfig
     main: ModelFiles
     device: str
     assistant: ModelFiles | None = None
@@ -48,7 +49,7 @@ class Planner:
     """Finds and checks the models of one load. Leaves all loaded models as they are."""
 
     def __init__(
-        self, settings: Settings, config: LoadConfig, report: Report, cancel: threading.Event
+        self, settings: Settings, config: LocalLoadConfig, report: Report, cancel: threading.Event
     ) -> None:
         self._settings, self._config = settings, config
         self._report, self._cancel = report, cancel
@@ -68,7 +69,7 @@ class Planner:
             assistant_source = self._find(config.assistant, None)
             assistant = self._prepare_files(assistant_source, device, free - main.required_bytes)
         notes = (f"Converted once to {main.folder}",) if main.was_converted else ()
-        local = LocalPlan(main, device, assistant)
+        local = LocalPlan(config, main, device, assistant)
         return LoadPlan(model or source.name, source.name, config, local, notes)
 
     def _find(self, model: str | None, revision: str | None) -> Source:
@@ -117,12 +118,7 @@ class Planner:
         if source.gguf_file is None:
             assert source.path is not None
             return source.path
-        try:
-            return gguf.convert(
-                source.gguf_file, report=self._report, cancelled=self._cancel.is_set
-            )
-        except gguf.ConversionCancelled:
-            raise Cancelled from None
+        return gguf.convert(source.gguf_file, report=self._report, cancelled=self._cancel.is_set)
 
 
 def resolve_device(device: str) -> str:
@@ -154,7 +150,7 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def check_quantization(config: LoadConfig, device: str) -> None:
+def check_quantization(config: LocalLoadConfig, device: str) -> None:
     """Raise an error where the requested quantization is not available."""
     if config.quantization == "none":
         return
@@ -166,7 +162,7 @@ def check_quantization(config: LoadConfig, device: str) -> None:
         )
 
 
-def available_bytes(config: LoadConfig, device: str, freed: Mapping[str, int]) -> int:
+def available_bytes(config: LocalLoadConfig, device: str, freed: Mapping[str, int]) -> int:
     """Return the bytes for a model on `device`, with what will be freed there before the load."""
     targets = [device]
     if config.device == "auto" and device == "cuda" and config.quantization == "none":

@@ -18,16 +18,17 @@ from transformers.utils import logging as transformers_logging
 from llm_magic.backends.base import LoadPlan, Report
 from llm_magic.backends.local import memory
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.cpu_linear import widen
+from llm_magic.backends.local.cpu_linear import use_float32_matmul
+from llm_magic.backends.local.files.silent_bar import SilentBar
 from llm_magic.backends.local.generation.chat_template import PromptEncoder
 from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
 from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
 from llm_magic.backends.local.generation.prefix_cache import PrefixCache
+from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.local.load_plan import LocalPlan
 from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.references import ReferenceSearch
 from llm_magic.backends.local.worker import Cancelled, process_lock
-from llm_magic.config.settings import LoadConfig
 from llm_magic.errors import LoadFailed, OptionError
 from llm_magic.types import ModelInfo, Progress, Unloaded
 
@@ -52,7 +53,7 @@ def load(
     keep_prefixes: bool,
 ) -> LocalModel:
     """Load a checked model and its assistant; raises `Cancelled` soon after `cancel` is set."""
-    config, device = plan.config, local.device
+    config, device = local.config, local.device
     model, tokenizer = _load_files(local.main.folder, config, device, report, cancel)
     reason = compat.fallback_reason(model)
     if reason is not None and (local.assistant is not None or config.compile):
@@ -108,8 +109,8 @@ def _load_assistant(
 ) -> PreTrainedModel | None:
     if local.assistant is None:
         return None
-    folder, option = local.assistant.folder, f"--assistant {plan.config.assistant}"
-    model, own_tokenizer = _load_files(folder, plan.config, local.device, report, cancel)
+    folder, option = local.assistant.folder, f"--assistant {local.config.assistant}"
+    model, own_tokenizer = _load_files(folder, local.config, local.device, report, cancel)
     if own_tokenizer.get_vocab() != tokenizer.get_vocab():
         raise OptionError(
             f"{option} has another vocabulary than {plan.name}."
@@ -131,7 +132,7 @@ def _dtype_of(model: PreTrainedModel) -> str:
 
 
 def _load_files(
-    folder: Path, config: LoadConfig, device: str, report: Report, cancel: threading.Event
+    folder: Path, config: LocalLoadConfig, device: str, report: Report, cancel: threading.Event
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load tokenizer and weights; raises `Cancelled` soon after the flag is set."""
     report(Progress("reading the tokenizer"))
@@ -157,7 +158,7 @@ def _load_files(
         raise Cancelled
     model.eval()
     _make_streamable(model)
-    widen(model)
+    use_float32_matmul(model)
     return model, tokenizer
 
 
@@ -167,7 +168,7 @@ def _make_streamable(model: PreTrainedModel) -> None:
         setattr(model.generation_config, name, None)
 
 
-def _dtype(config: LoadConfig) -> str:
+def _dtype(config: LocalLoadConfig) -> str:
     if config.quantization == "8bit" and config.dtype == "auto":
         return _INT8_DTYPE
     return config.dtype
@@ -178,7 +179,7 @@ def _device_map(requested: str, device: str) -> str | dict[str, str]:
     return "auto" if requested == "auto" and device == "cuda" else {"": device}
 
 
-def _load_options(config: LoadConfig) -> dict[str, Any]:
+def _load_options(config: LocalLoadConfig) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if config.attn is not None:
         options["attn_implementation"] = config.attn
@@ -213,61 +214,32 @@ def _model_info(model: PreTrainedModel, plan: LoadPlan, local: LocalPlan) -> Mod
         folder=str(folder),
         device="+".join(sorted({str(parameter.device) for parameter in model.parameters()})),
         dtype=_dtype_of(model),
-        quantization=plan.config.quantization,
+        quantization=local.config.quantization,
         size=int(model.get_memory_footprint()),
         context_length=memory.valid_context_length(
             getattr(text_config, "max_position_embeddings", None)
         ),
-        revision=plan.config.revision,
+        revision=local.config.revision,
     )
-
-
-class _ProgressBar:
-    """Replaces the progress bar of Transformers: reports progress, and raises `Cancelled`."""
-
-    def __init__(
-        self, report: Report, cancel: threading.Event, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        self._report, self._cancel = report, cancel
-        self._items: Any = args[0] if args else kwargs.get("iterable")
-        self._total = kwargs.get("total") or (len(self._items) if self._items is not None else 0)
-        self._done = 0
-        self._reported_at = 0.0
-
-    def __iter__(self) -> Iterator[Any]:
-        for item in self._items:
-            yield item
-            self.update()
-
-    def __enter__(self) -> _ProgressBar:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
-
-    def update(self, count: int = 1) -> None:
-        if self._cancel.is_set():
-            raise Cancelled
-        self._done += count
-        # A report for each of thousands of small tensors would take longer than loading them.
-        if self._total and time.monotonic() - self._reported_at > _REPORT_INTERVAL_S:
-            self._reported_at = time.monotonic()
-            self._report(Progress("reading the weights", min(self._done / self._total, 1.0)))
-
-    def close(self) -> None:
-        """Do nothing: there is nothing on screen."""
-
-    def set_description(self, *_args: object, **_kwargs: object) -> None:
-        """Do nothing: the stage has its own name."""
-
-    set_postfix = set_postfix_str = refresh = set_description
 
 
 @contextlib.contextmanager
 def _progress_hook(report: Report, cancel: threading.Event) -> Iterator[None]:
     """Replace the progress bars of Transformers; `process_lock` must be held."""
+    reported_at = 0.0
+
+    class LoadingBar(SilentBar):
+        def on_update(self) -> None:
+            nonlocal reported_at
+            if cancel.is_set():
+                raise Cancelled
+            # A report for each of thousands of small tensors would take longer than loading them.
+            if self.total and time.monotonic() - reported_at > _REPORT_INTERVAL_S:
+                reported_at = time.monotonic()
+                report(Progress("reading the weights", min(self.n / self.total, 1.0)))
+
     previous = transformers_logging.set_tqdm_hook(
-        lambda _factory, args, kwargs: _ProgressBar(report, cancel, args, kwargs)
+        lambda _factory, args, kwargs: LoadingBar(*args, **kwargs)
     )
     try:
         yield

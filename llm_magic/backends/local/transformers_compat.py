@@ -338,7 +338,7 @@ def attention(model: PreTrainedModel) -> str | None:
 
 
 def fill_static(static: StaticCache, cache: Cache, length: int) -> None:
-    """Copy the first `length` tokens of a growing cache into one of fixed length."""
+    """Copy the first `length` tokens of a dynamic cache into one of fixed length."""
     layer: Any
     other: Any
     for layer, other in zip(static.layers, cache.layers, strict=True):
@@ -350,7 +350,7 @@ def fill_static(static: StaticCache, cache: Cache, length: int) -> None:
 
 
 def from_static(static: StaticCache, length: int) -> DynamicCache:
-    """Return a growing cache with a copy of the first `length` tokens of a fixed one."""
+    """Return a dynamic cache with a copy of the first `length` tokens of a fixed one."""
     cache = DynamicCache()
     layer: Any
     for layer in static.layers:

@@ -10,20 +10,25 @@ from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import psutil
 
 from llm_magic.backends.base import Backend, LoadPlan, Report, TokenCount
 from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.client_pool import Servers
-from llm_magic.backends.remote.http_client import ANSWER_S, FIRST_FACTOR, HttpServer
+from llm_magic.backends.remote.limits import ANSWER_S, FIRST_FACTOR
 from llm_magic.backends.remote.retry import Patience, waiting
 from llm_magic.backends.remote.stream_decoders import MalformedStream, joined
 from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.option_spec import specs
 from llm_magic.config.server_address import ServerAddress, parse_url
-from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
+from llm_magic.config.settings import (
+    GenerationConfig,
+    LoadConfig,
+    ReadSettings,
+    ServerLoadConfig,
+)
 from llm_magic.errors import (
     IncompleteReply,
     LLMMagicError,
@@ -34,7 +39,10 @@ from llm_magic.errors import (
     ServerBusy,
     ServerError,
 )
-from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, State, Unloaded
+from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Unloaded
+
+if TYPE_CHECKING:
+    from llm_magic.backends.remote.http_client import HttpServer
 
 T = TypeVar("T")
 
@@ -77,7 +85,7 @@ class RemoteModel:
 class RemoteBackend(Backend):
     """Answers through a server; subclasses know its protocol."""
 
-    loading: State = "Configuring"
+    load_config: ClassVar[type[LoadConfig]] = ServerLoadConfig
     # What to type to start such a server, and how many questions it takes at once.
     start = ""
     concurrency = 256
@@ -99,6 +107,11 @@ class RemoteBackend(Backend):
         # What servers listed, by address: written on the loop, read at a key press.
         self._listed: dict[str, list[ModelInfo]] = {}
         self._servers = Servers(settings, keys, self.start, self.concurrency, self._prefix)
+
+    @classmethod
+    def sent_names(cls) -> dict[str, str]:
+        """Return what the supported options are called in a request; `extra` has names of its own."""
+        return {n: sent for n, sent in cls.option_names.items() if sent and n != "extra"}
 
     # -- what a protocol adds -----------------------------------------------------------------
 
@@ -257,7 +270,7 @@ class RemoteBackend(Backend):
         known = specs(GenerationConfig)
         for name in config.extra:
             option = known.get(self.spellings.get(name, name))
-            if option is not None and option.flag is not None and option.works_on(self.name):
+            if option is not None and option.flag is not None and self.supports(option.name):
                 flag, value = option.flag.names[-1], option.flag.metavar
                 raise OptionError(
                     f"{name} has an option of its own. Use {flag} {value} instead of -p"
@@ -316,9 +329,7 @@ class RemoteBackend(Backend):
 
     def _left_out(self) -> tuple[str, ...]:
         """Return which defaults of the settings are not sent, because they do not exist there."""
-        names = [
-            name for name, spec in specs(GenerationConfig).items() if not spec.works_on(self.name)
-        ]
+        names = [name for name in self.option_names if not self.supports(name)]
         if not names:
             return ()
         return (f"Not sent, because {self.name} has no such options: {', '.join(names)}.",)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from llm_magic.backends.remote.http_client import HttpServer, Limits
+from llm_magic.backends.remote.limits import Limits
 from llm_magic.config.api_keys import ApiKey, ApiKeys
 from llm_magic.config.server_address import ServerAddress, resolve_address
-from llm_magic.config.settings import LoadConfig, ReadSettings
+from llm_magic.config.settings import LoadConfig, ReadSettings, ServerLoadConfig
 from llm_magic.errors import AuthenticationFailed
+
+if TYPE_CHECKING:
+    from llm_magic.backends.remote.http_client import HttpServer
 
 
 class Servers:
@@ -37,6 +41,9 @@ class Servers:
 
     def find(self, config: LoadConfig) -> HttpServer:
         """Return the one client of a server; loads that differ in its limits have their own."""
+        # It imports the HTTP library, which a load of a local model does not need.
+        from llm_magic.backends.remote.http_client import HttpServer
+
         spec = self._spec(config)
         if spec not in self._clients:
             address, key, limits = spec
@@ -46,6 +53,7 @@ class Servers:
 
     def limit(self, server: HttpServer, config: LoadConfig, concurrency: int) -> None:
         """Give a server `concurrency` requests at once, unless the user chose a number."""
+        assert isinstance(config, ServerLoadConfig)
         now = self._limits.get(server, server.limits.concurrency)
         if config.concurrency is None and now != concurrency:
             self._limits[server] = concurrency
@@ -56,9 +64,9 @@ class Servers:
         return self._clients.get(self._spec(config)) is server
 
     def _spec(self, config: LoadConfig) -> tuple[ServerAddress, ApiKey | None, Limits]:
+        assert isinstance(config, ServerLoadConfig)
         settings = self._settings()
         address = resolve_address(config, settings)
-        assert address is not None, f"{config.backend} has no address among the settings"
         limits = Limits(
             config.idle_timeout or settings.idle_timeout, config.concurrency or self._concurrency
         )

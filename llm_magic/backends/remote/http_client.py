@@ -12,7 +12,6 @@ import json
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import httpcore
@@ -20,6 +19,7 @@ import httpx
 
 from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.compression import UnsupportedEncodingError, decompressor
+from llm_magic.backends.remote.limits import ANSWER_S, DRAIN_S, FIRST_FACTOR, Limits
 from llm_magic.backends.remote.stream_decoders import Decoder, MalformedStream, is_whole, parse_json
 from llm_magic.backends.remote.streams import TURN_S
 from llm_magic.backends.remote.transport import CONNECT_S, Transport, transport
@@ -28,12 +28,6 @@ from llm_magic.config.api_keys import ApiKey
 from llm_magic.config.server_address import ServerAddress, proxy_for
 from llm_magic.errors import RequestFailed, ServerError, ServerTimeout, ServerUnreachable
 
-# Lists and descriptions: a server that thinks about those is not well.
-ANSWER_S = 30.0
-# A model may be read from disk, or wait for others, before its first word: this many times longer.
-FIRST_FACTOR = 5
-# In all, from the last word of an answer to what follows it, and from there to the end of the body.
-END_S, DRAIN_S = 5.0, 0.25
 _MOST_ERROR_BYTES = 64 * 1024
 _MOST_JSON_BYTES = 16 * 1024 * 1024
 # Whatever a connection can raise, with a proxy and without.
@@ -41,14 +35,6 @@ BROKEN = (
     httpx.RequestError, httpx.StreamError,
     httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException,
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Seconds of silence within an answer, and how many requests may be under way at once."""
-
-    idle_s: float = 120.0
-    concurrency: int = 256
 
 
 class HttpServer:

@@ -10,7 +10,9 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
+
+from pydantic import Field
 
 from llm_magic.backends.base import Report
 from llm_magic.backends.remote import server_errors
@@ -22,7 +24,6 @@ from llm_magic.backends.remote.base import (
     RemoteModel,
     entries_with,
 )
-from llm_magic.backends.remote.http_client import HttpServer
 from llm_magic.backends.remote.stream_decoders import (
     JsonLinesDecoder,
     MalformedStream,
@@ -30,14 +31,17 @@ from llm_magic.backends.remote.stream_decoders import (
     text_of,
     whole_number,
 )
-from llm_magic.config.api_keys import ApiKeys
+from llm_magic.config.option_spec import Control, Flag
 from llm_magic.config.server_address import ServerAddress
-from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
+from llm_magic.config.settings import GenerationConfig, LoadConfig, ServerLoadConfig
 from llm_magic.errors import LoadFailed, ModelNotFound, RequestFailed, ServerError, did_you_mean
 from llm_magic.text.formatting import human_bytes
 from llm_magic.types import Chunk, FinishReason, Message, ModelInfo, Progress, Usage
 
-_OPTIONS = {
+if TYPE_CHECKING:
+    from llm_magic.backends.remote.http_client import HttpServer
+
+_OPTION_NAMES = MappingProxyType({
     "max_new_tokens": "num_predict",
     "temperature": "temperature",
     "top_p": "top_p",
@@ -45,7 +49,8 @@ _OPTIONS = {
     "repetition_penalty": "repeat_penalty",
     "seed": "seed",
     "stop": "stop",
-}
+    "extra": "options",
+})  # fmt: skip
 # What stands beside `options` in a request; everything else of `-p` goes into them.
 _BESIDE = frozenset(
     {"keep_alive", "format", "think", "logprobs", "top_logprobs", "truncate", "shift", "tools"}
@@ -72,15 +77,23 @@ class _OllamaModel(RemoteModel):
     has_read_context: bool = False
 
 
-def ollama(settings: ReadSettings, keys: ApiKeys) -> OllamaBackend:
-    """Return the backend for Ollama."""
-    return OllamaBackend(settings, keys)
+class OllamaLoadConfig(ServerLoadConfig):
+    """The options of a load from Ollama."""
+
+    pull: Annotated[
+        bool,
+        Flag(("--pull",)),
+        Control("Download it there first"),
+        Field(description="Let the server download the model first if necessary."),
+    ] = False
 
 
 class OllamaBackend(RemoteBackend):
     """Streams from ``/api/chat``."""
 
     name = "ollama"
+    option_names = _OPTION_NAMES
+    load_config = OllamaLoadConfig
     start = "Start it: ollama serve"
     reserved = MappingProxyType(
         {**RESERVED, "options": "Name each option by itself, for example -p num_ctx=8192."}
@@ -141,6 +154,7 @@ class OllamaBackend(RemoteBackend):
     async def _find(
         self, server: HttpServer, model: str | None, config: LoadConfig, report: Report
     ) -> tuple[RemoteModel, tuple[str, ...]]:
+        assert isinstance(config, OllamaLoadConfig)
         entries = await self._entries(server, "tags")
         names = [str(entry["name"]) for entry in entries]
         model = model or server_errors.only_one(server.address, names)
@@ -155,7 +169,7 @@ class OllamaBackend(RemoteBackend):
         info = self._info(server, {**entry, "name": model}, shown, {}, context)
         trained = _trained_length(shown, entry)
         return _OllamaModel(
-            model, server, info, config, Dialect(_OPTIONS), trained_length=trained
+            model, server, info, config, Dialect(self.sent_names()), trained_length=trained
         ), ()
 
     async def _running(self, server: HttpServer) -> list[dict[str, Any]]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from llm_magic.backends.base import Report, TokenCount
+from llm_magic.backends.base import UNSUPPORTED, Report, TokenCount
 from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.base import (
     MOST_MODELS,
@@ -20,7 +19,7 @@ from llm_magic.backends.remote.base import (
     entries_with,
 )
 from llm_magic.backends.remote.chat_completions import NOTHING, Reader
-from llm_magic.backends.remote.http_client import END_S, HttpServer
+from llm_magic.backends.remote.limits import END_S
 from llm_magic.backends.remote.stream_decoders import (
     EventDecoder,
     MalformedStream,
@@ -28,18 +27,23 @@ from llm_magic.backends.remote.stream_decoders import (
     parse_object,
     whole_number,
 )
-from llm_magic.config.api_keys import ApiKeys
-from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
+from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import LLMMagicError, RequestFailed, ServerBusy, ServerError
 from llm_magic.types import Chunk, Message, ModelInfo
 
-# What an option is called in the body of a request.
-_COMMON = {
+if TYPE_CHECKING:
+    from llm_magic.backends.remote.http_client import HttpServer
+
+# What an option is called in the body of a request to any server with OpenAI's API.
+_OPTION_NAMES = {
     "max_new_tokens": "max_tokens",
     "temperature": "temperature",
     "top_p": "top_p",
+    "top_k": UNSUPPORTED,
+    "repetition_penalty": UNSUPPORTED,
     "seed": "seed",
     "stop": "stop",
+    "extra": "the body of the request",
 }
 # What the models of a kind of server are "owned by", and how many requests that kind takes at once:
 # llama-cpp-python ("me") drops the answer it is at when another question comes.
@@ -48,51 +52,11 @@ _LONGEST_OWNER = 40
 _VERSIONED = re.compile(r"/v\d+[a-z]*$|/openai$")
 
 
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """A kind of server: its name, how to start one, its options and what it takes at once."""
-
-    name: str
-    start: str
-    options: Mapping[str, str]
-    concurrency: int = 256
-    counts_tokens: bool = False
-
-
-VLLM = Preset(
-    "vllm",
-    "Start one: vllm serve MODEL",
-    {**_COMMON, "top_k": "top_k", "repetition_penalty": "repetition_penalty"},
-    counts_tokens=True,
-)
-INSTRUCTLAB = Preset(
-    "instructlab",
-    "Start one: ilab model serve",
-    {**_COMMON, "top_k": "top_k", "repetition_penalty": "repeat_penalty"},
-    # llama-cpp-python drops the answer it is at when another question comes.
-    concurrency=1,
-)
-OPENAI = Preset("openai", "Check --base-url, and that the server runs.", _COMMON)
-
-
-def vllm(settings: ReadSettings, keys: ApiKeys) -> OpenAICompatibleBackend:
-    """Return the backend for vLLM."""
-    return OpenAICompatibleBackend(VLLM, settings, keys)
-
-
-def instructlab(settings: ReadSettings, keys: ApiKeys) -> OpenAICompatibleBackend:
-    """Return the backend for InstructLab, whose servers are llama-cpp-python's or vLLM."""
-    return OpenAICompatibleBackend(INSTRUCTLAB, settings, keys)
-
-
-def openai(settings: ReadSettings, keys: ApiKeys) -> OpenAICompatibleBackend:
-    """Return the backend for OpenAI and whatever speaks like it."""
-    return OpenAICompatibleBackend(OPENAI, settings, keys)
-
-
 class OpenAICompatibleBackend(RemoteBackend):
     """Streams from ``/v1/chat/completions``."""
 
+    # Whether the server has `/tokenize`.
+    counts_tokens = False
     reserved = MappingProxyType(
         {
             **RESERVED,
@@ -100,12 +64,6 @@ class OpenAICompatibleBackend(RemoteBackend):
             **dict.fromkeys(("n", "best_of"), "A call gives one answer; run it again for another."),
         }
     )
-
-    def __init__(self, preset: Preset, settings: ReadSettings, keys: ApiKeys) -> None:
-        # Before all else: they say how its servers are talked to.
-        self.name, self.start, self.concurrency = preset.name, preset.start, preset.concurrency
-        super().__init__(settings, keys)
-        self._preset = preset
 
     # -- what the server has ------------------------------------------------------------------
 
@@ -220,7 +178,7 @@ class OpenAICompatibleBackend(RemoteBackend):
 
     def _dialect(self, server: HttpServer, entry: Mapping[str, Any]) -> Dialect:
         """Return how the options are spelled there."""
-        spelled = dict(self._preset.options)
+        spelled = self.sent_names()
         if server.address.origin == "https://api.openai.com":
             # The newer models refuse the older name, the older ones take both.
             spelled["max_new_tokens"] = "max_completion_tokens"
@@ -231,7 +189,7 @@ class OpenAICompatibleBackend(RemoteBackend):
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Ask vLLM, which counts with the model's own template; the others cannot tell."""
         remote = self._find_loaded(name)
-        if not self._preset.counts_tokens:
+        if not self.counts_tokens:
             return TokenCount(None, remote.info.context_length)
         server = remote.server
         # Beside the API, not in it: above an address that ends in /v1.
@@ -316,6 +274,37 @@ class OpenAICompatibleBackend(RemoteBackend):
             return False
         left_out.add(name)
         return True
+
+
+class VLLMBackend(OpenAICompatibleBackend):
+    """Servers started by ``vllm serve``."""
+
+    name = "vllm"
+    option_names = MappingProxyType(
+        _OPTION_NAMES | {"top_k": "top_k", "repetition_penalty": "repetition_penalty"}
+    )
+    start = "Start one: vllm serve MODEL"
+    counts_tokens = True
+
+
+class InstructLabBackend(OpenAICompatibleBackend):
+    """Servers started by ``ilab model serve``: llama-cpp-python or vLLM."""
+
+    name = "instructlab"
+    option_names = MappingProxyType(
+        _OPTION_NAMES | {"top_k": "top_k", "repetition_penalty": "repeat_penalty"}
+    )
+    start = "Start one: ilab model serve"
+    # llama-cpp-python aborts its answer when another request arrives.
+    concurrency = 1
+
+
+class OpenAIBackend(OpenAICompatibleBackend):
+    """OpenAI, and any other server with its API."""
+
+    name = "openai"
+    option_names = MappingProxyType(_OPTION_NAMES)
+    start = "Check --base-url, and that the server runs."
 
 
 def _prefixes(url: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The page that ``%magic?`` opens, made from the table of the magics."""
+"""Help pages of the magics (``%magic?``), generated from the table of magics."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from llm_magic.notebook.arguments.table import MAGICS, Argument, Magic, dest, option_arguments
+from llm_magic.notebook.arguments.table import (
+    MAGICS,
+    Argument,
+    Magic,
+    dest,
+    option_arguments,
+    option_specs,
+)
 
 if TYPE_CHECKING:
     from llm_magic.config.option_spec import OptionSpec
 
 _WIDTH = 92
-# Where the meaning of an option begins; a longer option has a line to itself.
+# The column of the descriptions; a longer option has its own line.
 _COLUMN = 30
-_ONLY_LOCAL = ("local",)
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def page(name: str) -> str:
-    """Return the help of a magic: what it does, how it is written, its options, examples."""
+    """Return the help page of a magic: summary, usage, options and examples."""
     magic = MAGICS[name]
     blocks = [magic.summary, f"Usage:  {magic.usage}"]
     blocks += [_block(title, rows) for title, rows in _groups(magic) if rows]
@@ -30,46 +36,43 @@ def page(name: str) -> str:
 
 
 def _groups(magic: Magic) -> Iterator[tuple[str, list[str]]]:
-    """Yield the options under the titles by which they are looked for."""
-    table = _specs(magic)
+    """Yield each group of options with its title."""
+    table = option_specs(magic.options)
     positional = (magic.positional,) if magic.positional is not None else ()
     yield "", _rows((*positional, *magic.arguments), table)
     if magic.positional is not None and magic.positional.complete == "settings":
-        yield "The settings:", _settings()
+        yield "Settings:", _settings()
     options = option_arguments(magic.options)
     if magic.options == "generation":
         yield (
-            "How it generates (for this call; %llm_config sets it for all):",
+            "Generation options (for this call; %llm_config sets them for the session):",
             _rows(options, table),
         )
     elif magic.options == "loading":
-        only = {argument: table[dest(argument)].only for argument in options}
-        yield "Where:", _rows([a for a in options if not only[a]], table)
-        here = [a for a in options if only[a] == _ONLY_LOCAL]
-        yield "In the memory of this kernel (local):", _rows(here, table, backends=False)
-        there = [a for a in options if only[a] and only[a] != _ONLY_LOCAL]
-        servers = max((only[a] for a in there), key=len)
-        yield f"On a server ({', '.join(servers)}):", _rows(there, table, usual=servers)
+        for backends, group in _by_backends(options, table):
+            yield _title(backends), _rows(group, table, backends=False)
 
 
-def _specs(magic: Magic) -> Mapping[str, OptionSpec]:
-    if not magic.options:
-        return {}
-    from llm_magic.config.option_spec import specs
-    from llm_magic.config.settings import GenerationConfig, LoadConfig
+def _by_backends(
+    arguments: Iterable[Argument], table: Mapping[str, OptionSpec]
+) -> Iterator[tuple[tuple[str, ...], list[Argument]]]:
+    """Yield the options grouped by their backends: first those of all backends, then the largest group."""
+    groups: dict[tuple[str, ...], list[Argument]] = {}
+    for argument in arguments:
+        groups.setdefault(table[dest(argument)].backends, []).append(argument)
+    yield from sorted(groups.items(), key=lambda group: (bool(group[0]), -len(group[1])))
 
-    return specs(LoadConfig if magic.options == "loading" else GenerationConfig)
+
+def _title(backends: tuple[str, ...]) -> str:
+    return f"With -b {', '.join(backends)}:" if backends else "Backend:"
 
 
 def _settings() -> list[str]:
-    from llm_magic.config.option_spec import specs
-    from llm_magic.config.settings import GenerationConfig
-
     return [
         _row(f"  {name}", _sentence(spec.help, [*_limits(spec), *_backends(spec)]))
-        for name, spec in specs(GenerationConfig).items()
-        # On a line there are texts and numbers only.
-        if not isinstance(spec.default, Mapping)
+        for name, spec in option_specs("generation").items()
+        # A setting on a line is a text or a number.
+        if spec.kind != "pairs"
     ]
 
 
@@ -78,48 +81,44 @@ def _block(title: str, rows: list[str]) -> str:
 
 
 def _rows(
-    arguments: Iterable[Argument],
-    table: Mapping[str, OptionSpec],
-    *,
-    backends: bool = True,
-    usual: tuple[str, ...] = (),
+    arguments: Iterable[Argument], table: Mapping[str, OptionSpec], *, backends: bool = True
 ) -> list[str]:
-    """Return a row for each argument; `backends` says for which it is, where that is not `usual`."""
+    """Return a row for each argument; with `backends`, it lists those that support the option."""
     rows = []
     for argument in arguments:
         spec = table.get(dest(argument))
         facts = [", ".join(argument.choices)] if argument.choices else []
         if spec is not None:
             facts += _limits(spec)
-            facts += _backends(spec) if backends and spec.only != usual else []
+            facts += _backends(spec) if backends else []
         rows.append(_row(_label(argument), _sentence(argument.help, facts)))
     return rows
 
 
 def _limits(spec: OptionSpec) -> Iterator[str]:
-    """Yield the values that an option may have, and the one that it has by itself."""
-    said = bool(spec.choices) and all(choice in spec.help for choice in spec.choices)
-    if spec.range and not said:
+    """Yield the allowed values of an option, unless its help has them, and its default."""
+    in_help = spec.allowed in spec.help and all(choice in spec.help for choice in spec.choices)
+    if spec.range and not (in_help and (spec.allowed or spec.choices)):
         yield spec.range
     if isinstance(spec.default, int | float | str) and not isinstance(spec.default, bool):
         yield f"default {spec.default}"
 
 
 def _backends(spec: OptionSpec) -> Iterator[str]:
-    """Yield for which backends an option is, where it is not for all."""
-    from llm_magic.backends.registry import BACKENDS
+    """Yield the backends that support an option, unless all do."""
+    from llm_magic.backends.registry import names
 
-    others = [name for name in BACKENDS if not spec.works_on(name)]
-    if others and len(others) < len(spec.only):
+    others = [name for name in names() if not spec.works_on(name)]
+    if others and len(others) < len(spec.backends):
         yield f"not {', '.join(others)}"
     elif others:
-        yield f"only {', '.join(spec.only)}"
+        yield f"only {', '.join(spec.backends)}"
 
 
 def _sentence(text: str, facts: list[str]) -> str:
-    """Return a text with facts behind it, each of which stays on one line."""
-    kept = "; ".join(fact.replace(" ", _NO_BREAK) for fact in facts)
-    return f"{text} ({kept})" if facts else text
+    """Return a text followed by facts; no fact is wrapped."""
+    joined = "; ".join(fact.replace(" ", _NO_BREAK) for fact in facts)
+    return f"{text} ({joined})" if facts else text
 
 
 def _row(label: str, text: str) -> str:
@@ -134,7 +133,7 @@ def _row(label: str, text: str) -> str:
 
 
 def _label(argument: Argument) -> str:
-    """Return how an argument is written; the long names stand below each other."""
+    """Return the names of an argument; long names are aligned."""
     if not argument.names[0].startswith("-"):
         return f"  {argument.metavar}"
     indent = "      " if argument.names[0].startswith("--") else "  "

@@ -1,7 +1,6 @@
-"""The generation settings as traits, so that ``%config LLMMagics`` and ``ipython_config.py`` know them.
+"""The generation settings as traits, for ``%config LLMMagics`` and ``ipython_config.py``.
 
-A trait keeps nothing: it reads the session and changes it, so it cannot fall out of step with
-``%llm_config``, the panel and ``llm.generation``.
+A trait stores nothing: it reads and changes `Session.generation`, as ``%llm_config`` and the panel do.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ConfigError(OptionError, TraitError):
-    """A value that a setting cannot have; traitlets takes back what was set together with it."""
+    """An invalid value; traitlets then restores what was set together with it."""
 
 
 class Setting(TraitType[Any, Any]):
@@ -26,18 +25,18 @@ class Setting(TraitType[Any, Any]):
     def __init__(self, spec: OptionSpec) -> None:
         about = spec.help
         if spec.range:
-            about += f" {spec.range}, by itself {spec.default}; None leaves it to the model."
+            about += f" {spec.range}, default {spec.default}; None leaves it to the model."
         super().__init__(spec.default, allow_none=True, help=about, config=True)
 
     def get(self, obj: Any, cls: Any = None) -> Any:
-        """Return what calls are generated with now."""
+        """Return the current value of the session."""
         return getattr(obj.session.generation.config, str(self.name))
 
     def set(self, obj: Any, value: Any) -> None:
-        """Change the session; raises `ConfigError` in one line, and changes nothing then."""
+        """Change the session; raises `ConfigError` in one line and changes nothing."""
         before = self.get(obj)
         try:
-            obj.session.configure(**{str(self.name): value})
+            obj.session.generation.update(**{str(self.name): value})
         except OptionError as error:
             raise ConfigError(f"{error}") from None
         now = self.get(obj)
@@ -57,5 +56,5 @@ def declare(cls: type[HasTraits]) -> None:
     settings = {name: Setting(spec) for name, spec in table.items()}
     for name, trait in settings.items():
         setattr(cls, name, trait)
-    # What a class statement does with the traits in its body.
+    # A class statement does this with the traits in its body.
     cls.setup_class(dict(settings))

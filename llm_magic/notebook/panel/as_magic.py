@@ -6,15 +6,15 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from llm_magic.config.option_spec import OptionSpec, specs
-from llm_magic.config.settings import LoadConfig
-from llm_magic.notebook.arguments.parser import escaped
+from llm_magic.backends.registry import load_specs
+from llm_magic.config.option_spec import OptionSpec
+from llm_magic.text.escapes import escape
 
 
 def load_line(model: str | None, options: Mapping[str, Any], *, keep: bool = False) -> str:
     """Return the ``%llm_load`` of a load."""
     words = ["%llm_load", *([_argument(model)] if model else [])]
-    words += _flags(options, specs(LoadConfig))
+    words += _flags(options, load_specs())
     return " ".join([*words, *(["--keep"] if keep else [])])
 
 
@@ -54,7 +54,7 @@ def _value(value: object) -> str:
         return "none"
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else repr(value)
-    return quoted(escaped(str(value)))
+    return quoted(escape(str(value)))
 
 
 def quoted(word: str) -> str:

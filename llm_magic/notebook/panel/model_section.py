@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
-from llm_magic.backends.registry import BACKENDS, check_name
-from llm_magic.config.option_spec import OptionSpec, specs
+from llm_magic.backends import registry
+from llm_magic.config.option_spec import Control, OptionSpec
 from llm_magic.config.server_address import parse_url
-from llm_magic.config.settings import LoadConfig
+from llm_magic.config.settings import LoadConfig, ServerLoadConfig
 from llm_magic.errors import LLMMagicError, OptionError
 from llm_magic.notebook.display.messages import ready_lines, unloaded_line
 from llm_magic.notebook.frontend import reach_busy_kernels
@@ -26,17 +26,8 @@ if TYPE_CHECKING:
     from llm_magic.notebook.panel import ControlPanel
     from llm_magic.types import ModelInfo
 
-# The options that have a control, and what it is called.
-_LABELS = {
-    "base_url": "Server address",
-    "key_env": "Variable with the key",
-    "device": "Device",
-    "quantization": "Quantization",
-    "pull": "Download it there first",
-}
 # What a browser can filter at each key press; any other name can be typed.
 _MOST_NAMES = 500
-_DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 class LoadSection:
@@ -44,15 +35,19 @@ class LoadSection:
 
     def __init__(self, panel: ControlPanel) -> None:
         self._panel = panel
-        settings, table = panel.session.settings, specs(LoadConfig)
-        check_name(settings.backend, settings.backend)
+        settings = panel.session.settings
+        registry.check_name(settings.backend, settings.backend)
         self.backend = widgets.Dropdown(
-            options=list(BACKENDS), value=settings.backend, description="Backend"
+            options=list(registry.names()), value=settings.backend, description="Backend"
         )
         self.model = widgets.Combobox(
             description="Model", placeholder="the default", ensure_option=False, options=[]
         )
-        self.options = {name: _control(table[name], label) for name, label in _LABELS.items()}
+        self.options = {
+            name: _control(spec, spec.control)
+            for name, spec in registry.load_specs().items()
+            if spec.control is not None and spec.control.label
+        }
         self.options["device"].value = settings.device
         self.options["quantization"].value = settings.quantization
         self.keep = widgets.Checkbox(description="Keep the loaded models", indent=False)
@@ -70,12 +65,10 @@ class LoadSection:
         self._connect()
 
     def _assembled(self) -> widgets.VBox:
-        fields = widgets.Box([self.backend, *self.options.values(), self.model, self.keep])
-        # The model stands where it is looked for: below what decides which there are.
-        fields.children = (
-            self.backend, self.options["base_url"], self.options["key_env"], self.model,
-            self.options["device"], self.options["quantization"], self.options["pull"], self.keep,
-        )  # fmt: skip
+        # The model below the options that decide which models there are.
+        server = [c for n, c in self.options.items() if n in ServerLoadConfig.model_fields]
+        others = [c for n, c in self.options.items() if n not in ServerLoadConfig.model_fields]
+        fields = widgets.Box([self.backend, *server, self.model, *others, self.keep])
         fields.add_class("llm-fields")
         buttons = widgets.Box([self.load, self.stop, self.unload, self.list])
         buttons.add_class("llm-buttons")
@@ -96,15 +89,14 @@ class LoadSection:
     def given(self) -> dict[str, Any]:
         """Return the options of a load as they are chosen, without those that do not apply."""
         backend = str(self.backend.value)
-        table = specs(LoadConfig)
+        defaults = registry.load_config(self._panel.session.settings, {"backend": backend})
         chosen = {
             name: _read(control.value)
             for name, control in self.options.items()
-            if table[name].works_on(backend)
+            if name in type(defaults).model_fields
         }
-        usual = self._panel.session.settings.loading()
-        asked = {n: v for n, v in chosen.items() if v is not None and v != getattr(usual, n)}
-        return {"backend": backend, **asked}
+        changed = {n: v for n, v in chosen.items() if v is not None and v != getattr(defaults, n)}
+        return {"backend": backend, **changed}
 
     def _check(self, name: str, change: Mapping[str, Any]) -> None:
         """Keep nothing that may be a secret in a field: it would be saved with the notebook."""
@@ -112,7 +104,7 @@ class LoadSection:
             return
         try:
             if name == "key_env":
-                LoadConfig().replace(key_env=change["new"].strip())
+                ServerLoadConfig().replace(key_env=change["new"].strip())
             else:
                 parse_url(str(self.backend.value), change["new"])
         except OptionError as error:
@@ -197,7 +189,7 @@ class LoadSection:
 
     def draw(self) -> None:
         """Show what applies, and how far a load is."""
-        status, table = self._panel.session.status(), specs(LoadConfig)
+        status, table = self._panel.session.status(), registry.load_specs()
         backend = str(self.backend.value)
         for name, control in self.options.items():
             control.layout.display = "" if table[name].works_on(backend) else "none"
@@ -235,15 +227,21 @@ def _bar(progress: Progress, hint: str) -> str:
     )
 
 
-def _control(spec: OptionSpec, label: str) -> Any:
-    """Return the stock control of an option."""
-    if spec.name == "device":
-        return widgets.Combobox(description=label, options=_DEVICES, ensure_option=False)
+def _control(spec: OptionSpec, control: Control) -> Any:
+    """Return the ipywidgets control of an option."""
+    if control.examples:
+        return widgets.Combobox(
+            description=control.label, options=control.examples, ensure_option=False
+        )
     if spec.choices:
-        return widgets.Dropdown(description=label, options=list(spec.choices))
-    if isinstance(spec.default, bool):
-        return widgets.Checkbox(description=label, indent=False)
-    return widgets.Text(description=label, continuous_update=False)
+        return widgets.Dropdown(description=control.label, options=list(spec.choices))
+    if spec.kind == "switch":
+        return widgets.Checkbox(description=control.label, indent=False)
+    return widgets.Text(
+        description=control.label,
+        value="" if spec.default is None else str(spec.default),
+        continuous_update=False,
+    )
 
 
 def _read(value: object) -> object:

@@ -1,4 +1,4 @@
-"""The generation settings of a panel: one control for each, made from the option table."""
+"""The generation settings in the panel: one control for each option."""
 
 from __future__ import annotations
 
@@ -9,54 +9,50 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
-from llm_magic.config.option_spec import specs
-from llm_magic.config.settings import GenerationConfig
-from llm_magic.notebook.arguments.parser import escaped, split, unescaped
+from llm_magic.backends.registry import generation_specs
+from llm_magic.config.option_spec import OptionSpec
+from llm_magic.notebook.arguments.parser import split_words
 from llm_magic.notebook.panel.as_magic import config_line, quoted
 from llm_magic.notebook.panel.controls import NumberControl
+from llm_magic.text.escapes import escape, unescape
 
 if TYPE_CHECKING:
     from llm_magic.notebook.panel import ControlPanel
 
 
 class SettingsSection:
-    """Sliders and fields in step with ``%llm_config``."""
+    """Sliders and fields that show and change the same settings as ``%llm_config``."""
 
     def __init__(self, panel: ControlPanel) -> None:
         self._panel = panel
-        self._specs = {n: s for n, s in specs(GenerationConfig).items() if n != "extra"}
-        self.numbers = {n: NumberControl.of(s) for n, s in self._specs.items() if n != "stop"}
-        self.stop = widgets.Text(
-            description="Stop texts",
-            placeholder="none; several with a blank between",
-            tooltip=self._specs["stop"].help,
-            continuous_update=False,
-        )
+        known = generation_specs()
+        self.numbers = {n: NumberControl.of(s) for n, s in known.items() if s.is_number}
+        self.texts = {n: _text(s) for n, s in known.items() if s.kind == "repeated"}
         self.reset = widgets.Button(
-            description="Reset", tooltip="Back to the settings of the environment"
+            description="Reset", tooltip="Restore the settings of the environment"
         )
         for name, control in self.numbers.items():
-            control.observe(partial(self._changed, name), "value")
-        self.stop.observe(self._stop_changed, "value")
+            control.observe(partial(self._number_changed, name), "value")
+        for name, text in self.texts.items():
+            text.observe(partial(self._text_changed, name), "value")
         self.reset.on_click(lambda _button: panel.act(self._reset))
-        self.stop.add_class("llm-wide")
-        fields = widgets.Box([*self.numbers.values(), self.stop])
+        fields = widgets.Box([*self.numbers.values(), *self.texts.values()])
         fields.add_class("llm-fields")
         buttons = widgets.Box([self.reset])
         buttons.add_class("llm-buttons")
         self.box = widgets.VBox([widgets.HTML("<h3>Generation</h3>"), fields, buttons])
 
-    def _changed(self, name: str, change: Mapping[str, Any]) -> None:
+    def _number_changed(self, name: str, change: Mapping[str, Any]) -> None:
         self._panel.act(partial(self._set, name, _whole(change["new"])))
 
-    def _stop_changed(self, change: Mapping[str, Any]) -> None:
-        self._panel.act(partial(self._set_stop, change["new"]))
+    def _text_changed(self, name: str, change: Mapping[str, Any]) -> None:
+        self._panel.act(partial(self._set_texts, name, change["new"]))
 
-    def _set_stop(self, line: str) -> str:
-        return self._set("stop", tuple(unescaped(word) for word in split(line)))
+    def _set_texts(self, name: str, line: str) -> str:
+        return self._set(name, tuple(unescape(word) for word in split_words(line)))
 
     def _set(self, name: str, value: object) -> str:
-        self._panel.session.configure(**{name: value})
+        self._panel.session.generation.update(**{name: value})
         return config_line({name: value})
 
     def _reset(self) -> str:
@@ -64,24 +60,39 @@ class SettingsSection:
         return "%llm_config --reset"
 
     def draw(self) -> None:
-        """Show the session's settings, and which of them do something on the active backend."""
-        session = self._panel.session
+        """Show the settings, and only those that the active backend supports."""
+        session, known = self._panel.session, generation_specs()
         config, changed = session.generation.config, session.generation.changed
         backend = session.status().backend_type
         for name, control in self.numbers.items():
             value = getattr(config, name)
-            # More than a number of a browser can hold is shown as the most that it can.
+            # A browser's numbers have a maximum, which stands for all that are larger.
             control.value = None if value is None else float(min(value, sys.float_info.max))
             control.changed = name in changed
-            control.layout.display = "" if self._specs[name].works_on(backend) else "none"
-        self.stop.value = " ".join(quoted(escaped(text)) for text in config.stop)
+            control.layout.display = "" if known[name].works_on(backend) else "none"
+        for name, text in self.texts.items():
+            text.value = " ".join(quoted(escape(one)) for one in getattr(config, name))
+            text.layout.display = "" if known[name].works_on(backend) else "none"
         self.reset.disabled = not changed
 
     def disable(self) -> None:
-        """Let nothing be changed any more."""
+        """Disable all controls."""
         for control in self.numbers.values():
             control.layout.display = "none"
-        self.stop.disabled = self.reset.disabled = True
+        for control in (*self.texts.values(), self.reset):
+            control.disabled = True
+
+
+def _text(spec: OptionSpec) -> widgets.Text:
+    """Return the field of an option that takes several texts."""
+    text = widgets.Text(
+        description=spec.control.label if spec.control else spec.name,
+        placeholder="none; separate several by a space",
+        tooltip=spec.help,
+        continuous_update=False,
+    )
+    text.add_class("llm-wide")
+    return text
 
 
 def _whole(value: float | None) -> float | int | None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from llm_magic import errors
+from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.manager import BackendManager, LoadResult, Status
-from llm_magic.config.settings import GenerationConfig, LoadConfig
+from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import (
     LLMMagicError,
     LoadFailed,
@@ -23,7 +24,7 @@ from llm_magic.errors import (
 from llm_magic.types import Unloaded
 from tests.scripted import Hang, ScriptedBackend
 
-CONFIG = LoadConfig()
+CONFIG = LocalLoadConfig()
 Test = Callable[[BackendManager, ScriptedBackend], Coroutine[Any, Any, None]]
 
 

@@ -99,7 +99,7 @@ def test_the_manager_passes_on_to_the_backend_of_the_model() -> None:
         made: dict[str, ScriptedBackend] = {}
 
         def create(name: str) -> ScriptedBackend:
-            return made.setdefault(name, ScriptedBackend(name))
+            return made.setdefault(name, ScriptedBackend())
 
         manager = BackendManager(create)
         await manager.load("a", CONFIG.replace(backend="one"))

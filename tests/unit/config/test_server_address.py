@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_magic.config.server_address import parse_url, resolve_address
-from llm_magic.config.settings import LoadConfig
+from llm_magic.config.settings import ServerLoadConfig
 from llm_magic.errors import OptionError
 from tests.scripted import settings
 
@@ -165,12 +165,16 @@ def test_any_text_is_an_address_or_refused(text: str) -> None:
 
 def test_the_address_of_a_load_comes_before_the_one_of_the_settings() -> None:
     ours = settings(vllm_base_url="http://gpu:8000")
-    given = LoadConfig(backend="vllm", base_url="http://other:9000/")
+    given = ServerLoadConfig(backend="vllm", base_url="http://other:9000/")
     for config, url in (
-        (LoadConfig(backend="vllm"), "http://gpu:8000"),
+        (ServerLoadConfig(backend="vllm"), "http://gpu:8000"),
         (given, "http://other:9000"),
     ):
-        found = resolve_address(config, ours)
-        assert found is not None
-        assert found.url == url
-    assert resolve_address(LoadConfig(backend="local"), ours) is None
+        assert resolve_address(config, ours).url == url
+
+
+def test_backend_without_default_address_needs_one() -> None:
+    with pytest.raises(OptionError, match="mine needs the address of a server: add --base-url"):
+        resolve_address(ServerLoadConfig(backend="mine"), settings())
+    given = ServerLoadConfig(backend="mine", base_url="http://host:1")
+    assert resolve_address(given, settings()).url == "http://host:1"

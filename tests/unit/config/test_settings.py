@@ -8,8 +8,11 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from llm_magic.backends import registry
+from llm_magic.backends.local.load_config import LocalLoadConfig
+from llm_magic.backends.registry import LoadOptions
 from llm_magic.config.option_spec import parse, specs
-from llm_magic.config.settings import GenerationConfig, LoadConfig, LoadOptions, Settings
+from llm_magic.config.settings import GenerationConfig, Settings
 from llm_magic.errors import LLMMagicError, OptionError, SettingsError
 from llm_magic.session.generation_settings import GenerationSettings
 from llm_magic.session.requests import AskOptions
@@ -75,7 +78,7 @@ def test_an_unknown_name_gets_the_nearest_one() -> None:
     with pytest.raises(OptionError, match=r"no option 'temprature'\. Did you mean temperature\?"):
         GenerationConfig().replace(temprature=0.1)
     with pytest.raises(OptionError, match="Did you mean quantization"):
-        LoadConfig().replace(quantisation="4bit")
+        LocalLoadConfig().replace(quantisation="4bit")
 
 
 def test_nothing_changes_when_one_of_several_is_wrong() -> None:
@@ -99,10 +102,10 @@ def test_loading_options_name_their_choices(
     field: str, good: list[str], bad: list[str], allowed: str
 ) -> None:
     for value in good:
-        assert getattr(LoadConfig().replace(**{field: value}), field) == value
+        assert getattr(LocalLoadConfig().replace(**{field: value}), field) == value
     for value in bad:
         with pytest.raises(OptionError) as caught:
-            LoadConfig().replace(**{field: value})
+            LocalLoadConfig().replace(**{field: value})
         assert str(caught.value) == f"{field}={value} must be {allowed}."
 
 
@@ -110,7 +113,7 @@ def test_loading_options_name_their_choices(
     ("short", "long"), [("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32")]
 )
 def test_short_names_of_number_formats(short: str, long: str) -> None:
-    assert LoadConfig().replace(dtype=short).dtype == long
+    assert LocalLoadConfig().replace(dtype=short).dtype == long
 
 
 def test_option_sets_are_frozen() -> None:
@@ -119,7 +122,7 @@ def test_option_sets_are_frozen() -> None:
 
 
 def test_every_generation_option_has_a_flag_and_a_help() -> None:
-    for name, spec in {**specs(GenerationConfig), **specs(LoadConfig)}.items():
+    for name, spec in {**specs(GenerationConfig), **registry.load_specs()}.items():
         assert spec.flag is not None, name
         assert spec.help.endswith("."), name
 
@@ -131,7 +134,7 @@ def test_the_defaults_are_those_of_the_field() -> None:
     assert Settings.read().generation() == GenerationConfig(
         max_new_tokens=512, temperature=0.7, top_p=0.9, top_k=50, repetition_penalty=1.15
     )
-    assert Settings.read().loading() == LoadConfig()
+    assert Settings.read().load_config(LocalLoadConfig) == LocalLoadConfig()
 
 
 def test_settings_come_from_the_environment_and_from_a_file(
@@ -155,7 +158,9 @@ def test_settings_come_from_the_environment_and_from_a_file(
     assert (config.temperature, config.top_k, config.top_p) == (0.1, None, 0.3)
     assert config.max_new_tokens == 512
     assert read.model == "org/model"
-    assert read.loading() == LoadConfig(backend="ollama", device="cpu", quantization="4bit")
+    assert read.load_config(LocalLoadConfig) == LocalLoadConfig(
+        backend="ollama", device="cpu", quantization="4bit"
+    )
     assert (read.idle_timeout, read.instructlab_base_url) == (7, "http://host:1")
     assert config.repetition_penalty == 1.3
 
@@ -210,7 +215,7 @@ def test_this_call_wins_over_the_session_over_settings_over_the_model() -> None:
 
 
 def test_the_keyword_arguments_are_the_fields_of_the_option_sets() -> None:
-    assert get_type_hints(LoadOptions).keys() == LoadConfig.model_fields.keys()
+    assert get_type_hints(LoadOptions).keys() == registry.load_specs().keys()
     asked = GenerationConfig.model_fields.keys() | {"model", "system", "chat", "trim"}
     assert AskOptions.__annotations__.keys() == asked
 
@@ -220,4 +225,4 @@ def test_parse_takes_any_mapping_and_raises_only_our_errors() -> None:
     with pytest.raises(LLMMagicError):
         parse(GenerationConfig, {"extra": "no mapping"})
     with pytest.raises(LLMMagicError):
-        parse(LoadConfig, {"dtype": ["float32"]})
+        parse(LocalLoadConfig, {"dtype": ["float32"]})

@@ -254,7 +254,7 @@ def test_certificates_that_cannot_be_read_are_named(
 def test_what_is_not_well_says_what_to_type() -> None:
     table = doctor_table([Finding("a", "ok", "x"), Finding("b", "warn", "y", "z")])
     assert table.note == "1 warning."
-    assert doctor_table([]).note == "Everything is well."
+    assert doctor_table([]).note == "No problems found."
     two = [Finding("a", "problem", "x", "y")] * 2
     assert doctor_table(two).note == "2 problems."
 
@@ -273,7 +273,7 @@ def test_the_command_tells_and_its_exit_code_says_if_there_is_a_problem(tmp_path
     well = dict.fromkeys(("OPENAI_API_KEY", "LLM_BACKEND_TYPE", "OLLAMA_BASE_URL"), "")
     ran = run("doctor", cwd=tmp_path, **well)
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout.splitlines()[0].split() == ["what", "found", "to", "mend", "it"]
+    assert ran.stdout.splitlines()[0].split() == ["check", "result", "fix"]
     assert "HF_HUB_OFFLINE is set" in ran.stdout
     ran = run("doctor", cwd=tmp_path, **{**well, "OLLAMA_BASE_URL": "http://127.0.0.1:9"})
     assert (ran.returncode, ran.stderr) == (1, "")

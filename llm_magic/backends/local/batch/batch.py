@@ -36,8 +36,7 @@ def stream_many(loaded: LocalModel, request: BatchRequest) -> None:
         if together:
             try:
                 _scheduler(loaded, sequences, request).run()
-                # Not after a cancellation: the collection takes longer than a step.
-                memory.release_memory()
+                memory.release_memory(collect=False)
             except NotBatchable:
                 together = False
     if not together:

@@ -2,7 +2,7 @@
 
 All tensors of a batch have a row for each sequence and end with the same step, so that shorter
 sequences are padded on the left: ids, attention mask, positions, keys and values. A prefix that all
-sequences share is read once and copied; the padding is then between it and the rest.
+sequences share is read once and copied; the padding then follows the prefix.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class PaddedBatch:
         width = max(len(sequence.ids) for sequence in sequences)
         ids, mask = [], []
         for sequence in sequences:
-            prefix, rest = sequence.ids[:prefix_length], sequence.ids[prefix_length:]
+            prefix, suffix = sequence.ids[:prefix_length], sequence.ids[prefix_length:]
             gap = width - len(sequence.ids)
             # Padding with a token of the sequence does not change its repetition penalty.
-            ids.append(prefix + sequence.ids[:1] * gap + rest)
-            mask.append([1] * len(prefix) + [0] * gap + [1] * len(rest))
+            ids.append(prefix + sequence.ids[:1] * gap + suffix)
+            mask.append([1] * len(prefix) + [0] * gap + [1] * len(suffix))
         self.ids = torch.tensor(ids, device=device)
         self.mask = torch.tensor(mask, device=device)
         self.cache: Any = None
@@ -85,15 +85,15 @@ class PaddedBatch:
 
     def remove_finished(self) -> None:
         """Remove the sequences that are finished, and the padding that only they needed."""
-        kept = [row for row, sequence in enumerate(self.sequences) if not sequence.finished]
-        if len(kept) == len(self.sequences):
+        unfinished = [row for row, sequence in enumerate(self.sequences) if not sequence.finished]
+        if len(unfinished) == len(self.sequences):
             return
-        self.sequences = [self.sequences[row] for row in kept]
-        if not kept:
+        self.sequences = [self.sequences[row] for row in unfinished]
+        if not unfinished:
             self.cache = None
             return
         # Indices on the CPU select on every device: the layers may be on several.
-        rows = torch.tensor(kept)
+        rows = torch.tensor(unfinished)
         self.ids, self.mask = self.ids[rows], self.mask[rows]
         self.cache.batch_select_indices(rows)
         self._remove_padding()

@@ -29,8 +29,8 @@ from llm_magic.errors import LLMMagicError
 # Prompts are read in chunks that take about this long, so that the work can be cancelled.
 _CHUNK_S = 0.2
 _FIRST_CHUNK, _MIN_CHUNK, _MAX_CHUNK = 256, 32, 16384
-# How many sequences share a step. On a CPU more of them take as much longer; a GPU has room.
-_MAX_SEQUENCES = {"cpu": 32}
+# How many sequences share a step. On a CPU more of them take as much longer, on a GPU they do not.
+MAX_SEQUENCES = {"cpu": 32}
 _MAX_SEQUENCES_ON_GPU = 128
 # The share of the free memory for keys and values, and the bytes that the scores of a sequence take
 # for each token of the vocabulary: in float32, sorted, exponentiated, sampled.
@@ -109,7 +109,7 @@ class Scheduler:
             self._batch = None
 
     def schedule(self) -> list[Sequence]:
-        """Move waiting sequences to the running ones where there is room; returns them."""
+        """Move waiting sequences to the running ones as the budget allows; returns them."""
         if self.running and not self._budget.has_free_places(len(self.running)):
             return []
         scheduled: list[Sequence] = []
@@ -223,7 +223,7 @@ class MemoryBudget:
     def __init__(self, loaded: LocalModel) -> None:
         config = loaded.model.config.get_text_config(decoder=True)
         device = loaded.model.device.type
-        self.max_sequences = _MAX_SEQUENCES.get(device, _MAX_SEQUENCES_ON_GPU)
+        self.max_sequences = MAX_SEQUENCES.get(device, _MAX_SEQUENCES_ON_GPU)
         self._token_bytes = memory.token_bytes(config.to_dict(), loaded.info.dtype)
         self._score_bytes = config.vocab_size * _SCORE_BYTES
         free = memory.free_bytes(loaded.info.device.partition("+")[0])

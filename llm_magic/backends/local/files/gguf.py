@@ -35,9 +35,11 @@ from typing import IO, Any, NamedTuple
 
 import platformdirs
 
+from llm_magic.backends.base import Report
 from llm_magic.backends.local import openmp
 from llm_magic.backends.local.cpus import cpus
 from llm_magic.backends.local.files import manifest
+from llm_magic.backends.local.worker import Cancelled
 from llm_magic.errors import LoadFailed, MissingDependency, SettingsError
 from llm_magic.types import Progress
 
@@ -56,13 +58,6 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-
-Report = Callable[[Progress], None]
-Cancelled = Callable[[], bool]
-
-
-class ConversionCancelled(Exception):
-    """Raised when a conversion was cancelled, after its files were removed."""
 
 
 def embedded_file() -> Path | None:
@@ -100,10 +95,10 @@ def converted_folder(file: Path, dtype: str = "bfloat16") -> Path:
     return cache_folder() / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
-def convert(file: Path, *, report: Report, cancelled: Cancelled) -> Path:
+def convert(file: Path, *, report: Report, cancelled: Callable[[], bool]) -> Path:
     """Return the folder with `file` as safetensors; converts the file unless that folder is complete.
 
-    Raises `ConversionCancelled` soon after `cancelled` returns True, and `LoadFailed`.
+    Raises `Cancelled` soon after `cancelled` returns True, and `LoadFailed`.
     """
     file = file.absolute()
     folder = converted_folder(file)
@@ -142,7 +137,7 @@ def converted_size(file: Path) -> int:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path, report: Report, cancelled: Cancelled) -> Iterator[None]:
+def _lock(folder: Path, report: Report, cancelled: Callable[[], bool]) -> Iterator[None]:
     """Hold the lock of `folder`. The system releases it when the process ends in any way."""
     import filelock
 
@@ -154,7 +149,7 @@ def _lock(folder: Path, report: Report, cancelled: Cancelled) -> Iterator[None]:
             break
         except filelock.Timeout:
             if cancelled():
-                raise ConversionCancelled from None
+                raise Cancelled from None
             if not is_reported:
                 report(Progress(f"waiting for another kernel that converts {folder.name}"))
                 is_reported = True
@@ -183,7 +178,7 @@ def _is_locked(path: Path) -> bool:
         return True
 
 
-def _build(file: Path, folder: Path, report: Report, cancelled: Cancelled) -> None:
+def _build(file: Path, folder: Path, report: Report, cancelled: Callable[[], bool]) -> None:
     # A folder of `tempfile` is readable by one user only, and users may share the cache.
     partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.mkdir()
@@ -211,7 +206,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _run_child(file: Path, partial: Path, report: Report, cancelled: Cancelled) -> None:
+def _run_child(file: Path, partial: Path, report: Report, cancelled: Callable[[], bool]) -> None:
     """Convert `file` into the folder `partial` in a child process."""
     reason = code = None
     with tempfile.TemporaryFile() as errors, _child(file, partial, errors) as (child, lines):
@@ -264,11 +259,13 @@ def _forward_lines(stdout: IO[str], lines: queue.SimpleQueue[str | None]) -> Non
     lines.put(None)
 
 
-def _until_closed(lines: queue.SimpleQueue[str | None], cancelled: Cancelled) -> Iterator[str]:
+def _until_closed(
+    lines: queue.SimpleQueue[str | None], cancelled: Callable[[], bool]
+) -> Iterator[str]:
     """Yield the lines of the child until it closes its output."""
     while True:
         if cancelled():
-            raise ConversionCancelled
+            raise Cancelled
         with contextlib.suppress(queue.Empty):
             line = lines.get(timeout=_POLL_S)
             if line is None:

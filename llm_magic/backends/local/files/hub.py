@@ -12,6 +12,7 @@ from ssl import SSLError
 from typing import Any
 
 from llm_magic.backends.local.files import validate
+from llm_magic.backends.local.files.silent_bar import SilentBar
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.config.certificates import certificate_problem
 from llm_magic.errors import LLMMagicError, LoadFailed, ModelNotFound
@@ -207,35 +208,24 @@ def _patterns(code: bool) -> dict[str, Any]:
 def _progress_bar(
     missing: int, report: Callable[[Progress], None], cancelled: Callable[[], bool]
 ) -> type:
-    from tqdm.std import tqdm
-
     # Several bars count the same bytes (downloaded, and written): the largest number is reported.
-    most_reported = 0
+    most_reported = 0.0
 
-    class Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
-        """Reports the bytes of the client's bar, and stops the download on a cancellation."""
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self.counts_bytes = kwargs.get("unit") == "B"
-            kwargs.pop("name", None)
-            super().__init__(*args, **{**kwargs, "disable": True})
-            self.n = 0
-
-        def update(self, n: float | None = 1) -> bool | None:
+    class DownloadBar(SilentBar):
+        def on_update(self) -> None:
             nonlocal most_reported
             if cancelled():
                 # The threads of the client ignore an exception that is raised here.
                 _abort()
                 raise Cancelled
-            self.n += int(n or 0)
+            # Other bars count files.
             if self.counts_bytes and missing and self.n > most_reported:
-                most_reported = int(self.n)
+                most_reported = self.n
                 share = min(self.n / missing, 1.0)
                 detail = f"{human_bytes(self.n)} of {human_bytes(missing)}"
                 report(Progress("downloading", share, detail))
-            return None
 
-    return Bar
+    return DownloadBar
 
 
 def _abort() -> None:

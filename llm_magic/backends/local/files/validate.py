@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_magic.backends.local.files import safetensors
-from llm_magic.config.settings import LoadConfig
+from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.errors import LoadFailed, OptionError, did_you_mean
 
 _TOKENIZERS = ("token*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
@@ -20,7 +20,7 @@ _NOT_GENERATIVE = (
 
 
 def check_folder(
-    name: str, folder: Path, config: LoadConfig, model_config: Mapping[str, Any]
+    name: str, folder: Path, config: LocalLoadConfig, model_config: Mapping[str, Any]
 ) -> None:
     """Raise an error if the model in `folder` cannot or must not be loaded."""
     _check_weights(name, folder)
@@ -81,7 +81,9 @@ def _check_shards(name: str, folder: Path) -> None:
         )
 
 
-def _check_architecture(name: str, config: LoadConfig, model_config: Mapping[str, Any]) -> None:
+def _check_architecture(
+    name: str, config: LocalLoadConfig, model_config: Mapping[str, Any]
+) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     kind, own_code = model_config.get("model_type"), model_config.get("auto_map") or {}
@@ -104,7 +106,7 @@ def _check_architecture(name: str, config: LoadConfig, model_config: Mapping[str
         )
 
 
-def _check_attention(name: str, config: LoadConfig, model_config: Mapping[str, Any]) -> None:
+def _check_attention(name: str, config: LocalLoadConfig, model_config: Mapping[str, Any]) -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     requested = config.attn

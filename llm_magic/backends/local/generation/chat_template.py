@@ -64,6 +64,6 @@ def _apply(tokenizer: Any, turns: list[Turn], *, tokenize: bool = True) -> Any:
         if turns[0]["role"] != "system" or len(turns) < 2:
             raise
         # Some templates (Gemma's) raise for a system turn: put its text before the first question.
-        first, second, *rest = turns
+        first, second, *later = turns
         merged = {**second, "content": f"{first['content']}\n\n{second['content']}"}
-        return apply([merged, *rest])
+        return apply([merged, *later])

@@ -347,7 +347,7 @@ class StaticStep:
         return self._token.clone()
 
     def result(self, length: int) -> DynamicCache:
-        """Return a growing cache with a copy of the first `length` tokens."""
+        """Return a dynamic cache with a copy of the first `length` tokens."""
         return compat.from_static(self.cache, length)
 
 

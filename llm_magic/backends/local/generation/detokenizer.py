@@ -49,9 +49,9 @@ class Detokenizer:
 
     def flush(self) -> str:
         """Return the rest: a part of a character becomes a replacement character."""
-        returned, rest = self._decode(self._ids[: self._returned]), self._decode(self._ids)
+        returned, whole = self._decode(self._ids[: self._returned]), self._decode(self._ids)
         self._ids, self._returned = [], 0
-        return rest[len(returned) :]
+        return whole[len(returned) :]
 
     @staticmethod
     def _new_stream(before: Sequence[int] = ()) -> Any:

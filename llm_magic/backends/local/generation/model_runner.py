@@ -89,10 +89,10 @@ class ModelRunner:
 
     def replace(self, tokens: Sequence[int]) -> None:
         """Replace the sequence by `tokens`, and keep the cache of the prefix that is the same."""
-        wanted = torch.tensor(tokens[: self._buffer.shape[1]], device=self._buffer.device)
-        same = common_length(self.ids[0], wanted)
-        self._buffer[0, same : len(wanted)] = wanted[same:]
-        self.length = len(wanted)
+        new = torch.tensor(tokens[: self._buffer.shape[1]], device=self._buffer.device)
+        same = common_length(self.ids[0], new)
+        self._buffer[0, same : len(new)] = new[same:]
+        self.length = len(new)
         # The last token is always read again: its logits are needed.
         self._crop(min(same, self.length - 1))
 

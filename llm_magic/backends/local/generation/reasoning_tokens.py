@@ -19,7 +19,7 @@ _OPENS = (_OPEN, "[THINK]", "<|START_THINKING|>")
 _CLOSES = (_CLOSE, "[/THINK]", "<|END_THINKING|>")
 # <|start|>assistant<|channel|>analysis<|message|>…<|end|>
 _START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
-# The tokens at the end of a prompt in which an opening tag is looked for.
+# The tokens at the end of a prompt that may contain an opening tag.
 _TAIL = 8
 
 

@@ -179,10 +179,10 @@ class _RenamedTokenizer:
 
     def _spelled(self, number: int) -> Iterator[int]:
         """Yield the text of a special token as the longest other tokens of the vocabulary."""
-        whole = rest = str(self._backend.id_to_token(number))
+        whole = remaining = str(self._backend.id_to_token(number))
         find = self._backend.model.token_to_id
-        while rest:
-            heads = (rest[:n] for n in range(min(len(rest), len(whole) - 1), 0, -1))
+        while remaining:
+            heads = (remaining[:n] for n in range(min(len(remaining), len(whole) - 1), 0, -1))
             head = next((h for h in heads if find(h) not in {None, *self._special}), None)
             if head is None:
                 raise PromptError(
@@ -190,7 +190,7 @@ class _RenamedTokenizer:
                     " or load the model with --special-tokens."
                 )
             yield find(head)
-            rest = rest[len(head) :]
+            remaining = remaining[len(head) :]
 
 
 def _without_added_tokens(backend: Tokenizer) -> Tokenizer:

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llm_magic.backends.local import load_plan, memory
-from llm_magic.config.settings import LoadConfig
+from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.errors import GenerationFailed, OutOfMemory
 from llm_magic.session import Session
 from tests.local_models import local_model, local_session
@@ -217,7 +217,7 @@ def test_what_goes_from_elsewhere_makes_no_room_here(monkeypatch: pytest.MonkeyP
     freed = {"cuda:0": 1000, "cpu": 7, "mps:0": 20}
 
     def free(device: str, asked: str = "", **options: Any) -> int:
-        config = LoadConfig().replace(device=asked or device, **options)
+        config = LocalLoadConfig().replace(device=asked or device, **options)
         return load_plan.available_bytes(config, device, freed)
 
     assert free("cpu") == 10 + 7 + 20

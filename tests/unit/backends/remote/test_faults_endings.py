@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_magic.backends.remote import http_client
+from llm_magic.backends.remote import http_client, limits
 from llm_magic.errors import RequestFailed, ServerTimeout
 from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
@@ -54,7 +54,7 @@ def server() -> Iterator[FaultServer]:
 def test_answer_ends_in_time_whatever_follows(
     server: FaultServer, script: list[Step], most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if most < http_client.END_S:
+    if most < limits.END_S:
         monkeypatch.setattr("llm_magic.backends.remote.openai_compatible.END_S", 0.5)
     with session_on(server) as session:
         server.will(CHAT, *script)

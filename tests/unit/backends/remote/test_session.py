@@ -286,7 +286,7 @@ def test_long_list_is_shown_and_completed_in_part(session: Session, server: Faul
     table = models_table(listed, ())
     assert len(table.rows) == 500
     assert table.note == (
-        "… and 9,500 more. Type the beginning of a name after %llm_load and press Tab to find one."
+        "… and 9,500 more. Type the start of a name after %llm_load and press Tab."
     )
     server.will(MODELS, *json_answer(200, {"data": entries}))
     began = time.monotonic()

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from llm_magic.config.option_spec import specs
-from llm_magic.config.settings import GenerationConfig, LoadConfig
+from llm_magic.backends import registry
+from llm_magic.config.settings import GenerationConfig, Settings
 from llm_magic.notebook.arguments import parser, table
 from llm_magic.notebook.arguments.help_pages import page
 from llm_magic.notebook.arguments.table import MAGICS
 
 UNLOAD = """\
-Free a model and show what came back.
+Unload a model and show how much memory it released.
 
 Usage:  %llm_unload [NAME | --all]
 
-  NAME                        The model; else the active one.
-      --all                   Free every model.
+  NAME                        The model. Default: the active one.
+      --all                   Unload every model.
 """
 
 
@@ -57,7 +57,7 @@ def test_a_page_as_it_is_shown() -> None:
 @pytest.mark.parametrize("magic", ["llm", "llm_config"])
 def test_ranges_defaults_and_backends_are_those_of_the_table(magic: str) -> None:
     text = flat(page(magic))
-    for spec in specs(GenerationConfig).values():
+    for spec in registry.generation_specs().values():
         default = f"; default {spec.default}" if spec.default not in (None, (), {}) else ""
         backends = "; not openai" if not spec.works_on("openai") else ""
         facts = f"{spec.range}{default}{backends}"
@@ -68,13 +68,14 @@ def test_ranges_defaults_and_backends_are_those_of_the_table(magic: str) -> None
 
 def test_the_options_of_a_load_stand_under_the_backends_they_are_for() -> None:
     text = page("llm_load")
-    _, local, server = text.partition("local):")[0], *text.partition("local):")[2].split("On a ")
-    for spec in specs(LoadConfig).values():
+    _, local, server, ollama = text.split("With -b ")
+    for spec in registry.load_specs().values():
         assert spec.flag is not None
-        assert (f"{spec.flag.names[-1]} " in local) == (spec.only == ("local",)), spec.name
-        assert (f"{spec.flag.names[-1]} " in server) == ("ollama" in spec.only), spec.name
-    assert "(only ollama)" in server
+        flag = f"{spec.flag.names[-1]} "
+        assert (flag in local) == (spec.backends == ("local",)), spec.name
+        assert (flag in server) == (len(spec.backends) == 4), spec.name
     assert "default auto" in local
+    assert "--pull" in ollama
 
 
 @pytest.mark.parametrize("name", MAGICS)
@@ -85,10 +86,10 @@ def test_examples_are_lines_that_the_magic_takes(name: str) -> None:
         assert first.startswith(f"{sign}{name}")
         line = first.removeprefix(f"{sign}{name}")
         if MAGICS[name].takes_prompt and not body:
-            assert parser.parse_with_prompt(name, line).rest
+            assert parser.parse_with_prompt(name, line).prompt
         else:
             parsed = parser.parse(name, line)
             changes = parsed.values.get("changes")
             GenerationConfig().replace(**parser.assignments(changes or []))
             if MAGICS[name].options == "loading":
-                LoadConfig().replace(**parsed.options)
+                assert registry.load_config(Settings(), parsed.options)

@@ -126,8 +126,8 @@ def test_a_setting_can_be_repeated(
     "typed", ["END", "a b", "END|STOP", r"\n\n", "it's", "?", "what?", "x=1", "--reset", ""]
 )
 def test_stop_texts_can_be_repeated(scripted: Scripted, notebook: Notebook, typed: str) -> None:
-    put(scripted.panel.settings.stop, "before")
-    put(scripted.panel.settings.stop, typed)
+    put(scripted.panel.settings.texts["stop"], "before")
+    put(scripted.panel.settings.texts["stop"], typed)
     notebook.run("%llm_config stop=before")
     notebook.run(scripted.panel.magic.value)
     assert config(notebook.session).stop == config(scripted.session).stop

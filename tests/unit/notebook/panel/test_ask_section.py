@@ -123,7 +123,7 @@ def test_an_error_is_told_and_the_text_stays(scripted: Scripted, error: Exceptio
     until(lambda: is_idle(panel))
     until(lambda: str(error) in trouble(panel), "nobody hears of the error")
     assert "half" in answer(panel)
-    assert "broken off" in answer(panel)
+    assert "ended early" in answer(panel)
     ask(panel, "again")
     assert trouble(panel) == ""
 

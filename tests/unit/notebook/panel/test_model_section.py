@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
+from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.manager import LoadResult, Status
-from llm_magic.backends.registry import BACKENDS
-from llm_magic.config.option_spec import specs
-from llm_magic.config.settings import LoadConfig
+from llm_magic.backends.registry import load_specs, names
 from llm_magic.errors import LLMMagicError, ModelNotFound
 from llm_magic.notebook.panel import ControlPanel
 from llm_magic.types import Progress
@@ -65,9 +64,9 @@ def test_keep_keeps_the_loaded_models() -> None:
         until(lambda: "also loaded: tiny" in words(scripted.panel.status.value))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", names())
 def test_only_what_applies_to_the_backend_is_shown_and_given(backend: str, empty: Scripted) -> None:
-    panel, table = empty.panel, specs(LoadConfig)
+    panel, table = empty.panel, load_specs()
     put(panel.loading.options["device"], "cpu")
     put(panel.loading.options["base_url"], "http://localhost:1")
     put(panel.loading.backend, backend)
@@ -263,7 +262,8 @@ def test_a_default_of_the_environment_can_be_chosen_away() -> None:
         put(options["quantization"], "none")
         press(scripted.panel.loading.load)
         until(lambda: scripted.session.status().status == "Ready")
-        config = scripted.session._manager.find().config
+        config = scripted.session.used("local")
+        assert isinstance(config, LocalLoadConfig)
         assert (config.device, config.quantization) == ("auto", "none")
 
 

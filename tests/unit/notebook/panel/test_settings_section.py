@@ -42,7 +42,7 @@ def test_there_is_a_control_for_every_setting_with_its_range_and_help(scripted: 
         assert control.bounded == (spec.maximum is not None)
         if spec.maximum is not None:
             assert control.maximum == spec.maximum
-    assert scripted.panel.settings.stop.tooltip == specs(GenerationConfig)["stop"].help
+    assert scripted.panel.settings.texts["stop"].tooltip == specs(GenerationConfig)["stop"].help
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -118,12 +118,12 @@ def test_a_wrong_number_is_told_and_taken_back(scripted: Scripted, name: str, va
 )
 def test_stop_texts_go_both_ways(scripted: Scripted, typed: str, texts: tuple[str, ...]) -> None:
     panel, session = scripted.panel, scripted.session
-    put(panel.settings.stop, typed)
+    put(panel.settings.texts["stop"], typed)
     assert session.generation.stop == texts
     session.configure(stop=("other",))
-    until(lambda: panel.settings.stop.value == "other")
+    until(lambda: panel.settings.texts["stop"].value == "other")
     session.configure(stop=texts)
-    until(lambda: panel.settings.stop.value == typed)
+    until(lambda: panel.settings.texts["stop"].value == typed)
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "a|b", "|", r"C:\new", "\\", "\t", "a\r"])
@@ -132,11 +132,11 @@ def test_a_stop_text_is_shown_so_that_writing_it_again_says_the_same(
 ) -> None:
     panel, session = scripted.panel, scripted.session
     session.configure(stop=(text, "END"))
-    until(lambda: "END" in panel.settings.stop.value)
-    written = panel.settings.stop.value
-    put(panel.settings.stop, "")
+    until(lambda: "END" in panel.settings.texts["stop"].value)
+    written = panel.settings.texts["stop"].value
+    put(panel.settings.texts["stop"], "")
     assert session.generation.stop == ()
-    put(panel.settings.stop, written)
+    put(panel.settings.texts["stop"], written)
     assert session.generation.stop == (text, "END")
 
 

@@ -1,4 +1,4 @@
-"""Many prompts at once: every one gets the answer that it gets alone, or an error of its own."""
+"""Many prompts at once: each gets the answer that it gets alone, or an error of its own."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from llm_magic.backends.local.batch import scheduler
 from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import GenerationFailed, OutOfMemory, PromptTooLong
+from llm_magic.session import Session
 from llm_magic.types import Chunk, Message
-from tests.local_models import edited, listening, local_model, local_session, parrot
-from tests.many import PROMPTS, TEXT, Asker, Conversations, asked
+from tests.local_models import edited, listening, local_session, parrot
+from tests.many import PROMPTS, TEXT, BatchModel, conversations
 from tests.tiny_models import CHATML, Architecture, tiny, tiny_llama
 
 ARCHITECTURES: list[Architecture] = [
@@ -24,129 +26,156 @@ ARCHITECTURES: list[Architecture] = [
 ]  # fmt: skip
 GREEDY = GenerationConfig(max_new_tokens=10, temperature=0)
 SAMPLED = GenerationConfig(max_new_tokens=10, temperature=1.3, top_k=None, top_p=0.95, seed=7)
+FULL_SIZE = scheduler.MAX_SEQUENCES["cpu"]
+SIZE = 8
+# More than share a step, of all lengths.
+MANY = conversations(PROMPTS[::3])
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let fewer sequences share a step, so that few prompts are enough for some to wait."""
+    monkeypatch.setitem(scheduler.MAX_SEQUENCES, "cpu", SIZE)
 
 
 @pytest.fixture(scope="module")
-def asker() -> Iterator[Asker]:
+def session() -> Iterator[Session]:
     with local_session() as session:
-        yield Asker(session)
+        yield session
+
+
+@pytest.fixture(scope="module")
+def llama(session: Session, tmp_path_factory: pytest.TempPathFactory) -> BatchModel:
+    """A model that all tests share; the other models are loaded besides."""
+    folder = tiny_llama(tmp_path_factory.mktemp("models") / "llama")
+    return BatchModel(session, str(folder), keep=True)
 
 
 @pytest.fixture
-def llama(asker: Asker, tmp_path: Path) -> Asker:
-    return asker.load(tiny_llama(tmp_path / "llama"))
+def load(session: Session, llama: BatchModel) -> Iterator[Callable[[Path], BatchModel]]:
+    """Load one model after another besides the shared one."""
+
+    def load_one(folder: Path) -> BatchModel:
+        unload()
+        return BatchModel(session, str(folder), name="other", keep=True)
+
+    def unload() -> None:
+        if "other" in [info.name for info in session.status().models]:
+            session.unload("other")
+
+    yield load_one
+    unload()
 
 
 @pytest.fixture(autouse=True)
 def no_noise(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Neither logged nor printed."""
+    """No test here may log or print anything."""
     with listening() as noise:
         yield
-    # Mamba's own advice, once a process: its Python code is slow without another package.
+    # Mamba logs once a process that its Python code is slow.
     assert [line for line in noise if "reference PyTorch implementation" not in line] == []
     lines = capfd.readouterr().err.splitlines()
     expected = ("Writing model shards", "reference PyTorch implementation")
-    assert [x for x in lines if x and not any(words in x for words in expected)] == []
+    assert [x for x in lines if x and not any(text in x for text in expected)] == []
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_each_gets_the_answer_that_it_gets_alone(
-    asker: Asker, tmp_path: Path, architecture: Architecture
+def test_each_prompt_gets_the_answer_that_it_gets_alone(
+    load: Callable[[Path], BatchModel], tmp_path: Path, architecture: Architecture
 ) -> None:
-    asker.load(tiny(tmp_path / "m", architecture))
+    model = load(tiny(tmp_path / "m", architecture))
     texts = set()
     for longer in (GREEDY, SAMPLED):
         config = longer.model_copy(update={"max_new_tokens": 6})
-        alone = asker.alone(asked(PROMPTS), config)
-        assert asker.together(asked(PROMPTS), config) == alone
+        alone = model.alone(MANY, config)
+        assert model.together(MANY, config) == alone
         texts |= {text for text, _reason, _usage in alone}
-    # Not one answer over and over; Mamba's noise hardly looks at the prompt.
+    # The answers differ; those of a random Mamba hardly depend on the prompt.
     assert len(texts) > (5 if architecture != "mamba" else 1)
 
 
-def test_rows_share_steps_go_when_they_are_over_and_others_take_their_place(
-    asker: Asker, tmp_path: Path
+def test_waiting_sequences_replace_finished_ones(
+    load: Callable[[Path], BatchModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(scheduler.MAX_SEQUENCES, "cpu", FULL_SIZE)
     # The context ends some answers before their limit, those to long prompts first.
-    asker.load(tiny_llama(tmp_path / "m", max_position_embeddings=150))
-    prompts = [TEXT[: 1 + number] * 3 for number in range(44)]
-    ends = GenerationConfig(max_new_tokens=70, temperature=0, repetition_penalty=None)
-    with asker.watched() as passes:
-        answers = asker.together(asked(prompts), ends)
-    assert answers == asker.alone(asked(prompts), ends)
-    rows = [rows for rows, columns in passes.shapes if columns == 1]
-    assert max(rows) == 32
-    assert rows[-1] < 16
-    # After some had gone others came: never more than fit, and not one batch after the other.
-    assert any(after > before for before, after in itertools.pairwise(rows))
+    model = load(tiny_llama(tmp_path / "m", max_position_embeddings=150))
+    many = conversations([TEXT[: 1 + number] * 3 for number in range(FULL_SIZE + 12)])
+    config = GenerationConfig(max_new_tokens=70, temperature=0, repetition_penalty=None)
+    with model.passes() as passes:
+        answers = model.together(many, config)
+    assert answers[::4] == model.alone(many[::4], config)
+    running = [sequences for sequences, columns in passes.shapes if columns == 1]
+    assert max(running) == FULL_SIZE
+    assert running[-1] < FULL_SIZE / 2
+    assert any(after > before for before, after in itertools.pairwise(running))
 
 
-def test_what_all_begin_with_is_read_once(asker: Asker, tmp_path: Path) -> None:
-    folder = tiny_llama(tmp_path / "m", max_position_embeddings=2048)
-    asker.load(folder)
-    system = "Answer as the other man would. " * 8
-    prompts = [
-        [Message("system", system), Message("user", f"{number}, {TEXT[:number]}")]
-        for number in range(12)
-    ]
-    with asker.watched() as passes:
-        answers = asker.together(prompts, GREEDY)
-    assert answers == asker.alone(prompts, GREEDY)
+def test_shared_prefix_is_read_once(load: Callable[[Path], BatchModel], tmp_path: Path) -> None:
+    model = load(tiny_llama(tmp_path / "m", max_position_embeddings=2048))
+    system = Message("system", "Answer as the other man would. " * 8)
+    many = [[system, Message("user", f"{number}, {TEXT[:number]}")] for number in range(12)]
+    with model.passes() as passes:
+        answers = model.together(many, GREEDY)
+    assert answers == model.alone(many, GREEDY)
     assert passes.shapes[0][0] == 1
     assert passes.shapes[0][1] > 200
     assert passes.tokens < 200 + 12 * 100
-    sampled = asker.together(prompts, SAMPLED)
-    assert sampled == asker.alone(prompts, SAMPLED)
+    assert model.together(many, SAMPLED) == model.alone(many, SAMPLED)
 
 
-def test_a_shared_beginning_within_and_beyond_the_window(asker: Asker, tmp_path: Path) -> None:
-    for window in (16, 400):
-        folder = tiny(tmp_path / str(window), "gemma3_text")
-        asker.load(edited(folder, "config.json", sliding_window=window))
-        prompts = asked([TEXT * 2 + prompt for prompt in PROMPTS[::3]])
-        with asker.watched() as passes:
-            answers = asker.together(prompts, GREEDY)
-        assert answers == asker.alone(prompts, GREEDY)
-        assert (passes.shapes[0][0] == 1) is (window == 400)
+@pytest.mark.parametrize("window", [16, 400])
+def test_prefix_is_shared_only_within_the_window(
+    load: Callable[[Path], BatchModel], tmp_path: Path, window: int
+) -> None:
+    folder = tiny(tmp_path / "m", "gemma3_text")
+    model = load(edited(folder, "config.json", sliding_window=window))
+    many = conversations([TEXT * 2 + prompt for prompt in PROMPTS[::3]])
+    with model.passes() as passes:
+        answers = model.together(many, GREEDY)
+    assert answers == model.alone(many, GREEDY)
+    assert (passes.shapes[0][0] == 1) is (window == 400)
 
 
-def test_no_padding_where_all_are_as_long(llama: Asker) -> None:
+def test_prompts_of_equal_length_have_no_attention_mask(llama: BatchModel) -> None:
     masks: list[Any] = []
     handle = llama.model.register_forward_pre_hook(
         lambda _m, _a, named: masks.append(named.get("attention_mask")), with_kwargs=True
     )
-    prompts = asked([f"{number:02d}, and?" for number in range(20)])
-    answers = llama.together(prompts, GREEDY)
+    many = conversations([f"{number:02d}, and?" for number in range(6)])
+    answers = llama.together(many, GREEDY)
     handle.remove()
-    assert answers == llama.alone(prompts, GREEDY)
+    assert answers == llama.alone(many, GREEDY)
     assert masks[0] is None
 
 
-def test_characters_of_many_tokens_and_stop_strings_are_cut_in_each_row(
-    asker: Asker, tmp_path: Path
+def test_characters_and_stop_strings_are_split_in_no_sequence(
+    load: Callable[[Path], BatchModel], tmp_path: Path
 ) -> None:
-    asker.load(parrot(tmp_path / "m", "né漢😀 uv-w|xyz"))
-    prompts = asked(PROMPTS[:10])
-    whole = GREEDY.model_copy(update={"max_new_tokens": 40})
-    assert {text for text, *_ in asker.together(prompts, whole)} == {"né漢😀 uv-w|xyz"}  # type: ignore[misc]
-    cut = whole.model_copy(update={"stop": ("w|", "yz")})
-    answers = asker.together(prompts, cut)
-    assert answers == asker.alone(prompts, cut)
+    model = load(parrot(tmp_path / "m", "né漢😀 uv-w|xyz"))
+    config = GREEDY.model_copy(update={"max_new_tokens": 40})
+    whole = model.together(MANY, config)
+    assert {text for text, *_ in whole} == {"né漢😀 uv-w|xyz"}  # type: ignore[misc]
+    config = config.model_copy(update={"stop": ("w|", "yz")})
+    answers = model.together(MANY, config)
+    assert answers == model.alone(MANY, config)
     assert {(text, reason) for text, reason, _ in answers} == {("né漢😀 uv-", "stop")}  # type: ignore[misc]
 
 
-def test_the_room_of_each_row_is_its_own(asker: Asker, tmp_path: Path) -> None:
-    asker.load(tiny_llama(tmp_path / "m", max_position_embeddings=128))
+def test_each_answer_ends_at_its_own_context_limit(
+    load: Callable[[Path], BatchModel], tmp_path: Path
+) -> None:
+    model = load(tiny_llama(tmp_path / "m", max_position_embeddings=128))
     config = GenerationConfig(max_new_tokens=60, temperature=0, repetition_penalty=None)
-    prompts = asked(["x" * length for length in (95, 20, 70, 90, 3, 3, 60)])
-    answers = asker.together(prompts, config)
-    assert answers == asker.alone(prompts, config)
+    many = conversations(["x" * length for length in (95, 20, 70, 90, 3, 3, 60)])
+    answers = model.together(many, config)
+    assert answers == model.alone(many, config)
     assert len({usage.completion_tokens for _text, _reason, usage in answers}) > 2  # type: ignore[misc]
 
 
-def test_one_that_is_too_long_loses_no_other_and_is_told_before_the_work(llama: Asker) -> None:
-    prompts = asked([*PROMPTS[:3], "y" * 600, *PROMPTS[3:6]])
-    items = llama.items(prompts, GREEDY)
+def test_too_long_prompt_fails_first_and_alone(llama: BatchModel) -> None:
+    many = conversations([*PROMPTS[:3], "y" * 600, *PROMPTS[3:6]])
+    items = llama.items(many, GREEDY)
     index, error = items[0]
     assert index == 3
     assert isinstance(error, PromptTooLong)
@@ -154,26 +183,29 @@ def test_one_that_is_too_long_loses_no_other_and_is_told_before_the_work(llama: 
     assert error.__traceback__ is None
     assert error.__context__ is None
     assert 3 not in {index for index, _item in items[1:]}
-    others = [*prompts[:3], *prompts[4:]]
-    answers = llama.together(prompts, GREEDY)
-    assert [*answers[:3], *answers[4:]] == llama.alone(others, GREEDY)
+    answers = llama.together(many, GREEDY)
+    others = llama.alone([*many[:3], *many[4:]], GREEDY)
+    assert [*answers[:3], *answers[4:]] == others
 
 
-def test_one_that_the_template_refuses_loses_no_other(asker: Asker, tmp_path: Path) -> None:
-    refusing = (
+def test_error_of_the_template_fails_one_prompt(
+    load: Callable[[Path], BatchModel], tmp_path: Path
+) -> None:
+    template = (
         "{% if 'no' in messages[0]['content'] %}{{ raise_exception('Not that.') }}{% endif %}"
     )
-    asker.load(tiny_llama(tmp_path / "m", chat_template=refusing + CHATML))
-    first, refused, last = asker.together(asked(["yes", "no", "well"]), GREEDY)
-    assert isinstance(refused, GenerationFailed)
-    assert "Not that." in str(refused)
-    assert [first, last] == asker.alone(asked(["yes", "well"]), GREEDY)
+    model = load(tiny_llama(tmp_path / "m", chat_template=template + CHATML))
+    first, error, last = model.together(conversations(["yes", "no", "well"]), GREEDY)
+    assert isinstance(error, GenerationFailed)
+    assert "Not that." in str(error)
+    assert [first, last] == model.alone(conversations(["yes", "well"]), GREEDY)
 
 
-def test_none_one_and_only_errors(llama: Asker) -> None:
+def test_no_prompt_one_prompt_and_only_errors(llama: BatchModel) -> None:
     assert llama.items([], GREEDY) == []
-    assert llama.together(asked(["one"]), GREEDY) == llama.alone(asked(["one"]), GREEDY)
-    errors = llama.together(asked(["y" * 600] * 2), GREEDY)
+    one = conversations(["one"])
+    assert llama.together(one, GREEDY) == llama.alone(one, GREEDY)
+    errors = llama.together(conversations(["y" * 600] * 2), GREEDY)
     assert {type(error) for error in errors} == {PromptTooLong}
 
 
@@ -185,33 +217,33 @@ def test_none_one_and_only_errors(llama: Asker) -> None:
         ({"suppress_tokens": list(range(100))}, True),
     ],
 )
-def test_every_option_is_honoured_where_rows_can_share_it_and_where_not(
-    llama: Asker, extra: dict[str, object], together: bool
+def test_option_that_cannot_be_batched_is_answered_one_by_one(
+    llama: BatchModel, extra: dict[str, object], together: bool
 ) -> None:
     config = GREEDY.model_copy(update={"extra": extra})
-    with llama.watched() as passes:
-        answers = llama.together(asked(PROMPTS[:6]), config)
-    assert answers == llama.alone(asked(PROMPTS[:6]), config)
-    assert answers != llama.alone(asked(PROMPTS[:6]), GREEDY)
-    assert (max(rows for rows, _columns in passes.shapes) == 6) is together
+    many = conversations(PROMPTS[:6])
+    with llama.passes() as passes:
+        answers = llama.together(many, config)
+    assert answers == llama.alone(many, config)
+    assert answers != llama.alone(many, GREEDY)
+    assert (max(sequences for sequences, _columns in passes.shapes) == 6) is together
 
 
-def test_a_time_limit_is_that_of_each_answer(llama: Asker) -> None:
+def test_time_limit_starts_with_each_answer(llama: BatchModel) -> None:
     config = GenerationConfig(max_new_tokens=400, temperature=0, extra={"max_time": 0.3})
-    with llama.watched(lambda _ids: time.sleep(0.02)):
-        answers = llama.together(asked(PROMPTS), config)
+    with llama.passes(lambda _ids: time.sleep(0.02)):
+        answers = llama.together(MANY, config)
+        alone = llama.answer(MANY[0], config)
     counts = [usage.completion_tokens or 0 for _text, _reason, usage in answers]  # type: ignore[misc]
-    # The last ones began when the first were over, and had as long as they.
-    assert len(counts) == 36
+    # Those that waited have as long as the first ones.
+    assert len(counts) == len(MANY)
     assert all(1 < count < 40 for count in counts)
     assert {answer[1] for answer in answers} <= {"truncated", "stop"}  # type: ignore[index]
-    with llama.watched(lambda _ids: time.sleep(0.02)):
-        alone = llama.alone(asked(PROMPTS[:1]), config)
-    assert [answer[1] for answer in alone] == ["truncated"]
+    assert alone[1] == "truncated"
 
 
-def exhausted(when: Callable[[Any], bool]) -> Callable[[Any], None]:
-    """Let memory run out in some passes, as torch says it."""
+def out_of_memory(when: Callable[[Any], bool]) -> Callable[[Any], None]:
+    """Return a hook that raises the error of torch in the forward passes that `when` selects."""
 
     def before(ids: Any) -> None:
         if when(ids):
@@ -220,117 +252,118 @@ def exhausted(when: Callable[[Any], bool]) -> Callable[[Any], None]:
     return before
 
 
-@pytest.mark.parametrize("columns", [1, 8])
-def test_fewer_at_once_after_memory_ran_out(llama: Asker, columns: int) -> None:
-    """In a step, and while prompts are read."""
-    broken = exhausted(lambda ids: len(ids) > 5 and (ids.shape[1] == 1) is (columns == 1))
-    with llama.watched(broken) as passes:
-        answers = llama.together(asked(PROMPTS), SAMPLED)
-    assert answers == llama.alone(asked(PROMPTS), SAMPLED)
-    assert max(rows for rows, _columns in passes.shapes) == 32
-    assert {rows for rows, _columns in passes.shapes[-10:]} <= {1, 2, 3, 4}
+@pytest.mark.parametrize("stage", ["prefill", "decode"])
+def test_fewer_sequences_run_after_memory_ran_out(llama: BatchModel, stage: str) -> None:
+    def fails(ids: Any) -> bool:
+        return len(ids) > 2 and (ids.shape[1] == 1) is (stage == "decode")
+
+    with llama.passes(out_of_memory(fails)) as passes:
+        answers = llama.together(MANY, SAMPLED)
+    assert answers == llama.alone(MANY, SAMPLED)
+    assert max(sequences for sequences, _columns in passes.shapes) == SIZE
+    assert {sequences for sequences, _columns in passes.shapes[-10:]} <= {1, 2}
 
 
-def test_memory_that_runs_out_in_the_middle_of_the_answers_repeats_nothing(llama: Asker) -> None:
-    calls: list[int] = []
+def test_memory_that_runs_out_in_the_answers_repeats_nothing(llama: BatchModel) -> None:
+    steps = itertools.count()
 
     def seventh_step(ids: Any) -> bool:
-        calls.append(ids.shape[1])
-        return ids.shape[1] == 1 and calls.count(1) == 7
+        return ids.shape[1] == 1 and next(steps) == 6
 
-    with llama.watched(exhausted(seventh_step)):
-        answers = llama.together(asked(PROMPTS[:20]), SAMPLED)
-    assert answers == llama.alone(asked(PROMPTS[:20]), SAMPLED)
+    with llama.passes(out_of_memory(seventh_step)):
+        answers = llama.together(MANY, SAMPLED)
+    assert answers == llama.alone(MANY, SAMPLED)
 
 
-def test_one_that_does_not_fit_even_alone_loses_no_other(llama: Asker) -> None:
+def test_prompt_that_does_not_fit_even_alone_fails_alone(llama: BatchModel) -> None:
     prompts = [*PROMPTS[:5], "§" + TEXT, *PROMPTS[5:9]]
-    (sign,) = set(local_model(llama.session).tokenizer("§").input_ids[:1])
-    with llama.watched(exhausted(lambda ids: bool((ids == sign).any()))):
-        answers = llama.together(asked(prompts), GREEDY)
+    sign = llama.tokenizer("§").input_ids[0]
+    with llama.passes(out_of_memory(lambda ids: bool((ids == sign).any()))):
+        answers = llama.together(conversations(prompts), GREEDY)
     assert isinstance(answers.pop(5), OutOfMemory)
-    assert answers == llama.alone(asked(prompts[:5] + prompts[6:]), GREEDY)
+    assert answers == llama.alone(conversations(prompts[:5] + prompts[6:]), GREEDY)
 
 
-def test_probabilities_that_are_no_numbers_are_an_error_of_their_row(llama: Asker) -> None:
+def test_probabilities_that_are_not_numbers_fail_one_prompt(llama: BatchModel) -> None:
     def spoil(_module: Any, _args: Any, output: Any) -> None:
         if len(output.logits) == 3 and output.logits.shape[1] == 1:
             output.logits[1] = float("nan")
 
     handle = llama.model.register_forward_hook(spoil)
-    answers = llama.together(asked(["a bc", "def", "gh"]), SAMPLED)
+    answers = llama.together(conversations(["a bc", "def", "gh"]), SAMPLED)
     handle.remove()
-    broken = answers.pop(1)
-    assert isinstance(broken, GenerationFailed)
-    assert answers == llama.alone(asked(["a bc", "gh"]), SAMPLED)
+    assert isinstance(answers.pop(1), GenerationFailed)
+    assert answers == llama.alone(conversations(["a bc", "gh"]), SAMPLED)
 
 
-def test_a_model_that_breaks_ends_everything_in_one_line(llama: Asker) -> None:
+def test_error_of_the_model_ends_all_answers(llama: BatchModel) -> None:
     def before(ids: Any) -> None:
         if ids.shape[1] == 1:
             raise ZeroDivisionError("of the model")
 
-    with llama.watched(before), pytest.raises(GenerationFailed, match="ZeroDivisionError: of the"):
-        llama.items(asked(PROMPTS), GREEDY)
-    assert llama.together(asked(["x", "y"]), GREEDY) == llama.alone(asked(["x", "y"]), GREEDY)
+    with llama.passes(before), pytest.raises(GenerationFailed, match="ZeroDivisionError: of the"):
+        llama.items(MANY, GREEDY)
+    assert llama.together(MANY[:2], GREEDY) == llama.alone(MANY[:2], GREEDY)
 
 
-def stopped(asker: Asker, conversations: Conversations, after: int) -> float:
-    """Close the stream after some items; returns how long that took."""
-
-    async def ask() -> float:
-        config = GenerationConfig(max_new_tokens=400, temperature=0)
-        many = asker.backend.stream_many(asker.name, conversations, config)
-        for _ in range(after):
-            await anext(many)
-        began = time.perf_counter()
-        await many.aclose()
-        return time.perf_counter() - began
-
-    return asker.session._loop.run(ask())
+LONG = GenerationConfig(max_new_tokens=400, temperature=0)
 
 
-def test_closing_it_stops_at_the_next_step(llama: Asker) -> None:
-    with llama.watched(lambda _ids: time.sleep(0.05)) as passes:
-        took = stopped(llama, asked(PROMPTS), 200)
+def test_close_stops_at_the_next_step(llama: BatchModel) -> None:
+    with llama.passes(lambda _ids: time.sleep(0.05)) as passes:
+        took = llama.close_after(5 * SIZE, MANY, LONG)
         count = len(passes.shapes)
         time.sleep(0.3)
     assert len(passes.shapes) == count
     assert took < 1
-    assert llama.together(asked(["x", "y"]), GREEDY) == llama.alone(asked(["x", "y"]), GREEDY)
+    assert llama.together(MANY[:2], GREEDY) == llama.alone(MANY[:2], GREEDY)
 
 
-def test_closing_it_stops_in_the_middle_of_long_prompts(asker: Asker, tmp_path: Path) -> None:
-    asker.load(tiny_llama(tmp_path / "m", max_position_embeddings=4096))
-    prompts = asked([f"{number} {TEXT * 40}" for number in range(6)])
-    with asker.watched(lambda ids: time.sleep(ids.numel() * 0.0005)) as passes:
-        took = stopped(asker, prompts, 2)
+def test_close_stops_within_long_prompts(
+    load: Callable[[Path], BatchModel], tmp_path: Path
+) -> None:
+    model = load(tiny_llama(tmp_path / "m", max_position_embeddings=4096))
+    many = conversations([f"{number} {TEXT * 40}" for number in range(6)])
+    with model.passes(lambda ids: time.sleep(ids.numel() * 0.0005)) as passes:
+        took = model.close_after(2, many, LONG)
         assert took < 1
         assert passes.tokens < 6 * 900 / 2
 
 
-def tensors() -> int:
+def count_tensors() -> int:
     gc.collect()
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
-def test_nothing_is_left_afterwards(llama: Asker) -> None:
-    llama.items(asked(PROMPTS), SAMPLED)
+def test_no_tensor_is_left_after_answers_errors_and_close(llama: BatchModel) -> None:
+    llama.items(MANY, SAMPLED)
     state = torch.get_rng_state()
-    before = tensors()
-    llama.items(asked(PROMPTS), SAMPLED)
-    stopped(llama, asked(PROMPTS), 60)
-    with llama.watched(exhausted(lambda ids: ids.shape[1] == 1)):
-        errors = llama.together(asked(PROMPTS[:4]), SAMPLED)
+    before = count_tensors()
+    llama.items(MANY, SAMPLED)
+    llama.close_after(3 * SIZE, MANY, LONG)
+    with llama.passes(out_of_memory(lambda ids: ids.shape[1] == 1)):
+        errors = llama.together(MANY[:4], SAMPLED)
     assert {type(error) for error in errors} == {OutOfMemory}
-    assert tensors() <= before
+    assert count_tensors() <= before
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_chunks_of_a_row_come_in_order_and_bear_their_time(llama: Asker) -> None:
+def test_caches_of_a_batch_are_freed_without_garbage_collection(llama: BatchModel) -> None:
+    llama.items(MANY, GREEDY)
+    before = count_tensors()
+    gc.disable()
+    try:
+        llama.items(MANY, GREEDY)
+        left = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert left <= before
+
+
+def test_chunks_of_an_answer_are_in_order_and_have_their_time(llama: BatchModel) -> None:
     last: dict[int, float] = {}
-    for index, item in llama.items(asked(PROMPTS), GREEDY):
+    for index, item in llama.items(MANY, GREEDY):
         assert isinstance(item, Chunk)
         assert item.time >= last.get(index, 0.0)
         last[index] = item.time
-    assert len(last) == 36
+    assert len(last) == len(MANY)

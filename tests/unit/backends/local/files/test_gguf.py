@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from llm_magic.backends.local.files import gguf
+from llm_magic.backends.local.worker import Cancelled
 from llm_magic.errors import LoadFailed, MissingDependency
 from llm_magic.types import Progress
 from tests.tiny_gguf import write_gguf
@@ -173,7 +174,7 @@ def test_cancelling_leaves_nothing(
     stand_in(HANGS)
     told: list[Progress] = []
     began = time.perf_counter()
-    with pytest.raises(gguf.ConversionCancelled):
+    with pytest.raises(Cancelled):
         gguf.convert(file, report=told.append, cancelled=lambda: bool(told))
     assert time.perf_counter() - began < 5
     assert len(runs(file)) == 1
@@ -197,7 +198,7 @@ def test_waiting_for_another_kernel_can_be_cancelled(file: Path, cache: Path) ->
     told: list[Progress] = []
     with (
         filelock.FileLock(f"{gguf.converted_folder(file)}.lock"),
-        pytest.raises(gguf.ConversionCancelled),
+        pytest.raises(Cancelled),
     ):
         gguf.convert(file, report=told.append, cancelled=lambda: bool(told))
     assert [progress.stage.split(" that ")[0] for progress in told] == [

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llm_magic.config.settings import LoadOptions
+from llm_magic.backends.registry import LoadOptions
 from llm_magic.errors import LLMMagicError, LoadFailed, MissingDependency, OptionError
 from llm_magic.session import Session
 from tests import tiny_models
