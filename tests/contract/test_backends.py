@@ -182,7 +182,7 @@ def test_a_server_that_dies_in_an_answer_leaves_what_it_said(under: Under) -> No
     else:
         begun = sse(delta("half"), done=False)
     under.server.will(under.chat, *begun, Cut())
-    with pytest.raises(IncompleteReply, match="not whole") as caught:
+    with pytest.raises(IncompleteReply, match="reply is incomplete") as caught:
         under.session.generate("hi")
     reply = caught.value.reply
     assert reply is under.session.last

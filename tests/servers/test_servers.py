@@ -219,10 +219,12 @@ def test_litellm_wants_its_key(litellm: Server, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("OTHER_KEY", "sk-not-the-key-of-this-server")
     session = Session(settings())
     try:
-        with pytest.raises(AuthenticationFailed, match=r"refuses the key in OTHER_KEY \(400\)"):
+        with pytest.raises(AuthenticationFailed, match=r"rejected the key in OTHER_KEY \(400\)"):
             load(session, litellm, backend="openai", key_env="OTHER_KEY")
         # Without a database, it fails where no key is given.
-        with pytest.raises(RequestFailed, match=r"\(500\).* If it wants a key, .*--key-env NAME"):
+        with pytest.raises(
+            RequestFailed, match=r"\(500\).* If it requires an API key, .*--key-env NAME"
+        ):
             load(session, litellm, backend="openai", key_env=None)
     finally:
         session.close()

@@ -53,7 +53,9 @@ def test_the_key_of_a_variable_reaches_its_server(
 
 
 def test_without_a_key_it_says_how_to_give_one(session: Session, server: FaultServer) -> None:
-    with pytest.raises(AuthenticationFailed, match=r"wants a key \(401\)\. .* --key-env NAME"):
+    with pytest.raises(
+        AuthenticationFailed, match=r"requires an API key \(401\)\. .* --key-env NAME"
+    ):
         load(session, server)
     assert "authorization" not in server.received[-1].headers
 
@@ -64,7 +66,7 @@ def test_a_wrong_key_is_named_by_its_variable(
     wrong = "sk-wrong-000"
     monkeypatch.setenv(NAME, wrong)
     server.will(MODELS, *refusal(401, f"Incorrect API key provided: {wrong}."))
-    with pytest.raises(AuthenticationFailed, match=f"refuses the key in {NAME}") as caught:
+    with pytest.raises(AuthenticationFailed, match=f"rejected the key in {NAME}") as caught:
         load(session, server, key_env=NAME)
     assert wrong not in str(caught.value), "the server repeats it, we do not"
     assert "•••" in str(caught.value)
@@ -85,7 +87,7 @@ def test_the_usual_variable_is_for_the_usual_server(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with pytest.raises(AuthenticationFailed, match="wants a key"):
+    with pytest.raises(AuthenticationFailed, match="requires an API key"):
         load(session, server)
     with pytest.raises(OptionError, match=r"for https://api\.openai\.com and is not sent"):
         load(session, server, key_env="OPENAI_API_KEY")
@@ -110,7 +112,7 @@ def test_the_usual_variable_does_not_follow_a_file_of_the_folder(
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_text(f"openai_base_url={server.url}\n")
     session = Session()
-    with pytest.raises(AuthenticationFailed, match="wants a key"):
+    with pytest.raises(AuthenticationFailed, match="requires an API key"):
         session.load("tiny", backend="openai")
     with pytest.raises(OptionError, match=r"not sent to .* OPENAI_BASE_URL in the environment"):
         session.load("tiny", backend="openai", key_env="OPENAI_API_KEY")
@@ -158,7 +160,7 @@ def test_a_typed_key_that_is_refused_is_asked_for_again(
     monkeypatch.setattr(getpass, "getpass", lambda _question: typed.pop(0))
     server.will(MODELS, *refusal(401, "Who are you?"))
     with pytest.raises(
-        AuthenticationFailed, match=f"typed in for {NAME} .* Load again to type another"
+        AuthenticationFailed, match=f"typed in for {NAME} .* Load again to type another key"
     ):
         load(session, server, key_env=NAME)
     load(session, server, key_env=NAME)
@@ -172,9 +174,7 @@ def test_loading_again_takes_the_key_that_a_variable_has_now(
     monkeypatch.setenv(NAME, KEY)
     load(session, server, key_env=NAME)
     server.key = f"{KEY}-2"
-    with pytest.raises(
-        AuthenticationFailed, match="Give the variable the right one and load again"
-    ):
+    with pytest.raises(AuthenticationFailed, match="Correct the variable and load again"):
         session.generate("hi")
     monkeypatch.setenv(NAME, server.key)
     load(session, server, key_env=NAME)
@@ -218,19 +218,19 @@ def test_the_usual_address_is_looked_at_only_for_its_own_key(server: FaultServer
 def test_where_nobody_can_be_asked_it_says_so(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(OptionError, match=f"{NAME} is not set, and nobody can be asked"):
+    with pytest.raises(OptionError, match=f"{NAME} is not set, and this frontend cannot prompt"):
         load(session, server, key_env=NAME)
 
     def refuse(question: str) -> str:
         raise NotImplementedError("this frontend has no input")
 
     monkeypatch.setattr(getpass, "getpass", refuse)
-    with pytest.raises(OptionError, match="nobody can be asked"):
+    with pytest.raises(OptionError, match="cannot prompt for it"):
         load(session, server, key_env=NAME)
     caught: list[BaseException] = []
 
     def elsewhere() -> None:
-        with pytest.raises(OptionError, match="nobody can be asked") as error:
+        with pytest.raises(OptionError, match="cannot prompt for it") as error:
             load(session, server, key_env=NAME)
         caught.append(error.value)
 
@@ -246,7 +246,7 @@ def test_what_is_no_key_is_refused_without_saying_it(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch, secret: str
 ) -> None:
     monkeypatch.setenv(NAME, secret)
-    with pytest.raises(OptionError, match=f"What {NAME} holds is no key") as caught:
+    with pytest.raises(OptionError, match=f"The value of {NAME} is not an API key") as caught:
         load(session, server, key_env=NAME)
     assert not secret.strip() or secret not in str(caught.value)
 

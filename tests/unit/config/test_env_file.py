@@ -110,9 +110,9 @@ def test_pipe_is_read() -> None:
     [
         (b"A=1\nB=caf\xe9\n", "line 2, is not UTF-8. Save the file as UTF-8."),
         (b"\xff\xfeA\x00=", "line 1, is not UTF-16. Save the file as UTF-8."),
-        ("A=1\nB=2".encode("utf-16-le"), "line 1, is no text: it holds a NUL character. Save"),
-        ("A=1".encode("utf-32"), "line 1, is no text: it holds a NUL character. Save"),
-        (b"A=1\nB=a\0b\n", "line 2, is no text: it holds a NUL character. Save"),
+        ("A=1\nB=2".encode("utf-16-le"), "line 1, is not text: it contains a NUL character. Save"),
+        ("A=1".encode("utf-32"), "line 1, is not text: it contains a NUL character. Save"),
+        (b"A=1\nB=a\0b\n", "line 2, is not text: it contains a NUL character. Save"),
     ],
 )
 def test_file_that_is_no_text_is_named_with_its_line(
@@ -205,7 +205,7 @@ def test_empty_address_is_not_the_default_address(address: str) -> None:
     session = Session()
     try:
         for use in (session.models, partial(session.load, "tiny")):
-            with pytest.raises(OptionError, match=r"^'' is no address of a server\. Write"):
+            with pytest.raises(OptionError, match=r"^'' is not a server address\. Use"):
                 use(backend="openai", base_url=address)
     finally:
         session.close()
@@ -215,9 +215,11 @@ def test_address_of_a_variable_is_refused_with_its_name(monkeypatch: pytest.Monk
     monkeypatch.setenv("VLLM_BASE_URL", "http://a..b")
     session = Session()
     try:
-        with pytest.raises(SettingsError, match=r"'http://a\.\.b' is no address .* VLLM_BASE_URL"):
+        with pytest.raises(
+            SettingsError, match=r"'http://a\.\.b' is not a server address.* VLLM_BASE_URL"
+        ):
             session.models("vllm")
-        with pytest.raises(OptionError, match=r"'http://c\.\.d' is no address") as caught:
+        with pytest.raises(OptionError, match=r"'http://c\.\.d' is not a server address") as caught:
             session.models("vllm", base_url="http://c..d")
         assert "VLLM_BASE_URL" not in str(caught.value)
     finally:

@@ -54,7 +54,7 @@ SHAPES = [
     "around", ["{}", "x = '{}'", "at {}.", "[{}, 1]", "https://host/?s={}&t=1"]
 )
 def test_what_looks_like_a_key_goes(secret: str, around: str) -> None:
-    masked = Redactor({}).text(around.format(secret))
+    masked = Redactor({}).mask(around.format(secret))
     assert MASK in masked
     assert not any(part in masked for part in secret.split() if len(part) > 3)
 
@@ -74,8 +74,8 @@ READABLE = [
 @pytest.mark.parametrize("text", READABLE)
 def test_what_is_no_secret_stays(text: str) -> None:
     redactor = Redactor({"HOME": "/root", "LANG": "C.UTF-8"})
-    redactor.read(text.replace("getpass('Password: ')", "ask()"))
-    assert redactor.text(text, is_program=True) == text
+    redactor.add_source(text.replace("getpass('Password: ')", "ask()"))
+    assert redactor.mask(text, is_program=True) == text
 
 
 GIVEN = [
@@ -95,9 +95,9 @@ GIVEN = [
 )  # fmt: skip
 def test_a_secret_may_look_like_the_name_of_one(source: str) -> None:
     redactor = Redactor({})
-    redactor.read(source)
+    redactor.add_source(source)
     secret = source.split("'")[-2]
-    assert redactor.text(f"ValueError: {secret}!") == f"ValueError: {MASK}!"
+    assert redactor.mask(f"ValueError: {secret}!") == f"ValueError: {MASK}!"
 
 
 @pytest.mark.parametrize(
@@ -107,19 +107,19 @@ def test_a_secret_may_look_like_the_name_of_one(source: str) -> None:
 )  # fmt: skip
 def test_the_name_of_a_secret_is_none(source: str) -> None:
     redactor = Redactor({})
-    redactor.read(source)
+    redactor.add_source(source)
     name = source.split("'")[1]
-    assert redactor.text(f"KeyError: no {name} here") == f"KeyError: no {name} here"
+    assert redactor.mask(f"KeyError: no {name} here") == f"KeyError: no {name} here"
 
 
 @pytest.mark.parametrize("source", GIVEN)
 def test_what_a_cell_gives_to_a_telling_name_goes_everywhere(source: str) -> None:
     redactor = Redactor({})
     source = source.format(SECRET)
-    redactor.read(source)
-    assert SECRET not in redactor.text(source, is_program=True)
-    assert SECRET not in redactor.text(f"ValueError: {SECRET} is wrong, {SECRET}!")
-    assert "Paris" in redactor.text("Paris")
+    redactor.add_source(source)
+    assert SECRET not in redactor.mask(source, is_program=True)
+    assert SECRET not in redactor.mask(f"ValueError: {SECRET} is wrong, {SECRET}!")
+    assert "Paris" in redactor.mask("Paris")
 
 
 @pytest.mark.parametrize(
@@ -131,14 +131,14 @@ def test_what_a_cell_gives_to_a_telling_name_goes_everywhere(source: str) -> Non
     ],
 )  # fmt: skip
 def test_what_is_no_python_goes_too(text: str) -> None:
-    assert SECRET not in Redactor({}).text(text.format(SECRET))
+    assert SECRET not in Redactor({}).mask(text.format(SECRET))
 
 
 def test_a_message_may_name_a_password_without_quotes() -> None:
     trace = (
         "Traceback:\n  File 'x', line 1\n    login(password=entered)\nError: password=swordfish\n"
     )
-    masked = Redactor({}).text(trace)
+    masked = Redactor({}).mask(trace)
     assert "login(password=entered)" in masked
     assert "swordfish" not in masked
 
@@ -150,14 +150,14 @@ def test_a_message_may_name_a_password_without_quotes() -> None:
 )  # fmt: skip
 def test_values_of_the_notebook_are_known(names: dict[str, Any]) -> None:
     redactor = Redactor({})
-    redactor.learn(names)
-    assert SECRET not in redactor.text(f"ValueError: no such user: {SECRET}")
+    redactor.add_values(names)
+    assert SECRET not in redactor.mask(f"ValueError: no such user: {SECRET}")
 
 
 def test_the_environment_and_what_was_typed_in_are_known() -> None:
     redactor = Redactor({"SERVICE_TOKEN": SECRET, "TOWN": "Paris-on-Seine"}, ["roses-in-june"])
     assert (
-        redactor.text(f"{SECRET} roses-in-june Paris-on-Seine") == f"{MASK} {MASK} Paris-on-Seine"
+        redactor.mask(f"{SECRET} roses-in-june Paris-on-Seine") == f"{MASK} {MASK} Paris-on-Seine"
     )
 
 
@@ -165,7 +165,7 @@ def test_a_secret_is_known_as_it_is_written() -> None:
     secret = 'it\'s ü/&\n"quoted" words'
     redactor = Redactor({"PASSWORD": secret})
     for written in (secret, repr(secret), "it%27s%20%C3%BC%2F%26%0A%22quoted%22%20words"):
-        assert "quoted" not in redactor.text(f"at {written} end")
+        assert "quoted" not in redactor.mask(f"at {written} end")
 
 
 _values = st.text(string.ascii_letters + string.digits + "-_!$%&/+", min_size=8, max_size=40)
@@ -180,19 +180,19 @@ def test_no_value_of_a_telling_name_gets_through(
     secret: str, name: str, before: str, after: str
 ) -> None:
     redactor = Redactor({})
-    redactor.learn({name: secret})
-    assert secret not in redactor.text(before + secret + after)
+    redactor.add_values({name: secret})
+    assert secret not in redactor.mask(before + secret + after)
     redactor = Redactor({})
-    redactor.read(f"x = {{{name!r}: {secret!r}}}")
-    assert secret not in redactor.text(before + secret + after)
+    redactor.add_source(f"x = {{{name!r}: {secret!r}}}")
+    assert secret not in redactor.mask(before + secret + after)
 
 
 @given(st.text(max_size=400))
 def test_any_text_is_taken(text: str) -> None:
     redactor = Redactor({})
-    redactor.read(text)
-    masked = redactor.text(text)
-    assert redactor.text(masked, is_program=True).count(MASK) >= text.count(MASK)
+    redactor.add_source(text)
+    masked = redactor.mask(text)
+    assert redactor.mask(masked, is_program=True).count(MASK) >= text.count(MASK)
 
 
 @pytest.mark.parametrize(
@@ -203,5 +203,5 @@ def test_any_text_is_taken(text: str) -> None:
 def test_the_time_grows_with_the_text_and_not_faster(piece: str) -> None:
     text = piece * (200_000 // len(piece)) + "("
     began = time.process_time()
-    Redactor({}).text(text)
+    Redactor({}).mask(text)
     assert time.process_time() - began < 5

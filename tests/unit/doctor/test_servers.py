@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from llm_magic.config.api_keys import ApiKeys
-from llm_magic.doctor.finding import Finding, apart
-from llm_magic.doctor.servers import hub, secrets, servers
+from llm_magic.doctor.finding import Finding, run_in_thread
+from llm_magic.doctor.servers import check_hub, check_keys, check_servers
 from tests.fault_server import MODELS, FaultServer
 from tests.ollama_server import OllamaServer
 from tests.scripted import settings
@@ -38,7 +38,7 @@ def server() -> Iterator[FaultServer]:
 def look(backend: str, url: str) -> Finding:
     """Return what is found about one server."""
     configured = settings(**{f"{backend}_base_url": url})
-    found = asyncio.run(servers(configured, ApiKeys()))
+    found = asyncio.run(check_servers(configured, ApiKeys()))
     return next(finding for finding in found if finding.name == backend)
 
 
@@ -85,19 +85,21 @@ def test_one_that_does_not_run(server: FaultServer, backend: str, mend: str) -> 
 def test_a_host_that_is_not_there() -> None:
     found = look("vllm", "http://nowhere.invalid:8000")
     assert found == Finding(
-        "vllm", "problem", "there is no host nowhere.invalid", "set VLLM_BASE_URL right"
+        "vllm", "problem", "there is no host nowhere.invalid", "correct VLLM_BASE_URL"
     )
 
 
 def test_an_address_that_is_none() -> None:
     found = look("vllm", "htp:/x")
-    assert (found.state, found.fix) == ("problem", "set VLLM_BASE_URL right")
+    assert (found.state, found.fix) == ("problem", "correct VLLM_BASE_URL")
 
 
 def test_one_that_listens_at_the_other_loopback(server: FaultServer) -> None:
     found = look("vllm", f"http://[::1]:{server.port}/v1")
     assert found.state == "problem"
-    assert found.text == f"nothing listens at [::1]:{server.port}, but at 127.0.0.1 it does"
+    assert (
+        found.text == f"nothing listens at [::1]:{server.port}, but a server listens at 127.0.0.1"
+    )
     better = f"http://127.0.0.1:{server.port}/v1"
     assert found.fix.startswith(f"VLLM_BASE_URL={better} in .env")
     assert look("vllm", better).state == "ok"
@@ -113,7 +115,7 @@ def test_one_that_listens_at_ipv6_only() -> None:
 def test_a_wrong_path_is_told_the_right_one(server: FaultServer) -> None:
     found = look("openai", f"{server.url}/api")
     assert found.state == "problem"
-    assert found.text == f"there is no API at {server.url}/api, but at /v1"
+    assert found.text == f"there is no API at {server.url}/api, but there is one at /v1"
     assert found.fix.startswith(f"OPENAI_BASE_URL={server.url}/v1 ")
 
 
@@ -125,8 +127,8 @@ def test_an_ollama_in_anothers_place() -> None:
 
 def test_something_else_that_listens(server: FaultServer) -> None:
     found = look("ollama", server.url)
-    assert "it is no Ollama" in found.text
-    assert found.fix == "set OLLAMA_BASE_URL right"
+    assert "is not an Ollama server" in found.text
+    assert found.fix == "correct OLLAMA_BASE_URL"
 
 
 def test_a_key_that_is_missing_or_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +137,7 @@ def test_a_key_that_is_missing_or_wrong(monkeypatch: pytest.MonkeyPatch) -> None
         assert look("vllm", server.url).fix == "%llm_load -b vllm --key-env NAME"
         monkeypatch.setenv("OPENAI_API_KEY", "wrong-one-here")
         found = look("openai", server.url)
-        assert "refuses the key in OPENAI_API_KEY" in found.text
+        assert "rejected the key in OPENAI_API_KEY" in found.text
         assert "wrong-on" not in repr(found)
         monkeypatch.setenv("OPENAI_API_KEY", "right-one")
         assert look("openai", server.url).state == "ok"
@@ -146,7 +148,10 @@ def test_one_that_says_nothing(server: FaultServer) -> None:
     began = time.monotonic()
     found = look("vllm", server.url)
     assert time.monotonic() - began < 8
-    assert found.text == f"127.0.0.1:{server.port} listens, and says nothing within 5 s"
+    assert (
+        found.text
+        == f"127.0.0.1:{server.port} accepts connections, but does not respond within 5 s"
+    )
 
 
 def test_one_that_is_broken(server: FaultServer) -> None:
@@ -165,13 +170,13 @@ def test_a_proxy_that_is_in_the_way(server: FaultServer, monkeypatch: pytest.Mon
         server.will(path, *html_answer(403))
     found = look("vllm", "http://10.255.255.1:8000")
     assert found.state == "problem"
-    assert f"A proxy is in the way: 127.0.0.1:{server.port}." in found.text
+    assert f"The request used the proxy 127.0.0.1:{server.port}." in found.text
     assert found.fix == "export NO_PROXY=10.255.255.1"
     assert "hunter2" not in repr(found)
 
 
 def test_what_nobody_asked_for_is_told_only_where_it_is_there() -> None:
-    found = asyncio.run(servers(settings(), ApiKeys()))
+    found = asyncio.run(check_servers(settings(), ApiKeys()))
     assert all(finding.state != "problem" for finding in found)
 
 
@@ -180,8 +185,8 @@ def test_the_hub_answers_and_gets_no_token(
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("HF_TOKEN", "hf_tulips")
-    (found,) = asyncio.run(hub())
-    assert found == Finding("hub", "ok", f"127.0.0.1:{server.port} answers")
+    (found,) = asyncio.run(check_hub())
+    assert found == Finding("hub", "ok", f"127.0.0.1:{server.port} responds")
     (request,) = server.received
     assert request.method == "HEAD"
     assert "hf_tulips" not in repr(request.headers)
@@ -191,9 +196,9 @@ def test_the_hub_says_nothing(server: FaultServer, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     server.will("/", Hold())
     began = time.monotonic()
-    (found,) = asyncio.run(hub())
+    (found,) = asyncio.run(check_hub())
     assert time.monotonic() - began < 4.5
-    assert (found.state, "does not answer within 3 s" in found.text) == ("warn", True)
+    assert (found.state, "does not respond within 3 s" in found.text) == ("warn", True)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +210,7 @@ def test_the_hub_says_nothing(server: FaultServer, monkeypatch: pytest.MonkeyPat
 )  # fmt: skip
 def test_the_hub_is_not_there(url: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", url)
-    (found,) = asyncio.run(hub())
+    (found,) = asyncio.run(check_hub())
     assert found.state == "warn"
     assert words in found.text
     assert found.fix
@@ -216,13 +221,13 @@ def test_the_hub_is_left_alone_offline(
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (found,) = asyncio.run(hub())
+    (found,) = asyncio.run(check_hub())
     assert (found.state, server.received) == ("ok", [])
 
 
 def test_keys_are_named_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_tulips")
-    (found,) = secrets(ApiKeys())
+    (found,) = check_keys(ApiKeys())
     assert found.text == "OPENAI_API_KEY not set, HF_TOKEN set"
 
 
@@ -231,10 +236,10 @@ def test_what_hangs_is_left_behind() -> None:
 
     async def wait() -> None:
         with pytest.raises(TimeoutError):
-            await apart(lambda: go.wait(10), 0.1)
+            await run_in_thread(lambda: go.wait(10), 0.1)
         with pytest.raises(ZeroDivisionError):
-            await apart(lambda: 1 / 0, 5)
-        assert await apart(lambda: 7, 5) == 7
+            await run_in_thread(lambda: 1 / 0, 5)
+        assert await run_in_thread(lambda: 7, 5) == 7
 
     asyncio.run(wait())
     go.set()

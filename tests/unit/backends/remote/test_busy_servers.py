@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llm_magic.backends.remote.server_errors import explain, read
+from llm_magic.backends.remote.server_errors import parse_error_body, status_error
 from llm_magic.config.server_address import parse_url
 from llm_magic.errors import Interrupted, LLMMagicError, RequestFailed, ServerBusy
 from llm_magic.session import Session
@@ -102,8 +102,8 @@ def test_wait_for_a_busy_server_ends_with_the_idle_limit(server: OneAtATime) -> 
         error = fails(session, ServerBusy)
         assert 1.0 <= time.monotonic() - began < 2.0
         assert str(error) == (
-            f"{server.url} is busy with other requests (503). Try again later, or wait longer for it"
-            " with --idle-timeout."
+            f"{server.url} is busy with other requests (503). Try again later, or increase"
+            " --idle-timeout to wait longer."
         )
         server.work(0)
         still_works(session)
@@ -227,7 +227,7 @@ def test_list_of_a_busy_server_waits_a_little(server: OneAtATime) -> None:
 def test_only_a_503_is_busy() -> None:
     address = parse_url("instructlab", "localhost:8000")
     kinds: list[type[LLMMagicError]] = [
-        type(explain(address, None, status, {}, read(b"Service Unavailable")))
+        type(status_error(address, None, status, {}, parse_error_body(b"Service Unavailable")))
         for status in (500, 502, 503)
     ]
     assert kinds == [RequestFailed, RequestFailed, ServerBusy]

@@ -192,7 +192,7 @@ def test_every_stream_is_read_as_standard_says(stream: bytes, cuts: list[int]) -
     expected = [data for _kind, data in reference.read(stream)]
     events, rest = decoded(*cut(stream, cuts))
     assert events == expected
-    # The departure: the event that the end of the stream cut short comes too, for `is_whole` to judge.
+    # The departure: the event that the end of the stream cut short comes too, for `is_complete` to judge.
     reference.events.clear()
     if reference.unfinished:
         reference.process(reference.unfinished)

@@ -56,7 +56,7 @@ def broken(
     assert error.reply is session.last
     reply = last(session)
     assert (reply.text, reply.finish_reason) == (text, "truncated")
-    assert "what there is of it is in llm.last" in str(error)
+    assert "the received part is in llm.last" in str(error)
     assert len(questions(server)) == 1
     still_works(session)
     return error
@@ -69,9 +69,9 @@ def broken(
         ([Cut()], "broke"),
         ([Raw(b"5\r\ndat"), Cut()], "broke"),
         ([Raw(b"no size of a chunk\r\n"), Hold()], "broke"),
-        (events(b"nonsense", done=False), "sent what is no JSON"),
-        (events(b'{"choices": [{"delta"', done=False), "sent what is no JSON"),
-        (events(b"[]", done=False), "sent JSON that is no object"),
+        (events(b"nonsense", done=False), "sent invalid JSON"),
+        (events(b'{"choices": [{"delta"', done=False), "sent invalid JSON"),
+        (events(b"[]", done=False), "sent JSON that is not an object"),
         (events(b'{"choices": [0]}', done=False), "a chunk of an unknown shape"),
         (events({"choices": [{"delta": {"content": 5}}]}), "a chunk of an unknown shape"),
         (events({"choices": [{"delta": {"content": [{"text": 5}]}}]}), "a chunk of an unknown shape"),

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_magic.backends.remote.retry import Patience
-from llm_magic.backends.remote.server_errors import ErrorResponse, explain
+from llm_magic.backends.remote.server_errors import ErrorResponse, status_error
 from llm_magic.config.server_address import parse_url
 from llm_magic.errors import LLMMagicError, RequestFailed, ServerError, ServerUnreachable
 from llm_magic.session import Session
@@ -92,7 +92,7 @@ def test_a_time_that_has_passed_is_now(session: Session, server: FaultServer, va
 )  # fmt: skip
 def test_a_time_that_is_none_is_not_minded(value: str) -> None:
     address = parse_url("vllm", "localhost:8000")
-    error = explain(address, None, 429, {"retry-after": value}, ErrorResponse("Slow down"))
+    error = status_error(address, None, 429, {"retry-after": value}, ErrorResponse("Slow down"))
     assert isinstance(error, RequestFailed)
     assert error.retry_after is None
 
@@ -100,7 +100,7 @@ def test_a_time_that_is_none_is_not_minded(value: str) -> None:
 @pytest.mark.parametrize("value", ["inf", "1e400", "Fri, 31 Dec 9999 23:59:59 GMT", "9" * 5000])
 def test_wait_beyond_a_week_is_no_number_in_the_message(value: str) -> None:
     address = parse_url("vllm", "localhost:8000")
-    error = explain(address, None, 429, {"retry-after": value}, ErrorResponse("Slow down"))
+    error = status_error(address, None, 429, {"retry-after": value}, ErrorResponse("Slow down"))
     assert isinstance(error, RequestFailed)
     assert str(error).endswith("(429): Slow down. Try again later.")
     assert error.retry_after == 7 * 24 * 3600
@@ -108,7 +108,7 @@ def test_wait_beyond_a_week_is_no_number_in_the_message(value: str) -> None:
 
 @given(st.text(max_size=40) | st.floats().map(str) | st.datetimes().map(format_datetime))
 def test_any_retry_after_is_a_finite_time_or_none(value: str) -> None:
-    error = explain(
+    error = status_error(
         parse_url("vllm", "localhost:8000"),
         None,
         503,

@@ -22,7 +22,7 @@ from llm_magic.backends.remote.stream_decoders import (
     JsonLinesDecoder,
     LineDecoder,
     MalformedStream,
-    is_whole,
+    is_complete,
     parse_object,
 )
 
@@ -184,13 +184,13 @@ def test_many_lines_may_be_longer_together_than_one_may_be() -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_json_is_malformed(data: bytes) -> None:
-    with pytest.raises(MalformedStream, match="what is no JSON"):
+    with pytest.raises(MalformedStream, match="invalid JSON"):
         parse_object(data)
 
 
 @pytest.mark.parametrize("data", [b"[]", b"1", b'"text"', b"null", b"NaN", b"true", b"[{}]"])
 def test_json_that_is_no_object_is_malformed(data: bytes) -> None:
-    with pytest.raises(MalformedStream, match="JSON that is no object"):
+    with pytest.raises(MalformedStream, match="JSON that is not an object"):
         parse_object(data)
 
 
@@ -200,7 +200,7 @@ def test_bytes_that_are_no_utf8_are_replaced() -> None:
 
 @pytest.mark.parametrize("value", [b"{},", b"[],", b"0,", b'"k":{},'])
 def test_json_of_too_many_values_is_malformed(value: bytes) -> None:
-    with pytest.raises(MalformedStream, match="JSON of too many values"):
+    with pytest.raises(MalformedStream, match="JSON with too many values"):
         parse_object(b'{"a": [' + value * MAX_VALUES + b"0]}")
 
 
@@ -227,4 +227,4 @@ def test_whatever_arrives_is_an_object_or_malformed(data: bytes) -> None:
      (b"[" * 100_000, False)],
 )  # fmt: skip
 def test_an_event_that_a_stream_ended_in_is_whole_or_not(event: bytes, whole: bool) -> None:
-    assert is_whole(event) is whole
+    assert is_complete(event) is whole
