@@ -7,17 +7,15 @@ from typing import Any
 
 import pytest
 
+from llm_magic.backends.registry import backend_class
 from llm_magic.errors import OptionError
 from llm_magic.notebook.arguments import parser
 from tests.fault_server import FaultServer
+from tests.generation_options import EVERY
 from tests.http_server import HttpServer
 from tests.ollama_server import OllamaServer
 from tests.remote_sessions import questions, session_on
 
-ASKED: dict[str, Any] = {
-    "max_new_tokens": 9, "temperature": 0.2, "top_p": 0.8, "top_k": 7, "repetition_penalty": 1.3,
-    "seed": 11, "stop": ["END", "\n"],
-}  # fmt: skip
 COMMON = {"max_tokens": 9, "temperature": 0.2, "top_p": 0.8, "seed": 11, "stop": ["END", "\n"]}
 
 
@@ -57,12 +55,18 @@ USAGE = {"stream_options": {"include_usage": True}}
 def test_options_are_sent_under_names_of_server(
     server: FaultServer, backend: str, options: dict[str, Any]
 ) -> None:
-    about = {
-        n: v
-        for n, v in ASKED.items()
-        if backend != "openai" or n in options or n == "max_new_tokens"
-    }
+    about = {n: v for n, v in EVERY.items() if backend_class(backend).supports(n)}
     assert asked(server, backend, **about) == {**options, **USAGE}
+
+
+@pytest.mark.parametrize("backend", ["vllm", "instructlab", "openai"])
+def test_supported_option_is_sent_under_its_declared_name(
+    server: FaultServer, backend: str
+) -> None:
+    names = backend_class(backend).option_names
+    options = {name: value for name, value in EVERY.items() if names[name]}
+    body = asked(server, backend, **options)
+    assert {names[name]: value for name, value in options.items()}.items() <= body.items()
 
 
 def test_instructlab_on_vllm_uses_fields_of_vllm() -> None:
@@ -73,7 +77,7 @@ def test_instructlab_on_vllm_uses_fields_of_vllm() -> None:
 
 def test_ollama_options_are_in_separate_object() -> None:
     with OllamaServer() as server:
-        body = asked(server, "ollama", **ASKED)
+        body = asked(server, "ollama", **EVERY)
     assert body == {
         "options": {
             "num_predict": 9, "temperature": 0.2, "top_p": 0.8, "top_k": 7, "repeat_penalty": 1.3,
