@@ -112,7 +112,10 @@ _VOID_TAGS = {"br", "hr", "input"}
 _ATTRIBUTES = {
     "href": r"(?:https?://[a-z0-9[]|mailto:)[^\s\"<>]*",
     "style": r"(?:[a-z0-9:;,.() #%-]|var\([a-z0-9-]+, #[0-9a-f]+\))*",
-    "class": r"(?:llm-[A-Za-z-]+ ?)+|task-list-item-checkbox|language-[a-z0-9+#-]+|(?:mathjax|tex2jax)_[a-z0-9_ ]+",
+    "class": (
+        r"(?:llm-[A-Za-z-]+ ?)+|task-list-item-checkbox|language-[a-z0-9+#-]+"
+        r"|(?:mathjax|tex2jax)_[a-z0-9_ ]+"
+    ),
     "start": r"\d+",
     # Task lists have check boxes that cannot be clicked.
     "type": "checkbox",
