@@ -48,7 +48,7 @@ def _memory(status: Status) -> str:
     free, total = machine.available, machine.total
     words = f"this process {human_bytes(held)}, {human_bytes(free)} free of {human_bytes(total)}"
     bars = [_bar("Memory", (total - free) / total, words)]
-    for name, free, total in status.memory.room if status.memory else ():
+    for name, free, total in status.memory.gpu_memory if status.memory else ():
         words = f"{human_bytes(free)} free of {human_bytes(total)} on {name}"
         bars.append(_bar(name, 1 - free / total, words))
     return "".join(bars)

@@ -274,10 +274,10 @@ async def test_what_is_loaded_already_returns_at_once(
     manager: BackendManager, backend: ScriptedBackend
 ) -> None:
     first = await manager.load("org/a", CONFIG, name="alias")
-    assert not first.already
+    assert not first.was_loaded
     for asked in ("org/a", "alias", "/models/org/a"):
         again = await manager.load(asked, CONFIG)
-        assert (again.already, again.info, again.unloaded) == (True, first.info, [])
+        assert (again.was_loaded, again.info, again.unloaded) == (True, first.info, [])
     assert backend.events == ["check org/a", "load alias"]
     await manager.load("org/a", CONFIG.replace(quantization="4bit"))
     assert backend.events[2:] == ["check org/a", "unload alias", "load a"]
@@ -303,8 +303,8 @@ async def test_the_default_model_is_the_same_one_however_it_is_named(
     manager: BackendManager, backend: ScriptedBackend
 ) -> None:
     assert (await manager.load(None, CONFIG)).info.name == "default"
-    assert (await manager.load(None, CONFIG)).already
-    assert (await manager.load("default", CONFIG)).already
+    assert (await manager.load(None, CONFIG)).was_loaded
+    assert (await manager.load("default", CONFIG)).was_loaded
 
 
 @on_a_loop

@@ -180,7 +180,7 @@ def test_loading_again_takes_the_key_that_a_variable_has_now(
     load(session, server, key_env=NAME)
     assert session.generate("hi").text == "hi"
     told = session.load_and_tell("tiny", backend="openai", base_url=server.url, key_env=NAME)
-    assert told.already
+    assert told.was_loaded
 
 
 def test_a_mistyped_address_binds_no_key(

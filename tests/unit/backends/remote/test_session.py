@@ -59,9 +59,9 @@ def test_settings_that_are_read_anew_reach_a_backend_that_was_in_use(
             monkeypatch.setenv("VLLM_BASE_URL", running.url)
             session.generation.reset()
             told = session.load_and_tell("big", backend="vllm")
-            assert not told.already
+            assert not told.was_loaded
             assert told.info.server == running.url.partition("://")[2]
-        assert session.load_and_tell("big", backend="vllm").already
+        assert session.load_and_tell("big", backend="vllm").was_loaded
         session.close()
 
 

@@ -104,7 +104,7 @@ def test_the_default_is_embedded_and_loads_fast_the_second_time(
 def test_asking_again_for_the_same_does_nothing(session: Session) -> None:
     first = session.load()
     result = session.load_and_tell("SmolLM2-135M-Instruct")
-    assert (result.already, result.info) == (True, first)
+    assert (result.was_loaded, result.info) == (True, first)
 
 
 @pytest.mark.usefixtures("no_network")
