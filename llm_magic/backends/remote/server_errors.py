@@ -242,9 +242,9 @@ def _authentication_error(
 
 def _redirect_target(location: str) -> str:
     """Return the address of a redirect without user name, query and fragment, which can be secret."""
-    scheme, _, rest = location.partition("?")[0].partition("#")[0].partition("://")
-    host, slash, path = rest.partition("/")
-    return one_line(f"{scheme}://{host.rpartition('@')[2]}{slash}{path}" if rest else scheme)
+    scheme, _, remainder = location.partition("?")[0].partition("#")[0].partition("://")
+    host, slash, path = remainder.partition("/")
+    return one_line(f"{scheme}://{host.rpartition('@')[2]}{slash}{path}" if remainder else scheme)
 
 
 def _retry_after(text: str) -> float | None:
