@@ -50,7 +50,7 @@ def load_ipython_extension(ip: InteractiveShell) -> None:
     from llm_magic.session.nested_asyncio import problem
 
     if found := problem():
-        warnings.warn(found, stacklevel=2)
+        warnings.warn(str(found), stacklevel=2)
 
     register(ip, kernel_session())
 

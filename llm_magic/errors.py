@@ -167,7 +167,15 @@ class ServerTimeout(ServerError):
 
 
 class AuthenticationFailed(ServerError):
-    """The API key is missing, or the server rejected it."""
+    """The API key is missing, or the server rejected it.
+
+    Attributes:
+        summary: The message without the text of the server, which may contain a part of the key.
+    """
+
+    def __init__(self, message: str, *, summary: str, status: int) -> None:
+        super().__init__(message, status=status)
+        self.summary = summary
 
 
 class RequestFailed(ServerError):
@@ -175,9 +183,11 @@ class RequestFailed(ServerError):
 
     Attributes:
         lengths: The token counts of the prompt and of the context window, if the server reports them.
+        exceeds_context: Whether the prompt exceeds the context window.
     """
 
     lengths: tuple[int, int] | None = None
+    exceeds_context = False
 
 
 class ServerBusy(RequestFailed):

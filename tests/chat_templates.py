@@ -230,7 +230,7 @@ FAMILIES: dict[str, Family] = {
         _GEMMA, ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), ("\n\n", "<table>"),
         bos="<bos>", eos="<eos>",
     ),
-    # Its [INST] is no token: nothing can tell a pasted one from that of the template.
+    # Its [INST] is no token: a pasted one cannot be distinguished from that of the template.
     "Mistral v1": Family(_MISTRAL_1, ("<s>", "</s>"), bos="<s>", eos="</s>"),
     "Mistral v3": Family(_MISTRAL_3, ("<s>", "</s>", "[INST]", "[/INST]"), bos="<s>", eos="</s>"),
     "Mistral v7": Family(

@@ -1,4 +1,4 @@
-"""What the frontend reports about cells, and what it can do while one runs."""
+"""What the frontend sends with a cell: its id, deleted cells; clicks while a cell runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def reach_busy_kernels() -> bool:
 
 
 def running_cell(shell: InteractiveShell) -> Cell | None:
-    """Return the cell that runs, by the request of the frontend; None outside of a kernel's cells."""
+    """Return the running cell from the frontend's request, or None outside of a kernel's cells."""
     parent = _request(shell)
     header = parent.get("header", {})
     if header.get("msg_type") != "execute_request":
@@ -31,9 +31,9 @@ def running_cell(shell: InteractiveShell) -> Cell | None:
 
 
 def deleted_cells(shell: InteractiveShell) -> list[str]:
-    """Return the ids of cells that were deleted since the last run, where the frontend tells."""
-    gone = _request(shell).get("metadata", {}).get("deletedCells")
-    return [str(cell) for cell in gone] if isinstance(gone, list) else []
+    """Return the ids of cells that were deleted since the last run, if the frontend sends them."""
+    deleted = _request(shell).get("metadata", {}).get("deletedCells")
+    return [str(cell) for cell in deleted] if isinstance(deleted, list) else []
 
 
 def _request(shell: InteractiveShell) -> dict[str, Any]:

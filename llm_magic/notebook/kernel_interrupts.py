@@ -1,13 +1,13 @@
-"""■ in the kernel: raised in the user's own code at once, and nowhere else while a cell runs.
+"""Raise `KeyboardInterrupt` for ■ only in the code of the cell.
 
-ipykernel lets SIGINT raise `KeyboardInterrupt` at any line from the arrival of a cell to its reply. In
-IPython's own code around the cell that shows up to 60 lines of traceback, and in ipykernel's the cell
-gets no reply at all. Here, a signal in such code is held back until the cell's code or a wait of this
-package is reached; one that comes after the cell's code has no effect.
+ipykernel raises `KeyboardInterrupt` at any line between the arrival of a cell and its reply. In
+IPython's code around the cell that shows up to 60 lines of traceback; in ipykernel's code the cell gets
+no reply. This module delays a signal in such code until the cell's code or a wait of this package runs.
+A signal after the cell's code has no effect.
 
-In a cell that awaits, ipykernel turns SIGINT into a cancellation. What asyncio raises then, from
-`wait_for` or a task group, is a new `CancelledError` that this package cannot change. Where SIGINT
-stopped an answer, such a cell shows the `Interrupted` of the answer instead.
+In a cell that awaits, ipykernel turns SIGINT into a cancellation. asyncio then raises a new
+`CancelledError` from `wait_for` or a task group, which this package cannot change. If SIGINT stopped an
+answer, such a cell shows the `Interrupted` of the answer instead.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from llm_magic.session.interrupts import Holder, Noting, cancel_waits, current_c
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
-# How often a signal that is held back is tried again, and for how long it is held while code that
-# IPython or ipykernel called for the cell runs: a slow repr, say.
+# The interval between attempts to raise a delayed signal, and the longest delay in code that IPython
+# or ipykernel calls for the cell, such as a slow repr.
 _STEP_S = 0.01
 _LIMIT_S = 0.25
 _MACHINERY = frozenset({"llm_magic", "IPython", "ipykernel"})
 
 
 def start(shell: InteractiveShell) -> None:
-    """Hold SIGINT back around the code of cells; does nothing outside of ipykernel."""
+    """Delay SIGINT around the code of cells; does nothing outside of ipykernel."""
     kernel = getattr(shell, "kernel", None)
     if hasattr(kernel, "pre_handler_hook") and hasattr(kernel, "post_handler_hook"):
         _CellInterrupts(shell, kernel).start()
 
 
 def stop(shell: InteractiveShell) -> None:
-    """Undo `start`, if it was called."""
+    """Undo `start`; does nothing if it was not called."""
     hook = getattr(getattr(shell, "kernel", None), "pre_handler_hook", None)
     owner = getattr(hook, "__self__", None)
     if isinstance(owner, _CellInterrupts):
@@ -46,7 +46,7 @@ def stop(shell: InteractiveShell) -> None:
 
 
 class _CellInterrupts:
-    """Sets the handler of SIGINT for each cell."""
+    """Sets a SIGINT handler for each cell."""
 
     def __init__(self, shell: InteractiveShell, kernel: Any) -> None:
         self._shell, self._kernel = shell, kernel
@@ -54,15 +54,15 @@ class _CellInterrupts:
         self._errors = _CancelledCell(shell)
 
     def start(self) -> None:
-        """Take effect from the next cell on."""
-        # ipykernel calls these two around each message, for subclasses to override.
+        """Set the handler from the next cell on."""
+        # ipykernel calls these two around each message; subclasses may override them.
         self._kernel.pre_handler_hook = self._before_message
         self._kernel.post_handler_hook = self._after_message
         self._shell.events.register("pre_run_cell", self._before_cell)
         self._shell.events.register("post_run_cell", self._errors.replace)
 
     def stop(self) -> None:
-        """Take effect no longer."""
+        """Stop setting the handler."""
         del self._kernel.pre_handler_hook, self._kernel.post_handler_hook
         self._shell.events.unregister("pre_run_cell", self._before_cell)
         self._shell.events.unregister("post_run_cell", self._errors.replace)
@@ -84,7 +84,7 @@ class _CellInterrupts:
             self._errors.stop()
 
     def _before_cell(self, _info: object) -> None:
-        """Note the signals that ipykernel makes cancellations of, in cells that await."""
+        """Record the signals that ipykernel turns into cancellations, in cells that await."""
         if not _is_main_thread():
             return
         handler = signal.getsignal(signal.SIGINT)
@@ -99,7 +99,7 @@ class _CellInterrupts:
         return waited > _LIMIT_S and _is_caught(frame, self._shell.user_ns)
 
     def _belongs_to_cell(self, frame: FrameType | None) -> bool:
-        """Return whether the cell's code runs, or what it called, other than the machinery."""
+        """Return whether a frame is the cell's code or was called by it, not by IPython or ipykernel."""
         while frame is not None:
             if frame.f_globals is self._shell.user_ns:
                 return True
@@ -110,18 +110,18 @@ class _CellInterrupts:
 
 
 class _CancelledCell:
-    """Shows `Interrupted` where SIGINT stopped an answer and a cancellation ends the cell."""
+    """Shows `Interrupted` if SIGINT stopped an answer and a cancellation ends the cell."""
 
     def __init__(self, shell: InteractiveShell) -> None:
         self._shell = shell
         self._cell: object = None
-        # The exceptions and the handler that the user set, and the handler that stands for both.
+        # The exceptions and the handler that the user set, and the handler that replaces it.
         self._own: tuple[tuple[type[BaseException], ...], Any] = ((), None)
         self._handler: Any = None
         self._replaced: tuple[BaseException, BaseException] | None = None
 
     def start(self) -> None:
-        """Take effect for the cell that begins; called in its task."""
+        """Install the handler for the cell that starts; called in its task."""
         self.stop()
         self._cell = object()
         current_cell.set(self._cell)
@@ -131,7 +131,7 @@ class _CancelledCell:
         self._handler = shell.CustomTB
 
     def stop(self) -> None:
-        """Set back the user's handler, unless another one was set meanwhile."""
+        """Restore the user's handler, unless another one was set in the meantime."""
         if self._handler is not None and self._shell.CustomTB is self._handler:
             self._shell.custom_exceptions, self._shell.CustomTB = self._own
         self._handler = self._replaced = None
@@ -152,7 +152,7 @@ class _CancelledCell:
             shell.showtraceback((type(shown), shown, tb), tb_offset=tb_offset)
 
     def _interrupted(self, error: BaseException) -> BaseException:
-        """Return what is shown for an error that ends the cell."""
+        """Return the error to show for an error that ends the cell."""
         if not (isinstance(error, asyncio.CancelledError) and Noting.noted):
             return error
         cancel_waits(self._cell)
@@ -161,13 +161,13 @@ class _CancelledCell:
         return shown
 
     def replace(self, result: ExecutionResult | None) -> None:
-        """Put what was shown into the result: ipykernel makes the reply of it."""
+        """Put the shown error into the result, from which ipykernel makes the reply."""
         if result is not None and self._replaced and result.error_in_exec is self._replaced[0]:
             result.error_in_exec = self._replaced[1]
 
 
 def _is_caught(frame: FrameType | None, names: dict[str, Any]) -> bool:
-    """Return whether IPython, and not ipykernel, catches what is raised: the cell gets its reply."""
+    """Return whether IPython, not ipykernel, catches an exception: then the cell gets its reply."""
     while frame is not None:
         if frame.f_globals is names:
             return True

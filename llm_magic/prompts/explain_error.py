@@ -101,12 +101,12 @@ def _learn(
     scopes = {id(namespace): namespace}
     for frame, _ in steps:
         scopes |= {id(frame.f_globals): frame.f_globals}
-        redactor.learn(frame.f_locals)
+        redactor.add_values(frame.f_locals)
     for scope in scopes.values():
-        redactor.learn(scope)
+        redactor.add_values(scope)
     files = {frame.f_code.co_filename for frame, _ in steps}
     for source in (*map(_source, sorted(files)), cell.source if cell else ""):
-        redactor.read(source[:_READ])
+        redactor.add_source(source[:_READ])
 
 
 def question(failed: Failure, *, mend: bool) -> str:
@@ -202,7 +202,7 @@ def _values(
                 continue
             row = (
                 name,
-                describe(name, scope[name], functools.partial(redactor.text, is_program=True)),
+                describe(name, scope[name], functools.partial(redactor.mask, is_program=True)),
             )
             if row not in told:
                 told.add(row)
@@ -258,11 +258,11 @@ def _traceback_text(error: BaseException, find_cell: FindCell, redactor: Redacto
         cell = find_cell(filename)
         if cell is not None:
             text = text.replace(f'File "{filename}"', f'File "{cell.label}"')
-    return _ends(redactor.text(text), _TRACEBACK).strip()
+    return _ends(redactor.mask(text), _TRACEBACK).strip()
 
 
 def _cell_text(source: str, redactor: Redactor) -> str:
-    return _ends(redactor.text(_ends(source, _READ), is_program=True), _SOURCE).strip("\n")
+    return _ends(redactor.mask(_ends(source, _READ), is_program=True), _SOURCE).strip("\n")
 
 
 def _ends(text: str, most: int) -> str:

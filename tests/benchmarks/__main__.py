@@ -43,8 +43,11 @@ BENCHMARKS: dict[str, tuple[str, Measure]] = {
     "display": ("an answer shown while a GIL-bound thread writes it", display.measure),
     "prompt": (f"a prompt of about 500 tokens, {_MODEL}", chat.measure_prompt),
     "chat": (f"the tenth turn of a conversation, {_MODEL}", chat.measure_turns),
-    "guesses": (f"guessing ahead from the prompt, {_MODEL}", chat.measure_guesses),
-    "detokenise": ("the thread's cost of a token, 2,000 without a line break", detokenise.measure),
+    "speculative": (f"speculative decoding from the prompt, {_MODEL}", chat.measure_speculative),
+    "detokenise": (
+        "CPU time of the thread for a token, 2,000 without a line break",
+        detokenise.measure,
+    ),
     "quantization": ("128 tokens, greedy, SmolLM2-135M-Instruct, CPU", quantization.measure),
     "batch": (f"32 prompts at once, greedy, {_MODEL}", batch.measure),
     "load": (f"loading {_MODEL}, converted before", memory.measure_load),

@@ -1,10 +1,9 @@
-"""Many prompts through one resident model, beside one after another and beside a pipeline.
+"""Many prompts to one loaded model, compared with one after another and with a pipeline.
 
-Tokens per second over 32 prompts: of equal length with 48 tokens each; and mixed, with
-a beginning of 200 tokens that all share, questions of different lengths, and short and long
-answers. One after another is measured with some of the prompts, because it takes as long for each,
-and the pipeline with two of its four batches.
-The pipeline runs in a process of its own, as a user has it who never heard of this package.
+Tokens per second over 32 prompts: of equal length with 48 tokens each; and mixed, with a prefix of 200
+tokens that all share, questions of different lengths, and short and long answers. One after another
+is measured with some of the prompts, because each takes as long, and the pipeline with two of its
+four batches. The pipeline runs in another process, as without this package.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _TARGETS = {"equal": (Target(">=", 6.0), Target(">=", 1.3)), "mixed": (None, Non
 
 
 def measure(rounds: Rounds) -> Iterator[Row]:
-    """Run all of them in turn, in two kernels that stay open."""
+    """Run all variants in turn, in two kernels that stay open."""
     with loaded_kernel() as ours, bare_kernel() as bare:
         for kernel in (ours, bare):
             kernel.ok("from tests.benchmarks import batch_prompts")

@@ -1,4 +1,4 @@
-"""Runs inside the kernels of `batch`: the same prompts together, one by one, and by a pipeline."""
+"""Runs in the kernels of `batch`: the same prompts together, one by one, and in a pipeline."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def equal_prompts() -> list[list[Message]]:
 
 
 def mixed_prompts() -> list[list[Message]]:
-    """A beginning that all share; then long and short prompts with long and short answers."""
+    """A prefix that all share, then long and short prompts with long and short answers."""
     conversations = []
     for number, thing in enumerate(_THINGS):
         notes = " ".join(f"A {other} was there too." for other in _THINGS[: number % 8 * 2])
@@ -51,7 +51,7 @@ def mixed_prompts() -> list[list[Message]]:
 
 
 def together(conversations: Sequence[Sequence[Message]], tokens: int) -> tuple[int, float]:
-    """Answer them through `stream_many`; returns the tokens of all answers and the seconds."""
+    """Answer with `stream_many`; returns the tokens of all answers and the seconds."""
     from llm_magic import llm
 
     async def ask() -> int:
@@ -65,7 +65,7 @@ def together(conversations: Sequence[Sequence[Message]], tokens: int) -> tuple[i
 
 
 def one_by_one(conversations: Sequence[Sequence[Message]], tokens: int) -> tuple[int, float]:
-    """Answer them through `stream`, one after another."""
+    """Answer with `stream`, one after another; returns the same."""
     from llm_magic import llm
 
     async def ask() -> int:
@@ -81,7 +81,7 @@ def one_by_one(conversations: Sequence[Sequence[Message]], tokens: int) -> tuple
 def by_pipeline(
     model: Any, tokenizer: Any, conversations: Sequence[Sequence[Message]], tokens: int
 ) -> tuple[int, float]:
-    """Answer them as the documentation of Transformers does it for many."""
+    """Answer with a pipeline, as the documentation of Transformers shows it; returns the same."""
     from transformers import pipeline
 
     from llm_magic.backends.local.generation.parameters import generate_options
@@ -106,7 +106,7 @@ def _timed(asking: Any) -> tuple[int, float]:
     from llm_magic import llm
 
     began = time.perf_counter()
-    # On the loop of the session, as all calls.
+    # On the event loop of the session, as all calls.
     loop: Any = llm._loop
     count: int = loop.run(asking)
     return count, time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""What the tenth turn of a conversation waits for its first word, and what guessing ahead brings."""
+"""The time to the first token in a long conversation, and the speedup of drafts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from tests.benchmarks.report import Row, Target, ratio
 from tests.benchmarks.rounds import Rounds
 from tests.kernels import Kernel
 
-_OURS, _WHOLE = "the tenth turn", "the same, all of it read again"
+_OURS, _WHOLE = "the tenth turn", "the same without the prefix cache"
 
 
 def measure_turns(rounds: Rounds) -> Iterator[Row]:
-    """Ask the tenth question of a conversation of 2,000 tokens, with and without what is kept."""
+    """Answer the tenth turn of a conversation of 2,000 tokens, with and without the prefix cache."""
     with loaded_kernel() as kernel:
         _value(kernel, "talk.tenth_turn()")
         taken = rounds.run(lambda: _turns(kernel))
     yield Row(f"first token of {_OURS}", "s", taken["ours"])
     yield Row(f"first token of {_WHOLE}", "s", taken["whole"])
     yield Row("tokens of the prompt", "", taken["tokens"])
-    yield Row("of these known before", "share", taken["share"], Target(">=", 0.9))
+    yield Row("of these in the prefix cache", "share", taken["share"], Target(">=", 0.9))
     yield ratio(f"{_OURS} / {_WHOLE}", taken["ours"], taken["whole"], Target("<=", 0.15))
 
 
@@ -31,7 +31,7 @@ def _turns(kernel: Kernel) -> dict[str, float]:
 
 
 def measure_prompt(rounds: Rounds) -> Iterator[Row]:
-    """Read a new prompt of about 500 tokens, and the same one by ``generate`` alone."""
+    """Read a new prompt of about 500 tokens, and the same one with ``generate``."""
     numbers = itertools.count()
 
     def once() -> dict[str, float]:
@@ -49,16 +49,16 @@ def measure_prompt(rounds: Rounds) -> Iterator[Row]:
     yield ratio("%%llm / generate", taken["ours"], taken["bare"], Target("<=", 1.0))
 
 
-def measure_guesses(rounds: Rounds) -> Iterator[Row]:
-    """Answer a text that repeats itself and one that does not, with and without guesses."""
+def measure_speculative(rounds: Rounds) -> Iterator[Row]:
+    """Answer a prompt whose answer repeats it and one without repetition, with and without drafts."""
     with loaded_kernel() as kernel:
-        _value(kernel, "talk.guesses()")
-        taken = rounds.run(lambda: _value(kernel, "talk.guesses()"))
+        _value(kernel, "talk.speculative_rates()")
+        taken = rounds.run(lambda: _value(kernel, "talk.speculative_rates()"))
     for name, target in (("repeating", 1.25), ("open", 0.97)):
-        with_guesses, without = taken[f"{name} with"], taken[f"{name} without"]
-        yield Row(f"{name} text, with guesses", "tok/s", with_guesses)
+        with_draft, without = taken[f"{name} with"], taken[f"{name} without"]
+        yield Row(f"{name} text, with drafts", "tok/s", with_draft)
         yield Row(f"{name} text, without", "tok/s", without)
-        yield ratio(f"{name} text: with / without", with_guesses, without, Target(">=", target))
+        yield ratio(f"{name} text: with / without", with_draft, without, Target(">=", target))
 
 
 def _value(kernel: Kernel, call: str) -> dict[str, float]:

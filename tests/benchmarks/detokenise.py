@@ -1,8 +1,8 @@
-"""What a token costs the thread that makes it: our way from an id to the reader, and Transformers'.
+"""The CPU time of a token on the thread that generates it, compared with Transformers' streamer.
 
-2,000 tokens without a line break, which is where ``TextIteratorStreamer`` decodes its whole line
-again for every token. Both have a reader that takes everything; counted is the CPU time of the
-producing thread alone, because only that holds the model up.
+2,000 tokens without a line break, for which ``TextIteratorStreamer`` decodes the whole line again with
+every token. Both have a reader. Only the CPU time of the generating thread counts, because only that
+delays the model.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ _OURS, _THEIRS = "Detokenizer and Outbox", "TextIteratorStreamer.put"
 
 
 def measure(rounds: Rounds) -> Iterator[Row]:
-    """Feed the same ids to both in turn."""
+    """Pass the same ids to both in turn."""
     import torch
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder())
     ids = tokenizer(_SENTENCE * (_TOKENS // 10)).input_ids[:_TOKENS]
     assert len(ids) == _TOKENS
-    # As `generate` hands them over.
+    # As `generate` passes them.
     tokens = [torch.tensor([token]) for token in ids]
     text = tokenizer.decode(ids)
-    ways: dict[str, Callable[[], float]] = {
+    variants: dict[str, Callable[[], float]] = {
         _OURS: lambda: _ours(tokenizer, tokens, text),
         _THEIRS: lambda: _theirs(tokenizer, tokens, text),
     }
-    for way in ways.values():
-        way()
-    taken = rounds.in_turn(ways)
+    for run in variants.values():
+        run()
+    taken = rounds.in_turn(variants)
     for name, values in taken.items():
         yield Row(name, "us/tok", values)
     yield ratio("ours / theirs", taken[_OURS], taken[_THEIRS], Target("<=", 0.05))
 
 
 def _timed(put: Callable[[Any], None], tokens: list[Any]) -> float:
-    """Return the microseconds of this thread for one token."""
+    """Return the CPU time of this thread for one token, in microseconds."""
     began = time.thread_time()
     for token in tokens:
         put(token)

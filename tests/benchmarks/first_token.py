@@ -1,4 +1,4 @@
-"""How long the first word is on its way from the model to the frontend.
+"""The time from the first token of the model to its display in the frontend.
 
 Both processes read the clock of the machine, so their times can be compared.
 """
@@ -18,26 +18,26 @@ _SHOWN = {"display_data", "update_display_data"}
 
 
 def measure(rounds: Rounds) -> Iterator[Row]:
-    """Follow the first word of two answers in each of several kernels.
+    """Measure the first token of two answers in each of several kernels.
 
-    The first one may find that something is still to be imported before it can be shown.
+    The first answer may import something before it is shown.
     """
 
     def once() -> dict[str, float]:
         with loaded_kernel() as kernel:
             kernel.ok("first = inside.FirstToken()")
             both = {"first": _follow(kernel), "later": _follow(kernel)}
-        return {f"{which} {to}": ms for which, way in both.items() for to, ms in way.items()}
+        return {f"{which} {to}": ms for which, times in both.items() for to, ms in times.items()}
 
     taken = rounds.run(once)
-    for which, words in (("first", "the first answer of a kernel"), ("later", "a later answer")):
-        yield Row(f"{words}: until the main thread has it", "ms", taken[f"{which} received"])
-        yield Row(f"{words}: until its message is sent", "ms", taken[f"{which} sent"], _TARGET)
-        yield Row(f"{words}: until the client has it", "ms", taken[f"{which} arrived"])
+    for which, answer in (("first", "the first answer of a kernel"), ("later", "a later answer")):
+        yield Row(f"{answer}: until the main thread has it", "ms", taken[f"{which} received"])
+        yield Row(f"{answer}: until its message is sent", "ms", taken[f"{which} sent"], _TARGET)
+        yield Row(f"{answer}: until the client has it", "ms", taken[f"{which} arrived"])
 
 
 def _follow(kernel: Kernel) -> dict[str, float]:
-    kernel.ok("first.begin()")
+    kernel.ok("first.reset()")
     ran = kernel.ok(f"%%llm -t 0 --max-new-tokens 16\n{PROMPT}")
     produced, received, sent, number = kernel.value("first.times()")
     arrivals = [when for when, kind, _text in ran.arrivals if kind in _SHOWN]

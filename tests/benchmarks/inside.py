@@ -1,7 +1,7 @@
-"""What the benchmarks run inside their kernels: the peers, and the hooks that take the times.
+"""What the benchmarks run in their kernels: other ways to generate, and the measurement of times.
 
-Times are taken in the kernel, around the whole cell, so that nothing of the measuring client is
-in them. The peers are written as a user would write them who does not know this package.
+Times are measured in the kernel, around the whole cell, so that they do not include the client. The
+other ways are written as their documentation shows them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def shell() -> InteractiveShell:
 
 
 class Stopwatch:
-    """Times every cell; while a cell runs, `seconds` is what the one before it took."""
+    """Measures every cell; while a cell runs, `seconds` is the duration of the one before it."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -47,7 +47,7 @@ class Stopwatch:
 
 
 class FirstToken:
-    """Notes when the first word of an answer was produced, received and sent to the frontend."""
+    """Records when the first token of an answer was generated, received and sent to the frontend."""
 
     def __init__(self) -> None:
         from llm_magic.notebook.display import answer_view
@@ -57,10 +57,10 @@ class FirstToken:
         self._publish, self._take = publisher.publish, views.take
         publisher.publish = self._published
         views.take = lambda view, chunk: self._taken(view, chunk)
-        self.begin()
+        self.reset()
 
-    def begin(self) -> None:
-        """Forget the answer before."""
+    def reset(self) -> None:
+        """Discard the times of the answer before."""
         self.produced = self.received = self.sent = 0.0
         self.display = 0
         self._displays = 0
@@ -77,22 +77,22 @@ class FirstToken:
             self.sent, self.display = time.perf_counter(), self._displays
 
     def times(self) -> tuple[float, float, float, int]:
-        """When it was produced, received and sent, by `time.monotonic`; and in which display."""
+        """Return when it was generated, received and sent, by `time.monotonic`, and in which display."""
         to_monotonic = time.monotonic() - time.perf_counter()
         moments = [t + to_monotonic for t in (self.produced, self.received, self.sent)]
         return moments[0], moments[1], moments[2], self.display
 
 
 def backend() -> LocalTransformersBackend:
-    """Reach into the session for the backend that holds the model."""
+    """Return the local backend of the session."""
     from llm_magic import llm
 
     local: Any = llm._manager.find().backend
     return local  # type: ignore[no-any-return]
 
 
-def resident() -> LocalModel:
-    """Reach into the session for the model itself."""
+def loaded_model() -> LocalModel:
+    """Return the loaded model of the session."""
     from llm_magic import llm
 
     return backend().local_model(llm._manager.find().name)
@@ -117,7 +117,7 @@ def load_bare() -> tuple[Any, Any]:
 
 
 def load_bare_and_drop() -> float:
-    """Time a bare load alone: freeing it again is not part of it."""
+    """Return the seconds of a load without this package, without the time to free the model."""
     began = time.perf_counter()
     pair = load_bare()
     seconds = time.perf_counter() - began
@@ -129,7 +129,7 @@ def load_bare_and_drop() -> float:
 def generate(
     model: Any, tokenizer: Any, tokens: int, streamer: Any = None, prompt: str = PROMPT
 ) -> int:
-    """Answer as ``model.generate`` does with the settings of the streamed call."""
+    """Answer with ``model.generate`` and the settings of the streamed call; returns the token count."""
     from llm_magic.backends.local.generation.parameters import generate_options
     from llm_magic.config.settings import GenerationConfig
 
@@ -145,14 +145,14 @@ def generate(
 
 
 def read(model: Any, tokenizer: Any, prompt: str) -> float:
-    """Return the seconds that ``model.generate`` takes for a prompt and one token."""
+    """Return the seconds of ``model.generate`` for a prompt and one token."""
     began = time.perf_counter()
     generate(model, tokenizer, 1, prompt=prompt)
     return time.perf_counter() - began
 
 
 class Pipeline:
-    """``pipeline("text-generation")`` as its documentation shows it; it does not stream."""
+    """Runs ``pipeline("text-generation")`` as its documentation shows it; it does not stream."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         from transformers import pipeline
@@ -172,7 +172,7 @@ class Pipeline:
 
 
 class OpenAIClient:
-    """The `openai` client as its documentation streams, in a cell."""
+    """Streams with the `openai` client as its documentation shows it, in a cell."""
 
     def __init__(self, url: str) -> None:
         import openai
@@ -180,7 +180,7 @@ class OpenAIClient:
         self._client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
 
     def __call__(self, model: str, prompt: str, tokens: int) -> str | None:
-        """Print a greedy answer piece by piece; returns why it ended."""
+        """Print a greedy answer as it comes; returns the finish reason."""
         reason: str | None = None
         chunks = self._client.chat.completions.create(
             model=model,
@@ -197,30 +197,30 @@ class OpenAIClient:
 
 
 def generate_here(tokens: int) -> int:
-    """Generate with the resident model on the main thread, as a cell of a user would."""
-    loaded = resident()
+    """Generate with the loaded model on the main thread, as a cell of a user does."""
+    loaded = loaded_model()
     return generate(loaded.model, loaded.tokenizer, tokens)
 
 
 def generate_on_its_thread(tokens: int) -> int:
-    """Generate with the resident model on the thread that also answers ``%%llm``."""
-    loaded = resident()
+    """Generate with the loaded model on the thread that also answers ``%%llm``."""
+    loaded = loaded_model()
 
     def work(_cancel: threading.Event) -> int:
         return generate(loaded.model, loaded.tokenizer, tokens)
 
-    future, _cancel = backend()._inference.submit(work, _as_ours)
+    future, _cancel = backend()._inference.submit(work, _translate)
     return future.result()
 
 
-def _as_ours(error: BaseException) -> Any:
+def _translate(error: BaseException) -> Any:
     from llm_magic.errors import GenerationFailed
 
     return GenerationFailed(f"{type(error).__name__}: {error}")
 
 
 def generate_as_documented(model: Any, tokenizer: Any, tokens: int) -> int:
-    """Stream as the documentation of Transformers shows it: a thread for the call, a queue."""
+    """Stream as the documentation of Transformers shows it, with a thread for each call."""
     from transformers import TextIteratorStreamer
 
     streamer: Any = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

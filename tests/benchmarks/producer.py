@@ -1,4 +1,4 @@
-"""A backend that writes Markdown in a thread bound by the GIL, for kernels that are measured."""
+"""A backend that streams Markdown from a thread that holds the GIL, for the benchmark of displays."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ is done with them. What looks like a cloud is a cloud, whatever the coefficient 
 
 
 def tokens(count: int) -> Iterator[str]:
-    """Yield an answer with all that Markdown has, in tokens of four letters."""
+    """Yield an answer with every kind of Markdown, in tokens of four letters."""
     text = "".join(_SECTION.format(n=n) for n in range(1 + count * _LETTERS // len(_SECTION)))
     return (text[i * _LETTERS : (i + 1) * _LETTERS] for i in range(count))
 
 
 class Producer(ScriptedBackend):
-    """Answers a number with that many tokens, a millisecond of Python each."""
+    """Answers a prompt that is a number with that many tokens, each after a millisecond of Python."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,12 +77,12 @@ class Producer(ScriptedBackend):
             self.seconds = time.perf_counter() - began
             emit(Chunk(finish_reason="stop", usage=Usage(1, count)))
 
-        async for chunk in self.worker.stream(work, _as_ours):
+        async for chunk in self.worker.stream(work, _translate):
             yield chunk
 
 
 def _burn(steps: int) -> int:
-    """Hold the GIL, as far as Python lets anybody hold it."""
+    """Run Python code, which holds the GIL."""
     total = 0
     for step in range(steps):
         total += step
@@ -90,7 +90,7 @@ def _burn(steps: int) -> int:
 
 
 def _steps_a_token() -> int:
-    """Return how many steps take the time of a token, on this machine and undisturbed."""
+    """Return how many steps take the time of a token on this machine."""
     times = []
     for _ in range(20):
         began = time.perf_counter()
@@ -99,7 +99,7 @@ def _steps_a_token() -> int:
     return int(10_000 * _TOKEN_S / min(times))
 
 
-def _as_ours(error: BaseException) -> LLMMagicError:
+def _translate(error: BaseException) -> LLMMagicError:
     return GenerationFailed(f"{type(error).__name__}: {error}")
 
 
@@ -107,7 +107,7 @@ _producer = Producer()
 
 
 def prepare() -> Session:
-    """Register the magics with the producer behind them; returns the session."""
+    """Register the magics with the producer as backend; returns the session."""
     from llm_magic.notebook.magics import register
 
     session = Session(settings(), create=lambda _name: _producer)
@@ -117,12 +117,12 @@ def prepare() -> Session:
 
 
 def seconds() -> float:
-    """Return what the producer took for its last answer."""
+    """Return the seconds of the last answer."""
     return _producer.seconds
 
 
 def as_peers_do(session: Session, prompt: str) -> None:
-    """Show for every token all that was written until then."""
+    """Display the whole text so far again for every token."""
     text = ""
     handle: Any = display(Markdown(text), display_id=True)  # type: ignore[no-untyped-call]
     for chunk in session.stream(prompt):

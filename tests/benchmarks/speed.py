@@ -1,20 +1,19 @@
-"""Tokens per second of a streamed ``%%llm`` beside those of ``model.generate``.
+"""Tokens per second of a streamed ``%%llm``, compared with ``model.generate``.
 
-On a CPU it matters which threads have computed before: each thread that enters an OpenMP region
-gets a team of its own, and once there are more such threads than cores, they no longer spin while
-they wait, and every operation begins with a wake-up. So there are several fair questions:
+On a CPU the result depends on the threads that have computed before. Each thread that enters an OpenMP
+region gets its own OpenMP threads. With more such threads than cores they no longer spin while they
+wait, and every operation starts with a wake-up. So there are several comparisons:
 
-- *the same thread*: ``generate`` on the thread that answers ``%%llm``, in the same kernel. The
-  topology is equal; what is left is the price of streaming and showing.
+- *the same thread*: ``generate`` on the inference thread, in the same kernel. The OpenMP threads are
+  the same; the difference is the cost of streaming and display.
 - *the same process*: ``generate`` in a cell, on the main thread, of a kernel that also answers
-  ``%%llm``. This is the target of the project. Both sides suffer from the second team.
-- *a process of its own*: what a user has who never heard of this package. Nothing else computes.
-  ``pipeline("text-generation")`` is asked there too: it computes on the same thread, so that both
-  have one team, and both only show their answer when it is whole.
+  ``%%llm``. This is the target of the project. Both have the additional OpenMP threads.
+- *a process of its own*: ``generate`` without this package, where nothing else computes.
+  ``pipeline("text-generation")`` runs there too. Both show only the complete answer.
 - *where cells run torch, too*: as documented, but the main thread has computed before, as in a
-  notebook that does anything else with torch. ``%%llm`` in such a kernel is the second side.
-- *as documented*: the way the documentation of Transformers streams, a new thread for each call.
-  The price of that thread is a part of what is compared: whoever wants to stream has to pay it.
+  notebook that also uses torch for something else. It is compared with ``%%llm`` in such a kernel.
+- *as documented*: streaming as the documentation of Transformers shows it, with a new thread for each
+  call. The cost of that thread is part of the comparison.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ SAME_PROCESS = "generate, the same process, main thread"
 
 
 def measure(rounds: Rounds) -> Iterator[Row]:
-    """Run all of them in turn, in four kernels that stay open."""
+    """Run all variants in turn, in four kernels that stay open."""
     with ExitStack() as kernels:
         ours, mixed = (kernels.enter_context(loaded_kernel()) for _ in range(2))
         alone, documented = (kernels.enter_context(bare_kernel()) for _ in range(2))
@@ -54,7 +53,7 @@ def measure(rounds: Rounds) -> Iterator[Row]:
             DOCUMENTED: lambda n: bare(
                 documented, f"inside.generate_as_documented(model, tokenizer, {n})", n
             ),
-            # Its thread's team ends with it, so that nothing is left for `alone`.
+            # The OpenMP threads end with the thread, so that `alone` has no additional ones.
             BUSY: lambda n: bare(alone, f"inside.generate_as_documented(model, tokenizer, {n})", n),
             MIXED: lambda n: ask(mixed, n),
             SAME_PROCESS: lambda n: bare(mixed, f"inside.generate_here({n})", n),

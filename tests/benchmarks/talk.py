@@ -1,4 +1,4 @@
-"""Conversations that the benchmarks hold inside a kernel, with the resident model."""
+"""Conversations of the benchmarks in a kernel with the loaded model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from tests.benchmarks.inside import resident
+from tests.benchmarks.inside import loaded_model
 
-_WORDS = """
+_NOUNS = """
 lighthouse keeper whale storm harbour lantern oil stairs fog horn rope boat tide gull rock letter
 island winter bread stove coat window glass brass clock map chart star wave salt net
 """.split()  # noqa: SIM905 - the list of strings would be ten times as long
@@ -29,9 +29,9 @@ _numbers = itertools.count()
 
 
 def tenth_turn() -> dict[str, float]:
-    """Ask the ninth and then the tenth question of a new conversation of about 2,000 tokens.
+    """Answer the ninth and the tenth turn of a new conversation of about 2,000 tokens.
 
-    Returns the seconds until the first token of the tenth, and those when nothing was kept.
+    Returns the seconds until the first token of the tenth, with and without the prefix cache.
     """
     from llm_magic import llm
 
@@ -39,7 +39,7 @@ def tenth_turn() -> dict[str, float]:
     options: Any = {"max_new_tokens": 1, "temperature": 0}
     llm.generate(turns[:-2], **options)
     ours = llm.generate(turns, **options)
-    resident().prefix_cache.clear()
+    loaded_model().prefix_cache.clear()
     whole = llm.generate(turns, **options)
     assert not whole.usage.cached_tokens
     return {
@@ -57,15 +57,15 @@ def _conversation(number: int) -> list[Any]:
     for turn in range(10):
         length = 130 if turn < 9 else 100
         numbers = (number * 7 + turn * 5 + n * (turn + 3) for n in range(length))
-        words = [_WORDS[n % len(_WORDS)] for n in numbers]
-        turns.append(Message("user", f"{number}.{turn}: tell me about " + " ".join(words)))
-        turns.append(Message("assistant", f"In turn {turn} I say: " + " ".join(words[:40]) + "."))
+        nouns = [_NOUNS[n % len(_NOUNS)] for n in numbers]
+        turns.append(Message("user", f"{number}.{turn}: tell me about " + " ".join(nouns)))
+        turns.append(Message("assistant", f"In turn {turn} I say: " + " ".join(nouns[:40]) + "."))
     return turns[:-1]
 
 
 def long_prompt(number: int) -> str:
-    """Return a prompt of about 500 tokens that begins like no other."""
-    return f"{number}: tell me about " + " ".join(_WORDS[n * 7 % len(_WORDS)] for n in range(400))
+    """Return a prompt of about 500 tokens that shares no prefix with others."""
+    return f"{number}: tell me about " + " ".join(_NOUNS[n * 7 % len(_NOUNS)] for n in range(400))
 
 
 def read(number: int) -> dict[str, float]:
@@ -80,12 +80,12 @@ def read(number: int) -> dict[str, float]:
     }
 
 
-def guesses() -> dict[str, float]:
-    """Answer with and without guessing ahead; returns tokens per second."""
+def speculative_rates() -> dict[str, float]:
+    """Answer with and without drafts; returns tokens per second."""
     figures = {}
     for name, prompt in (("repeating", REPEATING), ("open", OPEN)):
         figures[f"{name} with"] = _rate(prompt)
-        with _no_drafts():
+        with _without_draft():
             figures[f"{name} without"] = _rate(prompt)
     return figures
 
@@ -98,7 +98,7 @@ def _rate(prompt: str) -> float:
 
 
 @contextlib.contextmanager
-def _no_drafts() -> Iterator[None]:
+def _without_draft() -> Iterator[None]:
     from llm_magic.backends.local.generation.speculative import PromptLookup
 
     lookup: Any = PromptLookup

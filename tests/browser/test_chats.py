@@ -35,5 +35,5 @@ def test_cells_run_again_and_cells_deleted(lab: Lab) -> None:
     lab.command("notebook:delete-cell")
     assert turns(lab, 4) == "[('One', False), ('Two', True), ('Three', True), ('Three', True)]"
     lab.run(2)
-    until(lambda: "1 turn of chat 'talk' is stale and left out" in lab.text(2), lab.text(2))
+    until(lambda: "1 turn of chat 'talk' is stale and not sent" in lab.text(2), lab.text(2))
     assert turns(lab, 4) == "[('One', False), ('Two', True), ('Three', False), ('Three', True)]"

@@ -160,7 +160,7 @@ def test_stop(k: Kernel) -> None:
     assert k.value("(job.state, other.state)") == ("running", "stopped")
     assert k.ok("%llm_stop").text == f"Stopped job {first} (tiny) after 1 token."
     assert k.ok("%llm_stop").text == "No job is running."
-    assert k.ok(f"%llm_stop {first}").text == f"Job {first} had ended: stopped."
+    assert k.ok(f"%llm_stop {first}").text == f"Job {first} had already ended: stopped."
     assert k.value("[a.ended for a in backend.asked[-2:]]") == ["closed", "closed"]
     ended(k)
     # Most servers count only at the end.
@@ -173,7 +173,7 @@ def test_stop(k: Kernel) -> None:
     ended(k, "uncounted")
     k.ok("1")
     assert "one" in under.text
-    assert "stopped by you; not whole" in under.text
+    assert "stopped by you; incomplete" in under.text
     ran = k.run("job.result()")
     assert (ran.ename, k.value("job.reply.text")) == ("Interrupted", "one")
     assert k.ok("%llm_wait").status == "ok", "what the user stopped is no error"
@@ -224,7 +224,7 @@ def test_the_same_cell_run_again_stops_its_earlier_job(k: Kernel) -> None:
     k.ok("%%llm --bg -o other\nA question.", cell_id="two")
     number = k.value("first.id")
     ran = k.ok("%%llm --bg -o second\nA better question.", cell_id="one")
-    assert ran.text.startswith(f"Note: stopped job {number}, which this cell had begun.\n")
+    assert ran.text.startswith(f"Note: stopped job {number}, which this cell started earlier.\n")
     k.ok("while not first.done: __import__('time').sleep(0.01)")
     assert k.value("[j.state in {'waiting', 'running'} for j in (first, other, second)]") == [
         False, True, True,

@@ -45,18 +45,18 @@ def test_a_cell_that_runs_again_replaces_its_turn_also_where_its_text_has_change
     assert sent(scripted) == ["Brief.", "Uno", "Uno", "Three"]
     note, *_ = ran.text.splitlines()
     assert note == (
-        "Note: 1 turn of chat 'talk' is stale and left out: run the cells above from the top,"
+        "Note: 1 turn of chat 'talk' is stale and not sent. Run the cells above from the top,"
         " or forget them with %llm_reset talk --stale."
     )
     assert "Note" not in scripted.ok("%%llm -c talk\nTwo", cell_id="b").text
     assert questions(scripted) == ["Uno", "Two", "(Three)"]
-    assert scripted.ok("%llm_reset talk --stale").text == "Stale turns forgotten: talk."
-    assert scripted.ok("%llm_reset --stale").text == "No turn was stale."
+    assert scripted.ok("%llm_reset talk --stale").text == "Deleted the stale turns of talk."
+    assert scripted.ok("%llm_reset --stale").text == "No turn is stale."
     assert questions(scripted) == ["Uno", "Two"]
 
     scripted.ok("%%llm\nAlone", cell_id="d")
     assert sent(scripted) == ["Alone"]
-    assert scripted.ok("%llm_reset talk").text == "Forgotten: talk."
+    assert scripted.ok("%llm_reset talk").text == "Deleted: talk."
     assert scripted.run("%llm_reset talk").ename == "OptionError"
 
 
@@ -115,7 +115,7 @@ def test_a_dry_run_is_no_turn(scripted: Kernel) -> None:
     scripted.ok("%%llm -c talk\nOne", cell_id="a")
     scripted.ok("%llm --dry-run -c talk Two\n%llm -c talk Two", cell_id="b")
     ran = scripted.ok("%llm --dry-run -c talk Two", cell_id="c")
-    assert "nothing was called" in ran.text
+    assert "nothing was sent" in ran.text
     assert [line.split()[1] for line in ran.text.splitlines()[1:4]] == ["One", "One", "Two"]
     assert questions(scripted) == ["One", "Two"]
     scripted.ok("%llm -c talk Three", cell_id="b")
@@ -132,7 +132,7 @@ def test_a_run_that_fails_leaves_the_chat_as_it_was(scripted: Kernel) -> None:
 
 
 def test_the_list_tells_turns_tokens_and_the_share_of_the_context(scripted: Kernel) -> None:
-    assert scripted.ok("%llm_chats").text.endswith("There is none. %%llm -c NAME begins one.")
+    assert scripted.ok("%llm_chats").text.endswith("No chats. %%llm -c NAME starts one.")
     scripted.ok("%%llm -c talk -s Brief.\nOne two", cell_id="a")
     scripted.ok(f"%%llm -c talk\n{'word ' * 400}", cell_id="b")
     scripted.ok("%%llm -c 'a second'\nHello <b>")
@@ -166,7 +166,7 @@ def test_chats_go_to_files_and_come_back(scripted: Kernel, tmp_path: Path) -> No
     )
     scripted.ok("%%llm -c talk\nUno", cell_id="a")
     assert scripted.ok(f"%llm_chats --export {path} --force").text == (
-        f"Exported to {path}: 1 turn, without 1 turn that went stale."
+        f"Exported to {path}: 1 turn. Not exported because stale: 1 turn."
     )
     assert scripted.run(f"%llm_chats --import {path}").ename == "OptionError"
     scripted.ok("%llm_reset")
@@ -185,7 +185,7 @@ def test_trim_says_what_it_left_out_also_where_nothing_else_is_said(scripted: Ke
             scripted.ok(f"%%llm -c talk\n{cell} {'word ' * 9}", cell_id=str(cell))
         for options in ("", "--quiet", "--plain", "--plain --quiet"):
             ran = scripted.ok(f"%%llm -c talk --trim {options}\nnow", cell_id="z")
-            assert "the 2 oldest turns were left out (--trim)" in ran.text
+            assert "2 oldest turns dropped (--trim)" in ran.text
             assert sent(scripted)[0].startswith("2 word")
         assert questions(scripted)[4:] == ["now"]
         assert scripted.run("%%llm --trim\nnow").error.startswith("--trim leaves out turns of a")
@@ -210,5 +210,5 @@ def test_a_chat_that_is_too_long_for_a_real_model(loaded: Kernel) -> None:
     assert f"{tokens:,}"[:2] in ran.error
     # Only counted: on a CPU, to read that much takes a while.
     ran = loaded.ok("%%llm -c full --trim --dry-run\nHi", cell_id="a")
-    assert "the oldest turn was left out (--trim)" in ran.text
+    assert "oldest turn dropped (--trim)" in ran.text
     assert ran.text.count("Remember: ") == 2

@@ -79,7 +79,7 @@ def test_replace_takes_the_place_of_the_cell(scripted: Kernel) -> None:
     assert [(p["text"], p["replace"]) for p in ran.payload] == [("new", True)]
     ran = scripted.run("%%llm --replace\nDo it.", cell_id="x")
     assert (ran.ename, ran.payload) == ("OptionError", [])
-    assert ran.error == "--replace puts code in the place of this cell. Add -f code."
+    assert ran.error == "--replace requires -f code."
 
 
 def test_a_frontend_that_names_no_cells_is_shown_a_block_to_copy(scripted: Kernel) -> None:

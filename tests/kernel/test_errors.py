@@ -26,7 +26,7 @@ MISTAKES = {
     "%llm_load -q 3bit": ("OptionError", "quantization=3bit must be none, 8bit, 4bit."),
     "%llm_load --dtype int8": ("OptionError", "dtype=int8 must be"),
     "%llm_load -b olama": ("OptionError", "There is no backend 'olama'. Did you mean ollama?"),
-    "%llm_load one two": ("OptionError", "%llm_load does not know what to do with 'two'."),
+    "%llm_load one two": ("OptionError", "%llm_load: unexpected argument 'two'."),
     "%llm_load --kep": ("OptionError", "%llm_load has no option --kep. Did you mean --keep"),
     "%%llm --temprature 1\nx": ("OptionError", "Did you mean --temperature"),
     "%%llm -t hot\nx": ("OptionError", "temperature=hot must be a number, 0 to 2."),
@@ -42,19 +42,19 @@ MISTAKES = {
         "-p num_beams cannot be used with a streamed answer.",
     ),
     "%%llm -p min_p\nx": ("OptionError", "write -p key=value"),
-    "%%llm -o 1st\nx": ("OptionError", "-o 1st: that is no name of a variable."),
+    "%%llm -o 1st\nx": ("OptionError", "-o 1st: this is not a valid variable name."),
     "%%llm -o get_ipython\nx": (
         "OptionError",
-        "-o get_ipython: Python or IPython uses that name; choose another.",
+        "-o get_ipython: Python or IPython uses this name. Choose another.",
     ),
-    "%%llm -o In\nx": ("OptionError", "-o In: Python or IPython uses that name; choose another."),
+    "%%llm -o In\nx": ("OptionError", "-o In: Python or IPython uses this name. Choose another."),
     "%%llm -o __builtins__\nx": (
         "OptionError",
-        "-o __builtins__: Python or IPython uses that name; choose another.",
+        "-o __builtins__: Python or IPython uses this name. Choose another.",
     ),
     "%%llm -o _i12\nx": (
         "OptionError",
-        "-o _i12: Python or IPython uses that name; choose another.",
+        "-o _i12: Python or IPython uses this name. Choose another.",
     ),
     "%%llm -s 'open\nx": ("OptionError", "A quote is not closed in"),
     "%%llm hello\nx": ("OptionError", "The prompt goes below the first line"),
@@ -65,12 +65,15 @@ MISTAKES = {
     "%llm_config temperture=1": ("OptionError", "Did you mean temperature?"),
     "%llm_config temperature": ("OptionError", "temperature"),
     "%llm_config temperature=9 top_k=3": ("OptionError", "temperature=9 must be 0 to 2."),
-    "%llm_config --reset top_k=3": ("OptionError", "--reset does not go with settings."),
+    "%llm_config --reset top_k=3": ("OptionError", "--reset and settings cannot be combined."),
     "%llm_unload nobody": ("ModelNotLoaded", "nobody is not loaded"),
-    "%llm_unload nobody --all": ("OptionError", "--all frees every model, not only nobody."),
+    "%llm_unload nobody --all": (
+        "OptionError",
+        "--all and the name of a model cannot be combined.",
+    ),
     "%llm_reset nobody": ("OptionError", "There is no chat 'nobody'"),
     "%llm_models -b nowhere": ("OptionError", "There is no backend 'nowhere'."),
-    "%llm_status now": ("OptionError", "%llm_status does not know what to do with 'now'."),
+    "%llm_status now": ("OptionError", "%llm_status: unexpected argument 'now'."),
     "llm.generate('x', temperature=3)": ("OptionError", "temperature=3 must be 0 to 2."),
     "llm.generate('x', temprature=1)": ("OptionError", "Did you mean temperature"),
     "llm.generation.top_k = 0": ("OptionError", "top_k=0 must be 1 or more."),
@@ -167,7 +170,7 @@ def test_nothing_is_loaded_and_wrong_settings() -> None:
         k.ok("import os; os.environ['DEFAULT_LLM_TEMPERATURE'] = '0.5'")
         assert_one_line(k.run("%llm Hello"), "ModelNotLoaded", "Type %llm_load")
         assert_one_line(k.run("%llm_unload"), "ModelNotLoaded", "Type %llm_load")
-        assert k.ok("%llm_unload --all").text == "Nothing was loaded."
+        assert k.ok("%llm_unload --all").text == "No model was loaded."
 
 
 def test_run_all_stops_at_a_failed_magic() -> None:

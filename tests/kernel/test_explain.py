@@ -47,7 +47,7 @@ def test_a_dry_run_shows_what_would_be_sent_and_asks_nobody(scripted: Kernel) ->
     shown = scripted.ok("%llm_explain --dry-run").text
     assert scripted.value("len(backend.asked)") == asked
     sent = explain(scripted)
-    for line in (*sent.splitlines(), "system", "nothing was called"):
+    for line in (*sent.splitlines(), "system", "nothing was sent"):
         assert line in shown
 
 
@@ -161,7 +161,7 @@ def test_without_an_exception_it_is_one_line(scripted: Kernel) -> None:
     scripted.ok(
         "import sys; kept = {n: vars(sys).pop(n) for n in list(vars(sys)) if n[:5] == 'last_'}"
     )
-    assert scripted.ok("%llm_explain").text == "There was no exception in this kernel yet."
+    assert scripted.ok("%llm_explain").text == "No exception has been raised in this kernel yet."
     scripted.ok("vars(sys).update(kept)")
 
 

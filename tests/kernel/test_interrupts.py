@@ -62,7 +62,7 @@ def test_random_moments_in_a_row(k: Kernel, record_property: Callable[[str, obje
             assert ran.error == f"Stopped {stopped if tokens else 'before the first word'}."
             assert k.value("llm.last.finish_reason") == "cancelled"
             assert text in ran.text
-            assert "· stopped by you; not whole" in ran.text
+            assert "· stopped by you; incomplete" in ran.text
         assert_works_at_once(k)
     record_property("latencies_s", latencies)
     assert max(latencies) < within_a_second(), latencies

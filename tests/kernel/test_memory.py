@@ -15,8 +15,8 @@ COUNT = (
     "    gc.collect()\n"
     "    return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())\n"
 )
-# What is kept for the next question on purpose.
-FORGET = "from tests.benchmarks.inside import resident\nresident().prefix_cache.clear()"
+# The prefix cache is for the next prompt.
+FORGET = "from tests.benchmarks.inside import loaded_model\nloaded_model().prefix_cache.clear()"
 
 
 def rss(k: Kernel) -> int:

@@ -124,7 +124,7 @@ def test_dry_run_shows_the_messages_and_calls_nothing(scripted: Kernel) -> None:
     ran = scripted.ok("%%llm --dry-run -s 'Be brief.' -t 0.5\nOne two three")
     assert [o["type"] for o in ran.outputs] == ["execute_result"]
     for word in ("system", "Be brief.", "One two three", "5 tokens", "0.1% of 8,192",
-                 "temperature 0.5", "nothing was called"):  # fmt: skip
+                 "temperature 0.5", "nothing was sent"):  # fmt: skip
         assert word in ran.text
     assert scripted.value("len(backend.asked)") == calls
     assert scripted.value("llm.last.messages[-1].content") == "before"

@@ -31,7 +31,7 @@ def test_states_and_a_second_load_while_one_runs(model_cache: Path) -> None:
         assert "There is no file or folder './nowhere'" in k.run("%llm Hello").error
 
         begun = k.ok("%llm_load --bg")
-        assert begun.text.startswith("Loading the default model · %llm_status shows how far")
+        assert begun.text.startswith("Loading the default model · %llm_status shows the progress")
         assert begun.seconds < within_a_second()
         assert states(k)[0] == "Loading"
         for second in ("%llm_load ./nowhere", "%llm_load", "%llm_load --bg"):

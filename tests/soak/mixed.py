@@ -138,7 +138,7 @@ class Soak:
         ran = self.k.run(_ASKED.code, timeout=30)
         found = self.k.value("probe()")
         # A server that just stops leaves an answer that says so.
-        ends = {"stop", "truncated"} if "broken off; not whole" in ran.text else {"stop"}
+        ends = {"stop", "truncated"} if "ended early; incomplete" in ran.text else {"stop"}
         problems = lost_text(_ASKED, ran, found, ends)
         self.problems += [f"fault {name}: {problem}" for problem in [*_long(ran), *problems]]
 

@@ -216,7 +216,7 @@ def test_closed_stream_stops_the_model(repeater: Session) -> None:
     assert len(passes) < 300
 
 
-def test_drafts_save_forward_passes(session: Session, tmp_path: Path) -> None:
+def test_draft_saves_forward_passes(session: Session, tmp_path: Path) -> None:
     session.load(str(parrot(tmp_path / "parrot", "abcdefgh", ends=False)), name="m")
     with forward_passes() as passes:
         reply = session.generate("?", max_new_tokens=80)

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from llm_magic.backends.base import LoadPlan, Report
 from llm_magic.backends.local import memory
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.cpu_linear import widen
+from llm_magic.backends.local.cpu_linear import use_float32_matmul
 from llm_magic.backends.local.files.silent_bar import SilentBar
 from llm_magic.backends.local.generation.chat_template import PromptEncoder
 from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
@@ -158,7 +158,7 @@ def _load_files(
         raise Cancelled
     model.eval()
     _make_streamable(model)
-    widen(model)
+    use_float32_matmul(model)
     return model, tokenizer
 
 

@@ -1,4 +1,4 @@
-"""What may stand at a place of a magic line, told from memory and this disk: a key press waits for it."""
+"""Candidates for completion, from memory and the local disk only, because a key press waits for them."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ if TYPE_CHECKING:
     from llm_magic.session import Session
 
 # More than a menu can show, and few enough for a key press.
-_MOST_OFFERS = 500
+_MAX_CANDIDATES = 500
 _SECRET = re.compile(r"(KEY|TOKEN)$")
-# A reference that is being typed: {name, {name.attr, {name["key
+# A reference being typed: {name, {name.attr, {name["key
 _NAME = re.compile(r"(?<![{$])\{((?:[^\W\d]\w*\.)*)(\w*)$")
 _KEY = re.compile(r"(?<![{$])\{((?:[^\W\d]\w*\.)*[^\W\d]\w*)\[([\"'])([^\"'\[\]{}]*)$")
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """A text to choose, what it is, and whether more of the same word follows (a folder)."""
+class Completion:
+    """A text to insert, its kind, and whether the word continues after it (a folder)."""
 
     text: str
     kind: str = "value"
-    goes_on: bool = False
+    is_open: bool = False
 
 
 class Candidates:
-    """The values of arguments, and the notebook's names in a prompt."""
+    """The values of arguments, and the names of the notebook for references in a prompt."""
 
     def __init__(self, shell: InteractiveShell, session: Session) -> None:
         self._shell, self._session = shell, session
 
-    def of(self, argument: Argument, typed: str, line: Mapping[str, str]) -> list[Offer]:
-        """Return the values that begin with what is typed; `line` has the options beside it."""
+    def of(self, argument: Argument, typed: str, line: Mapping[str, str]) -> list[Completion]:
+        """Return the values that start with `typed`; `line` has the other options of the line."""
         source, _, option = argument.complete.partition(":")
         if argument.choices:
-            return _beginning(typed, argument.choices)
+            return _starting_with(typed, argument.choices)
         if source == "choices":
-            return _beginning(typed, self._choices(option, line))
+            return _starting_with(typed, self._choices(option, line))
         if source == "models":
             return self._models(typed, line)
         names: Mapping[str, tuple[str, Callable[[], Iterable[str]]]] = {
@@ -61,10 +61,10 @@ class Candidates:
         if source not in names:
             return []
         kind, listed = names[source]
-        return _beginning(typed, listed(), kind)
+        return _starting_with(typed, listed(), kind)
 
-    def setting(self, name: str, typed: str) -> list[Offer]:
-        """Return values of a generation setting: the one that it has, and none."""
+    def setting(self, name: str, typed: str) -> list[Completion]:
+        """Return values of a generation setting: the current one and none."""
         from llm_magic.config.option_spec import specs
         from llm_magic.config.settings import GenerationConfig
 
@@ -72,47 +72,47 @@ class Candidates:
         if spec is None or not spec.is_number:
             return []
         now = getattr(self._session.generation.config, name)
-        return _beginning(typed, dict.fromkeys(("none" if now is None else str(now), "none")))
+        return _starting_with(typed, dict.fromkeys(("none" if now is None else str(now), "none")))
 
-    def in_prompt(self, text: str) -> tuple[str, list[Offer]]:
-        """Return the part of a {reference} that is being typed, and how it may go on."""
+    def in_prompt(self, text: str) -> tuple[str, list[Completion]]:
+        """Return the part of a {reference} that is being typed, and its completions."""
         if found := _NAME.search(text):
             return found[2], self._attributes(found[1], found[2])
         if found := _KEY.search(text):
             value = self._value(found[1])
             keys = [key for key in _keys(value) if found[2] not in key]
-            return found[3], _beginning(found[3], keys, "key")
+            return found[3], _starting_with(found[3], keys, "key")
         return "", []
 
     # -- models -------------------------------------------------------------------------------
 
-    def _models(self, typed: str, line: Mapping[str, str]) -> list[Offer]:
+    def _models(self, typed: str, line: Mapping[str, str]) -> list[Completion]:
         backend = line.get("backend")
-        # Without -b it may still come: what is known of every server is offered.
-        asked = [backend] if backend else self._backends()
-        found: dict[str, Offer] = {}
-        for name in asked:
-            for offer in self._known(name, line.get("base_url")):
-                found.setdefault(offer.text, offer)
+        # Without -b, which may follow, the known models of every server are candidates.
+        backends = [backend] if backend else self._backends()
+        found: dict[str, Completion] = {}
+        for name in backends:
+            for candidate in self._known(name, line.get("base_url")):
+                found.setdefault(candidate.text, candidate)
         if backend in {None, self._session.status().backend_type}:
             for info in self._session.status().models:
-                found.setdefault(info.name, Offer(info.name, "loaded"))
-        like = (offer for offer in found.values() if _is_like(offer.text, typed))
-        offers = list(itertools.islice(like, _MOST_OFFERS))
+                found.setdefault(info.name, Completion(info.name, "loaded"))
+        matching = (c for c in found.values() if _matches(c.text, typed))
+        candidates = list(itertools.islice(matching, _MAX_CANDIDATES))
         if backend in {None, "local"} and typed:
-            offers += [offer for offer in _paths(typed) if offer.text not in found]
-        return offers
+            candidates += [path for path in _paths(typed) if path.text not in found]
+        return candidates
 
-    def _known(self, backend: str, base_url: str | None) -> Iterator[Offer]:
-        from llm_magic.notebook.display.messages import place
+    def _known(self, backend: str, base_url: str | None) -> Iterator[Completion]:
+        from llm_magic.notebook.display.messages import model_location
 
         try:
             known = self._session.known_models(backend, base_url)
         except OptionError:
-            # An address that is typed only in part: nothing is known there.
+            # The address is still being typed.
             return
         for info in sorted(known, key=lambda info: info.name.casefold()):
-            yield Offer(info.name, place(info))
+            yield Completion(info.name, model_location(info))
 
     # -- options ------------------------------------------------------------------------------
 
@@ -152,20 +152,20 @@ class Candidates:
             if not name.startswith("_") and hidden.get(name, self) is not value
         )
 
-    def _attributes(self, chain: str, typed: str) -> list[Offer]:
+    def _attributes(self, chain: str, typed: str) -> list[Completion]:
         from IPython.utils.dir2 import dir2
 
         if not chain:
-            return _beginning(typed, self._variables(), "variable")
+            return _starting_with(typed, self._variables(), "variable")
         value = self._value(chain.removesuffix("."))
         names = dir2(value) if value is not None else []
-        return _beginning(typed, (n for n in names if not n.startswith("_")), "attribute")
+        return _starting_with(typed, (n for n in names if not n.startswith("_")), "attribute")
 
     def _value(self, chain: str) -> Any:
-        """Return what a chain of names stands for, if that can be told without running code."""
-        root, *rest = chain.split(".")
+        """Return the value of a chain of names, or None if evaluating it would run code."""
+        root, *attributes = chain.split(".")
         value = self._shell.user_ns.get(root)
-        for name in rest:
+        for name in attributes:
             value = inspect.getattr_static(value, name, None)
             if hasattr(type(value), "__get__"):
                 return None
@@ -173,27 +173,25 @@ class Candidates:
 
 
 def _keys(value: Any) -> Iterator[str]:
-    """Yield the keys of a dictionary, and the columns of a DataFrame, that are texts."""
+    """Yield the keys of a dictionary, or the columns of a DataFrame, that are strings."""
     has_columns = type(value).__name__ == "DataFrame"
     keys = value.columns if has_columns else value if isinstance(value, dict) else ()
     yield from (key for key in keys if isinstance(key, str))
 
 
-def _paths(typed: str) -> Iterator[Offer]:
+def _paths(typed: str) -> Iterator[Completion]:
     from llm_magic.backends.local.files.sources import paths
 
     for path in paths(typed):
         is_folder = path.endswith(os.sep)
-        yield Offer(path, "folder" if is_folder else "file", goes_on=is_folder)
+        yield Completion(path, "folder" if is_folder else "file", is_open=is_folder)
 
 
-def _beginning(typed: str, texts: Iterable[str], kind: str = "value") -> list[Offer]:
-    return [Offer(text, kind) for text in texts if text.startswith(typed)]
+def _starting_with(typed: str, texts: Iterable[str], kind: str = "value") -> list[Completion]:
+    return [Completion(text, kind) for text in texts if text.startswith(typed)]
 
 
-def _is_like(model: str, typed: str) -> bool:
-    """Say whether a model is meant: by its id, or by its name without the organisation."""
-    wanted = typed.casefold()
-    return any(
-        name.casefold().startswith(wanted) for name in (model, model.rpartition("/")[2])
-    )  # fmt: skip
+def _matches(model: str, typed: str) -> bool:
+    """Return whether a model's id, or its name without the organization, starts with `typed`."""
+    prefix = typed.casefold()
+    return any(name.casefold().startswith(prefix) for name in (model, model.rpartition("/")[2]))

@@ -1,4 +1,4 @@
-"""The page that ``%magic?`` opens, made from the table of the magics."""
+"""Help pages of the magics (``%magic?``), generated from the table of magics."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from llm_magic.config.option_spec import OptionSpec
 
 _WIDTH = 92
-# Where the meaning of an option begins; a longer option has a line to itself.
+# The column of the descriptions; a longer option has its own line.
 _COLUMN = 30
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def page(name: str) -> str:
-    """Return the help of a magic: what it does, how it is written, its options, examples."""
+    """Return the help page of a magic: summary, usage, options and examples."""
     magic = MAGICS[name]
     blocks = [magic.summary, f"Usage:  {magic.usage}"]
     blocks += [_block(title, rows) for title, rows in _groups(magic) if rows]
@@ -36,16 +36,16 @@ def page(name: str) -> str:
 
 
 def _groups(magic: Magic) -> Iterator[tuple[str, list[str]]]:
-    """Yield the options under the titles by which they are looked for."""
+    """Yield each group of options with its title."""
     table = option_specs(magic.options)
     positional = (magic.positional,) if magic.positional is not None else ()
     yield "", _rows((*positional, *magic.arguments), table)
     if magic.positional is not None and magic.positional.complete == "settings":
-        yield "The settings:", _settings()
+        yield "Settings:", _settings()
     options = option_arguments(magic.options)
     if magic.options == "generation":
         yield (
-            "How it generates (for this call; %llm_config sets it for all):",
+            "Generation options (for this call; %llm_config sets them for the session):",
             _rows(options, table),
         )
     elif magic.options == "loading":
@@ -56,7 +56,7 @@ def _groups(magic: Magic) -> Iterator[tuple[str, list[str]]]:
 def _by_backends(
     arguments: Iterable[Argument], table: Mapping[str, OptionSpec]
 ) -> Iterator[tuple[tuple[str, ...], list[Argument]]]:
-    """Yield the options that the same backends have; first those that all have, then the longest."""
+    """Yield the options grouped by their backends: first those of all backends, then the largest group."""
     groups: dict[tuple[str, ...], list[Argument]] = {}
     for argument in arguments:
         groups.setdefault(table[dest(argument)].backends, []).append(argument)
@@ -64,14 +64,14 @@ def _by_backends(
 
 
 def _title(backends: tuple[str, ...]) -> str:
-    return f"With -b {', '.join(backends)}:" if backends else "Where:"
+    return f"With -b {', '.join(backends)}:" if backends else "Backend:"
 
 
 def _settings() -> list[str]:
     return [
         _row(f"  {name}", _sentence(spec.help, [*_limits(spec), *_backends(spec)]))
         for name, spec in option_specs("generation").items()
-        # On a line there are texts and numbers only.
+        # A setting on a line is a text or a number.
         if spec.kind != "pairs"
     ]
 
@@ -83,7 +83,7 @@ def _block(title: str, rows: list[str]) -> str:
 def _rows(
     arguments: Iterable[Argument], table: Mapping[str, OptionSpec], *, backends: bool = True
 ) -> list[str]:
-    """Return a row for each argument; with `backends` it names those that have the option."""
+    """Return a row for each argument; with `backends`, it lists those that support the option."""
     rows = []
     for argument in arguments:
         spec = table.get(dest(argument))
@@ -105,7 +105,7 @@ def _limits(spec: OptionSpec) -> Iterator[str]:
 
 
 def _backends(spec: OptionSpec) -> Iterator[str]:
-    """Yield which backends have an option, unless all have it."""
+    """Yield the backends that support an option, unless all do."""
     from llm_magic.backends.registry import names
 
     others = [name for name in names() if not spec.works_on(name)]
@@ -116,9 +116,9 @@ def _backends(spec: OptionSpec) -> Iterator[str]:
 
 
 def _sentence(text: str, facts: list[str]) -> str:
-    """Return a text with facts behind it, each of which stays on one line."""
-    kept = "; ".join(fact.replace(" ", _NO_BREAK) for fact in facts)
-    return f"{text} ({kept})" if facts else text
+    """Return a text followed by facts; no fact is wrapped."""
+    joined = "; ".join(fact.replace(" ", _NO_BREAK) for fact in facts)
+    return f"{text} ({joined})" if facts else text
 
 
 def _row(label: str, text: str) -> str:
@@ -133,7 +133,7 @@ def _row(label: str, text: str) -> str:
 
 
 def _label(argument: Argument) -> str:
-    """Return how an argument is written; the long names stand below each other."""
+    """Return the names of an argument; long names are aligned."""
     if not argument.names[0].startswith("-"):
         return f"  {argument.metavar}"
     indent = "      " if argument.names[0].startswith("--") else "  "

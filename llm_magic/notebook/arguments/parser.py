@@ -1,4 +1,4 @@
-"""Magic lines to values: split, parse, and errors that name the nearest option."""
+"""Parse the lines of magics; errors suggest the nearest option."""
 
 from __future__ import annotations
 
@@ -28,37 +28,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A parsed line: the magic's own arguments, and the options that were given of its set."""
+    """A parsed line: the magic's own arguments, the given options of its set, and the prompt."""
 
     values: dict[str, Any]
     options: dict[str, Any]
-    rest: str = ""
+    prompt: str = ""
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
 
 
 def parse(name: str, line: str) -> Parsed:
-    """Parse the line of a magic; raises `OptionError` in one line."""
-    return _parsed(name, words(name, line))
+    """Parse the line of a magic; raises `OptionError`."""
+    return _parsed(name, split_arguments(name, line))
 
 
 def parse_with_prompt(name: str, line: str) -> Parsed:
-    """Parse options at the beginning of a line; the rest is the prompt, byte for byte."""
-    options, rest = _leading_options(name, line)
+    """Parse the options at the start of a line; the prompt that follows is returned unchanged."""
+    options, prompt = _leading_options(name, line)
     parsed = _parsed(name, options)
-    return Parsed(parsed.values, parsed.options, rest)
+    return Parsed(parsed.values, parsed.options, prompt)
 
 
 _BLANKS = " \t\r\n"
 _BLANK = re.compile(rf"[{_BLANKS}]*")
-# Quotes hold a word together; backslashes are kept (Windows paths).
+# Quotes group a word; backslashes are kept (Windows paths).
 _WORD = re.compile(rf"""(?:[^{_BLANKS}"']|"[^"]*+"|'[^']*+')++""")
 _QUOTED = re.compile(r""""([^"]*)"|'([^']*)'""")
 
 
-def split(line: str) -> list[str]:
-    """Split a line at spaces; quotes hold words together, backslashes are kept."""
+def split_line(line: str) -> list[str]:
+    """Split a line at spaces; quotes group words, backslashes are kept."""
     found: list[str] = []
     position = _after_blanks(line, 0)
     while position < len(line):
@@ -68,11 +68,11 @@ def split(line: str) -> list[str]:
     return found
 
 
-def words(name: str, line: str) -> list[str]:
-    """Split the line of a magic, where the value of ``-p key=value`` may be JSON with spaces.
+def split_arguments(name: str, line: str) -> list[str]:
+    """Split the line of a magic; the value of ``-p key=value`` may be JSON with spaces.
 
-    As in Python, a # outside of quotes begins a comment; only where a word could begin, so that
-    ``model#2`` is a name.
+    As in Python, a # outside of quotes starts a comment, but only at the start of a word: ``model#2``
+    is a name.
     """
     params = _params(name)
     found: list[str] = []
@@ -91,7 +91,7 @@ def _after_blanks(line: str, position: int) -> int:
 
 
 def _word(line: str, start: int) -> tuple[str, int]:
-    """Return the word that begins at `start`, without its quotes, and where it ends."""
+    """Return the word that starts at `start` without its quotes, and its end."""
     found = _WORD.match(line, start)
     end = found.end() if found is not None else start
     if found is None or line[end : end + 1].strip(_BLANKS):
@@ -101,7 +101,7 @@ def _word(line: str, start: int) -> tuple[str, int]:
 
 @functools.cache
 def _params(name: str) -> frozenset[str]:
-    """Return the options of a magic that take ``key=value``."""
+    """Return the options of a magic whose value is ``key=value``."""
     return frozenset(n for a in arguments(name) if a.kind == "pairs" for n in a.names)
 
 
@@ -109,7 +109,7 @@ _KEY = re.compile(r"""[^\s"'=]+=""")
 
 
 def _option_word(line: str, start: int, params: frozenset[str], previous: str) -> tuple[str, int]:
-    """Return the word that begins at `start` and where it ends; JSON after ``-p key=`` as it is."""
+    """Return the word that starts at `start` and its end; JSON after ``-p key=`` is kept unchanged."""
     key = start if previous in params else None
     for option in params:
         attached = f"{option}=" if option.startswith("--") else option
@@ -126,8 +126,8 @@ def _leading_options(name: str, line: str) -> tuple[list[str], str]:
     takes_value = {n for a in arguments(name) if a.kind != "switch" for n in a.names}
     params, found = _params(name), [""]
     position = 0
-    while (rest := line[position:].lstrip()).startswith("-"):
-        position = len(line) - len(rest)
+    while (remaining := line[position:].lstrip()).startswith("-"):
+        position = len(line) - len(remaining)
         word, position = _option_word(line, position, params, "")
         if word == "--":
             break
@@ -139,9 +139,9 @@ def _leading_options(name: str, line: str) -> tuple[list[str], str]:
     return found[1:], line[position:].strip()
 
 
-def _parsed(name: str, words: Sequence[str]) -> Parsed:
-    _refuse_one_dash(name, words)
-    values = vars(_parser(name, arguments(name)).parse_args(list(words)))
+def _parsed(name: str, tokens: Sequence[str]) -> Parsed:
+    _check_dashes(name, tokens)
+    values = vars(_parser(name, arguments(name)).parse_args(list(tokens)))
     option_names = {dest(a) for a in option_arguments(MAGICS[name].options)}
     options = {n: values.pop(n) for n in option_names & values.keys() if values[n] is not None}
     known = option_specs(MAGICS[name].options)
@@ -149,7 +149,7 @@ def _parsed(name: str, words: Sequence[str]) -> Parsed:
 
 
 def _option(spec: OptionSpec, value: Any, magic: str) -> object:
-    """Return the value of an option as its flag reads it."""
+    """Return the value of an option, parsed by its flag."""
     assert spec.flag is not None
     if spec.kind == "pairs":
         return dict(_pair(text, magic) for text in value)
@@ -158,24 +158,24 @@ def _option(spec: OptionSpec, value: Any, magic: str) -> object:
     return value if spec.kind == "switch" else spec.flag.parse(value)
 
 
-def _refuse_one_dash(name: str, words: Sequence[str]) -> None:
-    """Raise for -model, which argparse reads as -m odel."""
+def _check_dashes(name: str, tokens: Sequence[str]) -> None:
+    """Raise `OptionError` for -model, which argparse parses as -m odel."""
     known = {option for argument in arguments(name) for option in argument.names}
-    for word in words:
+    for word in tokens:
         option = word.partition("=")[0]
         if len(option) > 2 and option[1] != "-" and f"-{option}" in known:
             raise OptionError(f"%{name} has no option {option}. Did you mean -{option}?")
 
 
-def assignments(words: Sequence[str]) -> dict[str, object]:
-    """Read ``name=value`` words; raises `OptionError` for a word that is none.
+def assignments(tokens: Sequence[str]) -> dict[str, object]:
+    """Parse ``name=value`` words; raises `OptionError` for any other word.
 
     An option with several values, such as `stop`, may occur several times.
     """
     known = option_specs("generation")
     pairs: dict[str, object] = {}
     repeated: dict[str, list[object]] = {}
-    for word in words:
+    for word in tokens:
         name, equals, value = word.partition("=")
         if not equals or not name:
             raise OptionError(f"{word!r} is not a setting. Write name=value, without spaces.")
@@ -200,34 +200,35 @@ _KEY_WORDS = frozenset({"api-key", "apikey", "api_key", "key", "token", "passwor
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argparse parser that raises our errors and never exits."""
+    """An argparse parser that raises `OptionError` and never exits."""
 
     magic: Magic
 
     def error(self, message: str) -> NoReturn:
         """Raise `OptionError` with the nearest option."""
-        prefix, _, words = message.partition(": ")
+        prefix, _, unknown = message.partition(": ")
         if prefix == "unrecognized arguments":
-            raise OptionError(self._unknown(words.split(" ")[0]))
-        raise OptionError(f"{message} (see %{self.magic.name}?).".replace("argument ", "", 1))
+            raise OptionError(self._unknown_argument(unknown.split(" ")[0]))
+        name = self.magic.name
+        raise OptionError(f"%{name} {message.removeprefix('argument ')}. See %{name}?")
 
-    def _unknown(self, word: str) -> str:
+    def _unknown_argument(self, word: str) -> str:
         if not word.startswith("-"):
             if self.magic.name == "llm":
                 return (
-                    f"{word!r} is no option of %%llm. The prompt goes below the first line;"
-                    " a model is named with -m."
+                    f"{word!r} is not an option of %%llm. Put the prompt below the first line; select a"
+                    " model with -m."
                 )
-            return f"%{self.magic.name} does not know what to do with {word!r}. Usage: {self.magic.usage}"
+            return f"%{self.magic.name}: unexpected argument {word!r}. Usage: {self.magic.usage}"
         word = word.partition("=")[0]
         if word.lstrip("-") in _KEY_WORDS:
             return (
-                "A key on the line would be saved in the notebook. Take it out of the cell, put it into"
-                " an environment variable, and name that: --key-env NAME."
+                "A key in a cell is saved with the notebook. Remove it, store it in an environment"
+                " variable, and pass the name of the variable: --key-env NAME."
             )
         if any(word.swapcase() in argument.names for argument in arguments(self.magic.name)):
             return f"%{self.magic.name} has no option {word}. Did you mean {word.swapcase()}?"
-        # Without the dashes, which all of them share.
+        # Compared without dashes, which all options share.
         known = [n.lstrip("-") for a in arguments(self.magic.name) for n in a.names if n[1] == "-"]
         near = (
             did_you_mean(word.lstrip("-"), known)
@@ -235,7 +236,7 @@ class _Parser(argparse.ArgumentParser):
             .replace(" or ", " or --")
         )
         prompt = self.magic.name == "llm" and not near
-        dash = " A prompt that begins with - goes after --." if prompt else ""
+        dash = " Write -- before a prompt that starts with -." if prompt else ""
         return f"%{self.magic.name} has no option {word}.{near}{dash} See %{self.magic.name}?"
 
 

@@ -1,4 +1,4 @@
-"""The magics as a table: what each is for, what it takes; help and completion are made from it."""
+"""The table of magics and their arguments, from which parsers, help and completion are made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OptionSet = Literal["", "loading", "generation"]
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One option or positional of a magic; `complete` names what its values are chosen from."""
+    """An option or a positional argument of a magic; `complete` names the source of its values."""
 
     names: tuple[str, ...]
     help: str
@@ -27,10 +27,10 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Magic:
-    """What a magic is for and takes.
+    """A magic: its purpose, arguments and examples.
 
-    `takes_prompt` says that what follows the options is a prompt; `example` may hold several, with a
-    blank line between them.
+    `takes_prompt`: a prompt follows the options. `example` may hold several examples, separated by
+    blank lines.
     """
 
     name: str
@@ -46,41 +46,43 @@ class Magic:
 FORMATS = ("markdown", "text", "code", "json")
 
 _MODEL = Argument(
-    ("-m", "--model"), "Which loaded model; else the active one.", "NAME", complete="loaded"
+    ("-m", "--model"), "Loaded model to use. Default: the active one.", "NAME", complete="loaded"
 )
-_OUTPUT = Argument(("-o", "--output"), "Put the Reply in a variable.", "VAR", complete="variables")
+_OUTPUT = Argument(
+    ("-o", "--output"), "Store the Reply in this variable.", "VAR", complete="variables"
+)
 _DRY_RUN = Argument(
-    ("--dry-run",), "Show the exact messages and their tokens; call nothing.", kind="switch"
+    ("--dry-run",), "Show the exact messages and their token count; send nothing.", kind="switch"
 )
 _SHOWN = (
-    Argument(("--plain",), "Stream to stdout as plain text.", kind="switch"),
-    Argument(("--quiet",), "Show no footer.", kind="switch"),
+    Argument(("--plain",), "Stream plain text to stdout.", kind="switch"),
+    Argument(("--quiet",), "Hide the footer.", kind="switch"),
 )
 _ANSWER = (
     _MODEL,
-    Argument(("-s", "--system"), "System prompt; {var} is filled in.", "TEXT"),
+    Argument(("-s", "--system"), "System prompt. {references} are filled in.", "TEXT"),
     Argument(
         ("-c", "--chat"),
-        "Continue this conversation. Running the cell again replaces its turn, and what followed is"
-        " stale: not sent until its own cell runs again.",
+        "Continue this chat. Running the cell again replaces its turn; later turns become stale and are"
+        " not sent until their own cells run again.",
         "NAME",
         complete="chats",
     ),
     _OUTPUT,
     Argument(
         ("--trim",),
-        "Where the chat does not fit the context, leave out its oldest turns for this call; a quarter of"
-        " the context, or --max-new-tokens if that is less, is kept for the answer.",
+        "Drop the oldest turns of the chat for this call if it does not fit the context. A quarter of"
+        " the context, or --max-new-tokens if that is less, is reserved for the answer.",
         kind="switch",
     ),
     Argument(
         ("-f", "--format"),
-        "How to show it, markdown by itself; code also puts the first fenced block into the next cell,"
-        " and never runs it.",
+        "How to show the answer. Default: markdown. code also puts the first fenced block into the next"
+        " cell and never runs it.",
         "FORMAT",
         choices=FORMATS,
     ),
-    Argument(("--replace",), "With -f code: put it in the place of this cell.", kind="switch"),
+    Argument(("--replace",), "With -f code: replace this cell instead.", kind="switch"),
     Argument(
         ("--bg",),
         "Return at once and stream into this cell while other cells run; -o stores the Job. Running the"
@@ -93,11 +95,11 @@ _ANSWER = (
 )  # fmt: skip
 _EXPLANATION = (
     _MODEL,
-    Argument(("-c", "--chat"), "Ask on about it with %%llm -c NAME.", "NAME", complete="chats"),
+    Argument(("-c", "--chat"), "Chat for follow-up questions with %%llm -c NAME.", "NAME", complete="chats"),
     _OUTPUT,
     Argument(
         ("-f", "--format"),
-        "How to show it; code asks for the mended cell and puts it into the next one.",
+        "How to show the answer. code requests the corrected cell and puts it into the next one.",
         "FORMAT",
         choices=FORMATS,
     ),
@@ -113,15 +115,15 @@ MAGICS: dict[str, Magic] = {
             "Load a model into this kernel and make it the active one.",
             "%llm_load [MODEL] [options]",
             (
-                Argument(("--name",), "Call it that afterwards (%%llm -m NAME).", "ALIAS"),
+                Argument(("--name",), "Name to use afterwards (%%llm -m ALIAS).", "ALIAS"),
                 Argument(("--keep",), "Keep the models that are already loaded.", kind="switch"),
                 Argument(("--bg",), "Return at once; the next %%llm waits for the model.", kind="switch"),
             ),
             "loading",
             Argument(
                 ("model",),
-                "Hugging Face id, folder or .gguf file, or the name that a server (-b) knows."
-                " Without it: the configured default, else the embedded SmolLM2-135M-Instruct.",
+                "Hugging Face id, folder, .gguf file, or the name of a model on a server (-b)."
+                " Default: the configured model, else the embedded SmolLM2-135M-Instruct.",
                 "MODEL",
                 complete="models",
             ),
@@ -132,17 +134,17 @@ MAGICS: dict[str, Magic] = {
         ),
         Magic(
             "llm",
-            "Ask the active model, and stream its answer into the cell.",
+            "Send a prompt to the active model and stream the answer into the cell.",
             "%%llm [options] above the prompt, or %llm [options] PROMPT",
             _ANSWER,
             "generation",
             example="%%llm -t 0 -o reply\nWhat does {df.head()} show?\n\n"
-            "%llm -c colours Name a colour that is not {reply}.",
+            "%llm -c colors Name a color that is not {reply}.",
             takes_prompt=True,
         ),
         Magic(
             "llm_explain",
-            "Explain the last exception: its cause and a fix. Secrets are left out of what is sent.",
+            "Explain the last exception: its cause and a fix. Secrets are masked before anything is sent.",
             "%llm_explain [options]",
             _EXPLANATION,
             "generation",
@@ -152,37 +154,37 @@ MAGICS: dict[str, Magic] = {
             "llm_config",
             "Show the generation settings, or change them for the following cells.",
             "%llm_config [name=value ...] [--reset]",
-            (Argument(("--reset",), "Go back to the settings of the environment.", kind="switch"),),
+            (Argument(("--reset",), "Restore the settings of the environment.", kind="switch"),),
             positional=Argument(
                 ("changes",),
-                "Settings; name=none leaves one to the model.",
+                "Settings to change; name=none uses the model's default.",
                 "name=value",
                 "repeated",
                 complete="settings",
             ),
             example="%llm_config temperature=0.2 top_k=40\n\n%llm_config seed=none",
         ),
-        Magic("llm_status", "Show what is loaded, where, and the memory it takes.", "%llm_status"),
+        Magic("llm_status", "Show the loaded models, their devices or servers, and memory.", "%llm_status"),
         Magic(
             "llm_models",
-            "List the models: loaded, embedded, in the local folder, in the hub's cache, on a server.",
+            "List models: loaded, embedded, in local files, in the Hugging Face cache, or on a server.",
             "%llm_models [-b BACKEND] [--base-url URL] [--key-env NAME]",
             (
                 Argument(
                     ("-b", "--backend"),
-                    "List what this backend has; else the default one.",
+                    "Backend to list. Default: the configured one.",
                     "BACKEND",
                     complete="backends",
                 ),
                 Argument(
                     ("--base-url",),
-                    "Ask the server at this address; else the one in use, or that of the settings.",
+                    "Server address. Default: the one in use, else the configured one.",
                     "URL",
                     complete="choices:base_url",
                 ),
                 Argument(
                     ("--key-env",),
-                    "Environment variable that holds its key.",
+                    "Environment variable that holds the API key.",
                     "NAME",
                     complete="choices:key_env",
                 ),
@@ -190,71 +192,71 @@ MAGICS: dict[str, Magic] = {
         ),
         Magic(
             "llm_unload",
-            "Free a model and show what came back.",
+            "Unload a model and show how much memory it released.",
             "%llm_unload [NAME | --all]",
-            (Argument(("--all",), "Free every model.", kind="switch"),),
-            positional=Argument(("name",), "The model; else the active one.", "NAME", complete="loaded"),
+            (Argument(("--all",), "Unload every model.", kind="switch"),),
+            positional=Argument(("name",), "The model. Default: the active one.", "NAME", complete="loaded"),
         ),
         Magic(
             "llm_panel",
-            "Show the control panel: all of this with a mouse; it says the magic of what was done.",
+            "Show the control panel. It displays the magic that repeats your last action.",
             "%llm_panel",
         ),
         Magic(
             "llm_doctor",
-            "Say what is installed, which devices, caches and servers there are, and how to mend them.",
+            "Check the installation, devices, caches and servers, and show a fix for each problem.",
             "%llm_doctor",
         ),
-        Magic("llm_jobs", "List what runs in the background, and what ended last.", "%llm_jobs"),
+        Magic("llm_jobs", "List background jobs, running and finished.", "%llm_jobs"),
         Magic(
             "llm_stop",
-            "Stop what runs in the background; what was answered stays.",
+            "Stop background jobs. Their partial answers are kept.",
             "%llm_stop [ID]",
-            positional=Argument(("job",), "Number of the job; all if left away.", "ID", complete="jobs"),
+            positional=Argument(("job",), "Number of the job. Default: all jobs.", "ID", complete="jobs"),
         ),
         Magic(
             "llm_wait",
-            "Wait for what runs in the background, and show how it ended; ■ only ends the waiting.",
+            "Wait for background jobs and show how they ended. ■ ends only the wait, not the jobs.",
             "%llm_wait [ID]",
-            positional=Argument(("job",), "Number of the job; all if left away.", "ID", complete="jobs"),
+            positional=Argument(("job",), "Number of the job. Default: all jobs.", "ID", complete="jobs"),
         ),
         Magic(
             "llm_chats",
-            "List the conversations of %%llm --chat, show one, or move them to and from files.",
+            "List the chats of %%llm -c NAME, show one, or export and import them.",
             "%llm_chats [CHAT] [--export FILE | --import FILE] [--force]",
             (
-                Argument(("--export",), "Write CHAT as JSON messages, or all by name.", "FILE"),
-                Argument(("--import",), "Read JSON messages as CHAT, or chats by name.", "FILE"),
-                Argument(("--force",), "Replace the file, or the chats.", kind="switch"),
+                Argument(("--export",), "Write CHAT as JSON messages, or all chats by name.", "FILE"),
+                Argument(("--import",), "Read JSON messages as CHAT, or several chats by name.", "FILE"),
+                Argument(("--force",), "Overwrite the file or the chats.", kind="switch"),
             ),
-            positional=Argument(("chat",), "Its name; all if left away.", "CHAT", complete="chats"),
+            positional=Argument(("chat",), "Name of the chat. Default: all chats.", "CHAT", complete="chats"),
         ),
         Magic(
             "llm_reset",
-            "Forget a conversation, or all of them.",
+            "Delete a chat, or all of them.",
             "%llm_reset [CHAT] [--stale]",
-            (Argument(("--stale",), "Forget only the stale turns.", kind="switch"),),
-            positional=Argument(("chat",), "Its name; all if left away.", "CHAT", complete="chats"),
+            (Argument(("--stale",), "Delete only the stale turns.", kind="switch"),),
+            positional=Argument(("chat",), "Name of the chat. Default: all chats.", "CHAT", complete="chats"),
         ),
     )
 }  # fmt: skip
 
 
 def arguments(name: str) -> tuple[Argument, ...]:
-    """Return the options of a magic, with those of its option set."""
+    """Return the options of a magic, including those of its option set."""
     magic = MAGICS[name]
     return magic.arguments + option_arguments(magic.options)
 
 
 def option_arguments(options: OptionSet) -> tuple[Argument, ...]:
-    """Return the arguments that an option set makes."""
+    """Return the arguments of an option set."""
     if not options:
         return ()
     return tuple(_from_spec(spec) for spec in option_specs(options).values() if spec.flag)
 
 
 def option_specs(options: OptionSet) -> Mapping[str, OptionSpec]:
-    """Return the options of an option set by name, each with the backends that have it."""
+    """Return the options of an option set by name, each with the backends that support it."""
     from llm_magic.backends import registry
 
     if not options:
@@ -262,20 +264,20 @@ def option_specs(options: OptionSet) -> Mapping[str, OptionSpec]:
     return registry.load_specs() if options == "loading" else registry.generation_specs()
 
 
-# What the values of an option are chosen from, where they are no fixed choices.
-_COMPLETED = {"backend": "backends", "assistant": "models"}
+# The source of values for options without fixed choices.
+_COMPLETION_SOURCES = {"backend": "backends", "assistant": "models"}
 
 
 def _from_spec(spec: OptionSpec) -> Argument:
     assert spec.flag is not None
-    # Values are checked by the option set itself, so that a flag, a keyword argument and a
-    # setting say the same about the same mistake.
-    complete = _COMPLETED.get(spec.name, f"choices:{spec.name}")
+    # The option set validates values, so that a flag, a keyword argument and a setting raise the
+    # same error for the same mistake.
+    complete = _COMPLETION_SOURCES.get(spec.name, f"choices:{spec.name}")
     return Argument(
         spec.flag.names, spec.help, spec.flag.metavar, spec.kind, complete=complete, dest=spec.name
     )
 
 
 def dest(argument: Argument) -> str:
-    """Return the name under which a parsed value is found."""
+    """Return the name of an argument's parsed value."""
     return argument.dest or argument.names[-1].lstrip("-").replace("-", "_")

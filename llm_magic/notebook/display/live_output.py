@@ -1,4 +1,4 @@
-"""A place in a cell's output that is shown once and then replaced, and the load that is shown there.
+"""An output of a cell that is updated in place, and the progress of a load, which is shown there.
 
 Only the main thread displays.
 """
@@ -20,20 +20,20 @@ from llm_magic.types import Progress
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-# A frontend draws all of an output again at every update: at most 20 a second; fewer where one takes
-# the kernel long (two blocking flushes), would be felt by a model that is bound by the GIL, or is a
-# lot for the page or the network. Areas of their own for what is closed would spare the page that,
-# but only `clear_output` gets rid of them, and it takes along whatever else a cell has shown.
+# A frontend redraws a whole output at each update: at most 20 updates a second, and fewer where one is
+# slow in the kernel (two blocking flushes), takes the GIL from the model, or is large for the page or
+# the network. Separate outputs for finished parts would avoid that, but only `clear_output` removes
+# outputs, and it removes everything else that the cell has shown.
 PERIOD_S = 0.05
 _SHARE_OF_TIME = 0.1
 _SHARE_OF_CPU = 0.015
-_LONGEST_FOR_MODEL_S = 0.25  # new words cost what they cost, however seldom they are drawn
-_BYTES_PER_S = 150_000  # a third of the time of a browser, as far as we measured
+_LONGEST_FOR_MODEL_S = 0.25  # longer waits save nothing: the cost of new text stays the same
+_BYTES_PER_S = 150_000  # about a third of the time of a browser, as measured
 _MUTED = "color: var(--jp-ui-font-color2, #757575); font-size: 0.85em;"
 
 
 class LiveArea:
-    """One place in the output that is shown once and then replaced, on one display id."""
+    """An output with a display id, which is shown once and then updated."""
 
     only_text = False
 
@@ -50,20 +50,20 @@ class LiveArea:
 
     @property
     def wait(self) -> float:
-        """How many seconds are left until then."""
+        """The seconds until the next update is due."""
         return self._next - time.monotonic()
 
     def show(self, bundle: dict[str, str]) -> None:
-        """Display or replace."""
+        """Display a bundle, or replace the one that is displayed."""
         self.draw(lambda: bundle)
 
     def clear(self) -> None:
-        """Show nothing any more, where something is shown."""
+        """Replace what is displayed, if anything, with nothing."""
         if self.is_shown:
             self.show({"text/plain": "", "text/html": ""})
 
     def draw(self, make: Callable[[], dict[str, str]]) -> None:
-        """Make, display or replace; the next update waits in proportion to what this one cost."""
+        """Display the bundle of `make`; the next update waits in proportion to the cost of this one."""
         began, cpu = time.monotonic(), time.thread_time()
         bundle = make()
         self._publish(
@@ -74,8 +74,7 @@ class LiveArea:
         now = time.monotonic()
         for_model = min((time.thread_time() - cpu) / _SHARE_OF_CPU, _LONGEST_FOR_MODEL_S)
         cost = max((now - began) / _SHARE_OF_TIME, for_model)
-        # The smaller of two in a row: what is imported for the first word or the first block of
-        # code is no reason to fall asleep.
+        # The smaller of the last two: imports make the first update, or the first code block, slow.
         lasting, self._cost = min(cost, self._cost), cost
         self._next = now + max(PERIOD_S, lasting, display_cost(bundle["text/html"]) / _BYTES_PER_S)
 
@@ -86,28 +85,28 @@ class LiveArea:
 
 
 def displayed(bundle: dict[str, str]) -> dict[str, str]:
-    """Return a bundle with a text form that a terminal only displays."""
+    """Return a bundle whose plain text has no control characters that a terminal executes."""
     return {kind: visible(t) if kind == "text/plain" else t for kind, t in bundle.items()}
 
 
 def write(text: str) -> None:
-    """Write text to stdout, in a form that a terminal only displays."""
+    """Write text to stdout without control characters that a terminal executes."""
     sys.stdout.write(visible(text))
 
 
 def is_notebook(shell: InteractiveShell) -> bool:
-    """Return whether a frontend that shows HTML may be listening."""
+    """Return whether the shell runs in a kernel, whose frontends show HTML."""
     return getattr(shell, "kernel", None) is not None
 
 
 def muted(text: str) -> str:
-    """Return one small grey line of HTML."""
+    """Return one small gray line of HTML."""
     style = f"{_MUTED} margin-top: 0.4em;"
     return f'<div class="{NO_MATH}" style="{style}">{html.escape(visible(text))}</div>'
 
 
 class LoadView:
-    """Shows how far a load is: a bar in a notebook, nothing until the end elsewhere."""
+    """Shows the progress of a load: a bar in a notebook; elsewhere only the result."""
 
     def __init__(self, shell: InteractiveShell, *, live: bool) -> None:
         self._rich = is_notebook(shell)
@@ -116,7 +115,7 @@ class LoadView:
         self._has_line = False
 
     def waiting(self, model: str, progress: Progress | None) -> None:
-        """Show that a cell waits for a load, as `progress` does; elsewhere in one line."""
+        """Show that a cell waits for a load: a bar in a notebook, elsewhere one line."""
         if self._rich:
             self.progress(model, progress or Progress("waiting"))
         elif not self._has_line:
@@ -125,7 +124,7 @@ class LoadView:
             sys.stdout.flush()
 
     def progress(self, model: str, progress: Progress | None) -> None:
-        """Show a stage; called about ten times a second."""
+        """Show the stage of a load; called about ten times a second."""
         if not self._rich or progress is None or not self.area.due:
             return
         waited = time.monotonic() - self._began
@@ -140,11 +139,10 @@ class LoadView:
         self.area.show({"text/plain": text, "text/html": body})
 
     def finish(self, lines: list[str]) -> None:
-        """Replace the bar with what there is to say."""
+        """Replace the bar with the result."""
         if not self._rich:
             write("\n".join(lines) + "\n")
             return
-        first, *rest = map(visible, lines)
-        said = f'<div class="{NO_MATH}">{html.escape(first)}</div>'
-        body = said + "".join(map(muted, rest))
+        first, *others = map(visible, lines)
+        body = f'<div class="{NO_MATH}">{html.escape(first)}</div>' + "".join(map(muted, others))
         self.area.show({"text/plain": "\n".join(lines), "text/html": body})

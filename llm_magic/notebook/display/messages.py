@@ -1,4 +1,4 @@
-"""What is said about answers, models and memory: lines and tables, no output."""
+"""The lines and tables that magics and the panel show about answers, models, jobs and chats."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from llm_magic.notebook.display.tables import Table
+from llm_magic.session.chats import in_turns, spelled
 from llm_magic.text.formatting import human_bytes
 from llm_magic.text.terminal import visible_line
 from llm_magic.types import MemoryUse, ModelInfo, Reply, Unloaded
@@ -17,43 +18,46 @@ if TYPE_CHECKING:
     from llm_magic.backends.manager import LoadResult, Status
     from llm_magic.doctor import Finding
     from llm_magic.session import Session
+    from llm_magic.session.chats import Chat, Context
     from llm_magic.session.jobs import Job
     from llm_magic.session.requests import DryRun
 
-# The line of an unload names so many of what still holds the model.
-_HOLDERS_SHOWN = 3
-
-
-# The longest name in a line or a table, and the most rows of a list of models.
-_LONGEST_NAME = 200
-_MOST_ROWS = 500
+_MAX_HOLDERS = 3  # in the line of an unload
+_MAX_NAME = 200  # characters of a model name in a line or a table
+_MAX_ROWS = 500  # in a list of models
+_TURN_CHARACTERS = 60  # of a prompt or an answer in the table of a chat
+_UNKNOWN = "-"
+_STALE = (
+    "Stale: an earlier turn has changed. A stale turn is not sent until its cell runs again;"
+    " %llm_reset CHAT --stale deletes it."
+)
 
 
 def shown_name(name: str) -> str:
-    """Return the name of a model as it is displayed: in one line, and cut where it is too long."""
-    return first_characters(visible_line(name), _LONGEST_NAME)
+    """Return the name of a model for display: in one line, shortened if it is long."""
+    return first_characters(visible_line(name), _MAX_NAME)
 
 
 def ending(reply: Reply) -> str:
-    """Return how an answer ended, where it did not simply end, and what it was not told."""
+    """Return why an answer is incomplete and how many turns were dropped, or an empty string."""
     limit = reply.usage.completion_tokens
-    how = {
+    reason = {
         "stop": "",
         "length": f"cut off{f' at {limit} tokens' if limit else ''} (--max-new-tokens)",
-        "cancelled": "stopped by you; not whole",
-        "truncated": "broken off; not whole",
+        "cancelled": "stopped by you; incomplete",
+        "truncated": "ended early; incomplete",
     }[reply.finish_reason]
-    return " · ".join(part for part in (how, trimmed(reply.dropped_turns)) if part)
+    return " · ".join(part for part in (reason, trimmed(reply.dropped_turns)) if part)
 
 
 def trimmed(turns: int) -> str:
-    """Return how many turns of its chat ``--trim`` left out, if any."""
-    what = "the oldest turn was" if turns == 1 else f"the {turns} oldest turns were"
-    return f"{what} left out (--trim)" if turns else ""
+    """Return how many turns of the chat ``--trim`` dropped, or an empty string."""
+    what = "oldest turn" if turns == 1 else f"{turns} oldest turns"
+    return f"{what} dropped (--trim)" if turns else ""
 
 
 def footer(reply: Reply, size: int | None) -> str:
-    """Return the muted line: model, tokens, first token, speed, memory, and how it ended."""
+    """Return the line below an answer: model, tokens, first token, speed, memory, how it ended."""
     usage, timing = reply.usage, reply.timing
     parts = [shown_name(reply.model)]
     if usage.prompt_tokens is not None and usage.completion_tokens is not None:
@@ -71,13 +75,13 @@ def footer(reply: Reply, size: int | None) -> str:
 
 
 def ready_lines(result: LoadResult) -> list[str]:
-    """Return what ``%llm_load`` says at the end: one line, and one for each model that went."""
+    """Return the lines of a finished load: the model, notes, and each model that was unloaded."""
     info = result.info
-    gone = [unloaded_line(unloaded) for unloaded in result.unloaded]
+    unloaded_lines = [unloaded_line(unloaded) for unloaded in result.unloaded]
     if result.already:
-        return [f"{model_line(info)} · already loaded", *gone]
+        return [f"{model_line(info)} · already loaded", *unloaded_lines]
     took = f"ready in {info.load_s:.1f} s" if info.load_s is not None else "ready"
-    return [f"{model_line(info)} · {took}", *result.notes, *gone]
+    return [f"{model_line(info)} · {took}", *result.notes, *unloaded_lines]
 
 
 def model_line(info: ModelInfo) -> str:
@@ -94,12 +98,12 @@ def model_line(info: ModelInfo) -> str:
 
 
 def reasoning_line(reasoning: str) -> str:
-    """Return what stands for the thoughts of a model where they are not shown."""
+    """Return the line that replaces hidden reasoning."""
     return f"Reasoning · {len(reasoning):,} characters (reply.reasoning)"
 
 
 def unloaded_line(unloaded: Unloaded) -> str:
-    """Return what an unload gave back, by the process's own figures."""
+    """Return the memory of the process and its devices before and after an unload."""
     if unloaded.note:
         return f"Unloaded {shown_name(unloaded.name)} · {unloaded.note}"
     text = f"Unloaded {unloaded.name} ({human_bytes(unloaded.size)})"
@@ -112,8 +116,8 @@ def unloaded_line(unloaded: Unloaded) -> str:
     ]
     text += f" · {', '.join(changes)}"
     if unloaded.holders:
-        text += f" · still held by {', '.join(unloaded.holders[:_HOLDERS_SHOWN])}"
-        if (more := len(unloaded.holders) - _HOLDERS_SHOWN) > 0:
+        text += f" · still held by {', '.join(unloaded.holders[:_MAX_HOLDERS])}"
+        if (more := len(unloaded.holders) - _MAX_HOLDERS) > 0:
             text += f" and {more} more"
     return text
 
@@ -151,29 +155,29 @@ def _memory_rows(memory: MemoryUse | None) -> list[list[str]]:
 def models_table(models: list[ModelInfo], loaded: tuple[ModelInfo, ...]) -> Table:
     """Return ``%llm_models``."""
     found = [*(("loaded", i) for i in loaded), *((_where(i), i) for i in models)]
-    # A name from a server could hold a line end and so look like another row.
-    rows = [[where, shown_name(i.name), _size(i), _tokens(i)] for where, i in found[:_MOST_ROWS]]
-    note = "" if rows else "There is none here. %llm_load MODEL fetches one from the hub."
+    # A line break in a name from a server would look like another row.
+    rows = [[where, shown_name(i.name), _size(i), _tokens(i)] for where, i in found[:_MAX_ROWS]]
+    note = "" if rows else "No models found. %llm_load MODEL downloads one from Hugging Face."
     if len(found) > len(rows):
         note = (
-            f"… and {len(found) - len(rows):,} more. Type the beginning of a name after %llm_load"
-            " and press Tab to find one."
+            f"… and {len(found) - len(rows):,} more. Type the start of a name after %llm_load and"
+            " press Tab."
         )
     return Table(("where", "model", "size", "context"), rows, note)
 
 
-_PLACES = {"folder": "local folder", "gguf": "GGUF file", "cache": "hub cache"}
+_LOCATIONS = {"folder": "local folder", "gguf": "GGUF file", "cache": "hub cache"}
 
 
-def place(info: ModelInfo) -> str:
-    """Return where a model is: its server, or how it was found on this machine."""
-    return info.server or _PLACES.get(info.where, info.where)
+def model_location(info: ModelInfo) -> str:
+    """Return the server of a model, or where it is on this machine."""
+    return info.server or _LOCATIONS.get(info.where, info.where)
 
 
 def _where(info: ModelInfo) -> str:
-    """Return the place of a model, and the memory it takes there if it is in it now."""
-    taken = f", in memory: {human_bytes(info.memory_bytes)}" if info.memory_bytes else ""
-    return f"{place(info)}{taken}"
+    """Return the location of a model, and the memory it uses there if it is loaded."""
+    used = f", in memory: {human_bytes(info.memory_bytes)}" if info.memory_bytes else ""
+    return f"{model_location(info)}{used}"
 
 
 def _size(info: ModelInfo) -> str:
@@ -185,20 +189,20 @@ def _tokens(info: ModelInfo) -> str:
 
 
 def dry_run_table(dry: DryRun) -> Table:
-    """Return ``--dry-run``: the exact messages, the token count, the share of the context."""
+    """Return the table of ``--dry-run``: the messages, their token count, the share of the context."""
     rows = [[message.role, message.content] for message in dry.messages]
     tokens, context = dry.count.prompt_tokens, dry.count.context_length
-    note = f"{dry.model} · {_counted(tokens)}"
+    note = f"{dry.model} · {_token_count(tokens)}"
     if tokens is not None and context:
         note += f" · {tokens / context:.1%} of {context:,}"
     if dry.dropped_turns:
         note += f" · {trimmed(dry.dropped_turns)}"
     note += " · " + ", ".join(_options(dry))
-    return Table(("role", "content"), rows, note + " · nothing was called")
+    return Table(("role", "content"), rows, note + " · nothing was sent")
 
 
 def _options(dry: DryRun) -> Iterator[str]:
-    """Yield the options that are sent, and then those of ``-p``, each with its value."""
+    """Yield each option that is sent, and each one of ``-p``, with its value."""
     from llm_magic.backends.registry import generation_specs
 
     known = generation_specs()
@@ -212,38 +216,40 @@ def _options(dry: DryRun) -> Iterator[str]:
 
 
 def _json(value: object) -> str:
-    """Return a value as on the line of a cell; in Python it may be of any type."""
+    """Return a value as JSON, or its repr if it has no JSON form."""
     try:
         return visible_line(json.dumps(value, ensure_ascii=False))
     except (TypeError, ValueError, RecursionError):
         return visible_line(repr(value))
 
 
-def _counted(tokens: int | None) -> str:
-    return f"{tokens} tokens" if tokens is not None else "tokens unknown: the server counts later"
+def _token_count(tokens: int | None) -> str:
+    return (
+        f"{tokens} tokens" if tokens is not None else "token count unknown until the server answers"
+    )
 
 
 def jobs_table(jobs: Iterable[Job]) -> Table:
-    """Return ``%llm_jobs``: what was begun in the background, how far it is, what was asked."""
+    """Return ``%llm_jobs``: each background job with its state, progress and prompt."""
     rows = [
         [
             str(job.id), job.state, shown_name(job.model), "" if job.tokens is None else str(job.tokens),
-            f"{job.seconds:.1f}", first_words(job.prompt),
+            f"{job.seconds:.1f}", shortened(job.prompt),
         ]
         for job in jobs
     ]  # fmt: skip
-    note = "" if rows else "There is none. %%llm --bg begins one."
+    note = "" if rows else "No jobs. %%llm --bg starts one."
     return Table(("job", "state", "model", "tokens", "seconds", "prompt"), rows, note)
 
 
-def first_words(text: str, most: int = 48) -> str:
-    """Return the beginning of a text as one line."""
+def shortened(text: str, most: int = 48) -> str:
+    """Return the start of a text as one line of at most `most` characters."""
     line = " ".join(text[: 4 * most].split())
     return first_characters(line, most)
 
 
 def first_characters(text: str, most: int) -> str:
-    """Return a text, cut where it is longer than `most` characters."""
+    """Return a text, shortened to `most` characters."""
     return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
 
 
@@ -263,15 +269,90 @@ def config_table(session: Session) -> Table:
         value = getattr(config, name)
         shown = "none" if value is None or value in ((), {}) else str(value)
         rows.append([name, f"{shown} *" if name in changed else shown, spec.range, spec.help])
-    note = "* changed in this session; %llm_config --reset restores." if changed else ""
+    note = "* changed in this session. %llm_config --reset restores it." if changed else ""
     return Table(("setting", "value", "range", "meaning"), rows, note)
 
 
 def doctor_table(findings: Sequence[Finding]) -> Table:
-    """Return ``%llm_doctor``: each finding, and what to type where something is not well."""
+    """Return ``%llm_doctor``: each check with its result and, for a problem, its fix."""
     rows = [[found.state, found.name, found.text, found.fix] for found in findings]
-    bad = [(kind, sum(f.state == kind for f in findings)) for kind in ("problem", "warn")]
+    problems = [(kind, sum(f.state == kind for f in findings)) for kind in ("problem", "warn")]
     names = {"problem": "problem", "warn": "warning"}
-    counts = [f"{n} {names[kind]}{'s' if n > 1 else ''}" for kind, n in bad if n]
-    note = f"{', '.join(counts)}." if counts else "Everything is well."
-    return Table(("", "what", "found", "to mend it"), rows, note)
+    counts = [f"{n} {names[kind]}{'s' if n > 1 else ''}" for kind, n in problems if n]
+    note = f"{', '.join(counts)}." if counts else "No problems found."
+    return Table(("", "check", "result", "fix"), rows, note)
+
+
+def chats_table(session: Session) -> Table:
+    """Return ``%llm_chats``: every chat with its turns and tokens."""
+    chats = session.chats.all()
+    rows = [_chat_row(session, chat) for chat in chats]
+    if not rows:
+        note = "No chats. %%llm -c NAME starts one."
+    else:
+        note = _STALE if any(len(chat.fresh) < len(chat.turns) for chat in chats) else ""
+    return Table(("chat", "turns", "stale", "tokens", "of context"), rows, note)
+
+
+def _chat_row(session: Session, chat: Chat) -> list[str]:
+    tokens, context = session.chat_tokens(chat.name), _context_length(session)
+    return [
+        chat.name,
+        str(len(chat.turns)),
+        str(len(chat.turns) - len(chat.fresh) or ""),
+        f"{tokens:,}" if tokens is not None else _UNKNOWN,
+        f"{tokens / context:.1%}" if tokens is not None and context else _UNKNOWN,
+    ]
+
+
+def _context_length(session: Session) -> int | None:
+    status = session.status()
+    known = (info for info in status.models if info.name == status.active_model)
+    return next((info.context_length for info in known), None)
+
+
+def chat_table(chat: Chat) -> Table:
+    """Return ``%llm_chats NAME``: one row for each turn."""
+    rows = [
+        [
+            str(number),
+            shortened(turn.question.content, _TURN_CHARACTERS),
+            shortened(turn.answer.content, _TURN_CHARACTERS),
+            "stale" if turn.stale else "",
+        ]
+        for number, turn in enumerate(chat.turns, 1)
+    ]
+    notes = [f"System prompt: {shortened(chat.system, _TURN_CHARACTERS)}"] if chat.system else []
+    notes += [_STALE] if len(chat.fresh) < len(chat.turns) else []
+    return Table(("turn", "prompt", "answer", ""), rows, " · ".join(notes))
+
+
+def context_notes(
+    context: Context, *, by_text: bool = False, in_terminal: bool = False
+) -> tuple[str, ...]:
+    """Return the notes about a chat that precede an answer.
+
+    `by_text`: the cell has no id. `in_terminal`: there is no cell that could run again.
+    """
+    notes = []
+    if context.stale:
+        notes.append(
+            f"{in_turns(context.stale)} of chat {context.chat!r} {_are(context.stale)} stale and not sent."
+            " Run the cells above from the top, or delete the stale turns with"
+            f" %llm_reset {spelled(context.chat)} --stale."
+        )
+    if by_text and (context.below or (context.replaces and in_terminal)):
+        effect = (
+            f": {in_turns(context.below)} below it {_are(context.below)} now stale"
+            if context.below
+            else ", and replaces its turn"
+        )
+        notes.append(
+            "this frontend sends no cell ids, so this cell counts as the earlier cell with the same"
+            f" text, run again{effect}."
+        )
+    return tuple(notes)
+
+
+def _are(count: int) -> str:
+    return "are" if count != 1 else "is"

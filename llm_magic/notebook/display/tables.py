@@ -1,4 +1,4 @@
-"""Small tables that read well in a notebook, in a terminal and in a diff."""
+"""Small tables, as HTML for notebooks and as aligned text for terminals and diffs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from llm_magic.text.terminal import visible
 
-# Typeset no formulas here: names and errors come from elsewhere, and TeX can carry links and styles.
+# No MathJax here: names and errors are untrusted, and TeX can contain links and styles.
 NO_MATH = "mathjax_ignore tex2jax_ignore"
 _CELL = (
     "text-align: left; padding: 0.15em 1em 0.15em 0; vertical-align: top; white-space: pre-wrap;"
@@ -20,7 +20,7 @@ _NOTE = "opacity: 0.7; font-size: 0.85em;"
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under column heads, with an optional line below."""
+    """Rows below column heads, with an optional line at the end."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -30,18 +30,18 @@ class Table:
         return self.fitted(None)
 
     def fitted(self, width: int | None) -> str:
-        """Return it as text; where it is wider than `width`, the last two columns are wrapped."""
+        """Return the table as text; if it is wider than `width`, the last two columns are wrapped."""
         lines = [self.columns, *self.rows] if any(self.columns) else list(self.rows)
         lines = [[visible(cell) for cell in line] for line in lines]
         widths = [
             max((len(line[i]) for line in lines), default=0) for i in range(len(self.columns))
         ]
         if width is not None and sum(widths) + 2 * len(widths) > width and len(widths) > 2:
-            room = max(40, width - sum(widths[:-2]) - 2 * (len(widths) - 1))
-            words = [len(word) for line in lines for word in line[-1].split()]
-            # What is to be typed is not broken in the middle of a word.
-            last = max(*words, min(widths[-1], room * 2 // 5), 1)
-            widths[-2:] = [min(widths[-2], max(room - last, 20)), last]
+            available = max(40, width - sum(widths[:-2]) - 2 * (len(widths) - 1))
+            # The last column has text to type, such as commands: no word of it is broken.
+            longest_word = max(len(word) for line in lines for word in [*line[-1].split(), " "])
+            last = max(longest_word, min(widths[-1], available * 2 // 5))
+            widths[-2:] = [min(widths[-2], max(available - last, 20)), last]
             lines = [part for line in lines for part in _wrapped(line, widths)]
         text = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -64,6 +64,6 @@ class Table:
 
 
 def _wrapped(line: Sequence[str], widths: Sequence[int]) -> list[list[str]]:
-    """Return a row as several, each cell no wider than its column."""
+    """Return a row as several rows whose cells are no wider than their columns."""
     cells = [textwrap.wrap(c, max(1, w)) or [""] for c, w in zip(line, widths, strict=True)]
     return [list(row) for row in itertools.zip_longest(*cells, fillvalue="")]

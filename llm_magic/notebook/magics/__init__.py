@@ -1,4 +1,4 @@
-"""The magics: parse a line, call the session, show what came of it."""
+"""The magics: each parses its line, calls the session, and shows the result."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _QUESTION = re.compile(r"^(\s*%llm\s.*\?)$")
 
 
 def _ask_not_help(lines: list[str]) -> list[str]:
-    """Keep IPython from reading ``%llm What is this?`` as ``this?``, which opens help."""
+    """Keep IPython from opening help for ``%llm What is this?`` as it does for ``this?``."""
     return [_QUESTION.sub(r"\1 ", line) for line in lines]
 
 
 def register(shell: InteractiveShell, session: Session) -> None:
-    """Register magics, completion and the safe display of replies; close everything at exit."""
+    """Register magics, completion and the display of replies; close the session at exit."""
     from llm_magic.notebook.arguments import completer
 
     unregister(shell)
@@ -49,7 +49,7 @@ def register(shell: InteractiveShell, session: Session) -> None:
         groups = [group(shell, session) for group in GROUPS]
         shell.register_magics(*groups)
     except OptionError:
-        # A wrong value in ipython_config.py: half an extension is not left behind.
+        # An invalid value in ipython_config.py must not leave a part of the extension registered.
         unregister(shell)
         raise
     for magics in groups:
@@ -65,25 +65,25 @@ def register(shell: InteractiveShell, session: Session) -> None:
 
 
 def unregister(shell: InteractiveShell) -> None:
-    """Undo `register`, and close the session; does nothing where nothing was registered."""
+    """Undo `register` and close the session; does nothing if nothing is registered."""
     from llm_magic.notebook.arguments import completer
 
     completer.unregister(shell)
     kernel_interrupts.stop(shell)
     if _ask_not_help in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.remove(_ask_not_help)
-    ours = [m for m in shell.configurables if isinstance(m, SessionMagics)]
-    for magics in ours:
+    registered = [m for m in shell.configurables if isinstance(m, SessionMagics)]
+    for magics in registered:
         shell.configurables.remove(magics)
         if isinstance(magics, ChatMagics):
             shell.events.unregister("pre_run_cell", magics.before_cell)
-        # IPython has no public way to take a magic away.
+        # IPython has no public API to remove a magic.
         for table in shell.magics_manager.magics.values():
             for name in [n for n, f in table.items() if getattr(f, "__self__", None) is magics]:
                 del table[name]
-    for session in {magics.session for magics in ours}:
+    for session in {magics.session for magics in registered}:
         session.cells.current = lambda: None
-        # And once more at exit: Python code may go on using it.
+        # `atexit` closes it again: Python code may continue to use it.
         session.close()
     _html_formatter(shell).pop("llm_magic.types.Reply", None)
 
@@ -95,6 +95,6 @@ def _html_formatter(shell: InteractiveShell) -> Any:
 def _reply_html(reply: Any) -> str:
     from llm_magic.notebook.display import answer_view, live_output, messages
 
-    thoughts = answer_view.thoughts_html(reply.reasoning)
+    reasoning = answer_view.thoughts_html(reply.reasoning)
     answer = answer_view.answer_html(reply.text, "markdown")
-    return thoughts + answer + live_output.muted(messages.footer(reply, None))
+    return reasoning + answer + live_output.muted(messages.footer(reply, None))

@@ -1,4 +1,4 @@
-"""The question: one magic for a line and for a cell."""
+"""``%llm`` and ``%%llm``: a prompt on a line or in a cell."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @magics_class
 class LLMMagics(SessionMagics):
-    """Asks the language models of this kernel; has the generation settings as traits."""
+    """Sends prompts to the models of this kernel; its traits are the generation settings."""
 
     def __init__(self, shell: InteractiveShell, session: Session) -> None:
         if shell.config.get("LLMMagics"):
@@ -34,19 +34,19 @@ class LLMMagics(SessionMagics):
 
     @classmethod
     def class_traits(cls, **metadata: Any) -> dict[str, Any]:
-        """Return the traits; the settings are among them from when somebody first asks.
+        """Return the traits, with one for each generation setting.
 
-        Not before: the table of options needs pydantic, and loading the extension must not.
+        They are declared at the first call: loading the extension must not import pydantic.
         """
         declare(cls)
         return super().class_traits(**metadata)
 
     @line_cell_magic
     def llm(self, line: str, cell: str | None = None) -> Table | None:
-        """Ask the active model, and stream its answer into the cell."""
+        """Send a prompt to the active model and stream the answer into the cell."""
         if cell is None:
             args = parser.parse_with_prompt("llm", line)
-            prompt = args.rest
+            prompt = args.prompt
         else:
             args, prompt = parser.parse("llm", line), cell.strip("\n")
         variable(args["output"])
@@ -61,7 +61,7 @@ class LLMMagics(SessionMagics):
     def _begin(
         self, request: Request, info: ModelInfo, args: Parsed, notes: tuple[str, ...]
     ) -> None:
-        """Begin a job and return at once; its cell shows it from then on."""
+        """Start a job that its cell displays, and return at once."""
         from llm_magic.notebook.display.background_output import JobScreen
 
         screen = JobScreen(self.shell, info, args.values, self.live)
@@ -69,30 +69,30 @@ class LLMMagics(SessionMagics):
         job = self.session.begin(request, screen)
         for other in earlier:
             other.stop()
-            notes += (f"stopped job {other.id}, which this cell had begun.",)
+            notes += (f"stopped job {other.id}, which this cell started earlier.",)
         self.put(args["output"], job)
         screen.begins(job, notes)
 
     def _request(self, prompt: str, args: Parsed) -> tuple[Request, tuple[str, ...]]:
-        """Fill in the notebook's values and make the request."""
+        """Return the request with the notebook's values filled in, and notes about the prompt."""
         from llm_magic.prompts.template import fill
         from llm_magic.session.requests import Request
 
         if args["replace"] and args["format"] != "code":
-            raise OptionError("--replace puts code in the place of this cell. Add -f code.")
-        system, asked = args["system"], prompt
+            raise OptionError("--replace requires -f code.")
+        system, source = args["system"], prompt
         notes: tuple[str, ...] = ()
         if not args["literal"]:
             names = self.names(f"{prompt} {system}")
             fill_in = functools.partial(fill, all_notes=bool(args["dry_run"]))
-            filled, told = fill_in(prompt, names), fill_in(system or "", names)
-            prompt, notes = filled.text, tuple(dict.fromkeys(filled.notes + told.notes))
-            system = told.text if system is not None else None
+            filled, filled_system = fill_in(prompt, names), fill_in(system or "", names)
+            prompt, notes = filled.text, tuple(dict.fromkeys(filled.notes + filled_system.notes))
+            system = filled_system.text if system is not None else None
         chat, key, trim = args["chat"], None, bool(args["trim"])
         if chat is not None:
-            from llm_magic.notebook.display.chat_messages import context_notes
+            from llm_magic.notebook.display.messages import context_notes
 
-            key = self.session.cells.key(chat, asked, peek=bool(args["dry_run"]))
+            key = self.session.cells.key(chat, source, peek=bool(args["dry_run"]))
             context = self.session.chats.context(chat, key, system)
             notes += context_notes(
                 context,

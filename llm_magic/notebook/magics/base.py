@@ -1,4 +1,4 @@
-"""What every group of magics has: the session, the notebook's names, one line for an interrupt."""
+"""The base class of magics: the session, the notebook's names, interrupts."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from llm_magic.session.requests import Request
     from llm_magic.types import Reply
 
-# Names that IPython looks up or sets itself; an answer there breaks the notebook or is lost.
-_OF_IPYTHON = re.compile(r"In|Out|get_ipython|exit|quit|_(?:i{1,3}|ih|oh|dh|i?\d+)?|_{2,3}")
+# Names that IPython reads or sets: a Reply there breaks the notebook or is overwritten.
+_IPYTHON_NAMES = re.compile(r"In|Out|get_ipython|exit|quit|_(?:i{1,3}|ih|oh|dh|i?\d+)?|_{2,3}")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _magic(function: F) -> F:
-    """Give a magic its help and its time of start, and let an interrupt end it where it waits."""
+    """Wrap a magic: adds its help, records its start time, and raises interrupts at waits only."""
 
     @functools.wraps(function)
     def guarded(self: SessionMagics, *args: Any) -> Any:
@@ -44,41 +44,41 @@ def _magic(function: F) -> F:
         with held_back():
             return function(self, *args)
 
-    # IPython asks an object for its `getdoc` before it looks at the docstring: the help is made
-    # from the option table when somebody asks, not when the extension is loaded.
+    # IPython calls `getdoc` of an object before it reads the docstring: so the help is generated
+    # when it is shown, not when the extension is loaded.
     guarded.getdoc = functools.partial(help_pages.page, function.__name__)  # type: ignore[attr-defined]
     return guarded  # type: ignore[return-value]
 
 
 def line_magic(function: F) -> F:
-    """Register a line magic whose line is not expanded by IPython."""
+    """Register a line magic; IPython does not expand variables in its line."""
     return cast(F, _line_magic(no_var_expand(_magic(function))))
 
 
 def line_cell_magic(function: F) -> F:
-    """Register a magic for one line and for a cell, not expanded by IPython."""
+    """Register a line and cell magic; IPython does not expand variables in its line."""
     return cast(F, _line_cell_magic(no_var_expand(_magic(function))))
 
 
 class SessionMagics(Magics):
-    """Magics that drive one session; subclasses are registered one by one."""
+    """Magics of one session."""
 
     shell: InteractiveShell
 
     def __init__(self, shell: InteractiveShell, session: Session) -> None:
-        # First: what IPython's configuration sets is set in the session (`traits`).
+        # Set first: the constructor below applies IPython's configuration to the session.
         self.session = session
-        # When the running magic began: imports and waits that follow are part of its times.
+        # The start of the running magic: its times include imports and waits.
         self.began = time.perf_counter()
         super().__init__(shell)
 
     @property
     def live(self) -> bool:
-        """Whether answers are shown while they grow."""
+        """Whether answers are shown while they are generated."""
         return self.session.settings.stream == "on"
 
     def names(self, text: str) -> dict[str, Any]:
-        """Return the notebook's own names: not what IPython put there (open, exit, quit, …)."""
+        """Return the notebook's variables without those of IPython (open, exit, quit, …)."""
         hidden = self.shell.user_ns_hidden
         history = {name for name in ("In", "Out") if f"{name}[" in text}
         return {
@@ -88,12 +88,12 @@ class SessionMagics(Magics):
         }
 
     def cell_id(self) -> str | None:
-        """Return the frontend's id of the running cell, where it sends one."""
+        """Return the frontend's id of the running cell, if it sends one."""
         cell = running_cell(self.shell)
         return (cell.id or None) if cell is not None else None
 
     def wait_for_load(self) -> LiveArea:
-        """Wait for a load that was begun with ``--bg``; returns the area that shows it."""
+        """Wait for a load started with ``--bg``; returns the area that shows its progress."""
         from llm_magic.notebook.display.live_output import LoadView
 
         session, view = self.session, LoadView(self.shell, live=self.live)
@@ -107,7 +107,7 @@ class SessionMagics(Magics):
         return view.area
 
     def ask(self, request: Request, notes: tuple[str, ...], args: Parsed) -> Table | None:
-        """Ask, and show the answer while it comes, as the options of the line want it."""
+        """Send a request and show the answer as the options of the line require."""
         from llm_magic.notebook.display import answer_view, messages
 
         area = self.wait_for_load()
@@ -121,7 +121,7 @@ class SessionMagics(Magics):
         view.note(notes)
 
         def ended(reply: Reply) -> None:
-            # First: whatever a frontend makes of it, the answer is there.
+            # First: the variable is set even if displaying the answer fails.
             self.put(args["output"], reply)
             view.finish(reply)
 
@@ -140,15 +140,15 @@ class SessionMagics(Magics):
         return CodeCells(self.shell)
 
     def put(self, variable: str | None, value: object) -> None:
-        """Give the notebook a value, if a name was asked for."""
+        """Store a value in a variable of the notebook, if one is named."""
         if variable is not None:
             self.shell.user_ns[variable] = value
 
 
 def variable(name: str | None) -> str | None:
-    """Return the name that ``-o`` gives; raises `OptionError` if it is none."""
+    """Return the variable of ``-o``; raises `OptionError` for an invalid name."""
     if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
-        raise OptionError(f"-o {name}: that is no name of a variable.")
-    if name is not None and (name.startswith("__") or _OF_IPYTHON.fullmatch(name)):
-        raise OptionError(f"-o {name}: Python or IPython uses that name; choose another.")
+        raise OptionError(f"-o {name}: this is not a valid variable name.")
+    if name is not None and (name.startswith("__") or _IPYTHON_NAMES.fullmatch(name)):
+        raise OptionError(f"-o {name}: Python or IPython uses this name. Choose another.")
     return name

@@ -1,4 +1,4 @@
-"""Help when something is wrong: with a cell, or with what is installed and running."""
+"""``%llm_explain`` and ``%llm_doctor``: help with an exception or with the installation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.magics.base import SessionMagics, line_magic, variable
 
 if TYPE_CHECKING:
-    from llm_magic.doctor import Kernel
+    from llm_magic.doctor import KernelInfo
     from llm_magic.notebook.arguments.parser import Parsed
     from llm_magic.notebook.display.tables import Table
     from llm_magic.prompts.explain_error import Cell, Failure
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @magics_class
 class HelpMagics(SessionMagics):
-    """Explains the last exception, and looks after the installation."""
+    """Explains the last exception, and checks the installation."""
 
     @line_magic
     def llm_explain(self, line: str) -> Table | None:
@@ -32,15 +32,15 @@ class HelpMagics(SessionMagics):
         from llm_magic.prompts import explain_error
 
         error = explain_error.last_error()
-        with _about(error):
+        with _explaining(error):
             args = parser.parse("llm_explain", line)
             variable(args["output"])
             if error is None:
-                return Table(("",), [], "There was no exception in this kernel yet.")
+                return Table(("",), [], "No exception has been raised in this kernel yet.")
             if isinstance(error, LLMMagicError):
-                # It says by itself what happened and what to type.
+                # Its message already has the cause and the fix.
                 return Table(("",), [], f"{type(error).__name__}: {error}")
-            request, notes = self._about_failure(self._failure(error), args)
+            request, notes = self._request(self._failure(error), args)
             return self.ask(request, notes, args)
 
     def _failure(self, error: BaseException) -> Failure:
@@ -51,18 +51,18 @@ class HelpMagics(SessionMagics):
         hidden = self.shell.user_ns_hidden
         return explain_error.failure(error, self._cell, self.shell.user_ns, redactor, hidden)
 
-    def _about_failure(self, failed: Failure, args: Parsed) -> tuple[Request, tuple[str, ...]]:
+    def _request(self, failed: Failure, args: Parsed) -> tuple[Request, tuple[str, ...]]:
         from llm_magic.config.redaction import MASK
         from llm_magic.prompts import explain_error
         from llm_magic.session.requests import Request
 
-        mend = args["format"] == "code"
-        prompt = explain_error.question(failed, mend=mend)
+        as_code = args["format"] == "code"
+        prompt = explain_error.question(failed, mend=as_code)
         missing = {
-            MASK: f"{MASK} in the mended cell stands for a secret that was not sent.",
-            explain_error.CUT: "The cell is too long to be sent; its middle is not in the mended one.",
+            MASK: f"{MASK} in the corrected cell replaces a secret that was not sent.",
+            explain_error.CUT: "The cell is too long to send: the corrected cell lacks its middle.",
         }
-        sent = failed.cell.source if mend and failed.cell is not None else ""
+        sent = failed.cell.source if as_code and failed.cell is not None else ""
         notes = tuple(note for mark, note in missing.items() if mark in sent)
         chat, peek = args["chat"], bool(args["dry_run"])
         key = self.session.cells.key(chat, peek=peek) if chat is not None else None
@@ -75,7 +75,7 @@ class HelpMagics(SessionMagics):
         )
 
     def _cell(self, filename: str) -> Cell | None:
-        """Return the cell that runs under a file name, as it was typed where that is known."""
+        """Return the cell that runs under a file name, as the user typed it if possible."""
         import linecache
 
         from llm_magic.prompts.explain_error import Cell
@@ -90,36 +90,36 @@ class HelpMagics(SessionMagics):
         typed = history.input_hist_raw if history is not None else []
         if number.isdecimal() and 0 < int(number) < len(typed):
             raw = typed[int(number)]
-            # Not every cell is counted: the number may be that of another one.
+            # Some cells are not counted, so the number may belong to another cell.
             if self.shell.input_transformer_manager.transform_cell(raw) == source:
                 return Cell(label, raw)
         return Cell(label, source)
 
     @line_magic
     def llm_doctor(self, line: str) -> Table:
-        """Say what is installed and running, and how to mend what is not well."""
+        """Check the installation, devices, caches and servers."""
         from llm_magic import doctor
         from llm_magic.notebook.display import messages
 
         parser.parse("llm_doctor", line)
-        return messages.doctor_table(doctor.examine(self.session, self._kernel()))
+        return messages.doctor_table(doctor.run_checks(self.session, self._kernel()))
 
-    def _kernel(self) -> Kernel:
-        from llm_magic.doctor import Kernel
+    def _kernel(self) -> KernelInfo:
+        from llm_magic.doctor import KernelInfo
 
         owner = self.shell.magics_manager.magics["cell"].get("llm")
-        ours = isinstance(getattr(owner, "__self__", None), SessionMagics)
+        is_ours = isinstance(getattr(owner, "__self__", None), SessionMagics)
         kernel = getattr(self.shell, "kernel", None)
-        return Kernel(
-            owner="" if ours else str(getattr(owner, "__module__", "nobody")),
+        return KernelInfo(
+            owner="" if is_ours else str(getattr(owner, "__module__", "nobody")),
             in_kernel=kernel is not None,
             subshells=bool(getattr(kernel, "_supports_kernel_subshells", False)),
         )
 
 
 @contextlib.contextmanager
-def _about(error: BaseException | None) -> Iterator[None]:
-    """Let an error that comes up here remember what was asked about: it can be asked again."""
+def _explaining(error: BaseException | None) -> Iterator[None]:
+    """Store the explained error in an error that is raised here, so that it can be explained again."""
     try:
         yield
     except KeyboardInterrupt:

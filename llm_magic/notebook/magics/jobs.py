@@ -1,4 +1,4 @@
-"""The background: list, stop and wait for what ``%%llm --bg`` began."""
+"""``%llm_jobs``, ``%llm_stop`` and ``%llm_wait``: the background jobs of ``%%llm --bg``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llm_magic.notebook.display.tables import Table
     from llm_magic.session.jobs import Job
 
-# A stop takes effect at the next token; longer than this nobody needs to look on.
+# A stop takes effect at the next token; a cell does not wait longer for it.
 _STOP_S = 1.0
 
 
@@ -26,11 +26,11 @@ _NOTHING = "No job is running."
 
 @magics_class
 class JobMagics(SessionMagics):
-    """The jobs of this kernel."""
+    """The magics for the background jobs of this kernel."""
 
     @line_magic
     def llm_jobs(self, line: str) -> Table:
-        """List what runs in the background, and what ended last."""
+        """List background jobs."""
         from llm_magic.notebook.display import messages
 
         parser.parse("llm_jobs", line)
@@ -38,22 +38,24 @@ class JobMagics(SessionMagics):
 
     @line_magic
     def llm_stop(self, line: str) -> Table:
-        """Stop what runs in the background."""
+        """Stop background jobs."""
         from llm_magic.notebook.display.tables import Table
 
-        jobs = self._asked("llm_stop", line) or list(self.session.jobs.running)
+        jobs = self._named_jobs("llm_stop", line) or list(self.session.jobs.running)
         running = [job for job in jobs if not job.done]
         for job in running:
             job.stop()
         concurrent.futures.wait([job.future for job in running if job.future], _STOP_S)
-        said = [_stop_line(job) for job in running]
-        said += [f"Job {job.id} had ended: {job.state}." for job in jobs if job not in running]
-        return Table(("",), [[one] for one in said], "" if said else _NOTHING)
+        lines = [_stop_line(job) for job in running]
+        lines += [
+            f"Job {job.id} had already ended: {job.state}." for job in jobs if job not in running
+        ]
+        return Table(("",), [[line] for line in lines], "" if lines else _NOTHING)
 
     @line_magic
     def llm_wait(self, line: str) -> None:
-        """Wait for what runs in the background."""
-        jobs = self._asked("llm_wait", line) or list(self.session.jobs.unknown())
+        """Wait for background jobs."""
+        jobs = self._named_jobs("llm_wait", line) or list(self.session.jobs.unknown())
         progress = _Progress(jobs, live=self.live and hasattr(self.shell, "kernel"))
         self.session.wait(jobs, progress.tick)
         for job in jobs:
@@ -65,8 +67,8 @@ class JobMagics(SessionMagics):
             if job.error is not None:
                 raise job.error
 
-    def _asked(self, name: str, line: str) -> list[Job]:
-        """Return the job that a line names, if it names one."""
+    def _named_jobs(self, name: str, line: str) -> list[Job]:
+        """Return the job that the line names, as a list; an empty list if it names none."""
         number = parser.parse(name, line)["job"]
         return [] if number is None else [self.session.jobs.find(number)]
 
@@ -74,12 +76,12 @@ class JobMagics(SessionMagics):
 def _stop_line(job: Job) -> str:
     if not job.done:
         return f"Stopping job {job.id} ({job.model})."
-    when = f"after {job.amount}" if job.amount else "before its first word"
+    when = f"after {job.amount}" if job.amount else "before its first token"
     return f"Stopped job {job.id} ({job.model}) {when}."
 
 
 class _Progress:
-    """Shows what is waited for, and in its place what came of it."""
+    """Shows the jobs that a cell waits for, then how they ended."""
 
     def __init__(self, jobs: Sequence[Job], *, live: bool) -> None:
         from llm_magic.notebook.display.live_output import LiveArea
@@ -88,7 +90,7 @@ class _Progress:
         self._area = LiveArea(live=live)
 
     def tick(self) -> None:
-        """Say how far the first of them is; called about ten times a second."""
+        """Show the progress of the first running job; called about ten times a second."""
         from llm_magic.notebook.display.live_output import muted
 
         left = [job for job in self._jobs if not job.done]

@@ -1,8 +1,8 @@
-"""Models: load, free and list them, and how they generate."""
+"""``%llm_load``, ``%llm_unload``, ``%llm_models``, ``%llm_status`` and ``%llm_config``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import magics_class
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @magics_class
 class ModelMagics(SessionMagics):
-    """Which models are in this kernel, and with what settings they answer."""
+    """The magics for models and generation settings."""
 
     @line_magic
     def llm_load(self, line: str) -> None:
@@ -24,22 +24,24 @@ class ModelMagics(SessionMagics):
         from llm_magic.notebook.display import live_output, messages
 
         args = parser.parse("llm_load", line)
-        model, name, keep = args["model"], args["name"], bool(args["keep"])
+        model, session = args["model"], self.session
+        options: Any = {"name": args["name"], "keep": bool(args["keep"]), **args.options}
         view = live_output.LoadView(self.shell, live=self.live)
-        label = model or self.session.settings.model or "the default model"
+        label = model or session.settings.model or "the default model"
         if args["bg"]:
-            self.session.load_later(model, name=name, keep=keep, **args.options)
-            view.finish([f"Loading {label} · %llm_status shows how far; %%llm waits for it."])
-            return
-        result = self.session.load_and_tell(
-            model,
-            name=name,
-            keep=keep,
-            tick=lambda: view.progress(label, self.session.progress),
-            began=self.began,
-            **args.options,
-        )
-        view.finish(messages.ready_lines(result))
+            session.load_later(model, **options)
+            lines = [
+                f"Loading {label} · %llm_status shows the progress; %%llm waits for the model."
+            ]
+        else:
+            result = session.load_and_tell(
+                model,
+                tick=lambda: view.progress(label, session.progress),
+                began=self.began,
+                **options,
+            )
+            lines = messages.ready_lines(result)
+        view.finish(lines)
 
     @line_magic
     def llm_config(self, line: str) -> Table:
@@ -50,7 +52,7 @@ class ModelMagics(SessionMagics):
         changes = parser.assignments(args["changes"])
         if args["reset"]:
             if changes:
-                raise OptionError("--reset does not go with settings. Use one of them.")
+                raise OptionError("--reset and settings cannot be combined. Use one of them.")
             self.session.generation.reset()
         elif changes:
             self.session.configure(**changes)
@@ -58,7 +60,7 @@ class ModelMagics(SessionMagics):
 
     @line_magic
     def llm_status(self, line: str) -> Table:
-        """Show what is loaded, where, and the memory it takes."""
+        """Show the loaded models, where they run, and the memory they use."""
         from llm_magic.notebook.display import messages
 
         parser.parse("llm_status", line)
@@ -66,7 +68,7 @@ class ModelMagics(SessionMagics):
 
     @line_magic
     def llm_models(self, line: str) -> Table:
-        """List the models that are here."""
+        """List models."""
         from llm_magic.notebook.display import messages
 
         args = parser.parse("llm_models", line)
@@ -77,14 +79,14 @@ class ModelMagics(SessionMagics):
 
     @line_magic
     def llm_unload(self, line: str) -> None:
-        """Free a model and show what came back."""
+        """Unload a model and show how much memory it released."""
         from llm_magic.notebook.display import live_output, messages
 
         args = parser.parse("llm_unload", line)
         session, name = self.session, args["name"]
         if args["all"] and name:
-            raise OptionError(f"--all frees every model, not only {name}. Leave one of them away.")
+            raise OptionError("--all and the name of a model cannot be combined. Use one of them.")
         self.wait_for_load().clear()
-        gone = session.unload_all() if args["all"] else [session.unload(name)]
-        lines = [messages.unloaded_line(unloaded) for unloaded in gone]
-        live_output.LoadView(self.shell, live=False).finish(lines or ["Nothing was loaded."])
+        unloaded = session.unload_all() if args["all"] else [session.unload(name)]
+        lines = list(map(messages.unloaded_line, unloaded))
+        live_output.LoadView(self.shell, live=False).finish(lines or ["No model was loaded."])

@@ -1,4 +1,4 @@
-"""The control panel as a magic."""
+"""``%llm_panel``: show the control panel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @magics_class
 class PanelMagics(SessionMagics):
-    """One panel for each cell that shows one."""
+    """The magic for the control panel, with the panel of each cell."""
 
     def __init__(self, shell: InteractiveShell, session: Session) -> None:
         super().__init__(shell, session)
@@ -28,17 +28,17 @@ class PanelMagics(SessionMagics):
 
     @line_magic
     def llm_panel(self, line: str) -> None:
-        """Show the control panel: all of this with a mouse."""
+        """Show the control panel."""
         parser.parse("llm_panel", line)
-        before = self._panels.pop(self.cell_id(), None)
-        if before is not None:
-            # The cell was run again: nobody sees the one that it showed.
-            before.close()
+        replaced = self._panels.pop(self.cell_id(), None)
+        if replaced is not None:
+            # The cell was run again, which removed the panel from its output.
+            replaced.close()
         self._panels[self.cell_id()] = _show_panel(self.session)
 
 
 def _show_panel(session: Session) -> ControlPanel:
-    """Display a panel, and what stands for it where no kernel runs."""
+    """Display a panel, and a static text for readers without a kernel."""
     missing = [name for name in ("ipywidgets", "anywidget") if find_spec(name) is None]
     if missing:
         raise MissingDependency(
@@ -50,8 +50,8 @@ def _show_panel(session: Session) -> ControlPanel:
     from llm_magic.notebook.panel import ControlPanel
 
     panel = ControlPanel(session)
-    still = {"text/html": panel.static_html(), "text/plain": "The control panel of llm_magic"}
-    display(still, raw=True)  # type: ignore[no-untyped-call]
-    # Without its repr, a page of markup, which is shown where no kernel runs.
+    static = {"text/html": panel.static_html(), "text/plain": "The llm_magic control panel"}
+    display(static, raw=True)  # type: ignore[no-untyped-call]
+    # An empty text form: the default one is the repr of the widget, a page of markup.
     display({**panel.box._repr_mimebundle_(), "text/plain": ""}, raw=True)  # type: ignore[no-untyped-call]
     return panel

@@ -19,17 +19,17 @@ def feed(stop: StopText, pieces: list[str]) -> str:
     return "".join([*parts, stop.flush()])
 
 
-def pieces_of(text: str, cuts: list[int]) -> list[str]:
-    places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    return [text[a:b] for a, b in itertools.pairwise(places)]
+def pieces_of(text: str, positions: list[int]) -> list[str]:
+    ends = [0, *sorted(min(position, len(text)) for position in positions), len(text)]
+    return [text[a:b] for a, b in itertools.pairwise(ends)]
 
 
-def ended(text: str, stops: list[str]) -> str:
+def before_stop(text: str, stops: list[str]) -> str:
     """Return the text before the stop string that is complete first; of two, the longer."""
     for end in range(len(text) + 1):
-        begins = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
-        if begins:
-            return text[: min(begins)]
+        starts = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
+        if starts:
+            return text[: min(starts)]
     return text
 
 
@@ -38,17 +38,19 @@ def ended(text: str, stops: list[str]) -> str:
 @example("abc", [], ["abc", "b"])
 @example("aab", [1, 2], ["ab"])
 def test_stop_string_ends_the_text_however_it_is_split(
-    text: str, cuts: list[int], stops: list[str]
+    text: str, positions: list[int], stops: list[str]
 ) -> None:
     stop = StopText(stops)
-    whole = ended(text, stops)
-    assert feed(stop, pieces_of(text, cuts)) == whole
+    whole = before_stop(text, stops)
+    assert feed(stop, pieces_of(text, positions)) == whole
     assert stop.reached == any(s in text for s in stops)
 
 
 @given(LETTERS, st.lists(st.integers(0, 12), max_size=6), st.text("abc\n", min_size=1, max_size=3))
-def test_single_stop_string_ends_at_first_occurrence(text: str, cuts: list[int], stop: str) -> None:
-    assert feed(StopText([stop]), pieces_of(text, cuts)) == text.partition(stop)[0]
+def test_single_stop_string_ends_at_first_occurrence(
+    text: str, positions: list[int], stop: str
+) -> None:
+    assert feed(StopText([stop]), pieces_of(text, positions)) == text.partition(stop)[0]
 
 
 def test_only_a_possible_stop_string_is_held_back() -> None:

@@ -145,6 +145,6 @@ def test_a_secret_is_masked_before_a_text_is_cut() -> None:
     redactor = Redactor({}, known=["hunter2-Tulip-Meadow"])
     for text in ("x" * 190 + "hunter2-Tulip-Meadow", "hunter2-Tulip-Meadow" * 20):
         for value in (text, text.encode(), [text], {"body": text}):
-            said = describe("value", value, redactor.text)
+            said = describe("value", value, redactor.mask)
             assert "hunter" not in said
             assert len(said) <= LONGEST

@@ -75,11 +75,9 @@ def test_the_fewest_of_the_oldest_turns_are_left_out(
 def test_the_footer_says_what_was_left_out(chatty: Pair) -> None:
     session, backend = chatty
     backend.context = 53
-    assert footer(ask(session, max_new_tokens=10), None).endswith(
-        "the oldest turn was left out (--trim)"
-    )
+    assert footer(ask(session, max_new_tokens=10), None).endswith("oldest turn dropped (--trim)")
     backend.context = 44
-    assert "the 4 oldest turns were left out" in footer(ask(session, max_new_tokens=10), None)
+    assert "4 oldest turns dropped" in footer(ask(session, max_new_tokens=10), None)
 
 
 def test_every_door_trims(chatty: Pair) -> None:
@@ -103,7 +101,7 @@ def test_a_dry_run_shows_what_would_be_sent(chatty: Pair) -> None:
     dry = session.dry_run(request)
     assert (dry.dropped_turns, dry.messages[1].content) == (7, "q 7")
     assert dry.count == TokenCount(16, 20)
-    assert "the 7 oldest turns were left out (--trim)" in repr(dry_run_table(dry))
+    assert "7 oldest turns dropped (--trim)" in repr(dry_run_table(dry))
     assert backend.asked == []
 
 
@@ -111,7 +109,7 @@ def test_dry_run_shows_every_option_that_is_sent(chatty: Pair) -> None:
     session, _ = chatty
     options = {"stop": ("x", "\n"), "extra": {"known": {"a": [1]}}, "seed": 3, "top_k": None}
     shown = repr(dry_run_table(session.dry_run(Request("and now", options=options))))
-    assert 'seed 3, stop "x" "\\n", known {"a": [1]} · nothing was called' in shown
+    assert 'seed 3, stop "x" "\\n", known {"a": [1]} · nothing was sent' in shown
     assert "top_k" not in shown
     shown = repr(dry_run_table(session.dry_run(Request("and now"))))
     assert "stop" not in shown

@@ -14,7 +14,7 @@ from IPython.core.completer import provisionalcompleter
 
 from llm_magic.errors import OptionError
 from llm_magic.notebook.arguments import completer, parser, table
-from llm_magic.notebook.arguments.completer import find, typed_words
+from llm_magic.notebook.arguments.completer import complete, typed_tokens
 from llm_magic.notebook.arguments.completions import Candidates
 from llm_magic.session.requests import Request
 from tests.scripted import scripted_session
@@ -58,12 +58,12 @@ def names() -> Iterator[Candidates]:
 def completed(line: str, names: Candidates, cell: str = "") -> list[str] | None:
     """Press Tab at the | in a line; returns how it reads with each choice."""
     before, _, after = line.partition("|")
-    found = find(before, after, cell, names)
+    found = complete(before, after, cell, names)
     if found is None:
         return None
     assert before.endswith(found.fragment)
-    kept = before.removesuffix(found.fragment)
-    return [kept + offer.text + after for offer in found.offers]
+    unchanged = before.removesuffix(found.fragment)
+    return [unchanged + candidate.text + after for candidate in found.candidates]
 
 
 @pytest.mark.parametrize(
@@ -192,9 +192,9 @@ def test_other_lines_are_not_ours(line: str, names: Candidates) -> None:
 
 @pytest.mark.parametrize("name", table.MAGICS)
 def test_every_option_of_every_magic_is_offered(name: str, names: Candidates) -> None:
-    found = find(f"%{name} -", "", "", names)
+    found = complete(f"%{name} -", "", "", names)
     assert found is not None
-    assert [o.text for o in found.offers] == [n for a in table.arguments(name) for n in a.names]
+    assert [c.text for c in found.candidates] == [n for a in table.arguments(name) for n in a.names]
 
 
 def test_every_kind_of_completion_that_the_table_names_is_known(names: Candidates) -> None:
@@ -216,9 +216,9 @@ def test_every_kind_of_completion_that_the_table_names_is_known(names: Candidate
 
 @given(st.text("ab \t'\"-={", max_size=20))
 def test_words_are_those_that_the_magic_reads(line: str) -> None:
-    *done, last = typed_words(line)
+    *done, last = typed_tokens(line)
     try:
-        read = parser.split(line)
+        read = parser.split_line(line)
     except OptionError:
         assert last.quote
     else:

@@ -11,12 +11,12 @@ from llm_magic.notebook.arguments.help_pages import page
 from llm_magic.notebook.arguments.table import MAGICS
 
 UNLOAD = """\
-Free a model and show what came back.
+Unload a model and show how much memory it released.
 
 Usage:  %llm_unload [NAME | --all]
 
-  NAME                        The model; else the active one.
-      --all                   Free every model.
+  NAME                        The model. Default: the active one.
+      --all                   Unload every model.
 """
 
 
@@ -86,7 +86,7 @@ def test_examples_are_lines_that_the_magic_takes(name: str) -> None:
         assert first.startswith(f"{sign}{name}")
         line = first.removeprefix(f"{sign}{name}")
         if MAGICS[name].takes_prompt and not body:
-            assert parser.parse_with_prompt(name, line).rest
+            assert parser.parse_with_prompt(name, line).prompt
         else:
             parsed = parser.parse(name, line)
             changes = parsed.values.get("changes")

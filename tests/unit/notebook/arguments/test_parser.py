@@ -17,8 +17,8 @@ from llm_magic.notebook.arguments.parser import (
     assignments,
     parse,
     parse_with_prompt,
-    split,
-    words,
+    split_arguments,
+    split_line,
 )
 
 PROMPT_START = st.characters(exclude_categories=["Cs"], exclude_characters="-")
@@ -30,7 +30,7 @@ def given_values(parsed: Parsed) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "expected"),
     [
         ("", []),
         ("a  b\t c", ["a", "b", "c"]),
@@ -42,14 +42,14 @@ def given_values(parsed: Parsed) -> dict[str, Any]:
         ("größe 日本", ["größe", "日本"]),
     ],
 )
-def test_a_line_is_split_at_spaces_outside_quotes(line: str, words: list[str]) -> None:
-    assert split(line) == words
+def test_a_line_is_split_at_spaces_outside_quotes(line: str, expected: list[str]) -> None:
+    assert split_line(line) == expected
 
 
 @pytest.mark.parametrize("line", ["it's", '-s "open', "-s 'a\" b"])
 def test_an_unclosed_quote_is_our_error(line: str) -> None:
     with pytest.raises(OptionError, match="A quote is not closed"):
-        split(line)
+        split_line(line)
 
 
 @pytest.mark.parametrize(
@@ -67,12 +67,12 @@ def test_an_unclosed_quote_is_our_error(line: str) -> None:
     ],
 )
 def test_a_comment_ends_a_line(line: str, expected: list[str]) -> None:
-    assert words("llm", line) == expected
+    assert split_arguments("llm", line) == expected
 
 
 def test_a_comment_is_no_argument() -> None:
     assert given_values(parse("llm_unload", "tiny # for now")) == {"name": "tiny"}
-    assert parse_with_prompt("llm", "-t 0 What is # in Python?").rest == "What is # in Python?"
+    assert parse_with_prompt("llm", "-t 0 What is # in Python?").prompt == "What is # in Python?"
 
 
 # -- the prompt of a line ---------------------------------------------------------------------
@@ -99,12 +99,12 @@ def test_options_come_first_and_the_rest_is_the_prompt(
     line: str, options: dict[str, Any], prompt: str
 ) -> None:
     parsed = parse_with_prompt("llm", line)
-    assert (parsed.options, parsed.rest) == (options, prompt)
+    assert (parsed.options, parsed.prompt) == (options, prompt)
 
 
 def test_a_value_in_quotes_may_hold_what_looks_like_an_option() -> None:
     parsed = parse_with_prompt("llm", """-s "You're -t 1" --literal --stop=' x' it's me""")
-    assert (parsed["system"], parsed["literal"], parsed.rest) == ("You're -t 1", True, "it's me")
+    assert (parsed["system"], parsed["literal"], parsed.prompt) == ("You're -t 1", True, "it's me")
     assert parsed.options == {"stop": (" x",)}
 
 
@@ -112,7 +112,7 @@ def test_a_value_in_quotes_may_hold_what_looks_like_an_option() -> None:
 def test_a_prompt_without_options_passes_byte_for_byte(first: str, rest: str) -> None:
     prompt = (first + rest).strip()
     if not prompt.startswith("-"):
-        assert parse_with_prompt("llm", first + rest).rest == prompt
+        assert parse_with_prompt("llm", first + rest).prompt == prompt
 
 
 @given(PROMPT_START, st.text())
@@ -120,7 +120,7 @@ def test_so_does_one_behind_options(first: str, rest: str) -> None:
     prompt = (first + rest).strip()
     if not prompt.startswith("-"):
         parsed = parse_with_prompt("llm", f"-t 0 -s 'a b' --literal {prompt}")
-        assert parsed.rest == prompt
+        assert parsed.prompt == prompt
         assert (parsed["system"], parsed["literal"], parsed.options) == (
             "a b", True, {"temperature": "0"},
         )  # fmt: skip
@@ -128,7 +128,7 @@ def test_so_does_one_behind_options(first: str, rest: str) -> None:
 
 @given(st.text())
 def test_two_dashes_end_the_options(prompt: str) -> None:
-    assert parse_with_prompt("llm", f"--literal -- {prompt}").rest == prompt.strip()
+    assert parse_with_prompt("llm", f"--literal -- {prompt}").prompt == prompt.strip()
 
 
 def test_an_unclosed_quote_before_the_prompt_is_our_error() -> None:
@@ -250,7 +250,7 @@ def test_json_value_of_param_arrives_as_that_value(
             assert parsed.options["extra"] == {"x": value, "y": 1}
             assert type(parsed.options["extra"]["x"]) is type(value)
             assert parsed.options["stop"] == ("a b",)
-    assert parsed.rest == "it's {it}"
+    assert parsed.prompt == "it's {it}"
 
 
 @pytest.mark.parametrize(
@@ -289,12 +289,12 @@ def test_value_of_param_is_read_as_json_before_quotes_go(text: str, value: objec
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": 1', '-p key: this is no valid JSON: {"a": 1 (Expecting'),
+        ('{"a": 1', '-p key: invalid JSON: {"a": 1 (Expecting'),
         ("{'a': 1}", "double quotes"),
         ("['a', 'b']", "double quotes"),
         ("'{\"a\": }'", "Expecting value"),
-        ('{"a": 1}x', "something follows its end"),
-        ('{"a": NaN}', "NaN is no JSON"),
+        ('{"a": 1}x', "unexpected text after its end"),
+        ('{"a": NaN}', "NaN is not JSON"),
         ('{"a": [1e400]}', "1e400 is too large"),
         ("[" * 100_000 + '"', "nested too deeply"),
         ('{"a":' * 300 + "1" + "}" * 300, "nested too deeply"),
@@ -350,7 +350,7 @@ def test_what_is_not_given_is_none_and_not_a_default() -> None:
             "%llm_load has no option -quantization. Did you mean --",
         ),
         ("llm_unload", "--al", "%llm_unload has no option --al. Did you mean --all?"),
-        ("llm", "hello", "'hello' is no option of %%llm. The prompt goes below the first line"),
+        ("llm", "hello", "'hello' is not an option of %%llm. Put the prompt below the first line"),
         ("llm", "-b", "%llm has no option -b. Did you mean --bg?"),
         ("llm", "--background", "%llm has no option --background."),
         ("llm", "--raw", "%llm has no option --raw."),
@@ -361,8 +361,8 @@ def test_what_is_not_given_is_none_and_not_a_default() -> None:
         ("llm", "-p x", "-p x: write -p key=value"),
         ("llm", "--over rows", "%llm has no option --over."),
         ("llm", "--schema S", "%llm has no option --schema."),
-        ("llm_load", "a b", "%llm_load does not know what to do with 'b'. Usage: %llm_load"),
-        ("llm_status", "now", "%llm_status does not know what to do with 'now'"),
+        ("llm_load", "a b", "%llm_load: unexpected argument 'b'. Usage: %llm_load"),
+        ("llm_status", "now", "%llm_status: unexpected argument 'now'"),
     ],
 )
 def test_an_error_is_one_line_and_says_what_to_type(magic: str, line: str, message: str) -> None:

@@ -231,7 +231,7 @@ def test_without_live_output_there_is_one_output_and_it_is_whole() -> None:
 @pytest.mark.parametrize(
     ("finish", "label"),
     [("stop", ""), ("length", "\n\ncut off at 2 tokens (--max-new-tokens)"),
-     ("cancelled", "\n\nstopped by you; not whole"), ("truncated", "\n\nbroken off; not whole")],
+     ("cancelled", "\n\nstopped by you; incomplete"), ("truncated", "\n\nended early; incomplete")],
 )  # fmt: skip
 def test_quiet_leaves_the_footer_away_but_not_how_it_ended(
     finish: FinishReason, label: str

@@ -87,9 +87,9 @@ def test_unload_line_names_three_holders_and_counts_the_others() -> None:
          "tiny · 31 → 4 tokens · first after 0.12 s · 42 tokens/s"
          " · cut off at 4 tokens (--max-new-tokens)"),
         ({"finish_reason": "cancelled", "usage": Usage(), "timing": Timing(None, 1.0, None)}, None,
-         "tiny · stopped by you; not whole"),
+         "tiny · stopped by you; incomplete"),
         ({"finish_reason": "truncated", "usage": Usage(31, None), "timing": Timing(None, 1, None)},
-         None, "tiny · broken off; not whole"),
+         None, "tiny · ended early; incomplete"),
         ({"finish_reason": "length", "usage": Usage(), "timing": Timing(None, 1.0, None)}, None,
          "tiny · cut off (--max-new-tokens)"),
     ],
@@ -138,7 +138,7 @@ def test_the_models() -> None:
         "local folder  b",
         "GGUF file     c                              32,768",
     ]
-    assert "There is none here. %llm_load MODEL" in repr(messages.models_table([], ()))
+    assert "No models found. %llm_load MODEL" in repr(messages.models_table([], ()))
 
 
 def test_the_dry_run() -> None:
@@ -149,7 +149,7 @@ def test_the_dry_run() -> None:
             "system  be brief",
             "user    one two",
             "tiny · 4 tokens · 0.0% of 8,192 · max_new_tokens 512, temperature 0.0, top_p 0.9,"
-            " top_k 50, repetition_penalty 1.15 · nothing was called",
+            " top_k 50, repetition_penalty 1.15 · nothing was sent",
         ]
 
 
@@ -163,7 +163,7 @@ def test_the_settings() -> None:
         text = repr(messages.config_table(session))
         assert "temperature         0.2 *" in text
         assert "('END',) *" in text
-        assert text.endswith("* changed in this session; %llm_config --reset restores.")
+        assert text.endswith("* changed in this session. %llm_config --reset restores it.")
 
 
 def test_a_table_escapes_what_it_shows() -> None:

@@ -41,8 +41,8 @@ def test_plain_text_streams_as_it_comes(capsys: pytest.CaptureFixture[str]) -> N
     ("values", "finish", "end"),
     [
         ({"plain": True, "quiet": True}, "stop", "\n"),
-        ({"plain": True, "quiet": True}, "cancelled", "\n[stopped by you; not whole]\n"),
-        ({"plain": True, "quiet": True}, "truncated", "\n[broken off; not whole]\n"),
+        ({"plain": True, "quiet": True}, "cancelled", "\n[stopped by you; incomplete]\n"),
+        ({"plain": True, "quiet": True}, "truncated", "\n[ended early; incomplete]\n"),
     ],
 )
 def test_plain_text_can_go_without_a_footer(

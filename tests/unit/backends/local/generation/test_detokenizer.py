@@ -17,13 +17,13 @@ from tests.tiny_models import byte_tokenizer
 if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-WORDS = ["▁", "▁the", "▁a", "b", "c", "你", "é", "▁hello", "🙂"]
+PIECES = ["▁", "▁the", "▁a", "b", "c", "你", "é", "▁hello", "🙂"]
 
 
 def byte_fallback() -> PreTrainedTokenizerFast:
     """The vocabulary of Llama 2, Mistral and Gemma: words, and 256 bytes for the rest."""
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2}
-    for piece in [*(f"<0x{byte:02X}>" for byte in range(256)), *WORDS]:
+    for piece in [*(f"<0x{byte:02X}>" for byte in range(256)), *PIECES]:
         vocabulary[piece] = len(vocabulary)
     raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
     raw.decoder = decoders.Sequence(
@@ -73,10 +73,10 @@ def test_characters_are_returned_whole(tokenizer: PreTrainedTokenizerFast, text:
 def test_incomplete_character_becomes_a_replacement_at_the_end(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    *pieces, rest = streamed(tokenizer, ids_of(tokenizer, "ok🙂")[:-1])
+    *pieces, last = streamed(tokenizer, ids_of(tokenizer, "ok🙂")[:-1])
     assert "".join(pieces) == "ok"
     # One for all bytes or one for each, depending on the tokenizer.
-    assert rest in {"\ufffd", "\ufffd" * 3}
+    assert last in {"\ufffd", "\ufffd" * 3}
 
 
 def test_special_tokens_have_no_text(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -102,12 +102,12 @@ def test_random_tokens_give_the_text_of_decoding_all_at_once(
             assert made == whole
 
 
-def test_space_after_invalid_bytes_is_kept() -> None:
+def test_space_after_invalid_bytes_stays() -> None:
     """SentencePiece strips the space before the first word of a text."""
     tokenizer = TOKENIZERS["byte fallback"]
     vocabulary = tokenizer.get_vocab()
-    broken = [*ids_of(tokenizer, "你"), vocabulary["<0xF0>"]]
-    ids = [vocabulary["▁hello"], *broken, vocabulary["▁the"], vocabulary["▁a"]]
+    invalid = [*ids_of(tokenizer, "你"), vocabulary["<0xF0>"]]
+    ids = [vocabulary["▁hello"], *invalid, vocabulary["▁the"], vocabulary["▁a"]]
     text = "".join(streamed(tokenizer, ids))
     assert text.startswith("hello你")
     assert text.endswith(" the a")
@@ -159,13 +159,13 @@ def test_steps_and_flush_give_the_whole_text_of_any_tokens(ids: list[int]) -> No
 
 
 @given(st.lists(st.integers(0, 9)))
-def test_spaces_between_words_are_kept(ids: list[int]) -> None:
+def test_spaces_between_tokens_stay(ids: list[int]) -> None:
     tokenizer = WordTokenizer()
     slow = detokenizer(tokenizer)
     assert "".join(slow.step(i) for i in ids) == tokenizer.decode(ids, True)
 
 
-def test_special_token_has_no_text_and_keeps_its_neighbors() -> None:
+def test_special_token_has_no_text() -> None:
     tokenizer = WordTokenizer()
     slow = detokenizer(tokenizer)
     ids = [1, 2, -1, 3, -1, -1, 4]

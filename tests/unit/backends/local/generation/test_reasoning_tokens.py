@@ -70,7 +70,7 @@ def session() -> Iterator[Session]:
 @pytest.mark.parametrize(
     ("limit", "reasoning", "answer"), [(20, "0123", "Y!"), (2, "01", "")], ids=["whole", "cut"]
 )
-def test_reasoning_that_the_prompt_begins_is_split(
+def test_reasoning_that_starts_in_the_prompt_is_split(
     session: Session, tmp_path: Path, limit: int, reasoning: str, answer: str
 ) -> None:
     template = CHATML.replace("assistant\n{%", "assistant\n<think>\n{%")

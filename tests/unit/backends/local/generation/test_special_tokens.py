@@ -51,9 +51,9 @@ def rendered(tokenizer: Any, tokenize: bool = False) -> Callable[[list[dict[str,
 
     def render(turns: list[dict[str, str]]) -> Any:
         if "Only user and" in tokenizer.chat_template or "not supp" in tokenizer.chat_template:
-            first, second, *rest = turns
+            first, second, *later = turns
             merged = {**second, "content": f"{first['content']}\n\n{second['content']}"}
-            turns = [merged, *rest]
+            turns = [merged, *later]
         return tokenizer.apply_chat_template(
             turns, add_generation_prompt=True, tokenize=tokenize, return_dict=False
         )
@@ -106,7 +106,7 @@ def test_special_token_in_message_stays_text(family: str, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_byte_of_the_text_is_kept(family: str) -> None:
+def test_every_byte_of_the_text_stays(family: str) -> None:
     about = FAMILIES[family]
     tokenizer: Any = family_tokenizer(about, "byte level")
     for token in about.control:

@@ -67,7 +67,7 @@ def test_draft_beyond_the_limit_is_not_in_the_answer(session: Session, tmp_path:
     assert session.generate(PROMPT).text == whole
 
 
-def test_assistant_drafts_and_the_answer_stays_the_same(session: Session, tmp_path: Path) -> None:
+def test_answer_with_an_assistant_is_the_same(session: Session, tmp_path: Path) -> None:
     large = tiny_llama(tmp_path / "large", layers=4, chat_template=None)
     twin = tiny_llama(tmp_path / "twin", layers=4, chat_template=None)
     other = tiny(tmp_path / "other", "gemma3_text", layers=2, seed=3, chat_template=None)
@@ -101,7 +101,7 @@ def test_unsuitable_assistant_is_an_error_and_keeps_the_loaded_model(
         assert [info.name for info in session.status().models] == ["SmolLM2-135M-Instruct"]
 
 
-def test_rejected_drafts_are_skipped_and_accepted_ones_grow() -> None:
+def test_draft_length_follows_the_acceptance() -> None:
     lengths = DraftLengthController(cost=0.2)
     proposed = 0
     for _ in range(1000):
