@@ -29,7 +29,8 @@ from hypothesis import strategies as st
 
 from llm_magic.errors import PromptError
 from llm_magic.prompts.expressions import ALLOWED, KINDS
-from llm_magic.prompts.template import Filled, fill, to_text
+from llm_magic.prompts.template import Filled, fill
+from llm_magic.prompts.values_as_text import to_text
 from tests.reference_attacks import ATTACKS
 
 
@@ -613,7 +614,7 @@ ASSIGN = ". Assign it to a variable first, and refer to that"
          f"passes inplace= to .drop(), and inplace= is not an allowed argument{ASSIGN}"),
         ("sorted(xs, key=name)",
          f"passes key= to sorted(), and key= is not an allowed argument{ASSIGN}"),
-        ("name:5q9", 'has the format spec "5q9", which Python does not know'),
+        ("name:5q9", 'has the format spec "5q9", which Python does not support'),
         ("os.environ", "reads the environment variables, which may hold keys"),
     ],
 )  # fmt: skip

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from llm_magic.errors import PromptError
-from llm_magic.prompts.template import Filled, fill, to_text
+from llm_magic.prompts.template import Filled, fill
+from llm_magic.prompts.values_as_text import to_text
 from llm_magic.types import Reply, Timing, Usage
 
 

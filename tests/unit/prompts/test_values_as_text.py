@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 
 from llm_magic.config.redaction import MASK, Redactor
-from llm_magic.prompts.safe_repr import LONGEST, describe
+from llm_magic.prompts.values_as_text import LONGEST, describe
 
 
 @dataclass
@@ -66,7 +66,7 @@ def function(a: int, *, b: int = 2) -> int:
     return a + b
 
 
-_HERE = "tests.unit.prompts.test_safe_repr"
+_HERE = "tests.unit.prompts.test_values_as_text"
 SHOWN: list[tuple[object, str]] = [
     (7, "7"), (1.5, "1.5"), (None, "None"), (True, "True"), ("Paris", "'Paris'"), (b"x", "b'x'"),
     ("x" * 1000, f"'{'x' * 200}'… (1,000 in all)"), (10**400, "int of 1329 bits"),
@@ -88,7 +88,7 @@ SHOWN: list[tuple[object, str]] = [
     (np.float32(1.5), "float32 1.5"), (torch.zeros(2, 3), "Tensor, shape (2, 3), torch.float32 on cpu"),
     (function, "function function(a, b)"),
     (len, "built-in len"),
-    (Town, "class tests.unit.prompts.test_safe_repr.Town()"),
+    (Town, "class tests.unit.prompts.test_values_as_text.Town()"),
     (np, f"module numpy {np.__version__}"),
     (ValueError("x"), "ValueError object"),
     (object(), "object object"),
