@@ -294,7 +294,7 @@ def connection_error(address: ServerAddress, reason: str, start: str) -> ServerU
             f"There is no host {address.host_port}. Check --base-url.", brief="unknown host"
         )
     return ServerUnreachable(
-        f"Nothing listens at {address.origin}. {start}", brief="nothing listens"
+        f"Nothing listens at {address.origin}. {start}", brief="nothing listens", is_temporary=True
     )
 
 

@@ -234,8 +234,8 @@ def refused(**about: Any) -> LLMMagicError:
 @pytest.mark.parametrize(
     "error",
     [refused(status=s) for s in (408, 429, 500, 502, 503, 504, 529)]
-    + [ServerUnreachable("No.", brief=b) for b in ("nothing listens", "no connection", "connection lost")],
-)  # fmt: skip
+    + [ServerUnreachable("No.", is_temporary=True)],
+)
 def test_temporary_error_is_retried_twice(error: LLMMagicError) -> None:
     patience = Patience()
     waits = [patience.next_try(error) for _ in range(4)]
@@ -247,8 +247,7 @@ def test_temporary_error_is_retried_twice(error: LLMMagicError) -> None:
     "error",
     [refused(status=s) for s in (301, 400, 401, 403, 404, 405, 409, 413, 422)]
     + [refused(), refused(status=429, retry_after=31), refused(status=503, retry_after=float("inf")),
-       ServerUnreachable("No.", brief="certificate"), ServerUnreachable("No.", brief="unknown host"),
-       ServerError("No.")],
+       ServerUnreachable("No."), ServerError("No.")],
 )  # fmt: skip
 def test_permanent_error_is_not_retried(error: LLMMagicError) -> None:
     assert Patience().next_try(error) is None
