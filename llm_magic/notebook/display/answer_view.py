@@ -102,7 +102,7 @@ class PlainView(AnswerView):
         if self._footer and reply.reasoning:
             write(f"[{reasoning_line(reply.reasoning)}]\n")
         if self._footer:
-            write(f"[{footer(reply, self._response.info.size_here)}]\n")
+            write(f"[{footer(reply, self._response.info.local_size)}]\n")
         elif label:
             write(f"[{label}]\n")
         sys.stdout.flush()
@@ -194,7 +194,7 @@ class RichView(AnswerView):
         problem = ""
         if self._form == "json":
             text, problem = _pretty_json(text)
-        size = self._response.info.size_here
+        size = self._response.info.local_size
         below = footer(reply, size) if self._show_footer else ending(reply)
         lines = [line for line in (problem, below) if line]
         plain = "\n\n".join([text, *lines]) if lines else text

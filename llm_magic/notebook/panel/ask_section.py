@@ -190,7 +190,7 @@ def _asked(question: str) -> str:
 
 def _below(response: Response) -> str:
     if response.reply is not None:
-        return footer(response.reply, response.info.size_here)
+        return footer(response.reply, response.info.local_size)
     return response.notice or ("…" if response.state == "running" else "thinking …")
 
 
