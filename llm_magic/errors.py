@@ -142,6 +142,7 @@ class ServerError(LLMMagicError):
         status: The HTTP status code.
         retry_after: The seconds after which the server accepts a new request.
         parameter: The field of the request that the server does not support.
+        is_temporary: Whether the same request may succeed later. It follows from `status` by default.
     """
 
     def __init__(
@@ -152,8 +153,12 @@ class ServerError(LLMMagicError):
         status: int | None = None,
         retry_after: float | None = None,
         parameter: str = "",
+        is_temporary: bool | None = None,
     ) -> None:
         super().__init__(message)
+        if is_temporary is None:
+            is_temporary = status is not None and (status in {408, 429} or status >= 500)
+        self.is_temporary = is_temporary
         self.brief = brief or (str(status) if status else "no answer")
         self.status, self.retry_after, self.parameter = status, retry_after, parameter
 

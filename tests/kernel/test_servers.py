@@ -77,7 +77,7 @@ def test_loading_checks_and_says_where_it_is(k: Kernel, server: FaultServer) -> 
         ("%llm_load tiny -b openai --api-key=sk-1", "A key in a cell is saved with the notebook."),
         (
             "%llm_load tiny -b vllm --base-url {url}/x --key-env THEIR_KEY",
-            "Is the path of --base-url right",
+            "Check the path of --base-url",
         ),
         ("%llm_load tiny -b vllm --base-url {url}", "requires an API key (401)"),
         ("%llm_load tiny -b openai --base-url {url} --key-env NOT_THERE", "cannot prompt for it"),
@@ -86,7 +86,7 @@ def test_loading_checks_and_says_where_it_is(k: Kernel, server: FaultServer) -> 
             "is not an Ollama server",
         ),
         ("%llm --top-k 5 Hello", "openai does not support --top-k. Remove it"),
-        ("%llm -p stream=false Hello", "-p stream cannot be set. Every answer is streamed"),
+        ("%llm -p stream=false Hello", "-p stream cannot be set. Every reply is streamed"),
     ],
 )
 def test_a_mistake_is_one_line_and_loses_nothing(

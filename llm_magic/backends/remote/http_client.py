@@ -135,6 +135,7 @@ class HttpServer:
             raise ServerUnreachable(
                 f"{self.address.origin} did not answer within {CONNECT_S:.0f} s. {self._start}",
                 brief="no connection",
+                is_temporary=True,
             ) from None
         except (httpx.ConnectError, httpx.ProxyError, httpcore.ConnectError) as error:
             raise self._not_there(str(error)) from None
@@ -158,6 +159,7 @@ class HttpServer:
         return ServerUnreachable(
             f"The connection to {self.address.origin} broke{because}. Look at the server.",
             brief="connection lost",
+            is_temporary=True,
         )
 
     def silent(

@@ -242,9 +242,9 @@ def _authentication_error(
 
 def _redirect_target(location: str) -> str:
     """Return the address of a redirect without user name, query and fragment, which can be secret."""
-    scheme, _, rest = location.partition("?")[0].partition("#")[0].partition("://")
-    host, slash, path = rest.partition("/")
-    return one_line(f"{scheme}://{host.rpartition('@')[2]}{slash}{path}" if rest else scheme)
+    scheme, _, remainder = location.partition("?")[0].partition("#")[0].partition("://")
+    host, slash, path = remainder.partition("/")
+    return one_line(f"{scheme}://{host.rpartition('@')[2]}{slash}{path}" if remainder else scheme)
 
 
 def _retry_after(text: str) -> float | None:
@@ -294,7 +294,7 @@ def connection_error(address: ServerAddress, reason: str, start: str) -> ServerU
             f"There is no host {address.host_port}. Check --base-url.", brief="unknown host"
         )
     return ServerUnreachable(
-        f"Nothing listens at {address.origin}. {start}", brief="nothing listens"
+        f"Nothing listens at {address.origin}. {start}", brief="nothing listens", is_temporary=True
     )
 
 

@@ -43,16 +43,16 @@ class LineDecoder:
     def __init__(self) -> None:
         # A list of tiny pieces would take 20 times their size.
         self._buffer = bytearray()
-        self._ended_with_cr = False
+        self._after_cr = False
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the lines that `data` completes, without their ends."""
-        if self._ended_with_cr and data:
+        if self._after_cr and data:
             # The \n of a \r\n that was split between two calls.
             data = data[1:] if data[:1] == b"\n" else data
-            self._ended_with_cr = False
+            self._after_cr = False
         if b"\r" in data:
-            self._ended_with_cr = data.endswith(b"\r")
+            self._after_cr = data.endswith(b"\r")
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *lines, remainder = data.split(b"\n")
         if lines and self._buffer:

@@ -57,7 +57,7 @@ class HelpMagics(SessionMagics):
         from llm_magic.session.requests import Request
 
         as_code = args["format"] == "code"
-        prompt = explain_error.question(failed, mend=as_code)
+        prompt = explain_error.question(failed, fix=as_code)
         missing = {
             MASK: f"{MASK} in the corrected cell replaces a secret that was not sent.",
             explain_error.CUT: "The cell is too long to send: the corrected cell lacks its middle.",

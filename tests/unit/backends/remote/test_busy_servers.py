@@ -85,9 +85,7 @@ def notices(session: Session) -> list[str]:
     return shown
 
 
-def test_busy_server_is_waited_for_longer_than_three_tries(
-    session: Session, server: OneAtATime
-) -> None:
+def test_busy_server_gets_more_than_three_requests(session: Session, server: OneAtATime) -> None:
     server.work(2.2)
     began = time.monotonic()
     assert notices(session) == [NOTICE]
@@ -198,7 +196,7 @@ def test_other_503_is_reported_after_three_tries(
     ],
     ids=["ollama", "llama.cpp"],
 )
-def test_servers_that_say_they_are_busy_are_waited_for(
+def test_busy_texts_of_servers_are_recognized(
     session: Session, server: OneAtATime, said: object
 ) -> None:
     for _ in range(3):
@@ -207,13 +205,13 @@ def test_servers_that_say_they_are_busy_are_waited_for(
     assert len(questions(server)) == 4
 
 
-def test_busy_answer_does_not_use_up_the_tries(session: Session, server: OneAtATime) -> None:
+def test_busy_response_does_not_count_as_retry(session: Session, server: OneAtATime) -> None:
     for script in (busy(), refusal(500, "Oops.", headers=NOW)) * 2:
         server.will(CHAT, *script)
     assert notices(session) == [NOTICE, "500, next try in 1 s"] * 2
 
 
-def test_list_of_a_busy_server_waits_a_little(server: OneAtATime) -> None:
+def test_list_waits_briefly_for_busy_server(server: OneAtATime) -> None:
     session = Session(settings())
     server.work(1.0)
     try:
@@ -233,7 +231,7 @@ def test_only_a_503_is_busy() -> None:
     assert kinds == [RequestFailed, RequestFailed, ServerBusy]
 
 
-def test_answer_that_began_is_not_asked_for_again(session: Session, server: OneAtATime) -> None:
+def test_started_reply_is_not_retried(session: Session, server: OneAtATime) -> None:
     server.will(CHAT, *sse(delta("one"), {"error": {"message": "server busy", "code": 503}}))
     before = len(questions(server))
     with pytest.raises(LLMMagicError, match="stopped with an error: server busy"):
@@ -241,7 +239,7 @@ def test_answer_that_began_is_not_asked_for_again(session: Session, server: OneA
     assert len(questions(server)) == before + 1
 
 
-def test_busy_server_is_not_taken_for_one_without_the_api(server: OneAtATime) -> None:
+def test_busy_server_is_not_reported_as_missing_api(server: OneAtATime) -> None:
     session = Session(settings())
     for _ in range(2):
         server.will(MODELS, *refusal(404, "no such route"))
@@ -253,7 +251,7 @@ def test_busy_server_is_not_taken_for_one_without_the_api(server: OneAtATime) ->
         session.close()
 
 
-def test_busy_server_is_not_taken_for_one_without_the_model(server: OneAtATime) -> None:
+def test_busy_server_is_not_reported_as_missing_model(server: OneAtATime) -> None:
     session = Session(settings())
     server.will(f"{MODELS}/alias", *busy())
     server.will(f"{MODELS}/alias", *json_answer(200, {"id": "alias", "object": "model"}))

@@ -85,7 +85,7 @@ def session(server: FaultServer) -> Iterator[Session]:
         (529, RequestFailed, 3),
     ],
 )
-def test_a_refusal_is_one_error_after_as_many_tries_as_make_sense(
+def test_error_status_raises_after_expected_retries(
     server: FaultServer, status: int, kind: type[LLMMagicError], times: int, html: bool
 ) -> None:
     script = html_answer(status, NOW) if html else refusal(status, "Some words.", headers=NOW)
@@ -102,7 +102,7 @@ def test_a_refusal_is_one_error_after_as_many_tries_as_make_sense(
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 429, 500, 503])
-def test_a_refusal_names_the_next_step(session: Session, server: FaultServer, status: int) -> None:
+def test_error_message_has_advice(session: Session, server: FaultServer, status: int) -> None:
     for _ in range(3):
         server.will(CHAT, *refusal(status, "Some words.", headers=NOW))
     with pytest.raises(LLMMagicError) as caught:
@@ -119,9 +119,7 @@ def test_a_refusal_names_the_next_step(session: Session, server: FaultServer, st
         (413, "Request Entity Too Large"),
     ],
 )
-def test_a_prompt_that_is_too_long_has_an_error_of_its_own(
-    server: FaultServer, status: int, words: str
-) -> None:
+def test_long_prompt_raises_prompt_too_long(server: FaultServer, status: int, words: str) -> None:
     server.models["tiny"] = {"max_model_len": 2048}
     with session_on(server) as session:
         script = refusal(status, words, headers=NOW)
@@ -133,7 +131,7 @@ def test_a_prompt_that_is_too_long_has_an_error_of_its_own(
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_not_followed(session: Session, server: FaultServer, status: int) -> None:
+def test_redirect_is_not_followed(session: Session, server: FaultServer, status: int) -> None:
     with FaultServer() as other:
         script = redirect(f"{other.url}/v1?token=secret", status)
         error = failing(session, server, RequestFailed, *script)
@@ -142,9 +140,7 @@ def test_a_redirect_is_not_followed(session: Session, server: FaultServer, statu
         assert (other.received, other.connections) == ([], 0)
 
 
-def test_a_redirect_is_told_without_what_may_be_a_secret(
-    session: Session, server: FaultServer
-) -> None:
+def test_redirect_error_has_no_secrets(session: Session, server: FaultServer) -> None:
     server.will(CHAT, *redirect("https://user:s3cr3t@else.example/v1?token=s3cr3t#s3cr3t"))
     error = fails(session, RequestFailed)
     assert "s3cr3t" not in str(error)
@@ -172,16 +168,14 @@ def test_a_redirect_is_told_without_what_may_be_a_secret(
     ids=["html", "text", "html-as-json", "json-text", "no-json", "no-object", "no-choice",
          "no-delta", "no-choices", "no-text", "json-nothing", "json-detail", "empty", "comments"],
 )  # fmt: skip
-def test_what_is_no_answer_is_told_once(
+def test_response_without_reply_raises_once(
     session: Session, server: FaultServer, script: list[Step], match: str
 ) -> None:
     error = failing(session, server, RequestFailed, *script)
     assert re.search(match, str(error)), str(error)
 
 
-def test_an_answer_that_cannot_be_decompressed_is_an_error_of_ours(
-    session: Session, server: FaultServer
-) -> None:
+def test_corrupt_compression_raises(session: Session, server: FaultServer) -> None:
     head = Head(200, {**SSE, "Content-Encoding": "gzip"})
     for _ in range(3):
         server.will(CHAT, head, Send(b"no gzip at all"))
@@ -202,7 +196,7 @@ def test_an_answer_that_cannot_be_decompressed_is_an_error_of_ours(
     ],
 )
 @pytest.mark.parametrize("shape", ["event", "after-role", "json", "error-field", "error-event"])
-def test_an_error_in_place_of_an_answer_is_told(
+def test_error_object_as_reply_raises(
     session: Session, server: FaultServer, value: object, shape: str
 ) -> None:
     data = json.dumps(value).encode()
@@ -218,9 +212,7 @@ def test_an_error_in_place_of_an_answer_is_told(
     assert "CUDA out of memory." in str(error)
 
 
-def test_an_error_in_a_stream_that_may_pass_is_tried_again(
-    session: Session, server: FaultServer
-) -> None:
+def test_temporary_error_in_stream_is_retried(session: Session, server: FaultServer) -> None:
     server.will(CHAT, *sse(ROLE, {"error": {"message": "Busy.", "code": 503}}))
     assert session.generate("one two").text == "one two"
     assert len(questions(server)) == 2
@@ -237,7 +229,7 @@ def test_an_error_in_a_stream_that_may_pass_is_tried_again(
     ],
     ids=["no-head", "half-a-head", "no-body", "role", "half-an-event"],
 )
-def test_silence_ends_after_five_times_the_limit_and_is_not_tried_again(
+def test_timeout_before_first_token_is_five_limits_without_retry(
     server: FaultServer, script: list[Step]
 ) -> None:
     with session_on(server, idle_s=IDLE_S) as session:
@@ -248,7 +240,7 @@ def test_silence_ends_after_five_times_the_limit_and_is_not_tried_again(
         assert held[0].left.wait(1)
 
 
-def test_a_model_may_think_longer_than_it_may_pause(server: FaultServer) -> None:
+def test_first_token_may_take_longer_than_pause(server: FaultServer) -> None:
     with session_on(server, idle_s=IDLE_S) as session:
         slow = Slow(b": wait\n\n", 0.06)  # 0.5 s, more than twice the limit
         server.will(CHAT, Head(200, SSE), slow, *events(delta("Hi"), delta(finish="stop")))
@@ -261,16 +253,14 @@ def test_a_model_may_think_longer_than_it_may_pause(server: FaultServer) -> None
      [Raw(b"nothing of HTTP\r\n\r\n"), Cut()], [*words("one", " two")[:2], Raw(b"zz\r\n"), Hold()]],
     ids=["reset", "closed", "reset-behind-head", "cut-chunk", "no-http", "no-chunk"],
 )  # fmt: skip
-def test_a_connection_that_breaks_before_the_first_word_is_made_again(
-    server: FaultServer, script: list[Step]
-) -> None:
+def test_disconnect_before_first_token_is_retried(server: FaultServer, script: list[Step]) -> None:
     with session_on(server) as session:
         server.will(CHAT, *script)
         assert session.generate("one two").text == "one two"
         assert len(questions(server)) == 2
 
 
-def test_a_connection_that_always_breaks_is_an_error(server: FaultServer) -> None:
+def test_repeated_disconnect_raises(server: FaultServer) -> None:
     with session_on(server) as session:
         # The first try meets a kept connection, and is repeated on a new one.
         error = failing(session, server, ServerUnreachable, Reset(), times=4)
@@ -278,7 +268,7 @@ def test_a_connection_that_always_breaks_is_an_error(server: FaultServer) -> Non
         assert ADVICE.search(str(error)), str(error)
 
 
-def test_where_nothing_listens_it_says_how_to_start_a_server(server: FaultServer) -> None:
+def test_unreachable_server_error_says_how_to_start_it(server: FaultServer) -> None:
     with session_on(server) as session:
         before = session.generate("before")
         server.stop()

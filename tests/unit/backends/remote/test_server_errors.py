@@ -69,7 +69,7 @@ JSON = st.recursive(
         ("just text", "just text", ""),
     ],
 )  # fmt: skip
-def test_the_words_and_the_parameter_are_found(value: Any, text: str, parameter: str) -> None:
+def test_message_and_parameter_are_parsed(value: Any, text: str, parameter: str) -> None:
     assert parse_error(value) == ErrorResponse(text, parameter)
     assert parse_error_body(json.dumps(value).encode()) == ErrorResponse(text, parameter)
     assert parse_error_body(json.dumps(value, indent=4).encode()) == ErrorResponse(text, parameter)
@@ -81,7 +81,7 @@ def test_the_words_and_the_parameter_are_found(value: Any, text: str, parameter:
      ({"error": ["a", "b"]}, "a"), ({"detail": [{"msg": "no place"}]}, "no place"),
      ({"error": {"message": ""}}, "message"), ({}, "")],
 )  # fmt: skip
-def test_what_nobody_agreed_on_is_shown_as_it_is(value: Any, has: str) -> None:
+def test_unknown_shapes_are_shown_as_text(value: Any, has: str) -> None:
     assert has in parse_error(value).text
 
 
@@ -99,24 +99,24 @@ def test_what_nobody_agreed_on_is_shown_as_it_is(value: Any, has: str) -> None:
         (b'{"error": "cut in the mid', '{"error": "cut in the mid'),
     ],
 )  # fmt: skip
-def test_pages_and_plain_text_are_read_too(body: bytes, text: str) -> None:
+def test_html_and_plain_text_are_parsed(body: bytes, text: str) -> None:
     assert parse_error_body(body) == ErrorResponse(text)
 
 
 @pytest.mark.parametrize(
     "body", [b"invalid value: <nil>", b"The model <think-7b> does not exist", b"need n < 5"]
 )
-def test_an_angle_bracket_makes_no_page(body: bytes) -> None:
+def test_angle_bracket_in_text_is_not_html(body: bytes) -> None:
     assert parse_error_body(body) == ErrorResponse(body.decode())
 
 
-def test_what_is_between_the_tags_of_a_title_is_text() -> None:
+def test_title_is_unescaped() -> None:
     assert parse_error_body(b"<title>Tom &amp; Jerry&#39;s proxy</title>") == ErrorResponse(
         "Tom & Jerry's proxy"
     )
 
 
-def test_headers_of_any_length_are_cut() -> None:
+def test_long_headers_are_truncated() -> None:
     address = parse_url("openai", "http://localhost:8000")
     long = "x/" + "y" * 50_000
     redirected = status_error(address, None, 307, {"location": f"http://{long}"}, ErrorResponse(""))
@@ -126,7 +126,7 @@ def test_headers_of_any_length_are_cut() -> None:
 
 
 @pytest.mark.parametrize("length", [299, 300, 301, 5000])
-def test_a_long_text_is_cut(length: int) -> None:
+def test_long_text_is_truncated(length: int) -> None:
     text = one_line("x" * length)
     assert len(text) <= 302
     assert text == ("x" * length if length <= 300 else "x" * 300 + " …")
@@ -142,7 +142,7 @@ def test_a_long_text_is_cut(length: int) -> None:
         b'{"error": "turned \\u202e round \\u001b[0m"}',
     ],
 )
-def test_nothing_in_it_controls_a_terminal(body: bytes) -> None:
+def test_control_characters_are_removed(body: bytes) -> None:
     kinds = {unicodedata.category(character) for character in parse_error_body(body).text}
     assert not kinds & {"Cc", "Cf", "Cs"}
 
@@ -159,25 +159,25 @@ def test_nothing_in_it_controls_a_terminal(body: bytes) -> None:
         {"error": {"message": ["a", {"b": 1}]}},
     ],
 )
-def test_odd_shapes_break_nothing(value: Any) -> None:
+def test_odd_shapes_are_parsed(value: Any) -> None:
     assert "\n" not in parse_error_body(json.dumps(value).encode()).text
 
 
-def test_nesting_breaks_nothing_however_deep_it_is() -> None:
+def test_deep_nesting_is_parsed() -> None:
     for depth in (1, 10, 100, *range(300, 1100), 10_000, 100_000):
         body = b'{"error":' * depth + b'"x"' + b"}" * depth
         assert "\n" not in parse_error_body(body).text, depth
 
 
 @given(JSON)
-def test_whatever_json_it_is_one_line_comes_of_it(value: Any) -> None:
+def test_any_json_becomes_one_line(value: Any) -> None:
     response = parse_error_body(json.dumps(value).encode())
     assert len(response.text) <= 302
     assert len(response.text.splitlines()) <= 1
 
 
 @given(st.binary(max_size=400))
-def test_whatever_bytes_they_are_one_line_comes_of_them(body: bytes) -> None:
+def test_any_bytes_become_one_line(body: bytes) -> None:
     response = parse_error_body(body)
     assert len(response.text) <= 302
     assert len(response.text.splitlines()) <= 1
@@ -196,7 +196,7 @@ def test_whatever_bytes_they_are_one_line_comes_of_them(body: bytes) -> None:
         "exceed_context_size_error: the request exceeds the available context size",
     ],
 )
-def test_a_prompt_that_is_too_long_is_recognized(text: str) -> None:
+def test_messages_about_context_are_recognized(text: str) -> None:
     assert ErrorResponse(text).exceeds_context
 
 
@@ -205,7 +205,7 @@ def test_a_prompt_that_is_too_long_is_recognized(text: str) -> None:
     ["temperature must be at most 2", "You exceeded your current quota", "model 'x' not found",
      "Rate limit reached: 500 tokens per minute", "context must be a string", ""],
 )  # fmt: skip
-def test_other_responses_are_not_is_about_length(text: str) -> None:
+def test_other_messages_are_not_about_context(text: str) -> None:
     assert not ErrorResponse(text).exceeds_context
 
 
@@ -218,7 +218,7 @@ ADDRESS = parse_url("vllm", "http://gpu-box:8000")
 
 
 @pytest.mark.parametrize("why", NO_HOST)
-def test_host_that_does_not_exist_is_named(why: str) -> None:
+def test_unknown_host_is_named(why: str) -> None:
     direct, proxied = (
         connection_error(ADDRESS, why, "Start one."),
         proxy_error(ADDRESS, "proxy:3128", why),
@@ -230,7 +230,7 @@ def test_host_that_does_not_exist_is_named(why: str) -> None:
     )
 
 
-def test_missing_name_server_is_not_taken_for_a_missing_host() -> None:
+def test_unavailable_name_server_is_not_unknown_host() -> None:
     why = "[Errno -3] Temporary failure in name resolution"
     direct, proxied = (
         connection_error(ADDRESS, why, "Start one."),
@@ -246,7 +246,7 @@ def test_missing_name_server_is_not_taken_for_a_missing_host() -> None:
     )
 
 
-def test_refused_connection_is_no_missing_host() -> None:
+def test_refused_connection_is_not_unknown_host() -> None:
     why = "[Errno 111] Connect call failed ('127.0.0.1', 9)"
     assert "Nothing listens" in str(connection_error(ADDRESS, why, "Start one."))
 
@@ -256,7 +256,7 @@ LITELLM_WRONG_KEY = (
 )
 
 
-def test_litellm_without_a_database_refuses_a_wrong_key_with_400() -> None:
+def test_litellm_wrong_key_is_authentication_error() -> None:
     error = status_error(ADDRESS, None, 400, {}, parse_error_body(LITELLM_WRONG_KEY))
     assert type(error) is AuthenticationFailed
     assert "--key-env NAME" in str(error)
@@ -267,7 +267,7 @@ def test_litellm_without_a_database_refuses_a_wrong_key_with_400() -> None:
 
 
 @pytest.mark.parametrize("body", [b"Internal Server Error", b""])
-def test_crash_without_a_key_mentions_the_key(body: bytes) -> None:
+def test_500_without_key_suggests_key_env(body: bytes) -> None:
     """LiteLLM's proxy without a database answers so where no key is given."""
     error = status_error(ADDRESS, None, 500, {}, parse_error_body(body))
     assert str(error).endswith(
@@ -288,7 +288,7 @@ LLAMA_CPP_LENGTH = {
 }  # fmt: skip
 
 
-def test_counts_of_a_prompt_that_is_too_long_are_read() -> None:
+def test_token_counts_of_llama_cpp_are_parsed() -> None:
     wrapped = {"error": json.dumps(LLAMA_CPP_LENGTH)}
     for value in (LLAMA_CPP_LENGTH, wrapped):
         response = parse_error_body(json.dumps(value).encode())
@@ -309,5 +309,5 @@ def test_odd_counts_are_ignored(counts: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "{not json}", "{" * 5000, '{"a": 1', "{}"])
-def test_text_that_only_begins_like_json_is_shown(text: str) -> None:
+def test_text_that_starts_like_json_is_shown(text: str) -> None:
     assert parse_error({"error": text}).text == one_line(text)
