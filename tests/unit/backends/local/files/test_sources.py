@@ -98,7 +98,7 @@ def test_default_model_is_embedded_and_loads_fast(session: Session, model_cache:
 def test_second_load_of_the_same_model_does_nothing(session: Session) -> None:
     first = session.load()
     result = session.load_and_tell("SmolLM2-135M-Instruct")
-    assert (result.already, result.info) == (True, first)
+    assert (result.was_loaded, result.info) == (True, first)
 
 
 @pytest.mark.usefixtures("no_network")
