@@ -82,7 +82,7 @@ def _doctor() -> int:
 
     session = Session()
     try:
-        findings = doctor.examine(session)
+        findings = doctor.run_checks(session)
     finally:
         session.close()
     # In a file or a pipe, lines are not wrapped, so that they can be searched.

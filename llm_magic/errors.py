@@ -142,6 +142,7 @@ class ServerError(LLMMagicError):
         status: The HTTP status code.
         retry_after: The seconds after which the server accepts a new request.
         parameter: The field of the request that the server does not support.
+        is_temporary: Whether the same request may succeed later. It follows from `status` by default.
     """
 
     def __init__(
@@ -152,8 +153,12 @@ class ServerError(LLMMagicError):
         status: int | None = None,
         retry_after: float | None = None,
         parameter: str = "",
+        is_temporary: bool | None = None,
     ) -> None:
         super().__init__(message)
+        if is_temporary is None:
+            is_temporary = status is not None and (status in {408, 429} or status >= 500)
+        self.is_temporary = is_temporary
         self.brief = brief or (str(status) if status else "no answer")
         self.status, self.retry_after, self.parameter = status, retry_after, parameter
 
@@ -167,7 +172,15 @@ class ServerTimeout(ServerError):
 
 
 class AuthenticationFailed(ServerError):
-    """The API key is missing, or the server rejected it."""
+    """The API key is missing, or the server rejected it.
+
+    Attributes:
+        summary: The message without the text of the server, which may contain a part of the key.
+    """
+
+    def __init__(self, message: str, *, summary: str, status: int) -> None:
+        super().__init__(message, status=status)
+        self.summary = summary
 
 
 class RequestFailed(ServerError):
@@ -175,9 +188,11 @@ class RequestFailed(ServerError):
 
     Attributes:
         lengths: The token counts of the prompt and of the context window, if the server reports them.
+        exceeds_context: Whether the prompt exceeds the context window.
     """
 
     lengths: tuple[int, int] | None = None
+    exceeds_context = False
 
 
 class ServerBusy(RequestFailed):

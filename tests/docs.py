@@ -70,7 +70,9 @@ def _names(found: re.Match[str]) -> list[str]:
 
 def _made(found: re.Match[str]) -> str:
     if found[2] == "file":
-        made = [f"```python\n{(DOCS / found[3]).read_text(encoding='utf-8')}```\n"]
+        file = DOCS / found[3]
+        language = {".py": "python", ".toml": "toml"}[file.suffix]
+        made = [f"```{language}\n{file.read_text(encoding='utf-8')}```\n"]
     else:
         made = [f"```text\n{page(name)}```\n" for name in _names(found)]
     return found[1] + "\n".join(made) + found[4]

@@ -35,18 +35,18 @@ class HostileServer(FaultServer):
         super().__init__({MODEL: {"max_model_len": 4096}, f"second{ESCAPES}\nloaded": {}})
 
     def answer(self, request: Received) -> Generator[Step, None, None]:
-        """Answer by what is asked."""
+        """Answer by the question."""
         yield from self._hostile(request) or self._reply(request)
 
     def _hostile(self, request: Received) -> Iterable[Step] | None:
         if request.path != CHAT:
             return None
-        asked = request.json["messages"][-1]["content"]
-        if "fail" in asked:
+        question = request.json["messages"][-1]["content"]
+        if "fail" in question:
             return refusal(400, f"no{ESCAPES}\r\nsecond line")
         pieces = [*f"{ESCAPES}```python\nx = 1  # {ESCAPES}\n```\n{ESCAPES}"]
-        thoughts = delta(reasoning_content=ESCAPES)
-        return sse(thoughts, *(delta(p) for p in pieces), delta(finish="stop"))
+        reasoning = delta(reasoning_content=ESCAPES)
+        return sse(reasoning, *(delta(p) for p in pieces), delta(finish="stop"))
 
 
 def walk(url: str) -> list[tuple[str, str]]:

@@ -297,9 +297,12 @@ def _words(data: dict[str, str]) -> str:
 
 @contextlib.contextmanager
 def kernel(
-    ipykernel: str | None = None, cwd: Path | None = None, **environment: str
+    ipykernel: str | None = None,
+    cwd: Path | None = None,
+    packages: Path | None = None,
+    **environment: str,
 ) -> Iterator[Kernel]:
-    """Start a kernel, of another ipykernel version if one is named, with extra environment."""
+    """Start a kernel with extra environment; `packages` is a folder with more installed packages."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -313,6 +316,8 @@ def kernel(
         # This checkout is what is tested, whatever is installed. Other versions of its requirements
         # come from the PYTHONPATH of scripts/test-versions.
         paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        if packages is not None:
+            paths.append(str(packages))
         if ipykernel:
             other = OTHER_KERNELS / ipykernel
             assert other.is_dir(), f"{other} is missing: type scripts/install-kernels"

@@ -31,7 +31,7 @@ def scripted_panel(load: bool = True, **settings: object) -> Iterator[Scripted]:
     """Give a panel on a scripted session, and take every widget away afterwards."""
     with scripted_session(load, **settings) as (session, backend):
         panel = ControlPanel(session)
-        until(lambda: "choose" in panel.loading.told.value)
+        until(lambda: "models." in panel.loading.result.value)
         yield Scripted(panel, session, backend)
     close_widgets()
 
@@ -80,9 +80,9 @@ def words(html: str) -> str:
     return " ".join("".join(reader.texts).split())
 
 
-def trouble(panel: ControlPanel) -> str:
+def shown_error(panel: ControlPanel) -> str:
     """Return the complaint that a panel shows, or nothing."""
-    return words(panel.trouble.value)
+    return words(panel.error.value)
 
 
 def is_idle(panel: ControlPanel) -> bool:
@@ -92,7 +92,7 @@ def is_idle(panel: ControlPanel) -> bool:
 
 def everything(panel: ControlPanel) -> list[str]:
     """Return all the HTML of a panel."""
-    own = [panel.status, panel.trouble, panel.loading.told]
+    own = [panel.status, panel.error, panel.loading.result]
     return [w.value for w in [*own, panel.asking.note, panel.asking.turns, panel.asking.answer]]
 
 
@@ -106,13 +106,20 @@ def harm(html: str, *, typeset: bool = False) -> list[str]:
 
 _TAGS = (
     "a blockquote br code div em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong table tbody td th "
-    "thead tr ul details summary progress meter"
+    "thead tr ul details summary progress meter input"
 )
+_VOID_TAGS = {"br", "hr", "input"}
 _ATTRIBUTES = {
     "href": r"(?:https?://[a-z0-9[]|mailto:)[^\s\"<>]*",
     "style": r"(?:[a-z0-9:;,.() #%-]|var\([a-z0-9-]+, #[0-9a-f]+\))*",
-    "class": r"(?:llm-[A-Za-z-]+ ?)+|language-[a-z0-9+#-]+|(?:mathjax|tex2jax)_[a-z0-9_ ]+",
+    "class": (
+        r"(?:llm-[A-Za-z-]+ ?)+|task-list-item-checkbox|language-[a-z0-9+#-]+"
+        r"|(?:mathjax|tex2jax)_[a-z0-9_ ]+"
+    ),
     "start": r"\d+",
+    # Task lists have check boxes that cannot be clicked.
+    "type": "checkbox",
+    **dict.fromkeys(("checked", "disabled"), r"checked|disabled"),
     **dict.fromkeys(("rel", "target", "role", "aria-live", "min", "max", "high"), r"[a-z0-9._ ]+"),
     **dict.fromkeys(("aria-label", "value"), r".*"),
 }
@@ -120,7 +127,7 @@ _TEX = re.compile(r"\$|\\\(|\\\[|\\begin")
 
 
 class _Reader(HTMLParser):
-    """Reads the words of some HTML, and what is wrong with it."""
+    """Collects the text of HTML, and the tags and attributes that are not allowed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +144,9 @@ class _Reader(HTMLParser):
             plain = allowed and re.fullmatch(allowed, value or "", re.IGNORECASE)
             if not plain or ("url(" in (value or "") and name == "style"):
                 self.harm.append(f"<{tag} {name}={value!r}>")
-        if tag in {"br", "hr"}:
+        if tag == "input" and "disabled" not in dict(attrs):
+            self.harm.append("<input> that is not disabled")
+        if tag in _VOID_TAGS:
             self.texts.append(" ")
             return
         if tag not in {"span", "a", "code", "em", "strong"}:
@@ -150,11 +159,11 @@ class _Reader(HTMLParser):
         self._open.append((tag, how))
 
     def handle_endtag(self, tag: str) -> None:
-        if tag not in {"br", "hr"} and self._open.pop()[0] != tag:
+        if tag not in _VOID_TAGS and self._open.pop()[0] != tag:
             self.harm.append(f"</{tag}>")
 
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
-        # What the renderer hands to MathJax, test_markdown checks.
+        # test_markdown checks what the renderer passes to MathJax.
         if self._open[-1][1] == "all" and _TEX.search(data):
             self.typeset.append(data)

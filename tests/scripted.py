@@ -9,10 +9,9 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Literal
+from typing import ClassVar, Literal
 
 from llm_magic.backends.base import Backend, Capabilities, LoadPlan, Report, TokenCount
 from llm_magic.config.settings import GenerationConfig, LoadConfig, Settings
@@ -102,7 +101,9 @@ class ScriptedBackend(Backend):
     counting: bool = True
 
     capabilities = Capabilities(in_process=True, local_token_counts=True)
-    option_names = MappingProxyType({name: name for name in GenerationConfig.model_fields})
+    option_names: ClassVar[Mapping[str, str]] = {
+        name: name for name in GenerationConfig.model_fields
+    }
 
     def will(self, *script: Step) -> None:
         """Queue the script of one more answer."""

@@ -1,4 +1,4 @@
-"""API keys of servers: taken from the environment or asked for, bound to one origin, shown nowhere."""
+"""API keys: read from the environment or typed in, bound to one origin, never displayed."""
 
 from __future__ import annotations
 
@@ -21,44 +21,42 @@ if TYPE_CHECKING:
 
 _MASK = "•••"
 _OPENAI = "OPENAI_API_KEY"
-# What a server may repeat of a key, and what it may put in the place of the rest.
-_WORD, _HIDDEN = re.compile(r"""[^\s"'`(){}\[\]<>,:;=]+"""), re.compile(r"[*•·…xX]{2,}|\.{2,}|…")
-# So many letters in a row are no accident.
-_PIECE = 8
+# Servers repeat keys in messages, whole or with stars or dots for a part (``sk-12****ab``).
+_WORD = re.compile(r"""[^\s"'`(){}\[\]<>,:;=]+""")
+_ELLIPSIS = re.compile(r"[*•·…xX]{2,}|\.{2,}|…")
+# The length from which a substring of a key is unlikely to be a coincidence.
+_MIN_FRAGMENT = 8
 
 
 class ApiKey:
-    """A secret for one origin; it prints as a mask, and it cannot be pickled."""
+    """A secret for one origin. Its `repr` is masked, and it cannot be pickled."""
 
     __slots__ = ("_secret", "is_typed", "origin", "variable")
 
     def __init__(self, secret: str, origin: str, variable: str, *, is_typed: bool = False) -> None:
-        """`variable` is what it is called, `is_typed` says that it was typed in under that name."""
+        """`variable` names the key; `is_typed` is whether the user typed it in."""
         self._secret, self.origin, self.variable = secret, origin, variable
         self.is_typed = is_typed
 
     def bearer(self, origin: str) -> str:
-        """Return the value of an ``Authorization`` header, for the origin it was given for only."""
+        """Return the value of an ``Authorization`` header; raises `OptionError` for other origins."""
         if origin != self.origin:
             raise OptionError(f"The key for {self.origin} is not sent to {origin}.")
         return f"Bearer {self._secret}"
 
     def scrub(self, text: str) -> str:
-        """Return `text` without the secret, and without parts of it: servers repeat it in messages.
-
-        A part is a longer piece, or a word with stars or dots for the rest (``sk-12****ab``).
-        """
+        """Return `text` with the secret, and every recognizable part of it, masked."""
         text = text.replace(self._secret, _MASK)
         return _WORD.sub(lambda word: _MASK if self._is_part(word[0]) else word[0], text)
 
     def _is_part(self, word: str) -> bool:
-        secret, size = self._secret, _PIECE
+        secret, size = self._secret, _MIN_FRAGMENT
         if any(word[at : at + size] in secret for at in range(len(word) - size + 1)):
             return True
-        shown = _HIDDEN.split(word)
-        if len(shown) == 1:
+        parts = _ELLIPSIS.split(word)
+        if len(parts) == 1:
             return False
-        first, last = shown[0], shown[-1]
+        first, last = parts[0], parts[-1]
         return bool(first and secret.startswith(first)) or bool(last and secret.endswith(last))
 
     def __eq__(self, other: object) -> bool:
@@ -73,123 +71,125 @@ class ApiKey:
         return f"ApiKey({_MASK}, for {self.origin})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("A key cannot be pickled.")
+        raise TypeError("An API key cannot be pickled.")
 
 
 class ApiKeys:
-    """The keys of a session: whose they are, and those that were typed in."""
+    """The API keys of a session, and the origin that each variable is bound to."""
 
-    def __init__(self, ask: Callable[[str], str] | None = None) -> None:
-        """`ask` reads a line that is not shown; the notebook's own way to, if left away."""
-        self._ask = ask or _ask
+    def __init__(self, prompt: Callable[[str], str | None] | None = None) -> None:
+        """`prompt` reads a secret from the user, or returns None if it cannot."""
+        self._prompt = prompt or _prompt_user
         self._typed: dict[tuple[str, str], str] = {}
-        # Whose a variable is, once a server has accepted what is in it; and all that were named.
+        # By variable, from the first request that a server accepted.
         self._origins: dict[str, str] = {}
-        self._named: dict[str, None] = {}
+        self._variables: dict[str, None] = {}
 
     def obtain(
         self, config: ServerLoadConfig, address: ServerAddress, settings: Settings
     ) -> ApiKey | None:
-        """Return the key of a load, asking for it where its variable is not set; None for no key."""
+        """Return the key of a load, or None if it has none; prompts the user if necessary.
+
+        Raises:
+            OptionError: The key is invalid, belongs to another server, or cannot be prompted for.
+        """
         key = self.find(config, address, settings)
-        if key is not None or config.key_env is None:
+        variable = config.key_env
+        if key is not None or variable is None:
             return key
-        secret = _checked(self._ask(_question(config.key_env, address)), config.key_env)
-        self._typed[config.key_env, address.origin] = secret
+        secret = self._prompt(f"Key for {address.origin} ({variable} is not set): ")
+        if secret is None:
+            raise OptionError(
+                f"{variable} is not set, and this frontend cannot prompt for it. Set {variable}"
+                " and load again."
+            )
+        self._typed[variable, address.origin] = _validated(secret, variable)
         return self.find(config, address, settings)
 
     def variables(self) -> list[str]:
-        """Return the names of the variables that loads have named."""
-        return list(self._named)
+        """Return the names of the variables that loads have used."""
+        return list(self._variables)
 
     def secrets(self) -> list[str]:
-        """Return the keys that were typed in, and those in variables that loads have named."""
-        named = (os.environ.get(name, "") for name in self.variables())
-        return [*tuple(self._typed.values()), *filter(None, named)]
+        """Return the typed keys, and the values of the variables that loads have used."""
+        values = (os.environ.get(name, "") for name in self.variables())
+        return [*tuple(self._typed.values()), *filter(None, values)]
 
     def find(
         self, config: ServerLoadConfig, address: ServerAddress, settings: Settings
     ) -> ApiKey | None:
-        """Return the key of a load, from the environment or from what was typed in."""
+        """Return the key of a load from the environment or from what the user typed before."""
         name = config.key_env
-        # Only where it is about that server: its address may be one that is no address.
-        is_usual = name == _OPENAI or (name is None and address.backend == "openai")
-        own = _own(settings) if is_usual else None
-        if name is None and address.origin == own:
+        # The address in the settings may be invalid, and is needed only for this variable.
+        is_openai = name == _OPENAI or (name is None and address.backend == "openai")
+        openai_origin = _openai_origin(settings) if is_openai else None
+        if name is None and address.origin == openai_origin:
             name = _OPENAI
         if name is None:
             return None
-        self._named[name] = None
-        set_to = os.environ.get(name)
-        secret = set_to or self._typed.get((name, address.origin))
+        self._variables[name] = None
+        value = os.environ.get(name)
+        secret = value or self._typed.get((name, address.origin))
         if not secret:
             return None
-        # A notebook from somebody else must not send one server's key to another.
-        bound = own if name == _OPENAI else self._origins.get(name, address.origin)
+        # A notebook of another author must not send the key of one server to another.
+        bound = openai_origin if name == _OPENAI else self._origins.get(name, address.origin)
         if bound != address.origin:
-            where = " (or set OPENAI_BASE_URL in the environment)" if name == _OPENAI else ""
+            hint = ", or set OPENAI_BASE_URL in the environment" if name == _OPENAI else ""
             raise OptionError(
-                f"{name} is the key for {bound} and is not sent to {address.origin}."
-                f" Put that server's key into another variable and name that{where}."
+                f"{name} is the key for {bound} and is not sent to {address.origin}. Store the key"
+                f" for that server in another variable and add --key-env NAME{hint}."
             )
-        return ApiKey(_checked(secret, name), address.origin, name, is_typed=not set_to)
+        return ApiKey(_validated(secret, name), address.origin, name, is_typed=not value)
 
-    def accepted(self, key: ApiKey | None) -> None:
-        """A server has accepted a key: its variable is for that server alone from now on.
+    def bind(self, key: ApiKey | None) -> None:
+        """Bind a key's variable to its server, after the server has accepted the key.
 
-        Not before, or a mistyped address would keep it from the right one.
+        An earlier binding would let a mistyped address claim the variable.
         """
         if key is not None and key.variable != _OPENAI:
             self._origins.setdefault(key.variable, key.origin)
 
-    def refused(self, key: ApiKey | None) -> None:
-        """A server has refused a key: one that was typed in is asked for again."""
+    def discard(self, key: ApiKey | None) -> None:
+        """Discard a typed key that the server rejected, so that the next load prompts again."""
         if key is not None and key.is_typed:
             self._typed.pop((key.variable, key.origin), None)
 
 
-def _own(settings: Settings) -> str:
-    """Return the server whose key `OPENAI_API_KEY` is.
+def _openai_origin(settings: Settings) -> str:
+    """Return the origin that `OPENAI_API_KEY` belongs to.
 
-    Not one that only a file of the folder names: a folder of somebody else's must not get it.
+    An address that only ``.env`` sets does not count: the file can come with a notebook of another
+    author, whose server must not get the key.
     """
-    if _is_from_file("OPENAI_BASE_URL"):
+    in_environment = any(
+        name.upper() == "OPENAI_BASE_URL" and value for name, value in os.environ.items()
+    )
+    if not in_environment and any(n.upper() == "OPENAI_BASE_URL" for n in read_env_file()):
         url = type(settings).model_fields["openai_base_url"].default
         return parse_url("openai", url).origin
     return parse_setting("openai", settings).origin
 
 
-def _is_from_file(variable: str) -> bool:
-    """Return whether a variable is set by ``.env`` alone: who wrote that may be somebody else."""
-    if any(name.upper() == variable and value for name, value in os.environ.items()):
-        return False
-    return any(name.upper() == variable for name in read_env_file())
-
-
-def _question(name: str, address: ServerAddress) -> str:
-    return f"Key for {address.origin} ({name} is not set): "
-
-
-def _checked(secret: str, name: str) -> str:
+def _validated(secret: str, variable: str) -> str:
     secret = secret.strip()
     if not secret or not secret.isascii() or not secret.isprintable() or " " in secret:
         raise OptionError(
-            f"What {name} holds is no key: empty, or with blanks or line breaks in it."
+            f"The value of {variable} is not an API key: it is empty, or contains spaces, line breaks"
+            " or non-ASCII characters. Correct it and load again."
         )
     return secret
 
 
-def _ask(question: str) -> str:
-    """Ask as the frontend does it; raises `OptionError` where nobody can be asked."""
-    name = question.partition("(")[2].partition(" ")[0]
-    nobody = OptionError(f"{name} is not set, and nobody can be asked for it here. Set it first.")
+def _prompt_user(question: str) -> str | None:
+    """Read a secret from the user, without displaying it; returns None if that is not possible."""
     if threading.current_thread() is not threading.main_thread():
-        raise nobody
-    # A kernel puts its own getpass there; elsewhere only a terminal can hide what is typed.
+        return None
+    # ipykernel replaces getpass; elsewhere only a terminal can hide the input.
     in_kernel = getpass.getpass.__module__ != "getpass"
     if not in_kernel and not (sys.stdin and sys.stdin.isatty()):
-        raise nobody
+        return None
     try:
         return getpass.getpass(question)
     except (NotImplementedError, EOFError, OSError):
-        raise nobody from None
+        return None

@@ -1,7 +1,9 @@
-"""Secrets in a text, masked: by the name they have, by the value they have elsewhere, by their look.
+"""Masks secrets in texts.
 
-It errs on the side of masking: a word too few costs an explanation some of its worth, a key that
-was sent has to be revoked. What is no secret by any of these three tests is not recognised.
+A secret is a value with a telltale name (``password=…``), a value that has such a name elsewhere (in
+the environment, in the notebook), or a word in the format of a key (``hf_…``, random letters).
+Uncertain cases are masked: an explanation is less precise without a word, but a key that was sent
+must be revoked. Secrets that meet none of these criteria are not found.
 """
 
 from __future__ import annotations
@@ -15,37 +17,37 @@ from typing import Any
 from urllib.parse import quote
 
 MASK = "•••"
-# Shorter values are words that stand in a text for other reasons.
-_SHORTEST = 6
-_MOST_ITEMS, _DEPTH = 1000, 3
+# Shorter values occur in texts for other reasons.
+_MIN_LENGTH = 6
+_MAX_ITEMS, _MAX_DEPTH = 1000, 3
 
-_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
-_SECRET = frozenset({
+_NAME_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+_SECRET_TERMS = frozenset({
     "password", "passwords", "passwd", "pwd", "pass", "passphrase", "passcode", "pin", "secret", "secrets",
     "credential", "credentials", "creds", "auth", "authorization", "authentication", "oauth", "bearer",
     "cookie", "cookies", "apikey", "apikeys", "apitoken", "jwt", "otp", "signature", "sessionid", "csrf",
     "xsrf", "dsn",
 })  # fmt: skip
-# Of these the plural counts things, unless a word before it says what they open.
-_OPENERS = {"key", "token"}
-_OPENED = frozenset({
+# `key` and `token` are secrets; `keys` and `tokens` are counts unless an access word precedes them.
+_KEY_TERMS = {"key", "token"}
+_ACCESS_TERMS = frozenset({
     "api", "access", "secret", "private", "auth", "ssh", "signing", "session", "refresh", "service",
 })  # fmt: skip
-# The tokens of a tokenizer and the keys of a table are no secrets.
-_HARMLESS = frozenset({
+# Tokens of a tokenizer and keys of a table are not secrets.
+_HARMLESS_TERMS = frozenset({
     "pad", "eos", "bos", "unk", "sep", "cls", "mask", "special", "max", "min", "num", "count", "new", "n",
     "id", "ids", "index", "type", "primary", "foreign", "sort", "column", "public",
 })  # fmt: skip
 # KeyError, AuthenticationError
-_NO_VALUES = frozenset({"error", "exception", "warning"})
+_EXCEPTION_TERMS = frozenset({"error", "exception", "warning"})
 
 _LITERAL = (
     r"""[rbfuRBFU]{0,2}+(?:"{3}(?:\\[\s\S]|(?!"{3})[\s\S])*+"{3}|'{3}(?:\\[\s\S]|(?!'{3})[\s\S])*+'{3}"""
     r"""|"(?:\\.|[^"\\\n])*+"?|'(?:\\.|[^'\\\n])*+'?)"""
 )
-# What stands between a name and its value: name = "…", name: str = "…", "name": "…", ["name"] = "…",
+# A name and what separates it from its value: name = "…", name: str = "…", "name": "…", ["name"] = "…",
 # ("NAME", "…"), NAME=… and --name … of a shell
-_NAMED = re.compile(
+_ASSIGNMENT = re.compile(
     r"""(?x) (?<!\w) (?: (?P<flag> (?<!\S) --?+ )?+ (?P<name> [A-Za-z_][\w-]{0,80}+ ) )
     (?: ["']?+ \]?+ \s*+
         (?: : \s*+ [\w.\[\], |]{1,60}? = (?!=) | := | == | != | [:=] | (?<=["']) , (?=\s*+["']) )
@@ -53,7 +55,7 @@ _NAMED = re.compile(
       | (?(flag) [ \t]++ (?!-) | (?!) ) )"""
 )
 _VALUE = re.compile(rf"""{_LITERAL}|(?P<bare>[^\s"'(){{}}\[\],;=]{{1,2000}}+)(?![(\[])""")
-# An unquoted word that is a name, a number of a program or a part of an expression.
+# An unquoted word that is a name or an operator in a program.
 _CODE = re.compile(r"[A-Za-z_][\w.]*[:.]?|[-+*/%<>|&!:.]+")
 
 _SHAPES = re.compile(
@@ -77,36 +79,36 @@ _KINDS = re.compile(r"[a-z]+|[A-Z]+|[0-9]+|[^A-Za-z0-9]+")
 _HEX = re.compile(r"[0-9a-fA-F]{32,}")
 _LETTER = re.compile(r"\w")
 _SCHEME = re.compile(r"(?:bearer|basic|token|apikey)\s+(\S+)", re.IGNORECASE)
-# Names as they are looked up, and those of the environment; one with digits may well be a password.
+# Keys of mappings, and environment variables. A word with digits may be a password.
 _NAME, _VARIABLE = re.compile(r"[A-Za-z_]+"), re.compile(r"[A-Z]+(?:_[A-Z]+)+")
-# A line of a traceback that quotes a source; groups of errors draw bars before it.
-_QUOTED = re.compile(r"(?:[ ]{2}[|][ ]+)*[ ]{4}")
+# A source line in a traceback; exception groups print bars before it.
+_SOURCE_LINE = re.compile(r"(?:[ ]{2}[|][ ]+)*[ ]{4}")
 
 
 def is_secret_name(name: str) -> bool:
-    """Return whether what has this name is to be shown nowhere."""
-    words = [word.lower() for word in _WORDS.findall(name)]
-    if not words or words[-1] in _NO_VALUES:
+    """Return whether values of this name are secrets."""
+    parts = [word.lower() for word in _NAME_PARTS.findall(name)]
+    if not parts or parts[-1] in _EXCEPTION_TERMS:
         return False
-    found = set(words)
-    if found & _SECRET:
+    found = set(parts)
+    if found & _SECRET_TERMS:
         return True
-    if found & _OPENERS:
-        return not found & _HARMLESS
-    return bool(found & {"keys", "tokens"} and found & _OPENED)
+    if found & _KEY_TERMS:
+        return not found & _HARMLESS_TERMS
+    return bool(found & {"keys", "tokens"} and found & _ACCESS_TERMS)
 
 
 def is_key(word: str) -> bool:
-    """Return whether a word has the look of a secret: a provider's prefix, or random letters."""
+    """Return whether a word has the format of a key: a provider's prefix, or random letters."""
     found = _SHAPES.fullmatch(word) or (_LONG.fullmatch(word) and _looks_random(word))
     return bool(found)
 
 
 class Redactor:
-    """Masks secrets in texts; what it learned of one text it masks in all."""
+    """Masks secrets in texts: those that were added, and those that have a typical name or format."""
 
     def __init__(self, environment: Mapping[str, str], known: Iterable[str] = ()) -> None:
-        """`environment` is searched for values with telling names; `known` are secrets anyway."""
+        """Add the values of `environment` with a secret name, and all of `known`."""
         self._secrets: set[str] = set()
         for value in known:
             self._add(value)
@@ -114,36 +116,36 @@ class Redactor:
             if is_secret_name(name):
                 self._add(value)
 
-    def learn(self, names: Mapping[str, object]) -> None:
-        """Remember the values that have a telling name; runs none of their code."""
-        # A copy: another thread may define names meanwhile.
+    def add_values(self, names: Mapping[str, object]) -> None:
+        """Add the values that have a secret name, without running their code."""
+        # A copy, because another thread may define names during the loop.
         for name, value in list(names.items()):
             if type(name) is str and not name.startswith("__"):
-                self._learn(value, is_secret_name(name), _DEPTH)
+                self._add_value(value, is_secret_name(name), _MAX_DEPTH)
 
-    def _learn(self, value: Any, secret: bool, depth: int) -> None:
-        # By the type alone: `isinstance` would ask the object for its class.
+    def _add_value(self, value: Any, secret: bool, depth: int) -> None:
+        # `isinstance` would run the `__class__` property of the object.
         kind: type = type(value)
         if kind is str and secret:
             self._add(value)
         elif kind is bytes and secret:
             self._add(value.decode("latin-1"))
-        elif depth and kind is dict and len(value) <= _MOST_ITEMS:
+        elif depth and kind is dict and len(value) <= _MAX_ITEMS:
             for key, item in list(value.items()):
-                named = type(key) is str and is_secret_name(key)
-                self._learn(item, secret or named, depth - 1)
+                is_named = type(key) is str and is_secret_name(key)
+                self._add_value(item, secret or is_named, depth - 1)
         elif depth and kind in {list, tuple} and secret:
-            for item in value[:_MOST_ITEMS]:
-                self._learn(item, True, depth - 1)
+            for item in value[:_MAX_ITEMS]:
+                self._add_value(item, True, depth - 1)
 
-    def read(self, source: str) -> None:
-        """Remember the literals that a source gives to a telling name."""
+    def add_source(self, source: str) -> None:
+        """Add the literals that Python code assigns to, or compares with, a secret name."""
         try:
             tree = ast.parse(source)
         except (SyntaxError, ValueError, RecursionError):
             return
         for node in ast.walk(tree):
-            for name, value in _given(node):
+            for name, value in _assignments(node):
                 if is_secret_name(name):
                     looked_up = isinstance(node, ast.Compare)
                     for literal in _literals(value, looked_up):
@@ -151,18 +153,18 @@ class Redactor:
 
     def _add(self, value: str) -> None:
         value = value.strip()
-        if len(value) < _SHORTEST:
+        if len(value) < _MIN_LENGTH:
             return
         if scheme := _SCHEME.fullmatch(value):
             self._add(scheme[1])
         self._secrets |= {value, quote(value, safe=""), repr(value)[1:-1], dumps(value)[1:-1]}
-        # A secret of several lines is shown line by line.
-        self._secrets |= {line for line in value.splitlines() if len(line) >= 2 * _SHORTEST}
+        # Tracebacks display a secret of several lines line by line.
+        self._secrets |= {line for line in value.splitlines() if len(line) >= 2 * _MIN_LENGTH}
 
-    def text(self, text: str, *, is_program: bool = False) -> str:
+    def mask(self, text: str, *, is_program: bool = False) -> str:
         """Return `text` with every secret masked.
 
-        Where a program says ``password=entered``, that names a variable; elsewhere it is the password.
+        With `is_program`, the value in ``password=entered`` is a variable and not the password.
         """
         for secret in sorted(self._secrets, key=len, reverse=True):
             text = text.replace(secret, MASK)
@@ -172,8 +174,8 @@ class Redactor:
         return _LONG.sub(lambda word: MASK if _looks_random(word[0]) else word[0], text)
 
 
-def _given(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
-    """Yield the names that a piece of a program gives values to, or compares with them."""
+def _assignments(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+    """Yield the names and values of assignments, keyword arguments, dictionaries and comparisons."""
     match node:
         case ast.Assign(targets=targets, value=value):
             yield from ((_name(target), value) for target in targets)
@@ -205,10 +207,10 @@ def _name(node: ast.expr) -> str:
 
 
 def _literals(node: ast.expr, looked_up: bool = False) -> Iterator[str]:
-    """Yield the texts in an expression that are values.
+    """Yield the string literals of an expression that can be secrets.
 
-    ``password = "auth"`` gives one; what is `looked_up`, as in ``password = ask("auth")`` or
-    ``key == "auth"``, may be the name of a secret, which is none itself.
+    The literal of ``password = "auth"`` can be one. With `looked_up`, as in ``password = ask("auth")``
+    and ``key == "auth"``, a literal that is itself a secret name is not.
     """
     if isinstance(node, ast.Subscript):
         return
@@ -225,51 +227,51 @@ def _literals(node: ast.expr, looked_up: bool = False) -> Iterator[str]:
 
 
 def _names_a_secret(literal: str, looked_up: bool) -> bool:
-    """Return whether a literal is the name of a variable, of the environment or of a mapping."""
+    """Return whether a literal is the name of a secret, in the environment or in a mapping."""
     shape = _NAME if looked_up else _VARIABLE
     return bool(shape.fullmatch(literal)) and is_secret_name(literal)
 
 
 def _without_values(text: str, is_program: bool) -> Iterator[str]:
-    """Yield a text in pieces, with masks for what telling names are given in it."""
-    told = position = 0
-    while named := _NAMED.search(text, position):
-        # A name that tells nothing may stand right before one that does.
+    """Yield a text in pieces, with the values of secret names masked."""
+    copied = position = 0
+    while named := _ASSIGNMENT.search(text, position):
+        # A secret name may directly follow a harmless one.
         position = named.end("name")
         if not is_secret_name(named["name"]):
             continue
         value = _VALUE.match(text, named.end())
         if value is not None and _is_secret(named, value, is_program):
             quoted = value["bare"] is None and value[0][-1:] in {'"', "'"}
-            mark = value[0][-1] if quoted else ""
-            yield f"{text[told : named.end()]}{mark}{MASK}{mark}"
-            told = position = value.end()
-    yield text[told:]
+            quote_mark = value[0][-1] if quoted else ""
+            yield f"{text[copied : named.end()]}{quote_mark}{MASK}{quote_mark}"
+            copied = position = value.end()
+    yield text[copied:]
 
 
 def _is_secret(named: re.Match[str], value: re.Match[str], is_program: bool) -> bool:
-    """Return whether what a telling name is given is a value, and not a name itself."""
+    """Return whether the value of a secret name is a secret, and not itself a name."""
     if MASK in value[0] or not _LETTER.search(value[0]):
         return False
     if value["bare"] is None or named["flag"]:
         return True
-    in_program = is_program or _is_quoted(named.string, named.start())
+    in_program = is_program or _is_source_line(named.string, named.start())
     is_name = in_program and _CODE.fullmatch(value["bare"])
     return not is_name and not _is_count(named["name"], value["bare"])
 
 
-def _is_quoted(text: str, position: int) -> bool:
-    """Return whether a line of a traceback quotes a program: it is indented."""
-    return bool(_QUOTED.match(text, text.rfind("\n", 0, position) + 1))
+def _is_source_line(text: str, position: int) -> bool:
+    """Return whether the line at `position` is a source line of a traceback, which is indented."""
+    return bool(_SOURCE_LINE.match(text, text.rfind("\n", 0, position) + 1))
 
 
 def _is_count(name: str, bare: str) -> bool:
-    words = {word.lower() for word in _WORDS.findall(name)}
-    return bare.isdecimal() and len(bare) < 8 and not words & _SECRET
+    parts = {word.lower() for word in _NAME_PARTS.findall(name)}
+    return bare.isdecimal() and len(bare) < 8 and not parts & _SECRET_TERMS
 
 
 def _looks_random(word: str) -> bool:
-    """Return whether a long word is random rather than written: kinds of letters change all the time."""
+    """Return whether a long word looks random: hexadecimal, or frequent changes of character class."""
     if _HEX.fullmatch(word):
         return not word.isdecimal()
     digits = sum(letter.isdigit() for letter in word)

@@ -1,8 +1,9 @@
-"""What is installed and running, what is not well, and what mends it; every check for itself."""
+"""Checks of packages, devices, servers and the notebook. Each finding has a fix."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -10,54 +11,56 @@ from llm_magic.backends.registry import check_name
 from llm_magic.config.settings import Settings
 from llm_magic.doctor import machine, servers
 from llm_magic.doctor.finding import Finding
-from llm_magic.doctor.notebook import Kernel, notebook
-from llm_magic.doctor.packages import packages
+from llm_magic.doctor.notebook import KernelInfo, check_notebook
+from llm_magic.doctor.packages import check_packages
 from llm_magic.errors import OptionError, SettingsError
 from llm_magic.session.event_loop import LoopThread
 
 if TYPE_CHECKING:
     from llm_magic.session import Session
 
-__all__ = ["Finding", "Kernel", "examine"]
+__all__ = ["Finding", "KernelInfo", "run_checks"]
+
+Check = Callable[[], list[Finding] | Awaitable[list[Finding]]]
 
 
-def examine(session: Session, kernel: Kernel | None = None) -> list[Finding]:
-    """Return what was found, in the order of a table; `kernel` is the one this runs in, if any.
+def run_checks(session: Session, kernel: KernelInfo | None = None) -> list[Finding]:
+    """Return the findings of all checks; `kernel` is the kernel that this runs in, if any.
 
-    It takes as long as the slowest check: some seconds, in which torch is tried in another process.
+    The call takes some seconds, because it imports torch in a child process.
     """
-    # A loop of its own: what is wrong with the session's must not keep it from being told.
+    # Separate from the loop of the session, which may be blocked.
     loop = LoopThread("llm_magic-doctor-loop")
     try:
-        return loop.run(_examined(session, kernel))
+        return loop.run(_run_all(session, kernel))
     finally:
         loop.close()
 
 
-async def _examined(session: Session, kernel: Kernel | None) -> list[Finding]:
-    settings, wrong = _settings(session)
-    groups: list[tuple[str, Awaitable[list[Finding]]]] = [
-        ("packages", _now(packages)),
-        ("machine", machine.machine()),
-        ("disks", machine.disks()),
-        ("hub", servers.hub()),
-        ("certificates", _now(servers.certificates)),
-        ("keys", _now(lambda: servers.secrets(session.keys))),
-    ]
+async def _run_all(session: Session, kernel: KernelInfo | None) -> list[Finding]:
+    settings, invalid = _settings(session)
+    checks: dict[str, Check] = {
+        "packages": check_packages,
+        "machine": machine.check_machine,
+        "disks": machine.check_disks,
+        "hub": servers.check_hub,
+        "certificates": servers.check_certificates,
+        "keys": lambda: servers.check_keys(session.keys),
+    }
     if settings is not None:
-        groups.append(("servers", servers.servers(settings, session.keys, session.used)))
-    groups.append(("notebook", _now(lambda: notebook(kernel))))
-    found = await asyncio.gather(*(_guarded(name, group) for name, group in groups))
-    return [*wrong, *(finding for group in found for finding in group)]
+        checks["servers"] = lambda: servers.check_servers(settings, session.keys, session.used)
+    checks["notebook"] = lambda: check_notebook(kernel)
+    groups = await asyncio.gather(*(_run(name, check) for name, check in checks.items()))
+    return [*invalid, *(finding for group in groups for finding in group)]
 
 
 def _settings(session: Session) -> tuple[Settings | None, list[Finding]]:
+    """Return the settings, those of the environment if ``.env`` is invalid, and what is invalid."""
     fix = "correct that file or variable, then %llm_config --reset"
     try:
         settings = session.settings
     except SettingsError as error:
-        found = [Finding("settings", "problem", str(error), fix)]
-        return Settings.of_environment(), found
+        return Settings.of_environment(), [Finding("settings", "problem", str(error), fix)]
     try:
         check_name(settings.backend, settings.backend)
     except OptionError as error:
@@ -65,14 +68,11 @@ def _settings(session: Session) -> tuple[Settings | None, list[Finding]]:
     return settings, []
 
 
-async def _now(check: Callable[[], list[Finding]]) -> list[Finding]:
-    return check()
-
-
-async def _guarded(name: str, group: Awaitable[list[Finding]]) -> list[Finding]:
-    """Turn a check that breaks into a finding: the others are still wanted."""
+async def _run(name: str, check: Check) -> list[Finding]:
+    """Return the findings of a check; an exception in it becomes a finding."""
     try:
-        return await group
+        found = check()
+        return await found if inspect.isawaitable(found) else found
     except Exception as error:  # noqa: BLE001 - a broken installation raises anything
         text = f"could not be checked: {type(error).__name__}: {str(error)[:200]}"
-        return [Finding(name, "problem", text, "look at what is named there")]
+        return [Finding(name, "problem", text, "fix that error, then run %llm_doctor again")]

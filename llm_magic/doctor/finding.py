@@ -1,4 +1,4 @@
-"""What a check found: a fact in a line, how it is, and what to type where it is not well."""
+"""The result of a check, and checks that may block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the table; `fix` is what to type, and is there wherever `state` is not ok."""
+    """One row of the table. `fix` is what to do, empty only if `state` is ``ok``."""
 
     name: str
     state: State
@@ -23,15 +23,16 @@ class Finding:
     fix: str = ""
 
 
-async def apart(function: Callable[[], T], seconds: float) -> T:
-    """Run what blocks in a thread of its own; raises `TimeoutError` and leaves it behind.
+async def run_in_thread(function: Callable[[], T], timeout: float) -> T:
+    """Return the result of a blocking function; raises `TimeoutError` after `timeout` seconds.
 
-    A daemon thread, not an executor's: Python waits for those at its end, however long they hang.
+    The thread is a daemon and may continue after the timeout. At exit, Python would wait for the
+    threads of an executor.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
-    def tell(result: T | None, error: BaseException | None) -> None:
+    def finish(result: T | None, error: BaseException | None) -> None:
         if done.done():
             return
         if error is not None:
@@ -41,15 +42,15 @@ async def apart(function: Callable[[], T], seconds: float) -> T:
 
     def work() -> None:
         result: T | None = None
-        failed: BaseException | None = None
+        raised: BaseException | None = None
         try:
             result = function()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            failed = error
-        # Nobody may be waiting any more, nor the loop be open.
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller's await
+            raised = error
+        # After a timeout, the loop may be closed.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(tell, result, failed)
+            loop.call_soon_threadsafe(finish, result, raised)
 
     threading.Thread(target=work, name="llm_magic-doctor", daemon=True).start()
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(timeout):
         return await done

@@ -1,4 +1,4 @@
-"""Which packages are installed at which version; nothing is imported for it."""
+"""Checks the versions of installed packages without importing them."""
 
 from __future__ import annotations
 
@@ -9,70 +9,70 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from llm_magic.doctor.finding import Finding
 
-# What each extra of ours brings, and what is good to have.
-_NEEDED = ("ipython", "pydantic", "httpx")
+_CORE = ("ipython", "pydantic", "httpx")
 _EXTRAS = {
     "local": ("torch", "transformers", "accelerate", "safetensors", "gguf"),
     "quantization": ("bitsandbytes",),
     "panel": ("ipywidgets", "anywidget"),
 }
 _OPTIONAL = ("flash-attn", "nest-asyncio", "nest-asyncio2")
-_SPECIFIER = re.compile(r"^([A-Za-z0-9._-]+).*?>=\s*([0-9.]+)")
+_MIN_VERSION = re.compile(r"^([A-Za-z0-9._-]+).*?>=\s*([0-9.]+)")
 
 
-def packages() -> list[Finding]:
-    """Return Python, our own requirements, those of each extra, and what else matters."""
+def check_packages() -> list[Finding]:
+    """Return findings about Python, the requirements, each extra, and other relevant packages."""
     found = [
         Finding("python", "ok", f"{platform.python_version()} at {sys.executable}"),
-        Finding("llm_magic", "ok", installed("llm_magic") or "run from its source, not installed"),
-        _group("core", _NEEDED, "llm_magic"),
+        Finding("llm_magic", "ok", installed("llm_magic") or "run from source, not installed"),
+        _check_group("core", _CORE, "llm_magic"),
     ]
-    found += [_group(extra, names, f"llm_magic[{extra}]") for extra, names in _EXTRAS.items()]
-    there = [f"{name} {has}" for name in _OPTIONAL if (has := installed(name))]
-    absent = [name for name in _OPTIONAL if not installed(name)]
-    text = ", ".join([*there, *([f"not installed: {', '.join(absent)}"] if absent else [])])
+    found += [_check_group(name, names, f"llm_magic[{name}]") for name, names in _EXTRAS.items()]
+    present = [f"{name} {v}" for name in _OPTIONAL if (v := installed(name))]
+    missing = [name for name in _OPTIONAL if not installed(name)]
+    text = ", ".join([*present, *([f"not installed: {', '.join(missing)}"] if missing else [])])
     return [*found, Finding("optional", "ok", text)]
 
 
 def installed(name: str) -> str | None:
-    """Return the version of a package, None where it is not installed."""
+    """Return the version of a package, or None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
         return None
 
 
-def _group(extra: str, names: tuple[str, ...], wanted: str) -> Finding:
-    least = _least_versions()
-    versions = {name: installed(name) for name in names}
-    missing = [name for name, has in versions.items() if has is None]
-    old = [
-        f"{name} {has} is older than {least[name]}"
-        for name, has in versions.items()
-        if has is not None and name in least and _numbers(has) < _numbers(least[name])
+def _check_group(name: str, packages: tuple[str, ...], requirement: str) -> Finding:
+    """Return a finding about the packages that `pip install requirement` installs."""
+    minimum = _min_versions()
+    versions = {package: installed(package) for package in packages}
+    missing = [package for package, found in versions.items() if found is None]
+    outdated = [
+        f"{package} {found} is older than {minimum[package]}"
+        for package, found in versions.items()
+        if found is not None and package in minimum and _release(found) < _release(minimum[package])
     ]
-    text = ", ".join(f"{name} {has}" for name, has in versions.items() if has is not None)
-    fix = f"pip install -U '{wanted}'"
-    if old:
-        return Finding(extra, "problem", f"{', '.join(old)} ({text})", fix)
+    text = ", ".join(f"{package} {found}" for package, found in versions.items() if found)
+    fix = f"pip install -U '{requirement}'"
+    if outdated:
+        return Finding(name, "problem", f"{', '.join(outdated)} ({text})", fix)
     if missing:
-        lacks = f"not installed: {', '.join(missing)}"
-        return Finding(extra, "warn", f"{lacks} ({text})" if text else lacks, fix)
-    return Finding(extra, "ok", text)
+        absent = f"not installed: {', '.join(missing)}"
+        return Finding(name, "warn", f"{absent} ({text})" if text else absent, fix)
+    return Finding(name, "ok", text)
 
 
-def _least_versions() -> dict[str, str]:
-    """Return what our own metadata asks for at least; nothing where they are not installed."""
+def _min_versions() -> dict[str, str]:
+    """Return the minimum versions that llm_magic requires; none if it is not installed."""
     try:
         lines = requires("llm_magic") or []
     except PackageNotFoundError:
         return {}
-    found = filter(None, map(_SPECIFIER.match, lines))
-    return {match[1].lower(): match[2].rstrip(".") for match in found}
+    matches = filter(None, map(_MIN_VERSION.match, lines))
+    return {match[1].lower(): match[2].rstrip(".") for match in matches}
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    """Return the release of a version as numbers: 2.13.0+cpu and 2.13rc1 are (2, 13)."""
+def _release(text: str) -> tuple[int, ...]:
+    """Return the release part of a version as numbers: (2, 13) for 2.13.0+cpu and 2.13rc1."""
     release = re.match(r"\d+(?:\.\d+)*", text)
     numbers = [int(part) for part in release[0].split(".")] if release else []
     while numbers and numbers[-1] == 0:

@@ -1,4 +1,4 @@
-"""The servers of the settings and the hub: is there one, does it answer, and if not, what is in the way."""
+"""Checks the configured servers, the Hugging Face Hub, certificates and API keys."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import contextlib
 import dataclasses
 import os
 import socket
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 from llm_magic.backends import registry
@@ -27,7 +26,7 @@ from llm_magic.config.server_address import (
     resolve_address,
 )
 from llm_magic.config.settings import LoadConfig, ServerLoadConfig, Settings
-from llm_magic.doctor.finding import Finding, apart
+from llm_magic.doctor.finding import Finding, run_in_thread
 from llm_magic.errors import (
     AuthenticationFailed,
     OptionError,
@@ -37,59 +36,58 @@ from llm_magic.errors import (
 )
 from llm_magic.types import ModelInfo
 
-# The whole of the hub, and each step with a server: who waits longer has no server to work with.
 _HUB_S, _CONNECT_S, _LIST_S, _VERSION_S = 3.0, 2.0, 5.0, 2.0
-_VERSIONS = {"ollama": "/api/version", "vllm": "/version"}
+_VERSION_PATHS = {"ollama": "/api/version", "vllm": "/version"}
 _LOOPBACKS = ("127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """A server of the settings, or of a loaded model; `asked_for` where somebody configured it."""
+    """A server of the settings or of a loaded model. `is_configured` is whether the user chose it."""
 
     variable: str
     address: ServerAddress
-    asked_for: bool
+    is_configured: bool
     config: ServerLoadConfig
 
     @property
     def backend(self) -> str:
-        """The kind of server."""
+        """The name of the backend."""
         return self.config.backend
 
-    def at(self, url: str) -> str:
-        """Return what to type to have another address."""
+    def fix_address(self, url: str) -> str:
+        """Return what to do to use another address."""
         if self.config.base_url is not None:
             return f"%llm_load -b {self.backend} --base-url {url}"
         return f"{self.variable}={url} in .env or the environment, then %llm_config --reset"
 
 
-async def servers(
+async def check_servers(
     settings: Settings,
     keys: ApiKeys,
     used: Callable[[str], LoadConfig | None] = lambda _backend: None,
 ) -> list[Finding]:
-    """Return how each server is that is configured, in use, or listens where one usually does.
+    """Return a finding about each server that is configured, in use, or running at a default address.
 
-    `used` returns what the latest model of a backend was loaded with, above all its key.
+    `used` returns the options of the last load of a backend, which contain the name of its key.
     """
-    checks: list[Coroutine[Any, Any, Finding | None]] = []
-    seen: set[str] = set()
+    invalid: list[Finding] = []
+    checked: list[_Server] = []
     for name in registry.names():
         if f"{name}_base_url" not in Settings.model_fields:
             continue
         try:
-            there = list(_servers_of(name, settings, used(name)))
+            servers = list(_servers_of(name, settings, used(name)))
         except OptionError as error:
-            fix = f"set {_variable(name)} right"
-            checks.append(_told(Finding(name, "problem", str(error), fix)))
+            invalid.append(Finding(name, "problem", str(error), f"correct {_variable(name)}"))
             continue
-        for server in there:
-            # vLLM's and InstructLab's usual place is the same one.
-            if server.asked_for or (server.address.is_local and server.address.url not in seen):
-                checks.append(_check(server, settings, keys))
-                seen.add(server.address.url)
-    return [finding for finding in await asyncio.gather(*checks) if finding is not None]
+        for server in servers:
+            # vLLM and InstructLab have the same default address.
+            is_new = server.address.url not in {other.address.url for other in checked}
+            if server.is_configured or (server.address.is_local and is_new):
+                checked.append(server)
+    found = await asyncio.gather(*(_check_server(server, settings, keys) for server in checked))
+    return [*invalid, *(finding for finding in found if finding is not None)]
 
 
 def _servers_of(name: str, settings: Settings, used: LoadConfig | None) -> Iterator[_Server]:
@@ -100,73 +98,71 @@ def _servers_of(name: str, settings: Settings, used: LoadConfig | None) -> Itera
         in_use = resolve_address(used, settings)
         yield _Server(variable, in_use, True, used)
     if address != in_use:
-        asked_for = (
+        is_configured = (
             getattr(settings, field) != Settings.model_fields[field].default
             or settings.backend == name
             or (name == "openai" and bool(os.environ.get("OPENAI_API_KEY")))
         )
-        yield _Server(variable, address, asked_for, ServerLoadConfig(backend=name))
+        yield _Server(variable, address, is_configured, ServerLoadConfig(backend=name))
 
 
 def _variable(name: str) -> str:
     return str(Settings.model_fields[f"{name}_base_url"].validation_alias)
 
 
-async def _told(finding: Finding) -> Finding | None:
-    return finding
-
-
-async def _check(server: _Server, settings: Settings, keys: ApiKeys) -> Finding | None:
+async def _check_server(server: _Server, settings: Settings, keys: ApiKeys) -> Finding | None:
+    """Return a finding, or None for a default address where no server of that kind runs."""
     backend = registry.create(server.backend, lambda: settings, keys)
     assert isinstance(backend, RemoteBackend)
     proxy = proxy_for(server.address)
     if proxy is None:
-        unreached = await _unreached(server, backend.start)
-        if unreached is not None:
-            return unreached if server.asked_for else None
+        unreachable = await _check_connection(server, backend.start)
+        if unreachable is not None:
+            return unreachable if server.is_configured else None
     try:
         async with asyncio.timeout(_LIST_S):
             models = await backend.models(server.config)
     except (ServerError, OptionError, TimeoutError) as error:
-        # What listens where nobody was sent to may be anything.
-        return await _failed(server, error, proxy) if server.asked_for else None
+        # Any other program can listen at a default address.
+        return await _explain(server, error, proxy) if server.is_configured else None
     finally:
         await backend.aclose()
-    return _lists(server, models, await _version(server.address), proxy)
+    return _summarize(server, models, await _version(server.address), proxy)
 
 
-# -- is there one ---------------------------------------------------------------------------------
+# -- connections ----------------------------------------------------------------------------------
 
 
-async def _unreached(server: _Server, start: str) -> Finding | None:
-    """Return why no connection comes about; None where one does."""
+async def _check_connection(server: _Server, start: str) -> Finding | None:
+    """Return a finding if no connection can be opened; `start` is how to start the server."""
     parts = urlsplit(server.address.url)
     host = parts.hostname or ""
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        addresses = await addresses_of(host)
+        resolved = await resolve_host(host)
     except (OSError, TimeoutError):
         text = f"there is no host {host}"
-        return Finding(server.backend, "problem", text, f"set {server.variable} right")
-    if await _any_listens(addresses, port):
+        return Finding(server.backend, "problem", text, f"correct {server.variable}")
+    if await _any_listens(resolved, port):
         return None
-    others = [a for a in _LOOPBACKS if a not in addresses] if server.address.is_local else []
+    text = f"nothing listens at {server.address.host_port}"
+    others = [a for a in _LOOPBACKS if a not in resolved] if server.address.is_local else []
     for other in others:
         if await _any_listens([other], port):
             literal = f"[{other}]" if ":" in other else other
-            resolved = "" if addresses == [host] else f" ({', '.join(addresses)})"
-            text = (
-                f"nothing listens at {server.address.host_port}{resolved}, but at {literal} it does"
-            )
+            addresses = "" if resolved == [host] else f" ({', '.join(resolved)})"
             url = f"{parts.scheme}://{literal}:{port}{parts.path}"
-            return Finding(server.backend, "problem", text, server.at(url))
-    text = f"nothing listens at {server.address.host_port}"
-    return Finding(server.backend, "problem", text, start or f"start it, or set {server.variable}")
+            text = f"{text}{addresses}, but a server listens at {literal}"
+            return Finding(server.backend, "problem", text, server.fix_address(url))
+    fix = start or f"start the server, or correct {server.variable}"
+    return Finding(server.backend, "problem", text, fix)
 
 
-async def addresses_of(host: str) -> list[str]:
-    """Return the addresses of a host; raises `OSError` or `TimeoutError`."""
-    found = await apart(lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM), _CONNECT_S)
+async def resolve_host(host: str) -> list[str]:
+    """Return the IP addresses of a host; raises `OSError` or `TimeoutError`."""
+    found = await run_in_thread(
+        lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM), _CONNECT_S
+    )
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
@@ -186,37 +182,41 @@ async def _listens(address: str, port: int) -> bool:
     return True
 
 
-# -- does it answer -------------------------------------------------------------------------------
+# -- responses ------------------------------------------------------------------------------------
 
 
-def _lists(server: _Server, models: list[ModelInfo], version: str, proxy: str | None) -> Finding:
+def _summarize(
+    server: _Server, models: list[ModelInfo], version: str, proxy: str | None
+) -> Finding:
     names = one_line(", ".join(model.name for model in models[:4]))
     more = ", …" if len(models) > 4 else ""
-    through = f", through the proxy {proxy}" if proxy else ""
+    listed = f" ({names}{more})" if names else ""
     count = "1 model" if len(models) == 1 else f"{len(models)} models"
-    text = f"{version}{server.address.host_port}{through}: {count}{f' ({names}{more})' if names else ''}"
+    prefix = f"{version} at " if version else ""
+    through = f", through the proxy {proxy}" if proxy else ""
+    text = f"{prefix}{server.address.host_port}{through}: {count}{listed}"
     if models:
         return Finding(server.backend, "ok", text)
-    pull = "%llm_load llama3.2 -b ollama --pull"
-    fix = pull if server.backend == "ollama" else "load a model there"
+    is_ollama = server.backend == "ollama"
+    fix = "%llm_load llama3.2 -b ollama --pull" if is_ollama else "load a model on the server"
     return Finding(server.backend, "warn", text, fix)
 
 
 async def _version(address: ServerAddress) -> str:
-    """Return the version of a server, where its kind tells; nobody's key is sent for it."""
-    path = _VERSIONS.get(address.backend)
+    """Return the version of an Ollama or vLLM server, "" if unknown; sends no key."""
+    path = _VERSION_PATHS.get(address.backend)
     if path is None:
         return ""
-    told = await _get(dataclasses.replace(address, url=address.origin), path, _VERSION_S)
-    version = told.get("version") if isinstance(told, dict) else None
-    return f"{version} at " if isinstance(version, str) and len(version) < 40 else ""
+    value = await _get(dataclasses.replace(address, url=address.origin), path, _VERSION_S)
+    version = value.get("version") if isinstance(value, dict) else None
+    return version if isinstance(version, str) and len(version) < 40 else ""
 
 
-async def _get(address: ServerAddress, path: str, seconds: float) -> object:
-    """Return what a GET without a key answers, None where that is nothing of use."""
-    server = HttpServer(address, None, Limits(seconds), "")
+async def _get(address: ServerAddress, path: str, timeout: float) -> object:
+    """Return the JSON response to a GET request without a key, or None if there is none."""
+    server = HttpServer(address, None, Limits(timeout), "")
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(timeout):
             return await server.get(path)
     except (ServerError, TimeoutError):
         return None
@@ -224,88 +224,81 @@ async def _get(address: ServerAddress, path: str, seconds: float) -> object:
         await server.aclose()
 
 
-async def _failed(server: _Server, error: Exception, proxy: str | None) -> Finding:
-    """Return what is wrong with a server that listens, and what mends it."""
+async def _explain(server: _Server, error: Exception, proxy: str | None) -> Finding:
+    """Return the finding for a server that accepts connections and returns no list of models."""
     address, name = server.address, server.backend
+    text, fix = str(error), "check the log of the server"
     if isinstance(error, TimeoutError):
-        text = f"{address.host_port} listens, and says nothing within {_LIST_S:.0f} s"
-        fix = "look at its log: it may be loading a model"
-    else:
-        text, fix = str(error), "look at its log"
-    if isinstance(error, SettingsError):
-        # Of the environment, not of the server.
-        return Finding(name, "problem", text, "correct that variable")
-    if isinstance(error, AuthenticationFailed) and (proxy is None or error.status == 401):
-        # Without the server's own words: some repeat a part of the key.
-        text = text.partition(f" ({error.status})")[0]
-        fix = (
-            "export OPENAI_API_KEY=…" if name == "openai" else f"%llm_load -b {name} --key-env NAME"
+        text = (
+            f"{address.host_port} accepts connections, but does not respond within {_LIST_S:.0f} s"
         )
+        fix = "check the log of the server; it may be loading a model"
+    if isinstance(error, SettingsError):
+        fix = "correct that variable"
+    elif isinstance(error, AuthenticationFailed) and (proxy is None or error.status == 401):
+        # The full message quotes the server, which may repeat a part of the key.
+        text = error.summary
+        set_key = f"%llm_load -b {name} --key-env NAME"
+        fix = "export OPENAI_API_KEY=…" if name == "openai" else set_key
     elif proxy is not None:
         host = urlsplit(address.url).hostname
-        text, fix = f"{text} A proxy is in the way: {proxy}.", f"export NO_PROXY={host}"
+        text, fix = f"{text} The request used the proxy {proxy}.", f"export NO_PROXY={host}"
     elif isinstance(error, RequestFailed) and error.status in {200, 404, 405}:
-        fix = f"set {server.variable} right"
-        if name != "ollama" and await _speaks_at(
-            dataclasses.replace(address, url=f"{address.origin}/v1")
-        ):
-            text, fix = (
-                f"there is no API at {address.url}, but at /v1",
-                server.at(f"{address.origin}/v1"),
-            )
-        elif name != "ollama" and await _is_ollama(address):
-            text, fix = (
-                f"{address.host_port} is an Ollama",
-                f"OLLAMA_BASE_URL={address.origin}, then %llm_config --reset",
-            )
+        return await _explain_missing_api(server, text)
     return Finding(name, "problem", text, fix)
 
 
-async def _speaks_at(address: ServerAddress) -> bool:
-    told = await _get(address, "/models", _VERSION_S)
-    return isinstance(told, dict) and isinstance(told.get("data"), list)
-
-
-async def _is_ollama(address: ServerAddress) -> bool:
-    root = dataclasses.replace(address, backend="ollama", url=address.origin)
-    return bool(await _version(root))
+async def _explain_missing_api(server: _Server, text: str) -> Finding:
+    """Return the finding for a server that has no API of the expected kind at its address."""
+    address, name = server.address, server.backend
+    fix = f"correct {server.variable}"
+    if name != "ollama":
+        models = await _get(
+            dataclasses.replace(address, url=f"{address.origin}/v1"), "/models", _VERSION_S
+        )
+        if isinstance(models, dict) and isinstance(models.get("data"), list):
+            text = f"there is no API at {address.url}, but there is one at /v1"
+            fix = server.fix_address(f"{address.origin}/v1")
+        elif await _version(dataclasses.replace(address, backend="ollama")):
+            text = f"{address.host_port} is an Ollama server"
+            fix = f"OLLAMA_BASE_URL={address.origin}, then %llm_config --reset"
+    return Finding(name, "problem", text, fix)
 
 
 # -- the hub --------------------------------------------------------------------------------------
 
 
-async def hub() -> list[Finding]:
-    """Return whether models can be fetched; no token is sent."""
+async def check_hub() -> list[Finding]:
+    """Return a finding about access to the Hugging Face Hub; sends no token."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        text = "HF_HUB_OFFLINE is set: only what is in the cache is loaded"
-        return [Finding("hub", "ok", text)]
+        return [Finding("hub", "ok", "HF_HUB_OFFLINE is set: only cached models can be loaded")]
     url = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
         address = parse_url("hub", url)
     except OptionError as error:
-        return [Finding("hub", "problem", str(error), "set HF_ENDPOINT right")]
-    why = await _why_unreached(address)
-    if not why:
-        return [Finding("hub", "ok", f"{address.host_port} answers")]
-    text = f"{why}; what is in the cache can be loaded all the same"
-    fix = "look at the network, or set HTTPS_PROXY (or HF_HUB_OFFLINE=1, to wait for nothing)"
+        return [Finding("hub", "problem", str(error), "correct HF_ENDPOINT")]
+    problem = await _hub_problem(address)
+    if not problem:
+        return [Finding("hub", "ok", f"{address.host_port} responds")]
+    text = f"{problem}; cached models can be loaded"
+    fix = "check the network, set HTTPS_PROXY, or set HF_HUB_OFFLINE=1 to skip requests to the hub"
     return [Finding("hub", "warn", text, fix)]
 
 
-async def _why_unreached(address: ServerAddress) -> str:
-    """Return why the hub does not answer, nothing if it does, after three seconds at most."""
+async def _hub_problem(address: ServerAddress) -> str:
+    """Return why the hub does not respond within three seconds, or "" if it does."""
     server = HttpServer(address, None, Limits(_HUB_S), "")
     try:
         async with asyncio.timeout(_HUB_S):
             if proxy_for(address) is None:
-                # Not by the client: its look-up of a name cannot be given up.
-                await addresses_of(urlsplit(address.url).hostname or "")
+                # The name lookup of an HTTP client cannot be canceled.
+                await resolve_host(urlsplit(address.url).hostname or "")
             async with server.stream("HEAD", "", None):
                 return ""
     except (RequestFailed, AuthenticationFailed):
-        return ""  # whatever it says, it is there
+        return ""  # any response proves that the hub is reachable
     except TimeoutError:
-        return f"{address.host_port} does not answer within {_HUB_S:.0f} s"
+        return f"{address.host_port} does not respond within {_HUB_S:.0f} s"
     except socket.gaierror:
         return f"there is no host {address.host_port} (no network?)"
     except (ServerError, SettingsError) as error:
@@ -314,15 +307,15 @@ async def _why_unreached(address: ServerAddress) -> str:
         await server.aclose()
 
 
-def certificates() -> list[Finding]:
-    """Return what is wrong with the certificates that the environment names, if anything."""
+def check_certificates() -> list[Finding]:
+    """Return a finding if the certificates that the environment names cannot be used."""
     problem = certificate_problem()
     fix = "correct or unset that variable"
     return [Finding("certificates", "problem", problem, fix)] if problem else []
 
 
-def secrets(keys: ApiKeys) -> list[Finding]:
-    """Return which keys there are, never what they are."""
+def check_keys(keys: ApiKeys) -> list[Finding]:
+    """Return a finding with the names of the API keys that are set."""
     names = dict.fromkeys(("OPENAI_API_KEY", "HF_TOKEN", *keys.variables()))
-    shown = [f"{name} {'set' if os.environ.get(name) else 'not set'}" for name in names]
-    return [Finding("keys", "ok", ", ".join(shown))]
+    states = [f"{name} {'set' if os.environ.get(name) else 'not set'}" for name in names]
+    return [Finding("keys", "ok", ", ".join(states))]

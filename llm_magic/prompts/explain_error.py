@@ -1,6 +1,6 @@
-"""What a model is told about an exception: the traceback, the cell, a few values, and no secrets.
+"""The prompt about an exception: its traceback, the cell and a few values, without secrets.
 
-Nothing here keeps the exception or a frame: what is returned is text.
+The functions return text and keep no reference to the exception or its frames.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from types import FrameType
 
 from llm_magic.config.redaction import Redactor
 from llm_magic.errors import LLMMagicError
-from llm_magic.prompts.safe_repr import describe
+from llm_magic.prompts.values_as_text import describe
 
 CUT = "… (left out)"
 _TRACEBACK, _SOURCE, _VALUES = 6000, 12_000, 12
 _CHAIN, _STEPS = 10, 20
-# What is cut away before secrets are looked for is far from what is shown.
+# Of a longer text, the middle is cut before secrets are searched: it is far from what is shown.
 _READ = 200_000
 
 SYSTEM = (
@@ -36,21 +36,21 @@ SYSTEM = (
 _EXPLAIN = (
     "Say in a few sentences what the cause is. Then show how to fix it, with the changed lines."
 )
-_MEND = (
-    "Say in one sentence what the cause is. Then write the whole mended cell, every line of it, in one"
+_FIX = (
+    "Say in one sentence what the cause is. Then write the whole corrected cell, every line of it, in one"
     " ```python block."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell as it was written, and the label that tracebacks know it by."""
+    """The source of a cell, and its label in tracebacks."""
 
     label: str
     source: str
 
 
-# Knows cells by the file names they run under.
+# Returns the cell that runs under a file name.
 FindCell = Callable[[str], Cell | None]
 _Step = tuple[FrameType, int]  # a frame and the line it is at
 
@@ -65,8 +65,8 @@ class Failure:
 
 
 def last_error() -> BaseException | None:
-    """Return the exception that was shown last, or what the last try to explain was about."""
-    # `last_exc` is of Python 3.12, and not every tool sets it.
+    """Return the exception that was shown last; of an error in an explanation, the explained one."""
+    # `last_exc` is new in Python 3.12, and not every tool sets it.
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
     while isinstance(error, LLMMagicError) and error.explaining is not None:
         error = error.explaining
@@ -80,38 +80,38 @@ def failure(
     redactor: Redactor,
     hidden: Container[str] = (),
 ) -> Failure:
-    """Describe an exception; names in `hidden` are not the user's."""
+    """Return an exception as text; names in `hidden` are not the user's."""
     paths = [_own_steps(found, find_cell) for found in _chain(error)]
     steps = [step for path in paths for step in path]
     cell = _failing_cell(error, steps, find_cell)
     _learn(redactor, namespace, cell, steps)
-    # The line of the cell, and the one that failed in the end.
-    telling = [step for path in paths for step in (*path[:1], *path[1:][-1:])]
+    # The line of the cell, and the innermost one.
+    shown = [step for path in paths for step in (*path[:1], *path[1:][-1:])]
     return Failure(
         _traceback_text(error, find_cell, redactor),
         Cell(cell.label, _cell_text(cell.source, redactor)) if cell else None,
-        tuple(_values(telling, cell, redactor, hidden)),
+        tuple(_values(shown, cell, redactor, hidden)),
     )
 
 
 def _learn(
     redactor: Redactor, namespace: Mapping[str, object], cell: Cell | None, steps: list[_Step]
 ) -> None:
-    """Let the redactor see whatever may stand in the texts, before any of them is written."""
+    """Pass the redactor all that may be in the texts, before any of them is made."""
     scopes = {id(namespace): namespace}
     for frame, _ in steps:
         scopes |= {id(frame.f_globals): frame.f_globals}
-        redactor.learn(frame.f_locals)
+        redactor.add_values(frame.f_locals)
     for scope in scopes.values():
-        redactor.learn(scope)
+        redactor.add_values(scope)
     files = {frame.f_code.co_filename for frame, _ in steps}
     for source in (*map(_source, sorted(files)), cell.source if cell else ""):
-        redactor.read(source[:_READ])
+        redactor.add_source(source[:_READ])
 
 
-def question(failed: Failure, *, mend: bool) -> str:
-    """Return the prompt about a failure: for an explanation, or for the mended cell."""
-    parts = [_MEND if mend else _EXPLAIN]
+def question(failed: Failure, *, fix: bool) -> str:
+    """Return the prompt about a failure: for an explanation, or for the corrected cell."""
+    parts = [_FIX if fix else _EXPLAIN]
     if failed.cell is not None:
         parts.append(f"The cell, {failed.cell.label}:\n\n{_fenced(failed.cell.source, 'python')}")
     parts.append(f"The traceback:\n\n{_fenced(failed.traceback, 'text')}")
@@ -125,7 +125,7 @@ def question(failed: Failure, *, mend: bool) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception, those in it if it is a group, and those that it came of; each once."""
+    """Yield an exception, the members of a group, their causes and contexts; each once."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting and len(seen) < _CHAIN:
@@ -147,14 +147,14 @@ def _own_steps(error: BaseException, find_cell: FindCell) -> list[_Step]:
         frame = trace.tb_frame
         name = frame.f_code.co_filename
         if find_cell(name) is not None and not any(_in_cell(step, find_cell) for step in steps):
-            # What is above ran the cell.
+            # The frames before it ran the cell.
             steps = []
         # The text below %%time runs under a name in brackets, in the notebook's namespace.
         of_notebook = find_cell(name) is not None or frame.f_globals.get("__name__") == "__main__"
         if of_notebook or not _is_installed(name):
             steps.append((frame, trace.tb_lineno))
         trace = trace.tb_next
-    # Of an endless recursion the ends say enough.
+    # Of an endless recursion both ends are enough.
     return [*steps[:_STEPS], *steps[_STEPS:][-_STEPS:]]
 
 
@@ -190,27 +190,27 @@ def _failing_cell(error: BaseException, steps: Sequence[_Step], find_cell: FindC
 def _values(
     steps: Iterable[_Step], cell: Cell | None, redactor: Redactor, hidden: Container[str]
 ) -> Iterator[tuple[str, str]]:
-    """Yield the names of the failing lines with their values in short."""
-    told: set[tuple[str, str]] = set()
+    """Yield the names in the failing lines with short descriptions of their values."""
+    shown: set[tuple[str, str]] = set()
     below = cell.source.partition("\n")[2] if cell and cell.source.startswith("%%") else ""
     for frame, line in steps:
         for name in names_at(_source(frame.f_code.co_filename) or below, line):
-            if name in hidden or name.startswith("__") or len(told) == _VALUES:
+            if name in hidden or name.startswith("__") or len(shown) == _VALUES:
                 continue
             scope = next((s for s in (frame.f_locals, frame.f_globals) if name in s), None)
             if scope is None:
                 continue
             row = (
                 name,
-                describe(name, scope[name], functools.partial(redactor.text, is_program=True)),
+                describe(name, scope[name], functools.partial(redactor.mask, is_program=True)),
             )
-            if row not in told:
-                told.add(row)
+            if row not in shown:
+                shown.add(row)
                 yield row
 
 
 def names_at(source: str, line: int) -> list[str]:
-    """Return the names in the statement that begins at or goes over a line, in their order."""
+    """Return the names in the innermost statement that covers a line, in their order."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
@@ -219,7 +219,7 @@ def names_at(source: str, line: int) -> list[str]:
     latest = max((node.lineno for node in around), default=0)
     found: dict[str, None] = {}
     for node in around:
-        # Of a statement with a body the head failed, not what is in it.
+        # Of a statement with a body, the head failed and not the body.
         if node.lineno == latest:
             found |= dict.fromkeys(_names_outside_statements(node))
     return list(found)
@@ -245,7 +245,7 @@ def _source(filename: str) -> str:
 
 
 def _traceback_text(error: BaseException, find_cell: FindCell, redactor: Redactor) -> str:
-    """Return the traceback as Python writes it, from the cell on: what ran the cell is no part of it."""
+    """Return the traceback as Python writes it, without the frames that ran the cell."""
     first = next(iter(_own_steps(error, find_cell)), None)
     trace = error.__traceback__
     while trace is not None and (first is None or trace.tb_frame is not first[0]):
@@ -258,15 +258,15 @@ def _traceback_text(error: BaseException, find_cell: FindCell, redactor: Redacto
         cell = find_cell(filename)
         if cell is not None:
             text = text.replace(f'File "{filename}"', f'File "{cell.label}"')
-    return _ends(redactor.text(text), _TRACEBACK).strip()
+    return _ends(redactor.mask(text), _TRACEBACK).strip()
 
 
 def _cell_text(source: str, redactor: Redactor) -> str:
-    return _ends(redactor.text(_ends(source, _READ), is_program=True), _SOURCE).strip("\n")
+    return _ends(redactor.mask(_ends(source, _READ), is_program=True), _SOURCE).strip("\n")
 
 
 def _ends(text: str, most: int) -> str:
-    """Return a text, of a long one its beginning and more of its end."""
+    """Return a text; of a long one, the first third and the last two thirds of the limit."""
     if len(text) <= most:
         return text
     head = text[: most // 3].rpartition("\n")[0] or text[: most // 3]
@@ -276,6 +276,6 @@ def _ends(text: str, most: int) -> str:
 
 
 def _fenced(text: str, language: str) -> str:
-    longest = max((len(ticks) for ticks in re.findall(r"`{3,}", text)), default=2)
+    longest = max((len(fence) for fence in re.findall(r"`{3,}", text)), default=2)
     fence = "`" * (longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"

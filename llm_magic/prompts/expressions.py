@@ -1,8 +1,8 @@
-"""Parse and evaluate the expressions of prompts: a safe part of Python, which changes nothing.
+"""Parse and evaluate the expressions of prompts: a safe part of Python, without side effects.
 
-An expression is made of names, attributes, subscripts, literals, arithmetic and comparisons, and of
+An expression consists of names, attributes, subscripts, literals, arithmetic and comparisons, and of
 calls of a few functions and methods. It is evaluated node by node and never compiled. Operators,
-subscripts and calls are for values of known types only (`known_types`). Of other objects attributes
+subscripts and calls are for values of trusted types only (`trusted_types`). Of other objects attributes
 can be read, which runs their properties, and the text is inserted, which runs their `__str__`.
 """
 
@@ -16,38 +16,35 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from llm_magic.prompts.known_types import (
+from llm_magic.prompts.allowed_methods import ATTRIBUTES, METHODS, call_method, require_own
+from llm_magic.prompts.allowed_operations import (
+    FUNCTIONS,
+    OPERATORS,
+    arithmetic,
+    call_function,
+    comparison,
+    item,
+    truth,
+    unary,
+)
+from llm_magic.prompts.trusted_types import (
     ARRAYS,
     NODE_COST,
     SCALARS,
     Budget,
-    Refused,
+    NotAllowed,
     classes_of,
+    family,
     is_environment,
-    known,
     own_names,
     require_plain_cells,
     require_plain_labels,
     size,
+    trusted_type,
 )
-from llm_magic.prompts.safe_methods import ATTRIBUTES, METHODS, call, require_own
-from llm_magic.prompts.safe_operations import (
-    FUNCTIONS,
-    OPERATORS,
-    arithmetic,
-    comparison,
-    formatted,
-    function,
-    item,
-    require_printable,
-    truth,
-    unary,
-)
-
-__all__ = ["Budget", "Expression", "Refused", "check", "evaluate", "parse", "text_of", "unknown"]
+from llm_magic.prompts.values_as_text import format_value, require_printable
 
 _STRING = r"""(?:"(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+')"""
 _PART = re.compile(
@@ -81,7 +78,7 @@ _CLOSED = (
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """What may stand between two braces: an expression, a conversion and a format spec."""
+    """The content of two braces: an expression, a conversion and a format spec."""
 
     tree: ast.expr
     conversion: str = ""
@@ -89,7 +86,7 @@ class Expression:
 
     @property
     def names(self) -> Iterator[str]:
-        """The names that are looked up in the notebook; of functions not those that Python has."""
+        """The variables of the notebook in the expression, without Python's own functions."""
         in_calls = {
             id(node)
             for call in ast.walk(self.tree)
@@ -116,7 +113,7 @@ def _bound(tree: ast.expr) -> Iterator[str]:
 
 
 def parse(text: str) -> Expression | None:
-    """Return the expression that a text is, or None; it need not be one that is allowed."""
+    """Return the expression in a text, allowed or not; None if the text is no expression."""
     code, conversion, spec = _split(text)
     if not code or code != code.strip() or not _SPEC.fullmatch(spec):
         return None
@@ -124,17 +121,16 @@ def parse(text: str) -> Expression | None:
         return None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # "\d" in a text: no Python that anybody means
+            warnings.simplefilter("error")  # "\d" in a text is no Python on purpose
             tree = ast.parse(code, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     if isinstance(tree, (ast.Tuple, ast.Constant, ast.List, ast.Starred)):
         return None
-    if not any(isinstance(node, ast.Name) for node in ast.walk(tree)):
-        return (
-            None if not any(isinstance(n, ast.Call) for n in ast.walk(tree)) else Expression(tree)
-        )
-    return Expression(tree, conversion, spec)
+    if any(isinstance(node, ast.Name) for node in ast.walk(tree)):
+        return Expression(tree, conversion, spec)
+    has_call = any(isinstance(node, ast.Call) for node in ast.walk(tree))
+    return Expression(tree) if has_call else None
 
 
 def _split(text: str) -> tuple[str, str, str]:
@@ -149,47 +145,49 @@ def _split(text: str) -> tuple[str, str, str]:
     return text, "", ""
 
 
-def unknown(expression: Expression, names: Mapping[str, Any]) -> str:
+def missing_name(expression: Expression, names: Mapping[str, Any]) -> str:
     """Return the first name of an expression that the notebook does not have, or ``""``."""
     return next((name for name in expression.names if name not in names), "")
 
 
 def check(expression: Expression, names: Mapping[str, Any]) -> None:
-    """Raise `Refused` if an expression has something in it that is not allowed in prompts."""
+    """Raise `NotAllowed` if an expression contains syntax that is not allowed in prompts."""
     if not any(isinstance(node, ast.Name) for node in ast.walk(expression.tree)):
-        raise Refused("has no variable in it")
+        raise NotAllowed("has no variable in it")
     for node in ast.walk(expression.tree):
         if not isinstance(node, ALLOWED):
-            raise Refused(f"has {KINDS.get(type(node), type(node).__name__)} in it")
+            raise NotAllowed(f"has {KINDS.get(type(node), type(node).__name__)} in it")
         if isinstance(node, ast.Name) and node.id.startswith("__"):
-            raise Refused(private(node.id))
+            raise NotAllowed(private(node.id))
         if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
-            raise Refused(f"reads {node.attr}, which is private")
+            raise NotAllowed(f"reads {node.attr}, which is private")
         if isinstance(node, ast.Call):
             _check_call(node, names)
 
 
 def private(name: str) -> str:
-    """Return why a name that begins with two underscores is refused."""
+    """Return the reason that a name with two underscores in front is not allowed."""
     return f"reads {name}; names that begin with two underscores are refused"
 
 
 def _check_call(node: ast.Call, names: Mapping[str, Any]) -> None:
     if any(keyword.arg is None for keyword in node.keywords):
-        raise Refused("has a star in it")
+        raise NotAllowed("has a star in it")
     if isinstance(node.func, ast.Attribute):
         return
     called = node.func.id if isinstance(node.func, ast.Name) else "the result of an expression"
     if called not in FUNCTIONS:
-        raise Refused(f"calls {called}; the functions that are called are {', '.join(FUNCTIONS)}")
+        raise NotAllowed(
+            f"calls {called}; the functions that are called are {', '.join(FUNCTIONS)}"
+        )
     if called in names and names[called] is not getattr(builtins, called):
-        raise Refused(f"calls {called}, which is a variable of the notebook")
+        raise NotAllowed(f"calls {called}, which is a variable of the notebook")
 
 
 def evaluate(expression: Expression, names: Mapping[str, Any], budget: Budget) -> Any:
     """Return the value of an expression whose names all exist.
 
-    Raises `Refused` for what is not allowed, and whatever the evaluation raises.
+    Raises `NotAllowed` for what is not allowed, and whatever the evaluation raises.
     """
     check(expression, names)
     with warnings.catch_warnings():
@@ -198,14 +196,14 @@ def evaluate(expression: Expression, names: Mapping[str, Any], budget: Budget) -
 
 
 def text_of(expression: Expression, value: Any, budget: Budget) -> str | None:
-    """Return the value as its conversion and format spec want it, or None if it has neither."""
-    # Of a method the source is shown, where there is one.
+    """Return the value by its conversion and format spec, or None if it has neither."""
+    # The text of a method is its source.
     if expression.conversion or expression.spec or type(value) is not types.MethodType:
         require_printable(value, budget)
     if expression.conversion:
         value = _CONVERSIONS[expression.conversion](value)
     if expression.spec:
-        return formatted(value, expression.spec, budget)
+        return format_value(value, expression.spec, budget)
     return value if expression.conversion else None
 
 
@@ -221,7 +219,7 @@ class _Evaluator:
         match node:
             case ast.Name(id=name):
                 if name not in self._names:
-                    raise Refused(f"passes {name}, a function of Python")
+                    raise NotAllowed(f"passes {name}, a function of Python")
                 return _readable(self._names[name], modules=True)
             case ast.Attribute(value=inner, attr=name):
                 return _readable(self._attribute(self.value(inner), name))
@@ -250,14 +248,13 @@ class _Evaluator:
                 return [value(one) for one in items]
             case ast.Tuple(elts=items):
                 return tuple(value(one) for one in items)
-        raise Refused(f"has {type(node).__name__} in it")
+        raise NotAllowed(f"has {type(node).__name__} in it")
 
     def _compare(self, node: ast.Compare) -> Any:
         left, result = self.value(node.left), None
-        for place, (operator, comparator) in enumerate(
-            zip(node.ops, node.comparators, strict=True)
-        ):
-            if place and not truth(result):
+        pairs = zip(node.ops, node.comparators, strict=True)
+        for number, (operator, comparator) in enumerate(pairs):
+            if number and not truth(result):
                 return result
             right = self.value(comparator)
             result = comparison(type(operator), left, right, self._budget)
@@ -265,34 +262,34 @@ class _Evaluator:
         return result
 
     def _call(self, node: ast.Call) -> Any:
+        name, owner = getattr(node.func, "id", ""), None
         if isinstance(node.func, ast.Attribute):
-            owner = self.value(node.func.value)
+            name, owner = node.func.attr, self.value(node.func.value)
             if issubclass(type(owner), (types.ModuleType, type, *_CLOSED)):
-                raise Refused(f"calls .{node.func.attr}() of {_described(owner)}")
+                raise NotAllowed(f"calls .{name}() of {_described(owner)}")
             require_plain_labels(owner, self._budget)
-            if _is_missing(owner, node.func.attr):
-                getattr(owner, node.func.attr)  # raises the error of the type
-            run = partial(call, owner, node.func.attr)
-        else:
-            run = partial(function, getattr(node.func, "id", ""))
+            if _is_missing(owner, name):
+                getattr(owner, name)  # raises the error of the type
         args = [self.value(one) for one in node.args]
         named = {keyword.arg: self.value(keyword.value) for keyword in node.keywords if keyword.arg}
-        return run(args, named, self._budget)
+        if isinstance(node.func, ast.Attribute):
+            return call_method(owner, name, args, named, self._budget)
+        return call_function(name, args, named, self._budget)
 
     def _attribute(self, owner: Any, name: str) -> Any:
-        kind, base = known(owner)
+        kind, base = trusted_type(owner)
         require_plain_labels(owner, self._budget)
         if issubclass(type(owner), types.ModuleType):
             return _module_attribute(owner, name)
         if issubclass(type(owner), _CLOSED):
-            raise Refused(f"reads .{name} of {_described(owner)}")
+            raise NotAllowed(f"reads .{name} of {_described(owner)}")
         if kind == "unknown" or _is_own(owner, base, name) or _is_missing(owner, name):
             return getattr(owner, name)
         if kind in {"frame", "groups"} and name in _columns(owner):
             return item(owner, name, self._budget)
         if name not in ATTRIBUTES.get(kind, ()):
             how = f"; .{name}() calls it" if name in METHODS.get(kind, ()) else ""
-            raise Refused(
+            raise NotAllowed(
                 f"reads .{name} of a {type(owner).__name__}, which is not on the list{how}"
             )
         require_own(owner, base, name)
@@ -305,16 +302,16 @@ class _Evaluator:
 
 
 def _readable(value: Any, modules: bool = False) -> Any:
-    """Return a value that an expression may use: not the environment, and modules only by name."""
+    """Return a value that an expression may use: no environment, and modules only by name."""
     if is_environment(value):
-        raise Refused("reads the environment variables, which may hold keys", advice="")
+        raise NotAllowed("reads the environment variables, which may hold keys", advice="")
     if issubclass(type(value), types.ModuleType) and not modules:
-        raise Refused("reads a module from another object")
+        raise NotAllowed("reads a module from another object")
     return value
 
 
 def _is_own(owner: Any, base: type, name: str) -> bool:
-    """Return whether a subclass of a known type adds an attribute: a field of a named tuple."""
+    """Return whether a subclass of a trusted type adds an attribute: a field of a named tuple."""
     kind = type(owner)
     if kind is base or hasattr(base, name):
         return False
@@ -324,8 +321,8 @@ def _is_own(owner: Any, base: type, name: str) -> bool:
 
 
 def _is_missing(owner: Any, name: str) -> bool:
-    """Return whether a value of a known type has no such attribute, not even a column."""
-    kind, base = known(owner)
+    """Return whether a value of a trusted type has no such attribute, not even a column."""
+    kind, base = trusted_type(owner)
     if kind == "unknown" or (kind in {"frame", "groups", "series"} and name in _columns(owner)):
         return False
     missing = object()
@@ -333,24 +330,24 @@ def _is_missing(owner: Any, name: str) -> bool:
 
 
 def _columns(owner: Any) -> Any:
-    if known(owner)[0] == "series":
+    if family(owner) == "series":
         return owner.index
-    table = owner.obj if known(owner)[0] == "groups" else owner
+    table = owner.obj if family(owner) == "groups" else owner
     return getattr(table, "columns", ())
 
 
 def _module_attribute(module: types.ModuleType, name: str) -> Any:
-    """Return what a module has; one that it imports or makes when it is read is refused."""
+    """Return an attribute of a module, unless it is a module or made when it is read."""
     names = types.ModuleType.__getattribute__(module, "__dict__")
     if name not in names and "__getattr__" in names:
-        raise Refused(f"reads .{name} of {_described(module)}, which is made as it is read")
+        raise NotAllowed(f"reads .{name} of {_described(module)}, which is made as it is read")
     value = _readable(names[name] if name in names else getattr(module, name), modules=True)
     if issubclass(type(value), types.ModuleType):
-        raise Refused(f"reads a module from {_described(module)}")
-    kind = known(value)[0]
+        raise NotAllowed(f"reads a module from {_described(module)}")
+    kind = family(value)
     plain = kind in SCALARS | ARRAYS or issubclass(type(value), (types.FunctionType, type))
-    if not plain and not (kind == "tuple" and all(known(one)[0] in SCALARS for one in value)):
-        raise Refused(f"reads .{name} of {_described(module)}, which is not a number or a text")
+    if not plain and not (kind == "tuple" and all(family(one) in SCALARS for one in value)):
+        raise NotAllowed(f"reads .{name} of {_described(module)}, which is not a number or a text")
     return value
 
 

@@ -5,42 +5,37 @@ r"""Put the notebook's values into a prompt, and leave every other brace as it i
 evaluated. An expression that is not allowed stays as it is, with a note that has the reason.
 ``{{expression}}`` becomes ``{expression}``. These stay byte for byte, whatever names exist:
 
-- what is no expression: JSON, dict literals, comprehensions, ``{ x }``, ``{{{x}}}``, ``{x, y}``
+- what is not an expression: JSON, dict literals, comprehensions, ``{ x }``, ``{{{x}}}``, ``{x, y}``
 - the inside of an f-string literal
 - ``${name}`` and ``${expression}`` of shell and JavaScript; ``${price:.2f}`` and ``${price:,}`` are
   references, because neither language has such a format
-- the arguments of a LaTeX command, ``\frac{a}{b}``, with all they hold; sub- and superscripts,
+- the arguments of a LaTeX command, ``\frac{a}{b}``, with all they contain; sub- and superscripts,
   ``x_{i}``, ``10^{n}``, and ``loss_{train}`` between dollars. ``report_{name}.csv`` is a reference,
   and so are ``{name}`` alone in a formula and after ``\n`` and ``\t``, which are no commands
 """
 
 from __future__ import annotations
 
-import ast
-import inspect
-import linecache
 import re
 from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from math import prod
-from pprint import pformat
 from traceback import format_exc, format_exception_only
-from types import MethodType
 from typing import Any
 
 from llm_magic.errors import PromptError, did_you_mean
 from llm_magic.prompts import expressions
-from llm_magic.prompts.expressions import Budget, Expression, Refused
-from llm_magic.prompts.known_types import (
+from llm_magic.prompts.expressions import Expression
+from llm_magic.prompts.trusted_types import (
     BRACE_COST,
     CHARACTER_COST,
     PARSE_COST,
-    classes_of,
-    full_name,
+    Budget,
+    NotAllowed,
 )
+from llm_magic.prompts.values_as_text import to_text
 
 # Repetitions are possessive and end at a quote, a brace, the line or after 200 parts: the time grows
 # with the length of the prompt. Nothing inside them may backtrack (python/cpython#106052).
@@ -72,9 +67,9 @@ _DOLLAR_AHEAD = re.compile(r"[^$\n]*(?<=\S)\$(?!\d)")
 _FENCE = re.compile(r"```|~~~")
 _CODE_BEFORE = re.compile(r"""[.\\$&|)\]]$|["']\s*:\s*$|^\s*(?:import|export|const|let|var)\b""")
 _CODE_AFTER = re.compile(r"[\[(=]|\.\w+\(")
-_NEARBY = 200  # characters looked at on each side to tell prose and formulas
+_CONTEXT = 200  # characters on each side that distinguish prose, code and formulas
 _MAX_NOTES, _MAX_ALL_NOTES = 5, 1000
-_KEPT = 200  # expressions whose syntax tree is kept, for when they are written again
+_MAX_PARSED = 200  # expressions whose syntax tree is cached
 _MAX_PROMPT = 20_000_000  # characters; more than any model reads
 _LITERAL = "{{…}} is literal text, and --literal fills nothing"
 _CORRECT = "Correct the expression, or assign its value to a variable first"
@@ -116,7 +111,7 @@ class _Notes:
         self._last: tuple[str, ...] = ()
 
     def end(self, line: int) -> None:
-        """Say that the braces from a line on were not looked at."""
+        """Add the note that the braces from a line on were not evaluated."""
         self._last = (
             f"The braces from line {line} on are left as they are: the expressions before take as"
             " long as a prompt may. Assign values to variables first, and refer to those",
@@ -150,11 +145,11 @@ class _Filler:
         self.used: dict[str, None] = {}
         self._budget = Budget()
         self._length = len(text)
-        self._parse = lru_cache(maxsize=_KEPT)(self._new)
-        self._values: dict[str, str | Refused] = {}
+        self._parse = lru_cache(maxsize=_MAX_PARSED)(self._new)
+        self._values: dict[str, str | NotAllowed] = {}
 
     def replacements(self) -> Iterator[_Found]:
-        """Yield the places in the text that change, in order."""
+        """Yield the parts of the text that change, in order."""
         text, position = self._text, 0
         while match := _TOKEN.search(text, position):
             if self._spend(BRACE_COST):
@@ -211,65 +206,66 @@ class _Filler:
         if _AMOUNT.fullmatch(expression.spec):
             return self._reference(start, opened)
         if opened - start == 1 and not missing:
-            with suppress(Refused):
+            with suppress(NotAllowed):
                 expressions.check(expression, self._names)
                 code = body["body"]
                 self.notes.add(f"${{{code}}}", partial(_dollar_note, code, expression))
         return None
 
     def _spend(self, elements: int) -> bool:
-        """Pay for something from the budget; returns whether nothing is left."""
-        with suppress(Refused):
+        """Spend elements of the budget; returns whether nothing is left."""
+        with suppress(NotAllowed):
             self._budget.spend(elements)
         return self._budget.is_spent
 
     def _new(self, code: str) -> tuple[Expression | None, str]:
-        """Return the expression that a text is, and the first of its names that does not exist."""
+        """Return the expression in a text, and the first of its names that does not exist."""
         if self._spend(PARSE_COST + CHARACTER_COST * len(code)):
             return None, ""
         expression = expressions.parse(code)
-        return expression, "" if expression is None else expressions.unknown(
+        return expression, "" if expression is None else expressions.missing_name(
             expression, self._names
         )
 
     def _inserted(self, code: str, expression: Expression) -> str:
-        """Return the text of a reference; the reference itself if it is refused."""
+        """Return the text of a reference; the reference itself if it is not allowed."""
         if code not in self._values:
             self._values[code] = self._evaluated(code, expression)
         value = self._values[code]
-        if not isinstance(value, Refused) and self._length + len(value) > _MAX_PROMPT:
+        if not isinstance(value, NotAllowed) and self._length + len(value) > _MAX_PROMPT:
             reason = f"would make the prompt longer than {_MAX_PROMPT:,} characters"
-            value = Refused(reason, advice="")
+            value = NotAllowed(reason, advice="")
             self._values[code] = value
-        if isinstance(value, Refused):
-            self.notes.add(f"{{{code}}}", partial(_refusal_note, code, value))
+        if isinstance(value, NotAllowed):
+            self.notes.add(f"{{{code}}}", partial(_not_allowed_note, code, value))
             return f"{{{code}}}"
         self._length += len(value)
         self.used[code] = None
         return value
 
-    def _evaluated(self, code: str, expression: Expression) -> str | Refused:
+    def _evaluated(self, code: str, expression: Expression) -> str | NotAllowed:
         try:
             value = expressions.evaluate(expression, self._names, self._budget)
             text = expressions.text_of(expression, value, self._budget)
             return to_text(value) if text is None else text
-        except Refused as refusal:
-            return Refused(str(refusal), refusal.advice)
+        except NotAllowed as error:
+            # A new one, which does not hold the frames.
+            return NotAllowed(str(error), error.advice)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - the user's own properties raise anything
             details = format_exc()
             # Not str(error), which may raise. A SyntaxError begins with indented lines of code.
             lines = "".join(format_exception_only(error)).splitlines()
-            reason = next(line for line in lines if not line.startswith("  "))[:_NEARBY]
+            reason = next(line for line in lines if not line.startswith("  "))[:_CONTEXT]
             is_name = isinstance(error, (NameError, AttributeError, KeyError))
-        # Raised out here, where it does not hold the error and the frames behind it.
+        # Raised outside of the except block, so that it does not hold the error and its frames.
         advice = "Fix the name" if is_name else _CORRECT
         message = f"{_shown(code)}: {_printable(reason).rstrip(' .:')}. {advice}; {_LITERAL}"
         raise PromptError(message, details=details) from None
 
     def _nested_spec(self, start: int, opened: int) -> _Found | None:
-        """Return the place of a format spec that has braces itself, which is refused."""
+        """Return the position of a format spec that contains braces, which is not allowed."""
         match = _NESTED_SPEC.match(self._text, opened, opened + _LONGEST)
         if match is None or opened - start != 1:
             return None
@@ -277,8 +273,8 @@ class _Filler:
         if head is None or missing:
             return None
         code = match[0][:-1]
-        refusal = Refused("has braces in its format spec")
-        self.notes.add(f"{{{code}}}", partial(_refusal_note, code, refusal))
+        error = NotAllowed("has braces in its format spec")
+        self.notes.add(f"{{{code}}}", partial(_not_allowed_note, code, error))
         return start, match.end(), self._text[start : match.end()]
 
     def _note_spaces(self, code: str, start: int, end: int) -> None:
@@ -291,10 +287,10 @@ class _Filler:
             self.notes.add(f"{{{code}}}", lambda: f"{_shown(code)} is left as it is: it {reason}")
 
     def _in_prose(self, start: int, end: int) -> bool:
-        """Return whether words surround a place, and not code, JSON or a fenced block."""
+        """Return whether prose surrounds a part, and not code, JSON or a fenced block."""
         text = self._text
-        before = text[max(0, start - _NEARBY) : start].rpartition("\n")[2]
-        after = text[end : end + _NEARBY].partition("\n")[0]
+        before = text[max(0, start - _CONTEXT) : start].rpartition("\n")[2]
+        after = text[end : end + _CONTEXT].partition("\n")[0]
         line = before + after.rstrip()
         return not (
             bisect(self._fences, start) % 2
@@ -329,9 +325,9 @@ def _after_groups(text: str, position: int, closing: Mapping[int, int]) -> int:
 
 
 def _in_formula(text: str, position: int) -> bool:
-    """Say whether dollars enclose the place on its line; prices do not, by Pandoc's rule."""
-    before = text[max(0, position - _NEARBY) : position].rpartition("\n")[2]
-    ahead = _DOLLAR_AHEAD.match(text, position, position + _NEARBY)
+    """Return whether dollars enclose the position on its line; prices do not, by Pandoc's rule."""
+    before = text[max(0, position - _CONTEXT) : position].rpartition("\n")[2]
+    ahead = _DOLLAR_AHEAD.match(text, position, position + _CONTEXT)
     return ahead is not None and before.replace("$$", "$").count("$") % 2 == 1
 
 
@@ -344,14 +340,14 @@ def _dollar_note(code: str, expression: Expression) -> str:
     )
 
 
-def _refusal_note(code: str, refusal: Refused) -> str:
-    advice = f". {refusal.advice}" if refusal.advice else ""
-    return f"{_shown(code)} is left as it is: it {_printable(str(refusal))}{advice}"
+def _not_allowed_note(code: str, error: NotAllowed) -> str:
+    advice = f". {error.advice}" if error.advice else ""
+    return f"{_shown(code)} is left as it is: it {_printable(str(error))}{advice}"
 
 
 def _missing_note(code: str, name: str, names: Mapping[str, Any]) -> str:
     if name.startswith("__"):
-        return _refusal_note(code, Refused(expressions.private(name)))
+        return _not_allowed_note(code, NotAllowed(expressions.private(name)))
     near = did_you_mean(name, (known for known in names if known[:1] != "_"), count=1)
     subject = _shown(code) if code == name else f"{_shown(code)}: {name}"
     return f"{subject} is not defined here; left as it is.{near}"
@@ -364,71 +360,3 @@ def _shown(code: str) -> str:
 
 def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
-def to_text(value: Any) -> str:
-    """Return what a model should read for `value`, by the first of its types that is known."""
-    for base in classes_of(value):
-        if render := _RENDERERS.get(full_name(base)):
-            return render(value)
-    return str(value)
-
-
-def _frame(frame: Any, title: str = "", **options: Any) -> str:
-    """Show the first and last ten rows and columns."""
-    rows, columns = frame.shape
-    title = title or f"{type(frame).__name__}, {rows} rows × {columns} columns"  # noqa: RUF001
-    return f"{title}\n{frame.to_string(max_rows=20, max_cols=20, max_colwidth=60, **options)}"
-
-
-def _series(series: Any) -> str:
-    """Show a column as a frame of one, because only frames cut long cells."""
-    name = "" if series.name is None else f" {series.name!r}"
-    title = f"{type(series).__name__}{name}, {len(series)} values, {series.dtype}"
-    return _frame(series.to_frame(), title, header=False)
-
-
-def _array(array: Any) -> str:
-    """Show a numpy array or a torch tensor, of a large one only a corner."""
-    title = f"{type(array).__name__}, shape {tuple(array.shape)}, {array.dtype}"
-    if prod(array.shape) <= 100:
-        return f"{title}\n{array}" if array.shape else str(array.item())
-    edge = {1: 20, 2: 6}.get(len(array.shape), 2)
-    return f"{title}; the first values:\n{array[(slice(edge),) * len(array.shape)]}"
-
-
-def _source(value: Any) -> str:
-    """Show how a function or a class was written, if Python wrote it down."""
-    try:
-        return inspect.cleandoc("\n" + inspect.getsource(value))
-    except (OSError, TypeError):
-        if isinstance(value, MethodType):  # Its text has that of its object in it.
-            raise Refused("is a method; call it") from None
-        return _cell_source(value) or repr(value)
-
-
-def _cell_source(value: Any) -> str:
-    """Find a class of the notebook, which inspect cannot, in the last cell that defines it."""
-    cells = [entry[2] for entry in linecache.cache.values() if len(entry) == 4 and not entry[1]]
-    for lines in reversed(cells if value.__module__ == "__main__" else []):
-        source = "".join(lines)
-        with suppress(SyntaxError):  # of cells that never ran
-            for node in ast.parse(source).body if f"class {value.__name__}" in source else ():
-                if isinstance(node, ast.ClassDef) and node.name == value.__name__:
-                    first = min([node.lineno, *(mark.lineno for mark in node.decorator_list)])
-                    return "".join(lines[first - 1 : node.end_lineno]).rstrip()
-    return ""
-
-
-_pretty = partial(pformat, width=100, compact=True, sort_dicts=False)
-_RENDERERS: dict[str, Callable[[Any], str]] = {
-    "builtins.str": lambda text: text,
-    "builtins.bytes": repr,
-    **{f"builtins.{kind}": _pretty for kind in ("dict", "list", "tuple", "set", "frozenset")},
-    **{f"builtins.{kind}": _source for kind in ("function", "method", "type")},
-    "pydantic.BaseModel": repr,
-    "pandas.DataFrame": _frame,
-    "pandas.Series": _series,
-    "numpy.ndarray": _array,
-    "torch.Tensor": _array,
-}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
 
 from llm_magic.errors import EventLoopError, MissingDependency
 
@@ -18,26 +19,36 @@ _SAFE = (1, 7, 4)
 _INSTALL = "pip install 'llm_magic[nested]'"
 
 
+class Problem(NamedTuple):
+    """What is wrong with how asyncio was patched, and what to do."""
+
+    text: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.text}. Fix: {self.fix}."
+
+
 def allow() -> None:
     """Let ``asyncio.run(...)`` work inside cells, or raise in one line why it cannot."""
     if found := problem():
-        raise EventLoopError(found)
+        raise EventLoopError(str(found))
     name = _applied() or _usable()
     _refuse_other_loops()
     # Again where it was applied before: the loop of this kernel may have come later.
     importlib.import_module(name).apply()
 
 
-def problem() -> str | None:
-    """Return in one line what is wrong with how somebody has patched asyncio, if anything is."""
+def problem() -> Problem | None:
+    """Return what is wrong with how another package has patched asyncio, or None."""
     name = _applied()
     if name is None or not _shares_context() or (name == "nest_asyncio2" and _is_safe_version()):
         return None
     package = f"{name.replace('_', '-')} {_version(name)}".strip()
-    return (
-        f"{package} has been applied in this kernel, and on ipykernel 7 it silently"
-        f" loses queued cells. Type: {_INSTALL}, restart the kernel, and call"
-        f" llm_magic.allow_nested_loops() instead of {name}.apply()."
+    return Problem(
+        f"{package} has been applied in this kernel, and on ipykernel 7 it silently loses queued cells",
+        f"{_INSTALL}, restart the kernel, and call llm_magic.allow_nested_loops() instead of"
+        f" {name}.apply()",
     )
 
 

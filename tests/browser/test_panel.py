@@ -30,7 +30,7 @@ def test_the_real_model_is_loaded_asked_and_stopped(lab: Lab, model_cache: Path)
     panel.button("Load").click()
     panel.at(".llm-Ready").wait_for(timeout=120_000)
     until(lambda: "SmolLM2-135M" in panel.status(), "no model is named")
-    told = panel.at(".llm-told")
+    told = panel.at(".llm-result")
     until(lambda: bool(re.search(r"ready in [\d.]+ s", told.inner_text())), "nothing is told")
     panel.ask("Write a very long story about a ship, in many chapters.")
     until(lambda: len(panel.answer()) > 80, "no text", 60)
@@ -195,7 +195,7 @@ def test_a_saved_notebook_is_readable_without_its_kernel(lab: Lab) -> None:
     still.wait_for()
     assert still.is_visible()
     assert "temperature 0.25" in still.inner_text()
-    assert "%llm_panel opens it again" in still.inner_text()
+    assert "Run %llm_panel to open it." in still.inner_text()
     # The widget itself has no words there: its repr is a page of markup.
     texts = ["".join(output["data"]["text/plain"]) for output in saved["cells"][1]["outputs"]]
-    assert texts == ["The control panel of llm_magic", ""]
+    assert texts == ["The llm_magic control panel", ""]

@@ -211,7 +211,7 @@ for text in list(payloads().values()):
     panel.asking.ask(text)
     while panel.asking._job is None or not panel.asking._job.done:
         time.sleep(0.01)
-    panel.tell_trouble(text)
+    panel.show_message(text)
     panel.draw()
 """
 

@@ -24,7 +24,7 @@ remote = pytest.mark.parametrize("under", REMOTE, indirect=True)
 
 
 @every
-def test_an_answer_is_a_joined_stream_that_says_why_it_ended(under: Under) -> None:
+def test_reply_equals_joined_stream(under: Under) -> None:
     under.load()
     chunks = list(under.session.stream(QUESTION, **under.greedy, max_new_tokens=40))
     reply = under.session.last
@@ -41,14 +41,14 @@ def test_an_answer_is_a_joined_stream_that_says_why_it_ended(under: Under) -> No
 
 
 @every
-def test_the_limit_ends_it_and_is_said_to(under: Under) -> None:
+def test_token_limit_is_reported(under: Under) -> None:
     under.load()
     reply = under.session.generate(QUESTION, **under.greedy, max_new_tokens=3)
     assert (reply.finish_reason, reply.usage.completion_tokens) == ("length", 3)
 
 
 @every
-def test_async_is_the_same_answer(under: Under) -> None:
+def test_async_reply_is_equal(under: Under) -> None:
     under.load()
     plain = under.session.generate(QUESTION, **under.greedy, max_new_tokens=8)
 
@@ -64,7 +64,7 @@ def test_async_is_the_same_answer(under: Under) -> None:
 
 
 @every
-def test_leaving_a_stream_stops_the_work_and_keeps_what_there_is(under: Under) -> None:
+def test_abandoned_stream_stops_work_and_keeps_partial_reply(under: Under) -> None:
     under.load()
     under.slowly()
     stream = under.session.stream(QUESTION, **under.greedy, max_new_tokens=400)
@@ -82,7 +82,7 @@ def test_leaving_a_stream_stops_the_work_and_keeps_what_there_is(under: Under) -
 
 
 @every
-def test_cancelling_a_task_stops_the_work(under: Under) -> None:
+def test_cancelled_task_stops_work(under: Under) -> None:
     under.load()
     under.slowly()
     seen: list[Chunk] = []
@@ -106,7 +106,7 @@ def test_cancelling_a_task_stops_the_work(under: Under) -> None:
 
 
 @every
-def test_an_unknown_model_changes_nothing(under: Under) -> None:
+def test_unknown_model_keeps_state(under: Under) -> None:
     under.load()
     with pytest.raises(ModelError, match=r"\.$|\?$|pull$|hub$|[a-z0-9]$") as caught:
         under.load(under.missing)
@@ -116,7 +116,7 @@ def test_an_unknown_model_changes_nothing(under: Under) -> None:
 
 
 @every
-def test_a_wrong_option_is_refused_before_anything_is_sent(under: Under) -> None:
+def test_invalid_option_raises_before_request(under: Under) -> None:
     under.load()
     asked = len(under.server.asked(under.chat)) if under.server else 0
     with pytest.raises(OptionError, match="temperature=9"):
@@ -130,7 +130,7 @@ def test_a_wrong_option_is_refused_before_anything_is_sent(under: Under) -> None
 
 
 @every
-def test_a_dry_run_calls_nothing(under: Under) -> None:
+def test_dry_run_sends_nothing(under: Under) -> None:
     from llm_magic.session.requests import Request
 
     under.load()
@@ -143,7 +143,7 @@ def test_a_dry_run_calls_nothing(under: Under) -> None:
 
 
 @every
-def test_after_unloading_nothing_is_left(under: Under) -> None:
+def test_unload_leaves_nothing(under: Under) -> None:
     before = {thread.name for thread in threading.enumerate()}
     under.load()
     under.session.generate("hi", max_new_tokens=2)
@@ -161,7 +161,7 @@ def test_after_unloading_nothing_is_left(under: Under) -> None:
 
 
 @remote
-def test_a_server_that_is_dead_is_told_with_what_starts_it(under: Under) -> None:
+def test_stopped_server_error_says_how_to_start_it(under: Under) -> None:
     under.load()
     assert under.server is not None
     under.server.stop()
@@ -174,7 +174,7 @@ def test_a_server_that_is_dead_is_told_with_what_starts_it(under: Under) -> None
 
 
 @remote
-def test_a_server_that_dies_in_an_answer_leaves_what_it_said(under: Under) -> None:
+def test_server_failure_keeps_partial_reply(under: Under) -> None:
     under.load()
     assert under.server is not None
     if under.name == "ollama":
@@ -182,7 +182,7 @@ def test_a_server_that_dies_in_an_answer_leaves_what_it_said(under: Under) -> No
     else:
         begun = sse(delta("half"), done=False)
     under.server.will(under.chat, *begun, Cut())
-    with pytest.raises(IncompleteReply, match="not whole") as caught:
+    with pytest.raises(IncompleteReply, match="reply is incomplete") as caught:
         under.session.generate("hi")
     reply = caught.value.reply
     assert reply is under.session.last
@@ -192,7 +192,7 @@ def test_a_server_that_dies_in_an_answer_leaves_what_it_said(under: Under) -> No
 
 
 @remote
-def test_a_silence_ends_at_its_limit(under: Under) -> None:
+def test_timeout_ends_reply(under: Under) -> None:
     under.load(idle_timeout=1)
     assert under.server is not None
     if under.name == "ollama":

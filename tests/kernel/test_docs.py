@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.docs import ALL, DOCS, Block, blocks
+from tests.docs import ALL, Block, blocks
+from tests.echo_package import install
 from tests.kernels import Kernel, kernel
 
 # What a page says that its cells show.
@@ -26,10 +26,10 @@ PAGES = [path for path in ALL if any(block.runs for block in blocks(path))]
 
 @pytest.fixture(scope="module")
 def k(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    """Return a kernel in a folder where the example lies, as a reader would put it."""
+    """Return a kernel where the example package is installed."""
     folder = tmp_path_factory.mktemp("docs")
-    shutil.copy(DOCS / "examples" / "echo_backend.py", folder)
-    with kernel(cwd=folder, LLM_MAGIC_CACHE_DIR=str(model_cache)) as k:
+    packages = install(tmp_path_factory.mktemp("echo"))
+    with kernel(packages=packages, cwd=folder, LLM_MAGIC_CACHE_DIR=str(model_cache)) as k:
         yield k
 
 

@@ -20,7 +20,7 @@ def test_the_table(scripted: Kernel) -> None:
     assert "<table>" in ran.html
     version = scripted.value("__import__('ipykernel').__version__")
     assert f"ipykernel {version}, with subshells" in ran.text
-    assert "is ours" in ran.text
+    assert "belongs to llm_magic" in ran.text
     assert "torch" not in scripted.value(
         "sorted(m for m in __import__('sys').modules if m == 'torch')"
     )

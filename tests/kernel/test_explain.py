@@ -51,12 +51,12 @@ def test_a_dry_run_shows_what_would_be_sent_and_asks_nobody(scripted: Kernel) ->
         assert line in shown
 
 
-def test_code_asks_for_the_mended_cell_and_offers_it(scripted: Kernel) -> None:
+def test_code_requests_corrected_cell_and_offers_it(scripted: Kernel) -> None:
     scripted.run("%time x = 1 / 0")
     scripted.ok("backend.will(*say('Not by zero.\\n```python\\n', '%time x = 1 / 1\\n', '```\\n'))")
     ran = scripted.ok("%llm_explain -f code")
     assert "```python\n%time x = 1 / 0\n```" in scripted.value(_SENT)
-    assert "the whole mended cell" in scripted.value(_SENT)
+    assert "the whole corrected cell" in scripted.value(_SENT)
     assert [p["text"] for p in ran.payload if p["source"] == "set_next_input"] == [
         "%time x = 1 / 1"
     ]

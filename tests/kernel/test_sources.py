@@ -31,7 +31,7 @@ def k(
         "NO_PROXY": "*",
         "no_proxy": "*",
     }
-    with kernel(None, None, LLM_MAGIC_CACHE_DIR=str(model_cache), **online) as k:
+    with kernel(None, None, None, LLM_MAGIC_CACHE_DIR=str(model_cache), **online) as k:
         k.ok("%load_ext llm_magic")
         k.ok("from llm_magic import llm")
         yield k

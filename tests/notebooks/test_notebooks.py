@@ -46,7 +46,7 @@ _FACTS = {
         "seeds": "the same seed, the same text: True\ntexts of three seeds: 3",
         "param": "The coffee shop refuses to brew because it is a teapot.",
         "format-use": "'404 Not Found'",
-        "panel": "The control panel of llm_magic",
+        "panel": "llm_magic control panel",
         "panel-magic": "temperature         0.3 *",
         "unload": "Unloaded SmolLM2-135M-Instruct (538 MB)",
     },

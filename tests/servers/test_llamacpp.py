@@ -27,7 +27,7 @@ def session(xllamacpp: Server) -> Iterator[Session]:
     made.close()
 
 
-def test_answer_streams_and_is_counted(session: Session) -> None:
+def test_reply_streams_with_usage(session: Session) -> None:
     chunks = list(session.stream(QUESTION, temperature=0, max_new_tokens=12))
     reply = session.last
     assert reply is not None
@@ -38,12 +38,12 @@ def test_answer_streams_and_is_counted(session: Session) -> None:
     assert reply.usage.completion_tokens
 
 
-def test_load_reports_the_context_of_a_slot(session: Session) -> None:
+def test_load_reports_context_of_slot(session: Session) -> None:
     (info,) = session.status().models
     assert info.context_length == SHORT
 
 
-def test_limit_and_stop_text_end_an_answer(session: Session) -> None:
+def test_limit_and_stop_string_end_reply(session: Session) -> None:
     reply = session.generate(STORY, temperature=0, max_new_tokens=12)
     assert (reply.finish_reason, reply.usage.completion_tokens) == ("length", 12)
     word = reply.text.split()[3]
@@ -52,7 +52,7 @@ def test_limit_and_stop_text_end_an_answer(session: Session) -> None:
     assert stopped.text == reply.text[: reply.text.index(word)]
 
 
-def test_same_seed_gives_the_same_text(session: Session) -> None:
+def test_same_seed_gives_same_text(session: Session) -> None:
     def ask(seed: int) -> str:
         return session.generate(STORY, temperature=1.2, seed=seed, max_new_tokens=8).text
 
@@ -62,13 +62,13 @@ def test_same_seed_gives_the_same_text(session: Session) -> None:
     assert len({ask(seed) for seed in range(4)}) > 1
 
 
-def test_too_long_prompt_is_refused_with_counts(session: Session) -> None:
+def test_long_prompt_raises_with_counts(session: Session) -> None:
     with pytest.raises(PromptTooLong, match=rf"^The prompt has 3\d\d tokens, .* reads {SHORT}\."):
         session.generate("fox " * 280)
     assert session.generate(QUESTION, max_new_tokens=1).text
 
 
-def test_leaving_an_answer_stops_the_server(session: Session, xllamacpp: Server) -> None:
+def test_abandoned_stream_stops_server(session: Session, xllamacpp: Server) -> None:
     stream = session.stream(STORY, max_new_tokens=200, extra={"ignore_eos": True})
     next(chunk for chunk in stream if chunk.text)
     began = time.monotonic()
@@ -87,7 +87,7 @@ def test_json_mode_reaches_the_server(session: Session) -> None:
     assert json.loads(reply.text)["n"] in {1, 2}
 
 
-def test_instructlab_asks_it_several_questions_at_once(xllamacpp: Server) -> None:
+def test_instructlab_sends_concurrent_requests(xllamacpp: Server) -> None:
     """Its model list names llama.cpp, which does not drop an answer for another question."""
     session = Session(settings())
     session.load(xllamacpp.model, backend="instructlab", base_url=xllamacpp.url)
@@ -105,7 +105,7 @@ def test_instructlab_asks_it_several_questions_at_once(xllamacpp: Server) -> Non
     assert not any(notices), "none waited for a turn"
 
 
-def test_context_shift_does_not_accept_a_longer_prompt() -> None:
+def test_context_shift_does_not_accept_longer_prompt() -> None:
     """Ollama's runner is llama.cpp with a context shift: `truncate: false` alone has to refuse."""
     session = Session(settings())
     with running("xllamacpp", None, "--context", str(SHORT), "--context-shift") as server:
@@ -117,7 +117,7 @@ def test_context_shift_does_not_accept_a_longer_prompt() -> None:
         session.close()
 
 
-def test_four_questions_at_once_are_all_answered(session: Session) -> None:
+def test_four_concurrent_requests_succeed(session: Session) -> None:
     async def main() -> list[tuple[str, bool]]:
         asked = (session.agenerate(QUESTION, max_new_tokens=4, seed=n) for n in range(4))
         return [(r.finish_reason, bool(r.text)) for r in await asyncio.gather(*asked)]

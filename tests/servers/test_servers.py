@@ -71,7 +71,7 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     session.close()
 
 
-def test_it_answers_word_by_word_and_says_why_it_ended(case: Case) -> None:
+def test_reply_streams_with_finish_reason(case: Case) -> None:
     chunks = list(case.session.stream(QUESTION, temperature=0, max_new_tokens=32))
     reply = case.session.last
     assert reply is not None
@@ -83,30 +83,30 @@ def test_it_answers_word_by_word_and_says_why_it_ended(case: Case) -> None:
     assert counted and counted <= 32 if case.counts else counted is None
 
 
-def test_the_default_options_are_taken(case: Case) -> None:
+def test_default_options_are_accepted(case: Case) -> None:
     reply = case.session.generate(QUESTION, max_new_tokens=12)
     assert reply.finish_reason in {"stop", "length"}
 
 
-def test_the_limit_reaches_it(case: Case) -> None:
+def test_token_limit_is_applied(case: Case) -> None:
     reply = case.session.generate(STORY, max_new_tokens=5)
     assert reply.finish_reason == "length"
     assert reply.usage.completion_tokens in {5, None}
 
 
-def test_a_stop_text_ends_it(case: Case) -> None:
+def test_stop_string_ends_reply(case: Case) -> None:
     reply = case.session.generate("Count: 1, 2, 3, 4, 5, 6, 7, 8", temperature=0, stop="5")
     assert reply.finish_reason == "stop"
 
 
-def test_the_same_seed_gives_the_same_text(case: Case) -> None:
+def test_same_seed_gives_same_text(case: Case) -> None:
     ask = {"temperature": 1.2, "seed": 7, "max_new_tokens": 24}
     # The first one fills a cache of the prompt, whose figures differ in their last bits.
     _, first, second = (case.session.generate(STORY, **ask).text for _ in range(3))  # type: ignore[arg-type]
     assert first == second
 
 
-def test_leaving_it_stops_the_server(case: Case) -> None:
+def test_abandoned_stream_stops_server(case: Case) -> None:
     stream = case.session.stream(STORY, max_new_tokens=1500)
     next(chunk for chunk in stream if chunk.text)
     began = time.monotonic()
@@ -118,18 +118,18 @@ def test_leaving_it_stops_the_server(case: Case) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_an_unknown_model_is_refused_by_name(case: Case) -> None:
+def test_unknown_model_suggests_nearest_name(case: Case) -> None:
     with pytest.raises(ModelNotFound, match="Did you mean"):
         case.load(model=case.server.model + "x")
 
 
-def test_without_a_name_the_one_model_is_taken(case: Case) -> None:
+def test_load_without_name_uses_only_model(case: Case) -> None:
     case.load(model=None, name="unnamed")
     assert case.session.status().active_model == "unnamed"
     assert [info.name for info in case.session.models(case.backend)] == [case.server.model]
 
 
-def test_a_prompt_that_is_too_long_is_refused_in_one_line(case: Case) -> None:
+def test_long_prompt_raises_one_line(case: Case) -> None:
     if case.server.kind == "transformers":
         return  # it does not check: it answers after a minute
     with pytest.raises(LLMMagicError, match=r"context|too long|too large") as caught:
@@ -137,7 +137,7 @@ def test_a_prompt_that_is_too_long_is_refused_in_one_line(case: Case) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_many_at_once_are_all_answered(case: Case) -> None:
+def test_many_concurrent_requests_succeed(case: Case) -> None:
     async def main() -> list[str]:
         asked = (case.session.agenerate(QUESTION, max_new_tokens=8) for _ in range(4))
         return [reply.finish_reason for reply in await asyncio.gather(*asked)]
@@ -146,7 +146,7 @@ def test_many_at_once_are_all_answered(case: Case) -> None:
     assert set(asyncio.run(main())) <= {"stop", "length"}
 
 
-def test_listing_the_models_does_not_cut_an_answer_off(case: Case) -> None:
+def test_list_of_models_does_not_abort_reply(case: Case) -> None:
     async def main() -> str:
         asked = asyncio.create_task(case.session.agenerate(STORY, max_new_tokens=60))
         await asyncio.sleep(0.5)
@@ -156,7 +156,7 @@ def test_listing_the_models_does_not_cut_an_answer_off(case: Case) -> None:
     assert asyncio.run(main()) in {"stop", "length"}
 
 
-def test_vllm_counts_before_it_answers(vllm: Server) -> None:
+def test_vllm_counts_tokens(vllm: Server) -> None:
     session = Session(settings())
     session.load(vllm.model, backend="vllm", base_url=f"{vllm.url}/v1/")
     dry = session.dry_run(Request(QUESTION))
@@ -166,7 +166,7 @@ def test_vllm_counts_before_it_answers(vllm: Server) -> None:
     assert dry.count.context_length == 2048
 
 
-def test_ilab_that_works_for_somebody_else_is_waited_for(ilab: Server) -> None:
+def test_load_waits_for_busy_ilab(ilab: Server) -> None:
     other, session = Session(settings()), Session(settings())
     try:
         for one in (other, session):
@@ -190,7 +190,7 @@ def test_ilab_that_works_for_somebody_else_is_waited_for(ilab: Server) -> None:
         session.close()
 
 
-def test_ilab_answers_the_next_cell_after_an_interrupt(ilab: Server) -> None:
+def test_ilab_replies_after_interrupt(ilab: Server) -> None:
     session = Session(settings())
     load(session, ilab, backend="instructlab")
     try:
@@ -203,7 +203,7 @@ def test_ilab_answers_the_next_cell_after_an_interrupt(ilab: Server) -> None:
         session.close()
 
 
-def test_ilab_can_be_loaded_many_times_in_a_row(ilab: Server) -> None:
+def test_ilab_can_be_loaded_repeatedly(ilab: Server) -> None:
     """It closes idle connections at once."""
     session = Session(settings())
     try:
@@ -215,14 +215,16 @@ def test_ilab_can_be_loaded_many_times_in_a_row(ilab: Server) -> None:
         session.close()
 
 
-def test_litellm_wants_its_key(litellm: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_litellm_requires_key(litellm: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTHER_KEY", "sk-not-the-key-of-this-server")
     session = Session(settings())
     try:
-        with pytest.raises(AuthenticationFailed, match=r"refuses the key in OTHER_KEY \(400\)"):
+        with pytest.raises(AuthenticationFailed, match=r"rejected the key in OTHER_KEY \(400\)"):
             load(session, litellm, backend="openai", key_env="OTHER_KEY")
         # Without a database, it fails where no key is given.
-        with pytest.raises(RequestFailed, match=r"\(500\).* If it wants a key, .*--key-env NAME"):
+        with pytest.raises(
+            RequestFailed, match=r"\(500\).* If it requires an API key, .*--key-env NAME"
+        ):
             load(session, litellm, backend="openai", key_env=None)
     finally:
         session.close()

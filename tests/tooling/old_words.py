@@ -59,7 +59,7 @@ class Hit:
 
 
 @cache
-def words() -> tuple[Word, ...]:
+def old_words() -> tuple[Word, ...]:
     """Return the old words."""
     found = []
     for line in WORDS.read_text().splitlines():
@@ -78,7 +78,7 @@ def hits(path: str) -> list[Hit]:
     return [
         Hit(path, piece.line, match[0], word.instead)
         for piece in (*_file_name(path), *_pieces(path, text))
-        for word in words()
+        for word in old_words()
         for match in word.pattern.finditer(_compared(word, piece))
     ]
 

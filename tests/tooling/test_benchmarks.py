@@ -1,4 +1,4 @@
-"""What the benchmarks say is true: which rounds count, what a target is, who is missing."""
+"""The benchmarks: which rounds count, what a target is, which peers are missing."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_round_in_which_others_were_busy_is_taken_again() -> None:
     assert taken.remark == "other processes used 2% of the CPU meanwhile"
 
 
-def test_where_too_few_were_quiet_all_count_and_the_table_says_so() -> None:
+def test_all_rounds_count_and_table_reports_it_where_too_few_were_quiet() -> None:
     machine = Machine(0.5, 0.2, 0.05, 0.5, 0.5, 0.05)
     taken = Rounds(3, lambda: machine)
     assert figures(taken) == (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
@@ -69,17 +69,17 @@ def test_where_too_few_were_quiet_all_count_and_the_table_says_so() -> None:
     assert "NOISE" in taken.remark
 
 
-def test_each_round_begins_with_another_way() -> None:
+def test_each_round_starts_with_another_way() -> None:
     machine = Machine(0.0, 0.0, 0.0)
-    asked: list[str] = []
+    requested: list[str] = []
 
     def way(name: str) -> float:
-        asked.append(name)
-        return float(len(asked))
+        requested.append(name)
+        return float(len(requested))
 
     ways = {name: partial(way, name) for name in "abc"}
     taken = Rounds(3, lambda: machine).in_turn(ways)
-    assert "".join(asked) == "bcacababc"
+    assert "".join(requested) == "bcacababc"
     assert taken == {"a": (3.0, 5.0, 7.0), "b": (1.0, 6.0, 8.0), "c": (2.0, 4.0, 9.0)}
 
 
@@ -150,7 +150,7 @@ def test_the_json_has_every_figure_and_who_is_missing(tmp_path: Path) -> None:
     assert (theirs["median"], theirs["met"], theirs["note"]) == (None, None, "missing: x")
 
 
-def test_what_other_runs_saved_is_kept_if_they_were_like_this_one(tmp_path: Path) -> None:
+def test_results_of_other_runs_stay_if_they_are_comparable(tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     tables = [table(Row("ours", "ms", (1.0,), Target("<=", 0.25)), Row("theirs", "ms", note="no"))]
     assert saved(file, ABOUT) == []
@@ -238,7 +238,7 @@ def test_a_peer_of_this_environment_is_found_in_it() -> None:
     assert Peer("no-such-package", "", "pip install it").missing == "missing: pip install it"
 
 
-def test_what_installs_a_peer_knows_it() -> None:
+def test_installer_of_peers_lists_each_peer() -> None:
     for peer in PEERS.values():
         if peer.home is not None:
             script, name = peer.install.split()
@@ -252,7 +252,7 @@ def test_what_installs_a_peer_knows_it() -> None:
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nobody else is installed."""
+    """No other peer is installed."""
     for name, peer in PEERS.items():
         gone = replace(peer, package=f"no_{peer.package}", home=peer.home and tmp_path / name)
         monkeypatch.setitem(PEERS, name, gone)

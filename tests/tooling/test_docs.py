@@ -1,4 +1,4 @@
-"""docs/ is true: help is what the magics say, messages are those of the source, links lead somewhere."""
+"""The pages in docs/: help is that of the magics, messages are those of the source, links have targets."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.arguments.table import MAGICS
 from llm_magic.notebook.arguments.table import arguments as options_of
 from tests.docs import ALL, DOCS, PAGES, blocks, helped, text_of, written
+from tests.echo_package import SOURCE
 from tests.kernels import ROOT
 
 _VARIES = "…"
@@ -43,10 +44,10 @@ def test_links_lead_somewhere(path: Path) -> None:
         if target.startswith("http"):
             continue
         file, _, anchor = target.partition("#")
-        there = path.parent / file if file else path
-        assert there.exists(), target
+        page = path.parent / file if file else path
+        assert page.exists(), target
         if anchor:
-            assert anchor in set(anchors(there)), target
+            assert anchor in set(anchors(page)), target
 
 
 def anchors(path: Path) -> Iterator[str]:
@@ -77,9 +78,9 @@ def read(cell: str) -> None:
         parser.parse(name, line)
         return
     for line in cell.splitlines():
-        name, _, rest = line.removeprefix("%").partition(" ")
+        name, _, arguments = line.removeprefix("%").partition(" ")
         if name in MAGICS:
-            parser.parse(name, rest)
+            parser.parse(name, arguments)
         else:
             assert line == "%load_ext llm_magic"
 
@@ -93,7 +94,7 @@ def test_a_cell_that_would_be_refused_is_found() -> None:
 def test_options_that_are_named_exist(path: Path) -> None:
     known = {name for magic in MAGICS for option in options_of(magic) for name in option.names}
     known |= _COMMANDS
-    # In backquotes; what a shell is told is not ours.
+    # In backquotes, without commands of a shell.
     text = re.sub(r"```sh\n.*?```", "", text_of(path), flags=re.DOTALL)
     spans = [
         span for span in re.findall(r"`([^`\n]+)`", text) if not re.match(r"pip |ollama |hf ", span)
@@ -108,31 +109,31 @@ def messages() -> set[str]:
         ast.parse(path.read_text(encoding="utf-8"))
         for path in (ROOT / "llm_magic").rglob("*.py")
     )  # fmt: skip
-    told = {_told(node) for tree in trees for node in ast.walk(tree)}
-    return {re.sub(f"{_VARIES}+", _VARIES, text) for text in told}
+    texts = {_text(node) for tree in trees for node in ast.walk(tree)}
+    return {re.sub(f"{_VARIES}+", _VARIES, text) for text in texts}
 
 
-def _told(node: ast.AST) -> str:
+def _text(node: ast.AST) -> str:
     if isinstance(node, ast.JoinedStr):
-        return "".join(_told(value) or _VARIES for value in node.values)
+        return "".join(_text(value) or _VARIES for value in node.values)
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def test_messages_are_those_that_are_raised() -> None:
     page = text_of(DOCS / "troubleshooting.md")
     quoted = re.findall(r"^\*\*`.*`\*\*$", page, re.MULTILINE)
-    wanted = [quote for line in quoted for quote in re.findall(r"\*\*`(.*?)`\*\*", line)]
-    assert len(wanted) > 30
+    quotes = [quote for line in quoted for quote in re.findall(r"\*\*`(.*?)`\*\*", line)]
+    assert len(quotes) > 30
     known = messages()
-    assert [quote for quote in wanted if not any(quote in text for text in known)] == []
+    assert [quote for quote in quotes if not any(quote in text for text in known)] == []
 
 
 def test_the_example_is_short() -> None:
-    lines = (DOCS / "examples" / "echo_backend.py").read_text(encoding="utf-8").splitlines()
-    assert len(lines) < 60
+    lines = (SOURCE / "llm_magic_echo.py").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 90
 
 
-def test_the_changelog_begins_with_this_version() -> None:
+def test_changelog_starts_with_this_version() -> None:
     from llm_magic import __version__
 
     first = re.search(r"^## (\S+)", text_of(ROOT / "CHANGELOG.md"), re.MULTILINE)

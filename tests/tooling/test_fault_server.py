@@ -1,4 +1,4 @@
-"""The fault server proved with somebody else's client, the official `openai`."""
+"""The fault server tested with another project's client, the official `openai`."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def ask(client: openai.OpenAI, question: str = "one two") -> openai.Stream[ChatC
     )
 
 
-def said(client: openai.OpenAI, question: str = "one two") -> str:
+def answer_of(client: openai.OpenAI, question: str = "one two") -> str:
     """Return what is streamed as the answer."""
     with ask(client, question) as stream:
         return "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
 
 
-def test_the_client_lists_models_with_what_else_is_said_of_them(client: openai.OpenAI) -> None:
+def test_the_client_lists_models_with_their_details(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny", "big"]
     with (
         FaultServer({"m": {"max_model_len": 2048, "owned_by": "vllm"}}) as other,
@@ -110,7 +110,7 @@ def test_the_client_gets_a_whole_answer_too_and_one_cut_to_its_length(
     assert answer.usage.total_tokens == 5
 
 
-def test_a_connection_is_kept_after_every_whole_answer(
+def test_connection_stays_open_after_each_complete_answer(
     server: FaultServer, client: openai.OpenAI
 ) -> None:
     server.will(MODELS, *html_answer(502))
@@ -129,7 +129,7 @@ def test_a_connection_is_kept_after_every_whole_answer(
     connection.close()
 
 
-def test_refusals_arrive_as_the_error_classes_of_the_client(
+def test_error_responses_arrive_as_the_error_classes_of_the_client(
     server: FaultServer, client: openai.OpenAI
 ) -> None:
     with pytest.raises(openai.NotFoundError, match="`none` does not exist") as unknown:
@@ -152,19 +152,19 @@ def test_refusals_arrive_as_the_error_classes_of_the_client(
     assert "<h1>502 Bad Gateway</h1>" in page.value.response.text
 
 
-def test_the_client_tries_again_when_told_to(server: FaultServer) -> None:
+def test_client_retries_as_the_header_requests(server: FaultServer) -> None:
     soon = formatdate(time.time(), usegmt=True)
     server.will(CHAT, *refusal(503, "loading", headers={"Retry-After": soon}))
     server.will(CHAT, Reset())
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=2) as client:
-        assert said(client) == "one two"
+        assert answer_of(client) == "one two"
     assert [request.wait() for request in server.received] == ["whole", "cut", "whole"]
 
 
 def test_the_client_follows_a_redirect(server: FaultServer, client: openai.OpenAI) -> None:
     with FaultServer() as other:
         server.will(CHAT, *redirect(other.url + CHAT))
-        assert said(client) == "one two"
+        assert answer_of(client) == "one two"
         assert len(other.asked(CHAT)) == 1
 
 
@@ -184,25 +184,25 @@ def test_the_client_understands_an_answer_however_it_is_cut(
     server: FaultServer, client: openai.OpenAI, script: list[Step]
 ) -> None:
     server.will(CHAT, *script)
-    assert said(client) == "Grüße 🦙"
+    assert answer_of(client) == "Grüße 🦙"
 
 
 def test_the_client_gets_a_line_of_ten_megabytes(
     server: FaultServer, client: openai.OpenAI
 ) -> None:
     server.will(CHAT, *words("x" * 10_000_000))
-    assert len(said(client)) == 10_000_000
+    assert len(answer_of(client)) == 10_000_000
 
 
-def test_the_client_tells_a_cut_body_from_one_that_ended(
+def test_client_distinguishes_a_cut_body_from_a_complete_one(
     server: FaultServer, client: openai.OpenAI
 ) -> None:
     server.will(CHAT, *sse(delta("Hel"), done=False), Cut())
-    with pytest.raises(openai.APIConnectionError) as broken:
-        said(client)
-    assert "incomplete chunked read" in str(broken.value.__cause__)
+    with pytest.raises(openai.APIConnectionError) as caught:
+        answer_of(client)
+    assert "incomplete chunked read" in str(caught.value.__cause__)
     server.will(CHAT, *sse(delta("Hel"), done=False), End())
-    assert said(client) == "Hel"
+    assert answer_of(client) == "Hel"
     assert [request.wait() for request in server.received] == ["cut", "whole"]
 
 
@@ -216,7 +216,7 @@ def test_a_client_that_closes_its_stream_is_noticed(
     assert server.received[0].left.wait(NOTICED_S)
     assert server.received[0].chunks_sent < 10
     server.pace = 0
-    assert said(client) == "one two"
+    assert answer_of(client) == "one two"
 
 
 def test_a_hundred_streams_at_once(server: FaultServer, client: openai.OpenAI) -> None:
@@ -229,7 +229,7 @@ def test_a_hundred_streams_at_once(server: FaultServer, client: openai.OpenAI) -
             with ask(client) as stream:
                 next(iter(stream))
             return ""
-        return said(client, f"answer number {number}")
+        return answer_of(client, f"answer number {number}")
 
     with ThreadPoolExecutor(100) as pool:
         answers = list(pool.map(one, range(100)))
@@ -253,7 +253,7 @@ def test_a_server_dies_and_returns(server: FaultServer, client: openai.OpenAI) -
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", server.port))
     server.start()
-    assert said(client) == "one two"
+    assert answer_of(client) == "one two"
     assert server.url == url
 
 

@@ -1,4 +1,4 @@
-"""What a script says is what travels: the servers of the tests, looked at through plain sockets."""
+"""The servers of the tests send what their scripts contain, as plain sockets receive it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def everything(connection: socket.socket) -> bytes:
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def test_a_cut_body_has_no_end_and_an_ended_one_has(server: FaultServer) -> None:
+def test_cut_body_has_no_end_and_complete_one_has(server: FaultServer) -> None:
     server.will(CHAT, Head(), Send(b"abc"), Cut())
     assert everything(dial(server)).endswith(b"chunked\r\n\r\n3\r\nabc\r\n")
     server.will(CHAT, Head(), Send(b"abc"), End(), Raw(b"!"), Cut())
@@ -45,7 +45,7 @@ def test_a_cut_body_has_no_end_and_an_ended_one_has(server: FaultServer) -> None
     assert everything(dial(server)).endswith(b"\r\n\r\nff\r\nabc")
 
 
-def test_a_length_that_is_not_kept_is_noticed(server: FaultServer) -> None:
+def test_wrong_length_is_noticed(server: FaultServer) -> None:
     server.will(MODELS, Head(200, {"Content-Length": "5"}), Send(b"abc"), Cut())
     connection = http.client.HTTPConnection("127.0.0.1", server.port)
     connection.request("GET", MODELS)
@@ -78,7 +78,7 @@ def test_a_pause_before_the_head_is_a_pause(server: FaultServer) -> None:
     assert time.monotonic() - began >= 0.3
 
 
-def test_a_hold_ends_when_it_is_told_to(server: FaultServer) -> None:
+def test_hold_ends_when_released(server: FaultServer) -> None:
     hold = Hold()
     server.will(CHAT, hold, *json_answer(200, {}))
     with dial(server) as connection:

@@ -1,4 +1,4 @@
-"""The hub double proved with somebody else's client: the installed `huggingface_hub`.
+"""The hub double tested with another project's client: the installed `huggingface_hub`.
 
 The client runs in a process of its own, as it reads `HF_ENDPOINT` and `HF_HOME` when imported.
 """
@@ -47,7 +47,7 @@ def hub(folder: Path) -> Iterator[HubServer]:
 
 
 class Client:
-    """Runs Python in a fresh process that knows the hub; the code leaves its result in `out`."""
+    """Runs Python in a new process with the address of the hub; the code leaves its result in `out`."""
 
     def __init__(self, hub: HubServer, home: Path) -> None:
         self.environment = hub.environment(home)
@@ -82,7 +82,7 @@ def test_a_snapshot_is_the_folder_and_is_fetched_once(
     assert snapshot.name == COMMIT
     for name, original in Repo(folder).files().items():
         assert (snapshot / name).read_bytes() == original.read_bytes()
-    assert len(hub.asked("GET", "/resolve/" + COMMIT + "/model.safetensors")) == 1
+    assert len(hub.received("GET", "/resolve/" + COMMIT + "/model.safetensors")) == 1
 
     seen = len(hub.requests)
     offline = "hf.snapshot_download('tiny/llama', local_files_only=True)"
@@ -93,7 +93,7 @@ def test_a_snapshot_is_the_folder_and_is_fetched_once(
     ]
 
 
-def test_information_tells_sizes_revisions_and_kinds(client: Client, folder: Path) -> None:
+def test_information_has_sizes_revisions_and_kinds(client: Client, folder: Path) -> None:
     info, plain, names, shallow = client.run(
         "api = hf.HfApi()\n"
         "info = api.model_info('tiny/llama', files_metadata=True, revision='v1.0')\n"
@@ -131,7 +131,9 @@ api = hf.HfApi()
 """
 
 
-def test_refusals_arrive_as_the_error_classes_of_the_client(hub: HubServer, client: Client) -> None:
+def test_error_responses_arrive_as_the_error_classes_of_the_client(
+    hub: HubServer, client: Client
+) -> None:
     hub.repos["tiny/gated"] = hub.repos["tiny/gone"] = hub.repos["tiny/llama"]
     hub.script("tiny/gated", Faults(gated=True, tokens=("hf_good",)))
     hub.script("tiny/gone", Faults(missing=True))
@@ -167,19 +169,19 @@ def test_a_new_commit_is_noticed(hub: HubServer, client: Client, folder: Path) -
     )
 
 
-def test_a_broken_connection_is_resumed_and_a_server_error_retried(
+def test_lost_connection_is_resumed_and_a_server_error_retried(
     hub: HubServer, client: Client
 ) -> None:
     hub.script("tiny/llama", Faults(only="*.safetensors", errors=1, die_after=70_000))
-    # The client keeps only whole chunks of a broken answer, 10 MiB each unless told.
+    # The client keeps only whole chunks of a broken answer, 10 MiB each by default.
     path = client.run(
         "import huggingface_hub.constants\n"
         "hf.constants.DOWNLOAD_CHUNK_SIZE = 1_000\n"
         "out = hf.hf_hub_download('tiny/llama', 'model.safetensors')"
     )
     assert Path(path).read_bytes() == WEIGHTS
-    assert len(hub.asked("HEAD", "model.safetensors")) == 2
-    ranges = [asked.headers.get("range") for asked in hub.asked("GET", "model.safetensors")]
+    assert len(hub.received("HEAD", "model.safetensors")) == 2
+    ranges = [request.headers.get("range") for request in hub.received("GET", "model.safetensors")]
     assert ranges == [None, "bytes=70000-"]
 
 
@@ -235,7 +237,7 @@ def test_a_real_model_is_loaded_and_generates_through_the_hub(
     assert text == same
     assert len(text) == 5
     assert prompt == "<|im_start|>user\nGrüße 🦙<|im_end|>\n<|im_start|>assistant\n"
-    assert len(hub.asked("GET", "model.safetensors")) == 1
+    assert len(hub.received("GET", "model.safetensors")) == 1
 
 
 @pytest.mark.parametrize(
@@ -257,7 +259,7 @@ def test_every_tiny_architecture_loads_and_generates(
     assert model.config.model_type == architecture
 
 
-def test_the_bad_models_are_bad_in_the_way_they_say(tmp_path: Path) -> None:
+def test_each_bad_model_has_the_fault_of_its_name(tmp_path: Path) -> None:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -268,7 +270,7 @@ def test_the_bad_models_are_bad_in_the_way_they_say(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="safetensors"):
         AutoModelForCausalLM.from_pretrained(pickled, use_safetensors=True)
     with pytest.raises(SafetensorError, match="incomplete"):
-        AutoModelForCausalLM.from_pretrained(tiny_models.broken_weights(tmp_path / "broken"))
+        AutoModelForCausalLM.from_pretrained(tiny_models.truncated_weights(tmp_path / "broken"))
     foreign = tiny_models.remote_code(tmp_path / "foreign")
     with pytest.raises(ValueError, match="custom code"):
         AutoModelForCausalLM.from_pretrained(foreign, trust_remote_code=False)

@@ -1,4 +1,4 @@
-"""The double of Ollama proved with somebody else's client: the official `ollama` package."""
+"""The double of Ollama tested with another project's client: the official `ollama` package."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_prompt_is_completed(client: ollama.Client) -> None:
     assert "".join(part.response or "" for part in parts) == "one two"
 
 
-def test_a_model_that_can_think_does_unless_told_not_to(client: ollama.Client) -> None:
+def test_a_model_that_can_think_does_unless_requested_otherwise(client: ollama.Client) -> None:
     parts = list(client.chat("qwen3:0.6b", ask("why"), think=True, stream=True))
     assert [part.message.thinking for part in parts] == ["Somebody", " asks:", " why", None, None]
     assert [part.message.content for part in parts] == ["", "", "", "why", ""]
@@ -88,16 +88,16 @@ def test_a_model_that_can_think_does_unless_told_not_to(client: ollama.Client) -
 
 
 def test_options_are_honoured(server: OllamaServer, client: ollama.Client) -> None:
-    def said(question: str, **options: Any) -> tuple[str | None, str | None]:
+    def answer(question: str, **options: Any) -> tuple[str | None, str | None]:
         answer = client.chat("llama3.2", ask(question), options=options)
         return answer.message.content, answer.done_reason
 
-    assert said("a b c", num_predict=2) == ("a b", "length")
-    assert said("a b c", num_predict=3) == ("a b c", "stop")
-    assert said("a b c", num_predict=-1) == ("a b c", "stop")
-    assert said("a b c", stop=["x", " c"]) == ("a b", "stop")
+    assert answer("a b c", num_predict=2) == ("a b", "length")
+    assert answer("a b c", num_predict=3) == ("a b c", "stop")
+    assert answer("a b c", num_predict=-1) == ("a b c", "stop")
+    assert answer("a b c", stop=["x", " c"]) == ("a b", "stop")
     many = " ".join(map(str, range(30)))
-    assert said(many, seed=1) == said(many, seed=1) != said(many, seed=2)
+    assert answer(many, seed=1) == answer(many, seed=1) != answer(many, seed=2)
     assert post(server, CHAT, {"model": "llama3.2", "options": {"seed": "1"}}) == (
         500, {"error": 'option "seed" must be of type integer'},
     )  # fmt: skip
@@ -226,13 +226,13 @@ def test_keep_alive_needs_a_unit(value: Any) -> None:
         keep_alive(value)
 
 
-def test_a_pull_tells_how_it_goes_on(server: OllamaServer, client: ollama.Client) -> None:
-    told = list(client.pull("gemma3:270m", stream=True))
-    assert told[0].status == "pulling manifest"
-    assert [one.status for one in told[-3:]] == [
+def test_pull_reports_its_progress(server: OllamaServer, client: ollama.Client) -> None:
+    progress = list(client.pull("gemma3:270m", stream=True))
+    assert progress[0].status == "pulling manifest"
+    assert [one.status for one in progress[-3:]] == [
         "verifying sha256 digest", "writing manifest", "success",
     ]  # fmt: skip
-    weights = [one for one in told if one.total == 291_554_930]
+    weights = [one for one in progress if one.total == 291_554_930]
     assert weights[0].completed is None
     assert weights[-1].completed == 291_554_930
     done = [one.completed or 0 for one in weights]
@@ -256,9 +256,9 @@ def test_a_pull_that_was_left_goes_on_where_it_was(
     assert request.left.wait(0.5)
     assert "gemma3:270m" not in server.models
     server.pace = 0
-    told = list(client.pull("gemma3:270m", stream=True))
-    assert (told[1].completed or 0) > 50_000_000
-    assert told[-1].status == "success"
+    progress = list(client.pull("gemma3:270m", stream=True))
+    assert (progress[1].completed or 0) > 50_000_000
+    assert progress[-1].status == "success"
 
 
 def test_errors_arrive_as_errors(server: OllamaServer, client: ollama.Client) -> None:
@@ -310,16 +310,16 @@ def test_a_client_that_leaves_is_noticed(server: OllamaServer, client: ollama.Cl
     assert server.received[1].left.wait(0.5)
 
 
-def test_it_says_that_it_runs(server: OllamaServer) -> None:
+def test_root_page_reports_that_it_runs(server: OllamaServer) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.port)
-    said = {}
+    answer = {}
     for method, path in [("GET", "/"), ("HEAD", "/"), ("GET", "/api/version"), ("GET", "/nowhere"),
                          ("GET", "/api/chat")]:  # fmt: skip
         connection.request(method, path)
         response = connection.getresponse()
-        said[method, path] = (response.status, response.read().decode())
+        answer[method, path] = (response.status, response.read().decode())
     connection.close()
-    assert list(said.values()) == [
+    assert list(answer.values()) == [
         (200, "Ollama is running"),
         (200, ""),
         (200, '{"version": "0.33.0"}'),

@@ -55,28 +55,28 @@ def test_files_and_pictures_that_are_linked_exist() -> None:
 
 
 def drawn_tree() -> dict[str, str]:
-    """Return the files of the README's tree and the words behind each."""
+    """Return the files of the README's tree and the description behind each."""
     section = README[README.index("## The source") :]
     lines = re.findall(r"```text\n(.*?)```", section, re.DOTALL)[0].splitlines()
     files: dict[str, str] = {}
     folders: list[str] = []
     for line in lines:
-        name, _, words = line.strip().partition(" ")
+        name, _, description = line.strip().partition(" ")
         depth = (len(line) - len(line.lstrip())) // 2
         del folders[depth:]
         if name.endswith("/"):
             folders.append(name)
         else:
-            files["".join([*folders, name])] = words.strip()
+            files["".join([*folders, name])] = description.strip()
     return files
 
 
 def test_tree_is_that_of_the_package() -> None:
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "llm_magic").rglob("*.py")}
-    kept = {m for m in modules if not m.endswith("__init__.py") or m == "llm_magic/__init__.py"}
+    expected = {m for m in modules if not m.endswith("__init__.py") or m == "llm_magic/__init__.py"}
     drawn = drawn_tree()
-    assert set(drawn) == kept
-    assert [path for path, words in drawn.items() if not words] == []
+    assert set(drawn) == expected
+    assert [path for path, description in drawn.items() if not description] == []
 
 
 def test_python_blocks_run(

@@ -46,5 +46,11 @@ def test_old_words_are_found(
 
 
 def test_every_line_of_the_list_is_valid() -> None:
-    assert {word.kind for word in old_words.words()} == {"all", "class", "name", "prose", "text"}
-    assert all(word.instead for word in old_words.words())
+    assert {word.kind for word in old_words.old_words()} == {
+        "all",
+        "class",
+        "name",
+        "prose",
+        "text",
+    }
+    assert all(word.instead for word in old_words.old_words())

@@ -23,7 +23,7 @@ def drawn() -> dict[str, str]:
     return parents
 
 
-def test_the_tree_is_as_it_is_drawn() -> None:
+def test_tree_matches_docstring() -> None:
     classes = {
         name: thing.__bases__[0].__name__
         for name, thing in vars(errors).items()
@@ -36,7 +36,7 @@ def test_the_tree_is_as_it_is_drawn() -> None:
     )
 
 
-def test_a_notebook_shows_one_line() -> None:
+def test_notebook_displays_one_line() -> None:
     error = GenerationFailed("The model broke.", details="Traceback …\n" * 50)
     assert error._render_traceback_() == ["\x1b[31mGenerationFailed\x1b[0m: The model broke."]
     assert (str(error), error.details[:9]) == ("The model broke.", "Traceback")
@@ -44,7 +44,7 @@ def test_a_notebook_shows_one_line() -> None:
     assert Interrupted("Stopped.").reply is None
 
 
-def test_message_has_no_half_characters() -> None:
+def test_message_has_no_lone_surrogates() -> None:
     for name in ("OptionError", "ServerError", "Interrupted"):
         error: LLMMagicError = getattr(errors, name)("There is no chat \ud800.")
         assert str(error) == "There is no chat \\ud800."
@@ -62,11 +62,11 @@ def test_message_has_no_half_characters() -> None:
         ("", ["temperature"], ""),
     ],
 )
-def test_near_misses_are_suggested(word: str, known: list[str], hint: str) -> None:
+def test_similar_names_are_suggested(word: str, known: list[str], hint: str) -> None:
     assert did_you_mean(word, known) == hint
 
 
-def test_as_many_as_asked_for() -> None:
+def test_number_of_suggestions_is_limited() -> None:
     names = [f"model-{n}" for n in range(9)]
     assert did_you_mean("model-x", names).count("model-") == 3
     assert did_you_mean("model-x", names, count=1).count("model-") == 1

@@ -1,4 +1,4 @@
-"""What all remote backends share: servers, the models they answer with, retries and their limits."""
+"""The base class of the backends for servers: models, connections, retries and error messages."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import psutil
 
 from llm_magic.backends.base import Backend, LoadPlan, Report, TokenCount
-from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.client_pool import Servers
 from llm_magic.backends.remote.limits import ANSWER_S, FIRST_FACTOR
 from llm_magic.backends.remote.retry import Patience, waiting
-from llm_magic.backends.remote.stream_decoders import MalformedStream, joined
+from llm_magic.backends.remote.stream_decoders import MalformedStream, join_surrogates
 from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.option_spec import specs
 from llm_magic.config.server_address import ServerAddress, parse_url
@@ -46,52 +45,61 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# How many models of one server are listed and kept for completion; any can be loaded by its name.
-MOST_MODELS = 10_000
-# Longer than a path: vLLM calls a model by its folder.
-_LONGEST_NAME = 1000
+# The models of one server that are listed and completed; others can be loaded by name.
+MAX_MODELS = 10_000
+# vLLM uses the path of a folder as the name of its model.
+_MAX_NAME_LENGTH = 1000
 
-# Names in a request that no option sets, and what to do instead.
+# Fields of a request that no option sets, and what to do instead.
 RESERVED: Mapping[str, str] = MappingProxyType(
     {
         "model": "Choose a loaded model with -m, or load another with %llm_load.",
         "messages": "The cell is the prompt; -s sets the system prompt, -c continues a chat.",
         "prompt": "The cell is the prompt; -s sets the system prompt, -c continues a chat.",
-        "stream": "Every answer is streamed; --quiet or -o hides it.",
+        "stream": "Every reply is streamed; --quiet or -o hides it.",
     }
 )
 
 
 @dataclass(slots=True)
 class Dialect:
-    """How a server spells the options, and which defaults this model does not take."""
+    """The fields of a server's requests.
 
-    spelled: dict[str, str]
-    left_out: set[str] = field(default_factory=set)
+    Attributes:
+        fields: The field of each option.
+        unsupported: The fields that the server has rejected. They are sent only on request.
+    """
+
+    fields: dict[str, str]
+    unsupported: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
 class RemoteModel:
-    """A model on a server; `model` is its name there, `dialect` what was learned about it."""
+    """A model on a server; `model` is its name there, `info.name` its name in the session."""
 
     model: str
     server: HttpServer
     info: ModelInfo
     config: LoadConfig
     dialect: Dialect
-    used: bool = False
+    was_used: bool = False
 
 
 class RemoteBackend(Backend):
-    """Answers through a server; subclasses know its protocol."""
+    """Generates with the models of servers. Subclasses implement a protocol.
+
+    Attributes:
+        start: How to start such a server.
+        concurrency: How many requests such a server processes at once.
+        reserved: Fields of a request that ``-p`` cannot set, and what to do instead.
+        spellings: Names of options in other APIs. Servers ignore them or use them for other options.
+    """
 
     load_config: ClassVar[type[LoadConfig]] = ServerLoadConfig
-    # What to type to start such a server, and how many questions it takes at once.
     start = ""
     concurrency = 256
-    # Names in the body of a request that are made from something else, and from what.
     reserved: Mapping[str, str] = MappingProxyType({})
-    # Names of options in other APIs, which servers ignore or mix up with their own names.
     spellings: Mapping[str, str] = MappingProxyType(
         {
             **dict.fromkeys(
@@ -103,157 +111,165 @@ class RemoteBackend(Backend):
     )
 
     def __init__(self, settings: ReadSettings, keys: ApiKeys) -> None:
-        self._remotes: dict[str, RemoteModel] = {}
-        # What servers listed, by address: written on the loop, read at a key press.
+        self._models: dict[str, RemoteModel] = {}
+        # By URL. The event-loop thread writes it, and completion reads it in the main thread.
         self._listed: dict[str, list[ModelInfo]] = {}
-        self._servers = Servers(settings, keys, self.start, self.concurrency, self._prefix)
+        self._servers = Servers(settings, keys, self.start, self.concurrency, self._api_prefix)
 
     @classmethod
-    def sent_names(cls) -> dict[str, str]:
-        """Return what the supported options are called in a request; `extra` has names of its own."""
-        return {n: sent for n, sent in cls.option_names.items() if sent and n != "extra"}
+    def request_fields(cls) -> dict[str, str]:
+        """Return the field of each supported option in a request. `extra` has its own fields."""
+        return {
+            name: field for name, field in cls.option_names.items() if field and name != "extra"
+        }
 
-    # -- what a protocol adds -----------------------------------------------------------------
+    # -- the protocol -------------------------------------------------------------------------
 
     @abstractmethod
-    async def _list(self, server: HttpServer) -> list[ModelInfo]:
+    async def _list_models(self, server: HttpServer) -> list[ModelInfo]:
         """Return the models of a server."""
 
     @abstractmethod
-    async def _find(
+    async def _find_model(
         self, server: HttpServer, model: str | None, config: LoadConfig, report: Report
     ) -> tuple[RemoteModel, tuple[str, ...]]:
-        """Return a model of the server, and what the user should know about it."""
+        """Return a model of the server, its only one for None, and notes for the user."""
 
     @abstractmethod
-    def _answer(
+    def _generate(
         self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
-        """Ask once; the last chunk carries `finish_reason`."""
+        """Send one request and yield the reply; the last chunk has a `finish_reason`."""
 
-    def _prefix(self, address: ServerAddress) -> str | None:
-        """Return where the API of a server begins; None if it is not known before it was asked."""
+    def _api_prefix(self, address: ServerAddress) -> str | None:
+        """Return the path of the API below the address; None if it is detected by requests."""
         return None
 
     def _adapt(self, remote: RemoteModel, error: LLMMagicError, config: GenerationConfig) -> bool:
-        """Learn from an error how this server wants it; returns whether asking again may help."""
+        """Adapt the dialect of a model after an error; returns whether to send the request again."""
         return False
 
-    def _room(self, remote: RemoteModel) -> str:
-        """Return what to do about a prompt that is too long."""
-        return " Shorten the prompt, or lower --max-new-tokens."
+    def _shorten_hint(self, remote: RemoteModel) -> str:
+        """Return what to do if the prompt exceeds the context."""
+        return "Shorten the prompt, or lower --max-new-tokens."
 
-    # -- the contract -------------------------------------------------------------------------
+    # -- models -------------------------------------------------------------------------------
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
-        """Return what the server has."""
+        """Return the models of the server."""
         with self._servers.borrowed(config) as server:
-            # llama-cpp-python drops the answer it is at for any other request, this one too.
+            # llama-cpp-python aborts its reply for any other request, this one included.
             async with server.turns:
-                return await self._patiently(
-                    lambda: self._list(server), lambda _progress: None, ANSWER_S
+                return await self._retry(
+                    lambda: self._list_models(server), lambda _progress: None, ANSWER_S
                 )
 
     def is_current(self, name: str, config: LoadConfig) -> bool:
-        """Return whether the server would be asked at the same address, with the same key."""
+        """Return whether a load would use the same address with the same key now."""
         return self._servers.is_of(config, self._find_loaded(name).server)
 
     def known(self, base_url: str | None) -> list[ModelInfo]:
-        """Return what servers listed when they were last asked."""
+        """Return the models that servers listed in their last response."""
         lists = dict(self._listed)
         if base_url is not None:
             return lists.get(parse_url(self.name, base_url).url, [])
         return [info for infos in lists.values() for info in infos]
 
-    def _remember(self, server: HttpServer, names: Sequence[str]) -> None:
-        """Keep the names that a server lists, for completion."""
-        label = server.address.host_port
+    def _store_names(self, server: HttpServer, names: Sequence[str]) -> None:
+        """Store the names of a server's models for completion."""
         self._listed[server.address.url] = [
-            ModelInfo(name, self.name, "server", server=label) for name in names[:MOST_MODELS]
+            ModelInfo(name, self.name, "server", server=server.address.host_port)
+            for name in names[:MAX_MODELS]
         ]
 
     async def check(
         self, model: str | None, config: LoadConfig, report: Report, leaving: Sequence[str]
     ) -> LoadPlan:
-        """See that the server answers and knows the model."""
+        """Check that the server responds and has the model."""
         self._servers.planned = None
         try:
             with self._servers.borrowed(config) as server:
-                waits = "waiting for a turn at" if server.turns.locked() else "asking"
-                report(Progress(f"{waits} {server.address.host_port}"))
+                is_waiting = server.turns.locked()
+                stage = "waiting for a turn at" if is_waiting else "connecting to"
+                report(Progress(f"{stage} {server.address.host_port}"))
                 async with server.turns:
-                    remote, notes = await self._patiently(
-                        lambda: self._find(server, model, config, report), report, _busy_s(server)
+                    remote, notes = await self._retry(
+                        lambda: self._find_model(server, model, config, report),
+                        report,
+                        _busy_timeout(server),
                     )
         except BaseException:
             await self._close_unused()
             raise
         self._servers.planned = server
-        notes = (*self._warnings(server), *self._left_out(), *notes)
+        notes = (*self._warnings(server), *self._unsupported_settings(), *notes)
         return LoadPlan(model or remote.model, remote.model, config, remote, notes)
 
     async def load(self, plan: LoadPlan, name: str, report: Report) -> ModelInfo:
-        """Remember the model under `name`: the server holds it."""
+        """Store the model under `name`; the server holds it in memory."""
         remote = plan.source
         assert isinstance(remote, RemoteModel)
         remote.info = dataclasses.replace(remote.info, name=name)
-        self._remotes[name], self._servers.planned = remote, None
+        self._models[name], self._servers.planned = remote, None
         return remote.info
 
     async def unload(self, name: str) -> Unloaded:
-        """Forget the model, and close the connections where nobody else uses them."""
+        """Remove the model, and close the connections that no other model uses."""
         remote = self._find_loaded(name)
-        del self._remotes[name]
+        del self._models[name]
         before = self.memory()
-        note = await self._let_go(remote)
+        note = await self._unload_from_server(remote)
         await self._close_unused()
         return Unloaded(name, 0, before, self.memory(), note=note)
 
-    async def _let_go(self, remote: RemoteModel) -> str:
-        """Tell the server, where it wants to know; returns what became of the model."""
+    async def _unload_from_server(self, remote: RemoteModel) -> str:
+        """Free the memory of the server, if its API has a request for that; returns a note."""
         return f"it stays on {remote.server.address.host_port}"
+
+    # -- generation ---------------------------------------------------------------------------
 
     async def stream(
         self, name: str, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
-        """Answer; tries again where that may help, until the first token has come."""
+        """Yield the reply; repeats failed requests until the first token was received."""
         remote = self._find_loaded(name)
-        remote.used = True
+        remote.was_used = True
         turns = remote.server.turns
-        async with self._held(remote):
+        async with self._keep_open(remote.server):
             if turns.locked():
                 yield Chunk(notice=f"waiting for a turn at {remote.server.address.host_port}")
-            async with turns, contextlib.aclosing(self._tries(remote, messages, config)) as chunks:
+            chunks = self._generate_with_retries(remote, messages, config)
+            async with turns, contextlib.aclosing(chunks):
                 async for chunk in chunks:
                     yield chunk
 
     @contextlib.asynccontextmanager
-    async def _held(self, remote: RemoteModel) -> AsyncIterator[None]:
-        """Keep the connections of an answer that is under way, also when its model is unloaded."""
-        remote.server.users += 1
+    async def _keep_open(self, server: HttpServer) -> AsyncIterator[None]:
+        """Keep the connections of a server open, even if its model is unloaded."""
+        server.users += 1
         try:
             yield
         finally:
-            remote.server.users -= 1
+            server.users -= 1
             await self._close_unused()
 
-    async def _tries(
+    async def _generate_with_retries(
         self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
-        patience, told, notice = Patience(_busy_s(remote.server)), False, ""
+        patience, has_text, notice = Patience(_busy_timeout(remote.server)), False, ""
         while True:
             try:
-                whole = joined(self._answer(remote, messages, config))
-                async with contextlib.aclosing(whole) as chunks:
+                chunks = join_surrogates(self._generate(remote, messages, config))
+                async with contextlib.aclosing(chunks):
                     async for chunk in chunks:
-                        told = told or bool(chunk.text or chunk.reasoning)
+                        has_text = has_text or bool(chunk.text or chunk.reasoning)
                         yield chunk
                 return
             except (ServerError, MalformedStream) as caught:
-                error = self._explained(remote, caught, told)
-            if not told and self._adapt(remote, error, config):
+                error = self._translated(remote, caught, has_text)
+            if not has_text and self._adapt(remote, error, config):
                 continue
-            wait = None if told else patience.next_try(error)
+            wait = None if has_text else patience.next_try(error)
             if wait is None:
                 raise error
             if waiting(error, wait) != notice or not isinstance(error, ServerBusy):
@@ -262,14 +278,14 @@ class RemoteBackend(Backend):
             await asyncio.sleep(wait)
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
-        """Count nothing: only the server knows its tokenizer."""
+        """Return the context length; the server does not count tokens."""
         return TokenCount(None, self._find_loaded(name).info.context_length)
 
     def check_extra(self, config: GenerationConfig) -> None:
-        """Raise for what is made from something else: the rest is the server's to judge."""
-        known = specs(GenerationConfig)
+        """Raise `OptionError` for fields that options set, and for values that are not JSON."""
+        options = specs(GenerationConfig)
         for name in config.extra:
-            option = known.get(self.spellings.get(name, name))
+            option = options.get(self.spellings.get(name, name))
             if option is not None and option.flag is not None and self.supports(option.name):
                 flag, value = option.flag.names[-1], option.flag.metavar
                 raise OptionError(
@@ -278,119 +294,115 @@ class RemoteBackend(Backend):
                 )
             if name in self.reserved:
                 raise OptionError(f"-p {name} cannot be set. {self.reserved[name]}")
-            _refuse_no_json(name, config.extra[name])
+            _check_json(name, config.extra[name])
 
     def memory(self) -> MemoryUse:
-        """Return what this process holds: the model is elsewhere."""
+        """Return the memory of this process, which does not contain the model."""
         return MemoryUse(psutil.Process().memory_info().rss)
 
     async def aclose(self) -> None:
         """Close the connections."""
-        self._remotes.clear()
+        self._models.clear()
         self._servers.planned = None
         await self._close_unused()
 
-    # -- requests -----------------------------------------------------------------------------
-
     async def _close_unused(self) -> None:
-        await self._servers.close_unused(remote.server for remote in self._remotes.values())
+        await self._servers.close_unused(remote.server for remote in self._models.values())
 
-    async def _patiently(
-        self, request: Callable[[], Awaitable[T]], report: Report, busy_s: float
+    async def _retry(
+        self, request: Callable[[], Awaitable[T]], report: Report, busy_timeout: float
     ) -> T:
-        """Make a request that may be made again; a server that does not answer fails at once."""
-        patience = Patience(busy_s)
+        """Return the result of a request; repeats it after error responses, if that can help."""
+        patience = Patience(busy_timeout)
         while True:
             try:
                 return await request()
-            except RequestFailed as refused:
-                wait = patience.next_try(refused)
+            except RequestFailed as error:
+                wait = patience.next_try(error)
                 if wait is None:
                     raise
-                words = waiting(refused, wait)
-            report(Progress(words))
+                stage = waiting(error, wait)
+            report(Progress(stage))
             await asyncio.sleep(wait)
 
     def _find_loaded(self, name: str) -> RemoteModel:
         try:
-            return self._remotes[name]
+            return self._models[name]
         except KeyError:
-            raise ModelNotLoaded(f"{name} is not loaded any more. Type %llm_load.") from None
+            raise ModelNotLoaded(f"{name} is no longer loaded. Type %llm_load.") from None
 
-    # -- words --------------------------------------------------------------------------------
+    # -- messages -----------------------------------------------------------------------------
 
     def _warnings(self, server: HttpServer) -> tuple[str, ...]:
         if server.key is None or server.address.is_private:
             return ()
         return (
-            f"Warning: the key goes to {server.address.origin} in clear text; who is on the way can"
-            " read it. Use https.",
+            f"Warning: the key is sent to {server.address.origin} in clear text, and others on the"
+            " network can read it. Use https.",
         )
 
-    def _left_out(self) -> tuple[str, ...]:
-        """Return which defaults of the settings are not sent, because they do not exist there."""
+    def _unsupported_settings(self) -> tuple[str, ...]:
+        """Return a note with the generation settings that the backend does not support."""
         names = [name for name in self.option_names if not self.supports(name)]
         if not names:
             return ()
-        return (f"Not sent, because {self.name} has no such options: {', '.join(names)}.",)
+        return (f"Not sent, because {self.name} does not support them: {', '.join(names)}.",)
 
-    def _explained(
-        self, remote: RemoteModel, error: ServerError | MalformedStream, told: bool
+    def _translated(
+        self, remote: RemoteModel, error: ServerError | MalformedStream, has_text: bool
     ) -> LLMMagicError:
-        """Return what went wrong; after the first token it is the answer that broke."""
+        """Return the error to raise; `has_text` is whether a part of the reply was received."""
         message = str(error)
         if isinstance(error, MalformedStream):
             message = f"{remote.server.address.origin} sent {error}."
-        if told:
+        if has_text:
             return IncompleteReply(
-                f"{message} The answer is not whole; what there is of it is in llm.last."
+                f"{message} The reply is incomplete; the received part is in llm.last."
             )
         if isinstance(error, MalformedStream):
-            return RequestFailed(f"{message} Is it the right kind of server?")
-        if isinstance(error, RequestFailed) and server_errors.is_too_long(error):
-            return self._too_long(remote, error)
+            return RequestFailed(f"{message} Check --base-url and -b.")
+        if isinstance(error, RequestFailed) and error.exceeds_context:
+            return self._prompt_too_long(remote, error)
         return error
 
-    def _too_long(self, remote: RemoteModel, error: RequestFailed) -> PromptTooLong:
-        """Return the error for a prompt that is longer than the model reads."""
+    def _prompt_too_long(self, remote: RemoteModel, error: RequestFailed) -> PromptTooLong:
+        """Return the error for a prompt that exceeds the context of the model."""
+        name, hint = remote.info.name, self._shorten_hint(remote)
         if error.lengths is None:
             context = remote.info.context_length
-            reads = f" {remote.info.name} reads {context:,} tokens." if context else ""
-            return PromptTooLong(f"{error}{reads}{self._room(remote)}")
+            reads = f" {name} reads {context:,} tokens." if context else ""
+            return PromptTooLong(f"{error}{reads} {hint}")
         prompt, context = error.lengths
         return PromptTooLong(
-            f"The prompt has {prompt:,} tokens, {remote.info.name} on"
-            f" {remote.server.address.host_port} reads {context:,}.{self._room(remote)}"
+            f"The prompt has {prompt:,} tokens, {name} on {remote.server.address.host_port} reads"
+            f" {context:,}. {hint}"
         )
 
 
-def _busy_s(server: HttpServer) -> float:
-    """Return the seconds to wait for a server that answers others: as long as for a first word."""
+def _busy_timeout(server: HttpServer) -> float:
+    """Return the seconds to wait for a busy server: as long as for the first token."""
     return server.limits.idle_s * FIRST_FACTOR
 
 
-def entries_with(name: str, listed: object) -> list[dict[str, Any]]:
-    """Return the entries of a server's list that have a `name`; whatever else is in it is left out.
-
-    So are entries with a name that is too long to be typed.
-    """
+def named_entries(listed: object, field: str) -> list[dict[str, Any]]:
+    """Return the entries of a server's list that have a name in `field`; omits invalid entries."""
     if not isinstance(listed, list):
         return []
-    named = (e for e in listed if isinstance(e, dict) and isinstance(e.get(name), str))
-    return [entry for entry in named if len(entry[name]) <= _LONGEST_NAME]
+    named = (e for e in listed if isinstance(e, dict) and isinstance(e.get(field), str))
+    return [entry for entry in named if len(entry[field]) <= _MAX_NAME_LENGTH]
 
 
-def _refuse_no_json(name: str, value: object) -> None:
-    """Raise `OptionError` for a value of ``-p`` or ``extra`` that no request can carry."""
+def _check_json(name: str, value: object) -> None:
+    """Raise `OptionError` if a value of ``-p`` or ``extra`` cannot be encoded as JSON."""
     try:
         json.dumps(value, allow_nan=False)
     except RecursionError:
-        why = "it is nested too deeply"
+        reason = "it is nested too deeply"
     except (TypeError, ValueError) as error:
-        why = str(error)[:100]
+        reason = str(error)[:100]
     else:
         return
     raise OptionError(
-        f"-p {name}: a value of type {type(value).__name__} cannot be sent as JSON ({why})."
-        " Give numbers, texts, lists and dictionaries."
+        f"-p {name}: a value of type {type(value).__name__} cannot be sent as JSON ({reason})."
+        " Use numbers, strings, lists and dictionaries."
     )

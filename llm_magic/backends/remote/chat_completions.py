@@ -1,33 +1,34 @@
-"""The objects of a streamed chat completion, as OpenAI and those like it send them; pure."""
+"""Parses the objects of a streamed chat completion, with the variants of compatible servers."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from llm_magic.backends.remote import server_errors
-from llm_magic.backends.remote.stream_decoders import MalformedStream, text_of, whole_number
+from llm_magic.backends.remote.stream_decoders import MalformedStream, parse_text, whole_number
 from llm_magic.config.api_keys import ApiKey
 from llm_magic.config.server_address import ServerAddress
 from llm_magic.errors import RequestFailed
 from llm_magic.types import Chunk, FinishReason, Usage
 
-# What servers call the end of a whole answer, and the limit; who ends for another reason ended early.
-_WHOLE = (
+# Finish reasons of a complete reply, and of one that reached the token limit. Others mean truncation.
+_COMPLETE = (
     "stop", "eos", "eos_token", "stop_token", "stop_sequence", "end_turn", "end_of_text", "complete",
     "completed", "done", "tool_calls", "tool_use", "function_call",
 )  # fmt: skip
 _UNFINISHED = ("", "null", "none")
 _LIMITS = ("length", "max_tokens", "max_length", "model_length", "max_output_tokens")
-_FINISHED: Mapping[str, FinishReason] = {
-    **dict.fromkeys(_WHOLE, "stop"), **dict.fromkeys(_LIMITS, "length"),
+_FINISH_REASONS: Mapping[str, FinishReason] = {
+    **dict.fromkeys(_COMPLETE, "stop"), **dict.fromkeys(_LIMITS, "length"),
 }  # fmt: skip
-NOTHING = Chunk()
+EMPTY = Chunk()
 
 
-class Reader:
-    """Reads the objects of one stream."""
+class ReplyReader:
+    """Converts the objects of one reply to chunks."""
 
     def __init__(self, address: ServerAddress, key: ApiKey | None) -> None:
         self._address, self._key = address, key
@@ -35,69 +36,47 @@ class Reader:
         self._usage: Usage | None = None
 
     @property
-    def finished(self) -> bool:
-        """Whether the server said why it ended."""
+    def is_finished(self) -> bool:
+        """Whether the server has sent a finish reason."""
         return self._finish is not None
 
     def read(self, value: dict[str, Any]) -> Chunk:
-        """Return what an object adds to the answer."""
+        """Return the chunk of an object; raises `RequestFailed` for an error object."""
         if value.get("error") or value.get("object") == "error":
-            raise self._error(value)
-        self._count(value.get("usage"))
-        choice = _first(value.get("choices"))
+            raise server_errors.stream_error(self._address, self._key, value)
+        self._read_usage(value.get("usage"))
+        choice = _first_choice(value.get("choices"))
         part = choice.get("delta") or choice.get("message") or {}
-        if choice.get("finish_reason"):
-            self._end(choice["finish_reason"])
+        if reason := choice.get("finish_reason"):
+            name = reason.lower() if isinstance(reason, str) else "unknown"
+            if name not in _UNFINISHED:
+                self._finish = _FINISH_REASONS.get(name, "truncated")
         if not isinstance(part, dict):
             raise MalformedStream("a chunk of an unknown shape")
-        text, reasoning = _text(part.get("content") or part.get("refusal"))
+        text, reasoning = _split_content(part.get("content") or part.get("refusal"))
         reasoning = reasoning or _reasoning(part)
         if not text and not reasoning:
-            return NOTHING
+            return EMPTY
         return Chunk(text=text, reasoning=reasoning, time=time.perf_counter())
 
-    def whole(self, value: dict[str, Any]) -> Chunk:
-        """Return an answer that came in one piece."""
+    def read_whole(self, value: dict[str, Any]) -> Chunk:
+        """Return the only chunk of a reply that is not streamed."""
         if not isinstance(value.get("choices"), list) and not value.get("error"):
-            said = server_errors.from_object(value).text
+            text = server_errors.parse_error(value).text
             raise RequestFailed(
-                f"{self._address.origin} sent no answer: {said}. Is --base-url right?",
-                brief="no answer",
+                f"{self._address.origin} sent no reply: {text}. Check --base-url.",
+                brief="no reply",
             )
-        chunk, end = self.read(value), self.end()
-        return Chunk(
-            text=chunk.text,
-            reasoning=chunk.reasoning,
-            finish_reason=end.finish_reason,
-            usage=end.usage,
-            time=time.perf_counter(),
-        )
+        chunk = self.read(value)
+        return dataclasses.replace(self.last_chunk(), text=chunk.text, reasoning=chunk.reasoning)
 
-    def end(self) -> Chunk:
-        """Return the last chunk; without a reason for the end the answer was cut."""
+    def last_chunk(self) -> Chunk:
+        """Return the last chunk. A reply without a finish reason is truncated."""
         return Chunk(
             finish_reason=self._finish or "truncated", usage=self._usage, time=time.perf_counter()
         )
 
-    def _end(self, reason: object) -> None:
-        """Note why the answer ended; a reason that is unknown ended it early."""
-        name = reason.lower() if isinstance(reason, str) else "unknown"
-        if name not in _UNFINISHED:
-            self._finish = _FINISHED.get(name, "truncated")
-
-    def _error(self, value: dict[str, Any]) -> RequestFailed:
-        refusal = server_errors.from_object(value)
-        said = self._key.scrub(refusal.text) if self._key else refusal.text
-        inner = value.get("error")
-        code = inner.get("code") if isinstance(inner, dict) else value.get("code")
-        return RequestFailed(
-            f"{self._address.origin} stopped with an error: {said}.",
-            brief="an error",
-            status=whole_number(code),
-            parameter=refusal.parameter,
-        )
-
-    def _count(self, usage: object) -> None:
+    def _read_usage(self, usage: object) -> None:
         if not isinstance(usage, dict):
             return
         details = usage.get("prompt_tokens_details")
@@ -108,8 +87,8 @@ class Reader:
         )  # fmt: skip
 
 
-def _first(choices: object) -> dict[str, Any]:
-    """Return the choice that is the answer: the one with the index 0, or without any."""
+def _first_choice(choices: object) -> dict[str, Any]:
+    """Return the choice with index 0 or without an index; empty if there is none."""
     if choices in (None, []):
         return {}
     if not isinstance(choices, list):
@@ -122,33 +101,33 @@ def _first(choices: object) -> dict[str, Any]:
     return {}
 
 
-def _text(content: object) -> tuple[str, str]:
-    """Return the text and the reasoning of a content, which some servers send in parts."""
+def _split_content(content: object) -> tuple[str, str]:
+    """Return the text and the reasoning of a content, which is a string or a list of parts."""
     if isinstance(content, str):
         return content, ""
     if not isinstance(content, list):
-        return text_of(content), ""
-    texts, thoughts = [], []
+        return parse_text(content), ""
+    texts, reasoning = [], []
     for part in content:
         if isinstance(part, str):
             texts.append(part)
         elif isinstance(part, dict):
-            texts.append(_of_part(part.get("text")))
-            thoughts.append(_of_part(part.get("thinking")))
-    return "".join(texts), "".join(thoughts)
+            texts.append(_part_text(part.get("text")))
+            reasoning.append(_part_text(part.get("thinking")))
+    return "".join(texts), "".join(reasoning)
 
 
-def _of_part(value: object) -> str:
-    """Return the text of a part: a text, an object with a value, or parts again as Mistral has them."""
+def _part_text(value: object) -> str:
+    """Return the text of a part: a string, an object with a value, or (Mistral) a list of parts."""
     if isinstance(value, list):
-        return "".join(text_of(part.get("text")) for part in value if isinstance(part, dict))
-    return text_of(value.get("value") if isinstance(value, dict) else value)
+        return "".join(parse_text(part.get("text")) for part in value if isinstance(part, dict))
+    return parse_text(value.get("value") if isinstance(value, dict) else value)
 
 
 def _reasoning(part: dict[str, Any]) -> str:
-    """Return the reasoning beside a text; what is no text there is ignored, as a setting may be."""
+    """Return the reasoning next to a text; ignores values of other types, such as settings."""
     for name in ("reasoning", "reasoning_content"):
-        text = part.get(name)
-        if text and isinstance(text, str | list):
-            return _text(text)[0]
+        value = part.get(name)
+        if value and isinstance(value, str | list):
+            return _split_content(value)[0]
     return ""

@@ -83,10 +83,10 @@ class Servers:
         try:
             yield server
         except AuthenticationFailed:
-            self._keys.refused(server.key)
+            self._keys.discard(server.key)
             raise
         else:
-            self._keys.accepted(server.key)
+            self._keys.bind(server.key)
         finally:
             server.users -= 1
 

@@ -20,7 +20,12 @@ import httpx
 from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.compression import UnsupportedEncodingError, decompressor
 from llm_magic.backends.remote.limits import ANSWER_S, DRAIN_S, FIRST_FACTOR, Limits
-from llm_magic.backends.remote.stream_decoders import Decoder, MalformedStream, is_whole, parse_json
+from llm_magic.backends.remote.stream_decoders import (
+    Decoder,
+    MalformedStream,
+    is_complete,
+    parse_json,
+)
 from llm_magic.backends.remote.streams import TURN_S
 from llm_magic.backends.remote.transport import CONNECT_S, Transport, transport
 from llm_magic.backends.remote.wait import Wait
@@ -113,8 +118,12 @@ class HttpServer:
         except (TimeoutError, ServerError):
             # The status alone says enough.
             body = b""
-        return server_errors.explain(
-            self.address, self.key, response.status_code, response.headers, server_errors.read(body)
+        return server_errors.status_error(
+            self.address,
+            self.key,
+            response.status_code,
+            response.headers,
+            server_errors.parse_error_body(body),
         )
 
     @contextlib.contextmanager
@@ -126,6 +135,7 @@ class HttpServer:
             raise ServerUnreachable(
                 f"{self.address.origin} did not answer within {CONNECT_S:.0f} s. {self._start}",
                 brief="no connection",
+                is_temporary=True,
             ) from None
         except (httpx.ConnectError, httpx.ProxyError, httpcore.ConnectError) as error:
             raise self._not_there(str(error)) from None
@@ -139,8 +149,8 @@ class HttpServer:
     def _not_there(self, why: str) -> ServerUnreachable:
         proxy = proxy_for(self.address)
         if proxy is not None and "SSL" not in why:
-            return server_errors.no_proxy(self.address, proxy, self.scrub(why))
-        return server_errors.not_there(self.address, why, self._start)
+            return server_errors.proxy_error(self.address, proxy, self.scrub(why))
+        return server_errors.connection_error(self.address, why, self._start)
 
     def broken(self, error: Exception) -> ServerUnreachable:
         """Return the error for a connection that broke."""
@@ -149,6 +159,7 @@ class HttpServer:
         return ServerUnreachable(
             f"The connection to {self.address.origin} broke{because}. Look at the server.",
             brief="connection lost",
+            is_temporary=True,
         )
 
     def silent(
@@ -194,7 +205,7 @@ class Answer:
     async def piece(self) -> bytes:
         """Return the next bytes of the body, none at the end; raises `ServerError`."""
         if self._unsupported:
-            raise server_errors.compressed(self._server.address, self._unsupported)
+            raise server_errors.encoding_error(self._server.address, self._unsupported)
         while True:
             await self._give_others_a_turn()
             try:
@@ -263,7 +274,7 @@ class Answer:
         """Return the whole body; raises `RequestFailed` where it is larger than any answer."""
         data = await self.read(_MOST_JSON_BYTES + 1)
         if len(data) > _MOST_JSON_BYTES:
-            raise server_errors.too_large(self._server.address, _MOST_JSON_BYTES)
+            raise server_errors.size_error(self._server.address, _MOST_JSON_BYTES)
         return data
 
 
@@ -285,7 +296,7 @@ class _Events:
                 self._ready.extend(filter(bytes.strip, self._decoder.feed(piece)))
                 continue
             # What the end cut in two is no event, and no error either: the answer is not whole.
-            self._ready.extend(filter(is_whole, self._decoder.flush()))
+            self._ready.extend(filter(is_complete, self._decoder.flush()))
             if not self._ready:
                 raise StopAsyncIteration
         return self._ready.popleft()

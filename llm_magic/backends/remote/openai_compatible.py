@@ -1,4 +1,4 @@
-"""Servers that speak OpenAI's chat completions over SSE: vLLM, InstructLab, and any other."""
+"""The backend for OpenAI-compatible servers: vLLM, InstructLab, OpenAI and others."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from urllib.parse import quote
 from llm_magic.backends.base import UNSUPPORTED, Report, TokenCount
 from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.base import (
-    MOST_MODELS,
+    MAX_MODELS,
     RESERVED,
     Dialect,
     RemoteBackend,
     RemoteModel,
-    entries_with,
+    named_entries,
 )
-from llm_magic.backends.remote.chat_completions import NOTHING, Reader
+from llm_magic.backends.remote.chat_completions import EMPTY, ReplyReader
 from llm_magic.backends.remote.limits import END_S
 from llm_magic.backends.remote.stream_decoders import (
     EventDecoder,
@@ -34,7 +34,7 @@ from llm_magic.types import Chunk, Message, ModelInfo
 if TYPE_CHECKING:
     from llm_magic.backends.remote.http_client import HttpServer
 
-# What an option is called in the body of a request to any server with OpenAI's API.
+# The field of each option in a request to any OpenAI-compatible server.
 _OPTION_NAMES = {
     "max_new_tokens": "max_tokens",
     "temperature": "temperature",
@@ -45,76 +45,77 @@ _OPTION_NAMES = {
     "stop": "stop",
     "extra": "the body of the request",
 }
-# What the models of a kind of server are "owned by", and how many requests that kind takes at once:
-# llama-cpp-python ("me") drops the answer it is at when another question comes.
-_AT_ONCE = {"vllm": 256, "llamacpp": 256, "me": 1}
-_LONGEST_OWNER = 40
+# How many requests a server processes at once, by the owner of its models. llama-cpp-python ("me")
+# aborts its reply when another request arrives.
+_CONCURRENCY = {"vllm": 256, "llamacpp": 256, "me": 1}
+_MAX_OWNER_LENGTH = 40
 _VERSIONED = re.compile(r"/v\d+[a-z]*$|/openai$")
 
 
 class OpenAICompatibleBackend(RemoteBackend):
-    """Streams from ``/v1/chat/completions``."""
+    """Generates with ``/v1/chat/completions``."""
 
     # Whether the server has `/tokenize`.
     counts_tokens = False
     reserved = MappingProxyType(
         {
             **RESERVED,
-            "stream_options": "Token counts are always asked for.",
-            **dict.fromkeys(("n", "best_of"), "A call gives one answer; run it again for another."),
+            "stream_options": "Token counts are always requested.",
+            **dict.fromkeys(
+                ("n", "best_of"), "A call returns one reply; run it again for another."
+            ),
         }
     )
 
-    # -- what the server has ------------------------------------------------------------------
+    # -- models -------------------------------------------------------------------------------
 
-    async def _list(self, server: HttpServer) -> list[ModelInfo]:
+    async def _list_models(self, server: HttpServer) -> list[ModelInfo]:
         entries = await self._entries(server) or []
-        return [self._info(server, entry) for entry in entries[:MOST_MODELS]]
+        return [self._info(server, entry) for entry in entries[:MAX_MODELS]]
 
     async def _entries(self, server: HttpServer) -> list[dict[str, Any]] | None:
-        """Return what ``/v1/models`` lists; None where a server answers questions but lists nothing."""
+        """Return what ``/v1/models`` lists; None if the server generates, but lists no models."""
         prefixes = _prefixes(server.address.url) if server.prefix is None else [server.prefix]
         for prefix in prefixes:
             try:
                 value = await server.get(f"{prefix}/models")
-            except RequestFailed as refused:
-                if refused.status not in {200, 404, 405}:
+            except RequestFailed as error:
+                if error.status not in {200, 404, 405}:
                     raise
                 continue
             server.prefix = prefix
-            listed = value.get("data") if isinstance(value, dict) else value
-            entries = entries_with("id", listed)
-            self._remember(server, [str(entry["id"]) for entry in entries])
+            entries = named_entries(value.get("data") if isinstance(value, dict) else value, "id")
+            self._store_names(server, [str(entry["id"]) for entry in entries])
             return entries
         for prefix in prefixes:
-            if await self._takes_questions(server, prefix):
+            if await self._generates(server, prefix):
                 server.prefix = prefix
                 return None
         raise RequestFailed(
-            f"{server.address.origin} answers, but not at {server.address.url}{prefixes[0]}/models."
-            " Is the path of --base-url right, and is it an OpenAI-compatible server?",
+            f"{server.address.origin} responds, but not at {server.address.url}{prefixes[0]}/models."
+            " Check the path of --base-url, and whether the server is OpenAI-compatible.",
             status=404,
         )
 
-    async def _takes_questions(self, server: HttpServer, prefix: str) -> bool:
-        """Return whether an empty question is refused as a question, and not as a wrong address."""
+    async def _generates(self, server: HttpServer, prefix: str) -> bool:
+        """Return whether an empty request is rejected as invalid, and not as an unknown path."""
         try:
             await server.post(f"{prefix}/chat/completions", {})
         except ServerBusy:
             raise
-        except RequestFailed as refused:
-            return refused.status in {400, 422}
+        except RequestFailed as error:
+            return error.status in {400, 422}
         return False
 
     def _info(self, server: HttpServer, entry: Mapping[str, Any]) -> ModelInfo:
-        more = entry.get("meta")
-        meta: Mapping[str, Any] = more if isinstance(more, dict) else {}
-        # vLLM's name for it, OpenRouter's, and llama.cpp's two.
-        found = [
+        value = entry.get("meta")
+        meta: Mapping[str, Any] = value if isinstance(value, dict) else {}
+        # The fields of vLLM, OpenRouter and llama.cpp.
+        lengths = [
             entry.get("max_model_len"), entry.get("context_length"),
             meta.get("n_ctx"), meta.get("n_ctx_train"),
         ]  # fmt: skip
-        context = next(filter(None, map(whole_number, found)), None)
+        context = next(filter(None, map(whole_number, lengths)), None)
         return ModelInfo(
             str(entry["id"]),
             self.name,
@@ -125,47 +126,45 @@ class OpenAICompatibleBackend(RemoteBackend):
             context_length=context,
         )
 
-    async def _find(
+    async def _find_model(
         self, server: HttpServer, model: str | None, config: LoadConfig, report: Report
     ) -> tuple[RemoteModel, tuple[str, ...]]:
         entries = await self._entries(server)
         names = [str(entry["id"]) for entry in entries or ()]
         if model is None:
-            model = server_errors.only_one(server.address, names)
+            model = server_errors.single_model(server.address, names)
         entry: Mapping[str, Any] = next((e for e in entries or () if e["id"] == model), {})
         notes: tuple[str, ...] = ()
         if entries is None:
             notes = (
-                f"{server.address.host_port} lists no models: the first question shows if it has it.",
+                f"{server.address.host_port} lists no models. The first prompt shows whether it has"
+                f" {model}.",
             )
         elif not entry:
             entry = await self._unlisted(server, model, names)
         info = self._info(server, {**entry, "id": model})
-        notes += self._other_kind(server, entry)
-        self._servers.limit(server, config, self._at_once(entry))
-        return RemoteModel(model, server, info, config, self._dialect(server, entry)), notes
-
-    def _at_once(self, entry: Mapping[str, Any]) -> int:
-        """Return how many requests a server takes at once, which follows from what it is."""
         owner = entry.get("owned_by")
-        known = _AT_ONCE.get(owner) if isinstance(owner, str) else None
-        return known or self.concurrency
+        if isinstance(owner, str):
+            notes += self._owner_warning(server, owner)
+        else:
+            owner = ""
+        self._servers.limit(server, config, _CONCURRENCY.get(owner) or self.concurrency)
+        return RemoteModel(model, server, info, config, self._dialect(server, owner)), notes
 
-    def _other_kind(self, server: HttpServer, entry: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return a warning for a server that is asked as vLLM and names itself otherwise."""
-        owner = entry.get("owned_by")
-        if self.name != "vllm" or not isinstance(owner, str) or owner == "vllm":
+    def _owner_warning(self, server: HttpServer, owner: str) -> tuple[str, ...]:
+        """Return a warning if the server is not vLLM, but the backend is."""
+        if self.name != "vllm" or owner == "vllm":
             return ()
-        shown = server_errors.one_line(owner)[:_LONGEST_OWNER]
+        owner = server_errors.one_line(owner)[:_MAX_OWNER_LENGTH]
         return (
-            f"Warning: {server.address.host_port} is not vLLM: its models are owned by {shown!r}. It may"
-            " ignore top_k and repetition_penalty; -b openai is for any OpenAI-compatible server.",
+            f"Warning: {server.address.host_port} is not vLLM: its models are owned by {owner!r}. It may"
+            " ignore top_k and repetition_penalty. Use -b openai for other OpenAI-compatible servers.",
         )
 
     async def _unlisted(
         self, server: HttpServer, model: str, names: Sequence[str]
     ) -> Mapping[str, Any]:
-        """Ask for a model by its name: lists leave aliases out."""
+        """Return the entry of a model that is not listed, such as an alias."""
         try:
             entry = await server.get(f"{server.prefix}/models/{quote(model, safe='')}")
         except ServerBusy:
@@ -173,28 +172,27 @@ class OpenAICompatibleBackend(RemoteBackend):
         except RequestFailed:
             entry = None
         if not isinstance(entry, dict) or entry.get("id") != model:
-            raise server_errors.unknown(server.address, model, names)
+            raise server_errors.model_not_found(server.address, model, names)
         return entry
 
-    def _dialect(self, server: HttpServer, entry: Mapping[str, Any]) -> Dialect:
-        """Return how the options are spelled there."""
-        spelled = self.sent_names()
+    def _dialect(self, server: HttpServer, owner: str) -> Dialect:
+        fields = self.request_fields()
         if server.address.origin == "https://api.openai.com":
-            # The newer models refuse the older name, the older ones take both.
-            spelled["max_new_tokens"] = "max_completion_tokens"
-        if self.name == "instructlab" and entry.get("owned_by") == "vllm":
-            spelled["repetition_penalty"] = "repetition_penalty"
-        return Dialect(spelled)
+            # Newer models reject `max_tokens`, and older models accept both fields.
+            fields["max_new_tokens"] = "max_completion_tokens"
+        if self.name == "instructlab" and owner == "vllm":
+            fields["repetition_penalty"] = "repetition_penalty"
+        return Dialect(fields)
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
-        """Ask vLLM, which counts with the model's own template; the others cannot tell."""
+        """Return the token count of vLLM, which applies the template of the model; None for others."""
         remote = self._find_loaded(name)
         if not self.counts_tokens:
             return TokenCount(None, remote.info.context_length)
         server = remote.server
-        # Beside the API, not in it: above an address that ends in /v1.
+        # The path is not below /v1.
         path = "/tokenize" if server.prefix else "/../tokenize"
-        body = {"model": remote.model, "messages": _wire(messages)}
+        body = {"model": remote.model, "messages": _message_objects(messages)}
         try:
             value = await server.post(path, body)
         except ServerError:
@@ -202,38 +200,38 @@ class OpenAICompatibleBackend(RemoteBackend):
         count = value.get("count") if isinstance(value, dict) else None
         return TokenCount(whole_number(count), remote.info.context_length)
 
-    # -- an answer ----------------------------------------------------------------------------
+    # -- generation ---------------------------------------------------------------------------
 
-    async def _answer(
+    async def _generate(
         self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
-        reader, heard = Reader(remote.server.address, remote.server.key), False
-        path = f"{remote.server.prefix}/chat/completions"
+        server = remote.server
+        reader, has_events = ReplyReader(server.address, server.key), False
         body = self.body(remote, messages, config)
-        async with remote.server.stream("POST", path, body) as answer:
+        async with server.stream("POST", f"{server.prefix}/chat/completions", body) as answer:
             if answer.kind == "application/json":
-                # Asked for a stream, some gateways answer in one piece.
-                yield reader.whole(parse_object(await answer.read_all()))
+                # Some gateways do not stream, although the request asks for it.
+                yield reader.read_whole(parse_object(await answer.read_all()))
                 return
             try:
                 async for event in answer.decoded(EventDecoder()):
-                    heard = True
+                    has_events = True
                     if is_done(event):
                         break
                     chunk = reader.read(parse_object(event))
                     if chunk.text or chunk.reasoning:
                         answer.has_begun()
-                    if reader.finished:
+                    if reader.is_finished:
                         answer.ends_within(END_S)
-                    if chunk is not NOTHING:
+                    if chunk is not EMPTY:
                         yield chunk
             except (ServerError, MalformedStream):
-                # What comes after the end of the answer, or not, is no part of it.
-                if not reader.finished:
+                # The reply is complete, whatever follows it.
+                if not reader.is_finished:
                     raise
-            if not heard:
-                raise server_errors.no_answer(remote.server.address, answer.kind)
-            yield reader.end()
+            if not has_events:
+                raise server_errors.no_reply_error(server.address, answer.kind)
+            yield reader.last_chunk()
             await answer.drain()
 
     def body(
@@ -242,37 +240,41 @@ class OpenAICompatibleBackend(RemoteBackend):
         """Return the body of a request."""
         body: dict[str, Any] = {
             "model": remote.model,
-            "messages": _wire(messages),
+            "messages": _message_objects(messages),
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        for name, spelled in remote.dialect.spelled.items():
+        for name, field in remote.dialect.fields.items():
             value = getattr(config, name)
             if value not in (None, ()):
-                body[spelled] = list(value) if isinstance(value, tuple) else value
-        for name in remote.dialect.left_out - self._asked(remote, config):
-            body.pop(name, None)
+                body[field] = list(value) if isinstance(value, tuple) else value
+        for field in remote.dialect.unsupported - self._requested_fields(remote, config):
+            body.pop(field, None)
         return {**body, **config.extra}
 
-    def _asked(self, remote: RemoteModel, config: GenerationConfig) -> set[str]:
-        """Return what somebody asked for, under the server's names."""
-        spelled = remote.dialect.spelled
-        return {spelled[n] for n in config.model_fields_set if n in spelled} | set(config.extra)
+    def _requested_fields(self, remote: RemoteModel, config: GenerationConfig) -> set[str]:
+        """Return the fields that the user has set, and which are sent even if the model rejects them."""
+        fields = remote.dialect.fields
+        return {fields[name] for name in config.model_fields_set if name in fields} | set(
+            config.extra
+        )
 
     def _adapt(self, remote: RemoteModel, error: LLMMagicError, config: GenerationConfig) -> bool:
-        """Spell the limit the newer way, or leave a default away that this model does not take."""
+        """Use the newer field for the token limit, or omit a default that the model rejects."""
         if not isinstance(error, RequestFailed) or error.status not in {400, 422}:
             return False
-        spelled, left_out = remote.dialect.spelled, remote.dialect.left_out
-        if "max_completion_tokens" in str(error) and spelled["max_new_tokens"] == "max_tokens":
-            spelled["max_new_tokens"] = "max_completion_tokens"
+        fields, unsupported = remote.dialect.fields, remote.dialect.unsupported
+        if "max_completion_tokens" in str(error) and fields["max_new_tokens"] == "max_tokens":
+            fields["max_new_tokens"] = "max_completion_tokens"
             return True
-        # Not the limit: without one, the answer would have another that nobody knows.
-        mine = {*spelled.values(), "stream_options"} - {spelled["max_new_tokens"]}
-        name = error.parameter
-        if name not in mine or name in left_out or name in self._asked(remote, config):
+        # The token limit is never omitted, because the default of the server is unknown.
+        optional = {*fields.values(), "stream_options"} - {fields["max_new_tokens"]}
+        field = error.parameter
+        if field not in optional or field in unsupported:
             return False
-        left_out.add(name)
+        if field in self._requested_fields(remote, config):
+            return False
+        unsupported.add(field)
         return True
 
 
@@ -304,13 +306,13 @@ class OpenAIBackend(OpenAICompatibleBackend):
 
     name = "openai"
     option_names = MappingProxyType(_OPTION_NAMES)
-    start = "Check --base-url, and that the server runs."
+    start = "Check --base-url, and whether the server is running."
 
 
 def _prefixes(url: str) -> list[str]:
-    """Return what may stand between an address and the paths of the API, likeliest first."""
+    """Return the possible paths of the API below an address, the most likely first."""
     return [""] if _VERSIONED.search(url) else ["/v1", ""]
 
 
-def _wire(messages: Sequence[Message]) -> list[dict[str, str]]:
+def _message_objects(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": m.role, "content": m.content} for m in messages]

@@ -12,7 +12,6 @@ from llm_magic.errors import (
     RequestFailed,
     ServerBusy,
     ServerError,
-    ServerUnreachable,
 )
 
 # The first one and two more.
@@ -46,7 +45,7 @@ class Patience:
         if isinstance(error, ServerBusy):
             return self._next_turn(error)
         self._busy_since = None
-        if not _passes(error) or self._state.attempt_number >= _TRIES:
+        if not _is_temporary(error) or self._state.attempt_number >= _TRIES:
             return None
         asked = error.retry_after if isinstance(error, RequestFailed) else None
         wait = _BACKOFF(self._state) if asked is None else asked
@@ -65,13 +64,8 @@ class Patience:
         return min(wait, left)
 
 
-def _passes(error: LLMMagicError) -> bool:
-    """Return whether waiting may help."""
-    if isinstance(error, ServerUnreachable):
-        return error.brief in {"nothing listens", "no connection", "connection lost"}
-    if not isinstance(error, RequestFailed) or error.status is None:
-        return False
-    return error.status in {408, 429} or error.status >= 500
+def _is_temporary(error: LLMMagicError) -> bool:
+    return isinstance(error, ServerError) and error.is_temporary
 
 
 def waiting(error: LLMMagicError, wait: float) -> str:

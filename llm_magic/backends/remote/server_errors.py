@@ -1,4 +1,7 @@
-"""What a server says when it does not answer: statuses and bodies of all shapes, in one line; pure."""
+"""Translates error responses and failed connections into exceptions with a one-line message.
+
+The functions return exceptions and perform no I/O.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +30,18 @@ from llm_magic.errors import (
     did_you_mean,
 )
 
-_LONGEST = 300
+_MAX_TEXT = 300
+_MAX_NAMES = 8
+# Longer values of Retry-After are not useful in a message, and may be infinite.
+_MAX_WAIT_S = 7 * 24 * 3600.0
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
-_MARKUP = re.compile(r"\s*<(!doctype|html|head|body|title|h\d|p|div|center|\?xml)", re.IGNORECASE)
-_TOO_LONG = re.compile(
+_HTML = re.compile(r"\s*<(!doctype|html|head|body|title|h\d|p|div|center|\?xml)", re.IGNORECASE)
+_CONTEXT_EXCEEDED = re.compile(
     r"context.{0,20}(length|window|size)|too many tokens|too long|exceeds? .{0,40}(context|tokens)",
     re.IGNORECASE,
 )
-
-
-# What systems report where a name has no address (EAI_NONAME, EAI_NODATA), and where no name server
-# answers (EAI_AGAIN); the texts are those of glibc, musl, macOS and Windows.
+# Unknown hosts (EAI_NONAME, EAI_NODATA) and unavailable name servers (EAI_AGAIN), in the texts of
+# glibc, musl, macOS and Windows.
 _NO_HOST = re.compile(
     r"Errno -[25]\]|Errno (8|11001|11004)\]|Name or service not known|Name does not resolve"
     r"|No address associated|nodename nor servname|getaddrinfo",
@@ -46,242 +50,214 @@ _NO_HOST = re.compile(
 _NO_NAME_SERVER = re.compile(
     r"Errno -3\]|Errno 11002\]|Temporary failure in name resolution", re.IGNORECASE
 )
-# LiteLLM's proxy without a database, to a key that is not its master key; to no key, it fails.
-_KEY_UNKNOWN = "No connected db"
-_CRASHED = {"", "Internal Server Error"}
-# The whole body of a 503 with which uvicorn refuses connections beyond its `limit_concurrency`: InstructLab's
-# server takes one at a time. What others write has markup, a line end, or other words.
+# LiteLLM's proxy without a database sends this with status 400 for a wrong key, and fails without one.
+_LITELLM_WRONG_KEY = "No connected db"
+_LITELLM_NO_KEY = {"", "Internal Server Error"}
+# uvicorn sends exactly this body with status 503 for connections beyond `limit_concurrency`, which is 1
+# for InstructLab. Other servers use HTML, a line end or another text.
 _UVICORN_BUSY = b"Service Unavailable"
-# Ollama with a full queue; llama.cpp's server while it loads its model.
+# Ollama with a full queue, and llama.cpp's server during the load of its model.
 _BUSY = re.compile(r"server busy|^Loading model$", re.IGNORECASE)
+_EMPTY_STREAM_TYPES = {"text/event-stream", "application/x-ndjson", ""}
+_IF_KEY_IS_MISSING = (
+    "If it requires an API key, store it in an environment variable and add --key-env NAME."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorResponse:
-    """A server's own words in one line, and the part of the request that they are about.
+    """The content of an error response.
 
-    `lengths` is the tokens of the prompt and of the context, where the server counts them; `busy`
-    is whether the server says that it works on other requests.
+    Attributes:
+        text: The message of the server in one line.
+        parameter: The field of the request that the message is about.
+        lengths: The token counts of the prompt and of the context window.
+        is_busy: Whether the server is processing other requests.
     """
 
     text: str
     parameter: str = ""
     lengths: tuple[int, int] | None = None
-    busy: bool = False
+    is_busy: bool = False
 
     @property
-    def is_about_length(self) -> bool:
-        """Whether the prompt is longer than the model reads."""
-        return bool(_TOO_LONG.search(self.text))
+    def exceeds_context(self) -> bool:
+        """Whether the message is about a prompt that exceeds the context window."""
+        return self.lengths is not None or bool(_CONTEXT_EXCEEDED.search(self.text))
 
 
-def read(body: bytes) -> ErrorResponse:
-    """Read an error body: JSON of OpenAI, FastAPI or Ollama, a page of a proxy, or plain text."""
+# -- error responses ------------------------------------------------------------------------------
+
+
+def parse_error_body(body: bytes) -> ErrorResponse:
+    """Parse JSON of OpenAI, FastAPI or Ollama, an HTML page of a proxy, or plain text."""
     text = body.decode("utf-8", "replace")
     try:
         value: Any = json.loads(text)
     except (ValueError, RecursionError):
-        return ErrorResponse(one_line(_page(text)), busy=body == _UVICORN_BUSY)
-    return from_object(value)
+        return ErrorResponse(one_line(_without_html(text)), is_busy=body == _UVICORN_BUSY)
+    return parse_error(value)
 
 
-def from_object(value: Any, depth: int = 5) -> ErrorResponse:
-    """Read an error object, as it stands in a body or in the middle of a stream."""
+def parse_error(value: Any, depth: int = 5) -> ErrorResponse:
+    """Parse the JSON value of an error, from a body or from a stream."""
     if isinstance(value, dict) and depth:
         for name in ("error", "detail", "message"):
             if value.get(name):
-                inner = from_object(value[name], depth - 1)
+                inner = parse_error(value[name], depth - 1)
                 parameter = inner.parameter or str(value.get("param") or "")
                 lengths = inner.lengths or _lengths(value)
-                return ErrorResponse(inner.text, parameter, lengths, inner.busy)
+                return ErrorResponse(inner.text, parameter, lengths, inner.is_busy)
     if isinstance(value, list) and value and isinstance(value[0], dict):
         # FastAPI: [{"loc": ["body", "stream_options"], "msg": "extra fields not permitted"}]
-        found = value[0].get("loc")
-        parts = found if isinstance(found, list) else ()
-        where = [str(part) for part in parts if part != "body"]
-        reason = str(value[0].get("msg", ""))
-        return ErrorResponse(one_line(f"{'.'.join(where)}: {reason}"), where[0] if where else "")
+        location = value[0].get("loc")
+        parts = location if isinstance(location, list) else ()
+        path = [str(part) for part in parts if part != "body"]
+        text = one_line(f"{'.'.join(path)}: {value[0].get('msg', '')}")
+        return ErrorResponse(text, path[0] if path else "")
     if isinstance(value, str) and depth and value.lstrip().startswith("{"):
-        # Ollama passes the body of its runner's error on, as a string.
+        # Ollama forwards the error body of its runner as a string.
         with contextlib.suppress(ValueError, RecursionError):
-            return from_object(json.loads(value), depth - 1)
-    text = one_line(_words(value))
-    return ErrorResponse(text, busy=bool(_BUSY.search(text)))
+            return parse_error(json.loads(value), depth - 1)
+    try:
+        text = one_line(str(value))
+    except RecursionError:
+        text = ""
+    return ErrorResponse(text, is_busy=bool(_BUSY.search(text)))
 
 
 def _lengths(value: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return what llama.cpp counts in the error for a prompt that is too long."""
+    """Return the token counts in llama.cpp's error for a prompt that exceeds the context."""
     prompt, context = (whole_number(value.get(name)) for name in ("n_prompt_tokens", "n_ctx"))
     return (prompt, context) if prompt and context else None
 
 
-def _words(value: Any) -> str:
-    try:
-        return str(value)
-    except RecursionError:
-        # What is nested deeper than anybody writes it says nothing.
-        return ""
-
-
 def one_line(text: str) -> str:
-    """Return `text` in one line of bearable length, without its full stop."""
-    # Controls can make a terminal show something else than what is there.
+    """Return `text` in one line of limited length, without control characters and full stop."""
     text = "".join(c if c.isprintable() else " " for c in text)
     text = " ".join(text.split())
-    return (text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …").rstrip(".")
+    return (text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]} …").rstrip(".")
 
 
-def _page(text: str) -> str:
-    """Return the title of an HTML page; its body is markup for a browser."""
-    if not _MARKUP.match(text):
+def _without_html(text: str) -> str:
+    """Return the title of an HTML page; other text is unchanged."""
+    if not _HTML.match(text):
         return text
     title = _TITLE.search(text)
     return unescape(title.group(1)) if title else ""
 
 
-def not_there(address: ServerAddress, why: str, start: str) -> ServerUnreachable:
-    """Return the error for a connection that did not come about; `start` says how to start it."""
-    why = one_line(why)
-    if "CERTIFICATE" in why:
-        return ServerUnreachable(
-            f"The certificate of {address.origin} is not trusted ({why}). Is it the right server? An"
-            " authority of your own goes into the environment variable SSL_CERT_FILE.",
-            brief="certificate",
-        )
-    if "SSL" in why:
-        return ServerUnreachable(
-            f"{address.origin} does not speak https ({why}). Check --base-url.", brief="no https"
-        )
-    if _NO_NAME_SERVER.search(why):
-        return ServerUnreachable(
-            f"The host of {address.host_port} could not be looked up: no name server answers. Check the"
-            " network, then --base-url.",
-            brief="no name server",
-        )
-    if _NO_HOST.search(why):
-        return ServerUnreachable(
-            f"There is no host {address.host_port}. Check --base-url.", brief="unknown host"
-        )
-    return ServerUnreachable(
-        f"Nothing listens at {address.origin}. {start}", brief="nothing listens"
-    )
-
-
-def no_proxy(address: ServerAddress, proxy: str, why: str) -> ServerUnreachable:
-    """Return the error for a way through a proxy that did not come about."""
-    scheme = address.url.partition(":")[0].upper()
-    host = address.host_port.rpartition(":")[0] or address.host_port
-    said = one_line(why)
-    if _NO_NAME_SERVER.search(said):
-        what = (
-            f"The proxy {proxy} could not be looked up: no name server answers. Check the network,"
-        )
-        return ServerUnreachable(f"{what} then {scheme}_PROXY.", brief="proxy")
-    what = f"The proxy {proxy} leads to no connection to {address.origin}"
-    if _NO_HOST.search(said):
-        what = f"There is no host {proxy}, the proxy on the way to {address.origin}"
-    elif said:
-        what += f" ({said})"
-    return ServerUnreachable(
-        f"{what}. Correct {scheme}_PROXY, or set NO_PROXY={host} if no proxy is needed.",
-        brief="proxy",
-    )
-
-
-_REFUSED = "Check the options and -p; %%llm --dry-run shows what is sent."
-
-
-def explain(
+def status_error(
     address: ServerAddress,
     key: ApiKey | None,
     status: int,
     headers: Mapping[str, str],
-    refusal: ErrorResponse,
+    response: ErrorResponse,
 ) -> ServerError:
-    """Return the error for a status that is no answer."""
+    """Return the error for a response whose status is not a success."""
     origin = address.origin
-    said = key.scrub(refusal.text) if key else refusal.text
-    because = f": {said}" if said else ""
+    text = key.scrub(response.text) if key else response.text
     if 300 <= status < 400:
         return RequestFailed(
-            f"{origin} sends its callers on to {_address(headers.get('location', 'nowhere'))}."
-            " Redirects are not followed; give that address with --base-url if you trust it.",
+            f"{origin} redirects to {_redirect_target(headers.get('location', 'nowhere'))}. Redirects"
+            " are not followed. If you trust that address, load it with --base-url.",
             status=status,
         )
-    if status in {401, 403} or (status == 400 and said == _KEY_UNKNOWN):
-        return _key_rejected(address, key, status, because)
-    wait = _seconds(headers.get("retry-after", ""))
-    later = "Try again later."
-    if wait and wait < _LONGEST_WAIT_S:
-        later = f"Try again in {wait:.0f} s."
-    if status == 503 and refusal.busy:
-        message = (
-            f"{origin} is busy with other requests ({status}). Try again later, or wait"
-            " longer for it with --idle-timeout."
+    if status in {401, 403} or (status == 400 and text == _LITELLM_WRONG_KEY):
+        return _authentication_error(origin, key, status, text)
+    retry_after = _retry_after(headers.get("retry-after", ""))
+    if status == 503 and response.is_busy:
+        return ServerBusy(
+            f"{origin} is busy with other requests ({status}). Try again later, or increase"
+            " --idle-timeout to wait longer.",
+            brief="busy",
+            status=status,
+            retry_after=retry_after,
         )
-        return ServerBusy(message, brief="busy", status=status, retry_after=wait)
+    reason = f" ({status}): {text}." if text else f" ({status})."
+    known_wait = retry_after and retry_after < _MAX_WAIT_S
+    later = f"Try again in {retry_after:.0f} s." if known_wait else "Try again later."
     if status == 429:
-        message = f"{origin} has had too many requests ({status}){because}. {later}"
-    elif status in {502, 503, 504} or status == 408:
-        message = f"{origin} is not ready or overloaded ({status}){because}. {later}"
+        message = f"{origin} received too many requests{reason} {later}"
+    elif status in {408, 502, 503, 504}:
+        message = f"{origin} is not ready or overloaded{reason} {later}"
     elif status >= 500:
-        message = f"{origin} failed ({status}){because}. Its own log says why."
-        if status == 500 and key is None and said in _CRASHED:
-            message += " If it wants a key, name the variable that holds it: --key-env NAME."
+        message = f"{origin} failed{reason} Check the log of the server."
+        if status == 500 and key is None and text in _LITELLM_NO_KEY:
+            message += f" {_IF_KEY_IS_MISSING}"
     else:
-        message = f"{origin} refused the request ({status}){because}. {_REFUSED}"
-    error = RequestFailed(message, status=status, retry_after=wait, parameter=refusal.parameter)
-    error.lengths = refusal.lengths
+        message = (
+            f"{origin} rejected the request{reason} Check the options and -p; %%llm --dry-run shows"
+            " what is sent."
+        )
+    return _request_failed(message, status, response, retry_after=retry_after)
+
+
+def stream_error(
+    address: ServerAddress, key: ApiKey | None, value: Mapping[str, Any]
+) -> RequestFailed:
+    """Return the error for an error object in a stream."""
+    response = parse_error(value)
+    text = key.scrub(response.text) if key else response.text
+    inner = value.get("error")
+    code = inner.get("code") if isinstance(inner, dict) else value.get("code")
+    message = f"{address.origin} stopped with an error: {text}."
+    return _request_failed(message, whole_number(code), response, brief="an error")
+
+
+def _request_failed(
+    message: str,
+    status: int | None,
+    response: ErrorResponse,
+    *,
+    brief: str = "",
+    retry_after: float | None = None,
+) -> RequestFailed:
+    error = RequestFailed(
+        message, brief=brief, status=status, retry_after=retry_after, parameter=response.parameter
+    )
+    error.lengths = response.lengths
+    may_exceed = status in {400, 413, 422, 500, None}
+    error.exceeds_context = status == 413 or (may_exceed and response.exceeds_context)
     return error
 
 
-def _key_rejected(
-    address: ServerAddress, key: ApiKey | None, status: int, because: str
+def _authentication_error(
+    origin: str, key: ApiKey | None, status: int, text: str
 ) -> AuthenticationFailed:
-    origin = address.origin
-    if key is None and status == 401:
-        message = (
-            f"{origin} wants a key ({status}). Put it into an environment variable and name"
-            " that: --key-env NAME."
-        )
-    elif key is None:
-        message = (
-            f"{origin} does not let you in ({status}){because}. If it wants a key, put that into an"
-            " environment variable and name it: --key-env NAME."
-        )
+    reason = f" ({status}): {text}." if text else f" ({status})."
+    if key is not None:
+        variable = f"typed in for {key.variable}" if key.is_typed else f"in {key.variable}"
+        summary = f"{origin} rejected the key {variable}"
+        retype, correct = "Load again to type another key.", "Correct the variable and load again."
+        fix = retype if key.is_typed else correct
+    elif status == 401:
+        summary, reason = f"{origin} requires an API key", f" ({status})."
+        fix = "Store it in an environment variable and add --key-env NAME."
     else:
-        whose = "that was typed in for" if key.is_typed else "in"
-        mend = (
-            "Load again to type another."
-            if key.is_typed
-            else "Give the variable the right one and load again."
-        )
-        message = f"{origin} refuses the key {whose} {key.variable} ({status}){because}. {mend}"
-    return AuthenticationFailed(message, status=status)
+        summary = f"{origin} denied access"
+        fix = _IF_KEY_IS_MISSING
+    return AuthenticationFailed(f"{summary}{reason} {fix}", summary=summary, status=status)
 
 
-def _address(text: str) -> str:
-    # The query of a redirect can hold a token.
-    scheme, _, rest = text.partition("?")[0].partition("#")[0].partition("://")
-    host, slash, path = rest.partition("/")
-    return one_line(f"{scheme}://{host.rpartition('@')[2]}{slash}{path}" if rest else scheme)
+def _redirect_target(location: str) -> str:
+    """Return the address of a redirect without user name, query and fragment, which can be secret."""
+    scheme, _, remainder = location.partition("?")[0].partition("#")[0].partition("://")
+    host, slash, path = remainder.partition("/")
+    return one_line(f"{scheme}://{host.rpartition('@')[2]}{slash}{path}" if remainder else scheme)
 
 
-# What a header says beyond a week, or beyond all numbers, is no time to be shown.
-_LONGEST_WAIT_S = 7 * 24 * 3600.0
-
-
-def _seconds(text: str) -> float | None:
-    """Read ``Retry-After``: seconds, or a date; None for anything else. At most a week."""
+def _retry_after(text: str) -> float | None:
+    """Return the seconds of a ``Retry-After`` header, at most a week; None if it is invalid."""
     try:
         seconds = float(text)
     except ValueError:
-        seconds = _until(text)
-    return None if math.isnan(seconds) else min(max(0.0, seconds), _LONGEST_WAIT_S)
+        seconds = _seconds_until(text)
+    return None if math.isnan(seconds) else min(max(0.0, seconds), _MAX_WAIT_S)
 
 
-def _until(date: str) -> float:
-    """Return the seconds until a date, NaN where it is none."""
+def _seconds_until(date: str) -> float:
+    """Return the seconds until a date, NaN if it is invalid."""
     try:
         when = parsedate_to_datetime(date)
         when = when if when.tzinfo else when.replace(tzinfo=UTC)
@@ -290,63 +266,119 @@ def _until(date: str) -> float:
         return math.nan
 
 
-def is_too_long(error: RequestFailed) -> bool:
-    """Return whether a server refused a prompt for its length."""
-    asked_too_much = error.status in {400, 413, 422, 500, None}
-    is_about_length = error.status == 413 or ErrorResponse(str(error)).is_about_length
-    return error.lengths is not None or (asked_too_much and is_about_length)
+# -- connections ----------------------------------------------------------------------------------
 
 
-def no_answer(address: ServerAddress, kind: str) -> RequestFailed:
-    """Return the error for a body with nothing of an answer in it; `kind` is its content type."""
-    if kind in {"text/event-stream", "application/x-ndjson", ""}:
-        # llama-cpp-python's way to say that the prompt is too long.
-        return RequestFailed(
-            f"{address.origin} sent an empty answer. Is the prompt longer than its context?",
-            brief="an empty answer",
+def connection_error(address: ServerAddress, reason: str, start: str) -> ServerUnreachable:
+    """Return the error for a failed connection; `start` is how to start the server."""
+    reason = one_line(reason)
+    if "CERTIFICATE" in reason:
+        return ServerUnreachable(
+            f"The certificate of {address.origin} is not trusted ({reason}). Check --base-url. To trust"
+            " your own certificate authority, set SSL_CERT_FILE.",
+            brief="certificate",
         )
-    return RequestFailed(
-        f"{address.origin} sent no answer, but {one_line(kind)}. Is --base-url right?"
-        " Is it the right kind of server?",
-        brief="no answer",
+    if "SSL" in reason:
+        return ServerUnreachable(
+            f"{address.origin} does not support https ({reason}). Check --base-url.",
+            brief="no https",
+        )
+    if _NO_NAME_SERVER.search(reason):
+        return ServerUnreachable(
+            f"The host of {address.host_port} could not be looked up: no name server responded. Check"
+            " the network, then --base-url.",
+            brief="no name server",
+        )
+    if _NO_HOST.search(reason):
+        return ServerUnreachable(
+            f"There is no host {address.host_port}. Check --base-url.", brief="unknown host"
+        )
+    return ServerUnreachable(
+        f"Nothing listens at {address.origin}. {start}", brief="nothing listens", is_temporary=True
     )
 
 
-def compressed(address: ServerAddress, encoding: str) -> RequestFailed:
-    """Return the error for a body that is compressed in a way that is not decoded."""
+def proxy_error(address: ServerAddress, proxy: str, reason: str) -> ServerUnreachable:
+    """Return the error for a failed connection through a proxy."""
+    variable = f"{address.url.partition(':')[0].upper()}_PROXY"
+    host = address.host_port.rpartition(":")[0] or address.host_port
+    reason = one_line(reason)
+    if _NO_NAME_SERVER.search(reason):
+        return ServerUnreachable(
+            f"The proxy {proxy} could not be looked up: no name server responded. Check the network,"
+            f" then {variable}.",
+            brief="proxy",
+        )
+    if _NO_HOST.search(reason):
+        problem = f"There is no host {proxy}, the proxy for {address.origin}"
+    else:
+        problem = f"The proxy {proxy} cannot connect to {address.origin}"
+        problem += f" ({reason})" if reason else ""
+    return ServerUnreachable(
+        f"{problem}. Correct {variable}, or set NO_PROXY={host} if no proxy is needed.",
+        brief="proxy",
+    )
+
+
+# -- unusable responses ---------------------------------------------------------------------------
+
+
+def no_reply_error(address: ServerAddress, content_type: str) -> RequestFailed:
+    """Return the error for a successful response that contains no part of a reply."""
+    if content_type in _EMPTY_STREAM_TYPES:
+        # llama-cpp-python does this if the prompt exceeds its context.
+        return RequestFailed(
+            f"{address.origin} sent an empty reply. Check whether the prompt exceeds its context.",
+            brief="an empty reply",
+        )
     return RequestFailed(
-        f"{address.origin} compresses its answers ({one_line(encoding)}) although the request asks for"
-        " none. Turn compression off in the server, or in the proxy before it.",
+        f"{address.origin} sent no reply, but {one_line(content_type)}. Check --base-url and -b.",
+        brief="no reply",
+    )
+
+
+def encoding_error(address: ServerAddress, encoding: str) -> RequestFailed:
+    """Return the error for a response in a content encoding that is not supported."""
+    return RequestFailed(
+        f"{address.origin} compresses its responses ({one_line(encoding)}), although the request does"
+        " not accept that. Turn compression off in the server or in its proxy.",
         brief="compressed",
     )
 
 
-def too_large(address: ServerAddress, most: int) -> RequestFailed:
-    """Return the error for a body that is larger than any answer."""
+def size_error(address: ServerAddress, max_bytes: int) -> RequestFailed:
+    """Return the error for a response of more than `max_bytes`."""
     return RequestFailed(
-        f"{address.origin} sent more than {most >> 20} MiB in one piece. Is --base-url right?",
+        f"{address.origin} sent more than {max_bytes >> 20} MiB in one response. Check --base-url.",
         brief="too large",
     )
 
 
-def only_one(address: ServerAddress, names: Sequence[str]) -> str:
-    """Return the one model of a server; raises where there is none or a choice."""
+# -- models ---------------------------------------------------------------------------------------
+
+
+def single_model(address: ServerAddress, names: Sequence[str]) -> str:
+    """Return the only model of a server; raises `OptionError` if there are none or several."""
     if len(names) == 1:
         return names[0]
-    has = f"It has: {_some(names)}" if names else "It lists none"
+    listed = f"lists {len(names)} models: {_joined(names)}" if names else "lists no models"
     raise OptionError(
-        f"Which model of {address.host_port}? {has}. Type %llm_load MODEL -b {address.backend}."
+        f"{address.host_port} {listed}. Name one: %llm_load MODEL -b {address.backend}."
     )
 
 
-def unknown(address: ServerAddress, model: str, names: Sequence[str]) -> ModelNotFound:
-    """Return the error for a model that the server does not have."""
-    near = did_you_mean(model, names)
-    if not near and names:
-        near = f" It has: {_some(names)}{', …' if len(names) > 8 else ''}."
-    return ModelNotFound(f"{address.host_port} has no model {model}.{near}")
+def model_not_found(
+    address: ServerAddress, model: str, names: Sequence[str], fix: str = ""
+) -> ModelNotFound:
+    """Return the error for a model that a server does not have."""
+    similar = did_you_mean(model, names)
+    if not similar and names:
+        similar = f" It has: {_joined(names)}."
+    fix = fix or f"Run %llm_models -b {address.backend} to list models."
+    return ModelNotFound(f'Model "{model}" not found on {address.host_port}.{similar} {fix}')
 
 
-def _some(names: Sequence[str]) -> str:
-    """Return the first names of a list in one line; a server may give any text as a name."""
-    return one_line(", ".join(names[:8]))
+def _joined(names: Sequence[str]) -> str:
+    """Return the first names of a list in one line. A server can use any text as a name."""
+    more = ", …" if len(names) > _MAX_NAMES else ""
+    return f"{one_line(', '.join(names[:_MAX_NAMES]))}{more}"

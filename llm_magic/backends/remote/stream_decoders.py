@@ -1,4 +1,4 @@
-"""Bytes from the wire to lines, events and objects, however they were cut; pure, no I/O."""
+"""Decodes bytes incrementally to lines, events and JSON objects; no I/O."""
 
 from __future__ import annotations
 
@@ -12,77 +12,77 @@ from typing import Any, Protocol
 from llm_magic.text.surrogates import replace_surrogates
 from llm_magic.types import Chunk
 
-_HALF = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _decode = json.JSONDecoder().decode
-# Limits on the memory that one server can take. An answer in one piece is one line.
+# Limits on the memory that a server can occupy. A reply that is not streamed is one line.
 MAX_LINE = MAX_EVENT = 16 * 1024 * 1024
 MAX_TEXT = 32_000_000
-# JSON takes up to 25 times its size as Python objects: 16 MiB of `{},` are 400 MB.
+# Python objects take up to 25 times the size of their JSON: 16 MiB of `{},` are 400 MB.
 MAX_VALUES = 500_000
 MAX_NUMBER = 2**63
 
 
 class MalformedStream(ValueError):
-    """The bytes are not what the protocol says."""
+    """The bytes do not follow the protocol. The message is the object of 'the server sent'."""
 
 
 class Decoder(Protocol):
-    """Cuts a stream into events."""
+    """Handles incrementally reading events from bytes."""
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the events that `data` completes."""
 
     def flush(self) -> list[bytes]:
-        """Return what is left at the end."""
+        """Return the events that end with the stream."""
 
 
 class LineDecoder:
-    """Splits bytes into lines at \\n, \\r\\n and \\r; each byte is looked at once."""
+    """Handles incrementally reading lines that end with \\n, \\r\\n or \\r; reads each byte once."""
 
     def __init__(self) -> None:
-        # One buffer, not a list: a list of tiny pieces takes 20 times their size.
-        self._rest = bytearray()
-        self._after_return = False
+        # A list of tiny pieces would take 20 times their size.
+        self._buffer = bytearray()
+        self._after_cr = False
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the lines that `data` completes, without their ends."""
-        if self._after_return and data:
-            # The other half of a \r\n that was cut in the middle.
+        if self._after_cr and data:
+            # The \n of a \r\n that was split between two calls.
             data = data[1:] if data[:1] == b"\n" else data
-            self._after_return = False
+            self._after_cr = False
         if b"\r" in data:
-            self._after_return = data.endswith(b"\r")
+            self._after_cr = data.endswith(b"\r")
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *lines, rest = data.split(b"\n")
-        if lines and self._rest:
-            self._rest += lines[0]
-            lines[0] = bytes(self._rest)
-            self._rest = bytearray()
-        if rest:
-            self._rest += rest
-            if len(self._rest) > MAX_LINE:
-                self._rest = bytearray()
+        *lines, remainder = data.split(b"\n")
+        if lines and self._buffer:
+            self._buffer += lines[0]
+            lines[0] = bytes(self._buffer)
+            self._buffer = bytearray()
+        if remainder:
+            self._buffer += remainder
+            if len(self._buffer) > MAX_LINE:
+                self._buffer = bytearray()
                 raise MalformedStream(f"a line of more than {MAX_LINE >> 20} MiB")
         return lines
 
     def flush(self) -> bytes:
-        """Return the last line, if it had no end."""
-        line, self._rest = bytes(self._rest), bytearray()
+        """Return the last line if it has no line end."""
+        line, self._buffer = bytes(self._buffer), bytearray()
         return line
 
 
 class EventDecoder:
-    """Server-sent events, by the WHATWG standard: returns the data of each.
+    """Handles incrementally reading the data of server-sent events (WHATWG standard).
 
-    Departures, because servers of language models differ from it:
+    Differences from the standard, for the sake of language model servers:
 
-    - `flush` returns an event that the end of the stream cut short; callers keep it if it is whole.
-      Some servers omit the empty line after the last event.
+    - `flush` returns an event that the end of the stream has truncated, because some servers omit the
+      empty line after the last event. Callers check `is_complete`.
     - An event of the type ``error``, and one with llama.cpp's field ``error``, is returned as a JSON
       object with that name.
     - Events of other types are returned like those without a type. ``id`` and ``retry`` have no
-      effect, because nothing reconnects.
+      effect, because streams are not resumed.
     - The data is returned as bytes. `parse_object` decodes them.
 
     https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
@@ -90,7 +90,7 @@ class EventDecoder:
 
     def __init__(self) -> None:
         self._lines = LineDecoder()
-        # The first line of data, and a buffer for it and the others where there are more.
+        # Bytes for the first line of data, and a buffer from the second line on.
         self._data: bytes | bytearray | None = None
         self._type, self._has_error_field = b"", False
         self._first = True
@@ -99,29 +99,29 @@ class EventDecoder:
         """Return the data of the events that `data` completes."""
         lines = self._lines.feed(data)
         if self._first and lines:
-            lines[0] = self._without_mark(lines[0])
+            lines[0] = self._without_bom(lines[0])
         events = []
         for line in lines:
             if line:
-                self._add(line)
+                self._read_field(line)
                 continue
             if self._data is not None:
-                events.append(self._take())
-            # Also after an event without data, which is none.
+                events.append(self._pop_event())
+            # An event without data is ignored, and so is its type.
             self._type, self._has_error_field = b"", False
         return events
 
     def flush(self) -> list[bytes]:
-        """Return the data of the event that the stream ended in."""
+        """Return the data of an event that the end of the stream has truncated."""
         line = self._lines.flush()
-        self._add(self._without_mark(line) if self._first else line)
-        return [self._take()] if self._data is not None else []
+        self._read_field(self._without_bom(line) if self._first else line)
+        return [self._pop_event()] if self._data is not None else []
 
-    def _without_mark(self, line: bytes) -> bytes:
+    def _without_bom(self, line: bytes) -> bytes:
         self._first = False
         return line.removeprefix(_BYTE_ORDER_MARK)
 
-    def _add(self, line: bytes) -> None:
+    def _read_field(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
         if value[:1] == b" ":
             value = value[1:]
@@ -145,7 +145,7 @@ class EventDecoder:
             self._data = None
             raise MalformedStream(f"an event of more than {MAX_EVENT >> 20} MiB")
 
-    def _take(self) -> bytes:
+    def _pop_event(self) -> bytes:
         assert self._data is not None
         event, self._data = bytes(self._data), None
         is_error = self._has_error_field or self._type == b"error"
@@ -153,7 +153,7 @@ class EventDecoder:
 
 
 def _as_error(event: bytes) -> bytes:
-    """Return an error event as an object that says `error`, which is never empty."""
+    """Return an error event as a JSON object with a field `error` that is never empty."""
     try:
         value = parse_json(event)
     except MalformedStream:
@@ -161,56 +161,52 @@ def _as_error(event: bytes) -> bytes:
     return json.dumps({"error": value or "no reason given"}).encode("ascii")
 
 
-class Surrogates:
-    """Joins the halves of a character that came in two pieces; a half alone is no character."""
+class SurrogateJoiner:
+    """Joins the surrogates of a pair that is split between two texts."""
 
     def __init__(self) -> None:
-        self._held = ""
+        self._pending = ""
 
     def feed(self, text: str) -> str:
-        """Return `text` without halves, but for one at its end that the next piece may complete."""
-        if not self._held and (text.isascii() or not _HALF.search(text)):
+        """Return `text` without lone surrogates; a high surrogate at its end is kept for the next call."""
+        if not self._pending and (text.isascii() or not _SURROGATE.search(text)):
             return text
-        text, self._held = self._held + text, ""
+        text, self._pending = self._pending + text, ""
         if "\ud800" <= text[-1:] <= "\udbff":
-            text, self._held = text[:-1], text[-1]
-        # Pairs become one character, what is left of them the mark for what is none.
+            text, self._pending = text[:-1], text[-1]
         return replace_surrogates(text)
 
     def flush(self) -> str:
-        """Return the mark for a half that nothing completed."""
-        held, self._held = self._held, ""
-        return "\ufffd" if held else ""
+        """Return the replacement character if a high surrogate is pending."""
+        pending, self._pending = self._pending, ""
+        return "\ufffd" if pending else ""
 
 
 class JsonLinesDecoder:
-    """Newline-delimited JSON: returns each line that is not empty."""
+    """Handles incrementally reading the lines of newline-delimited JSON."""
 
     def __init__(self) -> None:
         self._lines = LineDecoder()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the lines that `data` completes."""
+        """Return the lines that `data` completes, without empty lines."""
         return [line for line in map(bytes.strip, self._lines.feed(data)) if line]
 
     def flush(self) -> list[bytes]:
-        """Return the last line, if it had no end."""
+        """Return the last line if it has no line end."""
         line = self._lines.flush().strip()
         return [line] if line else []
 
 
 def whole_number(value: object) -> int | None:
-    """Return a count or a size as a server sent it; None for anything else, and above 2**63.
-
-    JSON has integers of thousands of digits, which no float can hold and no table has space for.
-    """
+    """Return a count or a size; None for other values, negative numbers and those above 2**63."""
     if not isinstance(value, int) or isinstance(value, bool):
         return None
     return value if 0 <= value <= MAX_NUMBER else None
 
 
-def text_of(value: object) -> str:
-    """Return a text as a server sent it, empty where there is none; raises `MalformedStream`."""
+def parse_text(value: object) -> str:
+    """Return a string, "" for a missing one; raises `MalformedStream` for other values."""
     if isinstance(value, str):
         return value
     if not value:
@@ -219,12 +215,12 @@ def text_of(value: object) -> str:
 
 
 def is_done(event: bytes) -> bool:
-    """Return whether an event is the one that OpenAI and others end a stream with."""
+    """Return whether an event is the last one of a stream of chat completions."""
     return event.strip() == b"[DONE]"
 
 
-def is_whole(event: bytes) -> bool:
-    """Return whether an event that the stream ended in has come to its own end."""
+def is_complete(event: bytes) -> bool:
+    """Return whether an event at the end of a stream is complete."""
     try:
         parse_json(event)
     except MalformedStream:
@@ -235,48 +231,48 @@ def is_whole(event: bytes) -> bool:
 def parse_json(data: bytes) -> Any:
     """Return any JSON value; raises `MalformedStream`.
 
-    A byte order mark is left out, and bytes that are no UTF-8 become the replacement character, as
-    in a browser. Halves of surrogate pairs are kept for `Surrogates` to join.
+    A byte order mark is removed, and invalid UTF-8 becomes the replacement character, as in a
+    browser. Lone surrogates are kept for `SurrogateJoiner`.
     """
     if len(data) > MAX_VALUES:
-        # An upper bound, found 20 times faster than by parsing.
+        # An upper bound, which takes a twentieth of the time of parsing.
         count = sum(map(data.count, (b",", b"{", b"[")))
         if count > MAX_VALUES:
-            raise MalformedStream("JSON of too many values")
+            raise MalformedStream("JSON with too many values")
     try:
         text = str(data, "utf-8", "surrogatepass")
     except UnicodeDecodeError:
         text = str(data, "utf-8", "replace")
     try:
-        # `json.loads` would look for UTF-16 and for options each time.
+        # `json.loads` detects the encoding and reads options in each call.
         return _decode(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError):
-        raise MalformedStream("what is no JSON") from None
+        raise MalformedStream("invalid JSON") from None
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
     """Return a JSON object; raises `MalformedStream` for anything else."""
     value = parse_json(data)
     if not isinstance(value, dict):
-        raise MalformedStream("JSON that is no object")
+        raise MalformedStream("JSON that is not an object")
     return value
 
 
-async def joined(source: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
-    """Yield the chunks with halves of characters joined: servers cut escaped text anywhere.
+async def join_surrogates(source: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
+    """Yield the chunks with surrogate pairs joined: servers split escaped text at any position.
 
-    Raises `MalformedStream` for an answer without an end.
+    Raises `MalformedStream` if the reply exceeds the limit.
     """
-    text, reasoning = Surrogates(), Surrogates()
+    texts, reasonings = SurrogateJoiner(), SurrogateJoiner()
     size = 0
     async with contextlib.aclosing(source):
         async for chunk in source:
             size += len(chunk.text) + len(chunk.reasoning)
             if size > MAX_TEXT:
                 raise MalformedStream(f"more than {MAX_TEXT:,} characters")
-            said, thought = text.feed(chunk.text), reasoning.feed(chunk.reasoning)
+            text, reasoning = texts.feed(chunk.text), reasonings.feed(chunk.reasoning)
             if chunk.finish_reason:
-                said, thought = said + text.flush(), thought + reasoning.flush()
-            if said is not chunk.text or thought is not chunk.reasoning:
-                chunk = dataclasses.replace(chunk, text=said, reasoning=thought)
+                text, reasoning = text + texts.flush(), reasoning + reasonings.flush()
+            if text is not chunk.text or reasoning is not chunk.reasoning:
+                chunk = dataclasses.replace(chunk, text=text, reasoning=reasoning)
             yield chunk

@@ -66,7 +66,7 @@ def transport(address: ServerAddress, key: ApiKey | None) -> Transport:
         why = "it speaks SOCKS, for which there is a package: pip install socksio"
     except (ValueError, httpx.InvalidURL) as error:
         why = str(error)
-    raise server_errors.no_proxy(address, proxy, why)
+    raise server_errors.proxy_error(address, proxy, why)
 
 
 class Transport(ABC):

@@ -36,22 +36,22 @@ class Completions:
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
-    """A word of a line: its start, its text without quotes, and the quote that is still open."""
+class Token:
+    """A word of the line: its start, its text without quotes, and the quote that is still open."""
 
     start: int
     text: str
     quote: str = ""
 
 
-def typed_words(line: str) -> list[Word]:
-    """Split a line as `parser.split_words` does; the last word is the one being typed."""
-    found: list[Word] = []
+def typed_tokens(line: str) -> list[Token]:
+    """Split a line as `parser.split_line` does; the last word is the one being typed."""
+    found: list[Token] = []
     start, text, quote = -1, "", ""
     for position, char in enumerate(line):
         if not quote and char in " \t\r\n":
             if start >= 0:
-                found.append(Word(start, text))
+                found.append(Token(start, text))
             start, text = -1, ""
             continue
         start = position if start < 0 else start
@@ -61,7 +61,7 @@ def typed_words(line: str) -> list[Word]:
             quote = char
         else:
             text += char
-    return [*found, Word(start if start >= 0 else len(line), text, quote)]
+    return [*found, Token(start if start >= 0 else len(line), text, quote)]
 
 
 def complete(before: str, after: str, cell: str, candidates: Candidates) -> Completions | None:
@@ -87,7 +87,7 @@ class _Line:
     def __init__(
         self, name: str, before: str, after: str, candidates: Candidates, is_cell: bool
     ) -> None:
-        *self._done, self._word = typed_words(before)
+        *self._done, self._typed = typed_tokens(before)
         self._before, self._after = before, after
         self._magic, self._arguments = MAGICS[name], arguments(name)
         self._candidates, self._is_cell = candidates, is_cell
@@ -98,16 +98,16 @@ class _Line:
             return Completions(*self._candidates.in_prompt(self._before))
         argument = self._argument_of(self._done[-1].text if self._done else "")
         if argument is not None:
-            return self._value(argument, self._word.text)
-        if self._word.text.startswith("-"):
-            option, equals, value = self._word.text.partition("=")
+            return self._value(argument, self._typed.text)
+        if self._typed.text.startswith("-"):
+            option, equals, value = self._typed.text.partition("=")
             if equals:
                 argument = self._argument_of(option)
                 return self._value(argument, value, skip="=") if argument else Completions("")
             return self._replacing(self._options())
         if self._magic.positional is not None:
             return self._positional(self._magic.positional)
-        if self._magic.takes_prompt and not self._word.text:
+        if self._magic.takes_prompt and not self._typed.text:
             return self._replacing(self._options())
         in_prompt = self._magic.takes_prompt and not self._is_cell
         return (
@@ -137,16 +137,16 @@ class _Line:
         return self._replacing(self._candidates.of(argument, typed, self._options_given()), skip)
 
     def _positional(self, argument: Argument) -> Completions:
-        name, equals, value = self._word.text.partition("=")
+        name, equals, value = self._typed.text.partition("=")
         if argument.complete == "settings" and equals:
             return self._replacing(self._candidates.setting(name, value), skip="=")
-        candidates = self._candidates.of(argument, self._word.text, self._options_given())
+        candidates = self._candidates.of(argument, self._typed.text, self._options_given())
         given = {word.text.partition("=")[0] for word in self._done}
         return self._replacing([c for c in candidates if c.text.removesuffix("=") not in given])
 
     def _options(self) -> list[Completion]:
         """Return the options that can still be added: none twice, and none of another backend."""
-        given = {word.text.partition("=")[0] for word in self._all_words()}
+        given = {word.text.partition("=")[0] for word in self._all_tokens()}
         backend = self._options_given().get("backend", "")
         return [
             Completion(name, "option")
@@ -154,7 +154,7 @@ class _Line:
             if argument.kind in {"repeated", "pairs"} or not given & set(argument.names)
             if not backend or self._works_on(argument, backend)
             for name in argument.names
-            if name.startswith(self._word.text)
+            if name.startswith(self._typed.text)
         ]
 
     def _works_on(self, argument: Argument, backend: str) -> bool:
@@ -163,14 +163,14 @@ class _Line:
         spec = load_specs().get(dest(argument)) if self._magic.options == "loading" else None
         return spec is None or spec.works_on(backend)
 
-    def _all_words(self) -> list[Word]:
-        return [*self._done, *typed_words(self._after)]
+    def _all_tokens(self) -> list[Token]:
+        return [*self._done, *typed_tokens(self._after)]
 
     def _options_given(self) -> Mapping[str, str]:
         """Return the option values on the rest of the line, by option name."""
         given: dict[str, str] = {}
-        line = self._all_words()
-        for word, following in zip(line, [*line[1:], Word(0, "")], strict=True):
+        line = self._all_tokens()
+        for word, following in zip(line, [*line[1:], Token(0, "")], strict=True):
             option, equals, value = word.text.partition("=")
             argument = self._argument_of(option)
             if argument is not None:
@@ -179,7 +179,7 @@ class _Line:
 
     def _replacing(self, candidates: Sequence[Completion], skip: str = "") -> Completions:
         """Return completions of the word at the cursor, or of its part after the character `skip`."""
-        fragment = self._before[self._word.start :]
+        fragment = self._before[self._typed.start :]
         if skip:
             fragment = fragment.partition(skip)[2]
         return Completions(fragment, list(self._quoted(candidates)))
@@ -193,10 +193,10 @@ class _Line:
             text = candidate.text
             if visible_line(text) != text:
                 continue
-            quote = self._word.quote or ("'" if '"' in text else '"')
+            quote = self._typed.quote or ("'" if '"' in text else '"')
             if quote in text:
                 continue
-            if self._word.quote or any(char in text for char in " \t'\""):
+            if self._typed.quote or any(char in text for char in " \t'\""):
                 is_open = candidate.is_open or self._after.startswith(quote)
                 text = f"{quote}{text}{'' if is_open else quote}"
             yield Completion(text, candidate.kind)

@@ -57,7 +57,7 @@ _WORD = re.compile(rf"""(?:[^{_BLANKS}"']|"[^"]*+"|'[^']*+')++""")
 _QUOTED = re.compile(r""""([^"]*)"|'([^']*)'""")
 
 
-def split_words(line: str) -> list[str]:
+def split_line(line: str) -> list[str]:
     """Split a line at spaces; quotes group words, backslashes are kept."""
     found: list[str] = []
     position = _after_blanks(line, 0)

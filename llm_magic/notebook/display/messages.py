@@ -78,7 +78,7 @@ def ready_lines(result: LoadResult) -> list[str]:
     """Return the lines of a finished load: the model, notes, and each model that was unloaded."""
     info = result.info
     unloaded_lines = [unloaded_line(unloaded) for unloaded in result.unloaded]
-    if result.already:
+    if result.was_loaded:
         return [f"{model_line(info)} · already loaded", *unloaded_lines]
     took = f"ready in {info.load_s:.1f} s" if info.load_s is not None else "ready"
     return [f"{model_line(info)} · {took}", *result.notes, *unloaded_lines]
@@ -234,7 +234,7 @@ def jobs_table(jobs: Iterable[Job]) -> Table:
     rows = [
         [
             str(job.id), job.state, shown_name(job.model), "" if job.tokens is None else str(job.tokens),
-            f"{job.seconds:.1f}", first_words(job.prompt),
+            f"{job.seconds:.1f}", shortened(job.prompt),
         ]
         for job in jobs
     ]  # fmt: skip
@@ -242,7 +242,7 @@ def jobs_table(jobs: Iterable[Job]) -> Table:
     return Table(("job", "state", "model", "tokens", "seconds", "prompt"), rows, note)
 
 
-def first_words(text: str, most: int = 48) -> str:
+def shortened(text: str, most: int = 48) -> str:
     """Return the start of a text as one line of at most `most` characters."""
     line = " ".join(text[: 4 * most].split())
     return first_characters(line, most)
@@ -316,13 +316,13 @@ def chat_table(chat: Chat) -> Table:
     rows = [
         [
             str(number),
-            first_words(turn.question.content, _TURN_CHARACTERS),
-            first_words(turn.answer.content, _TURN_CHARACTERS),
+            shortened(turn.question.content, _TURN_CHARACTERS),
+            shortened(turn.answer.content, _TURN_CHARACTERS),
             "stale" if turn.stale else "",
         ]
         for number, turn in enumerate(chat.turns, 1)
     ]
-    notes = [f"System prompt: {first_words(chat.system, _TURN_CHARACTERS)}"] if chat.system else []
+    notes = [f"System prompt: {shortened(chat.system, _TURN_CHARACTERS)}"] if chat.system else []
     notes += [_STALE] if len(chat.fresh) < len(chat.turns) else []
     return Table(("turn", "prompt", "answer", ""), rows, " · ".join(notes))
 

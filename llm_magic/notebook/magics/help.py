@@ -14,7 +14,7 @@ from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.magics.base import SessionMagics, line_magic, variable
 
 if TYPE_CHECKING:
-    from llm_magic.doctor import Kernel
+    from llm_magic.doctor import KernelInfo
     from llm_magic.notebook.arguments.parser import Parsed
     from llm_magic.notebook.display.tables import Table
     from llm_magic.prompts.explain_error import Cell, Failure
@@ -57,7 +57,7 @@ class HelpMagics(SessionMagics):
         from llm_magic.session.requests import Request
 
         as_code = args["format"] == "code"
-        prompt = explain_error.question(failed, mend=as_code)
+        prompt = explain_error.question(failed, fix=as_code)
         missing = {
             MASK: f"{MASK} in the corrected cell replaces a secret that was not sent.",
             explain_error.CUT: "The cell is too long to send: the corrected cell lacks its middle.",
@@ -102,15 +102,15 @@ class HelpMagics(SessionMagics):
         from llm_magic.notebook.display import messages
 
         parser.parse("llm_doctor", line)
-        return messages.doctor_table(doctor.examine(self.session, self._kernel()))
+        return messages.doctor_table(doctor.run_checks(self.session, self._kernel()))
 
-    def _kernel(self) -> Kernel:
-        from llm_magic.doctor import Kernel
+    def _kernel(self) -> KernelInfo:
+        from llm_magic.doctor import KernelInfo
 
         owner = self.shell.magics_manager.magics["cell"].get("llm")
         is_ours = isinstance(getattr(owner, "__self__", None), SessionMagics)
         kernel = getattr(self.shell, "kernel", None)
-        return Kernel(
+        return KernelInfo(
             owner="" if is_ours else str(getattr(owner, "__module__", "nobody")),
             in_kernel=kernel is not None,
             subshells=bool(getattr(kernel, "_supports_kernel_subshells", False)),

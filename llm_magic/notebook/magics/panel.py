@@ -50,7 +50,7 @@ def _show_panel(session: Session) -> ControlPanel:
     from llm_magic.notebook.panel import ControlPanel
 
     panel = ControlPanel(session)
-    static = {"text/html": panel.static_html(), "text/plain": "The control panel of llm_magic"}
+    static = {"text/html": panel.static_html(), "text/plain": "The llm_magic control panel"}
     display(static, raw=True)  # type: ignore[no-untyped-call]
     # An empty text form: the default one is the repr of the widget, a page of markup.
     display({**panel.box._repr_mimebundle_(), "text/plain": ""}, raw=True)  # type: ignore[no-untyped-call]

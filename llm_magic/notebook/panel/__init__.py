@@ -1,4 +1,4 @@
-"""The control panel: everything with a mouse, over the same session as the magics."""
+"""The control panel: widgets over the same session as the magics."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ if TYPE_CHECKING:
 
 
 class ControlPanel:
-    """Shows a session and changes it; it keeps nothing itself, so that two panels cannot disagree.
+    """Shows a session and changes it. All state is in the session, so several panels always agree.
 
-    Callbacks come from whatever thread the kernel runs them in, drawing from a timer's: one lock
-    keeps them apart.
+    The kernel may run callbacks on any thread, and a timer thread draws: one lock separates them.
     """
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self._lock = threading.RLock()
-        # The thread that draws, if one does: what changes on it was not done by the user.
+        # The thread that draws: changes of widgets on it are not actions of the user.
         self._drawer: int | None = None
         self.is_retired = False
         self.loading = LoadSection(self)
@@ -41,17 +40,17 @@ class ControlPanel:
         self.asking = AskSection(self)
         self.jobs = JobsSection(self)
         self.status = widgets.HTML()
-        self.trouble = widgets.HTML()
+        self.error = widgets.HTML()
         self.magic = CopyText(label="Copy", shown=True)
         left = widgets.VBox([self.loading.box, self.settings.box])
         columns = widgets.Box([left, widgets.VBox([self.asking.box, self.jobs.box])])
         columns.add_class("llm-columns")
         self.box = widgets.VBox(
-            [self.status, self.trouble, columns, _titled("As a magic", self.magic)]
+            [self.status, self.error, columns, _titled("As a magic", self.magic)]
         )
         self.box.add_class("llm-panel")
         self._refresher = Refresher(self.draw)
-        self._unwatch = session.watch(self._refresher.nudge)
+        self._unwatch = session.watch(self._refresher.request)
         self._unclosed = session.when_closed(self.retire)
         self.draw()
         self.loading.refresh()
@@ -59,7 +58,7 @@ class ControlPanel:
     # -- from the session to the widgets ------------------------------------------------------
 
     def draw(self) -> None:
-        """Show the session as it is now."""
+        """Show the current state of the session."""
         with self._lock, self._programmatic():
             if self.is_retired:
                 return
@@ -77,28 +76,28 @@ class ControlPanel:
         finally:
             self._drawer = before
 
-    def nudge(self) -> None:
-        """Draw soon."""
-        self._refresher.nudge()
+    def request_draw(self) -> None:
+        """Schedule a drawing."""
+        self._refresher.request()
 
     def close(self) -> None:
-        """Stop following the session, and take the widgets off the page."""
-        self._leave()
+        """Stop listening to the session and remove the widgets from the page."""
+        self._disconnect()
         _close(self.box)
 
-    def _leave(self) -> None:
+    def _disconnect(self) -> None:
         self.is_retired = True
         self._unwatch()
         self._unclosed()
         self._refresher.stop()
 
     def retire(self) -> None:
-        """Say that the session is gone, and let nothing be pressed any more."""
-        self._leave()
+        """Show that the session is closed, and disable all buttons."""
+        self._disconnect()
         with self._lock, self._programmatic():
             self.status.value = (
                 '<div class="llm-status" role="status"><span class="llm-state">Closed</span>'
-                "<span>This panel belongs to an extension that was reloaded."
+                "<span>The extension was reloaded after this panel was opened."
                 " Run %llm_panel again.</span></div>"
             )
             for section in (self.loading, self.settings, self.asking, self.jobs):
@@ -107,52 +106,52 @@ class ControlPanel:
     # -- from the user to the session ---------------------------------------------------------
 
     def act(self, action: Callable[[], str | None]) -> None:
-        """Do what the user asked for; show its magic, or in one line what is wrong with it."""
+        """Run an action of the user; show the magic that it returns, or its error."""
         if self._drawer == threading.get_ident() or self.is_retired:
             return
         with self._lock:
-            # Before, not after: what is begun may fail at once, on a thread of its own.
-            self.tell_trouble("")
+            # Before the action: it may start a thread that fails at once.
+            self.show_message("")
             try:
                 magic = action()
             except LLMMagicError as error:
-                self.tell_trouble(str(error))
+                self.show_message(str(error))
             else:
                 if magic:
                     self.magic.value = magic
         self.draw()
 
-    def tell_error(self, error: BaseException) -> None:
-        """Show an error; one that is not ours with its kind, because its words may say little."""
+    def show_error(self, error: BaseException) -> None:
+        """Show an error; an error of another package is shown with its type."""
         kind = "" if isinstance(error, LLMMagicError) else f"{type(error).__name__}: "
-        self.tell_trouble(f"{kind}{error}")
+        self.show_message(f"{kind}{error}")
 
-    def tell_trouble(self, text: str) -> None:
-        """Show what went wrong, or nothing."""
-        self.trouble.value = (
-            f'<div class="llm-trouble" role="alert">{html.escape(text)}</div>' if text else ""
+    def show_message(self, text: str) -> None:
+        """Show an error message; an empty one hides it."""
+        self.error.value = (
+            f'<div class="llm-error" role="alert">{html.escape(text)}</div>' if text else ""
         )
 
     def static_html(self) -> str:
-        """Return what a notebook shows in place of the panel where no kernel runs."""
+        """Return what a notebook without a kernel shows in place of the panel."""
         status = self.session.status()
         model = status.active_model or "no model"
-        given = ", ".join(
+        settings = ", ".join(
             f"{name} {value}"
             for name, value in status.generation_config.model_dump().items()
             if value not in (None, (), {})
         )
-        words = f"The control panel of llm_magic: {model} · {given} · %llm_panel opens it again."
-        return f'<div class="llm-static">{html.escape(words)}</div>'
+        text = f"llm_magic control panel: {model} · {settings}. Run %llm_panel to open it."
+        return f'<div class="llm-static">{html.escape(text)}</div>'
 
 
 def _close(widget: widgets.Widget) -> None:
-    """Close a widget and all that belongs to it: each has a channel to the page."""
+    """Close a widget, its children, layout and style: each has a channel to the page."""
     for child in getattr(widget, "children", ()):
         _close(child)
     for part in ("layout", "style"):
-        if isinstance(belonging := getattr(widget, part, None), widgets.Widget):
-            belonging.close()
+        if isinstance(owned := getattr(widget, part, None), widgets.Widget):
+            owned.close()
     widget.close()
 
 

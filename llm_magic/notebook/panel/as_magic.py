@@ -1,4 +1,4 @@
-"""What was done with the mouse, as the magic that does the same; pure."""
+"""The magic that does the same as an action in the panel."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from llm_magic.text.escapes import escape
 
 def load_line(model: str | None, options: Mapping[str, Any], *, keep: bool = False) -> str:
     """Return the ``%llm_load`` of a load."""
-    words = ["%llm_load", *([_argument(model)] if model else [])]
-    words += _flags(options, load_specs())
-    return " ".join([*words, *(["--keep"] if keep else [])])
+    parts = ["%llm_load", *([_argument(model)] if model else [])]
+    parts += _flags(options, load_specs())
+    return " ".join([*parts, *(["--keep"] if keep else [])])
 
 
 def config_line(changes: Mapping[str, Any]) -> str:
-    """Return the ``%llm_config`` of some changes."""
-    words: list[str] = []
+    """Return the ``%llm_config`` of changed settings."""
+    parts: list[str] = []
     for name, value in changes.items():
         several = value if isinstance(value, tuple) and value else (value,)
-        words += [f"{name}={_value(one)}" for one in several]
-    return " ".join(["%llm_config", *words])
+        parts += [f"{name}={_value(one)}" for one in several]
+    return " ".join(["%llm_config", *parts])
 
 
 def ask_cell(prompt: str, chat: str | None = None) -> str:
-    """Return the ``%%llm`` cell of a question."""
-    # Braces mean values in a cell, and themselves in a panel.
+    """Return the ``%%llm`` cell of a prompt."""
+    # A cell fills in references in braces; the panel sends braces unchanged.
     literal = " --literal" if "{" in prompt else ""
-    # IPython takes away what looks like its own prompt, if it stands right below.
+    # IPython removes what looks like an input prompt from the start of a cell.
     gap = "\n" if prompt.lstrip().startswith((">>>", "In [", "...")) else ""
     return f"%%llm{f' -c {_argument(chat)}' if chat else ''}{literal}\n{gap}{prompt}"
 
 
 def _flags(options: Mapping[str, Any], known: Mapping[str, OptionSpec]) -> list[str]:
-    words: list[str] = []
+    parts: list[str] = []
     for name, value in options.items():
         spec = known[name]
-        # A default, too: it was chosen in the place of what the settings say.
+        # Defaults too: they may replace the values of the settings.
         if spec.flag is None or value is False:
             continue
-        words.append(spec.flag.names[0])
+        parts.append(spec.flag.names[0])
         if not isinstance(value, bool):
-            words.append(_argument(str(value)))
-    return words
+            parts.append(_argument(str(value)))
+    return parts
 
 
 def _value(value: object) -> str:
@@ -58,7 +58,7 @@ def _value(value: object) -> str:
 
 
 def quoted(word: str) -> str:
-    """Return a word as one word among others, where backslashes mean themselves."""
+    """Return a word with quotes if it needs them; backslashes are kept."""
     if word and not any(c in word for c in " \t\n\"'?"):
         return word
     if "'" not in word:
@@ -67,6 +67,6 @@ def quoted(word: str) -> str:
 
 
 def _argument(word: str) -> str:
-    """Return a word of a magic's line, where a # at the beginning of a word begins a comment."""
-    written = quoted(word)
-    return f"'{written}'" if written.startswith("#") else written
+    """Return a word of a magic's line, in which a # at the start of a word starts a comment."""
+    text = quoted(word)
+    return f"'{text}'" if text.startswith("#") else text

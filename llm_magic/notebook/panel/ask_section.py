@@ -56,7 +56,7 @@ class AskSection:
         self.send.on_click(lambda _button: self.ask(self.prompt.value))
         self.stop.on_click(lambda _button: panel.act(self._stop))
         self.clear.on_click(lambda _button: panel.act(self._clear))
-        self.chat.observe(lambda _change: panel.nudge(), "value")
+        self.chat.observe(lambda _change: panel.request_draw(), "value")
 
     def _assembled(self) -> widgets.VBox:
         buttons = widgets.Box([self.send, self.stop, self.chat, self.clear])
@@ -176,7 +176,7 @@ class AskSection:
             self.take.value = text.strip()
             self.take.code = blocks[0].code.rstrip("\n") if blocks else ""
             if job.error is not None:
-                self._panel.tell_error(job.error)
+                self._panel.show_error(job.error)
         else:
             self.take.value = self.take.code = ""
 
@@ -200,7 +200,7 @@ def _asked(question: str) -> str:
 
 def _below(job: Job) -> str:
     if job.reply is not None and job.done:
-        return footer(job.reply, job.draft.call.loaded_model.info.size_here)
+        return footer(job.reply, job.draft.call.loaded_model.info.local_size)
     return job.notice or ("…" if job.state == "running" else "thinking …")
 
 

@@ -1,5 +1,5 @@
-// Controls that ipywidgets has not: a named slider with its number, a text box that Ctrl+Enter sends,
-// a text that can be copied. Plain elements, so that keyboards and screen readers know them.
+// Widgets that ipywidgets does not have: a slider with a number field, a text box that Ctrl+Enter sends,
+// a text to copy. Standard elements, so that keyboards and screen readers support them.
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -35,7 +35,7 @@ function number({ model, el }) {
     model.set("value", value);
     model.save_changes();
   }
-  // What was typed goes to Python as it is: the option table says what is right, once, for everybody.
+  // Python receives the typed value unchanged and validates it.
   const commit = (source) => { if (source.value === "") draw(); else set(Number(source.value)); };
   slider.addEventListener("input", () => { field.value = slider.value; });
   slider.addEventListener("change", () => commit(slider));
@@ -69,7 +69,7 @@ function prompt({ model, el }) {
     model.set("value", box.value);
     model.save_changes();
   });
-  // Before JupyterLab sees it, for whom Ctrl+Enter runs the cell.
+  // Stops JupyterLab, in which Ctrl+Enter runs the cell.
   box.addEventListener("keydown", (event) => {
     event.stopPropagation();
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
@@ -82,7 +82,7 @@ function prompt({ model, el }) {
   });
 }
 
-// Where the browser forbids it (no https), the text is selected instead, for Ctrl+C.
+// Without https the browser forbids copying: then the text is selected, for Ctrl+C.
 async function copy(text, shown) {
   try {
     await navigator.clipboard.writeText(text);
@@ -94,8 +94,7 @@ async function copy(text, shown) {
   }
 }
 
-// JupyterLab has no way for a widget to ask for a cell: the toolbar's own button makes one, and the text is
-// pasted into it, as a person would.
+// JupyterLab has no API for widgets to create a cell: this clicks the toolbar's button and pastes the text.
 async function intoNextCell(el, text) {
   const panel = el.closest(".jp-NotebookPanel");
   const plus = panel?.querySelector('[data-command="notebook:insert-cell-below"]');
@@ -119,20 +118,20 @@ async function intoNextCell(el, text) {
 
 function text({ model, el }) {
   const shown = element("code", { className: "llm-line" });
-  const said = element("span", { className: "llm-said", role: "status" });
+  const status = element("span", { className: "llm-status-text", role: "status" });
   const copies = element("button", { className: "jupyter-button", textContent: model.get("label") });
   const puts = element("button", { className: "jupyter-button", textContent: "Put into next cell" });
   el.classList.add("llm-text");
-  el.append(...(model.get("shown") ? [shown] : []), copies, puts, said);
-  const say = (words) => {
-    said.textContent = words;
-    setTimeout(() => { said.textContent = ""; }, 3000);
+  el.append(...(model.get("shown") ? [shown] : []), copies, puts, status);
+  const announce = (message) => {
+    status.textContent = message;
+    setTimeout(() => { status.textContent = ""; }, 3000);
   };
-  copies.addEventListener("click", async () => say(await copy(model.get("value"), shown)));
+  copies.addEventListener("click", async () => announce(await copy(model.get("value"), shown)));
   puts.addEventListener("click", async () => {
     const code = model.get("code");
-    if (await intoNextCell(el, code)) say("It is in the next cell");
-    else say(`${await copy(code, shown)}: paste it into a cell`);
+    if (await intoNextCell(el, code)) announce("Put into the next cell");
+    else announce(`${await copy(code, shown)}: paste it into a cell`);
   });
   return follow(model, ["value", "code"], () => {
     shown.textContent = model.get("value");
@@ -143,8 +142,8 @@ function text({ model, el }) {
 
 const kinds = { number, prompt, text };
 
-// JupyterLab's command mode takes the keys of all but text fields: arrows for sliders and lists would move
-// between cells, and x would cut this one. It leaves alone what says so on the focused element itself.
+// JupyterLab's command mode handles the keys of all elements but text fields: arrow keys would select another
+// cell, and x would cut this one. The attribute `lmSuppressShortcuts` of the focused element prevents that.
 const keepsKeys = new WeakSet();
 function keepKeys(place) {
   if (!place || keepsKeys.has(place)) return;
@@ -156,7 +155,7 @@ export default {
   render(context) {
     const { el, model } = context;
     keepKeys(el);
-    // The stock controls around it, too, once it stands among them.
+    // Also for the other widgets of the panel, once this one is attached to it.
     const attached = new ResizeObserver(() => keepKeys(el.closest(".llm-panel")));
     attached.observe(el);
     const undo = kinds[model.get("kind")](context);

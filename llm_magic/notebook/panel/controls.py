@@ -1,4 +1,4 @@
-"""The controls that ipywidgets has not: a named slider with its number, a prompt box, a text to copy."""
+"""Widgets that ipywidgets does not have: a slider with a number field, a prompt box, a text to copy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HERE = Path(__file__).parent
 
 
 class _Control(anywidget.AnyWidget):
-    """One of the kinds in ``controls.js``."""
+    """A widget of ``controls.js``; `kind` selects which one."""
 
     _esm = _HERE / "controls.js"
     _css = _HERE / "controls.css"
@@ -24,9 +24,9 @@ class _Control(anywidget.AnyWidget):
 
 
 class NumberControl(_Control):
-    """A number as slider, as field, and as "leave to the model"; None is the latter.
+    """A number as slider and field, with a check box for the model's own value (None).
 
-    It takes any number: what is right, the option table says.
+    It accepts any number; the session validates it.
     """
 
     help = traitlets.Unicode().tag(sync=True)
@@ -42,7 +42,7 @@ class NumberControl(_Control):
 
     @classmethod
     def of(cls, spec: OptionSpec) -> NumberControl:
-        """Return the control of an option."""
+        """Return the control for an option."""
         control = spec.control or Control()
         slider = control.slider
         fallback = spec.default if isinstance(spec.default, int | float) else spec.minimum or 0
@@ -61,23 +61,23 @@ class NumberControl(_Control):
 
 
 class PromptBox(_Control):
-    """A text box; Ctrl+Enter sends what is in it."""
+    """A text box; Ctrl+Enter sends its text."""
 
     value = traitlets.Unicode().tag(sync=True)
     placeholder = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, send: Callable[[str], None], **traits: Any) -> None:
         super().__init__(kind="prompt", **traits)
-        self._ask = send
+        self._on_send = send
         self.on_msg(self._received)
 
     def _received(self, _widget: object, content: object, _buffers: object) -> None:
         if isinstance(content, dict) and content.get("do") == "send":
-            self._ask(str(content.get("text", "")))
+            self._on_send(str(content.get("text", "")))
 
 
 class CopyText(_Control):
-    """A text, shown or not, with a button that copies it; `code` can be put into the next cell."""
+    """A text, visible or not, with a button to copy it and one to put `code` into the next cell."""
 
     value = traitlets.Unicode().tag(sync=True)
     code = traitlets.Unicode().tag(sync=True)

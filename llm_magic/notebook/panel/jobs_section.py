@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 
-from llm_magic.notebook.display.messages import first_words
+from llm_magic.notebook.display.messages import shortened
 
 if TYPE_CHECKING:
     from llm_magic.notebook.panel import ControlPanel
@@ -22,27 +22,27 @@ _ENDED = 3
 
 
 class JobsSection:
-    """A short list; it is not there while there are no jobs."""
+    """A short list of jobs, hidden while there are none."""
 
     def __init__(self, panel: ControlPanel) -> None:
         self._panel = panel
         # Each keeps its row while it is shown: a click on its button may come late, and means it.
         self._shown: list[Job | None] = [None] * _ROWS
-        self.words = [widgets.HTML() for _ in range(_ROWS)]
+        self.labels = [widgets.HTML() for _ in range(_ROWS)]
         self.stops = [widgets.Button() for _ in range(_ROWS)]
         self.more = widgets.HTML()
         self._rows = [
-            widgets.Box(row) for row in map(list, zip(self.words, self.stops, strict=True))
+            widgets.Box(row) for row in map(list, zip(self.labels, self.stops, strict=True))
         ]
-        for place, (row, stop) in enumerate(zip(self._rows, self.stops, strict=True)):
+        for index, (row, stop) in enumerate(zip(self._rows, self.stops, strict=True)):
             row.add_class("llm-job")
-            stop.on_click(lambda _button, at=place: panel.act(partial(self._stop, at)))
+            stop.on_click(lambda _button, at=index: panel.act(partial(self._stop, at)))
         title = widgets.HTML("<h3>In the background</h3>")
         self.box = widgets.VBox([title, *self._rows, self.more])
         self.draw()
 
-    def _stop(self, place: int) -> str | None:
-        job = self._shown[place]
+    def _stop(self, index: int) -> str | None:
+        job = self._shown[index]
         if job is None:
             return None
         job.stop()
@@ -55,14 +55,14 @@ class JobsSection:
         ended = [job for job in jobs if job.done][-_ENDED:]
         chosen = [*running, *reversed(ended)][:_ROWS]
         self._place(chosen)
-        for job, row, words, stop in zip(
-            self._shown, self._rows, self.words, self.stops, strict=True
+        for job, row, label, stop in zip(
+            self._shown, self._rows, self.labels, self.stops, strict=True
         ):
             row.layout.display = "none" if job is None else ""
             if job is None:
                 continue
             row.layout.order = str(chosen.index(job))
-            words.value = _row(job)
+            label.value = _row(job)
             stop.layout.display = "none" if job.done else ""
             # Not only "Stop": that is the prompt's, and both are read aloud by their names.
             stop.description = f"Stop {job.id}"
@@ -91,5 +91,5 @@ def _row(job: Job) -> str:
     return (
         f'<div class="llm-status"><span>{state}</span> '
         f'<span class="llm-quiet">{html.escape(figures)}</span> '
-        f"<span>{html.escape(first_words(job.prompt))}</span></div>"
+        f"<span>{html.escape(shortened(job.prompt))}</span></div>"
     )

@@ -1,4 +1,4 @@
-"""Where a panel's model comes from: backend, server, name, device; loading and letting go."""
+"""The model section of the panel: choose a backend, server and model; load and unload it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from llm_magic.notebook.panel import ControlPanel
     from llm_magic.types import ModelInfo
 
-# What a browser can filter at each key press; any other name can be typed.
-_MOST_NAMES = 500
+# As many as a browser can filter at each key press; other names can be typed.
+_MAX_NAMES = 500
 
 
 class LoadSection:
-    """Shows only what applies to the chosen backend."""
+    """The controls for a load; only those of the selected backend are visible."""
 
     def __init__(self, panel: ControlPanel) -> None:
         self._panel = panel
@@ -55,9 +55,9 @@ class LoadSection:
         self.stop = widgets.Button(description="Stop loading")
         self.unload = widgets.Button(description="Unload")
         self.list = widgets.Button(description="Refresh list")
-        self.told = widgets.HTML()
-        # What came of what was done last, and the number of that.
-        self._outcome: Sequence[str] = ()
+        self.result = widgets.HTML()
+        # The result lines of the last action, and numbers that identify actions.
+        self._result_lines: Sequence[str] = ()
         self._numbers = itertools.count(1)
         self._latest = self._lists = 0
         self.model.add_class("llm-wide")
@@ -72,7 +72,7 @@ class LoadSection:
         fields.add_class("llm-fields")
         buttons = widgets.Box([self.load, self.stop, self.unload, self.list])
         buttons.add_class("llm-buttons")
-        return widgets.VBox([widgets.HTML("<h3>Model</h3>"), fields, buttons, self.told])
+        return widgets.VBox([widgets.HTML("<h3>Model</h3>"), fields, buttons, self.result])
 
     def _connect(self) -> None:
         panel = self._panel
@@ -87,7 +87,7 @@ class LoadSection:
     # -- what the user does -------------------------------------------------------------------
 
     def given(self) -> dict[str, Any]:
-        """Return the options of a load as they are chosen, without those that do not apply."""
+        """Return the options of a load, without those that the backend does not support."""
         backend = str(self.backend.value)
         defaults = registry.load_config(self._panel.session.settings, {"backend": backend})
         chosen = {
@@ -99,7 +99,7 @@ class LoadSection:
         return {"backend": backend, **changed}
 
     def _check(self, name: str, change: Mapping[str, Any]) -> None:
-        """Keep nothing that may be a secret in a field: it would be saved with the notebook."""
+        """Clear a field with an invalid value: it may be a secret, which is saved with the notebook."""
         if not change["new"].strip():
             return
         try:
@@ -109,11 +109,11 @@ class LoadSection:
                 parse_url(str(self.backend.value), change["new"])
         except OptionError as error:
             self.options[name].value = ""
-            self._panel.tell_trouble(str(error))
+            self._panel.show_message(str(error))
             return
-        self._panel.tell_trouble("")
+        self._panel.show_message("")
         if name == "base_url":
-            # Not for the key: it may be meant for the address that is typed next.
+            # Not for a key: it may belong to the address that is typed next.
             self.refresh()
 
     def _choose(self) -> None:
@@ -126,7 +126,7 @@ class LoadSection:
     def _load(self) -> str:
         model, options, keep = self.model.value.strip() or None, self.given(), bool(self.keep.value)
         future = self._panel.session.load_later(model, keep=keep, **options)
-        self._latest, self._outcome = next(self._numbers), ()
+        self._latest, self._result_lines = next(self._numbers), ()
         future.add_done_callback(self._loaded)
         usual = (self._panel.session.settings.backend, LoadConfig().backend)
         if usual == (options["backend"], options["backend"]):
@@ -134,96 +134,96 @@ class LoadSection:
         return load_line(model, options, keep=keep)
 
     def _loaded(self, future: concurrent.futures.Future[LoadResult]) -> None:
-        """Tell what came of a load; called on the loop thread."""
+        """Show the result of a load; called on the event-loop thread."""
         if future.cancelled():
-            self._tell(["Stopped loading."])
+            self._show_result(["Stopped loading."])
             return
         error = future.exception()
         if error is None:
-            self._tell(ready_lines(future.result()))
+            self._show_result(ready_lines(future.result()))
         else:
-            self._tell([])
-            self._panel.tell_error(error)
+            self._show_result([])
+            self._panel.show_error(error)
 
     def _stop(self) -> None:
         self._panel.session.stop_loading()
 
     def _unload(self) -> str:
-        self._tell([unloaded_line(self._panel.session.unload())])
+        self._show_result([unloaded_line(self._panel.session.unload())])
         return "%llm_unload"
 
     def refresh(self) -> None:
-        """Ask the backend for its models; they are shown when they come."""
+        """Request the models of the backend; they are shown when they arrive."""
         if self._panel.is_retired:
             return
         options = {n: v for n, v in self.given().items() if n in {"backend", "base_url", "key_env"}}
         try:
             future = self._panel.session.models_later(**options)
         except LLMMagicError as error:
-            self._tell([str(error)])
+            self._show_result([str(error)])
             return
         self._lists = self._latest = next(self._numbers)
         future.add_done_callback(partial(self._listed, self._lists))
 
     def _listed(self, number: int, future: concurrent.futures.Future[list[ModelInfo]]) -> None:
-        """Show which models there are; called on the loop thread."""
+        """Show the listed models; called on the event-loop thread."""
         if future.cancelled() or number != self._lists:
             return
         error = future.exception()
         if error is None:
             names = [info.name for info in future.result()]
-            self.model.options = names[:_MOST_NAMES]
-            said = f"{len(names)} to choose from." if names else "Nothing is listed here."
+            self.model.options = names[:_MAX_NAMES]
+            message = f"{len(names)} models." if names else "No models found."
         else:
-            said = str(error)
-        # Not where a load was begun since: what comes of that is waited for.
+            message = str(error)
+        # Unless a load was started since: its result is shown instead.
         if number == self._latest:
-            self._tell([said])
+            self._show_result([message])
 
-    def _tell(self, lines: Sequence[str]) -> None:
-        # Shown by drawing alone: written from here, a drawing that began before could cover it.
-        self._latest, self._outcome = next(self._numbers), lines
-        self._panel.nudge()
+    def _show_result(self, lines: Sequence[str]) -> None:
+        # Only `draw` writes the widget: a drawing that has already started could overwrite it.
+        self._latest, self._result_lines = next(self._numbers), lines
+        self._panel.request_draw()
 
     # -- what is shown ------------------------------------------------------------------------
 
     def draw(self) -> None:
-        """Show what applies, and how far a load is."""
+        """Show the controls of the backend and the progress of a load."""
         status, table = self._panel.session.status(), registry.load_specs()
         backend = str(self.backend.value)
         for name, control in self.options.items():
             control.layout.display = "" if table[name].works_on(backend) else "none"
         default = getattr(self._panel.session.settings, f"{backend}_base_url", "")
         self.options["base_url"].placeholder = default
-        self.model.placeholder = "the one it serves" if default else "the default"
+        self.model.placeholder = "the served model" if default else "the default"
         busy = status.status in {"Loading", "Configuring", "Unloading"}
         self.load.disabled = busy
         in_cell = busy and not self._panel.session.loads_later
-        # A click would wait for the cell that it should stop.
+        # A click would be handled only after the cell that it should stop.
         hint = "■ in the toolbar stops it" if in_cell and not reach_busy_kernels() else ""
         self.stop.layout.display = "" if busy and not hint else "none"
         self.unload.disabled = busy or not status.models
         progress = status.progress or (Progress("loading") if hint else None)
-        self.told.value = _bar(progress, hint) if busy and progress else self._said()
+        self.result.value = _bar(progress, hint) if busy and progress else self._result_html()
 
-    def _said(self) -> str:
-        lines = "<br>".join(map(html.escape, self._outcome))
-        return f'<div class="llm-told" role="status">{lines}</div>'
+    def _result_html(self) -> str:
+        lines = "<br>".join(map(html.escape, self._result_lines))
+        return f'<div class="llm-result" role="status">{lines}</div>'
 
     def disable(self) -> None:
-        """Let nothing be pressed any more."""
+        """Disable the buttons."""
         for button in (self.load, self.stop, self.unload, self.list):
             button.disabled = True
 
 
 def _bar(progress: Progress, hint: str) -> str:
-    """Return how far something is, and a hint."""
+    """Return a progress bar with the stage and a hint."""
     share = "" if progress.share is None else f' value="{progress.share:.3f}"'
     detail = f" ({progress.detail})" if progress.detail else ""
-    words = html.escape(f"{progress.stage}{detail}")
+    text = html.escape(f"{progress.stage}{detail}")
     return (
-        f'<div class="llm-status"><progress max="1"{share} aria-label="{words}"></progress>'
-        f"<span>{words}{f' · {hint}' if hint else ''}</span></div>"
+        f'<div class="llm-status"><progress max="1"{share} aria-label="{text}"></progress>'
+        f"<span>{text}{f' · {hint}' if hint else ''}</span></div>"
     )
 
 
@@ -245,5 +245,5 @@ def _control(spec: OptionSpec, control: Control) -> Any:
 
 
 def _read(value: object) -> object:
-    """Return what a control holds; an empty text is nothing."""
+    """Return the value of a control; None for an empty text."""
     return (value.strip() or None) if isinstance(value, str) else value

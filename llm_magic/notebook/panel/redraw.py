@@ -1,4 +1,4 @@
-"""Redrawing after changes: soon, not too often, and always once more after the last one."""
+"""Redraw after changes: soon, at a limited rate, and always once after the last change."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import threading
 import time
 from collections.abc import Callable
 
-# Often enough to look alive; each drawing is a few messages to every open page.
+# Each drawing sends a few messages to every open page.
 PERIOD_S = 0.2
 _COST_FACTOR = 10
-# The first drawing imports what it needs, and another thread may hold it up: no reason to fall asleep.
+# An upper bound: imports, or another thread, may make the first drawing slow.
 LONGEST_S = 2.0
 
 
 class Refresher:
-    """Calls `draw` after `nudge`, at most every `PERIOD_S`, less often where drawing is slow.
+    """Calls `draw` after `request`, at most every `PERIOD_S`, less often if drawing is slow.
 
-    Drawing happens on a timer's thread: the loop thread is there for the words, the main thread for
+    It draws on a timer thread, because the event-loop thread receives text and the main thread runs
     cells.
     """
 
     def __init__(self, draw: Callable[[], None]) -> None:
         self._draw = draw
         self._lock = threading.Lock()
-        # There while one is waited for or drawn: a nudge meanwhile only says that it is not enough.
+        # Set while a drawing is scheduled or runs; a request in the meantime only sets `_dirty`.
         self._timer: threading.Timer | None = None
         self._dirty = self._stopped = False
         self._next = 0.0
 
-    def nudge(self) -> None:
-        """Draw soon; cheap, because it is called for every token."""
+    def request(self) -> None:
+        """Schedule a drawing; called for every token, so it must be fast."""
         self._dirty = True
         if self._timer is not None:
             return
@@ -50,10 +50,10 @@ class Refresher:
             self._next = now + min(max(PERIOD_S, _COST_FACTOR * (now - began)), LONGEST_S)
             self._timer = None
         if self._dirty:
-            self.nudge()
+            self.request()
 
     def stop(self) -> None:
-        """Draw no more."""
+        """Cancel the scheduled drawing and ignore later requests."""
         with self._lock:
             self._stopped = True
             if self._timer is not None:

@@ -11,7 +11,7 @@ import ipywidgets as widgets
 
 from llm_magic.backends.registry import generation_specs
 from llm_magic.config.option_spec import OptionSpec
-from llm_magic.notebook.arguments.parser import split_words
+from llm_magic.notebook.arguments.parser import split_line
 from llm_magic.notebook.panel.as_magic import config_line, quoted
 from llm_magic.notebook.panel.controls import NumberControl
 from llm_magic.text.escapes import escape, unescape
@@ -49,7 +49,7 @@ class SettingsSection:
         self._panel.act(partial(self._set_texts, name, change["new"]))
 
     def _set_texts(self, name: str, line: str) -> str:
-        return self._set(name, tuple(unescape(word) for word in split_words(line)))
+        return self._set(name, tuple(unescape(word) for word in split_line(line)))
 
     def _set(self, name: str, value: object) -> str:
         self._panel.session.generation.update(**{name: value})

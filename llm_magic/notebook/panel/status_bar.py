@@ -1,4 +1,4 @@
-"""The status line of a panel: state, model, memory, speed; as HTML for screen readers, too."""
+"""The status line of the panel: state, model, memory and speed, accessible to screen readers."""
 
 from __future__ import annotations
 
@@ -18,58 +18,60 @@ if TYPE_CHECKING:
 
 
 def status_html(session: Session) -> str:
-    """Return the status line."""
+    """Return the status line as HTML."""
     status = session.status()
     answering = session.answering
     state = "Answering" if answering and status.status == "Ready" else status.status
-    # Only the words that change with the state are read aloud, not figures that change all the time.
-    said = (
+    # Screen readers announce the state, not the figures, which change continuously.
+    announced = (
         f'<span role="status" aria-live="polite"><span class="llm-state llm-{state}">{state}</span>'
     )
     active = next((info for info in status.models if info.name == status.active_model), None)
-    said += f" <span>{html.escape(model_line(active) if active else _hint(status))}</span></span>"
-    parts = [said, _memory(status), _speed(answering, session.last)]
+    announced += (
+        f" <span>{html.escape(model_line(active) if active else _hint(status))}</span></span>"
+    )
+    parts = [announced, _memory(status), _speed(answering, session.last)]
     others = [info.name for info in status.models if info is not active]
     if others:
-        parts.append(_quiet(f"also loaded: {', '.join(others)}"))
+        parts.append(_muted(f"also loaded: {', '.join(others)}"))
     return f'<div class="llm-status">{"".join(parts)}</div>'
 
 
 def _hint(status: Status) -> str:
     if status.status in {"Loading", "Configuring"}:
-        return "getting ready"
-    return "nothing is loaded"
+        return "loading the model"
+    return "no model loaded"
 
 
 def _memory(status: Status) -> str:
-    """Return how much memory is taken, as a bar with its figures."""
+    """Return bars and figures of the used memory, of the machine and its devices."""
     machine = psutil.virtual_memory()
-    held = status.memory.process if status.memory else psutil.Process().memory_info().rss
+    used = status.memory.process if status.memory else psutil.Process().memory_info().rss
     free, total = machine.available, machine.total
-    words = f"this process {human_bytes(held)}, {human_bytes(free)} free of {human_bytes(total)}"
-    bars = [_bar("Memory", (total - free) / total, words)]
-    for name, free, total in status.memory.room if status.memory else ():
-        words = f"{human_bytes(free)} free of {human_bytes(total)} on {name}"
-        bars.append(_bar(name, 1 - free / total, words))
+    text = f"this process {human_bytes(used)}, {human_bytes(free)} free of {human_bytes(total)}"
+    bars = [_bar("Memory", (total - free) / total, text)]
+    for name, free, total in status.memory.gpu_memory if status.memory else ():
+        text = f"{human_bytes(free)} free of {human_bytes(total)} on {name}"
+        bars.append(_bar(name, 1 - free / total, text))
     return "".join(bars)
 
 
-def _bar(name: str, share: float, words: str) -> str:
-    label = html.escape(f"{name}: {words}")
+def _bar(name: str, share: float, text: str) -> str:
+    label = html.escape(f"{name}: {text}")
     return (
         f'<span><meter min="0" max="1" high="0.9" value="{share:.3f}" aria-label="{label}"></meter>'
-        f'<span class="llm-quiet">{html.escape(words)}</span></span>'
+        f'<span class="llm-quiet">{html.escape(text)}</span></span>'
     )
 
 
 def _speed(drafts: tuple[Draft, ...], last: Reply | None) -> str:
-    """Return the speed of the answer in the making, else of the last one."""
+    """Return the speed of the running answer, else of the last one."""
     timing = drafts[-1].timing() if drafts else last.timing if last else None
     if timing is None or timing.tokens_per_s is None:
         return ""
     when = "now" if drafts else "last answer"
-    return _quiet(f"{timing.tokens_per_s:.1f} tokens/s {when}")
+    return _muted(f"{timing.tokens_per_s:.1f} tokens/s {when}")
 
 
-def _quiet(text: str) -> str:
+def _muted(text: str) -> str:
     return f'<span class="llm-quiet">{html.escape(text)}</span>'

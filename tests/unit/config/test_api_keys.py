@@ -43,7 +43,7 @@ def load(session: Session, server: FaultServer, **more: Any) -> None:
     session.load("tiny", **{"backend": "openai", "base_url": server.url, **more})
 
 
-def test_the_key_of_a_variable_reaches_its_server(
+def test_key_from_variable_is_sent_to_server(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(NAME, f"{KEY}\n")
@@ -52,25 +52,27 @@ def test_the_key_of_a_variable_reaches_its_server(
     assert {r.headers["authorization"] for r in server.received} == {f"Bearer {KEY}"}
 
 
-def test_without_a_key_it_says_how_to_give_one(session: Session, server: FaultServer) -> None:
-    with pytest.raises(AuthenticationFailed, match=r"wants a key \(401\)\. .* --key-env NAME"):
+def test_missing_key_error_suggests_key_env(session: Session, server: FaultServer) -> None:
+    with pytest.raises(
+        AuthenticationFailed, match=r"requires an API key \(401\)\. .* --key-env NAME"
+    ):
         load(session, server)
     assert "authorization" not in server.received[-1].headers
 
 
-def test_a_wrong_key_is_named_by_its_variable(
+def test_rejected_key_error_names_variable(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = "sk-wrong-000"
     monkeypatch.setenv(NAME, wrong)
     server.will(MODELS, *refusal(401, f"Incorrect API key provided: {wrong}."))
-    with pytest.raises(AuthenticationFailed, match=f"refuses the key in {NAME}") as caught:
+    with pytest.raises(AuthenticationFailed, match=f"rejected the key in {NAME}") as caught:
         load(session, server, key_env=NAME)
     assert wrong not in str(caught.value), "the server repeats it, we do not"
     assert "•••" in str(caught.value)
 
 
-def test_a_key_is_for_one_server_only(
+def test_key_is_not_sent_to_second_server(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(NAME, KEY)
@@ -81,18 +83,18 @@ def test_a_key_is_for_one_server_only(
         assert other.received == []
 
 
-def test_the_usual_variable_is_for_the_usual_server(
+def test_openai_api_key_is_sent_to_openai_only(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with pytest.raises(AuthenticationFailed, match="wants a key"):
+    with pytest.raises(AuthenticationFailed, match="requires an API key"):
         load(session, server)
     with pytest.raises(OptionError, match=r"for https://api\.openai\.com and is not sent"):
         load(session, server, key_env="OPENAI_API_KEY")
     assert not [r for r in server.received if "authorization" in r.headers]
 
 
-def test_the_usual_variable_follows_the_address_of_the_settings(
+def test_openai_api_key_is_sent_to_address_in_settings(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -102,7 +104,7 @@ def test_the_usual_variable_follows_the_address_of_the_settings(
     assert server.received[-1].headers["authorization"] == f"Bearer {KEY}"
 
 
-def test_the_usual_variable_does_not_follow_a_file_of_the_folder(
+def test_openai_api_key_is_not_sent_to_address_in_env_file(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -110,7 +112,7 @@ def test_the_usual_variable_does_not_follow_a_file_of_the_folder(
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_text(f"openai_base_url={server.url}\n")
     session = Session()
-    with pytest.raises(AuthenticationFailed, match="wants a key"):
+    with pytest.raises(AuthenticationFailed, match="requires an API key"):
         session.load("tiny", backend="openai")
     with pytest.raises(OptionError, match=r"not sent to .* OPENAI_BASE_URL in the environment"):
         session.load("tiny", backend="openai", key_env="OPENAI_API_KEY")
@@ -134,7 +136,7 @@ def test_redirects_are_not_followed(
     assert KEY not in str(caught.value)
 
 
-def test_a_variable_that_is_not_set_is_asked_for_once(
+def test_unset_variable_prompts_once(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     questions: list[str] = []
@@ -151,14 +153,14 @@ def test_a_variable_that_is_not_set_is_asked_for_once(
     assert session.generate("hi").text == "hi"
 
 
-def test_a_typed_key_that_is_refused_is_asked_for_again(
+def test_rejected_typed_key_prompts_again(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     typed = ["sk-wrong", KEY]
     monkeypatch.setattr(getpass, "getpass", lambda _question: typed.pop(0))
     server.will(MODELS, *refusal(401, "Who are you?"))
     with pytest.raises(
-        AuthenticationFailed, match=f"typed in for {NAME} .* Load again to type another"
+        AuthenticationFailed, match=f"typed in for {NAME} .* Load again to type another key"
     ):
         load(session, server, key_env=NAME)
     load(session, server, key_env=NAME)
@@ -166,24 +168,22 @@ def test_a_typed_key_that_is_refused_is_asked_for_again(
     assert typed == []
 
 
-def test_loading_again_takes_the_key_that_a_variable_has_now(
+def test_next_load_uses_new_value_of_variable(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(NAME, KEY)
     load(session, server, key_env=NAME)
     server.key = f"{KEY}-2"
-    with pytest.raises(
-        AuthenticationFailed, match="Give the variable the right one and load again"
-    ):
+    with pytest.raises(AuthenticationFailed, match="Correct the variable and load again"):
         session.generate("hi")
     monkeypatch.setenv(NAME, server.key)
     load(session, server, key_env=NAME)
     assert session.generate("hi").text == "hi"
     told = session.load_and_tell("tiny", backend="openai", base_url=server.url, key_env=NAME)
-    assert told.already
+    assert told.was_loaded
 
 
-def test_a_mistyped_address_binds_no_key(
+def test_unreachable_address_does_not_bind_key(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(NAME, KEY)
@@ -195,7 +195,7 @@ def test_a_mistyped_address_binds_no_key(
     assert session.generate("hi").text == "hi"
 
 
-def test_the_models_of_the_server_in_use_are_listed_with_its_key(
+def test_models_uses_key_of_loaded_model(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(NAME, KEY)
@@ -208,29 +208,29 @@ def test_the_models_of_the_server_in_use_are_listed_with_its_key(
         session.models("openai")
 
 
-def test_the_usual_address_is_looked_at_only_for_its_own_key(server: FaultServer) -> None:
+def test_invalid_openai_address_does_not_affect_other_backends(server: FaultServer) -> None:
     server.key = None
     session = Session(settings(openai_base_url="https://x.example/openai?api-version=preview"))
     session.load("tiny", backend="vllm", base_url=server.url)
     session.close()
 
 
-def test_where_nobody_can_be_asked_it_says_so(
+def test_unset_variable_raises_without_prompt(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(OptionError, match=f"{NAME} is not set, and nobody can be asked"):
+    with pytest.raises(OptionError, match=f"{NAME} is not set, and this frontend cannot prompt"):
         load(session, server, key_env=NAME)
 
     def refuse(question: str) -> str:
         raise NotImplementedError("this frontend has no input")
 
     monkeypatch.setattr(getpass, "getpass", refuse)
-    with pytest.raises(OptionError, match="nobody can be asked"):
+    with pytest.raises(OptionError, match="cannot prompt for it"):
         load(session, server, key_env=NAME)
     caught: list[BaseException] = []
 
     def elsewhere() -> None:
-        with pytest.raises(OptionError, match="nobody can be asked") as error:
+        with pytest.raises(OptionError, match="cannot prompt for it") as error:
             load(session, server, key_env=NAME)
         caught.append(error.value)
 
@@ -242,11 +242,11 @@ def test_where_nobody_can_be_asked_it_says_so(
 
 
 @pytest.mark.parametrize("secret", [" ", "two words", "line\nbreak", "schlüssel", "tab\tin it"])
-def test_what_is_no_key_is_refused_without_saying_it(
+def test_invalid_key_raises_without_showing_value(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch, secret: str
 ) -> None:
     monkeypatch.setenv(NAME, secret)
-    with pytest.raises(OptionError, match=f"What {NAME} holds is no key") as caught:
+    with pytest.raises(OptionError, match=f"The value of {NAME} is not an API key") as caught:
         load(session, server, key_env=NAME)
     assert not secret.strip() or secret not in str(caught.value)
 
@@ -256,13 +256,13 @@ def test_what_is_no_key_is_refused_without_saying_it(
     [KEY, "a" * 41, "9lives", "", "sk-proj-1", "hf_aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFg1",
      "ghp_aBcDeFgHiJkLmNoPqRsTuVwXyZ0123456789", "f" + "0123456789abcde" * 2 + "f"],
 )  # fmt: skip
-def test_a_key_in_place_of_a_name_is_not_repeated(session: Session, typed: str) -> None:
+def test_key_passed_as_variable_name_is_not_repeated(session: Session, typed: str) -> None:
     with pytest.raises(OptionError, match="takes the name of an environment variable") as caught:
         session.load("tiny", backend="openai", key_env=typed)
     assert not typed or typed not in str(caught.value)
 
 
-def test_a_key_shows_itself_to_nobody() -> None:
+def test_key_is_masked_and_not_pickled() -> None:
     key = ApiKey(KEY, "https://host", NAME)
     shown = [repr(key), str(key), f"{key}", repr([key]), repr(vars(ApiKeys()))]
     assert KEY not in "".join(shown)
@@ -274,7 +274,7 @@ def test_a_key_shows_itself_to_nobody() -> None:
             take(key)
 
 
-def test_no_error_holds_the_key(
+def test_errors_do_not_contain_key(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(NAME, KEY)
@@ -290,7 +290,7 @@ def test_no_error_holds_the_key(
     assert KEY not in "".join(repr(vars(backend)) for backend in backends)
 
 
-def test_a_key_in_clear_text_is_warned_about(
+def test_key_over_http_gets_warning(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(NAME, KEY)
@@ -304,7 +304,7 @@ def test_a_key_in_clear_text_is_warned_about(
     assert any("in clear text" in note for note in told.notes)
 
 
-def test_this_machine_is_reached_without_a_proxy(
+def test_local_server_bypasses_proxy(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(NAME, KEY)
@@ -322,7 +322,7 @@ def test_this_machine_is_reached_without_a_proxy(
     [KEY, f"{KEY[:4]}****{KEY[-4:]}", f"{KEY[:5]}...", f"...{KEY[-3:]}", "sk-test-XXXXXXXXXXX3a650",
      f"{KEY[:12]}", KEY[4:], f"'{KEY[:3]}…{KEY[-2:]}'", f"key={KEY[:8]}•••"],
 )  # fmt: skip
-def test_a_server_repeats_no_part_of_a_key(repeated: str) -> None:
+def test_scrub_masks_parts_of_key(repeated: str) -> None:
     said = ApiKey(KEY, "https://host", NAME).scrub(
         f"Incorrect API key provided: {repeated}. Sorry."
     )
@@ -333,7 +333,7 @@ def test_a_server_repeats_no_part_of_a_key(repeated: str) -> None:
     assert said.endswith(" Sorry.")
 
 
-def test_other_words_of_a_server_stay() -> None:
+def test_scrub_keeps_other_text() -> None:
     said = "No model sk-test... but test-4 is... wait: see https://host/docs?x=1 **now** (4f9b)."
     kept = ApiKey(KEY, "https://host", NAME).scrub(said)
     assert kept == said.replace("sk-test...", "•••")

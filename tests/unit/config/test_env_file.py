@@ -37,30 +37,30 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_file_is_read_in_the_encodings_of_editors_and_shells(encoding: str) -> None:
+def test_encodings_of_editors_and_shells_are_read(encoding: str) -> None:
     Path(".env").write_bytes(TEXT.encode(encoding))
     settings = Settings.read()
     assert (settings.top_k, settings.model) == (7, "modèle")
 
 
-def test_utf_16_of_the_other_byte_order_is_read() -> None:
+def test_utf_16_big_endian_is_read() -> None:
     Path(".env").write_bytes(b"\xfe\xff" + TEXT.encode("utf-16-be"))
     assert Settings.read().top_k == 7
 
 
-def test_names_are_read_in_any_case_and_empty_values_are_not_set() -> None:
+def test_names_ignore_case_and_empty_values_are_unset() -> None:
     Path(".env").write_text("default_llm_top_k=7\nDEFAULT_LLM_TOP_P=\nLLM_DEVICE\n")
     settings = Settings.read()
     assert (settings.top_k, settings.top_p, settings.device) == (7, 0.9, "auto")
 
 
-def test_values_may_refer_to_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_can_reference_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOST_OF_TEST", "example.org")
     Path(".env").write_text("PORT=81\nVLLM_BASE_URL=http://${HOST_OF_TEST}:${PORT}\n")
     assert Settings.read().vllm_base_url == "http://example.org:81"
 
 
-def test_references_have_defaults_and_may_be_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_references_use_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NAME_OF_TEST", "outer")
     Path(".env").write_text(
         "A=${NO_SUCH_NAME}|${NO_SUCH_NAME:-x}|${NAME_OF_TEST:-x}|${A}|$A|${A:b}\nNAME_OF_TEST=inner\n"
@@ -71,7 +71,7 @@ def test_references_have_defaults_and_may_be_unknown(monkeypatch: pytest.MonkeyP
     assert (read["B"], read["EMPTY"], read["C"]) == ("inner", None, "")
 
 
-def test_file_that_expands_without_bound_is_refused(folder: Path) -> None:
+def test_unbounded_expansion_raises(folder: Path) -> None:
     lines = [f"X{n}=${{X{n - 1}}}${{X{n - 1}}}" for n in range(1, 40)]
     Path(".env").write_text("\n".join(["X0=aaaaaaaaaa", *lines]))
     with pytest.raises(SettingsError) as caught:
@@ -82,7 +82,7 @@ def test_file_that_expands_without_bound_is_refused(folder: Path) -> None:
     )
 
 
-def test_many_variables_and_references_are_read_in_seconds() -> None:
+def test_many_references_take_seconds() -> None:
     began = time.monotonic()
     Path(".env").write_text("".join(f"A{n}=${{HOME}}\n" for n in range(8_000)))
     read_env_file()
@@ -92,7 +92,7 @@ def test_many_variables_and_references_are_read_in_seconds() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: None, Path(".env").mkdir], ids=["none", "folder"])
-def test_no_file_and_a_folder_of_that_name_are_no_settings(make: Callable[[], None]) -> None:
+def test_missing_file_and_folder_have_no_variables(make: Callable[[], None]) -> None:
     make()  # `python -m venv .env` makes such a folder
     assert Settings.read().top_k == 50
 
@@ -110,14 +110,12 @@ def test_pipe_is_read() -> None:
     [
         (b"A=1\nB=caf\xe9\n", "line 2, is not UTF-8. Save the file as UTF-8."),
         (b"\xff\xfeA\x00=", "line 1, is not UTF-16. Save the file as UTF-8."),
-        ("A=1\nB=2".encode("utf-16-le"), "line 1, is no text: it holds a NUL character. Save"),
-        ("A=1".encode("utf-32"), "line 1, is no text: it holds a NUL character. Save"),
-        (b"A=1\nB=a\0b\n", "line 2, is no text: it holds a NUL character. Save"),
+        ("A=1\nB=2".encode("utf-16-le"), "line 1, is not text: it contains a NUL character. Save"),
+        ("A=1".encode("utf-32"), "line 1, is not text: it contains a NUL character. Save"),
+        (b"A=1\nB=a\0b\n", "line 2, is not text: it contains a NUL character. Save"),
     ],
 )
-def test_file_that_is_no_text_is_named_with_its_line(
-    folder: Path, data: bytes, reason: str
-) -> None:
+def test_undecodable_file_raises_with_line_number(folder: Path, data: bytes, reason: str) -> None:
     Path(".env").write_bytes(data)
     with pytest.raises(SettingsError) as caught:
         Settings.read()
@@ -131,7 +129,7 @@ def test_large_file_is_not_read() -> None:
         Settings.read()
 
 
-def test_file_that_cannot_be_opened_is_named(folder: Path) -> None:
+def test_unreadable_file_raises_with_path(folder: Path) -> None:
     # Rights do not stop the root user, whose tests these may be: a loop of links stops everybody.
     Path(".env").symlink_to("sub/.env")
     (folder / "sub").symlink_to("sub")
@@ -145,7 +143,7 @@ def test_file_that_cannot_be_opened_is_named(folder: Path) -> None:
 
 
 @given(st.binary())
-def test_any_bytes_are_read_or_refused_in_one_line(data: bytes) -> None:
+def test_any_bytes_are_read_or_raise_one_line(data: bytes) -> None:
     Path(".env").write_bytes(data)
     problem = ""
     try:
@@ -205,19 +203,21 @@ def test_empty_address_is_not_the_default_address(address: str) -> None:
     session = Session()
     try:
         for use in (session.models, partial(session.load, "tiny")):
-            with pytest.raises(OptionError, match=r"^'' is no address of a server\. Write"):
+            with pytest.raises(OptionError, match=r"^'' is not a server address\. Use"):
                 use(backend="openai", base_url=address)
     finally:
         session.close()
 
 
-def test_address_of_a_variable_is_refused_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_address_in_variable_raises_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_BASE_URL", "http://a..b")
     session = Session()
     try:
-        with pytest.raises(SettingsError, match=r"'http://a\.\.b' is no address .* VLLM_BASE_URL"):
+        with pytest.raises(
+            SettingsError, match=r"'http://a\.\.b' is not a server address.* VLLM_BASE_URL"
+        ):
             session.models("vllm")
-        with pytest.raises(OptionError, match=r"'http://c\.\.d' is no address") as caught:
+        with pytest.raises(OptionError, match=r"'http://c\.\.d' is not a server address") as caught:
             session.models("vllm", base_url="http://c..d")
         assert "VLLM_BASE_URL" not in str(caught.value)
     finally:

@@ -28,12 +28,12 @@ HARMLESS = [
 
 
 @pytest.mark.parametrize("name", TELLING)
-def test_a_telling_name(name: str) -> None:
+def test_secret_names_are_recognized(name: str) -> None:
     assert is_secret_name(name)
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_a_name_that_tells_nothing(name: str) -> None:
+def test_other_names_are_not_secret(name: str) -> None:
     assert not is_secret_name(name)
 
 
@@ -53,8 +53,8 @@ SHAPES = [
 @pytest.mark.parametrize(
     "around", ["{}", "x = '{}'", "at {}.", "[{}, 1]", "https://host/?s={}&t=1"]
 )
-def test_what_looks_like_a_key_goes(secret: str, around: str) -> None:
-    masked = Redactor({}).text(around.format(secret))
+def test_key_formats_are_masked(secret: str, around: str) -> None:
+    masked = Redactor({}).mask(around.format(secret))
     assert MASK in masked
     assert not any(part in masked for part in secret.split() if len(part) > 3)
 
@@ -72,10 +72,10 @@ READABLE = [
 
 
 @pytest.mark.parametrize("text", READABLE)
-def test_what_is_no_secret_stays(text: str) -> None:
+def test_other_text_is_unchanged(text: str) -> None:
     redactor = Redactor({"HOME": "/root", "LANG": "C.UTF-8"})
-    redactor.read(text.replace("getpass('Password: ')", "ask()"))
-    assert redactor.text(text, is_program=True) == text
+    redactor.add_source(text.replace("getpass('Password: ')", "ask()"))
+    assert redactor.mask(text, is_program=True) == text
 
 
 GIVEN = [
@@ -93,11 +93,11 @@ GIVEN = [
     ["password = 'Auth0000'", "password = 'secret_pass'", "login(password='password')",
      "d = {'api_key': 'Token_12'}", "key = SecretStr('Auth0000')", "if token == 'Auth0000': pass"],
 )  # fmt: skip
-def test_a_secret_may_look_like_the_name_of_one(source: str) -> None:
+def test_secret_in_format_of_secret_name_is_masked(source: str) -> None:
     redactor = Redactor({})
-    redactor.read(source)
+    redactor.add_source(source)
     secret = source.split("'")[-2]
-    assert redactor.text(f"ValueError: {secret}!") == f"ValueError: {MASK}!"
+    assert redactor.mask(f"ValueError: {secret}!") == f"ValueError: {MASK}!"
 
 
 @pytest.mark.parametrize(
@@ -105,21 +105,21 @@ def test_a_secret_may_look_like_the_name_of_one(source: str) -> None:
     ["key_env = 'OPENAI_API_KEY'", "api_key = get('api_key')", "if key == 'password': pass",
      "token = config.get('hf_token', None)", "load(key_env='HF_TOKEN')"],
 )  # fmt: skip
-def test_the_name_of_a_secret_is_none(source: str) -> None:
+def test_secret_name_as_value_is_not_masked(source: str) -> None:
     redactor = Redactor({})
-    redactor.read(source)
+    redactor.add_source(source)
     name = source.split("'")[1]
-    assert redactor.text(f"KeyError: no {name} here") == f"KeyError: no {name} here"
+    assert redactor.mask(f"KeyError: no {name} here") == f"KeyError: no {name} here"
 
 
 @pytest.mark.parametrize("source", GIVEN)
-def test_what_a_cell_gives_to_a_telling_name_goes_everywhere(source: str) -> None:
+def test_literals_assigned_to_secret_names_are_masked_everywhere(source: str) -> None:
     redactor = Redactor({})
     source = source.format(SECRET)
-    redactor.read(source)
-    assert SECRET not in redactor.text(source, is_program=True)
-    assert SECRET not in redactor.text(f"ValueError: {SECRET} is wrong, {SECRET}!")
-    assert "Paris" in redactor.text("Paris")
+    redactor.add_source(source)
+    assert SECRET not in redactor.mask(source, is_program=True)
+    assert SECRET not in redactor.mask(f"ValueError: {SECRET} is wrong, {SECRET}!")
+    assert "Paris" in redactor.mask("Paris")
 
 
 @pytest.mark.parametrize(
@@ -130,15 +130,15 @@ def test_what_a_cell_gives_to_a_telling_name_goes_everywhere(source: str) -> Non
         "?access_token={}&x=1", "password = '{}", "Cookie: session={}", "bad: x=1, password={}",
     ],
 )  # fmt: skip
-def test_what_is_no_python_goes_too(text: str) -> None:
-    assert SECRET not in Redactor({}).text(text.format(SECRET))
+def test_secrets_outside_of_python_are_masked(text: str) -> None:
+    assert SECRET not in Redactor({}).mask(text.format(SECRET))
 
 
-def test_a_message_may_name_a_password_without_quotes() -> None:
+def test_unquoted_password_in_message_is_masked() -> None:
     trace = (
         "Traceback:\n  File 'x', line 1\n    login(password=entered)\nError: password=swordfish\n"
     )
-    masked = Redactor({}).text(trace)
+    masked = Redactor({}).mask(trace)
     assert "login(password=entered)" in masked
     assert "swordfish" not in masked
 
@@ -148,24 +148,24 @@ def test_a_message_may_name_a_password_without_quotes() -> None:
     [{"password": SECRET}, {"config": {"db": {"password": SECRET}}}, {"api_keys": [SECRET, "x"]},
      {"credentials": {"user": SECRET}}, {"token": SECRET.encode()}, {"cookies": ({"a": SECRET},)}],
 )  # fmt: skip
-def test_values_of_the_notebook_are_known(names: dict[str, Any]) -> None:
+def test_values_of_notebook_are_masked(names: dict[str, Any]) -> None:
     redactor = Redactor({})
-    redactor.learn(names)
-    assert SECRET not in redactor.text(f"ValueError: no such user: {SECRET}")
+    redactor.add_values(names)
+    assert SECRET not in redactor.mask(f"ValueError: no such user: {SECRET}")
 
 
-def test_the_environment_and_what_was_typed_in_are_known() -> None:
+def test_values_of_environment_and_typed_keys_are_masked() -> None:
     redactor = Redactor({"SERVICE_TOKEN": SECRET, "TOWN": "Paris-on-Seine"}, ["roses-in-june"])
     assert (
-        redactor.text(f"{SECRET} roses-in-june Paris-on-Seine") == f"{MASK} {MASK} Paris-on-Seine"
+        redactor.mask(f"{SECRET} roses-in-june Paris-on-Seine") == f"{MASK} {MASK} Paris-on-Seine"
     )
 
 
-def test_a_secret_is_known_as_it_is_written() -> None:
+def test_escaped_secret_is_masked() -> None:
     secret = 'it\'s ü/&\n"quoted" words'
     redactor = Redactor({"PASSWORD": secret})
     for written in (secret, repr(secret), "it%27s%20%C3%BC%2F%26%0A%22quoted%22%20words"):
-        assert "quoted" not in redactor.text(f"at {written} end")
+        assert "quoted" not in redactor.mask(f"at {written} end")
 
 
 _values = st.text(string.ascii_letters + string.digits + "-_!$%&/+", min_size=8, max_size=40)
@@ -176,23 +176,23 @@ _values = _values.filter(lambda secret: not re.fullmatch("[A-Z_]+", secret))
 
 
 @given(_values, st.sampled_from(TELLING), st.text(max_size=40), st.text(max_size=40))
-def test_no_value_of_a_telling_name_gets_through(
+def test_every_value_of_secret_name_is_masked(
     secret: str, name: str, before: str, after: str
 ) -> None:
     redactor = Redactor({})
-    redactor.learn({name: secret})
-    assert secret not in redactor.text(before + secret + after)
+    redactor.add_values({name: secret})
+    assert secret not in redactor.mask(before + secret + after)
     redactor = Redactor({})
-    redactor.read(f"x = {{{name!r}: {secret!r}}}")
-    assert secret not in redactor.text(before + secret + after)
+    redactor.add_source(f"x = {{{name!r}: {secret!r}}}")
+    assert secret not in redactor.mask(before + secret + after)
 
 
 @given(st.text(max_size=400))
-def test_any_text_is_taken(text: str) -> None:
+def test_any_text_is_accepted(text: str) -> None:
     redactor = Redactor({})
-    redactor.read(text)
-    masked = redactor.text(text)
-    assert redactor.text(masked, is_program=True).count(MASK) >= text.count(MASK)
+    redactor.add_source(text)
+    masked = redactor.mask(text)
+    assert redactor.mask(masked, is_program=True).count(MASK) >= text.count(MASK)
 
 
 @pytest.mark.parametrize(
@@ -200,8 +200,8 @@ def test_any_text_is_taken(text: str) -> None:
     ["password=", "password='", '"""', 'password="""', "key" * 30, "a-" * 50, "eyJ", "key: a | ", "--key ", "x://",
      "-----BEGIN PRIVATE KEY-----", "A1" * 30, " ", "password: [", "((", "key:", "a: b = "],
 )  # fmt: skip
-def test_the_time_grows_with_the_text_and_not_faster(piece: str) -> None:
+def test_time_is_linear_in_length_of_text(piece: str) -> None:
     text = piece * (200_000 // len(piece)) + "("
     began = time.process_time()
-    Redactor({}).text(text)
+    Redactor({}).mask(text)
     assert time.process_time() - began < 5

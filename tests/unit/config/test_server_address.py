@@ -50,7 +50,7 @@ SECRET = "sk-4f9b27c1d8e3"
         ("http://192.168.1.7:8000/Team/API", "http://192.168.1.7:8000/Team/API", "http://192.168.1.7:8000"),
     ],
 )  # fmt: skip
-def test_an_address_is_read_as_it_is_meant(text: str, url: str, origin: str) -> None:
+def test_valid_address_is_normalized(text: str, url: str, origin: str) -> None:
     found = parse_url("openai", text)
     assert (found.backend, found.url, found.origin) == ("openai", url, origin)
     assert found.host_port == origin.partition("://")[2]
@@ -76,7 +76,7 @@ def test_an_address_is_read_as_it_is_meant(text: str, url: str, origin: str) -> 
         ("https://example.com", False, True),
     ],
 )
-def test_only_this_machine_is_local(text: str, local: bool, private: bool) -> None:
+def test_only_loopback_addresses_are_local(text: str, local: bool, private: bool) -> None:
     found = parse_url("vllm", text)
     assert (found.is_local, found.is_private) == (local, private)
 
@@ -91,16 +91,14 @@ def test_only_this_machine_is_local(text: str, local: bool, private: bool) -> No
      "http://[fe80::1%25]", "http://[v1.x]:9", "http://[::1].b", "http://a*b:80",
      "http://localhost/\ud800", "http://localhost/\0"],
 )  # fmt: skip
-def test_what_is_no_address_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(
-        OptionError, match=r"is no address of a server.*http://localhost:8000"
-    ) as no:
+def test_invalid_address_raises_with_example(text: str) -> None:
+    with pytest.raises(OptionError, match=r"is not a server address.*http://localhost:8000") as no:
         parse_url("vllm", text)
     assert "\n" not in str(no.value)
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "99999", "-1", "abc", "80a", "8000:9"])
-def test_a_wrong_port_is_refused(port: str) -> None:
+def test_invalid_port_raises(port: str) -> None:
     with pytest.raises(OptionError):
         parse_url("vllm", f"http://localhost:{port}/v1")
 
@@ -109,7 +107,7 @@ def test_a_wrong_port_is_refused(port: str) -> None:
     "text",
     ["http://[::1", "http://[", "http://[nothing]:80", "[::1", "http://ex\u2100mple.com"],
 )  # fmt: skip
-def test_what_cannot_be_taken_apart_is_refused_in_our_words(text: str) -> None:
+def test_unparsable_url_raises_option_error(text: str) -> None:
     with pytest.raises(OptionError):
         parse_url("vllm", text)
 
@@ -126,7 +124,7 @@ def test_what_cannot_be_taken_apart_is_refused_in_our_words(text: str) -> None:
         "http://me:{}@localhost:99999",
     ],
 )  # fmt: skip
-def test_a_secret_in_an_address_is_refused_and_not_repeated(text: str) -> None:
+def test_secret_in_address_raises_without_showing_it(text: str) -> None:
     with pytest.raises(OptionError) as refused:
         parse_url("openai", text.format(SECRET))
     assert SECRET not in str(refused.value)
@@ -134,8 +132,10 @@ def test_a_secret_in_an_address_is_refused_and_not_repeated(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["http://user:x@localhost:8000", "http://localhost:8000?key=x"])
-def test_a_refused_secret_is_told_where_to_go(text: str) -> None:
-    with pytest.raises(OptionError, match=r"no name, password or query in it\. .*--key-env NAME"):
+def test_secret_in_address_error_suggests_key_env(text: str) -> None:
+    with pytest.raises(
+        OptionError, match=r"not contain a user name, a password or a query\. .*--key-env NAME"
+    ):
         parse_url("openai", text)
 
 
@@ -144,7 +144,7 @@ def test_a_refused_secret_is_told_where_to_go(text: str) -> None:
     ["http://bücher.example:8000/v1", "https://BÜCHER.example", "https://xn--bcher-kva.example",
      "http://[2001:DB8:0::1]:8000", "https://example.com:443/v1", "http://LOCALHOST.:80"],
 )  # fmt: skip
-def test_its_origin_is_the_one_that_requests_go_to(text: str) -> None:
+def test_origin_equals_origin_of_request(text: str) -> None:
     # A key is bound to it, and compared with the address of each request.
     found = parse_url("openai", text)
     url = httpx.URL(found.url + "/models")
@@ -155,7 +155,7 @@ def test_its_origin_is_the_one_that_requests_go_to(text: str) -> None:
     st.sampled_from(["http://", "https://", "localhost", "[", "]", ":", "@", "/", "?", "#", "%", "::1",
                      "8000", "x", ".", "\\", " ", "ü"]), max_size=10
 ).map("".join))  # fmt: skip
-def test_any_text_is_an_address_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_raises(text: str) -> None:
     with contextlib.suppress(OptionError):
         found = parse_url("vllm", text)
         assert found.origin.startswith(("http://", "https://"))
@@ -163,7 +163,7 @@ def test_any_text_is_an_address_or_refused(text: str) -> None:
         assert not found.url.endswith("/")
 
 
-def test_the_address_of_a_load_comes_before_the_one_of_the_settings() -> None:
+def test_base_url_overrides_settings() -> None:
     ours = settings(vllm_base_url="http://gpu:8000")
     given = ServerLoadConfig(backend="vllm", base_url="http://other:9000/")
     for config, url in (

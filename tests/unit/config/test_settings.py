@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import copy
 import math
+import multiprocessing
+import pickle
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -11,7 +15,7 @@ import pytest
 from llm_magic.backends import registry
 from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.registry import LoadOptions
-from llm_magic.config.option_spec import parse, specs
+from llm_magic.config.option_spec import OptionModel, parse, specs
 from llm_magic.config.settings import GenerationConfig, Settings
 from llm_magic.errors import LLMMagicError, OptionError, SettingsError
 from llm_magic.session.generation_settings import GenerationSettings
@@ -125,6 +129,47 @@ def test_every_generation_option_has_a_flag_and_a_help() -> None:
     for name, spec in {**specs(GenerationConfig), **registry.load_specs()}.items():
         assert spec.flag is not None, name
         assert spec.help.endswith("."), name
+
+
+CONFIGS = [
+    GenerationConfig(),
+    GenerationConfig(temperature=0.2, stop=("a", "\n"), extra={"a": [1, {"b": 2}]}),
+    GenerationConfig().replace(top_k=None, seed=3),
+    LocalLoadConfig(device="cpu", dtype="bfloat16"),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_config_pickles(config: OptionModel, protocol: int) -> None:
+    copied = pickle.loads(pickle.dumps(config, protocol))
+    assert copied == config
+    assert copied.model_fields_set == config.model_fields_set
+    assert repr(copied) == repr(config)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_config_can_be_copied(config: OptionModel) -> None:
+    for copied in (copy.copy(config), copy.deepcopy(config), copy.deepcopy([config])[0]):
+        assert copied == config
+        assert copied.model_fields_set == config.model_fields_set
+
+
+def test_config_reaches_another_process() -> None:
+    config = GenerationConfig(temperature=0.2, extra={"a": 1})
+    # As a pool does it: the class is found by its name there.
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(_changed, config).result(60) == config.replace(top_k=5)
+
+
+def _changed(config: GenerationConfig) -> GenerationConfig:
+    return config.replace(top_k=5)
+
+
+def test_extra_of_a_pickled_config_cannot_be_changed() -> None:
+    copied = pickle.loads(pickle.dumps(GenerationConfig(extra={"a": 1})))
+    with pytest.raises(TypeError):
+        copied.extra["a"] = 2
 
 
 # -- settings ---------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from llm_magic.backends.local.cpus import cpus
-from llm_magic.doctor import Finding, examine, machine
-from llm_magic.doctor.notebook import Kernel, notebook
-from llm_magic.doctor.packages import installed, packages
+from llm_magic.doctor import Finding, machine, run_checks
+from llm_magic.doctor.notebook import KernelInfo, check_notebook
+from llm_magic.doctor.packages import check_packages, installed
 from llm_magic.errors import OptionError
 from llm_magic.notebook.display.messages import doctor_table
 from llm_magic.notebook.display.tables import Table
@@ -44,23 +44,23 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_versions_are_told_without_importing() -> None:
-    found = packages()
+def test_versions_are_reported() -> None:
+    found = check_packages()
     assert named("python", found).text.endswith(sys.executable)
     assert f"transformers {installed('transformers')}" in named("local", found).text
     assert {finding.state for finding in found} == {"ok"}
 
 
-def test_a_version_that_is_too_old_is_told(site: Path) -> None:
+def test_outdated_package_is_a_problem(site: Path) -> None:
     install(site, "transformers", "5.1.0")
-    found = named("local", packages())
+    found = named("local", check_packages())
     assert found.state == "problem"
     assert found.text.startswith("transformers 5.1.0 is older than 5.6.2")
     assert found.fix == "pip install -U 'llm_magic[local]'"
 
 
-def test_a_torch_that_works() -> None:
-    found = asyncio.run(machine.machine())
+def test_working_torch_is_ok() -> None:
+    found = asyncio.run(machine.check_machine())
     assert named("memory", found).text.endswith(" free")
     assert named("CPUs", found).text == str(cpus())
     assert named("torch", found).state == "ok"
@@ -81,20 +81,20 @@ def put_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -
         (
             "echo 'NVIDIA GB10, [N/A], [N/A], 580.1'",
             "GPU 0",
-            "NVIDIA GB10: its driver does not tell",
+            "NVIDIA GB10: its driver does not report",
         ),
     ],
 )
-def test_a_driver_that_does_not_tell_all(
+def test_incomplete_driver_output_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, name: str, words: str
 ) -> None:
     put_nvidia_smi(tmp_path, monkeypatch, script)
-    assert words in named(name, asyncio.run(machine.machine())).text
+    assert words in named(name, asyncio.run(machine.check_machine())).text
 
 
-def test_a_cpu_build_beside_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_build_with_gpu_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_nvidia_smi(tmp_path, monkeypatch, _SMI)
-    found = asyncio.run(machine.machine())
+    found = asyncio.run(machine.check_machine())
     assert named("GPU 0", found).text == "NVIDIA H100 80GB HBM3: 83.9 GB of 85.5 GB free"
     used = named("torch", found)
     if torch.cuda.is_available():
@@ -113,13 +113,13 @@ GPU = machine.Gpu("H100", 1, 2, "470.82")
 @pytest.mark.parametrize(
     ("seen", "state", "words"),
     [
-        ({"cuda": "12.8", "gpus": 1, "mps": False, "told": []}, "ok", "for CUDA 12.8, sees a GPU"),
-        ({"cuda": None, "gpus": 0, "mps": True, "told": []}, "ok", "mps"),
-        ({"cuda": "12.8", "gpus": 0, "mps": False, "told": ["too old"]}, "problem", "470.82: too old"),
+        ({"cuda": "12.8", "gpus": 1, "mps": False, "warnings": []}, "ok", "for CUDA 12.8, 1 GPU"),
+        ({"cuda": None, "gpus": 0, "mps": True, "warnings": []}, "ok", "mps"),
+        ({"cuda": "12.8", "gpus": 0, "mps": False, "warnings": ["too old"]}, "problem", "470.82: too old"),
     ],
 )  # fmt: skip
-def test_what_torch_can_use(seen: dict[str, object], state: str, words: str) -> None:
-    found = machine._devices("2.13", seen, [GPU])
+def test_devices_of_torch_are_reported(seen: dict[str, object], state: str, words: str) -> None:
+    found = machine.torch_finding("2.13", seen, [GPU])
     assert found.state == state
     assert words in found.text
     assert bool(found.fix) == (state == "problem")
@@ -129,58 +129,60 @@ def test_what_torch_can_use(seen: dict[str, object], state: str, words: str) -> 
     ("code", "words"),
     [
         ("raise ImportError('libcudart.so.12: cannot open shared object file')", "libcudart.so.12"),
-        ("import os; os.abort()", "it ended with -6"),
+        ("import os; os.abort()", "exit code -6"),
         ("1 +", "SyntaxError"),
     ],
 )
-def test_a_broken_torch_is_a_finding(site: Path, code: str, words: str) -> None:
+def test_broken_torch_is_a_problem(site: Path, code: str, words: str) -> None:
     (site / "torch").mkdir()
     (site / "torch" / "__init__.py").write_text(code)
-    found = named("torch", asyncio.run(machine.machine()))
+    found = named("torch", asyncio.run(machine.check_machine()))
     assert found.state == "problem"
     assert words in found.text
     assert found.fix.startswith("pip install --force-reinstall torch")
 
 
-def test_the_caches_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder_and_free_space_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
-    found = named("hub cache", asyncio.run(machine.disks()))
+    found = named("hub cache", asyncio.run(machine.check_disks()))
     assert found.text.startswith(f"{tmp_path}/not/yet, ")
     assert found.text.endswith(" free")
 
 
-def test_cellmage_is_told(site: Path) -> None:
-    assert named("%%llm", notebook(Kernel())).state == "ok"
+def test_cellmage_is_reported(site: Path) -> None:
+    assert named("%%llm", check_notebook(KernelInfo())).state == "ok"
     install(site, "cellmage", "0.6.1")
-    found = named("%%llm", notebook(Kernel()))
+    found = named("%%llm", check_notebook(KernelInfo()))
     assert (found.state, found.text.partition(" is")[0]) == ("warn", "cellmage 0.6.1")
-    found = named("%%llm", notebook(Kernel(owner="cellmage.magics.llm")))
+    found = named("%%llm", check_notebook(KernelInfo(owner="cellmage.magics.llm")))
     assert (found.state, found.fix) == (
         "problem",
         "%unload_ext cellmage, then %reload_ext llm_magic",
     )
 
 
-def test_widgets_that_do_not_go_together(site: Path) -> None:
-    assert named("widgets", notebook(None)).state == "ok"
+def test_mismatched_widget_versions_are_a_problem(site: Path) -> None:
+    assert named("widgets", check_notebook(None)).state == "ok"
     install(site, "jupyterlab_widgets", "1.1.11")
-    found = named("widgets", notebook(None))
+    found = named("widgets", check_notebook(None))
     assert found.state == "problem"
     assert found.fix.startswith("pip install -U ipywidgets jupyterlab_widgets")
 
 
-def test_an_ipykernel_that_must_not_be_used(site: Path) -> None:
+def test_broken_ipykernel_version_is_a_problem(site: Path) -> None:
     install(site, "ipykernel", "7.0.1")
-    found = named("kernel", notebook(Kernel()))
+    found = named("kernel", check_notebook(KernelInfo()))
     assert (found.state, "pip install -U ipykernel" in found.fix) == ("problem", True)
 
 
-def test_a_wrong_setting_is_a_finding_and_the_rest_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_setting_does_not_stop_other_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_DEVICE", "gpu")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     session = Session()
     try:
-        found = examine(session)
+        found = run_checks(session)
     finally:
         session.close()
     assert "LLM_DEVICE" in found[0].text
@@ -188,35 +190,33 @@ def test_a_wrong_setting_is_a_finding_and_the_rest_is_told(monkeypatch: pytest.M
     assert {"python", "memory", "torch", "hub", "keys"} <= {finding.name for finding in found}
 
 
-def test_a_check_that_breaks_is_told_by_its_name(
-    monkeypatch: pytest.MonkeyPatch, site: Path
-) -> None:
+def test_exception_in_check_becomes_finding(monkeypatch: pytest.MonkeyPatch, site: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     install(site, "httpx", "1")
     (site / "httpx-1.dist-info" / "METADATA").write_bytes(b"\xff")
     session = Session(settings())
     try:
-        found = named("packages", examine(session))
+        found = named("packages", run_checks(session))
     finally:
         session.close()
     assert found.state == "problem"
     assert "could not be checked: UnicodeDecodeError" in found.text
 
 
-def test_folders_that_cannot_be_used_are_named_by_their_variables(
+def test_unusable_folders_are_problems_with_variable(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "file" / "below"))
     monkeypatch.setenv("LLM_MAGIC_CACHE_DIR", "~nobody-of-this-name/x")
-    hub, own = asyncio.run(machine.disks())
+    hub, own = asyncio.run(machine.check_disks())
     assert (hub.state, own.state) == ("problem", "problem")
     assert hub.text.endswith(f"{tmp_path}/file is not a folder")
     assert hub.fix == "set HF_HUB_CACHE to another folder"
     assert own.text.startswith("LLM_MAGIC_CACHE_DIR=~nobody-of-this-name/x: ")
 
 
-def test_a_file_of_settings_that_cannot_be_read_is_named_and_the_rest_is_checked(
+def test_unreadable_env_file_does_not_stop_other_checks(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -225,7 +225,7 @@ def test_a_file_of_settings_that_cannot_be_read_is_named_and_the_rest_is_checked
     Path(".env").write_bytes("# Größe\n".encode("latin-1"))
     session = Session()
     try:
-        first, *others = examine(session)
+        first, *others = run_checks(session)
     finally:
         session.close()
     assert (first.name, first.state) == ("settings", "problem")
@@ -234,7 +234,7 @@ def test_a_file_of_settings_that_cannot_be_read_is_named_and_the_rest_is_checked
     assert {"python", "memory", "torch", "hub", "keys", "ollama"} <= checked
 
 
-def test_certificates_that_cannot_be_read_are_named(
+def test_unreadable_certificates_are_a_problem(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
@@ -242,7 +242,7 @@ def test_certificates_that_cannot_be_read_are_named(
         url = server.url.replace("http:", "https:")
         session = Session(settings(openai_base_url=url, backend="openai"))
         try:
-            found = examine(session)
+            found = run_checks(session)
         finally:
             session.close()
     assert named("certificates", found).state == "problem"
@@ -251,7 +251,7 @@ def test_certificates_that_cannot_be_read_are_named(
         assert "that variable" in named(name, found).fix
 
 
-def test_what_is_not_well_says_what_to_type() -> None:
+def test_table_counts_warnings_and_problems() -> None:
     table = doctor_table([Finding("a", "ok", "x"), Finding("b", "warn", "y", "z")])
     assert table.note == "1 warning."
     assert doctor_table([]).note == "No problems found."
@@ -259,7 +259,7 @@ def test_what_is_not_well_says_what_to_type() -> None:
     assert doctor_table(two).note == "2 problems."
 
 
-def test_a_table_fits_a_terminal_and_loses_nothing() -> None:
+def test_table_wraps_to_terminal_width() -> None:
     long = "a sentence of several words that goes on for longer than a terminal is wide " * 2
     table = Table(("", "what", "found", "mend"), [["ok", "disk", long, "make room there"]], "note")
     lines = table.fitted(80).splitlines()
@@ -269,7 +269,7 @@ def test_a_table_fits_a_terminal_and_loses_nothing() -> None:
     assert table.fitted(None) == repr(table) == table.fitted(1000)
 
 
-def test_the_command_tells_and_its_exit_code_says_if_there_is_a_problem(tmp_path: Path) -> None:
+def test_command_exit_code_reports_problems(tmp_path: Path) -> None:
     well = dict.fromkeys(("OPENAI_API_KEY", "LLM_BACKEND_TYPE", "OLLAMA_BASE_URL"), "")
     ran = run("doctor", cwd=tmp_path, **well)
     assert (ran.returncode, ran.stderr) == (0, "")
@@ -281,24 +281,24 @@ def test_the_command_tells_and_its_exit_code_says_if_there_is_a_problem(tmp_path
     assert ran.stdout.splitlines()[-1].endswith("1 problem.")
 
 
-def test_the_server_of_a_loaded_model_is_asked_with_its_key(
+def test_server_of_loaded_model_is_checked_with_its_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SOME_SERVERS_KEY", "sk-test-1")
     with FaultServer(key="sk-test-1") as server:
         session = Session(settings())
         session.load("tiny", backend="vllm", base_url=server.url, key_env="SOME_SERVERS_KEY")
-        found = named("vllm", examine(session))
+        found = named("vllm", run_checks(session))
         session.close()
     assert found.state == "ok"
     assert str(server.port) in found.text
 
 
-def test_a_backend_that_the_environment_misspells_is_named_by_its_variable() -> None:
+def test_misspelled_backend_in_environment_names_variable() -> None:
     session = Session(settings(backend="olama"))
     with pytest.raises(
         OptionError, match=r"LLM_BACKEND_TYPE: there is no backend 'olama'\. Did you"
     ):
         session.load()
-    assert "LLM_BACKEND_TYPE" in named("settings", examine(session)).text
+    assert "LLM_BACKEND_TYPE" in named("settings", run_checks(session)).text
     session.close()

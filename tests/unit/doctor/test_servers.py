@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from llm_magic.config.api_keys import ApiKeys
-from llm_magic.doctor.finding import Finding, apart
-from llm_magic.doctor.servers import hub, secrets, servers
+from llm_magic.doctor.finding import Finding, run_in_thread
+from llm_magic.doctor.servers import check_hub, check_keys, check_servers
 from tests.fault_server import MODELS, FaultServer
 from tests.ollama_server import OllamaServer
 from tests.scripted import settings
@@ -38,23 +38,23 @@ def server() -> Iterator[FaultServer]:
 def look(backend: str, url: str) -> Finding:
     """Return what is found about one server."""
     configured = settings(**{f"{backend}_base_url": url})
-    found = asyncio.run(servers(configured, ApiKeys()))
+    found = asyncio.run(check_servers(configured, ApiKeys()))
     return next(finding for finding in found if finding.name == backend)
 
 
 @pytest.mark.parametrize("path", ["", "/v1", "/v1/"])
-def test_a_server_that_is_well(server: FaultServer, path: str) -> None:
+def test_running_server_is_ok(server: FaultServer, path: str) -> None:
     label = f"127.0.0.1:{server.port}"
     found = look("vllm", server.url + path)
     assert found == Finding("vllm", "ok", f"{label}: 2 models (tiny, big)")
 
 
-def test_vllm_tells_its_version(server: FaultServer) -> None:
+def test_vllm_version_is_reported(server: FaultServer) -> None:
     server.will("/version", *json_answer(200, {"version": "0.21.0"}))
     assert look("vllm", server.url).text.startswith("0.21.0 at 127.0.0.1:")
 
 
-def test_ollama_tells_its_version_and_models() -> None:
+def test_ollama_version_and_models_are_reported() -> None:
     with OllamaServer() as ollama:
         found = look("ollama", f"{ollama.url}/v1")
         assert found.state == "ok"
@@ -64,7 +64,7 @@ def test_ollama_tells_its_version_and_models() -> None:
         )
 
 
-def test_one_without_models_is_told_how_to_get_one() -> None:
+def test_server_without_models_suggests_pull() -> None:
     with OllamaServer(models=()) as ollama:
         found = look("ollama", ollama.url)
     assert (found.state, found.fix) == ("warn", "%llm_load llama3.2 -b ollama --pull")
@@ -75,81 +75,88 @@ def test_one_without_models_is_told_how_to_get_one() -> None:
     [("ollama", "Start it: ollama serve"), ("vllm", "Start one: vllm serve MODEL"),
      ("instructlab", "Start one: ilab model serve")],
 )  # fmt: skip
-def test_one_that_does_not_run(server: FaultServer, backend: str, mend: str) -> None:
+def test_stopped_server_suggests_start_command(
+    server: FaultServer, backend: str, mend: str
+) -> None:
     server.refuse()
     found = look(backend, server.url)
     text = f"nothing listens at 127.0.0.1:{server.port}"
     assert found == Finding(backend, "problem", text, mend)
 
 
-def test_a_host_that_is_not_there() -> None:
+def test_unknown_host_is_a_problem() -> None:
     found = look("vllm", "http://nowhere.invalid:8000")
     assert found == Finding(
-        "vllm", "problem", "there is no host nowhere.invalid", "set VLLM_BASE_URL right"
+        "vllm", "problem", "there is no host nowhere.invalid", "correct VLLM_BASE_URL"
     )
 
 
-def test_an_address_that_is_none() -> None:
+def test_invalid_address_is_a_problem() -> None:
     found = look("vllm", "htp:/x")
-    assert (found.state, found.fix) == ("problem", "set VLLM_BASE_URL right")
+    assert (found.state, found.fix) == ("problem", "correct VLLM_BASE_URL")
 
 
-def test_one_that_listens_at_the_other_loopback(server: FaultServer) -> None:
+def test_server_on_other_loopback_suggests_address(server: FaultServer) -> None:
     found = look("vllm", f"http://[::1]:{server.port}/v1")
     assert found.state == "problem"
-    assert found.text == f"nothing listens at [::1]:{server.port}, but at 127.0.0.1 it does"
+    assert (
+        found.text == f"nothing listens at [::1]:{server.port}, but a server listens at 127.0.0.1"
+    )
     better = f"http://127.0.0.1:{server.port}/v1"
     assert found.fix.startswith(f"VLLM_BASE_URL={better} in .env")
     assert look("vllm", better).state == "ok"
 
 
-def test_one_that_listens_at_ipv6_only() -> None:
+def test_server_on_ipv6_only_suggests_address() -> None:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
         port = listener.getsockname()[1]
         found = look("vllm", f"http://127.0.0.1:{port}")
     assert found.fix.startswith(f"VLLM_BASE_URL=http://[::1]:{port} ")
 
 
-def test_a_wrong_path_is_told_the_right_one(server: FaultServer) -> None:
+def test_wrong_path_suggests_v1(server: FaultServer) -> None:
     found = look("openai", f"{server.url}/api")
     assert found.state == "problem"
-    assert found.text == f"there is no API at {server.url}/api, but at /v1"
+    assert found.text == f"there is no API at {server.url}/api, but there is one at /v1"
     assert found.fix.startswith(f"OPENAI_BASE_URL={server.url}/v1 ")
 
 
-def test_an_ollama_in_anothers_place() -> None:
+def test_ollama_at_other_address_suggests_variable() -> None:
     with OllamaServer() as ollama:
         found = look("vllm", ollama.url)
     assert found.fix.startswith(f"OLLAMA_BASE_URL={ollama.url}, ")
 
 
-def test_something_else_that_listens(server: FaultServer) -> None:
+def test_other_server_at_ollama_address_is_a_problem(server: FaultServer) -> None:
     found = look("ollama", server.url)
-    assert "it is no Ollama" in found.text
-    assert found.fix == "set OLLAMA_BASE_URL right"
+    assert "is not an Ollama server" in found.text
+    assert found.fix == "correct OLLAMA_BASE_URL"
 
 
-def test_a_key_that_is_missing_or_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_and_rejected_keys_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     with FaultServer(key="right-one") as server:
         assert look("openai", server.url).fix == "export OPENAI_API_KEY=…"
         assert look("vllm", server.url).fix == "%llm_load -b vllm --key-env NAME"
         monkeypatch.setenv("OPENAI_API_KEY", "wrong-one-here")
         found = look("openai", server.url)
-        assert "refuses the key in OPENAI_API_KEY" in found.text
+        assert "rejected the key in OPENAI_API_KEY" in found.text
         assert "wrong-on" not in repr(found)
         monkeypatch.setenv("OPENAI_API_KEY", "right-one")
         assert look("openai", server.url).state == "ok"
 
 
-def test_one_that_says_nothing(server: FaultServer) -> None:
+def test_server_without_response_times_out(server: FaultServer) -> None:
     server.will(MODELS, Hold())
     began = time.monotonic()
     found = look("vllm", server.url)
     assert time.monotonic() - began < 8
-    assert found.text == f"127.0.0.1:{server.port} listens, and says nothing within 5 s"
+    assert (
+        found.text
+        == f"127.0.0.1:{server.port} accepts connections, but does not respond within 5 s"
+    )
 
 
-def test_one_that_is_broken(server: FaultServer) -> None:
+def test_failing_server_suggests_log(server: FaultServer) -> None:
     for _ in range(3):
         server.will(MODELS, *text_answer(500, "out of memory"))
     found = look("vllm", server.url)
@@ -157,7 +164,9 @@ def test_one_that_is_broken(server: FaultServer) -> None:
     assert "log" in found.fix
 
 
-def test_a_proxy_that_is_in_the_way(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_proxy_suggests_no_proxy(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     proxy = server.url.replace("//", "//bob:hunter2@")
     monkeypatch.setenv("http_proxy", proxy)
     for path in (MODELS, "/models"):
@@ -165,35 +174,35 @@ def test_a_proxy_that_is_in_the_way(server: FaultServer, monkeypatch: pytest.Mon
         server.will(path, *html_answer(403))
     found = look("vllm", "http://10.255.255.1:8000")
     assert found.state == "problem"
-    assert f"A proxy is in the way: 127.0.0.1:{server.port}." in found.text
+    assert f"The request used the proxy 127.0.0.1:{server.port}." in found.text
     assert found.fix == "export NO_PROXY=10.255.255.1"
     assert "hunter2" not in repr(found)
 
 
-def test_what_nobody_asked_for_is_told_only_where_it_is_there() -> None:
-    found = asyncio.run(servers(settings(), ApiKeys()))
+def test_default_addresses_without_server_are_not_reported() -> None:
+    found = asyncio.run(check_servers(settings(), ApiKeys()))
     assert all(finding.state != "problem" for finding in found)
 
 
-def test_the_hub_answers_and_gets_no_token(
-    server: FaultServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hub_check_sends_no_token(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("HF_TOKEN", "hf_tulips")
-    (found,) = asyncio.run(hub())
-    assert found == Finding("hub", "ok", f"127.0.0.1:{server.port} answers")
+    (found,) = asyncio.run(check_hub())
+    assert found == Finding("hub", "ok", f"127.0.0.1:{server.port} responds")
     (request,) = server.received
     assert request.method == "HEAD"
     assert "hf_tulips" not in repr(request.headers)
 
 
-def test_the_hub_says_nothing(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_without_response_times_out(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     server.will("/", Hold())
     began = time.monotonic()
-    (found,) = asyncio.run(hub())
+    (found,) = asyncio.run(check_hub())
     assert time.monotonic() - began < 4.5
-    assert (found.state, "does not answer within 3 s" in found.text) == ("warn", True)
+    assert (found.state, "does not respond within 3 s" in found.text) == ("warn", True)
 
 
 @pytest.mark.parametrize(
@@ -203,38 +212,38 @@ def test_the_hub_says_nothing(server: FaultServer, monkeypatch: pytest.MonkeyPat
         ("http://127.0.0.1:9", "Nothing listens"),
     ],
 )  # fmt: skip
-def test_the_hub_is_not_there(url: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_a_warning(
+    url: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", url)
-    (found,) = asyncio.run(hub())
+    (found,) = asyncio.run(check_hub())
     assert found.state == "warn"
     assert words in found.text
     assert found.fix
 
 
-def test_the_hub_is_left_alone_offline(
-    server: FaultServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hub_is_not_requested_offline(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (found,) = asyncio.run(hub())
+    (found,) = asyncio.run(check_hub())
     assert (found.state, server.received) == ("ok", [])
 
 
-def test_keys_are_named_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_listed_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_tulips")
-    (found,) = secrets(ApiKeys())
+    (found,) = check_keys(ApiKeys())
     assert found.text == "OPENAI_API_KEY not set, HF_TOKEN set"
 
 
-def test_what_hangs_is_left_behind() -> None:
+def test_blocking_function_times_out() -> None:
     go = threading.Event()
 
     async def wait() -> None:
         with pytest.raises(TimeoutError):
-            await apart(lambda: go.wait(10), 0.1)
+            await run_in_thread(lambda: go.wait(10), 0.1)
         with pytest.raises(ZeroDivisionError):
-            await apart(lambda: 1 / 0, 5)
-        assert await apart(lambda: 7, 5) == 7
+            await run_in_thread(lambda: 1 / 0, 5)
+        assert await run_in_thread(lambda: 7, 5) == 7
 
     asyncio.run(wait())
     go.set()

@@ -78,7 +78,7 @@ def test_the_names_of_a_line(source: str, line: int, names: list[str]) -> None:
     assert sorted(names_at(source, line)) == sorted(names)
 
 
-def test_names_that_say_nothing_are_left_out() -> None:
+def test_values_of_uninformative_names_are_omitted() -> None:
     failed = fail("__name__ = 1; y = missing + len(x)", x=[1])
     assert failed.values == (("x", "[1]"),)
 
@@ -86,7 +86,7 @@ def test_names_that_say_nothing_are_left_out() -> None:
 def test_a_long_cell_and_a_long_message_are_cut_in_the_middle() -> None:
     source = "\n".join(f"x{i} = {i}" for i in range(9000)) + "\nraise ValueError('y' * 10**6)"
     failed = fail(source)
-    prompt = question(failed, mend=False)
+    prompt = question(failed, fix=False)
     assert len(prompt) < 20_000
     assert "x0 = 0\n" in prompt
     assert "raise ValueError('y' * 10**6)" in prompt
@@ -100,7 +100,7 @@ def test_an_endless_recursion_is_short() -> None:
 
 
 def test_a_fence_in_the_cell_does_not_end_it() -> None:
-    prompt = question(fail("x = '```'\n1 / 0"), mend=False)
+    prompt = question(fail("x = '```'\n1 / 0"), fix=False)
     assert "````python\nx = '```'\n1 / 0\n````" in prompt
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from llm_magic.prompts.template import Filled, fill, to_text
+from llm_magic.prompts.template import Filled, fill
+from llm_magic.prompts.values_as_text import to_text
 
 
 @pytest.fixture

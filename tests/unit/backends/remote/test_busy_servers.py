@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llm_magic.backends.remote.server_errors import explain, read
+from llm_magic.backends.remote.server_errors import parse_error_body, status_error
 from llm_magic.config.server_address import parse_url
 from llm_magic.errors import Interrupted, LLMMagicError, RequestFailed, ServerBusy
 from llm_magic.session import Session
@@ -85,9 +85,7 @@ def notices(session: Session) -> list[str]:
     return shown
 
 
-def test_busy_server_is_waited_for_longer_than_three_tries(
-    session: Session, server: OneAtATime
-) -> None:
+def test_busy_server_gets_more_than_three_requests(session: Session, server: OneAtATime) -> None:
     server.work(2.2)
     began = time.monotonic()
     assert notices(session) == [NOTICE]
@@ -102,8 +100,8 @@ def test_wait_for_a_busy_server_ends_with_the_idle_limit(server: OneAtATime) -> 
         error = fails(session, ServerBusy)
         assert 1.0 <= time.monotonic() - began < 2.0
         assert str(error) == (
-            f"{server.url} is busy with other requests (503). Try again later, or wait longer for it"
-            " with --idle-timeout."
+            f"{server.url} is busy with other requests (503). Try again later, or increase"
+            " --idle-timeout to wait longer."
         )
         server.work(0)
         still_works(session)
@@ -198,7 +196,7 @@ def test_other_503_is_reported_after_three_tries(
     ],
     ids=["ollama", "llama.cpp"],
 )
-def test_servers_that_say_they_are_busy_are_waited_for(
+def test_busy_texts_of_servers_are_recognized(
     session: Session, server: OneAtATime, said: object
 ) -> None:
     for _ in range(3):
@@ -207,13 +205,13 @@ def test_servers_that_say_they_are_busy_are_waited_for(
     assert len(questions(server)) == 4
 
 
-def test_busy_answer_does_not_use_up_the_tries(session: Session, server: OneAtATime) -> None:
+def test_busy_response_does_not_count_as_retry(session: Session, server: OneAtATime) -> None:
     for script in (busy(), refusal(500, "Oops.", headers=NOW)) * 2:
         server.will(CHAT, *script)
     assert notices(session) == [NOTICE, "500, next try in 1 s"] * 2
 
 
-def test_list_of_a_busy_server_waits_a_little(server: OneAtATime) -> None:
+def test_list_waits_briefly_for_busy_server(server: OneAtATime) -> None:
     session = Session(settings())
     server.work(1.0)
     try:
@@ -227,13 +225,13 @@ def test_list_of_a_busy_server_waits_a_little(server: OneAtATime) -> None:
 def test_only_a_503_is_busy() -> None:
     address = parse_url("instructlab", "localhost:8000")
     kinds: list[type[LLMMagicError]] = [
-        type(explain(address, None, status, {}, read(b"Service Unavailable")))
+        type(status_error(address, None, status, {}, parse_error_body(b"Service Unavailable")))
         for status in (500, 502, 503)
     ]
     assert kinds == [RequestFailed, RequestFailed, ServerBusy]
 
 
-def test_answer_that_began_is_not_asked_for_again(session: Session, server: OneAtATime) -> None:
+def test_started_reply_is_not_retried(session: Session, server: OneAtATime) -> None:
     server.will(CHAT, *sse(delta("one"), {"error": {"message": "server busy", "code": 503}}))
     before = len(questions(server))
     with pytest.raises(LLMMagicError, match="stopped with an error: server busy"):
@@ -241,7 +239,7 @@ def test_answer_that_began_is_not_asked_for_again(session: Session, server: OneA
     assert len(questions(server)) == before + 1
 
 
-def test_busy_server_is_not_taken_for_one_without_the_api(server: OneAtATime) -> None:
+def test_busy_server_is_not_reported_as_missing_api(server: OneAtATime) -> None:
     session = Session(settings())
     for _ in range(2):
         server.will(MODELS, *refusal(404, "no such route"))
@@ -253,7 +251,7 @@ def test_busy_server_is_not_taken_for_one_without_the_api(server: OneAtATime) ->
         session.close()
 
 
-def test_busy_server_is_not_taken_for_one_without_the_model(server: OneAtATime) -> None:
+def test_busy_server_is_not_reported_as_missing_model(server: OneAtATime) -> None:
     session = Session(settings())
     server.will(f"{MODELS}/alias", *busy())
     server.will(f"{MODELS}/alias", *json_answer(200, {"id": "alias", "object": "model"}))

@@ -40,7 +40,7 @@ NEWER = (
 
 
 @pytest.mark.parametrize("about", [{}, {"max_new_tokens": 9}])
-def test_the_newer_name_of_the_limit_is_learned_once(
+def test_newer_field_of_token_limit_is_detected_once(
     server: FaultServer, about: dict[str, Any]
 ) -> None:
     with session_on(server, "openai") as session:
@@ -61,9 +61,7 @@ def test_the_newer_name_of_the_limit_is_learned_once(
 
 
 @pytest.mark.parametrize("name", ["stream_options", "temperature", "top_p"])
-def test_a_default_that_a_model_does_not_take_is_left_away_from_then_on(
-    server: FaultServer, name: str
-) -> None:
+def test_rejected_default_is_omitted_from_then_on(server: FaultServer, name: str) -> None:
     with session_on(server, "openai") as session:
         refused(server, name, f"Unsupported value: '{name}'.")
         assert session.generate("one two").text == "one two"
@@ -73,7 +71,7 @@ def test_a_default_that_a_model_does_not_take_is_left_away_from_then_on(
         assert len(questions(server)) == 3
 
 
-def test_several_defaults_are_left_away_one_after_the_other(server: FaultServer) -> None:
+def test_several_rejected_defaults_are_omitted(server: FaultServer) -> None:
     with session_on(server, "openai") as session:
         refused(server, "max_tokens", NEWER)
         for name in ("temperature", "top_p", "stream_options"):
@@ -82,7 +80,7 @@ def test_several_defaults_are_left_away_one_after_the_other(server: FaultServer)
         assert sent(server) == {"max_completion_tokens": 512}
 
 
-def test_what_fastapi_does_not_take_is_left_away_too(server: FaultServer) -> None:
+def test_field_rejected_by_fastapi_is_omitted(server: FaultServer) -> None:
     with session_on(server, "vllm") as session:
         detail = [{"loc": ["body", "stream_options"], "msg": "extra fields not permitted"}]
         server.will(CHAT, *json_answer(422, {"detail": detail}))
@@ -99,7 +97,7 @@ def fails_once(session: Session, server: FaultServer, said: str, **about: Any) -
     return caught.value
 
 
-def test_what_was_asked_for_is_not_dropped_but_told(server: FaultServer) -> None:
+def test_rejected_requested_option_raises(server: FaultServer) -> None:
     with session_on(server, "openai") as session:
         refused(server, "temperature", "Unsupported value: 'temperature'.")
         fails_once(session, server, "Unsupported value: 'temperature'", temperature=0.2)
@@ -110,7 +108,7 @@ def test_what_was_asked_for_is_not_dropped_but_told(server: FaultServer) -> None
         fails_once(session, server, "'top_p'")
 
 
-def test_what_was_left_away_as_a_default_is_sent_when_it_is_asked_for(server: FaultServer) -> None:
+def test_omitted_default_is_sent_on_request(server: FaultServer) -> None:
     with session_on(server, "openai") as session:
         refused(server, "temperature", "Unsupported value: 'temperature'.")
         session.generate("one two")
@@ -121,13 +119,13 @@ def test_what_was_left_away_as_a_default_is_sent_when_it_is_asked_for(server: Fa
 @pytest.mark.parametrize(
     "parameter", [None, "messages", "model", "messages.[0].role", "unheard_of"]
 )
-def test_a_refusal_of_something_else_is_told(server: FaultServer, parameter: str | None) -> None:
+def test_other_rejections_raise(server: FaultServer, parameter: str | None) -> None:
     with session_on(server, "openai") as session:
         refused(server, parameter, "That does not go.")
         fails_once(session, server, "That does not go")
 
 
-def test_a_server_that_refuses_everything_is_not_asked_for_ever(server: FaultServer) -> None:
+def test_server_that_rejects_everything_gets_bounded_requests(server: FaultServer) -> None:
     with session_on(server, "vllm") as session:
         for _ in range(40):
             refused(server, "temperature", f"{NEWER} And no temperature.")
@@ -136,7 +134,7 @@ def test_a_server_that_refuses_everything_is_not_asked_for_ever(server: FaultSer
         assert len(questions(server)) <= 4
 
 
-def test_what_is_learned_about_one_model_is_not_believed_of_another(server: FaultServer) -> None:
+def test_dialect_belongs_to_one_model(server: FaultServer) -> None:
     with session_on(server, "openai") as session:
         refused(server, "temperature", "Unsupported value: 'temperature'.")
         session.generate("one two")
@@ -146,7 +144,7 @@ def test_what_is_learned_about_one_model_is_not_believed_of_another(server: Faul
         assert questions(server)[-1].json["model"] == "big"
 
 
-def test_a_refused_option_does_not_use_up_the_tries(server: FaultServer) -> None:
+def test_rejected_option_does_not_count_as_retry(server: FaultServer) -> None:
     with session_on(server, "openai") as session:
         refused(server, "max_tokens", NEWER)
         for _ in range(2):

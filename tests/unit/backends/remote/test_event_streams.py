@@ -154,7 +154,7 @@ CASES = {**WEB_PLATFORM_TESTS, **HTTPX_SSE}
 
 
 @pytest.mark.parametrize(("stream", "events"), CASES.values(), ids=CASES)
-def test_known_case_is_read_as_standard_says(stream: bytes, events: list[str]) -> None:
+def test_known_case_follows_standard(stream: bytes, events: list[str]) -> None:
     assert [data for _kind, data in Reference().read(stream)] == events
     assert decoded(stream)[0] == events
     assert decoded(*(bytes([byte]) for byte in stream))[0] == events
@@ -187,12 +187,12 @@ def streams(fields: list[bytes]) -> st.SearchStrategy[bytes]:
 @example(b"\n\xef\xbb\xbfdata: x\n\n", [])
 @example(b"data\n\n", [])
 @example(b"data: \xe2\x80\n\n", [7])
-def test_every_stream_is_read_as_standard_says(stream: bytes, cuts: list[int]) -> None:
+def test_any_stream_follows_standard(stream: bytes, cuts: list[int]) -> None:
     reference = Reference()
     expected = [data for _kind, data in reference.read(stream)]
     events, rest = decoded(*cut(stream, cuts))
     assert events == expected
-    # The departure: the event that the end of the stream cut short comes too, for `is_whole` to judge.
+    # The departure: the event that the end of the stream cut short comes too, for `is_complete` to judge.
     reference.events.clear()
     if reference.unfinished:
         reference.process(reference.unfinished)
@@ -229,13 +229,13 @@ def test_only_error_events_are_errors(stream: bytes, cuts: list[int]) -> None:
         (b"event: error\ndata: \xff\n\n", "\ufffd"),
     ],
 )
-def test_error_event_is_object_with_that_name(stream: bytes, error: object) -> None:
+def test_error_event_becomes_object_with_error(stream: bytes, error: object) -> None:
     ((event,), rest) = decoded(stream)
     assert (json.loads(event), rest) == ({"error": error}, [])
 
 
 @pytest.mark.parametrize("line", [b"data:\n", b"data: x\n", b"data: " + b"x" * 1000 + b"\n"])
-def test_event_without_end_is_given_up(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_event_without_end_raises(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_decoders, "MAX_EVENT", 1 << 20)
     counted = len(line.removeprefix(b"data:").lstrip(b" "))
     with pytest.raises(MalformedStream, match="an event of more than 1 MiB"):

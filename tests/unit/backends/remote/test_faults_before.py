@@ -50,11 +50,8 @@ from tests.wire import (
 )
 
 ROLE = delta("", role="assistant")
-# What somebody can do about it, in the words of all the errors.
-NEXT = re.compile(
-    r"Try again|Check --|Is it |Is --base-url|Is the |Look at|Start |give that|Put it|Put the|Shorten"
-    r"|log says|Type |Leave |--key-env|%llm"
-)
+# The advice of an error message.
+ADVICE = re.compile(r"Try again|Check |Look at|Start |Shorten |Type |--key-env|--base-url|%llm")
 
 
 @pytest.fixture
@@ -88,7 +85,7 @@ def session(server: FaultServer) -> Iterator[Session]:
         (529, RequestFailed, 3),
     ],
 )
-def test_a_refusal_is_one_error_after_as_many_tries_as_make_sense(
+def test_error_status_raises_after_expected_retries(
     server: FaultServer, status: int, kind: type[LLMMagicError], times: int, html: bool
 ) -> None:
     script = html_answer(status, NOW) if html else refusal(status, "Some words.", headers=NOW)
@@ -105,12 +102,12 @@ def test_a_refusal_is_one_error_after_as_many_tries_as_make_sense(
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 429, 500, 503])
-def test_a_refusal_names_the_next_step(session: Session, server: FaultServer, status: int) -> None:
+def test_error_message_has_advice(session: Session, server: FaultServer, status: int) -> None:
     for _ in range(3):
         server.will(CHAT, *refusal(status, "Some words.", headers=NOW))
     with pytest.raises(LLMMagicError) as caught:
         session.generate("?")
-    assert NEXT.search(told(caught.value)), str(caught.value)
+    assert ADVICE.search(told(caught.value)), str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -122,9 +119,7 @@ def test_a_refusal_names_the_next_step(session: Session, server: FaultServer, st
         (413, "Request Entity Too Large"),
     ],
 )
-def test_a_prompt_that_is_too_long_has_an_error_of_its_own(
-    server: FaultServer, status: int, words: str
-) -> None:
+def test_long_prompt_raises_prompt_too_long(server: FaultServer, status: int, words: str) -> None:
     server.models["tiny"] = {"max_model_len": 2048}
     with session_on(server) as session:
         script = refusal(status, words, headers=NOW)
@@ -136,18 +131,16 @@ def test_a_prompt_that_is_too_long_has_an_error_of_its_own(
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_not_followed(session: Session, server: FaultServer, status: int) -> None:
+def test_redirect_is_not_followed(session: Session, server: FaultServer, status: int) -> None:
     with FaultServer() as other:
         script = redirect(f"{other.url}/v1?token=secret", status)
         error = failing(session, server, RequestFailed, *script)
-        assert f"{other.url}/v1. Redirects are not followed; give that" in str(error)
+        assert f"{other.url}/v1. Redirects are not followed. If you trust that" in str(error)
         assert "secret" not in str(error)
         assert (other.received, other.connections) == ([], 0)
 
 
-def test_a_redirect_is_told_without_what_may_be_a_secret(
-    session: Session, server: FaultServer
-) -> None:
+def test_redirect_error_has_no_secrets(session: Session, server: FaultServer) -> None:
     server.will(CHAT, *redirect("https://user:s3cr3t@else.example/v1?token=s3cr3t#s3cr3t"))
     error = fails(session, RequestFailed)
     assert "s3cr3t" not in str(error)
@@ -157,34 +150,32 @@ def test_a_redirect_is_told_without_what_may_be_a_secret(
 @pytest.mark.parametrize(
     ("script", "match"),
     [
-        (html_answer(200), r"kind of server|--base-url"),
-        (body_of(200, "text/plain", b"Hello"), r"kind of server|--base-url"),
-        (body_of(200, "application/json", b"<html>"), r"kind of server|--base-url"),
-        (body_of(200, "application/json", b'"text"'), r"kind of server|--base-url"),
-        (sse(b"nonsense", done=False), r"sent what is no JSON\. Is it the right kind of server\?"),
-        (sse(b"[1]", done=False), r"sent JSON that is no object\. Is it the right kind"),
-        (sse(b'{"choices": [1]}'), r"a chunk of an unknown shape\. Is it the right kind"),
+        (html_answer(200), r"--base-url"),
+        (body_of(200, "text/plain", b"Hello"), r"--base-url"),
+        (body_of(200, "application/json", b"<html>"), r"--base-url"),
+        (body_of(200, "application/json", b'"text"'), r"--base-url"),
+        (sse(b"nonsense", done=False), r"sent invalid JSON\. Check --base-url and -b"),
+        (sse(b"[1]", done=False), r"sent JSON that is not an object\. Check --base-url and -b"),
+        (sse(b'{"choices": [1]}'), r"a chunk of an unknown shape\. Check --base-url and -b"),
         (sse(b'{"choices": [{"delta": "x"}]}'), r"a chunk of an unknown shape"),
         (sse(b'{"choices": "x"}'), r"a chunk of an unknown shape"),
         (sse(b'{"choices": [{"delta": {"content": 5}}]}'), r"a chunk of an unknown shape"),
-        (json_answer(200, {}), r"kind of server|--base-url"),
-        (json_answer(200, {"detail": "Not Found"}), r"Not Found|kind of server|--base-url"),
-        ([Head(200, SSE)], r"an empty answer\. Is the prompt longer than its context\?"),
-        ([Head(200, SSE), Send(b": ping\n\n")], r"an empty answer"),
+        (json_answer(200, {}), r"--base-url"),
+        (json_answer(200, {"detail": "Not Found"}), r"Not Found|--base-url"),
+        ([Head(200, SSE)], r"an empty reply\. Check whether the prompt exceeds its context"),
+        ([Head(200, SSE), Send(b": ping\n\n")], "an empty reply"),
     ],
     ids=["html", "text", "html-as-json", "json-text", "no-json", "no-object", "no-choice",
          "no-delta", "no-choices", "no-text", "json-nothing", "json-detail", "empty", "comments"],
 )  # fmt: skip
-def test_what_is_no_answer_is_told_once(
+def test_response_without_reply_raises_once(
     session: Session, server: FaultServer, script: list[Step], match: str
 ) -> None:
     error = failing(session, server, RequestFailed, *script)
     assert re.search(match, str(error)), str(error)
 
 
-def test_an_answer_that_cannot_be_decompressed_is_an_error_of_ours(
-    session: Session, server: FaultServer
-) -> None:
+def test_corrupt_compression_raises(session: Session, server: FaultServer) -> None:
     head = Head(200, {**SSE, "Content-Encoding": "gzip"})
     for _ in range(3):
         server.will(CHAT, head, Send(b"no gzip at all"))
@@ -205,7 +196,7 @@ def test_an_answer_that_cannot_be_decompressed_is_an_error_of_ours(
     ],
 )
 @pytest.mark.parametrize("shape", ["event", "after-role", "json", "error-field", "error-event"])
-def test_an_error_in_place_of_an_answer_is_told(
+def test_error_object_as_reply_raises(
     session: Session, server: FaultServer, value: object, shape: str
 ) -> None:
     data = json.dumps(value).encode()
@@ -221,9 +212,7 @@ def test_an_error_in_place_of_an_answer_is_told(
     assert "CUDA out of memory." in str(error)
 
 
-def test_an_error_in_a_stream_that_may_pass_is_tried_again(
-    session: Session, server: FaultServer
-) -> None:
+def test_temporary_error_in_stream_is_retried(session: Session, server: FaultServer) -> None:
     server.will(CHAT, *sse(ROLE, {"error": {"message": "Busy.", "code": 503}}))
     assert session.generate("one two").text == "one two"
     assert len(questions(server)) == 2
@@ -240,7 +229,7 @@ def test_an_error_in_a_stream_that_may_pass_is_tried_again(
     ],
     ids=["no-head", "half-a-head", "no-body", "role", "half-an-event"],
 )
-def test_silence_ends_after_five_times_the_limit_and_is_not_tried_again(
+def test_timeout_before_first_token_is_five_limits_without_retry(
     server: FaultServer, script: list[Step]
 ) -> None:
     with session_on(server, idle_s=IDLE_S) as session:
@@ -251,7 +240,7 @@ def test_silence_ends_after_five_times_the_limit_and_is_not_tried_again(
         assert held[0].left.wait(1)
 
 
-def test_a_model_may_think_longer_than_it_may_pause(server: FaultServer) -> None:
+def test_first_token_may_take_longer_than_pause(server: FaultServer) -> None:
     with session_on(server, idle_s=IDLE_S) as session:
         slow = Slow(b": wait\n\n", 0.06)  # 0.5 s, more than twice the limit
         server.will(CHAT, Head(200, SSE), slow, *events(delta("Hi"), delta(finish="stop")))
@@ -264,24 +253,22 @@ def test_a_model_may_think_longer_than_it_may_pause(server: FaultServer) -> None
      [Raw(b"nothing of HTTP\r\n\r\n"), Cut()], [*words("one", " two")[:2], Raw(b"zz\r\n"), Hold()]],
     ids=["reset", "closed", "reset-behind-head", "cut-chunk", "no-http", "no-chunk"],
 )  # fmt: skip
-def test_a_connection_that_breaks_before_the_first_word_is_made_again(
-    server: FaultServer, script: list[Step]
-) -> None:
+def test_disconnect_before_first_token_is_retried(server: FaultServer, script: list[Step]) -> None:
     with session_on(server) as session:
         server.will(CHAT, *script)
         assert session.generate("one two").text == "one two"
         assert len(questions(server)) == 2
 
 
-def test_a_connection_that_always_breaks_is_an_error(server: FaultServer) -> None:
+def test_repeated_disconnect_raises(server: FaultServer) -> None:
     with session_on(server) as session:
         # The first try meets a kept connection, and is repeated on a new one.
         error = failing(session, server, ServerUnreachable, Reset(), times=4)
         assert "broke" in str(error)
-        assert NEXT.search(str(error)), str(error)
+        assert ADVICE.search(str(error)), str(error)
 
 
-def test_where_nothing_listens_it_says_how_to_start_a_server(server: FaultServer) -> None:
+def test_unreachable_server_error_says_how_to_start_it(server: FaultServer) -> None:
     with session_on(server) as session:
         before = session.generate("before")
         server.stop()

@@ -78,7 +78,7 @@ def has_left(server: HttpServer) -> None:
 
 
 @pytest.mark.parametrize("head", ["none", "half", "whole"])
-def test_while_nothing_comes(both: tuple[Session, HttpServer], head: str) -> None:
+def test_interrupt_without_data(both: tuple[Session, HttpServer], head: str) -> None:
     session, server = both
     kind = SSE if isinstance(server, FaultServer) else NDJSON
     begun: dict[str, list[Step]] = {
@@ -92,7 +92,7 @@ def test_while_nothing_comes(both: tuple[Session, HttpServer], head: str) -> Non
     still_works(session)
 
 
-def test_in_the_middle_of_an_answer(both: tuple[Session, HttpServer]) -> None:
+def test_interrupt_in_middle_of_reply(both: tuple[Session, HttpServer]) -> None:
     session, server = both
     script = HEL if isinstance(server, FaultServer) else ndjson(piece("Hel"))
     server.will(chat_path(server), *script, Hold())
@@ -103,7 +103,7 @@ def test_in_the_middle_of_an_answer(both: tuple[Session, HttpServer]) -> None:
     still_works(session)
 
 
-def test_while_words_keep_coming(both: tuple[Session, HttpServer]) -> None:
+def test_interrupt_during_constant_data(both: tuple[Session, HttpServer]) -> None:
     session, server = both
     more = (
         [step for n in range(500) for step in (*events(delta(f" {n}"), done=False), Pause(0.005))]
@@ -131,7 +131,9 @@ def test_while_words_keep_coming(both: tuple[Session, HttpServer]) -> None:
     ],
     ids=["role", "comment", "half-an-event", "half-a-json", "half-a-refusal"],
 )
-def test_before_the_first_word(session: Session, server: FaultServer, script: list[Step]) -> None:
+def test_interrupt_before_first_token(
+    session: Session, server: FaultServer, script: list[Step]
+) -> None:
     hold = Hold()
     server.will(CHAT, *script, hold)
     interrupt(session, hold.reached)
@@ -140,7 +142,7 @@ def test_before_the_first_word(session: Session, server: FaultServer, script: li
     still_works(session)
 
 
-def test_while_bytes_trickle(session: Session, server: FaultServer) -> None:
+def test_interrupt_during_trickle(session: Session, server: FaultServer) -> None:
     server.will(CHAT, *HEL, Slow(b'data: {"choices": [{"delta": {"content": "' + b"x" * 500, 0.01))
     interrupt(session, lambda chunk: chunk.text == "Hel")
     assert last(session).text == "Hel"
@@ -148,7 +150,7 @@ def test_while_bytes_trickle(session: Session, server: FaultServer) -> None:
     still_works(session)
 
 
-def test_while_only_the_end_is_waited_for(session: Session, server: FaultServer) -> None:
+def test_interrupt_before_end_of_response(session: Session, server: FaultServer) -> None:
     hold = Hold()
     server.will(CHAT, *HEL, *events(delta("lo", finish="stop"), done=False), Pause(0.1), hold)
     interrupt(session, hold.reached)
@@ -158,7 +160,7 @@ def test_while_only_the_end_is_waited_for(session: Session, server: FaultServer)
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_between_two_tries(session: Session, server: FaultServer, status: int) -> None:
+def test_interrupt_between_retries(session: Session, server: FaultServer, status: int) -> None:
     server.will(CHAT, *refusal(status, "Wait.", headers={"Retry-After": "20"}))
     interrupt(session, lambda chunk: chunk.notice == f"{status}, next try in 20 s")
     assert (last(session).text, last(session).finish_reason) == ("", "cancelled")
@@ -166,7 +168,7 @@ def test_between_two_tries(session: Session, server: FaultServer, status: int) -
     still_works(session)
 
 
-def test_where_nothing_listens(session: Session, server: FaultServer) -> None:
+def test_interrupt_of_unreachable_server(session: Session, server: FaultServer) -> None:
     server.stop()
     interrupt(session, lambda chunk: chunk.notice.startswith("nothing listens, next try in"))
     server.start()
@@ -174,7 +176,7 @@ def test_where_nothing_listens(session: Session, server: FaultServer) -> None:
     still_works(session)
 
 
-def test_while_another_question_has_its_turn(server: FaultServer) -> None:
+def test_interrupt_while_other_request_runs(server: FaultServer) -> None:
     with session_on(server, "instructlab") as session:
         hold = Hold()
         server.will(CHAT, *HEL, hold, *events(delta("lo", finish="stop")))
@@ -191,7 +193,7 @@ def test_while_another_question_has_its_turn(server: FaultServer) -> None:
         still_works(session)
 
 
-def test_a_stream_that_is_left_is_given_up(both: tuple[Session, HttpServer]) -> None:
+def test_abandoned_stream_closes_connection(both: tuple[Session, HttpServer]) -> None:
     session, server = both
     script = HEL if isinstance(server, FaultServer) else ndjson(piece("Hel"))
     server.will(chat_path(server), *script, Hold())
@@ -203,7 +205,7 @@ def test_a_stream_that_is_left_is_given_up(both: tuple[Session, HttpServer]) -> 
     still_works(session)
 
 
-def test_a_task_that_is_cancelled_is_given_up(session: Session, server: FaultServer) -> None:
+def test_cancelled_task_closes_connection(session: Session, server: FaultServer) -> None:
     hold = Hold()
     server.will(CHAT, *HEL, Pause(0.1), hold)
 
@@ -220,7 +222,7 @@ def test_a_task_that_is_cancelled_is_given_up(session: Session, server: FaultSer
     still_works(session)
 
 
-def test_a_hundred_stops_leave_nothing(server: FaultServer) -> None:
+def test_hundred_interrupts_leave_no_connections(server: FaultServer) -> None:
     with session_on(server) as session:
         for _ in range(100):
             server.will(CHAT, *HEL, Hold())
@@ -232,7 +234,7 @@ def test_a_hundred_stops_leave_nothing(server: FaultServer) -> None:
         eventually(lambda: server.open_now <= 2, f"{server.open_now} connections are open")
 
 
-def test_while_a_server_loads_the_model() -> None:
+def test_interrupt_during_load_on_server() -> None:
     with OllamaServer() as server, session_on(server, "ollama") as session:
         server.load_s = 20
         asked = threading.Event()
@@ -248,7 +250,7 @@ def test_while_a_server_loads_the_model() -> None:
         still_works(session)
 
 
-def test_a_display_that_fails_gives_the_question_up(session: Session, server: FaultServer) -> None:
+def test_failing_display_closes_connection(session: Session, server: FaultServer) -> None:
     server.will(CHAT, *HEL, Hold())
 
     def take(chunk: Chunk) -> None:
@@ -262,7 +264,7 @@ def test_a_display_that_fails_gives_the_question_up(session: Session, server: Fa
     still_works(session)
 
 
-def test_an_answer_with_its_thoughts_only_is_kept(session: Session, server: FaultServer) -> None:
+def test_interrupt_keeps_reply_with_reasoning_only(session: Session, server: FaultServer) -> None:
     server.will(CHAT, *sse(delta(reasoning="Hm."), done=False), Hold())
     interrupt(session, lambda chunk: bool(chunk.reasoning))
     assert (last(session).text, last(session).reasoning) == ("", "Hm.")

@@ -68,7 +68,7 @@ def refused(session: Session, server: FaultServer, kind: type[LLMMagicError]) ->
         (refusal(429, "Slow down.", headers={"Retry-After": "90"}), RequestFailed, "Slow down."),
     ],
 )
-def test_a_refusal_is_told_and_the_model_before_stays(
+def test_error_response_keeps_previous_model(
     session: Session,
     server: FaultServer,
     script: list[Step],
@@ -79,16 +79,14 @@ def test_a_refusal_is_told_and_the_model_before_stays(
     assert said in refused(session, server, kind)
 
 
-def test_a_refusal_without_an_end_is_read_so_far_and_left(
-    session: Session, server: FaultServer
-) -> None:
+def test_error_body_without_end_is_bounded(session: Session, server: FaultServer) -> None:
     server.will(MODELS, Head(400), Send(b"No. " * 20_000), Hold())
     assert "(400): No. No. No." in refused(session, server, RequestFailed)
     assert server.asked(MODELS)[-1].left.wait(1)
 
 
 @pytest.mark.parametrize("status", [500, 503])
-def test_a_server_that_is_not_ready_is_asked_three_times(
+def test_server_that_is_not_ready_gets_three_requests(
     session: Session, server: FaultServer, status: int
 ) -> None:
     before = len(server.asked(MODELS))
@@ -103,9 +101,7 @@ def test_a_server_that_is_not_ready_is_asked_three_times(
     [html_answer(200), body_of(200, "application/json", b"{"), body_of(200, "application/json", b"")],
 )  # fmt: skip
 @pytest.mark.parametrize("chats", [False, True])
-def test_what_is_no_list_is_another_kind_of_server_or_one_that_lists_nothing(
-    script: list[Step], chats: bool
-) -> None:
+def test_response_without_list_raises_or_lists_nothing(script: list[Step], chats: bool) -> None:
     session = Session(settings())
     with FaultServer() as server:
         server.will(MODELS, *script)
@@ -129,11 +125,11 @@ def test_what_is_no_list_is_another_kind_of_server_or_one_that_lists_nothing(
     [{"data": None}, {"data": []}, {}, [], {"data": {"id": "big"}}, {"data": [None, 5, {"id": 5}]},
      {"data": [{"name": "big"}]}, "text", 5, None],
 )  # fmt: skip
-def test_an_odd_list_has_no_such_model(
+def test_odd_list_raises_model_not_found(
     session: Session, server: FaultServer, listed: object
 ) -> None:
     server.will(MODELS, *json_answer(200, listed))
-    assert "has no model big" in refused(session, server, ModelNotFound)
+    assert 'Model "big" not found' in refused(session, server, ModelNotFound)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +138,7 @@ def test_an_odd_list_has_no_such_model(
      {"meta": {"size": "big"}}, {"owned_by": 5}, {"context_length": [1]},
      {"meta": {"size": HUGE, "n_ctx": HUGE}}, {"max_model_len": HUGE}],
 )  # fmt: skip
-def test_odd_facts_about_a_model_are_unknown_ones(entry: dict[str, Any]) -> None:
+def test_odd_model_details_are_unknown(entry: dict[str, Any]) -> None:
     with FaultServer({"tiny": entry}) as server, session_on(server) as session:
         (info,) = session.status().models
         assert (info.context_length, info.size) == (None, None)
@@ -150,20 +146,18 @@ def test_odd_facts_about_a_model_are_unknown_ones(entry: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/"])
-def test_the_path_of_the_api_may_be_there_or_not(server: FaultServer, path: str) -> None:
+def test_path_of_api_is_optional(server: FaultServer, path: str) -> None:
     with session_on(server, "openai", base_url=server.url + path) as session:
         still_works(session)
 
 
-def test_a_model_that_nobody_lists_is_told_with_the_nearest(
-    session: Session, server: FaultServer
-) -> None:
-    with pytest.raises(ModelNotFound, match=r"has no model bik\. Did you mean big\?"):
+def test_unknown_model_suggests_nearest_name(session: Session, server: FaultServer) -> None:
+    with pytest.raises(ModelNotFound, match=r"Model \"bik\" not found on .*\. Did you mean big\?"):
         session.load("bik", backend="vllm", base_url=server.url)
     still_works(session)
 
 
-def test_a_load_stops_and_what_was_loaded_stays(session: Session, server: FaultServer) -> None:
+def test_interrupted_load_keeps_previous_model(session: Session, server: FaultServer) -> None:
     hold = Hold()
     server.will(MODELS, hold)
     stop_when(hold.reached)
@@ -176,7 +170,7 @@ def test_a_load_stops_and_what_was_loaded_stays(session: Session, server: FaultS
     still_works(session)
 
 
-def test_a_list_of_models_stops(session: Session, server: FaultServer) -> None:
+def test_list_of_models_can_be_interrupted(session: Session, server: FaultServer) -> None:
     hold = Hold()
     server.will(MODELS, hold)
     stop_when(hold.reached)
@@ -186,7 +180,7 @@ def test_a_list_of_models_stops(session: Session, server: FaultServer) -> None:
     still_works(session)
 
 
-def test_a_pull_stops_and_goes_on_where_it_was() -> None:
+def test_interrupted_pull_continues() -> None:
     with OllamaServer() as server, session_on(server, "ollama") as session:
         hold = Hold()
         server.will("/api/pull", *ndjson({"status": "pulling", "total": 10, "completed": 5}), hold)
@@ -199,17 +193,17 @@ def test_a_pull_stops_and_goes_on_where_it_was() -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/api"])
-def test_the_path_of_its_other_api_is_no_hindrance(ollama: OllamaServer, path: str) -> None:
+def test_ollama_accepts_path_of_openai_api(ollama: OllamaServer, path: str) -> None:
     with session_on(ollama, "ollama", base_url=ollama.url + path) as session:
         still_works(session)
 
 
-def test_another_kind_of_server_is_told_apart() -> None:
+def test_server_of_other_kind_raises() -> None:
     session = Session(settings())
     try:
         with (
             FaultServer() as other,
-            pytest.raises(RequestFailed, match=r"it is no Ollama.*-b openai"),
+            pytest.raises(RequestFailed, match=r"is not an Ollama server.*-b openai"),
         ):
             session.load("tiny", backend="ollama", base_url=other.url)
         with pytest.raises(ServerUnreachable, match="Start it: ollama serve"):
@@ -225,7 +219,7 @@ def test_another_kind_of_server_is_told_apart() -> None:
      {"models": [{"name": "x:y", "details": []}]},
      {"models": [{"name": "x:y", "size": HUGE, "details": {"context_length": HUGE}}]}],
 )  # fmt: skip
-def test_an_odd_list_of_models_breaks_nothing(ollama: OllamaServer, tags: object) -> None:
+def test_odd_list_of_models_is_accepted(ollama: OllamaServer, tags: object) -> None:
     with session_on(ollama, "ollama") as session:
         ollama.will("/api/tags", *json_answer(200, tags))
         listed = session.models("ollama", base_url=ollama.url)
@@ -237,7 +231,7 @@ def test_an_odd_list_of_models_breaks_nothing(ollama: OllamaServer, tags: object
 @pytest.mark.parametrize(
     "sizes", [{"total": HUGE, "completed": 1}, {"total": 5, "completed": HUGE}]
 )
-def test_huge_sizes_of_a_pull_are_unknown_ones(ollama: OllamaServer, sizes: dict[str, int]) -> None:
+def test_huge_sizes_of_pull_are_unknown(ollama: OllamaServer, sizes: dict[str, int]) -> None:
     session = Session(settings())
     try:
         ollama.will("/api/pull", *ndjson({"status": "pulling", **sizes}, {"status": "success"}))
@@ -247,7 +241,7 @@ def test_huge_sizes_of_a_pull_are_unknown_ones(ollama: OllamaServer, sizes: dict
         session.close()
 
 
-def test_huge_context_of_a_modelfile_is_an_unknown_one() -> None:
+def test_huge_context_of_modelfile_is_unknown() -> None:
     model = OllamaModel("small", parameters={"num_ctx": (HUGE,)})
     with OllamaServer([model]) as server:
         session = Session(settings())

@@ -105,11 +105,11 @@ ENDLESS: dict[str, tuple[Callable[[], list[Step]], str]] = {
     "event": (lambda: [Head(200, SSE), Repeat(LINES, MUCH)], "an event of more than 16 MiB"),
     "line": (lambda: [Head(200, SSE), Repeat(b"x" * MIB, MUCH)], "a line of more than 16 MiB"),
     "comment": (lambda: [Head(200, SSE), Send(b":"), Repeat(b"x" * MIB, MUCH)], "a line of more than"),
-    "json": (lambda: [Head(200, JSON), Repeat(b" " * MIB, MUCH)], "more than 16 MiB in one piece"),
-    "values": (lambda: sse(b'{"a": [' + b"{}," * 5_000_000 + b"{}]}"), "JSON of too many values"),
+    "json": (lambda: [Head(200, JSON), Repeat(b" " * MIB, MUCH)], "more than 16 MiB in one response"),
+    "values": (lambda: sse(b'{"a": [' + b"{}," * 5_000_000 + b"{}]}"), "JSON with too many values"),
     "gzip-event": (lambda: gzipped(SSE, LINES, 1000), "an event of more than 16 MiB"),
     "gzip-line": (lambda: gzipped(SSE, bytes(MIB), 64), "a line of more than 16 MiB"),
-    "gzip-json": (lambda: gzipped(JSON, bytes(MIB), 64), "more than 16 MiB in one piece"),
+    "gzip-json": (lambda: gzipped(JSON, bytes(MIB), 64), "more than 16 MiB in one response"),
     "deflate": (
         lambda: [Head(200, {**SSE, "Content-Encoding": "deflate"}), Send(deflated(bytes(MIB), 64, 15))],
         "a line of more than 16 MiB",
@@ -160,7 +160,7 @@ def test_body_compressed_twice_is_refused(server: FaultServer, encodings: list[s
             server.will(CHAT, *zipped(script, *encodings))
             with bounded(20 * MIB):
                 error = fails(session, RequestFailed)
-            assert f"compresses its answers ({', '.join(encodings)}) although" in str(error)
+            assert f"compresses its responses ({', '.join(encodings)}) although" in str(error)
             assert "Turn compression off in the server" in str(error)
         still_works(session)
 

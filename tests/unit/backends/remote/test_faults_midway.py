@@ -56,7 +56,7 @@ def broken(
     assert error.reply is session.last
     reply = last(session)
     assert (reply.text, reply.finish_reason) == (text, "truncated")
-    assert "what there is of it is in llm.last" in str(error)
+    assert "the received part is in llm.last" in str(error)
     assert len(questions(server)) == 1
     still_works(session)
     return error
@@ -69,9 +69,9 @@ def broken(
         ([Cut()], "broke"),
         ([Raw(b"5\r\ndat"), Cut()], "broke"),
         ([Raw(b"no size of a chunk\r\n"), Hold()], "broke"),
-        (events(b"nonsense", done=False), "sent what is no JSON"),
-        (events(b'{"choices": [{"delta"', done=False), "sent what is no JSON"),
-        (events(b"[]", done=False), "sent JSON that is no object"),
+        (events(b"nonsense", done=False), "sent invalid JSON"),
+        (events(b'{"choices": [{"delta"', done=False), "sent invalid JSON"),
+        (events(b"[]", done=False), "sent JSON that is not an object"),
         (events(b'{"choices": [0]}', done=False), "a chunk of an unknown shape"),
         (events({"choices": [{"delta": {"content": 5}}]}), "a chunk of an unknown shape"),
         (events({"choices": [{"delta": {"content": [{"text": 5}]}}]}), "a chunk of an unknown shape"),
@@ -90,34 +90,34 @@ def broken(
          "error-text", "error-object", "error-429",
          "error-field", "error-event", "half-event"],
 )  # fmt: skip
-def test_what_was_said_is_kept_and_nobody_is_asked_again(
+def test_failure_keeps_partial_reply_without_retry(
     session: Session, server: FaultServer, ending: list[Step], said: str
 ) -> None:
     assert said in str(broken(session, server, *HEL, *ending))
 
 
 @pytest.mark.parametrize("behind", [b"nonsense", b'{"error": "Out of memory."}'])
-def test_a_server_that_goes_on_behind_an_error_is_left(server: FaultServer, behind: bytes) -> None:
+def test_data_after_error_is_not_read(server: FaultServer, behind: bytes) -> None:
     with session_on(server) as session:
         broken(session, server, *HEL, *events(behind, done=False), Hold())
         assert questions(server)[0].left.wait(1)
 
 
-def test_silence_in_the_middle_ends_after_the_limit(server: FaultServer) -> None:
+def test_timeout_in_middle_of_reply_is_the_limit(server: FaultServer) -> None:
     with session_on(server, idle_s=IDLE_S) as session:
         error = broken(session, server, *HEL, Hold())
         assert "said nothing for 0 s" in str(error)
         assert questions(server)[0].left.wait(1)
 
 
-def test_a_limit_of_one_second_may_be_typed(server: FaultServer) -> None:
+def test_idle_timeout_of_one_second_is_accepted(server: FaultServer) -> None:
     with session_on(server, idle_timeout=1) as session:
         error = broken(session, server, *HEL, Hold())
         assert "said nothing for 1 s" in str(error)
         assert "--idle-timeout" in str(error)
 
 
-def test_pauses_below_the_limit_are_no_silence(server: FaultServer) -> None:
+def test_pauses_below_limit_do_not_time_out(server: FaultServer) -> None:
     with session_on(server, idle_timeout=1) as session:
         pause = Pause(0.4)
         server.will(CHAT, *HEL, pause, Send(b": ping\n\n"), pause, *events(delta("lo")), pause,
@@ -125,9 +125,7 @@ def test_pauses_below_the_limit_are_no_silence(server: FaultServer) -> None:
         assert session.generate("?").text == "Hello"
 
 
-def test_a_server_that_dies_in_the_middle_is_an_error_and_its_return_is_noticed(
-    session: Session, server: FaultServer
-) -> None:
+def test_server_can_be_used_after_restart(session: Session, server: FaultServer) -> None:
     hold, seen = Hold(), threading.Event()
     server.will(CHAT, *HEL, hold)
 
@@ -183,7 +181,7 @@ def test_a_server_that_dies_in_the_middle_is_an_error_and_its_return_is_noticed(
          "stop-reset", "stop-cut", "stop-nonsense", "done-hold", "done-cut", "stop-done-hold",
          "rubbish-behind"],
 )  # fmt: skip
-def test_an_answer_ends_for_the_reason_that_its_server_gave(
+def test_finish_reason_comes_from_server(
     session: Session, server: FaultServer, ending: list[Step], finish: str
 ) -> None:
     server.will(CHAT, *HEL, *ending)
@@ -194,19 +192,19 @@ def test_an_answer_ends_for_the_reason_that_its_server_gave(
     still_works(session)
 
 
-def test_counts_behind_the_end_are_read(session: Session, server: FaultServer) -> None:
+def test_usage_after_finish_reason_is_read(session: Session, server: FaultServer) -> None:
     server.will(CHAT, *HEL, *events(delta(finish="stop"), usage(7, 1)))
     counts = session.generate("?").usage
     assert (counts.prompt_tokens, counts.completion_tokens) == (7, 1)
 
 
-def test_an_answer_that_was_cut_is_no_turn_of_a_chat(session: Session, server: FaultServer) -> None:
+def test_truncated_reply_is_not_recorded_in_chat(session: Session, server: FaultServer) -> None:
     server.will(CHAT, *HEL, End())
     assert session.generate("?", chat="c").finish_reason == "truncated"
     assert session.chats.all() == []
 
 
-def test_thoughts_alone_are_something_said(session: Session, server: FaultServer) -> None:
+def test_reasoning_alone_counts_as_partial_reply(session: Session, server: FaultServer) -> None:
     server.will(CHAT, *sse(delta(reasoning_content="Hm."), done=False), Pause(0.1), Reset())
     error = fails(session, IncompleteReply)
     assert isinstance(error, IncompleteReply)
@@ -215,16 +213,14 @@ def test_thoughts_alone_are_something_said(session: Session, server: FaultServer
     assert len(questions(server)) == 1
 
 
-def test_a_page_in_the_middle_of_events_is_not_taken_for_an_end(
-    session: Session, server: FaultServer
-) -> None:
+def test_html_in_stream_is_not_the_end(session: Session, server: FaultServer) -> None:
     page = next(step for step in html_answer(502) if isinstance(step, Send))
     server.will(CHAT, *HEL, page)
     assert session.generate("?").finish_reason == "truncated"
     still_works(session)
 
 
-def test_a_body_that_ends_with_the_connection_is_told_apart_by_its_end(
+def test_body_that_ends_with_connection_needs_finish_reason(
     session: Session, server: FaultServer
 ) -> None:
     head = Head(200, SSE, chunked=False)

@@ -97,7 +97,7 @@ def session(server: OllamaServer) -> Iterator[Session]:
         (503, RequestFailed, 3),
     ],
 )
-def test_a_refusal_is_one_error_after_as_many_tries_as_make_sense(
+def test_error_status_raises_after_expected_retries(
     session: Session,
     server: OllamaServer,
     status: int,
@@ -119,21 +119,21 @@ def test_a_refusal_is_one_error_after_as_many_tries_as_make_sense(
     [
         (ndjson({"error": "llama runner process has terminated"}), RequestFailed, "has terminated."),
         (ndjson(piece(), {"error": {"message": "Out of memory."}}), RequestFailed, "Out of memory."),
-        (ndjson(b"nonsense"), RequestFailed, "what is no JSON. Is it the right kind of server?"),
-        (ndjson([1]), RequestFailed, "JSON that is no object. Is it the right kind"),
+        (ndjson(b"nonsense"), RequestFailed, "invalid JSON. Check --base-url and -b."),
+        (ndjson([1]), RequestFailed, "JSON that is not an object. Check --base-url"),
         (ndjson({"message": "text"}), RequestFailed, "a chunk of an unknown shape"),
-        (html_answer(200), RequestFailed, "Is it the right kind of server?"),
-        (text_answer(200, "Ollama is running"), RequestFailed, "Is it the right kind of server?"),
+        (html_answer(200), RequestFailed, "Check --base-url and -b."),
+        (text_answer(200, "Ollama is running"), RequestFailed, "Check --base-url and -b."),
         (redirect("https://else.example/api/chat"), RequestFailed, "Redirects are not followed"),
         (json_answer(400, {"error": "the input length exceeds the context length"}), PromptTooLong,
          "-p num_ctx=N"),
-        ([Head(200, NDJSON)], RequestFailed, "empty answer"),
-        (ndjson({}), RequestFailed, "empty answer"),
+        ([Head(200, NDJSON)], RequestFailed, "empty reply"),
+        (ndjson({}), RequestFailed, "empty reply"),
     ],
     ids=["error", "error-object", "nonsense", "no-object", "no-message", "html", "text", "redirect",
          "too-long", "empty", "nothing-in-it"],
 )  # fmt: skip
-def test_what_is_no_answer_is_told_once(
+def test_response_without_reply_raises_once(
     session: Session,
     server: OllamaServer,
     script: list[Step],
@@ -149,12 +149,12 @@ def test_what_is_no_answer_is_told_once(
         ([Reset()], "broke"),
         ([Cut()], "broke"),
         ([Raw(b"no size\r\n"), Hold()], "broke"),
-        (lines(b"nonsense"), "sent what is no JSON"),
+        (lines(b"nonsense"), "sent invalid JSON"),
         (
             lines({"error": "an error was encountered while running the model"}),
             "running the model.",
         ),
-        (lines({"message": {"content": "x"}}, 5), "JSON that is no object"),
+        (lines({"message": {"content": "x"}}, 5), "JSON that is not an object"),
         (lines({"message": [1]}), "a chunk of an unknown shape"),
         (lines({"message": {"content": 5}}), "a chunk of an unknown shape"),
         (lines({"message": {"content": ["lo"]}}), "a chunk of an unknown shape"),
@@ -171,7 +171,7 @@ def test_what_is_no_answer_is_told_once(
         "list",
     ],
 )
-def test_what_was_said_is_kept_and_nobody_is_asked_again(
+def test_failure_keeps_partial_reply_without_retry(
     session: Session, server: OllamaServer, ending: list[Step], said: str
 ) -> None:
     server.will(OLLAMA_CHAT, *HEL, *ending)
@@ -185,7 +185,7 @@ def test_what_was_said_is_kept_and_nobody_is_asked_again(
     still_works(session)
 
 
-def test_silence_ends_sooner_in_the_middle_than_before(server: OllamaServer) -> None:
+def test_timeout_is_shorter_after_first_token(server: OllamaServer) -> None:
     with session_on(server, "ollama", idle_s=IDLE_S) as session:
         failing(session, server, ServerTimeout, Hold())
         server.will(OLLAMA_CHAT, *ndjson(piece("Hel")), Hold())
@@ -211,7 +211,7 @@ def test_silence_ends_sooner_in_the_middle_than_before(server: OllamaServer) -> 
     ],
     ids=["end", "half-a-line", "stop", "length", "no-reason", "cut", "hold", "rubbish", "no-eol"],
 )
-def test_an_answer_ends_for_the_reason_that_its_server_gave(
+def test_finish_reason_comes_from_server(
     session: Session, server: OllamaServer, ending: list[Step], finish: str
 ) -> None:
     server.will(OLLAMA_CHAT, *HEL, *ending)
@@ -238,7 +238,7 @@ def test_an_answer_ends_for_the_reason_that_its_server_gave(
     ids=["bytes", "fives", "at-once", "crlf", "blank-lines", "until-close", "text-at-the-end",
          "one-piece", "bare", "null", "nothing"],
 )  # fmt: skip
-def test_the_answer_is_the_same_however_it_comes(
+def test_reply_is_independent_of_chunks(
     session: Session, server: OllamaServer, script: list[Step]
 ) -> None:
     server.will(OLLAMA_CHAT, *script)
@@ -247,12 +247,12 @@ def test_the_answer_is_the_same_however_it_comes(
     still_works(session)
 
 
-def test_a_line_of_ten_megabytes_comes_through(session: Session, server: OllamaServer) -> None:
+def test_line_of_ten_megabytes_is_read(session: Session, server: OllamaServer) -> None:
     server.will(OLLAMA_CHAT, *ndjson(piece("x" * 10_000_000), done()))
     assert len(session.generate("?").text) == 10_000_000
 
 
-def test_counts_and_thoughts_are_read(session: Session, server: OllamaServer) -> None:
+def test_usage_and_reasoning_are_read(session: Session, server: OllamaServer) -> None:
     server.will(OLLAMA_CHAT, *ndjson(piece("", message={"thinking": "Hm."}), piece("Hi"), done()))
     reply = session.generate("?")
     assert (reply.text, reply.reasoning, reply.usage) == ("Hi", "Hm.", Usage(5, 2, None))
@@ -261,7 +261,7 @@ def test_counts_and_thoughts_are_read(session: Session, server: OllamaServer) ->
 @pytest.mark.parametrize(
     "odd", ["many", None, [2], {}, 1.5, -1, 10**400, 1e400], ids=lambda odd: repr(odd)[:9]
 )
-def test_odd_counts_are_unknown_ones(session: Session, server: OllamaServer, odd: object) -> None:
+def test_odd_counts_are_unknown(session: Session, server: OllamaServer, odd: object) -> None:
     last_one = done(prompt_eval_count=odd, eval_count=odd)
     server.will(OLLAMA_CHAT, *HEL, *lines(piece("lo"), last_one))
     reply = session.generate("?")
@@ -273,7 +273,7 @@ def test_odd_counts_are_unknown_ones(session: Session, server: OllamaServer, odd
     [([Reset()], []), ([Cut()], []),
      ([Head(200, NDJSON), Reset()], ["connection lost, next try in 1 s"])],
 )  # fmt: skip
-def test_a_connection_that_breaks_before_the_first_word_is_made_again(
+def test_disconnect_before_first_token_is_retried(
     session: Session, server: OllamaServer, script: list[Step], waits: list[str]
 ) -> None:
     server.will(OLLAMA_CHAT, *script)
@@ -282,9 +282,7 @@ def test_a_connection_that_breaks_before_the_first_word_is_made_again(
     assert last(session).text == "one two"
 
 
-def test_a_server_that_died_between_two_answers_may_return(
-    session: Session, server: OllamaServer
-) -> None:
+def test_server_can_restart_between_replies(session: Session, server: OllamaServer) -> None:
     session.generate("one")
     server.stop()
     server.start()

@@ -158,7 +158,9 @@ GZIP, DEFLATE = ({**SSE, "Content-Encoding": kind} for kind in ("gzip", "deflate
          "nested-parts", "false-content", "odd-reasoning", "not-finished", "late-mark", "json",
          "json-mark", "json-choices", "json-charset", "json-gzip", "json-bytes"],
 )  # fmt: skip
-def test_the_answer_is_the_same(session: Session, server: FaultServer, script: list[Step]) -> None:
+def test_reply_is_independent_of_transport(
+    session: Session, server: FaultServer, script: list[Step]
+) -> None:
     server.will(CHAT, *script)
     reply = session.generate("?")
     assert (reply.text, reply.finish_reason) == (TEXT, "stop")
@@ -166,13 +168,13 @@ def test_the_answer_is_the_same(session: Session, server: FaultServer, script: l
     still_works(session)
 
 
-def test_a_line_of_ten_megabytes_comes_through(session: Session, server: FaultServer) -> None:
+def test_line_of_ten_megabytes_is_read(session: Session, server: FaultServer) -> None:
     server.will(CHAT, *words("x" * 10_000_000))
     assert len(session.generate("?").text) == 10_000_000
     still_works(session)
 
 
-def test_an_answer_in_one_piece_has_its_counts_and_thoughts(
+def test_reply_without_streaming_has_usage_and_reasoning(
     session: Session, server: FaultServer
 ) -> None:
     server.will(CHAT, *json_answer(200, completion("Hi", "length", reasoning_content="Hm.")))
@@ -184,9 +186,7 @@ def test_an_answer_in_one_piece_has_its_counts_and_thoughts(
     assert (reply.text, reply.reasoning, reply.finish_reason) == ("Hi", "Hm.", "truncated")
 
 
-def test_thoughts_come_apart_by_either_name_and_by_tags(
-    session: Session, server: FaultServer
-) -> None:
+def test_reasoning_is_separated_by_fields_and_tags(session: Session, server: FaultServer) -> None:
     for field in ("reasoning", "reasoning_content"):
         server.will(CHAT, *sse(delta(**{field: "Hm."}), delta("Hi", finish="stop")))
         assert session.generate("?").reasoning == "Hm."
@@ -195,7 +195,7 @@ def test_thoughts_come_apart_by_either_name_and_by_tags(
     assert (reply.text, reply.reasoning) == ("Hi", "Hm.")
 
 
-def test_counts_of_every_chunk_do_not_add_up(session: Session, server: FaultServer) -> None:
+def test_usage_in_every_chunk_is_not_summed(session: Session, server: FaultServer) -> None:
     one = {**delta("a"), "usage": counts(5, 1)}
     two = {**delta("b", finish="stop"), "usage": counts(5, 2)}
     server.will(CHAT, *sse(one, two))
@@ -210,32 +210,26 @@ def test_counts_of_every_chunk_do_not_add_up(session: Session, server: FaultServ
     assert session.generate("?").usage == Usage(None, None, None)
 
 
-def test_a_character_in_two_halves_of_a_surrogate_pair_is_whole(
-    session: Session, server: FaultServer
-) -> None:
+def test_split_surrogate_pair_is_joined(session: Session, server: FaultServer) -> None:
     # Servers that write JSON in ASCII can cut a character between the tokens it is made of.
     server.will(CHAT, *sse(bare("\ud83e"), bare("\udd99", finish_reason="stop")))
     assert session.generate("?").text == "🦙"
 
 
-def test_half_a_surrogate_pair_does_not_make_text_that_cannot_be_saved(
-    session: Session, server: FaultServer
-) -> None:
+def test_lone_surrogate_is_replaced_in_reply(session: Session, server: FaultServer) -> None:
     server.will(CHAT, *sse(bare("a\ud83e", finish_reason="stop")))
     session.generate("?").text.encode()
     server.will(CHAT, *sse(bare("a\ud83e"), bare("b", finish_reason="stop")))
     session.generate("?").text.encode()
 
 
-def test_half_a_surrogate_pair_in_a_question_is_sent_as_replacement_character(
-    session: Session, server: FaultServer
-) -> None:
+def test_lone_surrogate_is_replaced_in_prompt(session: Session, server: FaultServer) -> None:
     server.will(CHAT, *words("Hi"))
     assert session.generate("a\ud83e").text == "Hi"
     assert questions(server)[0].json["messages"][0]["content"] == "a\ufffd"
 
 
-def test_words_come_at_once(session: Session, server: FaultServer) -> None:
+def test_tokens_are_not_delayed(session: Session, server: FaultServer) -> None:
     server.will(
         CHAT, *sse(delta("one"), done=False), Pause(0.3), *events(delta(" two", finish="stop"))
     )
@@ -245,7 +239,7 @@ def test_words_come_at_once(session: Session, server: FaultServer) -> None:
     assert last(session).timing.first_token_s is not None
 
 
-def test_connections_are_used_again(session: Session, server: FaultServer) -> None:
+def test_connections_are_reused(session: Session, server: FaultServer) -> None:
     for _ in range(5):
         session.generate("one two")
     server.will(CHAT, *json_answer(200, completion("Hi")))
@@ -254,9 +248,7 @@ def test_connections_are_used_again(session: Session, server: FaultServer) -> No
     assert server.connections <= 2
 
 
-def test_a_server_that_died_between_two_answers_may_return(
-    session: Session, server: FaultServer
-) -> None:
+def test_server_can_restart_between_replies(session: Session, server: FaultServer) -> None:
     session.generate("one")
     server.stop()
     server.start()
@@ -264,9 +256,7 @@ def test_a_server_that_died_between_two_answers_may_return(
     assert len(questions(server)) == 2
 
 
-def test_a_connection_that_the_server_closed_meanwhile_is_not_used(
-    session: Session, server: FaultServer
-) -> None:
+def test_closed_connection_is_not_reused(session: Session, server: FaultServer) -> None:
     server.will(CHAT, Head(200, {**SSE, "Connection": "close"}), *words("Hi")[1:])
     assert session.generate("?").text == "Hi"
     eventually(lambda: questions(server)[0].ended == "whole", "the answer goes on")

@@ -7,17 +7,15 @@ from typing import Any
 
 import pytest
 
+from llm_magic.backends.registry import backend_class
 from llm_magic.errors import OptionError
 from llm_magic.notebook.arguments import parser
 from tests.fault_server import FaultServer
+from tests.generation_options import EVERY
 from tests.http_server import HttpServer
 from tests.ollama_server import OllamaServer
 from tests.remote_sessions import questions, session_on
 
-ASKED: dict[str, Any] = {
-    "max_new_tokens": 9, "temperature": 0.2, "top_p": 0.8, "top_k": 7, "repetition_penalty": 1.3,
-    "seed": 11, "stop": ["END", "\n"],
-}  # fmt: skip
 COMMON = {"max_tokens": 9, "temperature": 0.2, "top_p": 0.8, "seed": 11, "stop": ["END", "\n"]}
 
 
@@ -54,26 +52,32 @@ USAGE = {"stream_options": {"include_usage": True}}
         ("openai", COMMON),
     ],
 )
-def test_options_are_spelled_as_the_server_does(
+def test_options_are_sent_under_names_of_server(
     server: FaultServer, backend: str, options: dict[str, Any]
 ) -> None:
-    about = {
-        n: v
-        for n, v in ASKED.items()
-        if backend != "openai" or n in options or n == "max_new_tokens"
-    }
+    about = {n: v for n, v in EVERY.items() if backend_class(backend).supports(n)}
     assert asked(server, backend, **about) == {**options, **USAGE}
 
 
-def test_instructlab_with_vllm_behind_it_is_spelled_as_vllm() -> None:
+@pytest.mark.parametrize("backend", ["vllm", "instructlab", "openai"])
+def test_supported_option_is_sent_under_its_declared_name(
+    server: FaultServer, backend: str
+) -> None:
+    names = backend_class(backend).option_names
+    options = {name: value for name, value in EVERY.items() if names[name]}
+    body = asked(server, backend, **options)
+    assert {names[name]: value for name, value in options.items()}.items() <= body.items()
+
+
+def test_instructlab_on_vllm_uses_fields_of_vllm() -> None:
     with FaultServer({"tiny": {"owned_by": "vllm"}}) as server:
         options = asked(server, "instructlab", repetition_penalty=1.3)
         assert (options["repetition_penalty"], "repeat_penalty" in options) == (1.3, False)
 
 
-def test_ollama_has_its_options_apart() -> None:
+def test_ollama_options_are_in_separate_object() -> None:
     with OllamaServer() as server:
-        body = asked(server, "ollama", **ASKED)
+        body = asked(server, "ollama", **EVERY)
     assert body == {
         "options": {
             "num_predict": 9, "temperature": 0.2, "top_p": 0.8, "top_k": 7, "repeat_penalty": 1.3,
@@ -91,13 +95,11 @@ def test_ollama_has_its_options_apart() -> None:
         ("openai", {"max_tokens", "temperature", "top_p"}),
     ],
 )
-def test_defaults_are_sent_where_the_server_has_them(
-    server: FaultServer, backend: str, names: set[str]
-) -> None:
+def test_supported_defaults_are_sent(server: FaultServer, backend: str, names: set[str]) -> None:
     assert asked(server, backend).keys() == {*names, "stream_options"}
 
 
-def test_what_is_left_to_the_model_is_not_sent(server: FaultServer) -> None:
+def test_unset_options_are_not_sent(server: FaultServer) -> None:
     nothing = dict.fromkeys(
         ["max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"]
     )
@@ -107,13 +109,13 @@ def test_what_is_left_to_the_model_is_not_sent(server: FaultServer) -> None:
         assert asked(other, "ollama", **nothing)["options"] == {}
 
 
-def test_one_text_to_stop_at_is_a_list_of_one(server: FaultServer) -> None:
+def test_single_stop_string_is_sent_as_list(server: FaultServer) -> None:
     assert asked(server, "vllm", stop="END")["stop"] == ["END"]
     assert asked(server, "vllm", temperature=0, seed=0)["temperature"] == 0
     assert sent(server)["seed"] == 0
 
 
-def test_the_session_changes_what_is_sent(server: FaultServer) -> None:
+def test_session_settings_are_sent(server: FaultServer) -> None:
     with session_on(server) as session:
         session.configure(temperature=0.3, top_k=None)
         session.generate("?")
@@ -122,7 +124,7 @@ def test_the_session_changes_what_is_sent(server: FaultServer) -> None:
         assert sent(server)["temperature"] == 0.4
 
 
-def test_messages_travel_with_their_roles(server: FaultServer) -> None:
+def test_messages_are_sent_with_roles(server: FaultServer) -> None:
     with session_on(server) as session:
         session.generate("Grüße 🦙", system="Be brief.", chat="c")
         session.generate("and now", chat="c")
@@ -152,7 +154,7 @@ def test_unsupported_option_raises_before_the_request(
         assert sent(server)[name] == value
 
 
-def test_setting_of_the_session_that_the_server_does_not_have_is_not_sent(
+def test_unsupported_session_setting_is_not_sent(
     server: FaultServer,
 ) -> None:
     with session_on(server, "openai") as session:
@@ -163,12 +165,12 @@ def test_setting_of_the_session_that_the_server_does_not_have_is_not_sent(
             session.generate("?", top_k=20)
 
 
-def test_a_penalty_of_one_is_none(server: FaultServer) -> None:
+def test_penalty_of_one_is_accepted(server: FaultServer) -> None:
     assert "repetition_penalty" not in asked(server, "openai", repetition_penalty=1)
 
 
 @pytest.mark.parametrize("backend", ["vllm", "instructlab", "openai"])
-def test_other_parameters_pass_through(server: FaultServer, backend: str) -> None:
+def test_other_parameters_are_sent(server: FaultServer, backend: str) -> None:
     extra = {
         "min_p": 0.1,
         "logit_bias": {"5": 1},
@@ -178,7 +180,7 @@ def test_other_parameters_pass_through(server: FaultServer, backend: str) -> Non
     assert {name: body[name] for name in extra} == extra
 
 
-def test_json_of_a_line_reaches_the_server(server: FaultServer) -> None:
+def test_json_in_line_is_sent(server: FaultServer) -> None:
     line = '-p response_format={"type": "json_object"} -p user="5" -p logprobs=true'
     body = asked(server, "openai", **parser.parse("llm", line).options)
     assert body["response_format"] == {"type": "json_object"}
@@ -194,7 +196,7 @@ def _nested() -> list[Any]:
 
 @pytest.mark.parametrize("backend", ["openai", "ollama"])
 @pytest.mark.parametrize("value", [{1, 2}, float("nan"), [float("inf")], object(), _nested()])
-def test_extra_that_is_no_json_is_refused_before_the_call(backend: str, value: object) -> None:
+def test_extra_that_is_not_json_raises_before_request(backend: str, value: object) -> None:
     server = OllamaServer() if backend == "ollama" else FaultServer()
     with server, session_on(server, backend) as session:
         before = len(questions(server))
@@ -204,7 +206,7 @@ def test_extra_that_is_no_json_is_refused_before_the_call(backend: str, value: o
         assert len(questions(server)) == before
 
 
-def test_ollama_gets_some_beside_and_the_others_among_its_options() -> None:
+def test_ollama_top_level_fields_are_separate() -> None:
     beside = {"keep_alive": "5m", "format": "json", "think": False, "logprobs": True}
     inside = {"num_ctx": 8192, "mirostat": 2, "min_p": 0.1}
     with OllamaServer() as server:
@@ -224,9 +226,7 @@ def test_ollama_gets_some_beside_and_the_others_among_its_options() -> None:
         ("ollama", ["model", "messages", "stream", "options"]),
     ],
 )
-def test_names_that_are_made_from_something_else_are_refused(
-    backend: str, names: list[str]
-) -> None:
+def test_reserved_fields_raise(backend: str, names: list[str]) -> None:
     server = OllamaServer() if backend == "ollama" else FaultServer()
     with server, session_on(server, backend) as session:
         for name in names:
@@ -245,7 +245,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("backend", ["vllm", "instructlab", "openai", "ollama"])
-def test_parameter_that_has_an_option_is_refused_with_its_name(backend: str) -> None:
+def test_parameter_with_own_option_raises_with_its_name(backend: str) -> None:
     server = OllamaServer() if backend == "ollama" else FaultServer()
     with server, session_on(server, backend) as session:
         for flag, names in OPTIONS.items():

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from llm_magic.backends.remote.server_errors import (
     ErrorResponse,
-    compressed,
-    explain,
-    from_object,
-    no_answer,
-    no_proxy,
-    not_there,
+    connection_error,
+    encoding_error,
+    no_reply_error,
     one_line,
-    read,
+    parse_error,
+    parse_error_body,
+    proxy_error,
+    status_error,
 )
 from llm_magic.config.server_address import parse_url
 from llm_magic.errors import AuthenticationFailed, RequestFailed
@@ -69,10 +69,10 @@ JSON = st.recursive(
         ("just text", "just text", ""),
     ],
 )  # fmt: skip
-def test_the_words_and_the_parameter_are_found(value: Any, text: str, parameter: str) -> None:
-    assert from_object(value) == ErrorResponse(text, parameter)
-    assert read(json.dumps(value).encode()) == ErrorResponse(text, parameter)
-    assert read(json.dumps(value, indent=4).encode()) == ErrorResponse(text, parameter)
+def test_message_and_parameter_are_parsed(value: Any, text: str, parameter: str) -> None:
+    assert parse_error(value) == ErrorResponse(text, parameter)
+    assert parse_error_body(json.dumps(value).encode()) == ErrorResponse(text, parameter)
+    assert parse_error_body(json.dumps(value, indent=4).encode()) == ErrorResponse(text, parameter)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_the_words_and_the_parameter_are_found(value: Any, text: str, parameter:
      ({"error": ["a", "b"]}, "a"), ({"detail": [{"msg": "no place"}]}, "no place"),
      ({"error": {"message": ""}}, "message"), ({}, "")],
 )  # fmt: skip
-def test_what_nobody_agreed_on_is_shown_as_it_is(value: Any, has: str) -> None:
-    assert has in from_object(value).text
+def test_unknown_shapes_are_shown_as_text(value: Any, has: str) -> None:
+    assert has in parse_error(value).text
 
 
 @pytest.mark.parametrize(
@@ -99,38 +99,38 @@ def test_what_nobody_agreed_on_is_shown_as_it_is(value: Any, has: str) -> None:
         (b'{"error": "cut in the mid', '{"error": "cut in the mid'),
     ],
 )  # fmt: skip
-def test_pages_and_plain_text_are_read_too(body: bytes, text: str) -> None:
-    assert read(body) == ErrorResponse(text)
+def test_html_and_plain_text_are_parsed(body: bytes, text: str) -> None:
+    assert parse_error_body(body) == ErrorResponse(text)
 
 
 @pytest.mark.parametrize(
     "body", [b"invalid value: <nil>", b"The model <think-7b> does not exist", b"need n < 5"]
 )
-def test_an_angle_bracket_makes_no_page(body: bytes) -> None:
-    assert read(body) == ErrorResponse(body.decode())
+def test_angle_bracket_in_text_is_not_html(body: bytes) -> None:
+    assert parse_error_body(body) == ErrorResponse(body.decode())
 
 
-def test_what_is_between_the_tags_of_a_title_is_text() -> None:
-    assert read(b"<title>Tom &amp; Jerry&#39;s proxy</title>") == ErrorResponse(
+def test_title_is_unescaped() -> None:
+    assert parse_error_body(b"<title>Tom &amp; Jerry&#39;s proxy</title>") == ErrorResponse(
         "Tom & Jerry's proxy"
     )
 
 
-def test_headers_of_any_length_are_cut() -> None:
+def test_long_headers_are_truncated() -> None:
     address = parse_url("openai", "http://localhost:8000")
     long = "x/" + "y" * 50_000
-    redirected = explain(address, None, 307, {"location": f"http://{long}"}, ErrorResponse(""))
-    for error in (no_answer(address, long), redirected, compressed(address, long)):
+    redirected = status_error(address, None, 307, {"location": f"http://{long}"}, ErrorResponse(""))
+    for error in (no_reply_error(address, long), redirected, encoding_error(address, long)):
         assert "yyy" in str(error)
         assert len(str(error)) < 600
 
 
 @pytest.mark.parametrize("length", [299, 300, 301, 5000])
-def test_a_long_text_is_cut(length: int) -> None:
+def test_long_text_is_truncated(length: int) -> None:
     text = one_line("x" * length)
     assert len(text) <= 302
     assert text == ("x" * length if length <= 300 else "x" * 300 + " …")
-    assert read(b'{"error": "%s"}' % (b"x" * length)).text == text
+    assert parse_error_body(b'{"error": "%s"}' % (b"x" * length)).text == text
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_a_long_text_is_cut(length: int) -> None:
         b'{"error": "turned \\u202e round \\u001b[0m"}',
     ],
 )
-def test_nothing_in_it_controls_a_terminal(body: bytes) -> None:
-    kinds = {unicodedata.category(character) for character in read(body).text}
+def test_control_characters_are_removed(body: bytes) -> None:
+    kinds = {unicodedata.category(character) for character in parse_error_body(body).text}
     assert not kinds & {"Cc", "Cf", "Cs"}
 
 
@@ -159,28 +159,28 @@ def test_nothing_in_it_controls_a_terminal(body: bytes) -> None:
         {"error": {"message": ["a", {"b": 1}]}},
     ],
 )
-def test_odd_shapes_break_nothing(value: Any) -> None:
-    assert "\n" not in read(json.dumps(value).encode()).text
+def test_odd_shapes_are_parsed(value: Any) -> None:
+    assert "\n" not in parse_error_body(json.dumps(value).encode()).text
 
 
-def test_nesting_breaks_nothing_however_deep_it_is() -> None:
+def test_deep_nesting_is_parsed() -> None:
     for depth in (1, 10, 100, *range(300, 1100), 10_000, 100_000):
         body = b'{"error":' * depth + b'"x"' + b"}" * depth
-        assert "\n" not in read(body).text, depth
+        assert "\n" not in parse_error_body(body).text, depth
 
 
 @given(JSON)
-def test_whatever_json_it_is_one_line_comes_of_it(value: Any) -> None:
-    refusal = read(json.dumps(value).encode())
-    assert len(refusal.text) <= 302
-    assert len(refusal.text.splitlines()) <= 1
+def test_any_json_becomes_one_line(value: Any) -> None:
+    response = parse_error_body(json.dumps(value).encode())
+    assert len(response.text) <= 302
+    assert len(response.text.splitlines()) <= 1
 
 
 @given(st.binary(max_size=400))
-def test_whatever_bytes_they_are_one_line_comes_of_them(body: bytes) -> None:
-    refusal = read(body)
-    assert len(refusal.text) <= 302
-    assert len(refusal.text.splitlines()) <= 1
+def test_any_bytes_become_one_line(body: bytes) -> None:
+    response = parse_error_body(body)
+    assert len(response.text) <= 302
+    assert len(response.text.splitlines()) <= 1
 
 
 @pytest.mark.parametrize(
@@ -196,8 +196,8 @@ def test_whatever_bytes_they_are_one_line_comes_of_them(body: bytes) -> None:
         "exceed_context_size_error: the request exceeds the available context size",
     ],
 )
-def test_a_prompt_that_is_too_long_is_recognized(text: str) -> None:
-    assert ErrorResponse(text).is_about_length
+def test_messages_about_context_are_recognized(text: str) -> None:
+    assert ErrorResponse(text).exceeds_context
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,8 @@ def test_a_prompt_that_is_too_long_is_recognized(text: str) -> None:
     ["temperature must be at most 2", "You exceeded your current quota", "model 'x' not found",
      "Rate limit reached: 500 tokens per minute", "context must be a string", ""],
 )  # fmt: skip
-def test_other_refusals_are_not_is_about_length(text: str) -> None:
-    assert not ErrorResponse(text).is_about_length
+def test_other_messages_are_not_about_context(text: str) -> None:
+    assert not ErrorResponse(text).exceeds_context
 
 
 NO_HOST = [
@@ -218,31 +218,37 @@ ADDRESS = parse_url("vllm", "http://gpu-box:8000")
 
 
 @pytest.mark.parametrize("why", NO_HOST)
-def test_host_that_does_not_exist_is_named(why: str) -> None:
-    direct, proxied = not_there(ADDRESS, why, "Start one."), no_proxy(ADDRESS, "proxy:3128", why)
+def test_unknown_host_is_named(why: str) -> None:
+    direct, proxied = (
+        connection_error(ADDRESS, why, "Start one."),
+        proxy_error(ADDRESS, "proxy:3128", why),
+    )
     assert str(direct) == "There is no host gpu-box:8000. Check --base-url."
     assert str(proxied) == (
-        "There is no host proxy:3128, the proxy on the way to http://gpu-box:8000. Correct HTTP_PROXY,"
+        "There is no host proxy:3128, the proxy for http://gpu-box:8000. Correct HTTP_PROXY,"
         " or set NO_PROXY=gpu-box if no proxy is needed."
     )
 
 
-def test_missing_name_server_is_not_taken_for_a_missing_host() -> None:
+def test_unavailable_name_server_is_not_unknown_host() -> None:
     why = "[Errno -3] Temporary failure in name resolution"
-    direct, proxied = not_there(ADDRESS, why, "Start one."), no_proxy(ADDRESS, "proxy:3128", why)
+    direct, proxied = (
+        connection_error(ADDRESS, why, "Start one."),
+        proxy_error(ADDRESS, "proxy:3128", why),
+    )
     assert str(direct) == (
-        "The host of gpu-box:8000 could not be looked up: no name server answers. Check the network,"
+        "The host of gpu-box:8000 could not be looked up: no name server responded. Check the network,"
         " then --base-url."
     )
     assert str(proxied) == (
-        "The proxy proxy:3128 could not be looked up: no name server answers. Check the network, then"
+        "The proxy proxy:3128 could not be looked up: no name server responded. Check the network, then"
         " HTTP_PROXY."
     )
 
 
-def test_refused_connection_is_no_missing_host() -> None:
+def test_refused_connection_is_not_unknown_host() -> None:
     why = "[Errno 111] Connect call failed ('127.0.0.1', 9)"
-    assert "Nothing listens" in str(not_there(ADDRESS, why, "Start one."))
+    assert "Nothing listens" in str(connection_error(ADDRESS, why, "Start one."))
 
 
 LITELLM_WRONG_KEY = (
@@ -250,21 +256,27 @@ LITELLM_WRONG_KEY = (
 )
 
 
-def test_litellm_without_a_database_refuses_a_wrong_key_with_400() -> None:
-    error = explain(ADDRESS, None, 400, {}, read(LITELLM_WRONG_KEY))
+def test_litellm_wrong_key_is_authentication_error() -> None:
+    error = status_error(ADDRESS, None, 400, {}, parse_error_body(LITELLM_WRONG_KEY))
     assert type(error) is AuthenticationFailed
     assert "--key-env NAME" in str(error)
-    assert type(explain(ADDRESS, None, 400, {}, read(b'{"error": "other"}'))) is RequestFailed
+    assert (
+        type(status_error(ADDRESS, None, 400, {}, parse_error_body(b'{"error": "other"}')))
+        is RequestFailed
+    )
 
 
 @pytest.mark.parametrize("body", [b"Internal Server Error", b""])
-def test_crash_without_a_key_mentions_the_key(body: bytes) -> None:
+def test_500_without_key_suggests_key_env(body: bytes) -> None:
     """LiteLLM's proxy without a database answers so where no key is given."""
-    error = explain(ADDRESS, None, 500, {}, read(body))
+    error = status_error(ADDRESS, None, 500, {}, parse_error_body(body))
     assert str(error).endswith(
-        "Its own log says why. If it wants a key, name the variable that holds it: --key-env NAME."
+        "Check the log of the server. If it requires an API key, store it in an environment variable and"
+        " add --key-env NAME."
     )
-    assert "key" not in str(explain(ADDRESS, None, 500, {}, read(b"out of memory")))
+    assert "key" not in str(
+        status_error(ADDRESS, None, 500, {}, parse_error_body(b"out of memory"))
+    )
 
 
 LLAMA_CPP_LENGTH = {
@@ -276,13 +288,13 @@ LLAMA_CPP_LENGTH = {
 }  # fmt: skip
 
 
-def test_counts_of_a_prompt_that_is_too_long_are_read() -> None:
+def test_token_counts_of_llama_cpp_are_parsed() -> None:
     wrapped = {"error": json.dumps(LLAMA_CPP_LENGTH)}
     for value in (LLAMA_CPP_LENGTH, wrapped):
-        refusal = read(json.dumps(value).encode())
-        assert refusal.lengths == (5012, 4096)
-        assert refusal.text.startswith("request (5012 tokens) exceeds")
-        error = explain(ADDRESS, None, 400, {}, refusal)
+        response = parse_error_body(json.dumps(value).encode())
+        assert response.lengths == (5012, 4096)
+        assert response.text.startswith("request (5012 tokens) exceeds")
+        error = status_error(ADDRESS, None, 400, {}, response)
         assert isinstance(error, RequestFailed)
         assert error.lengths == (5012, 4096)
 
@@ -293,9 +305,9 @@ def test_counts_of_a_prompt_that_is_too_long_are_read() -> None:
      {"n_prompt_tokens": True, "n_ctx": [1]}, {"n_prompt_tokens": -1, "n_ctx": 1.5}],
 )  # fmt: skip
 def test_odd_counts_are_ignored(counts: dict[str, Any]) -> None:
-    assert from_object({"error": {"message": "too long", **counts}}).lengths is None
+    assert parse_error({"error": {"message": "too long", **counts}}).lengths is None
 
 
 @pytest.mark.parametrize("text", ["{", "{not json}", "{" * 5000, '{"a": 1', "{}"])
-def test_text_that_only_begins_like_json_is_shown(text: str) -> None:
-    assert from_object({"error": text}).text == one_line(text)
+def test_text_that_starts_like_json_is_shown(text: str) -> None:
+    assert parse_error({"error": text}).text == one_line(text)

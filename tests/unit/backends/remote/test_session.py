@@ -48,7 +48,7 @@ def load(session: Session, server: HttpServer, model: str | None = "tiny", **mor
     session.load(model, **{"backend": "openai", "base_url": server.url, **more})
 
 
-def test_settings_that_are_read_anew_reach_a_backend_that_was_in_use(
+def test_reset_settings_apply_to_existing_backend(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -59,9 +59,9 @@ def test_settings_that_are_read_anew_reach_a_backend_that_was_in_use(
             monkeypatch.setenv("VLLM_BASE_URL", running.url)
             session.generation.reset()
             told = session.load_and_tell("big", backend="vllm")
-            assert not told.already
+            assert not told.was_loaded
             assert told.info.server == running.url.partition("://")[2]
-        assert session.load_and_tell("big", backend="vllm").already
+        assert session.load_and_tell("big", backend="vllm").was_loaded
         session.close()
 
 
@@ -69,9 +69,7 @@ def test_settings_that_are_read_anew_reach_a_backend_that_was_in_use(
 
 
 @pytest.mark.parametrize("early", [True, False])
-def test_an_answer_under_way_outlives_its_model(
-    session: Session, server: FaultServer, early: bool
-) -> None:
+def test_running_reply_survives_unload(session: Session, server: FaultServer, early: bool) -> None:
     load(session, server)
     hold = Hold()
     begun, rest = sse(delta("one "), done=False), events(delta("two", finish="stop"))
@@ -86,16 +84,14 @@ def test_an_answer_under_way_outlives_its_model(
     eventually(lambda: server.open_now == 0, "a connection is left open")
 
 
-def test_one_connection_is_used_again_and_again(session: Session, server: FaultServer) -> None:
+def test_connection_is_reused(session: Session, server: FaultServer) -> None:
     load(session, server)
     for _ in range(10):
         session.generate("one two three")
     assert server.connections == 1
 
 
-def test_64_questions_at_once_are_at_the_server_at_once(
-    session: Session, server: FaultServer
-) -> None:
+def test_64_requests_run_concurrently(session: Session, server: FaultServer) -> None:
     load(session, server)
     holds = [Hold() for _ in range(64)]
     for number, hold in enumerate(holds):
@@ -113,7 +109,7 @@ def test_64_questions_at_once_are_at_the_server_at_once(
     assert server.connections <= 65
 
 
-def test_a_limit_makes_the_others_wait_and_says_so(session: Session, server: FaultServer) -> None:
+def test_concurrency_limit_is_reported(session: Session, server: FaultServer) -> None:
     load(session, server, concurrency=2)
     server.pace = 0.02
     notices: list[str] = []
@@ -130,7 +126,7 @@ def test_a_limit_makes_the_others_wait_and_says_so(session: Session, server: Fau
     assert sum("waiting for a turn" in notice for notice in notices) == 4
 
 
-def test_instructlab_gets_one_question_at_a_time(session: Session, server: FaultServer) -> None:
+def test_instructlab_gets_one_request_at_a_time(session: Session, server: FaultServer) -> None:
     load(session, server, backend="instructlab")
     server.pace = 0.01
 
@@ -151,7 +147,7 @@ def test_instructlab_gets_one_question_at_a_time(session: Session, server: Fault
         ("openai", "me", 1), ("openai", "vllm", 4), ("vllm", "vllm", 4), ("instructlab", [1], 1),
     ],
 )  # fmt: skip
-def test_concurrency_follows_what_the_server_is(
+def test_concurrency_depends_on_server(
     session: Session, backend: str, owner: object, at_once: int
 ) -> None:
     with FaultServer({"tiny": {"owned_by": owner}}) as server:
@@ -162,7 +158,7 @@ def test_concurrency_follows_what_the_server_is(
         assert most_at_once(session, server) == 2
 
 
-def test_concurrency_is_found_anew_at_each_load(session: Session) -> None:
+def test_concurrency_is_detected_at_each_load(session: Session) -> None:
     """InstructLab's server can be started again with another backend, at the same address."""
     with FaultServer({"tiny": {"owned_by": "me"}}) as server:
         for owner, at_once in (("vllm", 4), ("me", 1)):
@@ -193,7 +189,7 @@ def most_at_once(session: Session, server: FaultServer) -> int:
     return asyncio.run(main())
 
 
-def test_server_that_is_no_vllm_is_named_at_the_load(session: Session) -> None:
+def test_load_warns_if_server_is_not_vllm(session: Session) -> None:
     owners: dict[str, dict[str, Any]] = {
         "llamacpp": {"owned_by": "llamacpp"},
         "real": {"owned_by": "vllm"},
@@ -206,7 +202,7 @@ def test_server_that_is_no_vllm_is_named_at_the_load(session: Session) -> None:
         }
     assert notes["llamacpp"] == (
         f"Warning: 127.0.0.1:{server.port} is not vLLM: its models are owned by 'llamacpp'. It may ignore"
-        " top_k and repetition_penalty; -b openai is for any OpenAI-compatible server."
+        " top_k and repetition_penalty. Use -b openai for other OpenAI-compatible servers."
     )
     assert notes["real"] == notes["none"] == ""
 
@@ -214,29 +210,27 @@ def test_server_that_is_no_vllm_is_named_at_the_load(session: Session) -> None:
 # -- what a server has ----------------------------------------------------------------------------
 
 
-def test_the_context_is_what_the_server_tells(session: Session) -> None:
+def test_context_length_comes_from_server(session: Session) -> None:
     with FaultServer({"m": {"max_model_len": 2048}}) as server:
         load(session, server, "m", backend="vllm")
         assert session.status().models[0].context_length == 2048
         assert session.status().models[0].server == server.url.removeprefix("http://")
 
 
-def test_a_server_that_lists_nothing_can_be_used(session: Session, server: FaultServer) -> None:
+def test_server_without_list_can_be_used(session: Session, server: FaultServer) -> None:
     server.will(MODELS, *refusal(404, "no such route"))
     told = session.load_and_tell("tiny", backend="openai", base_url=server.url)
     assert any("lists no models" in note for note in told.notes)
     assert session.generate("hello").text == "hello"
 
 
-def test_a_model_that_the_list_leaves_out_is_asked_for(
-    session: Session, server: FaultServer
-) -> None:
+def test_unlisted_model_is_requested_by_name(session: Session, server: FaultServer) -> None:
     server.will(f"{MODELS}/alias", *json_answer(200, {"id": "alias", "object": "model"}))
     load(session, server, "alias")
     assert session.status().active_model == "alias"
 
 
-def test_the_path_is_found_with_and_without_v1(session: Session) -> None:
+def test_v1_in_path_is_optional(session: Session) -> None:
     class Elsewhere(FaultServer):
         """Has its API where some gateways have it."""
 
@@ -250,9 +244,9 @@ def test_the_path_is_found_with_and_without_v1(session: Session) -> None:
             assert session.generate("found it").text == "found it"
 
 
-def test_the_default_model_is_meant_for_the_default_backend(server: FaultServer) -> None:
+def test_default_model_belongs_to_default_backend(server: FaultServer) -> None:
     session = Session(settings(backend="local", model="some/local-model"))
-    with pytest.raises(OptionError, match="Which model of 127"):
+    with pytest.raises(OptionError, match=r"lists \d models"):
         load(session, server, None)
     session.close()
     session = Session(settings(backend="vllm", model="big", vllm_base_url=server.url))
@@ -260,7 +254,7 @@ def test_the_default_model_is_meant_for_the_default_backend(server: FaultServer)
     session.close()
 
 
-def test_models_lists_the_server_in_use(session: Session, server: FaultServer) -> None:
+def test_models_lists_server_of_loaded_model(session: Session, server: FaultServer) -> None:
     load(session, server)
     assert [info.name for info in session.models("openai")] == ["tiny", "big"]
     with FaultServer({"other": {}}) as other:
@@ -268,7 +262,7 @@ def test_models_lists_the_server_in_use(session: Session, server: FaultServer) -
     assert session.generate("still there").text == "still there"
 
 
-def test_a_strange_list_breaks_nothing(session: Session, server: FaultServer) -> None:
+def test_odd_list_entries_are_ignored(session: Session, server: FaultServer) -> None:
     entries = [1, {"id": None}, {"id": "odd", "meta": 3, "max_model_len": "many"}, None]
     server.will(MODELS, *json_answer(200, {"data": entries}))
     assert [info.name for info in session.models("openai", base_url=server.url)] == ["odd"]
@@ -278,7 +272,7 @@ def test_a_strange_list_breaks_nothing(session: Session, server: FaultServer) ->
         assert session.models("openai", base_url=server.url) == []
 
 
-def test_long_list_is_shown_and_completed_in_part(session: Session, server: FaultServer) -> None:
+def test_long_list_is_truncated(session: Session, server: FaultServer) -> None:
     entries = [{"id": f"model-{number:06}"} for number in range(100_000)]
     server.will(MODELS, *json_answer(200, {"data": entries}))
     listed = session.models("openai", base_url=server.url)
@@ -297,7 +291,7 @@ def test_long_list_is_shown_and_completed_in_part(session: Session, server: Faul
     load(session, server, "model-099999")  # beyond what is listed
 
 
-def test_long_name_is_cut_on_the_screen(session: Session, server: FaultServer) -> None:
+def test_long_name_is_truncated_in_display(session: Session, server: FaultServer) -> None:
     long = "m" * 600
     server.models = {long: {"owned_by": "o" * 600}, "x" * 100_000: {}}
     assert [info.name for info in session.models("openai", base_url=server.url)] == [long]
@@ -316,7 +310,7 @@ def test_long_name_is_cut_on_the_screen(session: Session, server: FaultServer) -
     assert len(str(caught.value)) < 500
 
 
-def test_a_failed_load_leaves_the_model_before(session: Session, server: FaultServer) -> None:
+def test_failed_load_keeps_previous_model(session: Session, server: FaultServer) -> None:
     load(session, server)
     with pytest.raises(ModelNotFound):
         load(session, server, "nothing-like-it")
@@ -328,7 +322,7 @@ def test_a_failed_load_leaves_the_model_before(session: Session, server: FaultSe
 # -- answers --------------------------------------------------------------------------------------
 
 
-def test_the_end_of_an_answer_is_not_waited_for(session: Session, server: FaultServer) -> None:
+def test_reply_does_not_wait_for_end_of_response(session: Session, server: FaultServer) -> None:
     load(session, server)
     server.will(CHAT, *words("all", " of it", prompt_tokens=3), Hold())
     began = time.monotonic()
@@ -337,7 +331,7 @@ def test_the_end_of_an_answer_is_not_waited_for(session: Session, server: FaultS
     assert (reply.text, reply.finish_reason, reply.usage.prompt_tokens) == ("all of it", "stop", 3)
 
 
-def test_an_answer_in_one_piece_is_taken(session: Session, server: FaultServer) -> None:
+def test_reply_without_streaming_is_accepted(session: Session, server: FaultServer) -> None:
     load(session, server)
     message = {"role": "assistant", "content": "all at once", "reasoning": "why not"}
     choice = {"message": message, "finish_reason": "length"}
@@ -349,14 +343,14 @@ def test_an_answer_in_one_piece_is_taken(session: Session, server: FaultServer) 
     assert reply.usage.completion_tokens == 3
 
 
-def test_an_empty_answer_is_an_error(session: Session, server: FaultServer) -> None:
+def test_empty_reply_raises(session: Session, server: FaultServer) -> None:
     load(session, server)
     server.will(CHAT, Head(200, {"Content-Type": "text/event-stream"}))
-    with pytest.raises(RequestFailed, match="Is the prompt longer than its context"):
+    with pytest.raises(RequestFailed, match="Check whether the prompt exceeds its context"):
         session.generate("hello")
 
 
-def test_counts_come_from_the_server_or_not_at_all(session: Session, server: FaultServer) -> None:
+def test_token_counts_come_from_server_or_are_none(session: Session, server: FaultServer) -> None:
     load(session, server)
     server.will(CHAT, *words("a", " b", " c"))
     reply = session.generate("hello")
@@ -375,7 +369,7 @@ def test_counts_come_from_the_server_or_not_at_all(session: Session, server: Fau
 # -- Ollama ---------------------------------------------------------------------------------------
 
 
-def test_ollama_tells_what_a_model_is(session: Session, ollama: OllamaServer) -> None:
+def test_ollama_reports_model_details(session: Session, ollama: OllamaServer) -> None:
     info = session.load("qwen3:0.6b", backend="ollama", base_url=ollama.url)
     assert (info.dtype, info.size) == ("Q4_K_M", 522_653_767)
     reply = session.generate("What is it?")
@@ -387,21 +381,21 @@ def test_ollama_tells_what_a_model_is(session: Session, ollama: OllamaServer) ->
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/", "/api", "/"])
-def test_ollama_is_found_at_what_others_call_its_address(
+def test_ollama_accepts_address_of_openai_api(
     session: Session, ollama: OllamaServer, path: str
 ) -> None:
     session.load("llama3.2", backend="ollama", base_url=f"{ollama.url}{path}")
     assert session.generate("found it").text == "found it"
 
 
-def test_ollama_thinks_apart(session: Session, ollama: OllamaServer) -> None:
+def test_ollama_reasoning_is_separate(session: Session, ollama: OllamaServer) -> None:
     session.load("qwen3:0.6b", backend="ollama", base_url=ollama.url)
     reply = session.generate("What is it?", extra={"think": True})
     assert reply.reasoning
     assert reply.reasoning not in reply.text
 
 
-def test_what_is_not_pulled_is_offered(session: Session, ollama: OllamaServer) -> None:
+def test_missing_ollama_model_suggests_pull(session: Session, ollama: OllamaServer) -> None:
     with pytest.raises(ModelNotFound, match="%llm_load gemma3:270m -b ollama --pull"):
         session.load("gemma3:270m", backend="ollama", base_url=ollama.url)
     with pytest.raises(ModelNotFound, match=r"could not pull no-such: .*file does not exist"):
@@ -423,31 +417,31 @@ def test_what_is_not_pulled_is_offered(session: Session, ollama: OllamaServer) -
     assert session.generate("hello").text == "hello"
 
 
-def test_a_pull_that_ends_early_is_said_to(session: Session, ollama: OllamaServer) -> None:
+def test_interrupted_pull_raises(session: Session, ollama: OllamaServer) -> None:
     ollama.will("/api/pull", *ndjson({"status": "pulling manifest"}))
     from llm_magic.errors import LoadFailed
 
-    with pytest.raises(LoadFailed, match="it goes on"):
+    with pytest.raises(LoadFailed, match="Load again to continue"):
         session.load("gemma3:270m", backend="ollama", base_url=ollama.url, pull=True)
 
 
-def test_unloading_frees_the_memory_of_this_machine(session: Session, ollama: OllamaServer) -> None:
+def test_unload_frees_memory_of_local_ollama(session: Session, ollama: OllamaServer) -> None:
     session.load("llama3.2", backend="ollama", base_url=ollama.url)
     assert "it stays on" in session.unload().note
     assert not ollama.asked("/api/generate"), "nothing was asked of it, it may be somebody else's"
     session.load("llama3.2", backend="ollama", base_url=ollama.url)
     session.generate("hello")
     assert ollama.running
-    assert "told to free its memory" in session.unload().note
+    assert "frees its memory" in session.unload().note
     assert not ollama.running
 
 
-def test_another_server_at_ollamas_place_is_named(session: Session, server: FaultServer) -> None:
-    with pytest.raises(RequestFailed, match="it is no Ollama"):
+def test_other_server_at_ollama_address_raises(session: Session, server: FaultServer) -> None:
+    with pytest.raises(RequestFailed, match="is not an Ollama server"):
         session.load("tiny", backend="ollama", base_url=server.url)
 
 
-def test_a_prompt_that_ollama_would_cut_is_an_error(session: Session, ollama: OllamaServer) -> None:
+def test_prompt_beyond_ollama_context_raises(session: Session, ollama: OllamaServer) -> None:
     session.load("llama3.2", backend="ollama", base_url=ollama.url)
     with pytest.raises(PromptTooLong) as caught:
         session.generate("fox " * 5000)
@@ -458,7 +452,7 @@ def test_a_prompt_that_ollama_would_cut_is_an_error(session: Session, ollama: Ol
     assert session.generate("fox " * 5000, extra={"num_ctx": 8192}).text
 
 
-def test_too_long_prompt_without_counts_names_the_context(
+def test_long_prompt_error_without_counts_names_context(
     session: Session, ollama: OllamaServer
 ) -> None:
     """Ollama before 0.30 sends no counts."""
@@ -470,9 +464,7 @@ def test_too_long_prompt_without_counts_names_the_context(
         session.generate("fox")
 
 
-def test_clients_that_alternate_do_not_reload_the_model(
-    session: Session, ollama: OllamaServer
-) -> None:
+def test_alternating_clients_do_not_reload_model(session: Session, ollama: OllamaServer) -> None:
     session.load("llama3.2", backend="ollama", base_url=ollama.url)
     with Client(ollama.url) as other:
         for _ in range(3):
@@ -485,7 +477,7 @@ def test_clients_that_alternate_do_not_reload_the_model(
     assert ollama.loads == {"llama3.2:latest": 3}, "what somebody asks for is sent"
 
 
-def test_load_reports_the_context_of_the_runner(session: Session, ollama: OllamaServer) -> None:
+def test_load_reports_context_of_runner(session: Session, ollama: OllamaServer) -> None:
     with Client(ollama.url) as other:
         other.chat("llama3.2", [], options={"num_ctx": 2048})
         info = session.load("llama3.2", backend="ollama", base_url=ollama.url)
@@ -497,9 +489,7 @@ def test_load_reports_the_context_of_the_runner(session: Session, ollama: Ollama
         assert session.status().backend_details["context"].startswith("4,096 of"), "reloaded"
 
 
-def test_context_of_a_runner_is_known_after_the_first_answer(
-    session: Session, ollama: OllamaServer
-) -> None:
+def test_first_reply_updates_context_of_runner(session: Session, ollama: OllamaServer) -> None:
     info = session.load("llama3.2", backend="ollama", base_url=ollama.url)
     assert info.context_length is None, "nothing runs yet"
     assert session.status().backend_details["context"] == "at most 131,072 tokens"
@@ -510,7 +500,7 @@ def test_context_of_a_runner_is_known_after_the_first_answer(
     assert context == "4,096 of at most 131,072 tokens (-p num_ctx=N)"
 
 
-def test_context_of_a_modelfile_is_known_before_the_runner_is(session: Session) -> None:
+def test_load_reports_context_of_modelfile(session: Session) -> None:
     model = OllamaModel("small", parameters={"num_ctx": (64,), "stop": ("x",)})
     with OllamaServer([model]) as server:
         info = session.load("small", backend="ollama", base_url=server.url)
@@ -518,7 +508,7 @@ def test_context_of_a_modelfile_is_known_before_the_runner_is(session: Session) 
 
 
 @pytest.mark.parametrize("status", [404, 405])
-def test_server_that_lists_no_runners_can_be_used(
+def test_ollama_without_list_of_runners_can_be_used(
     session: Session, ollama: OllamaServer, status: int
 ) -> None:
     for _ in range(2):
@@ -527,9 +517,7 @@ def test_server_that_lists_no_runners_can_be_used(
     assert session.generate("one two").text == "one two"
 
 
-def test_runners_that_are_not_listed_do_not_hold_an_answer_up(
-    session: Session, ollama: OllamaServer
-) -> None:
+def test_slow_list_of_runners_does_not_delay_reply(session: Session, ollama: OllamaServer) -> None:
     session.load("llama3.2", backend="ollama", base_url=ollama.url)
     ollama.will("/api/ps", Hold())
     began = time.monotonic()
@@ -538,7 +526,7 @@ def test_runners_that_are_not_listed_do_not_hold_an_answer_up(
     assert session.generate("three").text == "three"
 
 
-def test_ollama_ends_are_ends(session: Session, ollama: OllamaServer) -> None:
+def test_ollama_finish_reasons_are_mapped(session: Session, ollama: OllamaServer) -> None:
     session.load("llama3.2", backend="ollama", base_url=ollama.url)
     half = {"message": {"role": "assistant", "content": "half"}, "done": False}
     ollama.will("/api/chat", *ndjson(half))

@@ -22,7 +22,7 @@ from llm_magic.backends.remote.stream_decoders import (
     JsonLinesDecoder,
     LineDecoder,
     MalformedStream,
-    is_whole,
+    is_complete,
     parse_object,
 )
 
@@ -57,7 +57,7 @@ def lines(*pieces: bytes) -> list[bytes]:
 @given(WIRE, st.lists(st.integers(0, 200), max_size=12))
 @example(b"a\r\nb", [2])
 @example(b"\r\r\n\n", [1, 2, 2, 3])
-def test_lines_do_not_depend_on_how_the_bytes_were_cut(data: bytes, cuts: list[int]) -> None:
+def test_lines_are_independent_of_chunks(data: bytes, cuts: list[int]) -> None:
     whole = re.split(rb"\r\n|\n|\r", data)
     assert lines(data) == whole
     assert lines(*cut(data, cuts)) == whole
@@ -66,7 +66,7 @@ def test_lines_do_not_depend_on_how_the_bytes_were_cut(data: bytes, cuts: list[i
 
 @pytest.mark.parametrize("kind", [EventDecoder, JsonLinesDecoder])
 @given(data=WIRE, cuts=st.lists(st.integers(0, 200), max_size=12))
-def test_events_do_not_depend_on_how_the_bytes_were_cut(
+def test_events_are_independent_of_chunks(
     kind: Callable[[], Decoder], data: bytes, cuts: list[int]
 ) -> None:
     whole = decoded(kind(), data)
@@ -79,7 +79,7 @@ def test_events_do_not_depend_on_how_the_bytes_were_cut(
     st.lists(st.sampled_from([b"\n", b"\r", b"\r\n"]), min_size=3, max_size=3),
     st.lists(st.integers(0, 500), max_size=9),
 )
-def test_every_text_comes_through_whatever_ends_the_lines(
+def test_any_text_is_decoded_with_any_line_end(
     texts: list[str], ends: list[bytes], cuts: list[int]
 ) -> None:
     first, second, third = ends
@@ -111,17 +111,15 @@ def test_every_text_comes_through_whatever_ends_the_lines(
         (b"data: a\r\n\r\ndata: b\r\r\ndata: c\n\r\n", [b"a", b"b", b"c"]),
     ],
 )
-def test_the_data_of_an_event_is_read_as_the_standard_says(
-    stream: bytes, events: list[bytes]
-) -> None:
+def test_event_data_follows_standard(stream: bytes, events: list[bytes]) -> None:
     assert decoded(EventDecoder(), stream) == events
 
 
-def test_a_byte_order_mark_before_the_first_event_is_left_out() -> None:
+def test_byte_order_mark_is_removed() -> None:
     assert decoded(EventDecoder(), b"\xef\xbb\xbfdata: {}\n\n") == [b"{}"]
 
 
-def test_lines_of_json_come_without_blanks_around_them_and_without_empty_ones() -> None:
+def test_json_lines_are_stripped_and_not_empty() -> None:
     assert decoded(JsonLinesDecoder(), b'{"a":1}\r\n\n \n {} \n{"b"', b":2}") == [
         b'{"a":1}',
         b"{}",
@@ -129,7 +127,7 @@ def test_lines_of_json_come_without_blanks_around_them_and_without_empty_ones() 
     ]
 
 
-def test_a_character_cut_in_the_middle_is_whole_again() -> None:
+def test_split_character_is_joined() -> None:
     value = {"text": "Grüße 🦙"}
     stream = b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
     for size in (1, 2, 3):
@@ -156,12 +154,12 @@ def work(size: int) -> float:
     return min(once() for _ in range(3))
 
 
-def test_a_line_of_ten_megabytes_takes_ten_times_as_long_as_one_of_one() -> None:
+def test_time_is_linear_in_length_of_line() -> None:
     # What is looked at again with every piece would take a hundred times as long.
     assert work(10_000_000) < 40 * work(1_000_000)
 
 
-def test_a_line_without_an_end_is_given_up() -> None:
+def test_line_without_end_raises() -> None:
     decoder, piece = LineDecoder(), b"x" * (1 << 20)
     for _ in range(MAX_LINE // len(piece)):
         assert list(decoder.feed(piece)) == []
@@ -169,7 +167,7 @@ def test_a_line_without_an_end_is_given_up() -> None:
         list(decoder.feed(b"x"))
 
 
-def test_many_lines_may_be_longer_together_than_one_may_be() -> None:
+def test_limit_applies_to_single_lines() -> None:
     decoder = LineDecoder()
     line = b"x" * (1 << 20) + b"\n"
     seen = sum(1 for _ in range(MAX_LINE // len(line) + 8) for _line in decoder.feed(line))
@@ -183,28 +181,28 @@ def test_many_lines_may_be_longer_together_than_one_may_be() -> None:
         b'{"a": "\xff}', b"[" * 100_000, b'{"a":' * 100_000, b'{"a": ' + b"1" * 5000 + b"}",
     ],
 )  # fmt: skip
-def test_what_is_no_json_is_malformed(data: bytes) -> None:
-    with pytest.raises(MalformedStream, match="what is no JSON"):
+def test_invalid_json_raises(data: bytes) -> None:
+    with pytest.raises(MalformedStream, match="invalid JSON"):
         parse_object(data)
 
 
 @pytest.mark.parametrize("data", [b"[]", b"1", b'"text"', b"null", b"NaN", b"true", b"[{}]"])
-def test_json_that_is_no_object_is_malformed(data: bytes) -> None:
-    with pytest.raises(MalformedStream, match="JSON that is no object"):
+def test_json_that_is_not_object_raises(data: bytes) -> None:
+    with pytest.raises(MalformedStream, match="JSON that is not an object"):
         parse_object(data)
 
 
-def test_bytes_that_are_no_utf8_are_replaced() -> None:
+def test_invalid_utf8_is_replaced() -> None:
     assert parse_object(b'\xef\xbb\xbf{"a": "\xffb\xe2\x80"}') == {"a": "\ufffdb\ufffd"}
 
 
 @pytest.mark.parametrize("value", [b"{},", b"[],", b"0,", b'"k":{},'])
-def test_json_of_too_many_values_is_malformed(value: bytes) -> None:
-    with pytest.raises(MalformedStream, match="JSON of too many values"):
+def test_json_with_too_many_values_raises(value: bytes) -> None:
+    with pytest.raises(MalformedStream, match="JSON with too many values"):
         parse_object(b'{"a": [' + value * MAX_VALUES + b"0]}")
 
 
-def test_what_python_alone_takes_for_json_breaks_nothing() -> None:
+def test_json_extensions_of_python_are_accepted() -> None:
     value = parse_object(b'{"a": NaN, "b": -Infinity, "c": "\\ud83d"}')
     assert math.isnan(value["a"])
     assert (value["b"], value["c"]) == (-math.inf, "\ud83d")
@@ -215,7 +213,7 @@ def test_what_python_alone_takes_for_json_breaks_nothing() -> None:
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=8,
 ).map(lambda value: json.dumps(value).encode()))  # fmt: skip
-def test_whatever_arrives_is_an_object_or_malformed(data: bytes) -> None:
+def test_any_bytes_are_parsed_or_raise(data: bytes) -> None:
     with contextlib.suppress(MalformedStream):
         assert isinstance(parse_object(data), dict)
 
@@ -226,5 +224,5 @@ def test_whatever_arrives_is_an_object_or_malformed(data: bytes) -> None:
      (b'{"a": "b', False), (b"[DON", False), (b"", False), (b'{"a": "\xf0\x9f', False),
      (b"[" * 100_000, False)],
 )  # fmt: skip
-def test_an_event_that_a_stream_ended_in_is_whole_or_not(event: bytes, whole: bool) -> None:
-    assert is_whole(event) is whole
+def test_completeness_of_last_event_is_detected(event: bytes, whole: bool) -> None:
+    assert is_complete(event) is whole

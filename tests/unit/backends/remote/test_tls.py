@@ -125,7 +125,7 @@ def test_a_server_without_encryption_is_told_apart(session: Session) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), _Models) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        with pytest.raises(ServerUnreachable, match=r"does not speak https .* Check --base-url"):
+        with pytest.raises(ServerUnreachable, match=r"does not support https .* Check --base-url"):
             session.load(
                 "tiny", backend="openai", base_url=f"https://127.0.0.1:{server.server_port}"
             )

@@ -90,7 +90,7 @@ def test_a_proxy_that_leads_nowhere_is_named(
         session.load("tiny", backend="vllm", base_url="http://far.example:8000")
     session.close()
     message = told(caught.value)
-    assert message.startswith(f"The proxy {proxy.partition('://')[2]} leads to no connection to")
+    assert message.startswith(f"The proxy {proxy.partition('://')[2]} cannot connect to")
     assert why in message
     assert message.endswith("HTTP_PROXY, or set NO_PROXY=far.example if no proxy is needed.")
 

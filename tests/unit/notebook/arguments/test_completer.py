@@ -14,7 +14,7 @@ from IPython.core.completer import provisionalcompleter
 
 from llm_magic.errors import OptionError
 from llm_magic.notebook.arguments import completer, parser, table
-from llm_magic.notebook.arguments.completer import complete, typed_words
+from llm_magic.notebook.arguments.completer import complete, typed_tokens
 from llm_magic.notebook.arguments.completions import Candidates
 from llm_magic.session.requests import Request
 from tests.scripted import scripted_session
@@ -216,9 +216,9 @@ def test_every_kind_of_completion_that_the_table_names_is_known(names: Candidate
 
 @given(st.text("ab \t'\"-={", max_size=20))
 def test_words_are_those_that_the_magic_reads(line: str) -> None:
-    *done, last = typed_words(line)
+    *done, last = typed_tokens(line)
     try:
-        read = parser.split_words(line)
+        read = parser.split_line(line)
     except OptionError:
         assert last.quote
     else:

@@ -18,7 +18,7 @@ from llm_magic.notebook.arguments.parser import (
     parse,
     parse_with_prompt,
     split_arguments,
-    split_words,
+    split_line,
 )
 
 PROMPT_START = st.characters(exclude_categories=["Cs"], exclude_characters="-")
@@ -43,13 +43,13 @@ def given_values(parsed: Parsed) -> dict[str, Any]:
     ],
 )
 def test_a_line_is_split_at_spaces_outside_quotes(line: str, expected: list[str]) -> None:
-    assert split_words(line) == expected
+    assert split_line(line) == expected
 
 
 @pytest.mark.parametrize("line", ["it's", '-s "open', "-s 'a\" b"])
 def test_an_unclosed_quote_is_our_error(line: str) -> None:
     with pytest.raises(OptionError, match="A quote is not closed"):
-        split_words(line)
+        split_line(line)
 
 
 @pytest.mark.parametrize(

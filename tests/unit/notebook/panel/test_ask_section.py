@@ -10,7 +10,17 @@ from llm_magic.errors import GenerationFailed
 from llm_magic.notebook.panel import ControlPanel
 from llm_magic.session.requests import Request
 from llm_magic.types import Chunk
-from tests.panels import Scripted, is_idle, press, put, scripted_panel, send, trouble, until, words
+from tests.panels import (
+    Scripted,
+    is_idle,
+    press,
+    put,
+    scripted_panel,
+    send,
+    shown_error,
+    until,
+    words,
+)
 from tests.scripted import Hang, Pause, say
 
 
@@ -88,7 +98,7 @@ def test_stop_ends_it_and_the_answer_says_so(scripted: Scripted, before: tuple[s
     until(lambda: "stopped by you" in answer(panel), "it does not say that it was stopped")
     assert not any(word in answer(panel) for word in ("thinking", "…"))
     until(lambda: panel.asking.take.value == "".join(before).strip())
-    assert trouble(panel) == ""
+    assert shown_error(panel) == ""
     ask(panel, "and now?")
 
 
@@ -121,30 +131,30 @@ def test_an_error_is_told_and_the_text_stays(scripted: Scripted, error: Exceptio
     scripted.backend.will("half", error)
     send(panel, "?")
     until(lambda: is_idle(panel))
-    until(lambda: str(error) in trouble(panel), "nobody hears of the error")
+    until(lambda: str(error) in shown_error(panel), "nobody hears of the error")
     assert "half" in answer(panel)
     assert "ended early" in answer(panel)
     ask(panel, "again")
-    assert trouble(panel) == ""
+    assert shown_error(panel) == ""
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n"])
 def test_an_empty_prompt_is_refused(scripted: Scripted, prompt: str) -> None:
     send(scripted.panel, prompt)
-    assert "The prompt is empty." in trouble(scripted.panel)
-    assert "%%llm" not in trouble(scripted.panel), "there is no cell here"
+    assert "The prompt is empty." in shown_error(scripted.panel)
+    assert "%%llm" not in shown_error(scripted.panel), "there is no cell here"
     assert (scripted.backend.asked, scripted.panel.magic.value) == ([], "")
 
 
 def test_without_a_model_it_says_what_to_do() -> None:
     with scripted_panel(load=False) as scripted:
         send(scripted.panel, "?")
-        assert "Nothing is loaded." in trouble(scripted.panel)
+        assert "Nothing is loaded." in shown_error(scripted.panel)
         hang = scripted.backend.hang("load")
         press(scripted.panel.loading.load)
         assert hang.reached.wait(5)
         send(scripted.panel, "?")
-        assert "getting ready" in trouble(scripted.panel)
+        assert "getting ready" in shown_error(scripted.panel)
         hang.go.set()
         until(lambda: scripted.session.status().status == "Ready")
         ask(scripted.panel, "?")
@@ -155,7 +165,7 @@ def test_a_second_question_waits_for_the_first(scripted: Scripted) -> None:
     scripted.backend.will("a", hang)
     send(scripted.panel, "first")
     send(scripted.panel, "second")
-    assert "Stop it first" in trouble(scripted.panel)
+    assert "Stop it first" in shown_error(scripted.panel)
     assert scripted.panel.magic.value == "%%llm\nfirst"
     hang.go.set()
     until(lambda: is_idle(scripted.panel))
@@ -245,4 +255,4 @@ def test_clearing_what_is_empty_is_no_error(scripted: Scripted) -> None:
     put(scripted.panel.asking.chat, True)
     until(lambda: scripted.panel.asking.clear.layout.display == "")
     press(scripted.panel.asking.clear)
-    assert (trouble(scripted.panel), scripted.panel.magic.value) == ("", "")
+    assert (shown_error(scripted.panel), scripted.panel.magic.value) == ("", "")

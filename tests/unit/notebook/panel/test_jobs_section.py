@@ -59,7 +59,7 @@ def rows(scripted: Scripted) -> list[str]:
     section = scripted.panel.jobs
     if section.box.layout.display == "none":
         return []
-    there = zip(section._rows, section.words, section.stops, strict=True)
+    there = zip(section._rows, section.labels, section.stops, strict=True)
     return [
         words(said.value) + (" [Stop]" if stop.layout.display != "none" else "")
         for row, said, stop in there
@@ -117,7 +117,7 @@ def test_a_failed_job_and_hostile_words(scripted: Scripted) -> None:
     until(lambda: all(job.done for job in scripted.session.jobs.all))
     scripted.panel.draw()
     assert [row.split()[0] for row in rows(scripted)] == ["failed"] * 3
-    for said in scripted.panel.jobs.words:
+    for said in scripted.panel.jobs.labels:
         assert harm(said.value) == []
 
 

@@ -11,7 +11,7 @@ import pytest
 from llm_magic.notebook.panel import ControlPanel
 from llm_magic.notebook.panel.redraw import PERIOD_S, Refresher
 from llm_magic.types import Chunk, Usage
-from tests.panels import Scripted, is_idle, scripted_panel, send, trouble, until, words
+from tests.panels import Scripted, is_idle, scripted_panel, send, shown_error, until, words
 from tests.scripted import Hang, Pause, Step, say
 
 
@@ -44,12 +44,12 @@ class Drawer:
             self._now -= 1
 
 
-def nudge_for(refresher: Refresher, drawer: Drawer, seconds: float) -> int:
-    """Change and nudge a thousand times a second; returns the most threads that drew."""
+def request_for(refresher: Refresher, drawer: Drawer, seconds: float) -> int:
+    """Change and request a drawing a thousand times a second; returns the most threads that drew."""
     most, end = 0, time.monotonic() + seconds
     while time.monotonic() < end:
         drawer.state += 1
-        refresher.nudge()
+        refresher.request()
         most = max(most, len(timers()))
         time.sleep(0.001)
     return most
@@ -59,7 +59,7 @@ def test_the_first_change_is_drawn_at_once_and_the_last_one_always() -> None:
     drawer = Drawer()
     refresher = Refresher(drawer.draw)
     began = time.monotonic()
-    nudge_for(refresher, drawer, 1.0)
+    request_for(refresher, drawer, 1.0)
     until(lambda: drawer.drawn[-1][1] == drawer.state)
     assert drawer.drawn[0][0] - began < 0.05
     assert len(drawer.drawn) <= 1 + 1.2 / PERIOD_S
@@ -70,7 +70,7 @@ def test_the_first_change_is_drawn_at_once_and_the_last_one_always() -> None:
 def test_slow_drawing_is_done_by_one_at_a_time_and_less_often(cost: float) -> None:
     drawer = Drawer(cost)
     refresher = Refresher(drawer.draw)
-    most = nudge_for(refresher, drawer, 1.5)
+    most = request_for(refresher, drawer, 1.5)
     refresher.stop()
     until(lambda: not timers())
     assert drawer.most == 1, "two threads draw at once"
@@ -95,10 +95,10 @@ def test_a_drawing_that_fails_is_not_the_last_one() -> None:
     usual, threading.excepthook = threading.excepthook, ignore
     refresher = Refresher(draw)
     try:
-        refresher.nudge()
+        refresher.request()
         assert failed.wait(2)
         until(lambda: not timers())
-        refresher.nudge()
+        refresher.request()
         assert drawn.wait(2)
     finally:
         threading.excepthook = usual
@@ -109,10 +109,10 @@ def test_nothing_is_drawn_after_the_stop() -> None:
     for _ in range(50):
         drawer = Drawer()
         refresher = Refresher(drawer.draw)
-        refresher.nudge()
+        refresher.request()
         refresher.stop()
         count = len(drawer.drawn)
-        refresher.nudge()
+        refresher.request()
         time.sleep(0.002)
         assert len(drawer.drawn) == count
     until(lambda: not timers())
@@ -184,7 +184,7 @@ def test_a_panel_draws_what_many_threads_change(scripted: Scripted) -> None:
         thread.join()
     top_k = scripted.panel.settings.numbers["top_k"]
     until(lambda: top_k.value == scripted.session.generation.top_k)
-    assert trouble(scripted.panel) == ""
+    assert shown_error(scripted.panel) == ""
 
 
 def test_a_new_panel_shows_what_is_there(scripted: Scripted) -> None:

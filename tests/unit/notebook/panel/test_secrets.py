@@ -28,7 +28,7 @@ from tests.panels import (
     put,
     scripted_panel,
     send,
-    trouble,
+    shown_error,
     until,
     words,
 )
@@ -66,7 +66,7 @@ def scripted() -> Iterator[Scripted]:
 
 
 def told(panel: ControlPanel) -> str:
-    return words(panel.loading.told.value)
+    return words(panel.loading.result.value)
 
 
 def kept(panel: ControlPanel) -> str:
@@ -81,7 +81,7 @@ def test_the_models_of_a_server_are_listed_and_a_key_is_nowhere(
     put(panel.loading.options["key_env"], NAME)
     put(panel.loading.options["base_url"], server.url)
     until(lambda: panel.loading.model.options == ("tiny", "big"))
-    until(lambda: "2 to choose from" in told(panel))
+    until(lambda: "2 models." in told(panel))
     put(panel.loading.model, "tiny")
     press(panel.loading.load)
     until(lambda: "Ready" in words(panel.status.value))
@@ -114,21 +114,21 @@ def test_a_server_that_is_not_there_is_told(panel: ControlPanel, server: FaultSe
     server.start()
     server.key = None
     press(panel.loading.list)
-    until(lambda: "2 to choose from" in told(panel))
+    until(lambda: "2 models." in told(panel))
 
 
 def test_a_missing_and_a_wrong_key_are_told_without_it(
     panel: ControlPanel, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(panel.loading.options["base_url"], server.url)
-    until(lambda: "wants a key" in told(panel))
+    until(lambda: "requires an API key" in told(panel))
     put(panel.loading.options["key_env"], NAME)
     press(panel.loading.list)
     until(lambda: f"{NAME} is not set" in told(panel))
     monkeypatch.setenv(NAME, "sk-wrong-000")
     server.will(MODELS, *refusal(401, "Incorrect API key provided: sk-wrong-000."))
     press(panel.loading.list)
-    until(lambda: "refuses the key" in told(panel))
+    until(lambda: "rejected the key" in told(panel))
     assert "sk-wrong" not in kept(panel)
 
 
@@ -152,10 +152,10 @@ def test_a_key_that_is_typed_where_it_does_not_belong_is_not_kept(
     panel: ControlPanel, name: str, typed: str
 ) -> None:
     put(panel.loading.options[name], typed)
-    assert trouble(panel)
-    assert KEY not in trouble(panel)
+    assert shown_error(panel)
+    assert KEY not in shown_error(panel)
     press(panel.loading.load)
-    assert KEY not in trouble(panel) + told(panel)
+    assert KEY not in shown_error(panel) + told(panel)
     assert KEY not in kept(panel), "a saved notebook may have it"
 
 
@@ -186,13 +186,13 @@ def test_hostile_names_errors_notices_and_stages_do_no_harm(name: str) -> None:
         hang = backend.hang("check")
         put(panel.loading.model, text)
         press(panel.loading.load)
-        until(lambda: "<progress" in panel.loading.told.value)
+        until(lambda: "<progress" in panel.loading.result.value)
         assert [one for html in everything(panel) for one in harm(html)] == []
         hang.go.set()
         until(lambda: "Ready" in panel.status.value)
         backend.will(Chunk(notice=text), "x", GenerationFailed(text))
         send(panel, "?")
-        until(lambda: is_idle(panel) and trouble(panel) != "")
+        until(lambda: is_idle(panel) and shown_error(panel) != "")
         assert [one for html in everything(panel) for one in harm(html)] == []
         assert harm(panel.asking.answer.value, typeset=True) == []
         assert harm(panel.static_html()) == []
@@ -220,9 +220,9 @@ def test_the_magic_shows_a_panel_and_what_stands_for_it(shell: InteractiveShell)
     with capture_output() as captured:
         run(shell, "%llm_panel")
     still, live = captured.outputs
-    assert "The control panel of llm_magic" in still.data["text/plain"]
+    assert "The llm_magic control panel" in still.data["text/plain"]
     assert "temperature 0.25" in words(still.data["text/html"])
-    assert "%llm_panel opens it again" in words(still.data["text/html"])
+    assert "Run %llm_panel to open it." in words(still.data["text/html"])
     assert harm(still.data["text/html"]) == []
     assert "application/vnd.jupyter.widget-view+json" in live.data
     assert len(live.data["text/plain"]) < 200, "nobody reads the repr of a VBox"

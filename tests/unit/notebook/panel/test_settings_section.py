@@ -13,7 +13,7 @@ from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import OptionError
 from llm_magic.notebook.panel import ControlPanel
 from llm_magic.session import Session
-from tests.panels import Scripted, close_widgets, press, put, scripted_panel, trouble, until
+from tests.panels import Scripted, close_widgets, press, put, scripted_panel, shown_error, until
 from tests.scripted import ScriptedBackend, scripted_session
 from tests.scripted import settings as settings_of
 
@@ -52,11 +52,11 @@ def test_a_number_goes_both_ways_and_can_be_left_to_the_model(
     panel, session = scripted.panel, scripted.session
     control, before = panel.settings.numbers[name], getattr(session.generation, name)
     put(control, 2)
-    assert getattr(session.generation, name) == 2 or trouble(panel)
+    assert getattr(session.generation, name) == 2 or shown_error(panel)
     put(control, 1)
     assert getattr(session.generation, name) == 1
     assert type(getattr(session.generation, name)) is (float if name in FLOATS else int)
-    assert trouble(panel) == ""
+    assert shown_error(panel) == ""
     put(control, None)
     assert getattr(session.generation, name) is None
     session.configure(**{name: 1})
@@ -98,12 +98,12 @@ def test_a_wrong_number_is_told_and_taken_back(scripted: Scripted, name: str, va
     panel, session = scripted.panel, scripted.session
     before = shown(panel)
     put(panel.settings.numbers[name], value)
-    assert trouble(panel).startswith(f"{name}=")
-    assert "must be" in trouble(panel)
+    assert shown_error(panel).startswith(f"{name}=")
+    assert "must be" in shown_error(panel)
     assert (shown(panel), session.generation.changed) == (before, frozenset())
     assert panel.magic.value == ""
     put(panel.settings.numbers[name], 1)
-    assert trouble(panel) == ""
+    assert shown_error(panel) == ""
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_whatever_the_session_takes_is_drawn_and_drawing_changes_nothing(
         before = session.generation.config
         panel.draw()
         assert session.generation.config == before
-        assert trouble(panel) == ""
+        assert shown_error(panel) == ""
         for name, value in values.items():
             drawn = panel.settings.numbers[name].value
             assert drawn == (None if value is None else pytest.approx(value))

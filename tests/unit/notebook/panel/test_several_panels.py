@@ -19,7 +19,7 @@ from tests.panels import (
     put,
     scripted_panel,
     send,
-    trouble,
+    shown_error,
     until,
     words,
 )
@@ -182,7 +182,7 @@ def test_callbacks_of_another_thread_break_nothing_while_answers_are_written(
         thread.join(20)
     assert failures == []
     until(lambda: panel.settings.numbers["top_k"].value == scripted.session.generation.top_k)
-    assert trouble(panel) == ""
+    assert shown_error(panel) == ""
 
 
 def test_load_in_a_thread_and_unload_in_another(scripted: Scripted) -> None:
@@ -214,7 +214,7 @@ def test_a_closed_panel_stays_closed_whatever_is_done_with_it(scripted: Scripted
     put(panel.settings.texts["stop"], "END")
     put(panel.asking.chat, True)
     send(panel, "hello?")
-    panel.nudge()
+    panel.request_draw()
     panel.draw()
     assert everything(panel) == before
     assert session.generation.changed == frozenset(), "it changes the session that came after it"

@@ -1,7 +1,7 @@
-"""The types whose operations are known not to run the user's code, and the limits on their size.
+"""The types whose operations run no code of the user's, and the limits on the work of expressions.
 
 An expression in a prompt may be pasted text. It is evaluated only as far as the types of its values
-are known: operators, subscripts and calls on other objects would run code of their classes.
+are trusted: operators, subscripts and calls on other objects would run code of their classes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import uuid
 import zoneinfo
 from collections.abc import Iterable
+from math import prod
 from typing import Any
 
 MAX_TEXT = 1_000_000  # characters that an operation may produce
@@ -33,15 +34,13 @@ _BUILTINS: dict[type, str] = {
     list: "list", tuple: "tuple", set: "set", frozenset: "set", collections.deque: "list",
     dict: "dict", collections.OrderedDict: "dict", collections.defaultdict: "dict",
     collections.Counter: "counter",
-    type({}.keys()): "view", type({}.values()): "view", type({}.items()): "view",
-    type(collections.OrderedDict().keys()): "view",
-    type(collections.OrderedDict().values()): "view",
-    type(collections.OrderedDict().items()): "view",
+    **{type(getattr(made(), view)()): "view" for made in (dict, collections.OrderedDict)
+       for view in ("keys", "values", "items")},
     datetime.date: "date", datetime.datetime: "datetime", datetime.time: "time",
     datetime.timedelta: "timedelta", datetime.timezone: "none", zoneinfo.ZoneInfo: "none",
     decimal.Decimal: "decimal", fractions.Fraction: "fraction", uuid.UUID: "uuid",
-    pathlib.PurePosixPath: "path", pathlib.PureWindowsPath: "path",
-    pathlib.PosixPath: "path", pathlib.WindowsPath: "path",
+    **dict.fromkeys((pathlib.PurePosixPath, pathlib.PureWindowsPath), "path"),
+    **dict.fromkeys((pathlib.PosixPath, pathlib.WindowsPath), "path"),
 }  # fmt: skip
 _PACKAGES: dict[str, str] = {
     "numpy.ndarray": "array", "numpy.str_": "str", "numpy.bytes_": "bytes",
@@ -66,6 +65,7 @@ NUMBERS = frozenset({"int", "float", "complex", "decimal", "fraction", "scalar"}
 MOMENTS = frozenset({"date", "datetime", "time", "timedelta", "period", "interval", "missing"})
 SCALARS = NUMBERS | MOMENTS | {"str", "bytes", "none", "uuid", "path", "dtype"}
 SEQUENCES = frozenset({"list", "tuple"})
+TEXTS = frozenset({"str", "bytes"})
 MAPPINGS = frozenset({"dict", "counter"})
 CONTAINERS = SEQUENCES | MAPPINGS | {"set", "view"}
 PANDAS = frozenset({"frame", "series", "index"})
@@ -80,7 +80,7 @@ _HARMLESS = set(
     __annotate__ __annotate_func__ __annotations_cache__ __copy__ __deepcopy__ __reduce__
     __reduce_ex__ __getstate__ __setstate__ __replace__ __abstractmethods__ __del__""".split()  # noqa: SIM905 - a list would be 30 lines
 )
-# A class that has a class of the user's reads these as it likes; the descriptors of `type` do not.
+# A metaclass can replace these attributes; the descriptors of `type` cannot be replaced.
 _mro = type.__dict__["__mro__"].__get__
 _module = type.__dict__["__module__"].__get__
 _name = type.__dict__["__name__"].__get__
@@ -93,7 +93,7 @@ _ZONES = frozenset({"datetime", "zoneinfo", "pytz", "dateutil", "pandas"})
 ASSIGN = "Assign it to a variable first, and refer to that"
 
 
-class Refused(Exception):
+class NotAllowed(Exception):
     """An expression that is not evaluated; the text is the reason, a clause without a subject.
 
     `advice` is what to do instead, "" where nothing helps or where the reason contains it.
@@ -105,7 +105,7 @@ class Refused(Exception):
 
 
 class Budget:
-    """Counts the work of the expressions in one prompt; raises `Refused` when it is spent."""
+    """Counts the work of the expressions in one prompt; raises `NotAllowed` when it is spent."""
 
     def __init__(self, work: int = MAX_WORK) -> None:
         self._left = work
@@ -114,7 +114,7 @@ class Budget:
         """Subtract the elements that an operation is about to visit."""
         self._left -= 1 + int(elements)
         if self.is_spent:
-            raise Refused("takes too long for a prompt")
+            raise NotAllowed("takes too long for a prompt")
 
     @property
     def is_spent(self) -> bool:
@@ -122,8 +122,17 @@ class Budget:
         return self._left < 0
 
 
+def require_length(length: float, most: int = MAX_TEXT, unit: str = "characters") -> None:
+    """Raise `NotAllowed` if a result would have more than `most` elements."""
+    if length > most:
+        raise NotAllowed(f"would make more than {most:,} {unit}", advice="")
+
+
+# -- families of types ----------------------------------------------------------------------------
+
+
 def classes_of(value: object) -> tuple[type, ...]:
-    """Return the class of a value and its base classes, in the order in which Python looks."""
+    """Return the class of a value and its base classes, in the order in which Python searches them."""
     return _mro(type(value))  # type: ignore[no-any-return]
 
 
@@ -138,30 +147,30 @@ def own_names(kind: type) -> Any:
 
 
 def is_environment(value: object) -> bool:
-    """Return whether a value is the environment variables, or a dict that they are kept in."""
+    """Return whether a value is the environment variables, or a dict that contains them."""
     if _ENVIRONMENT in classes_of(value):
         return True
     if type(value) is not dict:
         return False
     system = sys.modules.get("posix") or sys.modules.get("nt")
-    kept = (getattr(one, "_data", None) for one in (os.environ, getattr(os, "environb", None)))
-    return value is getattr(system, "environ", None) or any(value is one for one in kept)
+    stored = (getattr(one, "_data", None) for one in (os.environ, getattr(os, "environb", None)))
+    return value is getattr(system, "environ", None) or any(value is one for one in stored)
 
 
 def family(value: object) -> str:
-    """Return the name of the known type that a value has, else ``"unknown"``."""
-    return known(value)[0]
+    """Return the name of the family of types that a value belongs to, else ``"unknown"``."""
+    return trusted_type(value)[0]
 
 
-def known(value: object) -> tuple[str, type]:
+def trusted_type(value: object) -> tuple[str, type]:
     """Return the family of a value and the class that its methods are taken from."""
-    name, base = _known_class(value)
-    if name in _ZONED and not _is_known_zone(base.tzinfo.__get__(value)):  # type: ignore[attr-defined]
+    name, base = _trusted_class(value)
+    if name in _ZONED and not _is_trusted_zone(base.tzinfo.__get__(value)):  # type: ignore[attr-defined]
         return "unknown", type(value)
     return name, base
 
 
-def _known_class(value: object) -> tuple[str, type]:
+def _trusted_class(value: object) -> tuple[str, type]:
     kind = type(value)
     if kind in _BUILTINS:
         return _BUILTINS[kind], kind
@@ -173,20 +182,18 @@ def _known_class(value: object) -> tuple[str, type]:
             return (name, kind) if own else ("unknown", kind)
     for position, base in enumerate(classes):
         if name := _BUILTINS.get(base, ""):
-            return (name, base) if _faithful(classes[:position]) else ("unknown", kind)
+            return (name, base) if _is_trusted_subclass(classes[:position]) else ("unknown", kind)
     return "unknown", kind
 
 
-def _is_known_zone(zone: object) -> bool:
-    """Return whether a time zone is one of a library: the methods of others are the user's code."""
+def _is_trusted_zone(zone: object) -> bool:
+    """Return whether a time zone is one of a library; methods of others are the user's code."""
     if zone is None or type(zone) in _BUILTINS:
         return True
-    classes = classes_of(zone)
-    real = (place for place, one in enumerate(classes) if _package(one) in _ZONES and _is_real(one))
-    package = next(
-        (_package(classes[place]) for place in real if classes[place] is not datetime.tzinfo), ""
-    )
-    return bool(package) and _package(classes[0]) == package
+    for one in classes_of(zone):
+        if one is not datetime.tzinfo and _package(one) in _ZONES and _is_real(one):
+            return _package(type(zone)) == _package(one)
+    return False
 
 
 def _package(kind: type) -> str:
@@ -200,7 +207,7 @@ def _is_real(kind: type) -> bool:
     return module is not None and vars(module).get(_name(kind)) is kind
 
 
-def _faithful(classes: Iterable[type]) -> bool:
+def _is_trusted_subclass(classes: Iterable[type]) -> bool:
     """Return whether classes define no special method that an operation would run."""
     return all(
         name in _HARMLESS or not (name.startswith("__") and name.endswith("__"))
@@ -209,13 +216,14 @@ def _faithful(classes: Iterable[type]) -> bool:
     )
 
 
+# -- sizes ----------------------------------------------------------------------------------------
+
+
 def size(value: Any) -> int:
-    """Return the number of elements of a value of a known type."""
+    """Return the number of elements of a value of a trusted type."""
     kind = family(value)
-    if kind in {"array", "tensor"}:
-        return count(value.shape)
-    if kind in {"frame", "pl_frame"}:
-        return int(value.shape[0]) * int(value.shape[1])
+    if kind in {"array", "tensor", "frame", "pl_frame"}:
+        return prod(map(int, value.shape))
     if kind in {"groups", "window"}:
         return size(value.obj)
     if kind in {"str", "bytes", "range", "series", "index", "pl_series"} | CONTAINERS:
@@ -223,16 +231,8 @@ def size(value: Any) -> int:
     return 1
 
 
-def count(shape: Iterable[Any]) -> int:
-    """Return the number of elements in an array of this shape."""
-    product = 1
-    for length in shape:
-        product *= int(length)
-    return product
-
-
 def whole(value: Any) -> int:
-    """Return a whole number of a known type as an int; 0 for other values."""
+    """Return a whole number of a trusted type as an int; 0 for other values."""
     kind = family(value)
     if kind not in {"int", "scalar"} or (kind == "scalar" and value.dtype.kind not in "iub"):
         return 0
@@ -247,10 +247,19 @@ def bits(value: Any) -> int:
     return int(value.bit_length()) if kind == "int" else 0
 
 
-def require_plain(value: object, budget: Budget) -> None:
-    """Raise `Refused` unless a value is made of known types, down to its elements.
+def require_small_exponent(value: Any) -> None:
+    """Raise `NotAllowed` for a decimal number with thousands of digits."""
+    if family(value) == "decimal" and value.is_finite() and abs(value.adjusted()) > 1000:
+        raise NotAllowed("has a number with an exponent over 1,000")
 
-    Comparing, sorting or hashing such a value runs no code but that of the known types.
+
+# -- plain values: those of trusted types, down to their elements ---------------------------------
+
+
+def require_plain(value: object, budget: Budget) -> None:
+    """Raise `NotAllowed` unless a value consists of trusted types, down to its elements.
+
+    Comparing, sorting or hashing such a value runs no code but that of the trusted types.
     """
     left = [value]
     visited = 0
@@ -273,36 +282,32 @@ def require_plain(value: object, budget: Budget) -> None:
             require_plain_cells(item, budget)
             budget.spend(size(item) / 10)
         elif kind not in SCALARS:
-            raise Refused(f"would use a {type(item).__name__} in a way that may run its code")
+            raise NotAllowed(f"would use a {type(item).__name__} in a way that may run its code")
     budget.spend(visited)
 
 
 def parts(container: Any) -> tuple[Any, ...]:
-    """Return what a container is made of: of a mapping the keys and the values."""
+    """Return the parts of a container: of a mapping the keys and the values."""
     mapping = family(container) in MAPPINGS
     return (dict.keys(container), dict.values(container)) if mapping else (container,)
 
 
 def _are_plain(values: Iterable[object]) -> bool:
-    """Return whether values are numbers, texts and dates, which is fast to find out."""
+    """Return whether values are numbers, texts and dates: a fast check."""
     return all(_BUILTINS.get(kind, "") in SCALARS - _ZONED for kind in set(map(type, values)))
 
 
 def require_plain_keys(mapping: Any, budget: Budget) -> None:
-    """Raise `Refused` if a key of a dict may run its own code when another key is looked up."""
+    """Raise `NotAllowed` if a key of a dict may run its own code while another key is searched."""
     keys = dict.keys(mapping)
     budget.spend(len(keys) / 20)
-    kinds = set(map(type, keys))
-    if all(
-        _BUILTINS.get(kind, "") in SCALARS - _ZONED or _is_compared_by_python(kind)
-        for kind in kinds
-    ):
-        return
-    require_plain([key for key in keys if not _is_compared_by_python(type(key))], budget)
+    kinds = {kind for kind in set(map(type, keys)) if not _is_compared_by_python(kind)}
+    if any(_BUILTINS.get(kind, "") not in SCALARS - _ZONED for kind in kinds):
+        require_plain([key for key in keys if type(key) in kinds], budget)
 
 
 def _is_compared_by_python(kind: type) -> bool:
-    """Return whether a class of the user's leaves ``==`` as it is for all objects: an enum does."""
+    """Return whether a class of the user's does not define ``==``, as an enum does not."""
     if kind in _BUILTINS:
         return False
     return next(one for one in _mro(kind) if "__eq__" in _vars(one)) is object
@@ -310,15 +315,15 @@ def _is_compared_by_python(kind: type) -> bool:
 
 def _bound(elements: int) -> None:
     if elements > MAX_ITEMS:
-        raise Refused(f"has more than {MAX_ITEMS:,} elements to visit one by one")
+        raise NotAllowed(f"has more than {MAX_ITEMS:,} elements to visit one by one")
 
 
 def require_plain_cells(value: Any, budget: Budget) -> None:
-    """Raise `Refused` if an array or a table has Python objects in it that are not plain."""
+    """Raise `NotAllowed` if an array or a table has Python objects in it that are not plain."""
     kind = family(value)
     columns = [value]
     if kind == "frame":
-        columns = [value.iloc[:, place] for place in range(value.shape[1])]
+        columns = [value.iloc[:, number] for number in range(value.shape[1])]
         budget.spend(value.shape[1] * 100)
     for column in columns:
         _require_plain_column(column, getattr(column, "dtype", None), budget)
@@ -326,7 +331,7 @@ def require_plain_cells(value: Any, budget: Budget) -> None:
 
 
 def require_plain_labels(value: Any, budget: Budget) -> None:
-    """Raise `Refused` if a pandas table has labels that are not plain: a lookup compares them."""
+    """Raise `NotAllowed` if a pandas table has labels that are not plain, because a lookup compares them."""
     kind = family(value)
     labels = [value.index] if kind in {"frame", "series"} else []
     labels += [value.columns] if kind == "frame" else []
@@ -336,25 +341,25 @@ def require_plain_labels(value: Any, budget: Budget) -> None:
 
 
 def _require_plain_column(column: Any, dtype: Any, budget: Budget) -> None:
-    name = str(dtype)
-    if name == "object" and family(column) in PANDAS:
-        _require_plain_objects(column, budget)
-    elif name == "category" and family(column) in PANDAS:
+    name, in_pandas = str(dtype), family(column) in PANDAS
+    if in_pandas and name == "category":
         _require_plain_column(dtype.categories, dtype.categories.dtype, budget)
+    elif in_pandas and name == "object":
+        levels = getattr(column, "levels", ())  # of labels in several columns
+        for level in levels:
+            _require_plain_column(level, level.dtype, budget)
+        if not levels:
+            _require_plain_objects(column, budget)
     elif "object" in name.lower() or getattr(dtype, "hasobject", False):
-        raise Refused("would run the code of the objects in an array")
+        raise NotAllowed("would run the code of the objects in an array")
     elif _package(type(dtype)) not in {"numpy", "pandas", "polars", "torch", "builtins"}:
-        raise Refused(f"would run the code of the data type {name}")
+        raise NotAllowed(f"would run the code of the data type {name}")
 
 
 def _require_plain_objects(column: Any, budget: Budget) -> None:
-    if hasattr(column, "levels"):  # The labels are in several columns.
-        for level in column.levels:
-            _require_plain_column(level, level.dtype, budget)
-        return
     budget.spend(len(column))
     for kind in set(map(type, column.array)):
         if _BUILTINS.get(kind, "") in CONTAINERS | _ZONED:
             require_plain(list(column.array), budget)
         elif _BUILTINS.get(kind, "") not in SCALARS and _package(kind) not in {"numpy", "pandas"}:
-            raise Refused(f"would run the code of the {kind.__name__} objects in a column")
+            raise NotAllowed(f"would run the code of the {kind.__name__} objects in a column")
