@@ -119,7 +119,7 @@ def _prepare_model() -> None:
     session = Session()
     line = ProgressLine(sys.stderr)
     try:
-        session.load_and_tell(_MODEL, tick=lambda: line.show(session.progress))
+        session.load_with_details(_MODEL, on_wait=lambda: line.show(session.progress))
     finally:
         line.clear()
         session.close()

@@ -26,34 +26,34 @@ class ReasoningSplitter:
     def __init__(self) -> None:
         self._held = ""
         self._shown = ""
-        self._line_begins = True
-        self._place = "before"  # -> "in" -> "behind" -> "after", or straight to "text"
+        self._is_line_start = True
+        self._state = "before"  # -> "in" -> "behind" -> "after", or straight to "text"
 
     def feed(self, chunk: Chunk) -> Iterator[Chunk]:
         """Yield what `chunk` is made of: reasoning, text."""
         if self._is_plain(chunk):
-            self._line_begins = chunk.text.endswith("\n")
+            self._is_line_start = chunk.text.endswith("\n")
             yield chunk
             return
-        if chunk.reasoning and self._place in {"before", "text"}:
+        if chunk.reasoning and self._state in {"before", "text"}:
             # The server keeps them apart itself: what looks like a tag is text.
             yield from self.flush()
-            self._place = "after"
-        if self._place == "after" or not (chunk.text or chunk.finish_reason):
+            self._state = "after"
+        if self._state == "after" or not (chunk.text or chunk.finish_reason):
             yield chunk
             return
-        pieces = [*self._split(chunk.text), *(self._rest() if chunk.finish_reason else ())]
+        pieces = [*self._split(chunk.text), *(self._flush() if chunk.finish_reason else ())]
         yield from self._chunks(chunk, pieces)
 
     def _is_plain(self, chunk: Chunk) -> bool:
         """Whether no tag can begin, go on or end in it, which is so for nearly every chunk."""
-        if self._place != "text" or self._held or chunk.reasoning or chunk.finish_reason:
+        if self._state != "text" or self._held or chunk.reasoning or chunk.finish_reason:
             return False
         return "<" not in chunk.text and bool(chunk.text) and "<" not in self._shown
 
     def flush(self) -> Iterator[Chunk]:
         """Yield what was held back when an answer breaks off."""
-        for kind, text in self._rest():
+        for kind, text in self._flush():
             yield _piece(Chunk(time=time.perf_counter()), kind, text)
 
     def _chunks(self, chunk: Chunk, pieces: list[tuple[str, str]]) -> Iterator[Chunk]:
@@ -68,30 +68,30 @@ class ReasoningSplitter:
 
     def _split(self, text: str) -> Iterator[tuple[str, str]]:
         self._held += text
-        if self._place == "before":
-            self._begin()
-        if self._place in {"in", "text"}:
+        if self._state == "before":
+            self._find_opening()
+        if self._state in {"in", "text"}:
             yield from self._until_close()
-        if self._place == "behind":
+        if self._state == "behind":
             # The empty lines between thought and answer belong to neither.
             self._held = self._held.lstrip()
             if self._held:
-                self._place = "after"
-        if self._place == "after" and self._held:
+                self._state = "after"
+        if self._state == "after" and self._held:
             yield "text", self._held
             self._held = ""
 
-    def _begin(self) -> None:
+    def _find_opening(self) -> None:
         start = self._held.lstrip()
         if start.startswith(OPEN_TAG):
-            self._held, self._place = start[len(OPEN_TAG) :], "in"
+            self._held, self._state = start[len(OPEN_TAG) :], "in"
         elif start.startswith(CLOSE_TAG):
-            self._held, self._place = start[len(CLOSE_TAG) :], "behind"
+            self._held, self._state = start[len(CLOSE_TAG) :], "behind"
         elif not (OPEN_TAG.startswith(start) or CLOSE_TAG.startswith(start)):
-            self._place = "text"
+            self._state = "text"
 
     def _until_close(self) -> Iterator[tuple[str, str]]:
-        kind = "reasoning" if self._place == "in" else "text"
+        kind = "reasoning" if self._state == "in" else "text"
         at = self._closing()
         if at < 0:
             keep = overlap(self._held, CLOSE_TAG)
@@ -99,18 +99,18 @@ class ReasoningSplitter:
             shown, self._held = self._held[:at], self._held[at:]
         else:
             shown, self._held = self._held[:at], self._held[at + len(CLOSE_TAG) :]
-            self._place = "behind"
+            self._state = "behind"
         if shown:
             yield kind, shown
-            self._line_begins = shown.endswith("\n")
+            self._is_line_start = shown.endswith("\n")
             # Enough of what was shown to find a tag that was cut.
             self._shown = (self._shown + shown)[-(len(shown) + len(OPEN_TAG)) :]
         if kind == "text" and OPEN_TAG in self._shown:
             # An answer about tags.
-            self._held = f"{CLOSE_TAG if self._place == 'behind' else ''}{self._held}"
-            self._place = "after"
-        elif kind == "text" and self._place == "behind":
-            yield "thought", ""
+            self._held = f"{CLOSE_TAG if self._state == 'behind' else ''}{self._held}"
+            self._state = "after"
+        elif kind == "text" and self._state == "behind":
+            yield "reasoning ended", ""
 
     def _closing(self) -> int:
         """Return where a closing tag stands that ends the thought, -1 if there is none."""
@@ -120,19 +120,19 @@ class ReasoningSplitter:
         return at if at < 0 or self._may_close(at) else -1
 
     def _may_close(self, at: int) -> bool:
-        if self._place == "in":
+        if self._state == "in":
             return True
-        return self._held[at - 1] == "\n" if at else self._line_begins
+        return self._held[at - 1] == "\n" if at else self._is_line_start
 
-    def _rest(self) -> Iterator[tuple[str, str]]:
-        """Yield what was held back at the end of an answer: no tag came of it."""
+    def _flush(self) -> Iterator[tuple[str, str]]:
+        """Yield what was held back at the end of an answer: it is no tag."""
         if self._held:
-            yield ("reasoning" if self._place == "in" else "text"), self._held
+            yield ("reasoning" if self._state == "in" else "text"), self._held
         self._held = ""
 
 
 def _piece(chunk: Chunk, kind: str, text: str) -> Chunk:
-    if kind == "thought":
+    if kind == "reasoning ended":
         return dataclasses.replace(chunk, reasoning_ended=True)
     if kind == "reasoning":
         return dataclasses.replace(chunk, reasoning=chunk.reasoning + text)

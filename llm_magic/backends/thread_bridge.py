@@ -76,7 +76,7 @@ class ThreadBridge(Generic[T]):
         self._inbox.put(_Signal.WAKE)
         self._wake_reader()
 
-    async def room(self) -> None:
+    async def wait_for_space(self) -> None:
         """Return at once, or when the reader has caught up; for a writer on an event loop."""
         full = self._unread > _MAX_UNREAD_ITEMS or self._characters > _MAX_UNREAD_CHARACTERS
         if not full or self._has_left:
@@ -221,11 +221,11 @@ class LoopCalls:
             self._calls.popleft()()
 
     @contextlib.contextmanager
-    def kept_awake(self) -> Iterator[None]:
+    def woken_regularly(self) -> Iterator[None]:
         """Wake the loop every `CHECK_S` seconds in the block, so that it notices a cancellation."""
         self._waiting += 1
         if self._timer is None:
-            self._tick()
+            self._wake_again()
         try:
             yield
         finally:
@@ -234,8 +234,8 @@ class LoopCalls:
                 self._timer.cancel()
                 self._timer = None
 
-    def _tick(self) -> None:
-        self._timer = self._open_loop().call_later(CHECK_S, self._tick)
+    def _wake_again(self) -> None:
+        self._timer = self._open_loop().call_later(CHECK_S, self._wake_again)
 
     def _open_loop(self) -> asyncio.AbstractEventLoop:
         loop = self._loop()

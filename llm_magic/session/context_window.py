@@ -1,4 +1,4 @@
-"""Conversations that are longer than the context: ``--trim``, and what to say without it."""
+"""Chats that are longer than the context: ``--trim``, and the advice without it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def fit(manager: BackendManager, prepared: PreparedRequest) -> PreparedReq
 
 
 async def _fits(manager: BackendManager, prepared: PreparedRequest) -> bool | None:
-    """Return whether a request leaves room for its answer; None where that is unknown."""
+    """Return whether a request and its answer fit the context; None where that is unknown."""
     count = await manager.count(prepared.loaded_model.name, prepared.messages)
     if count.prompt_tokens is None or not count.context_length:
         return None
@@ -85,11 +85,7 @@ def _advice(prepared: PreparedRequest, error: GenerationError | RequestFailed) -
     forget = f"%llm_reset {spelled(context.chat)}"
     if isinstance(error, RequestFailed):
         unclear = trim and error.status in _UNCLEAR
-        return (
-            f"It does not say whether the {turns} above are too long; {forget} forgets them."
-            if unclear
-            else ""
-        )
+        return f"The {turns} above may be too long; {forget} deletes them." if unclear else ""
     if trim:
         return f"That is without the {turns} above it, too."
     return (

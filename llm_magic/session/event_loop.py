@@ -50,17 +50,19 @@ class LoopThread:
         """Start a coroutine on the loop and return at once."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
-    def run(self, coroutine: Coroutine[Any, Any, T], tick: Callable[[], None] | None = None) -> T:
+    def run(
+        self, coroutine: Coroutine[Any, Any, T], on_wait: Callable[[], None] | None = None
+    ) -> T:
         """Run a coroutine and wait; an interrupt cancels it and raises `KeyboardInterrupt`.
 
-        `tick` is called on this thread about ten times a second while waiting.
+        `on_wait` is called on this thread about ten times a second while waiting.
         """
         result: list[T] = []
         try:
             for batch in LoopStream(self, _once(coroutine)).batches():
                 result += batch
-                if tick is not None and not batch:
-                    tick()
+                if on_wait is not None and not batch:
+                    on_wait()
         finally:
             if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
                 coroutine.close()
@@ -150,7 +152,7 @@ class LoopStream(Generic[T]):
 
     # -- on the loop --------------------------------------------------------------------------
 
-    def _begin(self) -> None:
+    def _start_task(self) -> None:
         self._task = asyncio.ensure_future(self._run())
         # A callback, not a `finally`: a task cancelled before its first step never enters its body.
         self._task.add_done_callback(self._finish)
@@ -161,12 +163,12 @@ class LoopStream(Generic[T]):
                 self._received(item)
                 for bridge in self._bridges:
                     bridge.put(item)
-                    await bridge.room()
+                    await bridge.wait_for_space()
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None:
-            # The coroutines behind it refer to models; whoever gets the error may keep it.
+            # The coroutines behind it refer to models, and a notebook stores its last error.
             release_frames(error)
         # Afterwards: the task, which is referenced until then, has its own reference to the traceback.
         self._task = None
@@ -196,7 +198,7 @@ class LoopStream(Generic[T]):
     def start(self) -> None:
         """Start the generator; nothing of it has run before."""
         self._loop = loop_calls(self._thread.loop)
-        self._loop.call(self._begin)
+        self._loop.call(self._start_task)
 
     def attach(self, bridge: ThreadBridge[T], first: Callable[[], None] = lambda: None) -> None:
         """Give a bridge the items that follow; `first` is called before, on the loop thread."""
@@ -304,7 +306,7 @@ class LoopStream(Generic[T]):
                         return
                     if bridge.take_interrupt():
                         raise Interrupted("Stopped.")
-                    with here.kept_awake():
+                    with here.woken_regularly():
                         await bridge.wait_async()
             finally:
                 bridge.leave()

@@ -27,7 +27,7 @@ class Jobs:
     def all(self) -> tuple[Response, ...]:
         """Those that run and the last ones that ended, oldest first."""
         jobs = self._jobs
-        ended = sorted((job for job in jobs if job.done), key=lambda job: job.ended_at)
+        ended = sorted((job for job in jobs if job.done), key=lambda job: job.finished_at)
         dropped = ended[:-_MAX_ENDED]
         return tuple(job for job in jobs if job not in dropped)
 
@@ -37,7 +37,7 @@ class Jobs:
         return tuple(job for job in self._jobs if not job.done)
 
     def add(self, response: Response) -> None:
-        """Give a response a number and list it; before it starts, so that whoever sees it finds it."""
+        """Give a response a number and list it, before it starts: it is never shown without a number."""
         with self._lock:
             response.number = next(self._numbers)
             self._jobs = (*self.all, response)
@@ -57,7 +57,7 @@ class Jobs:
             job.cancel()
 
     def unreported(self) -> tuple[Response, ...]:
-        """Return those that run, and those with a cell that ended before anybody waited for them."""
+        """Return those that run, and those with a cell that ended before a cell waited for them."""
         return tuple(j for j in self.all if not j.done or (j.view and not j.is_awaited))
 
     def close(self) -> None:

@@ -1,22 +1,22 @@
-"""Who wants to know that something changed: panels, which then look for themselves."""
+"""Callbacks after a change, for panels, which then read the state of the session."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 
-class Watchers:
-    """Callbacks without arguments; told from whatever thread changed something, and often.
+class Listeners:
+    """Callbacks without arguments, called often, on the thread that changed something.
 
-    They must return at once and raise nothing: they mark themselves as out of date, no more.
+    A callback must return at once and raise nothing: it only marks its display as out of date.
     """
 
     def __init__(self) -> None:
         self._callbacks: tuple[Callable[[], None], ...] = ()
 
     def add(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Tell `callback` of every change from now on; returns what ends that."""
-        # A new tuple each time, so that telling needs no lock.
+        """Call `callback` after every change from now on; returns a function that ends that."""
+        # A new tuple each time, so that `notify` needs no lock.
         self._callbacks = (*self._callbacks, callback)
 
         def remove() -> None:
@@ -24,7 +24,7 @@ class Watchers:
 
         return remove
 
-    def tell(self) -> None:
-        """Tell them all."""
+    def notify(self) -> None:
+        """Call every callback."""
         for callback in self._callbacks:
             callback()

@@ -1,4 +1,4 @@
-"""The loads of a session: one at a time, waited for now or later."""
+"""The loads of a session: one at a time, in the foreground or in the background."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llm_magic.backends.manager import BackendManager, LoadResult
     from llm_magic.config.settings import LoadConfig
 
-Tick = Callable[[], None]
+OnWait = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Naming:
 
 
 class Loads:
-    """Brings models into memory through the loop thread, and knows the load that was begun."""
+    """Loads models on the loop thread, one at a time, and waits for a load that runs."""
 
     def __init__(self, loop: LoopThread, manager: Callable[[], BackendManager]) -> None:
         self._loop = loop
@@ -54,23 +54,23 @@ class Loads:
         self._pending: asyncio.Task[LoadResult] | None = None
 
     def load(
-        self, model: str | None, config: LoadConfig, naming: Naming, tick: Tick | None
+        self, model: str | None, config: LoadConfig, naming: Naming, on_wait: OnWait | None
     ) -> LoadResult:
         """Load a model and wait for it; an interrupt stops the load."""
-        self._forget_ended()
+        self._discard_finished()
         load = naming.load(self._manager(), model, config)
         try:
-            return self._loop.run(load, tick)
+            return self._loop.run(load, on_wait)
         except KeyboardInterrupt:
             raise Interrupted(f"Stopped loading {model or 'the default model'}.") from None
 
-    def begin(
+    def start(
         self, model: str | None, config: LoadConfig, naming: Naming
     ) -> concurrent.futures.Future[LoadResult]:
-        """Begin to load a model and return at once; the future is only there to be looked at."""
+        """Start to load a model and return at once; cancelling the future does not stop the load."""
         manager = self._manager()
 
-        async def begin() -> asyncio.Task[LoadResult]:
+        async def start() -> asyncio.Task[LoadResult]:
             manager.check_not_loading()
             load = naming.load(manager, model, config)
             task = asyncio.ensure_future(load)
@@ -79,50 +79,50 @@ class Loads:
             await asyncio.sleep(0)
             return task
 
-        pending = self._pending = self._loop.run(begin())
+        pending = self._pending = self._loop.run(start())
         return self._loop.submit(_outcome(pending))
 
     @property
-    def is_begun(self) -> bool:
-        """Whether a load that was begun goes on."""
+    def is_running(self) -> bool:
+        """Whether a load runs that was started with `start`."""
         return self._pending is not None and not self._pending.done()
 
     def stop(self) -> bool:
-        """Stop a load that was begun; returns whether there is one."""
+        """Stop a load that was started with `start`; returns whether one ran."""
         pending = self._pending
-        if pending is None or not self.is_begun:
+        if pending is None or not self.is_running:
             return False
-        # Only once: a second time would break off the waiting for it to let go.
+        # Only once: a second cancellation would interrupt its clean-up.
         self._loop.loop.call_soon_threadsafe(lambda: pending.cancelling() or pending.cancel())
         return True
 
-    def wait(self, tick: Tick | None = None) -> None:
-        """Wait for a load that was begun; an interrupt only ends the waiting.
+    def wait(self, on_wait: OnWait | None = None) -> None:
+        """Wait for a load that was started with `start`; an interrupt only ends the wait.
 
-        One that was stopped is none: what was loaded before answers.
+        A load that was stopped raises nothing: the model that was loaded before answers.
         """
         if self._pending is None:
             return
         try:
-            self._loop.run(_ended(self._pending), tick)
+            self._loop.run(_wait_for_end(self._pending), on_wait)
         except KeyboardInterrupt:
             raise Interrupted("Stopped while waiting for the model; it goes on loading.") from None
         finally:
-            self._forget_ended()
+            self._discard_finished()
 
     async def wait_async(self) -> None:
-        """Wait for a load that was begun, in a coroutine of another loop."""
+        """Wait for a load that was started with `start`, in a coroutine of another loop."""
         if self._pending is not None:
             try:
-                await self._loop.arun(_ended(self._pending))
+                await self._loop.arun(_wait_for_end(self._pending))
             finally:
-                self._forget_ended()
+                self._discard_finished()
 
-    def forget(self) -> None:
-        """Wait for nothing any more: the loop is being closed."""
+    def discard(self) -> None:
+        """Wait for no load any more: the loop is being closed."""
         self._pending = None
 
-    def _forget_ended(self) -> None:
+    def _discard_finished(self) -> None:
         if self._pending is not None and self._pending.done():
             self._pending = None
 
@@ -133,7 +133,7 @@ def _release(load: asyncio.Task[LoadResult]) -> None:
         release_frames(error)
 
 
-async def _ended(load: asyncio.Task[LoadResult]) -> None:
+async def _wait_for_end(load: asyncio.Task[LoadResult]) -> None:
     """Wait for the end of a load without stopping it when the waiting is stopped; raises its error."""
     await asyncio.wait({load})
     if not load.cancelled():

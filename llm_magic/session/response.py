@@ -1,4 +1,4 @@
-"""The response to a request: what there is of an answer, for whoever reads, awaits or stops it."""
+"""The response to a request: an answer while it is generated, and every way to read or stop it."""
 
 from __future__ import annotations
 
@@ -45,10 +45,11 @@ class ResponseView(Protocol):
 class Response:
     """An answer while it is generated; every attribute may be read from any thread at any time.
 
-    Iterate over it, await it, or wait for its `result`. Whoever does stops it by leaving early,
-    unless it runs in the background: then it has a `number`, and only `cancel` stops it.
+    Iterate over it, await it, or wait for its `result`. Leaving early stops it, unless it runs in the
+    background: then it has a `number`, and only `cancel` stops it.
 
-    The text grows where it is read: in the loop of whoever iterates, else where it arrives.
+    Chunks are added to the text by the reader that iterates over them; without one, when they arrive.
+    So an iteration that ends early records exactly what it has yielded.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Response:
         self.prepared = prepared
         self.number: int | None = None
         self.view: ResponseView | None = None
-        # Whether somebody has waited for it in the background, and so learned how it ended.
+        # Whether a cell has waited for it and reported how it ended.
         self.is_awaited = False
         self.reply: Reply | None = None
         self.error: BaseException | None = None
@@ -78,7 +79,7 @@ class Response:
         self._first: float | None = None
         self.latest = prepared.request.started
         self._finish_reason: FinishReason | None = None
-        self._ended_at: float | None = None
+        self._finished_at: float | None = None
         self._is_cancelled = self._is_read = False
         self._lock = threading.Lock()
         self._recorder, self._thread = recorder, thread
@@ -144,17 +145,17 @@ class Response:
     @property
     def seconds(self) -> float:
         """How long it has run, or ran."""
-        return (self._ended_at or time.perf_counter()) - self.prepared.request.started
+        return (self._finished_at or time.perf_counter()) - self.prepared.request.started
 
     @property
-    def ended_at(self) -> float:
+    def finished_at(self) -> float:
         """When it ended (`time.perf_counter`); infinity before that."""
-        return self._ended_at or math.inf
+        return self._finished_at or math.inf
 
     @property
     def done(self) -> bool:
         """Whether nothing more will come: it is whole, stopped or failed."""
-        return self._ended_at is not None
+        return self._finished_at is not None
 
     @property
     def has_reply(self) -> bool:
@@ -212,8 +213,13 @@ class Response:
     def __exit__(self, *_error: object) -> None:
         """Stop generating if it has not ended, unless it runs in the background."""
         if not self.done and self._is_owned:
-            self._stream.stop()
-            self.end("cancelled")
+            self.stop()
+
+    def stop(self) -> Interrupted:
+        """Stop generating, wait at most `GRACE_S` seconds for that, and return what an interrupt raises."""
+        self._stream.stop()
+        self.end("cancelled")
+        return self._interrupted(Interrupted)
 
     def wait(self, timeout: float) -> None:
         """Wait for the end at most `timeout` seconds, and raise nothing."""
@@ -226,7 +232,7 @@ class Response:
         """
         if not self.done:
             deadline = math.inf if timeout is None else time.monotonic() + timeout
-            for _ in self._watch(ThreadBridge(keep=0), deadline=deadline):
+            for _ in self._follow(ThreadBridge(keep=0), deadline=deadline):
                 pass
         if not self.done:
             raise TimeoutError(f"{self!r} goes on after {timeout} s.")
@@ -251,7 +257,7 @@ class Response:
         The next news is waited for no sooner than after `pause()` seconds. SIGINT ends the next wait,
         and interrupts nothing else until then.
         """
-        return self._watch(ThreadBridge(keep=1), pause)
+        return self._follow(ThreadBridge(keep=1), pause)
 
     def __iter__(self) -> Iterator[Chunk]:
         """Yield the chunks; what came before as one."""
@@ -281,10 +287,10 @@ class Response:
 
     @property
     def _is_owned(self) -> bool:
-        """Whether whoever reads it stops it by leaving early."""
+        """Whether a reader that leaves early stops it."""
         return self.number is None
 
-    def _watch(
+    def _follow(
         self,
         bridge: ThreadBridge[Chunk],
         pause: Callable[[], float] | None = None,
@@ -356,7 +362,7 @@ class Response:
 
     def _finished(self, error: BaseException | None) -> None:
         if self._is_read:
-            # Whoever reads ends it, after the last chunk that is read.
+            # The reader ends it, after the last chunk that it reads.
             return
         if isinstance(error, asyncio.CancelledError):
             self.end("cancelled")
@@ -430,7 +436,7 @@ class Response:
             # A failure before the first word leaves the last reply as it is.
             if reason != "truncated" or not self.is_empty:
                 self._recorder.record(self, self.reply, cancelled=self._is_cancelled)
-            self._ended_at = time.perf_counter()
+            self._finished_at = time.perf_counter()
         self._recorder.end(self)
 
     def _make_reply(self, reason: FinishReason | None) -> Reply:

@@ -26,8 +26,8 @@ from llm_magic.session.chats import Chats
 from llm_magic.session.event_loop import LoopThread
 from llm_magic.session.interrupts import held_back
 from llm_magic.session.jobs import Jobs
-from llm_magic.session.listeners import Watchers
-from llm_magic.session.loading import Loads, Naming, Tick
+from llm_magic.session.listeners import Listeners
+from llm_magic.session.loading import Loads, Naming, OnWait
 from llm_magic.session.recording import Recorder
 from llm_magic.session.requests import (
     AskOptions,
@@ -67,7 +67,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Session:
-    """One notebook's relation to its language models: which are loaded, and how they answer.
+    """The language models of a process: which are loaded, and every way to ask them.
 
     Every method may be called from any cell.
     """
@@ -82,10 +82,10 @@ class Session:
         self._given_settings = settings
         self._create = create
         self._chats = Chats()
-        # Set by the magics, which know the frontend.
+        # The magics set `current`, where there is a frontend.
         self.cells = Cells()
         self._keys = ApiKeys()
-        self._watchers = Watchers()
+        self._listeners = Listeners()
         self._closing: list[Callable[[], None]] = []
         self._start_process()
         _sessions.add(self)
@@ -94,7 +94,7 @@ class Session:
         """Create what belongs to this process: threads, and what runs on them."""
         self._loop = LoopThread()
         self._jobs = Jobs()
-        self._recorder = Recorder(self._chats, self._watchers.tell, last)
+        self._recorder = Recorder(self._chats, self._listeners.notify, last)
         self._loads = Loads(self._loop, lambda: self._manager)
 
     def _reset_after_fork(self) -> None:
@@ -111,7 +111,7 @@ class Session:
         def create(name: str) -> Backend:
             return registry.create(name, lambda: self.settings, self._keys)
 
-        return BackendManager(self._create or create, self._watchers.tell)
+        return BackendManager(self._create or create, self._listeners.notify)
 
     # -- settings -----------------------------------------------------------------------------
 
@@ -120,7 +120,7 @@ class Session:
         """The generation settings: ``llm.generation.temperature = 0.3``."""
         from llm_magic.session.generation_settings import GenerationSettings
 
-        return GenerationSettings(self._given_settings, self._watchers.tell)
+        return GenerationSettings(self._given_settings, self._listeners.notify)
 
     @property
     def settings(self) -> Settings:
@@ -156,27 +156,27 @@ class Session:
 
         >>> llm.load("Qwen/Qwen2.5-7B-Instruct", quantization="4bit")
         """
-        return self.load_and_tell(model, name=name, keep=keep, **options).info
+        return self.load_with_details(model, name=name, keep=keep, **options).info
 
     @held_back()
-    def load_and_tell(
+    def load_with_details(
         self,
         model: str | None = None,
         *,
         name: str | None = None,
         keep: bool = False,
-        tick: Tick | None = None,
+        on_wait: OnWait | None = None,
         began: float | None = None,
         **options: Unpack[LoadOptions],
     ) -> LoadResult:
-        """Load a model and return also what had to go for it.
+        """Load a model and return also which models were unloaded for it.
 
-        `tick` is called about ten times a second meanwhile, to show `status().progress`. The time of
+        `on_wait` is called about ten times a second meanwhile, to show `status().progress`. The time of
         the load counts from `began` (`time.perf_counter`), or from now.
         """
         naming = Naming(name, keep, time.perf_counter() if began is None else began)
         config, wanted = self._prepared(model, options)
-        return self._loads.load(wanted, config, naming, tick)
+        return self._loads.load(wanted, config, naming, on_wait)
 
     @held_back()
     def load_later(
@@ -187,16 +187,16 @@ class Session:
         keep: bool = False,
         **options: Unpack[LoadOptions],
     ) -> concurrent.futures.Future[LoadResult]:
-        """Begin to load a model and return at once; the next call waits for it.
+        """Start to load a model and return at once; the next call waits for it.
 
-        The future tells what came of it; cancelling that only ends the looking on.
+        The future has the result; cancelling it does not stop the load.
         """
         naming = Naming(name, keep)
         config, wanted = self._prepared(model, options)
-        return self._loads.begin(wanted, config, naming)
+        return self._loads.start(wanted, config, naming)
 
     def stop_loading(self) -> None:
-        """Stop a load: one that was begun with `load_later`, or that a cell is waiting for."""
+        """Stop the load that `load_later` started, or that a cell waits for."""
         if not self._loads.stop():
             self._loop.interrupt()
 
@@ -262,10 +262,10 @@ class Session:
         return self._manager.models(config)
 
     def known_models(self, backend: str, base_url: str | None = None) -> list[ModelInfo]:
-        """Return what a backend could load, as far as this process knows; asks no server.
+        """Return what a backend could load, without a request to a server.
 
-        Quick enough for a key press: names on this disk, or what servers listed when they were last
-        asked, which every load and every `models()` does.
+        Fast enough for completion: names on this disk, or what servers listed in the last request,
+        which every load and every `models()` sends.
         """
         from llm_magic.backends import registry
 
@@ -277,9 +277,9 @@ class Session:
         return self._manager.used(backend)
 
     @property
-    def loads_later(self) -> bool:
-        """Whether a load goes on that was begun with `load_later`; a cell waits for any other."""
-        return self._loads.is_begun
+    def is_loading_in_background(self) -> bool:
+        """Whether a load runs that `load_later` started; a cell waits for any other."""
+        return self._loads.is_running
 
     @property
     def loading(self) -> str | None:
@@ -298,33 +298,33 @@ class Session:
     # -- asking -------------------------------------------------------------------------------
 
     @held_back()
-    def wait_for_load(self, tick: Tick | None = None) -> None:
-        """Wait for a load that was begun with `load_later`; an interrupt only ends the wait.
+    def wait_for_load(self, on_wait: OnWait | None = None) -> None:
+        """Wait for a load that `load_later` started; an interrupt only ends the wait.
 
-        `tick` is called about ten times a second meanwhile. Raises the error of the load.
+        `on_wait` is called about ten times a second meanwhile. Raises the error of the load.
         """
-        self._loads.wait(tick)
+        self._loads.wait(on_wait)
 
     def ask(
-        self, request: Request, *, background: bool = False, tick: Tick | None = None
+        self, request: Request, *, background: bool = False, on_wait: OnWait | None = None
     ) -> Response:
         """Check a request, start to answer it, and return the response at once.
 
         Raises what is wrong with the request before anything is sent. A `background` response is one
-        of the `jobs`. A load that runs is waited for first, and `tick` called meanwhile.
+        of the `jobs`. A load that runs is waited for first, and `on_wait` called meanwhile.
         """
         response = None
         try:
             with held_back():
-                self._loads.wait(tick)
+                self._loads.wait(on_wait)
                 response = self._respond(request)
                 if background:
                     self._jobs.add(response)
                 return response.start()
         except Interrupted:
-            if response is not None:
-                response.cancel()
-            raise
+            if response is None:
+                raise
+            raise response.stop() from None
 
     def _respond(self, request: Request) -> Response:
         return Response(self._prepare(request), self._manager, self._loop, self._recorder)
@@ -341,7 +341,7 @@ class Session:
     def generate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
         """Answer a prompt; blocks until the answer is whole, and can be interrupted.
 
-        What it is given is that of ``%%llm?``: model, system, chat, trim, max_new_tokens,
+        The options are those of ``%%llm?``: model, system, chat, trim, max_new_tokens,
         temperature, top_p, top_k, repetition_penalty, seed, stop, extra (what else the backend accepts).
 
         >>> llm.generate("What is 7 times 6?", temperature=0).text
@@ -352,30 +352,30 @@ class Session:
     @held_back()
     def stream(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Iterator[Chunk]:
         """Yield the answer as it is produced; leaving the loop early stops the model."""
-        asked = request(prompt, about)
+        prepared = request(prompt, about)
         self._loads.wait()
-        return iter(self._respond(asked))
+        return iter(self._respond(prepared))
 
     async def agenerate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
         """Answer a prompt in an async cell or program; cancelling the task stops the model."""
-        asked = request(prompt, about)
+        prepared = request(prompt, about)
         await self._loads.wait_async()
-        return await self._respond(asked)
+        return await self._respond(prepared)
 
     async def astream(
         self, prompt: Prompt, **about: Unpack[AskOptions]
     ) -> AsyncGenerator[Chunk, None]:
         """Yield the answer in an async cell or program; leaving the loop early stops the model."""
-        asked = request(prompt, about)
+        prepared = request(prompt, about)
         await self._loads.wait_async()
-        async with contextlib.aclosing(aiter(self._respond(asked))) as chunks:
+        async with contextlib.aclosing(aiter(self._respond(prepared))) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     @held_back()
-    def dry_run(self, request: Request, tick: Tick | None = None) -> DryRun:
+    def dry_run(self, request: Request, on_wait: OnWait | None = None) -> DryRun:
         """Return the exact messages and their token count; generates nothing."""
-        self._loads.wait(tick)
+        self._loads.wait(on_wait)
         prepared = self._prepare(request, peek=True)
         return self._loop.run(context_window.dry_run(self._manager, prepared))
 
@@ -386,7 +386,7 @@ class Session:
 
     @property
     def answering(self) -> tuple[Response, ...]:
-        """The responses that are being generated now, in whatever way they were asked for."""
+        """The responses that are being generated now."""
         return self._recorder.running
 
     @property
@@ -395,14 +395,14 @@ class Session:
         return self._jobs
 
     @held_back()
-    def wait(self, jobs: Iterable[Response], tick: Tick | None = None) -> None:
+    def wait(self, jobs: Iterable[Response], on_wait: OnWait | None = None) -> None:
         """Wait until jobs have ended, however; an interrupt only ends the waiting."""
         waited_for = tuple(jobs)
         try:
             for job in waited_for:
                 for _ in job.updates(lambda: CHECK_S):
-                    if tick is not None:
-                        tick()
+                    if on_wait is not None:
+                        on_wait()
         except Interrupted:
             left = ", ".join(str(job.number) for job in waited_for if not job.done)
             raise Interrupted(f"Stopped waiting; still running: {left or 'nothing'}.") from None
@@ -420,7 +420,7 @@ class Session:
     # -- listeners ----------------------------------------------------------------------------
 
     def when_closed(self, closed: Callable[[], None]) -> Callable[[], None]:
-        """Call `closed` once, when the session is closed; returns what takes that back."""
+        """Call `closed` once, when the session is closed; returns a function that undoes this."""
         self._closing.append(closed)
 
         def remove() -> None:
@@ -429,12 +429,12 @@ class Session:
 
         return remove
 
-    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Call `changed` after every change, from any thread; returns what ends that.
+    def listen(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Call `changed` after every change, from any thread; returns a function that ends that.
 
-        It must return at once: it is told of every token.
+        It must return at once: it is called for every token.
         """
-        return self._watchers.add(changed)
+        return self._listeners.add(changed)
 
     # -- conversations and the end ------------------------------------------------------------
 
@@ -447,7 +447,7 @@ class Session:
     def chat_tokens(self, name: str) -> int | None:
         """Return what a conversation takes of the active model's context; None where unknown.
 
-        It asks no server, and waits for no answer that is being written.
+        It sends no request, and waits for no answer that is being generated.
         """
         chat = self._chats.get(name)
         status = self.status()
@@ -461,7 +461,7 @@ class Session:
         return context_window.reported_tokens(chat, loaded_model.name)
 
     def reset(self, chat: str | None = None, *, stale: bool = False) -> list[str]:
-        """Forget a conversation, or all of them, or only stale turns; returns their names."""
+        """Delete a chat, or all of them, or only stale turns; returns their names."""
         return self._chats.reset(chat, stale=stale)
 
     def close(self) -> None:
@@ -476,7 +476,7 @@ class Session:
                 self._loop.run(self._manager.aclose())
             del self.__dict__["_manager"]
         self.__dict__.pop("generation", None)
-        self._loads.forget()
+        self._loads.discard()
         self._loop.close()
 
     def __repr__(self) -> str:

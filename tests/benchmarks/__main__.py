@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks [--only NAME] [--repeat N] [--json FILE] [--readme] [--peers]``."""
+"""``python -m tests.benchmarks [--only NAME] [--repeat N] [--json FILE] [--readme] [--peers] [--path]``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tests.benchmarks import (
     extension,
     first_token,
     memory,
+    path,
     peers,
     quantization,
     readme,
@@ -68,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.peers:
         print(peers.listing())
         return
+    if args.path:
+        print(path.listing())
+        return
     # Being told to end must end the servers too: they have process groups of their own.
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
     chosen = args.only or list(BENCHMARKS)
@@ -101,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--readme", action="store_true", help="also write the README's table, with those of --json")
     add("--peers", action="store_true", help="only list who is measured beside us")
+    add("--path", action="store_true", help="only list the functions that one %%%%llm enters")
     return parser
 
 

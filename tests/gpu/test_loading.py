@@ -95,7 +95,7 @@ def test_interrupted_load_is_freed(session: Session, eight_b: Path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        session.load_and_tell(str(eight_b), tick=stop)
+        session.load_with_details(str(eight_b), on_wait=stop)
     assert devices.comes_back_to(before)
     assert session.status().status == "Inactive"
 

@@ -55,7 +55,7 @@ class LocalTransformersBackend(Backend):
     def __init__(self, settings: ReadSettings, _keys: ApiKeys) -> None:
         log_filters.install()
         self._settings = settings
-        self._inference = Worker("llm_magic-inference", rest=self._after_job)
+        self._inference = Worker("llm_magic-inference", after_job=self._after_job)
         # A second thread for downloads and conversions, which take long and need no torch.
         self._files = Worker("llm_magic-files")
         self._models: dict[str, LocalModel] = {}

@@ -1,7 +1,7 @@
 """Persistent threads for local work; one of them owns loading, warm-up, prefill and decoding.
 
-One thread for everything: each that enters an OpenMP region gets a team of its own, and more teams
-than cores slow every operation down (see `teams`); CUDA graphs are tied to their thread.
+One thread for all of it: each thread that enters an OpenMP region gets worker threads of its own, and
+more of them than cores slow every operation down (see `openmp`); CUDA graphs belong to one thread.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def process_lock(cancel: threading.Event) -> Iterator[None]:
 class Worker:
     """Runs jobs one after another on a daemon thread; started on first use."""
 
-    def __init__(self, name: str, rest: Callable[[], None] = lambda: None) -> None:
-        """`rest` is called on the thread after each job."""
-        self._name, self._rest = name, rest
+    def __init__(self, name: str, after_job: Callable[[], None] = lambda: None) -> None:
+        """`after_job` is called on the thread after each job."""
+        self._name, self._after_job = name, after_job
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -115,9 +115,9 @@ class Worker:
             # Or the last job's tensors would live until the next one comes.
             del job
             try:
-                self._rest()
+                self._after_job()
             except Exception:  # noqa: BLE001 - logged, and the thread goes on
-                # Nobody waits for it; without the thread everybody would wait for ever.
+                # Without the thread, every later job would wait for ever.
                 _log.exception("after a job of %s", self._name)
 
 
@@ -145,7 +145,7 @@ class _Job:
     def _outcome(self) -> tuple[object, BaseException | None]:
         """Run the work; a failure leaves here as a fresh error without frames.
 
-        The frames of the original hold tensors, and a notebook remembers its last error.
+        The frames of the original hold tensors, and a notebook stores its last error.
         """
         try:
             if self._cancel.is_set():
@@ -166,7 +166,7 @@ class _Job:
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Let go of every local variable behind an exception and those it came from."""
+    """Clear the local variables of every frame behind an exception and its causes."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
@@ -178,5 +178,5 @@ async def _end(future: Future[T], wrapped: asyncio.Future[T], cancel: threading.
     if not wrapped.done() and not future.cancel():
         await asyncio.wait({wrapped})
     if wrapped.done() and not wrapped.cancelled():
-        # Nobody else looks at this outcome; asyncio would complain about it when it is collected.
+        # Nothing else retrieves this outcome, and asyncio logs one that was never retrieved.
         wrapped.exception()

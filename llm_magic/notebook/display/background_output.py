@@ -144,6 +144,6 @@ class BackgroundOutput:
 
 
 def _alarm(text: str) -> str:
-    """Return one line of HTML that says what went wrong."""
+    """Return one line of HTML with an error message."""
     style = "color: var(--jp-error-color1, #d32f2f);"
     return f'<div class="{NO_MATH}" style="{style}">{html.escape(text)}</div>'

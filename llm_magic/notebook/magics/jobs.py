@@ -60,7 +60,7 @@ class JobMagics(SessionMagics):
         """Wait for background jobs."""
         jobs = self._named_jobs("llm_wait", line) or list(self.session.jobs.unreported())
         progress = _Progress(jobs, live=self.live and hasattr(self.shell, "kernel"))
-        self.session.wait(jobs, progress.tick)
+        self.session.wait(jobs, progress.draw)
         for job in jobs:
             job.is_awaited = True
             if job.view is not None:
@@ -92,7 +92,7 @@ class _Progress:
         self._jobs, self._began = jobs, time.monotonic()
         self._area = LiveArea(live=live)
 
-    def tick(self) -> None:
+    def draw(self) -> None:
         """Show the progress of the first running job; called about ten times a second."""
         from llm_magic.notebook.display.live_output import muted
 

@@ -34,9 +34,9 @@ class ModelMagics(SessionMagics):
                 f"Loading {label} · %llm_status shows the progress; %%llm waits for the model."
             ]
         else:
-            result = session.load_and_tell(
+            result = session.load_with_details(
                 model,
-                tick=lambda: view.progress(label, session.progress),
+                on_wait=lambda: view.progress(label, session.progress),
                 began=self.began,
                 **options,
             )

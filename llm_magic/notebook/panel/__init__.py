@@ -50,7 +50,7 @@ class ControlPanel:
         )
         self.box.add_class("llm-panel")
         self._refresher = Refresher(self.draw)
-        self._unwatch = session.watch(self._refresher.request)
+        self._unwatch = session.listen(self._refresher.request)
         self._unclosed = session.when_closed(self.retire)
         self.draw()
         self.loading.refresh()

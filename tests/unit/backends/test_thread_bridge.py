@@ -134,9 +134,9 @@ def test_writer_waits_for_a_reader_that_is_far_behind(keep: int | None) -> None:
     async def main() -> None:
         bridge: ThreadBridge[Chunk] = ThreadBridge(keep)
         for _ in range(6):
-            await asyncio.wait_for(bridge.room(), 5)
+            await asyncio.wait_for(bridge.wait_for_space(), 5)
             bridge.put(Chunk(text="x" * 100_000))
-        waiting = asyncio.ensure_future(bridge.room())
+        waiting = asyncio.ensure_future(bridge.wait_for_space())
         await asyncio.sleep(0.01)
         assert not waiting.done()
         assert len(await asyncio.to_thread(bridge.take)) == (keep or 6)
@@ -149,11 +149,11 @@ def test_writer_waits_for_no_reader_that_has_left() -> None:
     async def main() -> None:
         bridge: ThreadBridge[Chunk] = ThreadBridge()
         bridge.put(Chunk(text="x" * 1_000_000))
-        waiting = asyncio.ensure_future(bridge.room())
+        waiting = asyncio.ensure_future(bridge.wait_for_space())
         await asyncio.sleep(0.01)
         await asyncio.to_thread(bridge.leave)
         await asyncio.wait_for(waiting, 5)
-        await asyncio.wait_for(bridge.room(), 5)
+        await asyncio.wait_for(bridge.wait_for_space(), 5)
 
     asyncio.run(main())
 
@@ -229,7 +229,7 @@ def test_kept_awake_loop_notices_a_cancellation() -> None:
         timer.start()
         began = time.monotonic()
         try:
-            with there.kept_awake(), there.kept_awake():
+            with there.woken_regularly(), there.woken_regularly():
                 await asyncio.sleep(30)
         except asyncio.CancelledError:
             task.uncancel()

@@ -179,7 +179,7 @@ def test_next_load_uses_new_value_of_variable(
     monkeypatch.setenv(NAME, server.key)
     load(session, server, key_env=NAME)
     assert session.generate("hi").text == "hi"
-    told = session.load_and_tell("tiny", backend="openai", base_url=server.url, key_env=NAME)
+    told = session.load_with_details("tiny", backend="openai", base_url=server.url, key_env=NAME)
     assert told.was_loaded
 
 
@@ -298,7 +298,7 @@ def test_key_over_http_gets_warning(
     for proxy in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(proxy, server.url)
     monkeypatch.setenv("no_proxy", "")
-    told = session.load_and_tell(
+    told = session.load_with_details(
         "tiny", backend="openai", base_url="http://far.example", key_env=NAME
     )
     assert any("in clear text" in note for note in told.notes)
@@ -312,7 +312,9 @@ def test_local_server_bypasses_proxy(
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.url)
         load(session, server, key_env=NAME)
-        told = session.load_and_tell("tiny", backend="openai", base_url=server.url, key_env=NAME)
+        told = session.load_with_details(
+            "tiny", backend="openai", base_url=server.url, key_env=NAME
+        )
         assert proxy.received == []
     assert not [note for note in told.notes if "clear text" in note]
 

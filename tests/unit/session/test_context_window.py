@@ -163,8 +163,7 @@ def test_a_refusal_that_does_not_say_why_is_not_guessed_at(chatty: Pair) -> None
     with pytest.raises(RequestFailed) as caught:
         ask(session)
     assert str(caught.value) == (
-        "It refused. It does not say whether the 10 turns above are too long;"
-        " %llm_reset c forgets them."
+        "It refused. The 10 turns above may be too long; %llm_reset c deletes them."
     )
     assert caught.value.status == 400
     backend.will(RequestFailed("Slow down.", status=429))

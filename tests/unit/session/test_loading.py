@@ -37,9 +37,9 @@ def finished(session: Session, status: str) -> None:
 def test_load_returns_what_is_ready_and_tells_what_went(scripted: Pair) -> None:
     session, backend = scripted
     assert session.load("org/a", device="cpu", dtype="bf16").name == "a"
-    result = session.load_and_tell("org/b", name="alias")
+    result = session.load_with_details("org/b", name="alias")
     assert (result.info.name, [gone.name for gone in result.unloaded]) == ("alias", ["a"])
-    assert session.load_and_tell("alias").was_loaded
+    assert session.load_with_details("alias").was_loaded
     assert backend.events == ["check org/a", "load a", "check org/b", "unload a", "load alias"]
     assert [info.name for info in session.models()] == ["big", "tiny"]
     assert {"big", "tiny"} <= {info.name for info in session.known_models("local")}
@@ -51,7 +51,7 @@ def test_load_returns_what_is_ready_and_tells_what_went(scripted: Pair) -> None:
 def test_settings_say_what_is_loaded_and_how() -> None:
     with scripted_session(load=False, model="org/mine", device="cpu") as (session, backend):
         assert session.load().name == "mine"
-        assert session.load_and_tell("org/mine", device="cpu").was_loaded
+        assert session.load_with_details("org/mine", device="cpu").was_loaded
         session.load(quantization="4bit")
         assert backend.events.count("load mine") == 2
 
@@ -135,7 +135,7 @@ def test_time_of_load_is_from_the_call_to_the_end(scripted: Pair) -> None:
         info = session.load(f"org/{stage}")
         assert info.load_s is not None
         assert 0.2 <= info.load_s <= time.perf_counter() - began
-    earlier = session.load_and_tell("org/a", began=time.perf_counter() - 5).info
+    earlier = session.load_with_details("org/a", began=time.perf_counter() - 5).info
     assert earlier.load_s is not None
     assert earlier.load_s > 5
 
@@ -336,7 +336,7 @@ def test_a_load_that_lets_go_slowly_is_stopped_once(scripted: Pair) -> None:
         session.stop_loading()
         time.sleep(0.05)
         assert session.status().status == "Loading"
-        with pytest.raises(LoadInProgress, match="letting go"):
+        with pytest.raises(LoadInProgress, match="still ending"):
             session.load("org/b")
     hang.go.set()
     finished(session, "Inactive")

@@ -264,7 +264,7 @@ def test_a_thread_whose_rest_fails_goes_on(caplog: pytest.LogCaptureFixture) -> 
     def fail() -> None:
         raise OSError("no such library")
 
-    worker = Worker("test-worker", rest=fail)
+    worker = Worker("test-worker", after_job=fail)
     for number in (1, 2):
         assert in_time(worker.run(partial(_given, number), translate)) == number
     worker.close()

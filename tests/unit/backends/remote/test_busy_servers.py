@@ -140,7 +140,7 @@ def test_load_from_a_busy_server_waits_and_reports_it(server: OneAtATime) -> Non
 
     server.work(1.0)
     try:
-        session.load_and_tell("tiny", backend="instructlab", base_url=server.url, tick=watch)
+        session.load_with_details("tiny", backend="instructlab", base_url=server.url, on_wait=watch)
         assert NOTICE in stages
         still_works(session)
     finally:
@@ -244,7 +244,7 @@ def test_busy_server_is_not_reported_as_missing_api(server: OneAtATime) -> None:
         server.will(MODELS, *refusal(404, "no such route"))
     server.will(CHAT, *busy())
     try:
-        told = session.load_and_tell("tiny", backend="openai", base_url=server.url)
+        told = session.load_with_details("tiny", backend="openai", base_url=server.url)
         assert any("lists no models" in note for note in told.notes)
     finally:
         session.close()

@@ -58,10 +58,10 @@ def test_reset_settings_apply_to_existing_backend(
             # As the doctor says it: in the environment, then %llm_config --reset.
             monkeypatch.setenv("VLLM_BASE_URL", running.url)
             session.generation.reset()
-            told = session.load_and_tell("big", backend="vllm")
+            told = session.load_with_details("big", backend="vllm")
             assert not told.was_loaded
             assert told.info.server == running.url.partition("://")[2]
-        assert session.load_and_tell("big", backend="vllm").was_loaded
+        assert session.load_with_details("big", backend="vllm").was_loaded
         session.close()
 
 
@@ -196,7 +196,9 @@ def test_load_warns_if_server_is_not_vllm(session: Session) -> None:
     }
     with FaultServer(owners) as server:
         notes = {
-            name: " ".join(session.load_and_tell(name, backend="vllm", base_url=server.url).notes)
+            name: " ".join(
+                session.load_with_details(name, backend="vllm", base_url=server.url).notes
+            )
             for name in owners
         }
     assert notes["llamacpp"] == (
@@ -218,7 +220,7 @@ def test_context_length_comes_from_server(session: Session) -> None:
 
 def test_server_without_list_can_be_used(session: Session, server: FaultServer) -> None:
     server.will(MODELS, *refusal(404, "no such route"))
-    told = session.load_and_tell("tiny", backend="openai", base_url=server.url)
+    told = session.load_with_details("tiny", backend="openai", base_url=server.url)
     assert any("lists no models" in note for note in told.notes)
     assert session.generate("hello").text == "hello"
 
@@ -294,7 +296,7 @@ def test_long_name_is_truncated_in_display(session: Session, server: FaultServer
     long = "m" * 600
     server.models = {long: {"owned_by": "o" * 600}, "x" * 100_000: {}}
     assert [info.name for info in session.models("openai", base_url=server.url)] == [long]
-    told = session.load_and_tell(long, backend="vllm", base_url=server.url)
+    told = session.load_with_details(long, backend="vllm", base_url=server.url)
     reply = session.generate("hello")
     shown = [
         *ready_lines(told),
@@ -406,8 +408,8 @@ def test_missing_ollama_model_suggests_pull(session: Session, ollama: OllamaServ
             seen.append((session.progress.stage, session.progress.share))
 
     ollama.pace = 0.15
-    session.load_and_tell(
-        "gemma3:270m", backend="ollama", base_url=ollama.url, pull=True, tick=watch
+    session.load_with_details(
+        "gemma3:270m", backend="ollama", base_url=ollama.url, pull=True, on_wait=watch
     )
     shares = [share for stage, share in seen if stage == "pulling on the server" and share]
     assert shares == sorted(shares)

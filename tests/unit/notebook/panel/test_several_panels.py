@@ -238,7 +238,7 @@ def test_a_panel_that_is_closed_leaves_nothing_behind(scripted: Scripted) -> Non
 
     def held() -> tuple[int, int, int]:
         widgets = len(Widget.get_manager_state()["state"])
-        return len(session._watchers._callbacks), len(session._closing), widgets
+        return len(session._listeners._callbacks), len(session._closing), widgets
 
     before = held()
     for _ in range(3):

@@ -47,7 +47,7 @@ def load(title, model=None, stop_at=None, **options):
                 os.kill(os.getpid(), signal.SIGINT)
     began, result = time.monotonic(), {}
     try:
-        info = session.load_and_tell(model, tick=tick, **options).info
+        info = session.load_with_details(model, on_wait=tick, **options).info
         result = {"name": info.name, "where": info.where, "revision": info.revision}
         result["tokens"] = session.generate("x", max_new_tokens=2).usage.completion_tokens
     except LLMMagicError as error:

@@ -91,13 +91,13 @@ def test_default_model_is_embedded_and_loads_fast(session: Session, model_cache:
     assert gguf.converted_folder(file).is_relative_to(model_cache)
     assert (gguf.converted_folder(file) / "model.safetensors").is_file()
     session.unload()
-    assert session.load_and_tell().notes == ()
+    assert session.load_with_details().notes == ()
 
 
 @pytest.mark.usefixtures("no_network")
 def test_second_load_of_the_same_model_does_nothing(session: Session) -> None:
     first = session.load()
-    result = session.load_and_tell("SmolLM2-135M-Instruct")
+    result = session.load_with_details("SmolLM2-135M-Instruct")
     assert (result.was_loaded, result.info) == (True, first)
 
 
@@ -117,19 +117,19 @@ def test_folder_is_found_by_path_and_by_name(
 @pytest.mark.usefixtures("no_network")
 def test_gguf_file_is_converted_once_for_all_its_names(session: Session, models: Path) -> None:
     file = models / "one" / "tiny.gguf"
-    first = session.load_and_tell(str(file))
+    first = session.load_with_details(str(file))
     folder = gguf.converted_folder(file)
     assert first.notes == (f"Converted once to {folder}",)
     assert (first.info.name, first.info.where) == ("tiny", "gguf")
     assert session.generate("x", max_new_tokens=3).usage.completion_tokens
     for requested in (str(models / "one"), "one/tiny.gguf", "one"):
         session.unload_all()
-        again = session.load_and_tell(requested)
+        again = session.load_with_details(requested)
         assert (again.info.source, again.notes) == (str(file), ())
     session.unload_all()
     os.truncate(folder / "tokenizer.json", 0)
     os.truncate(folder / "model.safetensors", 5000)
-    assert session.load_and_tell(str(file)).notes == first.notes
+    assert session.load_with_details(str(file)).notes == first.notes
     assert session.generate("x", max_new_tokens=3).usage.completion_tokens
 
 
