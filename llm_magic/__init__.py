@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Give out ``llm`` on first use, so that importing the package costs nothing."""
+    """Create ``llm`` on first use, so that the import of the package stays cheap."""
     if name == "llm":
         from llm_magic.session import kernel_session
 
@@ -31,10 +31,10 @@ def __dir__() -> list[str]:
 
 
 def allow_nested_loops() -> None:
-    """Let ``asyncio.run(...)`` work inside cells, by nest-asyncio2 (``pip install 'llm_magic[nested]'``).
+    """Make ``asyncio.run(...)`` work inside cells, by nest-asyncio2 (``pip install 'llm_magic[nested]'``).
 
-    It patches asyncio for the whole process, so nothing here does it unasked. It raises `EventLoopError`
-    where that would lose queued cells.
+    It patches asyncio for the whole process, so you have to call it yourself. It raises
+    `EventLoopError` if that would lose queued cells.
     """
     from llm_magic.session.nested_asyncio import allow
 
@@ -56,7 +56,7 @@ def load_ipython_extension(ip: InteractiveShell) -> None:
 
 
 def unload_ipython_extension(ip: InteractiveShell) -> None:
-    """Take the magics away, free the models and close what is open."""
+    """Remove the magics, free the models and close all connections."""
     from llm_magic.notebook.magics import unregister
 
     unregister(ip)

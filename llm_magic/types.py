@@ -1,4 +1,4 @@
-"""The values that travel between the rooms: small, frozen, without behaviour."""
+"""The immutable values that all packages exchange."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ State = Literal["Inactive", "Loading", "Configuring", "Ready", "Unloading", "Fai
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation, as chat templates and servers know it."""
+    """One message of a conversation."""
 
     role: Role
     content: str
@@ -21,7 +21,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of one answer; None where the backend does not tell."""
+    """Token counts of one answer; None where the backend does not report them."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -30,13 +30,12 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer.
+    """A piece of an answer; the last one carries `finish_reason` and `usage`.
 
-    The last one of an answer carries `finish_reason` and `usage`. `tokens` is how many tokens it is,
-    0 where the backend does not tell. `time` is when the model produced it (`time.perf_counter`
-    seconds), so that a slow display does not blur the timing. `notice` is not part of the answer: it
-    says what is waited for. `reasoning_ended` says that all text until now was reasoning: some models
-    only end their thoughts with a tag, and never began them with one.
+    `tokens` is the number of tokens in it, 0 if the backend does not report it. `time` is when the
+    model produced it (`time.perf_counter` seconds). `notice` is not part of the answer: it states
+    what the request waits for. `reasoning_ended` marks all text so far as reasoning: some models end
+    their reasoning with a tag that they never opened.
     """
 
     text: str = ""
@@ -60,9 +59,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A whole answer; ``str(reply)`` is its text.
+    """A complete answer; ``str(reply)`` is its text.
 
-    `dropped_turns` is how many of the oldest turns of its chat were not sent, to make room.
+    `dropped_turns` is the number of the oldest turns of its chat that were not sent, so that the
+    prompt fits the context.
     """
 
     text: str
@@ -81,11 +81,11 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model as a backend knows it; sizes in bytes, None where unknown.
+    """A model as its backend describes it; sizes are in bytes, None if unknown.
 
-    `where` says how it was found: ``embedded``, ``folder``, ``gguf``, ``cache``, ``hub`` or
-    ``server``; `source` is what was asked for, `folder` what the weights were read from, `server` who
-    runs it if not this process, and `memory_bytes` the memory it takes there now.
+    `where` is where it was found: ``embedded``, ``folder``, ``gguf``, ``cache``, ``hub`` or
+    ``server``. `source` is the requested model, `folder` holds the weights. `server` runs the model
+    unless this process does, and `memory_bytes` is the memory it takes there now.
     """
 
     name: str
@@ -104,28 +104,28 @@ class ModelInfo:
     memory_bytes: int | None = None
 
     @property
-    def size_here(self) -> int | None:
-        """What it takes of this machine's memory; None where a server has it, or it is unknown."""
+    def local_size(self) -> int | None:
+        """The bytes it takes in this process; None if a server runs it, or if unknown."""
         return None if self.server else self.size
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Bytes this process holds: resident memory, and what torch has allocated on each GPU.
+    """The memory of this process: resident bytes, and what torch has allocated on each GPU.
 
-    `room` is what is free and what there is on each GPU, whoever has the rest.
+    `gpu_memory` holds the free and the total bytes of each GPU, for all processes together.
     """
 
     process: int
     devices: tuple[tuple[str, int], ...] = ()
-    room: tuple[tuple[str, int, int], ...] = ()
+    gpu_memory: tuple[tuple[str, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Unloaded:
-    """What an unload gave back, measured: bytes before and after, and who still holds on.
+    """The result of an unload: the memory before and after, and what still refers to the weights.
 
-    `note` says it in words where the model was not in this process.
+    `note` describes it if the model was not in this process.
     """
 
     name: str
@@ -138,7 +138,7 @@ class Unloaded:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a load is: a stage in words, and a share between 0 and 1 where it is known."""
+    """The progress of a load: its stage, and the finished share from 0 to 1 if known."""
 
     stage: str
     share: float | None = None

@@ -1,4 +1,4 @@
-"""What the hub double says about a repository: a folder in, JSON values and headers out; pure.
+"""The responses of the test hub about a repository, as pure functions of a folder.
 
 The shapes are those that `huggingface_hub` 2.4 reads in `hf_api.py` (`ModelInfo`, `RepoFile`,
 `RepoFolder`); ids are computed as git and Git LFS compute them, as on the real hub.
@@ -27,7 +27,7 @@ class Repo:
     commit: str = COMMIT
     tags: tuple[str, ...] = ("v1.0",)
 
-    def knows(self, revision: str) -> bool:
+    def has_revision(self, revision: str) -> bool:
         return revision in {"main", self.commit, *self.tags}
 
     def files(self) -> dict[str, Path]:
@@ -150,9 +150,9 @@ def file_headers(path: Path, commit: str) -> dict[str, str]:
     }
 
 
-def part(content: bytes, wanted: str) -> tuple[int, bytes, dict[str, str]]:
+def part(content: bytes, range_header: str) -> tuple[int, bytes, dict[str, str]]:
     """Status, bytes and extra headers for a `Range` header, of which one `bytes=N-[M]` is known."""
-    match = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)
+    match = re.fullmatch(r"bytes=(\d+)-(\d*)", range_header)
     if match is None:
         return 200, content, {}
     total = len(content)

@@ -7,7 +7,7 @@ every byte travels over the plain HTTP that a test can slow down or cut.
     with HubServer({"tiny/llama": folder}) as hub:
         hub.script("tiny/llama", Faults(bytes_per_second=20_000))
         subprocess.run([sys.executable, "-c", code], env=hub.environment(tmp_path))
-        assert hub.asked("GET", "model.safetensors")
+        assert hub.received("GET", "model.safetensors")
 """
 
 from __future__ import annotations
@@ -130,13 +130,13 @@ class HubServer:
                 self._spent[repo_id, kind] = 0
 
     def environment(self, home: Path) -> dict[str, str]:
-        """The environment of a client process that knows this hub only and caches under `home`."""
+        """The environment of a client process that uses this hub only and caches under `home`."""
         foreign = re.compile(r"HF_|HUGGING|TRANSFORMERS_|.*_proxy$", re.IGNORECASE)
-        kept = {name: value for name, value in os.environ.items() if not foreign.match(name)}
+        own = {name: value for name, value in os.environ.items() if not foreign.match(name)}
         quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-        return kept | quiet | {"HF_ENDPOINT": self.url, "HF_HOME": str(home)}
+        return own | quiet | {"HF_ENDPOINT": self.url, "HF_HOME": str(home)}
 
-    def asked(self, method: str = "*", ending: str = "") -> list[Request]:
+    def received(self, method: str = "*", ending: str = "") -> list[Request]:
         """The requests so far with this method whose path, without the query, ends like this."""
         return [
             request
@@ -147,12 +147,12 @@ class HubServer:
     def wait_for(self, method: str, ending: str, timeout: float = 30.0) -> Request:
         """Block until such a request has arrived, and return the first one."""
         with self._news:
-            if self._news.wait_for(lambda: self.asked(method, ending), timeout):
-                return self.asked(method, ending)[0]
+            if self._news.wait_for(lambda: self.received(method, ending), timeout):
+                return self.received(method, ending)[0]
         raise TimeoutError(f"No {method} …{ending} within {timeout} s, only {self.requests}")
 
     def answer(self, request: Request) -> _Reply:
-        """Remember the request and decide what to send; the handler threads call this."""
+        """Record the request and return the response; called on the handler threads."""
         with self._news:
             self.requests.append(request)
             self._news.notify_all()
@@ -167,7 +167,7 @@ class HubServer:
             return refused.reply
 
     def _repo(self, repo_id: str, path: str, revision: str | None) -> tuple[Repo, Faults]:
-        """The repository and what is wrong with it here and now, or the refusal."""
+        """The repository and what is wrong with it here and now, or the error response."""
         faults = self._faults.get(repo_id, Faults())
         repo = self.repos.get(repo_id)
         if repo is None or faults.missing:
@@ -176,7 +176,7 @@ class HubServer:
             faults = Faults(gated=faults.gated, tokens=faults.tokens)
         if self._spend(repo_id, "errors", faults.errors):
             raise _RefusedError(500, "", "Internal Server Error")
-        if revision is not None and not repo.knows(unquote(revision)):
+        if revision is not None and not repo.has_revision(unquote(revision)):
             raise _RefusedError(404, "RevisionNotFound", "Invalid rev id")
         return repo, faults
 
@@ -296,4 +296,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.closing.wait(step / bytes_per_second)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: the memory is `HubServer.requests`."""
+        """Print nothing: `HubServer.requests` records the requests."""

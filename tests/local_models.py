@@ -1,4 +1,4 @@
-"""What the tests of the local backend share: edits of model folders, an ear for noise."""
+"""Helpers of the tests of the local backend: sessions, edited model folders, recorded log records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.tiny_models import Options, tiny_llama
 
 @contextlib.contextmanager
 def local_session(**changes: object) -> Iterator[Session]:
-    """A session on the real local backend that no environment and no ``.env`` file has touched."""
+    """Yield a session on the local backend, without settings of the environment."""
     session = Session(settings(**changes))
     try:
         yield session
@@ -55,7 +55,7 @@ def forward_sizes(session: Session) -> Iterator[list[int]]:
 
 
 def edited(folder: Path, file: str, **changes: object) -> Path:
-    """Change top-level keys of a JSON file in a model folder; returns the folder."""
+    """Change keys of a JSON file in a model folder; returns the folder."""
     path = folder / file
     content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(content | changes, indent=2))
@@ -63,7 +63,7 @@ def edited(folder: Path, file: str, **changes: object) -> Path:
 
 
 def reweighted(folder: Path, *, drop: str = "", add: Mapping[str, Tensor] | None = None) -> Path:
-    """Take a tensor out of the weights, or put some in; returns the folder."""
+    """Remove a tensor from the weights, or add some; returns the folder."""
     file = folder / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items() if name != drop}
     save_file(tensors | dict(add or {}), file, metadata={"format": "pt"})
@@ -71,18 +71,18 @@ def reweighted(folder: Path, *, drop: str = "", add: Mapping[str, Tensor] | None
 
 
 def parrot(folder: Path, text: str, *, ends: bool = True, **changes: Unpack[Options]) -> Path:
-    """A model that answers `text` whatever it is asked, once or over and over.
+    """Make a model that answers `text` to each prompt, once or repeatedly.
 
-    Each of its tokens only knows the next one, so none may come twice in `text`; the first one
-    follows a line break, with which the prompt of a chat ends.
+    Each token determines the next one, so no token may occur twice in `text`. The first one follows
+    a line break, with which the prompt of a chat ends.
     """
     options: Options = {"layers": 1, "hidden": 288, **changes}
     tiny_llama(folder, **options)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    said = tokenizer(text).input_ids
+    tokens = tokenizer(text).input_ids
     (line_break,) = tokenizer("\n").input_ids
-    chain = [line_break, *said, tokenizer.eos_token_id if ends else said[0]]
-    assert len({*chain[:-1]}) == len(chain) - 1, "a token comes twice"
+    chain = [line_break, *tokens, tokenizer.eos_token_id if ends else tokens[0]]
+    assert len({*chain[:-1]}) == len(chain) - 1, "a token occurs twice"
     tensors = load_file(folder / "model.safetensors")
     size = len(tokenizer)
     tensors["model.embed_tokens.weight"] = torch.eye(size, 288)
@@ -96,26 +96,26 @@ def parrot(folder: Path, text: str, *, ends: bool = True, **changes: Unpack[Opti
     return folder
 
 
-class _Ear(logging.Handler):
-    def __init__(self, heard: list[str]) -> None:
+class _Recorder(logging.Handler):
+    def __init__(self, records: list[str]) -> None:
         super().__init__(logging.WARNING)
-        self._heard = heard
+        self._records = records
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._heard.append(f"{record.name}: {record.getMessage()}")
+        self._records.append(f"{record.name}: {record.getMessage()}")
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[list[str]]:
-    """What libraries log as a warning or worse, and would so write under the user's cell."""
-    heard: list[str] = []
-    ear = _Ear(heard)
-    # The two libraries do not hand their records on to the root.
+    """Yield the warnings and errors that libraries log, which would appear in the cell."""
+    records: list[str] = []
+    handler = _Recorder(records)
+    # Records of the two libraries do not reach the root logger.
     loggers = [logging.getLogger(name) for name in (None, "transformers", "huggingface_hub")]
     for logger in loggers:
-        logger.addHandler(ear)
+        logger.addHandler(handler)
     try:
-        yield heard
+        yield records
     finally:
         for logger in loggers:
-            logger.removeHandler(ear)
+            logger.removeHandler(handler)

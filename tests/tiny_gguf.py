@@ -8,7 +8,7 @@ import numpy as np
 from gguf import GGUFWriter
 
 HIDDEN, INNER, HEADS, LAYERS = 64, 96, 4, 2
-MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MERGES = ["Ġ Ġ", "h e", "l l"]
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n'"
@@ -26,7 +26,7 @@ def write_gguf(
     file: Path, architecture: str = "llama", *, lacking: str = "", parts: int = 1
 ) -> Path:
     """Write a random model of two layers, whose end of text is not the end of its turns."""
-    tokens = MARKS + alphabet() + [merge.replace(" ", "") for merge in MERGES]
+    tokens = SPECIAL_TOKENS + alphabet() + [merge.replace(" ", "") for merge in MERGES]
     writer = GGUFWriter(file, architecture)
     writer.add_name("tiny")
     writer.add_context_length(512)
@@ -42,7 +42,7 @@ def write_gguf(
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
-    writer.add_token_types([3] * len(MARKS) + [1] * (len(tokens) - len(MARKS)))
+    writer.add_token_types([3] * len(SPECIAL_TOKENS) + [1] * (len(tokens) - len(SPECIAL_TOKENS)))
     writer.add_token_merges(MERGES)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(0)

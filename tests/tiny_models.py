@@ -3,8 +3,8 @@
     tiny_llama(tmp_path / "llama", layers=4, chat_template=None)
     tiny(tmp_path / "mamba", "mamba")
 
-The weights are noise, but the same noise for the same seed. The tokenizer knows every byte, so
-any text makes the round trip, and sampled text holds broken UTF-8, as real models stream it.
+The weights are noise, but the same noise for the same seed. The tokenizer has every byte, so
+any text makes the round trip, and sampled text holds incomplete UTF-8, as that of real models.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SPECIAL_TOKENS = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 _MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("e", "r"), ("Ġ", "a"), ("o", "n")]
 
 # Decoders of the Llama family share these names. A window shorter than a prompt makes the cache
-# forget old positions, which is what those variants are for: in all layers of Mistral and Gemma 3
+# discard old positions, which those variants test: in all layers of Mistral and Gemma 3
 # (at two layers), in every other one of Gemma 2.
 _HEADS: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 _WINDOW = {"sliding_window": 16}
@@ -74,7 +74,7 @@ _EXTRAS: dict[Architecture, dict[str, Any]] = {
 
 
 class Options(TypedDict, total=False):
-    """What a tiny model can be told; see `DEFAULTS`."""
+    """The options of a tiny model; see `DEFAULTS`."""
 
     layers: int
     hidden: int
@@ -161,7 +161,7 @@ def pickle_only(folder: Path) -> Path:
     return folder
 
 
-def broken_weights(folder: Path) -> Path:
+def truncated_weights(folder: Path) -> Path:
     """A Llama whose safetensors file ends halfway, as after a full disk or a lost connection."""
     weights = tiny_llama(folder) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
@@ -169,7 +169,7 @@ def broken_weights(folder: Path) -> Path:
 
 
 def remote_code(folder: Path) -> Path:
-    """A model of an unknown type that brings its own Python; `imported` tells if that ever ran."""
+    """Make a model of an unknown type with Python code; `imported` returns whether that has run."""
     config_file = tiny_llama(folder) / "config.json"
     config = json.loads(config_file.read_text())
     config |= {

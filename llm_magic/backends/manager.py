@@ -1,9 +1,9 @@
-"""Who is loaded_model, who is active, and what may happen next.
+"""The loaded models, the active one, and the states of a load.
 
 ::
 
     Inactive -> Loading (local) | Configuring (remote) -> Ready -> Unloading -> Inactive
-                        `-> Failed (keeps last_error), or Ready again where a model is left
+                        `-> Failed (keeps last_error), or Ready if a model is still loaded
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Stat
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A loaded model and what it was loaded with."""
+    """A loaded model and the options of its load; `requested` is the model as the user named it."""
 
     name: str
-    asked: str | None
+    requested: str | None
     config: LoadConfig
     backend: Backend
     info: ModelInfo
@@ -39,10 +39,7 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of everything, at one moment.
-
-    `backend_details` has the facts of the active backend; `memory` is what the process holds.
-    """
+    """The state of the session at one moment; `backend_details` describes the active model."""
 
     backend_type: str
     active_model: str | None
@@ -57,21 +54,21 @@ class Status:
 
 @dataclass(slots=True)
 class LoadResult:
-    """What a load did: the model, whether it was there already, and what had to go for it."""
+    """The loaded model, whether it was loaded before, and the models that were unloaded for it."""
 
     info: ModelInfo
-    already: bool = False
+    was_loaded: bool = False
     unloaded: list[Unloaded] = field(default_factory=list)
     notes: tuple[str, ...] = ()
 
 
 class BackendManager:
-    """Owns the backends and the loaded_model models; everything but `snapshot` runs on the loop."""
+    """Owns the backends and the loaded models; runs on the event-loop thread unless stated."""
 
     def __init__(
         self, create: Callable[[str], Backend], changed: Callable[[], None] = lambda: None
     ) -> None:
-        """`changed` is called after every change, on the loop thread or a backend's own."""
+        """`changed` is called after every change, on the event-loop thread or one of a backend."""
         self._create, self._changed = create, changed
         self._backends: dict[str, Backend] = {}
         self._loaded: dict[str, LoadedModel] = {}
@@ -84,17 +81,17 @@ class BackendManager:
 
     @property
     def state(self) -> State:
-        """Where the state machine is."""
+        """The current state."""
         return self._state
 
     @property
     def loading(self) -> str | None:
-        """The name of the model that is being loaded; safe to read from any thread."""
+        """The name of the model that is being loaded. Safe to read from any thread."""
         return self._loading
 
     @property
     def progress(self) -> Progress | None:
-        """How far the running load is; safe to read from any thread."""
+        """The progress of the running load. Safe to read from any thread."""
         return self._progress
 
     async def load(
@@ -106,19 +103,19 @@ class BackendManager:
         keep: bool = False,
         began: float | None = None,
     ) -> LoadResult:
-        """Load a model and make it active; the others go, unless `keep`.
+        """Load a model, make it active, and unload the others unless `keep`.
 
-        Bad input loses nothing: they go only after the new one was found, checked and fits. The time
-        of the load counts from `began` (`time.perf_counter`), or from now.
+        They are unloaded only after the new one was found and checked. The time of the load counts
+        from `began` (`time.perf_counter`), or from now.
         """
         began = time.perf_counter() if began is None else began
-        self.refuse_second_load()
+        self.check_not_loading()
         same = self._same(model, config, name)
         if same is not None:
             self._active = same.name
             self._changed()
             unloaded = [] if keep else await self._unload_others(same.name)
-            return LoadResult(same.info, already=True, unloaded=unloaded)
+            return LoadResult(same.info, was_loaded=True, unloaded=unloaded)
         backend = self._backend(config.backend)
         self._state = _loading_state(backend)
         self._loading = model or "the default model"
@@ -132,23 +129,23 @@ class BackendManager:
             await asyncio.wait({work})
             raise
         except LLMMagicError as error:
-            self._settle("Failed", str(error))
+            self._finish("Failed", str(error))
             raise
         except Exception as error:
-            self._settle("Failed", f"{type(error).__name__}: {error}")
+            self._finish("Failed", f"{type(error).__name__}: {error}")
             raise
         finally:
             self._loading = self._progress = None
             self._stopping = False
             if self._state in {"Loading", "Configuring", "Unloading"}:
-                self._settle("Inactive")
+                self._finish("Inactive")
             self._changed()
 
-    def refuse_second_load(self) -> None:
-        """Raise `LoadInProgress` while a load runs: it is never queued in silence."""
+    def check_not_loading(self) -> None:
+        """Raise `LoadInProgress` while a load runs."""
         if self._loading is not None and self._stopping:
             raise LoadInProgress(
-                f"The load of {self._loading} was stopped and is letting go."
+                f"The load of {self._loading} was stopped and is still ending."
                 " Try again in a few seconds (%llm_status shows when)."
             )
         if self._loading is not None:
@@ -179,22 +176,22 @@ class BackendManager:
                 raise
             gone = ", ".join(gone.name for gone in unloaded)
             was = "was" if len(unloaded) == 1 else "were"
-            # The same object: classes of the tree have attributes that a copy would lose.
+            # The same object: some error classes have attributes that a copy would lose.
             raise error.append(f"{gone} {was} unloaded for it.") from None
-        # All that the user waited for: checks, imports, downloads, conversions, unloads.
+        # The user waited for checks, imports, downloads, conversions and unloads too.
         info = dataclasses.replace(info, load_s=time.perf_counter() - began)
         self._loaded[chosen] = LoadedModel(chosen, model, config, backend, info)
         self._active = chosen
-        self._settle("Ready")
+        self._finish("Ready")
         self._last_error = None
         return LoadResult(info, unloaded=unloaded, notes=plan.notes)
 
     def _report(self, progress: Progress) -> None:
-        # Called on the backend's threads; one assignment, so there is nothing to tear.
+        # Called on threads of the backend; one assignment is atomic.
         self._progress = progress
         self._changed()
 
-    def _settle(self, state: State, error: str | None = None) -> None:
+    def _finish(self, state: State, error: str | None = None) -> None:
         if error is not None:
             self._last_error = error
         self._state = "Ready" if self._loaded else state
@@ -202,8 +199,14 @@ class BackendManager:
 
     def _same(self, model: str | None, config: LoadConfig, name: str | None) -> LoadedModel | None:
         for loaded_model in self._loaded.values():
-            asked = model in {loaded_model.asked, loaded_model.name, loaded_model.info.source}
-            same = asked and loaded_model.config == config and name in {None, loaded_model.name}
+            is_requested = model in {
+                loaded_model.requested,
+                loaded_model.name,
+                loaded_model.info.source,
+            }
+            same = (
+                is_requested and loaded_model.config == config and name in {None, loaded_model.name}
+            )
             if same and loaded_model.backend.is_current(loaded_model.name, config):
                 return loaded_model
         return None
@@ -222,13 +225,13 @@ class BackendManager:
         return self._backends[name]
 
     async def unload(self, name: str | None = None) -> Unloaded:
-        """Free one model, the active one if none is named."""
-        self.refuse_second_load()
+        """Unload one model, the active one if none is named."""
+        self.check_not_loading()
         return await self._unload(self.find(name, wanted=False))
 
     async def unload_all(self) -> list[Unloaded]:
-        """Free every model."""
-        self.refuse_second_load()
+        """Unload every model."""
+        self.check_not_loading()
         return await self._unload_others(None)
 
     async def _unload_others(self, keep: str | None) -> list[Unloaded]:
@@ -239,19 +242,19 @@ class BackendManager:
 
     async def _unload(self, loaded_model: LoadedModel) -> Unloaded:
         self._state = "Unloading"
-        # Gone from here on for everybody else, so that nobody asks for it twice.
+        # Not found from here on, so that no request uses it and no second unload starts.
         self._loaded.pop(loaded_model.name, None)
         if self._active == loaded_model.name:
             self._active = next(reversed(self._loaded), None)
         try:
             return await loaded_model.backend.unload(loaded_model.name)
         finally:
-            self._settle("Inactive")
+            self._finish("Inactive")
 
     def find(self, name: str | None = None, *, wanted: bool = True) -> LoadedModel:
-        """Return a loaded_model model, the active one if none is named; raises `ModelNotLoaded`.
+        """Return a loaded model, the active one if none is named; raises `ModelNotLoaded`.
 
-        The error has how to load it where the model is `wanted`, not where it is to be unloaded.
+        The error suggests to load it if `wanted`, which is false for an unload.
         """
         if name is None:
             if self._active is None:
@@ -273,29 +276,29 @@ class BackendManager:
     def stream(
         self, name: str, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
-        """Answer with a loaded_model model."""
+        """Yield the chunks of an answer of a loaded model."""
         return self.find(name).backend.stream(name, messages, config)
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
-        """Count what a conversation costs a loaded_model model."""
+        """Count the tokens of a conversation for a loaded model."""
         return await self.find(name).backend.count(name, messages)
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
-        """Return what a backend could load."""
+        """Return the models that a backend can load."""
         return await self._backend(config.backend).models(config)
 
     def used(self, backend: str) -> LoadConfig | None:
-        """Return what a backend's latest loaded_model was loaded with; from any thread."""
+        """Return the options of the latest load of a backend. Safe to call from any thread."""
         configs = [r.config for r in tuple(self._loaded.values())]
         return next((c for c in reversed(configs) if c.backend == backend), None)
 
     def known(self, backend: str, base_url: str | None = None) -> list[ModelInfo]:
-        """Return what a backend's servers named when they were last asked; from any thread."""
+        """Return the models that the servers of a backend listed last. Safe to call from any thread."""
         built = self._backends.get(backend)
         return built.known(base_url) if built is not None else []
 
     def snapshot(self, config: GenerationConfig, backend: str) -> Status:
-        """Return the state now; safe to call from any thread."""
+        """Return the state now. Safe to call from any thread."""
         loaded_models = tuple(self._loaded.values())
         active = next((r for r in loaded_models if r.name == self._active), None)
         held = [built.memory() for built in tuple(self._backends.values())]
@@ -308,12 +311,12 @@ class BackendManager:
             backend_details=_details(active),
             models=tuple(r.info for r in loaded_models),
             progress=self._progress,
-            # Only the local one knows the GPUs.
+            # Only the local backend reports GPUs.
             memory=max(held, key=lambda memory: len(memory.devices), default=None),
         )
 
     async def aclose(self) -> None:
-        """Free the models and close the backends."""
+        """Unload the models and close the backends."""
         for backend in list(self._backends.values()):
             await backend.aclose()
         self._loaded.clear()

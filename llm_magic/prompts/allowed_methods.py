@@ -336,7 +336,7 @@ def _check_container(call: MethodCall) -> None:
 def _check_range(call: MethodCall) -> None:
     # For anything but an int, Python compares each number of a range.
     if any(type(arg) is not int for arg in call.args):
-        raise NotAllowed("looks for something that is not an int in a range")
+        raise NotAllowed("searches a range for something that is not an int")
 
 
 def _require_no_arguments(call: MethodCall) -> None:

@@ -164,9 +164,9 @@ def comparison(kind: type[ast.cmpop], left: Any, right: Any, budget: Budget) -> 
     """Return ``left < right`` and the like; raises `NotAllowed` if that may run the user's code."""
     if kind in {ast.In, ast.NotIn}:
         if family(right) == "range" and type(left) is not int:
-            raise NotAllowed("looks for something that is not an int in a range")
+            raise NotAllowed("searches a range for something that is not an int")
         if family(right) not in _ITERATED | {"interval", "range"}:
-            raise NotAllowed(f"looks into a {type(right).__name__}")
+            raise NotAllowed(f"searches a {type(right).__name__}")
         budget.spend(size(left) * size(right) / 1000 if family(left) in TEXTS else 0)
     if kind not in {ast.Is, ast.IsNot}:
         _require_no_containers(left, right)
@@ -191,7 +191,7 @@ def unary(kind: type[ast.unaryop], value: Any, budget: Budget) -> Any:
 def truth(value: Any) -> bool:
     """Return whether the result of a comparison is true."""
     if family(value) not in NUMBERS | {"none", "missing"} | ARRAYS:
-        raise NotAllowed(f"asks whether a {type(value).__name__} is true")
+        raise NotAllowed(f"takes the truth value of a {type(value).__name__}")
     return bool(value)
 
 

@@ -71,7 +71,7 @@ class Loads:
         manager = self._manager()
 
         async def begin() -> asyncio.Task[LoadResult]:
-            manager.refuse_second_load()
+            manager.check_not_loading()
             load = naming.load(manager, model, config)
             task = asyncio.ensure_future(load)
             task.add_done_callback(_release)

@@ -113,7 +113,7 @@ def decoding_speed(folder: Path, bandwidth: float, rounds: Rounds) -> Iterator[R
         yield from _first_tokens(subject, rounds)
     finally:
         session.close()
-        devices.settle()
+        devices.free_garbage()
 
 
 def _rates(subject: Subject, bandwidth: float, rounds: Rounds) -> Iterator[Row]:
@@ -173,7 +173,7 @@ def main() -> None:
     tables = [report.measured("bandwidth", "the device's memory", copy_bandwidth, 10)]
     print(f"\n{tables[0].text()}", flush=True)
     bandwidth = tables[0].rows[0].median or 0.0
-    devices.settle()
+    devices.free_garbage()
     with tempfile.TemporaryDirectory(prefix="llm_magic-gpu-") as root:
         for shape in (shapes.ONE_B, shapes.EIGHT_B):
             if args.only and shape.name not in args.only:

@@ -18,7 +18,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header() -> str:
-    """Say what is under test."""
+    """Print the device under test."""
     return f"device under test: {devices.NAME} ({devices.versions()})"
 
 
@@ -36,22 +36,22 @@ def eight_b(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def session() -> Iterator[Session]:
-    """Return a session with nothing loaded, untouched by the environment."""
-    # Bytes are counted here: what is kept between answers would be among them.
+    """Return a session without a model and without settings of the environment."""
+    # The tests count bytes: the prefix cache would be among them.
     settings = Settings(_env_file=None, LLM_DEVICE=devices.NAME, LLM_PREFIX_CACHE="off")
     fresh = Session(settings)
     yield fresh
     fresh.close()
-    devices.settle()
+    devices.free_garbage()
 
 
 @pytest.fixture
 def loaded(session: Session, one_b: Path) -> Session:
-    """Return a session that holds the 1B model and has answered once.
+    """Return a session with the 1B model that has answered once.
 
-    What a first answer makes torch keep for good (the workspace of cuBLAS, its kernels) is there.
+    torch has then allocated what it never frees: the workspace of cuBLAS, and kernels.
     """
     session.load(str(one_b))
     session.generate("Hello", max_new_tokens=4)
-    devices.settle()
+    devices.free_garbage()
     return session

@@ -1,4 +1,4 @@
-"""The device under test: its memory figures, and how to fill it up."""
+"""The device under test: its memory, and how to fill it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _MIB = 1 << 20
 
 
 def synchronize() -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if ON_GPU:
         torch.cuda.synchronize(NAME)
 
 
-def settle() -> None:
-    """Wait for the device, and let go of what nobody refers to."""
+def free_garbage() -> None:
+    """Wait for the device, and free memory without references."""
     gc.collect()
     synchronize()
     if ON_GPU:
@@ -37,30 +37,30 @@ def allocated() -> int:
     """Return the bytes of all tensors on the device."""
     if ON_GPU:
         return torch.cuda.memory_allocated(NAME)
-    # By type, because asking an object for its class runs code of some lazy modules.
+    # By type: the class attribute of a lazy module runs code.
     tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
     storages = [tensor.untyped_storage() for tensor in tensors]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def comes_back_to(size: int, patience_s: float = 20) -> bool:
-    """Wait until the tensors on the device take `size` bytes again: threads may be letting go."""
+    """Wait until the tensors on the device take `size` bytes: other threads may still free some."""
     deadline = time.monotonic() + patience_s
     while allocated() != size and time.monotonic() < deadline:
         time.sleep(0.1)
-        settle()
+        free_garbage()
     return allocated() == size
 
 
 def reserved() -> int:
-    """Return the bytes that torch keeps of the device; the process's own memory on a CPU."""
+    """Return the bytes that torch has reserved; the memory of the process on a CPU."""
     if ON_GPU:
         return torch.cuda.memory_reserved(NAME)
     return int(psutil.Process().memory_info().rss)
 
 
 def random_state() -> list[bytes]:
-    """Return the state of every random generator that a user could notice."""
+    """Return the state of the random generators."""
     states = [torch.get_rng_state()]
     if ON_GPU:
         states.append(torch.cuda.get_rng_state(NAME))
@@ -74,7 +74,7 @@ def ballast(leave: int) -> Iterator[None]:
         with _less_address_space(leave):
             yield
         return
-    settle()
+    free_garbage()
     free, _total = torch.cuda.mem_get_info(NAME)
     weight = torch.empty(max(free - leave, 0) // _MIB * _MIB, dtype=torch.uint8, device=NAME)
     try:
@@ -86,11 +86,11 @@ def ballast(leave: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _less_address_space(leave: int) -> Iterator[None]:
-    """Let this process grow by `leave` bytes only."""
+    """Limit the growth of this process to `leave` bytes."""
     assert sys.platform == "linux"
     import resource
 
-    settle()
+    free_garbage()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + leave, hard))
     try:
@@ -100,7 +100,7 @@ def _less_address_space(leave: int) -> Iterator[None]:
 
 
 def versions() -> str:
-    """Name the device and what drives it."""
+    """Return the names and versions of the device and its software."""
     import transformers
 
     chip = torch.cuda.get_device_name(NAME) if ON_GPU else "CPU"

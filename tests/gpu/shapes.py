@@ -1,4 +1,4 @@
-"""Llamas of real size with random weights: speed and memory do not depend on what weights say."""
+"""Llamas of real size with random weights, on which speed and memory do not depend."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def folder_of(shape: Shape, root: Path) -> Path:
     ``LLM_MAGIC_TEST_MODELS`` names a root that outlives one run, so that tests and benchmarks
     can share what they build.
     """
-    kept = os.environ.get("LLM_MAGIC_TEST_MODELS")
-    folder = (Path(kept) if kept else root) / f"llama-{shape.name}"
+    stored = os.environ.get("LLM_MAGIC_TEST_MODELS")
+    folder = (Path(stored) if stored else root) / f"llama-{shape.name}"
     if not folder.exists():
         partial = folder.with_suffix(".partial")
         build(shape, partial)
@@ -82,15 +82,15 @@ def build(shape: Shape, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder, max_shard_size="4GB")
     del model
-    devices.settle()
+    devices.free_garbage()
 
 
 def wide_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     """Return the byte-level tokenizer of the tiny models, with a word for every other token."""
     small = byte_tokenizer(CHATML, CONTEXT)
     description = json.loads(small.backend_tokenizer.to_str())
-    words = description["model"]["vocab"]
-    words |= {f"Ġw{index}": index for index in range(len(small), vocabulary)}
+    vocab = description["model"]["vocab"]
+    vocab |= {f"Ġw{index}": index for index in range(len(small), vocabulary)}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(description)),
         pad_token=small.pad_token,

@@ -22,7 +22,7 @@ _LEAVE = 64 * _MIB if devices.ON_GPU else 16 * _MIB
 _LONG = "word " * 1200  # 6,000 tokens
 
 
-def test_every_token_is_a_chunk_as_it_comes(loaded: Session) -> None:
+def test_each_token_is_a_chunk_when_it_is_generated(loaded: Session) -> None:
     arrived, produced = [], []
     for chunk in loaded.stream("Hello", max_new_tokens=64):
         if chunk.tokens:
@@ -35,7 +35,7 @@ def test_every_token_is_a_chunk_as_it_comes(loaded: Session) -> None:
     assert loaded.last.finish_reason == "length"
 
 
-def test_a_closed_stream_stops_within_two_steps(loaded: Session) -> None:
+def test_closed_stream_stops_within_two_steps(loaded: Session) -> None:
     steps = _Steps(local_model(loaded).model)
     late = []
     for _ in range(5):
@@ -52,14 +52,14 @@ def test_a_closed_stream_stops_within_two_steps(loaded: Session) -> None:
     assert loaded.generate("Hello", max_new_tokens=4).finish_reason == "length"
 
 
-def test_a_graph_says_what_single_steps_say(loaded: Session) -> None:
+def test_graph_generates_the_text_of_single_steps(loaded: Session) -> None:
     how = loaded.status().backend_details["decoding"]
     assert how == "captured graph" if devices.ON_GPU else how.startswith("step by step")
     options: dict[str, Any] = {"max_new_tokens": 64, "temperature": 0, "repetition_penalty": 1.1}
     replayed = loaded.generate("Hello", **options).text
-    resident = local_model(loaded)
-    resident.free_caches()
-    decoder = resident.static_decoder
+    loaded_model = local_model(loaded)
+    loaded_model.free_caches()
+    decoder = loaded_model.static_decoder
     reason, decoder.unavailable_reason = decoder.unavailable_reason, "for this test"
     try:
         assert loaded.generate("Hello", **options).text == replayed
@@ -67,7 +67,7 @@ def test_a_graph_says_what_single_steps_say(loaded: Session) -> None:
         decoder.unavailable_reason = reason
 
 
-def test_the_same_seed_the_same_text(loaded: Session) -> None:
+def test_same_seed_gives_the_same_text(loaded: Session) -> None:
     before = devices.random_state()
     first = loaded.generate("Hello", max_new_tokens=32, seed=7)
     assert devices.random_state() == before
@@ -76,7 +76,7 @@ def test_the_same_seed_the_same_text(loaded: Session) -> None:
     assert devices.random_state() == before
 
 
-def test_memory_that_runs_out_while_a_prompt_is_read(loaded: Session) -> None:
+def test_out_of_memory_within_a_prompt(loaded: Session) -> None:
     before = devices.allocated()
     with devices.ballast(_LEAVE):
         held = devices.allocated()
@@ -93,7 +93,7 @@ def test_memory_that_runs_out_while_a_prompt_is_read(loaded: Session) -> None:
 
 
 @pytest.mark.skipif(not devices.ON_GPU, reason="only a GPU can be filled in the middle")
-def test_memory_that_runs_out_while_it_answers(loaded: Session) -> None:
+def test_out_of_memory_within_an_answer(loaded: Session) -> None:
     before = devices.allocated()
     # The cache grows by 32 KiB a token: 8 MiB and what torch has kept last for some hundreds.
     stream = loaded.stream("word " * 180, max_new_tokens=4000)

@@ -1,4 +1,4 @@
-"""Where a model goes, what it takes, and what is refused before anything is lost."""
+"""Loads on the device: the size of a model, and errors that leave the loaded one."""
 
 from __future__ import annotations
 
@@ -23,31 +23,33 @@ _FIGURES = r"needs about [\d.,]+ [MG]B on \S+, [\d.,]+ [MG]B are free\."
 
 
 @pytest.mark.parametrize("device", [devices.NAME, "auto"])
-def test_the_device_is_told(session: Session, one_b: Path, device: str) -> None:
+def test_device_is_reported(session: Session, one_b: Path, device: str) -> None:
     assert session.load(str(one_b), device=device).device == devices.LABEL
     assert session.generate("Hello", max_new_tokens=4).finish_reason == "length"
 
 
-def test_a_gpu_that_is_not_there(loaded: Session, one_b: Path) -> None:
+def test_unknown_gpu_is_an_error(loaded: Session, one_b: Path) -> None:
     with pytest.raises(DeviceUnavailable, match=r"^\S[^\n]+\.$"):
         loaded.load(str(one_b), device="cuda:7")
     _still_answers(loaded)
 
 
 @pytest.mark.parametrize("shape", ["one_b", "eight_b"])
-def test_it_takes_what_it_says(
+def test_loaded_model_uses_its_reported_size(
     session: Session, shape: str, request: pytest.FixtureRequest
 ) -> None:
     folder: Path = request.getfixturevalue(shape)
-    devices.settle()
+    devices.free_garbage()
     before = devices.allocated()
     size = session.load(str(folder)).size
     assert size is not None
-    devices.settle()
+    devices.free_garbage()
     assert devices.allocated() - before == pytest.approx(size, rel=0.01)
 
 
-def test_too_large_for_any_device(loaded: Session, one_b: Path, tmp_path: Path) -> None:
+def test_model_larger_than_any_device_is_an_error(
+    loaded: Session, one_b: Path, tmp_path: Path
+) -> None:
     with pytest.raises(OutOfMemory, match=_FIGURES) as refused:
         loaded.load(str(_huge(one_b, tmp_path / "huge")))
     assert "Try " in str(refused.value)
@@ -57,24 +59,24 @@ def test_too_large_for_any_device(loaded: Session, one_b: Path, tmp_path: Path) 
 
 
 @only_gpu
-def test_too_large_beside_what_is_there(loaded: Session, one_b: Path) -> None:
+def test_model_larger_than_the_free_memory_is_an_error(loaded: Session, one_b: Path) -> None:
     with devices.ballast(512 << 20), pytest.raises(OutOfMemory, match=_FIGURES):
         loaded.load(str(one_b), keep=True, name="second", device=devices.NAME)
     _still_answers(loaded)
 
 
 @only_gpu
-def test_memory_that_runs_out_during_a_load_comes_back(
+def test_out_of_memory_within_a_load_is_freed(
     session: Session, one_b: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = devices.allocated()
-    # As if somebody else had taken it after the check.
+    # As if another process had used the memory after the check.
     monkeypatch.setattr(memory, "check_fit", lambda *_args, **_kwargs: None)
     with devices.ballast(512 << 20):
         held = devices.allocated()
         with pytest.raises(OutOfMemory, match=r"^Memory ran out while [^\n]+ was loaded\."):
             session.load(str(one_b), device=devices.NAME)
-        # The threads that read files may still be about a tensor or two.
+        # The threads that read files may still hold a tensor.
         assert devices.comes_back_to(held)
     assert devices.comes_back_to(before)
     session.load(str(one_b))
@@ -82,7 +84,7 @@ def test_memory_that_runs_out_during_a_load_comes_back(
 
 
 @only_gpu
-def test_a_load_that_is_stopped_leaves_nothing(session: Session, eight_b: Path) -> None:
+def test_interrupted_load_is_freed(session: Session, eight_b: Path) -> None:
     before = devices.allocated()
     pressed = threading.Event()
 

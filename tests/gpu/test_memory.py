@@ -1,4 +1,4 @@
-"""Unloading gives everything back, every time."""
+"""Unloads free all memory of the device."""
 
 from __future__ import annotations
 
@@ -21,25 +21,23 @@ _MIB = 1 << 20
 def warm(loaded: Session) -> Session:
     """Return a session that has loaded, answered and unloaded once, and holds nothing."""
     loaded.unload()
-    devices.settle()
+    devices.free_garbage()
     return loaded
 
 
 @pytest.mark.parametrize("shape", ["one_b", "eight_b"])
-def test_an_unload_gives_everything_back(
-    warm: Session, shape: str, request: pytest.FixtureRequest
-) -> None:
+def test_unload_frees_all_memory(warm: Session, shape: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(shape)
-    devices.settle()
+    devices.free_garbage()
     allocated, reserved = devices.allocated(), devices.reserved()
     unloaded = _cycle(warm, folder)
     assert devices.allocated() == allocated
     assert devices.reserved() - reserved <= 32 * _MIB
     assert unloaded.holders == ()
-    _told_the_truth(unloaded)
+    _assert_sizes_are_right(unloaded)
 
 
-def test_ten_times_do_not_grow(warm: Session, one_b: Path) -> None:
+def test_ten_loads_do_not_grow(warm: Session, one_b: Path) -> None:
     allocated, reserved = [], []
     for _ in range(10):
         _cycle(warm, one_b)
@@ -49,7 +47,7 @@ def test_ten_times_do_not_grow(warm: Session, one_b: Path) -> None:
     assert max(reserved[2:]) - reserved[1] <= 32 * _MIB
 
 
-def test_an_unload_after_an_answer_that_broke(warm: Session, one_b: Path) -> None:
+def test_unload_after_a_failed_answer_frees_all_memory(warm: Session, one_b: Path) -> None:
     before = devices.allocated()
     warm.load(str(one_b))
     local_model(warm).model.register_forward_pre_hook(_BreaksAtStep(5))
@@ -79,9 +77,9 @@ def _cycle(session: Session, folder: Path) -> Unloaded:
     return session.unload()
 
 
-def _told_the_truth(unloaded: Unloaded) -> None:
-    """On a GPU the two figures differ by the size of the model."""
+def _assert_sizes_are_right(unloaded: Unloaded) -> None:
+    """On a GPU the sizes before and after differ by the size of the model."""
     if devices.ON_GPU:
         before, after = (dict(use.devices) for use in (unloaded.before, unloaded.after))
-        came_back = before[devices.LABEL] - after[devices.LABEL]
-        assert came_back == pytest.approx(unloaded.size, rel=0.01)
+        freed = before[devices.LABEL] - after[devices.LABEL]
+        assert freed == pytest.approx(unloaded.size, rel=0.01)

@@ -13,13 +13,15 @@ pytestmark = [pytest.mark.gpu, pytest.mark.bnb]
 
 
 @pytest.mark.parametrize(("bits", "share"), [("4bit", 0.6), ("8bit", 0.8)])
-def test_quantized(session: Session, one_b: Path, bits: str, share: float) -> None:
+def test_quantized_model_is_smaller_and_answers(
+    session: Session, one_b: Path, bits: str, share: float
+) -> None:
     whole = session.load(str(one_b)).size
     session.unload()
     session.load(str(one_b), quantization=bits)
     session.generate("Hello", max_new_tokens=4)
     session.unload()
-    devices.settle()
+    devices.free_garbage()
     before = devices.allocated()
     info = session.load(str(one_b), quantization=bits)
     assert info.device == devices.LABEL
@@ -28,5 +30,5 @@ def test_quantized(session: Session, one_b: Path, bits: str, share: float) -> No
     assert info.size < share * whole
     assert session.generate("Hello", max_new_tokens=8).usage.completion_tokens == 8
     session.unload()
-    devices.settle()
+    devices.free_garbage()
     assert devices.allocated() == before

@@ -147,7 +147,7 @@ def test_a_model_that_does_not_fit_names_the_figures(loaded: Kernel, tmp_path: P
     ("make", "words"),
     [
         (tiny_models.pickle_only, "only pickle files"),
-        (tiny_models.broken_weights, "damaged"),
+        (tiny_models.truncated_weights, "damaged"),
         (tiny_models.remote_code, "--trust-remote-code"),
     ],
 )

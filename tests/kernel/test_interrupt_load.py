@@ -28,7 +28,7 @@ def load_until_it_works(k: Kernel, model: str = "") -> None:
     deadline = time.monotonic() + 60
     while (ran := k.run(f"%llm_load {model}")).status != "ok":
         assert ran.ename == "LoadInProgress"
-        assert "was stopped and is letting go" in ran.error
+        assert "was stopped and is still ending" in ran.error
         assert time.monotonic() < deadline
         time.sleep(0.2)
     k.ok("%llm -t 0 --max-new-tokens 2 Hello")

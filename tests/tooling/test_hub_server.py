@@ -82,7 +82,7 @@ def test_a_snapshot_is_the_folder_and_is_fetched_once(
     assert snapshot.name == COMMIT
     for name, original in Repo(folder).files().items():
         assert (snapshot / name).read_bytes() == original.read_bytes()
-    assert len(hub.asked("GET", "/resolve/" + COMMIT + "/model.safetensors")) == 1
+    assert len(hub.received("GET", "/resolve/" + COMMIT + "/model.safetensors")) == 1
 
     seen = len(hub.requests)
     offline = "hf.snapshot_download('tiny/llama', local_files_only=True)"
@@ -180,8 +180,8 @@ def test_lost_connection_is_resumed_and_a_server_error_retried(
         "out = hf.hf_hub_download('tiny/llama', 'model.safetensors')"
     )
     assert Path(path).read_bytes() == WEIGHTS
-    assert len(hub.asked("HEAD", "model.safetensors")) == 2
-    ranges = [request.headers.get("range") for request in hub.asked("GET", "model.safetensors")]
+    assert len(hub.received("HEAD", "model.safetensors")) == 2
+    ranges = [request.headers.get("range") for request in hub.received("GET", "model.safetensors")]
     assert ranges == [None, "bytes=70000-"]
 
 
@@ -237,7 +237,7 @@ def test_a_real_model_is_loaded_and_generates_through_the_hub(
     assert text == same
     assert len(text) == 5
     assert prompt == "<|im_start|>user\nGrüße 🦙<|im_end|>\n<|im_start|>assistant\n"
-    assert len(hub.asked("GET", "model.safetensors")) == 1
+    assert len(hub.received("GET", "model.safetensors")) == 1
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_each_bad_model_has_the_fault_of_its_name(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="safetensors"):
         AutoModelForCausalLM.from_pretrained(pickled, use_safetensors=True)
     with pytest.raises(SafetensorError, match="incomplete"):
-        AutoModelForCausalLM.from_pretrained(tiny_models.broken_weights(tmp_path / "broken"))
+        AutoModelForCausalLM.from_pretrained(tiny_models.truncated_weights(tmp_path / "broken"))
     foreign = tiny_models.remote_code(tmp_path / "foreign")
     with pytest.raises(ValueError, match="custom code"):
         AutoModelForCausalLM.from_pretrained(foreign, trust_remote_code=False)

@@ -312,7 +312,7 @@ def view(
     """
     area = area or LiveArea(live=live)
     show_footer, form = not values["quiet"], values["format"] or "markdown"
-    size = info.size_here
+    size = info.local_size
     is_plain = values["plain"] or not is_notebook(shell)
     if is_plain:
         area.clear()

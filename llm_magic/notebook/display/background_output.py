@@ -95,7 +95,7 @@ class JobScreen:
     def _cell_view(self, area: CellArea) -> RichView:
         form, info = self._values["format"] or "markdown", self._info
         footer = not self._values["quiet"]
-        return RichView(info.name, info.size_here, form=form, show_footer=footer, area=area)
+        return RichView(info.name, info.local_size, form=form, show_footer=footer, area=area)
 
     def replaces(self, job: Job) -> bool:
         """Return whether a job was begun by this cell when it ran before: its output is gone."""

@@ -78,7 +78,7 @@ def ready_lines(result: LoadResult) -> list[str]:
     """Return the lines of a finished load: the model, notes, and each model that was unloaded."""
     info = result.info
     unloaded_lines = [unloaded_line(unloaded) for unloaded in result.unloaded]
-    if result.already:
+    if result.was_loaded:
         return [f"{model_line(info)} · already loaded", *unloaded_lines]
     took = f"ready in {info.load_s:.1f} s" if info.load_s is not None else "ready"
     return [f"{model_line(info)} · {took}", *result.notes, *unloaded_lines]

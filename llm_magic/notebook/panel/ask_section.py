@@ -200,7 +200,7 @@ def _asked(question: str) -> str:
 
 def _below(job: Job) -> str:
     if job.reply is not None and job.done:
-        return footer(job.reply, job.draft.call.loaded_model.info.size_here)
+        return footer(job.reply, job.draft.call.loaded_model.info.local_size)
     return job.notice or ("…" if job.state == "running" else "thinking …")
 
 

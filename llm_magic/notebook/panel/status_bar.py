@@ -50,7 +50,7 @@ def _memory(status: Status) -> str:
     free, total = machine.available, machine.total
     text = f"this process {human_bytes(used)}, {human_bytes(free)} free of {human_bytes(total)}"
     bars = [_bar("Memory", (total - free) / total, text)]
-    for name, free, total in status.memory.room if status.memory else ():
+    for name, free, total in status.memory.gpu_memory if status.memory else ():
         text = f"{human_bytes(free)} free of {human_bytes(total)} on {name}"
         bars.append(_bar(name, 1 - free / total, text))
     return "".join(bars)

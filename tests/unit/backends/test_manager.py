@@ -13,6 +13,7 @@ from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.manager import BackendManager, LoadResult, Status
 from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import (
+    AuthenticationFailed,
     LLMMagicError,
     LoadFailed,
     LoadInProgress,
@@ -162,7 +163,8 @@ def test_error_of_load_keeps_its_class_and_attributes(kind: type[LLMMagicError])
     @on_a_loop
     async def load_after_unload(manager: BackendManager, backend: ScriptedBackend) -> None:
         await manager.load("a", CONFIG)
-        error = backend.trouble["load"] = kind("It broke.")
+        needed: dict[str, Any] = {"summary": "It broke.", "status": 401} if kind is AuthenticationFailed else {}
+        error = backend.trouble["load"] = kind("It broke.", **needed)
         for name, value in vars(error).items():
             setattr(error, name, value or 503)
         before = dict(vars(error))
@@ -259,7 +261,7 @@ async def test_a_stopped_load_that_lets_go_slowly_is_waited_for(
     task = await begin(manager, hang, "b")
     task.cancel()
     await asyncio.sleep(0.02)
-    with pytest.raises(LoadInProgress, match="load of b was stopped and is letting go"):
+    with pytest.raises(LoadInProgress, match="load of b was stopped and is still ending"):
         await manager.load("c", CONFIG)
     hang.go.set()
     await asyncio.wait({task})
@@ -274,10 +276,10 @@ async def test_what_is_loaded_already_returns_at_once(
     manager: BackendManager, backend: ScriptedBackend
 ) -> None:
     first = await manager.load("org/a", CONFIG, name="alias")
-    assert not first.already
+    assert not first.was_loaded
     for asked in ("org/a", "alias", "/models/org/a"):
         again = await manager.load(asked, CONFIG)
-        assert (again.already, again.info, again.unloaded) == (True, first.info, [])
+        assert (again.was_loaded, again.info, again.unloaded) == (True, first.info, [])
     assert backend.events == ["check org/a", "load alias"]
     await manager.load("org/a", CONFIG.replace(quantization="4bit"))
     assert backend.events[2:] == ["check org/a", "unload alias", "load a"]
@@ -303,8 +305,8 @@ async def test_the_default_model_is_the_same_one_however_it_is_named(
     manager: BackendManager, backend: ScriptedBackend
 ) -> None:
     assert (await manager.load(None, CONFIG)).info.name == "default"
-    assert (await manager.load(None, CONFIG)).already
-    assert (await manager.load("default", CONFIG)).already
+    assert (await manager.load(None, CONFIG)).was_loaded
+    assert (await manager.load("default", CONFIG)).was_loaded
 
 
 @on_a_loop

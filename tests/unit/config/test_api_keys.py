@@ -180,7 +180,7 @@ def test_next_load_uses_new_value_of_variable(
     load(session, server, key_env=NAME)
     assert session.generate("hi").text == "hi"
     told = session.load_and_tell("tiny", backend="openai", base_url=server.url, key_env=NAME)
-    assert told.already
+    assert told.was_loaded
 
 
 def test_unreachable_address_does_not_bind_key(

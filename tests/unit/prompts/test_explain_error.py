@@ -78,7 +78,7 @@ def test_the_names_of_a_line(source: str, line: int, names: list[str]) -> None:
     assert sorted(names_at(source, line)) == sorted(names)
 
 
-def test_names_that_say_nothing_are_left_out() -> None:
+def test_values_of_uninformative_names_are_omitted() -> None:
     failed = fail("__name__ = 1; y = missing + len(x)", x=[1])
     assert failed.values == (("x", "[1]"),)
 

@@ -851,13 +851,13 @@ def test_braces_after_the_last_that_are_looked_at_have_one_note() -> None:
 # --- classes of the user's
 
 
-class Watched(type):
+class Recorded(type):
     """A class of classes that sees what is read of them."""
 
     seen: ClassVar[list[str]] = []
 
     def __getattribute__(cls, name: str) -> Any:
-        Watched.seen.append(name)
+        Recorded.seen.append(name)
         return super().__getattribute__(name)
 
 
@@ -869,14 +869,14 @@ class Liar(type):
 
 @pytest.mark.parametrize("expression", ["one", "one.attr", "one!r", "text"])
 def test_class_of_a_class_is_not_run(expression: str) -> None:
-    one = Watched(
+    one = Recorded(
         "One", (), {"attr": 1, "__str__": lambda self: "one", "__repr__": lambda self: "one"}
     )
-    text = Watched("Text", (str,), {})
+    text = Recorded("Text", (str,), {})
     values = {"one": one(), "text": text("t")}
-    Watched.seen.clear()
+    Recorded.seen.clear()
     assert fill(f"{{{expression}}}", values).text in {"one", "1", "[one]", "t"}
-    assert Watched.seen == []
+    assert Recorded.seen == []
 
 
 def test_order_of_base_classes_is_not_taken_from_a_metaclass() -> None:

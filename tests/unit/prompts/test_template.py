@@ -29,8 +29,8 @@ from llm_magic.prompts.values_as_text import to_text
 from llm_magic.types import Reply, Timing, Usage
 
 
-class Broken:
-    """Everything about it raises."""
+class Unreadable:
+    """Its text and its property raise."""
 
     def __str__(self) -> str:
         raise ValueError("no text\nat all")
@@ -71,7 +71,7 @@ NAMES: dict[str, Any] = {
     "obj": SimpleNamespace(attr=SimpleNamespace(deep="DEEP"), _private="private"),
     "f": lambda *args, **named: f"{args}{named}",
     "table": {("r", 0): "cell"},
-    "broken": Broken(),
+    "invalid": Unreadable(),
     "_": "last",
     "__name__": "__main__",
     "__builtins__": {},
@@ -304,8 +304,8 @@ def test_double_braces_are_a_literal(ref: str) -> None:
         ("name.nope()", "AttributeError: 'str' object has no attribute 'nope'"),
         ("name:.2f", "ValueError: Unknown format code 'f' for object of type 'str'"),
         ("xs[a / 2]", "TypeError: list indices must be integers or slices, not float"),
-        ("broken.prop", "RuntimeError: first line"),
-        ("broken", "ValueError: no text"),
+        ("invalid.prop", "RuntimeError: first line"),
+        ("invalid", "ValueError: no text"),
     ],
 )
 def test_error_names_the_reference_in_one_line(ref: str, error: str) -> None:
@@ -457,7 +457,7 @@ def test_code_after_a_dollar_that_would_not_be_evaluated_gets_no_note(template: 
         ),
     ],
 )
-def test_note_says_what_was_left(template: str, note: str) -> None:
+def test_note_names_what_was_left(template: str, note: str) -> None:
     assert fill(template, NAMES).notes == (note,)
 
 
@@ -507,7 +507,7 @@ def test_notes_are_few_and_the_others_are_counted() -> None:
     )
 
 
-def test_first_notes_are_kept_beside_much_json() -> None:
+def test_first_notes_are_shown_beside_much_json() -> None:
     text = "{nmae} " + '{"k": {"v": {name}}} ' * 1000 + "{f(a)} " * 50
     missing, refused = fill(text, NAMES).notes
     assert missing.startswith("{nmae} is not defined here")
@@ -519,17 +519,17 @@ def test_first_notes_are_kept_beside_much_json() -> None:
 # --- properties
 
 relaxed = settings(deadline=None)  # a busy machine is no failure
-words = st.sampled_from(["alpha", "beta", "i", "x1", "_p", "é", "for", "in", "f", "rf", "lambda"])
-marks = st.sampled_from([*"{}[]()\"'\\$^_.,:;=-+*!|<>%#&~ \n\t0123", "{{", "}}", '"""', "\\frac"])
-soup = st.lists(words | marks | st.characters(), max_size=40).map("".join)
+terms = st.sampled_from(["alpha", "beta", "i", "x1", "_p", "é", "for", "in", "f", "rf", "lambda"])
+symbols = st.sampled_from([*"{}[]()\"'\\$^_.,:;=-+*!|<>%#&~ \n\t0123", "{{", "}}", '"""', "\\frac"])
+soup = st.lists(terms | symbols | st.characters(), max_size=40).map("".join)
 jsons = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(terms, inner, max_size=3),
     max_leaves=10,
 ).map(lambda value: json.dumps(value, indent=1))
-latex = st.builds("\\frac{{{}}}{{{}}}_{{{}}}".format, words, words, words)
-code = st.builds('{{{}: {} for {} in f"{{{}}}"}}'.format, words, words, words, words)
-braces = st.builds("{{{}}}".format, words)
+latex = st.builds("\\frac{{{}}}{{{}}}_{{{}}}".format, terms, terms, terms)
+code = st.builds('{{{}: {} for {} in f"{{{}}}"}}'.format, terms, terms, terms, terms)
+braces = st.builds("{{{}}}".format, terms)
 heavy = st.lists(soup | jsons | latex | code | braces, max_size=6).map("".join)
 # Names that no text above can spell, so that nothing in it is a reference.
 foreign = st.dictionaries(st.integers(0, 99).map("NAME_{}".format), st.text(), max_size=4)
@@ -570,18 +570,18 @@ literals = st.sampled_from(["{{name}}", "{0}", "{}", '{"k": 1}', r"\frac{a}{b}",
 @relaxed
 @given(st.lists(plain | references | literals))
 def test_output_is_the_join_of_its_segments(segments: list[str]) -> None:
-    # A space apart, as a segment may change what its neighbour is: `_` or a second brace.
+    # A space apart, as a segment may change what the next one is: `_` or a second brace.
     joined = " ".join(segments)
     assert text_of(joined) == " ".join(text_of(segment) for segment in segments)
 
 
 hostile = st.sampled_from(
-    ["{x", "{broken", "{broken.prop", "{f(", "{xs[", "]", ")", "}", ".", "name", "__class__", "-"]
+    ["{x", "{invalid", "{invalid.prop", "{f(", "{xs[", "]", ")", "}", ".", "name", "__class__", "-"]
 )
 
 
 @relaxed
-@given(st.lists(hostile | marks | words | st.characters(), max_size=30).map("".join))
+@given(st.lists(hostile | symbols | terms | st.characters(), max_size=30).map("".join))
 def test_nothing_but_prompt_error_is_raised(text: str) -> None:
     with suppress(PromptError):
         assert isinstance(fill(text, NAMES), Filled)
@@ -659,7 +659,7 @@ def test_reply_is_its_text() -> None:
 
 def test_functions_and_classes_become_their_source() -> None:
     assert to_text(documented) == 'def documented() -> int:\n    """Return one."""\n    return 1'
-    assert to_text(Broken().__str__).startswith("def __str__(self) -> str:\n    raise")
+    assert to_text(Unreadable().__str__).startswith("def __str__(self) -> str:\n    raise")
     assert to_text(Pair) == "@dataclass\nclass Pair:\n    left: int\n    right: str"
     assert "lambda: 1" in to_text(lambda: 1)  # the line it stands in
 
@@ -667,16 +667,16 @@ def test_functions_and_classes_become_their_source() -> None:
 @pytest.fixture
 def cells() -> Iterator[dict[str, Any]]:
     """Run cells as IPython does: in ``__main__``, with their source in linecache only."""
-    broken = "class Cell(:\n"
+    invalid = "class Cell(:\n"
     first = "class Cell:\n    old = 1\n"
     second = (
         "import enum\n\n@(lambda c: c)\nclass Cell:\n    x = 1\n\ny = 2\ndef g():\n    return y\n"
     )
     names: dict[str, Any] = {"__name__": "__main__"}
-    for number, source in enumerate((first, second, broken)):
+    for number, source in enumerate((first, second, invalid)):
         key = f"<cell {number}>"
         linecache.cache[key] = (len(source), None, source.splitlines(keepends=True), key)
-        if source is not broken:
+        if source is not invalid:
             exec(compile(source, key, "exec"), names)
     yield names
     for number in range(3):

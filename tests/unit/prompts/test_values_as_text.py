@@ -35,7 +35,7 @@ class Model(BaseModel):
 
 
 class Hostile:
-    """Fails or hangs, whatever it is asked."""
+    """Fails or hangs, whatever is called."""
 
     def __init__(self) -> None:
         self.size = 7
@@ -101,13 +101,13 @@ def test_a_value(value: object, text: str) -> None:
     assert describe("value", value) == text
 
 
-def test_a_hostile_value_inside_others_is_not_asked_either() -> None:
+def test_hostile_value_inside_others_runs_no_code() -> None:
     hostile = Hostile()
     for value in ([hostile], {"a": hostile}, Town(hostile), (hostile,), {1: [hostile]}):  # type: ignore[arg-type]
         assert "Hostile object" in describe("value", value)
 
 
-def test_a_telling_name_masks_its_value_but_no_function() -> None:
+def test_name_of_a_secret_masks_its_value_but_no_function() -> None:
     assert describe("password", "hunter2") == MASK
     assert describe("api_key", 12) == MASK
     assert describe("token", None) == "None"
@@ -132,7 +132,7 @@ def test_any_value_is_short(value: object) -> None:
 
 
 @given(st.text(min_size=6))
-def test_a_value_under_a_telling_name_never_shows(secret: str) -> None:
+def test_value_under_the_name_of_a_secret_never_shows(secret: str) -> None:
     nested = {
         "password": secret,
         "deep": [{"token": [secret]}],
@@ -145,6 +145,6 @@ def test_a_secret_is_masked_before_a_text_is_cut() -> None:
     redactor = Redactor({}, known=["hunter2-Tulip-Meadow"])
     for text in ("x" * 190 + "hunter2-Tulip-Meadow", "hunter2-Tulip-Meadow" * 20):
         for value in (text, text.encode(), [text], {"body": text}):
-            said = describe("value", value, redactor.mask)
-            assert "hunter" not in said
-            assert len(said) <= LONGEST
+            text = describe("value", value, redactor.mask)
+            assert "hunter" not in text
+            assert len(text) <= LONGEST

@@ -39,7 +39,7 @@ def test_load_returns_what_is_ready_and_tells_what_went(scripted: Pair) -> None:
     assert session.load("org/a", device="cpu", dtype="bf16").name == "a"
     result = session.load_and_tell("org/b", name="alias")
     assert (result.info.name, [gone.name for gone in result.unloaded]) == ("alias", ["a"])
-    assert session.load_and_tell("alias").already
+    assert session.load_and_tell("alias").was_loaded
     assert backend.events == ["check org/a", "load a", "check org/b", "unload a", "load alias"]
     assert [info.name for info in session.models()] == ["big", "tiny"]
     assert {"big", "tiny"} <= {info.name for info in session.known_models("local")}
@@ -51,7 +51,7 @@ def test_load_returns_what_is_ready_and_tells_what_went(scripted: Pair) -> None:
 def test_settings_say_what_is_loaded_and_how() -> None:
     with scripted_session(load=False, model="org/mine", device="cpu") as (session, backend):
         assert session.load().name == "mine"
-        assert session.load_and_tell("org/mine", device="cpu").already
+        assert session.load_and_tell("org/mine", device="cpu").was_loaded
         session.load(quantization="4bit")
         assert backend.events.count("load mine") == 2
 
@@ -76,7 +76,7 @@ def test_a_load_that_lets_go_slowly_is_left_behind_within_a_second(scripted: Pai
         session.load("a")
     assert time.monotonic() - began < 1
     for load in (session.load, session.load_later):
-        with pytest.raises(LoadInProgress, match="a was stopped and is letting go"):
+        with pytest.raises(LoadInProgress, match="a was stopped and is still ending"):
             load("b")
     hang.go.set()
     finished(session, "Inactive")

@@ -69,7 +69,7 @@ def test_visible_text_has_no_controls_and_stays_as_it_is(text: str) -> None:
     assert_harmless(shown)
     assert visible(shown) == shown
     assert "\n" not in visible_line(text)
-    shown.encode()  # half characters cannot be
+    shown.encode()  # lone surrogates cannot be encoded
 
 
 @given(st.lists(hostile_text))
@@ -78,7 +78,7 @@ def test_pieces_of_a_stream_become_what_the_whole_text_becomes(pieces: list[str]
     assert "".join([*map(stream.feed, pieces), stream.flush()]) == visible("".join(pieces))
 
 
-def test_styles_of_tracebacks_are_kept_or_removed() -> None:
+def test_styles_of_tracebacks_stay_or_are_removed() -> None:
     text = "\x1b[31mError\x1b[0m: \x1b[2J"
     assert visible_but_styled(text) == "\x1b[31mError\x1b[0m: ␛[2J"
     assert unstyled(text) == "Error: ␛[2J"

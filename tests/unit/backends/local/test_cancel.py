@@ -43,7 +43,7 @@ def session(models: Path) -> Iterator[Session]:
 
 
 class Steps:
-    """Every pass of a model: how many tokens it read, and on which thread."""
+    """Records the number of tokens and the thread of each forward pass."""
 
     def __init__(self, pause: float) -> None:
         self.lengths: list[int] = []
@@ -57,8 +57,8 @@ class Steps:
 
 
 @contextlib.contextmanager
-def watched(session: Session, name: str = "endless", pause: float = 0.0) -> Iterator[Steps]:
-    """See what the model does, and make a tiny one as slow as a large one."""
+def recorded_steps(session: Session, name: str = "endless", pause: float = 0.0) -> Iterator[Steps]:
+    """Record the forward passes of a model, with a pause in each."""
     steps = Steps(pause)
     model = local_model(session, name).model
     handle = model.register_forward_pre_hook(steps, with_kwargs=True)
@@ -81,8 +81,8 @@ def still_works(session: Session) -> bool:
     return session.generate("x", max_new_tokens=8).text == "abcdefab"
 
 
-def test_leaving_a_stream_stops_the_model_within_two_steps(session: Session) -> None:
-    with watched(session, pause=0.02) as steps:
+def test_closed_stream_stops_within_two_steps(session: Session) -> None:
+    with recorded_steps(session, pause=0.02) as steps:
         stream = session.stream("Go")
         for _ in range(6):
             next(stream)
@@ -95,8 +95,8 @@ def test_leaving_a_stream_stops_the_model_within_two_steps(session: Session) -> 
     assert still_works(session)
 
 
-def test_a_long_prompt_is_left_in_the_middle(session: Session) -> None:
-    with watched(session, pause=0.15) as steps:
+def test_closed_stream_stops_within_the_prompt(session: Session) -> None:
+    with recorded_steps(session, pause=0.15) as steps:
         stream = session.stream(LONG)
         first = next(stream)  # the count of the prompt, before it is read
         assert first.usage is not None
@@ -111,7 +111,7 @@ def test_a_long_prompt_is_left_in_the_middle(session: Session) -> None:
 
 
 def test_a_prompt_is_read_in_pieces_that_change_seldom(session: Session) -> None:
-    with watched(session, pause=0.1) as steps:
+    with recorded_steps(session, pause=0.1) as steps:
         session.generate(LONG, max_new_tokens=2)
         session.generate("other " + LONG, max_new_tokens=2)
     pieces = [length for length in steps.lengths if length > 1]
@@ -124,7 +124,7 @@ def test_a_piece_takes_neither_long_nor_next_to_nothing(seconds: float, size: in
     chunk_size = PrefillChunkSize(256)
     for _ in range(12):
         chunk_size.update(chunk_size.tokens, seconds)
-        chunk_size.update(1, 0.0)  # the rest of a prompt says nothing
+        chunk_size.update(1, 0.0)  # the last tokens of a prompt are not measured
     assert chunk_size.tokens == size
 
 
@@ -150,8 +150,8 @@ def interrupt_when(ready: Callable[[], bool]) -> threading.Thread:
     return thread
 
 
-def test_an_interrupt_keeps_the_answer_so_far(session: Session) -> None:
-    with watched(session, pause=0.005) as steps:
+def test_interrupt_keeps_partial_reply(session: Session) -> None:
+    with recorded_steps(session, pause=0.005) as steps:
         presser = interrupt_when(lambda: len(steps.lengths) > 20)
         with pytest.raises(Interrupted) as caught:
             session.generate("Go")
@@ -165,7 +165,7 @@ def test_an_interrupt_keeps_the_answer_so_far(session: Session) -> None:
     assert still_works(session)
 
 
-def test_an_interrupted_load_leaves_the_session_usable(models: Path) -> None:
+def test_interrupted_load_leaves_the_session_usable(models: Path) -> None:
     with local_session(max_new_tokens=2) as session:
 
         def reading() -> bool:
@@ -184,20 +184,20 @@ def test_an_interrupted_load_leaves_the_session_usable(models: Path) -> None:
     assert transformers_logging.set_tqdm_hook(None) is None
 
 
-def test_two_threads_take_turns_and_both_are_right(session: Session) -> None:
+def test_concurrent_requests_return_the_replies_of_single_ones(session: Session) -> None:
     def ask(seed: int) -> str:
         return session.generate(
             "Hi", model="noise", temperature=1.5, seed=seed, max_new_tokens=40
         ).text
 
     alone = [ask(seed) for seed in range(6)]
-    with watched(session, "noise") as steps, ThreadPoolExecutor(3) as pool:
+    with recorded_steps(session, "noise") as steps, ThreadPoolExecutor(3) as pool:
         together = list(pool.map(ask, range(6)))
     assert together == alone
     assert steps.threads == {"llm_magic-inference"}
 
 
-def test_two_sessions_do_not_mix_their_random_numbers(models: Path, session: Session) -> None:
+def test_two_sessions_use_separate_random_numbers(models: Path, session: Session) -> None:
     def ask(which: Session, seed: int) -> str:
         return which.generate(
             "Hi", model="noise", temperature=1.5, seed=seed, max_new_tokens=40
@@ -214,7 +214,7 @@ def test_two_sessions_do_not_mix_their_random_numbers(models: Path, session: Ses
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_two_sessions_load_at_once(models: Path) -> None:
+def test_two_sessions_load_concurrently(models: Path) -> None:
     def load(which: Session) -> str:
         return which.load(str(models / "deep")).name
 

@@ -26,7 +26,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         yield session
 
 
-def test_the_oldest_turns_make_room(session: Session) -> None:
+def test_trim_drops_the_oldest_turns(session: Session) -> None:
     turn = [Message("user", "x" * 20), Message("assistant", "y" * 20)]
     session.chats.put("c", turn * 6)
     tokens = session.chat_tokens("c")
@@ -46,7 +46,7 @@ def test_the_oldest_turns_make_room(session: Session) -> None:
     assert count + 8 > 256
 
 
-def test_counting_waits_for_no_answer(session: Session) -> None:
+def test_token_count_does_not_wait_for_an_answer(session: Session) -> None:
     session.chats.put("d", [Message("user", "x"), Message("assistant", "y")])
     counted = session.chat_tokens("d")
     assert counted is not None

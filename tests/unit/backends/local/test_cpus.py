@@ -67,7 +67,7 @@ def test_quota_of_version_1(tmp_path: Path, limit: str, quota: float | None) -> 
     assert cpu_quota(proc(tmp_path, groups, V1)) == quota
 
 
-def test_container_sees_only_the_end_of_its_path(tmp_path: Path) -> None:
+def test_quota_in_a_container(tmp_path: Path) -> None:
     group(tmp_path / "fs/cpu", "200000", "100000")
     mount = V1.replace("/ {}", "/docker/abc {}")
     assert cpu_quota(proc(tmp_path, "4:cpu,cpuacct:/docker/abc\n", mount)) == 2.0
@@ -75,14 +75,14 @@ def test_container_sees_only_the_end_of_its_path(tmp_path: Path) -> None:
     assert cpu_quota(proc(tmp_path, "4:cpu,cpuacct:/../other\n", mount)) == 2.0
 
 
-def test_both_versions_at_once(tmp_path: Path) -> None:
+def test_quota_with_both_versions(tmp_path: Path) -> None:
     group(tmp_path / "fs/cpu/a", "300000", "100000")
     group(tmp_path / "unified/a", "max 100000")
     unified = "/ {}/unified rw - cgroup2 cgroup2 rw"
     assert cpu_quota(proc(tmp_path, "1:cpu:/a\n0::/a\n", V1, unified)) == 3.0
 
 
-def test_folder_with_a_blank_in_its_name(tmp_path: Path) -> None:
+def test_mount_folder_with_a_space_in_its_name(tmp_path: Path) -> None:
     group(tmp_path / "my fs/a", "100000 100000")
     mount = "/ {}/my\\040fs rw - cgroup2 cgroup2 rw"
     assert cpu_quota(proc(tmp_path, "0::/a\n", mount)) == 1.0
@@ -180,7 +180,7 @@ WAYS: list[Way] = [one_cpu_by_affinity, *([one_cpu_by_quota] if os.access(GROUPS
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_torch_computes_on_the_usable_cpus_and_spins_for_a_short_time(way: Way) -> None:
+def test_torch_uses_the_usable_cpus_and_spins_briefly(way: Way) -> None:
     with way() as enter:
         found, printed = load(enter)
     assert "GOMP_SPINCOUNT = '1000'" in printed
@@ -189,7 +189,7 @@ def test_torch_computes_on_the_usable_cpus_and_spins_for_a_short_time(way: Way) 
         assert found["after"] == len(os.sched_getaffinity(0)), "closing restores what torch had"
 
 
-def test_variables_of_the_user_stay() -> None:
+def test_variables_of_the_user_are_not_changed() -> None:
     with WAYS[-1]() as enter:
         found, printed = load(enter, GOMP_SPINCOUNT="77", OMP_NUM_THREADS="2")
     assert "GOMP_SPINCOUNT = '77'" in printed
@@ -219,13 +219,13 @@ def test_torch_imported_first_is_a_finding_and_keeps_its_threads() -> None:
         ({"OMP_WAIT_POLICY": "active"}, {}),
     ],
 )
-def test_spinning_is_bounded_where_the_user_has_not_decided(
+def test_spin_variables_respect_those_of_the_user(
     environment: dict[str, str], variables: dict[str, str]
 ) -> None:
     assert openmp.spin_variables(environment) == variables
 
 
-def test_child_gets_a_number_of_threads_only_where_a_quota_is_smaller() -> None:
+def test_child_gets_a_number_of_threads_for_a_smaller_quota() -> None:
     assert openmp.child_variables({}, Cpus(64, 64, 2.0))["OMP_NUM_THREADS"] == "2"
     assert "OMP_NUM_THREADS" not in openmp.child_variables({}, Cpus(64, 8))
     assert "OMP_NUM_THREADS" not in openmp.child_variables(

@@ -1,4 +1,4 @@
-"""The options of a load: device, number format, attention and quantization, proven on the CPU."""
+"""The options of a load: device, dtype, attention and quantization, on the CPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def session(model_cache: Path) -> Iterator[Session]:
 
 @pytest.fixture(autouse=True)
 def no_noise(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Neither logged nor printed: a flood of warnings would bury the answer."""
+    """Fail if a library logs or prints a warning."""
     with listening() as noise:
         yield
     assert noise == []
@@ -47,7 +47,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @no_cuda
 @pytest.mark.parametrize("device", ["cuda", "cuda:7"])
-def test_a_gpu_that_is_not_here_is_refused(session: Session, llama: Path, device: str) -> None:
+def test_missing_gpu_is_an_error(session: Session, llama: Path, device: str) -> None:
     session.load(str(llama), device="cpu")
     with pytest.raises(DeviceUnavailable, match=r"^CUDA is not available: .*\. Use -d cpu\.$"):
         session.load(str(llama), device=device)
@@ -55,26 +55,26 @@ def test_a_gpu_that_is_not_here_is_refused(session: Session, llama: Path, device
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is an Apple GPU here")
-def test_an_apple_gpu_that_is_not_here_is_refused(session: Session, llama: Path) -> None:
+def test_missing_apple_gpu_is_an_error(session: Session, llama: Path) -> None:
     with pytest.raises(
         DeviceUnavailable, match=r"No Apple GPU \(mps\) is available\. Use -d cpu\.$"
     ):
         session.load(str(llama), device="mps")
 
 
-def test_a_wrong_device_is_refused(session: Session, llama: Path) -> None:
+def test_unknown_device_is_an_error(session: Session, llama: Path) -> None:
     with pytest.raises(OptionError, match="device=tpu must be auto, cpu, cuda, cuda:N or mps"):
         session.load(str(llama), device="tpu")
 
 
 @pytest.mark.parametrize(
-    ("asked", "dtype", "width"),
+    ("requested", "dtype", "width"),
     [("auto", "float32", 4), ("float32", "float32", 4), ("bf16", "bfloat16", 2), ("fp16", "float16", 2)],
 )  # fmt: skip
-def test_weights_are_in_the_format_asked_for(
-    session: Session, llama: Path, asked: str, dtype: str, width: int
+def test_weights_have_the_requested_dtype(
+    session: Session, llama: Path, requested: str, dtype: str, width: int
 ) -> None:
-    info = session.load(str(llama), device="cpu", dtype=asked)
+    info = session.load(str(llama), device="cpu", dtype=requested)
     assert (info.device, info.dtype) == ("cpu", dtype)
     assert info.size == pytest.approx(108_112 * width, rel=0.001)
     assert session.generate("x", max_new_tokens=2).usage.completion_tokens
@@ -85,7 +85,7 @@ def test_weights_are_in_the_format_asked_for(
     ("quantization", "size", "dtype"),
     [("none", 269_030_272, "bfloat16"), ("8bit", 162_861_952, "float16"), ("4bit", 109_777_792, "bfloat16")],
 )  # fmt: skip
-def test_the_real_model_answers_quantized(
+def test_quantized_model_answers(
     session: Session, quantization: str, size: int, dtype: str
 ) -> None:
     info = session.load(device="cpu", quantization=quantization)
@@ -95,19 +95,19 @@ def test_the_real_model_answers_quantized(
     assert "Paris" in reply.text
     file = embedded_file()
     assert file is not None
-    # What was said before about what it would take.
+    # The estimate before the load.
     estimate = memory.weight_bytes(converted_folder(file), "auto", quantization)
     assert estimate == pytest.approx(size, rel=0.15)
 
 
 @mkldnn
-def test_8bit_is_quiet_in_a_format_that_it_has_to_cast(session: Session, llama: Path) -> None:
+def test_8bit_in_bfloat16_logs_nothing(session: Session, llama: Path) -> None:
     info = session.load(str(llama), quantization="8bit", dtype="bfloat16")
     assert info.dtype == "bfloat16"
     assert session.generate("x").usage.completion_tokens
 
 
-def test_a_package_that_is_not_installed_is_named(
+def test_missing_package_is_named(
     session: Session, llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)  # as if it were not installed
@@ -119,7 +119,7 @@ def test_a_package_that_is_not_installed_is_named(
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_quantization_without_bitsandbytes_says_what_to_type(
+def test_quantization_without_bitsandbytes_gives_the_command(
     session: Session, llama: Path, monkeypatch: pytest.MonkeyPatch, quantization: str
 ) -> None:
     session.load(str(llama))

@@ -1,4 +1,4 @@
-"""Does it fit: read from file headers and figures, before anything is loaded."""
+"""Estimates from file headers and configs, and the check whether a model fits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llm_magic.text.formatting import human_bytes
 
 
 def write_header(file: Path, tensors: dict[str, tuple[str, list[int]]]) -> None:
-    """Write a file with a header and no data: what is read is the header alone."""
+    """Write a file with a header and without data."""
     header = {
         name: {"dtype": dtype, "shape": shape, "data_offsets": [0, 0]}
         for name, (dtype, shape) in tensors.items()
@@ -26,7 +26,7 @@ def write_header(file: Path, tensors: dict[str, tuple[str, list[int]]]) -> None:
     file.write_bytes(struct.pack("<Q", len(text)) + text)
 
 
-def test_weights_are_counted_from_real_files(tmp_path: Path) -> None:
+def test_weight_bytes_of_real_files(tmp_path: Path) -> None:
     save_file(
         {"a": np.zeros((3, 4), np.float32), "b": np.zeros(5, np.float16)},
         tmp_path / "model-1.safetensors",
@@ -43,7 +43,7 @@ def test_weights_are_counted_from_real_files(tmp_path: Path) -> None:
     [("F64", 8), ("F32", 4), ("F16", 2), ("BF16", 2), ("F8_E4M3", 1), ("I64", 8), ("I32", 4),
      ("I8", 1), ("U8", 1), ("BOOL", 1)],
 )  # fmt: skip
-def test_every_number_format_has_its_size(tmp_path: Path, dtype: str, size: int) -> None:
+def test_weight_bytes_of_each_dtype(tmp_path: Path, dtype: str, size: int) -> None:
     write_header(tmp_path / "x.safetensors", {"t": (dtype, [10, 10]), "scalar": (dtype, [])})
     assert memory.weight_bytes(tmp_path, "auto", "none") == 101 * size
     if dtype[0] in "FB" and dtype != "BOOL":
@@ -52,7 +52,7 @@ def test_every_number_format_has_its_size(tmp_path: Path, dtype: str, size: int)
         assert memory.weight_bytes(tmp_path, "bfloat16", "none") == 101 * size
 
 
-def test_quantization_takes_matrices_but_not_embeddings_and_the_head(tmp_path: Path) -> None:
+def test_weight_bytes_of_quantized_matrices(tmp_path: Path) -> None:
     write_header(
         tmp_path / "x.safetensors",
         {
@@ -62,14 +62,14 @@ def test_quantization_takes_matrices_but_not_embeddings_and_the_head(tmp_path: P
             "layers.0.norm.weight": ("BF16", [64]),
         },
     )
-    kept = 2 * 100 * 64 * 2 + 64 * 2
-    assert memory.weight_bytes(tmp_path, "auto", "none") == kept + 4096 * 2
-    assert memory.weight_bytes(tmp_path, "auto", "8bit") == kept + int(4096 * (1 + 4 / 4096))
-    assert memory.weight_bytes(tmp_path, "auto", "4bit") == kept + int(4096 * (0.5 + 1 / 16))
+    unquantized = 2 * 100 * 64 * 2 + 64 * 2
+    assert memory.weight_bytes(tmp_path, "auto", "none") == unquantized + 4096 * 2
+    assert memory.weight_bytes(tmp_path, "auto", "8bit") == unquantized + int(4096 * (1 + 4 / 4096))
+    assert memory.weight_bytes(tmp_path, "auto", "4bit") == unquantized + int(4096 * (0.5 + 1 / 16))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x01\x02", struct.pack("<Q", 2**60) + b"{}"])
-def test_a_damaged_file_counts_as_nothing_here(tmp_path: Path, content: bytes) -> None:
+def test_weight_bytes_of_a_damaged_file_are_zero(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
     assert memory.weight_bytes(tmp_path, "auto", "none") == 0
 
@@ -80,7 +80,7 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_the_cache_of_a_usual_conversation() -> None:
+def test_kv_bytes_of_a_usual_conversation() -> None:
     usual = 2 * 30 * 3 * 64 * 2048
     assert memory.kv_bytes(CONFIG, "auto") == usual * 2
     assert memory.kv_bytes(CONFIG, "float32") == usual * 4
@@ -91,12 +91,12 @@ def test_the_cache_of_a_usual_conversation() -> None:
     assert memory.kv_bytes({}, "auto") == 0
 
 
-def test_what_is_needed_is_more_than_the_weights() -> None:
+def test_required_bytes_include_overhead() -> None:
     assert memory.required_bytes(0, 0) == 64 << 20
     assert memory.required_bytes(10**10, 10**9) == int(1.03e10) + 10**9 + (64 << 20)
 
 
-def test_what_fits_is_let_through() -> None:
+def test_check_fit_accepts_an_exact_fit() -> None:
     memory.check_fit("m", 10**9, 10**9, "cpu", "none")
 
 
@@ -114,7 +114,7 @@ def test_what_fits_is_let_through() -> None:
          " a smaller model, or free memory with %llm_unload."),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_said_with_what_to_try(
+def test_check_fit_error_has_sizes_and_advice(
     device: str, quantization: str, needed: float, free: float, message: str
 ) -> None:
     with pytest.raises(OutOfMemory) as caught:
@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_said_with_what_to_try(
     assert str(caught.value) == message
 
 
-def test_the_process_knows_what_it_holds() -> None:
+def test_memory_use_follows_allocations() -> None:
     before = memory.memory_use().process
     block = bytearray(b"x") * (64 << 20)
     assert memory.memory_use().process - before > 48 << 20
@@ -133,9 +133,9 @@ def test_the_process_knows_what_it_holds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "words"),
+    ("size", "text"),
     [(0, "0 kB"), (1500, "2 kB"), (269_060_000, "269 MB"), (999_999, "1000 kB"),
      (14.2e9, "14.2 GB"), (-2e6, "-2 MB")],
 )  # fmt: skip
-def test_sizes_in_words(size: float, words: str) -> None:
-    assert human_bytes(size) == words
+def test_sizes_as_text(size: float, text: str) -> None:
+    assert human_bytes(size) == text

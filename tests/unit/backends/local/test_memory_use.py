@@ -1,4 +1,4 @@
-"""Memory is honest: said before, given back after, and never held by something that failed."""
+"""The memory of loads, unloads and failed answers, measured in this process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tensors() -> int:
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
-def resident_bytes() -> int:
+def process_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
@@ -59,22 +59,22 @@ def huge(folder: Path, size: int) -> Path:
     ("quantization", "needed"),
     [("none", "4120.1 GB"), ("8bit", "2062.1 GB"), ("4bit", "1158.8 GB")],
 )
-def test_what_cannot_fit_is_refused_before_anything_goes(
+def test_too_large_model_leaves_the_loaded_one(
     session: Session, tmp_path: Path, quantization: str, needed: str
 ) -> None:
     session.load(str(tiny_llama(tmp_path / "small")))
     folder = huge(tmp_path / "m", 4 * 10**12)
     with pytest.raises(OutOfMemory) as caught:
         session.load(str(folder), quantization=quantization, device="cpu")
-    said = str(caught.value)
-    assert said.startswith(f"m needs about {needed} on cpu, ")
+    message = str(caught.value)
+    assert message.startswith(f"m needs about {needed} on cpu, ")
     # No smaller kind of it fits either, so none is proposed.
-    assert said.endswith(" GB are free. Try a smaller model, or free memory with %llm_unload.")
+    assert message.endswith(" GB are free. Try a smaller model, or free memory with %llm_unload.")
     assert session.status().active_model == "small"
     assert session.generate("x").usage.completion_tokens
 
 
-def test_a_quantization_that_would_fit_is_proposed(session: Session, tmp_path: Path) -> None:
+def test_error_suggests_a_quantization_that_fits(session: Session, tmp_path: Path) -> None:
     free = memory.free_bytes("cpu")
     session.load(str(tiny_llama(tmp_path / "small")))
     for share, proposed in ((1.3, "8bit"), (2.0, "4bit")):
@@ -85,7 +85,7 @@ def test_a_quantization_that_would_fit_is_proposed(session: Session, tmp_path: P
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2", "mamba"])
-def test_what_a_model_will_take_is_known_before(
+def test_estimated_size_is_that_of_the_loaded_model(
     tmp_path: Path, architecture: Architecture, dtype: str
 ) -> None:
     folder = tiny(tmp_path / "m", architecture, hidden=256, layers=3)
@@ -94,20 +94,20 @@ def test_what_a_model_will_take_is_known_before(
     assert estimate == pytest.approx(model.get_memory_footprint(), rel=0.15)
 
 
-def test_unload_says_what_came_back(session: Session, model_cache: Path) -> None:
+def test_unload_reports_the_freed_memory(session: Session, model_cache: Path) -> None:
     size = session.load().size
     assert size is not None
     session.generate("x")
     unloaded = session.unload()
     assert (unloaded.name, unloaded.size, unloaded.holders) == ("SmolLM2-135M-Instruct", size, ())
     assert unloaded.before.process - unloaded.after.process > 0.8 * size
-    assert abs(resident_bytes() - unloaded.after.process) < 0.2 * size
+    assert abs(process_bytes() - unloaded.after.process) < 0.2 * size
     status = session.status()
     assert (status.status, status.models, status.active_model) == ("Inactive", (), None)
 
 
 @pytest.mark.usefixtures("whole_heap")
-def test_who_still_holds_a_model_is_named(session: Session, tmp_path: Path) -> None:
+def test_unload_names_what_holds_the_model(session: Session, tmp_path: Path) -> None:
     global held
     session.load(str(tiny_llama(tmp_path / "m")))
     held = local_model(session).model
@@ -145,9 +145,7 @@ def test_weight_in_a_cycle_of_garbage_is_freed(session: Session, tmp_path: Path)
     assert freed() is None
 
 
-def test_loading_and_unloading_again_and_again_does_not_grow(
-    session: Session, tmp_path: Path
-) -> None:
+def test_ten_loads_do_not_grow_the_process(session: Session, tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "m", hidden=512, layers=4, max_position_embeddings=2048)
     counts, sizes = [], []
     for _ in range(10):
@@ -155,7 +153,7 @@ def test_loading_and_unloading_again_and_again_does_not_grow(
         session.generate("word " * 60)
         session.unload()
         counts.append(tensors())
-        sizes.append(resident_bytes())
+        sizes.append(process_bytes())
     assert len(set(counts[1:])) == 1
     assert info.size is not None
     assert info.size > 20e6
@@ -165,7 +163,7 @@ def test_loading_and_unloading_again_and_again_does_not_grow(
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_a_quantized_model_goes_as_a_whole(
+def test_unload_frees_all_of_a_quantized_model(
     session: Session, tmp_path: Path, quantization: str
 ) -> None:
     folder = tiny_llama(tmp_path / "m")
@@ -178,28 +176,28 @@ def test_a_quantized_model_goes_as_a_whole(
     assert counts[1] == counts[2]
 
 
-@pytest.mark.parametrize("words", [2, 400], ids=["short", "in pieces"])
-def test_a_failed_answer_keeps_no_tensor_alive(
-    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: int
+@pytest.mark.parametrize("count", [2, 400], ids=["short", "in pieces"])
+def test_failed_answer_keeps_no_tensor(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     session.load(str(tiny_llama(tmp_path / "m", max_position_embeddings=4096)))
-    prompt = "word " * words
+    prompt = "word " * count
     session.generate(prompt)
     before = tensors()
     # Found wrong at the first token, after the prompt was read: cache and logits are alive then.
     with pytest.raises(GenerationFailed) as caught:
         session.generate(prompt, extra={"bad_words_ids": [[99_999]]})
-    # A notebook remembers its last error, and every frame that error went through.
+    # A notebook stores its last error, with all its frames.
     error = caught.value
     monkeypatch.setattr(sys, "last_value", error, raising=False)
     monkeypatch.setattr(sys, "last_traceback", error.__traceback__, raising=False)
-    assert "in decode" in error.details
+    assert "in _decode" in error.details
     assert tensors() == before
     session.generate(prompt)
     assert tensors() == before
 
 
-def test_an_answer_that_was_left_keeps_no_tensor_alive(session: Session, tmp_path: Path) -> None:
+def test_closed_stream_keeps_no_tensor(session: Session, tmp_path: Path) -> None:
     session.load(str(tiny_llama(tmp_path / "m", max_position_embeddings=4096)))
     session.generate("x")
     before = tensors()
@@ -212,12 +210,12 @@ def test_an_answer_that_was_left_keeps_no_tensor_alive(session: Session, tmp_pat
     assert tensors() == before
 
 
-def test_what_goes_from_elsewhere_makes_no_room_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_freed_on_another_device_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10 if device == "cpu" else 100)
     freed = {"cuda:0": 1000, "cpu": 7, "mps:0": 20}
 
-    def free(device: str, asked: str = "", **options: Any) -> int:
-        config = LocalLoadConfig().replace(device=asked or device, **options)
+    def free(device: str, requested: str = "", **options: Any) -> int:
+        config = LocalLoadConfig().replace(device=requested or device, **options)
         return load_plan.available_bytes(config, device, freed)
 
     assert free("cpu") == 10 + 7 + 20
@@ -228,7 +226,7 @@ def test_what_goes_from_elsewhere_makes_no_room_here(monkeypatch: pytest.MonkeyP
     assert free("cuda", "auto", quantization="4bit") == 1100
 
 
-def test_what_a_model_holds_is_counted_where_it_is(session: Session, tmp_path: Path) -> None:
+def test_weight_bytes_by_device(session: Session, tmp_path: Path) -> None:
     session.load(str(tiny_llama(tmp_path / "m")), dtype="float32")
     loaded = local_model(session)
     assert set(loaded.weight_bytes()) == {"cpu"}

@@ -37,14 +37,14 @@ def fails(weight: object) -> None:
     raise ZeroDivisionError(len(copy))
 
 
-def bound(kept: object) -> Callable[[], object]:
-    """Return a function that refers to `kept`."""
-    return lambda: kept
+def bound(value: object) -> Callable[[], object]:
+    """Return a function that refers to `value`."""
+    return lambda: value
 
 
-def store(kept: object) -> type:
-    """Return a class with `kept` as its attribute."""
-    return type("Store", (), {"w": kept})
+def store(value: object) -> type:
+    """Return a class with `value` as its attribute."""
+    return type("Store", (), {"w": value})
 
 
 @pytest.fixture

@@ -59,9 +59,9 @@ def test_reset_settings_apply_to_existing_backend(
             monkeypatch.setenv("VLLM_BASE_URL", running.url)
             session.generation.reset()
             told = session.load_and_tell("big", backend="vllm")
-            assert not told.already
+            assert not told.was_loaded
             assert told.info.server == running.url.partition("://")[2]
-        assert session.load_and_tell("big", backend="vllm").already
+        assert session.load_and_tell("big", backend="vllm").was_loaded
         session.close()
 
 

@@ -60,7 +60,7 @@ def test_the_text_stands_for_the_cell(
     assert "run again, and replaces its turn." in capsys.readouterr().out
 
 
-def test_a_system_prompt_is_filled_told_about_and_ended(
+def test_system_prompt_is_filled_reported_and_removed(
     terminal: Terminal, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shell, session, backend = terminal

@@ -1,4 +1,4 @@
-"""A text that grows looks at every moment as if it were whole."""
+"""The HTML of a text that is still incomplete equals that of the text at each moment."""
 
 from __future__ import annotations
 
@@ -108,11 +108,11 @@ def test_what_is_closed_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     parser, parsed = markdown.parser(), []
     parse = parser.parse
 
-    def remember(text: str, *others: object) -> object:
+    def record(text: str, *others: object) -> object:
         parsed.append(len(text))
         return parse(text, *others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(parser, "parse", remember)
+    monkeypatch.setattr(parser, "parse", record)
     incremental, text = IncrementalMarkdown(), "".join(tokens(8000))
     for end in range(200, len(text), 200):
         incremental.render(text[:end])

@@ -290,7 +290,7 @@ def test_a_formula_of_unknown_commands_is_shown_as_its_source(tex: str) -> None:
 # Text and code
 
 
-def test_what_markdown_means_is_there() -> None:
+def test_markdown_becomes_elements() -> None:
     html = _body("# T\n\na **b** ~~c~~\n\n3. d\n\n|e|f|\n|-|-:|\n|g|h|\n\n> i\n\n---\n")
     for part in (
         "<h1>T</h1>",
@@ -405,8 +405,6 @@ def test_code_blocks(text: str, blocks: list[tuple[str, str]]) -> None:
         ("    x\n", False, True),
     ],
 )
-def test_a_block_says_whether_it_has_a_fence_and_an_end(
-    text: str, fenced: bool, closed: bool
-) -> None:
+def test_block_has_fence_and_end_as_attributes(text: str, fenced: bool, closed: bool) -> None:
     (block,) = code_blocks(text)
     assert (block.fenced, block.closed) == (fenced, closed)

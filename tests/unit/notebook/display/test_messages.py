@@ -30,7 +30,7 @@ def test_the_line_of_a_model_that_is_ready() -> None:
     assert messages.ready_lines(LoadResult(INFO)) == [f"{READY} · ready in 0.9 s"]
     unmeasured = dataclasses.replace(INFO, load_s=None)
     assert messages.ready_lines(LoadResult(unmeasured)) == [f"{READY} · ready"]
-    result = LoadResult(INFO, already=True, unloaded=[GONE])
+    result = LoadResult(INFO, was_loaded=True, unloaded=[GONE])
     assert messages.ready_lines(result) == [
         f"{READY} · already loaded",
         "Unloaded old (269 MB) · process 1.2 GB → 931 MB",

@@ -84,7 +84,7 @@ def test_a_load_can_be_repeated(scripted: Scripted, notebook: Notebook) -> None:
     assert line == '%llm_load "org/it\'s a model" -d cuda:1 -q 4bit --keep'
     notebook.run(line)
     ours, theirs = scripted.session._manager.find(), notebook.session._manager.find()
-    assert (ours.asked, ours.config) == (theirs.asked, theirs.config)
+    assert (ours.requested, ours.config) == (theirs.requested, theirs.config)
     press(scripted.panel.loading.unload)
     assert scripted.panel.magic.value == "%llm_unload"
     notebook.run(scripted.panel.magic.value)

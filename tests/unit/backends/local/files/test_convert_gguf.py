@@ -35,15 +35,15 @@ def convert(file: Path) -> Path:
 def converted(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[Path, list[Progress]]]:
-    """One conversion from beginning to end, and what it told on the way."""
+    """Return a converted folder, and the progress of the conversion."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLM_MAGIC_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        told: list[Progress] = []
+        reported: list[Progress] = []
         tiny = write_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf")
-        yield gguf.convert(tiny, report=told.append, cancelled=lambda: False), told
+        yield gguf.convert(tiny, report=reported.append, cancelled=lambda: False), reported
 
 
-def test_the_weights_are_bf16_tied_and_the_same(converted: tuple[Path, list[Progress]]) -> None:
+def test_converted_weights_are_tied_bfloat16(converted: tuple[Path, list[Progress]]) -> None:
     raw = (converted[0] / "model.safetensors").read_bytes()
     (length,) = struct.unpack_from("<Q", raw)
     header = json.loads(raw[8 : 8 + length])
@@ -51,14 +51,16 @@ def test_the_weights_are_bf16_tied_and_the_same(converted: tuple[Path, list[Prog
     assert {entry["dtype"] for entry in header.values()} == {"BF16"}
     assert "lm_head.weight" not in header
     assert len(header) == 2 + LAYERS * 9
-    begin, end = header["model.embed_tokens.weight"]["data_offsets"]
-    halves = np.frombuffer(raw[8 + length + begin : 8 + length + end], np.uint16)
+    start, end = header["model.embed_tokens.weight"]["data_offsets"]
+    halves = np.frombuffer(raw[8 + length + start : 8 + length + end], np.uint16)
     numbers = (halves.astype(np.uint32) << 16).view(np.float32).reshape(-1, HIDDEN)
     rng = np.random.default_rng(len("token_embd.weight"))
     np.testing.assert_allclose(numbers, rng.normal(size=numbers.shape), rtol=2**-8)
 
 
-def test_the_folder_says_what_the_file_says(converted: tuple[Path, list[Progress]]) -> None:
+def test_converted_config_has_the_metadata_of_the_file(
+    converted: tuple[Path, list[Progress]],
+) -> None:
     folder, _ = converted
     config = json.loads((folder / "config.json").read_text())
     assert config["max_position_embeddings"] == 512
@@ -70,7 +72,7 @@ def test_the_folder_says_what_the_file_says(converted: tuple[Path, list[Progress
     assert made_of["versions"]["transformers"]
 
 
-def test_answers_stop_where_the_template_ends_a_turn(
+def test_stop_tokens_include_the_end_of_a_turn(
     converted: tuple[Path, list[Progress]],
 ) -> None:
     generation = json.loads((converted[0] / "generation_config.json").read_text())
@@ -78,23 +80,23 @@ def test_answers_stop_where_the_template_ends_a_turn(
     assert generation["pad_token_id"] == 0
 
 
-def test_blanks_before_a_number_stay_together(converted: tuple[Path, list[Progress]]) -> None:
+def test_spaces_before_a_number_are_one_token(converted: tuple[Path, list[Progress]]) -> None:
     tokenizer = Tokenizer.from_file(str(converted[0] / "tokenizer.json"))
     assert tokenizer.encode("x  12<|im_end|>").tokens == ["x", "ĠĠ", "1", "2", "<|im_end|>"]
 
 
-def test_progress_only_grows(converted: tuple[Path, list[Progress]]) -> None:
-    _, told = converted
-    shares = [progress.share or 0.0 for progress in told]
+def test_progress_never_decreases(converted: tuple[Path, list[Progress]]) -> None:
+    _, reported = converted
+    shares = [progress.share or 0.0 for progress in reported]
     assert shares == sorted(shares)
     assert shares[0] == 0.0
     assert 0.9 < shares[-1] <= 1.0
-    assert {progress.stage for progress in told} == {"converting tiny.gguf"}
-    details = list(dict.fromkeys(progress.detail for progress in told))
+    assert {progress.stage for progress in reported} == {"converting tiny.gguf"}
+    details = list(dict.fromkeys(progress.detail for progress in reported))
     assert details == ["starting", "reading the tokenizer", "reading the weights", "saving"]
 
 
-def test_an_unknown_architecture_is_one_line(
+def test_unknown_architecture_is_an_error(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
@@ -110,14 +112,14 @@ def test_an_unknown_architecture_is_one_line(
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
 
-def test_a_file_that_lacks_weights_is_refused(tmp_path: Path, cache: Path) -> None:
+def test_missing_weights_are_an_error(tmp_path: Path, cache: Path) -> None:
     odd = write_gguf(tmp_path / "odd.gguf", lacking="blk.1.ffn_up.weight")
     with pytest.raises(LoadFailed, match=r"the file lacks weights, such as model\.layers\.1"):
         convert(odd)
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
 
-def test_the_child_goes_when_its_kernel_dies(tmp_path: Path, cache: Path) -> None:
+def test_child_ends_when_its_kernel_is_killed(tmp_path: Path, cache: Path) -> None:
     file = write_gguf(tmp_path / "tiny.gguf")
     process = multiprocessing.get_context("spawn").Process(target=convert, args=(file,))
     process.start()

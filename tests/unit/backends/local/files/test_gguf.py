@@ -1,7 +1,8 @@
-"""GGUF files are found, converted once, and nothing is left of what was given up."""
+"""GGUF files: the embedded one, the header, and conversions, with a script in position of the converter."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import shutil
@@ -14,16 +15,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import filelock
+import numpy as np
 import psutil
 import pytest
 
 from llm_magic.backends.local.files import gguf
+from llm_magic.backends.local.files.gguf import read_header
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.errors import LoadFailed, MissingDependency
 from llm_magic.types import Progress
 from tests.tiny_gguf import write_gguf
 
-# What a stand-in for convert_gguf.py begins with: quick, and it does just what a test is about.
+# The first lines of scripts that replace convert_gguf.py.
 STAND_IN = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -50,7 +53,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Put another script in the place of convert_gguf.py."""
+    """Return a function that replaces convert_gguf.py by a script."""
 
     def use(text: str) -> None:
         script = tmp_path / "script.py"
@@ -60,7 +63,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
     return use
 
 
-def silent(progress: Progress) -> None: ...
+def ignore(progress: Progress) -> None: ...
 
 
 def never() -> bool:
@@ -68,11 +71,11 @@ def never() -> bool:
 
 
 def convert(file: Path) -> Path:
-    return gguf.convert(file, report=silent, cancelled=never)
+    return gguf.convert(file, report=ignore, cancelled=never)
 
 
 def runs(file: Path) -> list[int]:
-    """Return the process ids of the stand-ins that worked on `file`."""
+    """Return the process ids of the scripts that ran for `file`."""
     log = Path(f"{file}.runs")
     return [int(line) for line in log.read_text().split()] if log.exists() else []
 
@@ -82,7 +85,7 @@ def assert_nothing_is_left(file: Path, cache: Path) -> None:
     assert not any(psutil.pid_exists(pid) for pid in runs(file))
 
 
-def test_the_second_call_does_nothing(
+def test_second_call_converts_nothing(
     file: Path, cache: Path, stand_in: Callable[[str], None]
 ) -> None:
     stand_in(WORKS)
@@ -121,7 +124,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
-def test_damaged_conversion_is_made_again(
+def test_damaged_conversion_is_repeated(
     file: Path, stand_in: Callable[[str], None], damage: Callable[[Path], object]
 ) -> None:
     stand_in(WRITES)
@@ -136,7 +139,7 @@ def test_damaged_conversion_is_made_again(
     assert (folder / "tokenizer.json").read_text() == "{}"
 
 
-def test_a_changed_file_is_another_one(file: Path) -> None:
+def test_changed_file_has_another_folder(file: Path) -> None:
     before = gguf.converted_folder(file)
     assert gguf.converted_folder(file) == before
     assert gguf.converted_folder(file, "float16") != before
@@ -148,11 +151,11 @@ def test_a_changed_file_is_another_one(file: Path) -> None:
 
 
 def convert_as_a_kernel(file: Path, script: Path) -> tuple[Path, list[str]]:
-    """Run in another process: convert, and return what was reported too."""
+    """Convert in another process; returns the folder and the reported stages."""
     gguf.CONVERTER = script
-    told: list[Progress] = []
-    folder = gguf.convert(file, report=told.append, cancelled=never)
-    return folder, [progress.stage for progress in told]
+    reported: list[Progress] = []
+    folder = gguf.convert(file, report=reported.append, cancelled=never)
+    return folder, [progress.stage for progress in reported]
 
 
 def test_two_kernels_convert_once(file: Path, tmp_path: Path) -> None:
@@ -168,20 +171,20 @@ def test_two_kernels_convert_once(file: Path, tmp_path: Path) -> None:
     assert stages == ["converting some model.gguf", "waiting for another kernel"]
 
 
-def test_cancelling_leaves_nothing(
+def test_cancelled_conversion_leaves_no_files(
     file: Path, cache: Path, stand_in: Callable[[str], None]
 ) -> None:
     stand_in(HANGS)
-    told: list[Progress] = []
+    reported: list[Progress] = []
     began = time.perf_counter()
     with pytest.raises(Cancelled):
-        gguf.convert(file, report=told.append, cancelled=lambda: bool(told))
+        gguf.convert(file, report=reported.append, cancelled=lambda: bool(reported))
     assert time.perf_counter() - began < 5
     assert len(runs(file)) == 1
     assert_nothing_is_left(file, cache)
 
 
-def test_an_error_of_the_caller_leaves_nothing(
+def test_exception_in_report_leaves_no_files(
     file: Path, cache: Path, stand_in: Callable[[str], None]
 ) -> None:
     def interrupt(progress: Progress) -> NoReturn:
@@ -193,20 +196,20 @@ def test_an_error_of_the_caller_leaves_nothing(
     assert_nothing_is_left(file, cache)
 
 
-def test_waiting_for_another_kernel_can_be_cancelled(file: Path, cache: Path) -> None:
+def test_wait_for_another_kernel_can_be_cancelled(file: Path, cache: Path) -> None:
     cache.mkdir(parents=True)
-    told: list[Progress] = []
+    reported: list[Progress] = []
     with (
         filelock.FileLock(f"{gguf.converted_folder(file)}.lock"),
         pytest.raises(Cancelled),
     ):
-        gguf.convert(file, report=told.append, cancelled=lambda: bool(told))
-    assert [progress.stage.split(" that ")[0] for progress in told] == [
+        gguf.convert(file, report=reported.append, cancelled=lambda: bool(reported))
+    assert [progress.stage.split(" that ")[0] for progress in reported] == [
         "waiting for another kernel"
     ]
 
 
-def test_a_killed_child_is_an_error_and_the_next_try_works(
+def test_killed_child_is_an_error_and_the_next_call_works(
     file: Path, cache: Path, stand_in: Callable[[str], None]
 ) -> None:
     stand_in(STAND_IN + "os.kill(os.getpid(), signal.SIGKILL)")
@@ -217,7 +220,9 @@ def test_a_killed_child_is_an_error_and_the_next_try_works(
     assert (convert(file) / "llm_magic.json").is_file()
 
 
-def test_a_crash_shows_its_last_line(file: Path, stand_in: Callable[[str], None]) -> None:
+def test_crash_of_the_child_shows_its_last_line(
+    file: Path, stand_in: Callable[[str], None]
+) -> None:
     stand_in("import no_such_module")
     with pytest.raises(
         LoadFailed, match=r"could not be converted: ModuleNotFoundError.*\.$"
@@ -230,7 +235,7 @@ def test_a_crash_shows_its_last_line(file: Path, stand_in: Callable[[str], None]
         convert(file)
 
 
-def test_the_working_folder_cannot_disturb_the_child(
+def test_child_imports_nothing_from_the_working_folder(
     file: Path, tmp_path: Path, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(WORKS)
@@ -241,7 +246,7 @@ def test_the_working_folder_cannot_disturb_the_child(
     assert convert(Path("..") / file.name).is_dir()
 
 
-def test_leftovers_of_dead_kernels_go(
+def test_partial_folders_of_killed_kernels_are_removed(
     file: Path, cache: Path, stand_in: Callable[[str], None]
 ) -> None:
     stand_in(WORKS)
@@ -256,7 +261,7 @@ def test_leftovers_of_dead_kernels_go(
     assert alive.exists()
 
 
-def test_a_folder_that_is_not_whole_is_made_again(
+def test_folder_without_manifest_is_converted_again(
     file: Path, stand_in: Callable[[str], None]
 ) -> None:
     stand_in(WORKS)
@@ -267,20 +272,18 @@ def test_a_folder_that_is_not_whole_is_made_again(
     assert len(runs(file)) == 2
 
 
-def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+def test_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LoadFailed, match=r"none\.gguf cannot be read: No such file"):
         convert(tmp_path / "none.gguf")
 
 
-def test_a_cache_that_cannot_be_written_says_what_to_set(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unwritable_cache_names_the_variable(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_MAGIC_CACHE_DIR", str(file))
     with pytest.raises(LoadFailed, match="Set LLM_MAGIC_CACHE_DIR to another folder"):
         convert(file)
 
 
-def test_a_full_disk_is_seen_before_the_work(
+def test_full_disk_is_an_error_before_the_conversion(
     file: Path, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(WORKS)
@@ -291,7 +294,7 @@ def test_a_full_disk_is_seen_before_the_work(
     assert not runs(file)
 
 
-def test_a_missing_package_says_how_to_get_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_gives_the_command(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def find(name: str) -> Any:
         return None if name == "gguf" else True
 
@@ -300,7 +303,7 @@ def test_a_missing_package_says_how_to_get_it(file: Path, monkeypatch: pytest.Mo
         convert(file)
 
 
-def test_the_embedded_model_is_found_without_importing_its_package(
+def test_embedded_file_is_found_without_an_import(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = gguf.embedded_file()
@@ -310,3 +313,48 @@ def test_the_embedded_model_is_found_without_importing_its_package(
         assert found.is_file()
     monkeypatch.setattr(gguf, "EMBEDDED_PACKAGE", "no_such_package")
     assert gguf.embedded_file() is None
+
+
+# -- headers -----------------------------------------------------------------------------------
+
+
+def damaged(whole: bytes) -> dict[str, bytes]:
+    """Return damaged files, by the text of their error."""
+    return {
+        "is not complete: ": whole[:-100],
+        "is damaged or not complete": whole[: len(whole) // 200],
+        "is damaged": whole[:4] + b"\x63" + whole[5:],
+        "does not begin with GGUF": b"version https://git-lfs.github.com/spec/v1\n",
+        "not a GGUF file": b"",
+        "header cannot be read": b"GGUF",
+    }
+
+
+@pytest.mark.parametrize("text", damaged(b""))
+def test_damaged_file_is_an_error(text: str, file: Path) -> None:
+    file.write_bytes(damaged(file.read_bytes())[text])
+    with pytest.raises(LoadFailed, match=text) as bad:
+        read_header(file)
+    assert str(bad.value).startswith("some model.gguf is ")
+    assert "\n" not in str(bad.value)
+
+
+def test_truncated_and_changed_files_raise_only_load_failed(file: Path) -> None:
+    whole = file.read_bytes()
+    tensors = whole.index(b"ffn_down") + 2000  # behind the header
+    rng = np.random.default_rng(0)
+    for position in rng.integers(0, tensors, 400):
+        flipped = bytearray(whole)
+        flipped[position] = rng.integers(0, 256)
+        file.write_bytes(bytes(flipped))
+        with contextlib.suppress(LoadFailed):
+            read_header(file)
+        file.write_bytes(whole[:position])
+        with pytest.raises(LoadFailed):
+            read_header(file)
+
+
+def test_part_of_a_model_gives_the_merge_command(tmp_path: Path) -> None:
+    part = write_gguf(tmp_path / "big-00001-of-00003.gguf", parts=3)
+    with pytest.raises(LoadFailed, match=r"is one of 3 parts\. Join them first: llama-gguf-split"):
+        read_header(part)

