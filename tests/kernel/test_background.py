@@ -156,7 +156,9 @@ def test_stop(k: Kernel) -> None:
     k.ok("while not job.text: __import__('time').sleep(0.01)")
     assert k.value("(job.state, other.state)") == ("running", "waiting")
     first, second = k.value("(job.id, other.id)")
-    assert k.ok(f"%llm_stop {second}").text == f"Stopped job {second} (tiny) before its first word."
+    assert (
+        k.ok(f"%llm_stop {second}").text == f"Stopped job {second} (tiny) before its first token."
+    )
     assert k.value("(job.state, other.state)") == ("running", "stopped")
     assert k.ok("%llm_stop").text == f"Stopped job {first} (tiny) after 1 token."
     assert k.ok("%llm_stop").text == "No job is running."

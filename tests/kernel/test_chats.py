@@ -46,7 +46,7 @@ def test_a_cell_that_runs_again_replaces_its_turn_also_where_its_text_has_change
     note, *_ = ran.text.splitlines()
     assert note == (
         "Note: 1 turn of chat 'talk' is stale and not sent. Run the cells above from the top,"
-        " or forget them with %llm_reset talk --stale."
+        " or delete the stale turns with %llm_reset talk --stale."
     )
     assert "Note" not in scripted.ok("%%llm -c talk\nTwo", cell_id="b").text
     assert questions(scripted) == ["Uno", "Two", "(Three)"]
@@ -66,7 +66,7 @@ def test_without_ids_the_text_of_a_cell_stands_for_it(scripted: Kernel) -> None:
     # The options of a cell are not its question.
     ran = scripted.ok("%%llm -c talk -t 0.1\nTwo")
     assert "no cell ids" in ran.text
-    assert "1 turn below it is stale now" in ran.text
+    assert "1 turn below it is now stale" in ran.text
     assert questions(scripted) == ["One", "Two", "(Three)"]
     assert "Note" not in scripted.ok("%%llm -c talk\nThree").text
     # Not even where the value that was filled in is another.
@@ -143,7 +143,7 @@ def test_the_list_tells_turns_tokens_and_the_share_of_the_context(scripted: Kern
     scripted.ok("%%llm -c talk\nUno", cell_id="a")
     head, talk, second, note = scripted.ok("%llm_chats").text.splitlines()
     assert talk.split() == ["talk", "2", "1", "2", "0.0%"]
-    assert note.startswith("Stale: what was above has changed since.")
+    assert note.startswith("Stale: an earlier turn has changed.")
     shown = scripted.ok("%llm_chats talk").text.splitlines()
     assert [line.split()[0] for line in shown] == ["turn", "1", "2", "Stale:"]
     assert shown[2].split()[-2:] == ["…", "stale"] or shown[2].endswith("stale")

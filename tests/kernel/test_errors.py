@@ -57,7 +57,7 @@ MISTAKES = {
         "-o _i12: Python or IPython uses this name. Choose another.",
     ),
     "%%llm -s 'open\nx": ("OptionError", "A quote is not closed in"),
-    "%%llm hello\nx": ("OptionError", "The prompt goes below the first line"),
+    "%%llm hello\nx": ("OptionError", "Put the prompt below the first line"),
     "%%llm -m nobody\nx": ("ModelNotLoaded", "nobody is not loaded; loaded: "),
     f"%%llm -m {MODEL.lower()}\nx": ("ModelNotLoaded", f'Did you mean "{MODEL}"?'),
     "%llm": ("OptionError", "The prompt is empty."),
