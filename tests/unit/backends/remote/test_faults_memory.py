@@ -160,7 +160,7 @@ def test_body_compressed_twice_is_refused(server: FaultServer, encodings: list[s
             server.will(CHAT, *zipped(script, *encodings))
             with bounded(20 * MIB):
                 error = fails(session, RequestFailed)
-            assert f"compresses its responses ({', '.join(encodings)}) although" in str(error)
+            assert f"compresses its responses ({', '.join(encodings)}), although" in str(error)
             assert "Turn compression off in the server" in str(error)
         still_works(session)
 
