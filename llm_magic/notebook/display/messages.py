@@ -205,14 +205,14 @@ def _options(dry: DryRun) -> Iterator[str]:
     """Yield each option that is sent, and each one of ``-p``, with its value."""
     from llm_magic.backends.registry import generation_specs
 
-    known = generation_specs()
-    for name, value in dry.config.model_dump(exclude={"stop", "extra"}).items():
-        if value is not None and known[name].works_on(dry.backend):
-            yield f"{name} {value}"
-    if dry.config.stop:
-        yield f"stop {' '.join(map(_json, dry.config.stop))}"
-    for name, value in dry.config.extra.items():
-        yield f"{visible_line(name)} {_json(value)}"
+    for name, spec in generation_specs().items():
+        value = getattr(dry.config, name)
+        if value in (None, (), {}) or not spec.works_on(dry.backend):
+            continue
+        if spec.kind == "pairs":
+            yield from (f"{visible_line(key)} {_json(one)}" for key, one in value.items())
+        else:
+            yield f"{name} {' '.join(map(_json, value)) if spec.kind == 'repeated' else value}"
 
 
 def _json(value: object) -> str:

@@ -163,7 +163,9 @@ def test_error_of_load_keeps_its_class_and_attributes(kind: type[LLMMagicError])
     @on_a_loop
     async def load_after_unload(manager: BackendManager, backend: ScriptedBackend) -> None:
         await manager.load("a", CONFIG)
-        needed: dict[str, Any] = {"summary": "It broke.", "status": 401} if kind is AuthenticationFailed else {}
+        needed: dict[str, Any] = (
+            {"summary": "It broke.", "status": 401} if kind is AuthenticationFailed else {}
+        )
         error = backend.trouble["load"] = kind("It broke.", **needed)
         for name, value in vars(error).items():
             setattr(error, name, value or 503)
