@@ -298,7 +298,7 @@ def test_local_jobs_wait_for_their_turn(model_cache: Path) -> None:
         k.ok("while first.state != 'running': __import__('time').sleep(0.01)")
         assert k.value("(first.state, second.state)") == ("running", "waiting")
         assert "waiting" in k.ok("%llm_jobs").text
-        k.ok(f"%llm_stop {k.value('first.id')}")
+        k.ok(f"%llm_stop {k.value('first.number')}")
         k.ok("while second.state != 'running': __import__('time').sleep(0.01)")
         assert k.value("(first.state, first.text != '')") == ("stopped", True)
         cell = k.send("%llm --max-new-tokens 4 Hello")

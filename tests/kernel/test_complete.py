@@ -156,6 +156,6 @@ def test_the_first_key_press_imports_no_torch_and_no_http(tmp_path: Path) -> Non
         before = k.threads()
         assert k.completed("%llm_load -b vllm |") == []
         assert k.completed("%llm_load Smol|") == ["%llm_load SmolLM2-135M-Instruct"]
-        assert not {"torch", "transformers", "httpx"} & k.value("set(__import__('sys').modules)")
+        assert not {"torch", "transformers", "aiohttp"} & k.value("set(__import__('sys').modules)")
         assert [name for name in k.threads() if name.startswith("llm_magic")] == []
         assert k.threads() == before

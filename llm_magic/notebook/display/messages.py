@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from llm_magic.doctor import Finding
     from llm_magic.session import Session
     from llm_magic.session.chats import Chat, Context
-    from llm_magic.session.jobs import Job
     from llm_magic.session.requests import DryRun
+    from llm_magic.session.response import Response
 
 _MAX_HOLDERS = 3  # in the line of an unload
 _MAX_NAME = 200  # characters of a model name in a line or a table
@@ -229,11 +229,11 @@ def _token_count(tokens: int | None) -> str:
     )
 
 
-def jobs_table(jobs: Iterable[Job]) -> Table:
+def jobs_table(jobs: Iterable[Response]) -> Table:
     """Return ``%llm_jobs``: each background job with its state, progress and prompt."""
     rows = [
         [
-            str(job.id), job.state, shown_name(job.model), "" if job.tokens is None else str(job.tokens),
+            str(job.number), job.state, shown_name(job.model), "" if job.tokens is None else str(job.tokens),
             f"{job.seconds:.1f}", shortened(job.prompt),
         ]
         for job in jobs

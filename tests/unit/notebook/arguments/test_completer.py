@@ -48,8 +48,8 @@ def names() -> Iterator[Candidates]:
         session.load("org/Qwen", name="qwen", keep=True)
         session.load("org/wide:7b", name="my model", keep=True)
         session.models()
-        session.answer(Request("?", chat="notes"))
-        session.begin(Request("?")).result()
+        session.ask(Request("?", chat="notes")).result()
+        session.ask(Request("?"), background=True).result()
         before = list(backend.events)
         yield Candidates(cast(Any, shell), session)
         assert backend.events == before  # nobody was asked

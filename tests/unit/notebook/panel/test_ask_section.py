@@ -214,11 +214,11 @@ def test_turns_that_a_cell_made_stale_are_neither_shown_nor_sent(scripted: Scrip
     panel, session = scripted.panel, scripted.session
     put(panel.asking.chat, True)
     until(lambda: panel.asking.clear.layout.display == "")
-    session.answer(Request("one", chat="panel", key="cell"))
+    session.ask(Request("one", chat="panel", key="cell")).result()
     for question in ("two", "three"):
         ask(panel, question)
     assert words(panel.asking.turns.value) == "one one two two"
-    session.answer(Request("uno", chat="panel", key="cell"))
+    session.ask(Request("uno", chat="panel", key="cell")).result()
     until(lambda: words(panel.asking.turns.value) == "uno uno")
     ask(panel, "four")
     contents = [message.content for message in scripted.backend.asked[-1].messages]

@@ -10,7 +10,7 @@ import pytest
 from ipywidgets import Widget
 
 from llm_magic.notebook.panel import ControlPanel
-from llm_magic.session.event_loop import LoopThread
+from llm_magic.session.event_loop import LoopStream
 from tests.panels import (
     Scripted,
     everything,
@@ -97,17 +97,16 @@ def test_the_answer_of_one_panel_can_be_stopped_in_the_other(
 def test_starting_panel_answer_is_not_taken_for_a_cell(
     scripted: Scripted, other: ControlPanel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submit = LoopThread.submit
+    start = LoopStream.start
     seen: list[str] = []
 
-    def slow(loop: LoopThread, work: Any) -> Any:
-        future = submit(loop, work)
+    def slow(stream: LoopStream[Any]) -> None:
+        start(stream)
         # The answer is there, and what began it has not come back yet: others draw meanwhile.
         assert hang.reached.wait(5)
         drawing = threading.Thread(target=draw)
         drawing.start()
         drawing.join(0.1)
-        return future
 
     def draw() -> None:
         other.draw()
@@ -115,7 +114,7 @@ def test_starting_panel_answer_is_not_taken_for_a_cell(
 
     hang = Hang()
     scripted.backend.will("a", hang)
-    monkeypatch.setattr(LoopThread, "submit", slow)
+    monkeypatch.setattr(LoopStream, "start", slow)
     send(scripted.panel, "?")
     until(lambda: seen == ["An answer is being written: Stop ends it."], str(seen))
     press(other.asking.stop)
