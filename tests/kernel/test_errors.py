@@ -1,4 +1,4 @@
-"""A mistake fails its cell with one line that says what to type next, and changes nothing."""
+"""An error fails its cell with one line and the next step, and changes nothing."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(loaded: Kernel, code: str) ->
     assert loaded.value("before == (llm.generation.top_k, llm.status().models, llm.last)")
 
 
-def test_the_model_that_was_there_answers_after_a_failed_load(loaded: Kernel) -> None:
+def test_earlier_model_answers_after_failed_load(loaded: Kernel) -> None:
     assert loaded.run("%llm_load nope/nope").ename in {"ModelNotFound", "LoadFailed"}
     assert "nope/nope" in loaded.ok("%llm_status").text
     assert loaded.value("llm.status().status") == "Ready"
@@ -115,7 +115,7 @@ def test_a_prompt_that_is_too_long_is_counted(loaded: Kernel) -> None:
     loaded.ok("%llm -t 0 --max-new-tokens 2 Hello")
 
 
-def test_a_model_that_breaks_says_why_and_stays(loaded: Kernel) -> None:
+def test_failed_generation_shows_reason_and_model_stays_loaded(loaded: Kernel) -> None:
     ran = loaded.run("%llm -p min_p=7 Hello")
     assert_one_line(ran, "GenerationFailed", f"{MODEL} failed while it answered: ValueError: ")
     loaded.ok("%llm -t 0 --max-new-tokens 2 Hello")
