@@ -32,13 +32,17 @@ def local_session(**changes: object) -> Iterator[Session]:
         session.close()
 
 
+def local_backend(session: Session) -> LocalTransformersBackend:
+    """Return the backend of the active model."""
+    # The session has no public way to its backends.
+    backend = session._manager.find().backend
+    assert isinstance(backend, LocalTransformersBackend)
+    return backend
+
+
 def local_model(session: Session, name: str | None = None) -> LocalModel:
     """Return a loaded model with its PyTorch module; the active one without a name."""
-    # The session has no public way to its backends.
-    found = session._manager.find(name)
-    backend = found.backend
-    assert isinstance(backend, LocalTransformersBackend)
-    return backend.local_model(found.name)
+    return local_backend(session).local_model(session._manager.find(name).name)
 
 
 @contextlib.contextmanager

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from llm_magic.backends.local.backend import LocalTransformersBackend
 from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import LLMMagicError
 from llm_magic.session import Session
 from llm_magic.types import Chunk, FinishReason, Message, Usage
-from tests.local_models import local_model
+from tests.local_models import local_backend, local_model
 
 Answer = tuple[str, FinishReason, Usage]
 Item = tuple[int, Chunk | LLMMagicError]
@@ -65,6 +65,7 @@ class BatchModel:
         """Load it in float32, where the other sequences of a batch do not change an answer."""
         info = session.load(folder, dtype="float32", device="cpu", **options)
         self._session, self._name = session, info.name
+        self._backend = local_backend(session)
         self._answers: dict[str, Answer] = {}
 
     @property
@@ -77,19 +78,13 @@ class BatchModel:
         """The tokenizer."""
         return local_model(self._session, self._name).tokenizer
 
-    @property
-    def _backend(self) -> LocalTransformersBackend:
-        backend = self._session._manager.find(self._name).backend
-        assert isinstance(backend, LocalTransformersBackend)
-        return backend
-
     def answer(self, messages: Sequence[Message], config: GenerationConfig) -> Answer:
         """Answer one conversation alone."""
 
         async def ask() -> list[Chunk]:
             return [chunk async for chunk in self._backend.stream(self._name, messages, config)]
 
-        return joined(self._session._loop.run(ask()))
+        return joined(asyncio.run(ask()))
 
     def alone(self, many: Conversations, config: GenerationConfig) -> list[Answer]:
         """Answer one conversation after another; answers to equal requests are reused."""
@@ -107,7 +102,7 @@ class BatchModel:
         async def ask() -> list[Item]:
             return [item async for item in self._backend.stream_many(self._name, many, config)]
 
-        return self._session._loop.run(ask())
+        return asyncio.run(ask())
 
     def together(
         self, many: Conversations, config: GenerationConfig
@@ -133,7 +128,7 @@ class BatchModel:
             await stream.aclose()
             return time.perf_counter() - began
 
-        return self._session._loop.run(ask())
+        return asyncio.run(ask())
 
     @contextlib.contextmanager
     def passes(self, before: Callable[[Any], None] = lambda _ids: None) -> Iterator[Passes]:

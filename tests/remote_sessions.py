@@ -13,13 +13,12 @@ import pytest
 
 from llm_magic.errors import Interrupted, LLMMagicError
 from llm_magic.session import Session
-from llm_magic.session.requests import Request
 from llm_magic.types import Chunk, Reply
 from tests.exchange import Received
 from tests.fault_server import CHAT, FaultServer
 from tests.http_server import HttpServer
 from tests.ollama_server import OllamaServer
-from tests.scripted import settings, stop_when
+from tests.scripted import read, settings, stop_when
 from tests.wire import Head, Raw, Step
 
 OLLAMA_CHAT = "/api/chat"
@@ -74,7 +73,7 @@ def told(error: LLMMagicError) -> str:
     message = str(error)
     assert len(message.splitlines()) == 1, message
     assert ".." not in message.replace("…", "").replace("/..", ""), message
-    assert "httpx" not in message
+    assert "aiohttp" not in message
     assert (error.__cause__, error.__suppress_context__ or error.__context__ is None) == (
         None,
         True,
@@ -122,12 +121,9 @@ def notices(session: Session) -> list[str]:
     """Ask, and return what was said about waiting, whether or not an answer came."""
     heard: list[str] = []
 
-    def take(chunk: Chunk) -> None:
-        if chunk.notice:
-            heard.append(chunk.notice)
-
     with contextlib.suppress(LLMMagicError):
-        session.answer(Request("one two"), take)
+        for chunk in session.stream("one two"):
+            heard += [chunk.notice] if chunk.notice else []
     return heard
 
 
@@ -135,14 +131,15 @@ def interrupt(session: Session, when: threading.Event | Callable[[Chunk], bool])
     """Ask and press the stop button, at an event or at a chunk; it takes less than a second."""
     event = when if isinstance(when, threading.Event) else threading.Event()
 
+    stop_when(event)
+    began = time.monotonic()
+
     def take(chunk: Chunk) -> None:
         if not isinstance(when, threading.Event) and when(chunk):
             event.set()
 
-    stop_when(event)
-    began = time.monotonic()
     with pytest.raises(Interrupted) as caught:
-        session.answer(Request("one two"), take)
+        read(session.stream("one two"), take)
     assert time.monotonic() - began < 1
     assert caught.value.reply is session.last
     told(caught.value)

@@ -9,14 +9,28 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from llm_magic.backends.base import Backend, Capabilities, LoadPlan, Report, TokenCount
+from llm_magic.backends.manager import BackendManager, LoadedModel
 from llm_magic.config.settings import GenerationConfig, LoadConfig, Settings
 from llm_magic.errors import OptionError
 from llm_magic.session import Session
+from llm_magic.session.chats import Chats
+from llm_magic.session.event_loop import LoopThread
+from llm_magic.session.recording import Recorder
+from llm_magic.session.requests import PreparedRequest, Request
+from llm_magic.session.response import Response
 from llm_magic.types import (
     Chunk,
     FinishReason,
@@ -236,6 +250,30 @@ def stop_when(event: threading.Event) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=press, daemon=True).start()
+
+
+def read(chunks: Iterable[Chunk], take: Callable[[Chunk], object]) -> None:
+    """Give every chunk to `take`."""
+    for chunk in chunks:
+        take(chunk)
+
+
+def show(response: Response, draw: Callable[[], object]) -> None:
+    """Call `draw` at every update of a response, as the display of a cell does."""
+    with response:
+        for _ in response.updates():
+            draw()
+
+
+def unstarted(info: ModelInfo) -> Response:
+    """Return a response of a model that nothing generates: tests add its chunks and its reply."""
+    backend, config = ScriptedBackend(), LoadConfig(backend=info.backend)
+    loaded = LoadedModel(info.name, info.name, config, backend, info)
+    prepared = PreparedRequest(
+        loaded, (Message("user", "?"),), GenerationConfig(), Request("?"), None
+    )
+    manager = BackendManager(lambda _name: backend)
+    return Response(prepared, manager, LoopThread(), Recorder(Chats(), lambda: None))
 
 
 def settings(**changes: object) -> Settings:

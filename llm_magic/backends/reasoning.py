@@ -1,4 +1,4 @@
-"""Thoughts that a model writes into its text, between ``<think>`` and ``</think>``, kept apart."""
+"""Separates the reasoning that a model writes into its text, between ``<think>`` and ``</think>``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from llm_magic.types import Chunk
 OPEN_TAG, CLOSE_TAG = "<think>", "</think>"
 
 
-class ThinkSplitter:
+class ReasoningSplitter:
     """Splits the text of one answer, however it is cut into pieces.
 
-    Only a tag at the beginning of an answer opens a thought: later ones are text about tags. A
-    closing tag at the beginning of a line, without an opening one anywhere, ends a thought that the
-    prompt's template began.
+    Only a tag at the beginning of an answer opens reasoning: later ones are text about tags. A
+    closing tag at the beginning of a line, without an opening one anywhere, ends reasoning that the
+    template of the prompt opened.
     """
 
     def __init__(self) -> None:
@@ -139,14 +139,14 @@ def _piece(chunk: Chunk, kind: str, text: str) -> Chunk:
     return dataclasses.replace(chunk, text=text)
 
 
-async def split_thoughts(
-    source: AsyncGenerator[Chunk, None], rest: list[Chunk] | None = None
+async def split_reasoning(
+    source: AsyncGenerator[Chunk, None], pending: list[Chunk] | None = None
 ) -> AsyncGenerator[Chunk, None]:
-    """Yield the chunks of an answer with the thoughts in its text kept apart.
+    """Yield the chunks of an answer with the reasoning in its text separated.
 
-    What was held back when its reader leaves cannot be yielded any more: it goes into `rest`.
+    What is held back when the reader leaves cannot be yielded any more: it is added to `pending`.
     """
-    splitter = ThinkSplitter()
+    splitter = ReasoningSplitter()
     async with contextlib.aclosing(source):
         try:
             async for chunk in source:
@@ -157,8 +157,8 @@ async def split_thoughts(
                 yield piece
             raise
         except (GeneratorExit, asyncio.CancelledError):
-            if rest is not None:
-                rest.extend(splitter.flush())
+            if pending is not None:
+                pending.extend(splitter.flush())
             raise
         for piece in splitter.flush():
             yield piece

@@ -56,18 +56,18 @@ class StopText:
 
 
 def until_stop(
-    source: AsyncGenerator[Chunk, None], stops: Sequence[str], rest: list[Chunk]
+    source: AsyncGenerator[Chunk, None], stops: Sequence[str], pending: list[Chunk]
 ) -> AsyncGenerator[Chunk, None]:
     """Return the chunks of an answer up to the first stop text, and close `source` there.
 
     Only what may be the beginning of a stop text is held back. If the reader leaves meanwhile, it goes
-    into `rest`. Reasoning that a server keeps apart is not searched: servers differ in that.
+    into `pending`. Reasoning that a server keeps apart is not searched: servers differ in that.
     """
-    return _until_stop(source, stops, rest) if stops else source
+    return _until_stop(source, stops, pending) if stops else source
 
 
 async def _until_stop(
-    source: AsyncGenerator[Chunk, None], stops: Sequence[str], rest: list[Chunk]
+    source: AsyncGenerator[Chunk, None], stops: Sequence[str], pending: list[Chunk]
 ) -> AsyncGenerator[Chunk, None]:
     stop = StopText(stops)
     async with contextlib.aclosing(source):
@@ -83,7 +83,7 @@ async def _until_stop(
             yield Chunk(text=stop.flush(), time=time.perf_counter())
             raise
         except (GeneratorExit, asyncio.CancelledError):
-            rest.append(Chunk(text=stop.flush(), time=time.perf_counter()))
+            pending.append(Chunk(text=stop.flush(), time=time.perf_counter()))
             raise
 
 

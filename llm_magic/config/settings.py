@@ -37,6 +37,7 @@ from llm_magic.config.option_spec import (
     Flag,
     Neutral,
     OptionModel,
+    OptionSpec,
     first_problem,
     specs,
 )
@@ -301,13 +302,12 @@ class Settings(BaseSettings):
         return cls.from_checked(self._defaults(cls), set())
 
     def _defaults(self, cls: type[OptionModel]) -> dict[str, object]:
-        """Return the default of every option: the setting of that name, else the option's own."""
-        return {
-            name: getattr(self, name, spec.default)
-            if name in _OPTIONS_WITH_SETTING
-            else spec.default
-            for name, spec in specs(cls).items()
-        }
+        return {name: self.default_of(spec) for name, spec in specs(cls).items()}
+
+    def default_of(self, spec: OptionSpec) -> object:
+        """Return the default of an option: the setting of that name, else the option's own."""
+        is_setting = spec.name in _OPTIONS_WITH_SETTING
+        return getattr(self, spec.name, spec.default) if is_setting else spec.default
 
 
 class _SettingsWithFile(Settings):

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from llm_magic.errors import GenerationError, LLMMagicError, PromptTooLong, RequestFailed
 from llm_magic.session.chats import in_turns, spelled
+from llm_magic.session.requests import DryRun
 from llm_magic.types import Chunk
 
 if TYPE_CHECKING:
     from llm_magic.backends.manager import BackendManager, LoadedModel
     from llm_magic.session.chats import Chat
-    from llm_magic.session.requests import Call, Draft
+    from llm_magic.session.requests import PreparedRequest
+    from llm_magic.session.response import Response
     from llm_magic.types import Message
 
 # At most this share of the context is kept free for the answer.
@@ -21,61 +23,62 @@ _ANSWER = 1 / 4
 _UNCLEAR = frozenset({400, 413, 422, 500, None})
 
 
-async def stream(manager: BackendManager, draft: Draft) -> AsyncGenerator[Chunk, None]:
-    """Ask the model of a draft, after leaving out what it was told to leave out."""
-    draft.call = await fit(manager, draft.call)
+async def stream(manager: BackendManager, response: Response) -> AsyncGenerator[Chunk, None]:
+    """Yield the answer of the model, after dropping the turns that do not fit where `--trim` is given."""
+    response.prepared = await fit(manager, response.prepared)
     while True:
-        call = draft.call
-        answer = manager.stream(call.loaded_model.name, call.messages, call.config)
+        prepared = response.prepared
+        answer = manager.stream(prepared.loaded_model.name, prepared.messages, prepared.config)
         try:
             async with contextlib.aclosing(answer) as chunks:
                 async for chunk in chunks:
                     yield chunk
             return
         except (PromptTooLong, RequestFailed) as error:
-            more = _more(call) if isinstance(error, PromptTooLong) and draft.is_empty else 0
+            more = _more(prepared) if isinstance(error, PromptTooLong) and response.is_empty else 0
             if not more:
-                raise error.append(_advice(call, error)) from None
-        draft.call = call.without(call.dropped + more)
-        yield Chunk(notice=f"too long, asking with {in_turns(draft.call.dropped)} less")
+                raise error.append(_advice(prepared, error)) from None
+        response.prepared = prepared.without(prepared.dropped + more)
+        yield Chunk(notice=f"too long, asking with {in_turns(response.prepared.dropped)} less")
 
 
-async def fit(manager: BackendManager, call: Call) -> Call:
-    """Leave out the fewest of the oldest turns with which it fits, where the backend can count."""
-    if not call.request.trim or call.context is None:
-        return call
-    low, high = 0, len(call.context.turns)
+async def fit(manager: BackendManager, prepared: PreparedRequest) -> PreparedRequest:
+    """Return the request without the fewest oldest turns that do not fit, where the backend can count."""
+    if not prepared.request.trim or prepared.context is None:
+        return prepared
+    low, high = 0, len(prepared.context.turns)
     while low < high:
         middle = (low + high) // 2 if low else 0
-        fits = await _fits(manager, call.without(middle))
+        fits = await _fits(manager, prepared.without(middle))
         if fits is None:
-            return call
+            return prepared
         low, high = (low, middle) if fits else (middle + 1, high)
-    return call.without(low)
+    return prepared.without(low)
 
 
-async def _fits(manager: BackendManager, call: Call) -> bool | None:
-    """Return whether a call leaves room for its answer; None where that is not known."""
-    count = await manager.count(call.loaded_model.name, call.messages)
+async def _fits(manager: BackendManager, prepared: PreparedRequest) -> bool | None:
+    """Return whether a request leaves room for its answer; None where that is unknown."""
+    count = await manager.count(prepared.loaded_model.name, prepared.messages)
     if count.prompt_tokens is None or not count.context_length:
         return None
     most = int(count.context_length * _ANSWER)
     return (
-        count.prompt_tokens + min(call.config.max_new_tokens or most, most) <= count.context_length
+        count.prompt_tokens + min(prepared.config.max_new_tokens or most, most)
+        <= count.context_length
     )
 
 
-def _more(call: Call) -> int:
-    """Return how many more turns to leave out after a refusal: a third, so that tries are few."""
-    if not call.request.trim or call.context is None:
+def _more(prepared: PreparedRequest) -> int:
+    """Return how many more turns to drop after an error response: a third, so that tries are few."""
+    if not prepared.request.trim or prepared.context is None:
         return 0
-    left = len(call.context.turns) - call.dropped
+    left = len(prepared.context.turns) - prepared.dropped
     return max(1, left // 3) if left else 0
 
 
-def _advice(call: Call, error: GenerationError | RequestFailed) -> str:
+def _advice(prepared: PreparedRequest, error: GenerationError | RequestFailed) -> str:
     """Return what helps against a conversation that is too long."""
-    context, trim = call.context, call.request.trim
+    context, trim = prepared.context, prepared.request.trim
     if context is None or not context.turns:
         return ""
     turns = in_turns(len(context.turns))
@@ -94,16 +97,24 @@ def _advice(call: Call, error: GenerationError | RequestFailed) -> str:
     )
 
 
-def told(chat: Chat, model: str) -> int | None:
-    """Return what a conversation took when it was last continued, where `model` said so."""
+async def dry_run(manager: BackendManager, prepared: PreparedRequest) -> DryRun:
+    """Return what a request would send, and how many tokens that is."""
+    prepared = await fit(manager, prepared)
+    name, backend = prepared.loaded_model.name, prepared.loaded_model.config.backend
+    count = await manager.count(name, prepared.messages)
+    return DryRun(name, backend, prepared.messages, prepared.config, count, prepared.dropped)
+
+
+def reported_tokens(chat: Chat, model: str) -> int | None:
+    """Return the tokens of a conversation as `model` reported them for its last turn, if it did."""
     last = chat.fresh[-1] if chat.fresh else None
     return last.tokens if last is not None and last.model == model else None
 
 
-async def counted(loaded_model: LoadedModel, messages: Sequence[Message]) -> int | None:
+async def count_tokens(loaded_model: LoadedModel, messages: Sequence[Message]) -> int | None:
     """Count the tokens of messages with the model's own tokenizer; None where it cannot."""
     try:
         return (await loaded_model.backend.count(loaded_model.name, messages)).prompt_tokens
     except LLMMagicError:
-        # Some templates refuse some conversations: the next question will tell, a list does not.
+        # Some templates reject some conversations: the next request shows the error.
         return None

@@ -1,4 +1,4 @@
-"""One event loop on one daemon thread, and the doors through which other threads use it."""
+"""One event loop on one daemon thread, and what other threads run on it and read from it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import asyncio
 import concurrent.futures
 import contextlib
 import inspect
-import queue
+import math
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from llm_magic.errors import Interrupted
-from llm_magic.session.interrupts import Inbox, interrupts_to, translated
-from llm_magic.session.thread_bridge import Pump
+from llm_magic.backends.thread_bridge import CHECK_S, LoopCalls, ThreadBridge, loop_calls
+from llm_magic.errors import Interrupted, release_frames
+from llm_magic.session.interrupts import interrupts_to, translated
 
 T = TypeVar("T")
+
+# After the first interrupt the work gets this long to end in an orderly way; then the cell ends
+# and the work finishes its stop in the background.
+GRACE_S = 0.6
 
 
 class LoopThread:
@@ -26,7 +31,7 @@ class LoopThread:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._pumps: list[Pump] = []
+        self._readers: list[ThreadBridge[Any]] = []
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -51,123 +56,43 @@ class LoopThread:
         `tick` is called on this thread about ten times a second while waiting.
         """
         result: list[T] = []
-
-        async def once() -> AsyncGenerator[T, None]:
-            yield await coroutine
-
         try:
-            # What has ended is not undone by an interrupt that comes too late.
-            self._drained(once(), result.append, tick)
+            for batch in LoopStream(self, _once(coroutine)).batches():
+                result += batch
+                if tick is not None and not batch:
+                    tick()
         finally:
             if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
                 coroutine.close()
         return result[0]
 
-    def drain(
-        self,
-        source: AsyncGenerator[T, None],
-        take: Callable[[T], None],
-        tick: Callable[[], None] | None = None,
-        rest: Callable[[], float] | None = None,
-    ) -> None:
-        """Iterate `source` on the loop and hand every item to `take` on this thread.
-
-        `tick` is called after what was there was taken, and about ten times a second where nothing
-        comes. Then this thread does not wake up for `rest()` seconds: each time that it does for an
-        item, it takes the GIL from whoever produces them.
-
-        While it runs, SIGINT arrives as a message in the inbox, never as an exception in the
-        middle of a line: nothing that was produced is lost, and no display is torn. One that comes
-        when everything has been taken still counts: what is in a loop of calls is stopped by it.
-        """
-        if self._drained(source, take, tick, rest).is_interrupted():
-            raise KeyboardInterrupt
-
-    def _drained(
-        self,
-        source: AsyncGenerator[T, None],
-        take: Callable[[T], None],
-        tick: Callable[[], None] | None = None,
-        rest: Callable[[], float] | None = None,
-    ) -> Pump:
-        inbox: Inbox = queue.SimpleQueue()
-        with interrupts_to(inbox):
-            pump = Pump(self.loop, source, inbox)
-            with self._listed(pump):
-                try:
-                    for item in pump.items(tick, rest):
-                        take(item)
-                finally:
-                    pump.stop()
-        return pump
+    async def arun(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Await a coroutine that runs on the loop thread, from a coroutine of another loop."""
+        bridge: ThreadBridge[T] = ThreadBridge()
+        result: list[T] = []
+        stream = LoopStream(self, _once(coroutine))
+        stream.attach(bridge)
+        stream.start()
+        async with contextlib.aclosing(stream.read_async(bridge)) as batches:
+            async for batch in batches:
+                result += batch
+        if bridge.error is not None:
+            raise bridge.error
+        return result[0]
 
     @contextlib.contextmanager
-    def _listed(self, pump: Pump) -> Iterator[None]:
-        self._pumps.append(pump)
+    def interrupting(self, bridge: ThreadBridge[Any]) -> Iterator[None]:
+        """Let `interrupt` reach the reader of a bridge in the block."""
+        self._readers.append(bridge)
         try:
             yield
         finally:
-            self._pumps.remove(pump)
+            self._readers.remove(bridge)
 
     def interrupt(self) -> None:
         """Do what SIGINT does to all that is waited for, from any thread."""
-        for pump in tuple(self._pumps):
-            pump.interrupt()
-
-    def iterate(self, source: AsyncGenerator[T, None]) -> Iterator[T]:
-        """Iterate `source` on the loop; leaving early cancels it and waits for its clean-up."""
-        inbox: Inbox = queue.SimpleQueue()
-        with interrupts_to(inbox):
-            pump = Pump(self.loop, source, inbox)
-        with self._listed(pump):
-            try:
-                yield from self._turns(pump, inbox)
-            finally:
-                pump.stop()
-        if pump.is_interrupted():
-            raise KeyboardInterrupt
-
-    def _turns(self, pump: Pump, inbox: Inbox) -> Iterator[Any]:
-        items = pump.items()
-        while True:
-            # Only while this thread waits here: between items, SIGINT belongs to the user.
-            with interrupts_to(inbox):
-                try:
-                    item = next(items)
-                except StopIteration:
-                    return
-            yield item
-
-    async def relay(
-        self, source: AsyncGenerator[T, None], stopping: Callable[[], None] = lambda: None
-    ) -> AsyncGenerator[T, None]:
-        """Iterate `source` on the loop thread for a coroutine of another loop.
-
-        Where SIGINT cancels that, it raises `Interrupted`, which is also a `CancelledError`.
-        `stopping` is called first where SIGINT ended the cell, but not the wait for this.
-        """
-        pump = Pump(self.loop, source, queue.SimpleQueue())
-        with translated(stopping), self._listed(pump):
-            try:
-                while True:
-                    for item in pump.ready():
-                        yield item
-                    if pump.ended():
-                        return
-                    if pump.is_interrupted():
-                        raise Interrupted("Stopped.")
-                    await pump.wait_elsewhere()
-            finally:
-                await pump.stop_elsewhere()
-
-    async def arun(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Await a coroutine that runs on the loop thread, from a coroutine of another loop."""
-
-        async def once() -> AsyncGenerator[T, None]:
-            yield await coroutine
-
-        async with contextlib.aclosing(self.relay(once())) as results:
-            return await anext(results)
+        for bridge in tuple(self._readers):
+            bridge.interrupt()
 
     def cancel_all(self) -> None:
         """Cancel everything that runs on the loop, and wait a little until it has ended."""
@@ -189,8 +114,199 @@ class LoopThread:
             loop.close()
 
 
+async def _once(coroutine: Coroutine[Any, Any, T]) -> AsyncGenerator[T, None]:
+    yield await coroutine
+
+
 async def _cancel_all() -> None:
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+
+
+class LoopStream(Generic[T]):
+    """An async generator that runs on the loop thread, for readers on other threads and loops.
+
+    Each reader has a bridge. The generator pauses while a reader is far behind.
+    """
+
+    def __init__(
+        self,
+        thread: LoopThread,
+        source: AsyncGenerator[T, None],
+        received: Callable[[T], None] = lambda _item: None,
+        ended: Callable[[BaseException | None], None] = lambda _error: None,
+    ) -> None:
+        """`received` and `ended` are called on the loop thread, before the readers get it."""
+        self._thread, self._source = thread, source
+        self._received, self._ended = received, ended
+        self._bridges: tuple[ThreadBridge[T], ...] = ()
+        self._loop: LoopCalls | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._done = threading.Event()
+        self._error: BaseException | None = None
+        self._deadline = math.inf
+
+    # -- on the loop --------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._task = asyncio.ensure_future(self._run())
+        # A callback, not a `finally`: a task cancelled before its first step never enters its body.
+        self._task.add_done_callback(self._finish)
+
+    async def _run(self) -> None:
+        async with contextlib.aclosing(self._source) as source:
+            async for item in source:
+                self._received(item)
+                for bridge in self._bridges:
+                    bridge.put(item)
+                    await bridge.room()
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:
+            # The coroutines behind it refer to models; whoever gets the error may keep it.
+            release_frames(error)
+        # Afterwards: the task, which is referenced until then, has its own reference to the traceback.
+        self._task = None
+        asyncio.get_running_loop().call_soon(self._close, error)
+
+    def _close(self, error: BaseException | None) -> None:
+        self._error = error
+        self._ended(error)
+        self._done.set()
+        for bridge in self._bridges:
+            bridge.close(error)
+
+    def _add(self, bridge: ThreadBridge[T], first: Callable[[], None]) -> None:
+        first()
+        if self._done.is_set():
+            bridge.close(self._error)
+        else:
+            self._bridges = (*(one for one in self._bridges if not one.has_left), bridge)
+
+    # -- on any thread ------------------------------------------------------------------------
+
+    @property
+    def is_started(self) -> bool:
+        """Whether `start` was called."""
+        return self._loop is not None
+
+    def start(self) -> None:
+        """Start the generator; nothing of it has run before."""
+        self._loop = loop_calls(self._thread.loop)
+        self._loop.call(self._begin)
+
+    def attach(self, bridge: ThreadBridge[T], first: Callable[[], None] = lambda: None) -> None:
+        """Give a bridge the items that follow; `first` is called before, on the loop thread."""
+        if self._loop is None:
+            self._add(bridge, first)
+            return
+        try:
+            self._loop.call(lambda: self._add(bridge, first))
+        except RuntimeError:
+            # The loop is closed, and with it all that ran on it.
+            first()
+            bridge.close(self._error)
+
+    def cancel(self) -> None:
+        """Cancel, only once: a second time would break off the clean-up that the first began."""
+        if self._deadline < math.inf or self._loop is None:
+            return
+        self._deadline = time.monotonic() + GRACE_S
+        # The loop may be closed (unload, exit): then nothing runs any more.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call(lambda: self._task and self._task.cancel())
+
+    def stop(self) -> None:
+        """Cancel if it still runs, and wait for its clean-up for the rest of the grace time."""
+        if self.is_started and not self._done.is_set():
+            self.cancel()
+            self._done.wait(max(0.0, self._deadline - time.monotonic()))
+
+    async def _stop_async(self) -> None:
+        if not self._done.is_set():
+            self.cancel()
+        while not self._done.is_set() and time.monotonic() < self._deadline:
+            await asyncio.sleep(0.02)
+
+    def wait(self, timeout: float) -> None:
+        """Wait for the end at most `timeout` seconds."""
+        self._done.wait(timeout)
+
+    # -- readers ------------------------------------------------------------------------------
+
+    def batches(self, pause: Callable[[], float] | None = None) -> Iterator[list[T]]:
+        """Start, and yield all items as `read` does; leaving early stops the generator.
+
+        SIGINT ends the next wait, and interrupts nothing else until then.
+        """
+        bridge: ThreadBridge[T] = ThreadBridge()
+        with interrupts_to(bridge):
+            self.attach(bridge)
+            self.start()
+            with self._thread.interrupting(bridge):
+                try:
+                    yield from self.read(bridge, pause)
+                finally:
+                    self.stop()
+        if bridge.error is not None:
+            raise bridge.error
+
+    def read(
+        self,
+        bridge: ThreadBridge[T],
+        pause: Callable[[], float] | None = None,
+        *,
+        stops: bool = True,
+    ) -> Iterator[list[T]]:
+        """Yield what a bridge has, at least every `CHECK_S` seconds, until the end.
+
+        The next items are waited for no sooner than after `pause()` seconds. At an interrupt the
+        generator is stopped, unless `stops` is false; what it still yields within the grace time,
+        or until a second interrupt, comes before the `KeyboardInterrupt`.
+        """
+        while not bridge.is_ended:
+            if bridge.wait(CHECK_S, pause() if pause is not None else 0.0):
+                if stops:
+                    yield from self._last(bridge)
+                raise KeyboardInterrupt
+            yield bridge.take()
+
+    def _last(self, bridge: ThreadBridge[T]) -> Iterator[list[T]]:
+        self.cancel()
+        yield bridge.take()
+        while not bridge.is_ended and (left := self._deadline - time.monotonic()) > 0:
+            if bridge.wait(min(left, CHECK_S)):
+                self._deadline = 0.0
+            yield bridge.take()
+
+    async def read_async(
+        self,
+        bridge: ThreadBridge[T],
+        stopping: Callable[[], None] = lambda: None,
+        *,
+        stops: bool = True,
+    ) -> AsyncGenerator[list[T], None]:
+        """Yield what a bridge has until the end, on the caller's loop.
+
+        Leaving early stops the generator, unless `stops` is false. Where SIGINT cancels the caller,
+        this raises `Interrupted`, which is also a `CancelledError`; `stopping` is called first where
+        SIGINT ended the cell, but not this wait.
+        """
+        here = loop_calls(asyncio.get_running_loop())
+        with translated(stopping), self._thread.interrupting(bridge):
+            try:
+                while True:
+                    yield bridge.take()
+                    if bridge.is_ended:
+                        return
+                    if bridge.take_interrupt():
+                        raise Interrupted("Stopped.")
+                    with here.kept_awake():
+                        await bridge.wait_async()
+            finally:
+                bridge.leave()
+                if stops:
+                    await self._stop_async()

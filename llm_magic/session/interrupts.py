@@ -1,7 +1,8 @@
-"""SIGINT as a message to what waits, instead of an exception at a random line.
+"""SIGINT ends the next wait, instead of raising an exception at a random line.
 
-`interrupts_to` delivers it to an inbox. Around that, `held_back` keeps a signal until the code reaches
-such a wait. In a task that a signal cancelled, `translated` turns the cancellation into `Interrupted`.
+`interrupts_to` delivers it to the reader of a bridge. Around that, `held_back` keeps a signal until the
+code reaches such a wait. In a task that a signal cancelled, `translated` turns the cancellation into
+`Interrupted`.
 """
 
 from __future__ import annotations
@@ -10,27 +11,22 @@ import _thread
 import asyncio
 import contextlib
 import contextvars
-import queue
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from llm_magic import errors
+from llm_magic.backends.thread_bridge import ThreadBridge
 
-Inbox: TypeAlias = "queue.SimpleQueue[object]"
 # Decides from the interrupted frame, and from how long a signal has been held back, whether it raises.
 Raises: TypeAlias = Callable[[FrameType | None, float], bool]
 
 # What does not reach a wait within this time is interrupted where it is.
 _LIMIT_S = 0.4
-
-
-class Interrupt:
-    """Put into an inbox by the signal handler."""
 
 
 class Interrupted(errors.Interrupted, asyncio.CancelledError):
@@ -44,6 +40,7 @@ class Holder:
         """`raises` is called at the signal, and about every `step_s` seconds while one is held."""
         self._raises, self._step_s = raises, step_s
         self._since: float | None = None
+        self._sending = _thread.allocate_lock()
 
     def __call__(self, _signal: int, frame: FrameType | None) -> None:
         """Raise `KeyboardInterrupt`, or hold the signal back."""
@@ -62,15 +59,19 @@ class Holder:
 
     def take(self) -> bool:
         """Return whether a signal is held back, and hold it no longer."""
-        since, self._since = self._since, None
+        # Or `_repeat` sends a signal that was taken, which arrives after the handler was replaced.
+        with self._sending:
+            since, self._since = self._since, None
         return since is not None
 
     def _repeat(self, since: float) -> None:
         while self._since == since:
             time.sleep(self._step_s)
-            if self._since == since:
+            with self._sending:
+                if self._since != since:
+                    return
                 if signal.getsignal(signal.SIGINT) is not self:
-                    # Another handler was set, by code that knows nothing of this one.
+                    # Another handler was set, by code that does not use this one.
                     self._since = None
                 _interrupt_main_thread()
 
@@ -112,23 +113,22 @@ def held_back() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def interrupts_to(inbox: Inbox) -> Iterator[None]:
-    """Deliver SIGINT as a message in `inbox`, one that is held back first.
+def interrupts_to(bridge: ThreadBridge[Any]) -> Iterator[None]:
+    """Let SIGINT interrupt the reader of `bridge`, also a signal that is held back.
 
-    `SimpleQueue.put` is re-entrant, so a signal handler may call it. Signals only reach the main
-    thread; elsewhere (a subshell, a worker) this does nothing.
+    Signals only reach the main thread; in other threads (a subshell, a worker) this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def deliver(_signal: int, _frame: FrameType | None) -> None:
-        inbox.put(Interrupt())
+        bridge.interrupt()
 
     previous = signal.signal(signal.SIGINT, deliver)
     try:
         if isinstance(previous, Holder) and previous.take():
-            inbox.put(Interrupt())
+            bridge.interrupt()
         yield
     finally:
         # None stands for a handler that was not set from Python; then ours was the better one.

@@ -96,7 +96,7 @@ class Loads:
         self._loop.loop.call_soon_threadsafe(lambda: pending.cancelling() or pending.cancel())
         return True
 
-    def settle(self, tick: Tick | None = None) -> None:
+    def wait(self, tick: Tick | None = None) -> None:
         """Wait for a load that was begun; an interrupt only ends the waiting.
 
         One that was stopped is none: what was loaded before answers.
@@ -110,7 +110,7 @@ class Loads:
         finally:
             self._forget_ended()
 
-    async def asettle(self) -> None:
+    async def wait_async(self) -> None:
         """Wait for a load that was begun, in a coroutine of another loop."""
         if self._pending is not None:
             try:

@@ -1,19 +1,18 @@
-"""One question on its way to an answer: asked, made definite, drafted, replied to."""
+"""Requests: what is asked, checked and prepared before anything is sent."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from llm_magic.errors import OptionError
 from llm_magic.session.chat_files import message
 from llm_magic.session.chats import check_name
-from llm_magic.text.formatting import generated
 from llm_magic.text.surrogates import has_surrogates, replace_surrogates
-from llm_magic.types import Chunk, FinishReason, Message, Reply, Timing, Usage
+from llm_magic.types import Message
 
 if TYPE_CHECKING:
     from llm_magic.backends.base import TokenCount
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from llm_magic.config.settings import GenerationConfig
     from llm_magic.session.chats import Chats, Context
 
-_LUMP_S = 0.1
 Prompt = str | Sequence[Message | Mapping[str, str]]
 
 
@@ -68,8 +66,8 @@ def request(prompt: Prompt, about: AskOptions) -> Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """A request made definite: this model, these messages, these options.
+class PreparedRequest:
+    """A checked request: this model, these messages, these options.
 
     In a chat, `context` is what precedes the question, without the `dropped` oldest turns.
     """
@@ -81,18 +79,18 @@ class Call:
     context: Context | None = None
     dropped: int = 0
 
-    def without(self, dropped: int) -> Call:
-        """Return the call without the `dropped` oldest turns of its chat."""
+    def without(self, dropped: int) -> PreparedRequest:
+        """Return the request without the `dropped` oldest turns of its chat."""
         if self.context is None:
             return self
         messages = _sendable(*self.context.messages(dropped), self.messages[-1])
         return dataclasses.replace(self, messages=messages, dropped=dropped)
 
 
-def definite(
+def prepare(
     request: Request, loaded_model: LoadedModel, current: GenerationConfig, chats: Chats
-) -> Call:
-    """Make a request definite: check its options and write its messages; nothing is sent."""
+) -> PreparedRequest:
+    """Check the options of a request and return its messages; nothing is sent."""
     options = dict(request.options)
     if "extra" in options:
         options["extra"] = {**current.extra, **options["extra"]}
@@ -100,7 +98,7 @@ def definite(
     loaded_model.backend.check_options(config, options.keys())
     context = _context(request, chats)
     messages = _messages(request, context)
-    return Call(loaded_model, messages, config, request, context)
+    return PreparedRequest(loaded_model, messages, config, request, context)
 
 
 def _context(request: Request, chats: Chats) -> Context | None:
@@ -157,109 +155,3 @@ class DryRun:
     config: GenerationConfig
     count: TokenCount
     dropped_turns: int = 0
-
-
-class Draft:
-    """An answer in the making; `changed` is called after every piece of it."""
-
-    def __init__(self, call: Call, changed: Callable[[], None] = lambda: None) -> None:
-        self.call = call
-        self._changed = changed
-        self._parts: list[str] = []
-        self._reasoning: list[str] = []
-        self._tokens = 0
-        self._first: float | None = None
-        self._latest = call.request.started
-        self._usage = Usage()
-        self._ended: FinishReason | None = None
-        # What was on its way when nobody took it any more.
-        self.rest: list[Chunk] = []
-        # The reply that was made of it, whole or not.
-        self.kept: Reply | None = None
-
-    def add(self, chunk: Chunk) -> None:
-        """Take in the next chunk."""
-        if chunk.reasoning_ended:
-            self._reasoning, self._parts = [*self._reasoning, *self._parts], []
-        self._parts.append(chunk.text)
-        self._reasoning.append(chunk.reasoning)
-        self._tokens += chunk.tokens
-        if chunk.time and (chunk.tokens or chunk.text or chunk.reasoning):
-            self._first = self._first or chunk.time
-            self._latest = chunk.time
-        self._usage = chunk.usage or self._usage
-        self._ended = chunk.finish_reason or self._ended
-        self._changed()
-
-    @property
-    def latest(self) -> float:
-        """The time of the latest chunk, on the clock of `time.perf_counter`."""
-        return self._latest
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was said yet."""
-        return not self._tokens and not any(self._parts) and not any(self._reasoning)
-
-    @property
-    def tokens(self) -> int | None:
-        """The number of tokens generated so far; None where it is unknown."""
-        count = self._tokens or self._usage.completion_tokens
-        # Some servers send a usage of 0 along with the first words.
-        return count if count or self.is_empty else None
-
-    @property
-    def characters(self) -> int:
-        """The number of characters generated so far, of answer and reasoning."""
-        return len(self.text) + len(self.reasoning)
-
-    @property
-    def text(self) -> str:
-        """The answer so far."""
-        return "".join(self._parts)
-
-    @property
-    def reasoning(self) -> str:
-        """The thoughts so far."""
-        return "".join(self._reasoning)
-
-    def reply(self, ended: FinishReason | None = None) -> Reply:
-        """Return the reply as it stands; a stream that did not say why it ended was cut."""
-        rest, self.rest = self.rest, []
-        for chunk in rest:
-            self.add(chunk)
-        loaded_model = self.call.loaded_model
-        return Reply(
-            text=self.text,
-            model=loaded_model.name,
-            backend=loaded_model.config.backend,
-            finish_reason=self._ended or ended or "truncated",
-            usage=Usage(self._usage.prompt_tokens, self.tokens, self._usage.cached_tokens),
-            timing=self.timing(),
-            messages=self.call.messages,
-            reasoning=self.reasoning.strip(),
-            dropped_turns=self.call.dropped,
-        )
-
-    def timing(self) -> Timing:
-        """Return the times so far."""
-        counted = self.tokens
-        started, first = self.call.request.started, self._first
-        decoding = self._latest - first if first is not None else 0.0
-        # What a server counted may have come in a few lumps, whose times say nothing.
-        measured = decoding > (0.0 if self._tokens else _LUMP_S)
-        return Timing(
-            first_token_s=first - started if first is not None else None,
-            total_s=time.perf_counter() - started,
-            tokens_per_s=(counted - 1) / decoding if counted and measured else None,
-        )
-
-
-def stopped(reply: Reply) -> str:
-    """Return what an interrupt says."""
-    if reply.finish_reason in {"stop", "length"}:
-        return "Stopped when the answer had just ended; it is in llm.last."
-    amount = generated(reply.usage.completion_tokens, len(reply.text) + len(reply.reasoning))
-    if not amount:
-        return "Stopped before the first word."
-    return f"Stopped after {amount}; the answer so far is in llm.last."

@@ -1,139 +1,486 @@
-"""The answers of a session: how they are drafted, kept when they end early, and remembered."""
+"""The response to a request: what there is of an answer, for whoever reads, awaits or stops it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from llm_magic.backends.reasoning import split_thoughts
+from llm_magic.backends.reasoning import split_reasoning
 from llm_magic.backends.stop_strings import until_stop
+from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import GenerationError, Interrupted
 from llm_magic.session import context_window, interrupts
-from llm_magic.session.chats import Chats, Context, Turn
-from llm_magic.session.requests import Call, Draft, stopped
-from llm_magic.types import Chunk, FinishReason, Message, Reply
+from llm_magic.session.event_loop import LoopStream, LoopThread
+from llm_magic.session.interrupts import interrupts_to
+from llm_magic.text.formatting import generated
+from llm_magic.text.terminal import visible_line
+from llm_magic.types import Chunk, FinishReason, Reply, Timing, Usage
 
 if TYPE_CHECKING:
     from llm_magic.backends.manager import BackendManager
+    from llm_magic.session.recording import Recorder
+    from llm_magic.session.requests import PreparedRequest
+    from llm_magic.types import ModelInfo
+
+ResponseState = Literal["waiting", "running", "done", "stopped", "failed"]
+# A server that counts its tokens sends them in a few lumps, whose times say nothing.
+_LUMP_S = 0.1
 
 
-class Answers:
-    """What is being answered now, and the last answer there was."""
+class ResponseView(Protocol):
+    """Where a background response is shown, if it is shown anywhere."""
 
-    def __init__(self, chats: Chats, changed: Callable[[], None]) -> None:
-        """`changed` is called after every piece of every answer."""
-        self._chats, self._changed = chats, changed
-        self._drafts: list[Draft] = []
-        self.last: Reply | None = None
-        # When `last` was kept, and the time of its latest chunk.
-        self._last_kept = self._last_chunk = 0.0
+    def show_again(self) -> None:
+        """Show how the response ended once more, in the cell that is running now."""
+
+    def close(self) -> None:
+        """Wait until the end of the response has been shown."""
+
+
+class Response:
+    """An answer while it is generated; every attribute may be read from any thread at any time.
+
+    Iterate over it, await it, or wait for its `result`. Whoever does stops it by leaving early,
+    unless it runs in the background: then it has a `number`, and only `cancel` stops it.
+
+    The text grows where it is read: in the loop of whoever iterates, else where it arrives.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedRequest,
+        manager: BackendManager,
+        thread: LoopThread,
+        recorder: Recorder,
+    ) -> None:
+        self.prepared = prepared
+        self.number: int | None = None
+        self.view: ResponseView | None = None
+        # Whether somebody has waited for it in the background, and so learned how it ended.
+        self.is_awaited = False
+        self.reply: Reply | None = None
+        self.error: BaseException | None = None
+        # What was waited for, such as a busy server; it is not part of the answer.
+        self.notices: list[str] = []
+        self.notice = ""
+        # Counts the changes, and how often all text until then turned out to be reasoning.
+        self.revision = self.restarts = 0
+        self.has_text = self.has_reasoning = False
+        # What stop strings and tags held back when the stream was cancelled.
+        self.pending_chunks: list[Chunk] = []
+        self._clear()
+        self._usage = Usage()
+        self._first: float | None = None
+        self.latest = prepared.request.started
+        self._finish_reason: FinishReason | None = None
+        self._ended_at: float | None = None
+        self._is_cancelled = self._is_read = False
+        self._lock = threading.Lock()
+        self._recorder, self._thread = recorder, thread
+        # Not every server ends before a stop text, as local models do.
+        answer = context_window.stream(manager, self)
+        cut = until_stop(answer, prepared.config.stop, self.pending_chunks)
+        chunks = split_reasoning(cut, self.pending_chunks)
+        self._stream = LoopStream(thread, chunks, self._received, self._finished)
+
+    def _clear(self) -> None:
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._tokens = 0
+
+    # -- what there is of the answer ----------------------------------------------------------
 
     @property
-    def drafts(self) -> tuple[Draft, ...]:
-        """The answers in the making."""
-        return tuple(self._drafts)
+    def text(self) -> str:
+        """The answer so far."""
+        return "".join(self._text)
 
-    def draft(self, call: Call) -> Draft:
-        """Begin an answer."""
-        return Draft(call, self._changed)
+    @property
+    def reasoning(self) -> str:
+        """The reasoning so far."""
+        return "".join(self._reasoning)
 
-    @contextlib.contextmanager
-    def kept(self, draft: Draft) -> Iterator[None]:
-        """Keep what there is of an answer that ends early: by the caller, or by an error."""
-        self._drafts.append(draft)
-        self._changed()
-        try:
-            yield
-        except (KeyboardInterrupt, Interrupted, GeneratorExit, asyncio.CancelledError) as stop:
-            reply = self.keep(draft, "cancelled")
-            if isinstance(stop, KeyboardInterrupt | Interrupted):
-                kind = type(stop) if isinstance(stop, Interrupted) else Interrupted
-                error = kind(stopped(reply), reply=reply)
-                self._show(error, reply)
-                raise error from None
-            raise
-        except BaseException as error:
-            # Where nothing was said, the last answer is still the one before.
-            reply = draft.reply("truncated") if draft.is_empty else self.keep(draft, "truncated")
-            if isinstance(error, GenerationError):
-                error.reply = reply
-            raise
-        finally:
-            self._drafts.remove(draft)
-            self._changed()
+    @property
+    def tokens(self) -> int | None:
+        """The number of tokens generated so far; None where it is unknown."""
+        count = self._tokens or self._usage.completion_tokens
+        # Some servers send a usage of 0 along with the first words.
+        return count if count or self.is_empty else None
 
-    def keep(self, draft: Draft, ended: FinishReason | None = None) -> Reply:
-        """Make the reply the last one, and a turn of its chat where there is text to continue."""
-        reply = self._recorded(draft, ended)
-        context = draft.call.context
-        if context is not None and reply.text and reply.finish_reason != "truncated":
-            self._chats.record(_turn(draft.call, context, reply), context)
-        return reply
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was generated yet."""
+        return not (self._tokens or any(self._text) or any(self._reasoning))
 
-    def stopping(self, draft: Draft) -> None:
-        """Record what there is of an answer whose task is about to be cancelled by ■."""
-        reply = self._recorded(draft, "cancelled")
-        self._show(interrupts.Interrupted(stopped(reply), reply=reply), reply)
+    @property
+    def amount(self) -> str:
+        """How much was generated so far, in words: tokens, or characters where those are unknown."""
+        return generated(self.tokens, len(self.text) + len(self.reasoning))
 
-    def _recorded(self, draft: Draft, ended: FinishReason | None) -> Reply:
-        draft.kept = reply = draft.reply(ended)
-        if ended != "cancelled" or not self._is_overtaken(draft):
-            self.last = reply
-            self._last_kept, self._last_chunk = time.perf_counter(), draft.latest
-        return reply
+    @property
+    def usage(self) -> Usage:
+        """The token counts so far."""
+        return Usage(self._usage.prompt_tokens, self.tokens, self._usage.cached_tokens)
 
-    def _is_overtaken(self, draft: Draft) -> bool:
-        """Return whether a stopped answer ran beside the last one, which has more recent text."""
-        last = self.last
-        if last is None or not (last.text or last.reasoning):
-            return False
-        if self._last_kept < draft.call.request.started:
-            return False
-        return draft.is_empty or (
-            last.finish_reason == "cancelled" and self._last_chunk > draft.latest
+    @property
+    def timing(self) -> Timing:
+        """The times so far; those of the whole answer once it has ended."""
+        if self.reply is not None:
+            return self.reply.timing
+        counted, first, started = self.tokens, self._first, self.prepared.request.started
+        decoding = self.latest - first if first is not None else 0.0
+        measured = decoding > (0.0 if self._tokens else _LUMP_S)
+        return Timing(
+            first_token_s=first - started if first is not None else None,
+            total_s=time.perf_counter() - started,
+            tokens_per_s=(counted - 1) / decoding if counted and measured else None,
         )
 
-    def _show(self, error: Interrupted, reply: Reply) -> None:
-        """Let a cell that ■ ends show the interrupt of the last answer."""
+    @property
+    def seconds(self) -> float:
+        """How long it has run, or ran."""
+        return (self._ended_at or time.perf_counter()) - self.prepared.request.started
+
+    @property
+    def ended_at(self) -> float:
+        """When it ended (`time.perf_counter`); infinity before that."""
+        return self._ended_at or math.inf
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will come: it is whole, stopped or failed."""
+        return self._ended_at is not None
+
+    @property
+    def has_reply(self) -> bool:
+        """Whether it has ended with something to show; not where it failed before the first word."""
+        return self.done and not (self.error is not None and self.is_empty)
+
+    @property
+    def state(self) -> ResponseState:
+        """How far it is: waiting means that nothing was generated yet."""
+        if not self.done:
+            return "waiting" if self.is_empty else "running"
+        if self._is_cancelled:
+            return "stopped"
+        return "failed" if self.error is not None else "done"
+
+    @property
+    def model(self) -> str:
+        """The name of the model that answers."""
+        return self.prepared.loaded_model.name
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model that answers."""
+        return self.prepared.loaded_model.info
+
+    @property
+    def prompt(self) -> str:
+        """The question."""
+        return self.prepared.messages[-1].content
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        what = "Response" if self.number is None else f"Job {self.number}"
+        amount = f", {self.amount}" if self.amount else ""
+        return f"<{what}: {visible_line(self.model)}, {self.state}{amount}, {self.seconds:.1f} s>"
+
+    # -- how it is read -----------------------------------------------------------------------
+
+    def start(self) -> Response:
+        """Start to generate, unless that was done; returns the response itself."""
+        if not self._stream.is_started:
+            self._recorder.start(self)
+            self._stream.start()
+        return self
+
+    def cancel(self) -> None:
+        """Stop generating; the response has ended when `done` is true, and `reply` has its text."""
+        self._stream.cancel()
+
+    def __enter__(self) -> Response:
+        return self.start()
+
+    def __exit__(self, *_error: object) -> None:
+        """Stop generating if it has not ended, unless it runs in the background."""
+        if not self.done and self._is_owned:
+            self._stream.stop()
+            self.end("cancelled")
+
+    def wait(self, timeout: float) -> None:
+        """Wait for the end at most `timeout` seconds, and raise nothing."""
+        self._stream.wait(timeout)
+
+    def result(self, timeout: float | None = None) -> Reply:
+        """Wait for the reply; raises the error of the answer, or `Interrupted` where it was stopped.
+
+        After `timeout` seconds it raises `TimeoutError`, and the answer goes on.
+        """
+        if not self.done:
+            deadline = math.inf if timeout is None else time.monotonic() + timeout
+            for _ in self._watch(ThreadBridge(keep=0), deadline=deadline):
+                pass
+        if not self.done:
+            raise TimeoutError(f"{self!r} goes on after {timeout} s.")
+        return self._outcome()
+
+    def __await__(self) -> Generator[Any, None, Reply]:
+        return self._await().__await__()
+
+    async def _await(self) -> Reply:
+        bridge: ThreadBridge[Chunk] = ThreadBridge(keep=0)
+        with self._recorded():
+            self._stream.attach(bridge)
+            self.start()
+            async with contextlib.aclosing(self._read_async(bridge)) as batches:
+                async for _ in batches:
+                    pass
+        return self._outcome()
+
+    def updates(self, pause: Callable[[], float] | None = None) -> Iterator[None]:
+        """Return, again and again, when there is something new, or after about 0.1 s; until the end.
+
+        The next news is waited for no sooner than after `pause()` seconds. SIGINT ends the next wait,
+        and interrupts nothing else until then.
+        """
+        return self._watch(ThreadBridge(keep=1), pause)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Yield the chunks; what came before as one."""
+        bridge: ThreadBridge[Chunk] = ThreadBridge()
+        with self._recorded(), self._thread.interrupting(bridge):
+            try:
+                self._attach(bridge)
+                batches = self._stream.read(bridge, stops=self._is_owned)
+                while (batch := _next(batches, bridge)) is not None:
+                    yield from map(self._read, batch)
+            finally:
+                self._leave(bridge)
+            if self._is_owned and bridge.take_interrupt():
+                raise KeyboardInterrupt
+            self._end_reading(bridge)
+
+    async def __aiter__(self) -> AsyncGenerator[Chunk, None]:
+        """Yield the chunks; what came before as one."""
+        bridge: ThreadBridge[Chunk] = ThreadBridge()
+        with self._recorded():
+            self._attach(bridge)
+            async with contextlib.aclosing(self._read_async(bridge)) as batches:
+                async for batch in batches:
+                    for chunk in batch:
+                        yield self._read(chunk)
+            self._end_reading(bridge)
+
+    @property
+    def _is_owned(self) -> bool:
+        """Whether whoever reads it stops it by leaving early."""
+        return self.number is None
+
+    def _watch(
+        self,
+        bridge: ThreadBridge[Chunk],
+        pause: Callable[[], float] | None = None,
+        deadline: float = math.inf,
+    ) -> Iterator[None]:
+        """Yield at every news until the end, or until the deadline."""
+        owned = self._is_owned
+        # The panel's ■ stops what cells wait for, not the threads that show background responses.
+        heard = owned or threading.current_thread() is threading.main_thread()
+        with self._recorded(), interrupts_to(bridge), contextlib.ExitStack() as stack:
+            if heard:
+                stack.enter_context(self._thread.interrupting(bridge))
+            try:
+                self._stream.attach(bridge)
+                self.start()
+                for _ in self._stream.read(bridge, pause, stops=owned):
+                    if time.monotonic() > deadline:
+                        return
+                    yield
+            except BaseException:
+                self._leave(bridge)
+                raise
+            finally:
+                bridge.leave()
+            if owned and bridge.take_interrupt():
+                raise KeyboardInterrupt
+
+    def _read_async(self, bridge: ThreadBridge[Chunk]) -> AsyncGenerator[list[Chunk], None]:
+        if self._is_owned:
+            return self._stream.read_async(bridge, self._end_outside)
+        return self._stream.read_async(bridge, stops=False)
+
+    def _attach(self, bridge: ThreadBridge[Chunk]) -> None:
+        """Read by chunks from now on, with what there is as the first one."""
+
+        def first() -> None:
+            if self.revision:
+                bridge.put(Chunk(self.text, self.reasoning, self._tokens, notice=self.notice))
+            if self._is_owned and not self.done:
+                # It is added again when it is read.
+                self._clear()
+                self._is_read = True
+
+        self._stream.attach(bridge, first)
+        self.start()
+
+    def _read(self, chunk: Chunk) -> Chunk:
+        if self._is_read:
+            self.add(chunk)
+        return chunk
+
+    def _leave(self, bridge: ThreadBridge[Chunk]) -> None:
+        bridge.leave()
+        if self._is_owned:
+            self._stream.stop()
+
+    def _end_reading(self, bridge: ThreadBridge[Chunk]) -> None:
+        if isinstance(bridge.error, asyncio.CancelledError):
+            raise Interrupted("Stopped.")
+        if bridge.error is not None:
+            raise bridge.error
+        self.end()
+
+    # -- how it grows and ends ----------------------------------------------------------------
+
+    def _received(self, chunk: Chunk) -> None:
+        if not self._is_read:
+            self.add(chunk)
+
+    def _finished(self, error: BaseException | None) -> None:
+        if self._is_read:
+            # Whoever reads ends it, after the last chunk that is read.
+            return
+        if isinstance(error, asyncio.CancelledError):
+            self.end("cancelled")
+        else:
+            self.end("truncated" if error is not None else None, error)
+
+    def add(self, chunk: Chunk) -> None:
+        """Add the next chunk; one that comes after the end is ignored."""
+        with self._lock:
+            if self.done:
+                return
+            self._add(chunk)
+        self._recorder.changed()
+
+    def _add(self, chunk: Chunk) -> None:
+        if chunk.reasoning_ended:
+            self._reasoning, self._text = [*self._reasoning, *self._text], []
+            self.restarts += 1
+            self.has_reasoning, self.has_text = self.has_reasoning or self.has_text, False
+        if chunk.text:
+            self._text.append(chunk.text)
+            self.has_text = self.has_text or not chunk.text.isspace()
+        if chunk.reasoning:
+            self._reasoning.append(chunk.reasoning)
+            self.has_reasoning = self.has_reasoning or not chunk.reasoning.isspace()
+        self._tokens += chunk.tokens
+        if chunk.time and (chunk.tokens or chunk.text or chunk.reasoning):
+            self._first = self._first or chunk.time
+            self.latest = chunk.time
+        self._usage = chunk.usage or self._usage
+        self._finish_reason = chunk.finish_reason or self._finish_reason
+        if chunk.notice:
+            self.notices.append(chunk.notice)
+        self.notice = chunk.notice or ("" if chunk.text or chunk.reasoning else self.notice)
+        self.revision += 1
+
+    @contextlib.contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """End the response, and so record it, where its reader leaves early.
+
+        An interrupt leaves as `Interrupted`, which carries the reply.
+        """
+        try:
+            yield
+        except (KeyboardInterrupt, Interrupted) as stop:
+            kind = type(stop) if isinstance(stop, Interrupted) else Interrupted
+            if not self._is_owned:
+                raise kind(f"Stopped waiting; still running: {self.number}.") from None
+            self.end("cancelled")
+            raise self._interrupted(kind) from None
+        except (GeneratorExit, asyncio.CancelledError):
+            if self._is_owned:
+                self.end("cancelled")
+            raise
+        except BaseException as error:
+            if self._is_owned:
+                self.end("truncated", error)
+            raise
+
+    def end(self, reason: FinishReason | None = None, error: BaseException | None = None) -> None:
+        """Make the reply and record it; has no effect after the end."""
+        with self._lock:
+            if self.done:
+                return
+            for chunk in self.pending_chunks:
+                self._add(chunk)
+            self.reply = self._make_reply(reason)
+            self.error, self._is_cancelled = error, reason == "cancelled"
+            if isinstance(error, GenerationError):
+                error.reply = self.reply
+            # A failure before the first word leaves the last reply as it is.
+            if reason != "truncated" or not self.is_empty:
+                self._recorder.record(self, self.reply, cancelled=self._is_cancelled)
+            self._ended_at = time.perf_counter()
+        self._recorder.end(self)
+
+    def _make_reply(self, reason: FinishReason | None) -> Reply:
+        """Return the reply as it stands; a stream that reported no reason was cut."""
+        return Reply(
+            text=self.text,
+            model=self.model,
+            backend=self.prepared.loaded_model.config.backend,
+            finish_reason=self._finish_reason or reason or "truncated",
+            usage=self.usage,
+            timing=self.timing,
+            messages=self.prepared.messages,
+            reasoning=self.reasoning.strip(),
+            dropped_turns=self.prepared.dropped,
+        )
+
+    def _outcome(self) -> Reply:
+        self.is_awaited = True
+        if self.error is not None:
+            raise self.error
+        assert self.reply is not None
+        if self._is_cancelled:
+            raise self._interrupted(Interrupted)
+        return self.reply
+
+    def _interrupted(self, kind: type[Interrupted]) -> Interrupted:
+        assert self.reply is not None
+        job = "" if self.number is None else f"Job {self.number}: "
+        error = kind(f"{job}{_stopped(self.reply)}", reply=self.reply)
         if isinstance(error, interrupts.Interrupted):
-            shown = interrupts.Noting.stopped
-            if self.last is reply or shown is None or shown.reply is None:
-                interrupts.Noting.stopped = error
+            self._recorder.show(error)
+        return error
+
+    def _end_outside(self) -> None:
+        """End it when ■ has ended the cell, before its task is cancelled."""
+        self.end("cancelled")
+        self._interrupted(interrupts.Interrupted)
 
 
-def _turn(call: Call, context: Context, reply: Reply) -> Turn:
-    asked, said = reply.usage.prompt_tokens, reply.usage.completion_tokens
-    # Thoughts are counted and not sent back, and what was left out was not counted.
-    whole = asked is not None and said is not None and not (reply.reasoning or reply.dropped_turns)
-    return Turn(
-        context.key,
-        call.messages[-1],
-        Message("assistant", reply.text),
-        call.request.system,
-        tokens=(asked or 0) + (said or 0) if whole else None,
-        model=reply.model,
-    )
+def _next(batches: Iterator[list[Chunk]], bridge: ThreadBridge[Chunk]) -> list[Chunk] | None:
+    """Return the next batch; only meanwhile SIGINT ends the wait: between them it is the user's."""
+    with interrupts_to(bridge):
+        return next(batches, None)
 
 
-def chunks(manager: BackendManager, draft: Draft) -> AsyncGenerator[Chunk, None]:
-    """Return the stream that an answer is drafted from; nothing is asked before its first step."""
-    # Not every server ends before a stop text, as local models do.
-    source = until_stop(context_window.stream(manager, draft), draft.call.config.stop, draft.rest)
-    return split_thoughts(source, draft.rest)
-
-
-async def filled(
-    draft: Draft, source: AsyncGenerator[Chunk, None], *, all_of_it: bool = False
-) -> AsyncGenerator[Chunk, None]:
-    """Draft an answer where it arrives; nobody else's thread has to wake up for every chunk.
-
-    It yields nothing, or `all_of_it`.
-    """
-    async with contextlib.aclosing(source):
-        async for chunk in source:
-            draft.add(chunk)
-            if all_of_it:
-                yield chunk
+def _stopped(reply: Reply) -> str:
+    """Return the message of an interrupt."""
+    if reply.finish_reason in {"stop", "length"}:
+        return "Stopped when the answer had just ended; it is in llm.last."
+    amount = generated(reply.usage.completion_tokens, len(reply.text) + len(reply.reasoning))
+    if not amount:
+        return "Stopped before the first word."
+    return f"Stopped after {amount}; the answer so far is in llm.last."

@@ -1,6 +1,6 @@
-"""The session of a kernel: what is loaded, how it generates, and the doors to use it.
+"""The session of a kernel: what is loaded, how it generates, and every way to use it.
 
-Magics, panel and Python code all come through here; how they ask is in `doors`.
+Magics, panel and Python code all use this object.
 """
 
 from __future__ import annotations
@@ -8,32 +8,124 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
+import os
 import time
-from collections.abc import Coroutine
+import weakref
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
+from llm_magic.backends.thread_bridge import CHECK_S
 from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.server_address import resolve_address
+from llm_magic.errors import Interrupted
 from llm_magic.session import context_window
+from llm_magic.session.cell_keys import Cells
 from llm_magic.session.chats import Chats
-from llm_magic.session.doors import Doors
+from llm_magic.session.event_loop import LoopThread
 from llm_magic.session.interrupts import held_back
-from llm_magic.session.loading import Naming, Tick
+from llm_magic.session.jobs import Jobs
+from llm_magic.session.listeners import Watchers
+from llm_magic.session.loading import Loads, Naming, Tick
+from llm_magic.session.recording import Recorder
+from llm_magic.session.requests import (
+    AskOptions,
+    DryRun,
+    PreparedRequest,
+    Prompt,
+    Request,
+    prepare,
+    request,
+)
+from llm_magic.session.response import Response
 from llm_magic.text.terminal import visible_line
-from llm_magic.types import Progress, Unloaded
+from llm_magic.types import Chunk, Progress, Reply, Unloaded
 
 if TYPE_CHECKING:
-    from llm_magic.backends.manager import LoadResult, Status
+    from llm_magic.backends.base import Backend
+    from llm_magic.backends.manager import BackendManager, LoadResult, Status
     from llm_magic.backends.registry import LoadOptions
-    from llm_magic.config.settings import GenerationConfig, LoadConfig
+    from llm_magic.config.settings import GenerationConfig, LoadConfig, Settings
+    from llm_magic.session.generation_settings import GenerationSettings
     from llm_magic.types import ModelInfo
 
 
-class Session(Doors):
-    """One notebook's relation to its language models: which are loaded, and how they answer."""
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+# Threads and connections of a parent process: never closed in the child.
+_inherited: list[object] = []
+
+
+def _after_fork() -> None:
+    for session in list(_sessions):
+        session._reset_after_fork()
+
+
+# Windows and some other places cannot fork.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class Session:
+    """One notebook's relation to its language models: which are loaded, and how they answer.
+
+    Every method may be called from any cell.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        create: Callable[[str], Backend] | None = None,
+    ) -> None:
+        """`create` returns the backend of a name; by default one of this package."""
+        self._given_settings = settings
+        self._create = create
+        self._chats = Chats()
+        # Set by the magics, which know the frontend.
+        self.cells = Cells()
+        self._keys = ApiKeys()
+        self._watchers = Watchers()
+        self._closing: list[Callable[[], None]] = []
+        self._start_process()
+        _sessions.add(self)
+
+    def _start_process(self, last: Reply | None = None) -> None:
+        """Create what belongs to this process: threads, and what runs on them."""
+        self._loop = LoopThread()
+        self._jobs = Jobs()
+        self._recorder = Recorder(self._chats, self._watchers.tell, last)
+        self._loads = Loads(self._loop, lambda: self._manager)
+
+    def _reset_after_fork(self) -> None:
+        """Start anew in a forked child, which has none of the threads: nothing is loaded there."""
+        # Referenced for ever: connections and memory belong to the parent.
+        _inherited.append((self._loop, self.__dict__.pop("_manager", None)))
+        self._start_process(self._recorder.last)
+
+    @functools.cached_property
+    def _manager(self) -> BackendManager:
+        from llm_magic.backends import registry
+        from llm_magic.backends.manager import BackendManager
+
+        def create(name: str) -> Backend:
+            return registry.create(name, lambda: self.settings, self._keys)
+
+        return BackendManager(self._create or create, self._watchers.tell)
 
     # -- settings -----------------------------------------------------------------------------
+
+    @functools.cached_property
+    def generation(self) -> GenerationSettings:
+        """The generation settings: ``llm.generation.temperature = 0.3``."""
+        from llm_magic.session.generation_settings import GenerationSettings
+
+        return GenerationSettings(self._given_settings, self._watchers.tell)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the environment and ``.env``."""
+        return self.generation.settings
 
     @property
     def keys(self) -> ApiKeys:
@@ -125,13 +217,13 @@ class Session(Doors):
     @held_back()
     def unload(self, name: str | None = None) -> Unloaded:
         """Free a model, the active one if none is named, and measure what came back."""
-        self._loads.settle()
+        self._loads.wait()
         return self._loop.run(self._manager.unload(name))
 
     @held_back()
     def unload_all(self) -> list[Unloaded]:
         """Free every model."""
-        self._loads.settle()
+        self._loads.wait()
         return self._loop.run(self._manager.unload_all())
 
     @held_back()
@@ -203,6 +295,147 @@ class Session(Doors):
         """Return the state of everything at this moment."""
         return self._manager.snapshot(self.generation.config, self.settings.backend)
 
+    # -- asking -------------------------------------------------------------------------------
+
+    @held_back()
+    def wait_for_load(self, tick: Tick | None = None) -> None:
+        """Wait for a load that was begun with `load_later`; an interrupt only ends the wait.
+
+        `tick` is called about ten times a second meanwhile. Raises the error of the load.
+        """
+        self._loads.wait(tick)
+
+    def ask(
+        self, request: Request, *, background: bool = False, tick: Tick | None = None
+    ) -> Response:
+        """Check a request, start to answer it, and return the response at once.
+
+        Raises what is wrong with the request before anything is sent. A `background` response is one
+        of the `jobs`. A load that runs is waited for first, and `tick` called meanwhile.
+        """
+        response = None
+        try:
+            with held_back():
+                self._loads.wait(tick)
+                response = self._respond(request)
+                if background:
+                    self._jobs.add(response)
+                return response.start()
+        except Interrupted:
+            if response is not None:
+                response.cancel()
+            raise
+
+    def _respond(self, request: Request) -> Response:
+        return Response(self._prepare(request), self._manager, self._loop, self._recorder)
+
+    def _prepare(self, request: Request, *, peek: bool = False) -> PreparedRequest:
+        """Check a request; `peek` starts no turn of its chat."""
+        loaded_model = self._manager.find(request.model)
+        loaded_model.backend.release_threads()
+        if request.chat is not None and request.key is None:
+            request = dataclasses.replace(request, key=self.cells.key(request.chat, peek=peek))
+        return prepare(request, loaded_model, self.generation.config, self._chats)
+
+    @held_back()
+    def generate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
+        """Answer a prompt; blocks until the answer is whole, and can be interrupted.
+
+        What it is given is that of ``%%llm?``: model, system, chat, trim, max_new_tokens,
+        temperature, top_p, top_k, repetition_penalty, seed, stop, extra (what else the backend accepts).
+
+        >>> llm.generate("What is 7 times 6?", temperature=0).text
+        """
+        with self.ask(request(prompt, about)) as response:
+            return response.result()
+
+    @held_back()
+    def stream(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Iterator[Chunk]:
+        """Yield the answer as it is produced; leaving the loop early stops the model."""
+        asked = request(prompt, about)
+        self._loads.wait()
+        return iter(self._respond(asked))
+
+    async def agenerate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
+        """Answer a prompt in an async cell or program; cancelling the task stops the model."""
+        asked = request(prompt, about)
+        await self._loads.wait_async()
+        return await self._respond(asked)
+
+    async def astream(
+        self, prompt: Prompt, **about: Unpack[AskOptions]
+    ) -> AsyncGenerator[Chunk, None]:
+        """Yield the answer in an async cell or program; leaving the loop early stops the model."""
+        asked = request(prompt, about)
+        await self._loads.wait_async()
+        async with contextlib.aclosing(aiter(self._respond(asked))) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    @held_back()
+    def dry_run(self, request: Request, tick: Tick | None = None) -> DryRun:
+        """Return the exact messages and their token count; generates nothing."""
+        self._loads.wait(tick)
+        prepared = self._prepare(request, peek=True)
+        return self._loop.run(context_window.dry_run(self._manager, prepared))
+
+    @property
+    def last(self) -> Reply | None:
+        """The last answer, whole or not."""
+        return self._recorder.last
+
+    @property
+    def answering(self) -> tuple[Response, ...]:
+        """The responses that are being generated now, in whatever way they were asked for."""
+        return self._recorder.running
+
+    @property
+    def jobs(self) -> Jobs:
+        """The responses that run in the background, and those that ended last."""
+        return self._jobs
+
+    @held_back()
+    def wait(self, jobs: Iterable[Response], tick: Tick | None = None) -> None:
+        """Wait until jobs have ended, however; an interrupt only ends the waiting."""
+        waited_for = tuple(jobs)
+        try:
+            for job in waited_for:
+                for _ in job.updates(lambda: CHECK_S):
+                    if tick is not None:
+                        tick()
+        except Interrupted:
+            left = ", ".join(str(job.number) for job in waited_for if not job.done)
+            raise Interrupted(f"Stopped waiting; still running: {left or 'nothing'}.") from None
+
+    def interrupt(self) -> None:
+        """Stop what cells are waiting for, as ■ does, and what panels asked; from any thread.
+
+        Jobs that have a cell of their own go on: `jobs.stop` stops them.
+        """
+        self._loop.interrupt()
+        for job in self._jobs.running:
+            if job.view is None:
+                job.cancel()
+
+    # -- listeners ----------------------------------------------------------------------------
+
+    def when_closed(self, closed: Callable[[], None]) -> Callable[[], None]:
+        """Call `closed` once, when the session is closed; returns what takes that back."""
+        self._closing.append(closed)
+
+        def remove() -> None:
+            if closed in self._closing:
+                self._closing.remove(closed)
+
+        return remove
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Call `changed` after every change, from any thread; returns what ends that.
+
+        It must return at once: it is told of every token.
+        """
+        return self._watchers.add(changed)
+
     # -- conversations and the end ------------------------------------------------------------
 
     @property
@@ -224,8 +457,8 @@ class Session(Doors):
         idle = status.status == "Ready" and not self.answering
         messages = self._chats.messages(name)
         if loaded_model.backend.capabilities.local_token_counts and idle and messages:
-            return self._loop.run(context_window.counted(loaded_model, messages))
-        return context_window.told(chat, loaded_model.name)
+            return self._loop.run(context_window.count_tokens(loaded_model, messages))
+        return context_window.reported_tokens(chat, loaded_model.name)
 
     def reset(self, chat: str | None = None, *, stale: bool = False) -> list[str]:
         """Forget a conversation, or all of them, or only stale turns; returns their names."""

@@ -19,7 +19,7 @@ from tests.benchmarks.rounds import Rounds
 
 _TOKENS = 2000
 _SENTENCE = " The keeper of the lighthouse saw a whale, and it was larger than any he had seen."
-_OURS, _THEIRS = "Detokenizer and Outbox", "TextIteratorStreamer.put"
+_OURS, _THEIRS = "Detokenizer and ThreadBridge", "TextIteratorStreamer.put"
 
 
 def measure(rounds: Rounds) -> Iterator[Row]:
@@ -55,24 +55,24 @@ def _timed(put: Callable[[Any], None], tokens: list[Any]) -> float:
 
 def _ours(tokenizer: Any, tokens: list[Any], text: str) -> float:
     from llm_magic.backends.local.generation.detokenizer import Detokenizer
-    from llm_magic.backends.local.worker import Outbox
+    from llm_magic.backends.thread_bridge import ThreadBridge
     from llm_magic.types import Chunk
 
     detokenizer = Detokenizer(tokenizer)
 
     async def main() -> float:
-        outbox: Outbox[Chunk] = Outbox(asyncio.get_running_loop())
+        bridge: ThreadBridge[Chunk] = ThreadBridge()
 
         def put(token: Any) -> None:
             piece = detokenizer.step(int(token.item()))
-            outbox.put(Chunk(text=piece, tokens=1, time=time.perf_counter()))
+            bridge.put(Chunk(text=piece, tokens=1, time=time.perf_counter()))
 
         async def read() -> str:
-            return "".join([chunk.text async for chunk in outbox.items()])
+            return "".join([chunk.text async for chunk in bridge])
 
         reading = asyncio.create_task(read())
         cost = await asyncio.to_thread(_timed, put, tokens)
-        outbox.close()
+        bridge.close()
         assert await reading + detokenizer.flush() == text
         return cost
 

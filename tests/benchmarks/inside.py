@@ -7,9 +7,12 @@ other ways are written as their documentation shows them.
 from __future__ import annotations
 
 import gc
+import os
+import sys
 import threading
 import time
 from pathlib import Path
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.getipython import get_ipython
@@ -54,9 +57,9 @@ class FirstToken:
 
         views: Any = answer_view.RichView
         publisher: Any = shell().display_pub
-        self._publish, self._take = publisher.publish, views.take
+        self._publish, self._draw = publisher.publish, views.draw
         publisher.publish = self._published
-        views.take = lambda view, chunk: self._taken(view, chunk)
+        views.draw = lambda view: self._drawn(view)
         self.reset()
 
     def reset(self) -> None:
@@ -65,10 +68,13 @@ class FirstToken:
         self.display = 0
         self._displays = 0
 
-    def _taken(self, view: Any, chunk: Any) -> None:
-        if chunk.text.strip() and not self.produced:
-            self.produced, self.received = chunk.time, time.perf_counter()
-        self._take(view, chunk)
+    def _drawn(self, view: Any) -> None:
+        response = view._response
+        if response.has_text and not self.produced:
+            first_s = response.timing.first_token_s
+            self.produced = response.prepared.request.started + first_s
+            self.received = time.perf_counter()
+        self._draw(view)
 
     def _published(self, *args: Any, **kwargs: Any) -> None:
         self._publish(*args, **kwargs)
@@ -81,6 +87,46 @@ class FirstToken:
         to_monotonic = time.monotonic() - time.perf_counter()
         moments = [t + to_monotonic for t in (self.produced, self.received, self.sent)]
         return moments[0], moments[1], moments[2], self.display
+
+
+class Entered:
+    """Records the functions of the package that are entered, on this and on every new thread."""
+
+    def __init__(self) -> None:
+        import llm_magic
+
+        self._root = f"{Path(llm_magic.__file__).parent}{os.sep}"
+        self._entered: set[CodeType] = set()
+        # Threads that exist already cannot be profiled before Python 3.12.
+        threading.setprofile(self._profile)
+
+    def _profile(self, frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(self._root):
+            self._entered.add(frame.f_code)
+
+    def start(self) -> None:
+        """Record the next cell."""
+        shell().events.register("pre_run_cell", self._begin)
+
+    def _begin(self, _info: object) -> None:
+        shell().events.unregister("pre_run_cell", self._begin)
+        shell().events.register("post_run_cell", self._end)
+        self._entered.clear()
+        sys.setprofile(self._profile)
+
+    def _end(self, _result: object) -> None:
+        sys.setprofile(None)
+        shell().events.unregister("post_run_cell", self._end)
+        self._found = sorted(
+            (code.co_filename.removeprefix(self._root), code.co_qualname)
+            for code in self._entered
+            # Not the comprehensions, which Python 3.12 no longer calls.
+            if not code.co_name.startswith("<") or code.co_name == "<lambda>"
+        )
+
+    def functions(self) -> list[tuple[str, str]]:
+        """Return the file and the qualified name of each function."""
+        return self._found
 
 
 def backend() -> LocalTransformersBackend:

@@ -244,7 +244,7 @@ def test_interrupt_leaves_answers_of_earlier_cells(k: Kernel, fast: FaultServer)
     k.ok("earlier.cancel()")
 
 
-def test_own_exception_handler_is_called_and_kept(k: Kernel, fast: FaultServer) -> None:
+def test_own_exception_handler_is_called_and_restored(k: Kernel, fast: FaultServer) -> None:
     k.ok(
         "def handle(shell, kind, error, tb, tb_offset=None): print('handled', kind.__name__, error)\n"
         "get_ipython().set_custom_exc((ZeroDivisionError,), handle)"
@@ -298,7 +298,7 @@ def test_local_jobs_wait_for_their_turn(model_cache: Path) -> None:
         k.ok("while first.state != 'running': __import__('time').sleep(0.01)")
         assert k.value("(first.state, second.state)") == ("running", "waiting")
         assert "waiting" in k.ok("%llm_jobs").text
-        k.ok(f"%llm_stop {k.value('first.id')}")
+        k.ok(f"%llm_stop {k.value('first.number')}")
         k.ok("while second.state != 'running': __import__('time').sleep(0.01)")
         assert k.value("(first.state, first.text != '')") == ("stopped", True)
         cell = k.send("%llm --max-new-tokens 4 Hello")

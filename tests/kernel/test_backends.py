@@ -57,3 +57,6 @@ def test_panel_has_its_option(k: Kernel) -> None:
     k.ok("panel = ControlPanel(llm)\npanel.loading.backend.value = 'echo'")
     shown = "{n for n, c in panel.loading.options.items() if c.layout.display != 'none'}"
     assert k.value(shown) == {"pause"}
+    assert k.value("panel.loading.given()") == {"backend": "echo"}
+    k.ok("panel.loading.options['pause'].value = '0.5'")
+    assert k.value("panel.loading.given()") == {"backend": "echo", "pause": "0.5"}

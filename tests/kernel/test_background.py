@@ -64,7 +64,7 @@ def begun(k: Kernel, cell: str) -> Ran:
 
 def ended(k: Kernel, job: str = "job") -> None:
     """Wait until a job has ended and its end is on the screen, without running magics."""
-    k.ok(f"while not {job}.done: __import__('time').sleep(0.01)\n{job}.screen.close()")
+    k.ok(f"while not {job}.done: __import__('time').sleep(0.01)\n{job}.view.close()")
 
 
 def test_it_streams_under_its_own_cell_while_others_run(
@@ -99,7 +99,9 @@ def test_the_variable_is_the_job(k: Kernel) -> None:
     assert k.value("(str(job), job.done, job.state, job.tokens)") == (
         "one two", False, "running", 2,
     )  # fmt: skip
-    assert k.value("repr(job)").startswith(f"<Job {k.value('job.id')}: tiny, running, 2 tokens, ")
+    assert k.value("repr(job)").startswith(
+        f"<Job {k.value('job.number')}: tiny, running, 2 tokens, "
+    )
     late = k.run("job.result(timeout=0.2)")
     assert (late.ename, k.value("job.done")) == ("TimeoutError", False)
     k.ok("import asyncio\nasyncio.get_running_loop().call_later(0.3, hang.go.set)")
@@ -127,7 +129,7 @@ def test_giving_up_the_wait_does_not_stop_the_job(k: Kernel) -> None:
     assert k.value("job.result().text") == "begun whole"
 
 
-def test_wait_says_what_it_waits_for_and_how_it_ended(k: Kernel) -> None:
+def test_wait_shows_progress_and_result_of_jobs(k: Kernel) -> None:
     k.ok("%llm_wait")
     k.ok(
         "import threading\nhang = Hang()\nbackend.will('x', 'y', 'z', 'z', 'z', 'z', hang)\n"
@@ -135,7 +137,7 @@ def test_wait_says_what_it_waits_for_and_how_it_ended(k: Kernel) -> None:
     )
     first = k.send("%%llm --bg -o job\nSay   some\n letters.")
     under = k.wait(first)
-    number = k.value("job.id")
+    number = k.value("job.number")
     cell = k.send("%llm_wait")
     k.wait_for_output(cell, f"Waiting for job {number} (")
     ran = k.wait(cell)
@@ -155,8 +157,10 @@ def test_stop(k: Kernel) -> None:
     begun(k, "%llm --bg -o other Second.")
     k.ok("while not job.text: __import__('time').sleep(0.01)")
     assert k.value("(job.state, other.state)") == ("running", "waiting")
-    first, second = k.value("(job.id, other.id)")
-    assert k.ok(f"%llm_stop {second}").text == f"Stopped job {second} (tiny) before its first word."
+    first, second = k.value("(job.number, other.number)")
+    assert (
+        k.ok(f"%llm_stop {second}").text == f"Stopped job {second} (tiny) before its first token."
+    )
     assert k.value("(job.state, other.state)") == ("running", "stopped")
     assert k.ok("%llm_stop").text == f"Stopped job {first} (tiny) after 1 token."
     assert k.ok("%llm_stop").text == "No job is running."
@@ -166,7 +170,7 @@ def test_stop(k: Kernel) -> None:
     # Most servers count only at the end.
     k.ok("backend.will(Chunk(text='x' * 331), Hang())")
     begun(k, "%llm --bg -o uncounted Third.")
-    third = k.value("uncounted.id")
+    third = k.value("uncounted.number")
     k.ok("while not uncounted.text: __import__('time').sleep(0.01)")
     stopped = k.ok(f"%llm_stop {third}").text
     assert stopped == f"Stopped job {third} (tiny) after 331 characters."
@@ -179,7 +183,7 @@ def test_stop(k: Kernel) -> None:
     assert k.ok("%llm_wait").status == "ok", "what the user stopped is no error"
 
 
-def test_a_failed_job_says_so_under_its_own_cell_and_fails_the_one_that_waits(k: Kernel) -> None:
+def test_failed_job_shows_error_in_its_cell_and_fails_waiting_cell(k: Kernel) -> None:
     k.ok("backend.will('some', Pause(0.2), GenerationFailed('The <b>GPU</b> melted.'))")
     under = k.wait(k.send("%%llm --bg -o job\nMelt."))
     ended(k)
@@ -204,11 +208,11 @@ def test_a_failed_job_says_so_under_its_own_cell_and_fails_the_one_that_waits(k:
 def test_the_table_keeps_the_last_twenty(k: Kernel) -> None:
     k.ok(
         "from llm_magic.session.requests import Request\n"
-        "jobs = [llm.begin(Request(f'n {i}')) for i in range(25)]"
+        "jobs = [llm.ask(Request(f'n {i}'), background=True) for i in range(25)]"
     )
     k.ok("replies = [job.result() for job in jobs]")
     rows = k.ok("%llm_jobs").text.splitlines()[1:]
-    numbers = k.value("[job.id for job in jobs]")
+    numbers = k.value("[job.number for job in jobs]")
     assert [int(row.split()[0]) for row in rows] == numbers[-20:]
     assert rows[-1].split()[1:4] == ["done", "tiny", "2"]
     assert rows[-1].endswith("n 24")
@@ -222,7 +226,7 @@ def test_the_same_cell_run_again_stops_its_earlier_job(k: Kernel) -> None:
     k.ok("backend.will('old', Hang()); backend.will('new', Hang()); backend.will('third', Hang())")
     k.ok("%%llm --bg -o first\nA question.", cell_id="one")
     k.ok("%%llm --bg -o other\nA question.", cell_id="two")
-    number = k.value("first.id")
+    number = k.value("first.number")
     ran = k.ok("%%llm --bg -o second\nA better question.", cell_id="one")
     assert ran.text.startswith(f"Note: stopped job {number}, which this cell started earlier.\n")
     k.ok("while not first.done: __import__('time').sleep(0.01)")
@@ -291,7 +295,7 @@ def test_a_foreground_answer_is_not_mistaken_for_a_jobs(k: Kernel) -> None:
 def test_completion_and_help(k: Kernel) -> None:
     k.ok("backend.will(Hang())")
     begun(k, "%%llm --bg -o job\nWait.")
-    number = k.value("job.id")
+    number = k.value("job.number")
     assert str(number) in k.complete("%llm_stop ")
     assert str(number) in k.complete("%llm_wait ")
     assert "--bg" in k.complete("%%llm --b")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.kernels import Kernel, kernel
 
 HEAVY = {
-    "torch", "transformers", "accelerate", "safetensors", "huggingface_hub", "ipywidgets", "httpx",
+    "torch", "transformers", "accelerate", "safetensors", "huggingface_hub", "ipywidgets", "aiohttp",
     "pandas", "numpy", "tenacity", "anywidget", "pydantic", "markdown_it", "psutil._pslinux",
 }  # fmt: skip
 MAGICS = {

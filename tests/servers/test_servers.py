@@ -14,7 +14,7 @@ import pytest
 from llm_magic.errors import AuthenticationFailed, LLMMagicError, ModelNotFound, RequestFailed
 from llm_magic.session import Session
 from llm_magic.session.requests import Request
-from llm_magic.types import Chunk
+from llm_magic.types import Reply
 from tests.scripted import settings
 from tests.servers.processes import KEY, Server
 
@@ -175,14 +175,15 @@ def test_load_waits_for_busy_ilab(ilab: Server) -> None:
         next(chunk for chunk in stream if chunk.text)
         shown: list[str] = []
 
-        def take(chunk: Chunk) -> None:
-            if chunk.notice:
-                shown.append(chunk.notice)
+        def ask() -> Reply | None:
+            for chunk in session.stream(QUESTION):
+                shown.extend([chunk.notice] if chunk.notice else [])
+            return session.last
 
         with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(session.answer, Request(QUESTION), take)
+            answer = pool.submit(ask)
             rest = "".join(chunk.text for chunk in stream)
-            assert answer.result().text
+            assert str(answer.result())
         assert rest, "the other's answer was not cut off"
         assert shown == ["waiting: the server is busy with other requests"]
     finally:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from llm_magic.backends.base import Backend, Capabilities, LoadPlan, Report, TokenCount
-from llm_magic.backends.local import log_filters, memory, openmp
+from llm_magic.backends.local import compile_cache, log_filters, memory, openmp
 from llm_magic.backends.local.cpus import cpus
 from llm_magic.backends.local.errors import explain_generation, explain_load
 from llm_magic.backends.local.files import sources
@@ -227,6 +227,7 @@ class LocalTransformersBackend(Backend):
             )
         self._inference.close()
         self._files.close()
+        compile_cache.restore()
         log_filters.remove()
 
     def local_model(self, name: str) -> LocalModel:

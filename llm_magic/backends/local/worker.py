@@ -12,11 +12,11 @@ import logging
 import queue
 import threading
 import traceback
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future
-from typing import Generic, TypeVar
+from typing import TypeVar
 
+from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import LLMMagicError, release_frames
 
 _log = logging.getLogger(__name__)
@@ -88,12 +88,12 @@ class Worker:
         translate: Translate,
     ) -> AsyncGenerator[T, None]:
         """Yield what the job emits; its items and its failure travel in the same queue."""
-        outbox: Outbox[T] = Outbox(asyncio.get_running_loop())
-        future, cancel = self.submit(lambda flag: work(flag, outbox.put), translate)
+        bridge: ThreadBridge[T] = ThreadBridge()
+        future, cancel = self.submit(lambda flag: work(flag, bridge.put), translate)
         wrapped = asyncio.wrap_future(future)
-        wrapped.add_done_callback(lambda _done: outbox.close())
+        wrapped.add_done_callback(lambda _done: bridge.close())
         try:
-            async with contextlib.aclosing(outbox.items()) as items:
+            async with contextlib.aclosing(aiter(bridge)) as items:
                 async for item in items:
                     yield item
             await wrapped
@@ -170,42 +170,6 @@ def _clear_frames(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-class Outbox(Generic[T]):
-    """Hands items from a thread to a coroutine, waking its loop once for many items."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._items: deque[T] = deque()
-        self._wake = asyncio.Event()
-        self._woken = False
-        self._closed = False
-
-    def put(self, item: T) -> None:
-        """Add an item; called on the producing thread."""
-        self._items.append(item)
-        if not self._woken:
-            self._woken = True
-            # The loop may be gone at exit; then nobody reads any more.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._wake.set)
-
-    def close(self) -> None:
-        """End the iteration after what is queued; called on the loop."""
-        self._closed = True
-        self._wake.set()
-
-    async def items(self) -> AsyncGenerator[T, None]:
-        """Yield the items in order until the outbox is closed and empty."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            self._woken = False
-            while self._items:
-                yield self._items.popleft()
-            if self._closed and not self._items:
-                return
 
 
 async def _end(future: Future[T], wrapped: asyncio.Future[T], cancel: threading.Event) -> None:

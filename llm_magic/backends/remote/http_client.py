@@ -1,6 +1,6 @@
-"""One HTTP server: connections, limits, the key, and errors in our own words.
+"""Requests to one HTTP server: limits on time and size, and errors of this package.
 
-With `_transport` and `_streams` the one place that imports httpx and httpcore.
+Only this module and `transport` import aiohttp.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import asyncio
 import contextlib
 import functools
 import json
+import math
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import httpcore
-import httpx
+import aiohttp
 
 from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.compression import UnsupportedEncodingError, decompressor
@@ -26,20 +26,18 @@ from llm_magic.backends.remote.stream_decoders import (
     is_complete,
     parse_json,
 )
-from llm_magic.backends.remote.streams import TURN_S
-from llm_magic.backends.remote.transport import CONNECT_S, Transport, transport
-from llm_magic.backends.remote.wait import Wait
+from llm_magic.backends.remote.transport import CONNECT_S, SocksError, Transport
 from llm_magic.config.api_keys import ApiKey
 from llm_magic.config.server_address import ServerAddress, proxy_for
 from llm_magic.errors import RequestFailed, ServerError, ServerTimeout, ServerUnreachable
 
 _MOST_ERROR_BYTES = 64 * 1024
 _MOST_JSON_BYTES = 16 * 1024 * 1024
-# Whatever a connection can raise, with a proxy and without.
-BROKEN = (
-    httpx.RequestError, httpx.StreamError,
-    httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException,
-)  # fmt: skip
+# The longest that one response keeps the event loop from other tasks, and the most that is read from
+# it at once.
+_TURN_S, _CHUNK_BYTES = 0.01, 16 * 1024
+# How often to check whether a connection is closed.
+_CHECK_S = 1.0
 
 
 class HttpServer:
@@ -57,7 +55,7 @@ class HttpServer:
 
     @functools.cached_property
     def _transport(self) -> Transport:
-        return transport(self.address, self.key)
+        return Transport(self.address, self.key)
 
     async def get(self, path: str) -> Any:
         """Return what a GET answers, as JSON."""
@@ -89,29 +87,28 @@ class HttpServer:
         """Open an answer; leaving the block closes the connection if it is not at its end."""
         # Only ASCII: half a surrogate pair cannot be written as UTF-8.
         content = json.dumps(body).encode("ascii") if body is not None else None
-        wait = Wait()
-        with self.translated():
-            response = await self._send(method, self.address.url + path, content, wait)
+        with self._translated():
+            response = await self._send(method, path, content)
+        answer = Answer(self, response)
         try:
-            answer = Answer(self, response, wait)
-            if not response.is_success:
+            if not 200 <= response.status < 300:
                 raise await self._refusal(response, answer)
             yield answer
         finally:
-            wait.over()
-            await response.aclose()
+            answer.close()
 
-    async def _send(
-        self, method: str, url: str, content: bytes | None, wait: Wait
-    ) -> httpx.Response:
+    async def _send(self, method: str, path: str, content: bytes | None) -> aiohttp.ClientResponse:
         limit = self.limits.idle_s * FIRST_FACTOR
         try:
-            with wait.at_most(limit):
-                return await self._transport.send(method, url, content)
+            async with asyncio.timeout(limit):
+                return await self._transport.send(method, path, content)
+        except aiohttp.ServerTimeoutError:
+            # Also a `TimeoutError`.
+            raise
         except TimeoutError:
             raise self.silent(limit) from None
 
-    async def _refusal(self, response: httpx.Response, answer: Answer) -> ServerError:
+    async def _refusal(self, response: aiohttp.ClientResponse, answer: Answer) -> ServerError:
         try:
             async with asyncio.timeout(CONNECT_S):
                 body = await answer.read(_MOST_ERROR_BYTES)
@@ -121,30 +118,34 @@ class HttpServer:
         return server_errors.status_error(
             self.address,
             self.key,
-            response.status_code,
+            response.status,
             response.headers,
             server_errors.parse_error_body(body),
         )
 
     @contextlib.contextmanager
-    def translated(self) -> Iterator[None]:
-        """Turn what httpx raises into our errors."""
+    def _translated(self) -> Iterator[None]:
+        """Raise errors of this package for those of aiohttp."""
         try:
             yield
-        except (httpx.ConnectTimeout, httpcore.ConnectTimeout):
+        except aiohttp.ConnectionTimeoutError:
             raise ServerUnreachable(
                 f"{self.address.origin} did not answer within {CONNECT_S:.0f} s. {self._start}",
                 brief="no connection",
                 is_temporary=True,
             ) from None
-        except (httpx.ConnectError, httpx.ProxyError, httpcore.ConnectError) as error:
+        except aiohttp.ClientConnectorError as error:
+            raise self._not_there(str(error.os_error)) from None
+        except aiohttp.ClientHttpProxyError as error:
+            raise self._not_there(f"{error.status} {error.message}") from None
+        except SocksError as error:
             raise self._not_there(str(error)) from None
-        except BROKEN as error:
-            raise self.broken(error) from None
-        except httpx.InvalidURL:
+        except aiohttp.InvalidURL:
             raise ServerUnreachable(
                 f"{self.address.url} is no address. Check --base-url."
             ) from None
+        except aiohttp.ClientError as error:
+            raise self.broken(error) from None
 
     def _not_there(self, why: str) -> ServerUnreachable:
         proxy = proxy_for(self.address)
@@ -154,7 +155,7 @@ class HttpServer:
 
     def broken(self, error: Exception) -> ServerUnreachable:
         """Return the error for a connection that broke."""
-        why = server_errors.one_line(self.scrub(str(error)))
+        why = server_errors.one_line(self.scrub(_reason(error)))
         because = f" ({why})" if why else ""
         return ServerUnreachable(
             f"The connection to {self.address.origin} broke{because}. Look at the server.",
@@ -184,13 +185,16 @@ class HttpServer:
 class Answer:
     """The body of a response, as it comes; `limit` seconds of silence end it."""
 
-    def __init__(self, server: HttpServer, response: httpx.Response, wait: Wait) -> None:
-        self._server, self._response, self._wait = server, response, wait
+    def __init__(self, server: HttpServer, response: aiohttp.ClientResponse) -> None:
+        self._server, self._response = server, response
         self.limit = server.limits.idle_s * FIRST_FACTOR
         self._deadline: float | None = None
         self.kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        self._clock = asyncio.get_running_loop().time
-        self._turn_began = self._clock()
+        self._loop = asyncio.get_running_loop()
+        self._turn_began = self._loop.time()
+        # When the current wait for bytes ends, and the timer that sees to it.
+        self._wait_ends, self._timed_out = math.inf, False
+        self._timer: asyncio.TimerHandle | None = None
         self._decompressor, self._unsupported = None, ""
         try:
             self._decompressor = decompressor(response.headers.get("content-encoding", ""))
@@ -199,8 +203,12 @@ class Answer:
             self._unsupported = str(error)
         # What the last bytes from the socket decompress to.
         self._steps: Iterator[bytes] = iter(())
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        self._raw = aiter(response.stream)
+
+    def close(self) -> None:
+        """Close the response, and its connection unless the whole body has arrived."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._response.close()
 
     async def piece(self) -> bytes:
         """Return the next bytes of the body, none at the end; raises `ServerError`."""
@@ -221,26 +229,49 @@ class Answer:
 
     async def _give_others_a_turn(self) -> None:
         """Let the event loop do other work if this answer has kept it for long."""
-        now = self._clock()
+        now = self._loop.time()
         if self._deadline is not None and now >= self._deadline:
             # A server that sends without a pause never lets a timer ring.
             raise self._server.silent(0.0)
-        if now - self._turn_began > TURN_S:
+        if now - self._turn_began > _TURN_S:
             await asyncio.sleep(0)
-            self._turn_began = self._clock()
+            self._turn_began = self._loop.time()
 
     async def _receive(self) -> bytes:
         """Return the next bytes as they were sent."""
-        limit = self.limit if self._deadline is None else self._deadline - self._clock()
+        now = self._loop.time()
+        limit = self.limit if self._deadline is None else self._deadline - now
+        self._wait_ends = now + limit
+        if self._timer is None or self._timer.when() > self._wait_ends:
+            self._set_timer()
         try:
-            with self._wait.at_most(limit):
-                return await anext(self._raw)
-        except StopAsyncIteration:
-            return b""
-        except TimeoutError:
-            raise self._server.silent(limit) from None
-        except BROKEN as error:
+            return await self._response.content.read(_CHUNK_BYTES)
+        except aiohttp.ClientError as error:
+            if self._timed_out:
+                raise self._server.silent(limit) from None
             raise self._server.broken(error) from None
+        finally:
+            self._wait_ends = math.inf
+
+    def _set_timer(self) -> None:
+        """Set the one timer of this response: one for each wait costs as much as the rest of it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        when = min(self._wait_ends, self._loop.time() + _CHECK_S)
+        self._timer = self._loop.call_at(when, self._check)
+
+    def _check(self) -> None:
+        """Close the response if it is waited for too long, or for bytes that cannot arrive."""
+        self._timer = None
+        if self._wait_ends == math.inf:
+            return
+        self._timed_out = self._loop.time() >= self._wait_ends
+        connection = self._response.connection
+        # aiohttp closes a connection for an invalid chunk, and does not end the wait of the reader.
+        if self._timed_out or (connection is not None and connection.closed):
+            self._response.close()
+        else:
+            self._set_timer()
 
     def has_begun(self) -> None:
         """From the first word on, silence means something else than thinking."""
@@ -248,7 +279,7 @@ class Answer:
 
     def ends_within(self, seconds: float) -> None:
         """End the body after so many seconds in all, whatever comes; an earlier end is kept."""
-        deadline = self._clock() + seconds
+        deadline = self._loop.time() + seconds
         if self._deadline is None or deadline < self._deadline:
             self._deadline = deadline
 
@@ -300,3 +331,13 @@ class _Events:
             if not self._ready:
                 raise StopAsyncIteration
         return self._ready.popleft()
+
+
+def _reason(error: Exception) -> str:
+    """Return why a connection broke."""
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the server closed it"
+    if isinstance(error, aiohttp.ClientResponseError):
+        # What follows the colon is a part of the response.
+        return error.message.partition(":")[0]
+    return str(error)

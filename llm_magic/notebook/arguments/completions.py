@@ -52,7 +52,7 @@ class Candidates:
             return self._models(typed, line)
         names: Mapping[str, tuple[str, Callable[[], Iterable[str]]]] = {
             "loaded": ("loaded", lambda: [info.name for info in self._session.status().models]),
-            "jobs": ("job", lambda: [str(job.id) for job in self._session.jobs.all]),
+            "jobs": ("job", lambda: [str(job.number) for job in self._session.jobs.all]),
             "chats": ("chat", lambda: [chat.name for chat in self._session.chats.all()]),
             "variables": ("variable", self._variables),
             "backends": ("backend", self._backends),

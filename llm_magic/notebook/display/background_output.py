@@ -1,4 +1,4 @@
-"""Jobs on the screen: an answer streams into the cell that began it while other cells run.
+"""Output of background responses: each streams into the cell that started it while others run.
 
 Here, and nowhere else, another thread than the main one displays. The alternatives were measured on
 ipykernel 6.31, 7.3 and 7.4, with a cell that blocks and one under ``%%capture`` run after it: callbacks
@@ -10,9 +10,7 @@ thread), is drawn at once and under the right cell everywhere.
 
 from __future__ import annotations
 
-import asyncio
 import html
-import queue
 import threading
 import time
 from typing import TYPE_CHECKING, Any, cast
@@ -22,27 +20,20 @@ from llm_magic.notebook.display.live_output import LiveArea, LoadView, displayed
 from llm_magic.notebook.display.messages import error_line
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.notebook.frontend import running_cell
-from llm_magic.session.thread_bridge import Backlog
-from llm_magic.types import Chunk
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from llm_magic.session.jobs import Job
-    from llm_magic.types import ModelInfo
+    from llm_magic.session.response import Response
 
-# How often a job that says nothing shows that it is at work.
-_TICK_S = 0.5
 # Where answers are shown once, the cell has ended by then: it is never shown in the cell itself on
 # a fast machine and after it on a slow one.
 _AFTER_CELL_S = 0.3
 _CLOSE_S = 1.0
-# How often a paused answer checks whether its backlog was displayed.
-_FULL_S = 0.02
 
 
 class CellArea(LiveArea):
-    """A place under the cell that runs now, in which any thread may show something later."""
+    """An area under the cell that runs now, which any thread may update later."""
 
     def __init__(self, shell: InteractiveShell, *, live: bool, plain: bool) -> None:
         super().__init__(live=live)
@@ -72,106 +63,82 @@ class CellArea(LiveArea):
         )
 
 
-class JobScreen:
-    """Shows one job under its cell; where there is none, only when somebody waits for it."""
+class BackgroundOutput:
+    """Shows a background response under its cell; where that is impossible, when it is waited for."""
 
     def __init__(
-        self, shell: InteractiveShell, info: ModelInfo, values: dict[str, Any], live: bool
+        self, shell: InteractiveShell, response: Response, values: dict[str, Any], live: bool
     ) -> None:
-        self._shell, self._info, self._values, self._live = shell, info, values, live
+        self._shell, self._response, self._values, self._live = shell, response, values, live
         cell = running_cell(shell)
         self.cell_id = cell.id if cell is not None else ""
         self.run_id = cell.run if cell is not None else ""
-        self._inbox: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
-        self._backlog = Backlog()
         self._thread: threading.Thread | None = None
         self._began = time.monotonic()
         self._area: CellArea | None = None
         # A publisher that captures has no way to a cell.
         if is_notebook(shell) and hasattr(shell.display_pub, "pub_socket"):
             self._area = CellArea(shell, live=live, plain=values["plain"])
-            self._view = self._cell_view(self._area)
+            self._view = RichView(
+                response,
+                form=values["format"] or "markdown",
+                show_footer=not values["quiet"],
+                area=self._area,
+                label=f"job {response.number}",
+            )
 
-    def _cell_view(self, area: CellArea) -> RichView:
-        form, info = self._values["format"] or "markdown", self._info
-        footer = not self._values["quiet"]
-        return RichView(info.name, info.local_size, form=form, show_footer=footer, area=area)
-
-    def replaces(self, job: Job) -> bool:
-        """Return whether a job was begun by this cell when it ran before: its output is gone."""
-        other = job.screen
+    def replaces(self, job: Response) -> bool:
+        """Return whether this cell started a job when it ran before: its output is gone."""
+        other = job.view
         return (
-            isinstance(other, JobScreen)
+            isinstance(other, BackgroundOutput)
             and bool(self.cell_id)
             and (other.cell_id, other.run_id == self.run_id) == (self.cell_id, False)
         )
 
-    def begins(self, job: Job, notes: tuple[str, ...] = ()) -> None:
-        """Show the job from now on; called in its cell."""
+    def start(self, notes: tuple[str, ...] = ()) -> None:
+        """Show the response from now on; called in its cell."""
+        number, model = self._response.number, self._response.model
         if self._area is None:
-            line = f"Job {job.id} · {job.model} · %llm_wait {job.id} shows its answer."
+            line = f"Job {number} · {model} · %llm_wait {number} shows its answer."
             LoadView(self._shell, live=False).finish([*notes, line])
             return
         self._view.note(notes)
-        assert job.future is not None
-        self._view.take(Chunk(notice=f"job {job.id}"))
-        self._view.tick()
-        job.future.add_done_callback(lambda _future: self._inbox.put(None))
+        self._view.draw()
         self._thread = threading.Thread(
-            target=self._show, args=(job, self._area), name=f"llm_magic-job-{job.id}", daemon=True
+            target=self._run, args=(self._area,), name=f"llm_magic-job-{number}", daemon=True
         )
         self._thread.start()
 
-    async def take(self, chunk: Chunk) -> None:
-        """Take the next chunk, which another thread displays; waits while too many are unread."""
-        if self._area is None:
-            return
-        self._inbox.put(chunk)
-        if self._backlog.is_full(self._inbox.qsize(), chunk):
-            while self._thread is not None and self._thread.is_alive():
-                if self._inbox.empty():
-                    break
-                await asyncio.sleep(_FULL_S)
-
-    def _show(self, job: Job, area: CellArea) -> None:
-        while True:
-            try:
-                chunk = self._inbox.get(timeout=_TICK_S)
-            except queue.Empty:
-                self._view.tick()
-                continue
-            if chunk is None:
-                break
-            self._view.take(chunk)
-            self._view.tick()
+    def _run(self, area: CellArea) -> None:
+        for _ in self._response.updates(self._view.pause):
+            self._view.draw()
         if not self._live:
             time.sleep(max(0.0, self._began + _AFTER_CELL_S - time.monotonic()))
-        self._finish(job, area)
+        self._finish(area)
 
-    def _finish(self, job: Job, area: CellArea) -> None:
-        assert job.reply is not None
-        area.trouble = error_line(job.error) if job.error is not None else ""
-        if area.trouble and not job.reply.text.strip():
+    def _finish(self, area: CellArea) -> None:
+        response = self._response
+        area.trouble = error_line(response.error) if response.error is not None else ""
+        if area.trouble and not response.text.strip():
             area.show({"text/plain": "", "text/html": ""})
         else:
-            self._view.finish(job.reply)
+            self._view.finish()
 
-    def again(self, job: Job) -> None:
-        """Show how the job ended: under its own cell, where that can be drawn over; else here.
+    def show_again(self) -> None:
+        """Show how the response ended: under its own cell, where that can be replaced; else here.
 
         nbclient drops what comes for a cell that has ended, but an update that the running cell
-        sends reaches the other one's output.
+        sends reaches the output of the other one.
         """
         self.close()
         if self._live and self._area is not None:
-            self._finish(job, self._area)
-        elif job.reply is not None and job.reply.text:
-            here = view(self._shell, self._info, self._values, self._live)
-            here.take(Chunk(text=job.reply.text, reasoning=job.reply.reasoning))
-            here.finish(job.reply)
+            self._finish(self._area)
+        elif self._response.text:
+            view(self._shell, self._response, self._values, self._live).finish()
 
     def close(self) -> None:
-        """Wait until the end of the job has been shown."""
+        """Wait until the end of the response has been shown."""
         if self._thread is not None:
             self._thread.join(timeout=_CLOSE_S)
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from llm_magic.doctor import Finding
     from llm_magic.session import Session
     from llm_magic.session.chats import Chat, Context
-    from llm_magic.session.jobs import Job
     from llm_magic.session.requests import DryRun
+    from llm_magic.session.response import Response
 
 _MAX_HOLDERS = 3  # in the line of an unload
 _MAX_NAME = 200  # characters of a model name in a line or a table
@@ -205,14 +205,14 @@ def _options(dry: DryRun) -> Iterator[str]:
     """Yield each option that is sent, and each one of ``-p``, with its value."""
     from llm_magic.backends.registry import generation_specs
 
-    known = generation_specs()
-    for name, value in dry.config.model_dump(exclude={"stop", "extra"}).items():
-        if value is not None and known[name].works_on(dry.backend):
-            yield f"{name} {value}"
-    if dry.config.stop:
-        yield f"stop {' '.join(map(_json, dry.config.stop))}"
-    for name, value in dry.config.extra.items():
-        yield f"{visible_line(name)} {_json(value)}"
+    for name, spec in generation_specs().items():
+        value = getattr(dry.config, name)
+        if value in (None, (), {}) or not spec.works_on(dry.backend):
+            continue
+        if spec.kind == "pairs":
+            yield from (f"{visible_line(key)} {_json(one)}" for key, one in value.items())
+        else:
+            yield f"{name} {' '.join(map(_json, value)) if spec.kind == 'repeated' else value}"
 
 
 def _json(value: object) -> str:
@@ -229,11 +229,11 @@ def _token_count(tokens: int | None) -> str:
     )
 
 
-def jobs_table(jobs: Iterable[Job]) -> Table:
+def jobs_table(jobs: Iterable[Response]) -> Table:
     """Return ``%llm_jobs``: each background job with its state, progress and prompt."""
     rows = [
         [
-            str(job.id), job.state, shown_name(job.model), "" if job.tokens is None else str(job.tokens),
+            str(job.number), job.state, shown_name(job.model), "" if job.tokens is None else str(job.tokens),
             f"{job.seconds:.1f}", shortened(job.prompt),
         ]
         for job in jobs

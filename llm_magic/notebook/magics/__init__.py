@@ -95,6 +95,6 @@ def _html_formatter(shell: InteractiveShell) -> Any:
 def _reply_html(reply: Any) -> str:
     from llm_magic.notebook.display import answer_view, live_output, messages
 
-    reasoning = answer_view.thoughts_html(reply.reasoning)
+    reasoning = answer_view.reasoning_html(reply.reasoning)
     answer = answer_view.answer_html(reply.text, "markdown")
     return reasoning + answer + live_output.muted(messages.footer(reply, None))

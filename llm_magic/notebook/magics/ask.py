@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from llm_magic.notebook.display.tables import Table
     from llm_magic.session import Session
     from llm_magic.session.requests import Request
-    from llm_magic.types import ModelInfo
 
 
 @magics_class
@@ -55,23 +54,21 @@ class LLMMagics(SessionMagics):
         if not args["bg"]:
             return self.ask(request, notes, args)
         self.wait_for_load().clear()
-        self._begin(request, self.session.ready(request), args, notes)
+        self._ask_in_background(request, notes, args)
         return None
 
-    def _begin(
-        self, request: Request, info: ModelInfo, args: Parsed, notes: tuple[str, ...]
-    ) -> None:
+    def _ask_in_background(self, request: Request, notes: tuple[str, ...], args: Parsed) -> None:
         """Start a job that its cell displays, and return at once."""
-        from llm_magic.notebook.display.background_output import JobScreen
+        from llm_magic.notebook.display.background_output import BackgroundOutput
 
-        screen = JobScreen(self.shell, info, args.values, self.live)
-        earlier = [job for job in self.session.jobs.running if screen.replaces(job)]
-        job = self.session.begin(request, screen)
-        for other in earlier:
-            other.stop()
-            notes += (f"stopped job {other.id}, which this cell started earlier.",)
-        self.put(args["output"], job)
-        screen.begins(job, notes)
+        response = self.session.ask(request, background=True)
+        output = response.view = BackgroundOutput(self.shell, response, args.values, self.live)
+        for other in self.session.jobs.running:
+            if output.replaces(other):
+                other.cancel()
+                notes += (f"stopped job {other.number}, which this cell started earlier.",)
+        self.put(args["output"], response)
+        output.start(notes)
 
     def _request(self, prompt: str, args: Parsed) -> tuple[Request, tuple[str, ...]]:
         """Return the request with the notebook's values filled in, and notes about the prompt."""

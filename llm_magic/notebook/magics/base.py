@@ -13,7 +13,7 @@ from IPython.core.magic import Magics, no_var_expand
 from IPython.core.magic import line_cell_magic as _line_cell_magic
 from IPython.core.magic import line_magic as _line_magic
 
-from llm_magic.errors import LLMMagicError, OptionError
+from llm_magic.errors import OptionError
 from llm_magic.notebook.arguments import help_pages
 from llm_magic.notebook.display.code_cells import CodeCells
 from llm_magic.notebook.frontend import running_cell
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from llm_magic.notebook.display.tables import Table
     from llm_magic.session import Session
     from llm_magic.session.requests import Request
-    from llm_magic.types import Reply
 
 # Names that IPython reads or sets: a Reply there breaks the notebook or is overwritten.
 _IPYTHON_NAMES = re.compile(r"In|Out|get_ipython|exit|quit|_(?:i{1,3}|ih|oh|dh|i?\d+)?|_{2,3}")
@@ -116,20 +115,20 @@ class SessionMagics(Magics):
             dry = self.session.dry_run(request)
             answer_view.write_notes(notes)
             return messages.dry_run_table(dry)
-        info = self.session.ready(request)
-        view = answer_view.view(self.shell, info, args.values, self.live, area)
-        view.note(notes)
-
-        def ended(reply: Reply) -> None:
-            # First: the variable is set even if displaying the answer fails.
-            self.put(args["output"], reply)
-            view.finish(reply)
-
-        try:
-            reply = self.session.answer(request, view.take, view.tick, view.rest, ended)
-        except LLMMagicError:
-            view.leave()
-            raise
+        with self.session.ask(request) as response:
+            view = answer_view.view(self.shell, response, args.values, self.live, area)
+            view.note(notes)
+            try:
+                for _ in response.updates(view.pause):
+                    view.draw()
+            finally:
+                if response.has_reply:
+                    # First: the variable is set even if displaying the answer fails.
+                    self.put(args["output"], response.reply)
+                    view.finish()
+                else:
+                    view.leave()
+        reply = response.result()
         if args["format"] == "code":
             replace = bool(args.values.get("replace"))
             self._codes.offer(reply, self.cell_id(), replace=replace)

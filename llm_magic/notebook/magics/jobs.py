@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import time
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_magic.notebook.display.tables import Table
-    from llm_magic.session.jobs import Job
+    from llm_magic.session.response import Response
 
 # A stop takes effect at the next token; a cell does not wait longer for it.
 _STOP_S = 1.0
@@ -44,46 +43,50 @@ class JobMagics(SessionMagics):
         jobs = self._named_jobs("llm_stop", line) or list(self.session.jobs.running)
         running = [job for job in jobs if not job.done]
         for job in running:
-            job.stop()
-        concurrent.futures.wait([job.future for job in running if job.future], _STOP_S)
+            job.cancel()
+        deadline = time.monotonic() + _STOP_S
+        for job in running:
+            job.wait(max(0.0, deadline - time.monotonic()))
         lines = [_stop_line(job) for job in running]
         lines += [
-            f"Job {job.id} had already ended: {job.state}." for job in jobs if job not in running
+            f"Job {job.number} had already ended: {job.state}."
+            for job in jobs
+            if job not in running
         ]
         return Table(("",), [[line] for line in lines], "" if lines else _NOTHING)
 
     @line_magic
     def llm_wait(self, line: str) -> None:
         """Wait for background jobs."""
-        jobs = self._named_jobs("llm_wait", line) or list(self.session.jobs.unknown())
+        jobs = self._named_jobs("llm_wait", line) or list(self.session.jobs.unreported())
         progress = _Progress(jobs, live=self.live and hasattr(self.shell, "kernel"))
         self.session.wait(jobs, progress.tick)
         for job in jobs:
-            job.is_known = True
-            if job.screen is not None:
-                job.screen.again(job)
+            job.is_awaited = True
+            if job.view is not None:
+                job.view.show_again()
         progress.finish()
         for job in jobs:
             if job.error is not None:
                 raise job.error
 
-    def _named_jobs(self, name: str, line: str) -> list[Job]:
+    def _named_jobs(self, name: str, line: str) -> list[Response]:
         """Return the job that the line names, as a list; an empty list if it names none."""
         number = parser.parse(name, line)["job"]
         return [] if number is None else [self.session.jobs.find(number)]
 
 
-def _stop_line(job: Job) -> str:
+def _stop_line(job: Response) -> str:
     if not job.done:
-        return f"Stopping job {job.id} ({job.model})."
+        return f"Stopping job {job.number} ({job.model})."
     when = f"after {job.amount}" if job.amount else "before its first token"
-    return f"Stopped job {job.id} ({job.model}) {when}."
+    return f"Stopped job {job.number} ({job.model}) {when}."
 
 
 class _Progress:
     """Shows the jobs that a cell waits for, then how they ended."""
 
-    def __init__(self, jobs: Sequence[Job], *, live: bool) -> None:
+    def __init__(self, jobs: Sequence[Response], *, live: bool) -> None:
         from llm_magic.notebook.display.live_output import LiveArea
 
         self._jobs, self._began = jobs, time.monotonic()
@@ -99,7 +102,7 @@ class _Progress:
         first, more = left[0], f" and {len(left) - 1} more" if len(left) > 1 else ""
         amount = f", {first.amount}" if first.amount else ""
         waited = time.monotonic() - self._began
-        text = f"Waiting for job {first.id} ({first.state}{amount}){more} … {waited:.0f} s"
+        text = f"Waiting for job {first.number} ({first.state}{amount}){more} … {waited:.0f} s"
         self._area.show({"text/plain": text, "text/html": muted(text)})
 
     def finish(self) -> None:

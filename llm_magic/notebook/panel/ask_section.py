@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import html
 import uuid
-from concurrent.futures import wait
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 
 from llm_magic.errors import ModelNotLoaded, OptionError
-from llm_magic.notebook.display.answer_view import answer_html, thoughts_html
+from llm_magic.notebook.display.answer_view import answer_html, reasoning_html
 from llm_magic.notebook.display.incremental_markdown import IncrementalMarkdown
 from llm_magic.notebook.display.live_output import muted
 from llm_magic.notebook.display.markdown import code_blocks
@@ -20,11 +19,11 @@ from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.notebook.frontend import reach_busy_kernels
 from llm_magic.notebook.panel.as_magic import ask_cell
 from llm_magic.notebook.panel.controls import CopyText, PromptBox
-from llm_magic.session.jobs import Job
 from llm_magic.session.requests import Request
 
 if TYPE_CHECKING:
     from llm_magic.notebook.panel import ControlPanel
+    from llm_magic.session.response import Response
 
 CHAT = "panel"
 # Longer conversations stay in the session; a page need not carry all of them.
@@ -36,7 +35,7 @@ class AskSection:
 
     def __init__(self, panel: ControlPanel) -> None:
         self._panel = panel
-        self._job: Job | None = None
+        self._response: Response | None = None
         self._drawn: object = None
         self._markdown = IncrementalMarkdown()
         self.prompt = PromptBox(
@@ -73,7 +72,7 @@ class AskSection:
         self._panel.act(lambda: self._ask(text))
 
     def _ask(self, text: str) -> str:
-        if self._job is not None and not self._job.done:
+        if self._response is not None and not self._response.done:
             raise OptionError("An answer is being written. Stop it first.")
         if not text.strip():
             raise OptionError("The prompt is empty.")
@@ -81,23 +80,23 @@ class AskSection:
             raise ModelNotLoaded("The model is getting ready. Send it when it is.")
         chat = CHAT if self.chat.value else None
         request = Request(text, chat=chat, key=uuid.uuid4().hex)
-        self._job = self._panel.session.begin(request)
+        self._response = self._panel.session.ask(request, background=True)
         if chat is not None:
             self.prompt.value = ""
         return ask_cell(text, chat)
 
     def _stop(self) -> None:
-        if self._job is not None and not self._job.done:
-            self._job.stop()
+        if self._response is not None and not self._response.done:
+            self._response.cancel()
         else:
             self._panel.session.interrupt()
 
     def _clear(self) -> str | None:
-        job, self._job = self._job, None
-        if job is not None and job.future is not None and not job.done:
+        response, self._response = self._response, None
+        if response is not None and not response.done:
             # Or what it leaves would be the first turn of the next conversation.
-            job.stop()
-            wait([job.future], timeout=1)
+            response.cancel()
+            response.wait(timeout=1)
         known = {chat.name for chat in self._panel.session.chats.all()}
         if CHAT not in known:
             return None
@@ -108,75 +107,66 @@ class AskSection:
 
     def draw(self) -> None:
         """Show the answer as far as it is."""
-        session, job = self._panel.session, self._job
-        own = job is not None and not job.done
-        # The answers first: the job of one that is seen is in the list by then, and still is.
-        answering, jobs = session.answering, session.jobs.all
-        # Those of cells have their own stop, in the list of jobs.
-        listed = {one.draft for one in jobs if one.screen is not None}
-        elsewhere = any(draft not in listed for draft in answering) and not own
+        response, answering = self._response, self._panel.session.answering
+        own = response is not None and not response.done
+        # Jobs of cells have their own stop buttons, in the list of jobs.
+        elsewhere = any(one.view is None for one in answering) and not own
         self.send.disabled = own
         self.stop.disabled = not (own or elsewhere)
-        begun = {one.draft for one in jobs}
-        in_cell = any(draft not in begun for draft in answering)
+        in_cell = any(one.number is None for one in answering)
         self.stop.tooltip = _stop_hint(in_cell)
         self.clear.layout.display = "" if self.chat.value else "none"
         self.note.value = muted(_stop_hint(in_cell)) if elsewhere else self._counter()
         self._draw_turns()
-        self._draw_answer(job)
+        self._draw_answer(response)
 
     def _counter(self) -> str:
         """Return how much of the context the conversation has taken."""
-        job = self._job
-        if not self.chat.value or job is None or job.reply is None:
+        response = self._response
+        if not self.chat.value or response is None or response.reply is None:
             return ""
-        if job.draft.call.request.chat is None:
+        if response.prepared.request.chat is None:
             return ""
-        prompt, said = job.reply.usage.prompt_tokens, job.reply.usage.completion_tokens
-        if prompt is None or said is None:
+        usage, context = response.reply.usage, response.info.context_length
+        if usage.prompt_tokens is None or usage.completion_tokens is None:
             return ""
-        context = job.draft.call.loaded_model.info.context_length
-        of = f" of {context:,} ({(prompt + said) / context:.0%})" if context else ""
-        return muted(f"{prompt + said:,} tokens of context used{of}")
+        used = usage.prompt_tokens + usage.completion_tokens
+        of = f" of {context:,} ({used / context:.0%})" if context else ""
+        return muted(f"{used:,} tokens of context used{of}")
 
     def _draw_turns(self) -> None:
         chats = self._panel.session.chats.all()
         chat = next((one for one in chats if one.name == CHAT), None)
         # What a cell has made stale is not sent any more: it would look like what was.
         turns = chat.fresh[-_SHOWN_TURNS:] if chat and self.chat.value else ()
-        job = self._job
-        if job is not None and turns and turns[-1].answer.content == job.draft.text:
+        response = self._response
+        if response is not None and turns and turns[-1].answer.content == response.text:
             # It stands below, with its footer.
             turns = turns[:-1]
         self.turns.value = "".join(
             _turn(turn.question.content, turn.answer.content) for turn in turns
         )
 
-    def _draw_answer(self, job: Job | None) -> None:
-        if job is None:
+    def _draw_answer(self, response: Response | None) -> None:
+        if response is None:
             self.answer.value = self.take.value = self.take.code = ""
             return
-        seen = (
-            job, job.state, job.reply is None, job.notice, len(job.draft.text),
-            len(job.draft.reasoning),
-        )  # fmt: skip
+        seen = (response, response.state, response.revision)
         if seen == self._drawn:
             return
         self._drawn = seen
-        text, reasoning = job.draft.text, job.draft.reasoning
-        question = job.draft.call.messages[-1].content
-        asked = _asked(question)
-        thoughts = thoughts_html(reasoning)
+        text, reasoning = response.text, reasoning_html(response.reasoning)
         answer = self._markdown.render(text.lstrip()) if text.strip() else ""
         self.answer.value = (
-            f'{asked}<div class="llm-turn">{thoughts}{answer}{muted(_below(job))}</div>'
+            f"{_asked(response.prompt)}"
+            f'<div class="llm-turn">{reasoning}{answer}{muted(_below(response))}</div>'
         )
-        if job.done:
+        if response.done:
             blocks = code_blocks(text)
             self.take.value = text.strip()
             self.take.code = blocks[0].code.rstrip("\n") if blocks else ""
-            if job.error is not None:
-                self._panel.show_error(job.error)
+            if response.error is not None:
+                self._panel.show_error(response.error)
         else:
             self.take.value = self.take.code = ""
 
@@ -198,10 +188,10 @@ def _asked(question: str) -> str:
     return f'<div class="{NO_MATH}">{inner}</div>'
 
 
-def _below(job: Job) -> str:
-    if job.reply is not None and job.done:
-        return footer(job.reply, job.draft.call.loaded_model.info.local_size)
-    return job.notice or ("…" if job.state == "running" else "thinking …")
+def _below(response: Response) -> str:
+    if response.reply is not None:
+        return footer(response.reply, response.info.local_size)
+    return response.notice or ("…" if response.state == "running" else "thinking …")
 
 
 def _stop_hint(in_cell: bool) -> str:

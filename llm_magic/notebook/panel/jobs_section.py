@@ -13,7 +13,7 @@ from llm_magic.notebook.display.messages import shortened
 
 if TYPE_CHECKING:
     from llm_magic.notebook.panel import ControlPanel
-    from llm_magic.session.jobs import Job
+    from llm_magic.session.response import Response
 
 # Rows are made once: a widget that comes and goes costs the page more than one that is hidden.
 _ROWS = 6
@@ -27,7 +27,7 @@ class JobsSection:
     def __init__(self, panel: ControlPanel) -> None:
         self._panel = panel
         # Each keeps its row while it is shown: a click on its button may come late, and means it.
-        self._shown: list[Job | None] = [None] * _ROWS
+        self._shown: list[Response | None] = [None] * _ROWS
         self.labels = [widgets.HTML() for _ in range(_ROWS)]
         self.stops = [widgets.Button() for _ in range(_ROWS)]
         self.more = widgets.HTML()
@@ -45,12 +45,12 @@ class JobsSection:
         job = self._shown[index]
         if job is None:
             return None
-        job.stop()
-        return f"%llm_stop {job.id}"
+        job.cancel()
+        return f"%llm_stop {job.number}"
 
     def draw(self) -> None:
         """Show what runs, and what ended last; not the questions of panels, which show them."""
-        jobs = [job for job in self._panel.session.jobs.all if job.screen is not None]
+        jobs = [job for job in self._panel.session.jobs.all if job.view is not None]
         running = [job for job in jobs if not job.done]
         ended = [job for job in jobs if job.done][-_ENDED:]
         chosen = [*running, *reversed(ended)][:_ROWS]
@@ -65,14 +65,14 @@ class JobsSection:
             label.value = _row(job)
             stop.layout.display = "none" if job.done else ""
             # Not only "Stop": that is the prompt's, and both are read aloud by their names.
-            stop.description = f"Stop {job.id}"
+            stop.description = f"Stop {job.number}"
         hidden = len(running) + len(ended) - len(chosen)
         self.more.value = (
             f'<span class="llm-quiet">and {hidden} more: %llm_jobs</span>' if hidden > 0 else ""
         )
         self.box.layout.display = "" if chosen else "none"
 
-    def _place(self, chosen: Sequence[Job]) -> None:
+    def _place(self, chosen: Sequence[Response]) -> None:
         """Give those that are new the rows of those that went."""
         kept = [job if job in chosen else None for job in self._shown]
         new = [job for job in chosen if job not in kept]
@@ -84,10 +84,10 @@ class JobsSection:
             stop.disabled = True
 
 
-def _row(job: Job) -> str:
+def _row(job: Response) -> str:
     amount = f" · {job.amount}" if job.amount else ""
     state = f'<span class="llm-state llm-{job.state}">{job.state}</span>'
-    figures = f"job {job.id} · {job.model}{amount}" + (f" · {job.seconds:.1f} s" * job.done)
+    figures = f"job {job.number} · {job.model}{amount}" + (f" · {job.seconds:.1f} s" * job.done)
     return (
         f'<div class="llm-status"><span>{state}</span> '
         f'<span class="llm-quiet">{html.escape(figures)}</span> '

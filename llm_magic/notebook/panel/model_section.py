@@ -44,12 +44,10 @@ class LoadSection:
             description="Model", placeholder="the default", ensure_option=False, options=[]
         )
         self.options = {
-            name: _control(spec, spec.control)
+            name: _control(spec, spec.control, settings.default_of(spec))
             for name, spec in registry.load_specs().items()
             if spec.control is not None and spec.control.label
         }
-        self.options["device"].value = settings.device
-        self.options["quantization"].value = settings.quantization
         self.keep = widgets.Checkbox(description="Keep the loaded models", indent=False)
         self.load = widgets.Button(description="Load", button_style="primary")
         self.stop = widgets.Button(description="Stop loading")
@@ -95,7 +93,13 @@ class LoadSection:
             for name, control in self.options.items()
             if name in type(defaults).model_fields
         }
-        changed = {n: v for n, v in chosen.items() if v is not None and v != getattr(defaults, n)}
+        changed = {
+            name: value
+            for name, value in chosen.items()
+            # A text field holds a number as text.
+            if value is not None
+            and value not in (getattr(defaults, name), str(getattr(defaults, name)))
+        }
         return {"backend": backend, **changed}
 
     def _check(self, name: str, change: Mapping[str, Any]) -> None:
@@ -227,21 +231,18 @@ def _bar(progress: Progress, hint: str) -> str:
     )
 
 
-def _control(spec: OptionSpec, control: Control) -> Any:
-    """Return the ipywidgets control of an option."""
+def _control(spec: OptionSpec, control: Control, default: object) -> Any:
+    """Return the ipywidgets control of an option, which shows its default."""
+    label, text = control.label, "" if default is None else str(default)
     if control.examples:
         return widgets.Combobox(
-            description=control.label, options=control.examples, ensure_option=False
+            description=label, options=control.examples, value=text, ensure_option=False
         )
     if spec.choices:
-        return widgets.Dropdown(description=control.label, options=list(spec.choices))
+        return widgets.Dropdown(description=label, options=list(spec.choices), value=text)
     if spec.kind == "switch":
-        return widgets.Checkbox(description=control.label, indent=False)
-    return widgets.Text(
-        description=control.label,
-        value="" if spec.default is None else str(spec.default),
-        continuous_update=False,
-    )
+        return widgets.Checkbox(description=label, value=default is True, indent=False)
+    return widgets.Text(description=label, value=text, continuous_update=False)
 
 
 def _read(value: object) -> object:

@@ -13,7 +13,7 @@ from llm_magic.text.formatting import human_bytes
 if TYPE_CHECKING:
     from llm_magic.backends.manager import Status
     from llm_magic.session import Session
-    from llm_magic.session.requests import Draft
+    from llm_magic.session.response import Response
     from llm_magic.types import Reply
 
 
@@ -64,12 +64,12 @@ def _bar(name: str, share: float, text: str) -> str:
     )
 
 
-def _speed(drafts: tuple[Draft, ...], last: Reply | None) -> str:
+def _speed(responses: tuple[Response, ...], last: Reply | None) -> str:
     """Return the speed of the running answer, else of the last one."""
-    timing = drafts[-1].timing() if drafts else last.timing if last else None
+    timing = responses[-1].timing if responses else last.timing if last else None
     if timing is None or timing.tokens_per_s is None:
         return ""
-    when = "now" if drafts else "last answer"
+    when = "now" if responses else "last answer"
     return _muted(f"{timing.tokens_per_s:.1f} tokens/s {when}")
 
 

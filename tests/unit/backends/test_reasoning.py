@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llm_magic.backends.reasoning import ThinkSplitter, split_thoughts
+from llm_magic.backends.reasoning import ReasoningSplitter, split_reasoning
 from llm_magic.errors import GenerationFailed, Interrupted
 from llm_magic.types import Chunk, Usage
 from tests.scripted import Hang, scripted_session, stop_when
@@ -34,7 +34,7 @@ def cut(text: str, cuts: Sequence[int]) -> list[str]:
 
 def fed(*chunks: Chunk, flush: bool = False) -> list[Chunk]:
     """Return what a splitter makes of the chunks of an answer."""
-    splitter = ThinkSplitter()
+    splitter = ReasoningSplitter()
     out = [piece for chunk in chunks for piece in splitter.feed(chunk)]
     return [*out, *(splitter.flush() if flush else ())]
 
@@ -157,10 +157,10 @@ def test_an_answer_in_one_piece_with_its_end_is_split_too() -> None:
 
 
 def test_words_are_not_held_back() -> None:
-    splitter = ThinkSplitter()
+    splitter = ReasoningSplitter()
     for text in ("Paris", " is", " a town\nof", " <b>"):
         assert [c.text for c in splitter.feed(Chunk(text=text))] == [text]
-    splitter = ThinkSplitter()
+    splitter = ReasoningSplitter()
     assert list(splitter.feed(Chunk(text="<think>"))) in ([], [Chunk()])
     assert [c.reasoning for c in splitter.feed(Chunk(text="so"))] == ["so"]
 
@@ -224,14 +224,14 @@ def test_what_was_held_back_is_told_when_an_answer_breaks(
     out: list[Chunk] = []
     broken = source(Chunk(text=held), GenerationFailed("It broke."))
     with pytest.raises(GenerationFailed, match="It broke"):
-        asyncio.run(taken(split_thoughts(broken), out))
+        asyncio.run(taken(split_reasoning(broken), out))
     assert joined(out) == (reasoning, text)
 
 
 @pytest.mark.parametrize("held", ["<thi", "a\n</th", "\n"])
 def test_what_was_held_back_is_told_where_no_reason_for_the_end_is(held: str) -> None:
     out: list[Chunk] = []
-    asyncio.run(taken(split_thoughts(source(Chunk(text=held))), out))
+    asyncio.run(taken(split_reasoning(source(Chunk(text=held))), out))
     assert joined(out) == ("", held)
 
 
@@ -258,7 +258,7 @@ def test_the_source_is_closed_when_its_reader_leaves() -> None:
             closed.append(True)
 
     async def leave() -> None:
-        chunks = split_thoughts(answer())
+        chunks = split_reasoning(answer())
         assert (await anext(chunks)).text == "a"
         await chunks.aclose()
 
@@ -272,7 +272,7 @@ def many(text: str, size: int) -> Iterator[Chunk]:
 
 
 def test_a_long_answer_is_not_kept_a_second_time() -> None:
-    splitter = ThinkSplitter()
+    splitter = ReasoningSplitter()
     for chunk in many("word \n", 5000):
         list(splitter.feed(chunk))
     kept = [value for value in vars(splitter).values() if isinstance(value, str)]

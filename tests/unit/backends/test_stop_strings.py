@@ -11,7 +11,6 @@ import pytest
 
 from llm_magic.errors import IncompleteReply, Interrupted
 from llm_magic.session import Session
-from llm_magic.session.requests import Request
 from llm_magic.types import Chunk, Usage
 from tests.fault_server import CHAT, FaultServer
 from tests.http_server import HttpServer
@@ -25,7 +24,7 @@ from tests.remote_sessions import (
     session_on,
     still_works,
 )
-from tests.scripted import stop_when
+from tests.scripted import read, stop_when
 from tests.wire import Hold, Pause, Reset, Slow, Step, delta, json_answer, ndjson, sse, usage, words
 
 
@@ -143,7 +142,7 @@ def test_held_back_text_is_kept_when_answer_is_interrupted(
 
     stop_when(heard)
     with pytest.raises(Interrupted):
-        session.answer(Request("?", options={"stop": ("END",)}), take)
+        read(session.stream("?", stop=("END",)), take)
     assert (last(session).text, last(session).finish_reason) == ("one EN", "cancelled")
 
 

@@ -27,7 +27,7 @@ class Notebook:
     def ask(self, cell: str, text: str, system: str | None = None, chat: str = "c") -> list[str]:
         """Run a cell; returns what was sent: questions in small letters, answers in capitals."""
         self.backend.will(*say(text.upper()))
-        self.session.answer(Request(text, chat=chat, key=cell, system=system))
+        self.session.ask(Request(text, chat=chat, key=cell, system=system)).result()
         return self.sent()
 
     def sent(self) -> list[str]:
@@ -124,13 +124,13 @@ def test_a_run_that_fails_leaves_the_chat_as_it_was(notebook: Notebook) -> None:
         notebook.backend.will(*script)
         request = Request("other", chat="c", key="b")
         if script == ("cut",):
-            assert notebook.session.answer(request).finish_reason == "truncated"
+            assert notebook.session.ask(request).result().finish_reason == "truncated"
         else:
             with pytest.raises((ServerUnreachable, GenerationFailed)):
-                notebook.session.answer(request)
+                notebook.session.ask(request).result()
         assert notebook.turns() == before
     with pytest.raises(OptionError):
-        notebook.session.answer(Request("  ", chat="c", key="b"))
+        notebook.session.ask(Request("  ", chat="c", key="b")).result()
     assert notebook.turns() == before
 
 
@@ -140,7 +140,7 @@ def test_a_run_that_is_stopped_is_a_turn_with_what_was_said(notebook: Notebook, 
     notebook.backend.will(*([said] if said else []), hang)
     stop_when(hang.reached)
     with pytest.raises(Interrupted):
-        notebook.session.answer(Request("other", chat="c", key="b"))
+        notebook.session.ask(Request("other", chat="c", key="b")).result()
     if said:
         assert notebook.turns() == ["a", "other", "(c)", "(d)", "(e)"]
         assert notebook.ask("f", "f") == ["a", "A", "other", "half", "f"]
@@ -226,12 +226,11 @@ def test_an_answer_to_a_chat_that_was_forgotten_meanwhile_does_not_bring_it_back
 ) -> None:
     hang = Hang()
     notebook.backend.will(hang, *say("late"))
-    job = notebook.session.begin(Request("f", chat="c", key="f"))
+    job = notebook.session.ask(Request("f", chat="c", key="f"), background=True)
     assert hang.reached.wait(5)
     notebook.session.reset("c")
     hang.go.set()
-    assert job.future is not None
-    assert job.future.result(5).text == "late"
+    assert job.result(5).text == "late"
     assert notebook.session.chats.all() == []
 
 
@@ -301,7 +300,7 @@ def test_a_chat_that_is_not_there_is_an_error_that_names_what_is(notebook: Noteb
         notebook.session.reset("c")
     notebook.ask("1", "x", chat="summary")
     for ask in (notebook.session.reset, notebook.session.chats.messages):
-        with pytest.raises(OptionError, match=r"there are: summary\. Did you mean summary\?"):
+        with pytest.raises(OptionError, match=r"there are: summary\. Did you mean \"summary\"\?"):
             ask("sumary")
     assert notebook.session.chats.messages("summary") == [
         Message("user", "x"), Message("assistant", "X"),
@@ -315,5 +314,5 @@ def test_dry_run_leaves_the_numbers_of_turns(notebook: Notebook) -> None:
         for text in ("One", "Two"):
             for _ in range(run):
                 session.dry_run(Request(text, chat="new"))
-            session.answer(Request(text, chat="new"))
+            session.ask(Request(text, chat="new")).result()
         assert notebook.turns("new") == ["One", "Two"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_magic.backends.base import TokenCount
+from llm_magic.backends.base import Capabilities, TokenCount
 from llm_magic.errors import OptionError, PromptTooLong, RequestFailed
 from llm_magic.notebook.display.messages import dry_run_table, footer
 from llm_magic.session import Session
@@ -204,7 +204,7 @@ def test_else_they_are_what_the_model_said_last(
     chatty: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, backend = chatty
-    monkeypatch.setattr(ScriptedBackend, "counts_here", False)
+    monkeypatch.setattr(ScriptedBackend, "capabilities", Capabilities(in_process=True))
     assert session.chat_tokens("c") is None
     session.generate("?", chat="c")
     assert session.chat_tokens("c") == 8  # 7 → 1

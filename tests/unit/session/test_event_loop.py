@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from llm_magic.errors import OptionError
-from llm_magic.session.event_loop import LoopThread
-from llm_magic.session.thread_bridge import GRACE_S
+from llm_magic.session.event_loop import GRACE_S, LoopThread
 from llm_magic.types import Chunk
 from tests.kernels import within_a_second
+from tests.loop_streams import drain, iterate, relay
 
 
 @pytest.fixture
@@ -83,12 +83,12 @@ def test_items_come_in_order_on_the_calling_thread(loop: LoopThread) -> None:
     taken: list[tuple[object, str]] = []
     source = Source(1, None, "three", 0)
     here = threading.current_thread().name
-    loop.drain(source(), lambda item: taken.append((item, threading.current_thread().name)))
+    drain(loop, source(), lambda item: taken.append((item, threading.current_thread().name)))
     assert taken == [(1, here), (None, here), ("three", here), (0, here)]
     assert source.thread == "test-loop"
     assert source.cleaned.is_set()
-    assert list(loop.iterate(Source(1, None, 3)())) == [1, None, 3]
-    assert list(loop.iterate(Source()())) == []
+    assert list(iterate(loop, Source(1, None, 3)())) == [1, None, 3]
+    assert list(iterate(loop, Source()())) == []
 
 
 def test_ticks_come_while_nothing_else_does(loop: LoopThread) -> None:
@@ -99,7 +99,7 @@ def test_ticks_come_while_nothing_else_does(loop: LoopThread) -> None:
             await asyncio.sleep(0.01)
         yield 1
 
-    loop.drain(slow(), lambda _item: None, lambda: ticks.append(threading.current_thread().name))
+    drain(loop, slow(), lambda _item: None, lambda: ticks.append(threading.current_thread().name))
     assert set(ticks) == {threading.current_thread().name}
 
 
@@ -134,7 +134,7 @@ async def paced(count: int, seconds: float, taken: list[object]) -> AsyncGenerat
 def test_a_thread_that_rests_is_not_woken_for_every_item(loop: LoopThread) -> None:
     reader = Reader(0.05)
     began = time.monotonic()
-    loop.drain(paced(200, 0.002, reader.taken), reader.take, reader.tick, reader.rest)
+    drain(loop, paced(200, 0.002, reader.taken), reader.take, reader.tick, reader.rest)
     assert reader.taken == list(range(200))
     assert reader.wakes[0] == [0]
     assert len(reader.wakes) <= 3 + (time.monotonic() - began) / 0.05
@@ -144,7 +144,7 @@ def test_the_end_is_not_waited_for(loop: LoopThread) -> None:
     reader = Reader(0.1)  # as long as a rest can be
     began = time.monotonic()
     for _ in range(10):
-        loop.drain(paced(2, 0.001, reader.taken), reader.take, reader.tick, reader.rest)
+        drain(loop, paced(2, 0.001, reader.taken), reader.take, reader.tick, reader.rest)
     assert reader.taken == [0, 1] * 10
     assert time.monotonic() - began < 0.5
 
@@ -156,7 +156,7 @@ def test_a_source_that_is_faster_than_its_reader_lets_ticks_through(loop: LoopTh
         reader.take(item)
         time.sleep(0.001)
 
-    loop.drain(paced(300, 0.0, reader.taken), take, reader.tick)
+    drain(loop, paced(300, 0.0, reader.taken), take, reader.tick)
     assert reader.taken == list(range(300))
     assert len(reader.wakes) > 1
 
@@ -175,7 +175,7 @@ def test_fast_source_waits_for_its_reader(loop: LoopThread, text: str) -> None:
         ahead = max(ahead, produced - taken)
         taken += 1
 
-    loop.drain(flood(), take)
+    drain(loop, flood(), take)
     assert taken == 20_000
     assert ahead <= 4_100
     assert ahead * len(text) <= 1_200_000
@@ -203,14 +203,14 @@ def test_interrupt_ends_flood_and_loses_nothing(loop: LoopThread) -> None:
     timer = threading.Timer(0.5, press)
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        loop.drain(flood(), take)
+        drain(loop, flood(), take)
     assert time.monotonic() - pressed[0] < within_a_second() + 1
     assert taken == list(range(1, produced + 1))
 
 
 def test_fast_source_waits_for_a_reader_on_another_loop(loop: LoopThread) -> None:
     async def read() -> list[object]:
-        return [item async for item in loop.relay(Source(*range(20_000))())]
+        return [item async for item in relay(loop, Source(*range(20_000))())]
 
     assert asyncio.run(read()) == list(range(20_000))
 
@@ -218,9 +218,9 @@ def test_fast_source_waits_for_a_reader_on_another_loop(loop: LoopThread) -> Non
 def test_an_error_comes_once_and_after_the_items(loop: LoopThread) -> None:
     taken: list[object] = []
     with pytest.raises(ValueError, match="broken"):
-        loop.drain(Source(1, 2, then=ValueError("broken"))(), taken.append)
+        drain(loop, Source(1, 2, then=ValueError("broken"))(), taken.append)
     assert taken == [1, 2]
-    items = loop.iterate(Source(1, then=ValueError("broken"))())
+    items = iterate(loop, Source(1, then=ValueError("broken"))())
     assert next(items) == 1
     with pytest.raises(ValueError, match="broken"):
         next(items)
@@ -237,13 +237,13 @@ def test_an_error_while_taking_stops_the_source_and_waits_for_its_clean_up(
             raise RuntimeError("the display broke")
 
     with pytest.raises(RuntimeError, match="the display broke"):
-        loop.drain(source(), take)
+        drain(loop, source(), take)
     assert (source.cancels, source.cleaned.is_set()) == (1, True)
 
 
 def test_leaving_a_for_loop_stops_the_source_and_waits_for_its_clean_up(loop: LoopThread) -> None:
     source = Source(1, 2, 3, then="hang")
-    for item in loop.iterate(source()):
+    for item in iterate(loop, source()):
         if item == 2:
             break
     assert (source.cancels, source.cleaned.is_set()) == (1, True)
@@ -251,7 +251,7 @@ def test_leaving_a_for_loop_stops_the_source_and_waits_for_its_clean_up(loop: Lo
 
 def test_a_source_that_is_never_begun_costs_nothing(loop: LoopThread) -> None:
     source = Source(1)
-    items = loop.iterate(source())
+    items = iterate(loop, source())
     items.close()  # type: ignore[attr-defined]
     assert source.thread == ""
 
@@ -274,7 +274,7 @@ def test_a_long_clean_up_goes_on_in_the_background_and_is_cancelled_only_once(
             done.set()
 
     began = time.monotonic()
-    for _item in loop.iterate(stubborn()):
+    for _item in iterate(loop, stubborn()):
         break
     assert GRACE_S * 0.9 < time.monotonic() - began < 1
     assert not done.is_set()
@@ -299,7 +299,7 @@ def test_run_gives_the_result_or_the_error(loop: LoopThread) -> None:
 
 def test_run_works_inside_a_running_loop(loop: LoopThread) -> None:
     async def cell() -> list[object]:
-        return list(loop.iterate(Source(1, 2)()))
+        return list(iterate(loop, Source(1, 2)()))
 
     assert asyncio.run(cell()) == [1, 2]
 
@@ -308,7 +308,7 @@ def test_closing_ends_the_thread_and_the_next_use_starts_another() -> None:
     loop = LoopThread("test-loop")
     loop.close()  # nothing was started
     for _ in range(3):
-        assert list(loop.iterate(Source(1)())) == [1]
+        assert list(iterate(loop, Source(1)())) == [1]
         thread = next(t for t in threading.enumerate() if t.name == "test-loop")
         assert thread.daemon
         loop.close()
@@ -322,7 +322,7 @@ def test_closing_ends_what_another_thread_waits_for() -> None:
 
     def wait() -> None:
         try:
-            loop.drain(source(), lambda _item: taken.set())
+            drain(loop, source(), lambda _item: taken.set())
         except asyncio.CancelledError:
             ended.append("cancelled")
 
@@ -338,7 +338,7 @@ def test_two_hundred_short_drains_leave_nothing(loop: LoopThread) -> None:
     threads = set()
     for number in range(200):
         taken: list[object] = []
-        loop.drain(Source(number)(), taken.append)
+        drain(loop, Source(number)(), taken.append)
         assert taken == [number]
         threads.add(threading.active_count())
     assert len(threads) == 1
@@ -348,7 +348,7 @@ def test_several_threads_use_it_at_once(loop: LoopThread) -> None:
     results: dict[int, list[object]] = {}
 
     def use(number: int) -> None:
-        results[number] = list(loop.iterate(Source(*[number] * 50)()))
+        results[number] = list(iterate(loop, Source(*[number] * 50)()))
 
     threads = [threading.Thread(target=use, args=(n,)) for n in range(8)]
     for thread in threads:
@@ -363,14 +363,14 @@ def test_several_threads_use_it_at_once(loop: LoopThread) -> None:
 
 def test_relay_gives_the_items_to_another_loop(loop: LoopThread) -> None:
     async def cell() -> list[object]:
-        return [item async for item in loop.relay(Source(1, None, 3)())]
+        return [item async for item in relay(loop, Source(1, None, 3)())]
 
     assert asyncio.run(cell()) == [1, None, 3]
 
 
 def test_relay_raises_the_error_after_the_items(loop: LoopThread) -> None:
     async def cell() -> None:
-        items = loop.relay(Source(1, then=ValueError("broken"))())
+        items = relay(loop, Source(1, then=ValueError("broken"))())
         assert await anext(items) == 1
         with pytest.raises(ValueError, match="broken"):
             await anext(items)
@@ -382,7 +382,7 @@ def test_cancelling_the_cell_closes_the_source(loop: LoopThread) -> None:
     source = Source(1, then="hang")
 
     async def read(seen: asyncio.Event) -> None:
-        async with contextlib.aclosing(loop.relay(source())) as items:
+        async with contextlib.aclosing(relay(loop, source())) as items:
             async for _item in items:
                 seen.set()
 
@@ -402,7 +402,7 @@ def test_leaving_an_async_for_loop_closes_the_source(loop: LoopThread) -> None:
     source = Source(1, 2, then="hang")
 
     async def cell() -> None:
-        async with contextlib.aclosing(loop.relay(source())) as items:
+        async with contextlib.aclosing(relay(loop, source())) as items:
             async for _item in items:
                 break
         assert source.cleaned.is_set()
@@ -431,8 +431,8 @@ async def collected(source: AsyncGenerator[object, None]) -> list[object]:
 
 WAYS: dict[str, Callable[[LoopThread, AsyncGenerator[object, None]], object]] = {
     "run": lambda loop, source: loop.run(collected(source)),
-    "drain": lambda loop, source: loop.drain(source, lambda _item: None),
-    "iterate": lambda loop, source: list(loop.iterate(source)),
+    "drain": lambda loop, source: drain(loop, source, lambda _item: None),
+    "iterate": lambda loop, source: list(iterate(loop, source)),
     "arun": lambda loop, source: asyncio.run(loop.arun(collected(source))),
 }
 
@@ -467,7 +467,7 @@ def test_other_error_keeps_its_traceback_and_frees_the_variables_of_the_package(
 
     check: Any = module["check"]
     with pytest.raises(KeyError) as caught:
-        list(loop.iterate(check(made)))
+        list(iterate(loop, check(made)))
     names = [entry.name for entry in caught.traceback]
     assert "check" in names
     assert refs[0]() is None

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import Interrupted
-from llm_magic.session.event_loop import LoopThread
+from llm_magic.session.event_loop import GRACE_S, LoopThread
 from llm_magic.session.interrupts import held_back, interrupts_to
-from llm_magic.session.thread_bridge import GRACE_S
+from tests.loop_streams import drain, iterate, relay
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_what_was_produced_is_delivered_before_the_interrupt(loop: LoopThread) -
     taken: list[object] = []
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        loop.drain(answering(1, 2, 3), taken.append)
+        drain(loop, answering(1, 2, 3), taken.append)
     assert taken == [1, 2, 3]
     assert time.monotonic() - began < 0.5
 
@@ -64,7 +65,7 @@ def test_a_thread_that_rests_is_interrupted_at_once(loop: LoopThread) -> None:
 
     for _ in range(5):
         with pytest.raises(KeyboardInterrupt):
-            loop.drain(source(), taken.append, None, lambda: 60.0 if taken else 0.0)
+            drain(loop, source(), taken.append, pause=lambda: 60.0 if taken else 0.0)
         assert time.monotonic() - pressed[-1] < 0.09
     assert taken == [1, 2] * 5
 
@@ -81,7 +82,7 @@ def test_what_comes_while_it_stops_is_delivered_too(loop: LoopThread) -> None:
             yield "last"
 
     with pytest.raises(KeyboardInterrupt):
-        loop.drain(source(), taken.append)
+        drain(loop, source(), taken.append)
     assert taken == ["before", "last"]
 
 
@@ -94,21 +95,8 @@ def test_run_and_iterate_can_be_interrupted_too(loop: LoopThread) -> None:
         loop.run(work())
     taken: list[object] = []
     with pytest.raises(KeyboardInterrupt):
-        taken.extend(loop.iterate(answering(1, 2)))
+        taken.extend(iterate(loop, answering(1, 2)))
     assert taken == [1, 2]
-
-
-def test_between_items_the_signal_belongs_to_the_user(loop: LoopThread) -> None:
-    async def source() -> AsyncGenerator[int, None]:
-        yield 1
-        await asyncio.Event().wait()
-
-    def pressed_in_the_loop() -> None:
-        for _item in loop.iterate(source()):
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        pressed_in_the_loop()
 
 
 def test_a_handler_of_the_user_is_put_back(loop: LoopThread) -> None:
@@ -118,7 +106,7 @@ def test_a_handler_of_the_user_is_put_back(loop: LoopThread) -> None:
     previous = signal.signal(signal.SIGINT, handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            loop.drain(answering(1), lambda _item: None)
+            drain(loop, answering(1), lambda _item: None)
         assert signal.getsignal(signal.SIGINT) is handler
     finally:
         signal.signal(signal.SIGINT, previous)
@@ -174,7 +162,7 @@ def test_work_that_does_not_stop_is_left_behind_within_a_second(
     taken: list[object] = []
     with Deaf(noisy=noisy) as deaf:
         with pytest.raises(KeyboardInterrupt):
-            loop.drain(deaf.source(), taken.append)
+            drain(loop, deaf.source(), taken.append)
         assert deaf.elapsed < 1
     assert taken[0] == "first"
     assert deaf.cancels == 1  # a second one would break its clean-up off
@@ -183,7 +171,7 @@ def test_work_that_does_not_stop_is_left_behind_within_a_second(
 def test_a_second_press_ends_the_waiting_at_once(loop: LoopThread) -> None:
     with Deaf(presses=2) as deaf:
         with pytest.raises(KeyboardInterrupt):
-            loop.drain(deaf.source(), lambda _item: None)
+            drain(loop, deaf.source(), lambda _item: None)
         assert deaf.elapsed < GRACE_S * 0.75
 
 
@@ -204,33 +192,12 @@ def test_a_press_just_before_it_begins_leaves_nothing_running(
     monkeypatch.setattr("llm_magic.session.event_loop.interrupts_to", pressed)
     assert loop.loop.is_running()
     use: dict[str, Callable[[Any], object]] = {
-        "drain": lambda items: loop.drain(items, print),
-        "iterate": lambda items: list(loop.iterate(items)),
+        "drain": lambda items: drain(loop, items, print),
+        "iterate": lambda items: list(iterate(loop, items)),
     }
     with pytest.raises(KeyboardInterrupt):
         use[door](source())
     assert not begun.is_set()
-
-
-@pytest.mark.parametrize("door", ["drain", "iterate"])
-def test_one_that_comes_with_the_last_item_still_counts(loop: LoopThread, door: str) -> None:
-    async def source() -> AsyncGenerator[object, None]:
-        yield 1
-
-    taken: list[object] = []
-
-    def take(item: object) -> None:
-        taken.append(item)
-        loop.run(asyncio.sleep(0.05))  # it ends meanwhile
-        loop.interrupt()
-
-    use: dict[str, Callable[[], object]] = {
-        "drain": lambda: loop.drain(source(), take),
-        "iterate": lambda: list(map(take, loop.iterate(source()))),
-    }
-    with pytest.raises(KeyboardInterrupt):
-        use[door]()
-    assert taken == [1]
 
 
 def test_a_coroutine_elsewhere_is_stopped_as_well(loop: LoopThread) -> None:
@@ -242,7 +209,7 @@ def test_a_coroutine_elsewhere_is_stopped_as_well(loop: LoopThread) -> None:
             ended.set()
 
     async def ask() -> None:
-        async with contextlib.aclosing(loop.relay(endless())) as items:
+        async with contextlib.aclosing(relay(loop, endless())) as items:
             async for _item in items:
                 threading.Timer(0.1, loop.interrupt).start()
 
@@ -260,8 +227,8 @@ def test_an_interrupt_leaves_the_loop_usable(loop: LoopThread) -> None:
 
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
-            loop.drain(answering(), lambda _item: None)
-        assert list(loop.iterate(source())) == [1]
+            drain(loop, answering(), lambda _item: None)
+        assert list(iterate(loop, source())) == [1]
 
 
 def test_other_threads_are_left_alone(loop: LoopThread) -> None:
@@ -269,9 +236,7 @@ def test_other_threads_are_left_alone(loop: LoopThread) -> None:
     seen: list[object] = []
 
     def elsewhere() -> None:
-        import queue
-
-        with interrupts_to(queue.SimpleQueue()):
+        with interrupts_to(ThreadBridge()):
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=elsewhere)
@@ -288,7 +253,7 @@ def test_held_back_signal_is_raised_at_the_next_wait(loop: LoopThread) -> None:
         press_stop()
         done.append("the line after it")
         try:
-            loop.drain(answering(), done.append)
+            drain(loop, answering(), done.append)
         finally:
             done.append("the wait")
 

@@ -93,7 +93,7 @@ def test_the_next_call_waits_for_a_load_that_was_begun(scripted: Pair) -> None:
         lambda: session.generate("?").model,
         lambda: next(session.status().active_model for _chunk in session.stream("?")),
         lambda: session.dry_run(Request("?")).model,
-        lambda: session.ready(Request("?")).name,
+        lambda: session.ask(Request("?")).model,
         lambda: session.unload().name,
         lambda: session.unload_all()[0].name,
         lambda: asyncio.run(session.agenerate("?")).model,
@@ -224,11 +224,11 @@ def test_a_chat_is_made_of_turns_by_cell(scripted: Pair) -> None:
     session, backend = scripted
     session.load("tiny")
     session.generate("first", chat="c", system="be brief")
-    session.answer(Request("second", chat="c", key="cell 2"))
+    session.ask(Request("second", chat="c", key="cell 2")).result()
     assert [m.content for m in backend.asked[-1].messages] == [
         "be brief", "first", "first", "second",
     ]  # fmt: skip
-    session.answer(Request("second, changed", chat="c", key="cell 2"))
+    session.ask(Request("second, changed", chat="c", key="cell 2")).result()
     session.generate("first", chat="c")  # without a cell every call is a new turn
     (chat,) = session.chats.all()
     before = ["first", "first", "second, changed", "second, changed"]

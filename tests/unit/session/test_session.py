@@ -19,10 +19,9 @@ from llm_magic.errors import (
     OptionError,
 )
 from llm_magic.session import Session
-from llm_magic.session.jobs import Job
 from llm_magic.session.requests import Request
 from llm_magic.types import Chunk, Message, Reply, Usage
-from tests.scripted import Hang, Pause, ScriptedBackend, say, scripted_session, stop_when
+from tests.scripted import Hang, Pause, ScriptedBackend, say, scripted_session, show, stop_when
 
 
 @pytest.fixture
@@ -183,46 +182,28 @@ def test_job_reports_characters_where_tokens_are_unknown(scripted: Pair) -> None
     session, backend = scripted
     hang = Hang()
     backend.will(Chunk(text="x" * 331), hang)
-    job = session.begin(Request("?"))
+    job = session.ask(Request("?"), background=True)
     assert hang.reached.wait(5)
     assert (job.state, job.tokens, job.amount) == ("running", None, "331 characters")
     assert ", 331 characters, " in repr(job)
-    job.stop()
+    job.cancel()
     with pytest.raises(Interrupted, match="Stopped after 331 characters"):
         job.result(5)
     assert job.amount == "331 characters"
 
 
-class SlowScreen:
-    """A screen that takes the second chunk when it is told to."""
-
-    def __init__(self) -> None:
-        self.taken: list[str] = []
-        self.waits, self.may_go_on = threading.Event(), threading.Event()
-
-    async def take(self, chunk: Chunk) -> None:
-        self.taken.append(chunk.text)
-        if len(self.taken) == 2:
-            self.waits.set()
-            await asyncio.to_thread(self.may_go_on.wait, 10)
-
-    def again(self, job: Job) -> None:
-        """Show nothing."""
-
-    def close(self) -> None:
-        """Wait for nothing."""
-
-
 def test_job_is_read_no_faster_than_it_is_displayed(scripted: Pair) -> None:
     session, backend = scripted
-    backend.will(*map(str, range(1000)))
-    screen = SlowScreen()
-    job = session.begin(Request("?"), screen)
-    assert screen.waits.wait(5)
-    time.sleep(0.1)
-    assert job.text == "01"
-    screen.may_go_on.set()
-    assert job.result(10).text == "".join(screen.taken) == "".join(map(str, range(1000)))
+    words = list(map(str, range(20_000)))
+    backend.will(*[step for word in words for step in (word, Pause(0))])
+    job = session.ask(Request("?"), background=True)
+    updates = job.updates()
+    next(updates)
+    time.sleep(1)
+    assert len(job.text) < 40_000, "the answer waits for its display"
+    for _ in updates:
+        pass
+    assert job.result(10).text == "".join(words)
 
 
 def test_leaving_a_stream_early_stops_the_model(scripted: Pair) -> None:
@@ -259,14 +240,12 @@ def test_a_display_that_fails_stops_the_model_and_keeps_the_text(scripted: Pair)
     session, backend = scripted
     backend.will("a", Hang())
 
-    def take(_chunk: Chunk) -> None:
-        raise ZeroDivisionError
-
+    response = session.ask(Request("?"))
     with pytest.raises(ZeroDivisionError):
-        session.answer(Request("?"), take)
+        show(response, lambda: 1 / 0 if response.text else None)
     assert backend.asked[0].ended == "closed"
     assert session.last is not None
-    assert (session.last.text, session.last.finish_reason) == ("a", "truncated")
+    assert (session.last.text, session.last.finish_reason) == ("a", "cancelled")
 
 
 @DOORS

@@ -31,7 +31,7 @@ from llm_magic.text.terminal import (
 )
 from llm_magic.types import Chunk, Message, ModelInfo, Reply, Timing, Usage
 from tests.hostile import ESCAPES, MODEL, HostileServer, assert_harmless, walk
-from tests.scripted import scripted_session, settings
+from tests.scripted import scripted_session, settings, unstarted
 from tests.shell import ipython
 
 TERMINAL = cast(InteractiveShell, SimpleNamespace())
@@ -89,12 +89,14 @@ def test_answer_in_a_terminal_has_no_controls(pieces: list[str], name: str, form
     values = {"quiet": None, "format": form, "plain": True}
     text = "".join(pieces)
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        answer = answer_view.view(TERMINAL, ModelInfo(name, "vllm"), values, live=True)
-        answer.note((name,))
+        response = unstarted(ModelInfo(name, "vllm"))
+        view = answer_view.view(TERMINAL, response, values, live=True)
+        view.note((name,))
         for piece in pieces:
-            answer.take(Chunk(text=piece, notice=name))
-            answer.tick()
-        answer.finish(reply(text, name))
+            response.add(Chunk(text=piece, notice=name))
+            view.draw()
+        response.reply = reply(text, name)
+        view.finish()
     assert_harmless(out.getvalue())
 
 
@@ -105,11 +107,13 @@ def reply(text: str, model: str = "tiny") -> Reply:
 
 def test_line_end_that_is_cut_in_two_is_one_line_end(capsys: pytest.CaptureFixture[str]) -> None:
     values = {"quiet": True, "format": None, "plain": True}
-    answer = answer_view.view(TERMINAL, ModelInfo("tiny", "local"), values, live=True)
+    response = unstarted(ModelInfo("tiny", "local"))
+    view = answer_view.view(TERMINAL, response, values, live=True)
     for piece in ("one\r", "\ntwo\r"):
-        answer.take(Chunk(text=piece))
-        answer.tick()
-    answer.finish(reply("one\r\ntwo\r"))
+        response.add(Chunk(text=piece))
+        view.draw()
+    response.reply = reply("one\r\ntwo\r")
+    view.finish()
     assert capsys.readouterr().out == "one\ntwo␍\n"
 
 

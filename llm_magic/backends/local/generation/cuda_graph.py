@@ -32,9 +32,8 @@ from transformers.generation.logits_process import (
 )
 
 from llm_magic.backends.base import Report
-from llm_magic.backends.local import memory
+from llm_magic.backends.local import compile_cache, memory
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.files.gguf import cache_folder
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.types import Progress
 
@@ -156,8 +155,7 @@ class StaticDecoder:
         if not self._compiled:
             return None
         if self._forward is None:
-            # Keep compiled kernels for the next process.
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+            compile_cache.set_folder()
             # On a CPU, weights that never change may get another layout.
             options: dict[str, Any] = {} if self._on_gpu else {"freezing": True}
             self._forward = torch.compile(self._model.forward, dynamic=False, options=options)

@@ -14,7 +14,6 @@ from llm_magic.backends.remote.server_errors import parse_error_body, status_err
 from llm_magic.config.server_address import parse_url
 from llm_magic.errors import Interrupted, LLMMagicError, RequestFailed, ServerBusy
 from llm_magic.session import Session
-from llm_magic.session.requests import Request
 from llm_magic.types import Chunk
 from tests.exchange import Received
 from tests.fault_server import CHAT, MODELS, FaultServer
@@ -27,6 +26,7 @@ from tests.remote_sessions import (
     session_on,
     still_works,
 )
+from tests.scripted import read as read_chunks
 from tests.scripted import settings, stop_when
 from tests.wire import Step, busy, delta, html_answer, json_answer, refusal, sse
 
@@ -77,11 +77,10 @@ def notices(session: Session) -> list[str]:
     """Ask, and return what was shown while the answer was waited for."""
     shown: list[str] = []
 
-    def take(chunk: Chunk) -> None:
-        if chunk.notice:
-            shown.append(chunk.notice)
-
-    assert session.answer(Request("one two"), take).text == "one two"
+    for chunk in session.stream("one two"):
+        shown += [chunk.notice] if chunk.notice else []
+    assert session.last is not None
+    assert session.last.text == "one two"
     return shown
 
 
@@ -126,7 +125,7 @@ def test_next_cell_after_an_interrupt_waits_until_the_server_is_free(
 
     stop_when(begun)
     with pytest.raises(Interrupted):
-        session.answer(Request("word " * 1000), take)
+        read_chunks(session.stream("word " * 1000), take)
     server.pace = 0
     assert notices(session) == [NOTICE]
 

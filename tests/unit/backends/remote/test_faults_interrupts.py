@@ -10,7 +10,6 @@ import pytest
 
 from llm_magic.session import Session
 from llm_magic.session.requests import Request
-from llm_magic.types import Chunk
 from tests.fault_server import CHAT, FaultServer
 from tests.http_server import HttpServer
 from tests.ollama_server import OllamaServer
@@ -24,6 +23,7 @@ from tests.remote_sessions import (
     session_on,
     still_works,
 )
+from tests.scripted import show
 from tests.wire import (
     NDJSON,
     SSE,
@@ -253,13 +253,10 @@ def test_interrupt_during_load_on_server() -> None:
 def test_failing_display_closes_connection(session: Session, server: FaultServer) -> None:
     server.will(CHAT, *HEL, Hold())
 
-    def take(chunk: Chunk) -> None:
-        if chunk.text:
-            raise ZeroDivisionError
-
+    response = session.ask(Request("?"))
     with pytest.raises(ZeroDivisionError):
-        session.answer(Request("?"), take)
-    assert (last(session).text, last(session).finish_reason) == ("Hel", "truncated")
+        show(response, lambda: 1 / 0 if response.text else None)
+    assert (last(session).text, last(session).finish_reason) == ("Hel", "cancelled")
     has_left(server)
     still_works(session)
 

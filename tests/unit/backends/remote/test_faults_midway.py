@@ -9,10 +9,10 @@ import pytest
 
 from llm_magic.errors import IncompleteReply
 from llm_magic.session import Session
-from llm_magic.session.requests import Request
 from llm_magic.types import Chunk
 from tests.fault_server import CHAT, FaultServer
 from tests.remote_sessions import IDLE_S, fails, last, questions, session_on, still_works
+from tests.scripted import read
 from tests.wire import (
     SSE,
     Cut,
@@ -140,7 +140,7 @@ def test_server_can_be_used_after_restart(session: Session, server: FaultServer)
     killer = threading.Thread(target=die)
     killer.start()
     with pytest.raises(IncompleteReply, match="broke"):
-        session.answer(Request("?"), take)
+        read(session.stream("?"), take)
     killer.join()
     assert last(session).text == "Hel"
     server.start()

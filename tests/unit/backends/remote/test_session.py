@@ -74,12 +74,11 @@ def test_running_reply_survives_unload(session: Session, server: FaultServer, ea
     hold = Hold()
     begun, rest = sse(delta("one "), done=False), events(delta("two", finish="stop"))
     server.will(CHAT, *([hold, *begun] if early else [*begun, hold]), *rest)
-    job = session.begin(Request("?"))
+    job = session.ask(Request("?"), background=True)
     server.wait_for(CHAT)
     session.unload()
     hold.go.set()
-    assert job.future is not None
-    assert job.future.result(5).text == "one two"
+    assert job.result(5).text == "one two"
     assert len(server.asked(CHAT)) == 1
     eventually(lambda: server.open_now == 0, "a connection is left open")
 
@@ -284,7 +283,7 @@ def test_long_list_is_truncated(session: Session, server: FaultServer) -> None:
     )
     server.will(MODELS, *json_answer(200, {"data": entries}))
     began = time.monotonic()
-    with pytest.raises(ModelNotFound, match="Did you mean model-00"):
+    with pytest.raises(ModelNotFound, match='Did you mean "model-00'):
         load(session, server, "model-00")
     assert time.monotonic() - began < 10
     server.will(MODELS, *json_answer(200, {"data": entries}))

@@ -14,9 +14,10 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import RichOutput, capture_output
 
 from llm_magic.notebook.display import answer_view, live_output
-from llm_magic.notebook.display.answer_view import AnswerView, PlainView, RichView
+from llm_magic.notebook.display.answer_view import PlainView, RichView
 from llm_magic.notebook.display.live_output import LiveArea, LoadView
 from llm_magic.types import Chunk, FinishReason, Message, ModelInfo, Progress, Reply, Timing, Usage
+from tests.scripted import unstarted
 from tests.shell import ipython
 
 NOTEBOOK = cast(InteractiveShell, SimpleNamespace(kernel=object()))
@@ -59,13 +60,24 @@ def reply(text: str, finish: FinishReason = "stop") -> Reply:
     return Reply(text, "tiny", "local", finish, Usage(3, 2, 0), timing, (Message("user", "?"),))
 
 
-def view(**values: Any) -> AnswerView:
-    return answer_view.view(NOTEBOOK, INFO, {**DEFAULTS, **values}, live=True)
+class Shown:
+    """A response and its view, as a cell has them."""
 
+    def __init__(
+        self, shell: InteractiveShell = NOTEBOOK, *, live: bool = True, **values: Any
+    ) -> None:
+        self.response = unstarted(INFO)
+        self.view = answer_view.view(shell, self.response, {**DEFAULTS, **values}, live)
 
-def feed(view: AnswerView, text: str) -> None:
-    view.take(Chunk(text=text, tokens=1))
-    view.tick()
+    def add(self, text: str = "", **chunk: Any) -> None:
+        """Add a chunk and call the view."""
+        self.response.add(Chunk(text, tokens=1, **chunk))
+        self.view.draw()
+
+    def finish(self, finish: FinishReason = "stop") -> None:
+        """End the response with fixed figures, and let the view show its end."""
+        self.response.reply = reply(self.response.text, finish)
+        self.view.finish()
 
 
 def plain(output: RichOutput) -> str:
@@ -78,18 +90,18 @@ def words(output: RichOutput) -> str:
 
 def test_the_first_words_are_shown_at_once_and_then_replaced(clock: Clock) -> None:
     with capture_output() as shown:
-        answer = view()
-        feed(answer, " \n")  # nothing to see yet
+        answer = Shown()
+        answer.add(" \n")  # nothing to see yet
         assert shown.outputs == []
-        feed(answer, "Par")
+        answer.add("Par")
         assert [plain(o) for o in shown.outputs] == ["Par"]
         clock.now += 0.01
-        feed(answer, "is")
+        answer.add("is")
         assert len(shown.outputs) == 1
         clock.now += 0.05
-        feed(answer, ".")
-        answer.finish(reply("Paris."))
-        feed(view(), "Another answer")
+        answer.add(".")
+        answer.finish()
+        Shown().add("Another answer")
     outputs = shown.outputs[:3]
     assert shown.outputs[3].transient["display_id"] != outputs[0].transient["display_id"]
     assert [o.update for o in outputs] == [False, True, True]
@@ -106,11 +118,11 @@ def test_many_tokens_make_few_updates_and_the_last_one_is_whole() -> None:
     words = [f"word{n} " for n in range(2000)]
     began = time.monotonic()
     with capture_output() as shown:
-        answer = view()
+        answer = Shown()
         for word in words:
-            feed(answer, word)
+            answer.add(word)
         elapsed = time.monotonic() - began
-        answer.finish(reply("".join(words)))
+        answer.finish()
     assert 2 <= len(shown.outputs) <= 3 + elapsed / 0.05
     assert plain(shown.outputs[-1]).startswith("".join(words).strip())
     assert "word1999" in shown.outputs[-1].data["text/html"]
@@ -126,9 +138,9 @@ def test_a_frontend_that_is_slow_gets_fewer_updates(
         clock.now += 0.1  # ten times this until the next one
 
     monkeypatch.setattr("IPython.display.display", slow)
-    answer = view()
+    answer = Shown()
     for _ in range(210):
-        feed(answer, "x ")
+        answer.add("x ")
         clock.now += 0.01
     # Once it may have been something else that was slow.
     assert costs == pytest.approx([100.0, 100.16, 101.27, 102.38], abs=0.03)
@@ -144,9 +156,9 @@ def test_a_model_that_shares_its_processor_is_hardly_slowed_down(
         clock.busy += 0.003
 
     monkeypatch.setattr("IPython.display.display", busy)
-    answer = view()
+    answer = Shown()
     for _ in range(100):
-        feed(answer, "x ")
+        answer.add("x ")
         clock.now += 0.01
     assert drawn == pytest.approx([100.0, 100.05, 100.25, 100.45, 100.65, 100.85], abs=0.03)
 
@@ -158,30 +170,29 @@ def test_what_is_much_work_for_the_page_comes_less_often(
     clock: Clock, text: str, seconds: float
 ) -> None:
     with capture_output():
-        answer = view()
-        feed(answer, text)
-    assert answer.rest() == pytest.approx(seconds, rel=0.2)
+        answer = Shown()
+        answer.add(text)
+    assert answer.view.pause() == pytest.approx(seconds, rel=0.2)
 
 
 def test_a_reader_without_html_gets_the_first_words_and_the_last(clock: Clock) -> None:
     with capture_output() as shown:
-        answer = view(quiet=True)
+        answer = Shown(quiet=True)
         for text in ("a", "b", "c"):
-            feed(answer, text)
+            answer.add(text)
             clock.now += 1
-        answer.finish(reply("abc"))
+        answer.finish()
     assert [output.data.get("text/plain") for output in shown.outputs] == ["a", None, None, "abc"]
 
 
 def test_thoughts_are_one_line_until_they_can_be_unfolded(clock: Clock) -> None:
     with capture_output() as shown:
-        answer = view(quiet=True)
-        assert answer.rest() == 0
-        answer.take(Chunk(reasoning="secret <b>plans</b>"))
-        answer.tick()
+        answer = Shown(quiet=True)
+        assert answer.view.pause() == 0
+        answer.add(reasoning="secret <b>plans</b>")
         clock.now += 0.01
-        feed(answer, "Yes")  # at once, although there was an update a moment ago
-        answer.finish(reply("Yes"))
+        answer.add("Yes")  # at once, although there was an update a moment ago
+        answer.finish()
     first, second, last = (str(output.data["text/html"]) for output in shown.outputs)
     assert "Reasoning · 19 characters" in first
     assert "secret" not in first + second
@@ -192,37 +203,37 @@ def test_thoughts_are_one_line_until_they_can_be_unfolded(clock: Clock) -> None:
 
 def test_what_is_pending_is_drawn_while_nothing_comes(clock: Clock) -> None:
     with capture_output() as shown:
-        answer = view()
-        feed(answer, "a")
-        feed(answer, "b")
-        answer.tick()
+        answer = Shown()
+        answer.add("a")
+        answer.add("b")
+        answer.view.draw()
         assert len(shown.outputs) == 1
         clock.now += 0.1
-        answer.tick()
+        answer.view.draw()
         clock.now += 1
-        answer.tick()  # nothing new
+        answer.view.draw()  # nothing new
     assert [words(output) for output in shown.outputs] == ["a", "ab"]
 
 
 def test_silence_is_explained_after_a_moment(clock: Clock) -> None:
     with capture_output() as shown:
-        answer = view()
+        answer = Shown()
         clock.now += 0.2
-        answer.tick()
+        answer.view.draw()
         assert shown.outputs == []
         clock.now += 1
-        answer.tick()
-        feed(answer, "Yes")
+        answer.view.draw()
+        answer.add("Yes")
     assert [words(output) for output in shown.outputs] == ["tiny · thinking … 1 s", "Yes"]
     assert shown.outputs[1].update
 
 
 def test_without_live_output_there_is_one_output_and_it_is_whole() -> None:
     with capture_output() as shown:
-        answer = answer_view.view(NOTEBOOK, INFO, DEFAULTS, live=False)
+        answer = Shown(live=False)
         for text in ("Par", "is"):
-            feed(answer, text)
-        answer.finish(reply("Paris"))
+            answer.add(text)
+        answer.finish()
     (output,) = shown.outputs
     assert plain(output).startswith("Paris\n\n")
     assert "display_id" not in (output.transient or {})
@@ -237,9 +248,9 @@ def test_quiet_leaves_the_footer_away_but_not_how_it_ended(
     finish: FinishReason, label: str
 ) -> None:
     with capture_output() as shown:
-        answer = view(quiet=True)
-        feed(answer, "Paris")
-        answer.finish(reply("Paris", finish))
+        answer = Shown(quiet=True)
+        answer.add("Paris")
+        answer.finish(finish)
     assert plain(shown.outputs[-1]) == f"Paris{label}"
 
 
@@ -253,17 +264,17 @@ def test_quiet_leaves_the_footer_away_but_not_how_it_ended(
 )
 def test_json_is_made_readable(text: str, shown_text: str) -> None:
     with capture_output() as shown:
-        answer = view(format="json", quiet=True)
-        feed(answer, text)
-        answer.finish(reply(text))
+        answer = Shown(format="json", quiet=True)
+        answer.add(text)
+        answer.finish()
     assert plain(shown.outputs[-1]) == shown_text
 
 
 def test_what_is_no_json_is_shown_as_it_is_and_said_so() -> None:
     with capture_output() as shown:
-        answer = view(format="json", quiet=True)
-        feed(answer, '{"a": ')
-        answer.finish(reply('{"a": ', "length"))
+        answer = Shown(format="json", quiet=True)
+        answer.add('{"a": ')
+        answer.finish("length")
     text = plain(shown.outputs[-1])
     assert text.startswith('{"a":\n\nThis is not valid JSON: ')
     assert text.endswith("cut off at 2 tokens (--max-new-tokens)")
@@ -272,10 +283,10 @@ def test_what_is_no_json_is_shown_as_it_is_and_said_so() -> None:
 @pytest.mark.parametrize("form", ["markdown", "text", "code", "json"])
 def test_no_form_lets_html_through(form: str) -> None:
     with capture_output() as shown:
-        answer = view(format=form)
+        answer = Shown(format=form)
         text = "**a** <script>alert(1)</script> <img src=x onerror=alert(1)>"
-        feed(answer, text)
-        answer.finish(reply(text))
+        answer.add(text)
+        answer.finish()
     for output in shown.outputs:
         assert "<script" not in output.data["text/html"]
         assert "<img" not in output.data["text/html"]
@@ -283,10 +294,10 @@ def test_no_form_lets_html_through(form: str) -> None:
 
 
 def test_a_terminal_gets_text_and_a_notebook_html() -> None:
-    assert isinstance(view(), RichView)
-    assert isinstance(view(format="json"), RichView)
-    assert isinstance(view(plain=True, format="json"), PlainView)
-    assert isinstance(answer_view.view(TERMINAL, INFO, DEFAULTS, live=True), PlainView)
+    assert isinstance(Shown().view, RichView)
+    assert isinstance(Shown(format="json").view, RichView)
+    assert isinstance(Shown(plain=True, format="json").view, PlainView)
+    assert isinstance(Shown(TERMINAL).view, PlainView)
 
 
 # -- loading --------------------------------------------------------------------------------------
@@ -333,14 +344,14 @@ def test_a_load_says_only_its_end_where_there_is_no_notebook(
 
 def test_what_waited_for_an_answer_goes_where_none_comes(clock: Clock) -> None:
     with capture_output() as captured:
-        waiting = view()
+        waiting = Shown()
         clock.now += 1.0
-        waiting.tick()
-        waiting.leave()
-        answered = view()
-        feed(answered, "Paris.")
-        answered.finish(reply("Paris."))
-        answered.leave()
+        waiting.view.draw()
+        waiting.view.leave()
+        answered = Shown()
+        answered.add("Paris.")
+        answered.finish()
+        answered.view.leave()
     shown = captured.outputs
     assert "thinking" in plain(shown[0])
     assert (plain(shown[1]), words(shown[1])) == ("", "")
@@ -353,9 +364,9 @@ def test_what_waited_for_an_answer_goes_where_none_comes(clock: Clock) -> None:
 )  # fmt: skip
 def test_json_that_nobody_can_show_is_shown_all_the_same(text: str) -> None:
     with capture_output() as shown:
-        answer = view(format="json")
-        feed(answer, text)
-        answer.finish(reply(text))
+        answer = Shown(format="json")
+        answer.add(text)
+        answer.finish()
     for output in shown.outputs:
         json.dumps(output.data, ensure_ascii=False).encode()
     assert shown.outputs

@@ -12,6 +12,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from llm_magic.notebook.display import answer_view
 from llm_magic.notebook.display.answer_view import PlainView
 from llm_magic.types import Chunk, FinishReason, Message, ModelInfo, Reply, Timing, Usage
+from tests.scripted import unstarted
 
 NOTEBOOK = cast(InteractiveShell, SimpleNamespace(kernel=object()))
 TERMINAL = cast(InteractiveShell, SimpleNamespace())
@@ -25,13 +26,15 @@ def reply(text: str, finish: FinishReason = "stop") -> Reply:
 
 
 def test_plain_text_streams_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
-    answer = answer_view.view(TERMINAL, INFO, DEFAULTS, live=True)
-    answer.note(("{x} is not defined here",))
+    answer = unstarted(INFO)
+    view = answer_view.view(TERMINAL, answer, DEFAULTS, live=True)
+    view.note(("{x} is not defined here",))
     for text in ("Par", "is"):
-        answer.take(Chunk(text=text))
-        answer.tick()
+        answer.add(Chunk(text=text))
+        view.draw()
     assert capsys.readouterr().out == "Note: {x} is not defined here\nParis"
-    answer.finish(reply("Paris"))
+    answer.reply = reply("Paris")
+    view.finish()
     assert capsys.readouterr().out == (
         "\n[tiny · 3 → 2 tokens · first after 0.10 s · 30 tokens/s · 1 MB]\n"
     )
@@ -48,10 +51,12 @@ def test_plain_text_streams_as_it_comes(capsys: pytest.CaptureFixture[str]) -> N
 def test_plain_text_can_go_without_a_footer(
     values: dict[str, Any], finish: FinishReason, end: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answer = answer_view.view(NOTEBOOK, INFO, {**DEFAULTS, **values}, live=True)
-    assert isinstance(answer, PlainView)
-    answer.take(Chunk(text="<b>Paris</b>"))
-    answer.finish(reply("<b>Paris</b>", finish))
+    answer = unstarted(INFO)
+    view = answer_view.view(NOTEBOOK, answer, {**DEFAULTS, **values}, live=True)
+    assert isinstance(view, PlainView)
+    answer.add(Chunk(text="<b>Paris</b>"))
+    answer.reply = reply("<b>Paris</b>", finish)
+    view.finish()
     assert capsys.readouterr().out == f"<b>Paris</b>{end}"
 
 
@@ -68,10 +73,11 @@ def test_words_reach_a_terminal_at_once(monkeypatch: pytest.MonkeyPatch) -> None
             self.seen = self.getvalue()
 
     monkeypatch.setattr("sys.stdout", terminal := Terminal())
-    answer = answer_view.view(TERMINAL, INFO, DEFAULTS, live=True)
+    answer = unstarted(INFO)
+    view = answer_view.view(TERMINAL, answer, DEFAULTS, live=True)
     for text in ("Par", "is"):
-        answer.take(Chunk(text=text))
-        answer.tick()
+        answer.add(Chunk(text=text))
+        view.draw()
         assert terminal.seen.endswith(text)
 
 
@@ -89,10 +95,12 @@ def test_json_is_checked_and_indented_when_it_is_whole(
     capsys: pytest.CaptureFixture[str], text: str, shown: str
 ) -> None:
     values = {**DEFAULTS, "format": "json", "plain": True, "quiet": True}
-    answer = answer_view.view(NOTEBOOK, INFO, values, live=True)
+    answer = unstarted(INFO)
+    view = answer_view.view(NOTEBOOK, answer, values, live=True)
     for letter in text:
-        answer.take(Chunk(text=letter))
-        answer.tick()
+        answer.add(Chunk(text=letter))
+        view.draw()
     assert capsys.readouterr().out == ""
-    answer.finish(reply(text))
+    answer.reply = reply(text)
+    view.finish()
     assert capsys.readouterr().out == shown

@@ -46,7 +46,7 @@ def test_every_setting_is_a_trait_with_its_help(
     page = " ".join(capsys.readouterr().out.split())
     for name, spec in specs(GenerationConfig).items():
         assert f"LLMMagics.{name}=<Setting> {spec.help}" in page
-    assert "1 or more, by itself 50; None leaves it to the model. Current: 7" in page
+    assert "1 or more, default 50; None leaves it to the model. Current: 7" in page
     config(shell, "")
     assert " LLMMagics" in capsys.readouterr().out
 

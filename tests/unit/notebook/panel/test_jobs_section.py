@@ -1,4 +1,4 @@
-"""The jobs in a panel: listed while they run and after, stopped one by one, safe to look at."""
+"""The jobs in a panel: listed while they run and after, stopped one by one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from llm_magic.errors import GenerationFailed
-from llm_magic.session.jobs import Job
 from llm_magic.session.requests import Request
-from llm_magic.types import Chunk
+from llm_magic.session.response import Response
 from tests.panels import (
     Scripted,
     _arrives,
@@ -25,17 +24,10 @@ from tests.payloads import payloads
 from tests.scripted import Hang, Step
 
 
-class Remembers:
-    """A screen that remembers what it was given, and shows nothing."""
+class NoView:
+    """Stands for the cell of a job, and shows nothing."""
 
-    def __init__(self) -> None:
-        self.chunks: list[Chunk] = []
-
-    async def take(self, chunk: Chunk) -> None:
-        """Remember it."""
-        self.chunks.append(chunk)
-
-    def again(self, job: Job) -> None:
+    def show_again(self) -> None:
         """Show nothing."""
 
     def close(self) -> None:
@@ -48,10 +40,12 @@ def scripted() -> Iterator[Scripted]:
         yield made
 
 
-def begin(scripted: Scripted, prompt: str, *script: Step) -> Job:
+def begin(scripted: Scripted, prompt: str, *script: Step) -> Response:
     if script:
         scripted.backend.will(*script)
-    return scripted.session.begin(Request(prompt), Remembers())
+    response = scripted.session.ask(Request(prompt), background=True)
+    response.view = NoView()
+    return response
 
 
 def rows(scripted: Scripted) -> list[str]:
@@ -67,7 +61,7 @@ def rows(scripted: Scripted) -> list[str]:
     ]
 
 
-def test_it_is_not_there_without_jobs(scripted: Scripted) -> None:
+def test_section_is_hidden_without_jobs(scripted: Scripted) -> None:
     assert rows(scripted) == []
     send(scripted.panel, "A question of the panel's own")
     until(lambda: is_idle(scripted.panel) and scripted.session.last is not None)
@@ -103,7 +97,7 @@ def test_those_that_run_come_first_and_the_list_stays_short(scripted: Scripted) 
     until(lambda: len(rows(scripted)) == 6 and rows(scripted)[5].startswith("waiting job 11"))
     assert words(scripted.panel.jobs.more.value) == "and 5 more: %llm_jobs"
     for job in running:
-        job.stop()
+        job.cancel()
     until(lambda: len(rows(scripted)) == 3)
     assert [row.split(" ·")[0] for row in rows(scripted)] == [
         "stopped job 13", "stopped job 12", "stopped job 11",
@@ -147,7 +141,7 @@ def test_a_click_that_comes_late_means_the_job_that_was_seen(scripted: Scripted)
     one, two = begin(scripted, "one", first), begin(scripted, "two", second)
     section = scripted.panel.jobs
     until(lambda: len(rows(scripted)) == 2)
-    button = next(stop for stop in section.stops if stop.description == f"Stop {one.id}")
+    button = next(stop for stop in section.stops if stop.description == f"Stop {one.number}")
     first.go.set()
     until(lambda: one.done and any("done" in row for row in rows(scripted)))
     # Sent before the page had heard of that.

@@ -10,7 +10,7 @@ import pytest
 from ipywidgets import Widget
 
 from llm_magic.notebook.panel import ControlPanel
-from llm_magic.session.event_loop import LoopThread
+from llm_magic.session.event_loop import LoopStream
 from tests.panels import (
     Scripted,
     everything,
@@ -94,20 +94,19 @@ def test_the_answer_of_one_panel_can_be_stopped_in_the_other(
     until(lambda: is_idle(scripted.panel) and is_idle(other), "the button does nothing")
 
 
-def test_an_answer_that_begins_this_moment_is_no_cells(
+def test_starting_panel_answer_is_not_taken_for_a_cell(
     scripted: Scripted, other: ControlPanel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submit = LoopThread.submit
+    start = LoopStream.start
     seen: list[str] = []
 
-    def slow(loop: LoopThread, work: Any) -> Any:
-        future = submit(loop, work)
+    def slow(stream: LoopStream[Any]) -> None:
+        start(stream)
         # The answer is there, and what began it has not come back yet: others draw meanwhile.
         assert hang.reached.wait(5)
         drawing = threading.Thread(target=draw)
         drawing.start()
         drawing.join(0.1)
-        return future
 
     def draw() -> None:
         other.draw()
@@ -115,7 +114,7 @@ def test_an_answer_that_begins_this_moment_is_no_cells(
 
     hang = Hang()
     scripted.backend.will("a", hang)
-    monkeypatch.setattr(LoopThread, "submit", slow)
+    monkeypatch.setattr(LoopStream, "start", slow)
     send(scripted.panel, "?")
     until(lambda: seen == ["An answer is being written: Stop ends it."], str(seen))
     press(other.asking.stop)
@@ -195,7 +194,9 @@ def test_load_in_a_thread_and_unload_in_another(scripted: Scripted) -> None:
         until(lambda: not scripted.panel.loading.unload.disabled)
 
 
-def test_a_panel_whose_session_was_closed_says_so(scripted: Scripted, other: ControlPanel) -> None:
+def test_panel_of_closed_session_shows_that_it_is_closed(
+    scripted: Scripted, other: ControlPanel
+) -> None:
     scripted.session.close()
     for panel in (scripted.panel, other):
         assert "Closed" in words(panel.status.value)

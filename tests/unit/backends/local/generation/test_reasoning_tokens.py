@@ -11,7 +11,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from llm_magic.backends.local.generation.detokenizer import Detokenizer
-from llm_magic.backends.reasoning import ThinkSplitter
+from llm_magic.backends.reasoning import ReasoningSplitter
 from llm_magic.session import Session
 from llm_magic.types import Chunk
 from tests.local_models import local_session, parrot
@@ -34,7 +34,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def split(tokenizer: Any, text: str) -> tuple[str, str]:
     """Return reasoning and answer of a text that is read token by token."""
-    detokenizer, splitter = Detokenizer(tokenizer), ThinkSplitter()
+    detokenizer, splitter = Detokenizer(tokenizer), ReasoningSplitter()
     chunks = [
         piece
         for token in tokenizer(text).input_ids

@@ -1,0 +1,259 @@
+"""Items from one thread to another: in order, bounded, with one wake-up for many of them.
+
+A wake-up is a system call at which the calling thread gives up the GIL: two threads that wake each
+other for every token do little else. A reader is therefore woken only while it waits, and only once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import weakref
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator
+from enum import Enum
+from typing import Generic, TypeVar
+
+from llm_magic.types import Chunk
+
+T = TypeVar("T")
+
+# Waits are sliced: on Windows a blocked lock cannot be interrupted before Python 3.14, and an
+# awaiting cell only notices that it was cancelled when its loop wakes (ipykernel issue 881).
+CHECK_S = 0.1
+# The writer pauses while more than this is unread: a server that sends faster than its answer is
+# displayed is read no faster than that, and an interrupt leaves a backlog that is quickly taken. The
+# reader may hold as much again, in the batch that it has taken.
+_MAX_UNREAD_ITEMS = 2_048
+_MAX_UNREAD_CHARACTERS = 500_000
+
+
+class _Signal(Enum):
+    """What a reader that blocks is woken with."""
+
+    WAKE = "there is something to take"
+    INTERRUPT = "stop"
+
+
+class ThreadBridge(Generic[T]):
+    """A queue from one writing thread to one reading thread or event loop, with an end.
+
+    `keep` limits how many unread items are stored; the newest stay. A reader that only has to learn
+    that there is something new keeps 1, a reader that waits for the end keeps 0.
+    """
+
+    def __init__(self, keep: int | None = None) -> None:
+        self._items: deque[T] = deque(maxlen=keep)
+        # A pair of values of the writer, which resets them when the reader has taken everything.
+        self._unread = self._characters = 0
+        self._resume: Callable[[], None] | None = None
+        # An inbox beside the items, so that an interrupt reaches a reader that items must not wake.
+        self._inbox: queue.SimpleQueue[_Signal] = queue.SimpleQueue()
+        self._wake: Callable[[], None] | None = None
+        self._is_closed = self._has_left = False
+        self.error: BaseException | None = None
+
+    # -- the writer ---------------------------------------------------------------------------
+
+    def put(self, item: T) -> None:
+        """Add an item, and wake the reader if it waits."""
+        if not self._items:
+            self._unread = self._characters = 0
+        self._items.append(item)
+        self._unread += 1
+        if isinstance(item, Chunk):
+            self._characters += len(item.text) + len(item.reasoning)
+        if self._items:
+            self._wake_reader()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End the queue; `error` is what ended the work."""
+        self.error = error
+        self._is_closed = True
+        # Wakes also a reader that pauses.
+        self._inbox.put(_Signal.WAKE)
+        self._wake_reader()
+
+    async def room(self) -> None:
+        """Return at once, or when the reader has caught up; for a writer on an event loop."""
+        full = self._unread > _MAX_UNREAD_ITEMS or self._characters > _MAX_UNREAD_CHARACTERS
+        if not full or self._has_left:
+            return
+        loop, resumed = loop_calls(asyncio.get_running_loop()), asyncio.Event()
+        self._resume = lambda: loop.call(resumed.set)
+        # In this order: the reader checks the callback after it has taken the last item.
+        while self._items and not self._has_left:
+            await resumed.wait()
+            resumed.clear()
+        self._resume = None
+
+    def _wake_reader(self) -> None:
+        wake, self._wake = self._wake, None
+        if wake is not None:
+            wake()
+
+    # -- the reader ---------------------------------------------------------------------------
+
+    def take(self) -> list[T]:
+        """Return the items that are there now."""
+        items = [self._items.popleft() for _ in range(len(self._items))]
+        self._resume_writer()
+        return items
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the writer has ended and every item was taken; see `error`."""
+        return self._is_closed and not self._items
+
+    def leave(self) -> None:
+        """Read no more: the writer waits for nothing."""
+        self._has_left = True
+        self._resume_writer()
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the reader has left."""
+        return self._has_left
+
+    def _resume_writer(self) -> None:
+        resume = self._resume
+        if resume is not None and (self._has_left or not self._items):
+            # The loop may be closed; then nothing waits on it.
+            with contextlib.suppress(RuntimeError):
+                resume()
+
+    def wait(self, timeout: float, pause: float = 0.0) -> bool:
+        """Block until there are items or the end; return at once, and True, at an interrupt.
+
+        In the first `pause` seconds items do not end the wait.
+        """
+        if pause > 0 and self._receive(min(pause, CHECK_S)):
+            return True
+        self._wake = self._signal
+        # In this order: what is put from here on wakes.
+        interrupted = self._receive(0.0 if self._items or self._is_closed else timeout)
+        self._wake = None
+        return interrupted
+
+    def _signal(self) -> None:
+        self._inbox.put(_Signal.WAKE)
+
+    def _receive(self, timeout: float) -> bool:
+        """Return whether an interrupt comes within `timeout`; anything else ends the wait, too."""
+        with contextlib.suppress(queue.Empty):
+            return self._inbox.get(timeout=timeout) is _Signal.INTERRUPT
+        return False
+
+    async def wait_async(self) -> None:
+        """Wait, on the reader's loop, until there may be items, the end or an interrupt."""
+        loop, woken = loop_calls(asyncio.get_running_loop()), asyncio.Event()
+
+        def wake() -> None:
+            # The reader's loop may be closed; then nothing waits.
+            with contextlib.suppress(RuntimeError):
+                loop.call(woken.set)
+
+        self._wake = wake
+        if not (self._items or self._is_closed) and self._inbox.empty():
+            # Not `wait_for`: Python 3.11's loses a cancellation that comes together with an item.
+            await woken.wait()
+
+    async def __aiter__(self) -> AsyncGenerator[T, None]:
+        """Yield the items until the end; raise what ended the work."""
+        while True:
+            for item in self.take():
+                yield item
+            if self.is_ended:
+                break
+            await self.wait_async()
+        if self.error is not None:
+            raise self.error
+
+    # -- any thread, and signal handlers ------------------------------------------------------
+
+    def interrupt(self) -> None:
+        """End the wait of the reader as SIGINT does."""
+        # `SimpleQueue.put` is reentrant.
+        self._inbox.put(_Signal.INTERRUPT)
+        self._wake_reader()
+
+    def take_interrupt(self) -> bool:
+        """Return whether an interrupt came that no wait has returned; only for the reader."""
+        while not self._inbox.empty():
+            if self._receive(0.0):
+                return True
+        return False
+
+
+class LoopCalls:
+    """Calls from other threads to an event loop: the loop is woken once for all that wait."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Weak: the loop is the key of this object in `_loop_calls`.
+        self._loop = weakref.ref(loop)
+        self._calls: deque[Callable[[], object]] = deque()
+        self._is_woken = False
+        self._waiting = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def call(self, callback: Callable[[], object]) -> None:
+        """Have the loop call `callback`, in turn; raises `RuntimeError` if it is closed.
+
+        From any thread. The callback must return at once and raise nothing.
+        """
+        self._calls.append(callback)
+        if self._is_woken:
+            return
+        self._is_woken = True
+        try:
+            self._open_loop().call_soon_threadsafe(self._run)
+        except RuntimeError:
+            self._is_woken = False
+            self._calls.clear()
+            raise
+
+    def _run(self) -> None:
+        # First this: a call that comes from here on has to wake the loop again.
+        self._is_woken = False
+        while self._calls:
+            self._calls.popleft()()
+
+    @contextlib.contextmanager
+    def kept_awake(self) -> Iterator[None]:
+        """Wake the loop every `CHECK_S` seconds in the block, so that it notices a cancellation."""
+        self._waiting += 1
+        if self._timer is None:
+            self._tick()
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            if not self._waiting and self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def _tick(self) -> None:
+        self._timer = self._open_loop().call_later(CHECK_S, self._tick)
+
+    def _open_loop(self) -> asyncio.AbstractEventLoop:
+        loop = self._loop()
+        if loop is None:
+            raise RuntimeError("the loop is gone")
+        return loop
+
+
+_lock = threading.Lock()
+_loop_calls: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopCalls] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def loop_calls(loop: asyncio.AbstractEventLoop) -> LoopCalls:
+    """Return the `LoopCalls` of a loop; there is one for each."""
+    with _lock:
+        found = _loop_calls.get(loop)
+        if found is None:
+            found = _loop_calls[loop] = LoopCalls(loop)
+        return found

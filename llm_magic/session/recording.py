@@ -1,0 +1,86 @@
+"""Records each reply once, when its response ends: as the last one, and as the turn of its chat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from llm_magic.session import interrupts
+from llm_magic.session.chats import Chats, Context, Turn
+from llm_magic.types import Message, Reply
+
+if TYPE_CHECKING:
+    from llm_magic.session.requests import PreparedRequest
+    from llm_magic.session.response import Response
+
+
+class Recorder:
+    """The responses of a session that run, and the last reply."""
+
+    def __init__(
+        self, chats: Chats, changed: Callable[[], None], last: Reply | None = None
+    ) -> None:
+        """`changed` is called after every change of any response, from any thread."""
+        self._chats, self.changed, self.last = chats, changed, last
+        self._running: list[Response] = []
+        # When `last` was recorded, and the time of its latest chunk.
+        self._recorded_at = self._latest = 0.0
+
+    @property
+    def running(self) -> tuple[Response, ...]:
+        """The responses that have started and not ended, oldest first."""
+        return tuple(self._running)
+
+    def start(self, response: Response) -> None:
+        """Add a response to those that run."""
+        self._running.append(response)
+        self.changed()
+
+    def end(self, response: Response) -> None:
+        """Remove a response from those that run."""
+        if response in self._running:
+            self._running.remove(response)
+        self.changed()
+
+    def record(self, response: Response, reply: Reply, *, cancelled: bool) -> None:
+        """Make a reply the last one, and a turn of its chat where there is text to continue."""
+        if not cancelled or not self._is_overtaken(response):
+            self.last = reply
+            self._recorded_at, self._latest = time.perf_counter(), response.latest
+        context = response.prepared.context
+        if context is not None and reply.text and reply.finish_reason != "truncated":
+            self._chats.record(_turn(response.prepared, context, reply), context)
+
+    def _is_overtaken(self, response: Response) -> bool:
+        """Return whether a stopped answer ran beside the last one, which has more recent text."""
+        last = self.last
+        if last is None or not (last.text or last.reasoning):
+            return False
+        if self._recorded_at < response.prepared.request.started:
+            return False
+        return response.is_empty or (
+            last.finish_reason == "cancelled" and self._latest > response.latest
+        )
+
+    def show(self, error: interrupts.Interrupted) -> None:
+        """Let a cell that ■ ends show the interrupt of the last answer."""
+        shown = interrupts.Noting.stopped
+        if self.last is error.reply or shown is None or shown.reply is None:
+            interrupts.Noting.stopped = error
+
+
+def _turn(prepared: PreparedRequest, context: Context, reply: Reply) -> Turn:
+    prompt, completion = reply.usage.prompt_tokens, reply.usage.completion_tokens
+    tokens = None
+    # Reasoning is counted and not sent back, and dropped turns were not counted.
+    if prompt is not None and completion is not None:
+        tokens = None if reply.reasoning or reply.dropped_turns else prompt + completion
+    return Turn(
+        context.key,
+        prepared.messages[-1],
+        Message("assistant", reply.text),
+        prepared.request.system,
+        tokens=tokens,
+        model=reply.model,
+    )

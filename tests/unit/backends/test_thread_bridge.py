@@ -1,0 +1,239 @@
+"""Items and calls from one thread to another: all of them, in order, with few wake-ups."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable
+from contextvars import Context
+from typing import TypeVarTuple
+
+import pytest
+
+from llm_magic.backends.thread_bridge import LoopCalls, ThreadBridge, loop_calls
+from llm_magic.types import Chunk
+
+Ts = TypeVarTuple("Ts")
+
+
+class CountingLoop(asyncio.SelectorEventLoop):
+    """Counts how often another thread wakes it."""
+
+    wakes = 0
+
+    def call_soon_threadsafe(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Count."""
+        self.wakes += 1
+        return super().call_soon_threadsafe(callback, *args, context=context)
+
+
+# -- items ----------------------------------------------------------------------------------------
+
+
+def test_many_items_wake_a_loop_once() -> None:
+    async def main() -> list[int]:
+        loop, bridge = asyncio.get_running_loop(), ThreadBridge[int]()
+        assert isinstance(loop, CountingLoop)
+        items: AsyncIterator[int] = aiter(bridge)
+        first = asyncio.ensure_future(anext(items))
+        await asyncio.sleep(0)
+        for number in range(100):
+            bridge.put(number)
+        assert loop.wakes == 1
+        taken = [await first, *[await anext(items) for _ in range(99)]]
+        bridge.put(100)
+        bridge.close()
+        return [*taken, *[number async for number in items]]
+
+    with asyncio.Runner(loop_factory=CountingLoop) as runner:
+        assert runner.run(main()) == list(range(101))
+
+
+def test_no_item_is_lost_between_thread_and_loop() -> None:
+    async def main() -> list[int]:
+        bridge: ThreadBridge[int] = ThreadBridge()
+
+        def produce() -> None:
+            for number in range(20_000):
+                bridge.put(number)
+            bridge.close()
+
+        producing = asyncio.ensure_future(asyncio.to_thread(produce))
+        numbers = [number async for number in bridge]
+        await producing
+        return numbers
+
+    assert asyncio.run(main()) == list(range(20_000))
+
+
+def test_no_item_is_lost_between_threads() -> None:
+    bridge: ThreadBridge[int] = ThreadBridge()
+
+    def produce() -> None:
+        for number in range(20_000):
+            bridge.put(number)
+        bridge.close(ValueError("broken"))
+
+    thread = threading.Thread(target=produce)
+    thread.start()
+    taken: list[int] = []
+    while not bridge.is_ended:
+        assert not bridge.wait(10)
+        taken += bridge.take()
+    thread.join()
+    assert taken == list(range(20_000))
+    assert str(bridge.error) == "broken"
+
+
+def test_async_reader_raises_the_error_after_the_items() -> None:
+    async def main() -> None:
+        bridge: ThreadBridge[int] = ThreadBridge()
+        bridge.put(1)
+        bridge.close(ValueError("broken"))
+        items = aiter(bridge)
+        assert await anext(items) == 1
+        with pytest.raises(ValueError, match="broken"):
+            await anext(items)
+
+    asyncio.run(main())
+
+
+def test_interrupt_ends_a_wait_for_items_and_a_pause() -> None:
+    bridge: ThreadBridge[int] = ThreadBridge()
+    for pause in (0.0, 5.0):
+        threading.Timer(0.02, bridge.interrupt).start()
+        began = time.monotonic()
+        assert bridge.wait(5, pause)
+        assert time.monotonic() - began < 2
+    bridge.interrupt()
+    bridge.put(1)
+    assert bridge.take() == [1]
+    assert bridge.take_interrupt()
+    assert not bridge.take_interrupt()
+
+
+def test_end_ends_a_pause_and_items_do_not() -> None:
+    bridge: ThreadBridge[int] = ThreadBridge()
+    bridge.put(1)
+    began = time.monotonic()
+    assert not bridge.wait(5, 0.1)
+    assert 0.09 < time.monotonic() - began < 2
+    threading.Timer(0.02, bridge.close).start()
+    began = time.monotonic()
+    assert not bridge.wait(5, 0.1)
+    assert time.monotonic() - began < 0.09
+
+
+@pytest.mark.parametrize("keep", [None, 1])
+def test_writer_waits_for_a_reader_that_is_far_behind(keep: int | None) -> None:
+    async def main() -> None:
+        bridge: ThreadBridge[Chunk] = ThreadBridge(keep)
+        for _ in range(6):
+            await asyncio.wait_for(bridge.room(), 5)
+            bridge.put(Chunk(text="x" * 100_000))
+        waiting = asyncio.ensure_future(bridge.room())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        assert len(await asyncio.to_thread(bridge.take)) == (keep or 6)
+        await asyncio.wait_for(waiting, 5)
+
+    asyncio.run(main())
+
+
+def test_writer_waits_for_no_reader_that_has_left() -> None:
+    async def main() -> None:
+        bridge: ThreadBridge[Chunk] = ThreadBridge()
+        bridge.put(Chunk(text="x" * 1_000_000))
+        waiting = asyncio.ensure_future(bridge.room())
+        await asyncio.sleep(0.01)
+        await asyncio.to_thread(bridge.leave)
+        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(bridge.room(), 5)
+
+    asyncio.run(main())
+
+
+# -- calls ----------------------------------------------------------------------------------------
+
+
+def test_many_calls_wake_the_loop_once_and_come_in_order() -> None:
+    came: list[int] = []
+    with asyncio.Runner(loop_factory=CountingLoop) as runner:
+        loop = runner.get_loop()
+        assert isinstance(loop, CountingLoop)
+        there = loop_calls(loop)
+        for number in range(100):
+            there.call(lambda number=number: came.append(number))  # type: ignore[misc]
+        assert (came, loop.wakes) == ([], 1)
+        runner.run(asyncio.sleep(0))
+        assert came == list(range(100))
+        there.call(lambda: came.append(100))
+        assert loop.wakes == 2
+        runner.run(asyncio.sleep(0))
+    assert came[-1] == 100
+
+
+def test_no_call_is_lost_between_threads() -> None:
+    came: list[int] = []
+    threads, each = 8, 500
+
+    def work(there: LoopCalls) -> None:
+        for number in range(each):
+            there.call(lambda number=number: came.append(number))  # type: ignore[misc]
+
+    async def main() -> None:
+        there = loop_calls(asyncio.get_running_loop())
+        await asyncio.gather(*(asyncio.to_thread(work, there) for _ in range(threads)))
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert sorted(came) == sorted(list(range(each)) * threads)
+
+
+def test_call_to_a_closed_loop_raises() -> None:
+    loop = asyncio.new_event_loop()
+    there = loop_calls(loop)
+    loop.close()
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            there.call(lambda: None)
+
+
+def test_loop_has_one_loop_calls_that_goes_with_it() -> None:
+    loop = asyncio.new_event_loop()
+    there = loop_calls(loop)
+    assert loop_calls(loop) is there
+    gone = weakref.ref(loop)
+    loop.close()
+    del loop
+    gc.collect()
+    assert gone() is None
+    with pytest.raises(RuntimeError):
+        there.call(lambda: None)
+
+
+def test_kept_awake_loop_notices_a_cancellation() -> None:
+    """As ipykernel cancels: from a signal handler, which wakes nobody."""
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        there, task = loop_calls(loop), asyncio.current_task()
+        assert task is not None
+        # `task.cancel` from another thread leaves the loop asleep.
+        timer = threading.Timer(0.1, task.cancel)
+        timer.start()
+        began = time.monotonic()
+        try:
+            with there.kept_awake(), there.kept_awake():
+                await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            task.uncancel()
+        timer.join()
+        return time.monotonic() - began
+
+    assert asyncio.run(main()) < 10
