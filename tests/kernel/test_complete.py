@@ -103,7 +103,7 @@ def test_python_is_left_alone(k: Kernel) -> None:
     assert "print" in k.completed("prin|")
 
 
-def test_a_servers_models_are_offered_once_it_was_asked_and_no_key_press_asks_it(
+def test_completion_offers_listed_server_models_without_a_request(
     k: Kernel, ollama: OllamaServer
 ) -> None:
     heard = len(ollama.received)
