@@ -149,7 +149,7 @@ def test_chats_table_shows_turns_tokens_and_share_of_context(scripted: Kernel) -
     assert shown[2].split()[-2:] == ["…", "stale"] or shown[2].endswith("stale")
     assert len(shown[2]) < 150
     assert "Hello &lt;b&gt;" in scripted.ok("%llm_chats 'a second'").html
-    assert scripted.run("%llm_chats tolk").error.endswith("Did you mean talk?")
+    assert scripted.run("%llm_chats tolk").error.endswith('Did you mean "talk"?')
     scripted.ok("backend.counting = False")
     assert scripted.ok("%llm_chats").text.splitlines()[1].split() == ["talk", "2", "1", "-", "-"]
     scripted.ok("backend.counting = True")

@@ -71,7 +71,7 @@ def test_load_checks_server_and_shows_its_address(k: Kernel, server: FaultServer
         ("%llm_load {server}", "lists 2 models: tiny, big"),
         ("%llm_load tiny -d cuda {server}", "--device is not an option of openai, only of local."),
         ("%llm_load llama9 -b ollama", "--pull"),
-        ("%llm_load tiny -b olama", "There is no backend 'olama'. Did you mean ollama?"),
+        ("%llm_load tiny -b olama", "There is no backend 'olama'. Did you mean \"ollama\"?"),
         ("%llm_load tiny -b openai --key-env sk-1", "--key-env takes the name of an environment"),
         ("%llm_load tiny -b openai --api-key sk-1", "A key in a cell is saved with the notebook."),
         ("%llm_load tiny -b openai --api-key=sk-1", "A key in a cell is saved with the notebook."),
