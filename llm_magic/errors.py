@@ -178,9 +178,7 @@ class AuthenticationFailed(ServerError):
         summary: The message without the text of the server, which may contain a part of the key.
     """
 
-    def __init__(self, message: str, *, summary: str, status: int) -> None:
-        super().__init__(message, status=status)
-        self.summary = summary
+    summary = ""
 
 
 class RequestFailed(ServerError):
@@ -271,8 +269,11 @@ def is_own(module: Mapping[str, object]) -> bool:
     return str(module.get("__name__", "")).partition(".")[0] == __name__.partition(".")[0]
 
 
-def did_you_mean(word: str, known: Iterable[str], *, count: int = 3) -> str:
-    """Return ``" Did you mean …?"`` with the names in `known` that are similar to `word`, or ``""``."""
+def did_you_mean(word: str, known: Iterable[str], *, count: int = 3, prefix: str = "") -> str:
+    """Return `` Did you mean "…"?`` with the `known` names that are similar to `word`, or ``""``.
+
+    `prefix` is displayed before each name.
+    """
     if len(word) > _LONGEST_WORD:
         return ""
     near_enough = (name for name in known if len(name) <= _LONGEST_WORD)
@@ -281,4 +282,5 @@ def did_you_mean(word: str, known: Iterable[str], *, count: int = 3) -> str:
     likeness = [SequenceMatcher(None, name, word.casefold()).ratio() for name in near]
     # Names that are much less similar than the best match are not helpful.
     near = [n for n, like in zip(near, likeness, strict=True) if like > likeness[0] - 0.25]
-    return f" Did you mean {' or '.join(by_fold[n] for n in near)}?" if near else ""
+    names = " or ".join(f'"{prefix}{by_fold[name]}"' for name in near)
+    return f" Did you mean {names}?" if near else ""

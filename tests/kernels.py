@@ -269,7 +269,7 @@ class Kernel:
             ran.arrivals.append((time.monotonic(), kind, shown))
 
     def _update(self, ran: Ran | None, content: dict[str, Any]) -> None:
-        """Replace an output by its display id, as frontends do, whichever cell says so."""
+        """Replace an output by its display id, as frontends do, for any cell."""
         self._displays[content["transient"]["display_id"]]["data"] = content["data"]
         if ran is not None:
             ran.updates += 1

@@ -52,7 +52,7 @@ def put(control: Widget, value: object) -> None:
     """Change a value as a page does."""
     state = {"value": value}
     if isinstance(control, Dropdown):
-        # A page knows the choices by their place.
+        # A page identifies the choices by their index.
         state = {"index": control.options.index(value)}
     _arrives(control, {"method": "update", "state": state, "buffer_paths": []})
 
@@ -74,7 +74,7 @@ def until(true: Any, otherwise: str = "it does not come", within: float = 10.0) 
 
 
 def words(html: str) -> str:
-    """Return what somebody reads of some HTML."""
+    """Return the visible text of HTML."""
     reader = _Reader()
     reader.feed(html)
     return " ".join("".join(reader.texts).split())

@@ -73,7 +73,7 @@ def told(error: LLMMagicError) -> str:
     message = str(error)
     assert len(message.splitlines()) == 1, message
     assert ".." not in message.replace("…", "").replace("/..", ""), message
-    assert "httpx" not in message
+    assert "aiohttp" not in message
     assert (error.__cause__, error.__suppress_context__ or error.__context__ is None) == (
         None,
         True,

@@ -93,19 +93,27 @@ def parse_url(backend: str, text: str) -> ServerAddress:
     return ServerAddress(backend, origin + parts.path.rstrip("/"), origin, _is_local(host))
 
 
-def proxy_for(address: ServerAddress) -> str | None:
-    """Return the proxy of the environment for a server, without its user name and password.
+def proxy_url(address: ServerAddress) -> str | None:
+    """Return the URL of the proxy that the environment or the system names for a server.
 
-    There is no proxy for this machine.
+    A server on this machine has none.
     """
-    # `%load_ext` imports this module and must not import an HTTP client.
+    # Imported here because it takes long, and `%load_ext` imports this module.
     from urllib.request import getproxies, proxy_bypass
 
     proxies = getproxies()
     url = proxies.get(address.url.partition(":")[0]) or proxies.get("all")
     if address.is_local or not url or proxy_bypass(urlsplit(address.url).hostname or ""):
         return None
-    return url.rpartition("@")[2].rpartition("/")[2] or url.rpartition("@")[2].strip("/")
+    return url if "://" in url else f"http://{url}"
+
+
+def proxy_for(address: ServerAddress) -> str | None:
+    """Return the host and port of the proxy for a server, without its user name and password."""
+    found = proxy_url(address)
+    if found is None:
+        return None
+    return found.rpartition("@")[2].rpartition("/")[2] or found.rpartition("@")[2].strip("/")
 
 
 def _split(text: str) -> SplitResult:

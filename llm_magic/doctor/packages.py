@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from llm_magic.doctor.finding import Finding
 
-_CORE = ("ipython", "pydantic", "httpx")
+_CORE = ("ipython", "pydantic", "aiohttp")
 _EXTRAS = {
     "local": ("torch", "transformers", "accelerate", "safetensors", "gguf"),
     "quantization": ("bitsandbytes",),

@@ -44,6 +44,10 @@ class Ours:
 
     streamed = whole
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
 
 class OpenAI:
     """The `openai` client."""
@@ -132,6 +136,8 @@ def main() -> None:
     with asyncio.Runner() as runner:
         for line in sys.stdin:
             print(json.dumps({**_task(runner, client, line), "version": version}), flush=True)
+    if isinstance(client, Ours):
+        client.close()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Chats in a real JupyterLab: its cells have ids, and it tells which were deleted."""
+"""Chats in a real JupyterLab: cells have ids, and deleted cells are reported."""
 
 from __future__ import annotations
 

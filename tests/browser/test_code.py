@@ -16,7 +16,7 @@ ANSWER = f"Do this:\n\n```python\n{CODE}\n```\n\nor `that`."
 ASK = "%%llm -f code\nDo it."
 
 
-def test_the_block_is_the_next_cell_and_replaces_this_one_if_told(lab: Lab) -> None:
+def test_code_block_becomes_next_cell_or_replaces_this_one(lab: Lab) -> None:
     answers = f"for _ in range(3): backend.will(*say({ANSWER!r}))"
     replacing = ASK.replace("code", "code --replace")
     first = f"{SCRIPTED}\n{answers}\nmade = False"

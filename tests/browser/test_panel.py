@@ -23,7 +23,7 @@ def value(control: Locator) -> float:
     return float(control.input_value())
 
 
-def test_the_real_model_is_loaded_asked_and_stopped(lab: Lab, model_cache: Path) -> None:
+def test_panel_loads_prompts_and_stops_real_model(lab: Lab, model_cache: Path) -> None:
     lab.open(["%load_ext llm_magic", "%llm_panel", "%llm_config"])
     lab.run(0)
     panel = open_panel(lab, 1)
@@ -163,7 +163,7 @@ def test_ctrl_enter_runs_no_cell_and_keys_do_not_reach_the_notebook(lab: Lab) ->
     assert slider.evaluate("element => document.activeElement === element"), "it lost the focus"
 
 
-def test_a_cell_that_answers_is_shown_and_the_panel_says_how_to_stop_it(lab: Lab) -> None:
+def test_panel_shows_answering_cell_and_how_to_stop_it(lab: Lab) -> None:
     lab.open([SCRIPTED, "%llm_panel", "from tests.scripted import Hang\nbackend.will('a ', Hang())\n"
               "llm.generate('?')"])  # fmt: skip
     lab.run(0)

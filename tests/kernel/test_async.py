@@ -244,7 +244,7 @@ def test_interrupt_leaves_answers_of_earlier_cells(k: Kernel, fast: FaultServer)
     k.ok("earlier.cancel()")
 
 
-def test_own_exception_handler_is_called_and_kept(k: Kernel, fast: FaultServer) -> None:
+def test_own_exception_handler_is_called_and_restored(k: Kernel, fast: FaultServer) -> None:
     k.ok(
         "def handle(shell, kind, error, tb, tb_offset=None): print('handled', kind.__name__, error)\n"
         "get_ipython().set_custom_exc((ZeroDivisionError,), handle)"

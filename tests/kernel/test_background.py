@@ -129,7 +129,7 @@ def test_giving_up_the_wait_does_not_stop_the_job(k: Kernel) -> None:
     assert k.value("job.result().text") == "begun whole"
 
 
-def test_wait_says_what_it_waits_for_and_how_it_ended(k: Kernel) -> None:
+def test_wait_shows_progress_and_result_of_jobs(k: Kernel) -> None:
     k.ok("%llm_wait")
     k.ok(
         "import threading\nhang = Hang()\nbackend.will('x', 'y', 'z', 'z', 'z', 'z', hang)\n"
@@ -183,7 +183,7 @@ def test_stop(k: Kernel) -> None:
     assert k.ok("%llm_wait").status == "ok", "what the user stopped is no error"
 
 
-def test_a_failed_job_says_so_under_its_own_cell_and_fails_the_one_that_waits(k: Kernel) -> None:
+def test_failed_job_shows_error_in_its_cell_and_fails_waiting_cell(k: Kernel) -> None:
     k.ok("backend.will('some', Pause(0.2), GenerationFailed('The <b>GPU</b> melted.'))")
     under = k.wait(k.send("%%llm --bg -o job\nMelt."))
     ended(k)

@@ -90,7 +90,7 @@ def test_lines_and_python_calls_of_one_cell_are_a_turn_each(
     assert questions(scripted)[4:] == ["The end"]
 
 
-def test_what_a_deleted_cell_asked_is_not_sent_any_more(scripted: Kernel) -> None:
+def test_turn_of_deleted_cell_is_not_sent(scripted: Kernel) -> None:
     for cell in "abcd":
         scripted.ok(f"%%llm -c talk\n{cell}", cell_id=cell)
         scripted.ok(f"%llm -c other {cell}\n%llm -c other {cell}2", cell_id=f"o{cell}")
@@ -131,7 +131,7 @@ def test_a_run_that_fails_leaves_the_chat_as_it_was(scripted: Kernel) -> None:
     assert questions(scripted) == ["a", "b", "c"]
 
 
-def test_the_list_tells_turns_tokens_and_the_share_of_the_context(scripted: Kernel) -> None:
+def test_chats_table_shows_turns_tokens_and_share_of_context(scripted: Kernel) -> None:
     assert scripted.ok("%llm_chats").text.endswith("No chats. %%llm -c NAME starts one.")
     scripted.ok("%%llm -c talk -s Brief.\nOne two", cell_id="a")
     scripted.ok(f"%%llm -c talk\n{'word ' * 400}", cell_id="b")
@@ -149,7 +149,7 @@ def test_the_list_tells_turns_tokens_and_the_share_of_the_context(scripted: Kern
     assert shown[2].split()[-2:] == ["…", "stale"] or shown[2].endswith("stale")
     assert len(shown[2]) < 150
     assert "Hello &lt;b&gt;" in scripted.ok("%llm_chats 'a second'").html
-    assert scripted.run("%llm_chats tolk").error.endswith("Did you mean talk?")
+    assert scripted.run("%llm_chats tolk").error.endswith('Did you mean "talk"?')
     scripted.ok("backend.counting = False")
     assert scripted.ok("%llm_chats").text.splitlines()[1].split() == ["talk", "2", "1", "-", "-"]
     scripted.ok("backend.counting = True")
@@ -178,7 +178,7 @@ def test_chats_go_to_files_and_come_back(scripted: Kernel, tmp_path: Path) -> No
         assert (ran.ename, len(ran.traceback)) == ("OptionError", 1)
 
 
-def test_trim_says_what_it_left_out_also_where_nothing_else_is_said(scripted: Kernel) -> None:
+def test_trim_reports_dropped_turns_even_without_footer(scripted: Kernel) -> None:
     scripted.ok("backend.context = 60")
     try:
         for cell in range(4):

@@ -103,7 +103,7 @@ def test_python_is_left_alone(k: Kernel) -> None:
     assert "print" in k.completed("prin|")
 
 
-def test_a_servers_models_are_offered_once_it_was_asked_and_no_key_press_asks_it(
+def test_completion_offers_listed_server_models_without_a_request(
     k: Kernel, ollama: OllamaServer
 ) -> None:
     heard = len(ollama.received)
@@ -156,6 +156,6 @@ def test_the_first_key_press_imports_no_torch_and_no_http(tmp_path: Path) -> Non
         before = k.threads()
         assert k.completed("%llm_load -b vllm |") == []
         assert k.completed("%llm_load Smol|") == ["%llm_load SmolLM2-135M-Instruct"]
-        assert not {"torch", "transformers", "httpx"} & k.value("set(__import__('sys').modules)")
+        assert not {"torch", "transformers", "aiohttp"} & k.value("set(__import__('sys').modules)")
         assert [name for name in k.threads() if name.startswith("llm_magic")] == []
         assert k.threads() == before

@@ -27,7 +27,7 @@ def test_the_table(scripted: Kernel) -> None:
     assert [name for name in scripted.threads() if "doctor" in name] == []
 
 
-def test_another_owner_of_the_magic_is_told(scripted: Kernel) -> None:
+def test_doctor_reports_another_owner_of_the_magic(scripted: Kernel) -> None:
     scripted.ok(
         "ours = get_ipython().magics_manager.magics['cell']['llm']\n"
         "get_ipython().register_magic_function(lambda line, cell: None, 'cell', 'llm')"
@@ -43,7 +43,7 @@ def test_another_owner_of_the_magic_is_told(scripted: Kernel) -> None:
 
 
 @pytest.mark.parametrize(("module", "told"), [("nest_asyncio", True), ("nest_asyncio2", False)])
-def test_the_archived_nest_asyncio_is_told(module: str, told: bool, tmp_path: Path) -> None:
+def test_doctor_reports_archived_nest_asyncio(module: str, told: bool, tmp_path: Path) -> None:
     source = OTHER_KERNELS / "6.31.0" / "nest_asyncio.py"
     (tmp_path / source.name).write_text(source.read_text("utf-8"))
     with kernel(cwd=tmp_path) as k:
@@ -54,7 +54,7 @@ def test_the_archived_nest_asyncio_is_told(module: str, told: bool, tmp_path: Pa
     assert ("pip install 'llm_magic[nested]'" in found) is told
 
 
-def test_an_older_kernel_is_told_apart() -> None:
+def test_doctor_reports_older_ipykernel() -> None:
     with kernel("6.31.0") as k:
         k.ok("%load_ext llm_magic")
         assert "ipykernel 6.31.0, without subshells" in state(k, "kernel")

@@ -1,4 +1,4 @@
-"""A mistake fails its cell with one line that says what to type next, and changes nothing."""
+"""An error fails its cell with one line and the next step, and changes nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.kernels import ROOT, Kernel, Ran, kernel
 MODEL = "SmolLM2-135M-Instruct"
 
 MISTAKES = {
-    "%llm_load SmolLM2-135M-Instrukt": ("LoadFailed", f"Did you mean {MODEL}"),
+    "%llm_load SmolLM2-135M-Instrukt": ("LoadFailed", f'Did you mean "{MODEL}"'),
     "%llm_load ./nowhere": ("ModelNotFound", "There is no file or folder './nowhere'."),
     "%llm_load -d cuda": ("DeviceUnavailable", "CUDA is not available: {build}. Use -d cpu."),
     "%llm_load -d cuda:7": ("DeviceUnavailable", "Use -d cpu"),
@@ -25,10 +25,10 @@ MISTAKES = {
     "%llm_load -d gpu": ("OptionError", "device=gpu must be auto, cpu, cuda, cuda:N or mps."),
     "%llm_load -q 3bit": ("OptionError", "quantization=3bit must be none, 8bit, 4bit."),
     "%llm_load --dtype int8": ("OptionError", "dtype=int8 must be"),
-    "%llm_load -b olama": ("OptionError", "There is no backend 'olama'. Did you mean ollama?"),
+    "%llm_load -b olama": ("OptionError", "There is no backend 'olama'. Did you mean \"ollama\"?"),
     "%llm_load one two": ("OptionError", "%llm_load: unexpected argument 'two'."),
-    "%llm_load --kep": ("OptionError", "%llm_load has no option --kep. Did you mean --keep"),
-    "%%llm --temprature 1\nx": ("OptionError", "Did you mean --temperature"),
+    "%llm_load --kep": ("OptionError", '%llm_load has no option --kep. Did you mean "--keep"'),
+    "%%llm --temprature 1\nx": ("OptionError", 'Did you mean "--temperature"'),
     "%%llm -t hot\nx": ("OptionError", "temperature=hot must be a number, 0 to 2."),
     "%%llm -t 3\nx": ("OptionError", "temperature=3 must be 0 to 2."),
     "%%llm -t nan\nx": ("OptionError", "temperature=nan must be"),
@@ -59,10 +59,10 @@ MISTAKES = {
     "%%llm -s 'open\nx": ("OptionError", "A quote is not closed in"),
     "%%llm hello\nx": ("OptionError", "Put the prompt below the first line"),
     "%%llm -m nobody\nx": ("ModelNotLoaded", "nobody is not loaded; loaded: "),
-    f"%%llm -m {MODEL.lower()}\nx": ("ModelNotLoaded", f"Did you mean {MODEL}?"),
+    f"%%llm -m {MODEL.lower()}\nx": ("ModelNotLoaded", f'Did you mean "{MODEL}"?'),
     "%llm": ("OptionError", "The prompt is empty."),
     "%%llm\n{value.nope}": ("PromptError", "Fix the name"),
-    "%llm_config temperture=1": ("OptionError", "Did you mean temperature?"),
+    "%llm_config temperture=1": ("OptionError", 'Did you mean "temperature"?'),
     "%llm_config temperature": ("OptionError", "temperature"),
     "%llm_config temperature=9 top_k=3": ("OptionError", "temperature=9 must be 0 to 2."),
     "%llm_config --reset top_k=3": ("OptionError", "--reset and settings cannot be combined."),
@@ -75,9 +75,9 @@ MISTAKES = {
     "%llm_models -b nowhere": ("OptionError", "There is no backend 'nowhere'."),
     "%llm_status now": ("OptionError", "%llm_status: unexpected argument 'now'."),
     "llm.generate('x', temperature=3)": ("OptionError", "temperature=3 must be 0 to 2."),
-    "llm.generate('x', temprature=1)": ("OptionError", "Did you mean temperature"),
+    "llm.generate('x', temprature=1)": ("OptionError", 'Did you mean "temperature"'),
     "llm.generation.top_k = 0": ("OptionError", "top_k=0 must be 1 or more."),
-    "llm.load('x', quantisation='4bit')": ("OptionError", "Did you mean quantization"),
+    "llm.load('x', quantisation='4bit')": ("OptionError", 'Did you mean "quantization"'),
 }
 
 
@@ -100,7 +100,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(loaded: Kernel, code: str) ->
     assert loaded.value("before == (llm.generation.top_k, llm.status().models, llm.last)")
 
 
-def test_the_model_that_was_there_answers_after_a_failed_load(loaded: Kernel) -> None:
+def test_earlier_model_answers_after_failed_load(loaded: Kernel) -> None:
     assert loaded.run("%llm_load nope/nope").ename in {"ModelNotFound", "LoadFailed"}
     assert "nope/nope" in loaded.ok("%llm_status").text
     assert loaded.value("llm.status().status") == "Ready"
@@ -115,7 +115,7 @@ def test_a_prompt_that_is_too_long_is_counted(loaded: Kernel) -> None:
     loaded.ok("%llm -t 0 --max-new-tokens 2 Hello")
 
 
-def test_a_model_that_breaks_says_why_and_stays(loaded: Kernel) -> None:
+def test_failed_generation_shows_reason_and_model_stays_loaded(loaded: Kernel) -> None:
     ran = loaded.run("%llm -p min_p=7 Hello")
     assert_one_line(ran, "GenerationFailed", f"{MODEL} failed while it answered: ValueError: ")
     loaded.ok("%llm -t 0 --max-new-tokens 2 Hello")

@@ -33,7 +33,7 @@ def test_the_traceback_the_cell_and_the_values_are_sent(scripted: Kernel) -> Non
     assert "IPython" not in sent
 
 
-def test_the_answer_streams_and_is_kept(scripted: Kernel) -> None:
+def test_explanation_streams_and_is_stored(scripted: Kernel) -> None:
     scripted.run("1 / 0")
     scripted.ok("backend.will(*say('It divides ', 'by **zero**.'))")
     ran = scripted.ok("%llm_explain -o why")
@@ -41,7 +41,7 @@ def test_the_answer_streams_and_is_kept(scripted: Kernel) -> None:
     assert scripted.value("why.text") == "It divides by **zero**."
 
 
-def test_a_dry_run_shows_what_would_be_sent_and_asks_nobody(scripted: Kernel) -> None:
+def test_dry_run_shows_messages_and_sends_nothing(scripted: Kernel) -> None:
     scripted.run("count = 0\n1 / count")
     asked = scripted.value("len(backend.asked)")
     shown = scripted.ok("%llm_explain --dry-run").text
@@ -89,7 +89,7 @@ def test_secrets_are_neither_sent_nor_shown(scripted: Kernel) -> None:
     assert "a secret that was not sent" in scripted.ok("%llm_explain -f code").text
 
 
-def test_a_function_of_the_notebook_tells_its_own_values(scripted: Kernel) -> None:
+def test_explain_sends_values_of_notebook_function(scripted: Kernel) -> None:
     scripted.ok("def share(part, whole):\n    return part / whole")
     scripted.run("parts = [1, 2]\nshare(parts, 3)")
     sent = explain(scripted)
@@ -98,14 +98,14 @@ def test_a_function_of_the_notebook_tells_its_own_values(scripted: Kernel) -> No
     assert "part: [1, 2]\nwhole: 3\n" in sent
 
 
-def test_what_is_below_a_cell_magic_tells_its_values(scripted: Kernel) -> None:
+def test_explain_sends_values_of_code_in_cell_magic(scripted: Kernel) -> None:
     scripted.run("%%time\ndays = 0\n7 / days")
     sent = explain(scripted)
     assert "```python\n%%time\ndays = 0\n7 / days\n```" in sent
     assert "days: 0\n" in sent
 
 
-def test_a_script_that_was_run_tells_its_own(scripted: Kernel) -> None:
+def test_explain_sends_code_of_run_script(scripted: Kernel) -> None:
     scripted.ok("open('script.py', 'w').write('total = 0\\nprint(5 / total)\\n')")
     scripted.run("%run script.py")
     sent = explain(scripted)
@@ -122,7 +122,7 @@ def test_a_syntax_error_shows_its_line(scripted: Kernel) -> None:
     assert "site-packages" not in sent
 
 
-def test_groups_and_causes_are_told(scripted: Kernel) -> None:
+def test_explain_sends_exception_groups_and_causes(scripted: Kernel) -> None:
     scripted.run(
         "def work(n):\n    raise ValueError(f'number {n}')\n"
         "errors = []\n"
@@ -190,7 +190,7 @@ def test_an_interrupt_keeps_the_question(scripted: Kernel) -> None:
 
 
 @pytest.mark.parametrize("line", ["", "--dry-run", "-m nobody"])
-def test_nothing_is_kept_alive(scripted: Kernel, line: str) -> None:
+def test_explain_holds_no_references(scripted: Kernel, line: str) -> None:
     scripted.ok(
         "import gc, weakref\n"
         "class Big: pass\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from tests.kernels import Kernel, kernel
 
 HEAVY = {
-    "torch", "transformers", "accelerate", "safetensors", "huggingface_hub", "ipywidgets", "httpx",
-    "pandas", "numpy", "tenacity", "anywidget", "pydantic", "markdown_it", "psutil._pslinux",
+    "torch", "transformers", "accelerate", "safetensors", "huggingface_hub", "ipywidgets", "aiohttp",
+    "pandas", "numpy", "anywidget", "pydantic", "markdown_it", "psutil._pslinux",
 }  # fmt: skip
 MAGICS = {
     "llm", "llm_load", "llm_config", "llm_status", "llm_models", "llm_unload", "llm_chats",

@@ -1,4 +1,4 @@
-"""Help and configuration, as somebody asks for them who sees this for the first time."""
+"""Help and configuration, as a new user reads them."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_unloaded_extension_leaves_interrupts_alone(k: Kernel) -> None:
     k.ok("%load_ext llm_magic\n%llm_load")
 
 
-def test_two_presses_and_a_cell_that_was_queued(k: Kernel) -> None:
+def test_two_interrupts_do_not_end_queued_cell(k: Kernel) -> None:
     cell = k.send(f"print('begun')\n%llm --max-new-tokens 400 {LONG}")
     queued = k.send("%llm -t 0 --max-new-tokens 1 Hello")
     k.wait_for_output(cell, "begun")

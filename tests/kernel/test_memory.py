@@ -36,7 +36,7 @@ def cycle(k: Kernel) -> tuple[int, int]:
     return before, after
 
 
-def test_ten_cycles_give_back_the_model_and_do_not_grow(loaded: Kernel) -> None:
+def test_ten_load_cycles_release_memory(loaded: Kernel) -> None:
     measured = [cycle(loaded) for _ in range(10)]
     for before, after in measured:
         assert before - after > 0.6 * 269 * MB, measured

@@ -65,7 +65,7 @@ def test_an_answer_inside_a_nested_run_and_beside_a_job(k: Kernel) -> None:
     assert k.value("[reply.text for reply in replies]") == ["a", "b"]
 
 
-def test_somebody_elses_nest_asyncio_is_warned_of_on_ipykernel_7() -> None:
+def test_foreign_nest_asyncio_causes_warning_on_ipykernel_7() -> None:
     archived = ROOT / ".kernels" / "6.31.0" / "nest_asyncio.py"
     with kernel() as k:
         k.ok(HERE)
@@ -83,7 +83,7 @@ def test_somebody_elses_nest_asyncio_is_warned_of_on_ipykernel_7() -> None:
         assert "silently loses queued cells" in k.ok("%load_ext llm_magic").text
 
 
-def test_nest_asyncio_where_it_is_safe_and_only_there(tmp_path: Path) -> None:
+def test_nest_asyncio_is_allowed_only_where_it_is_safe(tmp_path: Path) -> None:
     hide = (
         "import importlib.metadata\n"
         "import llm_magic.session.nested_asyncio\n"

@@ -83,7 +83,7 @@ def settled(k: Kernel) -> None:
         time.sleep(0.1)
 
 
-def test_it_says_what_stops_a_cell(k: Kernel) -> None:
+def test_panel_shows_what_stops_a_cell(k: Kernel) -> None:
     settled(k)
     version = k.value("__import__('ipykernel').__version__")
     k.ok(
@@ -101,7 +101,7 @@ def test_it_says_what_stops_a_cell(k: Kernel) -> None:
     assert expected in words
 
 
-def test_an_answer_asked_for_with_the_mouse_goes_on_while_cells_run(k: Kernel) -> None:
+def test_panel_answer_continues_while_cells_run(k: Kernel) -> None:
     k.ok("panel.asking.prompt.value = 'one two three'")
     click(k, k.value("panel.asking.send.comm.comm_id"))
     deadline = time.monotonic() + 10

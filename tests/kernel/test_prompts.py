@@ -150,7 +150,7 @@ def test_format_text_shows_the_letters(scripted: Kernel) -> None:
     assert "<h1" in scripted.ok("%%llm --quiet\n# A *heading*").html
 
 
-def test_format_json_is_pretty_and_says_when_it_is_none(scripted: Kernel) -> None:
+def test_format_json_is_indented_and_invalid_json_is_reported(scripted: Kernel) -> None:
     ran = scripted.ok('%%llm -f json --quiet\n{"a": [1, {"b": null}]}')
     assert ran.text == json.dumps({"a": [1, {"b": None}]}, indent=2)
     fenced = scripted.ok('%%llm -f json --quiet\nHere:\n```json\n{"a": 1}\n```')

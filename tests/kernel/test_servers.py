@@ -54,7 +54,7 @@ def pulled(k: Kernel, ollama: OllamaServer) -> Kernel:
     return k
 
 
-def test_loading_checks_and_says_where_it_is(k: Kernel, server: FaultServer) -> None:
+def test_load_checks_server_and_shows_its_address(k: Kernel, server: FaultServer) -> None:
     ran = k.ok(f"%llm_load big -b openai --base-url {server.url} --key-env THEIR_KEY")
     place = server.url.removeprefix("http://")
     assert ran.text.startswith(f"big · openai {place} · ready in ")
@@ -71,7 +71,7 @@ def test_loading_checks_and_says_where_it_is(k: Kernel, server: FaultServer) -> 
         ("%llm_load {server}", "lists 2 models: tiny, big"),
         ("%llm_load tiny -d cuda {server}", "--device is not an option of openai, only of local."),
         ("%llm_load llama9 -b ollama", "--pull"),
-        ("%llm_load tiny -b olama", "There is no backend 'olama'. Did you mean ollama?"),
+        ("%llm_load tiny -b olama", "There is no backend 'olama'. Did you mean \"ollama\"?"),
         ("%llm_load tiny -b openai --key-env sk-1", "--key-env takes the name of an environment"),
         ("%llm_load tiny -b openai --api-key sk-1", "A key in a cell is saved with the notebook."),
         ("%llm_load tiny -b openai --api-key=sk-1", "A key in a cell is saved with the notebook."),
@@ -111,7 +111,7 @@ def test_the_first_word_is_shown_when_it_comes(remote: Kernel, server: FaultServ
     assert "first second" in remote.wait(cell).text
 
 
-def test_thoughts_are_folded_and_not_sent_back(remote: Kernel, server: FaultServer) -> None:
+def test_reasoning_is_folded_and_not_sent_again(remote: Kernel, server: FaultServer) -> None:
     server.will(
         CHAT, *sse(delta(reasoning_content="Let me <b>see</b>."), delta("42", finish="stop"))
     )
@@ -135,7 +135,7 @@ def test_a_retry_is_shown(remote: Kernel, server: FaultServer) -> None:
 
 
 @pytest.mark.parametrize("when", ["thinking", "streaming", "retrying", "busy"])
-def test_stop_ends_it_here_and_there(remote: Kernel, server: FaultServer, when: str) -> None:
+def test_interrupt_stops_cell_and_server(remote: Kernel, server: FaultServer, when: str) -> None:
     scripts: dict[str, list[Step]] = {
         "thinking": [Hold()],
         "streaming": [*sse(delta("begun"), done=False), Hold()],
@@ -162,7 +162,9 @@ def test_stop_ends_it_here_and_there(remote: Kernel, server: FaultServer, when: 
     assert "next one" in remote.ok("%llm next one").text
 
 
-def test_a_broken_answer_is_kept_and_labelled(remote: Kernel, server: FaultServer) -> None:
+def test_interrupted_stream_keeps_partial_answer_and_label(
+    remote: Kernel, server: FaultServer
+) -> None:
     server.will(CHAT, *sse(delta("half of"), done=False), Cut())
     ran = remote.run("%llm -o broken Hello")
     assert ran.ename == "IncompleteReply"
@@ -175,7 +177,7 @@ def test_a_broken_answer_is_kept_and_labelled(remote: Kernel, server: FaultServe
     assert remote.value("broken.finish_reason") == "truncated"
 
 
-def test_where_nothing_was_said_the_variable_stays(remote: Kernel, server: FaultServer) -> None:
+def test_variable_is_unchanged_without_an_answer(remote: Kernel, server: FaultServer) -> None:
     remote.ok("mine = 'precious'")
     server.will(CHAT, *refusal(400, "no such thing"))
     ran = remote.run("%llm -o mine Hello")
@@ -216,7 +218,7 @@ def test_many_at_once(remote: Kernel, server: FaultServer) -> None:
     assert ran.text.strip() == "True"
 
 
-def test_a_local_model_goes_first_unless_kept(
+def test_server_load_unloads_local_model_unless_keep(
     remote: Kernel, server: FaultServer, model_cache: Path
 ) -> None:
     remote.ok(f"import os; os.environ['LLM_MAGIC_CACHE_DIR'] = {str(model_cache)!r}")
@@ -232,7 +234,7 @@ def test_a_local_model_goes_first_unless_kept(
     assert remote.value("[m.name for m in llm.status().models]") == ["tiny"]
 
 
-def test_a_key_that_is_not_set_is_asked_for(k: Kernel, server: FaultServer) -> None:
+def test_missing_key_is_prompted_for(k: Kernel, server: FaultServer) -> None:
     where = f"-b openai --base-url {server.url} --key-env NOT_SET_ANYWHERE"
     cell = k.send(f"%llm_load tiny {where}", asks=True)
     question = k.client.get_stdin_msg(timeout=10)["content"]

@@ -40,7 +40,7 @@ def k(
 def test_an_unknown_model_names_what_is_near(k: Kernel, hub: HubServer) -> None:
     ran = k.run("%llm_load SmolLM2-135M-Instrukt")
     assert (ran.ename, len(ran.traceback)) == ("ModelNotFound", 1)
-    assert "Did you mean SmolLM2-135M-Instruct?" in ran.error
+    assert 'Did you mean "SmolLM2-135M-Instruct"?' in ran.error
 
 
 def test_a_slow_download_shows_how_far_it_is_and_can_be_stopped(k: Kernel, hub: HubServer) -> None:

@@ -50,7 +50,7 @@ def test_the_output_is_the_reply_and_a_footer(loaded: Kernel) -> None:
     assert "<|im_end|>" not in loaded.value("reply.text")
 
 
-def test_an_answer_that_is_cut_off_says_so(loaded: Kernel) -> None:
+def test_truncated_answer_is_labeled(loaded: Kernel) -> None:
     ran = loaded.ok("%%llm -t 0 --max-new-tokens 5 -o reply\nTell me a story.")
     assert loaded.value("(reply.finish_reason, reply.usage.completion_tokens)") == ("length", 5)
     assert footer(ran).endswith("· cut off at 5 tokens (--max-new-tokens)")

@@ -33,7 +33,7 @@ def threads(kernel: Kernel) -> int:
 
 
 @pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS)
-def test_a_notebook_that_computes_keeps_no_team_while_the_model_answers(
+def test_cells_with_torch_release_openmp_threads_while_model_answers(
     loaded: Kernel, ask: str
 ) -> None:
     for cell in (COMPUTE, ask, "%llm_wait"):

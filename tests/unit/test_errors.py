@@ -54,9 +54,9 @@ def test_message_has_no_lone_surrogates() -> None:
 @pytest.mark.parametrize(
     ("word", "known", "hint"),
     [
-        ("temprature", ["temperature", "top_p"], " Did you mean temperature?"),
-        ("SMOLLM2", ["SmolLM2-135M", "Qwen"], " Did you mean SmolLM2-135M?"),
-        ("topp", ["top_p", "top_k"], " Did you mean top_p or top_k?"),
+        ("temprature", ["temperature", "top_p"], ' Did you mean "temperature"?'),
+        ("SMOLLM2", ["SmolLM2-135M", "Qwen"], ' Did you mean "SmolLM2-135M"?'),
+        ("topp", ["top_p", "top_k"], ' Did you mean "top_p" or "top_k"?'),
         ("xyz", ["temperature"], ""),
         ("xyz", [], ""),
         ("", ["temperature"], ""),

@@ -9,7 +9,7 @@ import pytest
 
 HEAVY = {
     "torch", "transformers", "accelerate", "safetensors", "gguf", "huggingface_hub", "tokenizers",
-    "bitsandbytes", "ipywidgets", "httpx", "numpy", "pandas", "pydantic", "pydantic_settings",
+    "bitsandbytes", "ipywidgets", "aiohttp", "httpx", "numpy", "pandas", "pydantic", "pydantic_settings",
     "markdown_it", "mdit_py_plugins", "psutil", "filelock", "jinja2",
 }  # fmt: skip
 

@@ -237,7 +237,9 @@ def _authentication_error(
     else:
         summary = f"{origin} denied access"
         fix = _IF_KEY_IS_MISSING
-    return AuthenticationFailed(f"{summary}{reason} {fix}", summary=summary, status=status)
+    error = AuthenticationFailed(f"{summary}{reason} {fix}", status=status)
+    error.summary = summary
+    return error
 
 
 def _redirect_target(location: str) -> str:

@@ -1,270 +1,237 @@
-"""How requests travel to a server: over connections of our own, or through a proxy.
+"""Sends HTTP requests to one server through aiohttp: kept connections, TLS, and proxies.
 
-Beside `_http` and `_streams`, the one place that knows httpx and httpcore.
+Only this module and `http_client` import aiohttp.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import io
 import os
+import socket
 import ssl
-from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator
-from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
-import httpcore
-import httpx
+import aiohttp
+import aiohttp.abc
+import certifi
 
 from llm_magic.backends.remote import server_errors
-from llm_magic.backends.remote.streams import Stream, connect
 from llm_magic.config.api_keys import ApiKey
 from llm_magic.config.certificates import certificate_problem
-from llm_magic.config.server_address import ServerAddress, proxy_for
+from llm_magic.config.server_address import ServerAddress, proxy_for, proxy_url
 from llm_magic.errors import SettingsError
 
-# A server that is there takes a connection at once; what it does then may take long.
+# A running server accepts a connection at once, even if its answer takes long.
 CONNECT_S = 5.0
-# What a connection raises that broke before an answer came over it.
-_BROKE = (
-    httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError, httpcore.RemoteProtocolError,
-    httpcore.ReadError, httpcore.WriteError,
-)  # fmt: skip
-# A person takes longer than httpx's 5 s from one cell to the next; who closes earlier is noticed.
+# How long an unused connection is kept: longer than aiohttp's 15 s, because people take longer than
+# that from one cell to the next.
 KEEP_S = 60.0
+# Servers and proxies send longer headers than aiohttp's limit of 8 KiB.
+_MAX_HEADER_BYTES = 64 * 1024
+# aiohttp stops reading from the socket at twice this size.
+_BUFFER_BYTES = 128 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """An address as httpx and as httpcore has it; reading one takes longer than sending."""
-
-    url: httpx.URL
-    wire: httpcore.URL
-    host: str
-    origin: str
+class SocksError(Exception):
+    """A SOCKS proxy could not be reached, or refused the connection."""
 
 
-@functools.lru_cache(maxsize=256)
-def _target(address: str) -> _Target:
-    url = httpx.URL(address)
-    wire = httpcore.URL(
-        scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
-    )
-    host = url.netloc.decode("ascii")
-    return _Target(url, wire, host, f"{url.scheme}://{host}")
+class Transport:
+    """The connections to one server; create and use it on the event-loop thread.
 
-
-def transport(address: ServerAddress, key: ApiKey | None) -> Transport:
-    """Return the way to a server, through a proxy where one is named for it."""
-    tls = _trusted() if address.url.startswith("https:") else None
-    proxy = proxy_for(address)
-    if proxy is None:
-        return Direct(key, tls)
-    try:
-        return Proxied(key, tls or _no_certificates())
-    except ImportError:
-        why = "it speaks SOCKS, for which there is a package: pip install socksio"
-    except (ValueError, httpx.InvalidURL) as error:
-        why = str(error)
-    raise server_errors.proxy_error(address, proxy, why)
-
-
-class Transport(ABC):
-    """Sends requests. Redirects are not followed: they would carry key and prompt elsewhere."""
-
-    def __init__(self, key: ApiKey | None) -> None:
-        self._key = key
-
-    async def send(self, method: str, url: str, content: bytes | None) -> httpx.Response:
-        """Send one and return the head of its answer; whoever gets that closes it."""
-        target = _target(url)
-        headers = {
-            "Host": target.host,
-            "Accept": "*/*",
-            "Accept-Encoding": "identity",
-            "User-Agent": "llm_magic",
-        }
-        if self._key is not None:
-            # It refuses where that is not the origin it was given for.
-            headers["Authorization"] = self._key.bearer(target.origin)
-        if content is not None:
-            headers |= {"Content-Type": "application/json", "Content-Length": str(len(content))}
-        return await self._send(method, target, headers, content)
-
-    @abstractmethod
-    async def _send(
-        self, method: str, target: _Target, headers: dict[str, str], content: bytes | None
-    ) -> httpx.Response:
-        """Send a request with these headers."""
-
-    @abstractmethod
-    async def aclose(self) -> None:
-        """Close the connections."""
-
-
-class Proxied(Transport):
-    """Through the proxies that the environment names, which httpx knows to read."""
-
-    def __init__(self, key: ApiKey | None, tls: ssl.SSLContext) -> None:
-        super().__init__(key)
-        self._client = httpx.AsyncClient(
-            verify=tls,
-            trust_env=True,
-            follow_redirects=False,
-            # Silence is timed where it is known what is waited for, connections are counted there.
-            timeout=httpx.Timeout(None, connect=CONNECT_S),
-            limits=httpx.Limits(
-                max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_S
-            ),
-        )
-
-    async def _send(
-        self, method: str, target: _Target, headers: dict[str, str], content: bytes | None
-    ) -> httpx.Response:
-        while True:
-            steps: set[str] = set()
-
-            async def trace(name: str, _info: object, steps: set[str] = steps) -> None:
-                steps.add(name)
-
-            request = self._client.build_request(
-                method, target.url, headers=headers, content=content, extensions={"trace": trace}
-            )
-            try:
-                return await self._client.send(request, stream=True)
-            except _BROKE:
-                # Each of these takes a kept connection out of the pool, so this comes to an end.
-                if "connection.connect_tcp.started" in steps:
-                    raise
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._client.aclose()
-
-
-class Direct(Transport):
-    """A stack of httpcore's connections to one origin, the one used last on top.
-
-    Its own pool looks at every connection at every request, and httpx's client takes every request
-    apart again: https://github.com/encode/httpx/issues/3215
+    Redirects are not followed, and cookies are not kept.
     """
 
-    def __init__(self, key: ApiKey | None, tls: ssl.SSLContext | None) -> None:
-        super().__init__(key)
-        self._tls = tls
-        self._idle: deque[_Connection] = deque()
-        self._busy: set[_Connection] = set()
-
-    async def _send(
-        self, method: str, target: _Target, headers: dict[str, str], content: bytes | None
-    ) -> httpx.Response:
-        request = httpcore.Request(
-            method, target.wire, headers=list(headers.items()), content=content
-        )
-        connection = self._pop()
-        if connection is not None:
-            before = connection.stream.received
-            try:
-                return await self._exchange(connection, request)
-            except _BROKE:
-                # Servers close kept connections whenever they like, uvicorn for `ilab` at once. A
-                # request that crosses such an end was not answered, and so it is repeated
-                # once, on a new connection.
-                if connection.stream.received != before:
-                    raise
-        return await self._exchange(await self._open(target.wire.origin), request)
-
-    async def _exchange(self, connection: _Connection, request: httpcore.Request) -> httpx.Response:
-        self._busy.add(connection)
+    def __init__(self, address: ServerAddress, key: ApiKey | None) -> None:
+        """Raises `ServerUnreachable` for an unusable proxy, `SettingsError` for certificates."""
+        headers = {"User-Agent": "llm_magic", "Accept-Encoding": "identity"}
+        if key is not None:
+            headers["Authorization"] = key.bearer(address.origin)
+        proxy = proxy_url(address)
+        socks = proxy if proxy is not None and proxy.startswith("socks") else None
+        options: dict[str, Any] = {"limit": 0, "keepalive_timeout": KEEP_S}
+        if "https:" in f"{address.url} {proxy}":
+            options["ssl"] = _trusted_authorities()
+        self._url = address.url
+        self._socks_errors: tuple[type[Exception], ...] = ()
         try:
-            response = await connection.http.handle_async_request(request)
-        except BaseException:
-            self.put(connection)
-            raise
-        return httpx.Response(
-            response.status, headers=response.headers, stream=_Body(self, connection, response)
+            connector = self._socks(socks, options) if socks else _connector(proxy, options)
+        except ImportError:
+            why = "a SOCKS proxy needs another package: pip install aiohttp-socks"
+            raise server_errors.proxy_error(address, proxy_for(address) or "", why) from None
+        except ValueError as error:
+            raise server_errors.proxy_error(address, proxy_for(address) or "", str(error)) from None
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            headers=headers,
+            proxy=None if socks else proxy,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # The limits on silence depend on how far an answer is: see `http_client`.
+            timeout=aiohttp.ClientTimeout(connect=CONNECT_S),
+            # Bodies are decompressed in steps of a bounded size: see `compression`.
+            auto_decompress=False,
+            read_bufsize=_BUFFER_BYTES,
+            max_line_size=_MAX_HEADER_BYTES,
+            max_field_size=_MAX_HEADER_BYTES,
+            response_class=_Response,
+            trace_configs=[_reuse_trace()],
         )
 
-    def _pop(self) -> _Connection | None:
-        """Return the connection that was used last, if the server has not closed it meanwhile."""
-        while self._idle and self._idle[0].http.has_expired():
-            self._idle.popleft().stream.abort()
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.http.has_expired():
-                return connection
-            connection.stream.abort()
-        return None
+    def _socks(self, proxy: str, options: dict[str, Any]) -> aiohttp.TCPConnector:
+        """Return connections through a SOCKS proxy, which also resolves the names of hosts."""
+        import aiohttp_socks
 
-    async def _open(self, origin: httpcore.Origin) -> _Connection:
-        stream = await connect(origin.host.decode("ascii"), origin.port, self._tls, CONNECT_S)
-        return _Connection(httpcore.AsyncHTTP11Connection(origin, stream, KEEP_S), stream)
+        self._socks_errors = (
+            aiohttp_socks.ProxyError,
+            aiohttp_socks.ProxyConnectionError,
+            aiohttp_socks.ProxyTimeoutError,
+        )
+        proxy = proxy.replace("socks5h:", "socks5:", 1)
+        connector: aiohttp.TCPConnector
+        connector = aiohttp_socks.ProxyConnector.from_url(proxy, rdns=True, **options)
+        return connector
 
-    def put(self, connection: _Connection) -> None:
-        """Take a connection back; what is not at the end of its answer cannot be used again."""
-        self._busy.discard(connection)
-        if connection.http.is_idle():
-            self._idle.append(connection)
-        else:
-            connection.stream.abort()
+    async def send(self, method: str, path: str, content: bytes | None) -> aiohttp.ClientResponse:
+        """Send a request, and return the response when its headers have arrived.
+
+        The caller closes the response.
+        """
+        headers = {} if content is None else {"Content-Type": "application/json"}
+        while True:
+            attempt = _Attempt()
+            # aiohttp sends a file in pieces, and warns about long bytes.
+            data = None if content is None else io.BytesIO(content)
+            try:
+                return await self._session.request(
+                    method, self._url + path, data=data, headers=headers,
+                    allow_redirects=False, trace_request_ctx=attempt,
+                )  # fmt: skip
+            except aiohttp.ClientConnectionError:
+                # Servers close kept connections at any time, uvicorn for `ilab` after each answer. A
+                # request that meets such an end was not answered. Each of these attempts removes a
+                # kept connection from the pool.
+                if not attempt.reused_connection:
+                    raise
+            except self._socks_errors as error:
+                raise SocksError(str(error)) from None
 
     async def aclose(self) -> None:
         """Close the connections."""
-        closing = [*self._busy, *self._idle]
-        self._idle.clear()
-        for connection in closing:
-            await connection.http.aclose()
+        await self._session.close()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Connection:
-    """What speaks HTTP, and what it speaks over."""
+class _Attempt:
+    """Whether a request was sent over a connection that had been used before."""
 
-    http: httpcore.AsyncHTTP11Connection
-    stream: Stream
+    reused_connection = False
 
 
-class _Body(httpx.AsyncByteStream):
-    """The body of an answer; closing it gives its connection back."""
+def _reuse_trace() -> aiohttp.TraceConfig:
+    """Return what sets `reused_connection` of the `trace_request_ctx` of a request."""
 
-    def __init__(self, owner: Direct, connection: _Connection, response: httpcore.Response) -> None:
-        self._owner, self._response = owner, response
-        self._connection: _Connection | None = connection
+    async def reused(_session: object, context: Any, _params: object) -> None:
+        context.trace_request_ctx.reused_connection = True
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        assert isinstance(self._response.stream, AsyncIterable)
-        return aiter(self._response.stream)
+    async def created(_session: object, context: Any, _params: object) -> None:
+        context.trace_request_ctx.reused_connection = False
 
-    async def aclose(self) -> None:
-        """Close it, whatever of it was read."""
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(reused)
+    trace.on_connection_create_start.append(created)
+    return trace
+
+
+class _Response(aiohttp.ClientResponse):
+    """A response that aborts its connection where aiohttp would first send what is left to send."""
+
+    async def start(self, connection: Any) -> aiohttp.ClientResponse:
+        """Wait for the headers."""
         try:
-            await self._response.aclose()
-        finally:
-            self._owner.put(connection)
+            return await super().start(connection)
+        except BaseException:
+            _abort(connection)
+            raise
+
+    def close(self) -> None:
+        """Close the response, and its connection unless the whole body has arrived."""
+        _abort(self.connection)
+        super().close()
 
 
-def _trusted() -> ssl.SSLContext:
-    # Looked up each time: whoever was told to name an authority need not start the kernel again.
-    return _certificates(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+def _abort(connection: Any) -> None:
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
+
+
+class _Resolver(aiohttp.abc.AbstractResolver):
+    """Resolves names as the system does.
+
+    aiohttp's own resolvers omit ``::1`` for localhost on machines without another IPv6 address.
+    """
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[aiohttp.abc.ResolveResult]:
+        """Return the addresses of a host."""
+        infos = await asyncio.get_running_loop().getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, family=family
+        )
+        return [
+            aiohttp.abc.ResolveResult(
+                hostname=host, host=str(address[0]), port=port, family=kind, proto=protocol,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for kind, _, protocol, _, address in infos
+        ]  # fmt: skip
+
+    async def close(self) -> None:
+        """Do nothing: there is nothing to close."""
+
+
+def _create_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Return a socket on which the system checks that the other machine still exists."""
+    family, kind, protocol, _, _ = address
+    created = socket.socket(family, kind, protocol)
+    created.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # Not every system has all of them.
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
+        if hasattr(socket, name):
+            created.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return created
+
+
+def _connector(proxy: str | None, options: dict[str, Any]) -> aiohttp.TCPConnector:
+    """Return connections to a server or an HTTP proxy; raises `ValueError` for another proxy."""
+    if proxy is not None:
+        parts = urlsplit(proxy)
+        if parts.scheme not in {"http", "https"}:
+            raise ValueError(f"Unknown scheme for a proxy: {parts.scheme}")
+        # Both raise for what aiohttp cannot use: a port that is no number, and credentials that
+        # are not Latin-1.
+        _ = parts.port
+        unquote(parts.netloc).encode("latin-1")
+    return aiohttp.TCPConnector(**options, resolver=_Resolver(), socket_factory=_create_socket)
+
+
+def _trusted_authorities() -> ssl.SSLContext:
+    # Read for each client: a variable that is set later counts without a restart of the kernel.
+    return _load_authorities(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
 
 
 @functools.lru_cache(maxsize=4)
-def _certificates(_file: str | None, _folder: str | None) -> ssl.SSLContext:
-    """Return the one TLS context of these authorities: building one takes 20 ms.
+def _load_authorities(file: str | None, folder: str | None) -> ssl.SSLContext:
+    """Return a TLS context that trusts the authorities of a file, a folder, or certifi.
 
-    Raises `SettingsError` that names the variable.
+    It is cached because creating one takes 20 ms. Raises `SettingsError` that names the variable.
     """
     if problem := certificate_problem():
         raise SettingsError(problem)
-    context = httpx.create_ssl_context()
+    if file or not folder:
+        context = ssl.create_default_context(cafile=file or certifi.where())
+    else:
+        context = ssl.create_default_context(capath=folder)
     context.set_alpn_protocols(["http/1.1"])
     return context
-
-
-@functools.cache
-def _no_certificates() -> ssl.SSLContext:
-    """Return the context of connections that are not encrypted, which is never used."""
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -164,7 +164,7 @@ def _check_dashes(name: str, tokens: Sequence[str]) -> None:
     for word in tokens:
         option = word.partition("=")[0]
         if len(option) > 2 and option[1] != "-" and f"-{option}" in known:
-            raise OptionError(f"%{name} has no option {option}. Did you mean -{option}?")
+            raise OptionError(f'%{name} has no option {option}. Did you mean "-{option}"?')
 
 
 def assignments(tokens: Sequence[str]) -> dict[str, object]:
@@ -227,14 +227,10 @@ class _Parser(argparse.ArgumentParser):
                 " variable, and pass the name of the variable: --key-env NAME."
             )
         if any(word.swapcase() in argument.names for argument in arguments(self.magic.name)):
-            return f"%{self.magic.name} has no option {word}. Did you mean {word.swapcase()}?"
+            return f'%{self.magic.name} has no option {word}. Did you mean "{word.swapcase()}"?'
         # Compared without dashes, which all options share.
         known = [n.lstrip("-") for a in arguments(self.magic.name) for n in a.names if n[1] == "-"]
-        near = (
-            did_you_mean(word.lstrip("-"), known)
-            .replace("mean ", "mean --")
-            .replace(" or ", " or --")
-        )
+        near = did_you_mean(word.lstrip("-"), known, prefix="--")
         prompt = self.magic.name == "llm" and not near
         dash = " Write -- before a prompt that starts with -." if prompt else ""
         return f"%{self.magic.name} has no option {word}.{near}{dash} See %{self.magic.name}?"

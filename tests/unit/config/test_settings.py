@@ -79,9 +79,11 @@ def test_stop_is_one_text_or_several(given: Any, kept: tuple[str, ...]) -> None:
 
 
 def test_an_unknown_name_gets_the_nearest_one() -> None:
-    with pytest.raises(OptionError, match=r"no option 'temprature'\. Did you mean temperature\?"):
+    with pytest.raises(
+        OptionError, match=r"no option 'temprature'\. Did you mean \"temperature\"\?"
+    ):
         GenerationConfig().replace(temprature=0.1)
-    with pytest.raises(OptionError, match="Did you mean quantization"):
+    with pytest.raises(OptionError, match='Did you mean "quantization"'):
         LocalLoadConfig().replace(quantisation="4bit")
 
 

@@ -192,8 +192,8 @@ def test_invalid_setting_does_not_stop_other_checks(monkeypatch: pytest.MonkeyPa
 
 def test_exception_in_check_becomes_finding(monkeypatch: pytest.MonkeyPatch, site: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    install(site, "httpx", "1")
-    (site / "httpx-1.dist-info" / "METADATA").write_bytes(b"\xff")
+    install(site, "aiohttp", "1")
+    (site / "aiohttp-1.dist-info" / "METADATA").write_bytes(b"\xff")
     session = Session(settings())
     try:
         found = named("packages", run_checks(session))

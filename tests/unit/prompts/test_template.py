@@ -405,14 +405,17 @@ def test_code_after_a_dollar_that_would_not_be_evaluated_gets_no_note(template: 
 @pytest.mark.parametrize(
     ("template", "note"),
     [
-        ("Hi {nmae}!", "{nmae} is not defined here; left as it is. Did you mean name?"),
+        ("Hi {nmae}!", '{nmae} is not defined here; left as it is. Did you mean "name"?'),
         ('say "{qqqq}".', "{qqqq} is not defined here; left as it is."),
-        ("{name} and {nmae}", "{nmae} is not defined here; left as it is. Did you mean name?"),
-        ("{nmae}\n", "{nmae} is not defined here; left as it is. Did you mean name?"),
+        ("{name} and {nmae}", '{nmae} is not defined here; left as it is. Did you mean "name"?'),
+        ("{nmae}\n", '{nmae} is not defined here; left as it is. Did you mean "name"?'),
         ("```\ncode\n```\n{qqqq}", "{qqqq} is not defined here; left as it is."),
-        ("{len(nmae)}", "{len(nmae)}: nmae is not defined here; left as it is. Did you mean name?"),
-        ("{nmae:.2f}", "{nmae:.2f}: nmae is not defined here; left as it is. Did you mean name?"),
-        ("{nmae.x}", "{nmae.x}: nmae is not defined here; left as it is. Did you mean name?"),
+        (
+            "{len(nmae)}",
+            '{len(nmae)}: nmae is not defined here; left as it is. Did you mean "name"?',
+        ),
+        ("{nmae:.2f}", '{nmae:.2f}: nmae is not defined here; left as it is. Did you mean "name"?'),
+        ("{nmae.x}", '{nmae.x}: nmae is not defined here; left as it is. Did you mean "name"?'),
         ("{q}", "{q} is not defined here; left as it is."),
         ("x = {qqqq}", "{qqqq} is not defined here; left as it is."),
         ("<b>{qqqq}</b>", "{qqqq} is not defined here; left as it is."),
@@ -448,7 +451,10 @@ def test_code_after_a_dollar_that_would_not_be_evaluated_gets_no_note(template: 
             "${a:+5}",
             "${a:+5} is left as it is, as in shell and JavaScript code. Write $ {a:+5}",
         ),
-        ("${nmae:.2f}", "{nmae:.2f}: nmae is not defined here; left as it is. Did you mean name?"),
+        (
+            "${nmae:.2f}",
+            '{nmae:.2f}: nmae is not defined here; left as it is. Did you mean "name"?',
+        ),
     ],
 )
 def test_note_names_what_was_left(template: str, note: str) -> None:

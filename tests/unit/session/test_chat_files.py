@@ -122,7 +122,7 @@ def test_files_that_cannot_be_used_are_one_line(chats: Chats, tmp_path: Path) ->
         chats.load(tmp_path)
     with pytest.raises(OptionError, match=r"cannot be written: No such file"):
         chats.save(tmp_path / "no" / "talk.json", "talk")
-    with pytest.raises(OptionError, match=r"There is no chat 'tolk'.*Did you mean talk"):
+    with pytest.raises(OptionError, match=r"There is no chat 'tolk'.*Did you mean \"talk\""):
         chats.save(tmp_path / "t.json", "tolk")
     with pytest.raises(OptionError, match="There is no chat to export"):
         Chats().save(tmp_path / "t.json")

@@ -300,7 +300,7 @@ def test_a_chat_that_is_not_there_is_an_error_that_names_what_is(notebook: Noteb
         notebook.session.reset("c")
     notebook.ask("1", "x", chat="summary")
     for ask in (notebook.session.reset, notebook.session.chats.messages):
-        with pytest.raises(OptionError, match=r"there are: summary\. Did you mean summary\?"):
+        with pytest.raises(OptionError, match=r"there are: summary\. Did you mean \"summary\"\?"):
             ask("sumary")
     assert notebook.session.chats.messages("summary") == [
         Message("user", "x"), Message("assistant", "X"),

@@ -103,7 +103,7 @@ def test_extra_cannot_be_changed_in_place() -> None:
 
 def test_unknown_attribute_raises() -> None:
     generation = GenerationSettings(settings())
-    with pytest.raises(OptionError, match="Did you mean temperature"):
+    with pytest.raises(OptionError, match='Did you mean "temperature"'):
         generation.temprature = 0.3
     with pytest.raises(AttributeError, match="temprature"):
         _ = generation.temprature

@@ -13,12 +13,19 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from llm_magic.errors import IncompleteReply, LLMMagicError, RequestFailed, ServerUnreachable
+from llm_magic.errors import (
+    IncompleteReply,
+    LLMMagicError,
+    RequestFailed,
+    ServerTimeout,
+    ServerUnreachable,
+)
 from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.http_server import HttpServer
 from tests.ollama_server import OllamaServer
 from tests.remote_sessions import (
+    IDLE_S,
     NOW,
     OLLAMA_CHAT,
     chat_path,
@@ -160,7 +167,7 @@ def test_body_compressed_twice_is_refused(server: FaultServer, encodings: list[s
             server.will(CHAT, *zipped(script, *encodings))
             with bounded(20 * MIB):
                 error = fails(session, RequestFailed)
-            assert f"compresses its responses ({', '.join(encodings)}) although" in str(error)
+            assert f"compresses its responses ({', '.join(encodings)}), although" in str(error)
             assert "Turn compression off in the server" in str(error)
         still_works(session)
 
@@ -225,7 +232,6 @@ def test_list_without_end_is_error_in_bounded_memory(
 HEADS = {
     "header": [Raw(b"HTTP/1.1 200 OK\r\nX: "), *[Raw(b"x" * 65536)] * 64],
     "headers": [Raw(b"HTTP/1.1 200 OK\r\n"), *[Raw(b"X: " + b"x" * 1000 + b"\r\n")] * 4096],
-    "chunk-size": [Head(200, SSE), Raw(b"1;"), *[Raw(b"x" * 65536)] * 64],
     "trailers": [Head(200, SSE), Raw(b"0\r\n"), *[Raw(b"X: " + b"x" * 1000 + b"\r\n")] * 4096],
 }
 
@@ -239,6 +245,15 @@ def test_head_without_end_is_error_in_bounded_memory(
             server.will(CHAT, *script)
         with bounded(50 * MIB):
             fails(session, ServerUnreachable)
+        still_works(session)
+
+
+def test_chunk_extension_without_end_times_out_in_bounded_memory(server: FaultServer) -> None:
+    with session_on(server, idle_s=IDLE_S) as session:
+        server.will(CHAT, Head(200, SSE), Raw(b"1;"), *[Raw(b"x" * MIB)] * 4096)
+        with bounded(50 * MIB):
+            fails(session, ServerTimeout)
+        assert questions(server)[0].left.wait(5)
         still_works(session)
 
 

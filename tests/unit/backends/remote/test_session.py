@@ -285,7 +285,7 @@ def test_long_list_is_truncated(session: Session, server: FaultServer) -> None:
     )
     server.will(MODELS, *json_answer(200, {"data": entries}))
     began = time.monotonic()
-    with pytest.raises(ModelNotFound, match="Did you mean model-00"):
+    with pytest.raises(ModelNotFound, match='Did you mean "model-00'):
         load(session, server, "model-00")
     assert time.monotonic() - began < 10
     server.will(MODELS, *json_answer(200, {"data": entries}))

@@ -171,7 +171,7 @@ def test_an_option_of_a_prompt_magic_is_offered_where_nothing_is_typed(names: Ca
 
 
 @pytest.mark.parametrize("above", ["%%llm", "%%llm -t 0 -o x\nHello", "\n  \n%%llm"])
-def test_in_the_prompt_there_are_only_references(above: str, names: Candidates) -> None:
+def test_prompt_completes_only_references(above: str, names: Candidates) -> None:
     assert completed("Compare {ro|", names, above) == ["Compare {rows"]
     assert completed("--te|", names, above) == []
     assert completed("%llm_load ti|", names, above) == []
@@ -186,7 +186,7 @@ def test_cells_of_other_magics_are_not_ours(above: str, names: Candidates) -> No
     "line",
     ["", "%", "llm_load ", "%llm", "%%llm_", "%matplotlib ", "x = 1 + %llm_load ", "print(", "%%lm -m "],
 )  # fmt: skip
-def test_other_lines_are_not_ours(line: str, names: Candidates) -> None:
+def test_other_lines_have_no_completions(line: str, names: Candidates) -> None:
     assert completed(line, names) is None
 
 
@@ -215,7 +215,7 @@ def test_every_kind_of_completion_that_the_table_names_is_known(names: Candidate
 
 
 @given(st.text("ab \t'\"-={", max_size=20))
-def test_words_are_those_that_the_magic_reads(line: str) -> None:
+def test_typed_tokens_match_parsed_words(line: str) -> None:
     *done, last = typed_tokens(line)
     try:
         read = parser.split_line(line)

@@ -40,7 +40,7 @@ def test_the_page_names_every_option_and_its_meaning(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MAGICS)
-def test_lines_fit_and_meanings_stand_below_each_other(name: str) -> None:
+def test_lines_fit_and_descriptions_are_aligned(name: str) -> None:
     for line in page(name).splitlines():
         assert len(line) <= 92, line
         assert line == line.rstrip()
@@ -66,7 +66,7 @@ def test_ranges_defaults_and_backends_are_those_of_the_table(magic: str) -> None
     assert "1 or more; default 50; not openai" in text
 
 
-def test_the_options_of_a_load_stand_under_the_backends_they_are_for() -> None:
+def test_load_options_are_grouped_by_backend() -> None:
     text = page("llm_load")
     _, local, server, ollama = text.split("With -b ")
     for spec in registry.load_specs().values():
@@ -79,7 +79,7 @@ def test_the_options_of_a_load_stand_under_the_backends_they_are_for() -> None:
 
 
 @pytest.mark.parametrize("name", MAGICS)
-def test_examples_are_lines_that_the_magic_takes(name: str) -> None:
+def test_examples_are_valid_lines(name: str) -> None:
     for example in filter(None, MAGICS[name].example.split("\n\n")):
         first, _, body = example.partition("\n")
         sign = "%%" if body else "%"

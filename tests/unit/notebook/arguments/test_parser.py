@@ -1,4 +1,4 @@
-"""Magic lines: what is an option, what is the prompt, and what an error says."""
+"""Magic lines: options, the prompt, and error messages."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def given_values(parsed: Parsed) -> dict[str, Any]:
         ("größe 日本", ["größe", "日本"]),
     ],
 )
-def test_a_line_is_split_at_spaces_outside_quotes(line: str, expected: list[str]) -> None:
+def test_line_is_split_at_spaces_outside_quotes(line: str, expected: list[str]) -> None:
     assert split_line(line) == expected
 
 
 @pytest.mark.parametrize("line", ["it's", '-s "open', "-s 'a\" b"])
-def test_an_unclosed_quote_is_our_error(line: str) -> None:
+def test_unclosed_quote_is_an_option_error(line: str) -> None:
     with pytest.raises(OptionError, match="A quote is not closed"):
         split_line(line)
 
@@ -95,9 +95,7 @@ def test_a_comment_is_no_argument() -> None:
         ("-t -0.5 x", {"temperature": "-0.5"}, "x"),
     ],
 )
-def test_options_come_first_and_the_rest_is_the_prompt(
-    line: str, options: dict[str, Any], prompt: str
-) -> None:
+def test_text_after_options_is_the_prompt(line: str, options: dict[str, Any], prompt: str) -> None:
     parsed = parse_with_prompt("llm", line)
     assert (parsed.options, parsed.prompt) == (options, prompt)
 
@@ -109,14 +107,14 @@ def test_a_value_in_quotes_may_hold_what_looks_like_an_option() -> None:
 
 
 @given(PROMPT_START, st.text())
-def test_a_prompt_without_options_passes_byte_for_byte(first: str, rest: str) -> None:
+def test_prompt_without_options_is_unchanged(first: str, rest: str) -> None:
     prompt = (first + rest).strip()
     if not prompt.startswith("-"):
         assert parse_with_prompt("llm", first + rest).prompt == prompt
 
 
 @given(PROMPT_START, st.text())
-def test_so_does_one_behind_options(first: str, rest: str) -> None:
+def test_prompt_after_options_is_unchanged(first: str, rest: str) -> None:
     prompt = (first + rest).strip()
     if not prompt.startswith("-"):
         parsed = parse_with_prompt("llm", f"-t 0 -s 'a b' --literal {prompt}")
@@ -300,7 +298,7 @@ def test_value_of_param_is_read_as_json_before_quotes_go(text: str, value: objec
         ('{"a":' * 300 + "1" + "}" * 300, "nested too deeply"),
     ],
 )
-def test_broken_json_of_param_is_an_error(text: str, message: str) -> None:
+def test_invalid_json_of_param_is_an_error(text: str, message: str) -> None:
     for read in (parse, parse_with_prompt):
         with pytest.raises(OptionError) as caught:
             read("llm", f"-t 0 -p key={text}")
@@ -339,19 +337,19 @@ def test_what_is_not_given_is_none_and_not_a_default() -> None:
 @pytest.mark.parametrize(
     ("magic", "line", "message"),
     [
-        ("llm", "--temprature 0", "%llm has no option --temprature. Did you mean --temperature"),
-        ("llm_load", "m --quantisation 4bit", "Did you mean --quantization"),
+        ("llm", "--temprature 0", '%llm has no option --temprature. Did you mean "--temperature"'),
+        ("llm_load", "m --quantisation 4bit", 'Did you mean "--quantization"'),
         ("llm", "--temp 0", "%llm has no option --temp."),
-        ("llm", "-T 0", "%llm has no option -T. Did you mean -t?"),
-        ("llm", "-model x", "%llm has no option -model. Did you mean --model?"),
+        ("llm", "-T 0", '%llm has no option -T. Did you mean "-t"?'),
+        ("llm", "-model x", '%llm has no option -model. Did you mean "--model"?'),
         (
             "llm_load",
             "x -quantization=4bit",
-            "%llm_load has no option -quantization. Did you mean --",
+            '%llm_load has no option -quantization. Did you mean "--',
         ),
-        ("llm_unload", "--al", "%llm_unload has no option --al. Did you mean --all?"),
+        ("llm_unload", "--al", '%llm_unload has no option --al. Did you mean "--all"?'),
         ("llm", "hello", "'hello' is not an option of %%llm. Put the prompt below the first line"),
-        ("llm", "-b", "%llm has no option -b. Did you mean --bg?"),
+        ("llm", "-b", '%llm has no option -b. Did you mean "--bg"?'),
         ("llm", "--background", "%llm has no option --background."),
         ("llm", "--raw", "%llm has no option --raw."),
         ("llm", "-f raw", "invalid choice: 'raw'"),
@@ -365,7 +363,7 @@ def test_what_is_not_given_is_none_and_not_a_default() -> None:
         ("llm_status", "now", "%llm_status: unexpected argument 'now'"),
     ],
 )
-def test_an_error_is_one_line_and_says_what_to_type(magic: str, line: str, message: str) -> None:
+def test_error_is_one_line_with_next_step(magic: str, line: str, message: str) -> None:
     with pytest.raises(OptionError) as caught:
         parse(magic, line)
     assert message in str(caught.value)

@@ -74,7 +74,7 @@ def test_the_answer_grows_and_is_markdown(scripted: Scripted) -> None:
     until(lambda: panel.asking.take.value == "**bold** and `code`")
 
 
-def test_before_the_first_word_it_says_that_it_thinks(scripted: Scripted) -> None:
+def test_answer_without_text_shows_thinking(scripted: Scripted) -> None:
     panel, hang = scripted.panel, Hang()
     scripted.backend.will(hang, *say("x"))
     send(panel, "why?")
@@ -86,7 +86,7 @@ def test_before_the_first_word_it_says_that_it_thinks(scripted: Scripted) -> Non
 
 
 @pytest.mark.parametrize("before", [(), ("half an ", "answer ")])
-def test_stop_ends_it_and_the_answer_says_so(scripted: Scripted, before: tuple[str, ...]) -> None:
+def test_stop_ends_answer_and_labels_it(scripted: Scripted, before: tuple[str, ...]) -> None:
     panel, hang = scripted.panel, Hang()
     scripted.backend.will(*before, hang)
     send(panel, "?")
@@ -112,7 +112,7 @@ def test_stop_at_once_ends_it_too(scripted: Scripted) -> None:
         until(lambda: "stopped" in answer(panel) and "thinking" not in answer(panel))
 
 
-def test_while_a_stopped_model_comes_to_its_end_nothing_untrue_is_said(scripted: Scripted) -> None:
+def test_status_is_correct_while_stopped_model_finishes(scripted: Scripted) -> None:
     panel, hang = scripted.panel, Hang(deaf=True)
     scripted.backend.will("half ", hang)
     send(panel, "?")
@@ -126,7 +126,7 @@ def test_while_a_stopped_model_comes_to_its_end_nothing_untrue_is_said(scripted:
 
 
 @pytest.mark.parametrize("error", [GenerationFailed("The model broke."), ZeroDivisionError("zero")])
-def test_an_error_is_told_and_the_text_stays(scripted: Scripted, error: Exception) -> None:
+def test_error_is_shown_and_prompt_stays(scripted: Scripted, error: Exception) -> None:
     panel = scripted.panel
     scripted.backend.will("half", error)
     send(panel, "?")
@@ -146,7 +146,7 @@ def test_an_empty_prompt_is_refused(scripted: Scripted, prompt: str) -> None:
     assert (scripted.backend.asked, scripted.panel.magic.value) == ([], "")
 
 
-def test_without_a_model_it_says_what_to_do() -> None:
+def test_prompt_without_model_shows_next_step() -> None:
     with scripted_panel(load=False) as scripted:
         send(scripted.panel, "?")
         assert "Nothing is loaded." in shown_error(scripted.panel)
@@ -172,7 +172,7 @@ def test_a_second_question_waits_for_the_first(scripted: Scripted) -> None:
     assert len(scripted.backend.asked) == 1
 
 
-def test_thoughts_are_folded_away(scripted: Scripted) -> None:
+def test_reasoning_is_folded(scripted: Scripted) -> None:
     scripted.backend.will(Chunk(reasoning="let me see", tokens=1, time=1.0), *say("Paris"))
     ask(scripted.panel, "?")
     assert "<details" in scripted.panel.asking.answer.value
@@ -188,7 +188,7 @@ def test_the_first_block_of_code_can_be_taken(scripted: Scripted) -> None:
     until(lambda: scripted.panel.asking.take.code == "")
 
 
-def test_a_chat_remembers_and_forgets(scripted: Scripted) -> None:
+def test_chat_sends_earlier_turns_until_cleared(scripted: Scripted) -> None:
     panel = scripted.panel
     put(panel.asking.chat, True)
     until(lambda: panel.asking.clear.layout.display == "")

@@ -1,4 +1,4 @@
-"""The jobs in a panel: listed while they run and after, stopped one by one, safe to look at."""
+"""The jobs in a panel: listed while they run and after, stopped one by one."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def rows(scripted: Scripted) -> list[str]:
     ]
 
 
-def test_it_is_not_there_without_jobs(scripted: Scripted) -> None:
+def test_section_is_hidden_without_jobs(scripted: Scripted) -> None:
     assert rows(scripted) == []
     send(scripted.panel, "A question of the panel's own")
     until(lambda: is_idle(scripted.panel) and scripted.session.last is not None)

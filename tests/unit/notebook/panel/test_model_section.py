@@ -1,4 +1,4 @@
-"""The model section of a panel: choose, load, watch, stop, let go; what is shown applies."""
+"""The model section of a panel: choose, load, stop and unload models."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_progress_without_a_share_is_a_bar_without_a_value(empty: Scripted) -> N
 
 
 @pytest.mark.parametrize("error", [ModelNotFound("There is no such model."), OSError("disk full")])
-def test_a_failed_load_says_why_and_shows_no_bar(empty: Scripted, error: Exception) -> None:
+def test_failed_load_shows_error_and_no_bar(empty: Scripted, error: Exception) -> None:
     panel, backend = empty.panel, empty.backend
     backend.reports["check"] = [Progress("reading", 0.5)]
     hang = backend.hang("check")
@@ -184,7 +184,7 @@ def test_a_drawing_that_began_while_loading_does_not_cover_what_came_of_it(
         ("base_url", "http://a:secret@host", "must not contain a user name"),
     ],
 )
-def test_a_wrong_address_is_told_and_not_kept(
+def test_invalid_address_is_reported_and_cleared(
     empty: Scripted, name: str, value: str, complaint: str
 ) -> None:
     panel = empty.panel
@@ -195,7 +195,7 @@ def test_a_wrong_address_is_told_and_not_kept(
     assert panel.loading.options[name].value == "", "it would be saved with the notebook"
 
 
-def test_a_wrong_device_is_told_and_loads_nothing(empty: Scripted) -> None:
+def test_invalid_device_is_reported_and_loads_nothing(empty: Scripted) -> None:
     panel = empty.panel
     put(panel.loading.options["device"], "gpu")
     press(panel.loading.load)
@@ -217,7 +217,7 @@ def test_a_load_that_a_cell_waits_for_is_shown_and_its_bar_goes_with_it(empty: S
     until(lambda: "<progress" not in panel.loading.result.value, "the bar stays")
 
 
-def test_a_load_that_a_cell_waits_for_can_be_stopped_or_the_button_says_that_it_cannot(
+def test_load_of_waiting_cell_can_be_stopped_or_shows_hint(
     empty: Scripted,
 ) -> None:
     hang = empty.backend.hang("load")
@@ -269,7 +269,7 @@ def test_a_default_of_the_environment_can_be_chosen_away() -> None:
         assert (config.device, config.quantization) == ("auto", "none")
 
 
-def test_a_wrong_default_backend_is_told_in_one_line() -> None:
+def test_invalid_default_backend_is_one_line() -> None:
     with (
         scripted_session(load=False, backend="olama") as (session, _backend),
         pytest.raises(LLMMagicError, match="olama"),

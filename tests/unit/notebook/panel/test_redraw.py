@@ -138,7 +138,7 @@ def test_two_thousand_tokens_are_drawn_a_few_times_a_second(scripted: Scripted) 
     assert counts["status"] <= most
 
 
-def test_the_status_line_says_state_model_place_memory_and_speed(scripted: Scripted) -> None:
+def test_status_line_shows_state_model_device_memory_and_speed(scripted: Scripted) -> None:
     panel, hang = scripted.panel, Hang()
     said = words(panel.status.value)
     assert said.startswith("Ready tiny · local cpu bf16 · 269 MB · 8192 ctx")
@@ -187,7 +187,7 @@ def test_a_panel_draws_what_many_threads_change(scripted: Scripted) -> None:
     assert shown_error(scripted.panel) == ""
 
 
-def test_a_new_panel_shows_what_is_there(scripted: Scripted) -> None:
+def test_new_panel_shows_current_session(scripted: Scripted) -> None:
     scripted.session.configure(top_k=3)
     other = ControlPanel(scripted.session)
     assert other.settings.numbers["top_k"].value == 3

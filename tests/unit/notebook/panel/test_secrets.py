@@ -106,7 +106,7 @@ def test_the_list_is_refreshed(panel: ControlPanel, server: FaultServer) -> None
     assert panel.loading.model.value == "what I typed"
 
 
-def test_a_server_that_is_not_there_is_told(panel: ControlPanel, server: FaultServer) -> None:
+def test_unreachable_server_is_reported(panel: ControlPanel, server: FaultServer) -> None:
     server.stop()
     put(panel.loading.options["base_url"], server.url)
     until(lambda: str(server.port) in told(panel))
@@ -117,7 +117,7 @@ def test_a_server_that_is_not_there_is_told(panel: ControlPanel, server: FaultSe
     until(lambda: "2 models." in told(panel))
 
 
-def test_a_missing_and_a_wrong_key_are_told_without_it(
+def test_missing_and_wrong_keys_are_reported_without_value(
     panel: ControlPanel, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(panel.loading.options["base_url"], server.url)
@@ -148,9 +148,7 @@ def test_a_list_that_comes_late_is_not_taken_for_another_server(panel: ControlPa
 @pytest.mark.parametrize(
     ("name", "typed"), [("key_env", KEY), ("base_url", f"http://me:{KEY}@localhost:1/v1")]
 )
-def test_a_key_that_is_typed_where_it_does_not_belong_is_not_kept(
-    panel: ControlPanel, name: str, typed: str
-) -> None:
+def test_key_in_wrong_field_is_cleared(panel: ControlPanel, name: str, typed: str) -> None:
     put(panel.loading.options[name], typed)
     assert shown_error(panel)
     assert KEY not in shown_error(panel)
@@ -163,7 +161,7 @@ def test_a_key_that_is_typed_where_it_does_not_belong_is_not_kept(
 
 
 @pytest.mark.parametrize("name", payloads())
-def test_a_hostile_answer_question_and_thought_do_no_harm(scripted: Scripted, name: str) -> None:
+def test_hostile_answer_prompt_and_reasoning_are_harmless(scripted: Scripted, name: str) -> None:
     panel, text = scripted.panel, payloads()[name]
     put(panel.asking.chat, True)
     for _ in range(2):
@@ -215,7 +213,7 @@ def run(shell: InteractiveShell, cell: str) -> None:
     shell.run_cell(cell).raise_error()  # type: ignore[no-untyped-call]
 
 
-def test_the_magic_shows_a_panel_and_what_stands_for_it(shell: InteractiveShell) -> None:
+def test_magic_shows_panel_and_static_text(shell: InteractiveShell) -> None:
     run(shell, "%llm_config temperature=0.25")
     with capture_output() as captured:
         run(shell, "%llm_panel")
@@ -229,7 +227,7 @@ def test_the_magic_shows_a_panel_and_what_stands_for_it(shell: InteractiveShell)
 
 
 @pytest.mark.parametrize("missing", ["ipywidgets", "anywidget"])
-def test_without_widgets_the_magics_work_and_the_panel_says_what_to_install(
+def test_panel_without_widgets_names_packages_to_install(
     shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)

@@ -30,7 +30,7 @@ def shown(panel: ControlPanel) -> dict[str, object]:
     return {name: control.value for name, control in panel.settings.numbers.items()}
 
 
-def test_there_is_a_control_for_every_setting_with_its_range_and_help(scripted: Scripted) -> None:
+def test_every_setting_has_control_with_range_and_help(scripted: Scripted) -> None:
     controls = scripted.panel.settings.numbers
     assert list(controls) == NUMBERS
     for name, control in controls.items():
@@ -94,7 +94,9 @@ def test_what_was_changed_is_marked_and_reset_takes_it_back(scripted: Scripted) 
         ("temperature", float("nan")), ("temperature", float("inf")), ("top_k", float("inf")),
     ],
 )  # fmt: skip
-def test_a_wrong_number_is_told_and_taken_back(scripted: Scripted, name: str, value: float) -> None:
+def test_invalid_number_is_reported_and_reverted(
+    scripted: Scripted, name: str, value: float
+) -> None:
     panel, session = scripted.panel, scripted.session
     before = shown(panel)
     put(panel.settings.numbers[name], value)
@@ -127,9 +129,7 @@ def test_stop_texts_go_both_ways(scripted: Scripted, typed: str, texts: tuple[st
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "a|b", "|", r"C:\new", "\\", "\t", "a\r"])
-def test_a_stop_text_is_shown_so_that_writing_it_again_says_the_same(
-    scripted: Scripted, text: str
-) -> None:
+def test_shown_stop_texts_can_be_typed_again(scripted: Scripted, text: str) -> None:
     panel, session = scripted.panel, scripted.session
     session.configure(stop=(text, "END"))
     until(lambda: "END" in panel.settings.texts["stop"].value)

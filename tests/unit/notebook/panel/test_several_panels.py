@@ -94,7 +94,7 @@ def test_the_answer_of_one_panel_can_be_stopped_in_the_other(
     until(lambda: is_idle(scripted.panel) and is_idle(other), "the button does nothing")
 
 
-def test_an_answer_that_begins_this_moment_is_no_cells(
+def test_starting_panel_answer_is_not_taken_for_a_cell(
     scripted: Scripted, other: ControlPanel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = LoopStream.start
@@ -194,7 +194,9 @@ def test_load_in_a_thread_and_unload_in_another(scripted: Scripted) -> None:
         until(lambda: not scripted.panel.loading.unload.disabled)
 
 
-def test_a_panel_whose_session_was_closed_says_so(scripted: Scripted, other: ControlPanel) -> None:
+def test_panel_of_closed_session_shows_that_it_is_closed(
+    scripted: Scripted, other: ControlPanel
+) -> None:
     scripted.session.close()
     for panel in (scripted.panel, other):
         assert "Closed" in words(panel.status.value)

@@ -139,7 +139,7 @@ def test_gguf_file_is_converted_once_for_all_its_names(session: Session, models:
     [
         ("{}/two", ModelNotFound, "two holds 2 .gguf files. Load one of them: a.gguf, b.gguf."),
         ("{}/none", ModelNotFound, "none holds no model: it has no config.json and no .gguf file."),
-        ("./alpah", ModelNotFound, "There is no file or folder './alpah'. Did you mean alpha"),
+        ("./alpah", ModelNotFound, "There is no file or folder './alpah'. Did you mean \"alpha\""),
         ("{}/alpha/x.gguf", ModelNotFound, "There is no file or folder"),
         ("{}/notes.txt", LoadFailed, "notes.txt is not a GGUF file"),
         ("{}/alpha/model.safetensors", ModelNotFound, "is one file of a model. Load its folder: "),

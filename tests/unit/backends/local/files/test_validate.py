@@ -198,7 +198,7 @@ def test_missing_quantizer_is_named(session: Session, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"attn": "sdpaa"}, OptionError, "--attn sdpaa does not exist. Did you mean sdpa"),
+        ({"attn": "sdpaa"}, OptionError, '--attn sdpaa does not exist. Did you mean "sdpa"'),
         ({"attn": "flash_attention_2"}, MissingDependency, "FlashAttention2"),
     ],
 )

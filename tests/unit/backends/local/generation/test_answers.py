@@ -293,7 +293,7 @@ def test_other_options_of_transformers_are_passed_to_generate(session: Session) 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"mim_p": 0.1}, r"no generation option 'mim_p'\. Did you mean min_p"),
+        ({"mim_p": 0.1}, r"no generation option 'mim_p'\. Did you mean \"min_p\""),
         ({"num_beams": 4}, "-p num_beams cannot be used with a streamed answer"),
         ({"temperature": 1}, "temperature has an option of its own"),
         ({"_from_model_config": True}, "no generation option"),
