@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def certificate_problem() -> str:
-    """Return in one line what is wrong with ``SSL_CERT_FILE`` or ``SSL_CERT_DIR``, or nothing.
+    """Return one line about an unusable ``SSL_CERT_FILE`` or ``SSL_CERT_DIR``, or an empty string.
 
-    The folder counts only where no file is named, as in httpx and huggingface_hub.
+    The folder is used only if no file is named, as in huggingface_hub.
     """
     file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
     if file:

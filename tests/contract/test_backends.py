@@ -200,7 +200,7 @@ def test_timeout_ends_reply(under: Under) -> None:
     else:
         begun = sse(delta("half"), done=False)
     under.server.will(under.chat, *begun, Hold())
-    with pytest.raises(IncompleteReply, match="said nothing for 1 s"):
+    with pytest.raises(IncompleteReply, match="sent nothing for 1 s"):
         under.session.generate("hi")
     assert under.session.last is not None
     assert under.session.last.text == "half"

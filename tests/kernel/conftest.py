@@ -1,4 +1,4 @@
-"""Kernels that the tests of a module share."""
+"""Kernels that the tests of several modules share; each module finds them like new."""
 
 from __future__ import annotations
 
@@ -9,28 +9,51 @@ import pytest
 
 from tests.kernels import ROOT, Kernel, kernel
 
+# Removes what a module leaves: variables, history, the last exception, and traits of IPython.
+_RESET = """%reset -f
+import sys
+for name in ("last_exc", "last_type", "last_value", "last_traceback"):
+    vars(sys).pop(name, None)
+get_ipython().config.pop("LLMMagics", None)
+del sys, name"""
+_SCRIPTED = """from llm_magic.notebook.magics import register
+from llm_magic.session import Session
+from tests.scripted import ScriptedBackend, say
+backend = ScriptedBackend()
+llm = Session(create=lambda _name: backend)
+register(get_ipython(), llm)
+%llm_load tiny"""
 
-@pytest.fixture(scope="module")
-def loaded(model_cache: Path) -> Iterator[Kernel]:
-    """Return a kernel with the extension, the embedded model, and `llm`."""
+
+@pytest.fixture(scope="session")
+def kernel_with_model(model_cache: Path) -> Iterator[Kernel]:
+    """Return a kernel that is used for local models."""
     with kernel(LLM_MAGIC_CACHE_DIR=str(model_cache)) as k:
-        k.ok("%load_ext llm_magic")
-        k.ok("from llm_magic import llm")
-        k.ok("%llm_load")
         yield k
 
 
 @pytest.fixture(scope="module")
-def scripted() -> Iterator[Kernel]:
-    """Return a kernel whose model ``tiny`` says what `backend` is told, or repeats the prompt."""
+def loaded(kernel_with_model: Kernel) -> Iterator[Kernel]:
+    """Return a kernel with the extension, the embedded model, and `llm`."""
+    k = kernel_with_model
+    k.ok(_RESET)
+    k.ok("%load_ext llm_magic")
+    k.ok("from llm_magic import llm")
+    k.ok("%llm_load")
+    yield k
+    k.ok("%unload_ext llm_magic")
+
+
+@pytest.fixture(scope="session")
+def kernel_with_script() -> Iterator[Kernel]:
+    """Return a kernel that is used for scripted models."""
     with kernel(PYTHONPATH=str(ROOT)) as k:
-        k.ok(
-            "from llm_magic.notebook.magics import register\n"
-            "from llm_magic.session import Session\n"
-            "from tests.scripted import ScriptedBackend, say\n"
-            "backend = ScriptedBackend()\n"
-            "llm = Session(create=lambda _name: backend)\n"
-            "register(get_ipython(), llm)\n"
-            "%llm_load tiny"
-        )
         yield k
+
+
+@pytest.fixture(scope="module")
+def scripted(kernel_with_script: Kernel) -> Kernel:
+    """Return a kernel whose model ``tiny`` generates the script of `backend`, or repeats the prompt."""
+    kernel_with_script.ok(_RESET)
+    kernel_with_script.ok(_SCRIPTED)
+    return kernel_with_script

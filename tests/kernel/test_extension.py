@@ -6,7 +6,7 @@ from tests.kernels import Kernel, kernel
 
 HEAVY = {
     "torch", "transformers", "accelerate", "safetensors", "huggingface_hub", "ipywidgets", "aiohttp",
-    "pandas", "numpy", "tenacity", "anywidget", "pydantic", "markdown_it", "psutil._pslinux",
+    "pandas", "numpy", "anywidget", "pydantic", "markdown_it", "psutil._pslinux",
 }  # fmt: skip
 MAGICS = {
     "llm", "llm_load", "llm_config", "llm_status", "llm_models", "llm_unload", "llm_chats",

@@ -17,7 +17,7 @@ import psutil
 from llm_magic.backends.base import Backend, LoadPlan, Report, TokenCount
 from llm_magic.backends.remote.client_pool import Servers
 from llm_magic.backends.remote.limits import ANSWER_S, FIRST_FACTOR
-from llm_magic.backends.remote.retry import Patience, waiting
+from llm_magic.backends.remote.retry import Retries, retry_notice
 from llm_magic.backends.remote.stream_decoders import MalformedStream, join_surrogates
 from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.option_spec import specs
@@ -256,7 +256,7 @@ class RemoteBackend(Backend):
     async def _generate_with_retries(
         self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
-        patience, has_text, notice = Patience(_busy_timeout(remote.server)), False, ""
+        retries, has_text, notice = Retries(_busy_timeout(remote.server)), False, ""
         while True:
             try:
                 chunks = join_surrogates(self._generate(remote, messages, config))
@@ -269,11 +269,11 @@ class RemoteBackend(Backend):
                 error = self._translated(remote, caught, has_text)
             if not has_text and self._adapt(remote, error, config):
                 continue
-            wait = None if has_text else patience.next_try(error)
+            wait = None if has_text else retries.next_delay(error)
             if wait is None:
                 raise error
-            if waiting(error, wait) != notice or not isinstance(error, ServerBusy):
-                notice = waiting(error, wait)
+            if retry_notice(error, wait) != notice or not isinstance(error, ServerBusy):
+                notice = retry_notice(error, wait)
                 yield Chunk(notice=notice)
             await asyncio.sleep(wait)
 
@@ -313,15 +313,15 @@ class RemoteBackend(Backend):
         self, request: Callable[[], Awaitable[T]], report: Report, busy_timeout: float
     ) -> T:
         """Return the result of a request; repeats it after error responses, if that can help."""
-        patience = Patience(busy_timeout)
+        retries = Retries(busy_timeout)
         while True:
             try:
                 return await request()
             except RequestFailed as error:
-                wait = patience.next_try(error)
+                wait = retries.next_delay(error)
                 if wait is None:
                     raise
-                stage = waiting(error, wait)
+                stage = retry_notice(error, wait)
             report(Progress(stage))
             await asyncio.sleep(wait)
 

@@ -41,12 +41,12 @@ _CHECK_S = 1.0
 
 
 class HttpServer:
-    """One server and the client that talks to it; lives on the loop thread."""
+    """A client of one server; use it on the event-loop thread."""
 
     def __init__(
         self, address: ServerAddress, key: ApiKey | None, limits: Limits, start: str
     ) -> None:
-        """`start` is what to type to start such a server."""
+        """`start` is the advice for a server that does not run."""
         self.address, self.key, self.limits, self._start = address, key, limits, start
         self.turns = asyncio.Semaphore(limits.concurrency)
         # Requests under way that do not belong to a loaded model, and where the API begins.
@@ -58,11 +58,11 @@ class HttpServer:
         return Transport(self.address, self.key)
 
     async def get(self, path: str) -> Any:
-        """Return what a GET answers, as JSON."""
+        """Send a GET request, and return the JSON of its response."""
         return await self._json("GET", path, None)
 
     async def post(self, path: str, body: dict[str, Any]) -> Any:
-        """Return what a POST answers, as JSON."""
+        """Send a POST request, and return the JSON of its response."""
         return await self._json("POST", path, body)
 
     async def _json(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
@@ -70,7 +70,7 @@ class HttpServer:
             async with asyncio.timeout(ANSWER_S), self.stream(method, path, body) as answer:
                 data = await answer.read_all()
         except TimeoutError:
-            raise self.silent(ANSWER_S, "Look at the server.") from None
+            raise self.timeout_error(ANSWER_S, "Look at the server.") from None
         try:
             return parse_json(data)
         except MalformedStream:
@@ -83,16 +83,16 @@ class HttpServer:
     @contextlib.asynccontextmanager
     async def stream(
         self, method: str, path: str, body: dict[str, Any] | None
-    ) -> AsyncIterator[Answer]:
-        """Open an answer; leaving the block closes the connection if it is not at its end."""
-        # Only ASCII: half a surrogate pair cannot be written as UTF-8.
+    ) -> AsyncIterator[HttpResponse]:
+        """Send a request, and yield its response; an incomplete one is closed with its connection."""
+        # ASCII, because half a surrogate pair cannot be written as UTF-8.
         content = json.dumps(body).encode("ascii") if body is not None else None
         with self._translated():
             response = await self._send(method, path, content)
-        answer = Answer(self, response)
+        answer = HttpResponse(self, response)
         try:
             if not 200 <= response.status < 300:
-                raise await self._refusal(response, answer)
+                raise await self._error_response(response, answer)
             yield answer
         finally:
             answer.close()
@@ -106,14 +106,16 @@ class HttpServer:
             # Also a `TimeoutError`.
             raise
         except TimeoutError:
-            raise self.silent(limit) from None
+            raise self.timeout_error(limit) from None
 
-    async def _refusal(self, response: aiohttp.ClientResponse, answer: Answer) -> ServerError:
+    async def _error_response(
+        self, response: aiohttp.ClientResponse, answer: HttpResponse
+    ) -> ServerError:
         try:
             async with asyncio.timeout(CONNECT_S):
                 body = await answer.read(_MOST_ERROR_BYTES)
         except (TimeoutError, ServerError):
-            # The status alone says enough.
+            # The status is reported without the body.
             body = b""
         return server_errors.status_error(
             self.address,
@@ -135,26 +137,26 @@ class HttpServer:
                 is_temporary=True,
             ) from None
         except aiohttp.ClientConnectorError as error:
-            raise self._not_there(str(error.os_error)) from None
+            raise self._connection_error(str(error.os_error)) from None
         except aiohttp.ClientHttpProxyError as error:
-            raise self._not_there(f"{error.status} {error.message}") from None
+            raise self._connection_error(f"{error.status} {error.message}") from None
         except SocksError as error:
-            raise self._not_there(str(error)) from None
+            raise self._connection_error(str(error)) from None
         except aiohttp.InvalidURL:
             raise ServerUnreachable(
                 f"{self.address.url} is no address. Check --base-url."
             ) from None
         except aiohttp.ClientError as error:
-            raise self.broken(error) from None
+            raise self.disconnected_error(error) from None
 
-    def _not_there(self, why: str) -> ServerUnreachable:
+    def _connection_error(self, why: str) -> ServerUnreachable:
         proxy = proxy_for(self.address)
         if proxy is not None and "SSL" not in why:
             return server_errors.proxy_error(self.address, proxy, self.scrub(why))
         return server_errors.connection_error(self.address, why, self._start)
 
-    def broken(self, error: Exception) -> ServerUnreachable:
-        """Return the error for a connection that broke."""
+    def disconnected_error(self, error: Exception) -> ServerUnreachable:
+        """Return the error for a connection that was lost."""
         why = server_errors.one_line(self.scrub(_reason(error)))
         because = f" ({why})" if why else ""
         return ServerUnreachable(
@@ -163,12 +165,12 @@ class HttpServer:
             is_temporary=True,
         )
 
-    def silent(
-        self, seconds: float, mend: str = "Look at the server, or allow more with --idle-timeout."
+    def timeout_error(
+        self, seconds: float, fix: str = "Look at the server, or allow more with --idle-timeout."
     ) -> ServerTimeout:
-        """Return the error for a silence."""
+        """Return the error for a server that sent nothing for too long."""
         return ServerTimeout(
-            f"{self.address.origin} said nothing for {seconds:.0f} s. {mend}", brief="silent"
+            f"{self.address.origin} sent nothing for {seconds:.0f} s. {fix}", brief="timed out"
         )
 
     def scrub(self, text: str) -> str:
@@ -177,29 +179,31 @@ class HttpServer:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        way = self.__dict__.pop("_transport", None)
-        if way is not None:
-            await way.aclose()
+        transport = self.__dict__.pop("_transport", None)
+        if transport is not None:
+            await transport.aclose()
 
 
-class Answer:
-    """The body of a response, as it comes; `limit` seconds of silence end it."""
+class HttpResponse:
+    """The body of a response. It ends with an error when nothing arrives for `limit` seconds."""
 
     def __init__(self, server: HttpServer, response: aiohttp.ClientResponse) -> None:
         self._server, self._response = server, response
         self.limit = server.limits.idle_s * FIRST_FACTOR
         self._deadline: float | None = None
-        self.kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        self.content_type = (
+            response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        )
         self._loop = asyncio.get_running_loop()
         self._turn_began = self._loop.time()
-        # When the current wait for bytes ends, and the timer that sees to it.
+        # When the current wait for bytes ends, and the timer that ends it.
         self._wait_ends, self._timed_out = math.inf, False
         self._timer: asyncio.TimerHandle | None = None
         self._decompressor, self._unsupported = None, ""
         try:
             self._decompressor = decompressor(response.headers.get("content-encoding", ""))
         except UnsupportedEncodingError as error:
-            # Raised where the body is read: the status of an error matters more.
+            # Raised when the body is read: the status of an error response is reported first.
             self._unsupported = str(error)
         # What the last bytes from the socket decompress to.
         self._steps: Iterator[bytes] = iter(())
@@ -210,12 +214,12 @@ class Answer:
             self._timer.cancel()
         self._response.close()
 
-    async def piece(self) -> bytes:
+    async def next_chunk(self) -> bytes:
         """Return the next bytes of the body, none at the end; raises `ServerError`."""
         if self._unsupported:
             raise server_errors.encoding_error(self._server.address, self._unsupported)
         while True:
-            await self._give_others_a_turn()
+            await self._yield_to_event_loop()
             try:
                 if self._decompressor is None:
                     return await self._receive()
@@ -224,21 +228,21 @@ class Answer:
                 if not (data := await self._receive()):
                     return b""
             except zlib.error as error:
-                raise self._server.broken(error) from None
+                raise self._server.disconnected_error(error) from None
             self._steps = self._decompressor.feed(data)
 
-    async def _give_others_a_turn(self) -> None:
-        """Let the event loop do other work if this answer has kept it for long."""
+    async def _yield_to_event_loop(self) -> None:
+        """Let other tasks run if this response has occupied the event loop for long."""
         now = self._loop.time()
         if self._deadline is not None and now >= self._deadline:
-            # A server that sends without a pause never lets a timer ring.
-            raise self._server.silent(0.0)
+            # A timer cannot run while a server sends without a pause.
+            raise self._server.timeout_error(0.0)
         if now - self._turn_began > _TURN_S:
             await asyncio.sleep(0)
             self._turn_began = self._loop.time()
 
     async def _receive(self) -> bytes:
-        """Return the next bytes as they were sent."""
+        """Return the next bytes before decompression."""
         now = self._loop.time()
         limit = self.limit if self._deadline is None else self._deadline - now
         self._wait_ends = now + limit
@@ -248,61 +252,61 @@ class Answer:
             return await self._response.content.read(_CHUNK_BYTES)
         except aiohttp.ClientError as error:
             if self._timed_out:
-                raise self._server.silent(limit) from None
-            raise self._server.broken(error) from None
+                raise self._server.timeout_error(limit) from None
+            raise self._server.disconnected_error(error) from None
         finally:
             self._wait_ends = math.inf
 
     def _set_timer(self) -> None:
-        """Set the one timer of this response: one for each wait costs as much as the rest of it."""
+        """Set the only timer of this response; one for each chunk would cost half as much as the chunk."""
         if self._timer is not None:
             self._timer.cancel()
         when = min(self._wait_ends, self._loop.time() + _CHECK_S)
         self._timer = self._loop.call_at(when, self._check)
 
     def _check(self) -> None:
-        """Close the response if it is waited for too long, or for bytes that cannot arrive."""
+        """Close the response when its wait is over, or when its connection is closed."""
         self._timer = None
         if self._wait_ends == math.inf:
             return
         self._timed_out = self._loop.time() >= self._wait_ends
         connection = self._response.connection
-        # aiohttp closes a connection for an invalid chunk, and does not end the wait of the reader.
+        # aiohttp closes the connection after an invalid chunk, but the reader continues to wait.
         if self._timed_out or (connection is not None and connection.closed):
             self._response.close()
         else:
             self._set_timer()
 
-    def has_begun(self) -> None:
-        """From the first word on, silence means something else than thinking."""
+    def use_idle_limit(self) -> None:
+        """Apply the limit for a pause within a reply instead of that for the first token."""
         self.limit = self._server.limits.idle_s
 
-    def ends_within(self, seconds: float) -> None:
-        """End the body after so many seconds in all, whatever comes; an earlier end is kept."""
+    def set_deadline(self, seconds: float) -> None:
+        """End the body in `seconds` at the latest; an earlier deadline is kept."""
         deadline = self._loop.time() + seconds
         if self._deadline is None or deadline < self._deadline:
             self._deadline = deadline
 
-    def decoded(self, decoder: Decoder) -> AsyncIterator[bytes]:
-        """Return the events of a stream, as they come."""
+    def events(self, decoder: Decoder) -> AsyncIterator[bytes]:
+        """Return an iterator over the events of a stream."""
         return _Events(self, decoder)
 
     async def drain(self) -> None:
-        """Read to the end, which is near: the connection can be used again only then."""
-        self.ends_within(DRAIN_S)
+        """Read the rest of the body for a short time, so that the connection can be used again."""
+        self.set_deadline(DRAIN_S)
         with contextlib.suppress(ServerError):
-            while await self.piece():
+            while await self.next_chunk():
                 pass
 
     async def read(self, most: int) -> bytes:
         """Return the whole body, or the first `most` bytes of it."""
         parts = bytearray()
-        while len(parts) < most and (piece := await self.piece()):
-            parts += piece
+        while len(parts) < most and (chunk := await self.next_chunk()):
+            parts += chunk
         return bytes(parts[:most])
 
     async def read_all(self) -> bytes:
-        """Return the whole body; raises `RequestFailed` where it is larger than any answer."""
+        """Return the whole body; raises `RequestFailed` if it is too large."""
         data = await self.read(_MOST_JSON_BYTES + 1)
         if len(data) > _MOST_JSON_BYTES:
             raise server_errors.size_error(self._server.address, _MOST_JSON_BYTES)
@@ -310,9 +314,9 @@ class Answer:
 
 
 class _Events:
-    """The events of one answer. No generator: one that is left before its end has to be closed."""
+    """The events of one response. Not a generator: callers would have to close it."""
 
-    def __init__(self, answer: Answer, decoder: Decoder) -> None:
+    def __init__(self, answer: HttpResponse, decoder: Decoder) -> None:
         self._answer, self._decoder = answer, decoder
         self._ready: deque[bytes] = deque()
 
@@ -321,12 +325,12 @@ class _Events:
 
     async def __anext__(self) -> bytes:
         while not self._ready:
-            piece = await self._answer.piece()
-            if piece:
+            chunk = await self._answer.next_chunk()
+            if chunk:
                 # Events without data are heartbeats.
-                self._ready.extend(filter(bytes.strip, self._decoder.feed(piece)))
+                self._ready.extend(filter(bytes.strip, self._decoder.feed(chunk)))
                 continue
-            # What the end cut in two is no event, and no error either: the answer is not whole.
+            # The body may end within an event. It is dropped, and the caller sees an incomplete reply.
             self._ready.extend(filter(is_complete, self._decoder.flush()))
             if not self._ready:
                 raise StopAsyncIteration

@@ -204,7 +204,7 @@ class OllamaBackend(RemoteBackend):
         is_done = False
         async with server.stream("POST", f"{server.prefix}/api/pull", body) as answer:
             try:
-                async for line in answer.decoded(JsonLinesDecoder()):
+                async for line in answer.events(JsonLinesDecoder()):
                     value = parse_object(line)
                     if value.get("error"):
                         reason = server_errors.parse_error(value).text
@@ -261,20 +261,20 @@ class OllamaBackend(RemoteBackend):
         last: Chunk | None = None
         is_reply = False
         async with server.stream("POST", f"{server.prefix}/api/chat", body) as answer:
-            async for line in answer.decoded(JsonLinesDecoder()):
+            async for line in answer.events(JsonLinesDecoder()):
                 value = parse_object(line)
                 if value.get("error"):
                     raise server_errors.stream_error(server.address, server.key, value)
                 is_reply = is_reply or "message" in value or "done" in value
                 chunk = _chunk(value)
                 if chunk.text or chunk.reasoning:
-                    answer.has_begun()
+                    answer.use_idle_limit()
                     yield chunk
                 if value.get("done"):
                     last = _last_chunk(value)
                     break
             if not is_reply:
-                raise server_errors.no_reply_error(server.address, answer.kind)
+                raise server_errors.no_reply_error(server.address, answer.content_type)
             yield last or Chunk(finish_reason="truncated", time=time.perf_counter())
             await answer.drain()
         await self._update_context(remote)

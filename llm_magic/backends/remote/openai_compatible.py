@@ -209,20 +209,20 @@ class OpenAICompatibleBackend(RemoteBackend):
         reader, has_events = ReplyReader(server.address, server.key), False
         body = self.body(remote, messages, config)
         async with server.stream("POST", f"{server.prefix}/chat/completions", body) as answer:
-            if answer.kind == "application/json":
+            if answer.content_type == "application/json":
                 # Some gateways do not stream, although the request asks for it.
                 yield reader.read_whole(parse_object(await answer.read_all()))
                 return
             try:
-                async for event in answer.decoded(EventDecoder()):
+                async for event in answer.events(EventDecoder()):
                     has_events = True
                     if is_done(event):
                         break
                     chunk = reader.read(parse_object(event))
                     if chunk.text or chunk.reasoning:
-                        answer.has_begun()
+                        answer.use_idle_limit()
                     if reader.is_finished:
-                        answer.ends_within(END_S)
+                        answer.set_deadline(END_S)
                     if chunk is not EMPTY:
                         yield chunk
             except (ServerError, MalformedStream):
@@ -230,7 +230,7 @@ class OpenAICompatibleBackend(RemoteBackend):
                 if not reader.is_finished:
                     raise
             if not has_events:
-                raise server_errors.no_reply_error(server.address, answer.kind)
+                raise server_errors.no_reply_error(server.address, answer.content_type)
             yield reader.last_chunk()
             await answer.drain()
 

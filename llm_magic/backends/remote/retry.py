@@ -1,11 +1,9 @@
-"""Whether and when a failed request is made again; only ever before its first token."""
+"""When a failed request is sent again: only before its first token, after a delay that grows."""
 
 from __future__ import annotations
 
-import functools
+import random
 import time
-
-import tenacity
 
 from llm_magic.errors import (
     LLMMagicError,
@@ -14,63 +12,56 @@ from llm_magic.errors import (
     ServerError,
 )
 
-# The first one and two more.
-_TRIES = 3
-# Somebody sits there and waits: a server that wants longer than this gets its error shown.
-_LONGEST_S = 30.0
-_BACKOFF = tenacity.wait_exponential(multiplier=0.5, max=8) + tenacity.wait_random(0, 0.5)
-# A busy server is free at any moment, and others wait for that moment too.
-_BUSY_BACKOFF = tenacity.wait_exponential(multiplier=0.25, max=1) + tenacity.wait_random(0, 0.25)
+_MAX_ATTEMPTS = 3
+# A user waits for the reply: the error of a server that asks for more is shown instead.
+_MAX_DELAY_S = 30.0
 
 
-class Patience:
-    """The tries of one request: counts them, and returns how long to wait for the next."""
+class Retries:
+    """The attempts of one request, and the delays between them."""
 
     def __init__(self, busy_s: float = 0.0) -> None:
-        """`busy_s` is how many seconds to wait for a server that is busy with other requests."""
+        """`busy_s` is how long to wait for a server that is busy with other requests."""
         self._busy_s = busy_s
         self._busy_since: float | None = None
+        self._failures = self._busy_responses = 0
 
-    @functools.cached_property
-    def _busy(self) -> tenacity.RetryCallState:
-        return tenacity.RetryCallState(tenacity.AsyncRetrying(), None, (), {})
-
-    @functools.cached_property
-    def _state(self) -> tenacity.RetryCallState:
-        # At the first failure: most requests know none.
-        return tenacity.RetryCallState(tenacity.AsyncRetrying(), None, (), {})
-
-    def next_try(self, error: LLMMagicError) -> float | None:
-        """Return the seconds to wait before another try, None if there is none."""
+    def next_delay(self, error: LLMMagicError) -> float | None:
+        """Return the seconds to wait before the next attempt, None if there is none."""
         if isinstance(error, ServerBusy):
-            return self._next_turn(error)
+            return self._busy_delay(error)
         self._busy_since = None
-        if not _is_temporary(error) or self._state.attempt_number >= _TRIES:
+        self._failures += 1
+        if not _is_temporary(error) or self._failures >= _MAX_ATTEMPTS:
             return None
-        asked = error.retry_after if isinstance(error, RequestFailed) else None
-        wait = _BACKOFF(self._state) if asked is None else asked
-        self._state.attempt_number += 1
-        return wait if wait <= _LONGEST_S else None
+        requested = error.retry_after if isinstance(error, RequestFailed) else None
+        delay = _backoff(self._failures, 0.5, 8.0) if requested is None else requested
+        return delay if delay <= _MAX_DELAY_S else None
 
-    def _next_turn(self, busy: ServerBusy) -> float | None:
-        """Return the seconds until the next try; the tries are limited by time, not by number."""
+    def _busy_delay(self, busy: ServerBusy) -> float | None:
+        """Return the delay for a busy server: limited by time, because it is free at any moment."""
         now = time.monotonic()
         self._busy_since = self._busy_since or now
         left = self._busy_since + self._busy_s - now
         if left <= 0:
             return None
-        wait = busy.retry_after or _BUSY_BACKOFF(self._busy)
-        self._busy.attempt_number += 1
-        return min(wait, left)
+        self._busy_responses += 1
+        return min(busy.retry_after or _backoff(self._busy_responses, 0.25, 1.0), left)
+
+
+def _backoff(failures: int, first: float, longest: float) -> float:
+    """Return a delay that doubles with each failure, with jitter of up to `first` seconds."""
+    # The exponent is bounded because a busy server is asked many times.
+    return min(longest, first * 2.0 ** min(failures - 1, 10)) + random.uniform(0, first)
 
 
 def _is_temporary(error: LLMMagicError) -> bool:
     return isinstance(error, ServerError) and error.is_temporary
 
 
-def waiting(error: LLMMagicError, wait: float) -> str:
-    """Return the words that are shown until the next try."""
+def retry_notice(error: LLMMagicError, delay: float) -> str:
+    """Return the notice that is shown until the next attempt."""
     if isinstance(error, ServerBusy):
         return "waiting: the server is busy with other requests"
     brief = error.brief if isinstance(error, ServerError) else "no answer"
-    return f"{brief}, next try in {max(1, round(wait))} s"
+    return f"{brief}, next try in {max(1, round(delay))} s"

@@ -84,6 +84,11 @@ def ready_lines(result: LoadResult) -> list[str]:
     return [f"{model_line(info)} · {took}", *result.notes, *unloaded_lines]
 
 
+def loading_line(model: str) -> str:
+    """Return the line of a load that continues in the background."""
+    return f"Loading {model} · %llm_status shows the progress; %%llm waits for the model."
+
+
 def model_line(info: ModelInfo) -> str:
     """Return a model in one line: ``SmolLM2 · local cpu bf16 · 269 MB · 8192 ctx``."""
     short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}

@@ -23,25 +23,16 @@ class ModelMagics(SessionMagics):
         """Load a model into this kernel and make it the active one."""
         from llm_magic.notebook.display import live_output, messages
 
-        args = parser.parse("llm_load", line)
-        model, session = args["model"], self.session
+        args, session = parser.parse("llm_load", line), self.session
         options: Any = {"name": args["name"], "keep": bool(args["keep"]), **args.options}
         view = live_output.LoadView(self.shell, live=self.live)
-        label = model or session.settings.model or "the default model"
+        label = args["model"] or session.settings.model or "the default model"
         if args["bg"]:
-            session.load_later(model, **options)
-            lines = [
-                f"Loading {label} · %llm_status shows the progress; %%llm waits for the model."
-            ]
-        else:
-            result = session.load_and_tell(
-                model,
-                tick=lambda: view.progress(label, session.progress),
-                began=self.began,
-                **options,
-            )
-            lines = messages.ready_lines(result)
-        view.finish(lines)
+            session.load_later(args["model"], **options)
+            view.finish([messages.loading_line(label)])
+            return
+        options |= {"tick": lambda: view.progress(label, session.progress), "began": self.began}
+        view.finish(messages.ready_lines(session.load_and_tell(args["model"], **options)))
 
     @line_magic
     def llm_config(self, line: str) -> Table:

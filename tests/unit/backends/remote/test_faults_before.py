@@ -234,7 +234,7 @@ def test_timeout_before_first_token_is_five_limits_without_retry(
 ) -> None:
     with session_on(server, idle_s=IDLE_S) as session:
         error = failing(session, server, ServerTimeout, *script)
-        assert f"{server.url} said nothing for 1 s. Look at the server" in str(error)
+        assert f"{server.url} sent nothing for 1 s. Look at the server" in str(error)
         assert "--idle-timeout" in str(error)
         held = [request for request in questions(server) if request.ended != "whole"]
         assert held[0].left.wait(1)

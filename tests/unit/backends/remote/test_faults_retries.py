@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_magic.backends.remote.retry import Patience
+from llm_magic.backends.remote.retry import Retries
 from llm_magic.backends.remote.server_errors import ErrorResponse, status_error
 from llm_magic.config.server_address import parse_url
 from llm_magic.errors import LLMMagicError, RequestFailed, ServerError, ServerUnreachable
@@ -237,8 +237,8 @@ def refused(**about: Any) -> LLMMagicError:
     + [ServerUnreachable("No.", is_temporary=True)],
 )
 def test_temporary_error_is_retried_twice(error: LLMMagicError) -> None:
-    patience = Patience()
-    waits = [patience.next_try(error) for _ in range(4)]
+    retries = Retries()
+    waits = [retries.next_delay(error) for _ in range(4)]
     assert [wait is None for wait in waits] == [False, False, True, True]
     assert all(wait is None or 0 < wait < 2 for wait in waits)
 
@@ -250,4 +250,4 @@ def test_temporary_error_is_retried_twice(error: LLMMagicError) -> None:
        ServerUnreachable("No."), ServerError("No.")],
 )  # fmt: skip
 def test_permanent_error_is_not_retried(error: LLMMagicError) -> None:
-    assert Patience().next_try(error) is None
+    assert Retries().next_delay(error) is None
