@@ -106,10 +106,10 @@ class Entered:
 
     def start(self) -> None:
         """Record the next cell."""
-        shell().events.register("pre_run_cell", self._begin)
+        shell().events.register("pre_run_cell", self._start)
 
-    def _begin(self, _info: object) -> None:
-        shell().events.unregister("pre_run_cell", self._begin)
+    def _start(self, _info: object) -> None:
+        shell().events.unregister("pre_run_cell", self._start)
         shell().events.register("post_run_cell", self._end)
         self._entered.clear()
         sys.setprofile(self._profile)
