@@ -1,4 +1,4 @@
-"""The one contract, held by every backend and the docs' example: streams, ends, stops, refusals."""
+"""The contract of every backend and of the example in docs: streams, ends, interrupts, errors."""
 
 from __future__ import annotations
 

@@ -179,8 +179,8 @@ def test_next_load_uses_new_value_of_variable(
     monkeypatch.setenv(NAME, server.key)
     load(session, server, key_env=NAME)
     assert session.generate("hi").text == "hi"
-    told = session.load_with_details("tiny", backend="openai", base_url=server.url, key_env=NAME)
-    assert told.was_loaded
+    outcome = session.load_with_details("tiny", backend="openai", base_url=server.url, key_env=NAME)
+    assert outcome.was_loaded
 
 
 def test_unreachable_address_does_not_bind_key(
@@ -298,10 +298,10 @@ def test_key_over_http_gets_warning(
     for proxy in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(proxy, server.url)
     monkeypatch.setenv("no_proxy", "")
-    told = session.load_with_details(
+    outcome = session.load_with_details(
         "tiny", backend="openai", base_url="http://far.example", key_env=NAME
     )
-    assert any("in clear text" in note for note in told.notes)
+    assert any("in clear text" in note for note in outcome.notes)
 
 
 def test_local_server_bypasses_proxy(
@@ -312,11 +312,11 @@ def test_local_server_bypasses_proxy(
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.url)
         load(session, server, key_env=NAME)
-        told = session.load_with_details(
+        outcome = session.load_with_details(
             "tiny", backend="openai", base_url=server.url, key_env=NAME
         )
         assert proxy.received == []
-    assert not [note for note in told.notes if "clear text" in note]
+    assert not [note for note in outcome.notes if "clear text" in note]
 
 
 @pytest.mark.parametrize(
@@ -325,17 +325,17 @@ def test_local_server_bypasses_proxy(
      f"{KEY[:12]}", KEY[4:], f"'{KEY[:3]}…{KEY[-2:]}'", f"key={KEY[:8]}•••"],
 )  # fmt: skip
 def test_scrub_masks_parts_of_key(repeated: str) -> None:
-    said = ApiKey(KEY, "https://host", NAME).scrub(
+    message = ApiKey(KEY, "https://host", NAME).scrub(
         f"Incorrect API key provided: {repeated}. Sorry."
     )
     assert not {KEY[at : at + 4] for at in range(len(KEY) - 3)} & {
-        said[at : at + 4] for at in range(len(said))
+        message[at : at + 4] for at in range(len(message))
     }
-    assert said.startswith("Incorrect API key provided: ")
-    assert said.endswith(" Sorry.")
+    assert message.startswith("Incorrect API key provided: ")
+    assert message.endswith(" Sorry.")
 
 
 def test_scrub_keeps_other_text() -> None:
-    said = "No model sk-test... but test-4 is... wait: see https://host/docs?x=1 **now** (4f9b)."
-    kept = ApiKey(KEY, "https://host", NAME).scrub(said)
-    assert kept == said.replace("sk-test...", "•••")
+    message = "No model sk-test... but test-4 is... wait: see https://host/docs?x=1 **now** (4f9b)."
+    scrubbed = ApiKey(KEY, "https://host", NAME).scrub(message)
+    assert scrubbed == message.replace("sk-test...", "•••")

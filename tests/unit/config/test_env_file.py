@@ -153,7 +153,7 @@ def test_any_bytes_are_read_or_raise_one_line(data: bytes) -> None:
     assert "\n" not in problem
 
 
-BROKEN = {
+INVALID = {
     "latin-1": ("# Größe".encode("latin-1"), {}),
     "utf-16 without a mark": ("A=1".encode("utf-16-le"), {}),
     "addresses": (b"", {"VLLM_BASE_URL": "http://a..b", "OLLAMA_BASE_URL": "http://x:99999"}),
@@ -170,11 +170,11 @@ LINES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", BROKEN)
+@pytest.mark.parametrize("case", INVALID)
 def test_every_magic_reports_broken_settings_in_one_line(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, environment = BROKEN[case]
+    data, environment = INVALID[case]
     Path(".env").write_bytes(data)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name, value in environment.items():

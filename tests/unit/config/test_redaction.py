@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llm_magic.config.redaction import MASK, Redactor, is_secret_name
 
 SECRET = "tulips-in-may"
-TELLING = [
+SECRET_NAMES = [
     "password", "DB_PASSWORD", "dbPassword", "passwd", "api_key", "apiKey", "APIKEY", "OPENAI_API_KEY",
     "key", "token", "hf_token", "accessToken", "client_secret", "auth", "Authorization", "cookie",
     "Set-Cookie", "credentials", "api_keys", "access_tokens", "private_key", "X-Api-Key", "secrets",
@@ -27,7 +27,7 @@ HARMLESS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TELLING)
+@pytest.mark.parametrize("name", SECRET_NAMES)
 def test_secret_names_are_recognized(name: str) -> None:
     assert is_secret_name(name)
 
@@ -171,11 +171,11 @@ def test_escaped_secret_is_masked() -> None:
 _values = st.text(string.ascii_letters + string.digits + "-_!$%&/+", min_size=8, max_size=40)
 
 
-# A name of the environment in capitals is taken for a name, also where it is given to a telling one.
+# A value in capitals counts as the name of an environment variable.
 _values = _values.filter(lambda secret: not re.fullmatch("[A-Z_]+", secret))
 
 
-@given(_values, st.sampled_from(TELLING), st.text(max_size=40), st.text(max_size=40))
+@given(_values, st.sampled_from(SECRET_NAMES), st.text(max_size=40), st.text(max_size=40))
 def test_every_value_of_secret_name_is_masked(
     secret: str, name: str, before: str, after: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""What the doctor says about this machine and what is installed on it, well and broken."""
+"""Checks of this machine and of installed packages, with and without problems."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def put_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -
 
 
 @pytest.mark.parametrize(
-    ("script", "name", "words"),
+    ("script", "name", "expected"),
     [
         ("echo 'no driver'; exit 9", "GPU", "nvidia-smi fails: no driver"),
         (
@@ -86,10 +86,10 @@ def put_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -
     ],
 )
 def test_incomplete_driver_output_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, name: str, words: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, name: str, expected: str
 ) -> None:
     put_nvidia_smi(tmp_path, monkeypatch, script)
-    assert words in named(name, asyncio.run(machine.check_machine())).text
+    assert expected in named(name, asyncio.run(machine.check_machine())).text
 
 
 def test_cpu_build_with_gpu_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,34 +111,34 @@ GPU = machine.Gpu("H100", 1, 2, "470.82")
 
 
 @pytest.mark.parametrize(
-    ("seen", "state", "words"),
+    ("seen", "state", "expected"),
     [
         ({"cuda": "12.8", "gpus": 1, "mps": False, "warnings": []}, "ok", "for CUDA 12.8, 1 GPU"),
         ({"cuda": None, "gpus": 0, "mps": True, "warnings": []}, "ok", "mps"),
         ({"cuda": "12.8", "gpus": 0, "mps": False, "warnings": ["too old"]}, "problem", "470.82: too old"),
     ],
 )  # fmt: skip
-def test_devices_of_torch_are_reported(seen: dict[str, object], state: str, words: str) -> None:
+def test_devices_of_torch_are_reported(seen: dict[str, object], state: str, expected: str) -> None:
     found = machine.torch_finding("2.13", seen, [GPU])
     assert found.state == state
-    assert words in found.text
+    assert expected in found.text
     assert bool(found.fix) == (state == "problem")
 
 
 @pytest.mark.parametrize(
-    ("code", "words"),
+    ("code", "expected"),
     [
         ("raise ImportError('libcudart.so.12: cannot open shared object file')", "libcudart.so.12"),
         ("import os; os.abort()", "exit code -6"),
         ("1 +", "SyntaxError"),
     ],
 )
-def test_broken_torch_is_a_problem(site: Path, code: str, words: str) -> None:
+def test_torch_that_fails_to_import_is_a_problem(site: Path, code: str, expected: str) -> None:
     (site / "torch").mkdir()
     (site / "torch" / "__init__.py").write_text(code)
     found = named("torch", asyncio.run(machine.check_machine()))
     assert found.state == "problem"
-    assert words in found.text
+    assert expected in found.text
     assert found.fix.startswith("pip install --force-reinstall torch")
 
 
@@ -171,7 +171,7 @@ def test_mismatched_widget_versions_are_a_problem(site: Path) -> None:
     assert found.fix.startswith("pip install -U ipywidgets jupyterlab_widgets")
 
 
-def test_broken_ipykernel_version_is_a_problem(site: Path) -> None:
+def test_ipykernel_7_0_is_a_problem(site: Path) -> None:
     install(site, "ipykernel", "7.0.1")
     found = named("kernel", check_notebook(KernelInfo()))
     assert (found.state, "pip install -U ipykernel" in found.fix) == ("problem", True)

@@ -1,4 +1,4 @@
-"""What the doctor says about servers: real ones, on real sockets, well and in each way unwell."""
+"""Checks of servers on real sockets, with and without problems."""
 
 from __future__ import annotations
 
@@ -71,17 +71,15 @@ def test_server_without_models_suggests_pull() -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "mend"),
+    ("backend", "fix"),
     [("ollama", "Start it: ollama serve"), ("vllm", "Start one: vllm serve MODEL"),
      ("instructlab", "Start one: ilab model serve")],
 )  # fmt: skip
-def test_stopped_server_suggests_start_command(
-    server: FaultServer, backend: str, mend: str
-) -> None:
+def test_stopped_server_suggests_start_command(server: FaultServer, backend: str, fix: str) -> None:
     server.refuse()
     found = look(backend, server.url)
     text = f"nothing listens at 127.0.0.1:{server.port}"
-    assert found == Finding(backend, "problem", text, mend)
+    assert found == Finding(backend, "problem", text, fix)
 
 
 def test_unknown_host_is_a_problem() -> None:
@@ -206,19 +204,19 @@ def test_hub_without_response_times_out(
 
 
 @pytest.mark.parametrize(
-    ("url", "words"),
+    ("url", "expected"),
     [
         ("https://hub.invalid", "there is no host hub.invalid (no network?)"),
         ("http://127.0.0.1:9", "Nothing listens"),
     ],
 )  # fmt: skip
 def test_unreachable_hub_is_a_warning(
-    url: str, words: str, monkeypatch: pytest.MonkeyPatch
+    url: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", url)
     (found,) = asyncio.run(check_hub())
     assert found.state == "warn"
-    assert words in found.text
+    assert expected in found.text
     assert found.fix
 
 
