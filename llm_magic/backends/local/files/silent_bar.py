@@ -11,6 +11,9 @@ from tqdm.std import tqdm
 class SilentBar(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
     """A progress bar that counts and displays nothing; subclasses override `on_update`."""
 
+    # Otherwise each subclass starts a thread that redraws its bars, and never ends.
+    monitor_interval = 0
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # `name` is an option of the bars of huggingface_hub, which tqdm does not have.
         kwargs.pop("name", None)

@@ -1,0 +1,23 @@
+"""The progress bars that report and display nothing."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from llm_magic.backends.local.files.silent_bar import SilentBar
+
+
+def test_bar_counts_reports_and_displays_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    reported: list[float] = []
+
+    class Bar(SilentBar):
+        def on_update(self) -> None:
+            reported.append(self.n)
+
+    before = threading.enumerate()
+    assert list(Bar("abc", name="files")) == ["a", "b", "c"]
+    assert reported == [1, 2, 3]
+    assert capfd.readouterr() == ("", "")
+    assert threading.enumerate() == before
