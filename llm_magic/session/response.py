@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import math
 import threading
 import time
@@ -90,8 +91,8 @@ class Response:
         self._stream = LoopStream(thread, chunks, self._received, self._finished)
 
     def _clear(self) -> None:
-        self._text: list[str] = []
-        self._reasoning: list[str] = []
+        # Buffers: a list of millions of short pieces takes ten times the memory of the text.
+        self._text, self._reasoning = io.StringIO(), io.StringIO()
         self._tokens = 0
 
     # -- what there is of the answer ----------------------------------------------------------
@@ -99,12 +100,12 @@ class Response:
     @property
     def text(self) -> str:
         """The answer so far."""
-        return "".join(self._text)
+        return self._text.getvalue()
 
     @property
     def reasoning(self) -> str:
         """The reasoning so far."""
-        return "".join(self._reasoning)
+        return self._reasoning.getvalue()
 
     @property
     def tokens(self) -> int | None:
@@ -116,7 +117,7 @@ class Response:
     @property
     def is_empty(self) -> bool:
         """Whether nothing was generated yet."""
-        return not (self._tokens or any(self._text) or any(self._reasoning))
+        return not (self._tokens or self._text.tell() or self._reasoning.tell())
 
     @property
     def amount(self) -> str:
@@ -379,14 +380,15 @@ class Response:
 
     def _add(self, chunk: Chunk) -> None:
         if chunk.reasoning_ended:
-            self._reasoning, self._text = [*self._reasoning, *self._text], []
+            self._reasoning.write(self._text.getvalue())
+            self._text = io.StringIO()
             self.restarts += 1
             self.has_reasoning, self.has_text = self.has_reasoning or self.has_text, False
         if chunk.text:
-            self._text.append(chunk.text)
+            self._text.write(chunk.text)
             self.has_text = self.has_text or not chunk.text.isspace()
         if chunk.reasoning:
-            self._reasoning.append(chunk.reasoning)
+            self._reasoning.write(chunk.reasoning)
             self.has_reasoning = self.has_reasoning or not chunk.reasoning.isspace()
         self._tokens += chunk.tokens
         if chunk.time and (chunk.tokens or chunk.text or chunk.reasoning):

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -139,6 +140,22 @@ def test_response_runs_without_a_reader(scripted: Pair) -> None:
     response = session.ask(Request("?"))
     response.wait(5)
     assert (response.text, response.state, session.last) == ("abc", "done", response.reply)
+
+
+def test_many_short_chunks_take_little_more_memory_than_their_text(scripted: Pair) -> None:
+    session, backend = scripted
+    hang = Hang()
+    backend.will(hang)
+    response = session.ask(Request("?"), background=True)
+    assert hang.reached.wait(5)
+    tracemalloc.start()
+    for number in range(200_000):
+        # Texts that Python does not share.
+        response.add(Chunk(f"{number:05d}"))
+    used, _peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(response.text) == 1_100_000
+    assert used < 8_000_000, used
 
 
 def test_late_reader_gets_what_there_is_as_one_chunk(scripted: Pair) -> None:
