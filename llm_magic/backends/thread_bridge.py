@@ -76,11 +76,14 @@ class ThreadBridge(Generic[T]):
         self._inbox.put(_Signal.WAKE)
         self._wake_reader()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the writer has to wait for the reader."""
+        many = self._unread > _MAX_UNREAD_ITEMS or self._characters > _MAX_UNREAD_CHARACTERS
+        return many and not self._has_left
+
     async def wait_for_space(self) -> None:
-        """Return at once, or when the reader has caught up; for a writer on an event loop."""
-        full = self._unread > _MAX_UNREAD_ITEMS or self._characters > _MAX_UNREAD_CHARACTERS
-        if not full or self._has_left:
-            return
+        """Return when the reader has caught up; for a writer on an event loop."""
         loop, resumed = loop_calls(asyncio.get_running_loop()), asyncio.Event()
         self._resume = lambda: loop.call(resumed.set)
         # In this order: the reader checks the callback after it has taken the last item.

@@ -163,7 +163,8 @@ class LoopStream(Generic[T]):
                 self._received(item)
                 for bridge in self._bridges:
                     bridge.put(item)
-                    await bridge.wait_for_space()
+                    if bridge.is_full:
+                        await bridge.wait_for_space()
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
