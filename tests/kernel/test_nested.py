@@ -57,7 +57,8 @@ def test_an_answer_inside_a_nested_run_and_beside_a_job(k: Kernel) -> None:
     ask = "reply = asyncio.run(llm.agenerate('Hello there.'))"
     assert queued(k, f"{ask}\nasyncio.run(asyncio.sleep(0.5))") == ["ok"] * 13
     assert k.value("reply.text") == "Hello there."
-    assert k.value("asyncio.run(job.ended()) or job.text") == "from the job"
+    k.ok("async def waited(): return await job")
+    assert k.value("asyncio.run(waited()).text") == "from the job"
     k.ok(
         "async def both(): return await asyncio.gather(llm.agenerate('a'), llm.agenerate('b'))\n"
         "replies = asyncio.run(both())"

@@ -114,7 +114,7 @@ def test_usable_cpus(found: Cpus, usable: int, text: str) -> None:
 
 # The backend imports torch before it finds that there is no such model.
 LOAD = """
-import json, os
+import asyncio, json, os
 from concurrent.futures import ThreadPoolExecutor
 {first}
 from llm_magic import llm
@@ -131,7 +131,7 @@ try:
 except ModelNotFound:
     pass
 import torch
-findings = {{f.name: f.text for f in machine._openmp()}}
+findings = {{f.name: f.text for f in asyncio.run(machine.check_machine()) if f.name == "OpenMP"}}
 threads = torch.get_num_threads()
 llm.close()
 with ThreadPoolExecutor() as fresh:
@@ -205,7 +205,7 @@ def test_torch_imported_first_is_a_finding_and_keeps_its_threads() -> None:
     assert "GOMP_SPINCOUNT = '1000'" not in printed
     assert found["threads"] == 3
     assert found["findings"] == {
-        "OpenMP": "torch was imported before %llm_load: answers on the CPU are slow beside busy processes"
+        "OpenMP": "torch was imported before %llm_load: generation on the CPU is slow beside busy processes"
     }
 
 

@@ -40,10 +40,13 @@ session, out = Session(), {}
 def load(title, model=None, stop_at=None, **options):
     seen = []
     def tick():
+        nonlocal stop_at
         progress = session.progress
         if progress is not None:
             seen.append([progress.stage, progress.share, progress.detail])
             if stop_at is not None and (progress.share or 0) > stop_at:
+                # A second signal would not wait for the end of the download.
+                stop_at = None
                 os.kill(os.getpid(), signal.SIGINT)
     began, result = time.monotonic(), {}
     try:
