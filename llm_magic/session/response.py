@@ -271,7 +271,7 @@ class Response:
                     yield from map(self._read, batch)
             finally:
                 self._leave(bridge)
-            if self._is_owned and bridge.take_interrupt():
+            if bridge.take_interrupt():
                 raise KeyboardInterrupt
             self._end_reading(bridge)
 
@@ -309,14 +309,15 @@ class Response:
                 self.start()
                 for _ in self._stream.read(bridge, pause, stops=owned):
                     if time.monotonic() > deadline:
-                        return
+                        break
                     yield
             except BaseException:
                 self._leave(bridge)
                 raise
             finally:
                 bridge.leave()
-            if owned and bridge.take_interrupt():
+            # Also where the response had ended before: the caller may wait for others.
+            if bridge.take_interrupt():
                 raise KeyboardInterrupt
 
     def _read_async(self, bridge: ThreadBridge[Chunk]) -> AsyncGenerator[list[Chunk], None]:
@@ -412,7 +413,8 @@ class Response:
         except (KeyboardInterrupt, Interrupted) as stop:
             kind = type(stop) if isinstance(stop, Interrupted) else Interrupted
             if not self._is_owned:
-                raise kind(f"Stopped waiting; still running: {self.number}.") from None
+                running = "" if self.done else f"; still running: {self.number}"
+                raise kind(f"Stopped waiting{running}.") from None
             self.end("cancelled")
             raise self._interrupted(kind) from None
         except (GeneratorExit, asyncio.CancelledError):

@@ -14,6 +14,7 @@ import pytest
 
 from llm_magic.errors import GenerationFailed, Interrupted, OptionError
 from llm_magic.session import Session
+from llm_magic.session.interrupts import held_back
 from llm_magic.session.requests import Request
 from llm_magic.session.response import Response
 from llm_magic.types import Chunk
@@ -222,6 +223,23 @@ def test_interrupt_of_waiting_leaves_a_background_response_running(scripted: Pai
         assert not response.done
     hang.go.set()
     assert response.result().text == "ab"
+
+
+@pytest.mark.parametrize("read", [lambda job: list(job.updates()), list])
+def test_interrupt_of_reading_an_ended_background_response_is_raised(
+    scripted: Pair, read: Callable[[Response], object]
+) -> None:
+    session, _ = scripted
+    job = session.ask(Request("?"), background=True)
+    job.result(5)
+
+    def interrupted() -> None:
+        with held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+            read(job)
+
+    with pytest.raises(Interrupted, match=r"^Stopped waiting\.$"):
+        interrupted()
 
 
 def test_between_chunks_the_signal_belongs_to_the_user(scripted: Pair) -> None:
