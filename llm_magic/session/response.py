@@ -301,22 +301,24 @@ class Response:
         owned = self._is_owned
         # The panel's ■ stops what cells wait for, not the threads that show background responses.
         heard = owned or threading.current_thread() is threading.main_thread()
-        with self._recorded(), interrupts_to(bridge), contextlib.ExitStack() as stack:
-            if heard:
-                stack.enter_context(self._thread.interrupting(bridge))
-            try:
-                self._stream.attach(bridge)
-                self.start()
-                for _ in self._stream.read(bridge, pause, stops=owned):
-                    if time.monotonic() > deadline:
-                        break
-                    yield
-            except BaseException:
-                self._leave(bridge)
-                raise
-            finally:
-                bridge.leave()
-            # Also where the response had ended before: the caller may wait for others.
+        with self._recorded():
+            with interrupts_to(bridge), contextlib.ExitStack() as stack:
+                if heard:
+                    stack.enter_context(self._thread.interrupting(bridge))
+                try:
+                    self._stream.attach(bridge)
+                    self.start()
+                    for _ in self._stream.read(bridge, pause, stops=owned):
+                        if time.monotonic() > deadline:
+                            break
+                        yield
+                except BaseException:
+                    self._leave(bridge)
+                    raise
+                finally:
+                    bridge.leave()
+            # Here, where no more signals go to the bridge, or one that comes at the end is lost. Also
+            # where the response had ended before: the caller may wait for others.
             if bridge.take_interrupt():
                 raise KeyboardInterrupt
 
