@@ -190,13 +190,12 @@ def test_an_interrupted_download_leaves_nothing_half_done(hub: HubServer, client
     fetch = "out = hf.hf_hub_download('tiny/llama', 'model.safetensors')"
     with client.start(fetch) as process:
         hub.wait_for("GET", "model.safetensors")
-        # More than once: the client may be at a place that minds none.
-        complaints = ""
-        while not complaints:
+        # More than once: the client ignores a signal at some moments. It may end without a message.
+        while process.poll() is None:
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                _, complaints = process.communicate(timeout=5)
-    assert "KeyboardInterrupt" in complaints
+                process.communicate(timeout=5)
+    assert process.returncode != 0
     assert not list(Path(client.environment["HF_HOME"]).rglob("*.incomplete"))
     hub.script("tiny/llama", Faults())
     assert Path(client.run(fetch)).read_bytes() == WEIGHTS
