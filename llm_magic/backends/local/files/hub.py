@@ -12,7 +12,6 @@ from ssl import SSLError
 from typing import Any
 
 from llm_magic.backends.local.files import validate
-from llm_magic.backends.local.files.silent_bar import SilentBar
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.config.certificates import certificate_problem
 from llm_magic.errors import LLMMagicError, LoadFailed, ModelNotFound
@@ -208,6 +207,8 @@ def _patterns(code: bool) -> dict[str, Any]:
 def _progress_bar(
     missing: int, report: Callable[[Progress], None], cancelled: Callable[[], bool]
 ) -> type:
+    from llm_magic.backends.local.files.silent_bar import SilentBar
+
     # Several bars count the same bytes (downloaded, and written): the largest number is reported.
     most_reported = 0.0
 
