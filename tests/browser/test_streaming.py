@@ -26,7 +26,7 @@ import itertools, pathlib, threading, time
 from tests.scripted import Hang, say
 tokens = [text[start:start + 4] for start in range(0, len(text), 4)]
 hang = Hang()
-half = len(tokens) * 7 // 12
+half = (text.index("import") + 30) // 4
 paced = lambda part: itertools.chain.from_iterable((token, Pause(0.01)) for token in part)
 backend.will(*paced(tokens[:half]), hang, *paced(tokens[half:]), *say())
 def go_on():
