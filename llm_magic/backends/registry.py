@@ -143,7 +143,7 @@ def _available() -> Iterator[type[Backend]]:
         try:
             yield backend_class(name)
         except BackendUnavailable:
-            # Whoever uses it gets the error.
+            # Its error is raised when it is used.
             continue
 
 

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from llm_magic.backends.thread_bridge import ThreadBridge
-from llm_magic.errors import LLMMagicError, release_frames
+from llm_magic.errors import LLMMagicError, chained, release_frames
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -154,7 +154,8 @@ class _Job:
         except Cancelled:
             return None, Cancelled()
         except BaseException as caught:  # noqa: BLE001 - the thread's boundary: translated, carried on
-            _clear_frames(caught)
+            for found in chained(caught):
+                traceback.clear_frames(found.__traceback__)
             return None, release_frames(self._translated(caught))
 
     def _translated(self, caught: BaseException) -> LLMMagicError:
@@ -163,13 +164,6 @@ class _Job:
         except BaseException:  # noqa: BLE001 - else the thread ends, and who waits waits for ever
             message = f"{type(caught).__name__}: {caught}"
             return LLMMagicError(message, details=traceback.format_exc())
-
-
-def _clear_frames(error: BaseException | None) -> None:
-    """Clear the local variables of every frame behind an exception and its causes."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
 
 
 async def _end(future: Future[T], wrapped: asyncio.Future[T], cancel: threading.Event) -> None:

@@ -90,6 +90,15 @@ HOLDS: list[tuple[str, Callable[[Model], dict[str, Any]], tuple[str, ...]]] = [
 ]  # fmt: skip
 
 
+def assert_held_until_last_value_is_replaced(
+    search: ReferenceSearch, holders: tuple[str, ...]
+) -> None:
+    assert search.holders() == holders
+    sys.last_value = None
+    gc.collect()
+    assert search.holders() == ()
+
+
 @pytest.mark.parametrize(("hold", "named"), [case[1:] for case in HOLDS], ids=[c[0] for c in HOLDS])
 def test_holder_is_named(
     main: dict[str, Any], hold: Callable[[Model], dict[str, Any]], named: tuple[str, ...]
@@ -133,11 +142,7 @@ def test_last_error_is_named_with_its_variable(
             )
         return search
 
-    search = fail()
-    assert search.holders() == ("sys.last_value (weight in fails)",)
-    sys.last_value = None
-    gc.collect()
-    assert search.holders() == ()
+    assert_held_until_last_value_is_replaced(fail(), ("sys.last_value (weight in fails)",))
 
 
 def test_attribute_error_of_a_model_is_named(
@@ -153,11 +158,7 @@ def test_attribute_error_of_a_model_is_named(
             monkeypatch.setattr(sys, "last_value", error.with_traceback(None), raising=False)
         return search
 
-    search = fail()
-    assert search.holders() == ("sys.last_value",)
-    sys.last_value = None
-    gc.collect()
-    assert search.holders() == ()
+    assert_held_until_last_value_is_replaced(fail(), ("sys.last_value",))
 
 
 def test_own_frame_of_last_error_is_not_shown(
@@ -176,8 +177,4 @@ def test_own_frame_of_last_error_is_not_shown(
             monkeypatch.setattr(sys, "last_value", error.with_traceback(own_frame), raising=False)
         return search
 
-    search = fail()
-    assert search.holders() == ("sys.last_value",)
-    sys.last_value = None
-    gc.collect()
-    assert search.holders() == ()
+    assert_held_until_last_value_is_replaced(fail(), ("sys.last_value",))

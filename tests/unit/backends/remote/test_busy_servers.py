@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -48,13 +49,15 @@ class OneAtATime(FaultServer):
             self.refused += 1
             yield from busy()
             return
-        self._busy_until = float("inf")
+        self._busy_until = math.inf
+        is_complete = False
         try:
             yield from super().answer(request)
-            self._busy_until = 0.0
+            is_complete = True
         finally:
-            if self._busy_until:
-                self._busy_until = time.monotonic() + self.linger_s
+            # Not if `work` was called since: the client has its answer before this runs.
+            if self._busy_until == math.inf:
+                self._busy_until = 0.0 if is_complete else time.monotonic() + self.linger_s
 
     def work(self, seconds: float) -> None:
         """Be busy with the request of somebody else."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,12 +11,6 @@ from llm_magic.session import Session
 from tests.fault_server import CHAT, FaultServer
 from tests.remote_sessions import questions, session_on
 from tests.wire import json_answer, words
-
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
 
 
 def sent(server: FaultServer) -> dict[str, Any]:

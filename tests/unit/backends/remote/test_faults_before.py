@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 
 import pytest
 
@@ -52,18 +51,6 @@ from tests.wire import (
 ROLE = delta("", role="assistant")
 # The advice of an error message.
 ADVICE = re.compile(r"Try again|Check |Look at|Start |Shorten |Type |--key-env|--base-url|%llm")
-
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
-
-
-@pytest.fixture
-def session(server: FaultServer) -> Iterator[Session]:
-    with session_on(server) as made:
-        yield made
 
 
 @pytest.mark.parametrize("html", [False, True], ids=["json", "html"])

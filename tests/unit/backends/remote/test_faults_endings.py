@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -30,12 +29,6 @@ PINGS = b": ping\n\n" * 100
 FINISHED = sse(delta("Hi"), delta(finish="stop"), done=False)
 EVENT = b'data: {"choices": [{"index": 0, "delta": {"content": ""}}]}\n\n'
 DONE = ndjson({"message": {"content": "Hi"}, "done": False}, {"message": {}, "done": True})
-
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
 
 
 @pytest.mark.parametrize(

@@ -58,18 +58,6 @@ def both(request: pytest.FixtureRequest) -> Iterator[tuple[Session, HttpServer]]
         yield session, server
 
 
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
-
-
-@pytest.fixture
-def session(server: FaultServer) -> Iterator[Session]:
-    with session_on(server) as made:
-        yield made
-
-
 def has_left(server: HttpServer) -> None:
     """See that the server noticed that the question was given up, and that nobody asked again."""
     (asked,) = questions(server)

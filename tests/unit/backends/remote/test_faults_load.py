@@ -30,18 +30,6 @@ HUGE = int("9" * 4000)
 
 
 @pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
-
-
-@pytest.fixture
-def session(server: FaultServer) -> Iterator[Session]:
-    with session_on(server) as made:
-        yield made
-
-
-@pytest.fixture
 def ollama() -> Iterator[OllamaServer]:
     with OllamaServer() as running:
         yield running

@@ -62,12 +62,6 @@ MUCH = 1 << 30
 MOST = 250 * MIB
 
 
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
-
-
 @contextlib.contextmanager
 def bounded(most: int = MOST) -> Iterator[None]:
     """See that the memory of the process does not grow by more than `most` meanwhile."""

@@ -34,12 +34,6 @@ from tests.wire import (
 HEL = [*sse(delta("", role="assistant"), delta("Hel"), done=False), Pause(0.1)]
 
 
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
-
-
 @pytest.fixture(params=["vllm", "openai"])
 def session(server: FaultServer, request: pytest.FixtureRequest) -> Iterator[Session]:
     with session_on(server, request.param) as made:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
 from email.utils import format_datetime, formatdate
 from typing import Any
 
@@ -21,18 +20,6 @@ from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.remote_sessions import NOW, fails, notices, questions, session_on, still_works
 from tests.scripted import settings
 from tests.wire import SSE, Head, Pause, Reset, delta, html_answer, refusal, sse
-
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
-
-
-@pytest.fixture
-def session(server: FaultServer) -> Iterator[Session]:
-    with session_on(server) as made:
-        yield made
 
 
 def pauses(server: FaultServer) -> list[float]:

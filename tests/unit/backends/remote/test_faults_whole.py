@@ -36,12 +36,6 @@ from tests.wire import (
 TEXT = "Grüße 🦙"
 
 
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
-
-
 @pytest.fixture(params=["vllm", "openai"])
 def session(server: FaultServer, request: pytest.FixtureRequest) -> Iterator[Session]:
     with session_on(server, request.param) as made:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import pytest
@@ -19,12 +18,6 @@ from tests.wire import SSE, Cut, Head, Raw, Reset, Step
 
 Dropping = Literal["end-next", "reset-next"]
 DROPPING = pytest.mark.parametrize("how", ["end-next", "reset-next"])
-
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
 
 
 @DROPPING

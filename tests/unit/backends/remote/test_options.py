@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,12 +16,6 @@ from tests.ollama_server import OllamaServer
 from tests.remote_sessions import questions, session_on
 
 COMMON = {"max_tokens": 9, "temperature": 0.2, "top_p": 0.8, "seed": 11, "stop": ["END", "\n"]}
-
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
 
 
 def sent(server: HttpServer) -> dict[str, Any]:

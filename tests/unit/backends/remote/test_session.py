@@ -26,12 +26,6 @@ from tests.wire import Head, Hold, Send, delta, events, json_answer, ndjson, ref
 
 
 @pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
-
-
-@pytest.fixture
 def ollama() -> Iterator[OllamaServer]:
     with OllamaServer() as running:
         yield running

@@ -9,7 +9,6 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,6 @@ from tests.fault_server import FaultServer
 from tests.relay import refuse, relay, socks, tunnel
 from tests.remote_sessions import eventually, questions, session_on, told
 from tests.scripted import settings, stop_when
-
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
 
 
 def test_many_connections_are_reused_for_few_requests(server: FaultServer) -> None:

@@ -16,7 +16,7 @@ from llm_magic.backends.local import memory
 from llm_magic.backends.local.files import gguf, sources
 from llm_magic.errors import LLMMagicError, LoadFailed, ModelNotFound, OutOfMemory
 from llm_magic.session import Session
-from tests.local_models import edited, listening, local_session
+from tests.local_models import edited, local_session
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import tiny_llama, truncated_weights
 
@@ -49,11 +49,7 @@ def no_network(wire: Wire) -> Iterator[None]:
     assert wire.calls == []
 
 
-@pytest.fixture(autouse=True)
-def no_noise() -> Iterator[None]:
-    with listening() as noise:
-        yield
-    assert noise == []
+pytestmark = pytest.mark.usefixtures("no_noise")
 
 
 @pytest.fixture(scope="module")

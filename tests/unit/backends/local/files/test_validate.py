@@ -17,18 +17,13 @@ from llm_magic.backends.registry import LoadOptions
 from llm_magic.errors import LLMMagicError, LoadFailed, MissingDependency, OptionError
 from llm_magic.session import Session
 from tests import tiny_models
-from tests.local_models import edited, listening, local_session, parrot, reweighted
+from tests.local_models import edited, local_session, parrot, reweighted
 from tests.tiny_models import tiny_llama
 
 UP = "model.layers.0.mlp.up_proj.weight"
 
 
-@pytest.fixture(autouse=True)
-def no_noise() -> Iterator[None]:
-    """Fail if a library logs what is already an error."""
-    with listening() as noise:
-        yield
-    assert noise == []
+pytestmark = pytest.mark.usefixtures("no_noise")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from llm_magic.errors import GenerationFailed, OptionError, PromptTooLong
 from llm_magic.session import Session
 from llm_magic.session.requests import request
 from llm_magic.types import Message
-from tests.local_models import edited, listening, local_session, parrot
+from tests.local_models import edited, local_session, parrot
 from tests.tiny_models import tiny_llama
 
 ANSWER = "Hex é🙂日,ok?[Q]NDL.by"
@@ -26,12 +26,7 @@ NO_SYSTEM = (
 )
 
 
-@pytest.fixture(autouse=True)
-def no_noise() -> Iterator[None]:
-    """No test here may log a warning, which a user would see under the cell."""
-    with listening() as noise:
-        yield
-    assert noise == []
+pytestmark = pytest.mark.usefixtures("no_noise")
 
 
 @pytest.fixture(scope="module")
