@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from llm_magic.backends.thread_bridge import CHECK_S, LoopCalls, ThreadBridge, loop_calls
 from llm_magic.errors import Interrupted, release_frames
-from llm_magic.session.interrupts import interrupts_to, translated
+from llm_magic.session.interruptible_wait import interrupts_to, translated
 
 T = TypeVar("T")
 

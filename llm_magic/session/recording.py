@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from llm_magic.session import interrupts
+from llm_magic.session import interruptible_wait
 from llm_magic.session.chats import Chats, Context, Turn
 from llm_magic.types import Message, Reply
 
@@ -63,11 +63,11 @@ class Recorder:
             last.finish_reason == "cancelled" and self._latest > response.latest
         )
 
-    def show(self, error: interrupts.Interrupted) -> None:
+    def show(self, error: interruptible_wait.Interrupted) -> None:
         """Let a cell that ■ ends show the interrupt of the last answer."""
-        shown = interrupts.Noting.stopped
+        shown = interruptible_wait.Noting.stopped
         if self.last is error.reply or shown is None or shown.reply is None:
-            interrupts.Noting.stopped = error
+            interruptible_wait.Noting.stopped = error
 
 
 def _turn(prepared: PreparedRequest, context: Context, reply: Reply) -> Turn:

@@ -15,9 +15,9 @@ from llm_magic.backends.reasoning import split_reasoning
 from llm_magic.backends.stop_strings import until_stop
 from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import GenerationError, Interrupted
-from llm_magic.session import context_window, interrupts
+from llm_magic.session import context_window, interruptible_wait
 from llm_magic.session.event_loop import LoopStream, LoopThread
-from llm_magic.session.interrupts import interrupts_to
+from llm_magic.session.interruptible_wait import interrupts_to
 from llm_magic.text.formatting import generated
 from llm_magic.text.terminal import visible_line
 from llm_magic.types import Chunk, FinishReason, Reply, Timing, Usage
@@ -472,14 +472,14 @@ class Response:
         assert self.reply is not None
         job = "" if self.number is None else f"Job {self.number}: "
         error = kind(f"{job}{_stopped(self.reply)}", reply=self.reply)
-        if isinstance(error, interrupts.Interrupted):
+        if isinstance(error, interruptible_wait.Interrupted):
             self._recorder.show(error)
         return error
 
     def _end_outside(self) -> None:
         """End it when ■ has ended the cell, before its task is cancelled."""
         self.end("cancelled")
-        self._interrupted(interrupts.Interrupted)
+        self._interrupted(interruptible_wait.Interrupted)
 
 
 def _next(batches: Iterator[list[Chunk]], bridge: ThreadBridge[Chunk]) -> list[Chunk] | None:

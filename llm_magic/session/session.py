@@ -24,7 +24,7 @@ from llm_magic.session import context_window
 from llm_magic.session.cell_keys import Cells
 from llm_magic.session.chats import Chats
 from llm_magic.session.event_loop import LoopThread
-from llm_magic.session.interrupts import held_back
+from llm_magic.session.interruptible_wait import held_back
 from llm_magic.session.jobs import Jobs
 from llm_magic.session.listeners import Listeners
 from llm_magic.session.loading import Loads, Naming, OnWait

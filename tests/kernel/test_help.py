@@ -6,7 +6,7 @@ import pytest
 
 from llm_magic.backends.registry import LoadOptions
 from llm_magic.notebook.arguments.help_pages import page
-from llm_magic.notebook.arguments.table import MAGICS
+from llm_magic.notebook.arguments.magic_options import MAGICS
 from llm_magic.session.requests import AskOptions
 from tests.kernels import Kernel
 

@@ -11,8 +11,8 @@ import pytest
 
 from llm_magic.errors import OptionError
 from llm_magic.notebook.arguments import parser
-from llm_magic.notebook.arguments.table import MAGICS
-from llm_magic.notebook.arguments.table import arguments as options_of
+from llm_magic.notebook.arguments.magic_options import MAGICS
+from llm_magic.notebook.arguments.magic_options import arguments as options_of
 from tests.docs import ALL, DOCS, PAGES, blocks, helped, text_of, written
 from tests.echo_package import SOURCE
 from tests.kernels import ROOT

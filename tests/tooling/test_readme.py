@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llm_magic.config.settings import Settings
-from llm_magic.notebook.arguments.table import MAGICS, arguments
+from llm_magic.notebook.arguments.magic_options import MAGICS, arguments
 from llm_magic.session import kernel_session
 from tests.kernels import ROOT
 

@@ -33,7 +33,7 @@ IPYTHON = "from IPython.core.interactiveshell import InteractiveShell"
         "import llm_magic",
         "from llm_magic import llm; llm.last",
         f"{IPYTHON}\nfrom llm_magic.notebook import magics\n"
-        "from llm_magic.notebook.arguments import completer, parser, table",
+        "from llm_magic.notebook.arguments import completer, parser, magic_options",
         f"{IPYTHON}\nfrom llm_magic.notebook.display import answer_view, markdown, messages\n"
         "from llm_magic.prompts import template\nfrom llm_magic.session import chats, event_loop",
     ],

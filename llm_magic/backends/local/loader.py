@@ -19,7 +19,7 @@ from llm_magic.backends.base import LoadPlan, Report
 from llm_magic.backends.local import memory
 from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.cpu_linear import use_float32_matmul
-from llm_magic.backends.local.files.silent_bar import SilentBar
+from llm_magic.backends.local.files.download_progress import SilentBar
 from llm_magic.backends.local.generation.chat_template import PromptEncoder
 from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
 from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
@@ -27,7 +27,7 @@ from llm_magic.backends.local.generation.prefix_cache import PrefixCache
 from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.local.load_plan import LocalPlan
 from llm_magic.backends.local.local_model import LocalModel
-from llm_magic.backends.local.references import ReferenceSearch
+from llm_magic.backends.local.memory_holders import ReferenceSearch
 from llm_magic.backends.local.worker import Cancelled, process_lock
 from llm_magic.errors import LoadFailed, OptionError
 from llm_magic.types import ModelInfo, Progress, Unloaded

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_magic.errors import SettingsError
 from llm_magic.notebook.arguments.completions import Candidates, Completion
-from llm_magic.notebook.arguments.table import MAGICS, Argument, arguments, dest
+from llm_magic.notebook.arguments.magic_options import MAGICS, Argument, arguments, dest
 from llm_magic.text.terminal import visible_line
 
 if TYPE_CHECKING:

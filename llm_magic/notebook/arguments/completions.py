@@ -15,7 +15,7 @@ from llm_magic.errors import OptionError
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from llm_magic.notebook.arguments.table import Argument
+    from llm_magic.notebook.arguments.magic_options import Argument
     from llm_magic.session import Session
 
 # More than a menu can show, and few enough for a key press.

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from llm_magic.notebook.arguments.table import (
+from llm_magic.notebook.arguments.magic_options import (
     MAGICS,
     Argument,
     Magic,

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llm_magic.errors import OptionError, did_you_mean
-from llm_magic.notebook.arguments.params import json_end
-from llm_magic.notebook.arguments.table import (
+from llm_magic.notebook.arguments.magic_options import (
     MAGICS,
     Argument,
     Magic,
@@ -21,6 +20,7 @@ from llm_magic.notebook.arguments.table import (
     option_arguments,
     option_specs,
 )
+from llm_magic.notebook.arguments.params import json_end
 
 if TYPE_CHECKING:
     from llm_magic.config.option_spec import OptionSpec

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.notebook.display import markdown, parser_limits
+from llm_magic.notebook.display import markdown, markdown_limits
 from llm_magic.text.surrogates import replace_surrogates
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ class IncrementalMarkdown:
 
     def _render(self, text: str) -> str:
         is_costly = bool(self._costly) and text.startswith(self._costly)
-        if is_costly or len(text) > parser_limits.MAX_MARKDOWN:
+        if is_costly or len(text) > markdown_limits.MAX_MARKDOWN:
             return markdown.escape_pre(text)
         try:
             return self._render_end(text)
-        except parser_limits.TooMuchWork:
+        except markdown_limits.TooMuchWork:
             self._costly = text
             self._reset()
             return markdown.escape_pre(text)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
-from llm_magic.notebook.display.parser_limits import spend
+from llm_magic.notebook.display.markdown_limits import spend
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt

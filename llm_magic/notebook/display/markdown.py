@@ -15,9 +15,9 @@ from html import escape
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.notebook.display import latex, parser_limits
+from llm_magic.notebook.display import latex, markdown_limits
 from llm_magic.notebook.display.highlight import TEXT_SECONDS, escape_text, highlight
-from llm_magic.notebook.display.parser_limits import MAX_MARKDOWN, TooMuchWork
+from llm_magic.notebook.display.markdown_limits import MAX_MARKDOWN, TooMuchWork
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.text.surrogates import replace_surrogates
 
@@ -179,7 +179,7 @@ def parser() -> MarkdownIt:
     made.validateLink = _is_safe_url  # type: ignore[method-assign]
     latex.add_rules(made)
     made.use(tasklists_plugin)
-    parser_limits.add_rules(made)
+    markdown_limits.add_rules(made)
     made.core.ruler.push("sanitize", _sanitize)
     for kind in ("fence", "code_block"):
         made.add_render_rule(kind, _code_rule)

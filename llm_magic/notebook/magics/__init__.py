@@ -8,12 +8,12 @@ import re
 from typing import TYPE_CHECKING, Any, cast
 
 from llm_magic.errors import OptionError
-from llm_magic.notebook import kernel_interrupts
+from llm_magic.notebook import cell_interrupts
 from llm_magic.notebook.frontend import running_cell
 from llm_magic.notebook.magics.ask import LLMMagics
 from llm_magic.notebook.magics.base import SessionMagics
 from llm_magic.notebook.magics.chats import ChatMagics
-from llm_magic.notebook.magics.help import HelpMagics
+from llm_magic.notebook.magics.diagnostics import DiagnosticsMagics
 from llm_magic.notebook.magics.jobs import JobMagics
 from llm_magic.notebook.magics.models import ModelMagics
 from llm_magic.notebook.magics.panel import PanelMagics
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 GROUPS: tuple[type[SessionMagics], ...] = (
     LLMMagics,
     JobMagics,
-    HelpMagics,
+    DiagnosticsMagics,
     ModelMagics,
     ChatMagics,
     PanelMagics,
@@ -57,7 +57,7 @@ def register(shell: InteractiveShell, session: Session) -> None:
             shell.events.register("pre_run_cell", magics.before_cell)
     completer.register(shell, session)
     shell.input_transformers_cleanup.append(_ask_not_help)
-    kernel_interrupts.start(shell)
+    cell_interrupts.start(shell)
     _html_formatter(shell).for_type_by_name("llm_magic.types", "Reply", _reply_html)
     session.cells.current = functools.partial(running_cell, shell)
     atexit.unregister(session.close)
@@ -69,7 +69,7 @@ def unregister(shell: InteractiveShell) -> None:
     from llm_magic.notebook.arguments import completer
 
     completer.unregister(shell)
-    kernel_interrupts.stop(shell)
+    cell_interrupts.stop(shell)
     if _ask_not_help in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.remove(_ask_not_help)
     registered = [m for m in shell.configurables if isinstance(m, SessionMagics)]

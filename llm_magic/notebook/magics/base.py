@@ -17,7 +17,7 @@ from llm_magic.errors import OptionError
 from llm_magic.notebook.arguments import help_pages
 from llm_magic.notebook.display.code_cells import CodeCells
 from llm_magic.notebook.frontend import running_cell
-from llm_magic.session.interrupts import held_back
+from llm_magic.session.interruptible_wait import held_back
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

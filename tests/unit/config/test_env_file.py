@@ -18,7 +18,7 @@ from IPython.utils.capture import capture_output
 from llm_magic.config.env_file import read_env_file
 from llm_magic.config.settings import Settings
 from llm_magic.errors import OptionError, SettingsError
-from llm_magic.notebook.arguments.table import MAGICS
+from llm_magic.notebook.arguments.magic_options import MAGICS
 from llm_magic.notebook.magics import register, unregister
 from llm_magic.session import Session
 from tests.shell import ipython

@@ -14,7 +14,7 @@ import pytest
 
 from llm_magic.errors import GenerationFailed, Interrupted, OptionError
 from llm_magic.session import Session
-from llm_magic.session.interrupts import held_back
+from llm_magic.session.interruptible_wait import held_back
 from llm_magic.session.requests import Request
 from llm_magic.session.response import Response
 from llm_magic.types import Chunk

@@ -16,7 +16,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 from llm_magic.errors import LLMMagicError
-from llm_magic.notebook.arguments.table import MAGICS
+from llm_magic.notebook.arguments.magic_options import MAGICS
 from llm_magic.notebook.display import answer_view
 from llm_magic.notebook.display.messages import error_line
 from llm_magic.notebook.display.tables import Table

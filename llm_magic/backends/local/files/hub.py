@@ -207,7 +207,7 @@ def _patterns(code: bool) -> dict[str, Any]:
 def _progress_bar(
     missing: int, report: Callable[[Progress], None], cancelled: Callable[[], bool]
 ) -> type:
-    from llm_magic.backends.local.files.silent_bar import SilentBar
+    from llm_magic.backends.local.files.download_progress import SilentBar
 
     # Several bars count the same bytes (downloaded, and written): the largest number is reported.
     most_reported = 0.0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from IPython.core.completer import provisionalcompleter
 
 from llm_magic.errors import OptionError
-from llm_magic.notebook.arguments import completer, parser, table
+from llm_magic.notebook.arguments import completer, magic_options, parser
 from llm_magic.notebook.arguments.completer import complete, typed_tokens
 from llm_magic.notebook.arguments.completions import Candidates
 from llm_magic.session.requests import Request
@@ -190,11 +190,13 @@ def test_other_lines_have_no_completions(line: str, names: Candidates) -> None:
     assert completed(line, names) is None
 
 
-@pytest.mark.parametrize("name", table.MAGICS)
+@pytest.mark.parametrize("name", magic_options.MAGICS)
 def test_every_option_of_every_magic_is_offered(name: str, names: Candidates) -> None:
     found = complete(f"%{name} -", "", "", names)
     assert found is not None
-    assert [c.text for c in found.candidates] == [n for a in table.arguments(name) for n in a.names]
+    assert [c.text for c in found.candidates] == [
+        n for a in magic_options.arguments(name) for n in a.names
+    ]
 
 
 def test_every_kind_of_completion_that_the_table_names_is_known(names: Candidates) -> None:
@@ -206,9 +208,12 @@ def test_every_kind_of_completion_that_the_table_names_is_known(names: Candidate
         "choices:key_env",
         "choices:base_url",
     }
-    generation = {a.complete for a in table.option_arguments("generation")}
-    for name, magic in table.MAGICS.items():
-        listed = [*table.arguments(name), *((magic.positional,) if magic.positional else ())]
+    generation = {a.complete for a in magic_options.option_arguments("generation")}
+    for name, magic in magic_options.MAGICS.items():
+        listed = [
+            *magic_options.arguments(name),
+            *((magic.positional,) if magic.positional else ()),
+        ]
         for argument in listed:
             if argument.kind != "switch" and argument.complete not in free | generation:
                 assert names.of(argument, "", {}), (name, argument.names)

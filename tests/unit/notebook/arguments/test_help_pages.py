@@ -6,9 +6,9 @@ import pytest
 
 from llm_magic.backends import registry
 from llm_magic.config.settings import GenerationConfig, Settings
-from llm_magic.notebook.arguments import parser, table
+from llm_magic.notebook.arguments import magic_options, parser
 from llm_magic.notebook.arguments.help_pages import page
-from llm_magic.notebook.arguments.table import MAGICS
+from llm_magic.notebook.arguments.magic_options import MAGICS
 
 UNLOAD = """\
 Unload a model and show how much memory it released.
@@ -29,7 +29,7 @@ def test_the_page_names_every_option_and_its_meaning(name: str) -> None:
     text, magic = page(name), MAGICS[name]
     assert text.startswith(f"{magic.summary}\n\nUsage:  {magic.usage}\n")
     positional = (magic.positional,) if magic.positional is not None else ()
-    for argument in (*positional, *table.arguments(name)):
+    for argument in (*positional, *magic_options.arguments(name)):
         names = argument.names if argument.names[0].startswith("-") else ()
         label = f"{', '.join(names)} {argument.metavar}".strip()
         assert f"{label} {flat(argument.help)}" in flat(text)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llm_magic.notebook.display import markdown
 from llm_magic.notebook.display.incremental_markdown import IncrementalMarkdown
-from llm_magic.notebook.display.parser_limits import MAX_MARKDOWN
+from llm_magic.notebook.display.markdown_limits import MAX_MARKDOWN
 from tests.benchmarks.producer import tokens
 from tests.payloads import payloads, violations
 

@@ -18,7 +18,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.session.interrupts import Holder, Noting, cancel_waits, current_cell
+from llm_magic.session.interruptible_wait import Holder, Noting, cancel_waits, current_cell
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell

@@ -17,7 +17,7 @@ import pytest
 from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import Interrupted
 from llm_magic.session.event_loop import GRACE_S, LoopThread
-from llm_magic.session.interrupts import held_back, interrupts_to
+from llm_magic.session.interruptible_wait import held_back, interrupts_to
 from tests.loop_streams import drain, iterate, relay
 
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from llm_magic.backends.local.files.silent_bar import SilentBar
+from llm_magic.backends.local.files.download_progress import SilentBar
 
 
 def test_bar_counts_reports_and_displays_nothing(capfd: pytest.CaptureFixture[str]) -> None:

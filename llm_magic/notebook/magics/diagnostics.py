@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @magics_class
-class HelpMagics(SessionMagics):
+class DiagnosticsMagics(SessionMagics):
     """Explains the last exception, and checks the installation."""
 
     @line_magic

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from llm_magic.notebook.arguments import table
-from llm_magic.notebook.arguments.table import MAGICS
+from llm_magic.notebook.arguments import magic_options
+from llm_magic.notebook.arguments.magic_options import MAGICS
 
 
 @pytest.mark.parametrize("name", MAGICS)
 def test_no_option_means_two_things(name: str) -> None:
-    names = [n for argument in table.arguments(name) for n in argument.names]
+    names = [n for argument in magic_options.arguments(name) for n in argument.names]
     assert len(names) == len(set(names))
-    dests = [table.dest(argument) for argument in table.arguments(name)]
+    dests = [magic_options.dest(argument) for argument in magic_options.arguments(name)]
     assert len(dests) == len(set(dests))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm_magic.backends.local.references import ReferenceSearch
+from llm_magic.backends.local.memory_holders import ReferenceSearch
 
 pytestmark = pytest.mark.usefixtures("whole_heap")
 
