@@ -72,8 +72,9 @@ def drawn_tree() -> dict[str, str]:
 
 
 def test_tree_is_that_of_the_package() -> None:
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "llm_magic").rglob("*.py")}
-    expected = {m for m in modules if not m.endswith("__init__.py") or m == "llm_magic/__init__.py"}
+    found = [path for end in ("py", "js", "css") for path in (ROOT / "llm_magic").rglob(f"*.{end}")]
+    files = {str(path.relative_to(ROOT)) for path in found}
+    expected = {f for f in files if not f.endswith("__init__.py") or f == "llm_magic/__init__.py"}
     drawn = drawn_tree()
     assert set(drawn) == expected
     assert [path for path, description in drawn.items() if not description] == []
