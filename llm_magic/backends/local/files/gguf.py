@@ -233,7 +233,7 @@ def _run_child(file: Path, partial: Path, report: Report, cancelled: Callable[[]
         raise Cancelled
     if reason is None and code < 0:
         reason = f"the process was killed by signal {-code}, perhaps because memory ran out"
-    reason = reason or printed.rpartition("\n")[2] or f"the process finished with {code}"
+    reason = reason or printed.rpartition("\n")[2] or f"the process exited with code {code}"
     raise LoadFailed(f"{file.name} could not be converted: {reason}.", details=printed)
 
 

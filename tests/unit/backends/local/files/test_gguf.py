@@ -230,7 +230,7 @@ def test_crash_of_the_child_shows_its_last_line(
     assert "\n" not in str(bad.value)
     assert bad.value.details.startswith("Traceback")
     stand_in("raise SystemExit(3)")
-    with pytest.raises(LoadFailed, match="the process ended with 3"):
+    with pytest.raises(LoadFailed, match="the process exited with code 3"):
         convert(file)
 
 
