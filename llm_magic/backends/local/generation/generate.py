@@ -176,9 +176,9 @@ class DecodingLoop:
     def _step(self) -> None:
         """Decode token by token, and several in one pass where a draft is accepted."""
         runner = self._runner
-        is_dynamic = isinstance(runner.cache, DynamicCache)
-        drafts = is_dynamic and compat.can_roll_back(runner.cache)
-        proposer = drafter(self._loaded, self._cancel) if drafts else None
+        proposer = None
+        if isinstance(runner.cache, DynamicCache) and compat.can_roll_back(runner.cache):
+            proposer = drafter(self._loaded, self._cancel)
         tokens: list[int] = runner.ids[0].tolist()
         while True:
             limit = self._inputs.max_new_tokens - self._streamer.token_count - 1
