@@ -1,6 +1,6 @@
-"""The pages that are read: README.md and docs/. What is made in them, and what can be run.
+"""The pages of the documentation: the files at the root and docs/. What is generated in them, what runs.
 
-``python -m tests.docs`` (scripts/update-docs) writes what is made: the help of magics after
+``python -m tests.docs`` (scripts/update-docs) writes what is generated: the help of magics after
 ``<!-- help: NAME ... -->``, and a file of docs/ after ``<!-- file: PATH -->``.
 """
 
@@ -15,32 +15,56 @@ from llm_magic.notebook.arguments.help_pages import page
 from tests.kernels import ROOT
 
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
-ALL = [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES]
+PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
+ALL = [
+    *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")),
+    *PAGES,
+]
 
 _MADE = re.compile(r"(<!-- (help|file): ([^\n]*?) -->\n).*?(<!-- end of \2 -->\n)", re.DOTALL)
-_BLOCK = re.compile(r"^(?:<!-- raises (\w+) -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-# Run in a kernel; `text` blocks of magics are read by their parsers only: they need servers or GPUs.
+_BLOCK = re.compile(
+    r"^(?:<!-- ([^\n]*?) -->\n)?```(\{?[\w-]+\}?)\n(.*?)^```$", re.DOTALL | re.MULTILINE
+)
 _RUN = {"ipython", "python"}
+# Blocks that readers do not run: directives of Sphinx, drawings and messages.
+_NOT_CODE = {"{eval-rst}", "text"}
+_NOT_RUN, _RAISES = "not run: ", "raises "
+# Comments that explain why a block does not run: it is generated, or CI runs it as it is written.
+_EXPLAINED = (_NOT_RUN, "file: ", "the run command", "the test command")
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block: its language, its text, and the error that it is there to show, if any."""
+    """A fenced block: its language, its text, and the comment on the line above it."""
 
     language: str
     text: str
-    raises: str = ""
+    comment: str = ""
 
     @property
     def runs(self) -> bool:
-        """Whether it is a cell that a reader could run anywhere."""
-        return self.language in _RUN
+        """Whether it is a cell that runs in the tests."""
+        return self.language in _RUN and not self.comment.startswith(_EXPLAINED)
 
     @property
-    def is_of_magics(self) -> bool:
-        """Whether it is a cell of magics, to be read and not run."""
-        return self.language == "text" and self.text.startswith("%")
+    def raises(self) -> str:
+        """The error that the cell shows, if any."""
+        return self.comment.removeprefix(_RAISES) if self.comment.startswith(_RAISES) else ""
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether it runs, is no code, or has a comment that explains why it does not run."""
+        return self.runs or self.language in _NOT_CODE or self.comment.startswith(_EXPLAINED)
+
+    @property
+    def has_magics(self) -> bool:
+        """Whether it is a cell of magics."""
+        return self.language == "ipython" and self.text.startswith("%")
+
+
+def name_of(path: Path) -> str:
+    """Return the path of a page in the repository."""
+    return str(path.relative_to(ROOT))
 
 
 def text_of(path: Path) -> str:
@@ -50,17 +74,17 @@ def text_of(path: Path) -> str:
 
 def blocks(path: Path) -> Iterator[Block]:
     """Yield the fenced blocks of a page, in order."""
-    for raises, language, text in _BLOCK.findall(text_of(path)):
-        yield Block(language, text.rstrip("\n"), raises)
+    for comment, language, text in _BLOCK.findall(text_of(path)):
+        yield Block(language, text.rstrip("\n"), comment)
 
 
 def written(path: Path) -> str:
-    """Return a page with what is made in it as it is to be now."""
+    """Return a page with its generated parts as they should be now."""
     return _MADE.sub(_made, text_of(path))
 
 
 def helped(path: Path) -> list[str]:
-    """Return the magics whose help stands in a page."""
+    """Return the magics whose help is in a page."""
     return [name for found in _MADE.finditer(text_of(path)) for name in _names(found)]
 
 
@@ -80,7 +104,7 @@ def _made(found: re.Match[str]) -> str:
 
 def main() -> None:
     """Write the pages."""
-    for path in PAGES:
+    for path in ALL:
         path.write_text(written(path), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks [--only NAME] [--repeat N] [--json FILE] [--readme] [--peers] [--path]``."""
+"""``python -m tests.benchmarks [--only NAME] [--repeat N] [--json FILE] [--page] [--peers] [--path]``."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ from tests.benchmarks import (
     extension,
     first_token,
     memory,
+    page,
     path,
     peers,
     quantization,
-    readme,
     remote,
     report,
     speed,
 )
 from tests.benchmarks.rounds import Rounds
-from tests.kernels import ROOT
 
 Measure = Callable[[Rounds], Iterable[report.Row]]
 
@@ -83,16 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     tables = {table.name: table for table in known}
-    if args.readme and (lacking := BENCHMARKS.keys() - tables.keys() - set(chosen)):
-        parser.error(f"The README shows all of them. Missing: {', '.join(sorted(lacking))}.")
+    if args.page and (lacking := BENCHMARKS.keys() - tables.keys() - set(chosen)):
+        parser.error(f"The page shows all of them. Missing: {', '.join(sorted(lacking))}.")
     print(report.header(about), flush=True)
     for table in _measured(chosen, args.repeat):
         tables[table.name] = table
         if args.json is not None:
             # One by one: whoever stops a long run keeps what it has measured.
             report.save(args.json, about, tables.values())
-    if args.readme:
-        readme.write(ROOT / "README.md", about, [tables[name] for name in BENCHMARKS])
+    if args.page:
+        page.write(page.PAGE, about, [tables[name] for name in BENCHMARKS])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,7 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--json", type=Path, help="also keep the figures in this file, beside those of earlier runs"
     )
-    add("--readme", action="store_true", help="also write the README's table, with those of --json")
+    add(
+        "--page",
+        action="store_true",
+        help="also write the page with the table, with those of --json",
+    )
     add("--peers", action="store_true", help="only list who is measured beside us")
     add("--path", action="store_true", help="only list the functions that one %%%%llm enters")
     return parser

@@ -1,4 +1,4 @@
-"""Every cell of README.md and docs/ runs in a real kernel with the small model, page by page."""
+"""Every cell of the pages runs in a real kernel with the small model, page by page."""
 
 from __future__ import annotations
 
@@ -8,18 +8,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs import ALL, Block, blocks
+from tests.docs import ALL, Block, blocks, name_of
 from tests.echo_package import install
 from tests.kernels import Kernel, kernel
 
-# What a page says that its cells show.
+# Some of what the cells of a page display, because the page describes it.
 SHOWN = {
     "README": ["Paris"],
-    "asking": ["Paris", r"nothing was sent", r"\\frac\{1\}\{2\}"],
-    "models": ["Ready", "ready in"],
+    "index": ["Paris"],
+    "first-cells": ["Paris", "Amsterdam"],
+    "answers": ["Paris", "nothing was sent", "Rome"],
+    "background": ["cancelled"],
+    "variables": ["You have been to Lima", r"\\frac\{1\}\{2\}", "3 towns in all"],
+    "local-models": ["Ready", "ready in", "SmolLM2-135M-Instruct"],
     "chats": ["My snake is called Monty"],
     "speed": [r"\(\d+ reused\)"],
-    "errors": ["ZeroDivisionError", "temperature=9 must be 0 to 2"],
+    "explain-errors": ["ZeroDivisionError"],
+    "errors": ["temperature=9 must be 0 to 2"],
+    "python": ["Paris", "done"],
+    "offline": ["embedded"],
+    "vscode-and-colab": ["Paris", "ipykernel"],
 }
 PAGES = [path for path in ALL if any(block.runs for block in blocks(path))]
 
@@ -41,7 +49,7 @@ def check(k: Kernel, block: Block) -> str:
     return ran.text
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_the_cells_of_a_page_run_in_their_order(k: Kernel, path: Path) -> None:
     try:
         shown = [check(k, block) for block in blocks(path) if block.runs]

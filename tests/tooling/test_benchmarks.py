@@ -15,9 +15,9 @@ from tests.benchmarks import (
     ai_magic,
     engines,
     extension,
+    page,
     peers,
     quantization,
-    readme,
     report,
     rounds,
 )
@@ -160,11 +160,11 @@ def test_results_of_other_runs_stay_if_they_are_comparable(tmp_path: Path) -> No
         saved(file, {**ABOUT, "python": "3.12", "torch": "2"})
 
 
-# -- the README --------------------------------------------------------------------------------
+# -- the page --------------------------------------------------------------------------------
 
 
-def test_the_readme_gets_the_date_the_machine_the_noise_and_the_targets() -> None:
-    text = readme.markdown(
+def test_the_page_gets_the_date_the_machine_the_noise_and_the_targets() -> None:
+    text = page.markdown(
         ABOUT,
         [
             table(
@@ -182,42 +182,42 @@ def test_the_readme_gets_the_date_the_machine_the_noise_and_the_targets() -> Non
     assert "tok/s" not in text
 
 
-def test_without_targets_the_readme_shows_the_ratios_and_always_who_is_missing() -> None:
+def test_without_targets_the_page_shows_the_ratios_and_always_who_is_missing() -> None:
     rows = (
         Row("a", "tok/s", (1.0,)),
         Row("a / b", "x", (2.0,)),
         Row("c", "tok/s", note="missing: y"),
     )
-    assert readme.told(table(*rows)) == [rows[1], rows[2]]
-    text = readme.markdown(ABOUT, [table(*rows, noisy=True)])
+    assert page.told(table(*rows)) == [rows[1], rows[2]]
+    text = page.markdown(ABOUT, [table(*rows, noisy=True)])
     assert "**128 tokens** (noisy)" in text
     assert "| c | missing: y |" in text
 
 
 def test_only_the_place_of_the_benchmarks_is_written(tmp_path: Path) -> None:
-    file = tmp_path / "README.md"
-    file.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter \\1\n")
+    file = tmp_path / "benchmarks.md"
+    file.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter \\1\n")
     for _ in range(2):
-        readme.write(file, ABOUT, [table(Row(r"a\1", "x", (1.0,)))])
+        page.write(file, ABOUT, [table(Row(r"a\1", "x", (1.0,)))])
         text = file.read_text()
-        assert text.startswith(f"before\n{readme.BEGIN}\nTaken")
-        assert text.endswith(f"{readme.END}\nafter \\1\n")
+        assert text.startswith(f"before\n{page.BEGIN}\nTaken")
+        assert text.endswith(f"{page.END}\nafter \\1\n")
         assert "old" not in text
     file.write_text("no place")
     with pytest.raises(AssertionError, match="no place for the benchmarks"):
-        readme.write(file, ABOUT, [table(Row("a", "x", (1.0,)))])
+        page.write(file, ABOUT, [table(Row("a", "x", (1.0,)))])
     assert file.read_text() == "no place"
 
 
-def test_the_readme_shows_all_of_them() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    titles = [readme._escaped(title) for title, _measure in suite.BENCHMARKS.values()]
+def test_the_page_shows_all_of_them() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    titles = [page._escaped(title) for title, _measure in suite.BENCHMARKS.values()]
     assert [title for title in titles if f"**{title}**" not in text] == []
 
 
-def test_the_readme_has_its_place() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text.index(readme.BEGIN) < text.index(readme.END)
+def test_the_page_has_its_place() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert text.index(page.BEGIN) < text.index(page.END)
 
 
 # -- peers -------------------------------------------------------------------------------------
@@ -313,9 +313,9 @@ def test_without_the_client_its_rows_are_missing(monkeypatch: pytest.MonkeyPatch
     assert set(missing(rows).values()) == {"missing: pip install -e '.[test]'"}
 
 
-def test_the_readme_is_refused_for_a_part(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_is_refused_for_a_part(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        suite.main(["--only", "load_ext", "--readme"])
+        suite.main(["--only", "load_ext", "--page"])
     assert "Missing: batch, beside, chat," in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""The pages in docs/: help is that of the magics, messages are those of the source, links have targets."""
+"""The pages: generated parts are current, messages and tables match the source, links have targets."""
 
 from __future__ import annotations
 
@@ -9,33 +9,56 @@ from pathlib import Path
 
 import pytest
 
+from llm_magic.backends import registry
+from llm_magic.config.settings import GenerationConfig, Settings
 from llm_magic.errors import OptionError
 from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.arguments.magic_options import MAGICS
 from llm_magic.notebook.arguments.magic_options import arguments as options_of
-from tests.docs import ALL, DOCS, PAGES, blocks, helped, text_of, written
+from llm_magic.session import kernel_session
+from tests.docs import ALL, DOCS, PAGES, Block, blocks, helped, name_of, text_of, written
 from tests.echo_package import SOURCE
 from tests.kernels import ROOT
 
 _VARIES = "…"
 # Options of commands that are no magics, and of a peer.
-_COMMANDS = {"--headless", "--json", "--no-deps", "--peers", "--readme", "--schema", "--strict"}
+_COMMANDS = {
+    "--headless", "--json", "--links", "--nbval", "--nbval-lax", "--nbval-sanitize-with", "--no-deps",
+    "--only", "--page", "--peers", "--pipeline-parallel-size", "--schema", "--strict",
+    "--tensor-parallel-size", "--version",
+}  # fmt: skip
 
-every_page = pytest.mark.parametrize("path", ALL, ids=lambda path: path.name)
+every_page = pytest.mark.parametrize("path", ALL, ids=name_of)
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_what_is_made_is_new(path: Path) -> None:
-    assert text_of(path) == written(path), f"docs/{path.name} is stale: type scripts/update-docs"
+@every_page
+def test_generated_parts_are_current(path: Path) -> None:
+    assert text_of(path) == written(path), f"{name_of(path)} is stale: run scripts/update-docs"
 
 
 def test_every_magic_has_its_help_in_one_page() -> None:
     assert sorted(name for path in PAGES for name in helped(path)) == sorted(MAGICS)
 
 
-def test_every_page_is_one_click_from_the_readme() -> None:
-    readme = text_of(ROOT / "README.md")
-    assert [p.name for p in PAGES if f"](docs/{p.name})" not in readme] == []
+def test_every_page_is_listed_once_in_the_index() -> None:
+    # The lists are the sidebar of the site.
+    listed = re.findall(r"^- \[[^\]]+\]\(([^)]+)\): ", text_of(DOCS / "index.md"), re.MULTILINE)
+    pages = [str(path.relative_to(DOCS)) for path in PAGES if path.name != "index.md"]
+    assert sorted(listed) == sorted(pages)
+    assert "](docs/index.md)" in text_of(ROOT / "README.md")
+
+
+@every_page
+def test_code_runs_or_has_a_reason_not_to(path: Path) -> None:
+    assert [block.text for block in blocks(path) if not block.is_explained] == []
+
+
+def test_code_without_a_reason_is_found() -> None:
+    assert not Block("sh", "ls").is_explained
+    assert not Block("sh", "ls", "a comment").is_explained
+    assert Block("sh", "ls", "not run: an example").is_explained
+    assert Block("ipython", "%llm_load x", "not run: an example").is_explained
+    assert not Block("ipython", "%llm_load x", "not run: an example").runs
 
 
 @every_page
@@ -65,7 +88,7 @@ def test_lines_fit(path: Path) -> None:
 @every_page
 def test_cells_of_magics_are_read_without_an_error(path: Path) -> None:
     for block in blocks(path):
-        if block.is_of_magics:
+        if block.has_magics and not block.runs:
             read(block.text)
 
 
@@ -79,7 +102,9 @@ def read(cell: str) -> None:
         return
     for line in cell.splitlines():
         name, _, arguments = line.removeprefix("%").partition(" ")
-        if name in MAGICS:
+        if name == "llm":
+            assert parser.parse_with_prompt(name, arguments).prompt
+        elif name in MAGICS:
             parser.parse(name, arguments)
         else:
             assert line == "%load_ext llm_magic"
@@ -97,7 +122,9 @@ def test_options_that_are_named_exist(path: Path) -> None:
     # In backquotes, without commands of a shell.
     text = re.sub(r"```sh\n.*?```", "", text_of(path), flags=re.DOTALL)
     spans = [
-        span for span in re.findall(r"`([^`\n]+)`", text) if not re.match(r"pip |ollama |hf ", span)
+        span
+        for span in re.findall(r"`([^`\n]+)`", text)
+        if not re.match(r"pip |ollama |hf |pytest |vllm ", span)
     ]
     named = {option for span in spans for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", span)}
     assert sorted(named - known) == []
@@ -123,9 +150,105 @@ def test_messages_are_those_that_are_raised() -> None:
     page = text_of(DOCS / "troubleshooting.md")
     quoted = re.findall(r"^\*\*`.*`\*\*$", page, re.MULTILINE)
     quotes = [quote for line in quoted for quote in re.findall(r"\*\*`(.*?)`\*\*", line)]
-    assert len(quotes) > 30
+    assert len(quotes) > 60
     known = messages()
     assert [quote for quote in quotes if not any(quote in text for text in known)] == []
+
+
+@pytest.mark.parametrize("page", ["python", "errors"])
+def test_python_runs_in_a_program(
+    page: str,
+    model_cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LLM_MAGIC_CACHE_DIR", str(model_cache))
+    first = next(b for b in blocks(DOCS / "reference" / f"{page}.md") if b.language == "python")
+    try:
+        exec(compile(f"from llm_magic import llm\nllm.load()\n{first.text}", page, "exec"), {})
+    finally:
+        # The code uses the session of this process, whose threads would outlive the test.
+        kernel_session().close()
+    assert re.search("Paris|temperature=9 must be 0 to 2", capsys.readouterr().out)
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", sorted(Settings.model_fields))
+def test_every_setting_is_listed_with_its_default(field: str) -> None:
+    info = Settings.model_fields[field]
+    page = text_of(DOCS / "reference" / "settings.md")
+    row = re.search(rf"\| `{info.validation_alias}` \|([^|]*)\|", page)
+    assert row, f"{info.validation_alias} is not in the table"
+    if info.default is not None:
+        assert f"`{info.default}`" in row[1]
+
+
+def test_generation_options_are_those_of_the_backends() -> None:
+    page = text_of(DOCS / "reference" / "backends.md")
+    table = [line for line in page.splitlines() if line.startswith("| ")]
+    head = next(line for line in table if line.startswith("| option |"))
+    names = re.findall(r"`(\w+)`", head)
+    assert names == ["local", "ollama", "vllm", "instructlab", "openai"]
+    classes = [registry.backend_class(name) for name in names]
+    for option in GenerationConfig.model_fields.keys() - {"extra"}:
+        cells = [
+            f"`{cls.option_names[option]}`" if cls.supports(option) else "no" for cls in classes
+        ]
+        assert f"| `{option}` | {' | '.join(cells)} |" in table
+
+
+def drawn_tree() -> dict[str, str]:
+    """Return the files of the tree in the architecture page, and the description of each."""
+    page = text_of(DOCS / "explanation" / "architecture.md")
+    lines = re.findall(r"```text\n(llm_magic/\n.*?)```", page, re.DOTALL)[0].splitlines()
+    files: dict[str, str] = {}
+    folders: list[str] = []
+    for line in lines:
+        name, _, description = line.strip().partition(" ")
+        depth = (len(line) - len(line.lstrip())) // 2
+        del folders[depth:]
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            files["".join([*folders, name])] = description.strip()
+    return files
+
+
+def test_tree_is_that_of_the_package() -> None:
+    found = [path for end in ("py", "js", "css") for path in (ROOT / "llm_magic").rglob(f"*.{end}")]
+    files = {str(path.relative_to(ROOT)) for path in found}
+    expected = {f for f in files if not f.endswith("__init__.py") or f == "llm_magic/__init__.py"}
+    drawn = drawn_tree()
+    assert set(drawn) == expected
+    assert [path for path, description in drawn.items() if not description] == []
+
+
+def test_the_path_of_a_prompt_names_files_that_exist() -> None:
+    page = text_of(DOCS / "explanation" / "architecture.md")
+    named = re.findall(r"`([a-z]\w*/[\w/]+\.py)`", page)
+    package = ROOT / "llm_magic"
+    missing = [
+        f for f in named if not any((package / top / f).is_file() for top in ("", "backends"))
+    ]
+    assert len(named) > 8
+    assert missing == []
+
+
+def test_errors_are_drawn_in_their_tree() -> None:
+    from llm_magic import errors
+
+    classes = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.LLMMagicError)
+    }
+    assert errors.__doc__ is not None
+    assert {name for name in classes if not re.search(rf"\b{name}\b", errors.__doc__)} == set()
+
+
+# -- files -----------------------------------------------------------------------------------------
 
 
 def test_the_example_is_short() -> None:

@@ -1,4 +1,4 @@
-"""The README's table: where and when it was taken, and of each benchmark what is compared."""
+"""The table of the benchmark page: where and when it was measured, and what each benchmark compares."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.benchmarks.report import Row, Table, number
+from tests.kernels import ROOT
 
-BEGIN = "<!-- the benchmarks: scripts/bench --readme -->"
+PAGE = ROOT / "docs" / "explanation" / "benchmarks.md"
+BEGIN = "<!-- the benchmarks: scripts/bench --page -->"
 END = "<!-- end of the benchmarks -->"
 _WIDTH = 130
 _VERSIONS = ("torch", "transformers", "ipykernel", "transformers serve", "llama.cpp", "vLLM")
@@ -28,7 +30,7 @@ def write(file: Path, about: Mapping[str, str], tables: Sequence[Table]) -> None
 
 
 def markdown(about: Mapping[str, str], tables: Sequence[Table]) -> str:
-    """Return a paragraph about the machine and its noise, and the table, folded."""
+    """Return a paragraph about the machine and its noise, and the table."""
     shares = [share for table in tables for share in table.others]
     noise = (
         f"other processes took {statistics.median(shares):.1%} of the CPU (most: {max(shares):.0%})"
@@ -46,19 +48,15 @@ def markdown(about: Mapping[str, str], tables: Sequence[Table]) -> str:
         [
             *textwrap.wrap(said, _WIDTH, break_on_hyphens=False),
             "",
-            "<details><summary>The figures</summary>",
-            "",
             "| | median | smallest to largest | target |",
             "| --- | --- | --- | --- |",
             *(line for table in tables for line in _lines(table)),
-            "",
-            "</details>",
         ]
     )
 
 
 def told(table: Table) -> list[Row]:
-    """Return the rows that the README shows: what has a target, else what is a ratio; all that miss.
+    """Return the rows of the page: those with a target, else the ratios, and all that are missing.
 
     Everything else is in the table that is printed and in the JSON.
     """
