@@ -1,4 +1,4 @@
-"""Installs the example package of docs/backends.md, which adds a backend to ``-b``."""
+"""Installs the example package of docs/guides/add-a-backend.md, which adds a backend to ``-b``."""
 
 from __future__ import annotations
 
