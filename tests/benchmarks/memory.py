@@ -58,6 +58,6 @@ def measure_unload(rounds: Rounds) -> Iterator[Row]:
 
     with loaded_kernel() as kernel:
         taken = rounds.run(once)
-    yield Row("bytes given back / size", "x", taken["share"], Target(">=", 0.95))
+    yield Row("bytes released / size", "x", taken["share"], Target(">=", 0.95))
     yield Row("the process afterwards", "MB", tuple(left))
     yield Row("grown from the first to the last time", "MB", (left[-1] - left[0],))

@@ -20,12 +20,12 @@ _CLIENTS = ("openai", "litellm", "jupyter_ai_magics", "jupyter_ai_magic_commands
 
 
 def write(file: Path, about: Mapping[str, str], tables: Sequence[Table]) -> None:
-    """Put the table between its two marks; what stood there goes, everything else stays."""
+    """Replace the table between its two comments; the rest of the page stays."""
     text = file.read_text(encoding="utf-8")
-    place = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     made = f"{BEGIN}\n{markdown(about, tables)}\n{END}"
-    changed, count = place.subn(lambda _old: made, text)
-    assert count == 1, f"{file.name} has no place for the benchmarks between {BEGIN} and {END}"
+    changed, count = pattern.subn(lambda _old: made, text)
+    assert count == 1, f"{file.name} has no table between {BEGIN} and {END}"
     file.write_text(changed, encoding="utf-8")
 
 
@@ -40,13 +40,13 @@ def markdown(about: Mapping[str, str], tables: Sequence[Table]) -> str:
     versions = ", ".join(f"{name} {about[name]}" for name in _VERSIONS + _CLIENTS if name in about)
     days = sorted({table.taken[:10] for table in tables})
     taken = " to ".join(dict.fromkeys((days[0], days[-1])))
-    said = (
+    summary = (
         f"Taken {taken} on {about['cpu']}, {about['memory']}, Python {about['python']};"
         f" {noise}. {met} of {len(judged)} targets met. Medians of rounds side by side. {versions}."
     )
     return "\n".join(
         [
-            *textwrap.wrap(said, _WIDTH, break_on_hyphens=False),
+            *textwrap.wrap(summary, _WIDTH, break_on_hyphens=False),
             "",
             "| | median | smallest to largest | target |",
             "| --- | --- | --- | --- |",
@@ -55,7 +55,7 @@ def markdown(about: Mapping[str, str], tables: Sequence[Table]) -> str:
     )
 
 
-def told(table: Table) -> list[Row]:
+def shown(table: Table) -> list[Row]:
     """Return the rows of the page: those with a target, else the ratios, and all that are missing.
 
     Everything else is in the table that is printed and in the JSON.
@@ -71,7 +71,7 @@ def told(table: Table) -> list[Row]:
 def _lines(table: Table) -> Iterator[str]:
     noisy = " (noisy)" if table.noisy else ""
     yield f"| **{_escaped(table.title)}**{noisy} | | | |"
-    for row in told(table):
+    for row in shown(table):
         yield f"| {_escaped(row.name)} | {' | '.join(_cells(row))} |"
 
 
@@ -89,5 +89,5 @@ def _cells(row: Row) -> tuple[str, str, str]:
 
 
 def _escaped(text: str) -> str:
-    """Keep a name from being read as Markdown."""
+    """Escape a name for Markdown."""
     return re.sub(r"([|<>_*`])", r"\\\1", text)

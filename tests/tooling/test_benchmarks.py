@@ -188,13 +188,13 @@ def test_without_targets_the_page_shows_the_ratios_and_always_who_is_missing() -
         Row("a / b", "x", (2.0,)),
         Row("c", "tok/s", note="missing: y"),
     )
-    assert page.told(table(*rows)) == [rows[1], rows[2]]
+    assert page.shown(table(*rows)) == [rows[1], rows[2]]
     text = page.markdown(ABOUT, [table(*rows, noisy=True)])
     assert "**128 tokens** (noisy)" in text
     assert "| c | missing: y |" in text
 
 
-def test_only_the_place_of_the_benchmarks_is_written(tmp_path: Path) -> None:
+def test_only_the_table_is_written(tmp_path: Path) -> None:
     file = tmp_path / "benchmarks.md"
     file.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter \\1\n")
     for _ in range(2):
@@ -203,10 +203,10 @@ def test_only_the_place_of_the_benchmarks_is_written(tmp_path: Path) -> None:
         assert text.startswith(f"before\n{page.BEGIN}\nTaken")
         assert text.endswith(f"{page.END}\nafter \\1\n")
         assert "old" not in text
-    file.write_text("no place")
-    with pytest.raises(AssertionError, match="no place for the benchmarks"):
+    file.write_text("no table")
+    with pytest.raises(AssertionError, match="no table between"):
         page.write(file, ABOUT, [table(Row("a", "x", (1.0,)))])
-    assert file.read_text() == "no place"
+    assert file.read_text() == "no table"
 
 
 def test_the_page_shows_all_of_them() -> None:
@@ -215,7 +215,7 @@ def test_the_page_shows_all_of_them() -> None:
     assert [title for title in titles if f"**{title}**" not in text] == []
 
 
-def test_the_page_has_its_place() -> None:
+def test_the_page_has_its_comments() -> None:
     text = page.PAGE.read_text(encoding="utf-8")
     assert text.index(page.BEGIN) < text.index(page.END)
 
