@@ -25,7 +25,8 @@ _UNCLEAR = frozenset({400, 413, 422, 500, None})
 
 async def stream(manager: BackendManager, response: Response) -> AsyncGenerator[Chunk, None]:
     """Yield the answer of the model, after dropping the turns that do not fit where `--trim` is given."""
-    response.prepared = await fit(manager, response.prepared)
+    if response.prepared.request.trim:
+        response.prepared = await fit(manager, response.prepared)
     while True:
         prepared = response.prepared
         answer = manager.stream(prepared.loaded_model.name, prepared.messages, prepared.config)

@@ -91,24 +91,27 @@ def prepare(
     request: Request, loaded_model: LoadedModel, current: GenerationConfig, chats: Chats
 ) -> PreparedRequest:
     """Check the options of a request and return its messages; nothing is sent."""
-    options = dict(request.options)
-    if "extra" in options:
-        options["extra"] = {**current.extra, **options["extra"]}
-    config = current.replace(**options)
-    loaded_model.backend.check_options(config, options.keys())
-    context = _context(request, chats)
+    config = current.replace(**_merged(request.options, current))
+    loaded_model.backend.check_options(config, request.options.keys())
+    context = None
+    if request.chat is not None:
+        check_name(request.chat)
+        key = request.key or str(request.prompt)
+        context = chats.context(request.chat, key, request.system)
+    elif request.trim:
+        raise OptionError("--trim leaves out turns of a chat. Name the chat: -c NAME.")
     messages = _messages(request, context)
     return PreparedRequest(loaded_model, messages, config, request, context)
 
 
-def _context(request: Request, chats: Chats) -> Context | None:
-    if request.chat is not None:
-        check_name(request.chat)
-        key = request.key or str(request.prompt)
-        return chats.context(request.chat, key, request.system)
-    if request.trim:
-        raise OptionError("--trim leaves out turns of a chat. Name the chat: -c NAME.")
-    return None
+def _merged(options: Mapping[str, Any], current: GenerationConfig) -> dict[str, Any]:
+    """Return the options of a call; a mapping is added to the one that the session has."""
+    merged = dict(options)
+    for name, value in options.items():
+        before = getattr(current, name, None)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            merged[name] = {**before, **value}
+    return merged
 
 
 def _messages(request: Request, context: Context | None) -> tuple[Message, ...]:

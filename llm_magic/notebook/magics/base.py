@@ -115,19 +115,20 @@ class SessionMagics(Magics):
             dry = self.session.dry_run(request)
             answer_view.write_notes(notes)
             return messages.dry_run_table(dry)
-        with self.session.ask(request) as response:
-            view = answer_view.view(self.shell, response, args.values, self.live, area)
-            view.note(notes)
-            try:
+        response = self.session.ask(request)
+        view = answer_view.view(self.shell, response, args.values, self.live, area)
+        try:
+            with response:
+                view.note(notes)
                 for _ in response.updates(view.pause):
                     view.draw()
-            finally:
-                if response.has_reply:
-                    # First: the variable is set even if displaying the answer fails.
-                    self.put(args["output"], response.reply)
-                    view.finish()
-                else:
-                    view.leave()
+        finally:
+            if response.has_reply:
+                # First: the variable is set even if displaying the answer fails.
+                self.put(args["output"], response.reply)
+                view.finish()
+            else:
+                view.leave()
         reply = response.result()
         if args["format"] == "code":
             replace = bool(args.values.get("replace"))

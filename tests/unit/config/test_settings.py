@@ -250,7 +250,7 @@ def test_a_wrong_line_of_the_file_is_named_the_same_way() -> None:
 
 def test_this_call_wins_over_the_session_over_settings_over_the_model() -> None:
     with scripted_session(temperature=0.1, top_k=10, top_p=0.1) as (session, backend):
-        session.configure(temperature=0.2, top_k=20)
+        session.generation.update(temperature=0.2, top_k=20)
         session.generate("?", temperature=0.3)
         config = backend.asked[-1].config
         assert (config.temperature, config.top_k, config.top_p) == (0.3, 20, 0.1)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from llm_magic.errors import OptionError
+from llm_magic.errors import Interrupted, OptionError
 from llm_magic.session.event_loop import GRACE_S, LoopThread
 from llm_magic.types import Chunk
 from tests.kernels import within_a_second
@@ -202,7 +202,7 @@ def test_interrupt_ends_flood_and_loses_nothing(loop: LoopThread) -> None:
 
     timer = threading.Timer(0.5, press)
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         drain(loop, flood(), take)
     assert time.monotonic() - pressed[0] < within_a_second() + 1
     assert taken == list(range(1, produced + 1))

@@ -17,7 +17,7 @@ import pytest
 from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import Interrupted
 from llm_magic.session.event_loop import GRACE_S, LoopThread
-from llm_magic.session.interruptible_wait import held_back, interrupts_to
+from llm_magic.session.interruptible_wait import held_back, wait
 from tests.loop_streams import drain, iterate, relay
 
 
@@ -45,7 +45,7 @@ async def answering(*items: object) -> AsyncGenerator[object, None]:
 def test_what_was_produced_is_delivered_before_the_interrupt(loop: LoopThread) -> None:
     taken: list[object] = []
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         drain(loop, answering(1, 2, 3), taken.append)
     assert taken == [1, 2, 3]
     assert time.monotonic() - began < 0.5
@@ -64,7 +64,7 @@ def test_a_thread_that_rests_is_interrupted_at_once(loop: LoopThread) -> None:
         await asyncio.Event().wait()
 
     for _ in range(5):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             drain(loop, source(), taken.append, pause=lambda: 60.0 if taken else 0.0)
         assert time.monotonic() - pressed[-1] < 0.09
     assert taken == [1, 2] * 5
@@ -81,7 +81,7 @@ def test_what_comes_while_it_stops_is_delivered_too(loop: LoopThread) -> None:
         except asyncio.CancelledError:
             yield "last"
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         drain(loop, source(), taken.append)
     assert taken == ["before", "last"]
 
@@ -94,7 +94,7 @@ def test_run_and_iterate_can_be_interrupted_too(loop: LoopThread) -> None:
     with pytest.raises(KeyboardInterrupt):
         loop.run(work())
     taken: list[object] = []
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted), held_back():
         taken.extend(iterate(loop, answering(1, 2)))
     assert taken == [1, 2]
 
@@ -105,7 +105,7 @@ def test_a_handler_of_the_user_is_put_back(loop: LoopThread) -> None:
 
     previous = signal.signal(signal.SIGINT, handler)
     try:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             drain(loop, answering(1), lambda _item: None)
         assert signal.getsignal(signal.SIGINT) is handler
     finally:
@@ -161,7 +161,7 @@ def test_work_that_does_not_stop_is_left_behind_within_a_second(
 ) -> None:
     taken: list[object] = []
     with Deaf(noisy=noisy) as deaf:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             drain(loop, deaf.source(), taken.append)
         assert deaf.elapsed < 1
     assert taken[0] == "first"
@@ -170,34 +170,42 @@ def test_work_that_does_not_stop_is_left_behind_within_a_second(
 
 def test_a_second_press_ends_the_waiting_at_once(loop: LoopThread) -> None:
     with Deaf(presses=2) as deaf:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             drain(loop, deaf.source(), lambda _item: None)
         assert deaf.elapsed < GRACE_S * 0.75
 
 
-@pytest.mark.parametrize("door", ["drain", "iterate"])
-def test_a_press_just_before_it_begins_leaves_nothing_running(
-    loop: LoopThread, monkeypatch: pytest.MonkeyPatch, door: str
+@pytest.mark.parametrize("way", ["drain", "iterate", "run"])
+def test_interrupt_before_the_first_wait_leaves_nothing_running(
+    loop: LoopThread, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    begun = threading.Event()
+    ended = threading.Event()
 
-    def pressed(_inbox: object) -> None:
-        begun.wait(0.05)  # what would run has the time to show it
+    def interrupted(*_args: object) -> bool:
+        time.sleep(0.05)  # what would run has the time to start
         raise KeyboardInterrupt
 
     async def source() -> AsyncGenerator[object, None]:
-        begun.set()
-        yield 1
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
 
-    monkeypatch.setattr("llm_magic.session.event_loop.interrupts_to", pressed)
-    assert loop.loop.is_running()
+    monkeypatch.setattr("llm_magic.session.interruptible_wait.wait", interrupted)
     use: dict[str, Callable[[Any], object]] = {
         "drain": lambda items: drain(loop, items, print),
         "iterate": lambda items: list(iterate(loop, items)),
+        "run": lambda items: loop.run(collected(items)),
     }
-    with pytest.raises(KeyboardInterrupt):
-        use[door](source())
-    assert not begun.is_set()
+    with pytest.raises((KeyboardInterrupt, Interrupted)):
+        use[way](source())
+    assert ended.is_set()
+
+
+async def collected(source: AsyncGenerator[object, None]) -> list[object]:
+    async with contextlib.aclosing(source) as items:
+        return [item async for item in items]
 
 
 def test_a_coroutine_elsewhere_is_stopped_as_well(loop: LoopThread) -> None:
@@ -221,12 +229,28 @@ def test_a_coroutine_elsewhere_is_stopped_as_well(loop: LoopThread) -> None:
     assert time.monotonic() - began < 1
 
 
+def test_interrupt_after_the_last_item_is_raised(loop: LoopThread) -> None:
+    taken: list[object] = []
+
+    async def source() -> AsyncGenerator[object, None]:
+        yield "last"
+
+    def take(item: object) -> None:
+        taken.append(item)
+        time.sleep(0.05)  # the source ends meanwhile
+        press_stop()
+
+    with pytest.raises(Interrupted):
+        drain(loop, source(), take)
+    assert taken == ["last"]
+
+
 def test_an_interrupt_leaves_the_loop_usable(loop: LoopThread) -> None:
     async def source() -> AsyncGenerator[int, None]:
         yield 1
 
     for _ in range(3):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             drain(loop, answering(), lambda _item: None)
         assert list(iterate(loop, source())) == [1]
 
@@ -236,8 +260,9 @@ def test_other_threads_are_left_alone(loop: LoopThread) -> None:
     seen: list[object] = []
 
     def elsewhere() -> None:
-        with interrupts_to(ThreadBridge()):
-            seen.append(signal.getsignal(signal.SIGINT))
+        bridge: ThreadBridge[object] = ThreadBridge()
+        threading.Timer(0.05, lambda: seen.append(signal.getsignal(signal.SIGINT))).start()
+        wait(bridge, 0.2)
 
     thread = threading.Thread(target=elsewhere)
     thread.start()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -82,6 +84,27 @@ def test_a_load_that_lets_go_slowly_is_left_behind_within_a_second(scripted: Pai
     finished(session, "Inactive")
     backend.trouble.clear()
     assert session.load("b").name == "b"
+
+
+def test_interrupt_at_the_end_of_a_load_reports_that_it_is_loaded(scripted: Pair) -> None:
+    session, backend = scripted
+    hang = backend.hang("load")
+
+    def interrupt() -> None:
+        hang.go.set()
+        finished(session, "Ready")
+        while session.is_loading_in_background:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match=r"^Stopped when org/a had just been loaded\.$"):
+        session.load_with_details("org/a", on_wait=interrupt)
+    assert session.status().active_model == "a"
+    hang = backend.hang("load")
+    session.load_later("org/b")
+    with pytest.raises(Interrupted, match=r"^Stopped when the model had just been loaded\.$"):
+        session.wait_for_load(interrupt)
+    assert session.status().active_model == "b"
 
 
 # -- later ----------------------------------------------------------------------------------------

@@ -236,16 +236,18 @@ def test_cancelling_the_task_stops_the_model(scripted: Pair) -> None:
     assert (session.last.text, session.last.finish_reason) == ("a", "cancelled")
 
 
-def test_a_display_that_fails_stops_the_model_and_keeps_the_text(scripted: Pair) -> None:
+def test_display_that_fails_stops_the_model_and_leaves_what_was_shown(scripted: Pair) -> None:
     session, backend = scripted
     backend.will("a", Hang())
-
-    response = session.ask(Request("?"))
-    with pytest.raises(ZeroDivisionError):
+    response = session.ask(Request("?", chat="c"))
+    with pytest.raises(ZeroDivisionError) as caught:
         show(response, lambda: 1 / 0 if response.text else None)
     assert backend.asked[0].ended == "closed"
-    assert session.last is not None
-    assert (session.last.text, session.last.finish_reason) == ("a", "cancelled")
+    assert (response.state, response.error) == ("failed", caught.value)
+    assert response.reply is session.last
+    assert response.reply is not None
+    assert (response.reply.text, response.reply.finish_reason) == ("a", "truncated")
+    assert session.chats.all() == []
 
 
 @DOORS
