@@ -41,13 +41,13 @@ class GenerationSettings:
 
     def _start(self) -> None:
         self._set("settings", self._fixed or Settings.read())
-        self._set("config", self.settings.generation())
+        self._set("config", self.settings.defaults(GenerationConfig))
 
     @property
     def changed(self) -> frozenset[str]:
         """The names of the options that differ from `settings`."""
         with self._lock:
-            defaults, config = self.settings.generation(), self.config
+            defaults, config = self.settings.defaults(GenerationConfig), self.config
             return frozenset(
                 name
                 for name in config.model_fields_set
