@@ -198,25 +198,25 @@ class LoopStream(Generic[T]):
         self._loop = loop_calls(self._thread.loop)
         self._loop.call(self._start_task)
 
-    def attach(self, bridge: ThreadBridge[T], first: Callable[[], object] = lambda: None) -> None:
+    def attach(self, bridge: ThreadBridge[T], first: Callable[[], object] | None = None) -> None:
         """Give a bridge the items that follow; `first` is called before, on the loop thread."""
 
         def add() -> None:
-            first()
+            if first is not None:
+                first()
             if self.done.is_set():
                 bridge.close(self._error)
             else:
                 self._bridges = (*(one for one in self._bridges if not one.has_left), bridge)
 
-        if self._loop is None:
-            add()
-            return
         try:
-            self._loop.call(add)
+            if self._loop is not None:
+                self._loop.call(add)
+                return
         except RuntimeError:
             # The loop is closed, and with it all that ran on it.
-            first()
-            bridge.close(self._error)
+            self.done.set()
+        add()
 
     def cancel(self) -> None:
         """Cancel, only once: a second time would break off the clean-up that the first began."""

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llm_magic.errors import Interrupted, OptionError, release_frames
+from llm_magic.errors import Interrupted, release_frames
 from llm_magic.session.event_loop import LoopThread
-from llm_magic.text.surrogates import is_plain_name
 
 if TYPE_CHECKING:
     from llm_magic.backends.manager import BackendManager, LoadResult
@@ -36,15 +35,6 @@ class LoadRequest:
         """Load the model."""
         return await manager.load(
             self.model, self.config, name=self.name, keep=self.keep, began=self.began
-        )
-
-
-def check_model_name(name: str | None) -> None:
-    """Raise `OptionError` for a name that no line can show as it is."""
-    if name is not None and not is_plain_name(name):
-        raise OptionError(
-            f"{name!r} cannot name a model: it has a control character or half a character."
-            " Choose another --name."
         )
 
 

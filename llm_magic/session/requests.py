@@ -91,8 +91,14 @@ def prepare(
     request: Request, loaded_model: LoadedModel, current: GenerationConfig, chats: Chats
 ) -> PreparedRequest:
     """Check the options of a request and return its messages; nothing is sent."""
-    config = current.replace(**_merged(request.options, current))
-    loaded_model.backend.check_options(config, request.options.keys())
+    options = dict(request.options)
+    for name, value in request.options.items():
+        before = getattr(current, name, None)
+        # The entries of a mapping are options of their own.
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            options[name] = {**before, **value}
+    config = current.replace(**options)
+    loaded_model.backend.check_options(config, options.keys())
     context = None
     if request.chat is not None:
         check_name(request.chat)
@@ -104,27 +110,17 @@ def prepare(
     return PreparedRequest(loaded_model, messages, config, request, context)
 
 
-def _merged(options: Mapping[str, Any], current: GenerationConfig) -> dict[str, Any]:
-    """Return the options of a call; a mapping is added to the one that the session has."""
-    merged = dict(options)
-    for name, value in options.items():
-        before = getattr(current, name, None)
-        if isinstance(value, Mapping) and isinstance(before, Mapping):
-            merged[name] = {**before, **value}
-    return merged
-
-
 def _messages(request: Request, context: Context | None) -> tuple[Message, ...]:
     prompt = request.prompt
-    asked = [Message("user", prompt)] if isinstance(prompt, str) else _checked(prompt)
-    if not asked or not asked[-1].content.strip():
+    messages = [Message("user", prompt)] if isinstance(prompt, str) else _checked(prompt)
+    if not messages or not messages[-1].content.strip():
         raise OptionError("The prompt is empty. Write the question below %%llm.")
     if context is None:
         before = [Message("system", request.system)] if request.system else []
-        return _sendable(*before, *asked)
+        return _sendable(*before, *messages)
     if not isinstance(prompt, str):
         raise OptionError("A chat takes its turns one by one: give it a text, not messages.")
-    return _sendable(*context.messages(), *asked)
+    return _sendable(*context.messages(), *messages)
 
 
 def _checked(prompt: object) -> list[Message]:
@@ -139,7 +135,7 @@ def _checked(prompt: object) -> list[Message]:
 
 
 def _sendable(*messages: Message) -> tuple[Message, ...]:
-    """Return messages that tokenizers and servers read: without half characters."""
+    """Return messages without lone surrogates, which tokenizers and servers reject."""
     contents = (replace_surrogates(message.content) for message in messages)
     return tuple(
         message if content is message.content else dataclasses.replace(message, content=content)

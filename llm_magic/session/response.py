@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llm_magic.session.requests import PreparedRequest
 
 ResponseState = Literal["waiting", "running", "done", "stopped", "failed"]
-# A server that counts its tokens sends them in a few lumps, whose times say nothing.
+# A server that reports only the total sends the text in a few lumps: their times give no speed.
 _LUMP_S = 0.1
 # What ends a reader that leaves early, not because something failed.
 _LEAVING = (KeyboardInterrupt, Interrupted, GeneratorExit, asyncio.CancelledError)
@@ -187,12 +187,6 @@ class Response:
         """Wait for the end at most `timeout` seconds, and raise nothing."""
         self._stream.done.wait(timeout)
 
-    def stop(self) -> Interrupted:
-        """Stop generating, wait at most `GRACE_S` seconds for that, and return what an interrupt raises."""
-        self._stream.stop()
-        self.end("cancelled")
-        return self._interrupted(Interrupted)
-
     def __enter__(self) -> Response:
         return self
 
@@ -315,7 +309,7 @@ class Response:
         with self._lock:
             if self.done or by_reader is not self._is_read:
                 return
-            if chunk.reasoning_ended:
+            if chunk.ends_reasoning:
                 self._reasoning.write(self._text.getvalue())
                 self._text = io.StringIO()
                 self.restarts += 1

@@ -22,11 +22,11 @@ from llm_magic.config.server_address import resolve_address
 from llm_magic.errors import Interrupted
 from llm_magic.session import context_window
 from llm_magic.session.cell_keys import Cells
-from llm_magic.session.chats import Chats
+from llm_magic.session.chats import Chats, check_name
 from llm_magic.session.event_loop import LoopThread
 from llm_magic.session.interruptible_wait import held_back
 from llm_magic.session.jobs import Jobs
-from llm_magic.session.loading import LoadRequest, Loads, OnWait, check_model_name
+from llm_magic.session.loading import LoadRequest, Loads, OnWait
 from llm_magic.session.recording import Recorder
 from llm_magic.session.requests import (
     AskOptions,
@@ -195,7 +195,8 @@ class Session:
         self, model: str | None, name: str | None, keep: bool, began: float, options: LoadOptions
     ) -> LoadRequest:
         """Check what is loaded; the default model is meant for the default backend."""
-        check_model_name(name)
+        if name is not None:
+            check_name(name, "model")
         config, settings = self._load_config(options), self.settings
         default = settings.model if config.backend == settings.backend else None
         return LoadRequest(model or default, config, name, keep, began)
@@ -311,19 +312,13 @@ class Session:
         Raises what is wrong with the request before anything is sent. A `background` response is one
         of the `jobs`. A load that runs is waited for first, and `on_wait` called meanwhile.
         """
-        response = None
-        try:
-            with held_back():
-                if self._loads.pending is not None:
-                    self._loads.wait(on_wait)
-                response = self._respond(request)
-                if background:
-                    self.jobs.add(response)
-                return response.start()
-        except Interrupted:
-            if response is None:
-                raise
-            raise response.stop() from None
+        with held_back():
+            if self._loads.pending is not None:
+                self._loads.wait(on_wait)
+            response = self._respond(request)
+        if background:
+            self.jobs.add(response)
+        return response.start()
 
     def _respond(self, request: Request) -> Response:
         return Response(self._prepare(request), self._manager, self._loop, self._recorder)

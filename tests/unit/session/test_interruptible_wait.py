@@ -1,4 +1,4 @@
-"""The stop button: a real SIGINT to this process while it waits."""
+"""Interrupts: a real SIGINT to this process while it waits."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def loop() -> Iterator[LoopThread]:
     loop.close()
 
 
-def press_stop() -> None:
+def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
 async def answering(*items: object) -> AsyncGenerator[object, None]:
-    """Give the items; then somebody presses the button."""
+    """Yield the items, then send SIGINT."""
     for item in items:
         yield item
-    press_stop()
+    interrupt()
     await asyncio.Event().wait()
 
 
@@ -51,22 +51,22 @@ def test_what_was_produced_is_delivered_before_the_interrupt(loop: LoopThread) -
     assert time.monotonic() - began < 0.5
 
 
-def test_a_thread_that_rests_is_interrupted_at_once(loop: LoopThread) -> None:
+def test_reader_that_pauses_is_interrupted_at_once(loop: LoopThread) -> None:
     taken: list[object] = []
-    pressed: list[float] = []
+    interrupted_at: list[float] = []
 
     async def source() -> AsyncGenerator[object, None]:
         yield 1
-        await asyncio.sleep(0.02)  # the reader rests
+        await asyncio.sleep(0.02)  # the reader pauses
         yield 2
-        pressed.append(time.monotonic())
-        press_stop()
+        interrupted_at.append(time.monotonic())
+        interrupt()
         await asyncio.Event().wait()
 
     for _ in range(5):
         with pytest.raises(Interrupted):
             drain(loop, source(), taken.append, pause=lambda: 60.0 if taken else 0.0)
-        assert time.monotonic() - pressed[-1] < 0.09
+        assert time.monotonic() - interrupted_at[-1] < 0.09
     assert taken == [1, 2] * 5
 
 
@@ -75,7 +75,7 @@ def test_what_comes_while_it_stops_is_delivered_too(loop: LoopThread) -> None:
 
     async def source() -> AsyncGenerator[object, None]:
         yield "before"
-        press_stop()
+        interrupt()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -88,7 +88,7 @@ def test_what_comes_while_it_stops_is_delivered_too(loop: LoopThread) -> None:
 
 def test_run_and_iterate_can_be_interrupted_too(loop: LoopThread) -> None:
     async def work() -> None:
-        press_stop()
+        interrupt()
         await asyncio.Event().wait()
 
     with pytest.raises(KeyboardInterrupt):
@@ -115,8 +115,8 @@ def test_a_handler_of_the_user_is_put_back(loop: LoopThread) -> None:
 class Deaf:
     """A source that ignores being cancelled until it is released at the end of the test."""
 
-    def __init__(self, presses: int = 1, *, noisy: bool = False) -> None:
-        self.presses, self.noisy = presses, noisy
+    def __init__(self, count: int = 1, *, noisy: bool = False) -> None:
+        self.count, self.noisy = count, noisy
         self.release, self.done = threading.Event(), threading.Event()
         self.cancels = 0
         self.began = time.monotonic()
@@ -138,8 +138,8 @@ class Deaf:
 
     async def source(self) -> AsyncGenerator[object, None]:
         yield "first"
-        for _ in range(self.presses):
-            press_stop()
+        for _ in range(self.count):
+            interrupt()
             await self._step()
             await self._step()
         while not self.release.is_set():
@@ -168,8 +168,8 @@ def test_work_that_does_not_stop_is_left_behind_within_a_second(
     assert deaf.cancels == 1  # a second one would break its clean-up off
 
 
-def test_a_second_press_ends_the_waiting_at_once(loop: LoopThread) -> None:
-    with Deaf(presses=2) as deaf:
+def test_a_second_interrupt_ends_the_waiting_at_once(loop: LoopThread) -> None:
+    with Deaf(count=2) as deaf:
         with pytest.raises(Interrupted):
             drain(loop, deaf.source(), lambda _item: None)
         assert deaf.elapsed < GRACE_S * 0.75
@@ -179,7 +179,7 @@ def test_a_second_press_ends_the_waiting_at_once(loop: LoopThread) -> None:
 def test_interrupt_before_the_first_wait_leaves_nothing_running(
     loop: LoopThread, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    ended = threading.Event()
+    finished = threading.Event()
 
     def interrupted(*_args: object) -> bool:
         time.sleep(0.05)  # what would run has the time to start
@@ -190,7 +190,7 @@ def test_interrupt_before_the_first_wait_leaves_nothing_running(
             yield 1
             await asyncio.Event().wait()
         finally:
-            ended.set()
+            finished.set()
 
     monkeypatch.setattr("llm_magic.session.interruptible_wait.wait", interrupted)
     use: dict[str, Callable[[Any], object]] = {
@@ -200,7 +200,7 @@ def test_interrupt_before_the_first_wait_leaves_nothing_running(
     }
     with pytest.raises((KeyboardInterrupt, Interrupted)):
         use[way](source())
-    assert ended.is_set()
+    assert finished.is_set()
 
 
 async def collected(source: AsyncGenerator[object, None]) -> list[object]:
@@ -214,18 +214,18 @@ def test_a_coroutine_elsewhere_is_stopped_as_well(loop: LoopThread) -> None:
             yield 1
             await asyncio.Event().wait()
         finally:
-            ended.set()
+            finished.set()
 
     async def ask() -> None:
         async with contextlib.aclosing(relay(loop, endless())) as items:
             async for _item in items:
                 threading.Timer(0.1, loop.interrupt).start()
 
-    ended = threading.Event()
+    finished = threading.Event()
     began = time.monotonic()
     with pytest.raises(Interrupted):
         asyncio.run(ask())
-    assert ended.wait(1)
+    assert finished.wait(1)
     assert time.monotonic() - began < 1
 
 
@@ -238,7 +238,7 @@ def test_interrupt_after_the_last_item_is_raised(loop: LoopThread) -> None:
     def take(item: object) -> None:
         taken.append(item)
         time.sleep(0.05)  # the source ends meanwhile
-        press_stop()
+        interrupt()
 
     with pytest.raises(Interrupted):
         drain(loop, source(), take)
@@ -275,7 +275,7 @@ def test_held_back_signal_is_raised_at_the_next_wait(loop: LoopThread) -> None:
 
     @held_back()
     def work() -> None:
-        press_stop()
+        interrupt()
         done.append("the line after it")
         try:
             drain(loop, answering(), done.append)
@@ -293,7 +293,7 @@ def test_held_back_signal_without_a_wait_is_raised_at_the_end() -> None:
     @held_back()
     def work() -> None:
         with held_back():
-            press_stop()
+            interrupt()
             done.append("all of it")
 
     with pytest.raises(Interrupted):
@@ -304,7 +304,7 @@ def test_held_back_signal_without_a_wait_is_raised_at_the_end() -> None:
 def test_held_back_signal_does_not_hide_another_error() -> None:
     @held_back()
     def work() -> None:
-        press_stop()
+        interrupt()
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -314,7 +314,7 @@ def test_held_back_signal_does_not_hide_another_error() -> None:
 def test_code_that_never_waits_is_interrupted_within_a_second() -> None:
     @held_back()
     def work() -> None:
-        press_stop()
+        interrupt()
         time.sleep(10)
 
     began = time.monotonic()
@@ -333,7 +333,7 @@ def test_held_back_signal_reaches_the_block_inside() -> None:
 
     @held_back()
     def work() -> None:
-        press_stop()
+        interrupt()
         inside()
 
     with pytest.raises(Interrupted):
