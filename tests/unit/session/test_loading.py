@@ -153,7 +153,13 @@ def test_time_of_load_is_from_the_call_to_the_end(scripted: Pair) -> None:
     session, backend = scripted
     for stage in ("check", "load"):
         hang = backend.hang(stage)
-        threading.Timer(0.2, hang.go.set).start()
+
+        def release(hang: Hang = hang) -> None:
+            hang.reached.wait(5)
+            time.sleep(0.2)
+            hang.go.set()
+
+        threading.Thread(target=release).start()
         began = time.perf_counter()
         info = session.load(f"org/{stage}")
         assert info.load_s is not None
