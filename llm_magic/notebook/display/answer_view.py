@@ -10,8 +10,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.notebook.display.incremental_markdown import IncrementalMarkdown
 from llm_magic.notebook.display.live_output import PERIOD_S, LiveArea, is_notebook, muted, write
+from llm_magic.notebook.display.markdown import IncrementalMarkdown
 from llm_magic.notebook.display.messages import ending, footer, reasoning_line
 from llm_magic.text.surrogates import replace_surrogates
 from llm_magic.text.terminal import VisibleStream
@@ -257,11 +257,11 @@ def _indented(value: Any) -> str:
 
 
 def _pretty_json(text: str) -> tuple[str, str]:
-    from llm_magic.notebook.display import markdown
+    from llm_magic.notebook.display.code_cells import code_blocks
 
     problem = ""
     # All of it first: to Markdown, indented JSON can look like a block of code.
-    for inner in (text, *(block.code for block in markdown.code_blocks(text)[:1])):
+    for inner in (text, *(block.code for block in code_blocks(text)[:1])):
         try:
             return replace_surrogates(_indented(json.loads(inner)) or inner), ""
         except RecursionError:

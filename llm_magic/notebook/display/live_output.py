@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.notebook.display.markdown import display_cost
+from llm_magic.notebook.display.markdown import MATH
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.text.terminal import visible
 from llm_magic.types import Progress
@@ -29,6 +29,8 @@ _SHARE_OF_TIME = 0.1
 _SHARE_OF_CPU = 0.015
 _LONGEST_FOR_MODEL_S = 0.25  # longer waits save nothing: the cost of new text stays the same
 _BYTES_PER_S = 150_000  # about a third of the time of a browser, as measured
+# A browser needs as long to typeset a formula as for this much other HTML (measured: 2 ms each).
+_FORMULA_BYTES = 1000
 _MUTED = "color: var(--jp-ui-font-color2, #757575); font-size: 0.85em;"
 
 
@@ -76,7 +78,9 @@ class LiveArea:
         cost = max((now - began) / _SHARE_OF_TIME, for_model)
         # The smaller of the last two: imports make the first update, or the first code block, slow.
         lasting, self._cost = min(cost, self._cost), cost
-        self._next = now + max(PERIOD_S, lasting, display_cost(bundle["text/html"]) / _BYTES_PER_S)
+        page = bundle["text/html"]
+        size = len(page.encode()) + page.count(MATH) * _FORMULA_BYTES
+        self._next = now + max(PERIOD_S, lasting, size / _BYTES_PER_S)
 
     def _publish(self, bundle: dict[str, str], options: dict[str, Any]) -> None:
         from IPython.display import display

@@ -11,9 +11,9 @@ import ipywidgets as widgets
 
 from llm_magic.errors import ModelNotLoaded, OptionError
 from llm_magic.notebook.display.answer_view import answer_html, reasoning_html
-from llm_magic.notebook.display.incremental_markdown import IncrementalMarkdown
+from llm_magic.notebook.display.code_cells import code_blocks
 from llm_magic.notebook.display.live_output import muted
-from llm_magic.notebook.display.markdown import code_blocks
+from llm_magic.notebook.display.markdown import IncrementalMarkdown
 from llm_magic.notebook.display.messages import footer
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.notebook.frontend import reach_busy_kernels
