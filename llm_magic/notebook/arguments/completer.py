@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_magic.errors import SettingsError
 from llm_magic.notebook.arguments.completions import Candidates, Completion
-from llm_magic.notebook.arguments.magic_options import MAGICS, Argument, arguments, dest
+from llm_magic.notebook.arguments.magic_options import MAGICS, Argument, arguments
 from llm_magic.text.terminal import visible_line
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class _Line:
     def _works_on(self, argument: Argument, backend: str) -> bool:
         from llm_magic.backends.registry import load_specs
 
-        spec = load_specs().get(dest(argument)) if self._magic.options == "loading" else None
+        spec = load_specs().get(argument.dest) if self._magic.options == "loading" else None
         return spec is None or spec.works_on(backend)
 
     def _all_tokens(self) -> list[Token]:
@@ -174,7 +174,7 @@ class _Line:
             option, equals, value = word.text.partition("=")
             argument = self._argument_of(option)
             if argument is not None:
-                given[dest(argument)] = value if equals else following.text
+                given[argument.dest] = value if equals else following.text
         return given
 
     def _replacing(self, candidates: Sequence[Completion], skip: str = "") -> Completions:

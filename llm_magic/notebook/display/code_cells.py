@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llm_magic.notebook.display.markdown import TooMuchWork, fence_language, parser
+from llm_magic.notebook.display.live_output import is_notebook, mime_bundle, muted, write
+from llm_magic.notebook.display.markdown import TooMuchWork, fence_language, parser, render_code
 from llm_magic.text.surrogates import replace_surrogates
 
 if TYPE_CHECKING:
@@ -113,34 +114,22 @@ class CodeCells:
         self._shell.set_next_input(code, replace=replace)
         if cell_id and not replace:
             self._offered[cell_id] = code
-        if not cell_id and self._has_frontend:
+        if not cell_id and is_notebook(self._shell):
             # A frontend that sends no cell ids, as JupyterLab and VS Code do, may not add cells either.
             self._copyable(code, "If no cell was filled, copy it from here.")
 
-    @property
-    def _has_frontend(self) -> bool:
-        return getattr(self._shell, "kernel", None) is not None
-
     def _copyable(self, code: str, message: str) -> None:
-        from llm_magic.notebook.display.live_output import muted
-        from llm_magic.notebook.display.markdown import render_code
-
         body = f'<div style="{_COPY_STYLE}">{render_code(code, "python")}</div>{muted(message)}'
         self._show(f"{code}\n\n{message}", body)
 
     def _notify(self, message: str) -> None:
-        from llm_magic.notebook.display.live_output import muted
-
         self._show(message, muted(message))
 
     def _show(self, plain: str, body: str) -> None:
         from IPython.display import display
 
-        from llm_magic.notebook.display.live_output import displayed, write
-
-        if self._has_frontend:
-            bundle = displayed({"text/plain": plain, "text/html": body})
-            display(bundle, raw=True)  # type: ignore[no-untyped-call]
+        if is_notebook(self._shell):
+            display(mime_bundle(plain, body), raw=True)  # type: ignore[no-untyped-call]
         else:
             write(f"{plain}\n")
 

@@ -35,7 +35,8 @@ _STALE = (
 
 def shown_name(name: str) -> str:
     """Return the name of a model for display: in one line, shortened if it is long."""
-    return first_characters(visible_line(name), _MAX_NAME)
+    line = visible_line(name)
+    return line if len(line) <= _MAX_NAME else first_characters(line, _MAX_NAME)
 
 
 def ending(reply: Reply) -> str:
@@ -47,13 +48,14 @@ def ending(reply: Reply) -> str:
         "cancelled": "stopped by you; incomplete",
         "truncated": "ended early; incomplete",
     }[reply.finish_reason]
-    return " · ".join(part for part in (reason, trimmed(reply.dropped_turns)) if part)
+    if not reply.dropped_turns:
+        return reason
+    return " · ".join(filter(None, (reason, trimmed(reply.dropped_turns))))
 
 
 def trimmed(turns: int) -> str:
-    """Return how many turns of the chat ``--trim`` dropped, or an empty string."""
-    what = "oldest turn" if turns == 1 else f"{turns} oldest turns"
-    return f"{what} dropped (--trim)" if turns else ""
+    """Return how many turns of the chat ``--trim`` dropped."""
+    return f"{'oldest turn' if turns == 1 else f'{turns} oldest turns'} dropped (--trim)"
 
 
 def footer(reply: Reply, size: int | None) -> str:

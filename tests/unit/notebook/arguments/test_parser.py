@@ -17,7 +17,6 @@ from llm_magic.notebook.arguments.parser import (
     assignments,
     parse,
     parse_with_prompt,
-    split_arguments,
     split_line,
 )
 
@@ -26,7 +25,7 @@ PROMPT_START = st.characters(exclude_categories=["Cs"], exclude_characters="-")
 
 def given_values(parsed: Parsed) -> dict[str, Any]:
     """Return the arguments that were on the line."""
-    return {name: value for name, value in parsed.values.items() if value is not None}
+    return {name: value for name, value in parsed.items() if value is not None}
 
 
 @pytest.mark.parametrize(
@@ -60,14 +59,18 @@ def test_unclosed_quote_is_an_option_error(line: str) -> None:
         ("# all of it", []),
         ("a  # why", ["a"]),
         ("a\t#why # and more", ["a"]),
-        ("model#2 --name '# 1' \"#2\" x'#'# #", ["model#2", "--name", "# 1", "#2", "x##"]),
-        ("--stop '#' # it's a comment", ["--stop", "#"]),
+        ("model#2 '# 1' \"#2\" x'#'# #", ["model#2", "# 1", "#2", "x##"]),
         ("a\xa0#b \f#c # why", ["a\xa0#b", "\f#c"]),
-        ('-p x={"a": "#1 \\" # 2"} # "why', ["-p", 'x={"a": "#1 \\" # 2"}']),
     ],
 )
 def test_a_comment_ends_a_line(line: str, expected: list[str]) -> None:
-    assert split_arguments("llm", line) == expected
+    assert parse("llm_config", line)["changes"] == expected
+
+
+def test_a_number_sign_in_a_value_starts_no_comment() -> None:
+    assert parse("llm", "--stop '#' # it's a comment").options == {"stop": ("#",)}
+    params = parse("llm", '-p x={"a": "#1 \\" # 2"} # "why').options["extra"]
+    assert params == {"x": {"a": '#1 " # 2'}}
 
 
 def test_a_comment_is_no_argument() -> None:
@@ -350,10 +353,10 @@ def test_what_is_not_given_is_none_and_not_a_default() -> None:
         ("llm_unload", "--al", '%llm_unload has no option --al. Did you mean "--all"?'),
         ("llm", "hello", "'hello' is not an option of %%llm. Put the prompt below the first line"),
         ("llm", "-b", '%llm has no option -b. Did you mean "--bg"?'),
-        ("llm", "--background", "%llm has no option --background."),
-        ("llm", "--raw", "%llm has no option --raw."),
+        ("llm", "--background", '%llm has no option --background. Did you mean "--bg"?'),
+        ("llm", "--raw", '%llm has no option --raw. Did you mean "--literal"?'),
         ("llm", "-f raw", "invalid choice: 'raw'"),
-        ("llm_load", "--no-wait", "%llm_load has no option --no-wait."),
+        ("llm_load", "--no-wait", '%llm_load has no option --no-wait. Did you mean "--bg"?'),
         ("llm", "-f html", "invalid choice: 'html'"),
         ("llm", "-t", "expected one argument"),
         ("llm", "-p x", "-p x: write -p key=value"),

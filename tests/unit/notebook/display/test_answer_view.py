@@ -67,7 +67,9 @@ class Shown:
         self, shell: InteractiveShell = NOTEBOOK, *, live: bool = True, **values: Any
     ) -> None:
         self.response = unstarted(INFO)
-        self.view = answer_view.view(shell, self.response, {**DEFAULTS, **values}, live)
+        self.view = answer_view.view(
+            shell, self.response, {**DEFAULTS, **values}, LiveArea(live=live)
+        )
 
     def add(self, text: str = "", **chunk: Any) -> None:
         """Add a chunk and call the view."""
@@ -305,7 +307,7 @@ def test_a_terminal_gets_text_and_a_notebook_html() -> None:
 
 def test_a_load_shows_a_bar_and_then_its_lines(clock: Clock) -> None:
     with capture_output() as shown:
-        load = LoadView(NOTEBOOK, live=True)
+        load = LoadView(NOTEBOOK, LiveArea(live=True))
         load.progress("org/<m>", None)
         assert shown.outputs == []
         load.progress("org/<m>", Progress("reading the weights", 0.5, "2 of 4"))
@@ -328,18 +330,18 @@ def test_a_load_shows_a_bar_and_then_its_lines(clock: Clock) -> None:
 def test_a_load_says_only_its_end_where_there_is_no_notebook(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    load = LoadView(TERMINAL, live=True)
+    load = LoadView(TERMINAL, LiveArea(live=True))
     load.progress("m", Progress("reading", 0.5))
     load.waiting("m", None)
     load.waiting("m", Progress("reading", 0.6))
     load.finish(["ready", "gone"])
     assert capsys.readouterr().out == "Loading m …\nready\ngone\n"
     with capture_output() as shown:
-        still = LoadView(NOTEBOOK, live=False)
+        still = LoadView(NOTEBOOK, LiveArea(live=False))
         still.progress("m", Progress("reading", 0.5))
         still.finish(["ready"])
     assert [plain(output) for output in shown.outputs] == ["ready"]
-    assert LiveArea(live=False).due is False
+    assert LiveArea(live=False).wait > 0
 
 
 def test_what_waited_for_an_answer_goes_where_none_comes(clock: Clock) -> None:
@@ -347,11 +349,11 @@ def test_what_waited_for_an_answer_goes_where_none_comes(clock: Clock) -> None:
         waiting = Shown()
         clock.now += 1.0
         waiting.view.draw()
-        waiting.view.leave()
+        waiting.view.clear()
         answered = Shown()
         answered.add("Paris.")
         answered.finish()
-        answered.view.leave()
+        answered.view.clear()
     shown = captured.outputs
     assert "thinking" in plain(shown[0])
     assert (plain(shown[1]), words(shown[1])) == ("", "")

@@ -208,7 +208,7 @@ def test_the_cell_of_a_question_asks_any_prompt(prompt: str, one_notebook: Noteb
     said: dict[str, Any] = {}
 
     def llm(line: str, cell: str) -> None:
-        said.update(parser.parse("llm", line).values, prompt=cell.strip("\n"))
+        said.update(parser.parse("llm", line), prompt=cell.strip("\n"))
 
     magics = one_notebook.shell.magics_manager.magics["cell"]
     usual, magics["llm"] = magics["llm"], llm
