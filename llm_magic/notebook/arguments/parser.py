@@ -73,7 +73,7 @@ def parse_with_prompt(name: str, line: str) -> Parsed:
 
 
 def split_line(line: str) -> list[str]:
-    """Split a line at spaces; quotes group words, backslashes are kept."""
+    """Split a line at spaces; quotes group tokens, backslashes are kept."""
     found: list[str] = []
     position = _blanks_end(line, 0)
     while position < len(line):
@@ -160,14 +160,14 @@ class _LineParser(argparse.ArgumentParser):
         end = json_end(line, found.end(), found[0][:-1]) if found is not None else None
         return (line[start:end], end) if end is not None else _word(line, start)
 
-    def parsed(self, words: Sequence[str]) -> Parsed:
-        """Return the values of the words of a line."""
-        for word in words:
+    def parsed(self, tokens: Sequence[str]) -> Parsed:
+        """Return the values of the tokens of a line."""
+        for word in tokens:
             option = word.partition("=")[0]
             # argparse parses -model as -m odel.
             if len(option) > 2 and option[1] != "-" and f"-{option}" in self.names:
                 self._raise_unknown(option, f"-{option}")
-        values = vars(self.parse_args(list(words)))
+        values = vars(self.parse_args(list(tokens)))
         options = {n: values.pop(n) for n in self.specs.keys() & values.keys()}
         as_type = {"repeated": tuple, "pairs": dict}
         return Parsed(
@@ -216,7 +216,7 @@ class _LineParser(argparse.ArgumentParser):
 
 
 def assignments(tokens: Sequence[str]) -> dict[str, object]:
-    """Parse ``name=value`` words; raises `OptionError` for any other word.
+    """Parse ``name=value`` tokens; raises `OptionError` for any other word.
 
     An option with several values, such as `stop`, may occur several times.
     """
