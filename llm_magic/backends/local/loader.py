@@ -24,6 +24,7 @@ from llm_magic.backends.local.generation.chat_template import PromptEncoder
 from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
 from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
 from llm_magic.backends.local.generation.prefix_cache import PrefixCache
+from llm_magic.backends.local.generation.token_streamer import ReasoningTokens
 from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.local.load_plan import LocalPlan
 from llm_magic.backends.local.local_model import LocalModel
@@ -55,7 +56,8 @@ def load(
     """Load a checked model and its assistant; raises `Cancelled` soon after `cancel` is set."""
     config, device = local.config, local.device
     model, tokenizer = _load_files(local.main.folder, config, device, report, cancel)
-    reason = compat.fallback_reason(model)
+    traits = compat.traits(model)
+    reason = traits.fallback_reason
     if reason is not None and (local.assistant is not None or config.compile):
         option = "--compile" if local.assistant is None else "--assistant"
         raise OptionError(
@@ -74,8 +76,9 @@ def load(
         PrefillChunkSize.for_model(model.num_parameters(), device),
         static_decoder,
         PromptEncoder(tokenizer, control_tokens=config.special_tokens),
+        ReasoningTokens.find(tokenizer),
+        traits,
         assistant,
-        reason,
     )
 
 
@@ -116,7 +119,8 @@ def _load_assistant(
             f"{option} has another vocabulary than {plan.name}."
             " Choose a smaller model of the same family."
         )
-    if compat.fallback_reason(model) or not compat.can_roll_back(compat.new_cache(model)):
+    has_loop = compat.traits(model).fallback_reason is None
+    if not (has_loop and compat.can_roll_back(compat.new_cache(model))):
         raise OptionError(
             f"{option} cannot discard rejected tokens. Choose a model without recurrent states."
         )

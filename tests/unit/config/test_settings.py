@@ -15,7 +15,7 @@ import pytest
 from llm_magic.backends import registry
 from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.registry import LoadOptions
-from llm_magic.config.option_spec import OptionModel, parse, specs
+from llm_magic.config.option_spec import OptionModel, specs
 from llm_magic.config.settings import GenerationConfig, Settings
 from llm_magic.errors import LLMMagicError, OptionError, SettingsError
 from llm_magic.session.generation_settings import GenerationSettings
@@ -178,10 +178,10 @@ def test_extra_of_a_pickled_config_cannot_be_changed() -> None:
 
 
 def test_the_defaults_are_those_of_the_field() -> None:
-    assert Settings.read().generation() == GenerationConfig(
+    assert Settings.read().defaults(GenerationConfig) == GenerationConfig(
         max_new_tokens=512, temperature=0.7, top_p=0.9, top_k=50, repetition_penalty=1.15
     )
-    assert Settings.read().load_config(LocalLoadConfig) == LocalLoadConfig()
+    assert Settings.read().defaults(LocalLoadConfig) == LocalLoadConfig()
 
 
 def test_settings_come_from_the_environment_and_from_a_file(
@@ -201,11 +201,11 @@ def test_settings_come_from_the_environment_and_from_a_file(
     monkeypatch.setenv("INSTRUCTLAB_BASE_URL", "http://host:1")
     monkeypatch.setenv("DEFAULT_LLM_REPETITION_PENALTY", "1.3")
     read = Settings.read()
-    config = read.generation()
+    config = read.defaults(GenerationConfig)
     assert (config.temperature, config.top_k, config.top_p) == (0.1, None, 0.3)
     assert config.max_new_tokens == 512
     assert read.model == "org/model"
-    assert read.load_config(LocalLoadConfig) == LocalLoadConfig(
+    assert read.defaults(LocalLoadConfig) == LocalLoadConfig(
         backend="ollama", device="cpu", quantization="4bit"
     )
     assert (read.idle_timeout, read.instructlab_base_url) == (7, "http://host:1")
@@ -267,9 +267,9 @@ def test_the_keyword_arguments_are_the_fields_of_the_option_sets() -> None:
     assert AskOptions.__annotations__.keys() == asked
 
 
-def test_parse_takes_any_mapping_and_raises_only_our_errors() -> None:
-    assert parse(GenerationConfig, {}) == GenerationConfig()
+def test_wrong_type_raises_an_error_of_this_package() -> None:
+    assert GenerationConfig().replace() == GenerationConfig()
     with pytest.raises(LLMMagicError):
-        parse(GenerationConfig, {"extra": "no mapping"})
+        GenerationConfig().replace(extra="no mapping")
     with pytest.raises(LLMMagicError):
-        parse(LocalLoadConfig, {"dtype": ["float32"]})
+        LocalLoadConfig().replace(dtype=["float32"])
