@@ -206,7 +206,7 @@ class LocalTransformersBackend(Backend):
         kept = loaded.prefix_cache
         return {
             "decoding": loaded.decoding,
-            "kept prompts": f"{human_bytes(kept.nbytes)} of at most {human_bytes(kept.budget)}",
+            "prompt cache": f"{human_bytes(kept.nbytes)} of at most {human_bytes(kept.budget)}",
         }
 
     def memory(self) -> MemoryUse:
