@@ -493,6 +493,12 @@ repr(laughs)
 laughs == laughs
 sorted([laughs, laughs])
 max(laughs, laughs)
+tall[:, None][:, tall * 0]
+tall[None, None][tall[None][:, 0] > -1, tall * 0]
+tall[None][True, tall * 0]
+many_columns[["x"] * 10000]
+many_columns + many_labels
+by_town.loc[["Paris"] * 10000]
 many
 many!r
 str(many)
@@ -592,6 +598,11 @@ in_levels.groupby(level=[0, 0, 0], observed=False).size()
 wide.groupby([wide.a, wide.b], observed=False).size()
 wide.groupby(["a", "n"], observed=False).size()
 wide.value_counts(subset=["a", "b"])
+records[0] == records[0]
+in_arrays == 1
+in_arrays.max()
+category_array == 1
+category_array == "a"
 """
 ATTACKS = [
     line
@@ -754,6 +765,13 @@ def holders() -> dict[str, Any]:
         "in_partial": functools.partial(os.environ.get, "x"),
         "environment_items": os.environ.items(), "environment_copy": os.environ.copy,
         "lst_append": [1].append,
+        "in_arrays": pd.Series([np.array([Ordered()]), 1]),
+        "category_array": pd.Categorical.from_codes([0], pd.Index([SameHash()], dtype=object)),
+        "many_columns": pd.DataFrame(np.zeros((100, 10_000)), columns=["x"] * 10_000),
+        "many_labels": pd.Series(1, index=["x"] * 9_999),
+        "by_town": pd.Series(
+            1, index=pd.MultiIndex.from_product([["Paris"], range(100_000)]), name="size"
+        ),
         "same_hash": {SameHash(): 1}, "same_hash_counter": collections.Counter([SameHash()]),
         "same_hash_default": collections.defaultdict(int, {SameHash(): 1}),
         "zoned": datetime.datetime(2026, 1, 2, tzinfo=Zone()),
