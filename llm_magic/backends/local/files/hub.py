@@ -209,12 +209,12 @@ def _patterns(code: bool) -> dict[str, Any]:
 def _progress_bar(
     missing: int, report: Callable[[Progress], None], cancelled: Callable[[], bool]
 ) -> type:
-    from llm_magic.backends.local.files.download_progress import SilentBar
+    from llm_magic.backends.local.files.download_progress import CountingBar
 
     # Several bars count the same bytes (downloaded, and written): the largest number is reported.
     most_reported = 0.0
 
-    class DownloadBar(SilentBar):
+    class DownloadBar(CountingBar):
         def on_update(self) -> None:
             nonlocal most_reported
             if cancelled():
