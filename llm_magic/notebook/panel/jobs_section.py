@@ -29,14 +29,14 @@ class JobsSection:
         self.labels = [widgets.HTML() for _ in range(_ROWS)]
         self.stops = [widgets.Button() for _ in range(_ROWS)]
         self.more = widgets.HTML()
-        self._rows = [
+        self.rows = [
             widgets.Box([label, stop]).add_class("llm-job")
             for label, stop in zip(self.labels, self.stops, strict=True)
         ]
         for index, stop in enumerate(self.stops):
             stop.on_click(lambda _button, at=index: panel.act(partial(self._stop, at)))
         title = widgets.HTML("<h3>In the background</h3>")
-        self.box = widgets.VBox([title, *self._rows, self.more])
+        self.box = widgets.VBox([title, *self.rows, self.more])
         self.draw()
 
     def _stop(self, index: int) -> str | None:
@@ -56,7 +56,7 @@ class JobsSection:
         shown = [job if job in chosen else None for job in self._shown]
         new = (job for job in chosen if job not in shown)
         self._shown = [job or next(new, None) for job in shown]
-        rows = zip(self._shown, self._rows, self.labels, self.stops, strict=True)
+        rows = zip(self._shown, self.rows, self.labels, self.stops, strict=True)
         for job, row, label, stop in rows:
             row.layout.display = "none" if job is None else ""
             if job is None:

@@ -110,15 +110,15 @@ def test_a_value_in_quotes_may_hold_what_looks_like_an_option() -> None:
 
 
 @given(PROMPT_START, st.text())
-def test_prompt_without_options_is_unchanged(first: str, rest: str) -> None:
-    prompt = (first + rest).strip()
+def test_prompt_without_options_is_unchanged(first: str, following: str) -> None:
+    prompt = (first + following).strip()
     if not prompt.startswith("-"):
-        assert parse_with_prompt("llm", first + rest).prompt == prompt
+        assert parse_with_prompt("llm", first + following).prompt == prompt
 
 
 @given(PROMPT_START, st.text())
-def test_prompt_after_options_is_unchanged(first: str, rest: str) -> None:
-    prompt = (first + rest).strip()
+def test_prompt_after_options_is_unchanged(first: str, following: str) -> None:
+    prompt = (first + following).strip()
     if not prompt.startswith("-"):
         parsed = parse_with_prompt("llm", f"-t 0 -s 'a b' --literal {prompt}")
         assert parsed.prompt == prompt
@@ -353,10 +353,7 @@ def test_what_is_not_given_is_none_and_not_a_default() -> None:
         ("llm_unload", "--al", '%llm_unload has no option --al. Did you mean "--all"?'),
         ("llm", "hello", "'hello' is not an option of %%llm. Put the prompt below the first line"),
         ("llm", "-b", '%llm has no option -b. Did you mean "--bg"?'),
-        ("llm", "--background", '%llm has no option --background. Did you mean "--bg"?'),
-        ("llm", "--raw", '%llm has no option --raw. Did you mean "--literal"?'),
         ("llm", "-f raw", "invalid choice: 'raw'"),
-        ("llm_load", "--no-wait", '%llm_load has no option --no-wait. Did you mean "--bg"?'),
         ("llm", "-f html", "invalid choice: 'html'"),
         ("llm", "-t", "expected one argument"),
         ("llm", "-p x", "-p x: write -p key=value"),
@@ -371,6 +368,15 @@ def test_error_is_one_line_with_next_step(magic: str, line: str, message: str) -
         parse(magic, line)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("magic", "name", "ours"),
+    [("llm", "raw", "--literal"), ("llm", "background", "--bg"), ("llm_load", "no-wait", "--bg")],
+)
+def test_option_of_other_tools_suggests_ours(magic: str, name: str, ours: str) -> None:
+    with pytest.raises(OptionError, match=f'has no option --{name}. Did you mean "{ours}"'):
+        parse(magic, f"--{name}")
 
 
 def test_assignments() -> None:
