@@ -264,7 +264,7 @@ class OpenAICompatibleBackend(RemoteBackend):
         if not isinstance(error, RequestFailed) or error.status not in {400, 422}:
             return False
         fields, unsupported = remote.dialect.fields, remote.dialect.unsupported
-        if "max_completion_tokens" in str(error) and fields["max_new_tokens"] == "max_tokens":
+        if error.parameter == "max_tokens" and error.code == "unsupported_parameter":
             fields["max_new_tokens"] = "max_completion_tokens"
             return True
         # The token limit is never omitted, because the default of the server is unknown.
