@@ -23,11 +23,12 @@ class Capabilities:
     """What a backend can do; declared, not found out by a call that fails.
 
     `in_process`: models take memory of this process. `local_token_counts`: `Backend.count` sends no
-    request.
+    request. `stop_strings`: an answer ends before the first stop string, which is not part of it.
     """
 
     in_process: bool = False
     local_token_counts: bool = False
+    stop_strings: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,8 @@ class Backend(ABC):
             takes_pairs = any(s.kind == "pairs" and self.supports(s.name) for s in known.values())
             unchecked = f", or send it unchecked with -p {name}={value}" if takes_pairs else ""
             raise OptionError(f"{self.name} does not support {label}. Remove it{unchecked}.")
-        self.check_extra(config)
+        if config.extra:
+            self.check_extra(config)
 
     @classmethod
     def supports(cls, option: str) -> bool:

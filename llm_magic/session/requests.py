@@ -91,9 +91,11 @@ def prepare(
     request: Request, loaded_model: LoadedModel, current: GenerationConfig, chats: Chats
 ) -> PreparedRequest:
     """Check the options of a request and return its messages; nothing is sent."""
-    options = dict(request.options)
-    if "extra" in options:
-        options["extra"] = {**current.extra, **options["extra"]}
+    # A mapping adds to what the session has set.
+    options = {
+        name: {**getattr(current, name), **value} if isinstance(value, Mapping) else value
+        for name, value in request.options.items()
+    }
     config = current.replace(**options)
     loaded_model.backend.check_options(config, options.keys())
     context = _context(request, chats)
