@@ -91,11 +91,12 @@ def prepare(
     request: Request, loaded_model: LoadedModel, current: GenerationConfig, chats: Chats
 ) -> PreparedRequest:
     """Check the options of a request and return its messages; nothing is sent."""
-    # A mapping adds to what the session has set.
-    options = {
-        name: {**getattr(current, name), **value} if isinstance(value, Mapping) else value
-        for name, value in request.options.items()
-    }
+    options = dict(request.options)
+    for name, value in request.options.items():
+        in_session = getattr(current, name, None)
+        # A mapping adds to that of the session.
+        if isinstance(value, Mapping) and isinstance(in_session, Mapping):
+            options[name] = {**in_session, **value}
     config = current.replace(**options)
     loaded_model.backend.check_options(config, options.keys())
     context = _context(request, chats)
