@@ -559,6 +559,8 @@ in_series.to_string()
 in_chain
 in_space
 in_partial
+in_array
+in_dict_of_object
 environment_items
 environment_copy
 environment_copy!r
@@ -759,6 +761,8 @@ def holders() -> dict[str, Any]:
     return {
         "sys": sys, "modules": {"os": os, "sys": sys}, "listed_modules": [os],
         "holder": Plain(), "in_dict": {"e": os.environ}, "in_list": [os.environ],
+        "in_array": pd.Series([os.environ, 1]).to_numpy(),
+        "in_dict_of_object": types.SimpleNamespace(d={"list": [os.environ]}),
         "in_series": pd.Series([os.environ, 1]),
         "in_chain": collections.ChainMap({}, os.environ),
         "in_space": types.SimpleNamespace(e=os.environ),

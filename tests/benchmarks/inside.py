@@ -255,7 +255,7 @@ def generate_on_its_thread(tokens: int) -> int:
     def work(_cancel: threading.Event) -> int:
         return generate(loaded.model, loaded.tokenizer, tokens)
 
-    future, _cancel = backend()._inference.submit(work, _translate)
+    future, _cancel = backend().inference.submit(work, _translate)
     return future.result()
 
 
