@@ -44,7 +44,7 @@ from llm_magic.types import Chunk, Progress, Reply, Unloaded
 
 if TYPE_CHECKING:
     from llm_magic.backends.base import Backend
-    from llm_magic.backends.manager import BackendManager, LoadResult, Status
+    from llm_magic.backends.manager import BackendManager, LoadedModel, LoadResult, Status
     from llm_magic.backends.registry import LoadOptions
     from llm_magic.config.settings import GenerationConfig, LoadConfig, Settings
     from llm_magic.session.generation_settings import GenerationSettings
@@ -296,6 +296,10 @@ class Session:
     def status(self) -> Status:
         """Return the state of everything at this moment."""
         return self._manager.snapshot(self.generation.config, self.settings.backend)
+
+    def loaded_model(self, name: str | None = None) -> LoadedModel:
+        """Return a loaded model with its options and its backend; the active one if none is named."""
+        return self._manager.find(name)
 
     # -- asking -------------------------------------------------------------------------------
 
