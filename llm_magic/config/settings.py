@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -180,7 +181,7 @@ class GenerationConfig(OptionModel):
         PlainSerializer(dict),
         Flag(("-p", "--param"), "KEY=VALUE"),
         Field(description="Anything else the backend accepts (repeatable)."),
-    ] = Field(default_factory=lambda: MappingProxyType({}))
+    ] = Field(default_factory=partial(MappingProxyType, {}))
 
 
 class LoadConfig(OptionModel):
