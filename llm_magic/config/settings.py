@@ -207,7 +207,7 @@ class ServerLoadConfig(LoadConfig):
         str | None,
         BeforeValidator(_variable_name),
         Flag(("--key-env",), "NAME"),
-        Control("Variable with the key"),
+        Control("API key variable"),
         Field(
             description="Environment variable with the server's key; asked for if it is not set."
         ),
