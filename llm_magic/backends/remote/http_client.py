@@ -72,7 +72,7 @@ class HttpServer:
             async with asyncio.timeout(ANSWER_S), self.stream(method, path, body) as answer:
                 data = await answer.read_all()
         except TimeoutError:
-            raise self.timeout_error(ANSWER_S, "Look at the server.") from None
+            raise self.timeout_error(ANSWER_S, "Check the server.") from None
         try:
             return parse_json(data)
         except MalformedStream:
@@ -162,13 +162,13 @@ class HttpServer:
         why = server_errors.one_line(self.scrub(_reason(error)))
         because = f" ({why})" if why else ""
         return ServerUnreachable(
-            f"The connection to {self.address.origin} broke{because}. Look at the server.",
+            f"The connection to {self.address.origin} broke{because}. Check the server.",
             brief="connection lost",
             is_temporary=True,
         )
 
     def timeout_error(
-        self, seconds: float, fix: str = "Look at the server, or allow more with --idle-timeout."
+        self, seconds: float, fix: str = "Check the server, or allow more with --idle-timeout."
     ) -> ServerTimeout:
         """Return the error for a server that sent nothing for too long."""
         return ServerTimeout(
