@@ -93,10 +93,10 @@ def prepare(
     """Check the options of a request and return its messages; nothing is sent."""
     options = dict(request.options)
     for name, value in request.options.items():
-        before = getattr(current, name, None)
-        # The entries of a mapping are options of their own.
-        if isinstance(value, Mapping) and isinstance(before, Mapping):
-            options[name] = {**before, **value}
+        in_session = getattr(current, name, None)
+        # A mapping adds to that of the session.
+        if isinstance(value, Mapping) and isinstance(in_session, Mapping):
+            options[name] = {**in_session, **value}
     config = current.replace(**options)
     loaded_model.backend.check_options(config, options.keys())
     context = None
