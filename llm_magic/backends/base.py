@@ -23,11 +23,12 @@ class Capabilities:
     """What a backend can do; declared, not found out by a call that fails.
 
     `in_process`: models take memory of this process. `local_token_counts`: `Backend.count` sends no
-    request.
+    request. `stop_strings`: an answer ends before the first stop string, which is not part of it.
     """
 
     in_process: bool = False
     local_token_counts: bool = False
+    stop_strings: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +152,11 @@ class Backend(ABC):
             if self.supports(name) or spec.is_neutral(value):
                 continue
             label = spec.flag.names[-1] if spec.flag else name
-            unchecked = f", or send it unchecked with -p {name}={value}"
-            raise OptionError(
-                f"{self.name} does not support {label}."
-                f" Remove it{unchecked if self.supports('extra') else ''}."
-            )
-        self.check_extra(config)
+            takes_pairs = any(s.kind == "pairs" and self.supports(s.name) for s in known.values())
+            unchecked = f", or send it unchecked with -p {name}={value}" if takes_pairs else ""
+            raise OptionError(f"{self.name} does not support {label}. Remove it{unchecked}.")
+        if config.extra:
+            self.check_extra(config)
 
     @classmethod
     def supports(cls, option: str) -> bool:

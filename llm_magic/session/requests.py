@@ -92,8 +92,11 @@ def prepare(
 ) -> PreparedRequest:
     """Check the options of a request and return its messages; nothing is sent."""
     options = dict(request.options)
-    if "extra" in options:
-        options["extra"] = {**current.extra, **options["extra"]}
+    for name, value in request.options.items():
+        in_session = getattr(current, name, None)
+        # A mapping adds to that of the session.
+        if isinstance(value, Mapping) and isinstance(in_session, Mapping):
+            options[name] = {**in_session, **value}
     config = current.replace(**options)
     loaded_model.backend.check_options(config, options.keys())
     context = _context(request, chats)

@@ -44,7 +44,7 @@ from llm_magic.types import Chunk, Progress, Reply, Unloaded
 
 if TYPE_CHECKING:
     from llm_magic.backends.base import Backend
-    from llm_magic.backends.manager import BackendManager, LoadResult, Status
+    from llm_magic.backends.manager import BackendManager, LoadedModel, LoadResult, Status
     from llm_magic.backends.registry import LoadOptions
     from llm_magic.config.settings import GenerationConfig, LoadConfig, Settings
     from llm_magic.session.generation_settings import GenerationSettings
@@ -111,6 +111,8 @@ class Session:
         def create(name: str) -> Backend:
             return registry.create(name, lambda: self.settings, self._keys)
 
+        # Programs end without `close`, too.
+        atexit.register(_close, weakref.ref(self))
         return BackendManager(self._create or create, self._listeners.notify)
 
     # -- settings -----------------------------------------------------------------------------
@@ -294,6 +296,10 @@ class Session:
     def status(self) -> Status:
         """Return the state of everything at this moment."""
         return self._manager.snapshot(self.generation.config, self.settings.backend)
+
+    def loaded_model(self, name: str | None = None) -> LoadedModel:
+        """Return a loaded model with its options and its backend; the active one if none is named."""
+        return self._manager.find(name)
 
     # -- asking -------------------------------------------------------------------------------
 
@@ -486,10 +492,13 @@ class Session:
         )
 
 
+def _close(reference: weakref.ref[Session]) -> None:
+    session = reference()
+    if session is not None:
+        session.close()
+
+
 @functools.cache
 def kernel_session() -> Session:
     """Return the one session of this process, which the magics and ``llm`` share."""
-    session = Session()
-    # Plain programs have no extension that could be unloaded.
-    atexit.register(session.close)
-    return session
+    return Session()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import re
 from typing import TYPE_CHECKING, Any, cast
@@ -13,7 +12,7 @@ from llm_magic.notebook.frontend import running_cell
 from llm_magic.notebook.magics.ask import LLMMagics
 from llm_magic.notebook.magics.base import SessionMagics
 from llm_magic.notebook.magics.chats import ChatMagics
-from llm_magic.notebook.magics.diagnostics import DiagnosticsMagics
+from llm_magic.notebook.magics.doctor import DoctorMagics
 from llm_magic.notebook.magics.jobs import JobMagics
 from llm_magic.notebook.magics.models import ModelMagics
 from llm_magic.notebook.magics.panel import PanelMagics
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 GROUPS: tuple[type[SessionMagics], ...] = (
     LLMMagics,
     JobMagics,
-    DiagnosticsMagics,
+    DoctorMagics,
     ModelMagics,
     ChatMagics,
     PanelMagics,
@@ -60,8 +59,6 @@ def register(shell: InteractiveShell, session: Session) -> None:
     cell_interrupts.start(shell)
     _html_formatter(shell).for_type_by_name("llm_magic.types", "Reply", _reply_html)
     session.cells.current = functools.partial(running_cell, shell)
-    atexit.unregister(session.close)
-    atexit.register(session.close)
 
 
 def unregister(shell: InteractiveShell) -> None:
@@ -83,7 +80,6 @@ def unregister(shell: InteractiveShell) -> None:
                 del table[name]
     for session in {magics.session for magics in registered}:
         session.cells.current = lambda: None
-        # `atexit` closes it again: Python code may continue to use it.
         session.close()
     _html_formatter(shell).pop("llm_magic.types.Reply", None)
 

@@ -118,6 +118,13 @@ def test_other_rejections_raise(server: FaultServer, parameter: str | None) -> N
         fails_once(session, server, "That does not go")
 
 
+def test_rejected_value_of_token_limit_raises(server: FaultServer) -> None:
+    error = {"message": f"Too large. {NEWER}", "param": "max_tokens", "code": "invalid_value"}
+    with session_on(server, "openai") as session:
+        server.will(CHAT, *json_answer(400, {"error": error}))
+        fails_once(session, server, "Too large")
+
+
 def test_server_that_rejects_everything_gets_bounded_requests(server: FaultServer) -> None:
     with session_on(server, "vllm") as session:
         for _ in range(40):

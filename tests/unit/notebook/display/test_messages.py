@@ -1,4 +1,4 @@
-"""What the magics say, word for word."""
+"""The exact lines and tables that magics show."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_line_of_a_model_that_is_ready() -> None:
          "SmolLM2-135M-Instruct · local"),
     ],
 )  # fmt: skip
-def test_the_line_of_a_model_leaves_away_what_is_unknown(changes: Any, line: str) -> None:
+def test_the_line_of_a_model_omits_unknown_values(changes: Any, line: str) -> None:
     assert messages.model_line(dataclasses.replace(INFO, **changes)) == line
 
 

@@ -73,7 +73,7 @@ def test_a_wrong_value_is_our_line_and_changes_nothing(
     assert session.generation.changed == frozenset()
 
 
-def test_who_observes_a_trait_is_told(shell: InteractiveShell, session: Session) -> None:
+def test_observer_of_a_trait_is_called(shell: InteractiveShell, session: Session) -> None:
     (magics,) = (one for one in shell.configurables if isinstance(one, LLMMagics))
     seen = []
     LLMMagics.class_traits()
