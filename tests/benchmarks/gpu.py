@@ -106,7 +106,7 @@ def decoding_speed(folder: Path, bandwidth: float, rounds: Rounds) -> Iterator[R
         info = session.load(str(folder))
         load_s = time.perf_counter() - began
         yield Row("load", "s", (load_s,), note=f"{(info.size or 0) / 1e9:.2f} GB, {info.device}")
-        held: Any = session._manager.find()
+        held: Any = session.loaded_model()
         backend: Any = held.backend
         subject = Subject(session, backend.local_model(held.name), backend.inference)
         yield from _rates(subject, bandwidth, rounds)

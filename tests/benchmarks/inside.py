@@ -133,7 +133,7 @@ def backend() -> LocalTransformersBackend:
     """Return the local backend of the session."""
     from llm_magic import llm
 
-    local: Any = llm._manager.find().backend
+    local: Any = llm.loaded_model().backend
     return local  # type: ignore[no-any-return]
 
 
@@ -141,7 +141,7 @@ def loaded_model() -> LocalModel:
     """Return the loaded model of the session."""
     from llm_magic import llm
 
-    return backend().local_model(llm._manager.find().name)
+    return backend().local_model(llm.loaded_model().name)
 
 
 def folder() -> Path:

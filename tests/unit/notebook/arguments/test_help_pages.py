@@ -89,7 +89,7 @@ def test_examples_are_valid_lines(name: str) -> None:
             assert parser.parse_with_prompt(name, line).prompt
         else:
             parsed = parser.parse(name, line)
-            changes = parsed.values.get("changes")
+            changes = parsed.get("changes")
             GenerationConfig().replace(**parser.assignments(changes or []))
             if MAGICS[name].options == "loading":
                 assert registry.load_config(Settings(), parsed.options)
