@@ -59,10 +59,12 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A complete answer; ``str(reply)`` is its text.
+    """An answer that is complete or was stopped; ``str(reply)`` is its text.
 
-    `dropped_turns` is the number of the oldest turns of its chat that were not sent, so that the
-    prompt fits the context.
+    `finish_reason` is ``stop`` if the model ended the answer, ``length`` at the token limit,
+    ``cancelled`` if the user stopped it, and ``truncated`` if the server ended it without a reason.
+    `messages` are what was sent. `dropped_turns` is the number of the oldest turns of the chat that
+    were not sent, so that the prompt fits the context.
     """
 
     text: str

@@ -16,7 +16,7 @@ _MAX_FINISHED = 20
 
 
 class Jobs:
-    """The jobs of a session: those that run, and the last ones that ended."""
+    """The background jobs of a session: the running ones, and the last finished ones."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
@@ -25,7 +25,7 @@ class Jobs:
 
     @property
     def all(self) -> tuple[Response, ...]:
-        """Those that run and the last ones that ended, oldest first."""
+        """The running jobs and the last finished ones, oldest first."""
         jobs = self._jobs
         finished = sorted((job for job in jobs if job.done), key=lambda job: job.finished_at)
         dropped = finished[:-_MAX_FINISHED]
@@ -33,7 +33,7 @@ class Jobs:
 
     @property
     def running(self) -> tuple[Response, ...]:
-        """Those that have not ended, oldest first."""
+        """The running jobs, oldest first."""
         return tuple(job for job in self._jobs if not job.done)
 
     def add(self, response: Response) -> None:
@@ -52,7 +52,7 @@ class Jobs:
         raise JobNotFound(f"There is no job {number!r}; {listed}.")
 
     def stop(self) -> None:
-        """Stop them all."""
+        """Stop all jobs."""
         for job in self.running:
             job.cancel()
 

@@ -105,12 +105,12 @@ class Response:
 
     @property
     def text(self) -> str:
-        """The answer so far."""
+        """The text that was generated so far."""
         return self._text.getvalue()
 
     @property
     def reasoning(self) -> str:
-        """The reasoning so far."""
+        """The reasoning that was generated so far."""
         return self._reasoning.getvalue()
 
     @property
@@ -156,7 +156,7 @@ class Response:
 
     @property
     def state(self) -> ResponseState:
-        """How far it is: waiting means that nothing was generated yet."""
+        """``waiting`` until the first token, ``running``, then ``done``, ``stopped`` or ``failed``."""
         if not self.done:
             return "waiting" if self.is_empty else "running"
         if self._is_cancelled:
@@ -181,7 +181,7 @@ class Response:
         return self
 
     def cancel(self) -> None:
-        """Stop generating; the response has ended when `done` is true, and `reply` has its text."""
+        """Stop generating and return at once; `done` is true when the response has ended."""
         self._stream.cancel()
 
     def wait(self, timeout: float) -> None:
@@ -205,9 +205,12 @@ class Response:
             raise self._interrupted(Interrupted) from None
 
     def result(self, timeout: float | None = None) -> Reply:
-        """Wait for the reply; raises the error of the answer, or `Interrupted` where it was stopped.
+        """Wait for the reply and return it.
 
-        After `timeout` seconds it raises `TimeoutError`, and the answer goes on.
+        Raises:
+            Interrupted: The answer was stopped; the exception has the partial reply.
+            TimeoutError: `timeout` seconds have passed. The answer continues.
+            LLMMagicError: The answer failed.
         """
         if not self.done:
             deadline = math.inf if timeout is None else time.monotonic() + timeout

@@ -66,9 +66,9 @@ if hasattr(os, "register_at_fork"):
 
 
 class Session:
-    """The language models of a process: which are loaded, and every way to ask them.
+    """Loads language models and sends prompts to them; magics, panel and Python code share one.
 
-    Every method may be called from any cell.
+    Every method may be called from any cell, also while an event loop runs.
     """
 
     def __init__(
@@ -77,7 +77,12 @@ class Session:
         *,
         create: Callable[[str], Backend] | None = None,
     ) -> None:
-        """`create` returns the backend of a name; by default one of this package."""
+        """Start without a model.
+
+        Args:
+            settings: The settings, instead of those of the environment and ``.env``.
+            create: Returns the backend of a name, instead of one of the installed backends.
+        """
         self._given_settings = settings
         self._create = create
         # The named conversations.
@@ -121,14 +126,14 @@ class Session:
 
     @functools.cached_property
     def generation(self) -> GenerationSettings:
-        """The generation settings: ``llm.generation.temperature = 0.3``."""
+        """The generation settings of this session: ``llm.generation.temperature = 0.3``."""
         from llm_magic.session.generation_settings import GenerationSettings
 
         return GenerationSettings(self._given_settings, self._notify)
 
     @property
     def settings(self) -> Settings:
-        """The settings of the environment and ``.env``."""
+        """The settings of the environment and the ``.env`` file."""
         return self.generation.settings
 
     # -- models -------------------------------------------------------------------------------
@@ -143,13 +148,21 @@ class Session:
     ) -> ModelInfo:
         """Load a model and make it the active one; returns when it is ready.
 
-        `model` is a Hugging Face id, a folder or a .gguf file, or what a server calls it; `name` is
-        what it is called afterwards; `keep` leaves the others loaded. The options are those of
-        ``%llm_load?``: backend, base_url, key_env, pull, idle_timeout, concurrency, device,
-        quantization, dtype, revision, trust_remote_code, attn, assistant,
-        special_tokens, compile.
-
         >>> llm.load("Qwen/Qwen2.5-7B-Instruct", quantization="4bit")
+
+        Args:
+            model: A Hugging Face id, a folder, a ``.gguf`` file, or the name of a model on a server.
+                Default: the model of the settings, else the embedded one.
+            name: The name to use afterwards.
+            keep: Keep the models that are already loaded.
+            options: The options of ``%llm_load``: backend, base_url, key_env, pull, idle_timeout,
+                concurrency, device, quantization, dtype, revision, trust_remote_code, attn, assistant,
+                special_tokens, compile.
+
+        Raises:
+            OptionError: An option is unknown, or its value is invalid.
+            ModelError: The model does not exist, does not fit into memory, or cannot be loaded.
+            ServerError: The server cannot be reached, or returned an error.
         """
         return self.load_with_details(model, name=name, keep=keep, **options).info
 
@@ -217,13 +230,13 @@ class Session:
 
     @held_back()
     def unload(self, name: str | None = None) -> Unloaded:
-        """Free a model, the active one if none is named, and measure what came back."""
+        """Free a model, by default the active one, and return the memory before and after."""
         self._loads.wait()
         return self._loop.run(self._manager.unload(name))
 
     @held_back()
     def unload_all(self) -> list[Unloaded]:
-        """Free every model."""
+        """Free every model and return the memory before and after each."""
         self._loads.wait()
         return self._loop.run(self._manager.unload_all())
 
@@ -235,9 +248,12 @@ class Session:
         base_url: str | None = None,
         key_env: str | None = None,
     ) -> list[ModelInfo]:
-        """Return what a backend could load; the default backend if none is named.
+        """Return the models that a backend can load.
 
-        `base_url` and `key_env` name a server; else it is the one in use, or that of the settings.
+        Args:
+            backend: The name of the backend. Default: the one of the settings.
+            base_url: The address of a server. Default: the one in use, else that of the settings.
+            key_env: The environment variable that holds the API key of the server.
         """
         about: LoadOptions = {"backend": backend or self.settings.backend}
         if base_url is not None:
@@ -292,7 +308,7 @@ class Session:
         return self._manager.progress
 
     def status(self) -> Status:
-        """Return the state of everything at this moment."""
+        """Return the loaded models, the state of the active one, and the memory of this process."""
         return self._manager.snapshot(self.generation.config, self.settings.backend)
 
     def loaded_model(self, name: str | None = None) -> LoadedModel:
@@ -339,25 +355,33 @@ class Session:
 
     @held_back()
     def generate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
-        """Answer a prompt; blocks until the answer is whole, and can be interrupted.
-
-        The options are those of ``%%llm?``: model, system, chat, trim, max_new_tokens,
-        temperature, top_p, top_k, repetition_penalty, seed, stop, extra (what else the backend accepts).
+        """Return the complete answer to a prompt.
 
         >>> llm.generate("What is 7 times 6?", temperature=0).text
+
+        Args:
+            prompt: A text, or a list of messages: ``{"role": "user", "content": "…"}``.
+            about: The options of this call, see `AskOptions`.
+
+        Raises:
+            OptionError: An option is unknown, invalid, or not supported by the backend.
+            ModelNotLoaded: No model is loaded, or not the one that is named.
+            GenerationError: There is no answer, or an incomplete one.
+            ServerError: The server cannot be reached, or returned an error.
+            Interrupted: The user stopped the answer; the exception has the partial reply.
         """
         with self.ask(request(prompt, about)) as response:
             return response.result()
 
     @held_back()
     def stream(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Iterator[Chunk]:
-        """Yield the answer as it is produced; leaving the loop early stops the model."""
+        """Yield the chunks of an answer; leaving the loop early stops the model."""
         prepared = request(prompt, about)
         self._loads.wait()
         return iter(self._respond(prepared))
 
     async def agenerate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
-        """Answer a prompt in an async cell or program; cancelling the task stops the model."""
+        """Return the complete answer, in an async cell or program; cancelling the task stops the model."""
         prepared = request(prompt, about)
         await self._loads.wait_async()
         return await self._respond(prepared)
@@ -365,7 +389,10 @@ class Session:
     async def astream(
         self, prompt: Prompt, **about: Unpack[AskOptions]
     ) -> AsyncGenerator[Chunk, None]:
-        """Yield the answer in an async cell or program; leaving the loop early stops the model."""
+        """Yield the chunks of an answer, in an async cell or program.
+
+        Leaving the loop early stops the model.
+        """
         prepared = request(prompt, about)
         await self._loads.wait_async()
         async with contextlib.aclosing(aiter(self._respond(prepared))) as chunks:
@@ -381,7 +408,7 @@ class Session:
 
     @property
     def last(self) -> Reply | None:
-        """The last answer, whole or not."""
+        """The last answer, complete or not."""
         return self._recorder.last
 
     @property
@@ -461,7 +488,7 @@ class Session:
         return context_window.reported_tokens(chat, loaded_model.name)
 
     def reset(self, chat: str | None = None, *, stale: bool = False) -> list[str]:
-        """Delete a chat, or all of them, or only stale turns; returns their names."""
+        """Delete a chat, or all of them, or only their stale turns; returns the names of the chats."""
         return self.chats.reset(chat, stale=stale)
 
     def close(self) -> None:
