@@ -149,7 +149,7 @@ def _text(node: ast.AST) -> str:
 def test_messages_are_those_that_are_raised() -> None:
     page = text_of(DOCS / "troubleshooting.md")
     quoted = re.findall(r"^\*\*`.*`\*\*$", page, re.MULTILINE)
-    quotes = [quote for line in quoted for quote in re.findall(r"\*\*`(.*?)`\*\*", line)]
+    quotes = [quote for line in quoted for _, quote in re.findall(r"\*\*(`+) ?(.*?) ?\1\*\*", line)]
     assert len(quotes) > 60
     known = messages()
     assert [quote for quote in quotes if not any(quote in text for text in known)] == []
@@ -236,7 +236,7 @@ def test_the_path_of_a_prompt_names_files_that_exist() -> None:
     assert missing == []
 
 
-def test_errors_are_drawn_in_their_tree() -> None:
+def test_errors_are_listed_and_drawn_in_their_tree() -> None:
     from llm_magic import errors
 
     classes = {
@@ -244,6 +244,8 @@ def test_errors_are_drawn_in_their_tree() -> None:
         for name, value in vars(errors).items()
         if isinstance(value, type) and issubclass(value, errors.LLMMagicError)
     }
+    page = text_of(DOCS / "reference" / "errors.md")
+    assert set(re.findall(r"autoexception:: (\w+)", page)) == classes
     assert errors.__doc__ is not None
     assert {name for name in classes if not re.search(rf"\b{name}\b", errors.__doc__)} == set()
 
