@@ -92,8 +92,8 @@ class Servers:
 
     async def close_unused(self, used: Iterable[HttpServer]) -> None:
         """Close the clients that are neither `used` nor borrowed nor planned."""
-        kept = {id(server) for server in used}
+        used_ids = {id(server) for server in used}
         for spec, server in list(self._clients.items()):
-            if id(server) not in kept and not server.users and server is not self.planned:
+            if id(server) not in used_ids and not server.users and server is not self.planned:
                 del self._clients[spec]
                 await server.aclose()
