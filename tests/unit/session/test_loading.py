@@ -134,7 +134,7 @@ def test_time_of_load_is_from_the_call_to_the_end(scripted: Pair) -> None:
         began = time.perf_counter()
         info = session.load(f"org/{stage}")
         assert info.load_s is not None
-        assert 0.2 <= info.load_s <= time.perf_counter() - began
+        assert 0.15 < info.load_s <= time.perf_counter() - began
     earlier = session.load_with_details("org/a", began=time.perf_counter() - 5).info
     assert earlier.load_s is not None
     assert earlier.load_s > 5
