@@ -114,7 +114,10 @@ class BackendManager:
             self._stopping = True
             work.cancel()
             await asyncio.wait({work})
-            raise
+            if work.cancelled() or work.exception() is not None:
+                raise
+            # It was loaded before it noticed.
+            return work.result()
         except LLMMagicError as error:
             self._finish("Failed", str(error))
             raise

@@ -96,7 +96,7 @@ def test_rejected_requested_option_raises(server: FaultServer) -> None:
         fails_once(session, server, "Unsupported value: 'temperature'", temperature=0.2)
         refused(server, "logit_bias", "Unsupported parameter: 'logit_bias'.")
         fails_once(session, server, "'logit_bias'", extra={"logit_bias": {}})
-        session.configure(top_p=0.5)
+        session.generation.update(top_p=0.5)
         refused(server, "top_p", "Unsupported parameter: 'top_p'.")
         fails_once(session, server, "'top_p'")
 
