@@ -11,22 +11,22 @@ from typing import Protocol
 
 import psutil
 
-# Of the CPU, by processes that are not ours: above it a round says more about them.
+# Of the CPU, by processes that are not ours: above it a round measures them.
 _QUIET = 0.10
 _ENOUGH, _EXTRA = 3, 3
 
 
-class Watch(Protocol):
-    """Sees what share of the CPU others take while it is looked at."""
+class Load(Protocol):
+    """Measures what share of the CPU others take from its creation on."""
 
     def share(self) -> float:
         """Return it, between 0 and 1."""
 
 
 class Rounds:
-    """Repeats a round until enough were quiet; where none is, all count and the table says so."""
+    """Repeats a round until enough were quiet; where none is, all count and the table has a note."""
 
-    def __init__(self, count: int, others: Callable[[], Watch] | None = None) -> None:
+    def __init__(self, count: int, others: Callable[[], Load] | None = None) -> None:
         self.count = count
         self._others = others or Others
         self.shares: list[float] = []

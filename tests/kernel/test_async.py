@@ -128,7 +128,7 @@ def test_the_stop_button_ends_an_awaiting_cell(k: Kernel, fast: FaultServer, ask
     ran = k.wait(cell)
     assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)
     assert ran.error == "Stopped after 3 characters; the answer so far is in llm.last."
-    assert ran.ended - pressed < within_a_second()
+    assert ran.finished - pressed < within_a_second()
     assert received.left.wait(within_a_second())
     assert k.value("(llm.last.text, llm.last.finish_reason)") == ("one", "cancelled")
     assert k.value("__import__('sys').last_value.reply.text") == "one"
@@ -292,7 +292,7 @@ def test_local_jobs_wait_for_their_turn(model_cache: Path) -> None:
         k.ok("%load_ext llm_magic\nfrom llm_magic import llm\n%llm_load")
         for name in ("first", "second"):
             assert (
-                k.ok(f"%%llm --bg -o {name} --max-new-tokens 200 --seed 1\nTell a story.").seconds
+                k.ok(f"%%llm --bg -o {name} --max-new-tokens 200 --seed 1\nWrite a story.").seconds
                 < 2
             )
         k.ok("while first.state != 'running': __import__('time').sleep(0.01)")
@@ -315,7 +315,7 @@ def test_interrupt_of_local_answers_keeps_the_one_that_has_text(model_cache: Pat
         k.ok("%load_ext llm_magic\nfrom llm_magic import llm\nimport asyncio\n%llm_load")
         k.ok("llm.generate('Hello', max_new_tokens=1)")
         cell = k.send(
-            "async def ask(n): return await llm.agenerate(f'Tell story {n}.', max_new_tokens=200)\n"
+            "async def ask(n): return await llm.agenerate(f'Write story {n}.', max_new_tokens=200)\n"
             "asks = asyncio.gather(*(ask(n) for n in range(3)))\n"
             "while not any(draft.text for draft in llm.answering): await asyncio.sleep(0.01)\n"
             "print('here')\n"

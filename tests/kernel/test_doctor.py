@@ -42,16 +42,16 @@ def test_doctor_reports_another_owner_of_the_magic(scripted: Kernel) -> None:
     assert state(scripted, "%%llm").startswith("ok")
 
 
-@pytest.mark.parametrize(("module", "told"), [("nest_asyncio", True), ("nest_asyncio2", False)])
-def test_doctor_reports_archived_nest_asyncio(module: str, told: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("module", "reported"), [("nest_asyncio", True), ("nest_asyncio2", False)])
+def test_doctor_reports_archived_nest_asyncio(module: str, reported: bool, tmp_path: Path) -> None:
     source = OTHER_KERNELS / "6.31.0" / "nest_asyncio.py"
     (tmp_path / source.name).write_text(source.read_text("utf-8"))
     with kernel(cwd=tmp_path) as k:
         k.ok("%load_ext llm_magic")
         k.ok(f"import {module}; {module}.apply()")
         found = k.ok("%llm_doctor").text
-    assert ("has been applied" in found) is told
-    assert ("pip install 'llm_magic[nested]'" in found) is told
+    assert ("has been applied" in found) is reported
+    assert ("pip install 'llm_magic[nested]'" in found) is reported
 
 
 def test_doctor_reports_older_ipykernel() -> None:

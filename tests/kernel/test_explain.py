@@ -43,9 +43,9 @@ def test_explanation_streams_and_is_stored(scripted: Kernel) -> None:
 
 def test_dry_run_shows_messages_and_sends_nothing(scripted: Kernel) -> None:
     scripted.run("count = 0\n1 / count")
-    asked = scripted.value("len(backend.asked)")
+    requests = scripted.value("len(backend.asked)")
     shown = scripted.ok("%llm_explain --dry-run").text
-    assert scripted.value("len(backend.asked)") == asked
+    assert scripted.value("len(backend.asked)") == requests
     sent = explain(scripted)
     for line in (*sent.splitlines(), "system", "nothing was sent"):
         assert line in shown
@@ -132,14 +132,14 @@ def test_explain_sends_exception_groups_and_causes(scripted: Kernel) -> None:
         "raise ExceptionGroup('both', errors) from KeyError('first cause')"
     )
     sent = explain(scripted)
-    for words in (
+    for text in (
         "ExceptionGroup: both",
         "number 1",
         "number 2",
         "KeyError: 'first cause'",
         "n: 2",
     ):
-        assert words in sent
+        assert text in sent
 
 
 def test_a_repr_that_hangs_or_raises_is_never_called(scripted: Kernel) -> None:
@@ -167,9 +167,9 @@ def test_without_an_exception_it_is_one_line(scripted: Kernel) -> None:
 
 def test_an_error_of_our_own_needs_no_model(scripted: Kernel) -> None:
     scripted.run("%%llm -t 9\nHello")
-    asked = scripted.value("len(backend.asked)")
+    requests = scripted.value("len(backend.asked)")
     assert scripted.ok("%llm_explain").text == "OptionError: temperature=9 must be 0 to 2."
-    assert scripted.value("len(backend.asked)") == asked
+    assert scripted.value("len(backend.asked)") == requests
 
 
 def test_what_keeps_it_from_explaining_does_not_take_its_place(scripted: Kernel) -> None:

@@ -20,7 +20,7 @@ def stop(k: Kernel, cell: str, word: str, delay: float) -> tuple[Ran, float]:
     pressed = time.monotonic()
     k.interrupt()
     ran = k.wait(cell)
-    return ran, ran.ended - pressed
+    return ran, ran.finished - pressed
 
 
 def load_until_it_works(k: Kernel, model: str = "") -> None:

@@ -33,7 +33,7 @@ def stop(k: Kernel, cell: str, delay: float) -> tuple[Ran, float]:
     pressed = time.monotonic()
     k.interrupt()
     ran = k.wait(cell, timeout=20)
-    return ran, ran.ended - pressed
+    return ran, ran.finished - pressed
 
 
 def assert_works_at_once(k: Kernel) -> None:

@@ -15,7 +15,7 @@ FEW = "temperature=0, max_new_tokens=6"
 
 @pytest.fixture(scope="module", params=["", "nest_asyncio2", "6.31.0 with nest_asyncio"])
 def k(request: pytest.FixtureRequest, model_cache: Path) -> Iterator[Kernel]:
-    """Return a kernel with a model, also one whose loop somebody has made re-entrant."""
+    """Return a kernel with a model, also one whose loop the user has made re-entrant."""
     version, _, nested = request.param.rpartition(" with ")
     with kernel(version, LLM_MAGIC_CACHE_DIR=str(model_cache)) as k:
         if nested:

@@ -56,11 +56,11 @@ def pulled(k: Kernel, ollama: OllamaServer) -> Kernel:
 
 def test_load_checks_server_and_shows_its_address(k: Kernel, server: FaultServer) -> None:
     ran = k.ok(f"%llm_load big -b openai --base-url {server.url} --key-env THEIR_KEY")
-    place = server.url.removeprefix("http://")
-    assert ran.text.startswith(f"big · openai {place} · ready in ")
+    address = server.url.removeprefix("http://")
+    assert ran.text.startswith(f"big · openai {address} · ready in ")
     assert "Not sent, because openai does not support them: top_k, repetition_penalty." in ran.text
     assert k.value("llm.status().status") == "Ready"
-    assert place in k.ok("%llm_status").text
+    assert address in k.ok("%llm_status").text
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_interrupt_stops_cell_and_server(remote: Kernel, server: FaultServer, wh
     remote.interrupt()
     ran = remote.wait(cell)
     assert ran.ename == "Interrupted"
-    assert ran.ended - pressed < within_a_second()
+    assert ran.finished - pressed < within_a_second()
     assert remote.value("stopped.text") == ("begun" if when == "streaming" else "")
     if when not in {"retrying", "busy"}:
         assert server.asked(CHAT)[-1].left.wait(1), "the server went on"
@@ -244,7 +244,7 @@ def test_missing_key_is_prompted_for(k: Kernel, server: FaultServer) -> None:
     ran = k.wait(cell)
     assert ran.status == "ok"
     assert KEY not in json.dumps(vars(ran), default=str)
-    # Once for a session: a cell that is run again, or by nbclient, needs nobody.
+    # Once for a session: a cell that is run again, or by nbclient, does not ask.
     assert k.ok(f"%llm_load big {where}").text.startswith("big")
     assert "typed once" in k.ok("%llm --literal typed once").text
 

@@ -29,10 +29,10 @@ def test_words_come_while_the_model_is_at_work(loaded: Kernel) -> None:
     assert kinds == ["display_data"] + ["update_display_data"] * (len(kinds) - 1)
     assert ran.updates >= 3
     texts = [" ".join(text.split()) for _when, _kind, text in ran.arrivals[:-1]]
-    words = [text for text in texts if "thinking" not in text]
+    answers = [text for text in texts if "thinking" not in text]
     whole = " ".join(loaded.value("reply.text").split())
-    assert all(whole.startswith(text) for text in words)
-    assert [len(text) for text in words] == sorted(len(text) for text in words)
+    assert all(whole.startswith(text) for text in answers)
+    assert [len(text) for text in answers] == sorted(len(text) for text in answers)
     first, last = ran.arrivals[0][0], ran.arrivals[-1][0]
     # Half of the time is a wide margin for a display that shows every token as it comes.
     assert first - ran.sent < (last - ran.sent) / 2
@@ -105,7 +105,7 @@ def test_two_thousand_tokens_are_a_few_messages(scripted: Kernel, flags: str) ->
     assert output["data"]["text/html"].startswith(render(text.strip()))
 
 
-def test_without_streaming_there_is_one_display_and_no_update(model_cache: Path) -> None:
+def test_without_streaming_is_one_display_and_no_update(model_cache: Path) -> None:
     with kernel(LLM_MAGIC_CACHE_DIR=str(model_cache), LLM_MAGIC_STREAM="off") as k:
         k.ok("%load_ext llm_magic")
         for code in ("%llm_load", "%%llm -t 0 --max-new-tokens 30\nTell me a story."):

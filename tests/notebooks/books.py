@@ -29,7 +29,7 @@ _PATTERNS: list[tuple[str, str]] = re.findall(
     r"^regex: (.*)$\n^replace: (.*)$", SANITIZE.read_text(encoding="utf-8"), re.MULTILINE
 )
 PATH = _PATTERNS[0]
-# Where the notebooks look for the server: the port that vLLM takes, too.
+# The server's address in the notebooks: the port that vLLM takes, too.
 _WRITTEN = "localhost:8000"
 SECRET = secrets.token_hex(16)  # the key of that server
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -39,9 +39,9 @@ _CELL_TIMEOUT_S = 300  # on a busy machine; about 5 s otherwise
 def environment(stream: Literal["on", "off"]) -> dict[str, str]:
     """Return the environment of a kernel that no setting of the person who tests reaches."""
     own = {str(field.validation_alias) for field in Settings.model_fields.values()}
-    kept = {name: value for name, value in os.environ.items() if name not in own}
+    inherited = {name: value for name, value in os.environ.items() if name not in own}
     return {
-        **kept,
+        **inherited,
         "HF_HUB_OFFLINE": "1",
         "LLM_DEVICE": "cpu",
         "LLM_MAGIC_STREAM": stream,
@@ -58,7 +58,7 @@ class Stage:
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def open(self, path: Path) -> NotebookNode:
-        """Read a notebook that looks for its server where that is."""
+        """Read a notebook, with the address of the running server in it."""
         return _moved(read(path), _WRITTEN, self.server)
 
     def close(self, book: NotebookNode) -> NotebookNode:
@@ -81,10 +81,10 @@ def stage(path: Path, stream: Literal["on", "off"]) -> Iterator[Stage]:
         ) as server:
             try:
                 assert server.stdout is not None
-                # It says so when it is ready.
-                place = server.stdout.readline().strip().rpartition("//")[2]
-                assert place, "the server of the notebooks did not start"
-                yield Stage(place, around)
+                # Printed when it is ready.
+                address = server.stdout.readline().strip().rpartition("//")[2]
+                assert address, "the server of the notebooks did not start"
+                yield Stage(address, around)
             finally:
                 server.terminate()
 
@@ -138,7 +138,7 @@ def sanitized(value: Any) -> Any:
 
 
 def text(cell: NotebookNode) -> str:
-    """Return what a cell shows as plain text, and of an error what it says."""
+    """Return what a cell shows as plain text, and of an error its message."""
     parts = [
         output.get("text") or output.get("evalue") or output.get("data", {}).get("text/plain")
         for output in cell.outputs

@@ -127,8 +127,8 @@ def test_answers_hold_the_facts(path: Path) -> None:
 def test_every_code_cell_is_saved_as_run_in_order(path: Path) -> None:
     cells = books.code_cells(books.read(path))
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    silent = {cell.id for cell in cells if not cell.outputs}
-    assert silent <= {"load-extension"}
+    without_output = {cell.id for cell in cells if not cell.outputs}
+    assert without_output <= {"load-extension"}
 
 
 def test_only_the_cell_that_shows_a_mistake_fails(path: Path) -> None:
@@ -148,7 +148,7 @@ def test_nothing_of_a_machine_or_a_person_is_saved(path: Path) -> None:
     assert books.SECRET not in nbformat.writes(live(path))
 
 
-def test_the_first_code_cell_proves_that_the_magics_are_there(path: Path) -> None:
+def test_first_code_cell_asserts_that_the_magics_exist(path: Path) -> None:
     # A failed %load_ext would leave errors that nbval does not count.
     first = books.code_cells(books.read(path))[0].source
     assert first.startswith("%load_ext llm_magic\nassert ")
