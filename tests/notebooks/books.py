@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from xml.etree import ElementTree
 
 import nbformat
 from nbclient import NotebookClient
@@ -123,6 +125,48 @@ def run(path: Path, stream: Literal["on", "off"]) -> NotebookNode:
         return around.close(book)
 
 
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """A notebook after a run under nbval: its counts of tests, failures, errors and skips, and all outputs."""
+
+    path: Path
+    exit_code: int
+    report: str
+    counts: list[int]
+    # By the id of the cell.
+    outputs: dict[str, list[dict[str, Any]]]
+
+
+def run_nbval(path: Path, folder: Path) -> Executed:
+    """Run a notebook under nbval, as its documentation shows it, in a folder of its own."""
+    counts, outputs = folder / "counts.xml", folder / "outputs.json"
+    # Its own settings: neither the warnings nor the markers of this suite are nbval's business.
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    with stage(path, "off") as around:
+        copy = folder / path.name
+        nbformat.write(around.open(path), copy)
+        ran = subprocess.run(
+            [
+                *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
+                *("-c", str(folder / "pytest.ini"), "--junitxml", str(counts)),
+                *("-p", "tests.notebooks.save_outputs", "--save-outputs", str(outputs)),
+                *("--nbval", "--nbval-sanitize-with", str(SANITIZE), str(copy)),
+            ],
+            env={**around.environment, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    suite = next(ElementTree.parse(counts).iter("testsuite"))
+    return Executed(
+        path,
+        ran.returncode,
+        ran.stdout[-5000:] + ran.stderr[-2000:],
+        [int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")],
+        json.loads(outputs.read_text(encoding="utf-8").replace(around.server, _WRITTEN)),
+    )
+
+
 def sanitized(value: Any) -> Any:
     """Return outputs without what may differ: figures of time and memory, places, tracebacks."""
     if isinstance(value, str):
@@ -137,10 +181,10 @@ def sanitized(value: Any) -> Any:
     return value
 
 
-def text(cell: NotebookNode) -> str:
-    """Return what a cell shows as plain text, and of an error its message."""
+def text(outputs: Iterable[Mapping[str, Any]]) -> str:
+    """Return outputs as plain text, and of an error its message."""
     parts = [
         output.get("text") or output.get("evalue") or output.get("data", {}).get("text/plain")
-        for output in cell.outputs
+        for output in outputs
     ]
     return "\n".join(part for part in parts if part)

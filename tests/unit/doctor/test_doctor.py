@@ -19,6 +19,7 @@ from llm_magic.notebook.display.messages import doctor_table
 from llm_magic.notebook.display.tables import Table
 from llm_magic.session import Session
 from tests.fault_server import FaultServer
+from tests.quick_torch import install as install_torch
 from tests.scripted import settings
 from tests.unit.test_cli import run
 
@@ -42,6 +43,12 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def quick_torch(site: Path) -> None:
+    """Let the children of this process find a ``torch`` that is imported at once."""
+    install_torch(site)
 
 
 def test_versions_are_reported() -> None:
@@ -74,6 +81,7 @@ def put_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
+@pytest.mark.usefixtures("quick_torch")
 @pytest.mark.parametrize(
     ("script", "name", "expected"),
     [
@@ -177,6 +185,7 @@ def test_ipykernel_7_0_is_a_problem(site: Path) -> None:
     assert (found.state, "pip install -U ipykernel" in found.fix) == ("problem", True)
 
 
+@pytest.mark.usefixtures("quick_torch")
 def test_invalid_setting_does_not_stop_other_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_DEVICE", "gpu")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -190,6 +199,7 @@ def test_invalid_setting_does_not_stop_other_checks(monkeypatch: pytest.MonkeyPa
     assert {"python", "memory", "torch", "hub", "keys"} <= {finding.name for finding in found}
 
 
+@pytest.mark.usefixtures("quick_torch")
 def test_exception_in_check_becomes_finding(monkeypatch: pytest.MonkeyPatch, site: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     install(site, "aiohttp", "1")
@@ -216,6 +226,7 @@ def test_unusable_folders_are_problems_with_variable(
     assert own.text.startswith("LLM_MAGIC_CACHE_DIR=~nobody-of-this-name/x: ")
 
 
+@pytest.mark.usefixtures("quick_torch")
 def test_unreadable_env_file_does_not_stop_other_checks(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -234,6 +245,7 @@ def test_unreadable_env_file_does_not_stop_other_checks(
     assert {"python", "memory", "torch", "hub", "keys", "ollama"} <= checked
 
 
+@pytest.mark.usefixtures("quick_torch")
 def test_unreadable_certificates_are_a_problem(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -281,6 +293,7 @@ def test_command_exit_code_reports_problems(tmp_path: Path) -> None:
     assert ran.stdout.splitlines()[-1].endswith("1 problem.")
 
 
+@pytest.mark.usefixtures("quick_torch")
 def test_server_of_loaded_model_is_checked_with_its_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -294,6 +307,7 @@ def test_server_of_loaded_model_is_checked_with_its_key(
     assert str(server.port) in found.text
 
 
+@pytest.mark.usefixtures("quick_torch")
 def test_misspelled_backend_in_environment_names_variable() -> None:
     session = Session(settings(backend="olama"))
     with pytest.raises(
