@@ -493,6 +493,12 @@ repr(laughs)
 laughs == laughs
 sorted([laughs, laughs])
 max(laughs, laughs)
+tall[:, None][:, tall * 0]
+tall[None, None][tall[None][:, 0] > -1, tall * 0]
+tall[None][True, tall * 0]
+many_columns[["x"] * 10000]
+many_columns + many_labels
+by_town.loc[["Paris"] * 10000]
 many
 many!r
 str(many)
@@ -553,6 +559,8 @@ in_series.to_string()
 in_chain
 in_space
 in_partial
+in_array
+in_dict_of_object
 environment_items
 environment_copy
 environment_copy!r
@@ -592,6 +600,11 @@ in_levels.groupby(level=[0, 0, 0], observed=False).size()
 wide.groupby([wide.a, wide.b], observed=False).size()
 wide.groupby(["a", "n"], observed=False).size()
 wide.value_counts(subset=["a", "b"])
+records[0] == records[0]
+in_arrays == 1
+in_arrays.max()
+category_array == 1
+category_array == "a"
 """
 ATTACKS = [
     line
@@ -748,12 +761,21 @@ def holders() -> dict[str, Any]:
     return {
         "sys": sys, "modules": {"os": os, "sys": sys}, "listed_modules": [os],
         "holder": Plain(), "in_dict": {"e": os.environ}, "in_list": [os.environ],
+        "in_array": pd.Series([os.environ, 1]).to_numpy(),
+        "in_dict_of_object": types.SimpleNamespace(d={"list": [os.environ]}),
         "in_series": pd.Series([os.environ, 1]),
         "in_chain": collections.ChainMap({}, os.environ),
         "in_space": types.SimpleNamespace(e=os.environ),
         "in_partial": functools.partial(os.environ.get, "x"),
         "environment_items": os.environ.items(), "environment_copy": os.environ.copy,
         "lst_append": [1].append,
+        "in_arrays": pd.Series([np.array([Ordered()]), 1]),
+        "category_array": pd.Categorical.from_codes([0], pd.Index([SameHash()], dtype=object)),
+        "many_columns": pd.DataFrame(np.zeros((100, 10_000)), columns=["x"] * 10_000),
+        "many_labels": pd.Series(1, index=["x"] * 9_999),
+        "by_town": pd.Series(
+            1, index=pd.MultiIndex.from_product([["Paris"], range(100_000)]), name="size"
+        ),
         "same_hash": {SameHash(): 1}, "same_hash_counter": collections.Counter([SameHash()]),
         "same_hash_default": collections.defaultdict(int, {SameHash(): 1}),
         "zoned": datetime.datetime(2026, 1, 2, tzinfo=Zone()),

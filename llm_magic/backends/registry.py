@@ -154,7 +154,7 @@ def load_config(settings: Settings, options: Mapping[str, Any]) -> LoadConfig:
     """
     name = str(options.get("backend", settings.backend))
     check_name(name, settings.backend)
-    config = settings.load_config(backend_class(name).load_config)
+    config = settings.defaults(backend_class(name).load_config)
     own, known = type(config).model_fields, load_specs()
     given = {}
     for option, value in options.items():

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, Self, TypeVar, cast, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,17 +21,13 @@ _LONGEST_NUMBER = 256
 OptionKind = Literal["value", "switch", "repeated", "pairs"]
 
 
-def _as_written(text: str) -> str:
-    return text
-
-
 @dataclass(frozen=True, slots=True)
 class Flag:
     """How an option is written on a magic line; `parse` reads one value of it."""
 
     names: tuple[str, ...]
     metavar: str = ""
-    parse: Callable[[str], object] = _as_written
+    parse: Callable[[str], object] = str
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,20 +107,15 @@ class OptionModel(BaseModel):
     rejects is omitted from the next try; an option that was set is an error there.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     def replace(self, **changes: object) -> Self:
-        """Return a checked copy with `changes`; raises `OptionError` and changes nothing."""
-        if not changes:
-            return self
-        checked = parse(type(self), {**dict(self), **changes})
-        return type(self).from_checked(dict(checked), self.model_fields_set | changes.keys())
-
-    @classmethod
-    def from_checked(cls, values: Mapping[str, object], fields_set: set[str]) -> Self:
-        """Return an option set of checked values, of which only `fields_set` count as set."""
-        # pydantic's plugin for mypy loses the type of the class here.
-        return cast(Self, cls.model_construct(_fields_set=fields_set, **values))
+        """Return a copy with checked `changes`; raises `OptionError` and changes nothing."""
+        try:
+            checked = type(self).model_validate(changes)
+        except ValidationError as error:
+            raise OptionError(first_problem(type(self), error)) from None
+        return self.model_copy(update={name: getattr(checked, name) for name in changes})
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """Show a mapping as the dict that the user wrote."""
@@ -133,8 +124,7 @@ class OptionModel(BaseModel):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle mappings as dicts: a `MappingProxyType` cannot be pickled."""
-        values = {n: dict(v) if isinstance(v, Mapping) else v for n, v in self}
-        return _restore, (type(self), values, set(self.model_fields_set))
+        return _restore, (type(self), self.model_dump(), set(self.model_fields_set))
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """Return the option set itself: it is immutable."""
@@ -144,24 +134,7 @@ class OptionModel(BaseModel):
 def _restore(
     cls: type[OptionModel], values: dict[str, object], fields_set: set[str]
 ) -> OptionModel:
-    return cls.from_checked(dict(parse(cls, values)), fields_set)
-
-
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
-def parse(cls: type[_Model], values: Mapping[str, object]) -> _Model:
-    """Check `values` against an option set; raises `OptionError` in one line."""
-    for name in values:
-        if name not in cls.model_fields:
-            known = cls.model_fields
-            raise OptionError(
-                f"There is no option {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
-            )
-    try:
-        return cls.model_validate(dict(values))
-    except ValidationError as error:
-        raise OptionError(first_problem(cls, error)) from None
+    return cls.model_construct(_fields_set=fields_set, **dict(cls.model_validate(values)))
 
 
 @functools.cache
@@ -207,6 +180,10 @@ def first_problem(cls: type[BaseModel], error: ValidationError) -> str:
     """Return the name, the value and the allowed range of the first wrong value."""
     problem = error.errors()[0]
     name = str(problem["loc"][0]) if problem["loc"] else ""
+    if problem["type"] == "extra_forbidden":
+        known = cls.model_fields
+        suggestion = did_you_mean(name, known)
+        return f"There is no option {name!r}.{suggestion} Known: {', '.join(known)}."
     by_alias = {str(info.validation_alias or name): name for name, info in cls.model_fields.items()}
     field = by_alias.get(name)
     if problem["type"] == "key":
@@ -214,7 +191,8 @@ def first_problem(cls: type[BaseModel], error: ValidationError) -> str:
         return str(problem["msg"])
     allowed = specs(cls)[field].range if field else ""
     value = problem["input"]
-    reason = f"must be {allowed}" if allowed else f"is wrong: {_reason(problem['msg'])}"
+    message = problem["msg"]
+    reason = f"must be {allowed}" if allowed else f"is wrong: {message[:1].lower()}{message[1:]}"
     if problem["type"].endswith(("parsing", "from_float")) and allowed:
         kind = "a whole number" if problem["type"].startswith("int") else "a number"
         reason = f"must be {kind}, {allowed}"
@@ -227,7 +205,3 @@ def _shown(value: object) -> str:
         return f"a number of {value.bit_length()} bits"
     text = str(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
-
-
-def _reason(message: str) -> str:
-    return message[:1].lower() + message[1:]

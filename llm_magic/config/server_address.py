@@ -113,7 +113,7 @@ def proxy_for(address: ServerAddress) -> str | None:
     found = proxy_url(address)
     if found is None:
         return None
-    return found.rpartition("@")[2].rpartition("/")[2] or found.rpartition("@")[2].strip("/")
+    return found.rpartition("@")[2].rpartition("://")[2].partition("/")[0]
 
 
 def _split(text: str) -> SplitResult:

@@ -7,11 +7,12 @@ Precedence: this call > session.generation > `Settings` > the model's own defaul
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from annotated_types import Ge, Le
 from pydantic import (
@@ -22,13 +23,8 @@ from pydantic import (
     PlainSerializer,
     ValidationError,
 )
-from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from llm_magic.config.env_file import read_env_file
 from llm_magic.config.option_spec import (
@@ -52,9 +48,9 @@ def _none_word(value: object) -> object:
 
 
 def _as_tuple(value: object) -> object:
-    if value is None or (isinstance(value, str) and value.casefold() == "none"):
-        return ()
-    return (value,) if isinstance(value, str) else value
+    """Return one text as a tuple, and ``none`` as an empty one."""
+    texts = (value,) if isinstance(value, str) else value
+    return () if _none_word(value) is None else texts
 
 
 def _stop_texts(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -234,7 +230,7 @@ class ServerLoadConfig(LoadConfig):
     ] = None
 
 
-LoadConfigT = TypeVar("LoadConfigT", bound=LoadConfig)
+OptionModelT = TypeVar("OptionModelT", bound=OptionModel)
 _GENERATION = GenerationConfig()
 # The options whose default is a setting.
 _OPTIONS_WITH_SETTING = frozenset(
@@ -280,8 +276,11 @@ class Settings(BaseSettings):
     @classmethod
     def read(cls) -> Settings:
         """Read the environment and ``.env``; raises `SettingsError` with variable, value and range."""
+        # pydantic-settings reads files of one encoding only.
+        in_environment = {name.upper() for name, value in os.environ.items() if value}
+        of_file = {name.upper(): value for name, value in read_env_file().items() if value}
         try:
-            return _SettingsWithFile()
+            return cls(**{n: v for n, v in of_file.items() if n not in in_environment})  # type: ignore[arg-type]
         except ValidationError as error:
             raise SettingsError(first_problem(cls, error)) from None
 
@@ -293,55 +292,16 @@ class Settings(BaseSettings):
         except ValidationError:
             return None
 
-    def generation(self) -> GenerationConfig:
-        """Return the defaults of a call; none of them counts as set."""
-        return GenerationConfig.from_checked(self._defaults(GenerationConfig), set())
-
-    def load_config(self, cls: type[LoadConfigT]) -> LoadConfigT:
-        """Return the defaults of a load; none of them counts as set."""
-        return cls.from_checked(self._defaults(cls), set())
-
-    def _defaults(self, cls: type[OptionModel]) -> dict[str, object]:
-        return {name: self.default_of(spec) for name, spec in specs(cls).items()}
+    def defaults(self, cls: type[OptionModelT]) -> OptionModelT:
+        """Return the defaults of a call or of a load; none of them counts as set."""
+        values = {name: self.default_of(spec) for name, spec in specs(cls).items()}
+        # pydantic's plugin for mypy loses the type of the class.
+        return cast(OptionModelT, cls.model_construct(_fields_set=set(), **values))
 
     def default_of(self, spec: OptionSpec) -> object:
         """Return the default of an option: the setting of that name, else the option's own."""
         is_setting = spec.name in _OPTIONS_WITH_SETTING
         return getattr(self, spec.name, spec.default) if is_setting else spec.default
-
-
-class _SettingsWithFile(Settings):
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read the environment first, then the file."""
-        return init_settings, env_settings, _EnvFileSource(settings_cls)
-
-
-class _EnvFileSource(PydanticBaseSettingsSource):
-    """The variables of ``.env``, in upper or lower case; an empty one is not set.
-
-    pydantic-settings has a source of its own, which reads one encoding only.
-    """
-
-    def __init__(self, settings_cls: type[BaseSettings]) -> None:
-        super().__init__(settings_cls)
-        self._values = {name.upper(): value for name, value in read_env_file().items() if value}
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Return the value of a field, and its variable."""
-        variable = str(field.validation_alias)
-        return self._values.get(variable), variable, False
-
-    def __call__(self) -> dict[str, Any]:
-        found = (self.get_field_value(f, n) for n, f in self.settings_cls.model_fields.items())
-        return {variable: value for value, variable, _ in found if value is not None}
 
 
 ReadSettings = Callable[[], Settings]

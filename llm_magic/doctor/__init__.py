@@ -12,7 +12,7 @@ from llm_magic.config.settings import Settings
 from llm_magic.doctor import machine, servers
 from llm_magic.doctor.finding import Finding
 from llm_magic.doctor.notebook import KernelInfo, check_notebook
-from llm_magic.doctor.packages import check_packages
+from llm_magic.doctor.packages import check_backends, check_packages
 from llm_magic.errors import OptionError, SettingsError
 from llm_magic.session.event_loop import LoopThread
 
@@ -41,6 +41,7 @@ async def _run_all(session: Session, kernel: KernelInfo | None) -> list[Finding]
     settings, invalid = _settings(session)
     checks: dict[str, Check] = {
         "packages": check_packages,
+        "backends": check_backends,
         "machine": machine.check_machine,
         "disks": machine.check_disks,
         "hub": servers.check_hub,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -29,28 +29,15 @@ async def run_in_thread(function: Callable[[], T], timeout: float) -> T:
     The thread is a daemon and may continue after the timeout. At exit, Python would wait for the
     threads of an executor.
     """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def finish(result: T | None, error: BaseException | None) -> None:
-        if done.done():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)  # type: ignore[arg-type]
+    result: Future[T] = Future()
+    # It is not cancelled by the timeout: the thread sets its result.
+    result.set_running_or_notify_cancel()
 
     def work() -> None:
-        result: T | None = None
-        raised: BaseException | None = None
         try:
-            result = function()
+            result.set_result(function())
         except BaseException as error:  # noqa: BLE001 - raised again by the caller's await
-            raised = error
-        # After a timeout, the loop may be closed.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(finish, result, raised)
+            result.set_exception(error)
 
     threading.Thread(target=work, name="llm_magic-doctor", daemon=True).start()
-    async with asyncio.timeout(timeout):
-        return await done
+    return await asyncio.wait_for(asyncio.wrap_future(result), timeout)

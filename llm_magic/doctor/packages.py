@@ -1,4 +1,4 @@
-"""Checks the versions of installed packages without importing them."""
+"""Checks the versions of installed packages, and that the backends among them can be imported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import re
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 
+from llm_magic.backends import registry
 from llm_magic.doctor.finding import Finding
+from llm_magic.errors import BackendUnavailable
 
 _CORE = ("ipython", "pydantic", "aiohttp")
 _EXTRAS = {
@@ -31,6 +33,18 @@ def check_packages() -> list[Finding]:
     missing = [name for name in _OPTIONAL if not installed(name)]
     text = ", ".join([*present, *([f"not installed: {', '.join(missing)}"] if missing else [])])
     return [*found, Finding("optional", "ok", text)]
+
+
+def check_backends() -> list[Finding]:
+    """Return a finding for each backend whose package cannot be imported."""
+    fix = "upgrade or uninstall that package, restart the kernel"
+    found = []
+    for name in registry.names():
+        try:
+            registry.backend_class(name)
+        except BackendUnavailable as error:
+            found.append(Finding(name, "problem", str(error), fix))
+    return found
 
 
 def installed(name: str) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +37,6 @@ from llm_magic.types import ModelInfo
 
 _HUB_S, _CONNECT_S, _LIST_S, _VERSION_S = 3.0, 2.0, 5.0, 2.0
 _VERSION_PATHS = {"ollama": "/api/version", "vllm": "/version"}
-_LOOPBACKS = ("127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +125,8 @@ async def _check_server(server: _Server, settings: Settings, keys: ApiKeys) -> F
         return await _explain(server, error, proxy) if server.is_configured else None
     finally:
         await backend.aclose()
-    return _summarize(server, models, await _version(server.address), proxy)
+    version = await _version(server.address.origin, server.backend)
+    return _summarize(server, models, version, proxy)
 
 
 # -- connections ----------------------------------------------------------------------------------
@@ -139,17 +138,16 @@ async def _check_connection(server: _Server, start: str) -> Finding | None:
     host = parts.hostname or ""
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        resolved = await resolve_host(host)
+        resolved = await _resolve(host)
     except (OSError, TimeoutError):
         text = f"there is no host {host}"
         return Finding(server.backend, "problem", text, f"correct {server.variable}")
     if await _any_listens(resolved, port):
         return None
     text = f"nothing listens at {server.address.host_port}"
-    others = [a for a in _LOOPBACKS if a not in resolved] if server.address.is_local else []
-    for other in others:
-        if await _any_listens([other], port):
-            literal = f"[{other}]" if ":" in other else other
+    others = {"127.0.0.1": "127.0.0.1", "::1": "[::1]"} if server.address.is_local else {}
+    for other, literal in others.items():
+        if other not in resolved and await _any_listens([other], port):
             addresses = "" if resolved == [host] else f" ({', '.join(resolved)})"
             url = f"{parts.scheme}://{literal}:{port}{parts.path}"
             text = f"{text}{addresses}, but a server listens at {literal}"
@@ -158,7 +156,7 @@ async def _check_connection(server: _Server, start: str) -> Finding | None:
     return Finding(server.backend, "problem", text, fix)
 
 
-async def resolve_host(host: str) -> list[str]:
+async def _resolve(host: str) -> list[str]:
     """Return the IP addresses of a host; raises `OSError` or `TimeoutError`."""
     found = await run_in_thread(
         lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM), _CONNECT_S
@@ -202,26 +200,24 @@ def _summarize(
     return Finding(server.backend, "warn", text, fix)
 
 
-async def _version(address: ServerAddress) -> str:
+async def _version(origin: str, backend: str) -> str:
     """Return the version of an Ollama or vLLM server, "" if unknown; sends no key."""
-    path = _VERSION_PATHS.get(address.backend)
-    if path is None:
-        return ""
-    value = await _get(dataclasses.replace(address, url=address.origin), path, _VERSION_S)
-    version = value.get("version") if isinstance(value, dict) else None
+    path = _VERSION_PATHS.get(backend)
+    version = await _get(origin + path, "version") if path is not None else None
     return version if isinstance(version, str) and len(version) < 40 else ""
 
 
-async def _get(address: ServerAddress, path: str, timeout: float) -> object:
-    """Return the JSON response to a GET request without a key, or None if there is none."""
-    server = HttpServer(address, None, Limits(timeout), "")
+async def _get(url: str, field: str) -> object:
+    """Return one field of the JSON response to a request without a key; None if there is none."""
+    server = HttpServer(parse_url("", url), None, Limits(_VERSION_S), "")
     try:
-        async with asyncio.timeout(timeout):
-            return await server.get(path)
+        async with asyncio.timeout(_VERSION_S):
+            answer = await server.get("")
     except (ServerError, TimeoutError):
         return None
     finally:
         await server.aclose()
+    return answer.get(field) if isinstance(answer, dict) else None
 
 
 async def _explain(server: _Server, error: Exception, proxy: str | None) -> Finding:
@@ -252,16 +248,14 @@ async def _explain_missing_api(server: _Server, text: str) -> Finding:
     """Return the finding for a server that has no API of the expected kind at its address."""
     address, name = server.address, server.backend
     fix = f"correct {server.variable}"
+    origin = address.origin
     if name != "ollama":
-        models = await _get(
-            dataclasses.replace(address, url=f"{address.origin}/v1"), "/models", _VERSION_S
-        )
-        if isinstance(models, dict) and isinstance(models.get("data"), list):
+        if isinstance(await _get(f"{origin}/v1/models", "data"), list):
             text = f"there is no API at {address.url}, but there is one at /v1"
-            fix = server.fix_address(f"{address.origin}/v1")
-        elif await _version(dataclasses.replace(address, backend="ollama")):
+            fix = server.fix_address(f"{origin}/v1")
+        elif await _version(origin, "ollama"):
             text = f"{address.host_port} is an Ollama server"
-            fix = f"OLLAMA_BASE_URL={address.origin}, then %llm_config --reset"
+            fix = f"OLLAMA_BASE_URL={origin}, then %llm_config --reset"
     return Finding(name, "problem", text, fix)
 
 
@@ -280,9 +274,8 @@ async def check_hub() -> list[Finding]:
     problem = await _hub_problem(address)
     if not problem:
         return [Finding("hub", "ok", f"{address.host_port} responds")]
-    text = f"{problem}; cached models can be loaded"
     fix = "check the network, set HTTPS_PROXY, or set HF_HUB_OFFLINE=1 to skip requests to the hub"
-    return [Finding("hub", "warn", text, fix)]
+    return [Finding("hub", "warn", f"{problem}; cached models can be loaded", fix)]
 
 
 async def _hub_problem(address: ServerAddress) -> str:
@@ -292,7 +285,7 @@ async def _hub_problem(address: ServerAddress) -> str:
         async with asyncio.timeout(_HUB_S):
             if proxy_for(address) is None:
                 # The name lookup of an HTTP client cannot be canceled.
-                await resolve_host(urlsplit(address.url).hostname or "")
+                await _resolve(urlsplit(address.url).hostname or "")
             async with server.stream("HEAD", "", None):
                 return ""
     except (RequestFailed, AuthenticationFailed):

@@ -14,11 +14,11 @@ import inspect
 import re
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_magic.prompts.allowed_methods import ATTRIBUTES, METHODS, call_method, require_own
+from llm_magic.prompts.allowed_methods import ATTRIBUTES, METHODS, Call, call_method
 from llm_magic.prompts.allowed_operations import (
     FUNCTIONS,
     OPERATORS,
@@ -35,10 +35,9 @@ from llm_magic.prompts.trusted_types import (
     SCALARS,
     Budget,
     NotAllowed,
-    classes_of,
     family,
     is_environment,
-    own_names,
+    require_own,
     require_plain_cells,
     require_plain_labels,
     size,
@@ -68,6 +67,7 @@ KINDS: Mapping[type[ast.AST], str] = {
     ast.YieldFrom: "yield", **dict.fromkeys(_TEMPLATES, "a t-string"),
 }  # fmt: skip
 _CONVERSIONS: Mapping[str, Callable[[Any], str]] = {"r": repr, "s": str, "a": ascii}
+_MISSING = object()
 # Their attributes lead to the code and the variables of running functions.
 _CLOSED = (
     types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.GeneratorType,
@@ -78,38 +78,16 @@ _CLOSED = (
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """The content of two braces: an expression, a conversion and a format spec."""
+    """The content of two braces: an expression, a conversion and a format spec.
+
+    `names` are its variables of the notebook, without Python's own functions.
+    """
 
     tree: ast.expr
-    conversion: str = ""
-    spec: str = ""
-
-    @property
-    def names(self) -> Iterator[str]:
-        """The variables of the notebook in the expression, without Python's own functions."""
-        in_calls = {
-            id(node)
-            for call in ast.walk(self.tree)
-            if isinstance(call, ast.Call)
-            for node in ast.walk(call)
-        }
-        bound = set(_bound(self.tree))
-        for node in ast.walk(self.tree):
-            if (
-                isinstance(node, ast.Name)
-                and node.id not in bound
-                and not (id(node) in in_calls and hasattr(builtins, node.id))
-            ):
-                yield node.id
-
-
-def _bound(tree: ast.expr) -> Iterator[str]:
-    """Yield the variables of comprehensions and the parameters of lambdas."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id
-        elif isinstance(node, ast.arg):
-            yield node.arg
+    nodes: tuple[ast.AST, ...]
+    names: tuple[str, ...]
+    conversion: str
+    spec: str
 
 
 def parse(text: str) -> Expression | None:
@@ -125,12 +103,25 @@ def parse(text: str) -> Expression | None:
             tree = ast.parse(code, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    if isinstance(tree, (ast.Tuple, ast.Constant, ast.List, ast.Starred)):
+    nodes = tuple(ast.walk(tree))
+    if isinstance(tree, (ast.Tuple, ast.Constant, ast.List, ast.Starred)) or not any(
+        isinstance(node, (ast.Name, ast.Call)) for node in nodes
+    ):
         return None
-    if any(isinstance(node, ast.Name) for node in ast.walk(tree)):
-        return Expression(tree, conversion, spec)
-    has_call = any(isinstance(node, ast.Call) for node in ast.walk(tree))
-    return Expression(tree) if has_call else None
+    return Expression(tree, nodes, tuple(_variables(tree, nodes)), conversion, spec)
+
+
+def _variables(tree: ast.expr, nodes: Sequence[ast.AST]) -> Iterator[str]:
+    """Yield the names in an expression, but not those that it binds and functions in its calls."""
+    bound = {node.arg for node in nodes if isinstance(node, ast.arg)}
+    bound |= {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    pending: list[tuple[ast.AST, bool]] = [(tree, False)]
+    for node, in_call in pending:  # which grows
+        in_call = in_call or isinstance(node, ast.Call)
+        if isinstance(node, ast.Name):
+            is_own = node.id in bound or (in_call and hasattr(builtins, node.id))
+            yield from () if is_own else (node.id,)
+        pending += ((child, in_call) for child in ast.iter_child_nodes(node))
 
 
 def _split(text: str) -> tuple[str, str, str]:
@@ -152,36 +143,35 @@ def missing_name(expression: Expression, names: Mapping[str, Any]) -> str:
 
 def check(expression: Expression, names: Mapping[str, Any]) -> None:
     """Raise `NotAllowed` if an expression contains syntax that is not allowed in prompts."""
-    if not any(isinstance(node, ast.Name) for node in ast.walk(expression.tree)):
+    if not any(isinstance(node, ast.Name) for node in expression.nodes):
         raise NotAllowed("has no variable in it")
-    for node in ast.walk(expression.tree):
+    for node in expression.nodes:
         if not isinstance(node, ALLOWED):
             raise NotAllowed(f"has {KINDS.get(type(node), type(node).__name__)} in it")
-        if isinstance(node, ast.Name) and node.id.startswith("__"):
-            raise NotAllowed(private(node.id))
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
-            raise NotAllowed(f"reads {node.attr}, which is private")
-        if isinstance(node, ast.Call):
-            _check_call(node, names)
+        match node:
+            case ast.Name(id=name) if name.startswith("__"):
+                raise NotAllowed(private(name))
+            case ast.Attribute(attr=name) if name.startswith("_"):
+                raise NotAllowed(f"reads {name}, which is private")
+            case ast.keyword(arg=None):
+                raise NotAllowed("has a star in it")
+            case ast.Call(func=func) if not isinstance(func, ast.Attribute):
+                _check_function(func, names)
 
 
-def private(name: str) -> str:
-    """Return the reason that a name with two underscores in front is not allowed."""
-    return f"reads {name}; names that begin with two underscores are refused"
-
-
-def _check_call(node: ast.Call, names: Mapping[str, Any]) -> None:
-    if any(keyword.arg is None for keyword in node.keywords):
-        raise NotAllowed("has a star in it")
-    if isinstance(node.func, ast.Attribute):
-        return
-    called = node.func.id if isinstance(node.func, ast.Name) else "the result of an expression"
+def _check_function(func: ast.expr, names: Mapping[str, Any]) -> None:
+    called = func.id if isinstance(func, ast.Name) else "the result of an expression"
     if called not in FUNCTIONS:
         raise NotAllowed(
             f"calls {called}; the functions that are called are {', '.join(FUNCTIONS)}"
         )
     if called in names and names[called] is not getattr(builtins, called):
         raise NotAllowed(f"calls {called}, which is a variable of the notebook")
+
+
+def private(name: str) -> str:
+    """Return the reason that a name with two underscores in front is not allowed."""
+    return f"reads {name}; names that begin with two underscores are refused"
 
 
 def evaluate(expression: Expression, names: Mapping[str, Any], budget: Budget) -> Any:
@@ -215,27 +205,26 @@ class _Evaluator:
         self._budget = budget
 
     def value(self, node: ast.expr | None) -> Any:
+        """Return the value of a node; raises `NotAllowed` for the environment and inner modules."""
         self._budget.spend(NODE_COST)
-        match node:
-            case ast.Name(id=name):
-                if name not in self._names:
-                    raise NotAllowed(f"passes {name}, a function of Python")
-                return _readable(self._names[name], modules=True)
-            case ast.Attribute(value=inner, attr=name):
-                return _readable(self._attribute(self.value(inner), name))
-            case ast.Subscript(value=inner, slice=key):
-                return _readable(item(self.value(inner), self.value(key), self._budget))
-            case ast.Call():
-                return _readable(self._call(node))
-            case ast.Constant(value=constant):
-                return constant
-            case None:
-                return None  # the open end of a slice
-        return self._operation(node)
+        found = self._raw(node)
+        if is_environment(found):
+            raise NotAllowed("reads the environment variables, which may hold keys", advice="")
+        if issubclass(type(found), types.ModuleType) and not isinstance(node, ast.Name):
+            raise NotAllowed("reads a module from another object")
+        return found
 
-    def _operation(self, node: ast.expr) -> Any:
+    def _raw(self, node: ast.expr | None) -> Any:
         value, budget = self.value, self._budget
         match node:
+            case ast.Name(id=name):
+                return self._variable(name)
+            case ast.Attribute(value=inner, attr=name):
+                return self._attribute(value(inner), name)
+            case ast.Subscript(value=inner, slice=key):
+                return item(value(inner), value(key), budget)
+            case ast.Call():
+                return self._call(node)
             case ast.UnaryOp(op=operator, operand=operand):
                 return unary(type(operator), value(operand), budget)
             case ast.BinOp(left=left, op=operator, right=right):
@@ -244,19 +233,22 @@ class _Evaluator:
                 return self._compare(node)
             case ast.Slice(lower=lower, upper=upper, step=step):
                 return slice(value(lower), value(upper), value(step))
-            case ast.List(elts=items):
-                return [value(one) for one in items]
-            case ast.Tuple(elts=items):
-                return tuple(value(one) for one in items)
-        raise NotAllowed(f"has {type(node).__name__} in it")
+            case ast.List(elts=items) | ast.Tuple(elts=items):
+                values = [value(one) for one in items]
+                return values if isinstance(node, ast.List) else tuple(values)
+        return getattr(node, "value", None)  # of a constant; None is the open end of a slice
+
+    def _variable(self, name: str) -> Any:
+        if name not in self._names:
+            raise NotAllowed(f"passes {name}, a function of Python")
+        return self._names[name]
 
     def _compare(self, node: ast.Compare) -> Any:
         left, result = self.value(node.left), None
-        pairs = zip(node.ops, node.comparators, strict=True)
-        for number, (operator, comparator) in enumerate(pairs):
+        for number, operator in enumerate(node.ops):
             if number and not truth(result):
                 return result
-            right = self.value(comparator)
+            right = self.value(node.comparators[number])
             result = comparison(type(operator), left, right, self._budget)
             left = right
         return result
@@ -272,20 +264,19 @@ class _Evaluator:
                 getattr(owner, name)  # raises the error of the type
         args = [self.value(one) for one in node.args]
         named = {keyword.arg: self.value(keyword.value) for keyword in node.keywords if keyword.arg}
-        if isinstance(node.func, ast.Attribute):
-            return call_method(owner, name, args, named, self._budget)
-        return call_function(name, args, named, self._budget)
+        call = call_method if isinstance(node.func, ast.Attribute) else call_function
+        return call(Call(owner, name, args, named, self._budget))
 
     def _attribute(self, owner: Any, name: str) -> Any:
         kind, base = trusted_type(owner)
-        require_plain_labels(owner, self._budget)
         if issubclass(type(owner), types.ModuleType):
             return _module_attribute(owner, name)
         if issubclass(type(owner), _CLOSED):
             raise NotAllowed(f"reads .{name} of {_described(owner)}")
-        if kind == "unknown" or _is_own(owner, base, name) or _is_missing(owner, name):
+        require_plain_labels(owner, self._budget)
+        if kind == "unknown" or _is_missing(owner, name):
             return getattr(owner, name)
-        if kind in {"frame", "groups"} and name in _columns(owner):
+        if kind in {"frame", "groups"} and name in _labels(owner):
             return item(owner, name, self._budget)
         if name not in ATTRIBUTES.get(kind, ()):
             how = f"; .{name}() calls it" if name in METHODS.get(kind, ()) else ""
@@ -295,45 +286,28 @@ class _Evaluator:
         require_own(owner, base, name)
         if name in {"str", "dt", "values", "T"} and kind in ARRAYS:
             require_plain_cells(owner, self._budget)
-            self._budget.spend(
-                owner.shape[0] * 200 if (name, kind) == ("T", "frame") else size(owner)
-            )
+            columns = name == "T" and kind == "frame"  # one is made for each row
+            self._budget.spend(owner.shape[0] * 200 if columns else size(owner))
         return getattr(owner, name)
 
 
-def _readable(value: Any, modules: bool = False) -> Any:
-    """Return a value that an expression may use: no environment, and modules only by name."""
-    if is_environment(value):
-        raise NotAllowed("reads the environment variables, which may hold keys", advice="")
-    if issubclass(type(value), types.ModuleType) and not modules:
-        raise NotAllowed("reads a module from another object")
-    return value
-
-
-def _is_own(owner: Any, base: type, name: str) -> bool:
-    """Return whether a subclass of a trusted type adds an attribute: a field of a named tuple."""
-    kind = type(owner)
-    if kind is base or hasattr(base, name):
-        return False
-    classes = classes_of(owner)
-    own = any(name in own_names(one) for one in classes[: classes.index(base)])
-    return own or name in getattr(owner, "__dict__", {})
-
-
 def _is_missing(owner: Any, name: str) -> bool:
-    """Return whether a value of a trusted type has no such attribute, not even a column."""
+    """Return whether the trusted type of a value has no such attribute, and the value no such label.
+
+    A subclass of the user's may have it: a field of a named tuple.
+    """
     kind, base = trusted_type(owner)
-    if kind == "unknown" or (kind in {"frame", "groups", "series"} and name in _columns(owner)):
+    if kind == "unknown" or name in _labels(owner):
         return False
-    missing = object()
-    return inspect.getattr_static(base, name, missing) is missing
+    return inspect.getattr_static(base, name, _MISSING) is _MISSING
 
 
-def _columns(owner: Any) -> Any:
-    if family(owner) == "series":
-        return owner.index
+def _labels(owner: Any) -> Any:
+    """Return the labels that are attributes of a table, a column or groups of them, too."""
     table = owner.obj if family(owner) == "groups" else owner
-    return getattr(table, "columns", ())
+    if family(table) == "frame":
+        return table.columns
+    return owner.index if family(owner) == "series" else ()
 
 
 def _module_attribute(module: types.ModuleType, name: str) -> Any:
@@ -341,12 +315,12 @@ def _module_attribute(module: types.ModuleType, name: str) -> Any:
     names = types.ModuleType.__getattribute__(module, "__dict__")
     if name not in names and "__getattr__" in names:
         raise NotAllowed(f"reads .{name} of {_described(module)}, which is made as it is read")
-    value = _readable(names[name] if name in names else getattr(module, name), modules=True)
+    value = names[name] if name in names else getattr(module, name)
     if issubclass(type(value), types.ModuleType):
         raise NotAllowed(f"reads a module from {_described(module)}")
-    kind = family(value)
-    plain = kind in SCALARS | ARRAYS or issubclass(type(value), (types.FunctionType, type))
-    if not plain and not (kind == "tuple" and all(family(one) in SCALARS for one in value)):
+    parts = value if family(value) == "tuple" else (value,)
+    closed = not is_environment(value) and not issubclass(type(value), (types.FunctionType, type))
+    if closed and not all(family(one) in SCALARS | ARRAYS for one in parts):
         raise NotAllowed(f"reads .{name} of {_described(module)}, which is not a number or a text")
     return value
 

@@ -90,6 +90,8 @@ def fill(template: str, namespace: Mapping[str, Any], *, all_notes: bool = False
 
     The notes are the first few, or all of them, up to a thousand.
     """
+    if "{" not in template:
+        return Filled(template)
     filler = _Filler(template, namespace, _Notes(all_notes))
     parts: list[str] = []
     position = 0

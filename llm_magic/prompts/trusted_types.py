@@ -44,7 +44,7 @@ _BUILTINS: dict[type, str] = {
 }  # fmt: skip
 _PACKAGES: dict[str, str] = {
     "numpy.ndarray": "array", "numpy.str_": "str", "numpy.bytes_": "bytes",
-    "numpy.generic": "scalar", "numpy.dtype": "dtype",
+    "numpy.void": "unknown", "numpy.generic": "scalar", "numpy.dtype": "dtype",
     "torch.Tensor": "tensor", "torch.Size": "tuple", "torch.dtype": "dtype",
     "torch.device": "dtype",
     "pandas.ExtensionArray": "array",
@@ -107,8 +107,8 @@ class NotAllowed(Exception):
 class Budget:
     """Counts the work of the expressions in one prompt; raises `NotAllowed` when it is spent."""
 
-    def __init__(self, work: int = MAX_WORK) -> None:
-        self._left = work
+    def __init__(self) -> None:
+        self._left = MAX_WORK
 
     def spend(self, elements: float) -> None:
         """Subtract the elements that an operation is about to visit."""
@@ -139,11 +139,6 @@ def classes_of(value: object) -> tuple[type, ...]:
 def full_name(kind: type) -> str:
     """Return the package and the name of a class: ``pandas.DataFrame``."""
     return f"{_package(kind)}.{_name(kind)}"
-
-
-def own_names(kind: type) -> Any:
-    """Return what a class itself defines."""
-    return _vars(kind)
 
 
 def is_environment(value: object) -> bool:
@@ -186,9 +181,17 @@ def _trusted_class(value: object) -> tuple[str, type]:
     return "unknown", kind
 
 
+def require_own(value: Any, base: type, name: str) -> None:
+    """Raise `NotAllowed` if a subclass of a trusted type overrides an attribute of it."""
+    classes = classes_of(value)
+    for kind in classes[: classes.index(base)]:
+        if name in _vars(kind):
+            raise NotAllowed(f"would run .{name} of your class {kind.__name__}")
+
+
 def _is_trusted_zone(zone: object) -> bool:
     """Return whether a time zone is one of a library; methods of others are the user's code."""
-    if zone is None or type(zone) in _BUILTINS:
+    if type(zone) in _BUILTINS:
         return True
     for one in classes_of(zone):
         if one is not datetime.tzinfo and _package(one) in _ZONES and _is_real(one):
@@ -261,23 +264,20 @@ def require_plain(value: object, budget: Budget) -> None:
 
     Comparing, sorting or hashing such a value runs no code but that of the trusted types.
     """
-    left = [value]
-    visited = 0
+    left, visited = [value], 0
     while left:
-        item = left.pop()
+        item: Any = left.pop()
         visited += 1
         kind = family(item)
         if kind in CONTAINERS:
-            _bound(visited + len(left) + len(item))  # type: ignore[arg-type]
+            _require_few(visited + len(left) + len(item))
             for part in parts(item):
-                if _are_plain(part):
-                    visited += len(part)
-                else:
-                    left += part
+                visited += len(part)
+                left += _not_plain(part)
         elif kind == "slice":
-            left += (item.start, item.stop, item.step)  # type: ignore[attr-defined]
+            left += (item.start, item.stop, item.step)
         elif kind == "range":
-            _bound(MAX_ITEMS + bool(item[MAX_ITEMS:]))  # type: ignore[index]
+            _require_few(MAX_ITEMS + bool(item[MAX_ITEMS:]))
         elif kind in ARRAYS:
             require_plain_cells(item, budget)
             budget.spend(size(item) / 10)
@@ -292,74 +292,64 @@ def parts(container: Any) -> tuple[Any, ...]:
     return (dict.keys(container), dict.values(container)) if mapping else (container,)
 
 
-def _are_plain(values: Iterable[object]) -> bool:
-    """Return whether values are numbers, texts and dates: a fast check."""
-    return all(_BUILTINS.get(kind, "") in SCALARS - _ZONED for kind in set(map(type, values)))
+def _require_few(elements: int) -> None:
+    if elements > MAX_ITEMS:
+        raise NotAllowed(f"has more than {MAX_ITEMS:,} elements to visit one by one")
+
+
+def _not_plain(values: Iterable[Any]) -> list[Any]:
+    """Return the values that are not numbers, texts or dates by their type alone."""
+    samples = {type(value): value for value in values}
+    kinds = {kind for kind, value in samples.items() if family(value) not in SCALARS - _ZONED}
+    return [value for value in values if type(value) in kinds] if kinds else []
 
 
 def require_plain_keys(mapping: Any, budget: Budget) -> None:
     """Raise `NotAllowed` if a key of a dict may run its own code while another key is searched."""
     keys = dict.keys(mapping)
     budget.spend(len(keys) / 20)
-    kinds = {kind for kind in set(map(type, keys)) if not _is_compared_by_python(kind)}
-    if any(_BUILTINS.get(kind, "") not in SCALARS - _ZONED for kind in kinds):
-        require_plain([key for key in keys if type(key) in kinds], budget)
+    # Objects whose class defines no `==`, such as the members of an enum, are compared by identity.
+    require_plain([key for key in _not_plain(keys) if not _is_compared_by_identity(key)], budget)
 
 
-def _is_compared_by_python(kind: type) -> bool:
-    """Return whether a class of the user's does not define ``==``, as an enum does not."""
-    if kind in _BUILTINS:
-        return False
-    return next(one for one in _mro(kind) if "__eq__" in _vars(one)) is object
+def _is_compared_by_identity(value: object) -> bool:
+    return next(one for one in classes_of(value) if "__eq__" in _vars(one)) is object
 
 
-def _bound(elements: int) -> None:
-    if elements > MAX_ITEMS:
-        raise NotAllowed(f"has more than {MAX_ITEMS:,} elements to visit one by one")
+def columns(table: Any) -> list[Any]:
+    """Return the columns of a table, or in a list an array or a column."""
+    if family(table) == "frame":
+        return [table.iloc[:, number] for number in range(table.shape[1])]
+    return list(table.get_columns()) if family(table) == "pl_frame" else [table]
 
 
 def require_plain_cells(value: Any, budget: Budget) -> None:
     """Raise `NotAllowed` if an array or a table has Python objects in it that are not plain."""
-    kind = family(value)
-    columns = [value]
-    if kind == "frame":
-        columns = [value.iloc[:, number] for number in range(value.shape[1])]
+    if family(value) == "frame":
         budget.spend(value.shape[1] * 100)
-    for column in columns:
-        _require_plain_column(column, getattr(column, "dtype", None), budget)
+    for column in columns(value):
+        _require_plain_column(column, budget)
     require_plain_labels(value, budget)
 
 
 def require_plain_labels(value: Any, budget: Budget) -> None:
     """Raise `NotAllowed` if a pandas table has labels that are not plain, because a lookup compares them."""
-    kind = family(value)
-    labels = [value.index] if kind in {"frame", "series"} else []
-    labels += [value.columns] if kind == "frame" else []
-    for index in labels:
-        for level in getattr(index, "levels", None) or [index]:
-            _require_plain_column(level, level.dtype, budget)
+    table = value.obj if family(value) in {"groups", "window", "indexer"} else value
+    for index in table.axes if family(table) in {"frame", "series"} else ():
+        _require_plain_column(index, budget)
 
 
-def _require_plain_column(column: Any, dtype: Any, budget: Budget) -> None:
-    name, in_pandas = str(dtype), family(column) in PANDAS
-    if in_pandas and name == "category":
-        _require_plain_column(dtype.categories, dtype.categories.dtype, budget)
-    elif in_pandas and name == "object":
-        levels = getattr(column, "levels", ())  # of labels in several columns
+def _require_plain_column(column: Any, budget: Budget) -> None:
+    dtype = column.dtype
+    if _package(type(dtype)) not in {"numpy", "pandas", "polars", "torch"}:
+        raise NotAllowed(f"would run the code of the data type {_name(type(dtype))}")
+    if levels := getattr(column, "levels", ()):  # of labels in several columns
         for level in levels:
-            _require_plain_column(level, level.dtype, budget)
-        if not levels:
-            _require_plain_objects(column, budget)
-    elif "object" in name.lower() or getattr(dtype, "hasobject", False):
+            _require_plain_column(level, budget)
+    elif str(dtype) == "category":
+        _require_plain_column(dtype.categories, budget)
+    elif str(dtype) == "object" and family(column) in PANDAS:
+        budget.spend(len(column))
+        require_plain(_not_plain(column.array), budget)
+    elif "object" in str(dtype).lower() or getattr(dtype, "hasobject", False):
         raise NotAllowed("would run the code of the objects in an array")
-    elif _package(type(dtype)) not in {"numpy", "pandas", "polars", "torch", "builtins"}:
-        raise NotAllowed(f"would run the code of the data type {name}")
-
-
-def _require_plain_objects(column: Any, budget: Budget) -> None:
-    budget.spend(len(column))
-    for kind in set(map(type, column.array)):
-        if _BUILTINS.get(kind, "") in CONTAINERS | _ZONED:
-            require_plain(list(column.array), budget)
-        elif _BUILTINS.get(kind, "") not in SCALARS and _package(kind) not in {"numpy", "pandas"}:
-            raise NotAllowed(f"would run the code of the {kind.__name__} objects in a column")

@@ -1,28 +1,24 @@
 """Values as text: in full for a prompt, or in a line without running any code of theirs.
 
-The difference is the policy `run_code`. A user who writes ``{value}`` into a prompt gets what `str` or
-`repr` returns. After an error the values are described without these: a `__repr__` may raise, hang,
-query a database or print a password, and a property may do work. So a value of a known type is
-described by what the type defines, any other by its type and the attributes in its `__dict__`.
+A user who writes ``{value}`` into a prompt gets what `str` or `repr` returns. After an error the values
+are described without these: a `__repr__` may raise, hang, query a database or print a password, and a
+property may do work. So a value of a trusted type is described by what the type defines, any other by
+its type and the attributes in its `__dict__`.
 """
 
 from __future__ import annotations
 
 import ast
-import datetime
-import decimal
-import fractions
 import functools
+import gc
 import inspect
-import itertools
 import linecache
-import pathlib
 import re
 import types
-import uuid
-from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from pprint import pformat
 from typing import Any
@@ -34,18 +30,22 @@ from llm_magic.prompts.trusted_types import (
     CONTAINERS,
     MAX_BITS,
     MAX_TEXT,
+    MOMENTS,
     NUMBERS,
+    SCALARS,
     TEXTS,
     Budget,
     NotAllowed,
     bits,
     classes_of,
+    columns,
     family,
     full_name,
     is_environment,
     parts,
     require_length,
     require_small_exponent,
+    trusted_type,
 )
 
 Mask = Callable[[str], str]
@@ -53,15 +53,6 @@ LONGEST = 300
 # Of a text, 200 characters are shown, and 4,000 more searched for a secret that starts in these.
 _ITEMS, _DEPTH, _TEXT, _SECRET = 8, 3, 200, 4000
 _COLUMNS, _NUMBERS = 20, 10
-# Their repr is their own, and short.
-_PLAIN = frozenset(
-    {
-        bool, int, float, complex, type(None), type(Ellipsis), type(NotImplemented), range,
-        datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone,
-        decimal.Decimal, fractions.Fraction, uuid.UUID, pathlib.PosixPath, pathlib.WindowsPath,
-        pathlib.PurePosixPath, pathlib.PureWindowsPath,
-    }
-)  # fmt: skip
 _NO_SECRETS = (
     bool, type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType,
 )  # fmt: skip
@@ -69,11 +60,11 @@ _BRACKETS: dict[type, tuple[str, str]] = {
     list: ("[", "]"), tuple: ("(", ")"), set: ("{", "}"), frozenset: ("frozenset({", "})"),
 }  # fmt: skip
 
-
 _MAX_SHOWN = 200_000  # elements of a list or dict that is inserted
 _SHOWN_COST, _TABLE_COST = 20, 20_000  # of the text of an element and a table, in elements
 _METHODS = frozenset({types.MethodType, types.MethodWrapperType})
-_VIEWS = frozenset({ItemsView, KeysView, ValuesView})
+# The text of one contains that of what it refers to.
+_SHOWN_WITHIN = (dict, list, tuple, functools.partial, types.BuiltinFunctionType, *_METHODS)
 # The format specs of numbers and texts.
 _SPEC = re.compile(
     r"(?:.?[<>=^])?[-+ ]?z?#?0?(?P<width>\d{0,30})[_,]?(?:\.(?P<precision>\d{1,30}))?[bcdeEfFgGnosxX%]?"
@@ -82,233 +73,49 @@ _SPEC = re.compile(
 _ENTRY = re.compile(r"[a-zA-Z]+|\d|[1-9]\d*")
 
 
-@dataclass(frozen=True, slots=True)
-class _Style:
-    """Whether code of the values may run; if not, how deep they are described, and the mask."""
-
-    run_code: bool
-    depth: int = 1
-    mask: Mask = str
-
-    @property
-    def inner(self) -> _Style:
-        """The style of what is in a value."""
-        return replace(self, depth=self.depth - 1)
+# -- in full --------------------------------------------------------------------------------------
 
 
-def to_text(value: Any, *, run_code: bool = True) -> str:
-    """Return a value as text: for a prompt or, where its code may not run, in short."""
-    return _text(value, _Style(run_code))
-
-
-def describe(name: str, value: object, mask: Mask = str) -> str:
-    """Return a value in at most `LONGEST` characters, without running its code.
-
-    A value whose name is one of a secret is masked. `mask` masks secrets in texts before they are
-    cut, because it would not recognize half of one.
-    """
-    try:
-        text = mask(_named(name, value, _Style(run_code=False, depth=_DEPTH, mask=mask)))
-    except Exception:  # noqa: BLE001 - a class can make even its name raise
-        text = "a value that cannot be described"
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 2]} …"
-
-
-def _text(value: Any, style: _Style) -> str:
-    """Return a value as the first of its classes that is known defines it."""
-    if not style.run_code and (text := _builtin(value, style)):
-        return text
+def to_text(value: Any) -> str:
+    """Return a value as text for a prompt, as the first of its classes that is known defines it."""
     for base in classes_of(value):
-        if render := _RENDERERS.get(full_name(base)):
-            return render(value, style)
-    return str(value) if style.run_code else _object(value, style)
+        if render := _IN_FULL.get(full_name(base)):
+            return render(value)
+    return str(value)
 
 
-# -- without running code -------------------------------------------------------------------------
+def _frame(frame: Any) -> str:
+    """Return the shape of a table, and its first and last ten rows and columns."""
+    return f"{_title(frame, 'frame')}\n{_rows(frame)}"
 
 
-def _named(name: str, value: object, style: _Style) -> str:
-    # Names of classes and functions may be those of secrets: `Token`, `getpass`.
-    harmless = value is None or issubclass(type(value), _NO_SECRETS)
-    return MASK if is_secret_name(name) and not harmless else _text(value, style)
-
-
-def _builtin(value: Any, style: _Style) -> str:
-    """Return a number, a text or a container in short, else ""; `isinstance` would run code."""
-    kind = type(value)
-    if kind is int and value.bit_length() > 1000:
-        return f"int of {value.bit_length()} bits"
-    if kind in _PLAIN:
-        return repr(value)
-    if kind is str or kind is bytes:
-        return _cut(value, style)
-    if style.depth and kind in _BRACKETS:
-        return _collection(value, style)
-    return _mapping(value, style) if issubclass(kind, dict) else ""
-
-
-def _cut(value: str | bytes, style: _Style) -> str:
-    if len(value) <= _TEXT:
-        return style.mask(repr(value))
-    text = repr(value[: _TEXT + _SECRET])
-    return f"{style.mask(text)[: _TEXT + 1]}{text[-1]}… ({len(value):,} in all)"
-
-
-def _collection(value: Any, style: _Style) -> str:
-    left, right = _BRACKETS[type(value)]
-    items = [_text(item, style.inner) for item in itertools.islice(value, _ITEMS)]
-    more = f", … ({len(value):,} in all)" if len(value) > _ITEMS else ""
-    return f"{left}{', '.join(items)}{more}{right}"
-
-
-def _mapping(value: dict[Any, Any], style: _Style) -> str:
-    title = "" if type(value) is dict else f"{type(value).__qualname__} "
-    count = dict.__len__(value)
-    if not style.depth:
-        return f"{title}{{{'…' if count else ''}}}"
-    shown = [
-        f"{_text(key, replace(style, depth=0))}: {_named(_name(key), item, style.inner)}"
-        for key, item in itertools.islice(dict.items(value), _ITEMS)
-    ]
-    more = f", … ({count:,} in all)" if count > _ITEMS else ""
-    return f"{title}{{{', '.join(shown)}{more}}}"
-
-
-def _name(key: object) -> str:
-    return str(key) if type(key) is str else ""
-
-
-def _object(value: object, style: _Style) -> str:
-    kind = type(value)
-    title = kind.__qualname__ if kind.__module__ == "builtins" else _title(kind)
-    attributes = _attributes(value)
-    if not style.depth or not attributes:
-        return f"{title} object"
-    shown = [
-        f"{name}={_named(name, item, style.inner)}"
-        for name, item in itertools.islice(attributes.items(), _ITEMS)
-    ]
-    more = ", …" if len(attributes) > _ITEMS else ""
-    return f"{title} object with {', '.join(shown)}{more}"
-
-
-def _attributes(value: object) -> dict[str, object]:
-    """Return the `__dict__` of an object, without running code of its class."""
-    try:
-        held = object.__getattribute__(value, "__dict__")
-    except AttributeError:
-        return {}
-    if type(held) is not dict:
-        return {}
-    return {name: item for name, item in list(held.items()) if not _name(name).startswith("__")}
-
-
-def _title(kind: type) -> str:
-    module = str(kind.__module__)
-    return str(kind.__qualname__) if module == "__main__" else f"{module}.{kind.__qualname__}"
-
-
-# -- tables and arrays ----------------------------------------------------------------------------
-
-
-def _frame(frame: Any, style: _Style) -> str:
-    """Return the shape of a table, with the first and last ten rows and columns or with the types.
-
-    The types are what goes wrong, and the rows may be private.
-    """
-    rows, columns = frame.shape
-    title = f"{type(frame).__name__}, {rows} rows × {columns} columns"  # noqa: RUF001
-    if style.run_code:
-        return f"{title}\n{_rows(frame)}"
-    pairs = zip(frame.columns, frame.dtypes, strict=True)
-    shown = [
-        f"{to_text(name, run_code=False)} {kind}"
-        for name, kind in itertools.islice(pairs, _COLUMNS)
-    ]
-    return f"{title}: {', '.join(shown)}{', …' if columns > _COLUMNS else ''}"
+def _series(series: Any) -> str:
+    # As a frame with one column, because only frames cut long cells.
+    return f"{_title(series, 'series')}\n{_rows(series.to_frame(), header=False)}"
 
 
 def _rows(frame: Any, **options: Any) -> str:
     return str(frame.to_string(max_rows=20, max_cols=20, max_colwidth=60, **options))
 
 
-def _series(series: Any, style: _Style) -> str:
-    title, name = type(series).__name__, series.name
-    if name is not None or not style.run_code:
-        title += f" {to_text(name, run_code=False)}"
-    title += f", {len(series)} values, {series.dtype}"
-    # As a frame with one column, because only frames cut long cells.
-    return f"{title}\n{_rows(series.to_frame(), header=False)}" if style.run_code else title
-
-
-def _index(index: Any, style: _Style) -> str:
-    return (
-        str(index)
-        if style.run_code
-        else f"{type(index).__name__}, {len(index)} values, {index.dtype}"
-    )
-
-
-def _array(array: Any, style: _Style) -> str:
+def _array(array: Any) -> str:
     """Return the shape of an array with its values, of a large one only a corner."""
-    title = f"{type(array).__name__}, shape {tuple(array.shape)}, {array.dtype}"
-    if style.run_code and prod(array.shape) <= 100:
+    title = _title(array, "array")
+    if prod(array.shape) <= 100:
         return f"{title}\n{array}" if array.shape else str(array.item())
-    if style.run_code:
-        edge = {1: 20, 2: 6}.get(len(array.shape), 2)
-        return f"{title}; the first values:\n{array[(slice(edge),) * len(array.shape)]}"
-    if array.size <= _NUMBERS and array.dtype.kind in "biufc":
-        return f"{title}: {array.tolist()}"
-    return title
+    edge = {1: 20, 2: 6}.get(len(array.shape), 2)
+    return f"{title}; the first values:\n{array[(slice(edge),) * len(array.shape)]}"
 
 
-def _tensor(tensor: Any, style: _Style) -> str:
-    if style.run_code:
-        return _array(tensor, style)
-    # Without numbers: after an error on a GPU, reading one raises the error again.
-    grad = ", requires grad" if tensor.requires_grad else ""
-    return f"Tensor, shape {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}{grad}"
-
-
-def _scalar(scalar: Any, style: _Style) -> str:
-    if style.run_code:
-        return str(scalar)
-    return (
-        f"{type(scalar).__name__} {scalar.item()!r}" if scalar.dtype.kind in "biufc" else "scalar"
-    )
-
-
-# -- modules, functions and classes ---------------------------------------------------------------
-
-
-def _module(module: types.ModuleType, style: _Style) -> str:
-    if style.run_code:
-        return str(module)
-    names = types.ModuleType.__getattribute__(module, "__dict__")
-    version = names.get("__version__")
-    return f"module {names.get('__name__')}{f' {version}' if type(version) is str else ''}"
-
-
-def _function(function: Any, style: _Style) -> str:
-    if style.run_code:
-        return _source(function)
-    if type(function) is types.BuiltinFunctionType:
-        return f"built-in {function.__name__}"
-    kind = "function"
-    if type(function) is types.MethodType:
-        function, kind = function.__func__, "method"
-    if type(function) is not types.FunctionType:
-        return f"{kind} of {_title(type(function))}"
-    code = function.__code__
-    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    return f"{kind} {function.__qualname__}({', '.join(names)})"
-
-
-def _class(kind: type, style: _Style) -> str:
-    if style.run_code:
-        return _source(kind)
-    bases = ", ".join(base.__name__ for base in kind.__bases__ if base is not object)
-    return f"class {_title(kind)}({bases})"
+def _title(table: Any, kind: str) -> str:
+    """Return the type and the size of an array, a column or a table."""
+    name = type(table).__name__
+    if kind in {"frame", "pl_frame"}:
+        return f"{name}, {table.shape[0]} rows × {table.shape[1]} columns"  # noqa: RUF001
+    if kind in {"series", "pl_series"}:
+        name += "" if table.name is None else f" {describe('', table.name)}"
+        return f"{name}, {len(table)} values, {table.dtype}"
+    return f"{name}, shape {tuple(table.shape)}, {table.dtype}"
 
 
 def _source(value: Any) -> str:
@@ -334,34 +141,147 @@ def _cell_source(value: Any) -> str:
     return ""
 
 
-def _pretty(value: Any, style: _Style) -> str:
-    if style.run_code:
-        return pformat(value, width=100, compact=True, sort_dicts=False)
-    return _object(value, style)
-
-
-def _repr(value: Any, style: _Style) -> str:
-    return repr(value) if style.run_code else _object(value, style)
-
-
-_RENDERERS: Mapping[str, Callable[[Any, _Style], str]] = {
-    "builtins.str": lambda text, style: text if style.run_code else _object(text, style),
-    "builtins.bytes": _repr,
-    **{f"builtins.{kind}": _pretty for kind in ("dict", "list", "tuple", "set", "frozenset")},
-    **{
-        f"builtins.{kind}": _function
-        for kind in ("function", "method", "builtin_function_or_method")
-    },
-    "builtins.module": _module,
-    "builtins.type": _class,
-    "pydantic.BaseModel": _repr,
+_pretty = functools.partial(pformat, width=100, compact=True, sort_dicts=False)
+_CONTAINERS = ("dict", "list", "tuple", "set", "frozenset")
+_WITH_SOURCE = ("function", "method", "builtin_function_or_method", "type")
+_IN_FULL: Mapping[str, Callable[[Any], str]] = {
+    "builtins.str": lambda text: text,
+    "builtins.bytes": repr,
+    "pydantic.BaseModel": repr,
+    **{f"builtins.{kind}": _pretty for kind in _CONTAINERS},
+    **{f"builtins.{kind}": _source for kind in _WITH_SOURCE},
     "pandas.DataFrame": _frame,
     "pandas.Series": _series,
-    "pandas.Index": _index,
     "numpy.ndarray": _array,
-    "numpy.generic": _scalar,
-    "torch.Tensor": _tensor,
+    "torch.Tensor": _array,
 }
+
+
+# -- in a line, without running code --------------------------------------------------------------
+
+
+def describe(name: str, value: object, mask: Mask = str) -> str:
+    """Return a value in at most `LONGEST` characters, without running its code.
+
+    A value whose name is one of a secret is masked. `mask` masks secrets in texts before they are
+    cut, because it would not recognize half of one.
+    """
+    try:
+        text = mask(_Describer(mask).named(name, value, _DEPTH))
+    except Exception:  # noqa: BLE001 - a class can make even its name raise
+        text = "a value that cannot be described"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 2]} …"
+
+
+@dataclass(frozen=True, slots=True)
+class _Describer:
+    """Describes values down to some depth; `isinstance` would run their code."""
+
+    mask: Mask
+
+    def named(self, name: str, value: object, depth: int) -> str:
+        # Names of classes and functions may be those of secrets: `Token`, `getpass`.
+        harmless = value is None or issubclass(type(value), _NO_SECRETS)
+        return MASK if is_secret_name(name) and not harmless else self.text(value, depth)
+
+    def text(self, value: Any, depth: int) -> str:
+        base: Any
+        kind, base = trusted_type(value)
+        if kind in TEXTS and type(value) is base:
+            return self._cut(value)
+        if depth and type(value) in _BRACKETS:
+            left, right = _BRACKETS[type(value)]
+            return f"{left}{_first(value, lambda item: self.text(item, depth - 1))}{right}"
+        if issubclass(type(value), dict):
+            return self._mapping(value, depth)
+        if kind == "scalar":
+            return (
+                f"{type(value).__name__} {value.item()!r}" if value.dtype.kind in "biufc" else kind
+            )
+        if bits(value) > 1000:
+            return f"int of {bits(value)} bits"
+        if kind in SCALARS | {"range"}:
+            return str(base.__repr__(value))  # not that of a subclass
+        return _table(value, kind) or _code(value) or self._object(value, depth)
+
+    def _cut(self, value: str | bytes) -> str:
+        if len(value) <= _TEXT:
+            return self.mask(repr(value))
+        text = repr(value[: _TEXT + _SECRET])
+        return f"{self.mask(text)[: _TEXT + 1]}{text[-1]}… ({len(value):,} in all)"
+
+    def _mapping(self, value: dict[Any, Any], depth: int) -> str:
+        title = "" if type(value) is dict else f"{type(value).__qualname__} "
+        if not depth:
+            return f"{title}{{{'…' if dict.__len__(value) else ''}}}"
+
+        def pair(item: tuple[Any, Any]) -> str:
+            name = item[0] if type(item[0]) is str else ""
+            return f"{self.text(item[0], 0)}: {self.named(name, item[1], depth - 1)}"
+
+        return f"{title}{{{_first(dict.items(value), pair)}}}"
+
+    def _object(self, value: object, depth: int) -> str:
+        kind = type(value)
+        title = kind.__qualname__ if kind.__module__ == "builtins" else _name(kind)
+        attributes: Any = {}
+        with suppress(AttributeError):  # of an object with slots
+            attributes = object.__getattribute__(value, "__dict__")
+        if not depth or type(attributes) is not dict:
+            return f"{title} object"
+        shown = [(name, one) for name, one in list(attributes.items()) if str(name)[:2] != "__"]
+        text = _first(shown, lambda item: f"{item[0]}={self.named(item[0], item[1], depth - 1)}")
+        return f"{title} object{' with ' if shown else ''}{text}"
+
+
+def _first(values: Any, text: Callable[[Any], str]) -> str:
+    more = f", … ({len(values):,} in all)" if len(values) > _ITEMS else ""
+    return f"{', '.join(map(text, islice(values, _ITEMS)))}{more}"
+
+
+def _table(value: Any, kind: str) -> str:
+    """Return the shape and the types of an array, a column or a table, else ``""``.
+
+    The types are what goes wrong, and the rows may be private.
+    """
+    if kind not in ARRAYS:
+        return ""
+    title = _title(value, kind)
+    if kind in {"frame", "pl_frame"}:
+        pairs = islice(zip(value.columns, value.dtypes, strict=True), _COLUMNS)
+        shown = ", ".join(f"{describe('', name)} {dtype}" for name, dtype in pairs)
+        return f"{title}: {shown}{', …' if value.shape[1] > _COLUMNS else ''}"
+    if kind == "tensor":
+        # Without numbers: after an error on a GPU, reading one raises the error again.
+        return f"{title} on {value.device}{', requires grad' if value.requires_grad else ''}"
+    if kind == "array" and value.size <= _NUMBERS and getattr(value.dtype, "kind", "") in "biufc":
+        return f"{title}: {value.tolist()}"
+    return title
+
+
+def _code(value: Any) -> str:
+    """Return the name of a module, a class or a function, else ``""``."""
+    kind = type(value)
+    if issubclass(kind, types.ModuleType):
+        names = types.ModuleType.__getattribute__(value, "__dict__")
+        version = names.get("__version__")
+        return f"module {names.get('__name__')}{f' {version}' if type(version) is str else ''}"
+    if issubclass(kind, type):
+        bases = ", ".join(base.__name__ for base in value.__bases__ if base is not object)
+        return f"class {_name(value)}({bases})"
+    if kind is types.BuiltinFunctionType:
+        return f"built-in {value.__name__}"
+    function = value.__func__ if kind is types.MethodType else value
+    if type(function) is not types.FunctionType:
+        return ""
+    code = function.__code__
+    names = ", ".join(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+    return f"{kind.__name__} {function.__qualname__}({names})"
+
+
+def _name(kind: type) -> str:
+    module = str(kind.__module__)
+    return str(kind.__qualname__) if module == "__main__" else f"{module}.{kind.__qualname__}"
 
 
 # -- bounds on the text of what an expression returns ---------------------------------------------
@@ -390,40 +310,28 @@ def require_printable(value: Any, budget: Budget) -> None:
 
 def _require_no_environment(value: Any, budget: Budget) -> None:
     """Raise `NotAllowed` if the text of a value would contain the environment variables."""
-    if _is_bound(value):
+    if type(value) in _METHODS or (
+        type(value) is types.BuiltinFunctionType
+        and not isinstance(value.__self__, (types.ModuleType, type(None)))
+    ):
         raise NotAllowed("is a method; call it")
-    held = list(_contents(value, budget))
-    for one in held:
-        if type(one) in {list, tuple} and len(one) <= 1000:  # the dicts of a chain of dicts
-            held += one
-        if is_environment(getattr(one, "__self__", None) if _is_bound(one) else one):
+    held = [value, *_objects(value, budget)]
+    held += gc.get_referents(value) if family(value) == "unknown" else ()
+    for one in held:  # which grows
+        if is_environment(one):
             raise NotAllowed("has all environment variables in it")
+        if type(one) in _SHOWN_WITHIN and len(held) < 10_000:
+            held += gc.get_referents(one)
+    budget.spend(len(held))
 
 
-def _is_bound(value: object) -> bool:
-    """Return whether a value is a method, whose text would contain that of its object."""
-    if isinstance(value, types.BuiltinFunctionType) and type(value) is types.BuiltinFunctionType:
-        return not isinstance(value.__self__, (types.ModuleType, type(None)))
-    return type(value) in _METHODS
-
-
-def _contents(value: Any, budget: Budget) -> Iterator[Any]:
-    """Yield what an object of an unknown class or an array of objects contains, one level deep."""
-    yield value
-    if type(value) in _VIEWS:
-        yield value._mapping
-    elif type(value) is functools.partial:
-        yield from (value.func, *value.args, *value.keywords.values())
-    elif family(value) == "unknown":
-        with suppress(AttributeError):  # of an object with slots
-            yield from list(object.__getattribute__(value, "__dict__").values())[:1000]
-    columns = [value]
-    if family(value) == "frame":
-        columns = [value.iloc[:, number] for number in range(min(1000, value.shape[1]))]
-    for column in columns if family(value) in {"frame", "series", "index"} else ():
-        if str(column.dtype) == "object":
+def _objects(value: Any, budget: Budget) -> Iterable[Any]:
+    """Yield the Python objects in an array or a table."""
+    for column in columns(value) if family(value) in ARRAYS else ():
+        if "object" in str(column.dtype).lower():
             budget.spend(len(column))
-            yield from (cell for cell in column.array if type(cell) not in {str, int, float})
+            cells = column.array if hasattr(column, "array") else column.reshape(-1)
+            yield from (cell for cell in cells if type(cell) not in {str, int, float})
 
 
 def format_value(value: Any, spec: str, budget: Budget) -> str:
@@ -432,7 +340,7 @@ def format_value(value: Any, spec: str, budget: Budget) -> str:
         reason = "may be an entry of a dict or CSS; for a format spec put > after the colon"
         raise NotAllowed(reason, advice="")
     kind = family(value)
-    if kind in {"date", "datetime", "time", "period", "missing"}:
+    if kind in MOMENTS - {"timedelta", "interval"}:
         require_strftime(spec)
         if "%" not in spec:
             raise NotAllowed(f'has the date format "{spec}", which has no %', advice="")
@@ -444,8 +352,7 @@ def format_value(value: Any, spec: str, budget: Budget) -> str:
     match = _SPEC.fullmatch(spec)
     if match is None:
         raise NotAllowed(f'has the format spec "{spec}", which Python does not support', advice="")
-    digits = max(int(match["width"] or 0), int(match["precision"] or 0))
-    if digits > 1000:
+    if max(int(match["width"] or 0), int(match["precision"] or 0)) > 1000:
         raise NotAllowed("has a format spec with a width or precision over 1,000", advice="")
     require_small_exponent(value)
     require_printable(value, budget)

@@ -39,7 +39,7 @@ class GenerationSettings:
 
     def _start(self) -> None:
         self._set("_settings", self._fixed or Settings.read())
-        self._set("_config", self._settings.generation())
+        self._set("_config", self._settings.defaults(GenerationConfig))
 
     @property
     def settings(self) -> Settings:
@@ -55,7 +55,7 @@ class GenerationSettings:
     def changed(self) -> frozenset[str]:
         """The names of the options that differ from `settings`."""
         with self._lock:
-            defaults, config = self._settings.generation(), self._config
+            defaults, config = self._settings.defaults(GenerationConfig), self._config
             return frozenset(
                 name
                 for name in config.model_fields_set

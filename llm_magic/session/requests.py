@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from llm_magic.errors import OptionError
 from llm_magic.session.chat_files import message
 from llm_magic.session.chats import check_name
-from llm_magic.text.surrogates import has_surrogates, replace_surrogates
+from llm_magic.text.surrogates import replace_surrogates
 from llm_magic.types import Message
 
 if TYPE_CHECKING:
@@ -137,11 +137,10 @@ def _checked(prompt: object) -> list[Message]:
 
 def _sendable(*messages: Message) -> tuple[Message, ...]:
     """Return messages that tokenizers and servers read: without half characters."""
+    contents = (replace_surrogates(message.content) for message in messages)
     return tuple(
-        dataclasses.replace(m, content=replace_surrogates(m.content))
-        if has_surrogates(m.content)
-        else m
-        for m in messages
+        message if content is message.content else dataclasses.replace(message, content=content)
+        for message, content in zip(messages, contents, strict=True)
     )
 
 

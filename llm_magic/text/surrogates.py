@@ -5,18 +5,16 @@ from __future__ import annotations
 
 def has_surrogates(text: str) -> bool:
     """Return whether a text contains lone surrogates."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
+    return replace_surrogates(text) != text
 
 
 def replace_surrogates(text: str) -> str:
     """Return a text for UTF-8: surrogate pairs become their character, lone ones U+FFFD."""
-    if not has_surrogates(text):
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def is_plain_name(text: str) -> bool:

@@ -54,7 +54,7 @@ def _timed(put: Callable[[Any], None], tokens: list[Any]) -> float:
 
 
 def _ours(tokenizer: Any, tokens: list[Any], text: str) -> float:
-    from llm_magic.backends.local.generation.detokenizer import Detokenizer
+    from llm_magic.backends.local.generation.token_streamer import Detokenizer
     from llm_magic.backends.thread_bridge import ThreadBridge
     from llm_magic.types import Chunk
 

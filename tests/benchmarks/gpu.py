@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from llm_magic.backends.local.generation.chat_template import encode
 from llm_magic.backends.local.generation.parameters import generate_options
 from llm_magic.config.settings import GenerationConfig, Settings
 from llm_magic.errors import GenerationFailed
@@ -54,7 +53,8 @@ class Subject:
     def bare(self, tokens: int) -> float:
         """Answer with ``model.generate`` on this thread; returns the seconds."""
         began = time.perf_counter()
-        ids = encode(self.loaded, [Message("user", _PROMPT)])
+        prompt = self.loaded.prompt_encoder.encode([Message("user", _PROMPT)])
+        ids = torch.tensor([prompt], device=self.loaded.model.device)
         config = GenerationConfig(max_new_tokens=tokens, **_OPTIONS)
         options = generate_options(self.loaded.model, config, None)
         mask = torch.ones_like(ids)

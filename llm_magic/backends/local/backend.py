@@ -184,11 +184,9 @@ class LocalTransformersBackend(Backend):
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Count with the model's own template and tokenizer."""
-        from llm_magic.backends.local.generation.chat_template import encode
-
         loaded = self.local_model(name)
         tokens = await self._inference.run(
-            lambda _cancel: int(encode(loaded, messages).shape[1]),
+            lambda _cancel: len(loaded.prompt_encoder.encode(messages)),
             partial(explain_generation, name, loaded.info.device),
         )
         return TokenCount(tokens, loaded.info.context_length)

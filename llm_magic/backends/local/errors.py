@@ -15,6 +15,27 @@ from llm_magic.errors import (
 from llm_magic.text.formatting import human_bytes
 
 _LONGEST_LINE = 300
+# By a part of the text of an error that Transformers raises during a load.
+_TRANSFORMERS_ERRORS: dict[str, tuple[type[LLMMagicError], str]] = {
+    "trust_remote_code": (
+        LoadFailed,
+        "{name} comes with Python code of its own. If you trust it, add --trust-remote-code.",
+    ),
+    "`tiktoken` is required": (
+        MissingDependency,
+        "{name} has no tokenizer.json, and converting its tokenizer needs another package."
+        " Type: pip install sentencepiece tiktoken",
+    ),
+    "backend tokenizer": (
+        LoadFailed,
+        "{name} has no readable tokenizer. Get its tokenizer.json and load again.",
+    ),
+    "ignore_mismatched_sizes": (
+        LoadFailed,
+        "The weights of {name} do not match its config.json. Choose a model whose files belong"
+        " together.",
+    ),
+}
 
 
 def explain_load(name: str, error: BaseException) -> LLMMagicError:
@@ -34,38 +55,18 @@ def explain_load(name: str, error: BaseException) -> LLMMagicError:
         return MissingDependency(
             f"{name} could not be loaded: {line.rstrip('.')}.", details=details
         )
-    kind, message = _explain_transformers(name, error, line[:_LONGEST_LINE])
-    return kind(message, details=details)
-
-
-def _explain_transformers(
-    name: str, error: BaseException, line: str
-) -> tuple[type[LLMMagicError], str]:
-    """Return the class and the message for an error that Transformers raised during a load."""
-    text = str(error)
-    if "trust_remote_code" in text:
-        return LoadFailed, (
-            f"{name} comes with Python code of its own. If you trust it, add --trust-remote-code."
-        )
-    if "`tiktoken` is required" in text:
-        return MissingDependency, (
-            f"{name} has no tokenizer.json, and converting its tokenizer needs another package."
-            " Type: pip install sentencepiece tiktoken"
-        )
-    if "backend tokenizer" in text:
-        return LoadFailed, (
-            f"{name} has no readable tokenizer. Get its tokenizer.json and load again."
-        )
-    if "ignore_mismatched_sizes" in text:
-        return LoadFailed, (
-            f"The weights of {name} do not match its config.json. Choose a model whose files"
-            " belong together."
-        )
+    line, text = line[:_LONGEST_LINE], str(error)
     if type(error).__name__ == "SafetensorError":
-        return LoadFailed, (
-            f"The weights of {name} are damaged ({line}). Delete them and load again."
+        return LoadFailed(
+            f"The weights of {name} are damaged ({line}). Delete them and load again.",
+            details=details,
         )
-    return LoadFailed, f"{name} could not be loaded: {type(error).__name__}: {line}"
+    for part, (kind, message) in _TRANSFORMERS_ERRORS.items():
+        if part in text:
+            return kind(message.format(name=name), details=details)
+    return LoadFailed(
+        f"{name} could not be loaded: {type(error).__name__}: {line}", details=details
+    )
 
 
 def explain_generation(name: str, device: str, error: BaseException) -> LLMMagicError:

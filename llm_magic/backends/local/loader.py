@@ -19,11 +19,12 @@ from llm_magic.backends.base import LoadPlan, Report
 from llm_magic.backends.local import memory
 from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.cpu_linear import use_float32_matmul
-from llm_magic.backends.local.files.download_progress import SilentBar
+from llm_magic.backends.local.files.download_progress import CountingBar
 from llm_magic.backends.local.generation.chat_template import PromptEncoder
 from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
 from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
 from llm_magic.backends.local.generation.prefix_cache import PrefixCache
+from llm_magic.backends.local.generation.token_streamer import ReasoningTokens
 from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.local.load_plan import LocalPlan
 from llm_magic.backends.local.local_model import LocalModel
@@ -32,8 +33,6 @@ from llm_magic.backends.local.worker import Cancelled, process_lock
 from llm_magic.errors import LoadFailed, OptionError
 from llm_magic.types import ModelInfo, Progress, Unloaded
 
-# LLM.int8 computes in float16 and logs a warning for each matrix of another type.
-_INT8_DTYPE = "float16"
 # Settings of a model that a stream of single tokens cannot honor. `max_length` is a second limit
 # besides `max_new_tokens`, about which Transformers warns in every call.
 _NOT_STREAMED = (
@@ -55,7 +54,8 @@ def load(
     """Load a checked model and its assistant; raises `Cancelled` soon after `cancel` is set."""
     config, device = local.config, local.device
     model, tokenizer = _load_files(local.main.folder, config, device, report, cancel)
-    reason = compat.fallback_reason(model)
+    traits = compat.traits(model)
+    reason = traits.fallback_reason
     if reason is not None and (local.assistant is not None or config.compile):
         option = "--compile" if local.assistant is None else "--assistant"
         raise OptionError(
@@ -66,16 +66,20 @@ def load(
     static_decoder = StaticDecoder(model, compiled=config.compile)
     if reason is None:
         static_decoder.warm_up(report, cancel)
+    info, free = _model_info(model, plan, local), memory.free_bytes(device)
     return LocalModel(
         model,
         tokenizer,
-        _model_info(model, plan, local),
-        PrefixCache(_prefix_budget(model, device) if keep_prefixes else 0),
+        info,
+        PrefixCache(
+            memory.prefix_budget(model.config.to_dict(), info.dtype, free) if keep_prefixes else 0
+        ),
         PrefillChunkSize.for_model(model.num_parameters(), device),
         static_decoder,
         PromptEncoder(tokenizer, control_tokens=config.special_tokens),
+        ReasoningTokens.find(tokenizer),
+        traits,
         assistant,
-        reason,
     )
 
 
@@ -116,19 +120,12 @@ def _load_assistant(
             f"{option} has another vocabulary than {plan.name}."
             " Choose a smaller model of the same family."
         )
-    if compat.fallback_reason(model) or not compat.can_roll_back(compat.new_cache(model)):
+    has_loop = compat.traits(model).fallback_reason is None
+    if not (has_loop and compat.can_roll_back(compat.new_cache(model))):
         raise OptionError(
             f"{option} cannot discard rejected tokens. Choose a model without recurrent states."
         )
     return model
-
-
-def _prefix_budget(model: PreTrainedModel, device: str) -> int:
-    return memory.prefix_budget(model.config.to_dict(), _dtype_of(model), memory.free_bytes(device))
-
-
-def _dtype_of(model: PreTrainedModel) -> str:
-    return str(model.dtype).removeprefix("torch.")
 
 
 def _load_files(
@@ -144,47 +141,37 @@ def _load_files(
         # With `output_loading_info` it returns a pair, unlike its annotation.
         pair: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=_dtype(config),
-            device_map=_device_map(config.device, device),
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
-            **_load_options(config),
+            **_load_options(config, device),
         )
     model, loading_info = pair
     _check_missing_weights(loading_info)
     if cancel.is_set():
         raise Cancelled
     model.eval()
-    _make_streamable(model)
+    for name in _NOT_STREAMED:
+        setattr(model.generation_config, name, None)
     use_float32_matmul(model)
     return model, tokenizer
 
 
-def _make_streamable(model: PreTrainedModel) -> None:
-    """Reset the settings of a model that a stream of single tokens cannot honor."""
-    for name in _NOT_STREAMED:
-        setattr(model.generation_config, name, None)
-
-
-def _dtype(config: LocalLoadConfig) -> str:
-    if config.quantization == "8bit" and config.dtype == "auto":
-        return _INT8_DTYPE
-    return config.dtype
-
-
-def _device_map(requested: str, device: str) -> str | dict[str, str]:
+def _load_options(config: LocalLoadConfig, device: str) -> dict[str, Any]:
     # "auto": accelerate distributes the layers over the GPUs, and over the CPU if those are full.
-    return "auto" if requested == "auto" and device == "cuda" else {"": device}
-
-
-def _load_options(config: LocalLoadConfig) -> dict[str, Any]:
-    options: dict[str, Any] = {}
+    distribute = config.device == "auto" and device == "cuda"
+    options: dict[str, Any] = {
+        "dtype": config.dtype,
+        "device_map": "auto" if distribute else {"": device},
+    }
     if config.attn is not None:
         options["attn_implementation"] = config.attn
     if config.quantization == "8bit":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        if config.dtype == "auto":
+            # LLM.int8 computes in float16 and logs a warning for each matrix of another type.
+            options["dtype"] = "float16"
     if config.quantization == "4bit":
         compute = torch.bfloat16 if config.dtype == "auto" else getattr(torch, config.dtype)
         options["quantization_config"] = BitsAndBytesConfig(
@@ -213,7 +200,7 @@ def _model_info(model: PreTrainedModel, plan: LoadPlan, local: LocalPlan) -> Mod
         source=str(source.path or folder),
         folder=str(folder),
         device="+".join(sorted({str(parameter.device) for parameter in model.parameters()})),
-        dtype=_dtype_of(model),
+        dtype=str(model.dtype).removeprefix("torch."),
         quantization=local.config.quantization,
         size=int(model.get_memory_footprint()),
         context_length=memory.valid_context_length(
@@ -228,7 +215,7 @@ def _progress_hook(report: Report, cancel: threading.Event) -> Iterator[None]:
     """Replace the progress bars of Transformers; `process_lock` must be held."""
     reported_at = 0.0
 
-    class LoadingBar(SilentBar):
+    class LoadingBar(CountingBar):
         def on_update(self) -> None:
             nonlocal reported_at
             if cancel.is_set():

@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
     from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
     from llm_magic.backends.local.generation.prefix_cache import PrefixCache
+    from llm_magic.backends.local.generation.token_streamer import ReasoningTokens
+    from llm_magic.backends.local.transformers_compat import ModelTraits
 
 
 @dataclass(slots=True)
 class LocalModel:
     """A loaded model. Only the backend stores references to it, so that `unload` can free it.
 
-    `assistant` is the smaller model that proposes tokens. `fallback_reason` is why the ``generate``
-    of Transformers decodes; None where the decoding loop of this package does.
+    `reasoning_tokens` is None where its tokenizer has none. `assistant` is the smaller model that
+    proposes tokens.
     """
 
     model: PreTrainedModel
@@ -34,14 +36,16 @@ class LocalModel:
     prefill_chunk_size: PrefillChunkSize
     static_decoder: StaticDecoder
     prompt_encoder: PromptEncoder
+    reasoning_tokens: ReasoningTokens | None
+    traits: ModelTraits
     assistant: PreTrainedModel | None = None
-    fallback_reason: str | None = None
 
     @property
     def decoding(self) -> str:
         """How the model decodes, as ``%llm_status`` shows it."""
-        if self.fallback_reason is not None:
-            return f"fast path off, generate of Transformers ({self.fallback_reason})"
+        reason = self.traits.fallback_reason
+        if reason is not None:
+            return f"fast path off, generate of Transformers ({reason})"
         return self.static_decoder.description
 
     @property

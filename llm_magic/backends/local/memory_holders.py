@@ -25,7 +25,7 @@ _MAX_FUNCTIONS = 10_000
 _MAX_KINDS = 3
 _LEADING_KEY = re.compile(r"^\['([^']+)'\]")
 # References that IPython keeps besides Out[N] or a variable.
-_KEPT_BY_IPYTHON = re.compile(r"(_{1,3}|_\d+|_oh)$|sys\.displayhook$|get_ipython\(\)\.")
+_STORED_BY_IPYTHON = re.compile(r"(_{1,3}|_\d+|_oh)$|sys\.displayhook$|get_ipython\(\)\.")
 _IPYTHON = "get_ipython()"
 _LAST_ERROR = {"last_exc", "last_value", "last_traceback"}
 
@@ -208,7 +208,7 @@ class _Search:
             name if len(texts) > 1 else f"{name}{min(texts)}": name
             for name, texts in self.found.items()
         }
-        better = {whole for whole, name in found.items() if not _KEPT_BY_IPYTHON.match(name)}
+        better = {whole for whole, name in found.items() if not _STORED_BY_IPYTHON.match(name)}
         return tuple(sorted(better or found))
 
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -31,22 +33,55 @@ _PREPARE_ARGUMENTS = ("next_sequence_length", "is_first_iteration")
 _BY_POSITION = ("position_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 # Only newer versions have layers without keys and values.
 _DUMMY_LAYER: type | None = getattr(caches, "DummyLayer", None)
+# Has a state that each token overwrites.
+_STATE_LAYER = caches.LinearAttentionCacheLayerMixin
 _PLAIN_LAYERS = (caches.DynamicLayer, caches.DynamicSlidingWindowLayer, _DUMMY_LAYER)
 _STATES = ("conv_states", "recurrent_states")
 
 
-def fallback_reason(model: PreTrainedModel) -> str | None:
-    """Return why the public `generate` has to answer for `model`; None if it need not."""
+@dataclass(frozen=True, slots=True)
+class ModelTraits:
+    """What decides how a model is decoded; found once, when it is loaded.
+
+    `fallback_reason` is why the public `generate` has to answer; None if it need not. `cache_name` is
+    the name of the cache among the arguments of `forward`. `longest_reuse` is the longest text whose
+    cache another prompt can start from, `shortest_window` the shortest attention window, in tokens;
+    both may be infinite. `can_batch`: sequences can join a cache and leave it.
+    """
+
+    fallback_reason: str | None
+    cache_name: str = ""
+    longest_reuse: float = 0
+    shortest_window: float = 0
+    can_batch: bool = False
+
+
+def traits(model: PreTrainedModel) -> ModelTraits:
+    """Return the traits of a model."""
+    reason = _fallback_reason(model)
+    if reason is not None:
+        return ModelTraits(reason)
+    return ModelTraits(
+        None,
+        cache_name(model),
+        _longest_reuse(model),
+        min(map(_window, new_cache(model).layers), default=math.inf),
+        _can_batch(model),
+    )
+
+
+def _fallback_reason(model: PreTrainedModel) -> str | None:
     missing = missing_parts()
     if missing is not None:
         return f"Transformers {transformers.__version__} {missing}"
     name = type(model).__name__
     supports: Any = getattr(type(model), "_supports_default_dynamic_cache", None)
-    if cache_name(model) is None or (supports is not None and not supports()):
+    if not cache_name(model) or (supports is not None and not supports()):
         return f"{name} has a state of its own kind"
     if _changes_arguments(model):
         return f"{name} changes its arguments from token to token"
-    if not _STATES_CONTINUE and any(map(has_state, new_cache(model).layers)):
+    has_state = any(isinstance(layer, _STATE_LAYER) for layer in new_cache(model).layers)
+    if has_state and not _STATES_CONTINUE:
         return f"Transformers {transformers.__version__} reads a prompt of {name} in one piece only"
     return None
 
@@ -69,40 +104,15 @@ def missing_parts() -> str | None:
 # --- arguments and outputs of models ---
 
 
-def cache_name(model: PreTrainedModel) -> str | None:
-    """Return the name of the cache among the arguments of `forward`; None without one."""
+def cache_name(model: PreTrainedModel) -> str:
+    """Return the name of the cache among the arguments of `forward`; "" without one."""
     parameters = inspect.signature(type(model).forward).parameters
-    return next((name for name in CACHE_NAMES if name in parameters), None)
-
-
-def cache_argument(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
-    """Return `cache` as a keyword argument of `forward`."""
-    name = cache_name(model)
-    assert name is not None
-    return {name: cache}
-
-
-def cache_in(arguments: dict[str, Any]) -> tuple[str, Cache] | None:
-    """Return the cache among the arguments of a model and its name there, if it has one."""
-    for name in CACHE_NAMES:
-        if isinstance(arguments.get(name), Cache):
-            return name, arguments[name]
-    return None
+    return next((name for name in CACHE_NAMES if name in parameters), "")
 
 
 def new_cache(model: PreTrainedModel) -> DynamicCache:
     """Return an empty cache as `generate` makes it."""
     return DynamicCache(config=model.config.get_text_config(decoder=True))
-
-
-def takes_logits_to_keep(model: PreTrainedModel) -> bool:
-    """Return whether `forward` can compute the logits of the last tokens only."""
-    return "logits_to_keep" in inspect.signature(type(model).forward).parameters
-
-
-def is_stateful(model: PreTrainedModel) -> bool:
-    """Return whether the model carries more than keys and values (`_is_stateful`)."""
-    return bool(getattr(type(model), "_is_stateful", False))
 
 
 def prepare_inputs(
@@ -116,23 +126,27 @@ def prepare_inputs(
     method: Any = model.prepare_inputs_for_generation
     prepare = partial(method, ids, is_first_iteration=first)
     inputs: dict[str, Any] = prepare(next_sequence_length=new, **arguments)
-    found = cache_in(arguments)
-    if found is not None and inputs.get(found[0]) is None:
+    name = next((name for name in CACHE_NAMES if arguments.get(name) is not None), None)
+    if name is not None and inputs.get(name) is None:
         # Phi-3 drops the cache where it needs another scale of positions. Old versions then read
         # only the new tokens.
         inputs = prepare(next_sequence_length=None, **arguments)
     return inputs
 
 
-def extended(arguments: dict[str, Any], count: int) -> dict[str, Any]:
-    """Return the arguments of a model for a text that is longer by `count` tokens.
+def resized(arguments: dict[str, Any], length: int) -> dict[str, Any]:
+    """Return the arguments of a model for a text of `length` tokens, which they are cut or extended to.
 
-    Does what `_update_model_kwargs_for_generation` does for decoders.
+    Extends them as `_update_model_kwargs_for_generation` does for decoders.
     """
-    longer = dict(arguments)
+    sized = dict(arguments)
     for name in _BY_POSITION:
         value = arguments.get(name)
         if value is None:
+            continue
+        count = length - value.shape[-1]
+        if count <= 0:
+            sized[name] = value[..., :length]
             continue
         last = value[..., -1:]
         more = last.expand(*last.shape[:-1], count)
@@ -142,18 +156,8 @@ def extended(arguments: dict[str, Any], count: int) -> dict[str, Any]:
             more = torch.ones_like(more)
         elif name == "mm_token_type_ids":
             more = torch.zeros_like(more)
-        longer[name] = torch.cat([value, more], dim=-1)
-    return longer
-
-
-def shortened(arguments: dict[str, Any], length: int) -> dict[str, Any]:
-    """Return the arguments of a model for the first `length` tokens."""
-    cut = {
-        name: value[..., :length]
-        for name in _BY_POSITION
-        if (value := arguments.get(name)) is not None
-    }
-    return {**arguments, **cut}
+        sized[name] = torch.cat([value, more], dim=-1)
+    return sized
 
 
 def _changes_arguments(model: PreTrainedModel) -> bool:
@@ -171,44 +175,41 @@ def rope_parameters(model: PreTrainedModel) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def longrope_threshold(model: PreTrainedModel) -> int | None:
-    """Return the length beyond which a model needs other keys for the whole text; None for most.
+def _longest_reuse(model: PreTrainedModel) -> float:
+    """Return the longest text whose keys stay valid in a longer one.
 
     LongRoPE (Phi-3) has one set of position factors for texts up to this length, and another one for
     longer texts: the cache of one is wrong for the other.
     """
-    config: Any = model.config.get_text_config(decoder=True)
     rope = rope_parameters(model)
     if rope.get("rope_type") != "longrope":
-        return None
+        return math.inf
+    config: Any = model.config.get_text_config(decoder=True)
     own = getattr(config, "original_max_position_embeddings", None)
-    length = own or rope.get("original_max_position_embeddings")
-    return int(length) if length else None
+    return own or rope.get("original_max_position_embeddings") or math.inf
 
 
 # --- layers of caches ---
 
 
-def has_state(layer: Any) -> bool:
-    """Return whether a layer has a state that each token overwrites."""
-    return isinstance(layer, caches.LinearAttentionCacheLayerMixin)
+def _window(layer: Any) -> float:
+    """Return how many tokens back a layer sees; infinity for all."""
+    return getattr(layer, "sliding_window", None) or math.inf
 
 
-def window(layer: Any) -> int | None:
-    """Return how many tokens back a layer sees; None for all."""
-    size = getattr(layer, "sliding_window", None)
-    return None if size is None else int(size)
+def can_be_cropped(cache: Cache) -> bool:
+    """Return whether tokens can be removed from the end of a cache that records no past.
 
-
-def is_croppable(cache: Cache) -> bool:
-    """Return whether tokens can be removed from the end of a cache.
-
-    Versions without `Cache.is_croppable` can remove them from layers of keys and values only.
+    A state space has only its last state, and a full window has dropped what was before it.
     """
-    stated = getattr(cache, "is_croppable", None)
-    if stated is not None:
-        return bool(stated)
-    return all(type(layer) in _PLAIN_LAYERS for layer in cache.layers)
+    layer: Any
+    for layer in cache.layers:
+        if isinstance(layer, _STATE_LAYER):
+            return False
+        window = getattr(layer, "sliding_window", None)
+        if window is not None and layer.get_seq_length() >= window:
+            return False
+    return _is_croppable(cache)
 
 
 def can_roll_back(cache: Cache) -> bool:
@@ -217,7 +218,16 @@ def can_roll_back(cache: Cache) -> bool:
     A window that is full can do so only in versions with `activate_past_recording`.
     """
     records = hasattr(cache, "activate_past_recording")
-    return is_croppable(cache) and (records or all(window(x) is None for x in cache.layers))
+    return _is_croppable(cache) and (records or min(map(_window, cache.layers)) == math.inf)
+
+
+def _is_croppable(cache: Cache) -> bool:
+    """Return what `Cache.is_croppable` states.
+
+    Versions without it can remove tokens from layers of keys and values only.
+    """
+    stated = getattr(cache, "is_croppable", None)
+    return _has_plain_layers(cache) if stated is None else bool(stated)
 
 
 def is_recording(cache: Cache) -> bool:
@@ -275,8 +285,24 @@ def tensors(cache: Cache) -> Iterator[torch.Tensor]:
 # --- caches of several sequences ---
 
 
-def has_plain_layers(cache: Cache) -> bool:
-    """Return whether all layers hold keys and values only, so that sequences can join them."""
+def _can_batch(model: PreTrainedModel) -> bool:
+    """Return whether the cache of a model can hold sequences that join and leave.
+
+    Reads `_is_stateful`, which models set that carry more than keys and values.
+    """
+    if getattr(type(model), "_is_stateful", False) or _longest_reuse(model) < math.inf:
+        return False
+    if model.generation_config.cache_implementation not in {None, "dynamic", "hybrid"}:
+        return False
+    if "logits_to_keep" not in inspect.signature(type(model).forward).parameters:
+        return False
+    # States cannot be padded, and chunked attention counts its chunks from the first column.
+    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
+    return "chunked_attention" not in kinds and _has_plain_layers(new_cache(model))
+
+
+def _has_plain_layers(cache: Cache) -> bool:
+    """Return whether all layers hold keys and values only."""
     return all(type(layer) in _PLAIN_LAYERS for layer in cache.layers)
 
 
@@ -419,4 +445,4 @@ _CHECKS: dict[str, Callable[[], bool]] = {
     "StaticLayer that can be filled": _fixed_lengths_fill,
 }
 # Versions that cannot record the past of a state read several tokens only into an empty one.
-_STATES_CONTINUE = hasattr(caches.LinearAttentionCacheLayerMixin, "activate_past_recording")
+_STATES_CONTINUE = hasattr(_STATE_LAYER, "activate_past_recording")

@@ -171,7 +171,7 @@ LINES = {
 
 
 @pytest.mark.parametrize("case", INVALID)
-def test_every_magic_reports_broken_settings_in_one_line(
+def test_every_magic_reports_invalid_settings_in_one_line(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, environment = INVALID[case]

@@ -15,7 +15,7 @@ import pytest
 from llm_magic.backends import registry
 from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.registry import LoadOptions
-from llm_magic.config.option_spec import OptionModel, parse, specs
+from llm_magic.config.option_spec import OptionModel, specs
 from llm_magic.config.settings import GenerationConfig, Settings
 from llm_magic.errors import LLMMagicError, OptionError, SettingsError
 from llm_magic.session.generation_settings import GenerationSettings
@@ -40,16 +40,16 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", RANGES)
-def test_a_value_in_its_range_is_taken_also_from_a_line(name: str) -> None:
+def test_value_in_its_range_is_accepted_also_as_text(name: str) -> None:
     for value in RANGES[name][0]:
-        taken = getattr(GenerationConfig().replace(**{name: value}), name)
-        assert taken == pytest.approx(float(value)), value
+        accepted = getattr(GenerationConfig().replace(**{name: value}), name)
+        assert accepted == pytest.approx(float(value)), value
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, (_, wrong, _) in RANGES.items() for value in wrong]
 )
-def test_a_wrong_value_is_one_line_with_name_value_and_range(name: str, value: Any) -> None:
+def test_wrong_value_raises_one_line_with_name_value_and_range(name: str, value: Any) -> None:
     with pytest.raises(OptionError) as caught:
         GenerationConfig().replace(**{name: value})
     message = str(caught.value)
@@ -59,7 +59,7 @@ def test_a_wrong_value_is_one_line_with_name_value_and_range(name: str, value: A
 
 
 @pytest.mark.parametrize("value", ["many", 1.5, "1.5"])
-def test_a_number_that_must_be_whole_is_said_to(value: Any) -> None:
+def test_fraction_for_a_whole_number_raises(value: Any) -> None:
     with pytest.raises(OptionError, match="must be a whole number, 1 or more"):
         GenerationConfig().replace(top_k=value)
 
@@ -71,14 +71,14 @@ def test_none_leaves_an_option_to_the_model(name: str, word: str | None) -> None
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("given", "stored"),
     [("END", ("END",)), (["a", "b"], ("a", "b")), ("none", ()), (None, ()), (("x",), ("x",))],
 )
-def test_stop_is_one_text_or_several(given: Any, kept: tuple[str, ...]) -> None:
-    assert GenerationConfig().replace(stop=given).stop == kept
+def test_stop_is_one_text_or_several(given: Any, stored: tuple[str, ...]) -> None:
+    assert GenerationConfig().replace(stop=given).stop == stored
 
 
-def test_an_unknown_name_gets_the_nearest_one() -> None:
+def test_unknown_name_suggests_the_nearest_one() -> None:
     with pytest.raises(
         OptionError, match=r"no option 'temprature'\. Did you mean \"temperature\"\?"
     ):
@@ -87,7 +87,7 @@ def test_an_unknown_name_gets_the_nearest_one() -> None:
         LocalLoadConfig().replace(quantisation="4bit")
 
 
-def test_nothing_changes_when_one_of_several_is_wrong() -> None:
+def test_nothing_changes_if_one_of_several_is_wrong() -> None:
     config = GenerationConfig()
     with pytest.raises(OptionError, match="top_k=0"):
         config.replace(temperature=0.1, top_k=0)
@@ -104,7 +104,7 @@ def test_nothing_changes_when_one_of_several_is_wrong() -> None:
          "auto, float32, bfloat16, float16"),
     ],
 )  # fmt: skip
-def test_loading_options_name_their_choices(
+def test_wrong_load_option_raises_with_its_choices(
     field: str, good: list[str], bad: list[str], allowed: str
 ) -> None:
     for value in good:
@@ -177,14 +177,14 @@ def test_extra_of_a_pickled_config_cannot_be_changed() -> None:
 # -- settings ---------------------------------------------------------------------------------
 
 
-def test_the_defaults_are_those_of_the_field() -> None:
-    assert Settings.read().generation() == GenerationConfig(
+def test_defaults_are_those_of_the_field() -> None:
+    assert Settings.read().defaults(GenerationConfig) == GenerationConfig(
         max_new_tokens=512, temperature=0.7, top_p=0.9, top_k=50, repetition_penalty=1.15
     )
-    assert Settings.read().load_config(LocalLoadConfig) == LocalLoadConfig()
+    assert Settings.read().defaults(LocalLoadConfig) == LocalLoadConfig()
 
 
-def test_settings_come_from_the_environment_and_from_a_file(
+def test_environment_precedes_the_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Path(".env").write_text(
@@ -192,7 +192,7 @@ def test_settings_come_from_the_environment_and_from_a_file(
         "LLM_DEVICE=cpu\nUNKNOWN=1\n",
         encoding="utf-8",
     )
-    monkeypatch.setenv("DEFAULT_LLM_TOP_P", "0.3")  # the environment wins over the file
+    monkeypatch.setenv("DEFAULT_LLM_TOP_P", "0.3")  # the environment precedes the file
     monkeypatch.setenv("DEFAULT_LLM_QUANTIZATION", "4bit")
     monkeypatch.setenv("DEFAULT_LLM_MAX_NEW_TOKENS", "")  # empty is not set
     monkeypatch.setenv("DEFAULT_MODEL_NAME_OR_PATH", "org/model")
@@ -201,11 +201,11 @@ def test_settings_come_from_the_environment_and_from_a_file(
     monkeypatch.setenv("INSTRUCTLAB_BASE_URL", "http://host:1")
     monkeypatch.setenv("DEFAULT_LLM_REPETITION_PENALTY", "1.3")
     read = Settings.read()
-    config = read.generation()
+    config = read.defaults(GenerationConfig)
     assert (config.temperature, config.top_k, config.top_p) == (0.1, None, 0.3)
     assert config.max_new_tokens == 512
     assert read.model == "org/model"
-    assert read.load_config(LocalLoadConfig) == LocalLoadConfig(
+    assert read.defaults(LocalLoadConfig) == LocalLoadConfig(
         backend="ollama", device="cpu", quantization="4bit"
     )
     assert (read.idle_timeout, read.instructlab_base_url) == (7, "http://host:1")
@@ -233,7 +233,7 @@ def test_settings_come_from_the_environment_and_from_a_file(
         ("LLM_MAGIC_STREAM", "maybe", "LLM_MAGIC_STREAM=maybe must be on, off."),
     ],
 )
-def test_a_wrong_setting_names_variable_value_and_range(
+def test_wrong_setting_raises_with_variable_value_and_range(
     variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -242,34 +242,34 @@ def test_a_wrong_setting_names_variable_value_and_range(
     assert str(caught.value) == message
 
 
-def test_a_wrong_line_of_the_file_is_named_the_same_way() -> None:
+def test_wrong_line_of_the_file_raises_with_variable_value_and_range() -> None:
     Path(".env").write_text("DEFAULT_LLM_TOP_K=0\n", encoding="utf-8")
     with pytest.raises(SettingsError, match="DEFAULT_LLM_TOP_K=0 must be 1 or more"):
         Settings.read()
 
 
-def test_this_call_wins_over_the_session_over_settings_over_the_model() -> None:
+def test_call_precedes_session_precedes_settings_precedes_model() -> None:
     with scripted_session(temperature=0.1, top_k=10, top_p=0.1) as (session, backend):
         session.configure(temperature=0.2, top_k=20)
         session.generate("?", temperature=0.3)
         config = backend.asked[-1].config
         assert (config.temperature, config.top_k, config.top_p) == (0.3, 20, 0.1)
-        assert config.seed is None  # nobody said anything: the model's own default
+        assert config.seed is None  # not set anywhere: the model's own default
         session.generate("?", temperature=None)
         assert backend.asked[-1].config.temperature is None
         session.generate("?")
         assert backend.asked[-1].config.temperature == 0.2  # a call changes nothing for the next
 
 
-def test_the_keyword_arguments_are_the_fields_of_the_option_sets() -> None:
+def test_keyword_arguments_are_the_fields_of_the_option_sets() -> None:
     assert get_type_hints(LoadOptions).keys() == registry.load_specs().keys()
-    asked = GenerationConfig.model_fields.keys() | {"model", "system", "chat", "trim"}
-    assert AskOptions.__annotations__.keys() == asked
+    fields = GenerationConfig.model_fields.keys() | {"model", "system", "chat", "trim"}
+    assert AskOptions.__annotations__.keys() == fields
 
 
-def test_parse_takes_any_mapping_and_raises_only_our_errors() -> None:
-    assert parse(GenerationConfig, {}) == GenerationConfig()
+def test_wrong_type_raises_an_error_of_this_package() -> None:
+    assert GenerationConfig().replace() == GenerationConfig()
     with pytest.raises(LLMMagicError):
-        parse(GenerationConfig, {"extra": "no mapping"})
+        GenerationConfig().replace(extra="no mapping")
     with pytest.raises(LLMMagicError):
-        parse(LocalLoadConfig, {"dtype": ["float32"]})
+        LocalLoadConfig().replace(dtype=["float32"])

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from llm_magic.backends import registry
 from llm_magic.backends.local.cpus import cpus
 from llm_magic.doctor import Finding, machine, run_checks
 from llm_magic.doctor.notebook import KernelInfo, check_notebook
-from llm_magic.doctor.packages import check_packages, installed
+from llm_magic.doctor.packages import check_backends, check_packages, installed
 from llm_magic.errors import OptionError
 from llm_magic.notebook.display.messages import doctor_table
 from llm_magic.notebook.display.tables import Table
@@ -38,11 +40,13 @@ def install(folder: Path, name: str, version: str) -> None:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return a folder before all others on the path, of child processes too."""
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return tmp_path
+    yield tmp_path
+    monkeypatch.undo()
+    registry.refresh()
 
 
 @pytest.fixture
@@ -98,6 +102,17 @@ def test_incomplete_driver_output_is_reported(
 ) -> None:
     put_nvidia_smi(tmp_path, monkeypatch, script)
     assert expected in named(name, asyncio.run(machine.check_machine())).text
+
+
+def test_backend_that_cannot_be_imported_is_a_problem(site: Path) -> None:
+    assert check_backends() == []
+    install(site, "llm-magic-mine", "1.0")
+    points = site / "llm_magic_mine-1.0.dist-info" / "entry_points.txt"
+    points.write_text(f"[{registry.GROUP}]\nmine = no_such_module:Mine\n")
+    registry.refresh()
+    (found,) = check_backends()
+    assert (found.name, found.state) == ("mine", "problem")
+    assert "of the package llm-magic-mine cannot be imported (ModuleNotFoundError" in found.text
 
 
 def test_cpu_build_with_gpu_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import time
-import tracemalloc
 import warnings
 from decimal import Decimal
 from fractions import Fraction
@@ -28,6 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_magic.errors import PromptError
+from llm_magic.prompts import trusted_types
 from llm_magic.prompts.expressions import ALLOWED, KINDS
 from llm_magic.prompts.template import Filled, fill
 from llm_magic.prompts.values_as_text import to_text
@@ -725,6 +725,13 @@ SLOW = [
 ]  # fmt: skip
 
 
+@pytest.fixture
+def tenth_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a prompt do a tenth of the work that it may do, because the time grows with it."""
+    monkeypatch.setattr(trusted_types, "MAX_WORK", trusted_types.MAX_WORK // 10)
+
+
+@pytest.mark.usefixtures("tenth_of_work")
 @pytest.mark.parametrize("pattern", SLOW)
 def test_work_of_one_prompt_is_bounded(pattern: str) -> None:
     table = np.arange(300_000.0)
@@ -736,7 +743,7 @@ def test_work_of_one_prompt_is_bounded(pattern: str) -> None:
     prompt = "".join(pattern.format(number) for number in range(3000))
     start = time.process_time()
     fill(prompt, values)
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 1
 
 
 # --- random expressions
@@ -816,12 +823,13 @@ SMALL = {
 }
 
 
+@pytest.mark.usefixtures("tenth_of_work")
 @pytest.mark.parametrize("kind", SMALL)
-def test_many_small_expressions_take_seconds(kind: str) -> None:
-    prompt = small_expressions(kind, 2_000_000)
+def test_many_small_expressions_take_little_time(kind: str) -> None:
+    prompt = small_expressions(kind, 200_000)
     start = time.process_time()
     filled = fill(prompt, {"x": 3})
-    assert time.process_time() - start < 10  # 1 to 3
+    assert time.process_time() - start < 1  # 0.1 to 0.3
     assert len(filled.notes) <= 7
 
 
@@ -831,18 +839,25 @@ def small_expressions(kind: str, length: int) -> str:
     return " ".join(map(template.format, range(length // len(template.format(1000)))))
 
 
-@pytest.mark.parametrize("kind", ["signs", "powers", "texts"])
-def test_many_small_expressions_take_little_memory(kind: str) -> None:
-    prompt = small_expressions(kind, 600_000)
-    tracemalloc.start()
-    fill(prompt, {"x": 3})
-    memory = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert memory < 100_000_000
+def test_many_small_expressions_take_little_memory() -> None:
+    # In a process of its own: `tracemalloc` makes the parser slow.
+    prompts = [small_expressions(kind, 600_000) for kind in ("comparisons", "powers", "texts")]
+    program = (
+        "import json, pathlib, sys; from llm_magic.prompts.template import fill\n"
+        "for prompt in json.load(sys.stdin): fill(prompt, {'x': 3})\n"
+        "status = pathlib.Path('/proc/self/status').read_text()\n"
+        "print(status.partition('VmHWM:')[2].split()[0])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], input=json.dumps(prompts), capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert int(ran.stdout) < 110_000  # kB; 140,000 if all syntax trees were cached
 
 
+@pytest.mark.usefixtures("tenth_of_work")
 def test_braces_after_the_last_that_are_looked_at_have_one_note() -> None:
-    prompt = small_expressions("signs", 600_000) + "\n{x} {y}"
+    prompt = small_expressions("signs", 60_000) + "\n{x} {y}"
     filled = fill(prompt, {"x": 3})
     assert filled.notes[-1].startswith("The braces from line 1 on are left as they are")
     assert filled.text.endswith("\n{x} {y}")
@@ -893,6 +908,15 @@ def test_whatever_an_object_raises_is_one_error(error: BaseException, expression
     kind = type("Kind", (), {"__str__": fail, "__repr__": fail, "__getattr__": fail})
     with pytest.raises(PromptError, match=f"{type(error).__name__}.*Correct the expression"):
         fill(f"{{{expression}}}", {"one": kind()})
+
+
+def test_label_of_a_grouped_column_is_not_taken_for_an_attribute() -> None:
+    touched: list[object] = []
+    kind = type("Kind", (), {"__contains__": lambda self, name: touched.append(name)})
+    grouped = pd.Series([kind(), 1], index=["columns", "b"]).groupby([1, 2])
+    with pytest.raises(PromptError, match="no attribute 'nothing'"):
+        fill("{grouped.nothing}", {"grouped": grouped})
+    assert touched == []
 
 
 def test_interrupt_in_an_object_is_an_interrupt() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import enum
 import time
 from collections import Counter, OrderedDict, defaultdict
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import torch
 from hypothesis import given
@@ -21,6 +21,7 @@ from pydantic import BaseModel, SecretStr
 
 from llm_magic.config.redaction import MASK, Redactor
 from llm_magic.prompts.values_as_text import LONGEST, describe
+from tests.reference_attacks import Zone
 
 
 @dataclass
@@ -58,10 +59,6 @@ class Hostile:
         raise SystemExit
 
 
-class Colour(enum.Enum):
-    RED = 1
-
-
 def function(a: int, *, b: int = 2) -> int:
     return a + b
 
@@ -85,6 +82,10 @@ SHOWN: list[tuple[object, str]] = [
     (pd.Series([1, 2], name="size"), "Series 'size', 2 values, int64"),
     (np.arange(3), "ndarray, shape (3,), int64: [0, 1, 2]"),
     (np.zeros((50, 2)), "ndarray, shape (50, 2), float64"),
+    (pl.DataFrame({"town": ["a"], "size": [2]}),
+     "DataFrame, 1 rows × 2 columns: 'town' String, 'size' Int64"),
+    (pd.Timestamp("2026-11-22"), "Timestamp('2026-11-22 00:00:00')"),
+    (datetime.datetime(2026, 1, 2, tzinfo=Zone()), "datetime.datetime object"),
     (np.float32(1.5), "float32 1.5"), (torch.zeros(2, 3), "Tensor, shape (2, 3), torch.float32 on cpu"),
     (function, "function function(a, b)"),
     (len, "built-in len"),
@@ -97,7 +98,7 @@ SHOWN: list[tuple[object, str]] = [
 
 
 @pytest.mark.parametrize(("value", "text"), SHOWN, ids=[text[:30] for _, text in SHOWN])
-def test_a_value(value: object, text: str) -> None:
+def test_known_value_is_described_by_its_type(value: object, text: str) -> None:
     assert describe("value", value) == text
 
 

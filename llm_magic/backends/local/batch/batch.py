@@ -16,11 +16,9 @@ from functools import partial
 import torch
 
 from llm_magic.backends.local import memory
-from llm_magic.backends.local.batch.padded_batch import can_batch
 from llm_magic.backends.local.batch.scheduler import NotBatchable, Scheduler
 from llm_magic.backends.local.batch.sequence import BatchRequest, Sequence
 from llm_magic.backends.local.generation import generate, parameters
-from llm_magic.backends.local.generation.chat_template import encode
 from llm_magic.backends.local.generation.token_streamer import TokenStreamer
 from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.worker import Cancelled, process_lock
@@ -32,7 +30,7 @@ def stream_many(loaded: LocalModel, request: BatchRequest) -> None:
     """Answer all conversations of a request; raises `Cancelled` soon after its flag is set."""
     with process_lock(request.cancel), torch.inference_mode():
         sequences = _encoded(loaded, request)
-        together = len(sequences) > 1 and can_batch(loaded.model)
+        together = len(sequences) > 1 and loaded.traits.can_batch
         if together:
             try:
                 _scheduler(loaded, sequences, request).run()
@@ -47,20 +45,25 @@ def stream_many(loaded: LocalModel, request: BatchRequest) -> None:
 def _encoded(loaded: LocalModel, request: BatchRequest) -> list[Sequence]:
     """Return a sequence for each conversation; emits the error of one that cannot be answered."""
     config, model = request.config, loaded.model
-    stop_strings = parameters.stop_strings(model, config)
     sequences = []
     for index, messages in enumerate(request.conversations):
         if request.cancel.is_set():
             raise Cancelled
         try:
-            ids = encode(loaded, messages)[0].tolist()
+            ids = loaded.prompt_encoder.encode(messages)
             left = parameters.max_new_tokens_left(loaded, len(ids))
         except Exception as error:  # noqa: BLE001 - a template may raise anything
             request.emit((index, release_frames(request.translate(error))))
             continue
-        max_new_tokens = parameters.generate_options(model, config, left)["max_new_tokens"]
-        streamer = TokenStreamer(loaded.tokenizer, stop_strings, partial(_emit, request, index))
-        sequence = Sequence(index, ids, max_new_tokens, streamer, request.emit)
+        options = parameters.generate_options(model, config, left)
+        sequence = Sequence(
+            index,
+            ids,
+            options["max_new_tokens"],
+            parameters.eos_token_ids(model, options),
+            TokenStreamer(loaded, config, partial(_emit, request, index)),
+            request.emit,
+        )
         if config.seed is not None:
             sequence.generator = torch.Generator(model.device).manual_seed(config.seed)
         sequences.append(sequence)

@@ -12,32 +12,13 @@ from typing import Any
 
 import torch
 from torch.nn.functional import pad
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
 from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.batch.sequence import Sequence
 
 # Columns without a token cost time in every step. Above this share they are removed, by a copy.
 _MAX_PADDING = 1 / 8
-
-
-def can_batch(model: PreTrainedModel) -> bool:
-    """Return whether the cache of a model can hold sequences that join and leave."""
-    if compat.fallback_reason(model) is not None or compat.is_stateful(model):
-        return False
-    if model.generation_config.cache_implementation not in {None, "dynamic", "hybrid"}:
-        return False
-    if compat.longrope_threshold(model) is not None or not compat.takes_logits_to_keep(model):
-        return False
-    # States cannot be padded, and chunked attention counts its chunks from the first column.
-    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
-    return "chunked_attention" not in kinds and compat.has_plain_layers(compat.new_cache(model))
-
-
-def shortest_window(model: PreTrainedModel) -> int | None:
-    """Return the length of the shortest attention window of a model; None without windows."""
-    windows = map(compat.window, compat.new_cache(model).layers)
-    return min((size for size in windows if size is not None), default=None)
 
 
 class PaddedBatch:

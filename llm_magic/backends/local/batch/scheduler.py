@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import math
 import time
 from collections import abc, deque
 from typing import Any
@@ -11,15 +11,11 @@ from typing import Any
 import torch
 from transformers import DynamicCache, LogitsProcessorList
 from transformers.generation import logits_process as processing
-from transformers.generation.stopping_criteria import (
-    EosTokenCriteria,
-    MaxLengthCriteria,
-    MaxTimeCriteria,
-)
+from transformers.generation.stopping_criteria import MaxTimeCriteria
 
 from llm_magic.backends.local import memory
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.batch.padded_batch import PaddedBatch, shortest_window
+from llm_magic.backends.local.batch.padded_batch import PaddedBatch
 from llm_magic.backends.local.batch.sequence import BatchRequest, Sequence, common_prefix_length
 from llm_magic.backends.local.generation.parameters import GenerateInputs
 from llm_magic.backends.local.local_model import LocalModel
@@ -47,7 +43,6 @@ _PROCESSORS = (
     processing.TemperatureLogitsWarper, processing.TopHLogitsWarper, processing.TopKLogitsWarper,
     processing.TopPLogitsWarper, processing.TypicalLogitsWarper,
 )  # fmt: skip
-_CRITERIA = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria)
 # The length of an answer that memory is reserved for. Longer ones may run out, and are preempted.
 _USUAL_ANSWER = 2048
 _NO_TOKEN = -1
@@ -68,12 +63,11 @@ class Scheduler:
         inputs: GenerateInputs,
     ) -> None:
         """Raises `NotBatchable` for what sequences cannot share."""
-        if any(type(criterion) not in _CRITERIA for criterion in inputs.criteria):
+        if any(type(criterion) is not MaxTimeCriteria for criterion in inputs.criteria):
             raise NotBatchable
         self._processors = LogitsProcessorList(map(_shared_processor, inputs.processors))
         self._loaded, self._request, self._inputs = loaded, request, inputs
-        eos = [c.eos_token_id.tolist() for c in inputs.criteria if isinstance(c, EosTokenCriteria)]
-        self._eos_token_ids = frozenset(itertools.chain(*eos))
+        self._max_time = min((each.max_time for each in inputs.criteria), default=math.inf)
         # The longest first: if memory runs out, it does so early.
         self.waiting = deque(sorted(sequences, key=lambda sequence: -len(sequence.ids)))
         # Those that were scheduled and are not finished, whether their prompts are read or not.
@@ -115,7 +109,7 @@ class Scheduler:
         scheduled: list[Sequence] = []
         while self.waiting and self._budget.fits([*self.running, self.waiting[0]]):
             sequence = self.waiting.popleft()
-            sequence.start(self._eos_token_ids, self._inputs.config.max_time)
+            sequence.start(self._max_time)
             scheduled.append(sequence)
             self.running.append(sequence)
         return scheduled
@@ -136,9 +130,9 @@ class Scheduler:
     def _shared_prefix_length(self) -> int:
         """Return the length of the prefix that is read once for all sequences; 0 for none."""
         length = common_prefix_length(self.waiting)
-        window = shortest_window(self._loaded.model)
         # A window counts the padding after the prefix as distance.
-        seen = window is None or max(sequence.max_length for sequence in self.waiting) <= window
+        longest = max(sequence.max_length for sequence in self.waiting)
+        seen = longest <= self._loaded.traits.shortest_window
         return length if seen and length >= _MIN_SHARED_PREFIX else 0
 
     def _prefill(self, sequences: list[Sequence]) -> None:
@@ -185,9 +179,9 @@ class Scheduler:
         if self._request.cancel.is_set():
             raise Cancelled
         model = self._loaded.model
-        prepared = self._inputs.model_inputs
+        prepared = self._inputs.arguments
         arguments = {n: x for n, x in prepared.items() if n not in compat.CACHE_NAMES}
-        arguments |= compat.cache_argument(model, batch.cache)
+        arguments[self._loaded.traits.cache_name] = batch.cache
         if prepared.get("position_ids") is not None:
             arguments["position_ids"] = batch.position_ids()[:, :end]
         arguments["attention_mask"] = batch.mask[:, :end] if batch.is_padded else None
@@ -205,8 +199,8 @@ class Scheduler:
         scores: torch.Tensor = process(
             batch.ids, logits.to(copy=True, dtype=torch.float32, device=batch.ids.device)
         )
-        do_sample = bool(self._inputs.config.do_sample)
-        tokens = _sample(scores, batch.sequences) if do_sample else scores.argmax(-1)
+        sample = self._inputs.do_sample
+        tokens = _sample(scores, batch.sequences) if sample else scores.argmax(-1)
         batch.append(tokens)
         for sequence, token in zip(batch.sequences, tokens.tolist(), strict=True):
             if token == _NO_TOKEN:

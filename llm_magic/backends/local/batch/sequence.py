@@ -42,12 +42,12 @@ class Sequence:
     index: int
     ids: list[int]
     max_new_tokens: int
+    eos_token_ids: frozenset[int]
     streamer: TokenStreamer
     emit: Callable[[tuple[int, Item]], None]
     generator: torch.Generator | None = None
     finished: bool = field(init=False, default=False)
     prompt_tokens: int = field(init=False)
-    _eos_token_ids: frozenset[int] = field(init=False, default=frozenset())
     _started: float | None = field(init=False, default=None)
     _deadline: float = field(init=False, default=float("inf"))
 
@@ -59,20 +59,18 @@ class Sequence:
         """The tokens that prompt and answer may have together."""
         return self.prompt_tokens + self.max_new_tokens
 
-    def start(self, eos_token_ids: frozenset[int], max_time: float | None) -> None:
+    def start(self, max_time: float) -> None:
         """Emit the length of the prompt and start the time limit, at the first call only."""
         if self._started is None:
             self._started = time.perf_counter()
             self.emit((self.index, Chunk(usage=Usage(self.prompt_tokens, 0, 0))))
-            self._eos_token_ids = eos_token_ids
-            if max_time is not None:
-                self._deadline = self._started + max_time
+            self._deadline = self._started + max_time
 
     def append(self, token: int) -> None:
         """Append the next token of the answer and emit it; finishes the answer with the last one."""
         self.ids.append(token)
         now = self.streamer.append(token)
-        if self.streamer.stop_reached or token in self._eos_token_ids:
+        if self.streamer.stop_reached or token in self.eos_token_ids:
             self._finish("stop")
         elif self.streamer.token_count >= self.max_new_tokens:
             self._finish("length")

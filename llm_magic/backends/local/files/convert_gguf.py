@@ -33,21 +33,21 @@ class ProgressWriter:
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._stage, self._begin, self._end, self._share = "", 0.0, 0.0, 0.0
+        self._stage, self._start, self._end, self._share = "", 0.0, 0.0, 0.0
 
     def write(self, **line: object) -> None:
         """Write one line; raises BrokenPipeError once the kernel has ended, which ends this process."""
         self._out.write(json.dumps(line) + "\n")
         self._out.flush()
 
-    def start_stage(self, name: str, begin: float, end: float) -> None:
-        """Start the stage between the shares `begin` and `end` of the whole conversion."""
-        self._stage, self._begin, self._end = name, begin, end
+    def start_stage(self, name: str, start: float, end: float) -> None:
+        """Start the stage between the shares `start` and `end` of the whole conversion."""
+        self._stage, self._start, self._end = name, start, end
         self.advance(0.0)
 
     def advance(self, share: float) -> None:
         """Report the share of this stage that is done."""
-        self._share = max(self._share, self._begin + share * (self._end - self._begin))
+        self._share = max(self._share, self._start + share * (self._end - self._start))
         self.write(stage=self._stage, share=round(self._share, 3))
 
 

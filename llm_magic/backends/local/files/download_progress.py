@@ -8,7 +8,7 @@ from typing import Any
 from tqdm.std import tqdm
 
 
-class SilentBar(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
+class CountingBar(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
     """A progress bar that counts and displays nothing; subclasses override `on_update`."""
 
     # Otherwise each subclass starts a thread that redraws its bars, and never ends.

@@ -16,7 +16,6 @@ import json
 import math
 import mmap
 import os
-import queue
 import shutil
 import signal
 import struct
@@ -24,11 +23,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -38,7 +35,7 @@ import platformdirs
 from llm_magic.backends.base import Report
 from llm_magic.backends.local import openmp
 from llm_magic.backends.local.cpus import cpus
-from llm_magic.backends.local.files import manifest
+from llm_magic.backends.local.files import safetensors
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.errors import LoadFailed, MissingDependency, SettingsError
 from llm_magic.types import Progress
@@ -53,6 +50,7 @@ _FORMAT = 1
 _NEEDED = ("accelerate", "filelock", "gguf", "safetensors", "torch", "transformers")
 _POLL_S = 0.05
 _SMALL_FILES = 32 << 20  # bytes of the tokenizer and other small files
+_MANIFEST = "llm_magic.json"
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -84,14 +82,14 @@ def cache_folder() -> Path:
     return root.absolute() / "converted"
 
 
-def converted_folder(file: Path, dtype: str = "bfloat16") -> Path:
+def converted_folder(file: Path) -> Path:
     """Return the folder for the converted `file`; another one once the file changes."""
     try:
         real = file.resolve(strict=True)
         state = real.stat()
     except OSError as error:
         raise LoadFailed(f"{file} cannot be read: {error.strerror}.") from None
-    identity = f"{real}|{state.st_size}|{state.st_mtime_ns}|{dtype}|{_FORMAT}"
+    identity = f"{real}|{state.st_size}|{state.st_mtime_ns}|bfloat16|{_FORMAT}"
     return cache_folder() / f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
@@ -102,13 +100,13 @@ def convert(file: Path, *, report: Report, cancelled: Callable[[], bool]) -> Pat
     """
     file = file.absolute()
     folder = converted_folder(file)
-    if manifest.is_complete(folder):
+    if _is_complete(folder):
         return folder
     size = converted_size(file)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder, report, cancelled):
-            if not manifest.is_complete(folder):
+            if not _is_complete(folder):
                 _clear_leftovers(folder)
                 _check_disk_space(file, folder.parent, size)
                 _build(file, folder, report, cancelled)
@@ -122,7 +120,7 @@ def convert(file: Path, *, report: Report, cancelled: Callable[[], bool]) -> Pat
 
 def is_converted(file: Path) -> bool:
     """Return whether `file` has already been converted."""
-    return manifest.is_complete(converted_folder(file))
+    return _is_complete(converted_folder(file))
 
 
 def converted_size(file: Path) -> int:
@@ -142,18 +140,15 @@ def _lock(folder: Path, report: Report, cancelled: Callable[[], bool]) -> Iterat
     import filelock
 
     lock = filelock.FileLock(f"{folder}.lock")
-    is_reported = False
-    while True:
-        try:
-            lock.acquire(timeout=0)
-            break
-        except filelock.Timeout:
-            if cancelled():
-                raise Cancelled from None
-            if not is_reported:
-                report(Progress(f"waiting for another kernel that converts {folder.name}"))
-                is_reported = True
-            time.sleep(_POLL_S)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        report(Progress(f"waiting for another kernel that converts {folder.name}"))
+    while not lock.is_locked:
+        if cancelled():
+            raise Cancelled
+        with contextlib.suppress(filelock.Timeout):
+            lock.acquire(timeout=_POLL_S)
     try:
         yield
     finally:
@@ -184,33 +179,47 @@ def _build(file: Path, folder: Path, report: Report, cancelled: Callable[[], boo
     partial.mkdir()
     try:
         _run_child(file, partial, report, cancelled)
-        origin = {
+        manifest = {
             "source": str(file),
-            "size": file.stat().st_size,
-            "dtype": "bfloat16",
-            "format": _FORMAT,
-            "versions": {name: _version(name) for name in _NEEDED},
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "files": _entries(partial),
         }
-        manifest.write(partial, origin)
+        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)  # exists if it is damaged
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _version(package: str) -> str | None:
+def _is_complete(folder: Path) -> bool:
+    """Return whether a folder has a manifest, and its files are those in it."""
     try:
-        return version(package)
-    except PackageNotFoundError:  # a package without metadata
-        return None
+        listed = json.loads((folder / _MANIFEST).read_text("utf-8"))["files"]
+        found = _entries(folder)
+        is_same = all(found.get(name) == entry for name, entry in listed.items())
+        return is_same and all(map(safetensors.is_complete, folder.glob("*.safetensors")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False
+
+
+def _entries(folder: Path) -> dict[str, list[Any]]:
+    """Return the size of each file in a folder, and the digest of small files."""
+    entries: dict[str, list[Any]] = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.name != _MANIFEST:
+            size, digest = file.stat().st_size, None
+            # Larger files are weights. Their headers are compared: a digest would take seconds.
+            if size <= _SMALL_FILES:
+                digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            entries[file.relative_to(folder).as_posix()] = [size, digest]
+    return entries
 
 
 def _run_child(file: Path, partial: Path, report: Report, cancelled: Callable[[], bool]) -> None:
     """Convert `file` into the folder `partial` in a child process."""
-    reason = code = None
-    with tempfile.TemporaryFile() as errors, _child(file, partial, errors) as (child, lines):
-        for line in _until_closed(lines, cancelled):
+    reason = None
+    with tempfile.TemporaryFile() as errors, _child(file, partial, errors, cancelled) as child:
+        for line in child.stdout or ():
             message = json.loads(line)
             if message.get("done"):
                 return
@@ -220,20 +229,21 @@ def _run_child(file: Path, partial: Path, report: Report, cancelled: Callable[[]
         code = child.wait()
         errors.seek(0)
         printed = errors.read().decode(errors="replace").strip()
+    if cancelled():
+        raise Cancelled
     if reason is None and code < 0:
         reason = f"the process was killed by signal {-code}, perhaps because memory ran out"
-    reason = reason or printed.rpartition("\n")[2] or f"the process ended with {code}"
+    reason = reason or printed.rpartition("\n")[2] or f"the process exited with code {code}"
     raise LoadFailed(f"{file.name} could not be converted: {reason}.", details=printed)
 
 
 @contextlib.contextmanager
 def _child(
-    file: Path, partial: Path, errors: IO[bytes]
-) -> Iterator[tuple[subprocess.Popen[str], queue.SimpleQueue[str | None]]]:
-    """Start the converter, and kill it at the end of the context."""
+    file: Path, partial: Path, errors: IO[bytes], cancelled: Callable[[], bool]
+) -> Iterator[subprocess.Popen[str]]:
+    """Start the converter, and kill it at the end of the context or soon after `cancelled`."""
     # No downloads whatever the file contains, and no CUDA context, which would take GPU memory.
     variables = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     with subprocess.Popen(
         [sys.executable, "-P", str(CONVERTER), str(file), str(partial)],
         stdin=subprocess.DEVNULL,
@@ -244,42 +254,31 @@ def _child(
         start_new_session=True,  # Jupyter interrupts the whole process group
         creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # the same on Windows
     ) as child:
-        reader = threading.Thread(target=_forward_lines, args=(child.stdout, lines), daemon=True)
-        reader.start()
+        finished = threading.Event()
+        supervisor = threading.Thread(
+            target=_supervise, args=(child, cancelled, finished), daemon=True
+        )
+        supervisor.start()
         try:
-            yield child, lines
+            yield child
         finally:
-            _kill(child)
-            reader.join()
+            finished.set()
+            supervisor.join()
 
 
-def _forward_lines(stdout: IO[str], lines: queue.SimpleQueue[str | None]) -> None:
-    for line in stdout:
-        lines.put(line)
-    lines.put(None)
-
-
-def _until_closed(
-    lines: queue.SimpleQueue[str | None], cancelled: Callable[[], bool]
-) -> Iterator[str]:
-    """Yield the lines of the child until it closes its output."""
-    while True:
-        if cancelled():
-            raise Cancelled
-        with contextlib.suppress(queue.Empty):
-            line = lines.get(timeout=_POLL_S)
-            if line is None:
-                return
-            yield line
-
-
-def _kill(child: subprocess.Popen[str]) -> None:
-    if child.poll() is None:
+def _supervise(
+    child: subprocess.Popen[str], cancelled: Callable[[], bool], finished: threading.Event
+) -> None:
+    """Kill the child once `finished` is set or `cancelled` returns True; returns when it is gone."""
+    while child.poll() is None:
+        if not (finished.wait(_POLL_S) or cancelled()):
+            continue
         if sys.platform == "win32":
             child.kill()
         else:
-            os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 def _check_disk_space(file: Path, folder: Path, size: int) -> None:
@@ -350,7 +349,13 @@ class _HeaderReader:
         version, tensors, entries = self._unpack("IQQ")
         if version not in _VERSIONS:
             raise ValueError(f"version {version}")
-        metadata = {self._string(): self._value(*self._unpack("I")) for _ in range(entries)}
+        metadata = {"general.alignment": 32, "split.count": 1}
+        for _ in range(entries):
+            key, (kind,) = self._string(), self._unpack("I")
+            if key in metadata:
+                (metadata[key],) = self._unpack(_SCALARS[kind])
+            else:
+                self._skip(kind, 1)
         parameters = end = 0
         for _ in range(tensors):
             self._string()
@@ -359,9 +364,9 @@ class _HeaderReader:
             block, block_bytes = GGML_QUANT_SIZES[kind]
             parameters += count
             end = max(end, offset + count // block * block_bytes)
-        alignment = metadata.get("general.alignment") or 32
+        alignment = metadata["general.alignment"] or 32
         size = math.ceil(self._position / alignment) * alignment + end
-        return Header(parameters, size, metadata.get("split.count") or 1)
+        return Header(parameters, size, metadata["split.count"])
 
     def _unpack(self, layout: str) -> tuple[Any, ...]:
         parts = struct.Struct(f"<{layout}")
@@ -374,30 +379,16 @@ class _HeaderReader:
         self._position += length
         return self._view[self._position - length : self._position].decode()
 
-    def _value(self, kind: int) -> int | None:
-        """Skip one value; returns it if it is a number."""
-        if kind in _SCALARS:
-            return self._unpack(_SCALARS[kind])[0]  # type: ignore[no-any-return]
-        if kind == _STRING:
-            self._skip_strings(1)
-        elif kind == _ARRAY:
-            self._skip_array(*self._unpack("IQ"))
-        else:
-            raise ValueError(f"kind {kind}")
-        return None
-
-    def _skip_array(self, kind: int, count: int) -> None:
-        if kind in _SCALARS:
-            self._position += count * struct.calcsize(f"<{_SCALARS[kind]}")
-        elif kind == _STRING:
-            self._skip_strings(count)
-        else:
+    def _skip(self, kind: int, count: int) -> None:
+        """Skip values of one kind."""
+        if kind == _ARRAY:
             for _ in range(count):
-                self._value(kind)
-
-    def _skip_strings(self, count: int) -> None:
-        # A vocabulary has 100,000 strings: a call for each would be slow.
-        view, position, length = self._view, self._position, struct.Struct("<Q").unpack_from
-        for _ in range(count):
-            position += 8 + length(view, position)[0]
-        self._position = position
+                self._skip(*self._unpack("IQ"))
+        elif kind == _STRING:
+            # A vocabulary has 100,000 strings: a call for each would be slow.
+            view, position, length = self._view, self._position, struct.Struct("<Q").unpack_from
+            for _ in range(count):
+                position += 8 + length(view, position)[0]
+            self._position = position
+        else:
+            self._position += count * struct.calcsize(f"<{_SCALARS[kind]}")

@@ -73,19 +73,20 @@ def look_up(
     """
     from huggingface_hub import snapshot_download
 
+    # Otherwise the client displays a progress bar in the cell.
+    bar = _progress_bar(0, lambda _progress: None, lambda: False)
+    problem = ""
     try:
-        # Otherwise the client displays a progress bar in the cell.
-        bar = _progress_bar(0, lambda _progress: None, lambda: False)
         files = snapshot_download(
             model, revision=revision, dry_run=True, tqdm_class=bar, **_patterns(code)
         )
         names = {file.filename for file in files}
         if "config.json" not in names or not any(n.endswith(".safetensors") for n in names):
-            raise LoadFailed(_unusable_files(model, revision))
-    except LoadFailed:
-        raise
+            problem = _unusable_files(model, revision)
     except Exception as error:  # noqa: BLE001 - translated; the client raises many classes
         raise _translated(error, model, revision, suggestion) from None
+    if problem:
+        raise LoadFailed(problem)
     return HubModel(
         id=model,
         revision=revision,
@@ -147,26 +148,27 @@ def download(
 
 
 _CHUNK_LOCK = threading.Lock()
-_default_chunks: list[int] = []
+_downloads = _default_chunk = 0
 
 
 @contextlib.contextmanager
 def _small_chunks() -> Iterator[None]:
     """Set the chunk size of the client, which is a constant of its module, while downloads run."""
+    global _downloads, _default_chunk
     from huggingface_hub import constants
 
     with _CHUNK_LOCK:
-        _default_chunks.append(constants.DOWNLOAD_CHUNK_SIZE)
-        constants.DOWNLOAD_CHUNK_SIZE = min(_CHUNK, constants.DOWNLOAD_CHUNK_SIZE)
+        _downloads += 1
+        if _downloads == 1:
+            _default_chunk = constants.DOWNLOAD_CHUNK_SIZE
+            constants.DOWNLOAD_CHUNK_SIZE = min(_CHUNK, _default_chunk)
     try:
         yield
     finally:
         with _CHUNK_LOCK:
-            # The first entry is the original size, and the last download to end restores it.
-            original = _default_chunks[0]
-            _default_chunks.pop()
-            if not _default_chunks:
-                constants.DOWNLOAD_CHUNK_SIZE = original
+            _downloads -= 1
+            if _downloads == 0:
+                constants.DOWNLOAD_CHUNK_SIZE = _default_chunk
 
 
 def cached_models() -> list[tuple[str, Path, int]]:
@@ -207,12 +209,12 @@ def _patterns(code: bool) -> dict[str, Any]:
 def _progress_bar(
     missing: int, report: Callable[[Progress], None], cancelled: Callable[[], bool]
 ) -> type:
-    from llm_magic.backends.local.files.download_progress import SilentBar
+    from llm_magic.backends.local.files.download_progress import CountingBar
 
     # Several bars count the same bytes (downloaded, and written): the largest number is reported.
     most_reported = 0.0
 
-    class DownloadBar(SilentBar):
+    class DownloadBar(CountingBar):
         def on_update(self) -> None:
             nonlocal most_reported
             if cancelled():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,7 @@ def read_header(file: Path) -> dict[str, Any]:
     """Return dtype, shape and offsets of each tensor; nothing for a damaged header."""
     # Eight bytes, little-endian: the length of the JSON that follows.
     with file.open("rb") as stream:
-        prefix = stream.read(8)
-        if len(prefix) < 8:
-            return {}
-        (length,) = struct.unpack("<Q", prefix)
+        length = int.from_bytes(stream.read(8), "little")
         if length > file.stat().st_size:
             return {}
         try:

@@ -100,7 +100,7 @@ class StaticDecoder:
 
     def compare_speed(self, step: StaticStep) -> str | None:
         """Return by how much a compiled step is slower than a usual one; None if it is not."""
-        cache = compat.cache_argument(self._model, compat.new_cache(self._model))
+        cache = {compat.cache_name(self._model): compat.new_cache(self._model)}
         token = torch.zeros((1, 1), dtype=torch.long, device=self._model.device)
 
         def usual() -> None:
@@ -262,7 +262,7 @@ class StaticStep:
         self.cache = StaticCache(config=model.config, max_cache_len=length)
         self._forward: Forward = model
         self._device = model.device
-        self._cache_argument = compat.cache_argument(model, self.cache)
+        self._cache_argument = {compat.cache_name(model): self.cache}
         self._positions = torch.arange(length, device=self._device)
         self._token = torch.zeros((1, 1), dtype=torch.long, device=self._device)
         self._position = torch.zeros((1, 1), dtype=torch.long, device=self._device)

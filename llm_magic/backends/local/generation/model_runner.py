@@ -25,39 +25,33 @@ class ModelRunner:
     def __init__(
         self,
         model: PreTrainedModel,
+        cache_name: str,
         ids: torch.Tensor,
         arguments: dict[str, Any],
         max_new_tokens: int,
     ) -> None:
         """`arguments` are those that `generate` prepares for `forward`, the cache among them."""
         self._model: Any = model
-        self._arguments = arguments
-        found = compat.cache_in(arguments)
-        assert found is not None
-        self._cache_name, self.cache = found
+        self._cache_name, self._arguments = cache_name, arguments
+        self.cache: Any = arguments[cache_name]
         self._buffer = ids.new_empty((1, ids.shape[1] + max_new_tokens))
         self._buffer[:, : ids.shape[1]] = ids
-        self._arguments_length = ids.shape[1]
         self.length = ids.shape[1]
         self.cached_length = 0
         self.boundaries: list[int] = []
         self._next_boundaries: list[int] = []
         self._in_prefill = True
+        self._is_recording = False
 
     @property
     def ids(self) -> torch.Tensor:
         """The tokens so far, of shape (1, length)."""
         return self._buffer[:, : self.length]
 
-    @property
-    def max_new_tokens_left(self) -> int:
-        """How many tokens can still be appended."""
-        return self._buffer.shape[1] - self.length
-
     def resume(self, hit: PrefixHit) -> None:
         """Start from the cache of an earlier prompt."""
         if hit.cache is not None:
-            self.cache = self._arguments[self._cache_name] = hit.cache
+            self.cache = hit.cache
         self.cached_length, self.boundaries = hit.length, list(hit.boundaries)
         self._next_boundaries = list(hit.next_boundaries)
 
@@ -79,13 +73,26 @@ class ModelRunner:
             if end == self.length:
                 self._in_prefill = False
                 return logits
-            _synchronize(self._buffer.device)
+            if self._buffer.device.type == "cuda":
+                torch.cuda.synchronize(self._buffer.device)
             chunk_size.update(size, time.perf_counter() - began)
 
     def append(self, token: int) -> None:
         """Append a generated token; the next forward pass reads it."""
         self._buffer[0, self.length] = token
         self.length += 1
+
+    def decode(self, draft: list[int]) -> torch.Tensor:
+        """Read the last token and a draft of the tokens that may follow it.
+
+        Returns logits of shape (1 + len(draft), vocabulary). `crop` removes from the cache what was
+        drafted and not appended.
+        """
+        end = self.length + len(draft)
+        if draft:
+            self.start_recording()
+            self._buffer[0, self.length : end] = torch.tensor(draft)
+        return self._forward(end, 1 + len(draft))
 
     def replace(self, tokens: Sequence[int]) -> None:
         """Replace the sequence by `tokens`, and keep the cache of the prefix that is the same."""
@@ -94,58 +101,37 @@ class ModelRunner:
         self._buffer[0, same : len(new)] = new[same:]
         self.length = len(new)
         # The last token is always read again: its logits are needed.
-        self._crop(min(same, self.length - 1))
-
-    def decode(self, draft: list[int]) -> torch.Tensor:
-        """Read the last token and a draft of the tokens that may follow it.
-
-        Returns logits of shape (1 + len(draft), vocabulary). `remove_draft` removes from the cache
-        what was drafted and not appended.
-        """
-        end = self.length + len(draft)
-        if draft:
-            self.start_recording()
-            self._buffer[0, self.length : end] = torch.tensor(draft)
-        return self._forward(end, 1 + len(draft))
-
-    def remove_draft(self) -> None:
-        """Remove drafted tokens that were not appended from the cache."""
-        self._crop(self.length - 1)
-
-    def _crop(self, length: int) -> None:
-        excess = max(0, self.cached_length - length)
-        if excess or (compat.is_recording(self.cache) and self.cached_length):
-            cache: Any = self.cache
-            cache.crop(-excess)
-            self.cached_length -= excess
+        self.crop(min(same, self.length - 1))
 
     def replace_cache(self, cache: DynamicCache) -> None:
         """Take the cache of decoding steps that ran elsewhere, one token each."""
         length = cache.get_seq_length()
         self.boundaries += range(self.cached_length, length)
-        self.cache = self._arguments[self._cache_name] = cache
-        self.cached_length = length
-
-    def can_draft(self) -> bool:
-        """Return whether drafted tokens can be removed from the cache again."""
-        return isinstance(self.cache, DynamicCache) and compat.can_roll_back(self.cache)
-
-    def trim_cache(self) -> None:
-        """Drop from the cache what only the removal of drafts needs."""
-        self.remove_draft()
-        compat.stop_recording(self.cache)
+        self.cache, self.cached_length = cache, length
 
     def start_recording(self) -> None:
-        """Let windows and convolutions keep what they would drop, so that drafts can be removed."""
-        if not compat.is_recording(self.cache):
+        """Let windows and convolutions keep what they would drop, so that `crop` can remove tokens."""
+        if not self._is_recording:
             compat.start_recording(self.cache)
+            self._is_recording = True
+
+    def crop(self, length: int) -> None:
+        """Remove the tokens after the first `length` from the cache."""
+        excess = max(0, self.cached_length - length)
+        if excess or (compat.is_recording(self.cache) and self.cached_length):
+            self.cache.crop(-excess)
+            self.cached_length -= excess
+
+    def trim_cache(self) -> None:
+        """Remove drafted tokens that were not appended, and what only the removal of drafts needs."""
+        if self._is_recording:
+            self.crop(self.length - 1)
+            compat.stop_recording(self.cache)
 
     def _forward(self, end: int, logits_to_keep: int) -> torch.Tensor:
         """Read the tokens up to `end` that are not cached; returns the last logits."""
-        if end > self._arguments_length:
-            self._arguments = compat.extended(self._arguments, end - self._arguments_length)
-            self._arguments_length = end
-        arguments = compat.shortened(self._arguments, end)
+        arguments = compat.resized(self._arguments, end)
+        arguments[self._cache_name] = self.cache
         if "logits_to_keep" in arguments:
             arguments["logits_to_keep"] = logits_to_keep
         inputs = compat.prepare_inputs(
@@ -158,8 +144,8 @@ class ModelRunner:
         outputs = self._model(**inputs, return_dict=True)
         cache = getattr(outputs, self._cache_name, None)
         if isinstance(cache, Cache) and cache is not self.cache:
-            # The model read the whole sequence anew, see `compat.longrope_threshold`.
-            self.cache = self._arguments[self._cache_name] = cache
+            # The model read the whole text anew, see `longest_reuse` of `compat.ModelTraits`.
+            self.cache, self._is_recording = cache, False
             self.cached_length, self.boundaries = 0, []
         self.boundaries.append(self.cached_length)
         self.cached_length = end
@@ -196,8 +182,3 @@ class PrefillChunkSize:
             self.tokens = max(self.tokens // 2, self._MIN)
         elif seconds < self._FAST_S:
             self.tokens = min(self.tokens * 2, self._MAX)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -12,7 +12,11 @@ import torch
 from transformers import GenerationConfig as TransformersConfig
 from transformers import PreTrainedModel
 from transformers.generation.logits_process import LogitsProcessorList
-from transformers.generation.stopping_criteria import StoppingCriteriaList
+from transformers.generation.stopping_criteria import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+)
 
 from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import OptionError, PromptTooLong, did_you_mean
@@ -41,6 +45,10 @@ _BOOLEANS = frozenset({
 })  # fmt: skip
 _STRINGS = frozenset({"early_stopping", "num_assistant_tokens_schedule", "speculation_type"})
 _MAX_VALUE_LENGTH = 40
+# Below this the likeliest token is certain, and logits divided by it overflow float32.
+_MIN_TEMPERATURE = 1e-5
+# The decoding loop ends an answer at its last token and its length without these, which need tensors.
+_USUAL_CRITERIA = (EosTokenCriteria, MaxLengthCriteria)
 
 
 def check_extra(config: GenerationConfig) -> None:
@@ -83,7 +91,8 @@ def generate_options(
     # Fine-tuned models often disable the cache, as in training. `stop_strings` has the model's own.
     options |= {"use_cache": True, "stop_strings": None}
     own = bool(model.generation_config.do_sample) if config.temperature is None else True
-    if not _is_greedy(config.temperature) and config.extra.get("do_sample", own):
+    greedy = config.temperature is not None and config.temperature < _MIN_TEMPERATURE
+    if not greedy and config.extra.get("do_sample", own):
         given = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
         options |= {name: value for name, value in given.items() if value is not None}
         options["do_sample"] = True
@@ -99,55 +108,29 @@ def generate_options(
     return {**options, **config.extra}
 
 
-# Below this the likeliest token is certain, and logits divided by it overflow float32.
-_MIN_TEMPERATURE = 1e-5
-
-
-def _is_greedy(temperature: float | None) -> bool:
-    return temperature is not None and temperature < _MIN_TEMPERATURE
-
-
 @contextlib.contextmanager
-def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the generators for one answer; restores the random state of the process afterwards."""
-    if seed is None:
-        yield
-        return
-    with _restored_random_state(device):
-        # Not `torch.manual_seed`, which seeds every device there is.
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        elif device.type == "mps":
-            torch.mps.manual_seed(seed)
-        yield
-
-
-@contextlib.contextmanager
-def _restored_random_state(device: torch.device) -> Iterator[None]:
-    """Restore the random state of the CPU and of `device` afterwards."""
-    before = torch.mps.get_rng_state() if device.type == "mps" else None
+    is_cuda, is_mps = device.type == "cuda", device.type == "mps"
+    before = torch.mps.get_rng_state() if is_mps else None
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[device] if is_cuda else []):
+            # Not `torch.manual_seed`, which seeds every device there is.
+            torch.default_generator.manual_seed(seed)
+            if is_cuda:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            elif is_mps:
+                torch.mps.manual_seed(seed)
             yield
     finally:
         if before is not None:
             torch.mps.set_rng_state(before)
 
 
-def stop_strings(model: PreTrainedModel, config: GenerationConfig) -> tuple[str, ...]:
-    """Return the stop strings of a request and those of the model."""
-    return (*config.stop, *(model.generation_config.stop_strings or ()))
-
-
 def eos_token_ids(model: PreTrainedModel, options: dict[str, Any]) -> frozenset[int]:
     """Return the tokens that end an answer with these options of `generate`."""
-    return token_ids(options.get("eos_token_id", model.generation_config.eos_token_id))
-
-
-def token_ids(value: Any) -> frozenset[int]:
-    """Return the token ids in a setting that is one id, a list of them, or None."""
+    value = options.get("eos_token_id", model.generation_config.eos_token_id)
     if value is None:
         return frozenset()
     return frozenset(value if isinstance(value, list | tuple) else (value,))
@@ -168,13 +151,17 @@ def max_new_tokens_left(loaded: LocalModel, prompt_tokens: int) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class GenerateInputs:
-    """What `generate` prepares before it decodes; `model_inputs` are arguments of `forward`."""
+    """What `generate` prepares before it decodes; `arguments` are those of `forward`.
 
-    ids: torch.Tensor
+    An answer ends with one of `eos_token_ids`, after `max_new_tokens`, or by one of `criteria`.
+    """
+
+    arguments: dict[str, Any]
     processors: LogitsProcessorList
+    do_sample: bool
+    eos_token_ids: frozenset[int]
+    max_new_tokens: int
     criteria: StoppingCriteriaList
-    config: TransformersConfig
-    model_inputs: dict[str, Any]
 
 
 def prepare(model: PreTrainedModel, ids: torch.Tensor, options: dict[str, Any]) -> GenerateInputs:
@@ -188,10 +175,18 @@ def prepare(model: PreTrainedModel, ids: torch.Tensor, options: dict[str, Any]) 
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: TransformersConfig,
-        **model_inputs: Any,
+        **arguments: Any,
     ) -> torch.Tensor:
-        inputs = (input_ids, logits_processor, stopping_criteria, generation_config, model_inputs)
-        prepared.append(GenerateInputs(*inputs))
+        others = [each for each in stopping_criteria if not isinstance(each, _USUAL_CRITERIA)]
+        inputs = GenerateInputs(
+            arguments,
+            logits_processor,
+            bool(generation_config.do_sample),
+            eos_token_ids(model, options),
+            options["max_new_tokens"],
+            StoppingCriteriaList(others),
+        )
+        prepared.append(inputs)
         return input_ids
 
     # `generate` comes from a mixin that the annotations of models do not show.

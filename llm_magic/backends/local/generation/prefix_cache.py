@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import itemgetter
 
 import torch
 from transformers import DynamicCache
@@ -28,11 +28,16 @@ _MAX_PREFIXES = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedPrefix:
-    """A cache, the token ids in it, and the positions at which forward passes began."""
+    """A cache, the token ids in it, and the positions at which forward passes began.
+
+    `can_be_cropped`: a prompt can start from the beginning of it. Otherwise only from all of it.
+    """
 
     ids: torch.Tensor
     cache: DynamicCache
     boundaries: tuple[int, ...]
+    can_be_cropped: bool
+    nbytes: int
 
     def match(self, ids: torch.Tensor) -> tuple[int, int]:
         """Return how many tokens of a prompt need not be read, and how many are the same."""
@@ -40,8 +45,8 @@ class CachedPrefix:
         # The last token is always read: its logits are needed.
         usable = min(shared, len(ids) - 1)
         if usable < len(self.ids):
-            croppable = can_be_cropped(self.cache)
-            usable = self.boundaries[bisect_right(self.boundaries, usable) - 1] if croppable else 0
+            cropped = self.boundaries[bisect_right(self.boundaries, usable) - 1]
+            usable = cropped if self.can_be_cropped else 0
         return usable, shared
 
 
@@ -68,7 +73,7 @@ class PrefixCache:
     @property
     def nbytes(self) -> int:
         """The bytes of all prefixes."""
-        return self.bytes_by_device().total()
+        return sum(prefix.nbytes for prefix in self.prefixes)
 
     def bytes_by_device(self) -> Counter[str]:
         """Return the bytes of all prefixes on each device."""
@@ -80,14 +85,14 @@ class PrefixCache:
         if not self.prefixes:
             return None
         matches = [(*prefix.match(ids), prefix) for prefix in self.prefixes]
-        length, shared, best = max(matches, key=lambda match: match[:2])
+        length, shared, best = max(matches, key=itemgetter(0, 1))
         boundaries = (*best.boundaries, len(best.ids))
         following = tuple(position for position in boundaries if length < position <= shared)
         if length == 0:
             return PrefixHit(None, 0, (), following)
         self.prefixes.remove(best)
         whole = length == len(best.ids)
-        if whole and can_be_cropped(best.cache):
+        if whole and best.can_be_cropped:
             # The longer prefix that is stored next also serves prompts that match this one.
             return PrefixHit(best.cache, length, best.boundaries)
         self.prefixes.append(best)
@@ -99,15 +104,20 @@ class PrefixCache:
 
     def store(self, ids: torch.Tensor, cache: DynamicCache, boundaries: Sequence[int]) -> None:
         """Store the cache of `ids` (on the CPU); drops the oldest prefixes beyond the budget."""
-        if can_be_cropped(cache):
+        can_be_cropped = compat.can_be_cropped(cache)
+        if can_be_cropped:
             self.prefixes = [
                 prefix
                 for prefix in self.prefixes
                 if common_length(prefix.ids, ids) < len(prefix.ids)
             ]
-        self.prefixes.append(CachedPrefix(ids.clone(), cache, tuple(boundaries)))
-        while self.prefixes and (len(self.prefixes) > _MAX_PREFIXES or self.nbytes > self.budget):
-            del self.prefixes[0]
+        size = sum(tensor.nbytes for tensor in compat.tensors(cache))
+        self.prefixes.append(
+            CachedPrefix(ids.clone(), cache, tuple(boundaries), can_be_cropped, size)
+        )
+        total = sum(prefix.nbytes for prefix in self.prefixes)
+        while self.prefixes and (len(self.prefixes) > _MAX_PREFIXES or total > self.budget):
+            total -= self.prefixes.pop(0).nbytes
 
     def clear(self) -> None:
         """Free all prefixes."""
@@ -119,18 +129,3 @@ def common_length(one: torch.Tensor, other: torch.Tensor) -> int:
     length = min(len(one), len(other))
     different = (one[:length] != other[:length]).nonzero()
     return int(different[0]) if len(different) else length
-
-
-def can_be_cropped(cache: DynamicCache) -> bool:
-    """Return whether tokens can be removed from the end of a cache.
-
-    A state space has only its last state, and a full window has dropped what was before it.
-    """
-    layer: Any
-    for layer in cache.layers:
-        if compat.has_state(layer):
-            return False
-        window = compat.window(layer)
-        if window is not None and layer.get_seq_length() >= window:
-            return False
-    return compat.is_croppable(cache)

@@ -9,57 +9,78 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
 
 from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.generation.model_runner import ModelRunner, PrefillChunkSize
+from llm_magic.backends.local.local_model import LocalModel
 
 _LENGTHS = (1, 2, 4, 8)
 # The length of the n-grams that are looked up; pairs occur twice by chance.
 _NGRAM = 3
+# How much of the counts of accepted and rejected tokens each draft leaves.
+_DECAY = 0.9
+# Drafts that are skipped before one is tried again; doubled each time.
+_PAUSE, _MAX_PAUSE = 16, 256
 
 
+# What one more token in a forward pass costs, as a share of a pass with one. A GPU reads the weights
+# meanwhile, and has time to spare for the arithmetic.
+_DRAFT_COST = {"cpu": 0.25, "mps": 0.1, "cuda": 0.03}
+
+
+def drafter(loaded: LocalModel, cancel: threading.Event) -> PromptLookup | AssistantModel:
+    """Return what proposes drafts for one answer of a model."""
+    cost = _DRAFT_COST.get(loaded.model.device.type, 0.25)
+    if loaded.assistant is None:
+        return PromptLookup(DraftLengthController(cost))
+    cost += loaded.assistant.num_parameters() / loaded.model.num_parameters()
+    return AssistantModel(
+        loaded.assistant, DraftLengthController(cost), loaded.prefill_chunk_size, cancel
+    )
+
+
+@dataclass(slots=True)
 class DraftLengthController:
     """Chooses the length of the next draft from the cost of a drafted token and past acceptance.
 
     `cost` is the time that one more token adds to a forward pass, as a share of a pass with one.
     """
 
-    _DECAY = 0.9
-    # Drafts that are skipped before one is tried again; doubled each time.
-    _PAUSE, _MAX_PAUSE = 16, 256
-
-    def __init__(self, cost: float) -> None:
-        self._cost = cost
-        self._accepted, self._rejected = 2.0, 1.0
-        self._pause, self._skipped = self._PAUSE, 0
+    cost: float
+    _accepted: float = field(init=False, default=2.0)
+    _rejected: float = field(init=False, default=1.0)
+    _pause: int = field(init=False, default=_PAUSE)
+    _skipped: int = field(init=False, default=0)
 
     def next_length(self) -> int:
         """Return how many tokens to draft now; 0 where a draft would cost more than it saves."""
         best = max(_LENGTHS, key=self._speedup)
         if self._speedup(best) > 1.0:
-            self._pause = self._PAUSE
+            self._pause = _PAUSE
             return best
         self._skipped += 1
         if self._skipped < self._pause:
             return 0
-        self._skipped, self._pause = 0, min(2 * self._pause, self._MAX_PAUSE)
+        self._skipped, self._pause = 0, min(2 * self._pause, _MAX_PAUSE)
         return _LENGTHS[1]
 
     def update(self, proposed: int, accepted: int) -> None:
         """Count the accepted tokens of a draft, and the rejected one that ended them."""
-        self._accepted = self._DECAY * self._accepted + accepted
-        self._rejected = self._DECAY * self._rejected + (accepted < proposed)
+        self._accepted = _DECAY * self._accepted + accepted
+        self._rejected = _DECAY * self._rejected + (accepted < proposed)
 
     def _speedup(self, length: int) -> float:
         """Return the expected speed with drafts of `length`, relative to decoding without."""
         rate = self._accepted / (self._accepted + self._rejected)
         tokens = length + 1 if rate == 1 else (1 - rate ** (length + 1)) / (1 - rate)
-        return tokens / (1 + self._cost * length)
+        return tokens / (1 + self.cost * length)
 
 
+@dataclass(slots=True)
 class PromptLookup:
     """Drafts what followed the last tokens where they occurred before.
 
@@ -67,25 +88,21 @@ class PromptLookup:
     is summarized, or a list has a pattern.
     """
 
-    def __init__(self, draft_length: DraftLengthController) -> None:
-        self.draft_length = draft_length
-        self._following: dict[tuple[int, ...], int] = {}
-        self._indexed = 0
+    draft_length: DraftLengthController
+    # The position after the last occurrence of each n-gram of the first `_indexed` tokens.
+    _following: dict[tuple[int, ...], int] = field(init=False, default_factory=dict)
+    _indexed: int = field(init=False, default=_NGRAM)
 
     def propose(self, tokens: Sequence[int], limit: int) -> list[int]:
         """Return at most `limit` tokens that may follow `tokens`."""
-        start = self._find(tokens)
+        end = len(tokens)
+        for stop in range(self._indexed, end):
+            self._following[tuple(tokens[stop - _NGRAM : stop])] = stop
+        self._indexed = max(end, _NGRAM)
+        start = self._following.get(tuple(tokens[-_NGRAM:]))
         if start is None:
             return []
         return list(tokens[start : start + min(self.draft_length.next_length(), limit)])
-
-    def _find(self, tokens: Sequence[int]) -> int | None:
-        """Return the position after the last earlier occurrence of the last tokens."""
-        end = len(tokens)
-        for stop in range(max(self._indexed, _NGRAM), end):
-            self._following[tuple(tokens[stop - _NGRAM : stop])] = stop
-        self._indexed = end
-        return self._following.get(tuple(tokens[end - _NGRAM :])) if end >= _NGRAM else None
 
 
 class AssistantModel:
@@ -121,11 +138,8 @@ class AssistantModel:
 
     def _new_runner(self, tokens: Sequence[int], max_new_tokens: int) -> ModelRunner:
         ids = torch.tensor([tokens], device=self._model.device)
-        arguments = {
-            **compat.cache_argument(self._model, compat.new_cache(self._model)),
-            "use_cache": True,
-            "logits_to_keep": 1,
-        }
-        runner = ModelRunner(self._model, ids, arguments, max_new_tokens + 1)
+        name, cache = compat.cache_name(self._model), compat.new_cache(self._model)
+        arguments = {name: cache, "use_cache": True, "logits_to_keep": 1}
+        runner = ModelRunner(self._model, name, ids, arguments, max_new_tokens + 1)
         runner.start_recording()
         return runner

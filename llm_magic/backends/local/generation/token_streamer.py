@@ -1,63 +1,70 @@
-"""Token ids to chunks: their text up to a stop string, then the finish reason and the counts."""
+"""Token ids to the chunks of an answer: their text up to a stop string, then the counts."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from tokenizers.decoders import DecodeStream
 from transformers.generation.streamers import BaseStreamer
 
-from llm_magic.backends.local.generation.detokenizer import Detokenizer
 from llm_magic.backends.local.worker import Cancelled
+from llm_magic.backends.reasoning import CLOSE_TAG, OPEN_TAG
 from llm_magic.backends.stop_strings import StopText
+from llm_magic.config.settings import GenerationConfig
 from llm_magic.types import Chunk, FinishReason, Usage
 
 if TYPE_CHECKING:
     import torch
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+    from llm_magic.backends.local.local_model import LocalModel
+
+_OPENS = (OPEN_TAG, "[THINK]", "<|START_THINKING|>")
+_CLOSES = (CLOSE_TAG, "[/THINK]", "<|END_THINKING|>")
+# <|start|>assistant<|channel|>analysis<|message|>…<|end|>
+_START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
+# The tokens at the end of a prompt that may contain an opening tag.
+_TAIL = 8
+
 
 class TokenStreamer:
     """Emits one chunk for each token of an answer, and one at its end."""
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        stop_strings: Sequence[str],
-        emit: Callable[[Chunk], None],
+        self, loaded: LocalModel, config: GenerationConfig, emit: Callable[[Chunk], None]
     ) -> None:
-        self._detokenizer = Detokenizer(tokenizer)
-        self._stop = StopText(stop_strings)
+        stops = (*config.stop, *(loaded.model.generation_config.stop_strings or ()))
+        self._stop = StopText(stops) if stops else None
+        self._detokenizer = Detokenizer(loaded.tokenizer, loaded.reasoning_tokens)
         self._emit = emit
         self.token_count = 0
         self.last_token = -1
-
-    @property
-    def stop_reached(self) -> bool:
-        """Whether the text has reached a stop string."""
-        return self._stop.reached
+        # Whether the text has reached a stop string.
+        self.stop_reached = False
 
     def append(self, token: int) -> float:
         """Emit the text that `token` completes; returns the time of the chunk."""
         self.last_token = token
         self.token_count += 1
-        text = self._stop.feed(self._detokenizer.step(token))
+        text = self._detokenizer.step(token)
+        if self._stop is not None:
+            text = self._stop.feed(text)
+            self.stop_reached = self._stop.reached
         now = time.perf_counter()
         self._emit(Chunk(text=text, tokens=1, time=now))
         return now
 
     def finish(self, reason: FinishReason, prompt_tokens: int, cached_tokens: int = 0) -> None:
         """Emit the text that was held back, the finish reason and the token counts."""
-        self._emit(
-            Chunk(
-                text=self._stop.feed(self._detokenizer.flush()) + self._stop.flush(),
-                finish_reason=reason,
-                usage=Usage(prompt_tokens, self.token_count, cached_tokens),
-                time=time.perf_counter(),
-            )
-        )
+        text = self._detokenizer.flush()
+        if self._stop is not None:
+            text = self._stop.feed(text) + self._stop.flush()
+        usage = Usage(prompt_tokens, self.token_count, cached_tokens)
+        self._emit(Chunk(text, finish_reason=reason, usage=usage, time=time.perf_counter()))
 
 
 class StopStringReached(Exception):
@@ -83,3 +90,128 @@ class GenerateStreamer(BaseStreamer):
 
     def end(self) -> None:
         """Called at the end; `TokenStreamer.finish` also runs where `generate` was left early."""
+
+
+class Detokenizer:
+    """Decodes the tokens of one answer; holds bytes back until they are whole characters.
+
+    Special tokens have no text, but those around reasoning have a tag.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, reasoning: ReasoningTokens | None = None
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._stream = DecodeStream(ids=[], skip_special_tokens=True)
+        self._tags = _ReasoningTags(reasoning) if reasoning is not None else None
+        # Tokens whose text was not returned; for tokenizers in Python these follow the first
+        # `_returned`, whose text was.
+        self._ids: list[int] = []
+        self._returned = 0
+
+    def step(self, token: int) -> str:
+        """Return the text that `token` completes, at a constant cost; "" for a part of a character."""
+        if self._backend is None:
+            text = self._step_in_python(token)
+        else:
+            self._ids.append(token)
+            try:
+                text = self._stream.step(self._backend, token) or ""
+            except Exception:  # noqa: BLE001 - it raises no narrower type
+                text = self._restart()
+            if text:
+                self._ids.clear()
+        return text if self._tags is None else self._tags.step(token, text)
+
+    def _restart(self) -> str:
+        """Return the text of tokens that are invalid together, and go on after them.
+
+        Bytes that never become a character can invalidate the text before them:
+        https://github.com/vllm-project/vllm/issues/17448
+        """
+        # With the tokens before: some decoders strip a space at the start of a text.
+        self._stream = DecodeStream(ids=list(self._ids), skip_special_tokens=True)
+        return self._decode(self._ids)
+
+    def flush(self) -> str:
+        """Return the rest: a part of a character becomes a replacement character."""
+        if not self._ids:
+            return ""
+        returned, whole = self._decode(self._ids[: self._returned]), self._decode(self._ids)
+        self._ids, self._returned = [], 0
+        return whole[len(returned) :]
+
+    def _step_in_python(self, token: int) -> str:
+        """Decode a short window twice, for tokenizers that are written in Python."""
+        self._ids.append(token)
+        before = self._decode(self._ids[: self._returned])
+        after = self._decode(self._ids)
+        if after.endswith("\ufffd") or after == before:
+            return ""
+        # The window starts at tokens whose text was returned: some decoders strip leading spaces.
+        self._ids = self._ids[self._returned :] if self._returned else self._ids
+        self._returned = len(self._ids)
+        return after[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
+
+
+def opening_tag(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """Return the opening tag if the token ids of a prompt end with the start of reasoning."""
+    tail = str(tokenizer.decode(ids[-_TAIL:], skip_special_tokens=False))
+    return OPEN_TAG if tail.rstrip().endswith(_OPENS) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningTokens:
+    """The special tokens of a tokenizer that enclose reasoning.
+
+    `tags` are their texts, which `backends.reasoning` splits at. A header of OpenAI's channels starts
+    with any of `headers` and ends with `message`; it has no text.
+    """
+
+    tags: dict[int, str]
+    headers: frozenset[int]
+    message: int
+
+    @classmethod
+    def find(cls, tokenizer: PreTrainedTokenizerBase) -> ReasoningTokens | None:
+        """Return those of a tokenizer; None if it has none."""
+        added: Any = getattr(tokenizer, "added_tokens_decoder", {})
+        ids = {str(token): number for number, token in added.items() if token.special}
+        tags = {ids[name]: OPEN_TAG for name in _OPENS if name in ids}
+        tags |= {ids[name]: CLOSE_TAG for name in _CLOSES if name in ids}
+        has_channels = _CHANNEL in ids and _MESSAGE in ids
+        if not (tags or has_channels):
+            return None
+        headers = {ids[name] for name in (_START, _CHANNEL) if has_channels and name in ids}
+        return cls(tags, frozenset(headers), ids.get(_MESSAGE, -1))
+
+
+class _ReasoningTags:
+    """Adds tags to the text of one answer where special tokens enclose reasoning."""
+
+    def __init__(self, tokens: ReasoningTokens) -> None:
+        self._tokens = tokens
+        # The text of the current header; None outside of one.
+        self._header: str | None = None
+        self._in_reasoning = False
+
+    def step(self, token: int, text: str) -> str:
+        """Return the text of a token with the tags that belong there."""
+        if token in self._tokens.headers:
+            self._header = ""
+            return text
+        if self._header is None:
+            return self._tokens.tags.get(token, "") + text
+        if token != self._tokens.message:
+            self._header += text
+            return ""
+        in_reasoning = self._header.strip().partition(" ")[0] in {"analysis", "commentary"}
+        self._header = None
+        before, self._in_reasoning = self._in_reasoning, in_reasoning
+        if in_reasoning:
+            return "\n\n" if before else OPEN_TAG
+        return CLOSE_TAG if before else ""

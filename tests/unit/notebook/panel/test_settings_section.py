@@ -81,7 +81,7 @@ def test_what_was_changed_is_marked_and_reset_takes_it_back(scripted: Scripted) 
     assert not panel.settings.numbers["temperature"].changed
     put(panel.settings.numbers["top_k"], 7)
     press(panel.settings.reset)
-    assert session.generation.config == session.settings.generation()
+    assert session.generation.config == session.settings.defaults(GenerationConfig)
     assert shown(panel)["top_k"] == 50.0
     assert panel.settings.reset.disabled
 

@@ -6,13 +6,13 @@ import threading
 
 import pytest
 
-from llm_magic.backends.local.files.download_progress import SilentBar
+from llm_magic.backends.local.files.download_progress import CountingBar
 
 
 def test_bar_counts_reports_and_displays_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     reported: list[float] = []
 
-    class Bar(SilentBar):
+    class Bar(CountingBar):
         def on_update(self) -> None:
             reported.append(self.n)
 

@@ -142,7 +142,6 @@ def test_damaged_conversion_is_repeated(
 def test_changed_file_has_another_folder(file: Path) -> None:
     before = gguf.converted_folder(file)
     assert gguf.converted_folder(file) == before
-    assert gguf.converted_folder(file, "float16") != before
     os.utime(file, ns=(1, 1))
     touched = gguf.converted_folder(file)
     file.write_bytes(file.read_bytes() + b"0")
@@ -231,7 +230,7 @@ def test_crash_of_the_child_shows_its_last_line(
     assert "\n" not in str(bad.value)
     assert bad.value.details.startswith("Traceback")
     stand_in("raise SystemExit(3)")
-    with pytest.raises(LoadFailed, match="the process ended with 3"):
+    with pytest.raises(LoadFailed, match="the process exited with code 3"):
         convert(file)
 
 

@@ -22,7 +22,7 @@ from tests.tiny_models import tiny_llama, truncated_weights
 
 
 class Wire:
-    """Hears of every address that this process looks up or connects to, from any library."""
+    """Records every address that this process looks up or connects to, from any library."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -41,7 +41,7 @@ def wire() -> Wire:
 
 @pytest.fixture
 def no_network(wire: Wire) -> Iterator[None]:
-    """Nothing may be sent: not the model's name, not a question for a newer version."""
+    """Fail a test during which anything is sent, such as a request for a newer version."""
     wire.calls.clear()
     wire.on = True
     yield
@@ -262,7 +262,7 @@ def test_names_include_cached_models_with_weights_only(hub_cache: Path) -> None:
     assert names() == {"org/one", "gpt2"}
 
 
-def test_names_include_a_download_that_has_just_ended(hub_cache: Path) -> None:
+def test_names_include_a_finished_download(hub_cache: Path) -> None:
     folder = cached(hub_cache, "org/one", "config.json")
     os.utime(folder, ns=(1, 1))
     assert names() == set()
@@ -281,7 +281,7 @@ def test_names_include_the_local_folder(hub_cache: Path, tmp_path: Path) -> None
     assert names(tmp_path / "nowhere") == set()
 
 
-def test_paths_begin_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_start_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models" / "mine").mkdir(parents=True)
     (tmp_path / "models" / "mine" / "config.json").touch()
     (tmp_path / "models" / "more").mkdir()

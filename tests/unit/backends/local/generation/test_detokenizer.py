@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from llm_magic.backends.local.generation.detokenizer import Detokenizer
+from llm_magic.backends.local.generation.token_streamer import Detokenizer
 from tests.tiny_models import byte_tokenizer
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from llm_magic.backends.local.generation.detokenizer import Detokenizer
+from llm_magic.backends.local.generation.token_streamer import Detokenizer, ReasoningTokens
 from llm_magic.backends.reasoning import ReasoningSplitter
 from llm_magic.session import Session
 from llm_magic.types import Chunk
@@ -34,7 +34,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def split(tokenizer: Any, text: str) -> tuple[str, str]:
     """Return reasoning and answer of a text that is read token by token."""
-    detokenizer, splitter = Detokenizer(tokenizer), ReasoningSplitter()
+    detokenizer = Detokenizer(tokenizer, ReasoningTokens.find(tokenizer))
+    splitter = ReasoningSplitter()
     chunks = [
         piece
         for token in tokenizer(text).input_ids
