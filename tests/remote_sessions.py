@@ -38,7 +38,7 @@ def session_on(
     try:
         session.load(model, **{"backend": backend, "base_url": server.url, **options})
         yield session
-        eventually(lambda: not asyncio.all_tasks(session._loop.loop), "a task is left over")
+        eventually(lambda: not asyncio.all_tasks(session.loop_thread.loop), "a task is left over")
     finally:
         session.close()
     eventually(lambda: not loop_threads(), "a thread is left over")

@@ -92,19 +92,20 @@ class Session:
 
     def _start_process(self, last: Reply | None = None) -> None:
         """Create what belongs to this process: threads, and what runs on them."""
-        self._loop = LoopThread()
+        self.loop_thread = LoopThread()
         self._jobs = Jobs()
         self._recorder = Recorder(self._chats, self._listeners.notify, last)
-        self._loads = Loads(self._loop, lambda: self._manager)
+        self._loads = Loads(self.loop_thread, lambda: self.manager)
 
     def _reset_after_fork(self) -> None:
         """Start anew in a forked child, which has none of the threads: nothing is loaded there."""
         # Referenced for ever: connections and memory belong to the parent.
-        _inherited.append((self._loop, self.__dict__.pop("_manager", None)))
+        _inherited.append((self.loop_thread, self.__dict__.pop("manager", None)))
         self._start_process(self._recorder.last)
 
     @functools.cached_property
-    def _manager(self) -> BackendManager:
+    def manager(self) -> BackendManager:
+        """The backends of this session, and what is loaded on them."""
         from llm_magic.backends import registry
         from llm_magic.backends.manager import BackendManager
 
@@ -198,7 +199,7 @@ class Session:
     def stop_loading(self) -> None:
         """Stop the load that `load_later` started, or that a cell waits for."""
         if not self._loads.stop():
-            self._loop.interrupt()
+            self.loop_thread.interrupt()
 
     def _prepared(self, model: str | None, options: LoadOptions) -> tuple[LoadConfig, str | None]:
         """Return the options and the model of a load, and see that its key is there."""
@@ -218,13 +219,13 @@ class Session:
     def unload(self, name: str | None = None) -> Unloaded:
         """Free a model, the active one if none is named, and measure what came back."""
         self._loads.wait()
-        return self._loop.run(self._manager.unload(name))
+        return self.loop_thread.run(self.manager.unload(name))
 
     @held_back()
     def unload_all(self) -> list[Unloaded]:
         """Free every model."""
         self._loads.wait()
-        return self._loop.run(self._manager.unload_all())
+        return self.loop_thread.run(self.manager.unload_all())
 
     @held_back()
     def models(
@@ -243,13 +244,13 @@ class Session:
             about["base_url"] = base_url
         if key_env is not None:
             about["key_env"] = key_env
-        return self._loop.run(self._listed(about))
+        return self.loop_thread.run(self._listed(about))
 
     def models_later(
         self, **about: Unpack[LoadOptions]
     ) -> concurrent.futures.Future[list[ModelInfo]]:
         """Ask for what a backend could load, and return at once."""
-        return self._loop.submit(self._listed(about))
+        return self.loop_thread.submit(self._listed(about))
 
     def _listed(self, about: LoadOptions) -> Coroutine[Any, Any, list[ModelInfo]]:
         from llm_magic.config.settings import ServerLoadConfig
@@ -259,7 +260,7 @@ class Session:
             known = {name: getattr(used, name) for name in ServerLoadConfig.model_fields}
             about = cast("LoadOptions", {n: v for n, v in known.items() if v is not None} | about)
         config, _ = self._prepared(None, about)
-        return self._manager.models(config)
+        return self.manager.models(config)
 
     def known_models(self, backend: str, base_url: str | None = None) -> list[ModelInfo]:
         """Return what a backend could load, without a request to a server.
@@ -270,11 +271,11 @@ class Session:
         from llm_magic.backends import registry
 
         here = registry.local_model_names(self.settings) if backend == "local" else []
-        return [*here, *self._manager.known(backend, base_url)]
+        return [*here, *self.manager.known(backend, base_url)]
 
     def used(self, backend: str) -> LoadConfig | None:
         """Return what the latest model of a backend was loaded with."""
-        return self._manager.used(backend)
+        return self.manager.used(backend)
 
     @property
     def is_loading_in_background(self) -> bool:
@@ -284,16 +285,16 @@ class Session:
     @property
     def loading(self) -> str | None:
         """The name of the model that is being loaded."""
-        return self._manager.loading
+        return self.manager.loading
 
     @property
     def progress(self) -> Progress | None:
         """How far the running load is."""
-        return self._manager.progress
+        return self.manager.progress
 
     def status(self) -> Status:
         """Return the state of everything at this moment."""
-        return self._manager.snapshot(self.generation.config, self.settings.backend)
+        return self.manager.snapshot(self.generation.config, self.settings.backend)
 
     # -- asking -------------------------------------------------------------------------------
 
@@ -327,11 +328,11 @@ class Session:
             raise response.stop() from None
 
     def _respond(self, request: Request) -> Response:
-        return Response(self._prepare(request), self._manager, self._loop, self._recorder)
+        return Response(self._prepare(request), self.manager, self.loop_thread, self._recorder)
 
     def _prepare(self, request: Request, *, peek: bool = False) -> PreparedRequest:
         """Check a request; `peek` starts no turn of its chat."""
-        loaded_model = self._manager.find(request.model)
+        loaded_model = self.manager.find(request.model)
         loaded_model.backend.release_threads()
         if request.chat is not None and request.key is None:
             request = dataclasses.replace(request, key=self.cells.key(request.chat, peek=peek))
@@ -377,7 +378,7 @@ class Session:
         """Return the exact messages and their token count; generates nothing."""
         self._loads.wait(on_wait)
         prepared = self._prepare(request, peek=True)
-        return self._loop.run(context_window.dry_run(self._manager, prepared))
+        return self.loop_thread.run(context_window.dry_run(self.manager, prepared))
 
     @property
     def last(self) -> Reply | None:
@@ -412,7 +413,7 @@ class Session:
 
         Jobs that have a cell of their own go on: `jobs.stop` stops them.
         """
-        self._loop.interrupt()
+        self.loop_thread.interrupt()
         for job in self._jobs.running:
             if job.view is None:
                 job.cancel()
@@ -453,11 +454,11 @@ class Session:
         status = self.status()
         if status.active_model is None:
             return None
-        loaded_model = self._manager.find(status.active_model)
+        loaded_model = self.manager.find(status.active_model)
         idle = status.status == "Ready" and not self.answering
         messages = self._chats.messages(name)
         if loaded_model.backend.capabilities.local_token_counts and idle and messages:
-            return self._loop.run(context_window.count_tokens(loaded_model, messages))
+            return self.loop_thread.run(context_window.count_tokens(loaded_model, messages))
         return context_window.reported_tokens(chat, loaded_model.name)
 
     def reset(self, chat: str | None = None, *, stale: bool = False) -> list[str]:
@@ -469,15 +470,15 @@ class Session:
         closing, self._closing = self._closing, []
         for closed in closing:
             closed()
-        if "_manager" in self.__dict__:
-            self._loop.cancel_all()
+        if "manager" in self.__dict__:
+            self.loop_thread.cancel_all()
             self._jobs.close()
             with contextlib.suppress(KeyboardInterrupt):
-                self._loop.run(self._manager.aclose())
-            del self.__dict__["_manager"]
+                self.loop_thread.run(self.manager.aclose())
+            del self.__dict__["manager"]
         self.__dict__.pop("generation", None)
         self._loads.discard()
-        self._loop.close()
+        self.loop_thread.close()
 
     def __repr__(self) -> str:
         status = self.status()

@@ -55,7 +55,7 @@ def together(conversations: Sequence[Sequence[Message]], tokens: int) -> tuple[i
     from llm_magic import llm
 
     async def ask() -> int:
-        name, count = llm._manager.find().name, 0
+        name, count = llm.manager.find().name, 0
         async for _index, item in backend().stream_many(name, conversations, _config(tokens)):
             assert isinstance(item, Chunk)
             count += item.tokens
@@ -69,7 +69,7 @@ def one_by_one(conversations: Sequence[Sequence[Message]], tokens: int) -> tuple
     from llm_magic import llm
 
     async def ask() -> int:
-        name, count = llm._manager.find().name, 0
+        name, count = llm.manager.find().name, 0
         for messages in conversations:
             async for chunk in backend().stream(name, messages, _config(tokens)):
                 count += chunk.tokens
@@ -107,6 +107,5 @@ def _timed(asking: Any) -> tuple[int, float]:
 
     began = time.perf_counter()
     # On the event loop of the session, as all calls.
-    loop: Any = llm._loop
-    count: int = loop.run(asking)
+    count: int = llm.loop_thread.run(asking)
     return count, time.perf_counter() - began

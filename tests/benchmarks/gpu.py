@@ -106,9 +106,9 @@ def decoding_speed(folder: Path, bandwidth: float, rounds: Rounds) -> Iterator[R
         info = session.load(str(folder))
         load_s = time.perf_counter() - began
         yield Row("load", "s", (load_s,), note=f"{(info.size or 0) / 1e9:.2f} GB, {info.device}")
-        held: Any = session._manager.find()
+        held: Any = session.manager.find()
         backend: Any = held.backend
-        subject = Subject(session, backend.local_model(held.name), backend._inference)
+        subject = Subject(session, backend.local_model(held.name), backend.inference)
         yield from _rates(subject, bandwidth, rounds)
         yield from _first_tokens(subject, rounds)
     finally:

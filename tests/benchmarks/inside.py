@@ -69,7 +69,7 @@ class FirstToken:
         self._displays = 0
 
     def _drawn(self, view: Any) -> None:
-        response = view._response
+        response = view.response
         if response.has_text and not self.produced:
             first_s = response.timing.first_token_s
             self.produced = response.prepared.request.started + first_s
@@ -133,7 +133,7 @@ def backend() -> LocalTransformersBackend:
     """Return the local backend of the session."""
     from llm_magic import llm
 
-    local: Any = llm._manager.find().backend
+    local: Any = llm.manager.find().backend
     return local  # type: ignore[no-any-return]
 
 
@@ -141,7 +141,7 @@ def loaded_model() -> LocalModel:
     """Return the loaded model of the session."""
     from llm_magic import llm
 
-    return backend().local_model(llm._manager.find().name)
+    return backend().local_model(llm.manager.find().name)
 
 
 def folder() -> Path:
@@ -255,7 +255,7 @@ def generate_on_its_thread(tokens: int) -> int:
     def work(_cancel: threading.Event) -> int:
         return generate(loaded.model, loaded.tokenizer, tokens)
 
-    future, _cancel = backend()._inference.submit(work, _translate)
+    future, _cancel = backend().inference.submit(work, _translate)
     return future.result()
 
 

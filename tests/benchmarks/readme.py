@@ -72,14 +72,14 @@ def shown_rows(table: Table) -> list[Row]:
 
 def _lines(table: Table) -> Iterator[str]:
     noisy = " (noisy)" if table.noisy else ""
-    yield f"| **{_escaped(table.title)}**{noisy} | | | |"
+    yield f"| **{escaped(table.title)}**{noisy} | | | |"
     for row in shown_rows(table):
-        yield f"| {_escaped(row.name)} | {' | '.join(_cells(row))} |"
+        yield f"| {escaped(row.name)} | {' | '.join(_cells(row))} |"
 
 
 def _cells(row: Row) -> tuple[str, str, str]:
     if row.median is None:
-        return _escaped(row.note), "", ""
+        return escaped(row.note), "", ""
     unit = "" if row.unit == "x" else f" {row.unit}"
     spread = f"{number(min(row.values))} to {number(max(row.values))}"
     target = str(row.target) if row.target else ""
@@ -90,6 +90,6 @@ def _cells(row: Row) -> tuple[str, str, str]:
     )
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Keep a name from being read as Markdown."""
     return re.sub(r"([|<>_*`])", r"\\\1", text)

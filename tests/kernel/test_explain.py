@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from llm_magic.config.redaction import MASK
-from tests.kernels import ROOT, Kernel, kernel
+from tests.kernels import Kernel
 
 _SENT = "backend.asked[-1].messages[-1].content"
 
@@ -208,11 +206,8 @@ def test_no_hook_is_installed(scripted: Kernel) -> None:
     assert scripted.value("'llm_magic' in __import__('sys').excepthook.__module__") is False
 
 
-def test_a_real_model_explains(model_cache: Path) -> None:
-    with kernel(PYTHONPATH=str(ROOT), LLM_MAGIC_CACHE_DIR=str(model_cache)) as k:
-        k.ok("%load_ext llm_magic")
-        k.ok("%llm_load")
-        k.run("count = 0\n1 / count")
-        k.ok("%llm_explain -t 0 --max-new-tokens 12 --quiet -o why")
-        assert k.value("why.usage.completion_tokens") > 0
-        assert k.value("'ZeroDivisionError' in why.messages[-1].content")
+def test_a_real_model_explains(loaded: Kernel) -> None:
+    loaded.run("count = 0\n1 / count")
+    loaded.ok("%llm_explain -t 0 --max-new-tokens 12 --quiet -o why")
+    assert loaded.value("why.usage.completion_tokens") > 0
+    assert loaded.value("'ZeroDivisionError' in why.messages[-1].content")

@@ -218,20 +218,19 @@ def test_many_at_once(remote: Kernel, server: FaultServer) -> None:
     assert ran.text.strip() == "True"
 
 
-def test_server_load_unloads_local_model_unless_keep(
-    remote: Kernel, server: FaultServer, model_cache: Path
-) -> None:
-    remote.ok(f"import os; os.environ['LLM_MAGIC_CACHE_DIR'] = {str(model_cache)!r}")
-    ran = remote.ok("%llm_load -b local --keep")
-    # The import of torch is most of it: seconds on a quiet machine.
+def test_server_load_unloads_local_model_unless_keep(loaded: Kernel, server: FaultServer) -> None:
+    loaded.ok(f"import os; os.environ['THEIR_KEY'] = {KEY!r}\n%llm_unload")
+    where = f"-b openai --base-url {server.url} --key-env THEIR_KEY"
+    loaded.ok(f"%llm_load tiny {where}")
+    ran = loaded.ok("%llm_load -b local --keep")
     ready = re.search(r"ready in (\d+\.\d) s", ran.text)
     assert ready
     assert ran.seconds - 0.5 < float(ready[1]) <= ran.seconds + 0.1, ran.seconds
-    where = f"-b openai --base-url {server.url} --key-env THEIR_KEY"
-    remote.ok(f"%llm_load big {where} --keep")
-    assert len(remote.value("[m.name for m in llm.status().models]")) == 3
-    remote.ok(f"%llm_load tiny {where}")
-    assert remote.value("[m.name for m in llm.status().models]") == ["tiny"]
+    loaded.ok(f"%llm_load big {where} --keep")
+    assert len(loaded.value("[m.name for m in llm.status().models]")) == 3
+    loaded.ok(f"%llm_load tiny {where}")
+    assert loaded.value("[m.name for m in llm.status().models]") == ["tiny"]
+    loaded.ok("del os.environ['THEIR_KEY']")
 
 
 def test_missing_key_is_prompted_for(k: Kernel, server: FaultServer) -> None:

@@ -87,8 +87,8 @@ def test_what_this_process_computes_is_not_the_work_of_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     busy, own, now = iter([100.0, 110.0]), iter([20.0, 27.0]), iter([1000.0, 1010.0])
-    monkeypatch.setattr(rounds, "_busy_seconds", lambda: next(busy))
-    monkeypatch.setattr(rounds, "_own_seconds", lambda: next(own))
+    monkeypatch.setattr(rounds, "busy_seconds", lambda: next(busy))
+    monkeypatch.setattr(rounds, "own_seconds", lambda: next(own))
     monkeypatch.setattr("time.monotonic", lambda: next(now))
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     share = rounds.Others().share()
@@ -97,9 +97,9 @@ def test_what_this_process_computes_is_not_the_work_of_others(
 
 
 def test_the_seconds_of_this_process_are_counted() -> None:
-    before = rounds._own_seconds()
+    before = rounds.own_seconds()
     sum(range(3_000_000))
-    assert rounds._own_seconds() > before
+    assert rounds.own_seconds() > before
 
 
 # -- rows and tables ---------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_only_the_section_of_the_benchmarks_is_written(tmp_path: Path) -> None:
 
 def test_the_readme_shows_all_of_them() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    titles = [readme._escaped(title) for title, _measure in suite.BENCHMARKS.values()]
+    titles = [readme.escaped(title) for title, _measure in suite.BENCHMARKS.values()]
     assert [title for title in titles if f"**{title}**" not in text] == []
 
 

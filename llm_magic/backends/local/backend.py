@@ -55,7 +55,7 @@ class LocalTransformersBackend(Backend):
     def __init__(self, settings: ReadSettings, _keys: ApiKeys) -> None:
         log_filters.install()
         self._settings = settings
-        self._inference = Worker("llm_magic-inference", after_job=self._after_job)
+        self.inference = Worker("llm_magic-inference", after_job=self._after_job)
         # A second thread for downloads and conversions, which take long and need no torch.
         self._files = Worker("llm_magic-files")
         self._models: dict[str, LocalModel] = {}
@@ -80,7 +80,7 @@ class LocalTransformersBackend(Backend):
             # Takes seconds. On one thread only: two threads that import the same packages at once
             # can see them half initialized.
             report(Progress("importing torch"))
-            await self._inference.run(_import_torch, partial(explain_load, "torch"))
+            await self.inference.run(_import_torch, partial(explain_load, "torch"))
             self._imported_torch = True
         freed = Counter[str]()
         for name, loaded in self._models.items():
@@ -95,7 +95,7 @@ class LocalTransformersBackend(Backend):
 
     async def load(self, plan: LoadPlan, name: str, report: Report) -> ModelInfo:
         """Load on the inference thread. Cancelling stops at the next tensor."""
-        loaded = await self._inference.run(
+        loaded = await self.inference.run(
             lambda cancel: self._load(plan, report, cancel), partial(explain_load, plan.name)
         )
         loaded.info = dataclasses.replace(loaded.info, name=name)
@@ -135,7 +135,7 @@ class LocalTransformersBackend(Backend):
 
         box = [self.local_model(name)]
         del self._models[name]
-        return await self._inference.run(
+        return await self.inference.run(
             lambda _cancel: loader.unload(box), partial(explain_load, name)
         )
 
@@ -154,7 +154,7 @@ class LocalTransformersBackend(Backend):
                 raise
 
         explain = partial(explain_generation, name, self.local_model(name).info.device)
-        async with contextlib.aclosing(self._inference.stream(work, explain)) as chunks:
+        async with contextlib.aclosing(self.inference.stream(work, explain)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -174,7 +174,7 @@ class LocalTransformersBackend(Backend):
             request = sequence.BatchRequest(conversations, config, cancel, emit, explain)
             batch.stream_many(self.local_model(name), request)
 
-        async with contextlib.aclosing(self._inference.stream(work, explain)) as items:
+        async with contextlib.aclosing(self.inference.stream(work, explain)) as items:
             async for item in items:
                 yield item
 
@@ -185,7 +185,7 @@ class LocalTransformersBackend(Backend):
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Count with the model's own template and tokenizer."""
         loaded = self.local_model(name)
-        tokens = await self._inference.run(
+        tokens = await self.inference.run(
             lambda _cancel: len(loaded.prompt_encoder.encode(messages)),
             partial(explain_generation, name, loaded.info.device),
         )
@@ -220,10 +220,10 @@ class LocalTransformersBackend(Backend):
             await self.unload(name)
         if self._imported_torch:
             self._imported_torch = False
-            await self._inference.run(
+            await self.inference.run(
                 lambda _cancel: openmp.restore_threads(), partial(explain_load, "torch")
             )
-        self._inference.close()
+        self.inference.close()
         self._files.close()
         compile_cache.restore()
         log_filters.remove()

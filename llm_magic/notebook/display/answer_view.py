@@ -32,7 +32,7 @@ class AnswerView:
     """Draws a response while it is generated; subclasses decide how."""
 
     def __init__(self, response: Response) -> None:
-        self._response = response
+        self.response = response
 
     def note(self, notes: tuple[str, ...]) -> None:
         """Show notes about the prompt, before the answer."""
@@ -73,12 +73,12 @@ class PlainView(AnswerView):
             sys.stdout.flush()
 
     def _new_notices(self) -> str:
-        notices = self._response.notices[self._notices :]
+        notices = self.response.notices[self._notices :]
         self._notices += len(notices)
         return "".join(f"[{notice}]\n" for notice in notices)
 
     def _new_text(self) -> str:
-        restarts, text = _text(self._response)
+        restarts, text = _text(self.response)
         label = ""
         if restarts != self._restarts:
             # What was written cannot be taken back.
@@ -95,14 +95,14 @@ class PlainView(AnswerView):
         """End the line and add the footer."""
         self.draw()
         write(self._visible.flush())
-        if self._written and not self._response.text.endswith("\n"):
+        if self._written and not self.response.text.endswith("\n"):
             write("\n")
-        reply = _reply(self._response)
+        reply = _reply(self.response)
         label = ending(reply)
         if self._footer and reply.reasoning:
             write(f"[{reasoning_line(reply.reasoning)}]\n")
         if self._footer:
-            write(f"[{footer(reply, self._response.info.local_size)}]\n")
+            write(f"[{footer(reply, self.response.info.local_size)}]\n")
         elif label:
             write(f"[{label}]\n")
         sys.stdout.flush()
@@ -116,7 +116,7 @@ class PlainJsonView(PlainView):
 
     def finish(self) -> None:
         """Write it, and what is wrong with it."""
-        text, problem = _pretty_json(self._response.text.strip())
+        text, problem = _pretty_json(self.response.text.strip())
         write(self._visible.feed(self._new_notices()))
         write(f"{text}\n" if text else "")
         write(f"[{problem}]\n" if problem else "")
@@ -143,7 +143,7 @@ class RichView(AnswerView):
 
     def draw(self) -> None:
         """Draw the first word at once and later ones when it is time; until then, show the wait."""
-        response, area = self._response, self._area
+        response, area = self.response, self._area
         if response.has_text or response.has_reasoning or self._has_words:
             is_first = response.has_text and not self._has_text
             if area.live and (is_first or area.due) and response.revision != self._revision:
@@ -171,7 +171,7 @@ class RichView(AnswerView):
         return self._area.wait if self._has_words else 0.0
 
     def _bundle(self) -> dict[str, str]:
-        response = self._response
+        response = self.response
         line = reasoning_line(response.reasoning) if response.has_reasoning else ""
         # It can be unfolded when the answer is whole: every update would fold it again.
         html, text = muted(line) if line else "", response.text.strip()
@@ -190,16 +190,16 @@ class RichView(AnswerView):
 
     def finish(self) -> None:
         """Draw the whole answer and the footer."""
-        reply, text = _reply(self._response), self._response.text.strip()
+        reply, text = _reply(self.response), self.response.text.strip()
         problem = ""
         if self._form == "json":
             text, problem = _pretty_json(text)
-        size = self._response.info.local_size
+        size = self.response.info.local_size
         below = footer(reply, size) if self._show_footer else ending(reply)
         lines = [line for line in (problem, below) if line]
         plain = "\n\n".join([text, *lines]) if lines else text
         answer = self._html(text)
-        body = reasoning_html(self._response.reasoning) + answer + "".join(map(muted, lines))
+        body = reasoning_html(self.response.reasoning) + answer + "".join(map(muted, lines))
         self._area.show({"text/plain": plain, "text/html": body})
         self._has_words = True
 

@@ -31,14 +31,14 @@ class JobsSection:
         self.labels = [widgets.HTML() for _ in range(_ROWS)]
         self.stops = [widgets.Button() for _ in range(_ROWS)]
         self.more = widgets.HTML()
-        self._rows = [
+        self.rows = [
             widgets.Box(row) for row in map(list, zip(self.labels, self.stops, strict=True))
         ]
-        for index, (row, stop) in enumerate(zip(self._rows, self.stops, strict=True)):
+        for index, (row, stop) in enumerate(zip(self.rows, self.stops, strict=True)):
             row.add_class("llm-job")
             stop.on_click(lambda _button, at=index: panel.act(partial(self._stop, at)))
         title = widgets.HTML("<h3>In the background</h3>")
-        self.box = widgets.VBox([title, *self._rows, self.more])
+        self.box = widgets.VBox([title, *self.rows, self.more])
         self.draw()
 
     def _stop(self, index: int) -> str | None:
@@ -56,7 +56,7 @@ class JobsSection:
         chosen = [*running, *reversed(ended)][:_ROWS]
         self._place(chosen)
         for job, row, label, stop in zip(
-            self._shown, self._rows, self.labels, self.stops, strict=True
+            self._shown, self.rows, self.labels, self.stops, strict=True
         ):
             row.layout.display = "none" if job is None else ""
             if job is None:

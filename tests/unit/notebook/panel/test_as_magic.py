@@ -83,7 +83,7 @@ def test_a_load_can_be_repeated(scripted: Scripted, notebook: Notebook) -> None:
     line = scripted.panel.magic.value
     assert line == '%llm_load "org/it\'s a model" -d cuda:1 -q 4bit --keep'
     notebook.run(line)
-    ours, theirs = scripted.session._manager.find(), notebook.session._manager.find()
+    ours, theirs = scripted.session.manager.find(), notebook.session.manager.find()
     assert (ours.requested, ours.config) == (theirs.requested, theirs.config)
     press(scripted.panel.loading.unload)
     assert scripted.panel.magic.value == "%llm_unload"
@@ -100,7 +100,7 @@ def test_a_load_from_a_server_can_be_repeated(scripted: Scripted, notebook: Note
     assert scripted.panel.magic.value == "%llm_load -b ollama --base-url localhost:11434 --pull"
     until(lambda: scripted.session.status().backend_type == "ollama")
     notebook.run(scripted.panel.magic.value)
-    ours, theirs = scripted.session._manager.find(), notebook.session._manager.find()
+    ours, theirs = scripted.session.manager.find(), notebook.session.manager.find()
     assert ours.config == theirs.config
 
 

@@ -53,7 +53,7 @@ def rows(scripted: Scripted) -> list[str]:
     section = scripted.panel.jobs
     if section.box.layout.display == "none":
         return []
-    there = zip(section._rows, section.labels, section.stops, strict=True)
+    there = zip(section.rows, section.labels, section.stops, strict=True)
     return [
         words(said.value) + (" [Stop]" if stop.layout.display != "none" else "")
         for row, said, stop in there

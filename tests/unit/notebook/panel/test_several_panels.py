@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from ipywidgets import Widget
 
 from llm_magic.notebook.panel import ControlPanel
+from llm_magic.session import Session
 from llm_magic.session.event_loop import LoopStream
 from tests.panels import (
     Scripted,
@@ -24,7 +25,7 @@ from tests.panels import (
     words,
 )
 from tests.remote_sessions import loop_threads
-from tests.scripted import Hang, say
+from tests.scripted import Hang, ScriptedBackend, say, settings
 
 
 @pytest.fixture
@@ -235,17 +236,42 @@ def test_closing_while_everything_moves_ends_closed(scripted: Scripted) -> None:
         assert "Closed" in words(panel.status.value), "drawn over"
 
 
-def test_a_panel_that_is_closed_leaves_nothing_behind(scripted: Scripted) -> None:
-    session = scripted.session
+class CountingSession(Session):
+    """A session that counts its listeners."""
 
-    def held() -> tuple[int, int, int]:
-        widgets = len(Widget.get_manager_state()["state"])
-        return len(session._listeners._callbacks), len(session._closing), widgets
+    listeners = 0
+
+    def listen(self, changed: Callable[[], None]) -> Callable[[], None]:
+        return self._counted(super().listen(changed))
+
+    def when_closed(self, closed: Callable[[], None]) -> Callable[[], None]:
+        return self._counted(super().when_closed(closed))
+
+    def _counted(self, remove: Callable[[], None]) -> Callable[[], None]:
+        self.listeners += 1
+
+        def removed() -> None:
+            self.listeners -= 1
+            remove()
+
+        return removed
+
+
+def test_a_panel_that_is_closed_leaves_nothing_behind() -> None:
+    session = CountingSession(settings(), create=lambda _name: ScriptedBackend())
+
+    def held() -> tuple[int, int]:
+        return session.listeners, len(Widget.get_manager_state()["state"])
 
     before = held()
-    for _ in range(3):
-        ControlPanel(session).close()
-    assert held() == before, "watchers, closers, widgets"
+    try:
+        for _ in range(3):
+            panel = ControlPanel(session)
+            assert session.listeners > 0
+            panel.close()
+        assert held() == before
+    finally:
+        session.close()
 
 
 def test_a_cell_that_waits_for_its_first_word_is_shown(scripted: Scripted) -> None:
