@@ -23,11 +23,12 @@ class Capabilities:
     """What a backend can do; declared, not found out by a call that fails.
 
     `in_process`: models take memory of this process. `local_token_counts`: `Backend.count` sends no
-    request.
+    request. `stop_strings`: an answer ends before the first stop string, which is not part of it.
     """
 
     in_process: bool = False
     local_token_counts: bool = False
+    stop_strings: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,8 @@ class Backend(ABC):
                 f"{self.name} does not support {label}."
                 f" Remove it{unchecked if self.supports('extra') else ''}."
             )
-        self.check_extra(config)
+        if config.extra:
+            self.check_extra(config)
 
     @classmethod
     def supports(cls, option: str) -> bool:

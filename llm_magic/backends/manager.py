@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from llm_magic.backends.base import Backend, LoadPlan, TokenCount
+from llm_magic.backends.base import Backend, LoadPlan
 from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import (
     LLMMagicError,
@@ -23,7 +23,7 @@ from llm_magic.errors import (
     OptionError,
     did_you_mean,
 )
-from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, State, Unloaded
+from llm_magic.types import MemoryUse, ModelInfo, Progress, State, Unloaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,16 +272,6 @@ class BackendManager:
         if self._last_error is not None and self._state == "Failed":
             return f"Nothing is loaded: the last load failed. {self._last_error}"
         return "Nothing is loaded. Type %llm_load (or %llm_load MODEL)."
-
-    def stream(
-        self, name: str, messages: Sequence[Message], config: GenerationConfig
-    ) -> AsyncGenerator[Chunk, None]:
-        """Yield the chunks of an answer of a loaded model."""
-        return self.find(name).backend.stream(name, messages, config)
-
-    async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
-        """Count the tokens of a conversation for a loaded model."""
-        return await self.find(name).backend.count(name, messages)
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return the models that a backend can load."""

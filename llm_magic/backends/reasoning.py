@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import re
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator
+from typing import Literal
 
-from llm_magic.backends.stop_strings import overlap
 from llm_magic.errors import LLMMagicError
 from llm_magic.types import Chunk
 
 OPEN_TAG, CLOSE_TAG = "<think>", "</think>"
+# What decides about text that no tag opened: a closing tag at the start of a line, any opening tag.
+_DECIDING_TAG = re.compile(rf"(?<=\n){CLOSE_TAG}|{OPEN_TAG}")
+_Kind = Literal["reasoning", "text", "reasoning ended"]
 
 
 class ReasoningSplitter:
@@ -24,114 +28,118 @@ class ReasoningSplitter:
     """
 
     def __init__(self) -> None:
-        self._held = ""
-        self._shown = ""
-        self._is_line_start = True
-        self._state = "before"  # -> "in" -> "behind" -> "after", or straight to "text"
+        # What may be the start of a tag, and text before it: a line break or the start of a tag at least.
+        self._held, self._context = "", "\n"
+        # After a closing tag come "blanks", which belong to neither; "final" text has no tags.
+        self._state: Literal["start", "reasoning", "text", "blanks", "final"] = "start"
 
     def feed(self, chunk: Chunk) -> Iterator[Chunk]:
-        """Yield what `chunk` is made of: reasoning, text."""
-        if self._is_plain(chunk):
-            self._is_line_start = chunk.text.endswith("\n")
+        """Yield the reasoning and the text of `chunk`."""
+        is_plain = self._state == "text" and "<" not in self._context + chunk.text
+        if is_plain and not (self._held or chunk.reasoning or chunk.finish_reason):
+            # Nearly every chunk.
+            self._context = chunk.text or self._context
             yield chunk
             return
-        if chunk.reasoning and self._state in {"before", "text"}:
-            # The server keeps them apart itself: what looks like a tag is text.
+        if chunk.reasoning and self._state in {"start", "text"}:
+            # The server separates them itself: what looks like a tag is text.
             yield from self.flush()
-            self._state = "after"
-        if self._state == "after" or not (chunk.text or chunk.finish_reason):
+            self._state = "final"
+        if self._state == "final" or not (chunk.text or chunk.finish_reason):
             yield chunk
             return
-        pieces = [*self._split(chunk.text), *(self._flush() if chunk.finish_reason else ())]
-        yield from self._chunks(chunk, pieces)
-
-    def _is_plain(self, chunk: Chunk) -> bool:
-        """Whether no tag can begin, go on or end in it, which is so for nearly every chunk."""
-        if self._state != "text" or self._held or chunk.reasoning or chunk.finish_reason:
-            return False
-        return "<" not in chunk.text and bool(chunk.text) and "<" not in self._shown
-
-    def flush(self) -> Iterator[Chunk]:
-        """Yield what was held back when an answer breaks off."""
-        for kind, text in self._flush():
-            yield _piece(Chunk(time=time.perf_counter()), kind, text)
-
-    def _chunks(self, chunk: Chunk, pieces: list[tuple[str, str]]) -> Iterator[Chunk]:
-        """Yield the pieces; counts and the end go with the last one, so that none counts twice."""
+        pieces = list(self._split(self._held + chunk.text))
+        if chunk.finish_reason and self._held:
+            pieces.append((self._held_kind, self._held))
+            self._held = ""
         if pieces == [("text", chunk.text)]:
             yield chunk
             return
-        whole = dataclasses.replace(chunk, text="")
+        # Counts and the finish reason are in the last piece, so that none counts twice.
         for kind, text in pieces[:-1]:
             yield _piece(Chunk(time=chunk.time), kind, text)
+        whole = dataclasses.replace(chunk, text="")
         yield _piece(whole, *pieces[-1]) if pieces else whole
 
-    def _split(self, text: str) -> Iterator[tuple[str, str]]:
-        self._held += text
-        if self._state == "before":
-            self._find_opening()
-        if self._state in {"in", "text"}:
-            yield from self._until_close()
-        if self._state == "behind":
-            # The empty lines between thought and answer belong to neither.
-            self._held = self._held.lstrip()
-            if self._held:
-                self._state = "after"
-        if self._state == "after" and self._held:
-            yield "text", self._held
+    def flush(self) -> Iterator[Chunk]:
+        """Yield what was held back when an answer breaks off: it is no tag."""
+        if self._held:
+            yield _piece(Chunk(time=time.perf_counter()), self._held_kind, self._held)
             self._held = ""
 
-    def _find_opening(self) -> None:
-        start = self._held.lstrip()
-        if start.startswith(OPEN_TAG):
-            self._held, self._state = start[len(OPEN_TAG) :], "in"
-        elif start.startswith(CLOSE_TAG):
-            self._held, self._state = start[len(CLOSE_TAG) :], "behind"
-        elif not (OPEN_TAG.startswith(start) or CLOSE_TAG.startswith(start)):
-            self._state = "text"
+    @property
+    def _held_kind(self) -> _Kind:
+        return "reasoning" if self._state == "reasoning" else "text"
 
-    def _until_close(self) -> Iterator[tuple[str, str]]:
-        kind = "reasoning" if self._state == "in" else "text"
-        at = self._closing()
-        if at < 0:
-            keep = overlap(self._held, CLOSE_TAG)
-            at = len(self._held) - (keep if self._may_close(len(self._held) - keep) else 0)
-            shown, self._held = self._held[:at], self._held[at:]
-        else:
-            shown, self._held = self._held[:at], self._held[at + len(CLOSE_TAG) :]
-            self._state = "behind"
-        if shown:
-            yield kind, shown
-            self._is_line_start = shown.endswith("\n")
-            # Enough of what was shown to find a tag that was cut.
-            self._shown = (self._shown + shown)[-(len(shown) + len(OPEN_TAG)) :]
-        if kind == "text" and OPEN_TAG in self._shown:
-            # An answer about tags.
-            self._held = f"{CLOSE_TAG if self._state == 'behind' else ''}{self._held}"
-            self._state = "after"
-        elif kind == "text" and self._state == "behind":
-            yield "reasoning ended", ""
-
-    def _closing(self) -> int:
-        """Return where a closing tag stands that ends the thought, -1 if there is none."""
-        at = self._held.find(CLOSE_TAG)
-        while at > 0 and not self._may_close(at):
-            at = self._held.find(CLOSE_TAG, at + 1)
-        return at if at < 0 or self._may_close(at) else -1
-
-    def _may_close(self, at: int) -> bool:
-        if self._state == "in":
-            return True
-        return self._held[at - 1] == "\n" if at else self._is_line_start
-
-    def _flush(self) -> Iterator[tuple[str, str]]:
-        """Yield what was held back at the end of an answer: it is no tag."""
-        if self._held:
-            yield ("reasoning" if self._state == "in" else "text"), self._held
+    def _split(self, text: str) -> Iterator[tuple[_Kind, str]]:
+        """Yield the parts of a text with their kinds; holds back what may be the start of a tag."""
         self._held = ""
+        if self._state == "start":
+            text = self._after_opening(text)
+        if self._state == "reasoning":
+            before, tag, text = text.partition(CLOSE_TAG)
+            if tag:
+                self._state = "blanks"
+            else:
+                before = self._without_partial_tag(before)
+            if before:
+                yield "reasoning", before
+        elif self._state == "text":
+            text = yield from self._until_tag(text)
+        if self._state == "blanks":
+            text = text.lstrip()
+        if text and self._state in {"blanks", "final"}:
+            self._state = "final"
+            yield "text", text
+
+    def _after_opening(self, text: str) -> str:
+        """Return the text after the tag that an answer starts with, or all of it."""
+        start = text.lstrip()
+        if start.startswith(OPEN_TAG):
+            self._state = "reasoning"
+            return start.removeprefix(OPEN_TAG)
+        if start.startswith(CLOSE_TAG):
+            self._state = "blanks"
+            return start.removeprefix(CLOSE_TAG)
+        if OPEN_TAG.startswith(start) or CLOSE_TAG.startswith(start):
+            self._held = text
+            return ""
+        self._state = "text"
+        return text
+
+    def _until_tag(self, text: str) -> Generator[tuple[_Kind, str], None, str]:
+        """Yield the text before the tag that decides what it is; returns the text after it."""
+        searched = self._context + text
+        found = _DECIDING_TAG.search(searched)
+        if found is not None and found[0] == OPEN_TAG:
+            # An answer about tags.
+            self._state = "final"
+            return text
+        before, after = text, ""
+        if found is not None:
+            self._state = "blanks"
+            before, after = searched[len(self._context) : found.start()], searched[found.end() :]
+        elif "<" in text:
+            before = self._without_partial_tag(text)
+        if before:
+            self._context = (self._context + before)[-len(OPEN_TAG) :]
+            yield "text", before
+        if found is not None:
+            yield "reasoning ended", ""
+        return after
+
+    def _without_partial_tag(self, text: str) -> str:
+        """Hold back the start of a closing tag at the end of a text; returns what is before it."""
+        at = text.rfind("<")
+        if at < 0 or not CLOSE_TAG.startswith(text[at:]):
+            return text
+        if self._state == "text" and not (self._context + text[:at]).endswith("\n"):
+            return text
+        self._held = text[at:]
+        return text[:at]
 
 
-def _piece(chunk: Chunk, kind: str, text: str) -> Chunk:
+def _piece(chunk: Chunk, kind: _Kind, text: str) -> Chunk:
     if kind == "reasoning ended":
         return dataclasses.replace(chunk, reasoning_ended=True)
     if kind == "reasoning":

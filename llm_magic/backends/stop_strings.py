@@ -55,20 +55,14 @@ class StopText:
         return held
 
 
-def until_stop(
+async def until_stop(
     source: AsyncGenerator[Chunk, None], stops: Sequence[str], pending: list[Chunk]
 ) -> AsyncGenerator[Chunk, None]:
-    """Return the chunks of an answer up to the first stop text, and close `source` there.
+    """Yield the chunks of an answer up to the first stop string, and close `source` there.
 
-    Only what may be the beginning of a stop text is held back. If the reader leaves meanwhile, it goes
-    into `pending`. Reasoning that a server keeps apart is not searched: servers differ in that.
+    Only what may be the start of a stop string is held back. If the reader leaves meanwhile, it is
+    added to `pending`. Reasoning that a server separates is not searched: servers differ in that.
     """
-    return _until_stop(source, stops, pending) if stops else source
-
-
-async def _until_stop(
-    source: AsyncGenerator[Chunk, None], stops: Sequence[str], pending: list[Chunk]
-) -> AsyncGenerator[Chunk, None]:
     stop = StopText(stops)
     async with contextlib.aclosing(source):
         try:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import queue
 import threading
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
-from enum import Enum
 from typing import Generic, TypeVar
 
 from llm_magic.types import Chunk
@@ -30,13 +30,6 @@ _MAX_UNREAD_ITEMS = 2_048
 _MAX_UNREAD_CHARACTERS = 500_000
 
 
-class _Signal(Enum):
-    """What a reader that blocks is woken with."""
-
-    WAKE = "there is something to take"
-    INTERRUPT = "stop"
-
-
 class ThreadBridge(Generic[T]):
     """A queue from one writing thread to one reading thread or event loop, with an end.
 
@@ -49,10 +42,13 @@ class ThreadBridge(Generic[T]):
         # A pair of values of the writer, which resets them when the reader has taken everything.
         self._unread = self._characters = 0
         self._resume: Callable[[], None] | None = None
-        # An inbox beside the items, so that an interrupt reaches a reader that items must not wake.
-        self._inbox: queue.SimpleQueue[_Signal] = queue.SimpleQueue()
+        # What wakes a reader that blocks: True for an interrupt. Beside the items, so that an interrupt
+        # reaches a reader that items must not wake.
+        self._inbox: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._wake: Callable[[], None] | None = None
-        self._is_closed = self._has_left = False
+        self._is_closed = False
+        # Whether the reader has left.
+        self.has_left = False
         self.error: BaseException | None = None
 
     # -- the writer ---------------------------------------------------------------------------
@@ -73,21 +69,21 @@ class ThreadBridge(Generic[T]):
         self.error = error
         self._is_closed = True
         # Wakes also a reader that pauses.
-        self._inbox.put(_Signal.WAKE)
+        self._inbox.put(False)
         self._wake_reader()
 
     @property
     def is_full(self) -> bool:
         """Whether the writer has to wait for the reader."""
         many = self._unread > _MAX_UNREAD_ITEMS or self._characters > _MAX_UNREAD_CHARACTERS
-        return many and not self._has_left
+        return many and not self.has_left
 
     async def wait_for_space(self) -> None:
         """Return when the reader has caught up; for a writer on an event loop."""
         loop, resumed = loop_calls(asyncio.get_running_loop()), asyncio.Event()
         self._resume = lambda: loop.call(resumed.set)
         # In this order: the reader checks the callback after it has taken the last item.
-        while self._items and not self._has_left:
+        while self._items and not self.has_left:
             await resumed.wait()
             resumed.clear()
         self._resume = None
@@ -107,22 +103,17 @@ class ThreadBridge(Generic[T]):
 
     @property
     def is_ended(self) -> bool:
-        """Whether the writer has ended and every item was taken; see `error`."""
+        """Whether the writer has finished and every item was taken; see `error`."""
         return self._is_closed and not self._items
 
     def leave(self) -> None:
         """Read no more: the writer waits for nothing."""
-        self._has_left = True
+        self.has_left = True
         self._resume_writer()
-
-    @property
-    def has_left(self) -> bool:
-        """Whether the reader has left."""
-        return self._has_left
 
     def _resume_writer(self) -> None:
         resume = self._resume
-        if resume is not None and (self._has_left or not self._items):
+        if resume is not None and (self.has_left or not self._items):
             # The loop may be closed; then nothing waits on it.
             with contextlib.suppress(RuntimeError):
                 resume()
@@ -134,19 +125,16 @@ class ThreadBridge(Generic[T]):
         """
         if pause > 0 and self._receive(min(pause, CHECK_S)):
             return True
-        self._wake = self._signal
+        self._wake = functools.partial(self._inbox.put, False)
         # In this order: what is put from here on wakes.
         interrupted = self._receive(0.0 if self._items or self._is_closed else timeout)
         self._wake = None
         return interrupted
 
-    def _signal(self) -> None:
-        self._inbox.put(_Signal.WAKE)
-
     def _receive(self, timeout: float) -> bool:
         """Return whether an interrupt comes within `timeout`; anything else ends the wait, too."""
         with contextlib.suppress(queue.Empty):
-            return self._inbox.get(timeout=timeout) is _Signal.INTERRUPT
+            return self._inbox.get(timeout=timeout)
         return False
 
     async def wait_async(self) -> None:
@@ -179,7 +167,7 @@ class ThreadBridge(Generic[T]):
     def interrupt(self) -> None:
         """End the wait of the reader as SIGINT does."""
         # `SimpleQueue.put` is reentrant.
-        self._inbox.put(_Signal.INTERRUPT)
+        self._inbox.put(True)
         self._wake_reader()
 
     def take_interrupt(self) -> bool:
@@ -210,8 +198,11 @@ class LoopCalls:
         if self._is_woken:
             return
         self._is_woken = True
+        loop = self._loop()
         try:
-            self._open_loop().call_soon_threadsafe(self._run)
+            if loop is None:
+                raise RuntimeError("the loop is gone")
+            loop.call_soon_threadsafe(self._run)
         except RuntimeError:
             self._is_woken = False
             self._calls.clear()
@@ -238,13 +229,7 @@ class LoopCalls:
                 self._timer = None
 
     def _wake_again(self) -> None:
-        self._timer = self._open_loop().call_later(CHECK_S, self._wake_again)
-
-    def _open_loop(self) -> asyncio.AbstractEventLoop:
-        loop = self._loop()
-        if loop is None:
-            raise RuntimeError("the loop is gone")
-        return loop
+        self._timer = asyncio.get_running_loop().call_later(CHECK_S, self._wake_again)
 
 
 _lock = threading.Lock()

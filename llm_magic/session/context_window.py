@@ -28,7 +28,9 @@ async def stream(manager: BackendManager, response: Response) -> AsyncGenerator[
     response.prepared = await fit(manager, response.prepared)
     while True:
         prepared = response.prepared
-        answer = manager.stream(prepared.loaded_model.name, prepared.messages, prepared.config)
+        name = prepared.loaded_model.name
+        # Searched again, because it may have been unloaded since.
+        answer = manager.find(name).backend.stream(name, prepared.messages, prepared.config)
         try:
             async with contextlib.aclosing(answer) as chunks:
                 async for chunk in chunks:
@@ -58,7 +60,8 @@ async def fit(manager: BackendManager, prepared: PreparedRequest) -> PreparedReq
 
 async def _fits(manager: BackendManager, prepared: PreparedRequest) -> bool | None:
     """Return whether a request and its answer fit the context; None where that is unknown."""
-    count = await manager.count(prepared.loaded_model.name, prepared.messages)
+    name = prepared.loaded_model.name
+    count = await manager.find(name).backend.count(name, prepared.messages)
     if count.prompt_tokens is None or not count.context_length:
         return None
     most = int(count.context_length * _ANSWER)
@@ -97,7 +100,7 @@ async def dry_run(manager: BackendManager, prepared: PreparedRequest) -> DryRun:
     """Return what a request would send, and how many tokens that is."""
     prepared = await fit(manager, prepared)
     name, backend = prepared.loaded_model.name, prepared.loaded_model.config.backend
-    count = await manager.count(name, prepared.messages)
+    count = await manager.find(name).backend.count(name, prepared.messages)
     return DryRun(name, backend, prepared.messages, prepared.config, count, prepared.dropped)
 
 

@@ -84,10 +84,11 @@ class Response:
         self._is_cancelled = self._is_read = False
         self._lock = threading.Lock()
         self._recorder, self._thread = recorder, thread
-        # Not every server ends before a stop text, as local models do.
-        answer = context_window.stream(manager, self)
-        cut = until_stop(answer, prepared.config.stop, self.pending_chunks)
-        chunks = split_reasoning(cut, self.pending_chunks)
+        chunks = context_window.stream(manager, self)
+        ends_at_stop = prepared.loaded_model.backend.capabilities.stop_strings
+        if prepared.config.stop and not ends_at_stop:
+            chunks = until_stop(chunks, prepared.config.stop, self.pending_chunks)
+        chunks = split_reasoning(chunks, self.pending_chunks)
         self._stream = LoopStream(thread, chunks, self._received, self._finished)
 
     def _clear(self) -> None:

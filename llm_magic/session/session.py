@@ -112,6 +112,8 @@ class Session:
         def create(name: str) -> Backend:
             return registry.create(name, lambda: self.settings, self._keys)
 
+        # Programs end without `close`, too.
+        atexit.register(_close, weakref.ref(self))
         return BackendManager(self._create or create, self._listeners.notify)
 
     # -- settings -----------------------------------------------------------------------------
@@ -487,10 +489,13 @@ class Session:
         )
 
 
+def _close(reference: weakref.ref[Session]) -> None:
+    session = reference()
+    if session is not None:
+        session.close()
+
+
 @functools.cache
 def kernel_session() -> Session:
     """Return the one session of this process, which the magics and ``llm`` share."""
-    session = Session()
-    # Plain programs have no extension that could be unloaded.
-    atexit.register(session.close)
-    return session
+    return Session()

@@ -45,12 +45,14 @@ _COLLECT_DELAY_S = 0.05
 
 
 class LocalTransformersBackend(Backend):
-    """Keeps Transformers models in memory. One thread, the inference thread, does all torch work."""
+    """Keeps Transformers models in memory. One thread, `inference`, does all torch work."""
 
     name = "local"
-    capabilities = Capabilities(in_process=True, local_token_counts=True)
+    capabilities = Capabilities(in_process=True, local_token_counts=True, stop_strings=True)
     option_names = _OPTION_NAMES
     load_config = LocalLoadConfig
+    # Of a thread that has run torch itself.
+    release_threads = staticmethod(openmp.release_threads)
 
     def __init__(self, settings: ReadSettings, _keys: ApiKeys) -> None:
         log_filters.install()
@@ -178,10 +180,6 @@ class LocalTransformersBackend(Backend):
             async for item in items:
                 yield item
 
-    def release_threads(self) -> None:
-        """End the OpenMP threads of a thread that has run torch itself."""
-        openmp.release_threads()
-
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Count with the model's own template and tokenizer."""
         loaded = self.local_model(name)
@@ -193,20 +191,19 @@ class LocalTransformersBackend(Backend):
 
     def check_extra(self, config: GenerationConfig) -> None:
         """Check ``-p`` names against Transformers."""
-        if config.extra:
-            from llm_magic.backends.local.generation.parameters import check_extra
+        from llm_magic.backends.local.generation.parameters import check_extra
 
-            check_extra(config)
+        check_extra(config)
 
     def details(self, name: str) -> dict[str, str]:
         """Return how the model decodes, and the size of its prefix cache."""
         loaded = self._models.get(name)
         if loaded is None:
             return {}
-        kept = loaded.prefix_cache
+        size, budget = loaded.prefix_cache.nbytes, loaded.prefix_cache.budget
         return {
             "decoding": loaded.decoding,
-            "kept prompts": f"{human_bytes(kept.nbytes)} of at most {human_bytes(kept.budget)}",
+            "kept prompts": f"{human_bytes(size)} of at most {human_bytes(budget)}",
         }
 
     def memory(self) -> MemoryUse:

@@ -14,7 +14,8 @@ import threading
 import traceback
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import LLMMagicError, chained, release_frames
@@ -52,7 +53,7 @@ class Worker:
     def __init__(self, name: str, after_job: Callable[[], None] = lambda: None) -> None:
         """`after_job` is called on the thread after each job."""
         self._name, self._after_job = name, after_job
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -63,14 +64,13 @@ class Worker:
 
         `translate` turns a foreign exception into one of ours.
         """
-        future: Future[T] = Future()
-        cancel = threading.Event()
+        job = _Job(work, translate)
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
-            self._jobs.put(_Job(work, cancel, future, translate))
-        return future, cancel
+            self._jobs.put(job)
+        return job.future, job.cancel
 
     async def run(self, work: Callable[[threading.Event], T], translate: Translate) -> T:
         """Await a job; cancelling sets its flag and waits until the job has seen it."""
@@ -79,7 +79,7 @@ class Worker:
         try:
             return await asyncio.shield(wrapped)
         except asyncio.CancelledError:
-            await _end(future, wrapped, cancel)
+            await _stop(future, wrapped, cancel)
             raise
 
     async def stream(
@@ -87,18 +87,24 @@ class Worker:
         work: Callable[[threading.Event, Callable[[T], None]], None],
         translate: Translate,
     ) -> AsyncGenerator[T, None]:
-        """Yield what the job emits; its items and its failure travel in the same queue."""
+        """Yield what the job emits, and raise its failure; closing sets its flag and waits for it."""
         bridge: ThreadBridge[T] = ThreadBridge()
-        future, cancel = self.submit(lambda flag: work(flag, bridge.put), translate)
+
+        def job(cancel: threading.Event) -> None:
+            try:
+                work(cancel, bridge.put)
+            finally:
+                bridge.close()
+
+        future, cancel = self.submit(job, translate)
         wrapped = asyncio.wrap_future(future)
-        wrapped.add_done_callback(lambda _done: bridge.close())
         try:
             async with contextlib.aclosing(aiter(bridge)) as items:
                 async for item in items:
                     yield item
             await wrapped
         finally:
-            await _end(future, wrapped, cancel)
+            await _stop(future, wrapped, cancel)
 
     def close(self) -> None:
         """End the thread after the jobs that are queued."""
@@ -121,53 +127,48 @@ class Worker:
                 _log.exception("after a job of %s", self._name)
 
 
-class _Job:
-    """One piece of work and where its outcome goes."""
+@dataclass(eq=False, slots=True)
+class _Job(Generic[T]):
+    """One piece of work, the flag that asks it to stop, and its outcome."""
 
-    def __init__(
-        self,
-        work: Callable[[threading.Event], object],
-        cancel: threading.Event,
-        future: Future[T],
-        translate: Translate,
-    ) -> None:
-        self._work, self._cancel, self._future, self._translate = work, cancel, future, translate
+    work: Callable[[threading.Event], T]
+    translate: Translate
+    cancel: threading.Event = field(default_factory=threading.Event)
+    future: Future[T] = field(default_factory=Future)
 
     def run(self) -> None:
-        if not self._future.set_running_or_notify_cancel():
-            return
-        result, error = self._outcome()
-        if error is not None:
-            self._future.set_exception(error)
-        else:
-            self._future.set_result(result)  # type: ignore[arg-type]
-
-    def _outcome(self) -> tuple[object, BaseException | None]:
-        """Run the work; a failure leaves here as a fresh error without frames.
+        """Do the work; a failure becomes a fresh error without frames.
 
         The frames of the original hold tensors, and a notebook stores its last error.
         """
+        if not self.future.set_running_or_notify_cancel():
+            return
+        error: BaseException
         try:
-            if self._cancel.is_set():
-                return None, Cancelled()
-            return self._work(self._cancel), None
+            if self.cancel.is_set():
+                raise Cancelled
+            result = self.work(self.cancel)
         except Cancelled:
-            return None, Cancelled()
+            error = Cancelled()
         except BaseException as caught:  # noqa: BLE001 - the thread's boundary: translated, carried on
             for found in chained(caught):
                 traceback.clear_frames(found.__traceback__)
-            return None, release_frames(self._translated(caught))
+            error = release_frames(self._translated(caught))
+        else:
+            self.future.set_result(result)
+            return
+        self.future.set_exception(error)
 
     def _translated(self, caught: BaseException) -> LLMMagicError:
         try:
-            return self._translate(caught)
-        except BaseException:  # noqa: BLE001 - else the thread ends, and who waits waits for ever
+            return self.translate(caught)
+        except BaseException:  # noqa: BLE001 - else the thread ends, and its callers wait for ever
             message = f"{type(caught).__name__}: {caught}"
             return LLMMagicError(message, details=traceback.format_exc())
 
 
-async def _end(future: Future[T], wrapped: asyncio.Future[T], cancel: threading.Event) -> None:
-    """Stop a job and wait until it has: one that has not begun never will."""
+async def _stop(future: Future[T], wrapped: asyncio.Future[T], cancel: threading.Event) -> None:
+    """Stop a job and wait until it has seen its flag; one that has not begun never runs."""
     cancel.set()
     if not wrapped.done() and not future.cancel():
         await asyncio.wait({wrapped})

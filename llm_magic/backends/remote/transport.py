@@ -71,8 +71,6 @@ class Transport:
             cookie_jar=aiohttp.DummyCookieJar(),
             # The limits on silence depend on how far an answer is: see `http_client`.
             timeout=aiohttp.ClientTimeout(connect=CONNECT_S),
-            # Bodies are decompressed in steps of a bounded size: see `compression`.
-            auto_decompress=False,
             read_bufsize=_BUFFER_BYTES,
             max_line_size=_MAX_HEADER_BYTES,
             max_field_size=_MAX_HEADER_BYTES,

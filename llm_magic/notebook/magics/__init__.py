@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import re
 from typing import TYPE_CHECKING, Any, cast
@@ -60,8 +59,6 @@ def register(shell: InteractiveShell, session: Session) -> None:
     cell_interrupts.start(shell)
     _html_formatter(shell).for_type_by_name("llm_magic.types", "Reply", _reply_html)
     session.cells.current = functools.partial(running_cell, shell)
-    atexit.unregister(session.close)
-    atexit.register(session.close)
 
 
 def unregister(shell: InteractiveShell) -> None:
@@ -83,7 +80,6 @@ def unregister(shell: InteractiveShell) -> None:
                 del table[name]
     for session in {magics.session for magics in registered}:
         session.cells.current = lambda: None
-        # `atexit` closes it again: Python code may continue to use it.
         session.close()
     _html_formatter(shell).pop("llm_magic.types.Reply", None)
 

@@ -1,4 +1,4 @@
-"""Thoughts between tags are kept apart from the text, however an answer was cut into pieces."""
+"""Reasoning between tags is separate from the text, however an answer is split into pieces."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ TEXTS = st.lists(
 ).map("".join)  # fmt: skip
 
 
-def cut(text: str, cuts: Sequence[int]) -> list[str]:
+def pieces_of(text: str, positions: Sequence[int]) -> list[str]:
     """Return `text` in pieces."""
-    places = sorted({0, len(text), *(n % (len(text) + 1) for n in cuts)})
-    return [text[a:b] for a, b in itertools.pairwise(places)]
+    ends = sorted({0, len(text), *(n % (len(text) + 1) for n in positions)})
+    return [text[a:b] for a, b in itertools.pairwise(ends)]
 
 
 def fed(*chunks: Chunk, flush: bool = False) -> list[Chunk]:
@@ -78,7 +78,7 @@ def split(*texts: str) -> tuple[str, str]:
         ("", "", ""),
     ],
 )
-def test_a_thought_ends_where_its_tag_does(answer: str, reasoning: str, text: str) -> None:
+def test_reasoning_ends_at_its_closing_tag(answer: str, reasoning: str, text: str) -> None:
     assert split(answer) == (reasoning, text)
     assert split(*answer) == (reasoning, text)
 
@@ -94,30 +94,31 @@ def test_a_thought_ends_where_its_tag_does(answer: str, reasoning: str, text: st
         "a < b and\n</b> too",
     ],
 )
-def test_an_answer_about_tags_stays_whole(answer: str) -> None:
+def test_answer_about_tags_stays_whole(answer: str) -> None:
     assert split(answer) == split(*answer) == ("", answer)
 
 
-def test_tags_behind_the_thought_are_text() -> None:
+def test_tags_after_the_reasoning_are_text() -> None:
     answer = "<think>Hm.</think>Use\n</think>\nand <think> as you like.</think>"
     assert split(answer) == split(*answer) == ("Hm.", answer.removeprefix("<think>Hm.</think>"))
 
 
 @given(TEXTS, st.lists(st.integers(0, 100), max_size=10))
 @example("a\n</think>b", [1, 2, 5])
+@example("a</think>\n</think>b", [1])
 @example("a <think>\n</think>b", [4])
 @example("\n</think", [1])
-def test_pieces_do_not_change_what_is_thought_and_what_is_said(text: str, cuts: list[int]) -> None:
+def test_reasoning_and_text_do_not_depend_on_the_pieces(text: str, positions: list[int]) -> None:
     whole = split(text)
-    assert split(*cut(text, cuts)) == whole
+    assert split(*pieces_of(text, positions)) == whole
     assert split(*text) == whole
 
 
 @given(TEXTS, st.lists(st.integers(0, 100), max_size=10))
-def test_nothing_but_one_pair_of_tags_and_blanks_is_left_out(text: str, cuts: list[int]) -> None:
-    reasoning, said = split(*cut(text, cuts))
+def test_only_one_pair_of_tags_and_blanks_are_omitted(text: str, positions: list[int]) -> None:
+    reasoning, answer = split(*pieces_of(text, positions))
     left = sorted(text)
-    for character in reasoning + said:
+    for character in reasoning + answer:
         left.remove(character)
     tags = "<think></think>"
     assert sorted("".join(left).replace("\n", "").replace(" ", "")) in (
@@ -126,8 +127,8 @@ def test_nothing_but_one_pair_of_tags_and_blanks_is_left_out(text: str, cuts: li
 
 
 @given(TEXTS, st.lists(st.integers(0, 100), max_size=10))
-def test_counts_and_the_end_are_neither_lost_nor_doubled(text: str, cuts: list[int]) -> None:
-    pieces = cut(text, cuts)
+def test_counts_and_the_end_are_neither_lost_nor_doubled(text: str, positions: list[int]) -> None:
+    pieces = pieces_of(text, positions)
     chunks = [Chunk(text=piece, tokens=2, time=1.0 + n) for n, piece in enumerate(pieces)]
     out = fed(*chunks, END)
     assert sum(chunk.tokens for chunk in out) == 2 * len(pieces)
@@ -137,7 +138,7 @@ def test_counts_and_the_end_are_neither_lost_nor_doubled(text: str, cuts: list[i
     assert {c.time for c in out} <= {0.0, *(c.time for c in chunks)}
 
 
-def test_an_answer_in_one_piece_with_its_end_is_split_too() -> None:
+def test_answer_in_one_piece_with_its_end_is_split_too() -> None:
     whole = Chunk(text="<think>Hm.</think>\nParis", finish_reason="length", usage=USAGE, tokens=7)
     out = fed(whole)
     assert joined(out) == ("Hm.", "Paris")
@@ -145,13 +146,13 @@ def test_an_answer_in_one_piece_with_its_end_is_split_too() -> None:
         (None, None, 0),
         ("length", USAGE, 7),
     ]
-    for text, reasoning, said in (
+    for text, reasoning, answer in (
         ("\n", "", "\n"),
         ("<think>a", "a", ""),
         ("a\n</think>", "a\n", ""),
     ):
         out = fed(Chunk(text=text, finish_reason="stop", usage=USAGE, tokens=3))
-        assert joined(out) == (reasoning, said)
+        assert joined(out) == (reasoning, answer)
         assert [c.usage for c in out if c.usage] == [USAGE]
         assert sum(c.tokens for c in out) == 3
 
@@ -165,7 +166,7 @@ def test_words_are_not_held_back() -> None:
     assert [c.reasoning for c in splitter.feed(Chunk(text="so"))] == ["so"]
 
 
-def test_what_the_server_keeps_apart_passes_through() -> None:
+def test_reasoning_that_a_server_separates_passes_through() -> None:
     chunks = [
         Chunk(reasoning="Hm.", tokens=1),
         Chunk(text="<think>", tokens=1),
@@ -189,7 +190,7 @@ def test_text_before_the_reasoning_of_a_server_is_not_lost(before: str) -> None:
     assert joined(fed(*chunks)) == ("Hm.", f"{before}Paris.")
 
 
-def test_a_chunk_with_both_keeps_both() -> None:
+def test_chunk_with_text_and_reasoning_keeps_both() -> None:
     chunks = [Chunk(text="<think>a"), Chunk(text="b", reasoning="c"), END]
     reasoning, text = joined(fed(*chunks))
     assert (sorted(reasoning), text) == (["a", "b", "c"], "")
@@ -218,25 +219,25 @@ async def taken(chunks: AsyncGenerator[Chunk, None], into: list[Chunk]) -> None:
     [("<thi", "", "<thi"), ("a\n</th", "", "a\n</th"), ("<think>a</th", "a</th", ""),
      ("<think>a", "a", ""), ("\n", "", "\n")],
 )  # fmt: skip
-def test_what_was_held_back_is_told_when_an_answer_breaks(
+def test_held_back_text_is_yielded_when_an_answer_breaks_off(
     held: str, reasoning: str, text: str
 ) -> None:
     out: list[Chunk] = []
-    broken = source(Chunk(text=held), GenerationFailed("It broke."))
+    failing = source(Chunk(text=held), GenerationFailed("It broke."))
     with pytest.raises(GenerationFailed, match="It broke"):
-        asyncio.run(taken(split_reasoning(broken), out))
+        asyncio.run(taken(split_reasoning(failing), out))
     assert joined(out) == (reasoning, text)
 
 
 @pytest.mark.parametrize("held", ["<thi", "a\n</th", "\n"])
-def test_what_was_held_back_is_told_where_no_reason_for_the_end_is(held: str) -> None:
+def test_held_back_text_is_yielded_at_an_end_without_a_reason(held: str) -> None:
     out: list[Chunk] = []
     asyncio.run(taken(split_reasoning(source(Chunk(text=held))), out))
     assert joined(out) == ("", held)
 
 
 @pytest.mark.parametrize("held", ["a\n</th", "a\n"])
-def test_what_was_held_back_is_told_at_an_interrupt(held: str) -> None:
+def test_held_back_text_is_in_an_interrupted_answer(held: str) -> None:
     with scripted_session() as (session, backend):
         hang = Hang()
         backend.will(held, hang)
@@ -247,7 +248,7 @@ def test_what_was_held_back_is_told_at_an_interrupt(held: str) -> None:
         assert session.last.text == held
 
 
-def test_the_source_is_closed_when_its_reader_leaves() -> None:
+def test_source_is_closed_when_its_reader_leaves() -> None:
     closed: list[bool] = []
 
     async def answer() -> AsyncGenerator[Chunk, None]:
@@ -271,9 +272,9 @@ def many(text: str, size: int) -> Iterator[Chunk]:
     return (Chunk(text=text) for _ in range(size))
 
 
-def test_a_long_answer_is_not_kept_a_second_time() -> None:
+def test_long_answer_is_not_stored_a_second_time() -> None:
     splitter = ReasoningSplitter()
     for chunk in many("word \n", 5000):
         list(splitter.feed(chunk))
-    kept = [value for value in vars(splitter).values() if isinstance(value, str)]
-    assert sum(map(len, kept)) < 100
+    stored = [value for value in vars(splitter).values() if isinstance(value, str)]
+    assert sum(map(len, stored)) < 100

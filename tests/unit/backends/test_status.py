@@ -94,7 +94,7 @@ def test_status_is_read_while_another_backend_is_created() -> None:
     assert manager.snapshot(GenerationConfig(), "local").active_model == "a"
 
 
-def test_the_manager_passes_on_to_the_backend_of_the_model() -> None:
+def test_models_are_found_with_their_own_backend() -> None:
     async def main() -> None:
         made: dict[str, ScriptedBackend] = {}
 
@@ -105,10 +105,12 @@ def test_the_manager_passes_on_to_the_backend_of_the_model() -> None:
         await manager.load("a", CONFIG.replace(backend="one"))
         await manager.load("b", CONFIG.replace(backend="two"), keep=True)
         messages = [Message("user", "one two three")]
-        chunks = [c async for c in manager.stream("a", messages, GenerationConfig())]
+        chunks = [
+            c async for c in manager.find("a").backend.stream("a", messages, GenerationConfig())
+        ]
         assert "".join(chunk.text for chunk in chunks) == "one two three"
         assert (len(made["one"].asked), len(made["two"].asked)) == (1, 0)
-        assert (await manager.count("b", messages)).prompt_tokens == 3
+        assert (await manager.find("b").backend.count("b", messages)).prompt_tokens == 3
         assert [info.name for info in await manager.models(LoadConfig(backend="two"))] == [
             "big",
             "tiny",

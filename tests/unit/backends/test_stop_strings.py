@@ -1,14 +1,18 @@
-"""Stop texts that a server includes in its answer, or goes on after: the answer ends before them."""
+"""An answer ends before the first stop string, and only a possible start of one is held back."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from llm_magic.backends.stop_strings import StopText
 from llm_magic.errors import IncompleteReply, Interrupted
 from llm_magic.session import Session
 from llm_magic.types import Chunk, Usage
@@ -26,6 +30,78 @@ from tests.remote_sessions import (
 )
 from tests.scripted import read, stop_when
 from tests.wire import Hold, Pause, Reset, Slow, Step, delta, json_answer, ndjson, sse, usage, words
+
+LETTERS = st.text("abc\n", max_size=12)
+STOPS = st.lists(st.text("abc\n", min_size=1, max_size=3), max_size=3)
+
+
+def feed(stop: StopText, pieces: list[str]) -> str:
+    parts = [stop.feed(piece) for piece in pieces]
+    return "".join([*parts, stop.flush()])
+
+
+def pieces_of(text: str, positions: list[int]) -> list[str]:
+    ends = [0, *sorted(min(position, len(text)) for position in positions), len(text)]
+    return [text[a:b] for a, b in itertools.pairwise(ends)]
+
+
+def before_stop(text: str, stops: list[str]) -> str:
+    """Return the text before the stop string that is complete first; of two, the longer."""
+    for end in range(len(text) + 1):
+        starts = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
+        if starts:
+            return text[: min(starts)]
+    return text
+
+
+@given(LETTERS, st.lists(st.integers(0, 12), max_size=6), STOPS)
+@example("abc", [2], ["abc", "b"])
+@example("abc", [], ["abc", "b"])
+@example("aab", [1, 2], ["ab"])
+def test_stop_string_ends_the_text_however_it_is_split(
+    text: str, positions: list[int], stops: list[str]
+) -> None:
+    stop = StopText(stops)
+    whole = before_stop(text, stops)
+    assert feed(stop, pieces_of(text, positions)) == whole
+    assert stop.reached == any(s in text for s in stops)
+
+
+@given(LETTERS, st.lists(st.integers(0, 12), max_size=6), st.text("abc\n", min_size=1, max_size=3))
+def test_single_stop_string_ends_at_first_occurrence(
+    text: str, positions: list[int], stop: str
+) -> None:
+    assert feed(StopText([stop]), pieces_of(text, positions)) == text.partition(stop)[0]
+
+
+def test_only_a_possible_stop_string_is_held_back() -> None:
+    stop = StopText(["\n\n", "END"])
+    assert [stop.feed(piece) for piece in ["a", "\n", "b", "EN", "X"]] == [
+        "a",
+        "",
+        "\nb",
+        "",
+        "ENX",
+    ]
+    assert stop.feed("E") == ""
+    assert stop.flush() == "E"
+    assert stop.flush() == ""
+
+
+def test_nothing_is_returned_after_a_stop_string() -> None:
+    stop = StopText(["."])
+    assert stop.feed("a.b") == "a"
+    assert stop.reached
+    assert (stop.feed("c"), stop.flush()) == ("", "")
+
+
+@pytest.mark.parametrize("stops", [[], [""]])
+def test_text_passes_without_stop_strings(stops: list[str]) -> None:
+    stop = StopText(stops)
+    assert (stop.feed("a"), stop.feed("b"), stop.flush(), stop.reached) == ("a", "b", "", False)
+
+
+# --- servers that include a stop string in their answer, or go on after it ---
 
 
 @pytest.fixture(params=["vllm", "openai", "instructlab", "ollama"])
@@ -45,7 +121,7 @@ def session(server: HttpServer, backend: str) -> Iterator[Session]:
         yield made
 
 
-def say(server: HttpServer, *texts: str, end: bool = True, finish: str = "stop") -> list[Step]:
+def streamed(server: HttpServer, *texts: str, end: bool = True, finish: str = "stop") -> list[Step]:
     """Return a streamed answer in the protocol of a server."""
     if isinstance(server, FaultServer):
         chunks = [*map(delta, texts), *([delta(finish=finish), usage(3, 7)] if end else [])]
@@ -73,12 +149,12 @@ def say(server: HttpServer, *texts: str, end: bool = True, finish: str = "stop")
         (["<think>a</think>", "one END"], ["END"], "one "),
     ],
     ids=["whole", "letters", "split", "again", "other", "half", "lines", "half-lines", "first-of-two",
-         "at-once", "unicode", "thoughts"],
+         "at-once", "unicode", "reasoning"],
 )  # fmt: skip
-def test_stop_text_is_not_shown_however_it_is_cut(
+def test_stop_string_of_a_server_is_not_shown_however_it_is_split(
     session: Session, server: HttpServer, texts: list[str], stop: list[str], text: str
 ) -> None:
-    server.will(chat_path(server), *say(server, *texts))
+    server.will(chat_path(server), *streamed(server, *texts))
     reply = session.generate("?", stop=stop)
     assert (reply.text, reply.finish_reason, reply.usage) == (text, "stop", Usage(3, 7, None))
     connections = server.connections
@@ -88,7 +164,7 @@ def test_stop_text_is_not_shown_however_it_is_cut(
 
 def test_connection_of_server_that_goes_on_is_closed(session: Session, server: HttpServer) -> None:
     hold = Hold()
-    script = say(server, "one EN", "D two", " three", end=False)
+    script = streamed(server, "one EN", "D two", " three", end=False)
     server.will(chat_path(server), *script, hold)
     reply = session.generate("?", stop=["END"])
     assert (reply.text, reply.finish_reason) == ("one ", "stop")
@@ -99,10 +175,10 @@ def test_connection_of_server_that_goes_on_is_closed(session: Session, server: H
 @pytest.mark.parametrize(
     "after", [Hold(), Slow(b" " * 600, 0.01), Reset()], ids=["hold", "trickle", "reset"]
 )
-def test_server_that_does_not_end_after_stop_text_is_left_soon(
+def test_server_that_does_not_end_after_stop_string_is_closed_soon(
     session: Session, server: HttpServer, after: Step
 ) -> None:
-    server.will(chat_path(server), *say(server, "one ", "END", end=False), after)
+    server.will(chat_path(server), *streamed(server, "one ", "END", end=False), after)
     began = time.monotonic()
     reply = session.generate("?", stop=["END"])
     assert time.monotonic() - began < 2.5
@@ -110,28 +186,30 @@ def test_server_that_does_not_end_after_stop_text_is_left_soon(
     still_works(session)
 
 
-def test_stop_text_at_length_limit_is_end(session: Session, server: HttpServer) -> None:
-    server.will(chat_path(server), *say(server, "one END", finish="length"))
+def test_stop_string_at_length_limit_is_the_end(session: Session, server: HttpServer) -> None:
+    server.will(chat_path(server), *streamed(server, "one END", finish="length"))
     assert session.generate("?", stop=["END"]).finish_reason == "stop"
 
 
-def test_only_what_may_begin_stop_text_is_held_back(session: Session, server: HttpServer) -> None:
-    server.will(chat_path(server), *say(server, "one two", " thr", "ee E", "lse"))
+def test_only_the_start_of_a_stop_string_of_a_server_is_held_back(
+    session: Session, server: HttpServer
+) -> None:
+    server.will(chat_path(server), *streamed(server, "one two", " thr", "ee E", "lse"))
     texts = [chunk.text for chunk in session.stream("?", stop=["END"]) if chunk.text]
     assert texts == ["one two", " thr", "ee ", "Else"]
 
 
-def test_held_back_text_is_kept_when_answer_breaks(session: Session, server: HttpServer) -> None:
-    server.will(chat_path(server), *say(server, "one EN", end=False), Pause(0.1), Reset())
+def test_held_back_text_is_in_an_answer_that_breaks_off(
+    session: Session, server: HttpServer
+) -> None:
+    server.will(chat_path(server), *streamed(server, "one EN", end=False), Pause(0.1), Reset())
     with pytest.raises(IncompleteReply):
         session.generate("?", stop=["END"])
     assert last(session).text == "one EN"
 
 
-def test_held_back_text_is_kept_when_answer_is_interrupted(
-    session: Session, server: HttpServer
-) -> None:
-    server.will(chat_path(server), *say(server, "one ", "EN", end=False), Hold())
+def test_held_back_text_is_in_an_interrupted_answer(session: Session, server: HttpServer) -> None:
+    server.will(chat_path(server), *streamed(server, "one ", "EN", end=False), Hold())
     heard = threading.Event()
 
     def take(chunk: Chunk) -> None:
@@ -146,7 +224,7 @@ def test_held_back_text_is_kept_when_answer_is_interrupted(
     assert (last(session).text, last(session).finish_reason) == ("one EN", "cancelled")
 
 
-def test_stop_text_in_reasoning_of_its_own_does_not_end_answer(server: HttpServer) -> None:
+def test_stop_string_in_separate_reasoning_does_not_end_the_answer(server: HttpServer) -> None:
     if not isinstance(server, FaultServer):
         return
     with session_on(server) as session:
@@ -155,7 +233,7 @@ def test_stop_text_in_reasoning_of_its_own_does_not_end_answer(server: HttpServe
         assert (reply.reasoning, reply.text) == ("a END b", "one")
 
 
-def test_answer_in_one_piece_ends_before_stop_text(session: Session, server: HttpServer) -> None:
+def test_answer_in_one_piece_ends_before_stop_string(session: Session, server: HttpServer) -> None:
     message = {"role": "assistant", "content": "one END two"}
     if isinstance(server, FaultServer):
         choice = {"index": 0, "message": message, "finish_reason": "length"}
@@ -166,18 +244,18 @@ def test_answer_in_one_piece_ends_before_stop_text(session: Session, server: Htt
     assert (reply.text, reply.finish_reason) == ("one ", "stop")
 
 
-def test_stop_text_ends_every_answer_of_many(server: HttpServer, session: Session) -> None:
+def test_stop_string_ends_every_answer_of_many(server: HttpServer, session: Session) -> None:
     for _ in range(4):
-        server.will(chat_path(server), *say(server, "one E", "ND"))
+        server.will(chat_path(server), *streamed(server, "one E", "ND"))
 
     async def ask() -> list[str]:
-        asked = (session.agenerate(prompt, stop=["END"]) for prompt in "abcd")
-        return [reply.text for reply in await asyncio.gather(*asked)]
+        answers = (session.agenerate(prompt, stop=["END"]) for prompt in "abcd")
+        return [reply.text for reply in await asyncio.gather(*answers)]
 
     assert asyncio.run(ask()) == ["one "] * 4
 
 
-def test_without_stop_text_nothing_is_cut() -> None:
+def test_answer_without_stop_strings_is_whole() -> None:
     with FaultServer() as server, session_on(server) as session:
         server.will(CHAT, *words("one ", "END", " two"))
         assert session.generate("?").text == "one END two"

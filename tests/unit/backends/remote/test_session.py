@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +76,17 @@ def test_running_reply_survives_unload(session: Session, server: FaultServer, ea
     hold.go.set()
     assert job.result(5).text == "one two"
     assert len(server.asked(CHAT)) == 1
+    eventually(lambda: server.open_now == 0, "a connection is left open")
+
+
+def test_program_without_close_ends_silently(server: FaultServer) -> None:
+    code = (
+        "from llm_magic.session import Session; session = Session();"
+        f"session.load('tiny', backend='openai', base_url={server.url!r});"
+        "print(session.generate('one').text)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ran.stdout, ran.stderr) == ("one\n", "")
     eventually(lambda: server.open_now == 0, "a connection is left open")
 
 
