@@ -34,14 +34,14 @@ def local_session(**changes: object) -> Iterator[Session]:
 
 def local_backend(session: Session) -> LocalTransformersBackend:
     """Return the backend of the active model."""
-    backend = session.manager.find().backend
+    backend = session.loaded_model().backend
     assert isinstance(backend, LocalTransformersBackend)
     return backend
 
 
 def local_model(session: Session, name: str | None = None) -> LocalModel:
     """Return a loaded model with its PyTorch module; the active one without a name."""
-    return local_backend(session).local_model(session.manager.find(name).name)
+    return local_backend(session).local_model(session.loaded_model(name).name)
 
 
 @contextlib.contextmanager

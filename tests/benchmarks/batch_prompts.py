@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from llm_magic.config.settings import GenerationConfig
@@ -55,7 +57,7 @@ def together(conversations: Sequence[Sequence[Message]], tokens: int) -> tuple[i
     from llm_magic import llm
 
     async def ask() -> int:
-        name, count = llm.manager.find().name, 0
+        name, count = llm.loaded_model().name, 0
         async for _index, item in backend().stream_many(name, conversations, _config(tokens)):
             assert isinstance(item, Chunk)
             count += item.tokens
@@ -69,7 +71,7 @@ def one_by_one(conversations: Sequence[Sequence[Message]], tokens: int) -> tuple
     from llm_magic import llm
 
     async def ask() -> int:
-        name, count = llm.manager.find().name, 0
+        name, count = llm.loaded_model().name, 0
         for messages in conversations:
             async for chunk in backend().stream(name, messages, _config(tokens)):
                 count += chunk.tokens
@@ -103,9 +105,8 @@ def _config(tokens: int) -> GenerationConfig:
 
 
 def _timed(asking: Any) -> tuple[int, float]:
-    from llm_magic import llm
-
     began = time.perf_counter()
-    # On the event loop of the session, as all calls.
-    count: int = llm.loop_thread.run(asking)
+    # On another thread: that of the cell has a loop that runs.
+    with ThreadPoolExecutor(1) as thread:
+        count: int = thread.submit(asyncio.run, asking).result()
     return count, time.perf_counter() - began

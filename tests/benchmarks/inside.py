@@ -69,11 +69,13 @@ class FirstToken:
         self._displays = 0
 
     def _drawn(self, view: Any) -> None:
-        response = view.response
-        if response.has_text and not self.produced:
-            first_s = response.timing.first_token_s
-            self.produced = response.prepared.request.started + first_s
-            self.received = time.perf_counter()
+        from llm_magic import llm
+
+        for response in llm.answering:
+            if response.has_text and not self.produced:
+                first_s = response.timing.first_token_s or 0.0
+                self.produced = response.prepared.request.started + first_s
+                self.received = time.perf_counter()
         self._draw(view)
 
     def _published(self, *args: Any, **kwargs: Any) -> None:
@@ -133,7 +135,7 @@ def backend() -> LocalTransformersBackend:
     """Return the local backend of the session."""
     from llm_magic import llm
 
-    local: Any = llm.manager.find().backend
+    local: Any = llm.loaded_model().backend
     return local  # type: ignore[no-any-return]
 
 
@@ -141,7 +143,7 @@ def loaded_model() -> LocalModel:
     """Return the loaded model of the session."""
     from llm_magic import llm
 
-    return backend().local_model(llm.manager.find().name)
+    return backend().local_model(llm.loaded_model().name)
 
 
 def folder() -> Path:

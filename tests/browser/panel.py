@@ -11,7 +11,7 @@ from tests.browser.lab import Lab
 if TYPE_CHECKING:
     from playwright.sync_api import Locator
 
-# Run first: a kernel whose model ``tiny`` says what `backend` is told, or repeats the prompt.
+# Runs first: the model ``tiny`` generates the script of `backend`, or repeats the prompt.
 SCRIPTED = """
 from llm_magic.notebook.magics import register
 from llm_magic.session import Session

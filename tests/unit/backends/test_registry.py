@@ -22,13 +22,12 @@ from tests.scripted import settings
 OURS = ("local", "ollama", "vllm", "instructlab", "openai")
 MODULE = """
 from typing import Annotated
-from pydantic import Field
 from llm_magic.backends.base import UNSUPPORTED, Backend
-from llm_magic.config.option_spec import Flag
+from llm_magic.config.option_spec import OptionSpec
 from llm_magic.config.settings import GenerationConfig, LoadConfig
 
 class Options(LoadConfig):
-    {option}: Annotated[int, Flag(("{flag}",), "N"), Field(description="A number.")] = 0
+    {option}: Annotated[int, OptionSpec("A number.", ("{flag}",), "N")] = 0
 
 class Mine(Backend):
     name = "{name}"

@@ -40,11 +40,11 @@ def in_time(coroutine: Any) -> Any:
     return asyncio.run(limited())
 
 
-def until_cancelled(begun: threading.Event, ended: threading.Event) -> Callable[..., None]:
+def until_cancelled(started: threading.Event, finished: threading.Event) -> Callable[..., None]:
     def work(cancel: threading.Event, *_emit: object) -> None:
-        begun.set()
+        started.set()
         cancel.wait(5)
-        ended.set()
+        finished.set()
         raise Cancelled
 
     return work
@@ -66,7 +66,7 @@ def test_jobs_run_one_after_another_on_one_daemon_thread(worker: Worker) -> None
     assert [(thread.name, thread.daemon) for thread in threads] == [("test-worker", True)]
 
 
-def test_a_failure_arrives_translated(worker: Worker) -> None:
+def test_failure_is_raised_translated(worker: Worker) -> None:
     def fail(_cancel: threading.Event) -> None:
         raise ValueError("no")
 
@@ -86,15 +86,15 @@ def test_nothing_that_a_job_raises_ends_the_thread(worker: Worker, error: BaseEx
     assert in_time(worker.run(lambda _cancel: 1, translate)) == 1
 
 
-def test_a_translation_that_fails_is_an_error_too_and_not_a_hang(worker: Worker) -> None:
+def test_translation_that_fails_is_an_error_and_no_hang(worker: Worker) -> None:
     def fail(_cancel: threading.Event) -> None:
         raise ValueError("the first error")
 
-    def broken(_error: BaseException) -> LLMMagicError:
+    def failing(_error: BaseException) -> LLMMagicError:
         raise OSError("a library is missing")
 
     with pytest.raises(LLMMagicError, match="ValueError: the first error") as caught:
-        in_time(worker.run(fail, broken))
+        in_time(worker.run(fail, failing))
     assert "a library is missing" in caught.value.details
     assert in_time(worker.run(lambda _cancel: 1, translate)) == 1
 
@@ -105,7 +105,7 @@ class Big:
 
 @pytest.fixture
 def no_gc() -> Iterator[None]:
-    """Let go of what is let go, and not of what a collection happens to find."""
+    """Free only what nothing refers to: no garbage collection runs meanwhile."""
     gc.disable()
     yield
     gc.enable()
@@ -113,7 +113,7 @@ def no_gc() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_gc")
 @pytest.mark.parametrize("own", [False, True])
-def test_an_error_that_is_kept_keeps_nothing_alive(worker: Worker, own: bool) -> None:
+def test_stored_error_holds_no_objects_of_the_job(worker: Worker, own: bool) -> None:
     alive: list[weakref.ref[Big]] = []
 
     def deep() -> None:
@@ -127,7 +127,7 @@ def test_an_error_that_is_kept_keeps_nothing_alive(worker: Worker, own: bool) ->
         alive.append(weakref.ref(weights))
         try:
             deep()
-        except ValueError as error:  # the chain of causes is kept by Python, too
+        except ValueError as error:  # Python stores the chain of causes, too
             raise (GenerationFailed if own else RuntimeError)("wrapped") from error
 
     with pytest.raises(GenerationFailed, match="wrapped") as caught:
@@ -137,40 +137,40 @@ def test_an_error_that_is_kept_keeps_nothing_alive(worker: Worker, own: bool) ->
 
 
 @pytest.mark.usefixtures("no_gc")
-def test_a_result_is_let_go_before_the_next_job_comes(worker: Worker) -> None:
+def test_result_is_freed_before_the_next_job(worker: Worker) -> None:
     ref = weakref.ref(in_time(worker.run(lambda _cancel: Big(), translate)))
     deadline = time.monotonic() + 2
     while ref() is not None and time.monotonic() < deadline:
-        time.sleep(0.001)  # the thread may still be at the line that lets go
+        time.sleep(0.001)  # the thread may not have reached the line that frees it
     assert ref() is None
 
 
-def test_cancelling_sets_the_flag_and_waits_until_it_was_seen(worker: Worker) -> None:
-    begun, ended = threading.Event(), threading.Event()
+def test_cancelling_sets_the_flag_and_waits_until_the_job_has_seen_it(worker: Worker) -> None:
+    started, finished = threading.Event(), threading.Event()
 
     async def main() -> None:
-        task = asyncio.ensure_future(worker.run(until_cancelled(begun, ended), translate))
-        await asyncio.to_thread(begun.wait, 5)
+        task = asyncio.ensure_future(worker.run(until_cancelled(started, finished), translate))
+        await asyncio.to_thread(started.wait, 5)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert ended.is_set()
+        assert finished.is_set()
 
     in_time(main())
 
 
-def test_a_queued_job_that_is_cancelled_never_runs(worker: Worker) -> None:
-    begun, ended, ran = threading.Event(), threading.Event(), threading.Event()
+def test_queued_job_that_is_cancelled_never_runs(worker: Worker) -> None:
+    started, finished, ran = threading.Event(), threading.Event(), threading.Event()
 
     async def main() -> None:
-        first = asyncio.ensure_future(worker.run(until_cancelled(begun, ended), translate))
-        await asyncio.to_thread(begun.wait, 5)
+        first = asyncio.ensure_future(worker.run(until_cancelled(started, finished), translate))
+        await asyncio.to_thread(started.wait, 5)
         second = asyncio.ensure_future(worker.run(lambda _cancel: ran.set(), translate))
         await asyncio.sleep(0.01)
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second  # it does not have to wait for the first
-        assert not ended.is_set()
+        assert not finished.is_set()
         first.cancel()
         await asyncio.wait({first})
         await worker.run(lambda _cancel: None, translate)
@@ -182,13 +182,13 @@ def test_a_queued_job_that_is_cancelled_never_runs(worker: Worker) -> None:
 # -- streams --------------------------------------------------------------------------------------
 
 
-def test_items_come_in_order_and_then_the_failure(worker: Worker) -> None:
+def test_items_are_in_order_and_the_failure_is_last(worker: Worker) -> None:
     async def main(fails: bool) -> list[int]:
         def work(_cancel: threading.Event, emit: Callable[[int], None]) -> None:
             for number in range(1000):
                 emit(number)
             if fails:
-                raise ValueError("broken")
+                raise ValueError("failed")
 
         taken: list[int] = []
         with contextlib.suppress(GenerationFailed) if fails else contextlib.nullcontext():
@@ -201,14 +201,14 @@ def test_items_come_in_order_and_then_the_failure(worker: Worker) -> None:
     assert in_time(main(True)) == list(range(1000))
 
 
-def test_closing_a_stream_early_sets_the_flag_and_waits(worker: Worker) -> None:
-    ended = threading.Event()
+def test_closed_stream_sets_the_flag_and_waits(worker: Worker) -> None:
+    finished = threading.Event()
 
     def work(cancel: threading.Event, emit: Callable[[int], None]) -> None:
         number = 0
         while not cancel.wait(0.001):
             emit(number := number + 1)
-        ended.set()
+        finished.set()
         raise Cancelled
 
     async def main() -> None:
@@ -217,19 +217,19 @@ def test_closing_a_stream_early_sets_the_flag_and_waits(worker: Worker) -> None:
             if number == 3:
                 break
         await items.aclose()
-        assert ended.is_set()
+        assert finished.is_set()
 
     in_time(main())
 
 
-def test_closing_a_stream_whose_job_has_not_begun_does_not_wait_for_the_others(
+def test_closed_stream_whose_job_has_not_started_does_not_wait_for_others(
     worker: Worker,
 ) -> None:
-    begun, ended, ran = threading.Event(), threading.Event(), threading.Event()
+    started, finished, ran = threading.Event(), threading.Event(), threading.Event()
 
     async def main() -> None:
-        first = asyncio.ensure_future(worker.run(until_cancelled(begun, ended), translate))
-        await asyncio.to_thread(begun.wait, 5)
+        first = asyncio.ensure_future(worker.run(until_cancelled(started, finished), translate))
+        await asyncio.to_thread(started.wait, 5)
         items: AsyncGenerator[None, None] = worker.stream(
             lambda _cancel, _emit: ran.set(), translate
         )
@@ -237,7 +237,7 @@ def test_closing_a_stream_whose_job_has_not_begun_does_not_wait_for_the_others(
         await asyncio.sleep(0.01)
         second.cancel()
         await asyncio.wait({second})
-        assert not ended.is_set()
+        assert not finished.is_set()
         first.cancel()
         await asyncio.wait({first})
 
@@ -245,7 +245,7 @@ def test_closing_a_stream_whose_job_has_not_begun_does_not_wait_for_the_others(
     assert not ran.is_set()
 
 
-def test_a_closed_worker_finishes_its_queue_and_can_be_used_again(worker: Worker) -> None:
+def test_closed_worker_finishes_its_queue_and_can_be_used_again(worker: Worker) -> None:
     def give(number: int, _cancel: threading.Event) -> int:
         return number
 
@@ -260,7 +260,7 @@ def _given(number: int, _cancel: threading.Event) -> int:
     return number
 
 
-def test_a_thread_whose_rest_fails_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_thread_goes_on_after_its_after_job_failed(caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> None:
         raise OSError("no such library")
 

@@ -50,7 +50,7 @@ from tests.wire import (
 
 ROLE = delta("", role="assistant")
 # The advice of an error message.
-ADVICE = re.compile(r"Try again|Check |Look at|Start |Shorten |Type |--key-env|--base-url|%llm")
+ADVICE = re.compile(r"Try again|Check |Start |Shorten |Type |--key-env|--base-url|%llm")
 
 
 @pytest.mark.parametrize("html", [False, True], ids=["json", "html"])
@@ -221,7 +221,7 @@ def test_timeout_before_first_token_is_five_limits_without_retry(
 ) -> None:
     with session_on(server, idle_s=IDLE_S) as session:
         error = failing(session, server, ServerTimeout, *script)
-        assert f"{server.url} sent nothing for 1 s. Look at the server" in str(error)
+        assert f"{server.url} sent nothing for 1 s. Check the server" in str(error)
         assert "--idle-timeout" in str(error)
         held = [request for request in questions(server) if request.ended != "whole"]
         assert held[0].left.wait(1)

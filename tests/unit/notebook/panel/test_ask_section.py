@@ -19,7 +19,7 @@ from tests.panels import (
     send,
     shown_error,
     until,
-    words,
+    visible_text,
 )
 from tests.scripted import Hang, Pause, say
 
@@ -31,7 +31,7 @@ def scripted() -> Iterator[Scripted]:
 
 
 def answer(panel: ControlPanel) -> str:
-    return words(panel.asking.answer.value)
+    return visible_text(panel.asking.answer.value)
 
 
 def ask(panel: ControlPanel, text: str) -> None:
@@ -53,7 +53,7 @@ def test_ctrl_enter_and_the_button_send_the_same(scripted: Scripted) -> None:
     put(panel.asking.prompt, "three four")
     press(panel.asking.send)
     until(lambda: is_idle(panel) and "three four three four" in answer(panel))
-    assert [asked.messages[-1].content for asked in scripted.backend.asked] == [
+    assert [prepared.messages[-1].content for prepared in scripted.backend.asked] == [
         "one two", "three four",
     ]  # fmt: skip
     assert scripted.session.last is not None
@@ -79,10 +79,10 @@ def test_answer_without_text_shows_thinking(scripted: Scripted) -> None:
     scripted.backend.will(hang, *say("x"))
     send(panel, "why?")
     assert "why? thinking …" in answer(panel)
-    until(lambda: "Answering" in words(panel.status.value))
+    until(lambda: "Answering" in visible_text(panel.status.value))
     hang.go.set()
     until(lambda: is_idle(panel) and "thinking" not in answer(panel))
-    until(lambda: "Ready" in words(panel.status.value))
+    until(lambda: "Ready" in visible_text(panel.status.value))
 
 
 @pytest.mark.parametrize("before", [(), ("half an ", "answer ")])
@@ -119,9 +119,9 @@ def test_status_is_correct_while_stopped_model_finishes(scripted: Scripted) -> N
     assert hang.reached.wait(5)
     press(panel.asking.stop)
     panel.draw()
-    said = words(panel.asking.note.value) + str(panel.asking.stop.tooltip)
+    hint = visible_text(panel.asking.note.value) + str(panel.asking.stop.tooltip)
     hang.go.set()
-    assert "cell" not in said, "no cell is answering"
+    assert "cell" not in hint, "no cell is answering"
     until(lambda: is_idle(panel))
 
 
@@ -197,7 +197,7 @@ def test_chat_sends_earlier_turns_until_cleared(scripted: Scripted) -> None:
     ask(panel, "second")
     contents = [message.content for message in scripted.backend.asked[-1].messages]
     assert contents == ["first", "first", "second"]
-    assert words(panel.asking.turns.value) == "first first"
+    assert visible_text(panel.asking.turns.value) == "first first"
     assert "second" in answer(panel)
     press(panel.asking.clear)
     assert (scripted.session.chats.all(), panel.asking.turns.value) == ([], "")
@@ -217,9 +217,9 @@ def test_turns_that_a_cell_made_stale_are_neither_shown_nor_sent(scripted: Scrip
     session.ask(Request("one", chat="panel", key="cell")).result()
     for question in ("two", "three"):
         ask(panel, question)
-    assert words(panel.asking.turns.value) == "one one two two"
+    assert visible_text(panel.asking.turns.value) == "one one two two"
     session.ask(Request("uno", chat="panel", key="cell")).result()
-    until(lambda: words(panel.asking.turns.value) == "uno uno")
+    until(lambda: visible_text(panel.asking.turns.value) == "uno uno")
     ask(panel, "four")
     contents = [message.content for message in scripted.backend.asked[-1].messages]
     assert contents == ["uno", "uno", "four"]
@@ -230,9 +230,9 @@ def test_the_counter_is_of_the_conversation_against_the_context(scripted: Script
     ask(panel, "alone in no conversation")
     put(panel.asking.chat, True)
     until(lambda: panel.asking.clear.layout.display == "")
-    assert words(panel.asking.note.value) == "", "that was no part of it"
+    assert visible_text(panel.asking.note.value) == "", "that was no part of it"
     ask(panel, "one two")
-    assert words(panel.asking.note.value) == "9 tokens of context used of 8,192 (0%)"
+    assert visible_text(panel.asking.note.value) == "9 tokens of context used of 8,192 (0%)"
 
 
 def test_clear_while_an_answer_is_written_leaves_nothing_of_it(scripted: Scripted) -> None:
