@@ -85,7 +85,7 @@ def names() -> tuple[str, ...]:
 
 
 def refresh() -> None:
-    """Look for backends again: packages may have been installed or removed since."""
+    """Find the backends again: packages may have been installed or removed since."""
     importlib.invalidate_caches()
     for cached in (_found, backend_class, load_specs, generation_specs):
         cached.cache_clear()

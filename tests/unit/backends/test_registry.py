@@ -133,7 +133,9 @@ def test_backend_installed_later_is_found_without_refresh(install: Install, tmp_
         (backend().replace("UNSUPPORTED)", "UNSUPPORTED) | {'x': ''}"), "TypeError: Mine.option_names"),
     ],
 )  # fmt: skip
-def test_broken_package_raises_only_when_used(install: Install, source: str, message: str) -> None:
+def test_package_with_errors_raises_only_when_used(
+    install: Install, source: str, message: str
+) -> None:
     install("llm-magic-mine", "mine", source)
     assert "mine" in registry.names()
     assert registry.load_specs()["pull"].backends == ("ollama",)
