@@ -58,14 +58,24 @@ class JobMagics(SessionMagics):
     @line_magic
     def llm_wait(self, line: str) -> None:
         """Wait for background jobs."""
+        from llm_magic.notebook.display.live_output import LiveArea, muted
+        from llm_magic.notebook.display.messages import jobs_table
+        from llm_magic.notebook.display.tables import Table
+
         jobs = self._named_jobs("llm_wait", line) or list(self.session.jobs.unreported())
-        progress = _Progress(jobs, live=self.live and hasattr(self.shell, "kernel"))
-        self.session.wait(jobs, progress.draw)
+        area = LiveArea(live=self.live and hasattr(self.shell, "kernel"))
+
+        def draw() -> None:
+            if (text := _waiting_line(jobs, time.perf_counter() - self.began)) and area.wait <= 0:
+                area.show(text, muted(text))
+
+        self.session.wait(jobs, draw)
         for job in jobs:
             job.is_awaited = True
             if job.view is not None:
                 job.view.show_again()
-        progress.finish()
+        table = jobs_table(jobs) if jobs else Table(("",), [], _NOTHING)
+        area.show(repr(table), table._repr_html_())
         for job in jobs:
             if job.error is not None:
                 raise job.error
@@ -83,32 +93,11 @@ def _stop_line(job: Response) -> str:
     return f"Stopped job {job.number} ({job.model}) {when}."
 
 
-class _Progress:
-    """Shows the jobs that a cell waits for, then how they ended."""
-
-    def __init__(self, jobs: Sequence[Response], *, live: bool) -> None:
-        from llm_magic.notebook.display.live_output import LiveArea
-
-        self._jobs, self._began = jobs, time.monotonic()
-        self._area = LiveArea(live=live)
-
-    def draw(self) -> None:
-        """Show the progress of the first running job; called about ten times a second."""
-        from llm_magic.notebook.display.live_output import muted
-
-        left = [job for job in self._jobs if not job.done]
-        if not left or self._area.wait > 0:
-            return
-        first, more = left[0], f" and {len(left) - 1} more" if len(left) > 1 else ""
-        amount = f", {first.amount}" if first.amount else ""
-        waited = time.monotonic() - self._began
-        text = f"Waiting for job {first.number} ({first.state}{amount}){more} … {waited:.0f} s"
-        self._area.show(text, muted(text))
-
-    def finish(self) -> None:
-        """Show how all of them ended."""
-        from llm_magic.notebook.display import messages
-        from llm_magic.notebook.display.tables import Table
-
-        table = messages.jobs_table(self._jobs) if self._jobs else Table(("",), [], _NOTHING)
-        self._area.show(repr(table), table._repr_html_())
+def _waiting_line(jobs: Sequence[Response], seconds: float) -> str:
+    """Return the progress of the first running job, or an empty string."""
+    running = [job for job in jobs if not job.done]
+    if not running:
+        return ""
+    first, more = running[0], f" and {len(running) - 1} more" if len(running) > 1 else ""
+    amount = f", {first.amount}" if first.amount else ""
+    return f"Waiting for job {first.number} ({first.state}{amount}){more} … {seconds:.0f} s"
