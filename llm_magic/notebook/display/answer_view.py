@@ -110,8 +110,6 @@ class RichView:
         self._revision = -1
         self._waiting = ""
         self._has_text = self._has_words = False
-        # Imports what the first word is shown with while the model works on it.
-        self._html("word")
 
     def draw(self) -> None:
         """Draw the first word at once and later ones when it is time; until then, show the wait."""
@@ -123,6 +121,8 @@ class RichView:
                 self._has_text = response.has_text
                 area.draw(self._bundle)
             return
+        # Imports what the first word is shown with, while it is waited for: some 60 ms, once.
+        self._html("word")
         waited = time.monotonic() - self._began
         what = response.notice or self._label
         if (waited > _SILENCE_S or what) and area.wait <= 0:

@@ -121,6 +121,7 @@ class LLMMagics(SessionMagics):
             if notes:
                 answer_view.write_notes(notes)
             try:
+                view.draw()
                 for _ in response.updates(view.pause):
                     view.draw()
             finally:
