@@ -131,6 +131,11 @@ class OptionModel(BaseModel):
         return self
 
 
+def none_word(value: object) -> object:
+    """Return None for the word ``none``, which leaves an option to the model."""
+    return None if isinstance(value, str) and value.strip().casefold() == "none" else value
+
+
 def _restore(
     cls: type[OptionModel], values: dict[str, object], fields_set: set[str]
 ) -> OptionModel:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -35,6 +36,7 @@ from llm_magic.config.option_spec import (
     OptionModel,
     OptionSpec,
     first_problem,
+    none_word,
     specs,
 )
 from llm_magic.errors import SettingsError
@@ -42,15 +44,10 @@ from llm_magic.text.escapes import unescape
 from llm_magic.text.surrogates import has_surrogates
 
 
-def _none_word(value: object) -> object:
-    """Return None for the word ``none``, which leaves an option to the model."""
-    return None if isinstance(value, str) and value.strip().casefold() == "none" else value
-
-
 def _as_tuple(value: object) -> object:
     """Return one text as a tuple, and ``none`` as an empty one."""
     texts = (value,) if isinstance(value, str) else value
-    return () if _none_word(value) is None else texts
+    return () if none_word(value) is None else texts
 
 
 def _stop_texts(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -87,7 +84,7 @@ def _expand_home(value: Path | None) -> Path | None:
 
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
-_OrModel = BeforeValidator(_none_word)
+_OrModel = BeforeValidator(none_word)
 MaxNewTokens = Annotated[
     int | None,
     Ge(1),
@@ -154,7 +151,6 @@ Device = Annotated[
     Flag(("-d", "--device"), "DEVICE"),
     Control("Device", examples=("auto", "cpu", "cuda", "mps")),
     Allowed("auto, cpu, cuda, cuda:N or mps"),
-    Neutral("auto"),
     Field(
         description="auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one.",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
@@ -185,7 +181,7 @@ class GenerationConfig(OptionModel):
         PlainSerializer(dict),
         Flag(("-p", "--param"), "KEY=VALUE"),
         Field(description="Anything else the backend accepts (repeatable)."),
-    ] = Field(default_factory=lambda: MappingProxyType({}))
+    ] = Field(default_factory=partial(MappingProxyType, {}))
 
 
 class LoadConfig(OptionModel):

@@ -20,6 +20,7 @@ from llm_magic.prompts.trusted_types import (
     SEQUENCES,
     Budget,
     NotAllowed,
+    columns,
     family,
     require_length,
     require_own,
@@ -313,18 +314,19 @@ def _check_dtype(call: Call) -> None:
 
 
 def _check_quantiles(call: Call) -> None:
-    require_length(size(call.argument(0, "q", ())), 100, "quantiles")
+    given = call.argument(0, "percentiles" if call.name == "describe" else "q", ())
+    require_length(size(given), 100, "quantiles")
 
 
 def require_numbers(table: Any) -> None:
-    """Raise `NotAllowed` if a long column has texts: adding those up takes quadratic time."""
-    if family(table) == "index" or len(table) <= 1000:
-        return
-    dtypes = list(table.dtypes) if family(table) == "frame" else [table.dtype]
-    if any(str(dtype) == "object" or "str" in str(dtype) for dtype in dtypes):
-        raise NotAllowed(
-            "adds up texts or objects of over 1,000 rows (numeric_only=True omits them)"
-        )
+    """Raise `NotAllowed` if a column has many or long texts: adding those up takes quadratic time."""
+    for column in columns(table) if family(table) != "index" else ():
+        if str(column.dtype) == "object" or "str" in str(column.dtype):
+            texts = [cell for cell in column.array[:1000] if type(cell) is str]
+            if len(column) > 1000 or len(column) * sum(map(len, texts)) > 200 * MAX_TEXT:
+                raise NotAllowed(
+                    "adds up long texts, or objects of over 1,000 rows (numeric_only=True omits them)"
+                )
 
 
 def _check_output(call: Call) -> None:
@@ -409,7 +411,7 @@ _CHECKS: Mapping[str, Callable[[Call], None]] = {
     "decimal": _check_decimal, "range": _check_range,
     ".strftime": _check_strftime, "pl_dates.to_string": _check_strftime,
     ".day_name": _require_no_arguments, ".month_name": _require_no_arguments,
-    ".astype": _check_dtype, ".quantile": _check_quantiles,
+    ".astype": _check_dtype, ".quantile": _check_quantiles, ".describe": _check_quantiles,
     ".corr": _check_correlation, ".cov": _check_correlation,
     "frame.transpose": _check_transpose, "pl_frame.transpose": _check_transpose,
     ".write_csv": _check_polars_output, ".write_json": _check_polars_output,

@@ -151,7 +151,8 @@ def _require_comparable(left: Any, right: Any, budget: Budget) -> None:
             cells = _aligned_cells(left, right)
         else:
             shapes = (reversed(value.shape) for value in arrays)
-            cells = prod(map(max, zip_longest(*shapes, fillvalue=1)))
+            width = max(size(value) // max(1, prod(value.shape)) for value in arrays)
+            cells = prod(map(max, zip_longest(*shapes, fillvalue=1))) * width
         require_length(cells, max(MAX_CELLS, size(left), size(right)), "numbers")
     budget.spend(max(map(size, arrays), default=0) / 20)
 

@@ -313,7 +313,7 @@ def _labels(owner: Any) -> Any:
 def _module_attribute(module: types.ModuleType, name: str) -> Any:
     """Return an attribute of a module, unless it is a module or made when it is read."""
     names = types.ModuleType.__getattribute__(module, "__dict__")
-    if name not in names and "__getattr__" in names:
+    if name not in names and (type(module) is not types.ModuleType or "__getattr__" in names):
         raise NotAllowed(f"reads .{name} of {_described(module)}, which is made as it is read")
     value = names[name] if name in names else getattr(module, name)
     if issubclass(type(value), types.ModuleType):

@@ -281,7 +281,7 @@ def test_last_is_the_answer_that_has_text(k: Kernel, fast: FaultServer) -> None:
 @pytest.mark.parametrize("ask", ["await llm.agenerate('Hello.')", "reply = llm.generate('Hello.')"])
 def test_interrupt_before_first_line_is_one_line(k: Kernel, fast: FaultServer, ask: str) -> None:
     fast.pace = 0.3
-    k.ok("from tests import presses\npresses.before_code(get_ipython())")
+    k.ok("from tests import interrupt_points\ninterrupt_points.before_code(get_ipython())")
     ran = k.run(ask)
     assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)
     assert ran.seconds < within_a_second()

@@ -126,7 +126,7 @@ def test_an_async_cell(k: Kernel, delay: float) -> None:
 
 @pytest.mark.parametrize("cell", ["%llm_status", "%%llm\nHello", "x = %llm --dry-run Hello"])
 def test_interrupt_before_first_line_is_one_line(k: Kernel, cell: str) -> None:
-    k.ok("from tests import presses\npresses.before_code(get_ipython())")
+    k.ok("from tests import interrupt_points\ninterrupt_points.before_code(get_ipython())")
     ran = k.run(cell)
     assert (ran.ename, ran.error, len(ran.traceback)) == ("Interrupted", "Stopped.", 1)
     assert_works_at_once(k)
@@ -134,7 +134,9 @@ def test_interrupt_before_first_line_is_one_line(k: Kernel, cell: str) -> None:
 
 @pytest.mark.parametrize("cell", ["1 + 1", "await asyncio.sleep(0)"])
 def test_interrupt_after_last_line_has_no_effect(k: Kernel, cell: str) -> None:
-    k.ok("import asyncio\nfrom tests import presses\npresses.after_code(get_ipython())")
+    k.ok(
+        "import asyncio\nfrom tests import interrupt_points\ninterrupt_points.after_code(get_ipython())"
+    )
     k.ok(cell)
     k.ok("import time; time.sleep(0.1)")
 
@@ -147,7 +149,7 @@ def test_interrupt_of_own_code_shows_own_traceback(k: Kernel) -> None:
         assert ran.ename == "KeyboardInterrupt", code
         assert "Cell" in "\n".join(ran.traceback), "the line of the cell is in it"
         assert latency < within_a_second()
-    k.ok("from tests import presses\npresses.before_code(get_ipython())")
+    k.ok("from tests import interrupt_points\ninterrupt_points.before_code(get_ipython())")
     assert k.run("wait()").seconds < within_a_second(), "a signal that was held back is not lost"
 
 

@@ -102,7 +102,7 @@ def test_status_models_config_and_unload(k: Kernel) -> None:
     assert k.value("llm.status().backend_details['dtype']") == "bfloat16"
     assert k.value("llm.status().memory.process") > 269_000_000
     assert MODEL in k.value("[m.name for m in llm.models()]")
-    k.ok("llm.configure(temperature=0, max_new_tokens=2)")
+    k.ok("llm.generation.update(temperature=0, max_new_tokens=2)")
     k.ok("llm.generate('Hello')")
     assert k.value("llm.last.usage.completion_tokens") == 2
     assert k.value("repr(llm)") == f"<Session: Ready, {MODEL}>"

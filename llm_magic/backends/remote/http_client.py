@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import math
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -138,11 +139,11 @@ class HttpServer:
                 is_temporary=True,
             ) from None
         except aiohttp.ClientConnectorError as error:
-            raise self._connection_error(str(error.os_error)) from None
+            raise self._connection_error(error.os_error, str(error.os_error)) from None
         except aiohttp.ClientHttpProxyError as error:
-            raise self._connection_error(f"{error.status} {error.message}") from None
+            raise self._connection_error(error, f"{error.status} {error.message}") from None
         except SocksError as error:
-            raise self._connection_error(str(error)) from None
+            raise self._connection_error(error, str(error)) from None
         except aiohttp.InvalidURL:
             raise ServerUnreachable(
                 f"{self.address.url} is no address. Check --base-url."
@@ -150,11 +151,11 @@ class HttpServer:
         except aiohttp.ClientError as error:
             raise self.disconnected_error(error) from None
 
-    def _connection_error(self, why: str) -> ServerUnreachable:
+    def _connection_error(self, error: Exception, reason: str) -> ServerUnreachable:
         proxy = proxy_for(self.address)
-        if proxy is not None and "SSL" not in why:
-            return server_errors.proxy_error(self.address, proxy, self.scrub(why))
-        return server_errors.connection_error(self.address, why, self._start)
+        if proxy is not None and not isinstance(error, ssl.SSLError):
+            return server_errors.proxy_error(self.address, proxy, self.scrub(reason), error)
+        return server_errors.connection_error(self.address, error, self._start)
 
     def disconnected_error(self, error: Exception) -> ServerUnreachable:
         """Return the error for a connection that was lost."""

@@ -114,7 +114,7 @@ class Transport:
                 if not attempt.reused_connection:
                     raise
             except self._socks_errors as error:
-                raise SocksError(str(error)) from None
+                raise SocksError(str(error)) from error
 
     async def aclose(self) -> None:
         """Close the connections."""

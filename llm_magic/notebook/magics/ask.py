@@ -116,22 +116,23 @@ class LLMMagics(SessionMagics):
             dry = self.session.dry_run(request)
             answer_view.write_notes(notes)
             return messages.dry_run_table(dry)
-        with self.session.ask(request) as response:
-            view = answer_view.view(self.shell, response, args, area)
-            if notes:
-                answer_view.write_notes(notes)
-            try:
+        response = self.session.ask(request)
+        view = answer_view.view(self.shell, response, args, area)
+        try:
+            with response:
+                if notes:
+                    answer_view.write_notes(notes)
                 view.draw()
                 for _ in response.updates(view.pause):
                     view.draw()
-            finally:
-                if response.has_reply:
-                    # First: the variable is set even if displaying the answer fails.
-                    if args["output"] is not None:
-                        self.shell.user_ns[args["output"]] = response.reply
-                    view.finish()
-                else:
-                    view.clear()
+        finally:
+            if response.has_reply:
+                # First: the variable is set even if displaying the answer fails.
+                if args["output"] is not None:
+                    self.shell.user_ns[args["output"]] = response.reply
+                view.finish()
+            else:
+                view.clear()
         reply = response.result()
         if args["format"] == "code":
             self._code_cells.offer(reply, self.cell_id, replace=bool(args.get("replace")))

@@ -46,7 +46,7 @@ class ModelMagics(SessionMagics):
                 raise OptionError("--reset and settings cannot be combined. Use one of them.")
             self.session.generation.reset()
         elif changes:
-            self.session.configure(**changes)
+            self.session.generation.update(**changes)
         return messages.config_table(self.session)
 
     @line_magic

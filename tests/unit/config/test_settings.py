@@ -250,7 +250,7 @@ def test_wrong_line_of_the_file_raises_with_variable_value_and_range() -> None:
 
 def test_call_precedes_session_precedes_settings_precedes_model() -> None:
     with scripted_session(temperature=0.1, top_k=10, top_p=0.1) as (session, backend):
-        session.configure(temperature=0.2, top_k=20)
+        session.generation.update(temperature=0.2, top_k=20)
         session.generate("?", temperature=0.3)
         config = backend.asked[-1].config
         assert (config.temperature, config.top_k, config.top_p) == (0.3, 20, 0.1)

@@ -1,4 +1,4 @@
-"""Chats too long for servers: those that count, those that only refuse; lists ask nobody."""
+"""Chats that are too long for a server, with and without token counts; lists send no request."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ class SmallServer(FaultServer):
 
     def _reply(self, request: Received) -> Iterable[Step]:
         if (request.method, request.path) == ("POST", TOKENIZE):
-            return json_answer(200, {"count": _words(request), "max_model_len": 20})
+            return json_answer(200, {"count": _word_count(request), "max_model_len": 20})
         return super()._reply(request)
 
     def _chat(self, request: Received) -> Iterable[Step]:
-        if _words(request) > 20:
-            said = f"This model's maximum context length is 20 tokens, not {_words(request)}."
-            return refusal(400, said, headers=NOW)
+        if _word_count(request) > 20:
+            message = (
+                f"This model's maximum context length is 20 tokens, not {_word_count(request)}."
+            )
+            return refusal(400, message, headers=NOW)
         return super()._chat(request)
 
 
-def _words(request: Received) -> int:
+def _word_count(request: Received) -> int:
     return sum(len(message["content"].split()) for message in request.json["messages"])
 
 
@@ -50,7 +52,7 @@ def chat_of(session: Session, turns: int) -> None:
     session.chats.put("c", messages)
 
 
-def test_a_server_that_counts_is_asked_once(server: SmallServer) -> None:
+def test_server_that_counts_gets_one_request(server: SmallServer) -> None:
     with session_on(server, "vllm") as session:
         chat_of(session, 10)
         reply = session.generate("and now", chat="c", trim=True)
@@ -60,11 +62,11 @@ def test_a_server_that_counts_is_asked_once(server: SmallServer) -> None:
         assert len(server.asked(TOKENIZE)) <= 5
 
 
-def test_a_server_that_only_refuses_is_asked_again_with_less(server: SmallServer) -> None:
+def test_server_without_counts_gets_shorter_requests(server: SmallServer) -> None:
     with session_on(server, "openai") as session:
         chat_of(session, 10)
         reply = session.generate("and now", chat="c", trim=True)
-        assert [_words(asked) for asked in questions(server)] == [44, 32, 24, 20]
+        assert [_word_count(request) for request in questions(server)] == [44, 32, 24, 20]
         assert (reply.dropped_turns, reply.text) == (6, "and now")
         assert reply.messages[0] == Message("system", "be brief")
         assert len(session.chats.get("c").turns) == 11
@@ -84,7 +86,7 @@ def test_a_question_that_alone_is_too_long_is_one_line(server: SmallServer) -> N
         still_works(session)
 
 
-def test_a_refusal_without_a_reason_is_said_to_be_unclear(server: SmallServer) -> None:
+def test_error_response_without_a_reason_is_reported_as_unclear(server: SmallServer) -> None:
     with session_on(server, "openai") as session:
         chat_of(session, 3)
         server.will(CHAT, *refusal(400, "No.", headers=NOW))
@@ -95,7 +97,7 @@ def test_a_refusal_without_a_reason_is_said_to_be_unclear(server: SmallServer) -
 
 
 @pytest.mark.parametrize("backend", ["vllm", "openai"])
-def test_what_a_chat_takes_is_known_from_its_last_reply_and_asks_nobody(
+def test_size_of_a_chat_is_that_of_its_last_reply_without_a_request(
     server: SmallServer, backend: str
 ) -> None:
     with session_on(server, backend) as session:

@@ -1,4 +1,4 @@
-"""A response: iterated, awaited, watched, stopped, and what it holds at each moment."""
+"""A response: iterated, awaited, updated, stopped, and what it holds at each moment."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def iterated_async(response: Response) -> str:
     return asyncio.run(cell())
 
 
-def watched(response: Response) -> str:
+def updated(response: Response) -> str:
     for _ in response.updates():
         pass
     return response.text
@@ -66,7 +66,7 @@ def result(response: Response) -> str:
     return response.result().text
 
 
-WAYS = [iterated, awaited, iterated_async, watched, result]
+WAYS = [iterated, awaited, iterated_async, updated, result]
 READ = pytest.mark.parametrize("get", WAYS)
 
 
@@ -94,7 +94,7 @@ def test_every_way_to_read_raises_the_error(scripted: Pair, get: Callable[[Respo
     session, backend = scripted
     backend.will("half", Pause(0.02), GenerationFailed("The model broke."))
     response = session.ask(Request("?"))
-    if get is not watched:
+    if get is not updated:
         with pytest.raises(GenerationFailed, match="The model broke") as caught:
             get(response)
         assert caught.value.reply is response.reply
@@ -117,7 +117,7 @@ def test_cancel_ends_every_way_to_read(scripted: Pair, get: Callable[[Response],
         response.cancel()
 
     threading.Thread(target=cancel).start()
-    if get is not watched:
+    if get is not updated:
         with pytest.raises(Interrupted, match="Stopped after 1 token") as caught:
             get(response)
         assert caught.value.reply is response.reply
@@ -159,7 +159,7 @@ def test_many_short_chunks_take_little_more_memory_than_their_text(scripted: Pai
     assert used < 8_000_000, used
 
 
-def test_late_reader_gets_what_there_is_as_one_chunk(scripted: Pair) -> None:
+def test_late_reader_gets_the_text_so_far_as_one_chunk(scripted: Pair) -> None:
     session, backend = scripted
     hang = Hang()
     backend.will("a", "b", hang, *say("c"))
@@ -226,7 +226,7 @@ def test_interrupt_of_waiting_leaves_a_background_response_running(scripted: Pai
 
 
 @pytest.mark.parametrize("read", [lambda job: list(job.updates()), list])
-def test_interrupt_of_reading_an_ended_background_response_is_raised(
+def test_interrupt_of_reading_a_finished_background_response_is_raised(
     scripted: Pair, read: Callable[[Response], object]
 ) -> None:
     session, _ = scripted

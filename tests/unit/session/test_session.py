@@ -1,4 +1,4 @@
-"""Asking through the session: two doors to one core, and what stays of an answer."""
+"""Every way to ask the session, and what it records of an answer."""
 
 from __future__ import annotations
 
@@ -53,24 +53,24 @@ def astream(session: Session, prompt: str, **about: str) -> str:
     return asyncio.run(cell())
 
 
-DOORS = pytest.mark.parametrize("ask", [generate, stream, agenerate, astream])
+WAYS = pytest.mark.parametrize("ask", [generate, stream, agenerate, astream])
 Pair = tuple[Session, ScriptedBackend]
 
 
-@DOORS
-def test_every_door_gives_the_same(scripted: Pair, ask: Callable[..., str]) -> None:
+@WAYS
+def test_every_way_to_ask_gives_the_same(scripted: Pair, ask: Callable[..., str]) -> None:
     session, backend = scripted
     assert ask(session, "one two three", system="be brief", temperature=0.1) == "one two three"
-    (asked,) = backend.asked
-    assert asked.messages == (Message("system", "be brief"), Message("user", "one two three"))
-    assert (asked.name, asked.config.temperature, asked.ended) == ("tiny", 0.1, "whole")
+    (call,) = backend.asked
+    assert call.messages == (Message("system", "be brief"), Message("user", "one two three"))
+    assert (call.name, call.config.temperature, call.ended) == ("tiny", 0.1, "whole")
     reply = session.last
     assert reply is not None
     assert (reply.text, reply.finish_reason) == ("one two three", "stop")
-    assert reply.messages == asked.messages
+    assert reply.messages == call.messages
 
 
-def test_a_reply_tells_everything_about_itself(scripted: Pair) -> None:
+def test_reply_has_all_that_the_backend_reported(scripted: Pair) -> None:
     session, backend = scripted
     backend.will(
         Chunk(usage=Usage(12, 0, 4)),
@@ -91,7 +91,7 @@ def test_a_reply_tells_everything_about_itself(scripted: Pair) -> None:
         reply.text = "other"  # type: ignore[misc]
 
 
-def test_what_the_backend_does_not_tell_is_none(scripted: Pair) -> None:
+def test_what_the_backend_does_not_report_is_none(scripted: Pair) -> None:
     session, backend = scripted
     backend.will(Chunk(text="x", finish_reason="stop"))
     reply = session.generate("?")
@@ -99,10 +99,8 @@ def test_what_the_backend_does_not_tell_is_none(scripted: Pair) -> None:
     assert (reply.timing.first_token_s, reply.timing.tokens_per_s) == (None, None)
 
 
-@DOORS
-def test_a_stream_that_does_not_say_why_it_ended_was_cut(
-    scripted: Pair, ask: Callable[..., str]
-) -> None:
+@WAYS
+def test_stream_without_finish_reason_is_truncated(scripted: Pair, ask: Callable[..., str]) -> None:
     session, backend = scripted
     backend.will("half an ", "ans")
     assert ask(session, "?") == "half an ans"
@@ -110,7 +108,7 @@ def test_a_stream_that_does_not_say_why_it_ended_was_cut(
     assert session.last.finish_reason == "truncated"
 
 
-@DOORS
+@WAYS
 def test_an_error_in_the_middle_keeps_the_text_and_is_raised(
     scripted: Pair, ask: Callable[..., str]
 ) -> None:
@@ -133,11 +131,11 @@ def test_an_interrupt_keeps_the_text_and_the_model(scripted: Pair) -> None:
             if chunk.text == "an answer":
                 seen.set()
 
-    doors: list[tuple[threading.Event, Callable[[], object]]] = [
+    ways: list[tuple[threading.Event, Callable[[], object]]] = [
         (hang.reached, lambda: session.generate("?", chat="generate")),
         (seen, read),
     ]
-    for event, ask in doors:
+    for event, ask in ways:
         backend.will("half ", "an answer", hang)
         stop_when(event)
         with pytest.raises(
@@ -194,8 +192,8 @@ def test_job_reports_characters_where_tokens_are_unknown(scripted: Pair) -> None
 
 def test_job_is_read_no_faster_than_it_is_displayed(scripted: Pair) -> None:
     session, backend = scripted
-    words = list(map(str, range(20_000)))
-    backend.will(*[step for word in words for step in (word, Pause(0))])
+    pieces = list(map(str, range(20_000)))
+    backend.will(*[step for piece in pieces for step in (piece, Pause(0))])
     job = session.ask(Request("?"), background=True)
     updates = job.updates()
     next(updates)
@@ -203,7 +201,7 @@ def test_job_is_read_no_faster_than_it_is_displayed(scripted: Pair) -> None:
     assert len(job.text) < 40_000, "the answer waits for its display"
     for _ in updates:
         pass
-    assert job.result(10).text == "".join(words)
+    assert job.result(10).text == "".join(pieces)
 
 
 def test_leaving_a_stream_early_stops_the_model(scripted: Pair) -> None:
@@ -236,19 +234,21 @@ def test_cancelling_the_task_stops_the_model(scripted: Pair) -> None:
     assert (session.last.text, session.last.finish_reason) == ("a", "cancelled")
 
 
-def test_a_display_that_fails_stops_the_model_and_keeps_the_text(scripted: Pair) -> None:
+def test_display_that_fails_stops_the_model_and_leaves_what_was_shown(scripted: Pair) -> None:
     session, backend = scripted
     backend.will("a", Hang())
-
-    response = session.ask(Request("?"))
-    with pytest.raises(ZeroDivisionError):
+    response = session.ask(Request("?", chat="c"))
+    with pytest.raises(ZeroDivisionError) as caught:
         show(response, lambda: 1 / 0 if response.text else None)
     assert backend.asked[0].ended == "closed"
-    assert session.last is not None
-    assert (session.last.text, session.last.finish_reason) == ("a", "cancelled")
+    assert (response.state, response.error) == ("failed", caught.value)
+    assert response.reply is session.last
+    assert response.reply is not None
+    assert (response.reply.text, response.reply.finish_reason) == ("a", "truncated")
+    assert session.chats.all() == []
 
 
-@DOORS
+@WAYS
 @pytest.mark.parametrize("prompt", ["", "  \n "])
 def test_an_empty_prompt_is_refused(scripted: Pair, ask: Callable[..., str], prompt: str) -> None:
     session, backend = scripted
@@ -257,7 +257,7 @@ def test_an_empty_prompt_is_refused(scripted: Pair, ask: Callable[..., str], pro
     assert (backend.asked, session.last) == ([], None)
 
 
-@DOORS
+@WAYS
 def test_wrong_options_are_refused_before_anything_is_sent(
     scripted: Pair, ask: Callable[..., str]
 ) -> None:
@@ -284,7 +284,7 @@ def test_a_list_of_messages_is_a_prompt_too(scripted: Pair) -> None:
         session.generate([])
 
 
-@DOORS
+@WAYS
 def test_messages_may_be_dictionaries_of_role_and_content(
     scripted: Pair, ask: Callable[..., str]
 ) -> None:
@@ -294,7 +294,7 @@ def test_messages_may_be_dictionaries_of_role_and_content(
     assert backend.asked[0].messages == (Message("system", "s"), Message("user", "c d"))
 
 
-@DOORS
+@WAYS
 @pytest.mark.parametrize(
     ("prompt", "reason"),
     [
@@ -327,7 +327,7 @@ def test_the_named_model_answers(scripted: Pair) -> None:
     session.load("org/other", name="alias", keep=True)
     assert session.generate("?", model="tiny").model == "tiny"
     assert session.generate("?").model == "alias"
-    assert [asked.name for asked in backend.asked] == ["tiny", "alias"]
+    assert [call.name for call in backend.asked] == ["tiny", "alias"]
 
 
 def test_several_threads_ask_at_once(scripted: Pair) -> None:
@@ -351,7 +351,7 @@ def test_several_threads_ask_at_once(scripted: Pair) -> None:
     assert all(prompt == text for prompt, text in echoed.items())
 
 
-@DOORS
+@WAYS
 def test_half_characters_are_replaced_in_what_is_sent(
     scripted: Pair, ask: Callable[..., str]
 ) -> None:
@@ -365,7 +365,7 @@ def test_half_characters_are_replaced_in_what_is_sent(
     assert [m.content for m in dry.messages] == ["\ufffd"]
 
 
-@DOORS
+@WAYS
 @pytest.mark.parametrize(
     "options",
     [

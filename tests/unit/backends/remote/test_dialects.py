@@ -96,7 +96,7 @@ def test_rejected_requested_option_raises(server: FaultServer) -> None:
         fails_once(session, server, "Unsupported value: 'temperature'", temperature=0.2)
         refused(server, "logit_bias", "Unsupported parameter: 'logit_bias'.")
         fails_once(session, server, "'logit_bias'", extra={"logit_bias": {}})
-        session.configure(top_p=0.5)
+        session.generation.update(top_p=0.5)
         refused(server, "top_p", "Unsupported parameter: 'top_p'.")
         fails_once(session, server, "'top_p'")
 
@@ -116,6 +116,13 @@ def test_other_rejections_raise(server: FaultServer, parameter: str | None) -> N
     with session_on(server, "openai") as session:
         refused(server, parameter, "That does not go.")
         fails_once(session, server, "That does not go")
+
+
+def test_rejected_value_of_token_limit_raises(server: FaultServer) -> None:
+    error = {"message": f"Too large. {NEWER}", "param": "max_tokens", "code": "invalid_value"}
+    with session_on(server, "openai") as session:
+        server.will(CHAT, *json_answer(400, {"error": error}))
+        fails_once(session, server, "Too large")
 
 
 def test_server_that_rejects_everything_gets_bounded_requests(server: FaultServer) -> None:

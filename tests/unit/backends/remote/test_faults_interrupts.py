@@ -244,7 +244,7 @@ def test_failing_display_closes_connection(session: Session, server: FaultServer
     response = session.ask(Request("?"))
     with pytest.raises(ZeroDivisionError):
         show(response, lambda: 1 / 0 if response.text else None)
-    assert (last(session).text, last(session).finish_reason) == ("Hel", "cancelled")
+    assert (last(session).text, last(session).finish_reason) == ("Hel", "truncated")
     has_left(server)
     still_works(session)
 

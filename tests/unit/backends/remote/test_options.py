@@ -110,7 +110,7 @@ def test_single_stop_string_is_sent_as_list(server: FaultServer) -> None:
 
 def test_session_settings_are_sent(server: FaultServer) -> None:
     with session_on(server) as session:
-        session.configure(temperature=0.3, top_k=None)
+        session.generation.update(temperature=0.3, top_k=None)
         session.generate("?")
         assert (sent(server)["temperature"], "top_k" in sent(server)) == (0.3, False)
         session.generate("?", temperature=0.4)
@@ -151,7 +151,7 @@ def test_unsupported_session_setting_is_not_sent(
     server: FaultServer,
 ) -> None:
     with session_on(server, "openai") as session:
-        session.configure(top_k=20, repetition_penalty=1.2, temperature=0.3)
+        session.generation.update(top_k=20, repetition_penalty=1.2, temperature=0.3)
         session.generate("?")
         assert (sent(server)["temperature"], "top_k" in sent(server)) == (0.3, False)
         with pytest.raises(OptionError, match="openai does not support --top-k"):

@@ -159,7 +159,7 @@ def test_the_settings() -> None:
         assert lines[0].split() == ["setting", "value", "range", "meaning"]
         assert lines[2].startswith("temperature         0.7    0 to 2           0 always takes")
         assert lines[6].startswith("seed                none   0 to 4294967295")
-        session.configure(temperature=0.2, stop=["END"])
+        session.generation.update(temperature=0.2, stop=["END"])
         text = repr(messages.config_table(session))
         assert "temperature         0.2 *" in text
         assert "('END',) *" in text

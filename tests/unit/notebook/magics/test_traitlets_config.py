@@ -41,7 +41,7 @@ def test_every_setting_is_a_trait_with_its_help(
     shell: InteractiveShell, session: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert list(LLMMagics.class_traits(config=True)) == sorted(GenerationConfig.model_fields)
-    session.configure(top_k=7)
+    session.generation.update(top_k=7)
     config(shell, "LLMMagics")
     page = " ".join(capsys.readouterr().out.split())
     for name, spec in specs(GenerationConfig).items():
@@ -54,7 +54,7 @@ def test_every_setting_is_a_trait_with_its_help(
 def test_a_trait_and_the_session_are_the_same(shell: InteractiveShell, session: Session) -> None:
     config(shell, "LLMMagics.temperature = 0.2")
     assert session.generation.temperature == 0.2
-    session.configure(temperature=0.5)
+    session.generation.update(temperature=0.5)
     assert config(shell, "LLMMagics.temperature") == 0.5
     config(shell, "LLMMagics.top_k = None")
     assert session.generation.config == GenerationConfig(temperature=0.5, top_k=None)

@@ -175,7 +175,7 @@ def test_a_session_that_is_closed_leaves_no_thread(scripted: Scripted) -> None:
 def test_a_panel_draws_what_many_threads_change(scripted: Scripted) -> None:
     def change(number: int) -> None:
         for step in range(20):
-            scripted.session.configure(top_k=1 + number * 20 + step)
+            scripted.session.generation.update(top_k=1 + number * 20 + step)
 
     threads = [threading.Thread(target=change, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -188,7 +188,7 @@ def test_a_panel_draws_what_many_threads_change(scripted: Scripted) -> None:
 
 
 def test_new_panel_shows_current_session(scripted: Scripted) -> None:
-    scripted.session.configure(top_k=3)
+    scripted.session.generation.update(top_k=3)
     other = ControlPanel(scripted.session)
     assert other.settings.numbers["top_k"].value == 3
     assert other.settings.numbers["top_k"].changed

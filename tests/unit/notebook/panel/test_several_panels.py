@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -237,17 +237,36 @@ def test_closing_while_everything_moves_ends_closed(scripted: Scripted) -> None:
         assert "Closed" in visible_text(panel.status.value), "drawn over"
 
 
-def test_a_panel_that_is_closed_leaves_nothing_behind(scripted: Scripted) -> None:
+def test_closed_panel_leaves_nothing_behind(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = scripted.session
+    called_back: list[object] = []
 
-    def held() -> tuple[int, int, int]:
-        widgets = len(Widget.get_manager_state()["state"])
-        return len(session._listeners._callbacks), len(session._closing), widgets
+    def counted(name: str) -> None:
+        register = getattr(session, name)
 
-    before = held()
+        def registered(callback: Callable[[], None]) -> Callable[[], None]:
+            called_back.append(callback)
+            remove = register(callback)
+
+            def removed() -> None:
+                called_back.remove(callback)
+                remove()
+
+            return removed
+
+        monkeypatch.setattr(session, name, registered)
+
+    counted("listen")
+    counted("when_closed")
+    before = len(Widget.get_manager_state()["state"])
     for _ in range(3):
-        ControlPanel(session).close()
-    assert held() == before, "watchers, closers, widgets"
+        panel = ControlPanel(session)
+        assert len(called_back) == 2
+        panel.close()
+    assert called_back == []
+    assert len(Widget.get_manager_state()["state"]) == before
 
 
 def test_a_cell_that_waits_for_its_first_word_is_shown(scripted: Scripted) -> None:
