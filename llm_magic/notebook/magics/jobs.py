@@ -47,22 +47,24 @@ class JobMagics(SessionMagics):
         deadline = time.monotonic() + _STOP_S
         for job in running:
             job.wait(max(0.0, deadline - time.monotonic()))
-        lines = [_stop_line(job) for job in running]
-        lines += [
-            f"Job {job.number} had already ended: {job.state}."
-            for job in jobs
-            if job not in running
-        ]
-        return Table(("",), [[line] for line in lines], "" if lines else _NOTHING)
+        rows = [[_stop_line(job, was_running=job in running)] for job in jobs]
+        return Table(("",), rows, "" if rows else _NOTHING)
 
     @line_magic
     def llm_wait(self, line: str) -> None:
         """Wait for background jobs."""
+        jobs = self._named_jobs("llm_wait", line) or list(self.session.jobs.unreported())
+        self._wait(jobs)
+        for job in jobs:
+            if job.error is not None:
+                raise job.error
+
+    def _wait(self, jobs: list[Response]) -> None:
+        """Show the progress of jobs until they end, then their answers and states."""
         from llm_magic.notebook.display.live_output import LiveArea, muted
         from llm_magic.notebook.display.messages import jobs_table
         from llm_magic.notebook.display.tables import Table
 
-        jobs = self._named_jobs("llm_wait", line) or list(self.session.jobs.unreported())
         area = LiveArea(live=self.live and hasattr(self.shell, "kernel"))
 
         def draw() -> None:
@@ -76,9 +78,6 @@ class JobMagics(SessionMagics):
                 job.view.show_again()
         table = jobs_table(jobs) if jobs else Table(("",), [], _NOTHING)
         area.show(repr(table), table._repr_html_())
-        for job in jobs:
-            if job.error is not None:
-                raise job.error
 
     def _named_jobs(self, name: str, line: str) -> list[Response]:
         """Return the job that the line names, as a list; an empty list if it names none."""
@@ -86,7 +85,9 @@ class JobMagics(SessionMagics):
         return [] if number is None else [self.session.jobs.find(number)]
 
 
-def _stop_line(job: Response) -> str:
+def _stop_line(job: Response, *, was_running: bool) -> str:
+    if not was_running:
+        return f"Job {job.number} had already ended: {job.state}."
     if not job.done:
         return f"Stopping job {job.number} ({job.model})."
     when = f"after {job.amount}" if job.amount else "before its first token"
