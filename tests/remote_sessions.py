@@ -65,10 +65,10 @@ def chat_path(server: HttpServer) -> str:
 
 def questions(server: HttpServer) -> list[Received]:
     """Return the questions that a server was asked."""
-    return server.asked(chat_path(server))
+    return server.requests_to(chat_path(server))
 
 
-def told(error: LLMMagicError) -> str:
+def checked_message(error: LLMMagicError) -> str:
     """Return the message of an error, which is one sentence or more in one line."""
     message = str(error)
     assert len(message.splitlines()) == 1, message
@@ -86,7 +86,7 @@ def fails(session: Session, kind: type[LLMMagicError]) -> LLMMagicError:
     with pytest.raises(kind) as caught:
         session.generate("one two")
     assert type(caught.value) is kind
-    told(caught.value)
+    checked_message(caught.value)
     return caught.value
 
 
@@ -118,7 +118,7 @@ def last(session: Session) -> Reply:
 
 
 def notices(session: Session) -> list[str]:
-    """Ask, and return what was said about waiting, whether or not an answer came."""
+    """Ask, and return the notices about waiting, whether or not an answer came."""
     heard: list[str] = []
 
     with contextlib.suppress(LLMMagicError):
@@ -142,7 +142,7 @@ def interrupt(session: Session, when: threading.Event | Callable[[Chunk], bool])
         read(session.stream("one two"), take)
     assert time.monotonic() - began < 1
     assert caught.value.reply is session.last
-    told(caught.value)
+    checked_message(caught.value)
     return caught.value
 
 

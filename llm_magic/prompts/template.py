@@ -35,7 +35,6 @@ from llm_magic.prompts.trusted_types import (
     Budget,
     NotAllowed,
 )
-from llm_magic.prompts.values_as_text import to_text
 
 # Repetitions are possessive and end at a quote, a brace, the line or after 200 parts: the time grows
 # with the length of the prompt. Nothing inside them may backtrack (python/cpython#106052).
@@ -139,7 +138,8 @@ class _Filler:
         """Yield the parts of the text that change, in order."""
         text, position = self._text, 0
         while match := _TOKEN.search(text, position):
-            if self._spend(BRACE_COST):
+            self._budget.left -= BRACE_COST
+            if self._budget.left < 0:
                 self._unread_line = text.count("\n", 0, match.start()) + 1
                 return
             position = match.end()
@@ -207,20 +207,14 @@ class _Filler:
                 self._note(f"${{{code}}}", partial(_dollar_note, code, expression))
         return None
 
-    def _spend(self, elements: int) -> bool:
-        """Spend elements of the budget; returns whether nothing is left."""
-        with suppress(NotAllowed):
-            self._budget.spend(elements)
-        return self._budget.is_spent
-
     def _new(self, code: str) -> tuple[Expression | None, str]:
         """Return the expression in a text, and the first of its names that does not exist."""
-        if self._spend(PARSE_COST + CHARACTER_COST * len(code)):
+        self._budget.left -= PARSE_COST + CHARACTER_COST * len(code)
+        if self._budget.left < 0:
             return None, ""
         expression = expressions.parse(code)
-        return expression, "" if expression is None else expressions.missing_name(
-            expression, self._names
-        )
+        used = expression.names if expression else ()
+        return expression, next((name for name in used if name not in self._names), "")
 
     def _inserted(self, code: str, expression: Expression) -> str:
         """Return the text of a reference; the reference itself if it is not allowed."""
@@ -238,9 +232,7 @@ class _Filler:
 
     def _evaluated(self, code: str, expression: Expression) -> str | NotAllowed:
         try:
-            value = expressions.evaluate(expression, self._names, self._budget)
-            text = expressions.text_of(expression, value, self._budget)
-            return to_text(value) if text is None else text
+            return expressions.evaluate(expression, self._names, self._budget)
         except NotAllowed as error:
             # A new one, which does not hold the frames.
             return NotAllowed(str(error), error.advice)

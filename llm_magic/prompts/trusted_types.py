@@ -113,21 +113,16 @@ class NotAllowed(Exception):
 
 
 class Budget:
-    """Counts the work of the expressions in one prompt; raises `NotAllowed` when it is spent."""
+    """Counts the work of the expressions in one prompt; `left` is negative when it is spent."""
 
     def __init__(self) -> None:
-        self._left = MAX_WORK
+        self.left = MAX_WORK
 
     def spend(self, elements: float) -> None:
-        """Subtract the elements that an operation is about to visit."""
-        self._left -= 1 + int(elements)
-        if self.is_spent:
+        """Subtract the elements that an operation is about to visit; raises `NotAllowed` at the end."""
+        self.left -= 1 + int(elements)
+        if self.left < 0:
             raise NotAllowed("takes too long for a prompt")
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether nothing is left for another expression."""
-        return self._left < 0
 
 
 def require_length(length: float, most: int = MAX_TEXT, unit: str = "characters") -> None:

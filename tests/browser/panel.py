@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SCRIPTED = """
 from llm_magic.notebook.magics import register
 from llm_magic.session import Session
-from tests.scripted import ScriptedBackend, say
+from tests.scripted import ScriptedBackend, whole_answer
 backend = ScriptedBackend()
 llm = Session(create=lambda _name: backend)
 register(get_ipython(), llm)

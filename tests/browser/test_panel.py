@@ -105,7 +105,7 @@ CODE = 'def f(x: int) -> dict[str, int]:\n    if x:\n\n        return {"a": (x)}
 @pytest.mark.parametrize("keys", [False, True])
 def test_code_is_put_into_the_next_cell_and_not_run(lab: Lab, keys: bool) -> None:
     answer = f"Here:\n\n```python\n{CODE}\n```\nThat is it."
-    will = f"{SCRIPTED}\nbackend.will(*say({answer!r}))"
+    will = f"{SCRIPTED}\nbackend.will(*whole_answer({answer!r}))"
     lab.open([will, "%llm_panel", "'after'", "'last'"])
     lab.run(0)
     panel = open_panel(lab, 1)
@@ -127,7 +127,7 @@ def test_code_is_put_into_the_next_cell_and_not_run(lab: Lab, keys: bool) -> Non
 
 def test_answer_and_magic_can_be_copied(lab: Lab) -> None:
     lab.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    lab.open([f"{SCRIPTED}\nbackend.will(*say('**bold**\\n\\n- x'))", "%llm_panel"])
+    lab.open([f"{SCRIPTED}\nbackend.will(*whole_answer('**bold**\\n\\n- x'))", "%llm_panel"])
     lab.run(0)
     panel = open_panel(lab, 1)
     panel.ask("two\nlines")

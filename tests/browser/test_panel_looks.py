@@ -32,7 +32,7 @@ def full(lab: Lab) -> Panel:
     """Return a panel with something everywhere: answer, code, chat, trouble, a changed setting."""
     scripts = (
         "from tests.scripted import Hang\nbackend.will('one', Hang())\n"
-        f"backend.will(*say({_ANSWER!r}))"
+        f"backend.will(*whole_answer({_ANSWER!r}))"
     )
     lab.open([f"{SCRIPTED}\n{scripts}", "%llm_panel", f"%%llm --bg\nA job. {'long ' * 60}"])
     lab.run(0)
@@ -181,7 +181,7 @@ def test_keys_on_buttons_boxes_and_lists_have_their_usual_effect(lab: Lab) -> No
 _HOSTILE = """
 from tests.payloads import payloads
 for text in payloads({leak!r}).values():
-    backend.will(*say(text + "\\n\\n" + text))
+    backend.will(*whole_answer(text + "\\n\\n" + text))
 """
 
 

@@ -23,12 +23,12 @@ register(get_ipython(), llm)
 """
 _SCRIPT = """
 import itertools, pathlib, threading, time
-from tests.scripted import Hang, say
+from tests.scripted import Hang, whole_answer
 tokens = [text[start:start + 4] for start in range(0, len(text), 4)]
 hang = Hang()
 half = (text.index("import") + 30) // 4
 paced = lambda part: itertools.chain.from_iterable((token, Pause(0.01)) for token in part)
-backend.will(*paced(tokens[:half]), hang, *paced(tokens[half:]), *say())
+backend.will(*paced(tokens[:half]), hang, *paced(tokens[half:]), *whole_answer())
 def go_on():
     hang.reached.wait()
     while not pathlib.Path({file!r}).exists():

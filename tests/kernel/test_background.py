@@ -18,14 +18,14 @@ from tests.kernels import ROOT, Kernel, Ran, kernel, within_a_second
 SCRIPTED = """
 from llm_magic.notebook.magics import register
 from llm_magic.session import Session
-from tests.scripted import Hang, Pause, ScriptedBackend, say
+from tests.scripted import Hang, Pause, ScriptedBackend, whole_answer
 from llm_magic.errors import GenerationFailed
 from llm_magic.types import Chunk
 backend = ScriptedBackend()
 llm = Session(create=lambda _name: backend)
 register(get_ipython(), llm)
 def slowly(*words):
-    return [step for word in words for step in (Pause(0.1), word)] + say()
+    return [step for word in words for step in (Pause(0.1), word)] + whole_answer()
 %llm_load tiny
 """
 VERSIONS = ["", "6.31.0", "7.3.0"]
@@ -93,7 +93,7 @@ def test_it_streams_under_its_own_cell_while_others_run(
 
 
 def test_the_variable_is_the_job(k: Kernel) -> None:
-    k.ok("hang = Hang()\nbackend.will('one', ' two', hang, *say(' three'))")
+    k.ok("hang = Hang()\nbackend.will('one', ' two', hang, *whole_answer(' three'))")
     begun(k, "%%llm --bg -o job\nCount to three.")
     k.ok("while job.text != 'one two': __import__('time').sleep(0.01)")
     assert k.value("(str(job), job.done, job.state, job.tokens)") == (
@@ -113,7 +113,7 @@ def test_the_variable_is_the_job(k: Kernel) -> None:
 
 
 def test_giving_up_the_wait_does_not_stop_the_job(k: Kernel) -> None:
-    k.ok("hang = Hang()\nbackend.will('begun', hang, *say(' whole'))")
+    k.ok("hang = Hang()\nbackend.will('begun', hang, *whole_answer(' whole'))")
     begun(k, "%%llm --bg -o job\nGo on.")
     for waiting in ("%llm_wait", "job.result()", "await job"):
         cell = k.send(f"print('here')\n{waiting}")
@@ -165,7 +165,7 @@ def test_stop(k: Kernel) -> None:
     assert k.ok("%llm_stop").text == f"Stopped job {first} (tiny) after 1 token."
     assert k.ok("%llm_stop").text == "No job is running."
     assert k.ok(f"%llm_stop {first}").text == f"Job {first} had already ended: stopped."
-    assert k.value("[a.ended for a in backend.asked[-2:]]") == ["closed", "closed"]
+    assert k.value("[a.outcome for a in backend.requests[-2:]]") == ["closed", "closed"]
     ended(k)
     # Most servers count only at the end.
     k.ok("backend.will(Chunk(text='x' * 331), Hang())")
@@ -242,7 +242,7 @@ def test_the_same_cell_run_again_stops_its_earlier_job(k: Kernel) -> None:
 
 
 def test_a_chat_gets_its_turn_when_the_job_ends(k: Kernel) -> None:
-    k.ok("hang = Hang()\nbackend.will(hang, *say('Ada.'))")
+    k.ok("hang = Hang()\nbackend.will(hang, *whole_answer('Ada.'))")
     k.ok("%%llm --bg -c names -o job\nWho?", cell_id="who")
     assert k.value("[len(chat.turns) for chat in llm.chats.all()]") == []
     k.ok("hang.go.set()\njob.result()")
@@ -260,10 +260,10 @@ def test_a_chat_gets_its_turn_when_the_job_ends(k: Kernel) -> None:
     ],
 )
 def test_bg_refuses_what_it_cannot_do(k: Kernel, options: str, error: str) -> None:
-    before = k.value("len(backend.asked)")
+    before = k.value("len(backend.requests)")
     ran = k.run(f"%%llm --bg {options}\nHello.")
     assert (ran.ename, error in ran.error) == ("OptionError", True), ran.error
-    assert k.value("(len(backend.asked), llm.jobs.running)") == (before, ())
+    assert k.value("(len(backend.requests), llm.jobs.running)") == (before, ())
 
 
 def test_plain_and_quiet(k: Kernel) -> None:
@@ -282,7 +282,8 @@ def test_plain_and_quiet(k: Kernel) -> None:
 
 def test_a_foreground_answer_is_not_mistaken_for_a_jobs(k: Kernel) -> None:
     k.ok(
-        "backend.will(Pause(0.3), *say('from the job'))\nbackend.will(Pause(0.6), GenerationFailed('No.'))"
+        "backend.will(Pause(0.3), *whole_answer('from the job'))\n"
+        "backend.will(Pause(0.6), GenerationFailed('No.'))"
     )
     begun(k, "%%llm --bg -o job\nOne.")
     ran = k.run("%%llm -o mine\nTwo.")
@@ -308,7 +309,7 @@ def test_reloading_stops_what_runs(k: Kernel) -> None:
     under = k.wait(k.send("%%llm --bg -o job\nNever ends."))
     k.ok("while not job.text: __import__('time').sleep(0.01)")
     k.ok("from llm_magic.notebook.magics import unregister\nunregister(get_ipython())")
-    assert k.value("(job.state, job.text, backend.asked[-1].ended)") == (
+    assert k.value("(job.state, job.text, backend.requests[-1].outcome)") == (
         "stopped", "partial", "closed",
     )  # fmt: skip
     assert [name for name in k.threads() if name.startswith("llm_magic")] == []

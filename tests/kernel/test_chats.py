@@ -19,7 +19,7 @@ def no_chats(request: pytest.FixtureRequest) -> None:
 
 def sent(k: Kernel) -> list[str]:
     """Return the contents of the messages of the last call."""
-    contents: list[str] = k.value("[m.content for m in backend.asked[-1].messages]")
+    contents: list[str] = k.value("[m.content for m in backend.requests[-1].messages]")
     return contents
 
 

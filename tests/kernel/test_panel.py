@@ -14,7 +14,7 @@ REGISTER = """
 from llm_magic.notebook.magics import register
 from llm_magic.session import Session
 from llm_magic.notebook.panel import ControlPanel
-from tests.scripted import Hang, ScriptedBackend, say
+from tests.scripted import Hang, ScriptedBackend, whole_answer
 backend = ScriptedBackend()
 llm = Session(create=lambda _name: backend)
 register(get_ipython(), llm)

@@ -15,7 +15,18 @@ from nbclient import NotebookClient
 from tests.fault_server import CHAT, FaultServer
 from tests.kernels import Kernel, kernel, within_a_second
 from tests.ollama_server import OllamaServer
-from tests.wire import Cut, Hold, Pause, Step, busy, delta, json_answer, refusal, sse, words
+from tests.wire import (
+    Cut,
+    Hold,
+    Pause,
+    Step,
+    busy,
+    delta,
+    error_answer,
+    json_answer,
+    sse,
+    sse_words,
+)
 
 KEY = "sk-kernel-7d1e90b2ac55"
 
@@ -104,7 +115,7 @@ def test_a_mistake_is_one_line_and_loses_nothing(
 
 def test_the_first_word_is_shown_when_it_comes(remote: Kernel, server: FaultServer) -> None:
     hold = Hold()
-    server.will(CHAT, *sse(delta("first"), done=False), hold, *words(" second")[1:])
+    server.will(CHAT, *sse(delta("first"), done=False), hold, *sse_words(" second")[1:])
     cell = remote.send("%llm Hello")
     remote.wait_for_output(cell, "first")
     hold.go.set()
@@ -120,15 +131,15 @@ def test_reasoning_is_folded_and_not_sent_again(remote: Kernel, server: FaultSer
     assert "&lt;b&gt;see" in ran.html
     assert ran.text.startswith("42")
     assert remote.value("(reply.text, reply.reasoning)") == ("42", "Let me <b>see</b>.")
-    server.will(CHAT, *words("<think>again</think>\n\n", "43"))
+    server.will(CHAT, *sse_words("<think>again</think>\n\n", "43"))
     remote.ok("%llm -c deep -o reply And now?")
     assert remote.value("(reply.text, reply.reasoning)") == ("43", "again")
-    sent = [message["content"] for message in server.asked(CHAT)[-1].json["messages"]]
+    sent = [message["content"] for message in server.requests_to(CHAT)[-1].json["messages"]]
     assert sent == ["What is it?", "42", "And now?"]
 
 
 def test_a_retry_is_shown(remote: Kernel, server: FaultServer) -> None:
-    server.will(CHAT, *refusal(429, "slow down", headers={"Retry-After": "1"}))
+    server.will(CHAT, *error_answer(429, "slow down", headers={"Retry-After": "1"}))
     cell = remote.send("%llm Hello there")
     remote.wait_for_output(cell, "429, next try in 1 s")
     assert "Hello there" in remote.wait(cell).text
@@ -139,11 +150,11 @@ def test_interrupt_stops_cell_and_server(remote: Kernel, server: FaultServer, wh
     scripts: dict[str, list[Step]] = {
         "thinking": [Hold()],
         "streaming": [*sse(delta("begun"), done=False), Hold()],
-        "retrying": [*refusal(503, "loading", headers={"Retry-After": "20"})],
+        "retrying": [*error_answer(503, "loading", headers={"Retry-After": "20"})],
         "busy": busy({"Retry-After": "20"}),
     }
     server.will(CHAT, *scripts[when])
-    count = len(server.asked(CHAT))
+    count = len(server.requests_to(CHAT))
     shown = {
         "thinking": "thinking", "streaming": "begun", "retrying": "next try in 20 s",
         "busy": "waiting: the server is busy with other requests",
@@ -157,8 +168,8 @@ def test_interrupt_stops_cell_and_server(remote: Kernel, server: FaultServer, wh
     assert ran.ended - pressed < within_a_second()
     assert remote.value("stopped.text") == ("begun" if when == "streaming" else "")
     if when not in {"retrying", "busy"}:
-        assert server.asked(CHAT)[-1].left.wait(1), "the server went on"
-    assert len(server.asked(CHAT)) == count + 1
+        assert server.requests_to(CHAT)[-1].left.wait(1), "the server went on"
+    assert len(server.requests_to(CHAT)) == count + 1
     assert "next one" in remote.ok("%llm next one").text
 
 
@@ -179,7 +190,7 @@ def test_interrupted_stream_keeps_partial_answer_and_label(
 
 def test_variable_is_unchanged_without_an_answer(remote: Kernel, server: FaultServer) -> None:
     remote.ok("mine = 'precious'")
-    server.will(CHAT, *refusal(400, "no such thing"))
+    server.will(CHAT, *error_answer(400, "no such thing"))
     ran = remote.run("%llm -o mine Hello")
     assert ran.ename == "RequestFailed"
     assert remote.value("mine") == "precious"
@@ -202,7 +213,7 @@ def test_a_pull_is_shown_and_can_be_stopped(pulled: Kernel, ollama: OllamaServer
     pulled.interrupt()
     ran = pulled.wait(cell)
     assert ran.ename == "Interrupted"
-    assert ollama.asked("/api/pull")[-1].left.wait(1), "the server went on"
+    assert ollama.requests_to("/api/pull")[-1].left.wait(1), "the server went on"
     assert pulled.value("llm.status().active_model") == "llama3.2"
     ollama.pace = 0.0
     assert "gemma3:270m · ollama" in pulled.ok("%llm_load gemma3:270m -b ollama --pull").text
@@ -250,7 +261,7 @@ def test_missing_key_is_prompted_for(k: Kernel, server: FaultServer) -> None:
 
 
 def test_the_key_is_nowhere(remote: Kernel, server: FaultServer) -> None:
-    server.will(CHAT, *refusal(400, f"your key {KEY} is nice"))
+    server.will(CHAT, *error_answer(400, f"your key {KEY} is nice"))
     server.will(CHAT, *json_answer(500, {"error": KEY}, {"Retry-After": "99"}))
     server.will(CHAT, *sse({"error": {"message": f"key {KEY} expired"}}, done=False))
     server.will(CHAT, *sse(delta("x"), {"error": {"message": f"{KEY}!"}}, done=False), Pause(0.1))

@@ -26,11 +26,11 @@ from tests.wire import (
     Send,
     Step,
     delta,
+    error_answer,
     html_answer,
     json_answer,
-    refusal,
     sse,
-    words,
+    sse_words,
 )
 
 _TASKS = (
@@ -55,13 +55,13 @@ def faults() -> dict[str, list[Step]]:
         "no JSON": sse(delta("half"), b"{nonsense", done=False),
         "an error inside": sse(delta("half"), {"error": {"message": "out of memory"}}, done=False),
         "no HTTP": [Raw(b"\x16\x03\x01 nonsense\r\n\r\n"), Cut()],
-        "busy": refusal(503, "busy", headers={"Retry-After": "0"}),
-        "too many": refusal(429, "slow down", headers={"Retry-After": "0"}),
-        "refused": refusal(400, "no such thing"),
+        "busy": error_answer(503, "busy", headers={"Retry-After": "0"}),
+        "too many": error_answer(429, "slow down", headers={"Retry-After": "0"}),
+        "refused": error_answer(400, "no such thing"),
         "a page": html_answer(502),
         "a list": json_answer(200, []),
         "closed": [Cut()],
-        "whole": words("All", " is", " well."),
+        "whole": sse_words("All", " is", " well."),
     }
 
 

@@ -6,8 +6,6 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated, ClassVar
 
 import psutil
-from annotated_types import Ge
-from pydantic import Field
 
 from llm_magic.backends.base import (
     UNSUPPORTED,
@@ -17,7 +15,7 @@ from llm_magic.backends.base import (
     Report,
     TokenCount,
 )
-from llm_magic.config.option_spec import Control, Flag
+from llm_magic.config.option_spec import Control, OptionSpec
 from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import ModelNotFound
 from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Unloaded, Usage
@@ -26,10 +24,9 @@ from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Unloaded, Usag
 class EchoLoadConfig(LoadConfig):
     pause: Annotated[
         float,
-        Ge(0),
-        Flag(("--pause",), "S"),
-        Control("Pause"),
-        Field(description="Seconds between two words."),
+        OptionSpec(
+            "Seconds between two words.", ("--pause",), "S", control=Control("Pause"), minimum=0
+        ),
     ] = 0.0
 
 

@@ -291,10 +291,9 @@ class RemoteBackend(Backend):
         options = specs(GenerationConfig)
         for name in config.extra:
             option = options.get(self.spellings.get(name, name))
-            if option is not None and option.flag is not None and self.supports(option.name):
-                flag, value = option.flag.names[-1], option.flag.metavar
+            if option is not None and option.flags and self.supports(option.name):
                 raise OptionError(
-                    f"{name} has an option of its own. Use {flag} {value} instead of -p"
+                    f"{name} has an option of its own. Use {option.flags[-1]} {option.metavar} instead of -p"
                     f" (in Python: {option.name}=)."
                 )
             if name in self.reserved:

@@ -50,8 +50,9 @@ class HttpServer:
     ) -> None:
         """`start` is the advice for a server that does not run."""
         self.address, self.key, self.limits, self._start = address, key, limits, start
-        self.turns = asyncio.Semaphore(limits.concurrency)
-        # Requests under way that do not belong to a loaded model, and where the API begins.
+        self.concurrency = limits.concurrency
+        self.turns = asyncio.Semaphore(self.concurrency)
+        # The number of running requests, and the path of the API.
         self.users = 0
         self.prefix: str | None = None
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
 
-from pydantic import Field
-
 from llm_magic.backends.base import Report
 from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.base import (
@@ -31,7 +29,7 @@ from llm_magic.backends.remote.stream_decoders import (
     parse_text,
     whole_number,
 )
-from llm_magic.config.option_spec import Control, Flag
+from llm_magic.config.option_spec import Control, OptionSpec
 from llm_magic.config.server_address import ServerAddress
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ServerLoadConfig
 from llm_magic.errors import LoadFailed, ModelNotFound, RequestFailed, ServerError
@@ -81,9 +79,11 @@ class OllamaLoadConfig(ServerLoadConfig):
 
     pull: Annotated[
         bool,
-        Flag(("--pull",)),
-        Control("Download it there first"),
-        Field(description="Let the server download the model first if necessary."),
+        OptionSpec(
+            "Let the server download the model first if necessary.",
+            ("--pull",),
+            control=Control("Download it there first"),
+        ),
     ] = False
 
 

@@ -261,15 +261,15 @@ def option_arguments(options: OptionSet) -> tuple[Argument, ...]:
     """
     return tuple(
         Argument(
-            spec.flag.names,
+            spec.flags,
             spec.help,
-            spec.flag.metavar,
+            spec.metavar,
             spec.kind,
             complete=_COMPLETION_SOURCES.get(name, f"choices:{name}"),
             option=name,
         )
         for name, spec in option_specs(options).items()
-        if spec.flag
+        if spec.flags
     )
 
 

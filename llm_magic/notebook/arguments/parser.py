@@ -132,7 +132,7 @@ class _LineParser(argparse.ArgumentParser):
             self.add_argument(*option.names, action="store_true", default=None, dest=option.dest)
             return
         spec = self.specs.get(option.dest)
-        read = spec.flag.parse if spec is not None and spec.flag is not None else str
+        read = spec.parse if spec is not None else str
         self.add_argument(
             *option.names,
             action="store" if option.kind == "value" else "append",
@@ -230,7 +230,7 @@ def assignments(tokens: Sequence[str]) -> dict[str, object]:
         name = name.replace("-", "_")
         spec = known.get(name)
         pairs[name] = value
-        if spec is not None and spec.kind == "repeated" and spec.flag is not None:
-            repeated.setdefault(name, []).append(spec.flag.parse(value))
+        if spec is not None and spec.kind == "repeated":
+            repeated.setdefault(name, []).append(spec.parse(value))
     # One value may be the word none.
     return pairs | {n: v if len(v) > 1 else v[0] for n, v in repeated.items()}

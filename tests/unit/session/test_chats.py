@@ -15,7 +15,7 @@ from llm_magic.session.cell_keys import Cell
 from llm_magic.session.chats import Chats, Context, Turn
 from llm_magic.session.requests import Request
 from llm_magic.types import Message
-from tests.scripted import Hang, ScriptedBackend, say, scripted_session, stop_when
+from tests.scripted import Hang, ScriptedBackend, scripted_session, stop_when, whole_answer
 
 
 class Notebook:
@@ -26,12 +26,12 @@ class Notebook:
 
     def ask(self, cell: str, text: str, system: str | None = None, chat: str = "c") -> list[str]:
         """Run a cell; returns what was sent: questions in small letters, answers in capitals."""
-        self.backend.will(*say(text.upper()))
+        self.backend.will(*whole_answer(text.upper()))
         self.session.ask(Request(text, chat=chat, key=cell, system=system)).result()
         return self.sent()
 
     def sent(self) -> list[str]:
-        return [message.content for message in self.backend.asked[-1].messages]
+        return [message.content for message in self.backend.requests[-1].messages]
 
     def turns(self, chat: str = "c") -> list[str]:
         """Return the questions of a chat, the stale ones in brackets."""
@@ -51,7 +51,7 @@ def notebook() -> Iterator[Notebook]:
 
 def test_a_question_sees_the_turns_above_it(notebook: Notebook) -> None:
     assert notebook.sent() == ["a", "A", "b", "B", "c", "C", "d", "D", "e"]
-    roles = [message.role for message in notebook.backend.asked[-1].messages]
+    roles = [message.role for message in notebook.backend.requests[-1].messages]
     assert roles == ["user", "assistant"] * 4 + ["user"]
     assert notebook.turns() == ["a", "b", "c", "d", "e"]
 
@@ -204,8 +204,8 @@ def test_a_turn_that_did_not_see_what_is_now_above_it_is_stale_from_the_start(
 ) -> None:
     async def together() -> None:
         first, second = Hang(), Hang()
-        notebook.backend.will(first, *say("FIRST"))
-        notebook.backend.will(second, *say("SECOND"))
+        notebook.backend.will(first, *whole_answer("FIRST"))
+        notebook.backend.will(second, *whole_answer("SECOND"))
         asking = asyncio.gather(
             notebook.session.agenerate("first", chat="c"),
             notebook.session.agenerate("second", chat="c"),
@@ -225,7 +225,7 @@ def test_answer_does_not_restore_a_chat_that_was_deleted_meanwhile(
     notebook: Notebook,
 ) -> None:
     hang = Hang()
-    notebook.backend.will(hang, *say("late"))
+    notebook.backend.will(hang, *whole_answer("late"))
     job = notebook.session.ask(Request("f", chat="c", key="f"), background=True)
     assert hang.reached.wait(5)
     notebook.session.reset("c")

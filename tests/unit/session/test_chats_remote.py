@@ -11,8 +11,8 @@ from llm_magic.session import Session
 from llm_magic.types import Message
 from tests.exchange import Received
 from tests.fault_server import CHAT, FaultServer
-from tests.remote_sessions import NOW, last, questions, session_on, still_works, told
-from tests.wire import Step, json_answer, refusal
+from tests.remote_sessions import NOW, checked_message, last, questions, session_on, still_works
+from tests.wire import Step, error_answer, json_answer
 
 TOKENIZE = "/tokenize"
 
@@ -30,7 +30,7 @@ class SmallServer(FaultServer):
             message = (
                 f"This model's maximum context length is 20 tokens, not {_word_count(request)}."
             )
-            return refusal(400, message, headers=NOW)
+            return error_answer(400, message, headers=NOW)
         return super()._chat(request)
 
 
@@ -59,7 +59,7 @@ def test_server_that_counts_gets_one_request(server: SmallServer) -> None:
         # 20 less a quarter for the answer, the system prompt and the question: room for 2 turns.
         assert (reply.dropped_turns, reply.text) == (8, "and now")
         assert len(questions(server)) == 1
-        assert len(server.asked(TOKENIZE)) <= 5
+        assert len(server.requests_to(TOKENIZE)) <= 5
 
 
 def test_server_without_counts_gets_shorter_requests(server: SmallServer) -> None:
@@ -78,21 +78,21 @@ def test_a_question_that_alone_is_too_long_is_one_line(server: SmallServer) -> N
         chat_of(session, 3)
         with pytest.raises(PromptTooLong) as caught:
             session.generate("word " * 30, chat="c", trim=True)
-        assert told(caught.value).endswith("That is without the 3 turns above it, too.")
+        assert checked_message(caught.value).endswith("That is without the 3 turns above it, too.")
         assert len(questions(server)) == 4
         with pytest.raises(PromptTooLong) as caught:
             session.generate("word " * 10, chat="c")
-        assert "Chat 'c' has 3 turns above it: --trim leaves out" in told(caught.value)
+        assert "Chat 'c' has 3 turns above it: --trim leaves out" in checked_message(caught.value)
         still_works(session)
 
 
 def test_error_response_without_a_reason_is_reported_as_unclear(server: SmallServer) -> None:
     with session_on(server, "openai") as session:
         chat_of(session, 3)
-        server.will(CHAT, *refusal(400, "No.", headers=NOW))
+        server.will(CHAT, *error_answer(400, "No.", headers=NOW))
         with pytest.raises(RequestFailed) as caught:
             session.generate("?", chat="c", trim=True)
-        assert "The 3 turns above may be too long" in told(caught.value)
+        assert "The 3 turns above may be too long" in checked_message(caught.value)
         assert len(questions(server)) == 1
 
 

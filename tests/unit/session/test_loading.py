@@ -163,7 +163,7 @@ def test_time_of_load_is_from_the_call_to_the_end(scripted: Pair) -> None:
         began = time.perf_counter()
         info = session.load(f"org/{stage}")
         assert info.load_s is not None
-        assert 0.2 <= info.load_s <= time.perf_counter() - began
+        assert 0.15 < info.load_s <= time.perf_counter() - began
     earlier = session.load_with_details("org/a", began=time.perf_counter() - 5).info
     assert earlier.load_s is not None
     assert earlier.load_s > 5
@@ -254,7 +254,7 @@ def test_a_chat_is_made_of_turns_by_cell(scripted: Pair) -> None:
     session.load("tiny")
     session.generate("first", chat="c", system="be brief")
     session.ask(Request("second", chat="c", key="cell 2")).result()
-    assert [m.content for m in backend.asked[-1].messages] == [
+    assert [m.content for m in backend.requests[-1].messages] == [
         "be brief", "first", "first", "second",
     ]  # fmt: skip
     session.ask(Request("second, changed", chat="c", key="cell 2")).result()
@@ -262,7 +262,7 @@ def test_a_chat_is_made_of_turns_by_cell(scripted: Pair) -> None:
     (chat,) = session.chats.all()
     before = ["first", "first", "second, changed", "second, changed"]
     assert contents(chat) == [*before, "first", "first"]
-    assert [m.content for m in backend.asked[-1].messages] == ["be brief", *before, "first"]
+    assert [m.content for m in backend.requests[-1].messages] == ["be brief", *before, "first"]
     assert session.reset("c") == ["c"]
     assert session.reset() == []
 
@@ -299,7 +299,7 @@ def test_closing_frees_everything_and_the_session_can_be_used_again(scripted: Pa
     threads = {thread.name for thread in threading.enumerate()}
     assert "llm_magic-loop" in threads
     session.close()
-    assert (backend.resident, backend.events[-1]) == ([], "close")
+    assert (backend.loaded, backend.events[-1]) == ([], "close")
     assert "llm_magic-loop" not in {thread.name for thread in threading.enumerate()}
     session.close()
     assert session.status().status == "Inactive"
@@ -330,7 +330,7 @@ def test_closing_ends_a_load_and_an_answer_that_run(scripted: Pair) -> None:
     assert answer.reached.wait(5)
     session.close()
     thread.join(5)
-    assert (len(errors), backend.asked[-1].ended) == (1, "closed")
+    assert (len(errors), backend.requests[-1].outcome) == (1, "closed")
     assert repr(session) == "<Session: Inactive, nothing loaded>"
 
 

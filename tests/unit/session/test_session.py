@@ -21,7 +21,15 @@ from llm_magic.errors import (
 from llm_magic.session import Session
 from llm_magic.session.requests import Request
 from llm_magic.types import Chunk, Message, Reply, Usage
-from tests.scripted import Hang, Pause, ScriptedBackend, say, scripted_session, show, stop_when
+from tests.scripted import (
+    Hang,
+    Pause,
+    ScriptedBackend,
+    scripted_session,
+    show,
+    stop_when,
+    whole_answer,
+)
 
 
 @pytest.fixture
@@ -61,9 +69,9 @@ Pair = tuple[Session, ScriptedBackend]
 def test_every_way_to_ask_gives_the_same(scripted: Pair, ask: Callable[..., str]) -> None:
     session, backend = scripted
     assert ask(session, "one two three", system="be brief", temperature=0.1) == "one two three"
-    (call,) = backend.asked
+    (call,) = backend.requests
     assert call.messages == (Message("system", "be brief"), Message("user", "one two three"))
-    assert (call.name, call.config.temperature, call.ended) == ("tiny", 0.1, "whole")
+    assert (call.name, call.config.temperature, call.outcome) == ("tiny", 0.1, "whole")
     reply = session.last
     assert reply is not None
     assert (reply.text, reply.finish_reason) == ("one two three", "stop")
@@ -119,7 +127,7 @@ def test_an_error_in_the_middle_keeps_the_text_and_is_raised(
     assert session.last is not None
     assert (session.last.text, session.last.finish_reason) == ("half", "truncated")
     assert session.chats.all() == []
-    assert backend.asked[0].ended == "failed"
+    assert backend.requests[0].outcome == "failed"
 
 
 def test_an_interrupt_keeps_the_text_and_the_model(scripted: Pair) -> None:
@@ -145,7 +153,7 @@ def test_an_interrupt_keeps_the_text_and_the_model(scripted: Pair) -> None:
         assert caught.value.reply is session.last
         assert isinstance(session.last, Reply)
         assert (session.last.text, session.last.finish_reason) == ("half an answer", "cancelled")
-        assert backend.asked[-1].ended == "closed"
+        assert backend.requests[-1].outcome == "closed"
     assert session.status().status == "Ready"
     assert [chat.turns[0].answer.content for chat in session.chats.all()] == ["half an answer"] * 2
 
@@ -210,7 +218,7 @@ def test_leaving_a_stream_early_stops_the_model(scripted: Pair) -> None:
     for chunk in session.stream("?"):
         if chunk.text == "b":
             break
-    assert backend.asked[0].ended == "closed"
+    assert backend.requests[0].outcome == "closed"
     assert session.last is not None
     assert (session.last.text, session.last.finish_reason) == ("ab", "cancelled")
 
@@ -229,7 +237,7 @@ def test_cancelling_the_task_stops_the_model(scripted: Pair) -> None:
             await task
 
     asyncio.run(cell())
-    assert backend.asked[0].ended == "closed"
+    assert backend.requests[0].outcome == "closed"
     assert session.last is not None
     assert (session.last.text, session.last.finish_reason) == ("a", "cancelled")
 
@@ -240,7 +248,7 @@ def test_display_that_fails_stops_the_model_and_leaves_what_was_shown(scripted: 
     response = session.ask(Request("?", chat="c"))
     with pytest.raises(ZeroDivisionError) as caught:
         show(response, lambda: 1 / 0 if response.text else None)
-    assert backend.asked[0].ended == "closed"
+    assert backend.requests[0].outcome == "closed"
     assert (response.state, response.error) == ("failed", caught.value)
     assert response.reply is session.last
     assert response.reply is not None
@@ -254,7 +262,7 @@ def test_an_empty_prompt_is_refused(scripted: Pair, ask: Callable[..., str], pro
     session, backend = scripted
     with pytest.raises(OptionError, match="The prompt is empty"):
         ask(session, prompt)
-    assert (backend.asked, session.last) == ([], None)
+    assert (backend.requests, session.last) == ([], None)
 
 
 @WAYS
@@ -271,7 +279,7 @@ def test_wrong_options_are_refused_before_anything_is_sent(
     for kind, options in wrong:
         with pytest.raises(kind):
             ask(session, "?", **options)
-    assert backend.asked == []
+    assert backend.requests == []
     assert ask(session, "?", extra={"known": 1}) == "?"
 
 
@@ -279,7 +287,7 @@ def test_a_list_of_messages_is_a_prompt_too(scripted: Pair) -> None:
     session, backend = scripted
     turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "c d")]
     assert session.generate(turns, system="s").text == "c d"
-    assert backend.asked[0].messages == (Message("system", "s"), *turns)
+    assert backend.requests[0].messages == (Message("system", "s"), *turns)
     with pytest.raises(OptionError, match="The prompt is empty"):
         session.generate([])
 
@@ -291,7 +299,7 @@ def test_messages_may_be_dictionaries_of_role_and_content(
     session, backend = scripted
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "c d"}]
     assert ask(session, turns) == "c d"
-    assert backend.asked[0].messages == (Message("system", "s"), Message("user", "c d"))
+    assert backend.requests[0].messages == (Message("system", "s"), Message("user", "c d"))
 
 
 @WAYS
@@ -319,7 +327,7 @@ def test_prompt_that_is_neither_text_nor_messages_is_refused(
         ask(session, prompt)
     assert str(caught.value).startswith(reason)
     assert "\n" not in str(caught.value)
-    assert (backend.asked, session.last) == ([], None)
+    assert (backend.requests, session.last) == ([], None)
 
 
 def test_the_named_model_answers(scripted: Pair) -> None:
@@ -327,7 +335,7 @@ def test_the_named_model_answers(scripted: Pair) -> None:
     session.load("org/other", name="alias", keep=True)
     assert session.generate("?", model="tiny").model == "tiny"
     assert session.generate("?").model == "alias"
-    assert [call.name for call in backend.asked] == ["tiny", "alias"]
+    assert [call.name for call in backend.requests] == ["tiny", "alias"]
 
 
 def test_several_threads_ask_at_once(scripted: Pair) -> None:
@@ -356,10 +364,10 @@ def test_half_characters_are_replaced_in_what_is_sent(
     scripted: Pair, ask: Callable[..., str]
 ) -> None:
     session, backend = scripted
-    backend.will(*say("half \udc9f"))
+    backend.will(*whole_answer("half \udc9f"))
     ask(session, "a\ud800b \ud83d\ude00", system="\udfff", chat="c")
     ask(session, "next", system="\udfff", chat="c")
-    contents = [m.content for m in backend.asked[-1].messages]
+    contents = [m.content for m in backend.requests[-1].messages]
     assert contents == ["\ufffd", "a\ufffdb \U0001f600", "half \ufffd", "next"]
     dry = session.dry_run(Request("\ud800"))
     assert [m.content for m in dry.messages] == ["\ufffd"]
@@ -382,7 +390,7 @@ def test_hostile_option_is_one_short_line(
         ask(session, "?", **options)
     assert len(str(caught.value)) < 400
     str(caught.value).encode()
-    assert (backend.asked, session.chats.all()) == ([], [])
+    assert (backend.requests, session.chats.all()) == ([], [])
 
 
 @pytest.mark.parametrize("name", ["\ud800", "a\0b", "a\nb"], ids=ascii)

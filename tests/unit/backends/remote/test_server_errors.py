@@ -1,4 +1,4 @@
-"""What servers say when they do not answer: bodies of all shapes become one line."""
+"""Error responses: bodies of all shapes become one line."""
 
 from __future__ import annotations
 

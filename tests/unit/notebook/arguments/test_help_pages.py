@@ -70,8 +70,7 @@ def test_load_options_are_grouped_by_backend() -> None:
     text = page("llm_load")
     _, local, server, ollama = text.split("With -b ")
     for spec in registry.load_specs().values():
-        assert spec.flag is not None
-        flag = f"{spec.flag.names[-1]} "
+        flag = f"{spec.flags[-1]} "
         assert (flag in local) == (spec.backends == ("local",)), spec.name
         assert (flag in server) == (len(spec.backends) == 4), spec.name
     assert "default auto" in local

@@ -159,7 +159,7 @@ def test_a_question_can_be_repeated(
     notebook.run("%llm_load org/tiny")
     notebook.session.reset()
     notebook.run(scripted.panel.magic.value)
-    ours, theirs = scripted.backend.asked[-1], notebook.backend.asked[-1]
+    ours, theirs = scripted.backend.requests[-1], notebook.backend.requests[-1]
     assert theirs.messages[-1].content == ours.messages[-1].content.strip("\n")
     assert theirs.config == ours.config
     assert bool(notebook.session.chats.all()) == chat

@@ -12,7 +12,7 @@ from llm_magic.notebook.panel import ControlPanel
 from llm_magic.notebook.panel.redraw import PERIOD_S, Refresher
 from llm_magic.types import Chunk, Usage
 from tests.panels import Scripted, is_idle, scripted_panel, send, shown_error, until, visible_text
-from tests.scripted import Hang, Pause, Step, say
+from tests.scripted import Hang, Pause, Step, whole_answer
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_status_line_shows_state_model_device_memory_and_speed(scripted: Scripte
     assert "<meter" in panel.status.value
     assert "tokens/s" not in shown
     chunks = [Chunk(text="x", tokens=1, time=1.0), Chunk(text="y", tokens=4, time=2.0)]
-    scripted.backend.will(*chunks, hang, *say())
+    scripted.backend.will(*chunks, hang, *whole_answer())
     send(panel, "?")
     until(lambda: "4.0 tokens/s now" in visible_text(panel.status.value))
     assert visible_text(panel.status.value).startswith("Answering tiny")

@@ -33,9 +33,9 @@ from tests.panels import (
     visible_text,
 )
 from tests.payloads import payloads
-from tests.scripted import ScriptedBackend, say, settings
+from tests.scripted import ScriptedBackend, settings, whole_answer
 from tests.shell import ipython
-from tests.wire import Hold, json_answer, refusal
+from tests.wire import Hold, error_answer, json_answer
 
 KEY = "sk-test-4f9b27c1d8e3a650"
 NAME = "PANEL_TEST_KEY"
@@ -128,7 +128,7 @@ def test_missing_and_wrong_keys_are_reported_without_value(
     press(panel.loading.list)
     until(lambda: f"{NAME} is not set" in shown_text(panel))
     monkeypatch.setenv(NAME, "sk-wrong-000")
-    server.will(MODELS, *refusal(401, "Incorrect API key provided: sk-wrong-000."))
+    server.will(MODELS, *error_answer(401, "Incorrect API key provided: sk-wrong-000."))
     press(panel.loading.list)
     until(lambda: "rejected the key" in shown_text(panel))
     assert "sk-wrong" not in saved_state(panel)
@@ -167,7 +167,9 @@ def test_hostile_answer_prompt_and_reasoning_are_harmless(scripted: Scripted, na
     panel, text = scripted.panel, payloads()[name]
     put(panel.asking.chat, True)
     for _ in range(2):
-        scripted.backend.will(Chunk(reasoning=text, tokens=1, time=1.0), *say(f"{text}\n\n{text}"))
+        scripted.backend.will(
+            Chunk(reasoning=text, tokens=1, time=1.0), *whole_answer(f"{text}\n\n{text}")
+        )
         send(panel, f"? {text}")
         until(lambda: is_idle(panel) and "tokens" in panel.asking.answer.value)
     assert panel.asking.turns.value

@@ -24,7 +24,7 @@ from tests.panels import (
     visible_text,
 )
 from tests.remote_sessions import loop_threads
-from tests.scripted import Hang, say
+from tests.scripted import Hang, whole_answer
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_two_panels_continue_one_conversation(scripted: Scripted, other: Control
         put(panel.asking.chat, True)
         send(panel, question)
         until(lambda: is_idle(scripted.panel) and is_idle(other))
-    contents = [message.content for message in scripted.backend.asked[-1].messages]
+    contents = [message.content for message in scripted.backend.requests[-1].messages]
     assert contents == ["first", "first", "second", "second", "third"]
 
 
@@ -77,7 +77,7 @@ def test_a_new_panel_continues_the_conversation_of_a_reloaded_one(scripted: Scri
     put(again.asking.chat, True)
     send(again, "second")
     until(lambda: is_idle(again))
-    contents = [message.content for message in scripted.backend.asked[-1].messages]
+    contents = [message.content for message in scripted.backend.requests[-1].messages]
     assert contents == ["first", "first", "second"]
 
 
@@ -143,7 +143,7 @@ def test_stop_ends_the_answer_of_a_cell(scripted: Scripted) -> None:
 
 def test_a_panel_asks_while_a_cell_does(scripted: Scripted) -> None:
     hang = Hang()
-    scripted.backend.will("cell", hang, *say(" done"))
+    scripted.backend.will("cell", hang, *whole_answer(" done"))
     thread = threading.Thread(target=scripted.session.generate, args=("?",))
     thread.start()
     assert hang.reached.wait(5)
@@ -229,7 +229,7 @@ def test_closing_during_changes_leaves_the_panel_closed(scripted: Scripted) -> N
     for _ in range(10):
         scripted.session.load("org/tiny")
         panel = ControlPanel(scripted.session)
-        scripted.backend.will(*say(*["word "] * 200))
+        scripted.backend.will(*whole_answer(*["word "] * 200))
         send(panel, "?")
         scripted.session.close()
         assert "Closed" in visible_text(panel.status.value)
@@ -271,7 +271,7 @@ def test_closed_panel_leaves_nothing_behind(
 
 def test_cell_that_waits_for_its_first_token_is_shown(scripted: Scripted) -> None:
     hang = Hang()
-    scripted.backend.will(hang, *say("x"))
+    scripted.backend.will(hang, *whole_answer("x"))
     thread = threading.Thread(target=scripted.session.generate, args=("?",))
     thread.start()
     assert hang.reached.wait(5)
