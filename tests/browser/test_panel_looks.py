@@ -29,7 +29,7 @@ def recorder() -> Iterator[Recorder]:
 
 
 def full(lab: Lab) -> Panel:
-    """Return a panel with something everywhere: answer, code, chat, trouble, a changed setting."""
+    """Return a panel with something everywhere: answer, code, chat, an error, a changed setting."""
     scripts = (
         "from tests.scripted import Hang\nbackend.will('one', Hang())\n"
         f"backend.will(*whole_answer({_ANSWER!r}))"
