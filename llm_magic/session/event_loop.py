@@ -265,13 +265,13 @@ class LoopStream(Generic[T]):
             try:
                 self.start()
                 while True:
-                    paused = pause() if pause is not None and not bridge.is_ended else 0.0
+                    paused = pause() if pause is not None and not bridge.is_finished else 0.0
                     if interruptible_wait.wait(bridge, CHECK_S, paused):
                         if stops:
                             yield from self._last(bridge)
                         raise KeyboardInterrupt
                     # After the last items there is one more wait, for an interrupt that came with them.
-                    if bridge.is_ended or time.monotonic() > deadline:
+                    if bridge.is_finished or time.monotonic() > deadline:
                         return
                     yield bridge.take()
             finally:
@@ -280,7 +280,7 @@ class LoopStream(Generic[T]):
     def _last(self, bridge: ThreadBridge[T]) -> Iterator[list[T]]:
         self.cancel()
         yield bridge.take()
-        while not bridge.is_ended and (left := self._deadline - time.monotonic()) > 0:
+        while not bridge.is_finished and (left := self._deadline - time.monotonic()) > 0:
             if interruptible_wait.wait(bridge, min(left, CHECK_S)):
                 self._deadline = 0.0
             yield bridge.take()
@@ -304,7 +304,7 @@ class LoopStream(Generic[T]):
                 self.start()
                 while True:
                     yield bridge.take()
-                    if bridge.is_ended:
+                    if bridge.is_finished:
                         return
                     if bridge.take_interrupt():
                         raise Interrupted("Stopped.")
