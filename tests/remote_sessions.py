@@ -34,11 +34,19 @@ def session_on(
 ) -> Iterator[Session]:
     """Give a session with a model of `server`; afterwards nothing of it may be left over."""
     session = Session(settings(idle_timeout=idle_s))
+    loops: set[asyncio.AbstractEventLoop] = set()
+
+    def note_loop() -> None:
+        with contextlib.suppress(RuntimeError):  # not on the thread of a loop
+            loops.add(asyncio.get_running_loop())
+
+    session.listen(note_loop)
     model = "llama3.2" if isinstance(server, OllamaServer) else "tiny"
     try:
         session.load(model, **{"backend": backend, "base_url": server.url, **options})
         yield session
-        eventually(lambda: not asyncio.all_tasks(session._loop.loop), "a task is left over")
+        assert loops
+        eventually(lambda: not any(map(asyncio.all_tasks, loops)), "a task is left over")
     finally:
         session.close()
     eventually(lambda: not loop_threads(), "a thread is left over")

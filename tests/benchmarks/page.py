@@ -12,7 +12,7 @@ from tests.benchmarks.report import Row, Table, number
 from tests.kernels import ROOT
 
 PAGE = ROOT / "docs" / "explanation" / "benchmarks.md"
-BEGIN = "<!-- the benchmarks: scripts/bench --page -->"
+START = "<!-- the benchmarks: scripts/bench --page -->"
 END = "<!-- end of the benchmarks -->"
 _WIDTH = 130
 _VERSIONS = ("torch", "transformers", "ipykernel", "transformers serve", "llama.cpp", "vLLM")
@@ -20,12 +20,12 @@ _CLIENTS = ("openai", "litellm", "jupyter_ai_magics", "jupyter_ai_magic_commands
 
 
 def write(file: Path, about: Mapping[str, str], tables: Sequence[Table]) -> None:
-    """Replace the table between its two comments; the rest of the page stays."""
+    """Put the table between its two markers, in place of the old one."""
     text = file.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    made = f"{BEGIN}\n{markdown(about, tables)}\n{END}"
-    changed, count = pattern.subn(lambda _old: made, text)
-    assert count == 1, f"{file.name} has no table between {BEGIN} and {END}"
+    section = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.DOTALL)
+    made = f"{START}\n{markdown(about, tables)}\n{END}"
+    changed, count = section.subn(lambda _old: made, text)
+    assert count == 1, f"{file.name} has no place for the benchmarks between {START} and {END}"
     file.write_text(changed, encoding="utf-8")
 
 
@@ -40,13 +40,13 @@ def markdown(about: Mapping[str, str], tables: Sequence[Table]) -> str:
     versions = ", ".join(f"{name} {about[name]}" for name in _VERSIONS + _CLIENTS if name in about)
     days = sorted({table.taken[:10] for table in tables})
     taken = " to ".join(dict.fromkeys((days[0], days[-1])))
-    summary = (
+    heading = (
         f"Taken {taken} on {about['cpu']}, {about['memory']}, Python {about['python']};"
         f" {noise}. {met} of {len(judged)} targets met. Medians of rounds side by side. {versions}."
     )
     return "\n".join(
         [
-            *textwrap.wrap(summary, _WIDTH, break_on_hyphens=False),
+            *textwrap.wrap(heading, _WIDTH, break_on_hyphens=False),
             "",
             "| | median | smallest to largest | target |",
             "| --- | --- | --- | --- |",
@@ -55,7 +55,7 @@ def markdown(about: Mapping[str, str], tables: Sequence[Table]) -> str:
     )
 
 
-def shown(table: Table) -> list[Row]:
+def shown_rows(table: Table) -> list[Row]:
     """Return the rows of the page: those with a target, else the ratios, and all that are missing.
 
     Everything else is in the table that is printed and in the JSON.
@@ -70,14 +70,14 @@ def shown(table: Table) -> list[Row]:
 
 def _lines(table: Table) -> Iterator[str]:
     noisy = " (noisy)" if table.noisy else ""
-    yield f"| **{_escaped(table.title)}**{noisy} | | | |"
-    for row in shown(table):
-        yield f"| {_escaped(row.name)} | {' | '.join(_cells(row))} |"
+    yield f"| **{escaped(table.title)}**{noisy} | | | |"
+    for row in shown_rows(table):
+        yield f"| {escaped(row.name)} | {' | '.join(_cells(row))} |"
 
 
 def _cells(row: Row) -> tuple[str, str, str]:
     if row.median is None:
-        return _escaped(row.note), "", ""
+        return escaped(row.note), "", ""
     unit = "" if row.unit == "x" else f" {row.unit}"
     spread = f"{number(min(row.values))} to {number(max(row.values))}"
     target = str(row.target) if row.target else ""
@@ -88,6 +88,6 @@ def _cells(row: Row) -> tuple[str, str, str]:
     )
 
 
-def _escaped(text: str) -> str:
-    """Escape a name for Markdown."""
+def escaped(text: str) -> str:
+    """Keep a name from being read as Markdown."""
     return re.sub(r"([|<>_*`])", r"\\\1", text)

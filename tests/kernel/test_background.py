@@ -62,7 +62,7 @@ def begun(k: Kernel, cell: str) -> Ran:
     return ran
 
 
-def ended(k: Kernel, job: str = "job") -> None:
+def wait_for_end(k: Kernel, job: str = "job") -> None:
     """Wait until a job has ended and its end is on the screen, without running magics."""
     k.ok(f"while not {job}.done: __import__('time').sleep(0.01)\n{job}.view.close()")
 
@@ -82,7 +82,7 @@ def test_it_streams_under_its_own_cell_while_others_run(
     assert (busy.text, captured.text) == ("B\n", "")
     during = [text for parent, kind, text in messages if kind == "update_display_data"]
     assert len(during) >= 2, "it is drawn while other cells block the main thread"
-    ended(k)
+    wait_for_end(k)
     k.ok("1")
     assert {parent for parent, kind, _ in messages if kind == "update_display_data"} == {cell}
     texts = [text for _, kind, text in messages if kind == "update_display_data"]
@@ -123,7 +123,7 @@ def test_giving_up_the_wait_does_not_stop_the_job(k: Kernel) -> None:
         k.interrupt()
         ran = k.wait(cell)
         assert ran.status == "error", waiting
-        assert ran.ended - pressed < within_a_second(), waiting
+        assert ran.finished - pressed < within_a_second(), waiting
         assert not k.value("job.done"), waiting
     k.ok("hang.go.set()")
     assert k.value("job.result().text") == "begun whole"
@@ -141,8 +141,8 @@ def test_wait_shows_progress_and_result_of_jobs(k: Kernel) -> None:
     cell = k.send("%llm_wait")
     k.wait_for_output(cell, f"Waiting for job {number} (")
     ran = k.wait(cell)
-    said = r"(\d+) +done +tiny +6 +\d+\.\d +Say some letters\."
-    row = re.fullmatch(said, ran.text.splitlines()[1])
+    expected = r"(\d+) +done +tiny +6 +\d+\.\d +Say some letters\."
+    row = re.fullmatch(expected, ran.text.splitlines()[1])
     assert row, ran.text
     assert int(row[1]) == number
     assert "xyzzzz" in under.text
@@ -166,7 +166,7 @@ def test_stop(k: Kernel) -> None:
     assert k.ok("%llm_stop").text == "No job is running."
     assert k.ok(f"%llm_stop {first}").text == f"Job {first} had already ended: stopped."
     assert k.value("[a.outcome for a in backend.requests[-2:]]") == ["closed", "closed"]
-    ended(k)
+    wait_for_end(k)
     # Most servers count only at the end.
     k.ok("backend.will(Chunk(text='x' * 331), Hang())")
     begun(k, "%llm --bg -o uncounted Third.")
@@ -174,7 +174,7 @@ def test_stop(k: Kernel) -> None:
     k.ok("while not uncounted.text: __import__('time').sleep(0.01)")
     stopped = k.ok(f"%llm_stop {third}").text
     assert stopped == f"Stopped job {third} (tiny) after 331 characters."
-    ended(k, "uncounted")
+    wait_for_end(k, "uncounted")
     k.ok("1")
     assert "one" in under.text
     assert "stopped by you; incomplete" in under.text
@@ -186,7 +186,7 @@ def test_stop(k: Kernel) -> None:
 def test_failed_job_shows_error_in_its_cell_and_fails_waiting_cell(k: Kernel) -> None:
     k.ok("backend.will('some', Pause(0.2), GenerationFailed('The <b>GPU</b> melted.'))")
     under = k.wait(k.send("%%llm --bg -o job\nMelt."))
-    ended(k)
+    wait_for_end(k)
     k.ok("1")
     assert under.text.startswith("some")
     assert under.text.endswith("GenerationFailed: The <b>GPU</b> melted.")
@@ -199,7 +199,7 @@ def test_failed_job_shows_error_in_its_cell_and_fails_waiting_cell(k: Kernel) ->
     assert k.ok("%llm_wait").text == "No job is running.", "it was told already"
     k.ok("backend.will(GenerationFailed('At once.'))")
     under = k.wait(k.send("%%llm --bg -o job\nMelt."))
-    ended(k)
+    wait_for_end(k)
     k.ok("1")
     assert under.text == "GenerationFailed: At once."
     assert k.run("%llm_wait").ename == "GenerationFailed"
@@ -268,13 +268,13 @@ def test_bg_refuses_what_it_cannot_do(k: Kernel, options: str, error: str) -> No
 
 def test_plain_and_quiet(k: Kernel) -> None:
     ran = k.wait(k.send("%%llm --bg --plain -o job\n**Bold** words."))
-    ended(k)
+    wait_for_end(k)
     k.ok("1")
     assert ran.text.startswith("**Bold** words.")
     assert "tokens" in ran.text
     assert ran.html == ""
     ran = k.wait(k.send("%%llm --bg --quiet -o job\n**Bold** words."))
-    ended(k)
+    wait_for_end(k)
     k.ok("1")
     assert ran.text == "**Bold** words."
     assert "<strong>Bold</strong>" in ran.html
@@ -338,17 +338,17 @@ def test_shown_once_at_the_end_where_answers_do_not_stream() -> None:
         k.ok(SCRIPTED)
         k.ok("hang = Hang()\nbackend.will('one', ' two', ' three', hang)")
         cell = k.send("%%llm --bg -o job\nCount.")
-        while not (under := k.state(cell)).ended:
-            k.pump(0.02)
+        while not (under := k.state(cell)).finished:
+            k.receive(0.02)
         assert under.outputs == [], "nothing while the cell runs: that would depend on the speed"
         k.ok("hang.go.set()")
         deadline = time.monotonic() + 10
         while not under.outputs:
             assert time.monotonic() < deadline
-            k.pump()
+            k.receive()
         assert under.text.startswith("one two three")
         assert "tokens" in under.text
-        k.pump()
+        k.receive()
         assert (len(under.outputs), under.updates) == (1, 0)
         ran = k.ok("%llm_wait")
         assert ran.text.startswith("one two three"), "also where the first cell's is lost"
@@ -373,9 +373,9 @@ def test_wait_makes_it_right_under_nbclient(tmp_path: Path) -> None:
         "%llm_wait",
         "job.text",
     )
-    said = ["".join(out.data["text/plain"]) for out in (first.outputs[0], last.outputs[0])]
-    assert said[0].startswith("Say these words.\n\ntiny · 7 → 3 tokens")
-    assert said[1] == "'Say these words.'"
+    shown = ["".join(out.data["text/plain"]) for out in (first.outputs[0], last.outputs[0])]
+    assert shown[0].startswith("Say these words.\n\ntiny · 7 → 3 tokens")
+    assert shown[1] == "'Say these words.'"
     assert "done" in wait.outputs[0].data["text/plain"]
     assert len(first.outputs) == 1
 

@@ -63,10 +63,10 @@ def test_another_language_comes_with_a_line_that_keeps_it_from_running(
     scripted: Kernel, language: str, magic: str
 ) -> None:
     (cell,) = offered(scripted, f"```{language}\nrm -r data\n```", cell_id=f"in {language}")
-    first, *rest = cell.split("\n")
+    first, *others = cell.split("\n")
     assert first.startswith(f"# This is {language}, not Python")
     assert magic in first
-    assert rest == ["rm -r data"]
+    assert others == ["rm -r data"]
     scripted.ok("import os; os.mkdir('data')")
     assert scripted.run(cell).ename == "SyntaxError"
     assert scripted.value("os.path.isdir('data')")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from llm_magic.config.redaction import MASK
-from tests.kernels import ROOT, Kernel, kernel
+from tests.kernels import Kernel
 
 _SENT = "backend.requests[-1].messages[-1].content"
 
@@ -43,9 +41,9 @@ def test_explanation_streams_and_is_stored(scripted: Kernel) -> None:
 
 def test_dry_run_shows_messages_and_sends_nothing(scripted: Kernel) -> None:
     scripted.run("count = 0\n1 / count")
-    asked = scripted.value("len(backend.requests)")
+    requests = scripted.value("len(backend.requests)")
     shown = scripted.ok("%llm_explain --dry-run").text
-    assert scripted.value("len(backend.requests)") == asked
+    assert scripted.value("len(backend.requests)") == requests
     sent = explain(scripted)
     for line in (*sent.splitlines(), "system", "nothing was sent"):
         assert line in shown
@@ -134,14 +132,14 @@ def test_explain_sends_exception_groups_and_causes(scripted: Kernel) -> None:
         "raise ExceptionGroup('both', errors) from KeyError('first cause')"
     )
     sent = explain(scripted)
-    for words in (
+    for text in (
         "ExceptionGroup: both",
         "number 1",
         "number 2",
         "KeyError: 'first cause'",
         "n: 2",
     ):
-        assert words in sent
+        assert text in sent
 
 
 def test_a_repr_that_hangs_or_raises_is_never_called(scripted: Kernel) -> None:
@@ -169,9 +167,9 @@ def test_without_an_exception_it_is_one_line(scripted: Kernel) -> None:
 
 def test_an_error_of_our_own_needs_no_model(scripted: Kernel) -> None:
     scripted.run("%%llm -t 9\nHello")
-    asked = scripted.value("len(backend.requests)")
+    requests = scripted.value("len(backend.requests)")
     assert scripted.ok("%llm_explain").text == "OptionError: temperature=9 must be 0 to 2."
-    assert scripted.value("len(backend.requests)") == asked
+    assert scripted.value("len(backend.requests)") == requests
 
 
 def test_what_keeps_it_from_explaining_does_not_take_its_place(scripted: Kernel) -> None:
@@ -210,11 +208,8 @@ def test_no_hook_is_installed(scripted: Kernel) -> None:
     assert scripted.value("'llm_magic' in __import__('sys').excepthook.__module__") is False
 
 
-def test_a_real_model_explains(model_cache: Path) -> None:
-    with kernel(PYTHONPATH=str(ROOT), LLM_MAGIC_CACHE_DIR=str(model_cache)) as k:
-        k.ok("%load_ext llm_magic")
-        k.ok("%llm_load")
-        k.run("count = 0\n1 / count")
-        k.ok("%llm_explain -t 0 --max-new-tokens 12 --quiet -o why")
-        assert k.value("why.usage.completion_tokens") > 0
-        assert k.value("'ZeroDivisionError' in why.messages[-1].content")
+def test_a_real_model_explains(loaded: Kernel) -> None:
+    loaded.run("count = 0\n1 / count")
+    loaded.ok("%llm_explain -t 0 --max-new-tokens 12 --quiet -o why")
+    assert loaded.value("why.usage.completion_tokens") > 0
+    assert loaded.value("'ZeroDivisionError' in why.messages[-1].content")

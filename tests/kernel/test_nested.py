@@ -13,7 +13,7 @@ VERSIONS = ["", "6.31.0", "7.3.0"]
 HERE = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
 
 
-@pytest.fixture(params=VERSIONS, ids=lambda v: v or "installed")
+@pytest.fixture(scope="module", params=VERSIONS, ids=lambda v: v or "installed")
 def k(request: pytest.FixtureRequest) -> Iterator[Kernel]:
     with kernel(request.param or None) as k:
         k.ok(HERE)

@@ -37,7 +37,7 @@ _TASKS = (
     "[t.get_coro().__qualname__ for t in __import__('gc').get_objects()"
     " if type(t) is asyncio.Task and not t.done() and 'llm_magic' in repr(t.get_coro())]"
 )
-_ASKED = Kind("faulty", "%%llm -m remote\nGo on.", "view")
+_QUESTION = Kind("faulty", "%%llm -m remote\nGo on.", "view")
 # The servers keep connections open for the next answers.
 _SPARE_FILES = 12
 _SPARE_MB = 100
@@ -135,11 +135,11 @@ class Soak:
         name, script = self._random.choice(list(faults().items()))
         self.server.will(CHAT, *script)
         self.k.value("probe()")
-        ran = self.k.run(_ASKED.code, timeout=30)
+        ran = self.k.run(_QUESTION.code, timeout=30)
         found = self.k.value("probe()")
-        # A server that just stops leaves an answer that says so.
+        # A server that just stops leaves an answer with a note.
         ends = {"stop", "truncated"} if "ended early; incomplete" in ran.text else {"stop"}
-        problems = lost_text(_ASKED, ran, found, ends)
+        problems = lost_text(_QUESTION, ran, found, ends)
         self.problems += [f"fault {name}: {problem}" for problem in [*_long(ran), *problems]]
 
     def _threads(self) -> None:
@@ -170,7 +170,7 @@ class Soak:
         self.k.ok(other)
         self.k.ok(self._random.choice(["%llm_wait", "%llm_stop"]), timeout=30)
         self.k.ok("try:\n    job.result(timeout=10)\nexcept Exception: pass")
-        self.k.pump(0.2)
+        self.k.receive(0.2)
         text = self.k.value("job.text").strip()
         if text not in begun.text:
             self.problems.append(f"job on {model}: shown {begun.text!r}, kept {text!r}")

@@ -25,7 +25,7 @@ class EchoLoadConfig(LoadConfig):
     pause: Annotated[
         float,
         OptionSpec(
-            "Seconds between two words.", ("--pause",), "S", control=Control("Pause"), minimum=0
+            "Seconds between two pieces.", ("--pause",), "S", control=Control("Pause"), minimum=0
         ),
     ] = 0.0
 
@@ -36,7 +36,7 @@ class EchoBackend(Backend):
     capabilities = Capabilities(in_process=True, local_token_counts=True)
     option_names: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(GenerationConfig.model_fields, UNSUPPORTED),
-        "max_new_tokens": "words",
+        "max_new_tokens": "pieces",
         "stop": "stop",
     }
     pause = 0.0
@@ -65,13 +65,13 @@ class EchoBackend(Backend):
         text = messages[-1].content
         for stop in config.stop:
             text = text.partition(stop)[0]
-        words = text.split(" ")
-        sent = words[: config.max_new_tokens]
+        pieces = text.split(" ")
+        sent = pieces[: config.max_new_tokens]
         for n, word in enumerate(sent):
             await asyncio.sleep(self.pause)
             yield Chunk(f" {word}" if n else word, tokens=1, time=time.perf_counter())
         usage = Usage((await self.count(name, messages)).prompt_tokens, len(sent))
-        yield Chunk(finish_reason="stop" if sent == words else "length", usage=usage)
+        yield Chunk(finish_reason="stop" if sent == pieces else "length", usage=usage)
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         return TokenCount(sum(len(m.content.split()) for m in messages), 2048)

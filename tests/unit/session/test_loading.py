@@ -345,7 +345,7 @@ def test_after_a_load_was_stopped_the_model_before_answers(scripted: Pair) -> No
         hang = backend.hang("check")
         session.load_later("org/b")
         assert hang.reached.wait(5)
-        assert session._loads.stop()
+        session.stop_loading()
         assert ask().model == "a"
     hang = backend.hang("check")
     session.load_later("org/b")
