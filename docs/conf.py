@@ -41,6 +41,7 @@ myst_heading_anchors = 3
 default_role = "code"
 toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
+napoleon_use_ivar = True
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 python_display_short_literal_types = True

@@ -13,7 +13,12 @@ State = Literal["Inactive", "Loading", "Configuring", "Ready", "Unloading", "Fai
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation."""
+    """One message of a conversation.
+
+    Attributes:
+        role: ``system``, ``user`` or ``assistant``.
+        content: The text.
+    """
 
     role: Role
     content: str
@@ -21,7 +26,13 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of one answer; None where the backend does not report them."""
+    """The token counts of one answer; None where the backend does not report them.
+
+    Attributes:
+        prompt_tokens: The tokens of the prompt, including the system prompt and the chat.
+        completion_tokens: The generated tokens, including the reasoning.
+        cached_tokens: The prompt tokens that were reused from an earlier answer.
+    """
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -30,12 +41,18 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer; the last one carries `finish_reason` and `usage`.
+    """A piece of an answer.
 
-    `tokens` is the number of tokens in it, 0 if the backend does not report it. `time` is when the
-    model produced it (`time.perf_counter` seconds). `notice` is not part of the answer: it states
-    what the request waits for. `ends_reasoning` means that all text so far was reasoning: some models end
-    their reasoning with a tag that they never opened.
+    Attributes:
+        text: Text of the answer.
+        reasoning: Text of the reasoning.
+        tokens: The number of tokens in it, 0 if the backend does not report it.
+        finish_reason: Why the answer ended; only in the last chunk.
+        usage: The token counts of the answer; only in the last chunk.
+        time: When the model produced it, in seconds of `time.perf_counter`.
+        notice: What the request waits for, such as a busy server; not part of the answer.
+        reasoning_ended: Whether all text so far is reasoning: some models end their reasoning with a
+            tag that they never opened.
     """
 
     text: str = ""
@@ -50,7 +67,13 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds from the call to the first token and to the end, and the decoding speed."""
+    """The times of one answer; None where they cannot be measured.
+
+    Attributes:
+        first_token_s: The seconds from the call to the first token.
+        total_s: The seconds from the call to the end.
+        tokens_per_s: The speed after the first token.
+    """
 
     first_token_s: float | None
     total_s: float
@@ -61,10 +84,18 @@ class Timing:
 class Reply:
     """An answer that is complete or was stopped; ``str(reply)`` is its text.
 
-    `finish_reason` is ``stop`` if the model ended the answer, ``length`` at the token limit,
-    ``cancelled`` if the user stopped it, and ``truncated`` if the server ended it without a reason.
-    `messages` are what was sent. `dropped_turns` is the number of the oldest turns of the chat that
-    were not sent, so that the prompt fits the context.
+    Attributes:
+        text: The text, exactly as the model generated it.
+        model: The name of the loaded model.
+        backend: The name of the backend.
+        finish_reason: ``stop`` if the model ended the answer, ``length`` at the token limit,
+            ``cancelled`` if the user stopped it, ``truncated`` if it ended without a reason.
+        usage: The token counts.
+        timing: The times.
+        messages: The messages that were sent.
+        reasoning: The reasoning of the model, "" if there is none.
+        dropped_turns: The number of the oldest turns of the chat that were not sent, so that the
+            prompt fits the context.
     """
 
     text: str
@@ -85,9 +116,21 @@ class Reply:
 class ModelInfo:
     """A model as its backend describes it; sizes are in bytes, None if unknown.
 
-    `where` is where it was found: ``embedded``, ``folder``, ``gguf``, ``cache``, ``hub`` or
-    ``server``. `source` is the requested model, `folder` holds the weights. `server` runs the model
-    unless this process does, and `memory_bytes` is the memory it takes there now.
+    Attributes:
+        name: The name to use with ``-m``.
+        backend: The name of the backend.
+        where: Where it was found: ``embedded``, ``folder``, ``gguf``, ``cache``, ``hub`` or ``server``.
+        source: The model as it was requested.
+        folder: The folder of the weights.
+        device: The device, such as ``cpu`` or ``cuda:0``.
+        dtype: The number format of the weights.
+        quantization: ``none``, ``8bit`` or ``4bit``.
+        size: The size of the weights.
+        context_length: The number of tokens that the model reads.
+        revision: The requested branch, tag or commit on the hub.
+        load_s: The seconds that the load took.
+        server: The host and port of the server that runs it, "" for a model in this process.
+        memory_bytes: The memory that it takes on the server now.
     """
 
     name: str
@@ -113,9 +156,12 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """The memory of this process (RSS) in bytes, and what torch has allocated on each GPU.
+    """The memory of this process and its GPUs, in bytes.
 
-    `gpu_memory` holds the free and the total bytes of each GPU, for all processes together.
+    Attributes:
+        process: The resident memory (RSS) of this process.
+        devices: Each GPU with the memory that torch has allocated on it.
+        gpu_memory: Each GPU with its free and its total memory, for all processes together.
     """
 
     process: int
@@ -125,9 +171,15 @@ class MemoryUse:
 
 @dataclass(frozen=True, slots=True)
 class Unloaded:
-    """The result of an unload: the memory before and after, and what still refers to the weights.
+    """The result of an unload.
 
-    `note` describes it if the model was not in this process.
+    Attributes:
+        name: The name of the model.
+        size: The size of the weights in bytes.
+        before: The memory before the unload.
+        after: The memory after it.
+        holders: The variables that still refer to the weights.
+        note: What the unload did, if the model was not in this process.
     """
 
     name: str
@@ -140,7 +192,13 @@ class Unloaded:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The progress of a load: its stage, and the finished share from 0 to 1 if known."""
+    """The progress of a load.
+
+    Attributes:
+        stage: What is being done.
+        share: The finished share from 0 to 1, if known.
+        detail: An amount or a speed.
+    """
 
     stage: str
     share: float | None = None

@@ -39,7 +39,19 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of the session at one moment; `backend_details` describes the active model."""
+    """The state of a session at one moment.
+
+    Attributes:
+        backend_type: The backend of the active model, else the default one.
+        active_model: The name of the active model.
+        status: ``Inactive``, ``Loading``, ``Configuring``, ``Ready``, ``Unloading`` or ``Failed``.
+        generation_config: The generation settings.
+        last_error: The error of the last load that failed.
+        backend_details: What the backend reports about the active model.
+        models: The loaded models.
+        progress: The progress of the running load.
+        memory: The memory of this process.
+    """
 
     backend_type: str
     active_model: str | None
