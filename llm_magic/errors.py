@@ -187,8 +187,10 @@ class RequestFailed(ServerError):
     Attributes:
         lengths: The token counts of the prompt and of the context window, if the server reports them.
         exceeds_context: Whether the prompt exceeds the context window.
+        code: The kind of the error, as the server names it.
     """
 
+    code = ""
     lengths: tuple[int, int] | None = None
     exceeds_context = False
 

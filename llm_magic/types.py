@@ -34,7 +34,7 @@ class Chunk:
 
     `tokens` is the number of tokens in it, 0 if the backend does not report it. `time` is when the
     model produced it (`time.perf_counter` seconds). `notice` is not part of the answer: it states
-    what the request waits for. `reasoning_ended` marks all text so far as reasoning: some models end
+    what the request waits for. `ends_reasoning` means that all text so far was reasoning: some models end
     their reasoning with a tag that they never opened.
     """
 
@@ -45,7 +45,7 @@ class Chunk:
     usage: Usage | None = None
     time: float = 0.0
     notice: str = ""
-    reasoning_ended: bool = False
+    ends_reasoning: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """The memory of this process: resident bytes, and what torch has allocated on each GPU.
+    """The memory of this process (RSS) in bytes, and what torch has allocated on each GPU.
 
     `gpu_memory` holds the free and the total bytes of each GPU, for all processes together.
     """

@@ -19,6 +19,30 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Started first by scripts/test: its processes end at about the same time if short files come last.
+_LONG = (
+    "tests/notebooks/",
+    "tests/soak/",
+    "tests/kernel/",
+    "tests/versions/",
+    "tests/unit/test_cli.py",
+    "tests/unit/backends/local/",
+    "tests/unit/doctor/",
+    "tests/contract/",
+    "tests/unit/backends/",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take long before the others."""
+    items.sort(key=lambda item: _rank(item.nodeid))
+
+
+def _rank(nodeid: str) -> int:
+    """Return the index of the first long folder or file that a test is in."""
+    return next((n for n, start in enumerate(_LONG) if nodeid.startswith(start)), len(_LONG))
+
 
 def pytest_collection_finish() -> None:
     """Exclude what collection has imported from garbage collections.

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from tests import wire
 from tests.wire import Send, Step
 
-Ended = Literal["open", "whole", "left", "cut"]
+Outcome = Literal["open", "whole", "left", "cut"]
 
 _POLL_S = 0.01
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no time: closing sends a reset
@@ -49,7 +49,7 @@ class Headers(Mapping[str, str]):
 class Received:
     """One request as it arrived, and how its answer ended.
 
-    `ended` is "open" while we answer, "whole" when everything was sent, "left" when the client
+    `outcome` is "open" while we answer, "whole" when everything was sent, "left" when the client
     went away before that, and "cut" when we did (`Cut`, `Reset`, or the server's `stop()`). It
     changes a moment after the last byte, so tests `wait()`.
     """
@@ -60,8 +60,8 @@ class Received:
     body: bytes = field(default=b"", repr=False)
     query: str = ""
     began: float = field(default_factory=time.monotonic, repr=False)
-    ended: Ended = "open"
-    ended_at: float = field(default=0.0, repr=False)
+    outcome: Outcome = "open"
+    finished_at: float = field(default=0.0, repr=False)
     chunks_sent: int = 0  # pieces of the body: one for each `Send`, and for each byte of a `Slow`
     left: threading.Event = field(default_factory=threading.Event, repr=False)
     over: threading.Event = field(default_factory=threading.Event, repr=False)
@@ -71,21 +71,21 @@ class Received:
         """The body, read as JSON."""
         return json.loads(self.body)
 
-    def wait(self, timeout: float = 5) -> Ended:
+    def wait(self, timeout: float = 5) -> Outcome:
         """Block until the answer has ended, and return how: "open" where it has not."""
         self.over.wait(timeout)
-        return self.ended
+        return self.outcome
 
-    def end(self, how: Ended) -> None:
-        """Remember how the answer ended, and wake whoever waits for that."""
-        self.ended, self.ended_at = how, time.monotonic()
+    def end(self, how: Outcome) -> None:
+        """Store how the answer finished, and wake the threads that wait for that."""
+        self.outcome, self.finished_at = how, time.monotonic()
         if how == "left":
             self.left.set()
         self.over.set()
 
 
 class Reader(asyncio.StreamReader):
-    """A stream that tells at once, and not when somebody reads, that the client has left."""
+    """A stream that reports at once, and not at the next read, that the client has left."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
@@ -122,9 +122,9 @@ async def read_request(reader: asyncio.StreamReader) -> Received | None:
     """Return the next request, or None where the client closed the connection instead."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
-        first, *rest = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+        first, *fields = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
         method, target, _version = first.split(" ")
-        pairs = (line.partition(":") for line in rest)
+        pairs = (line.partition(":") for line in fields)
         headers = Headers([(name, value.strip()) for name, _, value in pairs])
         body = await _read_body(reader, headers)
     except (asyncio.IncompleteReadError, ConnectionError):
@@ -155,7 +155,7 @@ class Exchange:
         self._severed = False
 
     async def follow(self, steps: Iterable[Step], pace: float) -> bool:
-        """Do what the script says; returns whether the connection may carry another request."""
+        """Do what the script contains; returns whether the connection may carry another request."""
         task = asyncio.current_task()
         assert task is not None
         self._reader.when_gone = task.cancel
@@ -188,7 +188,7 @@ class Exchange:
                 await self._write(wire.head_bytes(step))
             case Send(data):
                 # Others have their turn, and leaving is noticed, before a piece and not after it:
-                # nobody can leave between the last piece and the end of the body.
+                # no client can leave between the last piece and the end of the body.
                 await asyncio.sleep(0)
                 await self._send(data)
             case wire.Slow() | wire.Repeat():

@@ -1,4 +1,4 @@
-"""A server compatible with OpenAI's API on a real socket, which fails in every way it is told to.
+"""A server compatible with OpenAI's API on a real socket, which fails in every way that a script contains.
 
     with FaultServer() as server:  # the steps of a script are in tests.wire
         server.will(CHAT, *sse(delta("Hel"), done=False), Hold())
@@ -16,14 +16,14 @@ from typing import Any
 
 from tests.exchange import Received
 from tests.http_server import HttpServer
-from tests.wire import Step, counts, json_answer, refusal, words
+from tests.wire import Step, counts, error_answer, json_answer, sse_words
 
 CHAT = "/v1/chat/completions"
 MODELS = "/v1/models"
 
 
 class FaultServer(HttpServer):
-    """Serves `models`, each with what else its entry in the list says; to `key` only, if set."""
+    """Serves `models`, each with the other fields of its entry in the list; to `key` only, if set."""
 
     def __init__(
         self, models: Mapping[str, Mapping[str, Any]] | None = None, key: str | None = None
@@ -40,31 +40,31 @@ class FaultServer(HttpServer):
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if self.key is not None and given != self.key:
             # As OpenAI does: a part of a wrong key comes back.
-            return refusal(401, f"Incorrect API key provided: {given[:8]}.", "invalid_api_key")
+            return error_answer(401, f"Incorrect API key provided: {given[:8]}.", "invalid_api_key")
         if (request.method, request.path) == ("GET", MODELS):
             entries = [_entry(name, extra) for name, extra in self.models.items()]
             return json_answer(200, {"object": "list", "data": entries})
         if (request.method, request.path) == ("POST", CHAT):
             return self._chat(request)
-        return refusal(404, f"Invalid URL ({request.method} {request.path})")
+        return error_answer(404, f"Invalid URL ({request.method} {request.path})")
 
     def _chat(self, request: Received) -> Iterable[Step]:
         try:
-            asked = request.json
-            model, message = asked["model"], asked["messages"][-1]
+            body = request.json
+            model, message = body["model"], body["messages"][-1]
         except (ValueError, LookupError, TypeError) as error:
-            return refusal(400, f"What is no chat: {error!r}")
+            return error_answer(400, f"What is no chat: {error!r}")
         if model not in self.models:
-            return refusal(404, f"The model `{model}` does not exist.", "model_not_found")
+            return error_answer(404, f"The model `{model}` does not exist.", "model_not_found")
         every = re.findall(r"\s*\S+", _text(message["content"]))
-        limit = asked.get("max_completion_tokens") or asked.get("max_tokens") or len(every)
-        said, finish = every[:limit], "length" if limit < len(every) else "stop"
-        prompt_tokens = sum(len(_text(m["content"]).split()) for m in asked["messages"])
-        if not asked.get("stream"):
-            return json_answer(200, _completion(model, said, finish, prompt_tokens))
-        wanted = (asked.get("stream_options") or {}).get("include_usage")
-        return words(
-            *said, finish=finish, model=model, prompt_tokens=prompt_tokens if wanted else None
+        limit = body.get("max_completion_tokens") or body.get("max_tokens") or len(every)
+        reply, finish = every[:limit], "length" if limit < len(every) else "stop"
+        prompt_tokens = sum(len(_text(m["content"]).split()) for m in body["messages"])
+        if not body.get("stream"):
+            return json_answer(200, _completion(model, reply, finish, prompt_tokens))
+        has_usage = (body.get("stream_options") or {}).get("include_usage")
+        return sse_words(
+            *reply, finish=finish, model=model, prompt_tokens=prompt_tokens if has_usage else None
         )
 
 
@@ -79,8 +79,8 @@ def _text(content: str | list[dict[str, Any]]) -> str:
     return "".join(part.get("text", "") for part in content)
 
 
-def _completion(model: str, said: list[str], finish: str, prompt_tokens: int) -> dict[str, Any]:
-    message = {"role": "assistant", "content": "".join(said)}
+def _completion(model: str, reply: list[str], finish: str, prompt_tokens: int) -> dict[str, Any]:
+    message = {"role": "assistant", "content": "".join(reply)}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
     return {
         "id": "chatcmpl-1",
@@ -88,5 +88,5 @@ def _completion(model: str, said: list[str], finish: str, prompt_tokens: int) ->
         "created": 1_760_000_000,
         "model": model,
         "choices": [choice],
-        "usage": counts(prompt_tokens, len(said)),
+        "usage": counts(prompt_tokens, len(reply)),
     }

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable
 
 from tests.exchange import Received
 from tests.fault_server import CHAT, FaultServer
-from tests.wire import Step, delta, refusal, sse
+from tests.wire import Step, delta, error_answer, sse
 
 # Clear the screen, set the clipboard, link, a C1 control sequence, ring, overwrite, reorder, hide.
 ESCAPES = (
@@ -43,7 +43,7 @@ class HostileServer(FaultServer):
             return None
         question = request.json["messages"][-1]["content"]
         if "fail" in question:
-            return refusal(400, f"no{ESCAPES}\r\nsecond line")
+            return error_answer(400, f"no{ESCAPES}\r\nsecond line")
         pieces = [*f"{ESCAPES}```python\nx = 1  # {ESCAPES}\n```\n{ESCAPES}"]
         reasoning = delta(reasoning_content=ESCAPES)
         return sse(reasoning, *(delta(p) for p in pieces), delta(finish="stop"))

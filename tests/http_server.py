@@ -1,6 +1,6 @@
-"""An HTTP server on a real socket, with a script and a memory; what it says is up to subclasses.
+"""An HTTP server on a real socket, with a script and a record; subclasses define its answers.
 
-It reads while it answers, so that it knows at once when a client has left.
+It reads while it answers, so that it notices at once when a client leaves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TIMEOUT_S = 10
 
 
 class HttpServer:
-    """Serves while the `with` block lasts; subclasses say what they answer without a script."""
+    """Serves while the `with` block lasts; subclasses define the answers without a script."""
 
     def __init__(self) -> None:
         self.received: list[Received] = []
@@ -38,9 +38,9 @@ class HttpServer:
         self._failures: list[BaseException] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
-        # Bound and never listening: it keeps the port ours while nobody listens there.
-        self._place = _bound(0)
-        self.port: int = self._place.getsockname()[1]
+        # Bound and never listening: it keeps the port ours while no server listens there.
+        self._reservation = _bound(0)
+        self.port: int = self._reservation.getsockname()[1]
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(self._failed)
         self._thread = threading.Thread(target=self._loop.run_forever, name=type(self).__name__)
@@ -58,15 +58,15 @@ class HttpServer:
         """Queue the answer to the next request to `path` that no script is waiting for."""
         self._scripts[path].append(script)
 
-    def asked(self, path: str) -> list[Received]:
+    def requests_to(self, path: str) -> list[Received]:
         """Return the requests to `path` so far."""
         return [request for request in tuple(self.received) if request.path == path]
 
     def wait_for(self, path: str, count: int = 1, timeout: float = _TIMEOUT_S) -> Received:
         """Block until `count` requests to `path` have arrived, and return the last of them."""
         with self._news:
-            if self._news.wait_for(lambda: len(self.asked(path)) >= count, timeout):
-                return self.asked(path)[count - 1]
+            if self._news.wait_for(lambda: len(self.requests_to(path)) >= count, timeout):
+                return self.requests_to(path)[count - 1]
         raise TimeoutError(f"Not {count} × {path} within {timeout} s, only {self.received}")
 
     def start(self) -> None:
@@ -96,7 +96,7 @@ class HttpServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        self._place.close()
+        self._reservation.close()
         # A double that fails in silence would make its tests pass or fail for the wrong reason.
         if error is None and self._failures:
             raise self._failures[0]
@@ -111,7 +111,7 @@ class HttpServer:
             self._listener.listen(1024)
             self._listener.setblocking(False)
             # And not `asyncio.start_server`, which loses a connection that it is just accepting
-            # when it is told to close.
+            # when it is closed.
             self._loop.add_reader(self._listener, self._accept, self._listener)
 
     def _accept(self, listener: socket.socket) -> None:
@@ -149,15 +149,15 @@ class HttpServer:
         self._failures.append(context.get("exception") or RuntimeError(context["message"]))
 
     async def _serve(self, connection: socket.socket) -> None:
-        """Answer one request after the other, until somebody closes the connection."""
+        """Answer one request after the other, until one side closes the connection."""
         self.connections += 1
         self.open_now += 1
         try:
             reader, writer = await open_streams(connection)
             try:
-                kept = await self._exchange(reader, writer, kept=False)
-                while kept and self.after_answer != "close":
-                    kept = await self._exchange(reader, writer, kept=True)
+                is_reused = await self._exchange(reader, writer, is_reused=False)
+                while is_reused and self.after_answer != "close":
+                    is_reused = await self._exchange(reader, writer, is_reused=True)
                 writer.close()
                 with contextlib.suppress(OSError):
                     await writer.wait_closed()
@@ -166,10 +166,12 @@ class HttpServer:
         finally:
             self.open_now -= 1
 
-    async def _exchange(self, reader: Reader, writer: asyncio.StreamWriter, *, kept: bool) -> bool:
+    async def _exchange(
+        self, reader: Reader, writer: asyncio.StreamWriter, *, is_reused: bool
+    ) -> bool:
         """Answer one request; returns whether the connection may carry another."""
         request = await read_request(reader)
-        if request is None or (kept and self._drops(request, writer)):
+        if request is None or (is_reused and self._drops(request, writer)):
             return False
         scripts = self._scripts[request.path]
         pace = 0.0 if scripts else self.pace
@@ -182,7 +184,7 @@ class HttpServer:
             return await Exchange(request, reader, writer).follow(steps, pace)
 
     def _drops(self, request: Received, writer: asyncio.StreamWriter) -> bool:
-        """Return whether a request on a kept connection gets no answer."""
+        """Return whether a request on a is_reused connection gets no answer."""
         if self.after_answer in {"keep", "close"}:
             return False
         self.dropped.append(request)

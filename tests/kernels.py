@@ -61,7 +61,7 @@ class Ran:
     ename: str = ""
     traceback: list[str] = field(default_factory=list)
     sent: float = 0.0
-    ended: float = 0.0
+    finished: float = 0.0
     payload: list[dict[str, Any]] = field(default_factory=list)
     # The content of the reply, which nbclient makes its exceptions of.
     reply: dict[str, Any] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Ran:
     @property
     def seconds(self) -> float:
         """How long it took, from sending it to the idle kernel."""
-        return self.ended - self.sent
+        return self.finished - self.sent
 
     @property
     def text(self) -> str:
@@ -134,7 +134,7 @@ class Kernel:
         """Collect everything of a cell until the kernel is idle again."""
         deadline = time.monotonic() + timeout
         ran = self._cells[message_id]
-        while not ran.ended:
+        while not ran.finished:
             self._take(deadline)
         ran.reply = self._reply(message_id, deadline)
         ran.status, ran.payload = ran.reply["status"], ran.reply.get("payload", [])
@@ -169,10 +169,10 @@ class Kernel:
                 if word in text:
                     return when
             seen = len(ran.arrivals)
-            assert not ran.ended, f"the cell ended without showing {word!r}: {ran.text}"
+            assert not ran.finished, f"the cell ended without showing {word!r}: {ran.text}"
             self._take(deadline)
 
-    def pump(self, seconds: float = 0.5) -> None:
+    def receive(self, seconds: float = 0.5) -> None:
         """Receive what is shown within some seconds, also under cells that have ended."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
@@ -192,8 +192,8 @@ class Kernel:
         content = self._reply(self.client.complete(code), time.monotonic() + 30)
         start = content["cursor_start"]
         assert content["cursor_end"] == len(code) or not content["matches"]
-        words = code[:start].rpartition(" ")[2]
-        return [words + match for match in content["matches"]]
+        typed = code[:start].rpartition(" ")[2]
+        return [typed + match for match in content["matches"]]
 
     def completed(self, code: str) -> list[str]:
         """Press Tab at the | in `code`; returns what it reads with each of the choices."""
@@ -250,12 +250,12 @@ class Kernel:
         kind, content = message["msg_type"], message["content"]
         shown = ""
         if kind == "status" and content["execution_state"] == "idle":
-            ran.ended = time.monotonic()
+            ran.finished = time.monotonic()
         elif kind == "stream":
             shown = content["text"]
             ran.outputs.append({"type": "stream", "name": content["name"], "text": shown})
         elif kind in {"display_data", "execute_result"}:
-            shown = _words(content["data"])
+            shown = _plain_text(content["data"])
             output = {"type": kind, "data": content["data"]}
             ran.outputs.append(output)
             if display_id := content.get("transient", {}).get("display_id"):
@@ -273,7 +273,7 @@ class Kernel:
         self._displays[content["transient"]["display_id"]]["data"] = content["data"]
         if ran is not None:
             ran.updates += 1
-            shown = _words(content["data"])
+            shown = _plain_text(content["data"])
             ran.arrivals.append((time.monotonic(), "update_display_data", shown))
 
     def _stacks(self) -> str:
@@ -288,7 +288,7 @@ class Kernel:
         self.manager.shutdown_kernel(now=False)
 
 
-def _words(data: dict[str, str]) -> str:
+def _plain_text(data: dict[str, str]) -> str:
     """Return an output as text; an answer that is being written comes as HTML alone."""
     if "text/plain" in data:
         return data["text/plain"]

@@ -1,4 +1,4 @@
-"""What the double of Ollama says to a question, and the objects it says it in; pure, no I/O."""
+"""The answers of the double of Ollama to a question, as objects; pure, no I/O."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.ollama_models import RefusedError, Runner, stamp
 
 
 @dataclass(frozen=True)
-class Asked:
+class OllamaRequest:
     """A question: what `/api/chat` and `/api/generate` have in common."""
 
     model: str
@@ -44,7 +44,7 @@ class Answer:
         return parts
 
     def end(self) -> dict[str, Any]:
-        """Return what the last object says beyond the others; times are in nanoseconds."""
+        """Return the fields that only the last object has; times are in nanoseconds."""
         now = time.monotonic_ns()
         metrics = {
             "total_duration": now - self.began,
@@ -59,24 +59,24 @@ class Answer:
         return {"done": True, "done_reason": self.reason, **counted}
 
 
-def reply(asked: Asked, runner: Runner) -> Answer:
+def reply(request: OllamaRequest, runner: Runner) -> Answer:
     """Return the last message again: in the order of the seed, to a stop string, to a length.
 
     The context limits the answer too, unless the runner shifts it: then it removes the beginning of
     the prompt, and goes on.
     """
-    messages = _fitting(asked, runner.num_ctx)
+    messages = _within_context(request, runner.num_ctx)
     question = messages[-1].get("content") or ""
-    said = tokens(question)
-    if "seed" in asked.options:
-        random.Random(asked.options["seed"]).shuffle(said)
-    said = tokens(_until("".join(said), asked.options.get("stop") or ()))
-    thought = tokens(f"Somebody asks: {question}") if asked.thinks else []
+    reply_tokens = tokens(question)
+    if "seed" in request.options:
+        random.Random(request.options["seed"]).shuffle(reply_tokens)
+    reply_tokens = tokens(_until("".join(reply_tokens), request.options.get("stop") or ()))
+    reasoning = tokens(f"Somebody asks: {question}") if request.thinks else []
     every: list[tuple[str, str]] = [
-        *(("thinking", token) for token in thought),
-        *(("content", token) for token in said),
+        *(("thinking", token) for token in reasoning),
+        *(("content", token) for token in reply_tokens),
     ]
-    limits = [asked.options.get("num_predict", -1)]
+    limits = [request.options.get("num_predict", -1)]
     if not runner.shift:
         limits.append(runner.num_ctx - _count(messages))
     limit = min((limit for limit in limits if limit > 0), default=len(every))
@@ -85,7 +85,7 @@ def reply(asked: Asked, runner: Runner) -> Answer:
         tuple(every[:limit] if cut else every),
         "length" if cut else "stop",
         _count(messages),
-        asked.began,
+        request.began,
     )
 
 
@@ -94,26 +94,26 @@ def tokens(text: str) -> list[str]:
     return re.findall(r"\s*\S+|\s+$", text)
 
 
-def chat_object(asked: Asked, parts: Mapping[str, str]) -> dict[str, Any]:
+def chat_object(request: OllamaRequest, parts: Mapping[str, str]) -> dict[str, Any]:
     """Return one object of `/api/chat`, as it is before the last one."""
     message = {"role": "assistant", "content": "", **parts}
-    return {**_start(asked), "message": message, "done": False}
+    return {**_start(request), "message": message, "done": False}
 
 
-def generate_object(asked: Asked, parts: Mapping[str, str]) -> dict[str, Any]:
+def generate_object(request: OllamaRequest, parts: Mapping[str, str]) -> dict[str, Any]:
     """Return one object of `/api/generate`, as it is before the last one."""
     thinking = {"thinking": parts["thinking"]} if "thinking" in parts else {}
-    return {**_start(asked), "response": parts.get("content", ""), **thinking, "done": False}
+    return {**_start(request), "response": parts.get("content", ""), **thinking, "done": False}
 
 
-def _start(asked: Asked) -> dict[str, Any]:
-    return {"model": asked.model, "created_at": stamp(datetime.now(UTC))}
+def _start(request: OllamaRequest) -> dict[str, Any]:
+    return {"model": request.model, "created_at": stamp(datetime.now(UTC))}
 
 
-def _fitting(asked: Asked, num_ctx: int) -> list[Mapping[str, Any]]:
+def _within_context(request: OllamaRequest, num_ctx: int) -> list[Mapping[str, Any]]:
     """Return the messages that fit: the oldest are dropped in silence, unless that is forbidden."""
-    messages = list(asked.messages)
-    if not asked.truncate and _count(messages) >= num_ctx:
+    messages = list(request.messages)
+    if not request.truncate and _count(messages) >= num_ctx:
         raise RefusedError(400, _too_long(_count(messages), num_ctx))
     system = [m for m in messages[:-1] if m["role"] == "system"]
     others = [m for m in messages if m not in system]
@@ -123,7 +123,7 @@ def _fitting(asked: Asked, num_ctx: int) -> list[Mapping[str, Any]]:
 
 
 def _too_long(prompt: int, num_ctx: int) -> str:
-    """Return what llama.cpp's server says, which Ollama passes on as the text of its own error."""
+    """Return the error of llama.cpp's server, which Ollama passes on as the text of its own error."""
     exceeds = f"exceeds the available context size ({num_ctx} tokens), try increasing it"
     message = f"request ({prompt} tokens) {exceeds}"
     error = {

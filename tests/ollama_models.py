@@ -1,4 +1,4 @@
-"""What Ollama says about models and the way it reads requests; pure, no I/O.
+"""What Ollama reports about models, and how it reads requests; pure, no I/O.
 
 After docs/api.md, api/types.go and server/routes.go of github.com/ollama/ollama at fb30760 (2026-08).
 """
@@ -84,7 +84,7 @@ class OllamaModel:
         ]
 
     def details(self) -> dict[str, Any]:
-        """Return what the lists and the page of the model say about its kind."""
+        """Return what the lists and the page of the model contain about its kind."""
         return {
             "parent_model": "",
             "format": "gguf",
@@ -148,15 +148,15 @@ class Runner:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def runner(asked: Mapping[str, Any], options: Mapping[str, Any], model: OllamaModel) -> Runner:
-    """Return what a request wants a model to be loaded with."""
+def runner(body: Mapping[str, Any], options: Mapping[str, Any], model: OllamaModel) -> Runner:
+    """Return the options that a request requires of a loaded model."""
     loads = {name: options[name] for name in _LOAD_OPTIONS if name in options}
     if loads.get("num_gpu", -1) < 0:
         # Any number of layers will do.
         loads.pop("num_gpu", None)
     default = model.parameters.get("num_ctx", (NUM_CTX,))[0]
     num_ctx = min(max(4, options.get("num_ctx", default)), model.context_length)
-    return Runner(num_ctx, asked.get("shift") is not False, loads)
+    return Runner(num_ctx, body.get("shift") is not False, loads)
 
 
 @dataclass(frozen=True)
@@ -219,9 +219,9 @@ def _duration(text: str) -> float:
     return -seconds if text.startswith("-") else seconds
 
 
-def options(asked: Mapping[str, Any]) -> dict[str, Any]:
+def options(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that are known; others are left out in silence, as Ollama does."""
-    given = asked.get("options") or {}
+    given = body.get("options") or {}
     known = {name: value for name, value in given.items() if name in _OPTIONS}
     for name, value in known.items():
         kind = _OPTIONS[name]
@@ -232,14 +232,14 @@ def options(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-def thinks(asked: Mapping[str, Any], model: OllamaModel) -> bool:
-    """Return whether the model thinks first, which those that can do unless told not to."""
-    think = asked.get("think")
+def thinks(body: Mapping[str, Any], model: OllamaModel) -> bool:
+    """Return whether the model thinks first, which is the default of those that can."""
+    think = body.get("think")
     levels = (None, True, False, "high", "medium", "low", "max")
     if not any(think is level or think == level for level in levels):
         raise RefusedError(400, f'invalid think value: "{think}"')
     if "thinking" in model.capabilities:
         return think is not False
     if think:
-        raise RefusedError(400, f'"{asked["model"]}" does not support thinking')
+        raise RefusedError(400, f'"{body["model"]}" does not support thinking')
     return False

@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.exchange import Received
 from tests.http_server import HttpServer
-from tests.ollama_answers import Answer, Asked, chat_object, generate_object, reply
+from tests.ollama_answers import Answer, OllamaRequest, chat_object, generate_object, reply
 from tests.ollama_models import (
     OllamaModel,
     RefusedError,
@@ -33,7 +33,7 @@ from tests.ollama_models import (
 from tests.wire import NDJSON, Head, Pause, Step, json_answer, lines, text_answer
 
 Steps = Generator[Step, None, None]
-_Shape = Callable[[Asked, Mapping[str, str]], dict[str, Any]]
+_Shape = Callable[[OllamaRequest, Mapping[str, str]], dict[str, Any]]
 
 MODELS = (
     OllamaModel("llama3.2"),
@@ -148,14 +148,14 @@ class OllamaServer(HttpServer):
         self.models[name] = model
         yield {"status": "success"}
 
-    def _load(self, model: OllamaModel, wanted: Runner, stays: timedelta) -> Steps:
-        """Have a model in memory, loaded as a request wants it, until it expires."""
+    def _load(self, model: OllamaModel, required: Runner, stays: timedelta) -> Steps:
+        """Have a model in memory, loaded as a request requires it, until it expires."""
         running = self.running.get(model.full_name)
-        if running is None or running.runner != wanted:
+        if running is None or running.runner != required:
             self.loads[model.full_name] += 1
             if self.load_s:
                 yield Pause(self.load_s)
-        self.running[model.full_name] = Running(model, wanted, datetime.now(UTC) + stays)
+        self.running[model.full_name] = Running(model, required, datetime.now(UTC) + stays)
 
     def _chat(self, request: Received) -> Steps:
         body = _body(request)
@@ -173,7 +173,7 @@ class OllamaServer(HttpServer):
         self, body: dict[str, Any], messages: Sequence[Mapping[str, Any]], shape: _Shape
     ) -> Steps:
         """Answer a question; without one, load the model or let it go."""
-        question = Asked(body.get("model", ""))
+        question = OllamaRequest(body.get("model", ""))
         model = self._model(question.model)
         stays = keep_alive(body.get("keep_alive"))
         if not messages and not stays:
@@ -200,7 +200,7 @@ class OllamaServer(HttpServer):
                 self.running.pop(model.full_name, None)
 
 
-def _stream(question: Asked, answer: Answer, shape: _Shape) -> Steps:
+def _stream(question: OllamaRequest, answer: Answer, shape: _Shape) -> Steps:
     yield Head(200, NDJSON)
     for part, text in answer.pieces:
         yield from lines(shape(question, {part: text}))

@@ -73,7 +73,7 @@ def until(true: Any, otherwise: str = "it does not come", within: float = 10.0) 
     eventually(true, otherwise, within)
 
 
-def words(html: str) -> str:
+def visible_text(html: str) -> str:
     """Return the visible text of HTML."""
     reader = _Reader()
     reader.feed(html)
@@ -82,7 +82,7 @@ def words(html: str) -> str:
 
 def shown_error(panel: ControlPanel) -> str:
     """Return the complaint that a panel shows, or nothing."""
-    return words(panel.error.value)
+    return visible_text(panel.error.value)
 
 
 def is_idle(panel: ControlPanel) -> bool:

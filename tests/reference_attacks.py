@@ -325,6 +325,7 @@ random.random()
 random.seed(1)
 np.random.rand()
 np.random.seed(1)
+lazy_class.anything
 lazy.anything
 lazy.anything.more()
 name.__class__
@@ -496,6 +497,13 @@ max(laughs, laughs)
 tall[:, None][:, tall * 0]
 tall[None, None][tall[None][:, 0] > -1, tall * 0]
 tall[None][True, tall * 0]
+documents[tall * 0]
+documents[:, None] + documents
+documents[:, None] == documents
+long_texts.sum()
+long_texts.t.cumsum()
+long_texts.groupby("t").sum()
+df.describe(percentiles=shares)
 many_columns[["x"] * 10000]
 many_columns + many_labels
 by_town.loc[["Paris"] * 10000]
@@ -600,6 +608,13 @@ in_levels.groupby(level=[0, 0, 0], observed=False).size()
 wide.groupby([wide.a, wide.b], observed=False).size()
 wide.groupby(["a", "n"], observed=False).size()
 wide.value_counts(subset=["a", "b"])
+sub_day.replace(year=2000)
+sub_day + sub_day_delta
+sub_deque.copy()
+sub_deque * 2
+sub_counter.copy()
+sub_ordered.copy()
+sub_ordered | sub_ordered
 records[0] == records[0]
 in_arrays == 1
 in_arrays.max()
@@ -749,6 +764,21 @@ class Zone(datetime.tzinfo):
         return str(touch("tzname", "zone"))
 
 
+def counting_instances(base: Any, *args: Any) -> Any:
+    """Return an object of a class that runs code for each object that is made of it."""
+
+    def new(cls: Any, *given: Any, **named: Any) -> Any:
+        touch("__new__")
+        return base.__new__(cls, *given, **named)
+
+    return type("Counting", (base,), {"__new__": new})(*args)
+
+
+class LazyModule(types.ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        return touch("lazy")
+
+
 def in_levels() -> pd.DataFrame:
     """Return a table of three rows with 550 categories in each level of its labels."""
     level = pd.Categorical([0, 1, 2], categories=range(550))
@@ -769,6 +799,15 @@ def holders() -> dict[str, Any]:
         "in_partial": functools.partial(os.environ.get, "x"),
         "environment_items": os.environ.items(), "environment_copy": os.environ.copy,
         "lst_append": [1].append,
+        "lazy_class": LazyModule("lazy"),
+        "documents": np.array(["word " * 2000] * 2000),
+        "long_texts": pd.DataFrame({"t": ["word " * 20_000] * 900}),
+        "shares": [n / 1000 for n in range(1000)],
+        "sub_day": counting_instances(datetime.datetime, 2026, 1, 2),
+        "sub_day_delta": datetime.timedelta(1),
+        "sub_deque": counting_instances(collections.deque, [1]),
+        "sub_counter": counting_instances(collections.Counter, "ab"),
+        "sub_ordered": counting_instances(collections.OrderedDict, [("a", 1)]),
         "in_arrays": pd.Series([np.array([Ordered()]), 1]),
         "category_array": pd.Categorical.from_codes([0], pd.Index([SameHash()], dtype=object)),
         "many_columns": pd.DataFrame(np.zeros((100, 10_000)), columns=["x"] * 10_000),

@@ -41,11 +41,11 @@ def relay(port: int, host: str = "127.0.0.1", negotiate: Negotiate = _nothing) -
         loop.close()
 
 
-def tunnel(asked: list[bytes], tls: ssl.SSLContext) -> Negotiate:
+def tunnel(received: list[bytes], tls: ssl.SSLContext) -> Negotiate:
     """Return what an HTTP proxy does for an https address, and then the server with `tls`."""
 
     async def negotiate(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        received.append(await reader.readuntil(b"\r\n\r\n"))
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         await writer.start_tls(tls)
 
@@ -63,7 +63,7 @@ def refuse(status: bytes) -> Negotiate:
     return negotiate
 
 
-def socks(asked: list[bytes], reply: int = 0) -> Negotiate:
+def socks(received: list[bytes], reply: int = 0) -> Negotiate:
     """Return what a SOCKS5 proxy does; a `reply` other than 0 refuses."""
 
     async def negotiate(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -72,7 +72,7 @@ def socks(asked: list[bytes], reply: int = 0) -> Negotiate:
         writer.write(b"\x05\x00")
         *_, kind, length = await reader.readexactly(5)
         assert kind == 3, "the name of a host"
-        asked.append(await reader.readexactly(length + 2))
+        received.append(await reader.readexactly(length + 2))
         writer.write(bytes([5, reply, 0, 1, 0, 0, 0, 0, 0, 0]))
         if reply:
             raise ConnectionError

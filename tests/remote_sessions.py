@@ -34,11 +34,19 @@ def session_on(
 ) -> Iterator[Session]:
     """Give a session with a model of `server`; afterwards nothing of it may be left over."""
     session = Session(settings(idle_timeout=idle_s))
+    loops: set[asyncio.AbstractEventLoop] = set()
+
+    def note_loop() -> None:
+        with contextlib.suppress(RuntimeError):  # not on the thread of a loop
+            loops.add(asyncio.get_running_loop())
+
+    session.listen(note_loop)
     model = "llama3.2" if isinstance(server, OllamaServer) else "tiny"
     try:
         session.load(model, **{"backend": backend, "base_url": server.url, **options})
         yield session
-        eventually(lambda: not asyncio.all_tasks(session._loop.loop), "a task is left over")
+        assert loops
+        eventually(lambda: not any(map(asyncio.all_tasks, loops)), "a task is left over")
     finally:
         session.close()
     eventually(lambda: not loop_threads(), "a thread is left over")
@@ -65,10 +73,10 @@ def chat_path(server: HttpServer) -> str:
 
 def questions(server: HttpServer) -> list[Received]:
     """Return the questions that a server was asked."""
-    return server.asked(chat_path(server))
+    return server.requests_to(chat_path(server))
 
 
-def told(error: LLMMagicError) -> str:
+def checked_message(error: LLMMagicError) -> str:
     """Return the message of an error, which is one sentence or more in one line."""
     message = str(error)
     assert len(message.splitlines()) == 1, message
@@ -86,7 +94,7 @@ def fails(session: Session, kind: type[LLMMagicError]) -> LLMMagicError:
     with pytest.raises(kind) as caught:
         session.generate("one two")
     assert type(caught.value) is kind
-    told(caught.value)
+    checked_message(caught.value)
     return caught.value
 
 
@@ -118,7 +126,7 @@ def last(session: Session) -> Reply:
 
 
 def notices(session: Session) -> list[str]:
-    """Ask, and return what was said about waiting, whether or not an answer came."""
+    """Ask, and return the notices about waiting, whether or not an answer came."""
     heard: list[str] = []
 
     with contextlib.suppress(LLMMagicError):
@@ -142,7 +150,7 @@ def interrupt(session: Session, when: threading.Event | Callable[[Chunk], bool])
         read(session.stream("one two"), take)
     assert time.monotonic() - began < 1
     assert caught.value.reply is session.last
-    told(caught.value)
+    checked_message(caught.value)
     return caught.value
 
 

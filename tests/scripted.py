@@ -1,4 +1,4 @@
-"""A backend with a script and a memory: it answers as it was told to, and remembers everything."""
+"""A backend with a script and a memory: it answers what was scripted, and records every call."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Stage = Literal["check", "load", "unload"]
 class Hang:
     """A step that lasts until it is cancelled, or `go` is set (from any thread).
 
-    A `deaf` one hears that it is cancelled and ends only when it is told to go.
+    A `deaf` one hears that it is cancelled and ends only when it is released.
     """
 
     def __init__(self, *, deaf: bool = False) -> None:
@@ -82,19 +82,19 @@ Step = str | Chunk | Pause | Hang | BaseException
 Script = Sequence[Step]
 
 
-def say(*texts: str, finish: FinishReason = "stop", prompt_tokens: int = 7) -> list[Step]:
+def whole_answer(*texts: str, finish: FinishReason = "stop", prompt_tokens: int = 7) -> list[Step]:
     """Return the script of a whole answer: one token a text, then why it ended and the counts."""
     return [*texts, Chunk(finish_reason=finish, usage=Usage(prompt_tokens, len(texts), 0))]
 
 
 @dataclass
-class Asked:
+class ScriptedCall:
     """One call of `stream`, and how it ended: whole, closed (by the caller) or failed."""
 
     name: str
     messages: tuple[Message, ...]
     config: GenerationConfig
-    ended: str = "open"
+    outcome: str = "open"
 
 
 @dataclass
@@ -105,10 +105,10 @@ class ScriptedBackend(Backend):
     scripts: deque[Script] = field(default_factory=deque)
     trouble: dict[Stage, BaseException | Hang] = field(default_factory=dict)
     reports: dict[Stage, Sequence[Progress]] = field(default_factory=dict)
-    asked: list[Asked] = field(default_factory=list)
+    requests: list[ScriptedCall] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     leaving: list[tuple[str, ...]] = field(default_factory=list)
-    resident: list[str] = field(default_factory=list)
+    loaded: list[str] = field(default_factory=list)
     listed: list[ModelInfo] = field(default_factory=list)
     notes: tuple[str, ...] = ()
     context: int = 8192
@@ -144,24 +144,24 @@ class ScriptedBackend(Backend):
     ) -> LoadPlan:
         """Accept every model; its name is the last part of its id."""
         self.leaving.append(tuple(leaving))
-        wanted = model or "default"
-        await self._stage("check", wanted, report)
-        return LoadPlan(wanted, wanted.rpartition("/")[2], config, wanted, self.notes)
+        requested = model or "default"
+        await self._stage("check", requested, report)
+        return LoadPlan(requested, requested.rpartition("/")[2], config, requested, self.notes)
 
     async def load(self, plan: LoadPlan, name: str, report: Report) -> ModelInfo:
-        """Remember the model."""
+        """Record the model."""
         await self._stage("load", name, report)
-        self.resident.append(name)
+        self.loaded.append(name)
         return ModelInfo(
             name, "local", where="cache", source=f"/models/{plan.model}", device="cpu",
             dtype="bfloat16", size=269_000_000, context_length=self.context,
         )  # fmt: skip
 
     async def unload(self, name: str) -> Unloaded:
-        """Forget the model."""
+        """Remove the model."""
         await self._stage("unload", name, lambda _progress: None)
         before = self.memory()
-        self.resident.remove(name)
+        self.loaded.remove(name)
         return Unloaded(name, 1000, before, self.memory())
 
     async def _stage(self, stage: Stage, subject: str, report: Report) -> None:
@@ -182,13 +182,13 @@ class ScriptedBackend(Backend):
         self, name: str, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
         """Follow the next script."""
-        asked = Asked(name, tuple(messages), config)
-        self.asked.append(asked)
+        call = ScriptedCall(name, tuple(messages), config)
+        self.requests.append(call)
         script = self.scripts.popleft() if self.scripts else _echo(messages)
         try:
             for step in script:
                 if isinstance(step, BaseException):
-                    asked.ended = "failed"
+                    call.outcome = "failed"
                     raise step
                 if isinstance(step, Hang):
                     await step.wait()
@@ -196,34 +196,34 @@ class ScriptedBackend(Backend):
                     await asyncio.sleep(step.seconds)
                 else:
                     yield _chunk(step)
-            asked.ended = "whole"
+            call.outcome = "whole"
         finally:
-            if asked.ended == "open":
-                asked.ended = "closed"
+            if call.outcome == "open":
+                call.outcome = "closed"
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Count words, where it can count."""
-        words = sum(len(m.content.split()) for m in messages)
-        return TokenCount(words if self.counting else None, self.context)
+        count = sum(len(m.content.split()) for m in messages)
+        return TokenCount(count if self.counting else None, self.context)
 
     def check_options(self, config: GenerationConfig, given: Collection[str]) -> None:
-        """Honour every option of the table."""
+        """Support every option of the table."""
         self.check_extra(config)
 
     def check_extra(self, config: GenerationConfig) -> None:
-        """Honour no extra option but ``known``."""
+        """Support no extra option but ``known``."""
         for name in config.extra:
             if name != "known":
                 raise OptionError(f"There is no option {name!r}.")
 
     def memory(self) -> MemoryUse:
         """Hold one kB, and one more for each model."""
-        return MemoryUse(1000 * (1 + len(self.resident)))
+        return MemoryUse(1000 * (1 + len(self.loaded)))
 
     async def aclose(self) -> None:
-        """Forget everything."""
+        """Discard all models."""
         self.events.append("close")
-        self.resident.clear()
+        self.loaded.clear()
 
 
 def _chunk(step: str | Chunk) -> Chunk:
@@ -233,8 +233,8 @@ def _chunk(step: str | Chunk) -> Chunk:
 
 
 def _echo(messages: Sequence[Message]) -> Script:
-    words = messages[-1].content.split(" ")
-    return say(*[word if i == 0 else f" {word}" for i, word in enumerate(words)])
+    pieces = messages[-1].content.split(" ")
+    return whole_answer(*[word if i == 0 else f" {word}" for i, word in enumerate(pieces)])
 
 
 def stop_when(event: threading.Event) -> None:
@@ -259,7 +259,7 @@ def read(chunks: Iterable[Chunk], take: Callable[[Chunk], object]) -> None:
 
 
 def show(response: Response, draw: Callable[[], object]) -> None:
-    """Call `draw` at every update of a response, as the display of a cell does."""
+    """ScriptedCall `draw` at every update of a response, as the display of a cell does."""
     with response:
         for _ in response.updates():
             draw()

@@ -1,16 +1,16 @@
 """What a scripted server does on the wire, step by step, and whole answers made of such steps.
 
-    server.will(CHAT, *words("Hello", " there"))                          # a good answer
+    server.will(CHAT, *sse_words("Hello", " there"))                          # a good answer
     server.will(CHAT, *sse(delta("Hel"), done=False), Hold())             # then silence
     server.will(CHAT, *sse(delta("Hel"), done=False), Cut())              # then a severed body
-    server.will(CHAT, *recut(words("Grüße"), 1))                          # byte by byte
-    server.will(CHAT, *json_answer(429, {}, {"Retry-After": "1"}))        # a refusal
+    server.will(CHAT, *recut(sse_words("Grüße"), 1))                          # byte by byte
+    server.will(CHAT, *json_answer(429, {}, {"Retry-After": "1"}))        # an error
     server.will(CHAT, *sse(b"", delta("Hel"), b""))                       # heartbeats
     server.will(CHAT, Head(200, SSE), Repeat(b"data: x\\n", 1 << 30))      # an event without an end
-    server.will(CHAT, *words("Hello"), Slow(b": ping\\n\\n" * 99, 0.1))     # a trickle after the end
-    server.will(CHAT, *zipped(words("Hello"), "gzip", "gzip"))            # compressed twice
+    server.will(CHAT, *sse_words("Hello"), Slow(b": ping\\n\\n" * 99, 0.1))     # a trickle after the end
+    server.will(CHAT, *zipped(sse_words("Hello"), "gzip", "gzip"))            # compressed twice
 
-An answer that comes to the end of its script is terminated as HTTP wants it, without `End()`.
+An answer that comes to the end of its script is terminated as HTTP requires it, without `End()`.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def counts(prompt: int, completion: int) -> dict[str, int]:
     }
 
 
-def words(
+def sse_words(
     *texts: str,
     finish: str | None = "stop",
     prompt_tokens: int | None = None,
@@ -181,7 +181,7 @@ def html_answer(status: int, headers: Mapping[str, str] | None = None) -> list[S
     return _sized(status, "text/html", page.encode(), headers)
 
 
-def refusal(
+def error_answer(
     status: int,
     message: str,
     code: str | None = None,
@@ -224,11 +224,11 @@ def recut(script: Iterable[Step], size: int) -> list[Step]:
     steps = list(script)
     heads = [step for step in steps if isinstance(step, Head)]
     sends = [step for step in steps if isinstance(step, Send)]
-    rest = steps[len(heads) + len(sends) :]
-    assert steps == [*heads, *sends, *rest], "only a script of heads, sends and a rest is recut"
+    others = steps[len(heads) + len(sends) :]
+    assert steps == [*heads, *sends, *others], "only a script of heads, sends and a others is recut"
     data = b"".join(step.data for step in sends)
     pieces = [Send(data[i : i + size]) for i in range(0, len(data), size)]
-    return [*heads, *pieces, *rest]
+    return [*heads, *pieces, *others]
 
 
 def head_bytes(head: Head) -> bytes:
@@ -237,8 +237,8 @@ def head_bytes(head: Head) -> bytes:
     if not _has_length(head):
         fields |= {"Transfer-Encoding": "chunked"} if head.chunked else {"Connection": "close"}
     first = f"HTTP/1.1 {head.status} {_phrase(head.status)}"
-    rest = [f"{name}: {value}" for name, value in fields.items()]
-    return "\r\n".join([first, *rest, "", ""]).encode("latin-1")
+    others = [f"{name}: {value}" for name, value in fields.items()]
+    return "\r\n".join([first, *others, "", ""]).encode("latin-1")
 
 
 def framing(head: Head) -> str:

@@ -151,12 +151,10 @@ class Backend(ABC):
             spec, value = known[name], getattr(config, name)
             if self.supports(name) or spec.is_neutral(value):
                 continue
-            label = spec.flag.names[-1] if spec.flag else name
-            unchecked = f", or send it unchecked with -p {name}={value}"
-            raise OptionError(
-                f"{self.name} does not support {label}."
-                f" Remove it{unchecked if self.supports('extra') else ''}."
-            )
+            label = spec.flags[-1] if spec.flags else name
+            takes_pairs = any(s.kind == "pairs" and self.supports(s.name) for s in known.values())
+            unchecked = f", or send it unchecked with -p {name}={value}" if takes_pairs else ""
+            raise OptionError(f"{self.name} does not support {label}. Remove it{unchecked}.")
         if config.extra:
             self.check_extra(config)
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from llm_magic.backends.base import Backend, LoadPlan
+from llm_magic.backends.base import Backend
 from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import (
     LLMMagicError,
@@ -73,26 +73,13 @@ class BackendManager:
         self._backends: dict[str, Backend] = {}
         self._loaded: dict[str, LoadedModel] = {}
         self._active: str | None = None
-        self._state: State = "Inactive"
-        self._loading: str | None = None
         self._stopping = False
-        self._progress: Progress | None = None
         self._last_error: str | None = None
-
-    @property
-    def state(self) -> State:
-        """The current state."""
-        return self._state
-
-    @property
-    def loading(self) -> str | None:
-        """The name of the model that is being loaded. Safe to read from any thread."""
-        return self._loading
-
-    @property
-    def progress(self) -> Progress | None:
-        """The progress of the running load. Safe to read from any thread."""
-        return self._progress
+        # The state, the name of the model that is being loaded, and the progress of its load. Any
+        # thread can read them.
+        self.state: State = "Inactive"
+        self.loading: str | None = None
+        self.progress: Progress | None = None
 
     async def load(
         self,
@@ -117,8 +104,8 @@ class BackendManager:
             unloaded = [] if keep else await self._unload_others(same.name)
             return LoadResult(same.info, was_loaded=True, unloaded=unloaded)
         backend = self._backend(config.backend)
-        self._state = _loading_state(backend)
-        self._loading = model or "the default model"
+        self.state = _loading_state(backend)
+        self.loading = model or "the default model"
         self._changed()
         work = asyncio.ensure_future(self._load(backend, model, config, name, keep, began))
         try:
@@ -127,7 +114,10 @@ class BackendManager:
             self._stopping = True
             work.cancel()
             await asyncio.wait({work})
-            raise
+            if work.cancelled() or work.exception() is not None:
+                raise
+            # It was loaded before it noticed.
+            return work.result()
         except LLMMagicError as error:
             self._finish("Failed", str(error))
             raise
@@ -135,24 +125,24 @@ class BackendManager:
             self._finish("Failed", f"{type(error).__name__}: {error}")
             raise
         finally:
-            self._loading = self._progress = None
+            self.loading = self.progress = None
             self._stopping = False
-            if self._state in {"Loading", "Configuring", "Unloading"}:
+            if self.state in {"Loading", "Configuring", "Unloading"}:
                 self._finish("Inactive")
             self._changed()
 
     def check_not_loading(self) -> None:
         """Raise `LoadInProgress` while a load runs."""
-        if self._loading is not None and self._stopping:
+        if self.loading is None:
+            return
+        if self._stopping:
             raise LoadInProgress(
-                f"The load of {self._loading} was stopped and is still ending."
+                f"The load of {self.loading} was stopped and is still ending."
                 " Try again in a few seconds (%llm_status shows when)."
             )
-        if self._loading is not None:
-            raise LoadInProgress(
-                f"{self._loading} is being loaded. Wait for it (%llm_status shows how far),"
-                " then try again."
-            )
+        raise LoadInProgress(
+            f"{self.loading} is being loaded. Wait for it (%llm_status shows how far), then try again."
+        )
 
     async def _load(
         self,
@@ -165,19 +155,23 @@ class BackendManager:
     ) -> LoadResult:
         leaving = () if keep else tuple(self._loaded)
         plan = await backend.check(model, config, self._report, leaving)
-        self._loading = plan.name
-        chosen = self._free_name(plan, name, keep)
+        self.loading = plan.name
+        chosen = name or plan.name
+        if keep and chosen in self._loaded:
+            raise OptionError(
+                f"A model is already called {chosen}. Add --name to call this one otherwise."
+            )
         unloaded = [] if keep else await self._unload_others(None)
-        self._state = _loading_state(backend)
+        self.state = _loading_state(backend)
         try:
             info = await backend.load(plan, chosen, self._report)
         except LLMMagicError as error:
             if not unloaded:
                 raise
-            gone = ", ".join(gone.name for gone in unloaded)
+            names = ", ".join(one.name for one in unloaded)
             was = "was" if len(unloaded) == 1 else "were"
             # The same object: some error classes have attributes that a copy would lose.
-            raise error.append(f"{gone} {was} unloaded for it.") from None
+            raise error.append(f"{names} {was} unloaded for it.") from None
         # The user waited for checks, imports, downloads, conversions and unloads too.
         info = dataclasses.replace(info, load_s=time.perf_counter() - began)
         self._loaded[chosen] = LoadedModel(chosen, model, config, backend, info)
@@ -188,36 +182,22 @@ class BackendManager:
 
     def _report(self, progress: Progress) -> None:
         # Called on threads of the backend; one assignment is atomic.
-        self._progress = progress
+        self.progress = progress
         self._changed()
 
     def _finish(self, state: State, error: str | None = None) -> None:
         if error is not None:
             self._last_error = error
-        self._state = "Ready" if self._loaded else state
+        self.state = "Ready" if self._loaded else state
         self._changed()
 
     def _same(self, model: str | None, config: LoadConfig, name: str | None) -> LoadedModel | None:
-        for loaded_model in self._loaded.values():
-            is_requested = model in {
-                loaded_model.requested,
-                loaded_model.name,
-                loaded_model.info.source,
-            }
-            same = (
-                is_requested and loaded_model.config == config and name in {None, loaded_model.name}
-            )
-            if same and loaded_model.backend.is_current(loaded_model.name, config):
-                return loaded_model
+        for loaded in self._loaded.values():
+            is_requested = model in {loaded.requested, loaded.name, loaded.info.source}
+            is_same = is_requested and loaded.config == config and name in {None, loaded.name}
+            if is_same and loaded.backend.is_current(loaded.name, config):
+                return loaded
         return None
-
-    def _free_name(self, plan: LoadPlan, name: str | None, keep: bool) -> str:
-        chosen = name or plan.name
-        if not keep or chosen not in self._loaded:
-            return chosen
-        raise OptionError(
-            f"A model is already called {chosen}. Add --name to call this one otherwise."
-        )
 
     def _backend(self, name: str) -> Backend:
         if name not in self._backends:
@@ -227,7 +207,7 @@ class BackendManager:
     async def unload(self, name: str | None = None) -> Unloaded:
         """Unload one model, the active one if none is named."""
         self.check_not_loading()
-        return await self._unload(self.find(name, wanted=False))
+        return await self._unload(self.find(name, to_use=False))
 
     async def unload_all(self) -> list[Unloaded]:
         """Unload every model."""
@@ -235,13 +215,11 @@ class BackendManager:
         return await self._unload_others(None)
 
     async def _unload_others(self, keep: str | None) -> list[Unloaded]:
-        going = [
-            loaded_model for loaded_model in self._loaded.values() if loaded_model.name != keep
-        ]
-        return [await self._unload(loaded_model) for loaded_model in going]
+        others = [loaded for loaded in self._loaded.values() if loaded.name != keep]
+        return [await self._unload(loaded) for loaded in others]
 
     async def _unload(self, loaded_model: LoadedModel) -> Unloaded:
-        self._state = "Unloading"
+        self.state = "Unloading"
         # Not found from here on, so that no request uses it and no second unload starts.
         self._loaded.pop(loaded_model.name, None)
         if self._active == loaded_model.name:
@@ -251,27 +229,25 @@ class BackendManager:
         finally:
             self._finish("Inactive")
 
-    def find(self, name: str | None = None, *, wanted: bool = True) -> LoadedModel:
+    def find(self, name: str | None = None, *, to_use: bool = True) -> LoadedModel:
         """Return a loaded model, the active one if none is named; raises `ModelNotLoaded`.
 
-        The error suggests to load it if `wanted`, which is false for an unload.
+        The error suggests to load it, unless it is searched for another purpose than `to_use` it.
         """
-        if name is None:
-            if self._active is None:
-                raise ModelNotLoaded(self._nothing())
-            return self._loaded[self._active]
+        name = self._active if name is None else name
         if name in self._loaded:
             return self._loaded[name]
-        known = ", ".join(self._loaded) or "nothing"
-        what_to_do = f" Type %llm_load {name}." if wanted else ""
+        if name is None:
+            raise ModelNotLoaded(
+                f"Nothing is loaded: the last load failed. {self._last_error}"
+                if self._last_error is not None and self.state == "Failed"
+                else "Nothing is loaded. Type %llm_load (or %llm_load MODEL)."
+            )
+        loaded = ", ".join(self._loaded) or "nothing"
+        load = f" Type %llm_load {name}." if to_use else ""
         raise ModelNotLoaded(
-            f"{name} is not loaded; loaded: {known}.{did_you_mean(name, self._loaded)}{what_to_do}"
+            f"{name} is not loaded; loaded: {loaded}.{did_you_mean(name, self._loaded)}{load}"
         )
-
-    def _nothing(self) -> str:
-        if self._last_error is not None and self._state == "Failed":
-            return f"Nothing is loaded: the last load failed. {self._last_error}"
-        return "Nothing is loaded. Type %llm_load (or %llm_load MODEL)."
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return the models that a backend can load."""
@@ -295,12 +271,12 @@ class BackendManager:
         return Status(
             backend_type=active.config.backend if active else backend,
             active_model=active.name if active else None,
-            status=self._state,
+            status=self.state,
             generation_config=config,
             last_error=self._last_error,
             backend_details=_details(active),
             models=tuple(r.info for r in loaded_models),
-            progress=self._progress,
+            progress=self.progress,
             # Only the local backend reports GPUs.
             memory=max(held, key=lambda memory: len(memory.devices), default=None),
         )
@@ -311,7 +287,7 @@ class BackendManager:
             await backend.aclose()
         self._loaded.clear()
         self._backends.clear()
-        self._active, self._state = None, "Inactive"
+        self._active, self.state = None, "Inactive"
 
 
 def _loading_state(backend: Backend) -> State:

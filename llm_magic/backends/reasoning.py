@@ -141,7 +141,7 @@ class ReasoningSplitter:
 
 def _piece(chunk: Chunk, kind: _Kind, text: str) -> Chunk:
     if kind == "reasoning ended":
-        return dataclasses.replace(chunk, reasoning_ended=True)
+        return dataclasses.replace(chunk, ends_reasoning=True)
     if kind == "reasoning":
         return dataclasses.replace(chunk, reasoning=chunk.reasoning + text)
     return dataclasses.replace(chunk, text=text)

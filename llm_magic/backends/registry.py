@@ -85,7 +85,7 @@ def names() -> tuple[str, ...]:
 
 
 def refresh() -> None:
-    """Look for backends again: packages may have been installed or removed since."""
+    """Find the backends again: packages may have been installed or removed since."""
     importlib.invalidate_caches()
     for cached in (_found, backend_class, load_specs, generation_specs):
         cached.cache_clear()
@@ -162,7 +162,7 @@ def load_config(settings: Settings, options: Mapping[str, Any]) -> LoadConfig:
         if option in own or spec is None:
             given[option] = value
         elif value != spec.default and not spec.is_neutral(value):
-            label = spec.flag.names[-1] if spec.flag else option
+            label = spec.flags[-1] if spec.flags else option
             raise OptionError(
                 f"{label} is not an option of {name}, only of {', '.join(spec.backends)}. Remove it."
             )
@@ -194,8 +194,7 @@ def _merged(
     backends = list(_available())
     for backend in backends:
         for name, spec in options(backend).items():
-            flag_names = spec.flag.names if spec.flag is not None else ()
-            if all(flags.setdefault(flag, name) == name for flag in flag_names):
+            if all(flags.setdefault(flag, name) == name for flag in spec.flags):
                 first = merged.setdefault(name, spec)
                 merged[name] = dataclasses.replace(first, backends=(*first.backends, backend.name))
     for name, spec in merged.items():

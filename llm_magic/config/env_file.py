@@ -32,26 +32,27 @@ def read_env_file(name: str = ENV_FILE) -> dict[str, str | None]:
         SettingsError: The file cannot be read or decoded, or is too large.
     """
     path = Path(name)
+    shown = _absolute(path)
     try:
         if not (path.is_file() or path.is_fifo()):
             return {}
         with path.open("rb") as file:
-            text = _decoded(file.read(_MAX_BYTES + 1))
-        # `%load_ext` must not import it.
-        from dotenv import dotenv_values
-
-        return _expanded(dotenv_values(stream=io.StringIO(text), interpolate=False))
+            data = file.read(_MAX_BYTES + 1)
     except OSError as error:
-        problem = f" cannot be read: {error.strerror}. Change its permissions or remove it."
-    except ValueError as error:
-        problem = str(error)
-    raise SettingsError(f"{_absolute(path)}{problem}")
-
-
-def _decoded(data: bytes) -> str:
-    """Return the text of a file; raises `ValueError` with what follows the path in a message."""
+        raise SettingsError(
+            f"{shown} cannot be read: {error.strerror}. Change its permissions or remove it."
+        ) from None
     if len(data) > _MAX_BYTES:
-        raise ValueError(" is larger than 1 MB. Keep only settings in it.")
+        raise SettingsError(f"{shown} is larger than 1 MB. Keep only settings in it.")
+    # `%load_ext` must not import it.
+    from dotenv import dotenv_values
+
+    text = _decoded(data, shown)
+    return _expanded(dotenv_values(stream=io.StringIO(text), interpolate=False), shown)
+
+
+def _decoded(data: bytes, shown: Path) -> str:
+    """Return the text of a file; `shown` is its path in messages."""
     encoding = next((name for bom, name in _ENCODINGS.items() if data.startswith(bom)), "utf-8")
     problem = "not text: it contains a NUL character"
     try:
@@ -62,15 +63,15 @@ def _decoded(data: bytes) -> str:
     before, invalid, _ = text.partition("\0")
     if invalid:
         line = before.count("\n") + 1
-        raise ValueError(f", line {line}, is {problem}. Save the file as UTF-8.")
+        raise SettingsError(f"{shown}, line {line}, is {problem}. Save the file as UTF-8.")
     return text
 
 
-def _expanded(values: Mapping[str, str | None]) -> dict[str, str | None]:
+def _expanded(values: Mapping[str, str | None], shown: Path) -> dict[str, str | None]:
     """Return the values with their references replaced in the way of python-dotenv.
 
     python-dotenv limits neither size nor time: 27 lines, each of which refers to the previous line
-    twice, take 1.3 GB. Raises `ValueError` with what follows the path in a message.
+    twice, take 1.3 GB.
     """
     expanded: dict[str, str | None] = {}
     variables = ChainMap[str, str | None](expanded, dict(os.environ))
@@ -81,8 +82,8 @@ def _expanded(values: Mapping[str, str | None]) -> dict[str, str | None]:
         found = variables.get(reference[1], reference[2]) or ""
         left -= len(found)
         if left < 0:
-            raise ValueError(
-                " is larger than 1 MB after its ${…} references are replaced:"
+            raise SettingsError(
+                f"{shown} is larger than 1 MB after its ${{…}} references are replaced:"
                 f" {name[:_MAX_NAME_LENGTH]} is too long. Shorten the values that refer to each other."
             )
         return found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self, get_args
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, GroupedMetadata, Le
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -19,15 +20,6 @@ _LONGEST_NUMBER = 256
 
 
 OptionKind = Literal["value", "switch", "repeated", "pairs"]
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """How an option is written on a magic line; `parse` reads one value of it."""
-
-    names: tuple[str, ...]
-    metavar: str = ""
-    parse: Callable[[str], object] = str
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,35 +37,36 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
-class Allowed:
-    """The allowed values in words, where no range and no list of choices describes them."""
+class OptionSpec(GroupedMetadata):
+    """One option, as an annotation of its field: the checks, flags, help and controls come from it.
 
-    text: str
+    `flags` are its names on the line of a magic, and `parse` reads one value of it there. `allowed`
+    has the allowed values in words, where no range and no list of choices describes them. `neutral`
+    is the value that changes nothing: a backend without the option accepts it. `specs` adds the other
+    attributes from the field; no `backends` means all of them.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Neutral:
-    """The value that changes nothing: a backend without the option accepts it."""
-
-    value: object
-
-
-@dataclass(frozen=True, slots=True)
-class OptionSpec:
-    """One option as flags, sliders, checks and help see it; no `backends` means all of them."""
-
-    name: str
     help: str
-    default: object
-    kind: OptionKind = "value"
-    flag: Flag | None = None
+    flags: tuple[str, ...] = ()
+    metavar: str = ""
+    parse: Callable[[str], object] = str
+    control: Control | None = None
     minimum: float | None = None
     maximum: float | None = None
-    choices: tuple[str, ...] = ()
     allowed: str = ""
     neutral: object = None
-    control: Control | None = None
+    name: str = ""
+    default: object = None
+    kind: OptionKind = "value"
+    choices: tuple[str, ...] = ()
     backends: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[object]:
+        """Yield what pydantic checks."""
+        if self.minimum is not None:
+            yield Ge(self.minimum)
+        if self.maximum is not None:
+            yield Le(self.maximum)
 
     @property
     def range(self) -> str:
@@ -82,7 +75,7 @@ class OptionSpec:
             return self.allowed or ", ".join(self.choices)
         if self.minimum is not None and self.maximum is not None:
             # All digits of a large whole number, as `seed` has one.
-            most = f"{self.maximum:.0f}" if self.maximum.is_integer() else f"{self.maximum:g}"
+            most = f"{self.maximum:.0f}" if self.maximum % 1 == 0 else f"{self.maximum:g}"
             return f"{self.minimum:g} to {most}"
         return f"{self.minimum:g} or more" if self.minimum is not None else ""
 
@@ -131,6 +124,11 @@ class OptionModel(BaseModel):
         return self
 
 
+def none_word(value: object) -> object:
+    """Return None for the word ``none``, which leaves an option to the model."""
+    return None if isinstance(value, str) and value.strip().casefold() == "none" else value
+
+
 def _restore(
     cls: type[OptionModel], values: dict[str, object], fields_set: set[str]
 ) -> OptionModel:
@@ -144,24 +142,15 @@ def specs(cls: type[BaseModel]) -> Mapping[str, OptionSpec]:
 
 
 def _spec(name: str, info: FieldInfo) -> OptionSpec:
-    def mark(kind: type[_Mark]) -> _Mark | None:
-        return next((m for m in info.metadata if isinstance(m, kind)), None)
-
-    least, most, allowed, neutral = mark(Ge), mark(Le), mark(Allowed), mark(Neutral)
-    choices = get_args(info.annotation)
+    declared = (mark for mark in info.metadata if isinstance(mark, OptionSpec))
     default = info.get_default(call_default_factory=True, validated_data={})
-    return OptionSpec(
+    choices = get_args(info.annotation)
+    return dataclasses.replace(
+        next(declared, OptionSpec(info.description or "")),
         name=name,
-        help=info.description or "",
         default=default,
         kind=_kind(default),
-        flag=mark(Flag),
-        minimum=None if least is None else float(least.ge),  # type: ignore[arg-type]
-        maximum=None if most is None else float(most.le),  # type: ignore[arg-type]
         choices=choices if choices and all(isinstance(c, str) for c in choices) else (),
-        allowed=allowed.text if allowed else "",
-        neutral=neutral.value if neutral else None,
-        control=mark(Control),
     )
 
 
@@ -171,9 +160,6 @@ def _kind(default: object) -> OptionKind:
     if isinstance(default, tuple):
         return "repeated"
     return "pairs" if isinstance(default, Mapping) else "value"
-
-
-_Mark = TypeVar("_Mark")
 
 
 def first_problem(cls: type[BaseModel], error: ValidationError) -> str:

@@ -193,7 +193,9 @@ def _assignments(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
             pairs = pairwise(args)
             yield from ((_name(a), b) for a, b in pairs if isinstance(a, ast.Constant))
         case ast.arguments(args=names, defaults=defaults):
-            yield from zip((a.arg for a in names[-len(defaults) or len(names) :]), defaults)  # noqa: B905
+            # Defaults belong to the last names.
+            named = zip(reversed(names), reversed(defaults), strict=False)
+            yield from ((argument.arg, value) for argument, value in named)
 
 
 def _name(node: ast.expr) -> str:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from annotated_types import Ge, Le
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -28,13 +28,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from llm_magic.config.env_file import read_env_file
 from llm_magic.config.option_spec import (
-    Allowed,
     Control,
-    Flag,
-    Neutral,
     OptionModel,
     OptionSpec,
     first_problem,
+    none_word,
     specs,
 )
 from llm_magic.errors import SettingsError
@@ -42,15 +40,10 @@ from llm_magic.text.escapes import unescape
 from llm_magic.text.surrogates import has_surrogates
 
 
-def _none_word(value: object) -> object:
-    """Return None for the word ``none``, which leaves an option to the model."""
-    return None if isinstance(value, str) and value.strip().casefold() == "none" else value
-
-
 def _as_tuple(value: object) -> object:
     """Return one text as a tuple, and ``none`` as an empty one."""
     texts = (value,) if isinstance(value, str) else value
-    return () if _none_word(value) is None else texts
+    return () if none_word(value) is None else texts
 
 
 def _stop_texts(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -87,85 +80,116 @@ def _expand_home(value: Path | None) -> Path | None:
 
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
-_OrModel = BeforeValidator(_none_word)
+_OrModel = BeforeValidator(none_word)
 MaxNewTokens = Annotated[
     int | None,
-    Ge(1),
+    OptionSpec(
+        "The longest answer, in tokens.",
+        ("--max-new-tokens",),
+        "N",
+        control=Control(slider=(4096, 1)),
+        minimum=1,
+    ),
     _OrModel,
-    Flag(("--max-new-tokens",), "N"),
-    Control(slider=(4096, 1)),
-    Field(description="The longest answer, in tokens."),
 ]
 Temperature = Annotated[
     FiniteFloat | None,
-    Ge(0),
-    Le(2),
+    OptionSpec(
+        "0 always takes the likeliest token; higher is more varied.",
+        ("-t", "--temperature"),
+        "T",
+        control=Control(slider=(2, 0.05)),
+        minimum=0,
+        maximum=2,
+    ),
     _OrModel,
-    Flag(("-t", "--temperature"), "T"),
-    Control(slider=(2, 0.05)),
-    Field(description="0 always takes the likeliest token; higher is more varied."),
 ]
 TopP = Annotated[
     FiniteFloat | None,
-    Ge(0),
-    Le(1),
+    OptionSpec(
+        "Sample from the likeliest tokens that make up this share.",
+        ("--top-p",),
+        "P",
+        control=Control(slider=(1, 0.01)),
+        minimum=0,
+        maximum=1,
+    ),
     _OrModel,
-    Flag(("--top-p",), "P"),
-    Control(slider=(1, 0.01)),
-    Field(description="Sample from the likeliest tokens that make up this share."),
 ]
 TopK = Annotated[
     int | None,
-    Ge(1),
+    OptionSpec(
+        "Sample from this many of the likeliest tokens.",
+        ("--top-k",),
+        "K",
+        control=Control(slider=(200, 1)),
+        minimum=1,
+    ),
     _OrModel,
-    Flag(("--top-k",), "K"),
-    Control(slider=(200, 1)),
-    Field(description="Sample from this many of the likeliest tokens."),
 ]
 RepetitionPenalty = Annotated[
     FiniteFloat | None,
-    Ge(1),
+    OptionSpec(
+        "Above 1 makes repeated tokens less likely.",
+        ("--repetition-penalty",),
+        "R",
+        control=Control(slider=(2, 0.05)),
+        minimum=1,
+        neutral=1,
+    ),
     _OrModel,
-    Flag(("--repetition-penalty",), "R"),
-    Neutral(1),
-    Control(slider=(2, 0.05)),
-    Field(description="Above 1 makes repeated tokens less likely."),
 ]
 Seed = Annotated[
     int | None,
-    Ge(0),
-    # On a CPU torch uses 32 bits of a seed: larger ones would repeat the answers of smaller ones.
-    Le(2**32 - 1),
+    OptionSpec(
+        "The same seed gives the same text.",
+        ("--seed",),
+        "N",
+        control=Control(none="random"),
+        minimum=0,
+        # On a CPU torch uses 32 bits of a seed: larger ones would repeat the answers of smaller ones.
+        maximum=2**32 - 1,
+    ),
     _OrModel,
-    Flag(("--seed",), "N"),
-    Control(none="random"),
-    Field(description="The same seed gives the same text."),
 ]
 Stop = Annotated[
     tuple[str, ...],
     BeforeValidator(_as_tuple),
     AfterValidator(_stop_texts),
-    Flag(("--stop",), "TEXT", unescape),
-    Control("Stop texts"),
-    Field(description="End the answer before this text (repeatable)."),
+    OptionSpec(
+        "End the answer before this text (repeatable).",
+        ("--stop",),
+        "TEXT",
+        unescape,
+        control=Control("Stop texts"),
+    ),
 ]
 Device = Annotated[
     str,
-    Flag(("-d", "--device"), "DEVICE"),
-    Control("Device", examples=("auto", "cpu", "cuda", "mps")),
-    Allowed("auto, cpu, cuda, cuda:N or mps"),
-    Neutral("auto"),
-    Field(
-        description="auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one.",
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+    Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"),
+    OptionSpec(
+        "auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one.",
+        ("-d", "--device"),
+        "DEVICE",
+        control=Control("Device", examples=("auto", "cpu", "cuda", "mps")),
+        allowed="auto, cpu, cuda, cuda:N or mps",
     ),
 ]
 Quantization = Annotated[
     Literal["none", "8bit", "4bit"],
-    Flag(("-q", "--quantization"), "BITS"),
-    Control("Quantization"),
-    Field(description="Smaller weights by bitsandbytes: none, 8bit or 4bit."),
+    OptionSpec(
+        "Smaller weights by bitsandbytes: none, 8bit or 4bit.",
+        ("-q", "--quantization"),
+        "BITS",
+        control=Control("Quantization"),
+    ),
 ]
+_IDLE_TIMEOUT = OptionSpec(
+    "Longest silence within an answer, in seconds; 5 times that before it.",
+    ("--idle-timeout",),
+    "S",
+    minimum=1,
+)
 
 
 class GenerationConfig(OptionModel):
@@ -183,19 +207,18 @@ class GenerationConfig(OptionModel):
         # A dict could be changed after it was checked.
         AfterValidator(MappingProxyType),
         PlainSerializer(dict),
-        Flag(("-p", "--param"), "KEY=VALUE"),
-        Field(description="Anything else the backend accepts (repeatable)."),
-    ] = Field(default_factory=lambda: MappingProxyType({}))
+        OptionSpec(
+            "Anything else the backend accepts (repeatable).", ("-p", "--param"), "KEY=VALUE"
+        ),
+    ] = Field(default_factory=partial(MappingProxyType, {}))
 
 
 class LoadConfig(OptionModel):
     """The options of a load that every backend has; a backend adds its own in a subclass."""
 
-    backend: Annotated[
-        str,
-        Flag(("-b", "--backend"), "BACKEND"),
-        Field(description="Where the model runs."),
-    ] = "local"
+    backend: Annotated[str, OptionSpec("Where the model runs.", ("-b", "--backend"), "BACKEND")] = (
+        "local"
+    )
 
 
 class ServerLoadConfig(LoadConfig):
@@ -203,30 +226,32 @@ class ServerLoadConfig(LoadConfig):
 
     base_url: Annotated[
         str | None,
-        Flag(("--base-url",), "URL"),
-        Control("Server address"),
-        Field(description="Address of the server, with or without /v1."),
+        OptionSpec(
+            "Address of the server, with or without /v1.",
+            ("--base-url",),
+            "URL",
+            control=Control("Server address"),
+        ),
     ] = None
     key_env: Annotated[
         str | None,
         BeforeValidator(_variable_name),
-        Flag(("--key-env",), "NAME"),
-        Control("Variable with the key"),
-        Field(
-            description="Environment variable with the server's key; asked for if it is not set."
+        OptionSpec(
+            "Environment variable with the server's key; asked for if it is not set.",
+            ("--key-env",),
+            "NAME",
+            control=Control("Variable with the key"),
         ),
     ] = None
-    idle_timeout: Annotated[
-        FiniteFloat | None,
-        Ge(1),
-        Flag(("--idle-timeout",), "S"),
-        Field(description="Longest silence within an answer, in seconds; 5 times that before it."),
-    ] = None
+    idle_timeout: Annotated[FiniteFloat | None, _IDLE_TIMEOUT] = None
     concurrency: Annotated[
         int | None,
-        Ge(1),
-        Flag(("--concurrency",), "N"),
-        Field(description="Requests that the server gets at once; others wait."),
+        OptionSpec(
+            "Requests that the server gets at once; others wait.",
+            ("--concurrency",),
+            "N",
+            minimum=1,
+        ),
     ] = None
 
 
@@ -271,7 +296,9 @@ class Settings(BaseSettings):
         "http://localhost:8000", validation_alias="INSTRUCTLAB_BASE_URL"
     )
     openai_base_url: str = Field("https://api.openai.com", validation_alias="OPENAI_BASE_URL")
-    idle_timeout: Annotated[FiniteFloat, Ge(1)] = Field(120, validation_alias="LLM_IDLE_TIMEOUT")
+    idle_timeout: Annotated[FiniteFloat, _IDLE_TIMEOUT] = Field(
+        120, validation_alias="LLM_IDLE_TIMEOUT"
+    )
 
     @classmethod
     def read(cls) -> Settings:

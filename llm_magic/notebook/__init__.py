@@ -1,1 +1,1 @@
-"""Everything that knows IPython or ipywidgets."""
+"""All code that uses IPython or ipywidgets: magics, displayed answers, the control panel."""

@@ -59,13 +59,11 @@ class _CellInterrupts:
         self._kernel.pre_handler_hook = self._before_message
         self._kernel.post_handler_hook = self._after_message
         self._shell.events.register("pre_run_cell", self._before_cell)
-        self._shell.events.register("post_run_cell", self._errors.replace)
 
     def stop(self) -> None:
         """Stop setting the handler."""
         del self._kernel.pre_handler_hook, self._kernel.post_handler_hook
         self._shell.events.unregister("pre_run_cell", self._before_cell)
-        self._shell.events.unregister("post_run_cell", self._errors.replace)
         self._errors.stop()
 
     def _before_message(self) -> None:
@@ -118,7 +116,6 @@ class _CancelledCell:
         # The exceptions and the handler that the user set, and the handler that replaces it.
         self._own: tuple[tuple[type[BaseException], ...], Any] = ((), None)
         self._handler: Any = None
-        self._replaced: tuple[BaseException, BaseException] | None = None
 
     def start(self) -> None:
         """Install the handler for the cell that starts; called in its task."""
@@ -134,7 +131,7 @@ class _CancelledCell:
         """Restore the user's handler, unless another one was set in the meantime."""
         if self._handler is not None and self._shell.CustomTB is self._handler:
             self._shell.custom_exceptions, self._shell.CustomTB = self._own
-        self._handler = self._replaced = None
+        self._handler = None
 
     def _show(
         self,
@@ -157,13 +154,15 @@ class _CancelledCell:
             return error
         cancel_waits(self._cell)
         shown = Noting.stopped or error
-        self._replaced = (error, shown)
-        return shown
 
-    def replace(self, result: ExecutionResult | None) -> None:
-        """Put the shown error into the result, from which ipykernel makes the reply."""
-        if result is not None and self._replaced and result.error_in_exec is self._replaced[0]:
-            result.error_in_exec = self._replaced[1]
+        def replace(result: ExecutionResult) -> None:
+            # ipykernel makes its reply from the result.
+            self._shell.events.unregister("post_run_cell", replace)
+            if result.error_in_exec is error:
+                result.error_in_exec = shown
+
+        self._shell.events.register("post_run_cell", replace)
+        return shown
 
 
 def _is_caught(frame: FrameType | None, names: dict[str, Any]) -> bool:

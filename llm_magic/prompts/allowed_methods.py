@@ -20,6 +20,7 @@ from llm_magic.prompts.trusted_types import (
     SEQUENCES,
     Budget,
     NotAllowed,
+    columns,
     family,
     require_length,
     require_own,
@@ -157,7 +158,7 @@ _DTYPE = re.compile(r"(u?int|float|complex)(8|16|32|64|128)?|bool|str|string|cat
 _REGEX = re.compile(r"[.^$*+?{}\[\]\\|()]")
 # glibc takes a width between the percent sign and the letter.
 _STRFTIME = re.compile(r"(?:[^%]|%[-_0^#]?[a-zA-Z%:])*")
-_SLOW = _names(f"{_TO_TEXT} tolist to_list rows to_dicts")
+_SLOW = _names(f"{_TO_TEXT} tolist to_list rows to_dicts write_csv write_json")
 _HEAVY = _SLOW | _names("""
     describe nunique unique value_counts sort_values sort_index sort argsort rank mode duplicated
     drop_duplicates isin groupby group_by first last head tail size count median quantile n_unique
@@ -171,7 +172,7 @@ _PANDAS_CALL = 5000  # pandas takes as long for a small table as for so many ele
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class AllowedCall:
     """A call of a listed function or method, with arguments of trusted types."""
 
     owner: Any
@@ -186,8 +187,8 @@ class Call:
         return self.args[position] if given else self.keywords.get(name, default)
 
 
-def call_method(call: Call) -> Any:
-    """Call a listed method of a value of a trusted type; raises `NotAllowed` for any other."""
+def call_method(call: AllowedCall) -> Any:
+    """AllowedCall a listed method of a value of a trusted type; raises `NotAllowed` for any other."""
     owner, name = call.owner, call.name
     kind, base = trusted_type(owner)
     if name not in METHODS.get(kind, ()):
@@ -219,7 +220,7 @@ def require_strftime(template: object) -> None:
 # -- numbers, texts, dates and containers ---------------------------------------------------------
 
 
-def _check_text(call: Call) -> None:
+def _check_text(call: AllowedCall) -> None:
     text = call.owner
     # A search takes, at worst, the length of the text times that of what is searched.
     given = (*call.args, *call.keywords.values())
@@ -254,12 +255,12 @@ def _check_join(separator: str, parts: Any) -> None:
         require_length(length + len(separator) * len(parts))
 
 
-def _check_decimal(call: Call) -> None:
+def _check_decimal(call: AllowedCall) -> None:
     for number in (call.owner, *call.args):
         require_small_exponent(number)
 
 
-def _check_container(call: Call) -> None:
+def _check_container(call: AllowedCall) -> None:
     """Check the elements, whose code runs in the methods that compare them."""
     if call.name == "copy":
         require_length(len(call.owner), MAX_ITEMS, "elements")
@@ -269,19 +270,19 @@ def _check_container(call: Call) -> None:
         require_plain(call.owner, call.budget)
 
 
-def _check_range(call: Call) -> None:
+def _check_range(call: AllowedCall) -> None:
     # For anything but an int, Python compares each number of a range.
     if any(type(arg) is not int for arg in call.args):
         raise NotAllowed("searches a range for something that is not an int")
 
 
-def _check_strftime(call: Call) -> None:
+def _check_strftime(call: AllowedCall) -> None:
     require_strftime(call.argument(0, ""))
     if len(call.args) > 1:
         raise NotAllowed("passes more than a format to a date")
 
 
-def _require_no_arguments(call: Call) -> None:
+def _require_no_arguments(call: AllowedCall) -> None:
     if call.args or call.keywords:
         raise NotAllowed("passes arguments to a method that is allowed without them")
 
@@ -289,7 +290,7 @@ def _require_no_arguments(call: Call) -> None:
 # -- arrays and tables ----------------------------------------------------------------------------
 
 
-def _check_cells(call: Call) -> None:
+def _check_cells(call: AllowedCall) -> None:
     """Check an array or a table, or the one that is grouped."""
     table = call.owner.obj if family(call.owner) in {"groups", "window"} else call.owner
     if call.name in _SLOW:
@@ -305,29 +306,30 @@ def _check_cells(call: Call) -> None:
             require_numbers(table)
 
 
-def _check_dtype(call: Call) -> None:
+def _check_dtype(call: AllowedCall) -> None:
     given = call.argument(0, "dtype")
     only_in_pandas = {"str", "string", "category"} if family(call.owner) not in PANDAS else ()
     if type(given) is not str or not _DTYPE.fullmatch(given) or given in only_in_pandas:
         raise NotAllowed("converts to a type that is not on the list")
 
 
-def _check_quantiles(call: Call) -> None:
-    require_length(size(call.argument(0, "q", ())), 100, "quantiles")
+def _check_quantiles(call: AllowedCall) -> None:
+    given = call.argument(0, "percentiles" if call.name == "describe" else "q", ())
+    require_length(size(given), 100, "quantiles")
 
 
 def require_numbers(table: Any) -> None:
-    """Raise `NotAllowed` if a long column has texts: adding those up takes quadratic time."""
-    if family(table) == "index" or len(table) <= 1000:
-        return
-    dtypes = list(table.dtypes) if family(table) == "frame" else [table.dtype]
-    if any(str(dtype) == "object" or "str" in str(dtype) for dtype in dtypes):
-        raise NotAllowed(
-            "adds up texts or objects of over 1,000 rows (numeric_only=True omits them)"
-        )
+    """Raise `NotAllowed` if a column has many or long texts: adding those up takes quadratic time."""
+    for column in columns(table) if family(table) != "index" else ():
+        if str(column.dtype) == "object" or "str" in str(column.dtype):
+            texts = [cell for cell in column.array[:1000] if type(cell) is str]
+            if len(column) > 1000 or len(column) * sum(map(len, texts)) > 200 * MAX_TEXT:
+                raise NotAllowed(
+                    "adds up long texts, or objects of over 1,000 rows (numeric_only=True omits them)"
+                )
 
 
-def _check_output(call: Call) -> None:
+def _check_output(call: AllowedCall) -> None:
     if call.args and call.name != "to_dict":  # The first positional argument is a file.
         raise NotAllowed(f"may write a file: .{call.name}() takes no positional arguments here")
     if type(separator := call.keywords.get("sep", ",")) is not str or len(separator) != 1:
@@ -336,59 +338,50 @@ def _check_output(call: Call) -> None:
         raise NotAllowed("indents by more than 16 spaces")
 
 
-def _check_polars_output(call: Call) -> None:
-    _require_no_arguments(call)
-    require_length(size(call.owner), MAX_ITEMS, "elements")
+def _check_shape(call: AllowedCall) -> None:
+    rows, width = call.owner.shape
+    # A column for each row is slow to make.
+    call.budget.spend(rows * (200 if call.name == "transpose" else width**2 / 10))
 
 
-def _check_transpose(call: Call) -> None:
-    call.budget.spend(call.owner.shape[0] * 200)  # A column for each row is slow to make.
-
-
-def _check_correlation(call: Call) -> None:
-    rows, columns = call.owner.shape
-    call.budget.spend(rows * columns**2 / 10)
-
-
-def _check_groupby(call: Call) -> None:
-    if len(call.args) > 1 or call.keywords.get("axis", 0) != 0:
-        raise NotAllowed("groups by more than one positional argument or along an axis")
-    if call.keywords.get("observed") is not True:
-        _require_few_groups(call.owner, call.argument(0, "by"), call.keywords.get("level", []))
-
-
-def _check_value_counts(call: Call) -> None:
-    if family(call.owner) == "frame":
-        _require_few_groups(call.owner, call.argument(0, "subset", list(call.owner.columns)), ())
-
-
-def _require_few_groups(table: Any, by: Any, levels: Any) -> None:
+def _require_few_groups(call: AllowedCall) -> None:
     """Raise `NotAllowed` where pandas would make a group for each combination of categories."""
-    by = by if family(by) in SEQUENCES else [by]
-    levels = levels if family(levels) in SEQUENCES else [levels]
-    keys = [_grouping_key(table, key) for key in by]
-    keys += [table.index.get_level_values(level) for level in levels if level is not None]
-    if any(str(getattr(key, "dtype", "")) == "category" for key in keys):
+    table, by, levels = call.owner, call.argument(0, "by"), call.keywords.get("level")
+    if call.name == "groupby" and (len(call.args) > 1 or call.keywords.get("axis", 0) != 0):
+        raise NotAllowed("groups by more than one positional argument or along an axis")
+    if call.name == "value_counts":
+        by = call.argument(0, "subset", list(table.columns)) if family(table) == "frame" else None
+    keys = [_grouping_key(table, key) for key in _listed(by)]
+    keys += [table.index.get_level_values(level) for level in _listed(levels)]
+    if call.keywords.get("observed") is not True and any(map(_is_category, keys)):
         require_length(prod(_groups(key, len(table)) for key in keys), MAX_ITEMS, "groups")
+
+
+def _listed(keys: Any) -> Sequence[Any]:
+    return keys if family(keys) in SEQUENCES else [key for key in (keys,) if key is not None]
 
 
 def _grouping_key(table: Any, key: Any) -> Any:
     """Return what a table is grouped by: an array, a column, a level of its labels, or None."""
-    if key is None or family(key) in ARRAYS:
+    if family(key) in ARRAYS:
         return key
     if family(table) == "frame" and key in table.columns:
         return table[key]
     return table.index.get_level_values(key) if key in table.index.names else None
 
 
+def _is_category(key: Any) -> bool:
+    return str(getattr(key, "dtype", "")) == "category"
+
+
 def _groups(key: Any, rows: int) -> int:
     """Return how many groups one key makes at most."""
-    if str(getattr(key, "dtype", "")) == "category":
+    if _is_category(key):
         return max(1, len(key.dtype.categories))
     return int(key.nunique(dropna=False)) if family(key) in {"series", "index"} else rows
 
 
-def _check_pattern(call: Call) -> None:
+def _check_pattern(call: AllowedCall) -> None:
     """Allow only patterns that are plain texts: a regular expression may take forever."""
     if call.name not in {"contains", "replace", "split", "count"}:
         return
@@ -401,18 +394,16 @@ def _check_pattern(call: Call) -> None:
         raise NotAllowed("makes the texts of a column much longer")
 
 
-_CHECKS: Mapping[str, Callable[[Call], None]] = {
+_CHECKS: Mapping[str, Callable[[AllowedCall], None]] = {
     **dict.fromkeys(("str", "bytes"), _check_text),
     **dict.fromkeys(("list", "tuple", "set", "dict", "counter", "view"), _check_container),
     **dict.fromkeys((*ARRAYS, "groups", "window"), _check_cells),
     **dict.fromkeys(("texts", "pl_texts"), _check_pattern),
     "decimal": _check_decimal, "range": _check_range,
     ".strftime": _check_strftime, "pl_dates.to_string": _check_strftime,
-    ".day_name": _require_no_arguments, ".month_name": _require_no_arguments,
-    ".astype": _check_dtype, ".quantile": _check_quantiles,
-    ".corr": _check_correlation, ".cov": _check_correlation,
-    "frame.transpose": _check_transpose, "pl_frame.transpose": _check_transpose,
-    ".write_csv": _check_polars_output, ".write_json": _check_polars_output,
+    ".astype": _check_dtype, ".quantile": _check_quantiles, ".describe": _check_quantiles,
+    **dict.fromkeys((".corr", ".cov", "frame.transpose", "pl_frame.transpose"), _check_shape),
+    **dict.fromkeys((".day_name", ".month_name", ".write_csv", ".write_json"), _require_no_arguments),
     **dict.fromkeys((f".{name}" for name in _TO_TEXT.split()), _check_output),
-    ".groupby": _check_groupby, ".value_counts": _check_value_counts,
+    ".groupby": _require_few_groups, ".value_counts": _require_few_groups,
 }  # fmt: skip

@@ -11,7 +11,7 @@ from itertools import zip_longest
 from math import prod
 from typing import Any
 
-from llm_magic.prompts.allowed_methods import Call, not_an_argument, require_numbers
+from llm_magic.prompts.allowed_methods import AllowedCall, not_an_argument, require_numbers
 from llm_magic.prompts.trusted_types import (
     ARRAYS,
     CONTAINERS,
@@ -151,7 +151,8 @@ def _require_comparable(left: Any, right: Any, budget: Budget) -> None:
             cells = _aligned_cells(left, right)
         else:
             shapes = (reversed(value.shape) for value in arrays)
-            cells = prod(map(max, zip_longest(*shapes, fillvalue=1)))
+            width = max(size(value) // max(1, prod(value.shape)) for value in arrays)
+            cells = prod(map(max, zip_longest(*shapes, fillvalue=1))) * width
         require_length(cells, max(MAX_CELLS, size(left), size(right)), "numbers")
     budget.spend(max(map(size, arrays), default=0) / 20)
 
@@ -242,7 +243,7 @@ def _axis_length(value: Any, table: Any, number: int | None, keys: int) -> int:
 # -- functions ------------------------------------------------------------------------------------
 
 
-def call_function(call: Call) -> Any:
+def call_function(call: AllowedCall) -> Any:
     """Call one of the `FUNCTIONS`; the user's functions of these names are not called."""
     for word in call.keywords:
         if word not in _KEYWORDS.get(call.name, ()):
@@ -251,13 +252,13 @@ def call_function(call: Call) -> Any:
     return getattr(builtins, call.name)(*call.args, **call.keywords)
 
 
-def _check_len(call: Call) -> None:
+def _check_len(call: AllowedCall) -> None:
     for value in call.args:
         if family(value) not in _ITERATED | {"tensor", "pl_frame", "groups", "interval"}:
             raise NotAllowed(f"takes the length of a {type(value).__name__}")
 
 
-def _check_elements(call: Call) -> None:
+def _check_elements(call: AllowedCall) -> None:
     """Check that what is iterated over is plain and short, and so are the other arguments."""
     require_plain([*call.args, *call.keywords.values()], call.budget)
     several = call.name in {"min", "max"} and len(call.args) > 1
@@ -270,7 +271,7 @@ def _check_elements(call: Call) -> None:
         call.budget.spend(size(value) * (6 if call.name == "sorted" else 1))
 
 
-def _check_sum(call: Call) -> None:
+def _check_sum(call: AllowedCall) -> None:
     _check_elements(call)
     start, elements = call.argument(1, "start", 0), call.argument(0, "", ())
     if family(elements) in PANDAS:
@@ -282,7 +283,7 @@ def _check_sum(call: Call) -> None:
             raise NotAllowed(f"adds up a {type(one).__name__}")
 
 
-def _check_number(call: Call) -> None:
+def _check_number(call: AllowedCall) -> None:
     others = {"abs": ARRAYS | {"timedelta"}, "round": ARRAYS}.get(call.name, {"array", "tensor"})
     if call.name == "round" and abs(whole(call.argument(1, "ndigits", 0))) > 1000:
         raise NotAllowed("rounds to more than 1,000 digits")
@@ -295,7 +296,7 @@ def _check_number(call: Call) -> None:
         require_small_exponent(value)
 
 
-def _check_text(call: Call) -> None:
+def _check_text(call: AllowedCall) -> None:
     if len(call.args) != 1:
         raise NotAllowed("converts to text with more than the value")
     require_printable(call.args[0], call.budget)
@@ -306,7 +307,7 @@ _KEYWORDS: Mapping[str, tuple[str, ...]] = {
     "sum": ("start",), "min": ("default",), "max": ("default",), "sorted": ("reverse",),
     "round": ("ndigits",), "int": ("base",),
 }  # fmt: skip
-FUNCTIONS: Mapping[str, Callable[[Call], None]] = {
+FUNCTIONS: Mapping[str, Callable[[AllowedCall], None]] = {
     "len": _check_len, "sum": _check_sum, "min": _check_elements, "max": _check_elements,
     "round": _check_number, "abs": _check_number, "sorted": _check_elements, "str": _check_text,
     "int": _check_number, "float": _check_number, "repr": _check_text,

@@ -12,11 +12,12 @@ import os
 import re
 import sys
 import sysconfig
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from traceback import TracebackException
+from traceback import TracebackException, walk_tb
 from types import FrameType
+from typing import NamedTuple
 
 from llm_magic.config.redaction import Redactor
 from llm_magic.errors import LLMMagicError
@@ -34,10 +35,10 @@ SYSTEM = (
     " left out; never ask for it."
 )
 _EXPLAIN = (
-    "Say in a few sentences what the cause is. Then show how to fix it, with the changed lines."
+    "State in a few sentences what the cause is. Then show how to fix it, with the changed lines."
 )
 _FIX = (
-    "Say in one sentence what the cause is. Then write the whole corrected cell, every line of it, in one"
+    "State in one sentence what the cause is. Then write the whole corrected cell, every line of it, in one"
     " ```python block."
 )
 
@@ -52,7 +53,14 @@ class Cell:
 
 # Returns the cell that runs under a file name.
 FindCell = Callable[[str], Cell | None]
-_Step = tuple[FrameType, int]  # a frame and the line it is at
+
+
+class _Step(NamedTuple):
+    """A frame of the user's own code, the line it is at, and its cell."""
+
+    frame: FrameType
+    line: int
+    cell: Cell | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,30 +89,31 @@ def failure(
     hidden: Container[str] = (),
 ) -> Failure:
     """Return an exception as text; names in `hidden` are not the user's."""
+    find_cell = functools.cache(find_cell)
     paths = [_own_steps(found, find_cell) for found in _chain(error)]
     steps = [step for path in paths for step in path]
-    cell = _failing_cell(error, steps, find_cell)
-    _learn(redactor, namespace, cell, steps)
+    invalid = find_cell(error.filename or "") if isinstance(error, SyntaxError) else None
+    cell = invalid or next((step.cell for step in steps if step.cell), None)
+    _learn(redactor, [namespace, *(step.frame.f_globals for step in steps)], steps, cell)
     # The line of the cell, and the innermost one.
     shown = [step for path in paths for step in (*path[:1], *path[1:][-1:])]
+    source = cell and redactor.mask(_ends(cell.source, _READ), is_program=True)
     return Failure(
-        _traceback_text(error, find_cell, redactor),
-        Cell(cell.label, _cell_text(cell.source, redactor)) if cell else None,
+        _traceback_text(error, paths[0], find_cell, redactor),
+        Cell(cell.label, _ends(source or "", _SOURCE).strip("\n")) if cell else None,
         tuple(_values(shown, cell, redactor, hidden)),
     )
 
 
 def _learn(
-    redactor: Redactor, namespace: Mapping[str, object], cell: Cell | None, steps: list[_Step]
+    redactor: Redactor, scopes: list[Mapping[str, object]], steps: list[_Step], cell: Cell | None
 ) -> None:
     """Pass the redactor all that may be in the texts, before any of them is made."""
-    scopes = {id(namespace): namespace}
-    for frame, _ in steps:
-        scopes |= {id(frame.f_globals): frame.f_globals}
-        redactor.add_values(frame.f_locals)
-    for scope in scopes.values():
+    for scope in {id(scope): scope for scope in scopes}.values():
         redactor.add_values(scope)
-    files = {frame.f_code.co_filename for frame, _ in steps}
+    for step in steps:
+        redactor.add_values(step.frame.f_locals)
+    files = {step.frame.f_code.co_filename for step in steps}
     for source in (*map(_source, sorted(files)), cell.source if cell else ""):
         redactor.add_source(source[:_READ])
 
@@ -140,26 +149,19 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _own_steps(error: BaseException, find_cell: FindCell) -> list[_Step]:
-    """Return the frames of the user's own code with their lines: from the cell on, if there is one."""
+    """Return the frames of the user's own code: from the cell on, if there is one."""
     steps: list[_Step] = []
-    trace = error.__traceback__
-    while trace is not None:
-        frame = trace.tb_frame
+    for frame, line in walk_tb(error.__traceback__):
         name = frame.f_code.co_filename
-        if find_cell(name) is not None and not any(_in_cell(step, find_cell) for step in steps):
+        cell = find_cell(name)
+        if cell and not any(step.cell for step in steps):
             # The frames before it ran the cell.
             steps = []
         # The text below %%time runs under a name in brackets, in the notebook's namespace.
-        of_notebook = find_cell(name) is not None or frame.f_globals.get("__name__") == "__main__"
-        if of_notebook or not _is_installed(name):
-            steps.append((frame, trace.tb_lineno))
-        trace = trace.tb_next
+        if cell or frame.f_globals.get("__name__") == "__main__" or not _is_installed(name):
+            steps.append(_Step(frame, line, cell))
     # Of an endless recursion both ends are enough.
     return [*steps[:_STEPS], *steps[_STEPS:][-_STEPS:]]
-
-
-def _in_cell(step: _Step, find_cell: FindCell) -> bool:
-    return find_cell(step[0].f_code.co_filename) is not None
 
 
 def _is_installed(filename: str) -> bool:
@@ -174,16 +176,6 @@ def _roots() -> tuple[str, ...]:
     return tuple(f"{root}{os.sep}" for root in (sysconfig.get_path("stdlib"), here))
 
 
-def _failing_cell(error: BaseException, steps: Sequence[_Step], find_cell: FindCell) -> Cell | None:
-    """Return the cell that failed; None where none was run, as in a callback."""
-    if isinstance(error, SyntaxError) and error.filename:
-        found = find_cell(error.filename)
-        if found is not None:
-            return found
-    cells = (find_cell(frame.f_code.co_filename) for frame, _ in steps)
-    return next((cell for cell in cells if cell is not None), None)
-
-
 # -- values ---------------------------------------------------------------------------------------
 
 
@@ -193,17 +185,13 @@ def _values(
     """Yield the names in the failing lines with short descriptions of their values."""
     shown: set[tuple[str, str]] = set()
     below = cell.source.partition("\n")[2] if cell and cell.source.startswith("%%") else ""
-    for frame, line in steps:
+    for frame, line, _ in steps:
         for name in names_at(_source(frame.f_code.co_filename) or below, line):
-            if name in hidden or name.startswith("__") or len(shown) == _VALUES:
-                continue
             scope = next((s for s in (frame.f_locals, frame.f_globals) if name in s), None)
-            if scope is None:
+            if scope is None or name in hidden or name.startswith("__") or len(shown) == _VALUES:
                 continue
-            row = (
-                name,
-                describe(name, scope[name], functools.partial(redactor.mask, is_program=True)),
-            )
+            mask = functools.partial(redactor.mask, is_program=True)
+            row = name, describe(name, scope[name], mask)
             if row not in shown:
                 shown.add(row)
                 yield row
@@ -215,7 +203,8 @@ def names_at(source: str, line: int) -> list[str]:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
         return []
-    around = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and _covers(node, line)]
+    statements = [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]
+    around = [one for one in statements if one.lineno <= line <= (one.end_lineno or one.lineno)]
     latest = max((node.lineno for node in around), default=0)
     found: dict[str, None] = {}
     for node in around:
@@ -223,10 +212,6 @@ def names_at(source: str, line: int) -> list[str]:
         if node.lineno == latest:
             found |= dict.fromkeys(_names_outside_statements(node))
     return list(found)
-
-
-def _covers(node: ast.stmt, line: int) -> bool:
-    return node.lineno <= line <= (node.end_lineno or node.lineno)
 
 
 def _names_outside_statements(node: ast.AST) -> Iterator[str]:
@@ -244,25 +229,21 @@ def _source(filename: str) -> str:
     return "".join(linecache.getlines(filename))
 
 
-def _traceback_text(error: BaseException, find_cell: FindCell, redactor: Redactor) -> str:
+def _traceback_text(
+    error: BaseException, steps: list[_Step], find_cell: FindCell, redactor: Redactor
+) -> str:
     """Return the traceback as Python writes it, without the frames that ran the cell."""
-    first = next(iter(_own_steps(error, find_cell)), None)
-    trace = error.__traceback__
-    while trace is not None and (first is None or trace.tb_frame is not first[0]):
-        trace = trace.tb_next
-    if trace is None and not isinstance(error, SyntaxError):
-        trace = error.__traceback__
-    written = TracebackException(type(error), error, trace, compact=True)
+    written = TracebackException.from_exception(error, compact=True)
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    if steps:
+        del written.stack[: frames.index(steps[0].frame)]
+    elif isinstance(error, SyntaxError):
+        written.stack.clear()
     text = _ends("".join(written.format()), _READ)
-    for filename in {match[1] for match in re.finditer(r'File "([^"\n]+)"', text)}:
-        cell = find_cell(filename)
-        if cell is not None:
+    for filename in set(re.findall(r'File "([^"\n]+)"', text)):
+        if cell := find_cell(filename):
             text = text.replace(f'File "{filename}"', f'File "{cell.label}"')
     return _ends(redactor.mask(text), _TRACEBACK).strip()
-
-
-def _cell_text(source: str, redactor: Redactor) -> str:
-    return _ends(redactor.mask(_ends(source, _READ), is_program=True), _SOURCE).strip("\n")
 
 
 def _ends(text: str, most: int) -> str:

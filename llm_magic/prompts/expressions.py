@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_magic.prompts.allowed_methods import ATTRIBUTES, METHODS, Call, call_method
+from llm_magic.prompts.allowed_methods import ATTRIBUTES, METHODS, AllowedCall, call_method
 from llm_magic.prompts.allowed_operations import (
     FUNCTIONS,
     OPERATORS,
@@ -43,7 +43,7 @@ from llm_magic.prompts.trusted_types import (
     size,
     trusted_type,
 )
-from llm_magic.prompts.values_as_text import format_value, require_printable
+from llm_magic.prompts.values_as_text import format_value, require_printable, to_text
 
 _STRING = r"""(?:"(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+')"""
 _PART = re.compile(
@@ -136,11 +136,6 @@ def _split(text: str) -> tuple[str, str, str]:
     return text, "", ""
 
 
-def missing_name(expression: Expression, names: Mapping[str, Any]) -> str:
-    """Return the first name of an expression that the notebook does not have, or ``""``."""
-    return next((name for name in expression.names if name not in names), "")
-
-
 def check(expression: Expression, names: Mapping[str, Any]) -> None:
     """Raise `NotAllowed` if an expression contains syntax that is not allowed in prompts."""
     if not any(isinstance(node, ast.Name) for node in expression.nodes):
@@ -174,27 +169,21 @@ def private(name: str) -> str:
     return f"reads {name}; names that begin with two underscores are refused"
 
 
-def evaluate(expression: Expression, names: Mapping[str, Any], budget: Budget) -> Any:
-    """Return the value of an expression whose names all exist.
+def evaluate(expression: Expression, names: Mapping[str, Any], budget: Budget) -> str:
+    """Return the text of an expression whose names all exist, by its conversion and format spec.
 
     Raises `NotAllowed` for what is not allowed, and whatever the evaluation raises.
     """
     check(expression, names)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _Evaluator(names, budget).value(expression.tree)
-
-
-def text_of(expression: Expression, value: Any, budget: Budget) -> str | None:
-    """Return the value by its conversion and format spec, or None if it has neither."""
+        value = _Evaluator(names, budget).value(expression.tree)
     # The text of a method is its source.
     if expression.conversion or expression.spec or type(value) is not types.MethodType:
         require_printable(value, budget)
     if expression.conversion:
         value = _CONVERSIONS[expression.conversion](value)
-    if expression.spec:
-        return format_value(value, expression.spec, budget)
-    return value if expression.conversion else None
+    return format_value(value, expression.spec, budget) if expression.spec else to_text(value)
 
 
 class _Evaluator:
@@ -265,7 +254,7 @@ class _Evaluator:
         args = [self.value(one) for one in node.args]
         named = {keyword.arg: self.value(keyword.value) for keyword in node.keywords if keyword.arg}
         call = call_method if isinstance(node.func, ast.Attribute) else call_function
-        return call(Call(owner, name, args, named, self._budget))
+        return call(AllowedCall(owner, name, args, named, self._budget))
 
     def _attribute(self, owner: Any, name: str) -> Any:
         kind, base = trusted_type(owner)
@@ -313,7 +302,7 @@ def _labels(owner: Any) -> Any:
 def _module_attribute(module: types.ModuleType, name: str) -> Any:
     """Return an attribute of a module, unless it is a module or made when it is read."""
     names = types.ModuleType.__getattribute__(module, "__dict__")
-    if name not in names and "__getattr__" in names:
+    if name not in names and (type(module) is not types.ModuleType or "__getattr__" in names):
         raise NotAllowed(f"reads .{name} of {_described(module)}, which is made as it is read")
     value = names[name] if name in names else getattr(module, name)
     if issubclass(type(value), types.ModuleType):

@@ -35,7 +35,6 @@ from llm_magic.prompts.trusted_types import (
     Budget,
     NotAllowed,
 )
-from llm_magic.prompts.values_as_text import to_text
 
 # Repetitions are possessive and end at a quote, a brace, the line or after 200 parts: the time grows
 # with the length of the prompt. Nothing inside them may backtrack (python/cpython#106052).
@@ -92,70 +91,56 @@ def fill(template: str, namespace: Mapping[str, Any], *, all_notes: bool = False
     """
     if "{" not in template:
         return Filled(template)
-    filler = _Filler(template, namespace, _Notes(all_notes))
+    filler = _Filler(template, namespace, _MAX_ALL_NOTES if all_notes else _MAX_NOTES)
     parts: list[str] = []
     position = 0
     for start, end, text in filler.replacements():
         parts += template[position:start], text
         position = end
-    text = "".join(parts) + template[position:]
-    return Filled(text, tuple(filler.used), filler.notes.all())
-
-
-class _Notes:
-    """The first few notes, and the number of the others."""
-
-    def __init__(self, all_notes: bool) -> None:
-        self._most = _MAX_ALL_NOTES if all_notes else _MAX_NOTES
-        self._hint = "" if all_notes else "; --dry-run shows their notes"
-        self._first: dict[str, str] = {}
-        self._more: set[str] = set()
-        self._last: tuple[str, ...] = ()
-
-    def end(self, line: int) -> None:
-        """Add the note that the braces from a line on were not evaluated."""
-        self._last = (
-            f"The braces from line {line} on are left as they are: the expressions before take as"
-            " long as a prompt may. Assign values to variables first, and refer to those",
-        )
-
-    def __contains__(self, written: str) -> bool:
-        return written in self._first or written in self._more
-
-    def add(self, written: str, note: Callable[[], str]) -> None:
-        """Add a note about a text in braces, unless there is one."""
-        if written in self:
-            return
-        if len(self._first) < self._most:
-            self._first[written] = note()
-        else:
-            self._more.add(written)
-
-    def all(self) -> tuple[str, ...]:
-        """Return the notes; the last one has the number of those that are not shown."""
-        more = len(self._more)
-        what = "1 more is left as it is" if more == 1 else f"{more} more are left as they are"
-        last = (f"{what}{self._hint}",)
-        return (*self._first.values(), *(last if more else ()), *self._last)
+    parts.append(template[position:])
+    return Filled("".join(parts), tuple(filler.used), filler.all_notes())
 
 
 class _Filler:
     """Finds the references in one prompt and evaluates each once."""
 
-    def __init__(self, text: str, names: Mapping[str, Any], notes: _Notes) -> None:
-        self._text, self._names, self.notes = text, names, notes
+    def __init__(self, text: str, names: Mapping[str, Any], most_notes: int) -> None:
+        self._text, self._names, self._most_notes = text, names, most_notes
         self.used: dict[str, None] = {}
+        self._notes: dict[str, str] = {}  # "" for those beyond the first
+        self._unread_line = 0
         self._budget = Budget()
         self._length = len(text)
         self._parse = lru_cache(maxsize=_MAX_PARSED)(self._new)
         self._values: dict[str, str | NotAllowed] = {}
 
+    def _note(self, written: str, note: Callable[[], str]) -> None:
+        """Add a note about a text in braces, unless there is one."""
+        if written not in self._notes:
+            self._notes[written] = note() if len(self._notes) < self._most_notes else ""
+
+    def all_notes(self) -> tuple[str, ...]:
+        """Return the notes, then the number of those that are not shown, and where reading ended."""
+        notes = [note for note in self._notes.values() if note]
+        if more := len(self._notes) - len(notes):
+            what = "1 more is left as it is" if more == 1 else f"{more} more are left as they are"
+            hint = "; --dry-run shows their notes" if self._most_notes == _MAX_NOTES else ""
+            notes.append(f"{what}{hint}")
+        if self._unread_line:
+            notes.append(
+                f"The braces from line {self._unread_line} on are left as they are: the expressions"
+                " before take as long as a prompt may. Assign values to variables first, and refer"
+                " to those"
+            )
+        return tuple(notes)
+
     def replacements(self) -> Iterator[_Found]:
         """Yield the parts of the text that change, in order."""
         text, position = self._text, 0
         while match := _TOKEN.search(text, position):
-            if self._spend(BRACE_COST):
-                self.notes.end(text.count("\n", 0, match.start()) + 1)
+            self._budget.left -= BRACE_COST
+            if self._budget.left < 0:
+                self._unread_line = text.count("\n", 0, match.start()) + 1
                 return
             position = match.end()
             if match["latex"] or (match["subscript"] and _in_formula(text, position)):
@@ -169,7 +154,15 @@ class _Filler:
 
     @cached_property
     def _closing(self) -> dict[int, int]:
-        return _closing_braces(self._text)
+        """Map each opening brace to the one that closes it."""
+        pairs: dict[int, int] = {}
+        opened: list[int] = []
+        for brace in _UNESCAPED_BRACE.finditer(self._text):
+            if brace[0] == "{":
+                opened.append(brace.start())
+            elif opened:
+                pairs[opened.pop()] = brace.start()
+        return pairs
 
     @cached_property
     def _fences(self) -> list[int]:
@@ -191,9 +184,9 @@ class _Filler:
         if missing:
             written = f"{{{code}}}"
             before = first - (self._text[first - 1 : first] == "$")
-            single = width == 1 and opened - start == 1 and written not in self.notes
+            single = width == 1 and opened - start == 1 and written not in self._notes
             if single and self._in_prose(before, end):
-                self.notes.add(written, partial(_missing_note, code, missing, self._names))
+                self._note(written, partial(_missing_note, code, missing, self._names))
             return None if width == 2 else (first, end, self._text[first:end])
         return first, end, f"{{{code}}}" if width == 2 else self._inserted(code, expression)
 
@@ -211,35 +204,27 @@ class _Filler:
             with suppress(NotAllowed):
                 expressions.check(expression, self._names)
                 code = body["body"]
-                self.notes.add(f"${{{code}}}", partial(_dollar_note, code, expression))
+                self._note(f"${{{code}}}", partial(_dollar_note, code, expression))
         return None
-
-    def _spend(self, elements: int) -> bool:
-        """Spend elements of the budget; returns whether nothing is left."""
-        with suppress(NotAllowed):
-            self._budget.spend(elements)
-        return self._budget.is_spent
 
     def _new(self, code: str) -> tuple[Expression | None, str]:
         """Return the expression in a text, and the first of its names that does not exist."""
-        if self._spend(PARSE_COST + CHARACTER_COST * len(code)):
+        self._budget.left -= PARSE_COST + CHARACTER_COST * len(code)
+        if self._budget.left < 0:
             return None, ""
         expression = expressions.parse(code)
-        return expression, "" if expression is None else expressions.missing_name(
-            expression, self._names
-        )
+        used = expression.names if expression else ()
+        return expression, next((name for name in used if name not in self._names), "")
 
     def _inserted(self, code: str, expression: Expression) -> str:
         """Return the text of a reference; the reference itself if it is not allowed."""
-        if code not in self._values:
-            self._values[code] = self._evaluated(code, expression)
-        value = self._values[code]
-        if not isinstance(value, NotAllowed) and self._length + len(value) > _MAX_PROMPT:
+        value = self._values[code] if code in self._values else self._evaluated(code, expression)
+        if isinstance(value, str) and self._length + len(value) > _MAX_PROMPT:
             reason = f"would make the prompt longer than {_MAX_PROMPT:,} characters"
             value = NotAllowed(reason, advice="")
-            self._values[code] = value
+        self._values[code] = value
         if isinstance(value, NotAllowed):
-            self.notes.add(f"{{{code}}}", partial(_not_allowed_note, code, value))
+            self._note(f"{{{code}}}", partial(_not_allowed_note, code, value))
             return f"{{{code}}}"
         self._length += len(value)
         self.used[code] = None
@@ -247,9 +232,7 @@ class _Filler:
 
     def _evaluated(self, code: str, expression: Expression) -> str | NotAllowed:
         try:
-            value = expressions.evaluate(expression, self._names, self._budget)
-            text = expressions.text_of(expression, value, self._budget)
-            return to_text(value) if text is None else text
+            return expressions.evaluate(expression, self._names, self._budget)
         except NotAllowed as error:
             # A new one, which does not hold the frames.
             return NotAllowed(str(error), error.advice)
@@ -276,7 +259,7 @@ class _Filler:
             return None
         code = match[0][:-1]
         error = NotAllowed("has braces in its format spec")
-        self.notes.add(f"{{{code}}}", partial(_not_allowed_note, code, error))
+        self._note(f"{{{code}}}", partial(_not_allowed_note, code, error))
         return start, match.end(), self._text[start : match.end()]
 
     def _note_spaces(self, code: str, start: int, end: int) -> None:
@@ -286,7 +269,7 @@ class _Filler:
             return
         if self._text[start:end].count("{") == 1 and self._in_prose(start, end):
             reason = f"has spaces beside the braces; write {_shown(inner)}"
-            self.notes.add(f"{{{code}}}", lambda: f"{_shown(code)} is left as it is: it {reason}")
+            self._note(f"{{{code}}}", lambda: f"{_shown(code)} is left as it is: it {reason}")
 
     def _in_prose(self, start: int, end: int) -> bool:
         """Return whether prose surrounds a part, and not code, JSON or a fenced block."""
@@ -303,18 +286,6 @@ class _Filler:
             or line.endswith((";", "{"))
             or (before.endswith("=") and "<" in line)
         )
-
-
-def _closing_braces(text: str) -> dict[int, int]:
-    """Map each opening brace to the one that closes it."""
-    pairs: dict[int, int] = {}
-    opened: list[int] = []
-    for brace in _UNESCAPED_BRACE.finditer(text):
-        if brace[0] == "{":
-            opened.append(brace.start())
-        elif opened:
-            pairs[opened.pop()] = brace.start()
-    return pairs
 
 
 def _after_groups(text: str, position: int, closing: Mapping[int, int]) -> int:

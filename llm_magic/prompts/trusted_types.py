@@ -80,6 +80,14 @@ _HARMLESS = set(
     __annotate__ __annotate_func__ __annotations_cache__ __copy__ __deepcopy__ __reduce__
     __reduce_ex__ __getstate__ __setstate__ __replace__ __abstractmethods__ __del__""".split()  # noqa: SIM905 - a list would be 30 lines
 )
+# Whatever the subclass, their operators and methods return objects of these classes. Those of others
+# call the subclass.
+_EXACT = frozenset(
+    {
+        bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict, decimal.Decimal,
+        fractions.Fraction, datetime.timedelta, uuid.UUID,
+    }
+)  # fmt: skip
 # A metaclass can replace these attributes; the descriptors of `type` cannot be replaced.
 _mro = type.__dict__["__mro__"].__get__
 _module = type.__dict__["__module__"].__get__
@@ -105,21 +113,16 @@ class NotAllowed(Exception):
 
 
 class Budget:
-    """Counts the work of the expressions in one prompt; raises `NotAllowed` when it is spent."""
+    """Counts the work of the expressions in one prompt; `left` is negative when it is spent."""
 
     def __init__(self) -> None:
-        self._left = MAX_WORK
+        self.left = MAX_WORK
 
     def spend(self, elements: float) -> None:
-        """Subtract the elements that an operation is about to visit."""
-        self._left -= 1 + int(elements)
-        if self.is_spent:
+        """Subtract the elements that an operation is about to visit; raises `NotAllowed` at the end."""
+        self.left -= 1 + int(elements)
+        if self.left < 0:
             raise NotAllowed("takes too long for a prompt")
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether nothing is left for another expression."""
-        return self._left < 0
 
 
 def require_length(length: float, most: int = MAX_TEXT, unit: str = "characters") -> None:
@@ -177,7 +180,7 @@ def _trusted_class(value: object) -> tuple[str, type]:
             return (name, kind) if own else ("unknown", kind)
     for position, base in enumerate(classes):
         if name := _BUILTINS.get(base, ""):
-            return (name, base) if _is_trusted_subclass(classes[:position]) else ("unknown", kind)
+            return (name, base) if _is_trusted(classes[:position], base) else ("unknown", kind)
     return "unknown", kind
 
 
@@ -210,11 +213,12 @@ def _is_real(kind: type) -> bool:
     return module is not None and vars(module).get(_name(kind)) is kind
 
 
-def _is_trusted_subclass(classes: Iterable[type]) -> bool:
-    """Return whether classes define no special method that an operation would run."""
+def _is_trusted(subclasses: Iterable[type], base: type) -> bool:
+    """Return whether subclasses define no special method that an operation would run."""
+    harmless = _HARMLESS if base in _EXACT else _HARMLESS - {"__init__", "__new__"}
     return all(
-        name in _HARMLESS or not (name.startswith("__") and name.endswith("__"))
-        for kind in classes
+        name in harmless or not (name.startswith("__") and name.endswith("__"))
+        for kind in subclasses
         for name in _vars(kind)
     )
 
@@ -225,7 +229,9 @@ def _is_trusted_subclass(classes: Iterable[type]) -> bool:
 def size(value: Any) -> int:
     """Return the number of elements of a value of a trusted type."""
     kind = family(value)
-    if kind in {"array", "tensor", "frame", "pl_frame"}:
+    if kind == "array":  # an element may be a long text
+        return int(prod(value.shape) * max(1, getattr(value.dtype, "itemsize", 8) // 8))
+    if kind in {"tensor", "frame", "pl_frame"}:
         return prod(map(int, value.shape))
     if kind in {"groups", "window"}:
         return size(value.obj)

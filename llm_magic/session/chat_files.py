@@ -1,4 +1,4 @@
-"""Conversations as files: the JSON messages that every program of the field reads."""
+"""Chats as files: JSON messages, as many other programs read and write them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write(
     found: Sequence[Message] | Mapping[str, Sequence[Message]],
     replace: bool = False,
 ) -> Path:
-    """Write messages, or several conversations by name; the file is whole or as it was."""
+    """Write messages, or several chats by name; an error leaves the file as it was."""
     target = _path(path)
     _check_kind(target)
     if target.exists() and not replace:
@@ -31,7 +31,7 @@ def write(
     else:
         value = _plain(found)
     text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
-    # Half a character of a broken answer has no UTF-8; with a backslash it is good JSON.
+    # A lone surrogate has no UTF-8; with a backslash it is valid JSON.
     data = text.encode("utf-8", "backslashreplace")
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -46,7 +46,7 @@ def write(
 
 
 def _path(path: str | Path) -> Path:
-    """Return the path of a file; raises `OptionError` for what no file can be called."""
+    """Return the path of a file; raises `OptionError` for an impossible name."""
     try:
         found = Path(path).expanduser()
     except RuntimeError as error:
@@ -57,11 +57,11 @@ def _path(path: str | Path) -> Path:
 
 
 def _check_kind(target: Path) -> None:
-    """Refuse to put a file in the place of a link, a device or a folder."""
+    """Raise `OptionError` for a link, a device or a folder, which a file would replace."""
     try:
         mode = target.lstat().st_mode
     except OSError:
-        # Nothing is there, or the error of writing says more.
+        # There is no file, or the error of writing gives the reason.
         return
     if stat.S_ISLNK(mode):
         raise OptionError(
@@ -112,6 +112,6 @@ def message(value: Any, where: str) -> Message:
         raise OptionError(f"{where}: its content is no text.")
     more = [name for name in value if name not in {"role", "content"} and value[name]]
     if more:
-        # To leave a picture or a tool's answer away would be another conversation.
+        # Without a picture or the result of a tool it would be another conversation.
         raise OptionError(f"{where}: a chat here holds texts, it has also {', '.join(more)[:80]}.")
     return Message(role, content)

@@ -1,8 +1,8 @@
-"""Conversations by name, made of keyed turns, so that running a cell again replaces its turn.
+"""Chats: conversations with a name, made of turns with keys; a cell that runs again replaces its turn.
 
-Running a cell again makes what followed its turn stale: it was said in answer to something else.
-A stale turn is kept and listed, and is sent no more until its cell has run again. So a fresh turn
-was always answered in sight of the fresh turns above it, and a notebook means what it shows.
+The turns after a replaced turn become stale: they continue a conversation that no longer exists. A
+stale turn is stored and listed, but not sent until its cell has run again. So each fresh turn continues
+the fresh turns above it, as the notebook shows them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from llm_magic.types import Message
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question and its answer; `key` names the cell it came from.
+    """A question and its answer; `key` identifies its cell.
 
-    `system` is the system prompt that begins with it, "" for none from here on. `tokens` is what
-    the conversation up to here took in the context of `model`, where that was told.
+    `system` is the system prompt from this turn on, "" for none. `tokens` is the size of the
+    conversation up to here in the context of `model`, where the backend reported it.
     """
 
     key: str
@@ -40,10 +40,10 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a turn is asked in: the system prompt in force, and the fresh turns above it.
+    """What precedes a turn: the system prompt, and the fresh turns above it.
 
-    `stale` counts the turns above that are left out, `below` the fresh ones that become stale;
-    `replaces` says that there is a turn of this key.
+    `stale` counts the turns above that are not sent, `below` the fresh ones that become stale;
+    `replaces` is true where a turn of this key exists.
     """
 
     chat: str
@@ -79,16 +79,17 @@ class Chat:
         return _in_force(turn.system for turn in self.fresh)
 
     def record(self, turn: Turn) -> None:
-        """Add a turn, or replace the one with the same key; what followed that is stale."""
+        """Add a turn, or replace the one with the same key, which makes the turns below it stale."""
         above = tuple(takewhile(lambda old: old.key != turn.key, self.turns))
         below = self.turns[len(above) + 1 :]
         self.turns = (*above, turn, *_stale(below))
 
     def lose(self, cell: str) -> None:
-        """Make the turns of a cell that is gone stale, and what followed them."""
-        gone = (t.key == cell or t.key.startswith(f"{cell} ") for t in self.turns)
-        first = next((i for i, is_gone in enumerate(gone) if is_gone), len(self.turns))
-        self.turns = (*self.turns[:first], *_stale(self.turns[first:]))
+        """Make the first turn of a deleted cell stale, and all turns below it."""
+        above = tuple(
+            takewhile(lambda t: t.key != cell and not t.key.startswith(f"{cell} "), self.turns)
+        )
+        self.turns = (*above, *_stale(self.turns[len(above) :]))
 
 
 class Chats:
@@ -96,7 +97,7 @@ class Chats:
 
     def __init__(self) -> None:
         self._chats: dict[str, Chat] = {}
-        # Cells answer on their thread, what runs in the background on another.
+        # Background responses are recorded on the event-loop thread.
         self._lock = threading.RLock()
 
     def all(self) -> list[Chat]:
@@ -117,7 +118,7 @@ class Chats:
         return list(self.context(self.get(name).name, "").messages())
 
     def context(self, name: str, key: str, system: str | None = None) -> Context:
-        """Return what the turn `key` would be asked in; a new one if there is none of that key."""
+        """Return what precedes the turn `key`, which is a new one if no turn has that key."""
         turns = self._chats[name].turns if name in self._chats else ()
         above = tuple(takewhile(lambda turn: turn.key != key, turns))
         fresh = tuple(turn for turn in above if not turn.stale)
@@ -126,19 +127,19 @@ class Chats:
         replaces = len(above) < len(turns)
         return Context(name, key, force, fresh, len(above) - len(fresh), below, replaces)
 
-    def record(self, turn: Turn, asked: Context) -> None:
-        """Keep an answered turn; stale, if what it was asked in is no more what is above it."""
+    def record(self, turn: Turn, sent: Context) -> None:
+        """Store an answered turn; it is stale if the turns above it changed since it was `sent`."""
         with self._lock:
-            if asked.turns and asked.chat not in self._chats:
-                # Forgotten while it was answered.
+            if sent.turns and sent.chat not in self._chats:
+                # Deleted while it was answered.
                 return
-            now = self.context(asked.chat, turn.key, turn.system)
-            if now.messages() != asked.messages():
+            now = self.context(sent.chat, turn.key, turn.system)
+            if now.messages() != sent.messages():
                 turn = dataclasses.replace(turn, stale=True)
-            self._chats.setdefault(asked.chat, Chat(asked.chat)).record(turn)
+            self._chats.setdefault(sent.chat, Chat(sent.chat)).record(turn)
 
     def put(self, name: str, messages: Sequence[Message], *, replace: bool = False) -> None:
-        """Begin a conversation with messages: a system prompt if any, questions and answers."""
+        """Create a chat of messages: a system prompt if any, then questions and answers."""
         self._put({name: messages}, replace)
 
     def _put(self, several: dict[str, Sequence[Message]], replace: bool) -> None:
@@ -146,15 +147,15 @@ class Chats:
             check_name(name)
         made = {name: Chat(name, _turns(name, found)) for name, found in several.items()}
         with self._lock:
-            there = [repr(name) for name in made if name in self._chats]
-            if there and not replace:
+            existing = [repr(name) for name in made if name in self._chats]
+            if existing and not replace:
                 raise OptionError(
-                    f"There is a chat {' and '.join(there)} already. --force replaces it."
+                    f"There is a chat {' and '.join(existing)} already. --force replaces it."
                 )
             self._chats.update(made)
 
     def save(self, path: str | Path, name: str | None = None, *, replace: bool = False) -> Path:
-        """Write one conversation as a JSON list of messages, or all of them as an object by name."""
+        """Write one chat as a JSON list of messages, or all of them as an object by name."""
         if name is not None:
             return chat_files.write(path, self.messages(name), replace)
         if not self._chats:
@@ -164,9 +165,9 @@ class Chats:
     def load(
         self, path: str | Path, name: str | None = None, *, replace: bool = False
     ) -> list[str]:
-        """Read conversations that `save` or another program wrote; returns their names.
+        """Read chats that `save` or another program wrote; returns their names.
 
-        A list of messages is called `name`, or as the file; of an object, `name` takes one.
+        A list of messages gets the name `name`, or that of the file; of an object, `name` selects one.
         """
         found = chat_files.read(path)
         if isinstance(found, list):
@@ -180,30 +181,30 @@ class Chats:
         return list(found)
 
     def lose(self, cell: str) -> None:
-        """Make what a deleted cell asked stale in every chat, and what followed that."""
+        """Make the turns of a deleted cell stale in every chat, and all turns below them."""
         with self._lock:
             for chat in self._chats.values():
                 chat.lose(cell)
 
     def reset(self, name: str | None = None, *, stale: bool = False) -> list[str]:
-        """Forget one conversation, or all, or only their stale turns; returns their names."""
+        """Delete one chat, or all, or only their stale turns; returns their names."""
         with self._lock:
             names = list(self._chats) if name is None else [self.get(name).name]
-            if not stale:
-                for gone in names:
-                    del self._chats[gone]
-                return names
-            names = [n for n in names if len(self._chats[n].fresh) < len(self._chats[n].turns)]
+            if stale:
+                names = [n for n in names if any(turn.stale for turn in self._chats[n].turns)]
             for changed in names:
-                self._chats[changed].turns = self._chats[changed].fresh
+                if stale:
+                    self._chats[changed].turns = self._chats[changed].fresh
+                else:
+                    del self._chats[changed]
             return names
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, kind: str = "chat") -> None:
     """Raise `OptionError` for a name that no table or file can show as it is."""
     if not is_plain_name(name):
         raise OptionError(
-            f"{name!r} cannot name a chat: it has a control character or half a character."
+            f"{name!r} cannot name a {kind}: it has a control character or half a character."
             " Choose another name."
         )
 
@@ -229,20 +230,20 @@ def _in_force(given: Iterable[str | None]) -> str | None:
 
 def _turns(name: str, messages: Sequence[Message]) -> tuple[Turn, ...]:
     """Pair questions with their answers."""
-    system, rest = None, list(messages)
-    if rest and rest[0].role == "system":
-        system = rest.pop(0).content
-    wrong = next((i for i, m in enumerate(rest) if m.role != ("user", "assistant")[i % 2]), None)
-    if wrong is not None:
-        where = wrong + 1 + len(messages) - len(rest)
-        expected = ("user", "assistant")[wrong % 2]
-        raise OptionError(
-            f"Chat {name!r}, message {where}: {expected} is expected there, not"
-            f" {rest[wrong].role}. Questions and answers take turns, after one system prompt if any."
+    system = messages[0].content if messages and messages[0].role == "system" else None
+    first = 0 if system is None else 1
+    for number, message in enumerate(messages[first:], first + 1):
+        expected = "assistant" if (number - first) % 2 == 0 else "user"
+        if message.role != expected:
+            raise OptionError(
+                f"Chat {name!r}, message {number}: {expected} is expected there, not"
+                f" {message.role}. Questions and answers take turns, after one system prompt if any."
+            )
+    if len(messages) == first or (len(messages) - first) % 2:
+        what = (
+            "its last question has no answer" if messages[first:] else "there is no question in it"
         )
-    if not rest or len(rest) % 2:
-        what = "its last question has no answer" if rest else "there is no question in it"
         raise OptionError(f"Chat {name!r}: {what}. It ends with an answer.")
-    pairs = zip(rest[::2], rest[1::2], strict=True)
+    pairs = zip(messages[first::2], messages[first + 1 :: 2], strict=True)
     turns = [Turn(uuid.uuid4().hex, question, answer) for question, answer in pairs]
     return (dataclasses.replace(turns[0], system=system), *turns[1:])

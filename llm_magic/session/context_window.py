@@ -25,7 +25,8 @@ _UNCLEAR = frozenset({400, 413, 422, 500, None})
 
 async def stream(manager: BackendManager, response: Response) -> AsyncGenerator[Chunk, None]:
     """Yield the answer of the model, after dropping the turns that do not fit where `--trim` is given."""
-    response.prepared = await fit(manager, response.prepared)
+    if response.prepared.request.trim:
+        response.prepared = await fit(manager, response.prepared)
     while True:
         prepared = response.prepared
         name = prepared.loaded_model.name
@@ -85,15 +86,13 @@ def _advice(prepared: PreparedRequest, error: GenerationError | RequestFailed) -
     if context is None or not context.turns:
         return ""
     turns = in_turns(len(context.turns))
-    forget = f"%llm_reset {spelled(context.chat)}"
+    reset = f"%llm_reset {spelled(context.chat)}"
     if isinstance(error, RequestFailed):
         unclear = trim and error.status in _UNCLEAR
-        return f"The {turns} above may be too long; {forget} deletes them." if unclear else ""
+        return f"The {turns} above may be too long; {reset} deletes them." if unclear else ""
     if trim:
         return f"That is without the {turns} above it, too."
-    return (
-        f"Chat {context.chat!r} has {turns} above it: --trim leaves out the oldest, {forget} all."
-    )
+    return f"Chat {context.chat!r} has {turns} above it: --trim leaves out the oldest, {reset} all."
 
 
 async def dry_run(manager: BackendManager, prepared: PreparedRequest) -> DryRun:

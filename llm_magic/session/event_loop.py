@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from llm_magic.backends.thread_bridge import CHECK_S, LoopCalls, ThreadBridge, loop_calls
 from llm_magic.errors import Interrupted, release_frames
-from llm_magic.session.interruptible_wait import interrupts_to, translated
+from llm_magic.session import interruptible_wait
 
 T = TypeVar("T")
 
@@ -58,21 +58,26 @@ class LoopThread:
         `on_wait` is called on this thread about ten times a second while waiting.
         """
         result: list[T] = []
+        stream, bridge = LoopStream(self, _once(coroutine)), ThreadBridge[T]()
         try:
-            for batch in LoopStream(self, _once(coroutine)).batches():
+            stream.attach(bridge)
+            stream.start()
+            for batch in stream.read(bridge):
                 result += batch
                 if on_wait is not None and not batch:
                     on_wait()
         finally:
+            stream.stop()
             if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
                 coroutine.close()
+        if bridge.error is not None:
+            raise bridge.error
         return result[0]
 
     async def arun(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Await a coroutine that runs on the loop thread, from a coroutine of another loop."""
-        bridge: ThreadBridge[T] = ThreadBridge()
         result: list[T] = []
-        stream = LoopStream(self, _once(coroutine))
+        stream, bridge = LoopStream(self, _once(coroutine)), ThreadBridge[T]()
         stream.attach(bridge)
         stream.start()
         async with contextlib.aclosing(stream.read_async(bridge)) as batches:
@@ -137,36 +142,38 @@ class LoopStream(Generic[T]):
         self,
         thread: LoopThread,
         source: AsyncGenerator[T, None],
-        received: Callable[[T], None] = lambda _item: None,
-        ended: Callable[[BaseException | None], None] = lambda _error: None,
+        received: Callable[[T], object] | None = None,
+        finished: Callable[[BaseException | None], object] | None = None,
     ) -> None:
-        """`received` and `ended` are called on the loop thread, before the readers get it."""
+        """`received` and `finished` are called on the loop thread, before the readers get it."""
         self._thread, self._source = thread, source
-        self._received, self._ended = received, ended
+        self._received, self._finished = received, finished
         self._bridges: tuple[ThreadBridge[T], ...] = ()
         self._loop: LoopCalls | None = None
         self._task: asyncio.Task[None] | None = None
-        self._done = threading.Event()
         self._error: BaseException | None = None
         self._deadline = math.inf
+        self.is_started = False
+        self.done = threading.Event()
 
     # -- on the loop --------------------------------------------------------------------------
 
     def _start_task(self) -> None:
         self._task = asyncio.ensure_future(self._run())
         # A callback, not a `finally`: a task cancelled before its first step never enters its body.
-        self._task.add_done_callback(self._finish)
+        self._task.add_done_callback(self._end_task)
 
     async def _run(self) -> None:
         async with contextlib.aclosing(self._source) as source:
             async for item in source:
-                self._received(item)
+                if self._received is not None:
+                    self._received(item)
                 for bridge in self._bridges:
                     bridge.put(item)
                     if bridge.is_full:
                         await bridge.wait_for_space()
 
-    def _finish(self, task: asyncio.Task[None]) -> None:
+    def _end_task(self, task: asyncio.Task[None]) -> None:
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None:
             # The coroutines behind it refer to models, and a notebook stores its last error.
@@ -177,41 +184,39 @@ class LoopStream(Generic[T]):
 
     def _close(self, error: BaseException | None) -> None:
         self._error = error
-        self._ended(error)
-        self._done.set()
+        if self._finished is not None:
+            self._finished(error)
+        self.done.set()
         for bridge in self._bridges:
             bridge.close(error)
 
-    def _add(self, bridge: ThreadBridge[T], first: Callable[[], None]) -> None:
-        first()
-        if self._done.is_set():
-            bridge.close(self._error)
-        else:
-            self._bridges = (*(one for one in self._bridges if not one.has_left), bridge)
-
     # -- on any thread ------------------------------------------------------------------------
-
-    @property
-    def is_started(self) -> bool:
-        """Whether `start` was called."""
-        return self._loop is not None
 
     def start(self) -> None:
         """Start the generator; nothing of it has run before."""
+        self.is_started = True
         self._loop = loop_calls(self._thread.loop)
         self._loop.call(self._start_task)
 
-    def attach(self, bridge: ThreadBridge[T], first: Callable[[], None] = lambda: None) -> None:
+    def attach(self, bridge: ThreadBridge[T], first: Callable[[], object] | None = None) -> None:
         """Give a bridge the items that follow; `first` is called before, on the loop thread."""
-        if self._loop is None:
-            self._add(bridge, first)
-            return
+
+        def add() -> None:
+            if first is not None:
+                first()
+            if self.done.is_set():
+                bridge.close(self._error)
+            else:
+                self._bridges = (*(one for one in self._bridges if not one.has_left), bridge)
+
         try:
-            self._loop.call(lambda: self._add(bridge, first))
+            if self._loop is not None:
+                self._loop.call(add)
+                return
         except RuntimeError:
             # The loop is closed, and with it all that ran on it.
-            first()
-            bridge.close(self._error)
+            self.done.set()
+        add()
 
     def cancel(self) -> None:
         """Cancel, only once: a second time would break off the clean-up that the first began."""
@@ -224,38 +229,21 @@ class LoopStream(Generic[T]):
 
     def stop(self) -> None:
         """Cancel if it still runs, and wait for its clean-up for the rest of the grace time."""
-        if self.is_started and not self._done.is_set():
+        if self.is_started and not self.done.is_set():
             self.cancel()
-            self._done.wait(max(0.0, self._deadline - time.monotonic()))
+            self.done.wait(max(0.0, self._deadline - time.monotonic()))
 
     async def _stop_async(self) -> None:
-        if not self._done.is_set():
+        if not self.done.is_set():
             self.cancel()
-        while not self._done.is_set() and time.monotonic() < self._deadline:
-            await asyncio.sleep(0.02)
-
-    def wait(self, timeout: float) -> None:
-        """Wait for the end at most `timeout` seconds."""
-        self._done.wait(timeout)
+        try:
+            while not self.done.is_set() and time.monotonic() < self._deadline:
+                await asyncio.sleep(0.02)
+        except asyncio.CancelledError:
+            self._deadline = 0.0
+            raise
 
     # -- readers ------------------------------------------------------------------------------
-
-    def batches(self, pause: Callable[[], float] | None = None) -> Iterator[list[T]]:
-        """Start, and yield all items as `read` does; leaving early stops the generator.
-
-        SIGINT ends the next wait, and interrupts nothing else until then.
-        """
-        bridge: ThreadBridge[T] = ThreadBridge()
-        with interrupts_to(bridge):
-            self.attach(bridge)
-            self.start()
-            with self._thread.interrupting(bridge):
-                try:
-                    yield from self.read(bridge, pause)
-                finally:
-                    self.stop()
-        if bridge.error is not None:
-            raise bridge.error
 
     def read(
         self,
@@ -263,25 +251,37 @@ class LoopStream(Generic[T]):
         pause: Callable[[], float] | None = None,
         *,
         stops: bool = True,
+        deadline: float = math.inf,
     ) -> Iterator[list[T]]:
-        """Yield what a bridge has, at least every `CHECK_S` seconds, until the end.
+        """Yield what a bridge has, at least every `CHECK_S` seconds, until the end or `deadline`.
 
         The next items are waited for no sooner than after `pause()` seconds. At an interrupt the
-        generator is stopped, unless `stops` is false; what it still yields within the grace time,
-        or until a second interrupt, comes before the `KeyboardInterrupt`.
+        generator is cancelled, unless `stops` is false; what it still yields within the grace time,
+        or until a second interrupt, comes before the `KeyboardInterrupt`. Leaving early does not
+        cancel it.
         """
-        while not bridge.is_ended:
-            if bridge.wait(CHECK_S, pause() if pause is not None else 0.0):
-                if stops:
-                    yield from self._last(bridge)
-                raise KeyboardInterrupt
-            yield bridge.take()
+        # The panel's ■ stops what cells wait for, not the threads that show background responses.
+        is_heard = stops or threading.current_thread() is threading.main_thread()
+        with self._thread.interrupting(bridge) if is_heard else contextlib.nullcontext():
+            try:
+                while True:
+                    paused = pause() if pause is not None and not bridge.is_ended else 0.0
+                    if interruptible_wait.wait(bridge, CHECK_S, paused):
+                        if stops:
+                            yield from self._last(bridge)
+                        raise KeyboardInterrupt
+                    # After the last items there is one more wait, for an interrupt that came with them.
+                    if bridge.is_ended or time.monotonic() > deadline:
+                        return
+                    yield bridge.take()
+            finally:
+                bridge.leave()
 
     def _last(self, bridge: ThreadBridge[T]) -> Iterator[list[T]]:
         self.cancel()
         yield bridge.take()
         while not bridge.is_ended and (left := self._deadline - time.monotonic()) > 0:
-            if bridge.wait(min(left, CHECK_S)):
+            if interruptible_wait.wait(bridge, min(left, CHECK_S)):
                 self._deadline = 0.0
             yield bridge.take()
 
@@ -299,7 +299,7 @@ class LoopStream(Generic[T]):
         SIGINT ended the cell, but not this wait.
         """
         here = loop_calls(asyncio.get_running_loop())
-        with translated(stopping), self._thread.interrupting(bridge):
+        with interruptible_wait.translated(stopping), self._thread.interrupting(bridge):
             try:
                 while True:
                     yield bridge.take()

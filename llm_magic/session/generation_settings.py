@@ -14,12 +14,14 @@ class GenerationSettings:
 
     Precedence: this call > these settings > `Settings` > the model's own default.
 
+    `config` holds them as an immutable value, `settings` what the environment and ``.env`` set.
+
     >>> llm.generation.temperature = 0.3
     """
 
-    __slots__ = ("_config", "_fixed", "_lock", "_notify", "_settings")
-    _settings: Settings
-    _config: GenerationConfig
+    __slots__ = ("_fixed", "_lock", "_notify", "config", "settings")
+    settings: Settings
+    config: GenerationConfig
 
     def __init__(
         self, settings: Settings | None = None, notify: Callable[[], None] = lambda: None
@@ -38,24 +40,14 @@ class GenerationSettings:
         object.__setattr__(self, name, value)
 
     def _start(self) -> None:
-        self._set("_settings", self._fixed or Settings.read())
-        self._set("_config", self._settings.defaults(GenerationConfig))
-
-    @property
-    def settings(self) -> Settings:
-        """The settings of the environment and ``.env``, as they were read last."""
-        return self._settings
-
-    @property
-    def config(self) -> GenerationConfig:
-        """The options that calls are generated with now, as an immutable value."""
-        return self._config
+        self._set("settings", self._fixed or Settings.read())
+        self._set("config", self.settings.defaults(GenerationConfig))
 
     @property
     def changed(self) -> frozenset[str]:
         """The names of the options that differ from `settings`."""
         with self._lock:
-            defaults, config = self._settings.defaults(GenerationConfig), self._config
+            defaults, config = self.settings.defaults(GenerationConfig), self.config
             return frozenset(
                 name
                 for name in config.model_fields_set
@@ -65,8 +57,8 @@ class GenerationSettings:
     def update(self, **changes: Any) -> GenerationConfig:
         """Change options for later calls: all of them, or none if one is wrong."""
         with self._lock:
-            config = self._config.replace(**changes)
-            self._set("_config", config)
+            config = self.config.replace(**changes)
+            self._set("config", config)
         self._notify()
         return config
 
@@ -75,12 +67,12 @@ class GenerationSettings:
         with self._lock:
             self._start()
         self._notify()
-        return self._config
+        return self.config
 
     def __getattr__(self, name: str) -> Any:
         if name not in GenerationConfig.model_fields:
             raise AttributeError(f"There is no generation option {name!r}.")
-        return getattr(self._config, name)
+        return getattr(self.config, name)
 
     def __setattr__(self, name: str, value: object) -> None:
         self.update(**{name: value})
@@ -89,4 +81,4 @@ class GenerationSettings:
         return [*super().__dir__(), *GenerationConfig.model_fields]
 
     def __repr__(self) -> str:
-        return repr(self._config)
+        return repr(self.config)

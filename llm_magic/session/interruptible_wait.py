@@ -1,8 +1,7 @@
 """SIGINT ends the next wait, instead of raising an exception at a random line.
 
-`interrupts_to` delivers it to the reader of a bridge. Around that, `held_back` keeps a signal until the
-code reaches such a wait. In a task that a signal cancelled, `translated` turns the cancellation into
-`Interrupted`.
+`wait` returns at once at SIGINT. Around that, `held_back` keeps a signal until the code reaches such a
+wait. In a task that a signal cancelled, `translated` turns the cancellation into `Interrupted`.
 """
 
 from __future__ import annotations
@@ -112,15 +111,13 @@ def held_back() -> Iterator[None]:
         raise errors.Interrupted("Stopped.")
 
 
-@contextlib.contextmanager
-def interrupts_to(bridge: ThreadBridge[Any]) -> Iterator[None]:
-    """Let SIGINT interrupt the reader of `bridge`, also a signal that is held back.
+def wait(bridge: ThreadBridge[Any], timeout: float, pause: float = 0.0) -> bool:
+    """Wait as `ThreadBridge.wait` does; returns whether SIGINT or `ThreadBridge.interrupt` ended it.
 
-    Signals only reach the main thread; in other threads (a subshell, a worker) this does nothing.
+    A signal that is held back ends it at once. Signals only reach the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+        return bridge.wait(timeout, pause) or (bridge.is_ended and bridge.take_interrupt())
 
     def deliver(_signal: int, _frame: FrameType | None) -> None:
         bridge.interrupt()
@@ -129,10 +126,12 @@ def interrupts_to(bridge: ThreadBridge[Any]) -> Iterator[None]:
     try:
         if isinstance(previous, Holder) and previous.take():
             bridge.interrupt()
-        yield
+        is_interrupted = bridge.wait(timeout, pause)
     finally:
         # None stands for a handler that was not set from Python; then ours was the better one.
         signal.signal(signal.SIGINT, previous or signal.default_int_handler)
+    # Here, where no more signals go to the bridge: there is no next wait after the end.
+    return is_interrupted or (bridge.is_ended and bridge.take_interrupt())
 
 
 class Noting:

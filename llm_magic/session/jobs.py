@@ -11,8 +11,8 @@ from llm_magic.errors import JobNotFound
 if TYPE_CHECKING:
     from llm_magic.session.response import Response
 
-# How many ended jobs stay listed: their answers are stored, so not all of them.
-_MAX_ENDED = 20
+# How many finished jobs stay listed: their answers take memory.
+_MAX_FINISHED = 20
 
 
 class Jobs:
@@ -27,8 +27,8 @@ class Jobs:
     def all(self) -> tuple[Response, ...]:
         """Those that run and the last ones that ended, oldest first."""
         jobs = self._jobs
-        ended = sorted((job for job in jobs if job.done), key=lambda job: job.finished_at)
-        dropped = ended[:-_MAX_ENDED]
+        finished = sorted((job for job in jobs if job.done), key=lambda job: job.finished_at)
+        dropped = finished[:-_MAX_FINISHED]
         return tuple(job for job in jobs if job not in dropped)
 
     @property
@@ -48,8 +48,8 @@ class Jobs:
         if found is not None:
             return found
         numbers = [str(job.number) for job in self.all]
-        there = f"there are: {', '.join(numbers)}. See %llm_jobs" if numbers else "there is none"
-        raise JobNotFound(f"There is no job {number!r}; {there}.")
+        listed = f"there are: {', '.join(numbers)}. See %llm_jobs" if numbers else "there is none"
+        raise JobNotFound(f"There is no job {number!r}; {listed}.")
 
     def stop(self) -> None:
         """Stop them all."""

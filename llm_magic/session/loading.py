@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from llm_magic.errors import Interrupted, OptionError, release_frames
+from llm_magic.errors import Interrupted, release_frames
 from llm_magic.session.event_loop import LoopThread
-from llm_magic.text.surrogates import is_plain_name
 
 if TYPE_CHECKING:
     from llm_magic.backends.manager import BackendManager, LoadResult
@@ -21,76 +19,80 @@ OnWait = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Naming:
-    """What a model is called once it is loaded, and whether the others stay.
+class LoadRequest:
+    """A model to load: its options, what it is called then, and whether the others stay.
 
-    `began` is when the user asked for it (`time.perf_counter`): the time of the load counts from then.
+    The time of the load counts from `began` (`time.perf_counter`).
     """
 
-    name: str | None = None
-    keep: bool = False
-    began: float = field(default_factory=time.perf_counter)
+    model: str | None
+    config: LoadConfig
+    name: str | None
+    keep: bool
+    began: float
 
-    def __post_init__(self) -> None:
-        if self.name is not None and not is_plain_name(self.name):
-            raise OptionError(
-                f"{self.name!r} cannot name a model: it has a control character or half a character."
-                " Choose another --name."
-            )
-
-    def load(
-        self, manager: BackendManager, model: str | None, config: LoadConfig
-    ) -> Coroutine[Any, Any, LoadResult]:
-        """Return the load of `model` under this name."""
-        return manager.load(model, config, name=self.name, keep=self.keep, began=self.began)
+    async def load(self, manager: BackendManager) -> LoadResult:
+        """Load the model."""
+        return await manager.load(
+            self.model, self.config, name=self.name, keep=self.keep, began=self.began
+        )
 
 
 class Loads:
-    """Loads models on the loop thread, one at a time, and waits for a load that runs."""
+    """Loads models on the loop thread, one at a time, and waits for a load that runs.
+
+    `pending` is the load that was started last with `start`, until something has waited for it.
+    """
 
     def __init__(self, loop: LoopThread, manager: Callable[[], BackendManager]) -> None:
         self._loop = loop
         self._manager = manager
-        self._pending: asyncio.Task[LoadResult] | None = None
+        self.pending: asyncio.Task[LoadResult] | None = None
 
-    def load(
-        self, model: str | None, config: LoadConfig, naming: Naming, on_wait: OnWait | None
-    ) -> LoadResult:
+    def load(self, request: LoadRequest, on_wait: OnWait | None) -> LoadResult:
         """Load a model and wait for it; an interrupt stops the load."""
         self._discard_finished()
-        load = naming.load(self._manager(), model, config)
-        try:
-            return self._loop.run(load, on_wait)
-        except KeyboardInterrupt:
-            raise Interrupted(f"Stopped loading {model or 'the default model'}.") from None
+        results: list[LoadResult] = []
 
-    def start(
-        self, model: str | None, config: LoadConfig, naming: Naming
-    ) -> concurrent.futures.Future[LoadResult]:
+        async def load() -> LoadResult:
+            results.append(await request.load(self._manager()))
+            return results[0]
+
+        try:
+            return self._loop.run(load(), on_wait)
+        except KeyboardInterrupt:
+            name = request.model or "the default model"
+            message = (
+                f"Stopped when {name} had just been loaded."
+                if results
+                else f"Stopped loading {name}."
+            )
+            raise Interrupted(message) from None
+
+    def start(self, request: LoadRequest) -> concurrent.futures.Future[LoadResult]:
         """Start to load a model and return at once; cancelling the future does not stop the load."""
         manager = self._manager()
 
         async def start() -> asyncio.Task[LoadResult]:
             manager.check_not_loading()
-            load = naming.load(manager, model, config)
-            task = asyncio.ensure_future(load)
+            task = asyncio.ensure_future(request.load(manager))
             task.add_done_callback(_release)
             # One step, so that the next load finds this one under way.
             await asyncio.sleep(0)
             return task
 
-        pending = self._pending = self._loop.run(start())
+        pending = self.pending = self._loop.run(start())
         return self._loop.submit(_outcome(pending))
 
     @property
     def is_running(self) -> bool:
         """Whether a load runs that was started with `start`."""
-        return self._pending is not None and not self._pending.done()
+        return self.pending is not None and not self.pending.done()
 
     def stop(self) -> bool:
         """Stop a load that was started with `start`; returns whether one ran."""
-        pending = self._pending
-        if pending is None or not self.is_running:
+        pending = self.pending
+        if pending is None or pending.done():
             return False
         # Only once: a second cancellation would interrupt its clean-up.
         self._loop.loop.call_soon_threadsafe(lambda: pending.cancelling() or pending.cancel())
@@ -101,30 +103,30 @@ class Loads:
 
         A load that was stopped raises nothing: the model that was loaded before answers.
         """
-        if self._pending is None:
+        if self.pending is None:
             return
         try:
-            self._loop.run(_wait_for_end(self._pending), on_wait)
+            self._loop.run(_wait_for_end(self.pending), on_wait)
         except KeyboardInterrupt:
-            raise Interrupted("Stopped while waiting for the model; it goes on loading.") from None
+            if self.is_running:
+                message = "Stopped while waiting for the model; it goes on loading."
+            else:
+                message = "Stopped when the model had just been loaded."
+            raise Interrupted(message) from None
         finally:
             self._discard_finished()
 
     async def wait_async(self) -> None:
         """Wait for a load that was started with `start`, in a coroutine of another loop."""
-        if self._pending is not None:
+        if self.pending is not None:
             try:
-                await self._loop.arun(_wait_for_end(self._pending))
+                await self._loop.arun(_wait_for_end(self.pending))
             finally:
                 self._discard_finished()
 
-    def discard(self) -> None:
-        """Wait for no load any more: the loop is being closed."""
-        self._pending = None
-
     def _discard_finished(self) -> None:
-        if self._pending is not None and self._pending.done():
-            self._pending = None
+        if not self.is_running:
+            self.pending = None
 
 
 def _release(load: asyncio.Task[LoadResult]) -> None:

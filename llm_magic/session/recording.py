@@ -37,12 +37,6 @@ class Recorder:
         self._running.append(response)
         self.changed()
 
-    def end(self, response: Response) -> None:
-        """Remove a response from those that run."""
-        if response in self._running:
-            self._running.remove(response)
-        self.changed()
-
     def record(self, response: Response, reply: Reply, *, cancelled: bool) -> None:
         """Make a reply the last one, and a turn of its chat where there is text to continue."""
         if not cancelled or not self._is_overtaken(response):
@@ -51,6 +45,12 @@ class Recorder:
         context = response.prepared.context
         if context is not None and reply.text and reply.finish_reason != "truncated":
             self._chats.record(_turn(response.prepared, context, reply), context)
+
+    def end(self, response: Response) -> None:
+        """Remove a response from those that run."""
+        if response in self._running:
+            self._running.remove(response)
+        self.changed()
 
     def _is_overtaken(self, response: Response) -> bool:
         """Return whether a stopped answer ran beside the last one, which has more recent text."""

@@ -92,36 +92,35 @@ def prepare(
 ) -> PreparedRequest:
     """Check the options of a request and return its messages; nothing is sent."""
     options = dict(request.options)
-    if "extra" in options:
-        options["extra"] = {**current.extra, **options["extra"]}
+    for name, value in request.options.items():
+        in_session = getattr(current, name, None)
+        # A mapping adds to that of the session.
+        if isinstance(value, Mapping) and isinstance(in_session, Mapping):
+            options[name] = {**in_session, **value}
     config = current.replace(**options)
     loaded_model.backend.check_options(config, options.keys())
-    context = _context(request, chats)
+    context = None
+    if request.chat is not None:
+        check_name(request.chat)
+        key = request.key or str(request.prompt)
+        context = chats.context(request.chat, key, request.system)
+    elif request.trim:
+        raise OptionError("--trim leaves out turns of a chat. Name the chat: -c NAME.")
     messages = _messages(request, context)
     return PreparedRequest(loaded_model, messages, config, request, context)
 
 
-def _context(request: Request, chats: Chats) -> Context | None:
-    if request.chat is not None:
-        check_name(request.chat)
-        key = request.key or str(request.prompt)
-        return chats.context(request.chat, key, request.system)
-    if request.trim:
-        raise OptionError("--trim leaves out turns of a chat. Name the chat: -c NAME.")
-    return None
-
-
 def _messages(request: Request, context: Context | None) -> tuple[Message, ...]:
     prompt = request.prompt
-    asked = [Message("user", prompt)] if isinstance(prompt, str) else _checked(prompt)
-    if not asked or not asked[-1].content.strip():
+    messages = [Message("user", prompt)] if isinstance(prompt, str) else _checked(prompt)
+    if not messages or not messages[-1].content.strip():
         raise OptionError("The prompt is empty. Write the question below %%llm.")
     if context is None:
         before = [Message("system", request.system)] if request.system else []
-        return _sendable(*before, *asked)
+        return _sendable(*before, *messages)
     if not isinstance(prompt, str):
         raise OptionError("A chat takes its turns one by one: give it a text, not messages.")
-    return _sendable(*context.messages(), *asked)
+    return _sendable(*context.messages(), *messages)
 
 
 def _checked(prompt: object) -> list[Message]:
@@ -136,7 +135,7 @@ def _checked(prompt: object) -> list[Message]:
 
 
 def _sendable(*messages: Message) -> tuple[Message, ...]:
-    """Return messages that tokenizers and servers read: without half characters."""
+    """Return messages without lone surrogates, which tokenizers and servers reject."""
     contents = (replace_surrogates(message.content) for message in messages)
     return tuple(
         message if content is message.content else dataclasses.replace(message, content=content)

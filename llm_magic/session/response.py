@@ -17,7 +17,6 @@ from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import GenerationError, Interrupted
 from llm_magic.session import context_window, interruptible_wait
 from llm_magic.session.event_loop import LoopStream, LoopThread
-from llm_magic.session.interruptible_wait import interrupts_to
 from llm_magic.text.formatting import generated
 from llm_magic.text.terminal import visible_line
 from llm_magic.types import Chunk, FinishReason, Reply, Timing, Usage
@@ -26,11 +25,12 @@ if TYPE_CHECKING:
     from llm_magic.backends.manager import BackendManager
     from llm_magic.session.recording import Recorder
     from llm_magic.session.requests import PreparedRequest
-    from llm_magic.types import ModelInfo
 
 ResponseState = Literal["waiting", "running", "done", "stopped", "failed"]
-# A server that counts its tokens sends them in a few lumps, whose times say nothing.
+# A server that reports only the total sends the text in a few lumps: their times give no speed.
 _LUMP_S = 0.1
+# What ends a reader that leaves early, not because something failed.
+_LEAVING = (KeyboardInterrupt, Interrupted, GeneratorExit, asyncio.CancelledError)
 
 
 class ResponseView(Protocol):
@@ -61,10 +61,15 @@ class Response:
         recorder: Recorder,
     ) -> None:
         self.prepared = prepared
+        self.model, self.info = prepared.loaded_model.name, prepared.loaded_model.info
+        self.prompt = prepared.messages[-1].content
         self.number: int | None = None
         self.view: ResponseView | None = None
         # Whether a cell has waited for it and reported how it ended.
         self.is_awaited = False
+        # `has_reply`: it has ended with something to show.
+        self.done = self.has_reply = False
+        self.finished_at = math.inf
         self.reply: Reply | None = None
         self.error: BaseException | None = None
         # What was waited for, such as a busy server; it is not part of the answer.
@@ -80,16 +85,16 @@ class Response:
         self._first: float | None = None
         self.latest = prepared.request.started
         self._finish_reason: FinishReason | None = None
-        self._finished_at: float | None = None
         self._is_cancelled = self._is_read = False
-        self._lock = threading.Lock()
-        self._recorder, self._thread = recorder, thread
+        # Reentrant: the end adds what was held back.
+        self._lock = threading.RLock()
+        self._recorder = recorder
         chunks = context_window.stream(manager, self)
         ends_at_stop = prepared.loaded_model.backend.capabilities.stop_strings
         if prepared.config.stop and not ends_at_stop:
             chunks = until_stop(chunks, prepared.config.stop, self.pending_chunks)
         chunks = split_reasoning(chunks, self.pending_chunks)
-        self._stream = LoopStream(thread, chunks, self._received, self._finished)
+        self._stream = LoopStream(thread, chunks, self.add, self._finished)
 
     def _clear(self) -> None:
         # Buffers: a list of millions of short pieces takes ten times the memory of the text.
@@ -147,22 +152,7 @@ class Response:
     @property
     def seconds(self) -> float:
         """How long it has run, or ran."""
-        return (self._finished_at or time.perf_counter()) - self.prepared.request.started
-
-    @property
-    def finished_at(self) -> float:
-        """When it ended (`time.perf_counter`); infinity before that."""
-        return self._finished_at or math.inf
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing more will come: it is whole, stopped or failed."""
-        return self._finished_at is not None
-
-    @property
-    def has_reply(self) -> bool:
-        """Whether it has ended with something to show; not where it failed before the first word."""
-        return self.done and not (self.error is not None and self.is_empty)
+        return min(self.finished_at, time.perf_counter()) - self.prepared.request.started
 
     @property
     def state(self) -> ResponseState:
@@ -172,21 +162,6 @@ class Response:
         if self._is_cancelled:
             return "stopped"
         return "failed" if self.error is not None else "done"
-
-    @property
-    def model(self) -> str:
-        """The name of the model that answers."""
-        return self.prepared.loaded_model.name
-
-    @property
-    def info(self) -> ModelInfo:
-        """The model that answers."""
-        return self.prepared.loaded_model.info
-
-    @property
-    def prompt(self) -> str:
-        """The question."""
-        return self.prepared.messages[-1].content
 
     def __str__(self) -> str:
         return self.text
@@ -209,23 +184,25 @@ class Response:
         """Stop generating; the response has ended when `done` is true, and `reply` has its text."""
         self._stream.cancel()
 
-    def __enter__(self) -> Response:
-        return self.start()
-
-    def __exit__(self, *_error: object) -> None:
-        """Stop generating if it has not ended, unless it runs in the background."""
-        if not self.done and self._is_owned:
-            self.stop()
-
-    def stop(self) -> Interrupted:
-        """Stop generating, wait at most `GRACE_S` seconds for that, and return what an interrupt raises."""
-        self._stream.stop()
-        self.end("cancelled")
-        return self._interrupted(Interrupted)
-
     def wait(self, timeout: float) -> None:
         """Wait for the end at most `timeout` seconds, and raise nothing."""
-        self._stream.wait(timeout)
+        self._stream.done.wait(timeout)
+
+    def __enter__(self) -> Response:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        """Stop generating if it has not ended, unless it runs in the background.
+
+        An error of the block, such as one of a display, is the error of the response.
+        """
+        if self.done or self.number is not None:
+            return
+        # First: what comes while it stops was not shown.
+        self._end_early(error)
+        self._stream.stop()
+        if isinstance(error, KeyboardInterrupt):
+            raise self._interrupted(Interrupted) from None
 
     def result(self, timeout: float | None = None) -> Reply:
         """Wait for the reply; raises the error of the answer, or `Interrupted` where it was stopped.
@@ -234,11 +211,57 @@ class Response:
         """
         if not self.done:
             deadline = math.inf if timeout is None else time.monotonic() + timeout
-            for _ in self._follow(ThreadBridge(keep=0), deadline=deadline):
-                pass
+            with self._recorded():
+                for _ in self._read(ThreadBridge(keep=0), deadline=deadline):
+                    pass
         if not self.done:
             raise TimeoutError(f"{self!r} goes on after {timeout} s.")
         return self._outcome()
+
+    def updates(self, pause: Callable[[], float] | None = None) -> Iterator[None]:
+        """Return, again and again, when there is something new, or after about 0.1 s; until the end.
+
+        The next news is waited for no sooner than after `pause()` seconds. An interrupt stops the
+        response; leaving the loop does not, but the end of its ``with`` block.
+        """
+        batches = self._read(ThreadBridge(keep=1), pause)
+        while True:
+            with self._recorded():
+                if next(batches, None) is None:
+                    return
+            yield
+
+    def _read(
+        self,
+        bridge: ThreadBridge[Chunk],
+        pause: Callable[[], float] | None = None,
+        deadline: float = math.inf,
+    ) -> Iterator[list[Chunk]]:
+        self._stream.attach(bridge)
+        return self._stream.read(bridge, pause, stops=self.number is None, deadline=deadline)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Yield the chunks; what came before as one."""
+        bridge: ThreadBridge[Chunk] = ThreadBridge()
+        with self._recorded():
+            self._take_over(bridge)
+            for batch in self._stream.read(bridge, stops=self.number is None):
+                for chunk in batch:
+                    self.add(chunk, by_reader=True)
+                    yield chunk
+            self._end_reading(bridge)
+
+    async def __aiter__(self) -> AsyncGenerator[Chunk, None]:
+        """Yield the chunks; what came before as one."""
+        bridge: ThreadBridge[Chunk] = ThreadBridge()
+        with self._recorded():
+            self._take_over(bridge)
+            async with contextlib.aclosing(self._read_async(bridge)) as batches:
+                async for batch in batches:
+                    for chunk in batch:
+                        self.add(chunk, by_reader=True)
+                        yield chunk
+            self._end_reading(bridge)
 
     def __await__(self) -> Generator[Any, None, Reply]:
         return self._await().__await__()
@@ -253,104 +276,22 @@ class Response:
                     pass
         return self._outcome()
 
-    def updates(self, pause: Callable[[], float] | None = None) -> Iterator[None]:
-        """Return, again and again, when there is something new, or after about 0.1 s; until the end.
-
-        The next news is waited for no sooner than after `pause()` seconds. SIGINT ends the next wait,
-        and interrupts nothing else until then.
-        """
-        return self._follow(ThreadBridge(keep=1), pause)
-
-    def __iter__(self) -> Iterator[Chunk]:
-        """Yield the chunks; what came before as one."""
-        bridge: ThreadBridge[Chunk] = ThreadBridge()
-        with self._recorded(), self._thread.interrupting(bridge):
-            try:
-                self._attach(bridge)
-                batches = self._stream.read(bridge, stops=self._is_owned)
-                while (batch := _next(batches, bridge)) is not None:
-                    yield from map(self._read, batch)
-            finally:
-                self._leave(bridge)
-            if bridge.take_interrupt():
-                raise KeyboardInterrupt
-            self._end_reading(bridge)
-
-    async def __aiter__(self) -> AsyncGenerator[Chunk, None]:
-        """Yield the chunks; what came before as one."""
-        bridge: ThreadBridge[Chunk] = ThreadBridge()
-        with self._recorded():
-            self._attach(bridge)
-            async with contextlib.aclosing(self._read_async(bridge)) as batches:
-                async for batch in batches:
-                    for chunk in batch:
-                        yield self._read(chunk)
-            self._end_reading(bridge)
-
-    @property
-    def _is_owned(self) -> bool:
-        """Whether a reader that leaves early stops it."""
-        return self.number is None
-
-    def _follow(
-        self,
-        bridge: ThreadBridge[Chunk],
-        pause: Callable[[], float] | None = None,
-        deadline: float = math.inf,
-    ) -> Iterator[None]:
-        """Yield at every news until the end, or until the deadline."""
-        owned = self._is_owned
-        # The panel's ■ stops what cells wait for, not the threads that show background responses.
-        heard = owned or threading.current_thread() is threading.main_thread()
-        with self._recorded():
-            with interrupts_to(bridge), contextlib.ExitStack() as stack:
-                if heard:
-                    stack.enter_context(self._thread.interrupting(bridge))
-                try:
-                    self._stream.attach(bridge)
-                    self.start()
-                    for _ in self._stream.read(bridge, pause, stops=owned):
-                        if time.monotonic() > deadline:
-                            break
-                        yield
-                except BaseException:
-                    self._leave(bridge)
-                    raise
-                finally:
-                    bridge.leave()
-            # Here, where no more signals go to the bridge, or one that comes at the end is lost. Also
-            # where the response had ended before: the caller may wait for others.
-            if bridge.take_interrupt():
-                raise KeyboardInterrupt
-
     def _read_async(self, bridge: ThreadBridge[Chunk]) -> AsyncGenerator[list[Chunk], None]:
-        if self._is_owned:
-            return self._stream.read_async(bridge, self._end_outside)
-        return self._stream.read_async(bridge, stops=False)
+        return self._stream.read_async(bridge, self._end_outside, stops=self.number is None)
 
-    def _attach(self, bridge: ThreadBridge[Chunk]) -> None:
-        """Read by chunks from now on, with what there is as the first one."""
+    def _take_over(self, bridge: ThreadBridge[Chunk]) -> None:
+        """Start, and let the reader of a bridge add the chunks; what there is comes as the first one."""
 
         def first() -> None:
             if self.revision:
                 bridge.put(Chunk(self.text, self.reasoning, self._tokens, notice=self.notice))
-            if self._is_owned and not self.done:
+            if self.number is None and not self.done:
                 # It is added again when it is read.
                 self._clear()
                 self._is_read = True
 
         self._stream.attach(bridge, first)
         self.start()
-
-    def _read(self, chunk: Chunk) -> Chunk:
-        if self._is_read:
-            self.add(chunk)
-        return chunk
-
-    def _leave(self, bridge: ThreadBridge[Chunk]) -> None:
-        bridge.leave()
-        if self._is_owned:
-            self._stream.stop()
 
     def _end_reading(self, bridge: ThreadBridge[Chunk]) -> None:
         if isinstance(bridge.error, asyncio.CancelledError):
@@ -361,73 +302,76 @@ class Response:
 
     # -- how it grows and ends ----------------------------------------------------------------
 
-    def _received(self, chunk: Chunk) -> None:
-        if not self._is_read:
-            self.add(chunk)
+    def add(self, chunk: Chunk, *, by_reader: bool = False) -> None:
+        """Add a chunk once: when it arrives, or when it is read where a reader iterates.
 
-    def _finished(self, error: BaseException | None) -> None:
-        if self._is_read:
-            # The reader ends it, after the last chunk that it reads.
-            return
-        if isinstance(error, asyncio.CancelledError):
-            self.end("cancelled")
-        else:
-            self.end("truncated" if error is not None else None, error)
-
-    def add(self, chunk: Chunk) -> None:
-        """Add the next chunk; one that comes after the end is ignored."""
+        One that comes after the end is ignored.
+        """
         with self._lock:
-            if self.done:
+            if self.done or by_reader is not self._is_read:
                 return
-            self._add(chunk)
+            if chunk.ends_reasoning:
+                self._reasoning.write(self._text.getvalue())
+                self._text = io.StringIO()
+                self.restarts += 1
+                self.has_reasoning, self.has_text = self.has_reasoning or self.has_text, False
+            if chunk.text:
+                self._text.write(chunk.text)
+                self.has_text = self.has_text or not chunk.text.isspace()
+            if chunk.reasoning:
+                self._reasoning.write(chunk.reasoning)
+                self.has_reasoning = self.has_reasoning or not chunk.reasoning.isspace()
+            self._tokens += chunk.tokens
+            if chunk.time and (chunk.tokens or chunk.text or chunk.reasoning):
+                self._first = self._first or chunk.time
+                self.latest = chunk.time
+            self._usage = chunk.usage or self._usage
+            self._finish_reason = chunk.finish_reason or self._finish_reason
+            if chunk.notice:
+                self.notices.append(chunk.notice)
+            self.notice = chunk.notice or ("" if chunk.text or chunk.reasoning else self.notice)
+            self.revision += 1
         self._recorder.changed()
 
-    def _add(self, chunk: Chunk) -> None:
-        if chunk.reasoning_ended:
-            self._reasoning.write(self._text.getvalue())
-            self._text = io.StringIO()
-            self.restarts += 1
-            self.has_reasoning, self.has_text = self.has_reasoning or self.has_text, False
-        if chunk.text:
-            self._text.write(chunk.text)
-            self.has_text = self.has_text or not chunk.text.isspace()
-        if chunk.reasoning:
-            self._reasoning.write(chunk.reasoning)
-            self.has_reasoning = self.has_reasoning or not chunk.reasoning.isspace()
-        self._tokens += chunk.tokens
-        if chunk.time and (chunk.tokens or chunk.text or chunk.reasoning):
-            self._first = self._first or chunk.time
-            self.latest = chunk.time
-        self._usage = chunk.usage or self._usage
-        self._finish_reason = chunk.finish_reason or self._finish_reason
-        if chunk.notice:
-            self.notices.append(chunk.notice)
-        self.notice = chunk.notice or ("" if chunk.text or chunk.reasoning else self.notice)
-        self.revision += 1
+    def _finished(self, error: BaseException | None) -> None:
+        """End it when its stream has ended, unless a reader iterates: that ends it when it has read all."""
+        if self._is_read:
+            return
+        if error is not None:
+            self._end_early(error)
+        else:
+            self.end()
 
     @contextlib.contextmanager
     def _recorded(self) -> Iterator[None]:
-        """End the response, and so record it, where its reader leaves early.
+        """Stop and end the response, and so record it, where its reader leaves early.
 
         An interrupt leaves as `Interrupted`, which carries the reply.
         """
         try:
             yield
-        except (KeyboardInterrupt, Interrupted) as stop:
-            kind = type(stop) if isinstance(stop, Interrupted) else Interrupted
-            if not self._is_owned:
+        except BaseException as error:
+            is_interrupt = isinstance(error, (KeyboardInterrupt, Interrupted))
+            kind = type(error) if isinstance(error, Interrupted) else Interrupted
+            if self.number is not None:
+                if not is_interrupt:
+                    raise
                 running = "" if self.done else f"; still running: {self.number}"
                 raise kind(f"Stopped waiting{running}.") from None
+            try:
+                self._stream.stop()
+            finally:
+                self._end_early(error)
+            if is_interrupt:
+                raise self._interrupted(kind) from None
+            raise
+
+    def _end_early(self, error: BaseException | None) -> None:
+        """End it before the whole answer is there: `error` is why, None where its reader has left."""
+        if error is None or isinstance(error, _LEAVING):
             self.end("cancelled")
-            raise self._interrupted(kind) from None
-        except (GeneratorExit, asyncio.CancelledError):
-            if self._is_owned:
-                self.end("cancelled")
-            raise
-        except BaseException as error:
-            if self._is_owned:
-                self.end("truncated", error)
-            raise
+        else:
+            self.end("truncated", error)
 
     def end(self, reason: FinishReason | None = None, error: BaseException | None = None) -> None:
         """Make the reply and record it; has no effect after the end."""
@@ -435,30 +379,28 @@ class Response:
             if self.done:
                 return
             for chunk in self.pending_chunks:
-                self._add(chunk)
-            self.reply = self._make_reply(reason)
+                self.add(chunk, by_reader=self._is_read)
+            self.reply = Reply(
+                text=self.text,
+                model=self.model,
+                backend=self.prepared.loaded_model.config.backend,
+                # A stream that reported no reason was cut.
+                finish_reason=self._finish_reason or reason or "truncated",
+                usage=self.usage,
+                timing=self.timing,
+                messages=self.prepared.messages,
+                reasoning=self.reasoning.strip(),
+                dropped_turns=self.prepared.dropped,
+            )
             self.error, self._is_cancelled = error, reason == "cancelled"
             if isinstance(error, GenerationError):
                 error.reply = self.reply
             # A failure before the first word leaves the last reply as it is.
-            if reason != "truncated" or not self.is_empty:
+            self.has_reply = error is None or not self.is_empty
+            if self.has_reply:
                 self._recorder.record(self, self.reply, cancelled=self._is_cancelled)
-            self._finished_at = time.perf_counter()
+            self.finished_at, self.done = time.perf_counter(), True
         self._recorder.end(self)
-
-    def _make_reply(self, reason: FinishReason | None) -> Reply:
-        """Return the reply as it stands; a stream that reported no reason was cut."""
-        return Reply(
-            text=self.text,
-            model=self.model,
-            backend=self.prepared.loaded_model.config.backend,
-            finish_reason=self._finish_reason or reason or "truncated",
-            usage=self.usage,
-            timing=self.timing,
-            messages=self.prepared.messages,
-            reasoning=self.reasoning.strip(),
-            dropped_turns=self.prepared.dropped,
-        )
 
     def _outcome(self) -> Reply:
         self.is_awaited = True
@@ -479,14 +421,9 @@ class Response:
 
     def _end_outside(self) -> None:
         """End it when ■ has ended the cell, before its task is cancelled."""
-        self.end("cancelled")
-        self._interrupted(interruptible_wait.Interrupted)
-
-
-def _next(batches: Iterator[list[Chunk]], bridge: ThreadBridge[Chunk]) -> list[Chunk] | None:
-    """Return the next batch; only meanwhile SIGINT ends the wait: between them it is the user's."""
-    with interrupts_to(bridge):
-        return next(batches, None)
+        if self.number is None:
+            self.end("cancelled")
+            self._interrupted(interruptible_wait.Interrupted)
 
 
 def _stopped(reply: Reply) -> str:

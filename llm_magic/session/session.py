@@ -22,12 +22,11 @@ from llm_magic.config.server_address import resolve_address
 from llm_magic.errors import Interrupted
 from llm_magic.session import context_window
 from llm_magic.session.cell_keys import Cells
-from llm_magic.session.chats import Chats
+from llm_magic.session.chats import Chats, check_name
 from llm_magic.session.event_loop import LoopThread
 from llm_magic.session.interruptible_wait import held_back
 from llm_magic.session.jobs import Jobs
-from llm_magic.session.listeners import Listeners
-from llm_magic.session.loading import Loads, Naming, OnWait
+from llm_magic.session.loading import LoadRequest, Loads, OnWait
 from llm_magic.session.recording import Recorder
 from llm_magic.session.requests import (
     AskOptions,
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from llm_magic.backends.base import Backend
     from llm_magic.backends.manager import BackendManager, LoadedModel, LoadResult, Status
     from llm_magic.backends.registry import LoadOptions
-    from llm_magic.config.settings import GenerationConfig, LoadConfig, Settings
+    from llm_magic.config.settings import LoadConfig, Settings
     from llm_magic.session.generation_settings import GenerationSettings
     from llm_magic.types import ModelInfo
 
@@ -81,11 +80,13 @@ class Session:
         """`create` returns the backend of a name; by default one of this package."""
         self._given_settings = settings
         self._create = create
-        self._chats = Chats()
+        # The named conversations.
+        self.chats = Chats()
         # The magics set `current`, where there is a frontend.
         self.cells = Cells()
-        self._keys = ApiKeys()
-        self._listeners = Listeners()
+        # The keys of servers that this session was given.
+        self.keys = ApiKeys()
+        self._listeners: tuple[Callable[[], None], ...] = ()
         self._closing: list[Callable[[], None]] = []
         self._start_process()
         _sessions.add(self)
@@ -93,8 +94,9 @@ class Session:
     def _start_process(self, last: Reply | None = None) -> None:
         """Create what belongs to this process: threads, and what runs on them."""
         self._loop = LoopThread()
-        self._jobs = Jobs()
-        self._recorder = Recorder(self._chats, self._listeners.notify, last)
+        # The responses that run in the background, and those that ended last.
+        self.jobs = Jobs()
+        self._recorder = Recorder(self.chats, self._notify, last)
         self._loads = Loads(self._loop, lambda: self._manager)
 
     def _reset_after_fork(self) -> None:
@@ -109,11 +111,11 @@ class Session:
         from llm_magic.backends.manager import BackendManager
 
         def create(name: str) -> Backend:
-            return registry.create(name, lambda: self.settings, self._keys)
+            return registry.create(name, lambda: self.settings, self.keys)
 
         # Programs end without `close`, too.
         atexit.register(_close, weakref.ref(self))
-        return BackendManager(self._create or create, self._listeners.notify)
+        return BackendManager(self._create or create, self._notify)
 
     # -- settings -----------------------------------------------------------------------------
 
@@ -122,21 +124,12 @@ class Session:
         """The generation settings: ``llm.generation.temperature = 0.3``."""
         from llm_magic.session.generation_settings import GenerationSettings
 
-        return GenerationSettings(self._given_settings, self._listeners.notify)
+        return GenerationSettings(self._given_settings, self._notify)
 
     @property
     def settings(self) -> Settings:
         """The settings of the environment and ``.env``."""
         return self.generation.settings
-
-    @property
-    def keys(self) -> ApiKeys:
-        """The keys of servers that this session was given."""
-        return self._keys
-
-    def configure(self, **changes: Any) -> GenerationConfig:
-        """Change generation settings for later calls; all of them, or none if one is wrong."""
-        return self.generation.update(**changes)
 
     # -- models -------------------------------------------------------------------------------
 
@@ -176,9 +169,8 @@ class Session:
         `on_wait` is called about ten times a second meanwhile, to show `status().progress`. The time of
         the load counts from `began` (`time.perf_counter`), or from now.
         """
-        naming = Naming(name, keep, time.perf_counter() if began is None else began)
-        config, wanted = self._prepared(model, options)
-        return self._loads.load(wanted, config, naming, on_wait)
+        began = time.perf_counter() if began is None else began
+        return self._loads.load(self._load_request(model, name, keep, began, options), on_wait)
 
     @held_back()
     def load_later(
@@ -193,28 +185,35 @@ class Session:
 
         The future has the result; cancelling it does not stop the load.
         """
-        naming = Naming(name, keep)
-        config, wanted = self._prepared(model, options)
-        return self._loads.start(wanted, config, naming)
+        began = time.perf_counter()
+        return self._loads.start(self._load_request(model, name, keep, began, options))
 
     def stop_loading(self) -> None:
         """Stop the load that `load_later` started, or that a cell waits for."""
         if not self._loads.stop():
             self._loop.interrupt()
 
-    def _prepared(self, model: str | None, options: LoadOptions) -> tuple[LoadConfig, str | None]:
-        """Return the options and the model of a load, and see that its key is there."""
+    def _load_request(
+        self, model: str | None, name: str | None, keep: bool, began: float, options: LoadOptions
+    ) -> LoadRequest:
+        """Check what is loaded; the default model is meant for the default backend."""
+        if name is not None:
+            check_name(name, "model")
+        config, settings = self._load_config(options), self.settings
+        default = settings.model if config.backend == settings.backend else None
+        return LoadRequest(model or default, config, name, keep, began)
+
+    def _load_config(self, options: LoadOptions) -> LoadConfig:
+        """Check the options of a load, and get the key of its server."""
         from llm_magic.backends import registry
         from llm_magic.config.settings import ServerLoadConfig
 
-        settings = self.settings
-        config = registry.load_config(settings, options)
+        config = registry.load_config(self.settings, options)
         if isinstance(config, ServerLoadConfig):
             # Here, because only the caller's thread can ask.
-            self._keys.obtain(config, resolve_address(config, settings), settings)
-        # The default model is meant for the default backend.
-        default = settings.model if config.backend == settings.backend else None
-        return config, model or default
+            address = resolve_address(config, self.settings)
+            self.keys.obtain(config, address, self.settings)
+        return config
 
     @held_back()
     def unload(self, name: str | None = None) -> Unloaded:
@@ -260,8 +259,7 @@ class Session:
         if isinstance(used, ServerLoadConfig) and "base_url" not in about:
             known = {name: getattr(used, name) for name in ServerLoadConfig.model_fields}
             about = cast("LoadOptions", {n: v for n, v in known.items() if v is not None} | about)
-        config, _ = self._prepared(None, about)
-        return self._manager.models(config)
+        return self._manager.models(self._load_config(about))
 
     def known_models(self, backend: str, base_url: str | None = None) -> list[ModelInfo]:
         """Return what a backend could load, without a request to a server.
@@ -309,7 +307,8 @@ class Session:
 
         `on_wait` is called about ten times a second meanwhile. Raises the error of the load.
         """
-        self._loads.wait(on_wait)
+        if self._loads.pending is not None:
+            self._loads.wait(on_wait)
 
     def ask(
         self, request: Request, *, background: bool = False, on_wait: OnWait | None = None
@@ -319,18 +318,13 @@ class Session:
         Raises what is wrong with the request before anything is sent. A `background` response is one
         of the `jobs`. A load that runs is waited for first, and `on_wait` called meanwhile.
         """
-        response = None
-        try:
-            with held_back():
+        with held_back():
+            if self._loads.pending is not None:
                 self._loads.wait(on_wait)
-                response = self._respond(request)
-                if background:
-                    self._jobs.add(response)
-                return response.start()
-        except Interrupted:
-            if response is None:
-                raise
-            raise response.stop() from None
+            response = self._respond(request)
+        if background:
+            self.jobs.add(response)
+        return response.start()
 
     def _respond(self, request: Request) -> Response:
         return Response(self._prepare(request), self._manager, self._loop, self._recorder)
@@ -341,7 +335,7 @@ class Session:
         loaded_model.backend.release_threads()
         if request.chat is not None and request.key is None:
             request = dataclasses.replace(request, key=self.cells.key(request.chat, peek=peek))
-        return prepare(request, loaded_model, self.generation.config, self._chats)
+        return prepare(request, loaded_model, self.generation.config, self.chats)
 
     @held_back()
     def generate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
@@ -395,11 +389,6 @@ class Session:
         """The responses that are being generated now."""
         return self._recorder.running
 
-    @property
-    def jobs(self) -> Jobs:
-        """The responses that run in the background, and those that ended last."""
-        return self._jobs
-
     @held_back()
     def wait(self, jobs: Iterable[Response], on_wait: OnWait | None = None) -> None:
         """Wait until jobs have ended, however; an interrupt only ends the waiting."""
@@ -419,7 +408,7 @@ class Session:
         Jobs that have a cell of their own go on: `jobs.stop` stops them.
         """
         self._loop.interrupt()
-        for job in self._jobs.running:
+        for job in self.jobs.running:
             if job.view is None:
                 job.cancel()
 
@@ -440,14 +429,19 @@ class Session:
 
         It must return at once: it is called for every token.
         """
-        return self._listeners.add(changed)
+        # A new tuple each time, so that `_notify` needs no lock.
+        self._listeners = (*self._listeners, changed)
+
+        def remove() -> None:
+            self._listeners = tuple(one for one in self._listeners if one is not changed)
+
+        return remove
+
+    def _notify(self) -> None:
+        for changed in self._listeners:
+            changed()
 
     # -- conversations and the end ------------------------------------------------------------
-
-    @property
-    def chats(self) -> Chats:
-        """The named conversations."""
-        return self._chats
 
     @held_back()
     def chat_tokens(self, name: str) -> int | None:
@@ -455,20 +449,20 @@ class Session:
 
         It sends no request, and waits for no answer that is being generated.
         """
-        chat = self._chats.get(name)
+        chat = self.chats.get(name)
         status = self.status()
         if status.active_model is None:
             return None
         loaded_model = self._manager.find(status.active_model)
         idle = status.status == "Ready" and not self.answering
-        messages = self._chats.messages(name)
+        messages = self.chats.messages(name)
         if loaded_model.backend.capabilities.local_token_counts and idle and messages:
             return self._loop.run(context_window.count_tokens(loaded_model, messages))
         return context_window.reported_tokens(chat, loaded_model.name)
 
     def reset(self, chat: str | None = None, *, stale: bool = False) -> list[str]:
         """Delete a chat, or all of them, or only stale turns; returns their names."""
-        return self._chats.reset(chat, stale=stale)
+        return self.chats.reset(chat, stale=stale)
 
     def close(self) -> None:
         """Free the models and end the threads; the session can be used again afterwards."""
@@ -477,12 +471,12 @@ class Session:
             closed()
         if "_manager" in self.__dict__:
             self._loop.cancel_all()
-            self._jobs.close()
+            self.jobs.close()
             with contextlib.suppress(KeyboardInterrupt):
                 self._loop.run(self._manager.aclose())
             del self.__dict__["_manager"]
         self.__dict__.pop("generation", None)
-        self._loads.discard()
+        self._loads.pending = None
         self._loop.close()
 
     def __repr__(self) -> str:

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.path:
         print(path.listing())
         return
-    # Being told to end must end the servers too: they have process groups of their own.
+    # The signal must end the servers too: they have process groups of their own.
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
     chosen = args.only or list(BENCHMARKS)
     if not _WITHOUT_MODEL.issuperset(chosen) and gguf.embedded_file() is None:
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for table in _measured(chosen, args.repeat):
         tables[table.name] = table
         if args.json is not None:
-            # One by one: whoever stops a long run keeps what it has measured.
+            # One by one: a long run that is stopped keeps what it has measured.
             report.save(args.json, about, tables.values())
     if args.readme:
         readme.write(ROOT / "README.md", about, [tables[name] for name in BENCHMARKS])

@@ -1,7 +1,7 @@
 """``%%llm`` beside the ``%%ai`` of Jupyter AI: the same paced server, each in a kernel of its own.
 
 ``%%ai`` asks for the whole answer and shows it once; so the first word is where they differ, and
-what live words cost in messages and bytes is told as well. All times are those of the frontend.
+the messages and bytes of live words are measured as well. All times are those of the frontend.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from tests.benchmarks.notebook import fresh_kernel
 from tests.benchmarks.peers import PEERS
 from tests.benchmarks.report import Row, Target, ratio
 from tests.benchmarks.rounds import Rounds
-from tests.benchmarks.server import PIECE, Pace, serving
+from tests.benchmarks.server import PIECE, Timing, serving
 from tests.kernels import Kernel
 
-_PACE = Pace(50, 10, 200)
+_PACE = Timing(50, 10, 200)
 _QUESTION = "Tell a long story about a whale."
 _OURS, _THEIRS = "%%llm", "%%ai"
 _PEER = "jupyter_ai_magic_commands"
@@ -35,11 +35,11 @@ _OUTPUTS = {"stream", "display_data", "update_display_data", "execute_result", "
 
 def measure(rounds: Rounds) -> Iterator[Row]:
     """Ask both in turn; the first question of each kernel is not counted."""
-    asked = {_OURS: _ours, _THEIRS: _theirs}
+    ways = {_OURS: _ours, _THEIRS: _theirs}
     if PEERS[_PEER].missing:
-        del asked[_THEIRS]
+        del ways[_THEIRS]
     with serving() as url, ExitStack() as kernels:
-        cells = {name: start(url, kernels) for name, start in asked.items()}
+        cells = {name: start(url, kernels) for name, start in ways.items()}
         for cell in cells.values():
             cell()
         taken = rounds.run(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from llm_magic.config.settings import GenerationConfig
@@ -103,10 +105,8 @@ def _config(tokens: int) -> GenerationConfig:
 
 
 def _timed(asking: Any) -> tuple[int, float]:
-    from llm_magic import llm
-
     began = time.perf_counter()
-    # On the event loop of the session, as all calls.
-    loop: Any = llm._loop
-    count: int = loop.run(asking)
+    # On another thread: that of the cell has a loop that runs.
+    with ThreadPoolExecutor(1) as thread:
+        count: int = thread.submit(asyncio.run, asking).result()
     return count, time.perf_counter() - began

@@ -1,7 +1,7 @@
 """Tokens per second beside two processes that compute all the time, and alone.
 
 ``%%llm`` and a plain ``generate`` in a process of its own, in turn. Threads of OpenMP that spin while
-they wait take from the busy processes what the operating system then gives back to these.
+they wait take time from the busy processes, which the operating system then returns to these.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def body(model: str) -> dict[str, Any]:
 
 
 class Client(ABC):
-    """One way to ask; `whole` may be another door than `pieces`."""
+    """One way to ask; `whole` may use another call than `pieces`."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -130,7 +130,7 @@ class OursSync(SyncClient):
 
 
 class Httpx(Client):
-    """A loop over httpx that knows nothing of errors, retries or limits."""
+    """A loop over httpx without errors, retries or limits."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -209,7 +209,7 @@ class OpenAISync(SyncClient):
 
 
 class BareSockets(Client):
-    """Nothing but sockets, and no look at what comes: faster than this is only a faster server."""
+    """Only sockets, and no parsing of the answer: only a faster server is faster than this."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)

@@ -1,7 +1,7 @@
 """Crowds: many answers and many streams at once, every client in a process of its own.
 
 The server has one, too, so that a client's CPU time is its own. A peer may live in an environment of
-its own, ``.peers/NAME``; one that is missing is a row that says what to type.
+its own, ``.peers/NAME``; one that is missing is a row with the command to type.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from tests.benchmarks.report import Row, Target, ratio
 from tests.benchmarks.rounds import Rounds
-from tests.benchmarks.server import PIECE, Pace, serving
+from tests.benchmarks.server import PIECE, Timing, serving
 from tests.kernels import ROOT
 
 _SCRIPT = "tests/benchmarks/crowd_client.py"
@@ -62,15 +62,15 @@ _KINDS = {
 class Task:
     """So many answers at this pace, so many of them at once; they are asked `whole` or `streamed`."""
 
-    door: str
-    pace: Pace
+    job: str
+    pace: Timing
     count: int
     at_once: int
 
 
 # A few words at once: what a column of short answers is made of. The peers ask for one piece.
-_ANSWERS = Task("whole", Pace(50, 0, 8), 1024, 256)
-_STREAMS = Task("streamed", Pace(50, 20, 50), 256, 256)
+_ANSWERS = Task("whole", Timing(50, 0, 8), 1024, 256)
+_STREAMS = Task("streamed", Timing(50, 20, 50), 256, 256)
 
 
 def measure_crowd(rounds: Rounds) -> Iterator[Row]:
@@ -86,8 +86,8 @@ def measure_crowd(rounds: Rounds) -> Iterator[Row]:
 def measure_streams(rounds: Rounds) -> Iterator[Row]:
     """Follow 256 streams at once, each a word every 20 ms."""
     taken = _measured(rounds, _STREAMS)
-    words = _STREAMS.count * _STREAMS.pace.count
-    yield from _computed(taken, "CPU of a chunk", 1e6 / words)
+    chunks = _STREAMS.count * _STREAMS.pace.count
+    yield from _computed(taken, "CPU of a chunk", 1e6 / chunks)
     for name, target in ((_OPENAI, 0.7), (_OLDER, 0.7), (_LITELLM, None)):
         limit = Target("<=", target) if target is not None else None
         yield from _against(name, "CPU of a chunk", "cpu_s", taken, limit)
@@ -146,7 +146,7 @@ class _Client:
 
     def done(self, task: Task) -> dict[str, Any]:
         """Have a task done, and see that every answer was whole."""
-        line = f"{task.door} {task.pace.model} {task.count} {task.at_once}\n"
+        line = f"{task.job} {task.pace.model} {task.count} {task.at_once}\n"
         self._tasks.write(line)
         self._tasks.flush()
         done: dict[str, Any] = json.loads(self._answers.readline())

@@ -40,11 +40,11 @@ def measure(rounds: Rounds) -> Iterator[Row]:
     for name in variants:
         yield Row(name, "s", taken[name])
     for ours, alone, target in (
-        ("%%llm", "nobody looks", _SLOWDOWN),
-        ("%%llm --plain", "nobody looks", _SLOWDOWN),
-        ("the peer", "nobody looks", None),
-        ("8,000 tokens: %%llm", "8,000 tokens: nobody looks", _SLOWDOWN),
-        ("the real model: %%llm", "the real model: nobody looks", _SLOWDOWN),
+        ("%%llm", "not shown", _SLOWDOWN),
+        ("%%llm --plain", "not shown", _SLOWDOWN),
+        ("the peer", "not shown", None),
+        ("8,000 tokens: %%llm", "8,000 tokens: not shown", _SLOWDOWN),
+        ("the real model: %%llm", "the real model: not shown", _SLOWDOWN),
     ):
         yield ratio(f"{ours} / {alone}", taken[ours], taken[alone], target)
 
@@ -71,18 +71,18 @@ def _variants(
 
         return run
 
-    asked = f"-t 0 --max-new-tokens {_REAL}"
+    options = f"-t 0 --max-new-tokens {_REAL}"
     return {
-        "nobody looks": scripted("", f"_ = llm.generate('{_TOKENS}')"),
+        "not shown": scripted("", f"_ = llm.generate('{_TOKENS}')"),
         "%%llm": scripted("%%llm", f"%%llm\n{_TOKENS}"),
         "%%llm --plain": scripted("%%llm --plain", f"%%llm --plain\n{_TOKENS}"),
         "the peer": scripted("the peer", f"producer.as_peers_do(llm, '{_TOKENS}')"),
-        "8,000 tokens: nobody looks": scripted("", f"_ = llm.generate('{_LONG}')"),
+        "8,000 tokens: not shown": scripted("", f"_ = llm.generate('{_LONG}')"),
         "8,000 tokens: %%llm": scripted("8,000 tokens: %%llm", f"%%llm\n{_LONG}"),
-        "the real model: nobody looks": local(
+        "the real model: not shown": local(
             f"_ = llm.generate({PROMPT!r}, temperature=0, max_new_tokens={_REAL})"
         ),
-        "the real model: %%llm": local(f"%%llm {asked}\n{PROMPT}"),
+        "the real model: %%llm": local(f"%%llm {options}\n{PROMPT}"),
     }
 
 

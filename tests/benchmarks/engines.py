@@ -6,7 +6,7 @@ quotient of the two is what our way to a server costs.
 
 - The servers stay up for all rounds. One that waits may poll (vLLM took a quarter of a core), so all
   but the one that is asked are held by SIGSTOP meanwhile.
-- Every server is told to compute on all cores, as ours does: by themselves llama-cpp-python takes
+- Every server is set to compute on all cores, as ours does: by themselves llama-cpp-python takes
   half of them, and vLLM keeps one for its front. vLLM runs without compiling, which takes a minute.
 - Each question begins with a number of its own: vLLM and llama.cpp keep the last prompt.
 """
@@ -38,10 +38,10 @@ from tests.servers.processes import Server, running
 _TOKENS, _WARM_UP_TOKENS = 128, 8
 LOCAL = "%%llm, in the kernel"
 _PREPARE = "from tests.benchmarks import inside\nwatch = inside.Stopwatch()\n"
-# What only some engines know is left to the model, or one would do more a token than another.
+# What only some engines support is left to the model, or one would do more a token than another.
 _CONFIG = "%llm_config temperature=0 top_p=none top_k=none repetition_penalty=none"
 _PATIENCE_S = 480  # a server takes a minute to start, and several where others compute
-# vLLM's; the others do not look at it.
+# vLLM's; the others do not read it.
 _ALL_CORES = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
 
 _numbers = itertools.count(1)
@@ -72,9 +72,9 @@ def rows(rates: Mapping[str, tuple[float, ...]]) -> Iterator[Row]:
     """Yield what was measured and its quotients; an engine that is missing is a row all the same."""
     yield Row(LOCAL, "tok/s", rates[LOCAL])
     for name in ENGINES:
-        for asked in (_by_client(name), _by_us(name)):
-            note = PEERS[name].missing or ("" if asked in rates else PEERS["openai"].missing)
-            yield Row(asked, "tok/s", rates.get(asked, ()), note=note)
+        for way in (_by_client(name), _by_us(name)):
+            note = PEERS[name].missing or ("" if way in rates else PEERS["openai"].missing)
+            yield Row(way, "tok/s", rates.get(way, ()), note=note)
     here = [name for name in ENGINES if _by_client(name) in rates]
     for name in here:
         yield ratio(f"{LOCAL} / {name}", rates[LOCAL], rates[_by_client(name)])
@@ -166,7 +166,7 @@ def _question() -> str:
 
 
 def _rate(reason: str, tokens: int, taken: float) -> float:
-    # Not all of them count their tokens, but whoever stops at the limit has made as many.
+    # Not all of them count their tokens, but an answer that stops at the limit has as many.
     assert reason == "length", f"the answer ended before {tokens} tokens: {reason}"
     return tokens / taken
 

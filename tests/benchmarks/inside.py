@@ -69,11 +69,13 @@ class FirstToken:
         self._displays = 0
 
     def _drawn(self, view: Any) -> None:
-        response = view._response
-        if response.has_text and not self.produced:
-            first_s = response.timing.first_token_s
-            self.produced = response.prepared.request.started + first_s
-            self.received = time.perf_counter()
+        from llm_magic import llm
+
+        for response in llm.answering:
+            if response.has_text and not self.produced:
+                first_s = response.timing.first_token_s or 0.0
+                self.produced = response.prepared.request.started + first_s
+                self.received = time.perf_counter()
         self._draw(view)
 
     def _published(self, *args: Any, **kwargs: Any) -> None:

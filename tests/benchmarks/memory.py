@@ -1,4 +1,4 @@
-"""How long a load takes beside Transformers alone, and how much an unload gives back."""
+"""How long a load takes beside Transformers alone, and how much memory an unload frees."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _first(code: str) -> float:
 
 
 def measure_unload(rounds: Rounds) -> Iterator[Row]:
-    """Load, answer and unload; compare what the process gave back with the size of the model."""
+    """Load, answer and unload; compare what the process freed with the size of the model."""
     left: list[float] = []
 
     def once() -> dict[str, float]:
@@ -58,6 +58,6 @@ def measure_unload(rounds: Rounds) -> Iterator[Row]:
 
     with loaded_kernel() as kernel:
         taken = rounds.run(once)
-    yield Row("bytes given back / size", "x", taken["share"], Target(">=", 0.95))
+    yield Row("bytes freed / size", "x", taken["share"], Target(">=", 0.95))
     yield Row("the process afterwards", "MB", tuple(left))
     yield Row("grown from the first to the last time", "MB", (left[-1] - left[0],))

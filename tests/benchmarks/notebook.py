@@ -34,7 +34,7 @@ watch = inside.Stopwatch()
 def fresh_kernel(python: Path | None = None, **environment: str) -> Iterator[Kernel]:
     """Start a kernel that has done nothing yet, in the environment of `python` if it is given.
 
-    Not the one of the tests: that one tells OpenMP's threads to sleep while they wait, which
+    Not the one of the tests: that one lets OpenMP's threads sleep while they wait, which
     changes the speed of every token.
     """
     with tempfile.TemporaryDirectory(prefix="llm_magic-bench-") as folder:

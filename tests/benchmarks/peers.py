@@ -1,6 +1,6 @@
 """Who is measured beside us: where each lives, how it is started, which version it is.
 
-A peer that is not there is a row that says what to type, never a row that is not there.
+A peer that is missing is a row with the command to type.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.kernels import ROOT
 class Peer:
     """One package that does what we do; `home` is its environment, or None for the one that runs.
 
-    `started` is for people: which door of it is measured. `install` is what to type where it is
+    `started` is for people: which API of it is measured. `install` is what to type where it is
     missing.
     """
 
@@ -35,7 +35,7 @@ class Peer:
     @property
     def version(self) -> str | None:
         """Which version is installed; None where it is missing."""
-        found = importlib.metadata.Distribution.discover(name=self.package, path=self._places())
+        found = importlib.metadata.Distribution.discover(name=self.package, path=self._folders())
         return next((distribution.version for distribution in found), None)
 
     @property
@@ -43,7 +43,7 @@ class Peer:
         """What to type to get it; empty where it is installed."""
         return "" if self.version else f"missing: {self.install}"
 
-    def _places(self) -> list[str]:
+    def _folders(self) -> list[str]:
         if self.home is None:
             return sys.path
         return [str(folder) for folder in self.home.glob("lib/python*/site-packages")]
@@ -82,7 +82,7 @@ def versions() -> dict[str, str]:
 
 
 def listing() -> str:
-    """Return a line a peer: its version, its door, and what to type where it is missing."""
+    """Return a line a peer: its version, how it is started, and what to type where it is missing."""
     return "\n".join(
         f"{name:<26} {peer.version or '':<10} {peer.missing or peer.started}"
         for name, peer in PEERS.items()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.benchmarks.report import Row, Table, number
 
-BEGIN = "<!-- the benchmarks: scripts/bench --readme -->"
+START = "<!-- the benchmarks: scripts/bench --readme -->"
 END = "<!-- end of the benchmarks -->"
 _WIDTH = 130
 _VERSIONS = ("torch", "transformers", "ipykernel", "transformers serve", "llama.cpp", "vLLM")
@@ -18,12 +18,12 @@ _CLIENTS = ("openai", "litellm", "jupyter_ai_magics", "jupyter_ai_magic_commands
 
 
 def write(file: Path, about: Mapping[str, str], tables: Sequence[Table]) -> None:
-    """Put the table between its two marks; what stood there goes, everything else stays."""
+    """Put the table between its two markers, in place of the old one."""
     text = file.read_text(encoding="utf-8")
-    place = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    made = f"{BEGIN}\n{markdown(about, tables)}\n{END}"
-    changed, count = place.subn(lambda _old: made, text)
-    assert count == 1, f"{file.name} has no place for the benchmarks between {BEGIN} and {END}"
+    section = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.DOTALL)
+    made = f"{START}\n{markdown(about, tables)}\n{END}"
+    changed, count = section.subn(lambda _old: made, text)
+    assert count == 1, f"{file.name} has no place for the benchmarks between {START} and {END}"
     file.write_text(changed, encoding="utf-8")
 
 
@@ -38,13 +38,13 @@ def markdown(about: Mapping[str, str], tables: Sequence[Table]) -> str:
     versions = ", ".join(f"{name} {about[name]}" for name in _VERSIONS + _CLIENTS if name in about)
     days = sorted({table.taken[:10] for table in tables})
     taken = " to ".join(dict.fromkeys((days[0], days[-1])))
-    said = (
+    heading = (
         f"Taken {taken} on {about['cpu']}, {about['memory']}, Python {about['python']};"
         f" {noise}. {met} of {len(judged)} targets met. Medians of rounds side by side. {versions}."
     )
     return "\n".join(
         [
-            *textwrap.wrap(said, _WIDTH, break_on_hyphens=False),
+            *textwrap.wrap(heading, _WIDTH, break_on_hyphens=False),
             "",
             "<details><summary>The figures</summary>",
             "",
@@ -57,7 +57,7 @@ def markdown(about: Mapping[str, str], tables: Sequence[Table]) -> str:
     )
 
 
-def told(table: Table) -> list[Row]:
+def shown_rows(table: Table) -> list[Row]:
     """Return the rows that the README shows: what has a target, else what is a ratio; all that miss.
 
     Everything else is in the table that is printed and in the JSON.
@@ -72,14 +72,14 @@ def told(table: Table) -> list[Row]:
 
 def _lines(table: Table) -> Iterator[str]:
     noisy = " (noisy)" if table.noisy else ""
-    yield f"| **{_escaped(table.title)}**{noisy} | | | |"
-    for row in told(table):
-        yield f"| {_escaped(row.name)} | {' | '.join(_cells(row))} |"
+    yield f"| **{escaped(table.title)}**{noisy} | | | |"
+    for row in shown_rows(table):
+        yield f"| {escaped(row.name)} | {' | '.join(_cells(row))} |"
 
 
 def _cells(row: Row) -> tuple[str, str, str]:
     if row.median is None:
-        return _escaped(row.note), "", ""
+        return escaped(row.note), "", ""
     unit = "" if row.unit == "x" else f" {row.unit}"
     spread = f"{number(min(row.values))} to {number(max(row.values))}"
     target = str(row.target) if row.target else ""
@@ -90,6 +90,6 @@ def _cells(row: Row) -> tuple[str, str, str]:
     )
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Keep a name from being read as Markdown."""
     return re.sub(r"([|<>_*`])", r"\\\1", text)

@@ -20,11 +20,11 @@ from tests.benchmarks import clients
 from tests.benchmarks.clients import Client, SyncClient
 from tests.benchmarks.report import Row, Target, ratio
 from tests.benchmarks.rounds import Rounds
-from tests.benchmarks.server import PIECE, Pace, serving
+from tests.benchmarks.server import PIECE, Timing, serving
 
 T = TypeVar("T")
 # Asks, and returns the milliseconds until the first piece and until the end.
-Ask = Callable[[Pace], tuple[float, float]]
+Ask = Callable[[Timing], tuple[float, float]]
 Figures = Mapping[str, tuple[float, ...]]
 # What the ratios to httpx and to the openai client should be.
 Targets = tuple[Target | None, Target | None]
@@ -46,13 +46,13 @@ _AS_FAST: Targets = Target("<=", 1.05), Target("<=", 1.0)
 _RATE: Targets = None, Target(">=", 1.0)
 _ANY: Targets = None, None
 
-_BEGINNING, _WHOLE = Pace(20, 10, 2), Pace(20, 10, 100)
-_AT_ONCE, _SHORT = Pace(0, 0, 2000), Pace(0, 0, 1)
-_PROMPTS, _WORKERS, _STREAMS = 256, 64, Pace(20, 20, 50)
+_BEGINNING, _WHOLE = Timing(20, 10, 2), Timing(20, 10, 100)
+_AT_ONCE, _SHORT = Timing(0, 0, 2000), Timing(0, 0, 1)
+_PROMPTS, _WORKERS, _STREAMS = 256, 64, Timing(20, 20, 50)
 
 
 def measure_stream(rounds: Rounds) -> Iterator[Row]:
-    """Ask once at a time, through both doors."""
+    """Ask once at a time, by the async and the sync API."""
     with serving() as url:
         with _asking(url) as ways:
             for title, unit, figure, targets in (
@@ -78,7 +78,7 @@ def measure_many(rounds: Rounds) -> Iterator[Row]:
             ways[name] = _MANY[name](url)
             stack.callback(_close, runner, ways[name])
         for latency in (50, 200, 1000):
-            share = partial(_share, runner, Pace(latency, 0, 8))
+            share = partial(_share, runner, Timing(latency, 0, 8))
             taken = _in_turn(rounds, ways, share)
             yield from _rows(f"{latency} ms, share of ideal", "x", _MANY, taken, _RATE)
         taken = _in_turn(rounds, ways, partial(_cpu_of_a_piece, runner))
@@ -140,43 +140,43 @@ def _close(runner: asyncio.Runner, client: Client) -> None:
     runner.run(client.aclose())
 
 
-def _ask(runner: asyncio.Runner, client: Client, pace: Pace) -> tuple[float, float]:
-    watch = _Watch()
+def _ask(runner: asyncio.Runner, client: Client, pace: Timing) -> tuple[float, float]:
+    times = _Times()
 
     async def ask() -> tuple[float, float]:
-        watch.began = time.perf_counter()
+        times.started = time.perf_counter()
         async for piece in client.pieces(pace.model):
-            watch.take(piece)
-        return watch.times(pace)
+            times.add(piece)
+        return times.result(pace)
 
     return runner.run(ask())
 
 
-def _ask_sync(client: SyncClient, pace: Pace) -> tuple[float, float]:
-    watch = _Watch()
+def _ask_sync(client: SyncClient, pace: Timing) -> tuple[float, float]:
+    times = _Times()
     for piece in client.pieces(pace.model):
-        watch.take(piece)
-    return watch.times(pace)
+        times.add(piece)
+    return times.result(pace)
 
 
-class _Watch:
-    """Takes the times of one answer, and sees that nothing of it is missing."""
+class _Times:
+    """Measures one answer, and checks that nothing of it is missing."""
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
         self._first = 0.0
-        self.began = time.perf_counter()
+        self.started = time.perf_counter()
 
-    def take(self, piece: str) -> None:
-        """Take the next piece."""
+    def add(self, piece: str) -> None:
+        """Add the next piece."""
         self._first = self._first or time.perf_counter()
         self._pieces.append(piece)
 
-    def times(self, pace: Pace) -> tuple[float, float]:
+    def result(self, pace: Timing) -> tuple[float, float]:
         """Return the milliseconds until the first piece and until now."""
-        ended = time.perf_counter()
+        now = time.perf_counter()
         assert "".join(self._pieces) == PIECE * pace.count
-        return (self._first - self.began) * 1000, (ended - self.began) * 1000
+        return (self._first - self.started) * 1000, (now - self.started) * 1000
 
 
 def _first(ask: Ask) -> float:
@@ -213,7 +213,7 @@ def _first_calls(url: str) -> dict[str, float]:
 # -- many at once -----------------------------------------------------------------------------
 
 
-def _share(runner: asyncio.Runner, pace: Pace, client: Client) -> float:
+def _share(runner: asyncio.Runner, pace: Timing, client: Client) -> float:
     """Return the share of the ideal rate: `_WORKERS` answers in the time of one."""
     left = iter(range(_PROMPTS))
 

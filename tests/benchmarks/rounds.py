@@ -11,22 +11,22 @@ from typing import Protocol
 
 import psutil
 
-# Of the CPU, by processes that are not ours: above it a round says more about them.
+# Of the CPU, by processes that are not ours: above it a round measures them.
 _QUIET = 0.10
 _ENOUGH, _EXTRA = 3, 3
 
 
-class Watch(Protocol):
-    """Sees what share of the CPU others take while it is looked at."""
+class Load(Protocol):
+    """Measures what share of the CPU others take from its creation on."""
 
     def share(self) -> float:
         """Return it, between 0 and 1."""
 
 
 class Rounds:
-    """Repeats a round until enough were quiet; where none is, all count and the table says so."""
+    """Repeats a round until enough were quiet; where none is, all count and the table has a note."""
 
-    def __init__(self, count: int, others: Callable[[], Watch] | None = None) -> None:
+    def __init__(self, count: int, others: Callable[[], Load] | None = None) -> None:
         self.count = count
         self._others = others or Others
         self.shares: list[float] = []
@@ -77,23 +77,23 @@ class Others:
     """Measures what share of the CPU other processes take from now on."""
 
     def __init__(self) -> None:
-        self._began, self._busy, self._own = time.monotonic(), _busy_seconds(), _own_seconds()
+        self._began, self._busy, self._own = time.monotonic(), busy_seconds(), own_seconds()
 
     def share(self) -> float:
         """Return it, between 0 and 1."""
         capacity = (time.monotonic() - self._began) * (os.cpu_count() or 1)
-        others = (_busy_seconds() - self._busy) - (_own_seconds() - self._own)
+        others = (busy_seconds() - self._busy) - (own_seconds() - self._own)
         return max(0.0, others / capacity)
 
 
-def _busy_seconds() -> float:
+def busy_seconds() -> float:
     times = psutil.cpu_times()
     idle = times.idle + getattr(times, "iowait", 0.0)
     # Linux counts the time of guests twice.
     return float(sum(times) - idle - getattr(times, "guest", 0.0))
 
 
-def _own_seconds() -> float:
+def own_seconds() -> float:
     """The CPU time of this process, of its living descendants, and of those it has waited for."""
     total = 0.0
     this = psutil.Process()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llm_magic.backends.local.files import gguf as embedded
 
-# Written anew by the writer itself, or said otherwise of this copy.
+# Written anew by the writer itself, or set otherwise for this copy.
 _NOT_COPIED = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.architecture"}
 _FILE_TYPE, _QUANTIZATION_VERSION = "general.file_type", "general.quantization_version"
 
@@ -33,8 +33,8 @@ def write_bf16(target: Path) -> Path:
     for tensor in reader.tensors:
         numbers = gguf.dequantize(tensor.data, tensor.tensor_type)
         # As llama.cpp's own conversion does: vectors stay in f32.
-        wanted = kind.BF16 if len(tensor.shape) > 1 else kind.F32
-        writer.add_tensor(tensor.name, gguf.quantize(numbers, wanted), raw_dtype=wanted)
+        target_kind = kind.BF16 if len(tensor.shape) > 1 else kind.F32
+        writer.add_tensor(tensor.name, gguf.quantize(numbers, target_kind), raw_dtype=target_kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

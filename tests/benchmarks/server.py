@@ -33,7 +33,7 @@ _STREAM = (
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Timing:
     """When the pieces of an answer come, in milliseconds after the request, and how many."""
 
     first_ms: int
@@ -46,7 +46,7 @@ class Pace:
         return f"paced-{self.first_ms}-{self.each_ms}-{self.count}"
 
     @classmethod
-    def of(cls, model: str) -> Pace:
+    def of(cls, model: str) -> Timing:
         """Read the name of a model."""
         return cls(*map(int, model.removeprefix("paced-").split("-")))
 
@@ -73,9 +73,9 @@ def serving() -> Iterator[str]:
 
 
 @functools.cache
-def _answer(model: str) -> tuple[Pace, list[bytes]]:
+def _answer(model: str) -> tuple[Timing, list[bytes]]:
     """Return the pieces of an answer as they go over the wire, shaped as vLLM's are."""
-    pace = Pace.of(model)
+    pace = Timing.of(model)
 
     def event(**about: Any) -> bytes:
         value = {
@@ -95,9 +95,9 @@ def _answer(model: str) -> tuple[Pace, list[bytes]]:
 
 
 @functools.cache
-def _whole_answer(model: str) -> tuple[Pace, bytes]:
-    """Return an answer for those who want it in one piece."""
-    pace = Pace.of(model)
+def _whole_answer(model: str) -> tuple[Timing, bytes]:
+    """Return an answer in one piece."""
+    pace = Timing.of(model)
     message = {"role": "assistant", "content": PIECE * pace.count}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
     value = {
@@ -107,7 +107,7 @@ def _whole_answer(model: str) -> tuple[Pace, bytes]:
     return pace, _whole(value)
 
 
-def _usage(pace: Pace) -> dict[str, int]:
+def _usage(pace: Timing) -> dict[str, int]:
     return {
         "prompt_tokens": 9, "completion_tokens": pace.count, "total_tokens": pace.count + 9,
     }  # fmt: skip
@@ -144,20 +144,20 @@ class _Connection(asyncio.Protocol):
         if b"\r\n\r\n" not in self._received or len(body) < size:
             return
         self._received = body[size:]
-        self._asked(head.split(b" ", 2)[1].decode(), body[:size])
+        self._answer_request(head.split(b" ", 2)[1].decode(), body[:size])
 
-    def _asked(self, path: str, body: bytes) -> None:
+    def _answer_request(self, path: str, body: bytes) -> None:
         if path.endswith("/chat/completions"):
-            asked = json.loads(body)
-            begin = self._begin if asked.get("stream") else self._begin_whole
-            begin(asked["model"])
+            request = json.loads(body)
+            answer = self._stream if request.get("stream") else self._answer_whole
+            answer(request["model"])
             return
         # Lists hold no paces, so every one can be asked for by its name.
         name = path.rpartition("/models/")[2]
         entry = {"id": name, "object": "model", "owned_by": "tests"}
         self._transport.write(_whole(entry if "/models/" in path else {"data": []}))
 
-    def _begin(self, model: str) -> None:
+    def _stream(self, model: str) -> None:
         pace, pieces = _answer(model)
         first = self._loop.time() + pace.first_ms / 1000
         if pace.each_ms:
@@ -166,7 +166,7 @@ class _Connection(asyncio.Protocol):
         else:
             self._loop.call_at(first, self._transport.write, _STREAM + b"".join(pieces))
 
-    def _begin_whole(self, model: str) -> None:
+    def _answer_whole(self, model: str) -> None:
         pace, answer = _whole_answer(model)
         self._loop.call_later(pace.ideal_ms / 1000, self._transport.write, answer)
 

@@ -31,7 +31,7 @@ CHROMIUM_OPTIONS = (
     "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
     "--disable-sync --no-first-run --disable-dev-shm-usage"
 )
-# Cells outside of the view stay in the page, and no news or updates are looked for.
+# Cells outside of the view stay in the page; JupyterLab does not check for news or updates.
 _LAB_SETTINGS = """{
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
     "@jupyterlab/apputils-extension:notification": {

@@ -35,7 +35,7 @@ class Lab:
     """One window of JupyterLab with one notebook.
 
     Cells are counted from 0. Whatever is not here is in `page`, a Playwright page; `cell(i)` and
-    `output(i)` are the places to look for widgets.
+    `output(i)` contain the widgets.
     """
 
     def __init__(self, page: Page, server: Server) -> None:

@@ -11,11 +11,11 @@ from tests.browser.lab import Lab
 if TYPE_CHECKING:
     from playwright.sync_api import Locator
 
-# Run first: a kernel whose model ``tiny`` says what `backend` is told, or repeats the prompt.
+# Runs first: the model ``tiny`` generates the script of `backend`, or repeats the prompt.
 SCRIPTED = """
 from llm_magic.notebook.magics import register
 from llm_magic.session import Session
-from tests.scripted import ScriptedBackend, say
+from tests.scripted import ScriptedBackend, whole_answer
 backend = ScriptedBackend()
 llm = Session(create=lambda _name: backend)
 register(get_ipython(), llm)

@@ -27,7 +27,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"window.__pwned = 1")
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Write no log."""
 
 
 @contextmanager

@@ -17,7 +17,7 @@ ASK = "%%llm -f code\nDo it."
 
 
 def test_code_block_becomes_next_cell_or_replaces_this_one(lab: Lab) -> None:
-    answers = f"for _ in range(3): backend.will(*say({ANSWER!r}))"
+    answers = f"for _ in range(3): backend.will(*whole_answer({ANSWER!r}))"
     replacing = ASK.replace("code", "code --replace")
     first = f"{SCRIPTED}\n{answers}\nmade = False"
     lab.open([first, ASK, "print(made)", replacing])

@@ -30,8 +30,8 @@ def test_panel_loads_prompts_and_stops_real_model(lab: Lab, model_cache: Path) -
     panel.button("Load").click()
     panel.at(".llm-Ready").wait_for(timeout=120_000)
     until(lambda: "SmolLM2-135M" in panel.status(), "no model is named")
-    told = panel.at(".llm-result")
-    until(lambda: bool(re.search(r"ready in [\d.]+ s", told.inner_text())), "nothing is told")
+    result = panel.at(".llm-result")
+    until(lambda: bool(re.search(r"ready in [\d.]+ s", result.inner_text())), "nothing is result")
     panel.ask("Write a very long story about a ship, in many chapters.")
     until(lambda: len(panel.answer()) > 80, "no text", 60)
     early = panel.answer()
@@ -105,7 +105,7 @@ CODE = 'def f(x: int) -> dict[str, int]:\n    if x:\n\n        return {"a": (x)}
 @pytest.mark.parametrize("keys", [False, True])
 def test_code_goes_into_the_next_cell_as_it_is_and_is_not_run(lab: Lab, keys: bool) -> None:
     answer = f"Here:\n\n```python\n{CODE}\n```\nThat is it."
-    will = f"{SCRIPTED}\nbackend.will(*say({answer!r}))"
+    will = f"{SCRIPTED}\nbackend.will(*whole_answer({answer!r}))"
     lab.open([will, "%llm_panel", "'after'", "'last'"])
     lab.run(0)
     panel = open_panel(lab, 1)
@@ -127,7 +127,7 @@ def test_code_goes_into_the_next_cell_as_it_is_and_is_not_run(lab: Lab, keys: bo
 
 def test_answer_and_magic_can_be_copied(lab: Lab) -> None:
     lab.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    lab.open([f"{SCRIPTED}\nbackend.will(*say('**bold**\\n\\n- x'))", "%llm_panel"])
+    lab.open([f"{SCRIPTED}\nbackend.will(*whole_answer('**bold**\\n\\n- x'))", "%llm_panel"])
     lab.run(0)
     panel = open_panel(lab, 1)
     panel.ask("two\nlines")

@@ -32,7 +32,7 @@ def full(lab: Lab) -> Panel:
     """Return a panel with something everywhere: answer, code, chat, trouble, a changed setting."""
     scripts = (
         "from tests.scripted import Hang\nbackend.will('one', Hang())\n"
-        f"backend.will(*say({_ANSWER!r}))"
+        f"backend.will(*whole_answer({_ANSWER!r}))"
     )
     lab.open([f"{SCRIPTED}\n{scripts}", "%llm_panel", f"%%llm --bg\nA job. {'long ' * 60}"])
     lab.run(0)
@@ -157,8 +157,8 @@ def test_everything_is_reached_with_the_tabulator(lab: Lab) -> None:
         if not reached[-1]:
             break
         lab.page.keyboard.press("Tab")
-    wanted = ["Backend", "Model", "Load", "temperature, slider", "temperature", "Prompt", "Send"]
-    positions = [reached.index(name) for name in wanted]
+    expected = ["Backend", "Model", "Load", "temperature, slider", "temperature", "Prompt", "Send"]
+    positions = [reached.index(name) for name in expected]
     assert positions == sorted(positions), reached
 
 
@@ -181,7 +181,7 @@ def test_keys_on_buttons_boxes_and_lists_do_what_they_do_everywhere(lab: Lab) ->
 _HOSTILE = """
 from tests.payloads import payloads
 for text in payloads({leak!r}).values():
-    backend.will(*say(text + "\\n\\n" + text))
+    backend.will(*whole_answer(text + "\\n\\n" + text))
 """
 
 
@@ -194,11 +194,13 @@ def test_hostile_words_run_nothing(lab: Lab, recorder: Recorder) -> None:
     _touch_everything(lab)
     assert lab.page.evaluate("() => window.__pwned === undefined")
     assert recorder.requests == []
-    said = lab.output(1).locator(".llm-panel .llm-scroll")
+    conversation = lab.output(1).locator(".llm-panel .llm-scroll")
     active = "img, script, iframe, object, embed, form, input, link, style, meta, base, svg, video"
-    assert said.locator(f":is({active}):not(mjx-container *)").count() == 0
-    assert said.locator("mjx-container :is(a, [id], [class*='jp-'])").count() == 0
-    assert said.locator("a:not([href^='http'], [href^='mailto:'], [href^='#'])").count() == 0
+    assert conversation.locator(f":is({active}):not(mjx-container *)").count() == 0
+    assert conversation.locator("mjx-container :is(a, [id], [class*='jp-'])").count() == 0
+    assert (
+        conversation.locator("a:not([href^='http'], [href^='mailto:'], [href^='#'])").count() == 0
+    )
 
 
 # Every payload as question and as answer, and as a complaint, as the panel itself asks.

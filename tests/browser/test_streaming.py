@@ -23,12 +23,12 @@ register(get_ipython(), llm)
 """
 _SCRIPT = """
 import itertools, pathlib, threading, time
-from tests.scripted import Hang, say
+from tests.scripted import Hang, whole_answer
 tokens = [text[start:start + 4] for start in range(0, len(text), 4)]
 hang = Hang()
 half = (text.index("import") + 30) // 4
 paced = lambda part: itertools.chain.from_iterable((token, Pause(0.01)) for token in part)
-backend.will(*paced(tokens[:half]), hang, *paced(tokens[half:]), *say())
+backend.will(*paced(tokens[:half]), hang, *paced(tokens[half:]), *whole_answer())
 def go_on():
     hang.reached.wait()
     while not pathlib.Path({file!r}).exists():
@@ -37,7 +37,7 @@ def go_on():
 threading.Thread(target=go_on).start()
 """
 # In every frame that is painted: has the answer gone, shrunk, or a formula lost its form?
-_WATCH = """() => {
+_OBSERVE = """() => {
     window.__frames = window.__gone = window.__shrunk = window.__raw = 0;
     let height = 0, formulas = 0;
     const look = () => {
@@ -98,14 +98,14 @@ def test_nothing_flickers_and_the_page_stays_where_it_is(lab: Lab) -> None:
     lab.open([_SETUP, script, "%%llm\nExplain.", "# the end"])
     lab.run(0)
     lab.run(1)
-    lab.page.evaluate(_WATCH)
+    lab.page.evaluate(_OBSERVE)
     lab.start(2)
     lab.output(2).get_by_text("import").first.wait_for()
-    place = "document.querySelector('.jp-WindowedPanel-outer').scrollTop"
-    lab.page.evaluate(f"() => {{ {place} = 100; }}")
+    position = "document.querySelector('.jp-WindowedPanel-outer').scrollTop"
+    lab.page.evaluate(f"() => {{ {position} = 100; }}")
     lab.wait(2)
     lab.page.wait_for_timeout(500)
-    assert lab.page.evaluate(f"() => {place}") == 100
+    assert lab.page.evaluate(f"() => {position}") == 100
     seen = {what: _frames(lab, what) for what in ("frames", "gone", "shrunk", "raw")}
     assert seen.pop("frames") > 20
     assert seen == {"gone": 0, "shrunk": 0, "raw": 0}

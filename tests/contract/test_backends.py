@@ -77,7 +77,7 @@ def test_abandoned_stream_stops_work_and_keeps_partial_reply(under: Under) -> No
     assert reply.finish_reason == "cancelled"
     assert reply.text.startswith(first.text)
     if under.server is not None:
-        assert under.server.asked(under.chat)[-1].left.wait(2), "the server went on"
+        assert under.server.requests_to(under.chat)[-1].left.wait(2), "the server went on"
     assert under.session.generate("hi", max_new_tokens=2).text
 
 
@@ -101,7 +101,7 @@ def test_cancelled_task_stops_work(under: Under) -> None:
 
     asyncio.run(main())
     if under.server is not None:
-        assert under.server.asked(under.chat)[-1].left.wait(2), "the server went on"
+        assert under.server.requests_to(under.chat)[-1].left.wait(2), "the server went on"
     assert under.session.generate("hi", max_new_tokens=2).text
 
 
@@ -118,7 +118,7 @@ def test_unknown_model_keeps_state(under: Under) -> None:
 @every
 def test_invalid_option_raises_before_request(under: Under) -> None:
     under.load()
-    asked = len(under.server.asked(under.chat)) if under.server else 0
+    before = len(under.server.requests_to(under.chat)) if under.server else 0
     with pytest.raises(OptionError, match="temperature=9"):
         under.session.generate("hi", temperature=9)
     with pytest.raises(
@@ -126,7 +126,7 @@ def test_invalid_option_raises_before_request(under: Under) -> None:
     ):
         under.session.generate("hi", extra={"temperature": 1})
     if under.server is not None:
-        assert len(under.server.asked(under.chat)) == asked
+        assert len(under.server.requests_to(under.chat)) == before
 
 
 @every
@@ -134,12 +134,12 @@ def test_dry_run_sends_nothing(under: Under) -> None:
     from llm_magic.session.requests import Request
 
     under.load()
-    asked = len(under.server.asked(under.chat)) if under.server else 0
+    before = len(under.server.requests_to(under.chat)) if under.server else 0
     dry = under.session.dry_run(Request(QUESTION, system="Be brief."))
     assert [message.role for message in dry.messages] == ["system", "user"]
     assert dry.count.prompt_tokens is None or dry.count.prompt_tokens > 6
     if under.server is not None:
-        assert len(under.server.asked(under.chat)) == asked
+        assert len(under.server.requests_to(under.chat)) == before
 
 
 @every
@@ -161,7 +161,7 @@ def test_unload_leaves_nothing(under: Under) -> None:
 
 
 @remote
-def test_stopped_server_error_says_how_to_start_it(under: Under) -> None:
+def test_stopped_server_error_contains_how_to_start_it(under: Under) -> None:
     under.load()
     assert under.server is not None
     under.server.stop()
@@ -188,7 +188,7 @@ def test_server_failure_keeps_partial_reply(under: Under) -> None:
     assert reply is under.session.last
     assert reply is not None
     assert (reply.text, reply.finish_reason) == ("half", "truncated")
-    assert len(under.server.asked(under.chat)) == 1, "asked again after a word was said"
+    assert len(under.server.requests_to(under.chat)) == 1, "before again after a word was said"
 
 
 @remote

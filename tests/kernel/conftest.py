@@ -18,7 +18,7 @@ get_ipython().config.pop("LLMMagics", None)
 del sys, name"""
 _SCRIPTED = """from llm_magic.notebook.magics import register
 from llm_magic.session import Session
-from tests.scripted import ScriptedBackend, say
+from tests.scripted import ScriptedBackend, whole_answer
 backend = ScriptedBackend()
 llm = Session(create=lambda _name: backend)
 register(get_ipython(), llm)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -128,7 +127,7 @@ def test_the_stop_button_ends_an_awaiting_cell(k: Kernel, fast: FaultServer, ask
     ran = k.wait(cell)
     assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)
     assert ran.error == "Stopped after 3 characters; the answer so far is in llm.last."
-    assert ran.ended - pressed < within_a_second()
+    assert ran.finished - pressed < within_a_second()
     assert received.left.wait(within_a_second())
     assert k.value("(llm.last.text, llm.last.finish_reason)") == ("one", "cancelled")
     assert k.value("__import__('sys').last_value.reply.text") == "one"
@@ -281,50 +280,44 @@ def test_last_is_the_answer_that_has_text(k: Kernel, fast: FaultServer) -> None:
 @pytest.mark.parametrize("ask", ["await llm.agenerate('Hello.')", "reply = llm.generate('Hello.')"])
 def test_interrupt_before_first_line_is_one_line(k: Kernel, fast: FaultServer, ask: str) -> None:
     fast.pace = 0.3
-    k.ok("from tests import presses\npresses.before_code(get_ipython())")
+    k.ok("from tests import interrupt_points\ninterrupt_points.before_code(get_ipython())")
     ran = k.run(ask)
     assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)
     assert ran.seconds < within_a_second()
 
 
-def test_local_jobs_wait_for_their_turn(model_cache: Path) -> None:
-    with kernel(PYTHONPATH=str(ROOT), LLM_MAGIC_CACHE_DIR=str(model_cache)) as k:
-        k.ok("%load_ext llm_magic\nfrom llm_magic import llm\n%llm_load")
-        for name in ("first", "second"):
-            assert (
-                k.ok(f"%%llm --bg -o {name} --max-new-tokens 200 --seed 1\nTell a story.").seconds
-                < 2
-            )
-        k.ok("while first.state != 'running': __import__('time').sleep(0.01)")
-        assert k.value("(first.state, second.state)") == ("running", "waiting")
-        assert "waiting" in k.ok("%llm_jobs").text
-        k.ok(f"%llm_stop {k.value('first.number')}")
-        k.ok("while second.state != 'running': __import__('time').sleep(0.01)")
-        assert k.value("(first.state, first.text != '')") == ("stopped", True)
-        cell = k.send("%llm --max-new-tokens 4 Hello")
-        k.wait_for_output(cell, "…")
-        k.interrupt()
-        assert k.wait(cell).ename == "Interrupted", "■ ends the cell that waits, not the job"
-        assert k.value("second.state") == "running"
-        k.ok("%llm_stop")
-        assert k.ok("%llm -t 0 --max-new-tokens 2 Hello").status == "ok"
+def test_local_jobs_wait_for_their_turn(loaded: Kernel) -> None:
+    for name in ("first", "second"):
+        cell = f"%%llm --bg -o {name} --max-new-tokens 200 --seed 1\nWrite a story."
+        assert loaded.ok(cell).seconds < within_a_second()
+    loaded.ok("while first.state != 'running': __import__('time').sleep(0.01)")
+    assert loaded.value("(first.state, second.state)") == ("running", "waiting")
+    assert "waiting" in loaded.ok("%llm_jobs").text
+    loaded.ok(f"%llm_stop {loaded.value('first.number')}")
+    loaded.ok("while second.state != 'running': __import__('time').sleep(0.01)")
+    assert loaded.value("(first.state, first.text != '')") == ("stopped", True)
+    cell = loaded.send("%llm --max-new-tokens 4 Hello")
+    loaded.wait_for_output(cell, "…")
+    loaded.interrupt()
+    assert loaded.wait(cell).ename == "Interrupted", "■ ends the cell that waits, not the job"
+    assert loaded.value("second.state") == "running"
+    loaded.ok("%llm_stop")
+    assert loaded.ok("%llm -t 0 --max-new-tokens 2 Hello").status == "ok"
 
 
-def test_interrupt_of_local_answers_keeps_the_one_that_has_text(model_cache: Path) -> None:
-    with kernel(PYTHONPATH=str(ROOT), LLM_MAGIC_CACHE_DIR=str(model_cache)) as k:
-        k.ok("%load_ext llm_magic\nfrom llm_magic import llm\nimport asyncio\n%llm_load")
-        k.ok("llm.generate('Hello', max_new_tokens=1)")
-        cell = k.send(
-            "async def ask(n): return await llm.agenerate(f'Tell story {n}.', max_new_tokens=200)\n"
-            "asks = asyncio.gather(*(ask(n) for n in range(3)))\n"
-            "while not any(draft.text for draft in llm.answering): await asyncio.sleep(0.01)\n"
-            "print('here')\n"
-            "await asks"
-        )
-        k.wait_for_output(cell, "here")
-        k.interrupt()
-        ran = k.wait(cell)
-        assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)
-        assert ran.error.startswith("Stopped after ")
-        assert k.value("llm.last.text") != ""
-        assert k.value("__import__('sys').last_value.reply.text == llm.last.text")
+def test_interrupt_of_local_answers_keeps_the_one_that_has_text(loaded: Kernel) -> None:
+    loaded.ok("import asyncio\nllm.generate('Hello', max_new_tokens=1)")
+    cell = loaded.send(
+        "async def ask(n): return await llm.agenerate(f'Write story {n}.', max_new_tokens=200)\n"
+        "asks = asyncio.gather(*(ask(n) for n in range(3)))\n"
+        "while not any(draft.text for draft in llm.answering): await asyncio.sleep(0.01)\n"
+        "print('here')\n"
+        "await asks"
+    )
+    loaded.wait_for_output(cell, "here")
+    loaded.interrupt()
+    ran = loaded.wait(cell)
+    assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)
+    assert ran.error.startswith("Stopped after ")
+    assert loaded.value("llm.last.text") != ""
+    assert loaded.value("__import__('sys').last_value.reply.text == llm.last.text")

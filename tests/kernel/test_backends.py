@@ -21,9 +21,9 @@ def k(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
 
 def test_installed_backend_answers(k: Kernel) -> None:
     k.ok("%llm_load -b echo")
-    k.ok("%%llm --max-new-tokens 3 -o reply\nPolly wants a cracker.")
+    k.ok("%%llm --max-new-tokens 3 -o reply\nPolly likes a cracker.")
     assert k.value("(reply.text, reply.finish_reason, reply.backend)") == (
-        "Polly wants a", "length", "echo",
+        "Polly likes a", "length", "echo",
     )  # fmt: skip
 
 

@@ -18,14 +18,14 @@ from tests.kernels import ROOT, Kernel, Ran, kernel, within_a_second
 SCRIPTED = """
 from llm_magic.notebook.magics import register
 from llm_magic.session import Session
-from tests.scripted import Hang, Pause, ScriptedBackend, say
+from tests.scripted import Hang, Pause, ScriptedBackend, whole_answer
 from llm_magic.errors import GenerationFailed
 from llm_magic.types import Chunk
 backend = ScriptedBackend()
 llm = Session(create=lambda _name: backend)
 register(get_ipython(), llm)
 def slowly(*words):
-    return [step for word in words for step in (Pause(0.1), word)] + say()
+    return [step for word in words for step in (Pause(0.1), word)] + whole_answer()
 %llm_load tiny
 """
 VERSIONS = ["", "6.31.0", "7.3.0"]
@@ -62,7 +62,7 @@ def begun(k: Kernel, cell: str) -> Ran:
     return ran
 
 
-def ended(k: Kernel, job: str = "job") -> None:
+def wait_for_end(k: Kernel, job: str = "job") -> None:
     """Wait until a job has ended and its end is on the screen, without running magics."""
     k.ok(f"while not {job}.done: __import__('time').sleep(0.01)\n{job}.view.close()")
 
@@ -82,7 +82,7 @@ def test_it_streams_under_its_own_cell_while_others_run(
     assert (busy.text, captured.text) == ("B\n", "")
     during = [text for parent, kind, text in messages if kind == "update_display_data"]
     assert len(during) >= 2, "it is drawn while other cells block the main thread"
-    ended(k)
+    wait_for_end(k)
     k.ok("1")
     assert {parent for parent, kind, _ in messages if kind == "update_display_data"} == {cell}
     texts = [text for _, kind, text in messages if kind == "update_display_data"]
@@ -93,7 +93,7 @@ def test_it_streams_under_its_own_cell_while_others_run(
 
 
 def test_the_variable_is_the_job(k: Kernel) -> None:
-    k.ok("hang = Hang()\nbackend.will('one', ' two', hang, *say(' three'))")
+    k.ok("hang = Hang()\nbackend.will('one', ' two', hang, *whole_answer(' three'))")
     begun(k, "%%llm --bg -o job\nCount to three.")
     k.ok("while job.text != 'one two': __import__('time').sleep(0.01)")
     assert k.value("(str(job), job.done, job.state, job.tokens)") == (
@@ -113,7 +113,7 @@ def test_the_variable_is_the_job(k: Kernel) -> None:
 
 
 def test_giving_up_the_wait_does_not_stop_the_job(k: Kernel) -> None:
-    k.ok("hang = Hang()\nbackend.will('begun', hang, *say(' whole'))")
+    k.ok("hang = Hang()\nbackend.will('begun', hang, *whole_answer(' whole'))")
     begun(k, "%%llm --bg -o job\nGo on.")
     for waiting in ("%llm_wait", "job.result()", "await job"):
         cell = k.send(f"print('here')\n{waiting}")
@@ -123,7 +123,7 @@ def test_giving_up_the_wait_does_not_stop_the_job(k: Kernel) -> None:
         k.interrupt()
         ran = k.wait(cell)
         assert ran.status == "error", waiting
-        assert ran.ended - pressed < within_a_second(), waiting
+        assert ran.finished - pressed < within_a_second(), waiting
         assert not k.value("job.done"), waiting
     k.ok("hang.go.set()")
     assert k.value("job.result().text") == "begun whole"
@@ -141,8 +141,8 @@ def test_wait_shows_progress_and_result_of_jobs(k: Kernel) -> None:
     cell = k.send("%llm_wait")
     k.wait_for_output(cell, f"Waiting for job {number} (")
     ran = k.wait(cell)
-    said = r"(\d+) +done +tiny +6 +\d+\.\d +Say some letters\."
-    row = re.fullmatch(said, ran.text.splitlines()[1])
+    expected = r"(\d+) +done +tiny +6 +\d+\.\d +Say some letters\."
+    row = re.fullmatch(expected, ran.text.splitlines()[1])
     assert row, ran.text
     assert int(row[1]) == number
     assert "xyzzzz" in under.text
@@ -165,8 +165,8 @@ def test_stop(k: Kernel) -> None:
     assert k.ok("%llm_stop").text == f"Stopped job {first} (tiny) after 1 token."
     assert k.ok("%llm_stop").text == "No job is running."
     assert k.ok(f"%llm_stop {first}").text == f"Job {first} had already ended: stopped."
-    assert k.value("[a.ended for a in backend.asked[-2:]]") == ["closed", "closed"]
-    ended(k)
+    assert k.value("[a.outcome for a in backend.requests[-2:]]") == ["closed", "closed"]
+    wait_for_end(k)
     # Most servers count only at the end.
     k.ok("backend.will(Chunk(text='x' * 331), Hang())")
     begun(k, "%llm --bg -o uncounted Third.")
@@ -174,7 +174,7 @@ def test_stop(k: Kernel) -> None:
     k.ok("while not uncounted.text: __import__('time').sleep(0.01)")
     stopped = k.ok(f"%llm_stop {third}").text
     assert stopped == f"Stopped job {third} (tiny) after 331 characters."
-    ended(k, "uncounted")
+    wait_for_end(k, "uncounted")
     k.ok("1")
     assert "one" in under.text
     assert "stopped by you; incomplete" in under.text
@@ -186,7 +186,7 @@ def test_stop(k: Kernel) -> None:
 def test_failed_job_shows_error_in_its_cell_and_fails_waiting_cell(k: Kernel) -> None:
     k.ok("backend.will('some', Pause(0.2), GenerationFailed('The <b>GPU</b> melted.'))")
     under = k.wait(k.send("%%llm --bg -o job\nMelt."))
-    ended(k)
+    wait_for_end(k)
     k.ok("1")
     assert under.text.startswith("some")
     assert under.text.endswith("GenerationFailed: The <b>GPU</b> melted.")
@@ -199,7 +199,7 @@ def test_failed_job_shows_error_in_its_cell_and_fails_waiting_cell(k: Kernel) ->
     assert k.ok("%llm_wait").text == "No job is running.", "it was told already"
     k.ok("backend.will(GenerationFailed('At once.'))")
     under = k.wait(k.send("%%llm --bg -o job\nMelt."))
-    ended(k)
+    wait_for_end(k)
     k.ok("1")
     assert under.text == "GenerationFailed: At once."
     assert k.run("%llm_wait").ename == "GenerationFailed"
@@ -242,7 +242,7 @@ def test_the_same_cell_run_again_stops_its_earlier_job(k: Kernel) -> None:
 
 
 def test_a_chat_gets_its_turn_when_the_job_ends(k: Kernel) -> None:
-    k.ok("hang = Hang()\nbackend.will(hang, *say('Ada.'))")
+    k.ok("hang = Hang()\nbackend.will(hang, *whole_answer('Ada.'))")
     k.ok("%%llm --bg -c names -o job\nWho?", cell_id="who")
     assert k.value("[len(chat.turns) for chat in llm.chats.all()]") == []
     k.ok("hang.go.set()\njob.result()")
@@ -260,21 +260,21 @@ def test_a_chat_gets_its_turn_when_the_job_ends(k: Kernel) -> None:
     ],
 )
 def test_bg_refuses_what_it_cannot_do(k: Kernel, options: str, error: str) -> None:
-    before = k.value("len(backend.asked)")
+    before = k.value("len(backend.requests)")
     ran = k.run(f"%%llm --bg {options}\nHello.")
     assert (ran.ename, error in ran.error) == ("OptionError", True), ran.error
-    assert k.value("(len(backend.asked), llm.jobs.running)") == (before, ())
+    assert k.value("(len(backend.requests), llm.jobs.running)") == (before, ())
 
 
 def test_plain_and_quiet(k: Kernel) -> None:
     ran = k.wait(k.send("%%llm --bg --plain -o job\n**Bold** words."))
-    ended(k)
+    wait_for_end(k)
     k.ok("1")
     assert ran.text.startswith("**Bold** words.")
     assert "tokens" in ran.text
     assert ran.html == ""
     ran = k.wait(k.send("%%llm --bg --quiet -o job\n**Bold** words."))
-    ended(k)
+    wait_for_end(k)
     k.ok("1")
     assert ran.text == "**Bold** words."
     assert "<strong>Bold</strong>" in ran.html
@@ -282,7 +282,8 @@ def test_plain_and_quiet(k: Kernel) -> None:
 
 def test_a_foreground_answer_is_not_mistaken_for_a_jobs(k: Kernel) -> None:
     k.ok(
-        "backend.will(Pause(0.3), *say('from the job'))\nbackend.will(Pause(0.6), GenerationFailed('No.'))"
+        "backend.will(Pause(0.3), *whole_answer('from the job'))\n"
+        "backend.will(Pause(0.6), GenerationFailed('No.'))"
     )
     begun(k, "%%llm --bg -o job\nOne.")
     ran = k.run("%%llm -o mine\nTwo.")
@@ -308,7 +309,7 @@ def test_reloading_stops_what_runs(k: Kernel) -> None:
     under = k.wait(k.send("%%llm --bg -o job\nNever ends."))
     k.ok("while not job.text: __import__('time').sleep(0.01)")
     k.ok("from llm_magic.notebook.magics import unregister\nunregister(get_ipython())")
-    assert k.value("(job.state, job.text, backend.asked[-1].ended)") == (
+    assert k.value("(job.state, job.text, backend.requests[-1].outcome)") == (
         "stopped", "partial", "closed",
     )  # fmt: skip
     assert [name for name in k.threads() if name.startswith("llm_magic")] == []
@@ -337,17 +338,17 @@ def test_shown_once_at_the_end_where_answers_do_not_stream() -> None:
         k.ok(SCRIPTED)
         k.ok("hang = Hang()\nbackend.will('one', ' two', ' three', hang)")
         cell = k.send("%%llm --bg -o job\nCount.")
-        while not (under := k.state(cell)).ended:
-            k.pump(0.02)
+        while not (under := k.state(cell)).finished:
+            k.receive(0.02)
         assert under.outputs == [], "nothing while the cell runs: that would depend on the speed"
         k.ok("hang.go.set()")
         deadline = time.monotonic() + 10
         while not under.outputs:
             assert time.monotonic() < deadline
-            k.pump()
+            k.receive()
         assert under.text.startswith("one two three")
         assert "tokens" in under.text
-        k.pump()
+        k.receive()
         assert (len(under.outputs), under.updates) == (1, 0)
         ran = k.ok("%llm_wait")
         assert ran.text.startswith("one two three"), "also where the first cell's is lost"
@@ -372,9 +373,9 @@ def test_wait_makes_it_right_under_nbclient(tmp_path: Path) -> None:
         "%llm_wait",
         "job.text",
     )
-    said = ["".join(out.data["text/plain"]) for out in (first.outputs[0], last.outputs[0])]
-    assert said[0].startswith("Say these words.\n\ntiny · 7 → 3 tokens")
-    assert said[1] == "'Say these words.'"
+    shown = ["".join(out.data["text/plain"]) for out in (first.outputs[0], last.outputs[0])]
+    assert shown[0].startswith("Say these words.\n\ntiny · 7 → 3 tokens")
+    assert shown[1] == "'Say these words.'"
     assert "done" in wait.outputs[0].data["text/plain"]
     assert len(first.outputs) == 1
 

@@ -19,7 +19,7 @@ def no_chats(request: pytest.FixtureRequest) -> None:
 
 def sent(k: Kernel) -> list[str]:
     """Return the contents of the messages of the last call."""
-    contents: list[str] = k.value("[m.content for m in backend.asked[-1].messages]")
+    contents: list[str] = k.value("[m.content for m in backend.requests[-1].messages]")
     return contents
 
 
@@ -94,7 +94,7 @@ def test_turn_of_deleted_cell_is_not_sent(scripted: Kernel) -> None:
     for cell in "abcd":
         scripted.ok(f"%%llm -c talk\n{cell}", cell_id=cell)
         scripted.ok(f"%llm -c other {cell}\n%llm -c other {cell}2", cell_id=f"o{cell}")
-    # As JupyterLab tells it: with the next cell, whatever that does.
+    # As JupyterLab sends it: with the next cell, whatever that does.
     scripted.wait(scripted.send("1 + 1", "x", deleted=["b", "ob", "unknown"]))
     assert questions(scripted) == ["a", "(b)", "(c)", "(d)"]
     assert questions(scripted, "other") == [
@@ -102,7 +102,7 @@ def test_turn_of_deleted_cell_is_not_sent(scripted: Kernel) -> None:
         "a2",
         *(f"({q})" for q in ("b", "b2", "c", "c2", "d", "d2")),
     ]
-    # Where several cells were sent at once, each tells it.
+    # Where several cells were sent at once, each has it.
     for cell in "cd":
         scripted.wait(scripted.send(f"%%llm -c talk\n{cell}", cell, deleted=["b", "ob", "unknown"]))
     assert sent(scripted) == ["a", "a", "c", "c", "d"]

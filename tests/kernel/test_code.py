@@ -13,7 +13,7 @@ ASK = "%%llm -f code --quiet\n"
 
 def offered(k: Kernel, answer: str, line: str = ASK, cell_id: str | None = "x") -> list[Any]:
     """Ask for a scripted answer; returns the text that goes into a cell, if any."""
-    k.ok(f"backend.will(*say({answer!r}))")
+    k.ok(f"backend.will(*whole_answer({answer!r}))")
     ran = k.ok(f"{line}Do it.", cell_id=cell_id)
     assert {payload["source"] for payload in ran.payload} <= {"set_next_input"}
     return [payload["text"] for payload in ran.payload]
@@ -50,7 +50,7 @@ def test_it_is_never_run(scripted: Kernel, cell_id: str | None) -> None:
     ["No code here.", "import os\nprint(os.name)", "Text:\n\n    indented = 1\n", "```x```"],
 )
 def test_without_a_fence_nothing_is_guessed(scripted: Kernel, answer: str) -> None:
-    scripted.ok(f"backend.will(*say({answer!r}))")
+    scripted.ok(f"backend.will(*whole_answer({answer!r}))")
     ran = scripted.ok(f"{ASK}Do it.", cell_id="x")
     assert ran.payload == []
     assert ran.text.endswith(
@@ -63,10 +63,10 @@ def test_another_language_comes_with_a_line_that_keeps_it_from_running(
     scripted: Kernel, language: str, magic: str
 ) -> None:
     (cell,) = offered(scripted, f"```{language}\nrm -r data\n```", cell_id=f"in {language}")
-    first, *rest = cell.split("\n")
+    first, *others = cell.split("\n")
     assert first.startswith(f"# This is {language}, not Python")
     assert magic in first
-    assert rest == ["rm -r data"]
+    assert others == ["rm -r data"]
     scripted.ok("import os; os.mkdir('data')")
     assert scripted.run(cell).ename == "SyntaxError"
     assert scripted.value("os.path.isdir('data')")
@@ -74,7 +74,7 @@ def test_another_language_comes_with_a_line_that_keeps_it_from_running(
 
 
 def test_replace_takes_the_place_of_the_cell(scripted: Kernel) -> None:
-    scripted.ok("backend.will(*say('```\\nnew\\n```'))")
+    scripted.ok("backend.will(*whole_answer('```\\nnew\\n```'))")
     ran = scripted.ok("%%llm -f code --replace\nDo it.", cell_id="x")
     assert [(p["text"], p["replace"]) for p in ran.payload] == [("new", True)]
     ran = scripted.run("%%llm --replace\nDo it.", cell_id="x")
@@ -83,18 +83,18 @@ def test_replace_takes_the_place_of_the_cell(scripted: Kernel) -> None:
 
 
 def test_a_frontend_that_names_no_cells_is_shown_a_block_to_copy(scripted: Kernel) -> None:
-    scripted.ok("backend.will(*say('```python\\nx = \"<b>\"\\n```'))")
+    scripted.ok("backend.will(*whole_answer('```python\\nx = \"<b>\"\\n```'))")
     ran = scripted.ok(f"{ASK}Do it.")
     assert ran.text.endswith('x = "<b>"\n\nIf no cell was filled, copy it from here.')
     assert "user-select: all" in ran.html
     assert "<b>" not in ran.html
-    scripted.ok("backend.will(*say('```python\\nx\\n```'))")
+    scripted.ok("backend.will(*whole_answer('```python\\nx\\n```'))")
     assert "copy it" not in scripted.ok(f"{ASK}Do it.", cell_id="y").text
 
 
 def test_running_all_again_does_not_make_the_notebook_longer(scripted: Kernel) -> None:
     assert offered(scripted, "```\none\n```", cell_id="again") == ["one"]
-    scripted.ok("backend.will(*say('Once more:\\n```\\none\\n```'))")
+    scripted.ok("backend.will(*whole_answer('Once more:\\n```\\none\\n```'))")
     ran = scripted.ok(f"{ASK}Do it.", cell_id="again")
     assert ran.payload == []
     assert "has already put the same code into a cell" in ran.text
@@ -103,11 +103,11 @@ def test_running_all_again_does_not_make_the_notebook_longer(scripted: Kernel) -
 
 
 def test_half_a_block_is_not_offered(scripted: Kernel) -> None:
-    scripted.ok("backend.will(*say('```python\\nfor x in', finish='length'))")
+    scripted.ok("backend.will(*whole_answer('```python\\nfor x in', finish='length'))")
     ran = scripted.ok(f"{ASK}Do it.", cell_id="x")
     assert ran.payload == []
     assert ran.text.endswith("The block of code has no end, so no cell was filled.")
-    scripted.ok("backend.will(*say('```python\\nx\\n```\\nIt', finish='length'))")
+    scripted.ok("backend.will(*whole_answer('```python\\nx\\n```\\nIt', finish='length'))")
     assert [p["text"] for p in scripted.ok(f"{ASK}Do it.", cell_id="x").payload] == ["x"]
 
 

@@ -12,7 +12,7 @@ from tests.docs import ALL, Block, blocks
 from tests.echo_package import install
 from tests.kernels import Kernel, kernel
 
-# What a page says that its cells show.
+# What the cells of a page show, as its text has it.
 SHOWN = {
     "README": ["Paris"],
     "asking": ["Paris", r"nothing was sent", r"\\frac\{1\}\{2\}"],
@@ -36,8 +36,8 @@ def k(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[K
 def check(k: Kernel, block: Block) -> str:
     """Run a cell, and return what it showed."""
     ran = k.run(block.text)
-    wanted = ("error", block.raises) if block.raises else ("ok", "")
-    assert (ran.status, ran.ename) == wanted, f"{block.text}\n{ran.error}"
+    expected = ("error", block.raises) if block.raises else ("ok", "")
+    assert (ran.status, ran.ename) == expected, f"{block.text}\n{ran.error}"
     return ran.text
 
 
@@ -49,5 +49,5 @@ def test_the_cells_of_a_page_run_in_their_order(k: Kernel, path: Path) -> None:
         k.ok("%unload_ext llm_magic")
         k.ok("%reset -f")
     assert any(text.strip() for text in shown), "a page shows something"
-    for words in SHOWN.get(path.stem, ()):
-        assert re.search(words, "\n".join(shown)), shown
+    for pattern in SHOWN.get(path.stem, ()):
+        assert re.search(pattern, "\n".join(shown)), shown

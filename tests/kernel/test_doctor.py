@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import quick_torch
 from tests.kernels import OTHER_KERNELS, Kernel, kernel
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of the path with a ``torch`` that the checks import at once."""
+    folder = tmp_path_factory.mktemp("quick")
+    quick_torch.install(folder)
+    return folder
+
+
+@pytest.fixture
+def scripted(scripted: Kernel, folder: Path) -> Iterator[Kernel]:
+    """Return the scripted kernel, whose child processes import that ``torch``."""
+    scripted.ok(
+        f"import os; path = os.environ.get('PYTHONPATH')\nos.environ['PYTHONPATH'] = {str(folder)!r}"
+    )
+    yield scripted
+    scripted.ok("os.environ['PYTHONPATH'] = path")
 
 
 def state(k: Kernel, name: str) -> str:
@@ -42,20 +62,22 @@ def test_doctor_reports_another_owner_of_the_magic(scripted: Kernel) -> None:
     assert state(scripted, "%%llm").startswith("ok")
 
 
-@pytest.mark.parametrize(("module", "told"), [("nest_asyncio", True), ("nest_asyncio2", False)])
-def test_doctor_reports_archived_nest_asyncio(module: str, told: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("module", "reported"), [("nest_asyncio", True), ("nest_asyncio2", False)])
+def test_doctor_reports_archived_nest_asyncio(
+    module: str, reported: bool, tmp_path: Path, folder: Path
+) -> None:
     source = OTHER_KERNELS / "6.31.0" / "nest_asyncio.py"
     (tmp_path / source.name).write_text(source.read_text("utf-8"))
-    with kernel(cwd=tmp_path) as k:
+    with kernel(cwd=tmp_path, packages=folder) as k:
         k.ok("%load_ext llm_magic")
         k.ok(f"import {module}; {module}.apply()")
         found = k.ok("%llm_doctor").text
-    assert ("has been applied" in found) is told
-    assert ("pip install 'llm_magic[nested]'" in found) is told
+    assert ("has been applied" in found) is reported
+    assert ("pip install 'llm_magic[nested]'" in found) is reported
 
 
-def test_doctor_reports_older_ipykernel() -> None:
-    with kernel("6.31.0") as k:
+def test_doctor_reports_older_ipykernel(folder: Path) -> None:
+    with kernel("6.31.0", packages=folder) as k:
         k.ok("%load_ext llm_magic")
         assert "ipykernel 6.31.0, without subshells" in state(k, "kernel")
 

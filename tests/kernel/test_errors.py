@@ -81,22 +81,22 @@ MISTAKES = {
 }
 
 
-def assert_one_line(ran: Ran, ename: str, words: str) -> None:
+def assert_one_line(ran: Ran, ename: str, message: str) -> None:
     assert ran.status == "error"
     assert (ran.ename, len(ran.traceback)) == (ename, 1), ran.text
     assert "\n" not in ran.traceback[0]
     assert ran.error in ran.traceback[0]
-    assert words in ran.error
+    assert message in ran.error
 
 
 @pytest.mark.parametrize("code", MISTAKES)
 def test_a_mistake_is_one_line_and_changes_nothing(loaded: Kernel, code: str) -> None:
     loaded.ok("value, before = 1, (llm.generation.top_k, llm.status().models, llm.last)")
-    ename, words = MISTAKES[code]
+    ename, message = MISTAKES[code]
     build = loaded.value(
         "'no GPU was found' if __import__('torch').version.cuda else 'this torch is a CPU build'"
     )
-    assert_one_line(loaded.run(code), ename, words.replace("{build}", build))
+    assert_one_line(loaded.run(code), ename, message.replace("{build}", build))
     assert loaded.value("before == (llm.generation.top_k, llm.status().models, llm.last)")
 
 
@@ -144,7 +144,7 @@ def test_a_model_that_does_not_fit_names_the_figures(loaded: Kernel, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "message"),
     [
         (tiny_models.pickle_only, "only pickle files"),
         (tiny_models.truncated_weights, "damaged"),
@@ -152,11 +152,11 @@ def test_a_model_that_does_not_fit_names_the_figures(loaded: Kernel, tmp_path: P
     ],
 )
 def test_folders_that_cannot_be_loaded(
-    loaded: Kernel, tmp_path: Path, make: object, words: str
+    loaded: Kernel, tmp_path: Path, make: object, message: str
 ) -> None:
     assert callable(make)
     make(tmp_path / "model")
-    assert_one_line(loaded.run(f"%llm_load {tmp_path}/model"), "LoadFailed", words)
+    assert_one_line(loaded.run(f"%llm_load {tmp_path}/model"), "LoadFailed", message)
     assert loaded.value("llm.status().active_model") == MODEL
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from llm_magic.config.redaction import MASK
-from tests.kernels import ROOT, Kernel, kernel
+from tests.kernels import Kernel
 
-_SENT = "backend.asked[-1].messages[-1].content"
+_SENT = "backend.requests[-1].messages[-1].content"
 
 
 def explain(k: Kernel, line: str = "", answer: str = "It divides by zero.") -> str:
     """Explain the last exception, and return what the model was sent."""
-    k.ok(f"backend.will(*say({answer!r}))")
+    k.ok(f"backend.will(*whole_answer({answer!r}))")
     k.ok(f"%llm_explain {line}")
     sent: str = k.value(_SENT)
     return sent
@@ -35,7 +33,7 @@ def test_the_traceback_the_cell_and_the_values_are_sent(scripted: Kernel) -> Non
 
 def test_explanation_streams_and_is_stored(scripted: Kernel) -> None:
     scripted.run("1 / 0")
-    scripted.ok("backend.will(*say('It divides ', 'by **zero**.'))")
+    scripted.ok("backend.will(*whole_answer('It divides ', 'by **zero**.'))")
     ran = scripted.ok("%llm_explain -o why")
     assert "by <strong>zero</strong>." in ran.html
     assert scripted.value("why.text") == "It divides by **zero**."
@@ -43,9 +41,9 @@ def test_explanation_streams_and_is_stored(scripted: Kernel) -> None:
 
 def test_dry_run_shows_messages_and_sends_nothing(scripted: Kernel) -> None:
     scripted.run("count = 0\n1 / count")
-    asked = scripted.value("len(backend.asked)")
+    requests = scripted.value("len(backend.requests)")
     shown = scripted.ok("%llm_explain --dry-run").text
-    assert scripted.value("len(backend.asked)") == asked
+    assert scripted.value("len(backend.requests)") == requests
     sent = explain(scripted)
     for line in (*sent.splitlines(), "system", "nothing was sent"):
         assert line in shown
@@ -53,7 +51,9 @@ def test_dry_run_shows_messages_and_sends_nothing(scripted: Kernel) -> None:
 
 def test_code_requests_corrected_cell_and_offers_it(scripted: Kernel) -> None:
     scripted.run("%time x = 1 / 0")
-    scripted.ok("backend.will(*say('Not by zero.\\n```python\\n', '%time x = 1 / 1\\n', '```\\n'))")
+    scripted.ok(
+        "backend.will(*whole_answer('Not by zero.\\n```python\\n', '%time x = 1 / 1\\n', '```\\n'))"
+    )
     ran = scripted.ok("%llm_explain -f code")
     assert "```python\n%time x = 1 / 0\n```" in scripted.value(_SENT)
     assert "the whole corrected cell" in scripted.value(_SENT)
@@ -66,9 +66,9 @@ def test_a_chat_goes_on_about_it(scripted: Kernel) -> None:
     scripted.run("1 / 0")
     explain(scripted, "-c debug")
     scripted.ok("%llm -c debug And in other languages?")
-    roles = scripted.value("[m.role for m in backend.asked[-1].messages]")
+    roles = scripted.value("[m.role for m in backend.requests[-1].messages]")
     assert roles == ["system", "user", "assistant", "user"]
-    assert "ZeroDivisionError" in scripted.value("backend.asked[-1].messages[1].content")
+    assert "ZeroDivisionError" in scripted.value("backend.requests[-1].messages[1].content")
 
 
 def test_secrets_are_neither_sent_nor_shown(scripted: Kernel) -> None:
@@ -85,7 +85,7 @@ def test_secrets_are_neither_sent_nor_shown(scripted: Kernel) -> None:
         assert secret not in sent + shown.text + shown.html
     assert f"password: {MASK}" in sent
     assert "'town': 'Paris'" in sent
-    scripted.ok("backend.will(*say('```python\\npassword = 1\\n```'))")
+    scripted.ok("backend.will(*whole_answer('```python\\npassword = 1\\n```'))")
     assert "a secret that was not sent" in scripted.ok("%llm_explain -f code").text
 
 
@@ -132,14 +132,14 @@ def test_explain_sends_exception_groups_and_causes(scripted: Kernel) -> None:
         "raise ExceptionGroup('both', errors) from KeyError('first cause')"
     )
     sent = explain(scripted)
-    for words in (
+    for text in (
         "ExceptionGroup: both",
         "number 1",
         "number 2",
         "KeyError: 'first cause'",
         "n: 2",
     ):
-        assert words in sent
+        assert text in sent
 
 
 def test_a_repr_that_hangs_or_raises_is_never_called(scripted: Kernel) -> None:
@@ -167,9 +167,9 @@ def test_without_an_exception_it_is_one_line(scripted: Kernel) -> None:
 
 def test_an_error_of_our_own_needs_no_model(scripted: Kernel) -> None:
     scripted.run("%%llm -t 9\nHello")
-    asked = scripted.value("len(backend.asked)")
+    requests = scripted.value("len(backend.requests)")
     assert scripted.ok("%llm_explain").text == "OptionError: temperature=9 must be 0 to 2."
-    assert scripted.value("len(backend.asked)") == asked
+    assert scripted.value("len(backend.requests)") == requests
 
 
 def test_what_keeps_it_from_explaining_does_not_take_its_place(scripted: Kernel) -> None:
@@ -208,11 +208,8 @@ def test_no_hook_is_installed(scripted: Kernel) -> None:
     assert scripted.value("'llm_magic' in __import__('sys').excepthook.__module__") is False
 
 
-def test_a_real_model_explains(model_cache: Path) -> None:
-    with kernel(PYTHONPATH=str(ROOT), LLM_MAGIC_CACHE_DIR=str(model_cache)) as k:
-        k.ok("%load_ext llm_magic")
-        k.ok("%llm_load")
-        k.run("count = 0\n1 / count")
-        k.ok("%llm_explain -t 0 --max-new-tokens 12 --quiet -o why")
-        assert k.value("why.usage.completion_tokens") > 0
-        assert k.value("'ZeroDivisionError' in why.messages[-1].content")
+def test_a_real_model_explains(loaded: Kernel) -> None:
+    loaded.run("count = 0\n1 / count")
+    loaded.ok("%llm_explain -t 0 --max-new-tokens 12 --quiet -o why")
+    assert loaded.value("why.usage.completion_tokens") > 0
+    assert loaded.value("'ZeroDivisionError' in why.messages[-1].content")

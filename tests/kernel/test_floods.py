@@ -44,7 +44,7 @@ def interrupted(k: Kernel, cell: str, after: float) -> Ran:
     k.interrupt()
     ran = k.wait(sent, timeout=60)
     assert ran.ename == "Interrupted"
-    assert ran.ended - pressed < within_a_second()
+    assert ran.finished - pressed < within_a_second()
     return ran
 
 

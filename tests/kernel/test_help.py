@@ -18,8 +18,8 @@ def test_help_is_the_page_of_the_magic(scripted: Kernel, name: str) -> None:
 
 def test_help_of_the_cell_magic(scripted: Kernel) -> None:
     shown = scripted.help("%%llm")
-    for words in ("--temperature T", "(0 to 2; default 0.7)", "--dry-run", "-o, --output VAR"):
-        assert words in shown
+    for text in ("--temperature T", "(0 to 2; default 0.7)", "--dry-run", "-o, --output VAR"):
+        assert text in shown
     assert "(markdown, text, code, json)" in shown
 
 

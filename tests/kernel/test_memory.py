@@ -16,7 +16,7 @@ COUNT = (
     "    return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())\n"
 )
 # The prefix cache is for the next prompt.
-FORGET = "from tests.benchmarks.inside import loaded_model\nloaded_model().prefix_cache.clear()"
+CLEAR = "from tests.benchmarks.inside import loaded_model\nloaded_model().prefix_cache.clear()"
 
 
 def rss(k: Kernel) -> int:
@@ -26,13 +26,13 @@ def rss(k: Kernel) -> int:
 def cycle(k: Kernel) -> tuple[int, int]:
     """Load, answer, unload; returns what the process held before and after the unloading."""
     k.ok("%llm_load")
-    k.ok("%llm -t 0 --max-new-tokens 8 Tell me about foxes.")
+    k.ok("%llm -t 0 --max-new-tokens 8 Write about foxes.")
     before = rss(k)
-    said = k.ok("%llm_unload").text
+    shown = k.ok("%llm_unload").text
     after = rss(k)
-    told = re.search(r"\(269 MB\) · process (\d+(?:\.\d+)?) (MB|GB) → (\d+) MB$", said)
-    assert told, said
-    assert abs(int(told[3]) * MB - after) < 30 * MB
+    found = re.search(r"\(269 MB\) · process (\d+(?:\.\d+)?) (MB|GB) → (\d+) MB$", shown)
+    assert found, shown
+    assert abs(int(found[3]) * MB - after) < 30 * MB
     return before, after
 
 
@@ -62,13 +62,13 @@ def test_a_failed_call_keeps_no_tensor(loaded: Kernel) -> None:
 def test_an_interrupted_call_keeps_no_tensor(loaded: Kernel) -> None:
     loaded.ok(COUNT)
     loaded.ok("%llm -t 0 --max-new-tokens 4 Hello")
-    loaded.ok(FORGET)
+    loaded.ok(CLEAR)
     before = loaded.value("tensors()")
     cell = loaded.send("%llm --max-new-tokens 400 Write a very long story about a fox.")
     loaded.wait_for_output(cell)
     loaded.interrupt()
     assert loaded.wait(cell).ename == "Interrupted"
-    loaded.ok(FORGET)
+    loaded.ok(CLEAR)
     assert loaded.value("tensors()") == before
 
 
@@ -109,17 +109,17 @@ def test_holder_of_an_unloaded_model_is_named(
 def test_last_error_that_holds_a_weight_is_named(loaded: Kernel) -> None:
     loaded.ok("%llm_load\nimport gc")
     assert loaded.run(FAILING).ename == "IndexError"
-    said = loaded.ok("%llm_unload").text
-    assert "still held by sys.last_value (" in said
-    assert " in scale)" in said or " in work)" in said
+    shown = loaded.ok("%llm_unload").text
+    assert "still held by sys.last_value (" in shown
+    assert " in scale)" in shown or " in work)" in shown
     loaded.run("1 / 0")
     loaded.ok("%llm_load")
     assert "held" not in loaded.ok("%llm_unload").text
     loaded.ok("%llm_load")
 
 
-# A weight's own reference tells whether its memory is free, whatever the unload line names.
-WATCHED = f"{MODEL}\nimport weakref\nweight = weakref.ref(mine.lm_head.weight)\ndel mine"
+# The weight's memory is free when its weak reference is dead, whatever the unload line names.
+REFERENCE = f"{MODEL}\nimport weakref\nweight = weakref.ref(mine.lm_head.weight)\ndel mine"
 FREE = "(gc.collect(), weight() is None)[1]"
 
 
@@ -141,7 +141,7 @@ FREE = "(gc.collect(), weight() is None)[1]"
 def test_failed_call_does_not_keep_model_in_memory(loaded: Kernel, failing: str) -> None:
     loaded.ok("%llm_load")
     loaded.ok("%llm -t 0 --max-new-tokens 2 Hello")
-    loaded.ok(WATCHED)
+    loaded.ok(REFERENCE)
     assert loaded.run(failing).status == "error"
     loaded.ok("None")
     assert "held" not in loaded.ok("%llm_unload").text
@@ -150,7 +150,7 @@ def test_failed_call_does_not_keep_model_in_memory(loaded: Kernel, failing: str)
 
 def test_failed_load_before_a_good_load_does_not_keep_model_in_memory(loaded: Kernel) -> None:
     loaded.ok("%llm_load")
-    loaded.ok(WATCHED)
+    loaded.ok(REFERENCE)
     assert loaded.run("%llm_load nope/x").ename == "LoadFailed"
     assert "held" not in loaded.ok("%llm_load --name other").text
     assert loaded.value(FREE) is True
@@ -158,11 +158,11 @@ def test_failed_load_before_a_good_load_does_not_keep_model_in_memory(loaded: Ke
 
 def test_documented_command_frees_a_weight_in_an_output(loaded: Kernel) -> None:
     loaded.ok("%llm_load")
-    loaded.ok(f"{WATCHED}\nw = weight()")
+    loaded.ok(f"{REFERENCE}\nw = weight()")
     loaded.ok("w")
-    said = loaded.ok("%llm_unload").text
-    held = re.search(r"still held by Out\[(\d+)\], w$", said)
-    assert held, said
+    shown = loaded.ok("%llm_unload").text
+    held = re.search(r"still held by Out\[(\d+)\], w$", shown)
+    assert held, shown
     loaded.ok("del w")
     assert loaded.value(FREE) is False
     loaded.ok(f"%xdel _{held[1]}")
@@ -174,19 +174,19 @@ def test_documented_command_frees_a_weight_in_an_output(loaded: Kernel) -> None:
 
 def test_output_that_ipython_keeps_after_a_reset_is_named(loaded: Kernel) -> None:
     loaded.ok("%llm_load")
-    loaded.ok(WATCHED)
+    loaded.ok(REFERENCE)
     loaded.ok("weight()")
     loaded.run("%reset -f out")
-    said = loaded.ok("%llm_unload").text
-    held = re.search(r"still held by get_ipython\(\)\.user_ns_hidden\['_'\]$", said)
-    assert held, said
+    shown = loaded.ok("%llm_unload").text
+    held = re.search(r"still held by get_ipython\(\)\.user_ns_hidden\['_'\]$", shown)
+    assert held, shown
     loaded.ok("%xdel -n _")
     assert loaded.value(FREE) is True
 
 
 def test_next_error_frees_what_the_last_error_holds(loaded: Kernel) -> None:
     loaded.ok("%llm_load")
-    loaded.ok(WATCHED)
+    loaded.ok(REFERENCE)
     assert loaded.run(FAILING).ename == "IndexError"
     assert "still held by sys.last_value (" in loaded.ok("%llm_unload").text
     assert loaded.value(FREE) is False
@@ -197,13 +197,13 @@ def test_next_error_frees_what_the_last_error_holds(loaded: Kernel) -> None:
 def test_unload_line_counts_the_holders_that_it_does_not_name(loaded: Kernel) -> None:
     loaded.ok("%llm_load")
     loaded.ok(
-        f"{WATCHED}\nclass Store: w = weight()\n"
+        f"{REFERENCE}\nclass Store: w = weight()\n"
         "def bound(kept): return lambda: kept\n"
         "import collections\n"
         "fn, s, t = bound(weight()), {weight()}, (1, weight())\ndq = collections.deque([weight()])"
     )
-    said = loaded.ok("%llm_unload").text
-    assert said.endswith("still held by Store.w, dq, fn and 2 more"), said
+    shown = loaded.ok("%llm_unload").text
+    assert shown.endswith("still held by Store.w, dq, fn and 2 more"), shown
     loaded.ok("del Store, fn, s, t, dq")
     assert loaded.value(FREE) is True
     loaded.ok("%llm_load")

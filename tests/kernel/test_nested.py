@@ -13,7 +13,7 @@ VERSIONS = ["", "6.31.0", "7.3.0"]
 HERE = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
 
 
-@pytest.fixture(params=VERSIONS, ids=lambda v: v or "installed")
+@pytest.fixture(scope="module", params=VERSIONS, ids=lambda v: v or "installed")
 def k(request: pytest.FixtureRequest) -> Iterator[Kernel]:
     with kernel(request.param or None) as k:
         k.ok(HERE)
@@ -45,14 +45,14 @@ def test_an_answer_inside_a_nested_run_and_beside_a_job(k: Kernel) -> None:
         "import asyncio, llm_magic\n"
         "from llm_magic.session import Session\n"
         "from llm_magic.notebook.magics import register\n"
-        "from tests.scripted import Pause, ScriptedBackend, say\n"
+        "from tests.scripted import Pause, ScriptedBackend, whole_answer\n"
         "backend = ScriptedBackend()\n"
         "llm = Session(create=lambda _name: backend)\n"
         "register(get_ipython(), llm)\n"
         "llm_magic.allow_nested_loops()\n"
         "%llm_load tiny\n"
     )
-    k.ok("backend.will(Pause(0.8), *say('from the job'))")
+    k.ok("backend.will(Pause(0.8), *whole_answer('from the job'))")
     k.ok("%%llm --bg -o job\nTake your time.")
     ask = "reply = asyncio.run(llm.agenerate('Hello there.'))"
     assert queued(k, f"{ask}\nasyncio.run(asyncio.sleep(0.5))") == ["ok"] * 13

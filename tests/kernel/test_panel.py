@@ -14,7 +14,7 @@ REGISTER = """
 from llm_magic.notebook.magics import register
 from llm_magic.session import Session
 from llm_magic.notebook.panel import ControlPanel
-from tests.scripted import Hang, ScriptedBackend, say
+from tests.scripted import Hang, ScriptedBackend, whole_answer
 backend = ScriptedBackend()
 llm = Session(create=lambda _name: backend)
 register(get_ipython(), llm)
@@ -40,7 +40,7 @@ def subshell(k: Kernel) -> str:
 
 
 def click(k: Kernel, comm_id: str, subshell_id: str | None = None) -> None:
-    """Click on a button, as a frontend tells it."""
+    """Click on a button, as a frontend sends it."""
     data = {"method": "custom", "content": {"event": "click"}}
     message = k.client.session.msg("comm_msg", {"comm_id": comm_id, "data": data})
     if subshell_id is not None:
@@ -70,12 +70,12 @@ def test_a_click_while_a_cell_answers(k: Kernel) -> None:
         k.interrupt()
     ran = k.wait(cell, timeout=20)
     assert ran.ename == "Interrupted"
-    assert ran.ended - pressed < 2 * within_a_second()
+    assert ran.finished - pressed < 2 * within_a_second()
     assert k.value("stopped.text") == "begun"
     assert k.ok("%llm --literal next one").text.startswith("next one")
 
 
-def settled(k: Kernel) -> None:
+def wait_until_idle(k: Kernel) -> None:
     """Wait until the panel shows that nothing is being answered."""
     deadline = time.monotonic() + 10
     while "Answering" in k.value("panel.status.value"):
@@ -84,7 +84,7 @@ def settled(k: Kernel) -> None:
 
 
 def test_panel_shows_what_stops_a_cell(k: Kernel) -> None:
-    settled(k)
+    wait_until_idle(k)
     version = k.value("__import__('ipykernel').__version__")
     k.ok(
         "backend.will('begun', Hang())\nseen = []\n"
@@ -96,9 +96,9 @@ def test_panel_shows_what_stops_a_cell(k: Kernel) -> None:
     time.sleep(3)
     k.interrupt()
     k.wait(cell)
-    words = k.value("''.join(seen)")
+    notes = k.value("''.join(seen)")
     expected = "Stop ends it" if version.startswith(("7.1", "7.2", "7.3")) else "■ in the toolbar"
-    assert expected in words
+    assert expected in notes
 
 
 def test_panel_answer_continues_while_cells_run(k: Kernel) -> None:

@@ -12,7 +12,7 @@ from tests.kernels import Kernel
 def sent(k: Kernel) -> list[tuple[str, str]]:
     """Return the messages of the last call."""
     messages: list[tuple[str, str]] = k.value(
-        "[(m.role, m.content) for m in backend.asked[-1].messages]"
+        "[(m.role, m.content) for m in backend.requests[-1].messages]"
     )
     return messages
 
@@ -120,13 +120,13 @@ def test_names_of_the_shell_itself_are_no_values(scripted: Kernel) -> None:
 
 def test_dry_run_shows_the_messages_and_calls_nothing(scripted: Kernel) -> None:
     scripted.ok("%llm before")
-    calls = scripted.value("len(backend.asked)")
+    calls = scripted.value("len(backend.requests)")
     ran = scripted.ok("%%llm --dry-run -s 'Be brief.' -t 0.5\nOne two three")
     assert [o["type"] for o in ran.outputs] == ["execute_result"]
     for word in ("system", "Be brief.", "One two three", "5 tokens", "0.1% of 8,192",
                  "temperature 0.5", "nothing was sent"):  # fmt: skip
         assert word in ran.text
-    assert scripted.value("len(backend.asked)") == calls
+    assert scripted.value("len(backend.requests)") == calls
     assert scripted.value("llm.last.messages[-1].content") == "before"
 
 

@@ -15,11 +15,13 @@ FEW = "temperature=0, max_new_tokens=6"
 
 @pytest.fixture(scope="module", params=["", "nest_asyncio2", "6.31.0 with nest_asyncio"])
 def k(request: pytest.FixtureRequest, model_cache: Path) -> Iterator[Kernel]:
-    """Return a kernel with a model, also one whose loop somebody has made re-entrant."""
+    """Return a kernel with a model, also one whose loop the user has made re-entrant."""
+    if not request.param:
+        yield request.getfixturevalue("loaded")
+        return
     version, _, nested = request.param.rpartition(" with ")
     with kernel(version, LLM_MAGIC_CACHE_DIR=str(model_cache)) as k:
-        if nested:
-            k.ok(f"import {nested}; {nested}.apply()")
+        k.ok(f"import {nested}; {nested}.apply()")
         k.ok("%load_ext llm_magic")
         k.ok("from llm_magic import llm")
         k.ok("llm.load()")
@@ -102,12 +104,12 @@ def test_status_models_config_and_unload(k: Kernel) -> None:
     assert k.value("llm.status().backend_details['dtype']") == "bfloat16"
     assert k.value("llm.status().memory.process") > 269_000_000
     assert MODEL in k.value("[m.name for m in llm.models()]")
-    k.ok("llm.configure(temperature=0, max_new_tokens=2)")
+    k.ok("llm.generation.update(temperature=0, max_new_tokens=2)")
     k.ok("llm.generate('Hello')")
     assert k.value("llm.last.usage.completion_tokens") == 2
     assert k.value("repr(llm)") == f"<Session: Ready, {MODEL}>"
     k.ok("gone = llm.unload()")
     assert k.value("(gone.name, gone.size > 2e8, gone.holders)") == (MODEL, True, ())
     assert k.run("llm.generate('Hello')").ename == "ModelNotLoaded"
-    k.ok("info = llm.load(name='again', dtype='bfloat16')")
+    k.ok("llm.generation.reset()\ninfo = llm.load(name='again', dtype='bfloat16')")
     assert k.value("(info.name, info.device, info.context_length)") == ("again", "cpu", 8192)

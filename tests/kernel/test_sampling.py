@@ -63,10 +63,10 @@ def test_temperature_and_repetition_penalty_change_the_text(loaded: Kernel, gree
 
 
 def test_stop_ends_before_the_text(loaded: Kernel, greedy: str) -> None:
-    words = greedy.split()
-    text = ask(loaded, f"-t 0 --stop {words[3]} --stop nonsense")
+    expected = greedy.split()
+    text = ask(loaded, f"-t 0 --stop {expected[3]} --stop nonsense")
     assert greedy.startswith(text)
-    assert text.split() == words[:3]
+    assert text.split() == expected[:3]
     assert loaded.value("reply.finish_reason") == "stop"
 
 

@@ -15,7 +15,18 @@ from nbclient import NotebookClient
 from tests.fault_server import CHAT, FaultServer
 from tests.kernels import Kernel, kernel, within_a_second
 from tests.ollama_server import OllamaServer
-from tests.wire import Cut, Hold, Pause, Step, busy, delta, json_answer, refusal, sse, words
+from tests.wire import (
+    Cut,
+    Hold,
+    Pause,
+    Step,
+    busy,
+    delta,
+    error_answer,
+    json_answer,
+    sse,
+    sse_words,
+)
 
 KEY = "sk-kernel-7d1e90b2ac55"
 
@@ -56,11 +67,11 @@ def pulled(k: Kernel, ollama: OllamaServer) -> Kernel:
 
 def test_load_checks_server_and_shows_its_address(k: Kernel, server: FaultServer) -> None:
     ran = k.ok(f"%llm_load big -b openai --base-url {server.url} --key-env THEIR_KEY")
-    place = server.url.removeprefix("http://")
-    assert ran.text.startswith(f"big · openai {place} · ready in ")
+    address = server.url.removeprefix("http://")
+    assert ran.text.startswith(f"big · openai {address} · ready in ")
     assert "Not sent, because openai does not support them: top_k, repetition_penalty." in ran.text
     assert k.value("llm.status().status") == "Ready"
-    assert place in k.ok("%llm_status").text
+    assert address in k.ok("%llm_status").text
 
 
 @pytest.mark.parametrize(
@@ -104,7 +115,7 @@ def test_a_mistake_is_one_line_and_loses_nothing(
 
 def test_the_first_word_is_shown_when_it_comes(remote: Kernel, server: FaultServer) -> None:
     hold = Hold()
-    server.will(CHAT, *sse(delta("first"), done=False), hold, *words(" second")[1:])
+    server.will(CHAT, *sse(delta("first"), done=False), hold, *sse_words(" second")[1:])
     cell = remote.send("%llm Hello")
     remote.wait_for_output(cell, "first")
     hold.go.set()
@@ -120,15 +131,15 @@ def test_reasoning_is_folded_and_not_sent_again(remote: Kernel, server: FaultSer
     assert "&lt;b&gt;see" in ran.html
     assert ran.text.startswith("42")
     assert remote.value("(reply.text, reply.reasoning)") == ("42", "Let me <b>see</b>.")
-    server.will(CHAT, *words("<think>again</think>\n\n", "43"))
+    server.will(CHAT, *sse_words("<think>again</think>\n\n", "43"))
     remote.ok("%llm -c deep -o reply And now?")
     assert remote.value("(reply.text, reply.reasoning)") == ("43", "again")
-    sent = [message["content"] for message in server.asked(CHAT)[-1].json["messages"]]
+    sent = [message["content"] for message in server.requests_to(CHAT)[-1].json["messages"]]
     assert sent == ["What is it?", "42", "And now?"]
 
 
 def test_a_retry_is_shown(remote: Kernel, server: FaultServer) -> None:
-    server.will(CHAT, *refusal(429, "slow down", headers={"Retry-After": "1"}))
+    server.will(CHAT, *error_answer(429, "slow down", headers={"Retry-After": "1"}))
     cell = remote.send("%llm Hello there")
     remote.wait_for_output(cell, "429, next try in 1 s")
     assert "Hello there" in remote.wait(cell).text
@@ -139,11 +150,11 @@ def test_interrupt_stops_cell_and_server(remote: Kernel, server: FaultServer, wh
     scripts: dict[str, list[Step]] = {
         "thinking": [Hold()],
         "streaming": [*sse(delta("begun"), done=False), Hold()],
-        "retrying": [*refusal(503, "loading", headers={"Retry-After": "20"})],
+        "retrying": [*error_answer(503, "loading", headers={"Retry-After": "20"})],
         "busy": busy({"Retry-After": "20"}),
     }
     server.will(CHAT, *scripts[when])
-    count = len(server.asked(CHAT))
+    count = len(server.requests_to(CHAT))
     shown = {
         "thinking": "thinking", "streaming": "begun", "retrying": "next try in 20 s",
         "busy": "waiting: the server is busy with other requests",
@@ -154,11 +165,11 @@ def test_interrupt_stops_cell_and_server(remote: Kernel, server: FaultServer, wh
     remote.interrupt()
     ran = remote.wait(cell)
     assert ran.ename == "Interrupted"
-    assert ran.ended - pressed < within_a_second()
+    assert ran.finished - pressed < within_a_second()
     assert remote.value("stopped.text") == ("begun" if when == "streaming" else "")
     if when not in {"retrying", "busy"}:
-        assert server.asked(CHAT)[-1].left.wait(1), "the server went on"
-    assert len(server.asked(CHAT)) == count + 1
+        assert server.requests_to(CHAT)[-1].left.wait(1), "the server went on"
+    assert len(server.requests_to(CHAT)) == count + 1
     assert "next one" in remote.ok("%llm next one").text
 
 
@@ -179,7 +190,7 @@ def test_interrupted_stream_keeps_partial_answer_and_label(
 
 def test_variable_is_unchanged_without_an_answer(remote: Kernel, server: FaultServer) -> None:
     remote.ok("mine = 'precious'")
-    server.will(CHAT, *refusal(400, "no such thing"))
+    server.will(CHAT, *error_answer(400, "no such thing"))
     ran = remote.run("%llm -o mine Hello")
     assert ran.ename == "RequestFailed"
     assert remote.value("mine") == "precious"
@@ -202,7 +213,7 @@ def test_a_pull_is_shown_and_can_be_stopped(pulled: Kernel, ollama: OllamaServer
     pulled.interrupt()
     ran = pulled.wait(cell)
     assert ran.ename == "Interrupted"
-    assert ollama.asked("/api/pull")[-1].left.wait(1), "the server went on"
+    assert ollama.requests_to("/api/pull")[-1].left.wait(1), "the server went on"
     assert pulled.value("llm.status().active_model") == "llama3.2"
     ollama.pace = 0.0
     assert "gemma3:270m · ollama" in pulled.ok("%llm_load gemma3:270m -b ollama --pull").text
@@ -218,20 +229,19 @@ def test_many_at_once(remote: Kernel, server: FaultServer) -> None:
     assert ran.text.strip() == "True"
 
 
-def test_server_load_unloads_local_model_unless_keep(
-    remote: Kernel, server: FaultServer, model_cache: Path
-) -> None:
-    remote.ok(f"import os; os.environ['LLM_MAGIC_CACHE_DIR'] = {str(model_cache)!r}")
-    ran = remote.ok("%llm_load -b local --keep")
-    # The import of torch is most of it: seconds on a quiet machine.
+def test_server_load_unloads_local_model_unless_keep(loaded: Kernel, server: FaultServer) -> None:
+    loaded.ok(f"import os; os.environ['THEIR_KEY'] = {KEY!r}\n%llm_unload")
+    where = f"-b openai --base-url {server.url} --key-env THEIR_KEY"
+    loaded.ok(f"%llm_load tiny {where}")
+    ran = loaded.ok("%llm_load -b local --keep")
     ready = re.search(r"ready in (\d+\.\d) s", ran.text)
     assert ready
     assert ran.seconds - 0.5 < float(ready[1]) <= ran.seconds + 0.1, ran.seconds
-    where = f"-b openai --base-url {server.url} --key-env THEIR_KEY"
-    remote.ok(f"%llm_load big {where} --keep")
-    assert len(remote.value("[m.name for m in llm.status().models]")) == 3
-    remote.ok(f"%llm_load tiny {where}")
-    assert remote.value("[m.name for m in llm.status().models]") == ["tiny"]
+    loaded.ok(f"%llm_load big {where} --keep")
+    assert len(loaded.value("[m.name for m in llm.status().models]")) == 3
+    loaded.ok(f"%llm_load tiny {where}")
+    assert loaded.value("[m.name for m in llm.status().models]") == ["tiny"]
+    loaded.ok("del os.environ['THEIR_KEY']")
 
 
 def test_missing_key_is_prompted_for(k: Kernel, server: FaultServer) -> None:
@@ -244,13 +254,13 @@ def test_missing_key_is_prompted_for(k: Kernel, server: FaultServer) -> None:
     ran = k.wait(cell)
     assert ran.status == "ok"
     assert KEY not in json.dumps(vars(ran), default=str)
-    # Once for a session: a cell that is run again, or by nbclient, needs nobody.
+    # Once for a session: a cell that is run again, or by nbclient, does not ask.
     assert k.ok(f"%llm_load big {where}").text.startswith("big")
     assert "typed once" in k.ok("%llm --literal typed once").text
 
 
 def test_the_key_is_nowhere(remote: Kernel, server: FaultServer) -> None:
-    server.will(CHAT, *refusal(400, f"your key {KEY} is nice"))
+    server.will(CHAT, *error_answer(400, f"your key {KEY} is nice"))
     server.will(CHAT, *json_answer(500, {"error": KEY}, {"Retry-After": "99"}))
     server.will(CHAT, *sse({"error": {"message": f"key {KEY} expired"}}, done=False))
     server.will(CHAT, *sse(delta("x"), {"error": {"message": f"{KEY}!"}}, done=False), Pause(0.1))

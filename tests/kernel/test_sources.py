@@ -52,7 +52,7 @@ def test_a_slow_download_shows_how_far_it_is_and_can_be_stopped(k: Kernel, hub: 
     k.interrupt()
     ran = k.wait(cell)
     assert (ran.ename, ran.error) == ("Interrupted", "Stopped loading tiny/llama.")
-    assert ran.ended - pressed < within_a_second()
+    assert ran.finished - pressed < within_a_second()
     assert k.value("llm.status().models") == ()
 
     hub.script("tiny/llama", Faults())
@@ -68,9 +68,9 @@ def test_a_slow_download_shows_how_far_it_is_and_can_be_stopped(k: Kernel, hub: 
 
 def test_what_is_in_the_cache_needs_no_hub(k: Kernel, hub: HubServer) -> None:
     k.ok("%llm_unload")
-    asked = len(hub.requests)
+    requests = len(hub.requests)
     k.ok("%llm_load tiny/llama")
-    assert len(hub.requests) == asked
+    assert len(hub.requests) == requests
 
 
 def test_a_folder_with_a_base_model_gets_the_plain_prompt(k: Kernel, tmp_path: Path) -> None:

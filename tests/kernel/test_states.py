@@ -74,14 +74,14 @@ def test_several_models_at_once(loaded: Kernel) -> None:
     assert states(loaded) == ("Ready", MODEL, [MODEL])
 
     loaded.ok("%llm_load --keep --name three -q 8bit")
-    said = loaded.ok("%llm_unload --all").text.splitlines()
-    assert [line.split()[1] for line in said] == [MODEL, "three"]
+    shown = loaded.ok("%llm_unload --all").text.splitlines()
+    assert [line.split()[1] for line in shown] == [MODEL, "three"]
     assert states(loaded) == ("Inactive", None, [])
 
     loaded.ok("%llm_load")
-    said = loaded.ok("%llm_load --name four -q 4bit").text.splitlines()
-    assert said[0].startswith("four · local cpu 4bit")
-    assert said[1].startswith(f"Unloaded {MODEL} (269 MB) · process ")
+    shown = loaded.ok("%llm_load --name four -q 4bit").text.splitlines()
+    assert shown[0].startswith("four · local cpu 4bit")
+    assert shown[1].startswith(f"Unloaded {MODEL} (269 MB) · process ")
     assert states(loaded) == ("Ready", "four", ["four"])
     loaded.ok("%llm -t 0 --max-new-tokens 4 Hello")
     loaded.ok("%llm_load")

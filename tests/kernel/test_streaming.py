@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
 from llm_magic.notebook.display.markdown import render
 from tests.benchmarks import producer
-from tests.kernels import Kernel, Ran, kernel
+from tests.kernels import Kernel, Ran
 
 FOOTER = re.compile(
     r"SmolLM2-135M-Instruct · \d+ → \d+ tokens · first after \d+\.\d\d s · \d+(?:\.\d)? tokens/s( · 269 MB)?"
@@ -29,10 +28,10 @@ def test_words_come_while_the_model_is_at_work(loaded: Kernel) -> None:
     assert kinds == ["display_data"] + ["update_display_data"] * (len(kinds) - 1)
     assert ran.updates >= 3
     texts = [" ".join(text.split()) for _when, _kind, text in ran.arrivals[:-1]]
-    words = [text for text in texts if "thinking" not in text]
+    answers = [text for text in texts if "thinking" not in text]
     whole = " ".join(loaded.value("reply.text").split())
-    assert all(whole.startswith(text) for text in words)
-    assert [len(text) for text in words] == sorted(len(text) for text in words)
+    assert all(whole.startswith(text) for text in answers)
+    assert [len(text) for text in answers] == sorted(len(text) for text in answers)
     first, last = ran.arrivals[0][0], ran.arrivals[-1][0]
     # Half of the time is a wide margin for a display that shows every token as it comes.
     assert first - ran.sent < (last - ran.sent) / 2
@@ -105,14 +104,14 @@ def test_two_thousand_tokens_are_a_few_messages(scripted: Kernel, flags: str) ->
     assert output["data"]["text/html"].startswith(render(text.strip()))
 
 
-def test_without_streaming_there_is_one_display_and_no_update(model_cache: Path) -> None:
-    with kernel(LLM_MAGIC_CACHE_DIR=str(model_cache), LLM_MAGIC_STREAM="off") as k:
-        k.ok("%load_ext llm_magic")
-        for code in ("%llm_load", "%%llm -t 0 --max-new-tokens 30\nTell me a story."):
-            ran = k.ok(code)
-            assert [kind for _when, kind, _text in ran.arrivals] == ["display_data"]
-            assert ran.updates == 0
-        assert FOOTER.match(footer(ran))
+def test_without_streaming_is_one_display_and_no_update(loaded: Kernel) -> None:
+    loaded.ok("import os\nos.environ['LLM_MAGIC_STREAM'] = 'off'\n%llm_unload\n%llm_config --reset")
+    for code in ("%llm_load", "%%llm -t 0 --max-new-tokens 30\nTell me a story."):
+        ran = loaded.ok(code)
+        assert [kind for _when, kind, _text in ran.arrivals] == ["display_data"]
+        assert ran.updates == 0
+    assert FOOTER.match(footer(ran))
+    loaded.ok("del os.environ['LLM_MAGIC_STREAM']\n%llm_config --reset")
 
 
 @pytest.mark.parametrize(

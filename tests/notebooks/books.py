@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from xml.etree import ElementTree
 
 import nbformat
 from nbclient import NotebookClient
@@ -29,7 +31,7 @@ _PATTERNS: list[tuple[str, str]] = re.findall(
     r"^regex: (.*)$\n^replace: (.*)$", SANITIZE.read_text(encoding="utf-8"), re.MULTILINE
 )
 PATH = _PATTERNS[0]
-# Where the notebooks look for the server: the port that vLLM takes, too.
+# The server's address in the notebooks: the port that vLLM takes, too.
 _WRITTEN = "localhost:8000"
 SECRET = secrets.token_hex(16)  # the key of that server
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -39,9 +41,9 @@ _CELL_TIMEOUT_S = 300  # on a busy machine; about 5 s otherwise
 def environment(stream: Literal["on", "off"]) -> dict[str, str]:
     """Return the environment of a kernel that no setting of the person who tests reaches."""
     own = {str(field.validation_alias) for field in Settings.model_fields.values()}
-    kept = {name: value for name, value in os.environ.items() if name not in own}
+    inherited = {name: value for name, value in os.environ.items() if name not in own}
     return {
-        **kept,
+        **inherited,
         "HF_HUB_OFFLINE": "1",
         "LLM_DEVICE": "cpu",
         "LLM_MAGIC_STREAM": stream,
@@ -58,7 +60,7 @@ class Stage:
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def open(self, path: Path) -> NotebookNode:
-        """Read a notebook that looks for its server where that is."""
+        """Read a notebook, with the address of the running server in it."""
         return _moved(read(path), _WRITTEN, self.server)
 
     def close(self, book: NotebookNode) -> NotebookNode:
@@ -81,10 +83,10 @@ def stage(path: Path, stream: Literal["on", "off"]) -> Iterator[Stage]:
         ) as server:
             try:
                 assert server.stdout is not None
-                # It says so when it is ready.
-                place = server.stdout.readline().strip().rpartition("//")[2]
-                assert place, "the server of the notebooks did not start"
-                yield Stage(place, around)
+                # Printed when it is ready.
+                address = server.stdout.readline().strip().rpartition("//")[2]
+                assert address, "the server of the notebooks did not start"
+                yield Stage(address, around)
             finally:
                 server.terminate()
 
@@ -123,6 +125,48 @@ def run(path: Path, stream: Literal["on", "off"]) -> NotebookNode:
         return around.close(book)
 
 
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """A notebook after a run under nbval: its counts of tests, failures, errors and skips, and all outputs."""
+
+    path: Path
+    exit_code: int
+    report: str
+    counts: list[int]
+    # By the id of the cell.
+    outputs: dict[str, list[dict[str, Any]]]
+
+
+def run_nbval(path: Path, folder: Path) -> Executed:
+    """Run a notebook under nbval, as its documentation shows it, in a folder of its own."""
+    counts, outputs = folder / "counts.xml", folder / "outputs.json"
+    # Its own settings: neither the warnings nor the markers of this suite are nbval's business.
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    with stage(path, "off") as around:
+        copy = folder / path.name
+        nbformat.write(around.open(path), copy)
+        ran = subprocess.run(
+            [
+                *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
+                *("-c", str(folder / "pytest.ini"), "--junitxml", str(counts)),
+                *("-p", "tests.notebooks.save_outputs", "--save-outputs", str(outputs)),
+                *("--nbval", "--nbval-sanitize-with", str(SANITIZE), str(copy)),
+            ],
+            env={**around.environment, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    suite = next(ElementTree.parse(counts).iter("testsuite"))
+    return Executed(
+        path,
+        ran.returncode,
+        ran.stdout[-5000:] + ran.stderr[-2000:],
+        [int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")],
+        json.loads(outputs.read_text(encoding="utf-8").replace(around.server, _WRITTEN)),
+    )
+
+
 def sanitized(value: Any) -> Any:
     """Return outputs without what may differ: figures of time and memory, places, tracebacks."""
     if isinstance(value, str):
@@ -137,10 +181,10 @@ def sanitized(value: Any) -> Any:
     return value
 
 
-def text(cell: NotebookNode) -> str:
-    """Return what a cell shows as plain text, and of an error what it says."""
+def text(outputs: Iterable[Mapping[str, Any]]) -> str:
+    """Return outputs as plain text, and of an error its message."""
     parts = [
         output.get("text") or output.get("evalue") or output.get("data", {}).get("text/plain")
-        for output in cell.outputs
+        for output in outputs
     ]
     return "\n".join(part for part in parts if part)

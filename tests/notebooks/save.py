@@ -48,8 +48,8 @@ def _without_places(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_places(item) for item in value]
     if isinstance(value, dict):
-        kept = {name: item for name, item in value.items() if name != books.WIDGET}
-        return type(value)({name: _without_places(item) for name, item in kept.items()})
+        without = {name: item for name, item in value.items() if name != books.WIDGET}
+        return type(value)({name: _without_places(item) for name, item in without.items()})
     return value
 
 

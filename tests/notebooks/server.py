@@ -2,8 +2,8 @@
 
     EXAMPLE_KEY=open-sesame python -m tests.notebooks.server
 
-It serves the embedded model with this package's own session, to whoever has the key; without the
-variable, to everybody on this machine.
+It serves the embedded model with this package's own session, to requests that have the key; without
+the variable, to every request of this machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from llm_magic.types import Chunk, Message, ModelInfo, Usage
 KEY = "EXAMPLE_KEY"  # the variable that holds it, here and in the notebook
 _HOST = "127.0.0.1"
 _MODELS, _CHAT = "/v1/models", "/v1/chat/completions"
-_KEPT = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop")
+_OPTIONS = ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop")
 
 
 class ExampleServer(ThreadingHTTPServer):
@@ -55,20 +55,20 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self._refused(_CHAT):
             return
-        asked: dict[str, Any] = json.loads(body)
-        if asked["model"] != self.server.model.name:
-            self._refuse(404, f"The model {asked['model']} does not exist.")
+        request: dict[str, Any] = json.loads(body)
+        if request["model"] != self.server.model.name:
+            self._refuse(404, f"The model {request['model']} does not exist.")
             return
         try:
-            messages = [Message(m["role"], m["content"]) for m in asked["messages"]]
-            chunks = llm.stream(messages, **_options(asked))
+            messages = [Message(m["role"], m["content"]) for m in request["messages"]]
+            chunks = llm.stream(messages, **_options(request))
         except LLMMagicError as error:
             self._refuse(400, str(error))
             return
         self._head(200, "text/event-stream")
-        # Where whoever asked has left, the model stops with the loop.
+        # Where the client has left, the model stops with the loop.
         with contextlib.suppress(ConnectionError):
-            for event in _events(asked["model"], chunks):
+            for event in _events(request["model"], chunks):
                 self.wfile.write(f"data: {event}\n\n".encode())
 
     def _refused(self, path: str) -> bool:
@@ -99,10 +99,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
-def _options(asked: Mapping[str, Any]) -> AskOptions:
-    """Return what a request says about its answer, under our own names."""
-    options = {name: asked[name] for name in _KEPT if asked.get(name) is not None}
-    return cast(AskOptions, {"max_new_tokens": asked.get("max_tokens"), **options})
+def _options(request: Mapping[str, Any]) -> AskOptions:
+    """Return the options of a request, under our own names."""
+    options = {name: request[name] for name in _OPTIONS if request.get(name) is not None}
+    return cast(AskOptions, {"max_new_tokens": request.get("max_tokens"), **options})
 
 
 def _events(model: str, chunks: Iterator[Chunk]) -> Iterator[str]:
@@ -122,7 +122,7 @@ def _usage(usage: Usage) -> dict[str, int | None]:
 
 
 def main() -> int:
-    """Serve until Ctrl+C; says where, once it is ready."""
+    """Serve until Ctrl+C; prints the address, once it is ready."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=8000, help="0 takes one that is free")
     port = parser.parse_args().port

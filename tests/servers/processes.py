@@ -28,13 +28,13 @@ import psutil
 from llm_magic.backends.local.files import gguf
 
 SERVERS = Path(__file__).resolve().parents[2] / ".servers"
-CONTEXT = 2048  # tokens, for a question and its answer, where a server can be told
-# What each calls its model; transformers serve knows no aliases, only what is in a hub's cache.
+CONTEXT = 2048  # tokens, for a question and its answer, where a server has such an option
+# What each calls its model; transformers serve has no aliases, only the models of a hub's cache.
 MODELS = {
     "vllm": "smollm2", "llamacpp": "smollm2", "xllamacpp": "smollm2", "litellm": "smollm2",
     "transformers": "tests/smollm2",
 }  # fmt: skip
-# What `litellm` wants to be asked with; it is not secret.
+# The key that `litellm` requires; it is not secret.
 KEY = "sk-0123456789abcdef0123456789abcdef"
 
 _HOST = "127.0.0.1"
@@ -53,7 +53,7 @@ _ENVIRONMENT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
 }
 # OpenMP's threads spin while they wait: on a busy machine that makes a token take a second.
-_POLITE = {"OMP_WAIT_POLICY": "PASSIVE"}
+_PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def running(
     kind: str,
     cache: Path | None,
     *options: str,
-    environment: Mapping[str, str] = _POLITE,
+    environment: Mapping[str, str] = _PASSIVE,
     timeout: float = 240,
 ) -> Iterator[Server]:
     """Start a server with the model in `cache`, wait until it answers, and stop it at the end.

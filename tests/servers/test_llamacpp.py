@@ -119,7 +119,7 @@ def test_context_shift_does_not_accept_longer_prompt() -> None:
 
 def test_four_concurrent_requests_succeed(session: Session) -> None:
     async def main() -> list[tuple[str, bool]]:
-        asked = (session.agenerate(QUESTION, max_new_tokens=4, seed=n) for n in range(4))
-        return [(r.finish_reason, bool(r.text)) for r in await asyncio.gather(*asked)]
+        replies = (session.agenerate(QUESTION, max_new_tokens=4, seed=n) for n in range(4))
+        return [(r.finish_reason, bool(r.text)) for r in await asyncio.gather(*replies)]
 
     assert asyncio.run(main()) == [("length", True)] * 4

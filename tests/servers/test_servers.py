@@ -139,8 +139,8 @@ def test_long_prompt_raises_one_line(case: Case) -> None:
 
 def test_many_concurrent_requests_succeed(case: Case) -> None:
     async def main() -> list[str]:
-        asked = (case.session.agenerate(QUESTION, max_new_tokens=8) for _ in range(4))
-        return [reply.finish_reason for reply in await asyncio.gather(*asked)]
+        requests = (case.session.agenerate(QUESTION, max_new_tokens=8) for _ in range(4))
+        return [reply.finish_reason for reply in await asyncio.gather(*requests)]
 
     # InstructLab's server would cut three of them off, if they came at once.
     assert set(asyncio.run(main())) <= {"stop", "length"}
@@ -148,10 +148,10 @@ def test_many_concurrent_requests_succeed(case: Case) -> None:
 
 def test_list_of_models_does_not_abort_reply(case: Case) -> None:
     async def main() -> str:
-        asked = asyncio.create_task(case.session.agenerate(STORY, max_new_tokens=60))
+        requests = asyncio.create_task(case.session.agenerate(STORY, max_new_tokens=60))
         await asyncio.sleep(0.5)
         await asyncio.to_thread(case.session.models, case.backend)
-        return (await asked).finish_reason
+        return (await requests).finish_reason
 
     assert asyncio.run(main()) in {"stop", "length"}
 
@@ -182,9 +182,9 @@ def test_load_waits_for_busy_ilab(ilab: Server) -> None:
 
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(ask)
-            rest = "".join(chunk.text for chunk in stream)
+            remaining = "".join(chunk.text for chunk in stream)
             assert str(answer.result())
-        assert rest, "the other's answer was not cut off"
+        assert remaining, "the other's answer was not cut off"
         assert shown == ["waiting: the server is busy with other requests"]
     finally:
         other.close()

@@ -20,17 +20,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--interrupts", type=int, default=300, help="how many (300)")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--ipykernel", metavar="VERSION", help="one of scripts/install-kernels")
-    asked = parser.parse_args(arguments)
-    version = asked.ipykernel or "installed"
-    print(f"seed {asked.seed}", flush=True)
+    options = parser.parse_args(arguments)
+    version = options.ipykernel or "installed"
+    print(f"seed {options.seed}", flush=True)
     with (
         tempfile.TemporaryDirectory() as folder,
-        attack(Path(folder, "model"), asked.seed, asked.ipykernel) as attacked,
+        attack(Path(folder, "model"), options.seed, options.ipykernel) as attacked,
     ):
-        problems = _interrupts(attacked, asked.interrupts, version)
-        if asked.seconds:
-            soak = Soak(attacked, asked.seed)
-            print(soak.report(soak.run(asked.seconds), version))
+        problems = _interrupts(attacked, options.interrupts, version)
+        if options.seconds:
+            soak = Soak(attacked, options.seed)
+            print(soak.report(soak.run(options.seconds), version))
             problems += len(soak.problems)
     sys.exit(1 if problems else 0)
 

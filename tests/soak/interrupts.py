@@ -150,10 +150,10 @@ class Attack:
     def _interrupted(self, code: str, done: Try) -> Ran | None:
         self.k.value("probe()")
         cell = self.k.send(code)
-        self.k.pump(done.delay)
-        # The input that the kernel repeats says that the cell runs.
-        begun = self.k.state(cell).messages >= 2
-        ended = bool(self.k.state(cell).ended)
+        self.k.receive(done.delay)
+        # The kernel repeats the input when the cell starts.
+        started = self.k.state(cell).messages >= 2
+        finished = bool(self.k.state(cell).finished)
         pressed = time.monotonic()
         self._press(done.how)
         try:
@@ -164,8 +164,8 @@ class Attack:
         done.status, done.ename = ran.status, ran.ename
         lines = plain(ran.traceback)
         done.traceback, done.lines = "\n".join(lines), len(lines)
-        if begun and not ended:
-            done.seconds = ran.ended - pressed
+        if started and not finished:
+            done.seconds = ran.finished - pressed
         return ran
 
     def _press(self, how: str) -> None:
@@ -190,12 +190,12 @@ class Attack:
             done.problems.append(f"a traceback in the output: {ran.text}")
         found = self.k.value("probe()")
         # `gather` ends with the first of its answers that ends.
-        if not kind.in_background and not self._settled():
+        if not kind.in_background and not self._is_closed():
             done.problems.append("an answer is still open")
         if kind.answers:
             done.problems += lost_text(kind, ran, found)
 
-    def _settled(self) -> bool:
+    def _is_closed(self) -> bool:
         """Return whether no answer is open, at once or within the grace time of an interrupt."""
         end = time.monotonic() + within_a_second()
         while self.k.value("len(llm.answering)"):
@@ -255,13 +255,13 @@ def _shown(kind: Kind, ran: Ran) -> str | None:
 def report(tries: list[Try], version: str) -> str:
     """Return the figures of a run."""
     slow = [t for t in tries if t.seconds is not None and t.seconds > 1]
-    ended = [t for t in tries if t.status == "error"]
-    lines = dict(sorted(Counter(t.lines for t in ended).items()))
+    errors = [t for t in tries if t.status == "error"]
+    lines = dict(sorted(Counter(t.lines for t in errors).items()))
     seconds = sorted(t.seconds for t in tries if t.seconds is not None)
     return "\n".join(
         [
             f"ipykernel {version}: {len(tries)} interrupts, {len(seconds)} of them in a running cell;"
-            f" {len(ended)} cells ended with an error",
+            f" {len(errors)} cells ended with an error",
             f"lines of traceback: {lines}; raised in a line of the cell itself:"
             f" {sum(t.is_own for t in tries)}",
             f"from the interrupt to the idle kernel: median {_at(seconds, 0.5)}, 99 %"

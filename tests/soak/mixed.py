@@ -26,18 +26,18 @@ from tests.wire import (
     Send,
     Step,
     delta,
+    error_answer,
     html_answer,
     json_answer,
-    refusal,
     sse,
-    words,
+    sse_words,
 )
 
 _TASKS = (
     "[t.get_coro().__qualname__ for t in __import__('gc').get_objects()"
     " if type(t) is asyncio.Task and not t.done() and 'llm_magic' in repr(t.get_coro())]"
 )
-_ASKED = Kind("faulty", "%%llm -m remote\nGo on.", "view")
+_QUESTION = Kind("faulty", "%%llm -m remote\nGo on.", "view")
 # The servers keep connections open for the next answers.
 _SPARE_FILES = 12
 _SPARE_MB = 100
@@ -55,13 +55,13 @@ def faults() -> dict[str, list[Step]]:
         "no JSON": sse(delta("half"), b"{nonsense", done=False),
         "an error inside": sse(delta("half"), {"error": {"message": "out of memory"}}, done=False),
         "no HTTP": [Raw(b"\x16\x03\x01 nonsense\r\n\r\n"), Cut()],
-        "busy": refusal(503, "busy", headers={"Retry-After": "0"}),
-        "too many": refusal(429, "slow down", headers={"Retry-After": "0"}),
-        "refused": refusal(400, "no such thing"),
+        "busy": error_answer(503, "busy", headers={"Retry-After": "0"}),
+        "too many": error_answer(429, "slow down", headers={"Retry-After": "0"}),
+        "refused": error_answer(400, "no such thing"),
         "a page": html_answer(502),
         "a list": json_answer(200, []),
         "closed": [Cut()],
-        "whole": words("All", " is", " well."),
+        "whole": sse_words("All", " is", " well."),
     }
 
 
@@ -135,11 +135,11 @@ class Soak:
         name, script = self._random.choice(list(faults().items()))
         self.server.will(CHAT, *script)
         self.k.value("probe()")
-        ran = self.k.run(_ASKED.code, timeout=30)
+        ran = self.k.run(_QUESTION.code, timeout=30)
         found = self.k.value("probe()")
-        # A server that just stops leaves an answer that says so.
+        # A server that just stops leaves an answer with a note.
         ends = {"stop", "truncated"} if "ended early; incomplete" in ran.text else {"stop"}
-        problems = lost_text(_ASKED, ran, found, ends)
+        problems = lost_text(_QUESTION, ran, found, ends)
         self.problems += [f"fault {name}: {problem}" for problem in [*_long(ran), *problems]]
 
     def _threads(self) -> None:
@@ -170,7 +170,7 @@ class Soak:
         self.k.ok(other)
         self.k.ok(self._random.choice(["%llm_wait", "%llm_stop"]), timeout=30)
         self.k.ok("try:\n    job.result(timeout=10)\nexcept Exception: pass")
-        self.k.pump(0.2)
+        self.k.receive(0.2)
         text = self.k.value("job.text").strip()
         if text not in begun.text:
             self.problems.append(f"job on {model}: shown {begun.text!r}, kept {text!r}")

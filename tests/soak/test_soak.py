@@ -11,9 +11,9 @@ import pytest
 from tests.soak.interrupts import Attack, attack
 from tests.soak.mixed import Soak
 
-# A minute together.
-_INTERRUPTS_S = 20
-_MIXED_S = 40
+# Half a minute together.
+_INTERRUPTS_S = 12
+_MIXED_S = 20
 
 
 @pytest.fixture(scope="module")

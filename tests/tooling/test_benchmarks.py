@@ -87,8 +87,8 @@ def test_what_this_process_computes_is_not_the_work_of_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     busy, own, now = iter([100.0, 110.0]), iter([20.0, 27.0]), iter([1000.0, 1010.0])
-    monkeypatch.setattr(rounds, "_busy_seconds", lambda: next(busy))
-    monkeypatch.setattr(rounds, "_own_seconds", lambda: next(own))
+    monkeypatch.setattr(rounds, "busy_seconds", lambda: next(busy))
+    monkeypatch.setattr(rounds, "own_seconds", lambda: next(own))
     monkeypatch.setattr("time.monotonic", lambda: next(now))
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     share = rounds.Others().share()
@@ -97,9 +97,9 @@ def test_what_this_process_computes_is_not_the_work_of_others(
 
 
 def test_the_seconds_of_this_process_are_counted() -> None:
-    before = rounds._own_seconds()
+    before = rounds.own_seconds()
     sum(range(3_000_000))
-    assert rounds._own_seconds() > before
+    assert rounds.own_seconds() > before
 
 
 # -- rows and tables ---------------------------------------------------------------------------
@@ -188,19 +188,19 @@ def test_without_targets_the_readme_shows_the_ratios_and_always_who_is_missing()
         Row("a / b", "x", (2.0,)),
         Row("c", "tok/s", note="missing: y"),
     )
-    assert readme.told(table(*rows)) == [rows[1], rows[2]]
+    assert readme.shown_rows(table(*rows)) == [rows[1], rows[2]]
     text = readme.markdown(ABOUT, [table(*rows, noisy=True)])
     assert "**128 tokens** (noisy)" in text
     assert "| c | missing: y |" in text
 
 
-def test_only_the_place_of_the_benchmarks_is_written(tmp_path: Path) -> None:
+def test_only_the_section_of_the_benchmarks_is_written(tmp_path: Path) -> None:
     file = tmp_path / "README.md"
-    file.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter \\1\n")
+    file.write_text(f"before\n{readme.START}\nold\n{readme.END}\nafter \\1\n")
     for _ in range(2):
         readme.write(file, ABOUT, [table(Row(r"a\1", "x", (1.0,)))])
         text = file.read_text()
-        assert text.startswith(f"before\n{readme.BEGIN}\nTaken")
+        assert text.startswith(f"before\n{readme.START}\nTaken")
         assert text.endswith(f"{readme.END}\nafter \\1\n")
         assert "old" not in text
     file.write_text("no place")
@@ -211,13 +211,13 @@ def test_only_the_place_of_the_benchmarks_is_written(tmp_path: Path) -> None:
 
 def test_the_readme_shows_all_of_them() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    titles = [readme._escaped(title) for title, _measure in suite.BENCHMARKS.values()]
+    titles = [readme.escaped(title) for title, _measure in suite.BENCHMARKS.values()]
     assert [title for title in titles if f"**{title}**" not in text] == []
 
 
-def test_the_readme_has_its_place() -> None:
+def test_the_readme_has_the_section() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text.index(readme.BEGIN) < text.index(readme.END)
+    assert text.index(readme.START) < text.index(readme.END)
 
 
 # -- peers -------------------------------------------------------------------------------------

@@ -27,14 +27,14 @@ from tests.wire import (
     Slow,
     Step,
     delta,
+    error_answer,
     events,
     html_answer,
     recut,
     redirect,
-    refusal,
     split_everywhere,
     sse,
-    words,
+    sse_words,
 )
 
 NOTICED_S = 5.0
@@ -142,7 +142,7 @@ def test_error_responses_arrive_as_the_error_classes_of_the_client(
     server.key = "sk-2"
     with pytest.raises(openai.AuthenticationError, match="sk-1"):
         client.models.list()
-    server.will(MODELS, *refusal(429, "slow down", headers={"Retry-After": "3"}))
+    server.will(MODELS, *error_answer(429, "slow down", headers={"Retry-After": "3"}))
     with pytest.raises(openai.RateLimitError) as limited:
         client.models.list()
     assert limited.value.response.headers["retry-after"] == "3"
@@ -154,7 +154,7 @@ def test_error_responses_arrive_as_the_error_classes_of_the_client(
 
 def test_client_retries_as_the_header_requests(server: FaultServer) -> None:
     soon = formatdate(time.time(), usegmt=True)
-    server.will(CHAT, *refusal(503, "loading", headers={"Retry-After": soon}))
+    server.will(CHAT, *error_answer(503, "loading", headers={"Retry-After": soon}))
     server.will(CHAT, Reset())
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=2) as client:
         assert answer_of(client) == "one two"
@@ -165,14 +165,14 @@ def test_the_client_follows_a_redirect(server: FaultServer, client: openai.OpenA
     with FaultServer() as other:
         server.will(CHAT, *redirect(other.url + CHAT))
         assert answer_of(client) == "one two"
-        assert len(other.asked(CHAT)) == 1
+        assert len(other.requests_to(CHAT)) == 1
 
 
 @pytest.mark.parametrize(
     "script",
     [
-        recut(words("Grüße", " 🦙"), 1),
-        recut(words("Grüße", " 🦙"), 7),
+        recut(sse_words("Grüße", " 🦙"), 1),
+        recut(sse_words("Grüße", " 🦙"), 7),
         sse(delta("Grüße"), delta(" 🦙", finish="stop"), eol=b"\r\n"),
         [Head(200, SSE, chunked=False), *events(delta("Grüße"), delta(" 🦙"))],
         [Head(200, SSE), Slow(b'data: {"choices": [{"delta": {"content": "Gr', 0.001),
@@ -190,7 +190,7 @@ def test_the_client_understands_an_answer_however_it_is_cut(
 def test_the_client_gets_a_line_of_ten_megabytes(
     server: FaultServer, client: openai.OpenAI
 ) -> None:
-    server.will(CHAT, *words("x" * 10_000_000))
+    server.will(CHAT, *sse_words("x" * 10_000_000))
     assert len(answer_of(client)) == 10_000_000
 
 
@@ -246,7 +246,7 @@ def test_a_server_dies_and_returns(server: FaultServer, client: openai.OpenAI) -
     server.stop()
     with pytest.raises(openai.APIConnectionError), stream:
         list(stream)
-    assert (server.received[0].ended, server.open_now) == ("cut", 0)
+    assert (server.received[0].outcome, server.open_now) == ("cut", 0)
     for _ in range(2):
         with pytest.raises(openai.APIConnectionError):
             client.models.list()

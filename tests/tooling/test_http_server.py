@@ -117,10 +117,10 @@ def test_a_client_that_leaves_is_noticed(
     connection = dial(server)
     request = server.wait_for(CHAT)
     time.sleep(0.1)
-    assert request.ended == "open"
+    assert request.outcome == "open"
     leave(connection)
     assert request.left.wait(NOTICED_S)
-    assert (request.ended, request.over.is_set()) == ("left", True)
+    assert (request.outcome, request.over.is_set()) == ("left", True)
 
 
 def test_closing_waits_for_no_client_and_leaves_no_thread() -> None:
@@ -133,7 +133,7 @@ def test_closing_waits_for_no_client_and_leaves_no_thread() -> None:
         began = time.monotonic()
     assert time.monotonic() - began < 2
     assert threading.active_count() == before
-    assert {request.ended for request in server.received} == {"cut"}
+    assert {request.outcome for request in server.received} == {"cut"}
     for connection in (busy, held, idle):
         connection.close()
 

@@ -252,7 +252,7 @@ def test_a_pull_that_was_left_goes_on_where_it_was(
     while (next(pull).completed or 0) < 100_000_000:
         pass
     pull.close()  # type: ignore[attr-defined]
-    (request,) = server.asked("/api/pull")
+    (request,) = server.requests_to("/api/pull")
     assert request.left.wait(0.5)
     assert "gemma3:270m" not in server.models
     server.pace = 0

@@ -71,7 +71,7 @@ def test_the_local_backend_is_known_without_torch() -> None:
     assert not used & {"torch", "transformers", "accelerate", "bitsandbytes"}
 
 
-def test_what_is_not_there_is_an_attribute_error() -> None:
+def test_unknown_name_raises_attribute_error() -> None:
     import llm_magic
 
     assert "llm" in dir(llm_magic)

@@ -9,7 +9,7 @@ import pytest
 from tests.fault_server import CHAT, FaultServer
 from tests.kernels import Kernel, kernel, within_a_second
 from tests.ollama_server import OllamaServer
-from tests.wire import Hold, delta, sse, words
+from tests.wire import Hold, delta, sse, sse_words
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_interrupt_keeps_partial_reply(k: Kernel, server: FaultServer) -> None:
 def test_background_cell_streams_while_others_run(k: Kernel, server: FaultServer) -> None:
     k.ok("%llm_load tiny -b openai")
     hold = Hold()
-    server.will(CHAT, *sse(delta("early"), done=False), hold, *words(" late")[1:])
+    server.will(CHAT, *sse(delta("early"), done=False), hold, *sse_words(" late")[1:])
     k.ok("%%llm --bg -o answer\nHello")
     assert k.value("1 + 1") == 2
     hold.go.set()

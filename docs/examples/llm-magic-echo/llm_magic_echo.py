@@ -6,8 +6,6 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated, ClassVar
 
 import psutil
-from annotated_types import Ge
-from pydantic import Field
 
 from llm_magic.backends.base import (
     UNSUPPORTED,
@@ -17,7 +15,7 @@ from llm_magic.backends.base import (
     Report,
     TokenCount,
 )
-from llm_magic.config.option_spec import Control, Flag
+from llm_magic.config.option_spec import Control, OptionSpec
 from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import ModelNotFound
 from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Unloaded, Usage
@@ -26,10 +24,9 @@ from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Unloaded, Usag
 class EchoLoadConfig(LoadConfig):
     pause: Annotated[
         float,
-        Ge(0),
-        Flag(("--pause",), "S"),
-        Control("Pause"),
-        Field(description="Seconds between two words."),
+        OptionSpec(
+            "Seconds between two words.", ("--pause",), "S", control=Control("Pause"), minimum=0
+        ),
     ] = 0.0
 
 
@@ -68,13 +65,13 @@ class EchoBackend(Backend):
         text = messages[-1].content
         for stop in config.stop:
             text = text.partition(stop)[0]
-        words = text.split(" ")
-        sent = words[: config.max_new_tokens]
+        pieces = text.split(" ")
+        sent = pieces[: config.max_new_tokens]
         for n, word in enumerate(sent):
             await asyncio.sleep(self.pause)
             yield Chunk(f" {word}" if n else word, tokens=1, time=time.perf_counter())
         usage = Usage((await self.count(name, messages)).prompt_tokens, len(sent))
-        yield Chunk(finish_reason="stop" if sent == words else "length", usage=usage)
+        yield Chunk(finish_reason="stop" if sent == pieces else "length", usage=usage)
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         return TokenCount(sum(len(m.content.split()) for m in messages), 2048)

@@ -203,7 +203,7 @@ class LocalTransformersBackend(Backend):
         size, budget = loaded.prefix_cache.nbytes, loaded.prefix_cache.budget
         return {
             "decoding": loaded.decoding,
-            "kept prompts": f"{human_bytes(size)} of at most {human_bytes(budget)}",
+            "prompt cache": f"{human_bytes(size)} of at most {human_bytes(budget)}",
         }
 
     def memory(self) -> MemoryUse:

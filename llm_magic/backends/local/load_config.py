@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
-from llm_magic.config.option_spec import Control, Flag
+from llm_magic.config.option_spec import Control, OptionSpec
 from llm_magic.config.settings import Device, LoadConfig, Quantization, Settings
 
 _DEFAULTS = Settings.model_construct()
@@ -21,39 +21,49 @@ class LocalLoadConfig(LoadConfig):
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         BeforeValidator(lambda v: _DTYPES.get(v, v) if isinstance(v, str) else v),
-        Flag(("--dtype",), "DTYPE"),
-        Field(description="Number format of the weights: auto, float32, bfloat16 or float16."),
+        OptionSpec(
+            "Number format of the weights: auto, float32, bfloat16 or float16.",
+            ("--dtype",),
+            "DTYPE",
+        ),
     ] = "auto"
     revision: Annotated[
-        str | None,
-        Flag(("--revision",), "REV"),
-        Field(description="Branch, tag or commit on the hub."),
+        str | None, OptionSpec("Branch, tag or commit on the hub.", ("--revision",), "REV")
     ] = None
     trust_remote_code: Annotated[
         bool,
-        Flag(("--trust-remote-code",)),
-        Field(description="Run Python code that comes with the model. Only for models you trust."),
+        OptionSpec(
+            "Run Python code that comes with the model. Only for models you trust.",
+            ("--trust-remote-code",),
+        ),
     ] = False
     attn: Annotated[
         str | None,
-        Flag(("--attn",), "NAME"),
-        Control(examples=("eager", "sdpa", "flash_attention_2")),
-        Field(description="Attention implementation, as in Transformers (eager, sdpa, …)."),
+        OptionSpec(
+            "Attention implementation, as in Transformers (eager, sdpa, …).",
+            ("--attn",),
+            "NAME",
+            control=Control(examples=("eager", "sdpa", "flash_attention_2")),
+        ),
     ] = None
     assistant: Annotated[
         str | None,
-        Flag(("--assistant",), "MODEL"),
-        Field(description="A smaller model with the same vocabulary that guesses ahead."),
+        OptionSpec(
+            "A smaller model with the same vocabulary that guesses ahead.",
+            ("--assistant",),
+            "MODEL",
+        ),
     ] = None
     special_tokens: Annotated[
         bool,
-        Flag(("--special-tokens",)),
-        Field(description="Read special tokens in prompts as control tokens, not as text."),
+        OptionSpec(
+            "Read special tokens in prompts as control tokens, not as text.", ("--special-tokens",)
+        ),
     ] = False
     compile: Annotated[
         bool,
-        Flag(("--compile",)),
-        Field(
-            description="Compile the model first, and use that where it measures faster; a slower load."
+        OptionSpec(
+            "Compile the model first, and use that where it measures faster; a slower load.",
+            ("--compile",),
         ),
     ] = False

@@ -192,7 +192,6 @@ def _check_missing_weights(loading_info: dict[str, Any]) -> None:
 
 def _model_info(model: PreTrainedModel, plan: LoadPlan, local: LocalPlan) -> ModelInfo:
     source, folder = local.main.source, local.main.folder
-    text_config = model.config.get_text_config()
     return ModelInfo(
         name=plan.name,
         backend="local",
@@ -203,9 +202,7 @@ def _model_info(model: PreTrainedModel, plan: LoadPlan, local: LocalPlan) -> Mod
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=local.config.quantization,
         size=int(model.get_memory_footprint()),
-        context_length=memory.valid_context_length(
-            getattr(text_config, "max_position_embeddings", None)
-        ),
+        context_length=memory.context_length(vars(model.config.get_text_config())),
         revision=local.config.revision,
     )
 

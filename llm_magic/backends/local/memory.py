@@ -91,17 +91,13 @@ def token_bytes(config: dict[str, Any], dtype: str) -> int:
 
 
 def context_length(config: dict[str, Any]) -> int | None:
-    """Return how many tokens a model reads, as its config.json states it; None for no valid number."""
-    config = config.get("text_config") or config
-    names = ("max_position_embeddings", "n_positions", "max_seq_len")
-    return valid_context_length(next((config[name] for name in names if config.get(name)), None))
-
-
-def valid_context_length(stated: object) -> int | None:
-    """Return a context length as an integer; None if it is not a valid one.
+    """Return how many tokens a model reads, as its config states it; None for no valid number.
 
     The configs of models without a limit state -1, 0, or a very large number.
     """
+    config = config.get("text_config") or config
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    stated = next((config[name] for name in names if config.get(name)), None)
     if isinstance(stated, bool) or not isinstance(stated, int | float):
         return None
     return int(stated) if 1 <= stated <= _LONGEST_CONTEXT else None

@@ -62,28 +62,30 @@ RESERVED: Mapping[str, str] = MappingProxyType(
 
 
 @dataclass(slots=True)
-class Dialect:
-    """The fields of a server's requests.
+class RemoteModel:
+    """A model on a server.
 
     Attributes:
-        fields: The field of each option.
+        model: Its name on the server; `info.name` is its name in the session.
+        fields: The field of each option in a request.
         unsupported: The fields that the server has rejected. They are sent only on request.
     """
-
-    fields: dict[str, str]
-    unsupported: set[str] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class RemoteModel:
-    """A model on a server; `model` is its name there, `info.name` its name in the session."""
 
     model: str
     server: HttpServer
     info: ModelInfo
-    config: LoadConfig
-    dialect: Dialect
+    fields: dict[str, str]
+    unsupported: set[str] = field(default_factory=set)
     was_used: bool = False
+
+    def option_fields(self, config: GenerationConfig) -> dict[str, Any]:
+        """Return the fields of the options that have a value."""
+        values = {field: getattr(config, name) for name, field in self.fields.items()}
+        return {
+            field: list(value) if isinstance(value, tuple) else value
+            for field, value in values.items()
+            if value not in (None, ())
+        }
 
 
 class RemoteBackend(Backend):
@@ -118,9 +120,12 @@ class RemoteBackend(Backend):
 
     @classmethod
     def request_fields(cls) -> dict[str, str]:
-        """Return the field of each supported option in a request. `extra` has its own fields."""
+        """Return the field of each supported option in a request. Pairs are fields themselves."""
+        options = specs(GenerationConfig)
         return {
-            name: field for name, field in cls.option_names.items() if field and name != "extra"
+            name: field
+            for name, field in cls.option_names.items()
+            if cls.supports(name) and options[name].kind != "pairs"
         }
 
     # -- the protocol -------------------------------------------------------------------------
@@ -146,7 +151,7 @@ class RemoteBackend(Backend):
         return None
 
     def _adapt(self, remote: RemoteModel, error: LLMMagicError, config: GenerationConfig) -> bool:
-        """Adapt the dialect of a model after an error; returns whether to send the request again."""
+        """Adapt the fields of a model after an error; returns whether to send the request again."""
         return False
 
     def _shorten_hint(self, remote: RemoteModel) -> str:
@@ -286,10 +291,9 @@ class RemoteBackend(Backend):
         options = specs(GenerationConfig)
         for name in config.extra:
             option = options.get(self.spellings.get(name, name))
-            if option is not None and option.flag is not None and self.supports(option.name):
-                flag, value = option.flag.names[-1], option.flag.metavar
+            if option is not None and option.flags and self.supports(option.name):
                 raise OptionError(
-                    f"{name} has an option of its own. Use {flag} {value} instead of -p"
+                    f"{name} has an option of its own. Use {option.flags[-1]} {option.metavar} instead of -p"
                     f" (in Python: {option.name}=)."
                 )
             if name in self.reserved:
@@ -382,6 +386,11 @@ class RemoteBackend(Backend):
 def _busy_timeout(server: HttpServer) -> float:
     """Return the seconds to wait for a busy server: as long as for the first token."""
     return server.limits.idle_s * FIRST_FACTOR
+
+
+def message_objects(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Return the messages of a conversation as JSON objects."""
+    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def named_entries(listed: object, field: str) -> list[dict[str, Any]]:

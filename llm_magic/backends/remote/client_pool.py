@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from llm_magic.backends.remote.limits import Limits
 from llm_magic.config.api_keys import ApiKey, ApiKeys
@@ -29,38 +28,22 @@ class Servers:
         concurrency: int,
         prefix: Callable[[ServerAddress], str | None],
     ) -> None:
-        """`start` is what to type to start such a server, `concurrency` how much it usually takes,
-        `prefix` where its API begins."""
+        """`start` is how to start such a server, `concurrency` how many requests it usually processes
+        at once, `prefix` returns the path of its API."""
         self._settings, self._keys = settings, keys
         self._start, self._concurrency, self._prefix = start, concurrency, prefix
         self._clients: dict[tuple[ServerAddress, ApiKey | None, Limits], HttpServer] = {}
-        # How many requests each gets at once, where that followed from what it is.
-        self._limits: WeakKeyDictionary[HttpServer, int] = WeakKeyDictionary()
         # Of a model that was checked and is not loaded yet.
         self.planned: HttpServer | None = None
-
-    def find(self, config: LoadConfig) -> HttpServer:
-        """Return the one client of a server; loads that differ in its limits have their own."""
-        # It imports the HTTP library, which a load of a local model does not need.
-        from llm_magic.backends.remote.http_client import HttpServer
-
-        spec = self._spec(config)
-        if spec not in self._clients:
-            address, key, limits = spec
-            client = self._clients[spec] = HttpServer(address, key, limits, self._start)
-            client.prefix = self._prefix(address)
-        return self._clients[spec]
 
     def limit(self, server: HttpServer, config: LoadConfig, concurrency: int) -> None:
         """Give a server `concurrency` requests at once, unless the user chose a number."""
         assert isinstance(config, ServerLoadConfig)
-        now = self._limits.get(server, server.limits.concurrency)
-        if config.concurrency is None and now != concurrency:
-            self._limits[server] = concurrency
-            server.turns = asyncio.Semaphore(concurrency)
+        if config.concurrency is None and server.concurrency != concurrency:
+            server.concurrency, server.turns = concurrency, asyncio.Semaphore(concurrency)
 
     def is_of(self, config: LoadConfig, server: HttpServer) -> bool:
-        """Return whether a server is the one that a load would be about now."""
+        """Return whether a load would use this server now."""
         return self._clients.get(self._spec(config)) is server
 
     def _spec(self, config: LoadConfig) -> tuple[ServerAddress, ApiKey | None, Limits]:
@@ -76,9 +59,18 @@ class Servers:
     def borrowed(self, config: LoadConfig) -> Iterator[HttpServer]:
         """Use a server that no loaded model belongs to yet, and keep others from closing it.
 
-        Its answer decides what becomes of the key.
+        Loads that differ in their limits have clients of their own. The response decides whether the
+        key is kept for that server.
         """
-        server = self.find(config)
+        # It imports the HTTP library, which a load of a local model does not need.
+        from llm_magic.backends.remote.http_client import HttpServer
+
+        spec = self._spec(config)
+        if spec not in self._clients:
+            address, key, limits = spec
+            self._clients[spec] = HttpServer(address, key, limits, self._start)
+            self._clients[spec].prefix = self._prefix(address)
+        server = self._clients[spec]
         server.users += 1
         try:
             yield server
@@ -92,8 +84,8 @@ class Servers:
 
     async def close_unused(self, used: Iterable[HttpServer]) -> None:
         """Close the clients that are neither `used` nor borrowed nor planned."""
-        kept = {id(server) for server in used}
+        used_ids = {id(server) for server in used}
         for spec, server in list(self._clients.items()):
-            if id(server) not in kept and not server.users and server is not self.planned:
+            if id(server) not in used_ids and not server.users and server is not self.planned:
                 del self._clients[spec]
                 await server.aclose()

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import math
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -49,8 +50,9 @@ class HttpServer:
     ) -> None:
         """`start` is the advice for a server that does not run."""
         self.address, self.key, self.limits, self._start = address, key, limits, start
-        self.turns = asyncio.Semaphore(limits.concurrency)
-        # Requests under way that do not belong to a loaded model, and where the API begins.
+        self.concurrency = limits.concurrency
+        self.turns = asyncio.Semaphore(self.concurrency)
+        # The number of running requests, and the path of the API.
         self.users = 0
         self.prefix: str | None = None
 
@@ -71,7 +73,7 @@ class HttpServer:
             async with asyncio.timeout(ANSWER_S), self.stream(method, path, body) as answer:
                 data = await answer.read_all()
         except TimeoutError:
-            raise self.timeout_error(ANSWER_S, "Look at the server.") from None
+            raise self.timeout_error(ANSWER_S, "Check the server.") from None
         try:
             return parse_json(data)
         except MalformedStream:
@@ -138,11 +140,11 @@ class HttpServer:
                 is_temporary=True,
             ) from None
         except aiohttp.ClientConnectorError as error:
-            raise self._connection_error(str(error.os_error)) from None
+            raise self._connection_error(error.os_error, str(error.os_error)) from None
         except aiohttp.ClientHttpProxyError as error:
-            raise self._connection_error(f"{error.status} {error.message}") from None
+            raise self._connection_error(error, f"{error.status} {error.message}") from None
         except SocksError as error:
-            raise self._connection_error(str(error)) from None
+            raise self._connection_error(error, str(error)) from None
         except aiohttp.InvalidURL:
             raise ServerUnreachable(
                 f"{self.address.url} is no address. Check --base-url."
@@ -150,24 +152,24 @@ class HttpServer:
         except aiohttp.ClientError as error:
             raise self.disconnected_error(error) from None
 
-    def _connection_error(self, why: str) -> ServerUnreachable:
+    def _connection_error(self, error: Exception, reason: str) -> ServerUnreachable:
         proxy = proxy_for(self.address)
-        if proxy is not None and "SSL" not in why:
-            return server_errors.proxy_error(self.address, proxy, self.scrub(why))
-        return server_errors.connection_error(self.address, why, self._start)
+        if proxy is not None and not isinstance(error, ssl.SSLError):
+            return server_errors.proxy_error(self.address, proxy, self.scrub(reason), error)
+        return server_errors.connection_error(self.address, error, self._start)
 
     def disconnected_error(self, error: Exception) -> ServerUnreachable:
         """Return the error for a connection that was lost."""
         why = server_errors.one_line(self.scrub(_reason(error)))
         because = f" ({why})" if why else ""
         return ServerUnreachable(
-            f"The connection to {self.address.origin} broke{because}. Look at the server.",
+            f"The connection to {self.address.origin} broke{because}. Check the server.",
             brief="connection lost",
             is_temporary=True,
         )
 
     def timeout_error(
-        self, seconds: float, fix: str = "Look at the server, or allow more with --idle-timeout."
+        self, seconds: float, fix: str = "Check the server, or allow more with --idle-timeout."
     ) -> ServerTimeout:
         """Return the error for a server that sent nothing for too long."""
         return ServerTimeout(

@@ -12,16 +12,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
 
-from pydantic import Field
-
 from llm_magic.backends.base import Report
 from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.base import (
     MAX_MODELS,
     RESERVED,
-    Dialect,
     RemoteBackend,
     RemoteModel,
+    message_objects,
     named_entries,
 )
 from llm_magic.backends.remote.stream_decoders import (
@@ -31,7 +29,7 @@ from llm_magic.backends.remote.stream_decoders import (
     parse_text,
     whole_number,
 )
-from llm_magic.config.option_spec import Control, Flag
+from llm_magic.config.option_spec import Control, OptionSpec
 from llm_magic.config.server_address import ServerAddress
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ServerLoadConfig
 from llm_magic.errors import LoadFailed, ModelNotFound, RequestFailed, ServerError
@@ -81,9 +79,11 @@ class OllamaLoadConfig(ServerLoadConfig):
 
     pull: Annotated[
         bool,
-        Flag(("--pull",)),
-        Control("Download it there first"),
-        Field(description="Let the server download the model first if necessary."),
+        OptionSpec(
+            "Let the server download the model first if necessary.",
+            ("--pull",),
+            control=Control("Download it there first"),
+        ),
     ] = False
 
 
@@ -168,8 +168,8 @@ class OllamaBackend(RemoteBackend):
         context = _context(runner) or _num_ctx(description)
         info = self._info(server, {**entry, "name": model}, description, {}, context)
         trained = _trained_length(description, entry)
-        dialect = Dialect(self.request_fields())
-        return _OllamaModel(model, server, info, config, dialect, trained_length=trained), ()
+        fields = self.request_fields()
+        return _OllamaModel(model, server, info, fields, trained_length=trained), ()
 
     async def _running(self, server: HttpServer) -> list[dict[str, Any]]:
         """Return the running models, none if a proxy does not forward that request."""
@@ -299,17 +299,13 @@ class OllamaBackend(RemoteBackend):
         self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> dict[str, Any]:
         """Return the body of a request."""
-        options: dict[str, Any] = {}
-        for name, field in remote.dialect.fields.items():
-            value = getattr(config, name)
-            if value not in (None, ()):
-                options[field] = list(value) if isinstance(value, tuple) else value
         top_level: dict[str, Any] = {}
+        options = remote.option_fields(config)
         for name, value in config.extra.items():
             (top_level if name in _TOP_LEVEL_FIELDS else options)[name] = value
         return {
             "model": remote.model,
-            "messages": [{"role": m.role, "content": m.content} for m in messages],
+            "messages": message_objects(messages),
             "stream": True,
             "options": options,
             # By default, Ollama silently removes the beginning of a long prompt. `shift` is not sent, because

@@ -13,9 +13,9 @@ from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.base import (
     MAX_MODELS,
     RESERVED,
-    Dialect,
     RemoteBackend,
     RemoteModel,
+    message_objects,
     named_entries,
 )
 from llm_magic.backends.remote.chat_completions import EMPTY, ReplyReader
@@ -149,7 +149,7 @@ class OpenAICompatibleBackend(RemoteBackend):
         else:
             owner = ""
         self._servers.limit(server, config, _CONCURRENCY.get(owner) or self.concurrency)
-        return RemoteModel(model, server, info, config, self._dialect(server, owner)), notes
+        return RemoteModel(model, server, info, self._fields(server, owner)), notes
 
     def _owner_warning(self, server: HttpServer, owner: str) -> tuple[str, ...]:
         """Return a warning if the server is not vLLM, but the backend is."""
@@ -175,14 +175,14 @@ class OpenAICompatibleBackend(RemoteBackend):
             raise server_errors.model_not_found(server.address, model, names)
         return entry
 
-    def _dialect(self, server: HttpServer, owner: str) -> Dialect:
+    def _fields(self, server: HttpServer, owner: str) -> dict[str, str]:
         fields = self.request_fields()
         if server.address.origin == "https://api.openai.com":
             # Newer models reject `max_tokens`, and older models accept both fields.
             fields["max_new_tokens"] = "max_completion_tokens"
         if self.name == "instructlab" and owner == "vllm":
             fields["repetition_penalty"] = "repetition_penalty"
-        return Dialect(fields)
+        return fields
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Return the token count of vLLM, which applies the template of the model; None for others."""
@@ -192,7 +192,7 @@ class OpenAICompatibleBackend(RemoteBackend):
         server = remote.server
         # The path is not below /v1.
         path = "/tokenize" if server.prefix else "/../tokenize"
-        body = {"model": remote.model, "messages": _message_objects(messages)}
+        body = {"model": remote.model, "messages": message_objects(messages)}
         try:
             value = await server.post(path, body)
         except ServerError:
@@ -240,39 +240,32 @@ class OpenAICompatibleBackend(RemoteBackend):
         """Return the body of a request."""
         body: dict[str, Any] = {
             "model": remote.model,
-            "messages": _message_objects(messages),
+            "messages": message_objects(messages),
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        for name, field in remote.dialect.fields.items():
-            value = getattr(config, name)
-            if value not in (None, ()):
-                body[field] = list(value) if isinstance(value, tuple) else value
-        for field in remote.dialect.unsupported - self._requested_fields(remote, config):
+        body |= remote.option_fields(config)
+        for field in remote.unsupported - self._requested_fields(remote, config):
             body.pop(field, None)
         return {**body, **config.extra}
 
     def _requested_fields(self, remote: RemoteModel, config: GenerationConfig) -> set[str]:
         """Return the fields that the user has set, and which are sent even if the model rejects them."""
-        fields = remote.dialect.fields
-        return {fields[name] for name in config.model_fields_set if name in fields} | set(
-            config.extra
-        )
+        requested = {remote.fields.get(name, "") for name in config.model_fields_set}
+        return requested | set(config.extra)
 
     def _adapt(self, remote: RemoteModel, error: LLMMagicError, config: GenerationConfig) -> bool:
         """Use the newer field for the token limit, or omit a default that the model rejects."""
         if not isinstance(error, RequestFailed) or error.status not in {400, 422}:
             return False
-        fields, unsupported = remote.dialect.fields, remote.dialect.unsupported
-        if "max_completion_tokens" in str(error) and fields["max_new_tokens"] == "max_tokens":
+        fields, unsupported = remote.fields, remote.unsupported
+        if error.parameter == "max_tokens" and error.code == "unsupported_parameter":
             fields["max_new_tokens"] = "max_completion_tokens"
             return True
         # The token limit is never omitted, because the default of the server is unknown.
         optional = {*fields.values(), "stream_options"} - {fields["max_new_tokens"]}
         field = error.parameter
-        if field not in optional or field in unsupported:
-            return False
-        if field in self._requested_fields(remote, config):
+        if field not in optional - unsupported - self._requested_fields(remote, config):
             return False
         unsupported.add(field)
         return True
@@ -312,7 +305,3 @@ class OpenAIBackend(OpenAICompatibleBackend):
 def _prefixes(url: str) -> list[str]:
     """Return the possible paths of the API below an address, the most likely first."""
     return [""] if _VERSIONED.search(url) else ["/v1", ""]
-
-
-def _message_objects(messages: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": m.role, "content": m.content} for m in messages]

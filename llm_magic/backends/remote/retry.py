@@ -5,12 +5,7 @@ from __future__ import annotations
 import random
 import time
 
-from llm_magic.errors import (
-    LLMMagicError,
-    RequestFailed,
-    ServerBusy,
-    ServerError,
-)
+from llm_magic.errors import LLMMagicError, RequestFailed, ServerBusy, ServerError
 
 _MAX_ATTEMPTS = 3
 # A user waits for the reply: the error of a server that asks for more is shown instead.
@@ -32,7 +27,8 @@ class Retries:
             return self._busy_delay(error)
         self._busy_since = None
         self._failures += 1
-        if not _is_temporary(error) or self._failures >= _MAX_ATTEMPTS:
+        is_temporary = isinstance(error, ServerError) and error.is_temporary
+        if not is_temporary or self._failures >= _MAX_ATTEMPTS:
             return None
         requested = error.retry_after if isinstance(error, RequestFailed) else None
         delay = _backoff(self._failures, 0.5, 8.0) if requested is None else requested
@@ -53,10 +49,6 @@ def _backoff(failures: int, first: float, longest: float) -> float:
     """Return a delay that doubles with each failure, with jitter of up to `first` seconds."""
     # The exponent is bounded because a busy server is asked many times.
     return min(longest, first * 2.0 ** min(failures - 1, 10)) + random.uniform(0, first)
-
-
-def _is_temporary(error: LLMMagicError) -> bool:
-    return isinstance(error, ServerError) and error.is_temporary
 
 
 def retry_notice(error: LLMMagicError, delay: float) -> str:

@@ -6,9 +6,12 @@ The functions return exceptions and perform no I/O.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import re
+import socket
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +30,7 @@ from llm_magic.errors import (
     ServerBusy,
     ServerError,
     ServerUnreachable,
+    chained,
     did_you_mean,
 )
 
@@ -39,16 +43,6 @@ _HTML = re.compile(r"\s*<(!doctype|html|head|body|title|h\d|p|div|center|\?xml)"
 _CONTEXT_EXCEEDED = re.compile(
     r"context.{0,20}(length|window|size)|too many tokens|too long|exceeds? .{0,40}(context|tokens)",
     re.IGNORECASE,
-)
-# Unknown hosts (EAI_NONAME, EAI_NODATA) and unavailable name servers (EAI_AGAIN), in the texts of
-# glibc, musl, macOS and Windows.
-_NO_HOST = re.compile(
-    r"Errno -[25]\]|Errno (8|11001|11004)\]|Name or service not known|Name does not resolve"
-    r"|No address associated|nodename nor servname|getaddrinfo",
-    re.IGNORECASE,
-)
-_NO_NAME_SERVER = re.compile(
-    r"Errno -3\]|Errno 11002\]|Temporary failure in name resolution", re.IGNORECASE
 )
 # LiteLLM's proxy without a database sends this with status 400 for a wrong key, and fails without one.
 _LITELLM_WRONG_KEY = "No connected db"
@@ -71,12 +65,14 @@ class ErrorResponse:
     Attributes:
         text: The message of the server in one line.
         parameter: The field of the request that the message is about.
+        code: The kind of the error, such as ``unsupported_parameter``.
         lengths: The token counts of the prompt and of the context window.
         is_busy: Whether the server is processing other requests.
     """
 
     text: str
     parameter: str = ""
+    code: str = ""
     lengths: tuple[int, int] | None = None
     is_busy: bool = False
 
@@ -105,9 +101,12 @@ def parse_error(value: Any, depth: int = 5) -> ErrorResponse:
         for name in ("error", "detail", "message"):
             if value.get(name):
                 inner = parse_error(value[name], depth - 1)
-                parameter = inner.parameter or str(value.get("param") or "")
-                lengths = inner.lengths or _lengths(value)
-                return ErrorResponse(inner.text, parameter, lengths, inner.is_busy)
+                return dataclasses.replace(
+                    inner,
+                    parameter=inner.parameter or str(value.get("param") or ""),
+                    code=inner.code or str(value.get("code") or ""),
+                    lengths=inner.lengths or _lengths(value),
+                )
     if isinstance(value, list) and value and isinstance(value[0], dict):
         # FastAPI: [{"loc": ["body", "stream_options"], "msg": "extra fields not permitted"}]
         location = value[0].get("loc")
@@ -216,7 +215,7 @@ def _request_failed(
     error = RequestFailed(
         message, brief=brief, status=status, retry_after=retry_after, parameter=response.parameter
     )
-    error.lengths = response.lengths
+    error.lengths, error.code = response.lengths, response.code
     may_exceed = status in {400, 413, 422, 500, None}
     error.exceeds_context = status == 413 or (may_exceed and response.exceeds_context)
     return error
@@ -271,27 +270,27 @@ def _seconds_until(date: str) -> float:
 # -- connections ----------------------------------------------------------------------------------
 
 
-def connection_error(address: ServerAddress, reason: str, start: str) -> ServerUnreachable:
+def connection_error(address: ServerAddress, error: BaseException, start: str) -> ServerUnreachable:
     """Return the error for a failed connection; `start` is how to start the server."""
-    reason = one_line(reason)
-    if "CERTIFICATE" in reason:
+    reason = one_line(str(error))
+    if isinstance(error, ssl.SSLCertVerificationError):
         return ServerUnreachable(
             f"The certificate of {address.origin} is not trusted ({reason}). Check --base-url. To trust"
             " your own certificate authority, set SSL_CERT_FILE.",
             brief="certificate",
         )
-    if "SSL" in reason:
+    if isinstance(error, ssl.SSLError):
         return ServerUnreachable(
             f"{address.origin} does not support https ({reason}). Check --base-url.",
             brief="no https",
         )
-    if _NO_NAME_SERVER.search(reason):
-        return ServerUnreachable(
-            f"The host of {address.host_port} could not be looked up: no name server responded. Check"
-            " the network, then --base-url.",
-            brief="no name server",
-        )
-    if _NO_HOST.search(reason):
+    if isinstance(error, socket.gaierror):
+        if error.errno == socket.EAI_AGAIN:
+            return ServerUnreachable(
+                f"The host of {address.host_port} could not be looked up: no name server responded."
+                " Check the network, then --base-url.",
+                brief="no name server",
+            )
         return ServerUnreachable(
             f"There is no host {address.host_port}. Check --base-url.", brief="unknown host"
         )
@@ -300,20 +299,23 @@ def connection_error(address: ServerAddress, reason: str, start: str) -> ServerU
     )
 
 
-def proxy_error(address: ServerAddress, proxy: str, reason: str) -> ServerUnreachable:
-    """Return the error for a failed connection through a proxy."""
+def proxy_error(
+    address: ServerAddress, proxy: str, reason: str, error: BaseException | None = None
+) -> ServerUnreachable:
+    """Return the error for a failed connection through a proxy; `error` is what `reason` describes."""
     variable = f"{address.url.partition(':')[0].upper()}_PROXY"
     host = address.host_port.rpartition(":")[0] or address.host_port
-    reason = one_line(reason)
-    if _NO_NAME_SERVER.search(reason):
+    lookup = next((e for e in chained(error) if isinstance(e, socket.gaierror)), None)
+    if lookup is not None and lookup.errno == socket.EAI_AGAIN:
         return ServerUnreachable(
             f"The proxy {proxy} could not be looked up: no name server responded. Check the network,"
             f" then {variable}.",
             brief="proxy",
         )
-    if _NO_HOST.search(reason):
+    if lookup is not None:
         problem = f"There is no host {proxy}, the proxy for {address.origin}"
     else:
+        reason = one_line(reason)
         problem = f"The proxy {proxy} cannot connect to {address.origin}"
         problem += f" ({reason})" if reason else ""
     return ServerUnreachable(

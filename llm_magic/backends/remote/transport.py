@@ -11,6 +11,7 @@ import io
 import os
 import socket
 import ssl
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -54,7 +55,9 @@ class Transport:
         socks = proxy if proxy is not None and proxy.startswith("socks") else None
         options: dict[str, Any] = {"limit": 0, "keepalive_timeout": KEEP_S}
         if "https:" in f"{address.url} {proxy}":
-            options["ssl"] = _trusted_authorities()
+            # Read for each client: a variable that is set later counts without a restart of the kernel.
+            variables = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+            options["ssl"] = _trusted_authorities(*variables)
         self._url = address.url
         self._socks_errors: tuple[type[Exception], ...] = ()
         try:
@@ -99,7 +102,7 @@ class Transport:
         """
         headers = {} if content is None else {"Content-Type": "application/json"}
         while True:
-            attempt = _Attempt()
+            attempt = SimpleNamespace(reused_connection=False)
             # aiohttp sends a file in pieces, and warns about long bytes.
             data = None if content is None else io.BytesIO(content)
             try:
@@ -114,17 +117,11 @@ class Transport:
                 if not attempt.reused_connection:
                     raise
             except self._socks_errors as error:
-                raise SocksError(str(error)) from None
+                raise SocksError(str(error)) from error
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._session.close()
-
-
-class _Attempt:
-    """Whether a request was sent over a connection that had been used before."""
-
-    reused_connection = False
 
 
 def _reuse_trace() -> aiohttp.TraceConfig:
@@ -214,13 +211,8 @@ def _connector(proxy: str | None, options: dict[str, Any]) -> aiohttp.TCPConnect
     return aiohttp.TCPConnector(**options, resolver=_Resolver(), socket_factory=_create_socket)
 
 
-def _trusted_authorities() -> ssl.SSLContext:
-    # Read for each client: a variable that is set later counts without a restart of the kernel.
-    return _load_authorities(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
-
-
 @functools.lru_cache(maxsize=4)
-def _load_authorities(file: str | None, folder: str | None) -> ssl.SSLContext:
+def _trusted_authorities(file: str | None, folder: str | None) -> ssl.SSLContext:
     """Return a TLS context that trusts the authorities of a file, a folder, or certifi.
 
     It is cached because creating one takes 20 ms. Raises `SettingsError` that names the variable.

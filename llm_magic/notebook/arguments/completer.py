@@ -7,13 +7,12 @@ of the line that it replaces.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llm_magic.errors import SettingsError
 from llm_magic.notebook.arguments.completions import Candidates, Completion
-from llm_magic.notebook.arguments.magic_options import MAGICS, Argument, arguments, dest
+from llm_magic.notebook.arguments.magic_options import MAGICS, Argument, arguments, option_specs
 from llm_magic.text.terminal import visible_line
 
 if TYPE_CHECKING:
@@ -25,18 +24,19 @@ _NAME = "llm_magic_matcher"
 # Also after an assignment: models = %llm_models -b …
 _MAGIC = re.compile(r"\s*(?:[\w.]+\s*=\s*)?%%?(\w+)[ \t]+")
 _CELL_MAGIC = re.compile(r"(?:[ \t]*\n)*%%(\w+)")
+# The last quote may still be open.
+_TOKEN = re.compile(r"""(?:[^ \t\r\n"']|"[^"]*"?|'[^']*'?)+""")
+_QUOTED = re.compile(r"""(["'])(.*?)(\1|\Z)""", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Completions:
+class Completions(NamedTuple):
     """The end of the line that is replaced, and what can replace it."""
 
     fragment: str
     candidates: Sequence[Completion] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """A word of the line: its start, its text without quotes, and the quote that is still open."""
 
     start: int
@@ -45,23 +45,15 @@ class Token:
 
 
 def typed_tokens(line: str) -> list[Token]:
-    """Split a line as `parser.split_line` does; the last word is the one being typed."""
-    found: list[Token] = []
-    start, text, quote = -1, "", ""
-    for position, char in enumerate(line):
-        if not quote and char in " \t\r\n":
-            if start >= 0:
-                found.append(Token(start, text))
-            start, text = -1, ""
-            continue
-        start = position if start < 0 else start
-        if char == quote:
-            quote = ""
-        elif not quote and char in "\"'":
-            quote = char
-        else:
-            text += char
-    return [*found, Token(start if start >= 0 else len(line), text, quote)]
+    """Split a line as `parser.split_line` does; the last token is the one being typed."""
+    found = []
+    for token in _TOKEN.finditer(line):
+        *_, last = [None, *_QUOTED.finditer(token[0])]
+        quote = last[1] if last is not None and not last[3] and last.end() == len(token[0]) else ""
+        found.append(Token(token.start(), _QUOTED.sub(r"\2", token[0]), quote))
+    if not found or (not found[-1].quote and line[-1] in " \t\r\n"):
+        found.append(Token(len(line), ""))
+    return found
 
 
 def complete(before: str, after: str, cell: str, candidates: Candidates) -> Completions | None:
@@ -90,34 +82,31 @@ class _Line:
         *self._done, self._typed = typed_tokens(before)
         self._before, self._after = before, after
         self._magic, self._arguments = MAGICS[name], arguments(name)
-        self._candidates, self._is_cell = candidates, is_cell
+        self._candidates = candidates
+        self._may_have_prompt = self._magic.takes_prompt and not is_cell
+        self._all = [*self._done, *typed_tokens(after)]
 
     def completions(self) -> Completions:
         """Return the completions at the cursor."""
-        if self._in_prompt():
-            return Completions(*self._candidates.in_prompt(self._before))
-        argument = self._argument_of(self._done[-1].text if self._done else "")
-        if argument is not None:
-            return self._value(argument, self._typed.text)
-        if self._typed.text.startswith("-"):
-            option, equals, value = self._typed.text.partition("=")
-            if equals:
-                argument = self._argument_of(option)
-                return self._value(argument, value, skip="=") if argument else Completions("")
+        typed, positional = self._typed.text, self._magic.positional
+        if self._may_have_prompt and self._prompt_started():
+            return self._references()
+        if argument := self._argument_of(self._done[-1].text if self._done else ""):
+            return self._value(argument, typed)
+        if typed.startswith("-"):
+            option, equals, value = typed.partition("=")
+            if not equals:
+                return self._replacing(self._options())
+            argument = self._argument_of(option)
+            return self._value(argument, value, skip="=") if argument else Completions("")
+        if positional is not None:
+            return self._positional(positional)
+        if self._magic.takes_prompt and not typed:
             return self._replacing(self._options())
-        if self._magic.positional is not None:
-            return self._positional(self._magic.positional)
-        if self._magic.takes_prompt and not self._typed.text:
-            return self._replacing(self._options())
-        in_prompt = self._magic.takes_prompt and not self._is_cell
-        return (
-            Completions(*self._candidates.in_prompt(self._before)) if in_prompt else Completions("")
-        )
+        return self._references() if self._may_have_prompt else Completions("")
 
-    def _in_prompt(self) -> bool:
+    def _prompt_started(self) -> bool:
         """Return whether the prompt of a line magic starts before the word at the cursor."""
-        if not self._magic.takes_prompt or self._is_cell:
-            return False
         remaining = iter(self._done)
         for word in remaining:
             if not word.text.startswith("-") or word.text == "--":
@@ -130,76 +119,67 @@ class _Line:
         """Return the argument whose value follows `option`, if there is one."""
         return next((a for a in self._arguments if option in a.names and a.kind != "switch"), None)
 
+    def _references(self) -> Completions:
+        return Completions(*self._candidates.in_prompt(self._before))
+
     def _value(self, argument: Argument, typed: str, skip: str = "") -> Completions:
         if not argument.complete and not argument.choices and self._magic.takes_prompt:
             # Free text, in which {references} are filled in.
-            return Completions(*self._candidates.in_prompt(self._before))
-        return self._replacing(self._candidates.of(argument, typed, self._options_given()), skip)
+            return self._references()
+        return self._replacing(self._candidates.of(argument, typed, self._values()), skip)
 
     def _positional(self, argument: Argument) -> Completions:
         name, equals, value = self._typed.text.partition("=")
         if argument.complete == "settings" and equals:
             return self._replacing(self._candidates.setting(name, value), skip="=")
-        candidates = self._candidates.of(argument, self._typed.text, self._options_given())
+        candidates = self._candidates.of(argument, self._typed.text, self._values())
         given = {word.text.partition("=")[0] for word in self._done}
         return self._replacing([c for c in candidates if c.text.removesuffix("=") not in given])
 
     def _options(self) -> list[Completion]:
         """Return the options that can still be added: none twice, and none of another backend."""
-        given = {word.text.partition("=")[0] for word in self._all_tokens()}
-        backend = self._options_given().get("backend", "")
+        given = {word.text.partition("=")[0] for word in self._all}
+        backend = self._values().get("backend", "") if self._magic.options == "loading" else ""
+        specs = option_specs("loading") if backend else {}
         return [
             Completion(name, "option")
             for argument in self._arguments
             if argument.kind in {"repeated", "pairs"} or not given & set(argument.names)
-            if not backend or self._works_on(argument, backend)
+            if argument.option not in specs or specs[argument.option].works_on(backend)
             for name in argument.names
             if name.startswith(self._typed.text)
         ]
 
-    def _works_on(self, argument: Argument, backend: str) -> bool:
-        from llm_magic.backends.registry import load_specs
-
-        spec = load_specs().get(dest(argument)) if self._magic.options == "loading" else None
-        return spec is None or spec.works_on(backend)
-
-    def _all_tokens(self) -> list[Token]:
-        return [*self._done, *typed_tokens(self._after)]
-
-    def _options_given(self) -> Mapping[str, str]:
-        """Return the option values on the rest of the line, by option name."""
+    def _values(self) -> Mapping[str, str]:
+        """Return the values on the line except the typed one, by the names of their options."""
         given: dict[str, str] = {}
-        line = self._all_tokens()
-        for word, following in zip(line, [*line[1:], Token(0, "")], strict=True):
+        for word, following in zip(self._all, [*self._all[1:], Token(0, "")], strict=True):
             option, equals, value = word.text.partition("=")
             argument = self._argument_of(option)
             if argument is not None:
-                given[dest(argument)] = value if equals else following.text
+                given[argument.dest] = value if equals else following.text
         return given
 
-    def _replacing(self, candidates: Sequence[Completion], skip: str = "") -> Completions:
+    def _replacing(self, candidates: Iterable[Completion], skip: str = "") -> Completions:
         """Return completions of the word at the cursor, or of its part after the character `skip`."""
         fragment = self._before[self._typed.start :]
         if skip:
             fragment = fragment.partition(skip)[2]
         return Completions(fragment, list(self._quoted(candidates)))
 
-    def _quoted(self, candidates: Sequence[Completion]) -> Iterator[Completion]:
+    def _quoted(self, candidates: Iterable[Completion]) -> Iterator[Completion]:
         """Yield the candidates, quoted where they contain blanks; an existing end quote is kept.
 
         Omits text with control characters: a newline in a model name would add a line to the cell.
         """
-        for candidate in candidates:
-            text = candidate.text
-            if visible_line(text) != text:
-                continue
+        for text, kind, is_open in candidates:
             quote = self._typed.quote or ("'" if '"' in text else '"')
-            if quote in text:
+            if quote in text or visible_line(text) != text:
                 continue
             if self._typed.quote or any(char in text for char in " \t'\""):
-                is_open = candidate.is_open or self._after.startswith(quote)
-                text = f"{quote}{text}{'' if is_open else quote}"
-            yield Completion(text, candidate.kind)
+                end = "" if is_open or self._after.startswith(quote) else quote
+                text = f"{quote}{text}{end}"
+            yield Completion(text, kind)
 
 
 class _NoCompletions(Sequence[Any]):

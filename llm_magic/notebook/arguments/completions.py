@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llm_magic.errors import OptionError
+from llm_magic.notebook.arguments.magic_options import option_specs
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -26,8 +27,7 @@ _NAME = re.compile(r"(?<![{$])\{((?:[^\W\d]\w*\.)*)(\w*)$")
 _KEY = re.compile(r"(?<![{$])\{((?:[^\W\d]\w*\.)*[^\W\d]\w*)\[([\"'])([^\"'\[\]{}]*)$")
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(NamedTuple):
     """A text to insert, its kind, and whether the word continues after it (a folder)."""
 
     text: str
@@ -41,36 +41,30 @@ class Candidates:
     def __init__(self, shell: InteractiveShell, session: Session) -> None:
         self._shell, self._session = shell, session
 
-    def of(self, argument: Argument, typed: str, line: Mapping[str, str]) -> list[Completion]:
+    def of(self, argument: Argument, typed: str, line: Mapping[str, str]) -> Iterable[Completion]:
         """Return the values that start with `typed`; `line` has the other options of the line."""
         source, _, option = argument.complete.partition(":")
-        if argument.choices:
-            return _starting_with(typed, argument.choices)
-        if source == "choices":
-            return _starting_with(typed, self._choices(option, line))
         if source == "models":
             return self._models(typed, line)
+        session = self._session
         names: Mapping[str, tuple[str, Callable[[], Iterable[str]]]] = {
-            "loaded": ("loaded", lambda: [info.name for info in self._session.status().models]),
-            "jobs": ("job", lambda: [str(job.number) for job in self._session.jobs.all]),
-            "chats": ("chat", lambda: [chat.name for chat in self._session.chats.all()]),
+            "loaded": ("loaded", lambda: (info.name for info in session.status().models)),
+            "jobs": ("job", lambda: (str(job.number) for job in session.jobs.all)),
+            "chats": ("chat", lambda: (chat.name for chat in session.chats.all())),
             "variables": ("variable", self._variables),
             "backends": ("backend", self._backends),
             "settings": ("setting", self._settings),
+            "choices": ("value", lambda: self._choices(option, line)),
+            "": ("value", lambda: argument.choices),
         }
-        if source not in names:
-            return []
         kind, listed = names[source]
         return _starting_with(typed, listed(), kind)
 
-    def setting(self, name: str, typed: str) -> list[Completion]:
+    def setting(self, name: str, typed: str) -> Iterable[Completion]:
         """Return values of a generation setting: the current one and none."""
-        from llm_magic.config.option_spec import specs
-        from llm_magic.config.settings import GenerationConfig
-
-        spec = specs(GenerationConfig).get(name)
+        spec = option_specs("generation").get(name)
         if spec is None or not spec.is_number:
-            return []
+            return ()
         now = getattr(self._session.generation.config, name)
         return _starting_with(typed, dict.fromkeys(("none" if now is None else str(now), "none")))
 
@@ -87,15 +81,19 @@ class Candidates:
     # -- models -------------------------------------------------------------------------------
 
     def _models(self, typed: str, line: Mapping[str, str]) -> list[Completion]:
-        backend = line.get("backend")
-        # Without -b, which may follow, the known models of every server are candidates.
-        backends = [backend] if backend else self._backends()
+        from llm_magic.notebook.display.messages import model_location
+
+        backend, status = line.get("backend"), self._session.status()
         found: dict[str, Completion] = {}
-        for name in backends:
-            for candidate in self._known(name, line.get("base_url")):
-                found.setdefault(candidate.text, candidate)
-        if backend in {None, self._session.status().backend_type}:
-            for info in self._session.status().models:
+        # Without -b, which may follow, the known models of every server are candidates.
+        for name in [backend] if backend else self._backends():
+            # An address may still be incomplete.
+            with contextlib.suppress(OptionError):
+                known = self._session.known_models(name, line.get("base_url"))
+                for info in sorted(known, key=lambda info: info.name.casefold()):
+                    found.setdefault(info.name, Completion(info.name, model_location(info)))
+        if backend in {None, status.backend_type}:
+            for info in status.models:
                 found.setdefault(info.name, Completion(info.name, "loaded"))
         matching = (c for c in found.values() if _matches(c.text, typed))
         candidates = list(itertools.islice(matching, _MAX_CANDIDATES))
@@ -103,31 +101,17 @@ class Candidates:
             candidates += [path for path in _paths(typed) if path.text not in found]
         return candidates
 
-    def _known(self, backend: str, base_url: str | None) -> Iterator[Completion]:
-        from llm_magic.notebook.display.messages import model_location
-
-        try:
-            known = self._session.known_models(backend, base_url)
-        except OptionError:
-            # The address is still being typed.
-            return
-        for info in sorted(known, key=lambda info: info.name.casefold()):
-            yield Completion(info.name, model_location(info))
-
     # -- options ------------------------------------------------------------------------------
 
     def _choices(self, option: str, line: Mapping[str, str]) -> Iterable[str]:
-        from llm_magic.backends.registry import load_specs
-
         if option == "key_env":
             return sorted(name for name in os.environ if _SECRET.search(name))
         if option == "base_url":
             backend = line.get("backend", self._session.settings.backend)
             return filter(None, [getattr(self._session.settings, f"{backend}_base_url", "")])
-        spec = load_specs().get(option)
-        if spec is None:
-            return ()
-        return spec.choices or (spec.control.examples if spec.control is not None else ())
+        spec = option_specs("loading").get(option)
+        examples = spec.control.examples if spec is not None and spec.control is not None else ()
+        return (spec.choices if spec is not None else ()) or examples
 
     def _backends(self) -> list[str]:
         from llm_magic.backends.registry import names
@@ -136,11 +120,8 @@ class Candidates:
         return sorted(names(), key=lambda name: name != default)
 
     def _settings(self) -> list[str]:
-        from llm_magic.config.option_spec import specs
-        from llm_magic.config.settings import GenerationConfig
-
-        known = specs(GenerationConfig).values()
-        return [f"{spec.name}=" for spec in known if spec.kind != "pairs"]
+        known = option_specs("generation").items()
+        return [f"{name}=" for name, spec in known if spec.kind != "pairs"]
 
     # -- the notebook's names -----------------------------------------------------------------
 

@@ -10,7 +10,6 @@ from llm_magic.notebook.arguments.magic_options import (
     MAGICS,
     Argument,
     Magic,
-    dest,
     option_arguments,
     option_specs,
 )
@@ -59,7 +58,7 @@ def _by_backends(
     """Yield the options grouped by their backends: first those of all backends, then the largest group."""
     groups: dict[tuple[str, ...], list[Argument]] = {}
     for argument in arguments:
-        groups.setdefault(table[dest(argument)].backends, []).append(argument)
+        groups.setdefault(table[argument.dest].backends, []).append(argument)
     yield from sorted(groups.items(), key=lambda group: (bool(group[0]), -len(group[1])))
 
 
@@ -86,7 +85,7 @@ def _rows(
     """Return a row for each argument; with `backends`, it lists those that support the option."""
     rows = []
     for argument in arguments:
-        spec = table.get(dest(argument))
+        spec = table.get(argument.dest)
         facts = [", ".join(argument.choices)] if argument.choices else []
         if spec is not None:
             facts += _limits(spec)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -22,7 +23,12 @@ class Argument:
     kind: OptionKind = "value"
     choices: tuple[str, ...] = ()
     complete: str = ""
-    dest: str = ""
+    option: str = ""  # its name in an option set
+
+    @property
+    def dest(self) -> str:
+        """The name of its parsed value."""
+        return self.option or self.names[-1].lstrip("-").replace("-", "_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,15 +250,27 @@ MAGICS: dict[str, Magic] = {
 
 def arguments(name: str) -> tuple[Argument, ...]:
     """Return the options of a magic, including those of its option set."""
-    magic = MAGICS[name]
-    return magic.arguments + option_arguments(magic.options)
+    return MAGICS[name].arguments + option_arguments(MAGICS[name].options)
 
 
 def option_arguments(options: OptionSet) -> tuple[Argument, ...]:
-    """Return the arguments of an option set."""
-    if not options:
-        return ()
-    return tuple(_from_spec(spec) for spec in option_specs(options).values() if spec.flag)
+    """Return the arguments of an option set.
+
+    Their values are checked by the option set, so that a flag, a keyword argument and a setting raise
+    the same error for the same mistake.
+    """
+    return tuple(
+        Argument(
+            spec.flags,
+            spec.help,
+            spec.metavar,
+            spec.kind,
+            complete=_COMPLETION_SOURCES.get(name, f"choices:{name}"),
+            option=name,
+        )
+        for name, spec in option_specs(options).items()
+        if spec.flags
+    )
 
 
 def option_specs(options: OptionSet) -> Mapping[str, OptionSpec]:
@@ -260,24 +278,10 @@ def option_specs(options: OptionSet) -> Mapping[str, OptionSpec]:
     from llm_magic.backends import registry
 
     if not options:
-        return {}
+        return _NO_OPTIONS
     return registry.load_specs() if options == "loading" else registry.generation_specs()
 
 
+_NO_OPTIONS: Mapping[str, OptionSpec] = MappingProxyType({})
 # The source of values for options without fixed choices.
 _COMPLETION_SOURCES = {"backend": "backends", "assistant": "models"}
-
-
-def _from_spec(spec: OptionSpec) -> Argument:
-    assert spec.flag is not None
-    # The option set validates values, so that a flag, a keyword argument and a setting raise the
-    # same error for the same mistake.
-    complete = _COMPLETION_SOURCES.get(spec.name, f"choices:{spec.name}")
-    return Argument(
-        spec.flag.names, spec.help, spec.flag.metavar, spec.kind, complete=complete, dest=spec.name
-    )
-
-
-def dest(argument: Argument) -> str:
-    """Return the name of an argument's parsed value."""
-    return argument.dest or argument.names[-1].lstrip("-").replace("-", "_")

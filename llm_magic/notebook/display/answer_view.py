@@ -8,10 +8,18 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.notebook.display.incremental_markdown import IncrementalMarkdown
-from llm_magic.notebook.display.live_output import PERIOD_S, LiveArea, is_notebook, muted, write
+from llm_magic.notebook.display.live_output import (
+    PERIOD_S,
+    LiveArea,
+    is_notebook,
+    mime_bundle,
+    muted,
+    write,
+)
+from llm_magic.notebook.display.markdown import IncrementalMarkdown
 from llm_magic.notebook.display.messages import ending, footer, reasoning_line
 from llm_magic.text.surrogates import replace_surrogates
 from llm_magic.text.terminal import VisibleStream
@@ -20,7 +28,6 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from llm_magic.session.response import Response
-    from llm_magic.types import Reply
 
 # Shorter waits need no "thinking" line that flickers away again.
 _SILENCE_S = 0.3
@@ -28,57 +35,36 @@ _SILENCE_S = 0.3
 _MAX_INDENTED = 500_000
 
 
-class AnswerView:
-    """Draws a response while it is generated; subclasses decide how."""
+class PlainView:
+    """Streams to stdout, for terminals, logs and ``--plain``; JSON is written when it is whole."""
 
-    def __init__(self, response: Response) -> None:
-        self._response = response
-
-    def note(self, notes: tuple[str, ...]) -> None:
-        """Show notes about the prompt, before the answer."""
-        write_notes(notes)
-
-    def draw(self) -> None:
-        """Show what is new, if it is time for that; called again and again."""
-
-    def pause(self) -> float:
-        """Return for how many seconds nothing new would be drawn."""
-        return 0.0
-
-    def finish(self) -> None:
-        """Show the answer as it is at the end."""
-
-    def leave(self) -> None:
-        """Clear what was shown while the answer was waited for; called where there is none."""
-
-
-class PlainView(AnswerView):
-    """Streams to stdout: for terminals, logs and ``--plain``."""
-
-    def __init__(self, response: Response, *, footer: bool) -> None:
-        super().__init__(response)
-        self._footer = footer
+    def __init__(self, response: Response, *, form: str, show_footer: bool) -> None:
+        self._response, self._form, self._show_footer = response, form, show_footer
         self._visible = VisibleStream()
         # How much of the response is written: characters, notices, and texts that became reasoning.
         self._written = self._notices = self._restarts = 0
 
     def draw(self) -> None:
-        """Write; the kernel's own buffer joins small writes, a terminal's keeps a line."""
+        """Write what is new; the kernel's buffer joins small writes, a terminal's keeps a line."""
         is_first = not self._written
-        text = self._visible.feed(self._new_notices() + self._new_text())
+        notices = self._response.notices[self._notices :]
+        self._notices += len(notices)
+        text = "".join(f"[{notice}]\n" for notice in notices)
+        if self._form != "json":
+            text += self._new_text()
+        text = self._visible.feed(text)
         if not text:
             return
         write(text)
         if is_first or sys.stdout.isatty():
             sys.stdout.flush()
 
-    def _new_notices(self) -> str:
-        notices = self._response.notices[self._notices :]
-        self._notices += len(notices)
-        return "".join(f"[{notice}]\n" for notice in notices)
-
     def _new_text(self) -> str:
-        restarts, text = _text(self._response)
+        response = self._response
+        restarts, text = response.restarts, response.text
+        while restarts != response.restarts:
+            # Another thread made reasoning of the text in between.
+            restarts, text = response.restarts, response.text
         label = ""
         if restarts != self._restarts:
             # What was written cannot be taken back.
@@ -88,83 +74,62 @@ class PlainView(AnswerView):
         return label + new
 
     def pause(self) -> float:
-        """Return the time between two writes, once the first word is there."""
+        """Return the time between two writes, once the first word is written."""
         return PERIOD_S if self._written else 0.0
 
     def finish(self) -> None:
-        """End the line and add the footer."""
+        """End the line and write the lines below the answer."""
         self.draw()
+        text, lines = _whole(self._response, self._form, self._show_footer)
         write(self._visible.flush())
-        if self._written and not self._response.text.endswith("\n"):
+        if self._form == "json":
+            write(f"{text}\n" if text else "")
+        elif self._written and not self._response.text.endswith("\n"):
             write("\n")
-        reply = _reply(self._response)
-        label = ending(reply)
-        if self._footer and reply.reasoning:
-            write(f"[{reasoning_line(reply.reasoning)}]\n")
-        if self._footer:
-            write(f"[{footer(reply, self._response.info.local_size)}]\n")
-        elif label:
-            write(f"[{label}]\n")
+        if self._show_footer and self._response.has_reasoning:
+            lines.insert(-1, reasoning_line(self._response.reasoning))
+        write("".join(f"[{line}]\n" for line in lines))
         sys.stdout.flush()
 
-
-class PlainJsonView(PlainView):
-    """Waits for all of an answer, to check and to indent it."""
-
-    def _new_text(self) -> str:
-        return ""
-
-    def finish(self) -> None:
-        """Write it, and what is wrong with it."""
-        text, problem = _pretty_json(self._response.text.strip())
-        write(self._visible.feed(self._new_notices()))
-        write(f"{text}\n" if text else "")
-        write(f"[{problem}]\n" if problem else "")
-        super().finish()
+    def clear(self) -> None:
+        """Do nothing: while an answer is waited for, nothing is written."""
 
 
-class RichView(AnswerView):
+class RichView:
     """Shows HTML in a notebook, replaced while the answer grows, with a text form beside it."""
 
     def __init__(
         self, response: Response, *, form: str, show_footer: bool, area: LiveArea, label: str = ""
     ) -> None:
         """`label` is shown at once, until the first word."""
-        super().__init__(response)
-        self._label = label
-        self._form, self._show_footer = form, show_footer
-        self._area = area
+        self._response, self._form, self._show_footer = response, form, show_footer
+        self._area, self._label = area, label
         self._markdown = IncrementalMarkdown()
         self._began = time.monotonic()
         # The revision of the response that is shown.
         self._revision = -1
-        self._status = ""
-        self._has_text = self._has_words = self._is_prepared = False
+        self._waiting = ""
+        self._has_text = self._has_words = False
+        # Imports what the first word is shown with while the model works on it.
+        self._html("word")
 
     def draw(self) -> None:
         """Draw the first word at once and later ones when it is time; until then, show the wait."""
         response, area = self._response, self._area
         if response.has_text or response.has_reasoning or self._has_words:
-            is_first = response.has_text and not self._has_text
-            if area.live and (is_first or area.due) and response.revision != self._revision:
+            is_due = area.wait <= 0 or (area.live and response.has_text and not self._has_text)
+            if is_due and response.revision != self._revision:
                 self._revision, self._has_words = response.revision, True
                 self._has_text = response.has_text
                 area.draw(self._bundle)
             return
-        self._prepare()
         waited = time.monotonic() - self._began
         what = response.notice or self._label
-        if (waited > _SILENCE_S or what) and area.due:
+        if (waited > _SILENCE_S or what) and area.wait <= 0:
             text = f"{response.model} · {what or 'thinking'} … {waited:.0f} s"
-            if text != self._status:
-                self._status = text
-                area.show({"text/plain": text, "text/html": muted(text)})
-
-    def _prepare(self) -> None:
-        """Import what the first word is shown with while it is waited for: some 60 ms, once."""
-        if not self._is_prepared:
-            self._is_prepared = True
-            self._html("word")
+            if text != self._waiting:
+                self._waiting = text
+                area.show(text, muted(text))
 
     def pause(self) -> float:
         """Return the time until the next update, once there are words."""
@@ -181,7 +146,7 @@ class RichView(AnswerView):
         if self._area.is_shown and not self._area.only_text:
             return {"text/html": html}
         # For frontends without HTML, which show no updates.
-        return {"text/plain": text or line, "text/html": html}
+        return mime_bundle(text or line, html)
 
     def _html(self, text: str) -> str:
         if self._form in {"text", "json"}:
@@ -189,37 +154,32 @@ class RichView(AnswerView):
         return self._markdown.render(text)
 
     def finish(self) -> None:
-        """Draw the whole answer and the footer."""
-        reply, text = _reply(self._response), self._response.text.strip()
-        problem = ""
-        if self._form == "json":
-            text, problem = _pretty_json(text)
-        size = self._response.info.local_size
-        below = footer(reply, size) if self._show_footer else ending(reply)
-        lines = [line for line in (problem, below) if line]
-        plain = "\n\n".join([text, *lines]) if lines else text
-        answer = self._html(text)
-        body = reasoning_html(self._response.reasoning) + answer + "".join(map(muted, lines))
-        self._area.show({"text/plain": plain, "text/html": body})
+        """Draw the whole answer and the lines below it."""
+        text, lines = _whole(self._response, self._form, self._show_footer)
+        body = reasoning_html(self._response.reasoning) if self._response.has_reasoning else ""
+        body += self._html(text) + "".join(map(muted, lines))
+        self._area.show("\n\n".join([text, *lines]), body)
         self._has_words = True
 
-    def leave(self) -> None:
-        """Clear the line that showed the wait."""
+    def clear(self) -> None:
+        """Clear the line that showed the wait, where there is no answer."""
         if not self._has_words:
             self._area.clear()
 
 
-def _text(response: Response) -> tuple[int, str]:
-    """Return how often the text of a response became reasoning, and the text since then."""
-    while True:
-        restarts, text = response.restarts, response.text
-        if restarts == response.restarts:
-            return restarts, text
+AnswerView = PlainView | RichView
 
 
-def _reply(response: Response) -> Reply:
+def _whole(response: Response, form: str, show_footer: bool) -> tuple[str, list[str]]:
+    """Return the text of a response that has ended, and the lines to show below it."""
     assert response.reply is not None, "it has ended"
-    return response.reply
+    text, lines = response.text.strip(), []
+    if form == "json":
+        text, problem = _pretty_json(text)
+        lines = [problem] if problem else []
+    size = response.info.local_size
+    below = footer(response.reply, size) if show_footer else ending(response.reply)
+    return text, [*lines, *([below] if below else [])]
 
 
 def reasoning_html(reasoning: str) -> str:
@@ -257,11 +217,11 @@ def _indented(value: Any) -> str:
 
 
 def _pretty_json(text: str) -> tuple[str, str]:
-    from llm_magic.notebook.display import markdown
+    from llm_magic.notebook.display.code_cells import code_blocks
 
     problem = ""
     # All of it first: to Markdown, indented JSON can look like a block of code.
-    for inner in (text, *(block.code for block in markdown.code_blocks(text)[:1])):
+    for inner in (text, *(block.code for block in code_blocks(text)[:1])):
         try:
             return replace_surrogates(_indented(json.loads(inner)) or inner), ""
         except RecursionError:
@@ -272,26 +232,20 @@ def _pretty_json(text: str) -> tuple[str, str]:
 
 
 def view(
-    shell: InteractiveShell,
-    response: Response,
-    values: dict[str, Any],
-    live: bool,
-    area: LiveArea | None = None,
+    shell: InteractiveShell, response: Response, values: Mapping[str, Any], area: LiveArea
 ) -> AnswerView:
     """Return the view of a response for the options of ``%%llm`` in this frontend.
 
-    `area` shows something already, such as the load that the cell waited for: the answer replaces it.
+    `area` may show something already, such as the load that the cell waited for: the answer replaces it.
     """
-    area = area or LiveArea(live=live)
     show_footer, form = not values["quiet"], values["format"] or "markdown"
     if not values["plain"] and is_notebook(shell):
         return RichView(response, form=form, show_footer=show_footer, area=area)
     area.clear()
-    plain = PlainJsonView if form == "json" else PlainView
-    return plain(response, footer=show_footer)
+    return PlainView(response, form=form, show_footer=show_footer)
 
 
-def write_notes(notes: tuple[str, ...]) -> None:
-    """Write what a prompt has that was left as it is, or the like."""
+def write_notes(notes: Iterable[str]) -> None:
+    """Write notes about a prompt, such as a reference that was left as it is."""
     for text in notes:
         write(f"Note: {text}\n")

@@ -15,8 +15,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, cast
 
-from llm_magic.notebook.display.answer_view import RichView, view
-from llm_magic.notebook.display.live_output import LiveArea, LoadView, displayed, is_notebook
+from llm_magic.notebook.display.answer_view import RichView, view, write_notes
+from llm_magic.notebook.display.live_output import LiveArea, LoadView, is_notebook, mime_bundle
 from llm_magic.notebook.display.messages import error_line
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.notebook.frontend import running_cell
@@ -45,8 +45,7 @@ class CellArea(LiveArea):
     def _publish(self, bundle: dict[str, str], options: dict[str, Any]) -> None:
         if self.trouble:
             text = f"{bundle['text/plain']}\n\n{self.trouble}".strip()
-            page = bundle["text/html"] + _alarm(self.trouble)
-            bundle = displayed({"text/plain": text, "text/html": page})
+            bundle = mime_bundle(text, bundle["text/html"] + _alarm(self.trouble))
         if self.only_text:
             bundle = {"text/plain": bundle["text/plain"]}
         if threading.current_thread() is threading.main_thread():
@@ -101,9 +100,9 @@ class BackgroundOutput:
         number, model = self._response.number, self._response.model
         if self._area is None:
             line = f"Job {number} · {model} · %llm_wait {number} shows its answer."
-            LoadView(self._shell, live=False).finish([*notes, line])
+            LoadView(self._shell, LiveArea(live=False)).finish([*notes, line])
             return
-        self._view.note(notes)
+        write_notes(notes)
         self._view.draw()
         self._thread = threading.Thread(
             target=self._run, args=(self._area,), name=f"llm_magic-job-{number}", daemon=True
@@ -121,7 +120,7 @@ class BackgroundOutput:
         response = self._response
         area.trouble = error_line(response.error) if response.error is not None else ""
         if area.trouble and not response.text.strip():
-            area.show({"text/plain": "", "text/html": ""})
+            area.show("", "")
         else:
             self._view.finish()
 
@@ -135,7 +134,8 @@ class BackgroundOutput:
         if self._live and self._area is not None:
             self._finish(self._area)
         elif self._response.text:
-            view(self._shell, self._response, self._values, self._live).finish()
+            area = LiveArea(live=self._live)
+            view(self._shell, self._response, self._values, area).finish()
 
     def close(self) -> None:
         """Wait until the end of the response has been shown."""

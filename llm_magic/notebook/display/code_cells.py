@@ -1,15 +1,23 @@
-"""Put the first fenced block of an answer into the next cell (``-f code``); it is never run."""
+"""The code in an answer, and the next cell that ``-f code`` puts it into; it is never run."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from llm_magic.notebook.display.live_output import is_notebook, mime_bundle, muted, write
+from llm_magic.notebook.display.markdown import TooMuchWork, fence_language, parser, render_code
+from llm_magic.text.surrogates import replace_surrogates
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
+    from markdown_it.token import Token
 
-    from llm_magic.notebook.display.markdown import CodeBlock
     from llm_magic.types import Reply
 
+_FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})(.*)")
 _PYTHON = frozenset({"", "py", "py3", "pycon", "python", "python3", "ipython", "ipython3"})
 # Languages that have a cell magic in every IPython.
 _MAGICS = {
@@ -18,6 +26,65 @@ _MAGICS = {
 }  # fmt: skip
 # One click selects all of it.
 _COPY_STYLE = "user-select: all; -webkit-user-select: all"
+
+
+@dataclass(frozen=True, slots=True)
+class CodeBlock:
+    """One block of code in an answer, and the language that its fence names ("" if none).
+
+    A block that is not `fenced` is indented; one that is not `closed` goes on to the end of the text.
+    """
+
+    language: str
+    code: str
+    fenced: bool = True
+    closed: bool = True
+
+
+def code_blocks(text: str) -> list[CodeBlock]:
+    """Return the fenced blocks of an answer or, if it has none, the indented ones."""
+    text = replace_surrogates(text)
+    try:
+        tokens = _blocks(text)
+    except TooMuchWork:
+        return list(_fences(text))
+    fences = [token for token in tokens if token.type == "fence"]
+    found = fences or [token for token in tokens if token.type == "code_block"]
+    return [_code_block(token) for token in found]
+
+
+def _blocks(text: str) -> list[Token]:
+    """Return the blocks of a text; what is in its lines is not parsed."""
+    from markdown_it.rules_core import StateCore, block, normalize
+
+    state = StateCore(text, parser(has_formulas=True), {})
+    normalize(state)
+    block(state)
+    return state.tokens
+
+
+def _fences(text: str) -> Iterator[CodeBlock]:
+    """Yield the fenced blocks between the lines of a text that is too long to be parsed."""
+    fence, language, code = "", "", list[str]()
+    for line in re.split(r"\r\n?|\n", text):
+        if not fence and (opening := _FENCE.match(line)):
+            fence, language = opening[1], fence_language(opening[2])
+        elif fence and line.strip() == fence[0] * max(len(fence), len(line.strip())):
+            yield CodeBlock(language, "\n".join(code))
+            fence, code = "", []
+        elif fence:
+            code.append(line)
+    if fence:
+        yield CodeBlock(language, "\n".join(code), closed=False)
+
+
+def _code_block(token: Token) -> CodeBlock:
+    """Return a block; a fence is closed if it has a line besides its first and those of its code."""
+    fenced, code = token.type == "fence", token.content
+    first, end = token.map or [0, 0]
+    lines = code.count("\n") + (code[-1:] not in {"", "\n"})
+    closed = not fenced or end - first == lines + 2
+    return CodeBlock(fence_language(token.info), code.removesuffix("\n"), fenced, closed)
 
 
 class CodeCells:
@@ -29,8 +96,6 @@ class CodeCells:
 
     def offer(self, reply: Reply, cell_id: str | None, *, replace: bool) -> None:
         """Put the first fenced block into the next cell, or with `replace` into the current one."""
-        from llm_magic.notebook.display.markdown import code_blocks
-
         block = next((block for block in code_blocks(reply.text) if block.fenced), None)
         if block is None:
             self._notify("There is no fenced block of code in the answer, so no cell was filled.")
@@ -49,34 +114,22 @@ class CodeCells:
         self._shell.set_next_input(code, replace=replace)
         if cell_id and not replace:
             self._offered[cell_id] = code
-        if not cell_id and self._has_frontend:
+        if not cell_id and is_notebook(self._shell):
             # A frontend that sends no cell ids, as JupyterLab and VS Code do, may not add cells either.
             self._copyable(code, "If no cell was filled, copy it from here.")
 
-    @property
-    def _has_frontend(self) -> bool:
-        return getattr(self._shell, "kernel", None) is not None
-
     def _copyable(self, code: str, message: str) -> None:
-        from llm_magic.notebook.display.live_output import muted
-        from llm_magic.notebook.display.markdown import render_code
-
         body = f'<div style="{_COPY_STYLE}">{render_code(code, "python")}</div>{muted(message)}'
         self._show(f"{code}\n\n{message}", body)
 
     def _notify(self, message: str) -> None:
-        from llm_magic.notebook.display.live_output import muted
-
         self._show(message, muted(message))
 
     def _show(self, plain: str, body: str) -> None:
         from IPython.display import display
 
-        from llm_magic.notebook.display.live_output import displayed, write
-
-        if self._has_frontend:
-            bundle = displayed({"text/plain": plain, "text/html": body})
-            display(bundle, raw=True)  # type: ignore[no-untyped-call]
+        if is_notebook(self._shell):
+            display(mime_bundle(plain, body), raw=True)  # type: ignore[no-untyped-call]
         else:
             write(f"{plain}\n")
 

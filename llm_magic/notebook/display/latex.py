@@ -14,8 +14,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
-from llm_magic.notebook.display.markdown_limits import spend
-
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.rules_block import StateBlock
@@ -110,7 +108,7 @@ def _block_rule(opening: str, rule: BlockRule) -> BlockRule:
         end = start_line + 1
         while end < end_line and not state.isEmpty(end) and state.sCount[end] >= state.blkIndent:
             end += 1
-        spend(state.env, end - start_line)
+        state.env["steps"] += end - start_line  # `markdown` counts and limits them
         line, count = state.line, len(state.tokens)
         found = rule(state, start_line, end, False)
         tex = state.getLines(start_line, state.line, state.blkIndent, False).strip()

@@ -6,13 +6,14 @@ Only the main thread displays.
 from __future__ import annotations
 
 import html
+import math
 import sys
 import time
 import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.notebook.display.markdown import display_cost
+from llm_magic.notebook.display.markdown import MATH
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.text.terminal import visible
 from llm_magic.types import Progress
@@ -29,6 +30,8 @@ _SHARE_OF_TIME = 0.1
 _SHARE_OF_CPU = 0.015
 _LONGEST_FOR_MODEL_S = 0.25  # longer waits save nothing: the cost of new text stays the same
 _BYTES_PER_S = 150_000  # about a third of the time of a browser, as measured
+# A browser needs as long to typeset a formula as for this much other HTML (measured: 2 ms each).
+_FORMULA_BYTES = 1000
 _MUTED = "color: var(--jp-ui-font-color2, #757575); font-size: 0.85em;"
 
 
@@ -38,45 +41,43 @@ class LiveArea:
     only_text = False
 
     def __init__(self, *, live: bool) -> None:
+        """With `live` false, only the end is to be shown."""
         self.live = live
         self.is_shown = False
         self._id = uuid.uuid4().hex
-        self._next = self._cost = 0.0
-
-    @property
-    def due(self) -> bool:
-        """Whether enough time has passed for another update."""
-        return self.live and self.wait <= 0
+        self._next = 0.0 if live else math.inf
+        self._cost = 0.0
 
     @property
     def wait(self) -> float:
         """The seconds until the next update is due."""
         return self._next - time.monotonic()
 
-    def show(self, bundle: dict[str, str]) -> None:
-        """Display a bundle, or replace the one that is displayed."""
-        self.draw(lambda: bundle)
+    def show(self, plain: str, page: str) -> None:
+        """Display text and HTML, or replace what is displayed."""
+        self.draw(lambda: mime_bundle(plain, page))
 
     def clear(self) -> None:
         """Replace what is displayed, if anything, with nothing."""
         if self.is_shown:
-            self.show({"text/plain": "", "text/html": ""})
+            self.show("", "")
 
     def draw(self, make: Callable[[], dict[str, str]]) -> None:
         """Display the bundle of `make`; the next update waits in proportion to the cost of this one."""
         began, cpu = time.monotonic(), time.thread_time()
         bundle = make()
-        self._publish(
-            displayed(bundle),
-            {"display_id": self._id, "update": self.is_shown} if self.live else {},
-        )
+        options = {"display_id": self._id, "update": self.is_shown} if self.live else {}
+        self._publish(bundle, options)
         self.is_shown = True
         now = time.monotonic()
         for_model = min((time.thread_time() - cpu) / _SHARE_OF_CPU, _LONGEST_FOR_MODEL_S)
         cost = max((now - began) / _SHARE_OF_TIME, for_model)
         # The smaller of the last two: imports make the first update, or the first code block, slow.
         lasting, self._cost = min(cost, self._cost), cost
-        self._next = now + max(PERIOD_S, lasting, display_cost(bundle["text/html"]) / _BYTES_PER_S)
+        page = bundle["text/html"]
+        size = len(page.encode()) + page.count(MATH) * _FORMULA_BYTES
+        if self.live:
+            self._next = now + max(PERIOD_S, lasting, size / _BYTES_PER_S)
 
     def _publish(self, bundle: dict[str, str], options: dict[str, Any]) -> None:
         from IPython.display import display
@@ -84,9 +85,9 @@ class LiveArea:
         display(bundle, raw=True, **options)  # type: ignore[no-untyped-call]
 
 
-def displayed(bundle: dict[str, str]) -> dict[str, str]:
-    """Return a bundle whose plain text has no control characters that a terminal executes."""
-    return {kind: visible(t) if kind == "text/plain" else t for kind, t in bundle.items()}
+def mime_bundle(plain: str, page: str) -> dict[str, str]:
+    """Return text, without control characters that a terminal executes, and HTML as a MIME bundle."""
+    return {"text/plain": visible(plain), "text/html": page}
 
 
 def write(text: str) -> None:
@@ -108,15 +109,15 @@ def muted(text: str) -> str:
 class LoadView:
     """Shows the progress of a load: a bar in a notebook; elsewhere only the result."""
 
-    def __init__(self, shell: InteractiveShell, *, live: bool) -> None:
-        self._rich = is_notebook(shell)
-        self.area = LiveArea(live=live)
+    def __init__(self, shell: InteractiveShell, area: LiveArea) -> None:
+        self._is_notebook = is_notebook(shell)
+        self._area = area
         self._began = time.monotonic()
         self._has_line = False
 
     def waiting(self, model: str, progress: Progress | None) -> None:
         """Show that a cell waits for a load: a bar in a notebook, elsewhere one line."""
-        if self._rich:
+        if self._is_notebook:
             self.progress(model, progress or Progress("waiting"))
         elif not self._has_line:
             self._has_line = True
@@ -125,7 +126,7 @@ class LoadView:
 
     def progress(self, model: str, progress: Progress | None) -> None:
         """Show the stage of a load; called about ten times a second."""
-        if not self._rich or progress is None or not self.area.due:
+        if not self._is_notebook or progress is None or self._area.wait > 0:
             return
         waited = time.monotonic() - self._began
         detail = f" ({progress.detail})" if progress.detail else ""
@@ -135,14 +136,13 @@ class LoadView:
             f'<progress max="1"{share} aria-label="{html.escape(text)}"'
             ' style="width: 16em; vertical-align: middle; margin-right: 0.8em"></progress>'
         )
-        body = f'<div class="{NO_MATH}">{bar}{html.escape(text)}</div>'
-        self.area.show({"text/plain": text, "text/html": body})
+        self._area.show(text, f'<div class="{NO_MATH}">{bar}{html.escape(text)}</div>')
 
     def finish(self, lines: list[str]) -> None:
         """Replace the bar with the result."""
-        if not self._rich:
+        if not self._is_notebook:
             write("\n".join(lines) + "\n")
             return
         first, *others = map(visible, lines)
         body = f'<div class="{NO_MATH}">{html.escape(first)}</div>' + "".join(map(muted, others))
-        self.area.show({"text/plain": "\n".join(lines), "text/html": body})
+        self._area.show("\n".join(lines), body)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from llm_magic.notebook.display.tables import Table
 from llm_magic.session.chats import in_turns, spelled
-from llm_magic.text.formatting import human_bytes
+from llm_magic.text.formatting import counted, human_bytes
 from llm_magic.text.terminal import visible_line
-from llm_magic.types import MemoryUse, ModelInfo, Reply, Unloaded
+from llm_magic.types import ModelInfo, Reply, Unloaded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,8 @@ _STALE = (
 
 def shown_name(name: str) -> str:
     """Return the name of a model for display: in one line, shortened if it is long."""
-    return first_characters(visible_line(name), _MAX_NAME)
+    line = visible_line(name)
+    return line if len(line) <= _MAX_NAME else shortened(line, _MAX_NAME)
 
 
 def ending(reply: Reply) -> str:
@@ -47,13 +48,14 @@ def ending(reply: Reply) -> str:
         "cancelled": "stopped by you; incomplete",
         "truncated": "ended early; incomplete",
     }[reply.finish_reason]
-    return " · ".join(part for part in (reason, trimmed(reply.dropped_turns)) if part)
+    if not reply.dropped_turns:
+        return reason
+    return " · ".join(filter(None, (reason, trimmed(reply.dropped_turns))))
 
 
 def trimmed(turns: int) -> str:
-    """Return how many turns of the chat ``--trim`` dropped, or an empty string."""
-    what = "oldest turn" if turns == 1 else f"{turns} oldest turns"
-    return f"{what} dropped (--trim)" if turns else ""
+    """Return how many turns of the chat ``--trim`` dropped."""
+    return f"{'oldest turn' if turns == 1 else f'{turns} oldest turns'} dropped (--trim)"
 
 
 def footer(reply: Reply, size: int | None) -> str:
@@ -111,15 +113,20 @@ def unloaded_line(unloaded: Unloaded) -> str:
     """Return the memory of the process and its devices before and after an unload."""
     if unloaded.note:
         return f"Unloaded {shown_name(unloaded.name)} · {unloaded.note}"
-    text = f"Unloaded {unloaded.name} ({human_bytes(unloaded.size)})"
-    changes = [_change("process", unloaded.before.process, unloaded.after.process)]
     before = dict(unloaded.before.devices)
-    changes += [
-        _change(device, before.get(device, held), held)
+    changed = [
+        (device, before[device], held)
         for device, held in unloaded.after.devices
         if before.get(device, held) != held
     ]
-    text += f" · {', '.join(changes)}"
+    changes = ", ".join(
+        f"{what} {human_bytes(old)} → {human_bytes(new)}"
+        for what, old, new in (
+            ("process", unloaded.before.process, unloaded.after.process),
+            *changed,
+        )
+    )
+    text = f"Unloaded {unloaded.name} ({human_bytes(unloaded.size)}) · {changes}"
     if unloaded.holders:
         text += f" · still held by {', '.join(unloaded.holders[:_MAX_HOLDERS])}"
         if (more := len(unloaded.holders) - _MAX_HOLDERS) > 0:
@@ -127,41 +134,40 @@ def unloaded_line(unloaded: Unloaded) -> str:
     return text
 
 
-def _change(what: str, before: int, after: int) -> str:
-    return f"{what} {human_bytes(before)} → {human_bytes(after)}"
-
-
 def status_table(status: Status) -> Table:
     """Return ``%llm_status``."""
     rows = [["status", status.status]]
-    if status.progress is not None:
-        share = "" if status.progress.share is None else f" {status.progress.share:.0%}"
-        rows.append(["loading", f"{status.progress.stage}{share}"])
-    rows += [
-        ["backend", status.backend_type],
-        ["active model", shown_name(status.active_model or "none")],
-    ]
-    for info in status.models:
-        rows.append(["loaded", model_line(info)])
+    if (progress := status.progress) is not None:
+        share = "" if progress.share is None else f" {progress.share:.0%}"
+        rows.append(["loading", f"{progress.stage}{share}"])
+    rows.append(["backend", status.backend_type])
+    rows.append(["active model", shown_name(status.active_model or "none")])
+    rows += [["loaded", model_line(info)] for info in status.models]
     rows += [[name, shown_name(value)] for name, value in status.backend_details.items()]
-    rows += _memory_rows(status.memory)
+    if (memory := status.memory) is not None:
+        rows.append(["memory of this process", human_bytes(memory.process)])
+        rows += [[f"memory on {name}", human_bytes(held)] for name, held in memory.devices]
     if status.last_error:
         rows.append(["last error", status.last_error])
     return Table(("", ""), rows)
 
 
-def _memory_rows(memory: MemoryUse | None) -> list[list[str]]:
-    if memory is None:
-        return []
-    devices = [[f"memory on {name}", human_bytes(held)] for name, held in memory.devices]
-    return [["memory of this process", human_bytes(memory.process)], *devices]
-
-
 def models_table(models: list[ModelInfo], loaded: tuple[ModelInfo, ...]) -> Table:
     """Return ``%llm_models``."""
-    found = [*(("loaded", i) for i in loaded), *((_where(i), i) for i in models)]
-    # A line break in a name from a server would look like another row.
-    rows = [[where, shown_name(i.name), _size(i), _tokens(i)] for where, i in found[:_MAX_ROWS]]
+    found = [*(("loaded", info) for info in loaded)]
+    for info in models:
+        used = f", in memory: {human_bytes(info.memory_bytes)}" if info.memory_bytes else ""
+        found.append((f"{model_location(info)}{used}", info))
+    rows = [
+        [
+            where,
+            # A line break in a name from a server would look like another row.
+            shown_name(info.name),
+            human_bytes(info.size) if info.size else "",
+            f"{info.context_length:,}" if info.context_length else "",
+        ]
+        for where, info in found[:_MAX_ROWS]
+    ]
     note = "" if rows else "No models found. %llm_load MODEL downloads one from Hugging Face."
     if len(found) > len(rows):
         note = (
@@ -179,31 +185,19 @@ def model_location(info: ModelInfo) -> str:
     return info.server or _LOCATIONS.get(info.where, info.where)
 
 
-def _where(info: ModelInfo) -> str:
-    """Return the location of a model, and the memory it uses there if it is loaded."""
-    used = f", in memory: {human_bytes(info.memory_bytes)}" if info.memory_bytes else ""
-    return f"{model_location(info)}{used}"
-
-
-def _size(info: ModelInfo) -> str:
-    return human_bytes(info.size) if info.size else ""
-
-
-def _tokens(info: ModelInfo) -> str:
-    return f"{info.context_length:,}" if info.context_length else ""
-
-
 def dry_run_table(dry: DryRun) -> Table:
     """Return the table of ``--dry-run``: the messages, their token count, the share of the context."""
     rows = [[message.role, message.content] for message in dry.messages]
     tokens, context = dry.count.prompt_tokens, dry.count.context_length
-    note = f"{dry.model} · {_token_count(tokens)}"
-    if tokens is not None and context:
-        note += f" · {tokens / context:.1%} of {context:,}"
-    if dry.dropped_turns:
-        note += f" · {trimmed(dry.dropped_turns)}"
-    note += " · " + ", ".join(_options(dry))
-    return Table(("role", "content"), rows, note + " · nothing was sent")
+    parts = [dry.model]
+    if tokens is None:
+        parts.append("token count unknown until the server answers")
+    else:
+        parts.append(f"{tokens} tokens")
+        parts += [f"{tokens / context:.1%} of {context:,}"] if context else []
+    parts += [trimmed(dry.dropped_turns)] if dry.dropped_turns else []
+    note = " · ".join([*parts, ", ".join(_options(dry)), "nothing was sent"])
+    return Table(("role", "content"), rows, note)
 
 
 def _options(dry: DryRun) -> Iterator[str]:
@@ -228,12 +222,6 @@ def _json(value: object) -> str:
         return visible_line(repr(value))
 
 
-def _token_count(tokens: int | None) -> str:
-    return (
-        f"{tokens} tokens" if tokens is not None else "token count unknown until the server answers"
-    )
-
-
 def jobs_table(jobs: Iterable[Response]) -> Table:
     """Return ``%llm_jobs``: each background job with its state, progress and prompt."""
     rows = [
@@ -250,12 +238,7 @@ def jobs_table(jobs: Iterable[Response]) -> Table:
 def shortened(text: str, most: int = 48) -> str:
     """Return the start of a text as one line of at most `most` characters."""
     line = " ".join(text[: 4 * most].split())
-    return first_characters(line, most)
-
-
-def first_characters(text: str, most: int) -> str:
-    """Return a text, shortened to `most` characters."""
-    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+    return line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
 
 
 def error_line(error: BaseException) -> str:
@@ -281,39 +264,35 @@ def config_table(session: Session) -> Table:
 def doctor_table(findings: Sequence[Finding]) -> Table:
     """Return ``%llm_doctor``: each check with its result and, for a problem, its fix."""
     rows = [[found.state, found.name, found.text, found.fix] for found in findings]
-    problems = [(kind, sum(f.state == kind for f in findings)) for kind in ("problem", "warn")]
-    names = {"problem": "problem", "warn": "warning"}
-    counts = [f"{n} {names[kind]}{'s' if n > 1 else ''}" for kind, n in problems if n]
+    states = [found.state for found in findings]
+    counts = [
+        counted(states.count(state), name)
+        for state, name in (("problem", "problem"), ("warn", "warning"))
+        if state in states
+    ]
     note = f"{', '.join(counts)}." if counts else "No problems found."
     return Table(("", "check", "result", "fix"), rows, note)
 
 
 def chats_table(session: Session) -> Table:
     """Return ``%llm_chats``: every chat with its turns and tokens."""
-    chats = session.chats.all()
-    rows = [_chat_row(session, chat) for chat in chats]
-    if not rows:
-        note = "No chats. %%llm -c NAME starts one."
-    else:
-        note = _STALE if any(len(chat.fresh) < len(chat.turns) for chat in chats) else ""
-    return Table(("chat", "turns", "stale", "tokens", "of context"), rows, note)
-
-
-def _chat_row(session: Session, chat: Chat) -> list[str]:
-    tokens, context = session.chat_tokens(chat.name), _context_length(session)
-    return [
-        chat.name,
-        str(len(chat.turns)),
-        str(len(chat.turns) - len(chat.fresh) or ""),
-        f"{tokens:,}" if tokens is not None else _UNKNOWN,
-        f"{tokens / context:.1%}" if tokens is not None and context else _UNKNOWN,
-    ]
-
-
-def _context_length(session: Session) -> int | None:
-    status = session.status()
-    known = (info for info in status.models if info.name == status.active_model)
-    return next((info.context_length for info in known), None)
+    chats, status = session.chats.all(), session.status()
+    active = (info for info in status.models if info.name == status.active_model)
+    context = next((info.context_length for info in active), None)
+    rows = []
+    for chat in chats:
+        turns, stale = len(chat.turns), len(chat.turns) - len(chat.fresh)
+        tokens, share = session.chat_tokens(chat.name), _UNKNOWN
+        if tokens is not None and context:
+            share = f"{tokens / context:.1%}"
+        count = _UNKNOWN if tokens is None else f"{tokens:,}"
+        rows.append([chat.name, str(turns), str(stale or ""), count, share])
+    note = _STALE if any(row[2] for row in rows) else ""
+    return Table(
+        ("chat", "turns", "stale", "tokens", "of context"),
+        rows,
+        note if rows else "No chats. %%llm -c NAME starts one.",
+    )
 
 
 def chat_table(chat: Chat) -> Table:
@@ -340,24 +319,18 @@ def context_notes(
     `by_text`: the cell has no id. `in_terminal`: there is no cell that could run again.
     """
     notes = []
-    if context.stale:
+    if stale := context.stale:
         notes.append(
-            f"{in_turns(context.stale)} of chat {context.chat!r} {_are(context.stale)} stale and not sent."
-            " Run the cells above from the top, or delete the stale turns with"
+            f"{in_turns(stale)} of chat {context.chat!r} {'is' if stale == 1 else 'are'} stale and not"
+            " sent. Run the cells above from the top, or delete the stale turns with"
             f" %llm_reset {spelled(context.chat)} --stale."
         )
     if by_text and (context.below or (context.replaces and in_terminal)):
-        effect = (
-            f": {in_turns(context.below)} below it {_are(context.below)} now stale"
-            if context.below
-            else ", and replaces its turn"
-        )
+        below, effect = context.below, ", and replaces its turn"
+        if below:
+            effect = f": {in_turns(below)} below it {'is' if below == 1 else 'are'} now stale"
         notes.append(
             "this frontend sends no cell ids, so this cell counts as the earlier cell with the same"
             f" text, run again{effect}."
         )
     return tuple(notes)
-
-
-def _are(count: int) -> str:
-    return "are" if count != 1 else "is"

@@ -12,7 +12,7 @@ from llm_magic.notebook.frontend import running_cell
 from llm_magic.notebook.magics.ask import LLMMagics
 from llm_magic.notebook.magics.base import SessionMagics
 from llm_magic.notebook.magics.chats import ChatMagics
-from llm_magic.notebook.magics.diagnostics import DiagnosticsMagics
+from llm_magic.notebook.magics.doctor import DoctorMagics
 from llm_magic.notebook.magics.jobs import JobMagics
 from llm_magic.notebook.magics.models import ModelMagics
 from llm_magic.notebook.magics.panel import PanelMagics
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 GROUPS: tuple[type[SessionMagics], ...] = (
     LLMMagics,
     JobMagics,
-    DiagnosticsMagics,
+    DoctorMagics,
     ModelMagics,
     ChatMagics,
     PanelMagics,

@@ -1,24 +1,34 @@
-"""``%llm`` and ``%%llm``: a prompt on a line or in a cell."""
+"""``%llm``, ``%%llm`` and ``%llm_explain``: send a prompt and show the answer."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import keyword
+import os
+import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import magics_class
 
-from llm_magic.errors import OptionError
+from llm_magic.errors import Interrupted, LLMMagicError, OptionError
 from llm_magic.notebook.arguments import parser
-from llm_magic.notebook.magics.base import SessionMagics, line_cell_magic, variable
+from llm_magic.notebook.magics.base import SessionMagics, line_cell_magic, line_magic
 from llm_magic.notebook.magics.traitlets_config import declare
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from llm_magic.notebook.arguments.parser import Parsed
+    from llm_magic.notebook.display.code_cells import CodeCells
     from llm_magic.notebook.display.tables import Table
+    from llm_magic.prompts.explain_error import Cell
     from llm_magic.session import Session
     from llm_magic.session.requests import Request
+
+# Names that IPython reads or sets: a Reply there breaks the notebook or is overwritten.
+_IPYTHON_NAMES = re.compile(r"In|Out|get_ipython|exit|quit|_(?:i{1,3}|ih|oh|dh|i?\d+)?|_{2,3}")
 
 
 @magics_class
@@ -45,69 +55,201 @@ class LLMMagics(SessionMagics):
         """Send a prompt to the active model and stream the answer into the cell."""
         if cell is None:
             args = parser.parse_with_prompt("llm", line)
-            prompt = args.prompt
         else:
-            args, prompt = parser.parse("llm", line), cell.strip("\n")
-        variable(args["output"])
-        _refuse_combinations(args)
-        request, notes = self._request(prompt, args)
-        if not args["bg"]:
-            return self.ask(request, notes, args)
-        self.wait_for_load().clear()
-        self._ask_in_background(request, notes, args)
+            args = parser.parse("llm", line)
+            args.prompt = cell.strip("\n")
+        if args["output"] is not None:
+            _check_variable(args["output"])
+        if args["replace"] and args["format"] != "code":
+            raise OptionError("--replace requires -f code.")
+        if args["bg"]:
+            self._answer_in_background(args)
+            return None
+        return self._answer(*self._request(args), args)
+
+    def _request(self, args: Parsed) -> tuple[Request, tuple[str, ...]]:
+        """Return the request with the notebook's values filled in, and notes about the prompt."""
+        from llm_magic.session.requests import Request
+
+        prompt, system, is_dry_run = args.prompt, args["system"], bool(args["dry_run"])
+        notes: tuple[str, ...] = ()
+        if not args["literal"]:
+            from llm_magic.prompts.template import fill
+
+            names = self._names(f"{prompt} {system}")
+            filled = fill(prompt, names, all_notes=is_dry_run)
+            prompt, notes = filled.text, filled.notes
+            if system is not None:
+                filled = fill(system, names, all_notes=is_dry_run)
+                system, notes = filled.text, tuple(dict.fromkeys(notes + filled.notes))
+        chat, key = args["chat"], None
+        if chat is not None:
+            from llm_magic.notebook.display.messages import context_notes
+
+            cells = self.session.cells
+            key = cells.key(chat, args.prompt, peek=is_dry_run)
+            context = self.session.chats.context(chat, key, system)
+            in_terminal = cells.current() is None
+            notes += context_notes(context, by_text=not self.cell_id, in_terminal=in_terminal)
+        trim, options = bool(args["trim"]), args.options
+        return Request(prompt, args["model"], system, chat, key, options, trim, self.began), notes
+
+    def _names(self, text: str) -> dict[str, Any]:
+        """Return the notebook's variables without those of IPython (open, exit, quit, …)."""
+        hidden = self.shell.user_ns_hidden
+        history = {name for name in ("In", "Out") if f"{name}[" in text}
+        return {
+            name: value
+            for name, value in self.shell.user_ns.items()
+            if name in history or hidden.get(name, self) is not value
+        }
+
+    def _answer(self, request: Request, notes: tuple[str, ...], args: Parsed) -> Table | None:
+        """Send a request and show the answer as the options of the line require."""
+        from llm_magic.notebook.display import answer_view, live_output, messages
+
+        area = live_output.LiveArea(live=self.live)
+        if self.session.is_loading_in_background:
+            self.show_load(area)
+        if args["dry_run"]:
+            area.clear()
+            dry = self.session.dry_run(request)
+            answer_view.write_notes(notes)
+            return messages.dry_run_table(dry)
+        response = self.session.ask(request)
+        view = answer_view.view(self.shell, response, args, area)
+        try:
+            with response:
+                if notes:
+                    answer_view.write_notes(notes)
+                for _ in response.updates(view.pause):
+                    view.draw()
+        finally:
+            if response.has_reply:
+                # First: the variable is set even if displaying the answer fails.
+                if args["output"] is not None:
+                    self.shell.user_ns[args["output"]] = response.reply
+                view.finish()
+            else:
+                view.clear()
+        reply = response.result()
+        if args["format"] == "code":
+            self._code_cells.offer(reply, self.cell_id, replace=bool(args.get("replace")))
         return None
 
-    def _ask_in_background(self, request: Request, notes: tuple[str, ...], args: Parsed) -> None:
+    @functools.cached_property
+    def _code_cells(self) -> CodeCells:
+        from llm_magic.notebook.display.code_cells import CodeCells
+
+        return CodeCells(self.shell)
+
+    def _answer_in_background(self, args: Parsed) -> None:
         """Start a job that its cell displays, and return at once."""
         from llm_magic.notebook.display.background_output import BackgroundOutput
 
+        if args["dry_run"]:
+            raise OptionError("--dry-run sends nothing, so --bg has no effect. Remove one of them.")
+        if args["format"] == "code":
+            raise OptionError(
+                "--bg returns before the code is complete, so -f code cannot create a cell. Remove one"
+                " of them."
+            )
+        request, notes = self._request(args)
+        if self.session.is_loading_in_background:
+            self.wait_for_load()
         response = self.session.ask(request, background=True)
-        output = response.view = BackgroundOutput(self.shell, response, args.values, self.live)
+        output = response.view = BackgroundOutput(self.shell, response, args, self.live)
         for other in self.session.jobs.running:
             if output.replaces(other):
                 other.cancel()
                 notes += (f"stopped job {other.number}, which this cell started earlier.",)
-        self.put(args["output"], response)
+        if args["output"] is not None:
+            self.shell.user_ns[args["output"]] = response
         output.start(notes)
 
-    def _request(self, prompt: str, args: Parsed) -> tuple[Request, tuple[str, ...]]:
-        """Return the request with the notebook's values filled in, and notes about the prompt."""
-        from llm_magic.prompts.template import fill
+    # -- %llm_explain -------------------------------------------------------------------------
+
+    @line_magic
+    def llm_explain(self, line: str) -> Table | None:
+        """Explain the last exception: its cause and a fix."""
+        from llm_magic.notebook.display.tables import Table
+        from llm_magic.prompts import explain_error
+
+        error = explain_error.last_error()
+        with _explaining(error):
+            args = parser.parse("llm_explain", line)
+            if args["output"] is not None:
+                _check_variable(args["output"])
+            if error is None:
+                return Table(("",), [], "No exception has been raised in this kernel yet.")
+            if isinstance(error, LLMMagicError):
+                # Its message already has the cause and the fix.
+                return Table(("",), [], f"{type(error).__name__}: {error}")
+            return self._answer(*self._question(error, args), args)
+
+    def _question(self, error: BaseException, args: Parsed) -> tuple[Request, tuple[str, ...]]:
+        """Return the request about an exception without secrets, and notes about the answer."""
+        from llm_magic.config.redaction import MASK, Redactor
+        from llm_magic.prompts import explain_error
         from llm_magic.session.requests import Request
 
-        if args["replace"] and args["format"] != "code":
-            raise OptionError("--replace requires -f code.")
-        system, source = args["system"], prompt
-        notes: tuple[str, ...] = ()
-        if not args["literal"]:
-            names = self.names(f"{prompt} {system}")
-            fill_in = functools.partial(fill, all_notes=bool(args["dry_run"]))
-            filled, filled_system = fill_in(prompt, names), fill_in(system or "", names)
-            prompt, notes = filled.text, tuple(dict.fromkeys(filled.notes + filled_system.notes))
-            system = filled_system.text if system is not None else None
-        chat, key, trim = args["chat"], None, bool(args["trim"])
+        redactor = Redactor(os.environ, self.session.keys.secrets())
+        names, hidden = self.shell.user_ns, self.shell.user_ns_hidden
+        failed = explain_error.failure(error, self._find_cell, names, redactor, hidden)
+        as_code, chat, key = args["format"] == "code", args["chat"], None
         if chat is not None:
-            from llm_magic.notebook.display.messages import context_notes
-
-            key = self.session.cells.key(chat, source, peek=bool(args["dry_run"]))
-            context = self.session.chats.context(chat, key, system)
-            notes += context_notes(
-                context,
-                by_text=self.cell_id() is None,
-                in_terminal=self.session.cells.current() is None,
-            )
-        options: Any = args.options
-        return Request(prompt, args["model"], system, chat, key, options, trim, self.began), notes
-
-
-def _refuse_combinations(args: Parsed) -> None:
-    """Raise `OptionError` for options that cannot be combined with ``--bg``."""
-    if not args["bg"]:
-        return
-    if args["dry_run"]:
-        raise OptionError("--dry-run sends nothing, so --bg has no effect. Remove one of them.")
-    if args["format"] == "code":
-        raise OptionError(
-            "--bg returns before the code is complete, so -f code cannot create a cell. Remove one of"
-            " them."
+            key = self.session.cells.key(chat, peek=bool(args["dry_run"]))
+        missing = {
+            MASK: f"{MASK} in the corrected cell replaces a secret that was not sent.",
+            explain_error.CUT: "The cell is too long to send: the corrected cell lacks its middle.",
+        }
+        sent = failed.cell.source if as_code and failed.cell is not None else ""
+        notes = tuple(note for mark, note in missing.items() if mark in sent)
+        prompt, system = explain_error.question(failed, fix=as_code), explain_error.SYSTEM
+        request = Request(
+            prompt, args["model"], system, chat, key, args.options, started=self.began
         )
+        return request, notes
+
+    def _find_cell(self, filename: str) -> Cell | None:
+        """Return the cell that runs under a file name, as the user typed it if possible."""
+        import linecache
+
+        from llm_magic.prompts.explain_error import Cell
+
+        named = self.shell.compile.format_code_name(filename)
+        if named is None:
+            return None
+        label = named[1]
+        source = "".join(linecache.getlines(filename))
+        number = label.removeprefix("In[").removesuffix("]")
+        history = self.shell.history_manager
+        typed = history.input_hist_raw if history is not None else []
+        if number.isdecimal() and 0 < int(number) < len(typed):
+            raw = typed[int(number)]
+            # Some cells are not counted, so the number may belong to another cell.
+            if self.shell.input_transformer_manager.transform_cell(raw) == source:
+                return Cell(label, raw)
+        return Cell(label, source)
+
+
+def _check_variable(name: str) -> None:
+    """Raise `OptionError` if ``-o`` cannot store a value in a variable of this name."""
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise OptionError(f"-o {name}: this is not a valid variable name.")
+    if name.startswith("__") or _IPYTHON_NAMES.fullmatch(name):
+        raise OptionError(f"-o {name}: Python or IPython uses this name. Choose another.")
+
+
+@contextlib.contextmanager
+def _explaining(error: BaseException | None) -> Iterator[None]:
+    """Store the explained error in an error that is raised here, so that it can be explained again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stopped = Interrupted("Stopped.")
+        stopped.explaining = error
+        raise stopped from None
+    except LLMMagicError as own:
+        own.explaining = error
+        raise

@@ -97,13 +97,13 @@ class _Progress:
         from llm_magic.notebook.display.live_output import muted
 
         left = [job for job in self._jobs if not job.done]
-        if not left or not self._area.due:
+        if not left or self._area.wait > 0:
             return
         first, more = left[0], f" and {len(left) - 1} more" if len(left) > 1 else ""
         amount = f", {first.amount}" if first.amount else ""
         waited = time.monotonic() - self._began
         text = f"Waiting for job {first.number} ({first.state}{amount}){more} … {waited:.0f} s"
-        self._area.show({"text/plain": text, "text/html": muted(text)})
+        self._area.show(text, muted(text))
 
     def finish(self) -> None:
         """Show how all of them ended."""
@@ -111,4 +111,4 @@ class _Progress:
         from llm_magic.notebook.display.tables import Table
 
         table = messages.jobs_table(self._jobs) if self._jobs else Table(("",), [], _NOTHING)
-        self._area.show({"text/plain": repr(table), "text/html": table._repr_html_()})
+        self._area.show(repr(table), table._repr_html_())

@@ -25,7 +25,7 @@ class ModelMagics(SessionMagics):
 
         args, session = parser.parse("llm_load", line), self.session
         options: Any = {"name": args["name"], "keep": bool(args["keep"]), **args.options}
-        view = live_output.LoadView(self.shell, live=self.live)
+        view = live_output.LoadView(self.shell, live_output.LiveArea(live=self.live))
         label = args["model"] or session.settings.model or "the default model"
         if args["bg"]:
             session.load_later(args["model"], **options)
@@ -46,7 +46,7 @@ class ModelMagics(SessionMagics):
                 raise OptionError("--reset and settings cannot be combined. Use one of them.")
             self.session.generation.reset()
         elif changes:
-            self.session.configure(**changes)
+            self.session.generation.update(**changes)
         return messages.config_table(self.session)
 
     @line_magic
@@ -77,7 +77,10 @@ class ModelMagics(SessionMagics):
         session, name = self.session, args["name"]
         if args["all"] and name:
             raise OptionError("--all and the name of a model cannot be combined. Use one of them.")
-        self.wait_for_load().clear()
+        if session.is_loading_in_background:
+            self.wait_for_load()
         unloaded = session.unload_all() if args["all"] else [session.unload(name)]
         lines = list(map(messages.unloaded_line, unloaded))
-        live_output.LoadView(self.shell, live=False).finish(lines or ["No model was loaded."])
+        live_output.LoadView(self.shell, live_output.LiveArea(live=False)).finish(
+            lines or ["No model was loaded."]
+        )

@@ -30,11 +30,11 @@ class PanelMagics(SessionMagics):
     def llm_panel(self, line: str) -> None:
         """Show the control panel."""
         parser.parse("llm_panel", line)
-        replaced = self._panels.pop(self.cell_id(), None)
+        replaced = self._panels.pop(self.cell_id, None)
         if replaced is not None:
             # The cell was run again, which removed the panel from its output.
             replaced.close()
-        self._panels[self.cell_id()] = _show_panel(self.session)
+        self._panels[self.cell_id] = _show_panel(self.session)
 
 
 def _show_panel(session: Session) -> ControlPanel:

@@ -12,7 +12,7 @@ import ipywidgets as widgets
 
 from llm_magic.errors import LLMMagicError
 from llm_magic.notebook.panel.ask_section import AskSection
-from llm_magic.notebook.panel.controls import CopyText
+from llm_magic.notebook.panel.controls import CopyText, NumberControl
 from llm_magic.notebook.panel.jobs_section import JobsSection
 from llm_magic.notebook.panel.model_section import LoadSection
 from llm_magic.notebook.panel.redraw import Refresher
@@ -42,16 +42,16 @@ class ControlPanel:
         self.status = widgets.HTML()
         self.error = widgets.HTML()
         self.magic = CopyText(label="Copy", shown=True)
+        self._sections = (self.loading, self.settings, self.asking, self.jobs)
         left = widgets.VBox([self.loading.box, self.settings.box])
-        columns = widgets.Box([left, widgets.VBox([self.asking.box, self.jobs.box])])
-        columns.add_class("llm-columns")
-        self.box = widgets.VBox(
-            [self.status, self.error, columns, _titled("As a magic", self.magic)]
-        )
-        self.box.add_class("llm-panel")
+        right = widgets.VBox([self.asking.box, self.jobs.box])
+        columns = widgets.Box([left, right]).add_class("llm-columns")
+        title = widgets.HTML("<h3>As a magic</h3>")
+        parts = [self.status, self.error, columns, title, self.magic]
+        self.box = widgets.VBox(parts).add_class("llm-panel")
         self._refresher = Refresher(self.draw)
-        self._unwatch = session.listen(self._refresher.request)
-        self._unclosed = session.when_closed(self.retire)
+        self._stop_listening = session.listen(self._refresher.request)
+        self._stop_waiting = session.when_closed(self.retire)
         self.draw()
         self.loading.refresh()
 
@@ -63,10 +63,8 @@ class ControlPanel:
             if self.is_retired:
                 return
             self.status.value = status_html(self.session)
-            self.loading.draw()
-            self.settings.draw()
-            self.asking.draw()
-            self.jobs.draw()
+            for section in self._sections:
+                section.draw()
 
     @contextlib.contextmanager
     def _programmatic(self) -> Iterator[None]:
@@ -83,16 +81,17 @@ class ControlPanel:
     def close(self) -> None:
         """Stop listening to the session and remove the widgets from the page."""
         self._disconnect()
-        _close(self.box)
+        for widget in _parts(self.box):
+            widget.close()
 
     def _disconnect(self) -> None:
         self.is_retired = True
-        self._unwatch()
-        self._unclosed()
+        self._stop_listening()
+        self._stop_waiting()
         self._refresher.stop()
 
     def retire(self) -> None:
-        """Show that the session is closed, and disable all buttons."""
+        """Show that the session is closed, and disable all controls."""
         self._disconnect()
         with self._lock, self._programmatic():
             self.status.value = (
@@ -100,8 +99,11 @@ class ControlPanel:
                 "<span>The extension was reloaded after this panel was opened."
                 " Run %llm_panel again.</span></div>"
             )
-            for section in (self.loading, self.settings, self.asking, self.jobs):
-                section.disable()
+            for widget in _parts(self.box):
+                if widget.has_trait("disabled"):
+                    widget.disabled = True
+                elif isinstance(widget, NumberControl):
+                    widget.layout.display = "none"
 
     # -- from the user to the session ---------------------------------------------------------
 
@@ -145,15 +147,11 @@ class ControlPanel:
         return f'<div class="llm-static">{html.escape(text)}</div>'
 
 
-def _close(widget: widgets.Widget) -> None:
-    """Close a widget, its children, layout and style: each has a channel to the page."""
+def _parts(widget: widgets.Widget) -> Iterator[widgets.Widget]:
+    """Yield a widget, its children, layout and style: each has a channel to the page."""
     for child in getattr(widget, "children", ()):
-        _close(child)
+        yield from _parts(child)
     for part in ("layout", "style"):
         if isinstance(owned := getattr(widget, part, None), widgets.Widget):
-            owned.close()
-    widget.close()
-
-
-def _titled(title: str, content: widgets.Widget) -> widgets.VBox:
-    return widgets.VBox([widgets.HTML(f"<h3>{html.escape(title)}</h3>"), content])
+            yield owned
+    yield widget

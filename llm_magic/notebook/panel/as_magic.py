@@ -41,9 +41,9 @@ def _flags(options: Mapping[str, Any], known: Mapping[str, OptionSpec]) -> list[
     for name, value in options.items():
         spec = known[name]
         # Defaults too: they may replace the values of the settings.
-        if spec.flag is None or value is False:
+        if not spec.flags or value is False:
             continue
-        parts.append(spec.flag.names[0])
+        parts.append(spec.flags[0])
         if not isinstance(value, bool):
             parts.append(_argument(str(value)))
     return parts

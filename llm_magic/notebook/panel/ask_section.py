@@ -1,4 +1,4 @@
-"""The prompt box of a panel: ask, watch the answer grow, stop it, take it along."""
+"""The prompt of a panel: send it, show the answer while it grows, stop it, copy it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import ipywidgets as widgets
 
 from llm_magic.errors import ModelNotLoaded, OptionError
 from llm_magic.notebook.display.answer_view import answer_html, reasoning_html
-from llm_magic.notebook.display.incremental_markdown import IncrementalMarkdown
+from llm_magic.notebook.display.code_cells import code_blocks
 from llm_magic.notebook.display.live_output import muted
-from llm_magic.notebook.display.markdown import code_blocks
+from llm_magic.notebook.display.markdown import IncrementalMarkdown
 from llm_magic.notebook.display.messages import footer
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.notebook.frontend import reach_busy_kernels
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from llm_magic.session.response import Response
 
 CHAT = "panel"
-# Longer conversations stay in the session; a page need not carry all of them.
+# Longer conversations stay in the session.
 _SHOWN_TURNS = 30
 
 
 class AskSection:
-    """One question at a time, in a conversation or alone."""
+    """One prompt at a time, in a conversation or alone."""
 
     def __init__(self, panel: ControlPanel) -> None:
         self._panel = panel
@@ -58,12 +58,11 @@ class AskSection:
         self.chat.observe(lambda _change: panel.request_draw(), "value")
 
     def _assembled(self) -> widgets.VBox:
-        buttons = widgets.Box([self.send, self.stop, self.chat, self.clear])
-        buttons.add_class("llm-buttons")
-        said = widgets.VBox([self.turns, self.answer])
-        said.add_class("llm-scroll")
+        controls = [self.send, self.stop, self.chat, self.clear]
+        buttons = widgets.Box(controls).add_class("llm-buttons")
+        conversation = widgets.VBox([self.turns, self.answer]).add_class("llm-scroll")
         title = widgets.HTML("<h3>Prompt</h3>")
-        return widgets.VBox([title, self.prompt, buttons, self.note, said, self.take])
+        return widgets.VBox([title, self.prompt, buttons, self.note, conversation, self.take])
 
     # -- what the user does -------------------------------------------------------------------
 
@@ -94,7 +93,7 @@ class AskSection:
     def _clear(self) -> str | None:
         response, self._response = self._response, None
         if response is not None and not response.done:
-            # Or what it leaves would be the first turn of the next conversation.
+            # Otherwise its turn would be the first one of the next conversation.
             response.cancel()
             response.wait(timeout=1)
         known = {chat.name for chat in self._panel.session.chats.all()}
@@ -106,7 +105,7 @@ class AskSection:
     # -- what is shown ------------------------------------------------------------------------
 
     def draw(self) -> None:
-        """Show the answer as far as it is."""
+        """Show the answer so far."""
         response, answering = self._response, self._panel.session.answering
         own = response is not None and not response.done
         # Jobs of cells have their own stop buttons, in the list of jobs.
@@ -137,11 +136,11 @@ class AskSection:
     def _draw_turns(self) -> None:
         chats = self._panel.session.chats.all()
         chat = next((one for one in chats if one.name == CHAT), None)
-        # What a cell has made stale is not sent any more: it would look like what was.
+        # Without stale turns: they are not sent.
         turns = chat.fresh[-_SHOWN_TURNS:] if chat and self.chat.value else ()
         response = self._response
         if response is not None and turns and turns[-1].answer.content == response.text:
-            # It stands below, with its footer.
+            # It is shown below, with its footer.
             turns = turns[:-1]
         self.turns.value = "".join(
             _turn(turn.question.content, turn.answer.content) for turn in turns
@@ -158,7 +157,7 @@ class AskSection:
         text, reasoning = response.text, reasoning_html(response.reasoning)
         answer = self._markdown.render(text.lstrip()) if text.strip() else ""
         self.answer.value = (
-            f"{_asked(response.prompt)}"
+            f"{_question(response.prompt)}"
             f'<div class="llm-turn">{reasoning}{answer}{muted(_below(response))}</div>'
         )
         if response.done:
@@ -170,21 +169,16 @@ class AskSection:
         else:
             self.take.value = self.take.code = ""
 
-    def disable(self) -> None:
-        """Let nothing be sent any more."""
-        for button in (self.send, self.stop, self.clear):
-            button.disabled = True
-
 
 @lru_cache(maxsize=_SHOWN_TURNS)
 def _turn(question: str, answer: str) -> str:
-    """Return a turn that is over; all of them come again with every word of the next."""
-    return f'{_asked(question)}<div class="llm-turn">{answer_html(answer, "markdown")}</div>'
+    """Return a turn as HTML; each update of the next answer shows all of them again."""
+    return f'{_question(question)}<div class="llm-turn">{answer_html(answer, "markdown")}</div>'
 
 
-def _asked(question: str) -> str:
-    """Return a question as it was asked: its formulas are for the model to read."""
-    inner = f'<div class="llm-turn llm-asked">{html.escape(question)}</div>'
+def _question(question: str) -> str:
+    """Return a prompt as HTML; its formulas are not typeset."""
+    inner = f'<div class="llm-turn llm-question">{html.escape(question)}</div>'
     return f'<div class="{NO_MATH}">{inner}</div>'
 
 
@@ -195,7 +189,7 @@ def _below(response: Response) -> str:
 
 
 def _stop_hint(in_cell: bool) -> str:
-    """Return what stops an answer; a cell's only where the kernel takes a click meanwhile."""
+    """Return what stops an answer; a button only if the kernel handles a click during a cell."""
     if not in_cell:
         return "An answer is being written: Stop ends it."
     if reach_busy_kernels():

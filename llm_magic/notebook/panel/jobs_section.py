@@ -1,9 +1,8 @@
-"""The jobs in a panel: what runs in the background, with a stop button, and what ended last."""
+"""The jobs in a panel: those that run in the background, each with a stop button, and the latest others."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,10 +14,9 @@ if TYPE_CHECKING:
     from llm_magic.notebook.panel import ControlPanel
     from llm_magic.session.response import Response
 
-# Rows are made once: a widget that comes and goes costs the page more than one that is hidden.
+# Rows are created once: a widget that is added and removed costs the page more than a hidden one.
 _ROWS = 6
-# Of those that ended, so many stay in sight.
-_ENDED = 3
+_FINISHED = 3
 
 
 class JobsSection:
@@ -26,19 +24,19 @@ class JobsSection:
 
     def __init__(self, panel: ControlPanel) -> None:
         self._panel = panel
-        # Each keeps its row while it is shown: a click on its button may come late, and means it.
+        # A job stays in its row while it is shown, so that a late click on its button stops no other.
         self._shown: list[Response | None] = [None] * _ROWS
         self.labels = [widgets.HTML() for _ in range(_ROWS)]
         self.stops = [widgets.Button() for _ in range(_ROWS)]
         self.more = widgets.HTML()
-        self._rows = [
-            widgets.Box(row) for row in map(list, zip(self.labels, self.stops, strict=True))
+        self.rows = [
+            widgets.Box([label, stop]).add_class("llm-job")
+            for label, stop in zip(self.labels, self.stops, strict=True)
         ]
-        for index, (row, stop) in enumerate(zip(self._rows, self.stops, strict=True)):
-            row.add_class("llm-job")
+        for index, stop in enumerate(self.stops):
             stop.on_click(lambda _button, at=index: panel.act(partial(self._stop, at)))
         title = widgets.HTML("<h3>In the background</h3>")
-        self.box = widgets.VBox([title, *self._rows, self.more])
+        self.box = widgets.VBox([title, *self.rows, self.more])
         self.draw()
 
     def _stop(self, index: int) -> str | None:
@@ -49,39 +47,30 @@ class JobsSection:
         return f"%llm_stop {job.number}"
 
     def draw(self) -> None:
-        """Show what runs, and what ended last; not the questions of panels, which show them."""
+        """Show the running jobs and the latest finished ones, without the prompts of panels."""
         jobs = [job for job in self._panel.session.jobs.all if job.view is not None]
         running = [job for job in jobs if not job.done]
-        ended = [job for job in jobs if job.done][-_ENDED:]
-        chosen = [*running, *reversed(ended)][:_ROWS]
-        self._place(chosen)
-        for job, row, label, stop in zip(
-            self._shown, self._rows, self.labels, self.stops, strict=True
-        ):
+        finished = [job for job in jobs if job.done][-_FINISHED:]
+        chosen = [*running, *reversed(finished)][:_ROWS]
+        # The new ones get the rows of those that are not shown any more.
+        shown = [job if job in chosen else None for job in self._shown]
+        new = (job for job in chosen if job not in shown)
+        self._shown = [job or next(new, None) for job in shown]
+        rows = zip(self._shown, self.rows, self.labels, self.stops, strict=True)
+        for job, row, label, stop in rows:
             row.layout.display = "none" if job is None else ""
             if job is None:
                 continue
             row.layout.order = str(chosen.index(job))
             label.value = _row(job)
             stop.layout.display = "none" if job.done else ""
-            # Not only "Stop": that is the prompt's, and both are read aloud by their names.
+            # Screen readers announce buttons by their names: "Stop" is the one of the prompt.
             stop.description = f"Stop {job.number}"
-        hidden = len(running) + len(ended) - len(chosen)
+        hidden = len(running) + len(finished) - len(chosen)
         self.more.value = (
             f'<span class="llm-quiet">and {hidden} more: %llm_jobs</span>' if hidden > 0 else ""
         )
         self.box.layout.display = "" if chosen else "none"
-
-    def _place(self, chosen: Sequence[Response]) -> None:
-        """Give those that are new the rows of those that went."""
-        kept = [job if job in chosen else None for job in self._shown]
-        new = [job for job in chosen if job not in kept]
-        self._shown = [job or (new.pop(0) if new else None) for job in kept]
-
-    def disable(self) -> None:
-        """Let nothing be stopped any more."""
-        for stop in self.stops:
-            stop.disabled = True
 
 
 def _row(job: Response) -> str:

@@ -66,10 +66,10 @@ class LoadSection:
         # The model below the options that decide which models there are.
         server = [c for n, c in self.options.items() if n in ServerLoadConfig.model_fields]
         others = [c for n, c in self.options.items() if n not in ServerLoadConfig.model_fields]
-        fields = widgets.Box([self.backend, *server, self.model, *others, self.keep])
-        fields.add_class("llm-fields")
-        buttons = widgets.Box([self.load, self.stop, self.unload, self.list])
-        buttons.add_class("llm-buttons")
+        controls = [self.backend, *server, self.model, *others, self.keep]
+        fields = widgets.Box(controls).add_class("llm-fields")
+        actions = [self.load, self.stop, self.unload, self.list]
+        buttons = widgets.Box(actions).add_class("llm-buttons")
         return widgets.VBox([widgets.HTML("<h3>Model</h3>"), fields, buttons, self.result])
 
     def _connect(self) -> None:
@@ -213,11 +213,6 @@ class LoadSection:
     def _result_html(self) -> str:
         lines = "<br>".join(map(html.escape, self._result_lines))
         return f'<div class="llm-result" role="status">{lines}</div>'
-
-    def disable(self) -> None:
-        """Disable the buttons."""
-        for button in (self.load, self.stop, self.unload, self.list):
-            button.disabled = True
 
 
 def _bar(progress: Progress, hint: str) -> str:

@@ -36,10 +36,9 @@ class SettingsSection:
         for name, text in self.texts.items():
             text.observe(partial(self._text_changed, name), "value")
         self.reset.on_click(lambda _button: panel.act(self._reset))
-        fields = widgets.Box([*self.numbers.values(), *self.texts.values()])
-        fields.add_class("llm-fields")
-        buttons = widgets.Box([self.reset])
-        buttons.add_class("llm-buttons")
+        controls = [*self.numbers.values(), *self.texts.values()]
+        fields = widgets.Box(controls).add_class("llm-fields")
+        buttons = widgets.Box([self.reset]).add_class("llm-buttons")
         self.box = widgets.VBox([widgets.HTML("<h3>Generation</h3>"), fields, buttons])
 
     def _number_changed(self, name: str, change: Mapping[str, Any]) -> None:
@@ -75,24 +74,15 @@ class SettingsSection:
             text.layout.display = "" if known[name].works_on(backend) else "none"
         self.reset.disabled = not changed
 
-    def disable(self) -> None:
-        """Disable all controls."""
-        for control in self.numbers.values():
-            control.layout.display = "none"
-        for control in (*self.texts.values(), self.reset):
-            control.disabled = True
 
-
-def _text(spec: OptionSpec) -> widgets.Text:
+def _text(spec: OptionSpec) -> Any:
     """Return the field of an option that takes several texts."""
-    text = widgets.Text(
+    return widgets.Text(
         description=spec.control.label if spec.control else spec.name,
         placeholder="none; separate several by a space",
         tooltip=spec.help,
         continuous_update=False,
-    )
-    text.add_class("llm-wide")
-    return text
+    ).add_class("llm-wide")
 
 
 def _whole(value: float | None) -> float | int | None:

@@ -1,4 +1,4 @@
-"""The state machine: who is resident, who is active, and that bad input loses nothing."""
+"""The state machine: which models are loaded, which is active, and that invalid input unloads nothing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def names(manager: BackendManager) -> list[str]:
     return [info.name for info in look(manager).models]
 
 
-async def begin(manager: BackendManager, hang: Hang, model: str) -> asyncio.Task[LoadResult]:
+async def start_load(manager: BackendManager, hang: Hang, model: str) -> asyncio.Task[LoadResult]:
     """Start a load and wait until it hangs."""
     task = asyncio.ensure_future(manager.load(model, CONFIG))
     while not hang.reached.is_set():
@@ -61,7 +61,7 @@ async def test_from_inactive_to_ready_and_back(
 ) -> None:
     assert (manager.state, look(manager).active_model) == ("Inactive", None)
     hang = backend.hang("load")
-    task = await begin(manager, hang, "org/tiny")
+    task = await start_load(manager, hang, "org/tiny")
     assert (manager.state, names(manager)) == ("Loading", [])
     hang.go.set()
     assert (await task).info.name == "tiny"
@@ -81,7 +81,7 @@ async def test_a_second_load_is_refused_and_not_queued(
 ) -> None:
     for stage in ("check", "load"):
         hang = backend.hang(stage)
-        task = await begin(manager, hang, "org/tiny")
+        task = await start_load(manager, hang, "org/tiny")
         with pytest.raises(LoadInProgress, match="tiny is being loaded"):
             await manager.load("other", CONFIG)
         hang.go.set()
@@ -106,7 +106,7 @@ async def test_a_check_that_fails_loses_nothing(
 
 
 @on_a_loop
-async def test_a_first_load_that_fails_says_so_until_one_succeeds(
+async def test_failed_first_load_is_reported_until_one_succeeds(
     manager: BackendManager, backend: ScriptedBackend
 ) -> None:
     with pytest.raises(ModelNotLoaded, match=r"^Nothing is loaded\. Type %llm_load"):
@@ -180,7 +180,7 @@ async def test_an_unload_while_a_model_is_loaded_is_refused(
 ) -> None:
     await manager.load("a", CONFIG)
     hang = backend.hang("check")
-    loading = await begin(manager, hang, "b")
+    loading = await start_load(manager, hang, "b")
     for refused in (manager.unload("a"), manager.unload_all()):
         with pytest.raises(LoadInProgress, match="b is being loaded"):
             await refused
@@ -200,7 +200,7 @@ async def test_two_unloads_at_once_free_a_model_once(
 
 
 @on_a_loop
-async def test_an_error_that_nobody_foresaw_does_not_block_the_next_load(
+async def test_unexpected_error_does_not_block_the_next_load(
     manager: BackendManager, backend: ScriptedBackend
 ) -> None:
     for stage in ("check", "load"):
@@ -221,7 +221,7 @@ async def test_cancelling_a_check_leaves_all_as_it_was(
         for name in before:
             await manager.load(name, CONFIG)
         hang = backend.hang("check")
-        task = await begin(manager, hang, "b")
+        task = await start_load(manager, hang, "b")
         task.cancel()
         await asyncio.wait({task})
         assert task.cancelled()
@@ -245,18 +245,18 @@ async def test_cancelling_a_load_stops_it_and_waits(
     assert backend.events[-1] == "load b cancelled"
     assert (manager.state, look(manager).active_model) == ("Ready", "kept")
     hang = backend.hang("load")
-    task = await begin(manager, hang, "b")  # now the others had to go
+    task = await start_load(manager, hang, "b")  # now the others had to go
     task.cancel()
     await asyncio.wait({task})
     assert (manager.state, names(manager), look(manager).progress) == ("Inactive", [], None)
 
 
 @on_a_loop
-async def test_a_stopped_load_that_lets_go_slowly_is_waited_for(
+async def test_stopped_load_that_ends_slowly_is_waited_for(
     manager: BackendManager, backend: ScriptedBackend
 ) -> None:
     hang = backend.hang("load", deaf=True)
-    task = await begin(manager, hang, "b")
+    task = await start_load(manager, hang, "b")
     task.cancel()
     await asyncio.sleep(0.02)
     with pytest.raises(LoadInProgress, match="load of b was stopped and is still ending"):
@@ -275,8 +275,8 @@ async def test_what_is_loaded_already_returns_at_once(
 ) -> None:
     first = await manager.load("org/a", CONFIG, name="alias")
     assert not first.was_loaded
-    for asked in ("org/a", "alias", "/models/org/a"):
-        again = await manager.load(asked, CONFIG)
+    for requested in ("org/a", "alias", "/models/org/a"):
+        again = await manager.load(requested, CONFIG)
         assert (again.was_loaded, again.info, again.unloaded) == (True, first.info, [])
     assert backend.events == ["check org/a", "load alias"]
     await manager.load("org/a", CONFIG.replace(quantization="4bit"))

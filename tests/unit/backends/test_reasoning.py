@@ -43,7 +43,7 @@ def joined(chunks: Sequence[Chunk]) -> tuple[str, str]:
     """Return the reasoning and the text of an answer, put together as a reply does it."""
     reasoning, text = "", ""
     for chunk in chunks:
-        if chunk.reasoning_ended:
+        if chunk.ends_reasoning:
             reasoning, text = reasoning + text, ""
         reasoning, text = reasoning + chunk.reasoning, text + chunk.text
     return reasoning, text

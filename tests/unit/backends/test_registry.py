@@ -22,13 +22,12 @@ from tests.scripted import settings
 OURS = ("local", "ollama", "vllm", "instructlab", "openai")
 MODULE = """
 from typing import Annotated
-from pydantic import Field
 from llm_magic.backends.base import UNSUPPORTED, Backend
-from llm_magic.config.option_spec import Flag
+from llm_magic.config.option_spec import OptionSpec
 from llm_magic.config.settings import GenerationConfig, LoadConfig
 
 class Options(LoadConfig):
-    {option}: Annotated[int, Flag(("{flag}",), "N"), Field(description="A number.")] = 0
+    {option}: Annotated[int, OptionSpec("A number.", ("{flag}",), "N")] = 0
 
 class Mine(Backend):
     name = "{name}"
@@ -134,7 +133,9 @@ def test_backend_installed_later_is_found_without_refresh(install: Install, tmp_
         (backend().replace("UNSUPPORTED)", "UNSUPPORTED) | {'x': ''}"), "TypeError: Mine.option_names"),
     ],
 )  # fmt: skip
-def test_broken_package_raises_only_when_used(install: Install, source: str, message: str) -> None:
+def test_package_with_errors_raises_only_when_used(
+    install: Install, source: str, message: str
+) -> None:
     install("llm-magic-mine", "mine", source)
     assert "mine" in registry.names()
     assert registry.load_specs()["pull"].backends == ("ollama",)

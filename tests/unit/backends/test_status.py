@@ -1,4 +1,4 @@
-"""What the manager tells about itself, from any thread, and what it passes on."""
+"""The status of the manager, from any thread, and the backends of its models."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_models_are_found_with_their_own_backend() -> None:
             c async for c in manager.find("a").backend.stream("a", messages, GenerationConfig())
         ]
         assert "".join(chunk.text for chunk in chunks) == "one two three"
-        assert (len(made["one"].asked), len(made["two"].asked)) == (1, 0)
+        assert (len(made["one"].requests), len(made["two"].requests)) == (1, 0)
         assert (await manager.find("b").backend.count("b", messages)).prompt_tokens == 3
         assert [info.name for info in await manager.models(LoadConfig(backend="two"))] == [
             "big",

@@ -29,7 +29,19 @@ from tests.remote_sessions import (
     still_works,
 )
 from tests.scripted import read, stop_when
-from tests.wire import Hold, Pause, Reset, Slow, Step, delta, json_answer, ndjson, sse, usage, words
+from tests.wire import (
+    Hold,
+    Pause,
+    Reset,
+    Slow,
+    Step,
+    delta,
+    json_answer,
+    ndjson,
+    sse,
+    sse_words,
+    usage,
+)
 
 LETTERS = st.text("abc\n", max_size=12)
 STOPS = st.lists(st.text("abc\n", min_size=1, max_size=3), max_size=3)
@@ -257,5 +269,5 @@ def test_stop_string_ends_every_answer_of_many(server: HttpServer, session: Sess
 
 def test_answer_without_stop_strings_is_whole() -> None:
     with FaultServer() as server, session_on(server) as session:
-        server.will(CHAT, *words("one ", "END", " two"))
+        server.will(CHAT, *sse_words("one ", "END", " two"))
         assert session.generate("?").text == "one END two"

@@ -167,13 +167,13 @@ def test_many_calls_wake_the_loop_once_and_come_in_order() -> None:
     with asyncio.Runner(loop_factory=CountingLoop) as runner:
         loop = runner.get_loop()
         assert isinstance(loop, CountingLoop)
-        there = loop_calls(loop)
+        calls = loop_calls(loop)
         for number in range(100):
-            there.call(lambda number=number: came.append(number))  # type: ignore[misc]
+            calls.call(lambda number=number: came.append(number))  # type: ignore[misc]
         assert (came, loop.wakes) == ([], 1)
         runner.run(asyncio.sleep(0))
         assert came == list(range(100))
-        there.call(lambda: came.append(100))
+        calls.call(lambda: came.append(100))
         assert loop.wakes == 2
         runner.run(asyncio.sleep(0))
     assert came[-1] == 100
@@ -183,13 +183,13 @@ def test_no_call_is_lost_between_threads() -> None:
     came: list[int] = []
     threads, each = 8, 500
 
-    def work(there: LoopCalls) -> None:
+    def work(calls: LoopCalls) -> None:
         for number in range(each):
-            there.call(lambda number=number: came.append(number))  # type: ignore[misc]
+            calls.call(lambda number=number: came.append(number))  # type: ignore[misc]
 
     async def main() -> None:
-        there = loop_calls(asyncio.get_running_loop())
-        await asyncio.gather(*(asyncio.to_thread(work, there) for _ in range(threads)))
+        calls = loop_calls(asyncio.get_running_loop())
+        await asyncio.gather(*(asyncio.to_thread(work, calls) for _ in range(threads)))
         await asyncio.sleep(0)
 
     asyncio.run(main())
@@ -198,39 +198,39 @@ def test_no_call_is_lost_between_threads() -> None:
 
 def test_call_to_a_closed_loop_raises() -> None:
     loop = asyncio.new_event_loop()
-    there = loop_calls(loop)
+    calls = loop_calls(loop)
     loop.close()
     for _ in range(2):
         with pytest.raises(RuntimeError):
-            there.call(lambda: None)
+            calls.call(lambda: None)
 
 
 def test_loop_has_one_loop_calls_that_goes_with_it() -> None:
     loop = asyncio.new_event_loop()
-    there = loop_calls(loop)
-    assert loop_calls(loop) is there
+    calls = loop_calls(loop)
+    assert loop_calls(loop) is calls
     gone = weakref.ref(loop)
     loop.close()
     del loop
     gc.collect()
     assert gone() is None
     with pytest.raises(RuntimeError):
-        there.call(lambda: None)
+        calls.call(lambda: None)
 
 
-def test_kept_awake_loop_notices_a_cancellation() -> None:
-    """As ipykernel cancels: from a signal handler, which wakes nobody."""
+def test_loop_that_is_woken_regularly_notices_a_cancellation() -> None:
+    """As ipykernel cancels: from a signal handler, which wakes no loop."""
 
     async def main() -> float:
         loop = asyncio.get_running_loop()
-        there, task = loop_calls(loop), asyncio.current_task()
+        calls, task = loop_calls(loop), asyncio.current_task()
         assert task is not None
         # `task.cancel` from another thread leaves the loop asleep.
         timer = threading.Timer(0.1, task.cancel)
         timer.start()
         began = time.monotonic()
         try:
-            with there.woken_regularly(), there.woken_regularly():
+            with calls.woken_regularly(), calls.woken_regularly():
                 await asyncio.sleep(30)
         except asyncio.CancelledError:
             task.uncancel()

@@ -18,7 +18,7 @@ from llm_magic.errors import AuthenticationFailed, LLMMagicError, OptionError, S
 from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.scripted import settings
-from tests.wire import redirect, refusal
+from tests.wire import error_answer, redirect
 
 KEY = "sk-test-4f9b27c1d8e3a650"
 NAME = "SOME_SERVERS_KEY"
@@ -65,7 +65,7 @@ def test_rejected_key_error_names_variable(
 ) -> None:
     wrong = "sk-wrong-000"
     monkeypatch.setenv(NAME, wrong)
-    server.will(MODELS, *refusal(401, f"Incorrect API key provided: {wrong}."))
+    server.will(MODELS, *error_answer(401, f"Incorrect API key provided: {wrong}."))
     with pytest.raises(AuthenticationFailed, match=f"rejected the key in {NAME}") as caught:
         load(session, server, key_env=NAME)
     assert wrong not in str(caught.value), "the server repeats it, we do not"
@@ -158,7 +158,7 @@ def test_rejected_typed_key_prompts_again(
 ) -> None:
     typed = ["sk-wrong", KEY]
     monkeypatch.setattr(getpass, "getpass", lambda _question: typed.pop(0))
-    server.will(MODELS, *refusal(401, "Who are you?"))
+    server.will(MODELS, *error_answer(401, "Who are you?"))
     with pytest.raises(
         AuthenticationFailed, match=f"typed in for {NAME} .* Load again to type another key"
     ):
@@ -281,13 +281,14 @@ def test_errors_do_not_contain_key(
     load(session, server, key_env=NAME)
     for status in (400, 401, 403, 404, 413, 422, 500):
         for _ in range(3 if status == 500 else 1):
-            server.will(CHAT, *refusal(status, f"What is {KEY}?", headers={"Retry-After": "0"}))
+            server.will(
+                CHAT, *error_answer(status, f"What is {KEY}?", headers={"Retry-After": "0"})
+            )
         with pytest.raises(LLMMagicError) as caught:
             session.generate("hello")
         shown = "".join(traceback.format_exception(caught.value)) + caught.value.details
         assert KEY not in shown + repr(caught.value) + repr(session) + repr(session.status())
-    backends = session._manager._backends.values()
-    assert KEY not in "".join(repr(vars(backend)) for backend in backends)
+    assert KEY not in repr(vars(session.loaded_model().backend))
 
 
 def test_key_over_http_gets_warning(

@@ -170,6 +170,7 @@ LINES = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("failing_torch")
 @pytest.mark.parametrize("case", INVALID)
 def test_every_magic_reports_invalid_settings_in_one_line(
     case: str, monkeypatch: pytest.MonkeyPatch

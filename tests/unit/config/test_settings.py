@@ -129,7 +129,7 @@ def test_option_sets_are_frozen() -> None:
 
 def test_every_generation_option_has_a_flag_and_a_help() -> None:
     for name, spec in {**specs(GenerationConfig), **registry.load_specs()}.items():
-        assert spec.flag is not None, name
+        assert spec.flags, name
         assert spec.help.endswith("."), name
 
 
@@ -250,15 +250,15 @@ def test_wrong_line_of_the_file_raises_with_variable_value_and_range() -> None:
 
 def test_call_precedes_session_precedes_settings_precedes_model() -> None:
     with scripted_session(temperature=0.1, top_k=10, top_p=0.1) as (session, backend):
-        session.configure(temperature=0.2, top_k=20)
+        session.generation.update(temperature=0.2, top_k=20)
         session.generate("?", temperature=0.3)
-        config = backend.asked[-1].config
+        config = backend.requests[-1].config
         assert (config.temperature, config.top_k, config.top_p) == (0.3, 20, 0.1)
         assert config.seed is None  # not set anywhere: the model's own default
         session.generate("?", temperature=None)
-        assert backend.asked[-1].config.temperature is None
+        assert backend.requests[-1].config.temperature is None
         session.generate("?")
-        assert backend.asked[-1].config.temperature == 0.2  # a call changes nothing for the next
+        assert backend.requests[-1].config.temperature == 0.2  # a call changes nothing for the next
 
 
 def test_keyword_arguments_are_the_fields_of_the_option_sets() -> None:

@@ -42,7 +42,8 @@ def install(folder: Path, name: str, version: str) -> None:
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return a folder before all others on the path, of child processes too."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    others = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{others}")
     yield tmp_path
     monkeypatch.undo()
     registry.refresh()
@@ -78,6 +79,7 @@ def put_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
+@pytest.mark.usefixtures("failing_torch")
 @pytest.mark.parametrize(
     ("script", "name", "expected"),
     [
@@ -192,6 +194,7 @@ def test_ipykernel_7_0_is_a_problem(site: Path) -> None:
     assert (found.state, "pip install -U ipykernel" in found.fix) == ("problem", True)
 
 
+@pytest.mark.usefixtures("failing_torch")
 def test_invalid_setting_does_not_stop_other_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_DEVICE", "gpu")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -205,6 +208,7 @@ def test_invalid_setting_does_not_stop_other_checks(monkeypatch: pytest.MonkeyPa
     assert {"python", "memory", "torch", "hub", "keys"} <= {finding.name for finding in found}
 
 
+@pytest.mark.usefixtures("failing_torch")
 def test_exception_in_check_becomes_finding(monkeypatch: pytest.MonkeyPatch, site: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     install(site, "aiohttp", "1")
@@ -231,6 +235,7 @@ def test_unusable_folders_are_problems_with_variable(
     assert own.text.startswith("LLM_MAGIC_CACHE_DIR=~nobody-of-this-name/x: ")
 
 
+@pytest.mark.usefixtures("failing_torch")
 def test_unreadable_env_file_does_not_stop_other_checks(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -249,6 +254,7 @@ def test_unreadable_env_file_does_not_stop_other_checks(
     assert {"python", "memory", "torch", "hub", "keys", "ollama"} <= checked
 
 
+@pytest.mark.usefixtures("failing_torch")
 def test_unreadable_certificates_are_a_problem(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -296,6 +302,7 @@ def test_command_exit_code_reports_problems(tmp_path: Path) -> None:
     assert ran.stdout.splitlines()[-1].endswith("1 problem.")
 
 
+@pytest.mark.usefixtures("failing_torch")
 def test_server_of_loaded_model_is_checked_with_its_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -309,6 +316,7 @@ def test_server_of_loaded_model_is_checked_with_its_key(
     assert str(server.port) in found.text
 
 
+@pytest.mark.usefixtures("failing_torch")
 def test_misspelled_backend_in_environment_names_variable() -> None:
     session = Session(settings(backend="olama"))
     with pytest.raises(

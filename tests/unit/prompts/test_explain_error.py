@@ -1,4 +1,4 @@
-"""An exception becomes a question: where it failed, what was there, no longer than can be read."""
+"""Exceptions as prompts: where they were raised, the values there, and no longer than a model reads."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def fail(source: str, **names: object) -> Failure:
     raise AssertionError("the cell did not fail")
 
 
-def test_this_file_ran_the_cell_and_is_no_part_of_it() -> None:
+def test_traceback_starts_at_the_cell() -> None:
     failed = fail("x = 0\n1 / x")
     assert failed.cell == Cell(_LABEL, "x = 0\n1 / x")
     assert failed.values == (("x", "0"),)
@@ -74,7 +74,9 @@ def test_frames_of_this_package_are_not_shown() -> None:
         ("", 1, []),
     ],
 )
-def test_the_names_of_a_line(source: str, line: int, names: list[str]) -> None:
+def test_names_of_a_line_are_those_of_its_statement(
+    source: str, line: int, names: list[str]
+) -> None:
     assert sorted(names_at(source, line)) == sorted(names)
 
 
@@ -83,7 +85,7 @@ def test_values_of_uninformative_names_are_omitted() -> None:
     assert failed.values == (("x", "[1]"),)
 
 
-def test_a_long_cell_and_a_long_message_are_cut_in_the_middle() -> None:
+def test_long_cell_and_long_message_are_cut_in_the_middle() -> None:
     source = "\n".join(f"x{i} = {i}" for i in range(9000)) + "\nraise ValueError('y' * 10**6)"
     failed = fail(source)
     prompt = question(failed, fix=False)
@@ -93,30 +95,30 @@ def test_a_long_cell_and_a_long_message_are_cut_in_the_middle() -> None:
     assert CUT in failed.traceback
 
 
-def test_an_endless_recursion_is_short() -> None:
+def test_traceback_of_endless_recursion_is_short() -> None:
     failed = fail("def f(n):\n    return g(n)\ndef g(n):\n    return f(n + 1)\nf(0)")
     assert len(failed.traceback) < 6100
     assert "RecursionError" in failed.traceback
 
 
-def test_a_fence_in_the_cell_does_not_end_it() -> None:
+def test_fence_in_a_cell_does_not_end_the_block() -> None:
     prompt = question(fail("x = '```'\n1 / 0"), fix=False)
     assert "````python\nx = '```'\n1 / 0\n````" in prompt
 
 
-def test_an_exception_whose_text_raises() -> None:
+def test_exception_whose_text_raises_is_shown() -> None:
     failed = fail("class Odd(Exception):\n    def __str__(self): raise KeyError\nraise Odd()")
     assert "Odd: <exception str() failed>" in failed.traceback
 
 
-def test_causes_that_go_in_circles_end() -> None:
+def test_circular_causes_are_shown_once() -> None:
     failed = fail(
         "a = ValueError('a')\nb = KeyError('b')\na.__cause__ = b\nb.__cause__ = a\nraise a"
     )
     assert "KeyError: 'b'" in failed.traceback
 
 
-def test_a_cut_does_not_halve_a_secret() -> None:
+def test_cut_does_not_halve_a_secret() -> None:
     secret = "sk-" + "q7" * 40
     for pad in range(11_700, 12_100, 17):
         failed = fail(f"x = '{'-' * pad}'\nk = '{secret}'\ny = '{'-' * 9000}'\n1 / 0")
@@ -124,7 +126,9 @@ def test_a_cut_does_not_halve_a_secret() -> None:
         assert "q7q7" not in failed.cell.source + failed.traceback
 
 
-def test_what_an_explanation_failed_with_is_not_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_an_explanation_leads_to_the_explained_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     own, first = ModelNotLoaded("Nothing is loaded."), ZeroDivisionError()
     monkeypatch.setattr("sys.last_value", own, raising=False)
     monkeypatch.delattr("sys.last_exc", raising=False)

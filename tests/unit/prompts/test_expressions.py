@@ -901,7 +901,7 @@ def test_order_of_base_classes_is_not_taken_from_a_metaclass() -> None:
 
 @pytest.mark.parametrize("error", [SystemExit("bye"), BaseException("base"), GeneratorExit()])
 @pytest.mark.parametrize("expression", ["one", "one!r", "one.attr", "str(one)"])
-def test_whatever_an_object_raises_is_one_error(error: BaseException, expression: str) -> None:
+def test_any_error_of_an_object_is_a_prompt_error(error: BaseException, expression: str) -> None:
     def fail(*_: object) -> Any:
         raise error
 

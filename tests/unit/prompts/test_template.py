@@ -282,7 +282,7 @@ def test_f_strings_stay(literal: str) -> None:
 
 
 @pytest.mark.parametrize("template", ['if"{a}"', '"{a}"', 'f"{a}', 'f """{a}"""'])
-def test_what_is_no_f_string_is_filled(template: str) -> None:
+def test_quotes_without_an_f_prefix_are_filled(template: str) -> None:
     assert text_of(template) == template.replace("{a}", "1")
 
 

@@ -1,4 +1,4 @@
-"""Values in a line: what is known is shown, nothing of the value's own code runs."""
+"""Values described in a line: known types are shown, and no code of the value's class runs."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_name_of_a_secret_masks_its_value_but_no_function() -> None:
     assert describe("auth", function) == "function function(a, b)"
 
 
-def test_a_value_that_holds_itself_ends() -> None:
+def test_value_that_contains_itself_is_short() -> None:
     ring: list[Any] = []
     ring.append(ring)
     assert len(describe("ring", ring)) < LONGEST
@@ -142,7 +142,7 @@ def test_value_under_the_name_of_a_secret_never_shows(secret: str) -> None:
     assert describe("value", nested).count(MASK) == 3
 
 
-def test_a_secret_is_masked_before_a_text_is_cut() -> None:
+def test_secret_is_masked_before_a_text_is_cut() -> None:
     redactor = Redactor({}, known=["hunter2-Tulip-Meadow"])
     for text in ("x" * 190 + "hunter2-Tulip-Meadow", "hunter2-Tulip-Meadow" * 20):
         for value in (text, text.encode(), [text], {"body": text}):

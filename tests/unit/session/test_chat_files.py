@@ -57,7 +57,7 @@ def test_stale_turns_are_not_exported(chats: Chats, tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "t.json").read_text("utf-8"))) == 3
 
 
-def test_nothing_is_overwritten_without_being_told(chats: Chats, tmp_path: Path) -> None:
+def test_existing_file_is_overwritten_only_with_replace(chats: Chats, tmp_path: Path) -> None:
     path = tmp_path / "talk.json"
     path.write_text("mine")
     with pytest.raises(OptionError, match=r"talk\.json exists\. --force writes over it\."):
@@ -77,7 +77,7 @@ def test_nothing_is_overwritten_without_being_told(chats: Chats, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         ("", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
@@ -103,14 +103,14 @@ def test_nothing_is_overwritten_without_being_told(chats: Chats, tmp_path: Path)
     ],
 )
 def test_a_bad_file_is_one_line_and_changes_nothing(
-    chats: Chats, tmp_path: Path, content: str | bytes, words: str
+    chats: Chats, tmp_path: Path, content: str | bytes, message: str
 ) -> None:
     path = tmp_path / "bad.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     before = chats.all()
     with pytest.raises(OptionError) as caught:
         chats.load(path, replace=True)
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert chats.all() == before
 
@@ -133,11 +133,11 @@ def test_files_that_cannot_be_used_are_one_line(chats: Chats, tmp_path: Path) ->
 
 
 def test_what_other_programs_add_and_leave_empty_is_no_error(chats: Chats, tmp_path: Path) -> None:
-    said: list[dict[str, Any]] = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": "x"},
         {"role": "assistant", "content": "y", "refusal": None, "annotations": []},
     ]
-    (tmp_path / "x.json").write_text(json.dumps(said))
+    (tmp_path / "x.json").write_text(json.dumps(messages))
     assert chats.load(tmp_path / "x.json") == ["x"]
 
 
@@ -170,15 +170,15 @@ def test_path_that_no_file_can_have_is_one_line(chats: Chats, path: str) -> None
 
 
 def test_export_replaces_no_link_device_or_folder(chats: Chats, tmp_path: Path) -> None:
-    kept = tmp_path / "kept.json"
-    kept.write_text("mine")
-    link, broken, pipe = tmp_path / "link.json", tmp_path / "broken.json", tmp_path / "pipe"
-    link.symlink_to(kept)
-    broken.symlink_to(tmp_path / "nowhere")
+    saved = tmp_path / "saved.json"
+    saved.write_text("mine")
+    link, dangling, pipe = tmp_path / "link.json", tmp_path / "dangling.json", tmp_path / "pipe"
+    link.symlink_to(saved)
+    dangling.symlink_to(tmp_path / "nowhere")
     os.mkfifo(pipe)
     for target, why in (
-        (link, f"link.json is a symbolic link to {kept}. Write the path of the file itself."),
-        (broken, "is a symbolic link"),
+        (link, f"link.json is a symbolic link to {saved}. Write the path of the file itself."),
+        (dangling, "is a symbolic link"),
         (pipe, "pipe is no regular file. Choose another path."),
         (Path("/dev/null"), "/dev/null is no regular file"),
         (tmp_path, "is no regular file"),
@@ -186,11 +186,11 @@ def test_export_replaces_no_link_device_or_folder(chats: Chats, tmp_path: Path) 
         for force in (True, False):
             with pytest.raises(OptionError, match=re.escape(why)):
                 chats.save(target, replace=force)
-    assert kept.read_text() == "mine"
+    assert saved.read_text() == "mine"
     assert link.is_symlink()
-    assert broken.is_symlink()
-    assert sorted(tmp_path.iterdir()) == sorted([kept, link, broken, pipe]), "nothing is left"
-    chats.save(kept, "talk", replace=True)
+    assert dangling.is_symlink()
+    assert sorted(tmp_path.iterdir()) == sorted([saved, link, dangling, pipe]), "nothing is left"
+    chats.save(saved, "talk", replace=True)
     assert Chats().load(link) == ["link"], "reading through a link is fine"
 
 

@@ -15,7 +15,7 @@ from llm_magic.session.cell_keys import Cell
 from llm_magic.session.chats import Chats, Context, Turn
 from llm_magic.session.requests import Request
 from llm_magic.types import Message
-from tests.scripted import Hang, ScriptedBackend, say, scripted_session, stop_when
+from tests.scripted import Hang, ScriptedBackend, scripted_session, stop_when, whole_answer
 
 
 class Notebook:
@@ -26,12 +26,12 @@ class Notebook:
 
     def ask(self, cell: str, text: str, system: str | None = None, chat: str = "c") -> list[str]:
         """Run a cell; returns what was sent: questions in small letters, answers in capitals."""
-        self.backend.will(*say(text.upper()))
+        self.backend.will(*whole_answer(text.upper()))
         self.session.ask(Request(text, chat=chat, key=cell, system=system)).result()
         return self.sent()
 
     def sent(self) -> list[str]:
-        return [message.content for message in self.backend.asked[-1].messages]
+        return [message.content for message in self.backend.requests[-1].messages]
 
     def turns(self, chat: str = "c") -> list[str]:
         """Return the questions of a chat, the stale ones in brackets."""
@@ -51,12 +51,12 @@ def notebook() -> Iterator[Notebook]:
 
 def test_a_question_sees_the_turns_above_it(notebook: Notebook) -> None:
     assert notebook.sent() == ["a", "A", "b", "B", "c", "C", "d", "D", "e"]
-    roles = [message.role for message in notebook.backend.asked[-1].messages]
+    roles = [message.role for message in notebook.backend.requests[-1].messages]
     assert roles == ["user", "assistant"] * 4 + ["user"]
     assert notebook.turns() == ["a", "b", "c", "d", "e"]
 
 
-def test_a_cell_run_again_sees_what_is_above_it_and_makes_the_rest_stale(
+def test_cell_run_again_sees_the_turns_above_it_and_makes_those_below_stale(
     notebook: Notebook,
 ) -> None:
     assert notebook.ask("b", "other") == ["a", "A", "other"]
@@ -134,14 +134,14 @@ def test_a_run_that_fails_leaves_the_chat_as_it_was(notebook: Notebook) -> None:
     assert notebook.turns() == before
 
 
-@pytest.mark.parametrize("said", ["", "half"])
-def test_a_run_that_is_stopped_is_a_turn_with_what_was_said(notebook: Notebook, said: str) -> None:
+@pytest.mark.parametrize("text", ["", "half"])
+def test_stopped_run_is_a_turn_with_the_text_so_far(notebook: Notebook, text: str) -> None:
     hang = Hang()
-    notebook.backend.will(*([said] if said else []), hang)
+    notebook.backend.will(*([text] if text else []), hang)
     stop_when(hang.reached)
     with pytest.raises(Interrupted):
         notebook.session.ask(Request("other", chat="c", key="b")).result()
-    if said:
+    if text:
         assert notebook.turns() == ["a", "other", "(c)", "(d)", "(e)"]
         assert notebook.ask("f", "f") == ["a", "A", "other", "half", "f"]
     else:
@@ -156,7 +156,7 @@ def test_a_system_prompt_holds_from_its_cell_on(notebook: Notebook) -> None:
     assert notebook.ask("d", "d")[0] == "brief"
     # Above it nothing has changed.
     assert notebook.ask("b", "b") == ["a", "A", "b"]
-    # Its cell is stale, and so is what it says.
+    # Its cell is stale, and so is its turn.
     assert notebook.ask("f", "f") == ["a", "A", "b", "B", "f"]
     assert notebook.ask("c", "c", system="long")[0] == "long"
     assert notebook.turns() == ["a", "b", "c", "(d)", "(e)", "(f)"]
@@ -204,8 +204,8 @@ def test_a_turn_that_did_not_see_what_is_now_above_it_is_stale_from_the_start(
 ) -> None:
     async def together() -> None:
         first, second = Hang(), Hang()
-        notebook.backend.will(first, *say("FIRST"))
-        notebook.backend.will(second, *say("SECOND"))
+        notebook.backend.will(first, *whole_answer("FIRST"))
+        notebook.backend.will(second, *whole_answer("SECOND"))
         asking = asyncio.gather(
             notebook.session.agenerate("first", chat="c"),
             notebook.session.agenerate("second", chat="c"),
@@ -221,11 +221,11 @@ def test_a_turn_that_did_not_see_what_is_now_above_it_is_stale_from_the_start(
     assert notebook.turns()[5:] == ["second", "(first)"]
 
 
-def test_an_answer_to_a_chat_that_was_forgotten_meanwhile_does_not_bring_it_back(
+def test_answer_does_not_restore_a_chat_that_was_deleted_meanwhile(
     notebook: Notebook,
 ) -> None:
     hang = Hang()
-    notebook.backend.will(hang, *say("late"))
+    notebook.backend.will(hang, *whole_answer("late"))
     job = notebook.session.ask(Request("f", chat="c", key="f"), background=True)
     assert hang.reached.wait(5)
     notebook.session.reset("c")
@@ -235,13 +235,13 @@ def test_an_answer_to_a_chat_that_was_forgotten_meanwhile_does_not_bring_it_back
 
 
 SYSTEMS = st.sampled_from([None, None, "brief", "long", ""])
-BEGIN = st.tuples(st.sampled_from("abcd"), SYSTEMS)
+START = st.tuples(st.sampled_from("abcd"), SYSTEMS)
 END = st.integers(0, 3)
 LOSE = st.sampled_from("abcd")
 
 
 @settings(max_examples=500)
-@given(st.lists(BEGIN | END | LOSE, max_size=30))
+@given(st.lists(START | END | LOSE, max_size=30))
 def test_a_fresh_turn_was_answered_in_sight_of_the_fresh_turns_above_it(
     steps: list[tuple[str, str | None] | int | str],
 ) -> None:
@@ -258,9 +258,9 @@ def test_a_fresh_turn_was_answered_in_sight_of_the_fresh_turns_above_it(
         elif isinstance(step, str):
             chats.lose(step)
         elif step < len(running):
-            turn, asked = running.pop(step)
-            chats.record(turn, asked)
-            seen[turn.question] = asked.messages()
+            turn, sent = running.pop(step)
+            chats.record(turn, sent)
+            seen[turn.question] = sent.messages()
         for turn in (turn for chat in chats.all() for turn in chat.fresh):
             assert chats.context("c", turn.key, turn.system).messages() == seen[turn.question]
     for chat in chats.all():
@@ -268,7 +268,7 @@ def test_a_fresh_turn_was_answered_in_sight_of_the_fresh_turns_above_it(
         assert len(keys) == len(set(keys))
 
 
-# -- forgetting -------------------------------------------------------------------------------
+# -- deleting ---------------------------------------------------------------------------------
 
 
 def test_looking_makes_no_chat(notebook: Notebook) -> None:
@@ -276,7 +276,7 @@ def test_looking_makes_no_chat(notebook: Notebook) -> None:
     assert [chat.name for chat in notebook.session.chats.all()] == ["c"]
 
 
-def test_only_what_is_stale_can_be_forgotten(notebook: Notebook) -> None:
+def test_reset_deletes_only_stale_turns(notebook: Notebook) -> None:
     chats = notebook.session.chats
     assert chats.reset(stale=True) == []
     notebook.ask("c", "other")
@@ -285,7 +285,7 @@ def test_only_what_is_stale_can_be_forgotten(notebook: Notebook) -> None:
     assert chats.context("c", "f").stale == 0
 
 
-def test_one_chat_is_forgotten_or_all(notebook: Notebook) -> None:
+def test_reset_deletes_one_chat_or_all(notebook: Notebook) -> None:
     chats = notebook.session.chats
     for name in ("first", "second"):
         notebook.ask("1", "x", chat=name)
@@ -294,7 +294,7 @@ def test_one_chat_is_forgotten_or_all(notebook: Notebook) -> None:
     assert chats.all() == []
 
 
-def test_a_chat_that_is_not_there_is_an_error_that_names_what_is(notebook: Notebook) -> None:
+def test_unknown_chat_is_an_error_that_names_the_others(notebook: Notebook) -> None:
     notebook.session.reset()
     with pytest.raises(OptionError, match=r"no chat 'c'; there are: none\."):
         notebook.session.reset("c")

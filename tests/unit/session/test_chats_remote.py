@@ -1,4 +1,4 @@
-"""Chats too long for servers: those that count, those that only refuse; lists ask nobody."""
+"""Chats that are too long for a server, with and without token counts; lists send no request."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from llm_magic.session import Session
 from llm_magic.types import Message
 from tests.exchange import Received
 from tests.fault_server import CHAT, FaultServer
-from tests.remote_sessions import NOW, last, questions, session_on, still_works, told
-from tests.wire import Step, json_answer, refusal
+from tests.remote_sessions import NOW, checked_message, last, questions, session_on, still_works
+from tests.wire import Step, error_answer, json_answer
 
 TOKENIZE = "/tokenize"
 
@@ -22,17 +22,19 @@ class SmallServer(FaultServer):
 
     def _reply(self, request: Received) -> Iterable[Step]:
         if (request.method, request.path) == ("POST", TOKENIZE):
-            return json_answer(200, {"count": _words(request), "max_model_len": 20})
+            return json_answer(200, {"count": _word_count(request), "max_model_len": 20})
         return super()._reply(request)
 
     def _chat(self, request: Received) -> Iterable[Step]:
-        if _words(request) > 20:
-            said = f"This model's maximum context length is 20 tokens, not {_words(request)}."
-            return refusal(400, said, headers=NOW)
+        if _word_count(request) > 20:
+            message = (
+                f"This model's maximum context length is 20 tokens, not {_word_count(request)}."
+            )
+            return error_answer(400, message, headers=NOW)
         return super()._chat(request)
 
 
-def _words(request: Received) -> int:
+def _word_count(request: Received) -> int:
     return sum(len(message["content"].split()) for message in request.json["messages"])
 
 
@@ -50,21 +52,21 @@ def chat_of(session: Session, turns: int) -> None:
     session.chats.put("c", messages)
 
 
-def test_a_server_that_counts_is_asked_once(server: SmallServer) -> None:
+def test_server_that_counts_gets_one_request(server: SmallServer) -> None:
     with session_on(server, "vllm") as session:
         chat_of(session, 10)
         reply = session.generate("and now", chat="c", trim=True)
         # 20 less a quarter for the answer, the system prompt and the question: room for 2 turns.
         assert (reply.dropped_turns, reply.text) == (8, "and now")
         assert len(questions(server)) == 1
-        assert len(server.asked(TOKENIZE)) <= 5
+        assert len(server.requests_to(TOKENIZE)) <= 5
 
 
-def test_a_server_that_only_refuses_is_asked_again_with_less(server: SmallServer) -> None:
+def test_server_without_counts_gets_shorter_requests(server: SmallServer) -> None:
     with session_on(server, "openai") as session:
         chat_of(session, 10)
         reply = session.generate("and now", chat="c", trim=True)
-        assert [_words(asked) for asked in questions(server)] == [44, 32, 24, 20]
+        assert [_word_count(request) for request in questions(server)] == [44, 32, 24, 20]
         assert (reply.dropped_turns, reply.text) == (6, "and now")
         assert reply.messages[0] == Message("system", "be brief")
         assert len(session.chats.get("c").turns) == 11
@@ -76,26 +78,26 @@ def test_a_question_that_alone_is_too_long_is_one_line(server: SmallServer) -> N
         chat_of(session, 3)
         with pytest.raises(PromptTooLong) as caught:
             session.generate("word " * 30, chat="c", trim=True)
-        assert told(caught.value).endswith("That is without the 3 turns above it, too.")
+        assert checked_message(caught.value).endswith("That is without the 3 turns above it, too.")
         assert len(questions(server)) == 4
         with pytest.raises(PromptTooLong) as caught:
             session.generate("word " * 10, chat="c")
-        assert "Chat 'c' has 3 turns above it: --trim leaves out" in told(caught.value)
+        assert "Chat 'c' has 3 turns above it: --trim leaves out" in checked_message(caught.value)
         still_works(session)
 
 
-def test_a_refusal_without_a_reason_is_said_to_be_unclear(server: SmallServer) -> None:
+def test_error_response_without_a_reason_is_reported_as_unclear(server: SmallServer) -> None:
     with session_on(server, "openai") as session:
         chat_of(session, 3)
-        server.will(CHAT, *refusal(400, "No.", headers=NOW))
+        server.will(CHAT, *error_answer(400, "No.", headers=NOW))
         with pytest.raises(RequestFailed) as caught:
             session.generate("?", chat="c", trim=True)
-        assert "The 3 turns above may be too long" in told(caught.value)
+        assert "The 3 turns above may be too long" in checked_message(caught.value)
         assert len(questions(server)) == 1
 
 
 @pytest.mark.parametrize("backend", ["vllm", "openai"])
-def test_what_a_chat_takes_is_known_from_its_last_reply_and_asks_nobody(
+def test_size_of_a_chat_is_that_of_its_last_reply_without_a_request(
     server: SmallServer, backend: str
 ) -> None:
     with session_on(server, backend) as session:

@@ -13,7 +13,7 @@ from llm_magic.notebook.display.messages import dry_run_table, footer
 from llm_magic.session import Session
 from llm_magic.session.requests import Request
 from llm_magic.types import Chunk, Message, Reply, Usage
-from tests.scripted import ScriptedBackend, say, scripted_session
+from tests.scripted import ScriptedBackend, scripted_session, whole_answer
 
 Pair = tuple[Session, ScriptedBackend]
 TOO_LONG = "The prompt has 9 tokens, tiny reads 8."
@@ -36,7 +36,7 @@ def ask(session: Session, text: str = "and now", **about: int) -> Reply:
 
 def first(backend: ScriptedBackend) -> list[str]:
     """Return the system prompt, the oldest question that was sent, and the last one."""
-    contents = [message.content for message in backend.asked[-1].messages]
+    contents = [message.content for message in backend.requests[-1].messages]
     return [contents[0], contents[1], contents[-1]]
 
 
@@ -57,7 +57,7 @@ def test_what_fits_is_sent_whole(chatty: Pair) -> None:
         (4, 400, 10),  # the question alone leaves no such room, but it fits
     ],
 )
-def test_the_fewest_of_the_oldest_turns_are_left_out(
+def test_trim_drops_the_fewest_oldest_turns(
     chatty: Pair, context: int, limit: int, dropped: int
 ) -> None:
     session, backend = chatty
@@ -66,13 +66,13 @@ def test_the_fewest_of_the_oldest_turns_are_left_out(
     oldest = f"q {dropped}" if dropped < 10 else "and now"
     assert first(backend) == ["be brief", oldest, "and now"]
     assert reply.dropped_turns == dropped
-    assert reply.messages == backend.asked[-1].messages
+    assert reply.messages == backend.requests[-1].messages
     turns = session.chats.get("c").turns
     assert len(turns) == 11, "the chat keeps them all"
     assert not any(turn.stale for turn in turns)
 
 
-def test_the_footer_says_what_was_left_out(chatty: Pair) -> None:
+def test_footer_reports_the_dropped_turns(chatty: Pair) -> None:
     session, backend = chatty
     backend.context = 53
     assert footer(ask(session, max_new_tokens=10), None).endswith("oldest turn dropped (--trim)")
@@ -80,7 +80,7 @@ def test_the_footer_says_what_was_left_out(chatty: Pair) -> None:
     assert "4 oldest turns dropped" in footer(ask(session, max_new_tokens=10), None)
 
 
-def test_every_door_trims(chatty: Pair) -> None:
+def test_every_way_to_ask_trims(chatty: Pair) -> None:
     session, backend = chatty
     backend.context = 53
 
@@ -91,7 +91,7 @@ def test_every_door_trims(chatty: Pair) -> None:
 
     asyncio.run(cell())
     list(session.stream("one two", chat="c", trim=True, max_new_tokens=10))
-    assert [asked.messages[1].content for asked in backend.asked] == ["q 1", "q 2", "q 3"]
+    assert [call.messages[1].content for call in backend.requests] == ["q 1", "q 2", "q 3"]
 
 
 def test_a_dry_run_shows_what_would_be_sent(chatty: Pair) -> None:
@@ -102,7 +102,7 @@ def test_a_dry_run_shows_what_would_be_sent(chatty: Pair) -> None:
     assert (dry.dropped_turns, dry.messages[1].content) == (7, "q 7")
     assert dry.count == TokenCount(16, 20)
     assert "7 oldest turns dropped (--trim)" in repr(dry_run_table(dry))
-    assert backend.asked == []
+    assert backend.requests == []
 
 
 def test_dry_run_shows_every_option_that_is_sent(chatty: Pair) -> None:
@@ -130,7 +130,7 @@ def test_without_trim_the_error_names_the_turns_and_what_helps(chatty: Pair) -> 
     assert len(session.chats.all()) == 1
 
 
-def test_a_server_that_cannot_count_is_asked_again_with_less_until_it_takes_it(
+def test_server_without_counts_gets_shorter_requests_until_it_accepts_one(
     chatty: Pair,
 ) -> None:
     session, backend = chatty
@@ -138,7 +138,7 @@ def test_a_server_that_cannot_count_is_asked_again_with_less_until_it_takes_it(
     for _ in range(3):
         backend.will(PromptTooLong(TOO_LONG))
     reply = ask(session)
-    sent = [(len(asked.messages) - 2) // 2 for asked in backend.asked]
+    sent = [(len(call.messages) - 2) // 2 for call in backend.requests]
     assert sent == [10, 7, 5, 4]
     assert (reply.dropped_turns, reply.text) == (6, "and now")
 
@@ -151,12 +151,12 @@ def test_a_question_that_is_too_long_by_itself_is_the_error(chatty: Pair) -> Non
     with pytest.raises(PromptTooLong) as caught:
         ask(session)
     assert str(caught.value) == f"{TOO_LONG} That is without the 10 turns above it, too."
-    assert len(backend.asked) == 8
-    assert [message.content for message in backend.asked[-1].messages] == ["be brief", "and now"]
+    assert len(backend.requests) == 8
+    assert [message.content for message in backend.requests[-1].messages] == ["be brief", "and now"]
     assert len(session.chats.get("c").turns) == 10
 
 
-def test_a_refusal_that_does_not_say_why_is_not_guessed_at(chatty: Pair) -> None:
+def test_error_response_without_a_reason_drops_no_turns(chatty: Pair) -> None:
     session, backend = chatty
     backend.counting = False
     backend.will(RequestFailed("It refused.", status=400))
@@ -169,22 +169,22 @@ def test_a_refusal_that_does_not_say_why_is_not_guessed_at(chatty: Pair) -> None
     backend.will(RequestFailed("Slow down.", status=429))
     with pytest.raises(RequestFailed, match=r"^Slow down\.$"):
         ask(session)
-    assert len(backend.asked) == 2
+    assert len(backend.requests) == 2
 
 
-def test_an_answer_that_began_is_not_asked_for_again(chatty: Pair) -> None:
+def test_answer_that_has_started_is_not_requested_again(chatty: Pair) -> None:
     session, backend = chatty
     backend.will("half", PromptTooLong(TOO_LONG))
     with pytest.raises(PromptTooLong):
         ask(session)
-    assert len(backend.asked) == 1
+    assert len(backend.requests) == 1
 
 
 def test_trim_is_for_chats(chatty: Pair) -> None:
     session, backend = chatty
     with pytest.raises(OptionError, match=r"--trim leaves out turns of a chat\."):
         session.generate("?", trim=True)
-    assert backend.asked == []
+    assert backend.requests == []
 
 
 # -- what a conversation takes ----------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_tokens_are_counted_here_where_the_backend_can(chatty: Pair) -> None:
     assert session.chat_tokens("c") is None
 
 
-def test_else_they_are_what_the_model_said_last(
+def test_chat_tokens_are_those_that_the_model_reported_last(
     chatty: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, backend = chatty
@@ -210,7 +210,7 @@ def test_else_they_are_what_the_model_said_last(
     backend.will("a", Chunk(finish_reason="stop"))
     session.generate("?", chat="c")
     assert session.chat_tokens("c") is None
-    backend.will(Chunk(reasoning="hm"), *say("a"))
+    backend.will(Chunk(reasoning="hm"), *whole_answer("a"))
     session.generate("?", chat="c")
     assert session.chat_tokens("c") is None, "thoughts are counted, and not sent again"
     backend.will(Chunk(text="a", finish_reason="stop", usage=Usage(3, 4)))

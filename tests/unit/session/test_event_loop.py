@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from llm_magic.errors import OptionError
+from llm_magic.errors import Interrupted, OptionError
 from llm_magic.session.event_loop import GRACE_S, LoopThread
 from llm_magic.types import Chunk
 from tests.kernels import within_a_second
@@ -54,7 +54,7 @@ async def fails_beside(weight: Weight, error: Exception) -> AsyncGenerator[objec
 
 
 class Source:
-    """An async generator with a memory: gives `items`, then does what `then` says."""
+    """An async generator that records its end: yields `items`, then does what `then` is."""
 
     def __init__(self, *items: object, then: BaseException | str = "end") -> None:
         self.items, self.then = items, then
@@ -91,23 +91,23 @@ def test_items_come_in_order_on_the_calling_thread(loop: LoopThread) -> None:
     assert list(iterate(loop, Source()())) == []
 
 
-def test_ticks_come_while_nothing_else_does(loop: LoopThread) -> None:
-    ticks: list[str] = []
+def test_reader_is_woken_while_no_items_come(loop: LoopThread) -> None:
+    wakes: list[str] = []
 
     async def slow() -> AsyncGenerator[int, None]:
-        while not ticks:
+        while not wakes:
             await asyncio.sleep(0.01)
         yield 1
 
-    drain(loop, slow(), lambda _item: None, lambda: ticks.append(threading.current_thread().name))
-    assert set(ticks) == {threading.current_thread().name}
+    drain(loop, slow(), lambda _item: None, lambda: wakes.append(threading.current_thread().name))
+    assert set(wakes) == {threading.current_thread().name}
 
 
 class Reader:
-    """Takes items as a display does: notes when it was woken, and wants to be left in peace."""
+    """Takes items as a display does: records when it was woken, and pauses between two wakes."""
 
-    def __init__(self, rest: float) -> None:
-        self._rest = rest
+    def __init__(self, pause: float) -> None:
+        self._pause = pause
         self.taken: list[object] = []
         self.wakes: list[list[object]] = [[]]
 
@@ -115,15 +115,15 @@ class Reader:
         self.taken.append(item)
         self.wakes[-1].append(item)
 
-    def tick(self) -> None:
+    def after_batch(self) -> None:
         self.wakes.append([])
 
-    def rest(self) -> float:
-        return self._rest if self.taken else 0.0
+    def pause(self) -> float:
+        return self._pause if self.taken else 0.0
 
 
 async def paced(count: int, seconds: float, taken: list[object]) -> AsyncGenerator[int, None]:
-    """Give numbers; all but the first after somebody has `taken` that."""
+    """Yield numbers; all but the first after a reader has `taken` that."""
     for number in range(count):
         yield number
         while not taken:
@@ -131,32 +131,32 @@ async def paced(count: int, seconds: float, taken: list[object]) -> AsyncGenerat
         await asyncio.sleep(seconds)
 
 
-def test_a_thread_that_rests_is_not_woken_for_every_item(loop: LoopThread) -> None:
+def test_reader_that_pauses_is_not_woken_for_every_item(loop: LoopThread) -> None:
     reader = Reader(0.05)
     began = time.monotonic()
-    drain(loop, paced(200, 0.002, reader.taken), reader.take, reader.tick, reader.rest)
+    drain(loop, paced(200, 0.002, reader.taken), reader.take, reader.after_batch, reader.pause)
     assert reader.taken == list(range(200))
     assert reader.wakes[0] == [0]
     assert len(reader.wakes) <= 3 + (time.monotonic() - began) / 0.05
 
 
 def test_the_end_is_not_waited_for(loop: LoopThread) -> None:
-    reader = Reader(0.1)  # as long as a rest can be
+    reader = Reader(0.1)  # the longest pause
     began = time.monotonic()
     for _ in range(10):
-        drain(loop, paced(2, 0.001, reader.taken), reader.take, reader.tick, reader.rest)
+        drain(loop, paced(2, 0.001, reader.taken), reader.take, reader.after_batch, reader.pause)
     assert reader.taken == [0, 1] * 10
     assert time.monotonic() - began < 0.5
 
 
-def test_a_source_that_is_faster_than_its_reader_lets_ticks_through(loop: LoopThread) -> None:
+def test_reader_that_is_slower_than_its_source_takes_several_batches(loop: LoopThread) -> None:
     reader = Reader(0.0)
 
     def take(item: object) -> None:
         reader.take(item)
         time.sleep(0.001)
 
-    drain(loop, paced(300, 0.0, reader.taken), take, reader.tick)
+    drain(loop, paced(300, 0.0, reader.taken), take, reader.after_batch)
     assert reader.taken == list(range(300))
     assert len(reader.wakes) > 1
 
@@ -202,7 +202,7 @@ def test_interrupt_ends_flood_and_loses_nothing(loop: LoopThread) -> None:
 
     timer = threading.Timer(0.5, press)
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         drain(loop, flood(), take)
     assert time.monotonic() - pressed[0] < within_a_second() + 1
     assert taken == list(range(1, produced + 1))
@@ -318,20 +318,20 @@ def test_closing_ends_the_thread_and_the_next_use_starts_another() -> None:
 
 def test_closing_ends_what_another_thread_waits_for() -> None:
     loop, source = LoopThread("test-loop"), Source(1, then="hang")
-    taken, ended = threading.Event(), []
+    taken, errors = threading.Event(), []
 
     def wait() -> None:
         try:
             drain(loop, source(), lambda _item: taken.set())
         except asyncio.CancelledError:
-            ended.append("cancelled")
+            errors.append("cancelled")
 
     thread = threading.Thread(target=wait)
     thread.start()
     assert taken.wait(5)
     loop.close()
     thread.join(5)
-    assert (ended, source.cleaned.is_set()) == (["cancelled"], True)
+    assert (errors, source.cleaned.is_set()) == (["cancelled"], True)
 
 
 def test_two_hundred_short_drains_leave_nothing(loop: LoopThread) -> None:

@@ -112,5 +112,5 @@ def test_unknown_attribute_raises() -> None:
 def test_session_reports_its_generation_settings() -> None:
     with scripted_session(load=False) as (session, _):
         session.generation.temperature = 0.3
-        assert session.configure(top_k=9).top_k == 9
+        assert session.generation.update(top_k=9).top_k == 9
         assert session.status().generation_config == GenerationConfig(temperature=0.3, top_k=9)

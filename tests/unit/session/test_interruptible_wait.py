@@ -1,4 +1,4 @@
-"""The stop button: a real SIGINT to this process while it waits."""
+"""Interrupts: a real SIGINT to this process while it waits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import Interrupted
 from llm_magic.session.event_loop import GRACE_S, LoopThread
-from llm_magic.session.interruptible_wait import held_back, interrupts_to
+from llm_magic.session.interruptible_wait import held_back, wait
 from tests.loop_streams import drain, iterate, relay
 
 
@@ -30,43 +30,43 @@ def loop() -> Iterator[LoopThread]:
     loop.close()
 
 
-def press_stop() -> None:
+def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
 async def answering(*items: object) -> AsyncGenerator[object, None]:
-    """Give the items; then somebody presses the button."""
+    """Yield the items, then send SIGINT."""
     for item in items:
         yield item
-    press_stop()
+    interrupt()
     await asyncio.Event().wait()
 
 
 def test_what_was_produced_is_delivered_before_the_interrupt(loop: LoopThread) -> None:
     taken: list[object] = []
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         drain(loop, answering(1, 2, 3), taken.append)
     assert taken == [1, 2, 3]
     assert time.monotonic() - began < 0.5
 
 
-def test_a_thread_that_rests_is_interrupted_at_once(loop: LoopThread) -> None:
+def test_reader_that_pauses_is_interrupted_at_once(loop: LoopThread) -> None:
     taken: list[object] = []
-    pressed: list[float] = []
+    interrupted_at: list[float] = []
 
     async def source() -> AsyncGenerator[object, None]:
         yield 1
-        await asyncio.sleep(0.02)  # the reader rests
+        await asyncio.sleep(0.02)  # the reader pauses
         yield 2
-        pressed.append(time.monotonic())
-        press_stop()
+        interrupted_at.append(time.monotonic())
+        interrupt()
         await asyncio.Event().wait()
 
     for _ in range(5):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             drain(loop, source(), taken.append, pause=lambda: 60.0 if taken else 0.0)
-        assert time.monotonic() - pressed[-1] < 0.09
+        assert time.monotonic() - interrupted_at[-1] < 0.09
     assert taken == [1, 2] * 5
 
 
@@ -75,26 +75,26 @@ def test_what_comes_while_it_stops_is_delivered_too(loop: LoopThread) -> None:
 
     async def source() -> AsyncGenerator[object, None]:
         yield "before"
-        press_stop()
+        interrupt()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             yield "last"
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         drain(loop, source(), taken.append)
     assert taken == ["before", "last"]
 
 
 def test_run_and_iterate_can_be_interrupted_too(loop: LoopThread) -> None:
     async def work() -> None:
-        press_stop()
+        interrupt()
         await asyncio.Event().wait()
 
     with pytest.raises(KeyboardInterrupt):
         loop.run(work())
     taken: list[object] = []
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted), held_back():
         taken.extend(iterate(loop, answering(1, 2)))
     assert taken == [1, 2]
 
@@ -105,7 +105,7 @@ def test_a_handler_of_the_user_is_put_back(loop: LoopThread) -> None:
 
     previous = signal.signal(signal.SIGINT, handler)
     try:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             drain(loop, answering(1), lambda _item: None)
         assert signal.getsignal(signal.SIGINT) is handler
     finally:
@@ -115,8 +115,8 @@ def test_a_handler_of_the_user_is_put_back(loop: LoopThread) -> None:
 class Deaf:
     """A source that ignores being cancelled until it is released at the end of the test."""
 
-    def __init__(self, presses: int = 1, *, noisy: bool = False) -> None:
-        self.presses, self.noisy = presses, noisy
+    def __init__(self, count: int = 1, *, noisy: bool = False) -> None:
+        self.count, self.noisy = count, noisy
         self.release, self.done = threading.Event(), threading.Event()
         self.cancels = 0
         self.began = time.monotonic()
@@ -138,8 +138,8 @@ class Deaf:
 
     async def source(self) -> AsyncGenerator[object, None]:
         yield "first"
-        for _ in range(self.presses):
-            press_stop()
+        for _ in range(self.count):
+            interrupt()
             await self._step()
             await self._step()
         while not self.release.is_set():
@@ -161,43 +161,51 @@ def test_work_that_does_not_stop_is_left_behind_within_a_second(
 ) -> None:
     taken: list[object] = []
     with Deaf(noisy=noisy) as deaf:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             drain(loop, deaf.source(), taken.append)
         assert deaf.elapsed < 1
     assert taken[0] == "first"
     assert deaf.cancels == 1  # a second one would break its clean-up off
 
 
-def test_a_second_press_ends_the_waiting_at_once(loop: LoopThread) -> None:
-    with Deaf(presses=2) as deaf:
-        with pytest.raises(KeyboardInterrupt):
+def test_a_second_interrupt_ends_the_waiting_at_once(loop: LoopThread) -> None:
+    with Deaf(count=2) as deaf:
+        with pytest.raises(Interrupted):
             drain(loop, deaf.source(), lambda _item: None)
         assert deaf.elapsed < GRACE_S * 0.75
 
 
-@pytest.mark.parametrize("door", ["drain", "iterate"])
-def test_a_press_just_before_it_begins_leaves_nothing_running(
-    loop: LoopThread, monkeypatch: pytest.MonkeyPatch, door: str
+@pytest.mark.parametrize("way", ["drain", "iterate", "run"])
+def test_interrupt_before_the_first_wait_leaves_nothing_running(
+    loop: LoopThread, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    begun = threading.Event()
+    finished = threading.Event()
 
-    def pressed(_inbox: object) -> None:
-        begun.wait(0.05)  # what would run has the time to show it
+    def interrupted(*_args: object) -> bool:
+        time.sleep(0.05)  # what would run has the time to start
         raise KeyboardInterrupt
 
     async def source() -> AsyncGenerator[object, None]:
-        begun.set()
-        yield 1
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            finished.set()
 
-    monkeypatch.setattr("llm_magic.session.event_loop.interrupts_to", pressed)
-    assert loop.loop.is_running()
+    monkeypatch.setattr("llm_magic.session.interruptible_wait.wait", interrupted)
     use: dict[str, Callable[[Any], object]] = {
         "drain": lambda items: drain(loop, items, print),
         "iterate": lambda items: list(iterate(loop, items)),
+        "run": lambda items: loop.run(collected(items)),
     }
-    with pytest.raises(KeyboardInterrupt):
-        use[door](source())
-    assert not begun.is_set()
+    with pytest.raises((KeyboardInterrupt, Interrupted)):
+        use[way](source())
+    assert finished.is_set()
+
+
+async def collected(source: AsyncGenerator[object, None]) -> list[object]:
+    async with contextlib.aclosing(source) as items:
+        return [item async for item in items]
 
 
 def test_a_coroutine_elsewhere_is_stopped_as_well(loop: LoopThread) -> None:
@@ -206,19 +214,35 @@ def test_a_coroutine_elsewhere_is_stopped_as_well(loop: LoopThread) -> None:
             yield 1
             await asyncio.Event().wait()
         finally:
-            ended.set()
+            finished.set()
 
     async def ask() -> None:
         async with contextlib.aclosing(relay(loop, endless())) as items:
             async for _item in items:
                 threading.Timer(0.1, loop.interrupt).start()
 
-    ended = threading.Event()
+    finished = threading.Event()
     began = time.monotonic()
     with pytest.raises(Interrupted):
         asyncio.run(ask())
-    assert ended.wait(1)
+    assert finished.wait(1)
     assert time.monotonic() - began < 1
+
+
+def test_interrupt_after_the_last_item_is_raised(loop: LoopThread) -> None:
+    taken: list[object] = []
+
+    async def source() -> AsyncGenerator[object, None]:
+        yield "last"
+
+    def take(item: object) -> None:
+        taken.append(item)
+        time.sleep(0.05)  # the source ends meanwhile
+        interrupt()
+
+    with pytest.raises(Interrupted):
+        drain(loop, source(), take)
+    assert taken == ["last"]
 
 
 def test_an_interrupt_leaves_the_loop_usable(loop: LoopThread) -> None:
@@ -226,7 +250,7 @@ def test_an_interrupt_leaves_the_loop_usable(loop: LoopThread) -> None:
         yield 1
 
     for _ in range(3):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             drain(loop, answering(), lambda _item: None)
         assert list(iterate(loop, source())) == [1]
 
@@ -236,8 +260,9 @@ def test_other_threads_are_left_alone(loop: LoopThread) -> None:
     seen: list[object] = []
 
     def elsewhere() -> None:
-        with interrupts_to(ThreadBridge()):
-            seen.append(signal.getsignal(signal.SIGINT))
+        bridge: ThreadBridge[object] = ThreadBridge()
+        threading.Timer(0.05, lambda: seen.append(signal.getsignal(signal.SIGINT))).start()
+        wait(bridge, 0.2)
 
     thread = threading.Thread(target=elsewhere)
     thread.start()
@@ -250,7 +275,7 @@ def test_held_back_signal_is_raised_at_the_next_wait(loop: LoopThread) -> None:
 
     @held_back()
     def work() -> None:
-        press_stop()
+        interrupt()
         done.append("the line after it")
         try:
             drain(loop, answering(), done.append)
@@ -268,7 +293,7 @@ def test_held_back_signal_without_a_wait_is_raised_at_the_end() -> None:
     @held_back()
     def work() -> None:
         with held_back():
-            press_stop()
+            interrupt()
             done.append("all of it")
 
     with pytest.raises(Interrupted):
@@ -279,7 +304,7 @@ def test_held_back_signal_without_a_wait_is_raised_at_the_end() -> None:
 def test_held_back_signal_does_not_hide_another_error() -> None:
     @held_back()
     def work() -> None:
-        press_stop()
+        interrupt()
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -289,7 +314,7 @@ def test_held_back_signal_does_not_hide_another_error() -> None:
 def test_code_that_never_waits_is_interrupted_within_a_second() -> None:
     @held_back()
     def work() -> None:
-        press_stop()
+        interrupt()
         time.sleep(10)
 
     began = time.monotonic()
@@ -308,7 +333,7 @@ def test_held_back_signal_reaches_the_block_inside() -> None:
 
     @held_back()
     def work() -> None:
-        press_stop()
+        interrupt()
         inside()
 
     with pytest.raises(Interrupted):

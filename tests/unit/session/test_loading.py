@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,14 +29,14 @@ def scripted() -> Iterator[Pair]:
 
 
 def finished(session: Session, status: str) -> None:
-    """Wait until a load that was begun has ended."""
+    """Wait until a load that was started is over."""
     deadline = time.monotonic() + 5
     while session.status().status != status:
         assert time.monotonic() < deadline
         time.sleep(0.002)
 
 
-def test_load_returns_what_is_ready_and_tells_what_went(scripted: Pair) -> None:
+def test_load_returns_the_model_and_what_was_unloaded(scripted: Pair) -> None:
     session, backend = scripted
     assert session.load("org/a", device="cpu", dtype="bf16").name == "a"
     result = session.load_with_details("org/b", name="alias")
@@ -48,7 +50,7 @@ def test_load_returns_what_is_ready_and_tells_what_went(scripted: Pair) -> None:
         session.generate("?")
 
 
-def test_settings_say_what_is_loaded_and_how() -> None:
+def test_settings_are_the_defaults_of_a_load() -> None:
     with scripted_session(load=False, model="org/mine", device="cpu") as (session, backend):
         assert session.load().name == "mine"
         assert session.load_with_details("org/mine", device="cpu").was_loaded
@@ -56,7 +58,7 @@ def test_settings_say_what_is_loaded_and_how() -> None:
         assert backend.events.count("load mine") == 2
 
 
-def test_an_interrupt_stops_a_load_and_keeps_the_model_that_was_there(scripted: Pair) -> None:
+def test_interrupt_stops_a_load_and_keeps_the_model_before_it(scripted: Pair) -> None:
     session, backend = scripted
     session.load("a")
     stop_when(backend.hang("check").reached)
@@ -67,7 +69,7 @@ def test_an_interrupt_stops_a_load_and_keeps_the_model_that_was_there(scripted: 
     assert session.generate("still here").model == "a"
 
 
-def test_a_load_that_lets_go_slowly_is_left_behind_within_a_second(scripted: Pair) -> None:
+def test_wait_for_a_load_that_stops_slowly_ends_within_a_second(scripted: Pair) -> None:
     session, backend = scripted
     hang = backend.hang("load", deaf=True)
     stop_when(hang.reached)
@@ -84,10 +86,31 @@ def test_a_load_that_lets_go_slowly_is_left_behind_within_a_second(scripted: Pai
     assert session.load("b").name == "b"
 
 
+def test_interrupt_at_the_end_of_a_load_reports_that_it_is_loaded(scripted: Pair) -> None:
+    session, backend = scripted
+    hang = backend.hang("load")
+
+    def interrupt() -> None:
+        hang.go.set()
+        finished(session, "Ready")
+        while session.is_loading_in_background:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match=r"^Stopped when org/a had just been loaded\.$"):
+        session.load_with_details("org/a", on_wait=interrupt)
+    assert session.status().active_model == "a"
+    hang = backend.hang("load")
+    session.load_later("org/b")
+    with pytest.raises(Interrupted, match=r"^Stopped when the model had just been loaded\.$"):
+        session.wait_for_load(interrupt)
+    assert session.status().active_model == "b"
+
+
 # -- later ----------------------------------------------------------------------------------------
 
 
-def test_the_next_call_waits_for_a_load_that_was_begun(scripted: Pair) -> None:
+def test_next_call_waits_for_a_load_in_the_background(scripted: Pair) -> None:
     session, backend = scripted
     asks: list[Callable[[], str | None]] = [
         lambda: session.generate("?").model,
@@ -130,11 +153,17 @@ def test_time_of_load_is_from_the_call_to_the_end(scripted: Pair) -> None:
     session, backend = scripted
     for stage in ("check", "load"):
         hang = backend.hang(stage)
-        threading.Timer(0.2, hang.go.set).start()
+
+        def release(hang: Hang = hang) -> None:
+            hang.reached.wait(5)
+            time.sleep(0.2)
+            hang.go.set()
+
+        threading.Thread(target=release).start()
         began = time.perf_counter()
         info = session.load(f"org/{stage}")
         assert info.load_s is not None
-        assert 0.2 <= info.load_s <= time.perf_counter() - began
+        assert 0.15 < info.load_s <= time.perf_counter() - began
     earlier = session.load_with_details("org/a", began=time.perf_counter() - 5).info
     assert earlier.load_s is not None
     assert earlier.load_s > 5
@@ -225,7 +254,7 @@ def test_a_chat_is_made_of_turns_by_cell(scripted: Pair) -> None:
     session.load("tiny")
     session.generate("first", chat="c", system="be brief")
     session.ask(Request("second", chat="c", key="cell 2")).result()
-    assert [m.content for m in backend.asked[-1].messages] == [
+    assert [m.content for m in backend.requests[-1].messages] == [
         "be brief", "first", "first", "second",
     ]  # fmt: skip
     session.ask(Request("second, changed", chat="c", key="cell 2")).result()
@@ -233,7 +262,7 @@ def test_a_chat_is_made_of_turns_by_cell(scripted: Pair) -> None:
     (chat,) = session.chats.all()
     before = ["first", "first", "second, changed", "second, changed"]
     assert contents(chat) == [*before, "first", "first"]
-    assert [m.content for m in backend.asked[-1].messages] == ["be brief", *before, "first"]
+    assert [m.content for m in backend.requests[-1].messages] == ["be brief", *before, "first"]
     assert session.reset("c") == ["c"]
     assert session.reset() == []
 
@@ -270,7 +299,7 @@ def test_closing_frees_everything_and_the_session_can_be_used_again(scripted: Pa
     threads = {thread.name for thread in threading.enumerate()}
     assert "llm_magic-loop" in threads
     session.close()
-    assert (backend.resident, backend.events[-1]) == ([], "close")
+    assert (backend.loaded, backend.events[-1]) == ([], "close")
     assert "llm_magic-loop" not in {thread.name for thread in threading.enumerate()}
     session.close()
     assert session.status().status == "Inactive"
@@ -288,20 +317,20 @@ def test_closing_ends_a_load_and_an_answer_that_run(scripted: Pair) -> None:
     backend.trouble.clear()
     session.load("tiny")
     backend.will("a", answer := Hang())
-    ended: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def ask() -> None:
         try:
             session.generate("?")
         except BaseException as error:  # noqa: BLE001 - whatever it is, it must end
-            ended.append(error)
+            errors.append(error)
 
     thread = threading.Thread(target=ask)
     thread.start()
     assert answer.reached.wait(5)
     session.close()
     thread.join(5)
-    assert (len(ended), backend.asked[-1].ended) == (1, "closed")
+    assert (len(errors), backend.requests[-1].outcome) == (1, "closed")
     assert repr(session) == "<Session: Inactive, nothing loaded>"
 
 
@@ -316,7 +345,7 @@ def test_after_a_load_was_stopped_the_model_before_answers(scripted: Pair) -> No
         hang = backend.hang("check")
         session.load_later("org/b")
         assert hang.reached.wait(5)
-        assert session._loads.stop()
+        session.stop_loading()
         assert ask().model == "a"
     hang = backend.hang("check")
     session.load_later("org/b")
@@ -327,7 +356,7 @@ def test_after_a_load_was_stopped_the_model_before_answers(scripted: Pair) -> No
         session.generate("?")
 
 
-def test_a_load_that_lets_go_slowly_is_stopped_once(scripted: Pair) -> None:
+def test_load_that_stops_slowly_is_cancelled_once(scripted: Pair) -> None:
     session, backend = scripted
     hang = backend.hang("load", deaf=True)
     session.load_later("org/a")

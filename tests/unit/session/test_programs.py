@@ -116,31 +116,31 @@ def test_the_local_model(model_cache: Path, tmp_path: Path) -> None:
         "cancelled = time.monotonic()\n"
         f"await llm.agenerate('Hello', {few})\n"
         "free = time.monotonic() - cancelled\n"
-        "said = llm.last.usage.completion_tokens\n"
+        "count = llm.last.usage.completion_tokens\n"
         "llm.unload()\n"
-        "return [alone == [reply.text for reply in at_once], task.cancelled(), free, said]"
+        "return [alone == [reply.text for reply in at_once], task.cancelled(), free, count]"
     )
-    equal, cancelled, free, said = program(body, tmp_path)
-    assert (equal, cancelled, said) == (True, True, 4)
+    equal, cancelled, free, count = program(body, tmp_path)
+    assert (equal, cancelled, count) == (True, True, 4)
     assert free < 3 * within_a_second(), "it stopped at the next token"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_forked_child_has_a_session_of_its_own(server: FaultServer, tmp_path: Path) -> None:
-    file = tmp_path / "said"
+    file = tmp_path / "seen"
     load_again = load(server).strip()
     body = load(server) + (
         "first = llm.generate('before').text\n"
         "child = os.fork()\n"
         "if not child:\n"
         "    try:\n"
-        "        said = [llm.last.text, llm.status().status]\n"
+        "        seen = [llm.last.text, llm.status().status]\n"
         "        try: llm.generate('nothing is loaded')\n"
-        "        except errors.ModelNotLoaded as error: said.append(str(error))\n"
+        "        except errors.ModelNotLoaded as error: seen.append(str(error))\n"
         f"        {load_again}\n"
-        "        said.append(llm.generate('in the child').text)\n"
+        "        seen.append(llm.generate('in the child').text)\n"
         "        llm.close()\n"
-        f"        with open({str(file)!r}, 'w') as out: out.write(json.dumps(said))\n"
+        f"        with open({str(file)!r}, 'w') as out: out.write(json.dumps(seen))\n"
         "    finally:\n"
         "        os._exit(0)\n"
         "assert os.waitpid(child, 0)[1] == 0\n"

@@ -1,4 +1,4 @@
-"""A response: iterated, awaited, watched, stopped, and what it holds at each moment."""
+"""A response: iterated, awaited, updated, stopped, and what it holds at each moment."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tests.scripted import (
     Pause,
     ScriptedBackend,
     read,
-    say,
     scripted_session,
     show,
     stop_when,
+    whole_answer,
 )
 
 Pair = tuple[Session, ScriptedBackend]
@@ -56,7 +56,7 @@ def iterated_async(response: Response) -> str:
     return asyncio.run(cell())
 
 
-def watched(response: Response) -> str:
+def updated(response: Response) -> str:
     for _ in response.updates():
         pass
     return response.text
@@ -66,7 +66,7 @@ def result(response: Response) -> str:
     return response.result().text
 
 
-WAYS = [iterated, awaited, iterated_async, watched, result]
+WAYS = [iterated, awaited, iterated_async, updated, result]
 READ = pytest.mark.parametrize("get", WAYS)
 
 
@@ -77,7 +77,7 @@ def test_every_way_to_read_gives_the_same_text(
     scripted: Pair, get: Callable[[Response], str], late: bool, background: bool
 ) -> None:
     session, backend = scripted
-    backend.will("one", *([] if late else [Pause(0.05)]), *say(" two", " three"))
+    backend.will("one", *([] if late else [Pause(0.05)]), *whole_answer(" two", " three"))
     response = session.ask(Request("?", chat="c"), background=background)
     if late:
         response.wait(5)
@@ -94,7 +94,7 @@ def test_every_way_to_read_raises_the_error(scripted: Pair, get: Callable[[Respo
     session, backend = scripted
     backend.will("half", Pause(0.02), GenerationFailed("The model broke."))
     response = session.ask(Request("?"))
-    if get is not watched:
+    if get is not updated:
         with pytest.raises(GenerationFailed, match="The model broke") as caught:
             get(response)
         assert caught.value.reply is response.reply
@@ -117,13 +117,13 @@ def test_cancel_ends_every_way_to_read(scripted: Pair, get: Callable[[Response],
         response.cancel()
 
     threading.Thread(target=cancel).start()
-    if get is not watched:
+    if get is not updated:
         with pytest.raises(Interrupted, match="Stopped after 1 token") as caught:
             get(response)
         assert caught.value.reply is response.reply
     else:
         assert get(response) == "half"
-    assert (response.state, backend.asked[0].ended) == ("stopped", "closed")
+    assert (response.state, backend.requests[0].outcome) == ("stopped", "closed")
     assert response.reply is not None
     assert response.reply.finish_reason == "cancelled"
 
@@ -132,12 +132,12 @@ def test_wrong_request_is_refused_before_it_starts(scripted: Pair) -> None:
     session, backend = scripted
     with pytest.raises(OptionError):
         session.ask(Request("?", options={"temperature": 9}))
-    assert (backend.asked, session.answering, session.jobs.all) == ([], (), ())
+    assert (backend.requests, session.answering, session.jobs.all) == ([], (), ())
 
 
 def test_response_runs_without_a_reader(scripted: Pair) -> None:
     session, backend = scripted
-    backend.will(*say(*"abc"))
+    backend.will(*whole_answer(*"abc"))
     response = session.ask(Request("?"))
     response.wait(5)
     assert (response.text, response.state, session.last) == ("abc", "done", response.reply)
@@ -159,10 +159,10 @@ def test_many_short_chunks_take_little_more_memory_than_their_text(scripted: Pai
     assert used < 8_000_000, used
 
 
-def test_late_reader_gets_what_there_is_as_one_chunk(scripted: Pair) -> None:
+def test_late_reader_gets_the_text_so_far_as_one_chunk(scripted: Pair) -> None:
     session, backend = scripted
     hang = Hang()
-    backend.will("a", "b", hang, *say("c"))
+    backend.will("a", "b", hang, *whole_answer("c"))
     response = session.ask(Request("?"))
     assert hang.reached.wait(5)
     texts: list[str] = []
@@ -202,7 +202,7 @@ def test_leaving_a_block_stops_the_response_unless_it_is_in_the_background(scrip
 def test_timeout_leaves_the_response_running(scripted: Pair, background: bool) -> None:
     session, backend = scripted
     hang = Hang()
-    backend.will("a", hang, *say("b"))
+    backend.will("a", hang, *whole_answer("b"))
     response = session.ask(Request("?"), background=background)
     with pytest.raises(TimeoutError, match=r"goes on after 0\.2 s"):
         response.result(timeout=0.2)
@@ -214,7 +214,7 @@ def test_timeout_leaves_the_response_running(scripted: Pair, background: bool) -
 def test_interrupt_of_waiting_leaves_a_background_response_running(scripted: Pair) -> None:
     session, backend = scripted
     hang = Hang()
-    backend.will("a", hang, *say("b"))
+    backend.will("a", hang, *whole_answer("b"))
     response = session.ask(Request("?"), background=True)
     for wait in (response.result, lambda: show(response, lambda: None), lambda: list(response)):
         stop_when(hang.reached)
@@ -226,7 +226,7 @@ def test_interrupt_of_waiting_leaves_a_background_response_running(scripted: Pai
 
 
 @pytest.mark.parametrize("read", [lambda job: list(job.updates()), list])
-def test_interrupt_of_reading_an_ended_background_response_is_raised(
+def test_interrupt_of_reading_a_finished_background_response_is_raised(
     scripted: Pair, read: Callable[[Response], object]
 ) -> None:
     session, _ = scripted
@@ -258,14 +258,14 @@ def test_between_chunks_the_signal_belongs_to_the_user(scripted: Pair) -> None:
     with pytest.raises(KeyboardInterrupt):
         read(session.stream("?"), press)
     assert seen == [KeyboardInterrupt]
-    assert backend.asked[0].ended == "closed"
+    assert backend.requests[0].outcome == "closed"
 
 
 @pytest.mark.parametrize("way", ["stream", "updates"])
 def test_interrupt_with_the_last_chunk_still_counts(scripted: Pair, way: str) -> None:
     session, backend = scripted
     hang = Hang()
-    backend.will("a", hang, *say())
+    backend.will("a", hang, *whole_answer())
     texts: list[str] = []
 
     def take(text: str) -> None:
@@ -309,7 +309,9 @@ def test_deaf_work_is_left_behind_with_the_text_so_far(scripted: Pair) -> None:
 
 def test_updates_come_at_once_and_then_at_the_pace_of_the_display(scripted: Pair) -> None:
     session, backend = scripted
-    backend.will(*[step for word in range(100) for step in (str(word), Pause(0.002))], *say())
+    backend.will(
+        *[step for word in range(100) for step in (str(word), Pause(0.002))], *whole_answer()
+    )
     response = session.ask(Request("?"))
     updates, began = 0, time.monotonic()
     for _ in response.updates(lambda: 0.05 if response.text else 0.0):
@@ -320,7 +322,7 @@ def test_updates_come_at_once_and_then_at_the_pace_of_the_display(scripted: Pair
 
 def test_several_readers_follow_a_background_response(scripted: Pair) -> None:
     session, backend = scripted
-    backend.will("a", Pause(0.05), *say("b"))
+    backend.will("a", Pause(0.05), *whole_answer("b"))
     response = session.ask(Request("?"), background=True)
     texts: list[str] = []
     threads = [threading.Thread(target=lambda get=get: texts.append(get(response))) for get in WAYS]

@@ -1,4 +1,4 @@
-"""Asking through the session: two doors to one core, and what stays of an answer."""
+"""Every way to ask the session, and what it records of an answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ from llm_magic.errors import (
 from llm_magic.session import Session
 from llm_magic.session.requests import Request
 from llm_magic.types import Chunk, Message, Reply, Usage
-from tests.scripted import Hang, Pause, ScriptedBackend, say, scripted_session, show, stop_when
+from tests.scripted import (
+    Hang,
+    Pause,
+    ScriptedBackend,
+    scripted_session,
+    show,
+    stop_when,
+    whole_answer,
+)
 
 
 @pytest.fixture
@@ -53,24 +61,24 @@ def astream(session: Session, prompt: str, **about: str) -> str:
     return asyncio.run(cell())
 
 
-DOORS = pytest.mark.parametrize("ask", [generate, stream, agenerate, astream])
+WAYS = pytest.mark.parametrize("ask", [generate, stream, agenerate, astream])
 Pair = tuple[Session, ScriptedBackend]
 
 
-@DOORS
-def test_every_door_gives_the_same(scripted: Pair, ask: Callable[..., str]) -> None:
+@WAYS
+def test_every_way_to_ask_gives_the_same(scripted: Pair, ask: Callable[..., str]) -> None:
     session, backend = scripted
     assert ask(session, "one two three", system="be brief", temperature=0.1) == "one two three"
-    (asked,) = backend.asked
-    assert asked.messages == (Message("system", "be brief"), Message("user", "one two three"))
-    assert (asked.name, asked.config.temperature, asked.ended) == ("tiny", 0.1, "whole")
+    (call,) = backend.requests
+    assert call.messages == (Message("system", "be brief"), Message("user", "one two three"))
+    assert (call.name, call.config.temperature, call.outcome) == ("tiny", 0.1, "whole")
     reply = session.last
     assert reply is not None
     assert (reply.text, reply.finish_reason) == ("one two three", "stop")
-    assert reply.messages == asked.messages
+    assert reply.messages == call.messages
 
 
-def test_a_reply_tells_everything_about_itself(scripted: Pair) -> None:
+def test_reply_has_all_that_the_backend_reported(scripted: Pair) -> None:
     session, backend = scripted
     backend.will(
         Chunk(usage=Usage(12, 0, 4)),
@@ -91,7 +99,7 @@ def test_a_reply_tells_everything_about_itself(scripted: Pair) -> None:
         reply.text = "other"  # type: ignore[misc]
 
 
-def test_what_the_backend_does_not_tell_is_none(scripted: Pair) -> None:
+def test_what_the_backend_does_not_report_is_none(scripted: Pair) -> None:
     session, backend = scripted
     backend.will(Chunk(text="x", finish_reason="stop"))
     reply = session.generate("?")
@@ -99,10 +107,8 @@ def test_what_the_backend_does_not_tell_is_none(scripted: Pair) -> None:
     assert (reply.timing.first_token_s, reply.timing.tokens_per_s) == (None, None)
 
 
-@DOORS
-def test_a_stream_that_does_not_say_why_it_ended_was_cut(
-    scripted: Pair, ask: Callable[..., str]
-) -> None:
+@WAYS
+def test_stream_without_finish_reason_is_truncated(scripted: Pair, ask: Callable[..., str]) -> None:
     session, backend = scripted
     backend.will("half an ", "ans")
     assert ask(session, "?") == "half an ans"
@@ -110,7 +116,7 @@ def test_a_stream_that_does_not_say_why_it_ended_was_cut(
     assert session.last.finish_reason == "truncated"
 
 
-@DOORS
+@WAYS
 def test_an_error_in_the_middle_keeps_the_text_and_is_raised(
     scripted: Pair, ask: Callable[..., str]
 ) -> None:
@@ -121,7 +127,7 @@ def test_an_error_in_the_middle_keeps_the_text_and_is_raised(
     assert session.last is not None
     assert (session.last.text, session.last.finish_reason) == ("half", "truncated")
     assert session.chats.all() == []
-    assert backend.asked[0].ended == "failed"
+    assert backend.requests[0].outcome == "failed"
 
 
 def test_an_interrupt_keeps_the_text_and_the_model(scripted: Pair) -> None:
@@ -133,11 +139,11 @@ def test_an_interrupt_keeps_the_text_and_the_model(scripted: Pair) -> None:
             if chunk.text == "an answer":
                 seen.set()
 
-    doors: list[tuple[threading.Event, Callable[[], object]]] = [
+    ways: list[tuple[threading.Event, Callable[[], object]]] = [
         (hang.reached, lambda: session.generate("?", chat="generate")),
         (seen, read),
     ]
-    for event, ask in doors:
+    for event, ask in ways:
         backend.will("half ", "an answer", hang)
         stop_when(event)
         with pytest.raises(
@@ -147,7 +153,7 @@ def test_an_interrupt_keeps_the_text_and_the_model(scripted: Pair) -> None:
         assert caught.value.reply is session.last
         assert isinstance(session.last, Reply)
         assert (session.last.text, session.last.finish_reason) == ("half an answer", "cancelled")
-        assert backend.asked[-1].ended == "closed"
+        assert backend.requests[-1].outcome == "closed"
     assert session.status().status == "Ready"
     assert [chat.turns[0].answer.content for chat in session.chats.all()] == ["half an answer"] * 2
 
@@ -194,8 +200,8 @@ def test_job_reports_characters_where_tokens_are_unknown(scripted: Pair) -> None
 
 def test_job_is_read_no_faster_than_it_is_displayed(scripted: Pair) -> None:
     session, backend = scripted
-    words = list(map(str, range(20_000)))
-    backend.will(*[step for word in words for step in (word, Pause(0))])
+    pieces = list(map(str, range(20_000)))
+    backend.will(*[step for piece in pieces for step in (piece, Pause(0))])
     job = session.ask(Request("?"), background=True)
     updates = job.updates()
     next(updates)
@@ -203,7 +209,7 @@ def test_job_is_read_no_faster_than_it_is_displayed(scripted: Pair) -> None:
     assert len(job.text) < 40_000, "the answer waits for its display"
     for _ in updates:
         pass
-    assert job.result(10).text == "".join(words)
+    assert job.result(10).text == "".join(pieces)
 
 
 def test_leaving_a_stream_early_stops_the_model(scripted: Pair) -> None:
@@ -212,7 +218,7 @@ def test_leaving_a_stream_early_stops_the_model(scripted: Pair) -> None:
     for chunk in session.stream("?"):
         if chunk.text == "b":
             break
-    assert backend.asked[0].ended == "closed"
+    assert backend.requests[0].outcome == "closed"
     assert session.last is not None
     assert (session.last.text, session.last.finish_reason) == ("ab", "cancelled")
 
@@ -231,33 +237,35 @@ def test_cancelling_the_task_stops_the_model(scripted: Pair) -> None:
             await task
 
     asyncio.run(cell())
-    assert backend.asked[0].ended == "closed"
+    assert backend.requests[0].outcome == "closed"
     assert session.last is not None
     assert (session.last.text, session.last.finish_reason) == ("a", "cancelled")
 
 
-def test_a_display_that_fails_stops_the_model_and_keeps_the_text(scripted: Pair) -> None:
+def test_display_that_fails_stops_the_model_and_leaves_what_was_shown(scripted: Pair) -> None:
     session, backend = scripted
     backend.will("a", Hang())
-
-    response = session.ask(Request("?"))
-    with pytest.raises(ZeroDivisionError):
+    response = session.ask(Request("?", chat="c"))
+    with pytest.raises(ZeroDivisionError) as caught:
         show(response, lambda: 1 / 0 if response.text else None)
-    assert backend.asked[0].ended == "closed"
-    assert session.last is not None
-    assert (session.last.text, session.last.finish_reason) == ("a", "cancelled")
+    assert backend.requests[0].outcome == "closed"
+    assert (response.state, response.error) == ("failed", caught.value)
+    assert response.reply is session.last
+    assert response.reply is not None
+    assert (response.reply.text, response.reply.finish_reason) == ("a", "truncated")
+    assert session.chats.all() == []
 
 
-@DOORS
+@WAYS
 @pytest.mark.parametrize("prompt", ["", "  \n "])
 def test_an_empty_prompt_is_refused(scripted: Pair, ask: Callable[..., str], prompt: str) -> None:
     session, backend = scripted
     with pytest.raises(OptionError, match="The prompt is empty"):
         ask(session, prompt)
-    assert (backend.asked, session.last) == ([], None)
+    assert (backend.requests, session.last) == ([], None)
 
 
-@DOORS
+@WAYS
 def test_wrong_options_are_refused_before_anything_is_sent(
     scripted: Pair, ask: Callable[..., str]
 ) -> None:
@@ -271,7 +279,7 @@ def test_wrong_options_are_refused_before_anything_is_sent(
     for kind, options in wrong:
         with pytest.raises(kind):
             ask(session, "?", **options)
-    assert backend.asked == []
+    assert backend.requests == []
     assert ask(session, "?", extra={"known": 1}) == "?"
 
 
@@ -279,22 +287,22 @@ def test_a_list_of_messages_is_a_prompt_too(scripted: Pair) -> None:
     session, backend = scripted
     turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "c d")]
     assert session.generate(turns, system="s").text == "c d"
-    assert backend.asked[0].messages == (Message("system", "s"), *turns)
+    assert backend.requests[0].messages == (Message("system", "s"), *turns)
     with pytest.raises(OptionError, match="The prompt is empty"):
         session.generate([])
 
 
-@DOORS
+@WAYS
 def test_messages_may_be_dictionaries_of_role_and_content(
     scripted: Pair, ask: Callable[..., str]
 ) -> None:
     session, backend = scripted
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "c d"}]
     assert ask(session, turns) == "c d"
-    assert backend.asked[0].messages == (Message("system", "s"), Message("user", "c d"))
+    assert backend.requests[0].messages == (Message("system", "s"), Message("user", "c d"))
 
 
-@DOORS
+@WAYS
 @pytest.mark.parametrize(
     ("prompt", "reason"),
     [
@@ -319,7 +327,7 @@ def test_prompt_that_is_neither_text_nor_messages_is_refused(
         ask(session, prompt)
     assert str(caught.value).startswith(reason)
     assert "\n" not in str(caught.value)
-    assert (backend.asked, session.last) == ([], None)
+    assert (backend.requests, session.last) == ([], None)
 
 
 def test_the_named_model_answers(scripted: Pair) -> None:
@@ -327,7 +335,7 @@ def test_the_named_model_answers(scripted: Pair) -> None:
     session.load("org/other", name="alias", keep=True)
     assert session.generate("?", model="tiny").model == "tiny"
     assert session.generate("?").model == "alias"
-    assert [asked.name for asked in backend.asked] == ["tiny", "alias"]
+    assert [call.name for call in backend.requests] == ["tiny", "alias"]
 
 
 def test_several_threads_ask_at_once(scripted: Pair) -> None:
@@ -351,21 +359,21 @@ def test_several_threads_ask_at_once(scripted: Pair) -> None:
     assert all(prompt == text for prompt, text in echoed.items())
 
 
-@DOORS
+@WAYS
 def test_half_characters_are_replaced_in_what_is_sent(
     scripted: Pair, ask: Callable[..., str]
 ) -> None:
     session, backend = scripted
-    backend.will(*say("half \udc9f"))
+    backend.will(*whole_answer("half \udc9f"))
     ask(session, "a\ud800b \ud83d\ude00", system="\udfff", chat="c")
     ask(session, "next", system="\udfff", chat="c")
-    contents = [m.content for m in backend.asked[-1].messages]
+    contents = [m.content for m in backend.requests[-1].messages]
     assert contents == ["\ufffd", "a\ufffdb \U0001f600", "half \ufffd", "next"]
     dry = session.dry_run(Request("\ud800"))
     assert [m.content for m in dry.messages] == ["\ufffd"]
 
 
-@DOORS
+@WAYS
 @pytest.mark.parametrize(
     "options",
     [
@@ -382,7 +390,7 @@ def test_hostile_option_is_one_short_line(
         ask(session, "?", **options)
     assert len(str(caught.value)) < 400
     str(caught.value).encode()
-    assert (backend.asked, session.chats.all()) == ([], [])
+    assert (backend.requests, session.chats.all()) == ([], [])
 
 
 @pytest.mark.parametrize("name", ["\ud800", "a\0b", "a\nb"], ids=ascii)

@@ -18,6 +18,7 @@ from IPython.utils.capture import capture_output
 from llm_magic.errors import LLMMagicError
 from llm_magic.notebook.arguments.magic_options import MAGICS
 from llm_magic.notebook.display import answer_view
+from llm_magic.notebook.display.live_output import LiveArea
 from llm_magic.notebook.display.messages import error_line
 from llm_magic.notebook.display.tables import Table
 from llm_magic.notebook.magics import register, unregister
@@ -90,8 +91,8 @@ def test_answer_in_a_terminal_has_no_controls(pieces: list[str], name: str, form
     text = "".join(pieces)
     with contextlib.redirect_stdout(io.StringIO()) as out:
         response = unstarted(ModelInfo(name, "vllm"))
-        view = answer_view.view(TERMINAL, response, values, live=True)
-        view.note((name,))
+        view = answer_view.view(TERMINAL, response, values, LiveArea(live=True))
+        answer_view.write_notes((name,))
         for piece in pieces:
             response.add(Chunk(text=piece, notice=name))
             view.draw()
@@ -108,7 +109,7 @@ def reply(text: str, model: str = "tiny") -> Reply:
 def test_line_end_that_is_cut_in_two_is_one_line_end(capsys: pytest.CaptureFixture[str]) -> None:
     values = {"quiet": True, "format": None, "plain": True}
     response = unstarted(ModelInfo("tiny", "local"))
-    view = answer_view.view(TERMINAL, response, values, live=True)
+    view = answer_view.view(TERMINAL, response, values, LiveArea(live=True))
     for piece in ("one\r", "\ntwo\r"):
         response.add(Chunk(text=piece))
         view.draw()

@@ -10,15 +10,22 @@ from typing import Any
 INDEX = "model.safetensors.index.json"
 
 
+def indexed_files(folder: Path) -> list[str]:
+    """Return the names in the index of a folder; raises `OSError`, or `ValueError` if it is damaged."""
+    index = json.loads((folder / INDEX).read_text("utf-8"))
+    try:
+        return sorted(set(map(str, index["weight_map"].values())))
+    except (TypeError, KeyError, AttributeError):
+        raise ValueError("the index has no names") from None
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Return the files that Transformers reads: one, or those of the index, else all of them."""
-    single, index = folder / "model.safetensors", folder / INDEX
+    single = folder / "model.safetensors"
     if single.is_file():
         return [single]
-    if index.is_file():
-        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
-            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-            return [folder / name for name in sorted(names) if (folder / name).is_file()]
+    with contextlib.suppress(OSError, ValueError):
+        return [file for name in indexed_files(folder) if (file := folder / name).is_file()]
     return sorted(folder.glob("*.safetensors"))
 
 

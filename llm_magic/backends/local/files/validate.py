@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,13 +59,12 @@ def _check_weights(name: str, folder: Path) -> None:
 
 def _check_shards(name: str, folder: Path) -> None:
     try:
-        index: Any = json.loads((folder / safetensors.INDEX).read_text("utf-8"))
-        shards = sorted(set(index["weight_map"].values()))
+        shards = safetensors.indexed_files(folder)
     except OSError:
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         found = "only pickle files, and reading them can run code" if pickled else "no weights"
         raise LoadFailed(f"{name} has {found}. Choose a model with .safetensors files.") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except ValueError:
         raise LoadFailed(f"{folder / safetensors.INDEX} is damaged. Download it again.") from None
     # Transformers would unpickle other files that the index names.
     if not all(shard.endswith(".safetensors") for shard in shards):

@@ -145,8 +145,7 @@ class StaticDecoder:
         return step
 
     def _cache_length(self, needed: int) -> int:
-        text_config = self._model.config.get_text_config()
-        context = memory.valid_context_length(getattr(text_config, "max_position_embeddings", None))
+        context = memory.context_length(vars(self._model.config.get_text_config()))
         least = min(_COMPILED_LENGTH, context or _COMPILED_LENGTH) if self._compiled else 1
         return bucket_length(max(needed, least), context)
 

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from llm_magic.backends.local import openmp
 from llm_magic.backends.local.cpus import Cpus, cpu_quota
+from tests.quick_torch import install
 
 Way = Callable[[], AbstractContextManager[str]]
 OPENMP = ("OMP_", "GOMP_", "KMP_", "MKL_")
@@ -131,6 +133,7 @@ try:
 except ModelNotFound:
     pass
 import torch
+os.environ["PYTHONPATH"] = {quick_torch!r}
 findings = {{f.name: f.text for f in asyncio.run(machine.check_machine()) if f.name == "OpenMP"}}
 threads = torch.get_num_threads()
 llm.close()
@@ -143,11 +146,23 @@ print(json.dumps({{
 """
 
 
-def load(first: str = "", **environment: str) -> tuple[dict[str, object], str]:
-    """Import torch by a load in a process of its own; returns what it found, and libgomp's lines."""
+Load = Callable[..., tuple[dict[str, object], str]]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """Return what imports torch by a load in a process of its own.
+
+    It returns what that found, and libgomp's lines.
+    """
+    install(tmp_path)
+    return partial(_load, tmp_path)
+
+
+def _load(quick_torch: Path, first: str = "", **environment: str) -> tuple[dict[str, object], str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith(OPENMP)}
     child = subprocess.run(
-        [sys.executable, "-c", LOAD.format(first=first, openmp=OPENMP)],
+        [sys.executable, "-c", LOAD.format(first=first, openmp=OPENMP, quick_torch=str(quick_torch))],
         env={**own, "OMP_DISPLAY_ENV": "VERBOSE", **environment},
         capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
@@ -180,7 +195,7 @@ WAYS: list[Way] = [one_cpu_by_affinity, *([one_cpu_by_quota] if os.access(GROUPS
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_torch_uses_the_usable_cpus_and_spins_briefly(way: Way) -> None:
+def test_torch_uses_the_usable_cpus_and_spins_briefly(load: Load, way: Way) -> None:
     with way() as enter:
         found, printed = load(enter)
     assert "GOMP_SPINCOUNT = '1000'" in printed
@@ -189,7 +204,7 @@ def test_torch_uses_the_usable_cpus_and_spins_briefly(way: Way) -> None:
         assert found["after"] == len(os.sched_getaffinity(0)), "closing restores what torch had"
 
 
-def test_variables_of_the_user_are_not_changed() -> None:
+def test_variables_of_the_user_are_not_changed(load: Load) -> None:
     with WAYS[-1]() as enter:
         found, printed = load(enter, GOMP_SPINCOUNT="77", OMP_NUM_THREADS="2")
     assert "GOMP_SPINCOUNT = '77'" in printed
@@ -198,7 +213,7 @@ def test_variables_of_the_user_are_not_changed() -> None:
         assert found["threads"] == 2
 
 
-def test_torch_imported_first_is_a_finding_and_keeps_its_threads() -> None:
+def test_torch_imported_first_is_a_finding_and_keeps_its_threads(load: Load) -> None:
     one = min(os.sched_getaffinity(0))
     first = f"os.sched_setaffinity(0, {{{one}}})\nimport torch\ntorch.set_num_threads(3)"
     found, printed = load(first)

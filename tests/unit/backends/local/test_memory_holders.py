@@ -13,8 +13,6 @@ import torch
 
 from llm_magic.backends.local.memory_holders import ReferenceSearch
 
-pytestmark = pytest.mark.usefixtures("whole_heap")
-
 
 class Model(torch.nn.Module):
     """A small model."""
@@ -120,6 +118,7 @@ class MadeModule(ModuleType):
         return {} if name == "__dict__" else super().__getattribute__(name)
 
 
+@pytest.mark.usefixtures("whole_heap")
 def test_last_error_is_named_with_its_variable(
     main: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +144,7 @@ def test_last_error_is_named_with_its_variable(
     assert_held_until_last_value_is_replaced(fail(), ("sys.last_value (weight in fails)",))
 
 
+@pytest.mark.usefixtures("whole_heap")
 def test_attribute_error_of_a_model_is_named(
     main: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +161,7 @@ def test_attribute_error_of_a_model_is_named(
     assert_held_until_last_value_is_replaced(fail(), ("sys.last_value",))
 
 
+@pytest.mark.usefixtures("whole_heap")
 def test_own_frame_of_last_error_is_not_shown(
     main: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ from tests.remote_sessions import (
 )
 from tests.scripted import read as read_chunks
 from tests.scripted import settings, stop_when
-from tests.wire import Step, busy, delta, html_answer, json_answer, refusal, sse
+from tests.wire import Step, busy, delta, error_answer, html_answer, json_answer, sse
 
 NOTICE = "waiting: the server is busy with other requests"
 
@@ -60,7 +60,7 @@ class OneAtATime(FaultServer):
                 self._busy_until = 0.0 if is_complete else time.monotonic() + self.linger_s
 
     def work(self, seconds: float) -> None:
-        """Be busy with the request of somebody else."""
+        """Be busy with the request of another client."""
         self._busy_until = time.monotonic() + seconds
 
 
@@ -137,13 +137,15 @@ def test_load_from_a_busy_server_waits_and_reports_it(server: OneAtATime) -> Non
     session = Session(settings())
     stages: set[str] = set()
 
-    def watch() -> None:
+    def sample() -> None:
         if session.progress is not None:
             stages.add(session.progress.stage)
 
     server.work(1.0)
     try:
-        session.load_with_details("tiny", backend="instructlab", base_url=server.url, on_wait=watch)
+        session.load_with_details(
+            "tiny", backend="instructlab", base_url=server.url, on_wait=sample
+        )
         assert NOTICE in stages
         still_works(session)
     finally:
@@ -155,8 +157,8 @@ def test_two_sessions_share_a_server_that_takes_one_request(server: OneAtATime) 
     sessions = [Session(settings()) for _ in range(2)]
 
     async def main() -> list[str]:
-        asked = [session.agenerate("one two three") for session in sessions for _ in range(2)]
-        return [reply.text for reply in await asyncio.gather(*asked)]
+        replies = [session.agenerate("one two three") for session in sessions for _ in range(2)]
+        return [reply.text for reply in await asyncio.gather(*replies)]
 
     try:
         for session in sessions:
@@ -172,7 +174,7 @@ def test_two_sessions_share_a_server_that_takes_one_request(server: OneAtATime) 
     "script",
     [
         html_answer(503, NOW),
-        refusal(503, "The model is down.", headers=NOW),
+        error_answer(503, "The model is down.", headers=NOW),
         body_of(503, "text/plain", b"no available server\n", **NOW),
         body_of(503, "text/plain", b"Service Unavailable\n", **NOW),
     ],
@@ -191,7 +193,7 @@ def test_other_503_is_reported_after_three_tries(
 
 
 @pytest.mark.parametrize(
-    "said",
+    "body",
     [
         {"error": "server busy, please try again.  maximum pending requests exceeded"},
         {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}},
@@ -199,16 +201,16 @@ def test_other_503_is_reported_after_three_tries(
     ids=["ollama", "llama.cpp"],
 )
 def test_busy_texts_of_servers_are_recognized(
-    session: Session, server: OneAtATime, said: object
+    session: Session, server: OneAtATime, body: object
 ) -> None:
     for _ in range(3):
-        server.will(CHAT, *json_answer(503, said))
+        server.will(CHAT, *json_answer(503, body))
     assert notices(session) == [NOTICE]
     assert len(questions(server)) == 4
 
 
 def test_busy_response_does_not_count_as_retry(session: Session, server: OneAtATime) -> None:
-    for script in (busy(), refusal(500, "Oops.", headers=NOW)) * 2:
+    for script in (busy(), error_answer(500, "Oops.", headers=NOW)) * 2:
         server.will(CHAT, *script)
     assert notices(session) == [NOTICE, "500, next try in 1 s"] * 2
 
@@ -219,7 +221,7 @@ def test_list_waits_briefly_for_busy_server(server: OneAtATime) -> None:
     try:
         listed = session.models("instructlab", base_url=server.url)
         assert [info.name for info in listed] == ["tiny"]
-        assert len(server.asked(MODELS)) > 1
+        assert len(server.requests_to(MODELS)) > 1
     finally:
         session.close()
 
@@ -244,11 +246,11 @@ def test_started_reply_is_not_retried(session: Session, server: OneAtATime) -> N
 def test_busy_server_is_not_reported_as_missing_api(server: OneAtATime) -> None:
     session = Session(settings())
     for _ in range(2):
-        server.will(MODELS, *refusal(404, "no such route"))
+        server.will(MODELS, *error_answer(404, "no such route"))
     server.will(CHAT, *busy())
     try:
-        told = session.load_with_details("tiny", backend="openai", base_url=server.url)
-        assert any("lists no models" in note for note in told.notes)
+        result = session.load_with_details("tiny", backend="openai", base_url=server.url)
+        assert any("lists no models" in note for note in result.notes)
     finally:
         session.close()
 

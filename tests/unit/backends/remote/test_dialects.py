@@ -1,4 +1,4 @@
-"""What is learned from a refusal about how a server wants to be asked, and what is not dropped."""
+"""Fields that a server rejects: which are renamed, which are omitted, and which are errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llm_magic.errors import LLMMagicError, RequestFailed
 from llm_magic.session import Session
 from tests.fault_server import CHAT, FaultServer
 from tests.remote_sessions import questions, session_on
-from tests.wire import json_answer, words
+from tests.wire import json_answer, sse_words
 
 
 def sent(server: FaultServer) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def sent(server: FaultServer) -> dict[str, Any]:
     return {n: v for n, v in body.items() if n not in {"model", "messages", "stream"}}
 
 
-def refused(server: FaultServer, parameter: str | None, message: str, status: int = 400) -> None:
+def reject(server: FaultServer, parameter: str | None, message: str, status: int = 400) -> None:
     """Refuse the next question as OpenAI does it."""
     error = {"message": message, "type": "invalid_request_error", "param": parameter,
              "code": "unsupported_parameter"}  # fmt: skip
@@ -37,7 +37,7 @@ def test_newer_field_of_token_limit_is_detected_once(
     server: FaultServer, about: dict[str, Any]
 ) -> None:
     with session_on(server, "openai") as session:
-        refused(server, "max_tokens", NEWER)
+        reject(server, "max_tokens", NEWER)
         assert session.generate("one two", **about).text == "one two"
         first, second = (request.json for request in questions(server))
         assert (first["max_tokens"], "max_completion_tokens" in first) == (
@@ -56,7 +56,7 @@ def test_newer_field_of_token_limit_is_detected_once(
 @pytest.mark.parametrize("name", ["stream_options", "temperature", "top_p"])
 def test_rejected_default_is_omitted_from_then_on(server: FaultServer, name: str) -> None:
     with session_on(server, "openai") as session:
-        refused(server, name, f"Unsupported value: '{name}'.")
+        reject(server, name, f"Unsupported value: '{name}'.")
         assert session.generate("one two").text == "one two"
         assert [name in request.json for request in questions(server)] == [True, False]
         session.generate("one two")
@@ -66,9 +66,9 @@ def test_rejected_default_is_omitted_from_then_on(server: FaultServer, name: str
 
 def test_several_rejected_defaults_are_omitted(server: FaultServer) -> None:
     with session_on(server, "openai") as session:
-        refused(server, "max_tokens", NEWER)
+        reject(server, "max_tokens", NEWER)
         for name in ("temperature", "top_p", "stream_options"):
-            refused(server, name, f"Unsupported parameter: '{name}'.")
+            reject(server, name, f"Unsupported parameter: '{name}'.")
         assert session.generate("one two").text == "one two"
         assert sent(server) == {"max_completion_tokens": 512}
 
@@ -81,10 +81,10 @@ def test_field_rejected_by_fastapi_is_omitted(server: FaultServer) -> None:
         assert "stream_options" not in sent(server)
 
 
-def fails_once(session: Session, server: FaultServer, said: str, **about: Any) -> LLMMagicError:
+def fails_once(session: Session, server: FaultServer, message: str, **about: Any) -> LLMMagicError:
     """Ask, and see the server's own words after one try."""
     before = len(questions(server))
-    with pytest.raises(RequestFailed, match=said) as caught:
+    with pytest.raises(RequestFailed, match=message) as caught:
         session.generate("?", **about)
     assert len(questions(server)) == before + 1
     return caught.value
@@ -92,18 +92,18 @@ def fails_once(session: Session, server: FaultServer, said: str, **about: Any) -
 
 def test_rejected_requested_option_raises(server: FaultServer) -> None:
     with session_on(server, "openai") as session:
-        refused(server, "temperature", "Unsupported value: 'temperature'.")
+        reject(server, "temperature", "Unsupported value: 'temperature'.")
         fails_once(session, server, "Unsupported value: 'temperature'", temperature=0.2)
-        refused(server, "logit_bias", "Unsupported parameter: 'logit_bias'.")
+        reject(server, "logit_bias", "Unsupported parameter: 'logit_bias'.")
         fails_once(session, server, "'logit_bias'", extra={"logit_bias": {}})
-        session.configure(top_p=0.5)
-        refused(server, "top_p", "Unsupported parameter: 'top_p'.")
+        session.generation.update(top_p=0.5)
+        reject(server, "top_p", "Unsupported parameter: 'top_p'.")
         fails_once(session, server, "'top_p'")
 
 
 def test_omitted_default_is_sent_on_request(server: FaultServer) -> None:
     with session_on(server, "openai") as session:
-        refused(server, "temperature", "Unsupported value: 'temperature'.")
+        reject(server, "temperature", "Unsupported value: 'temperature'.")
         session.generate("one two")
         session.generate("one two", temperature=1.0)
         assert sent(server)["temperature"] == 1.0
@@ -114,14 +114,21 @@ def test_omitted_default_is_sent_on_request(server: FaultServer) -> None:
 )
 def test_other_rejections_raise(server: FaultServer, parameter: str | None) -> None:
     with session_on(server, "openai") as session:
-        refused(server, parameter, "That does not go.")
+        reject(server, parameter, "That does not go.")
         fails_once(session, server, "That does not go")
+
+
+def test_rejected_value_of_token_limit_raises(server: FaultServer) -> None:
+    error = {"message": f"Too large. {NEWER}", "param": "max_tokens", "code": "invalid_value"}
+    with session_on(server, "openai") as session:
+        server.will(CHAT, *json_answer(400, {"error": error}))
+        fails_once(session, server, "Too large")
 
 
 def test_server_that_rejects_everything_gets_bounded_requests(server: FaultServer) -> None:
     with session_on(server, "vllm") as session:
         for _ in range(40):
-            refused(server, "temperature", f"{NEWER} And no temperature.")
+            reject(server, "temperature", f"{NEWER} And no temperature.")
         with pytest.raises(RequestFailed):
             session.generate("?")
         assert len(questions(server)) <= 4
@@ -129,7 +136,7 @@ def test_server_that_rejects_everything_gets_bounded_requests(server: FaultServe
 
 def test_dialect_belongs_to_one_model(server: FaultServer) -> None:
     with session_on(server, "openai") as session:
-        refused(server, "temperature", "Unsupported value: 'temperature'.")
+        reject(server, "temperature", "Unsupported value: 'temperature'.")
         session.generate("one two")
         session.load("big", backend="openai", base_url=server.url, keep=True)
         session.generate("one two")
@@ -139,9 +146,9 @@ def test_dialect_belongs_to_one_model(server: FaultServer) -> None:
 
 def test_rejected_option_does_not_count_as_retry(server: FaultServer) -> None:
     with session_on(server, "openai") as session:
-        refused(server, "max_tokens", NEWER)
+        reject(server, "max_tokens", NEWER)
         for _ in range(2):
             server.will(CHAT, *json_answer(503, {"error": "busy"}, {"Retry-After": "0"}))
-        server.will(CHAT, *words("Hi"))
+        server.will(CHAT, *sse_words("Hi"))
         assert session.generate("?").text == "Hi"
         assert len(questions(server)) == 4

@@ -77,10 +77,10 @@ class Reference:
         self.data, self.kind = "", ""
 
 
-def cut(stream: bytes, cuts: Sequence[int]) -> list[bytes]:
+def cut(stream: bytes, boundaries: Sequence[int]) -> list[bytes]:
     """Return a stream in pieces, some of them empty."""
-    places = [0, *sorted(n % (len(stream) + 1) for n in cuts), len(stream)]
-    return [stream[a:b] for a, b in itertools.pairwise(places)]
+    positions = [0, *sorted(n % (len(stream) + 1) for n in boundaries), len(stream)]
+    return [stream[a:b] for a, b in itertools.pairwise(positions)]
 
 
 def decoded(*pieces: bytes) -> tuple[list[str], list[str]]:
@@ -187,28 +187,28 @@ def streams(fields: list[bytes]) -> st.SearchStrategy[bytes]:
 @example(b"\n\xef\xbb\xbfdata: x\n\n", [])
 @example(b"data\n\n", [])
 @example(b"data: \xe2\x80\n\n", [7])
-def test_any_stream_follows_standard(stream: bytes, cuts: list[int]) -> None:
+def test_any_stream_follows_standard(stream: bytes, boundaries: list[int]) -> None:
     reference = Reference()
     expected = [data for _kind, data in reference.read(stream)]
-    events, rest = decoded(*cut(stream, cuts))
+    events, remaining = decoded(*cut(stream, boundaries))
     assert events == expected
     # The departure: the event that the end of the stream cut short comes too, for `is_complete` to judge.
     reference.events.clear()
     if reference.unfinished:
         reference.process(reference.unfinished)
     reference.dispatch()
-    assert rest == [data for _kind, data in reference.events]
+    assert remaining == [data for _kind, data in reference.events]
 
 
 @settings(max_examples=500, deadline=None)
 @given(streams([*FIELDS, *ERRORS]), st.lists(st.integers(0, 300), max_size=12))
 @example(b"event: error\n\ndata: {}\n\n", [])
 @example(b"event: error\nevent\ndata: {}\n\n", [])
-def test_only_error_events_are_errors(stream: bytes, cuts: list[int]) -> None:
-    # `error:` is a field of llama.cpp's server, which the standard does not know.
+def test_only_error_events_are_errors(stream: bytes, boundaries: list[int]) -> None:
+    # `error:` is a field of llama.cpp's server, which the standard does not have.
     assume(not re.search(rb"(^|[\r\n])(\xef\xbb\xbf)?error:", stream))
     expected = Reference().read(stream)
-    events, _rest = decoded(*cut(stream, cuts))
+    events, _remaining = decoded(*cut(stream, boundaries))
     assert len(events) == len(expected)
     for event, (kind, data) in zip(events, expected, strict=True):
         if kind == "error":
@@ -230,8 +230,8 @@ def test_only_error_events_are_errors(stream: bytes, cuts: list[int]) -> None:
     ],
 )
 def test_error_event_becomes_object_with_error(stream: bytes, error: object) -> None:
-    ((event,), rest) = decoded(stream)
-    assert (json.loads(event), rest) == ({"error": error}, [])
+    ((event,), remaining) = decoded(stream)
+    assert (json.loads(event), remaining) == ({"error": error}, [])
 
 
 @pytest.mark.parametrize("line", [b"data:\n", b"data: x\n", b"data: " + b"x" * 1000 + b"\n"])

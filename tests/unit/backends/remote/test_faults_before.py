@@ -21,12 +21,12 @@ from tests.remote_sessions import (
     IDLE_S,
     NOW,
     body_of,
+    checked_message,
     failing,
     fails,
     questions,
     session_on,
     still_works,
-    told,
 )
 from tests.wire import (
     SSE,
@@ -39,18 +39,18 @@ from tests.wire import (
     Slow,
     Step,
     delta,
+    error_answer,
     events,
     html_answer,
     json_answer,
     redirect,
-    refusal,
     sse,
-    words,
+    sse_words,
 )
 
 ROLE = delta("", role="assistant")
 # The advice of an error message.
-ADVICE = re.compile(r"Try again|Check |Look at|Start |Shorten |Type |--key-env|--base-url|%llm")
+ADVICE = re.compile(r"Try again|Check |Start |Shorten |Type |--key-env|--base-url|%llm")
 
 
 @pytest.mark.parametrize("html", [False, True], ids=["json", "html"])
@@ -75,7 +75,9 @@ ADVICE = re.compile(r"Try again|Check |Look at|Start |Shorten |Type |--key-env|-
 def test_error_status_raises_after_expected_retries(
     server: FaultServer, status: int, kind: type[LLMMagicError], times: int, html: bool
 ) -> None:
-    script = html_answer(status, NOW) if html else refusal(status, "Some words.", headers=NOW)
+    script = (
+        html_answer(status, NOW) if html else error_answer(status, "Some message.", headers=NOW)
+    )
     with session_on(server, "openai" if html else "vllm") as session:
         error = failing(session, server, kind, *script, times=times)
     message = str(error)
@@ -83,7 +85,7 @@ def test_error_status_raises_after_expected_retries(
     assert str(status) in message
     assert "<" not in message
     if not isinstance(error, AuthenticationFailed):
-        assert ("Some words" in message) is not html
+        assert ("Some message" in message) is not html
     if isinstance(error, RequestFailed | AuthenticationFailed):
         assert error.status == status
 
@@ -91,14 +93,14 @@ def test_error_status_raises_after_expected_retries(
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 429, 500, 503])
 def test_error_message_has_advice(session: Session, server: FaultServer, status: int) -> None:
     for _ in range(3):
-        server.will(CHAT, *refusal(status, "Some words.", headers=NOW))
+        server.will(CHAT, *error_answer(status, "Some message.", headers=NOW))
     with pytest.raises(LLMMagicError) as caught:
         session.generate("?")
-    assert ADVICE.search(told(caught.value)), str(caught.value)
+    assert ADVICE.search(checked_message(caught.value)), str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("status", "words"),
+    ("status", "message"),
     [
         (400, "This model's maximum context length is 2048 tokens. However, you requested 4096."),
         (400, "Requested tokens (600) exceed context window of 512"),
@@ -106,10 +108,10 @@ def test_error_message_has_advice(session: Session, server: FaultServer, status:
         (413, "Request Entity Too Large"),
     ],
 )
-def test_long_prompt_raises_prompt_too_long(server: FaultServer, status: int, words: str) -> None:
+def test_long_prompt_raises_prompt_too_long(server: FaultServer, status: int, message: str) -> None:
     server.models["tiny"] = {"max_model_len": 2048}
     with session_on(server) as session:
-        script = refusal(status, words, headers=NOW)
+        script = error_answer(status, message, headers=NOW)
         error = failing(session, server, PromptTooLong, *script)
         assert "tiny reads 2,048 tokens. Shorten the prompt" in str(error)
         assert isinstance(error, PromptTooLong)
@@ -168,7 +170,7 @@ def test_corrupt_compression_raises(session: Session, server: FaultServer) -> No
         server.will(CHAT, head, Send(b"no gzip at all"))
     with pytest.raises(LLMMagicError) as caught:
         session.generate("?")
-    told(caught.value)
+    checked_message(caught.value)
     for _ in range(3 - len(questions(server))):
         session.generate("?")
     still_works(session)
@@ -221,9 +223,9 @@ def test_timeout_before_first_token_is_five_limits_without_retry(
 ) -> None:
     with session_on(server, idle_s=IDLE_S) as session:
         error = failing(session, server, ServerTimeout, *script)
-        assert f"{server.url} sent nothing for 1 s. Look at the server" in str(error)
+        assert f"{server.url} sent nothing for 1 s. Check the server" in str(error)
         assert "--idle-timeout" in str(error)
-        held = [request for request in questions(server) if request.ended != "whole"]
+        held = [request for request in questions(server) if request.outcome != "whole"]
         assert held[0].left.wait(1)
 
 
@@ -237,7 +239,7 @@ def test_first_token_may_take_longer_than_pause(server: FaultServer) -> None:
 @pytest.mark.parametrize(
     "script",
     [[Reset()], [Cut()], [Head(200, SSE), Reset()], [*sse(ROLE, done=False), Cut()],
-     [Raw(b"nothing of HTTP\r\n\r\n"), Cut()], [*words("one", " two")[:2], Raw(b"zz\r\n"), Hold()]],
+     [Raw(b"nothing of HTTP\r\n\r\n"), Cut()], [*sse_words("one", " two")[:2], Raw(b"zz\r\n"), Hold()]],
     ids=["reset", "closed", "reset-behind-head", "cut-chunk", "no-http", "no-chunk"],
 )  # fmt: skip
 def test_disconnect_before_first_token_is_retried(server: FaultServer, script: list[Step]) -> None:
@@ -255,7 +257,7 @@ def test_repeated_disconnect_raises(server: FaultServer) -> None:
         assert ADVICE.search(str(error)), str(error)
 
 
-def test_unreachable_server_error_says_how_to_start_it(server: FaultServer) -> None:
+def test_unreachable_server_error_contains_how_to_start_it(server: FaultServer) -> None:
     with session_on(server) as session:
         before = session.generate("before")
         server.stop()

@@ -22,9 +22,9 @@ from tests.remote_sessions import (
     still_works,
 )
 from tests.scripted import settings
-from tests.wire import SSE, Head, Raw, Repeat, Send, Slow, Step, delta, ndjson, sse, words
+from tests.wire import SSE, Head, Raw, Repeat, Send, Slow, Step, delta, ndjson, sse, sse_words
 
-# Far longer than anybody waits for an end, a byte at a time.
+# Far longer than the client waits for an end, a byte at a time.
 PINGS = b": ping\n\n" * 100
 FINISHED = sse(delta("Hi"), delta(finish="stop"), done=False)
 EVENT = b'data: {"choices": [{"index": 0, "delta": {"content": ""}}]}\n\n'
@@ -38,9 +38,9 @@ DONE = ndjson({"message": {"content": "Hi"}, "done": False}, {"message": {}, "do
         ([*FINISHED, *[Slow(EVENT, 0.002)] * 50], 1.5),
         ([*FINISHED, Repeat(b": ping\n\n" * 1000, 1 << 30)], 1.5),
         ([*FINISHED, Repeat(EVENT * 100, 1 << 30)], 1.5),
-        ([*words("Hi"), Slow(PINGS, 0.05)], 1.5),
-        ([*words("Hi"), Repeat(b"x" * 65536, 1 << 30)], 1.5),
-        ([*words("Hi"), *[Raw(b"0\r\n"), *[Raw(b"X: y\r\n")] * 10], Slow(PINGS, 0.05)], 1.5),
+        ([*sse_words("Hi"), Slow(PINGS, 0.05)], 1.5),
+        ([*sse_words("Hi"), Repeat(b"x" * 65536, 1 << 30)], 1.5),
+        ([*sse_words("Hi"), *[Raw(b"0\r\n"), *[Raw(b"X: y\r\n")] * 10], Slow(PINGS, 0.05)], 1.5),
     ],
     ids=["trickle", "events", "flood", "flood-of-events", "done-trickle", "done-flood", "trailers"],
 )  # fmt: skip
@@ -108,10 +108,10 @@ def test_list_that_trickles_is_left_in_time(
 def test_end_that_comes_late_leaves_connection_usable(backend: str) -> None:
     server: HttpServer = OllamaServer() if backend == "ollama" else FaultServer()
     with server, session_on(server, backend) as session:
-        script = DONE if backend == "ollama" else words("Hi")
+        script = DONE if backend == "ollama" else sse_words("Hi")
         server.will(chat_path(server), *script, Slow(b"\n" * 5, 0.01))
         assert session.generate("?").text == "Hi"
-        eventually(lambda: questions(server)[0].ended == "whole", "the answer goes on")
+        eventually(lambda: questions(server)[0].outcome == "whole", "the answer goes on")
         connections = server.connections
         still_works(session)
         assert server.connections == connections

@@ -21,9 +21,19 @@ from llm_magic.session import Session
 from tests.fault_server import MODELS, FaultServer
 from tests.ollama_models import OllamaModel
 from tests.ollama_server import OllamaServer
-from tests.remote_sessions import NOW, body_of, session_on, still_works, told
+from tests.remote_sessions import NOW, body_of, checked_message, session_on, still_works
 from tests.scripted import settings, stop_when
-from tests.wire import Head, Hold, Send, Step, html_answer, json_answer, ndjson, redirect, refusal
+from tests.wire import (
+    Head,
+    Hold,
+    Send,
+    Step,
+    error_answer,
+    html_answer,
+    json_answer,
+    ndjson,
+    redirect,
+)
 
 # Longer than a float can be, and almost as long as Python reads.
 HUGE = int("9" * 4000)
@@ -41,19 +51,23 @@ def refused(session: Session, server: FaultServer, kind: type[LLMMagicError]) ->
         session.load("big", backend="vllm", base_url=server.url)
     assert type(caught.value) is kind
     assert session.status().active_model == "tiny"
-    message = told(caught.value)
+    message = checked_message(caught.value)
     still_works(session)
     return message
 
 
 @pytest.mark.parametrize(
-    ("script", "kind", "said"),
+    ("script", "kind", "message"),
     [
-        (refusal(401, "No key."), AuthenticationFailed, "--key-env NAME"),
+        (error_answer(401, "No key."), AuthenticationFailed, "--key-env NAME"),
         (html_answer(403), AuthenticationFailed, "--key-env NAME"),
-        (refusal(400, "Bad."), RequestFailed, "Bad."),
+        (error_answer(400, "Bad."), RequestFailed, "Bad."),
         (redirect("https://else.example/v1/models"), RequestFailed, "Redirects are not followed"),
-        (refusal(429, "Slow down.", headers={"Retry-After": "90"}), RequestFailed, "Slow down."),
+        (
+            error_answer(429, "Slow down.", headers={"Retry-After": "90"}),
+            RequestFailed,
+            "Slow down.",
+        ),
     ],
 )
 def test_error_response_keeps_previous_model(
@@ -61,27 +75,27 @@ def test_error_response_keeps_previous_model(
     server: FaultServer,
     script: list[Step],
     kind: type[LLMMagicError],
-    said: str,
+    message: str,
 ) -> None:
     server.will(MODELS, *script)
-    assert said in refused(session, server, kind)
+    assert message in refused(session, server, kind)
 
 
 def test_error_body_without_end_is_bounded(session: Session, server: FaultServer) -> None:
     server.will(MODELS, Head(400), Send(b"No. " * 20_000), Hold())
     assert "(400): No. No. No." in refused(session, server, RequestFailed)
-    assert server.asked(MODELS)[-1].left.wait(1)
+    assert server.requests_to(MODELS)[-1].left.wait(1)
 
 
 @pytest.mark.parametrize("status", [500, 503])
 def test_server_that_is_not_ready_gets_three_requests(
     session: Session, server: FaultServer, status: int
 ) -> None:
-    before = len(server.asked(MODELS))
+    before = len(server.requests_to(MODELS))
     for _ in range(3):
-        server.will(MODELS, *refusal(status, "Not yet.", headers=NOW))
+        server.will(MODELS, *error_answer(status, "Not yet.", headers=NOW))
     assert "Not yet." in refused(session, server, RequestFailed)
-    assert len(server.asked(MODELS)) == before + 3
+    assert len(server.requests_to(MODELS)) == before + 3
 
 
 @pytest.mark.parametrize(
@@ -155,7 +169,7 @@ def test_interrupted_load_keeps_previous_model(session: Session, server: FaultSe
     with pytest.raises(Interrupted, match="Stopped loading big"):
         session.load("big", backend="vllm", base_url=server.url)
     assert time.monotonic() - began < 1
-    assert server.asked(MODELS)[-1].left.wait(1)
+    assert server.requests_to(MODELS)[-1].left.wait(1)
     assert session.status().active_model == "tiny"
     still_works(session)
 
@@ -166,7 +180,7 @@ def test_list_of_models_can_be_interrupted(session: Session, server: FaultServer
     stop_when(hold.reached)
     with pytest.raises((Interrupted, KeyboardInterrupt)):
         session.models("vllm", base_url=server.url)
-    assert server.asked(MODELS)[-1].left.wait(1)
+    assert server.requests_to(MODELS)[-1].left.wait(1)
     still_works(session)
 
 
@@ -177,7 +191,7 @@ def test_interrupted_pull_continues() -> None:
         stop_when(hold.reached)
         with pytest.raises(Interrupted, match="Stopped loading"):
             session.load("gemma3:270m", backend="ollama", base_url=server.url, pull=True)
-        assert server.asked("/api/pull")[0].left.wait(1)
+        assert server.requests_to("/api/pull")[0].left.wait(1)
         still_works(session)
         assert session.load("gemma3:270m", backend="ollama", base_url=server.url, pull=True).name
 

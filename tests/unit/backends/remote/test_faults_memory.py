@@ -29,13 +29,13 @@ from tests.remote_sessions import (
     NOW,
     OLLAMA_CHAT,
     chat_path,
+    checked_message,
     eventually,
     fails,
     last,
     questions,
     session_on,
     still_works,
-    told,
 )
 from tests.scripted import settings
 from tests.wire import (
@@ -51,7 +51,7 @@ from tests.wire import (
     events,
     ndjson,
     sse,
-    words,
+    sse_words,
     zipped,
 )
 
@@ -69,17 +69,17 @@ def bounded(most: int = MOST) -> Iterator[None]:
     before = process.memory_info().rss
     peaks = [before]
 
-    def watch() -> None:
+    def sample() -> None:
         while not over.wait(0.01):
             peaks.append(process.memory_info().rss)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    sampler = threading.Thread(target=sample)
+    sampler.start()
     try:
         yield
     finally:
         over.set()
-        watcher.join()
+        sampler.join()
     assert max(peaks) - before < most, f"{(max(peaks) - before) / MIB:.0f} MiB"
 
 
@@ -122,32 +122,32 @@ ENDLESS: dict[str, tuple[Callable[[], list[Step]], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("script", "said"), ENDLESS.values(), ids=ENDLESS)
+@pytest.mark.parametrize(("script", "message"), ENDLESS.values(), ids=ENDLESS)
 def test_answer_without_end_is_error_in_bounded_memory(
-    server: FaultServer, script: Callable[[], list[Step]], said: str
+    server: FaultServer, script: Callable[[], list[Step]], message: str
 ) -> None:
     with session_on(server) as session:
         server.will(CHAT, *script())
         with bounded():
             error = fails(session, RequestFailed)
-        assert said in str(error)
+        assert message in str(error)
         still_works(session)
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "message"),
     [
         ([Head(200, NDJSON), Repeat(b"x" * MIB, MUCH)], "a line of more than 16 MiB"),
         (gzipped(NDJSON, bytes(MIB), 64), "a line of more than 16 MiB"),
     ],
     ids=["line", "gzip-line"],
 )
-def test_ollama_without_end_is_error_in_bounded_memory(script: list[Step], said: str) -> None:
+def test_ollama_without_end_is_error_in_bounded_memory(script: list[Step], message: str) -> None:
     with OllamaServer() as server, session_on(server, "ollama") as session:
         server.will(OLLAMA_CHAT, *script)
         with bounded():
             error = fails(session, RequestFailed)
-        assert said in str(error)
+        assert message in str(error)
         server.will("/api/pull", *script)
         with bounded(), pytest.raises(LLMMagicError, match="a line of more than 16 MiB"):
             session.load("gemma3:270m", backend="ollama", base_url=server.url, pull=True)
@@ -157,7 +157,7 @@ def test_ollama_without_end_is_error_in_bounded_memory(script: list[Step], said:
 def test_body_compressed_twice_is_refused(server: FaultServer, encodings: list[str]) -> None:
     bomb: list[Step] = [Head(200, SSE), Send(bytes(100 * MIB))]
     with session_on(server) as session:
-        for script in (words("Hi"), bomb):
+        for script in (sse_words("Hi"), bomb):
             server.will(CHAT, *zipped(script, *encodings))
             with bounded(20 * MIB):
                 error = fails(session, RequestFailed)
@@ -186,7 +186,7 @@ def test_missing_decoder_is_named(server: FaultServer) -> None:
 
 @pytest.mark.parametrize("encoding", ["", "identity", "GZIP"])
 def test_known_compression_is_read(server: FaultServer, encoding: str) -> None:
-    script = zipped(words("Hi"), *(["gzip"] if "gzip" in encoding.lower() else []))
+    script = zipped(sse_words("Hi"), *(["gzip"] if "gzip" in encoding.lower() else []))
     script[0] = Head(200, {**SSE, "Content-Encoding": encoding})
     with session_on(server) as session:
         server.will(CHAT, *script)
@@ -225,7 +225,7 @@ def test_list_without_end_is_error_in_bounded_memory(
     try:
         with bounded(), pytest.raises(RequestFailed) as caught:
             session.load("tiny", backend="vllm", base_url=f"{server.url}/v1")
-        told(caught.value)
+        checked_message(caught.value)
         session.load("tiny", backend="vllm", base_url=f"{server.url}/v1")
     finally:
         session.close()
@@ -276,14 +276,14 @@ def test_text_without_end_breaks_answer(backend: str) -> None:
 
 HEARTBEATS = b"data:\n\n"
 FLOODS: dict[str, Callable[[], list[Step]]] = {
-    "heartbeats": lambda: [Head(200, SSE), Repeat(HEARTBEATS * 10_000, 100), *words("Hi")[1:]],
+    "heartbeats": lambda: [Head(200, SSE), Repeat(HEARTBEATS * 10_000, 100), *sse_words("Hi")[1:]],
     "gzip-heartbeats": lambda: [
         Head(200, {**SSE, "Content-Encoding": "gzip"}),
-        Send(deflated(HEARTBEATS * 10_000, 100, after=body(words("Hi")))),
+        Send(deflated(HEARTBEATS * 10_000, 100, after=body(sse_words("Hi")))),
     ],
-    "objects": lambda: [Head(200, SSE), Repeat(b"data: {}\n\n" * 10_000, 40), *words("Hi")[1:]],
-    "tiny-chunks": lambda: [Head(200, SSE), Raw(b"1\r\n:\r\n" * 40_000), Send(b"\n"), *words("Hi")[1:]],
-    "hints": lambda: [Raw(b"HTTP/1.1 103 Hints\r\n\r\n" * 20_000), *words("Hi")],
+    "objects": lambda: [Head(200, SSE), Repeat(b"data: {}\n\n" * 10_000, 40), *sse_words("Hi")[1:]],
+    "tiny-chunks": lambda: [Head(200, SSE), Raw(b"1\r\n:\r\n" * 40_000), Send(b"\n"), *sse_words("Hi")[1:]],
+    "hints": lambda: [Raw(b"HTTP/1.1 103 Hints\r\n\r\n" * 20_000), *sse_words("Hi")],
     "values": lambda: sse(b'{"a": [' + b'{"k":0},' * 200_000 + b"{}]}", *[delta("Hi", finish="stop")]),
 }  # fmt: skip
 

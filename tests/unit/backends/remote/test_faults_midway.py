@@ -1,4 +1,4 @@
-"""Servers that fail in the middle of an answer: what was said is kept and labelled."""
+"""Servers that fail in the middle of an answer: the received part is stored and labeled."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def session(server: FaultServer, request: pytest.FixtureRequest) -> Iterator[Ses
         yield made
 
 
-def broken(
+def incomplete(
     session: Session, server: FaultServer, *script: Step, text: str = "Hel"
 ) -> IncompleteReply:
     """Ask, see the answer break in the middle, and see what is kept of it."""
@@ -57,7 +57,7 @@ def broken(
 
 
 @pytest.mark.parametrize(
-    ("ending", "said"),
+    ("ending", "message"),
     [
         ([Reset()], "broke"),
         ([Cut()], "broke"),
@@ -85,28 +85,28 @@ def broken(
          "error-field", "error-event", "half-event"],
 )  # fmt: skip
 def test_failure_keeps_partial_reply_without_retry(
-    session: Session, server: FaultServer, ending: list[Step], said: str
+    session: Session, server: FaultServer, ending: list[Step], message: str
 ) -> None:
-    assert said in str(broken(session, server, *HEL, *ending))
+    assert message in str(incomplete(session, server, *HEL, *ending))
 
 
 @pytest.mark.parametrize("behind", [b"nonsense", b'{"error": "Out of memory."}'])
 def test_data_after_error_is_not_read(server: FaultServer, behind: bytes) -> None:
     with session_on(server) as session:
-        broken(session, server, *HEL, *events(behind, done=False), Hold())
+        incomplete(session, server, *HEL, *events(behind, done=False), Hold())
         assert questions(server)[0].left.wait(1)
 
 
 def test_timeout_in_middle_of_reply_is_the_limit(server: FaultServer) -> None:
     with session_on(server, idle_s=IDLE_S) as session:
-        error = broken(session, server, *HEL, Hold())
+        error = incomplete(session, server, *HEL, Hold())
         assert "sent nothing for 0 s" in str(error)
         assert questions(server)[0].left.wait(1)
 
 
 def test_idle_timeout_of_one_second_is_accepted(server: FaultServer) -> None:
     with session_on(server, idle_timeout=1) as session:
-        error = broken(session, server, *HEL, Hold())
+        error = incomplete(session, server, *HEL, Hold())
         assert "sent nothing for 1 s" in str(error)
         assert "--idle-timeout" in str(error)
 

@@ -105,8 +105,8 @@ def test_error_status_raises_after_expected_retries(
     times: int,
     html: bool,
 ) -> None:
-    said = json_answer(status, {"error": "some words"}, NOW)
-    script = html_answer(status, NOW) if html else said
+    message = json_answer(status, {"error": "some words"}, NOW)
+    script = html_answer(status, NOW) if html else message
     error = failing(session, server, kind, *script, times=times)
     assert str(error).startswith(server.url)
     assert "<" not in str(error)
@@ -115,7 +115,7 @@ def test_error_status_raises_after_expected_retries(
 
 
 @pytest.mark.parametrize(
-    ("script", "kind", "said"),
+    ("script", "kind", "message"),
     [
         (ndjson({"error": "llama runner process has terminated"}), RequestFailed, "has terminated."),
         (ndjson(piece(), {"error": {"message": "Out of memory."}}), RequestFailed, "Out of memory."),
@@ -138,13 +138,13 @@ def test_response_without_reply_raises_once(
     server: OllamaServer,
     script: list[Step],
     kind: type[LLMMagicError],
-    said: str,
+    message: str,
 ) -> None:
-    assert said in str(failing(session, server, kind, *script))
+    assert message in str(failing(session, server, kind, *script))
 
 
 @pytest.mark.parametrize(
-    ("ending", "said"),
+    ("ending", "message"),
     [
         ([Reset()], "broke"),
         ([Cut()], "broke"),
@@ -172,11 +172,11 @@ def test_response_without_reply_raises_once(
     ],
 )
 def test_failure_keeps_partial_reply_without_retry(
-    session: Session, server: OllamaServer, ending: list[Step], said: str
+    session: Session, server: OllamaServer, ending: list[Step], message: str
 ) -> None:
     server.will(OLLAMA_CHAT, *HEL, *ending)
     error = fails(session, IncompleteReply)
-    assert said in str(error)
+    assert message in str(error)
     assert isinstance(error, GenerationError)
     assert error.reply is session.last
     assert last(session).text in {"Hel", "Helx"}

@@ -1,4 +1,4 @@
-"""When a question is asked again, how often, after how long, and what is said meanwhile."""
+"""When a request is repeated, how often, after how long, and with which notices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.remote_sessions import NOW, fails, notices, questions, session_on, still_works
 from tests.scripted import settings
-from tests.wire import SSE, Head, Pause, Reset, delta, html_answer, refusal, sse
+from tests.wire import SSE, Head, Pause, Reset, delta, error_answer, html_answer, sse
 
 
 def pauses(server: FaultServer) -> list[float]:
@@ -31,7 +31,7 @@ def pauses(server: FaultServer) -> list[float]:
 def limited(server: FaultServer, status: int = 429, **headers: str) -> None:
     """Refuse the next question."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    server.will(CHAT, *refusal(status, "Slow down.", headers=named))
+    server.will(CHAT, *error_answer(status, "Slow down.", headers=named))
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2])
@@ -188,14 +188,14 @@ def test_no_notice_without_failure(session: Session, server: FaultServer) -> Non
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_load_and_list_are_retried(server: FaultServer, status: int) -> None:
-    server.will(MODELS, *refusal(status, "Wait.", headers=NOW))
+    server.will(MODELS, *error_answer(status, "Wait.", headers=NOW))
     with session_on(server) as session:
-        server.will(MODELS, *refusal(status, "Wait.", headers=NOW))
+        server.will(MODELS, *error_answer(status, "Wait.", headers=NOW))
         assert [info.name for info in session.models("vllm", base_url=server.url)] == [
             "tiny",
             "big",
         ]
-        assert len(server.asked(MODELS)) == 4
+        assert len(server.requests_to(MODELS)) == 4
         still_works(session)
 
 

@@ -29,8 +29,8 @@ from tests.wire import (
     recut,
     split_everywhere,
     sse,
+    sse_words,
     usage,
-    words,
 )
 
 TEXT = "Grüße 🦙"
@@ -83,9 +83,9 @@ def both(other: str, text: str) -> dict[str, Any]:
     return {"choices": [*beside(other)["choices"], *delta(text)["choices"]]}
 
 
-WHOLE = words("Grüße", " 🦙")
+WHOLE = sse_words("Grüße", " 🦙")
 ESCAPED = json.dumps(TEXT).encode()
-ENDED = delta(finish="stop")
+LAST = delta(finish="stop")
 GZIP, DEFLATE = ({**SSE, "Content-Encoding": kind} for kind in ("gzip", "deflate"))
 
 
@@ -127,11 +127,11 @@ GZIP, DEFLATE = ({**SSE, "Content-Encoding": kind} for kind in ("gzip", "deflate
         sse(delta(TEXT), delta(finish="stop"), b"", done=False),
         sse(beside("No"), delta("Grüße"), both("No", " 🦙"), delta(finish="stop"), beside("No", "length")),
         sse({"choices": [{"index": None, "delta": {"content": TEXT}, "finish_reason": "stop"}]}),
-        sse(content([{"type": "text", "text": "Grüße"}, {"type": "text", "text": None}, " 🦙"]), ENDED),
-        sse(content([{"text": {"value": "Grüße"}}, {"text": [{"text": " 🦙"}]}, {"image": 1}, 2]), ENDED),
-        sse(content(False), delta(TEXT, reasoning={}), ENDED),
-        sse(content({}), delta(TEXT, reasoning=True, reasoning_content=5), ENDED),
-        sse(delta(TEXT, finish=""), delta(finish="null"), ENDED),
+        sse(content([{"type": "text", "text": "Grüße"}, {"type": "text", "text": None}, " 🦙"]), LAST),
+        sse(content([{"text": {"value": "Grüße"}}, {"text": [{"text": " 🦙"}]}, {"image": 1}, 2]), LAST),
+        sse(content(False), delta(TEXT, reasoning={}), LAST),
+        sse(content({}), delta(TEXT, reasoning=True, reasoning_content=5), LAST),
+        sse(delta(TEXT, finish=""), delta(finish="null"), LAST),
         [Head(200, SSE), Send(b"\n\xef\xbb\xbfdata: {\n\n"), *WHOLE[1:]],
         json_answer(200, completion(TEXT)),
         json_answer(200, b"\xef\xbb\xbf" + json.dumps(completion(TEXT)).encode()),
@@ -163,7 +163,7 @@ def test_reply_is_independent_of_transport(
 
 
 def test_line_of_ten_megabytes_is_read(session: Session, server: FaultServer) -> None:
-    server.will(CHAT, *words("x" * 10_000_000))
+    server.will(CHAT, *sse_words("x" * 10_000_000))
     assert len(session.generate("?").text) == 10_000_000
     still_works(session)
 
@@ -184,7 +184,7 @@ def test_reasoning_is_separated_by_fields_and_tags(session: Session, server: Fau
     for field in ("reasoning", "reasoning_content"):
         server.will(CHAT, *sse(delta(**{field: "Hm."}), delta("Hi", finish="stop")))
         assert session.generate("?").reasoning == "Hm."
-    server.will(CHAT, *words("<th", "ink>", "Hm.", "</thi", "nk>\n\n", "Hi"))
+    server.will(CHAT, *sse_words("<th", "ink>", "Hm.", "</thi", "nk>\n\n", "Hi"))
     reply = session.generate("?")
     assert (reply.text, reply.reasoning) == ("Hi", "Hm.")
 
@@ -218,7 +218,7 @@ def test_lone_surrogate_is_replaced_in_reply(session: Session, server: FaultServ
 
 
 def test_lone_surrogate_is_replaced_in_prompt(session: Session, server: FaultServer) -> None:
-    server.will(CHAT, *words("Hi"))
+    server.will(CHAT, *sse_words("Hi"))
     assert session.generate("a\ud83e").text == "Hi"
     assert questions(server)[0].json["messages"][0]["content"] == "a\ufffd"
 
@@ -251,8 +251,8 @@ def test_server_can_restart_between_replies(session: Session, server: FaultServe
 
 
 def test_closed_connection_is_not_reused(session: Session, server: FaultServer) -> None:
-    server.will(CHAT, Head(200, {**SSE, "Connection": "close"}), *words("Hi")[1:])
+    server.will(CHAT, Head(200, {**SSE, "Connection": "close"}), *sse_words("Hi")[1:])
     assert session.generate("?").text == "Hi"
-    eventually(lambda: questions(server)[0].ended == "whole", "the answer goes on")
+    eventually(lambda: questions(server)[0].outcome == "whole", "the answer goes on")
     still_works(session)
     assert len(questions(server)) == 2

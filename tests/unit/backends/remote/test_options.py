@@ -1,4 +1,4 @@
-"""What a request says: how each server spells the options, and what becomes of those it has not."""
+"""The options of a request: their fields on each server, and errors for those that it does not have."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sent(server: HttpServer) -> dict[str, Any]:
     return body
 
 
-def asked(server: HttpServer, backend: str, **about: Any) -> dict[str, Any]:
+def requested(server: HttpServer, backend: str, **about: Any) -> dict[str, Any]:
     """Ask one question and return its options."""
     with session_on(server, backend) as session:
         session.generate("one two", **about)
@@ -49,7 +49,7 @@ def test_options_are_sent_under_names_of_server(
     server: FaultServer, backend: str, options: dict[str, Any]
 ) -> None:
     about = {n: v for n, v in EVERY.items() if backend_class(backend).supports(n)}
-    assert asked(server, backend, **about) == {**options, **USAGE}
+    assert requested(server, backend, **about) == {**options, **USAGE}
 
 
 @pytest.mark.parametrize("backend", ["vllm", "instructlab", "openai"])
@@ -58,19 +58,19 @@ def test_supported_option_is_sent_under_its_declared_name(
 ) -> None:
     names = backend_class(backend).option_names
     options = {name: value for name, value in EVERY.items() if names[name]}
-    body = asked(server, backend, **options)
+    body = requested(server, backend, **options)
     assert {names[name]: value for name, value in options.items()}.items() <= body.items()
 
 
 def test_instructlab_on_vllm_uses_fields_of_vllm() -> None:
     with FaultServer({"tiny": {"owned_by": "vllm"}}) as server:
-        options = asked(server, "instructlab", repetition_penalty=1.3)
+        options = requested(server, "instructlab", repetition_penalty=1.3)
         assert (options["repetition_penalty"], "repeat_penalty" in options) == (1.3, False)
 
 
 def test_ollama_options_are_in_separate_object() -> None:
     with OllamaServer() as server:
-        body = asked(server, "ollama", **EVERY)
+        body = requested(server, "ollama", **EVERY)
     assert body == {
         "options": {
             "num_predict": 9, "temperature": 0.2, "top_p": 0.8, "top_k": 7, "repeat_penalty": 1.3,
@@ -89,28 +89,28 @@ def test_ollama_options_are_in_separate_object() -> None:
     ],
 )
 def test_supported_defaults_are_sent(server: FaultServer, backend: str, names: set[str]) -> None:
-    assert asked(server, backend).keys() == {*names, "stream_options"}
+    assert requested(server, backend).keys() == {*names, "stream_options"}
 
 
 def test_unset_options_are_not_sent(server: FaultServer) -> None:
     nothing = dict.fromkeys(
         ["max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"]
     )
-    assert asked(server, "vllm", **nothing, stop=()) == USAGE
-    assert asked(server, "openai", **nothing, stop=()) == USAGE
+    assert requested(server, "vllm", **nothing, stop=()) == USAGE
+    assert requested(server, "openai", **nothing, stop=()) == USAGE
     with OllamaServer() as other:
-        assert asked(other, "ollama", **nothing)["options"] == {}
+        assert requested(other, "ollama", **nothing)["options"] == {}
 
 
 def test_single_stop_string_is_sent_as_list(server: FaultServer) -> None:
-    assert asked(server, "vllm", stop="END")["stop"] == ["END"]
-    assert asked(server, "vllm", temperature=0, seed=0)["temperature"] == 0
+    assert requested(server, "vllm", stop="END")["stop"] == ["END"]
+    assert requested(server, "vllm", temperature=0, seed=0)["temperature"] == 0
     assert sent(server)["seed"] == 0
 
 
 def test_session_settings_are_sent(server: FaultServer) -> None:
     with session_on(server) as session:
-        session.configure(temperature=0.3, top_k=None)
+        session.generation.update(temperature=0.3, top_k=None)
         session.generate("?")
         assert (sent(server)["temperature"], "top_k" in sent(server)) == (0.3, False)
         session.generate("?", temperature=0.4)
@@ -151,7 +151,7 @@ def test_unsupported_session_setting_is_not_sent(
     server: FaultServer,
 ) -> None:
     with session_on(server, "openai") as session:
-        session.configure(top_k=20, repetition_penalty=1.2, temperature=0.3)
+        session.generation.update(top_k=20, repetition_penalty=1.2, temperature=0.3)
         session.generate("?")
         assert (sent(server)["temperature"], "top_k" in sent(server)) == (0.3, False)
         with pytest.raises(OptionError, match="openai does not support --top-k"):
@@ -159,7 +159,7 @@ def test_unsupported_session_setting_is_not_sent(
 
 
 def test_penalty_of_one_is_accepted(server: FaultServer) -> None:
-    assert "repetition_penalty" not in asked(server, "openai", repetition_penalty=1)
+    assert "repetition_penalty" not in requested(server, "openai", repetition_penalty=1)
 
 
 @pytest.mark.parametrize("backend", ["vllm", "instructlab", "openai"])
@@ -169,13 +169,13 @@ def test_other_parameters_are_sent(server: FaultServer, backend: str) -> None:
         "logit_bias": {"5": 1},
         "chat_template_kwargs": {"enable_thinking": False},
     }
-    body = asked(server, backend, extra=extra)
+    body = requested(server, backend, extra=extra)
     assert {name: body[name] for name in extra} == extra
 
 
 def test_json_in_line_is_sent(server: FaultServer) -> None:
     line = '-p response_format={"type": "json_object"} -p user="5" -p logprobs=true'
-    body = asked(server, "openai", **parser.parse("llm", line).options)
+    body = requested(server, "openai", **parser.parse("llm", line).options)
     assert body["response_format"] == {"type": "json_object"}
     assert (body["user"], body["logprobs"]) == ("5", True)
 
@@ -203,7 +203,7 @@ def test_ollama_top_level_fields_are_separate() -> None:
     beside = {"keep_alive": "5m", "format": "json", "think": False, "logprobs": True}
     inside = {"num_ctx": 8192, "mirostat": 2, "min_p": 0.1}
     with OllamaServer() as server:
-        body = asked(server, "ollama", extra={**beside, **inside, "truncate": True})
+        body = requested(server, "ollama", extra={**beside, **inside, "truncate": True})
     assert {name: body[name] for name in beside} == beside
     assert {name: body["options"][name] for name in inside} == inside
     assert body["options"].keys().isdisjoint({*beside, "truncate"})

@@ -24,7 +24,18 @@ from tests.ollama_models import OllamaModel
 from tests.ollama_server import OllamaServer
 from tests.remote_sessions import eventually
 from tests.scripted import settings
-from tests.wire import Head, Hold, Send, delta, events, json_answer, ndjson, refusal, sse, words
+from tests.wire import (
+    Head,
+    Hold,
+    Send,
+    delta,
+    error_answer,
+    events,
+    json_answer,
+    ndjson,
+    sse,
+    sse_words,
+)
 
 
 @pytest.fixture
@@ -51,12 +62,12 @@ def test_reset_settings_apply_to_existing_backend(
     session = Session()
     with FaultServer() as other:
         for running in (server, other):
-            # As the doctor says it: in the environment, then %llm_config --reset.
+            # As the doctor shows it: in the environment, then %llm_config --reset.
             monkeypatch.setenv("VLLM_BASE_URL", running.url)
             session.generation.reset()
-            told = session.load_with_details("big", backend="vllm")
-            assert not told.was_loaded
-            assert told.info.server == running.url.partition("://")[2]
+            result = session.load_with_details("big", backend="vllm")
+            assert not result.was_loaded
+            assert result.info.server == running.url.partition("://")[2]
         assert session.load_with_details("big", backend="vllm").was_loaded
         session.close()
 
@@ -68,14 +79,14 @@ def test_reset_settings_apply_to_existing_backend(
 def test_running_reply_survives_unload(session: Session, server: FaultServer, early: bool) -> None:
     load(session, server)
     hold = Hold()
-    begun, rest = sse(delta("one "), done=False), events(delta("two", finish="stop"))
-    server.will(CHAT, *([hold, *begun] if early else [*begun, hold]), *rest)
+    begun, remaining = sse(delta("one "), done=False), events(delta("two", finish="stop"))
+    server.will(CHAT, *([hold, *begun] if early else [*begun, hold]), *remaining)
     job = session.ask(Request("?"), background=True)
     server.wait_for(CHAT)
     session.unload()
     hold.go.set()
     assert job.result(5).text == "one two"
-    assert len(server.asked(CHAT)) == 1
+    assert len(server.requests_to(CHAT)) == 1
     eventually(lambda: server.open_now == 0, "a connection is left open")
 
 
@@ -101,15 +112,15 @@ def test_64_requests_run_concurrently(session: Session, server: FaultServer) -> 
     load(session, server)
     holds = [Hold() for _ in range(64)]
     for number, hold in enumerate(holds):
-        server.will(CHAT, *sse(delta(f"{number} "), done=False), hold, *words("end")[1:])
+        server.will(CHAT, *sse(delta(f"{number} "), done=False), hold, *sse_words("end")[1:])
 
     async def main() -> set[str]:
-        asked = [asyncio.create_task(session.agenerate("hi")) for _ in holds]
+        replies = [asyncio.create_task(session.agenerate("hi")) for _ in holds]
         while sum(hold.reached.is_set() for hold in holds) < 64:
             await asyncio.sleep(0.01)
         for hold in holds:
             hold.go.set()
-        return {(await one).text for one in asked}
+        return {(await one).text for one in replies}
 
     assert asyncio.run(main()) == {f"{number} end" for number in range(64)}
     assert server.connections <= 65
@@ -140,9 +151,9 @@ def test_instructlab_gets_one_request_at_a_time(session: Session, server: FaultS
         await asyncio.gather(*(session.agenerate("one two three") for _ in range(4)))
 
     asyncio.run(main())
-    asked = server.asked(CHAT)
-    for earlier, later in itertools.pairwise(asked):
-        assert earlier.ended_at <= later.began
+    replies = server.requests_to(CHAT)
+    for earlier, later in itertools.pairwise(replies):
+        assert earlier.finished_at <= later.began
     assert server.connections == 1
 
 
@@ -178,10 +189,10 @@ def most_at_once(session: Session, server: FaultServer) -> int:
     server.received.clear()
     holds = [Hold() for _ in range(4)]
     for hold in holds:
-        server.will(CHAT, hold, *words("yes"))
+        server.will(CHAT, hold, *sse_words("yes"))
 
     async def main() -> int:
-        asked = [asyncio.create_task(session.agenerate("?")) for _ in holds]
+        replies = [asyncio.create_task(session.agenerate("?")) for _ in holds]
         server_has = 0
         deadline = time.monotonic() + 0.5
         while time.monotonic() < deadline and server_has < len(holds):
@@ -189,7 +200,7 @@ def most_at_once(session: Session, server: FaultServer) -> int:
             server_has = sum(hold.reached.is_set() for hold in holds)
         for hold in holds:
             hold.go.set()
-        await asyncio.gather(*asked)
+        await asyncio.gather(*replies)
         return server_has
 
     return asyncio.run(main())
@@ -226,9 +237,9 @@ def test_context_length_comes_from_server(session: Session) -> None:
 
 
 def test_server_without_list_can_be_used(session: Session, server: FaultServer) -> None:
-    server.will(MODELS, *refusal(404, "no such route"))
-    told = session.load_with_details("tiny", backend="openai", base_url=server.url)
-    assert any("lists no models" in note for note in told.notes)
+    server.will(MODELS, *error_answer(404, "no such route"))
+    result = session.load_with_details("tiny", backend="openai", base_url=server.url)
+    assert any("lists no models" in note for note in result.notes)
     assert session.generate("hello").text == "hello"
 
 
@@ -303,11 +314,11 @@ def test_long_name_is_truncated_in_display(session: Session, server: FaultServer
     long = "m" * 600
     server.models = {long: {"owned_by": "o" * 600}, "x" * 100_000: {}}
     assert [info.name for info in session.models("openai", base_url=server.url)] == [long]
-    told = session.load_with_details(long, backend="vllm", base_url=server.url)
+    result = session.load_with_details(long, backend="vllm", base_url=server.url)
     reply = session.generate("hello")
     shown = [
-        *ready_lines(told),
-        repr(models_table([told.info], ())),
+        *ready_lines(result),
+        repr(models_table([result.info], ())),
         repr(status_table(session.status())),
         footer(reply, None),
     ]
@@ -332,7 +343,7 @@ def test_failed_load_keeps_previous_model(session: Session, server: FaultServer)
 
 def test_reply_does_not_wait_for_end_of_response(session: Session, server: FaultServer) -> None:
     load(session, server)
-    server.will(CHAT, *words("all", " of it", prompt_tokens=3), Hold())
+    server.will(CHAT, *sse_words("all", " of it", prompt_tokens=3), Hold())
     began = time.monotonic()
     reply = session.generate("hello")
     assert time.monotonic() - began < 1
@@ -360,7 +371,7 @@ def test_empty_reply_raises(session: Session, server: FaultServer) -> None:
 
 def test_token_counts_come_from_server_or_are_none(session: Session, server: FaultServer) -> None:
     load(session, server)
-    server.will(CHAT, *words("a", " b", " c"))
+    server.will(CHAT, *sse_words("a", " b", " c"))
     reply = session.generate("hello")
     assert (reply.usage.completion_tokens, reply.timing.tokens_per_s) == (None, None)
     usage = {
@@ -410,13 +421,13 @@ def test_missing_ollama_model_suggests_pull(session: Session, ollama: OllamaServ
         session.load("no-such", backend="ollama", base_url=ollama.url, pull=True)
     seen: list[tuple[str, float | None]] = []
 
-    def watch() -> None:
+    def sample() -> None:
         if session.progress is not None:
             seen.append((session.progress.stage, session.progress.share))
 
     ollama.pace = 0.15
     session.load_with_details(
-        "gemma3:270m", backend="ollama", base_url=ollama.url, pull=True, on_wait=watch
+        "gemma3:270m", backend="ollama", base_url=ollama.url, pull=True, on_wait=sample
     )
     shares = [share for stage, share in seen if stage == "pulling on the server" and share]
     assert shares == sorted(shares)
@@ -436,7 +447,9 @@ def test_interrupted_pull_raises(session: Session, ollama: OllamaServer) -> None
 def test_unload_frees_memory_of_local_ollama(session: Session, ollama: OllamaServer) -> None:
     session.load("llama3.2", backend="ollama", base_url=ollama.url)
     assert "it stays on" in session.unload().note
-    assert not ollama.asked("/api/generate"), "nothing was asked of it, it may be somebody else's"
+    assert not ollama.requests_to("/api/generate"), (
+        "nothing was replies of it, it may be somebody else's"
+    )
     session.load("llama3.2", backend="ollama", base_url=ollama.url)
     session.generate("hello")
     assert ollama.running
@@ -503,7 +516,7 @@ def test_first_reply_updates_context_of_runner(session: Session, ollama: OllamaS
     assert session.status().backend_details["context"] == "at most 131,072 tokens"
     session.generate("hello")
     session.generate("hello")
-    assert len(ollama.asked("/api/ps")) == 2, "once at the load, once after the first answer"
+    assert len(ollama.requests_to("/api/ps")) == 2, "once at the load, once after the first answer"
     context = session.status().backend_details["context"]
     assert context == "4,096 of at most 131,072 tokens (-p num_ctx=N)"
 

@@ -37,10 +37,10 @@ WIRE = st.lists(
 ).map(b"".join)  # fmt: skip
 
 
-def cut(data: bytes, cuts: Sequence[int]) -> list[bytes]:
+def cut(data: bytes, boundaries: Sequence[int]) -> list[bytes]:
     """Return `data` in pieces, some of them empty."""
-    places = [0, *sorted(n % (len(data) + 1) for n in cuts), len(data)]
-    return [data[a:b] for a, b in itertools.pairwise(places)]
+    positions = [0, *sorted(n % (len(data) + 1) for n in boundaries), len(data)]
+    return [data[a:b] for a, b in itertools.pairwise(positions)]
 
 
 def decoded(decoder: Decoder, *pieces: bytes) -> list[bytes]:
@@ -57,20 +57,20 @@ def lines(*pieces: bytes) -> list[bytes]:
 @given(WIRE, st.lists(st.integers(0, 200), max_size=12))
 @example(b"a\r\nb", [2])
 @example(b"\r\r\n\n", [1, 2, 2, 3])
-def test_lines_are_independent_of_chunks(data: bytes, cuts: list[int]) -> None:
+def test_lines_are_independent_of_chunks(data: bytes, boundaries: list[int]) -> None:
     whole = re.split(rb"\r\n|\n|\r", data)
     assert lines(data) == whole
-    assert lines(*cut(data, cuts)) == whole
+    assert lines(*cut(data, boundaries)) == whole
     assert lines(*(bytes([byte]) for byte in data)) == whole
 
 
 @pytest.mark.parametrize("kind", [EventDecoder, JsonLinesDecoder])
-@given(data=WIRE, cuts=st.lists(st.integers(0, 200), max_size=12))
+@given(data=WIRE, boundaries=st.lists(st.integers(0, 200), max_size=12))
 def test_events_are_independent_of_chunks(
-    kind: Callable[[], Decoder], data: bytes, cuts: list[int]
+    kind: Callable[[], Decoder], data: bytes, boundaries: list[int]
 ) -> None:
     whole = decoded(kind(), data)
-    assert decoded(kind(), *cut(data, cuts)) == whole
+    assert decoded(kind(), *cut(data, boundaries)) == whole
     assert decoded(kind(), *(bytes([byte]) for byte in data)) == whole
 
 
@@ -80,14 +80,14 @@ def test_events_are_independent_of_chunks(
     st.lists(st.integers(0, 500), max_size=9),
 )
 def test_any_text_is_decoded_with_any_line_end(
-    texts: list[str], ends: list[bytes], cuts: list[int]
+    texts: list[str], ends: list[bytes], boundaries: list[int]
 ) -> None:
     first, second, third = ends
     parts = [b"data: " + text.encode() + first + second for text in texts]
     if first + second == b"\r\n":
         # Together they end one line, and the event not before the next.
         parts = [part + third + (b"\n" if third == b"\r" else b"") for part in parts]
-    assert decoded(EventDecoder(), *cut(b"".join(parts), cuts)) == [t.encode() for t in texts]
+    assert decoded(EventDecoder(), *cut(b"".join(parts), boundaries)) == [t.encode() for t in texts]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def work(size: int) -> float:
 
 
 def test_time_is_linear_in_length_of_line() -> None:
-    # What is looked at again with every piece would take a hundred times as long.
+    # What is read again with every piece would take a hundred times as long.
     assert work(10_000_000) < 40 * work(1_000_000)
 
 

@@ -1,4 +1,4 @@
-"""Encrypted connections: which certificates are trusted, and what is said about the others."""
+"""Encrypted connections: which certificates are trusted, and the errors for the others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Models(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Write nothing."""
 
 
 @pytest.fixture
@@ -58,12 +58,12 @@ def session() -> Iterator[Session]:
     made.close()
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(session: Session, url: str) -> None:
+def test_certificate_of_unknown_authority_is_rejected(session: Session, url: str) -> None:
     with pytest.raises(ServerUnreachable, match=r"is not trusted .* SSL_CERT_FILE"):
         session.load("tiny", backend="openai", base_url=url)
 
 
-def test_an_authority_that_is_named_after_the_refusal_is_trusted(
+def test_authority_that_is_set_after_the_error_is_trusted(
     session: Session, authority: trustme.CA, url: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -92,7 +92,7 @@ def test_an_authority_of_ones_own_is_named_by_a_variable(
 
 
 @pytest.mark.parametrize(
-    "broken",
+    "setting",
     [
         ("SSL_CERT_FILE", "none.pem", "No such file or directory"),
         ("SSL_CERT_FILE", ".", "Is a directory"),
@@ -103,9 +103,9 @@ def test_an_authority_of_ones_own_is_named_by_a_variable(
 )
 def test_certificates_that_cannot_be_read_are_named_by_their_variable(
     session: Session, authority: trustme.CA, url: str, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, broken: tuple[str, str, str],
+    monkeypatch: pytest.MonkeyPatch, setting: tuple[str, str, str],
 ) -> None:  # fmt: skip
-    variable, name, reason = broken
+    variable, name, reason = setting
     (tmp_path / "empty.pem").touch()
     (tmp_path / "garbage.pem").write_bytes(b"\xff-----BEGIN CERTIFICATE-----\0")
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
@@ -121,7 +121,7 @@ def test_certificates_that_cannot_be_read_are_named_by_their_variable(
     assert session.load("tiny", backend="openai", base_url=url).name == "tiny"
 
 
-def test_a_server_without_encryption_is_told_apart(session: Session) -> None:
+def test_server_without_encryption_is_reported(session: Session) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), _Models) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

@@ -20,7 +20,7 @@ from llm_magic.errors import Interrupted, ServerUnreachable
 from llm_magic.session import Session
 from tests.fault_server import FaultServer
 from tests.relay import refuse, relay, socks, tunnel
-from tests.remote_sessions import eventually, questions, session_on, told
+from tests.remote_sessions import checked_message, eventually, questions, session_on
 from tests.scripted import settings, stop_when
 
 
@@ -70,9 +70,9 @@ def test_request_is_sent_through_proxy(
     finally:
         session.close()
     eventually(lambda: server.open_now == 0, "a connection is left open")
-    asked = server.received[-1]
-    assert asked.headers["host"] == "far.example"
-    assert asked.headers["authorization"] == "Bearer a-secret"
+    received = server.received[-1]
+    assert received.headers["host"] == "far.example"
+    assert received.headers["authorization"] == "Bearer a-secret"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_unusable_proxy_is_reported(proxy: str, why: str, monkeypatch: pytest.Mo
     with pytest.raises(ServerUnreachable) as caught:
         session.load("tiny", backend="vllm", base_url="http://far.example:8000")
     session.close()
-    message = told(caught.value)
+    message = checked_message(caught.value)
     host = proxy.rpartition("://")[2].rpartition("@")[2]
     assert message.startswith(f"The proxy {host} cannot connect to")
     assert why in message
@@ -101,7 +101,7 @@ def test_unknown_host_of_proxy_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ServerUnreachable) as caught:
         session.load("tiny", backend="vllm", base_url="http://far.example:8000")
     session.close()
-    message = told(caught.value)
+    message = checked_message(caught.value)
     assert "[Errno" not in message
     assert "no.such.host.invalid:3128" in message
     assert "HTTP_PROXY" in message
@@ -115,7 +115,7 @@ def test_malformed_no_proxy_is_ignored(
     with pytest.raises(ServerUnreachable, match=r"set NO_PROXY=far\.example if no proxy") as caught:
         session.load("tiny", backend="vllm", base_url="http://far.example:8000")
     session.close()
-    told(caught.value)
+    checked_message(caught.value)
 
 
 def test_host_in_no_proxy_is_connected_directly(
@@ -164,13 +164,13 @@ def ask_far(scheme: str) -> None:
 def test_encrypted_request_is_tunneled_through_proxy_with_credentials(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, far_tls: ssl.SSLContext
 ) -> None:
-    asked: list[bytes] = []
-    with relay(server.port, negotiate=tunnel(asked, far_tls)) as port:
+    received: list[bytes] = []
+    with relay(server.port, negotiate=tunnel(received, far_tls)) as port:
         through(monkeypatch, f"http://user:p%20w@127.0.0.1:{port}")
         ask_far("https")
-    assert len(asked) == 1
-    assert asked[0].startswith(b"CONNECT far.example:443 HTTP/1.1\r\n")
-    assert b"Proxy-Authorization: Basic dXNlcjpwIHc=\r\n" in asked[0]
+    assert len(received) == 1
+    assert received[0].startswith(b"CONNECT far.example:443 HTTP/1.1\r\n")
+    assert b"Proxy-Authorization: Basic dXNlcjpwIHc=\r\n" in received[0]
     assert all("proxy-authorization" not in request.headers for request in server.received)
 
 
@@ -192,28 +192,28 @@ def test_tunnel_that_proxy_refuses_is_reported(
             ServerUnreachable, match=rf"The proxy .*{status[:3].decode()}"
         ) as caught:
             ask_far("https")
-    told(caught.value)
+    checked_message(caught.value)
 
 
 @pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
 def test_socks_proxy_resolves_host_and_carries_requests(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
-    asked: list[bytes] = []
-    with relay(server.port, negotiate=socks(asked)) as port:
+    received: list[bytes] = []
+    with relay(server.port, negotiate=socks(received)) as port:
         through(monkeypatch, f"{scheme}://127.0.0.1:{port}")
         ask_far("http")
-    assert asked == [b"far.example" + (80).to_bytes(2, "big")]
+    assert received == [b"far.example" + (80).to_bytes(2, "big")]
 
 
-def test_refusal_of_socks_proxy_is_reported(
+def test_socks_proxy_that_rejects_is_reported(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with relay(server.port, negotiate=socks([], reply=2)) as port:
         through(monkeypatch, f"socks5://127.0.0.1:{port}")
         with pytest.raises(ServerUnreachable, match=r"The proxy .* cannot connect") as caught:
             ask_far("http")
-    told(caught.value)
+    checked_message(caught.value)
 
 
 def test_missing_socks_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,8 +246,8 @@ def test_server_that_listens_on_ipv6_only_is_reached(
 
 
 def test_encrypted_connection_is_closed_at_once_on_interrupt(far_tls: ssl.SSLContext) -> None:
-    """A busy server does not answer the end of TLS: only the end of TCP shows that nobody waits."""
-    began, ended = threading.Event(), threading.Event()
+    """A busy server does not answer the end of TLS: only the end of TCP shows that no client waits."""
+    began, finished = threading.Event(), threading.Event()
 
     def serve(listener: socket.socket) -> None:
         for _ in range(2):
@@ -261,7 +261,7 @@ def test_encrypted_connection_is_closed_at_once_on_interrupt(far_tls: ssl.SSLCon
             raw.settimeout(5)
             while raw.recv(65536):
                 pass
-        ended.set()
+        finished.set()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, args=[listener])
@@ -273,6 +273,6 @@ def test_encrypted_connection_is_closed_at_once_on_interrupt(far_tls: ssl.SSLCon
         stop_when(began)
         with pytest.raises(Interrupted):
             session.generate("?")
-        assert ended.wait(4)
+        assert finished.wait(4)
         session.close()
         thread.join()

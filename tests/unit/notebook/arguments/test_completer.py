@@ -52,7 +52,7 @@ def names() -> Iterator[Candidates]:
         session.ask(Request("?"), background=True).result()
         before = list(backend.events)
         yield Candidates(cast(Any, shell), session)
-        assert backend.events == before  # nobody was asked
+        assert backend.events == before  # no backend was called
 
 
 def completed(line: str, names: Candidates, cell: str = "") -> list[str] | None:
@@ -96,8 +96,8 @@ def completed(line: str, names: Candidates, cell: str = "") -> list[str] | None:
         ("%%llm --stop a --st|", ["%%llm --stop a --stop"]),  # as often as you like
         ("%%llm -t |", []),
         ("%%llm hello|", []),
-        ("%llm Tell me |", []),
-        ("%llm -t 0 Tell me --te|", []),
+        ("%llm Give me |", []),
+        ("%llm -t 0 Give me --te|", []),
         ("%llm -- --te|", []),
         ("%llm Which of {ro|", ["%llm Which of {rows"]),
         ("%llm Which of {ro|}?", ["%llm Which of {rows}?"]),
@@ -227,8 +227,8 @@ def test_typed_tokens_match_parsed_words(line: str) -> None:
     except OptionError:
         assert last.quote
     else:
-        is_there = last.start < len(line)
-        assert [word.text for word in (*done, *([last] if is_there else ()))] == read
+        is_typed = last.start < len(line)
+        assert [word.text for word in (*done, *([last] if is_typed else ()))] == read
     assert last.start <= len(line)
 
 

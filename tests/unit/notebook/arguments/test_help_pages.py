@@ -70,8 +70,7 @@ def test_load_options_are_grouped_by_backend() -> None:
     text = page("llm_load")
     _, local, server, ollama = text.split("With -b ")
     for spec in registry.load_specs().values():
-        assert spec.flag is not None
-        flag = f"{spec.flag.names[-1]} "
+        flag = f"{spec.flags[-1]} "
         assert (flag in local) == (spec.backends == ("local",)), spec.name
         assert (flag in server) == (len(spec.backends) == 4), spec.name
     assert "default auto" in local
@@ -89,7 +88,7 @@ def test_examples_are_valid_lines(name: str) -> None:
             assert parser.parse_with_prompt(name, line).prompt
         else:
             parsed = parser.parse(name, line)
-            changes = parsed.values.get("changes")
+            changes = parsed.get("changes")
             GenerationConfig().replace(**parser.assignments(changes or []))
             if MAGICS[name].options == "loading":
                 assert registry.load_config(Settings(), parsed.options)

@@ -12,7 +12,7 @@ from llm_magic.notebook.arguments.magic_options import MAGICS
 def test_no_option_means_two_things(name: str) -> None:
     names = [n for argument in magic_options.arguments(name) for n in argument.names]
     assert len(names) == len(set(names))
-    dests = [magic_options.dest(argument) for argument in magic_options.arguments(name)]
+    dests = [argument.dest for argument in magic_options.arguments(name)]
     assert len(dests) == len(set(dests))
 
 

@@ -17,7 +17,6 @@ from llm_magic.notebook.arguments.parser import (
     assignments,
     parse,
     parse_with_prompt,
-    split_arguments,
     split_line,
 )
 
@@ -26,7 +25,7 @@ PROMPT_START = st.characters(exclude_categories=["Cs"], exclude_characters="-")
 
 def given_values(parsed: Parsed) -> dict[str, Any]:
     """Return the arguments that were on the line."""
-    return {name: value for name, value in parsed.values.items() if value is not None}
+    return {name: value for name, value in parsed.items() if value is not None}
 
 
 @pytest.mark.parametrize(
@@ -60,14 +59,18 @@ def test_unclosed_quote_is_an_option_error(line: str) -> None:
         ("# all of it", []),
         ("a  # why", ["a"]),
         ("a\t#why # and more", ["a"]),
-        ("model#2 --name '# 1' \"#2\" x'#'# #", ["model#2", "--name", "# 1", "#2", "x##"]),
-        ("--stop '#' # it's a comment", ["--stop", "#"]),
+        ("model#2 '# 1' \"#2\" x'#'# #", ["model#2", "# 1", "#2", "x##"]),
         ("a\xa0#b \f#c # why", ["a\xa0#b", "\f#c"]),
-        ('-p x={"a": "#1 \\" # 2"} # "why', ["-p", 'x={"a": "#1 \\" # 2"}']),
     ],
 )
 def test_a_comment_ends_a_line(line: str, expected: list[str]) -> None:
-    assert split_arguments("llm", line) == expected
+    assert parse("llm_config", line)["changes"] == expected
+
+
+def test_a_number_sign_in_a_value_starts_no_comment() -> None:
+    assert parse("llm", "--stop '#' # it's a comment").options == {"stop": ("#",)}
+    params = parse("llm", '-p x={"a": "#1 \\" # 2"} # "why').options["extra"]
+    assert params == {"x": {"a": '#1 " # 2'}}
 
 
 def test_a_comment_is_no_argument() -> None:
@@ -107,15 +110,15 @@ def test_a_value_in_quotes_may_hold_what_looks_like_an_option() -> None:
 
 
 @given(PROMPT_START, st.text())
-def test_prompt_without_options_is_unchanged(first: str, rest: str) -> None:
-    prompt = (first + rest).strip()
+def test_prompt_without_options_is_unchanged(first: str, following: str) -> None:
+    prompt = (first + following).strip()
     if not prompt.startswith("-"):
-        assert parse_with_prompt("llm", first + rest).prompt == prompt
+        assert parse_with_prompt("llm", first + following).prompt == prompt
 
 
 @given(PROMPT_START, st.text())
-def test_prompt_after_options_is_unchanged(first: str, rest: str) -> None:
-    prompt = (first + rest).strip()
+def test_prompt_after_options_is_unchanged(first: str, following: str) -> None:
+    prompt = (first + following).strip()
     if not prompt.startswith("-"):
         parsed = parse_with_prompt("llm", f"-t 0 -s 'a b' --literal {prompt}")
         assert parsed.prompt == prompt
@@ -350,10 +353,7 @@ def test_what_is_not_given_is_none_and_not_a_default() -> None:
         ("llm_unload", "--al", '%llm_unload has no option --al. Did you mean "--all"?'),
         ("llm", "hello", "'hello' is not an option of %%llm. Put the prompt below the first line"),
         ("llm", "-b", '%llm has no option -b. Did you mean "--bg"?'),
-        ("llm", "--background", "%llm has no option --background."),
-        ("llm", "--raw", "%llm has no option --raw."),
         ("llm", "-f raw", "invalid choice: 'raw'"),
-        ("llm_load", "--no-wait", "%llm_load has no option --no-wait."),
         ("llm", "-f html", "invalid choice: 'html'"),
         ("llm", "-t", "expected one argument"),
         ("llm", "-p x", "-p x: write -p key=value"),
@@ -368,6 +368,15 @@ def test_error_is_one_line_with_next_step(magic: str, line: str, message: str) -
         parse(magic, line)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("magic", "name", "ours"),
+    [("llm", "raw", "--literal"), ("llm", "background", "--bg"), ("llm_load", "no-wait", "--bg")],
+)
+def test_option_of_other_tools_suggests_ours(magic: str, name: str, ours: str) -> None:
+    with pytest.raises(OptionError, match=f'has no option --{name}. Did you mean "{ours}"'):
+        parse(magic, f"--{name}")
 
 
 def test_assignments() -> None:

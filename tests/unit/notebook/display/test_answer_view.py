@@ -34,7 +34,7 @@ def shell() -> Iterator[None]:
 
 
 class Clock:
-    """Stands for the module `time`: it moves when it is told to."""
+    """Replaces the module `time`; the test sets the time."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -67,7 +67,9 @@ class Shown:
         self, shell: InteractiveShell = NOTEBOOK, *, live: bool = True, **values: Any
     ) -> None:
         self.response = unstarted(INFO)
-        self.view = answer_view.view(shell, self.response, {**DEFAULTS, **values}, live)
+        self.view = answer_view.view(
+            shell, self.response, {**DEFAULTS, **values}, LiveArea(live=live)
+        )
 
     def add(self, text: str = "", **chunk: Any) -> None:
         """Add a chunk and call the view."""
@@ -84,7 +86,7 @@ def plain(output: RichOutput) -> str:
     return str(output.data["text/plain"])
 
 
-def words(output: RichOutput) -> str:
+def visible_text(output: RichOutput) -> str:
     return re.sub("<[^>]*>", "", str(output.data["text/html"])).strip()
 
 
@@ -106,7 +108,7 @@ def test_the_first_words_are_shown_at_once_and_then_replaced(clock: Clock) -> No
     assert shown.outputs[3].transient["display_id"] != outputs[0].transient["display_id"]
     assert [o.update for o in outputs] == [False, True, True]
     assert len({o.transient["display_id"] for o in outputs}) == 1
-    assert words(outputs[1]) == "Paris."
+    assert visible_text(outputs[1]) == "Paris."
     assert plain(outputs[2]) == (
         "Paris.\n\ntiny · 3 → 2 tokens · first after 0.10 s · 30 tokens/s · 1 MB"
     )
@@ -115,16 +117,16 @@ def test_the_first_words_are_shown_at_once_and_then_replaced(clock: Clock) -> No
 
 
 def test_many_tokens_make_few_updates_and_the_last_one_is_whole() -> None:
-    words = [f"word{n} " for n in range(2000)]
+    pieces = [f"word{n} " for n in range(2000)]
     began = time.monotonic()
     with capture_output() as shown:
         answer = Shown()
-        for word in words:
+        for word in pieces:
             answer.add(word)
         elapsed = time.monotonic() - began
         answer.finish()
     assert 2 <= len(shown.outputs) <= 3 + elapsed / 0.05
-    assert plain(shown.outputs[-1]).startswith("".join(words).strip())
+    assert plain(shown.outputs[-1]).startswith("".join(pieces).strip())
     assert "word1999" in shown.outputs[-1].data["text/html"]
 
 
@@ -185,7 +187,7 @@ def test_a_reader_without_html_gets_the_first_words_and_the_last(clock: Clock) -
     assert [output.data.get("text/plain") for output in shown.outputs] == ["a", None, None, "abc"]
 
 
-def test_thoughts_are_one_line_until_they_can_be_unfolded(clock: Clock) -> None:
+def test_reasoning_is_one_line_while_the_answer_grows(clock: Clock) -> None:
     with capture_output() as shown:
         answer = Shown(quiet=True)
         assert answer.view.pause() == 0
@@ -212,7 +214,7 @@ def test_what_is_pending_is_drawn_while_nothing_comes(clock: Clock) -> None:
         answer.view.draw()
         clock.now += 1
         answer.view.draw()  # nothing new
-    assert [words(output) for output in shown.outputs] == ["a", "ab"]
+    assert [visible_text(output) for output in shown.outputs] == ["a", "ab"]
 
 
 def test_silence_is_explained_after_a_moment(clock: Clock) -> None:
@@ -224,11 +226,11 @@ def test_silence_is_explained_after_a_moment(clock: Clock) -> None:
         clock.now += 1
         answer.view.draw()
         answer.add("Yes")
-    assert [words(output) for output in shown.outputs] == ["tiny · thinking … 1 s", "Yes"]
+    assert [visible_text(output) for output in shown.outputs] == ["tiny · thinking … 1 s", "Yes"]
     assert shown.outputs[1].update
 
 
-def test_without_live_output_there_is_one_output_and_it_is_whole() -> None:
+def test_without_live_output_only_the_whole_answer_is_shown() -> None:
     with capture_output() as shown:
         answer = Shown(live=False)
         for text in ("Par", "is"):
@@ -244,7 +246,7 @@ def test_without_live_output_there_is_one_output_and_it_is_whole() -> None:
     [("stop", ""), ("length", "\n\ncut off at 2 tokens (--max-new-tokens)"),
      ("cancelled", "\n\nstopped by you; incomplete"), ("truncated", "\n\nended early; incomplete")],
 )  # fmt: skip
-def test_quiet_leaves_the_footer_away_but_not_how_it_ended(
+def test_quiet_hides_the_footer_and_shows_why_an_answer_is_incomplete(
     finish: FinishReason, label: str
 ) -> None:
     with capture_output() as shown:
@@ -270,7 +272,7 @@ def test_json_is_made_readable(text: str, shown_text: str) -> None:
     assert plain(shown.outputs[-1]) == shown_text
 
 
-def test_what_is_no_json_is_shown_as_it_is_and_said_so() -> None:
+def test_invalid_json_is_shown_unchanged_with_the_error() -> None:
     with capture_output() as shown:
         answer = Shown(format="json", quiet=True)
         answer.add('{"a": ')
@@ -305,7 +307,7 @@ def test_a_terminal_gets_text_and_a_notebook_html() -> None:
 
 def test_a_load_shows_a_bar_and_then_its_lines(clock: Clock) -> None:
     with capture_output() as shown:
-        load = LoadView(NOTEBOOK, live=True)
+        load = LoadView(NOTEBOOK, LiveArea(live=True))
         load.progress("org/<m>", None)
         assert shown.outputs == []
         load.progress("org/<m>", Progress("reading the weights", 0.5, "2 of 4"))
@@ -325,21 +327,21 @@ def test_a_load_shows_a_bar_and_then_its_lines(clock: Clock) -> None:
     assert [output.update for output in shown.outputs] == [False, True, True]
 
 
-def test_a_load_says_only_its_end_where_there_is_no_notebook(
+def test_a_load_in_a_terminal_shows_only_its_result(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    load = LoadView(TERMINAL, live=True)
+    load = LoadView(TERMINAL, LiveArea(live=True))
     load.progress("m", Progress("reading", 0.5))
     load.waiting("m", None)
     load.waiting("m", Progress("reading", 0.6))
     load.finish(["ready", "gone"])
     assert capsys.readouterr().out == "Loading m …\nready\ngone\n"
     with capture_output() as shown:
-        still = LoadView(NOTEBOOK, live=False)
+        still = LoadView(NOTEBOOK, LiveArea(live=False))
         still.progress("m", Progress("reading", 0.5))
         still.finish(["ready"])
     assert [plain(output) for output in shown.outputs] == ["ready"]
-    assert LiveArea(live=False).due is False
+    assert LiveArea(live=False).wait > 0
 
 
 def test_what_waited_for_an_answer_goes_where_none_comes(clock: Clock) -> None:
@@ -347,22 +349,22 @@ def test_what_waited_for_an_answer_goes_where_none_comes(clock: Clock) -> None:
         waiting = Shown()
         clock.now += 1.0
         waiting.view.draw()
-        waiting.view.leave()
+        waiting.view.clear()
         answered = Shown()
         answered.add("Paris.")
         answered.finish()
-        answered.view.leave()
+        answered.view.clear()
     shown = captured.outputs
     assert "thinking" in plain(shown[0])
-    assert (plain(shown[1]), words(shown[1])) == ("", "")
-    assert words(shown[-1]).startswith("Paris.")
+    assert (plain(shown[1]), visible_text(shown[1])) == ("", "")
+    assert visible_text(shown[-1]).startswith("Paris.")
 
 
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"a": "\\ud83d"}', '```json\n["\\ud83d"]\n```'],
     ids=["deep", "half a character", "in a block"],
 )  # fmt: skip
-def test_json_that_nobody_can_show_is_shown_all_the_same(text: str) -> None:
+def test_json_that_cannot_be_indented_is_shown(text: str) -> None:
     with capture_output() as shown:
         answer = Shown(format="json")
         answer.add(text)

@@ -9,7 +9,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from llm_magic.notebook.magics import register, unregister
 from llm_magic.session import Session
-from tests.scripted import ScriptedBackend, say, scripted_session
+from tests.scripted import ScriptedBackend, scripted_session, whole_answer
 from tests.shell import ipython
 
 Terminal = tuple[InteractiveShell, Session, ScriptedBackend]
@@ -33,7 +33,7 @@ def test_the_block_is_the_next_prompt(
     terminal: Terminal, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shell, _session, backend = terminal
-    backend.will(*say("Do:\n```python\nx = 1\n```\n"))
+    backend.will(*whole_answer("Do:\n```python\nx = 1\n```\n"))
     typed(shell, "%llm -f code --quiet Do it.")
     assert shell.rl_next_input == "x = 1"
     assert capsys.readouterr().out == "Do:\n```python\nx = 1\n```\n"
@@ -68,7 +68,7 @@ def test_system_prompt_is_filled_reported_and_removed(
     typed(shell, '%llm -c s -s "You speak {langauge}." One')
     assert "langauge" in capsys.readouterr().out
     typed(shell, '%llm -c s -s "You speak {language}." Two')
-    assert backend.asked[-1].messages[0].content == "You speak French."
+    assert backend.requests[-1].messages[0].content == "You speak French."
     typed(shell, '%llm -c s -s "" Three')
-    assert {m.role for m in backend.asked[-1].messages} == {"user", "assistant"}
+    assert {m.role for m in backend.requests[-1].messages} == {"user", "assistant"}
     assert session.chats.get("s").system == ""

@@ -10,8 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm_magic.notebook.display import markdown
-from llm_magic.notebook.display.incremental_markdown import IncrementalMarkdown
-from llm_magic.notebook.display.markdown_limits import MAX_MARKDOWN
+from llm_magic.notebook.display.markdown import MAX_MARKDOWN, IncrementalMarkdown
 from tests.benchmarks.producer import tokens
 from tests.payloads import payloads, violations
 
@@ -91,7 +90,7 @@ def test_costly_text_is_plain_and_is_not_parsed_again() -> None:
 
 
 def test_same_text_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    parser, parsed = markdown.parser(), []
+    parser, parsed = markdown.parser(has_formulas=False), []
     parse = parser.parse
 
     def counted(text: str, *others: object) -> object:
@@ -105,7 +104,7 @@ def test_same_text_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_closed_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    parser, parsed = markdown.parser(), []
+    parser, parsed = markdown.parser(has_formulas=False), []
     parse = parser.parse
 
     def record(text: str, *others: object) -> object:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_magic.notebook.display import highlight
-from llm_magic.notebook.display.markdown import code_blocks, escape_pre, render, render_code
+from llm_magic.notebook.display.code_cells import code_blocks
+from llm_magic.notebook.display.markdown import escape_pre, render, render_code
 from tests.payloads import payloads, violations
 
 _FRAGMENTS = [*"`~*_[]()<>!#-+|\\$\"'&;:=/{}\n\t a1", "\n\n", "    ", "> ", "- ", "1. ", "|-|\n"]

@@ -1,4 +1,4 @@
-"""What the magics say, word for word."""
+"""The exact lines and tables that magics show."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_line_of_a_model_that_is_ready() -> None:
          "SmolLM2-135M-Instruct · local"),
     ],
 )  # fmt: skip
-def test_the_line_of_a_model_leaves_away_what_is_unknown(changes: Any, line: str) -> None:
+def test_the_line_of_a_model_omits_unknown_values(changes: Any, line: str) -> None:
     assert messages.model_line(dataclasses.replace(INFO, **changes)) == line
 
 
@@ -159,7 +159,7 @@ def test_the_settings() -> None:
         assert lines[0].split() == ["setting", "value", "range", "meaning"]
         assert lines[2].startswith("temperature         0.7    0 to 2           0 always takes")
         assert lines[6].startswith("seed                none   0 to 4294967295")
-        session.configure(temperature=0.2, stop=["END"])
+        session.generation.update(temperature=0.2, stop=["END"])
         text = repr(messages.config_table(session))
         assert "temperature         0.2 *" in text
         assert "('END',) *" in text

@@ -11,6 +11,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from llm_magic.notebook.display import answer_view
 from llm_magic.notebook.display.answer_view import PlainView
+from llm_magic.notebook.display.live_output import LiveArea
 from llm_magic.types import Chunk, FinishReason, Message, ModelInfo, Reply, Timing, Usage
 from tests.scripted import unstarted
 
@@ -27,8 +28,8 @@ def reply(text: str, finish: FinishReason = "stop") -> Reply:
 
 def test_plain_text_streams_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
     answer = unstarted(INFO)
-    view = answer_view.view(TERMINAL, answer, DEFAULTS, live=True)
-    view.note(("{x} is not defined here",))
+    view = answer_view.view(TERMINAL, answer, DEFAULTS, LiveArea(live=True))
+    answer_view.write_notes(("{x} is not defined here",))
     for text in ("Par", "is"):
         answer.add(Chunk(text=text))
         view.draw()
@@ -52,7 +53,7 @@ def test_plain_text_can_go_without_a_footer(
     values: dict[str, Any], finish: FinishReason, end: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answer = unstarted(INFO)
-    view = answer_view.view(NOTEBOOK, answer, {**DEFAULTS, **values}, live=True)
+    view = answer_view.view(NOTEBOOK, answer, {**DEFAULTS, **values}, LiveArea(live=True))
     assert isinstance(view, PlainView)
     answer.add(Chunk(text="<b>Paris</b>"))
     answer.reply = reply("<b>Paris</b>", finish)
@@ -74,7 +75,7 @@ def test_words_reach_a_terminal_at_once(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("sys.stdout", terminal := Terminal())
     answer = unstarted(INFO)
-    view = answer_view.view(TERMINAL, answer, DEFAULTS, live=True)
+    view = answer_view.view(TERMINAL, answer, DEFAULTS, LiveArea(live=True))
     for text in ("Par", "is"):
         answer.add(Chunk(text=text))
         view.draw()
@@ -96,7 +97,7 @@ def test_json_is_checked_and_indented_when_it_is_whole(
 ) -> None:
     values = {**DEFAULTS, "format": "json", "plain": True, "quiet": True}
     answer = unstarted(INFO)
-    view = answer_view.view(NOTEBOOK, answer, values, live=True)
+    view = answer_view.view(NOTEBOOK, answer, values, LiveArea(live=True))
     for letter in text:
         answer.add(Chunk(text=letter))
         view.draw()

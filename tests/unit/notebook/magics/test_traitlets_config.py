@@ -41,7 +41,7 @@ def test_every_setting_is_a_trait_with_its_help(
     shell: InteractiveShell, session: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert list(LLMMagics.class_traits(config=True)) == sorted(GenerationConfig.model_fields)
-    session.configure(top_k=7)
+    session.generation.update(top_k=7)
     config(shell, "LLMMagics")
     page = " ".join(capsys.readouterr().out.split())
     for name, spec in specs(GenerationConfig).items():
@@ -54,7 +54,7 @@ def test_every_setting_is_a_trait_with_its_help(
 def test_a_trait_and_the_session_are_the_same(shell: InteractiveShell, session: Session) -> None:
     config(shell, "LLMMagics.temperature = 0.2")
     assert session.generation.temperature == 0.2
-    session.configure(temperature=0.5)
+    session.generation.update(temperature=0.5)
     assert config(shell, "LLMMagics.temperature") == 0.5
     config(shell, "LLMMagics.top_k = None")
     assert session.generation.config == GenerationConfig(temperature=0.5, top_k=None)
@@ -73,7 +73,7 @@ def test_a_wrong_value_is_our_line_and_changes_nothing(
     assert session.generation.changed == frozenset()
 
 
-def test_who_observes_a_trait_is_told(shell: InteractiveShell, session: Session) -> None:
+def test_observer_of_a_trait_is_called(shell: InteractiveShell, session: Session) -> None:
     (magics,) = (one for one in shell.configurables if isinstance(one, LLMMagics))
     seen = []
     LLMMagics.class_traits()

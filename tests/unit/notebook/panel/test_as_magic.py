@@ -159,7 +159,7 @@ def test_a_question_can_be_repeated(
     notebook.run("%llm_load org/tiny")
     notebook.session.reset()
     notebook.run(scripted.panel.magic.value)
-    ours, theirs = scripted.backend.asked[-1], notebook.backend.asked[-1]
+    ours, theirs = scripted.backend.requests[-1], notebook.backend.requests[-1]
     assert theirs.messages[-1].content == ours.messages[-1].content.strip("\n")
     assert theirs.config == ours.config
     assert bool(notebook.session.chats.all()) == chat
@@ -195,20 +195,20 @@ def test_the_line_of_a_load_names_any_address(url: str) -> None:
 @settings(max_examples=300)
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.none())
 def test_the_line_of_a_setting_has_every_digit(value: float | None) -> None:
-    words = parser.parse("llm_config", config_line({"seed": value})[12:])["changes"]
-    said = parser.assignments(words)["seed"]
-    assert isinstance(said, str)
+    tokens = parser.parse("llm_config", config_line({"seed": value})[12:])["changes"]
+    found = parser.assignments(tokens)["seed"]
+    assert isinstance(found, str)
     read = int if isinstance(value, int) else float
-    assert (None if said == "none" else read(said)) == value
+    assert (None if found == "none" else read(found)) == value
 
 
 @settings(max_examples=200, deadline=None)
 @given(prompt=PROMPTS.map(_trimmed).filter(bool))
 def test_the_cell_of_a_question_asks_any_prompt(prompt: str, one_notebook: Notebook) -> None:
-    said: dict[str, Any] = {}
+    found: dict[str, Any] = {}
 
     def llm(line: str, cell: str) -> None:
-        said.update(parser.parse("llm", line).values, prompt=cell.strip("\n"))
+        found.update(parser.parse("llm", line), prompt=cell.strip("\n"))
 
     magics = one_notebook.shell.magics_manager.magics["cell"]
     usual, magics["llm"] = magics["llm"], llm
@@ -216,6 +216,6 @@ def test_the_cell_of_a_question_asks_any_prompt(prompt: str, one_notebook: Noteb
         one_notebook.run(ask_cell(prompt, "panel"))
     finally:
         magics["llm"] = usual
-    assert said["prompt"] == prompt.strip("\n")
-    assert said["chat"] == "panel"
-    assert said["literal"] or "{" not in prompt
+    assert found["prompt"] == prompt.strip("\n")
+    assert found["chat"] == "panel"
+    assert found["literal"] or "{" not in prompt

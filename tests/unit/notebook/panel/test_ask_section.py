@@ -19,9 +19,9 @@ from tests.panels import (
     send,
     shown_error,
     until,
-    words,
+    visible_text,
 )
-from tests.scripted import Hang, Pause, say
+from tests.scripted import Hang, Pause, whole_answer
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def scripted() -> Iterator[Scripted]:
 
 
 def answer(panel: ControlPanel) -> str:
-    return words(panel.asking.answer.value)
+    return visible_text(panel.asking.answer.value)
 
 
 def ask(panel: ControlPanel, text: str) -> None:
@@ -53,7 +53,7 @@ def test_ctrl_enter_and_the_button_send_the_same(scripted: Scripted) -> None:
     put(panel.asking.prompt, "three four")
     press(panel.asking.send)
     until(lambda: is_idle(panel) and "three four three four" in answer(panel))
-    assert [asked.messages[-1].content for asked in scripted.backend.asked] == [
+    assert [prepared.messages[-1].content for prepared in scripted.backend.requests] == [
         "one two", "three four",
     ]  # fmt: skip
     assert scripted.session.last is not None
@@ -64,7 +64,7 @@ def test_ctrl_enter_and_the_button_send_the_same(scripted: Scripted) -> None:
 
 def test_the_answer_grows_and_is_markdown(scripted: Scripted) -> None:
     panel, hang = scripted.panel, Hang()
-    scripted.backend.will("**bo", "ld**", hang, *say(" and `code`"))
+    scripted.backend.will("**bo", "ld**", hang, *whole_answer(" and `code`"))
     send(panel, "?")
     until(lambda: "<strong>bold</strong>" in panel.asking.answer.value)
     assert (panel.asking.take.value, panel.asking.take.code) == ("", "")
@@ -76,13 +76,13 @@ def test_the_answer_grows_and_is_markdown(scripted: Scripted) -> None:
 
 def test_answer_without_text_shows_thinking(scripted: Scripted) -> None:
     panel, hang = scripted.panel, Hang()
-    scripted.backend.will(hang, *say("x"))
+    scripted.backend.will(hang, *whole_answer("x"))
     send(panel, "why?")
     assert "why? thinking …" in answer(panel)
-    until(lambda: "Answering" in words(panel.status.value))
+    until(lambda: "Answering" in visible_text(panel.status.value))
     hang.go.set()
     until(lambda: is_idle(panel) and "thinking" not in answer(panel))
-    until(lambda: "Ready" in words(panel.status.value))
+    until(lambda: "Ready" in visible_text(panel.status.value))
 
 
 @pytest.mark.parametrize("before", [(), ("half an ", "answer ")])
@@ -94,7 +94,7 @@ def test_stop_ends_answer_and_labels_it(scripted: Scripted, before: tuple[str, .
     until(lambda: "".join(before).strip() in answer(panel))
     press(panel.asking.stop)
     until(lambda: is_idle(panel))
-    until(lambda: scripted.backend.asked[-1].ended == "closed")
+    until(lambda: scripted.backend.requests[-1].outcome == "closed")
     until(lambda: "stopped by you" in answer(panel), "it does not say that it was stopped")
     assert not any(word in answer(panel) for word in ("thinking", "…"))
     until(lambda: panel.asking.take.value == "".join(before).strip())
@@ -119,9 +119,9 @@ def test_status_is_correct_while_stopped_model_finishes(scripted: Scripted) -> N
     assert hang.reached.wait(5)
     press(panel.asking.stop)
     panel.draw()
-    said = words(panel.asking.note.value) + str(panel.asking.stop.tooltip)
+    hint = visible_text(panel.asking.note.value) + str(panel.asking.stop.tooltip)
     hang.go.set()
-    assert "cell" not in said, "no cell is answering"
+    assert "cell" not in hint, "no cell is answering"
     until(lambda: is_idle(panel))
 
 
@@ -143,7 +143,7 @@ def test_an_empty_prompt_is_refused(scripted: Scripted, prompt: str) -> None:
     send(scripted.panel, prompt)
     assert "The prompt is empty." in shown_error(scripted.panel)
     assert "%%llm" not in shown_error(scripted.panel), "there is no cell here"
-    assert (scripted.backend.asked, scripted.panel.magic.value) == ([], "")
+    assert (scripted.backend.requests, scripted.panel.magic.value) == ([], "")
 
 
 def test_prompt_without_model_shows_next_step() -> None:
@@ -169,11 +169,11 @@ def test_a_second_question_waits_for_the_first(scripted: Scripted) -> None:
     assert scripted.panel.magic.value == "%%llm\nfirst"
     hang.go.set()
     until(lambda: is_idle(scripted.panel))
-    assert len(scripted.backend.asked) == 1
+    assert len(scripted.backend.requests) == 1
 
 
 def test_reasoning_is_folded(scripted: Scripted) -> None:
-    scripted.backend.will(Chunk(reasoning="let me see", tokens=1, time=1.0), *say("Paris"))
+    scripted.backend.will(Chunk(reasoning="let me see", tokens=1, time=1.0), *whole_answer("Paris"))
     ask(scripted.panel, "?")
     assert "<details" in scripted.panel.asking.answer.value
     until(lambda: scripted.panel.asking.take.value == "Paris")
@@ -181,7 +181,7 @@ def test_reasoning_is_folded(scripted: Scripted) -> None:
 
 def test_the_first_block_of_code_can_be_taken(scripted: Scripted) -> None:
     code = "def f(x):\n    if x:\n\n        return 'a'\n    return {}"
-    scripted.backend.will(*say(f"Here:\n\n```python\n{code}\n```\n\n```\nother\n```"))
+    scripted.backend.will(*whole_answer(f"Here:\n\n```python\n{code}\n```\n\n```\nother\n```"))
     ask(scripted.panel, "?")
     until(lambda: scripted.panel.asking.take.code == code)
     ask(scripted.panel, "no code")
@@ -195,18 +195,18 @@ def test_chat_sends_earlier_turns_until_cleared(scripted: Scripted) -> None:
     ask(panel, "first")
     assert panel.asking.prompt.value == ""
     ask(panel, "second")
-    contents = [message.content for message in scripted.backend.asked[-1].messages]
+    contents = [message.content for message in scripted.backend.requests[-1].messages]
     assert contents == ["first", "first", "second"]
-    assert words(panel.asking.turns.value) == "first first"
+    assert visible_text(panel.asking.turns.value) == "first first"
     assert "second" in answer(panel)
     press(panel.asking.clear)
     assert (scripted.session.chats.all(), panel.asking.turns.value) == ([], "")
     assert (panel.asking.answer.value, panel.asking.note.value) == ("", "")
     ask(panel, "third")
-    assert [m.content for m in scripted.backend.asked[-1].messages] == ["third"]
+    assert [m.content for m in scripted.backend.requests[-1].messages] == ["third"]
     put(panel.asking.chat, False)
     ask(panel, "alone")
-    assert [m.content for m in scripted.backend.asked[-1].messages] == ["alone"]
+    assert [m.content for m in scripted.backend.requests[-1].messages] == ["alone"]
     assert chats(scripted) == [("third", "third")]
 
 
@@ -217,11 +217,11 @@ def test_turns_that_a_cell_made_stale_are_neither_shown_nor_sent(scripted: Scrip
     session.ask(Request("one", chat="panel", key="cell")).result()
     for question in ("two", "three"):
         ask(panel, question)
-    assert words(panel.asking.turns.value) == "one one two two"
+    assert visible_text(panel.asking.turns.value) == "one one two two"
     session.ask(Request("uno", chat="panel", key="cell")).result()
-    until(lambda: words(panel.asking.turns.value) == "uno uno")
+    until(lambda: visible_text(panel.asking.turns.value) == "uno uno")
     ask(panel, "four")
-    contents = [message.content for message in scripted.backend.asked[-1].messages]
+    contents = [message.content for message in scripted.backend.requests[-1].messages]
     assert contents == ["uno", "uno", "four"]
 
 
@@ -230,9 +230,9 @@ def test_the_counter_is_of_the_conversation_against_the_context(scripted: Script
     ask(panel, "alone in no conversation")
     put(panel.asking.chat, True)
     until(lambda: panel.asking.clear.layout.display == "")
-    assert words(panel.asking.note.value) == "", "that was no part of it"
+    assert visible_text(panel.asking.note.value) == "", "that was no part of it"
     ask(panel, "one two")
-    assert words(panel.asking.note.value) == "9 tokens of context used of 8,192 (0%)"
+    assert visible_text(panel.asking.note.value) == "9 tokens of context used of 8,192 (0%)"
 
 
 def test_clear_while_an_answer_is_written_leaves_nothing_of_it(scripted: Scripted) -> None:
@@ -240,7 +240,7 @@ def test_clear_while_an_answer_is_written_leaves_nothing_of_it(scripted: Scripte
     put(panel.asking.chat, True)
     until(lambda: panel.asking.clear.layout.display == "")
     ask(panel, "first")
-    scripted.backend.will("second", hang, *say(" end"))
+    scripted.backend.will("second", hang, *whole_answer(" end"))
     send(panel, "second")
     assert hang.reached.wait(5)
     if not panel.asking.clear.disabled:

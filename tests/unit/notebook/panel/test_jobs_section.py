@@ -18,7 +18,7 @@ from tests.panels import (
     scripted_panel,
     send,
     until,
-    words,
+    visible_text,
 )
 from tests.payloads import payloads
 from tests.scripted import Hang, Step
@@ -40,7 +40,7 @@ def scripted() -> Iterator[Scripted]:
         yield made
 
 
-def begin(scripted: Scripted, prompt: str, *script: Step) -> Response:
+def start(scripted: Scripted, prompt: str, *script: Step) -> Response:
     if script:
         scripted.backend.will(*script)
     response = scripted.session.ask(Request(prompt), background=True)
@@ -49,14 +49,14 @@ def begin(scripted: Scripted, prompt: str, *script: Step) -> Response:
 
 
 def rows(scripted: Scripted) -> list[str]:
-    """Return what somebody reads of the list."""
+    """Return the visible rows."""
     section = scripted.panel.jobs
     if section.box.layout.display == "none":
         return []
-    there = zip(section._rows, section.labels, section.stops, strict=True)
+    shown = zip(section.rows, section.labels, section.stops, strict=True)
     return [
-        words(said.value) + (" [Stop]" if stop.layout.display != "none" else "")
-        for row, said, stop in there
+        visible_text(label.value) + (" [Stop]" if stop.layout.display != "none" else "")
+        for row, label, stop in shown
         if row.layout.display != "none"
     ]
 
@@ -71,7 +71,7 @@ def test_section_is_hidden_without_jobs(scripted: Scripted) -> None:
 
 def test_a_job_runs_and_ends(scripted: Scripted) -> None:
     hang = Hang()
-    job = begin(scripted, "Count   to\n two.", "one", hang, " two")
+    job = start(scripted, "Count   to\n two.", "one", hang, " two")
     until(lambda: rows(scripted) == ["running job 1 · tiny · 1 token Count to two. [Stop]"])
     hang.go.set()
     job.result()
@@ -80,8 +80,8 @@ def test_a_job_runs_and_ends(scripted: Scripted) -> None:
 
 
 def test_each_has_its_stop_and_its_magic(scripted: Scripted) -> None:
-    first = begin(scripted, "One", "a", Hang())
-    second = begin(scripted, "Two", "b", Hang())
+    first = start(scripted, "One", "a", Hang())
+    second = start(scripted, "Two", "b", Hang())
     until(lambda: [row[:7] for row in rows(scripted)] == ["running", "running"])
     press(scripted.panel.jobs.stops[1])
     until(lambda: second.done)
@@ -92,10 +92,10 @@ def test_each_has_its_stop_and_its_magic(scripted: Scripted) -> None:
 
 def test_those_that_run_come_first_and_the_list_stays_short(scripted: Scripted) -> None:
     for number in range(5):
-        begin(scripted, f"quick {number}").result()
-    running = [begin(scripted, f"slow {number}", Hang()) for number in range(8)]
+        start(scripted, f"quick {number}").result()
+    running = [start(scripted, f"slow {number}", Hang()) for number in range(8)]
     until(lambda: len(rows(scripted)) == 6 and rows(scripted)[5].startswith("waiting job 11"))
-    assert words(scripted.panel.jobs.more.value) == "and 5 more: %llm_jobs"
+    assert visible_text(scripted.panel.jobs.more.value) == "and 5 more: %llm_jobs"
     for job in running:
         job.cancel()
     until(lambda: len(rows(scripted)) == 3)
@@ -107,16 +107,16 @@ def test_those_that_run_come_first_and_the_list_stays_short(scripted: Scripted) 
 
 def test_a_failed_job_and_hostile_words(scripted: Scripted) -> None:
     for text in payloads("http://127.0.0.1:1").values():
-        begin(scripted, text, GenerationFailed(text))
+        start(scripted, text, GenerationFailed(text))
     until(lambda: all(job.done for job in scripted.session.jobs.all))
     scripted.panel.draw()
     assert [row.split()[0] for row in rows(scripted)] == ["failed"] * 3
-    for said in scripted.panel.jobs.labels:
-        assert harm(said.value) == []
+    for label in scripted.panel.jobs.labels:
+        assert harm(label.value) == []
 
 
 def test_a_panel_of_a_closed_session_stops_nothing(scripted: Scripted) -> None:
-    job = begin(scripted, "One", "a", Hang())
+    job = start(scripted, "One", "a", Hang())
     until(lambda: len(rows(scripted)) == 1)
     scripted.session.close()
     assert job.state == "stopped"
@@ -124,7 +124,7 @@ def test_a_panel_of_a_closed_session_stops_nothing(scripted: Scripted) -> None:
 
 
 def test_the_stop_of_the_prompt_leaves_jobs_alone(scripted: Scripted) -> None:
-    job = begin(scripted, "One", "a", Hang())
+    job = start(scripted, "One", "a", Hang())
     until(lambda: len(rows(scripted)) == 1)
     assert is_idle(scripted.panel), "it is about the panel's questions and those of cells"
     scripted.backend.will("b", Hang())
@@ -138,7 +138,7 @@ def test_the_stop_of_the_prompt_leaves_jobs_alone(scripted: Scripted) -> None:
 
 def test_a_click_that_comes_late_means_the_job_that_was_seen(scripted: Scripted) -> None:
     first, second = Hang(), Hang()
-    one, two = begin(scripted, "one", first), begin(scripted, "two", second)
+    one, two = start(scripted, "one", first), start(scripted, "two", second)
     section = scripted.panel.jobs
     until(lambda: len(rows(scripted)) == 2)
     button = next(stop for stop in section.stops if stop.description == f"Stop {one.number}")

@@ -17,7 +17,7 @@ from llm_magic.backends.registry import load_specs, names
 from llm_magic.errors import LLMMagicError, ModelNotFound
 from llm_magic.notebook.panel import ControlPanel
 from llm_magic.types import Progress
-from tests.panels import Scripted, press, put, scripted_panel, shown_error, until, words
+from tests.panels import Scripted, press, put, scripted_panel, shown_error, until, visible_text
 from tests.scripted import scripted_session
 
 
@@ -27,8 +27,8 @@ def empty() -> Iterator[Scripted]:
         yield scripted
 
 
-def told(panel: ControlPanel) -> str:
-    return words(panel.loading.result.value)
+def result_text(panel: ControlPanel) -> str:
+    return visible_text(panel.loading.result.value)
 
 
 def is_shown(panel: ControlPanel, name: str) -> bool:
@@ -41,12 +41,17 @@ def test_load_loads_what_was_chosen_and_unload_lets_it_go(empty: Scripted) -> No
     put(panel.loading.model, " org/big ")
     press(panel.loading.load)
     until(lambda: session.status().active_model == "big")
-    until(lambda: re.search(r"ready in 0\.\d s", told(panel)) is not None)
-    until(lambda: "Ready" in words(panel.status.value) and "big" in words(panel.status.value))
+    until(lambda: re.search(r"ready in 0\.\d s", result_text(panel)) is not None)
+    until(
+        lambda: (
+            "Ready" in visible_text(panel.status.value)
+            and "big" in visible_text(panel.status.value)
+        )
+    )
     press(panel.loading.unload)
     assert session.status().models == ()
-    assert "Unloaded big" in told(panel)
-    assert "Inactive" in words(panel.status.value)
+    assert "Unloaded big" in result_text(panel)
+    assert "Inactive" in visible_text(panel.status.value)
     assert panel.loading.unload.disabled
 
 
@@ -61,7 +66,7 @@ def test_keep_keeps_the_loaded_models() -> None:
         put(scripted.panel.loading.keep, True)
         press(scripted.panel.loading.load)
         until(lambda: len(scripted.session.status().models) == 2)
-        until(lambda: "also loaded: tiny" in words(scripted.panel.status.value))
+        until(lambda: "also loaded: tiny" in visible_text(scripted.panel.status.value))
 
 
 @pytest.mark.parametrize("backend", names())
@@ -85,12 +90,12 @@ def test_a_load_in_the_background_shows_its_progress_and_can_be_stopped(empty: S
     press(panel.loading.load)
     assert hang.reached.wait(5)
     until(lambda: 'value="0.250"' in panel.loading.result.value)
-    assert "fetching (1 of 4 <GB>)" in told(panel)
+    assert "fetching (1 of 4 <GB>)" in result_text(panel)
     assert (panel.loading.load.disabled, panel.loading.unload.disabled) == (True, True)
-    until(lambda: "Loading" in words(panel.status.value))
+    until(lambda: "Loading" in visible_text(panel.status.value))
     press(panel.loading.stop)
-    until(lambda: told(panel) == "Stopped loading.")
-    until(lambda: "Inactive" in words(panel.status.value))
+    until(lambda: result_text(panel) == "Stopped loading.")
+    until(lambda: "Inactive" in visible_text(panel.status.value))
     until(lambda: not panel.loading.load.disabled)
     until(lambda: panel.loading.stop.layout.display == "none")
     assert "load default cancelled" in backend.events
@@ -100,7 +105,7 @@ def test_progress_without_a_share_is_a_bar_without_a_value(empty: Scripted) -> N
     empty.backend.reports["load"] = [Progress("reading")]
     hang = empty.backend.hang("load")
     press(empty.panel.loading.load)
-    until(lambda: told(empty.panel) == "reading")
+    until(lambda: result_text(empty.panel) == "reading")
     assert "<progress" in empty.panel.loading.result.value
     assert "value=" not in empty.panel.loading.result.value
     hang.go.set()
@@ -115,9 +120,12 @@ def test_failed_load_shows_error_and_no_bar(empty: Scripted, error: Exception) -
     press(panel.loading.load)
     until(lambda: "<progress" in panel.loading.result.value)
     hang.go.set()
-    until(lambda: "Failed" in words(panel.status.value))
+    until(lambda: "Failed" in visible_text(panel.status.value))
     until(
-        lambda: str(error) in " ".join([shown_error(panel), told(panel), words(panel.status.value)])
+        lambda: (
+            str(error)
+            in " ".join([shown_error(panel), result_text(panel), visible_text(panel.status.value)])
+        )
     )
     until(lambda: "<progress" not in panel.loading.result.value, "the bar stays")
     assert not panel.loading.load.disabled
@@ -130,7 +138,7 @@ def test_the_next_load_takes_the_complaint_away(empty: Scripted) -> None:
     until(lambda: shown_error(panel) == "There is no such model.")
     del empty.backend.trouble["check"]
     press(panel.loading.load)
-    until(lambda: "ready" in told(panel))
+    until(lambda: "ready" in result_text(panel))
     assert shown_error(panel) == ""
 
 
@@ -138,14 +146,14 @@ def test_the_complaint_of_a_load_that_fails_at_once_stays(
     empty: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     panel, session = empty.panel, empty.session
-    begin = session.load_later
+    load_later = session.load_later
 
-    def begin_and_end(model: str | None, **about: Any) -> Future[LoadResult]:
-        future = begin(model, **about)
+    def start_and_end(model: str | None, **about: Any) -> Future[LoadResult]:
+        future = load_later(model, **about)
         wait([future], timeout=5)
         return future
 
-    monkeypatch.setattr(session, "load_later", begin_and_end)
+    monkeypatch.setattr(session, "load_later", start_and_end)
     empty.backend.trouble["check"] = ModelNotFound("There is no such model.")
     press(panel.loading.load)
     assert shown_error(panel) == "There is no such model."
@@ -166,15 +174,15 @@ def test_a_drawing_that_began_while_loading_does_not_cover_what_came_of_it(
         seen = look()
         hang.go.set()
         until(lambda: look().status == "Ready")
-        time.sleep(0.1)  # for what is told of it
+        time.sleep(0.1)  # for its message
         return seen
 
     with monkeypatch.context() as patch:
         patch.setattr(session, "status", look_and_wait)
         panel.loading.draw()
-    until(lambda: "ready in" in told(panel))
+    until(lambda: "ready in" in result_text(panel))
     time.sleep(0.5)  # for a drawing that takes it away
-    assert "ready in" in told(panel)
+    assert "ready in" in result_text(panel)
 
 
 @pytest.mark.parametrize(
@@ -210,10 +218,10 @@ def test_a_load_that_a_cell_waits_for_is_shown_and_its_bar_goes_with_it(empty: S
     hang = backend.hang("load")
     cell = threading.Thread(target=empty.session.load, args=("org/tiny",))
     cell.start()
-    until(lambda: "reading" in told(panel))
+    until(lambda: "reading" in result_text(panel))
     hang.go.set()
     cell.join(5)
-    until(lambda: "Ready" in words(panel.status.value))
+    until(lambda: "Ready" in visible_text(panel.status.value))
     until(lambda: "<progress" not in panel.loading.result.value, "the bar stays")
 
 
@@ -221,12 +229,12 @@ def test_load_of_waiting_cell_can_be_stopped_or_shows_hint(
     empty: Scripted,
 ) -> None:
     hang = empty.backend.hang("load")
-    ended = threading.Event()
+    finished = threading.Event()
 
     def cell() -> None:
         with pytest.raises(LLMMagicError, match="Stopped"):
             empty.session.load("org/tiny")
-        ended.set()
+        finished.set()
 
     thread = threading.Thread(target=cell)
     thread.start()
@@ -234,15 +242,15 @@ def test_load_of_waiting_cell_can_be_stopped_or_shows_hint(
     until(lambda: empty.panel.loading.load.disabled)
     stop = empty.panel.loading.stop
 
-    def is_there() -> bool:
+    def is_listed() -> bool:
         return not stop.disabled and stop.layout.display != "none"
 
-    until(lambda: is_there() or "■" in told(empty.panel), "neither a button nor a hint")
+    until(lambda: is_listed() or "■" in result_text(empty.panel), "neither a button nor a hint")
     stopped = True
-    if is_there():
+    if is_listed():
         press(stop)
-        stopped = ended.wait(10)
-    if not ended.is_set():
+        stopped = finished.wait(10)
+    if not finished.is_set():
         empty.session.interrupt()
     thread.join(5)
     assert stopped, "the button is there and does nothing"

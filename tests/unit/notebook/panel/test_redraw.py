@@ -11,8 +11,8 @@ import pytest
 from llm_magic.notebook.panel import ControlPanel
 from llm_magic.notebook.panel.redraw import PERIOD_S, Refresher
 from llm_magic.types import Chunk, Usage
-from tests.panels import Scripted, is_idle, scripted_panel, send, shown_error, until, words
-from tests.scripted import Hang, Pause, Step, say
+from tests.panels import Scripted, is_idle, scripted_panel, send, shown_error, until, visible_text
+from tests.scripted import Hang, Pause, Step, whole_answer
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def timers() -> list[threading.Thread]:
 
 
 class Drawer:
-    """Draws as slowly as it is told to, and remembers when, and how many at once."""
+    """Draws for a given time, and records the times and how many ran at once."""
 
     def __init__(self, cost: float = 0.0) -> None:
         self.cost, self.state = cost, 0
@@ -90,7 +90,7 @@ def test_a_drawing_that_fails_is_not_the_last_one() -> None:
         raise ZeroDivisionError
 
     def ignore(_args: threading.ExceptHookArgs) -> None:
-        """Say nothing: it was on purpose."""
+        """Ignore an expected error."""
 
     usual, threading.excepthook = threading.excepthook, ignore
     refresher = Refresher(draw)
@@ -131,7 +131,7 @@ def test_two_thousand_tokens_are_drawn_a_few_times_a_second(scripted: Scripted) 
     began = time.monotonic()
     send(panel, "count")
     until(lambda: is_idle(panel) and "1999" in panel.asking.answer.value, within=20)
-    until(lambda: "Ready" in words(panel.status.value))
+    until(lambda: "Ready" in visible_text(panel.status.value))
     # One when it is sent, one when it ends, and at most one every `PERIOD_S` between.
     most = 3 + (time.monotonic() - began) / PERIOD_S
     assert counts["answer"] <= most
@@ -140,19 +140,19 @@ def test_two_thousand_tokens_are_drawn_a_few_times_a_second(scripted: Scripted) 
 
 def test_status_line_shows_state_model_device_memory_and_speed(scripted: Scripted) -> None:
     panel, hang = scripted.panel, Hang()
-    said = words(panel.status.value)
-    assert said.startswith("Ready tiny · local cpu bf16 · 269 MB · 8192 ctx")
-    assert "this process 2 kB" in said
-    assert "free of" in said
+    shown = visible_text(panel.status.value)
+    assert shown.startswith("Ready tiny · local cpu bf16 · 269 MB · 8192 ctx")
+    assert "this process 2 kB" in shown
+    assert "free of" in shown
     assert "<meter" in panel.status.value
-    assert "tokens/s" not in said
+    assert "tokens/s" not in shown
     chunks = [Chunk(text="x", tokens=1, time=1.0), Chunk(text="y", tokens=4, time=2.0)]
-    scripted.backend.will(*chunks, hang, *say())
+    scripted.backend.will(*chunks, hang, *whole_answer())
     send(panel, "?")
-    until(lambda: "4.0 tokens/s now" in words(panel.status.value))
-    assert words(panel.status.value).startswith("Answering tiny")
+    until(lambda: "4.0 tokens/s now" in visible_text(panel.status.value))
+    assert visible_text(panel.status.value).startswith("Answering tiny")
     hang.go.set()
-    until(lambda: "4.0 tokens/s last answer" in words(panel.status.value))
+    until(lambda: "4.0 tokens/s last answer" in visible_text(panel.status.value))
 
 
 def test_only_words_that_seldom_change_are_read_aloud(scripted: Scripted) -> None:
@@ -175,7 +175,7 @@ def test_a_session_that_is_closed_leaves_no_thread(scripted: Scripted) -> None:
 def test_a_panel_draws_what_many_threads_change(scripted: Scripted) -> None:
     def change(number: int) -> None:
         for step in range(20):
-            scripted.session.configure(top_k=1 + number * 20 + step)
+            scripted.session.generation.update(top_k=1 + number * 20 + step)
 
     threads = [threading.Thread(target=change, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -188,8 +188,8 @@ def test_a_panel_draws_what_many_threads_change(scripted: Scripted) -> None:
 
 
 def test_new_panel_shows_current_session(scripted: Scripted) -> None:
-    scripted.session.configure(top_k=3)
+    scripted.session.generation.update(top_k=3)
     other = ControlPanel(scripted.session)
     assert other.settings.numbers["top_k"].value == 3
     assert other.settings.numbers["top_k"].changed
-    assert "Ready tiny" in words(other.status.value)
+    assert "Ready tiny" in visible_text(other.status.value)

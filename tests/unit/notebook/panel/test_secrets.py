@@ -30,12 +30,12 @@ from tests.panels import (
     send,
     shown_error,
     until,
-    words,
+    visible_text,
 )
 from tests.payloads import payloads
-from tests.scripted import ScriptedBackend, say, settings
+from tests.scripted import ScriptedBackend, settings, whole_answer
 from tests.shell import ipython
-from tests.wire import Hold, json_answer, refusal
+from tests.wire import Hold, error_answer, json_answer
 
 KEY = "sk-test-4f9b27c1d8e3a650"
 NAME = "PANEL_TEST_KEY"
@@ -65,11 +65,11 @@ def scripted() -> Iterator[Scripted]:
         yield made
 
 
-def told(panel: ControlPanel) -> str:
-    return words(panel.loading.result.value)
+def shown_text(panel: ControlPanel) -> str:
+    return visible_text(panel.loading.result.value)
 
 
-def kept(panel: ControlPanel) -> str:
+def saved_state(panel: ControlPanel) -> str:
     """Return everything that a page or a saved notebook gets to know."""
     return json.dumps([Widget.get_manager_state(), panel.static_html()])
 
@@ -81,17 +81,19 @@ def test_the_models_of_a_server_are_listed_and_a_key_is_nowhere(
     put(panel.loading.options["key_env"], NAME)
     put(panel.loading.options["base_url"], server.url)
     until(lambda: panel.loading.model.options == ("tiny", "big"))
-    until(lambda: "2 models." in told(panel))
+    until(lambda: "2 models." in shown_text(panel))
     put(panel.loading.model, "tiny")
     press(panel.loading.load)
-    until(lambda: "Ready" in words(panel.status.value))
+    until(lambda: "Ready" in visible_text(panel.status.value))
     assert panel.magic.value == (
         f"%llm_load tiny -b openai --base-url {server.url} --key-env {NAME}"
     )
     send(panel, "hello you")
-    until(lambda: is_idle(panel) and "hello you hello you" in words(panel.asking.answer.value))
-    assert NAME in kept(panel)
-    assert KEY not in kept(panel)
+    until(
+        lambda: is_idle(panel) and "hello you hello you" in visible_text(panel.asking.answer.value)
+    )
+    assert NAME in saved_state(panel)
+    assert KEY not in saved_state(panel)
 
 
 def test_the_list_is_refreshed(panel: ControlPanel, server: FaultServer) -> None:
@@ -109,27 +111,27 @@ def test_the_list_is_refreshed(panel: ControlPanel, server: FaultServer) -> None
 def test_unreachable_server_is_reported(panel: ControlPanel, server: FaultServer) -> None:
     server.stop()
     put(panel.loading.options["base_url"], server.url)
-    until(lambda: str(server.port) in told(panel))
+    until(lambda: str(server.port) in shown_text(panel))
     assert panel.loading.model.options == ()
     server.start()
     server.key = None
     press(panel.loading.list)
-    until(lambda: "2 models." in told(panel))
+    until(lambda: "2 models." in shown_text(panel))
 
 
 def test_missing_and_wrong_keys_are_reported_without_value(
     panel: ControlPanel, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(panel.loading.options["base_url"], server.url)
-    until(lambda: "requires an API key" in told(panel))
+    until(lambda: "requires an API key" in shown_text(panel))
     put(panel.loading.options["key_env"], NAME)
     press(panel.loading.list)
-    until(lambda: f"{NAME} is not set" in told(panel))
+    until(lambda: f"{NAME} is not set" in shown_text(panel))
     monkeypatch.setenv(NAME, "sk-wrong-000")
-    server.will(MODELS, *refusal(401, "Incorrect API key provided: sk-wrong-000."))
+    server.will(MODELS, *error_answer(401, "Incorrect API key provided: sk-wrong-000."))
     press(panel.loading.list)
-    until(lambda: "rejected the key" in told(panel))
-    assert "sk-wrong" not in kept(panel)
+    until(lambda: "rejected the key" in shown_text(panel))
+    assert "sk-wrong" not in saved_state(panel)
 
 
 def test_a_list_that_comes_late_is_not_taken_for_another_server(panel: ControlPanel) -> None:
@@ -153,8 +155,8 @@ def test_key_in_wrong_field_is_cleared(panel: ControlPanel, name: str, typed: st
     assert shown_error(panel)
     assert KEY not in shown_error(panel)
     press(panel.loading.load)
-    assert KEY not in shown_error(panel) + told(panel)
-    assert KEY not in kept(panel), "a saved notebook may have it"
+    assert KEY not in shown_error(panel) + shown_text(panel)
+    assert KEY not in saved_state(panel), "a saved notebook may have it"
 
 
 # Hostile texts
@@ -165,7 +167,9 @@ def test_hostile_answer_prompt_and_reasoning_are_harmless(scripted: Scripted, na
     panel, text = scripted.panel, payloads()[name]
     put(panel.asking.chat, True)
     for _ in range(2):
-        scripted.backend.will(Chunk(reasoning=text, tokens=1, time=1.0), *say(f"{text}\n\n{text}"))
+        scripted.backend.will(
+            Chunk(reasoning=text, tokens=1, time=1.0), *whole_answer(f"{text}\n\n{text}")
+        )
         send(panel, f"? {text}")
         until(lambda: is_idle(panel) and "tokens" in panel.asking.answer.value)
     assert panel.asking.turns.value
@@ -219,8 +223,8 @@ def test_magic_shows_panel_and_static_text(shell: InteractiveShell) -> None:
         run(shell, "%llm_panel")
     still, live = captured.outputs
     assert "The llm_magic control panel" in still.data["text/plain"]
-    assert "temperature 0.25" in words(still.data["text/html"])
-    assert "Run %llm_panel to open it." in words(still.data["text/html"])
+    assert "temperature 0.25" in visible_text(still.data["text/html"])
+    assert "Run %llm_panel to open it." in visible_text(still.data["text/html"])
     assert harm(still.data["text/html"]) == []
     assert "application/vnd.jupyter.widget-view+json" in live.data
     assert len(live.data["text/plain"]) < 200, "nobody reads the repr of a VBox"

@@ -59,9 +59,9 @@ def test_a_number_goes_both_ways_and_can_be_left_to_the_model(
     assert shown_error(panel) == ""
     put(control, None)
     assert getattr(session.generation, name) is None
-    session.configure(**{name: 1})
+    session.generation.update(**{name: 1})
     until(lambda: control.value == 1)
-    session.configure(**{name: None})
+    session.generation.update(**{name: None})
     until(lambda: control.value is None)
     assert control.changed == (before is not None)
     session.generation.reset()
@@ -122,16 +122,16 @@ def test_stop_texts_go_both_ways(scripted: Scripted, typed: str, texts: tuple[st
     panel, session = scripted.panel, scripted.session
     put(panel.settings.texts["stop"], typed)
     assert session.generation.stop == texts
-    session.configure(stop=("other",))
+    session.generation.update(stop=("other",))
     until(lambda: panel.settings.texts["stop"].value == "other")
-    session.configure(stop=texts)
+    session.generation.update(stop=texts)
     until(lambda: panel.settings.texts["stop"].value == typed)
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "a|b", "|", r"C:\new", "\\", "\t", "a\r"])
 def test_shown_stop_texts_can_be_typed_again(scripted: Scripted, text: str) -> None:
     panel, session = scripted.panel, scripted.session
-    session.configure(stop=(text, "END"))
+    session.generation.update(stop=(text, "END"))
     until(lambda: "END" in panel.settings.texts["stop"].value)
     written = panel.settings.texts["stop"].value
     put(panel.settings.texts["stop"], "")
@@ -153,8 +153,8 @@ def test_what_does_nothing_on_the_active_backend_is_not_shown() -> None:
 
 def test_a_number_that_no_slider_can_hold_does_not_stop_the_drawing(scripted: Scripted) -> None:
     panel, session = scripted.panel, scripted.session
-    session.configure(top_k=10**400)
-    session.configure(temperature=0.25)
+    session.generation.update(top_k=10**400)
+    session.generation.update(temperature=0.25)
     until(lambda: shown(panel)["temperature"] == 0.25)
     assert session.generation.top_k == 10**400
 
@@ -176,7 +176,7 @@ def test_whatever_the_session_takes_is_drawn_and_drawing_changes_nothing(
     session = Session(settings_of(), create=lambda _name: backend)
     panel = ControlPanel(session)
     try:
-        session.configure(**values)
+        session.generation.update(**values)
         before = session.generation.config
         panel.draw()
         assert session.generation.config == before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,10 +21,10 @@ from tests.panels import (
     send,
     shown_error,
     until,
-    words,
+    visible_text,
 )
 from tests.remote_sessions import loop_threads
-from tests.scripted import Hang, say
+from tests.scripted import Hang, whole_answer
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_two_panels_show_the_same_settings_and_status(
     press(other.settings.reset)
     until(lambda: panel.settings.numbers["temperature"].value == 0.7)
     press(other.loading.unload)
-    until(lambda: "Inactive" in words(panel.status.value))
+    until(lambda: "Inactive" in visible_text(panel.status.value))
     until(lambda: panel.loading.unload.disabled)
 
 
@@ -64,7 +64,7 @@ def test_two_panels_continue_one_conversation(scripted: Scripted, other: Control
         put(panel.asking.chat, True)
         send(panel, question)
         until(lambda: is_idle(scripted.panel) and is_idle(other))
-    contents = [message.content for message in scripted.backend.asked[-1].messages]
+    contents = [message.content for message in scripted.backend.requests[-1].messages]
     assert contents == ["first", "first", "second", "second", "third"]
 
 
@@ -77,7 +77,7 @@ def test_a_new_panel_continues_the_conversation_of_a_reloaded_one(scripted: Scri
     put(again.asking.chat, True)
     send(again, "second")
     until(lambda: is_idle(again))
-    contents = [message.content for message in scripted.backend.asked[-1].messages]
+    contents = [message.content for message in scripted.backend.requests[-1].messages]
     assert contents == ["first", "first", "second"]
 
 
@@ -89,7 +89,7 @@ def test_the_answer_of_one_panel_can_be_stopped_in_the_other(
     send(scripted.panel, "?")
     assert hang.reached.wait(5)
     until(lambda: not other.asking.stop.disabled)
-    assert "cell" not in words(other.asking.note.value), "no cell is answering"
+    assert "cell" not in visible_text(other.asking.note.value), "no cell is answering"
     press(other.asking.stop)
     until(lambda: is_idle(scripted.panel) and is_idle(other), "the button does nothing")
 
@@ -110,7 +110,7 @@ def test_starting_panel_answer_is_not_taken_for_a_cell(
 
     def draw() -> None:
         other.draw()
-        seen.append(words(other.asking.note.value))
+        seen.append(visible_text(other.asking.note.value))
 
     hang = Hang()
     scripted.backend.will("a", hang)
@@ -122,33 +122,35 @@ def test_starting_panel_answer_is_not_taken_for_a_cell(
 
 
 def test_stop_ends_the_answer_of_a_cell(scripted: Scripted) -> None:
-    hang, ended = Hang(), threading.Event()
+    hang, finished = Hang(), threading.Event()
     scripted.backend.will("half", hang)
 
     def cell() -> None:
         with pytest.raises(BaseException, match=r"Stopped after 1 token;"):
             scripted.session.generate("?")
-        ended.set()
+        finished.set()
 
     thread = threading.Thread(target=cell)
     thread.start()
     assert hang.reached.wait(5)
-    until(lambda: "A cell is answering" in words(scripted.panel.asking.note.value))
+    until(lambda: "A cell is answering" in visible_text(scripted.panel.asking.note.value))
     assert not scripted.panel.asking.stop.disabled
     press(scripted.panel.asking.stop)
-    assert ended.wait(2)
+    assert finished.wait(2)
     thread.join()
     until(lambda: is_idle(scripted.panel) and scripted.panel.asking.note.value == "")
 
 
 def test_a_panel_asks_while_a_cell_does(scripted: Scripted) -> None:
     hang = Hang()
-    scripted.backend.will("cell", hang, *say(" done"))
+    scripted.backend.will("cell", hang, *whole_answer(" done"))
     thread = threading.Thread(target=scripted.session.generate, args=("?",))
     thread.start()
     assert hang.reached.wait(5)
     send(scripted.panel, "from the panel")
-    until(lambda: "from the panel from the panel" in words(scripted.panel.asking.answer.value))
+    until(
+        lambda: "from the panel from the panel" in visible_text(scripted.panel.asking.answer.value)
+    )
     hang.go.set()
     thread.join(5)
     until(lambda: is_idle(scripted.panel))
@@ -199,8 +201,8 @@ def test_panel_of_closed_session_shows_that_it_is_closed(
 ) -> None:
     scripted.session.close()
     for panel in (scripted.panel, other):
-        assert "Closed" in words(panel.status.value)
-        assert "Run %llm_panel again" in words(panel.status.value)
+        assert "Closed" in visible_text(panel.status.value)
+        assert "Run %llm_panel again" in visible_text(panel.status.value)
         for button in (panel.loading.load, panel.loading.list, panel.asking.send):
             assert button.disabled
 
@@ -227,35 +229,57 @@ def test_closing_while_everything_moves_ends_closed(scripted: Scripted) -> None:
     for _ in range(10):
         scripted.session.load("org/tiny")
         panel = ControlPanel(scripted.session)
-        scripted.backend.will(*say(*["word "] * 200))
+        scripted.backend.will(*whole_answer(*["word "] * 200))
         send(panel, "?")
         scripted.session.close()
-        assert "Closed" in words(panel.status.value)
+        assert "Closed" in visible_text(panel.status.value)
         threading.Event().wait(0.05)
-        assert "Closed" in words(panel.status.value), "drawn over"
+        assert "Closed" in visible_text(panel.status.value), "drawn over"
 
 
-def test_a_panel_that_is_closed_leaves_nothing_behind(scripted: Scripted) -> None:
+def test_closed_panel_leaves_nothing_behind(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = scripted.session
+    called_back: list[object] = []
 
-    def held() -> tuple[int, int, int]:
-        widgets = len(Widget.get_manager_state()["state"])
-        return len(session._listeners._callbacks), len(session._closing), widgets
+    def counted(name: str) -> None:
+        register = getattr(session, name)
 
-    before = held()
+        def registered(callback: Callable[[], None]) -> Callable[[], None]:
+            called_back.append(callback)
+            remove = register(callback)
+
+            def removed() -> None:
+                called_back.remove(callback)
+                remove()
+
+            return removed
+
+        monkeypatch.setattr(session, name, registered)
+
+    counted("listen")
+    counted("when_closed")
+    before = len(Widget.get_manager_state()["state"])
     for _ in range(3):
-        ControlPanel(session).close()
-    assert held() == before, "watchers, closers, widgets"
+        panel = ControlPanel(session)
+        assert len(called_back) == 2
+        panel.close()
+    assert called_back == []
+    assert len(Widget.get_manager_state()["state"]) == before
 
 
 def test_a_cell_that_waits_for_its_first_word_is_shown(scripted: Scripted) -> None:
     hang = Hang()
-    scripted.backend.will(hang, *say("x"))
+    scripted.backend.will(hang, *whole_answer("x"))
     thread = threading.Thread(target=scripted.session.generate, args=("?",))
     thread.start()
     assert hang.reached.wait(5)
     try:
-        until(lambda: "Answering" in words(scripted.panel.status.value), "nobody told the panel")
+        until(
+            lambda: "Answering" in visible_text(scripted.panel.status.value),
+            "nobody told the panel",
+        )
         until(lambda: not scripted.panel.asking.stop.disabled)
     finally:
         hang.go.set()

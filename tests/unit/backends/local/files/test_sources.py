@@ -114,19 +114,13 @@ def test_folder_is_found_by_path_and_by_name(
 def test_gguf_file_is_converted_once_for_all_its_names(session: Session, models: Path) -> None:
     file = models / "one" / "tiny.gguf"
     first = session.load_with_details(str(file))
-    folder = gguf.converted_folder(file)
-    assert first.notes == (f"Converted once to {folder}",)
+    assert first.notes == (f"Converted once to {gguf.converted_folder(file)}",)
     assert (first.info.name, first.info.where) == ("tiny", "gguf")
     assert session.generate("x", max_new_tokens=3).usage.completion_tokens
     for requested in (str(models / "one"), "one/tiny.gguf", "one"):
         session.unload_all()
         again = session.load_with_details(requested)
         assert (again.info.source, again.notes) == (str(file), ())
-    session.unload_all()
-    os.truncate(folder / "tokenizer.json", 0)
-    os.truncate(folder / "model.safetensors", 5000)
-    assert session.load_with_details(str(file)).notes == first.notes
-    assert session.generate("x", max_new_tokens=3).usage.completion_tokens
 
 
 @pytest.mark.usefixtures("no_network")

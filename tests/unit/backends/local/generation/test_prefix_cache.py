@@ -40,7 +40,7 @@ REWRITING = CHATML.replace(
 def session_with(prefix_cache: str) -> Iterator[Session]:
     settings: Any = {"LLM_PREFIX_CACHE": prefix_cache, "DEFAULT_LLM_MAX_NEW_TOKENS": 8}
     session = Session(Settings(**settings, _env_file=None))
-    session.configure(temperature=0, repetition_penalty=1.05)
+    session.generation.update(temperature=0, repetition_penalty=1.05)
     try:
         yield session
     finally:

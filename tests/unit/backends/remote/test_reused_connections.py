@@ -1,4 +1,4 @@
-"""Servers that close the connections they offered to keep: the request that meets that is repeated."""
+"""Servers that close a reusable connection: the request that meets that is repeated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DROPPING = pytest.mark.parametrize("how", ["end-next", "reset-next"])
 
 
 @DROPPING
-def test_request_that_kept_connection_drops_is_repeated_at_once(
+def test_request_that_reused_connection_drops_is_repeated_at_once(
     server: FaultServer, how: Dropping
 ) -> None:
     with session_on(server) as session:
@@ -109,7 +109,7 @@ def test_list_that_breaks_on_new_connection_is_error(server: FaultServer) -> Non
             session.load("tiny", backend="vllm", base_url=server.url)
     finally:
         session.close()
-    assert len(server.asked(MODELS)) == 2
+    assert len(server.requests_to(MODELS)) == 2
 
 
 @DROPPING
