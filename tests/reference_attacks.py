@@ -225,7 +225,12 @@ labelled["a"].sort_index()
 categorical == 1
 categorical.max()
 in_cells.sum()
+abs(labelled)
+labelled == 1
+labelled["a"] + 1
 in_cells.max()
+in_cells.is_unique
+in_cells.is_monotonic_decreasing
 in_cells.str.len()
 df.loc[evil]
 arr[evil]

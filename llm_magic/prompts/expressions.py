@@ -68,6 +68,18 @@ KINDS: Mapping[type[ast.AST], str] = {
 }  # fmt: skip
 _CONVERSIONS: Mapping[str, Callable[[Any], str]] = {"r": repr, "s": str, "a": ascii}
 _MISSING = object()
+_VISITS_CELLS = frozenset(
+    [
+        "str",
+        "dt",
+        "values",
+        "T",
+        "is_unique",
+        "hasnans",
+        "is_monotonic_increasing",
+        "is_monotonic_decreasing",
+    ]
+)
 # Their attributes lead to the code and the variables of running functions.
 _CLOSED = (
     types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.GeneratorType,
@@ -273,7 +285,7 @@ class _Evaluator:
                 f"reads .{name} of a {type(owner).__name__}, which is not on the list{how}"
             )
         require_own(owner, base, name)
-        if name in {"str", "dt", "values", "T"} and kind in ARRAYS:
+        if kind in ARRAYS and name in _VISITS_CELLS:
             require_plain_cells(owner, self._budget)
             columns = name == "T" and kind == "frame"  # one is made for each row
             self._budget.spend(owner.shape[0] * 200 if columns else size(owner))

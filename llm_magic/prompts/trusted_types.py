@@ -349,8 +349,8 @@ def _require_plain_column(column: Any, budget: Budget) -> None:
     dtype = column.dtype
     if _package(type(dtype)) not in {"numpy", "pandas", "polars", "torch"}:
         raise NotAllowed(f"would run the code of the data type {_name(type(dtype))}")
-    if levels := getattr(column, "levels", ()):  # of labels in several columns
-        for level in levels:
+    if family(column) == "index" and column.nlevels > 1:
+        for level in column.levels:
             _require_plain_column(level, budget)
     elif str(dtype) == "category":
         _require_plain_column(dtype.categories, budget)
