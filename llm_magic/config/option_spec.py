@@ -1,4 +1,4 @@
-"""The specification of an option: name, range, help and flag, read from the field that declares it."""
+"""An option: its range, help, flags and control, declared by one annotation of its field."""
 
 from __future__ import annotations
 

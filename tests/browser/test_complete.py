@@ -32,7 +32,7 @@ def choose(lab: Lab, item: str) -> None:
     box.locator(".jp-Completer-item").filter(has_text=item).first.click()
 
 
-def test_the_line_reads_right_after_a_choice(lab: Lab) -> None:
+def test_line_is_correct_after_a_completion(lab: Lab) -> None:
     lab.open([SCRIPTED, "", "", ""])
     lab.run(0)
     lab.page.evaluate(f"() => {{ {_CELLS}[0].model.sharedModel.setSource('%llm_models\\n' + "

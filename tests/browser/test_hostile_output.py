@@ -126,7 +126,7 @@ def test_what_the_package_renders_runs_nothing(lab: Lab, recorder: Recorder) -> 
     _assert_harmless(lab, recorder)
 
 
-def test_control_the_same_texts_as_plain_markdown_do_harm(lab: Lab, recorder: Recorder) -> None:
+def test_control_same_texts_as_plain_markdown_run_scripts(lab: Lab, recorder: Recorder) -> None:
     lab.open([_IMPORTS + _SHOW.format(leak=recorder.url, show="Markdown(text)")])
     lab.start(0)  # one of the payloads even takes the page away, so there is no cell to wait for
     deadline = time.monotonic() + 60

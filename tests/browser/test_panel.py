@@ -48,7 +48,7 @@ def test_panel_loads_prompts_and_stops_real_model(lab: Lab, model_cache: Path) -
     panel.at(".llm-Inactive").wait_for(timeout=30_000)
 
 
-def test_sliders_and_the_magic_are_in_step(lab: Lab) -> None:
+def test_sliders_and_magic_show_the_same_settings(lab: Lab) -> None:
     lab.open([SCRIPTED, "%llm_panel", "%llm_config", "%llm_config temperature=0.25"])
     lab.run(0)
     panel = open_panel(lab, 1)
@@ -84,7 +84,7 @@ def test_sliders_and_the_magic_are_in_step(lab: Lab) -> None:
     until(lambda: value(field) == 0.7 and panel.at(".llm-changed").count() == 0, "no reset")
 
 
-def test_two_panels_are_in_step(lab: Lab) -> None:
+def test_two_panels_show_the_same(lab: Lab) -> None:
     lab.open([SCRIPTED, "%llm_panel", "%llm_panel"])
     lab.run(0)
     one, two = open_panel(lab, 1), open_panel(lab, 2)
@@ -103,7 +103,7 @@ CODE = 'def f(x: int) -> dict[str, int]:\n    if x:\n\n        return {"a": (x)}
 
 
 @pytest.mark.parametrize("keys", [False, True])
-def test_code_goes_into_the_next_cell_as_it_is_and_is_not_run(lab: Lab, keys: bool) -> None:
+def test_code_is_put_into_the_next_cell_and_not_run(lab: Lab, keys: bool) -> None:
     answer = f"Here:\n\n```python\n{CODE}\n```\nThat is it."
     will = f"{SCRIPTED}\nbackend.will(*whole_answer({answer!r}))"
     lab.open([will, "%llm_panel", "'after'", "'last'"])

@@ -29,7 +29,7 @@ def recorder() -> Iterator[Recorder]:
 
 
 def full(lab: Lab) -> Panel:
-    """Return a panel with something everywhere: answer, code, chat, trouble, a changed setting."""
+    """Return a panel with something everywhere: answer, code, chat, an error, a changed setting."""
     scripts = (
         "from tests.scripted import Hang\nbackend.will('one', Hang())\n"
         f"backend.will(*whole_answer({_ANSWER!r}))"
@@ -143,7 +143,7 @@ def test_every_control_has_a_name(lab: Lab) -> None:
     assert len(set(names)) == len(names), "two controls have the same name"
 
 
-def test_everything_is_reached_with_the_tabulator(lab: Lab) -> None:
+def test_tab_key_reaches_every_control(lab: Lab) -> None:
     panel = full(lab)
     panel.box.get_by_role("combobox", name="Backend").focus()
     reached: list[Any] = []
@@ -162,7 +162,7 @@ def test_everything_is_reached_with_the_tabulator(lab: Lab) -> None:
     assert positions == sorted(positions), reached
 
 
-def test_keys_on_buttons_boxes_and_lists_do_what_they_do_everywhere(lab: Lab) -> None:
+def test_keys_on_buttons_boxes_and_lists_have_their_usual_effect(lab: Lab) -> None:
     panel = full(lab)
     keep = panel.check("Keep the conversation")
     keep.focus()
@@ -185,7 +185,7 @@ for text in payloads({leak!r}).values():
 """
 
 
-def test_hostile_words_run_nothing(lab: Lab, recorder: Recorder) -> None:
+def test_hostile_text_runs_nothing(lab: Lab, recorder: Recorder) -> None:
     lab.open([SCRIPTED + _HOSTILE.format(leak=recorder.url), "%llm_panel", _ASK_ALL])
     lab.run(0)
     open_panel(lab, 1)
@@ -227,7 +227,7 @@ def _touch_everything(lab: Lab) -> None:
     lab.page.wait_for_timeout(2000)
 
 
-def test_control_the_same_words_as_plain_html_do_harm(lab: Lab, recorder: Recorder) -> None:
+def test_control_same_text_as_plain_html_runs_scripts(lab: Lab, recorder: Recorder) -> None:
     show = "import ipywidgets\nipywidgets.HTML(payloads({leak!r})['img src'])"
     lab.open(["from tests.payloads import payloads\n" + show.format(leak=recorder.url)])
     lab.start(0)

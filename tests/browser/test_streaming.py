@@ -63,7 +63,7 @@ def _frames(lab: Lab, what: str) -> int:
     return int(lab.page.evaluate(f"() => window.__{what}"))
 
 
-def test_an_answer_grows_in_its_place(lab: Lab, tmp_path: Path) -> None:
+def test_answer_grows_in_one_output(lab: Lab, tmp_path: Path) -> None:
     go_on = tmp_path / "go on"
     script = f"text = {ANSWER!r}{_SCRIPT.format(file=str(go_on))}"
     lab.open([_SETUP, script, "%%llm\nExplain."])
@@ -93,7 +93,7 @@ def test_an_answer_grows_in_its_place(lab: Lab, tmp_path: Path) -> None:
     assert "".join(midway["data"]["text/html"]).count("<pre") == 1
 
 
-def test_nothing_flickers_and_the_page_stays_where_it_is(lab: Lab) -> None:
+def test_update_of_an_answer_neither_flickers_nor_scrolls(lab: Lab) -> None:
     script = f"text = {ANSWER!r} * 3{_SCRIPT.format(file=lab.server.folder.as_posix())}"
     lab.open([_SETUP, script, "%%llm\nExplain.", "# the end"])
     lab.run(0)

@@ -72,7 +72,11 @@ def drawn_tree() -> dict[str, str]:
 
 
 def test_tree_is_that_of_the_package() -> None:
-    found = [path for end in ("py", "js", "css") for path in (ROOT / "llm_magic").rglob(f"*.{end}")]
+    found = [
+        path
+        for end in ("py", "js", "css", "txt")
+        for path in (ROOT / "llm_magic").rglob(f"*.{end}")
+    ]
     files = {str(path.relative_to(ROOT)) for path in found}
     expected = {f for f in files if not f.endswith("__init__.py") or f == "llm_magic/__init__.py"}
     drawn = drawn_tree()

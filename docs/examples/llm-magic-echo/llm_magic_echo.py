@@ -25,7 +25,7 @@ class EchoLoadConfig(LoadConfig):
     pause: Annotated[
         float,
         OptionSpec(
-            "Seconds between two words.", ("--pause",), "S", control=Control("Pause"), minimum=0
+            "Seconds between two pieces.", ("--pause",), "S", control=Control("Pause"), minimum=0
         ),
     ] = 0.0
 
@@ -36,7 +36,7 @@ class EchoBackend(Backend):
     capabilities = Capabilities(in_process=True, local_token_counts=True)
     option_names: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(GenerationConfig.model_fields, UNSUPPORTED),
-        "max_new_tokens": "words",
+        "max_new_tokens": "pieces",
         "stop": "stop",
     }
     pause = 0.0

@@ -27,7 +27,9 @@ def page(name: str) -> str:
     """Return the help page of a magic: summary, usage, options and examples."""
     magic = MAGICS[name]
     blocks = [magic.summary, f"Usage:  {magic.usage}"]
-    blocks += [_block(title, rows) for title, rows in _groups(magic) if rows]
+    for title, rows in _groups(magic):
+        if rows:
+            blocks.append("\n".join([title, *rows] if title else rows))
     if magic.example:
         title = "Examples:" if "\n\n" in magic.example else "Example:"
         blocks += [title, textwrap.indent(magic.example, "    ")]
@@ -36,47 +38,30 @@ def page(name: str) -> str:
 
 def _groups(magic: Magic) -> Iterator[tuple[str, list[str]]]:
     """Yield each group of options with its title."""
-    table = option_specs(magic.options)
+    table, options = option_specs(magic.options), option_arguments(magic.options)
     positional = (magic.positional,) if magic.positional is not None else ()
     yield "", _rows((*positional, *magic.arguments), table)
     if magic.positional is not None and magic.positional.complete == "settings":
-        yield "Settings:", _settings()
-    options = option_arguments(magic.options)
-    if magic.options == "generation":
-        yield (
-            "Generation options (for this call; %llm_config sets them for the session):",
-            _rows(options, table),
-        )
-    elif magic.options == "loading":
-        for backends, group in _by_backends(options, table):
-            yield _title(backends), _rows(group, table, backends=False)
-
-
-def _by_backends(
-    arguments: Iterable[Argument], table: Mapping[str, OptionSpec]
-) -> Iterator[tuple[tuple[str, ...], list[Argument]]]:
-    """Yield the options grouped by their backends: first those of all backends, then the largest group."""
-    groups: dict[tuple[str, ...], list[Argument]] = {}
-    for argument in arguments:
-        groups.setdefault(table[argument.dest].backends, []).append(argument)
-    yield from sorted(groups.items(), key=lambda group: (bool(group[0]), -len(group[1])))
-
-
-def _title(backends: tuple[str, ...]) -> str:
-    return f"With -b {', '.join(backends)}:" if backends else "Backend:"
-
-
-def _settings() -> list[str]:
-    return [
-        _row(f"  {name}", _sentence(spec.help, [*_limits(spec), *_backends(spec)]))
-        for name, spec in option_specs("generation").items()
         # A setting on a line is a text or a number.
-        if spec.kind != "pairs"
-    ]
-
-
-def _block(title: str, rows: list[str]) -> str:
-    return "\n".join([title, *rows] if title else rows)
+        yield (
+            "Settings:",
+            [
+                _row(f"  {name}", _sentence(spec.help, [*_limits(spec), *_backends(spec)]))
+                for name, spec in option_specs("generation").items()
+                if spec.kind != "pairs"
+            ],
+        )
+    if magic.options == "generation":
+        title = "Generation options (for this call; %llm_config sets them for the session):"
+        yield title, _rows(options, table)
+    elif magic.options == "loading":
+        groups: dict[tuple[str, ...], list[Argument]] = {}
+        for option in options:
+            groups.setdefault(table[option.dest].backends, []).append(option)
+        # First the options of all backends, then the largest group.
+        for backends in sorted(groups, key=lambda names: (bool(names), -len(groups[names]))):
+            title = f"With -b {', '.join(backends)}:" if backends else "Backend:"
+            yield title, _rows(groups[backends], table, backends=False)
 
 
 def _rows(

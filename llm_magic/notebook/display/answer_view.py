@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
     from llm_magic.session.response import Response
 
-# Shorter waits need no "thinking" line that flickers away again.
+# During shorter waits a "thinking" line would only flicker.
 _SILENCE_S = 0.3
-# Indented JSON that is longer is shown as it came.
+# If its indented form is longer, JSON is shown as it was received.
 _MAX_INDENTED = 500_000
 
 
 class PlainView:
-    """Streams to stdout, for terminals, logs and ``--plain``; JSON is written when it is whole."""
+    """Streams to stdout, for terminals, logs and ``--plain``; JSON is written when it is complete."""
 
     def __init__(self, response: Response, *, form: str, show_footer: bool) -> None:
         self._response, self._form, self._show_footer = response, form, show_footer
@@ -110,8 +110,6 @@ class RichView:
         self._revision = -1
         self._waiting = ""
         self._has_text = self._has_words = False
-        # Imports what the first word is shown with while the model works on it.
-        self._html("word")
 
     def draw(self) -> None:
         """Draw the first word at once and later ones when it is time; until then, show the wait."""
@@ -123,6 +121,8 @@ class RichView:
                 self._has_text = response.has_text
                 area.draw(self._bundle)
             return
+        # Imports what the first word is shown with, while it is waited for: some 60 ms, once.
+        self._html("word")
         waited = time.monotonic() - self._began
         what = response.notice or self._label
         if (waited > _SILENCE_S or what) and area.wait <= 0:
@@ -138,7 +138,7 @@ class RichView:
     def _bundle(self) -> dict[str, str]:
         response = self._response
         line = reasoning_line(response.reasoning) if response.has_reasoning else ""
-        # It can be unfolded when the answer is whole: every update would fold it again.
+        # Not as an element that can be unfolded, because each update would fold it again.
         html, text = muted(line) if line else "", response.text.strip()
         if text:
             # As `finish` shows it, so that the same text is not rendered twice.
@@ -154,7 +154,7 @@ class RichView:
         return self._markdown.render(text)
 
     def finish(self) -> None:
-        """Draw the whole answer and the lines below it."""
+        """Draw the complete answer and the lines below it."""
         text, lines = _whole(self._response, self._form, self._show_footer)
         body = reasoning_html(self._response.reasoning) if self._response.has_reasoning else ""
         body += self._html(text) + "".join(map(muted, lines))
@@ -246,6 +246,6 @@ def view(
 
 
 def write_notes(notes: Iterable[str]) -> None:
-    """Write notes about a prompt, such as a reference that was left as it is."""
+    """Write notes about a prompt, such as a reference that was not filled in."""
     for text in notes:
         write(f"Note: {text}\n")

@@ -1,11 +1,10 @@
 """Output of background responses: each streams into the cell that started it while others run.
 
-Here, and nowhere else, another thread than the main one displays. The alternatives were measured on
-ipykernel 6.31, 7.3 and 7.4, with a cell that blocks and one under ``%%capture`` run after it: callbacks
-on the kernel's own loop draw nothing until both have ended, and on 6.31 under the wrong cell;
-``display()`` from a thread is captured by the second. A message that carries the header of the cell
-that began the job, sent through the kernel's own IOPub thread (which takes messages from any
-thread), is drawn at once and under the right cell everywhere.
+Only here does another thread than the main one display. These alternatives were measured on ipykernel
+6.31, 7.3 and 7.4, with a cell that blocks and then one under ``%%capture``: callbacks on the kernel's
+loop draw nothing until both have ended, and on 6.31 under the wrong cell; the second cell captures the
+``display()`` of a thread. A message with the header of the first cell, sent through the kernel's IOPub
+thread, which accepts messages from any thread, is drawn at once and under the right cell everywhere.
 """
 
 from __future__ import annotations
@@ -26,10 +25,11 @@ if TYPE_CHECKING:
 
     from llm_magic.session.response import Response
 
-# Where answers are shown once, the cell has ended by then: it is never shown in the cell itself on
-# a fast machine and after it on a slow one.
+# An answer that is shown only once is not shown before its cell has ended, so that saved notebooks do
+# not depend on the speed of the machine.
 _AFTER_CELL_S = 0.3
 _CLOSE_S = 1.0
+_ERROR = "color: var(--jp-error-color1, #d32f2f);"
 
 
 class CellArea(LiveArea):
@@ -40,12 +40,13 @@ class CellArea(LiveArea):
         self._publisher = cast(Any, shell.display_pub)
         self._parent = dict(self._publisher.parent_header)
         self.only_text = plain
-        self.trouble = ""
+        self.error_text = ""
 
     def _publish(self, bundle: dict[str, str], options: dict[str, Any]) -> None:
-        if self.trouble:
-            text = f"{bundle['text/plain']}\n\n{self.trouble}".strip()
-            bundle = mime_bundle(text, bundle["text/html"] + _alarm(self.trouble))
+        if self.error_text:
+            text = f"{bundle['text/plain']}\n\n{self.error_text}".strip()
+            line = f'<div class="{NO_MATH}" style="{_ERROR}">{html.escape(self.error_text)}</div>'
+            bundle = mime_bundle(text, bundle["text/html"] + line)
         if self.only_text:
             bundle = {"text/plain": bundle["text/plain"]}
         if threading.current_thread() is threading.main_thread():
@@ -63,7 +64,7 @@ class CellArea(LiveArea):
 
 
 class BackgroundOutput:
-    """Shows a background response under its cell; where that is impossible, when it is waited for."""
+    """Shows a background response under its cell or, if that is impossible, under ``%llm_wait``."""
 
     def __init__(
         self, shell: InteractiveShell, response: Response, values: dict[str, Any], live: bool
@@ -75,7 +76,7 @@ class BackgroundOutput:
         self._thread: threading.Thread | None = None
         self._began = time.monotonic()
         self._area: CellArea | None = None
-        # A publisher that captures has no way to a cell.
+        # A publisher that captures cannot send to a cell.
         if is_notebook(shell) and hasattr(shell.display_pub, "pub_socket"):
             self._area = CellArea(shell, live=live, plain=values["plain"])
             self._view = RichView(
@@ -87,7 +88,7 @@ class BackgroundOutput:
             )
 
     def replaces(self, job: Response) -> bool:
-        """Return whether this cell started a job when it ran before: its output is gone."""
+        """Return whether an earlier run of this cell started a job, whose output is removed now."""
         other = job.view
         return (
             isinstance(other, BackgroundOutput)
@@ -118,17 +119,17 @@ class BackgroundOutput:
 
     def _finish(self, area: CellArea) -> None:
         response = self._response
-        area.trouble = error_line(response.error) if response.error is not None else ""
-        if area.trouble and not response.text.strip():
+        area.error_text = error_line(response.error) if response.error is not None else ""
+        if area.error_text and not response.text.strip():
             area.show("", "")
         else:
             self._view.finish()
 
     def show_again(self) -> None:
-        """Show how the response ended: under its own cell, where that can be replaced; else here.
+        """Show how the response ended: under its own cell if that output can be updated, else here.
 
-        nbclient drops what comes for a cell that has ended, but an update that the running cell
-        sends reaches the output of the other one.
+        nbclient drops messages for a cell that has ended, but an update from the running cell reaches
+        the output of the other one.
         """
         self.close()
         if self._live and self._area is not None:
@@ -141,9 +142,3 @@ class BackgroundOutput:
         """Wait until the end of the response has been shown."""
         if self._thread is not None:
             self._thread.join(timeout=_CLOSE_S)
-
-
-def _alarm(text: str) -> str:
-    """Return one line of HTML with an error message."""
-    style = "color: var(--jp-error-color1, #d32f2f);"
-    return f'<div class="{NO_MATH}" style="{style}">{html.escape(text)}</div>'

@@ -98,38 +98,34 @@ class CodeCells:
         """Put the first fenced block into the next cell, or with `replace` into the current one."""
         block = next((block for block in code_blocks(reply.text) if block.fenced), None)
         if block is None:
-            self._notify("There is no fenced block of code in the answer, so no cell was filled.")
+            self._show("There is no fenced block of code in the answer, so no cell was filled.")
             return
         if not block.closed and reply.finish_reason != "stop":
-            self._notify("The block of code has no end, so no cell was filled.")
+            self._show("The block of code has no end, so no cell was filled.")
             return
         code = cell_of(block)
         if not replace and cell_id and self._offered.get(cell_id) == code:
-            # Else each run of the whole notebook would add cells.
-            self._copyable(
-                code,
-                "This cell has already put the same code into a cell. Copy it to use it again.",
+            # Otherwise each run of the whole notebook would add cells.
+            message = (
+                "This cell has already put the same code into a cell. Copy it to use it again."
             )
+            self._show(message, code)
             return
         self._shell.set_next_input(code, replace=replace)
         if cell_id and not replace:
             self._offered[cell_id] = code
         if not cell_id and is_notebook(self._shell):
             # A frontend that sends no cell ids, as JupyterLab and VS Code do, may not add cells either.
-            self._copyable(code, "If no cell was filled, copy it from here.")
+            self._show("If no cell was filled, copy it from here.", code)
 
-    def _copyable(self, code: str, message: str) -> None:
-        body = f'<div style="{_COPY_STYLE}">{render_code(code, "python")}</div>{muted(message)}'
-        self._show(f"{code}\n\n{message}", body)
-
-    def _notify(self, message: str) -> None:
-        self._show(message, muted(message))
-
-    def _show(self, plain: str, body: str) -> None:
+    def _show(self, message: str, code: str = "") -> None:
         from IPython.display import display
 
+        plain, html = f"{code}\n\n{message}" if code else message, muted(message)
+        if code:
+            html = f'<div style="{_COPY_STYLE}">{render_code(code, "python")}</div>{html}'
         if is_notebook(self._shell):
-            display(mime_bundle(plain, body), raw=True)  # type: ignore[no-untyped-call]
+            display(mime_bundle(plain, html), raw=True)  # type: ignore[no-untyped-call]
         else:
             write(f"{plain}\n")
 

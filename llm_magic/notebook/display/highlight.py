@@ -9,7 +9,7 @@ from itertools import groupby
 from time import monotonic
 
 # Pygments' lexers slow down quadratically on input made for it, so besides the size there is a
-# time limit, for one block and for a whole text; the code behind it gets no colors.
+# time limit, for one block and for all blocks of a text; the code after that gets no colors.
 _MAX_HIGHLIGHTED = 20_000
 _BLOCK_SECONDS = 0.5
 TEXT_SECONDS = 1.0

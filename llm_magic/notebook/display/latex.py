@@ -4,7 +4,7 @@ The delimiters are ``$…$``, ``$$…$$``, ``\(…\)``, ``\[…\]`` and ``\begin
 other environments of amsmath. JupyterLab's MathJax typesets whatever is TeX. Some of its commands
 write links, styles and ids (``\href``, ``\style``, ``\bbox``, ``\fcolorbox``, ``\mmlToken``, …), load
 code (``\require``) or change every later formula of the page (``\def``). So a formula is typeset only
-if it is made of commands on the list below; of any other its source is shown.
+if it is made of the commands in ``latex_commands.txt``; of any other its source is shown.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -153,8 +154,10 @@ def is_harmless(tex: str) -> bool:
 
 @cache
 def _known_commands() -> frozenset[str]:
+    lines = Path(__file__).with_name("latex_commands.txt").read_text(encoding="utf-8").splitlines()
+    listed = " ".join(line for line in lines if not line.startswith("#")).split()
     # "" stands for the commands of one character, as in `\{` and `\,`.
-    return frozenset({"", "begin", "end", *_SYMBOLS.split(), *_MACROS.split()})
+    return frozenset({"", "begin", "end", *listed})
 
 
 _ENVIRONMENT_NAMES = """
@@ -163,72 +166,3 @@ eqnarray* equation equation* flalign flalign* gather gather* gathered matrix mul
 pmatrix rcases smallmatrix split subarray Vmatrix vmatrix
 """
 _ENVIRONMENTS = frozenset(_ENVIRONMENT_NAMES.split())
-
-# The symbols of MathJax 3.2 (base, ams, gensymb), without the rare ones.
-_SYMBOLS = """
-aleph alpha amalg angle approx approxeq ast asymp backepsilon backprime backsim backsimeq backslash
-barwedge because beta beth between bigcap bigcirc bigcup bigodot bigoplus bigotimes bigsqcup bigstar
-bigtriangledown bigtriangleup biguplus bigvee bigwedge blacklozenge blacksquare blacktriangle
-blacktriangledown blacktriangleleft blacktriangleright bot bowtie Box boxdot boxminus boxplus
-boxtimes bullet Bumpeq bumpeq Cap cap cdot cdotp cdots celsius centerdot checkmark chi circ circeq
-circlearrowleft circlearrowright circledast circledcirc circleddash circledS clubsuit colon
-complement cong coprod Cup cup curlyeqprec curlyeqsucc curlyvee curlywedge curvearrowleft
-curvearrowright dagger daleth dashleftarrow dashrightarrow dashv ddagger ddots degree Delta delta
-Diamond diamond diamondsuit digamma div divideontimes Doteq doteq doteqdot dotplus dotsb dotsc dotsi
-dotsm dotso doublebarwedge doublecap doublecup Downarrow downarrow downdownarrows downharpoonleft
-downharpoonright ell emptyset epsilon eqcirc eqsim eqslantgtr eqslantless equiv eta exists
-fallingdotseq flat forall frown Gamma gamma ge geq geqq geqslant gets gg ggg gggtr gimel gnapprox
-gneq gneqq gnsim gt gtrapprox gtrdot gtreqless gtreqqless gtrless gtrsim gvertneqq hbar heartsuit
-hookleftarrow hookrightarrow hslash iiiint iiint iint Im imath impliedby implies in infty int
-intercal intop iota jmath Join kappa Lambda lambda land langle lbrace lbrack lceil ldotp ldots le
-leadsto Leftarrow leftarrow leftarrowtail leftharpoondown leftharpoonup leftleftarrows
-Leftrightarrow leftrightarrow leftrightarrows leftrightharpoons leftrightsquigarrow leftthreetimes
-leq leqq leqslant lessapprox lessdot lesseqgtr lesseqqgtr lessgtr lesssim lfloor lhd ll llcorner
-Lleftarrow lll llless lmoustache lnapprox lneq lneqq lnot lnsim Longleftarrow longleftarrow
-Longleftrightarrow longleftrightarrow longmapsto Longrightarrow longrightarrow looparrowleft
-looparrowright lor lozenge lparen lrcorner Lsh lt ltimes lVert lvert lvertneqq mapsto measuredangle
-mho micro mid models mp mu multimap nabla natural ncong ne nearrow neg neq nexists ngeq ngeqq
-ngeqslant ngtr ni nLeftarrow nleftarrow nLeftrightarrow nleftrightarrow nleq nleqq nleqslant nless
-nmid notin nparallel nprec npreceq nRightarrow nrightarrow nshortmid nshortparallel nsim nsubseteq
-nsubseteqq nsucc nsucceq nsupseteq nsupseteqq ntriangleleft ntrianglelefteq ntriangleright
-ntrianglerighteq nu nVDash nVdash nvDash nvdash nwarrow odot ohm oint Omega omega omicron ominus
-oplus oslash otimes owns parallel partial perp perthousand Phi phi Pi pi pitchfork pm prec
-precapprox preccurlyeq preceq precnapprox precneqq precnsim precsim prime prod propto Psi psi rangle
-rbrace rbrack rceil Re restriction rfloor rhd rho Rightarrow rightarrow rightarrowtail
-rightharpoondown rightharpoonup rightleftarrows rightleftharpoons rightrightarrows rightsquigarrow
-rightthreetimes risingdotseq rmoustache rparen Rrightarrow Rsh rtimes rVert rvert S searrow setminus
-sharp shortmid shortparallel Sigma sigma sim simeq smallfrown smallint smallsetminus smallsmile
-smile spadesuit sphericalangle sqcap sqcup sqsubset sqsubseteq sqsupset sqsupseteq square star
-Subset subset subseteq subseteqq subsetneq subsetneqq succ succapprox succcurlyeq succeq succnapprox
-succneqq succnsim succsim sum Supset supset supseteq supseteqq supsetneq supsetneqq surd swarrow tau
-therefore Theta theta thickapprox thicksim times to top triangle triangledown triangleleft
-trianglelefteq triangleq triangleright trianglerighteq twoheadleftarrow twoheadrightarrow ulcorner
-unlhd unrhd Uparrow uparrow Updownarrow updownarrow upharpoonleft upharpoonright uplus Upsilon
-upsilon upuparrows urcorner varDelta varepsilon varGamma varkappa varLambda varnothing varOmega
-varPhi varphi varPi varpi varpropto varPsi varrho varSigma varsigma varsubsetneq varsubsetneqq
-varsupsetneq varsupsetneqq varTheta vartheta vartriangle vartriangleleft vartriangleright varUpsilon
-varXi Vdash vDash vdash vdots vee veebar Vert vert Vvdash wedge wp wr Xi xi zeta
-"""
-
-# Its commands that change how something is drawn, without those that take a URL, a color or an
-# attribute, define or load something, or shift their argument over the text around it.
-_MACROS = """
-acute arccos arcsin arctan arg atop bar Bbb bcancel bf Big big Bigg bigg Biggl biggl Biggm biggm
-Biggr biggr Bigl bigl Bigm bigm Bigr bigr binom bmod boldsymbol boxed Bra bra brace brack Braket
-braket breve cal cancel cancelto ce centernot cfrac check choose coloneq coloneqq cos cosh cot coth
-csc dbinom ddddot dddot ddot deg det dfrac dim displaystyle dot dots enspace eqqcolon exp fbox frac
-frak gcd genfrac grave hat hdashline hline hom hphantom hspace idotsint iff inf injlim it ker Ket
-ket Ketbra ketbra Large large LaTeX left lg lim liminf limits limsup ln log mathbb mathbf mathbin
-mathcal mathclap mathclose mathfrak mathinner mathit mathnormal mathop mathopen mathord mathpunct
-mathrel mathring mathrm mathscr mathsf mathtt max mbox middle min mod negmedspace negthickspace
-negthinspace newline nobreakspace nolimits nonumber not notag operatorname over overbrace
-overbracket overleftarrow overleftrightarrow overline overparen overrightarrow overset phantom pmb
-pmod pod Pr prescript projlim pu qquad quad right rm scr scriptscriptstyle scriptstyle sec Set set
-sf sideset sin sinh small smash splitfrac sqrt stackbin stackrel substack sup tag tan tanh tbinom
-TeX text textbf textdegree textit textnormal textrm textsf textstyle texttimes texttt textup tfrac
-thinspace tilde tiny tripledash tt underbrace underbracket underleftarrow underleftrightarrow
-underline underparen underrightarrow underset varinjlim varliminf varlimsup varprojlim vec vphantom
-widehat widetilde xcancel xLeftarrow xleftarrow xLeftrightarrow xleftrightarrow xLeftrightharpoons
-xlongequal xmapsto xRightarrow xrightarrow xRightleftharpoons xrightleftharpoons xtofrom
-xtwoheadleftarrow xtwoheadrightarrow
-"""

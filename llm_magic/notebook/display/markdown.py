@@ -50,7 +50,7 @@ _INNER_STYLE = "background:none;padding:0;white-space:pre"
 _COLLAPSED_STYLE = "opacity:0.75;font-size:0.9em;margin:0.2em 0"
 _TEXT_STYLE = "white-space:pre-wrap;overflow-wrap:anywhere"
 
-# A relative link reaches the Jupyter server's own files and commands, and `http:path` is relative;
+# A relative link reaches the files and commands of the Jupyter server, and `http:path` is relative.
 # `https://bank.example@evil.example` leads to evil.example.
 _URL = re.compile(
     r"https?://([a-z0-9._:\[\]-]+)(?:[/?#]|\Z)|mailto:[^\s/]", re.ASCII | re.IGNORECASE
@@ -73,7 +73,7 @@ class _Closed:
 
     text: str = ""
     html: str = ""
-    seconds: float = 0.0  # that their syntax highlighting took
+    seconds: float = 0.0  # of their syntax highlighting
     targets: Mapping[str, Any] = field(default_factory=dict)  # of links, defined in these blocks
 
 
@@ -157,7 +157,7 @@ def render_code(code: str, language: str = "") -> str:
 
 
 def escape_pre(text: str) -> str:
-    """Return plain text as it is, in a block that wraps long lines."""
+    """Return plain text unchanged, in a block that wraps long lines."""
     # HTML drops a newline right after the tag: this one, not the first of the text.
     return f'<pre style="{_TEXT_STYLE}">\n{escape_text(replace_surrogates(text))}</pre>\n'
 
@@ -251,7 +251,7 @@ def _sanitized(tokens: Sequence[Token]) -> Iterator[Token]:
     for token in tokens:
         if token.type == "link_open":
             href = str(token.attrs["href"])
-            if in_link := _URL.match(href) is not None:  # `[text]()` comes here with an empty one
+            if in_link := _URL.match(href) is not None:  # `[text]()` has an empty address
                 token.attrs = _link_attributes(href)
                 yield token
         elif token.type == "link_close":

@@ -122,6 +122,7 @@ class LLMMagics(SessionMagics):
             with response:
                 if notes:
                     answer_view.write_notes(notes)
+                view.draw()
                 for _ in response.updates(view.pause):
                     view.draw()
         finally:

@@ -47,28 +47,37 @@ class JobMagics(SessionMagics):
         deadline = time.monotonic() + _STOP_S
         for job in running:
             job.wait(max(0.0, deadline - time.monotonic()))
-        lines = [_stop_line(job) for job in running]
-        lines += [
-            f"Job {job.number} had already ended: {job.state}."
-            for job in jobs
-            if job not in running
-        ]
-        return Table(("",), [[line] for line in lines], "" if lines else _NOTHING)
+        rows = [[_stop_line(job, was_running=job in running)] for job in jobs]
+        return Table(("",), rows, "" if rows else _NOTHING)
 
     @line_magic
     def llm_wait(self, line: str) -> None:
         """Wait for background jobs."""
         jobs = self._named_jobs("llm_wait", line) or list(self.session.jobs.unreported())
-        progress = _Progress(jobs, live=self.live and hasattr(self.shell, "kernel"))
-        self.session.wait(jobs, progress.draw)
+        self._wait(jobs)
+        for job in jobs:
+            if job.error is not None:
+                raise job.error
+
+    def _wait(self, jobs: list[Response]) -> None:
+        """Show the progress of jobs until they end, then their answers and states."""
+        from llm_magic.notebook.display.live_output import LiveArea, muted
+        from llm_magic.notebook.display.messages import jobs_table
+        from llm_magic.notebook.display.tables import Table
+
+        area = LiveArea(live=self.live and hasattr(self.shell, "kernel"))
+
+        def draw() -> None:
+            if (text := _waiting_line(jobs, time.perf_counter() - self.began)) and area.wait <= 0:
+                area.show(text, muted(text))
+
+        self.session.wait(jobs, draw)
         for job in jobs:
             job.is_awaited = True
             if job.view is not None:
                 job.view.show_again()
-        progress.finish()
-        for job in jobs:
-            if job.error is not None:
-                raise job.error
+        table = jobs_table(jobs) if jobs else Table(("",), [], _NOTHING)
+        area.show(repr(table), table._repr_html_())
 
     def _named_jobs(self, name: str, line: str) -> list[Response]:
         """Return the job that the line names, as a list; an empty list if it names none."""
@@ -76,39 +85,20 @@ class JobMagics(SessionMagics):
         return [] if number is None else [self.session.jobs.find(number)]
 
 
-def _stop_line(job: Response) -> str:
+def _stop_line(job: Response, *, was_running: bool) -> str:
+    if not was_running:
+        return f"Job {job.number} had already ended: {job.state}."
     if not job.done:
         return f"Stopping job {job.number} ({job.model})."
     when = f"after {job.amount}" if job.amount else "before its first token"
     return f"Stopped job {job.number} ({job.model}) {when}."
 
 
-class _Progress:
-    """Shows the jobs that a cell waits for, then how they ended."""
-
-    def __init__(self, jobs: Sequence[Response], *, live: bool) -> None:
-        from llm_magic.notebook.display.live_output import LiveArea
-
-        self._jobs, self._began = jobs, time.monotonic()
-        self._area = LiveArea(live=live)
-
-    def draw(self) -> None:
-        """Show the progress of the first running job; called about ten times a second."""
-        from llm_magic.notebook.display.live_output import muted
-
-        left = [job for job in self._jobs if not job.done]
-        if not left or self._area.wait > 0:
-            return
-        first, more = left[0], f" and {len(left) - 1} more" if len(left) > 1 else ""
-        amount = f", {first.amount}" if first.amount else ""
-        waited = time.monotonic() - self._began
-        text = f"Waiting for job {first.number} ({first.state}{amount}){more} … {waited:.0f} s"
-        self._area.show(text, muted(text))
-
-    def finish(self) -> None:
-        """Show how all of them ended."""
-        from llm_magic.notebook.display import messages
-        from llm_magic.notebook.display.tables import Table
-
-        table = messages.jobs_table(self._jobs) if self._jobs else Table(("",), [], _NOTHING)
-        self._area.show(repr(table), table._repr_html_())
+def _waiting_line(jobs: Sequence[Response], seconds: float) -> str:
+    """Return the progress of the first running job, or an empty string."""
+    running = [job for job in jobs if not job.done]
+    if not running:
+        return ""
+    first, more = running[0], f" and {len(running) - 1} more" if len(running) > 1 else ""
+    amount = f", {first.amount}" if first.amount else ""
+    return f"Waiting for job {first.number} ({first.state}{amount}){more} … {seconds:.0f} s"

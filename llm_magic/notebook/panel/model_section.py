@@ -19,6 +19,7 @@ from llm_magic.errors import LLMMagicError, OptionError
 from llm_magic.notebook.display.messages import ready_lines, unloaded_line
 from llm_magic.notebook.frontend import reach_busy_kernels
 from llm_magic.notebook.panel.as_magic import load_line
+from llm_magic.text.formatting import counted
 from llm_magic.types import Progress
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class LoadSection:
         if error is None:
             names = [info.name for info in future.result()]
             self.model.options = names[:_MAX_NAMES]
-            message = f"{len(names)} models." if names else "No models found."
+            message = f"{counted(len(names), 'model')}." if names else "No models found."
         else:
             message = str(error)
         # Unless a load was started since: its result is shown instead.

@@ -65,7 +65,7 @@ class SettingsSection:
         backend = session.status().backend_type
         for name, control in self.numbers.items():
             value = getattr(config, name)
-            # A browser's numbers have a maximum, which stands for all that are larger.
+            # Numbers in a browser have a maximum, which replaces all larger ones.
             control.value = None if value is None else float(min(value, sys.float_info.max))
             control.changed = name in changed
             control.layout.display = "" if known[name].works_on(backend) else "none"
@@ -86,5 +86,5 @@ def _text(spec: OptionSpec) -> Any:
 
 
 def _whole(value: float | None) -> float | int | None:
-    """Return a whole number as one: a slider's numbers all have a fraction."""
+    """Return a number without a fraction as an int: a slider sends only floats."""
     return int(value) if value is not None and value.is_integer() else value

@@ -125,7 +125,7 @@ def completed(line: str, names: Candidates, cell: str = "") -> list[str] | None:
         ("%llm_status |", []),
     ],
 )  # fmt: skip
-def test_the_line_after_a_choice(line: str, read: list[str], names: Candidates) -> None:
+def test_line_after_a_completion(line: str, read: list[str], names: Candidates) -> None:
     assert completed(line, names) == read
 
 
@@ -159,7 +159,7 @@ def test_files_and_folders(
     assert completed("%llm_load -b ollama ./fol|", names) == []
 
 
-def test_nothing_is_offered_for_half_an_address(names: Candidates) -> None:
+def test_incomplete_address_has_no_completions(names: Candidates) -> None:
     assert completed("%llm_load -b vllm --base-url http: a|", names) == []
 
 
@@ -178,7 +178,7 @@ def test_prompt_completes_only_references(above: str, names: Candidates) -> None
 
 
 @pytest.mark.parametrize("above", ["%%bash", "%%timeit -n 1"])
-def test_cells_of_other_magics_are_not_ours(above: str, names: Candidates) -> None:
+def test_cells_of_other_magics_have_no_completions(above: str, names: Candidates) -> None:
     assert completed("%llm_load ti|", names, above) is None
 
 
@@ -199,7 +199,7 @@ def test_every_option_of_every_magic_is_offered(name: str, names: Candidates) ->
     ]
 
 
-def test_every_kind_of_completion_that_the_table_names_is_known(names: Candidates) -> None:
+def test_every_source_of_values_in_the_table_exists(names: Candidates) -> None:
     free = {
         "",
         "choices:revision",
@@ -232,7 +232,7 @@ def test_typed_tokens_match_parsed_words(line: str) -> None:
     assert last.start <= len(line)
 
 
-def test_ipython_offers_them_while_the_extension_is_registered() -> None:
+def test_ipython_offers_completions_while_registered() -> None:
     with ipython() as shell, scripted_session() as (session, _):
         completer.register(shell, session)
         shell.user_ns["answer"] = 1

@@ -103,7 +103,7 @@ def test_text_after_options_is_the_prompt(line: str, options: dict[str, Any], pr
     assert (parsed.options, parsed.prompt) == (options, prompt)
 
 
-def test_a_value_in_quotes_may_hold_what_looks_like_an_option() -> None:
+def test_quoted_value_may_look_like_an_option() -> None:
     parsed = parse_with_prompt("llm", """-s "You're -t 1" --literal --stop=' x' it's me""")
     assert (parsed["system"], parsed["literal"], parsed.prompt) == ("You're -t 1", True, "it's me")
     assert parsed.options == {"stop": (" x",)}
@@ -132,7 +132,7 @@ def test_two_dashes_end_the_options(prompt: str) -> None:
     assert parse_with_prompt("llm", f"--literal -- {prompt}").prompt == prompt.strip()
 
 
-def test_an_unclosed_quote_before_the_prompt_is_our_error() -> None:
+def test_unclosed_quote_before_the_prompt_is_an_option_error() -> None:
     with pytest.raises(OptionError, match="A quote is not closed in: 'open"):
         parse_with_prompt("llm", "-t 0 -s 'open")
 
@@ -328,7 +328,7 @@ def test_the_arguments_of_the_others(magic: str, line: str, values: dict[str, An
     assert given_values(parse(magic, line)) == values
 
 
-def test_what_is_not_given_is_none_and_not_a_default() -> None:
+def test_omitted_argument_is_none() -> None:
     parsed = parse("llm", "")
     assert given_values(parsed) == {}
     assert parsed.options == {}

@@ -90,7 +90,7 @@ def visible_text(output: RichOutput) -> str:
     return re.sub("<[^>]*>", "", str(output.data["text/html"])).strip()
 
 
-def test_the_first_words_are_shown_at_once_and_then_replaced(clock: Clock) -> None:
+def test_first_text_is_shown_at_once_and_then_replaced(clock: Clock) -> None:
     with capture_output() as shown:
         answer = Shown()
         answer.add(" \n")  # nothing to see yet
@@ -116,7 +116,7 @@ def test_the_first_words_are_shown_at_once_and_then_replaced(clock: Clock) -> No
     assert "30 tokens/s" in outputs[2].data["text/html"]
 
 
-def test_many_tokens_make_few_updates_and_the_last_one_is_whole() -> None:
+def test_many_tokens_make_few_updates_and_a_complete_last_one() -> None:
     pieces = [f"word{n} " for n in range(2000)]
     began = time.monotonic()
     with capture_output() as shown:
@@ -130,9 +130,7 @@ def test_many_tokens_make_few_updates_and_the_last_one_is_whole() -> None:
     assert "word1999" in shown.outputs[-1].data["text/html"]
 
 
-def test_a_frontend_that_is_slow_gets_fewer_updates(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_frontend_gets_fewer_updates(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     costs: list[float] = []
 
     def slow(_bundle: object, **_options: object) -> None:
@@ -148,7 +146,7 @@ def test_a_frontend_that_is_slow_gets_fewer_updates(
     assert costs == pytest.approx([100.0, 100.16, 101.27, 102.38], abs=0.03)
 
 
-def test_a_model_that_shares_its_processor_is_hardly_slowed_down(
+def test_updates_take_little_of_the_processor_from_the_model(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[float] = []
@@ -168,16 +166,14 @@ def test_a_model_that_shares_its_processor_is_hardly_slowed_down(
 @pytest.mark.parametrize(
     ("text", "seconds"), [("x" * 50_000, 0.33), (r"\(x\) " * 200, 1.4), ("x", 0.05)]
 )
-def test_what_is_much_work_for_the_page_comes_less_often(
-    clock: Clock, text: str, seconds: float
-) -> None:
+def test_large_html_is_updated_less_often(clock: Clock, text: str, seconds: float) -> None:
     with capture_output():
         answer = Shown()
         answer.add(text)
     assert answer.view.pause() == pytest.approx(seconds, rel=0.2)
 
 
-def test_a_reader_without_html_gets_the_first_words_and_the_last(clock: Clock) -> None:
+def test_text_form_has_the_first_text_and_the_whole_answer(clock: Clock) -> None:
     with capture_output() as shown:
         answer = Shown(quiet=True)
         for text in ("a", "b", "c"):
@@ -203,7 +199,7 @@ def test_reasoning_is_one_line_while_the_answer_grows(clock: Clock) -> None:
     assert "<details" in last
 
 
-def test_what_is_pending_is_drawn_while_nothing_comes(clock: Clock) -> None:
+def test_pending_text_is_drawn_without_new_chunks(clock: Clock) -> None:
     with capture_output() as shown:
         answer = Shown()
         answer.add("a")
@@ -217,7 +213,7 @@ def test_what_is_pending_is_drawn_while_nothing_comes(clock: Clock) -> None:
     assert [visible_text(output) for output in shown.outputs] == ["a", "ab"]
 
 
-def test_silence_is_explained_after_a_moment(clock: Clock) -> None:
+def test_waiting_is_shown_after_a_moment(clock: Clock) -> None:
     with capture_output() as shown:
         answer = Shown()
         clock.now += 0.2
@@ -264,7 +260,7 @@ def test_quiet_hides_the_footer_and_shows_why_an_answer_is_incomplete(
         ('{\n\n    "a": 1\n}', '{\n  "a": 1\n}'),
     ],
 )
-def test_json_is_made_readable(text: str, shown_text: str) -> None:
+def test_json_is_indented(text: str, shown_text: str) -> None:
     with capture_output() as shown:
         answer = Shown(format="json", quiet=True)
         answer.add(text)
@@ -283,7 +279,7 @@ def test_invalid_json_is_shown_unchanged_with_the_error() -> None:
 
 
 @pytest.mark.parametrize("form", ["markdown", "text", "code", "json"])
-def test_no_form_lets_html_through(form: str) -> None:
+def test_every_form_escapes_html(form: str) -> None:
     with capture_output() as shown:
         answer = Shown(format=form)
         text = "**a** <script>alert(1)</script> <img src=x onerror=alert(1)>"
@@ -344,7 +340,7 @@ def test_a_load_in_a_terminal_shows_only_its_result(
     assert LiveArea(live=False).wait > 0
 
 
-def test_what_waited_for_an_answer_goes_where_none_comes(clock: Clock) -> None:
+def test_waiting_line_is_cleared_without_an_answer(clock: Clock) -> None:
     with capture_output() as captured:
         waiting = Shown()
         clock.now += 1.0

@@ -46,7 +46,9 @@ def states(pieces: Iterable[str], *, by_letter: bool) -> Iterable[str]:
 @example(["$$ a\n", "# b\n", "c\n", "$$\n", "\n", "d\n"], True)
 @example(["> [r]: http://a.b\n", "\n", "[r]\n", "\n", "[r]: http://c.d\n\n", "[r]\n"], False)
 @settings(deadline=None, max_examples=120)
-def test_every_state_is_what_the_whole_would_be(pieces: list[str], by_letter: bool) -> None:
+def test_html_of_each_state_equals_that_of_the_whole_text(
+    pieces: list[str], by_letter: bool
+) -> None:
     incremental, html = IncrementalMarkdown(), ""
     for text in states(pieces, by_letter=by_letter):
         html = incremental.render(text)
@@ -63,14 +65,14 @@ def test_a_hostile_text_is_harmless_while_it_is_written(name: str) -> None:
         assert violations(incremental.render(text)) == [], text
 
 
-def test_another_text_is_rendered_as_itself() -> None:
+def test_replaced_text_is_rendered_anew() -> None:
     incremental = IncrementalMarkdown()
     first, second = "a\n\n[r]: http://a.b\n\nb\n\nc\n", "a\n\n[r]\n\nd\n"
     for text in (first, second, "", first, first[:4], second):
         assert incremental.render(text) == markdown.render(text)
 
 
-def test_what_is_too_long_to_be_parsed_is_shown_as_it_is() -> None:
+def test_too_long_text_is_shown_without_markdown() -> None:
     incremental, text = IncrementalMarkdown(), "*a*" + " word" * ((MAX_MARKDOWN - 3) // 5) + "ab"
     assert len(text) == MAX_MARKDOWN
     assert "<em>a</em>" in incremental.render(text)
@@ -103,7 +105,7 @@ def test_same_text_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parsed == ["*a*"]
 
 
-def test_what_is_closed_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_blocks_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     parser, parsed = markdown.parser(has_formulas=False), []
     parse = parser.parse
 

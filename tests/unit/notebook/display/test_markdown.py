@@ -72,7 +72,7 @@ def test_a_hostile_text_becomes_harmless_html(name: str) -> None:
         r"<span class='mathjax_process tex2jax_process'>\(\href{x}{y}\)</span>",
     ],
 )
-def test_the_check_itself_finds_what_is_not_allowed(html: str) -> None:
+def test_violations_are_found(html: str) -> None:
     assert violations(html)
 
 
@@ -151,22 +151,12 @@ def test_costly_text_takes_no_longer_than_long_ordinary_text(name: str, usual: f
     assert len(render(costly)) < 2_500_000
 
 
-def test_costly_text_is_shown_as_it_is() -> None:
+def test_costly_text_is_shown_without_markdown() -> None:
     text = "![<b>" * 50_000
     assert render(text) == escape_pre(text)
 
 
-def test_code_is_found_in_costly_text() -> None:
-    costly, code = "a\n===\n" * 40_000, "x = 1\n\ny = 2"
-    text = f"{costly}\n```python\n{code}\n```\n~~~\nopen\n```"
-    blocks = code_blocks(text)
-    assert [(b.language, b.code, b.closed) for b in blocks] == [
-        ("python", code, True), ("", "open\n```", False),
-    ]  # fmt: skip
-    assert [b.code for b in code_blocks("![" * 300_000 + f"\n\n```python\n{code}\n```")] == [code]
-
-
-def test_a_lexer_that_gets_lost_is_stopped() -> None:
+def test_slow_lexer_is_stopped() -> None:
     code = "\n " * 9_000  # Pygments' Python lexer needs about 10 s for this
     started = time.thread_time()
     html = render(f"```python\nx = 1{code}\ny = 2\n```\n" + "```c\n" + "\n" * 9_000 + "```")
@@ -188,7 +178,7 @@ def test_importing_it_imports_no_parser() -> None:
 # Links and pictures
 
 
-def test_links_go_to_the_web_or_nowhere() -> None:
+def test_only_web_addresses_become_links() -> None:
     html = _body("[a](https://a.b/c?d=1&e#f) <mailto:me@a.b> [b](/lab/tree/x) [c](//evil.example)")
     assert html.count("<a ") == 2
     assert (
@@ -342,7 +332,7 @@ def test_very_long_code_is_plain() -> None:
     assert render("*a* " * 100_000).startswith("<pre")
 
 
-def test_an_unclosed_fence_is_a_block_already() -> None:
+def test_unclosed_fence_is_a_block() -> None:
     html = render("Look:\n```python\n# x")
     assert html.count("<pre") == 1
     assert "# x</span></code></pre>" in html
@@ -359,53 +349,7 @@ def test_the_colours_are_readable_on_white_and_on_black() -> None:
         assert (luminance + 0.05) / 0.05 > 4, colour
 
 
-def test_plain_text_stays_as_it_is() -> None:
+def test_plain_text_is_unchanged() -> None:
     assert ">\n\n  *a*  <b>\n</pre>" in escape_pre("\n  *a*  <b>\n").replace("&lt;", "<").replace(
         "&gt;", ">"
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "blocks"),
-    [
-        ("Prose `x` only", []),
-        ("A:\n```python\nx = 1\n\ny = 2\n```\nB:\n~~~\nz\n~~~", [("python", "x = 1\n\ny = 2"), ("", "z")]),
-        ("````md\n```python\nx\n```\n````", [("md", "```python\nx\n```")]),
-        ("- a\n  ```sh\n  ls\n  ```", [("sh", "ls")]),
-        ("> ```C++\n> x\n> ```", [("c++", "x")]),
-        ("```python\nx = ", [("python", "x = ")]),
-        ("```{python}\nx\n```\n```js:a.js\nz\n```", [("python", "x"), ("js", "z")]),
-        ("```Python title='a'\ny\n```", [("python", "y")]),
-        ("Code:\n\n    x = 1\n", [("", "x = 1")]),
-        ("    x = 1\n\n```\ny\n```", [("", "y")]),
-        ("```\"><script>\nx\n```", [("", "x")]),
-        ("$$\n```\nx\n```\n$$", []),
-    ],
-)  # fmt: skip
-def test_code_blocks(text: str, blocks: list[tuple[str, str]]) -> None:
-    assert [(block.language, block.code) for block in code_blocks(text)] == blocks
-
-
-@pytest.mark.parametrize(
-    ("text", "fenced", "closed"),
-    [
-        ("```\nx\n```", True, True),
-        ("```\nx\n```\n", True, True),
-        ("```\n```", True, True),
-        ("```\n\n```", True, True),
-        ("~~~~ py\n```\nx\n~~~~~", True, True),
-        ("- ```\n  x\n  ```\n- more", True, True),
-        ("> ```\n> x\n> ```", True, True),
-        ("```", True, False),
-        ("```\n", True, False),
-        ("```\nx", True, False),
-        ("```\nx\n\n", True, False),
-        ("````\nx\n```", True, False),
-        ("```\nx\n~~~", True, False),
-        ("> ```\n> x\n\nprose", True, False),
-        ("    x\n", False, True),
-    ],
-)
-def test_block_has_fence_and_end_as_attributes(text: str, fenced: bool, closed: bool) -> None:
-    (block,) = code_blocks(text)
-    assert (block.fenced, block.closed) == (fenced, closed)

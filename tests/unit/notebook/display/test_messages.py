@@ -56,7 +56,7 @@ def test_the_line_of_a_model_omits_unknown_values(changes: Any, line: str) -> No
     assert messages.model_line(dataclasses.replace(INFO, **changes)) == line
 
 
-def test_the_line_of_an_unload_names_gpus_that_changed_and_who_still_holds() -> None:
+def test_unload_line_names_changed_gpus_and_holders() -> None:
     gone = Unloaded(
         "m", 2_000_000_000,
         MemoryUse(10**9, (("cuda:0", 2_000_000_000), ("cuda:1", 5))),

@@ -26,7 +26,7 @@ def reply(text: str, finish: FinishReason = "stop") -> Reply:
     return Reply(text, "tiny", "local", finish, Usage(3, 2, 0), timing, (Message("user", "?"),))
 
 
-def test_plain_text_streams_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_text_streams(capsys: pytest.CaptureFixture[str]) -> None:
     answer = unstarted(INFO)
     view = answer_view.view(TERMINAL, answer, DEFAULTS, LiveArea(live=True))
     answer_view.write_notes(("{x} is not defined here",))
@@ -49,7 +49,7 @@ def test_plain_text_streams_as_it_comes(capsys: pytest.CaptureFixture[str]) -> N
         ({"plain": True, "quiet": True}, "truncated", "\n[ended early; incomplete]\n"),
     ],
 )
-def test_plain_text_can_go_without_a_footer(
+def test_quiet_hides_the_footer_of_plain_text(
     values: dict[str, Any], finish: FinishReason, end: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answer = unstarted(INFO)
@@ -61,7 +61,7 @@ def test_plain_text_can_go_without_a_footer(
     assert capsys.readouterr().out == f"<b>Paris</b>{end}"
 
 
-def test_words_reach_a_terminal_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_flushed_to_a_terminal_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         """What was flushed is what is seen."""
 
@@ -92,7 +92,7 @@ def test_words_reach_a_terminal_at_once(monkeypatch: pytest.MonkeyPatch) -> None
         ),
     ],
 )
-def test_json_is_checked_and_indented_when_it_is_whole(
+def test_complete_json_is_checked_and_indented(
     capsys: pytest.CaptureFixture[str], text: str, shown: str
 ) -> None:
     values = {**DEFAULTS, "format": "json", "plain": True, "quiet": True}

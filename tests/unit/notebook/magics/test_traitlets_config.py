@@ -64,7 +64,7 @@ def test_a_trait_and_the_session_are_the_same(shell: InteractiveShell, session: 
     assert config(shell, "LLMMagics.temperature") == 0.7
 
 
-def test_a_wrong_value_is_our_line_and_changes_nothing(
+def test_invalid_value_is_a_config_error_and_changes_nothing(
     shell: InteractiveShell, session: Session, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR):
@@ -94,7 +94,7 @@ def test_the_configuration_file_is_read_when_the_extension_is_loaded(
         unregister(shell)
 
 
-def test_one_wrong_value_in_the_file_is_an_error_and_nothing_is_left(
+def test_invalid_value_in_the_file_registers_nothing(
     shell: InteractiveShell,
 ) -> None:
     shell.config.LLMMagics.temperature = 0.3

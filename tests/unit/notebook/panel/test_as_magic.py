@@ -204,7 +204,7 @@ def test_the_line_of_a_setting_has_every_digit(value: float | None) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(prompt=PROMPTS.map(_trimmed).filter(bool))
-def test_the_cell_of_a_question_asks_any_prompt(prompt: str, one_notebook: Notebook) -> None:
+def test_cell_of_a_prompt_sends_any_prompt(prompt: str, one_notebook: Notebook) -> None:
     found: dict[str, Any] = {}
 
     def llm(line: str, cell: str) -> None:

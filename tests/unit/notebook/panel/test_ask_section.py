@@ -102,7 +102,7 @@ def test_stop_ends_answer_and_labels_it(scripted: Scripted, before: tuple[str, .
     ask(panel, "and now?")
 
 
-def test_stop_at_once_ends_it_too(scripted: Scripted) -> None:
+def test_immediate_stop_ends_the_answer(scripted: Scripted) -> None:
     panel = scripted.panel
     for _ in range(20):
         scripted.backend.will(Pause(0.001), "word ", Hang())
@@ -179,7 +179,7 @@ def test_reasoning_is_folded(scripted: Scripted) -> None:
     until(lambda: scripted.panel.asking.take.value == "Paris")
 
 
-def test_the_first_block_of_code_can_be_taken(scripted: Scripted) -> None:
+def test_first_block_of_code_is_offered(scripted: Scripted) -> None:
     code = "def f(x):\n    if x:\n\n        return 'a'\n    return {}"
     scripted.backend.will(*whole_answer(f"Here:\n\n```python\n{code}\n```\n\n```\nother\n```"))
     ask(scripted.panel, "?")
@@ -210,7 +210,7 @@ def test_chat_sends_earlier_turns_until_cleared(scripted: Scripted) -> None:
     assert chats(scripted) == [("third", "third")]
 
 
-def test_turns_that_a_cell_made_stale_are_neither_shown_nor_sent(scripted: Scripted) -> None:
+def test_stale_turns_are_neither_shown_nor_sent(scripted: Scripted) -> None:
     panel, session = scripted.panel, scripted.session
     put(panel.asking.chat, True)
     until(lambda: panel.asking.clear.layout.display == "")
@@ -235,7 +235,7 @@ def test_the_counter_is_of_the_conversation_against_the_context(scripted: Script
     assert visible_text(panel.asking.note.value) == "9 tokens of context used of 8,192 (0%)"
 
 
-def test_clear_while_an_answer_is_written_leaves_nothing_of_it(scripted: Scripted) -> None:
+def test_clear_during_an_answer_removes_its_turn(scripted: Scripted) -> None:
     panel, hang = scripted.panel, Hang()
     put(panel.asking.chat, True)
     until(lambda: panel.asking.clear.layout.display == "")
@@ -251,7 +251,7 @@ def test_clear_while_an_answer_is_written_leaves_nothing_of_it(scripted: Scripte
     hang.go.set()
 
 
-def test_clearing_what_is_empty_is_no_error(scripted: Scripted) -> None:
+def test_clearing_an_empty_chat_is_no_error(scripted: Scripted) -> None:
     put(scripted.panel.asking.chat, True)
     until(lambda: scripted.panel.asking.clear.layout.display == "")
     press(scripted.panel.asking.clear)

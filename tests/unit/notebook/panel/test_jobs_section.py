@@ -69,7 +69,7 @@ def test_section_is_hidden_without_jobs(scripted: Scripted) -> None:
     assert rows(scripted) == []
 
 
-def test_a_job_runs_and_ends(scripted: Scripted) -> None:
+def test_finished_job_has_no_stop_button(scripted: Scripted) -> None:
     hang = Hang()
     job = start(scripted, "Count   to\n two.", "one", hang, " two")
     until(lambda: rows(scripted) == ["running job 1 · tiny · 1 token Count to two. [Stop]"])
@@ -79,7 +79,7 @@ def test_a_job_runs_and_ends(scripted: Scripted) -> None:
     assert rows(scripted)[0].endswith(" s Count to two."), "nothing to stop any more"
 
 
-def test_each_has_its_stop_and_its_magic(scripted: Scripted) -> None:
+def test_each_job_has_its_stop_button_and_magic(scripted: Scripted) -> None:
     first = start(scripted, "One", "a", Hang())
     second = start(scripted, "Two", "b", Hang())
     until(lambda: [row[:7] for row in rows(scripted)] == ["running", "running"])
@@ -90,7 +90,7 @@ def test_each_has_its_stop_and_its_magic(scripted: Scripted) -> None:
     until(lambda: rows(scripted)[1].startswith("stopped job 2"))
 
 
-def test_those_that_run_come_first_and_the_list_stays_short(scripted: Scripted) -> None:
+def test_running_jobs_come_first_and_the_list_is_short(scripted: Scripted) -> None:
     for number in range(5):
         start(scripted, f"quick {number}").result()
     running = [start(scripted, f"slow {number}", Hang()) for number in range(8)]
@@ -105,7 +105,7 @@ def test_those_that_run_come_first_and_the_list_stays_short(scripted: Scripted) 
     assert scripted.panel.jobs.more.value == ""
 
 
-def test_a_failed_job_and_hostile_words(scripted: Scripted) -> None:
+def test_failed_job_with_hostile_text_is_harmless(scripted: Scripted) -> None:
     for text in payloads("http://127.0.0.1:1").values():
         start(scripted, text, GenerationFailed(text))
     until(lambda: all(job.done for job in scripted.session.jobs.all))
@@ -115,7 +115,7 @@ def test_a_failed_job_and_hostile_words(scripted: Scripted) -> None:
         assert harm(label.value) == []
 
 
-def test_a_panel_of_a_closed_session_stops_nothing(scripted: Scripted) -> None:
+def test_panel_of_a_closed_session_stops_no_job(scripted: Scripted) -> None:
     job = start(scripted, "One", "a", Hang())
     until(lambda: len(rows(scripted)) == 1)
     scripted.session.close()
@@ -123,7 +123,7 @@ def test_a_panel_of_a_closed_session_stops_nothing(scripted: Scripted) -> None:
     assert all(stop.disabled for stop in scripted.panel.jobs.stops)
 
 
-def test_the_stop_of_the_prompt_leaves_jobs_alone(scripted: Scripted) -> None:
+def test_stop_of_the_prompt_stops_no_job(scripted: Scripted) -> None:
     job = start(scripted, "One", "a", Hang())
     until(lambda: len(rows(scripted)) == 1)
     assert is_idle(scripted.panel), "it is about the panel's questions and those of cells"
@@ -136,7 +136,7 @@ def test_the_stop_of_the_prompt_leaves_jobs_alone(scripted: Scripted) -> None:
     assert job.state == "running"
 
 
-def test_a_click_that_comes_late_means_the_job_that_was_seen(scripted: Scripted) -> None:
+def test_late_click_stops_the_job_that_was_shown(scripted: Scripted) -> None:
     first, second = Hang(), Hang()
     one, two = start(scripted, "one", first), start(scripted, "two", second)
     section = scripted.panel.jobs

@@ -35,7 +35,7 @@ def is_shown(panel: ControlPanel, name: str) -> bool:
     return bool(panel.loading.options[name].layout.display != "none")
 
 
-def test_load_loads_what_was_chosen_and_unload_lets_it_go(empty: Scripted) -> None:
+def test_load_loads_the_selected_model_and_unload_unloads_it(empty: Scripted) -> None:
     panel, session = empty.panel, empty.session
     assert (panel.loading.unload.disabled, panel.loading.load.disabled) == (True, False)
     put(panel.loading.model, " org/big ")
@@ -60,7 +60,7 @@ def test_an_empty_name_loads_the_default_model(empty: Scripted) -> None:
     until(lambda: empty.session.status().active_model == "default")
 
 
-def test_keep_keeps_the_loaded_models() -> None:
+def test_keep_leaves_the_other_models_loaded() -> None:
     with scripted_panel() as scripted:
         put(scripted.panel.loading.model, "org/big")
         put(scripted.panel.loading.keep, True)
@@ -70,7 +70,7 @@ def test_keep_keeps_the_loaded_models() -> None:
 
 
 @pytest.mark.parametrize("backend", names())
-def test_only_what_applies_to_the_backend_is_shown_and_given(backend: str, empty: Scripted) -> None:
+def test_only_options_of_the_backend_are_shown_and_sent(backend: str, empty: Scripted) -> None:
     panel, table = empty.panel, load_specs()
     put(panel.loading.options["device"], "cpu")
     put(panel.loading.options["base_url"], "http://localhost:1")
@@ -131,7 +131,7 @@ def test_failed_load_shows_error_and_no_bar(empty: Scripted, error: Exception) -
     assert not panel.loading.load.disabled
 
 
-def test_the_next_load_takes_the_complaint_away(empty: Scripted) -> None:
+def test_next_load_clears_the_error(empty: Scripted) -> None:
     panel = empty.panel
     empty.backend.trouble["check"] = ModelNotFound("There is no such model.")
     press(panel.loading.load)
@@ -142,7 +142,7 @@ def test_the_next_load_takes_the_complaint_away(empty: Scripted) -> None:
     assert shown_error(panel) == ""
 
 
-def test_the_complaint_of_a_load_that_fails_at_once_stays(
+def test_error_of_a_load_that_fails_at_once_stays(
     empty: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     panel, session = empty.panel, empty.session
@@ -160,7 +160,7 @@ def test_the_complaint_of_a_load_that_fails_at_once_stays(
     assert panel.magic.value == "%llm_load"
 
 
-def test_a_drawing_that_began_while_loading_does_not_cover_what_came_of_it(
+def test_drawing_that_started_during_a_load_does_not_hide_its_result(
     empty: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     panel, session, backend = empty.panel, empty.session, empty.backend
@@ -212,7 +212,7 @@ def test_invalid_device_is_reported_and_loads_nothing(empty: Scripted) -> None:
     assert panel.magic.value == ""
 
 
-def test_a_load_that_a_cell_waits_for_is_shown_and_its_bar_goes_with_it(empty: Scripted) -> None:
+def test_load_of_a_cell_shows_a_bar_until_it_ends(empty: Scripted) -> None:
     panel, backend = empty.panel, empty.backend
     backend.reports["load"] = [Progress("reading", 0.5)]
     hang = backend.hang("load")
@@ -253,10 +253,11 @@ def test_load_of_waiting_cell_can_be_stopped_or_shows_hint(
     if not finished.is_set():
         empty.session.interrupt()
     thread.join(5)
+    assert not thread.is_alive()
     assert stopped, "the button is there and does nothing"
 
 
-def test_what_is_chosen_against_the_environment_stands_in_the_magic() -> None:
+def test_choice_that_differs_from_the_environment_is_in_the_magic() -> None:
     with scripted_panel(load=False, backend="vllm", device="cpu") as scripted:
         put(scripted.panel.loading.backend, "local")
         put(scripted.panel.loading.options["device"], "auto")
@@ -264,7 +265,7 @@ def test_what_is_chosen_against_the_environment_stands_in_the_magic() -> None:
         assert scripted.panel.magic.value == "%llm_load -b local -d auto"
 
 
-def test_a_default_of_the_environment_can_be_chosen_away() -> None:
+def test_default_of_the_environment_can_be_replaced() -> None:
     with scripted_panel(load=False, device="cpu", quantization="4bit") as scripted:
         options = scripted.panel.loading.options
         assert (options["device"].value, options["quantization"].value) == ("cpu", "4bit")

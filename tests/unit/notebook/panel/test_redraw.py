@@ -67,7 +67,7 @@ def test_the_first_change_is_drawn_at_once_and_the_last_one_always() -> None:
 
 
 @pytest.mark.parametrize("cost", [0.05, 0.3])
-def test_slow_drawing_is_done_by_one_at_a_time_and_less_often(cost: float) -> None:
+def test_slow_drawings_do_not_overlap_and_are_less_frequent(cost: float) -> None:
     drawer = Drawer(cost)
     refresher = Refresher(drawer.draw)
     most = request_for(refresher, drawer, 1.5)
@@ -155,7 +155,7 @@ def test_status_line_shows_state_model_device_memory_and_speed(scripted: Scripte
     until(lambda: "4.0 tokens/s last answer" in visible_text(panel.status.value))
 
 
-def test_only_words_that_seldom_change_are_read_aloud(scripted: Scripted) -> None:
+def test_screen_readers_announce_the_state_but_no_figures(scripted: Scripted) -> None:
     aloud = scripted.panel.status.value.split('role="status"')[1].split("</span></span>")[0]
     assert "Ready" in aloud
     assert "free" not in aloud
@@ -172,7 +172,7 @@ def test_a_session_that_is_closed_leaves_no_thread(scripted: Scripted) -> None:
     assert not [t.name for t in threading.enumerate() if t.name == "llm_magic-loop"]
 
 
-def test_a_panel_draws_what_many_threads_change(scripted: Scripted) -> None:
+def test_panel_draws_the_changes_of_many_threads(scripted: Scripted) -> None:
     def change(number: int) -> None:
         for step in range(20):
             scripted.session.generation.update(top_k=1 + number * 20 + step)

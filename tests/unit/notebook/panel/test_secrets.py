@@ -74,7 +74,7 @@ def saved_state(panel: ControlPanel) -> str:
     return json.dumps([Widget.get_manager_state(), panel.static_html()])
 
 
-def test_the_models_of_a_server_are_listed_and_a_key_is_nowhere(
+def test_models_of_a_server_are_listed_and_the_key_is_hidden(
     panel: ControlPanel, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(NAME, KEY)
@@ -134,7 +134,7 @@ def test_missing_and_wrong_keys_are_reported_without_value(
     assert "sk-wrong" not in saved_state(panel)
 
 
-def test_a_list_that_comes_late_is_not_taken_for_another_server(panel: ControlPanel) -> None:
+def test_late_list_is_not_shown_for_another_server(panel: ControlPanel) -> None:
     hold = Hold()
     with FaultServer({"slow": {}}) as slow, FaultServer({"fast": {}}) as fast:
         slow.will(MODELS, hold, *json_answer(200, {"object": "list", "data": [{"id": "slow"}]}))
@@ -179,7 +179,7 @@ def test_hostile_answer_prompt_and_reasoning_are_harmless(scripted: Scripted, na
 
 
 @pytest.mark.parametrize("name", ["script", "img onerror", "title", "tex href", "tex undelimited"])
-def test_hostile_names_errors_notices_and_stages_do_no_harm(name: str) -> None:
+def test_hostile_names_errors_notices_and_stages_are_harmless(name: str) -> None:
     text = payloads()[name].replace("/", "_")
     with scripted_panel(load=False) as scripted:
         panel, backend = scripted.panel, scripted.backend

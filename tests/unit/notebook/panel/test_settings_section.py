@@ -46,9 +46,7 @@ def test_every_setting_has_control_with_range_and_help(scripted: Scripted) -> No
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_a_number_goes_both_ways_and_can_be_left_to_the_model(
-    scripted: Scripted, name: str
-) -> None:
+def test_number_is_read_and_written_and_may_be_none(scripted: Scripted, name: str) -> None:
     panel, session = scripted.panel, scripted.session
     control, before = panel.settings.numbers[name], getattr(session.generation, name)
     put(control, 2)
@@ -72,7 +70,7 @@ def test_a_number_goes_both_ways_and_can_be_left_to_the_model(
 FLOATS = {"temperature", "top_p", "repetition_penalty"}
 
 
-def test_what_was_changed_is_marked_and_reset_takes_it_back(scripted: Scripted) -> None:
+def test_changed_setting_is_marked_until_reset(scripted: Scripted) -> None:
     panel, session = scripted.panel, scripted.session
     assert panel.settings.reset.disabled
     put(panel.settings.numbers["temperature"], 0.2)
@@ -118,7 +116,9 @@ def test_invalid_number_is_reported_and_reverted(
         ("", ()),
     ],
 )
-def test_stop_texts_go_both_ways(scripted: Scripted, typed: str, texts: tuple[str, ...]) -> None:
+def test_stop_texts_are_read_and_written(
+    scripted: Scripted, typed: str, texts: tuple[str, ...]
+) -> None:
     panel, session = scripted.panel, scripted.session
     put(panel.settings.texts["stop"], typed)
     assert session.generation.stop == texts
@@ -140,7 +140,7 @@ def test_shown_stop_texts_can_be_typed_again(scripted: Scripted, text: str) -> N
     assert session.generation.stop == (text, "END")
 
 
-def test_what_does_nothing_on_the_active_backend_is_not_shown() -> None:
+def test_unsupported_setting_is_hidden() -> None:
     with scripted_session(load=False) as (session, _backend):
         panel = ControlPanel(session)
         top_k = panel.settings.numbers["top_k"]
@@ -151,7 +151,7 @@ def test_what_does_nothing_on_the_active_backend_is_not_shown() -> None:
     close_widgets()
 
 
-def test_a_number_that_no_slider_can_hold_does_not_stop_the_drawing(scripted: Scripted) -> None:
+def test_number_beyond_a_slider_is_drawn(scripted: Scripted) -> None:
     panel, session = scripted.panel, scripted.session
     session.generation.update(top_k=10**400)
     session.generation.update(temperature=0.25)
@@ -169,7 +169,7 @@ VALUES = {
 
 @settings(max_examples=40, deadline=None)
 @given(st.fixed_dictionaries({}, optional={n: s | st.none() for n, s in VALUES.items()}))
-def test_whatever_the_session_takes_is_drawn_and_drawing_changes_nothing(
+def test_drawing_any_valid_setting_changes_nothing(
     values: dict[str, object],
 ) -> None:
     backend = ScriptedBackend()

@@ -94,7 +94,7 @@ def test_the_answer_of_one_panel_can_be_stopped_in_the_other(
     until(lambda: is_idle(scripted.panel) and is_idle(other), "the button does nothing")
 
 
-def test_starting_panel_answer_is_not_taken_for_a_cell(
+def test_starting_answer_of_a_panel_is_not_shown_as_a_cell(
     scripted: Scripted, other: ControlPanel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = LoopStream.start
@@ -158,7 +158,7 @@ def test_a_panel_asks_while_a_cell_does(scripted: Scripted) -> None:
     assert scripted.session.last.text == "cell done"
 
 
-def test_callbacks_of_another_thread_break_nothing_while_answers_are_written(
+def test_callbacks_of_other_threads_during_an_answer(
     scripted: Scripted,
 ) -> None:
     panel, failures = scripted.panel, list[BaseException]()
@@ -207,7 +207,7 @@ def test_panel_of_closed_session_shows_that_it_is_closed(
             assert button.disabled
 
 
-def test_a_closed_panel_stays_closed_whatever_is_done_with_it(scripted: Scripted) -> None:
+def test_closed_panel_ignores_all_actions(scripted: Scripted) -> None:
     panel, session = scripted.panel, scripted.session
     session.close()
     before = everything(panel)
@@ -225,7 +225,7 @@ def test_a_closed_panel_stays_closed_whatever_is_done_with_it(scripted: Scripted
     assert loop_threads() == [], "it woke the session up again"
 
 
-def test_closing_while_everything_moves_ends_closed(scripted: Scripted) -> None:
+def test_closing_during_changes_leaves_the_panel_closed(scripted: Scripted) -> None:
     for _ in range(10):
         scripted.session.load("org/tiny")
         panel = ControlPanel(scripted.session)
@@ -269,7 +269,7 @@ def test_closed_panel_leaves_nothing_behind(
     assert len(Widget.get_manager_state()["state"]) == before
 
 
-def test_a_cell_that_waits_for_its_first_word_is_shown(scripted: Scripted) -> None:
+def test_cell_that_waits_for_its_first_token_is_shown(scripted: Scripted) -> None:
     hang = Hang()
     scripted.backend.will(hang, *whole_answer("x"))
     thread = threading.Thread(target=scripted.session.generate, args=("?",))
