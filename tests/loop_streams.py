@@ -39,7 +39,6 @@ def _batches(
 ) -> Generator[list[Any], None, None]:
     stream, bridge = LoopStream(loop, source), ThreadBridge[Any]()
     stream.attach(bridge)
-    stream.start()
     try:
         yield from stream.read(bridge, pause)
     finally:
@@ -52,7 +51,6 @@ async def relay(loop: LoopThread, source: AsyncGenerator[Any, None]) -> AsyncGen
     """Yield every item on the loop of the caller."""
     stream, bridge = LoopStream(loop, source), ThreadBridge[Any]()
     stream.attach(bridge)
-    stream.start()
     async with contextlib.aclosing(stream.read_async(bridge)) as batches:
         async for batch in batches:
             for item in batch:

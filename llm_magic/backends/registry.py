@@ -6,11 +6,12 @@ its options are shown. A backend that cannot be imported raises only when it is 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
@@ -137,16 +138,6 @@ def create(name: str, settings: ReadSettings, keys: ApiKeys) -> Backend:
     return backend_class(name)(settings, keys)
 
 
-def _available() -> Iterator[type[Backend]]:
-    """Yield the backends that can be imported."""
-    for name in names():
-        try:
-            yield backend_class(name)
-        except BackendUnavailable:
-            # Its error is raised when it is used.
-            continue
-
-
 def load_config(settings: Settings, options: Mapping[str, Any]) -> LoadConfig:
     """Return the checked options of a load over the defaults of `settings`.
 
@@ -191,7 +182,11 @@ def _merged(
     """Return the options of all backends by name; the first backend with a flag keeps the flag."""
     merged: dict[str, OptionSpec] = {}
     flags: dict[str, str] = {}
-    backends = list(_available())
+    backends: list[type[Backend]] = []
+    for name in names():
+        # The error of a backend that cannot be imported is raised when it is used.
+        with contextlib.suppress(BackendUnavailable):
+            backends.append(backend_class(name))
     for backend in backends:
         for name, spec in options(backend).items():
             if all(flags.setdefault(flag, name) == name for flag in spec.flags):

@@ -102,7 +102,7 @@ class ThreadBridge(Generic[T]):
         return items
 
     @property
-    def is_ended(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether the writer has finished and every item was taken; see `error`."""
         return self._is_closed and not self._items
 
@@ -156,7 +156,7 @@ class ThreadBridge(Generic[T]):
         while True:
             for item in self.take():
                 yield item
-            if self.is_ended:
+            if self.is_finished:
                 break
             await self.wait_async()
         if self.error is not None:

@@ -61,7 +61,6 @@ class LoopThread:
         stream, bridge = LoopStream(self, _once(coroutine)), ThreadBridge[T]()
         try:
             stream.attach(bridge)
-            stream.start()
             for batch in stream.read(bridge):
                 result += batch
                 if on_wait is not None and not batch:
@@ -79,7 +78,6 @@ class LoopThread:
         result: list[T] = []
         stream, bridge = LoopStream(self, _once(coroutine)), ThreadBridge[T]()
         stream.attach(bridge)
-        stream.start()
         async with contextlib.aclosing(stream.read_async(bridge)) as batches:
             async for batch in batches:
                 result += batch
@@ -193,10 +191,11 @@ class LoopStream(Generic[T]):
     # -- on any thread ------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the generator; nothing of it has run before."""
-        self.is_started = True
-        self._loop = loop_calls(self._thread.loop)
-        self._loop.call(self._start_task)
+        """Start the generator, unless that was done; nothing of it has run before."""
+        if not self.is_started:
+            self.is_started = True
+            self._loop = loop_calls(self._thread.loop)
+            self._loop.call(self._start_task)
 
     def attach(self, bridge: ThreadBridge[T], first: Callable[[], object] | None = None) -> None:
         """Give a bridge the items that follow; `first` is called before, on the loop thread."""
@@ -253,7 +252,7 @@ class LoopStream(Generic[T]):
         stops: bool = True,
         deadline: float = math.inf,
     ) -> Iterator[list[T]]:
-        """Yield what a bridge has, at least every `CHECK_S` seconds, until the end or `deadline`.
+        """Start, and yield what a bridge has, at least every `CHECK_S` s, until the end or `deadline`.
 
         The next items are waited for no sooner than after `pause()` seconds. At an interrupt the
         generator is cancelled, unless `stops` is false; what it still yields within the grace time,
@@ -264,14 +263,15 @@ class LoopStream(Generic[T]):
         is_heard = stops or threading.current_thread() is threading.main_thread()
         with self._thread.interrupting(bridge) if is_heard else contextlib.nullcontext():
             try:
+                self.start()
                 while True:
-                    paused = pause() if pause is not None and not bridge.is_ended else 0.0
+                    paused = pause() if pause is not None and not bridge.is_finished else 0.0
                     if interruptible_wait.wait(bridge, CHECK_S, paused):
                         if stops:
                             yield from self._last(bridge)
                         raise KeyboardInterrupt
                     # After the last items there is one more wait, for an interrupt that came with them.
-                    if bridge.is_ended or time.monotonic() > deadline:
+                    if bridge.is_finished or time.monotonic() > deadline:
                         return
                     yield bridge.take()
             finally:
@@ -280,7 +280,7 @@ class LoopStream(Generic[T]):
     def _last(self, bridge: ThreadBridge[T]) -> Iterator[list[T]]:
         self.cancel()
         yield bridge.take()
-        while not bridge.is_ended and (left := self._deadline - time.monotonic()) > 0:
+        while not bridge.is_finished and (left := self._deadline - time.monotonic()) > 0:
             if interruptible_wait.wait(bridge, min(left, CHECK_S)):
                 self._deadline = 0.0
             yield bridge.take()
@@ -292,7 +292,7 @@ class LoopStream(Generic[T]):
         *,
         stops: bool = True,
     ) -> AsyncGenerator[list[T], None]:
-        """Yield what a bridge has until the end, on the caller's loop.
+        """Start, and yield what a bridge has until the end, on the caller's loop.
 
         Leaving early stops the generator, unless `stops` is false. Where SIGINT cancels the caller,
         this raises `Interrupted`, which is also a `CancelledError`; `stopping` is called first where
@@ -301,9 +301,10 @@ class LoopStream(Generic[T]):
         here = loop_calls(asyncio.get_running_loop())
         with interruptible_wait.translated(stopping), self._thread.interrupting(bridge):
             try:
+                self.start()
                 while True:
                     yield bridge.take()
-                    if bridge.is_ended:
+                    if bridge.is_finished:
                         return
                     if bridge.take_interrupt():
                         raise Interrupted("Stopped.")

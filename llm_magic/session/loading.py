@@ -62,11 +62,9 @@ class Loads:
             return self._loop.run(load(), on_wait)
         except KeyboardInterrupt:
             name = request.model or "the default model"
-            message = (
-                f"Stopped when {name} had just been loaded."
-                if results
-                else f"Stopped loading {name}."
-            )
+            message = f"Stopped loading {name}."
+            if results:
+                message = f"Stopped when {name} had just been loaded."
             raise Interrupted(message) from None
 
     def start(self, request: LoadRequest) -> concurrent.futures.Future[LoadResult]:
@@ -84,11 +82,6 @@ class Loads:
         pending = self.pending = self._loop.run(start())
         return self._loop.submit(_outcome(pending))
 
-    @property
-    def is_running(self) -> bool:
-        """Whether a load runs that was started with `start`."""
-        return self.pending is not None and not self.pending.done()
-
     def stop(self) -> bool:
         """Stop a load that was started with `start`; returns whether one ran."""
         pending = self.pending
@@ -103,14 +96,14 @@ class Loads:
 
         A load that was stopped raises nothing: the model that was loaded before answers.
         """
-        if self.pending is None:
+        pending = self.pending
+        if pending is None:
             return
         try:
-            self._loop.run(_wait_for_end(self.pending), on_wait)
+            self._loop.run(_wait_for_end(pending), on_wait)
         except KeyboardInterrupt:
-            if self.is_running:
-                message = "Stopped while waiting for the model; it goes on loading."
-            else:
+            message = "Stopped while waiting for the model; it goes on loading."
+            if pending.done():
                 message = "Stopped when the model had just been loaded."
             raise Interrupted(message) from None
         finally:
@@ -125,7 +118,7 @@ class Loads:
                 self._discard_finished()
 
     def _discard_finished(self) -> None:
-        if not self.is_running:
+        if self.pending is not None and self.pending.done():
             self.pending = None
 
 

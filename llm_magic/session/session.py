@@ -86,7 +86,7 @@ class Session:
         self.cells = Cells()
         # The keys of servers that this session was given.
         self.keys = ApiKeys()
-        self._listeners: tuple[Callable[[], None], ...] = ()
+        self._listeners: list[Callable[[], None]] = []
         self._closing: list[Callable[[], None]] = []
         self._start_process()
         _sessions.add(self)
@@ -239,12 +239,9 @@ class Session:
 
         `base_url` and `key_env` name a server; else it is the one in use, or that of the settings.
         """
-        about: LoadOptions = {"backend": backend or self.settings.backend}
-        if base_url is not None:
-            about["base_url"] = base_url
-        if key_env is not None:
-            about["key_env"] = key_env
-        return self._loop.run(self._listed(about))
+        about = {"backend": backend, "base_url": base_url, "key_env": key_env}
+        given = {name: value for name, value in about.items() if value is not None}
+        return self._loop.run(self._listed(cast("LoadOptions", given)))
 
     def models_later(
         self, **about: Unpack[LoadOptions]
@@ -255,7 +252,8 @@ class Session:
     def _listed(self, about: LoadOptions) -> Coroutine[Any, Any, list[ModelInfo]]:
         from llm_magic.config.settings import ServerLoadConfig
 
-        used = self.used(about.get("backend", self.settings.backend))
+        backend = about.setdefault("backend", self.settings.backend)
+        used = self.used(backend)
         if isinstance(used, ServerLoadConfig) and "base_url" not in about:
             known = {name: getattr(used, name) for name in ServerLoadConfig.model_fields}
             about = cast("LoadOptions", {n: v for n, v in known.items() if v is not None} | about)
@@ -279,7 +277,8 @@ class Session:
     @property
     def is_loading_in_background(self) -> bool:
         """Whether a load runs that `load_later` started; a cell waits for any other."""
-        return self._loads.is_running
+        load = self._loads.pending
+        return load is not None and not load.done()
 
     @property
     def loading(self) -> str | None:
@@ -307,20 +306,17 @@ class Session:
 
         `on_wait` is called about ten times a second meanwhile. Raises the error of the load.
         """
-        if self._loads.pending is not None:
-            self._loads.wait(on_wait)
+        self._loads.wait(on_wait)
 
-    def ask(
-        self, request: Request, *, background: bool = False, on_wait: OnWait | None = None
-    ) -> Response:
+    def ask(self, request: Request, *, background: bool = False) -> Response:
         """Check a request, start to answer it, and return the response at once.
 
         Raises what is wrong with the request before anything is sent. A `background` response is one
-        of the `jobs`. A load that runs is waited for first, and `on_wait` called meanwhile.
+        of the `jobs`. A load that runs is waited for first.
         """
         with held_back():
             if self._loads.pending is not None:
-                self._loads.wait(on_wait)
+                self._loads.wait()
             response = self._respond(request)
         if background:
             self.jobs.add(response)
@@ -373,9 +369,9 @@ class Session:
                 yield chunk
 
     @held_back()
-    def dry_run(self, request: Request, on_wait: OnWait | None = None) -> DryRun:
+    def dry_run(self, request: Request) -> DryRun:
         """Return the exact messages and their token count; generates nothing."""
-        self._loads.wait(on_wait)
+        self._loads.wait()
         prepared = self._prepare(request, peek=True)
         return self._loop.run(context_window.dry_run(self._manager, prepared))
 
@@ -416,29 +412,17 @@ class Session:
 
     def when_closed(self, closed: Callable[[], None]) -> Callable[[], None]:
         """Call `closed` once, when the session is closed; returns a function that undoes this."""
-        self._closing.append(closed)
-
-        def remove() -> None:
-            if closed in self._closing:
-                self._closing.remove(closed)
-
-        return remove
+        return _registered(self._closing, closed)
 
     def listen(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Call `changed` after every change, from any thread; returns a function that ends that.
 
         It must return at once: it is called for every token.
         """
-        # A new tuple each time, so that `_notify` needs no lock.
-        self._listeners = (*self._listeners, changed)
-
-        def remove() -> None:
-            self._listeners = tuple(one for one in self._listeners if one is not changed)
-
-        return remove
+        return _registered(self._listeners, changed)
 
     def _notify(self) -> None:
-        for changed in self._listeners:
+        for changed in tuple(self._listeners):
             changed()
 
     # -- conversations and the end ------------------------------------------------------------
@@ -466,7 +450,8 @@ class Session:
 
     def close(self) -> None:
         """Free the models and end the threads; the session can be used again afterwards."""
-        closing, self._closing = self._closing, []
+        closing = tuple(self._closing)
+        self._closing.clear()
         for closed in closing:
             closed()
         if "_manager" in self.__dict__:
@@ -484,6 +469,19 @@ class Session:
         return (
             f"<Session: {status.status}, {visible_line(status.active_model or 'nothing loaded')}>"
         )
+
+
+def _registered(
+    callbacks: list[Callable[[], None]], callback: Callable[[], None]
+) -> Callable[[], None]:
+    """Add a callback; returns a function that removes it."""
+    callbacks.append(callback)
+
+    def remove() -> None:
+        if callback in callbacks:
+            callbacks.remove(callback)
+
+    return remove
 
 
 def _close(reference: weakref.ref[Session]) -> None:

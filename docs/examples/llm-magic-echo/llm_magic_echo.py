@@ -24,7 +24,7 @@ from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Unloaded, Usag
 class EchoLoadConfig(LoadConfig):
     pause: Annotated[
         float,
-        OptionSpec("Seconds between two words.", ("--pause",), "S", label="Pause", minimum=0),
+        OptionSpec("Seconds between two pieces.", ("--pause",), "S", label="Pause", minimum=0),
     ] = 0.0
 
 
@@ -34,7 +34,7 @@ class EchoBackend(Backend):
     capabilities = Capabilities(in_process=True, local_token_counts=True)
     option_names: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(GenerationConfig.model_fields, UNSUPPORTED),
-        "max_new_tokens": "words",
+        "max_new_tokens": "pieces",
         "stop": "stop",
     }
     pause = 0.0

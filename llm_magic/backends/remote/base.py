@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -207,7 +207,7 @@ class RemoteBackend(Backend):
             await self._close_unused()
             raise
         self._servers.planned = server
-        notes = (*self._warnings(server), *self._unsupported_settings(), *notes)
+        notes = (*self._load_notes(server), *notes)
         return LoadPlan(model or remote.model, remote.model, config, remote, notes)
 
     async def load(self, plan: LoadPlan, name: str, report: Report) -> ModelInfo:
@@ -239,21 +239,16 @@ class RemoteBackend(Backend):
         """Yield the reply; repeats failed requests until the first token was received."""
         remote = self._find_loaded(name)
         remote.was_used = True
-        turns = remote.server.turns
-        async with self._keep_open(remote.server):
-            if turns.locked():
-                yield Chunk(notice=f"waiting for a turn at {remote.server.address.host_port}")
-            chunks = self._generate_with_retries(remote, messages, config)
-            async with turns, contextlib.aclosing(chunks):
-                async for chunk in chunks:
-                    yield chunk
-
-    @contextlib.asynccontextmanager
-    async def _keep_open(self, server: HttpServer) -> AsyncIterator[None]:
-        """Keep the connections of a server open, even if its model is unloaded."""
+        server = remote.server
+        # Its connections stay open, even if its model is unloaded meanwhile.
         server.users += 1
         try:
-            yield
+            if server.turns.locked():
+                yield Chunk(notice=f"waiting for a turn at {server.address.host_port}")
+            chunks = self._generate_with_retries(remote, messages, config)
+            async with server.turns, contextlib.aclosing(chunks):
+                async for chunk in chunks:
+                    yield chunk
         finally:
             server.users -= 1
             await self._close_unused()
@@ -337,20 +332,15 @@ class RemoteBackend(Backend):
 
     # -- messages -----------------------------------------------------------------------------
 
-    def _warnings(self, server: HttpServer) -> tuple[str, ...]:
-        if server.key is None or server.address.is_private:
-            return ()
-        return (
-            f"Warning: the key is sent to {server.address.origin} in clear text, and others on the"
-            " network can read it. Use https.",
-        )
-
-    def _unsupported_settings(self) -> tuple[str, ...]:
-        """Return a note with the generation settings that the backend does not support."""
-        names = [name for name in self.option_names if not self.supports(name)]
-        if not names:
-            return ()
-        return (f"Not sent, because {self.name} does not support them: {', '.join(names)}.",)
+    def _load_notes(self, server: HttpServer) -> Iterator[str]:
+        """Yield a warning about the key, and the generation settings that are not supported."""
+        if server.key is not None and not server.address.is_private:
+            yield (
+                f"Warning: the key is sent to {server.address.origin} in clear text, and others on the"
+                " network can read it. Use https."
+            )
+        if names := [name for name in self.option_names if not self.supports(name)]:
+            yield f"Not sent, because {self.name} does not support them: {', '.join(names)}."
 
     def _translated(
         self, remote: RemoteModel, error: ServerError | MalformedStream, has_text: bool

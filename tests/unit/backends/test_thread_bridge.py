@@ -82,7 +82,7 @@ def test_no_item_is_lost_between_threads() -> None:
     thread = threading.Thread(target=produce)
     thread.start()
     taken: list[int] = []
-    while not bridge.is_ended:
+    while not bridge.is_finished:
         assert not bridge.wait(10)
         taken += bridge.take()
     thread.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -259,6 +260,39 @@ def test_between_chunks_the_signal_belongs_to_the_user(scripted: Pair) -> None:
         read(session.stream("?"), press)
     assert seen == [KeyboardInterrupt]
     assert backend.requests[0].outcome == "closed"
+
+
+@pytest.mark.parametrize("hold", [contextlib.nullcontext, held_back])
+def test_interrupt_of_a_slow_display_keeps_what_was_shown(
+    scripted: Pair, hold: Callable[[], contextlib.AbstractContextManager[None]]
+) -> None:
+    session, backend = scripted
+    backend.will("a", Hang())
+    response = session.ask(Request("?"))
+    began = time.monotonic()
+
+    def draw() -> None:
+        if response.text:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+
+    with pytest.raises(Interrupted, match="Stopped after 1 token") as caught, hold():
+        show(response, draw)
+    assert time.monotonic() - began < 2
+    assert caught.value.reply is response.reply is session.last
+    assert backend.requests[0].outcome == "closed"
+
+
+def test_leaving_the_updates_early_does_not_stop_the_response(scripted: Pair) -> None:
+    session, backend = scripted
+    hang = Hang()
+    backend.will("a", hang, *whole_answer("b"))
+    response = session.ask(Request("?"))
+    for _ in response.updates():
+        if response.text:
+            break
+    hang.go.set()
+    assert response.result(5).text == "ab"
 
 
 @pytest.mark.parametrize("way", ["stream", "updates"])

@@ -253,6 +253,7 @@ def test_load_of_waiting_cell_can_be_stopped_or_shows_hint(
     if not finished.is_set():
         empty.session.interrupt()
     thread.join(5)
+    assert not thread.is_alive()
     assert stopped, "the button is there and does nothing"
 
 
