@@ -159,7 +159,7 @@ class MemoryUse:
     """The memory of this process and its GPUs, in bytes.
 
     Attributes:
-        process: The resident memory (RSS) of this process.
+        process: The memory of this process (RSS).
         devices: Each GPU with the memory that torch has allocated on it.
         gpu_memory: Each GPU with its free and its total memory, for all processes together.
     """

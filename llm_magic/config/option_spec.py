@@ -23,38 +23,34 @@ OptionKind = Literal["value", "switch", "repeated", "pairs"]
 
 
 @dataclass(frozen=True, slots=True)
-class Control:
-    """The control of an option in the panel; a load option without one has no control.
-
-    `slider` is its maximum and step, where the option's own range is wider or has no end; `none` is
-    what None stands for; `examples` are offered by completion too, other values may be allowed.
-    """
-
-    label: str = ""
-    slider: tuple[float, float] | None = None
-    none: str = "model's own"
-    examples: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class OptionSpec(GroupedMetadata):
     """One option, as an annotation of its field: the checks, flags, help and controls come from it.
 
-    `flags` are its names on the line of a magic, and `parse` reads one value of it there. `allowed`
-    has the allowed values in words, where no range and no list of choices describes them. `neutral`
-    is the value that changes nothing: a backend without the option accepts it. `specs` adds the other
-    attributes from the field; no `backends` means all of them.
+    Attributes:
+        flags: Its names on the line of a magic; `parse` reads one value of it there.
+        minimum, maximum: The range of a number.
+        allowed: The allowed values in words, where no range and no list of choices describes them.
+        neutral: The value that changes nothing: a backend without the option accepts it.
+        examples: Values that completion and the panel offer; others may be allowed.
+        label: The text at its control in the panel, where a load option without one has no control.
+        slider: The maximum and the step of the control, where the range is wider or has no end.
+        none_label: What None stands for.
+
+    `specs` adds the other attributes from the field; no `backends` means all of them.
     """
 
     help: str
     flags: tuple[str, ...] = ()
     metavar: str = ""
     parse: Callable[[str], object] = str
-    control: Control | None = None
     minimum: float | None = None
     maximum: float | None = None
     allowed: str = ""
     neutral: object = None
+    examples: tuple[str, ...] = ()
+    label: str = ""
+    slider: tuple[float, float] | None = None
+    none_label: str = "model's own"
     name: str = ""
     default: object = None
     kind: OptionKind = "value"

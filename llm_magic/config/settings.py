@@ -28,7 +28,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from llm_magic.config.env_file import read_env_file
 from llm_magic.config.option_spec import (
-    Control,
     OptionModel,
     OptionSpec,
     first_problem,
@@ -87,7 +86,7 @@ MaxNewTokens = Annotated[
         "The longest answer, in tokens.",
         ("--max-new-tokens",),
         "N",
-        control=Control(slider=(4096, 1)),
+        slider=(4096, 1),
         minimum=1,
     ),
     _OrModel,
@@ -98,7 +97,7 @@ Temperature = Annotated[
         "0 always takes the likeliest token; higher is more varied.",
         ("-t", "--temperature"),
         "T",
-        control=Control(slider=(2, 0.05)),
+        slider=(2, 0.05),
         minimum=0,
         maximum=2,
     ),
@@ -110,7 +109,7 @@ TopP = Annotated[
         "Sample from the likeliest tokens that make up this share.",
         ("--top-p",),
         "P",
-        control=Control(slider=(1, 0.01)),
+        slider=(1, 0.01),
         minimum=0,
         maximum=1,
     ),
@@ -122,7 +121,7 @@ TopK = Annotated[
         "Sample from this many of the likeliest tokens.",
         ("--top-k",),
         "K",
-        control=Control(slider=(200, 1)),
+        slider=(200, 1),
         minimum=1,
     ),
     _OrModel,
@@ -133,7 +132,7 @@ RepetitionPenalty = Annotated[
         "Above 1 makes repeated tokens less likely.",
         ("--repetition-penalty",),
         "R",
-        control=Control(slider=(2, 0.05)),
+        slider=(2, 0.05),
         minimum=1,
         neutral=1,
     ),
@@ -145,7 +144,7 @@ Seed = Annotated[
         "The same seed gives the same text.",
         ("--seed",),
         "N",
-        control=Control(none="random"),
+        none_label="random",
         minimum=0,
         # On a CPU torch uses 32 bits of a seed: larger ones would repeat the answers of smaller ones.
         maximum=2**32 - 1,
@@ -161,7 +160,7 @@ Stop = Annotated[
         ("--stop",),
         "TEXT",
         unescape,
-        control=Control("Stop texts"),
+        label="Stop texts",
     ),
 ]
 Device = Annotated[
@@ -171,7 +170,8 @@ Device = Annotated[
         "auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one.",
         ("-d", "--device"),
         "DEVICE",
-        control=Control("Device", examples=("auto", "cpu", "cuda", "mps")),
+        label="Device",
+        examples=("auto", "cpu", "cuda", "mps"),
         allowed="auto, cpu, cuda, cuda:N or mps",
     ),
 ]
@@ -181,7 +181,7 @@ Quantization = Annotated[
         "Smaller weights by bitsandbytes: none, 8bit or 4bit.",
         ("-q", "--quantization"),
         "BITS",
-        control=Control("Quantization"),
+        label="Quantization",
     ),
 ]
 _IDLE_TIMEOUT = OptionSpec(
@@ -230,7 +230,7 @@ class ServerLoadConfig(LoadConfig):
             "Address of the server, with or without /v1.",
             ("--base-url",),
             "URL",
-            control=Control("Server address"),
+            label="Server address",
         ),
     ] = None
     key_env: Annotated[
@@ -240,7 +240,7 @@ class ServerLoadConfig(LoadConfig):
             "Environment variable with the server's key; asked for if it is not set.",
             ("--key-env",),
             "NAME",
-            control=Control("Variable with the key"),
+            label="Variable with the key",
         ),
     ] = None
     idle_timeout: Annotated[FiniteFloat | None, _IDLE_TIMEOUT] = None

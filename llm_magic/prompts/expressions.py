@@ -68,18 +68,10 @@ KINDS: Mapping[type[ast.AST], str] = {
 }  # fmt: skip
 _CONVERSIONS: Mapping[str, Callable[[Any], str]] = {"r": repr, "s": str, "a": ascii}
 _MISSING = object()
-_VISITS_CELLS = frozenset(
-    [
-        "str",
-        "dt",
-        "values",
-        "T",
-        "is_unique",
-        "hasnans",
-        "is_monotonic_increasing",
-        "is_monotonic_decreasing",
-    ]
-)
+_VISITS_CELLS = frozenset({
+    "str", "dt", "values", "T", "is_unique", "hasnans", "is_monotonic_increasing",
+    "is_monotonic_decreasing",
+})  # fmt: skip
 # Their attributes lead to the code and the variables of running functions.
 _CLOSED = (
     types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.GeneratorType,

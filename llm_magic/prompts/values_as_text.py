@@ -330,7 +330,8 @@ def _objects(value: Any, budget: Budget) -> Iterable[Any]:
     for column in columns(value) if family(value) in ARRAYS else ():
         if "object" in str(column.dtype).lower():
             budget.spend(len(column))
-            cells = column.array if hasattr(column, "array") else column.reshape(-1)
+            is_array = family(column) in {"array", "tensor"}
+            cells = column.reshape(-1) if is_array else column.to_list()
             yield from (cell for cell in cells if type(cell) not in {str, int, float})
 
 

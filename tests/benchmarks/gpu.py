@@ -2,7 +2,7 @@
 
 Llamas of 1B and 8B with random weights, a streamed answer beside ``model.generate`` of the same
 model and settings: on the main thread, as in a cell, and on the thread that answers. A token reads
-every weight once, so the share of the bandwidth of a plain copy says how far either is from what
+every weight once, so the share of the bandwidth of a plain copy shows how far either is from what
 the memory allows. ``LLM_MAGIC_TEST_DEVICE=cpu`` measures a small model, to see that this runs.
 """
 
@@ -143,7 +143,7 @@ def _rates(subject: Subject, bandwidth: float, rounds: Rounds) -> Iterator[Row]:
 
 
 def _first_tokens(subject: Subject, rounds: Rounds) -> Iterator[Row]:
-    """Time the first token alone: as the session tells it, as it arrives, and bare."""
+    """Time the first token alone: as the session reports it, as it arrives, and bare."""
 
     def once() -> dict[str, float]:
         began = time.perf_counter()
@@ -151,11 +151,11 @@ def _first_tokens(subject: Subject, rounds: Rounds) -> Iterator[Row]:
         first = next(chunk for chunk in stream if chunk.tokens)
         arrived = (time.perf_counter() - first.time) * 1000
         stream.close()
-        told, bare = (first.time - began) * 1000, subject.bare(1) * 1000
-        return {"told": told, "bare": bare, "more": told - bare, "arrived": arrived}
+        reported, bare = (first.time - began) * 1000, subject.bare(1) * 1000
+        return {"reported": reported, "bare": bare, "more": reported - bare, "arrived": arrived}
 
     taken = rounds.run(once)
-    yield Row("first token: from the call to the model", "ms", taken["told"])
+    yield Row("first token: from the call to the model", "ms", taken["reported"])
     yield Row("first token: generate of one token", "ms", taken["bare"])
     yield Row("first token: the difference", "ms", taken["more"])
     yield Row("first token: from the model to the caller", "ms", taken["arrived"], Target("<=", 15))

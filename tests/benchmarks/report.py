@@ -19,7 +19,7 @@ from tests.benchmarks.rounds import Rounds
 
 _PACKAGES = (
     "llm_magic", "torch", "transformers", "accelerate", "ipykernel", "ipython", "jupyter_client",
-    "httpx",
+    "aiohttp", "httpx",
 )  # fmt: skip
 
 _FACTS = ("cpu", "memory", "system", "python", "device")

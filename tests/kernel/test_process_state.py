@@ -9,7 +9,7 @@ from tests.tiny_models import tiny_llama
 
 SNAPSHOT = """
 import asyncio, logging, os, signal, sys, threading, warnings
-import accelerate, httpx, huggingface_hub, ipywidgets, torch, tqdm.auto, transformers
+import accelerate, aiohttp, huggingface_hub, ipywidgets, torch, tqdm.auto, transformers
 from huggingface_hub import constants
 from transformers.utils import logging as transformers_logging
 

@@ -1,4 +1,4 @@
-"""A kernel and servers on every supported version of IPython, ipykernel, httpx and Pydantic."""
+"""A kernel and servers on every supported version of IPython, ipykernel, aiohttp and Pydantic."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from llm_magic.backends.base import (
     Report,
     TokenCount,
 )
-from llm_magic.config.option_spec import Control, OptionSpec
+from llm_magic.config.option_spec import OptionSpec
 from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import ModelNotFound
 from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Unloaded, Usage
@@ -24,9 +24,7 @@ from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Unloaded, Usag
 class EchoLoadConfig(LoadConfig):
     pause: Annotated[
         float,
-        OptionSpec(
-            "Seconds between two pieces.", ("--pause",), "S", control=Control("Pause"), minimum=0
-        ),
+        OptionSpec("Seconds between two pieces.", ("--pause",), "S", label="Pause", minimum=0),
     ] = 0.0
 
 

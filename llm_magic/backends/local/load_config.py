@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from llm_magic.config.option_spec import Control, OptionSpec
+from llm_magic.config.option_spec import OptionSpec
 from llm_magic.config.settings import Device, LoadConfig, Quantization, Settings
 
 _DEFAULTS = Settings.model_construct()
@@ -43,7 +43,7 @@ class LocalLoadConfig(LoadConfig):
             "Attention implementation, as in Transformers (eager, sdpa, …).",
             ("--attn",),
             "NAME",
-            control=Control(examples=("eager", "sdpa", "flash_attention_2")),
+            examples=("eager", "sdpa", "flash_attention_2"),
         ),
     ] = None
     assistant: Annotated[

@@ -96,7 +96,13 @@ def context_length(config: dict[str, Any]) -> int | None:
     The configs of models without a limit state -1, 0, or a very large number.
     """
     config = config.get("text_config") or config
-    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    names = (
+        "max_position_embeddings",
+        "n_positions",
+        "max_seq_len",
+        "context_length",
+        "model_max_length",
+    )
     stated = next((config[name] for name in names if config.get(name)), None)
     if isinstance(stated, bool) or not isinstance(stated, int | float):
         return None

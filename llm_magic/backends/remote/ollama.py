@@ -29,7 +29,7 @@ from llm_magic.backends.remote.stream_decoders import (
     parse_text,
     whole_number,
 )
-from llm_magic.config.option_spec import Control, OptionSpec
+from llm_magic.config.option_spec import OptionSpec
 from llm_magic.config.server_address import ServerAddress
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ServerLoadConfig
 from llm_magic.errors import LoadFailed, ModelNotFound, RequestFailed, ServerError
@@ -82,7 +82,7 @@ class OllamaLoadConfig(ServerLoadConfig):
         OptionSpec(
             "Let the server download the model first if necessary.",
             ("--pull",),
-            control=Control("Download it there first"),
+            label="Download it there first",
         ),
     ] = False
 

@@ -110,7 +110,7 @@ class Candidates:
             backend = line.get("backend", self._session.settings.backend)
             return filter(None, [getattr(self._session.settings, f"{backend}_base_url", "")])
         spec = option_specs("loading").get(option)
-        examples = spec.control.examples if spec is not None and spec.control is not None else ()
+        examples = spec.examples if spec is not None else ()
         return (spec.choices if spec is not None else ()) or examples
 
     def _backends(self) -> list[str]:

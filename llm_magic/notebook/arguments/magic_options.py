@@ -113,6 +113,9 @@ _EXPLANATION = (
     *_SHOWN,
 )  # fmt: skip
 
+_JOB = Argument(("job",), "Number of the job. Default: all jobs.", "ID", complete="jobs")
+_CHAT = Argument(("chat",), "Name of the chat. Default: all chats.", "CHAT", complete="chats")
+
 MAGICS: dict[str, Magic] = {
     magic.name: magic
     for magic in (
@@ -218,13 +221,13 @@ MAGICS: dict[str, Magic] = {
             "llm_stop",
             "Stop background jobs. Their partial answers are kept.",
             "%llm_stop [ID]",
-            positional=Argument(("job",), "Number of the job. Default: all jobs.", "ID", complete="jobs"),
+            positional=_JOB,
         ),
         Magic(
             "llm_wait",
             "Wait for background jobs and show how they ended. ■ ends only the wait, not the jobs.",
             "%llm_wait [ID]",
-            positional=Argument(("job",), "Number of the job. Default: all jobs.", "ID", complete="jobs"),
+            positional=_JOB,
         ),
         Magic(
             "llm_chats",
@@ -235,14 +238,14 @@ MAGICS: dict[str, Magic] = {
                 Argument(("--import",), "Read JSON messages as CHAT, or several chats by name.", "FILE"),
                 Argument(("--force",), "Overwrite the file or the chats.", kind="switch"),
             ),
-            positional=Argument(("chat",), "Name of the chat. Default: all chats.", "CHAT", complete="chats"),
+            positional=_CHAT,
         ),
         Magic(
             "llm_reset",
             "Delete a chat, or all of them.",
             "%llm_reset [CHAT] [--stale]",
             (Argument(("--stale",), "Delete only the stale turns.", kind="switch"),),
-            positional=Argument(("chat",), "Name of the chat. Default: all chats.", "CHAT", complete="chats"),
+            positional=_CHAT,
         ),
     )
 }  # fmt: skip

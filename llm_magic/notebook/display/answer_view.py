@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from llm_magic.notebook.display import markdown
+from llm_magic.notebook.display.code_cells import code_blocks
 from llm_magic.notebook.display.live_output import (
     PERIOD_S,
     LiveArea,
@@ -19,7 +21,6 @@ from llm_magic.notebook.display.live_output import (
     muted,
     write,
 )
-from llm_magic.notebook.display.markdown import IncrementalMarkdown
 from llm_magic.notebook.display.messages import ending, footer, reasoning_line
 from llm_magic.text.surrogates import replace_surrogates
 from llm_magic.text.terminal import VisibleStream
@@ -101,10 +102,10 @@ class RichView:
     def __init__(
         self, response: Response, *, form: str, show_footer: bool, area: LiveArea, label: str = ""
     ) -> None:
-        """`label` is shown at once, until the first word."""
+        """`label` is shown at once, until the first word arrives."""
         self._response, self._form, self._show_footer = response, form, show_footer
         self._area, self._label = area, label
-        self._markdown = IncrementalMarkdown()
+        self._markdown = markdown.IncrementalMarkdown()
         self._began = time.monotonic()
         # The revision of the response that is shown.
         self._revision = -1
@@ -186,15 +187,11 @@ def reasoning_html(reasoning: str) -> str:
     """Return the reasoning of a model as folded HTML, which is safe as that of an answer, or nothing."""
     if not reasoning.strip():
         return ""
-    from llm_magic.notebook.display import markdown
-
     return markdown.collapsed(reasoning_line(reasoning), reasoning.strip())
 
 
 def answer_html(text: str, form: str) -> str:
     """Return model text as HTML that can run no script and fetches nothing."""
-    from llm_magic.notebook.display import markdown
-
     if form == "text":
         return markdown.escape_pre(text)
     if form == "json":
@@ -217,8 +214,6 @@ def _indented(value: Any) -> str:
 
 
 def _pretty_json(text: str) -> tuple[str, str]:
-    from llm_magic.notebook.display.code_cells import code_blocks
-
     problem = ""
     # All of it first: to Markdown, indented JSON can look like a block of code.
     for inner in (text, *(block.code for block in code_blocks(text)[:1])):

@@ -9,7 +9,7 @@ from typing import Any
 import anywidget
 import traitlets
 
-from llm_magic.config.option_spec import Control, OptionSpec
+from llm_magic.config.option_spec import OptionSpec
 
 _HERE = Path(__file__).parent
 
@@ -43,20 +43,18 @@ class NumberControl(_Control):
     @classmethod
     def of(cls, spec: OptionSpec) -> NumberControl:
         """Return the control for an option."""
-        control = spec.control or Control()
-        slider = control.slider
         fallback = spec.default if isinstance(spec.default, int | float) else spec.minimum or 0
         return cls(
             kind="number",
             label=spec.name.replace("_", " "),
             help=f"{spec.help} ({spec.range})",
-            none_label=control.none,
+            none_label=spec.none_label,
             fallback=float(fallback),
             minimum=spec.minimum or 0.0,
-            maximum=slider[0] if slider else spec.maximum or 0.0,
-            step=slider[1] if slider else 1.0,
+            maximum=spec.slider[0] if spec.slider else spec.maximum or 0.0,
+            step=spec.slider[1] if spec.slider else 1.0,
             bounded=spec.maximum is not None,
-            slides=slider is not None,
+            slides=spec.slider is not None,
         )
 
 

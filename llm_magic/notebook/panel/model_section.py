@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 
 from llm_magic.backends import registry
-from llm_magic.config.option_spec import Control, OptionSpec
+from llm_magic.config.option_spec import OptionSpec
 from llm_magic.config.server_address import parse_url
 from llm_magic.config.settings import LoadConfig, ServerLoadConfig
 from llm_magic.errors import LLMMagicError, OptionError
@@ -45,9 +45,9 @@ class LoadSection:
             description="Model", placeholder="the default", ensure_option=False, options=[]
         )
         self.options = {
-            name: _control(spec, spec.control, settings.default_of(spec))
+            name: _control(spec, settings.default_of(spec))
             for name, spec in registry.load_specs().items()
-            if spec.control is not None and spec.control.label
+            if spec.label
         }
         self.keep = widgets.Checkbox(description="Keep the loaded models", indent=False)
         self.load = widgets.Button(description="Load", button_style="primary")
@@ -227,12 +227,12 @@ def _bar(progress: Progress, hint: str) -> str:
     )
 
 
-def _control(spec: OptionSpec, control: Control, default: object) -> Any:
+def _control(spec: OptionSpec, default: object) -> Any:
     """Return the ipywidgets control of an option, which shows its default."""
-    label, text = control.label, "" if default is None else str(default)
-    if control.examples:
+    label, text = spec.label, "" if default is None else str(default)
+    if spec.examples:
         return widgets.Combobox(
-            description=label, options=control.examples, value=text, ensure_option=False
+            description=label, options=spec.examples, value=text, ensure_option=False
         )
     if spec.choices:
         return widgets.Dropdown(description=label, options=list(spec.choices), value=text)

@@ -78,7 +78,7 @@ class SettingsSection:
 def _text(spec: OptionSpec) -> Any:
     """Return the field of an option that takes several texts."""
     return widgets.Text(
-        description=spec.control.label if spec.control else spec.name,
+        description=spec.label or spec.name,
         placeholder="none; separate several by a space",
         tooltip=spec.help,
         continuous_update=False,

@@ -97,7 +97,7 @@ def test_names_import_no_backend() -> None:
 def test_options_of_all_backends_need_no_heavy_package() -> None:
     code = (
         "import sys; from llm_magic.backends import registry; registry.load_specs()\n"
-        "print({'httpx', 'httpcore', 'torch', 'transformers'} & sys.modules.keys())"
+        "print({'aiohttp', 'torch', 'transformers'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ from llm_magic.prompts.values_as_text import to_text
 def notebook() -> dict[str, Any]:
     frame = pl.DataFrame({"a": [1, 2, 3], "k": ["x", "y", "x"], "v": [1.5, 2.5, 4.0]})
     dated = pl.DataFrame({"w": pl.date_range(pl.date(2026, 1, 1), pl.date(2026, 1, 3), eager=True)})
-    return {"df": frame, "dated": dated, "lazy": frame.lazy(), "pl": pl, "mask": frame["a"] > 1}
+    objects = frame.with_columns(pl.Series("o", [{1}, {2}, {3}], dtype=pl.Object))
+    environment = pl.Series("e", [os.environ], dtype=pl.Object)
+    return {
+        "objects": objects, "environment": environment, "df": frame, "dated": dated,
+        "lazy": frame.lazy(), "pl": pl, "mask": frame["a"] > 1,
+    }  # fmt: skip
 
 
 FILLED = """
@@ -66,6 +72,9 @@ df.write_csv()
 df.schema
 max(df["a"])
 sum(df["a"])
+objects
+objects["o"][0]
+objects.head(1)
 dated["w"].dt.year().to_list()
 dated["w"].dt.strftime("%d.%m.")
 dated["w"].max():%d.%m.%Y
@@ -104,6 +113,10 @@ df["k"].str.zfill(10**10)
 df["k"].str.replace("a", "b")
 df["k"].str.to_integer()
 df.sql("SELECT 1")
+objects.unique()
+objects["o"].unique()
+environment
+environment[0]
 lazy.collect()
 lazy.head()
 lazy.columns

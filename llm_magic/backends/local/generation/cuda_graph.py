@@ -15,8 +15,9 @@ import os
 import shutil
 import statistics
 import threading
-import time
+import timeit
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -65,7 +66,6 @@ class StaticDecoder:
         self.steps: dict[int, StaticStep] = {}
         self._model = model
         self._compiled = compiled
-        self._forward: Forward | None = None
         self.unavailable_reason = _obstacle(model, compiled=compiled, forced=forced)
 
     @property
@@ -107,7 +107,11 @@ class StaticDecoder:
             with torch.inference_mode():
                 self._model(input_ids=token, use_cache=True, **cache)
 
-        compiled_s, usual_s = _median_seconds(step.warm_up), _median_seconds(usual)
+        # The first ones warm it up.
+        compiled_s, usual_s = (
+            statistics.median(timeit.repeat(work, number=1, repeat=8)[3:])
+            for work in (step.warm_up, usual)
+        )
         if compiled_s < usual_s:
             return None
         return f"compiled {compiled_s * 1000:.0f} ms a token, not compiled {usual_s * 1000:.0f} ms"
@@ -121,8 +125,12 @@ class StaticDecoder:
         self, length: int, max_new_tokens: int, processors: LogitsProcessorList, *, do_sample: bool
     ) -> StaticStep | None:
         """Return the step for a text of `length` tokens that may grow; None where there is none."""
-        few = max_new_tokens < _MIN_NEW_TOKENS
-        if self.unavailable_reason is not None or few or not _have_fixed_shape(processors):
+        if self.unavailable_reason is not None or max_new_tokens < _MIN_NEW_TOKENS:
+            return None
+        if not all(
+            type(each) in _PROCESSORS and not getattr(each, "prompt_ignore_length", None)
+            for each in processors
+        ):
             return None
         # The last step is one too many.
         needed = length + max_new_tokens + 1
@@ -146,19 +154,19 @@ class StaticDecoder:
         if step is None:
             while len(self.steps) >= _MAX_STEPS:
                 self.steps.pop(next(iter(self.steps))).close()
-            step = StaticStep(self._model, length, self._compiled_forward())
+            step = StaticStep(self._model, length, self._forward)
         self.steps[length] = step
         return step
 
-    def _compiled_forward(self) -> Forward | None:
+    @cached_property
+    def _forward(self) -> Forward | None:
+        """The compiled form of the model, if it is compiled."""
         if not self._compiled:
             return None
-        if self._forward is None:
-            compile_cache.set_folder()
-            # On a CPU, weights that never change may get another layout.
-            options: dict[str, Any] = {} if self._on_gpu else {"freezing": True}
-            self._forward = torch.compile(self._model.forward, dynamic=False, options=options)
-        return self._forward
+        compile_cache.set_folder()
+        # On a CPU, weights that never change may get another layout.
+        options: dict[str, Any] = {} if self._on_gpu else {"freezing": True}
+        return torch.compile(self._model.forward, dynamic=False, options=options)
 
     def _disable(self, error: Exception) -> None:
         self.clear()
@@ -171,17 +179,9 @@ def _obstacle(model: PreTrainedModel, *, compiled: bool, forced: bool) -> str | 
     device = model.device.type
     if device != "cuda" and not (compiled or forced):
         return f"CUDA graphs need a GPU, the model is on {device}; see --compile"
-    if compiled and device == "cpu" and not _has_compiler():
+    compilers = (os.environ.get("CXX", "g++"), "clang++", "cl")
+    if compiled and device == "cpu" and not any(map(shutil.which, compilers)):
         return "--compile needs a C++ compiler (g++ or clang++)"
-    return _model_obstacle(model)
-
-
-def _has_compiler() -> bool:
-    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl")))
-
-
-def _model_obstacle(model: PreTrainedModel) -> str | None:
-    """Return why the steps of a model cannot have fixed shapes; None if they can."""
     if not compat.can_compile(model):
         return "this architecture makes decisions in Python"
     if len({parameter.device for parameter in model.parameters()}) > 1:
@@ -196,14 +196,6 @@ def _model_obstacle(model: PreTrainedModel) -> str | None:
     if not all(type(layer) is StaticLayer for layer in cache.layers):
         return "some layers have a sliding window or a state"
     return None
-
-
-def _have_fixed_shape(processors: LogitsProcessorList) -> bool:
-    """Return whether the options of a request can be part of the step."""
-    return all(
-        type(processor) in _PROCESSORS and not getattr(processor, "prompt_ignore_length", None)
-        for processor in processors
-    )
 
 
 def bucket_length(length: int, context: int | None) -> int:
@@ -372,13 +364,3 @@ class TokenReader:
         if self._cuda:
             self._events[index].synchronize()
         return int(self._buffers[index])
-
-
-def _median_seconds(work: Callable[[], None]) -> float:
-    """Return how long some work takes once it is warm."""
-    taken = []
-    for _ in range(8):
-        began = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken[3:])
