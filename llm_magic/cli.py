@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from llm_magic import __version__
 from llm_magic.errors import LLMMagicError, MissingDependency
-from llm_magic.text.terminal import unstyled, visible, visible_but_styled
+from llm_magic.text import unstyled, visible, visible_but_styled
 
 if TYPE_CHECKING:
     from nbclient import NotebookClient

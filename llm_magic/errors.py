@@ -45,7 +45,7 @@ from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from llm_magic.text.terminal import visible_line
+from llm_magic.text import visible_line
 
 if TYPE_CHECKING:
     from llm_magic.types import Reply

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
 from llm_magic.errors import OptionError, SettingsError
-from llm_magic.text.surrogates import is_plain_name
+from llm_magic.text import is_plain_name
 
 if TYPE_CHECKING:
     from llm_magic.config.settings import ServerLoadConfig, Settings

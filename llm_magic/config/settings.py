@@ -35,8 +35,7 @@ from llm_magic.config.option_spec import (
     specs,
 )
 from llm_magic.errors import SettingsError
-from llm_magic.text.escapes import unescape
-from llm_magic.text.surrogates import has_surrogates
+from llm_magic.text import has_surrogates, unescape
 
 
 def _as_tuple(value: object) -> object:

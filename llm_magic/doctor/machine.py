@@ -17,7 +17,7 @@ import psutil
 from llm_magic.doctor.finding import Finding, run_in_thread
 from llm_magic.doctor.packages import installed
 from llm_magic.errors import SettingsError
-from llm_magic.text.formatting import human_bytes
+from llm_magic.text import human_bytes
 
 _SMI_S, _TORCH_S, _DISK_S = 5.0, 60.0, 3.0
 _MIN_FREE_DISK = 5_000_000_000

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_magic.errors import OptionError
-from llm_magic.text.surrogates import has_surrogates
+from llm_magic.text import has_surrogates
 from llm_magic.types import Message
 
 _ROLES = ("system", "user", "assistant")

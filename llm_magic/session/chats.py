@@ -17,7 +17,7 @@ from pathlib import Path
 
 from llm_magic.errors import OptionError, did_you_mean
 from llm_magic.session import chat_files
-from llm_magic.text.surrogates import is_plain_name
+from llm_magic.text import is_plain_name
 from llm_magic.types import Message
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from llm_magic.errors import OptionError
 from llm_magic.session.chat_files import message
 from llm_magic.session.chats import check_name
-from llm_magic.text.surrogates import replace_surrogates
+from llm_magic.text import replace_surrogates
 from llm_magic.types import Message
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import GenerationError, Interrupted
 from llm_magic.session import context_window, interruptible_wait
 from llm_magic.session.event_loop import LoopStream, LoopThread
-from llm_magic.text.formatting import generated
-from llm_magic.text.terminal import visible_line
+from llm_magic.text import generated, visible_line
 from llm_magic.types import Chunk, FinishReason, Reply, Timing, Usage
 
 if TYPE_CHECKING:

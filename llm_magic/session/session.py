@@ -38,7 +38,7 @@ from llm_magic.session.requests import (
     request,
 )
 from llm_magic.session.response import Response
-from llm_magic.text.terminal import visible_line
+from llm_magic.text import visible_line
 from llm_magic.types import Chunk, Progress, Reply, Unloaded
 
 if TYPE_CHECKING:

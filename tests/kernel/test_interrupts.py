@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_magic.text.formatting import counted
+from llm_magic.text import counted
 from tests.kernels import Kernel, Ran, kernel, within_a_second
 
 LONG = "Write a very long story about a fox, with all details."

@@ -25,7 +25,7 @@ from llm_magic.backends.local.load_plan import LocalPlan, Planner
 from llm_magic.backends.local.worker import Worker
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import LoadFailed, MissingDependency, ModelNotLoaded
-from llm_magic.text.formatting import human_bytes
+from llm_magic.text import human_bytes
 from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Unloaded
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from llm_magic.errors import (
     MissingDependency,
     OutOfMemory,
 )
-from llm_magic.text.formatting import human_bytes
+from llm_magic.text import human_bytes
 
 _LONGEST_LINE = 300
 # By a part of the text of an error that Transformers raises during a load.

@@ -16,7 +16,7 @@ from llm_magic.backends.local.files.sources import Source
 from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.config.settings import Settings
 from llm_magic.errors import DeviceUnavailable, MissingDependency, OptionError, OutOfMemory
-from llm_magic.text.formatting import human_bytes
+from llm_magic.text import human_bytes
 from llm_magic.types import Progress
 
 

@@ -15,7 +15,7 @@ import psutil
 
 from llm_magic.backends.local.files import safetensors
 from llm_magic.errors import OutOfMemory
-from llm_magic.text.formatting import human_bytes
+from llm_magic.text import human_bytes
 from llm_magic.types import MemoryUse
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from llm_magic.config.option_spec import OptionSpec
 from llm_magic.config.server_address import ServerAddress
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ServerLoadConfig
 from llm_magic.errors import LoadFailed, ModelNotFound, RequestFailed, ServerError
-from llm_magic.text.formatting import human_bytes
+from llm_magic.text import human_bytes
 from llm_magic.types import Chunk, FinishReason, Message, ModelInfo, Progress, Usage
 
 if TYPE_CHECKING:

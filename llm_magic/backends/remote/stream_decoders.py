@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
-from llm_magic.text.surrogates import replace_surrogates
+from llm_magic.text import replace_surrogates
 from llm_magic.types import Chunk
 
 _SURROGATE = re.compile("[\ud800-\udfff]")

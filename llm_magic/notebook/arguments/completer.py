@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llm_magic.errors import SettingsError
 from llm_magic.notebook.arguments.completions import Candidates, Completion
 from llm_magic.notebook.arguments.magic_options import MAGICS, Argument, arguments, option_specs
-from llm_magic.text.terminal import visible_line
+from llm_magic.text import visible_line
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

@@ -22,8 +22,7 @@ from llm_magic.notebook.display.live_output import (
     write,
 )
 from llm_magic.notebook.display.messages import ending, footer, reasoning_line
-from llm_magic.text.surrogates import replace_surrogates
-from llm_magic.text.terminal import VisibleStream
+from llm_magic.text import VisibleStream, replace_surrogates
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

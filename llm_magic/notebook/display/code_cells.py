@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llm_magic.notebook.display.live_output import is_notebook, mime_bundle, muted, write
 from llm_magic.notebook.display.markdown import TooMuchWork, fence_language, parser, render_code
-from llm_magic.text.surrogates import replace_surrogates
+from llm_magic.text import replace_surrogates
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

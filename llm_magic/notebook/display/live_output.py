@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_magic.notebook.display.markdown import MATH
 from llm_magic.notebook.display.tables import NO_MATH
-from llm_magic.text.terminal import visible
+from llm_magic.text import visible
 from llm_magic.types import Progress
 
 if TYPE_CHECKING:

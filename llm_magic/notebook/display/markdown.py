@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_magic.notebook.display.highlight import TEXT_SECONDS, escape_text, highlight
 from llm_magic.notebook.display.tables import NO_MATH
-from llm_magic.text.surrogates import replace_surrogates
+from llm_magic.text import replace_surrogates
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from llm_magic.notebook.display.tables import Table
 from llm_magic.session.chats import in_turns, spelled
-from llm_magic.text.formatting import counted, human_bytes
-from llm_magic.text.terminal import visible_line
+from llm_magic.text import counted, human_bytes, visible_line
 from llm_magic.types import ModelInfo, Reply, Unloaded
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llm_magic.text.terminal import visible
+from llm_magic.text import visible
 
 # No MathJax here: names and errors are untrusted, and TeX can contain links and styles.
 NO_MATH = "mathjax_ignore tex2jax_ignore"

@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_magic.backends.registry import load_specs
 from llm_magic.config.option_spec import OptionSpec
-from llm_magic.text.escapes import escape
+from llm_magic.text import escape
 
 
 def load_line(model: str | None, options: Mapping[str, Any], *, keep: bool = False) -> str:

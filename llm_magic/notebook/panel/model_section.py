@@ -19,7 +19,7 @@ from llm_magic.errors import LLMMagicError, OptionError
 from llm_magic.notebook.display.messages import ready_lines, unloaded_line
 from llm_magic.notebook.frontend import reach_busy_kernels
 from llm_magic.notebook.panel.as_magic import load_line
-from llm_magic.text.formatting import counted
+from llm_magic.text import counted
 from llm_magic.types import Progress
 
 if TYPE_CHECKING:

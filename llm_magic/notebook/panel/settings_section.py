@@ -14,7 +14,7 @@ from llm_magic.config.option_spec import OptionSpec
 from llm_magic.notebook.arguments.parser import split_line
 from llm_magic.notebook.panel.as_magic import config_line, quoted
 from llm_magic.notebook.panel.controls import NumberControl
-from llm_magic.text.escapes import escape, unescape
+from llm_magic.text import escape, unescape
 
 if TYPE_CHECKING:
     from llm_magic.notebook.panel import ControlPanel

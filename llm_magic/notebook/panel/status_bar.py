@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from llm_magic.notebook.display.messages import model_line
-from llm_magic.text.formatting import human_bytes
+from llm_magic.text import human_bytes
 
 if TYPE_CHECKING:
     from llm_magic.backends.manager import Status

@@ -15,7 +15,7 @@ from llm_magic.backends.local.files import validate
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.config.certificates import certificate_problem
 from llm_magic.errors import LLMMagicError, LoadFailed, ModelNotFound
-from llm_magic.text.formatting import human_bytes
+from llm_magic.text import human_bytes
 from llm_magic.types import Progress
 
 # Weights as safetensors only: reading a pickle can run code.

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from llm_magic.backends.local import memory
 from llm_magic.errors import OutOfMemory
-from llm_magic.text.formatting import human_bytes
+from llm_magic.text import human_bytes
 
 
 def write_header(file: Path, tensors: dict[str, tuple[str, list[int]]]) -> None:

@@ -23,7 +23,7 @@ from llm_magic.notebook.display.messages import error_line
 from llm_magic.notebook.display.tables import Table
 from llm_magic.notebook.magics import register, unregister
 from llm_magic.session import Session
-from llm_magic.text.terminal import (
+from llm_magic.text import (
     VisibleStream,
     unstyled,
     visible,

@@ -1,0 +1,136 @@
+"""Text for people and files: sizes and counts, escapes, surrogates, control characters made visible.
+
+The functions that make control characters visible are for text of models and servers. A terminal executes
+the control characters in what it displays: they clear the screen, overwrite lines, set the clipboard, make
+links. JupyterLab executes some of them in streams. Each one is replaced by a visible one, so nothing is
+executed and nothing is hidden. Because no escape sequence is parsed, one that arrives in pieces, or that is
+not complete, is handled like any other. They are applied where text is displayed: values (`Reply.text`,
+chats, exported files) keep every character.
+"""
+
+from __future__ import annotations
+
+import re
+
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
+
+
+# All controls but newline and tab; what reorders text or ends a line without being a newline; lone
+# surrogates, which no output encoding has; tags, which are letters that no terminal displays.
+_HIDDEN = (
+    r"\x00-\x08\x0b-\x1f\x7f-\x9f"
+    r"\u2028\u2029\u202a-\u202e\u2066-\u2069"
+    r"\ud800-\udfff"
+    r"\U000e0000-\U000e007f"
+)
+_UNSAFE = re.compile(rf"\r\n|[{_HIDDEN}]")
+_STYLES = re.compile(r"(\x1b\[[0-9;]*m)")
+_LINE_END = re.compile(r"[ \t]*\n\s*")
+
+
+def human_bytes(size: float) -> str:
+    """Return a size in bytes as text: ``269 MB``, ``14.2 GB``."""
+    if abs(size) >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    if abs(size) >= 1e6:
+        return f"{size / 1e6:.0f} MB"
+    return f"{size / 1e3:.0f} kB"
+
+
+def generated(tokens: int | None, characters: int) -> str:
+    """Return the length of a text: ``12 tokens``, ``331 characters``, ``""`` for none.
+
+    `tokens` is None where it is unknown, as during the answers of most servers.
+    """
+    if tokens:
+        return counted(tokens)
+    return counted(characters, "character") if characters else ""
+
+
+def counted(count: int, thing: str = "token") -> str:
+    """Return a number with its unit: ``1 token``, ``2 tokens``."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def unescape(text: str) -> str:
+    """Return a text in which \\n, \\r, \\t and \\\\ are replaced by what they stand for."""
+    return re.sub(r"\\([nrt\\])", lambda found: _ESCAPES[found[1]], text)
+
+
+def escape(text: str) -> str:
+    """Return a text on one line, which `unescape` reads."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+
+
+def has_surrogates(text: str) -> bool:
+    """Return whether a text contains lone surrogates."""
+    return replace_surrogates(text) != text
+
+
+def replace_surrogates(text: str) -> str:
+    """Return a text for UTF-8: surrogate pairs become their character, lone ones U+FFFD."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def is_plain_name(text: str) -> bool:
+    """Return whether a text can be a name: without control characters and lone surrogates."""
+    return not has_surrogates(text) and not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in text)
+
+
+def visible(text: str) -> str:
+    r"""Return `text` with control characters in a visible form: ``␛[2J`` for ``ESC[2J``.
+
+    Newlines and tabs stay, and ``\r\n`` becomes a newline. Controls of the first 32 code points get
+    their Unicode picture, all others their escape (``\u202e``).
+    """
+    return _UNSAFE.sub(_picture, text)
+
+
+def visible_line(text: str) -> str:
+    """Return `text` like `visible`, in one line."""
+    return _LINE_END.sub(" ", visible(text).strip("\n"))
+
+
+def visible_but_styled(text: str) -> str:
+    """Return `text` like `visible`, but keep colors and styles: for tracebacks of IPython."""
+    parts = _STYLES.split(text)
+    return "".join(part if i % 2 else visible(part) for i, part in enumerate(parts))
+
+
+def unstyled(text: str) -> str:
+    """Return `text` like `visible`, without colors and styles."""
+    return visible(_STYLES.sub("", text))
+
+
+class VisibleStream:
+    r"""Handles text incrementally as `visible` does: a ``\r\n`` cut in two stays one line end."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        r"""Return what can be displayed now; a ``\r`` at the end is held back."""
+        text = self._held + text
+        self._held = "\r" if text.endswith("\r") else ""
+        return visible(text.removesuffix("\r"))
+
+    def flush(self) -> str:
+        """Return what was held back, at the end of the text."""
+        held, self._held = self._held, ""
+        return visible(held)
+
+
+def _picture(match: re.Match[str]) -> str:
+    char = match[0]
+    if char == "\r\n":
+        return "\n"
+    code = ord(char)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "\u2421"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"

@@ -1,1 +1,0 @@
-"""Strings: sizes and counts in words, terminal escapes, surrogates, partial matches."""
