@@ -39,6 +39,8 @@ exclude_patterns = ["_build", "examples"]
 myst_heading_anchors = 3
 # Docstrings write code in single backquotes.
 default_role = "code"
+# Two hyphens in a text are those of an option.
+smartquotes = False
 toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 napoleon_use_ivar = True
