@@ -357,7 +357,9 @@ class Session:
 
         Args:
             prompt: A text, or a list of messages: ``{"role": "user", "content": "…"}``.
-            about: The options of this call, see `AskOptions`.
+            about: The options of ``%%llm``, for this call: model, system, chat, trim, max_new_tokens,
+                temperature, top_p, top_k, repetition_penalty, seed, stop, extra (what else the backend
+                accepts); see `AskOptions`.
 
         Raises:
             OptionError: An option is unknown, invalid, or not supported by the backend.
