@@ -239,7 +239,7 @@ class ServerLoadConfig(LoadConfig):
             "Environment variable with the server's key; asked for if it is not set.",
             ("--key-env",),
             "NAME",
-            label="Variable with the key",
+            label="API key variable",
         ),
     ] = None
     idle_timeout: Annotated[FiniteFloat | None, _IDLE_TIMEOUT] = None
