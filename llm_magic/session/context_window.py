@@ -25,8 +25,7 @@ _UNCLEAR = frozenset({400, 413, 422, 500, None})
 
 async def stream(manager: BackendManager, response: Response) -> AsyncGenerator[Chunk, None]:
     """Yield the answer of the model, after dropping the turns that do not fit where `--trim` is given."""
-    if response.prepared.request.trim:
-        response.prepared = await fit(manager, response.prepared)
+    response.prepared = await fit(manager, response.prepared)
     while True:
         prepared = response.prepared
         name = prepared.loaded_model.name
@@ -46,7 +45,10 @@ async def stream(manager: BackendManager, response: Response) -> AsyncGenerator[
 
 
 async def fit(manager: BackendManager, prepared: PreparedRequest) -> PreparedRequest:
-    """Return the request without the fewest oldest turns that do not fit, where the backend can count."""
+    """Return the request without the fewest oldest turns that do not fit, where `--trim` is given.
+
+    The backend has to count tokens for that.
+    """
     if not prepared.request.trim or prepared.context is None:
         return prepared
     low, high = 0, len(prepared.context.turns)

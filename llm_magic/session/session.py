@@ -118,8 +118,9 @@ class Session:
         def create(name: str) -> Backend:
             return registry.create(name, lambda: self.settings, self.keys)
 
-        # Programs end without `close`, too.
-        atexit.register(_close, weakref.ref(self))
+        # Programs end without `close`, too. Registered last, so that it is called first.
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
         return BackendManager(self._create or create, self._notify)
 
     # -- settings -----------------------------------------------------------------------------
@@ -331,8 +332,7 @@ class Session:
         of the `jobs`. A load that runs is waited for first.
         """
         with held_back():
-            if self._loads.pending is not None:
-                self._loads.wait()
+            self._loads.wait()
             response = self._respond(request)
         if background:
             self.jobs.add(response)
@@ -513,9 +513,8 @@ def _registered(
     return remove
 
 
-def _close(reference: weakref.ref[Session]) -> None:
-    session = reference()
-    if session is not None:
+def _close_all() -> None:
+    for session in list(_sessions):
         session.close()
 
 

@@ -161,7 +161,7 @@ def resized(arguments: dict[str, Any], length: int) -> dict[str, Any]:
 
 
 def _changes_arguments(model: PreTrainedModel) -> bool:
-    """Return whether a model overrides `_update_model_kwargs_for_generation`; see `extended`."""
+    """Return whether a model overrides `_update_model_kwargs_for_generation`; see `resized`."""
     name = "_update_model_kwargs_for_generation"
     return getattr(type(model), name, None) is not getattr(GenerationMixin, name, None)
 

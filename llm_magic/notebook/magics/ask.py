@@ -109,8 +109,7 @@ class LLMMagics(SessionMagics):
         from llm_magic.notebook.display import answer_view, live_output, messages
 
         area = live_output.LiveArea(live=self.live)
-        if self.session.is_loading_in_background:
-            self.show_load(area)
+        self.show_load(area)
         if args["dry_run"]:
             area.clear()
             dry = self.session.dry_run(request)
@@ -156,8 +155,7 @@ class LLMMagics(SessionMagics):
                 " of them."
             )
         request, notes = self._request(args)
-        if self.session.is_loading_in_background:
-            self.wait_for_load()
+        self.wait_for_load()
         response = self.session.ask(request, background=True)
         output = response.view = BackgroundOutput(self.shell, response, args, self.live)
         for other in self.session.jobs.running:

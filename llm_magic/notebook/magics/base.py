@@ -73,7 +73,9 @@ class SessionMagics(Magics):
         return (cell.id or None) if cell is not None else None
 
     def show_load(self, area: LiveArea) -> None:
-        """Wait for a load started with ``--bg`` and show its progress; clears it if the load fails."""
+        """Wait for a load started with ``--bg``, if one runs, and show its progress; cleared if it fails."""
+        if not self.session.is_loading_in_background:
+            return
         from llm_magic.notebook.display.live_output import LoadView
 
         session, view = self.session, LoadView(self.shell, area)
@@ -86,7 +88,7 @@ class SessionMagics(Magics):
             raise
 
     def wait_for_load(self) -> None:
-        """Wait for a load started with ``--bg``; its progress is shown meanwhile."""
+        """Wait for a load started with ``--bg``, if one runs; its progress is shown meanwhile."""
         from llm_magic.notebook.display.live_output import LiveArea
 
         area = LiveArea(live=self.live)

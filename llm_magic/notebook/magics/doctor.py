@@ -34,7 +34,7 @@ class DoctorMagics(SessionMagics):
         is_ours = isinstance(getattr(owner, "__self__", None), SessionMagics)
         kernel = getattr(self.shell, "kernel", None)
         return KernelInfo(
-            owner="" if is_ours else str(getattr(owner, "__module__", "nobody")),
+            owner="" if is_ours else str(getattr(owner, "__module__", "unknown")),
             in_kernel=kernel is not None,
             subshells=bool(getattr(kernel, "_supports_kernel_subshells", False)),
         )

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 # A stop takes effect at the next token; a cell does not wait longer for it.
 _STOP_S = 1.0
-
-
 _NOTHING = "No job is running."
 
 

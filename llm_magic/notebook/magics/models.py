@@ -77,8 +77,7 @@ class ModelMagics(SessionMagics):
         session, name = self.session, args["name"]
         if args["all"] and name:
             raise OptionError("--all and the name of a model cannot be combined. Use one of them.")
-        if session.is_loading_in_background:
-            self.wait_for_load()
+        self.wait_for_load()
         unloaded = session.unload_all() if args["all"] else [session.unload(name)]
         lines = list(map(messages.unloaded_line, unloaded))
         live_output.LoadView(self.shell, live_output.LiveArea(live=False)).finish(
