@@ -18,7 +18,15 @@ from llm_magic.notebook.display.messages import footer
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.notebook.frontend import reach_busy_kernels
 from llm_magic.notebook.panel.as_magic import ask_cell
-from llm_magic.notebook.panel.controls import CopyText, PromptBox
+from llm_magic.notebook.panel.controls import (
+    Conversation,
+    CopyText,
+    MessageLine,
+    PromptBox,
+    QueueNotice,
+)
+from llm_magic.notebook.panel.labels import in_labels
+from llm_magic.prompts.template import fill
 from llm_magic.session.requests import Request
 
 if TYPE_CHECKING:
@@ -36,13 +44,16 @@ class AskSection:
     def __init__(self, panel: ControlPanel) -> None:
         self._panel = panel
         self._response: Response | None = None
+        # The notes about the prompt of the response.
+        self._notes: tuple[str, ...] = ()
         self._drawn: object = None
         self._markdown = IncrementalMarkdown()
         self.prompt = PromptBox(
-            self.ask, label="Prompt", placeholder="Ask the model … (Ctrl+Enter sends)"
-        )
-        self.send = widgets.Button(
-            description="Send", button_style="primary", tooltip="Send (Ctrl+Enter)"
+            self.ask,
+            panel.between_cells,
+            label="Prompt",
+            placeholder="Ask the model …",
+            hint="Ctrl+Enter sends. {name} inserts the value of a variable.",
         )
         self.stop = widgets.Button(description="Stop")
         self.chat = widgets.Checkbox(description="Keep the conversation", indent=False)
@@ -50,25 +61,27 @@ class AskSection:
         self.note = widgets.HTML()
         self.turns = widgets.HTMLMath()
         self.answer = widgets.HTMLMath()
-        self.take = CopyText(label="Copy answer", shown=False)
+        self.conversation = Conversation()
+        self.take = CopyText(shown=False)
+        self.message = MessageLine()
         self.box = self._assembled()
-        self.send.on_click(lambda _button: self.ask(self.prompt.value))
-        self.stop.on_click(lambda _button: panel.act(self._stop))
-        self.clear.on_click(lambda _button: panel.act(self._clear))
+        self.stop.on_click(lambda _button: panel.act(self._stop, self.message.show))
+        self.clear.on_click(lambda _button: panel.act(self._clear, self.message.show))
         self.chat.observe(lambda _change: panel.request_draw(), "value")
 
     def _assembled(self) -> widgets.VBox:
-        controls = [self.send, self.stop, self.chat, self.clear]
-        buttons = widgets.Box(controls).add_class("llm-buttons")
-        conversation = widgets.VBox([self.turns, self.answer]).add_class("llm-scroll")
+        buttons = widgets.Box([self.stop, self.chat, self.clear]).add_class("llm-buttons")
+        shown = [self.turns, self.answer, self.conversation]
+        conversation = widgets.VBox(shown).add_class("llm-scroll")
         title = widgets.HTML("<h3>Prompt</h3>")
-        return widgets.VBox([title, self.prompt, buttons, self.note, conversation, self.take])
+        above = [title, self.prompt, buttons, self.message, QueueNotice(), self.note]
+        return widgets.VBox([*above, conversation, self.take]).add_class("llm-section")
 
     # -- what the user does -------------------------------------------------------------------
 
-    def ask(self, text: str) -> None:
-        """Send a prompt."""
-        self._panel.act(lambda: self._ask(text))
+    def ask(self, text: str) -> bool:
+        """Send a prompt; returns whether it was accepted."""
+        return self._panel.act(lambda: self._ask(text), self.message.show)
 
     def _ask(self, text: str) -> str:
         if self._response is not None and not self._response.done:
@@ -78,10 +91,10 @@ class AskSection:
         if self._panel.session.status().status in {"Loading", "Configuring"}:
             raise ModelNotLoaded("The model is getting ready. Send it when it is.")
         chat = CHAT if self.chat.value else None
-        request = Request(text, chat=chat, key=uuid.uuid4().hex)
-        self._response = self._panel.session.ask(request, background=True)
-        if chat is not None:
-            self.prompt.value = ""
+        filled = fill(text, self._panel.names(text))
+        request = Request(filled.text, chat=chat, key=uuid.uuid4().hex)
+        response = self._panel.session.ask(request, background=True)
+        self._response, self._notes = response, filled.notes
         return ask_cell(text, chat)
 
     def _stop(self) -> None:
@@ -110,7 +123,7 @@ class AskSection:
         own = response is not None and not response.done
         # Jobs of cells have their own stop buttons, in the list of jobs.
         elsewhere = any(one.view is None for one in answering) and not own
-        self.send.disabled = own
+        self.prompt.disabled = self.conversation.busy = own
         self.stop.disabled = not (own or elsewhere)
         in_cell = any(one.number is None for one in answering)
         self.stop.tooltip = _stop_hint(in_cell)
@@ -148,7 +161,7 @@ class AskSection:
 
     def _draw_answer(self, response: Response | None) -> None:
         if response is None:
-            self.answer.value = self.take.value = self.take.code = ""
+            self.answer.value = self.take.code = ""
             return
         seen = (response, response.state, response.revision)
         if seen == self._drawn:
@@ -156,24 +169,28 @@ class AskSection:
         self._drawn = seen
         text, reasoning = response.text, reasoning_html(response.reasoning)
         answer = self._markdown.render(text.lstrip()) if text.strip() else ""
-        self.answer.value = (
-            f"{_question(response.prompt)}"
-            f'<div class="llm-turn">{reasoning}{answer}{muted(_below(response))}</div>'
-        )
+        notes = "".join(muted(f"Note: {in_labels(note)}") for note in self._notes)
+        inner = f"{reasoning}{answer}{muted(_below(response))}"
+        source = text.strip() if response.done else ""
+        self.answer.value = f"{_question(response.prompt)}{notes}{_answer(inner, source)}"
+        self.take.code = ""
         if response.done:
             blocks = code_blocks(text)
-            self.take.value = text.strip()
             self.take.code = blocks[0].code.rstrip("\n") if blocks else ""
             if response.error is not None:
-                self._panel.show_error(response.error)
-        else:
-            self.take.value = self.take.code = ""
+                self._panel.show_error(response.error, self.message.show)
 
 
 @lru_cache(maxsize=_SHOWN_TURNS)
 def _turn(question: str, answer: str) -> str:
     """Return a turn as HTML; each update of the next answer shows all of them again."""
-    return f'{_question(question)}<div class="llm-turn">{answer_html(answer, "markdown")}</div>'
+    return _question(question) + _answer(answer_html(answer, "markdown"), answer.strip())
+
+
+def _answer(inner: str, source: str) -> str:
+    """Return an answer as HTML, with the text that its button copies, if there is one yet."""
+    copied = f' data-source="{html.escape(source)}"' if source else ""
+    return f'<div class="llm-turn llm-answer"{copied}>{inner}</div>'
 
 
 def _question(question: str) -> str:
