@@ -74,11 +74,11 @@ def parse_with_prompt(name: str, line: str) -> Parsed:
     """
     parser = _line_parser(name)
     found, position, start = [], 0, _blanks_end(line, 0)
-    is_ended = False
+    only_text = False
     while line.startswith("-", start):
         word, position = parser.word(line, start, "")
         start = _blanks_end(line, position)
-        if is_ended := word == "--":
+        if only_text := word == "--":
             break
         found.append(word)
         if word in parser.takes_value and start < len(line):
@@ -86,7 +86,7 @@ def parse_with_prompt(name: str, line: str) -> Parsed:
             start = _blanks_end(line, position)
     parsed = parser.parsed(found)
     parsed.prompt = line[position:].strip()
-    if not is_ended:
+    if not only_text:
         parsed.notes = parser.notes(parsed.prompt)
     return parsed
 
