@@ -189,7 +189,7 @@ def test_hostile_text_runs_nothing(lab: Lab, recorder: Recorder) -> None:
     lab.open([SCRIPTED + _HOSTILE.format(leak=recorder.url), "%llm_panel", _ASK_ALL])
     lab.run(0)
     open_panel(lab, 1)
-    lab.run(2, timeout=120)
+    assert lab.run(2, timeout=120) == []
     lab.page.wait_for_timeout(1000)
     _touch_everything(lab)
     assert lab.page.evaluate("() => window.__pwned === undefined")
@@ -210,10 +210,10 @@ from llm_magic.notebook.panel import ControlPanel
 (panel,) = [one for one in gc.get_objects() if isinstance(one, ControlPanel)]
 panel.asking.chat.value = True
 for text in list(payloads().values()):
-    panel.asking.ask(text)
-    while panel.asking._job is None or not panel.asking._job.done:
+    assert panel.asking.ask(text) or "{" in text
+    while llm.answering:
         time.sleep(0.01)
-    panel.show_message(text)
+    panel.asking.message.show(text)
     panel.draw()
 """
 

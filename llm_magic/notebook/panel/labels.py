@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping
 
-from llm_magic.backends.registry import generation_specs, load_specs
+from llm_magic.backends import registry
 from llm_magic.config.option_spec import OptionSpec
 
 # What the panel has buttons for, or does by itself.
@@ -19,11 +18,11 @@ _PHRASES = (
     (r" \(%llm_status shows [a-z ]+\)", ""),
     (r"%llm_unload first", "unload the loaded model first"),
     (r" with %llm_unload", " with Unload"),
-    (r"--trim leaves out the oldest, %llm_reset \S+ all\.", "Press Clear to start a new one."),
+    (r"--trim leaves out the oldest, %llm_reset \S+ all\.", "press Clear to start a new one."),
     (r", and --literal fills nothing", ""),
     (r"; --dry-run shows their notes", ""),
 )
-_FLAG = re.compile(r"(?P<add>\b[Aa]dd )?(?<![\w-])(?P<flag>--?[a-z][a-z-]*)(?: (?P<value>[\w.]+))?")
+_FLAG = re.compile(r"(?P<add>\badd )?(?<![\w-])(?P<flag>--?[a-z][a-z-]*)(?: (?P<value>[\w:]+))?")
 
 
 _WRONG = re.compile(r"^(?P<name>\w+)=(?P<value>\S+) must be (?P<allowed>.+)\.$")
@@ -34,45 +33,36 @@ def in_labels(text: str) -> str:
     for pattern, replacement in _PHRASES:
         text = re.sub(pattern, replacement, text)
     wrong = _WRONG.match(text)
-    spec = _by_name().get(wrong["name"]) if wrong is not None else None
-    if wrong is not None and spec is not None and label(spec):
-        return f"{label(spec)} must be {wrong['allowed']}, not {wrong['value']}."
+    spec = _specs().get(wrong["name"]) if wrong is not None else None
+    if wrong is not None and spec is not None and (label := _label(spec)):
+        return f"{label} must be {wrong['allowed']}, not {wrong['value']}."
     return _FLAG.sub(_labelled, text)
 
 
-@functools.cache
-def _by_name() -> Mapping[str, OptionSpec]:
-    return {**load_specs(), **generation_specs()}
+def _specs() -> Mapping[str, OptionSpec]:
+    return {**registry.load_specs(), **registry.generation_specs()}
 
 
-@functools.cache
-def _by_flag() -> Mapping[str, OptionSpec]:
-    return {flag: spec for spec in _by_name().values() for flag in spec.flags}
-
-
-def label(spec: OptionSpec) -> str:
+def _label(spec: OptionSpec) -> str:
     """Return the text at the control of an option, or nothing if the panel has none for it."""
-    # The control of a backend is the one that selects which others are shown.
-    is_named = spec.is_number and spec.name in generation_specs()
-    return (
-        spec.label
-        or ("Backend" if spec.name == "backend" else "")
-        or (spec.name.replace("_", " ") if is_named else "")
-    )
+    if spec.name == "backend":
+        return "Backend"
+    is_number = spec.is_number and spec.name in registry.generation_specs()
+    return spec.label or (spec.name.replace("_", " ") if is_number else "")
 
 
 def _labelled(match: re.Match[str]) -> str:
-    spec, value = _by_flag().get(match["flag"]), match["value"]
+    flag, value = match["flag"], match["value"]
+    spec = next((spec for spec in _specs().values() if flag in spec.flags), None)
     if spec is None:
         return match[0]
-    is_value = value is not None and (
-        value in (*spec.choices, *spec.examples) or spec.name == "backend"
-    )
-    rest = "" if value is None or is_value or value == spec.metavar else f" {value}"
-    if not label(spec):
-        return f"{match[0].removesuffix(rest)} of %llm_load{rest}"
-    verb = match["add"] or ""
+    known = registry.names() if spec.name == "backend" else (*spec.choices, *spec.examples)
+    # What follows may be a value, the word for one as in "add --key-env NAME", or the next word.
+    rest = "" if value is None or value in known or value.isupper() else f" {value}"
+    given = f" = {value}" if value in known else ""
+    label, verb = _label(spec), match["add"] or ""
+    if not label:
+        return f"{match[0].removesuffix(rest)} {'to' if verb else 'of'} %llm_load{rest}"
     if verb:
         verb = "select " if spec.kind == "switch" else "fill in "
-        verb = verb.capitalize() if match["add"][0] == "A" else verb
-    return f"{verb}“{label(spec)}”{f' = {value}' if is_value else ''}{rest}"
+    return f"{verb}“{label}”{given}{rest}"
