@@ -98,18 +98,20 @@ def _film(
 
 def _save(frames: list[tuple[float, bytes]], file: Path) -> None:
     """Write a moving picture that shows each frame until the next one; equal ones are one."""
-    kept = [
+    distinct = [
         frame
         for before, frame in zip([(0.0, b""), *frames], frames, strict=False)
         if before[1] != frame[1]
     ]
-    ends = [*(when for when, _ in kept[1:]), frames[-1][0]]
-    first, *others = (Image.open(io.BytesIO(png)).convert("RGB") for _, png in kept)
+    ends = [*(when for when, _ in distinct[1:]), frames[-1][0]]
+    first, *others = (Image.open(io.BytesIO(png)).convert("RGB") for _, png in distinct)
     first.save(
         file,
         save_all=True,
         append_images=others,
-        duration=[round(1000 * (end - when)) for (when, _), end in zip(kept, ends, strict=True)],
+        duration=[
+            round(1000 * (end - when)) for (when, _), end in zip(distinct, ends, strict=True)
+        ],
         loop=0,
         lossless=True,
         method=6,
