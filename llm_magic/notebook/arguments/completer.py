@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llm_magic.errors import SettingsError
 from llm_magic.notebook.arguments.completions import Candidates, Completion
 from llm_magic.notebook.arguments.magic_options import MAGICS, Argument, arguments, option_specs
-from llm_magic.notebook.arguments.parser import setting_words
+from llm_magic.notebook.arguments.parser import named_settings
 from llm_magic.text import visible_line
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class _Line:
         name, equals, value = self._typed.text.partition("=")
         if equals and name:
             return self._replacing(self._candidates.setting(name, value), skip="=")
-        given = list(setting_words(list(self._positional_words())))
+        given = list(named_settings(list(self._positional_tokens())))
         if given and not given[-1][1]:
             values = self._candidates.setting(given[-1][0], value or name)
             return self._replacing(values, skip="=" if equals else "")
@@ -149,15 +149,15 @@ class _Line:
         candidates = self._candidates.of(argument, name, self._values())
         return self._replacing([c for c in candidates if c.text not in names])
 
-    def _positional_words(self) -> Iterator[str]:
+    def _positional_tokens(self) -> Iterator[str]:
         """Yield the words before the cursor that are neither options nor their values."""
-        words = iter(self._done)
-        for word in words:
-            if word.text.startswith("-"):
-                if self._argument_of(word.text) is not None:
-                    next(words, None)
+        tokens = iter(self._done)
+        for token in tokens:
+            if token.text.startswith("-"):
+                if self._argument_of(token.text) is not None:
+                    next(tokens, None)
             else:
-                yield word.text
+                yield token.text
 
     def _options(self) -> list[Completion]:
         """Return the options that can still be added: none twice, and none of another backend."""

@@ -67,7 +67,7 @@ class ModelMagics(SessionMagics):
         if "extra" in args.options:
             # Each -p adds to the others.
             changes["extra"] = {**self.session.generation.extra, **args.options["extra"]}
-        named = [name for name, _ in parser.setting_words(args["changes"])]
+        named = [name for name, _ in parser.named_settings(args["changes"])]
         return changes, [*named, *args.options]
 
     def _filled(self, text: str) -> str:
