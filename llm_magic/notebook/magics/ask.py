@@ -76,7 +76,7 @@ class LLMMagics(SessionMagics):
         if not args["literal"]:
             from llm_magic.prompts.template import fill
 
-            names = self.names(f"{prompt} {system}")
+            names = self.notebook_names(f"{prompt} {system}")
             filled = fill(prompt, names, all_notes=is_dry_run)
             prompt, notes = filled.text, notes + filled.notes
             if system is not None:

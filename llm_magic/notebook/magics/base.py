@@ -79,11 +79,8 @@ class SessionMagics(Magics):
         cell = running_cell(self.shell)
         return (cell.id or None) if cell is not None else None
 
-    def names(self, text: str) -> dict[str, Any]:
-        """Return the variables that references in a text may use.
-
-        Those are the notebook's, without the ones of IPython (open, exit, quit, …).
-        """
+    def notebook_names(self, text: str) -> dict[str, Any]:
+        """Return the notebook's variables without those of IPython (open, exit, quit, …)."""
         hidden = self.shell.user_ns_hidden
         history = {name for name in ("In", "Out") if f"{name}[" in text}
         return {

@@ -35,7 +35,7 @@ class PanelMagics(SessionMagics):
         if replaced is not None:
             # The cell was run again, which removed the panel from its output.
             replaced.close()
-        self._panels[self.cell_id] = _show_panel(self.session, self.names)
+        self._panels[self.cell_id] = _show_panel(self.session, self.notebook_names)
 
 
 def _show_panel(session: Session, names: Callable[[str], Mapping[str, Any]]) -> ControlPanel:
