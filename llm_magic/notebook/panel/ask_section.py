@@ -17,7 +17,7 @@ from llm_magic.notebook.display.markdown import IncrementalMarkdown
 from llm_magic.notebook.display.messages import footer
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.notebook.frontend import reach_busy_kernels
-from llm_magic.notebook.panel.as_magic import ask_cell
+from llm_magic.notebook.panel.as_magic import ask_cell, config_line
 from llm_magic.notebook.panel.controls import (
     Conversation,
     CopyText,
@@ -48,6 +48,9 @@ class AskSection:
         self._notes: tuple[str, ...] = ()
         self._drawn: object = None
         self._markdown = IncrementalMarkdown()
+        self.system = widgets.Textarea(
+            description="System prompt", placeholder="none", rows=2, continuous_update=False
+        ).add_class("llm-wide")
         self.prompt = PromptBox(
             self.ask,
             panel.between_cells,
@@ -65,6 +68,10 @@ class AskSection:
         self.take = CopyText(shown=False)
         self.message = MessageLine()
         self.box = self._assembled()
+        self.system.observe(
+            lambda change: panel.act(lambda: self._set_system(change["new"]), self.message.show),
+            "value",
+        )
         self.stop.on_click(lambda _button: panel.act(self._stop, self.message.show))
         self.clear.on_click(lambda _button: panel.act(self._clear, self.message.show))
         self.chat.observe(lambda _change: panel.request_draw(), "value")
@@ -74,7 +81,8 @@ class AskSection:
         shown = [self.turns, self.answer, self.conversation]
         conversation = widgets.VBox(shown).add_class("llm-scroll")
         title = widgets.HTML("<h3>Prompt</h3>")
-        above = [title, self.prompt, buttons, self.message, QueueNotice(), self.note]
+        system = widgets.Box([self.system]).add_class("llm-fields")
+        above = [title, system, self.prompt, buttons, self.message, QueueNotice(), self.note]
         return widgets.VBox([*above, conversation, self.take]).add_class("llm-section")
 
     # -- what the user does -------------------------------------------------------------------
@@ -96,6 +104,11 @@ class AskSection:
         response = self._panel.session.ask(request, background=True)
         self._response, self._notes = response, filled.notes
         return ask_cell(text, chat)
+
+    def _set_system(self, text: str) -> str:
+        system = text if text.strip() else None
+        self._panel.session.generation.update(system=system)
+        return config_line({"system": system})
 
     def _stop(self) -> None:
         if self._response is not None and not self._response.done:
@@ -123,6 +136,7 @@ class AskSection:
         own = response is not None and not response.done
         # Jobs of cells have their own stop buttons, in the list of jobs.
         elsewhere = any(one.view is None for one in answering) and not own
+        self.system.value = self._panel.session.generation.system or ""
         self.prompt.disabled = self.conversation.busy = own
         self.stop.disabled = not (own or elsewhere)
         in_cell = any(one.number is None for one in answering)

@@ -133,6 +133,18 @@ def test_stop_texts_can_be_repeated(scripted: Scripted, notebook: Notebook, type
     assert config(notebook.session).stop == config(scripted.session).stop
 
 
+@pytest.mark.parametrize(
+    "typed", ["Answer in one word.", 'Say "no".', "two\nlines", r"a\b", "it's", "  ", "{x} # y?"]
+)
+def test_system_prompt_can_be_repeated(scripted: Scripted, notebook: Notebook, typed: str) -> None:
+    notebook.run("%llm_config system=before")
+    put(scripted.panel.asking.system, "before")
+    put(scripted.panel.asking.system, typed)
+    notebook.run(scripted.panel.magic.value)
+    ours, theirs = scripted.session.generation.system, notebook.session.generation.system
+    assert ours == theirs == (typed if typed.strip() else None)
+
+
 def test_reset_can_be_repeated(scripted: Scripted, notebook: Notebook) -> None:
     put(scripted.panel.settings.numbers["top_k"], 7)
     press(scripted.panel.settings.reset)

@@ -254,3 +254,46 @@ def test_clearing_an_empty_chat_is_no_error(scripted: Scripted) -> None:
     until(lambda: scripted.panel.asking.clear.layout.display == "")
     press(scripted.panel.asking.clear)
     assert (shown_error(scripted.panel), scripted.panel.magic.value) == ("", "")
+
+
+def test_system_prompt_is_that_of_the_session(scripted: Scripted) -> None:
+    panel, session = scripted.panel, scripted.session
+    put(panel.asking.system, "Be brief.")
+    ask(panel, "?")
+    messages = scripted.backend.requests[-1].messages
+    assert [(message.role, message.content) for message in messages] == [
+        ("system", "Be brief."), ("user", "?"),
+    ]  # fmt: skip
+    session.generation.system = "Be long."
+    until(lambda: panel.asking.system.value == "Be long.")
+    press(panel.settings.reset)
+    until(lambda: panel.asking.system.value == "")
+
+
+def test_references_are_filled_in_and_notes_are_shown() -> None:
+    names = {"price": 12}
+    with scripted_panel() as scripted:
+        panel = ControlPanel(scripted.session, lambda _text: names)
+        ask(panel, "{price:.2f} {prize}")
+        assert scripted.backend.requests[-1].messages[-1].content == "12.00 {prize}"
+        assert "Note: {prize} is not defined here" in answer(panel)
+        assert panel.magic.value == "%%llm\n{price:.2f} {prize}"
+        ask(panel, "none")
+        assert "Note:" not in answer(panel)
+
+
+@pytest.mark.parametrize(
+    ("text", "accepted"), [("fine", True), ("", False), ("{1 / 0}", False), ("{price / 0}", False)]
+)
+def test_page_learns_whether_a_prompt_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, text: str, accepted: bool
+) -> None:
+    sent: list[object] = []
+    with scripted_panel() as scripted:
+        panel = ControlPanel(scripted.session, lambda _text: {"price": 12})
+        monkeypatch.setattr(panel.asking.prompt, "send", sent.append)
+        send(panel, text)
+        until(lambda: is_idle(panel))
+        assert sent == [{"sent": "1", "accepted": accepted}]
+        assert bool(shown_error(panel)) != accepted
+        assert not shown_error(panel).count("--literal")
