@@ -281,11 +281,11 @@ def _authentication_error(
     reason = f" ({status}): {text}." if text else f" ({status})."
     if key is not None:
         variable = f"typed in for {key.variable}" if key.is_typed else f"in {key.variable}"
-        verb = "denied access with" if status == 403 else "rejected"
-        summary = f"{origin} {verb} the key {variable}"
+        summary = f"{origin} rejected the key {variable}"
         retype, correct = "Load again to type another key.", "Correct the variable and load again."
         fix = retype if key.is_typed else correct
         if status == 403:
+            summary = f"{origin} denied access with the key {variable}"
             fix = "Check what the key is allowed to use."
     elif status == 401:
         summary, reason = f"{origin} requires an API key", f" ({status})."
