@@ -99,14 +99,21 @@ def _on_disk(requested: str, settings: Settings) -> Source | None:
     if found is not None:
         return found
     if _looks_like_path(requested):
-        known = {one for info in names(settings.models_folder) for one in (info.name, info.source)}
         raise ModelNotFound(
-            f"There is no file or folder {requested!r}.{did_you_mean(requested, known - {''})}"
+            f"There is no file or folder {requested!r}.{_near_path(requested, settings)}"
         )
     provider = providers.of_model(requested)
     if provider is not None and requested not in {info.name for info in _in_hub_cache()}:
         raise _hosted(requested, provider)
     return None
+
+
+def _near_path(requested: str, settings: Settings) -> str:
+    """Return a sentence with paths that are similar to the requested one, or names of models."""
+    folder, name = os.path.split(requested)
+    beside = [path.rstrip(os.sep) for path in paths(os.path.join(folder, ""))]  # noqa: PTH118
+    known = (info.name for info in names(settings.models_folder))
+    return did_you_mean(requested, beside) or did_you_mean(name, known)
 
 
 def _hosted(requested: str, provider: Provider) -> ModelNotFound:
