@@ -164,6 +164,10 @@ def test_references_wait_for_the_end_of_a_cell(k: Kernel) -> None:
     send_prompt(k, comm_id, "{late}", other)
     k.wait(cell)
     until_value(k, "[r.messages[-1].content for r in backend.requests]", ["after the cell"])
+    k.ok("llm.generation.system = 'set in Python: {late}'")
+    until_value(k, "full.asking.system.value", "set in Python: {late}")
+    assert k.value("llm.generation.system") == "set in Python: {late}", "it was filled in"
+    k.ok("llm.generation.reset()")
 
 
 def until_value(k: Kernel, expression: str, expected: object) -> None:

@@ -86,6 +86,11 @@ class ControlPanel:
         finally:
             self._drawer = before
 
+    @property
+    def is_drawing(self) -> bool:
+        """Whether this thread draws, so that a change of a widget is not an action of the user."""
+        return self._drawer == threading.get_ident()
+
     def request_draw(self) -> None:
         """Schedule a drawing."""
         self._refresher.request()
@@ -124,7 +129,7 @@ class ControlPanel:
 
         `report` shows an error where the action's control is. Returns whether there was none.
         """
-        if self._drawer == threading.get_ident() or self.is_retired:
+        if self.is_drawing or self.is_retired:
             return False
         succeeded = True
         with self._lock:

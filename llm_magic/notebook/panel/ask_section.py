@@ -44,8 +44,9 @@ class AskSection:
     def __init__(self, panel: ControlPanel) -> None:
         self._panel = panel
         self._response: Response | None = None
-        # The notes about the prompt of the response.
+        # The notes about the prompt of the response, and about the system prompt.
         self._notes: tuple[str, ...] = ()
+        self._system_notes: tuple[str, ...] = ()
         self._drawn: object = None
         self._markdown = IncrementalMarkdown()
         self.system = widgets.Textarea(
@@ -68,10 +69,7 @@ class AskSection:
         self.take = CopyText(shown=False)
         self.message = MessageLine()
         self.box = self._assembled()
-        self.system.observe(
-            lambda change: panel.act(lambda: self._set_system(change["new"]), self.message.show),
-            "value",
-        )
+        self.system.observe(lambda change: self._system_changed(change["new"]), "value")
         self.stop.on_click(lambda _button: panel.act(self._stop, self.message.show))
         self.clear.on_click(lambda _button: panel.act(self._clear, self.message.show))
         self.chat.observe(lambda _change: panel.request_draw(), "value")
@@ -105,10 +103,20 @@ class AskSection:
         self._response, self._notes = response, filled.notes
         return ask_cell(text, chat)
 
+    def _system_changed(self, text: str) -> None:
+        def act() -> None:
+            self._panel.act(lambda: self._set_system(text), self.message.show)
+
+        if "{" in text and not self._panel.is_drawing:
+            self._panel.between_cells(act)
+        else:
+            act()
+
     def _set_system(self, text: str) -> str:
-        system = text if text.strip() else None
-        self._panel.session.generation.update(system=system)
-        return config_line({"system": system})
+        filled = fill(text, self._panel.names(text))
+        self._panel.session.generation.update(system=filled.text or None)
+        self._system_notes = filled.notes
+        return config_line({"system": text if text.strip() else None})
 
     def _stop(self) -> None:
         if self._response is not None and not self._response.done:
@@ -142,7 +150,8 @@ class AskSection:
         in_cell = any(one.number is None for one in answering)
         self.stop.tooltip = _stop_hint(in_cell)
         self.clear.layout.display = "" if self.chat.value else "none"
-        self.note.value = muted(_stop_hint(in_cell)) if elsewhere else self._counter()
+        note = muted(_stop_hint(in_cell)) if elsewhere else self._counter()
+        self.note.value = _notes_html(self._system_notes) + note
         self._draw_turns()
         self._draw_answer(response)
 
@@ -183,7 +192,7 @@ class AskSection:
         self._drawn = seen
         text, reasoning = response.text, reasoning_html(response.reasoning)
         answer = self._markdown.render(text.lstrip()) if text.strip() else ""
-        notes = "".join(muted(f"Note: {in_labels(note)}") for note in self._notes)
+        notes = _notes_html(self._notes)
         inner = f"{reasoning}{answer}{muted(_below(response))}"
         source = text.strip() if response.done else ""
         self.answer.value = f"{_question(response.prompt)}{notes}{_answer(inner, source)}"
@@ -211,6 +220,10 @@ def _question(question: str) -> str:
     """Return a prompt as HTML; its formulas are not typeset."""
     inner = f'<div class="llm-turn llm-question">{html.escape(question)}</div>'
     return f'<div class="{NO_MATH}">{inner}</div>'
+
+
+def _notes_html(notes: tuple[str, ...]) -> str:
+    return "".join(muted(f"Note: {in_labels(note)}") for note in notes)
 
 
 def _below(response: Response) -> str:

@@ -283,7 +283,7 @@ def test_references_are_filled_in_and_notes_are_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "accepted"), [("fine", True), ("", False), ("{1 / 0}", False), ("{price / 0}", False)]
+    ("text", "accepted"), [("fine", True), ("", False), ("{price / 0}", False)]
 )
 def test_page_learns_whether_a_prompt_is_accepted(
     monkeypatch: pytest.MonkeyPatch, text: str, accepted: bool

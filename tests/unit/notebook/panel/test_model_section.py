@@ -309,7 +309,7 @@ def test_fields_show_what_a_cell_loaded(empty: Scripted) -> None:
         ("Cannot connect. Check --base-url.", "Cannot connect. Check “Server address”."),
         ("Store it and add --key-env NAME.", "Store it and fill in “API key variable”."),
         ("No CUDA. Use -d cpu.", "No CUDA. Use “Device” = cpu."),
-        ("If you trust it, add --trust-remote-code.", "If you trust it, add --trust-remote-code to %llm_load."),
+        ("You may add --trust-remote-code.", "You may add --trust-remote-code to %llm_load."),
         ("Run %llm_models -b ollama to list models.", "Press Refresh list to see the models."),
         ("run %llm_load a:b -b ollama --pull.", "select “Download it there first” and press Load."),
         ("It is well-known - and -x is not an option.", "It is well-known - and -x is not an option."),
