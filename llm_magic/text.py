@@ -95,8 +95,8 @@ def _json_span(text: str) -> tuple[int, int, re.Pattern[str]]:
     blocks = [found for found in blocks if found[2].casefold() == "json"] or blocks
     if len(blocks) > 1:
         raise ValueError(f"there are {len(blocks)} blocks of code")
-    begin, end = blocks[0].span(3) if blocks else (0, len(text))
-    found = (_INK if blocks else _OPENING).search(text, begin, end)
+    first, end = blocks[0].span(3) if blocks else (0, len(text))
+    found = (_INK if blocks else _OPENING).search(text, first, end)
     if found is None:
         raise ValueError("there is no object or array in it")
     return found.start(), end, _INK if blocks else _BRACKET
