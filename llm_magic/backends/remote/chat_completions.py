@@ -25,7 +25,7 @@ _FINISH_REASONS: Mapping[str, FinishReason] = {
     **dict.fromkeys(_COMPLETE, "stop"), **dict.fromkeys(_LIMITS, "length"),
 }  # fmt: skip
 EMPTY = Chunk()
-_TICKS_PER_DOLLAR = 10_000_000_000
+_XAI_UNITS_PER_DOLLAR = 10_000_000_000
 _MAX_AMOUNT = 1e18
 
 
@@ -99,11 +99,11 @@ def _cost(usage: dict[str, Any]) -> float | None:
     """Return the cost of a reply in dollars, where the server reports it.
 
     OpenRouter reports its own charge in credits of one dollar. With the user's key at a provider, the
-    provider charges the user as well. xAI reports ticks.
+    provider charges the user as well. xAI reports a whole number of small units.
     """
-    ticks, cost = _amount(usage.get("cost_in_usd_ticks")), _amount(usage.get("cost"))
-    if ticks is not None:
-        return ticks / _TICKS_PER_DOLLAR
+    units, cost = _amount(usage.get("cost_in_usd_ticks")), _amount(usage.get("cost"))
+    if units is not None:
+        return units / _XAI_UNITS_PER_DOLLAR
     if usage.get("is_byok") is not True:
         return cost
     charge = _amount(_inner(usage, "cost_details", "upstream_inference_cost"))

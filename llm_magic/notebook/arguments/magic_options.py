@@ -180,7 +180,7 @@ MAGICS: dict[str, Magic] = {
         Magic("llm_status", "Show the loaded models, their devices or servers, and memory.", "%llm_status"),
         Magic(
             "llm_usage",
-            "Show what the answers of this session took: tokens, seconds, and the cost that servers report.",
+            "Show what the answers of this session took: tokens, seconds, and reported cost.",
             "%llm_usage [--reset]",
             (Argument(("--reset",), "Count from 0 afterwards.", kind="switch"),),
         ),

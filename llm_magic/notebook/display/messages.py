@@ -272,8 +272,8 @@ def _is_shown(name: str, rows: Sequence[ModelUsage]) -> bool:
 
 def _answers(usage: ModelUsage) -> str:
     """Return the number of answers, and how many of them were stopped or failed."""
-    ended = {"stopped": usage.stopped, "failed": usage.failed}
-    of_these = ", ".join(f"{count} {how}" for how, count in ended.items() if count)
+    endings = {"stopped": usage.stopped, "failed": usage.failed}
+    of_these = ", ".join(f"{count} {how}" for how, count in endings.items() if count)
     return f"{usage.answers:,}{f' ({of_these})' if of_these else ''}"
 
 
