@@ -181,7 +181,8 @@ def _whole(response: Response, form: str, show_footer: bool) -> tuple[str, list[
             # A job fails no cell that would show it.
             lines = [str(error)] if response.number is not None else []
     size = response.info.local_size
-    below = footer(response.reply, size) if show_footer else ending(response.reply)
+    system = response.prepared.session_system
+    below = footer(response.reply, size, system) if show_footer else ending(response.reply)
     return text, [*lines, *([below] if below else [])]
 
 
