@@ -103,7 +103,7 @@ def prepare(
         if isinstance(value, Mapping) and isinstance(in_session, Mapping):
             options[name] = {**in_session, **value}
     config = current.generation.replace(**options)
-    loaded_model.backend.check_options(config, options.keys())
+    loaded_model.backend.check_options(loaded_model.name, config, options.keys())
     context = None
     if request.chat is not None:
         check_name(request.chat)
