@@ -84,7 +84,8 @@ def _refer(state: StateInline, only_check: bool) -> bool:
         return False
     label = match[1]
     is_defined = f":{label}" in state.env.get("footnotes", {}).get("refs", {})
-    if not is_defined and not _NUMBER.fullmatch(label):
+    is_link = state.src.startswith("(", match.end())
+    if not is_defined and (is_link or not _NUMBER.fullmatch(label)):
         return False
     if not only_check:
         token = state.push("footnote_ref", "", 0)

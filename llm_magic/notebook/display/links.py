@@ -23,7 +23,7 @@ _ENDS = (
     r"\uff0c\uff1b\uff1a\uff01\uff1f\uff08\uff09\uff3b\uff3d\u3010\u3011\u300a\u300b\u300c\u300d\u300e\u300f"
 )
 _HOST = r"(?:https?://|www\.)[a-z0-9][a-z0-9.-]*+(?::[0-9]+)?+(?![\w@%\\-])"
-_ADDRESS = re.compile(rf"(?<![\w/@.-]){_HOST}(?:[/?#][^{_ENDS}]*)?", re.IGNORECASE)
+_ADDRESS = re.compile(rf"(?<![a-z0-9_/@.-]){_HOST}(?:[/?#][^{_ENDS}]*)?", re.IGNORECASE)
 _MAX_ADDRESS = 2_000  # The search for its end takes time that grows with the square.
 _PUNCTUATION = "?!.,:;*_~'"
 
