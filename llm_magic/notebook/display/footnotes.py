@@ -79,6 +79,8 @@ def _define(state: StateBlock, start_line: int, end_line: int, only_check: bool)
 
 
 def _refer(state: StateInline, only_check: bool) -> bool:
+    if state.src[state.pos] != "[":
+        return False
     match = _REFERENCE.match(state.src, state.pos, state.posMax)
     if match is None:
         return False

@@ -282,6 +282,8 @@ def _count_step(state: StateInline, _only_check: bool) -> bool:
 
 def _element(state: StateInline, only_check: bool) -> bool:
     """Parse one of the few HTML elements that are not shown as text."""
+    if state.src[state.pos] != "<":
+        return False
     match = _ELEMENT.match(state.src, state.pos, state.posMax)
     if match is None:
         return False

@@ -440,7 +440,7 @@ def test_tasks_have_check_boxes() -> None:
     assert "<li>[ ]d</li>\n<li>[ ] e</li>\n<li>f</li>" in html
 
 
-def test_a_few_elements_without_attributes_are_kept() -> None:
+def test_a_few_elements_without_attributes_are_rendered() -> None:
     html = _body("H<sub>2</sub>O, <SUP>3</SUP>, <kbd>C</kbd><br>a<br />b")
     assert html == "<p>H<sub>2</sub>O, <sup>3</sup>, <kbd>C</kbd><br />\na<br />\nb</p>\n"
     others = "<sub>a <sub onclick=x>b</sub> <b>c</b> <sub></sub>"
