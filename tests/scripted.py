@@ -206,7 +206,7 @@ class ScriptedBackend(Backend):
         count = sum(len(m.content.split()) for m in messages)
         return TokenCount(count if self.counting else None, self.context)
 
-    def check_options(self, config: GenerationConfig, given: Collection[str]) -> None:
+    def check_options(self, _name: str, config: GenerationConfig, given: Collection[str]) -> None:
         """Support every option of the table."""
         self.check_extra(config)
 
