@@ -70,10 +70,9 @@ def _exported(exporter: str, outputs: list[dict[str, Any]]) -> str:
 
     v4 = nbformat.v4
     cells = [
-        v4.new_code_cell(outputs=[v4.new_output("display_data", data=data)])  # type: ignore[no-untyped-call]
-        for data in outputs
+        v4.new_code_cell(outputs=[v4.new_output("display_data", data=data)]) for data in outputs
     ]
-    notebook = v4.new_notebook(cells=cells)  # type: ignore[no-untyped-call]
+    notebook = v4.new_notebook(cells=cells)
     return str(getattr(nbconvert, exporter)().from_notebook_node(notebook)[0])
 
 
