@@ -142,13 +142,46 @@ def test_names_of_the_shell_itself_are_no_values(scripted: Kernel) -> None:
 def test_dry_run_shows_the_messages_and_calls_nothing(scripted: Kernel) -> None:
     scripted.ok("%llm before")
     calls = scripted.value("len(backend.requests)")
-    ran = scripted.ok("%%llm --dry-run -s 'Be brief.' -t 0.5\nOne two three")
+    ran = scripted.ok("%%llm --dry-run -s 'Be brief.' -t 0.5\nOne two\n  three <b>")
     assert [o["type"] for o in ran.outputs] == ["execute_result"]
-    for word in ("system", "Be brief.", "One two three", "5 tokens", "0.1% of 8,192",
-                 "temperature 0.5", "nothing was sent"):  # fmt: skip
-        assert word in ran.text
+    assert ran.text.splitlines() == [
+        "system  Be brief.",
+        "user    One two",
+        "          three <b>",
+        "",
+        "tiny · 6 tokens · under 0.1% of 8,192 · nothing was sent",
+        "max_new_tokens 512, temperature 0.5, top_p 0.9, top_k 50, repetition_penalty 1.15",
+    ]
+    assert "monospace" in ran.html
+    assert ">One two\n  three &lt;b&gt;</td>" in ran.html
     assert scripted.value("len(backend.requests)") == calls
     assert scripted.value("llm.last.messages[-1].content") == "before"
+
+
+def test_dry_run_shows_what_a_chat_would_send_and_what_is_cut(scripted: Kernel) -> None:
+    scripted.ok("%llm -c dry -s 'Be brief.' One", cell_id="dry-1")
+    scripted.ok("%llm -c dry Two", cell_id="dry-2")
+    scripted.ok("backend.context = 6")
+    ran = scripted.ok("%%llm -c dry --trim --dry-run\nThree {qqqq}", cell_id="dry-3")
+    assert ran.text.splitlines()[:8] == [
+        "Note: {qqqq} is not defined here; left as it is.",
+        "Note: The context leaves 2 tokens for the answer, fewer than max_new_tokens 512.",
+        "system    Be brief.",
+        "not sent  2 oldest turns dropped (--trim)",
+        "            One",
+        "            Two",
+        "user      Three {qqqq}",
+        "",
+    ]
+    ran = scripted.ok("%%llm -c dry --dry-run\nThree four", cell_id="dry-3")
+    assert ran.text.startswith(
+        "Note: The prompt is too long: it has 8 tokens, and tiny reads 6. Shorten it by at least 3."
+        " Chat 'dry' has 2 turns above it: --trim leaves out the oldest, %llm_reset dry all.\n"
+        "system     Be brief.\n"
+        "user       One\n"
+        "assistant  One\n"
+    )
+    scripted.ok("backend.context = 8192")
 
 
 def test_output_variable_is_set_and_left_alone_without_a_reply(scripted: Kernel) -> None:
