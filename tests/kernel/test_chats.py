@@ -116,7 +116,7 @@ def test_a_dry_run_is_no_turn(scripted: Kernel) -> None:
     scripted.ok("%llm --dry-run -c talk Two\n%llm -c talk Two", cell_id="b")
     ran = scripted.ok("%llm --dry-run -c talk Two", cell_id="c")
     assert "nothing was sent" in ran.text
-    assert [line.split()[1] for line in ran.text.splitlines()[1:4]] == ["One", "One", "Two"]
+    assert [line.split()[1] for line in ran.text.splitlines()[:3]] == ["One", "One", "Two"]
     assert questions(scripted) == ["One", "Two"]
     scripted.ok("%llm -c talk Three", cell_id="b")
     assert questions(scripted) == ["One", "Three"]
