@@ -20,7 +20,7 @@ _LABEL = f"{_CODE} white-space: nowrap; opacity: 0.7;"
 _CONTENT = f"{_CODE} overflow-wrap: anywhere;"
 # Not striped, as JupyterLab does: a message may look like several rows.
 _LINE = "background: none; border-bottom: 1px solid var(--jp-border-color2, #bbb);"
-_NOTE = "opacity: 0.7; font-size: 0.85em; white-space: pre-line;"
+_NOTE = "opacity: 0.7; font-size: 0.85em;"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,8 @@ class Table:
         head = "".join(f'<th style="{_CELL}">{html.escape(visible(c))}</th>' for c in self.columns)
         body = "".join(map(self._row_html, self.rows))
         top = f"<thead><tr>{head}</tr></thead>" if any(self.columns) else ""
-        note = f'<div style="{_NOTE}">{html.escape(visible(self.note))}</div>' if self.note else ""
+        style = f"{_NOTE} white-space: pre-line;" if self.verbatim else _NOTE
+        note = f'<div style="{style}">{html.escape(visible(self.note))}</div>' if self.note else ""
         table = f"<table>{top}<tbody>{body}</tbody></table>" if top or body else ""
         return f'<div class="{NO_MATH}">{table}{note}</div>'
 
