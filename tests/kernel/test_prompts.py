@@ -119,6 +119,33 @@ def test_dry_run_has_the_notes_of_a_run(scripted: Kernel) -> None:
     assert len(notes[0]) == 2
 
 
+def test_notes_name_the_syntax_that_is_not_supported(scripted: Kernel) -> None:
+    scripted.ok("xs = [1]")
+    prompt = "See {xs=}, {len(xs}, {[x for x in xs]} and {xs[0] if xs else 0}."
+    expected = [
+        "Note: {xs=} is left as it is: it ends with =; write xs={xs}",
+        "Note: {len(xs} is left as it is: it has a bracket that is not closed",
+        "Note: {[x for x in xs]} is left as it is: it has a list comprehension in it. Assign it to a"
+        " variable first, and refer to that",
+        'Note: {xs[0] if xs else 0} is left as it is: it has "if" and "else" in it. Assign it to a'
+        " variable first, and refer to that",
+    ]
+    for option in ("", "--dry-run"):
+        assert scripted.ok(f"%%llm {option}\n{prompt}").text.splitlines()[:4] == expected
+    scripted.ok(f"%%llm\n{prompt}")
+    assert sent(scripted) == [("user", prompt)]
+    code = "```python\nprint(f'{xs} {ys}', {'a': ys})\n```\n\\frac{a}{b} {\"k\": [{}]}"
+    assert "Note" not in scripted.ok(f"%%llm --dry-run\n{code}").text
+
+
+def test_misspelled_key_suggests_the_near_one(scripted: Kernel) -> None:
+    scripted.ok("row = {'price': 1}")
+    for option in ("", "--dry-run"):
+        ran = scripted.run(f"%%llm {option}\nIs {{row['prise']}} much?")
+        assert ran.ename == "PromptError"
+        assert ran.error.startswith("{row['prise']}: KeyError: 'prise'. Did you mean \"price\"?")
+
+
 def test_literal_evaluates_nothing_and_shows_no_notes(scripted: Kernel) -> None:
     scripted.ok("xs = [1]")
     ran = scripted.ok("%%llm --literal\n{len(xs)} {xs.clear()} {nothing}")
