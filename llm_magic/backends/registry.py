@@ -20,7 +20,13 @@ from typing import Any, TypedDict
 from llm_magic.backends.base import Backend
 from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.option_spec import OptionSpec, specs
-from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings, Settings
+from llm_magic.config.settings import (
+    GenerationConfig,
+    LoadConfig,
+    ReadSettings,
+    SessionConfig,
+    Settings,
+)
 from llm_magic.errors import BackendUnavailable, OptionError, did_you_mean
 from llm_magic.types import ModelInfo
 
@@ -88,7 +94,7 @@ def names() -> tuple[str, ...]:
 def refresh() -> None:
     """Find the backends again: packages may have been installed or removed since."""
     importlib.invalidate_caches()
-    for cached in (_found, backend_class, load_specs, generation_specs):
+    for cached in (_found, backend_class, load_specs, generation_specs, session_specs):
         cached.cache_clear()
 
 
@@ -174,6 +180,12 @@ def generation_specs() -> Mapping[str, OptionSpec]:
     return _merged(
         lambda backend: {n: s for n, s in specs(GenerationConfig).items() if backend.supports(n)}
     )
+
+
+@functools.cache
+def session_specs() -> Mapping[str, OptionSpec]:
+    """Return the settings of a session: the generation options, and the system prompt."""
+    return MappingProxyType({**specs(SessionConfig), **generation_specs()})
 
 
 def _merged(

@@ -69,6 +69,16 @@ def _is_name(text: str) -> bool:
     return bool(_NAME.fullmatch(text)) and not is_key(text)
 
 
+def _no_text(value: object) -> object:
+    """Return None for an empty text, and for the word ``none``."""
+    return None if isinstance(value, str) and not value.strip() else none_word(value)
+
+
+def _no_pairs(value: object) -> object:
+    """Return no pairs for the word ``none``."""
+    return {} if none_word(value) is None else value
+
+
 def _expand_home(value: Path | None) -> Path | None:
     """Return a folder with ``~`` replaced."""
     try:
@@ -203,6 +213,7 @@ class GenerationConfig(OptionModel):
     stop: Stop = ()
     extra: Annotated[
         Mapping[str, Any],
+        BeforeValidator(_no_pairs),
         # A dict could be changed after it was checked.
         AfterValidator(MappingProxyType),
         PlainSerializer(dict),
@@ -210,6 +221,28 @@ class GenerationConfig(OptionModel):
             "Anything else the backend accepts (repeatable).", ("-p", "--param"), "KEY=VALUE"
         ),
     ] = Field(default_factory=partial(MappingProxyType, {}))
+
+
+class SessionConfig(GenerationConfig):
+    """What a session sets for its calls: the options of their answers, and a system prompt."""
+
+    system: Annotated[
+        str | None,
+        BeforeValidator(_no_text),
+        OptionSpec(
+            "System prompt of every prompt that has none of its own.",
+            ("-s", "--system"),
+            "TEXT",
+            none_label="none",
+        ),
+    ] = None
+
+    @property
+    def generation(self) -> GenerationConfig:
+        """The options of an answer, as a backend gets them."""
+        values = {name: getattr(self, name) for name in GenerationConfig.model_fields}
+        given = self.model_fields_set & values.keys()
+        return GenerationConfig.model_construct(_fields_set=given, **values)
 
 
 class LoadConfig(OptionModel):

@@ -105,7 +105,16 @@ async def dry_run(manager: BackendManager, prepared: PreparedRequest) -> DryRun:
     count = await manager.find(name).backend.count(name, prepared.messages)
     dropped = prepared.context.turns[: prepared.dropped] if prepared.context is not None else ()
     problem = _problem(prepared, count)
-    return DryRun(name, backend, prepared.messages, prepared.config, count, dropped, problem)
+    return DryRun(
+        name,
+        backend,
+        prepared.messages,
+        prepared.config,
+        count,
+        dropped,
+        problem,
+        prepared.session_system,
+    )
 
 
 def _problem(prepared: PreparedRequest, count: TokenCount) -> str:

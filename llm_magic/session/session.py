@@ -127,7 +127,7 @@ class Session:
 
     @functools.cached_property
     def generation(self) -> GenerationSettings:
-        """The generation settings of this session: ``llm.generation.temperature = 0.3``."""
+        """The settings of this session: ``llm.generation.temperature = 0.3``."""
         from llm_magic.session.generation_settings import GenerationSettings
 
         return GenerationSettings(self._given_settings, self._notify)
@@ -347,7 +347,7 @@ class Session:
         loaded_model.backend.release_threads()
         if request.chat is not None and request.key is None:
             request = dataclasses.replace(request, key=self.cells.key(request.chat, peek=peek))
-        return prepare(request, loaded_model, self.generation.config, self.chats)
+        return prepare(request, loaded_model, self.generation.values, self.chats)
 
     @held_back()
     def generate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
@@ -468,7 +468,7 @@ class Session:
             return None
         loaded_model = self._manager.find(status.active_model)
         idle = status.status == "Ready" and not self.answering
-        messages = self.chats.messages(name)
+        messages = self.chats.messages(name, self.generation.system)
         if loaded_model.backend.capabilities.local_token_counts and idle and messages:
             return self._loop.run(context_window.count_tokens(loaded_model, messages))
         return context_window.reported_tokens(chat, loaded_model.name)

@@ -42,14 +42,12 @@ def _groups(magic: Magic) -> Iterator[tuple[str, list[str]]]:
     table, options = option_specs(magic.options), option_arguments(magic.options)
     positional = (magic.positional,) if magic.positional is not None else ()
     yield "", _rows((*positional, *magic.arguments, HELP), table)
-    if magic.positional is not None and magic.positional.complete == "settings":
-        # A setting on a line is a text or a number.
+    if magic.options == "session":
         yield (
             "Settings:",
             [
                 _row(f"  {name}", _sentence(spec.help, [*_limits(spec), *_backends(spec)]))
-                for name, spec in option_specs("generation").items()
-                if spec.kind != "pairs"
+                for name, spec in table.items()
             ],
         )
     if magic.options == "generation":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from llm_magic.config.option_spec import OptionKind, OptionSpec
 
-OptionSet = Literal["", "loading", "generation"]
+OptionSet = Literal["", "loading", "generation", "session"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,11 @@ _SHOWN = (
 )
 _ANSWER = (
     _MODEL,
-    Argument(("-s", "--system"), "System prompt. {references} are filled in.", "TEXT"),
+    Argument(
+        ("-s", "--system"),
+        'System prompt. {references} are filled in. "" sends none. Default: the one of %llm_config.',
+        "TEXT",
+    ),
     Argument(
         ("-c", "--chat"),
         "Continue this chat. Running the cell again replaces its turn; later turns become stale and are"
@@ -162,17 +166,21 @@ MAGICS: dict[str, Magic] = {
         ),
         Magic(
             "llm_config",
-            "Show the generation settings, or change them for the following cells.",
-            "%llm_config [name=value ...] [--reset]",
+            "Show the settings of this session, or change them for the following cells.",
+            "%llm_config [NAME=VALUE ...] [--reset]",
             (Argument(("--reset",), "Restore the settings of the environment.", kind="switch"),),
+            "session",
             positional=Argument(
                 ("changes",),
-                "Settings to change; name=none uses the model's default.",
-                "name=value",
+                "A setting to change. NAME VALUE, NAME = VALUE and the options of %%llm (-t 0.2) do the"
+                " same. none leaves it to the model. A NAME alone shows it.",
+                "NAME=VALUE",
                 "repeated",
                 complete="settings",
             ),
-            example="%llm_config temperature=0.2 top_k=40\n\n%llm_config seed=none",
+            example="%llm_config temperature=0.2 top_k=40\n\n"
+            '%llm_config system="Answer in one sentence."\n\n'
+            "%llm_config -t 0 seed=none",
         ),
         Magic("llm_status", "Show the loaded models, their devices or servers, and memory.", "%llm_status"),
         Magic(
@@ -283,6 +291,8 @@ def option_specs(options: OptionSet) -> Mapping[str, OptionSpec]:
 
     if not options:
         return _NO_OPTIONS
+    if options == "session":
+        return registry.session_specs()
     return registry.load_specs() if options == "loading" else registry.generation_specs()
 
 

@@ -178,7 +178,8 @@ def _whole(response: Response, form: str, show_footer: bool) -> tuple[str, list[
         text, problem = _pretty_json(text)
         lines = [problem] if problem else []
     size = response.info.local_size
-    below = footer(response.reply, size) if show_footer else ending(response.reply)
+    system = response.prepared.session_system
+    below = footer(response.reply, size, system) if show_footer else ending(response.reply)
     return text, [*lines, *([below] if below else [])]
 
 

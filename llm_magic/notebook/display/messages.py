@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from llm_magic.notebook.display.tables import Table
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_magic.backends.manager import LoadResult, Status
+    from llm_magic.config.settings import SessionConfig
     from llm_magic.doctor import Finding
     from llm_magic.session import Session
     from llm_magic.session.chats import Chat, Context
@@ -26,6 +27,7 @@ _MAX_NAME = 200  # characters of a model name in a line or a table
 _MAX_ROWS = 500  # in a list of models
 _TURN_CHARACTERS = 60  # of a prompt or an answer in the table of a chat
 _MAX_DROPPED = 5  # turns that are named in a dry run
+_SYSTEM_CHARACTERS = 40  # of the system prompt of the session in the line below an answer
 _UNKNOWN = "-"
 _STALE = (
     "Stale: an earlier turn has changed. A stale turn is not sent until its cell runs again;"
@@ -58,8 +60,11 @@ def trimmed(turns: int) -> str:
     return f"{'oldest turn' if turns == 1 else f'{turns} oldest turns'} dropped (--trim)"
 
 
-def footer(reply: Reply, size: int | None) -> str:
-    """Return the line below an answer: model, tokens, first token, speed, memory, how it ended."""
+def footer(reply: Reply, size: int | None, session_system: str | None = None) -> str:
+    """Return the line below an answer: model, tokens, first token, speed, memory, how it ended.
+
+    `session_system` is the system prompt of the session, if it was sent.
+    """
     usage, timing = reply.usage, reply.timing
     parts = [shown_name(reply.model)]
     if usage.prompt_tokens is not None and usage.completion_tokens is not None:
@@ -72,8 +77,15 @@ def footer(reply: Reply, size: int | None) -> str:
         parts.append(f"{timing.tokens_per_s:.{digits}f} tokens/s")
     if size:
         parts.append(human_bytes(size))
+    if session_system:
+        parts.append(system_label(session_system))
     label = ending(reply)
     return " · ".join([*parts, *([label] if label else [])])
+
+
+def system_label(system: str) -> str:
+    """Return the part of a line that shows the system prompt of the session."""
+    return f"system: {visible_line(shortened(system, _SYSTEM_CHARACTERS))} (%llm_config)"
 
 
 def ready_lines(result: LoadResult) -> list[str]:
@@ -199,6 +211,7 @@ def dry_run_table(dry: DryRun) -> Table:
     else:
         parts.append(counted(tokens))
         parts += [f"{_share(tokens, context)} of {context:,}"] if context else []
+    parts += [system_label(dry.session_system)] if dry.session_system else []
     note = " · ".join([*parts, "nothing was sent"])
     return Table(("", ""), rows, f"{note}\n{', '.join(_options(dry))}", verbatim=True)
 
@@ -263,19 +276,53 @@ def error_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {visible_line(' '.join(str(error).split()))}"
 
 
-def config_table(session: Session) -> Table:
-    """Return ``%llm_config``: every setting with its value, range and meaning."""
-    from llm_magic.config.option_spec import specs
-    from llm_magic.config.settings import GenerationConfig
+def config_table(session: Session, names: Collection[str] = ()) -> Table:
+    """Return ``%llm_config``: the settings, or those of these names, with their ranges and meanings."""
+    from llm_magic.backends.registry import session_specs
 
-    config, changed = session.generation.config, session.generation.changed
+    values, changed = session.generation.values, session.generation.changed
     rows = []
-    for name, spec in specs(GenerationConfig).items():
-        value = getattr(config, name)
-        shown = "none" if value is None or value in ((), {}) else str(value)
-        rows.append([name, f"{shown} *" if name in changed else shown, spec.range, spec.help])
-    note = "* changed in this session. %llm_config --reset restores it." if changed else ""
+    for name, spec in session_specs().items():
+        shown = _setting(getattr(values, name))
+        if not names or name in names:
+            rows.append([name, f"{shown} *" if name in changed else shown, spec.range, spec.help])
+    is_marked = any(row[0] in changed for row in rows)
+    note = "* changed in this session. %llm_config --reset restores it." if is_marked else ""
     return Table(("setting", "value", "range", "meaning"), rows, note)
+
+
+def changes_table(
+    before: SessionConfig, after: SessionConfig, names: Iterable[str], backend: str | None
+) -> Table:
+    """Return a change by ``%llm_config``: the old and the new value of the settings of these names.
+
+    `backend` is that of the active model; a note lists what it does not support.
+    """
+    from llm_magic.backends.registry import session_specs
+
+    rows, unsupported, changed = [], [], frozenset(names)
+    for name, spec in session_specs().items():
+        if name not in changed:
+            continue
+        old, new = _setting(getattr(before, name)), _setting(getattr(after, name))
+        rows.append([name, f"{old} → {new}" if old != new else f"{new} (unchanged)"])
+        if backend is not None and not spec.works_on(backend):
+            unsupported.append(name)
+    note = "" if rows else "No setting has changed."
+    if unsupported:
+        note = f"Not supported by {backend}, so not sent: {', '.join(unsupported)}."
+    return Table(("", ""), rows, note)
+
+
+def _setting(value: object) -> str:
+    """Return the value of a setting in one line."""
+    if value is None or value in ((), {}):
+        return "none"
+    if isinstance(value, tuple):
+        return " ".join(map(_json, value))
+    if isinstance(value, Mapping):
+        return " ".join(f"{visible_line(key)}={_json(one)}" for key, one in value.items())
+    return shortened(value, _MAX_NAME) if isinstance(value, str) else str(value)
 
 
 def doctor_table(findings: Sequence[Finding]) -> Table:
@@ -312,8 +359,8 @@ def chats_table(session: Session) -> Table:
     )
 
 
-def chat_table(chat: Chat) -> Table:
-    """Return ``%llm_chats NAME``: one row for each turn."""
+def chat_table(chat: Chat, session_system: str | None) -> Table:
+    """Return ``%llm_chats NAME``: one row for each turn, and the system prompt of the next one."""
     rows = [
         [
             str(number),
@@ -323,7 +370,10 @@ def chat_table(chat: Chat) -> Table:
         ]
         for number, turn in enumerate(chat.turns, 1)
     ]
-    notes = [f"System prompt: {shortened(chat.system, _TURN_CHARACTERS)}"] if chat.system else []
+    system, whose = chat.system, ""
+    if system is None:
+        system, whose = session_system, " of the session"
+    notes = [f"System prompt{whose}: {shortened(system, _TURN_CHARACTERS)}"] if system else []
     notes += [_STALE] if len(chat.fresh) < len(chat.turns) else []
     return Table(("turn", "prompt", "answer", ""), rows, " · ".join(notes))
 

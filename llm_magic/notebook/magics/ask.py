@@ -76,7 +76,7 @@ class LLMMagics(SessionMagics):
         if not args["literal"]:
             from llm_magic.prompts.template import fill
 
-            names = self._names(f"{prompt} {system}")
+            names = self.notebook_names(f"{prompt} {system}")
             filled = fill(prompt, names, all_notes=is_dry_run)
             prompt, notes = filled.text, notes + filled.notes
             if system is not None:
@@ -93,16 +93,6 @@ class LLMMagics(SessionMagics):
             notes += context_notes(context, by_text=not self.cell_id, in_terminal=in_terminal)
         trim, options = bool(args["trim"]), args.options
         return Request(prompt, args["model"], system, chat, key, options, trim, self.began), notes
-
-    def _names(self, text: str) -> dict[str, Any]:
-        """Return the notebook's variables without those of IPython (open, exit, quit, …)."""
-        hidden = self.shell.user_ns_hidden
-        history = {name for name in ("In", "Out") if f"{name}[" in text}
-        return {
-            name: value
-            for name, value in self.shell.user_ns.items()
-            if name in history or hidden.get(name, self) is not value
-        }
 
     def _answer(self, request: Request, notes: tuple[str, ...], args: Parsed) -> Table | None:
         """Send a request and show the answer as the options of the line require."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llm_magic.backends.manager import LoadResult
+from llm_magic.config.settings import SessionConfig
 from llm_magic.notebook.display import messages
 from llm_magic.notebook.display.tables import Table
 from llm_magic.session.requests import Request
@@ -165,8 +166,28 @@ def test_the_settings() -> None:
         session.generation.update(temperature=0.2, stop=["END"])
         text = repr(messages.config_table(session))
         assert "temperature         0.2 *" in text
-        assert "('END',) *" in text
+        assert '"END" *' in text
         assert text.endswith("* changed in this session. %llm_config --reset restores it.")
+        text = repr(messages.config_table(session, ["top_k"]))
+        assert [line.split()[:2] for line in text.splitlines()[1:]] == [["top_k", "50"]]
+
+
+def test_changed_settings() -> None:
+    before = SessionConfig(temperature=0.7, stop=("a\n",), extra={"a": [1]})
+    after = before.replace(
+        temperature=0.2, stop=(), extra={"a": [1], "b": "x"}, system="Be\nbrief."
+    )
+    names = ["system", "temperature", "stop", "top_p", "extra"]
+    assert repr(messages.changes_table(before, after, names, None)).splitlines() == [
+        "temperature  0.7 → 0.2",
+        "top_p        0.9 (unchanged)",
+        'stop         "a\\n" → none',
+        'extra        a=[1] → a=[1] b="x"',
+        "system       none → Be brief.",
+    ]
+    table = messages.changes_table(before, after.replace(top_k=3), ["top_k", "seed"], "openai")
+    assert table.note == "Not supported by openai, so not sent: top_k."
+    assert repr(messages.changes_table(before, before, [], "openai")) == "No setting has changed."
 
 
 def test_a_table_escapes_what_it_shows() -> None:
