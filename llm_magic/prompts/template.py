@@ -352,10 +352,10 @@ def _reason_and_advice(error: BaseException) -> tuple[str, str]:
 
 def _unclosed(code: str) -> str:
     """Return which of quotes and brackets is not closed in an expression, or an empty string."""
-    rest = re.sub(_QUOTED, "", code)
-    if '"' in rest or "'" in rest:
+    unquoted = re.sub(_QUOTED, "", code)
+    if '"' in unquoted or "'" in unquoted:
         return "quote"
-    is_open = any(rest.count(left) != rest.count(right) for left, right in ("()", "[]"))
+    is_open = any(unquoted.count(left) != unquoted.count(right) for left, right in ("()", "[]"))
     return "bracket" if is_open else ""
 
 
