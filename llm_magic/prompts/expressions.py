@@ -51,6 +51,7 @@ from llm_magic.prompts.trusted_types import (
 )
 from llm_magic.prompts.values_as_text import (
     format_value,
+    full_repr,
     is_word,
     require_printable,
     to_text,
@@ -77,7 +78,7 @@ KINDS: Mapping[type[ast.AST], str] = {
     ast.Dict: "a dict", ast.Set: "a set", ast.Await: "await", ast.Yield: "yield",
     ast.YieldFrom: "yield", **dict.fromkeys(_TEMPLATES, "a t-string"),
 }  # fmt: skip
-_CONVERSIONS: Mapping[str, Callable[[Any], str]] = {"r": repr, "s": str, "a": ascii}
+_CONVERSIONS: Mapping[str, Callable[[Any], str]] = {"r": full_repr, "s": str, "a": ascii}
 _MISSING = object()
 _MOST_COMPARED = 10_000  # names that exist, with one that does not
 _VISITS_CELLS = frozenset({
