@@ -55,27 +55,29 @@ class ModelRunner:
         self.cached_length, self.boundaries = hit.length, list(hit.boundaries)
         self._next_boundaries = list(hit.next_boundaries)
 
-    def prefill(self, chunk_size: PrefillChunkSize, cancel: threading.Event) -> torch.Tensor:
-        """Read the tokens that are not cached, in chunks between which it can be cancelled.
+    def prefill_chunk(
+        self, chunk_size: PrefillChunkSize, cancel: threading.Event
+    ) -> torch.Tensor | None:
+        """Read the next chunk of the tokens that are not cached; raises `Cancelled` before it.
 
-        Returns the logits of shape (1, vocabulary) after the last token.
+        Returns the logits of shape (1, vocabulary) after the last token, None after earlier chunks.
         """
-        while True:
-            if cancel.is_set():
-                raise Cancelled
-            began = time.perf_counter()
-            # The same chunks as in an earlier prompt round in the same way.
-            planned = self._next_boundaries
-            end = planned.pop(0) if planned else self.cached_length + chunk_size.tokens
-            end = min(end, self.length)
-            size = end - self.cached_length
-            logits = self._forward(end, 1)
-            if end == self.length:
-                self._in_prefill = False
-                return logits
-            if self._buffer.device.type == "cuda":
-                torch.cuda.synchronize(self._buffer.device)
-            chunk_size.update(size, time.perf_counter() - began)
+        if cancel.is_set():
+            raise Cancelled
+        began = time.perf_counter()
+        # The same chunks as in an earlier prompt round in the same way.
+        planned = self._next_boundaries
+        end = planned.pop(0) if planned else self.cached_length + chunk_size.tokens
+        end = min(end, self.length)
+        size = end - self.cached_length
+        logits = self._forward(end, 1)
+        if end == self.length:
+            self._in_prefill = False
+            return logits
+        if self._buffer.device.type == "cuda":
+            torch.cuda.synchronize(self._buffer.device)
+        chunk_size.update(size, time.perf_counter() - began)
+        return None
 
     def append(self, token: int) -> None:
         """Append a generated token; the next forward pass reads it."""
