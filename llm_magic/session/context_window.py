@@ -103,7 +103,15 @@ async def dry_run(manager: BackendManager, prepared: PreparedRequest) -> DryRun:
     prepared = await fit(manager, prepared)
     name, backend = prepared.loaded_model.name, prepared.loaded_model.config.backend
     count = await manager.find(name).backend.count(name, prepared.messages)
-    return DryRun(name, backend, prepared.messages, prepared.config, count, prepared.dropped)
+    return DryRun(
+        name,
+        backend,
+        prepared.messages,
+        prepared.config,
+        count,
+        prepared.dropped,
+        prepared.session_system,
+    )
 
 
 def reported_tokens(chat: Chat, model: str) -> int | None:

@@ -38,6 +38,7 @@ from llm_magic.session.requests import (
     request,
 )
 from llm_magic.session.response import Response
+from llm_magic.session.usage import SessionUsage
 from llm_magic.text import visible_line
 from llm_magic.types import Chunk, Progress, Reply, Unloaded
 
@@ -127,7 +128,7 @@ class Session:
 
     @functools.cached_property
     def generation(self) -> GenerationSettings:
-        """The generation settings of this session: ``llm.generation.temperature = 0.3``."""
+        """The settings of this session: ``llm.generation.temperature = 0.3``."""
         from llm_magic.session.generation_settings import GenerationSettings
 
         return GenerationSettings(self._given_settings, self._notify)
@@ -375,13 +376,13 @@ class Session:
         load, pending = self._loads.pending, self._manager.pending
         if load is None or load.done() or pending is None:
             return None
-        config, request = self.generation.config, self._with_key(request)
+        settings, request = self.generation.values, self._with_key(request)
 
         async def loaded() -> PreparedRequest:
             await wait_for_end(load)
-            return prepare(request, self._manager.find(request.model), config, self.chats)
+            return prepare(request, self._manager.find(request.model), settings, self.chats)
 
-        prepared = prepare(request, pending, config, self.chats)
+        prepared = prepare(request, pending, settings, self.chats)
         return Response(prepared, self._manager, self._loop, self._recorder, loaded)
 
     def _prepare(self, request: Request, *, peek: bool = False) -> PreparedRequest:
@@ -389,7 +390,7 @@ class Session:
         loaded_model = self._manager.find(request.model)
         loaded_model.backend.release_threads()
         request = self._with_key(request, peek=peek)
-        return prepare(request, loaded_model, self.generation.config, self.chats)
+        return prepare(request, loaded_model, self.generation.values, self.chats)
 
     def _with_key(self, request: Request, *, peek: bool = False) -> Request:
         """Return a request of a chat with the key of its cell."""
@@ -401,7 +402,7 @@ class Session:
     def generate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
         """Return the complete answer to a prompt.
 
-        >>> llm.generate("What is 7 times 6?", temperature=0).text
+        >>> llm.generate("What is 7 times 6?", temperature=0)
 
         Args:
             prompt: A text, or a list of messages: ``{"role": "user", "content": "…"}``.
@@ -456,6 +457,14 @@ class Session:
     def last(self) -> Reply | None:
         """The last answer, complete or not."""
         return self._recorder.last
+
+    def usage(self, *, reset: bool = False) -> SessionUsage:
+        """Return the number of answers, their tokens, seconds and cost so far, by model.
+
+        Args:
+            reset: Count from 0 afterwards.
+        """
+        return self._recorder.usage.sums(reset=reset)
 
     @property
     def answering(self) -> tuple[Response, ...]:
@@ -516,7 +525,7 @@ class Session:
             return None
         loaded_model = self._manager.find(status.active_model)
         idle = status.status == "Ready" and not self.answering
-        messages = self.chats.messages(name)
+        messages = self.chats.messages(name, self.generation.system)
         if loaded_model.backend.capabilities.local_token_counts and idle and messages:
             return self._loop.run(context_window.count_tokens(loaded_model, messages))
         return context_window.reported_tokens(chat, loaded_model.name)
