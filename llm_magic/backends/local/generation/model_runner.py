@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -164,9 +165,13 @@ class PrefillChunkSize:
 
     _MIN, _MAX = 8, 4096
     _SLOW_S, _FAST_S = 0.6, 0.05
+    # Where others use the CPU, too, shorter chunks take as long, and the whole prompt much longer.
+    _LESS = 0.75
 
     def __init__(self, tokens: int = 256) -> None:
         self.tokens = tokens
+        # The seconds of the slow chunk after which the size was reduced last.
+        self._slow_s = math.inf
 
     @classmethod
     def for_model(cls, parameters: int, device: str) -> PrefillChunkSize:
@@ -181,6 +186,7 @@ class PrefillChunkSize:
         if size < self.tokens:
             return
         if seconds > self._SLOW_S:
-            self.tokens = max(self.tokens // 2, self._MIN)
+            if seconds < self._LESS * self._slow_s:
+                self.tokens, self._slow_s = max(self.tokens // 2, self._MIN), seconds
         elif seconds < self._FAST_S:
             self.tokens = min(self.tokens * 2, self._MAX)
