@@ -27,6 +27,7 @@ _MAX_HOLDERS = 3  # in the line of an unload
 _MAX_NAME = 200  # characters of a model name in a line or a table
 _MAX_ROWS = 500  # in a list of models
 _TURN_CHARACTERS = 60  # of a prompt or an answer in the table of a chat
+_MAX_DROPPED = 5  # turns that are named in a dry run
 _SYSTEM_CHARACTERS = 40  # of the system prompt of the session in the line below an answer
 _UNKNOWN = "-"
 # While the unload waits, no other cell runs.
@@ -237,17 +238,34 @@ def model_location(info: ModelInfo) -> str:
 def dry_run_table(dry: DryRun) -> Table:
     """Return the table of ``--dry-run``: the messages, their token count, the share of the context."""
     rows = [[message.role, message.content] for message in dry.messages]
+    if dry.dropped:
+        first = 1 if rows[0][0] == "system" else 0
+        rows.insert(first, ["not sent", "\n".join(_dropped_lines(dry))])
     tokens, context = dry.count.prompt_tokens, dry.count.context_length
     parts = [dry.model]
     if tokens is None:
         parts.append("token count unknown until the server answers")
+        parts += [f"context {context:,}"] if context else []
     else:
-        parts.append(f"{tokens} tokens")
-        parts += [f"{tokens / context:.1%} of {context:,}"] if context else []
-    parts += [trimmed(dry.dropped_turns)] if dry.dropped_turns else []
+        parts.append(counted(tokens))
+        parts += [f"{_share(tokens, context)} of {context:,}"] if context else []
     parts += [system_label(dry.session_system)] if dry.session_system else []
-    note = " · ".join([*parts, ", ".join(_options(dry)), "nothing was sent"])
-    return Table(("role", "content"), rows, note)
+    note = " · ".join([*parts, "nothing was sent"])
+    return Table(("", ""), rows, f"{note}\n{', '.join(_options(dry))}", verbatim=True)
+
+
+def _share(tokens: int, context: int) -> str:
+    share = tokens / context
+    return f"{share:.1%}" if share >= 0.001 else "under 0.1%"
+
+
+def _dropped_lines(dry: DryRun) -> Iterator[str]:
+    """Yield how many turns ``--trim`` drops, then the start of each question."""
+    yield trimmed(len(dry.dropped))
+    for turn in dry.dropped[:_MAX_DROPPED]:
+        yield f"  {shortened(turn.question.content, _TURN_CHARACTERS)}"
+    if (more := len(dry.dropped) - _MAX_DROPPED) > 0:
+        yield f"  … and {more} more"
 
 
 def _options(dry: DryRun) -> Iterator[str]:

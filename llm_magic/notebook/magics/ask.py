@@ -112,7 +112,7 @@ class LLMMagics(SessionMagics):
         if args["dry_run"]:
             area.clear()
             dry = self.session.dry_run(request)
-            answer_view.write_notes(notes)
+            answer_view.write_notes((*notes, *filter(None, (dry.problem,))))
             return messages.dry_run_table(dry)
         response = self.session.ask(request)
         view = answer_view.view(self.shell, response, args, area)
