@@ -28,7 +28,7 @@ def extended(lab: Lab, tmp_path: Path) -> Lab:
 
 
 def install_wheel_data(server: Server, folder: Path) -> None:
-    """Build the wheel, and copy its files for Jupyter to where the server looks for them."""
+    """Build the wheel, and copy its files for Jupyter to the folder that the server reads."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     data = server.folder.parent / "data"

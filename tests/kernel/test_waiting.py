@@ -66,7 +66,7 @@ def test_background_answer_fails_with_the_reason_of_the_load(k: Kernel) -> None:
     k.ok("backend.trouble.clear()\n%llm_load tiny")
 
 
-def test_running_and_queued_answers_say_so(k: Kernel) -> None:
+def test_running_and_queued_answers_show_it(k: Kernel) -> None:
     k.ok("hang, turn = Hang(), Hang()\nbackend.will('one', ' two', hang, *whole_answer(' three'))")
     k.ok("backend.will(Chunk(queued=True), turn, Chunk(), hang, *whole_answer('four'))")
     running = start(k, "%%llm --bg -o first\nCount.")
