@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from difflib import SequenceMatcher, get_close_matches
+from difflib import get_close_matches
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 # A server may list any number of names of any length, and comparing them takes quadratic time.
 _LONGEST_WORD, _MOST_COMPARED = 200, 2_000
+# Less similar words are other words: tone and context, --json and --stop.
+_SIMILAR = 0.75
 E = TypeVar("E", bound=BaseException)
 _RED, _RESET = "\x1b[31m", "\x1b[0m"
 
@@ -280,9 +282,15 @@ def did_you_mean(word: str, known: Iterable[str], *, count: int = 3, prefix: str
         return ""
     near_enough = (name for name in known if len(name) <= _LONGEST_WORD)
     by_fold = {name.casefold(): name for name in islice(near_enough, _MOST_COMPARED)}
-    near = get_close_matches(word.casefold(), list(by_fold), n=count, cutoff=0.5)
-    likeness = [SequenceMatcher(None, name, word.casefold()).ratio() for name in near]
-    # Names that are much less similar than the best match are not helpful.
-    near = [n for n, like in zip(near, likeness, strict=True) if like > likeness[0] - 0.25]
+    folded = word.casefold()
+    near = get_close_matches(folded, list(by_fold), n=count, cutoff=_SIMILAR)
+    if not near:
+        # The word is a part of the name: `qwen`, `--temp`.
+        near = [name for name in by_fold if _is_part(folded, name)][:count]
     names = " or ".join(f'"{prefix}{by_fold[name]}"' for name in near)
     return f" Did you mean {names}?" if near else ""
+
+
+def _is_part(word: str, name: str) -> bool:
+    """Return whether a word is the start of a name, or a longer word is anywhere in it."""
+    return (len(word) >= 3 and name.startswith(word)) or (len(word) >= 4 and word in name)

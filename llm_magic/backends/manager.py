@@ -255,11 +255,10 @@ class BackendManager:
                 if self._last_error is not None and self.state == "Failed"
                 else "Nothing is loaded. Type %llm_load (or %llm_load MODEL)."
             )
-        loaded = ", ".join(self._loaded) or "nothing"
-        load = f" Type %llm_load {name}." if to_use else ""
-        raise ModelNotLoaded(
-            f"{name} is not loaded; loaded: {loaded}.{did_you_mean(name, self._loaded)}{load}"
-        )
+        loaded = ", ".join(self._loaded) or "none"
+        near = did_you_mean(name, self._loaded)
+        load = f" Type %llm_load {name}." if to_use and not near else ""
+        raise ModelNotLoaded(f"{name} is not loaded; loaded: {loaded}.{near}{load}")
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return the models that a backend can load."""

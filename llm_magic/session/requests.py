@@ -114,7 +114,7 @@ def _messages(request: Request, context: Context | None) -> tuple[Message, ...]:
     prompt = request.prompt
     messages = [Message("user", prompt)] if isinstance(prompt, str) else _checked(prompt)
     if not messages or not messages[-1].content.strip():
-        raise OptionError("The prompt is empty. Write the question below %%llm.")
+        raise OptionError("The prompt is empty. Write it after %llm, or below %%llm.")
     if context is None:
         before = [Message("system", request.system)] if request.system else []
         return _sendable(*before, *messages)

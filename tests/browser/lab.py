@@ -92,6 +92,11 @@ class Lab:
             timeout=timeout * _SECONDS,
         )
 
+    def is_running(self, index: int) -> bool:
+        """Return whether a started cell is not done."""
+        state: str = self.page.evaluate(f"i => {_CELLS}[i].model.executionState", index)
+        return state != "idle"
+
     def interrupt(self) -> None:
         """Press the ■ of the toolbar."""
         self.command("notebook:interrupt-kernel")

@@ -5,12 +5,15 @@ From a real JupyterLab with the embedded model. Open them before you commit them
 
 from __future__ import annotations
 
-import shutil
+import io
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.browser.conftest import CHROMIUM, CHROMIUM_OPTIONS, jupyter_lab
@@ -20,28 +23,20 @@ from tests.kernels import ROOT
 
 IMAGES = ROOT / "notebooks" / "images"
 _SECONDS = 1000  # Playwright counts milliseconds
-# The cells of the quickstart that are to be seen: a value, and a question with it.
-_FIRST, _LAST = "import re", "What is the opposite of {worse}?"
 _QUESTIONS = ("What is the capital of France?", "Write a Python function that adds two numbers.")
-
-
-def quickstart(lab: Lab, file: Path) -> None:
-    """Run the quickstart and show a question with a variable, its answer and the footer."""
-    book = ROOT / "notebooks" / "01_quickstart.ipynb"
-    shutil.copy(book, lab.server.folder / book.name)
-    lab.show(book.name)
-    sources = lab.sources()
-    last = next(n for n, source in enumerate(sources) if _LAST in source)
-    for index, source in enumerate(sources[: last + 1]):
-        if not lab.is_code(index):
-            continue
-        assert source, f"cell {index} is empty"
-        lab.run(index, timeout=300)
-    first = next(n for n, source in enumerate(sources) if source.startswith(_FIRST))
-    # No cell in the picture is the active one.
-    lab.activate(0)
-    lab.cell(first - 1).evaluate("cell => cell.scrollIntoView({block: 'start'})")
-    lab.screenshot(file)
+# What is run before the film and in it.
+_SETUP = (
+    "%load_ext llm_magic\n%llm_load",
+    "%llm_config temperature=0 repetition_penalty=1",
+)
+_FILMED = (
+    'topic = "code needs tests"',
+    "%%llm -o reply\nExplain in three short bullet points why {topic}.",
+    "print(reply.finish_reason, reply.usage.completion_tokens)\nreply.text.splitlines()[0]",
+)
+_STILL_S = 0.7
+# No cursor blinks, which would be a new frame each time.
+_FILM_STYLE = ".cm-cursorLayer { display: none }"
 
 
 def panel(lab: Lab, file: Path) -> None:
@@ -49,7 +44,8 @@ def panel(lab: Lab, file: Path) -> None:
     setting = "%llm_config temperature=0 repetition_penalty=1"
     lab.open(["%load_ext llm_magic", "%llm_load", setting, "%llm_panel"])
     # In all of the width that the page has, as beside its prompt.
-    lab.command("application:toggle-left-area")
+    for name in ("application:toggle-left-area", "statusbar:toggle"):
+        lab.command(name)
     for index in range(3):
         lab.run(index, timeout=300)
     shown = open_panel(lab, 3)
@@ -70,21 +66,74 @@ def panel(lab: Lab, file: Path) -> None:
     shown.box.screenshot(path=file)
 
 
+def streaming(lab: Lab, file: Path) -> None:
+    """Film two cells, as fast as they are: an answer while it is generated, and its use in Python."""
+    lab.open([*_SETUP, *_FILMED], "hello.ipynb")
+    for side in ("left", "right"):
+        lab.command("application:toggle-side-tabbar", side=side)
+    lab.command("application:toggle-left-area")
+    for index in range(len(_SETUP)):
+        lab.run(index, timeout=300)
+    lab.page.add_style_tag(content=_FILM_STYLE)
+    frames: list[tuple[float, bytes]] = []
+    for index in range(len(_SETUP), len(_SETUP) + len(_FILMED)):
+        _film(lab, frames, _STILL_S)
+        lab.start(index)
+        _film(lab, frames, _STILL_S, partial(lab.is_running, index))
+    frames.append((time.monotonic() + 3 * _STILL_S, frames[-1][1]))
+    _save(frames, file)
+
+
+def _film(
+    lab: Lab,
+    frames: list[tuple[float, bytes]],
+    seconds: float,
+    goes_on: Callable[[], bool] = lambda: False,
+) -> None:
+    """Add pictures of the page until `seconds` have passed and `goes_on` is false."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or goes_on():
+        frames.append((time.monotonic(), lab.page.screenshot()))
+
+
+def _save(frames: list[tuple[float, bytes]], file: Path) -> None:
+    """Write a moving picture that shows each frame until the next one; equal ones are one."""
+    distinct = [
+        frame
+        for before, frame in zip([(0.0, b""), *frames], frames, strict=False)
+        if before[1] != frame[1]
+    ]
+    ends = [*(when for when, _ in distinct[1:]), frames[-1][0]]
+    first, *others = (Image.open(io.BytesIO(png)).convert("RGB") for _, png in distinct)
+    first.save(
+        file,
+        save_all=True,
+        append_images=others,
+        duration=[
+            round(1000 * (end - when)) for (when, _), end in zip(distinct, ends, strict=True)
+        ],
+        loop=0,
+        lossless=True,
+        method=6,
+    )
+
+
 PICTURES: dict[str, tuple[Callable[[Lab, Path], None], tuple[int, int]]] = {
-    "quickstart.png": (quickstart, (1000, 620)),
+    "streaming.webp": (streaming, (860, 600)),
     "panel.png": (panel, (1200, 1400)),
 }
 
 
-def main() -> int:
-    """Take all of them; returns the exit code."""
+def main(names: Sequence[str]) -> int:
+    """Take those of these names, or all of them; returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="llm_magic-pictures-") as folder:
         home = Path(folder)
         with jupyter_lab(home) as server, sync_playwright() as playwright:
             browser = playwright.chromium.launch(
                 executable_path=CHROMIUM, args=CHROMIUM_OPTIONS.split()
             )
-            for name, (take, size) in PICTURES.items():
+            for name in names or PICTURES:
+                take, size = PICTURES[name]
                 _taken(browser, server, take, size, IMAGES / name)
             browser.close()
     return 0
@@ -105,4 +154,4 @@ def _taken(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

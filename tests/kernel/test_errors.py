@@ -35,7 +35,14 @@ MISTAKES = {
     "%%llm --top-k 0\nx": ("OptionError", "top_k=0 must be 1 or more."),
     "%%llm --top-k 1.5\nx": ("OptionError", "top_k=1.5 must be a whole number, 1 or more."),
     "%%llm --top-p\nx": ("OptionError", "--top-p"),
-    "%%llm -f pdf\nx": ("OptionError", "-f/--format"),
+    "%%llm -f pdf\nx": ("OptionError", "--format pdf must be one of: markdown, text, code, json."),
+    "%%llm -m a -m b\nx": ("OptionError", "-m, --model is given twice. Keep one of them."),
+    "%%llm --schema S\nx": ("OptionError", "-f json checks that the answer is JSON."),
+    "%%llm -q 4bit\nx": ("OptionError", "has no option -q. It is an option of %llm_load."),
+    "%%llm -m other-70b\nx": (
+        "ModelNotLoaded",
+        f"other-70b is not loaded; loaded: {MODEL}. Type %llm_load other-70b.",
+    ),
     "%%llm -p min_q=1\nx": ("OptionError", "no generation option 'min_q'. Did you mean"),
     "%%llm -p num_beams=4\nx": (
         "OptionError",
@@ -56,17 +63,18 @@ MISTAKES = {
         "OptionError",
         "-o _i12: Python or IPython uses this name. Choose another.",
     ),
-    "%%llm -s 'open\nx": ("OptionError", "A quote is not closed in"),
+    "%%llm -s 'open\nx": ("OptionError", "A quote is not closed. Close or remove it: 'open"),
     "%%llm hello\nx": ("OptionError", "Put the prompt below the first line"),
     "%%llm -m nobody\nx": ("ModelNotLoaded", "nobody is not loaded; loaded: "),
     f"%%llm -m {MODEL.lower()}\nx": ("ModelNotLoaded", f'Did you mean "{MODEL}"?'),
-    "%llm": ("OptionError", "The prompt is empty."),
+    "%llm": ("OptionError", "The prompt is empty. Write it after %llm, or below %%llm."),
+    "%llm -t 0": ("OptionError", "The prompt is empty. Write it after %llm, or below %%llm."),
     "%%llm\n{value.nope}": ("PromptError", "Fix the name"),
     "%llm_config temperture=1": ("OptionError", 'Did you mean "temperature"?'),
     "%llm_config temperature": ("OptionError", "temperature"),
     "%llm_config temperature=9 top_k=3": ("OptionError", "temperature=9 must be 0 to 2."),
     "%llm_config --reset top_k=3": ("OptionError", "--reset and settings cannot be combined."),
-    "%llm_unload nobody": ("ModelNotLoaded", "nobody is not loaded"),
+    "%llm_unload nobody": ("ModelNotLoaded", f"nobody is not loaded; loaded: {MODEL}."),
     "%llm_unload nobody --all": (
         "OptionError",
         "--all and the name of a model cannot be combined.",
@@ -171,6 +179,14 @@ def test_nothing_is_loaded_and_wrong_settings() -> None:
         assert_one_line(k.run("%llm Hello"), "ModelNotLoaded", "Type %llm_load")
         assert_one_line(k.run("%llm_unload"), "ModelNotLoaded", "Type %llm_load")
         assert k.ok("%llm_unload --all").text == "No model was loaded."
+
+
+def test_empty_cell_fails_with_advice(loaded: Kernel) -> None:
+    for code in ("%%llm", "%%llm\n", "%%llm What is this?"):
+        ran = loaded.run(code)
+        assert (ran.status, ran.text.count("\n")) == ("error", 1)
+        assert "the cell body is empty. Did you mean the line magic %llm (single %)?" in ran.text
+    assert_one_line(loaded.run("%%llm\n  \n "), "OptionError", "The prompt is empty.")
 
 
 def test_run_all_stops_at_a_failed_magic() -> None:

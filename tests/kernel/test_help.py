@@ -16,6 +16,27 @@ def test_help_is_the_page_of_the_magic(scripted: Kernel, name: str) -> None:
     assert page(name) in scripted.help(f"%{name}")
 
 
+def test_help_option_prints_the_page(scripted: Kernel) -> None:
+    for name in MAGICS:
+        assert scripted.ok(f"%{name} -h").text == page(name)
+    for line in ("%%llm --help -t 9\nx", "%llm_load nothere --help", "x = %llm_models -h"):
+        assert "-h, --help" in scripted.ok(line).text
+    assert scripted.value("x") is None
+
+
+def test_misspelled_magic_fails_with_a_suggestion(scripted: Kernel) -> None:
+    for code, near in (
+        ("%llm_lod tiny", "%llm_load"),
+        ("%llm_statsu", "%llm_status"),
+        ("%%llmm\nx", "%%llm"),
+    ):
+        ran = scripted.run(code)
+        assert ran.status == "error"
+        assert len(ran.text.splitlines()) == 2
+        assert f'Did you mean "{near}"' in ran.text.splitlines()[1]
+    assert scripted.run("%nothere").text.count("\n") == 1
+
+
 def test_help_of_the_cell_magic(scripted: Kernel) -> None:
     shown = scripted.help("%%llm")
     for text in ("--temperature T", "(0 to 2; default 0.7)", "--dry-run", "-o, --output VAR"):

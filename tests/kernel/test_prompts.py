@@ -25,7 +25,8 @@ def sent(k: Kernel) -> list[tuple[str, str]]:
         ("-t 0 -- -5 is what?", "-5 is what?"),
         # In IPython, a line that ends like this one opens the help for `France`.
         ("What is the capital of France?", "What is the capital of France?"),
-        ("--quiet a  b -t 0", "a  b -t 0"),
+        ("--quiet a  b -t", "a  b -t"),
+        ("-- a  b -t 0", "a  b -t 0"),
         (r"Is C:\new a folder, or $HOME?", r"Is C:\new a folder, or $HOME?"),
         ("--stop 'a b' hello", "hello"),
     ],
@@ -35,6 +36,26 @@ def test_a_line_is_options_and_then_the_prompt_as_it_is(
 ) -> None:
     scripted.ok(f"%llm {line}")
     assert sent(scripted) == [("user", prompt)]
+
+
+def test_options_after_the_prompt_are_reported(scripted: Kernel) -> None:
+    calls = scripted.value("len(backend.requests)")
+    ran = scripted.run("%llm Hello -t 0.2")
+    assert (ran.ename, ran.error) == (
+        "OptionError",
+        "-t 0.2 follows the prompt. Write options before the prompt: %llm -t 0.2 PROMPT."
+        " To send it as text: %llm -- PROMPT",
+    )
+    assert scripted.run("x = %llm Hello --dry-run").ename == "OptionError"
+    assert scripted.value("len(backend.requests)") == calls
+    for option in ("", "--dry-run "):
+        ran = scripted.ok(f"%llm {option}What is tail -c 5")
+        assert ran.text.startswith(
+            "Note: -c 5 is sent as part of the prompt. Write options before the prompt:"
+            " %llm -c 5 PROMPT\n"
+        )
+    assert sent(scripted) == [("user", "What is tail -c 5")]
+    assert "Note" not in scripted.ok("%llm -- What is tail -c 5").text
 
 
 def test_a_cell_is_the_prompt_as_it_is(scripted: Kernel) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from llm_magic.notebook.arguments.magic_options import (
+    HELP,
     MAGICS,
     Argument,
     Magic,
@@ -40,7 +41,7 @@ def _groups(magic: Magic) -> Iterator[tuple[str, list[str]]]:
     """Yield each group of options with its title."""
     table, options = option_specs(magic.options), option_arguments(magic.options)
     positional = (magic.positional,) if magic.positional is not None else ()
-    yield "", _rows((*positional, *magic.arguments), table)
+    yield "", _rows((*positional, *magic.arguments, HELP), table)
     if magic.positional is not None and magic.positional.complete == "settings":
         # A setting on a line is a text or a number.
         yield (

@@ -51,6 +51,7 @@ class Magic:
 
 FORMATS = ("markdown", "text", "code", "json")
 
+HELP = Argument(("-h", "--help"), "Show this help.", kind="switch")
 _MODEL = Argument(
     ("-m", "--model"), "Loaded model to use. Default: the active one.", "NAME", complete="loaded"
 )
@@ -252,8 +253,8 @@ MAGICS: dict[str, Magic] = {
 
 
 def arguments(name: str) -> tuple[Argument, ...]:
-    """Return the options of a magic, including those of its option set."""
-    return MAGICS[name].arguments + option_arguments(MAGICS[name].options)
+    """Return the options of a magic, including ``--help`` and those of its option set."""
+    return (*MAGICS[name].arguments, HELP, *option_arguments(MAGICS[name].options))
 
 
 def option_arguments(options: OptionSet) -> tuple[Argument, ...]:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llm_magic.errors import OptionError, did_you_mean
-from llm_magic.notebook.arguments.magic_options import MAGICS, Argument, arguments, option_specs
+from llm_magic.notebook.arguments import unknown_options
+from llm_magic.notebook.arguments.magic_options import (
+    HELP,
+    MAGICS,
+    Argument,
+    arguments,
+    option_specs,
+)
 from llm_magic.notebook.arguments.params import json_end
 
 if TYPE_CHECKING:
@@ -22,19 +29,27 @@ _WORD = re.compile(rf"""(?:[^{_BLANKS}"']|"[^"]*+"|'[^']*+')++""")
 _QUOTED = re.compile(r""""([^"]*)"|'([^']*)'""")
 _KEY = re.compile(r"""[^\s"'=]+=""")
 _KEY_WORDS = frozenset({"api-key", "apikey", "api_key", "key", "token", "password"})
-# Options that other tools have for the same.
-_OTHER_NAMES = {"raw": "--literal", "background": "--bg", "no-wait": "--bg"}
+# Where options at the end of a prompt may begin: in its last characters.
+_OPTION = re.compile(r"(?<=\s)--?[a-zA-Z]")
+_LAST_OPTION = re.compile(r"(?<=\s)(--[a-zA-Z][\w-]*)(?:[=\s]\s*[^\s-]\S*)?$")
+_MAX_END = 300
+
+
+class HelpRequested(Exception):
+    """The line of a magic has ``--help``."""
 
 
 class Parsed(dict[str, Any]):
     """The values of a magic's own arguments by name; None for those that are not given.
 
-    `options` has the options of its set that are given; `prompt` is what follows all of them.
+    `options` has the options of its set that are given; `prompt` is what follows all of them, and
+    `notes` are about that.
     """
 
     def __init__(self, values: dict[str, Any], options: dict[str, Any], prompt: str = "") -> None:
         super().__init__(values)
         self.options, self.prompt = options, prompt
+        self.notes: tuple[str, ...] = ()
 
 
 def parse(name: str, line: str) -> Parsed:
@@ -47,28 +62,32 @@ def parse(name: str, line: str) -> Parsed:
     found: list[str] = []
     position = _blanks_end(line, 0)
     while position < len(line) and line[position] != "#":
-        word, position = parser.word(line, position, found[-1] if found else "")
-        found.append(word)
-        position = _blanks_end(line, position)
+        position = _blanks_end(line, parser.read(line, position, found))
     return parser.parsed(found)
 
 
 def parse_with_prompt(name: str, line: str) -> Parsed:
-    """Parse the options at the start of a line; the prompt that follows is returned unchanged."""
+    """Parse the options at the start of a line; the prompt that follows is returned unchanged.
+
+    Raises `OptionError` if options follow the prompt. Where these may be a part of it, as in
+    ``%llm What is tail -c 5``, a note reports that they were sent. After ``--``, all is prompt.
+    """
     parser = _line_parser(name)
     found, position, start = [], 0, _blanks_end(line, 0)
+    only_text = False
     while line.startswith("-", start):
         word, position = parser.word(line, start, "")
         start = _blanks_end(line, position)
-        if word == "--":
+        if only_text := word == "--":
             break
         found.append(word)
         if word in parser.takes_value and start < len(line):
-            value, position = parser.word(line, start, word)
-            found.append(value)
+            position = parser.read(line, start, found)
             start = _blanks_end(line, position)
     parsed = parser.parsed(found)
     parsed.prompt = line[position:].strip()
+    if not only_text:
+        parsed.notes = parser.notes(parsed.prompt)
     return parsed
 
 
@@ -94,7 +113,7 @@ def _word(line: str, start: int) -> tuple[str, int]:
     found = _WORD.match(line, start)
     end = found.end() if found is not None else start
     if found is None or line[end : end + 1].strip(_BLANKS):
-        raise OptionError(f"A quote is not closed in: {line[start:].strip()}")
+        raise OptionError(f"A quote is not closed. Close or remove it: {line[start:].strip()}")
     return _QUOTED.sub(lambda quoted: quoted[1] or quoted[2] or "", found[0]), end
 
 
@@ -128,6 +147,9 @@ class _LineParser(argparse.ArgumentParser):
             )
 
     def _add(self, option: Argument) -> None:
+        if option is HELP:
+            self.add_argument(*option.names, action=_Help, nargs=0)
+            return
         if option.kind == "switch":
             self.add_argument(*option.names, action="store_true", default=None, dest=option.dest)
             return
@@ -135,11 +157,10 @@ class _LineParser(argparse.ArgumentParser):
         read = spec.parse if spec is not None else str
         self.add_argument(
             *option.names,
-            action="store" if option.kind == "value" else "append",
+            action=_Once if option.kind == "value" else "append",
             metavar=option.metavar,
-            choices=option.choices or None,
             dest=option.dest,
-            type=self._pair if option.kind == "pairs" else read,
+            type=self._pair if option.kind == "pairs" else _choice(option) or read,
         )
 
     def _pair(self, text: str) -> tuple[str, Any]:
@@ -148,6 +169,17 @@ class _LineParser(argparse.ArgumentParser):
             raise OptionError(f"-p {text}: write -p key=value (see %{self.magic.name}?).")
         text = value.strip(_BLANKS)
         return name, json.loads(text) if json_end(text, 0, name) == len(text) else value
+
+    def read(self, line: str, start: int, found: list[str]) -> int:
+        """Append the word that starts at `start` to those that were found, and return its end."""
+        previous = found[-1] if found else ""
+        word, end = self.word(line, start, previous)
+        if previous in self.takes_value and word.startswith("-") and line[start] in "\"'":
+            # A quoted word is a value, which argparse would take for an option.
+            found[-1] = f"{previous}={word}"
+        else:
+            found.append(word)
+        return end
 
     def word(self, line: str, start: int, previous: str) -> tuple[str, int]:
         """Return the word that starts at `start` and its end; JSON after ``-p key=`` is kept unchanged."""
@@ -166,10 +198,12 @@ class _LineParser(argparse.ArgumentParser):
             option = word.partition("=")[0]
             # argparse parses -model as -m odel.
             if len(option) > 2 and option[1] != "-" and f"-{option}" in self.names:
-                self._raise_unknown(option, f"-{option}")
+                raise OptionError(
+                    f'%{self.magic.name} has no option {option}. Did you mean "-{option}"?'
+                )
         values = vars(self.parse_args(list(tokens)))
         options = {n: values.pop(n) for n in self.specs.keys() & values.keys()}
-        as_type = {"repeated": tuple, "pairs": dict}
+        as_type: dict[str, Callable[[Any], object]] = {"repeated": tuple, "pairs": _unique}
         return Parsed(
             values,
             {
@@ -179,13 +213,38 @@ class _LineParser(argparse.ArgumentParser):
             },
         )
 
+    def notes(self, prompt: str) -> tuple[str, ...]:
+        """Return a note if a prompt ends with what may be options; raises `OptionError` if it is."""
+        for found in _OPTION.finditer(prompt, max(0, len(prompt) - _MAX_END)):
+            end = prompt[found.start() :]
+            try:
+                parsed = parse(self.magic.name, end)
+            except (OptionError, HelpRequested):
+                continue
+            name = self.magic.name
+            first = f"Write options before the prompt: %{name} {end} PROMPT"
+            if _is_certain(parsed):
+                raise OptionError(
+                    f"{end} follows the prompt. {first}. To send it as text: %{name} -- PROMPT"
+                )
+            return (f"{end} is sent as part of the prompt. {first}",)
+        return self._unknown_at_end(prompt)
+
+    def _unknown_at_end(self, prompt: str) -> tuple[str, ...]:
+        """Return a note if a prompt ends with an option that resembles one of ours."""
+        found = _LAST_OPTION.search(prompt, max(0, len(prompt) - _MAX_END))
+        advice = unknown_options.equivalent(self.magic, found[1]) if found is not None else ""
+        if found is None or not advice or found[1] in self.names:
+            return ()
+        return (f"{found[0]} is sent as part of the prompt. {advice}",)
+
     def error(self, message: str) -> NoReturn:
         """Raise `OptionError` with the nearest option."""
         prefix, _, unknown = message.partition(": ")
         if prefix == "unrecognized arguments":
             self._raise_unexpected(unknown.split(" ")[0])
-        name = self.magic.name
-        raise OptionError(f"%{name} {message.removeprefix('argument ')}. See %{name}?")
+        option = prefix.removeprefix("argument ")
+        raise OptionError(f"%{self.magic.name}: {option} needs a value. See %{self.magic.name} -h")
 
     def _raise_unexpected(self, word: str) -> NoReturn:
         name, is_prompt = self.magic.name, self.magic.takes_prompt
@@ -197,22 +256,84 @@ class _LineParser(argparse.ArgumentParser):
                 )
             raise OptionError(f"%{name}: unexpected argument {word!r}. Usage: {self.magic.usage}")
         word = word.partition("=")[0]
-        text = word.lstrip("-")
-        if text in _KEY_WORDS:
+        if word.lstrip("-") in _KEY_WORDS:
             raise OptionError(
                 "A key in a cell is saved with the notebook. Remove it, store it in an environment"
                 " variable, and pass the name of the variable: --key-env NAME."
             )
-        other = word.swapcase() if word.swapcase() in self.names else _OTHER_NAMES.get(text)
-        if other in self.names:
-            self._raise_unknown(word, other)
-        # Compared without dashes, which all options share.
-        near = did_you_mean(text, [n[2:] for n in self.names if n[1] == "-"], prefix="--")
-        dash = " Write -- before a prompt that starts with -." if is_prompt and not near else ""
-        raise OptionError(f"%{name} has no option {word}.{near}{dash} See %{name}?")
+        self._raise_unknown(word)
 
-    def _raise_unknown(self, option: str, other: str) -> NoReturn:
-        raise OptionError(f'%{self.magic.name} has no option {option}. Did you mean "{other}"?')
+    def _raise_unknown(self, option: str) -> NoReturn:
+        name = self.magic.name
+        advice = unknown_options.equivalent(self.magic, option)
+        if not advice and (other := unknown_options.owner(option)):
+            advice = f"It is an option of %{other}."
+        if not advice and self.magic.takes_prompt:
+            advice = "Write -- before a prompt that starts with -."
+        raise OptionError(f"%{name} has no option {option}. {advice or f'See %{name} -h'}")
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return ``-p`` pairs as a dict; raises `OptionError` for a name that is given twice."""
+    unique: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in unique:
+            raise OptionError(f"-p {name} is given twice. Keep one of them.")
+        unique[name] = value
+    return unique
+
+
+def _is_certain(parsed: Parsed) -> bool:
+    """Return whether the options at the end of a prompt are no part of it.
+
+    Other programs have options of the same names, ``tail -c 5``, but not with the values of ours.
+    """
+    from llm_magic.config.settings import GenerationConfig
+
+    try:
+        GenerationConfig().replace(**parsed.options)
+    except OptionError:
+        return False
+    given = {name for name, value in parsed.items() if value is not None} | parsed.options.keys()
+    return not given <= {"model", "system", "chat", "output", "extra"}
+
+
+class _Once(argparse.Action):
+    """Stores the value of an option that may be given once."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            label = ", ".join(self.option_strings)
+            raise OptionError(f"{parser.prog}: {label} is given twice. Keep one of them.")
+        setattr(namespace, self.dest, values)
+
+
+class _Help(argparse.Action):
+    """Ends the parsing for ``--help``."""
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        raise HelpRequested
+
+
+def _choice(option: Argument) -> Callable[[str], str] | None:
+    """Return a function that checks a value, if the option has choices."""
+    if not option.choices:
+        return None
+
+    def checked(text: str) -> str:
+        if text not in option.choices:
+            near = did_you_mean(text, option.choices)
+            allowed = ", ".join(option.choices)
+            raise OptionError(f"{option.names[-1]} {text} must be one of: {allowed}.{near}")
+        return text
+
+    return checked
 
 
 def assignments(tokens: Sequence[str]) -> dict[str, object]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 from typing import TYPE_CHECKING, Any, cast
 
-from llm_magic.errors import OptionError
+from IPython.core.error import UsageError
+
+from llm_magic.errors import OptionError, did_you_mean
 from llm_magic.notebook import cell_interrupts
+from llm_magic.notebook.arguments.magic_options import MAGICS
 from llm_magic.notebook.frontend import running_cell
 from llm_magic.notebook.magics.ask import LLMMagics
 from llm_magic.notebook.magics.base import SessionMagics
@@ -18,7 +22,7 @@ from llm_magic.notebook.magics.models import ModelMagics
 from llm_magic.notebook.magics.panel import PanelMagics
 
 if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
     from llm_magic.session import Session
 
@@ -31,12 +35,23 @@ GROUPS: tuple[type[SessionMagics], ...] = (
     PanelMagics,
 )
 
+_NO_MAGIC = re.compile(r"`(?P<prefix>%%?)(?P<name>\w*lm\w*)` not found\.$")
 _QUESTION = re.compile(r"^(\s*%llm\s.*\?)$")
 
 
 def _ask_not_help(lines: list[str]) -> list[str]:
     """Keep IPython from opening help for ``%llm What is this?`` as it does for ``this?``."""
     return [_QUESTION.sub(r"\1 ", line) for line in lines]
+
+
+def _suggest_magic(result: ExecutionResult) -> None:
+    """Write which magic was meant, below the error of IPython about one that does not exist."""
+    error = result.error_in_exec
+    found = _NO_MAGIC.search(str(error)) if isinstance(error, UsageError) else None
+    if found is not None:
+        known = MAGICS if found["prefix"] == "%" else ("llm",)
+        if near := did_you_mean(found["name"], known, prefix=found["prefix"]):
+            sys.stderr.write(f"{near.strip()}\n")
 
 
 def register(shell: InteractiveShell, session: Session) -> None:
@@ -56,6 +71,7 @@ def register(shell: InteractiveShell, session: Session) -> None:
             shell.events.register("pre_run_cell", magics.before_cell)
     completer.register(shell, session)
     shell.input_transformers_cleanup.append(_ask_not_help)
+    shell.events.register("post_run_cell", _suggest_magic)
     cell_interrupts.start(shell)
     _html_formatter(shell).for_type_by_name("llm_magic.types", "Reply", _reply_html)
     session.cells.current = functools.partial(running_cell, shell)
@@ -69,6 +85,7 @@ def unregister(shell: InteractiveShell) -> None:
     cell_interrupts.stop(shell)
     if _ask_not_help in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.remove(_ask_not_help)
+        shell.events.unregister("post_run_cell", _suggest_magic)
     registered = [m for m in shell.configurables if isinstance(m, SessionMagics)]
     for magics in registered:
         shell.configurables.remove(magics)

@@ -72,13 +72,13 @@ class LLMMagics(SessionMagics):
         from llm_magic.session.requests import Request
 
         prompt, system, is_dry_run = args.prompt, args["system"], bool(args["dry_run"])
-        notes: tuple[str, ...] = ()
+        notes = args.notes
         if not args["literal"]:
             from llm_magic.prompts.template import fill
 
             names = self._names(f"{prompt} {system}")
             filled = fill(prompt, names, all_notes=is_dry_run)
-            prompt, notes = filled.text, filled.notes
+            prompt, notes = filled.text, notes + filled.notes
             if system is not None:
                 filled = fill(system, names, all_notes=is_dry_run)
                 system, notes = filled.text, tuple(dict.fromkeys(notes + filled.notes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -12,6 +13,7 @@ from IPython.core.magic import line_cell_magic as _line_cell_magic
 from IPython.core.magic import line_magic as _line_magic
 
 from llm_magic.notebook.arguments import help_pages
+from llm_magic.notebook.arguments.parser import HelpRequested
 from llm_magic.notebook.frontend import running_cell
 from llm_magic.session.interruptible_wait import held_back
 
@@ -26,16 +28,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def _magic(function: F) -> F:
     """Wrap a magic: adds its help, records its start time, and raises interrupts at waits only."""
+    page = functools.partial(help_pages.page, function.__name__)
 
     @functools.wraps(function)
     def guarded(self: SessionMagics, *args: Any) -> Any:
         self.began = time.perf_counter()
-        with held_back():
-            return function(self, *args)
+        try:
+            with held_back():
+                return function(self, *args)
+        except HelpRequested:
+            sys.stdout.write(page())
+            return None
 
     # IPython calls `getdoc` of an object before it reads the docstring: so the help is generated
     # when it is shown, not when the extension is loaded.
-    guarded.getdoc = functools.partial(help_pages.page, function.__name__)  # type: ignore[attr-defined]
+    guarded.getdoc = page  # type: ignore[attr-defined]
     return guarded  # type: ignore[return-value]
 
 

@@ -17,6 +17,7 @@ Usage:  %llm_unload [NAME | --all]
 
   NAME                        The model. Default: the active one.
       --all                   Unload every model.
+  -h, --help                  Show this help.
 """
 
 

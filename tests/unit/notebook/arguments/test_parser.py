@@ -13,6 +13,7 @@ from llm_magic.backends import registry
 from llm_magic.config.settings import GenerationConfig, Settings
 from llm_magic.errors import OptionError
 from llm_magic.notebook.arguments.parser import (
+    HelpRequested,
     Parsed,
     assignments,
     parse,
@@ -87,7 +88,13 @@ def test_a_comment_is_no_argument() -> None:
         ("Hello", {}, "Hello"),
         ("-t 0 What's 'this'?", {"temperature": "0"}, "What's 'this'?"),
         ("-t 0   two  spaces  kept ", {"temperature": "0"}, "two  spaces  kept"),
-        ("--temperature=0 a --b -t 9", {"temperature": "0"}, "a --b -t 9"),
+        ("--temperature=0 a --b -t", {"temperature": "0"}, "a --b -t"),
+        ("-- Hello -t 0.2", {}, "Hello -t 0.2"),
+        ("What does docker stop -t 1 do?", {}, "What does docker stop -t 1 do?"),
+        ("sort -t", {}, "sort -t"),
+        ("tail -f log.txt", {}, "tail -f log.txt"),
+        ("a-t 0.2", {}, "a-t 0.2"),
+        ("Say `-t 0.2`", {}, "Say `-t 0.2`"),
         ("-t0.5 x", {"temperature": "0.5"}, "x"),
         ("  -t 0 -- -- dash first", {"temperature": "0"}, "-- dash first"),
         ("-- -5 + 3?", {}, "-5 + 3?"),
@@ -100,7 +107,62 @@ def test_a_comment_is_no_argument() -> None:
 )
 def test_text_after_options_is_the_prompt(line: str, options: dict[str, Any], prompt: str) -> None:
     parsed = parse_with_prompt("llm", line)
-    assert (parsed.options, parsed.prompt) == (options, prompt)
+    assert (parsed.options, parsed.prompt, parsed.notes) == (options, prompt, ())
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "-t 0.2",
+        "-t0.2",
+        "--temperature=0.2",
+        "-t 0 --max-new-tokens 5",
+        "-s 'Be brief.' -t 0",
+        "--dry-run",
+        "-f json",
+        "--bg -o answer",
+        "--stop '\\n'",
+    ],
+)
+def test_options_after_the_prompt_are_an_error(end: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        parse_with_prompt("llm", f"--quiet It's a test: {end}")
+    assert str(caught.value) == (
+        f"{end} follows the prompt. Write options before the prompt: %llm {end} PROMPT."
+        " To send it as text: %llm -- PROMPT"
+    )
+    assert parse_with_prompt("llm", f"-- It's a test: {end}").prompt == f"It's a test: {end}"
+
+
+@pytest.mark.parametrize("end", ["-c 5", "-m pip", "-o out.txt", "-s x -o y", "-p a=1"])
+def test_what_may_be_an_option_after_the_prompt_gets_a_note(end: str) -> None:
+    parsed = parse_with_prompt("llm", f"Explain this: tail {end}")
+    assert parsed.prompt == f"Explain this: tail {end}"
+    assert parsed.notes == (
+        f"{end} is sent as part of the prompt. Write options before the prompt: %llm {end} PROMPT",
+    )
+    assert parse_with_prompt("llm", f"-- Explain this: tail {end}").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("end", "advice"),
+    [
+        ("--json", 'Did you mean "-f json"?'),
+        ("--temprature 0", 'Did you mean "--temperature"?'),
+        ("--n=3", "A call has one prompt"),
+        ("-t 3", ""),
+        ("--force", ""),
+        ("--oneline -5", ""),
+    ],
+)
+def test_unknown_option_after_the_prompt_gets_a_note_if_one_of_ours_is_meant(
+    end: str, advice: str
+) -> None:
+    notes = parse_with_prompt("llm", f"Explain this: git log {end}").notes
+    assert len(notes) == bool(advice) or end == "-t 3"
+    assert "".join(notes).startswith(
+        f"{end} is sent as part of the prompt. {advice}" if notes else ""
+    )
 
 
 def test_quoted_value_may_look_like_an_option() -> None:
@@ -133,7 +195,7 @@ def test_two_dashes_end_the_options(prompt: str) -> None:
 
 
 def test_unclosed_quote_before_the_prompt_is_an_option_error() -> None:
-    with pytest.raises(OptionError, match="A quote is not closed in: 'open"):
+    with pytest.raises(OptionError, match=r"A quote is not closed\. Close or remove it: 'open"):
         parse_with_prompt("llm", "-t 0 -s 'open")
 
 
@@ -352,13 +414,37 @@ def test_omitted_argument_is_none() -> None:
         ),
         ("llm_unload", "--al", '%llm_unload has no option --al. Did you mean "--all"?'),
         ("llm", "hello", "'hello' is not an option of %%llm. Put the prompt below the first line"),
-        ("llm", "-b", '%llm has no option -b. Did you mean "--bg"?'),
-        ("llm", "-f raw", "invalid choice: 'raw'"),
-        ("llm", "-f html", "invalid choice: 'html'"),
-        ("llm", "-t", "expected one argument"),
+        ("llm", "-b", "%llm has no option -b. It is an option of %llm_load."),
+        ("llm_load", "x -t 0", "%llm_load has no option -t. It is an option of %llm."),
+        ("llm_status", "--all", "It is an option of %llm_unload."),
+        ("llm", "-f raw", "--format raw must be one of: markdown, text, code, json."),
+        ("llm", "-f jsn", 'text, code, json. Did you mean "json"?'),
+        ("llm", "-t", "%llm: -t/--temperature needs a value. See %llm -h"),
+        ("llm", "-s --quiet", "%llm: -s/--system needs a value. See %llm -h"),
         ("llm", "-p x", "-p x: write -p key=value"),
-        ("llm", "--over rows", "%llm has no option --over."),
-        ("llm", "--schema S", "%llm has no option --schema."),
+        ("llm", "-p x=1 -p x=2", "-p x is given twice. Keep one of them."),
+        ("llm", "-m a --model b", "%llm: -m, --model is given twice. Keep one of them."),
+        ("llm", "-t 0 -t 1", "%llm: -t, --temperature is given twice."),
+        ("llm_load", "-b local -b local", "%llm_load: -b, --backend is given twice."),
+        ("llm", "--over rows", "%llm has no option --over. A call has one prompt"),
+        ("llm", "--schema S", "%llm has no option --schema. Describe the values in the prompt;"),
+        ("llm", "--regex S", "Describe the values in the prompt;"),
+        ("llm", "--image a.png", "%llm has no option --image. A prompt is text;"),
+        ("llm", "--tools f", "%llm has no option --tools. The model cannot call functions."),
+        ("llm", "--cache", "%llm has no option --cache. Answers are not cached;"),
+        ("llm", "--template t", "{name} is replaced with the value of name."),
+        (
+            "llm",
+            "--stream",
+            "Answers are streamed unless the environment has LLM_MAGIC_STREAM=off.",
+        ),
+        ("llm", "--no-stream", "LLM_MAGIC_STREAM=off in the environment"),
+        ("llm", "--n 3", "llm.generate("),
+        ("llm", "-n 3", "llm.generate("),
+        ("llm", "--file x", "%llm has no option --file. Read the file into a variable"),
+        ("llm", "--prompt x", "%llm has no option --prompt. The prompt is the text below %%llm"),
+        ("llm_load", "--stream", "%llm_load has no option --stream. See %llm_load -h"),
+        ("llm_explain", "--schema x", "Describe the values in the prompt;"),
         ("llm_load", "a b", "%llm_load: unexpected argument 'b'. Usage: %llm_load"),
         ("llm_status", "now", "%llm_status: unexpected argument 'now'"),
     ],
@@ -372,11 +458,36 @@ def test_error_is_one_line_with_next_step(magic: str, line: str, message: str) -
 
 @pytest.mark.parametrize(
     ("magic", "name", "ours"),
-    [("llm", "raw", "--literal"), ("llm", "background", "--bg"), ("llm_load", "no-wait", "--bg")],
+    [
+        ("llm", "raw", "--literal"),
+        ("llm", "background", "--bg"),
+        ("llm", "json", "-f json"),
+        ("llm", "max-tokens", "--max-new-tokens"),
+        ("llm", "temp", "--temperature"),
+        ("llm", "system-prompt", "--system"),
+        ("llm_load", "no-wait", "--bg"),
+        ("llm_load", "load-in-4bit", "-q 4bit"),
+        ("llm_load", "url", "--base-url"),
+    ],
 )
 def test_option_of_other_tools_suggests_ours(magic: str, name: str, ours: str) -> None:
     with pytest.raises(OptionError, match=f'has no option --{name}. Did you mean "{ours}"'):
         parse(magic, f"--{name}")
+
+
+@pytest.mark.parametrize("line", ["-h", "--help", "-s x -h", "--nothere --help", "-h --nothere"])
+def test_help_is_requested_wherever_it_stands(line: str) -> None:
+    for read in (parse, parse_with_prompt):
+        with pytest.raises(HelpRequested):
+            read("llm", line)
+
+
+def test_help_in_a_value_or_a_prompt_is_text() -> None:
+    for line in ("-s '-h'", '-s "-h" --stop "--" -f text'):
+        assert parse("llm", line)["system"] == "-h"
+        assert parse_with_prompt("llm", f"{line} x")["system"] == "-h"
+    assert parse("llm", "--stop '---'").options == {"stop": ("---",)}
+    assert parse_with_prompt("llm", "What does -h do?").prompt == "What does -h do?"
 
 
 def test_assignments() -> None:

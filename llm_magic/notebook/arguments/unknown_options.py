@@ -1,0 +1,78 @@
+"""Advice about options that do not exist: the option for the same, or how to do it without one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llm_magic.errors import did_you_mean
+from llm_magic.notebook.arguments.magic_options import MAGICS, Magic, arguments
+
+# Names that other tools use.
+_OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
+    "--literal": ("raw",),
+    "--bg": ("background", "no-wait", "async"),
+    "-f json": ("json", "json-mode", "json-output"),
+    "-f text": ("text", "txt", "no-markdown"),
+    "-f code": ("code", "python"),
+    "-f markdown": ("md", "markdown"),
+    "--max-new-tokens": ("max-tokens", "max-length", "num-predict", "n-predict", "tokens", "length"),
+    "--temperature": ("temp",),
+    "--repetition-penalty": ("repeat-penalty", "frequency-penalty"),
+    "--system": ("system-prompt", "instructions"),
+    "--stop": ("stop-sequence", "stop-sequences"),
+    "--output": ("out", "var", "variable", "save"),
+    "--chat": ("conversation", "history", "session"),
+    "--quiet": ("silent", "no-footer"),
+    "--dry-run": ("preview", "show-prompt"),
+    "--base-url": ("url", "host", "endpoint", "server", "api-base"),
+    "--device": ("gpu", "cuda"),
+    "--quantization": ("quant", "bits"),
+    "-q 4bit": ("4bit", "load-in-4bit"),
+    "-q 8bit": ("8bit", "load-in-8bit"),
+    "--attn": ("attn-implementation", "flash-attention"),
+}  # fmt: skip
+_OURS = {other: ours for ours, others in _OTHER_NAMES.items() for other in others}
+_TYPED = "Describe the values in the prompt; -f json checks that the answer is JSON."
+_MANY = (
+    'A call has one prompt and one answer. In Python: [llm.generate(f"… {row}") for row in rows]'
+)
+_NOT_YET: Mapping[str, str] = {
+    "schema": _TYPED,
+    "choice": _TYPED,
+    "regex": _TYPED,
+    **dict.fromkeys(("image", "images", "audio"), "A prompt is text; images cannot be sent."),
+    **dict.fromkeys(("tool", "tools"), "The model cannot call functions."),
+    "cache": "Answers are not cached; -o VAR stores the Reply.",
+    "template": "The cell itself is a template: {name} is replaced with the value of name.",
+    "stream": "Answers are streamed unless the environment has LLM_MAGIC_STREAM=off.",
+    "no-stream": "LLM_MAGIC_STREAM=off in the environment shows answers when they are complete.",
+    **dict.fromkeys(("n", "best-of", "num-return-sequences"), _MANY),
+    **dict.fromkeys(("over", "batch", "map", "sample"), _MANY),
+    **dict.fromkeys(
+        ("file", "context", "input", "attach"),
+        'Read the file into a variable, text = open("…").read(), and write {text} in the prompt.',
+    ),
+    "prompt": "The prompt is the text below %%llm, or after the options of %llm.",
+}  # fmt: skip
+
+
+def equivalent(magic: Magic, option: str) -> str:
+    """Return what replaces an unknown option of a magic, or an empty string if nothing does."""
+    names = {name for argument in arguments(magic.name) for name in argument.names}
+    text = option.lstrip("-")
+    ours = option.swapcase() if option.swapcase() in names else _OURS.get(text, "")
+    if ours.partition(" ")[0] in names:
+        return f'Did you mean "{ours}"?'
+    if magic.options == "generation" and text in _NOT_YET:
+        return _NOT_YET[text]
+    # Compared without dashes, which all options share.
+    return did_you_mean(text, [name[2:] for name in names if name[1] == "-"], prefix="--").strip()
+
+
+def owner(option: str) -> str:
+    """Return the magic that has an option, or an empty string."""
+    first = ("llm_load", "llm")
+    for name in dict.fromkeys((*first, *MAGICS)):
+        if any(option in argument.names for argument in arguments(name)):
+            return name
+    return ""
