@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
@@ -163,9 +163,7 @@ def first_problem(cls: type[BaseModel], error: ValidationError) -> str:
     problem = error.errors()[0]
     name = str(problem["loc"][0]) if problem["loc"] else ""
     if problem["type"] == "extra_forbidden":
-        known = cls.model_fields
-        suggestion = did_you_mean(name, known)
-        return f"There is no option {name!r}.{suggestion} Known: {', '.join(known)}."
+        return unknown_option(name, cls.model_fields)
     by_alias = {str(info.validation_alias or name): name for name, info in cls.model_fields.items()}
     field = by_alias.get(name)
     if problem["type"] == "key":
@@ -179,6 +177,11 @@ def first_problem(cls: type[BaseModel], error: ValidationError) -> str:
         kind = "a whole number" if problem["type"].startswith("int") else "a number"
         reason = f"must be {kind}, {allowed}"
     return f"{name}={_shown(value)} {reason}."
+
+
+def unknown_option(name: str, known: Collection[str]) -> str:
+    """Return the message about a name that no option has."""
+    return f"There is no option {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
 
 
 def _shown(value: object) -> str:

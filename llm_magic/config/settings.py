@@ -34,6 +34,7 @@ from llm_magic.config.option_spec import (
     none_word,
     specs,
 )
+from llm_magic.config.providers import PROVIDERS
 from llm_magic.errors import SettingsError
 from llm_magic.text import has_surrogates, unescape
 
@@ -67,6 +68,16 @@ def _is_name(text: str) -> bool:
 
     # Keys have dashes, are longer than names that people choose, or have a known prefix.
     return bool(_NAME.fullmatch(text)) and not is_key(text)
+
+
+def _no_text(value: object) -> object:
+    """Return None for an empty text, and for the word ``none``."""
+    return None if isinstance(value, str) and not value.strip() else none_word(value)
+
+
+def _no_pairs(value: object) -> object:
+    """Return no pairs for the word ``none``."""
+    return {} if none_word(value) is None else value
 
 
 def _expand_home(value: Path | None) -> Path | None:
@@ -203,6 +214,7 @@ class GenerationConfig(OptionModel):
     stop: Stop = ()
     extra: Annotated[
         Mapping[str, Any],
+        BeforeValidator(_no_pairs),
         # A dict could be changed after it was checked.
         AfterValidator(MappingProxyType),
         PlainSerializer(dict),
@@ -210,6 +222,28 @@ class GenerationConfig(OptionModel):
             "Anything else the backend accepts (repeatable).", ("-p", "--param"), "KEY=VALUE"
         ),
     ] = Field(default_factory=partial(MappingProxyType, {}))
+
+
+class SessionConfig(GenerationConfig):
+    """What a session sets for its calls: the options of their answers, and a system prompt."""
+
+    system: Annotated[
+        str | None,
+        BeforeValidator(_no_text),
+        OptionSpec(
+            "System prompt of every prompt that has none of its own.",
+            ("-s", "--system"),
+            "TEXT",
+            none_label="none",
+        ),
+    ] = None
+
+    @property
+    def generation(self) -> GenerationConfig:
+        """The options of an answer, as a backend gets them."""
+        values = {name: getattr(self, name) for name in GenerationConfig.model_fields}
+        given = self.model_fields_set & values.keys()
+        return GenerationConfig.model_construct(_fields_set=given, **values)
 
 
 class LoadConfig(OptionModel):
@@ -262,6 +296,12 @@ _OPTIONS_WITH_SETTING = frozenset(
 )
 
 
+def _address(provider: str) -> Any:
+    """Return the field of a provider's address."""
+    entry = PROVIDERS[provider]
+    return Field(entry.url, validation_alias=entry.url_variable)
+
+
 class Settings(BaseSettings):
     """The defaults of the environment; `read` adds those of a ``.env`` file in the working folder."""
 
@@ -294,7 +334,17 @@ class Settings(BaseSettings):
     instructlab_base_url: str = Field(
         "http://localhost:8000", validation_alias="INSTRUCTLAB_BASE_URL"
     )
-    openai_base_url: str = Field("https://api.openai.com", validation_alias="OPENAI_BASE_URL")
+    openai_base_url: str = _address("openai")
+    anthropic_base_url: str = _address("anthropic")
+    gemini_base_url: str = _address("gemini")
+    mistral_base_url: str = _address("mistral")
+    groq_base_url: str = _address("groq")
+    openrouter_base_url: str = _address("openrouter")
+    together_base_url: str = _address("together")
+    deepseek_base_url: str = _address("deepseek")
+    xai_base_url: str = _address("xai")
+    lmstudio_base_url: str = _address("lmstudio")
+    llamacpp_server_base_url: str = _address("llamacpp-server")
     idle_timeout: Annotated[FiniteFloat, _IDLE_TIMEOUT] = Field(
         120, validation_alias="LLM_IDLE_TIMEOUT"
     )

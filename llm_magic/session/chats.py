@@ -42,6 +42,8 @@ class Turn:
 class Context:
     """What precedes a turn: the system prompt, and the fresh turns above it.
 
+    `default` is the system prompt of the session, if the chat has none of its own.
+
     `stale` counts the turns above that are not sent, `below` the fresh ones that become stale;
     `replaces` is true where a turn of this key exists.
     """
@@ -53,10 +55,12 @@ class Context:
     stale: int = 0
     below: int = 0
     replaces: bool = False
+    default: str | None = None
 
     def messages(self, dropped: int = 0) -> tuple[Message, ...]:
         """Return what precedes the question, without the `dropped` oldest turns."""
-        system = (Message("system", self.system),) if self.system else ()
+        text = self.system or self.default
+        system = (Message("system", text),) if text else ()
         turns = self.turns[dropped:]
         return (*system, *(m for turn in turns for m in (turn.question, turn.answer)))
 
@@ -113,19 +117,28 @@ class Chats:
             )
         return self._chats[name]
 
-    def messages(self, name: str) -> list[Message]:
-        """Return a conversation as messages, as the next question would continue it."""
-        return list(self.context(self.get(name).name, "").messages())
+    def messages(self, name: str, default: str | None = None) -> list[Message]:
+        """Return a conversation as messages, as the next question would continue it.
 
-    def context(self, name: str, key: str, system: str | None = None) -> Context:
-        """Return what precedes the turn `key`, which is a new one if no turn has that key."""
+        `default` is the system prompt if the chat has none of its own.
+        """
+        return list(self.context(self.get(name).name, "", default=default).messages())
+
+    def context(
+        self, name: str, key: str, system: str | None = None, default: str | None = None
+    ) -> Context:
+        """Return what precedes the turn `key`, which is a new one if no turn has that key.
+
+        `system` is the system prompt from this turn on; `default` the one if the chat has none.
+        """
         turns = self._chats[name].turns if name in self._chats else ()
         above = tuple(takewhile(lambda turn: turn.key != key, turns))
         fresh = tuple(turn for turn in above if not turn.stale)
         below = sum(not turn.stale for turn in turns[len(above) + 1 :])
         force = _in_force([*(turn.system for turn in fresh), system])
         replaces = len(above) < len(turns)
-        return Context(name, key, force, fresh, len(above) - len(fresh), below, replaces)
+        stale, default = len(above) - len(fresh), default if force is None else None
+        return Context(name, key, force, fresh, stale, below, replaces, default)
 
     def record(self, turn: Turn, sent: Context) -> None:
         """Store an answered turn; it is stale if the turns above it changed since it was `sent`."""
@@ -133,7 +146,7 @@ class Chats:
             if sent.turns and sent.chat not in self._chats:
                 # Deleted while it was answered.
                 return
-            now = self.context(sent.chat, turn.key, turn.system)
+            now = self.context(sent.chat, turn.key, turn.system, sent.default)
             if now.messages() != sent.messages():
                 turn = dataclasses.replace(turn, stale=True)
             self._chats.setdefault(sent.chat, Chat(sent.chat)).record(turn)

@@ -6,22 +6,23 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from llm_magic.config.settings import GenerationConfig, Settings
+from llm_magic.config.settings import GenerationConfig, SessionConfig, Settings
 
 
 class GenerationSettings:
-    """The generation options as attributes; setting one changes the calls that follow.
+    """The generation options and the system prompt as attributes; setting one changes the calls that follow.
 
     Precedence: this call > these settings > `Settings` > the model's own default.
 
-    `config` holds them as an immutable value, `settings` what the environment and ``.env`` set.
+    `values` holds them as an immutable value, `settings` what the environment and ``.env`` set.
 
     >>> llm.generation.temperature = 0.3
+    >>> llm.generation.system = "Answer in one sentence."
     """
 
-    __slots__ = ("_fixed", "_lock", "_notify", "config", "settings")
+    __slots__ = ("_fixed", "_lock", "_notify", "settings", "values")
     settings: Settings
-    config: GenerationConfig
+    values: SessionConfig
 
     def __init__(
         self, settings: Settings | None = None, notify: Callable[[], None] = lambda: None
@@ -41,44 +42,49 @@ class GenerationSettings:
 
     def _start(self) -> None:
         self._set("settings", self._fixed or Settings.read())
-        self._set("config", self.settings.defaults(GenerationConfig))
+        self._set("values", self.settings.defaults(SessionConfig))
+
+    @property
+    def config(self) -> GenerationConfig:
+        """The generation options without the system prompt."""
+        return self.values.generation
 
     @property
     def changed(self) -> frozenset[str]:
         """The names of the options that differ from `settings`."""
         with self._lock:
-            defaults, config = self.settings.defaults(GenerationConfig), self.config
+            defaults, values = self.settings.defaults(SessionConfig), self.values
             return frozenset(
                 name
-                for name in config.model_fields_set
-                if getattr(config, name) != getattr(defaults, name)
+                for name in values.model_fields_set
+                if getattr(values, name) != getattr(defaults, name)
             )
 
-    def update(self, **changes: Any) -> GenerationConfig:
+    def update(self, **changes: Any) -> SessionConfig:
         """Change options for later calls: all of them, or none if one is wrong."""
         with self._lock:
-            config = self.config.replace(**changes)
-            self._set("config", config)
+            values = self.values.replace(**changes)
+            self._set("values", values)
         self._notify()
-        return config
+        return values
 
-    def reset(self) -> GenerationConfig:
+    def reset(self) -> SessionConfig:
         """Discard the changes and read the environment and ``.env`` again."""
         with self._lock:
             self._start()
         self._notify()
-        return self.config
+        return self.values
 
     def __getattr__(self, name: str) -> Any:
-        if name not in GenerationConfig.model_fields:
+        if name not in SessionConfig.model_fields:
             raise AttributeError(f"There is no generation option {name!r}.")
-        return getattr(self.config, name)
+        return getattr(self.values, name)
 
     def __setattr__(self, name: str, value: object) -> None:
         self.update(**{name: value})
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *GenerationConfig.model_fields]
+        return [*super().__dir__(), *SessionConfig.model_fields]
 
     def __repr__(self) -> str:
-        return repr(self.config)
+        return repr(self.values)

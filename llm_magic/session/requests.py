@@ -17,8 +17,8 @@ from llm_magic.types import Message
 if TYPE_CHECKING:
     from llm_magic.backends.base import TokenCount
     from llm_magic.backends.manager import LoadedModel
-    from llm_magic.config.settings import GenerationConfig
-    from llm_magic.session.chats import Chats, Context
+    from llm_magic.config.settings import GenerationConfig, SessionConfig
+    from llm_magic.session.chats import Chats, Context, Turn
 
 Prompt = str | Sequence[Message | Mapping[str, str]]
 
@@ -70,6 +70,7 @@ class PreparedRequest:
     """A checked request: this model, these messages, these options.
 
     In a chat, `context` is what precedes the question, without the `dropped` oldest turns.
+    `session_system` is the system prompt if it is the one of the session.
     """
 
     loaded_model: LoadedModel
@@ -78,6 +79,7 @@ class PreparedRequest:
     request: Request
     context: Context | None = None
     dropped: int = 0
+    session_system: str | None = None
 
     def without(self, dropped: int) -> PreparedRequest:
         """Return the request without the `dropped` oldest turns of its chat."""
@@ -88,26 +90,40 @@ class PreparedRequest:
 
 
 def prepare(
-    request: Request, loaded_model: LoadedModel, current: GenerationConfig, chats: Chats
+    request: Request, loaded_model: LoadedModel, current: SessionConfig, chats: Chats
 ) -> PreparedRequest:
-    """Check the options of a request and return its messages; nothing is sent."""
+    """Check the options of a request and return its messages; nothing is sent.
+
+    `current` has the options and the system prompt for what the request does not set.
+    """
     options = dict(request.options)
     for name, value in request.options.items():
         in_session = getattr(current, name, None)
         # A mapping adds to that of the session.
         if isinstance(value, Mapping) and isinstance(in_session, Mapping):
             options[name] = {**in_session, **value}
-    config = current.replace(**options)
-    loaded_model.backend.check_options(config, options.keys())
+    config = current.generation.replace(**options)
+    loaded_model.backend.check_options(loaded_model.name, config, options.keys())
     context = None
     if request.chat is not None:
         check_name(request.chat)
         key = request.key or str(request.prompt)
-        context = chats.context(request.chat, key, request.system)
+        context = chats.context(request.chat, key, request.system, current.system)
     elif request.trim:
         raise OptionError("--trim leaves out turns of a chat. Name the chat: -c NAME.")
     messages = _messages(request, context)
-    return PreparedRequest(loaded_model, messages, config, request, context)
+    session_system = context.default if context is not None else None
+    if current.system and context is None and _has_no_system(request, messages):
+        session_system = current.system
+        messages = _sendable(Message("system", session_system), *messages)
+    return PreparedRequest(
+        loaded_model, messages, config, request, context, session_system=session_system
+    )
+
+
+def _has_no_system(request: Request, messages: Sequence[Message]) -> bool:
+    """Return whether a request does not set its system prompt; an empty one is set."""
+    return request.system is None and all(message.role != "system" for message in messages)
 
 
 def _messages(request: Request, context: Context | None) -> tuple[Message, ...]:
@@ -135,8 +151,9 @@ def _checked(prompt: object) -> list[Message]:
 
 
 def _sendable(*messages: Message) -> tuple[Message, ...]:
-    """Return messages without lone surrogates, which tokenizers and servers reject."""
-    contents = (replace_surrogates(message.content) for message in messages)
+    """Return messages of plain texts without lone surrogates, which tokenizers and servers reject."""
+    # A reply would keep the messages before it in memory.
+    contents = (replace_surrogates(str(message.content)) for message in messages)
     return tuple(
         message if content is message.content else dataclasses.replace(message, content=content)
         for message, content in zip(messages, contents, strict=True)
@@ -145,11 +162,17 @@ def _sendable(*messages: Message) -> tuple[Message, ...]:
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What a call would send, and what it costs; nothing was called."""
+    """What a call would send, and its size; nothing was called.
+
+    `dropped` are the turns that ``--trim`` leaves out. `problem` is what a call would lack: context
+    for the prompt, or for the longest answer.
+    """
 
     model: str
     backend: str
     messages: tuple[Message, ...]
     config: GenerationConfig
     count: TokenCount
-    dropped_turns: int = 0
+    dropped: tuple[Turn, ...] = ()
+    problem: str = ""
+    session_system: str | None = None

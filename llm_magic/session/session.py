@@ -38,6 +38,7 @@ from llm_magic.session.requests import (
     request,
 )
 from llm_magic.session.response import Response
+from llm_magic.session.usage import SessionUsage
 from llm_magic.text import visible_line
 from llm_magic.types import Chunk, Progress, Reply, Unloaded
 
@@ -127,7 +128,7 @@ class Session:
 
     @functools.cached_property
     def generation(self) -> GenerationSettings:
-        """The generation settings of this session: ``llm.generation.temperature = 0.3``."""
+        """The settings of this session: ``llm.generation.temperature = 0.3``."""
         from llm_magic.session.generation_settings import GenerationSettings
 
         return GenerationSettings(self._given_settings, self._notify)
@@ -347,13 +348,13 @@ class Session:
         loaded_model.backend.release_threads()
         if request.chat is not None and request.key is None:
             request = dataclasses.replace(request, key=self.cells.key(request.chat, peek=peek))
-        return prepare(request, loaded_model, self.generation.config, self.chats)
+        return prepare(request, loaded_model, self.generation.values, self.chats)
 
     @held_back()
     def generate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
         """Return the complete answer to a prompt.
 
-        >>> llm.generate("What is 7 times 6?", temperature=0).text
+        >>> llm.generate("What is 7 times 6?", temperature=0)
 
         Args:
             prompt: A text, or a list of messages: ``{"role": "user", "content": "…"}``.
@@ -408,6 +409,14 @@ class Session:
     def last(self) -> Reply | None:
         """The last answer, complete or not."""
         return self._recorder.last
+
+    def usage(self, *, reset: bool = False) -> SessionUsage:
+        """Return the number of answers, their tokens, seconds and cost so far, by model.
+
+        Args:
+            reset: Count from 0 afterwards.
+        """
+        return self._recorder.usage.sums(reset=reset)
 
     @property
     def answering(self) -> tuple[Response, ...]:
@@ -468,7 +477,7 @@ class Session:
             return None
         loaded_model = self._manager.find(status.active_model)
         idle = status.status == "Ready" and not self.answering
-        messages = self.chats.messages(name)
+        messages = self.chats.messages(name, self.generation.system)
         if loaded_model.backend.capabilities.local_token_counts and idle and messages:
             return self._loop.run(context_window.count_tokens(loaded_model, messages))
         return context_window.reported_tokens(chat, loaded_model.name)

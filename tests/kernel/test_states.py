@@ -90,9 +90,7 @@ def test_several_models_at_once(loaded: Kernel) -> None:
 def test_the_settings_of_the_session(loaded: Kernel) -> None:
     assert loaded.value("llm.generation.temperature") == 0.7
     shown = loaded.ok("%llm_config temperature=0.2 top_k=none stop=END").text
-    rows = {line.split()[0]: line.split()[1:3] for line in shown.splitlines()[1:8]}
-    assert rows["temperature"] == ["0.2", "*"]
-    assert rows["top_k"] == ["none", "*"]
+    assert "top_k        50 → none" in shown.splitlines()
     assert loaded.value("(llm.generation.top_k, llm.generation.stop)") == (None, ("END",))
     loaded.ok("llm.generation.temperature = 0.5")
     assert "0.5 *" in loaded.ok("%llm_config").text

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llm_magic.errors import SettingsError
 from llm_magic.notebook.arguments.completions import Candidates, Completion
 from llm_magic.notebook.arguments.magic_options import MAGICS, Argument, arguments, option_specs
+from llm_magic.notebook.arguments.parser import named_settings
 from llm_magic.text import visible_line
 
 if TYPE_CHECKING:
@@ -129,12 +130,34 @@ class _Line:
         return self._replacing(self._candidates.of(argument, typed, self._values()), skip)
 
     def _positional(self, argument: Argument) -> Completions:
-        name, equals, value = self._typed.text.partition("=")
-        if argument.complete == "settings" and equals:
-            return self._replacing(self._candidates.setting(name, value), skip="=")
+        if argument.complete == "settings":
+            return self._setting(argument)
         candidates = self._candidates.of(argument, self._typed.text, self._values())
-        given = {word.text.partition("=")[0] for word in self._done}
-        return self._replacing([c for c in candidates if c.text.removesuffix("=") not in given])
+        given = {word.text for word in self._done}
+        return self._replacing([c for c in candidates if c.text not in given])
+
+    def _setting(self, argument: Argument) -> Completions:
+        """Return the values of the setting whose value is typed, else the names of others."""
+        name, equals, value = self._typed.text.partition("=")
+        if equals and name:
+            return self._replacing(self._candidates.setting(name, value), skip="=")
+        given = list(named_settings(list(self._positional_tokens())))
+        if given and not given[-1][1]:
+            values = self._candidates.setting(given[-1][0], value or name)
+            return self._replacing(values, skip="=" if equals else "")
+        names = {f"{name}=" for name in (*(name for name, _ in given), *self._values())}
+        candidates = self._candidates.of(argument, name, self._values())
+        return self._replacing([c for c in candidates if c.text not in names])
+
+    def _positional_tokens(self) -> Iterator[str]:
+        """Yield the words before the cursor that are neither options nor their values."""
+        tokens = iter(self._done)
+        for token in tokens:
+            if token.text.startswith("-"):
+                if self._argument_of(token.text) is not None:
+                    next(tokens, None)
+            else:
+                yield token.text
 
     def _options(self) -> list[Completion]:
         """Return the options that can still be added: none twice, and none of another backend."""

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llm_magic.config.server_address import setting_name
 from llm_magic.errors import OptionError
 from llm_magic.notebook.arguments.magic_options import option_specs
 
@@ -61,12 +62,8 @@ class Candidates:
         return _starting_with(typed, listed(), kind)
 
     def setting(self, name: str, typed: str) -> Iterable[Completion]:
-        """Return values of a generation setting: the current one and none."""
-        spec = option_specs("generation").get(name)
-        if spec is None or not spec.is_number:
-            return ()
-        now = getattr(self._session.generation.config, name)
-        return _starting_with(typed, dict.fromkeys(("none" if now is None else str(now), "none")))
+        """Return the values of a setting of the session that start with `typed`."""
+        return _starting_with(typed, self._setting_values(name.replace("-", "_")))
 
     def in_prompt(self, text: str) -> tuple[str, list[Completion]]:
         """Return the part of a {reference} that is being typed, and its completions."""
@@ -108,10 +105,20 @@ class Candidates:
             return sorted(name for name in os.environ if _SECRET.search(name))
         if option == "base_url":
             backend = line.get("backend", self._session.settings.backend)
-            return filter(None, [getattr(self._session.settings, f"{backend}_base_url", "")])
+            return filter(None, [getattr(self._session.settings, setting_name(backend), "")])
+        if option in option_specs("session"):
+            return self._setting_values(option)
         spec = option_specs("loading").get(option)
         examples = spec.examples if spec is not None else ()
         return (spec.choices if spec is not None else ()) or examples
+
+    def _setting_values(self, name: str) -> Iterable[str]:
+        """Return the current value and none for a number; other values are free text."""
+        spec = option_specs("session").get(name)
+        if spec is None or not spec.is_number:
+            return ()
+        now = getattr(self._session.generation, name)
+        return dict.fromkeys(("none" if now is None else str(now), "none"))
 
     def _backends(self) -> list[str]:
         from llm_magic.backends.registry import names
@@ -120,7 +127,7 @@ class Candidates:
         return sorted(names(), key=lambda name: name != default)
 
     def _settings(self) -> list[str]:
-        known = option_specs("generation").items()
+        known = option_specs("session").items()
         return [f"{name}=" for name, spec in known if spec.kind != "pairs"]
 
     # -- the notebook's names -----------------------------------------------------------------

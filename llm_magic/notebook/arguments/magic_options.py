@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from llm_magic.config.option_spec import OptionKind, OptionSpec
 
-OptionSet = Literal["", "loading", "generation"]
+OptionSet = Literal["", "loading", "generation", "session"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,10 @@ _MODEL = Argument(
     ("-m", "--model"), "Loaded model to use. Default: the active one.", "NAME", complete="loaded"
 )
 _OUTPUT = Argument(
-    ("-o", "--output"), "Store the Reply in this variable.", "VAR", complete="variables"
+    ("-o", "--output"),
+    "Store the Reply, a str, in this variable; with -f json the parsed value.",
+    "VAR",
+    complete="variables",
 )
 _DRY_RUN = Argument(
     ("--dry-run",), "Show the exact messages and their token count; send nothing.", kind="switch"
@@ -67,7 +70,11 @@ _SHOWN = (
 )
 _ANSWER = (
     _MODEL,
-    Argument(("-s", "--system"), "System prompt. {references} are filled in.", "TEXT"),
+    Argument(
+        ("-s", "--system"),
+        'System prompt. {references} are filled in. "" sends none. Default: the one of %llm_config.',
+        "TEXT",
+    ),
     Argument(
         ("-c", "--chat"),
         "Continue this chat. Running the cell again replaces its turn; later turns become stale and are"
@@ -85,7 +92,7 @@ _ANSWER = (
     Argument(
         ("-f", "--format"),
         "How to show the answer. Default: markdown. code also puts the first fenced block into the next"
-        " cell and never runs it.",
+        " cell and never runs it. json fails the cell if the answer is not JSON.",
         "FORMAT",
         choices=FORMATS,
     ),
@@ -162,19 +169,29 @@ MAGICS: dict[str, Magic] = {
         ),
         Magic(
             "llm_config",
-            "Show the generation settings, or change them for the following cells.",
-            "%llm_config [name=value ...] [--reset]",
+            "Show the settings of this session, or change them for the following cells.",
+            "%llm_config [NAME=VALUE ...] [--reset]",
             (Argument(("--reset",), "Restore the settings of the environment.", kind="switch"),),
+            "session",
             positional=Argument(
                 ("changes",),
-                "Settings to change; name=none uses the model's default.",
-                "name=value",
+                "A setting to change. NAME VALUE, NAME = VALUE and the options of %%llm (-t 0.2) do the"
+                " same. none leaves it to the model. A NAME alone shows it.",
+                "NAME=VALUE",
                 "repeated",
                 complete="settings",
             ),
-            example="%llm_config temperature=0.2 top_k=40\n\n%llm_config seed=none",
+            example="%llm_config temperature=0.2 top_k=40\n\n"
+            '%llm_config system="Answer in one sentence."\n\n'
+            "%llm_config -t 0 seed=none",
         ),
         Magic("llm_status", "Show the loaded models, their devices or servers, and memory.", "%llm_status"),
+        Magic(
+            "llm_usage",
+            "Show what the answers of this session took: tokens, seconds, and reported cost.",
+            "%llm_usage [--reset]",
+            (Argument(("--reset",), "Count from 0 afterwards.", kind="switch"),),
+        ),
         Magic(
             "llm_models",
             "List models: loaded, embedded, in local files, in the Hugging Face cache, or on a server.",
@@ -283,6 +300,8 @@ def option_specs(options: OptionSet) -> Mapping[str, OptionSpec]:
 
     if not options:
         return _NO_OPTIONS
+    if options == "session":
+        return registry.session_specs()
     return registry.load_specs() if options == "loading" else registry.generation_specs()
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llm_magic.errors import OptionError, did_you_mean
@@ -29,6 +30,10 @@ _WORD = re.compile(rf"""(?:[^{_BLANKS}"']|"[^"]*+"|'[^']*+')++""")
 _QUOTED = re.compile(r""""([^"]*)"|'([^']*)'""")
 _KEY = re.compile(r"""[^\s"'=]+=""")
 _KEY_WORDS = frozenset({"api-key", "apikey", "api_key", "key", "token", "password"})
+_KEY_ADVICE = (
+    "A key in a cell is saved with the notebook. Remove it, store it in an environment variable, and"
+    " pass the name of the variable: --key-env NAME."
+)
 # Where options at the end of a prompt may begin: in its last characters.
 _OPTION = re.compile(r"(?<=\s)--?[a-zA-Z]")
 _LAST_OPTION = re.compile(r"(?<=\s)(--[a-zA-Z][\w-]*)(?:[=\s]\s*[^\s-]\S*)?$")
@@ -201,7 +206,10 @@ class _LineParser(argparse.ArgumentParser):
                 raise OptionError(
                     f'%{self.magic.name} has no option {option}. Did you mean "-{option}"?'
                 )
-        values = vars(self.parse_args(list(tokens)))
+        several = self.magic.positional is not None and self.magic.positional.kind == "repeated"
+        # Options may stand between them.
+        parse = self.parse_intermixed_args if several else self.parse_args
+        values = vars(parse(list(tokens)))
         options = {n: values.pop(n) for n in self.specs.keys() & values.keys()}
         as_type: dict[str, Callable[[Any], object]] = {"repeated": tuple, "pairs": _unique}
         return Parsed(
@@ -257,10 +265,7 @@ class _LineParser(argparse.ArgumentParser):
             raise OptionError(f"%{name}: unexpected argument {word!r}. Usage: {self.magic.usage}")
         word = word.partition("=")[0]
         if word.lstrip("-") in _KEY_WORDS:
-            raise OptionError(
-                "A key in a cell is saved with the notebook. Remove it, store it in an environment"
-                " variable, and pass the name of the variable: --key-env NAME."
-            )
+            raise OptionError(_KEY_ADVICE)
         self._raise_unknown(word)
 
     def _raise_unknown(self, option: str) -> NoReturn:
@@ -337,21 +342,66 @@ def _choice(option: Argument) -> Callable[[str], str] | None:
 
 
 def assignments(tokens: Sequence[str]) -> dict[str, object]:
-    """Parse ``name=value`` tokens; raises `OptionError` for any other word.
+    """Return the settings that words change, by name; raises `OptionError` for any other word.
 
     An option with several values, such as `stop`, may occur several times.
     """
-    known = option_specs("generation")
+    from llm_magic.config.option_spec import none_word
+
+    known = option_specs("session")
     pairs: dict[str, object] = {}
     repeated: dict[str, list[object]] = {}
-    for word in tokens:
-        name, equals, value = word.partition("=")
-        if not equals or not name:
-            raise OptionError(f"{word!r} is not a setting. Write name=value, without spaces.")
-        name = name.replace("-", "_")
+    text = ""
+    for name, value in named_settings(tokens):
         spec = known.get(name)
-        pairs[name] = value
-        if spec is not None and spec.kind == "repeated":
+        if spec is None:
+            _raise_no_setting(name, known, text)
+        text = "" if spec.is_number else name
+        if value is None:
+            continue
+        if spec.kind == "repeated":
             repeated.setdefault(name, []).append(spec.parse(value))
+        elif name in pairs:
+            raise OptionError(f"{name} occurs twice. Remove one of its values.")
+        elif spec.kind == "pairs" and none_word(value) is not None:
+            raise OptionError(f"Write {spec.flags[0]} KEY=VALUE for each value of {name}.")
+        else:
+            pairs[name] = value.removesuffix(",") if spec.is_number else value
     # One value may be the word none.
     return pairs | {n: v if len(v) > 1 else v[0] for n, v in repeated.items()}
+
+
+def named_settings(tokens: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Yield each setting that the tokens of a line name, with its value; None for a name alone.
+
+    ``name=value``, ``name = value`` and ``name value`` are the same.
+    """
+    known, waiting = option_specs("session"), deque(tokens)
+    while waiting:
+        name, equals, value = waiting.popleft().partition("=")
+        name = name.replace("-", "_")
+        if not equals and waiting and waiting[0].startswith("="):
+            equals, value = "=", waiting.popleft()[1:]
+        if not value and waiting and not _is_setting(waiting[0], known.get(name)):
+            equals, value = "=", waiting.popleft()
+        yield name, value if equals else None
+
+
+def _is_setting(word: str, before: OptionSpec | None) -> bool:
+    """Return whether a word starts a setting, and is not the value of the setting before it."""
+    name, equals, _ = word.partition("=")
+    is_name = name.replace("-", "_") in option_specs("session")
+    return is_name and bool(equals or (before is not None and before.is_number))
+
+
+def _raise_no_setting(name: str, known: Mapping[str, OptionSpec], text: str) -> NoReturn:
+    """Raise the error for a word that names no setting; `text` is the text setting before it."""
+    if name in _KEY_WORDS:
+        raise OptionError(_KEY_ADVICE)
+    from llm_magic.config.option_spec import unknown_option
+
+    if text:
+        raise OptionError(f'{name!r} is not a setting. Put a text in quotes: {text}="…".')
+    if not name:
+        raise OptionError("A value has no name. Write NAME=VALUE.")
+    raise OptionError(unknown_option(name, known))

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from llm_magic.notebook.display.tables import Table
 from llm_magic.session.chats import in_turns, spelled
-from llm_magic.text import counted, human_bytes, visible_line
+from llm_magic.text import counted, dollars, human_bytes, visible_line
 from llm_magic.types import ModelInfo, Reply, Unloaded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_magic.backends.manager import LoadResult, Status
+    from llm_magic.config.settings import SessionConfig
     from llm_magic.doctor import Finding
     from llm_magic.session import Session
     from llm_magic.session.chats import Chat, Context
     from llm_magic.session.requests import DryRun
     from llm_magic.session.response import Response
+    from llm_magic.session.usage import ModelUsage, SessionUsage
 
 _MAX_HOLDERS = 3  # in the line of an unload
 _MAX_NAME = 200  # characters of a model name in a line or a table
 _MAX_ROWS = 500  # in a list of models
 _TURN_CHARACTERS = 60  # of a prompt or an answer in the table of a chat
+_MAX_DROPPED = 5  # turns that are named in a dry run
+_SYSTEM_CHARACTERS = 40  # of the system prompt of the session in the line below an answer
 _UNKNOWN = "-"
 _STALE = (
     "Stale: an earlier turn has changed. A stale turn is not sent until its cell runs again;"
@@ -57,8 +61,11 @@ def trimmed(turns: int) -> str:
     return f"{'oldest turn' if turns == 1 else f'{turns} oldest turns'} dropped (--trim)"
 
 
-def footer(reply: Reply, size: int | None) -> str:
-    """Return the line below an answer: model, tokens, first token, speed, memory, how it ended."""
+def footer(reply: Reply, size: int | None, session_system: str | None = None) -> str:
+    """Return the line below an answer: model, tokens, times, speed, memory, cost, how it ended.
+
+    `session_system` is the system prompt of the session, if it was sent.
+    """
     usage, timing = reply.usage, reply.timing
     parts = [shown_name(reply.model)]
     if usage.prompt_tokens is not None and usage.completion_tokens is not None:
@@ -71,8 +78,17 @@ def footer(reply: Reply, size: int | None) -> str:
         parts.append(f"{timing.tokens_per_s:.{digits}f} tokens/s")
     if size:
         parts.append(human_bytes(size))
+    if usage.cost is not None:
+        parts.append(dollars(usage.cost))
+    if session_system:
+        parts.append(system_label(session_system))
     label = ending(reply)
     return " · ".join([*parts, *([label] if label else [])])
+
+
+def system_label(system: str) -> str:
+    """Return the part of a line that shows the system prompt of the session."""
+    return f"system: {visible_line(shortened(system, _SYSTEM_CHARACTERS))} (%llm_config)"
 
 
 def ready_lines(result: LoadResult) -> list[str]:
@@ -187,16 +203,34 @@ def model_location(info: ModelInfo) -> str:
 def dry_run_table(dry: DryRun) -> Table:
     """Return the table of ``--dry-run``: the messages, their token count, the share of the context."""
     rows = [[message.role, message.content] for message in dry.messages]
+    if dry.dropped:
+        first = 1 if rows[0][0] == "system" else 0
+        rows.insert(first, ["not sent", "\n".join(_dropped_lines(dry))])
     tokens, context = dry.count.prompt_tokens, dry.count.context_length
     parts = [dry.model]
     if tokens is None:
         parts.append("token count unknown until the server answers")
+        parts += [f"context {context:,}"] if context else []
     else:
-        parts.append(f"{tokens} tokens")
-        parts += [f"{tokens / context:.1%} of {context:,}"] if context else []
-    parts += [trimmed(dry.dropped_turns)] if dry.dropped_turns else []
-    note = " · ".join([*parts, ", ".join(_options(dry)), "nothing was sent"])
-    return Table(("role", "content"), rows, note)
+        parts.append(counted(tokens))
+        parts += [f"{_share(tokens, context)} of {context:,}"] if context else []
+    parts += [system_label(dry.session_system)] if dry.session_system else []
+    note = " · ".join([*parts, "nothing was sent"])
+    return Table(("", ""), rows, f"{note}\n{', '.join(_options(dry))}", verbatim=True)
+
+
+def _share(tokens: int, context: int) -> str:
+    share = tokens / context
+    return f"{share:.1%}" if share >= 0.001 else "under 0.1%"
+
+
+def _dropped_lines(dry: DryRun) -> Iterator[str]:
+    """Yield how many turns ``--trim`` drops, then the start of each question."""
+    yield trimmed(len(dry.dropped))
+    for turn in dry.dropped[:_MAX_DROPPED]:
+        yield f"  {shortened(turn.question.content, _TURN_CHARACTERS)}"
+    if (more := len(dry.dropped) - _MAX_DROPPED) > 0:
+        yield f"  … and {more} more"
 
 
 def _options(dry: DryRun) -> Iterator[str]:
@@ -234,6 +268,56 @@ def jobs_table(jobs: Iterable[Response]) -> Table:
     return Table(("job", "state", "model", "tokens", "seconds", "prompt"), rows, note)
 
 
+def usage_table(usage: SessionUsage) -> Table:
+    """Return ``%llm_usage``: the answers of each model and of all together, their tokens and cost."""
+    rows = [*usage.models, *([usage.total] if len(usage.models) > 1 else [])]
+    if not rows:
+        return Table(("",), [], "No answers yet.")
+    columns = [name for name in _USAGE_COLUMNS if _is_shown(name, rows)]
+    table = [
+        [shown_name(row.model or "all"), row.backend, _answers(row)]
+        + [_sum(row, name) for name in columns]
+        for row in rows
+    ]
+    cells = [cell for line in table for cell in line[3:]]
+    notes = {
+        "≥ is a lower bound: some answers reported no number.": any(c[0] == "≥" for c in cells),
+        f"{_UNKNOWN} is unknown: no answer reported it.": _UNKNOWN in cells,
+        "No server reported a cost.": "cost" not in columns,
+    }
+    heads = ["model", "backend", "answers", *(_USAGE_COLUMNS[name] for name in columns)]
+    return Table(heads, table, " ".join(note for note, holds in notes.items() if holds))
+
+
+_USAGE_COLUMNS = {
+    "prompt_tokens": "prompt tokens", "cached_tokens": "reused", "completion_tokens": "generated tokens",
+    "reasoning_tokens": "reasoning", "seconds": "seconds", "cost": "cost",
+}  # fmt: skip
+
+
+def _is_shown(name: str, rows: Sequence[ModelUsage]) -> bool:
+    """Return whether a column is shown: always, or where a number of it is known."""
+    is_always = name in {"prompt_tokens", "completion_tokens", "seconds"}
+    return is_always or any(getattr(row, name) is not None for row in rows)
+
+
+def _answers(usage: ModelUsage) -> str:
+    """Return the number of answers, and how many of them were stopped or failed."""
+    endings = {"stopped": usage.stopped, "failed": usage.failed}
+    of_these = ", ".join(f"{count} {how}" for how, count in endings.items() if count)
+    return f"{usage.answers:,}{f' ({of_these})' if of_these else ''}"
+
+
+def _sum(usage: ModelUsage, name: str) -> str:
+    value = getattr(usage, name)
+    if value is None:
+        return _UNKNOWN
+    bound = "≥ " if name in usage.lower_bounds else ""
+    if name == "cost":
+        return f"{bound}{dollars(value)}"
+    return f"{bound}{value:,.1f}" if name == "seconds" else f"{bound}{value:,}"
+
+
 def shortened(text: str, most: int = 48) -> str:
     """Return the start of a text as one line of at most `most` characters."""
     line = " ".join(text[: 4 * most].split())
@@ -245,19 +329,53 @@ def error_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {visible_line(' '.join(str(error).split()))}"
 
 
-def config_table(session: Session) -> Table:
-    """Return ``%llm_config``: every setting with its value, range and meaning."""
-    from llm_magic.config.option_spec import specs
-    from llm_magic.config.settings import GenerationConfig
+def config_table(session: Session, names: Collection[str] = ()) -> Table:
+    """Return ``%llm_config``: the settings, or those of these names, with their ranges and meanings."""
+    from llm_magic.backends.registry import session_specs
 
-    config, changed = session.generation.config, session.generation.changed
+    values, changed = session.generation.values, session.generation.changed
     rows = []
-    for name, spec in specs(GenerationConfig).items():
-        value = getattr(config, name)
-        shown = "none" if value is None or value in ((), {}) else str(value)
-        rows.append([name, f"{shown} *" if name in changed else shown, spec.range, spec.help])
-    note = "* changed in this session. %llm_config --reset restores it." if changed else ""
+    for name, spec in session_specs().items():
+        shown = _setting(getattr(values, name))
+        if not names or name in names:
+            rows.append([name, f"{shown} *" if name in changed else shown, spec.range, spec.help])
+    is_marked = any(row[0] in changed for row in rows)
+    note = "* changed in this session. %llm_config --reset restores it." if is_marked else ""
     return Table(("setting", "value", "range", "meaning"), rows, note)
+
+
+def changes_table(
+    before: SessionConfig, after: SessionConfig, names: Iterable[str], backend: str | None
+) -> Table:
+    """Return a change by ``%llm_config``: the old and the new value of the settings of these names.
+
+    `backend` is that of the active model; a note lists what it does not support.
+    """
+    from llm_magic.backends.registry import session_specs
+
+    rows, unsupported, changed = [], [], frozenset(names)
+    for name, spec in session_specs().items():
+        if name not in changed:
+            continue
+        old, new = _setting(getattr(before, name)), _setting(getattr(after, name))
+        rows.append([name, f"{old} → {new}" if old != new else f"{new} (unchanged)"])
+        if backend is not None and not spec.works_on(backend):
+            unsupported.append(name)
+    note = "" if rows else "No setting has changed."
+    if unsupported:
+        note = f"Not supported by {backend}, so not sent: {', '.join(unsupported)}."
+    return Table(("", ""), rows, note)
+
+
+def _setting(value: object) -> str:
+    """Return the value of a setting in one line."""
+    if value is None or value in ((), {}):
+        return "none"
+    if isinstance(value, tuple):
+        return " ".join(map(_json, value))
+    if isinstance(value, Mapping):
+        return " ".join(f"{visible_line(key)}={_json(one)}" for key, one in value.items())
+    return shortened(value, _MAX_NAME) if isinstance(value, str) else str(value)
 
 
 def doctor_table(findings: Sequence[Finding]) -> Table:
@@ -294,8 +412,8 @@ def chats_table(session: Session) -> Table:
     )
 
 
-def chat_table(chat: Chat) -> Table:
-    """Return ``%llm_chats NAME``: one row for each turn."""
+def chat_table(chat: Chat, session_system: str | None) -> Table:
+    """Return ``%llm_chats NAME``: one row for each turn, and the system prompt of the next one."""
     rows = [
         [
             str(number),
@@ -305,7 +423,10 @@ def chat_table(chat: Chat) -> Table:
         ]
         for number, turn in enumerate(chat.turns, 1)
     ]
-    notes = [f"System prompt: {shortened(chat.system, _TURN_CHARACTERS)}"] if chat.system else []
+    system, whose = chat.system, ""
+    if system is None:
+        system, whose = session_system, " of the session"
+    notes = [f"System prompt{whose}: {shortened(system, _TURN_CHARACTERS)}"] if system else []
     notes += [_STALE] if len(chat.fresh) < len(chat.turns) else []
     return Table(("turn", "prompt", "answer", ""), rows, " · ".join(notes))
 

@@ -79,6 +79,16 @@ class SessionMagics(Magics):
         cell = running_cell(self.shell)
         return (cell.id or None) if cell is not None else None
 
+    def notebook_names(self, text: str) -> dict[str, Any]:
+        """Return the notebook's variables without those of IPython (open, exit, quit, …)."""
+        hidden = self.shell.user_ns_hidden
+        history = {name for name in ("In", "Out") if f"{name}[" in text}
+        return {
+            name: value
+            for name, value in self.shell.user_ns.items()
+            if name in history or hidden.get(name, self) is not value
+        }
+
     def show_load(self, area: LiveArea) -> None:
         """Wait for a load started with ``--bg``, if one runs, and show its progress; cleared if it fails."""
         if not self.session.is_loading_in_background:

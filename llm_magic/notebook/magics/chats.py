@@ -48,7 +48,8 @@ class ChatMagics(SessionMagics):
         if args["force"]:
             raise OptionError("--force requires --export or --import.")
         if args["chat"] is not None:
-            return messages.chat_table(self.session.chats.get(args["chat"]))
+            chat = self.session.chats.get(args["chat"])
+            return messages.chat_table(chat, self.session.generation.system)
         return messages.chats_table(self.session)
 
     def _export_or_import(self, args: Parsed) -> Table:

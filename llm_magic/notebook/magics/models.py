@@ -1,4 +1,4 @@
-"""``%llm_load``, ``%llm_unload``, ``%llm_models``, ``%llm_status`` and ``%llm_config``."""
+"""``%llm_load``, ``%llm_unload``, ``%llm_models``, ``%llm_status``, ``%llm_usage`` and ``%llm_config``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.magics.base import SessionMagics, line_magic
 
 if TYPE_CHECKING:
+    from llm_magic.notebook.arguments.parser import Parsed
     from llm_magic.notebook.display.tables import Table
 
 
@@ -40,14 +41,43 @@ class ModelMagics(SessionMagics):
         from llm_magic.notebook.display import messages
 
         args = parser.parse("llm_config", line)
-        changes = parser.assignments(args["changes"])
+        generation, before = self.session.generation, self.session.generation.values
+        changes, names = self._changes(args)
+        if isinstance(system := changes.get("system"), str):
+            changes["system"] = self._filled(system)
         if args["reset"]:
-            if changes:
+            if names:
                 raise OptionError("--reset and settings cannot be combined. Use one of them.")
-            self.session.generation.reset()
+            generation.reset()
+            names = [name for name, value in before if value != getattr(generation, name)]
         elif changes:
-            self.session.generation.update(**changes)
-        return messages.config_table(self.session)
+            generation.update(**changes)
+        else:
+            return messages.config_table(self.session, names)
+        status = self.session.status()
+        backend = status.backend_type if status.active_model is not None else None
+        return messages.changes_table(before, generation.values, names, backend)
+
+    def _changes(self, args: Parsed) -> tuple[dict[str, object], list[str]]:
+        """Return the settings to change, and the names of all settings on the line."""
+        changes = parser.assignments(args["changes"])
+        if both := changes.keys() & args.options.keys():
+            raise OptionError(f"{min(both)} occurs twice. Remove one of its values.")
+        changes |= args.options
+        if "extra" in args.options:
+            # Each -p adds to the others.
+            changes["extra"] = {**self.session.generation.extra, **args.options["extra"]}
+        named = [name for name, _ in parser.named_settings(args["changes"])]
+        return changes, [*named, *args.options]
+
+    def _filled(self, text: str) -> str:
+        """Return a text with its {references} filled in; notes show those that are not."""
+        from llm_magic.notebook.display.answer_view import write_notes
+        from llm_magic.prompts.template import fill
+
+        filled = fill(text, self.notebook_names(text))
+        write_notes(filled.notes)
+        return filled.text
 
     @line_magic
     def llm_status(self, line: str) -> Table:
@@ -56,6 +86,14 @@ class ModelMagics(SessionMagics):
 
         parser.parse("llm_status", line)
         return messages.status_table(self.session.status())
+
+    @line_magic
+    def llm_usage(self, line: str) -> Table:
+        """Show what the answers of this session took: tokens, seconds and cost by model."""
+        from llm_magic.notebook.display import messages
+
+        args = parser.parse("llm_usage", line)
+        return messages.usage_table(self.session.usage(reset=bool(args["reset"])))
 
     @line_magic
     def llm_models(self, line: str) -> Table:

@@ -30,7 +30,7 @@ class Setting(TraitType[Any, Any]):
 
     def get(self, obj: Any, cls: Any = None) -> Any:
         """Return the current value of the session."""
-        return getattr(obj.session.generation.config, str(self.name))
+        return getattr(obj.session.generation, str(self.name))
 
     def set(self, obj: Any, value: Any) -> None:
         """Change the session; raises `ConfigError` in one line and changes nothing."""
@@ -48,9 +48,9 @@ class Setting(TraitType[Any, Any]):
 def declare(cls: type[HasTraits]) -> None:
     """Give a class a trait for each option of the table, once."""
     from llm_magic.config.option_spec import specs
-    from llm_magic.config.settings import GenerationConfig
+    from llm_magic.config.settings import SessionConfig
 
-    table = specs(GenerationConfig)
+    table = specs(SessionConfig)
     if cls.__dict__.keys() >= table.keys():
         return
     settings = {name: Setting(spec) for name, spec in table.items()}

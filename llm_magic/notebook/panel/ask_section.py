@@ -184,7 +184,8 @@ def _question(question: str) -> str:
 
 def _below(response: Response) -> str:
     if response.reply is not None:
-        return footer(response.reply, response.info.local_size)
+        system = response.prepared.session_system
+        return footer(response.reply, response.info.local_size, system)
     return response.notice or ("…" if response.state == "running" else "thinking …")
 
 

@@ -171,6 +171,28 @@ def test_an_empty_system_prompt_ends_the_one_before(notebook: Notebook) -> None:
     assert notebook.session.chats.get("c").system == ""
 
 
+def test_the_system_prompt_of_the_session_is_sent_where_the_chat_has_none(
+    notebook: Notebook,
+) -> None:
+    generation = notebook.session.generation
+    generation.system = "polite"
+    assert notebook.ask("b", "b") == ["polite", "a", "A", "b"]
+    # A change applies to the next question, and makes no turn stale.
+    generation.system = "rude"
+    assert notebook.ask("c", "c") == ["rude", "a", "A", "b", "B", "c"]
+    assert notebook.turns()[:3] == ["a", "b", "c"]
+    # One of its own stays, even an empty one.
+    assert notebook.ask("d", "d", system="brief")[0] == "brief"
+    assert notebook.ask("e", "e")[0] == "brief"
+    assert notebook.ask("d", "d", system="")[:2] == ["a", "A"]
+    assert notebook.ask("e", "e")[:2] == ["a", "A"]
+    assert notebook.turns() == ["a", "b", "c", "d", "e"]
+    assert notebook.session.chats.messages("c")[0].role == "user"
+    # It was not recorded as the chat's.
+    generation.system = None
+    assert notebook.ask("c", "c") == ["a", "A", "b", "B", "c"]
+
+
 # -- from Python ------------------------------------------------------------------------------
 
 

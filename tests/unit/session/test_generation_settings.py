@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_magic.config.settings import GenerationConfig
+from llm_magic.config.settings import GenerationConfig, SessionConfig
 from llm_magic.errors import OptionError
 from llm_magic.session.generation_settings import GenerationSettings
 from tests.scripted import scripted_session, settings
@@ -82,12 +82,36 @@ def test_attributes_read_and_change_the_config() -> None:
     assert generation.temperature == 0.4
     with pytest.raises(OptionError, match=r"temperature=9 must be 0 to 2"):
         generation.temperature = 9
-    assert repr(generation) == repr(generation.config)
-    assert set(dir(generation)) >= {*GenerationConfig.model_fields, "update", "reset", "changed"}
+    assert repr(generation) == repr(generation.values)
+    assert set(dir(generation)) >= {*SessionConfig.model_fields, "update", "reset", "changed"}
+
+
+def test_the_system_prompt_is_a_setting_and_not_an_option_of_an_answer() -> None:
+    generation = GenerationSettings(settings())
+    assert generation.values.system is None
+    generation.update(system="Be brief.", temperature=0.2)
+    assert (generation.system, generation.config) == (
+        "Be brief.",
+        GenerationConfig(temperature=0.2),
+    )
+    assert generation.config.model_fields_set == {"temperature"}
+    assert generation.changed == {"system", "temperature"}
+    with pytest.raises(OptionError, match=r"top_k=0 must be 1 or more"):
+        generation.update(system="Be long.", top_k=0)
+    assert generation.system == "Be brief."
+    for nothing in ("", "  ", "none", None):
+        generation.system = nothing
+        assert generation.system is None
+    generation.system = "Be brief."
+    generation.reset()
+    assert generation.values.system is None
+    assert generation.changed == frozenset()
+    with pytest.raises(OptionError, match="system=5 is wrong"):
+        generation.system = 5
 
 
 def test_no_option_is_hidden_by_a_method() -> None:
-    assert not set(dir(GenerationSettings)) & set(GenerationConfig.model_fields)
+    assert not set(dir(GenerationSettings)) & set(SessionConfig.model_fields)
 
 
 def test_extra_cannot_be_changed_in_place() -> None:

@@ -293,6 +293,19 @@ def test_a_list_of_messages_is_a_prompt_too(scripted: Pair) -> None:
 
 
 @WAYS
+def test_system_prompt_of_the_session_is_sent_where_a_prompt_has_none(
+    scripted: Pair, ask: Callable[..., str]
+) -> None:
+    session, backend = scripted
+    session.generation.system = "polite"
+    for about in ({}, {"system": "own"}, {"system": ""}):
+        ask(session, "a", **about)
+    ask(session, [{"role": "system", "content": "own"}, {"role": "user", "content": "a"}])
+    systems = [[m.content for m in call.messages[:-1]] for call in backend.requests]
+    assert systems == [["polite"], ["own"], [], ["own"]]
+
+
+@WAYS
 def test_messages_may_be_dictionaries_of_role_and_content(
     scripted: Pair, ask: Callable[..., str]
 ) -> None:

@@ -76,7 +76,7 @@ def completed(line: str, names: Candidates, cell: str = "") -> list[str] | None:
         ("%llm_load -q 4| tiny --keep", ["%llm_load -q 4bit tiny --keep"]),
         ("%llm_load -d c|", ["%llm_load -d cpu", "%llm_load -d cuda"]),
         ("%llm_load --dtype b|", ["%llm_load --dtype bfloat16"]),
-        ("%llm_load -b o|", ["%llm_load -b ollama", "%llm_load -b openai"]),
+        ("%llm_load -b o|", ["%llm_load -b ollama", "%llm_load -b openai", "%llm_load -b openrouter"]),
         ("%llm_load --bg|", ["%llm_load --bg"]),
         ("%llm_load --keep ti|", ["%llm_load --keep tiny"]),  # a switch takes no value
         ("%llm_load -b openai --base-url h|", ["%llm_load -b openai --base-url https://api.openai.com"]),
@@ -94,7 +94,7 @@ def completed(line: str, names: Candidates, cell: str = "") -> list[str] | None:
         ("%%llm -f js|", ["%%llm -f json"]),
         ("%%llm --te|", ["%%llm --temperature"]),
         ("%%llm --stop a --st|", ["%%llm --stop a --stop"]),  # as often as you like
-        ("%%llm -t |", []),
+        ("%%llm -t |", ["%%llm -t 0.7", "%%llm -t none"]),
         ("%%llm hello|", []),
         ("%llm Give me |", []),
         ("%llm -t 0 Give me --te|", []),
@@ -118,7 +118,16 @@ def completed(line: str, names: Candidates, cell: str = "") -> list[str] | None:
         ("%llm_config temperature=|", ["%llm_config temperature=0.7", "%llm_config temperature=none"]),
         ("%llm_config seed=n|", ["%llm_config seed=none"]),
         ("%llm_config nonsense=|", []),
-        ("%llm_config --r|", ["%llm_config --reset"]),
+        ("%llm_config temperature |", ["%llm_config temperature 0.7", "%llm_config temperature none"]),
+        ("%llm_config temperature = n|", ["%llm_config temperature = none"]),
+        ("%llm_config temperature =n|", ["%llm_config temperature =none"]),
+        ("%llm_config -t |", ["%llm_config -t 0.7", "%llm_config -t none"]),
+        ("%llm_config top_k 3 to|", ["%llm_config top_k 3 top_p="]),
+        ("%llm_config --top-k 3 to|", ["%llm_config --top-k 3 top_p="]),
+        ("%llm_config top_k = 3 -t 0 se|", ["%llm_config top_k = 3 -t 0 seed="]),
+        ("%llm_config sy|", ["%llm_config system="]),
+        ("%llm_config system |", []),
+        ("%llm_config --res|", ["%llm_config --reset"]),
         ("%llm_models -b lo|", ["%llm_models -b local"]),
         ("found = %llm_models -b lo|", ["found = %llm_models -b local"]),
         ("%llm_stop |", ["%llm_stop 1"]),
@@ -208,7 +217,7 @@ def test_every_source_of_values_in_the_table_exists(names: Candidates) -> None:
         "choices:key_env",
         "choices:base_url",
     }
-    generation = {a.complete for a in magic_options.option_arguments("generation")}
+    generation = {a.complete for a in magic_options.option_arguments("session")}
     for name, magic in magic_options.MAGICS.items():
         listed = [
             *magic_options.arguments(name),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from llm_magic.backends import registry
-from llm_magic.config.settings import GenerationConfig, Settings
+from llm_magic.config.settings import SessionConfig, Settings
 from llm_magic.notebook.arguments import magic_options, parser
 from llm_magic.notebook.arguments.help_pages import page
 from llm_magic.notebook.arguments.magic_options import MAGICS
@@ -30,7 +32,9 @@ def test_the_page_names_every_option_and_its_meaning(name: str) -> None:
     text, magic = page(name), MAGICS[name]
     assert text.startswith(f"{magic.summary}\n\nUsage:  {magic.usage}\n")
     positional = (magic.positional,) if magic.positional is not None else ()
-    for argument in (*positional, *magic_options.arguments(name)):
+    # The page of %llm_config lists settings, not the options with the same names.
+    options = magic.arguments if magic.options == "session" else magic_options.arguments(name)
+    for argument in (*positional, *options):
         names = argument.names if argument.names[0].startswith("-") else ()
         label = f"{', '.join(names)} {argument.metavar}".strip()
         assert f"{label} {flat(argument.help)}" in flat(text)
@@ -58,22 +62,25 @@ def test_a_page_as_it_is_shown() -> None:
 @pytest.mark.parametrize("magic", ["llm", "llm_config"])
 def test_ranges_defaults_and_backends_are_those_of_the_table(magic: str) -> None:
     text = flat(page(magic))
-    for spec in registry.generation_specs().values():
+    for spec in registry.session_specs().values():
+        if spec.name == "system" and magic == "llm":
+            continue
         default = f"; default {spec.default}" if spec.default not in (None, (), {}) else ""
-        backends = "; not openai" if not spec.works_on("openai") else ""
+        others = [name for name in registry.names() if not spec.works_on(name)]
+        backends = f"; not {', '.join(others)}" if others else ""
         facts = f"{spec.range}{default}{backends}"
-        if spec.name != "extra" or magic == "llm":
-            assert f"{spec.help} ({facts})" in text if facts else spec.help in text
+        assert f"{spec.help} ({facts})" in text if facts else spec.help in text
     assert "1 or more; default 50; not openai" in text
 
 
 def test_load_options_are_grouped_by_backend() -> None:
     text = page("llm_load")
-    _, local, server, ollama = text.split("With -b ")
+    _, local, server, ollama = re.split("With -b |With any -b except local", text)
     for spec in registry.load_specs().values():
         flag = f"{spec.flags[-1]} "
         assert (flag in local) == (spec.backends == ("local",)), spec.name
-        assert (flag in server) == (len(spec.backends) == 4), spec.name
+        works = {name for name in registry.names() if spec.works_on(name)}
+        assert (flag in server) == (works == {*registry.names()} - {"local"}), spec.name
     assert "default auto" in local
     assert "--pull" in ollama
 
@@ -90,6 +97,6 @@ def test_examples_are_valid_lines(name: str) -> None:
         else:
             parsed = parser.parse(name, line)
             changes = parsed.get("changes")
-            GenerationConfig().replace(**parser.assignments(changes or []))
+            SessionConfig().replace(**parser.assignments(changes or []))
             if MAGICS[name].options == "loading":
                 assert registry.load_config(Settings(), parsed.options)

@@ -490,10 +490,51 @@ def test_help_in_a_value_or_a_prompt_is_text() -> None:
     assert parse_with_prompt("llm", "What does -h do?").prompt == "What does -h do?"
 
 
-def test_assignments() -> None:
-    assert assignments(["temperature=0.2", "max-new-tokens=5", "stop=a=b"]) == {
-        "temperature": "0.2", "max_new_tokens": "5", "stop": "a=b",
-    }  # fmt: skip
-    for wrong in ("temperature", "=3", "="):
-        with pytest.raises(OptionError, match="Write name=value, without spaces"):
-            assignments([wrong])
+@pytest.mark.parametrize(
+    ("line", "changes"),
+    [
+        ("temperature=0.2 max-new-tokens=5 stop=a=b",
+         {"temperature": "0.2", "max_new_tokens": "5", "stop": "a=b"}),
+        ("temperature 0.2 top_k = 5 top_p= 0.3 seed =4",
+         {"temperature": "0.2", "top_k": "5", "top_p": "0.3", "seed": "4"}),
+        ("temperature=0.2, top_k=5,", {"temperature": "0.2", "top_k": "5"}),
+        ("temperature -1", {"temperature": "-1"}),
+        ("stop a stop = b", {"stop": ["a", "b"]}),
+        ("stop top_p", {"stop": "top_p"}),  # a text
+        ("temperature top_k 5", {"top_k": "5"}),  # the first is only named
+        ("temperature", {}),
+        ("system=\"Be brief, please.\" seed=none", {"system": "Be brief, please.", "seed": "none"}),
+        ("system=\"\" seed=1", {"system": "", "seed": "1"}),
+        ("extra=none", {"extra": "none"}),
+        ("", {}),
+    ],
+)  # fmt: skip
+def test_assignments(line: str, changes: dict[str, object]) -> None:
+    assert assignments(split_line(line)) == changes
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("temprature 0.2", "no option 'temprature'. Did you mean \"temperature\""),
+        ("temperature 0.2 0.3", "no option '0.3'"),
+        ("temperature: 0.2", 'Did you mean "temperature"'),
+        ("=3", "A value has no name. Write NAME=VALUE."),
+        ("=", "A value has no name."),
+        ("system Be brief.", "'brief.' is not a setting. Put a text in quotes: system=\"…\"."),
+        ("top_k=1 top-k 2", "top_k occurs twice."),
+        ("extra={a:1}", "Write -p KEY=VALUE for each value of extra."),
+        ("api_key=sk-1234", "A key in a cell is saved with the notebook."),
+    ],
+)
+def test_wrong_assignment_raises(line: str, message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        assignments(split_line(line))
+    assert message in str(caught.value)
+    assert "sk-1234" not in str(caught.value)
+
+
+def test_options_stand_between_settings() -> None:
+    parsed = parse("llm_config", "top_k 3 -t 0.2 -p a=1 --stop x seed=4")
+    assert parsed["changes"] == ["top_k", "3", "seed=4"]
+    assert parsed.options == {"temperature": "0.2", "extra": {"a": 1}, "stop": ("x",)}

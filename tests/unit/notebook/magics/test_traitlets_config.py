@@ -10,7 +10,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from llm_magic.config.option_spec import specs
-from llm_magic.config.settings import GenerationConfig
+from llm_magic.config.settings import GenerationConfig, SessionConfig
 from llm_magic.errors import OptionError
 from llm_magic.notebook.magics import register, unregister
 from llm_magic.notebook.magics.ask import LLMMagics
@@ -40,11 +40,11 @@ def config(shell: InteractiveShell, line: str) -> Any:
 def test_every_setting_is_a_trait_with_its_help(
     shell: InteractiveShell, session: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert list(LLMMagics.class_traits(config=True)) == sorted(GenerationConfig.model_fields)
+    assert list(LLMMagics.class_traits(config=True)) == sorted(SessionConfig.model_fields)
     session.generation.update(top_k=7)
     config(shell, "LLMMagics")
     page = " ".join(capsys.readouterr().out.split())
-    for name, spec in specs(GenerationConfig).items():
+    for name, spec in specs(SessionConfig).items():
         assert f"LLMMagics.{name}=<Setting> {spec.help}" in page
     assert "1 or more, default 50; None leaves it to the model. Current: 7" in page
     config(shell, "")
@@ -60,6 +60,8 @@ def test_a_trait_and_the_session_are_the_same(shell: InteractiveShell, session: 
     assert session.generation.config == GenerationConfig(temperature=0.5, top_k=None)
     config(shell, "LLMMagics.stop = ['a', 'b']")
     assert session.generation.stop == ("a", "b")
+    config(shell, "LLMMagics.system = 'Be brief.'")
+    assert session.generation.system == "Be brief."
     shell.run_line_magic("llm_config", "--reset")
     assert config(shell, "LLMMagics.temperature") == 0.7
 
