@@ -116,7 +116,7 @@ def lab(request: pytest.FixtureRequest, server: Server, window: _Window) -> Iter
     failed = request.session.testsfailed
     lab = Lab(window.page(), server, f"test-{next(_NUMBERS)}.ipynb")
     yield lab
-    if request.session.testsfailed > failed:  # Who knows what it left.
+    if request.session.testsfailed > failed:  # It may have left anything.
         window.leave()
     lab.shut_down_kernels()
 
