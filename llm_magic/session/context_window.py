@@ -12,6 +12,7 @@ from llm_magic.session.requests import DryRun
 from llm_magic.types import Chunk
 
 if TYPE_CHECKING:
+    from llm_magic.backends.base import TokenCount
     from llm_magic.backends.manager import BackendManager, LoadedModel
     from llm_magic.session.chats import Chat
     from llm_magic.session.requests import PreparedRequest
@@ -102,15 +103,39 @@ async def dry_run(manager: BackendManager, prepared: PreparedRequest) -> DryRun:
     prepared = await fit(manager, prepared)
     name, backend = prepared.loaded_model.name, prepared.loaded_model.config.backend
     count = await manager.find(name).backend.count(name, prepared.messages)
+    dropped = prepared.context.turns[: prepared.dropped] if prepared.context is not None else ()
+    problem = _problem(prepared, count)
     return DryRun(
         name,
         backend,
         prepared.messages,
         prepared.config,
         count,
-        prepared.dropped,
+        dropped,
+        problem,
         prepared.session_system,
     )
+
+
+def _problem(prepared: PreparedRequest, count: TokenCount) -> str:
+    """Return that the prompt or the longest answer does not fit the context, or an empty string."""
+    tokens, context, limit = (
+        count.prompt_tokens, count.context_length, prepared.config.max_new_tokens or 0,
+    )  # fmt: skip
+    if not context:
+        return ""
+    if tokens is None:
+        drops = prepared.request.trim and prepared.context is not None and prepared.context.turns
+        return "How many turns --trim drops is unknown until the server answers." if drops else ""
+    if tokens >= context:
+        error = PromptTooLong(
+            f"The prompt is too long: it has {tokens:,} tokens, and {prepared.loaded_model.name} reads"
+            f" {context:,}. Shorten it by at least {tokens - context + 1:,}."
+        )
+        return str(error.append(_advice(prepared, error)))
+    if (left := context - tokens) < limit:
+        return f"The context leaves {left:,} tokens for the answer, fewer than max_new_tokens {limit:,}."
+    return ""
 
 
 def reported_tokens(chat: Chat, model: str) -> int | None:
