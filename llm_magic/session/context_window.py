@@ -102,15 +102,15 @@ def _advice(prepared: PreparedRequest, error: GenerationError | RequestFailed) -
 async def dry_run(manager: BackendManager, prepared: PreparedRequest) -> DryRun:
     """Return what a request would send, and how many tokens that is."""
     prepared = await fit(manager, prepared)
-    name, backend = prepared.loaded_model.name, prepared.loaded_model.config.backend
-    count = await manager.find(name).backend.count(name, prepared.messages)
+    name, backend = prepared.loaded_model.name, manager.find(prepared.loaded_model.name).backend
+    count = await backend.count(name, prepared.messages)
     dropped = prepared.context.turns[: prepared.dropped] if prepared.context is not None else ()
     problem = _problem(prepared, count)
     return DryRun(
         name,
-        backend,
+        prepared.loaded_model.config.backend,
         prepared.messages,
-        prepared.config,
+        backend.sent_options(name, prepared.config),
         count,
         dropped,
         problem,
