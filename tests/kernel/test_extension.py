@@ -11,7 +11,7 @@ HEAVY = {
 MAGICS = {
     "llm", "llm_load", "llm_config", "llm_status", "llm_models", "llm_unload", "llm_chats",
     "llm_panel", "llm_jobs", "llm_stop", "llm_wait", "llm_explain", "llm_doctor",
-    "llm_reset",
+    "llm_reset", "llm_usage",
 }  # fmt: skip
 MODELS_ALIVE = "sum(type(o).__name__ == 'LlamaForCausalLM' for o in __import__('gc').get_objects())"
 

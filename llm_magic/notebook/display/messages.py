@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llm_magic.notebook.display.tables import Table
 from llm_magic.session.chats import in_turns, spelled
-from llm_magic.text import counted, human_bytes, visible_line
+from llm_magic.text import counted, dollars, human_bytes, visible_line
 from llm_magic.types import ModelInfo, Reply, Unloaded
 
 if TYPE_CHECKING:
@@ -21,13 +21,17 @@ if TYPE_CHECKING:
     from llm_magic.session.chats import Chat, Context
     from llm_magic.session.requests import DryRun
     from llm_magic.session.response import Response
+    from llm_magic.session.usage import ModelUsage, SessionUsage
 
 _MAX_HOLDERS = 3  # in the line of an unload
 _MAX_NAME = 200  # characters of a model name in a line or a table
 _MAX_ROWS = 500  # in a list of models
 _TURN_CHARACTERS = 60  # of a prompt or an answer in the table of a chat
+_MAX_DROPPED = 5  # turns that are named in a dry run
 _SYSTEM_CHARACTERS = 40  # of the system prompt of the session in the line below an answer
 _UNKNOWN = "-"
+# While the unload waits, no other cell runs.
+STOP_HINT = " · ■ ends the wait; then %llm_stop stops the job."
 _STALE = (
     "Stale: an earlier turn has changed. A stale turn is not sent until its cell runs again;"
     " %llm_reset CHAT --stale deletes it."
@@ -60,7 +64,7 @@ def trimmed(turns: int) -> str:
 
 
 def footer(reply: Reply, size: int | None, session_system: str | None = None) -> str:
-    """Return the line below an answer: model, tokens, first token, speed, memory, how it ended.
+    """Return the line below an answer: model, tokens, times, speed, memory, cost, how it ended.
 
     `session_system` is the system prompt of the session, if it was sent.
     """
@@ -76,10 +80,35 @@ def footer(reply: Reply, size: int | None, session_system: str | None = None) ->
         parts.append(f"{timing.tokens_per_s:.{digits}f} tokens/s")
     if size:
         parts.append(human_bytes(size))
+    if usage.cost is not None:
+        parts.append(dollars(usage.cost))
     if session_system:
         parts.append(system_label(session_system))
     label = ending(reply)
     return " · ".join([*parts, *([label] if label else [])])
+
+
+def activity(response: Response) -> str:
+    """Return what a response without text does: ``reading the prompt (512 of 1,900 tokens)``."""
+    if response.awaits_load:
+        return "queued until the model is loaded"
+    if response.is_queued:
+        return _queued(response)
+    if response.progress is not None:
+        return f"{response.progress.stage} ({response.progress.detail})"
+    if response.has_reasoning:
+        return f"thinking, {counted(len(response.reasoning), 'character')} so far"
+    return response.notice or "waiting for the first token"
+
+
+def _queued(response: Response) -> str:
+    """Return behind which other response a response is queued, and behind how many."""
+    ahead, server = response.ahead, response.info.server
+    if not ahead:
+        return f"queued at {server}" if server else "queued"
+    number, name = ahead[0].number, shown_name(ahead[0].model)
+    first = f"the answer of another cell ({name})" if number is None else f"job {number} ({name})"
+    return f"queued behind {first}{f' and {len(ahead) - 1} more' if len(ahead) > 1 else ''}"
 
 
 def system_label(system: str) -> str:
@@ -118,6 +147,16 @@ def model_line(info: ModelInfo) -> str:
 def reasoning_line(reasoning: str) -> str:
     """Return the line that replaces hidden reasoning."""
     return f"Reasoning · {len(reasoning):,} characters (reply.reasoning)"
+
+
+def waiting_line(jobs: Iterable[Response], seconds: float) -> str:
+    """Return the progress of the first running job, or an empty string."""
+    running = [job for job in jobs if not job.done]
+    if not running:
+        return ""
+    first, more = running[0], f" and {len(running) - 1} more" if len(running) > 1 else ""
+    state = f"running, {first.amount}" if first.has_text else activity(first)
+    return f"Waiting for job {first.number} ({state}){more} … {seconds:.0f} s"
 
 
 def unloaded_line(unloaded: Unloaded) -> str:
@@ -199,17 +238,34 @@ def model_location(info: ModelInfo) -> str:
 def dry_run_table(dry: DryRun) -> Table:
     """Return the table of ``--dry-run``: the messages, their token count, the share of the context."""
     rows = [[message.role, message.content] for message in dry.messages]
+    if dry.dropped:
+        first = 1 if rows[0][0] == "system" else 0
+        rows.insert(first, ["not sent", "\n".join(_dropped_lines(dry))])
     tokens, context = dry.count.prompt_tokens, dry.count.context_length
     parts = [dry.model]
     if tokens is None:
         parts.append("token count unknown until the server answers")
+        parts += [f"context {context:,}"] if context else []
     else:
-        parts.append(f"{tokens} tokens")
-        parts += [f"{tokens / context:.1%} of {context:,}"] if context else []
-    parts += [trimmed(dry.dropped_turns)] if dry.dropped_turns else []
+        parts.append(counted(tokens))
+        parts += [f"{_share(tokens, context)} of {context:,}"] if context else []
     parts += [system_label(dry.session_system)] if dry.session_system else []
-    note = " · ".join([*parts, ", ".join(_options(dry)), "nothing was sent"])
-    return Table(("role", "content"), rows, note)
+    note = " · ".join([*parts, "nothing was sent"])
+    return Table(("", ""), rows, f"{note}\n{', '.join(_options(dry))}", verbatim=True)
+
+
+def _share(tokens: int, context: int) -> str:
+    share = tokens / context
+    return f"{share:.1%}" if share >= 0.001 else "under 0.1%"
+
+
+def _dropped_lines(dry: DryRun) -> Iterator[str]:
+    """Yield how many turns ``--trim`` drops, then the start of each question."""
+    yield trimmed(len(dry.dropped))
+    for turn in dry.dropped[:_MAX_DROPPED]:
+        yield f"  {shortened(turn.question.content, _TURN_CHARACTERS)}"
+    if (more := len(dry.dropped) - _MAX_DROPPED) > 0:
+        yield f"  … and {more} more"
 
 
 def _options(dry: DryRun) -> Iterator[str]:
@@ -245,6 +301,56 @@ def jobs_table(jobs: Iterable[Response]) -> Table:
     ]  # fmt: skip
     note = "" if rows else "No jobs. %%llm --bg starts one."
     return Table(("job", "state", "model", "tokens", "seconds", "prompt"), rows, note)
+
+
+def usage_table(usage: SessionUsage) -> Table:
+    """Return ``%llm_usage``: the answers of each model and of all together, their tokens and cost."""
+    rows = [*usage.models, *([usage.total] if len(usage.models) > 1 else [])]
+    if not rows:
+        return Table(("",), [], "No answers yet.")
+    columns = [name for name in _USAGE_COLUMNS if _is_shown(name, rows)]
+    table = [
+        [shown_name(row.model or "all"), row.backend, _answers(row)]
+        + [_sum(row, name) for name in columns]
+        for row in rows
+    ]
+    cells = [cell for line in table for cell in line[3:]]
+    notes = {
+        "≥ is a lower bound: some answers reported no number.": any(c[0] == "≥" for c in cells),
+        f"{_UNKNOWN} is unknown: no answer reported it.": _UNKNOWN in cells,
+        "No server reported a cost.": "cost" not in columns,
+    }
+    heads = ["model", "backend", "answers", *(_USAGE_COLUMNS[name] for name in columns)]
+    return Table(heads, table, " ".join(note for note, holds in notes.items() if holds))
+
+
+_USAGE_COLUMNS = {
+    "prompt_tokens": "prompt tokens", "cached_tokens": "reused", "completion_tokens": "generated tokens",
+    "reasoning_tokens": "reasoning", "seconds": "seconds", "cost": "cost",
+}  # fmt: skip
+
+
+def _is_shown(name: str, rows: Sequence[ModelUsage]) -> bool:
+    """Return whether a column is shown: always, or where a number of it is known."""
+    is_always = name in {"prompt_tokens", "completion_tokens", "seconds"}
+    return is_always or any(getattr(row, name) is not None for row in rows)
+
+
+def _answers(usage: ModelUsage) -> str:
+    """Return the number of answers, and how many of them were stopped or failed."""
+    endings = {"stopped": usage.stopped, "failed": usage.failed}
+    of_these = ", ".join(f"{count} {how}" for how, count in endings.items() if count)
+    return f"{usage.answers:,}{f' ({of_these})' if of_these else ''}"
+
+
+def _sum(usage: ModelUsage, name: str) -> str:
+    value = getattr(usage, name)
+    if value is None:
+        return _UNKNOWN
+    bound = "≥\u00a0" if name in usage.lower_bounds else ""
+    if name == "cost":
+        return f"{bound}{dollars(value)}"
+    return f"{bound}{value:,.1f}" if name == "seconds" else f"{bound}{value:,}"
 
 
 def shortened(text: str, most: int = 48) -> str:

@@ -15,16 +15,25 @@ NO_MATH = "mathjax_ignore tex2jax_ignore"
 _CELL = (
     "text-align: left; padding: 0.15em 1em 0.15em 0; vertical-align: top; white-space: pre-wrap;"
 )
+_CODE = f"{_CELL} font-family: var(--jp-code-font-family, monospace);"
+_LABEL = f"{_CODE} white-space: nowrap; opacity: 0.7;"
+_CONTENT = f"{_CODE} overflow-wrap: anywhere;"
+# Not striped, as JupyterLab does: a message may look like several rows.
+_LINE = "background: none; border-bottom: 1px solid var(--jp-border-color2, #bbb);"
 _NOTE = "opacity: 0.7; font-size: 0.85em;"
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows below column heads, with an optional line at the end."""
+    """Rows below column heads, with an optional note at the end.
+
+    `verbatim`: the cells are text to check character by character, so they are monospace.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    verbatim: bool = False
 
     def __repr__(self) -> str:
         return self.fitted(None)
@@ -32,7 +41,7 @@ class Table:
     def fitted(self, width: int | None) -> str:
         """Return the table as text; if it is wider than `width`, the last two columns are wrapped."""
         lines = [self.columns, *self.rows] if any(self.columns) else list(self.rows)
-        lines = [[visible(cell) for cell in line] for line in lines]
+        lines = [part for line in lines for part in _lines(line)]
         widths = [
             max((len(line[i]) for line in lines), default=0) for i in range(len(self.columns))
         ]
@@ -47,20 +56,33 @@ class Table:
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
             for line in lines
         ]
-        return "\n".join([*text, *([visible(self.note)] if self.note else [])])
+        gap = [""] if self.verbatim else []
+        return "\n".join([*text, *([*gap, visible(self.note)] if self.note else [])])
 
     def _repr_html_(self) -> str:
         head = "".join(f'<th style="{_CELL}">{html.escape(visible(c))}</th>' for c in self.columns)
-        body = "".join(
-            "<tr>"
-            + "".join(f'<td style="{_CELL}">{html.escape(visible(cell))}</td>' for cell in row)
-            + "</tr>"
-            for row in self.rows
-        )
+        body = "".join(map(self._row_html, self.rows))
         top = f"<thead><tr>{head}</tr></thead>" if any(self.columns) else ""
-        note = f'<div style="{_NOTE}">{html.escape(visible(self.note))}</div>' if self.note else ""
+        style = f"{_NOTE} white-space: pre-line;" if self.verbatim else _NOTE
+        note = f'<div style="{style}">{html.escape(visible(self.note))}</div>' if self.note else ""
         table = f"<table>{top}<tbody>{body}</tbody></table>" if top or body else ""
         return f'<div class="{NO_MATH}">{table}{note}</div>'
+
+    def _row_html(self, row: Sequence[str]) -> str:
+        styles = [_CELL] * len(row)
+        if self.verbatim:
+            styles = [_LABEL] * (len(row) - 1) + [_CONTENT]
+        cells = "".join(
+            f'<td style="{style}">{html.escape(visible(cell))}</td>'
+            for style, cell in zip(styles, row, strict=True)
+        )
+        return f'<tr style="{_LINE}">{cells}</tr>' if self.verbatim else f"<tr>{cells}</tr>"
+
+
+def _lines(row: Sequence[str]) -> list[list[str]]:
+    """Return a row as one row for each line of its longest cell."""
+    cells = [visible(cell).split("\n") for cell in row]
+    return [list(line) for line in itertools.zip_longest(*cells, fillvalue="")]
 
 
 def _wrapped(line: Sequence[str], widths: Sequence[int]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""``%llm_load``, ``%llm_unload``, ``%llm_models``, ``%llm_status`` and ``%llm_config``."""
+"""``%llm_load``, ``%llm_unload``, ``%llm_models``, ``%llm_status``, ``%llm_usage`` and ``%llm_config``."""
 
 from __future__ import annotations
 
@@ -88,6 +88,14 @@ class ModelMagics(SessionMagics):
         return messages.status_table(self.session.status())
 
     @line_magic
+    def llm_usage(self, line: str) -> Table:
+        """Show what the answers of this session took: tokens, seconds and cost by model."""
+        from llm_magic.notebook.display import messages
+
+        args = parser.parse("llm_usage", line)
+        return messages.usage_table(self.session.usage(reset=bool(args["reset"])))
+
+    @line_magic
     def llm_models(self, line: str) -> Table:
         """List models."""
         from llm_magic.notebook.display import messages
@@ -108,7 +116,15 @@ class ModelMagics(SessionMagics):
         if args["all"] and name:
             raise OptionError("--all and the name of a model cannot be combined. Use one of them.")
         self.wait_for_load()
-        unloaded = session.unload_all() if args["all"] else [session.unload(name)]
+        jobs = session.jobs_of(name, every=bool(args["all"]))
+        area = live_output.LiveArea(live=self.live and hasattr(self.shell, "kernel"))
+        view = live_output.JobsView(area, jobs, messages.STOP_HINT)
+        try:
+            unloaded = (
+                session.unload_all(view.draw) if args["all"] else [session.unload(name, view.draw)]
+            )
+        finally:
+            area.clear()
         lines = list(map(messages.unloaded_line, unloaded))
         live_output.LoadView(self.shell, live_output.LiveArea(live=False)).finish(
             lines or ["No model was loaded."]
