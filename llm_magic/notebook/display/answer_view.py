@@ -21,7 +21,7 @@ from llm_magic.notebook.display.live_output import (
     muted,
     write,
 )
-from llm_magic.notebook.display.messages import ending, footer, reasoning_line
+from llm_magic.notebook.display.messages import ending, footer, reasoning_line, shown_name
 from llm_magic.text import VisibleStream, replace_surrogates
 
 if TYPE_CHECKING:
@@ -143,6 +143,10 @@ class RichView:
         if text:
             # As `finish` shows it, so that the same text is not rendered twice.
             html += self._html(text)
+        # True at any time: a notebook that is saved now, before a kernel dies, keeps it.
+        state = f"{self._label or shown_name(response.model)}: incomplete so far"
+        html += muted(state)
+        text = f"{text or line}\n\n{state}"
         if self._area.is_shown and not self._area.only_text:
             return {"text/html": html}
         # For frontends without HTML, which show no updates.
