@@ -124,3 +124,21 @@ def test_system_prompt_of_the_session_in_a_chat(k: Kernel) -> None:
     assert "system:" not in k.ok("%llm -c zoo five").text
     assert sent(k)[0] == ("system", "Own")
     assert "System prompt: Own" in k.ok("%llm_chats zoo").text
+
+
+def test_use_makes_another_model_the_active_one(k: Kernel) -> None:
+    k.ok("%llm_load org/big --keep")
+    lines = k.ok("%llm_use tiny").text.splitlines()
+    assert [line.split()[:2] for line in lines] == [["active", "tiny"], ["big", "·"]]
+    k.ok("%llm hello")
+    assert k.value("backend.requests[-1].name") == "tiny"
+    assert k.value("llm.use('big').name") == "big"
+    assert k.ok("%llm_use").text.splitlines()[1].startswith("active  big")
+    assert k.complete("%llm_use t") == ["tiny"]
+    wrong = k.run("%llm_use tinny")
+    assert (wrong.ename, wrong.error) == (
+        "ModelNotLoaded", 'tinny is not loaded; loaded: tiny, big. Did you mean "tiny"?',
+    )  # fmt: skip
+    assert k.value("llm.status().active_model") == "big"
+    k.ok("%llm_unload")
+    assert k.value("llm.status().active_model") == "tiny"
