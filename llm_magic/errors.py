@@ -25,7 +25,8 @@
     ├── GenerationError           `reply` holds the text that was generated before the error
     │   ├── PromptTooLong         the prompt exceeds the context window
     │   ├── GenerationFailed      the model raised an error
-    │   └── IncompleteReply       the server failed in the middle of the reply
+    │   ├── IncompleteReply       the server failed in the middle of the reply
+    │   └── InvalidReply          the reply does not have the required form, such as JSON
     ├── JobNotFound               there is no job with that number
     └── Interrupted               the user stopped the operation
 
@@ -217,6 +218,14 @@ class GenerationFailed(GenerationError):
 
 class IncompleteReply(GenerationError):
     """The server failed in the middle of the reply."""
+
+
+class InvalidReply(GenerationError):
+    """The reply does not have the required form, such as JSON."""
+
+    def __init__(self, message: str, *, reply: Reply | None = None) -> None:
+        super().__init__(message)
+        self.reply = reply
 
 
 class JobNotFound(LLMMagicError):

@@ -10,7 +10,10 @@ chats, exported files) keep every character.
 
 from __future__ import annotations
 
+import json
+import math
 import re
+from typing import Any
 
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
@@ -26,6 +29,12 @@ _HIDDEN = (
 _UNSAFE = re.compile(rf"\r\n|[{_HIDDEN}]")
 _STYLES = re.compile(r"(\x1b\[[0-9;]*m)")
 _LINE_END = re.compile(r"[ \t]*\n\s*")
+# A block of code in Markdown: its language and its code. The last one may have no end.
+_BLOCK = re.compile(
+    r"^[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([^\s`]*+)[^\n`]*+\n(.*?)(?:^[ \t]*+\1[`~]*+[ \t]*+$|\Z)",
+    re.DOTALL | re.MULTILINE,
+)
+_OPENING, _BRACKET, _INK = re.compile(r"[\[{]"), re.compile(r"[\[\]{}]"), re.compile(r"\S")
 
 
 def human_bytes(size: float) -> str:
@@ -50,6 +59,47 @@ def generated(tokens: int | None, characters: int) -> str:
 def counted(count: int, thing: str = "token") -> str:
     """Return a number with its unit: ``1 token``, ``2 tokens``."""
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def dollars(amount: float) -> str:
+    """Return an amount of money: ``$1.20``, and below a dime two digits that count: ``$0.00095``."""
+    decimals = 2 if amount >= 0.1 or not amount else 1 - math.floor(math.log10(amount))
+    return f"${amount:,.{decimals}f}"
+
+
+def parse_json(text: str) -> Any:
+    """Return the JSON value in the answer of a model; raises `ValueError` with the reason.
+
+    The value is the whole text. Else it is the content of the only block of code, or of the only one of
+    several that is marked as JSON. In a text without blocks it is the only object or array, and no bracket
+    may precede or follow it.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except json.JSONDecodeError:
+        start, end, outside = _json_span(text)
+    try:
+        value, stop = json.JSONDecoder().raw_decode(text, start)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if outside.search(text, stop, end):
+        raise ValueError("there is more than one value, or text that may be one")
+    return value
+
+
+def _json_span(text: str) -> tuple[int, int, re.Pattern[str]]:
+    """Return where JSON starts and must have ended, and what must not be between its end and that."""
+    blocks = [found for found in _BLOCK.finditer(text) if found[3].strip()]
+    blocks = [found for found in blocks if found[2].casefold() == "json"] or blocks
+    if len(blocks) > 1:
+        raise ValueError(f"there are {len(blocks)} blocks of code")
+    first, end = blocks[0].span(3) if blocks else (0, len(text))
+    found = (_INK if blocks else _OPENING).search(text, first, end)
+    if found is None:
+        raise ValueError("there is no object or array in it")
+    return found.start(), end, _INK if blocks else _BRACKET
 
 
 def unescape(text: str) -> str:

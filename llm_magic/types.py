@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn, NotRequired, Self, TypedDict, Unpack
+
+from llm_magic.errors import InvalidReply
+from llm_magic.text import parse_json, visible
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "cancelled", "truncated"]
 State = Literal["Inactive", "Loading", "Configuring", "Ready", "Unloading", "Failed"]
+_REPR_CHARACTERS = 60  # of the text of a reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +29,21 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The token counts of one answer; None where the backend does not report them.
+    """The token counts and the cost of one answer; None where the backend does not report them.
 
     Attributes:
         prompt_tokens: The tokens of the prompt, including the system prompt and the chat.
         completion_tokens: The generated tokens, including the reasoning.
         cached_tokens: The prompt tokens that were reused from an earlier answer.
+        reasoning_tokens: The generated tokens that are reasoning.
+        cost: The cost in US dollars, as the server reports it. It is never computed from prices.
     """
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cost: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +87,28 @@ class Timing:
     tokens_per_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An answer that is complete or was stopped; ``str(reply)`` is its text.
+class ReplyAttributes(TypedDict):
+    """The attributes of a reply besides its text."""
+
+    model: str
+    backend: str
+    finish_reason: FinishReason
+    usage: Usage
+    timing: Timing
+    messages: tuple[Message, ...]
+    reasoning: NotRequired[str]
+    dropped_turns: NotRequired[int]
+
+
+class Reply(str):
+    """An answer that is complete or was stopped: a `str`, the text exactly as the model generated it.
 
     Attributes:
-        text: The text, exactly as the model generated it.
         model: The name of the loaded model.
         backend: The name of the backend.
         finish_reason: ``stop`` if the model ended the answer, ``length`` at the token limit,
             ``cancelled`` if the user stopped it, ``truncated`` if it ended without a reason.
-        usage: The token counts.
+        usage: The token counts and the cost.
         timing: The times.
         messages: The messages that were sent.
         reasoning: The reasoning of the model, "" if there is none.
@@ -98,18 +116,66 @@ class Reply:
             prompt fits the context.
     """
 
-    text: str
     model: str
     backend: str
     finish_reason: FinishReason
     usage: Usage
     timing: Timing
-    messages: Sequence[Message] = field(repr=False)
+    messages: tuple[Message, ...]
     reasoning: str = ""
     dropped_turns: int = 0
 
-    def __str__(self) -> str:
-        return self.text
+    def __new__(cls, text: str, /, **attributes: Unpack[ReplyAttributes]) -> Self:
+        """Create a reply; copies and pickles set the attributes themselves."""
+        reply = super().__new__(cls, text)
+        vars(reply).update(attributes)
+        return reply
+
+    @property
+    def text(self) -> str:
+        """The text as a plain `str`, without the attributes."""
+        return str(self)
+
+    def json(self) -> Any:
+        """Return the JSON value in the text.
+
+        The whole text is the value, or one fenced block, or one object or array between text without
+        brackets.
+
+        Raises:
+            InvalidReply: There is no such value, or more than one.
+        """
+        try:
+            value = parse_json(self)
+        except ValueError as error:
+            problem = f"The answer is not valid JSON: {str(error).rstrip('.')}."
+        else:
+            # The start of a number is a number.
+            if self.finish_reason == "stop" or type(value) not in {int, float}:
+                return value
+            problem = "The answer is not complete JSON: it ends in a number."
+        if self.finish_reason == "length":
+            problem += " It was cut off at the token limit: use a higher --max-new-tokens."
+        raise InvalidReply(problem, reply=self)
+
+    def __repr__(self) -> str:
+        start, reason = self[:_REPR_CHARACTERS], vars(self).get("finish_reason", "stop")
+        parts = [repr(start)]
+        if len(self) > len(start):
+            parts = [f"{parts[0]}…", f"{len(self):,} characters"]
+        if reason != "stop":
+            parts.append(f"finish_reason={reason!r}")
+        return f"Reply({', '.join(parts)})"
+
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        """Show the text where IPython shows a value as text, and the repr inside another value."""
+        printer.text(visible(self) if len(printer.stack) == 1 else repr(self))
+
+    def __setattr__(self, name: str, _value: object) -> NoReturn:
+        raise AttributeError(f"A reply is immutable: {name} cannot be set.")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"A reply is immutable: {name} cannot be deleted.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """The pages of the documentation: the files at the root and docs/. What is generated in them, what runs.
 
 ``python -m tests.docs`` (scripts/update-docs) writes what is generated: the help of magics after
-``<!-- help: NAME ... -->``, and a file of docs/ after ``<!-- file: PATH -->``.
+``<!-- help: NAME ... -->``, a file of docs/ after ``<!-- file: PATH -->``, and a table of the hosted
+providers after ``<!-- providers: TABLE -->``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from llm_magic.notebook.arguments.help_pages import page
 from tests.kernels import ROOT
+from tests.provider_tables import PROVIDER_TABLES
 
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
@@ -21,7 +23,9 @@ ALL = [
     *PAGES,
 ]
 
-_MADE = re.compile(r"(<!-- (help|file): ([^\n]*?) -->\n).*?(<!-- end of \2 -->\n)", re.DOTALL)
+_MADE = re.compile(
+    r"(<!-- (help|file|providers): ([^\n]*?) -->\n).*?(<!-- end of \2 -->\n)", re.DOTALL
+)
 _BLOCK = re.compile(
     r"^(?:<!-- ([^\n]*?) -->\n)?```(\{?[\w-]+\}?)\n(.*?)^```$", re.DOTALL | re.MULTILINE
 )
@@ -97,6 +101,8 @@ def _made(found: re.Match[str]) -> str:
         file = DOCS / found[3]
         language = {".py": "python", ".toml": "toml"}[file.suffix]
         made = [f"```{language}\n{file.read_text(encoding='utf-8')}```\n"]
+    elif found[2] == "providers":
+        made = [PROVIDER_TABLES[found[3]]()]
     else:
         made = [f"```text\n{page(name)}```\n" for name in _names(found)]
     return found[1] + "\n".join(made) + found[4]

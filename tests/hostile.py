@@ -55,7 +55,7 @@ def walk(url: str) -> list[tuple[str, str]]:
     The notebook has the session as ``llm``.
     """
     server, chat = f"-b vllm --base-url {url}", f"'chat{TYPED}'"
-    forms = ("", "--plain", "-f text", "-f code", "-f json", "--quiet")
+    forms = ("", "--plain", "-f text", "-f code", "--quiet")
     return [
         (f"%llm_models {server}", ""),
         (f"%llm_load {server}", "OptionError"),
@@ -66,8 +66,18 @@ def walk(url: str) -> list[tuple[str, str]]:
         ("%llm_status", ""),
         ("llm", ""),
         *((f"%%llm {options}\nHello", "") for options in forms),
+        ("%%llm -f json\nHello", "InvalidReply"),
         ("llm.last", ""),
+        ("[llm.last]", ""),
+        ("%llm_usage", ""),
+        ("llm.usage()", ""),
+        ("%llm_use", ""),
+        (f"%llm_use nobody{TYPED}", "ModelNotLoaded"),
+        (f"%llm_help nothing{TYPED}", "OptionError"),
         ("%llm_config stop=END", ""),
+        (f"%llm_config system='Say{TYPED}'", ""),
+        (f"%llm_config system Say{TYPED} it", "OptionError"),
+        ("%llm_config", ""),
         (f"%%llm -c {chat}\nHello{TYPED}", "OptionError"),
         (f"%%llm -c talk\nHello{TYPED}", ""),
         ("%llm_chats", ""),

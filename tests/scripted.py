@@ -19,7 +19,7 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from llm_magic.backends.base import Backend, Capabilities, LoadPlan, Report, TokenCount
 from llm_magic.backends.manager import BackendManager, LoadedModel
@@ -38,6 +38,8 @@ from llm_magic.types import (
     Message,
     ModelInfo,
     Progress,
+    Reply,
+    Timing,
     Unloaded,
     Usage,
 )
@@ -206,7 +208,7 @@ class ScriptedBackend(Backend):
         count = sum(len(m.content.split()) for m in messages)
         return TokenCount(count if self.counting else None, self.context)
 
-    def check_options(self, config: GenerationConfig, given: Collection[str]) -> None:
+    def check_options(self, _name: str, config: GenerationConfig, given: Collection[str]) -> None:
         """Support every option of the table."""
         self.check_extra(config)
 
@@ -263,6 +265,19 @@ def show(response: Response, draw: Callable[[], object]) -> None:
     with response:
         for _ in response.updates():
             draw()
+
+
+def make_reply(text: str, **attributes: Any) -> Reply:
+    """Return a reply of ``tiny`` with some token counts and times, unless others are given."""
+    defaults: dict[str, Any] = {
+        "model": "tiny",
+        "backend": "local",
+        "finish_reason": "stop",
+        "usage": Usage(3, 2, 0),
+        "timing": Timing(0.1, 1.0, 30.0),
+        "messages": (Message("user", "?"),),
+    }
+    return Reply(text, **(defaults | attributes))
 
 
 def unstarted(info: ModelInfo) -> Response:

@@ -140,8 +140,8 @@ class Backend(ABC):
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Count the tokens of a conversation as the model would read it."""
 
-    def check_options(self, config: GenerationConfig, given: Collection[str]) -> None:
-        """Raise `OptionError` for an option that the backend does not support.
+    def check_options(self, _name: str, config: GenerationConfig, given: Collection[str]) -> None:
+        """Raise `OptionError` for an option that the backend does not support for a loaded model.
 
         `given` names the options of this call. Session and environment settings that the backend does
         not support are omitted from the request instead.

@@ -11,13 +11,14 @@ import dataclasses
 import functools
 import importlib
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypedDict
 
 from llm_magic.backends.base import Backend
+from llm_magic.config import providers
 from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.option_spec import OptionSpec, specs
 from llm_magic.config.settings import (
@@ -32,6 +33,8 @@ from llm_magic.types import ModelInfo
 
 GROUP = "llm_magic.backends"
 _PACKAGE = "llm_magic"
+# A message names at most so many backends that have an option.
+_MOST_NAMED = 4
 
 
 class LoadOptions(TypedDict, total=False):
@@ -104,10 +107,9 @@ def check_name(name: str, default: str | None = None) -> None:
         refresh()
     if name not in _found():
         source = "LLM_BACKEND_TYPE: there" if name == default else "There"
-        raise OptionError(
-            f"{source} is no backend {name!r}.{did_you_mean(name, names())}"
-            f" Known: {', '.join(names())}."
-        )
+        meant = providers.named(name)
+        similar = f' Did you mean "{meant}"?' if meant else did_you_mean(name, names())
+        raise OptionError(f"{source} is no backend {name!r}.{similar} Known: {', '.join(names())}.")
 
 
 @functools.cache
@@ -161,9 +163,15 @@ def load_config(settings: Settings, options: Mapping[str, Any]) -> LoadConfig:
         elif value != spec.default and not spec.is_neutral(value):
             label = spec.flags[-1] if spec.flags else option
             raise OptionError(
-                f"{label} is not an option of {name}, only of {', '.join(spec.backends)}. Remove it."
+                f"{label} is not an option of {name}, only of {_listed(spec.backends)}. Remove it."
             )
     return config.replace(**given)
+
+
+def _listed(backends: Sequence[str]) -> str:
+    """Return backends in a list that fits into a message."""
+    count = len(backends) - _MOST_NAMED
+    return ", ".join(backends[:_MOST_NAMED]) + (f" and {count} others" if count > 0 else "")
 
 
 @functools.cache

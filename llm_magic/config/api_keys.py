@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from llm_magic.config.env_file import read_env_file
+from llm_magic.config.providers import PROVIDERS, Provider, of_variable
 from llm_magic.config.server_address import parse_setting, parse_url
 from llm_magic.errors import OptionError
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from llm_magic.config.settings import ServerLoadConfig, Settings
 
 _MASK = "•••"
-_OPENAI = "OPENAI_API_KEY"
 # Servers repeat keys in messages, whole or with stars or dots for a part (``sk-12****ab``).
 _WORD = re.compile(r"""[^\s"'`(){}\[\]<>,:;=]+""")
 _ELLIPSIS = re.compile(r"[*•·…xX]{2,}|\.{2,}|…")
@@ -38,11 +38,11 @@ class ApiKey:
         self._secret, self.origin, self.variable = secret, origin, variable
         self.is_typed = is_typed
 
-    def bearer(self, origin: str) -> str:
-        """Return the value of an ``Authorization`` header; raises `OptionError` for other origins."""
+    def header(self, origin: str, form: str = "Bearer {key}") -> str:
+        """Return the value of a header with the key; raises `OptionError` for other origins."""
         if origin != self.origin:
             raise OptionError(f"The key for {self.origin} is not sent to {origin}.")
-        return f"Bearer {self._secret}"
+        return form.replace("{key}", self._secret)
 
     def scrub(self, text: str) -> str:
         """Return `text` with the secret, and every recognizable part of it, masked."""
@@ -94,14 +94,15 @@ class ApiKeys:
             OptionError: The key is invalid, belongs to another server, or cannot be prompted for.
         """
         key = self.find(config, address, settings)
-        variable = config.key_env
-        if key is not None or variable is None:
+        variable = config.key_env or _required_variable(address, settings)
+        if key is not None or not variable:
             return key
         secret = self._prompt(f"Key for {address.origin} ({variable} is not set): ")
         if secret is None:
             raise OptionError(
-                f"{variable} is not set, and this frontend cannot prompt for it. Set {variable}"
-                " and load again."
+                f"{variable} is not set, and this frontend cannot prompt for it. Set {variable} in the"
+                " environment that starts Jupyter: a key in a cell, also after %env, is saved with the"
+                " notebook."
             )
         self._typed[variable, address.origin] = _validated(secret, variable)
         return self.find(config, address, settings)
@@ -120,12 +121,12 @@ class ApiKeys:
     ) -> ApiKey | None:
         """Return the key of a load from the environment or from what the user typed before."""
         name = config.key_env
-        # The address in the settings may be invalid, and is needed only for this variable.
-        is_openai = name == _OPENAI or (name is None and address.backend == "openai")
-        openai_origin = _openai_origin(settings) if is_openai else None
-        if name is None and address.origin == openai_origin:
-            name = _OPENAI
-        if name is None:
+        owner = PROVIDERS.get(address.backend) if name is None else of_variable(name)
+        # The address in the settings may be invalid, and is needed only for these variables.
+        owner_origin = _origin(owner, settings) if owner is not None else None
+        if name is None and owner is not None and address.origin == owner_origin:
+            name = owner.key_variable
+        if not name:
             return None
         self._variables[name] = None
         value = os.environ.get(name)
@@ -133,9 +134,9 @@ class ApiKeys:
         if not secret:
             return None
         # A notebook of another author must not send the key of one server to another.
-        bound = openai_origin if name == _OPENAI else self._origins.get(name, address.origin)
+        bound = owner_origin or self._origins.get(name, address.origin)
         if bound != address.origin:
-            hint = ", or set OPENAI_BASE_URL in the environment" if name == _OPENAI else ""
+            hint = f", or set {owner.url_variable} in the environment" if owner is not None else ""
             raise OptionError(
                 f"{name} is the key for {bound} and is not sent to {address.origin}. Store the key"
                 f" for that server in another variable and add --key-env NAME{hint}."
@@ -147,7 +148,7 @@ class ApiKeys:
 
         An earlier binding would let a mistyped address claim the variable.
         """
-        if key is not None and key.variable != _OPENAI:
+        if key is not None and of_variable(key.variable) is None:
             self._origins.setdefault(key.variable, key.origin)
 
     def discard(self, key: ApiKey | None) -> None:
@@ -156,19 +157,32 @@ class ApiKeys:
             self._typed.pop((key.variable, key.origin), None)
 
 
-def _openai_origin(settings: Settings) -> str:
-    """Return the origin that `OPENAI_API_KEY` belongs to.
+def _required_variable(address: ServerAddress, settings: Settings) -> str:
+    """Return the variable of the key that a provider requires; "" for any other server."""
+    provider = PROVIDERS.get(address.backend)
+    if provider is None or not address.origin == _default_origin(provider) == _origin(
+        provider, settings
+    ):
+        return ""
+    return provider.key_variable
+
+
+def _default_origin(provider: Provider) -> str:
+    return parse_url(provider.name, provider.url).origin
+
+
+def _origin(provider: Provider, settings: Settings) -> str:
+    """Return the origin that the key of a provider belongs to.
 
     An address that only ``.env`` sets does not count: the file can come with a notebook of another
     author, whose server must not get the key.
     """
-    in_environment = any(
-        name.upper() == "OPENAI_BASE_URL" and value for name, value in os.environ.items()
-    )
-    if not in_environment and any(n.upper() == "OPENAI_BASE_URL" for n in read_env_file()):
-        url = type(settings).model_fields["openai_base_url"].default
-        return parse_url("openai", url).origin
-    return parse_setting("openai", settings).origin
+    variable = provider.url_variable
+    in_environment = any(n.upper() == variable and value for n, value in os.environ.items())
+    is_in_file = not in_environment and any(n.upper() == variable for n in read_env_file())
+    if is_in_file:
+        return _default_origin(provider)
+    return parse_setting(provider.name, settings).origin
 
 
 def _validated(secret: str, variable: str) -> str:

@@ -46,9 +46,14 @@ def resolve_address(config: ServerLoadConfig, settings: Settings) -> ServerAddre
     """Return the server address of a load; raises `OptionError` if it has none."""
     if config.base_url is not None:
         return parse_url(config.backend, config.base_url)
-    if not hasattr(settings, f"{config.backend}_base_url"):
+    if not hasattr(settings, setting_name(config.backend)):
         raise OptionError(f"{config.backend} needs the address of a server: add --base-url URL.")
     return parse_setting(config.backend, settings)
+
+
+def setting_name(backend: str) -> str:
+    """Return the name of the setting that holds a backend's address."""
+    return f"{backend.replace('-', '_')}_base_url"
 
 
 def parse_setting(backend: str, settings: Settings) -> ServerAddress:
@@ -57,7 +62,7 @@ def parse_setting(backend: str, settings: Settings) -> ServerAddress:
     Raises:
         SettingsError: The address is invalid. The message contains the name of the variable.
     """
-    name = f"{backend}_base_url"
+    name = setting_name(backend)
     try:
         return parse_url(backend, getattr(settings, name))
     except OptionError as error:

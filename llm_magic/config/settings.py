@@ -34,6 +34,7 @@ from llm_magic.config.option_spec import (
     none_word,
     specs,
 )
+from llm_magic.config.providers import PROVIDERS
 from llm_magic.errors import SettingsError
 from llm_magic.text import has_surrogates, unescape
 
@@ -295,6 +296,12 @@ _OPTIONS_WITH_SETTING = frozenset(
 )
 
 
+def _address(provider: str) -> Any:
+    """Return the field of a provider's address."""
+    entry = PROVIDERS[provider]
+    return Field(entry.url, validation_alias=entry.url_variable)
+
+
 class Settings(BaseSettings):
     """The defaults of the environment; `read` adds those of a ``.env`` file in the working folder."""
 
@@ -327,7 +334,17 @@ class Settings(BaseSettings):
     instructlab_base_url: str = Field(
         "http://localhost:8000", validation_alias="INSTRUCTLAB_BASE_URL"
     )
-    openai_base_url: str = Field("https://api.openai.com", validation_alias="OPENAI_BASE_URL")
+    openai_base_url: str = _address("openai")
+    anthropic_base_url: str = _address("anthropic")
+    gemini_base_url: str = _address("gemini")
+    mistral_base_url: str = _address("mistral")
+    groq_base_url: str = _address("groq")
+    openrouter_base_url: str = _address("openrouter")
+    together_base_url: str = _address("together")
+    deepseek_base_url: str = _address("deepseek")
+    xai_base_url: str = _address("xai")
+    lmstudio_base_url: str = _address("lmstudio")
+    llamacpp_server_base_url: str = _address("llamacpp-server")
     idle_timeout: Annotated[FiniteFloat, _IDLE_TIMEOUT] = Field(
         120, validation_alias="LLM_IDLE_TIMEOUT"
     )

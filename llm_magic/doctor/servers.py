@@ -17,12 +17,14 @@ from llm_magic.backends.remote.limits import Limits
 from llm_magic.backends.remote.server_errors import one_line
 from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.certificates import certificate_problem
+from llm_magic.config.providers import PROVIDERS, of_variable
 from llm_magic.config.server_address import (
     ServerAddress,
     parse_setting,
     parse_url,
     proxy_for,
     resolve_address,
+    setting_name,
 )
 from llm_magic.config.settings import LoadConfig, ServerLoadConfig, Settings
 from llm_magic.doctor.finding import Finding, run_in_thread
@@ -72,7 +74,7 @@ async def check_servers(
     invalid: list[Finding] = []
     checked: list[_Server] = []
     for name in registry.names():
-        if f"{name}_base_url" not in Settings.model_fields:
+        if setting_name(name) not in Settings.model_fields:
             continue
         try:
             servers = list(_servers_of(name, settings, used(name)))
@@ -89,7 +91,7 @@ async def check_servers(
 
 
 def _servers_of(name: str, settings: Settings, used: LoadConfig | None) -> Iterator[_Server]:
-    field, variable = f"{name}_base_url", _variable(name)
+    field, variable = setting_name(name), _variable(name)
     address = parse_setting(name, settings)
     in_use = None
     if isinstance(used, ServerLoadConfig):
@@ -105,7 +107,7 @@ def _servers_of(name: str, settings: Settings, used: LoadConfig | None) -> Itera
 
 
 def _variable(name: str) -> str:
-    return str(Settings.model_fields[f"{name}_base_url"].validation_alias)
+    return str(Settings.model_fields[setting_name(name)].validation_alias)
 
 
 async def _check_server(server: _Server, settings: Settings, keys: ApiKeys) -> Finding | None:
@@ -234,8 +236,10 @@ async def _explain(server: _Server, error: Exception, proxy: str | None) -> Find
     elif isinstance(error, AuthenticationFailed) and (proxy is None or error.status == 401):
         # The full message quotes the server, which may repeat a part of the key.
         text = error.summary
+        provider = PROVIDERS.get(name)
         set_key = f"%llm_load -b {name} --key-env NAME"
-        fix = "export OPENAI_API_KEY=…" if name == "openai" else set_key
+        has_variable = provider is not None and provider.key_variable
+        fix = f"export {provider.key_variable}=…" if provider and has_variable else set_key
     elif proxy is not None:
         host = urlsplit(address.url).hostname
         text, fix = f"{text} The request used the proxy {proxy}.", f"export NO_PROXY={host}"
@@ -308,7 +312,15 @@ def check_certificates() -> list[Finding]:
 
 
 def check_keys(keys: ApiKeys) -> list[Finding]:
-    """Return a finding with the names of the API keys that are set."""
-    names = dict.fromkeys(("OPENAI_API_KEY", "HF_TOKEN", *keys.variables()))
-    states = [f"{name} {'set' if os.environ.get(name) else 'not set'}" for name in names]
-    return [Finding("keys", "ok", ", ".join(states))]
+    """Return a finding with the names of the API keys that are set; sends nothing."""
+    of_providers = [p.key_variable for p in PROVIDERS.values() if os.environ.get(p.key_variable)]
+    names = dict.fromkeys(("OPENAI_API_KEY", "HF_TOKEN", *of_providers, *keys.variables()))
+    return [Finding("keys", "ok", ", ".join(map(_key_state, names)))]
+
+
+def _key_state(name: str) -> str:
+    """Return whether a key is set, and the backend that uses it."""
+    provider = of_variable(name)
+    if not os.environ.get(name):
+        return f"{name} not set"
+    return f"{name} set (-b {provider.name})" if provider is not None else f"{name} set"

@@ -43,7 +43,7 @@ from llm_magic.prompts.trusted_types import (
     size,
     trusted_type,
 )
-from llm_magic.prompts.values_as_text import format_value, require_printable, to_text
+from llm_magic.prompts.values_as_text import format_value, full_repr, require_printable, to_text
 
 _STRING = r"""(?:"(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+')"""
 _PART = re.compile(
@@ -66,7 +66,7 @@ KINDS: Mapping[type[ast.AST], str] = {
     ast.Dict: "a dict", ast.Set: "a set", ast.Await: "await", ast.Yield: "yield",
     ast.YieldFrom: "yield", **dict.fromkeys(_TEMPLATES, "a t-string"),
 }  # fmt: skip
-_CONVERSIONS: Mapping[str, Callable[[Any], str]] = {"r": repr, "s": str, "a": ascii}
+_CONVERSIONS: Mapping[str, Callable[[Any], str]] = {"r": full_repr, "s": str, "a": ascii}
 _MISSING = object()
 _VISITS_CELLS = frozenset({
     "str", "dt", "values", "T", "is_unique", "hasnans", "is_monotonic_increasing",

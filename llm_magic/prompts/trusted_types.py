@@ -75,10 +75,10 @@ ARRAYS = PANDAS | POLARS | {"array", "tensor"}
 # The special methods with which a class of the user's stays what its base class is.
 _HARMLESS = set(
     """__module__ __qualname__ __doc__ __dict__ __weakref__ __slots__ __annotations__ __init__
-    __new__ __repr__ __str__ __getnewargs__ __match_args__ __orig_bases__ __parameters__
+    __new__ __repr__ __str__ __getnewargs__ __slotnames__ __match_args__ __orig_bases__ __parameters__
     __init_subclass__ __class_getitem__ __set_name__ __static_attributes__ __firstlineno__
-    __annotate__ __annotate_func__ __annotations_cache__ __copy__ __deepcopy__ __reduce__
-    __reduce_ex__ __getstate__ __setstate__ __replace__ __abstractmethods__ __del__""".split()  # noqa: SIM905 - a list would be 30 lines
+    __annotate__ __annotate_func__ __annotations_cache__ __setattr__ __delattr__ __copy__ __deepcopy__
+    __reduce__ __reduce_ex__ __getstate__ __setstate__ __replace__ __abstractmethods__ __del__""".split()  # noqa: SIM905 - a list would be 30 lines
 )
 # Whatever the subclass, their operators and methods return objects of these classes. Those of others
 # call the subclass.

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from math import prod
-from pprint import pformat
+from pprint import PrettyPrinter
 from typing import Any
 
 from llm_magic.config.redaction import MASK, is_secret_name
@@ -74,6 +74,11 @@ _ENTRY = re.compile(r"[a-zA-Z]+|\d|[1-9]\d*")
 
 
 # -- in full --------------------------------------------------------------------------------------
+
+
+def full_repr(value: Any) -> str:
+    """Return the repr of a value, of a text all of it, whatever its class shows."""
+    return str.__repr__(value) if family(value) == "str" else repr(value)
 
 
 def to_text(value: Any) -> str:
@@ -141,11 +146,24 @@ def _cell_source(value: Any) -> str:
     return ""
 
 
-_pretty = functools.partial(pformat, width=100, compact=True, sort_dicts=False)
+class _Printer(PrettyPrinter):
+    """Formats containers; the texts in them are complete, whatever their class shows as its repr."""
+
+    def format(
+        self, value: Any, context: dict[int, int], maxlevels: int, level: int
+    ) -> tuple[str, bool, bool]:
+        """Return the text of a value, and what `pprint` needs to know about it."""
+        if family(value) == "str":
+            return full_repr(value), True, False
+        return super().format(value, context, maxlevels, level)
+
+
+_pretty = _Printer(width=100, compact=True, sort_dicts=False).pformat
 _CONTAINERS = ("dict", "list", "tuple", "set", "frozenset")
 _WITH_SOURCE = ("function", "method", "builtin_function_or_method", "type")
 _IN_FULL: Mapping[str, Callable[[Any], str]] = {
-    "builtins.str": lambda text: text,
+    # A plain one: a subclass may have attributes, which a message would keep in memory.
+    "builtins.str": str.__str__,
     "builtins.bytes": repr,
     "pydantic.BaseModel": repr,
     **{f"builtins.{kind}": _pretty for kind in _CONTAINERS},

@@ -1,4 +1,4 @@
-"""Records each reply once, when its response ends: as the last one, and as the turn of its chat."""
+"""Records each reply once, when its response ends: as the last one, as the turn of its chat, in the usage."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from llm_magic.session import interruptible_wait
 from llm_magic.session.chats import Chats, Context, Turn
+from llm_magic.session.usage import UsageCounter
 from llm_magic.types import Message, Reply
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class Recorder:
     ) -> None:
         """`changed` is called after every change of any response, from any thread."""
         self._chats, self.changed, self.last = chats, changed, last
+        self.usage = UsageCounter()
         self._running: list[Response] = []
         # When `last` was recorded, and the time of its latest chunk.
         self._recorded_at = self._latest = 0.0
@@ -47,9 +49,10 @@ class Recorder:
             self._chats.record(_turn(response.prepared, context, reply), context)
 
     def end(self, response: Response) -> None:
-        """Remove a response from those that run."""
+        """Remove a response from those that run, and count what it took."""
         if response in self._running:
             self._running.remove(response)
+            self.usage.add(response)
         self.changed()
 
     def _is_overtaken(self, response: Response) -> bool:

@@ -103,7 +103,7 @@ def prepare(
         if isinstance(value, Mapping) and isinstance(in_session, Mapping):
             options[name] = {**in_session, **value}
     config = current.generation.replace(**options)
-    loaded_model.backend.check_options(config, options.keys())
+    loaded_model.backend.check_options(loaded_model.name, config, options.keys())
     context = None
     if request.chat is not None:
         check_name(request.chat)
@@ -151,8 +151,9 @@ def _checked(prompt: object) -> list[Message]:
 
 
 def _sendable(*messages: Message) -> tuple[Message, ...]:
-    """Return messages without lone surrogates, which tokenizers and servers reject."""
-    contents = (replace_surrogates(message.content) for message in messages)
+    """Return messages of plain texts without lone surrogates, which tokenizers and servers reject."""
+    # A reply would keep the messages before it in memory.
+    contents = (replace_surrogates(str(message.content)) for message in messages)
     return tuple(
         message if content is message.content else dataclasses.replace(message, content=content)
         for message, content in zip(messages, contents, strict=True)

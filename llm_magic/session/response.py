@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import io
 import math
 import threading
@@ -131,8 +132,8 @@ class Response:
 
     @property
     def usage(self) -> Usage:
-        """The token counts so far."""
-        return Usage(self._usage.prompt_tokens, self.tokens, self._usage.cached_tokens)
+        """The token counts so far, and the cost once it is reported."""
+        return dataclasses.replace(self._usage, completion_tokens=self.tokens)
 
     @property
     def timing(self) -> Timing:
@@ -383,7 +384,7 @@ class Response:
             for chunk in self.pending_chunks:
                 self.add(chunk, by_reader=self._is_read)
             self.reply = Reply(
-                text=self.text,
+                self.text,
                 model=self.model,
                 backend=self.prepared.loaded_model.config.backend,
                 # A stream that reported no reason was cut.

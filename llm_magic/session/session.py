@@ -38,6 +38,7 @@ from llm_magic.session.requests import (
     request,
 )
 from llm_magic.session.response import Response
+from llm_magic.session.usage import SessionUsage
 from llm_magic.text import visible_line
 from llm_magic.types import Chunk, Progress, Reply, Unloaded
 
@@ -365,7 +366,7 @@ class Session:
     def generate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
         """Return the complete answer to a prompt.
 
-        >>> llm.generate("What is 7 times 6?", temperature=0).text
+        >>> llm.generate("What is 7 times 6?", temperature=0)
 
         Args:
             prompt: A text, or a list of messages: ``{"role": "user", "content": "…"}``.
@@ -420,6 +421,14 @@ class Session:
     def last(self) -> Reply | None:
         """The last answer, complete or not."""
         return self._recorder.last
+
+    def usage(self, *, reset: bool = False) -> SessionUsage:
+        """Return the number of answers, their tokens, seconds and cost so far, by model.
+
+        Args:
+            reset: Count from 0 afterwards.
+        """
+        return self._recorder.usage.sums(reset=reset)
 
     @property
     def answering(self) -> tuple[Response, ...]:

@@ -19,7 +19,7 @@ HEAVY = {
 MAGICS = {
     "llm", "llm_load", "llm_config", "llm_status", "llm_models", "llm_unload", "llm_chats",
     "llm_panel", "llm_jobs", "llm_stop", "llm_wait", "llm_explain", "llm_doctor",
-    "llm_reset", "llm_use", "llm_help",
+    "llm_reset", "llm_use", "llm_help", "llm_usage",
 }  # fmt: skip
 MODELS_ALIVE = "sum(type(o).__name__ == 'LlamaForCausalLM' for o in __import__('gc').get_objects())"
 
@@ -118,11 +118,11 @@ def change(file: Path, old: str = "", new: str = "") -> None:
 
 def test_reload_keeps_jobs_chats_settings_and_panels(copied: tuple[Kernel, Path]) -> None:
     k, _ = copied
-    k.ok("%llm_load big --keep\n%llm_use tiny\n%llm_config top_k=7 system=Polite")
+    k.ok("%llm_load big --keep\n%llm_use tiny\n%llm_config top_k=7 system=Short")
     k.ok("%llm -c zoo hello")
     k.ok("%llm_panel", cell_id="panel")
     k.ok("backend.will('one', hang := Hang(), ' two')")
-    k.ok("%llm --bg -o job Tell me.", cell_id="job")
+    k.ok("%llm --bg -o job Answer.", cell_id="job")
     assert k.ok("%reload_ext llm_magic").text == ""
     assert k.ok("%llm_use").text.splitlines()[0].startswith("active  tiny")
     assert k.value("(llm.generation.top_k, [c.name for c in llm.chats.all()])") == (7, ["zoo"])

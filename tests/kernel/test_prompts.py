@@ -171,13 +171,24 @@ def test_format_text_shows_the_letters(scripted: Kernel) -> None:
     assert "<h1" in scripted.ok("%%llm --quiet\n# A *heading*").html
 
 
-def test_format_json_is_indented_and_invalid_json_is_reported(scripted: Kernel) -> None:
-    ran = scripted.ok('%%llm -f json --quiet\n{"a": [1, {"b": null}]}')
+def test_format_json_stores_the_value_and_fails_for_anything_else(scripted: Kernel) -> None:
+    ran = scripted.ok('%%llm -f json --quiet -o data\n{"a": [1, {"b": null}]}')
     assert ran.text == json.dumps({"a": [1, {"b": None}]}, indent=2)
-    fenced = scripted.ok('%%llm -f json --quiet\nHere:\n```json\n{"a": 1}\n```')
+    assert scripted.value("data") == {"a": [1, {"b": None}]}
+    fenced = scripted.ok(
+        '%%llm -f json --quiet -o data\nHere:\n```json\n{"a": 1}\n```\nThat is all.'
+    )
     assert fenced.text == '{\n  "a": 1\n}'
-    bad = scripted.ok("%%llm -f json --quiet\n{'a': 1}")
-    assert bad.text.startswith("{'a': 1}\n\nThis is not valid JSON: ")
+    assert scripted.value("data") == {"a": 1}
+    bad = scripted.run("%%llm -f json --quiet -o data\n{'a': 1}")
+    assert bad.ename == "InvalidReply"
+    assert bad.error.startswith("The answer is not valid JSON: Expecting property name")
+    assert bad.error.endswith(" The text is in llm.last.")
+    assert len(bad.traceback) == 1
+    # The answer is shown as it is, above the error.
+    assert bad.text.startswith("{'a': 1}")
+    assert scripted.value("(llm.last.text, data)") == ("{'a': 1}", {"a": 1})
+    assert scripted.run("llm.last.json()").ename == "InvalidReply"
 
 
 def test_plain_and_quiet_write_only_the_answer_to_stdout(scripted: Kernel) -> None:

@@ -22,7 +22,7 @@ STORY = "Write a very long story about a fox."
 @pytest.fixture(scope="module")
 def session(xllamacpp: Server) -> Iterator[Session]:
     made = Session(settings())
-    made.load(xllamacpp.model, backend="openai", base_url=xllamacpp.url)
+    made.load(xllamacpp.model, backend="llamacpp-server", base_url=xllamacpp.url)
     yield made
     made.close()
 

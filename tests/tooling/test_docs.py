@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_magic.backends import registry
-from llm_magic.config.settings import GenerationConfig, Settings
+from llm_magic.config.settings import Settings
 from llm_magic.errors import OptionError
 from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.arguments.magic_options import MAGICS
@@ -183,20 +182,6 @@ def test_every_setting_is_listed_with_its_default(field: str) -> None:
     assert row, f"{info.validation_alias} is not in the table"
     if info.default is not None:
         assert f"`{info.default}`" in row[1]
-
-
-def test_generation_options_are_those_of_the_backends() -> None:
-    page = text_of(DOCS / "reference" / "backends.md")
-    table = [line for line in page.splitlines() if line.startswith("| ")]
-    head = next(line for line in table if line.startswith("| option |"))
-    names = re.findall(r"`(\w+)`", head)
-    assert names == ["local", "ollama", "vllm", "instructlab", "openai"]
-    classes = [registry.backend_class(name) for name in names]
-    for option in GenerationConfig.model_fields.keys() - {"extra"}:
-        cells = [
-            f"`{cls.option_names[option]}`" if cls.supports(option) else "no" for cls in classes
-        ]
-        assert f"| `{option}` | {' | '.join(cells)} |" in table
 
 
 def drawn_tree() -> dict[str, str]:

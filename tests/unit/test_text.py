@@ -30,9 +30,9 @@ from llm_magic.text import (
     visible_but_styled,
     visible_line,
 )
-from llm_magic.types import Chunk, Message, ModelInfo, Reply, Timing, Usage
+from llm_magic.types import Chunk, ModelInfo
 from tests.hostile import ESCAPES, MODEL, HostileServer, assert_harmless, walk
-from tests.scripted import scripted_session, settings, unstarted
+from tests.scripted import make_reply, scripted_session, settings, unstarted
 from tests.shell import ipython
 
 TERMINAL = cast(InteractiveShell, SimpleNamespace())
@@ -96,14 +96,9 @@ def test_answer_in_a_terminal_has_no_controls(pieces: list[str], name: str, form
         for piece in pieces:
             response.add(Chunk(text=piece, notice=name))
             view.draw()
-        response.reply = reply(text, name)
+        response.reply = make_reply(text, model=name, reasoning=text)
         view.finish()
     assert_harmless(out.getvalue())
-
-
-def reply(text: str, model: str = "tiny") -> Reply:
-    timing, messages = Timing(0.1, 1.0, 30.0), (Message("user", "?"),)
-    return Reply(text, model, "vllm", "stop", Usage(3, 2, 0), timing, messages, reasoning=text)
 
 
 def test_line_end_that_is_cut_in_two_is_one_line_end(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,7 +108,7 @@ def test_line_end_that_is_cut_in_two_is_one_line_end(capsys: pytest.CaptureFixtu
     for piece in ("one\r", "\ntwo\r"):
         response.add(Chunk(text=piece))
         view.draw()
-    response.reply = reply("one\r\ntwo\r")
+    response.reply = make_reply("one\r\ntwo\r")
     view.finish()
     assert capsys.readouterr().out == "one\ntwo␍\n"
 

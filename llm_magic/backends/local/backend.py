@@ -76,6 +76,8 @@ class LocalTransformersBackend(Backend):
     ) -> LoadPlan:
         """Find, download and convert the files, and check that the model fits."""
         assert isinstance(config, LocalLoadConfig)
+        settings = self._settings()
+        sources.check_name(model, settings)
         _require_packages()
         if not self._imported_torch:
             _require_usable_process()
@@ -89,7 +91,6 @@ class LocalTransformersBackend(Backend):
             # A load that needs the memory frees the caches.
             freed += loaded.prefix_cache.bytes_by_device()
             freed += loaded.weight_bytes() if name in leaving else Counter()
-        settings = self._settings()
         return await self._files.run(
             lambda cancel: Planner(settings, config, report, cancel).plan(model, freed),
             partial(explain_load, model or "The default model"),

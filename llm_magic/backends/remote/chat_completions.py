@@ -25,6 +25,8 @@ _FINISH_REASONS: Mapping[str, FinishReason] = {
     **dict.fromkeys(_COMPLETE, "stop"), **dict.fromkeys(_LIMITS, "length"),
 }  # fmt: skip
 EMPTY = Chunk()
+_XAI_UNITS_PER_DOLLAR = 10_000_000_000
+_MAX_AMOUNT = 1e18
 
 
 class ReplyReader:
@@ -79,12 +81,40 @@ class ReplyReader:
     def _read_usage(self, usage: object) -> None:
         if not isinstance(usage, dict):
             return
-        details = usage.get("prompt_tokens_details")
-        cached = details.get("cached_tokens") if isinstance(details, dict) else None
         self._usage = Usage(
-            whole_number(usage.get("prompt_tokens")), whole_number(usage.get("completion_tokens")),
-            whole_number(cached),
-        )  # fmt: skip
+            whole_number(usage.get("prompt_tokens")),
+            whole_number(usage.get("completion_tokens")),
+            whole_number(_inner(usage, "prompt_tokens_details", "cached_tokens")),
+            whole_number(_inner(usage, "completion_tokens_details", "reasoning_tokens")),
+            _cost(usage),
+        )
+
+
+def _inner(usage: dict[str, Any], name: str, field: str) -> object:
+    details = usage.get(name)
+    return details.get(field) if isinstance(details, dict) else None
+
+
+def _cost(usage: dict[str, Any]) -> float | None:
+    """Return the cost of a reply in dollars, where the server reports it.
+
+    OpenRouter reports its own charge in credits of one dollar. With the user's key at a provider, the
+    provider charges the user as well. xAI reports a whole number of small units.
+    """
+    units, cost = _amount(usage.get("cost_in_usd_ticks")), _amount(usage.get("cost"))
+    if units is not None:
+        return units / _XAI_UNITS_PER_DOLLAR
+    if usage.get("is_byok") is not True:
+        return cost
+    charge = _amount(_inner(usage, "cost_details", "upstream_inference_cost"))
+    return None if cost is None or charge is None else cost + charge
+
+
+def _amount(value: object) -> float | None:
+    """Return an amount that a server reports as a number; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value <= _MAX_AMOUNT else None
 
 
 def _first_choice(choices: object) -> dict[str, Any]:

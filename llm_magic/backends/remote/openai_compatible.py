@@ -1,4 +1,4 @@
-"""The backend for OpenAI-compatible servers: vLLM, InstructLab, OpenAI and others."""
+"""The backends for OpenAI-compatible servers: their base, and those of vLLM and InstructLab."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from llm_magic.backends.remote.http_client import HttpServer
 
 # The field of each option in a request to any OpenAI-compatible server.
-_OPTION_NAMES = {
+OPTION_NAMES = {
     "max_new_tokens": "max_tokens",
     "temperature": "temperature",
     "top_p": "top_p",
@@ -57,6 +57,8 @@ class OpenAICompatibleBackend(RemoteBackend):
 
     # Whether the server has `/tokenize`.
     counts_tokens = False
+    # The query of the request for the list of models, and the prefix of the names in it.
+    list_query = id_prefix = ""
     reserved = MappingProxyType(
         {
             **RESERVED,
@@ -78,13 +80,15 @@ class OpenAICompatibleBackend(RemoteBackend):
         prefixes = _prefixes(server.address.url) if server.prefix is None else [server.prefix]
         for prefix in prefixes:
             try:
-                value = await server.get(f"{prefix}/models")
+                value = await server.get(f"{prefix}/models{self.list_query}")
             except RequestFailed as error:
                 if error.status not in {200, 404, 405}:
                     raise
                 continue
             server.prefix = prefix
             entries = named_entries(value.get("data") if isinstance(value, dict) else value, "id")
+            for entry in entries:
+                entry["id"] = entry["id"].removeprefix(self.id_prefix)
             self._store_names(server, [str(entry["id"]) for entry in entries])
             return entries
         for prefix in prefixes:
@@ -133,6 +137,7 @@ class OpenAICompatibleBackend(RemoteBackend):
         names = [str(entry["id"]) for entry in entries or ()]
         if model is None:
             model = server_errors.single_model(server.address, names)
+        model = model.removeprefix(self.id_prefix)
         entry: Mapping[str, Any] = next((e for e in entries or () if e["id"] == model), {})
         notes: tuple[str, ...] = ()
         if entries is None:
@@ -149,7 +154,7 @@ class OpenAICompatibleBackend(RemoteBackend):
         else:
             owner = ""
         self._servers.limit(server, config, _CONCURRENCY.get(owner) or self.concurrency)
-        return RemoteModel(model, server, info, self._fields(server, owner)), notes
+        return RemoteModel(model, server, info, self._fields(server, entry)), notes
 
     def _owner_warning(self, server: HttpServer, owner: str) -> tuple[str, ...]:
         """Return a warning if the server is not vLLM, but the backend is."""
@@ -171,16 +176,18 @@ class OpenAICompatibleBackend(RemoteBackend):
             raise
         except RequestFailed:
             entry = None
-        if not isinstance(entry, dict) or entry.get("id") != model:
+        found = named_entries([entry], "id")
+        if not found or found[0]["id"].removeprefix(self.id_prefix) != model:
             raise server_errors.model_not_found(server.address, model, names)
-        return entry
+        return found[0]
 
-    def _fields(self, server: HttpServer, owner: str) -> dict[str, str]:
+    def _fields(self, server: HttpServer, entry: Mapping[str, Any]) -> dict[str, str]:
+        """Return the field of each option of a model; `entry` is what the server lists about it."""
         fields = self.request_fields()
         if server.address.origin == "https://api.openai.com":
             # Newer models reject `max_tokens`, and older models accept both fields.
             fields["max_new_tokens"] = "max_completion_tokens"
-        if self.name == "instructlab" and owner == "vllm":
+        if self.name == "instructlab" and entry.get("owned_by") == "vllm":
             fields["repetition_penalty"] = "repetition_penalty"
         return fields
 
@@ -263,12 +270,13 @@ class OpenAICompatibleBackend(RemoteBackend):
             fields["max_new_tokens"] = "max_completion_tokens"
             return True
         # The token limit is never omitted, because the default of the server is unknown.
-        optional = {*fields.values(), "stream_options"} - {fields["max_new_tokens"]}
-        field = error.parameter
-        if field not in optional - unsupported - self._requested_fields(remote, config):
-            return False
-        unsupported.add(field)
-        return True
+        sent = [*remote.option_fields(config), "stream_options"]
+        required = {fields["max_new_tokens"]} | self._requested_fields(remote, config)
+        # Some servers name the field only in their message, or two of which they accept one.
+        named = [error.parameter] if error.parameter else [f for f in sent if _names(str(error), f)]
+        rejected = [f for f in named if f in sent and f not in required | unsupported]
+        unsupported.update(rejected[-1:])
+        return bool(rejected)
 
 
 class VLLMBackend(OpenAICompatibleBackend):
@@ -276,7 +284,7 @@ class VLLMBackend(OpenAICompatibleBackend):
 
     name = "vllm"
     option_names = MappingProxyType(
-        _OPTION_NAMES | {"top_k": "top_k", "repetition_penalty": "repetition_penalty"}
+        OPTION_NAMES | {"top_k": "top_k", "repetition_penalty": "repetition_penalty"}
     )
     start = "Start one: vllm serve MODEL"
     counts_tokens = True
@@ -287,19 +295,16 @@ class InstructLabBackend(OpenAICompatibleBackend):
 
     name = "instructlab"
     option_names = MappingProxyType(
-        _OPTION_NAMES | {"top_k": "top_k", "repetition_penalty": "repeat_penalty"}
+        OPTION_NAMES | {"top_k": "top_k", "repetition_penalty": "repeat_penalty"}
     )
     start = "Start one: ilab model serve"
     # llama-cpp-python aborts its answer when another request arrives.
     concurrency = 1
 
 
-class OpenAIBackend(OpenAICompatibleBackend):
-    """OpenAI, and any other server with its API."""
-
-    name = "openai"
-    option_names = MappingProxyType(_OPTION_NAMES)
-    start = "Check --base-url, and whether the server is running."
+def _names(message: str, field: str) -> bool:
+    """Return whether a message contains the name of a field."""
+    return re.search(rf"\b{field}\b", message) is not None
 
 
 def _prefixes(url: str) -> list[str]:

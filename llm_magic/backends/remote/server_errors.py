@@ -44,14 +44,32 @@ _CONTEXT_EXCEEDED = re.compile(
     r"context.{0,20}(length|window|size)|too many tokens|too long|exceeds? .{0,40}(context|tokens)",
     re.IGNORECASE,
 )
-# LiteLLM's proxy without a database sends this with status 400 for a wrong key, and fails without one.
-_LITELLM_WRONG_KEY = "No connected db"
+# Gemini, xAI, and LiteLLM's proxy without a database answer a wrong key with status 400.
+_WRONG_KEY = re.compile(
+    r"^No connected db$|^(Incorrect|Invalid) API key|^API key not valid", re.IGNORECASE
+)
+# LiteLLM's proxy without a database fails without a key.
 _LITELLM_NO_KEY = {"", "Internal Server Error"}
 # uvicorn sends exactly this body with status 503 for connections beyond `limit_concurrency`, which is 1
 # for InstructLab. Other servers use HTML, a line end or another text.
 _UVICORN_BUSY = b"Service Unavailable"
 # Ollama with a full queue, and llama.cpp's server during the load of its model.
 _BUSY = re.compile(r"server busy|^Loading model$", re.IGNORECASE)
+# Providers report an account without credit with status 400, 402, 403 or 429.
+_CREDIT_CODES = {
+    "insufficient_quota", "billing_hard_limit_reached", "credit_balance_exhausted",
+    "enforced_spend_limit_reached",
+}  # fmt: skip
+_NO_CREDIT = re.compile(
+    r"credit balance is too low|insufficient (balance|credits?|funds|quota)"
+    r"|does ?n['o]t have any credits|(used|run out of) .{0,20}credits",
+    re.IGNORECASE,
+)
+_WRONG_REGION = re.compile(
+    r"(country|region|territory|location).{0,30} not (supported|available|allowed)"
+    r"|not available in your (country|region)",
+    re.IGNORECASE,
+)
 _EMPTY_STREAM_TYPES = {"text/event-stream", "application/x-ndjson", ""}
 _IF_KEY_IS_MISSING = (
     "If it requires an API key, store it in an environment variable and add --key-env NAME."
@@ -104,9 +122,12 @@ def parse_error(value: Any, depth: int = 5) -> ErrorResponse:
                 return dataclasses.replace(
                     inner,
                     parameter=inner.parameter or str(value.get("param") or ""),
-                    code=inner.code or str(value.get("code") or ""),
+                    code=inner.code or _code(value),
                     lengths=inner.lengths or _lengths(value),
                 )
+    if isinstance(value, list) and value and isinstance(value[0], dict) and "error" in value[0]:
+        # Gemini sends a list of error objects.
+        return parse_error(value[0], depth - 1)
     if isinstance(value, list) and value and isinstance(value[0], dict):
         # FastAPI: [{"loc": ["body", "stream_options"], "msg": "extra fields not permitted"}]
         location = value[0].get("loc")
@@ -123,6 +144,13 @@ def parse_error(value: Any, depth: int = 5) -> ErrorResponse:
     except RecursionError:
         text = ""
     return ErrorResponse(text, is_busy=bool(_BUSY.search(text)))
+
+
+def _code(value: Mapping[str, Any]) -> str:
+    """Return the code of an error, which Anthropic puts into its details."""
+    details = value.get("details")
+    nested = details.get("error_code") if isinstance(details, dict) else None
+    return str(value.get("code") or nested or "")
 
 
 def _lengths(value: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -162,7 +190,9 @@ def status_error(
             " are not followed. If you trust that address, load it with --base-url.",
             status=status,
         )
-    if status in {401, 403} or (status == 400 and text == _LITELLM_WRONG_KEY):
+    if account := _account_error(origin, status, response, text):
+        return account
+    if status in {401, 403} or (status == 400 and _WRONG_KEY.search(text)):
         return _authentication_error(origin, key, status, text)
     retry_after = _retry_after(headers.get("retry-after", ""))
     if status == 503 and response.is_busy:
@@ -178,18 +208,42 @@ def status_error(
     later = f"Try again in {retry_after:.0f} s." if known_wait else "Try again later."
     if status == 429:
         message = f"{origin} received too many requests{reason} {later}"
-    elif status in {408, 502, 503, 504}:
+    elif status in {408, 502, 503, 504, 529}:
         message = f"{origin} is not ready or overloaded{reason} {later}"
     elif status >= 500:
         message = f"{origin} failed{reason} Check the log of the server."
         if status == 500 and key is None and text in _LITELLM_NO_KEY:
             message += f" {_IF_KEY_IS_MISSING}"
+    elif status == 404:
+        message = f"{origin} rejected the request{reason} %llm_models -b {address.backend} lists its models."
     else:
         message = (
             f"{origin} rejected the request{reason} Check the options and -p; %%llm --dry-run shows"
             " what is sent."
         )
     return _request_failed(message, status, response, retry_after=retry_after)
+
+
+def _account_error(
+    origin: str, status: int, response: ErrorResponse, text: str
+) -> RequestFailed | None:
+    """Return the error for an account without credit or a region without service; None for others."""
+    reason = f" ({status}): {text}." if text else f" ({status})."
+    has_no_credit = response.code in _CREDIT_CODES or _NO_CREDIT.search(text) is not None
+    if status == 402 or (status in {400, 403, 429} and has_no_credit):
+        return RequestFailed(
+            f"The account at {origin} has no credit left{reason} Add credit there, or load a model of"
+            " another provider.",
+            brief="no credit", status=status, is_temporary=False,
+        )  # fmt: skip
+    if status in {400, 403, 451} and (
+        _WRONG_REGION.search(text) or "unsupported_country" in response.code
+    ):
+        return RequestFailed(
+            f"{origin} is not available from this region{reason} Load a model of another provider.",
+            brief="region", status=status, is_temporary=False,
+        )  # fmt: skip
+    return None
 
 
 def stream_error(
@@ -230,6 +284,9 @@ def _authentication_error(
         summary = f"{origin} rejected the key {variable}"
         retype, correct = "Load again to type another key.", "Correct the variable and load again."
         fix = retype if key.is_typed else correct
+        if status == 403:
+            summary = f"{origin} denied access with the key {variable}"
+            fix = "Check what the key is allowed to use."
     elif status == 401:
         summary, reason = f"{origin} requires an API key", f" ({status})."
         fix = "Store it in an environment variable and add --key-env NAME."

@@ -22,6 +22,7 @@ import certifi
 from llm_magic.backends.remote import server_errors
 from llm_magic.config.api_keys import ApiKey
 from llm_magic.config.certificates import certificate_problem
+from llm_magic.config.providers import PROVIDERS
 from llm_magic.config.server_address import ServerAddress, proxy_for, proxy_url
 from llm_magic.errors import SettingsError
 
@@ -49,8 +50,9 @@ class Transport:
     def __init__(self, address: ServerAddress, key: ApiKey | None) -> None:
         """Raises `ServerUnreachable` for an unusable proxy, `SettingsError` for certificates."""
         headers = {"User-Agent": "llm_magic", "Accept-Encoding": "identity"}
-        if key is not None:
-            headers["Authorization"] = key.bearer(address.origin)
+        self._key_headers = {
+            method: _key_headers(address, key, method) for method in ("GET", "POST")
+        }
         proxy = proxy_url(address)
         socks = proxy if proxy is not None and proxy.startswith("socks") else None
         options: dict[str, Any] = {"limit": 0, "keepalive_timeout": KEEP_S}
@@ -100,7 +102,9 @@ class Transport:
 
         The caller closes the response.
         """
-        headers = {} if content is None else {"Content-Type": "application/json"}
+        headers = dict(self._key_headers.get(method, {}))
+        if content is not None:
+            headers["Content-Type"] = "application/json"
         while True:
             attempt = SimpleNamespace(reused_connection=False)
             # aiohttp sends a file in pieces, and warns about long bytes.
@@ -122,6 +126,16 @@ class Transport:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._session.close()
+
+
+def _key_headers(address: ServerAddress, key: ApiKey | None, method: str) -> dict[str, str]:
+    """Return the headers that hold the key in requests of a method; none without a key."""
+    if key is None:
+        return {}
+    provider = PROVIDERS.get(address.backend)
+    of_lists = provider.list_headers if provider is not None and method == "GET" else {}
+    forms = of_lists or {"Authorization": "Bearer {key}"}
+    return {name: key.header(address.origin, form) for name, form in forms.items()}
 
 
 def _reuse_trace() -> aiohttp.TraceConfig:

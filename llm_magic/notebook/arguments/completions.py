@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llm_magic.config.server_address import setting_name
 from llm_magic.errors import OptionError
 from llm_magic.notebook.arguments.magic_options import MAGICS, option_specs
 
@@ -105,7 +106,7 @@ class Candidates:
             return sorted(name for name in os.environ if _SECRET.search(name))
         if option == "base_url":
             backend = line.get("backend", self._session.settings.backend)
-            return filter(None, [getattr(self._session.settings, f"{backend}_base_url", "")])
+            return filter(None, [getattr(self._session.settings, setting_name(backend), "")])
         if option in option_specs("session"):
             return self._setting_values(option)
         spec = option_specs("loading").get(option)

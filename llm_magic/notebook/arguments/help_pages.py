@@ -59,8 +59,18 @@ def _groups(magic: Magic) -> Iterator[tuple[str, list[str]]]:
             groups.setdefault(table[option.dest].backends, []).append(option)
         # First the options of all backends, then the largest group.
         for backends in sorted(groups, key=lambda names: (bool(names), -len(groups[names]))):
-            title = f"With -b {', '.join(backends)}:" if backends else "Backend:"
+            title = f"{_with_backends(backends)}:" if backends else "Backend:"
             yield title, _rows(groups[backends], table, backends=False)
+
+
+def _with_backends(supporting: tuple[str, ...]) -> str:
+    """Return which backends have an option: these, or all others."""
+    from llm_magic.backends.registry import names
+
+    others = [name for name in names() if name not in supporting]
+    if len(others) < len(supporting):
+        return f"With any -b except {', '.join(others)}"
+    return f"With -b {', '.join(supporting)}"
 
 
 def _rows(
@@ -99,8 +109,9 @@ def _backends(spec: OptionSpec) -> Iterator[str]:
 
 
 def _sentence(text: str, facts: list[str]) -> str:
-    """Return a text followed by facts; no fact is wrapped."""
-    joined = "; ".join(fact.replace(" ", _NO_BREAK) for fact in facts)
+    """Return a text followed by facts; no fact is wrapped that fits into a line."""
+    fits = _WIDTH - _COLUMN - 2
+    joined = "; ".join(f.replace(" ", _NO_BREAK) if len(f) <= fits else f for f in facts)
     return f"{text} ({joined})" if facts else text
 
 

@@ -56,7 +56,10 @@ _MODEL = Argument(
     ("-m", "--model"), "Loaded model to use. Default: the active one.", "NAME", complete="loaded"
 )
 _OUTPUT = Argument(
-    ("-o", "--output"), "Store the Reply in this variable.", "VAR", complete="variables"
+    ("-o", "--output"),
+    "Store the Reply, a str, in this variable; with -f json the parsed value.",
+    "VAR",
+    complete="variables",
 )
 _DRY_RUN = Argument(
     ("--dry-run",), "Show the exact messages and their token count; send nothing.", kind="switch"
@@ -89,7 +92,7 @@ _ANSWER = (
     Argument(
         ("-f", "--format"),
         "How to show the answer. Default: markdown. code also puts the first fenced block into the next"
-        " cell and never runs it.",
+        " cell and never runs it. json fails the cell if the answer is not JSON.",
         "FORMAT",
         choices=FORMATS,
     ),
@@ -191,6 +194,12 @@ MAGICS: dict[str, Magic] = {
             "%llm_config -t 0 seed=none",
         ),
         Magic("llm_status", "Show the loaded models, their devices or servers, and memory.", "%llm_status"),
+        Magic(
+            "llm_usage",
+            "Show what the answers of this session took: tokens, seconds, and reported cost.",
+            "%llm_usage [--reset]",
+            (Argument(("--reset",), "Count from 0 afterwards.", kind="switch"),),
+        ),
         Magic(
             "llm_models",
             "List models: loaded, embedded, in local files, in the Hugging Face cache, or on a server.",

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from llm_magic.errors import InvalidReply
 from llm_magic.notebook.display import markdown
-from llm_magic.notebook.display.code_cells import code_blocks
 from llm_magic.notebook.display.live_output import (
     PERIOD_S,
     LiveArea,
@@ -189,8 +189,11 @@ def _whole(response: Response, form: str, show_footer: bool) -> tuple[str, list[
     assert response.reply is not None, "it has ended"
     text, lines = response.text.strip(), []
     if form == "json":
-        text, problem = _pretty_json(text)
-        lines = [problem] if problem else []
+        try:
+            text = replace_surrogates(_indented(response.reply.json()) or text)
+        except InvalidReply as error:
+            # A job fails no cell that would show it.
+            lines = [str(error)] if response.number is not None else []
     size = response.info.local_size
     system = response.prepared.session_system
     below = footer(response.reply, size, system) if show_footer else ending(response.reply)
@@ -225,19 +228,6 @@ def _indented(value: Any) -> str:
         if left < 0:
             return ""
     return "".join(pieces)
-
-
-def _pretty_json(text: str) -> tuple[str, str]:
-    problem = ""
-    # All of it first: to Markdown, indented JSON can look like a block of code.
-    for inner in (text, *(block.code for block in code_blocks(text)[:1])):
-        try:
-            return replace_surrogates(_indented(json.loads(inner)) or inner), ""
-        except RecursionError:
-            problem = "This JSON is nested too deeply."
-        except ValueError as error:
-            problem = f"This is not valid JSON: {error}"
-    return text, problem
 
 
 def view(

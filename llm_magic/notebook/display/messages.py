@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llm_magic.notebook.display.tables import Table
 from llm_magic.session.chats import in_turns, spelled
-from llm_magic.text import counted, human_bytes, visible_line
+from llm_magic.text import counted, dollars, human_bytes, visible_line
 from llm_magic.types import ModelInfo, Reply, Unloaded
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llm_magic.session.chats import Chat, Context
     from llm_magic.session.requests import DryRun
     from llm_magic.session.response import Response
+    from llm_magic.session.usage import ModelUsage, SessionUsage
 
 _MAX_HOLDERS = 3  # in the line of an unload
 _MAX_NAME = 200  # characters of a model name in a line or a table
@@ -60,7 +61,7 @@ def trimmed(turns: int) -> str:
 
 
 def footer(reply: Reply, size: int | None, session_system: str | None = None) -> str:
-    """Return the line below an answer: model, tokens, first token, speed, memory, how it ended.
+    """Return the line below an answer: model, tokens, times, speed, memory, cost, how it ended.
 
     `session_system` is the system prompt of the session, if it was sent.
     """
@@ -76,6 +77,8 @@ def footer(reply: Reply, size: int | None, session_system: str | None = None) ->
         parts.append(f"{timing.tokens_per_s:.{digits}f} tokens/s")
     if size:
         parts.append(human_bytes(size))
+    if usage.cost is not None:
+        parts.append(dollars(usage.cost))
     if session_system:
         parts.append(system_label(session_system))
     label = ending(reply)
@@ -254,6 +257,56 @@ def jobs_table(jobs: Iterable[Response]) -> Table:
     ]  # fmt: skip
     note = "" if rows else "No jobs. %%llm --bg starts one."
     return Table(("job", "state", "model", "tokens", "seconds", "prompt"), rows, note)
+
+
+def usage_table(usage: SessionUsage) -> Table:
+    """Return ``%llm_usage``: the answers of each model and of all together, their tokens and cost."""
+    rows = [*usage.models, *([usage.total] if len(usage.models) > 1 else [])]
+    if not rows:
+        return Table(("",), [], "No answers yet.")
+    columns = [name for name in _USAGE_COLUMNS if _is_shown(name, rows)]
+    table = [
+        [shown_name(row.model or "all"), row.backend, _answers(row)]
+        + [_sum(row, name) for name in columns]
+        for row in rows
+    ]
+    cells = [cell for line in table for cell in line[3:]]
+    notes = {
+        "≥ is a lower bound: some answers reported no number.": any(c[0] == "≥" for c in cells),
+        f"{_UNKNOWN} is unknown: no answer reported it.": _UNKNOWN in cells,
+        "No server reported a cost.": "cost" not in columns,
+    }
+    heads = ["model", "backend", "answers", *(_USAGE_COLUMNS[name] for name in columns)]
+    return Table(heads, table, " ".join(note for note, holds in notes.items() if holds))
+
+
+_USAGE_COLUMNS = {
+    "prompt_tokens": "prompt tokens", "cached_tokens": "reused", "completion_tokens": "generated tokens",
+    "reasoning_tokens": "reasoning", "seconds": "seconds", "cost": "cost",
+}  # fmt: skip
+
+
+def _is_shown(name: str, rows: Sequence[ModelUsage]) -> bool:
+    """Return whether a column is shown: always, or where a number of it is known."""
+    is_always = name in {"prompt_tokens", "completion_tokens", "seconds"}
+    return is_always or any(getattr(row, name) is not None for row in rows)
+
+
+def _answers(usage: ModelUsage) -> str:
+    """Return the number of answers, and how many of them were stopped or failed."""
+    endings = {"stopped": usage.stopped, "failed": usage.failed}
+    of_these = ", ".join(f"{count} {how}" for how, count in endings.items() if count)
+    return f"{usage.answers:,}{f' ({of_these})' if of_these else ''}"
+
+
+def _sum(usage: ModelUsage, name: str) -> str:
+    value = getattr(usage, name)
+    if value is None:
+        return _UNKNOWN
+    bound = "≥ " if name in usage.lower_bounds else ""
+    if name == "cost":
+        return f"{bound}{dollars(value)}"
+    return f"{bound}{value:,.1f}" if name == "seconds" else f"{bound}{value:,}"
 
 
 def shortened(text: str, most: int = 48) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from IPython.core.error import UsageError
@@ -82,7 +83,8 @@ def register(shell: InteractiveShell, session: Session) -> None:
     shell.input_transformers_cleanup.append(_ask_not_help)
     shell.events.register("post_run_cell", _suggest_magic)
     cell_interrupts.start(shell)
-    _html_formatter(shell).for_type_by_name("llm_magic.types", "Reply", _reply_html)
+    for mime_type, kind, show in _DISPLAYED:
+        _formatter(shell, mime_type).for_type_by_name(*kind, show)
     session.cells.current = functools.partial(running_cell, shell)
 
 
@@ -111,12 +113,13 @@ def unregister(shell: InteractiveShell, *, keep: Session | None = None) -> Seque
         session.cells.current = lambda: None
         if session is not keep:
             session.close()
-    _html_formatter(shell).pop("llm_magic.types.Reply", None)
+    for mime_type, kind, _show in _DISPLAYED:
+        _formatter(shell, mime_type).pop(".".join(kind), None)
     return registered
 
 
-def _html_formatter(shell: InteractiveShell) -> Any:
-    return cast(Any, shell.display_formatter).formatters["text/html"]
+def _formatter(shell: InteractiveShell, mime_type: str) -> Any:
+    return cast(Any, shell.display_formatter).formatters[mime_type]
 
 
 def _reply_html(reply: Any) -> str:
@@ -125,3 +128,23 @@ def _reply_html(reply: Any) -> str:
     reasoning = answer_view.reasoning_html(reply.reasoning)
     answer = answer_view.answer_html(reply.text, "markdown")
     return reasoning + answer + live_output.muted(messages.footer(reply, None))
+
+
+def _usage_html(usage: Any) -> str:
+    from llm_magic.notebook.display import messages
+
+    return messages.usage_table(usage)._repr_html_()
+
+
+def _usage_text(usage: Any, printer: Any, _cycle: bool) -> None:
+    from llm_magic.notebook.display import messages
+
+    printer.text(repr(messages.usage_table(usage) if len(printer.stack) == 1 else usage))
+
+
+# How IPython displays values of this package; the classes are imported when there are values of them.
+_DISPLAYED: tuple[tuple[str, tuple[str, str], Callable[..., Any]], ...] = (
+    ("text/html", ("llm_magic.types", "Reply"), _reply_html),
+    ("text/html", ("llm_magic.session.usage", "SessionUsage"), _usage_html),
+    ("text/plain", ("llm_magic.session.usage", "SessionUsage"), _usage_text),
+)

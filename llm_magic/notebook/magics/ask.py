@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import keyword
 import os
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from IPython.core.magic import magics_class
 
-from llm_magic.errors import Interrupted, LLMMagicError, OptionError
+from llm_magic.errors import Interrupted, InvalidReply, LLMMagicError, OptionError
 from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.magics.base import SessionMagics, line_cell_magic, line_magic
 from llm_magic.notebook.magics.traitlets_config import declare
@@ -26,9 +27,16 @@ if TYPE_CHECKING:
     from llm_magic.prompts.explain_error import Cell
     from llm_magic.session import Session
     from llm_magic.session.requests import Request
+    from llm_magic.session.response import Response
+    from llm_magic.types import Reply
 
 # Names that IPython reads or sets: a Reply there breaks the notebook or is overwritten.
 _IPYTHON_NAMES = re.compile(r"In|Out|get_ipython|exit|quit|_(?:i{1,3}|ih|oh|dh|i?\d+)?|_{2,3}")
+
+
+V = TypeVar("V")
+# The names in the statement that IPython makes of ``%llm …`` or ``%%llm``.
+_STATEMENT = ("get_ipython", "run_line_magic")
 
 
 @magics_class
@@ -58,7 +66,7 @@ class LLMMagics(SessionMagics):
         return super().class_traits(**metadata)
 
     @line_cell_magic
-    def llm(self, line: str, cell: str | None = None) -> Table | None:
+    def llm(self, line: str, cell: str | None = None) -> Table | Reply | Response | None:
         """Send a prompt to the active model and stream the answer into the cell."""
         if cell is None:
             args = parser.parse_with_prompt("llm", line)
@@ -70,8 +78,7 @@ class LLMMagics(SessionMagics):
         if args["replace"] and args["format"] != "code":
             raise OptionError("--replace requires -f code.")
         if args["bg"]:
-            self._answer_in_background(args)
-            return None
+            return self._unless_shown(self._answer_in_background(args))
         return self._answer(*self._request(args), args)
 
     def _request(self, args: Parsed) -> tuple[Request, tuple[str, ...]]:
@@ -101,7 +108,9 @@ class LLMMagics(SessionMagics):
         trim, options = bool(args["trim"]), args.options
         return Request(prompt, args["model"], system, chat, key, options, trim, self.began), notes
 
-    def _answer(self, request: Request, notes: tuple[str, ...], args: Parsed) -> Table | None:
+    def _answer(
+        self, request: Request, notes: tuple[str, ...], args: Parsed
+    ) -> Table | Reply | None:
         """Send a request and show the answer as the options of the line require."""
         from llm_magic.notebook.display import answer_view, live_output, messages
 
@@ -122,17 +131,45 @@ class LLMMagics(SessionMagics):
                 for _ in response.updates(view.pause):
                     view.draw()
         finally:
+            problem = None
             if response.has_reply:
                 # First: the variable is set even if displaying the answer fails.
-                if args["output"] is not None:
-                    self.shell.user_ns[args["output"]] = response.reply
+                problem = self._store(response.reply, args)
                 view.finish()
             else:
                 view.clear()
         reply = response.result()
+        if problem is not None:
+            raise problem.append("The text is in llm.last.")
         if args["format"] == "code":
             self._code_cells.offer(reply, self.cell_id, replace=bool(args.get("replace")))
+        return self._unless_shown(reply)
+
+    def _store(self, reply: Reply | None, args: Parsed) -> InvalidReply | None:
+        """Set the variable of ``-o``; returns the error of an answer that should be JSON and is not."""
+        assert reply is not None, "it has ended"
+        value: Any = reply
+        if args["format"] == "json":
+            try:
+                value = reply.json()
+            except InvalidReply as error:
+                return error
+        if args["output"] is not None:
+            self.shell.user_ns[args["output"]] = value
         return None
+
+    def _unless_shown(self, value: V) -> V | None:
+        """Return the value of the magic, or None where it is all of its statement.
+
+        IPython displays the value of such a statement, and the answer is shown already.
+        """
+        frame = inspect.currentframe()
+        while frame is not None and frame.f_globals is not self.shell.user_global_ns:
+            frame = frame.f_back
+        # ``x = %llm …`` also stores a name, and a function that calls the magic has another name.
+        if frame is None or frame.f_code.co_name != "<module>":
+            return value
+        return None if len(frame.f_code.co_names) == len(_STATEMENT) else value
 
     @functools.cached_property
     def _code_cells(self) -> CodeCells:
@@ -140,8 +177,8 @@ class LLMMagics(SessionMagics):
 
         return CodeCells(self.shell)
 
-    def _answer_in_background(self, args: Parsed) -> None:
-        """Start a job that its cell displays, and return at once."""
+    def _answer_in_background(self, args: Parsed) -> Response:
+        """Start a job that its cell displays, and return it at once."""
         from llm_magic.notebook.display.background_output import BackgroundOutput
 
         if args["dry_run"]:
@@ -162,11 +199,12 @@ class LLMMagics(SessionMagics):
         if args["output"] is not None:
             self.shell.user_ns[args["output"]] = response
         output.start(notes)
+        return response
 
     # -- %llm_explain -------------------------------------------------------------------------
 
     @line_magic
-    def llm_explain(self, line: str) -> Table | None:
+    def llm_explain(self, line: str) -> Table | Reply | None:
         """Explain the last exception: its cause and a fix."""
         from llm_magic.notebook.display.tables import Table
         from llm_magic.prompts import explain_error

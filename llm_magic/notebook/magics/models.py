@@ -1,4 +1,4 @@
-"""``%llm_load``, ``%llm_use``, ``%llm_unload``, ``%llm_models``, ``%llm_status`` and ``%llm_config``."""
+"""Models and settings: load, use, unload and list models, show status and usage, change settings."""
 
 from __future__ import annotations
 
@@ -101,6 +101,14 @@ class ModelMagics(SessionMagics):
 
         parser.parse("llm_status", line)
         return messages.status_table(self.session.status())
+
+    @line_magic
+    def llm_usage(self, line: str) -> Table:
+        """Show what the answers of this session took: tokens, seconds and cost by model."""
+        from llm_magic.notebook.display import messages
+
+        args = parser.parse("llm_usage", line)
+        return messages.usage_table(self.session.usage(reset=bool(args["reset"])))
 
     @line_magic
     def llm_models(self, line: str) -> Table:

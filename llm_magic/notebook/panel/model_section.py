@@ -13,7 +13,7 @@ import ipywidgets as widgets
 
 from llm_magic.backends import registry
 from llm_magic.config.option_spec import OptionSpec
-from llm_magic.config.server_address import parse_url
+from llm_magic.config.server_address import parse_url, setting_name
 from llm_magic.config.settings import LoadConfig, ServerLoadConfig
 from llm_magic.errors import LLMMagicError, OptionError
 from llm_magic.notebook.display.messages import ready_lines, unloaded_line
@@ -198,7 +198,7 @@ class LoadSection:
         backend = str(self.backend.value)
         for name, control in self.options.items():
             control.layout.display = "" if table[name].works_on(backend) else "none"
-        default = getattr(self._panel.session.settings, f"{backend}_base_url", "")
+        default = getattr(self._panel.session.settings, setting_name(backend), "")
         self.options["base_url"].placeholder = default
         self.model.placeholder = "the served model" if default else "the default"
         busy = status.status in {"Loading", "Configuring", "Unloading"}

@@ -54,7 +54,7 @@ class Limited(ScriptedBackend):
 
 def check(backend: Backend, **options: object) -> None:
     """Check the options of a call."""
-    Backend.check_options(backend, GenerationConfig().replace(**options), options.keys())
+    Backend.check_options(backend, "", GenerationConfig().replace(**options), options.keys())
 
 
 def test_unsupported_option_raises() -> None:
@@ -69,4 +69,4 @@ def test_value_that_requests_nothing_is_accepted() -> None:
 
 
 def test_unsupported_setting_of_the_session_is_accepted() -> None:
-    Backend.check_options(Limited(), GenerationConfig(top_k=5), {"seed"})
+    Backend.check_options(Limited(), "", GenerationConfig(top_k=5), {"seed"})

@@ -13,13 +13,14 @@ import pytest
 from llm_magic.backends import registry
 from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.remote.ollama import OllamaLoadConfig
+from llm_magic.config.providers import PROVIDERS
 from llm_magic.config.settings import LoadConfig, ServerLoadConfig
 from llm_magic.errors import BackendUnavailable, OptionError
 from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.arguments.help_pages import page
 from tests.scripted import settings
 
-OURS = ("local", "ollama", "vllm", "instructlab", "openai")
+OURS = ("local", "ollama", "vllm", "instructlab", *PROVIDERS)
 MODULE = """
 from typing import Annotated
 from llm_magic.backends.base import UNSUPPORTED, Backend

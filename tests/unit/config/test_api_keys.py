@@ -266,9 +266,9 @@ def test_key_is_masked_and_not_pickled() -> None:
     key = ApiKey(KEY, "https://host", NAME)
     shown = [repr(key), str(key), f"{key}", repr([key]), repr(vars(ApiKeys()))]
     assert KEY not in "".join(shown)
-    assert key.bearer("https://host") == f"Bearer {KEY}"
+    assert key.header("https://host") == f"Bearer {KEY}"
     with pytest.raises(OptionError, match="not sent to http://host"):
-        key.bearer("http://host")
+        key.header("http://host")
     for take in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="cannot be pickled"):
             take(key)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from llm_magic.config.api_keys import ApiKeys
+from llm_magic.config.providers import PROVIDERS
 from llm_magic.doctor.finding import Finding, run_in_thread
 from llm_magic.doctor.servers import check_hub, check_keys, check_servers
 from tests.fault_server import MODELS, FaultServer
@@ -229,8 +230,22 @@ def test_hub_is_not_requested_offline(server: FaultServer, monkeypatch: pytest.M
 
 def test_keys_are_listed_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_tulips")
+    for provider in PROVIDERS.values():
+        monkeypatch.delenv(provider.key_variable, raising=False)
     (found,) = check_keys(ApiKeys())
     assert found.text == "OPENAI_API_KEY not set, HF_TOKEN set"
+
+
+def test_set_keys_of_providers_are_listed_with_their_backends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for provider in PROVIDERS.values():
+        monkeypatch.delenv(provider.key_variable, raising=False)
+    monkeypatch.setenv("GROQ_API_KEY", "gsk-tulips")
+    (found,) = check_keys(ApiKeys())
+    assert found.text == "OPENAI_API_KEY not set, HF_TOKEN not set, GROQ_API_KEY set (-b groq)"
+    # A set key is no reason to send a request.
+    assert "groq" not in {f.name for f in asyncio.run(check_servers(settings(), ApiKeys()))}
 
 
 def test_blocking_function_times_out() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import linecache
 import subprocess
@@ -26,7 +27,8 @@ from pydantic import BaseModel
 from llm_magic.errors import PromptError
 from llm_magic.prompts.template import Filled, fill
 from llm_magic.prompts.values_as_text import to_text
-from llm_magic.types import Reply, Timing, Usage
+from llm_magic.types import Usage
+from tests.scripted import make_reply
 
 
 class Unreadable:
@@ -653,8 +655,17 @@ def test_long_containers_are_packed() -> None:
 
 
 def test_reply_is_its_text() -> None:
-    reply = Reply("answer", "m", "local", "stop", Usage(), Timing(None, 1.0, None), ())
-    assert fill("{reply}", {"reply": reply}).text == "answer"
+    reply = make_reply("answer\n" * 100, usage=Usage(7, 3))
+    names = {"reply": reply, "replies": [reply, reply]}
+    assert type(fill("{reply}", names).text) is str
+    assert fill("{reply}", names).text == reply
+    assert (
+        fill("{len(reply)} {reply[:3].upper()} {reply.usage.prompt_tokens}", names).text
+        == "700 ANS 7"
+    )
+    # Not the repr, which is shortened.
+    assert ast.literal_eval(fill("{replies}", names).text) == [reply, reply]
+    assert ast.literal_eval(fill("{reply!r}", names).text) == reply
 
 
 def test_functions_and_classes_become_their_source() -> None:

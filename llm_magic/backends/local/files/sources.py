@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from llm_magic.backends.local import memory
 from llm_magic.backends.local.files import gguf, hub
+from llm_magic.config import providers
+from llm_magic.config.providers import Provider
 from llm_magic.config.settings import Settings
 from llm_magic.errors import LoadFailed, ModelNotFound, did_you_mean
 from llm_magic.types import ModelInfo
@@ -54,10 +56,6 @@ def find(model: str | None, revision: str | None, settings: Settings, *, code: b
     local = _on_disk(requested, settings)
     if local is not None:
         return local
-    if _looks_like_path(requested):
-        raise ModelNotFound(
-            f"There is no file or folder {requested!r}.{_suggestion(requested, settings)}"
-        )
     name = requested.rpartition("/")[2]
     folder = hub.cached(requested, revision, code=code)
     if folder is not None:
@@ -83,7 +81,52 @@ def _embedded(revision: str | None) -> Source:
         ) from None
 
 
+def check_name(model: str | None, settings: Settings) -> None:
+    """Raise `ModelNotFound` for what `find` does not find and needs neither network nor torch for."""
+    requested = model or settings.model
+    if requested not in {None, gguf.EMBEDDED_NAME}:
+        _on_disk(str(requested), settings)
+
+
 def _on_disk(requested: str, settings: Settings) -> Source | None:
+    """Return a file or folder by path or name, None if the name can be that of a model on the hub.
+
+    Raises:
+        ModelNotFound: The path does not exist or holds no model, or only a hosted provider has a model
+            of this name.
+    """
+    found = _at_path(requested, settings)
+    if found is not None:
+        return found
+    if _looks_like_path(requested):
+        raise ModelNotFound(
+            f"There is no file or folder {requested!r}.{_near_path(requested, settings)}"
+        )
+    provider = providers.of_model(requested)
+    if provider is not None and requested not in {info.name for info in _in_hub_cache()}:
+        raise _hosted(requested, provider)
+    return None
+
+
+def _near_path(requested: str, settings: Settings) -> str:
+    """Return a sentence with paths that are similar to the requested one, or names of models."""
+    folder, name = os.path.split(requested)
+    beside = [path.rstrip(os.sep) for path in paths(os.path.join(folder, ""))]  # noqa: PTH118
+    known = (info.name for info in names(settings.models_folder))
+    return did_you_mean(requested, beside) or did_you_mean(name, known)
+
+
+def _hosted(requested: str, provider: Provider) -> ModelNotFound:
+    """Return the error for the name of a model that only a hosted provider has."""
+    variable = provider.key_variable
+    key = variable if os.environ.get(variable) else f"{variable}, not set"
+    return ModelNotFound(
+        f"{requested} is a model of {provider.title} and is not on this machine. Run"
+        f" %llm_load {provider.api_name(requested)} -b {provider.name} (key: {key})."
+    )
+
+
+def _at_path(requested: str, settings: Settings) -> Source | None:
     candidates = [Path(requested).expanduser()]
     if settings.models_folder is not None:
         candidates.append(settings.models_folder.expanduser() / requested)

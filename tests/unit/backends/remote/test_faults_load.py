@@ -155,9 +155,9 @@ def test_path_of_api_is_optional(server: FaultServer, path: str) -> None:
 
 def test_unknown_model_suggests_nearest_name(session: Session, server: FaultServer) -> None:
     with pytest.raises(
-        ModelNotFound, match=r"Model \"bik\" not found on .*\. Did you mean \"big\"\?"
+        ModelNotFound, match=r"Model \"bigg\" not found on .*\. Did you mean \"big\"\?"
     ):
-        session.load("bik", backend="vllm", base_url=server.url)
+        session.load("bigg", backend="vllm", base_url=server.url)
     still_works(session)
 
 

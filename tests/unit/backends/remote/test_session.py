@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import subprocess
 import sys
 import time
@@ -382,7 +383,40 @@ def test_token_counts_come_from_server_or_are_none(session: Session, server: Fau
     server.will(CHAT, *sse(delta("x", finish="stop"), {"choices": [], "usage": usage}))
     reply = session.generate("hello")
     assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (9, 4)
-    assert reply.usage.cached_tokens == 8
+    assert (reply.usage.cached_tokens, reply.usage.reasoning_tokens) == (8, None)
+    usage["completion_tokens_details"] = {"reasoning_tokens": 3}
+    server.will(CHAT, *sse(delta("x", finish="stop"), {"choices": [], "usage": usage}))
+    assert session.generate("hello").usage.reasoning_tokens == 3
+
+
+_CHARGED = {"upstream_inference_cost": 0.2}
+_WRONG: list[Any] = ["1", True, -1, math.inf, math.nan, 10**400, {}, [1], None]
+
+
+@pytest.mark.parametrize(
+    ("reported", "cost"),
+    [
+        # OpenRouter: its charge, which a key of the user's at the provider excludes the provider's from.
+        ({"cost": 0.25, "cost_details": {"upstream_inference_cost": 0.25}}, 0.25),
+        ({"cost": 0, "is_byok": False}, 0.0),
+        ({"cost": 0.05, "is_byok": True, "cost_details": _CHARGED}, 0.25),
+        ({"cost": 0.05, "is_byok": True, "cost_details": {"upstream_inference_cost": None}}, None),
+        ({"cost": 0.05, "is_byok": True}, None),
+        # xAI.
+        ({"cost_in_usd_ticks": 37_756_000}, 0.0037756),
+        ({}, None),
+        *(({"cost": wrong}, None) for wrong in _WRONG),
+    ],
+)  # fmt: skip
+def test_cost_is_that_of_the_server_or_none(
+    session: Session, server: FaultServer, reported: dict[str, Any], cost: float | None
+) -> None:
+    load(session, server)
+    usage = {"prompt_tokens": 9, "completion_tokens": 4, **reported}
+    server.will(CHAT, *sse(delta("x", finish="stop"), {"choices": [], "usage": usage}))
+    reply = session.generate("hello")
+    assert reply.usage.cost == (None if cost is None else pytest.approx(cost))
+    assert footer(reply, None).endswith("$0.25") == (cost == 0.25)
 
 
 # -- Ollama ---------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def completed(line: str, names: Candidates, cell: str = "") -> list[str] | None:
         ("%llm_load -q 4| tiny --keep", ["%llm_load -q 4bit tiny --keep"]),
         ("%llm_load -d c|", ["%llm_load -d cpu", "%llm_load -d cuda"]),
         ("%llm_load --dtype b|", ["%llm_load --dtype bfloat16"]),
-        ("%llm_load -b o|", ["%llm_load -b ollama", "%llm_load -b openai"]),
+        ("%llm_load -b o|", ["%llm_load -b ollama", "%llm_load -b openai", "%llm_load -b openrouter"]),
         ("%llm_load --bg|", ["%llm_load --bg"]),
         ("%llm_load --keep ti|", ["%llm_load --keep tiny"]),  # a switch takes no value
         ("%llm_load -b openai --base-url h|", ["%llm_load -b openai --base-url https://api.openai.com"]),

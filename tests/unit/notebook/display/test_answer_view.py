@@ -16,8 +16,8 @@ from IPython.utils.capture import RichOutput, capture_output
 from llm_magic.notebook.display import answer_view, live_output
 from llm_magic.notebook.display.answer_view import PlainView, RichView
 from llm_magic.notebook.display.live_output import LiveArea, LoadView
-from llm_magic.types import Chunk, FinishReason, Message, ModelInfo, Progress, Reply, Timing, Usage
-from tests.scripted import unstarted
+from llm_magic.types import Chunk, FinishReason, ModelInfo, Progress
+from tests.scripted import make_reply, unstarted
 from tests.shell import ipython
 
 NOTEBOOK = cast(InteractiveShell, SimpleNamespace(kernel=object()))
@@ -55,11 +55,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def reply(text: str, finish: FinishReason = "stop") -> Reply:
-    timing = Timing(0.1, 1.0, 30.0)
-    return Reply(text, "tiny", "local", finish, Usage(3, 2, 0), timing, (Message("user", "?"),))
-
-
 class Shown:
     """A response and its view, as a cell has them."""
 
@@ -78,7 +73,7 @@ class Shown:
 
     def finish(self, finish: FinishReason = "stop") -> None:
         """End the response with fixed figures, and let the view show its end."""
-        self.response.reply = reply(self.response.text, finish)
+        self.response.reply = make_reply(self.response.text, finish_reason=finish)
         self.view.finish()
 
 
@@ -268,13 +263,14 @@ def test_json_is_indented(text: str, shown_text: str) -> None:
     assert plain(shown.outputs[-1]) == shown_text
 
 
-def test_invalid_json_is_shown_unchanged_with_the_error() -> None:
+def test_invalid_json_of_a_job_is_shown_unchanged_with_the_error() -> None:
     with capture_output() as shown:
         answer = Shown(format="json", quiet=True)
+        answer.response.number = 1
         answer.add('{"a": ')
         answer.finish("length")
     text = plain(shown.outputs[-1])
-    assert text.startswith('{"a":\n\nThis is not valid JSON: ')
+    assert text.startswith('{"a":\n\nThe answer is not valid JSON: ')
     assert text.endswith("cut off at 2 tokens (--max-new-tokens)")
 
 

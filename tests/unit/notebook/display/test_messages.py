@@ -12,8 +12,8 @@ from llm_magic.config.settings import SessionConfig
 from llm_magic.notebook.display import messages
 from llm_magic.notebook.display.tables import Table
 from llm_magic.session.requests import Request
-from llm_magic.types import MemoryUse, Message, ModelInfo, Progress, Reply, Timing, Unloaded, Usage
-from tests.scripted import scripted_session
+from llm_magic.types import MemoryUse, ModelInfo, Progress, Timing, Unloaded, Usage
+from tests.scripted import make_reply, scripted_session
 
 INFO = ModelInfo(
     "SmolLM2-135M-Instruct", "local", where="embedded", source="/x.gguf", device="cpu",
@@ -21,10 +21,7 @@ INFO = ModelInfo(
 )  # fmt: skip
 READY = "SmolLM2-135M-Instruct · local cpu bf16 · 269 MB · 8192 ctx"
 GONE = Unloaded("old", 269_060_000, MemoryUse(1_200_000_000), MemoryUse(931_000_000))
-REPLY = Reply(
-    "Paris.", "tiny", "local", "stop", Usage(31, 4, 0), Timing(0.123, 0.5, 41.6),
-    (Message("user", "?"),),
-)  # fmt: skip
+USUAL = {"usage": Usage(31, 4, 0), "timing": Timing(0.123, 0.5, 41.6)}
 
 
 def test_the_line_of_a_model_that_is_ready() -> None:
@@ -87,6 +84,8 @@ def test_unload_line_names_three_holders_and_counts_the_others() -> None:
         ({"finish_reason": "length"}, None,
          "tiny · 31 → 4 tokens · first after 0.12 s · 42 tokens/s"
          " · cut off at 4 tokens (--max-new-tokens)"),
+        ({"usage": Usage(31, 4, cost=0.00095)}, None,
+         "tiny · 31 → 4 tokens · first after 0.12 s · 42 tokens/s · $0.00095"),
         ({"finish_reason": "cancelled", "usage": Usage(), "timing": Timing(None, 1.0, None)}, None,
          "tiny · stopped by you; incomplete"),
         ({"finish_reason": "truncated", "usage": Usage(31, None), "timing": Timing(None, 1, None)},
@@ -96,7 +95,7 @@ def test_unload_line_names_three_holders_and_counts_the_others() -> None:
     ],
 )  # fmt: skip
 def test_the_footer(changes: Any, size: int | None, line: str) -> None:
-    assert messages.footer(dataclasses.replace(REPLY, **changes), size) == line
+    assert messages.footer(make_reply("Paris.", **(USUAL | changes)), size) == line
 
 
 def test_the_status() -> None:

@@ -1,0 +1,218 @@
+"""The hosted providers and server programs with an OpenAI-compatible API: the one table of them.
+
+Backends, key checks, messages, completion, ``%llm_doctor`` and the tables of the documentation are
+made from the entries. Each entry follows the page of the provider that `page` names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+def _fields(**names: str) -> Mapping[str, str]:
+    return MappingProxyType(names)
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A provider, and where its API differs from that of OpenAI.
+
+    Attributes:
+        name: The name of the backend.
+        title: The name that people use.
+        url: The address of the API.
+        page: The documentation of the API.
+        key_variable: The environment variable of the key; a server program has none.
+        start: How to start a server program.
+        fields: The request fields of options that differ from those of OpenAI.
+        unsupported: The options that the API does not have, or ignores.
+        max_temperature: The highest temperature that the API does not cut.
+        is_temperature_or_top_p: Whether models accept only one of these options.
+        omitted: Fields of a request that the API rejects.
+        list_headers: Headers of requests for the list of models; ``{key}`` stands for the key, which
+            is not sent as a bearer token then.
+        list_query: The query of the request for the list of models.
+        id_prefix: The prefix of the names in the list, which requests must not have.
+        key_path: A path that only a valid key can read, where the list of models is public.
+        models: The names of models that only this provider has.
+        other_names: Other names of the backend, which messages translate.
+        note: What to know about its models, shown by ``%llm_load``.
+    """
+
+    name: str
+    title: str
+    url: str
+    page: str
+    key_variable: str = ""
+    start: str = ""
+    fields: Mapping[str, str] = field(default_factory=_fields)
+    unsupported: tuple[str, ...] = ()
+    max_temperature: float = 2.0
+    is_temperature_or_top_p: bool = False
+    omitted: tuple[str, ...] = ()
+    list_headers: Mapping[str, str] = field(default_factory=_fields)
+    list_query: str = ""
+    id_prefix: str = ""
+    key_path: str = ""
+    models: str = r"(?!)"
+    other_names: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def url_variable(self) -> str:
+        """The environment variable that overrides the address."""
+        return f"{self.name.upper().replace('-', '_')}_BASE_URL"
+
+    def api_name(self, model: str) -> str:
+        """Return the name of a model in the API of the provider, "" if the model is not its own."""
+        found = re.fullmatch(self.models, model)
+        return found["name"] if found else ""
+
+
+_SAMPLING = ("top_k", "repetition_penalty")
+
+PROVIDERS: Mapping[str, Provider] = MappingProxyType({
+    provider.name: provider
+    for provider in (
+        Provider(
+            "openai",
+            "OpenAI",
+            "https://api.openai.com",
+            "https://platform.openai.com/docs/api-reference/chat",
+            "OPENAI_API_KEY",
+            unsupported=_SAMPLING,
+            models=r"(openai/)?(?P<name>(gpt-[3-9]|chatgpt-|o[1-9](-|$)).*)",
+            other_names=("gpt", "chatgpt"),
+        ),
+        Provider(
+            "anthropic",
+            "Anthropic",
+            "https://api.anthropic.com/v1",
+            "https://docs.anthropic.com/en/api/openai-sdk",
+            "ANTHROPIC_API_KEY",
+            unsupported=(*_SAMPLING, "seed"),
+            max_temperature=1.0,
+            is_temperature_or_top_p=True,
+            list_headers=_fields(**{"x-api-key": "{key}", "anthropic-version": "2023-06-01"}),
+            list_query="?limit=1000",
+            models=r"(anthropic/)?(?P<name>claude-.+)",
+            other_names=("claude",),
+        ),
+        Provider(
+            "gemini",
+            "Google Gemini",
+            "https://generativelanguage.googleapis.com/v1beta/openai",
+            "https://ai.google.dev/gemini-api/docs/openai",
+            "GEMINI_API_KEY",
+            unsupported=(*_SAMPLING, "seed"),
+            id_prefix="models/",
+            models=r"((google|models|gemini)/)?(?P<name>gemini-.+)",
+            other_names=("google",),
+        ),
+        Provider(
+            "mistral",
+            "Mistral AI",
+            "https://api.mistral.ai/v1",
+            "https://docs.mistral.ai/api/",
+            "MISTRAL_API_KEY",
+            fields=_fields(seed="random_seed"),
+            unsupported=_SAMPLING,
+            max_temperature=1.5,
+            omitted=("stream_options",),
+            models=(
+                r"(mistral/)?(?P<name>(mistral-(tiny|small|medium|large)|codestral|pixtral-large"
+                r"|(devstral|magistral)-(small|medium)|ministral-\d+b)(-latest|-\d{4})?)"
+            ),
+            other_names=("mistralai", "mistral-ai"),
+        ),
+        Provider(
+            "groq",
+            "Groq",
+            "https://api.groq.com/openai/v1",
+            "https://console.groq.com/docs/openai",
+            "GROQ_API_KEY",
+            unsupported=_SAMPLING,
+            models=r"(groq/)?(?P<name>llama-[\d.]+-\d+b-(versatile|instant))",
+        ),
+        Provider(
+            "openrouter",
+            "OpenRouter",
+            "https://openrouter.ai/api/v1",
+            "https://openrouter.ai/docs/api_reference/parameters",
+            "OPENROUTER_API_KEY",
+            fields=_fields(top_k="top_k", repetition_penalty="repetition_penalty"),
+            key_path="/key",
+            models=r"openrouter/(?P<name>.+)",
+        ),
+        Provider(
+            "together",
+            "Together AI",
+            "https://api.together.ai/v1",
+            "https://docs.together.ai/docs/openai-api-compatibility",
+            "TOGETHER_API_KEY",
+            fields=_fields(top_k="top_k", repetition_penalty="repetition_penalty"),
+            models=r"(together/)?(?P<name>.+-Instruct-Turbo(-Free)?)",
+            other_names=("togetherai", "together-ai"),
+        ),
+        Provider(
+            "deepseek",
+            "DeepSeek",
+            "https://api.deepseek.com",
+            "https://api-docs.deepseek.com/api/create-chat-completion",
+            "DEEPSEEK_API_KEY",
+            unsupported=("top_p", *_SAMPLING, "seed"),
+            models=r"(deepseek/)?(?P<name>deepseek-(chat|reasoner|v\d+-(flash|pro)))",
+            note=(
+                "While a DeepSeek model thinks, which is its default, temperature has no effect."
+                ' -p thinking={"type":"disabled"} turns thinking off.'
+            ),
+        ),
+        Provider(
+            "xai",
+            "xAI",
+            "https://api.x.ai/v1",
+            "https://docs.x.ai/docs/api-reference",
+            "XAI_API_KEY",
+            unsupported=_SAMPLING,
+            models=r"((x-ai|xai)/)?(?P<name>grok-(\d|beta|code).*)",
+            other_names=("grok", "x-ai"),
+        ),
+        Provider(
+            "lmstudio",
+            "LM Studio",
+            "http://localhost:1234",
+            "https://lmstudio.ai/docs/developer/openai-compat/chat-completions",
+            start="Start it: lms server start",
+            fields=_fields(top_k="top_k", repetition_penalty="repeat_penalty"),
+            other_names=("lm-studio",),
+        ),
+        Provider(
+            "llamacpp-server",
+            "llama.cpp's server",
+            "http://localhost:8080",
+            "https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md",
+            start="Start one: llama-server -m FILE.gguf",
+            fields=_fields(top_k="top_k", repetition_penalty="repeat_penalty"),
+            other_names=("llamacpp", "llama.cpp", "llama-server", "llama-cpp"),
+        ),
+    )
+})  # fmt: skip
+
+
+def named(other_name: str) -> str:
+    """Return the name of the backend that people also call `other_name`, or ""."""
+    asked = other_name.casefold()
+    return next((p.name for p in PROVIDERS.values() if asked in p.other_names), "")
+
+
+def of_variable(name: str) -> Provider | None:
+    """Return the provider that a key variable belongs to, None for any other variable."""
+    return next((p for p in PROVIDERS.values() if name and p.key_variable == name), None)
+
+
+def of_model(model: str) -> Provider | None:
+    """Return the provider that has models of this name, None if the name can be that of a file."""
+    return next((p for p in PROVIDERS.values() if p.api_name(model)), None)

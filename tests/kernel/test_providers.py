@@ -1,0 +1,103 @@
+"""Hosted providers and names of models from a notebook: what a new user types first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.kernels import Kernel, kernel
+from tests.provider_server import KEY, ProviderServer
+
+# Imports that take long: none of them is needed to report a wrong name.
+LARGE = "{'torch', 'transformers', 'aiohttp', 'numpy'} & __import__('sys').modules.keys()"
+HOSTED = {
+    "gpt-4o": "OpenAI and is not on this machine. Run %llm_load gpt-4o -b openai (key: OPENAI_API_KEY).",
+    "openai/gpt-4o": "Run %llm_load gpt-4o -b openai (key: OPENAI_API_KEY).",
+    "claude-sonnet-4-5": "Run %llm_load claude-sonnet-4-5 -b anthropic (key: ANTHROPIC_API_KEY).",
+    "gemini-2.5-flash": "Run %llm_load gemini-2.5-flash -b gemini (key: GEMINI_API_KEY).",
+    "mistral-large": "Run %llm_load mistral-large -b mistral (key: MISTRAL_API_KEY).",
+    "deepseek-chat": "Run %llm_load deepseek-chat -b deepseek (key: DEEPSEEK_API_KEY).",
+    "grok-4": "Run %llm_load grok-4 -b xai (key: XAI_API_KEY, not set).",
+    "./models/foo": "There is no file or folder './models/foo'.",
+    "~/no-such-model": "There is no file or folder '~/no-such-model'.",
+    "/data/no-such-model": "There is no file or folder '/data/no-such-model'.",
+    "no-such-model.gguf": "There is no file or folder 'no-such-model.gguf'.",
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ProviderServer]:
+    with ProviderServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def k(server: ProviderServer) -> Iterator[Kernel]:
+    variables: dict[str, Any] = {
+        **server.environment(),
+        **{"XAI_API_KEY": "", "XAI_BASE_URL": "", "TOGETHER_API_KEY": "sk-wrong-000000000wrng"},
+    }
+    with kernel(**variables) as k:
+        k.ok("%load_ext llm_magic\nimport time; began = time.process_time()")
+        yield k
+
+
+def test_wrong_name_is_reported_before_any_large_import(k: Kernel) -> None:
+    began = time.monotonic()
+    assert k.run("%llm_load gpt-4o").error.endswith(HOSTED["gpt-4o"])
+    # 0.2 s on an idle machine; the tests of others run meanwhile.
+    assert time.monotonic() - began < 3
+    for name, error in HOSTED.items():
+        ran = k.run(f"%llm_load {name}")
+        assert ran.ename == "ModelNotFound"
+        assert ran.error.endswith(error)
+        assert len(ran.traceback) == 1
+    assert k.value("time.process_time() - began") < 1.5
+    assert k.value(LARGE) == set()
+
+
+def test_folder_of_a_hosted_name_is_a_folder(k: Kernel) -> None:
+    k.ok("import os, pathlib, tempfile; home = os.getcwd(); os.chdir(tempfile.mkdtemp())")
+    k.ok("pathlib.Path('gpt-4o').mkdir()")
+    assert "gpt-4o holds no model" in k.run("%llm_load gpt-4o").error
+    k.ok("os.chdir(home)")
+
+
+def test_provider_is_loaded_by_name_and_answers(k: Kernel, server: ProviderServer) -> None:
+    ran = k.ok("%llm_load claude-test -b anthropic")
+    assert ran.text.startswith("claude-test · anthropic ")
+    assert (
+        "Not sent, because anthropic does not support them: top_k, repetition_penalty, seed."
+        in ran.text
+    )
+    assert "top_p is sent only if you set it" in ran.text
+    assert k.ok("%llm -f text one two three").text.startswith("one two three")
+    assert "anthropic does not support --seed" in k.run("%llm --seed 3 Hello").error
+    assert "at most 1, and 1.5 is set" in k.run("%llm -t 1.5 Hello").error
+    assert server.silently_changed == []
+    assert "gemini-test" in k.ok("%llm_models -b gemini").text
+    assert KEY not in k.ok("%llm_status").text
+
+
+@pytest.mark.parametrize(
+    ("cell", "error"),
+    [
+        ("%llm_load grok-4 -b xai", "XAI_API_KEY is not set, and this frontend cannot prompt for it. Set "),
+        ("%llm_models -b xai", "XAI_API_KEY is not set"),
+        ("%llm_load x -b together", "rejected the key in TOGETHER_API_KEY (401): Invalid API key provided."),
+        ("%llm_load gemini-tset -b gemini", 'Did you mean "gemini-test"'),
+        ("%llm_load x -b antropic", 'There is no backend \'antropic\'. Did you mean "anthropic"?'),
+        ("%llm_load x -b llamacpp", 'Did you mean "llamacpp-server"?'),
+        ("%llm_load x -b Claude", 'There is no backend \'Claude\'. Did you mean "anthropic"?'),
+        ("%llm_load x -b grok", 'Did you mean "xai"?'),
+        ("%llm_load x --base-url http://localhost:1", "is not an option of local, only of ollama,"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line(k: Kernel, cell: str, error: str) -> None:
+    ran = k.run(cell)
+    assert error in ran.error
+    assert len(ran.traceback) == 1
+    assert "wrng" not in ran.text
