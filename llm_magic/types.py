@@ -58,6 +58,8 @@ class Chunk:
         usage: The token counts of the answer; only in the last chunk.
         time: When the model produced it, in seconds of `time.perf_counter`.
         notice: What the request waits for, such as a busy server; not part of the answer.
+        queued: Whether the backend answers other requests first.
+        progress: How much of the prompt the model has read, while it reads a long one.
         reasoning_ended: Whether all text so far is reasoning: some models end their reasoning with a
             tag that they never opened.
     """
@@ -69,6 +71,8 @@ class Chunk:
     usage: Usage | None = None
     time: float = 0.0
     notice: str = ""
+    queued: bool = False
+    progress: Progress | None = None
     ends_reasoning: bool = False
 
 
@@ -258,7 +262,7 @@ class Unloaded:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The progress of a load.
+    """The progress of a load, or of a model that reads a prompt.
 
     Attributes:
         stage: What is being done.

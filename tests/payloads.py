@@ -127,6 +127,33 @@ PAYLOADS = {
     "tex environment in list": "- \\begin{align}\n\\style{background:url(LEAK)}{x}\n\\end{align}",
     "task": f'- [ ] <img src=x onerror={_JS}>\n- [x] ![a](LEAK)\n- [ ]"onclick={_JS}',
     "task link": f"- [x] a\n\n[x]: javascript:{_JS}",
+    "task in note": f"[^x]: - [ ] <img src=x onerror={_JS}>",
+    # addresses, notes and the few elements
+    "bare address": f'http://x.example/"onmouseover="{_JS} https://x.example/<img/src=x/onerror={_JS}>',
+    "bare address quote": f"https://x.example/'onmouseover='{_JS} www.x.example/`onclick={_JS}`",
+    "bare address user": "https://bank.example@evil.example/ https://bank.example:443@evil.example",
+    "bare address backslash": "https://bank.example\\@evil.example/ https:\\evil.example",
+    "bare address script": f"javascript:{_JS} http:javascript:{_JS} www.javascript:{_JS} http://javascript:{_JS}",
+    "bare address relative": "http:lab/tree http:///lab/tree https:/lab www. http://. http://-/ www./x",
+    "bare address letters": "https://b\u0430nk.example/ https://bank\u2024example/ https://a.b\u202e/gnp.exe",
+    "bare address in emphasis": f"**https://x.example/**<img src=x onerror={_JS}>** www.x.example_<b>_",
+    "bare address in link": "[https://bank.example](https://x.example) [www.a.b](javascript:x) [http://a.b]()",
+    "bare image": "![https://a.b](LEAK) https://a.b/![x](LEAK)",
+    "note script": f"a[^1] <script>{_JS}</script>\n\n[^1]: <script>{_JS}</script>",
+    "note label": f"a[^<img/src=x/onerror={_JS}>]\n\n[^<img/src=x/onerror={_JS}>]: b",
+    "note label quote": f'a[^"onclick="{_JS}] [^&quot;]\n\n[^"onclick="{_JS}]: b\n\n[^&quot;]: c',
+    "note id": "a[^jp-main-dock-panel] [^__proto__] \n\n[^jp-main-dock-panel]: b\n[^__proto__]: c",
+    "note image": "a[^1]\n\n[^1]: ![a](LEAK)\n\n    ![b](LEAK)\n\n    [^2]: ![c](LEAK)",
+    "note link": f"a[^1][^r]\n\n[^1]: [b](javascript:{_JS})\n[^r]: javascript:{_JS}",
+    "note in itself": "[^1]: [^1]: [^1] a[^1]\n\n[^1]",
+    "note in table": "|a[^1]|\n|-|\n|[^1]: </td><img src=LEAK>|\n\n[^1]: |x|\n    |-|\n",
+    "element attributes": f"<sub onclick={_JS}>a</sub> <br onload={_JS}> <kbd/onclick={_JS}>a</kbd>",
+    "element inside": f"<sub><img src=x onerror={_JS}></sub> <sup>a</sub> <kbd>![a](LEAK)</kbd> <BR/>",
+    "right to left": f'\u05d0 `"dir="` <img src=x onerror={_JS}>\n- ![a](LEAK) <script>{_JS}</script>',
+    "blank lines": f"```\na\n\n![a](LEAK)\n \t\n<img src=x onerror={_JS}>\n```\n\n    x\n\n\n    ![a](LEAK)",
+    "math fence": f"```math\n\\href{{javascript:{_JS}}}{{x}}\n```\n```math\n</div><img src=LEAK>",
+    "math open": f"$$\n\\href{{javascript:{_JS}}}{{x}} <img src=x onerror={_JS}>",
+    "math open environment": f"\\begin{{align}}\n\\href{{LEAK}}{{y}}</pre><script>{_JS}</script>",
     "tex image": r"$\includegraphics{LEAK}$ $\htmlStyle{background:url(LEAK)}{x}$",
 }
 
@@ -148,8 +175,8 @@ def violations(html: str) -> list[str]:
 
 
 _TAGS = (
-    "a blockquote br code div em h1 h2 h3 h4 h5 h6 hr input li ol p pre s span strong table tbody td th "
-    "thead tr ul"
+    "a blockquote br code div em h1 h2 h3 h4 h5 h6 hr input kbd li ol p pre s span strong sub sup table "
+    "tbody td th thead tr ul"
 )
 _VOID = ("br", "hr", "input")
 _CLASSES = {
@@ -159,18 +186,20 @@ _CLASSES = {
     "input": "task-list-item-checkbox",
 }
 _COLOR = r"color:var\(--jp-mirror-editor-[a-z0-9-]+-color, #[0-9a-f]{6}\)"
-_BLOCK = (
-    "(?:(?:margin|padding|border|border-radius|background|overflow-x|overflow-wrap|white-space)"
-    r":(?:[a-z0-9. -]|rgba\([0-9.,]+\))+;?)+"
-)
+_PROPERTIES = """
+background border border-left border-radius border-right direction display font-size font-weight list-style
+margin max-width min-width opacity overflow-wrap overflow-x overflow-y padding padding-inline-start
+text-align unicode-bidi vertical-align white-space
+"""
+_BLOCK = rf"(?:(?:{'|'.join(_PROPERTIES.split())}):(?:[a-z0-9. %-]|rgba\([0-9.,]+\))+;?)+"
+_STYLED = "blockquote code div h1 h2 h3 h4 h5 h6 li ol p pre ul"
 _STYLES = {
-    "span": _COLOR,
-    "li": "list-style:none",
-    "td": "text-align:(left|right|center)",
-    "th": "text-align:(left|right|center)",
-    "pre": _BLOCK,
-    "code": _BLOCK,
+    "span": f"{_COLOR}|{_BLOCK}",
+    "td": "text-align:(left|right|center|start)",
+    "th": "text-align:(left|right|center|start)",
+    **dict.fromkeys(_STYLED.split(), _BLOCK),
 }
+_DIRECTED = "blockquote code div h1 h2 h3 h4 h5 h6 ol p span table ul"
 _VALUES = {
     ("a", "href"): r"(?:https?://[a-z0-9[]|mailto:)[^\s\"<>]*",
     ("a", "rel"): "noopener noreferrer nofollow",
@@ -179,6 +208,7 @@ _VALUES = {
     ("input", "type"): "checkbox",
     ("input", "disabled"): "disabled",
     ("input", "checked"): "checked",
+    **{(tag, "dir"): "ltr|rtl" for tag in _DIRECTED.split()},
     **{(tag, "class"): pattern for tag, pattern in _CLASSES.items()},
     **{(tag, "style"): pattern for tag, pattern in _STYLES.items()},
 }

@@ -192,7 +192,7 @@ def call_method(call: AllowedCall) -> Any:
     owner, name = call.owner, call.name
     kind, base = trusted_type(owner)
     if name not in METHODS.get(kind, ()):
-        raise NotAllowed(f"calls .{name}() of a {type(owner).__name__}, which is not on the list")
+        raise NotAllowed(f"calls .{name}() of a {type(owner).__name__}, which is not supported")
     require_own(owner, base, name)
     if extra := sorted(set(call.keywords) - KEYWORDS):
         raise not_an_argument(extra[0], f".{name}()")

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import inspect
 import re
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+from llm_magic.errors import did_you_mean
 from llm_magic.prompts.allowed_methods import ATTRIBUTES, METHODS, AllowedCall, call_method
 from llm_magic.prompts.allowed_operations import (
     FUNCTIONS,
@@ -31,19 +34,28 @@ from llm_magic.prompts.allowed_operations import (
 )
 from llm_magic.prompts.trusted_types import (
     ARRAYS,
+    MAPPINGS,
     NODE_COST,
     SCALARS,
     Budget,
     NotAllowed,
+    classes_of,
     family,
     is_environment,
+    own_names,
     require_own,
     require_plain_cells,
     require_plain_labels,
     size,
     trusted_type,
 )
-from llm_magic.prompts.values_as_text import format_value, full_repr, require_printable, to_text
+from llm_magic.prompts.values_as_text import (
+    format_value,
+    full_repr,
+    is_word,
+    require_printable,
+    to_text,
+)
 
 _STRING = r"""(?:"(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+')"""
 _PART = re.compile(
@@ -68,6 +80,7 @@ KINDS: Mapping[type[ast.AST], str] = {
 }  # fmt: skip
 _CONVERSIONS: Mapping[str, Callable[[Any], str]] = {"r": full_repr, "s": str, "a": ascii}
 _MISSING = object()
+_MOST_COMPARED = 10_000  # names that exist, with one that does not
 _VISITS_CELLS = frozenset({
     "str", "dt", "values", "T", "is_unique", "hasnans", "is_monotonic_increasing",
     "is_monotonic_decreasing",
@@ -78,6 +91,14 @@ _CLOSED = (
     types.CoroutineType, types.AsyncGeneratorType, types.FrameType, types.TracebackType,
     types.CodeType,
 )  # fmt: skip
+
+
+class NotFound(Exception):
+    """A value has no such attribute, key or column, which its cause reports; `near` suggests another."""
+
+    def __init__(self, near: str) -> None:
+        super().__init__(near)
+        self.near = near
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +118,7 @@ class Expression:
 def parse(text: str) -> Expression | None:
     """Return the expression in a text, allowed or not; None if the text is no expression."""
     code, conversion, spec = _split(text)
-    if not code or code != code.strip() or not _SPEC.fullmatch(spec):
+    if not code or code != code.strip() or not _SPEC.fullmatch(spec) or is_word(spec):
         return None
     if "#" in code and "#" in re.sub(_STRING, "", code):  # a comment
         return None
@@ -213,9 +234,13 @@ class _Evaluator:
             case ast.Name(id=name):
                 return self._variable(name)
             case ast.Attribute(value=inner, attr=name):
-                return self._attribute(value(inner), name)
+                owner = value(inner)
+                with _suggesting(owner, name):
+                    return self._attribute(owner, name)
             case ast.Subscript(value=inner, slice=key):
-                return item(value(inner), value(key), budget)
+                owner, index = value(inner), value(key)
+                with _suggesting(owner, index, keys=True):
+                    return item(owner, index, budget)
             case ast.Call():
                 return self._call(node)
             case ast.UnaryOp(op=operator, operand=operand):
@@ -254,7 +279,8 @@ class _Evaluator:
                 raise NotAllowed(f"calls .{name}() of {_described(owner)}")
             require_plain_labels(owner, self._budget)
             if _is_missing(owner, name):
-                getattr(owner, name)  # raises the error of the type
+                with _suggesting(owner, name):
+                    getattr(owner, name)  # raises the error of the type
         args = [self.value(one) for one in node.args]
         named = {keyword.arg: self.value(keyword.value) for keyword in node.keywords if keyword.arg}
         call = call_method if isinstance(node.func, ast.Attribute) else call_function
@@ -272,16 +298,48 @@ class _Evaluator:
         if kind in {"frame", "groups"} and name in _labels(owner):
             return item(owner, name, self._budget)
         if name not in ATTRIBUTES.get(kind, ()):
-            how = f"; .{name}() calls it" if name in METHODS.get(kind, ()) else ""
-            raise NotAllowed(
-                f"reads .{name} of a {type(owner).__name__}, which is not on the list{how}"
-            )
+            if name in METHODS.get(kind, ()):
+                raise NotAllowed(f"reads a method; write .{name}() to call it", advice="")
+            raise NotAllowed(f"reads .{name} of a {type(owner).__name__}, which is not supported")
         require_own(owner, base, name)
         if kind in ARRAYS and name in _VISITS_CELLS:
             require_plain_cells(owner, self._budget)
             columns = name == "T" and kind == "frame"  # one is made for each row
             self._budget.spend(owner.shape[0] * 200 if columns else size(owner))
         return getattr(owner, name)
+
+
+@contextlib.contextmanager
+def _suggesting(owner: Any, name: object, *, keys: bool = False) -> Iterator[None]:
+    """Raise `NotFound` instead of an error about a name that resembles one that exists."""
+    try:
+        yield
+    except (AttributeError, KeyError) as error:
+        near = ""
+        if type(name) is str:
+            some = islice(_known(owner, keys=keys), _MOST_COMPARED)
+            known = [one for one in some if type(one) is str]
+            near = did_you_mean(name, known, count=1) if name not in known else ""
+        if not near:
+            raise
+        raise NotFound(near.strip()) from error
+
+
+def _known(owner: Any, *, keys: bool) -> Iterator[object]:
+    """Yield the keys of a value, or its public attributes, without running its code."""
+    kind = family(owner)
+    if kind in MAPPINGS and keys:
+        yield from dict.keys(owner)
+    elif kind in {"frame", "series", "pl_frame", "groups"}:
+        yield from _labels(owner) if kind != "pl_frame" else owner.columns
+    if keys:
+        return
+    yield from sorted(ATTRIBUTES.get(kind, frozenset()) | METHODS.get(kind, frozenset()))
+    if kind == "unknown":
+        for one in classes_of(owner):
+            yield from (name for name in own_names(one) if name[:1] != "_")
+        with contextlib.suppress(AttributeError):  # of an object with slots
+            yield from object.__getattribute__(owner, "__dict__")
 
 
 def _is_missing(owner: Any, name: str) -> bool:

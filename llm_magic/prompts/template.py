@@ -27,7 +27,8 @@ from typing import Any
 
 from llm_magic.errors import PromptError, did_you_mean
 from llm_magic.prompts import expressions
-from llm_magic.prompts.expressions import Expression
+from llm_magic.prompts.allowed_operations import FUNCTIONS
+from llm_magic.prompts.expressions import Expression, NotFound
 from llm_magic.prompts.trusted_types import (
     BRACE_COST,
     CHARACTER_COST,
@@ -35,6 +36,7 @@ from llm_magic.prompts.trusted_types import (
     Budget,
     NotAllowed,
 )
+from llm_magic.prompts.values_as_text import is_entry
 
 # Repetitions are possessive and end at a quote, a brace, the line or after 200 parts: the time grows
 # with the length of the prompt. Nothing inside them may backtrack (python/cpython#106052).
@@ -66,6 +68,11 @@ _DOLLAR_AHEAD = re.compile(r"[^$\n]*(?<=\S)\$(?!\d)")
 _FENCE = re.compile(r"```|~~~")
 _CODE_BEFORE = re.compile(r"""[.\\$&|)\]]$|["']\s*:\s*$|^\s*(?:import|export|const|let|var)\b""")
 _CODE_AFTER = re.compile(r"[\[(=]|\.\w+\(")
+# The braces of a block of code or of an object: `function(x) { x }`, `=> { x }`.
+_BLOCK_BEFORE = re.compile(r"(?:[)=>]|\b(?:do|else|try|return))\s*$")
+# An f-string displays `{x=}` as `x=3`.
+_ECHOED = re.compile(r"(?P<code>[^=]+)=(?:![rsa])?(?::[^{}]*)?")
+_WITH_BRACKET = re.compile(r"(?P<code>(?P<name>[^\W\d]\w*)[.\[(][^{}\n]*)\}")
 _CONTEXT = 200  # characters on each side that distinguish prose, code and formulas
 _MAX_NOTES, _MAX_ALL_NOTES = 5, 1000
 _MAX_PARSED = 200  # expressions whose syntax tree is cached
@@ -174,17 +181,22 @@ class _Filler:
         if opened - start > 2:
             return None
         if body is None:
-            return self._nested_spec(start, opened)
+            found = self._nested_spec(start, opened)
+            if found is None and opened - start == 1:
+                self._note_unclosed(start, opened)
+            return found
         width = 2 if opened - start == 2 and len(body["close"]) > 1 else 1
         code, first, end = body["body"], opened - width, body.end("body") + width
         expression, missing = self._parse(code)
+        single = width == 1 and opened - start == 1
         if expression is None:
-            self._note_spaces(code, first, end)
+            if single:
+                self._note_syntax(code, first, end)
             return None
         if missing:
             written = f"{{{code}}}"
             before = first - (self._text[first - 1 : first] == "$")
-            single = width == 1 and opened - start == 1 and written not in self._notes
+            single = single and written not in self._notes and not is_entry(expression.spec)
             if single and self._in_prose(before, end):
                 self._note(written, partial(_missing_note, code, missing, self._names))
             return None if width == 2 else (first, end, self._text[first:end])
@@ -200,7 +212,7 @@ class _Filler:
             return None
         if _AMOUNT.fullmatch(expression.spec):
             return self._reference(start, opened)
-        if opened - start == 1 and not missing:
+        if opened - start == 1 and not missing and self._in_prose(start - 1, body.end()):
             with suppress(NotAllowed):
                 expressions.check(expression, self._names)
                 code = body["body"]
@@ -239,14 +251,9 @@ class _Filler:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - the user's own properties raise anything
-            details = format_exc()
-            # Not str(error), which may raise. A SyntaxError begins with indented lines of code.
-            lines = "".join(format_exception_only(error)).splitlines()
-            reason = next(line for line in lines if not line.startswith("  "))[:_CONTEXT]
-            is_name = isinstance(error, (NameError, AttributeError, KeyError))
+            details, (reason, advice) = format_exc(), _reason_and_advice(error)
         # Raised outside of the except block, so that it does not hold the error and its frames.
-        advice = "Fix the name" if is_name else _CORRECT
-        message = f"{_shown(code)}: {_printable(reason).rstrip(' .:')}. {advice}; {_LITERAL}"
+        message = f"{_shown(code)}: {reason}. {advice} {_LITERAL}"
         raise PromptError(message, details=details) from None
 
     def _nested_spec(self, start: int, opened: int) -> _Found | None:
@@ -262,13 +269,39 @@ class _Filler:
         self._note(f"{{{code}}}", partial(_not_allowed_note, code, error))
         return start, match.end(), self._text[start : match.end()]
 
-    def _note_spaces(self, code: str, start: int, end: int) -> None:
-        inner = code.strip()
-        expression, missing = self._parse(inner) if inner != code else (None, "")
-        if expression is None or missing:
+    def _note_syntax(self, code: str, start: int, end: int) -> None:
+        """Add a note if braces contain a reference but for its syntax."""
+        reason = self._unsupported(code, start)
+        if not reason:
+            self._note_unclosed(start, start + 1)
+        elif self._in_prose(start, end):
+            self._note(f"{{{code}}}", lambda: f"{_shown(code)} is left as it is: it {reason}")
+
+    def _unsupported(self, code: str, start: int) -> str:
+        """Return the reason that braces with an expression of existing names are no reference."""
+        inner, echoed = code.strip(), _ECHOED.fullmatch(code)
+        if inner != code:
+            is_block = _BLOCK_BEFORE.search(self._text, max(0, start - _CONTEXT), start)
+            is_reference = not is_block and self._is_defined(inner)
+            return f"has spaces beside the braces; write {_shown(inner)}" if is_reference else ""
+        if echoed is not None and self._is_defined(echoed["code"]):
+            return f"ends with =; write {echoed['code']}={_shown(echoed['code'])}"
+        if code.startswith("*") and self._is_defined(code.lstrip("*")):
+            return "has a star in it"
+        return "has := in it" if self._is_defined(code.partition(":=")[0]) else ""
+
+    def _is_defined(self, code: str) -> bool:
+        expression, missing = self._parse(code)
+        return expression is not None and not missing
+
+    def _note_unclosed(self, start: int, opened: int) -> None:
+        """Add a note if a reference to an existing name has a bracket or a quote that is not closed."""
+        found = _WITH_BRACKET.match(self._text, opened, opened + _LONGEST)
+        if found is None or not (found["name"] in self._names or found["name"] in FUNCTIONS):
             return
-        if self._text[start:end].count("{") == 1 and self._in_prose(start, end):
-            reason = f"has spaces beside the braces; write {_shown(inner)}"
+        code, unclosed = found["code"], _unclosed(found["code"])
+        if unclosed and self._in_prose(start, found.end()):
+            reason = f"has a {unclosed} that is not closed"
             self._note(f"{{{code}}}", lambda: f"{_shown(code)} is left as it is: it {reason}")
 
     def _in_prose(self, start: int, end: int) -> bool:
@@ -302,6 +335,28 @@ def _in_formula(text: str, position: int) -> bool:
     before = text[max(0, position - _CONTEXT) : position].rpartition("\n")[2]
     ahead = _DOLLAR_AHEAD.match(text, position, position + _CONTEXT)
     return ahead is not None and before.replace("$$", "$").count("$") % 2 == 1
+
+
+def _reason_and_advice(error: BaseException) -> tuple[str, str]:
+    """Return the first line of an error of an expression, and what to do."""
+    near = ""
+    if isinstance(error, NotFound) and error.__cause__ is not None:
+        near, error = error.near, error.__cause__
+    # Not str(error), which may raise. A SyntaxError begins with indented lines of code.
+    lines = "".join(format_exception_only(error)).splitlines()
+    reason = next(line for line in lines if not line.startswith("  "))[:_CONTEXT]
+    is_name = isinstance(error, (NameError, AttributeError, KeyError))
+    advice = near or ("Fix the name;" if is_name else f"{_CORRECT};")
+    return _printable(reason).rstrip(" .:"), advice
+
+
+def _unclosed(code: str) -> str:
+    """Return which of quotes and brackets is not closed in an expression, or an empty string."""
+    unquoted = re.sub(_QUOTED, "", code)
+    if '"' in unquoted or "'" in unquoted:
+        return "quote"
+    is_open = any(unquoted.count(left) != unquoted.count(right) for left, right in ("()", "[]"))
+    return "bracket" if is_open else ""
 
 
 def _dollar_note(code: str, expression: Expression) -> str:

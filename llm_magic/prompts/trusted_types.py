@@ -139,6 +139,11 @@ def classes_of(value: object) -> tuple[type, ...]:
     return _mro(type(value))  # type: ignore[no-any-return]
 
 
+def own_names(kind: type) -> tuple[str, ...]:
+    """Return the names of the attributes that a class defines itself."""
+    return tuple(_vars(kind))
+
+
 def full_name(kind: type) -> str:
     """Return the package and the name of a class: ``pandas.DataFrame``."""
     return f"{_package(kind)}.{_name(kind)}"

@@ -69,8 +69,9 @@ _SHOWN_WITHIN = (dict, list, tuple, functools.partial, types.BuiltinFunctionType
 _SPEC = re.compile(
     r"(?:.?[<>=^])?[-+ ]?z?#?0?(?P<width>\d{0,30})[_,]?(?:\.(?P<precision>\d{1,30}))?[bcdeEfFgGnosxX%]?"
 )
-# {a:b} and {a:1} are also entries of a dict without spaces and quotes.
+# {a:b} and {a:1} are also entries of a dict without spaces and quotes, and {a:red} is nothing else.
 _ENTRY = re.compile(r"[a-zA-Z]+|\d|[1-9]\d*")
+_WORD = re.compile(r"(?![bcdeEfFgGnosxX]$)[a-zA-Z]+")
 
 
 # -- in full --------------------------------------------------------------------------------------
@@ -353,9 +354,19 @@ def _objects(value: Any, budget: Budget) -> Iterable[Any]:
             yield from (cell for cell in cells if type(cell) not in {str, int, float})
 
 
+def is_entry(spec: str) -> bool:
+    """Return whether a format spec may be the value of an entry of a dict."""
+    return _ENTRY.fullmatch(spec) is not None
+
+
+def is_word(spec: str) -> bool:
+    """Return whether a format spec is a word, which Python does not support: ``{color:red}``."""
+    return _WORD.fullmatch(spec) is not None
+
+
 def format_value(value: Any, spec: str, budget: Budget) -> str:
     """Return a value by a format spec, as in an f-string; raises `NotAllowed` if it is unsafe."""
-    if _ENTRY.fullmatch(spec):
+    if is_entry(spec):
         reason = "may be an entry of a dict or CSS; for a format spec put > after the colon"
         raise NotAllowed(reason, advice="")
     kind = family(value)

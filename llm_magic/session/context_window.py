@@ -12,6 +12,7 @@ from llm_magic.session.requests import DryRun
 from llm_magic.types import Chunk
 
 if TYPE_CHECKING:
+    from llm_magic.backends.base import TokenCount
     from llm_magic.backends.manager import BackendManager, LoadedModel
     from llm_magic.session.chats import Chat
     from llm_magic.session.requests import PreparedRequest
@@ -25,6 +26,7 @@ _UNCLEAR = frozenset({400, 413, 422, 500, None})
 
 async def stream(manager: BackendManager, response: Response) -> AsyncGenerator[Chunk, None]:
     """Yield the answer of the model, after dropping the turns that do not fit where `--trim` is given."""
+    await response.wait_for_load()
     response.prepared = await fit(manager, response.prepared)
     while True:
         prepared = response.prepared
@@ -100,17 +102,41 @@ def _advice(prepared: PreparedRequest, error: GenerationError | RequestFailed) -
 async def dry_run(manager: BackendManager, prepared: PreparedRequest) -> DryRun:
     """Return what a request would send, and how many tokens that is."""
     prepared = await fit(manager, prepared)
-    name, backend = prepared.loaded_model.name, prepared.loaded_model.config.backend
-    count = await manager.find(name).backend.count(name, prepared.messages)
+    name, backend = prepared.loaded_model.name, manager.find(prepared.loaded_model.name).backend
+    count = await backend.count(name, prepared.messages)
+    dropped = prepared.context.turns[: prepared.dropped] if prepared.context is not None else ()
+    problem = _problem(prepared, count)
     return DryRun(
         name,
-        backend,
+        prepared.loaded_model.config.backend,
         prepared.messages,
-        prepared.config,
+        backend.sent_options(name, prepared.config),
         count,
-        prepared.dropped,
+        dropped,
+        problem,
         prepared.session_system,
     )
+
+
+def _problem(prepared: PreparedRequest, count: TokenCount) -> str:
+    """Return that the prompt or the longest answer does not fit the context, or an empty string."""
+    tokens, context, limit = (
+        count.prompt_tokens, count.context_length, prepared.config.max_new_tokens or 0,
+    )  # fmt: skip
+    if not context:
+        return ""
+    if tokens is None:
+        drops = prepared.request.trim and prepared.context is not None and prepared.context.turns
+        return "How many turns --trim drops is unknown until the server answers." if drops else ""
+    if tokens >= context:
+        error = PromptTooLong(
+            f"The prompt is too long: it has {tokens:,} tokens, and {prepared.loaded_model.name} reads"
+            f" {context:,}. Shorten it by at least {tokens - context + 1:,}."
+        )
+        return str(error.append(_advice(prepared, error)))
+    if (left := context - tokens) < limit:
+        return f"The context leaves {left:,} tokens for the answer, fewer than max_new_tokens {limit:,}."
+    return ""
 
 
 def reported_tokens(chat: Chat, model: str) -> int | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llm_magic.backends.base import TokenCount
     from llm_magic.backends.manager import LoadedModel
     from llm_magic.config.settings import GenerationConfig, SessionConfig
-    from llm_magic.session.chats import Chats, Context
+    from llm_magic.session.chats import Chats, Context, Turn
 
 Prompt = str | Sequence[Message | Mapping[str, str]]
 
@@ -162,12 +162,17 @@ def _sendable(*messages: Message) -> tuple[Message, ...]:
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What a call would send, and what it costs; nothing was called."""
+    """What a call would send, and its size; nothing was called.
+
+    `dropped` are the turns that ``--trim`` leaves out. `problem` is what a call would lack: context
+    for the prompt, or for the longest answer.
+    """
 
     model: str
     backend: str
     messages: tuple[Message, ...]
     config: GenerationConfig
     count: TokenCount
-    dropped_turns: int = 0
+    dropped: tuple[Turn, ...] = ()
+    problem: str = ""
     session_system: str | None = None

@@ -1,11 +1,14 @@
 """A real JupyterLab in a real Chromium: what a user sees, and what a page could do to the user.
 
 Needs `apt-get install chromium` and `pip install -e '.[browser,demo]'`. Chromium never reaches
-beyond this machine. One server and one browser serve all tests; each test gets a new window.
+beyond this machine. One server, one browser and one window serve all tests: to load JupyterLab takes
+longer than most of them. Each test gets a new notebook and kernel; a test that leaves something in the
+page asks for a window of its own.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import socket
@@ -23,7 +26,7 @@ import pytest
 from tests.browser.lab import Lab, Server
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize
 
 _ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
@@ -31,6 +34,8 @@ CHROMIUM_OPTIONS = (
     "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
     "--disable-sync --no-first-run --disable-dev-shm-usage"
 )
+_NUMBERS = itertools.count(1)
+_SIZE: ViewportSize = {"width": 1200, "height": 1400}
 # Cells outside of the view stay in the page; JupyterLab does not check for news or updates.
 _LAB_SETTINGS = """{
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
@@ -64,13 +69,63 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+class _Window:
+    """The window that tests share, until it is left."""
+
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+        self._context: BrowserContext | None = None
+
+    def page(self) -> Page:
+        """Return its page, in the size that it has for each test."""
+        if self._context is None:
+            self._context = self._browser.new_context()
+            self._context.new_page()
+        page, *others = self._context.pages
+        for opened in others:
+            opened.close()
+        page.set_viewport_size(_SIZE)
+        return page
+
+    @contextmanager
+    def put_aside(self) -> Iterator[None]:
+        """Open another one while the block lasts."""
+        shared, self._context = self._context, None
+        yield
+        self.leave()
+        self._context = shared
+
+    def leave(self) -> None:
+        """Close it; the next test gets another one."""
+        if self._context is not None:
+            self._context.close()
+            self._context = None
+
+
+@pytest.fixture(scope="session")
+def window(browser: Browser) -> Iterator[_Window]:
+    """Return the window that tests share."""
+    window = _Window(browser)
+    yield window
+    window.leave()
+
+
 @pytest.fixture
-def lab(server: Server, browser: Browser) -> Iterator[Lab]:
-    """Return JupyterLab in a new window; `lab.open([...])` comes first."""
-    with browser.new_context(viewport={"width": 1200, "height": 1400}) as context:
-        lab = Lab(context.new_page(), server)
-        yield lab
-        lab.shut_down_kernels()
+def lab(request: pytest.FixtureRequest, server: Server, window: _Window) -> Iterator[Lab]:
+    """Return JupyterLab in the window that tests share; `lab.open([...])` comes first."""
+    failed = request.session.testsfailed
+    lab = Lab(window.page(), server, f"test-{next(_NUMBERS)}.ipynb")
+    yield lab
+    if request.session.testsfailed > failed:  # It may have left anything.
+        window.leave()
+    lab.shut_down_kernels()
+
+
+@pytest.fixture
+def own_window(window: _Window) -> Iterator[None]:
+    """Let `lab` be in a new window, for what stays in a page: scripts that run, and scripts that must not."""
+    with window.put_aside():
+        yield
 
 
 @contextmanager

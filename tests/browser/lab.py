@@ -17,9 +17,18 @@ _SECONDS = 1000  # Playwright counts milliseconds
 _PANEL = "window.jupyterapp.shell.currentWidget"
 _KERNEL = f"{_PANEL}.sessionContext.session.kernel"
 _CELLS = f"{_PANEL}.content.widgets"
-_READY = """() => {
+_READY = """name => {
     const panel = window.jupyterapp?.shell?.currentWidget;
-    return panel?.content?.widgets && panel.sessionContext?.session?.kernel?.status === 'idle';
+    return panel?.content?.widgets && panel.context.path === name
+        && panel.sessionContext?.session?.kernel?.status === 'idle';
+}"""
+# The launcher opens when nothing is open: others are closed last.
+_OPEN = """async name => {
+    const {shell, commands} = window.jupyterapp;
+    const others = [...shell.widgets('main')];
+    await commands.execute('docmanager:open', {path: name, factory: 'Notebook'});
+    others.forEach(widget => widget.dispose());
+    shell.expandLeft();
 }"""
 
 
@@ -38,10 +47,15 @@ class Lab:
     `output(i)` contain the widgets.
     """
 
-    def __init__(self, page: Page, server: Server) -> None:
+    def __init__(self, page: Page, server: Server, name: str = "test.ipynb") -> None:
+        """`name` is the notebook's file; a page opens each file once."""
         self.page = page
         self.server = server
-        self._name = ""
+        self.name = name
+
+    def is_up(self) -> bool:
+        """Return whether the page is JupyterLab already."""
+        return self.page.url.startswith(f"{self.server.url}/lab")
 
     def sources(self) -> list[str]:
         """Return what stands in the cells, one after the other."""
@@ -56,16 +70,21 @@ class Lab:
         kind: str = self.page.evaluate(f"i => {_CELLS}[i].model.type", index)
         return kind == "code"
 
-    def open(self, cells: Sequence[str], name: str = "test.ipynb") -> None:
-        """Write a notebook of these code cells, show it and wait for its kernel."""
-        (self.server.folder / name).write_text(json.dumps(_notebook(cells)))
-        self.show(name)
+    def open(self, cells: Sequence[str], name: str = "") -> None:
+        """Write a notebook of these code cells, show it alone and wait for its kernel."""
+        self.name = name or self.name
+        (self.server.folder / self.name).write_text(json.dumps(_notebook(cells)))
+        if not self.is_up():
+            self.show(self.name)
+            return
+        self.page.evaluate(_OPEN, self.name)
+        self._wait_until_ready()
 
     def reopen(self) -> None:
         """Save the notebook, leave the page and open the file again; the kernel goes on."""
         self.command("docmanager:save")
         self.page.goto("about:blank")
-        self.show(self._name)
+        self.show(self.name)
 
     def run(self, index: int, timeout: float = 60) -> list[dict[str, Any]]:
         """Run a cell, wait until it and the kernel are done, and return its outputs."""
@@ -148,10 +167,13 @@ class Lab:
             urlopen(Request(url, method="DELETE"), timeout=30).close()
 
     def show(self, name: str) -> None:
-        """Show a notebook of the server's folder and wait for its kernel."""
-        self._name = name
+        """Load the page with a notebook of the server's folder and wait for its kernel."""
+        self.name = name
         self.page.goto(f"{self.server.url}/lab/tree/{name}?reset")
-        self.page.wait_for_function(_READY, timeout=120 * _SECONDS)
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
+        self.page.wait_for_function(_READY, arg=self.name, timeout=120 * _SECONDS)
 
 
 def _notebook(cells: Sequence[str]) -> dict[str, Any]:

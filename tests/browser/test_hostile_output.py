@@ -115,6 +115,7 @@ def _assert_harmless(lab: Lab, recorder: Recorder) -> None:
     assert output.locator("a:not([href^='http'], [href^='mailto:'], [href^='#'])").count() == 0
 
 
+@pytest.mark.usefixtures("own_window")
 def test_what_the_package_renders_runs_nothing(lab: Lab, recorder: Recorder) -> None:
     lab.open([_IMPORTS + _SHOW.format(leak=recorder.url, show="HTML(render(text))")])
     outputs = lab.run(0)
@@ -126,6 +127,7 @@ def test_what_the_package_renders_runs_nothing(lab: Lab, recorder: Recorder) -> 
     _assert_harmless(lab, recorder)
 
 
+@pytest.mark.usefixtures("own_window")
 def test_control_same_texts_as_plain_markdown_run_scripts(lab: Lab, recorder: Recorder) -> None:
     lab.open([_IMPORTS + _SHOW.format(leak=recorder.url, show="Markdown(text)")])
     lab.start(0)  # one of the payloads even takes the page away, so there is no cell to wait for

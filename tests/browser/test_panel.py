@@ -187,7 +187,7 @@ def test_a_saved_notebook_is_readable_without_its_kernel(lab: Lab) -> None:
     until(lambda: value(again.number("temperature")) == 0.25, "its values are gone")
     lab.command("docmanager:save")
     lab.shut_down_kernels()
-    saved: dict[str, Any] = json.loads((lab.server.folder / "test.ipynb").read_text())
+    saved: dict[str, Any] = json.loads((lab.server.folder / lab.name).read_text())
     (lab.server.folder / "copy.ipynb").write_text(json.dumps(saved))
     lab.page.goto("about:blank")
     lab.show("copy.ipynb")

@@ -185,6 +185,7 @@ for text in payloads({leak!r}).values():
 """
 
 
+@pytest.mark.usefixtures("own_window")
 def test_hostile_text_runs_nothing(lab: Lab, recorder: Recorder) -> None:
     lab.open([SCRIPTED + _HOSTILE.format(leak=recorder.url), "%llm_panel", _ASK_ALL])
     lab.run(0)
@@ -227,6 +228,7 @@ def _touch_everything(lab: Lab) -> None:
     lab.page.wait_for_timeout(2000)
 
 
+@pytest.mark.usefixtures("own_window")
 def test_control_same_text_as_plain_html_runs_scripts(lab: Lab, recorder: Recorder) -> None:
     show = "import ipywidgets\nipywidgets.HTML(payloads({leak!r})['img src'])"
     lab.open(["from tests.payloads import payloads\n" + show.format(leak=recorder.url)])

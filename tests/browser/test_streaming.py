@@ -93,6 +93,7 @@ def test_answer_grows_in_one_output(lab: Lab, tmp_path: Path) -> None:
     assert "".join(midway["data"]["text/html"]).count("<pre") == 1
 
 
+@pytest.mark.usefixtures("own_window")
 def test_update_of_an_answer_neither_flickers_nor_scrolls(lab: Lab) -> None:
     script = f"text = {ANSWER!r} * 3{_SCRIPT.format(file=lab.server.folder.as_posix())}"
     lab.open([_SETUP, script, "%%llm\nExplain.", "# the end"])

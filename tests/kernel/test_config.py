@@ -88,7 +88,7 @@ def test_system_prompt_of_the_session(k: Kernel) -> None:
         assert (footer in k.ok(ask).text) is has_footer, ask
         assert sent(k) == [system, ("user", "Why?")], ask
     dry = k.ok("%llm --dry-run Why?").text
-    assert "Answer about colors." in dry.splitlines()[1]
+    assert "system  Answer about colors." in dry.splitlines()
     assert footer in dry
     # A prompt that has its own; an empty one sends none.
     assert footer not in k.ok('%llm -s "Be rude." Why?').text
@@ -112,10 +112,10 @@ def test_unfilled_reference_in_the_system_prompt_is_reported(k: Kernel) -> None:
 
 def test_system_prompt_of_the_session_in_a_chat(k: Kernel) -> None:
     k.ok("%llm -c zoo one")
-    k.ok("%llm_config -s Polite")
-    assert "system: Polite (%llm_config)" in k.ok("%llm -c zoo two").text
-    assert [text for _, text in sent(k)] == ["Polite", "one", "one", "two"]
-    assert "System prompt of the session: Polite" in k.ok("%llm_chats zoo").text
+    k.ok("%llm_config -s Formal")
+    assert "system: Formal (%llm_config)" in k.ok("%llm -c zoo two").text
+    assert [text for _, text in sent(k)] == ["Formal", "one", "one", "two"]
+    assert "System prompt of the session: Formal" in k.ok("%llm_chats zoo").text
     k.ok("llm.generation.system = 'Rude'")
     assert "system: Rude" in k.ok("%llm -c zoo three").text
     assert "stale" not in k.ok("%llm_chats").text.splitlines()[1]

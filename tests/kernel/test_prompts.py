@@ -119,6 +119,33 @@ def test_dry_run_has_the_notes_of_a_run(scripted: Kernel) -> None:
     assert len(notes[0]) == 2
 
 
+def test_notes_name_the_syntax_that_is_not_supported(scripted: Kernel) -> None:
+    scripted.ok("xs = [1]")
+    prompt = "See {xs=}, {len(xs}, {[x for x in xs]} and {xs[0] if xs else 0}."
+    expected = [
+        "Note: {xs=} is left as it is: it ends with =; write xs={xs}",
+        "Note: {len(xs} is left as it is: it has a bracket that is not closed",
+        "Note: {[x for x in xs]} is left as it is: it has a list comprehension in it. Assign it to a"
+        " variable first, and refer to that",
+        'Note: {xs[0] if xs else 0} is left as it is: it has "if" and "else" in it. Assign it to a'
+        " variable first, and refer to that",
+    ]
+    for option in ("", "--dry-run"):
+        assert scripted.ok(f"%%llm {option}\n{prompt}").text.splitlines()[:4] == expected
+    scripted.ok(f"%%llm\n{prompt}")
+    assert sent(scripted) == [("user", prompt)]
+    code = "```python\nprint(f'{xs} {ys}', {'a': ys})\n```\n\\frac{a}{b} {\"k\": [{}]}"
+    assert "Note" not in scripted.ok(f"%%llm --dry-run\n{code}").text
+
+
+def test_misspelled_key_suggests_the_near_one(scripted: Kernel) -> None:
+    scripted.ok("row = {'price': 1}")
+    for option in ("", "--dry-run"):
+        ran = scripted.run(f"%%llm {option}\nIs {{row['prise']}} much?")
+        assert ran.ename == "PromptError"
+        assert ran.error.startswith("{row['prise']}: KeyError: 'prise'. Did you mean \"price\"?")
+
+
 def test_literal_evaluates_nothing_and_shows_no_notes(scripted: Kernel) -> None:
     scripted.ok("xs = [1]")
     ran = scripted.ok("%%llm --literal\n{len(xs)} {xs.clear()} {nothing}")
@@ -142,13 +169,46 @@ def test_names_of_the_shell_itself_are_no_values(scripted: Kernel) -> None:
 def test_dry_run_shows_the_messages_and_calls_nothing(scripted: Kernel) -> None:
     scripted.ok("%llm before")
     calls = scripted.value("len(backend.requests)")
-    ran = scripted.ok("%%llm --dry-run -s 'Be brief.' -t 0.5\nOne two three")
+    ran = scripted.ok("%%llm --dry-run -s 'Be brief.' -t 0.5\nOne two\n  three <b>")
     assert [o["type"] for o in ran.outputs] == ["execute_result"]
-    for word in ("system", "Be brief.", "One two three", "5 tokens", "0.1% of 8,192",
-                 "temperature 0.5", "nothing was sent"):  # fmt: skip
-        assert word in ran.text
+    assert ran.text.splitlines() == [
+        "system  Be brief.",
+        "user    One two",
+        "          three <b>",
+        "",
+        "tiny · 6 tokens · under 0.1% of 8,192 · nothing was sent",
+        "max_new_tokens 512, temperature 0.5, top_p 0.9, top_k 50, repetition_penalty 1.15",
+    ]
+    assert "monospace" in ran.html
+    assert ">One two\n  three &lt;b&gt;</td>" in ran.html
     assert scripted.value("len(backend.requests)") == calls
     assert scripted.value("llm.last.messages[-1].content") == "before"
+
+
+def test_dry_run_shows_what_a_chat_would_send_and_what_is_cut(scripted: Kernel) -> None:
+    scripted.ok("%llm -c dry -s 'Be brief.' One", cell_id="dry-1")
+    scripted.ok("%llm -c dry Two", cell_id="dry-2")
+    scripted.ok("backend.context = 6")
+    ran = scripted.ok("%%llm -c dry --trim --dry-run\nThree {qqqq}", cell_id="dry-3")
+    assert ran.text.splitlines()[:8] == [
+        "Note: {qqqq} is not defined here; left as it is.",
+        "Note: The context leaves 2 tokens for the answer, fewer than max_new_tokens 512.",
+        "system    Be brief.",
+        "not sent  2 oldest turns dropped (--trim)",
+        "            One",
+        "            Two",
+        "user      Three {qqqq}",
+        "",
+    ]
+    ran = scripted.ok("%%llm -c dry --dry-run\nThree four", cell_id="dry-3")
+    assert ran.text.startswith(
+        "Note: The prompt is too long: it has 8 tokens, and tiny reads 6. Shorten it by at least 3."
+        " Chat 'dry' has 2 turns above it: --trim leaves out the oldest, %llm_reset dry all.\n"
+        "system     Be brief.\n"
+        "user       One\n"
+        "assistant  One\n"
+    )
+    scripted.ok("backend.context = 8192")
 
 
 def test_output_variable_is_set_and_left_alone_without_a_reply(scripted: Kernel) -> None:

@@ -100,7 +100,7 @@ def test_answer_streams_below_a_line_that_shows_the_wait(terminal: Terminal) -> 
     terminal.run("backend.will(Pause(0.8), *whole_answer('Hello', ' **world**'))")
     shown = terminal.run("%%llm", "Greet.")
     waited, _, answer = shown.rpartition("\r\x1b[K")
-    assert "tiny · thinking … " in waited
+    assert "tiny · waiting for the first token … " in waited
     assert re.fullmatch(r"Hello \*\*world\*\*\n\x1b\[2m\[tiny · .*tokens/s.*\]\x1b\[22m", answer)
     assert "<" not in shown
 

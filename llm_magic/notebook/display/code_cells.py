@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llm_magic.notebook.display.live_output import is_notebook, mime_bundle, muted, write
-from llm_magic.notebook.display.markdown import TooMuchWork, fence_language, parser, render_code
+from llm_magic.notebook.display.markdown import (
+    TooMuchWork,
+    fence_language,
+    is_closed,
+    parser,
+    render_code,
+)
 from llm_magic.text import replace_surrogates
 
 if TYPE_CHECKING:
@@ -79,12 +85,9 @@ def _fences(text: str) -> Iterator[CodeBlock]:
 
 
 def _code_block(token: Token) -> CodeBlock:
-    """Return a block; a fence is closed if it has a line besides its first and those of its code."""
-    fenced, code = token.type == "fence", token.content
-    first, end = token.map or [0, 0]
-    lines = code.count("\n") + (code[-1:] not in {"", "\n"})
-    closed = not fenced or end - first == lines + 2
-    return CodeBlock(fence_language(token.info), code.removesuffix("\n"), fenced, closed)
+    fenced = token.type == "fence"
+    code = token.content.removesuffix("\n")
+    return CodeBlock(fence_language(token.info), code, fenced, not fenced or is_closed(token))
 
 
 class CodeCells:

@@ -39,11 +39,20 @@ _WORD = re.compile(r"[A-Za-z]{3}")
 _LABEL = re.compile(r"(?<!\\)((?:\\\\)*)\\label\s*\{[^{}\\]*\}")
 _COMMAND = re.compile(r"\\(?:([A-Za-z]+)|.)", re.DOTALL)
 _ENVIRONMENT_TAGS = re.compile(r"\\(?:begin|end)(?![A-Za-z])(?:\{([A-Za-z]+\*?)\})?")
+_CLOSINGS = {
+    "$$": re.compile(r"\$\$"),
+    "\\[": re.compile(r"\\\]"),
+    "\\begin{": re.compile(r"\\end\{"),
+}
 _INTERRUPTED = ["paragraph", "reference", "blockquote", "list"]
 
 
 def add_rules(parser: MarkdownIt) -> None:
-    """Add the rules for formulas to a parser; their tokens are ``math_inline`` and ``math_block``."""
+    """Add the rules for formulas to a parser.
+
+    Their tokens are ``math_inline``, ``math_inline_double``, ``math_block``, and ``math_open`` for the
+    source of a formula that the text so far does not complete.
+    """
     from mdit_py_plugins.amsmath import amsmath_block
     from mdit_py_plugins.dollarmath.index import math_block_dollar, math_inline_dollar
 
@@ -122,9 +131,30 @@ def _block_rule(opening: str, rule: BlockRule) -> BlockRule:
         else:
             token = state.tokens[-1]
             token.type, token.content, token.map = "math_block", tex, [start_line, state.line]
-        return found
+        return found or _open_formula(state, (start_line, end), opening, only_check)
 
     return run
+
+
+def _open_formula(
+    state: StateBlock, lines: tuple[int, int], opening: str, only_check: bool
+) -> bool:
+    """Parse a formula at the end of the text that has no end yet.
+
+    Its source is shown as code: as Markdown it would become lists and emphasis for a moment.
+    """
+    start, end = lines
+    source = state.getLines(start, end, state.blkIndent, False).strip()
+    if state.eMarks[end - 1] + 1 < len(state.src) or _CLOSINGS[opening].search(source, 2):
+        return False
+    name = _ENVIRONMENT_TAGS.match(source) if opening == "\\begin{" else None
+    if opening == "\\begin{" and (name is None or name[1] not in _ENVIRONMENTS):
+        return False
+    if not only_check:
+        token = state.push("math_open", "math", 0)
+        token.content, token.map, token.block = source, [start, end], True
+        state.line = end
+    return True
 
 
 def _block_brackets(state: StateBlock, start_line: int, end_line: int, _only_check: bool) -> bool:

@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llm_magic.notebook.display.markdown import MATH
@@ -21,6 +21,8 @@ from llm_magic.types import Progress
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
+
+    from llm_magic.session.response import Response
 
 # A frontend redraws a whole output at each update: at most 20 updates a second, and fewer where one is
 # slow in the kernel (two blocking flushes), takes the GIL from the model, or is large for the page or
@@ -136,6 +138,35 @@ def muted(text: str) -> str:
     return f'<div class="{NO_MATH}" style="{style}">{html.escape(visible(text))}</div>'
 
 
+def progress_html(text: str, share: float | None) -> str:
+    """Return a progress bar with a line of text beside it; None where the share is unknown."""
+    value = "" if share is None else f' value="{share:.3f}"'
+    label = html.escape(visible(text))
+    bar = (
+        f'<progress max="1"{value} aria-label="{label}"'
+        ' style="width: 16em; vertical-align: middle; margin-right: 0.8em"></progress>'
+    )
+    return f'<div class="{NO_MATH}">{bar}{label}</div>'
+
+
+class JobsView:
+    """Shows the jobs that a cell waits for: a line in a notebook, which is updated; elsewhere nothing."""
+
+    def __init__(self, area: LiveArea, jobs: Sequence[Response], hint: str = "") -> None:
+        self._area, self._jobs, self._hint = area, jobs, hint
+        self._began = time.monotonic()
+        self._text = ""
+
+    def draw(self) -> None:
+        """Show the first job that runs; called about ten times a second."""
+        from llm_magic.notebook.display.messages import waiting_line
+
+        text = waiting_line(self._jobs, time.monotonic() - self._began)
+        if text and self._area.wait <= 0 and text != self._text:
+            self._text = text
+            self._area.show(f"{text}{self._hint}", muted(f"{text}{self._hint}"))
+
+
 class LoadView:
     """Shows the progress of a load: a bar in a notebook, a line in a terminal; elsewhere the result."""
 
@@ -162,15 +193,10 @@ class LoadView:
         waited = time.monotonic() - self._began
         detail = f" ({progress.detail})" if progress.detail else ""
         text = visible(f"Loading {model}: {progress.stage}{detail} … {waited:.0f} s")
-        if not self._is_notebook:
+        if self._is_notebook:
+            self._area.show(text, progress_html(text, progress.share))
+        else:
             self._line.show(text)
-            return
-        share = "" if progress.share is None else f' value="{progress.share:.3f}"'
-        bar = (
-            f'<progress max="1"{share} aria-label="{html.escape(text)}"'
-            ' style="width: 16em; vertical-align: middle; margin-right: 0.8em"></progress>'
-        )
-        self._area.show(text, f'<div class="{NO_MATH}">{bar}{html.escape(text)}</div>')
 
     def clear_line(self) -> None:
         """Remove the line in a terminal, which the next output would continue."""

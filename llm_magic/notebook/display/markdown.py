@@ -1,8 +1,14 @@
 """A model's Markdown as HTML that runs no script and fetches nothing.
 
 What a model writes is hostile input: JupyterLab runs the scripts in the HTML and the Markdown of a
-running cell, and a script controls the kernel. Here raw HTML is text, links go to the web or
-nowhere, an image is a link to it, and no attribute but `href` contains text of the model.
+running cell, and a script controls the kernel. Here raw HTML is text but for a few elements without
+attributes, links go to the web or nowhere, an image is a link to it, and no attribute but `href`
+contains text of the model.
+
+The HTML is the only form of an answer besides its plain text. There is no ``text/markdown``: JupyterLab
+prefers HTML to it, but other frontends do not, and what they would make of Markdown is theirs to
+choose. VS Code fetches its images, nbconvert hands its raw TeX to LaTeX, JupyterLab runs its scripts.
+No rewritten Markdown is safe for all of their dialects.
 
 The parser runs on the thread that interrupts stop, and some texts of 300,000 characters take it 5
 seconds. So its work is limited. The limits count steps, not seconds: the same text becomes the same
@@ -12,23 +18,26 @@ HTML on every machine.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache
 from html import escape
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from llm_magic.notebook.display import footnotes, links, text_direction
 from llm_magic.notebook.display.highlight import TEXT_SECONDS, escape_text, highlight
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.text import replace_surrogates
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
+    from markdown_it.renderer import RendererHTML
     from markdown_it.rules_block import StateBlock
     from markdown_it.rules_core import StateCore
     from markdown_it.rules_inline import StateInline
     from markdown_it.token import Token
+    from markdown_it.utils import OptionsDict
 
 MAX_MARKDOWN = 300_000  # characters
 _MAX_STEPS, _STEPS_OF_LINK = 30_000, 5
@@ -44,18 +53,31 @@ _BOX = (
     "margin:0.5em 0;padding:0.5em 0.75em;border-radius:3px;"
     "border:1px solid rgba(128,128,128,0.25);background:rgba(128,128,128,0.08);"
 )
-_CODE_STYLE = _BOX + "overflow-x:auto"
+_CODE_STYLE = _BOX + "overflow-x:auto;direction:ltr"
 # JupyterLab gives the inner element its own background, and wraps its lines.
 _INNER_STYLE = "background:none;padding:0;white-space:pre"
 _COLLAPSED_STYLE = "opacity:0.75;font-size:0.9em;margin:0.2em 0"
-_TEXT_STYLE = "white-space:pre-wrap;overflow-wrap:anywhere"
+_TEXT_STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext"
+# A long word wraps, and what cannot wrap scrolls in its own box: the cell stays as wide as it is.
+_ANSWER_STYLE = "overflow-x:auto;overflow-wrap:anywhere"
+_TABLE_STYLE = "overflow-x:auto;overflow-wrap:break-word"
+_FORMULA_STYLE = "overflow-x:auto;overflow-y:hidden"
+# Only of a long one, because a box that scrolls moves the formula off the line of the text.
+_LONG_FORMULA = 100
+_LONG_FORMULA_STYLE = f"display:inline-block;max-width:100%;vertical-align:middle;{_FORMULA_STYLE}"
+# Below this level, text keeps some width in a narrow cell.
+_DEEP, _DEEP_STYLE = 6, "min-width:12em"
+_QUOTE_STYLE = "margin:0.75em 0"
+_DIGITS = 2  # for which JupyterLab leaves space beside the items of a list
+# JupyterLab's are for the title of a document; this is an answer in a cell.
+_HEADING_SIZES = {
+    "h1": "1.45em", "h2": "1.3em", "h3": "1.15em", "h4": "1.05em", "h5": "1em", "h6": "0.9em",
+}  # fmt: skip
 
-# A relative link reaches the files and commands of the Jupyter server, and `http:path` is relative.
-# `https://bank.example@evil.example` leads to evil.example.
-_URL = re.compile(
-    r"https?://([a-z0-9._:\[\]-]+)(?:[/?#]|\Z)|mailto:[^\s/]", re.ASCII | re.IGNORECASE
-)
 _LINE_END = re.compile(r"\r\n?|\n")  # as Markdown defines it
+_BLANK_LINE = re.compile(r"(?:\r\n?|\n)(?=[ \t]*[\r\n])")
+# The elements that models write most. They have no attributes.
+_ELEMENT = re.compile(r"<br ?/?>|<(sub|sup|kbd)>([^<>\n]{1,80})</\1>", re.IGNORECASE)
 
 
 class TooMuchWork(Exception):
@@ -74,7 +96,9 @@ class _Closed:
     text: str = ""
     html: str = ""
     seconds: float = 0.0  # of their syntax highlighting
-    targets: Mapping[str, Any] = field(default_factory=dict)  # of links, defined in these blocks
+    # What is defined in these blocks: targets of links, labels of notes.
+    targets: Mapping[str, Any] = field(default_factory=dict)
+    notes: Set[str] = frozenset()
 
 
 class IncrementalMarkdown:
@@ -90,7 +114,7 @@ class IncrementalMarkdown:
         self._text = self._html = ""  # the latest text and its HTML
         self._costly = ""  # a text that was too much work, as is each that starts with it
         self._closed = _Closed()
-        self._targets: Mapping[str, object] = {}  # of all links of the latest text
+        self._targets: Mapping[object, object] = {}  # of all links and notes of the latest text
 
     def render(self, text: str) -> str:
         """Return the HTML of a text, which in most cases continues the one before."""
@@ -110,11 +134,18 @@ class IncrementalMarkdown:
         closed = self._closed if text.startswith(self._closed.text) else _Closed()
         while True:
             end = text[len(closed.text) :]
-            env: dict[str, Any] = {"references": dict(closed.targets), "seconds": closed.seconds}
+            env: dict[str, Any] = {
+                "references": dict(closed.targets),
+                "footnotes": footnotes.env_of(closed.notes),
+                "seconds": closed.seconds,
+            }
             made = parser(has_formulas="$" in end or "\\" in end)
             tokens = made.parse(replace_surrogates(end), env)
-            links = env["references"].items()
-            targets = {label: (one["href"], one["title"]) for label, one in links}
+            found = env["references"].items()
+            targets: dict[object, object] = {
+                label: (one["href"], one["title"]) for label, one in found
+            }
+            targets |= {("note", label): None for label in env["footnotes"]["refs"]}
             if not closed.text or targets == self._targets:
                 break
             # A target may be defined far below the links to it.
@@ -124,14 +155,16 @@ class IncrementalMarkdown:
         html = closed.html + made.renderer.render(tokens[:index], made.options, env)
         if index:
             line = (tokens[index].map or [0])[0]
-            above = {n: t for n, t in links if n in closed.targets or t["map"][0] < line}
-            closed = _Closed(text[: len(closed.text) + offset], html, env["seconds"], above)
+            above = {n: t for n, t in found if n in closed.targets or t["map"][0] < line}
+            notes = {label for label, at in footnotes.defined(tokens) if at < line} | closed.notes
+            text = text[: len(closed.text) + offset]
+            closed = _Closed(text, html, env["seconds"], above, notes)
         self._closed = closed
         html += made.renderer.render(tokens[index:], made.options, env)
         if len(html) > _MAX_HTML:
             raise TooMuchWork
         # Of this element only the formulas found here are typeset.
-        return f'<div class="{NO_MATH}">\n{html}</div>\n'
+        return f'<div class="{NO_MATH}" style="{_ANSWER_STYLE}">\n{html}</div>\n'
 
 
 def _last_closed(tokens: Sequence[Token], text: str) -> tuple[int, int]:
@@ -153,13 +186,31 @@ def render_code(code: str, language: str = "") -> str:
     language = fence_language(language)
     html = highlight(replace_surrogates(code), language)
     name = f' class="language-{language}"' if language else ""
+    html = _without_blank_lines(html)
     return f'<pre style="{_CODE_STYLE}"><code{name} style="{_INNER_STYLE}">{html}</code></pre>\n'
 
 
 def escape_pre(text: str) -> str:
     """Return plain text unchanged, in a block that wraps long lines."""
     # HTML drops a newline right after the tag: this one, not the first of the text.
-    return f'<pre style="{_TEXT_STYLE}">\n{escape_text(replace_surrogates(text))}</pre>\n'
+    html = _without_blank_lines(f"\n{escape_text(replace_surrogates(text))}")
+    return f'<pre style="{_TEXT_STYLE}">{html}</pre>\n'
+
+
+def _without_blank_lines(html: str) -> str:
+    """Return HTML of preformatted text that looks the same and has no blank line.
+
+    A notebook that is exported to Markdown contains this HTML. There a blank line would end it, and
+    the rest of the text would be Markdown, with images that a page fetches.
+    """
+    return _BLANK_LINE.sub("&#10;", html)
+
+
+def is_closed(fence: Token) -> bool:
+    """Return whether a block of code has its end: a line besides its first and those of its code."""
+    first, end = fence.map or [0, 0]
+    lines = fence.content.count("\n") + (fence.content[-1:] not in {"", "\n"})
+    return end - first == lines + 2
 
 
 def collapsed(summary: str, text: str) -> str:
@@ -185,22 +236,26 @@ def parser(*, has_formulas: bool) -> MarkdownIt:
     # This preset stops at 20 levels of nesting; more only makes "[[[[[…" slow.
     made = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
     made.disable(["html_block", "html_inline"])
-    made.validateLink = lambda url: _URL.match(url) is not None  # type: ignore[method-assign]
+    made.validateLink = links.is_safe  # type: ignore[method-assign]
     if has_formulas:
         from llm_magic.notebook.display import latex
 
         latex.add_rules(made)
-        for kind in ("math_inline", "math_inline_double", "math_block"):
+        for kind in ("math_inline", "math_inline_double", "math_block", "math_open"):
             made.add_render_rule(kind, _math_rule)
+    footnotes.add_rules(made)
     made.use(tasklists_plugin)
     # Rules that match nothing and count how often the rules are tried.
     alt = ["paragraph", "reference", "blockquote", "list"]
+    made.inline.ruler.before("autolink", "element", _element)
     made.block.ruler.before("table", "count", _count_line, {"alt": alt})
     made.inline.ruler.before("text", "count", _count_step)
     made.core.ruler.after("inline", "count_tasks", _count_tasks)
     made.core.ruler.push("sanitize", _sanitize)
     for kind in ("fence", "code_block"):
         made.add_render_rule(kind, _code_rule)
+    for kind in ("table_open", "table_close"):
+        made.add_render_rule(kind, _table_rule)
     return made
 
 
@@ -225,6 +280,24 @@ def _count_step(state: StateInline, _only_check: bool) -> bool:
     return False
 
 
+def _element(state: StateInline, only_check: bool) -> bool:
+    """Parse one of the few HTML elements that are not shown as text."""
+    if state.src[state.pos] != "<":
+        return False
+    match = _ELEMENT.match(state.src, state.pos, state.posMax)
+    if match is None:
+        return False
+    if not only_check and match[1]:
+        name = match[1].lower()
+        state.push(f"{name}_open", name, 1)
+        state.push("text", "", 0).content = match[2]
+        state.push(f"{name}_close", name, -1)
+    elif not only_check:
+        state.push("hardbreak", "br", 0)
+    state.pos = match.end()
+    return True
+
+
 def _count_tasks(state: StateCore) -> None:
     """Count the tokens between each task and its list, which the plugin passes one by one."""
     for index, token in enumerate(state.tokens):
@@ -233,55 +306,39 @@ def _count_tasks(state: StateCore) -> None:
 
 
 def _sanitize(state: StateCore) -> None:
-    """Set the attributes of the elements, and turn the images into links."""
+    """Set the attributes of the elements, and replace links and images by safe links."""
+    state.tokens = list(footnotes.labelled(state.tokens))
+    lists: list[Token] = []
     for token in state.tokens:
-        if token.type in ("th_open", "td_open"):
-            # JupyterLab aligns the tables of HTML outputs to the right, for data frames.
-            token.attrs.setdefault("style", "text-align:left")
-        if token.type == "list_item_open" and token.attrs.pop("class", ""):
-            token.attrs["style"] = "list-style:none"  # a task has a check box
         if token.type in ("bullet_list_open", "ordered_list_open"):
             token.attrs.pop("class", "")
-        if any(child.type in {"link_open", "image"} for child in token.children or ()):
-            token.children = list(_sanitized(token.children or ()))
+            lists.append(token)
+        elif token.type in ("bullet_list_close", "ordered_list_close"):
+            lists.pop()
+        elif token.type == "list_item_open" and len(token.info) > _DIGITS:
+            lists[-1].attrs["style"] = f"padding-inline-start:{len(token.info)}em"
+        elif token.type == "inline" and token.children:
+            token.children = list(links.sanitized(token.children, state.md.normalizeLink))
+        if style := _style_of(token):
+            token.attrs["style"] = style
+    text_direction.set_directions(state.src, state.tokens)
 
 
-def _sanitized(tokens: Sequence[Token]) -> Iterator[Token]:
-    in_link = False
-    for token in tokens:
-        if token.type == "link_open":
-            href = str(token.attrs["href"])
-            if in_link := _URL.match(href) is not None:  # `[text]()` has an empty address
-                token.attrs = _link_attributes(href)
-                yield token
-        elif token.type == "link_close":
-            if in_link:
-                yield token
-            in_link = False
-        elif token.type == "image":
-            yield from _image_as_link(token, in_link)
-        else:
-            yield token
-
-
-def _link_attributes(href: str) -> dict[str, str | int | float]:
-    return {"href": href, "rel": "noopener noreferrer nofollow", "target": "_blank"}
-
-
-def _image_as_link(image: Token, in_link: bool) -> Iterator[Token]:
-    """Name the image and its host: a request for it would send the host what the model wrote in it."""
-    from markdown_it.token import Token
-
-    url, alt = str(image.attrs["src"]), image.content or "image"
-    match = _URL.match(url)
-    host = f" (image: {match[1]})" if match and match[1] else ""
-    text = Token("text", "", 0, content=alt + host)
-    if in_link or match is None:  # links do not nest
-        yield text
-    else:
-        yield Token("link_open", "a", 1, attrs=_link_attributes(url))
-        yield text
-        yield Token("link_close", "a", -1)
+def _style_of(token: Token) -> str:
+    """Return the style of an element that has one whatever is in it."""
+    kind, styles = token.type, list[str]()
+    if kind in ("th_open", "td_open"):
+        # JupyterLab aligns the tables of HTML outputs to the right, for data frames.
+        return str(token.attrs.get("style", "text-align:start"))
+    if kind == "heading_open":
+        return f"font-size:{_HEADING_SIZES[token.tag]};font-weight:600"
+    if kind == "blockquote_open":
+        styles.append(_QUOTE_STYLE)
+    if kind == "list_item_open" and token.attrs.pop("class", ""):
+        styles.append("list-style:none")  # a task has a check box
+    if kind in ("blockquote_open", "list_item_open") and token.level >= _DEEP:
+        styles.append(_DEEP_STYLE)
+    return ";".join(styles)
 
 
 def _math_rule(
@@ -290,12 +347,41 @@ def _math_rule(
     from llm_magic.notebook.display import latex
 
     token = tokens[index]
-    tex, is_block = token.content, token.type == "math_block"
+    tex = token.content
+    if token.type == "math_open":
+        return render_code(tex)
+    if token.type == "math_block":
+        return _formula_block(tex)
     delimited = latex.delimited(tex, display=token.type != "math_inline")
     if not latex.is_harmless(tex):
-        return render_code(delimited) if is_block else f"<code>{escape_text(delimited)}</code>"
-    tag = "div" if is_block else "span"
-    return f'<{tag} class="{MATH}">{escape_text(delimited)}</{tag}>' + "\n" * is_block
+        return f"<code>{escape_text(delimited)}</code>"
+    style = f' style="{_LONG_FORMULA_STYLE}"' if len(tex) > _LONG_FORMULA else ""
+    return f'<span class="{MATH}"{style}>{escape_text(delimited)}</span>'
+
+
+def _formula_block(tex: str) -> str:
+    from llm_magic.notebook.display import latex
+
+    delimited = latex.delimited(tex, display=True)
+    if not latex.is_harmless(tex):
+        return render_code(delimited)
+    html = _without_blank_lines(escape_text(delimited))
+    return f'<div class="{MATH}" style="{_FORMULA_STYLE}">{html}</div>\n'
+
+
+def _table_rule(
+    renderer: RendererHTML,
+    tokens: Sequence[Token],
+    index: int,
+    options: OptionsDict,
+    _env: object,
+) -> str:
+    """Return the start or the end of a table in a box that scrolls, from the side it starts on."""
+    token = tokens[index]
+    tag = renderer.renderToken(tokens, index, options, {})
+    if token.nesting < 0:
+        return f"{tag}</div>\n"
+    return f'<div{renderer.renderAttrs(token)} style="{_TABLE_STYLE}">{tag}'
 
 
 def _code_rule(
@@ -306,6 +392,8 @@ def _code_rule(
     env: MutableMapping[str, Any],
 ) -> str:
     token = tokens[index]
+    if token.type == "fence" and fence_language(token.info) == "math" and is_closed(token):
+        return _formula_block(token.content.strip())
     started, spent = monotonic(), float(env.get("seconds", 0))
     html = render_code(token.content, token.info if spent < TEXT_SECONDS else "")
     env["seconds"] = spent + monotonic() - started

@@ -27,8 +27,11 @@ _MAX_HOLDERS = 3  # in the line of an unload
 _MAX_NAME = 200  # characters of a model name in a line or a table
 _MAX_ROWS = 500  # in a list of models
 _TURN_CHARACTERS = 60  # of a prompt or an answer in the table of a chat
+_MAX_DROPPED = 5  # turns that are named in a dry run
 _SYSTEM_CHARACTERS = 40  # of the system prompt of the session in the line below an answer
 _UNKNOWN = "-"
+# While the unload waits, no other cell runs.
+STOP_HINT = " · ■ ends the wait; then %llm_stop stops the job."
 _STALE = (
     "Stale: an earlier turn has changed. A stale turn is not sent until its cell runs again;"
     " %llm_reset CHAT --stale deletes it."
@@ -85,6 +88,29 @@ def footer(reply: Reply, size: int | None, session_system: str | None = None) ->
     return " · ".join([*parts, *([label] if label else [])])
 
 
+def activity(response: Response) -> str:
+    """Return what a response without text does: ``reading the prompt (512 of 1,900 tokens)``."""
+    if response.awaits_load:
+        return "queued until the model is loaded"
+    if response.is_queued:
+        return _queued(response)
+    if response.progress is not None:
+        return f"{response.progress.stage} ({response.progress.detail})"
+    if response.has_reasoning:
+        return f"thinking, {counted(len(response.reasoning), 'character')} so far"
+    return response.notice or "waiting for the first token"
+
+
+def _queued(response: Response) -> str:
+    """Return behind which other response a response is queued, and behind how many."""
+    ahead, server = response.ahead, response.info.server
+    if not ahead:
+        return f"queued at {server}" if server else "queued"
+    number, name = ahead[0].number, shown_name(ahead[0].model)
+    first = f"the answer of another cell ({name})" if number is None else f"job {number} ({name})"
+    return f"queued behind {first}{f' and {len(ahead) - 1} more' if len(ahead) > 1 else ''}"
+
+
 def system_label(system: str) -> str:
     """Return the part of a line that shows the system prompt of the session."""
     return f"system: {visible_line(shortened(system, _SYSTEM_CHARACTERS))} (%llm_config)"
@@ -121,6 +147,16 @@ def model_line(info: ModelInfo) -> str:
 def reasoning_line(reasoning: str) -> str:
     """Return the line that replaces hidden reasoning."""
     return f"Reasoning · {len(reasoning):,} characters (reply.reasoning)"
+
+
+def waiting_line(jobs: Iterable[Response], seconds: float) -> str:
+    """Return the progress of the first running job, or an empty string."""
+    running = [job for job in jobs if not job.done]
+    if not running:
+        return ""
+    first, more = running[0], f" and {len(running) - 1} more" if len(running) > 1 else ""
+    state = f"running, {first.amount}" if first.has_text else activity(first)
+    return f"Waiting for job {first.number} ({state}){more} … {seconds:.0f} s"
 
 
 def unloaded_line(unloaded: Unloaded) -> str:
@@ -211,17 +247,34 @@ def model_location(info: ModelInfo) -> str:
 def dry_run_table(dry: DryRun) -> Table:
     """Return the table of ``--dry-run``: the messages, their token count, the share of the context."""
     rows = [[message.role, message.content] for message in dry.messages]
+    if dry.dropped:
+        first = 1 if rows[0][0] == "system" else 0
+        rows.insert(first, ["not sent", "\n".join(_dropped_lines(dry))])
     tokens, context = dry.count.prompt_tokens, dry.count.context_length
     parts = [dry.model]
     if tokens is None:
         parts.append("token count unknown until the server answers")
+        parts += [f"context {context:,}"] if context else []
     else:
-        parts.append(f"{tokens} tokens")
-        parts += [f"{tokens / context:.1%} of {context:,}"] if context else []
-    parts += [trimmed(dry.dropped_turns)] if dry.dropped_turns else []
+        parts.append(counted(tokens))
+        parts += [f"{_share(tokens, context)} of {context:,}"] if context else []
     parts += [system_label(dry.session_system)] if dry.session_system else []
-    note = " · ".join([*parts, ", ".join(_options(dry)), "nothing was sent"])
-    return Table(("role", "content"), rows, note)
+    note = " · ".join([*parts, "nothing was sent"])
+    return Table(("", ""), rows, f"{note}\n{', '.join(_options(dry))}", verbatim=True)
+
+
+def _share(tokens: int, context: int) -> str:
+    share = tokens / context
+    return f"{share:.1%}" if share >= 0.001 else "under 0.1%"
+
+
+def _dropped_lines(dry: DryRun) -> Iterator[str]:
+    """Yield how many turns ``--trim`` drops, then the start of each question."""
+    yield trimmed(len(dry.dropped))
+    for turn in dry.dropped[:_MAX_DROPPED]:
+        yield f"  {shortened(turn.question.content, _TURN_CHARACTERS)}"
+    if (more := len(dry.dropped) - _MAX_DROPPED) > 0:
+        yield f"  … and {more} more"
 
 
 def _options(dry: DryRun) -> Iterator[str]:

@@ -20,16 +20,25 @@ _CELL = (
 )
 _GAP = 2  # characters between two columns
 _LEAST = 24  # characters to which a wide column is narrowed at most
+_CODE = f"{_CELL} font-family: var(--jp-code-font-family, monospace);"
+_LABEL = f"{_CODE} white-space: nowrap; opacity: 0.7;"
+_CONTENT = f"{_CODE} overflow-wrap: anywhere;"
+# Not striped, as JupyterLab does: a message may look like several rows.
+_LINE = "background: none; border-bottom: 1px solid var(--jp-border-color2, #bbb);"
 _NOTE = "opacity: 0.7; font-size: 0.85em;"
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows below column heads, with an optional line at the end."""
+    """Rows below column heads, with an optional note at the end.
+
+    `verbatim`: the cells are text to check character by character, so they are monospace.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    verbatim: bool = False
 
     def __repr__(self) -> str:
         return self.fitted(None)
@@ -41,7 +50,7 @@ class Table:
     def fitted(self, width: int | None) -> str:
         """Return the table as text; if it is wider than `width`, its widest columns are wrapped."""
         lines = [self.columns, *self.rows] if any(self.columns) else list(self.rows)
-        lines = [[visible(cell) for cell in line] for line in lines]
+        lines = [part for line in lines for part in _lines(line)]
         widths = [
             max((len(line[i]) for line in lines), default=0) for i in range(len(self.columns))
         ]
@@ -49,25 +58,38 @@ class Table:
         if width is not None and lines:
             widths = _narrowed(widths, lines, width)
             lines = [part for line in lines for part in _wrapped(line, widths)]
-            note = textwrap.fill(note, width, break_long_words=False, break_on_hyphens=False)
+            note = "\n".join(_filled(line, width) for line in note.split("\n"))
         text = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
             for line in lines
         ]
-        return "\n".join([*text, *([note] if note else [])])
+        gap = [""] if self.verbatim else []
+        return "\n".join([*text, *([*gap, note] if note else [])])
 
     def _repr_html_(self) -> str:
         head = "".join(f'<th style="{_CELL}">{html.escape(visible(c))}</th>' for c in self.columns)
-        body = "".join(
-            "<tr>"
-            + "".join(f'<td style="{_CELL}">{html.escape(visible(cell))}</td>' for cell in row)
-            + "</tr>"
-            for row in self.rows
-        )
+        body = "".join(map(self._row_html, self.rows))
         top = f"<thead><tr>{head}</tr></thead>" if any(self.columns) else ""
-        note = f'<div style="{_NOTE}">{html.escape(visible(self.note))}</div>' if self.note else ""
+        style = f"{_NOTE} white-space: pre-line;" if self.verbatim else _NOTE
+        note = f'<div style="{style}">{html.escape(visible(self.note))}</div>' if self.note else ""
         table = f"<table>{top}<tbody>{body}</tbody></table>" if top or body else ""
         return f'<div class="{NO_MATH}">{table}{note}</div>'
+
+    def _row_html(self, row: Sequence[str]) -> str:
+        styles = [_CELL] * len(row)
+        if self.verbatim:
+            styles = [_LABEL] * (len(row) - 1) + [_CONTENT]
+        cells = "".join(
+            f'<td style="{style}">{html.escape(visible(cell))}</td>'
+            for style, cell in zip(styles, row, strict=True)
+        )
+        return f'<tr style="{_LINE}">{cells}</tr>' if self.verbatim else f"<tr>{cells}</tr>"
+
+
+def _lines(row: Sequence[str]) -> list[list[str]]:
+    """Return a row as one row for each line of its longest cell."""
+    cells = [visible(cell).split("\n") for cell in row]
+    return [list(line) for line in itertools.zip_longest(*cells, fillvalue="")]
 
 
 def terminal_width() -> int | None:
@@ -94,10 +116,7 @@ def _narrowed(widths: list[int], lines: Sequence[Sequence[str]], width: int) -> 
 
 def _wrapped(line: Sequence[str], widths: Sequence[int]) -> list[list[str]]:
     """Return a row as several rows whose cells are no wider than their columns."""
-    cells = [
-        [part for text in cell.splitlines() or [""] for part in _parts(text, width)]
-        for cell, width in zip(line, widths, strict=True)
-    ]
+    cells = [_parts(cell, width) for cell, width in zip(line, widths, strict=True)]
     return [list(row) for row in itertools.zip_longest(*cells, fillvalue="")]
 
 
@@ -105,3 +124,8 @@ def _parts(text: str, width: int) -> list[str]:
     """Return a line in parts that are no wider than `width`; an indentation stays."""
     indent = " " * (len(text) - len(text.lstrip()))
     return textwrap.wrap(text, max(1, width), subsequent_indent=indent) or [""]
+
+
+def _filled(text: str, width: int) -> str:
+    """Return a line as several ones, without breaking a word."""
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)

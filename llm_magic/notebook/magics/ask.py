@@ -119,7 +119,7 @@ class LLMMagics(SessionMagics):
         if args["dry_run"]:
             area.clear()
             dry = self.session.dry_run(request)
-            answer_view.write_notes(notes)
+            answer_view.write_notes((*notes, *filter(None, (dry.problem,))))
             return messages.dry_run_table(dry)
         response = self.session.ask(request)
         view = answer_view.view(self.shell, response, args, area)
@@ -189,7 +189,6 @@ class LLMMagics(SessionMagics):
                 " of them."
             )
         request, notes = self._request(args)
-        self.wait_for_load()
         response = self.session.ask(request, background=True)
         output = response.view = BackgroundOutput(self.shell, response, args, self.live)
         for other in self.session.jobs.running:

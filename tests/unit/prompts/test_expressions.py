@@ -596,7 +596,7 @@ def test_reason_and_way_out_are_in_the_note(notebook: dict[str, Any]) -> None:
     assert filled.notes == (
         f"{{math.sqrt(2)}} is left as it is: it calls .sqrt() of the module math. {way_out}",
         "{name.ljust(10000000000)} is left as it is: it would make more than 1,000,000 characters",
-        "{obj.method()} is left as it is: it calls .method() of a Owner, which is not on the list."
+        "{obj.method()} is left as it is: it calls .method() of a Owner, which is not supported."
         f" {way_out}",
     )
 

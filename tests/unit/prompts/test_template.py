@@ -335,6 +335,35 @@ def test_syntax_error_of_the_users_code() -> None:
         fill("{owner.value}", {"owner": Raising(error)})
 
 
+@pytest.mark.parametrize(
+    ("ref", "near"),
+    [
+        ('d["kk"]', ""),
+        ('deep["pirce"]', "price"),
+        ("deep.itms()", "items"),
+        ("name.uper()", "upper"),
+        ("obj.atr", "attr"),
+        ('df["prise"].mean()', "price"),
+        ("df.prise", "price"),
+        ("df.haed()", "head"),
+        ("pair.lefft", "left"),
+        ('df["c9"]', ""),
+    ],
+)
+def test_error_suggests_a_similar_attribute_key_or_column(ref: str, near: str) -> None:
+    names = {
+        **NAMES,
+        "deep": {"price": 1},
+        "df": pd.DataFrame({"price": [1]}),
+        "pair": Pair(1, "r"),
+    }
+    with pytest.raises(PromptError) as caught:
+        fill(f"{{{ref}}}", names)
+    advice = f'Did you mean "{near}"?' if near else "Fix the name;"
+    end = f". {advice} {{{{…}}}} is literal text, and --literal fills nothing"
+    assert str(caught.value).endswith(end)
+
+
 def test_interrupt_passes() -> None:
     with pytest.raises(KeyboardInterrupt):
         fill("{owner.value}", {"owner": Raising(KeyboardInterrupt())})
@@ -403,6 +432,40 @@ def test_code_after_a_dollar_that_would_not_be_evaluated_gets_no_note(template: 
 
 # --- notes
 
+# Prompts with braces that are no references, as people paste them.
+BRACES = [
+    'Return JSON like {"name": "Ada", "age": 36, "xs": [{"id": 1}, {"id": 2}]}.',
+    "Return JSON: {name: string, age: number}, or [{a: b}]",
+    'Answer as {"name": name, "x": x}',
+    "Fix this dict: d = {'a': 1, 'b': [1, 2]}",
+    "Is {1, 2, 3} a set? And {a, b, x}?",
+    "What is {x for x in xs}, what is {k: v for k, v in d.items()}?",
+    "Explain print(f'{name} is {x:.2f}') and f\"{nmae}\"",
+    'Explain:\n```python\nprint(f"{name} has {len(xs)} items, {nmae}")\n```',
+    'Explain:\n```python\nprint("{} and {}".format(a, b))\n```',
+    r"Simplify \frac{a}{b} + \sqrt{x^2} + \frac{qqqq}{rrrr}",
+    r"Compute $\sum_{i=1}^{n} x_{i}$ and $e^{i\pi}$ and \mathbb{E}[x]",
+    r"\begin{align} a &= b \\ c &= d \end{align} \cite{knuth84} \ref{fig:x}",
+    "Explain function foo() { return x; } and for (;;) { printf(a); }",
+    "body { color: red; margin: 0 } a { color: blue }",
+    "rename {a,b}.txt, mv file.{txt,md}, for i in {1..10}; do echo $i; done",
+    "awk '{print $1}' and awk '{ sum += $1 } END { print sum }'",
+    "Jinja: Hello {{ name }}, {% for i in xs %}{{ i }}{% endfor %} {{nmae}}",
+    "regex [0-9]{3}-[0-9]{4} and \\d{3} and \\w{2,5}",
+    'Go: type T struct { X int `json:"x"` }',
+    "Chemistry: Fe^{2+}, SO_4^{2-}, H_{2}O",
+    "GraphQL: query { user(id: 1) { name posts { title } } }",
+    "const { a, b } = props; import { useState } from 'react'",
+    'Terraform: "${var.region}", Actions: ${{ secrets.TOKEN }}, PowerShell: ${env:PATH}',
+    "Cypher: MATCH (n {name: 'Ada'}) RETURN n; Mongo: db.users.find({age: {$gt: 5}})",
+    'Prometheus: http_requests_total{job="api"}[5m]',
+    "docker ps --format '{{.Names}} {{.Status}}', git HEAD@{1}, find . -exec rm {} \\;",
+    "yaml: {a: 1, b: {c: 2}}, helm: {{ .Values.name }}, vue: <p>{{ title }}</p>",
+    "C: int a[] = {1,2,3}; C++: auto l = [&](int x){ return x; };",
+    "BibTeX: @article{knuth84,\n  title={Literate {P}rogramming},\n  year={1984}\n}",
+    'JSON schema: {"type":"object","properties":{"x":{"type":"number"}}}',
+]
+
 
 @pytest.mark.parametrize(
     ("template", "note"),
@@ -453,6 +516,16 @@ def test_code_after_a_dollar_that_would_not_be_evaluated_gets_no_note(template: 
             "${a:+5}",
             "${a:+5} is left as it is, as in shell and JavaScript code. Write $ {a:+5}",
         ),
+        ("{a=} {name=!r:>9}", "{a=} is left as it is: it ends with =; write a={a}"),
+        ("{*xs}", "{*xs} is left as it is: it has a star in it"),
+        ("{a:=5}", "{a:=5} is left as it is: it has := in it"),
+        ("{len(xs}", "{len(xs} is left as it is: it has a bracket that is not closed"),
+        ("{xs[0} or {xs[1]}", "{xs[0} is left as it is: it has a bracket that is not closed"),
+        ('{d["k]}', '{d["k]} is left as it is: it has a quote that is not closed'),
+        (
+            "{name.upper}",
+            "{name.upper} is left as it is: it reads a method; write .upper() to call it",
+        ),
         (
             "${nmae:.2f}",
             '{nmae:.2f}: nmae is not defined here; left as it is. Did you mean "name"?',
@@ -460,7 +533,7 @@ def test_code_after_a_dollar_that_would_not_be_evaluated_gets_no_note(template: 
     ],
 )
 def test_note_names_what_was_left(template: str, note: str) -> None:
-    assert fill(template, NAMES).notes == (note,)
+    assert fill(template, NAMES).notes[:1] == (note,)
 
 
 @pytest.mark.parametrize(
@@ -482,6 +555,13 @@ def test_note_names_what_was_left(template: str, note: str) -> None:
         "{ name, other }",
         "{None} {else}",
         "{name}",
+        ".cls{display:none} {a:red} {qqqq:1}",
+        "function(x) { x + 1 } and x => { x } and o = { x }",
+        "```js\nconst f = (x) => { return `${x} ${name}`; }\n```",
+        "`${a}`",
+        "{xs[0], xs[1]} {len(xs): a} {len(x) for x in xs}",
+        "{call(a} {xs[0].. d[",
+        *BRACES,
     ],
 )
 def test_code_gets_no_note(template: str) -> None:

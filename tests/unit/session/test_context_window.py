@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -99,17 +100,45 @@ def test_a_dry_run_shows_what_would_be_sent(chatty: Pair) -> None:
     backend.context = 20
     request = Request("and now", chat="c", key="k", trim=True, options={"max_new_tokens": 4})
     dry = session.dry_run(request)
-    assert (dry.dropped_turns, dry.messages[1].content) == (7, "q 7")
+    assert (len(dry.dropped), dry.messages[1].content) == (7, "q 7")
     assert dry.count == TokenCount(16, 20)
-    assert "7 oldest turns dropped (--trim)" in repr(dry_run_table(dry))
+    assert dry.problem == ""
+    lines = repr(dry_run_table(dry)).splitlines()
+    assert lines[1:8] == [
+        "not sent   7 oldest turns dropped (--trim)",
+        *(f"             q {number}" for number in range(5)),
+        "             … and 2 more",
+    ]
     assert backend.requests == []
+
+
+def test_a_dry_run_reports_what_does_not_fit(chatty: Pair) -> None:
+    session, backend = chatty
+    backend.context = 20
+    above = Request("and now", chat="c", key="k", options={"max_new_tokens": 4})
+    dry = session.dry_run(above)
+    assert dry.problem == (
+        f"The prompt is too long: it has {dry.count.prompt_tokens} tokens, and tiny reads 20."
+        f" Shorten it by at least {(dry.count.prompt_tokens or 0) - 19}."
+        " Chat 'c' has 10 turns above it: --trim leaves out the oldest, %llm_reset c all."
+    )
+    alone = Request("one two three", options={"max_new_tokens": 18})
+    assert session.dry_run(alone).problem == (
+        "The context leaves 17 tokens for the answer, fewer than max_new_tokens 18."
+    )
+    backend.counting = False
+    assert session.dry_run(above).problem == ""
+    trimmed = dataclasses.replace(above, trim=True)
+    assert session.dry_run(trimmed).problem == (
+        "How many turns --trim drops is unknown until the server answers."
+    )
 
 
 def test_dry_run_shows_every_option_that_is_sent(chatty: Pair) -> None:
     session, _ = chatty
     options = {"stop": ("x", "\n"), "extra": {"known": {"a": [1]}}, "seed": 3, "top_k": None}
     shown = repr(dry_run_table(session.dry_run(Request("and now", options=options))))
-    assert 'seed 3, stop "x" "\\n", known {"a": [1]} · nothing was sent' in shown
+    assert 'seed 3, stop "x" "\\n", known {"a": [1]}' in shown
     assert "top_k" not in shown
     shown = repr(dry_run_table(session.dry_run(Request("and now"))))
     assert "stop" not in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given, settings
@@ -24,6 +25,9 @@ _BLOCKS = [
     "[x] \n", "\\begin{align}\na &= b\n", "\\end{align}\n", "\\begin{align}\n- c\n\\end{align}\n",
     "$$ a\n- b $$\n", "$x$ is 5", "$$a$$ b\n", "- $$\n", "[x]: http://i.j\n",
     "[see][r] and [s]\n", "[r]: http://a.b/\n", "[r]: http://c.d/ 'two'\n",
+    "a[^1] b[^n]\n", "[^1]: one\n", "[^n]: two\n\n    more\n", "    - in it\n", "> [^n]: three\n",
+    "\u05d0 `x`\n", "- \u05d0\n- b\n", "see https://a.b/c_d_e and www.x.y\n", "H<sub>2</sub>O<br>a\n",
+    "```math\nx\n```\n", "100. a\n", "$$\n\\frac{a_1*b\n", "\\[\n- a\n",
     "[s]:\n", "http://e.f\n", "> [s]: http://g.h\n", "a  \nb\\\nc\n", "Costs $5 and $10\n", "*it*",
 ]  # fmt: skip
 _BETWEEN = ["\n", "\n\n", "", " ", "  \n", "\r\n", "\r", "\r\n\r\n", "\t\n", "\n    ", "\n\u2028\n"]
@@ -45,6 +49,8 @@ def states(pieces: Iterable[str], *, by_letter: bool) -> Iterable[str]:
 @example(["[a][r]\n\n", "b\n\n", "c\n\n", "[r]: http://x", ".y/", "z\n", "\nd\n\n[r]\n"], True)
 @example(["$$ a\n", "# b\n", "c\n", "$$\n", "\n", "d\n"], True)
 @example(["> [r]: http://a.b\n", "\n", "[r]\n", "\n", "[r]: http://c.d\n\n", "[r]\n"], False)
+@example(["a[^n]\n\n", "b\n\n", "c\n\n", "[^n]: d\n", "\n", "e[^n]\n\n", "[^n]: f\n"], True)
+@example(["$$\n", "a_1*b\n", "- c\n", "\\frac{1}{2}\n", "$$\n", "\nd"], True)
 @settings(deadline=None, max_examples=120)
 def test_html_of_each_state_equals_that_of_the_whole_text(
     pieces: list[str], by_letter: bool
@@ -119,6 +125,37 @@ def test_closed_blocks_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         incremental.render(text[:end])
     assert sum(parsed) < 4 * len(text)
     assert max(parsed) < 1000
+
+
+def test_notes_of_a_long_answer_are_parsed_with_few_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser, parsed = markdown.parser(has_formulas=True), []
+    parse = parser.parse
+
+    def record(text: str, *others: object) -> object:
+        parsed.append(len(text))
+        return parse(text, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(parser, "parse", record)
+    incremental, text = IncrementalMarkdown(), "".join(tokens(4000))
+    text = (
+        text[: text.rindex("## Step")]
+        + "\\(x\\)[^1] and[^2]\n\n"
+        + "".join(f"[^{n}]: {'word ' * 60}\n" for n in (1, 2, 3))
+    )
+    for end in range(200, len(text), 20):
+        incremental.render(text[:end])
+    # The whole text once for each new label, and not for each new word.
+    assert sum(size > len(text) / 2 for size in parsed) == 3
+
+
+def test_what_is_shown_of_notes_and_formulas_stays_in_its_place() -> None:
+    text = "a[^1] b\n\n$$\nx_1*y*\n$$\n\n[^1]: note\n"
+    incremental = IncrementalMarkdown()
+    states = [incremental.render(text[:end]) for end in range(1, len(text) + 1)]
+    marked = [state for state in states if "<sup>" in state]
+    assert states[states.index(marked[0]) :] == marked
+    assert not any("<em>" in state or "<p>$$" in state for state in states)
+    assert sum("math" in now and "math" not in after for now, after in pairwise(states)) == 0
 
 
 def test_a_long_answer_costs_no_more_a_letter_than_a_short_one() -> None:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from html import unescape
 
 import pytest
 from hypothesis import given, settings
@@ -29,16 +30,38 @@ _FRAGMENTS += [
     "\\begin{",
     "&#60;",
 ]
-_FRAGMENTS += ["<script>", "onerror=x", "javascript:", "http://a.b/", "![a](http://x)", "[r]: "]
+_FRAGMENTS += [
+    "[^1]",
+    "[^1]: ",
+    "[^a]",
+    "[^a]: ",
+    "\u05d0",
+    "https://a.b/",
+    "www.a.b",
+    "<sub>",
+    "</sub>",
+    "<br>",
+]
+_FRAGMENTS += [
+    "```math\n",
+    "\n```\n",
+    "\\begin{align}",
+    "<script>",
+    "onerror=x",
+    "javascript:",
+    "http://a.b/",
+    "![a](http://x)",
+    "[r]: ",
+]
 _FRAGMENTS += ["\0", "\ud800", "\udc00", "\u202e", "\x85", "\r\n", *payloads().values()]
 _SOUP = st.lists(st.sampled_from(_FRAGMENTS), max_size=40).map("".join)
 
 
 def _body(text: str) -> str:
     """Return what `render` puts into its frame."""
-    return render(text).removeprefix('<div class="mathjax_ignore tex2jax_ignore">\n')[
-        : -len("</div>\n")
-    ]
+    start, _, body = render(text).partition("\n")
+    assert start.startswith('<div class="mathjax_ignore tex2jax_ignore" ')
+    return body.removesuffix("</div>\n")
 
 
 def _formulas(text: str) -> list[str]:
@@ -83,12 +106,16 @@ def test_any_text_becomes_harmless_html(text: str) -> None:
     assert violations(html) == []
     assert html == render(text)
     html.encode()
+    # In a notebook exported to Markdown, a blank line would end the HTML.
+    assert re.search(r"[\r\n][ \t]*[\r\n]", html) is None
 
 
 @given(st.one_of(st.text(), _SOUP), st.text())
 @settings(deadline=None)
 def test_any_code_becomes_harmless_html(code: str, language: str) -> None:
-    assert violations(render_code(code, language) + escape_pre(code)) == []
+    html = render_code(code, language) + escape_pre(code)
+    assert violations(html) == []
+    assert re.search(r"[\r\n][ \t]*[\r\n]", html) is None
     for block in code_blocks(code):
         assert violations(render_code(block.code, block.language)) == []
 
@@ -114,6 +141,11 @@ _COSTLY = {
     "paragraphs": "a\n\n", "items": "- a\n", "nested items": "- - - - - - - a\n",
     "nested quotes": "> > > > > > a\n", "quotes and items": "> - > - a\n", "numbers": "1. 1. 1. a\n\n",
     "references": "[a\n", "targets": "[a]:\n", "addresses": "<http://a.b>", "escapes": "\\\n",
+    "notes": "[^1]: a\n\n", "nested notes": "[^1]: [^1]: [^1]: [^1]: a\n", "short notes": "[^1]: a\n",
+    "references of notes": "[^1]", "long addresses": "http://a.b/", "addresses in text": "http://a.b ",
+    "brackets of an address": "http://a.b/(((((((((((((((((((((((((((((())))))))))))))))))))))))))))) ",
+    "subscripts": "<sub>a</sub>", "line breaks": "<br>", "right to left": "\u05d0 `a` b\n\n",
+    "items in both directions": "- \u05d0\n- a\n", "formulas in fences": "```math\n```\n",
     "fences": "```\n```\n", "formulas": "$$ a\n", "entities": "&#x41;", "links to sites": "[a](http://b.c) ",
 }  # fmt: skip
 _COSTLY_STARTS = {
@@ -188,7 +220,26 @@ def test_only_web_addresses_become_links() -> None:
     assert "[b](/lab/tree/x) [c](//evil.example)" in html
     assert "href=" not in _body("[a](http://'/x) [b](https://bank.example@evil.example/)")
     assert 'href="http://xn--bcher-kva.example/"' in _body("<http://bücher.example/>")
-    assert _body("[a]() http://a.b") == "<p>a http://a.b</p>\n"
+    assert _body("[a]() //a.b") == "<p>a //a.b</p>\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "addresses"),
+    [
+        ("See https://a.b/c_d_e?f=1&g=2#h.", ["https://a.b/c_d_e?f=1&g=2#h"]),
+        ("(https://a.b/c_(d)), http://e.f!", ["https://a.b/c_(d)", "http://e.f"]),
+        ('**https://a.b/**, "http://c.d:80/e"', ["https://a.b/", "http://c.d:80/e"]),
+        ("www.a.b/c and mail@www.a.b or x.www.a", ["http://www.a.b/c"]),
+        ("\u8bf7\u770bhttps://a.b\uff0c\u8c22\u8c22", ["https://a.b"]),
+        ("| https://a.b |\n|---|\n| https://c.d |", ["https://a.b", "https://c.d"]),
+        ("https://bank.example@evil.example https://b\u0430nk.example https://a.b%2f", []),
+        ("`https://a.b` [x](https://c.d/https://e.f)", ["https://c.d/https://e.f"]),
+        ("[https://bank.example](https://a.b) [https://c.d](/e)", ["https://a.b", "https://c.d"]),
+        (f"https://a.b/{'x' * 2_000} ftp://a.b file:///a http:a http://", []),
+    ],
+)
+def test_addresses_in_the_text_become_links(text: str, addresses: list[str]) -> None:
+    assert [unescape(url) for url in re.findall('<a href="([^"]*)"', _body(text))] == addresses
 
 
 @pytest.mark.parametrize(
@@ -278,18 +329,101 @@ def test_a_formula_of_unknown_commands_is_shown_as_its_source(tex: str) -> None:
     assert f"\n{tex}\n" in _body(f"$$\n{tex}\n$$")
 
 
+def test_a_formula_may_be_a_block_of_code() -> None:
+    assert _formulas("```math\nx\n\ny\n```") == ["\\[x&#10;\ny\\]"]
+    for text in ("```math\nx", "```latex\nx\n```", "```math\n\\href{a}{b}\n```"):
+        assert _formulas(text) == []
+        assert _body(text).startswith("<pre")
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("a\n$$\n\\frac{a_1*b_2\n- c", "$$\n\\frac{a_1*b_2\n- c"),
+        ("\\[ a_1\n# b", "\\[ a_1\n# b"),
+        ("- a\n\n  \\begin{align}\n  a &= b\n  1. c\n", "\\begin{align}\na &amp;= b\n1. c"),
+        ("\\begin{itemize}\n- a", ""),
+        ("$$ a\n\nb", ""),
+        ("$$a$$ b", ""),
+    ],
+)
+def test_a_formula_without_its_end_is_shown_as_its_source(text: str, source: str) -> None:
+    found = re.findall(r"<code[^>]*>([^<]*)</code>", _body(text))
+    assert found == ([source] if source else [])
+    assert _formulas(f"{text}\n$$\n") == [] or "$$a$$" in text or text.startswith(("$$", "a\n$$"))
+
+
+# Notes
+
+
+def test_notes_are_shown_where_they_are_with_their_labels() -> None:
+    html = _body(
+        "a[^1] b[^long]\n\n[^1]: *One*.\n[^long]:\n    ```\n    x\n    ```\n\n    two\n\nc[^1]\n"
+    )
+    assert "<p>a<sup>[1]</sup> b<sup>[long]</sup></p>" in html
+    assert "<p><sup>[1]</sup> <em>One</em>.</p>\n</div>" in html
+    assert (
+        html.index("<p><sup>[long]</sup></p>")
+        < html.index("<pre")
+        < html.index("<p>two</p>\n</div>")
+    )
+    assert html.endswith("<p>c<sup>[1]</sup></p>\n")
+    assert "id=" not in html
+    assert "<a " not in html
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("a[^1]", "a<sup>[^1]</sup>"),
+        ("[^0-9] [^abc] [^1234] [^]", "[^0-9] [^abc] [^1234] [^]"),
+        (r"a \[^1] `[^1]` [^1](http://a.b)", None),
+    ],
+)
+def test_what_is_no_note_keeps_its_letters(text: str, html: str | None) -> None:
+    shown = unescape(re.sub("<[^>]+>", "", _body(text)))
+    assert shown.strip() == re.sub(r"[\\`]", "", text).replace("[^1](http://a.b)", "^1")
+    assert html is None or _body(text) == f"<p>{html}</p>\n"
+
+
+def test_a_note_that_is_never_referenced_is_shown() -> None:
+    assert "unused</p>" in _body("a\n\n[^x]: unused")
+
+
+# Directions
+
+
+def test_blocks_have_the_direction_of_their_text() -> None:
+    html = _body(
+        "# \u05d0\n\n`x` \u05d0 b\n\n- \u05d0\n- b (c)\n- d \u05d0\n\n> \u05d0\n\n"
+        "|\u05d0|b|\n|-|-|\n|c|1|\n\nb \u05d0\n\n- b\n- \u05d0\n\n```\n\u05d0\n```\n\n1. 2\n"
+    )
+    assert '<p dir="rtl" style="text-align:start"><code dir="ltr">x</code> \u05d0 b</p>' in html
+    items = (
+        '<ul dir="rtl">\n<li>\u05d0</li>\n<li><span dir="ltr">b (c)</span></li>\n<li>d \u05d0</li>'
+    )
+    assert items in html
+    assert re.search('<blockquote [^>]*dir="rtl"', html)
+    assert '<table dir="rtl">' in html
+    assert '<td style="text-align:start"><span dir="ltr">c</span></td>' in html
+    assert "<p>b \u05d0</p>" in html
+    assert '<ul>\n<li>b</li>\n<li><span dir="rtl">\u05d0</span></li>' in html
+    assert "direction:ltr" in html
+    assert "dir=" not in _body("# a\n\n- b\n\n> c\n\n|d|\n|-|\n")
+
+
 # Text and code
 
 
 def test_markdown_becomes_elements() -> None:
     html = _body("# T\n\na **b** ~~c~~\n\n3. d\n\n|e|f|\n|-|-:|\n|g|h|\n\n> i\n\n---\n")
     for part in (
-        "<h1>T</h1>",
+        '<h1 style="font-size:1.45em;font-weight:600">T</h1>',
         "<strong>b</strong> <s>c</s>",
         '<ol start="3">',
-        '<th style="text-align:left">e</th>',
+        '<th style="text-align:start">e</th>',
         '<td style="text-align:right">h</td>',
-        "<blockquote>\n<p>i</p>",
+        "<p>i</p>\n</blockquote>",
         "<hr />",
     ):
         assert part in html
@@ -306,6 +440,29 @@ def test_tasks_have_check_boxes() -> None:
     assert "<li>[ ]d</li>\n<li>[ ] e</li>\n<li>f</li>" in html
 
 
+def test_a_few_elements_without_attributes_are_rendered() -> None:
+    html = _body("H<sub>2</sub>O, <SUP>3</SUP>, <kbd>C</kbd><br>a<br />b")
+    assert html == "<p>H<sub>2</sub>O, <sup>3</sup>, <kbd>C</kbd><br />\na<br />\nb</p>\n"
+    others = "<sub>a <sub onclick=x>b</sub> <b>c</b> <sub></sub>"
+    assert unescape(_body(others)) == f"<p>{others}</p>\n"
+
+
+def test_numbers_of_a_long_list_have_space() -> None:
+    assert "padding-inline-start:3em" in _body("99. a\n100. b\n")
+    assert "padding" not in _body("98. a\n99. b\n")
+
+
+def test_what_is_wide_has_its_own_box() -> None:
+    text = f"|a|\n|-|\n|b|\n\n$$\nx\n$$\n\n$y{'+y' * 60}$ $z$\n\n{'> ' * 8}deep\n"
+    html = render(text)
+    assert html.startswith('<div class="mathjax_ignore tex2jax_ignore" style="overflow-x:auto;')
+    assert '<div style="overflow-x:auto;overflow-wrap:break-word"><table>' in html
+    boxes = re.findall(r'tex2jax_process" style="([^"]*)overflow-x:auto', html)
+    assert len(boxes) == 2
+    assert "max-width:100%" in boxes[1]
+    assert html.count("min-width:12em") == 2
+
+
 def test_code_is_colored_by_jupyterlabs_theme() -> None:
     html = render_code("def f(x):\n    return '<b>' # c\n", "Python")
     assert '<code class="language-python" ' in html
@@ -318,7 +475,7 @@ def test_code_is_colored_by_jupyterlabs_theme() -> None:
 def test_every_language_has_a_lexer_and_keeps_the_code(language: str) -> None:
     code = '\n\n<?php x = "a" + 1; # b\n/* c */ if (d) { e(f); }\n\n'
     html = render_code(code, language)
-    text = re.sub("<[^>]+>", "", html).replace("&lt;", "<").replace("&gt;", ">")
+    text = unescape(re.sub("<[^>]+>", "", html))
     assert text == f"{code}\n"
 
 
@@ -350,6 +507,4 @@ def test_the_colours_are_readable_on_white_and_on_black() -> None:
 
 
 def test_plain_text_is_unchanged() -> None:
-    assert ">\n\n  *a*  <b>\n</pre>" in escape_pre("\n  *a*  <b>\n").replace("&lt;", "<").replace(
-        "&gt;", ">"
-    )
+    assert ">\n\n  *a*  <b>\n</pre>" in unescape(escape_pre("\n  *a*  <b>\n"))

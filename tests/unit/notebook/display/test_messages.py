@@ -143,13 +143,16 @@ def test_the_models() -> None:
 
 def test_the_dry_run() -> None:
     with scripted_session() as (session, _):
-        dry = session.dry_run(Request("one two", system="be brief", options={"temperature": 0}))
+        dry = session.dry_run(
+            Request("one two\n  three", system="be brief", options={"temperature": 0})
+        )
         assert repr(messages.dry_run_table(dry)).splitlines() == [
-            "role    content",
             "system  be brief",
             "user    one two",
-            "tiny · 4 tokens · 0.0% of 8,192 · max_new_tokens 512, temperature 0.0, top_p 0.9,"
-            " top_k 50, repetition_penalty 1.15 · nothing was sent",
+            "          three",
+            "",
+            "tiny · 5 tokens · under 0.1% of 8,192 · nothing was sent",
+            "max_new_tokens 512, temperature 0.0, top_p 0.9, top_k 50, repetition_penalty 1.15",
         ]
 
 
