@@ -119,7 +119,7 @@ def harm(html: str, *, typeset: bool = False) -> list[str]:
 
 _TAGS = (
     "a blockquote br code div em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong table tbody td th "
-    "thead tr ul details summary progress meter input"
+    "thead tr ul details summary progress meter input sub sup kbd"
 )
 _VOID_TAGS = {"br", "hr", "input"}
 _ATTRIBUTES = {
@@ -130,6 +130,7 @@ _ATTRIBUTES = {
         r"|(?:mathjax|tex2jax)_[a-z0-9_ ]+"
     ),
     "start": r"\d+",
+    "dir": "rtl|ltr",
     # Task lists have check boxes that cannot be clicked.
     "type": "checkbox",
     **dict.fromkeys(("checked", "disabled"), r"checked|disabled"),
