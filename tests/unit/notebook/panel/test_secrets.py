@@ -204,8 +204,10 @@ def test_hostile_names_errors_notices_and_stages_are_harmless(name: str) -> None
 
 
 @pytest.fixture
-def shell() -> Iterator[InteractiveShell]:
+def shell(monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
     with ipython() as shell:
+        # In a terminal there is no panel.
+        monkeypatch.setattr(shell, "kernel", object(), raising=False)
         backend = ScriptedBackend()
         register(shell, Session(settings(), create=lambda _name: backend))
         yield shell
