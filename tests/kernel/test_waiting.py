@@ -110,6 +110,12 @@ def test_unload_shows_the_job_that_it_waits_for(k: Kernel) -> None:
         expected = f"Stopped waiting; still running: {number}. Nothing was unloaded."
         assert (ran.ename, ran.error) == ("Interrupted", expected)
     assert k.value("(job.state, llm.status().active_model)") == ("running", "tiny")
+    # A load that replaces the model waits in the same way.
+    cell = k.send("%llm_load org/other")
+    k.wait_for_output(cell, f"Loading org/other: waiting for job {number}")
+    k.interrupt()
+    assert k.wait(cell).ename == "Interrupted"
+    assert k.value("(job.state, llm.status().active_model)") == ("running", "tiny")
     k.ok("import threading\nthreading.Timer(0.5, hang.go.set).start()")
     assert k.ok("%llm_unload").text.startswith("Unloaded tiny")
     assert k.value("(job.state, job.text)") == ("done", "one two")
