@@ -347,7 +347,7 @@ def _sum(usage: ModelUsage, name: str) -> str:
     value = getattr(usage, name)
     if value is None:
         return _UNKNOWN
-    bound = "≥ " if name in usage.lower_bounds else ""
+    bound = "≥\u00a0" if name in usage.lower_bounds else ""
     if name == "cost":
         return f"{bound}{dollars(value)}"
     return f"{bound}{value:,.1f}" if name == "seconds" else f"{bound}{value:,}"
