@@ -158,6 +158,10 @@ class Backend(ABC):
         if config.extra:
             self.check_extra(config)
 
+    def sent_options(self, _name: str, config: GenerationConfig) -> GenerationConfig:
+        """Return the options of a call without the defaults that a loaded model does not get."""
+        return config
+
     @classmethod
     def supports(cls, option: str) -> bool:
         """Return whether the backend has a generation option."""

@@ -100,9 +100,9 @@ class ApiKeys:
         secret = self._prompt(f"Key for {address.origin} ({variable} is not set): ")
         if secret is None:
             raise OptionError(
-                f"{variable} is not set, and this frontend cannot prompt for it. Set {variable} in the"
-                " environment that starts Jupyter: a key in a cell, also after %env, is saved with the"
-                " notebook."
+                f"{variable} is not set, and nothing can prompt for it here. Set it in the environment that"
+                " starts Jupyter, or run %llm_load in a cell of JupyterLab. A key in a cell, also after"
+                " %env, is saved with the notebook."
             )
         self._typed[variable, address.origin] = _validated(secret, variable)
         return self.find(config, address, settings)

@@ -26,6 +26,7 @@ _UNCLEAR = frozenset({400, 413, 422, 500, None})
 
 async def stream(manager: BackendManager, response: Response) -> AsyncGenerator[Chunk, None]:
     """Yield the answer of the model, after dropping the turns that do not fit where `--trim` is given."""
+    await response.wait_for_load()
     response.prepared = await fit(manager, response.prepared)
     while True:
         prepared = response.prepared
@@ -101,15 +102,15 @@ def _advice(prepared: PreparedRequest, error: GenerationError | RequestFailed) -
 async def dry_run(manager: BackendManager, prepared: PreparedRequest) -> DryRun:
     """Return what a request would send, and how many tokens that is."""
     prepared = await fit(manager, prepared)
-    name, backend = prepared.loaded_model.name, prepared.loaded_model.config.backend
-    count = await manager.find(name).backend.count(name, prepared.messages)
+    name, backend = prepared.loaded_model.name, manager.find(prepared.loaded_model.name).backend
+    count = await backend.count(name, prepared.messages)
     dropped = prepared.context.turns[: prepared.dropped] if prepared.context is not None else ()
     problem = _problem(prepared, count)
     return DryRun(
         name,
-        backend,
+        prepared.loaded_model.config.backend,
         prepared.messages,
-        prepared.config,
+        backend.sent_options(name, prepared.config),
         count,
         dropped,
         problem,

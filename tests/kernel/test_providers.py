@@ -85,7 +85,7 @@ def test_provider_is_loaded_by_name_and_answers(k: Kernel, server: ProviderServe
 @pytest.mark.parametrize(
     ("cell", "error"),
     [
-        ("%llm_load grok-4 -b xai", "XAI_API_KEY is not set, and this frontend cannot prompt for it. Set "),
+        ("%llm_load grok-4 -b xai", "XAI_API_KEY is not set, and nothing can prompt for it here. Set "),
         ("%llm_models -b xai", "XAI_API_KEY is not set"),
         ("%llm_load x -b together", "rejected the key in TOGETHER_API_KEY (401): Invalid API key provided."),
         ("%llm_load gemini-tset -b gemini", 'Did you mean "gemini-test"'),
@@ -101,3 +101,20 @@ def test_a_mistake_is_one_line(k: Kernel, cell: str, error: str) -> None:
     assert error in ran.error
     assert len(ran.traceback) == 1
     assert "wrng" not in ran.text
+
+
+def test_choosing_a_provider_in_the_panel_does_not_wait_for_a_key(k: Kernel) -> None:
+    """A frontend shows no prompt for a message of a widget: the kernel would wait forever."""
+    k.ok("from llm_magic import llm; from llm_magic.notebook.panel import ControlPanel")
+    k.ok("panel = ControlPanel(llm)")
+    comm_id = k.value("panel.loading.backend.comm.comm_id")
+    index = k.value("panel.loading.backend.options.index('xai')")
+    # As JupyterLab runs a cell, which can prompt.
+    k.wait(k.send("ready = True", asks=True))
+    data = {"method": "update", "state": {"index": index}, "buffer_paths": []}
+    k.client.shell_channel.send(
+        k.client.session.msg("comm_msg", {"comm_id": comm_id, "data": data})
+    )
+    k.ok("while 'XAI' not in (shown := panel.loading.result.value): time.sleep(0.01)", 20)
+    shown = k.value("shown")
+    assert "XAI_API_KEY is not set, and nothing can prompt for it here." in shown

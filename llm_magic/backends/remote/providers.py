@@ -74,16 +74,22 @@ class ProviderBackend(OpenAICompatibleBackend):
                 f" set. Use -t {limit:g} or less."
             )
 
+    def sent_options(self, name: str, config: GenerationConfig) -> GenerationConfig:
+        """Return the options of a call without the defaults that a loaded model does not get."""
+        omitted = {*self._missing(self._find_loaded(name))}
+        if self.provider.is_temperature_or_top_p:
+            given = config.model_fields_set
+            only_top_p = _TOP_P in given and _TEMPERATURE not in given
+            omitted |= {_TEMPERATURE if only_top_p else _TOP_P} - given
+        # An option without a value is not sent.
+        return config.model_copy(update={n: () if n == "stop" else None for n in omitted})
+
     def body(
         self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> dict[str, Any]:
         """Return the body of a request."""
-        body = super().body(remote, messages, config)
+        body = super().body(remote, messages, self.sent_options(remote.info.name, config))
         omitted = {*self.provider.omitted} - config.extra.keys()
-        if self.provider.is_temperature_or_top_p:
-            requested = self._requested_fields(remote, config)
-            only_top_p = _TOP_P in requested and _TEMPERATURE not in requested
-            omitted |= {_TEMPERATURE if only_top_p else _TOP_P} - requested
         return {field: value for field, value in body.items() if field not in omitted}
 
 

@@ -1,4 +1,4 @@
-"""``%llm_load``, ``%llm_unload``, ``%llm_models``, ``%llm_status``, ``%llm_usage`` and ``%llm_config``."""
+"""Models and settings: load, use, unload and list models, show status and usage, change settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,22 @@ class ModelMagics(SessionMagics):
             view.finish([messages.loading_line(label)])
             return
         options |= {"on_wait": lambda: view.progress(label, session.progress), "began": self.began}
-        view.finish(messages.ready_lines(session.load_with_details(args["model"], **options)))
+        try:
+            result = session.load_with_details(args["model"], **options)
+        finally:
+            view.clear_line()
+        view.finish(messages.ready_lines(result))
+
+    @line_magic
+    def llm_use(self, line: str) -> Table:
+        """Make a loaded model the active one."""
+        from llm_magic.notebook.display import messages
+
+        name = parser.parse("llm_use", line)["name"]
+        self.wait_for_load()
+        if name is not None:
+            self.session.use(name)
+        return messages.use_table(self.session.status())
 
     @line_magic
     def llm_config(self, line: str) -> Table:
@@ -116,7 +131,15 @@ class ModelMagics(SessionMagics):
         if args["all"] and name:
             raise OptionError("--all and the name of a model cannot be combined. Use one of them.")
         self.wait_for_load()
-        unloaded = session.unload_all() if args["all"] else [session.unload(name)]
+        jobs = session.jobs_of(name, every=bool(args["all"]))
+        area = live_output.LiveArea(live=self.live and hasattr(self.shell, "kernel"))
+        view = live_output.JobsView(area, jobs, messages.STOP_HINT)
+        try:
+            unloaded = (
+                session.unload_all(view.draw) if args["all"] else [session.unload(name, view.draw)]
+            )
+        finally:
+            area.clear()
         lines = list(map(messages.unloaded_line, unloaded))
         live_output.LoadView(self.shell, live_output.LiveArea(live=False)).finish(
             lines or ["No model was loaded."]

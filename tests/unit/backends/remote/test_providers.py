@@ -19,6 +19,7 @@ from llm_magic.errors import (
     ServerUnreachable,
 )
 from llm_magic.session import Session
+from llm_magic.session.requests import Request
 from tests.generation_options import EVERY
 from tests.provider_server import APIS, KEY, ProviderServer
 from tests.remote_sessions import NOW
@@ -137,6 +138,8 @@ def test_anthropic_gets_temperature_or_top_p(
     session.generate("x", **options)
     request = body(server, "anthropic")
     assert {n: request[n] for n in ("temperature", "top_p") if n in request} == sent
+    dry = session.dry_run(Request("x", options=options)).config
+    assert {n: v for n in ("temperature", "top_p") if (v := getattr(dry, n)) is not None} == sent
 
 
 def test_anthropic_gets_both_if_both_are_set(session: Session) -> None:

@@ -17,6 +17,7 @@ from llm_magic.backends.local.files import gguf, sources
 from llm_magic.errors import LLMMagicError, LoadFailed, ModelNotFound, OutOfMemory
 from llm_magic.session import Session
 from tests.local_models import edited, local_session
+from tests.scripted import settings
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import tiny_llama, truncated_weights
 
@@ -254,6 +255,26 @@ def test_names_include_cached_models_with_weights_only(hub_cache: Path) -> None:
     (hub_cache / "datasets--org--data" / "snapshots" / "abc").mkdir(parents=True)
     (hub_cache / "models--org--damaged").mkdir()
     assert names() == {"org/one", "gpt2"}
+
+
+def test_hosted_name_of_a_model_on_this_machine_is_that_model(
+    hub_cache: Path, tmp_path: Path
+) -> None:
+    tiny_llama(tmp_path / "models" / "gpt-4o")
+    cached(hub_cache, "openai/gpt-4o", "model.safetensors")
+    here = settings(models_folder=tmp_path / "models")
+    for name in ("gpt-4o", "openai/gpt-4o"):
+        sources.check_name(name, here)
+    with pytest.raises(ModelNotFound, match="gpt-4o is a model of OpenAI"):
+        sources.check_name("gpt-4o", settings())
+    with pytest.raises(ModelNotFound, match="gpt-4o-mini is a model of OpenAI"):
+        sources.check_name("openai/gpt-4o-mini", here)
+
+
+def test_near_file_is_suggested(tmp_path: Path) -> None:
+    tiny_llama(tmp_path / "models" / "llama-small")
+    with pytest.raises(ModelNotFound, match=r'Did you mean ".*/models/llama-small"\?$'):
+        sources.check_name(f"{tmp_path}/models/llama-smal", settings())
 
 
 def test_names_include_a_finished_download(hub_cache: Path) -> None:
