@@ -34,11 +34,10 @@ PAGES = [path for path in ALL if any(block.runs for block in blocks(path))]
 
 @pytest.fixture(scope="module")
 def k(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    """Return a kernel where the example package is installed, and answers are short."""
+    """Return a kernel where the example package is installed."""
     folder = tmp_path_factory.mktemp("docs")
     packages = install(tmp_path_factory.mktemp("echo"))
-    environment = {"LLM_MAGIC_CACHE_DIR": str(model_cache), "DEFAULT_LLM_MAX_NEW_TOKENS": "40"}
-    with kernel(packages=packages, cwd=folder, **environment) as k:
+    with kernel(packages=packages, cwd=folder, LLM_MAGIC_CACHE_DIR=str(model_cache)) as k:
         yield k
 
 
