@@ -58,6 +58,8 @@ class Chunk:
         usage: The token counts of the answer; only in the last chunk.
         time: When the model produced it, in seconds of `time.perf_counter`.
         notice: What the request waits for, such as a busy server; not part of the answer.
+        queued: Whether the backend answers other requests first.
+        progress: How much of the prompt the model has read, while it reads a long one.
         reasoning_ended: Whether all text so far is reasoning: some models end their reasoning with a
             tag that they never opened.
     """
@@ -69,6 +71,8 @@ class Chunk:
     usage: Usage | None = None
     time: float = 0.0
     notice: str = ""
+    queued: bool = False
+    progress: Progress | None = None
     ends_reasoning: bool = False
 
 
@@ -116,12 +120,13 @@ class Reply(str):
             prompt fits the context.
     """
 
-    model: str
-    backend: str
-    finish_reason: FinishReason
-    usage: Usage
-    timing: Timing
-    messages: tuple[Message, ...]
+    # The values of a reply that other code makes of a text alone, as some libraries do with a `str`.
+    model: str = ""
+    backend: str = ""
+    finish_reason: FinishReason = "stop"
+    usage: Usage = Usage()
+    timing: Timing = Timing(None, 0.0, None)
+    messages: tuple[Message, ...] = ()
     reasoning: str = ""
     dropped_turns: int = 0
 
@@ -159,12 +164,12 @@ class Reply(str):
         raise InvalidReply(problem, reply=self)
 
     def __repr__(self) -> str:
-        start, reason = self[:_REPR_CHARACTERS], vars(self).get("finish_reason", "stop")
+        start = self[:_REPR_CHARACTERS]
         parts = [repr(start)]
         if len(self) > len(start):
             parts = [f"{parts[0]}…", f"{len(self):,} characters"]
-        if reason != "stop":
-            parts.append(f"finish_reason={reason!r}")
+        if self.finish_reason != "stop":
+            parts.append(f"finish_reason={self.finish_reason!r}")
         return f"Reply({', '.join(parts)})"
 
     def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
@@ -258,7 +263,7 @@ class Unloaded:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The progress of a load.
+    """The progress of a load, or of a model that reads a prompt.
 
     Attributes:
         stage: What is being done.

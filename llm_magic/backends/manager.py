@@ -87,10 +87,10 @@ class BackendManager:
         self._active: str | None = None
         self._stopping = False
         self._last_error: str | None = None
-        # The state, the name of the model that is being loaded, and the progress of its load. Any
-        # thread can read them.
+        # The state, the model that is being loaded, and the progress of its load. Any thread can read
+        # them.
         self.state: State = "Inactive"
-        self.loading: str | None = None
+        self.pending: LoadedModel | None = None
         self.progress: Progress | None = None
 
     async def load(
@@ -117,7 +117,9 @@ class BackendManager:
             return LoadResult(same.info, was_loaded=True, unloaded=unloaded)
         backend = self._backend(config.backend)
         self.state = _loading_state(backend)
-        self.loading = model or "the default model"
+        label = model or "the default model"
+        info = ModelInfo(label, config.backend)
+        self.pending = LoadedModel(label, model, config, backend, info)
         self._changed()
         work = asyncio.ensure_future(self._load(backend, model, config, name, keep, began))
         try:
@@ -137,7 +139,7 @@ class BackendManager:
             self._finish("Failed", f"{type(error).__name__}: {error}")
             raise
         finally:
-            self.loading = self.progress = None
+            self.pending = self.progress = None
             self._stopping = False
             if self.state in {"Loading", "Configuring", "Unloading"}:
                 self._finish("Inactive")
@@ -145,15 +147,16 @@ class BackendManager:
 
     def check_not_loading(self) -> None:
         """Raise `LoadInProgress` while a load runs."""
-        if self.loading is None:
+        if self.pending is None:
             return
+        name = self.pending.name
         if self._stopping:
             raise LoadInProgress(
-                f"The load of {self.loading} was stopped and is still ending."
+                f"The load of {name} was stopped and is still ending."
                 " Try again in a few seconds (%llm_status shows when)."
             )
         raise LoadInProgress(
-            f"{self.loading} is being loaded. Wait for it (%llm_status shows how far), then try again."
+            f"{name} is being loaded. Wait for it (%llm_status shows how far), then try again."
         )
 
     async def _load(
@@ -167,8 +170,9 @@ class BackendManager:
     ) -> LoadResult:
         leaving = () if keep else tuple(self._loaded)
         plan = await backend.check(model, config, self._report, leaving)
-        self.loading = plan.name
         chosen = name or plan.name
+        if self.pending is not None:
+            self.pending = dataclasses.replace(self.pending, name=chosen)
         if keep and chosen in self._loaded:
             raise OptionError(
                 f"A model is already called {chosen}. Add --name to call this one otherwise."

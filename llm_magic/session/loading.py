@@ -100,7 +100,7 @@ class Loads:
         if pending is None:
             return
         try:
-            self._loop.run(_wait_for_end(pending), on_wait)
+            self._loop.run(wait_for_end(pending), on_wait)
         except KeyboardInterrupt:
             message = "Stopped while waiting for the model; it goes on loading."
             if pending.done():
@@ -113,7 +113,7 @@ class Loads:
         """Wait for a load that was started with `start`, in a coroutine of another loop."""
         if self.pending is not None:
             try:
-                await self._loop.arun(_wait_for_end(self.pending))
+                await self._loop.arun(wait_for_end(self.pending))
             finally:
                 self._discard_finished()
 
@@ -128,7 +128,7 @@ def _release(load: asyncio.Task[LoadResult]) -> None:
         release_frames(error)
 
 
-async def _wait_for_end(load: asyncio.Task[LoadResult]) -> None:
+async def wait_for_end(load: asyncio.Task[LoadResult]) -> None:
     """Wait for the end of a load without stopping it when the waiting is stopped; raises its error."""
     await asyncio.wait({load})
     if not load.cancelled():

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import dataclasses
 import io
+import itertools
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from llm_magic.backends.reasoning import split_reasoning
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from llm_magic.backends.manager import BackendManager
     from llm_magic.session.recording import Recorder
     from llm_magic.session.requests import PreparedRequest
+    from llm_magic.types import ModelInfo, Progress
 
-ResponseState = Literal["waiting", "running", "done", "stopped", "failed"]
+ResponseState = Literal["queued", "waiting", "running", "done", "stopped", "failed"]
 # A server that reports only the total sends the text in a few lumps: their times give no speed.
 _LUMP_S = 0.1
 # What ends a reader that leaves early, not because something failed.
@@ -59,10 +61,11 @@ class Response:
         manager: BackendManager,
         thread: LoopThread,
         recorder: Recorder,
+        loaded: Callable[[], Awaitable[PreparedRequest]] | None = None,
     ) -> None:
+        """`loaded` waits for the model and returns the request for it, where the model is being loaded."""
         self.prepared = prepared
-        self.model, self.info = prepared.loaded_model.name, prepared.loaded_model.info
-        self.prompt = prepared.messages[-1].content
+        self._loaded = loaded
         self.number: int | None = None
         self.view: ResponseView | None = None
         # Whether a cell has waited for it and reported how it ended.
@@ -75,6 +78,8 @@ class Response:
         # What was waited for, such as a busy server; it is not part of the answer.
         self.notices: list[str] = []
         self.notice = ""
+        self.progress: Progress | None = None
+        self._is_queued = False
         # Counts the changes, and how often all text until then turned out to be reasoning.
         self.revision = self.restarts = 0
         self.has_text = self.has_reasoning = False
@@ -100,6 +105,52 @@ class Response:
         # Buffers: a list of millions of short pieces takes ten times the memory of the text.
         self._text, self._reasoning = io.StringIO(), io.StringIO()
         self._tokens = 0
+
+    # -- what it is and waits for -------------------------------------------------------------
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self.prepared.loaded_model.name
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model; only its name and its backend while it is being loaded."""
+        return self.prepared.loaded_model.info
+
+    @property
+    def prompt(self) -> str:
+        """The text of the last message."""
+        return self.prepared.messages[-1].content
+
+    @property
+    def awaits_load(self) -> bool:
+        """Whether its model is still being loaded."""
+        return self._loaded is not None
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether something else has to end before the model starts with it."""
+        return not self.done and (self.awaits_load or self._is_queued)
+
+    @property
+    def ahead(self) -> tuple[Response, ...]:
+        """The responses that the same model or server answers first, oldest first."""
+        mine = self.prepared.loaded_model
+        earlier = itertools.takewhile(lambda one: one is not self, self._recorder.running)
+        loaded = ((one, one.prepared.loaded_model) for one in earlier if not one.done)
+        return tuple(
+            one
+            for one, model in loaded
+            if model.backend is mine.backend and model.info.server == mine.info.server
+        )
+
+    async def wait_for_load(self) -> None:
+        """Wait until the model is loaded, and raise the error of the load; called on the loop thread."""
+        if self._loaded is not None:
+            self.prepared = await self._loaded()
+            self._loaded = None
+            self._recorder.changed()
 
     # -- what there is of the answer ----------------------------------------------------------
 
@@ -156,9 +207,9 @@ class Response:
 
     @property
     def state(self) -> ResponseState:
-        """``waiting`` until the first token, ``running``, then ``done``, ``stopped`` or ``failed``."""
+        """``queued``, ``waiting`` for the first token, ``running``, ``done``, ``stopped`` or ``failed``."""
         if not self.done:
-            return "waiting" if self.is_empty else "running"
+            return "queued" if self.is_queued else "waiting" if self.is_empty else "running"
         if self._is_cancelled:
             return "stopped"
         return "failed" if self.error is not None else "done"
@@ -333,6 +384,7 @@ class Response:
             if chunk.notice:
                 self.notices.append(chunk.notice)
             self.notice = chunk.notice or ("" if chunk.text or chunk.reasoning else self.notice)
+            self._is_queued, self.progress = chunk.queued, chunk.progress
             self.revision += 1
         self._recorder.changed()
 

@@ -26,7 +26,7 @@ from llm_magic.session.chats import Chats, check_name
 from llm_magic.session.event_loop import LoopThread
 from llm_magic.session.interruptible_wait import held_back
 from llm_magic.session.jobs import Jobs
-from llm_magic.session.loading import LoadRequest, Loads, OnWait
+from llm_magic.session.loading import LoadRequest, Loads, OnWait, wait_for_end
 from llm_magic.session.recording import Recorder
 from llm_magic.session.requests import (
     AskOptions,
@@ -231,16 +231,39 @@ class Session:
         return config
 
     @held_back()
-    def unload(self, name: str | None = None) -> Unloaded:
-        """Free a model, by default the active one, and return the memory before and after."""
+    def unload(self, name: str | None = None, on_wait: OnWait | None = None) -> Unloaded:
+        """Free a model, by default the active one, and return the memory before and after.
+
+        The `jobs_of` the model are waited for; an interrupt ends that wait and unloads nothing. `on_wait`
+        is called about ten times a second meanwhile.
+        """
         self._loads.wait()
+        self._wait_to_unload(self.jobs_of(name), on_wait)
         return self._loop.run(self._manager.unload(name))
 
     @held_back()
-    def unload_all(self) -> list[Unloaded]:
-        """Free every model and return the memory before and after each."""
+    def unload_all(self, on_wait: OnWait | None = None) -> list[Unloaded]:
+        """Free every model, as `unload` does, and return the memory before and after each."""
         self._loads.wait()
+        self._wait_to_unload(self.jobs_of(every=True), on_wait)
         return self._loop.run(self._manager.unload_all())
+
+    def jobs_of(self, name: str | None = None, *, every: bool = False) -> tuple[Response, ...]:
+        """Return the running jobs that an unload of a model waits for, by default the active model.
+
+        Answers of servers do not need the model here: they continue.
+        """
+        model = None if every else self._manager.find(name, to_use=False).name
+        jobs = [job for job in self.jobs.running if model in {None, job.model}]
+        return tuple(
+            job for job in jobs if job.prepared.loaded_model.backend.capabilities.in_process
+        )
+
+    def _wait_to_unload(self, jobs: Iterable[Response], on_wait: OnWait | None) -> None:
+        try:
+            self.wait(jobs, on_wait)
+        except Interrupted as stopped:
+            raise stopped.append("Nothing was unloaded.") from None
 
     @held_back()
     def models(
@@ -301,7 +324,8 @@ class Session:
     @property
     def loading(self) -> str | None:
         """The name of the model that is being loaded."""
-        return self._manager.loading
+        pending = self._manager.pending
+        return pending.name if pending is not None else None
 
     @property
     def progress(self) -> Progress | None:
@@ -330,11 +354,13 @@ class Session:
         """Check a request, start to answer it, and return the response at once.
 
         Raises what is wrong with the request before anything is sent. A `background` response is one
-        of the `jobs`. A load that runs is waited for first.
+        of the `jobs`. A load that runs is waited for first; a `background` response waits by itself.
         """
         with held_back():
-            self._loads.wait()
-            response = self._respond(request)
+            response = self._respond_after_load(request) if background else None
+            if response is None:
+                self._loads.wait()
+                response = self._respond(request)
         if background:
             self.jobs.add(response)
         return response.start()
@@ -342,13 +368,35 @@ class Session:
     def _respond(self, request: Request) -> Response:
         return Response(self._prepare(request), self._manager, self._loop, self._recorder)
 
+    def _respond_after_load(self, request: Request) -> Response | None:
+        """Return a response that waits for the load that `load_later` started; None if none runs.
+
+        The request is checked now with what is known of the model, and prepared again then.
+        """
+        load, pending = self._loads.pending, self._manager.pending
+        if load is None or load.done() or pending is None:
+            return None
+        settings, request = self.generation.values, self._with_key(request)
+
+        async def loaded() -> PreparedRequest:
+            await wait_for_end(load)
+            return prepare(request, self._manager.find(request.model), settings, self.chats)
+
+        prepared = prepare(request, pending, settings, self.chats)
+        return Response(prepared, self._manager, self._loop, self._recorder, loaded)
+
     def _prepare(self, request: Request, *, peek: bool = False) -> PreparedRequest:
         """Check a request; `peek` starts no turn of its chat."""
         loaded_model = self._manager.find(request.model)
         loaded_model.backend.release_threads()
-        if request.chat is not None and request.key is None:
-            request = dataclasses.replace(request, key=self.cells.key(request.chat, peek=peek))
+        request = self._with_key(request, peek=peek)
         return prepare(request, loaded_model, self.generation.values, self.chats)
+
+    def _with_key(self, request: Request, *, peek: bool = False) -> Request:
+        """Return a request of a chat with the key of its cell."""
+        if request.chat is None or request.key is not None:
+            return request
+        return dataclasses.replace(request, key=self.cells.key(request.chat, peek=peek))
 
     @held_back()
     def generate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:

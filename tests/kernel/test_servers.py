@@ -145,10 +145,10 @@ def test_a_retry_is_shown(remote: Kernel, server: FaultServer) -> None:
     assert "Hello there" in remote.wait(cell).text
 
 
-@pytest.mark.parametrize("when", ["thinking", "streaming", "retrying", "busy"])
+@pytest.mark.parametrize("when", ["waiting", "streaming", "retrying", "busy"])
 def test_interrupt_stops_cell_and_server(remote: Kernel, server: FaultServer, when: str) -> None:
     scripts: dict[str, list[Step]] = {
-        "thinking": [Hold()],
+        "waiting": [Hold()],
         "streaming": [*sse(delta("begun"), done=False), Hold()],
         "retrying": [*error_answer(503, "loading", headers={"Retry-After": "20"})],
         "busy": busy({"Retry-After": "20"}),
@@ -156,7 +156,7 @@ def test_interrupt_stops_cell_and_server(remote: Kernel, server: FaultServer, wh
     server.will(CHAT, *scripts[when])
     count = len(server.requests_to(CHAT))
     shown = {
-        "thinking": "thinking", "streaming": "begun", "retrying": "next try in 20 s",
+        "waiting": "waiting for the first token", "streaming": "begun", "retrying": "next try in 20 s",
         "busy": "waiting: the server is busy with other requests",
     }  # fmt: skip
     cell = remote.send("%llm -o stopped Hello")

@@ -157,6 +157,8 @@ class LocalTransformersBackend(Backend):
                 raise
 
         explain = partial(explain_generation, name, self.local_model(name).info.device)
+        if self.inference.is_busy:
+            yield Chunk(queued=True)
         async with contextlib.aclosing(self.inference.stream(work, explain)) as chunks:
             async for chunk in chunks:
                 yield chunk

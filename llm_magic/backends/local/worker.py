@@ -56,6 +56,13 @@ class Worker:
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._running: _Job[Any] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job that is submitted now has to wait."""
+        running = self._running
+        return not self._jobs.empty() or (running is not None and not running.future.done())
 
     def submit(
         self, work: Callable[[threading.Event], T], translate: Translate
@@ -117,8 +124,10 @@ class Worker:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
+            self._running = job
             job.run()
             # Or the last job's tensors would live until the next one comes.
+            self._running = None
             del job
             try:
                 self._after_job()

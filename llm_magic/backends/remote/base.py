@@ -243,10 +243,13 @@ class RemoteBackend(Backend):
         # Its connections stay open, even if its model is unloaded meanwhile.
         server.users += 1
         try:
-            if server.turns.locked():
-                yield Chunk(notice=f"waiting for a turn at {server.address.host_port}")
+            is_queued = server.turns.locked()
+            if is_queued:
+                yield Chunk(queued=True)
             chunks = self._generate_with_retries(remote, messages, config)
             async with server.turns, contextlib.aclosing(chunks):
+                if is_queued:
+                    yield Chunk()
                 async for chunk in chunks:
                     yield chunk
         finally:

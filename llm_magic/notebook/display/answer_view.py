@@ -19,9 +19,10 @@ from llm_magic.notebook.display.live_output import (
     is_notebook,
     mime_bundle,
     muted,
+    progress_html,
     write,
 )
-from llm_magic.notebook.display.messages import ending, footer, reasoning_line
+from llm_magic.notebook.display.messages import activity, ending, footer, reasoning_line
 from llm_magic.text import VisibleStream, replace_surrogates
 
 if TYPE_CHECKING:
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
 
     from llm_magic.session.response import Response
 
-# During shorter waits a "thinking" line would only flicker.
+# During shorter waits a line about the wait would only flicker.
 _SILENCE_S = 0.3
+# From then on, a wait is shown with its seconds.
+_LONG_WAIT_S = 3.0
 # If its indented form is longer, JSON is shown as it was received.
 _MAX_INDENTED = 500_000
 
@@ -43,12 +46,16 @@ class PlainView:
         self._visible = VisibleStream()
         # How much of the response is written: characters, notices, and texts that became reasoning.
         self._written = self._notices = self._restarts = 0
+        self._was_queued = False
 
     def draw(self) -> None:
         """Write what is new; the kernel's buffer joins small writes, a terminal's keeps a line."""
         is_first = not self._written
         notices = self._response.notices[self._notices :]
         self._notices += len(notices)
+        if self._response.is_queued and not self._was_queued:
+            notices = [activity(self._response), *notices]
+        self._was_queued = self._response.is_queued
         text = "".join(f"[{notice}]\n" for notice in notices)
         if self._form != "json":
             text += self._new_text()
@@ -101,7 +108,7 @@ class RichView:
     def __init__(
         self, response: Response, *, form: str, show_footer: bool, area: LiveArea, label: str = ""
     ) -> None:
-        """`label` is shown at once, until the first word arrives."""
+        """`label` names a background response: it is shown at once, and until the answer has ended."""
         self._response, self._form, self._show_footer = response, form, show_footer
         self._area, self._label = area, label
         self._markdown = markdown.IncrementalMarkdown()
@@ -124,12 +131,14 @@ class RichView:
         # Imports what the first word is shown with, while it is waited for: some 60 ms, once.
         self._html("word")
         waited = time.monotonic() - self._began
-        what = response.notice or self._label
-        if (waited > _SILENCE_S or what) and area.wait <= 0:
-            text = f"{response.model} · {what or 'thinking'} … {waited:.0f} s"
+        if (waited > _SILENCE_S or response.notice or self._label) and area.wait <= 0:
+            label = [f"{self._label}: no answer yet"] if self._label else []
+            text = " · ".join([response.model, *label, activity(response)])
+            text += f" … {waited:.0f} s" if waited >= _LONG_WAIT_S else ""
             if text != self._waiting:
                 self._waiting = text
-                area.show(text, muted(text))
+                share = response.progress.share if response.progress is not None else None
+                area.show(text, muted(text) if share is None else progress_html(text, share))
 
     def pause(self) -> float:
         """Return the time until the next update, once there are words."""
@@ -137,12 +146,19 @@ class RichView:
 
     def _bundle(self) -> dict[str, str]:
         response = self._response
-        line = reasoning_line(response.reasoning) if response.has_reasoning else ""
+        text, line = response.text.strip(), ""
+        if response.has_reasoning:
+            line = reasoning_line(response.reasoning) if text else activity(response)
         # Not as an element that can be unfolded, because each update would fold it again.
-        html, text = muted(line) if line else "", response.text.strip()
+        html = muted(line) if line else ""
         if text:
             # As `finish` shows it, so that the same text is not rendered twice.
             html += self._html(text)
+        if self._label:
+            # True at any time: a notebook that is saved now keeps it.
+            state = f"{self._label}: incomplete so far"
+            html += muted(state)
+            text = f"{text or line}\n\n{state}"
         if self._area.is_shown and not self._area.only_text:
             return {"text/html": html}
         # For frontends without HTML, which show no updates.

@@ -10,7 +10,7 @@ import math
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llm_magic.notebook.display.markdown import MATH
@@ -20,6 +20,8 @@ from llm_magic.types import Progress
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
+
+    from llm_magic.session.response import Response
 
 # A frontend redraws a whole output at each update: at most 20 updates a second, and fewer where one is
 # slow in the kernel (two blocking flushes), takes the GIL from the model, or is large for the page or
@@ -106,6 +108,35 @@ def muted(text: str) -> str:
     return f'<div class="{NO_MATH}" style="{style}">{html.escape(visible(text))}</div>'
 
 
+def progress_html(text: str, share: float | None) -> str:
+    """Return a progress bar with a line of text beside it; None where the share is unknown."""
+    value = "" if share is None else f' value="{share:.3f}"'
+    label = html.escape(visible(text))
+    bar = (
+        f'<progress max="1"{value} aria-label="{label}"'
+        ' style="width: 16em; vertical-align: middle; margin-right: 0.8em"></progress>'
+    )
+    return f'<div class="{NO_MATH}">{bar}{label}</div>'
+
+
+class JobsView:
+    """Shows the jobs that a cell waits for: a line in a notebook, which is updated; elsewhere nothing."""
+
+    def __init__(self, area: LiveArea, jobs: Sequence[Response], hint: str = "") -> None:
+        self._area, self._jobs, self._hint = area, jobs, hint
+        self._began = time.monotonic()
+        self._text = ""
+
+    def draw(self) -> None:
+        """Show the first job that runs; called about ten times a second."""
+        from llm_magic.notebook.display.messages import waiting_line
+
+        text = waiting_line(self._jobs, time.monotonic() - self._began)
+        if text and self._area.wait <= 0 and text != self._text:
+            self._text = text
+            self._area.show(f"{text}{self._hint}", muted(f"{text}{self._hint}"))
+
+
 class LoadView:
     """Shows the progress of a load: a bar in a notebook; elsewhere only the result."""
 
@@ -131,12 +162,7 @@ class LoadView:
         waited = time.monotonic() - self._began
         detail = f" ({progress.detail})" if progress.detail else ""
         text = visible(f"Loading {model}: {progress.stage}{detail} … {waited:.0f} s")
-        share = "" if progress.share is None else f' value="{progress.share:.3f}"'
-        bar = (
-            f'<progress max="1"{share} aria-label="{html.escape(text)}"'
-            ' style="width: 16em; vertical-align: middle; margin-right: 0.8em"></progress>'
-        )
-        self._area.show(text, f'<div class="{NO_MATH}">{bar}{html.escape(text)}</div>')
+        self._area.show(text, progress_html(text, progress.share))
 
     def finish(self, lines: list[str]) -> None:
         """Replace the bar with the result."""

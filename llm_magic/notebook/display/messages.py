@@ -30,6 +30,8 @@ _TURN_CHARACTERS = 60  # of a prompt or an answer in the table of a chat
 _MAX_DROPPED = 5  # turns that are named in a dry run
 _SYSTEM_CHARACTERS = 40  # of the system prompt of the session in the line below an answer
 _UNKNOWN = "-"
+# While the unload waits, no other cell runs.
+STOP_HINT = " · ■ ends the wait; then %llm_stop stops the job."
 _STALE = (
     "Stale: an earlier turn has changed. A stale turn is not sent until its cell runs again;"
     " %llm_reset CHAT --stale deletes it."
@@ -86,6 +88,29 @@ def footer(reply: Reply, size: int | None, session_system: str | None = None) ->
     return " · ".join([*parts, *([label] if label else [])])
 
 
+def activity(response: Response) -> str:
+    """Return what a response without text does: ``reading the prompt (512 of 1,900 tokens)``."""
+    if response.awaits_load:
+        return "queued until the model is loaded"
+    if response.is_queued:
+        return _queued(response)
+    if response.progress is not None:
+        return f"{response.progress.stage} ({response.progress.detail})"
+    if response.has_reasoning:
+        return f"thinking, {counted(len(response.reasoning), 'character')} so far"
+    return response.notice or "waiting for the first token"
+
+
+def _queued(response: Response) -> str:
+    """Return behind which other response a response is queued, and behind how many."""
+    ahead, server = response.ahead, response.info.server
+    if not ahead:
+        return f"queued at {server}" if server else "queued"
+    number, name = ahead[0].number, shown_name(ahead[0].model)
+    first = f"the answer of another cell ({name})" if number is None else f"job {number} ({name})"
+    return f"queued behind {first}{f' and {len(ahead) - 1} more' if len(ahead) > 1 else ''}"
+
+
 def system_label(system: str) -> str:
     """Return the part of a line that shows the system prompt of the session."""
     return f"system: {visible_line(shortened(system, _SYSTEM_CHARACTERS))} (%llm_config)"
@@ -122,6 +147,16 @@ def model_line(info: ModelInfo) -> str:
 def reasoning_line(reasoning: str) -> str:
     """Return the line that replaces hidden reasoning."""
     return f"Reasoning · {len(reasoning):,} characters (reply.reasoning)"
+
+
+def waiting_line(jobs: Iterable[Response], seconds: float) -> str:
+    """Return the progress of the first running job, or an empty string."""
+    running = [job for job in jobs if not job.done]
+    if not running:
+        return ""
+    first, more = running[0], f" and {len(running) - 1} more" if len(running) > 1 else ""
+    state = f"running, {first.amount}" if first.has_text else activity(first)
+    return f"Waiting for job {first.number} ({state}){more} … {seconds:.0f} s"
 
 
 def unloaded_line(unloaded: Unloaded) -> str:
@@ -312,7 +347,7 @@ def _sum(usage: ModelUsage, name: str) -> str:
     value = getattr(usage, name)
     if value is None:
         return _UNKNOWN
-    bound = "≥ " if name in usage.lower_bounds else ""
+    bound = "≥\u00a0" if name in usage.lower_bounds else ""
     if name == "cost":
         return f"{bound}{dollars(value)}"
     return f"{bound}{value:,.1f}" if name == "seconds" else f"{bound}{value:,}"

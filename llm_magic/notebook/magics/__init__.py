@@ -37,7 +37,7 @@ GROUPS: tuple[type[SessionMagics], ...] = (
 )
 
 _NO_MAGIC = re.compile(r"`(?P<prefix>%%?)(?P<name>\w*lm\w*)` not found\.$")
-_QUESTION = re.compile(r"^(\s*%llm\s.*\?)$")
+_QUESTION = re.compile(r"^((?:[^=%#]+=)?\s*%llm\s.*\?)$")
 
 
 def _ask_not_help(lines: list[str]) -> list[str]:

@@ -182,7 +182,6 @@ class LLMMagics(SessionMagics):
                 " of them."
             )
         request, notes = self._request(args)
-        self.wait_for_load()
         response = self.session.ask(request, background=True)
         output = response.view = BackgroundOutput(self.shell, response, args, self.live)
         for other in self.session.jobs.running:

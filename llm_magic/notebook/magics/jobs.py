@@ -11,8 +11,6 @@ from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.magics.base import SessionMagics, line_magic
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from llm_magic.notebook.display.tables import Table
     from llm_magic.session.response import Response
 
@@ -59,17 +57,12 @@ class JobMagics(SessionMagics):
 
     def _wait(self, jobs: list[Response]) -> None:
         """Show the progress of jobs until they end, then their answers and states."""
-        from llm_magic.notebook.display.live_output import LiveArea, muted
+        from llm_magic.notebook.display.live_output import JobsView, LiveArea
         from llm_magic.notebook.display.messages import jobs_table
         from llm_magic.notebook.display.tables import Table
 
         area = LiveArea(live=self.live and hasattr(self.shell, "kernel"))
-
-        def draw() -> None:
-            if (text := _waiting_line(jobs, time.perf_counter() - self.began)) and area.wait <= 0:
-                area.show(text, muted(text))
-
-        self.session.wait(jobs, draw)
+        self.session.wait(jobs, JobsView(area, jobs).draw)
         for job in jobs:
             job.is_awaited = True
             if job.view is not None:
@@ -90,13 +83,3 @@ def _stop_line(job: Response, *, was_running: bool) -> str:
         return f"Stopping job {job.number} ({job.model})."
     when = f"after {job.amount}" if job.amount else "before its first token"
     return f"Stopped job {job.number} ({job.model}) {when}."
-
-
-def _waiting_line(jobs: Sequence[Response], seconds: float) -> str:
-    """Return the progress of the first running job, or an empty string."""
-    running = [job for job in jobs if not job.done]
-    if not running:
-        return ""
-    first, more = running[0], f" and {len(running) - 1} more" if len(running) > 1 else ""
-    amount = f", {first.amount}" if first.amount else ""
-    return f"Waiting for job {first.number} ({first.state}{amount}){more} … {seconds:.0f} s"

@@ -116,7 +116,15 @@ class ModelMagics(SessionMagics):
         if args["all"] and name:
             raise OptionError("--all and the name of a model cannot be combined. Use one of them.")
         self.wait_for_load()
-        unloaded = session.unload_all() if args["all"] else [session.unload(name)]
+        jobs = session.jobs_of(name, every=bool(args["all"]))
+        area = live_output.LiveArea(live=self.live and hasattr(self.shell, "kernel"))
+        view = live_output.JobsView(area, jobs, messages.STOP_HINT)
+        try:
+            unloaded = (
+                session.unload_all(view.draw) if args["all"] else [session.unload(name, view.draw)]
+            )
+        finally:
+            area.clear()
         lines = list(map(messages.unloaded_line, unloaded))
         live_output.LoadView(self.shell, live_output.LiveArea(live=False)).finish(
             lines or ["No model was loaded."]

@@ -14,7 +14,7 @@ from llm_magic.notebook.display.answer_view import answer_html, reasoning_html
 from llm_magic.notebook.display.code_cells import code_blocks
 from llm_magic.notebook.display.live_output import muted
 from llm_magic.notebook.display.markdown import IncrementalMarkdown
-from llm_magic.notebook.display.messages import footer
+from llm_magic.notebook.display.messages import activity, footer
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.notebook.frontend import reach_busy_kernels
 from llm_magic.notebook.panel.as_magic import ask_cell
@@ -186,7 +186,7 @@ def _below(response: Response) -> str:
     if response.reply is not None:
         system = response.prepared.session_system
         return footer(response.reply, response.info.local_size, system)
-    return response.notice or ("…" if response.state == "running" else "thinking …")
+    return "…" if response.has_text else f"{activity(response)} …"
 
 
 def _stop_hint(in_cell: bool) -> str:

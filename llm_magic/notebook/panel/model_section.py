@@ -15,7 +15,7 @@ from llm_magic.backends import registry
 from llm_magic.config.option_spec import OptionSpec
 from llm_magic.config.server_address import parse_url, setting_name
 from llm_magic.config.settings import LoadConfig, ServerLoadConfig
-from llm_magic.errors import LLMMagicError, OptionError
+from llm_magic.errors import LLMMagicError, ModelError, OptionError
 from llm_magic.notebook.display.messages import ready_lines, unloaded_line
 from llm_magic.notebook.frontend import reach_busy_kernels
 from llm_magic.notebook.panel.as_magic import load_line
@@ -154,6 +154,12 @@ class LoadSection:
         self._panel.session.stop_loading()
 
     def _unload(self) -> str:
+        if jobs := self._panel.session.jobs_of():
+            # The click would block the kernel until they have ended.
+            raise ModelError(
+                f"{jobs[0].model} is still answering (job {jobs[0].number}). Stop it first, or wait for its"
+                " end."
+            )
         self._show_result([unloaded_line(self._panel.session.unload())])
         return "%llm_unload"
 

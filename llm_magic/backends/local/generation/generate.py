@@ -132,7 +132,11 @@ class DecodingLoop:
         if hit is not None:
             runner.resume(hit)
         cached_tokens = runner.cached_length
-        logits = runner.prefill(loaded.prefill_chunk_size, self._cancel)
+        unread = runner.length - cached_tokens
+        if unread > loaded.prefill_chunk_size.tokens:
+            self._streamer.report_prefill(0, unread)
+        while (logits := runner.prefill_chunk(loaded.prefill_chunk_size, self._cancel)) is None:
+            self._streamer.report_prefill(runner.cached_length - cached_tokens, unread)
         if is_reusable and not compat.can_be_cropped(runner.cache):
             # The cache cannot be cropped to the prompt later, where the next turn may begin.
             loaded.prefix_cache.store(prompt, compat.fork(runner.cache), runner.boundaries)

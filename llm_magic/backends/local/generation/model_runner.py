@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -55,27 +56,29 @@ class ModelRunner:
         self.cached_length, self.boundaries = hit.length, list(hit.boundaries)
         self._next_boundaries = list(hit.next_boundaries)
 
-    def prefill(self, chunk_size: PrefillChunkSize, cancel: threading.Event) -> torch.Tensor:
-        """Read the tokens that are not cached, in chunks between which it can be cancelled.
+    def prefill_chunk(
+        self, chunk_size: PrefillChunkSize, cancel: threading.Event
+    ) -> torch.Tensor | None:
+        """Read the next chunk of the tokens that are not cached; raises `Cancelled` before it.
 
-        Returns the logits of shape (1, vocabulary) after the last token.
+        Returns the logits of shape (1, vocabulary) after the last token, None after earlier chunks.
         """
-        while True:
-            if cancel.is_set():
-                raise Cancelled
-            began = time.perf_counter()
-            # The same chunks as in an earlier prompt round in the same way.
-            planned = self._next_boundaries
-            end = planned.pop(0) if planned else self.cached_length + chunk_size.tokens
-            end = min(end, self.length)
-            size = end - self.cached_length
-            logits = self._forward(end, 1)
-            if end == self.length:
-                self._in_prefill = False
-                return logits
-            if self._buffer.device.type == "cuda":
-                torch.cuda.synchronize(self._buffer.device)
-            chunk_size.update(size, time.perf_counter() - began)
+        if cancel.is_set():
+            raise Cancelled
+        began = time.perf_counter()
+        # The same chunks as in an earlier prompt round in the same way.
+        planned = self._next_boundaries
+        end = planned.pop(0) if planned else self.cached_length + chunk_size.tokens
+        end = min(end, self.length)
+        size = end - self.cached_length
+        logits = self._forward(end, 1)
+        if end == self.length:
+            self._in_prefill = False
+            return logits
+        if self._buffer.device.type == "cuda":
+            torch.cuda.synchronize(self._buffer.device)
+        chunk_size.update(size, time.perf_counter() - began)
+        return None
 
     def append(self, token: int) -> None:
         """Append a generated token; the next forward pass reads it."""
@@ -162,9 +165,13 @@ class PrefillChunkSize:
 
     _MIN, _MAX = 8, 4096
     _SLOW_S, _FAST_S = 0.6, 0.05
+    # Where others use the CPU, too, shorter chunks take as long, and the whole prompt much longer.
+    _LESS = 0.75
 
     def __init__(self, tokens: int = 256) -> None:
         self.tokens = tokens
+        # The seconds of the slow chunk after which the size was reduced last.
+        self._slow_s = math.inf
 
     @classmethod
     def for_model(cls, parameters: int, device: str) -> PrefillChunkSize:
@@ -179,6 +186,7 @@ class PrefillChunkSize:
         if size < self.tokens:
             return
         if seconds > self._SLOW_S:
-            self.tokens = max(self.tokens // 2, self._MIN)
+            if seconds < self._LESS * self._slow_s:
+                self.tokens, self._slow_s = max(self.tokens // 2, self._MIN), seconds
         elif seconds < self._FAST_S:
             self.tokens = min(self.tokens * 2, self._MAX)

@@ -128,7 +128,8 @@ class AssistantModel:
             self._runner = self._new_runner(tokens, limit)
         runner = self._runner
         runner.replace(tokens)
-        logits = runner.prefill(self._chunk_size, self._cancel)
+        while (logits := runner.prefill_chunk(self._chunk_size, self._cancel)) is None:
+            pass
         for _ in range(length - 1):
             runner.append(int(logits.argmax()))
             logits = runner.decode([])

@@ -15,7 +15,7 @@ from llm_magic.backends.local.worker import Cancelled
 from llm_magic.backends.reasoning import CLOSE_TAG, OPEN_TAG
 from llm_magic.backends.stop_strings import StopText
 from llm_magic.config.settings import GenerationConfig
-from llm_magic.types import Chunk, FinishReason, Usage
+from llm_magic.types import Chunk, FinishReason, Progress, Usage
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,11 @@ class TokenStreamer:
         self.last_token = -1
         # Whether the text has reached a stop string.
         self.stop_reached = False
+
+    def report_prefill(self, read: int, unread: int) -> None:
+        """Emit how many of the `unread` tokens of the prompt, which were not cached, are `read`."""
+        detail = f"{read:,} of {unread:,} tokens"
+        self._emit(Chunk(progress=Progress("reading the prompt", read / unread, detail)))
 
     def append(self, token: int) -> float:
         """Emit the text that `token` completes; returns the time of the chunk."""

@@ -119,7 +119,16 @@ def test_a_prompt_is_read_in_pieces_that_change_seldom(session: Session) -> None
     assert len(set(pieces)) == 3, "two prompts: the same pieces, and what is left of each"
 
 
-@pytest.mark.parametrize(("seconds", "size"), [(0.2, 256), (1.0, 8), (0.01, 4096)])
+@pytest.mark.parametrize(("per_token", "size"), [(0.001, 256), (0.01, 32), (0.1, 8)])
+def test_pieces_of_a_slow_model_become_shorter(per_token: float, size: int) -> None:
+    chunk_size = PrefillChunkSize(256)
+    for _ in range(12):
+        chunk_size.update(chunk_size.tokens, per_token * chunk_size.tokens)
+    assert chunk_size.tokens == size
+
+
+# A busy machine: shorter pieces take as long, so only the first one is made shorter.
+@pytest.mark.parametrize(("seconds", "size"), [(0.2, 256), (1.0, 128), (0.01, 4096)])
 def test_a_piece_takes_neither_long_nor_next_to_nothing(seconds: float, size: int) -> None:
     chunk_size = PrefillChunkSize(256)
     for _ in range(12):

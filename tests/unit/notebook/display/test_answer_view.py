@@ -187,7 +187,7 @@ def test_reasoning_is_one_line_while_the_answer_grows(clock: Clock) -> None:
         answer.add("Yes")  # at once, although there was an update a moment ago
         answer.finish()
     first, second, last = (str(output.data["text/html"]) for output in shown.outputs)
-    assert "Reasoning · 19 characters" in first
+    assert "thinking, 19 characters so far" in first
     assert "secret" not in first + second
     assert "Yes" in second
     assert "secret &lt;b&gt;plans" in last
@@ -214,11 +214,41 @@ def test_waiting_is_shown_after_a_moment(clock: Clock) -> None:
         clock.now += 0.2
         answer.view.draw()
         assert shown.outputs == []
-        clock.now += 1
-        answer.view.draw()
+        for _ in range(3):
+            clock.now += 1
+            answer.view.draw()
         answer.add("Yes")
-    assert [visible_text(output) for output in shown.outputs] == ["tiny · thinking … 1 s", "Yes"]
+    assert [visible_text(output) for output in shown.outputs] == [
+        "tiny · waiting for the first token",
+        "tiny · waiting for the first token … 3 s",
+        "Yes",
+    ]
     assert shown.outputs[1].update
+
+
+def test_a_wait_is_shown_as_what_it_is(clock: Clock) -> None:
+    reading = Progress("reading the prompt", 0.25, "512 of 2,048 tokens")
+    with capture_output() as shown:
+        answer = Shown()
+        for chunk in (
+            Chunk(queued=True),
+            Chunk(progress=reading),
+            Chunk(notice="429, next try in 1 s"),
+            Chunk(reasoning="Hm."),
+            Chunk("So"),
+        ):
+            answer.response.add(chunk)
+            clock.now += 1
+            answer.view.draw()
+    texts = [visible_text(output) for output in shown.outputs]
+    assert texts == [
+        "tiny · queued",
+        "tiny · reading the prompt (512 of 2,048 tokens)",
+        "tiny · 429, next try in 1 s … 3 s",
+        "thinking, 3 characters so far",
+        "Reasoning · 3 characters (reply.reasoning)\nSo",
+    ]
+    assert 'value="0.250"' in shown.outputs[1].data["text/html"]
 
 
 def test_without_live_output_only_the_whole_answer_is_shown() -> None:
@@ -347,7 +377,7 @@ def test_waiting_line_is_cleared_without_an_answer(clock: Clock) -> None:
         answered.finish()
         answered.view.clear()
     shown = captured.outputs
-    assert "thinking" in plain(shown[0])
+    assert "waiting for the first token" in plain(shown[0])
     assert (plain(shown[1]), visible_text(shown[1])) == ("", "")
     assert visible_text(shown[-1]).startswith("Paris.")
 

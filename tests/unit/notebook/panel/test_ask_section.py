@@ -74,14 +74,14 @@ def test_the_answer_grows_and_is_markdown(scripted: Scripted) -> None:
     until(lambda: panel.asking.take.value == "**bold** and `code`")
 
 
-def test_answer_without_text_shows_thinking(scripted: Scripted) -> None:
+def test_answer_without_text_shows_that_it_is_waited_for(scripted: Scripted) -> None:
     panel, hang = scripted.panel, Hang()
     scripted.backend.will(hang, *whole_answer("x"))
     send(panel, "why?")
-    assert "why? thinking …" in answer(panel)
+    assert "why? waiting for the first token …" in answer(panel)
     until(lambda: "Answering" in visible_text(panel.status.value))
     hang.go.set()
-    until(lambda: is_idle(panel) and "thinking" not in answer(panel))
+    until(lambda: is_idle(panel) and "waiting for" not in answer(panel))
     until(lambda: "Ready" in visible_text(panel.status.value))
 
 
@@ -96,7 +96,7 @@ def test_stop_ends_answer_and_labels_it(scripted: Scripted, before: tuple[str, .
     until(lambda: is_idle(panel))
     until(lambda: scripted.backend.requests[-1].outcome == "closed")
     until(lambda: "stopped by you" in answer(panel), "it does not say that it was stopped")
-    assert not any(word in answer(panel) for word in ("thinking", "…"))
+    assert not any(word in answer(panel) for word in ("waiting for", "…"))
     until(lambda: panel.asking.take.value == "".join(before).strip())
     assert shown_error(panel) == ""
     ask(panel, "and now?")
@@ -109,7 +109,7 @@ def test_immediate_stop_ends_the_answer(scripted: Scripted) -> None:
         send(panel, "?")
         press(panel.asking.stop)
         until(lambda: is_idle(panel) and not scripted.session.answering)
-        until(lambda: "stopped" in answer(panel) and "thinking" not in answer(panel))
+        until(lambda: "stopped" in answer(panel) and "waiting for" not in answer(panel))
 
 
 def test_status_is_correct_while_stopped_model_finishes(scripted: Scripted) -> None:

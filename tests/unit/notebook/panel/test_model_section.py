@@ -16,9 +16,10 @@ from llm_magic.backends.manager import LoadResult, Status
 from llm_magic.backends.registry import load_specs, names
 from llm_magic.errors import LLMMagicError, ModelNotFound
 from llm_magic.notebook.panel import ControlPanel
+from llm_magic.session.requests import Request
 from llm_magic.types import Progress
 from tests.panels import Scripted, press, put, scripted_panel, shown_error, until, visible_text
-from tests.scripted import scripted_session
+from tests.scripted import Hang, scripted_session, whole_answer
 
 
 @pytest.fixture
@@ -33,6 +34,20 @@ def result_text(panel: ControlPanel) -> str:
 
 def is_shown(panel: ControlPanel, name: str) -> bool:
     return bool(panel.loading.options[name].layout.display != "none")
+
+
+def test_unload_is_refused_while_the_model_answers(empty: Scripted) -> None:
+    panel, session = empty.panel, empty.session
+    session.load("tiny")
+    empty.backend.will("one", hang := Hang(), *whole_answer(" two"))
+    job = session.ask(Request("Count."), background=True)
+    press(panel.loading.unload)
+    expected = f"tiny is still answering (job {job.number}). Stop it first, or wait for its end."
+    assert expected in shown_error(panel)
+    hang.go.set()
+    assert job.result().text == "one two"
+    press(panel.loading.unload)
+    until(lambda: panel.loading.unload.disabled)
 
 
 def test_load_loads_the_selected_model_and_unload_unloads_it(empty: Scripted) -> None:

@@ -1,0 +1,146 @@
+"""What a cell shows while its answer has no text: the load, the queue, the prompt that is read."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from tests.kernels import Kernel, Ran, within_a_second
+
+_IMPORTS = """from tests.scripted import Hang, Pause
+from llm_magic.errors import LoadFailed
+from llm_magic.types import Chunk"""
+
+
+@pytest.fixture(scope="module")
+def k(scripted: Kernel) -> Kernel:
+    scripted.ok(_IMPORTS)
+    return scripted
+
+
+def start(k: Kernel, cell: str) -> Ran:
+    """Run a cell that starts a job; it must return at once."""
+    ran = k.wait(k.send(cell))
+    assert (ran.status, ran.seconds < within_a_second()) == ("ok", True), ran.error
+    return ran
+
+
+def until(k: Kernel, ran: Ran, text: str) -> None:
+    """Wait until the output of a cell that has ended contains a text."""
+    deadline = time.monotonic() + 20
+    while text not in ran.text + ran.html:
+        assert time.monotonic() < deadline, ran.text + ran.html
+        k.receive(0.05)
+
+
+def test_background_answer_is_queued_behind_a_load(k: Kernel) -> None:
+    k.ok("hang = backend.hang('load')")
+    k.ok("%llm_load org/other --bg")
+    under = start(k, "%%llm --bg -o job\nSay this.")
+    later = start(k, "%%llm --bg -o later\nSay that.")
+    number = k.value("job.number")
+    assert under.text.endswith(f"job {number}: no answer yet · queued until the model is loaded")
+    assert k.ok("%llm_jobs").text.splitlines()[-1].split()[:3] == [
+        str(number + 1), "queued", "other",
+    ]  # fmt: skip
+    assert k.run("%%llm --bg -t 9\nHello").ename == "OptionError", "checked at once"
+    assert k.value("(job.state, str(job), len(backend.requests))") == ("queued", "", 0)
+    k.ok("backend.trouble.clear(); hang.go.set()")
+    assert k.value("[job.result().text, later.result().text]") == ["Say this.", "Say that."]
+    until(k, later, "Say that.\n\nother · 7 → 2 tokens")
+    until(k, under, "Say this.\n\nother · 7 → 2 tokens")
+    assert "job" not in under.text + later.text, "nothing is left of the wait"
+
+
+def test_background_answer_fails_with_the_reason_of_the_load(k: Kernel) -> None:
+    k.ok("hang = backend.hang('check')\nbackend.trouble['load'] = LoadFailed('The disk is full.')")
+    k.ok("%llm_load org/broken --bg")
+    under = start(k, "%%llm --bg -o job\nSay this.")
+    k.ok("backend.trouble.pop('check').go.set()")
+    until(k, under, "LoadFailed: The disk is full.")
+    assert under.text.startswith("LoadFailed")
+    ran = k.run("%llm_wait")
+    assert (ran.ename, k.value("job.state")) == ("LoadFailed", "failed")
+    k.ok("backend.trouble.clear()\n%llm_load tiny")
+
+
+def test_running_and_queued_answers_show_it(k: Kernel) -> None:
+    k.ok("hang, turn = Hang(), Hang()\nbackend.will('one', ' two', hang, *whole_answer(' three'))")
+    k.ok("backend.will(Chunk(queued=True), turn, Chunk(), hang, *whole_answer('four'))")
+    running = start(k, "%%llm --bg -o first\nCount.")
+    queued = start(k, "%%llm --bg -o second\nCount on.")
+    number = k.value("first.number")
+    until(k, running, f"job {number}: incomplete so far")
+    assert "one two" in running.html
+    until(k, queued, f"tiny · job {number + 1}: no answer yet · queued behind job {number} (tiny)")
+    assert k.value("(first.state, second.state)") == ("running", "queued")
+    k.ok("turn.go.set()")
+    until(k, queued, f"job {number + 1}: no answer yet · waiting for the first token")
+    k.ok("hang.go.set()")
+    k.ok("%llm_wait")
+    for ran, text in ((running, "one two three"), (queued, "four")):
+        assert ran.text.startswith(f"{text}\n\ntiny · 7 → ")
+        assert not re.search(r"job|incomplete|queued|waiting", ran.text + ran.html)
+
+
+def test_plain_answer_prints_that_it_is_queued(k: Kernel) -> None:
+    k.ok("backend.will('one', Hang())\npause = Pause(0.5)")
+    k.ok("backend.will(Chunk(queued=True), pause, *whole_answer('two'))")
+    start(k, "%%llm --bg -o job\nCount.")
+    k.ok("while not job.text: __import__('time').sleep(0.01)")
+    shown = k.ok("%llm --plain Count on.").text
+    assert shown.startswith(f"[queued behind job {k.value('job.number')} (tiny)]\ntwo\n")
+    k.ok("%llm_stop")
+
+
+def test_unload_shows_the_job_that_it_waits_for(k: Kernel) -> None:
+    k.ok("hang = Hang()\nbackend.will('one', hang, *whole_answer(' two'))")
+    start(k, "%%llm --bg -o job\nCount.")
+    number = k.value("job.number")
+    for line in ("%llm_unload", "%llm_unload --all", "llm.unload()"):
+        cell = k.send(line)
+        if line.startswith("%"):
+            k.wait_for_output(cell, f"Waiting for job {number} (running, 1 token)")
+        else:
+            k.receive()
+        k.interrupt()
+        ran = k.wait(cell)
+        expected = f"Stopped waiting; still running: {number}. Nothing was unloaded."
+        assert (ran.ename, ran.error) == ("Interrupted", expected)
+    assert k.value("(job.state, llm.status().active_model)") == ("running", "tiny")
+    k.ok("import threading\nthreading.Timer(0.5, hang.go.set).start()")
+    assert k.ok("%llm_unload").text.startswith("Unloaded tiny")
+    assert k.value("(job.state, job.text)") == ("done", "one two")
+    k.ok("%llm_load tiny")
+
+
+def test_long_prompt_is_shown_while_it_is_read(loaded: Kernel) -> None:
+    loaded.ok("words = ' '.join(f'w{i}' for i in range(450))")
+    ran = loaded.ok("%llm -t 0 --max-new-tokens 1 Repeat: {words}")
+    counts = [re.search(r"([\d,]+) of ([\d,]+) tokens", text) for *_, text in ran.arrivals]
+    read = [int(count[1].replace(",", "")) for count in counts if count]
+    total = {int(count[2].replace(",", "")) for count in counts if count}
+    prompt, cached = loaded.value("(llm.last.usage.prompt_tokens, llm.last.usage.cached_tokens)")
+    assert (len(read) > 1, read == sorted(read), total) == (True, True, {prompt - cached})
+    assert "reading" not in ran.text
+    # What an earlier prompt has read is not read again, so it does not count.
+    ran = loaded.ok("%llm -t 0 --max-new-tokens 1 Repeat: {words} and {words[:1000]}")
+    totals = {
+        found for *_, text in ran.arrivals for found in re.findall(r"of ([\d,]+) tokens", text)
+    }
+    prompt, cached = loaded.value("(llm.last.usage.prompt_tokens, llm.last.usage.cached_tokens)")
+    assert cached > 500
+    assert totals == {f"{prompt - cached:,}"}
+
+
+def test_answer_is_queued_behind_one_of_the_same_process(loaded: Kernel) -> None:
+    loaded.ok("%%llm --bg -o first --max-new-tokens 300\nCount to one hundred.")
+    queued = loaded.wait(loaded.send("%%llm --bg -o second --max-new-tokens 2\nCount on."))
+    number = loaded.value("first.number")
+    until(loaded, queued, f"queued behind job {number} (SmolLM2-135M-Instruct)")
+    assert loaded.value("second.state") == "queued"
+    loaded.ok("%llm_stop " + str(number))
+    loaded.ok("%llm_wait")
+    assert "queued" not in queued.text
