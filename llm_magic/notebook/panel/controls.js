@@ -113,6 +113,7 @@ function prompt({ model, el }) {
   el.append(box, element("div", { className: "llm-send" }, hint, queued, withdraw, send));
   // The text that was sent and not accepted yet.
   let pending = null;
+  let sendsNext = false;
 
   const keep = () => {
     model.set("value", box.value);
@@ -127,9 +128,15 @@ function prompt({ model, el }) {
     keep();
     draw();
     if (hadFocus) box.focus();
+    const next = isAccepted && sendsNext;
+    sendsNext = false;
+    if (next) submit();
   }
   async function submit() {
-    if (pending) return;
+    if (pending) {
+      sendsNext = true;
+      return;
+    }
     const sent = { id: `${Date.now()}-${Math.random()}`, text: box.value };
     pending = sent;
     // The model keeps the text until it is accepted: this page may be closed before.
