@@ -120,12 +120,13 @@ class Reply(str):
             prompt fits the context.
     """
 
-    model: str
-    backend: str
-    finish_reason: FinishReason
-    usage: Usage
-    timing: Timing
-    messages: tuple[Message, ...]
+    # The values of a reply that other code makes of a text alone, as some libraries do with a `str`.
+    model: str = ""
+    backend: str = ""
+    finish_reason: FinishReason = "stop"
+    usage: Usage = Usage()
+    timing: Timing = Timing(None, 0.0, None)
+    messages: tuple[Message, ...] = ()
     reasoning: str = ""
     dropped_turns: int = 0
 
@@ -163,12 +164,12 @@ class Reply(str):
         raise InvalidReply(problem, reply=self)
 
     def __repr__(self) -> str:
-        start, reason = self[:_REPR_CHARACTERS], vars(self).get("finish_reason", "stop")
+        start = self[:_REPR_CHARACTERS]
         parts = [repr(start)]
         if len(self) > len(start):
             parts = [f"{parts[0]}…", f"{len(self):,} characters"]
-        if reason != "stop":
-            parts.append(f"finish_reason={reason!r}")
+        if self.finish_reason != "stop":
+            parts.append(f"finish_reason={self.finish_reason!r}")
         return f"Reply({', '.join(parts)})"
 
     def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:

@@ -60,6 +60,13 @@ def test_line_magic_returns_the_reply_and_an_answer_is_shown_once(k: Kernel) -> 
     assert k.ok("dry = %llm --dry-run Hi").outputs == []
 
 
+@pytest.mark.parametrize("prompt", ["What is Paris?", "it's (here", 'a "b; # $c %d? ', "no \\ way"])
+def test_any_text_after_an_assigned_magic_is_the_prompt(k: Kernel, prompt: str) -> None:
+    k.ok("replies = {}")
+    assert k.ok(f"reply = %llm {prompt}\nreplies['a'] = %llm {prompt}").payload == []
+    assert k.value("(reply.text, replies['a'].text)") == (prompt.strip(),) * 2
+
+
 def test_reply_at_the_end_of_a_cell_is_shown_as_an_answer(k: Kernel) -> None:
     k.ok("reply = llm.generate('Hi *there*')")
     for cell in ("reply", "llm.generate('Hi *there*')", "await llm.agenerate('Hi *there*')"):
@@ -120,7 +127,7 @@ def test_usage_of_the_session(k: Kernel) -> None:
         "model backend answers prompt tokens generated tokens seconds cost"
     )
     assert row.split()[:9] == ["tiny", "openai", "3", "(1", "stopped)", "≥", "2,000", "≥", "3"]
-    assert row.endswith("≥ $0.00095")
+    assert row.endswith("≥\u00a0$0.00095")
     assert note == "≥ is a lower bound: some answers reported no number."
     assert "<table" in ran.html
     shown = k.ok("%llm_usage --reset").text

@@ -71,6 +71,12 @@ def test_copied_reply_is_complete(reply: Reply) -> None:
         assert (again.text, vars(again)) == (reply.text, vars(reply))
 
 
+def test_copy_that_a_library_makes_of_the_text_is_usable(reply: Reply) -> None:
+    copied = type(reply)(reply.upper())  # type: ignore[call-arg]
+    assert (copied, copied.usage, copied.messages) == (TEXT.upper(), Usage(), ())
+    assert repr(copied) == r"Reply('THE ANSWER IS 42.\n')"
+
+
 def test_reply_is_immutable(reply: Reply) -> None:
     attributes: Any = reply
     for name in ("model", "text", "other"):

@@ -147,7 +147,16 @@ MAGICS: dict[str, Magic] = {
             "%llm_load\n\n"
             "%llm_load Qwen/Qwen2.5-7B-Instruct -q 4bit\n\n"
             "%llm_load llama3.2 -b ollama\n\n"
+            "%llm_load gpt-4o -b openai\n\n"
             "%llm_load some/model -b openai --base-url https://host/v1 --key-env MY_KEY",
+        ),
+        Magic(
+            "llm_use",
+            "Make a loaded model the active one, which answers where no -m is given.",
+            "%llm_use [NAME]",
+            positional=Argument(
+                ("name",), "The model. Default: list the loaded models.", "NAME", complete="loaded"
+            ),
         ),
         Magic(
             "llm",
@@ -228,6 +237,12 @@ MAGICS: dict[str, Magic] = {
             "llm_panel",
             "Show the control panel. It displays the magic that repeats your last action.",
             "%llm_panel",
+        ),
+        Magic(
+            "llm_help",
+            "List the magics, or show the options of one.",
+            "%llm_help [MAGIC]",
+            positional=Argument(("magic",), "Name of a magic. Default: all.", "MAGIC", complete="magics"),
         ),
         Magic(
             "llm_doctor",

@@ -14,15 +14,24 @@ from typing import TYPE_CHECKING, Any
 from llm_magic.errors import InvalidReply
 from llm_magic.notebook.display import markdown
 from llm_magic.notebook.display.live_output import (
+    MUTED,
     PERIOD_S,
     LiveArea,
+    TerminalLine,
+    dimmed,
     is_notebook,
     mime_bundle,
     muted,
     progress_html,
     write,
 )
-from llm_magic.notebook.display.messages import activity, ending, footer, reasoning_line
+from llm_magic.notebook.display.messages import (
+    activity,
+    ending,
+    footer,
+    reasoning_line,
+    shown_name,
+)
 from llm_magic.text import VisibleStream, replace_surrogates
 
 if TYPE_CHECKING:
@@ -46,6 +55,7 @@ class PlainView:
         self._visible = VisibleStream()
         # How much of the response is written: characters, notices, and texts that became reasoning.
         self._written = self._notices = self._restarts = 0
+        self._line, self._began = TerminalLine(), time.monotonic()
         self._was_queued = False
 
     def draw(self) -> None:
@@ -61,10 +71,19 @@ class PlainView:
             text += self._new_text()
         text = self._visible.feed(text)
         if not text:
+            self._show_wait()
             return
+        self._line.clear()
         write(text)
         if is_first or sys.stdout.isatty():
             sys.stdout.flush()
+
+    def _show_wait(self) -> None:
+        """Show in a terminal what the model does, until the first word is written."""
+        response, waited = self._response, time.monotonic() - self._began
+        if not self._written and waited > _SILENCE_S:
+            what = response.amount if response.has_text else activity(response)
+            self._line.show(f"{response.model} · {what} … {waited:.0f} s")
 
     def _new_text(self) -> str:
         response = self._response
@@ -87,6 +106,7 @@ class PlainView:
     def finish(self) -> None:
         """End the line and write the lines below the answer."""
         self.draw()
+        self._line.clear()
         text, lines = _whole(self._response, self._form, self._show_footer)
         write(self._visible.flush())
         if self._form == "json":
@@ -95,11 +115,12 @@ class PlainView:
             write("\n")
         if self._show_footer and self._response.has_reasoning:
             lines.insert(-1, reasoning_line(self._response.reasoning))
-        write("".join(f"[{line}]\n" for line in lines))
+        sys.stdout.write("".join(f"{dimmed(f'[{line}]')}\n" for line in lines))
         sys.stdout.flush()
 
     def clear(self) -> None:
-        """Do nothing: while an answer is waited for, nothing is written."""
+        """Clear the line that showed the wait."""
+        self._line.clear()
 
 
 class RichView:
@@ -138,7 +159,7 @@ class RichView:
             if text != self._waiting:
                 self._waiting = text
                 share = response.progress.share if response.progress is not None else None
-                area.show(text, muted(text) if share is None else progress_html(text, share))
+                area.show(text, muted(text) if share is None else progress_html(text, share, MUTED))
 
     def pause(self) -> float:
         """Return the time until the next update, once there are words."""
@@ -154,9 +175,9 @@ class RichView:
         if text:
             # As `finish` shows it, so that the same text is not rendered twice.
             html += self._html(text)
-        if self._label:
-            # True at any time: a notebook that is saved now keeps it.
-            state = f"{self._label}: incomplete so far"
+        if text or self._label:
+            # True at any time: a notebook that is saved now, before the kernel dies, keeps it.
+            state = f"{self._label or shown_name(response.model)}: incomplete so far"
             html += muted(state)
             text = f"{text or line}\n\n{state}"
         if self._area.is_shown and not self._area.only_text:

@@ -64,7 +64,7 @@ def test_stopped_and_failed_answers_are_counted_and_unknown_numbers_are_none() -
         assert "completion_tokens" in usage.lower_bounds
         shown = repr(usage_table(session.usage()))
         assert "2 (1 stopped, 1 failed)" in shown
-        assert "≥ 1" in shown
+        assert "≥\u00a01" in shown
         assert "cost" not in shown.splitlines()[0]
         assert shown.endswith("No server reported a cost.")
 
