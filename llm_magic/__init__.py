@@ -56,7 +56,11 @@ def load_ipython_extension(ip: InteractiveShell) -> None:
 
 
 def unload_ipython_extension(ip: InteractiveShell) -> None:
-    """Remove the magics, free the models and close all connections."""
+    """Remove the magics, free the models and close all connections; ``%reload_ext`` keeps them."""
+    from llm_magic.notebook import reloading
     from llm_magic.notebook.magics import unregister
 
-    unregister(ip)
+    if reloading.is_reload(ip):
+        reloading.prepare(ip)
+    else:
+        unregister(ip)

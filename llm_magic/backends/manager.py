@@ -220,6 +220,13 @@ class BackendManager:
             self._backends[name] = self._create(name)
         return self._backends[name]
 
+    async def use(self, name: str) -> ModelInfo:
+        """Make a loaded model the active one."""
+        chosen = self.find(name)
+        self._active = chosen.name
+        self._changed()
+        return chosen.info
+
     async def unload(self, name: str | None = None) -> Unloaded:
         """Unload one model, the active one if none is named."""
         self.check_not_loading()

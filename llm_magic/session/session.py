@@ -231,6 +231,18 @@ class Session:
         return config
 
     @held_back()
+    def use(self, name: str) -> ModelInfo:
+        """Make a loaded model the active one, which answers where no model is named.
+
+        >>> llm.load("Qwen/Qwen2.5-7B-Instruct", keep=True)
+        >>> llm.use("SmolLM2-135M-Instruct")
+
+        Raises `ModelNotLoaded` if there is no loaded model of that name.
+        """
+        self._loads.wait()
+        return self._loop.run(self._manager.use(name))
+
+    @held_back()
     def unload(self, name: str | None = None, on_wait: OnWait | None = None) -> Unloaded:
         """Free a model, by default the active one, and return the memory before and after.
 

@@ -88,7 +88,7 @@ def test_system_prompt_of_the_session(k: Kernel) -> None:
         assert (footer in k.ok(ask).text) is has_footer, ask
         assert sent(k) == [system, ("user", "Why?")], ask
     dry = k.ok("%llm --dry-run Why?").text
-    assert "Answer about colors." in dry.splitlines()[1]
+    assert "system  Answer about colors." in dry.splitlines()
     assert footer in dry
     # A prompt that has its own; an empty one sends none.
     assert footer not in k.ok('%llm -s "Be rude." Why?').text
@@ -112,10 +112,10 @@ def test_unfilled_reference_in_the_system_prompt_is_reported(k: Kernel) -> None:
 
 def test_system_prompt_of_the_session_in_a_chat(k: Kernel) -> None:
     k.ok("%llm -c zoo one")
-    k.ok("%llm_config -s Polite")
-    assert "system: Polite (%llm_config)" in k.ok("%llm -c zoo two").text
-    assert [text for _, text in sent(k)] == ["Polite", "one", "one", "two"]
-    assert "System prompt of the session: Polite" in k.ok("%llm_chats zoo").text
+    k.ok("%llm_config -s Formal")
+    assert "system: Formal (%llm_config)" in k.ok("%llm -c zoo two").text
+    assert [text for _, text in sent(k)] == ["Formal", "one", "one", "two"]
+    assert "System prompt of the session: Formal" in k.ok("%llm_chats zoo").text
     k.ok("llm.generation.system = 'Rude'")
     assert "system: Rude" in k.ok("%llm -c zoo three").text
     assert "stale" not in k.ok("%llm_chats").text.splitlines()[1]
@@ -124,3 +124,21 @@ def test_system_prompt_of_the_session_in_a_chat(k: Kernel) -> None:
     assert "system:" not in k.ok("%llm -c zoo five").text
     assert sent(k)[0] == ("system", "Own")
     assert "System prompt: Own" in k.ok("%llm_chats zoo").text
+
+
+def test_use_makes_another_model_the_active_one(k: Kernel) -> None:
+    k.ok("%llm_load org/big --keep")
+    lines = k.ok("%llm_use tiny").text.splitlines()
+    assert [line.split()[:2] for line in lines] == [["active", "tiny"], ["big", "·"]]
+    k.ok("%llm hello")
+    assert k.value("backend.requests[-1].name") == "tiny"
+    assert k.value("llm.use('big').name") == "big"
+    assert k.ok("%llm_use").text.splitlines()[1].startswith("active  big")
+    assert k.complete("%llm_use t") == ["tiny"]
+    wrong = k.run("%llm_use tinny")
+    assert (wrong.ename, wrong.error) == (
+        "ModelNotLoaded", 'tinny is not loaded; loaded: tiny, big. Did you mean "tiny"?',
+    )  # fmt: skip
+    assert k.value("llm.status().active_model") == "big"
+    k.ok("%llm_unload")
+    assert k.value("llm.status().active_model") == "tiny"

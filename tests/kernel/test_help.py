@@ -53,6 +53,16 @@ def test_help_of_python_names_every_option(scripted: Kernel) -> None:
         assert [name for name in names if name not in shown] == []
 
 
+def test_help_magic_lists_the_magics_and_shows_their_pages(scripted: Kernel) -> None:
+    shown = scripted.ok("%llm_help").text
+    assert [name for name in MAGICS if f"%{name} " not in shown] == []
+    for name in ("%llm_load", "llm_load", "load"):
+        assert scripted.ok(f"%llm_help {name}").text == page("llm_load")
+    wrong = scripted.run("%llm_help lod")
+    assert (wrong.ename, 'Did you mean "%llm_load"?' in wrong.error) == ("OptionError", True)
+    assert "llm_load" in scripted.complete("%llm_help ")
+
+
 def test_help_of_other_things_still_works(scripted: Kernel) -> None:
     assert "Return the number of items" in scripted.help("len")
 

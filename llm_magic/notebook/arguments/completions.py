@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llm_magic.config.server_address import setting_name
 from llm_magic.errors import OptionError
-from llm_magic.notebook.arguments.magic_options import option_specs
+from llm_magic.notebook.arguments.magic_options import MAGICS, option_specs
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -55,6 +55,7 @@ class Candidates:
             "variables": ("variable", self._variables),
             "backends": ("backend", self._backends),
             "settings": ("setting", self._settings),
+            "magics": ("magic", lambda: MAGICS),
             "choices": ("value", lambda: self._choices(option, line)),
             "": ("value", lambda: argument.choices),
         }

@@ -150,6 +150,14 @@ MAGICS: dict[str, Magic] = {
             "%llm_load some/model -b openai --base-url https://host/v1 --key-env MY_KEY",
         ),
         Magic(
+            "llm_use",
+            "Make a loaded model the active one, which answers where no -m is given.",
+            "%llm_use [NAME]",
+            positional=Argument(
+                ("name",), "The model. Default: list the loaded models.", "NAME", complete="loaded"
+            ),
+        ),
+        Magic(
             "llm",
             "Send a prompt to the active model and stream the answer into the cell.",
             "%%llm [options] above the prompt, or %llm [options] PROMPT",
@@ -228,6 +236,12 @@ MAGICS: dict[str, Magic] = {
             "llm_panel",
             "Show the control panel. It displays the magic that repeats your last action.",
             "%llm_panel",
+        ),
+        Magic(
+            "llm_help",
+            "List the magics, or show the options of one.",
+            "%llm_help [MAGIC]",
+            positional=Argument(("magic",), "Name of a magic. Default: all.", "MAGIC", complete="magics"),
         ),
         Magic(
             "llm_doctor",

@@ -16,6 +16,8 @@ from llm_magic.notebook.display import markdown
 from llm_magic.notebook.display.live_output import (
     PERIOD_S,
     LiveArea,
+    TerminalLine,
+    dimmed,
     is_notebook,
     mime_bundle,
     muted,
@@ -46,6 +48,7 @@ class PlainView:
         self._visible = VisibleStream()
         # How much of the response is written: characters, notices, and texts that became reasoning.
         self._written = self._notices = self._restarts = 0
+        self._line, self._began = TerminalLine(), time.monotonic()
         self._was_queued = False
 
     def draw(self) -> None:
@@ -61,10 +64,19 @@ class PlainView:
             text += self._new_text()
         text = self._visible.feed(text)
         if not text:
+            self._show_wait()
             return
+        self._line.clear()
         write(text)
         if is_first or sys.stdout.isatty():
             sys.stdout.flush()
+
+    def _show_wait(self) -> None:
+        """Show in a terminal what the model does, until the first word is written."""
+        response, waited = self._response, time.monotonic() - self._began
+        if not self._written and waited > _SILENCE_S:
+            what = response.amount if response.has_text else activity(response)
+            self._line.show(f"{response.model} · {what} … {waited:.0f} s")
 
     def _new_text(self) -> str:
         response = self._response
@@ -87,6 +99,7 @@ class PlainView:
     def finish(self) -> None:
         """End the line and write the lines below the answer."""
         self.draw()
+        self._line.clear()
         text, lines = _whole(self._response, self._form, self._show_footer)
         write(self._visible.flush())
         if self._form == "json":
@@ -95,11 +108,12 @@ class PlainView:
             write("\n")
         if self._show_footer and self._response.has_reasoning:
             lines.insert(-1, reasoning_line(self._response.reasoning))
-        write("".join(f"[{line}]\n" for line in lines))
+        sys.stdout.write("".join(f"{dimmed(f'[{line}]')}\n" for line in lines))
         sys.stdout.flush()
 
     def clear(self) -> None:
-        """Do nothing: while an answer is waited for, nothing is written."""
+        """Clear the line that showed the wait."""
+        self._line.clear()
 
 
 class RichView:

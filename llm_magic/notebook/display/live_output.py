@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+import shutil
 import sys
 import time
 import uuid
@@ -34,6 +35,7 @@ _LONGEST_FOR_MODEL_S = 0.25  # longer waits save nothing: the cost of new text s
 _BYTES_PER_S = 150_000  # about a third of the time of a browser, as measured
 # A browser needs as long to typeset a formula as for this much other HTML (measured: 2 ms each).
 _FORMULA_BYTES = 1000
+_CLEAR_LINE = "\r\x1b[K"  # of a terminal
 _MUTED = "color: var(--jp-ui-font-color2, #757575); font-size: 0.85em;"
 
 
@@ -97,6 +99,34 @@ def write(text: str) -> None:
     sys.stdout.write(visible(text))
 
 
+class TerminalLine:
+    """A line of a terminal that is replaced; does nothing where stdout is no terminal."""
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def show(self, text: str) -> None:
+        """Show a text in the line."""
+        if text == self._text or not sys.stdout.isatty():
+            return
+        self._text = text
+        columns = shutil.get_terminal_size().columns
+        sys.stdout.write(f"{_CLEAR_LINE}{visible(text)[: columns - 1]}")
+        sys.stdout.flush()
+
+    def clear(self) -> None:
+        """Remove the line, so that the next text starts there."""
+        if self._text:
+            self._text = ""
+            sys.stdout.write(_CLEAR_LINE)
+
+
+def dimmed(text: str) -> str:
+    """Return a line for stdout: dimmed in a terminal, without control characters that it executes."""
+    text = visible(text)
+    return f"\x1b[2m{text}\x1b[22m" if sys.stdout.isatty() else text
+
+
 def is_notebook(shell: InteractiveShell) -> bool:
     """Return whether the shell runs in a kernel, whose frontends show HTML."""
     return getattr(shell, "kernel", None) is not None
@@ -138,17 +168,18 @@ class JobsView:
 
 
 class LoadView:
-    """Shows the progress of a load: a bar in a notebook; elsewhere only the result."""
+    """Shows the progress of a load: a bar in a notebook, a line in a terminal; elsewhere the result."""
 
     def __init__(self, shell: InteractiveShell, area: LiveArea) -> None:
         self._is_notebook = is_notebook(shell)
         self._area = area
         self._began = time.monotonic()
+        self._line = TerminalLine()
         self._has_line = False
 
     def waiting(self, model: str, progress: Progress | None) -> None:
         """Show that a cell waits for a load: a bar in a notebook, elsewhere one line."""
-        if self._is_notebook:
+        if self._is_notebook or sys.stdout.isatty():
             self.progress(model, progress or Progress("waiting"))
         elif not self._has_line:
             self._has_line = True
@@ -157,12 +188,19 @@ class LoadView:
 
     def progress(self, model: str, progress: Progress | None) -> None:
         """Show the stage of a load; called about ten times a second."""
-        if not self._is_notebook or progress is None or self._area.wait > 0:
+        if progress is None or self._area.wait > 0:
             return
         waited = time.monotonic() - self._began
         detail = f" ({progress.detail})" if progress.detail else ""
         text = visible(f"Loading {model}: {progress.stage}{detail} … {waited:.0f} s")
-        self._area.show(text, progress_html(text, progress.share))
+        if self._is_notebook:
+            self._area.show(text, progress_html(text, progress.share))
+        else:
+            self._line.show(text)
+
+    def clear_line(self) -> None:
+        """Remove the line in a terminal, which the next output would continue."""
+        self._line.clear()
 
     def finish(self, lines: list[str]) -> None:
         """Replace the bar with the result."""

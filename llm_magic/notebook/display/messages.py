@@ -202,6 +202,15 @@ def status_table(status: Status) -> Table:
     return Table(("", ""), rows)
 
 
+def use_table(status: Status) -> Table:
+    """Return ``%llm_use``: the loaded models, and which one is active."""
+    rows = [
+        ["active" if info.name == status.active_model else "", model_line(info)]
+        for info in status.models
+    ]
+    return Table(("", ""), rows, "" if rows else "Nothing is loaded. Type %llm_load.")
+
+
 def models_table(models: list[ModelInfo], loaded: tuple[ModelInfo, ...]) -> Table:
     """Return ``%llm_models``."""
     found = [*(("loaded", info) for info in loaded)]

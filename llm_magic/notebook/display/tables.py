@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import html
 import itertools
+import shutil
+import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llm_magic.text import visible
 
@@ -15,6 +18,8 @@ NO_MATH = "mathjax_ignore tex2jax_ignore"
 _CELL = (
     "text-align: left; padding: 0.15em 1em 0.15em 0; vertical-align: top; white-space: pre-wrap;"
 )
+_GAP = 2  # characters between two columns
+_LEAST = 24  # characters to which a wide column is narrowed at most
 _CODE = f"{_CELL} font-family: var(--jp-code-font-family, monospace);"
 _LABEL = f"{_CODE} white-space: nowrap; opacity: 0.7;"
 _CONTENT = f"{_CODE} overflow-wrap: anywhere;"
@@ -38,26 +43,28 @@ class Table:
     def __repr__(self) -> str:
         return self.fitted(None)
 
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        """Fit the table into the terminal; a notebook stores it in its full width."""
+        printer.text(self.fitted(terminal_width()))
+
     def fitted(self, width: int | None) -> str:
-        """Return the table as text; if it is wider than `width`, the last two columns are wrapped."""
+        """Return the table as text; if it is wider than `width`, its widest columns are wrapped."""
         lines = [self.columns, *self.rows] if any(self.columns) else list(self.rows)
         lines = [part for line in lines for part in _lines(line)]
         widths = [
             max((len(line[i]) for line in lines), default=0) for i in range(len(self.columns))
         ]
-        if width is not None and sum(widths) + 2 * len(widths) > width and len(widths) > 2:
-            available = max(40, width - sum(widths[:-2]) - 2 * (len(widths) - 1))
-            # The last column has text to type, such as commands: no word of it is broken.
-            longest_word = max(len(word) for line in lines for word in [*line[-1].split(), " "])
-            last = max(longest_word, min(widths[-1], available * 2 // 5))
-            widths[-2:] = [min(widths[-2], max(available - last, 20)), last]
+        note = visible(self.note)
+        if width is not None and lines:
+            widths = _narrowed(widths, lines, width)
             lines = [part for line in lines for part in _wrapped(line, widths)]
+            note = "\n".join(_filled(line, width) for line in note.split("\n"))
         text = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
             for line in lines
         ]
         gap = [""] if self.verbatim else []
-        return "\n".join([*text, *([*gap, visible(self.note)] if self.note else [])])
+        return "\n".join([*text, *([*gap, note] if note else [])])
 
     def _repr_html_(self) -> str:
         head = "".join(f'<th style="{_CELL}">{html.escape(visible(c))}</th>' for c in self.columns)
@@ -85,7 +92,40 @@ def _lines(row: Sequence[str]) -> list[list[str]]:
     return [list(line) for line in itertools.zip_longest(*cells, fillvalue="")]
 
 
+def terminal_width() -> int | None:
+    """Return the width of the terminal; None if stdout is not one, as in a notebook."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _narrowed(widths: list[int], lines: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Return the widths of the columns of a table that is at most `width` wide, where that is possible."""
+    # The last column has text to type, such as commands: no word of it is broken.
+    longest_word = max(len(word) for line in lines for word in [*line[-1].split(), " "])
+    least = [min(natural, _LEAST) for natural in widths[:-1]]
+    least.append(max(longest_word, min(widths[-1], _LEAST)))
+    narrowed = [
+        min(natural, max(width, at_least)) for natural, at_least in zip(widths, least, strict=True)
+    ]
+    for _ in range(sum(narrowed) + _GAP * (len(widths) - 1) - width):
+        wide = [i for i, at_least in enumerate(least) if narrowed[i] > at_least]
+        if not wide:
+            break
+        narrowed[max(wide, key=narrowed.__getitem__)] -= 1
+    return narrowed
+
+
 def _wrapped(line: Sequence[str], widths: Sequence[int]) -> list[list[str]]:
     """Return a row as several rows whose cells are no wider than their columns."""
-    cells = [textwrap.wrap(c, max(1, w)) or [""] for c, w in zip(line, widths, strict=True)]
+    cells = [_parts(cell, width) for cell, width in zip(line, widths, strict=True)]
     return [list(row) for row in itertools.zip_longest(*cells, fillvalue="")]
+
+
+def _parts(text: str, width: int) -> list[str]:
+    """Return a line in parts that are no wider than `width`; an indentation stays."""
+    indent = " " * (len(text) - len(text.lstrip()))
+    return textwrap.wrap(text, max(1, width), subsequent_indent=indent) or [""]
+
+
+def _filled(text: str, width: int) -> str:
+    """Return a line as several ones, without breaking a word."""
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)

@@ -18,11 +18,14 @@ from llm_magic.notebook.magics.ask import LLMMagics
 from llm_magic.notebook.magics.base import SessionMagics
 from llm_magic.notebook.magics.chats import ChatMagics
 from llm_magic.notebook.magics.doctor import DoctorMagics
+from llm_magic.notebook.magics.help import HelpMagics
 from llm_magic.notebook.magics.jobs import JobMagics
 from llm_magic.notebook.magics.models import ModelMagics
 from llm_magic.notebook.magics.panel import PanelMagics
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
     from llm_magic.session import Session
@@ -31,6 +34,7 @@ GROUPS: tuple[type[SessionMagics], ...] = (
     LLMMagics,
     JobMagics,
     DoctorMagics,
+    HelpMagics,
     ModelMagics,
     ChatMagics,
     PanelMagics,
@@ -56,10 +60,13 @@ def _suggest_magic(result: ExecutionResult) -> None:
 
 
 def register(shell: InteractiveShell, session: Session) -> None:
-    """Register magics, completion and the display of replies; close the session at exit."""
+    """Register magics, completion and the display of replies; close the session at exit.
+
+    What was registered before is removed, and its session is closed unless it is the same one.
+    """
     from llm_magic.notebook.arguments import completer
 
-    unregister(shell)
+    before = unregister(shell, keep=session)
     try:
         groups = [group(shell, session) for group in GROUPS]
         shell.register_magics(*groups)
@@ -70,6 +77,8 @@ def register(shell: InteractiveShell, session: Session) -> None:
     for magics in groups:
         if isinstance(magics, ChatMagics):
             shell.events.register("pre_run_cell", magics.before_cell)
+        if isinstance(magics, PanelMagics):
+            magics.take_panels(before)
     completer.register(shell, session)
     shell.input_transformers_cleanup.append(_ask_not_help)
     shell.events.register("post_run_cell", _suggest_magic)
@@ -79,8 +88,11 @@ def register(shell: InteractiveShell, session: Session) -> None:
     session.cells.current = functools.partial(running_cell, shell)
 
 
-def unregister(shell: InteractiveShell) -> None:
-    """Undo `register` and close the session; does nothing if nothing is registered."""
+def unregister(shell: InteractiveShell, *, keep: Session | None = None) -> Sequence[SessionMagics]:
+    """Undo `register` and close the session, unless it is the one to `keep`.
+
+    Returns what was registered.
+    """
     from llm_magic.notebook.arguments import completer
 
     completer.unregister(shell)
@@ -99,9 +111,11 @@ def unregister(shell: InteractiveShell) -> None:
                 del table[name]
     for session in {magics.session for magics in registered}:
         session.cells.current = lambda: None
-        session.close()
+        if session is not keep:
+            session.close()
     for mime_type, kind, _show in _DISPLAYED:
         _formatter(shell, mime_type).pop(".".join(kind), None)
+    return registered
 
 
 def _formatter(shell: InteractiveShell, mime_type: str) -> Any:

@@ -44,10 +44,17 @@ class LLMMagics(SessionMagics):
     """Sends prompts to the models of this kernel; its traits are the generation settings."""
 
     def __init__(self, shell: InteractiveShell, session: Session) -> None:
+        changed: dict[str, object] = {}
         if shell.config.get("LLMMagics"):
             # c.LLMMagics.temperature = 0.2 in ipython_config.py
             declare(type(self))
+            changed = {
+                name: getattr(session.generation, name) for name in session.generation.changed
+            }
         super().__init__(shell, session)
+        if changed:
+            # The user changed them before %reload_ext.
+            session.generation.update(**changed)
 
     @classmethod
     def class_traits(cls, **metadata: Any) -> dict[str, Any]:

@@ -103,6 +103,8 @@ class SessionMagics(Magics):
         except BaseException:
             area.clear()
             raise
+        finally:
+            view.clear_line()
 
     def wait_for_load(self) -> None:
         """Wait for a load started with ``--bg``, if one runs; its progress is shown meanwhile."""

@@ -1,4 +1,4 @@
-"""``%llm_load``, ``%llm_unload``, ``%llm_models``, ``%llm_status``, ``%llm_usage`` and ``%llm_config``."""
+"""Models and settings: load, use, unload and list models, show status and usage, change settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,22 @@ class ModelMagics(SessionMagics):
             view.finish([messages.loading_line(label)])
             return
         options |= {"on_wait": lambda: view.progress(label, session.progress), "began": self.began}
-        view.finish(messages.ready_lines(session.load_with_details(args["model"], **options)))
+        try:
+            result = session.load_with_details(args["model"], **options)
+        finally:
+            view.clear_line()
+        view.finish(messages.ready_lines(result))
+
+    @line_magic
+    def llm_use(self, line: str) -> Table:
+        """Make a loaded model the active one."""
+        from llm_magic.notebook.display import messages
+
+        name = parser.parse("llm_use", line)["name"]
+        self.wait_for_load()
+        if name is not None:
+            self.session.use(name)
+        return messages.use_table(self.session.status())
 
     @line_magic
     def llm_config(self, line: str) -> Table:

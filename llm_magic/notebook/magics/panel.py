@@ -10,12 +10,22 @@ from IPython.core.magic import magics_class
 from llm_magic.errors import MissingDependency
 from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.magics.base import SessionMagics, line_magic
+from llm_magic.notebook.magics.help import magics_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from IPython.core.interactiveshell import InteractiveShell
 
+    from llm_magic.notebook.display.tables import Table
     from llm_magic.notebook.panel import ControlPanel
     from llm_magic.session import Session
+
+
+# What a frontend without widgets shows.
+_STATIC_TEXT = (
+    "The llm_magic control panel. It needs widgets; %llm_help lists magics that do the same."
+)
 
 
 @magics_class
@@ -24,17 +34,35 @@ class PanelMagics(SessionMagics):
 
     def __init__(self, shell: InteractiveShell, session: Session) -> None:
         super().__init__(shell, session)
-        self._panels: dict[str | None, ControlPanel] = {}
+        self.panels: dict[str | None, ControlPanel] = {}
+
+    def take_panels(self, before: Sequence[SessionMagics]) -> None:
+        """Continue the open panels of what was registered before for the same session."""
+        for magics in before:
+            if isinstance(magics, PanelMagics) and magics.session is self.session:
+                self.panels |= magics.panels
 
     @line_magic
-    def llm_panel(self, line: str) -> None:
-        """Show the control panel."""
+    def llm_panel(self, line: str) -> Table | None:
+        """Show the control panel; where there are no widgets, list the magics that do the same."""
+        from llm_magic.notebook.display.live_output import is_notebook
+
         parser.parse("llm_panel", line)
-        replaced = self._panels.pop(self.cell_id, None)
+        if not is_notebook(self.shell):
+            return _no_panel()
+        replaced = self.panels.pop(self.cell_id, None)
         if replaced is not None:
             # The cell was run again, which removed the panel from its output.
             replaced.close()
-        self._panels[self.cell_id] = _show_panel(self.session)
+        self.panels[self.cell_id] = _show_panel(self.session)
+        return None
+
+
+def _no_panel() -> Table:
+    from llm_magic.notebook.display.live_output import write
+
+    write("The panel needs a notebook, such as JupyterLab. These magics do the same here:\n\n")
+    return magics_table()
 
 
 def _show_panel(session: Session) -> ControlPanel:
@@ -50,7 +78,7 @@ def _show_panel(session: Session) -> ControlPanel:
     from llm_magic.notebook.panel import ControlPanel
 
     panel = ControlPanel(session)
-    static = {"text/html": panel.static_html(), "text/plain": "The llm_magic control panel"}
+    static = {"text/html": panel.static_html(), "text/plain": _STATIC_TEXT}
     display(static, raw=True)  # type: ignore[no-untyped-call]
     # An empty text form: the default one is the repr of the widget, a page of markup.
     display({**panel.box._repr_mimebundle_(), "text/plain": ""}, raw=True)  # type: ignore[no-untyped-call]

@@ -1,0 +1,143 @@
+"""The magics in IPython in a terminal: no HTML, no widgets, lines that fit, Ctrl+C."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect  # type: ignore[import-untyped]
+import pytest
+
+from tests.kernels import ROOT
+
+_PROMPT = r"In \[\d+\]: $"
+_WIDTH = 90
+_SCRIPTED = (
+    "from llm_magic.notebook.magics import register",
+    "from llm_magic.session import Session",
+    "from llm_magic.errors import ModelNotFound",
+    "from llm_magic.types import Progress",
+    "from tests.scripted import Hang, Pause, ScriptedBackend, whole_answer",
+    "backend = ScriptedBackend()",
+    "llm = Session(create=lambda _name: backend)",
+    "register(get_ipython(), llm)",
+)
+
+
+class Terminal:
+    """IPython in a pseudo-terminal."""
+
+    def __init__(self, folder: Path) -> None:
+        environment = {
+            **os.environ, "IPYTHONDIR": str(folder), "PYTHONPATH": str(ROOT), "TERM": "xterm",
+            "NO_COLOR": "1",
+        }  # fmt: skip
+        self.process = pexpect.spawn(
+            sys.executable,
+            ["-m", "IPython", "--simple-prompt", "--no-banner", "--HistoryManager.enabled=False"],
+            env=environment, cwd=str(folder), encoding="utf-8", dimensions=(40, _WIDTH), timeout=60,
+        )  # fmt: skip
+        self.process.expect(_PROMPT)
+
+    def send(self, *lines: str) -> None:
+        """Type a cell; a cell magic ends with two empty lines."""
+        for line in (*lines, "", "") if lines[0].startswith("%%") else lines:
+            self.process.sendline(line)
+
+    def read(self) -> str:
+        """Return what the running cell writes until its end."""
+        self.process.expect(_PROMPT)
+        return str(self.process.before).replace("\r\n", "\n").strip()
+
+    def run(self, *lines: str) -> str:
+        """Run a cell and return what it has written."""
+        self.send(*lines)
+        # The first line is the one that was typed.
+        return self.read().partition("\n")[2].strip()
+
+
+@pytest.fixture(scope="module")
+def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
+    """Return a terminal with a scripted model."""
+    made = Terminal(tmp_path_factory.mktemp("terminal"))
+    for line in _SCRIPTED:
+        made.run(line)
+    made.run("%llm_load tiny")
+    yield made
+    made.process.close(force=True)
+
+
+def fits(text: str) -> bool:
+    return max(map(len, text.splitlines())) <= _WIDTH
+
+
+def test_panel_and_help_list_the_magics(terminal: Terminal) -> None:
+    panel, listed = terminal.run("%llm_panel"), terminal.run("%llm_help")
+    assert panel.startswith("The panel needs a notebook, such as JupyterLab.")
+    for shown in (panel, listed):
+        assert "%llm_config" in shown
+        assert "A magic with -h" in shown
+        assert "<" not in shown
+        assert fits(shown)
+    assert terminal.run("%llm_help use").startswith("Make a loaded model the active one")
+
+
+def test_tables_fit_the_terminal(terminal: Terminal) -> None:
+    terminal.run('%llm_config system="' + "Answer in a few words. " * 12 + '"')
+    for line in ("%llm_config", "%llm_status", "%llm --dry-run Why?", "%llm_use", "%llm_models"):
+        shown = terminal.run(line)
+        assert fits(shown), shown
+        assert "<td" not in shown
+    assert terminal.run("%llm_config temperature=0.2").endswith("temperature  0.7 → 0.2")
+    assert "temperature=9 must be 0 to 2." in terminal.run("%llm_config temperature 9")
+    terminal.run("%llm_config --reset")
+
+
+def test_answer_streams_below_a_line_that_shows_the_wait(terminal: Terminal) -> None:
+    terminal.run("backend.will(Pause(0.8), *whole_answer('Hello', ' **world**'))")
+    shown = terminal.run("%%llm", "Greet.")
+    waited, _, answer = shown.rpartition("\r\x1b[K")
+    assert "tiny · waiting for the first token … " in waited
+    assert re.fullmatch(r"Hello \*\*world\*\*\n\x1b\[2m\[tiny · .*tokens/s.*\]\x1b\[22m", answer)
+    assert "<" not in shown
+
+
+def test_ctrl_c_keeps_the_partial_answer(terminal: Terminal) -> None:
+    terminal.run("backend.will('partial', Hang())")
+    terminal.send("%llm Wait.")
+    terminal.process.expect("partial")
+    terminal.process.sendintr()
+    stopped = terminal.read()
+    assert "Interrupted\x1b[0m: Stopped after 1 token" in stopped
+    assert "Traceback" not in stopped
+    assert "'partial'" in terminal.run("llm.last.text")
+
+
+def test_load_shows_its_progress_and_error_in_one_line(terminal: Terminal) -> None:
+    terminal.run("backend.reports['load'] = [Progress('reading the weights', 0.5)]")
+    terminal.run("hang = backend.hang('load')")
+    terminal.send("%llm_load big --keep")
+    terminal.process.expect("Loading big: reading the weights … 1 s")
+    terminal.process.sendintr()
+    assert "Interrupted" in terminal.read()
+    terminal.run("backend.trouble['load'] = ModelNotFound('There is no big.')")
+    failed = terminal.run("%llm_load big --keep")
+    assert failed.rpartition("\x1b[K")[2] == "\x1b[31mModelNotFound\x1b[0m: There is no big."
+    terminal.run("backend.trouble.clear()")
+    loaded = terminal.run("%llm_load big --keep")
+    assert loaded.rpartition("\x1b[K")[2].startswith("big · local cpu bf16 · 269 MB")
+    assert "active  tiny" in terminal.run("%llm_use tiny")
+
+
+def test_background_answer_is_shown_by_wait(terminal: Terminal) -> None:
+    assert "%llm_wait 1 shows its answer." in terminal.run("%llm --bg Hello there")
+    shown = terminal.run("%llm_wait")
+    assert shown.startswith("Hello there\n")
+    assert "1    done   tiny" in shown
+    assert fits(terminal.run("%llm_jobs"))
+    terminal.run("%llm -c zoo Hello")
+    assert "zoo   1" in terminal.run("%llm_chats")
+    assert "1     Hello   Hello" in terminal.run("%llm_chats zoo")
