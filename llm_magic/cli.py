@@ -113,9 +113,13 @@ def _require(*packages: str) -> None:
 
 
 def _prepare_model() -> None:
-    """Load the embedded model once, so that it is downloaded and converted before the notebook runs."""
+    """Load the model of the demo once, so that it is downloaded and converted before the notebook runs."""
+    from llm_magic.backends.local.files import gguf
     from llm_magic.session import Session
 
+    embedded = gguf.embedded_file()
+    if embedded is not None and gguf.is_converted(embedded):
+        return
     session = Session()
     line = ProgressLine(sys.stderr)
     try:

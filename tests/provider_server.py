@@ -3,8 +3,8 @@
     with ProviderServer() as server:
         session.load("claude-test", backend="anthropic", base_url=server.address("anthropic"))
 
-Each API knows the key `KEY` and a few models. It refuses what its provider refuses, in the words of the
-provider; what its provider ignores or changes in silence is listed in `silently_changed`. The sources
+Each API has the key `KEY` and a few models. It rejects what its provider rejects, with the provider's error
+response; what its provider ignores or changes in silence is listed in `silently_changed`. The sources
 are in docs/guides/hosted-providers.md.
 """
 
@@ -146,7 +146,7 @@ APIS: Mapping[str, Api] = {
         lambda _m: error_answer(400, "Model Not Exist"),
     ),
     "xai": Api(
-        {"grok-test": {}}, _OPENAI.replace(" stop ", " "),
+        {"grok-test": {"aliases": ["grok-test-latest"]}}, _OPENAI.replace(" stop ", " "),
         _xai("Incorrect API key provided: sk***ng. You can obtain an API key from https://console.x.ai."),
         lambda m: json_answer(404, {"code": "not found", "error": f"The model {m} does not exist"}),
         lambda field: _xai(f"Argument not supported on this model: {field}"),
@@ -199,13 +199,16 @@ class ProviderServer(HttpServer):
         # The list of OpenRouter is public.
         if not (name == "openrouter" and path == "/models") and not _has_key(request, name):
             return api.wrong_key
-        if (request.method, path) == ("GET", "/models"):
+        if (request.method, path) == ("GET", "/language-models" if name == "xai" else "/models"):
             listed = [
                 {"id": api.list_prefix + m, "object": "model", **e} for m, e in api.models.items()
             ]
-            return json_answer(200, listed if name == "together" else {"data": listed})
+            field = "models" if name == "xai" else "data"
+            return json_answer(200, listed if name == "together" else {field: listed})
         if (request.method, path) == ("GET", "/key") and name == "openrouter":
             return json_answer(200, {"data": {"label": "test"}})
+        if (name, path) == ("anthropic", "/models/claude-test-latest"):
+            return json_answer(200, {"type": "model", "id": "claude-test"})
         if request.method == "GET" and path.startswith("/models/"):
             return api.no_model(path.removeprefix("/models/"))
         if (request.method, path) == ("POST", "/chat/completions"):
@@ -214,9 +217,10 @@ class ProviderServer(HttpServer):
 
     def _chat(self, name: str, body: dict[str, Any]) -> list[Step]:
         api = APIS[name]
-        if body["model"] not in api.models:
-            return api.no_model(body["model"])
-        accepted = api.models[body["model"]].get("supported_parameters", [])
+        model = body["model"].removesuffix("-latest")
+        if model not in api.models:
+            return api.no_model(model)
+        accepted = api.models[model].get("supported_parameters", [])
         for field in body:
             if field not in api.accepted.split():
                 if api.refuse is not None and field not in api.ignored.split():

@@ -12,7 +12,7 @@ import functools
 import importlib
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypedDict
@@ -86,7 +86,13 @@ def _of_source_checkout() -> list[EntryPoint]:
 
 
 def _package(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else _PACKAGE
+    return _name_of(point.dist) if point.dist is not None else _PACKAGE
+
+
+@functools.cache
+def _name_of(distribution: Distribution) -> str:
+    """Return the name of a package, which is parsed from its metadata each time."""
+    return distribution.name
 
 
 def names() -> tuple[str, ...]:
@@ -97,7 +103,7 @@ def names() -> tuple[str, ...]:
 def refresh() -> None:
     """Find the backends again: packages may have been installed or removed since."""
     importlib.invalidate_caches()
-    for cached in (_found, backend_class, load_specs, generation_specs, session_specs):
+    for cached in (_found, _name_of, backend_class, load_specs, generation_specs, session_specs):
         cached.cache_clear()
 
 

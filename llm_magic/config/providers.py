@@ -34,7 +34,8 @@ class Provider:
         omitted: Fields of a request that the API rejects.
         list_headers: Headers of requests for the list of models; ``{key}`` stands for the key, which
             is not sent as a bearer token then.
-        list_query: The query of the request for the list of models.
+        list_path: The path of the list of models.
+        resolves_aliases: Whether a request for an alias of a model returns the model.
         id_prefix: The prefix of the names in the list, which requests must not have.
         key_path: A path that only a valid key can read, where the list of models is public.
         models: The names of models that only this provider has.
@@ -54,7 +55,8 @@ class Provider:
     is_temperature_or_top_p: bool = False
     omitted: tuple[str, ...] = ()
     list_headers: Mapping[str, str] = field(default_factory=_fields)
-    list_query: str = ""
+    list_path: str = "/models"
+    resolves_aliases: bool = False
     id_prefix: str = ""
     key_path: str = ""
     models: str = r"(?!)"
@@ -97,7 +99,8 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             max_temperature=1.0,
             is_temperature_or_top_p=True,
             list_headers=_fields(**{"x-api-key": "{key}", "anthropic-version": "2023-06-01"}),
-            list_query="?limit=1000",
+            list_path="/models?limit=1000",
+            resolves_aliases=True,
             models=r"(anthropic/)?(?P<name>claude-.+)",
             other_names=("claude",),
         ),
@@ -176,6 +179,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             "https://api.x.ai/v1",
             "https://docs.x.ai/docs/api-reference",
             "XAI_API_KEY",
+            list_path="/language-models",
             unsupported=_SAMPLING,
             models=r"((x-ai|xai)/)?(?P<name>grok-(\d|beta|code).*)",
             other_names=("grok", "x-ai"),
@@ -204,8 +208,8 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
 
 def named(other_name: str) -> str:
     """Return the name of the backend that people also call `other_name`, or ""."""
-    asked = other_name.casefold()
-    return next((p.name for p in PROVIDERS.values() if asked in p.other_names), "")
+    folded = other_name.casefold()
+    return next((p.name for p in PROVIDERS.values() if folded in p.other_names), "")
 
 
 def of_variable(name: str) -> Provider | None:

@@ -81,6 +81,43 @@ pip install numpy && echo "done: $HOME"
 Read `help(np.linalg.lstsq)` next.
 '''
 
+_LETTERS = "abcdef0123" * 60
+WIDE = f"""
+{_LETTERS} https://example.org/{_LETTERS} `{_LETTERS}`
+
+# {_LETTERS}
+
+- {_LETTERS}
+
+{"> " * 12}deep
+
+|{" a column |" * 40}
+|{"---|" * 40}
+|{" b |" * 40}
+
+```
+{_LETTERS}
+```
+
+$$
+a{" + a" * 200}
+$$
+
+Inline $b{" + b" * 100}$ and 100 items:
+
+99. a
+100. b
+"""
+# The outputs that are wider than their cell, and the boxes that scroll.
+_WIDTHS = """area => {
+    const wide = element => element.scrollWidth > element.clientWidth + 1;
+    const outputs = [...area.querySelectorAll('.jp-OutputArea-output')];
+    const boxes = '[style*="overflow-x"] > table, pre, div.mathjax_process, span.mathjax_process';
+    return [outputs.filter(wide).length,
+        [...area.querySelectorAll(boxes)].map(
+            box => wide(box.tagName === 'TABLE' ? box.parentElement : box))];
+}"""
+
 
 @pytest.fixture
 def recorder() -> Iterator[Recorder]:
@@ -137,8 +174,8 @@ def test_control_same_texts_as_plain_markdown_run_scripts(lab: Lab, recorder: Re
     assert recorder.requests
 
 
-def test_an_answer_is_typeset_and_follows_the_theme(lab: Lab, tmp_path: Path) -> None:
-    lab.open([f"{_IMPORTS}HTML(render({ANSWER!r}))"])
+def test_an_answer_is_typeset_follows_the_theme_and_fits_its_cell(lab: Lab, tmp_path: Path) -> None:
+    lab.open([f"{_IMPORTS}HTML(render({ANSWER!r}))", f"HTML(render({WIDE!r}))"])
     lab.run(0)
     output = lab.output(0)
     output.locator("mjx-container").nth(8).wait_for()
@@ -152,3 +189,11 @@ def test_an_answer_is_typeset_and_follows_the_theme(lab: Lab, tmp_path: Path) ->
         lab.screenshot(tmp_path / f"{theme[11:].lower()}.png", 0)
         colors.append(keyword.evaluate("element => getComputedStyle(element).color"))
     assert colors == ["rgb(0, 128, 0)", "rgb(76, 175, 80)"]
+    lab.run(1)
+    lab.output(1).locator("mjx-container").nth(1).wait_for()
+    for width in (1200, 600):
+        lab.page.set_viewport_size({"width": width, "height": 1400})
+        lab.page.wait_for_timeout(300)
+        wide = lab.output(1).evaluate(_WIDTHS)
+        assert wide == [0, [True] * 4]
+    assert lab.output(1).get_by_text("deep").bounding_box()["width"] > 100  # type: ignore[index]

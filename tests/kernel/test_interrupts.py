@@ -64,7 +64,7 @@ def test_random_moments_in_a_row(k: Kernel, record_property: Callable[[str, obje
     threads, latencies = k.threads(), []
     for number in range(count):
         cell = k.send(f"print('begun')\n%llm --max-new-tokens 400 {LONG}")
-        ran, latency = stop(k, cell, moments.uniform(0, 2.5) if number % 4 else 0.0)
+        ran, latency = stop(k, cell, moments.uniform(0, 1) if number % 4 else 0.0)
         latencies.append(latency)
         if ran.status == "ok":  # it had just ended
             assert k.value("llm.last.finish_reason") in {"stop", "length"}

@@ -18,7 +18,7 @@ def _exact(loaded: Kernel) -> None:
 
 
 def ask(k: Kernel, options: str, prompt: str = PROMPT) -> str:
-    k.ok(f"%%llm -m exact {options} --max-new-tokens 16 -o reply\n{prompt}")
+    k.ok(f"%%llm -m exact {options} --max-new-tokens 8 -o reply\n{prompt}")
     text: str = k.value("reply.text")
     assert text
     return text

@@ -83,7 +83,7 @@ def test_several_models_at_once(loaded: Kernel) -> None:
     assert shown[0].startswith("four · local cpu 4bit")
     assert shown[1].startswith(f"Unloaded {MODEL} (269 MB) · process ")
     assert states(loaded) == ("Ready", "four", ["four"])
-    loaded.ok("%llm -t 0 --max-new-tokens 4 Hello")
+    loaded.ok("%llm -t 0 --max-new-tokens 1 Hello")
     loaded.ok("%llm_load")
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 WORDS = Path(__file__).with_name("old_words.txt")
 CLEAN = Path(__file__).with_name("clean_files.txt")
+_KINDS = ("all", "class", "name", "prose", "text")
 _NO_VOCABULARY = {"LICENSE", "tests/tooling/old_words.py", "tests/tooling/test_vocabulary.py"}
 _SUFFIXES = {".py", ".md", ".ipynb", ".js", ".toml", ""}
 _OPTION_TEXT = re.compile(r"(?<!\S)(?:%%?llm|llm\.)")
@@ -76,22 +77,32 @@ def hits(path: str) -> list[Hit]:
     """Return the old words in a file and in its name."""
     text = (ROOT / path).read_text(errors="replace")
     return [
-        Hit(path, piece.line, match[0], word.instead)
+        Hit(path, piece.line, found, instead)
         for piece in (*_file_name(path), *_pieces(path, text))
-        for word in old_words()
-        for match in word.pattern.finditer(_compared(word, piece))
+        for found, instead in _found(piece.kind, piece.text)
     ]
 
 
-def _compared(word: Word, piece: Piece) -> str:
-    """Return the text of a piece as a word is compared with it; "" if it is not."""
-    if piece.kind != "name":
-        return piece.text if word.kind == piece.kind or word.kind in {"all", "text"} else ""
-    if word.kind == "class":
-        return piece.text.lstrip("_")
-    if word.kind not in {"name", "all"}:
+@cache  # Most names stand in many places.
+def _found(kind: str, text: str) -> tuple[tuple[str, str], ...]:
+    """Return the old words in the text of a piece, and what to write instead."""
+    compared = {word_kind: _compared(word_kind, kind, text) for word_kind in _KINDS}
+    return tuple(
+        (match[0], word.instead)
+        for word in old_words()
+        for match in word.pattern.finditer(compared[word.kind])
+    )
+
+
+def _compared(word_kind: str, kind: str, text: str) -> str:
+    """Return the text of a piece as words of a kind are compared with it; "" if they are not."""
+    if kind != "name":
+        return text if word_kind in {kind, "all", "text"} else ""
+    if word_kind == "class":
+        return text.lstrip("_")
+    if word_kind not in {"name", "all"}:
         return ""
-    return re.sub(r"_+|(?<=[a-z0-9])(?=[A-Z])", " ", piece.text).lower()
+    return re.sub(r"_+|(?<=[a-z0-9])(?=[A-Z])", " ", text).lower()
 
 
 def _file_name(path: str) -> Iterator[Piece]:

@@ -163,7 +163,9 @@ def test_installed_demo_opens_a_copy_and_overwrites_nothing(
     work.mkdir()
     first, second = work / NOTEBOOK.name, work / "01_quickstart_2.ipynb"
 
-    assert opened(run("demo", PYTHONPATH=str(path), cwd=work))[0] == first
+    ran = run("demo", PYTHONPATH=str(path), cwd=work)
+    assert opened(ran)[0] == first
+    assert ran.stderr == "", "a model that is converted is not loaded"
     assert first.read_bytes() == NOTEBOOK.read_bytes()
 
     mine = first.read_text(encoding="utf-8").replace("the Netherlands", "Norway")

@@ -48,7 +48,7 @@ OPTION_NAMES = {
 # How many requests a server processes at once, by the owner of its models. llama-cpp-python ("me")
 # aborts its reply when another request arrives.
 _CONCURRENCY = {"vllm": 256, "llamacpp": 256, "me": 1}
-_MAX_OWNER_LENGTH = 40
+_MAX_OWNER_LENGTH, _MAX_ALIASES = 40, 20
 _VERSIONED = re.compile(r"/v\d+[a-z]*$|/openai$")
 
 
@@ -57,8 +57,10 @@ class OpenAICompatibleBackend(RemoteBackend):
 
     # Whether the server has `/tokenize`.
     counts_tokens = False
-    # The query of the request for the list of models, and the prefix of the names in it.
-    list_query = id_prefix = ""
+    # The path of the list of models, and the prefix of the names in it.
+    list_path, id_prefix = "/models", ""
+    # Whether the entry of an alias has another name.
+    resolves_aliases = False
     reserved = MappingProxyType(
         {
             **RESERVED,
@@ -80,16 +82,18 @@ class OpenAICompatibleBackend(RemoteBackend):
         prefixes = _prefixes(server.address.url) if server.prefix is None else [server.prefix]
         for prefix in prefixes:
             try:
-                value = await server.get(f"{prefix}/models{self.list_query}")
+                value = await server.get(f"{prefix}{self.list_path}")
             except RequestFailed as error:
                 if error.status not in {200, 404, 405}:
                     raise
                 continue
             server.prefix = prefix
-            entries = named_entries(value.get("data") if isinstance(value, dict) else value, "id")
+            if isinstance(value, dict):
+                value = value.get("data", value.get("models"))
+            entries = named_entries(value, "id")
             for entry in entries:
                 entry["id"] = entry["id"].removeprefix(self.id_prefix)
-            self._store_names(server, [str(entry["id"]) for entry in entries])
+            self._store_names(server, [name for entry in entries for name in _names_of(entry)])
             return entries
         for prefix in prefixes:
             if await self._generates(server, prefix):
@@ -134,11 +138,11 @@ class OpenAICompatibleBackend(RemoteBackend):
         self, server: HttpServer, model: str | None, config: LoadConfig, report: Report
     ) -> tuple[RemoteModel, tuple[str, ...]]:
         entries = await self._entries(server)
-        names = [str(entry["id"]) for entry in entries or ()]
         if model is None:
-            model = server_errors.single_model(server.address, names)
+            model = server_errors.single_model(server.address, [e["id"] for e in entries or ()])
         model = model.removeprefix(self.id_prefix)
-        entry: Mapping[str, Any] = next((e for e in entries or () if e["id"] == model), {})
+        names = {name: e for e in entries or () for name in _names_of(e)}
+        entry: Mapping[str, Any] = names.get(model, {})
         notes: tuple[str, ...] = ()
         if entries is None:
             notes = (
@@ -146,7 +150,7 @@ class OpenAICompatibleBackend(RemoteBackend):
                 f" {model}.",
             )
         elif not entry:
-            entry = await self._unlisted(server, model, names)
+            entry = await self._unlisted(server, model, list(names))
         info = self._info(server, {**entry, "id": model})
         owner = entry.get("owned_by")
         if isinstance(owner, str):
@@ -177,7 +181,8 @@ class OpenAICompatibleBackend(RemoteBackend):
         except RequestFailed:
             entry = None
         found = named_entries([entry], "id")
-        if not found or found[0]["id"].removeprefix(self.id_prefix) != model:
+        is_same = bool(found) and found[0]["id"].removeprefix(self.id_prefix) == model
+        if not is_same and not (found and self.resolves_aliases):
             raise server_errors.model_not_found(server.address, model, names)
         return found[0]
 
@@ -300,6 +305,13 @@ class InstructLabBackend(OpenAICompatibleBackend):
     start = "Start one: ilab model serve"
     # llama-cpp-python aborts its answer when another request arrives.
     concurrency = 1
+
+
+def _names_of(entry: Mapping[str, Any]) -> list[str]:
+    """Return the name of a listed model, and its aliases."""
+    aliases = entry.get("aliases")
+    texts = aliases[:_MAX_ALIASES] if isinstance(aliases, list) else ()
+    return [str(entry["id"]), *(alias for alias in texts if isinstance(alias, str))]
 
 
 def _names(message: str, field: str) -> bool:

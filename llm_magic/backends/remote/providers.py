@@ -106,7 +106,8 @@ def _backend(name: str) -> type[ProviderBackend]:
             "provider": provider,
             "option_names": MappingProxyType(names),
             "start": provider.start or "Check --base-url, and whether the server is running.",
-            "list_query": provider.list_query,
+            "list_path": provider.list_path,
+            "resolves_aliases": provider.resolves_aliases,
             "id_prefix": provider.id_prefix,
         },
     )

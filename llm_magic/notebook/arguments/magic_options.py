@@ -147,6 +147,7 @@ MAGICS: dict[str, Magic] = {
             "%llm_load\n\n"
             "%llm_load Qwen/Qwen2.5-7B-Instruct -q 4bit\n\n"
             "%llm_load llama3.2 -b ollama\n\n"
+            "%llm_load gpt-4o -b openai\n\n"
             "%llm_load some/model -b openai --base-url https://host/v1 --key-env MY_KEY",
         ),
         Magic(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llm_magic.errors import InvalidReply
 from llm_magic.notebook.display import markdown
 from llm_magic.notebook.display.live_output import (
+    MUTED,
     PERIOD_S,
     LiveArea,
     TerminalLine,
@@ -24,7 +25,13 @@ from llm_magic.notebook.display.live_output import (
     progress_html,
     write,
 )
-from llm_magic.notebook.display.messages import activity, ending, footer, reasoning_line
+from llm_magic.notebook.display.messages import (
+    activity,
+    ending,
+    footer,
+    reasoning_line,
+    shown_name,
+)
 from llm_magic.text import VisibleStream, replace_surrogates
 
 if TYPE_CHECKING:
@@ -152,7 +159,7 @@ class RichView:
             if text != self._waiting:
                 self._waiting = text
                 share = response.progress.share if response.progress is not None else None
-                area.show(text, muted(text) if share is None else progress_html(text, share))
+                area.show(text, muted(text) if share is None else progress_html(text, share, MUTED))
 
     def pause(self) -> float:
         """Return the time until the next update, once there are words."""
@@ -168,9 +175,9 @@ class RichView:
         if text:
             # As `finish` shows it, so that the same text is not rendered twice.
             html += self._html(text)
-        if self._label:
-            # True at any time: a notebook that is saved now keeps it.
-            state = f"{self._label}: incomplete so far"
+        if text or self._label:
+            # True at any time: a notebook that is saved now, before the kernel dies, keeps it.
+            state = f"{self._label or shown_name(response.model)}: incomplete so far"
             html += muted(state)
             text = f"{text or line}\n\n{state}"
         if self._area.is_shown and not self._area.only_text:

@@ -57,10 +57,11 @@ _CODE_STYLE = _BOX + "overflow-x:auto;direction:ltr"
 # JupyterLab gives the inner element its own background, and wraps its lines.
 _INNER_STYLE = "background:none;padding:0;white-space:pre"
 _COLLAPSED_STYLE = "opacity:0.75;font-size:0.9em;margin:0.2em 0"
-_TEXT_STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext"
-# A long word wraps, and what cannot wrap scrolls in its own box: the cell stays as wide as it is.
-_ANSWER_STYLE = "overflow-x:auto;overflow-wrap:anywhere"
-_TABLE_STYLE = "overflow-x:auto;overflow-wrap:break-word"
+_TEXT_STYLE = "white-space:pre-wrap;overflow-wrap:break-word;unicode-bidi:plaintext"
+# A long word wraps, and what cannot wrap scrolls in its own box: the cell stays as wide as it is. Other
+# values, such as `anywhere` and `start`, JupyterLab drops in a notebook that is not trusted.
+_ANSWER_STYLE = "overflow-x:auto;overflow-wrap:break-word"
+_TABLE_STYLE = "overflow-x:auto"
 _FORMULA_STYLE = "overflow-x:auto;overflow-y:hidden"
 # Only of a long one, because a box that scrolls moves the formula off the line of the text.
 _LONG_FORMULA = 100
@@ -316,7 +317,7 @@ def _sanitize(state: StateCore) -> None:
         elif token.type in ("bullet_list_close", "ordered_list_close"):
             lists.pop()
         elif token.type == "list_item_open" and len(token.info) > _DIGITS:
-            lists[-1].attrs["style"] = f"padding-inline-start:{len(token.info)}em"
+            lists[-1].attrs["style"] = f"padding-left:{len(token.info)}em"
         elif token.type == "inline" and token.children:
             token.children = list(links.sanitized(token.children, state.md.normalizeLink))
         if style := _style_of(token):
@@ -329,7 +330,7 @@ def _style_of(token: Token) -> str:
     kind, styles = token.type, list[str]()
     if kind in ("th_open", "td_open"):
         # JupyterLab aligns the tables of HTML outputs to the right, for data frames.
-        return str(token.attrs.get("style", "text-align:start"))
+        return str(token.attrs.get("style", "text-align:left"))
     if kind == "heading_open":
         return f"font-size:{_HEADING_SIZES[token.tag]};font-weight:600"
     if kind == "blockquote_open":

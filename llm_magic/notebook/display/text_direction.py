@@ -18,7 +18,7 @@ _RIGHT_TO_LEFT = re.compile(
     "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff\U00010800-\U00010fff\U0001e800-\U0001efff]"
 )
 # JupyterLab aligns all paragraphs to the left, and draws the line beside a quotation there.
-_PARAGRAPH_STYLE = "text-align:start"
+_TEXT_STYLE = "text-align:right"
 _QUOTE_STYLE = "margin:0.75em 0;border-left:0;border-right:5px solid rgba(128,128,128,0.3)"
 _DIRECTIONS = {"L": "ltr", "R": "rtl", "AL": "rtl"}
 
@@ -61,8 +61,9 @@ def _direction(inline: Token) -> str:
 
 def _turn(inline: Token, parent: Token) -> None:
     """Align text to the right, and keep the order of the letters of code in it."""
-    if parent.type == "paragraph_open":
-        parent.attrs["style"] = _PARAGRAPH_STYLE
+    is_cell = parent.type in ("th_open", "td_open")
+    if parent.type == "paragraph_open" or (is_cell and parent.attrs["style"] == "text-align:left"):
+        parent.attrs["style"] = _TEXT_STYLE
     for token in inline.children or ():
         if token.type == "code_inline":
             token.attrs["dir"] = "ltr"

@@ -80,6 +80,17 @@ def test_models_are_listed_by_the_names_that_requests_use(session: Session, name
     assert listed == list(APIS[name].models)
 
 
+@pytest.mark.parametrize(
+    ("name", "alias"), [("anthropic", "claude-test-latest"), ("xai", "grok-test-latest")]
+)
+def test_alias_is_loaded_and_requested(
+    session: Session, server: ProviderServer, name: str, alias: str
+) -> None:
+    assert session.load(alias, backend=name).name == alias
+    assert session.generate("one two").text == "one two"
+    assert body(server, name)["model"] == alias
+
+
 @every_provider
 def test_declared_options_are_sent_and_accepted(
     session: Session, server: ProviderServer, name: str
@@ -248,7 +259,7 @@ def test_key_goes_to_no_other_server(
     assert not [r for r in server.received if {"authorization", "x-api-key"} & r.headers.keys()]
 
 
-# -- refusals -------------------------------------------------------------------------------------
+# -- error responses -------------------------------------------------------------------------------------
 
 _ANTHROPIC_SPEND = {
     "type": "error",
@@ -295,7 +306,7 @@ _ANTHROPIC_SPEND = {
          "stopped with an error: Provider returned error.", 1),
     ],
 )  # fmt: skip
-def test_refusal_is_one_line_with_a_fix(
+def test_error_response_is_one_line_with_a_fix(
     session: Session,
     server: ProviderServer,
     name: str,

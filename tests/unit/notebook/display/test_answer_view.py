@@ -85,13 +85,18 @@ def visible_text(output: RichOutput) -> str:
     return re.sub("<[^>]*>", "", str(output.data["text/html"])).strip()
 
 
+def so_far(text: str) -> str:
+    """Return what is visible of an answer that has not ended."""
+    return f"{text}\n\ntiny: incomplete so far"
+
+
 def test_first_text_is_shown_at_once_and_then_replaced(clock: Clock) -> None:
     with capture_output() as shown:
         answer = Shown()
         answer.add(" \n")  # nothing to see yet
         assert shown.outputs == []
         answer.add("Par")
-        assert [plain(o) for o in shown.outputs] == ["Par"]
+        assert [plain(o) for o in shown.outputs] == [so_far("Par")]
         clock.now += 0.01
         answer.add("is")
         assert len(shown.outputs) == 1
@@ -103,7 +108,7 @@ def test_first_text_is_shown_at_once_and_then_replaced(clock: Clock) -> None:
     assert shown.outputs[3].transient["display_id"] != outputs[0].transient["display_id"]
     assert [o.update for o in outputs] == [False, True, True]
     assert len({o.transient["display_id"] for o in outputs}) == 1
-    assert visible_text(outputs[1]) == "Paris."
+    assert visible_text(outputs[1]) == so_far("Paris.")
     assert plain(outputs[2]) == (
         "Paris.\n\ntiny · 3 → 2 tokens · first after 0.10 s · 30 tokens/s · 1 MB"
     )
@@ -175,7 +180,9 @@ def test_text_form_has_the_first_text_and_the_whole_answer(clock: Clock) -> None
             answer.add(text)
             clock.now += 1
         answer.finish()
-    assert [output.data.get("text/plain") for output in shown.outputs] == ["a", None, None, "abc"]
+    assert [output.data.get("text/plain") for output in shown.outputs] == [
+        so_far("a"), None, None, "abc",
+    ]  # fmt: skip
 
 
 def test_reasoning_is_one_line_while_the_answer_grows(clock: Clock) -> None:
@@ -205,7 +212,7 @@ def test_pending_text_is_drawn_without_new_chunks(clock: Clock) -> None:
         answer.view.draw()
         clock.now += 1
         answer.view.draw()  # nothing new
-    assert [visible_text(output) for output in shown.outputs] == ["a", "ab"]
+    assert [visible_text(output) for output in shown.outputs] == [so_far("a"), so_far("ab")]
 
 
 def test_waiting_is_shown_after_a_moment(clock: Clock) -> None:
@@ -221,7 +228,7 @@ def test_waiting_is_shown_after_a_moment(clock: Clock) -> None:
     assert [visible_text(output) for output in shown.outputs] == [
         "tiny · waiting for the first token",
         "tiny · waiting for the first token … 3 s",
-        "Yes",
+        so_far("Yes"),
     ]
     assert shown.outputs[1].update
 
@@ -246,7 +253,7 @@ def test_a_wait_is_shown_as_what_it_is(clock: Clock) -> None:
         "tiny · reading the prompt (512 of 2,048 tokens)",
         "tiny · 429, next try in 1 s … 3 s",
         "thinking, 3 characters so far",
-        "Reasoning · 3 characters (reply.reasoning)\nSo",
+        so_far("Reasoning · 3 characters (reply.reasoning)\nSo"),
     ]
     assert 'value="0.250"' in shown.outputs[1].data["text/html"]
 
