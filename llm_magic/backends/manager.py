@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from llm_magic.backends.base import Backend
+from llm_magic.backends.base import Backend, Report
 from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import (
     LLMMagicError,
@@ -78,10 +78,17 @@ class BackendManager:
     """Owns the backends and the loaded models; runs on the event-loop thread unless stated."""
 
     def __init__(
-        self, create: Callable[[str], Backend], changed: Callable[[], None] = lambda: None
+        self,
+        create: Callable[[str], Backend],
+        changed: Callable[[], None] = lambda: None,
+        wait_for_jobs: Callable[[Report], Awaitable[None]] | None = None,
     ) -> None:
-        """`changed` is called after every change, on the event-loop thread or one of a backend."""
+        """`changed` is called after every change, on the event-loop thread or one of a backend.
+
+        `wait_for_jobs` is awaited before models are unloaded for another one.
+        """
         self._create, self._changed = create, changed
+        self._wait_for_jobs = wait_for_jobs
         self._backends: dict[str, Backend] = {}
         self._loaded: dict[str, LoadedModel] = {}
         self._active: str | None = None
@@ -238,6 +245,8 @@ class BackendManager:
         return await self._unload_others(None)
 
     async def _unload_others(self, keep: str | None) -> list[Unloaded]:
+        if self._wait_for_jobs is not None and self._loaded:
+            await self._wait_for_jobs(self._report)
         others = [loaded for loaded in self._loaded.values() if loaded.name != keep]
         return [await self._unload(loaded) for loaded in others]
 

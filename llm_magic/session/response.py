@@ -124,6 +124,11 @@ class Response:
         return self.prepared.messages[-1].content
 
     @property
+    def is_in_process(self) -> bool:
+        """Whether the model is in the memory of this process."""
+        return self.prepared.loaded_model.backend.capabilities.in_process
+
+    @property
     def awaits_load(self) -> bool:
         """Whether its model is still being loaded."""
         return self._loaded is not None

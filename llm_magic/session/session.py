@@ -5,6 +5,7 @@ Magics, panel and Python code all use this object.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import concurrent.futures
 import contextlib
@@ -122,7 +123,7 @@ class Session:
         # Programs end without `close`, too. Registered last, so that it is called first.
         atexit.unregister(_close_all)
         atexit.register(_close_all)
-        return BackendManager(self._create or create, self._notify)
+        return BackendManager(self._create or create, self._notify, self._wait_for_jobs)
 
     # -- settings -----------------------------------------------------------------------------
 
@@ -266,10 +267,17 @@ class Session:
         Answers of servers do not need the model here: they continue.
         """
         model = None if every else self._manager.find(name, to_use=False).name
-        jobs = [job for job in self.jobs.running if model in {None, job.model}]
         return tuple(
-            job for job in jobs if job.prepared.loaded_model.backend.capabilities.in_process
+            job
+            for job in self.jobs.running
+            if model in {None, job.model} and job.is_in_process and not job.awaits_load
         )
+
+    async def _wait_for_jobs(self, report: Callable[[Progress], None]) -> None:
+        """Wait until no job needs a model that is unloaded for another one; on the loop thread."""
+        while jobs := self.jobs_of(every=True):
+            report(Progress(f"waiting for job {jobs[0].number}"))
+            await asyncio.sleep(CHECK_S)
 
     def _wait_to_unload(self, jobs: Iterable[Response], on_wait: OnWait | None) -> None:
         try:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llm_magic.errors import InvalidReply
 from llm_magic.notebook.display import markdown
 from llm_magic.notebook.display.live_output import (
+    MUTED,
     PERIOD_S,
     LiveArea,
     TerminalLine,
@@ -158,7 +159,7 @@ class RichView:
             if text != self._waiting:
                 self._waiting = text
                 share = response.progress.share if response.progress is not None else None
-                area.show(text, muted(text) if share is None else progress_html(text, share))
+                area.show(text, muted(text) if share is None else progress_html(text, share, MUTED))
 
     def pause(self) -> float:
         """Return the time until the next update, once there are words."""

@@ -36,7 +36,7 @@ _BYTES_PER_S = 150_000  # about a third of the time of a browser, as measured
 # A browser needs as long to typeset a formula as for this much other HTML (measured: 2 ms each).
 _FORMULA_BYTES = 1000
 _CLEAR_LINE = "\r\x1b[K"  # of a terminal
-_MUTED = "color: var(--jp-ui-font-color2, #757575); font-size: 0.85em;"
+MUTED = "color: var(--jp-ui-font-color2, #757575); font-size: 0.85em;"
 
 
 class LiveArea:
@@ -134,11 +134,11 @@ def is_notebook(shell: InteractiveShell) -> bool:
 
 def muted(text: str) -> str:
     """Return one small gray line of HTML."""
-    style = f"{_MUTED} margin-top: 0.4em;"
+    style = f"{MUTED} margin-top: 0.4em;"
     return f'<div class="{NO_MATH}" style="{style}">{html.escape(visible(text))}</div>'
 
 
-def progress_html(text: str, share: float | None) -> str:
+def progress_html(text: str, share: float | None, style: str = "") -> str:
     """Return a progress bar with a line of text beside it; None where the share is unknown."""
     value = "" if share is None else f' value="{share:.3f}"'
     label = html.escape(visible(text))
@@ -146,7 +146,7 @@ def progress_html(text: str, share: float | None) -> str:
         f'<progress max="1"{value} aria-label="{label}"'
         ' style="width: 16em; vertical-align: middle; margin-right: 0.8em"></progress>'
     )
-    return f'<div class="{NO_MATH}">{bar}{label}</div>'
+    return f'<div class="{NO_MATH}" style="{style}">{bar}{label}</div>'
 
 
 class JobsView:
