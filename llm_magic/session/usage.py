@@ -64,7 +64,11 @@ class ModelUsage:
 
 @dataclass(frozen=True, slots=True)
 class SessionUsage:
-    """What the answers of a session took, one entry for each model in the order of their first answers."""
+    """What the answers of a session took.
+
+    Attributes:
+        models: The sums of each model, in the order of their first answers.
+    """
 
     models: tuple[ModelUsage, ...]
 
