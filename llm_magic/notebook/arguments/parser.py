@@ -230,11 +230,12 @@ class _LineParser(argparse.ArgumentParser):
             except (OptionError, HelpRequested):
                 continue
             name = self.magic.name
-            first = f"Write options before the prompt: %{name} {end} PROMPT"
             if _is_certain(parsed):
                 raise OptionError(
-                    f"{end} follows the prompt. {first}. To send it as text: %{name} -- PROMPT"
+                    f"{end} follows the prompt. Write options before the prompt: %{name} {end} PROMPT."
+                    f" To send it as text: %{name} -- PROMPT"
                 )
+            first = f"Write options before the prompt: %{name} {end} PROMPT"
             return (f"{end} is sent as part of the prompt. {first}",)
         return self._unknown_at_end(prompt)
 
