@@ -233,11 +233,11 @@ class ProviderServer(HttpServer):
             return _anthropic(400, text, "invalid_request_error")
         if name == "anthropic" and body.get("temperature", 0) > 1:
             self.silently_changed.append("anthropic: temperature")
-        words = re.findall(r"\s*\S+", body["messages"][-1]["content"])
+        pieces = re.findall(r"\s*\S+", body["messages"][-1]["content"])
         limit = body["max_tokens"]
         return sse_words(
-            *words[:limit], finish="length" if limit < len(words) else "stop", model=body["model"],
-            prompt_tokens=len(words),
+            *pieces[:limit], finish="length" if limit < len(pieces) else "stop", model=body["model"],
+            prompt_tokens=len(pieces),
         )  # fmt: skip
 
 

@@ -203,25 +203,29 @@ def status_error(
             status=status,
             retry_after=retry_after,
         )
-    reason = f" ({status}): {text}." if text else f" ({status})."
     known_wait = retry_after and retry_after < _MAX_WAIT_S
     later = f"Try again in {retry_after:.0f} s." if known_wait else "Try again later."
-    if status == 429:
-        message = f"{origin} received too many requests{reason} {later}"
-    elif status in {408, 502, 503, 504, 529}:
-        message = f"{origin} is not ready or overloaded{reason} {later}"
-    elif status >= 500:
-        message = f"{origin} failed{reason} Check the log of the server."
-        if status == 500 and key is None and text in _LITELLM_NO_KEY:
-            message += f" {_IF_KEY_IS_MISSING}"
-    elif status == 404:
-        message = f"{origin} rejected the request{reason} %llm_models -b {address.backend} lists its models."
-    else:
-        message = (
-            f"{origin} rejected the request{reason} Check the options and -p; %%llm --dry-run shows"
-            " what is sent."
-        )
+    message = _status_message(address, status, text, later)
+    if status == 500 and key is None and text in _LITELLM_NO_KEY:
+        message += f" {_IF_KEY_IS_MISSING}"
     return _request_failed(message, status, response, retry_after=retry_after)
+
+
+def _status_message(address: ServerAddress, status: int, text: str, later: str) -> str:
+    """Return what happened and what to do; `text` is the message of the server."""
+    origin, reason = address.origin, f" ({status}): {text}." if text else f" ({status})."
+    if status == 429:
+        return f"{origin} received too many requests{reason} {later}"
+    if status in {408, 502, 503, 504, 529}:
+        return f"{origin} is not ready or overloaded{reason} {later}"
+    if status >= 500:
+        return f"{origin} failed{reason} Check the log of the server."
+    if status == 404:
+        return f"{origin} rejected the request{reason} %llm_models -b {address.backend} lists its models."
+    return (
+        f"{origin} rejected the request{reason} Check the options and -p; %%llm --dry-run shows what is"
+        " sent."
+    )
 
 
 def _account_error(
