@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import unescape
 from html.parser import HTMLParser
 from typing import Any
 
@@ -60,7 +61,7 @@ def put(control: Widget, value: object) -> None:
 def send(panel: ControlPanel, text: str) -> None:
     """Type a prompt and press Ctrl+Enter."""
     put(panel.asking.prompt, text)
-    content = {"do": "send", "text": text}
+    content = {"do": "send", "id": "1", "text": text}
     _arrives(panel.asking.prompt, {"method": "custom", "content": content})
 
 
@@ -81,18 +82,30 @@ def visible_text(html: str) -> str:
 
 
 def shown_error(panel: ControlPanel) -> str:
-    """Return the complaint that a panel shows, or nothing."""
-    return visible_text(panel.error.value)
+    """Return the error that a panel shows at one of its controls, or nothing."""
+    sections = (panel.loading, panel.settings, panel.asking, panel.jobs)
+    errors = [visible_text(section.message.value) for section in sections]
+    errors += [number.error for number in panel.settings.numbers.values()]
+    shown = [error for error in errors if error]
+    assert len(shown) < 2, shown
+    return "".join(shown)
+
+
+def copied_text(panel: ControlPanel) -> str:
+    """Return what the button at the newest answer copies, or nothing where there is none."""
+    found = re.search(r' data-source="([^"]*)"', panel.asking.answer.value)
+    return unescape(found[1]) if found else ""
 
 
 def is_idle(panel: ControlPanel) -> bool:
     """Return whether a panel shows that nothing is being answered."""
-    return not panel.asking.send.disabled and panel.asking.stop.disabled
+    return not panel.asking.prompt.disabled and panel.asking.stop.disabled
 
 
 def everything(panel: ControlPanel) -> list[str]:
     """Return all the HTML of a panel."""
-    own = [panel.status, panel.error, panel.loading.result]
+    sections = (panel.loading, panel.settings, panel.asking, panel.jobs)
+    own = [panel.status, panel.loading.result, *(section.message for section in sections)]
     return [w.value for w in [*own, panel.asking.note, panel.asking.turns, panel.asking.answer]]
 
 
@@ -106,7 +119,7 @@ def harm(html: str, *, typeset: bool = False) -> list[str]:
 
 _TAGS = (
     "a blockquote br code div em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong table tbody td th "
-    "thead tr ul details summary progress meter input"
+    "thead tr ul details summary progress meter input sub sup kbd"
 )
 _VOID_TAGS = {"br", "hr", "input"}
 _ATTRIBUTES = {
@@ -117,11 +130,12 @@ _ATTRIBUTES = {
         r"|(?:mathjax|tex2jax)_[a-z0-9_ ]+"
     ),
     "start": r"\d+",
+    "dir": "rtl|ltr",
     # Task lists have check boxes that cannot be clicked.
     "type": "checkbox",
     **dict.fromkeys(("checked", "disabled"), r"checked|disabled"),
     **dict.fromkeys(("rel", "target", "role", "aria-live", "min", "max", "high"), r"[a-z0-9._ ]+"),
-    **dict.fromkeys(("aria-label", "value"), r".*"),
+    **dict.fromkeys(("aria-label", "value", "data-source"), r"(?s:.*)"),
 }
 _TEX = re.compile(r"\$|\\\(|\\\[|\\begin")
 

@@ -234,6 +234,7 @@ class SessionConfig(GenerationConfig):
             "System prompt of every prompt that has none of its own.",
             ("-s", "--system"),
             "TEXT",
+            unescape,
             none_label="none",
         ),
     ] = None

@@ -65,6 +65,12 @@ class Lab:
         )
         return cells
 
+    def write(self, index: int, source: str) -> None:
+        """Replace what stands in a cell."""
+        self.page.evaluate(
+            f"([i, source]) => {_CELLS}[i].model.sharedModel.setSource(source)", [index, source]
+        )
+
     def is_code(self, index: int) -> bool:
         """Return whether a cell is one that runs."""
         kind: str = self.page.evaluate(f"i => {_CELLS}[i].model.type", index)

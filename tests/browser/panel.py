@@ -47,7 +47,7 @@ class Panel:
 
     def prompt(self) -> Locator:
         """Return the prompt box."""
-        return self.box.get_by_role("textbox", name="Prompt")
+        return self.box.get_by_role("textbox", name="Prompt", exact=True)
 
     def at(self, selector: str) -> Locator:
         """Return what a CSS selector finds."""

@@ -53,9 +53,7 @@ def panel(lab: Lab, file: Path) -> None:
     for question in _QUESTIONS:
         shown.ask(question)
         lab.page.wait_for_timeout(1 * _SECONDS)
-        shown.button("Put into next cell").or_(shown.button("Copy answer")).last.wait_for(
-            timeout=120 * _SECONDS
-        )
+        shown.at(".llm-copy").last.wait_for(timeout=120 * _SECONDS)
         # What was asked last is answered when the prompt takes another.
         lab.page.wait_for_function(
             "() => [...document.querySelectorAll('.llm-panel button')]"

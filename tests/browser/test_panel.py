@@ -68,7 +68,9 @@ def test_sliders_and_magic_show_the_same_settings(lab: Lab) -> None:
     field.press("Enter")
     alert = panel.box.get_by_role("alert")
     alert.wait_for()
-    until(lambda: "temperature=9 must be 0 to 2" in alert.inner_text(), "it does not complain")
+    until(
+        lambda: "temperature must be 0 to 2, not 9." in alert.inner_text(), "it does not complain"
+    )
     until(lambda: value(field) == 0.25, "the wrong number stays")
     field.press("Control+a")
     field.press("Delete")
@@ -131,7 +133,7 @@ def test_answer_and_magic_can_be_copied(lab: Lab) -> None:
     lab.run(0)
     panel = open_panel(lab, 1)
     panel.ask("two\nlines")
-    panel.button("Copy answer").click()
+    panel.button("Copy answer 1").click()
     read = "() => navigator.clipboard.readText()"
     until(lambda: lab.page.evaluate(read) == "**bold**\n\n- x", "the answer is not copied")
     panel.button("Copy").click()
@@ -198,4 +200,6 @@ def test_a_saved_notebook_is_readable_without_its_kernel(lab: Lab) -> None:
     assert "Run %llm_panel to open it." in still.inner_text()
     # The widget itself has no words there: its repr is a page of markup.
     texts = ["".join(output["data"]["text/plain"]) for output in saved["cells"][1]["outputs"]]
-    assert texts == ["The llm_magic control panel", ""]
+    static, widget = texts
+    assert static.startswith("The llm_magic control panel.")
+    assert widget == ""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.browser.lab import Lab
+from tests.browser.lab import Lab, Server
 from tests.browser.panel import SCRIPTED, Panel, open_panel, until
 from tests.browser.recorder import Recorder, recording
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 pytestmark = pytest.mark.browser
 
@@ -28,8 +31,17 @@ def recorder() -> Iterator[Recorder]:
         yield running
 
 
-def full(lab: Lab) -> Panel:
-    """Return a panel with something everywhere: answer, code, chat, an error, a changed setting."""
+@pytest.fixture(scope="module")
+def full(server: Server, browser: Browser) -> Iterator[Panel]:
+    """Return one panel with something everywhere: answer, code, chat, error, changed setting."""
+    with browser.new_context(viewport={"width": 1200, "height": 1400}) as context:
+        lab = Lab(context.new_page(), server)
+        yield filled(lab)
+        lab.shut_down_kernels()
+
+
+def filled(lab: Lab) -> Panel:
+    """Open a panel and use every part of it."""
     scripts = (
         "from tests.scripted import Hang\nbackend.will('one', Hang())\n"
         f"backend.will(*whole_answer({_ANSWER!r}))"
@@ -86,8 +98,8 @@ _TOO_WIDE = """box => {
 
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
-def test_it_fits_narrow_and_wide_pages_in_both_themes(lab: Lab, theme: str) -> None:
-    panel = full(lab)
+def test_it_fits_narrow_and_wide_pages_in_both_themes(full: Panel, theme: str) -> None:
+    panel, lab = full, full.lab
     lab.theme(theme)
     for width in (600, 760, 820, 900, 1000, 1500):
         narrow(lab, width)
@@ -124,27 +136,29 @@ _FAINT = """box => {
 
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
-def test_every_word_can_be_read_in_both_themes(lab: Lab, theme: str) -> None:
-    panel = full(lab)
+def test_every_word_can_be_read_in_both_themes(full: Panel, theme: str) -> None:
+    panel, lab = full, full.lab
     lab.theme(theme)
     lab.page.wait_for_timeout(500)
     assert panel.box.evaluate(_FAINT) == []
 
 
-def test_every_control_has_a_name(lab: Lab) -> None:
-    panel = full(lab)
-    for backend in ("local", "ollama", "openai"):
+def test_every_control_has_a_name(full: Panel) -> None:
+    panel, lab = full, full.lab
+    for backend in ("ollama", "openai", "local"):
         panel.box.get_by_role("combobox", name="Backend").select_option(backend)
         lab.page.wait_for_timeout(400)
         tree = panel.box.aria_snapshot()
         assert re.findall(rf"^\s*- (?:{_INTERACTIVE})(?! \")[^\n]*$", tree, re.MULTILINE) == []
     names = re.findall(rf'^\s*- (?:{_INTERACTIVE}) "([^"]+)"', tree, re.MULTILINE)
-    assert {"Load", "Send", "Prompt", "Model", "temperature", "Server address"} <= set(names)
+    assert {"Load", "Send", "Prompt", "System prompt", "Model", "temperature", "Device"} <= set(
+        names
+    )
     assert len(set(names)) == len(names), "two controls have the same name"
 
 
-def test_tab_key_reaches_every_control(lab: Lab) -> None:
-    panel = full(lab)
+def test_tab_key_reaches_every_control(full: Panel) -> None:
+    panel, lab = full, full.lab
     panel.box.get_by_role("combobox", name="Backend").focus()
     reached: list[Any] = []
     for _ in range(60):
@@ -157,13 +171,22 @@ def test_tab_key_reaches_every_control(lab: Lab) -> None:
         if not reached[-1]:
             break
         lab.page.keyboard.press("Tab")
-    expected = ["Backend", "Model", "Load", "temperature, slider", "temperature", "Prompt", "Send"]
+    expected = [
+        "Backend",
+        "Model",
+        "Load",
+        "temperature, slider",
+        "temperature",
+        "System prompt",
+        "Prompt",
+        "Send",
+    ]
     positions = [reached.index(name) for name in expected]
     assert positions == sorted(positions), reached
 
 
-def test_keys_on_buttons_boxes_and_lists_have_their_usual_effect(lab: Lab) -> None:
-    panel = full(lab)
+def test_keys_on_buttons_boxes_and_lists_have_their_usual_effect(full: Panel) -> None:
+    panel = full
     keep = panel.check("Keep the conversation")
     keep.focus()
     keep.press("Space")
@@ -187,17 +210,21 @@ for text in payloads({leak!r}).values():
 
 @pytest.mark.usefixtures("own_window")
 def test_hostile_text_runs_nothing(lab: Lab, recorder: Recorder) -> None:
-    lab.open([SCRIPTED + _HOSTILE.format(leak=recorder.url), "%llm_panel", _ASK_ALL])
+    show = "from llm_magic.notebook.panel import ControlPanel\npanel = ControlPanel(llm)\npanel.box"
+    lab.open([SCRIPTED + _HOSTILE.format(leak=recorder.url), show, _ASK_ALL])
     lab.run(0)
     open_panel(lab, 1)
-    lab.run(2, timeout=120)
+    assert lab.run(2, timeout=120) == []
     lab.page.wait_for_timeout(1000)
     _touch_everything(lab)
     assert lab.page.evaluate("() => window.__pwned === undefined")
     assert recorder.requests == []
     conversation = lab.output(1).locator(".llm-panel .llm-scroll")
     active = "img, script, iframe, object, embed, form, input, link, style, meta, base, svg, video"
-    assert conversation.locator(f":is({active}):not(mjx-container *)").count() == 0
+    # Task lists have check boxes that cannot be clicked.
+    harmless = "mjx-container *, input[type=checkbox]:disabled"
+    found = conversation.locator(f":is({active}):not({harmless})")
+    assert found.evaluate_all("all => all.map(one => one.outerHTML)") == []
     assert conversation.locator("mjx-container :is(a, [id], [class*='jp-'])").count() == 0
     assert (
         conversation.locator("a:not([href^='http'], [href^='mailto:'], [href^='#'])").count() == 0
@@ -206,15 +233,13 @@ def test_hostile_text_runs_nothing(lab: Lab, recorder: Recorder) -> None:
 
 # Every payload as question and as answer, and as a complaint, as the panel itself asks.
 _ASK_ALL = """
-import gc, time
-from llm_magic.notebook.panel import ControlPanel
-(panel,) = [one for one in gc.get_objects() if isinstance(one, ControlPanel)]
+import time
 panel.asking.chat.value = True
 for text in list(payloads().values()):
-    panel.asking.ask(text)
-    while panel.asking._job is None or not panel.asking._job.done:
+    assert panel.asking.ask(text)
+    while llm.answering:
         time.sleep(0.01)
-    panel.show_message(text)
+    panel.asking.message.show(text)
     panel.draw()
 """
 

@@ -291,13 +291,13 @@ def test_local_jobs_wait_for_their_turn(loaded: Kernel) -> None:
         cell = f"%%llm --bg -o {name} --max-new-tokens 200 --seed 1\nWrite a story."
         assert loaded.ok(cell).seconds < within_a_second()
     loaded.ok("while first.state != 'running': __import__('time').sleep(0.01)")
-    assert loaded.value("(first.state, second.state)") == ("running", "waiting")
-    assert "waiting" in loaded.ok("%llm_jobs").text
+    assert loaded.value("(first.state, second.state)") == ("running", "queued")
+    assert "queued" in loaded.ok("%llm_jobs").text
     loaded.ok(f"%llm_stop {loaded.value('first.number')}")
     loaded.ok("while second.state != 'running': __import__('time').sleep(0.01)")
     assert loaded.value("(first.state, first.text != '')") == ("stopped", True)
     cell = loaded.send("%llm --max-new-tokens 4 Hello")
-    loaded.wait_for_output(cell, "…")
+    loaded.wait_for_output(cell, "queued behind job")
     loaded.interrupt()
     assert loaded.wait(cell).ename == "Interrupted", "■ ends the cell that waits, not the job"
     assert loaded.value("second.state") == "running"

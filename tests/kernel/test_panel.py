@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -39,9 +40,21 @@ def subshell(k: Kernel) -> str:
     return str(reply["content"]["subshell_id"])
 
 
+def send_prompt(k: Kernel, comm_id: str, text: str, subshell_id: str | None = None) -> None:
+    """Send a text from a prompt box, as its page does once the kernel has answered."""
+    send_custom(k, comm_id, {"do": "send", "id": "1", "text": text}, subshell_id)
+
+
 def click(k: Kernel, comm_id: str, subshell_id: str | None = None) -> None:
     """Click on a button, as a frontend sends it."""
-    data = {"method": "custom", "content": {"event": "click"}}
+    send_custom(k, comm_id, {"event": "click"}, subshell_id)
+
+
+def send_custom(
+    k: Kernel, comm_id: str, content: dict[str, str], subshell_id: str | None = None
+) -> None:
+    """Send a message of a widget, as a frontend does."""
+    data = {"method": "custom", "content": content}
     message = k.client.session.msg("comm_msg", {"comm_id": comm_id, "data": data})
     if subshell_id is not None:
         message["header"]["subshell_id"] = subshell_id
@@ -102,8 +115,7 @@ def test_panel_shows_what_stops_a_cell(k: Kernel) -> None:
 
 
 def test_panel_answer_continues_while_cells_run(k: Kernel) -> None:
-    k.ok("panel.asking.prompt.value = 'one two three'")
-    click(k, k.value("panel.asking.send.comm.comm_id"))
+    send_prompt(k, k.value("panel.asking.prompt.comm.comm_id"), "one two three")
     deadline = time.monotonic() + 10
     while "one two three" not in k.value("panel.asking.answer.value"):
         assert time.monotonic() < deadline
@@ -112,7 +124,61 @@ def test_panel_answer_continues_while_cells_run(k: Kernel) -> None:
     assert k.value("llm.last.text") == "one two three"
 
 
+PROMPT = "{price:.2f} {prize} {boom()} {thing} {{price}} {Out} {price.real}"
+
+
+def test_prompt_is_filled_in_as_in_a_cell(k: Kernel) -> None:
+    k.ok(
+        "calls = []\nprice = 12\ndef boom(): calls.append(1)\n"
+        "class Thing:\n    def __repr__(self): calls.append(2); return 'a thing'\n"
+        "thing = Thing()\n%llm_panel\nimport ipywidgets"
+    )
+    comm_id = k.value(
+        "[i for i, w in ipywidgets.Widget.get_manager_state()['state'].items()"
+        " if w['state'].get('kind') == 'prompt'][-1]"
+    )
+    cell = k.ok(f"%%llm\n{PROMPT}")
+    in_cell, calls = k.value("backend.requests[-1].messages[-1].content"), k.value("len(calls)")
+    assert in_cell.startswith("12.00 {prize} {boom()} ")
+    k.ok("calls.clear(); backend.requests.clear()")
+    send_prompt(k, comm_id, PROMPT)
+    until_value(k, "[r.messages[-1].content for r in backend.requests]", [in_cell])
+    assert k.value("len(calls)") == calls
+    shown = "ipywidgets.Widget.get_manager_state()['state'].values()"
+    answers = f"' '.join(str(w['state'].get('value')) for w in {shown})"
+    notes = [line for line in cell.text.splitlines() if line.startswith("Note: ")]
+    assert len(notes) == 3
+    texts = html.unescape(k.value(answers))
+    assert [note for note in notes if note not in texts] == []
+
+
+def test_references_wait_for_the_end_of_a_cell(k: Kernel) -> None:
+    other = subshell(k) if k.value("__import__('ipykernel').version_info >= (7,)") else None
+    k.ok(
+        "backend.requests.clear()\nfull = ControlPanel(llm, lambda _text: get_ipython().user_ns)\n"
+        "late = 'early'"
+    )
+    comm_id = k.value("full.asking.prompt.comm.comm_id")
+    cell = k.send("import time; print('begun'); time.sleep(1); late = 'after the cell'")
+    k.wait_for_output(cell, "begun")
+    send_prompt(k, comm_id, "{late}", other)
+    k.wait(cell)
+    until_value(k, "[r.messages[-1].content for r in backend.requests]", ["after the cell"])
+    k.ok("llm.generation.system = 'set in Python: {late}'")
+    until_value(k, "full.asking.system.value", "set in Python: {late}")
+    assert k.value("llm.generation.system") == "set in Python: {late}", "it was filled in"
+    k.ok("llm.generation.reset()")
+
+
+def until_value(k: Kernel, expression: str, expected: object) -> None:
+    """Wait until an expression has a value."""
+    deadline = time.monotonic() + 10
+    while (found := k.value(expression)) != expected:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+
+
 def test_a_reloaded_extension_retires_its_panels(k: Kernel) -> None:
     k.ok("llm.close()")
     assert "Run %llm_panel again" in k.value("panel.status.value")
-    assert k.value("panel.asking.send.disabled")
+    assert k.value("panel.asking.prompt.disabled")

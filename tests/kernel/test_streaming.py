@@ -122,7 +122,6 @@ def test_without_streaming_is_one_display_and_no_update(loaded: Kernel) -> None:
     [
         "%%llm\nHello",
         "%%llm --plain\nHello",
-        "%%llm --bg -o job\nHello",
         "%llm --dry-run Hello",
         "%llm_unload",
     ],

@@ -141,3 +141,18 @@ def test_background_answer_is_shown_by_wait(terminal: Terminal) -> None:
     terminal.run("%llm -c zoo Hello")
     assert "zoo   1" in terminal.run("%llm_chats")
     assert "1     Hello   Hello" in terminal.run("%llm_chats zoo")
+
+
+def test_a_wait_for_jobs_is_one_line_that_is_removed(terminal: Terminal) -> None:
+    terminal.run("hang = Hang(); backend.will('one', hang, *whole_answer(' two'))")
+    terminal.run("%%llm --bg -o job", "Count.")
+    terminal.run("while not job.text: __import__('time').sleep(0.01)")
+    for line in ("%llm_unload", "%llm_wait"):
+        terminal.send(line)
+        terminal.process.expect(r"Waiting for job \d+ \(running, 1 token\)")
+        terminal.process.sendintr()
+        assert "still running" in terminal.read()
+    terminal.run("import threading; threading.Timer(0.5, hang.go.set).start()")
+    shown = terminal.run("%llm_unload")
+    assert shown.rpartition("\x1b[K")[2].startswith("Unloaded tiny"), shown
+    terminal.run("%llm_load tiny")

@@ -17,7 +17,7 @@ _FACTS = {
     "01_quickstart.ipynb": {
         "load-model": "SmolLM2-135M-Instruct · local cpu bf16 · 269 MB · 8192 ctx · ready in",
         "ask": "Amsterdam",
-        "settings": "repetition_penalty  1.0 *",
+        "settings": "repetition_penalty  1.15 → 1.0",
         "variables-ask": "The opposite of ugly is beautiful.",
         "output": "complex",
         "output-use": "The model says complex, Tim Peters says complex.",
@@ -32,7 +32,7 @@ _FACTS = {
     },
     "02_settings_and_panel.ipynb": {
         "load": "SmolLM2-135M-Instruct · local cpu fp32 · 538 MB · 8192 ctx · ready in",
-        "session": "repetition_penalty  1.0 *",
+        "session": "repetition_penalty  1.15 → 1.0",
         "session-ask": "The server is unable to process the request due to a high load.",
         "teapot": "The coffee shop refuses to brew because it is a teapot.",
         "stop": "The server is unable to process the request\n",
@@ -44,7 +44,7 @@ _FACTS = {
         "param": "The coffee shop refuses to brew because it is a teapot.",
         "format-use": "'404 Not Found'",
         "panel": "llm_magic control panel",
-        "panel-magic": "temperature         0.3 *",
+        "panel-magic": "temperature  0.0 → 0.3",
         "unload": "Unloaded SmolLM2-135M-Instruct (538 MB)",
     },
     "03_servers.ipynb": {

@@ -370,7 +370,7 @@ def assignments(tokens: Sequence[str]) -> dict[str, object]:
         elif spec.kind == "pairs" and none_word(value) is not None:
             raise OptionError(f"Write {spec.flags[0]} KEY=VALUE for each value of {name}.")
         else:
-            pairs[name] = value.removesuffix(",") if spec.is_number else value
+            pairs[name] = value.removesuffix(",") if spec.is_number else spec.parse(value)
     # One value may be the word none.
     return pairs | {n: v if len(v) > 1 else v[0] for n, v in repeated.items()}
 

@@ -150,11 +150,12 @@ def progress_html(text: str, share: float | None, style: str = "") -> str:
 
 
 class JobsView:
-    """Shows the jobs that a cell waits for: a line in a notebook, which is updated; elsewhere nothing."""
+    """Shows the jobs that a cell waits for, in a line that is updated."""
 
     def __init__(self, area: LiveArea, jobs: Sequence[Response], hint: str = "") -> None:
         self._area, self._jobs, self._hint = area, jobs, hint
         self._began = time.monotonic()
+        self._line = TerminalLine()
         self._text = ""
 
     def draw(self) -> None:
@@ -162,9 +163,16 @@ class JobsView:
         from llm_magic.notebook.display.messages import waiting_line
 
         text = waiting_line(self._jobs, time.monotonic() - self._began)
-        if text and self._area.wait <= 0 and text != self._text:
+        if text == self._text or not text:
+            return
+        self._line.show(text)
+        if self._area.wait <= 0:
             self._text = text
             self._area.show(f"{text}{self._hint}", muted(f"{text}{self._hint}"))
+
+    def clear_line(self) -> None:
+        """Remove the line in a terminal, which the next output would continue."""
+        self._line.clear()
 
 
 class LoadView:

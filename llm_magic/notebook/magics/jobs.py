@@ -62,7 +62,11 @@ class JobMagics(SessionMagics):
         from llm_magic.notebook.display.tables import Table
 
         area = LiveArea(live=self.live and hasattr(self.shell, "kernel"))
-        self.session.wait(jobs, JobsView(area, jobs).draw)
+        view = JobsView(area, jobs)
+        try:
+            self.session.wait(jobs, view.draw)
+        finally:
+            view.clear_line()
         for job in jobs:
             job.is_awaited = True
             if job.view is not None:

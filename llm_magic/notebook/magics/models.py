@@ -140,6 +140,7 @@ class ModelMagics(SessionMagics):
             )
         finally:
             area.clear()
+            view.clear_line()
         lines = list(map(messages.unloaded_line, unloaded))
         live_output.LoadView(self.shell, live_output.LiveArea(live=False)).finish(
             lines or ["No model was loaded."]

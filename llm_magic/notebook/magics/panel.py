@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import magics_class
 
@@ -54,7 +55,7 @@ class PanelMagics(SessionMagics):
         if replaced is not None:
             # The cell was run again, which removed the panel from its output.
             replaced.close()
-        self.panels[self.cell_id] = _show_panel(self.session)
+        self.panels[self.cell_id] = _show_panel(self.session, self.notebook_names)
         return None
 
 
@@ -65,7 +66,7 @@ def _no_panel() -> Table:
     return magics_table()
 
 
-def _show_panel(session: Session) -> ControlPanel:
+def _show_panel(session: Session, names: Callable[[str], Mapping[str, Any]]) -> ControlPanel:
     """Display a panel, and a static text for readers without a kernel."""
     missing = [name for name in ("ipywidgets", "anywidget") if find_spec(name) is None]
     if missing:
@@ -77,7 +78,7 @@ def _show_panel(session: Session) -> ControlPanel:
 
     from llm_magic.notebook.panel import ControlPanel
 
-    panel = ControlPanel(session)
+    panel = ControlPanel(session, names)
     static = {"text/html": panel.static_html(), "text/plain": _STATIC_TEXT}
     display(static, raw=True)  # type: ignore[no-untyped-call]
     # An empty text form: the default one is the repr of the widget, a page of markup.

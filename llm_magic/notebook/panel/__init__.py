@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import html
 import threading
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
@@ -14,6 +15,7 @@ from llm_magic.errors import LLMMagicError
 from llm_magic.notebook.panel.ask_section import AskSection
 from llm_magic.notebook.panel.controls import CopyText, NumberControl
 from llm_magic.notebook.panel.jobs_section import JobsSection
+from llm_magic.notebook.panel.labels import in_labels
 from llm_magic.notebook.panel.model_section import LoadSection
 from llm_magic.notebook.panel.redraw import Refresher
 from llm_magic.notebook.panel.settings_section import SettingsSection
@@ -29,9 +31,18 @@ class ControlPanel:
     The kernel may run callbacks on any thread, and a timer thread draws: one lock separates them.
     """
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(
+        self,
+        session: Session,
+        names: Callable[[str], Mapping[str, Any]] = lambda _text: {},
+    ) -> None:
+        """`names` returns the variables that the references of a prompt may use."""
+        self.session, self.names = session, names
         self._lock = threading.RLock()
+        # The loop of the main thread, which runs cells one after the other.
+        self._main_loop: asyncio.AbstractEventLoop | None = None
+        with contextlib.suppress(RuntimeError):
+            self._main_loop = asyncio.get_running_loop()
         # The thread that draws: changes of widgets on it are not actions of the user.
         self._drawer: int | None = None
         self.is_retired = False
@@ -40,14 +51,15 @@ class ControlPanel:
         self.asking = AskSection(self)
         self.jobs = JobsSection(self)
         self.status = widgets.HTML()
-        self.error = widgets.HTML()
+        # Where the last error is shown.
+        self._shows_error: Callable[[str], None] = lambda _text: None
         self.magic = CopyText(label="Copy", shown=True)
         self._sections = (self.loading, self.settings, self.asking, self.jobs)
         left = widgets.VBox([self.loading.box, self.settings.box])
         right = widgets.VBox([self.asking.box, self.jobs.box])
         columns = widgets.Box([left, right]).add_class("llm-columns")
         title = widgets.HTML("<h3>As a magic</h3>")
-        parts = [self.status, self.error, columns, title, self.magic]
+        parts = [self.status, columns, title, self.magic]
         self.box = widgets.VBox(parts).add_class("llm-panel")
         self._refresher = Refresher(self.draw)
         self._stop_listening = session.listen(self._refresher.request)
@@ -73,6 +85,11 @@ class ControlPanel:
             yield
         finally:
             self._drawer = before
+
+    @property
+    def is_drawing(self) -> bool:
+        """Whether this thread draws, so that a change of a widget is not an action of the user."""
+        return self._drawer == threading.get_ident()
 
     def request_draw(self) -> None:
         """Schedule a drawing."""
@@ -107,32 +124,42 @@ class ControlPanel:
 
     # -- from the user to the session ---------------------------------------------------------
 
-    def act(self, action: Callable[[], str | None]) -> None:
-        """Run an action of the user; show the magic that it returns, or its error."""
-        if self._drawer == threading.get_ident() or self.is_retired:
-            return
+    def act(self, action: Callable[[], str | None], report: Callable[[str], None]) -> bool:
+        """Run an action of the user and show the magic that it returns.
+
+        `report` shows an error where the action's control is. Returns whether there was none.
+        """
+        if self.is_drawing or self.is_retired:
+            return False
+        succeeded = True
         with self._lock:
             # Before the action: it may start a thread that fails at once.
-            self.show_message("")
+            self.show_error("", report)
             try:
                 magic = action()
             except LLMMagicError as error:
-                self.show_message(str(error))
+                succeeded = False
+                self.show_error(error, report)
             else:
                 if magic:
                     self.magic.value = magic
         self.draw()
+        return succeeded
 
-    def show_error(self, error: BaseException) -> None:
-        """Show an error; an error of another package is shown with its type."""
-        kind = "" if isinstance(error, LLMMagicError) else f"{type(error).__name__}: "
-        self.show_message(f"{kind}{error}")
+    def between_cells(self, call: Callable[[], None]) -> None:
+        """Call a function on the main thread: at once if this is it, else when no cell runs."""
+        if self._main_loop is None or threading.current_thread() is threading.main_thread():
+            call()
+        else:
+            self._main_loop.call_soon_threadsafe(call)
 
-    def show_message(self, text: str) -> None:
-        """Show an error message; an empty one hides it."""
-        self.error.value = (
-            f'<div class="llm-error" role="alert">{html.escape(text)}</div>' if text else ""
-        )
+    def show_error(self, error: BaseException | str, report: Callable[[str], None]) -> None:
+        """Show an error instead of the last one; an error of another package with its type."""
+        if not isinstance(error, (LLMMagicError, str)):
+            error = f"{type(error).__name__}: {error}"
+        self._shows_error("")
+        self._shows_error = report
+        report(in_labels(str(error)))
 
     def static_html(self) -> str:
         """Return what a notebook without a kernel shows in place of the panel."""

@@ -29,11 +29,9 @@ def config_line(changes: Mapping[str, Any]) -> str:
 
 def ask_cell(prompt: str, chat: str | None = None) -> str:
     """Return the ``%%llm`` cell of a prompt."""
-    # A cell fills in references in braces; the panel sends braces unchanged.
-    literal = " --literal" if "{" in prompt else ""
     # IPython removes what looks like an input prompt from the start of a cell.
     gap = "\n" if prompt.lstrip().startswith((">>>", "In [", "...")) else ""
-    return f"%%llm{f' -c {_argument(chat)}' if chat else ''}{literal}\n{gap}{prompt}"
+    return f"%%llm{f' -c {_argument(chat)}' if chat else ''}\n{gap}{prompt}"
 
 
 def _flags(options: Mapping[str, Any], known: Mapping[str, OptionSpec]) -> list[str]:

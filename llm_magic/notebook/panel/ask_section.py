@@ -17,8 +17,16 @@ from llm_magic.notebook.display.markdown import IncrementalMarkdown
 from llm_magic.notebook.display.messages import activity, footer
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.notebook.frontend import reach_busy_kernels
-from llm_magic.notebook.panel.as_magic import ask_cell
-from llm_magic.notebook.panel.controls import CopyText, PromptBox
+from llm_magic.notebook.panel.as_magic import ask_cell, config_line
+from llm_magic.notebook.panel.controls import (
+    Conversation,
+    CopyText,
+    MessageLine,
+    PromptBox,
+    QueueNotice,
+)
+from llm_magic.notebook.panel.labels import in_labels
+from llm_magic.prompts.template import fill
 from llm_magic.session.requests import Request
 
 if TYPE_CHECKING:
@@ -36,13 +44,20 @@ class AskSection:
     def __init__(self, panel: ControlPanel) -> None:
         self._panel = panel
         self._response: Response | None = None
+        # The notes about the prompt of the response, and about the system prompt.
+        self._notes: tuple[str, ...] = ()
+        self._system_notes: tuple[str, ...] = ()
         self._drawn: object = None
         self._markdown = IncrementalMarkdown()
+        self.system = widgets.Textarea(
+            description="System prompt", placeholder="none", rows=2, continuous_update=False
+        ).add_class("llm-wide")
         self.prompt = PromptBox(
-            self.ask, label="Prompt", placeholder="Ask the model … (Ctrl+Enter sends)"
-        )
-        self.send = widgets.Button(
-            description="Send", button_style="primary", tooltip="Send (Ctrl+Enter)"
+            self.ask,
+            panel.between_cells,
+            label="Prompt",
+            placeholder="Ask the model …",
+            hint="Ctrl+Enter sends. {name} inserts the value of a variable.",
         )
         self.stop = widgets.Button(description="Stop")
         self.chat = widgets.Checkbox(description="Keep the conversation", indent=False)
@@ -50,25 +65,29 @@ class AskSection:
         self.note = widgets.HTML()
         self.turns = widgets.HTMLMath()
         self.answer = widgets.HTMLMath()
-        self.take = CopyText(label="Copy answer", shown=False)
+        self.conversation = Conversation()
+        self.take = CopyText(shown=False)
+        self.message = MessageLine()
         self.box = self._assembled()
-        self.send.on_click(lambda _button: self.ask(self.prompt.value))
-        self.stop.on_click(lambda _button: panel.act(self._stop))
-        self.clear.on_click(lambda _button: panel.act(self._clear))
+        self.system.observe(lambda change: self._system_changed(change["new"]), "value")
+        self.stop.on_click(lambda _button: panel.act(self._stop, self.message.show))
+        self.clear.on_click(lambda _button: panel.act(self._clear, self.message.show))
         self.chat.observe(lambda _change: panel.request_draw(), "value")
 
     def _assembled(self) -> widgets.VBox:
-        controls = [self.send, self.stop, self.chat, self.clear]
-        buttons = widgets.Box(controls).add_class("llm-buttons")
-        conversation = widgets.VBox([self.turns, self.answer]).add_class("llm-scroll")
+        buttons = widgets.Box([self.stop, self.chat, self.clear]).add_class("llm-buttons")
+        shown = [self.turns, self.answer, self.conversation]
+        conversation = widgets.VBox(shown).add_class("llm-scroll")
         title = widgets.HTML("<h3>Prompt</h3>")
-        return widgets.VBox([title, self.prompt, buttons, self.note, conversation, self.take])
+        system = widgets.Box([self.system]).add_class("llm-fields")
+        above = [title, system, self.prompt, buttons, self.message, QueueNotice(), self.note]
+        return widgets.VBox([*above, conversation, self.take]).add_class("llm-section")
 
     # -- what the user does -------------------------------------------------------------------
 
-    def ask(self, text: str) -> None:
-        """Send a prompt."""
-        self._panel.act(lambda: self._ask(text))
+    def ask(self, text: str) -> bool:
+        """Send a prompt; returns whether it was accepted."""
+        return self._panel.act(lambda: self._ask(text), self.message.show)
 
     def _ask(self, text: str) -> str:
         if self._response is not None and not self._response.done:
@@ -78,11 +97,26 @@ class AskSection:
         if self._panel.session.status().status in {"Loading", "Configuring"}:
             raise ModelNotLoaded("The model is getting ready. Send it when it is.")
         chat = CHAT if self.chat.value else None
-        request = Request(text, chat=chat, key=uuid.uuid4().hex)
-        self._response = self._panel.session.ask(request, background=True)
-        if chat is not None:
-            self.prompt.value = ""
+        filled = fill(text, self._panel.names(text))
+        request = Request(filled.text, chat=chat, key=uuid.uuid4().hex)
+        response = self._panel.session.ask(request, background=True)
+        self._response, self._notes = response, filled.notes
         return ask_cell(text, chat)
+
+    def _system_changed(self, text: str) -> None:
+        def act() -> None:
+            self._panel.act(lambda: self._set_system(text), self.message.show)
+
+        if "{" in text and not self._panel.is_drawing:
+            self._panel.between_cells(act)
+        else:
+            act()
+
+    def _set_system(self, text: str) -> str:
+        filled = fill(text, self._panel.names(text))
+        self._panel.session.generation.update(system=filled.text or None)
+        self._system_notes = filled.notes
+        return config_line({"system": text if text.strip() else None})
 
     def _stop(self) -> None:
         if self._response is not None and not self._response.done:
@@ -110,12 +144,14 @@ class AskSection:
         own = response is not None and not response.done
         # Jobs of cells have their own stop buttons, in the list of jobs.
         elsewhere = any(one.view is None for one in answering) and not own
-        self.send.disabled = own
+        self.system.value = self._panel.session.generation.system or ""
+        self.prompt.disabled = self.conversation.busy = own
         self.stop.disabled = not (own or elsewhere)
         in_cell = any(one.number is None for one in answering)
         self.stop.tooltip = _stop_hint(in_cell)
         self.clear.layout.display = "" if self.chat.value else "none"
-        self.note.value = muted(_stop_hint(in_cell)) if elsewhere else self._counter()
+        note = muted(_stop_hint(in_cell)) if elsewhere else self._counter()
+        self.note.value = _notes_html(self._system_notes) + note
         self._draw_turns()
         self._draw_answer(response)
 
@@ -148,7 +184,7 @@ class AskSection:
 
     def _draw_answer(self, response: Response | None) -> None:
         if response is None:
-            self.answer.value = self.take.value = self.take.code = ""
+            self.answer.value = self.take.code = ""
             return
         seen = (response, response.state, response.revision)
         if seen == self._drawn:
@@ -156,30 +192,38 @@ class AskSection:
         self._drawn = seen
         text, reasoning = response.text, reasoning_html(response.reasoning)
         answer = self._markdown.render(text.lstrip()) if text.strip() else ""
-        self.answer.value = (
-            f"{_question(response.prompt)}"
-            f'<div class="llm-turn">{reasoning}{answer}{muted(_below(response))}</div>'
-        )
+        notes = _notes_html(self._notes)
+        inner = f"{reasoning}{answer}{muted(_below(response))}"
+        source = text.strip() if response.done else ""
+        self.answer.value = f"{_question(response.prompt)}{notes}{_answer(inner, source)}"
+        self.take.code = ""
         if response.done:
             blocks = code_blocks(text)
-            self.take.value = text.strip()
             self.take.code = blocks[0].code.rstrip("\n") if blocks else ""
             if response.error is not None:
-                self._panel.show_error(response.error)
-        else:
-            self.take.value = self.take.code = ""
+                self._panel.show_error(response.error, self.message.show)
 
 
 @lru_cache(maxsize=_SHOWN_TURNS)
 def _turn(question: str, answer: str) -> str:
     """Return a turn as HTML; each update of the next answer shows all of them again."""
-    return f'{_question(question)}<div class="llm-turn">{answer_html(answer, "markdown")}</div>'
+    return _question(question) + _answer(answer_html(answer, "markdown"), answer.strip())
+
+
+def _answer(inner: str, source: str) -> str:
+    """Return an answer as HTML, with the text that its button copies, if there is one yet."""
+    copied = f' data-source="{html.escape(source)}"' if source else ""
+    return f'<div class="llm-turn llm-answer"{copied}>{inner}</div>'
 
 
 def _question(question: str) -> str:
     """Return a prompt as HTML; its formulas are not typeset."""
     inner = f'<div class="llm-turn llm-question">{html.escape(question)}</div>'
     return f'<div class="{NO_MATH}">{inner}</div>'
+
+
+def _notes_html(notes: tuple[str, ...]) -> str:
+    return "".join(muted(f"Note: {in_labels(note)}") for note in notes)
 
 
 def _below(response: Response) -> str:

@@ -1,5 +1,6 @@
 // Widgets that ipywidgets does not have: a slider with a number field, a text box that Ctrl+Enter sends,
-// a text to copy. Standard elements, so that keyboards and screen readers support them.
+// a text to copy, a notice while the kernel is busy, a conversation that follows the newest answer.
+// Standard elements, so that keyboards and screen readers support them.
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -14,6 +15,34 @@ function follow(model, names, draw) {
   return () => model.off(all, draw);
 }
 
+// A kernel handles messages in their order, and often only between two cells.
+const SOON_MS = 200;
+const QUEUED = "Queued: the kernel is running a cell.";
+
+// Ask the kernel for a sign of life and resolve when it comes. `late` is called with a text if that takes long.
+// Kernels differ in what they handle while a cell runs, so this asks instead of reading their state.
+// A ping that `waits` is answered between two cells only, as is a prompt that uses their variables.
+function heard(model, late, waits = false) {
+  const id = `${Date.now()}-${Math.random()}`;
+  return new Promise((resolve) => {
+    const timer = setTimeout(() => late(QUEUED), SOON_MS);
+    const listen = (message) => {
+      if (message.heard !== id) return;
+      clearTimeout(timer);
+      model.off("msg:custom", listen);
+      resolve();
+    };
+    model.on("msg:custom", listen);
+    model.send({ do: "ping", id, waits });
+  });
+}
+
+// The state of the model in the status line is that before the click.
+function showQueued(el, notice, text) {
+  notice.textContent = text;
+  el.closest(".llm-panel")?.classList.toggle("llm-waits", text !== "");
+}
+
 function number({ model, el }) {
   const label = model.get("label");
   const range = { min: model.get("minimum"), step: model.get("step") };
@@ -26,27 +55,40 @@ function number({ model, el }) {
   const name = element("span", { className: "llm-name" }, label);
   const mark = element("span", { className: "llm-mark", role: "img", title: "changed in this session" });
   const left = element("label", { className: "llm-none" }, none, model.get("none_label"));
+  const complaint = element("div", { className: "llm-wrong", role: "alert" });
   el.classList.add("llm-number");
   el.title = model.get("help");
   el.append(element("div", { className: "llm-top" }, name, mark, left));
   el.append(element("div", { className: "llm-pair" }, ...(model.get("slides") ? [slider, field] : [field])));
+  el.append(complaint);
 
   function set(value) {
+    complain("");
     model.set("value", value);
     model.save_changes();
   }
-  // Python receives the typed value unchanged and validates it.
-  const commit = (source) => { if (source.value === "") draw(); else set(Number(source.value)); };
+  function complain(text) {
+    complaint.textContent = text;
+    field.ariaInvalid = text === "" ? null : "true";
+  }
+  // Python receives the typed number unchanged and validates it. A text is no number in any browser.
+  const commit = (source) => {
+    if (source.value !== "") { set(Number(source.value)); return; }
+    const typed = source.validity.badInput;
+    draw();
+    if (typed) complain(`${label} must be a number${model.get("range") ? `, ${model.get("range")}` : ""}.`);
+  };
   slider.addEventListener("input", () => { field.value = slider.value; });
   slider.addEventListener("change", () => commit(slider));
   field.addEventListener("change", () => commit(field));
   field.addEventListener("keydown", (event) => { if (event.key === "Enter") commit(field); });
   none.addEventListener("change", () => set(none.checked ? null : model.get("fallback")));
 
-  return follow(model, ["value", "changed"], draw);
+  return follow(model, ["value", "changed", "error"], draw);
 
   function draw() {
     const value = model.get("value");
+    complain(model.get("error"));
     none.checked = value === null;
     slider.disabled = field.disabled = value === null;
     if (value !== null) {
@@ -63,35 +105,177 @@ function prompt({ model, el }) {
   const box = element("textarea", {
     rows: 4, placeholder: model.get("placeholder"), ariaLabel: model.get("label"),
   });
+  const send = element("button", { className: "jupyter-button mod-primary", textContent: "Send" });
+  const hint = element("span", { className: "llm-quiet" }, model.get("hint"));
+  const queued = element("span", { className: "llm-queued", role: "status" });
+  const withdraw = element("button", { className: "jupyter-button", textContent: "Withdraw" });
   el.classList.add("llm-prompt");
-  el.append(box);
-  box.addEventListener("input", () => {
+  el.append(box, element("div", { className: "llm-send" }, hint, queued, withdraw, send));
+  // The text that was sent and not accepted yet.
+  let pending = null;
+  let sendsNext = false;
+
+  const keep = () => {
     model.set("value", box.value);
     model.save_changes();
-  });
+  };
+  function settle(sent, isAccepted) {
+    if (pending !== sent) return;
+    pending = null;
+    const hadFocus = document.activeElement === withdraw;
+    // Below it is what was typed in the meantime.
+    if (!isAccepted) box.value = [sent.text, box.value].filter((text) => text !== "").join("\n\n");
+    keep();
+    draw();
+    if (hadFocus) box.focus();
+    const next = isAccepted && sendsNext;
+    sendsNext = false;
+    if (next) submit();
+  }
+  async function submit() {
+    if (pending) {
+      sendsNext = true;
+      return;
+    }
+    const sent = { id: `${Date.now()}-${Math.random()}`, text: box.value };
+    pending = sent;
+    // The model keeps the text until it is accepted: this page may be closed before.
+    box.value = "";
+    el.dispatchEvent(new CustomEvent("llm-asked", { bubbles: true }));
+    await heard(model, (text) => { if (pending === sent) draw(text); }, sent.text.includes("{"));
+    // Withdrawn texts do not reach the kernel.
+    if (pending !== sent) return;
+    draw();
+    model.send({ do: "send", id: sent.id, text: sent.text });
+  }
+  const answered = (message) => {
+    if (pending && message.sent === pending.id) settle(pending, message.accepted);
+  };
+  model.on("msg:custom", answered);
+  box.addEventListener("input", keep);
+  send.addEventListener("click", submit);
+  withdraw.addEventListener("click", () => settle(pending, false));
   // Stops JupyterLab, in which Ctrl+Enter runs the cell.
   box.addEventListener("keydown", (event) => {
     event.stopPropagation();
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
-      model.send({ do: "send", text: box.value });
+      submit();
     }
   });
-  return follow(model, ["value"], () => {
-    if (box.value !== model.get("value")) box.value = model.get("value");
+  function draw(text = "") {
+    showQueued(el, queued, text);
+    hint.hidden = text !== "";
+    withdraw.hidden = text === "";
+    send.disabled = model.get("disabled") || pending !== null;
+  }
+  const undo = follow(model, ["disabled"], () => { if (!pending) draw(); });
+  const undoValue = follow(model, ["value"], () => {
+    if (!pending && box.value !== model.get("value")) box.value = model.get("value");
+  });
+  return () => { undo(); undoValue(); model.off("msg:custom", answered); };
+}
+
+// Shows, after a click in its section, that the kernel has not handled it yet.
+function queue({ model, el }) {
+  const notice = element("span", { className: "llm-queued", role: "status" });
+  el.classList.add("llm-queue");
+  el.append(notice);
+  let latest = 0;
+  async function check(event) {
+    const control = event.target.closest("button, input, select, textarea");
+    // These widgets do their work in the page, or show by themselves that they wait.
+    if (!control || control.closest(".llm-prompt, .llm-text, .llm-scroll")) return;
+    if (event.type === "click" && !control.matches("button")) return;
+    const mine = latest += 1;
+    await heard(model, (text) => { if (mine === latest) showQueued(el, notice, text); });
+    if (mine === latest) showQueued(el, notice, "");
+  }
+  return whenAttached(el, ".llm-section", (section) => {
+    section.addEventListener("click", check);
+    section.addEventListener("change", check);
+    return () => {
+      section.removeEventListener("click", check);
+      section.removeEventListener("change", check);
+    };
   });
 }
 
-// Without https the browser forbids copying: then the text is selected, for Ctrl+C.
-async function copy(text, shown) {
+// Makes the box around it follow the newest answer, until the reader scrolls up; and its answers can be copied.
+function conversation({ model, el }) {
+  return whenAttached(el, ".llm-scroll", (box) => {
+    Object.assign(box, { role: "log", ariaLabel: "Conversation", tabIndex: 0 });
+    let follows = true;
+    let seen = { top: 0, height: 0 };
+    const look = () => { seen = { top: box.scrollTop, height: box.scrollHeight }; };
+    const arrive = () => {
+      addCopyButtons(box);
+      if (follows) box.scrollTop = box.scrollHeight;
+      look();
+    };
+    const scrolled = () => {
+      const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 4;
+      // A text that becomes shorter moves the view up, too.
+      if (isAtEnd) follows = true;
+      else if (box.scrollTop < seen.top && box.scrollHeight === seen.height) follows = false;
+      look();
+    };
+    const wheeled = (event) => { if (event.deltaY < 0 && box.scrollTop > 0) follows = false; };
+    const asked = () => { follows = true; arrive(); };
+    const panel = box.closest(".llm-panel");
+    box.addEventListener("scroll", scrolled);
+    box.addEventListener("wheel", wheeled, { passive: true });
+    panel?.addEventListener("llm-asked", asked);
+    const changes = new MutationObserver(arrive);
+    changes.observe(box, { childList: true, subtree: true, characterData: true });
+    const sizes = new ResizeObserver(arrive);
+    [box, ...box.children].forEach((one) => sizes.observe(one));
+    // A screen reader announces an answer once, at its end.
+    const undo = follow(model, ["busy"], () => { box.ariaBusy = String(model.get("busy")); });
+    arrive();
+    return () => {
+      undo();
+      changes.disconnect();
+      sizes.disconnect();
+      box.removeEventListener("scroll", scrolled);
+      box.removeEventListener("wheel", wheeled);
+      panel?.removeEventListener("llm-asked", asked);
+    };
+  });
+}
+
+function addCopyButtons(box) {
+  [...box.querySelectorAll(".llm-answer")].forEach((answer, index) => {
+    const text = answer.dataset.source;
+    if (text === undefined || answer.querySelector(".llm-copy")) return;
+    const status = element("span", { className: "llm-status-text", role: "status" });
+    const button = element("button", {
+      className: "jupyter-button", textContent: "Copy", ariaLabel: `Copy answer ${index + 1}`,
+    });
+    button.addEventListener("click", async () => announce(status, await copy(text, button)));
+    answer.append(element("div", { className: "llm-copy" }, button, status));
+  });
+}
+
+// Without https, and where the page is not allowed to, the newer API fails and the older one copies.
+async function copy(text, button) {
   try {
     await navigator.clipboard.writeText(text);
     return "Copied";
   } catch {
-    const selection = window.getSelection();
-    if (shown) selection.selectAllChildren(shown);
-    return "Press Ctrl+C";
+    const helper = element("textarea", { value: text, className: "llm-helper", ariaHidden: "true" });
+    button.after(helper);
+    helper.select();
+    const isCopied = document.execCommand("copy");
+    helper.remove();
+    button.focus();
+    return isCopied ? "Copied" : "This browser does not allow copying";
   }
+}
+
+function announce(status, message) {
+  status.textContent = message;
+  setTimeout(() => { status.textContent = ""; }, 3000);
 }
 
 // JupyterLab has no API for widgets to create a cell: this clicks the toolbar's button and pastes the text.
@@ -123,15 +307,11 @@ function text({ model, el }) {
   const puts = element("button", { className: "jupyter-button", textContent: "Put into next cell" });
   el.classList.add("llm-text");
   el.append(...(model.get("shown") ? [shown] : []), copies, puts, status);
-  const announce = (message) => {
-    status.textContent = message;
-    setTimeout(() => { status.textContent = ""; }, 3000);
-  };
-  copies.addEventListener("click", async () => announce(await copy(model.get("value"), shown)));
+  copies.addEventListener("click", async () => announce(status, await copy(model.get("value"), copies)));
   puts.addEventListener("click", async () => {
     const code = model.get("code");
-    if (await intoNextCell(el, code)) announce("Put into the next cell");
-    else announce(`${await copy(code, shown)}: paste it into a cell`);
+    if (await intoNextCell(el, code)) announce(status, "Put into the next cell");
+    else announce(status, `${await copy(code, puts)}: paste it into a cell`);
   });
   return follow(model, ["value", "code"], () => {
     shown.textContent = model.get("value");
@@ -140,7 +320,21 @@ function text({ model, el }) {
   });
 }
 
-const kinds = { number, prompt, text };
+const kinds = { number, prompt, text, queue, conversation };
+
+// Call `start` with the element around `el` that a selector finds, once `el` is in it; returns what ends that.
+function whenAttached(el, selector, start) {
+  let stop = null;
+  const attached = new ResizeObserver(() => {
+    const around = el.closest(selector);
+    if (around && !stop) stop = start(around);
+  });
+  attached.observe(el);
+  return () => {
+    attached.disconnect();
+    stop?.();
+  };
+}
 
 // JupyterLab's command mode handles the keys of all elements but text fields: arrow keys would select another
 // cell, and x would cut this one. The attribute `lmSuppressShortcuts` of the focused element prevents that.
@@ -156,11 +350,10 @@ export default {
     const { el, model } = context;
     keepKeys(el);
     // Also for the other widgets of the panel, once this one is attached to it.
-    const attached = new ResizeObserver(() => keepKeys(el.closest(".llm-panel")));
-    attached.observe(el);
+    const unkept = whenAttached(el, ".llm-panel", (panel) => { keepKeys(panel); return () => {}; });
     const undo = kinds[model.get("kind")](context);
     return () => {
-      attached.disconnect();
+      unkept();
       undo();
     };
   },

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anywidget
+import ipywidgets as widgets
 import traitlets
 
 from llm_magic.config.option_spec import OptionSpec
@@ -14,21 +17,48 @@ from llm_magic.config.option_spec import OptionSpec
 _HERE = Path(__file__).parent
 
 
+class MessageLine(widgets.HTML):  # type: ignore[misc]
+    """An error, shown beside the controls that it is about."""
+
+    def show(self, text: str) -> None:
+        """Show an error; an empty one hides the line."""
+        self.value = (
+            f'<div class="llm-error" role="alert">{html.escape(text)}</div>' if text else ""
+        )
+
+
 class _Control(anywidget.AnyWidget):
-    """A widget of ``controls.js``; `kind` selects which one."""
+    """A widget of ``controls.js``; `kind` selects which one.
+
+    It answers the page's pings: without an answer, the page shows that the kernel is busy.
+    """
 
     _esm = _HERE / "controls.js"
     _css = _HERE / "controls.css"
     kind = traitlets.Unicode().tag(sync=True)
     label = traitlets.Unicode().tag(sync=True)
 
+    def __init__(self, **traits: Any) -> None:
+        super().__init__(**traits)
+        self.on_msg(self._on_message)
+
+    def _on_message(self, _widget: object, content: object, _buffers: object) -> None:
+        if isinstance(content, dict):
+            self._received(content)
+
+    def _received(self, content: dict[str, Any]) -> None:
+        if content.get("do") == "ping":
+            self.send({"heard": content.get("id")})
+
 
 class NumberControl(_Control):
     """A number as slider and field, with a check box for the model's own value (None).
 
-    It accepts any number; the session validates it.
+    It accepts any number; the session validates it, and `error` is shown below the field.
     """
 
+    error = traitlets.Unicode().tag(sync=True)
+    range = traitlets.Unicode().tag(sync=True)
     help = traitlets.Unicode().tag(sync=True)
     none_label = traitlets.Unicode("model's own").tag(sync=True)
     value = traitlets.Float(None, allow_none=True).tag(sync=True)
@@ -48,6 +78,7 @@ class NumberControl(_Control):
             kind="number",
             label=spec.name.replace("_", " "),
             help=f"{spec.help} ({spec.range})",
+            range=spec.range,
             none_label=spec.none_label,
             fallback=float(fallback),
             minimum=spec.minimum or 0.0,
@@ -59,19 +90,59 @@ class NumberControl(_Control):
 
 
 class PromptBox(_Control):
-    """A text box; Ctrl+Enter sends its text."""
+    """A text box with a button; the button and Ctrl+Enter send the text.
+
+    The page sends a text once the kernel has answered a ping: until then it can be withdrawn. It
+    clears the box, and restores the text if `send` does not accept it.
+
+    Some kernels handle messages of widgets while a cell runs, on another thread. A text with
+    references waits for the end of the cell: `between_cells` calls a function then.
+    """
 
     value = traitlets.Unicode().tag(sync=True)
     placeholder = traitlets.Unicode().tag(sync=True)
+    hint = traitlets.Unicode().tag(sync=True)
+    disabled = traitlets.Bool(False).tag(sync=True)
 
-    def __init__(self, send: Callable[[str], None], **traits: Any) -> None:
+    def __init__(
+        self,
+        send: Callable[[str], bool],
+        between_cells: Callable[[Callable[[], None]], None],
+        **traits: Any,
+    ) -> None:
         super().__init__(kind="prompt", **traits)
-        self._on_send = send
-        self.on_msg(self._received)
+        self._on_send, self._between_cells = send, between_cells
 
-    def _received(self, _widget: object, content: object, _buffers: object) -> None:
-        if isinstance(content, dict) and content.get("do") == "send":
-            self._on_send(str(content.get("text", "")))
+    def _received(self, content: dict[str, Any]) -> None:
+        is_text = content.get("do") == "send"
+        handle = self._take_text if is_text else super()._received
+        if content.get("waits") or (is_text and "{" in str(content.get("text"))):
+            self._between_cells(partial(handle, content))
+        else:
+            handle(content)
+
+    def _take_text(self, content: dict[str, Any]) -> None:
+        accepted = False
+        try:
+            accepted = self._on_send(str(content.get("text", "")))
+        finally:
+            self.send({"sent": content.get("id"), "accepted": accepted})
+
+
+class QueueNotice(_Control):
+    """Shows, after a click in its section, that the kernel is running a cell and has not handled it."""
+
+    def __init__(self) -> None:
+        super().__init__(kind="queue")
+
+
+class Conversation(_Control):
+    """Scrolls the box around it to the newest answer, and adds a button to each answer that copies it."""
+
+    busy = traitlets.Bool(False).tag(sync=True)
+
+    def __init__(self) -> None:
+        super().__init__(kind="conversation")
 
 
 class CopyText(_Control):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import ipywidgets as widgets
 
 from llm_magic.notebook.display.messages import shortened
+from llm_magic.notebook.panel.controls import MessageLine, QueueNotice
 
 if TYPE_CHECKING:
     from llm_magic.notebook.panel import ControlPanel
@@ -29,14 +30,18 @@ class JobsSection:
         self.labels = [widgets.HTML() for _ in range(_ROWS)]
         self.stops = [widgets.Button() for _ in range(_ROWS)]
         self.more = widgets.HTML()
+        self.message = MessageLine()
         self.rows = [
             widgets.Box([label, stop]).add_class("llm-job")
             for label, stop in zip(self.labels, self.stops, strict=True)
         ]
         for index, stop in enumerate(self.stops):
-            stop.on_click(lambda _button, at=index: panel.act(partial(self._stop, at)))
+            stop.on_click(
+                lambda _button, at=index: panel.act(partial(self._stop, at), self.message.show)
+            )
         title = widgets.HTML("<h3>In the background</h3>")
-        self.box = widgets.VBox([title, *self.rows, self.more])
+        parts = [title, *self.rows, self.more, self.message, QueueNotice()]
+        self.box = widgets.VBox(parts).add_class("llm-section")
         self.draw()
 
     def _stop(self, index: int) -> str | None:

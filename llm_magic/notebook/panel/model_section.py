@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import html
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,11 @@ from llm_magic.backends import registry
 from llm_magic.config.option_spec import OptionSpec
 from llm_magic.config.server_address import parse_url, setting_name
 from llm_magic.config.settings import LoadConfig, ServerLoadConfig
-from llm_magic.errors import LLMMagicError, ModelError, OptionError
+from llm_magic.errors import LLMMagicError, ModelError, ModelNotLoaded, OptionError
 from llm_magic.notebook.display.messages import ready_lines, unloaded_line
 from llm_magic.notebook.frontend import reach_busy_kernels
 from llm_magic.notebook.panel.as_magic import load_line
+from llm_magic.notebook.panel.controls import MessageLine, QueueNotice
 from llm_magic.text import counted
 from llm_magic.types import Progress
 
@@ -55,10 +57,14 @@ class LoadSection:
         self.unload = widgets.Button(description="Unload")
         self.list = widgets.Button(description="Refresh list")
         self.result = widgets.HTML()
+        self.message = MessageLine()
         # The result lines of the last action, and numbers that identify actions.
         self._result_lines: Sequence[str] = ()
         self._numbers = itertools.count(1)
         self._latest = self._lists = 0
+        # The active model that was drawn last, and what was written into the field for it.
+        self._followed: str | None = None
+        self._filled_in = ""
         self.model.add_class("llm-wide")
         self.box = self._assembled()
         self._connect()
@@ -71,13 +77,15 @@ class LoadSection:
         fields = widgets.Box(controls).add_class("llm-fields")
         actions = [self.load, self.stop, self.unload, self.list]
         buttons = widgets.Box(actions).add_class("llm-buttons")
-        return widgets.VBox([widgets.HTML("<h3>Model</h3>"), fields, buttons, self.result])
+        title = widgets.HTML("<h3>Model</h3>")
+        parts = [title, fields, buttons, self.message, QueueNotice(), self.result]
+        return widgets.VBox(parts).add_class("llm-section")
 
     def _connect(self) -> None:
-        panel = self._panel
-        self.load.on_click(lambda _button: panel.act(self._load))
-        self.stop.on_click(lambda _button: panel.act(self._stop))
-        self.unload.on_click(lambda _button: panel.act(self._unload))
+        panel, show = self._panel, self.message.show
+        self.load.on_click(lambda _button: panel.act(self._load, show))
+        self.stop.on_click(lambda _button: panel.act(self._stop, show))
+        self.unload.on_click(lambda _button: panel.act(self._unload, show))
         self.list.on_click(lambda _button: self.refresh())
         self.backend.observe(lambda _change: self._choose(), "value")
         for name in ("base_url", "key_env"):
@@ -114,9 +122,9 @@ class LoadSection:
                 parse_url(str(self.backend.value), change["new"])
         except OptionError as error:
             self.options[name].value = ""
-            self._panel.show_message(str(error))
+            self._panel.show_error(error, self.message.show)
             return
-        self._panel.show_message("")
+        self._panel.show_error("", self.message.show)
         if name == "base_url":
             # Not for a key: it may belong to the address that is typed next.
             self.refresh()
@@ -126,6 +134,9 @@ class LoadSection:
             return
         self.draw()
         self.model.options = []
+        if self.model.value == self._filled_in:
+            # It was loaded by another backend.
+            self.model.value = ""
         self.refresh()
 
     def _load(self) -> str:
@@ -148,7 +159,7 @@ class LoadSection:
             self._show_result(ready_lines(future.result()))
         else:
             self._show_result([])
-            self._panel.show_error(error)
+            self._panel.show_error(error, self.message.show)
 
     def _stop(self) -> None:
         self._panel.session.stop_loading()
@@ -168,10 +179,12 @@ class LoadSection:
         if self._panel.is_retired:
             return
         options = {n: v for n, v in self.given().items() if n in {"backend", "base_url", "key_env"}}
+        self.message.show("")
         try:
             future = self._panel.session.models_later(**options)
         except LLMMagicError as error:
-            self._show_result([str(error)])
+            self._show_result([])
+            self._panel.show_error(error, self.message.show)
             return
         self._lists = self._latest = next(self._numbers)
         future.add_done_callback(partial(self._listed, self._lists))
@@ -181,15 +194,17 @@ class LoadSection:
         if future.cancelled() or number != self._lists:
             return
         error = future.exception()
+        # If a load was started since, its result is shown instead.
+        is_latest = number == self._latest
         if error is None:
             names = [info.name for info in future.result()]
             self.model.options = names[:_MAX_NAMES]
-            message = f"{counted(len(names), 'model')}." if names else "No models found."
-        else:
-            message = str(error)
-        # Unless a load was started since: its result is shown instead.
-        if number == self._latest:
-            self._show_result([message])
+            if is_latest:
+                found = f"{counted(len(names), 'model')}." if names else "No models found."
+                self._show_result([found])
+        elif is_latest:
+            self._show_result([])
+            self._panel.show_error(error, self.message.show)
 
     def _show_result(self, lines: Sequence[str]) -> None:
         # Only `draw` writes the widget: a drawing that has already started could overwrite it.
@@ -204,6 +219,7 @@ class LoadSection:
         backend = str(self.backend.value)
         for name, control in self.options.items():
             control.layout.display = "" if table[name].works_on(backend) else "none"
+        self._follow_active(status.active_model)
         default = getattr(self._panel.session.settings, setting_name(backend), "")
         self.options["base_url"].placeholder = default
         self.model.placeholder = "the served model" if default else "the default"
@@ -216,6 +232,23 @@ class LoadSection:
         self.unload.disabled = busy or not status.models
         progress = status.progress or (Progress("loading") if hint else None)
         self.result.value = _bar(progress, hint) if busy and progress else self._result_html()
+
+    def _follow_active(self, name: str | None) -> None:
+        """Show the model that was loaded elsewhere, unless the user has typed another one."""
+        if name == self._followed:
+            return
+        self._followed = name
+        if name is None or self.model.value.strip() not in {"", self._filled_in}:
+            return
+        with contextlib.suppress(ModelNotLoaded):
+            loaded = self._panel.session.loaded_model(name)
+            self.backend.value = loaded.config.backend
+            for option, control in self.options.items():
+                value = getattr(loaded.config, option, None)
+                if value is not None:
+                    control.value = value if isinstance(value, bool) else str(value)
+            self._filled_in = loaded.requested or name
+            self.model.value = self._filled_in
 
     def _result_html(self) -> str:
         lines = "<br>".join(map(html.escape, self._result_lines))

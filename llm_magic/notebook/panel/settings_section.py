@@ -13,7 +13,7 @@ from llm_magic.backends.registry import generation_specs
 from llm_magic.config.option_spec import OptionSpec
 from llm_magic.notebook.arguments.parser import split_line
 from llm_magic.notebook.panel.as_magic import config_line, quoted
-from llm_magic.notebook.panel.controls import NumberControl
+from llm_magic.notebook.panel.controls import MessageLine, NumberControl, QueueNotice
 from llm_magic.text import escape, unescape
 
 if TYPE_CHECKING:
@@ -35,17 +35,23 @@ class SettingsSection:
             control.observe(partial(self._number_changed, name), "value")
         for name, text in self.texts.items():
             text.observe(partial(self._text_changed, name), "value")
-        self.reset.on_click(lambda _button: panel.act(self._reset))
+        self.message = MessageLine()
+        self.reset.on_click(lambda _button: panel.act(self._reset, self.message.show))
         controls = [*self.numbers.values(), *self.texts.values()]
         fields = widgets.Box(controls).add_class("llm-fields")
         buttons = widgets.Box([self.reset]).add_class("llm-buttons")
-        self.box = widgets.VBox([widgets.HTML("<h3>Generation</h3>"), fields, buttons])
+        title = widgets.HTML("<h3>Generation</h3>")
+        parts = [title, fields, buttons, self.message, QueueNotice()]
+        self.box = widgets.VBox(parts).add_class("llm-section")
 
     def _number_changed(self, name: str, change: Mapping[str, Any]) -> None:
-        self._panel.act(partial(self._set, name, _whole(change["new"])))
+        control = self.numbers[name]
+        self._panel.act(
+            partial(self._set, name, _whole(change["new"])), partial(setattr, control, "error")
+        )
 
     def _text_changed(self, name: str, change: Mapping[str, Any]) -> None:
-        self._panel.act(partial(self._set_texts, name, change["new"]))
+        self._panel.act(partial(self._set_texts, name, change["new"]), self.message.show)
 
     def _set_texts(self, name: str, line: str) -> str:
         return self._set(name, tuple(unescape(word) for word in split_line(line)))

@@ -505,6 +505,7 @@ def test_help_in_a_value_or_a_prompt_is_text() -> None:
         ("temperature top_k 5", {"top_k": "5"}),  # the first is only named
         ("temperature", {}),
         ("system=\"Be brief, please.\" seed=none", {"system": "Be brief, please.", "seed": "none"}),
+        (r'system="two\nlines, C:\\new"', {"system": "two\nlines, C:\\new"}),
         ("system=\"\" seed=1", {"system": "", "seed": "1"}),
         ("extra=none", {"extra": "none"}),
         ("", {}),

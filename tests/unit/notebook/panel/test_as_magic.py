@@ -133,6 +133,18 @@ def test_stop_texts_can_be_repeated(scripted: Scripted, notebook: Notebook, type
     assert config(notebook.session).stop == config(scripted.session).stop
 
 
+@pytest.mark.parametrize(
+    "typed", ["Answer in one word.", 'Say "no".', "two\nlines", r"a\b", "it's", "  ", "{x} # y?"]
+)
+def test_system_prompt_can_be_repeated(scripted: Scripted, notebook: Notebook, typed: str) -> None:
+    notebook.run("%llm_config system=before")
+    put(scripted.panel.asking.system, "before")
+    put(scripted.panel.asking.system, typed)
+    notebook.run(scripted.panel.magic.value)
+    ours, theirs = scripted.session.generation.system, notebook.session.generation.system
+    assert ours == theirs == (typed if typed.strip() else None)
+
+
 def test_reset_can_be_repeated(scripted: Scripted, notebook: Notebook) -> None:
     put(scripted.panel.settings.numbers["top_k"], 7)
     press(scripted.panel.settings.reset)
@@ -155,7 +167,6 @@ def test_a_question_can_be_repeated(
     put(scripted.panel.asking.chat, chat)
     send(scripted.panel, prompt)
     until(lambda: is_idle(scripted.panel))
-    notebook.shell.user_ns["x"] = "WRONG"
     notebook.run("%llm_load org/tiny")
     notebook.session.reset()
     notebook.run(scripted.panel.magic.value)
@@ -218,4 +229,4 @@ def test_cell_of_a_prompt_sends_any_prompt(prompt: str, one_notebook: Notebook) 
         magics["llm"] = usual
     assert found["prompt"] == prompt.strip("\n")
     assert found["chat"] == "panel"
-    assert found["literal"] or "{" not in prompt
+    assert not found["literal"], "the panel fills in references, too"

@@ -12,6 +12,7 @@ from llm_magic.session.requests import Request
 from llm_magic.types import Chunk
 from tests.panels import (
     Scripted,
+    copied_text,
     is_idle,
     press,
     put,
@@ -47,11 +48,10 @@ def chats(scripted: Scripted) -> list[tuple[str, str]]:
     ]
 
 
-def test_ctrl_enter_and_the_button_send_the_same(scripted: Scripted) -> None:
+def test_prompts_are_sent_one_after_the_other(scripted: Scripted) -> None:
     panel = scripted.panel
     ask(panel, "one two")
-    put(panel.asking.prompt, "three four")
-    press(panel.asking.send)
+    send(panel, "three four")
     until(lambda: is_idle(panel) and "three four three four" in answer(panel))
     assert [prepared.messages[-1].content for prepared in scripted.backend.requests] == [
         "one two", "three four",
@@ -59,7 +59,6 @@ def test_ctrl_enter_and_the_button_send_the_same(scripted: Scripted) -> None:
     assert scripted.session.last is not None
     assert "7 → 2 tokens" in answer(panel)
     assert scripted.session.chats.all() == []
-    assert panel.asking.prompt.value == "three four", "it can be changed and sent again"
 
 
 def test_the_answer_grows_and_is_markdown(scripted: Scripted) -> None:
@@ -67,11 +66,11 @@ def test_the_answer_grows_and_is_markdown(scripted: Scripted) -> None:
     scripted.backend.will("**bo", "ld**", hang, *whole_answer(" and `code`"))
     send(panel, "?")
     until(lambda: "<strong>bold</strong>" in panel.asking.answer.value)
-    assert (panel.asking.take.value, panel.asking.take.code) == ("", "")
-    assert (panel.asking.send.disabled, panel.asking.stop.disabled) == (True, False)
+    assert (copied_text(panel), panel.asking.take.code) == ("", "")
+    assert (panel.asking.prompt.disabled, panel.asking.stop.disabled) == (True, False)
     hang.go.set()
     until(lambda: "<code" in panel.asking.answer.value)
-    until(lambda: panel.asking.take.value == "**bold** and `code`")
+    until(lambda: copied_text(panel) == "**bold** and `code`")
 
 
 def test_answer_without_text_shows_that_it_is_waited_for(scripted: Scripted) -> None:
@@ -97,7 +96,7 @@ def test_stop_ends_answer_and_labels_it(scripted: Scripted, before: tuple[str, .
     until(lambda: scripted.backend.requests[-1].outcome == "closed")
     until(lambda: "stopped by you" in answer(panel), "it does not say that it was stopped")
     assert not any(word in answer(panel) for word in ("waiting for", "…"))
-    until(lambda: panel.asking.take.value == "".join(before).strip())
+    until(lambda: copied_text(panel) == "".join(before).strip())
     assert shown_error(panel) == ""
     ask(panel, "and now?")
 
@@ -176,7 +175,7 @@ def test_reasoning_is_folded(scripted: Scripted) -> None:
     scripted.backend.will(Chunk(reasoning="let me see", tokens=1, time=1.0), *whole_answer("Paris"))
     ask(scripted.panel, "?")
     assert "<details" in scripted.panel.asking.answer.value
-    until(lambda: scripted.panel.asking.take.value == "Paris")
+    until(lambda: copied_text(scripted.panel) == "Paris")
 
 
 def test_first_block_of_code_is_offered(scripted: Scripted) -> None:
@@ -193,7 +192,6 @@ def test_chat_sends_earlier_turns_until_cleared(scripted: Scripted) -> None:
     put(panel.asking.chat, True)
     until(lambda: panel.asking.clear.layout.display == "")
     ask(panel, "first")
-    assert panel.asking.prompt.value == ""
     ask(panel, "second")
     contents = [message.content for message in scripted.backend.requests[-1].messages]
     assert contents == ["first", "first", "second"]
@@ -256,3 +254,46 @@ def test_clearing_an_empty_chat_is_no_error(scripted: Scripted) -> None:
     until(lambda: scripted.panel.asking.clear.layout.display == "")
     press(scripted.panel.asking.clear)
     assert (shown_error(scripted.panel), scripted.panel.magic.value) == ("", "")
+
+
+def test_system_prompt_is_that_of_the_session(scripted: Scripted) -> None:
+    panel, session = scripted.panel, scripted.session
+    put(panel.asking.system, "Be brief.")
+    ask(panel, "?")
+    messages = scripted.backend.requests[-1].messages
+    assert [(message.role, message.content) for message in messages] == [
+        ("system", "Be brief."), ("user", "?"),
+    ]  # fmt: skip
+    session.generation.system = "Be long."
+    until(lambda: panel.asking.system.value == "Be long.")
+    press(panel.settings.reset)
+    until(lambda: panel.asking.system.value == "")
+
+
+def test_references_are_filled_in_and_notes_are_shown() -> None:
+    names = {"price": 12}
+    with scripted_panel() as scripted:
+        panel = ControlPanel(scripted.session, lambda _text: names)
+        ask(panel, "{price:.2f} {prize}")
+        assert scripted.backend.requests[-1].messages[-1].content == "12.00 {prize}"
+        assert "Note: {prize} is not defined here" in answer(panel)
+        assert panel.magic.value == "%%llm\n{price:.2f} {prize}"
+        ask(panel, "none")
+        assert "Note:" not in answer(panel)
+
+
+@pytest.mark.parametrize(
+    ("text", "accepted"), [("fine", True), ("", False), ("{price / 0}", False)]
+)
+def test_page_learns_whether_a_prompt_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, text: str, accepted: bool
+) -> None:
+    sent: list[object] = []
+    with scripted_panel() as scripted:
+        panel = ControlPanel(scripted.session, lambda _text: {"price": 12})
+        monkeypatch.setattr(panel.asking.prompt, "send", sent.append)
+        send(panel, text)
+        until(lambda: is_idle(panel))
+        assert sent == [{"sent": "1", "accepted": accepted}]
+        assert bool(shown_error(panel)) != accepted
+        assert not shown_error(panel).count("--literal")

@@ -222,7 +222,7 @@ def test_invalid_device_is_reported_and_loads_nothing(empty: Scripted) -> None:
     panel = empty.panel
     put(panel.loading.options["device"], "gpu")
     press(panel.loading.load)
-    assert "device=gpu must be auto, cpu" in shown_error(panel)
+    assert "Device must be auto, cpu" in shown_error(panel)
     assert empty.session.status().status == "Inactive"
     assert panel.magic.value == ""
 
@@ -299,3 +299,38 @@ def test_invalid_default_backend_is_one_line() -> None:
         pytest.raises(LLMMagicError, match="olama"),
     ):
         ControlPanel(session)
+
+
+def test_fields_show_what_a_cell_loaded(empty: Scripted) -> None:
+    panel, session = empty.panel, empty.session
+    session.load("org/tiny", backend="vllm", base_url="http://localhost:1")
+    until(lambda: panel.loading.model.value == "org/tiny")
+    assert panel.loading.backend.value == "vllm"
+    assert panel.loading.options["base_url"].value == "http://localhost:1"
+    session.load("org/big")
+    until(lambda: panel.loading.model.value == "org/big")
+    assert panel.loading.backend.value == "local"
+    put(panel.loading.backend, "ollama")
+    assert panel.loading.model.value == "", "it is a model of another backend"
+    put(panel.loading.model, "typed")
+    session.load("org/tiny")
+    until(lambda: "tiny" in visible_text(panel.status.value))
+    assert (panel.loading.backend.value, panel.loading.model.value) == ("ollama", "typed")
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        ("Cannot connect. Check --base-url.", "Cannot connect. Check “Server address”."),
+        ("Store it and add --key-env NAME.", "Store it and fill in “API key variable”."),
+        ("No CUDA. Use -d cpu.", "No CUDA. Use “Device” = cpu."),
+        ("You may add --trust-remote-code.", "You may add --trust-remote-code to %llm_load."),
+        ("Run %llm_models -b ollama to list models.", "Press Refresh list to see the models."),
+        ("run %llm_load a:b -b ollama --pull.", "select “Download it there first” and press Load."),
+        ("It is well-known - and -x is not an option.", "It is well-known - and -x is not an option."),
+    ],
+)  # fmt: skip
+def test_errors_name_the_labels_of_the_panel(empty: Scripted, error: str, shown: str) -> None:
+    empty.backend.trouble["check"] = ModelNotFound(error)
+    press(empty.panel.loading.load)
+    until(lambda: shown_error(empty.panel) == shown, shown_error(empty.panel))

@@ -111,7 +111,7 @@ def test_the_list_is_refreshed(panel: ControlPanel, server: FaultServer) -> None
 def test_unreachable_server_is_reported(panel: ControlPanel, server: FaultServer) -> None:
     server.stop()
     put(panel.loading.options["base_url"], server.url)
-    until(lambda: str(server.port) in shown_text(panel))
+    until(lambda: str(server.port) in shown_error(panel))
     assert panel.loading.model.options == ()
     server.start()
     server.key = None
@@ -123,14 +123,14 @@ def test_missing_and_wrong_keys_are_reported_without_value(
     panel: ControlPanel, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(panel.loading.options["base_url"], server.url)
-    until(lambda: "requires an API key" in shown_text(panel))
+    until(lambda: "requires an API key" in shown_error(panel))
     put(panel.loading.options["key_env"], NAME)
     press(panel.loading.list)
-    until(lambda: f"{NAME} is not set" in shown_text(panel))
+    until(lambda: f"{NAME} is not set" in shown_error(panel))
     monkeypatch.setenv(NAME, "sk-wrong-000")
     server.will(MODELS, *error_answer(401, "Incorrect API key provided: sk-wrong-000."))
     press(panel.loading.list)
-    until(lambda: "rejected the key" in shown_text(panel))
+    until(lambda: "rejected the key" in shown_error(panel))
     assert "sk-wrong" not in saved_state(panel)
 
 
@@ -204,8 +204,10 @@ def test_hostile_names_errors_notices_and_stages_are_harmless(name: str) -> None
 
 
 @pytest.fixture
-def shell() -> Iterator[InteractiveShell]:
+def shell(monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
     with ipython() as shell:
+        # In a terminal there is no panel.
+        monkeypatch.setattr(shell, "kernel", object(), raising=False)
         backend = ScriptedBackend()
         register(shell, Session(settings(), create=lambda _name: backend))
         yield shell

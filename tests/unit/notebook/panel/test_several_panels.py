@@ -203,7 +203,7 @@ def test_panel_of_closed_session_shows_that_it_is_closed(
     for panel in (scripted.panel, other):
         assert "Closed" in visible_text(panel.status.value)
         assert "Run %llm_panel again" in visible_text(panel.status.value)
-        for button in (panel.loading.load, panel.loading.list, panel.asking.send):
+        for button in (panel.loading.load, panel.loading.list, panel.asking.prompt):
             assert button.disabled
 
 

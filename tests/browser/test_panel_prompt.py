@@ -1,0 +1,223 @@
+"""The panel's prompt and conversation in a real JupyterLab: one page and one kernel for all tests."""
+
+from __future__ import annotations
+
+import ast
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.browser.lab import Lab, Server
+from tests.browser.panel import SCRIPTED, Panel, open_panel, until
+from tests.kernels import within_a_second
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+pytestmark = pytest.mark.browser
+
+_SETUP = f"""{SCRIPTED}
+import time
+from tests.scripted import Pause
+price = 12
+def long(count, pause):
+    return whole_answer(*(step for n in range(count) for step in (f"line {{n}}\\n\\n", Pause(pause))))
+"""
+_ASKED = "[request.messages[-1].content for request in backend.requests]"
+_SETUP_CELL, _PANEL_CELL, _FREE_CELL = range(3)
+
+
+@pytest.fixture(scope="module")
+def shared(server: Server, browser: Browser) -> Iterator[Panel]:
+    """Return one panel for the tests of this file."""
+    with browser.new_context(viewport={"width": 1200, "height": 1400}) as context:
+        lab = Lab(context.new_page(), server)
+        lab.open([_SETUP, "%llm_panel", ""], "prompt.ipynb")
+        lab.run(_SETUP_CELL)
+        yield open_panel(lab, _PANEL_CELL)
+        lab.shut_down_kernels()
+
+
+@pytest.fixture
+def panel(shared: Panel) -> Panel:
+    """Return the panel, with an empty prompt box and no script left over."""
+    shared.prompt().fill("")
+    run(shared, "backend.scripts.clear(); backend.requests.clear()")
+    return shared
+
+
+def run(panel: Panel, source: str) -> list[dict[str, Any]]:
+    """Run Python code in the notebook's last cell and return its outputs."""
+    panel.lab.write(_FREE_CELL, source)
+    return panel.lab.run(_FREE_CELL)
+
+
+def start(panel: Panel, source: str) -> None:
+    """Begin to run Python code that takes a second or more in the notebook's last cell."""
+    panel.lab.write(_FREE_CELL, source)
+    panel.lab.start(_FREE_CELL)
+    status = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
+    panel.lab.page.wait_for_function(f"() => {status} === 'busy'")
+
+
+def asked(panel: Panel) -> list[str]:
+    """Return the prompts that reached the backend."""
+    (output,) = run(panel, _ASKED)
+    prompts: list[str] = ast.literal_eval("".join(output["data"]["text/plain"]))
+    return prompts
+
+
+def is_at_end(panel: Panel) -> bool:
+    return bool(
+        panel.at(".llm-scroll").evaluate(
+            "box => box.scrollHeight > box.clientHeight + 50"
+            " && box.scrollHeight - box.scrollTop - box.clientHeight < 4"
+        )
+    )
+
+
+def top(panel: Panel) -> float:
+    return float(panel.at(".llm-scroll").evaluate("box => box.scrollTop"))
+
+
+def test_conversation_follows_answer_until_reader_scrolls_up(panel: Panel) -> None:
+    run(panel, "backend.will(*long(60, 0.05)); backend.will(*long(30, 0))")
+    box = panel.at(".llm-scroll")
+    panel.ask("a long answer")
+    until(lambda: "line 25" in panel.answer(), "it does not stream")
+    assert is_at_end(panel)
+    assert box.get_attribute("aria-busy") == "true"
+    box.hover()
+    panel.lab.page.mouse.wheel(0, -150)
+    until(lambda: not is_at_end(panel), "it cannot be scrolled up")
+    panel.lab.page.wait_for_timeout(300)
+    before, text = top(panel), panel.answer()
+    until(lambda: "line 59" in panel.answer() and "tokens" in panel.answer(), "it does not end")
+    assert panel.answer() != text
+    assert top(panel) == before, "the reader was scrolled away"
+    until(lambda: box.get_attribute("aria-busy") == "false", "no end is announced")
+    panel.ask("another one")
+    until(lambda: "another one" in panel.answer() and is_at_end(panel), "the next is not shown")
+    assert panel.box.get_by_role("log", name="Conversation").is_visible()
+
+
+def test_prompts_sent_at_once_are_not_glued_together(panel: Panel) -> None:
+    prompt = panel.prompt()
+    for text in ("first", "second"):
+        prompt.press_sequentially(text)
+        prompt.press("Control+Enter")
+        panel.at(".llm-answer").filter(has_text=text).filter(has_text="tokens").wait_for()
+    assert prompt.input_value() == ""
+    assert asked(panel) == ["first", "second"]
+
+
+def test_prompt_that_is_not_accepted_stays(panel: Panel) -> None:
+    prompt = panel.prompt()
+    panel.ask("a share of {price / 0}")
+    alert = panel.box.get_by_role("alert")
+    alert.wait_for()
+    assert "division by zero" in alert.inner_text()
+    assert "--" not in alert.inner_text()
+    until(lambda: prompt.input_value() == "a share of {price / 0}", "the text is lost")
+    assert asked(panel) == []
+    panel.ask("")
+    until(lambda: "The prompt is empty." in alert.inner_text(), "no complaint")
+
+
+def test_variables_are_filled_in_with_notes(panel: Panel) -> None:
+    panel.ask("{price:.2f} and {prize}")
+    until(lambda: "tokens" in panel.answer(), "no answer")
+    assert asked(panel) == ["12.00 and {prize}"]
+    assert 'Note: {prize} is not defined here; left as it is. Did you mean "price"?' in (
+        panel.answer()
+    )
+
+
+_SECONDS_UNTIL_QUEUED = """box => new Promise(resolve => {
+    const started = performance.now();
+    const queued = box.querySelector('.llm-prompt .llm-queued');
+    new MutationObserver(() => {
+        if (queued.textContent.startsWith('Queued')) resolve((performance.now() - started) / 1000);
+    }).observe(queued, { childList: true });
+    [...box.querySelectorAll('.llm-prompt button')].find(b => b.textContent === 'Send').click();
+})"""
+
+
+def test_prompt_waits_for_a_running_cell_and_can_be_withdrawn(panel: Panel) -> None:
+    panel.prompt().fill("about {price}")
+    start(panel, "time.sleep(3)")
+    seconds = float(panel.box.evaluate(_SECONDS_UNTIL_QUEUED))
+    assert seconds < 0.3 * within_a_second()
+    assert "Queued: the kernel is running a cell." in panel.box.inner_text()
+    panel.button("Withdraw").focus()
+    panel.button("Withdraw").press("Enter")
+    assert panel.prompt().input_value() == "about {price}"
+    assert panel.prompt().evaluate("box => document.activeElement === box")
+    panel.lab.wait(_FREE_CELL)
+    assert asked(panel) == []
+    start(panel, "time.sleep(1)\nprice = 13")
+    panel.prompt().press("Control+Enter")
+    panel.button("Withdraw").wait_for()
+    panel.prompt().press_sequentially("the next")
+    panel.lab.wait(_FREE_CELL)
+    until(lambda: "about 13" in panel.answer(), "it was not sent after the cell")
+    until(panel.button("Withdraw").is_hidden, "it is still queued")
+    assert panel.prompt().input_value() == "the next"
+    assert asked(panel) == ["about 13"]
+
+
+def test_click_during_a_cell_is_shown_as_queued(panel: Panel) -> None:
+    start(panel, "time.sleep(2)\nprice = 12")
+    panel.button("Refresh list").click()
+    notice = panel.box.get_by_role("status").filter(
+        has_text="Queued: the kernel is running a cell."
+    )
+    notice.wait_for(timeout=1500)
+    panel.lab.wait(_FREE_CELL)
+    notice.wait_for(state="hidden")
+
+
+def test_answer_is_copied_without_clipboard_permission(panel: Panel) -> None:
+    page = panel.lab.page
+    run(panel, "backend.will(*whole_answer('**bold**\\n\\n- x'))")
+    panel.ask("copy this")
+    until(lambda: "bold" in panel.answer() and "tokens" in panel.answer(), "no answer")
+    page.evaluate("() => Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    panel.at(".llm-scroll").get_by_role("button", name="Copy answer").last.click()
+    until(lambda: "Copied" in panel.answer(), "it does not say so")
+    panel.prompt().focus()
+    page.keyboard.press("Control+v")
+    assert panel.prompt().input_value() == "**bold**\n\n- x"
+
+
+def test_wrong_value_shows_what_is_allowed_at_its_field(panel: Panel) -> None:
+    field, error = (
+        panel.number("top p"),
+        panel.at('.llm-number:has([aria-label="top p"]) .llm-wrong'),
+    )
+    for typed, expected in (
+        ("7", "top p must be 0 to 1, not 7."),
+        ("-", "top p must be a number, 0 to 1."),
+    ):
+        field.press("Control+a")
+        field.press_sequentially(typed)
+        field.press("Tab")
+        error.filter(has_text=expected).wait_for()
+        assert error.get_attribute("role") == "alert"
+        assert field.input_value() == "0.9"
+    field.fill("0.5")
+    field.press("Tab")
+    until(lambda: panel.box.get_by_role("alert").count() == 0, "the error stays")
+
+
+def test_model_field_shows_what_a_cell_loaded(panel: Panel) -> None:
+    model = panel.box.get_by_role("combobox", name="Model")
+    until(lambda: model.input_value() == "tiny", "the loaded model is not shown")
+    run(panel, "%llm_load org/other")
+    until(lambda: model.input_value() == "org/other", "the new model is not shown")
+    model.fill("what I type")
+    run(panel, "%llm_load tiny")
+    time.sleep(0.5)  # for a drawing that overwrites it
+    assert model.input_value() == "what I type"
