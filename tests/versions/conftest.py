@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # Read when torch is imported: threads that wait must not take the cores of other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_finish() -> None:
