@@ -25,7 +25,7 @@ price = 12
 def long(count, pause):
     return whole_answer(*(step for n in range(count) for step in (f"line {{n}}\\n\\n", Pause(pause))))
 """
-_ASKED = "[request.messages[-1].content for request in backend.requests]"
+_REQUESTED = "[request.messages[-1].content for request in backend.requests]"
 _SETUP_CELL, _PANEL_CELL, _FREE_CELL = range(3)
 
 
@@ -62,9 +62,9 @@ def start(panel: Panel, source: str) -> None:
     panel.lab.page.wait_for_function(f"() => {status} === 'busy'")
 
 
-def asked(panel: Panel) -> list[str]:
+def requested(panel: Panel) -> list[str]:
     """Return the prompts that reached the backend."""
-    (output,) = run(panel, _ASKED)
+    (output,) = run(panel, _REQUESTED)
     prompts: list[str] = ast.literal_eval("".join(output["data"]["text/plain"]))
     return prompts
 
@@ -110,7 +110,7 @@ def test_prompts_sent_at_once_are_not_glued_together(panel: Panel) -> None:
         prompt.press("Control+Enter")
         panel.at(".llm-answer").filter(has_text=text).filter(has_text="tokens").wait_for()
     assert prompt.input_value() == ""
-    assert asked(panel) == ["first", "second"]
+    assert requested(panel) == ["first", "second"]
 
 
 def test_prompt_that_is_not_accepted_stays(panel: Panel) -> None:
@@ -121,7 +121,7 @@ def test_prompt_that_is_not_accepted_stays(panel: Panel) -> None:
     assert "division by zero" in alert.inner_text()
     assert "--" not in alert.inner_text()
     until(lambda: prompt.input_value() == "a share of {price / 0}", "the text is lost")
-    assert asked(panel) == []
+    assert requested(panel) == []
     panel.ask("")
     until(lambda: "The prompt is empty." in alert.inner_text(), "no complaint")
 
@@ -129,7 +129,7 @@ def test_prompt_that_is_not_accepted_stays(panel: Panel) -> None:
 def test_variables_are_filled_in_with_notes(panel: Panel) -> None:
     panel.ask("{price:.2f} and {prize}")
     until(lambda: "tokens" in panel.answer(), "no answer")
-    assert asked(panel) == ["12.00 and {prize}"]
+    assert requested(panel) == ["12.00 and {prize}"]
     assert 'Note: {prize} is not defined here; left as it is. Did you mean "price"?' in (
         panel.answer()
     )
@@ -156,7 +156,7 @@ def test_prompt_waits_for_a_running_cell_and_can_be_withdrawn(panel: Panel) -> N
     assert panel.prompt().input_value() == "about {price}"
     assert panel.prompt().evaluate("box => document.activeElement === box")
     panel.lab.wait(_FREE_CELL)
-    assert asked(panel) == []
+    assert requested(panel) == []
     start(panel, "time.sleep(1)\nprice = 13")
     panel.prompt().press("Control+Enter")
     panel.button("Withdraw").wait_for()
@@ -165,7 +165,7 @@ def test_prompt_waits_for_a_running_cell_and_can_be_withdrawn(panel: Panel) -> N
     until(lambda: "about 13" in panel.answer(), "it was not sent after the cell")
     until(panel.button("Withdraw").is_hidden, "it is still queued")
     assert panel.prompt().input_value() == "the next"
-    assert asked(panel) == ["about 13"]
+    assert requested(panel) == ["about 13"]
 
 
 def test_click_during_a_cell_is_shown_as_queued(panel: Panel) -> None:
