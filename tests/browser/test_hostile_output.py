@@ -30,7 +30,7 @@ ANSWER = r'''
 ## Fitting a line
 
 Ordinary **least squares** minimises the *sum* of squared residuals, `rss`, over $n$ points
-$(x_i, y_i)$. It costs between $5 and $10 to run; see [the manual](https://example.org/ols).
+$(x_i, y_i)$[^1]. It costs between $5 and $10 to run; see [the manual](https://example.org/ols).
 
 1. Centre the data, so that $\bar{x} = 0$.
 2. Solve for the slope:
@@ -78,7 +78,9 @@ def fit(x: np.ndarray, y: np.ndarray) -> Line:
 pip install numpy && echo "done: $HOME"
 ```
 
-Read `help(np.linalg.lstsq)` next.
+Read `help(np.linalg.lstsq)` next, or https://numpy.org/doc/stable/.
+
+[^1]: Not all on one line, so that $x_i \ne x_j$ for some.
 '''
 
 _LETTERS = "abcdef0123" * 60
@@ -178,8 +180,8 @@ def test_an_answer_is_typeset_follows_the_theme_and_fits_its_cell(lab: Lab, tmp_
     lab.open([f"{_IMPORTS}HTML(render({ANSWER!r}))", f"HTML(render({WIDE!r}))"])
     lab.run(0)
     output = lab.output(0)
-    output.locator("mjx-container").nth(8).wait_for()
-    assert output.locator("mjx-container").count() == 9
+    output.locator("mjx-container").nth(9).wait_for()
+    assert output.locator("mjx-container").count() == 10
     assert "between $5 and $10" in lab.text(0)
     assert [box.is_checked() for box in output.get_by_role("checkbox").all()] == [True, False]
     keyword = output.get_by_text("import", exact=True)

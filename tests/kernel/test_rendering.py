@@ -85,10 +85,10 @@ def test_markdown_export_is_the_html_and_nothing_else(outputs: list[dict[str, An
 
     page = MarkdownIt("gfm-like", {"linkify": False}).render(_exported("MarkdownExporter", outputs))
     assert all(data["text/html"].strip() in page for data in outputs)
-    rest = page
+    others = page
     for data in outputs:
-        rest = rest.replace(data["text/html"].strip(), "")
-    assert not re.search(r"<(?!/?(?:pre|code)\b)", rest)
+        others = others.replace(data["text/html"].strip(), "")
+    assert not re.search(r"<(?!/?(?:pre|code)\b)", others)
 
 
 def _letters(html: str) -> str:

@@ -36,7 +36,7 @@ _KEY_ADVICE = (
 )
 # Where options at the end of a prompt may begin: in its last characters.
 _OPTION = re.compile(r"(?<=\s)--?[a-zA-Z]")
-_LAST_OPTION = re.compile(r"(?<=\s)(--[a-zA-Z][\w-]*)(?:[=\s]\s*[^\s-]\S*)?$")
+_LAST_OPTION = re.compile(r"(?<=\s)(--[a-zA-Z][\w-]*|-[a-zA-Z][\w-]+)(?:[=\s]\s*[^\s-]\S*)?$")
 _MAX_END = 300
 
 
@@ -240,12 +240,15 @@ class _LineParser(argparse.ArgumentParser):
         return self._unknown_at_end(prompt)
 
     def _unknown_at_end(self, prompt: str) -> tuple[str, ...]:
-        """Return a note if a prompt ends with an option that resembles one of ours."""
+        """Return a note if a prompt ends with an invalid option, or with one that resembles ours."""
         found = _LAST_OPTION.search(prompt, max(0, len(prompt) - _MAX_END))
-        advice = unknown_options.equivalent(self.magic, found[1]) if found is not None else ""
-        if found is None or not advice or found[1] in self.names:
+        if found is None:
             return ()
-        return (f"{found[0]} is sent as part of the prompt. {advice}",)
+        if found[1] in self.names:
+            advice = f"Write options before the prompt. See %{self.magic.name} -h"
+        else:
+            advice = unknown_options.equivalent(self.magic, found[1])
+        return (f"{found[0]} is sent as part of the prompt. {advice}",) if advice else ()
 
     def error(self, message: str) -> NoReturn:
         """Raise `OptionError` with the nearest option."""
