@@ -120,7 +120,7 @@ import asyncio, json, os
 from concurrent.futures import ThreadPoolExecutor
 {first}
 from llm_magic import llm
-from llm_magic.errors import ModelNotFound
+from llm_magic.errors import LoadFailed
 from llm_magic.backends.local import openmp
 from llm_magic.backends.local.cpus import cpus
 from llm_magic.doctor import machine
@@ -129,8 +129,8 @@ def openmp():
 
 environment = openmp()
 try:
-    llm.load("./absent")
-except ModelNotFound:
+    llm.load({no_weights!r})
+except LoadFailed:
     pass
 import torch
 os.environ["PYTHONPATH"] = {quick_torch!r}
@@ -156,13 +156,16 @@ def load(tmp_path: Path) -> Load:
     It returns what that found, and libgomp's lines.
     """
     install(tmp_path)
+    # Found before torch is imported; that it has no weights is found after that.
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     return partial(_load, tmp_path)
 
 
-def _load(quick_torch: Path, first: str = "", **environment: str) -> tuple[dict[str, object], str]:
+def _load(folder: Path, first: str = "", **environment: str) -> tuple[dict[str, object], str]:
+    paths = {"quick_torch": str(folder), "no_weights": str(folder)}
     own = {name: value for name, value in os.environ.items() if not name.startswith(OPENMP)}
     child = subprocess.run(
-        [sys.executable, "-c", LOAD.format(first=first, openmp=OPENMP, quick_torch=str(quick_torch))],
+        [sys.executable, "-c", LOAD.format(first=first, openmp=OPENMP, **paths)],
         env={**own, "OMP_DISPLAY_ENV": "VERBOSE", **environment},
         capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
