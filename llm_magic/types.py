@@ -32,11 +32,11 @@ class Usage:
     """The token counts and the cost of one answer; None where the backend does not report them.
 
     Attributes:
-        prompt_tokens: The tokens of the prompt, including the system prompt and the chat.
-        completion_tokens: The generated tokens, including the reasoning.
-        cached_tokens: The prompt tokens that were reused from an earlier answer.
-        reasoning_tokens: The generated tokens that are reasoning.
-        cost: The cost in US dollars, as the server reports it. It is never computed from prices.
+        prompt_tokens: The number of tokens in the prompt, including the system prompt and the chat.
+        completion_tokens: The number of generated tokens, including the reasoning.
+        cached_tokens: How many of the prompt tokens were reused from an earlier answer.
+        reasoning_tokens: How many of the generated tokens are reasoning.
+        cost: The cost in US dollars that the server reports. It is never computed from prices.
     """
 
     prompt_tokens: int | None = None
@@ -51,17 +51,17 @@ class Chunk:
     """A piece of an answer.
 
     Attributes:
-        text: Text of the answer.
-        reasoning: Text of the reasoning.
-        tokens: The number of tokens in it, 0 if the backend does not report it.
+        text: The next part of the answer.
+        reasoning: The next part of the reasoning.
+        tokens: The number of tokens in the chunk, 0 if the backend does not report it.
         finish_reason: Why the answer ended; only in the last chunk.
-        usage: The token counts of the answer; only in the last chunk.
-        time: When the model produced it, in seconds of `time.perf_counter`.
-        notice: What the request waits for, such as a busy server; not part of the answer.
+        usage: The token counts of the whole answer; only in the last chunk.
+        time: When the model generated the chunk, as a value of `time.perf_counter`.
+        notice: What the request is waiting for, such as a busy server; not part of the answer.
         queued: Whether the backend answers other requests first.
-        progress: How much of the prompt the model has read, while it reads a long one.
-        reasoning_ended: Whether all text so far is reasoning: some models end their reasoning with a
-            tag that they never opened.
+        progress: How much of a long prompt the model has read so far.
+        ends_reasoning: Whether all text before this chunk was reasoning. Some models close their
+            reasoning with a tag that they never opened.
     """
 
     text: str = ""
@@ -82,8 +82,8 @@ class Timing:
 
     Attributes:
         first_token_s: The seconds from the call to the first token.
-        total_s: The seconds from the call to the end.
-        tokens_per_s: The speed after the first token.
+        total_s: The seconds from the call to the end of the answer.
+        tokens_per_s: The tokens per second after the first token.
     """
 
     first_token_s: float | None
@@ -105,19 +105,19 @@ class ReplyAttributes(TypedDict):
 
 
 class Reply(str):
-    """An answer that is complete or was stopped: a `str`, the text exactly as the model generated it.
+    """An answer that has ended: a `str` with the text exactly as the model generated it.
 
     Attributes:
         model: The name of the loaded model.
         backend: The name of the backend.
-        finish_reason: ``stop`` if the model ended the answer, ``length`` at the token limit,
+        finish_reason: ``stop`` if the model ended the answer, ``length`` if it reached the token limit,
             ``cancelled`` if the user stopped it, ``truncated`` if it ended without a reason.
         usage: The token counts and the cost.
-        timing: The times.
+        timing: How long the answer took.
         messages: The messages that were sent.
         reasoning: The reasoning of the model, "" if there is none.
-        dropped_turns: The number of the oldest turns of the chat that were not sent, so that the
-            prompt fits the context.
+        dropped_turns: How many of the oldest turns of the chat were not sent, so that the prompt fits
+            the context.
     """
 
     # The values of a reply that other code makes of a text alone, as some libraries do with a `str`.
@@ -138,17 +138,17 @@ class Reply(str):
 
     @property
     def text(self) -> str:
-        """The text as a plain `str`, without the attributes."""
+        """The text as a plain `str` without the attributes."""
         return str(self)
 
     def json(self) -> Any:
-        """Return the JSON value in the text.
+        """Parse the JSON in the text and return its value.
 
-        The whole text is the value, or one fenced block, or one object or array between text without
+        The JSON may be the whole text, one fenced block, or one object or array between text without
         brackets.
 
         Raises:
-            InvalidReply: There is no such value, or more than one.
+            InvalidReply: The text contains no such value, or more than one.
         """
         try:
             value = parse_json(self)
@@ -185,23 +185,23 @@ class Reply(str):
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model as its backend describes it; sizes are in bytes, None if unknown.
+    """The description of a model by its backend. Sizes are in bytes, and None if unknown.
 
     Attributes:
         name: The name to use with ``-m``.
         backend: The name of the backend.
         where: Where it was found: ``embedded``, ``folder``, ``gguf``, ``cache``, ``hub`` or ``server``.
-        source: The model as it was requested.
-        folder: The folder of the weights.
+        source: The name or path that was requested.
+        folder: The folder that contains the weights.
         device: The device, such as ``cpu`` or ``cuda:0``.
         dtype: The number format of the weights.
         quantization: ``none``, ``8bit`` or ``4bit``.
         size: The size of the weights.
-        context_length: The number of tokens that the model reads.
+        context_length: The number of tokens that the model can read.
         revision: The requested branch, tag or commit on the hub.
-        load_s: The seconds that the load took.
+        load_s: How long the load took, in seconds.
         server: The host and port of the server that runs it, "" for a model in this process.
-        memory_bytes: The memory that it takes on the server now.
+        memory_bytes: The memory that it uses on the server now.
     """
 
     name: str
@@ -221,7 +221,7 @@ class ModelInfo:
 
     @property
     def local_size(self) -> int | None:
-        """The bytes it takes in this process; None if a server runs it, or if unknown."""
+        """The size of the weights in this process; None if a server runs the model, or if unknown."""
         return None if self.server else self.size
 
 
@@ -231,8 +231,8 @@ class MemoryUse:
 
     Attributes:
         process: The memory of this process (RSS).
-        devices: Each GPU with the memory that torch has allocated on it.
-        gpu_memory: Each GPU with its free and its total memory, for all processes together.
+        devices: For each GPU, its name and the memory that torch has allocated on it.
+        gpu_memory: For each GPU, its name, free memory and total memory, counting all processes.
     """
 
     process: int
@@ -249,7 +249,7 @@ class Unloaded:
         size: The size of the weights in bytes.
         before: The memory before the unload.
         after: The memory after it.
-        holders: The variables that still refer to the weights.
+        holders: The names of the variables that still refer to the weights.
         note: What the unload did, if the model was not in this process.
     """
 
@@ -263,11 +263,11 @@ class Unloaded:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The progress of a load, or of a model that reads a prompt.
+    """The progress of loading a model, or of reading a prompt.
 
     Attributes:
-        stage: What is being done.
-        share: The finished share from 0 to 1, if known.
+        stage: The current step.
+        share: The finished share, from 0 to 1, or None if unknown.
         detail: An amount or a speed.
     """
 

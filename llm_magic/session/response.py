@@ -46,13 +46,14 @@ class ResponseView(Protocol):
 
 
 class Response:
-    """An answer while it is generated; every attribute may be read from any thread at any time.
+    """An answer while it is generated. You can read every attribute from any thread at any time.
 
-    Iterate over it, await it, or wait for its `result`. Leaving early stops it, unless it runs in the
-    background: then it has a `number`, and only `cancel` stops it.
+    Iterate over it, await it, or call `result`. If you stop reading early, the answer stops, unless it
+    runs in the background: then it has a `number`, and only `cancel` stops it.
 
-    Chunks are added to the text by the reader that iterates over them; without one, when they arrive.
-    So an iteration that ends early records exactly what it has yielded.
+    While a loop iterates over the chunks, each chunk is added to the text when the loop reads it, so a
+    loop that ends early records exactly the chunks that it has read. Otherwise, chunks are added when
+    they arrive.
     """
 
     def __init__(
@@ -161,17 +162,17 @@ class Response:
 
     @property
     def text(self) -> str:
-        """The text that was generated so far."""
+        """The text generated so far."""
         return self._text.getvalue()
 
     @property
     def reasoning(self) -> str:
-        """The reasoning that was generated so far."""
+        """The reasoning generated so far."""
         return self._reasoning.getvalue()
 
     @property
     def tokens(self) -> int | None:
-        """The number of tokens generated so far; None where it is unknown."""
+        """The number of tokens generated so far; None if unknown."""
         count = self._tokens or self._usage.completion_tokens
         # Some servers send a usage of 0 along with the first words.
         return count if count or self.is_empty else None
@@ -188,12 +189,12 @@ class Response:
 
     @property
     def usage(self) -> Usage:
-        """The token counts so far, and the cost once it is reported."""
+        """The token counts so far, and the cost once the server reports it."""
         return dataclasses.replace(self._usage, completion_tokens=self.tokens)
 
     @property
     def timing(self) -> Timing:
-        """The times so far; those of the whole answer once it has ended."""
+        """The times so far, or the times of the whole answer once it has ended."""
         if self.reply is not None:
             return self.reply.timing
         counted, first, started = self.tokens, self._first, self.prepared.request.started
@@ -237,7 +238,7 @@ class Response:
         return self
 
     def cancel(self) -> None:
-        """Stop generating and return at once; `done` is true when the response has ended."""
+        """Stop the answer and return at once; `done` becomes true when it has ended."""
         self._stream.cancel()
 
     def wait(self, timeout: float) -> None:
@@ -264,8 +265,8 @@ class Response:
         """Wait for the reply and return it.
 
         Raises:
-            Interrupted: The answer was stopped; the exception has the partial reply.
-            TimeoutError: `timeout` seconds have passed. The answer continues.
+            Interrupted: The answer was stopped; `reply` of the exception is the partial reply.
+            TimeoutError: The answer takes longer than `timeout` seconds. It continues.
             LLMMagicError: The answer failed.
         """
         if not self.done:

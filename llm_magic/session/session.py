@@ -68,9 +68,9 @@ if hasattr(os, "register_at_fork"):
 
 
 class Session:
-    """Loads language models and sends prompts to them; magics, panel and Python code share one.
+    """Loads language models and sends prompts to them; magics, panel and Python code share one session.
 
-    Every method may be called from any cell, also while an event loop runs.
+    You can call every method from any cell, even while an event loop runs.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Session:
         *,
         create: Callable[[str], Backend] | None = None,
     ) -> None:
-        """Start without a model.
+        """Create a session without a model.
 
         Args:
-            settings: The settings, instead of those of the environment and ``.env``.
-            create: Returns the backend of a name, instead of one of the installed backends.
+            settings: The settings to use instead of those of the environment and ``.env``.
+            create: Returns the backend with a name, to use instead of the installed backends.
         """
         self._given_settings = settings
         self._create = create
@@ -129,7 +129,7 @@ class Session:
 
     @functools.cached_property
     def generation(self) -> GenerationSettings:
-        """The settings of this session: ``llm.generation.temperature = 0.3``."""
+        """The generation settings of this session, as in ``llm.generation.temperature = 0.3``."""
         from llm_magic.session.generation_settings import GenerationSettings
 
         return GenerationSettings(self._given_settings, self._notify)
@@ -149,14 +149,14 @@ class Session:
         keep: bool = False,
         **options: Unpack[LoadOptions],
     ) -> ModelInfo:
-        """Load a model and make it the active one; returns when it is ready.
+        """Load a model, make it the active one, and return its description when it is ready.
 
         >>> llm.load("Qwen/Qwen2.5-7B-Instruct", quantization="4bit")
 
         Args:
             model: A Hugging Face id, a folder, a ``.gguf`` file, or the name of a model on a server.
                 Default: the model of the settings, else the embedded one.
-            name: The name to use afterwards.
+            name: The name to use for the model afterwards.
             keep: Keep the models that are already loaded.
             options: The options of ``%llm_load``: backend, base_url, key_env, pull, idle_timeout,
                 concurrency, device, quantization, dtype, revision, trust_remote_code, attn, assistant,
@@ -233,22 +233,22 @@ class Session:
 
     @held_back()
     def use(self, name: str) -> ModelInfo:
-        """Make a loaded model the active one, which answers where no model is named.
+        """Make a loaded model the active one, which answers if a call names no model.
 
         >>> llm.load("Qwen/Qwen2.5-7B-Instruct", keep=True)
         >>> llm.use("SmolLM2-135M-Instruct")
 
-        Raises `ModelNotLoaded` if there is no loaded model of that name.
+        Raises `ModelNotLoaded` if no loaded model has that name.
         """
         self._loads.wait()
         return self._loop.run(self._manager.use(name))
 
     @held_back()
     def unload(self, name: str | None = None, on_wait: OnWait | None = None) -> Unloaded:
-        """Free a model, by default the active one, and return the memory before and after.
+        """Unload a model, by default the active one, and return the memory before and after.
 
-        The `jobs_of` the model are waited for; an interrupt ends that wait and unloads nothing. `on_wait`
-        is called about ten times a second meanwhile.
+        It first waits for the background jobs of a local model, and calls `on_wait` about ten times a
+        second while it waits. An interrupt ends the wait and unloads nothing.
         """
         self._loads.wait()
         self._wait_to_unload(self.jobs_of(name), on_wait)
@@ -256,7 +256,7 @@ class Session:
 
     @held_back()
     def unload_all(self, on_wait: OnWait | None = None) -> list[Unloaded]:
-        """Free every model, as `unload` does, and return the memory before and after each."""
+        """Unload every model as `unload` does, and return the memory before and after each."""
         self._loads.wait()
         self._wait_to_unload(self.jobs_of(every=True), on_wait)
         return self._loop.run(self._manager.unload_all())
@@ -296,9 +296,9 @@ class Session:
         """Return the models that a backend can load.
 
         Args:
-            backend: The name of the backend. Default: the one of the settings.
-            base_url: The address of a server. Default: the one in use, else that of the settings.
-            key_env: The environment variable that holds the API key of the server.
+            backend: The name of the backend. Default: the one in the settings.
+            base_url: The address of a server. Default: the one in use, else the one in the settings.
+            key_env: The name of the environment variable that contains the API key of the server.
         """
         about = {"backend": backend, "base_url": base_url, "key_env": key_env}
         given = {name: value for name, value in about.items() if value is not None}
@@ -420,20 +420,20 @@ class Session:
 
     @held_back()
     def generate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
-        """Return the complete answer to a prompt.
+        """Send a prompt and return the complete answer.
 
         >>> llm.generate("What is 7 times 6?", temperature=0)
 
         Args:
-            prompt: A text, or a list of messages: ``{"role": "user", "content": "…"}``.
-            about: The options of ``%%llm``, for this call: model, system, chat, trim, max_new_tokens,
-                temperature, top_p, top_k, repetition_penalty, seed, stop, extra (what else the backend
-                accepts); see `AskOptions`.
+            prompt: A string, or a list of messages such as ``{"role": "user", "content": "…"}``.
+            about: The options of ``%%llm`` for this call: model, system, chat, trim, max_new_tokens,
+                temperature, top_p, top_k, repetition_penalty, seed, stop, and extra (other parameters of
+                the backend); see `AskOptions`.
 
         Raises:
             OptionError: An option is unknown, invalid, or not supported by the backend.
-            ModelNotLoaded: No model is loaded, or not the one that is named.
-            GenerationError: There is no answer, or an incomplete one.
+            ModelNotLoaded: No model is loaded, or no loaded model has the given name.
+            GenerationError: The answer is missing or incomplete.
             ServerError: The server cannot be reached, or returned an error.
             Interrupted: The user stopped the answer; the exception has the partial reply.
         """
@@ -442,13 +442,16 @@ class Session:
 
     @held_back()
     def stream(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Iterator[Chunk]:
-        """Yield the chunks of an answer; leaving the loop early stops the model."""
+        """Send a prompt and yield the chunks of the answer; leaving the loop early stops the model."""
         prepared = request(prompt, about)
         self._loads.wait()
         return iter(self._respond(prepared))
 
     async def agenerate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
-        """Return the complete answer, in an async cell or program; cancelling the task stops the model."""
+        """Send a prompt from async code and return the complete answer.
+
+        Cancelling the task stops the model.
+        """
         prepared = request(prompt, about)
         await self._loads.wait_async()
         return await self._respond(prepared)
@@ -456,7 +459,7 @@ class Session:
     async def astream(
         self, prompt: Prompt, **about: Unpack[AskOptions]
     ) -> AsyncGenerator[Chunk, None]:
-        """Yield the chunks of an answer, in an async cell or program.
+        """Send a prompt from async code and yield the chunks of the answer.
 
         Leaving the loop early stops the model.
         """
@@ -475,14 +478,14 @@ class Session:
 
     @property
     def last(self) -> Reply | None:
-        """The last answer, complete or not."""
+        """The last answer, complete or incomplete; None before the first one."""
         return self._recorder.last
 
     def usage(self, *, reset: bool = False) -> SessionUsage:
-        """Return the number of answers, their tokens, seconds and cost so far, by model.
+        """Return the answers so far, by model: their number, tokens, seconds and cost.
 
         Args:
-            reset: Count from 0 afterwards.
+            reset: Start again from 0 afterwards.
         """
         return self._recorder.usage.sums(reset=reset)
 
@@ -551,11 +554,11 @@ class Session:
         return context_window.reported_tokens(chat, loaded_model.name)
 
     def reset(self, chat: str | None = None, *, stale: bool = False) -> list[str]:
-        """Delete a chat, or all of them, or only their stale turns; returns the names of the chats."""
+        """Delete a chat, or all chats, or only their stale turns, and return the names of the chats."""
         return self.chats.reset(chat, stale=stale)
 
     def close(self) -> None:
-        """Free the models and end the threads; the session can be used again afterwards."""
+        """Unload all models and end the threads. You can use the session again afterwards."""
         closing = tuple(self._closing)
         self._closing.clear()
         for closed in closing:

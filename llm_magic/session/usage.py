@@ -1,4 +1,4 @@
-"""Sums what the answers of a session took, by model."""
+"""Adds up the answers, tokens, seconds and cost of a session, by model."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ _REPORTED = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_t
 
 @dataclass(frozen=True, slots=True)
 class ModelUsage:
-    """What the answers of one model took; a sum is None if no answer reported the number.
+    """The sums over the answers of one model; a sum is None if no answer reported the number.
 
     Attributes:
         model: The name of the model, "" for all models.
         backend: The name of its backend, "" for all models.
-        answers: The number of answers that have ended, with those that were stopped or failed.
+        answers: The number of answers that have ended, including those that were stopped or failed.
         stopped: The number of answers that the user stopped.
         failed: The number of answers that failed.
-        seconds: The seconds from each request to the end of its answer. Those of parallel answers add up.
-        prompt_tokens: The tokens of the prompts.
-        cached_tokens: The prompt tokens that were reused.
-        completion_tokens: The generated tokens, including the reasoning.
-        reasoning_tokens: The generated tokens that are reasoning.
-        cost: The cost in US dollars, as the server reported it.
-        lower_bounds: The names of the sums that lack the number of at least one answer.
+        seconds: The seconds from each request to the end of its answer, added up. Answers that overlap
+            all count in full.
+        prompt_tokens: The number of tokens in the prompts.
+        cached_tokens: How many of the prompt tokens were reused.
+        completion_tokens: The number of generated tokens, including the reasoning.
+        reasoning_tokens: How many of the generated tokens are reasoning.
+        cost: The cost in US dollars that the server reported.
+        lower_bounds: The names of the sums that are too low, because an answer did not report its number.
     """
 
     model: str = ""
@@ -64,10 +65,10 @@ class ModelUsage:
 
 @dataclass(frozen=True, slots=True)
 class SessionUsage:
-    """What the answers of a session took.
+    """The sums over the answers of a session.
 
     Attributes:
-        models: The sums of each model, in the order of their first answers.
+        models: The sums for each model, in the order of their first answers.
     """
 
     models: tuple[ModelUsage, ...]
@@ -117,7 +118,7 @@ class UsageCounter:
             self._models[key] = usage if counted_before is None else counted_before.plus(usage)
 
     def sums(self, *, reset: bool = False) -> SessionUsage:
-        """Return the sums until now; `reset` starts anew."""
+        """Return the sums so far; `reset` starts again from 0."""
         with self._lock:
             usage = SessionUsage(tuple(self._models.values()))
             if reset:
