@@ -26,6 +26,9 @@ def long(count, pause):
     return whole_answer(*(step for n in range(count) for step in (f"line {{n}}\\n\\n", Pause(pause))))
 """
 _REQUESTED = "[request.messages[-1].content for request in backend.requests]"
+# A cell that runs until this file is there, however slow the page is.
+_GO_ON = "go-on"
+_WAIT = f"import pathlib\nwhile not pathlib.Path({_GO_ON!r}).exists(): time.sleep(0.05)"
 _SETUP_CELL, _PANEL_CELL, _FREE_CELL = range(3)
 
 
@@ -54,12 +57,19 @@ def run(panel: Panel, source: str) -> list[dict[str, Any]]:
     return panel.lab.run(_FREE_CELL)
 
 
-def start(panel: Panel, source: str) -> None:
-    """Begin to run Python code that takes a second or more in the notebook's last cell."""
-    panel.lab.write(_FREE_CELL, source)
+def start(panel: Panel, source: str = "") -> None:
+    """Begin to run the notebook's last cell, which waits for `finish` and then runs `source`."""
+    (panel.lab.server.folder / _GO_ON).unlink(missing_ok=True)
+    panel.lab.write(_FREE_CELL, f"{_WAIT}\n{source}")
     panel.lab.start(_FREE_CELL)
     status = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
     panel.lab.page.wait_for_function(f"() => {status} === 'busy'")
+
+
+def finish(panel: Panel) -> None:
+    """Let the cell that was started go on, and wait for its end."""
+    (panel.lab.server.folder / _GO_ON).touch()
+    panel.lab.wait(_FREE_CELL)
 
 
 def requested(panel: Panel) -> list[str]:
@@ -148,7 +158,7 @@ _SECONDS_UNTIL_QUEUED = """box => new Promise(resolve => {
 
 def test_prompt_waits_for_a_running_cell_and_can_be_withdrawn(panel: Panel) -> None:
     panel.prompt().fill("about {price}")
-    start(panel, "time.sleep(3)")
+    start(panel)
     seconds = float(panel.box.evaluate(_SECONDS_UNTIL_QUEUED))
     assert seconds < 0.3 * within_a_second()
     assert "Queued: the kernel is running a cell." in panel.box.inner_text()
@@ -156,13 +166,13 @@ def test_prompt_waits_for_a_running_cell_and_can_be_withdrawn(panel: Panel) -> N
     panel.button("Withdraw").press("Enter")
     assert panel.prompt().input_value() == "about {price}"
     assert panel.prompt().evaluate("box => document.activeElement === box")
-    panel.lab.wait(_FREE_CELL)
+    finish(panel)
     assert requested(panel) == []
-    start(panel, "time.sleep(1)\nprice = 13")
+    start(panel, "price = 13")
     panel.prompt().press("Control+Enter")
     panel.button("Withdraw").wait_for()
     panel.prompt().press_sequentially("the next")
-    panel.lab.wait(_FREE_CELL)
+    finish(panel)
     until(lambda: "about 13" in panel.answer(), "it was not sent after the cell")
     until(panel.button("Withdraw").is_hidden, "it is still queued")
     assert panel.prompt().input_value() == "the next"
@@ -170,13 +180,13 @@ def test_prompt_waits_for_a_running_cell_and_can_be_withdrawn(panel: Panel) -> N
 
 
 def test_click_during_a_cell_is_shown_as_queued(panel: Panel) -> None:
-    start(panel, "time.sleep(2)\nprice = 12")
+    start(panel, "price = 12")
     panel.button("Refresh list").click()
     notice = panel.box.get_by_role("status").filter(
         has_text="Queued: the kernel is running a cell."
     )
-    notice.wait_for(timeout=1500)
-    panel.lab.wait(_FREE_CELL)
+    notice.wait_for()
+    finish(panel)
     notice.wait_for(state="hidden")
 
 
