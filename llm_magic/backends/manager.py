@@ -182,7 +182,7 @@ class BackendManager:
             self.pending = dataclasses.replace(self.pending, name=chosen)
         if keep and chosen in self._loaded:
             raise OptionError(
-                f"A model is already called {chosen}. Add --name to call this one otherwise."
+                f"A loaded model has the name {chosen}. Give this one another name with --name."
             )
         unloaded = [] if keep else await self._unload_others(None)
         self.state = _loading_state(backend)

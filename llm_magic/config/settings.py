@@ -177,7 +177,7 @@ Device = Annotated[
     str,
     Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"),
     OptionSpec(
-        "auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one.",
+        "auto, cpu, cuda, cuda:N or mps; auto takes the GPU if there is one.",
         ("-d", "--device"),
         "DEVICE",
         label="Device",
@@ -195,7 +195,7 @@ Quantization = Annotated[
     ),
 ]
 _IDLE_TIMEOUT = OptionSpec(
-    "Longest silence within an answer, in seconds; 5 times that before it.",
+    "Seconds without data that end an answer; five times as long before its start.",
     ("--idle-timeout",),
     "S",
     minimum=1,
@@ -219,7 +219,7 @@ class GenerationConfig(OptionModel):
         AfterValidator(MappingProxyType),
         PlainSerializer(dict),
         OptionSpec(
-            "Anything else the backend accepts (repeatable).", ("-p", "--param"), "KEY=VALUE"
+            "Any other parameter of the backend (repeatable).", ("-p", "--param"), "KEY=VALUE"
         ),
     ] = Field(default_factory=partial(MappingProxyType, {}))
 
@@ -271,7 +271,7 @@ class ServerLoadConfig(LoadConfig):
         str | None,
         BeforeValidator(_variable_name),
         OptionSpec(
-            "Environment variable with the server's key; asked for if it is not set.",
+            "Environment variable with the server's key; if it is not set, a prompt asks for it.",
             ("--key-env",),
             "NAME",
             label="API key variable",

@@ -63,7 +63,7 @@ class LocalLoadConfig(LoadConfig):
     compile: Annotated[
         bool,
         OptionSpec(
-            "Compile the model first, and use that where it measures faster; a slower load.",
+            "Compile the model first, and use that where it measures faster. The load takes longer.",
             ("--compile",),
         ),
     ] = False

@@ -72,7 +72,7 @@ _ANSWER = (
     _MODEL,
     Argument(
         ("-s", "--system"),
-        'System prompt. {references} are filled in. "" sends none. Default: the one of %llm_config.',
+        'System prompt. {references} are filled in. "" sends none. Default: the one set with %llm_config.',
         "TEXT",
     ),
     Argument(
@@ -99,7 +99,7 @@ _ANSWER = (
     Argument(("--replace",), "With -f code: replace this cell instead.", kind="switch"),
     Argument(
         ("--bg",),
-        "Return at once and stream into this cell while other cells run; -o stores the Job. Running the"
+        "Return at once and stream into this cell while other cells run; -o stores the Response. Running the"
         " cell again stops its earlier job, where the frontend sends cell ids.",
         kind="switch",
     ),
@@ -129,7 +129,7 @@ MAGICS: dict[str, Magic] = {
     for magic in (
         Magic(
             "llm_load",
-            "Load a model into this kernel and make it the active one.",
+            "Load a model, or connect to one on a server, and make it the active one.",
             "%llm_load [MODEL] [options]",
             (
                 Argument(("--name",), "Name to use afterwards (%%llm -m ALIAS).", "ALIAS"),
@@ -152,7 +152,7 @@ MAGICS: dict[str, Magic] = {
         ),
         Magic(
             "llm_use",
-            "Make a loaded model the active one, which answers where no -m is given.",
+            "Make a loaded model the active one, which answers if no -m is given.",
             "%llm_use [NAME]",
             positional=Argument(
                 ("name",), "The model. Default: list the loaded models.", "NAME", complete="loaded"
@@ -197,7 +197,7 @@ MAGICS: dict[str, Magic] = {
         Magic("llm_status", "Show the loaded models, their devices or servers, and memory.", "%llm_status"),
         Magic(
             "llm_usage",
-            "Show what the answers of this session took: tokens, seconds, and reported cost.",
+            "Show the tokens, seconds and reported cost of this session's answers.",
             "%llm_usage [--reset]",
             (Argument(("--reset",), "Count from 0 afterwards.", kind="switch"),),
         ),

@@ -21,7 +21,7 @@ class ModelMagics(SessionMagics):
 
     @line_magic
     def llm_load(self, line: str) -> None:
-        """Load a model into this kernel and make it the active one."""
+        """Load a model, or connect to one on a server, and make it the active one."""
         from llm_magic.notebook.display import live_output, messages
 
         args, session = parser.parse("llm_load", line), self.session
@@ -104,7 +104,7 @@ class ModelMagics(SessionMagics):
 
     @line_magic
     def llm_usage(self, line: str) -> Table:
-        """Show what the answers of this session took: tokens, seconds and cost by model."""
+        """Show the tokens, seconds and reported cost of this session's answers, by model."""
         from llm_magic.notebook.display import messages
 
         args = parser.parse("llm_usage", line)

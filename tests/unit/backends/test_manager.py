@@ -312,7 +312,7 @@ async def test_a_name_that_is_taken_is_refused_before_anything_is_loaded(
     manager: BackendManager, backend: ScriptedBackend
 ) -> None:
     await manager.load("org/a", CONFIG)
-    with pytest.raises(OptionError, match="already called a"):
+    with pytest.raises(OptionError, match="has the name a"):
         await manager.load("other/a", CONFIG, keep=True)
     assert (manager.state, names(manager)) == ("Ready", ["a"])
     assert "load a" not in backend.events[2:]
