@@ -58,6 +58,17 @@ def test_options_after_the_prompt_are_reported(scripted: Kernel) -> None:
     assert "Note" not in scripted.ok("%llm -- What is tail -c 5").text
 
 
+def test_options_below_the_first_line_are_reported(scripted: Kernel) -> None:
+    ran = scripted.ok("%%llm -t 0\n-o ans --seed 3\nName a color.")
+    assert ran.text.startswith(
+        "Note: -o ans --seed 3 is sent as part of the prompt. To use options, write them on the first"
+        " line: %%llm -o ans --seed 3\n"
+    )
+    assert sent(scripted) == [("user", "-o ans --seed 3\nName a color.")]
+    for text in ("- a list\n- of two", "-5 degrees", "---\ntitle: x", "--unknown"):
+        assert "Note" not in scripted.ok(f"%%llm\n{text}").text
+
+
 def test_a_cell_is_the_prompt_as_it_is(scripted: Kernel) -> None:
     prompt = '  It\'s   {nothing} $HOME %llm\n\n\tλ 🦊 \\n {"a": {}}\n# the end'
     scripted.ok(f"%%llm --literal\n{prompt}\n")

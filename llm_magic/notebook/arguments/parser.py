@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 from collections import deque
@@ -69,6 +70,22 @@ def parse(name: str, line: str) -> Parsed:
     while position < len(line) and line[position] != "#":
         position = _blanks_end(line, parser.read(line, position, found))
     return parser.parsed(found)
+
+
+def parse_with_cell(name: str, line: str, cell: str) -> Parsed:
+    """Parse the line of a cell magic; the prompt is the rest of the cell.
+
+    A note reports that the first line of the prompt has options.
+    """
+    parsed = parse(name, line)
+    parsed.prompt = cell.strip("\n")
+    first = parsed.prompt.partition("\n")[0].strip()
+    if first.startswith("-"):
+        with contextlib.suppress(OptionError, HelpRequested):
+            parse(name, first)
+            where = f"To use options, write them on the first line: %%{name} {first}"
+            parsed.notes = (f"{first} is sent as part of the prompt. {where}",)
+    return parsed
 
 
 def parse_with_prompt(name: str, line: str) -> Parsed:

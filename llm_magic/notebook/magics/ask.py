@@ -71,8 +71,7 @@ class LLMMagics(SessionMagics):
         if cell is None:
             args = parser.parse_with_prompt("llm", line)
         else:
-            args = parser.parse("llm", line)
-            args.prompt = cell.strip("\n")
+            args = parser.parse_with_cell("llm", line, cell)
         if args["output"] is not None:
             _check_variable(args["output"])
         if args["replace"] and args["format"] != "code":
