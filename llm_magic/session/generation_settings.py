@@ -68,10 +68,14 @@ class GenerationSettings:
         self._notify()
         return values
 
-    def reset(self) -> SessionConfig:
-        """Discard the changes and read the environment and ``.env`` again."""
+    def reset(self, *names: str) -> SessionConfig:
+        """Discard the changes, or those of the named options, and read the environment and ``.env`` again."""
         with self._lock:
+            before = self.values
             self._start()
+            if names:
+                others = before.model_fields_set - set(names)
+                self._set("values", self.values.replace(**{n: getattr(before, n) for n in others}))
         self._notify()
         return self.values
 

@@ -51,8 +51,14 @@ def test_several_changes_at_once_and_one_setting_alone(k: Kernel) -> None:
     ]
     rows = k.ok("%llm_config").text.splitlines()
     assert len(rows) == 11
+    assert (
+        k.ok("%llm_config --reset temperature top_p").text.splitlines()[0]
+        == "temperature  0.2 → 0.7"
+    )
+    assert k.value("'top_k' in llm.generation.changed")
+    assert not k.value("'temperature' in llm.generation.changed")
     shown = k.ok("%llm_config --reset").text
-    assert shown.splitlines()[:2] == ["temperature  0.2 → 0.7", "top_k        5 → 50"]
+    assert shown.splitlines()[:2] == ["top_k  5 → 50", 'stop   "END" → none']
     assert k.ok("%llm_config --reset").text == "No setting has changed."
 
 
@@ -66,7 +72,7 @@ def test_several_changes_at_once_and_one_setting_alone(k: Kernel) -> None:
         ("top_k 3 --temprature 0.3", 'Did you mean "--temperature"?'),
         ("top_k 3 system Be brief.", 'Put a text in quotes: system="…".'),
         ("top_k 3 -t 0.2 temperature=0.3", "temperature occurs twice."),
-        ("top_k 3 --reset", "--reset and settings cannot be combined."),
+        ("top_k 3 --reset", "--reset and new values cannot be combined."),
     ],
 )
 def test_wrong_line_changes_nothing(k: Kernel, line: str, message: str) -> None:

@@ -73,7 +73,7 @@ MISTAKES = {
     "%llm_config temperture=1": ("OptionError", 'Did you mean "temperature"?'),
     "%llm_config temperature high": ("OptionError", "temperature=high must be a number, 0 to 2."),
     "%llm_config temperature=9 top_k=3": ("OptionError", "temperature=9 must be 0 to 2."),
-    "%llm_config --reset top_k=3": ("OptionError", "--reset and settings cannot be combined."),
+    "%llm_config --reset top_k=3": ("OptionError", "--reset and new values cannot be combined."),
     "%llm_unload nobody": ("ModelNotLoaded", f"nobody is not loaded; loaded: {MODEL}."),
     "%llm_unload nobody --all": (
         "OptionError",

@@ -46,6 +46,7 @@ def test_while_torch_is_imported(fresh: Kernel, delay: float) -> None:
     ran, latency = stop(fresh, fresh.send("%llm_load"), "importing torch", delay)
     assert (ran.ename, ran.error) == ("Interrupted", "Stopped loading the default model.")
     assert len(ran.traceback) == 1
+    assert "<progress" not in ran.html
     assert latency < within_a_second()
     load_until_it_works(fresh)
 

@@ -179,8 +179,14 @@ MAGICS: dict[str, Magic] = {
         Magic(
             "llm_config",
             "Show the settings of this session, or change them for the following cells.",
-            "%llm_config [NAME=VALUE ...] [--reset]",
-            (Argument(("--reset",), "Restore the settings of the environment.", kind="switch"),),
+            "%llm_config [NAME=VALUE ...] [--reset [NAME ...]]",
+            (
+                Argument(
+                    ("--reset",),
+                    "Restore the settings from the environment and .env: all, or those that are named.",
+                    kind="switch",
+                ),
+            ),
             "session",
             positional=Argument(
                 ("changes",),

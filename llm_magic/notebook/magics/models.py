@@ -26,7 +26,8 @@ class ModelMagics(SessionMagics):
 
         args, session = parser.parse("llm_load", line), self.session
         options: Any = {"name": args["name"], "keep": bool(args["keep"]), **args.options}
-        view = live_output.LoadView(self.shell, live_output.LiveArea(live=self.live))
+        area = live_output.LiveArea(live=self.live)
+        view = live_output.LoadView(self.shell, area)
         label = args["model"] or session.settings.model or "the default model"
         if args["bg"]:
             session.load_later(args["model"], **options)
@@ -35,6 +36,10 @@ class ModelMagics(SessionMagics):
         options |= {"on_wait": lambda: view.progress(label, session.progress), "began": self.began}
         try:
             result = session.load_with_details(args["model"], **options)
+        except BaseException:
+            # Or a saved notebook shows a load that never ends.
+            area.clear()
+            raise
         finally:
             view.clear_line()
         view.finish(messages.ready_lines(result))
@@ -61,9 +66,11 @@ class ModelMagics(SessionMagics):
         if isinstance(system := changes.get("system"), str):
             changes["system"] = self._filled(system)
         if args["reset"]:
-            if names:
-                raise OptionError("--reset and settings cannot be combined. Use one of them.")
-            generation.reset()
+            if changes:
+                raise OptionError(
+                    "--reset and new values cannot be combined. Write only the names to reset."
+                )
+            generation.reset(*names)
             names = [name for name, value in before if value != getattr(generation, name)]
         elif changes:
             generation.update(**changes)

@@ -68,6 +68,13 @@ def test_failed_reset_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert generation.temperature == 0.2
 
 
+def test_reset_of_one_setting_keeps_the_others() -> None:
+    generation = GenerationSettings(settings())
+    generation.update(temperature=0.3, top_k=7, system="Be brief.")
+    values = generation.reset("temperature", "system")
+    assert (values.top_k, values.system, generation.changed) == (7, None, frozenset({"top_k"}))
+
+
 def test_reset_keeps_settings_that_were_passed_in() -> None:
     generation = GenerationSettings(settings(temperature=0.1))
     generation.update(temperature=0.2)
