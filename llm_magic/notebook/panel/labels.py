@@ -58,11 +58,11 @@ def _labelled(match: re.Match[str]) -> str:
         return match[0]
     known = registry.names() if spec.name == "backend" else (*spec.choices, *spec.examples)
     # What follows may be a value, the word for one as in "add --key-env NAME", or the next word.
-    rest = "" if value is None or value in known or value.isupper() else f" {value}"
+    next_word = "" if value is None or value in known or value.isupper() else f" {value}"
     given = f" = {value}" if value in known else ""
     label, verb = _label(spec), match["add"] or ""
     if not label:
-        return f"{match[0].removesuffix(rest)} {'to' if verb else 'of'} %llm_load{rest}"
+        return f"{match[0].removesuffix(next_word)} {'to' if verb else 'of'} %llm_load{next_word}"
     if verb:
         verb = "select " if spec.kind == "switch" else "fill in "
-    return f"{verb}“{label}”{given}{rest}"
+    return f"{verb}“{label}”{given}{next_word}"
