@@ -264,7 +264,7 @@ def test_own_exception_handler_is_called_and_restored(k: Kernel, fast: FaultServ
 def test_last_is_the_answer_that_has_text(k: Kernel, fast: FaultServer) -> None:
     fast.will(CHAT, *sse(delta("one"), done=False), Hold())
     k.ok("first = asyncio.create_task(llm.agenerate('Never ends.'))\nawait asyncio.sleep(0)")
-    fast.wait_for(CHAT)
+    k.ok("while not any(one.text for one in llm.answering): await asyncio.sleep(0.01)")
     for _ in range(2):
         fast.will(CHAT, Hold())
     cell = k.send("await asyncio.gather(llm.agenerate('?'), first, llm.agenerate('?'))")
