@@ -223,10 +223,6 @@ class IncompleteReply(GenerationError):
 class InvalidReply(GenerationError):
     """The reply does not have the required form, such as JSON."""
 
-    def __init__(self, message: str, *, reply: Reply | None = None) -> None:
-        super().__init__(message)
-        self.reply = reply
-
 
 class JobNotFound(LLMMagicError):
     """There is no job with that number."""

@@ -161,7 +161,9 @@ class Reply(str):
             problem = "The answer is not complete JSON: it ends in a number."
         if self.finish_reason == "length":
             problem += " It was cut off at the token limit: use a higher --max-new-tokens."
-        raise InvalidReply(problem, reply=self)
+        invalid = InvalidReply(problem)
+        invalid.reply = self
+        raise invalid
 
     def __repr__(self) -> str:
         start = self[:_REPR_CHARACTERS]

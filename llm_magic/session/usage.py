@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llm_magic.text import counted, dollars
+from llm_magic.types import Usage
 
 if TYPE_CHECKING:
     from llm_magic.session.response import Response
 
-_REPORTED = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "cost")
+# What a backend may report, or not.
+_REPORTED = tuple(field.name for field in dataclasses.fields(Usage))
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,9 +211,14 @@ def status_error(
     return _request_failed(message, status, response, retry_after=retry_after)
 
 
+def _reason(status: int, text: str) -> str:
+    """Return the status and the message of the server, as the end of a sentence."""
+    return f" ({status}): {text}." if text else f" ({status})."
+
+
 def _status_message(address: ServerAddress, status: int, text: str, later: str) -> str:
     """Return what happened and what to do; `text` is the message of the server."""
-    origin, reason = address.origin, f" ({status}): {text}." if text else f" ({status})."
+    origin, reason = address.origin, _reason(status, text)
     if status == 429:
         return f"{origin} received too many requests{reason} {later}"
     if status in {408, 502, 503, 504, 529}:
@@ -232,7 +237,7 @@ def _account_error(
     origin: str, status: int, response: ErrorResponse, text: str
 ) -> RequestFailed | None:
     """Return the error for an account without credit or a region without service; None for others."""
-    reason = f" ({status}): {text}." if text else f" ({status})."
+    reason = _reason(status, text)
     has_no_credit = response.code in _CREDIT_CODES or _NO_CREDIT.search(text) is not None
     if status == 402 or (status in {400, 403, 429} and has_no_credit):
         return RequestFailed(
@@ -282,7 +287,7 @@ def _request_failed(
 def _authentication_error(
     origin: str, key: ApiKey | None, status: int, text: str
 ) -> AuthenticationFailed:
-    reason = f" ({status}): {text}." if text else f" ({status})."
+    reason = _reason(status, text)
     if key is not None:
         variable = f"typed in for {key.variable}" if key.is_typed else f"in {key.variable}"
         summary = f"{origin} rejected the key {variable}"

@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from llm_magic.notebook.display.markdown import MATH
 from llm_magic.notebook.display.tables import NO_MATH
@@ -176,7 +176,10 @@ class JobsView:
 
 
 class LoadView:
-    """Shows the progress of a load: a bar in a notebook, a line in a terminal; elsewhere the result."""
+    """Shows the progress of a load: a bar in a notebook, a line in a terminal; elsewhere the result.
+
+    The end of its ``with`` block clears what must not stay.
+    """
 
     def __init__(self, shell: InteractiveShell, area: LiveArea) -> None:
         self._is_notebook = is_notebook(shell)
@@ -206,9 +209,15 @@ class LoadView:
         else:
             self._line.show(text)
 
-    def clear_line(self) -> None:
-        """Remove the line in a terminal, which the next output would continue."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        """Remove the line in a terminal, which the next output would continue, and at an error the bar."""
         self._line.clear()
+        if error is not None:
+            # Or a saved notebook shows a load that never ends.
+            self._area.clear()
 
     def finish(self, lines: list[str]) -> None:
         """Replace the bar with the result."""

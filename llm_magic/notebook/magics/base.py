@@ -95,16 +95,11 @@ class SessionMagics(Magics):
             return
         from llm_magic.notebook.display.live_output import LoadView
 
-        session, view = self.session, LoadView(self.shell, area)
-        try:
+        session = self.session
+        with LoadView(self.shell, area) as view:
             session.wait_for_load(
                 lambda: view.waiting(session.loading or "the model", session.progress)
             )
-        except BaseException:
-            area.clear()
-            raise
-        finally:
-            view.clear_line()
 
     def wait_for_load(self) -> None:
         """Wait for a load started with ``--bg``, if one runs; its progress is shown meanwhile."""

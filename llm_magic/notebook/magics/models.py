@@ -26,22 +26,15 @@ class ModelMagics(SessionMagics):
 
         args, session = parser.parse("llm_load", line), self.session
         options: Any = {"name": args["name"], "keep": bool(args["keep"]), **args.options}
-        area = live_output.LiveArea(live=self.live)
-        view = live_output.LoadView(self.shell, area)
+        view = live_output.LoadView(self.shell, live_output.LiveArea(live=self.live))
         label = args["model"] or session.settings.model or "the default model"
         if args["bg"]:
             session.load_later(args["model"], **options)
             view.finish([messages.loading_line(label)])
             return
         options |= {"on_wait": lambda: view.progress(label, session.progress), "began": self.began}
-        try:
+        with view:
             result = session.load_with_details(args["model"], **options)
-        except BaseException:
-            # Or a saved notebook shows a load that never ends.
-            area.clear()
-            raise
-        finally:
-            view.clear_line()
         view.finish(messages.ready_lines(result))
 
     @line_magic

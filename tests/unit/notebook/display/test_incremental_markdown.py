@@ -97,45 +97,37 @@ def test_costly_text_is_plain_and_is_not_parsed_again() -> None:
     assert incremental.render("*a*") == markdown.render("*a*")
 
 
-def test_same_text_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    parser, parsed = markdown.parser(has_formulas=False), []
+def parsed_texts(monkeypatch: pytest.MonkeyPatch, *, has_formulas: bool) -> list[str]:
+    """Return a list of the texts that the parser gets from now on."""
+    parser, parsed = markdown.parser(has_formulas=has_formulas), list[str]()
     parse = parser.parse
 
-    def counted(text: str, *others: object) -> object:
+    def record(text: str, *others: object) -> object:
         parsed.append(text)
         return parse(text, *others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(parser, "parse", counted)
+    monkeypatch.setattr(parser, "parse", record)
+    return parsed
+
+
+def test_same_text_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = parsed_texts(monkeypatch, has_formulas=False)
     incremental = IncrementalMarkdown()
     assert incremental.render("*a*") == incremental.render("*a*")
     assert parsed == ["*a*"]
 
 
 def test_closed_blocks_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    parser, parsed = markdown.parser(has_formulas=False), []
-    parse = parser.parse
-
-    def record(text: str, *others: object) -> object:
-        parsed.append(len(text))
-        return parse(text, *others)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(parser, "parse", record)
+    parsed = parsed_texts(monkeypatch, has_formulas=False)
     incremental, text = IncrementalMarkdown(), "".join(tokens(8000))
     for end in range(200, len(text), 200):
         incremental.render(text[:end])
-    assert sum(parsed) < 4 * len(text)
-    assert max(parsed) < 1000
+    assert sum(map(len, parsed)) < 4 * len(text)
+    assert max(map(len, parsed)) < 1000
 
 
 def test_notes_of_a_long_answer_are_parsed_with_few_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    parser, parsed = markdown.parser(has_formulas=True), []
-    parse = parser.parse
-
-    def record(text: str, *others: object) -> object:
-        parsed.append(len(text))
-        return parse(text, *others)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(parser, "parse", record)
+    parsed = parsed_texts(monkeypatch, has_formulas=True)
     incremental, text = IncrementalMarkdown(), "".join(tokens(4000))
     text = (
         text[: text.rindex("## Step")]
@@ -145,7 +137,7 @@ def test_notes_of_a_long_answer_are_parsed_with_few_others(monkeypatch: pytest.M
     for end in range(200, len(text), 20):
         incremental.render(text[:end])
     # The whole text once for each new label, and not for each new word.
-    assert sum(size > len(text) / 2 for size in parsed) == 3
+    assert sum(len(part) > len(text) / 2 for part in parsed) == 3
 
 
 def test_what_is_shown_of_notes_and_formulas_stays_in_its_place() -> None:
