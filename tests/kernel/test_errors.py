@@ -66,7 +66,7 @@ MISTAKES = {
     "%%llm -s 'open\nx": ("OptionError", "A quote is not closed. Close or remove it: 'open"),
     "%%llm -c my chat\nx": (
         "OptionError",
-        "'chat' is not an option of %%llm. Put a value with spaces in quotes: -c \"my chat\". Put the",
+        'select a model with -m. Put a value with spaces in quotes: -c "my chat".',
     ),
     "%%llm -t 0 -s \u201cBe brief.\u201d -o x\ny": (
         "OptionError",

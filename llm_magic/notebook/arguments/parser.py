@@ -292,11 +292,11 @@ class _LineParser(argparse.ArgumentParser):
             quotes = unknown_options.in_quotes(self.magic, self._tokens, word)
             if is_prompt:
                 raise OptionError(
-                    f"{word!r} is not an option of %%llm. {quotes}Put the prompt below the first line;"
-                    " select a model with -m."
+                    f"{word!r} is not an option of %%llm. Put the prompt below the first line; select a"
+                    f" model with -m. {quotes}".rstrip()
                 )
-            usage = f"Usage: {self.magic.usage}"
-            raise OptionError(f"%{name}: unexpected argument {word!r}. {quotes or usage}".strip())
+            advice = quotes or f"Usage: {self.magic.usage}"
+            raise OptionError(f"%{name}: unexpected argument {word!r}. {advice}")
         word = word.partition("=")[0]
         if word.lstrip("-") in _KEY_WORDS:
             raise OptionError(_KEY_ADVICE)

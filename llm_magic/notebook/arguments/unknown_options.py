@@ -71,18 +71,18 @@ def with_hyphen(word: str, names: Collection[str]) -> str:
     return option and f"{word} starts with a dash. Options start with a hyphen: {option}."
 
 
-def in_quotes(magic: Magic, words: Sequence[str], unexpected: str) -> str:
-    """Return the advice to put a value in quotes if an unexpected word may be its end, and a space."""
-    end = max((i for i, word in enumerate(words) if word.split(" ")[0] == unexpected), default=0)
-    start = next((i for i in range(end, 0, -1) if words[i - 1].startswith("-")), 0)
+def in_quotes(magic: Magic, tokens: Sequence[str], unexpected: str) -> str:
+    """Return the advice to put a value in quotes if an unexpected word may be its end."""
+    end = max((i for i, token in enumerate(tokens) if token.split(" ")[0] == unexpected), default=0)
+    start = next((i for i in range(end, 0, -1) if tokens[i - 1].startswith("-")), 0)
     names_chat = magic.positional is not None and magic.positional.complete == "chats"
-    option = words[start - 1] if start else f"%{magic.name}" if names_chat else ""
+    option = tokens[start - 1] if start else f"%{magic.name}" if names_chat else ""
     if end == start or not option or (start and option not in _TEXTS):
         return ""
-    rest = next((i for i in range(end, len(words)) if words[i].startswith("-")), len(words))
-    value = " ".join(words[start:rest]).strip(_CURLY_QUOTES)
-    quotes = "straight quotes" if words[start][0] in _CURLY_QUOTES else "quotes"
-    return f'Put a value with spaces in {quotes}: {option} "{value}". '
+    last = next((i for i in range(end, len(tokens)) if tokens[i].startswith("-")), len(tokens))
+    value = " ".join(tokens[start:last]).strip(_CURLY_QUOTES)
+    quotes = "straight quotes" if tokens[start][0] in _CURLY_QUOTES else "quotes"
+    return f'Put a value with spaces in {quotes}: {option} "{value}".'
 
 
 def equivalent(magic: Magic, option: str) -> str:

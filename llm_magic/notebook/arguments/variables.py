@@ -16,28 +16,28 @@ _DOLLAR = re.compile(r"(?:^|(?<==))\$(?P<name>[^\W\d]\w*)$")
 _NAME = re.compile(r"(?:^|(?<==))\{(?P<name>[^\W\d]\w*)\}$")
 
 
-def has_references(words: Sequence[str]) -> bool:
-    """Return whether a word of a line may refer to a variable."""
-    return any("{" in word or "$" in word for word in words)
+def has_references(tokens: Sequence[str]) -> bool:
+    """Return whether a token of a line may refer to a variable."""
+    return any("{" in token or "$" in token for token in tokens)
 
 
-def fill(words: Sequence[str], takes_value: Collection[str], names: Names) -> list[str]:
-    """Return the words of a line, without its prompt, with their {references} and $names replaced.
+def fill(tokens: Sequence[str], takes_value: Collection[str], names: Names) -> list[str]:
+    """Return the tokens of a line, without its prompt, with their {references} and $names replaced.
 
     Raises:
         OptionError: A name is not defined, or its value would be read as an option.
         PromptError: An expression failed.
     """
     found: list[str] = []
-    for word in words:
+    for token in tokens:
         before = found[-1] if found else ""
-        found.append(word)
-        if not has_references([word]) or _option(found) in _NOT_FILLED:
+        found.append(token)
+        if not has_references([token]) or _option(found) in _NOT_FILLED:
             continue
-        value = _filled(word, names(word), _option(found))
-        if value.startswith("-") and not word.startswith("-"):
+        value = _filled(token, names(token), _option(found))
+        if value.startswith("-") and not token.startswith("-"):
             if before not in takes_value:
-                raise OptionError(f"{word} is {value}, which starts with - like an option.")
+                raise OptionError(f"The value of {token} starts with -, like an option.")
             # argparse would take the value for an option.
             found[-2:] = [f"{before}={value}"]
         else:
@@ -45,11 +45,11 @@ def fill(words: Sequence[str], takes_value: Collection[str], names: Names) -> li
     return found
 
 
-def _option(words: Sequence[str]) -> str:
-    """Return the name of the option or setting whose value is the last word, without dashes."""
-    *before, word = words
-    name, equals, _ = word.partition("=")
-    if word.startswith("-s"):
+def _option(tokens: Sequence[str]) -> str:
+    """Return the name of the option or setting whose value is the last token, without dashes."""
+    *before, token = tokens
+    name, equals, _ = token.partition("=")
+    if token.startswith("-s"):
         return "s"
     if not equals and before:
         # `system = "…"`
@@ -57,13 +57,13 @@ def _option(words: Sequence[str]) -> str:
     return name.lstrip("-")
 
 
-def _filled(word: str, names: Mapping[str, Any], option: str) -> str:
+def _filled(token: str, names: Mapping[str, Any], option: str) -> str:
     from llm_magic.prompts import template
 
-    if (dollar := _DOLLAR.search(word)) is not None and dollar["name"] in names:
-        word = f"{word[: dollar.start()]}{{{dollar['name']}}}"
-    value = template.fill(word, names).text
-    unknown = _NAME.search(value) if value == word else None
+    if (dollar := _DOLLAR.search(token)) is not None and dollar["name"] in names:
+        token = f"{token[: dollar.start()]}{{{dollar['name']}}}"
+    value = template.fill(token, names).text
+    unknown = _NAME.search(value) if value == token else None
     # A stop string may be a name in braces.
     if unknown is not None and option != "stop":
         name = unknown["name"]
