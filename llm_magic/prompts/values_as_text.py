@@ -147,16 +147,16 @@ def shortening(value: Any, text: str, *, is_python: bool) -> tuple[str, str]:
 
 
 def _lacks(frame: Any, text: str, kind: str) -> str:
-    """Return what `_rows` leaves out of a table or a column, whose text contains dots then."""
+    """Return what `_rows` omits of a table or a column, whose text contains dots then."""
     units = ("values", "") if kind == "series" else ("rows", "columns")
-    left_out = " and ".join(
+    missing = " and ".join(
         f"{count - _MAX_LINES:,} of {count:,} {unit}"
         for count, unit in zip(frame.shape, units, strict=True)
         if count > _MAX_LINES
     )
     is_cut = "..." in text and _rows(frame) != _rows(frame, None)
     cells = f"with texts cut at {_MAX_CELL} characters" if is_cut else ""
-    return " and ".join(filter(None, (f"without {left_out}" if left_out else "", cells)))
+    return " and ".join(filter(None, (f"without {missing}" if missing else "", cells)))
 
 
 def _title(table: Any, kind: str) -> str:

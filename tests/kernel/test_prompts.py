@@ -200,7 +200,7 @@ def test_notes_name_what_a_table_lacks_and_how_to_send_all_of_it(scripted: Kerne
     )
 
 
-def test_notes_say_how_to_write_what_was_meant(scripted: Kernel) -> None:
+def test_notes_suggest_what_was_meant(scripted: Kernel) -> None:
     scripted.ok(TABLES)
     notes = notes_of(
         scripted, "Of {towns[size].mean()}, {towners}, {1/0} and {towns.head(1):markdown}."
@@ -220,7 +220,7 @@ def test_notes_say_how_to_write_what_was_meant(scripted: Kernel) -> None:
     assert notes_of(scripted, "a {town:red} b {1,3} c {2-4} d {2}") == []
 
 
-def test_failed_reference_says_how_to_send_the_braces(scripted: Kernel) -> None:
+def test_failed_reference_shows_how_to_send_the_braces(scripted: Kernel) -> None:
     scripted.ok(TABLES)
     unchanged = "To send the braces unchanged, write {{towns[town]}}"
     reason = "{towns[town]}: KeyError: 'Rome'. For the key, write [\"town\"]."
