@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from llm_magic.backends.reasoning import split_reasoning
 from llm_magic.backends.stop_strings import until_stop
 from llm_magic.backends.thread_bridge import ThreadBridge
-from llm_magic.errors import GenerationError, Interrupted
+from llm_magic.errors import GenerationError, IncompleteReply, Interrupted
 from llm_magic.session import context_window, interruptible_wait
 from llm_magic.session.event_loop import LoopStream, LoopThread
 from llm_magic.text import generated, visible_line
@@ -69,6 +69,8 @@ class Response:
         self._loaded = loaded
         self.number: int | None = None
         self.view: ResponseView | None = None
+        # Where the user finds the reply, in messages.
+        self.stored_in = "llm.last"
         # Whether a cell has waited for it and reported how it ended.
         self.is_awaited = False
         # `has_reply`: it has ended with something to show.
@@ -456,6 +458,8 @@ class Response:
             self.error, self._is_cancelled = error, reason == "cancelled"
             if isinstance(error, GenerationError):
                 error.reply = self.reply
+            if isinstance(error, IncompleteReply):
+                error.append(f"The received part is in {self.stored_in}.")
             # A failure before the first word leaves the last reply as it is.
             self.has_reply = error is None or not self.is_empty
             if self.has_reply:
@@ -475,7 +479,7 @@ class Response:
     def _interrupted(self, kind: type[Interrupted]) -> Interrupted:
         assert self.reply is not None
         job = "" if self.number is None else f"Job {self.number}: "
-        error = kind(f"{job}{_stopped(self.reply)}", reply=self.reply)
+        error = kind(f"{job}{_stopped(self.reply, self.stored_in)}", reply=self.reply)
         if isinstance(error, interruptible_wait.Interrupted):
             self._recorder.show(error)
         return error
@@ -487,11 +491,11 @@ class Response:
             self._interrupted(interruptible_wait.Interrupted)
 
 
-def _stopped(reply: Reply) -> str:
+def _stopped(reply: Reply, stored_in: str) -> str:
     """Return the message of an interrupt."""
     if reply.finish_reason in {"stop", "length"}:
-        return "Stopped when the answer had just ended; it is in llm.last."
+        return f"Stopped when the answer had just ended; it is in {stored_in}."
     amount = generated(reply.usage.completion_tokens, len(reply.text) + len(reply.reasoning))
     if not amount:
         return "Stopped before the first word."
-    return f"Stopped after {amount}; the answer so far is in llm.last."
+    return f"Stopped after {amount}; the answer so far is in {stored_in}."

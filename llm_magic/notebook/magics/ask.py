@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import functools
 import inspect
@@ -52,6 +53,8 @@ class LLMMagics(SessionMagics):
                 name: getattr(session.generation, name) for name in session.generation.changed
             }
         super().__init__(shell, session)
+        # The variables that -o has set.
+        self._outputs: set[str] = set()
         if changed:
             # The user changed them before %reload_ext.
             session.generation.update(**changed)
@@ -73,7 +76,7 @@ class LLMMagics(SessionMagics):
         else:
             args = parser.parse_with_cell("llm", line, cell, self.notebook_names)
         if args["output"] is not None:
-            _check_variable(args["output"])
+            self._check_output(args)
         if args["replace"] and args["format"] != "code":
             raise OptionError("--replace requires -f code.")
         if args["bg"]:
@@ -124,6 +127,10 @@ class LLMMagics(SessionMagics):
             answer_view.write_notes((*notes, *filter(None, (dry.problem,))))
             return messages.dry_run_table(dry)
         response = self.session.ask(request)
+        if args["output"] is not None and args["format"] != "json":
+            response.stored_in = args["output"]
+        elif self.shell.user_ns.get("llm") is not self.session:
+            response.stored_in = "llm.last (from llm_magic import llm)"
         view = answer_view.view(self.shell, response, args, area)
         try:
             with response:
@@ -142,7 +149,7 @@ class LLMMagics(SessionMagics):
                 view.clear()
         reply = response.result()
         if problem is not None:
-            raise problem.append("The text is in llm.last.")
+            raise problem.append(f"The text is in {response.stored_in}.")
         if args["format"] == "code":
             self._code_cells.offer(reply, self.cell_id, replace=bool(args.get("replace")))
         return self._unless_shown(reply)
@@ -157,8 +164,27 @@ class LLMMagics(SessionMagics):
             except InvalidReply as error:
                 return error
         if args["output"] is not None:
-            self.shell.user_ns[args["output"]] = value
+            self._set_output(args["output"], value)
         return None
+
+    def _check_output(self, args: Parsed) -> None:
+        """Check the name after ``-o``, and note which value of the user it replaces."""
+        from llm_magic.session.response import Response
+        from llm_magic.types import Reply
+
+        name = args["output"]
+        _check_variable(name)
+        value = self.shell.user_ns.get(name)
+        if name in self._outputs or isinstance(value, (Reply, Response)):
+            return
+        if value is not None:
+            args.notes += (f"-o {name} replaces the {type(value).__name__} in {name}.",)
+        elif hasattr(builtins, name):
+            args.notes += (f"-o {name} hides the built-in {name}. To restore it, run: del {name}",)
+
+    def _set_output(self, name: str, value: object) -> None:
+        self.shell.user_ns[name] = value
+        self._outputs.add(name)
 
     def _unless_shown(self, value: V) -> V | None:
         """Return the value of the magic, or None where it is all of its statement.
@@ -198,7 +224,7 @@ class LLMMagics(SessionMagics):
                 other.cancel()
                 notes += (f"stopped job {other.number}, which this cell started earlier.",)
         if args["output"] is not None:
-            self.shell.user_ns[args["output"]] = response
+            self._set_output(args["output"], response)
         output.start(notes)
         return response
 
@@ -214,7 +240,7 @@ class LLMMagics(SessionMagics):
         with _explaining(error):
             args = self.parse("llm_explain", line)
             if args["output"] is not None:
-                _check_variable(args["output"])
+                self._check_output(args)
             if error is None:
                 return Table(("",), [], "No exception has been raised in this kernel yet.")
             if isinstance(error, LLMMagicError):
@@ -239,7 +265,7 @@ class LLMMagics(SessionMagics):
             explain_error.CUT: "The cell is too long to send: the corrected cell lacks its middle.",
         }
         sent = failed.cell.source if as_code and failed.cell is not None else ""
-        notes = tuple(note for mark, note in missing.items() if mark in sent)
+        notes = args.notes + tuple(note for mark, note in missing.items() if mark in sent)
         prompt, system = explain_error.question(failed, fix=as_code), explain_error.SYSTEM
         request = Request(
             prompt, args["model"], system, chat, key, args.options, started=self.began
