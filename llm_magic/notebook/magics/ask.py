@@ -115,14 +115,15 @@ class LLMMagics(SessionMagics):
 
         Raises the error of a job that failed.
         """
-        from llm_magic.prompts.template import fill
+        from llm_magic.prompts import template
 
-        filled = fill(text, names, all_notes=all_notes)
+        fill = functools.partial(template.fill, all_notes=all_notes, escape=" or use --literal")
+        filled = fill(text, names)
         values = (names.get(word) for word in re.findall(r"\w+", " ".join(filled.used)))
         jobs = [one for one in values if isinstance(one, Response) and one.number is not None]
         if any(not job.done for job in jobs):
             self.wait_for_jobs(jobs)
-            filled = fill(text, names, all_notes=all_notes)
+            filled = fill(text, names)
         notes = dict.fromkeys(filled.notes)
         for job in jobs:
             job.is_awaited = True
