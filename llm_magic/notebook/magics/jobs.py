@@ -78,7 +78,7 @@ class JobMagics(SessionMagics):
         """Return the job that the line names, as a list; an empty list if it names none, or ``all``."""
         from llm_magic.session.response import Response
 
-        named = parser.parse(name, line)["job"]
+        named = self.parse(name, line)["job"]
         if named in {None, "all"}:
             return []
         value = self.shell.user_ns.get(named)
