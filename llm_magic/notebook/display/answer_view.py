@@ -5,6 +5,7 @@ Only the main thread displays. Model text reaches HTML through `llm_magic.notebo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -214,13 +215,11 @@ def _whole(response: Response, form: str, show_footer: bool) -> tuple[str, list[
     assert reply is not None, "it has ended"
     text, lines = response.text.strip(), []
     if form == "json":
-        try:
+        # The response of any other answer fails, and its error is shown.
+        with contextlib.suppress(InvalidReply):
             text = replace_surrogates(_indented(reply.json()) or text)
             if show_footer and (outside := around_json(reply)):
                 lines = [left_out_line(outside)]
-        except InvalidReply as error:
-            # A job fails no cell that would show it.
-            lines = [str(error)] if response.number is not None else []
     below = ending(reply)
     if show_footer:
         size = response.info.local_size
