@@ -184,7 +184,6 @@ class LLMMagics(SessionMagics):
 
     def _check_output(self, args: Parsed) -> None:
         """Check the name after ``-o``, and note which value of the user it replaces."""
-        from llm_magic.session.response import Response
         from llm_magic.types import Reply
 
         name = args["output"]
