@@ -121,9 +121,7 @@ def test_invalid_option_raises_before_request(under: Under) -> None:
     before = len(under.server.requests_to(under.chat)) if under.server else 0
     with pytest.raises(OptionError, match="temperature=9"):
         under.session.generate("hi", temperature=9)
-    with pytest.raises(
-        OptionError, match=r"has an option of its own|echo does not support --param"
-    ):
+    with pytest.raises(OptionError, match=r"has its own option|echo does not support --param"):
         under.session.generate("hi", extra={"temperature": 1})
     if under.server is not None:
         assert len(under.server.requests_to(under.chat)) == before
@@ -200,7 +198,7 @@ def test_timeout_ends_reply(under: Under) -> None:
     else:
         begun = sse(delta("half"), done=False)
     under.server.will(under.chat, *begun, Hold())
-    with pytest.raises(IncompleteReply, match="sent nothing for 1 s"):
+    with pytest.raises(IncompleteReply, match="sent no data for 1 s"):
         under.session.generate("hi")
     assert under.session.last is not None
     assert under.session.last.text == "half"

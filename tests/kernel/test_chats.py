@@ -162,7 +162,7 @@ def test_chats_go_to_files_and_come_back(scripted: Kernel, tmp_path: Path) -> No
     assert scripted.ok(f"%llm_chats talk --export {path}").text == f"Exported to {path}: 2 turns."
     assert json.loads(path.read_text("utf-8"))[0] == {"role": "system", "content": "Brief."}
     assert scripted.run(f"%llm_chats --export {path}").error == (
-        f"{path} exists. --force writes over it."
+        f"{path} already exists. Add --force to overwrite it."
     )
     scripted.ok("%%llm -c talk\nUno", cell_id="a")
     assert scripted.ok(f"%llm_chats --export {path} --force").text == (

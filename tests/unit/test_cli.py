@@ -94,7 +94,9 @@ def test_missing_package_is_named(
     monkeypatch.setitem(sys.modules, package, None)
     assert cli.main(arguments) == 1
     shown = capsys.readouterr()
-    assert shown.err == f'The demo needs {package}. Type: pip install "llm_magic[demo]"\n'
+    assert (
+        shown.err == f'The demo needs {package}. To install, run: pip install "llm_magic[demo]"\n'
+    )
     assert shown.out == ""
 
 

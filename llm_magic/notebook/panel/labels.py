@@ -10,10 +10,10 @@ from llm_magic.config.option_spec import OptionSpec
 
 # What the panel has buttons for, or does by itself.
 _PHRASES = (
-    (r"Type %llm_load \(or %llm_load MODEL\)\.", "Choose a model and press Load."),
+    (r"Run %llm_load \(or %llm_load MODEL\)\.", "Choose a model and press Load."),
     (r"Name one: %llm_load MODEL(?: -b \S+)?\.", "Choose one in the field “Model”."),
     (r"run %llm_load \S+ -b \S+ --pull", "select --pull and press Load"),
-    (r"(?:Type|Run) %llm_load(?: [^ ]+)?\.(?= |$)", "Load it again."),
+    (r"Run %llm_load(?: [^ ]+)?\.(?= |$)", "Load it again."),
     (r"Run %llm_models(?: -b \S+)? to list models\.", "Press Refresh list to see the models."),
     (r" \(%llm_status shows [a-z ]+\)", ""),
     (r"%llm_unload first", "unload the loaded model first"),
@@ -25,7 +25,9 @@ _PHRASES = (
 _FLAG = re.compile(r"(?P<add>\badd )?(?<![\w-])(?P<flag>--?[a-z][a-z-]*)(?: (?P<value>[\w:]+))?")
 
 
-_WRONG = re.compile(r"^(?P<name>\w+)=(?P<value>\S+) must be (?P<allowed>.+)\.$")
+_WRONG = re.compile(
+    r"^(?P<name>\w+)=(?P<value>\S+) is [^.]+\. (?:It must be|Use) (?P<allowed>.+)\.$"
+)
 
 
 def in_labels(text: str) -> str:

@@ -118,7 +118,7 @@ def test_a_dry_run_reports_what_does_not_fit(chatty: Pair) -> None:
     above = Request("and now", chat="c", key="k", options={"max_new_tokens": 4})
     dry = session.dry_run(above)
     assert dry.problem == (
-        f"The prompt is too long: it has {dry.count.prompt_tokens} tokens, and tiny reads 20."
+        f"The prompt has {dry.count.prompt_tokens} tokens, but tiny reads at most 20."
         f" Shorten it by at least {(dry.count.prompt_tokens or 0) - 19}."
         " Chat 'c' has 10 turns above it: --trim leaves out the oldest, %llm_reset c all."
     )
@@ -211,7 +211,7 @@ def test_answer_that_has_started_is_not_requested_again(chatty: Pair) -> None:
 
 def test_trim_is_for_chats(chatty: Pair) -> None:
     session, backend = chatty
-    with pytest.raises(OptionError, match=r"--trim leaves out turns of a chat\."):
+    with pytest.raises(OptionError, match=r"--trim drops turns of a chat\."):
         session.generate("?", trim=True)
     assert backend.requests == []
 

@@ -327,9 +327,9 @@ def test_messages_may_be_dictionaries_of_role_and_content(
         ([Message("user", "a"), 3], "The prompt, message 2: "),
         ([{"role": "nobody", "content": "x"}], "The prompt, message 1: the role 'nobody' is none of"),
         ([{"role": ["user"], "content": "x"}], "The prompt, message 1: the role "),
-        ([{"role": "user", "content": None}], "The prompt, message 1: its content is no text."),
+        ([{"role": "user", "content": None}], "The prompt, message 1: its content is not text."),
         ([{"role": "user", "content": "x", "images": ["y"]}], "The prompt, message 1: a chat here"),
-        ([Message("user", 3)], "The prompt, message 1: its content is no text."),  # type: ignore[arg-type]
+        ([Message("user", 3)], "The prompt, message 1: its content is not text."),  # type: ignore[arg-type]
     ],
 )  # fmt: skip
 def test_prompt_that_is_neither_text_nor_messages_is_refused(

@@ -223,7 +223,7 @@ def test_timeout_before_first_token_is_five_limits_without_retry(
 ) -> None:
     with session_on(server, idle_s=IDLE_S) as session:
         error = failing(session, server, ServerTimeout, *script)
-        assert f"{server.url} sent nothing for 1 s. Check the server" in str(error)
+        assert f"{server.url} sent no data for 1 s. Check the server" in str(error)
         assert "--idle-timeout" in str(error)
         held = [request for request in questions(server) if request.outcome != "whole"]
         assert held[0].left.wait(1)
@@ -262,7 +262,10 @@ def test_unreachable_server_error_contains_how_to_start_it(server: FaultServer) 
         before = session.generate("before")
         server.stop()
         error = fails(session, ServerUnreachable)
-        assert str(error) == f"Nothing listens at {server.url}. Start one: vllm serve MODEL"
+        assert (
+            str(error)
+            == f"No server is listening at {server.url}. To start one, run: vllm serve MODEL"
+        )
         assert session.last is before
         server.start()
         still_works(session)

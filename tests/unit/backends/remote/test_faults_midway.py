@@ -100,14 +100,14 @@ def test_data_after_error_is_not_read(server: FaultServer, behind: bytes) -> Non
 def test_timeout_in_middle_of_reply_is_the_limit(server: FaultServer) -> None:
     with session_on(server, idle_s=IDLE_S) as session:
         error = incomplete(session, server, *HEL, Hold())
-        assert "sent nothing for 0 s" in str(error)
+        assert "sent no data for 0 s" in str(error)
         assert questions(server)[0].left.wait(1)
 
 
 def test_idle_timeout_of_one_second_is_accepted(server: FaultServer) -> None:
     with session_on(server, idle_timeout=1) as session:
         error = incomplete(session, server, *HEL, Hold())
-        assert "sent nothing for 1 s" in str(error)
+        assert "sent no data for 1 s" in str(error)
         assert "--idle-timeout" in str(error)
 
 

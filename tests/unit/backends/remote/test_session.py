@@ -221,7 +221,8 @@ def test_load_warns_if_server_is_not_vllm(session: Session) -> None:
             for name in owners
         }
     assert notes["llamacpp"] == (
-        f"Warning: 127.0.0.1:{server.port} is not vLLM: its models are owned by 'llamacpp'. It may ignore"
+        f"Warning: 127.0.0.1:{server.port} does not look like vLLM: its models report the owner"
+        " 'llamacpp'. It may ignore"
         " top_k and repetition_penalty. Use -b openai for other OpenAI-compatible servers."
     )
     assert notes["real"] == notes["none"] == ""

@@ -148,7 +148,7 @@ def test_an_empty_prompt_is_refused(scripted: Scripted, prompt: str) -> None:
 def test_prompt_without_model_shows_next_step() -> None:
     with scripted_panel(load=False) as scripted:
         send(scripted.panel, "?")
-        assert "Nothing is loaded." in shown_error(scripted.panel)
+        assert "No model is loaded." in shown_error(scripted.panel)
         hang = scripted.backend.hang("load")
         press(scripted.panel.loading.load)
         assert hang.reached.wait(5)
