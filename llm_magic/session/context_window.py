@@ -95,8 +95,8 @@ def _advice(prepared: PreparedRequest, error: GenerationError | RequestFailed) -
         unclear = trim and error.status in _UNCLEAR
         return f"The {turns} above may be too long; {reset} deletes them." if unclear else ""
     if trim:
-        return f"That is without the {turns} above it, too."
-    return f"Chat {context.chat!r} has {turns} above it: --trim leaves out the oldest, {reset} all."
+        return f"Even without the {turns} above it, it is too long."
+    return f"Chat {context.chat!r} has {turns} above it: --trim drops the oldest, and {reset} deletes all."
 
 
 async def dry_run(manager: BackendManager, prepared: PreparedRequest) -> DryRun:

@@ -165,7 +165,7 @@ def test_stopped_server_error_contains_how_to_start_it(under: Under) -> None:
     under.server.stop()
     with pytest.raises(ServerUnreachable, match=r"http://127\.0\.0\.1:\d+"):
         under.session.generate("hi")
-    with pytest.raises(ServerUnreachable, match=r"Nothing listens .* (Start|Check)"):
+    with pytest.raises(ServerUnreachable, match=r"No server is listening .* (To start|Check)"):
         under.load(name="again")
     under.server.start()
     assert under.session.generate("hi").text == "hi"

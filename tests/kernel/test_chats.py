@@ -188,7 +188,7 @@ def test_trim_reports_dropped_turns_even_without_footer(scripted: Kernel) -> Non
             assert "2 oldest turns dropped (--trim)" in ran.text
             assert sent(scripted)[0].startswith("2 word")
         assert questions(scripted)[4:] == ["now"]
-        assert scripted.run("%%llm --trim\nnow").error.startswith("--trim leaves out turns of a")
+        assert scripted.run("%%llm --trim\nnow").error.startswith("--trim drops turns of a")
     finally:
         scripted.ok("backend.context = 8192")
 
@@ -206,7 +206,7 @@ def test_a_chat_that_is_too_long_for_a_real_model(loaded: Kernel) -> None:
     assert row[3] == f"{tokens / 8192:.1%}"
     ran = loaded.run("%%llm -c full\nHi", cell_id="a")
     assert ran.ename == "PromptTooLong"
-    assert "Chat 'full' has 3 turns above it: --trim leaves out the oldest" in ran.error
+    assert "Chat 'full' has 3 turns above it: --trim drops the oldest" in ran.error
     assert f"{tokens:,}"[:2] in ran.error
     # Only counted: on a CPU, to read that much takes a while.
     ran = loaded.ok("%%llm -c full --trim --dry-run\nHi", cell_id="a")

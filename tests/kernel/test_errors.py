@@ -123,7 +123,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(loaded: Kernel, code: str) ->
     loaded.ok("value, before = 1, (llm.generation.top_k, llm.status().models, llm.last)")
     ename, message = MISTAKES[code]
     build = loaded.value(
-        "'no GPU was found' if __import__('torch').version.cuda else 'this torch is a CPU build'"
+        "'no GPU was found' if __import__('torch').version.cuda else 'this torch is built for the CPU only'"
     )
     assert_one_line(loaded.run(code), ename, message.replace("{build}", build))
     assert loaded.value("before == (llm.generation.top_k, llm.status().models, llm.last)")
@@ -148,7 +148,7 @@ def test_a_prompt_that_is_too_long_is_counted(loaded: Kernel) -> None:
 
 def test_failed_generation_shows_reason_and_model_stays_loaded(loaded: Kernel) -> None:
     ran = loaded.run("%llm -p min_p=7 Hello")
-    assert_one_line(ran, "GenerationFailed", f"{MODEL} failed while it answered: ValueError: ")
+    assert_one_line(ran, "GenerationFailed", f"{MODEL} failed while it was answering: ValueError: ")
     loaded.ok("%llm -t 0 --max-new-tokens 2 Hello")
 
 
@@ -156,7 +156,7 @@ def test_quantization_without_bitsandbytes(loaded: Kernel) -> None:
     loaded.ok("import sys; held = sys.modules.pop('bitsandbytes', 0)")
     loaded.ok("sys.modules['bitsandbytes'] = None")
     ran = loaded.run("%llm_load -q 4bit")
-    assert_one_line(ran, "MissingDependency", "Type: pip install bitsandbytes")
+    assert_one_line(ran, "MissingDependency", "Run: pip install bitsandbytes")
     loaded.ok("del sys.modules['bitsandbytes']")
 
 

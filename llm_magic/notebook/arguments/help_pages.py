@@ -28,7 +28,7 @@ _COLUMN = 30
 _LEAST_WIDTH, _INDENT, _SHORT = 76, 8, 40
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 _MONOSPACE = "margin: 0; white-space: pre-wrap; font-family: var(--jp-code-font-family, monospace);"
-# The browser puts a description below its option where there is no room for both in one line.
+# The browser puts a description below its option where both do not fit into one line.
 _ROW = "display: flex; flex-wrap: wrap; column-gap: 1em; margin-bottom: 0.25em;"
 _OPTION = f"{_MONOSPACE} flex: 0 0 17em;"
 _DESCRIPTION = "flex: 1 1 20em; max-width: 45em;"

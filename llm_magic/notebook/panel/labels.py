@@ -18,8 +18,10 @@ _PHRASES = (
     (r" \(%llm_status shows [a-z ]+\)", ""),
     (r"%llm_unload first", "unload the loaded model first"),
     (r" with %llm_unload", " with Unload"),
-    (r"--trim leaves out the oldest, %llm_reset \S+ all\.", "press Clear to start a new one."),
-    (r", and --literal fills nothing", ""),
+    (
+        r"--trim drops the oldest, and %llm_reset \S+ deletes all\.",
+        "press Clear to start a new one.",
+    ),
     (r"; --dry-run shows their notes", ""),
 )
 _FLAG = re.compile(r"(?P<add>\badd )?(?<![\w-])(?P<flag>--?[a-z][a-z-]*)(?: (?P<value>[\w:]+))?")

@@ -209,7 +209,7 @@ def test_hub_without_response_times_out(
     ("url", "expected"),
     [
         ("https://hub.invalid", "there is no host hub.invalid (no network?)"),
-        ("http://127.0.0.1:9", "Nothing listens"),
+        ("http://127.0.0.1:9", "No server is listening"),
     ],
 )  # fmt: skip
 def test_unreachable_hub_is_a_warning(

@@ -120,7 +120,7 @@ def test_a_dry_run_reports_what_does_not_fit(chatty: Pair) -> None:
     assert dry.problem == (
         f"The prompt has {dry.count.prompt_tokens} tokens, but tiny reads at most 20."
         f" Shorten it by at least {(dry.count.prompt_tokens or 0) - 19}."
-        " Chat 'c' has 10 turns above it: --trim leaves out the oldest, %llm_reset c all."
+        " Chat 'c' has 10 turns above it: --trim drops the oldest, and %llm_reset c deletes all."
     )
     alone = Request("one two three", options={"max_new_tokens": 18})
     assert session.dry_run(alone).problem == (
@@ -150,7 +150,7 @@ def test_without_trim_the_error_names_the_turns_and_what_helps(chatty: Pair) -> 
     with pytest.raises(PromptTooLong) as caught:
         session.generate("?", chat="c")
     assert str(caught.value) == (
-        f"{TOO_LONG} Chat 'c' has 10 turns above it: --trim leaves out the oldest, %llm_reset c all."
+        f"{TOO_LONG} Chat 'c' has 10 turns above it: --trim drops the oldest, and %llm_reset c deletes all."
     )
     backend.will(PromptTooLong(TOO_LONG))
     with pytest.raises(PromptTooLong) as alone:

@@ -113,7 +113,7 @@ def test_the_system_prompt_is_a_setting_and_not_an_option_of_an_answer() -> None
     generation.reset()
     assert generation.values.system is None
     assert generation.changed == frozenset()
-    with pytest.raises(OptionError, match="system=5 is wrong"):
+    with pytest.raises(OptionError, match="system=5 is invalid"):
         generation.system = 5
 
 

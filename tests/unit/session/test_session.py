@@ -319,10 +319,10 @@ def test_messages_may_be_dictionaries_of_role_and_content(
 @pytest.mark.parametrize(
     ("prompt", "reason"),
     [
-        (3, "The prompt is of the type int."),
-        (None, "The prompt is of the type NoneType."),
-        (b"x", "The prompt is of the type bytes."),
-        ({"role": "user", "content": "x"}, "The prompt is of the type dict."),
+        (3, "A prompt cannot be of type int."),
+        (None, "A prompt cannot be of type NoneType."),
+        (b"x", "A prompt cannot be of type bytes."),
+        ({"role": "user", "content": "x"}, "A prompt cannot be of type dict."),
         (["a", "b"], "The prompt, message 1: "),
         ([Message("user", "a"), 3], "The prompt, message 2: "),
         ([{"role": "nobody", "content": "x"}], "The prompt, message 1: the role 'nobody' is none of"),

@@ -276,7 +276,7 @@ def test_references_are_filled_in_and_notes_are_shown() -> None:
         panel = ControlPanel(scripted.session, lambda _text: names)
         ask(panel, "{price:.2f} {prize}")
         assert scripted.backend.requests[-1].messages[-1].content == "12.00 {prize}"
-        assert "Note: {prize} is not defined here" in answer(panel)
+        assert "Note: {prize} was not replaced: prize is not defined" in answer(panel)
         assert panel.magic.value == "%%llm\n{price:.2f} {prize}"
         ask(panel, "none")
         assert "Note:" not in answer(panel)
