@@ -335,7 +335,7 @@ def test_failed_load_keeps_previous_model(session: Session, server: FaultServer)
     load(session, server)
     with pytest.raises(ModelNotFound):
         load(session, server, "nothing-like-it")
-    with pytest.raises(OptionError, match="has the name tiny"):
+    with pytest.raises(OptionError, match="name tiny is already used"):
         load(session, server, "big", name="tiny", keep=True)
     assert session.generate("still there").text == "still there"
 
