@@ -53,7 +53,7 @@ def test_text_above_the_cell_magic_fails_with_advice(scripted: Kernel) -> None:
 
 def test_a_lone_line_of_the_cell_magic_shows_help_or_the_next_step(scripted: Kernel) -> None:
     for code in ("%%llm -h", "%%llm --help\n", "\n%%llm -t 0 -h\n\n"):
-        assert scripted.ok(code).text == page("llm")
+        assert scripted.ok(code).text == page("llm").rstrip()
     for code in ("%%llm", "%%llm\n", "%%llm -t 0", "%%llm\n  \n "):
         ran = scripted.run(code)
         assert (ran.ename, len(ran.traceback)) == ("OptionError", 1)

@@ -17,7 +17,7 @@ from llm_magic.types import Chunk, Message, Reply, Usage
 from tests.scripted import ScriptedBackend, scripted_session, whole_answer
 
 Pair = tuple[Session, ScriptedBackend]
-TOO_LONG = "The prompt has 9 tokens, tiny reads 8."
+TOO_LONG = "The prompt has 9 tokens, but tiny reads at most 8."
 
 
 @pytest.fixture

@@ -502,7 +502,7 @@ def test_prompt_beyond_ollama_context_raises(session: Session, ollama: OllamaSer
     with pytest.raises(PromptTooLong) as caught:
         session.generate("fox " * 5000)
     assert str(caught.value) == (
-        f"The prompt has 5,001 tokens, llama3.2 on 127.0.0.1:{ollama.port} reads 4,096. Shorten"
+        f"The prompt has 5,001 tokens, but llama3.2 on 127.0.0.1:{ollama.port} reads at most 4,096. Shorten"
         " the prompt, or load the model with more context: -p num_ctx=N (N up to 131,072)."
     )
     assert session.generate("fox " * 5000, extra={"num_ctx": 8192}).text
