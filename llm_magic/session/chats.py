@@ -57,6 +57,11 @@ class Context:
     replaces: bool = False
     default: str | None = None
 
+    @property
+    def changes_system(self) -> bool:
+        """Whether the system prompt differs from that of the turns above."""
+        return bool(self.turns) and self.system != _in_force(turn.system for turn in self.turns)
+
     def messages(self, dropped: int = 0) -> tuple[Message, ...]:
         """Return what precedes the question, without the `dropped` oldest turns.
 

@@ -28,7 +28,7 @@ class Request:
     """One question, before it is known who answers it.
 
     An answer to a request `as_json` that is no JSON fails. Times of the answer count from `started`
-    (`time.perf_counter`).
+    (`time.perf_counter`). Messages refer to the reply as `stored_in`.
     """
 
     prompt: Prompt
@@ -40,6 +40,7 @@ class Request:
     trim: bool = False
     started: float = field(default_factory=time.perf_counter, compare=False)
     as_json: bool = False
+    stored_in: str = "llm.last"
 
 
 class AskOptions(TypedDict, total=False):

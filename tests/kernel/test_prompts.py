@@ -378,7 +378,9 @@ def test_format_json_stores_the_value_and_fails_for_anything_else(scripted: Kern
     assert scripted.value("data") == {"a": 1}
     bad = scripted.run("%%llm -f json --quiet -o data\n{'a': 1}")
     assert bad.ename == "InvalidReply"
-    assert bad.error.startswith("The answer is not valid JSON: Expecting property name")
+    assert bad.error.startswith(
+        "The answer is not valid JSON: a key in double quotes is missing (line 1, character 2)."
+    )
     assert bad.error.endswith(" The text is in llm.last.")
     assert len(bad.traceback) == 1
     # The answer is shown as it is, above the error.
@@ -387,7 +389,73 @@ def test_format_json_stores_the_value_and_fails_for_anything_else(scripted: Kern
     assert scripted.run("llm.last.json()").ename == "InvalidReply"
 
 
+def test_format_json_shows_what_is_not_json(scripted: Kernel) -> None:
+    ran = scripted.ok('%%llm -f json -o data\nHere <b>:\n```json\n{"a": 1}\n```\nThat is all.')
+    line = "Left out, because it is not in the JSON: Here <b>: That is all."
+    assert ran.text.splitlines()[3:5] == ["", line]
+    assert "Here &lt;b&gt;: That is all." in ran.html
+    assert (
+        f"[{line}]"
+        in scripted.ok(
+            "%llm -f json --plain Here <b>: {'a': [1]} That is all.".replace("'", '"')
+        ).text
+    )
+    for answer in (
+        '{"a": [1]}',
+        '```json\n{"a": 1}\n```',
+        '"is {a} text"',
+        " [1]\n",
+        "```\n4\n```",
+    ):
+        assert "Left out" not in scripted.ok(f"%%llm -f json --literal\n{answer}").text
+    # Not as JSON, whose highlighting marks each letter as an error.
+    assert "no json here" in scripted.run("%llm -f json no json here").html
+
+
 def test_plain_and_quiet_write_only_the_answer_to_stdout(scripted: Kernel) -> None:
     ran = scripted.ok("%%llm --plain --quiet\n**bold** <b>")
     assert {o["type"] for o in ran.outputs} == {"stream"}
     assert ran.text == "**bold** <b>\n"
+
+
+def test_output_that_replaces_a_value_of_the_user_is_noted_once(scripted: Kernel) -> None:
+    scripted.ok("import json as parser\nclass Table: pass\ntable = Table(); empty = None")
+    notes = {
+        "%%llm -o table\nHi": "-o table replaces the Table in table.",
+        "%llm -o parser -f json [1]": "-o parser replaces the module in parser.",
+        "%llm -o sorted Hi": "-o sorted hides the built-in sorted. To restore it, run: del sorted",
+    }
+    for cell, note in notes.items():
+        dry = cell.replace(" -o", " --dry-run -o")
+        assert [scripted.ok(code).text.split("\n")[0] for code in (dry, cell)] == [
+            f"Note: {note}"
+        ] * 2
+        assert "Note" not in scripted.ok(cell).text
+    for name in ("empty", "fresh", "table"):
+        assert "Note" not in scripted.ok(f"%llm -o {name} Hi").text
+    scripted.ok("copy = llm.generate('Hi'); del sorted")
+    assert "Note" not in scripted.ok("%llm -o copy Hi").text
+    scripted.ok("number = 42")
+    assert "-o number replaces the int in number." in scripted.ok("%llm --bg -o number Hi").text
+
+
+def test_errors_name_the_variable_with_the_answer(scripted: Kernel) -> None:
+    scripted.ok("from llm_magic.errors import IncompleteReply\nsession = llm; del llm")
+    imported = "llm.last (from llm_magic import llm)"
+    try:
+        for options, where in (("-o part", "part"), ("", imported), ("-o part -f json", imported)):
+            scripted.ok("backend.will('half', IncompleteReply('Cut.'))")
+            ran = scripted.run(f"%llm {options} Hi")
+            assert ran.error == f"Cut. The received part is in {where}."
+        assert scripted.value("part.text") == "half"
+        assert scripted.run("%llm -f json no json").error.endswith(f" The text is in {imported}.")
+        scripted.ok("from tests.scripted import Hang")
+        for options, where in (("-o part", "part"), ("", imported)):
+            scripted.ok("backend.will('some', ' words', Hang())")
+            cell = scripted.send(f"%llm {options} Hi")
+            scripted.wait_for_output(cell, "some words")
+            scripted.interrupt()
+            ran = scripted.wait(cell)
+            assert ran.error == f"Stopped after 2 tokens; the answer so far is in {where}."
+    finally:
+        scripted.ok("llm = session")

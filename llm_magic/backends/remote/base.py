@@ -353,9 +353,7 @@ class RemoteBackend(Backend):
         if isinstance(error, MalformedStream):
             message = f"{remote.server.address.origin} sent {error}."
         if has_text:
-            return IncompleteReply(
-                f"{message} The reply is incomplete; the received part is in llm.last."
-            )
+            return IncompleteReply(f"{message} The reply is incomplete.")
         if isinstance(error, MalformedStream):
             return RequestFailed(f"{message} Check --base-url and -b.")
         if isinstance(error, RequestFailed) and error.exceeds_context:

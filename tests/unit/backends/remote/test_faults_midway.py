@@ -50,7 +50,7 @@ def incomplete(
     assert error.reply is session.last
     reply = last(session)
     assert (reply.text, reply.finish_reason) == (text, "truncated")
-    assert "the received part is in llm.last" in str(error)
+    assert "The reply is incomplete. The received part is in llm.last." in str(error)
     assert len(questions(server)) == 1
     still_works(session)
     return error
