@@ -199,7 +199,7 @@ def test_chats_go_to_files_and_come_back(scripted: Kernel, tmp_path: Path) -> No
     assert scripted.ok(f"%llm_chats talk --export {path}").text == f"Exported to {path}: 2 turns."
     assert json.loads(path.read_text("utf-8"))[0] == {"role": "system", "content": "Brief."}
     assert scripted.run(f"%llm_chats --export {path}").error == (
-        f"{path} exists. --force writes over it."
+        f"{path} already exists. Add --force to overwrite it."
     )
     scripted.ok("%%llm -c talk\nUno", cell_id="a")
     assert scripted.ok(f"%llm_chats --export {path} --force").text == (
@@ -225,7 +225,7 @@ def test_trim_reports_dropped_turns_even_without_footer(scripted: Kernel) -> Non
             assert "2 oldest turns dropped (--trim)" in ran.text
             assert sent(scripted)[0].startswith("2 word")
         assert questions(scripted)[4:] == ["now"]
-        assert scripted.run("%%llm --trim\nnow").error.startswith("--trim leaves out turns of a")
+        assert scripted.run("%%llm --trim\nnow").error.startswith("--trim drops turns of a")
     finally:
         scripted.ok("backend.context = 8192")
 
@@ -258,7 +258,7 @@ def test_a_chat_that_is_too_long_for_a_real_model(loaded: Kernel) -> None:
     assert row[3] == f"{tokens / 8192:.1%}"
     ran = loaded.run("%%llm -c full\nHi", cell_id="a")
     assert ran.ename == "PromptTooLong"
-    assert "Chat 'full' has 3 turns above it: --trim leaves out the oldest" in ran.error
+    assert "Chat 'full' has 3 turns above it: --trim drops the oldest" in ran.error
     assert f"{tokens:,}"[:2] in ran.error
     # Only counted: on a CPU, to read that much takes a while.
     ran = loaded.ok("%%llm -c full --trim --dry-run\nHi", cell_id="a")

@@ -137,7 +137,7 @@ def test_an_unknown_name_is_left_as_it_is_with_a_note(scripted: Kernel) -> None:
     scripted.ok("animal = 'fox'")
     ran = scripted.ok("%%llm\nDescribe the {anmal} here.")
     assert sent(scripted) == [("user", "Describe the {anmal} here.")]
-    assert ran.text.startswith("Note: {anmal} is not defined here; left as it is. Did you mean")
+    assert ran.text.startswith("Note: {anmal} was not replaced: anmal is not defined. Did you mean")
 
 
 def test_expressions_are_filled_in_everywhere(scripted: Kernel) -> None:
@@ -157,7 +157,7 @@ def test_braces_in_pasted_text_run_nothing(scripted: Kernel, options: str) -> No
     notes = [line for line in answer.text.splitlines() if line.startswith("Note: ")]
     assert len(notes) == 4
     assert notes[0] == (
-        "Note: {os.system('exit 7')} is left as it is: it calls .system() of the module os."
+        "Note: {os.system('exit 7')} was not replaced: it calls .system() of the module os."
         " Assign it to a variable first, and refer to that"
     )
     if "--dry-run" not in options:
@@ -179,11 +179,11 @@ def test_notes_name_the_syntax_that_is_not_supported(scripted: Kernel) -> None:
     scripted.ok("xs = [1]")
     prompt = "See {xs=}, {len(xs}, {[x for x in xs]} and {xs[0] if xs else 0}."
     expected = [
-        "Note: {xs=} is left as it is: it ends with =; write xs={xs}",
-        "Note: {len(xs} is left as it is: it has a bracket that is not closed",
-        "Note: {[x for x in xs]} is left as it is: it has a list comprehension in it. Assign it to a"
+        "Note: {xs=} was not replaced: it ends with =; write xs={xs}",
+        "Note: {len(xs} was not replaced: it has a bracket that is not closed",
+        "Note: {[x for x in xs]} was not replaced: it has a list comprehension in it. Assign it to a"
         " variable first, and refer to that",
-        'Note: {xs[0] if xs else 0} is left as it is: it has "if" and "else" in it. Assign it to a'
+        'Note: {xs[0] if xs else 0} was not replaced: it has "if" and "else" in it. Assign it to a'
         " variable first, and refer to that",
     ]
     for option in ("", "--dry-run"):
@@ -327,7 +327,7 @@ def test_dry_run_shows_what_a_chat_would_send_and_what_is_cut(scripted: Kernel) 
     scripted.ok("backend.context = 6")
     ran = scripted.ok("%%llm -c dry --trim --dry-run\nThree {qqqq}", cell_id="dry-3")
     assert ran.text.splitlines()[:8] == [
-        "Note: {qqqq} is not defined here; left as it is.",
+        "Note: {qqqq} was not replaced: qqqq is not defined.",
         "Note: The context leaves 2 tokens for the answer, fewer than max_new_tokens 512.",
         "system    Be brief.",
         "not sent  2 oldest turns dropped (--trim)",
@@ -338,8 +338,8 @@ def test_dry_run_shows_what_a_chat_would_send_and_what_is_cut(scripted: Kernel) 
     ]
     ran = scripted.ok("%%llm -c dry --dry-run\nThree four", cell_id="dry-3")
     assert ran.text.startswith(
-        "Note: The prompt is too long: it has 8 tokens, and tiny reads 6. Shorten it by at least 3."
-        " Chat 'dry' has 2 turns above it: --trim leaves out the oldest, %llm_reset dry all.\n"
+        "Note: The prompt has 8 tokens, but tiny reads at most 6. Shorten it by at least 3."
+        " Chat 'dry' has 2 turns above it: --trim drops the oldest, and %llm_reset dry deletes all.\n"
         "system     Be brief.\n"
         "user       One\n"
         "assistant  One\n"

@@ -235,7 +235,7 @@ def use_table(status: Status) -> Table:
         ["active" if info.name == status.active_model else "", model_line(info)]
         for info in status.models
     ]
-    return Table(("", ""), rows, "" if rows else "Nothing is loaded. Type %llm_load.")
+    return Table(("", ""), rows, "" if rows else "No model is loaded. Run %llm_load.")
 
 
 def models_table(models: list[ModelInfo], loaded: tuple[ModelInfo, ...]) -> Table:
