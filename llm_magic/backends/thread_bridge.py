@@ -13,7 +13,7 @@ import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from llm_magic.types import Chunk
@@ -150,17 +150,6 @@ class ThreadBridge(Generic[T]):
         if not (self._items or self._is_closed) and self._inbox.empty():
             # Not `wait_for`: Python 3.11's loses a cancellation that comes together with an item.
             await woken.wait()
-
-    async def __aiter__(self) -> AsyncGenerator[T, None]:
-        """Yield the items until the end; raise what ended the work."""
-        while True:
-            for item in self.take():
-                yield item
-            if self.is_finished:
-                break
-            await self.wait_async()
-        if self.error is not None:
-            raise self.error
 
     # -- any thread, and signal handlers ------------------------------------------------------
 

@@ -379,7 +379,8 @@ class Session:
         with held_back():
             response = self._respond_after_load(request) if background else None
             if response is None:
-                self._loads.wait()
+                if self._loads.pending is not None:
+                    self._loads.wait()
                 response = self._respond(request)
         if background:
             self.jobs.add(response)
@@ -396,7 +397,9 @@ class Session:
         load, pending = self._loads.pending, self._manager.pending
         if load is None or load.done() or pending is None:
             return None
-        settings, request = self.generation.values, self._with_key(request)
+        settings = self.generation.values
+        if request.chat is not None:
+            request = self._with_key(request, request.chat)
 
         async def loaded() -> PreparedRequest:
             await wait_for_end(load)
@@ -409,14 +412,14 @@ class Session:
         """Check a request; `peek` starts no turn of its chat."""
         loaded_model = self._manager.find(request.model)
         loaded_model.backend.release_threads()
-        request = self._with_key(request, peek=peek)
+        if request.chat is not None:
+            request = self._with_key(request, request.chat, peek=peek)
         return prepare(request, loaded_model, self.generation.values, self.chats)
 
-    def _with_key(self, request: Request, *, peek: bool = False) -> Request:
+    def _with_key(self, request: Request, chat: str, *, peek: bool = False) -> Request:
         """Return a request of a chat with the key of its cell."""
-        if request.chat is None or request.key is not None:
-            return request
-        return dataclasses.replace(request, key=self.cells.key(request.chat, peek=peek))
+        key = request.key or self.cells.key(chat, peek=peek)
+        return dataclasses.replace(request, key=key)
 
     @held_back()
     def generate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:

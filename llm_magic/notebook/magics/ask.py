@@ -86,7 +86,7 @@ class LLMMagics(SessionMagics):
 
         prompt, system, is_dry_run = args.prompt, args["system"], bool(args["dry_run"])
         notes = args.notes
-        if not args["literal"]:
+        if not args["literal"] and "{" in f"{prompt}{system}":
             from llm_magic.prompts.template import fill
 
             names = self.notebook_names(f"{prompt} {system}")
