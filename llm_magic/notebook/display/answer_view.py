@@ -209,17 +209,17 @@ AnswerView = PlainView | RichView
 
 def _whole(response: Response, form: str, show_footer: bool) -> tuple[str, list[str]]:
     """Return the text of a response that has ended, and the lines to show below it."""
-    assert response.reply is not None, "it has ended"
+    reply = response.reply
+    assert reply is not None, "it has ended"
     text, lines = response.text.strip(), []
     if form == "json":
         try:
-            text = replace_surrogates(_indented(response.reply.json()) or text)
+            text = replace_surrogates(_indented(reply.json()) or text)
         except InvalidReply as error:
             # A job fails no cell that would show it.
             lines = [str(error)] if response.number is not None else []
-    size = response.info.local_size
     system = response.prepared.session_system
-    below = footer(response.reply, size, system) if show_footer else ending(response.reply)
+    below = footer(reply, response.info, system) if show_footer else ending(reply)
     return text, [*lines, *([below] if below else [])]
 
 

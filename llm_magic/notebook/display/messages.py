@@ -63,7 +63,7 @@ def trimmed(turns: int) -> str:
     return f"{'oldest turn' if turns == 1 else f'{turns} oldest turns'} dropped (--trim)"
 
 
-def footer(reply: Reply, size: int | None, session_system: str | None = None) -> str:
+def footer(reply: Reply, model: ModelInfo | None = None, session_system: str | None = None) -> str:
     """Return the line below an answer: model, tokens, times, speed, memory, cost, how it ended.
 
     `session_system` is the system prompt of the session, if it was sent.
@@ -78,8 +78,8 @@ def footer(reply: Reply, size: int | None, session_system: str | None = None) ->
     if timing.tokens_per_s is not None:
         digits = 0 if timing.tokens_per_s >= 10 else 1
         parts.append(f"{timing.tokens_per_s:.{digits}f} tokens/s")
-    if size:
-        parts.append(human_bytes(size))
+    if model is not None and model.size and not model.server:
+        parts.append(human_bytes(model.size))
     if usage.cost is not None:
         parts.append(dollars(usage.cost))
     if session_system:

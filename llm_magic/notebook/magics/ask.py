@@ -114,7 +114,8 @@ class LLMMagics(SessionMagics):
         from llm_magic.notebook.display import answer_view, live_output, messages
 
         area = live_output.LiveArea(live=self.live)
-        self.show_load(area)
+        if self.session.is_loading_in_background:
+            self.show_load(area)
         if args["dry_run"]:
             area.clear()
             dry = self.session.dry_run(request)

@@ -95,7 +95,13 @@ def test_unload_line_names_three_holders_and_counts_the_others() -> None:
     ],
 )  # fmt: skip
 def test_the_footer(changes: Any, size: int | None, line: str) -> None:
-    assert messages.footer(make_reply("Paris.", **(USUAL | changes)), size) == line
+    model = ModelInfo("tiny", "local", size=size)
+    assert messages.footer(make_reply("Paris.", **(USUAL | changes)), model) == line
+
+
+def test_the_footer_shows_no_size_of_a_model_on_a_server() -> None:
+    model = ModelInfo("tiny", "ollama", size=269_000_000, server="127.0.0.1:11434")
+    assert "MB" not in messages.footer(make_reply("Paris.", **USUAL), model)
 
 
 def test_the_status() -> None:
