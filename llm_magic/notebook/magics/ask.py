@@ -87,13 +87,16 @@ class LLMMagics(SessionMagics):
         prompt, system, is_dry_run = args.prompt, args["system"], bool(args["dry_run"])
         notes = args.notes
         if not args["literal"] and "{" in f"{prompt}{system}":
-            from llm_magic.prompts.template import fill
+            from llm_magic.prompts import template
 
             names = self.notebook_names(f"{prompt} {system}")
-            filled = fill(prompt, names, all_notes=is_dry_run)
+            fill = functools.partial(
+                template.fill, all_notes=is_dry_run, escape=" or use --literal"
+            )
+            filled = fill(prompt, names)
             prompt, notes = filled.text, notes + filled.notes
             if system is not None:
-                filled = fill(system, names, all_notes=is_dry_run)
+                filled = fill(system, names)
                 system, notes = filled.text, tuple(dict.fromkeys(notes + filled.notes))
         chat, key = args["chat"], None
         if chat is not None:
