@@ -95,15 +95,15 @@ def parse_with_prompt(name: str, line: str) -> Parsed:
     ``%llm What is tail -c 5``, a note reports that they were sent. After ``--``, all is prompt.
     """
     parser = _line_parser(name)
-    found, position, start = [], 0, _blanks_end(line, 0)
-    only_text = False
+    found: list[str] = []
+    position, start, only_text = 0, _blanks_end(line, 0), False
     while line.startswith("-", start):
-        word, position = parser.word(line, start, "")
+        position = parser.read(line, start, found)
         start = _blanks_end(line, position)
-        if only_text := word == "--":
+        if only_text := found[-1] == "--":
+            found.pop()
             break
-        found.append(word)
-        if word in parser.takes_value and start < len(line):
+        if found[-1] in parser.takes_value and start < len(line):
             position = parser.read(line, start, found)
             start = _blanks_end(line, position)
     parsed = parser.parsed(found)
@@ -193,26 +193,25 @@ class _LineParser(argparse.ArgumentParser):
         return name, json.loads(text) if json_end(text, 0, name) == len(text) else value
 
     def read(self, line: str, start: int, found: list[str]) -> int:
-        """Append the word that starts at `start` to those that were found, and return its end."""
+        """Append the word that starts at `start` to those that were found, and return its end.
+
+        JSON after ``-p key=`` is kept unchanged.
+        """
         previous = found[-1] if found else ""
-        word, end = self.word(line, start, previous)
+        key = start if previous in self._pairs else None
+        for option in self._pairs:
+            attached = f"{option}=" if option.startswith("--") else option
+            if line.startswith(attached, start):
+                key = start + len(attached)
+        pair = _KEY.match(line, key) if key is not None else None
+        end = json_end(line, pair.end(), pair[0][:-1]) if pair is not None else None
+        word, end = (line[start:end], end) if end is not None else _word(line, start)
         if previous in self.takes_value and word.startswith("-") and line[start] in "\"'":
             # A quoted word is a value, which argparse would take for an option.
             found[-1] = f"{previous}={word}"
         else:
             found.append(word)
         return end
-
-    def word(self, line: str, start: int, previous: str) -> tuple[str, int]:
-        """Return the word that starts at `start` and its end; JSON after ``-p key=`` is kept unchanged."""
-        key = start if previous in self._pairs else None
-        for option in self._pairs:
-            attached = f"{option}=" if option.startswith("--") else option
-            if line.startswith(attached, start):
-                key = start + len(attached)
-        found = _KEY.match(line, key) if key is not None else None
-        end = json_end(line, found.end(), found[0][:-1]) if found is not None else None
-        return (line[start:end], end) if end is not None else _word(line, start)
 
     def parsed(self, tokens: Sequence[str]) -> Parsed:
         """Return the values of the tokens of a line."""
