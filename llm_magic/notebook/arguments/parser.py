@@ -52,9 +52,9 @@ class Parsed(dict[str, Any]):
     `notes` are about that.
     """
 
-    def __init__(self, values: dict[str, Any], options: dict[str, Any], prompt: str = "") -> None:
+    def __init__(self, values: dict[str, Any], options: dict[str, Any]) -> None:
         super().__init__(values)
-        self.options, self.prompt = options, prompt
+        self.options, self.prompt = options, ""
         self.notes: tuple[str, ...] = ()
 
 
