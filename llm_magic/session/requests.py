@@ -132,7 +132,7 @@ def _messages(request: Request, context: Context | None) -> tuple[Message, ...]:
     if not messages or not messages[-1].content.strip():
         raise OptionError("The prompt is empty. Write it after %llm, or below %%llm.")
     if context is None:
-        before = [Message("system", request.system)] if request.system else []
+        before = [Message("system", request.system)] if request.system is not None else []
         return _sendable(*before, *messages)
     if not isinstance(prompt, str):
         raise OptionError("A chat takes its turns one by one: give it a text, not messages.")

@@ -88,6 +88,51 @@ def test_values_are_filled_in_unless_literal(scripted: Kernel) -> None:
     assert sent(scripted) == [("user", "Hello Ada {who}!")]
 
 
+def test_values_are_filled_in_options(scripted: Kernel) -> None:
+    scripted.ok("t, name, spoken, stops = 0.25, 'tiny', 'a b', {'end': '-END'}")
+    for cell in (
+        "%%llm -t {t} -m $name\nHi",
+        "%llm -t {t} -m $name Hi",
+        "%llm -t{t} --model={name} Hi",
+    ):
+        scripted.ok(cell)
+        call = "backend.requests[-1]"
+        assert scripted.value(f"({call}.name, {call}.config.temperature)") == ("tiny", 0.25)
+    scripted.ok(
+        "for n in (1, 2):\n    %llm --seed {n} -p known={n * 2} -c {spoken} --stop {stops['end']} Hi"
+    )
+    config = "backend.requests[-1].config"
+    assert scripted.value(f"({config}.seed, {config}.stop, dict({config}.extra))") == (
+        2, ("-END",), {"known": 4},
+    )  # fmt: skip
+    assert "a b   2" in scripted.ok("%llm_chats").text
+    assert scripted.ok("%llm_reset {spoken}").text == "Deleted: a b."
+    assert "0.7 → 0.25" in scripted.ok("%llm_config temperature={t}").text
+    assert "0.25 → 0.5" in scripted.ok("%llm_config -t {t * 2}").text
+    scripted.ok("%llm_config --reset")
+    assert "tiny" in scripted.ok("%llm_use {name}").text
+    # JSON, and a text in braces that names nothing here.
+    scripted.ok("""%llm -p known='{"a": {}}' --stop {end} Hi""")
+    assert scripted.value(f"{config}.stop") == ("{end}",)
+
+
+def test_a_wrong_reference_in_an_option_is_an_error(scripted: Kernel) -> None:
+    scripted.ok("temp, evil, calls = 'hot', '--all', len(backend.requests)")
+    for line, error in (
+        ("%llm -t {tmp} Hi", '{tmp} is not defined in this notebook. Did you mean "temp"?'),
+        ("%llm -t {temp} Hi", "temperature=hot must be a number, 0 to 2."),
+        ("%llm -t {temp['x']} Hi", "{temp['x']}: TypeError"),
+        ("%llm_unload {evil}", "The value of {evil} starts with -, like an option."),
+        ("%llm_load x -b openai --key-env {evil}", "--key-env takes the name of an"),
+    ):
+        ran = scripted.run(line)
+        assert (ran.status, len(ran.traceback), error in ran.error) == ("error", 1, True), ran.error
+    assert scripted.value("(calls == len(backend.requests), llm.status().active_model)") == (
+        True,
+        "tiny",
+    )
+
+
 def test_an_unknown_name_is_left_as_it_is_with_a_note(scripted: Kernel) -> None:
     scripted.ok("animal = 'fox'")
     ran = scripted.ok("%%llm\nDescribe the {anmal} here.")

@@ -5,10 +5,11 @@ Only the main thread displays. Model text reaches HTML through `llm_magic.notebo
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llm_magic.errors import InvalidReply
@@ -132,7 +133,9 @@ class RichView:
         """`label` names a background response: it is shown at once, and until the answer has ended."""
         self._response, self._form, self._show_footer = response, form, show_footer
         self._area, self._label = area, label
-        self._markdown = markdown.IncrementalMarkdown()
+        self._html: Callable[[str], str] = markdown.IncrementalMarkdown().render
+        if form in {"text", "json"}:
+            self._html = functools.partial(answer_html, form=form)
         self._began = time.monotonic()
         # The revision of the response that is shown.
         self._revision = -1
@@ -184,11 +187,6 @@ class RichView:
             return {"text/html": html}
         # For frontends without HTML, which show no updates.
         return mime_bundle(text or line, html)
-
-    def _html(self, text: str) -> str:
-        if self._form in {"text", "json"}:
-            return answer_html(text, self._form)
-        return self._markdown.render(text)
 
     def finish(self) -> None:
         """Draw the complete answer and the lines below it."""

@@ -246,7 +246,10 @@ def model_location(info: ModelInfo) -> str:
 
 def dry_run_table(dry: DryRun) -> Table:
     """Return the table of ``--dry-run``: the messages, their token count, the share of the context."""
-    rows = [[message.role, message.content] for message in dry.messages]
+    rows = [[message.role, message.content] for message in dry.messages if message.content]
+    added = dry.count.added_system
+    if added:
+        rows.insert(0, ["system", added])
     if dry.dropped:
         first = 1 if rows[0][0] == "system" else 0
         rows.insert(first, ["not sent", "\n".join(_dropped_lines(dry))])
@@ -259,6 +262,7 @@ def dry_run_table(dry: DryRun) -> Table:
         parts.append(counted(tokens))
         parts += [f"{_share(tokens, context)} of {context:,}"] if context else []
     parts += [system_label(dry.session_system)] if dry.session_system else []
+    parts += ['system: of the chat template (-s "" omits it)'] if added else []
     note = " · ".join([*parts, "nothing was sent"])
     return Table(("", ""), rows, f"{note}\n{', '.join(_options(dry))}", verbatim=True)
 

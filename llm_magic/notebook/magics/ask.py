@@ -69,9 +69,9 @@ class LLMMagics(SessionMagics):
     def llm(self, line: str, cell: str | None = None) -> Table | Reply | Response | None:
         """Send a prompt to the active model and stream the answer into the cell."""
         if cell is None:
-            args = parser.parse_with_prompt("llm", line)
+            args = parser.parse_with_prompt("llm", line, self.notebook_names)
         else:
-            args = parser.parse_with_cell("llm", line, cell)
+            args = parser.parse_with_cell("llm", line, cell, self.notebook_names)
         if args["output"] is not None:
             _check_variable(args["output"])
         if args["replace"] and args["format"] != "code":
@@ -213,7 +213,7 @@ class LLMMagics(SessionMagics):
 
         error = explain_error.last_error()
         with _explaining(error):
-            args = parser.parse("llm_explain", line)
+            args = self.parse("llm_explain", line)
             if args["output"] is not None:
                 _check_variable(args["output"])
             if error is None:
