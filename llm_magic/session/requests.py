@@ -27,7 +27,8 @@ Prompt = str | Sequence[Message | Mapping[str, str]]
 class Request:
     """One question, before it is known who answers it.
 
-    Times of the answer count from `started` (`time.perf_counter`).
+    An answer to a request `as_json` that is no JSON fails. Times of the answer count from `started`
+    (`time.perf_counter`).
     """
 
     prompt: Prompt
@@ -38,6 +39,7 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
     trim: bool = False
     started: float = field(default_factory=time.perf_counter, compare=False)
+    as_json: bool = False
 
 
 class AskOptions(TypedDict, total=False):

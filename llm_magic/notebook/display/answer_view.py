@@ -5,6 +5,7 @@ Only the main thread displays. Model text reaches HTML through `llm_magic.notebo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
@@ -207,18 +208,15 @@ AnswerView = PlainView | RichView
 
 def _whole(response: Response, form: str, show_footer: bool) -> tuple[str, list[str]]:
     """Return the text of a response that has ended, and the lines to show below it."""
-    reply = response.reply
+    reply, text = response.reply, response.text.strip()
     assert reply is not None, "it has ended"
-    text, lines = response.text.strip(), []
     if form == "json":
-        try:
+        # The response of any other answer fails, and its error is shown.
+        with contextlib.suppress(InvalidReply):
             text = replace_surrogates(_indented(reply.json()) or text)
-        except InvalidReply as error:
-            # A job fails no cell that would show it.
-            lines = [str(error)] if response.number is not None else []
     system = response.prepared.session_system
     below = footer(reply, response.info, system) if show_footer else ending(reply)
-    return text, [*lines, *([below] if below else [])]
+    return text, [below] if below else []
 
 
 def reasoning_html(reasoning: str) -> str:
