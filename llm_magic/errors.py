@@ -209,7 +209,13 @@ class GenerationError(LLMMagicError):
 
 
 class PromptTooLong(GenerationError):
-    """The prompt exceeds the context window of the model."""
+    """The prompt exceeds the context window of the model.
+
+    Attributes:
+        tokens: The number of tokens in the prompt; None if unknown.
+    """
+
+    tokens: int | None = None
 
 
 class GenerationFailed(GenerationError):

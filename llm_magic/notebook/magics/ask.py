@@ -85,7 +85,7 @@ class LLMMagics(SessionMagics):
         from llm_magic.session.requests import Request
 
         prompt, system, is_dry_run = args.prompt, args["system"], bool(args["dry_run"])
-        notes = args.notes
+        notes, longest = args.notes, ("", 0)
         if not args["literal"]:
             from llm_magic.prompts import template
 
@@ -94,7 +94,7 @@ class LLMMagics(SessionMagics):
                 template.fill, all_notes=is_dry_run, escape=" or use --literal"
             )
             filled = fill(prompt, names)
-            prompt, notes = filled.text, notes + filled.notes
+            prompt, notes, longest = filled.text, notes + filled.notes, filled.longest
             if system is not None:
                 filled = fill(system, names)
                 system, notes = filled.text, tuple(dict.fromkeys(notes + filled.notes))
@@ -108,7 +108,8 @@ class LLMMagics(SessionMagics):
             in_terminal = cells.current() is None
             notes += context_notes(context, by_text=not self.cell_id, in_terminal=in_terminal)
         trim, options = bool(args["trim"]), args.options
-        return Request(prompt, args["model"], system, chat, key, options, trim, self.began), notes
+        about = (args["model"], system, chat, key, options, trim, self.began, longest)
+        return Request(prompt, *about), notes
 
     def _answer(
         self, request: Request, notes: tuple[str, ...], args: Parsed
@@ -127,7 +128,7 @@ class LLMMagics(SessionMagics):
         view = answer_view.view(self.shell, response, args, area)
         try:
             with response:
-                if notes:
+                if notes := (*notes, *response.prepared.notes):
                     answer_view.write_notes(notes)
                 view.draw()
                 for _ in response.updates(view.pause):
@@ -199,7 +200,7 @@ class LLMMagics(SessionMagics):
                 notes += (f"stopped job {other.number}, which this cell started earlier.",)
         if args["output"] is not None:
             self.shell.user_ns[args["output"]] = response
-        output.start(notes)
+        output.start((*notes, *response.prepared.notes))
         return response
 
     # -- %llm_explain -------------------------------------------------------------------------

@@ -179,7 +179,7 @@ def test_a_question_that_is_too_long_by_itself_is_the_error(chatty: Pair) -> Non
         backend.will(PromptTooLong(TOO_LONG))
     with pytest.raises(PromptTooLong) as caught:
         ask(session)
-    assert str(caught.value) == f"{TOO_LONG} That is without the 10 turns above it, too."
+    assert str(caught.value) == f"{TOO_LONG} Even without the 10 turns above it, it is too long."
     assert len(backend.requests) == 8
     assert [message.content for message in backend.requests[-1].messages] == ["be brief", "and now"]
     assert len(session.chats.get("c").turns) == 10

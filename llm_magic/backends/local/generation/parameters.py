@@ -142,10 +142,12 @@ def max_new_tokens_left(loaded: LocalModel, prompt_tokens: int) -> int | None:
     if context is None:
         return None
     if prompt_tokens >= context:
-        raise PromptTooLong(
+        error = PromptTooLong(
             f"The prompt has {prompt_tokens:,} tokens, {loaded.info.name} reads {context:,}."
             f" Shorten it by at least {prompt_tokens - context + 1:,}."
         )
+        error.tokens = prompt_tokens
+        raise error
     return context - prompt_tokens
 
 
