@@ -27,8 +27,9 @@ Prompt = str | Sequence[Message | Mapping[str, str]]
 class Request:
     """One question, before it is known who answers it.
 
-    Times of the answer count from `started` (`time.perf_counter`). `longest_reference` is the one of
-    the prompt with the most text, and its number of characters.
+    An answer to a request `as_json` that is no JSON fails. Times of the answer count from `started`
+    (`time.perf_counter`). `longest_reference` is the one of the prompt with the most text, and its
+    number of characters.
     """
 
     prompt: Prompt
@@ -39,6 +40,7 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
     trim: bool = False
     started: float = field(default_factory=time.perf_counter, compare=False)
+    as_json: bool = False
     longest_reference: tuple[str, int] = ("", 0)
 
 
