@@ -217,6 +217,16 @@ class PromptTooLong(GenerationError):
 
     tokens: int | None = None
 
+    @classmethod
+    def measured(cls, model: str, tokens: int, context: int, advice: str = "") -> Self:
+        """Return the error with the length of the prompt; the default advice is how much to cut."""
+        advice = advice or f"Shorten it by at least {tokens - context + 1:,}."
+        error = cls(
+            f"The prompt has {tokens:,} tokens, but {model} reads at most {context:,}. {advice}"
+        )
+        error.tokens = tokens
+        return error
+
 
 class GenerationFailed(GenerationError):
     """The model raised an error."""

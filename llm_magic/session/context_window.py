@@ -101,7 +101,7 @@ def _advice(prepared: PreparedRequest, error: GenerationError | RequestFailed) -
         advice = f"Even without the {turns} above it, it is too long."
     else:
         chat = f"Chat {context.chat!r} has {turns} above it"
-        advice = f"{chat}: --trim leaves out the oldest, {reset} all."
+        advice = f"{chat}: --trim drops the oldest, and {reset} deletes all."
     return f"{reference} {advice}".lstrip()
 
 
@@ -145,11 +145,7 @@ def _problem(prepared: PreparedRequest, count: TokenCount) -> str:
         drops = prepared.request.trim and prepared.context is not None and prepared.context.turns
         return "How many turns --trim drops is unknown until the server answers." if drops else ""
     if tokens >= context:
-        error = PromptTooLong(
-            f"The prompt is too long: it has {tokens:,} tokens, and {prepared.loaded_model.name} reads"
-            f" {context:,}. Shorten it by at least {tokens - context + 1:,}."
-        )
-        error.tokens = tokens
+        error = PromptTooLong.measured(prepared.loaded_model.name, tokens, context)
         return str(error.append(_advice(prepared, error)))
     if (left := context - tokens) < limit:
         return f"The context leaves {left:,} tokens for the answer, fewer than max_new_tokens {limit:,}."
