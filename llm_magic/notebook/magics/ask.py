@@ -92,11 +92,11 @@ class LLMMagics(SessionMagics):
         from llm_magic.session.requests import Request
 
         prompt, system, is_dry_run = args.prompt, args["system"], bool(args["dry_run"])
-        notes = args.notes
+        notes, longest = args.notes, ("", 0)
         if not args["literal"] and "{" in f"{prompt}{system}":
             names = self.notebook_names(f"{prompt} {system}")
             filled = self._filled(prompt, names, all_notes=is_dry_run)
-            prompt, notes = filled.text, notes + filled.notes
+            prompt, notes, longest = filled.text, notes + filled.notes, filled.longest
             if system is not None:
                 filled = self._filled(system, names, all_notes=is_dry_run)
                 system, notes = filled.text, tuple(dict.fromkeys(notes + filled.notes))
@@ -112,6 +112,7 @@ class LLMMagics(SessionMagics):
         trim, options, as_json = bool(args["trim"]), args.options, args["format"] == "json"
         request = Request(
             prompt, args["model"], system, chat, key, options, trim, self.began, as_json,
+            longest_reference=longest,
             stored_in=(not as_json and args["output"]) or _LAST["llm" in self.shell.user_ns],
         )  # fmt: skip
         return request, notes
@@ -157,7 +158,7 @@ class LLMMagics(SessionMagics):
         view = answer_view.view(self.shell, response, args, area)
         try:
             with response:
-                if notes:
+                if notes := (*notes, *response.prepared.notes):
                     answer_view.write_notes(notes)
                 view.draw()
                 for _ in response.updates(view.pause):
@@ -240,7 +241,7 @@ class LLMMagics(SessionMagics):
                 notes += (f"stopped job {other.number}, which this cell started earlier.",)
         if args["output"] is not None:
             self._set_output(args["output"], response)
-        output.start(notes)
+        output.start((*notes, *response.prepared.notes))
         return response
 
     # -- %llm_explain -------------------------------------------------------------------------
