@@ -398,9 +398,7 @@ class Session:
         load, pending = self._loads.pending, self._manager.pending
         if load is None or load.done() or pending is None:
             return None
-        settings = self.generation.values
-        if request.chat is not None:
-            request = self._with_key(request, request.chat)
+        settings, request = self.generation.values, self._with_key(request)
 
         async def loaded() -> PreparedRequest:
             await wait_for_end(load)
@@ -414,13 +412,14 @@ class Session:
         loaded_model = self._manager.find(request.model)
         loaded_model.backend.release_threads()
         if request.chat is not None:
-            request = self._with_key(request, request.chat, peek=peek)
+            request = self._with_key(request, peek=peek)
         return prepare(request, loaded_model, self.generation.values, self.chats)
 
-    def _with_key(self, request: Request, chat: str, *, peek: bool = False) -> Request:
+    def _with_key(self, request: Request, *, peek: bool = False) -> Request:
         """Return a request of a chat with the key of its cell."""
-        key = request.key or self.cells.key(chat, peek=peek)
-        return dataclasses.replace(request, key=key)
+        if request.chat is None or request.key is not None:
+            return request
+        return dataclasses.replace(request, key=self.cells.key(request.chat, peek=peek))
 
     @held_back()
     def generate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
