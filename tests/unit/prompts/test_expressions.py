@@ -607,9 +607,9 @@ ASSIGN = ". Assign it to a variable first, and refer to that"
 @pytest.mark.parametrize(
     ("expression", "reason"),
     [
-        ("[n for n in xs]", f"has a list comprehension in it{ASSIGN}"),
-        ("sum(n for n in xs)", f"has a generator expression in it{ASSIGN}"),
-        ("sorted(xs, key=lambda n: -n)", f"has a lambda in it{ASSIGN}"),
+        ("[n for n in xs]", f"contains a list comprehension{ASSIGN}"),
+        ("sum(n for n in xs)", f"contains a generator expression{ASSIGN}"),
+        ("sorted(xs, key=lambda n: -n)", f"contains a lambda{ASSIGN}"),
         ("df.drop('c', axis=1, inplace=1)",
          f"passes inplace= to .drop(), and inplace= is not an allowed argument{ASSIGN}"),
         ("sorted(xs, key=name)",
