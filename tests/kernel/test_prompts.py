@@ -391,7 +391,7 @@ def test_format_json_stores_the_value_and_fails_for_anything_else(scripted: Kern
 
 def test_format_json_shows_what_is_not_json(scripted: Kernel) -> None:
     ran = scripted.ok('%%llm -f json -o data\nHere <b>:\n```json\n{"a": 1}\n```\nThat is all.')
-    line = "Left out, because it is not in the JSON: Here <b>: That is all."
+    line = "Not shown, because it is not in the JSON: Here <b>: That is all."
     assert ran.text.splitlines()[3:5] == ["", line]
     assert "Here &lt;b&gt;: That is all." in ran.html
     assert (
@@ -407,8 +407,8 @@ def test_format_json_shows_what_is_not_json(scripted: Kernel) -> None:
         " [1]\n",
         "```\n4\n```",
     ):
-        assert "Left out" not in scripted.ok(f"%%llm -f json --literal\n{answer}").text
-    # Not as JSON, whose highlighting marks each letter as an error.
+        assert "Not shown" not in scripted.ok(f"%%llm -f json --literal\n{answer}").text
+    # Not as JSON, whose highlighting shows each letter as an error.
     assert "no json here" in scripted.run("%llm -f json no json here").html
 
 

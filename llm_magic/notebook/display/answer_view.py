@@ -30,7 +30,7 @@ from llm_magic.notebook.display.messages import (
     activity,
     ending,
     footer,
-    left_out_line,
+    outside_json_line,
     reasoning_line,
     shown_name,
 )
@@ -219,7 +219,7 @@ def _whole(response: Response, form: str, show_footer: bool) -> tuple[str, list[
         with contextlib.suppress(InvalidReply):
             text = replace_surrogates(_indented(reply.json()) or text)
             if show_footer and (outside := around_json(reply)):
-                lines = [left_out_line(outside)]
+                lines = [outside_json_line(outside)]
     below = ending(reply)
     if show_footer:
         size = response.info.local_size
@@ -237,7 +237,7 @@ def reasoning_html(reasoning: str) -> str:
 def answer_html(text: str, form: str) -> str:
     """Return model text as HTML that can run no script and fetches nothing."""
     if form == "text" or (form == "json" and text[:1] not in {"{", "["}):
-        # The highlighting of JSON marks each letter of another text as an error.
+        # The highlighting of JSON shows each letter of another text as an error.
         return markdown.escape_pre(text)
     if form == "json":
         return markdown.render_code(text, "json")

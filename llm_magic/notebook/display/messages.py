@@ -171,9 +171,9 @@ def reasoning_line(reasoning: str) -> str:
     return f"Reasoning · {len(reasoning):,} characters (reply.reasoning)"
 
 
-def left_out_line(text: str) -> str:
+def outside_json_line(text: str) -> str:
     """Return the line about the text that ``-f json`` does not show."""
-    return f"Left out, because it is not in the JSON: {shortened(text, _OUTSIDE_CHARACTERS)}"
+    return f"Not shown, because it is not in the JSON: {shortened(text, _OUTSIDE_CHARACTERS)}"
 
 
 def waiting_line(jobs: Iterable[Response], seconds: float) -> str:
