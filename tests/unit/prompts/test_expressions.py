@@ -695,7 +695,7 @@ def test_same_function_under_its_own_name_is_called(notebook: dict[str, Any]) ->
 def test_notes_have_no_control_characters(notebook: dict[str, Any]) -> None:
     (note,) = fill('{math.sqrt("\x1b[2J\u202e")}', notebook).notes
     assert note.startswith(
-        '{math.sqrt("\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}")} is'
+        '{math.sqrt("\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}")} was'
     )
 
 
