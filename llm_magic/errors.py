@@ -278,22 +278,28 @@ def is_own(module: Mapping[str, object]) -> bool:
     return str(module.get("__name__", "")).partition(".")[0] == __name__.partition(".")[0]
 
 
-def did_you_mean(word: str, known: Iterable[str], *, count: int = 3, prefix: str = "") -> str:
+def did_you_mean(
+    word: str, known: Iterable[str], *, count: int = 3, prefix: str = "", similar: float = _SIMILAR
+) -> str:
     """Return `` Did you mean "…"?`` with the `known` names that are similar to `word`, or ``""``.
 
-    `prefix` is displayed before each name.
+    `prefix` is displayed before each name. `similar` is the least similarity, from 0 to 1.
     """
     if len(word) > _LONGEST_WORD:
         return ""
     near_enough = (name for name in known if len(name) <= _LONGEST_WORD)
-    by_fold = {name.casefold(): name for name in islice(near_enough, _MOST_COMPARED)}
+    by_fold: dict[str, list[str]] = {}
+    for name in islice(near_enough, _MOST_COMPARED):
+        by_fold.setdefault(name.casefold(), []).append(name)
     folded = word.casefold()
-    near = get_close_matches(folded, list(by_fold), n=count, cutoff=_SIMILAR)
+    near = get_close_matches(folded, list(by_fold), n=count, cutoff=similar)
     if not near:
         # The word is a part of the name: `qwen`, `--temp`.
         near = [name for name in by_fold if _is_part(folded, name)][:count]
-    names = " or ".join(f'"{prefix}{by_fold[name]}"' for name in near)
-    return f" Did you mean {names}?" if near else ""
+    # Of names that differ only in case, the one that is written like the word is the first.
+    found = [name for fold in near for name in get_close_matches(word, by_fold[fold], cutoff=0)]
+    names = " or ".join(f'"{prefix}{name}"' for name in found[:count])
+    return f" Did you mean {names}?" if names else ""
 
 
 def _is_part(word: str, name: str) -> bool:

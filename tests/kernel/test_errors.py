@@ -64,6 +64,24 @@ MISTAKES = {
         "-o _i12: Python or IPython uses this name. Choose another.",
     ),
     "%%llm -s 'open\nx": ("OptionError", "A quote is not closed. Close or remove it: 'open"),
+    "%%llm -c my chat\nx": (
+        "OptionError",
+        'select a model with -m. Put a value with spaces in quotes: -c "my chat".',
+    ),
+    "%%llm -t 0 -s \u201cBe brief.\u201d -o x\ny": (
+        "OptionError",
+        'Put a value with spaces in straight quotes: -s "Be brief.".',
+    ),
+    "%llm_chats my chat": ("OptionError", 'spaces in quotes: %llm_chats "my chat".'),
+    "%%llm \u2013t 0.5\nx": (
+        "OptionError",
+        "\u2013t starts with a dash. Options start with a hyphen: -t.",
+    ),
+    "%llm -t 0 \u2014seed 3 Hi": (
+        "OptionError",
+        "Options start with a hyphen: --seed. To send it as text: %llm -- PROMPT",
+    ),
+    "%llm_config \u2013t 0.5": ("OptionError", "Options start with a hyphen: -t."),
     "%%llm hello\nx": ("OptionError", "Put the prompt below the first line"),
     "%%llm -m nobody\nx": ("ModelNotLoaded", "nobody is not loaded; loaded: "),
     f"%%llm -m {MODEL.lower()}\nx": ("ModelNotLoaded", f'Did you mean "{MODEL}"?'),
@@ -179,14 +197,6 @@ def test_nothing_is_loaded_and_wrong_settings() -> None:
         assert_one_line(k.run("%llm Hello"), "ModelNotLoaded", "Type %llm_load")
         assert_one_line(k.run("%llm_unload"), "ModelNotLoaded", "Type %llm_load")
         assert k.ok("%llm_unload --all").text == "No model was loaded."
-
-
-def test_empty_cell_fails_with_advice(loaded: Kernel) -> None:
-    for code in ("%%llm", "%%llm\n", "%%llm What is this?"):
-        ran = loaded.run(code)
-        assert (ran.status, ran.text.count("\n")) == ("error", 1)
-        assert "the cell body is empty. Did you mean the line magic %llm (single %)?" in ran.text
-    assert_one_line(loaded.run("%%llm\n  \n "), "OptionError", "The prompt is empty.")
 
 
 def test_run_all_stops_at_a_failed_magic() -> None:

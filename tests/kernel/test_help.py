@@ -29,12 +29,44 @@ def test_misspelled_magic_fails_with_a_suggestion(scripted: Kernel) -> None:
         ("%llm_lod tiny", "%llm_load"),
         ("%llm_statsu", "%llm_status"),
         ("%%llmm\nx", "%%llm"),
+        ("%%lmm\nx", "%%llm"),
+        ("%%LLM\nx", "%%llm"),
+        ("%LLM_load tiny", "%llm_load"),
     ):
         ran = scripted.run(code)
         assert ran.status == "error"
         assert len(ran.text.splitlines()) == 2
         assert f'Did you mean "{near}"' in ran.text.splitlines()[1]
     assert scripted.run("%nothere").text.count("\n") == 1
+
+
+def test_text_above_the_cell_magic_fails_with_advice(scripted: Kernel) -> None:
+    for code in ("# a question\n%%llm\nx", "x = 1\n\n%%llm -t 0\nx"):
+        ran = scripted.run(code)
+        assert (ran.status, ran.text.splitlines()[1:]) == (
+            "error",
+            [
+                "%%llm must be the first line of the cell: write nothing above it, not even a comment."
+            ],
+        )
+
+
+def test_a_lone_line_of_the_cell_magic_shows_help_or_the_next_step(scripted: Kernel) -> None:
+    for code in ("%%llm -h", "%%llm --help\n", "\n%%llm -t 0 -h\n\n"):
+        assert scripted.ok(code).text == page("llm")
+    for code in ("%%llm", "%%llm\n", "%%llm -t 0", "%%llm\n  \n "):
+        ran = scripted.run(code)
+        assert (ran.ename, len(ran.traceback)) == ("OptionError", 1)
+        assert ran.error.startswith("The prompt is empty.")
+    ran = scripted.run("%%llm What is this?")
+    assert ran.error.startswith(
+        "'What' is not an option of %%llm. Put the prompt below the first line"
+    )
+    # Another line may follow in a terminal.
+    complete = "get_ipython().input_transformer_manager.check_complete"
+    assert scripted.value(f"[{complete}(text)[0] for text in ('%%llm', '%%llm -h', '%%llm\\nx\\n\\n')]") == [
+        "incomplete", "incomplete", "complete",
+    ]  # fmt: skip
 
 
 def test_help_of_the_cell_magic(scripted: Kernel) -> None:

@@ -88,6 +88,51 @@ def test_values_are_filled_in_unless_literal(scripted: Kernel) -> None:
     assert sent(scripted) == [("user", "Hello Ada {who}!")]
 
 
+def test_values_are_filled_in_options(scripted: Kernel) -> None:
+    scripted.ok("t, name, spoken, stops = 0.25, 'tiny', 'a b', {'end': '-END'}")
+    for cell in (
+        "%%llm -t {t} -m $name\nHi",
+        "%llm -t {t} -m $name Hi",
+        "%llm -t{t} --model={name} Hi",
+    ):
+        scripted.ok(cell)
+        call = "backend.requests[-1]"
+        assert scripted.value(f"({call}.name, {call}.config.temperature)") == ("tiny", 0.25)
+    scripted.ok(
+        "for n in (1, 2):\n    %llm --seed {n} -p known={n * 2} -c {spoken} --stop {stops['end']} Hi"
+    )
+    config = "backend.requests[-1].config"
+    assert scripted.value(f"({config}.seed, {config}.stop, dict({config}.extra))") == (
+        2, ("-END",), {"known": 4},
+    )  # fmt: skip
+    assert "a b   2" in scripted.ok("%llm_chats").text
+    assert scripted.ok("%llm_reset {spoken}").text == "Deleted: a b."
+    assert "0.7 → 0.25" in scripted.ok("%llm_config temperature={t}").text
+    assert "0.25 → 0.5" in scripted.ok("%llm_config -t {t * 2}").text
+    scripted.ok("%llm_config --reset")
+    assert "tiny" in scripted.ok("%llm_use {name}").text
+    # JSON, and a text in braces that names nothing here.
+    scripted.ok("""%llm -p known='{"a": {}}' --stop {end} Hi""")
+    assert scripted.value(f"{config}.stop") == ("{end}",)
+
+
+def test_a_wrong_reference_in_an_option_is_an_error(scripted: Kernel) -> None:
+    scripted.ok("temp, evil, calls = 'hot', '--all', len(backend.requests)")
+    for line, error in (
+        ("%llm -t {tmp} Hi", '{tmp} is not defined in this notebook. Did you mean "temp"?'),
+        ("%llm -t {temp} Hi", "temperature=hot must be a number, 0 to 2."),
+        ("%llm -t {temp['x']} Hi", "{temp['x']}: TypeError"),
+        ("%llm_unload {evil}", "The value of {evil} starts with -, like an option."),
+        ("%llm_load x -b openai --key-env {evil}", "--key-env takes the name of an"),
+    ):
+        ran = scripted.run(line)
+        assert (ran.status, len(ran.traceback), error in ran.error) == ("error", 1, True), ran.error
+    assert scripted.value("(calls == len(backend.requests), llm.status().active_model)") == (
+        True,
+        "tiny",
+    )
+
+
 def test_an_unknown_name_is_left_as_it_is_with_a_note(scripted: Kernel) -> None:
     scripted.ok("animal = 'fox'")
     ran = scripted.ok("%%llm\nDescribe the {anmal} here.")
@@ -155,6 +200,86 @@ def test_misspelled_key_suggests_the_near_one(scripted: Kernel) -> None:
         ran = scripted.run(f"%%llm {option}\nIs {{row['prise']}} much?")
         assert ran.ename == "PromptError"
         assert ran.error.startswith("{row['prise']}: KeyError: 'prise'. Did you mean \"price\"?")
+
+
+TABLES = """import numpy as np, pandas as pd, polars as pl
+towns = pd.DataFrame({"town": ["Oslo", "Rome"], "size": [1, 3], "text": ["x" * 61, "y"]})
+wide = pd.DataFrame({f"c{i}": range(21) for i in range(25)})
+column, numbers, polars = pd.Series(range(21)), np.arange(101), pl.DataFrame({"a": range(50)})
+many, town = [0] * 200_001, "Rome\""""
+
+
+def notes_of(k: Kernel, prompt: str) -> list[str]:
+    """Return the notes of a real run, which are those of a dry run."""
+    dry, ran = (k.ok(f"%%llm {option}\n{prompt}").text for option in ("--dry-run", ""))
+    notes = [
+        [line.removeprefix("Note: ") for line in text.splitlines() if line.startswith("Note: ")]
+        for text in (dry, ran)
+    ]
+    assert notes[0] == notes[1]
+    return notes[0]
+
+
+def test_notes_name_what_a_table_lacks_and_how_to_send_all_of_it(scripted: Kernel) -> None:
+    scripted.ok(TABLES)
+    whole = "To send all of it:"
+    assert notes_of(scripted, "{towns} {wide} {column} {numbers}") == [
+        f"{{towns}} is sent with texts cut at 60 characters. {whole} {{towns.to_csv()}}",
+        f"{{wide}} is sent without 1 of 21 rows and 5 of 25 columns. {whole} {{wide.to_csv()}}",
+        f"{{column}} is sent without 1 of 21 values. {whole} {{column.to_list()}}",
+        f"{{numbers}} is sent without 81 of 101 values. {whole} {{numbers.tolist()}}",
+    ]
+    short = "is sent in the short form that its library prints."
+    assert notes_of(scripted, "{polars} {wide!s} {column + 1}") == [
+        f"{{polars}} {short} {whole} {{polars.write_csv()}}",
+        f"{{wide!s}} {short} {whole} {{wide.to_csv()}}",
+        f"{{column + 1}} is sent without 1 of 21 values. {whole} {{(column + 1).to_list()}}",
+    ]
+    complete = "{wide.to_csv()} {(column + 1).to_list()} {polars.write_csv()} {wide.head(2)['c1']}"
+    assert notes_of(scripted, complete) == []
+    assert "c24\n0,0" in sent(scripted)[0][1]
+    [note] = notes_of(scripted, "{many}")
+    assert note.endswith(
+        "it would make more than 200,000 elements in its text. Insert a part of it, such as [:100]"
+        " of a list or text, or .head(100) of a table"
+    )
+
+
+def test_notes_suggest_what_was_meant(scripted: Kernel) -> None:
+    scripted.ok(TABLES)
+    notes = notes_of(
+        scripted, "Of {towns[size].mean()}, {towners}, {1/0} and {towns.head(1):markdown}."
+    )
+    assert [note.partition("}")[0] for note in notes] == [
+        "{towns[size].mean()", "{towners", "{1/0", "{towns.head(1):markdown",
+    ]  # fmt: skip
+    assert notes[0].endswith('Write {towns["size"].mean()}')
+    assert notes[1].endswith('Did you mean "towns"?')
+    assert notes[2].endswith("it has no variable in it")
+    assert notes[3].endswith(
+        'it has the format spec "markdown", which Python does not support; write'
+        " {towns.head(1).to_markdown()}"
+    )
+    [note] = notes_of(scripted, "All {citys} {towns:csv}")[1:]
+    assert note.endswith("; write {towns.to_csv()}")
+    assert notes_of(scripted, "a {town:red} b {1,3} c {2-4} d {2}") == []
+
+
+def test_failed_reference_shows_how_to_send_the_braces(scripted: Kernel) -> None:
+    scripted.ok(TABLES)
+    unchanged = "To send the braces unchanged, write {{towns[town]}}"
+    reason = "{towns[town]}: KeyError: 'Rome'. For the key, write [\"town\"]."
+    ran = scripted.run("%%llm\nOf {towns[town]}.")
+    assert (ran.ename, ran.error) == ("PromptError", f"{reason} {unchanged} or use --literal.")
+    # It has no --literal.
+    ran = scripted.run("%llm_config system='Of {towns[town]}.'")
+    assert (ran.ename, ran.error) == ("PromptError", f"{reason} {unchanged}.")
+
+
+def test_a_lambda_is_inserted_without_its_statement(scripted: Kernel) -> None:
+    scripted.ok("grow, fs = lambda x: x + 1, [lambda a: (a,\n  'λ'), lambda b: -b]")
+    scripted.ok("%%llm\n{grow} | {fs[0]} | {fs[1]}")
+    assert sent(scripted) == [("user", "lambda x: x + 1 | lambda a: (a,\n  'λ') | lambda b: -b")]
 
 
 def test_literal_evaluates_nothing_and_shows_no_notes(scripted: Kernel) -> None:

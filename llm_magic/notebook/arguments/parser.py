@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llm_magic.errors import OptionError, did_you_mean
-from llm_magic.notebook.arguments import unknown_options
+from llm_magic.notebook.arguments import unknown_options, variables
 from llm_magic.notebook.arguments.magic_options import (
     HELP,
     MAGICS,
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 _BLANKS = " \t\r\n"
 _BLANK = re.compile(rf"[{_BLANKS}]*")
-# Quotes group a word; backslashes are kept (Windows paths).
-_WORD = re.compile(rf"""(?:[^{_BLANKS}"']|"[^"]*+"|'[^']*+')++""")
-_QUOTED = re.compile(r""""([^"]*)"|'([^']*)'""")
+# Quotes group a word; backslashes are kept (Windows paths), and so are quotes in {d["key"]}.
+_REFERENCE = r"""\{(?:[^{}"'\n]|"[^"\n]*+"|'[^'\n]*+')*+\}"""
+_WORD = re.compile(rf"""(?:[^{_BLANKS}"'{{]|"[^"]*+"|'[^']*+'|{_REFERENCE}|\{{)++""")
+_QUOTED = re.compile(rf""""([^"]*)"|'([^']*)'|({_REFERENCE})""")
 _KEY = re.compile(r"""[^\s"'=]+=""")
 _KEY_WORDS = frozenset({"api-key", "apikey", "api_key", "key", "token", "password"})
 _KEY_ADVICE = (
@@ -58,26 +59,28 @@ class Parsed(dict[str, Any]):
         self.notes: tuple[str, ...] = ()
 
 
-def parse(name: str, line: str) -> Parsed:
+def parse(name: str, line: str, names: variables.Names | None = None) -> Parsed:
     """Parse the line of a magic; raises `OptionError`.
 
-    As in Python, a # outside of quotes starts a comment, but only at the start of a word: ``model#2``
-    is a name.
+    `names` returns the notebook's variables, whose values replace the {references} in the line. As in
+    Python, a # outside of quotes starts a comment, but only at the start of a word: ``model#2`` is a name.
     """
     parser = _line_parser(name)
     found: list[str] = []
     position = _blanks_end(line, 0)
     while position < len(line) and line[position] != "#":
         position = _blanks_end(line, parser.read(line, position, found))
-    return parser.parsed(found)
+    return parser.parsed(found, names)
 
 
-def parse_with_cell(name: str, line: str, cell: str) -> Parsed:
+def parse_with_cell(
+    name: str, line: str, cell: str, names: variables.Names | None = None
+) -> Parsed:
     """Parse the line of a cell magic; the prompt is the rest of the cell.
 
     A note reports that the first line of the prompt has options.
     """
-    parsed = parse(name, line)
+    parsed = parse(name, line, names)
     parsed.prompt = cell.strip("\n")
     first = parsed.prompt.partition("\n")[0].strip()
     if first.startswith("-"):
@@ -88,7 +91,7 @@ def parse_with_cell(name: str, line: str, cell: str) -> Parsed:
     return parsed
 
 
-def parse_with_prompt(name: str, line: str) -> Parsed:
+def parse_with_prompt(name: str, line: str, names: variables.Names | None = None) -> Parsed:
     """Parse the options at the start of a line; the prompt that follows is returned unchanged.
 
     Raises `OptionError` if options follow the prompt. Where these may be a part of it, as in
@@ -106,9 +109,12 @@ def parse_with_prompt(name: str, line: str) -> Parsed:
         if word in parser.takes_value and start < len(line):
             position = parser.read(line, start, found)
             start = _blanks_end(line, position)
-    parsed = parser.parsed(found)
+    parsed = parser.parsed(found, names)
     parsed.prompt = line[position:].strip()
     if not only_text:
+        first = parsed.prompt.partition(" ")[0]
+        if advice := unknown_options.with_hyphen(first, parser.names):
+            raise OptionError(f"{advice} To send it as text: %{name} -- PROMPT")
         parsed.notes = parser.notes(parsed.prompt)
     return parsed
 
@@ -136,7 +142,7 @@ def _word(line: str, start: int) -> tuple[str, int]:
     end = found.end() if found is not None else start
     if found is None or line[end : end + 1].strip(_BLANKS):
         raise OptionError(f"A quote is not closed. Close or remove it: {line[start:].strip()}")
-    return _QUOTED.sub(lambda quoted: quoted[1] or quoted[2] or "", found[0]), end
+    return _QUOTED.sub(lambda quoted: quoted[quoted.lastindex or 0], found[0]), end
 
 
 _parsers: dict[str, _LineParser] = {}
@@ -214,9 +220,14 @@ class _LineParser(argparse.ArgumentParser):
         end = json_end(line, found.end(), found[0][:-1]) if found is not None else None
         return (line[start:end], end) if end is not None else _word(line, start)
 
-    def parsed(self, tokens: Sequence[str]) -> Parsed:
+    def parsed(self, tokens: Sequence[str], names: variables.Names | None = None) -> Parsed:
         """Return the values of the tokens of a line."""
+        if names is not None and variables.has_references(tokens):
+            tokens = variables.fill(tokens, self.takes_value, names)
+        self._tokens = tokens
         for word in tokens:
+            if advice := unknown_options.with_hyphen(word, self.names):
+                raise OptionError(advice)
             option = word.partition("=")[0]
             # argparse parses -model as -m odel.
             if len(option) > 2 and option[1] != "-" and f"-{option}" in self.names:
@@ -278,12 +289,14 @@ class _LineParser(argparse.ArgumentParser):
     def _raise_unexpected(self, word: str) -> NoReturn:
         name, is_prompt = self.magic.name, self.magic.takes_prompt
         if not word.startswith("-"):
+            quotes = unknown_options.in_quotes(self.magic, self._tokens, word)
             if is_prompt:
                 raise OptionError(
                     f"{word!r} is not an option of %%llm. Put the prompt below the first line; select a"
-                    " model with -m."
+                    f" model with -m. {quotes}".rstrip()
                 )
-            raise OptionError(f"%{name}: unexpected argument {word!r}. Usage: {self.magic.usage}")
+            advice = quotes or f"Usage: {self.magic.usage}"
+            raise OptionError(f"%{name}: unexpected argument {word!r}. {advice}")
         word = word.partition("=")[0]
         if word.lstrip("-") in _KEY_WORDS:
             raise OptionError(_KEY_ADVICE)

@@ -69,9 +69,9 @@ class LLMMagics(SessionMagics):
     def llm(self, line: str, cell: str | None = None) -> Table | Reply | Response | None:
         """Send a prompt to the active model and stream the answer into the cell."""
         if cell is None:
-            args = parser.parse_with_prompt("llm", line)
+            args = parser.parse_with_prompt("llm", line, self.notebook_names)
         else:
-            args = parser.parse_with_cell("llm", line, cell)
+            args = parser.parse_with_cell("llm", line, cell, self.notebook_names)
         if args["output"] is not None:
             _check_variable(args["output"])
         if args["replace"] and args["format"] != "code":
@@ -87,13 +87,16 @@ class LLMMagics(SessionMagics):
         prompt, system, is_dry_run = args.prompt, args["system"], bool(args["dry_run"])
         notes = args.notes
         if not args["literal"]:
-            from llm_magic.prompts.template import fill
+            from llm_magic.prompts import template
 
             names = self.notebook_names(f"{prompt} {system}")
-            filled = fill(prompt, names, all_notes=is_dry_run)
+            fill = functools.partial(
+                template.fill, all_notes=is_dry_run, escape=" or use --literal"
+            )
+            filled = fill(prompt, names)
             prompt, notes = filled.text, notes + filled.notes
             if system is not None:
-                filled = fill(system, names, all_notes=is_dry_run)
+                filled = fill(system, names)
                 system, notes = filled.text, tuple(dict.fromkeys(notes + filled.notes))
         chat, key = args["chat"], None
         if chat is not None:
@@ -209,7 +212,7 @@ class LLMMagics(SessionMagics):
 
         error = explain_error.last_error()
         with _explaining(error):
-            args = parser.parse("llm_explain", line)
+            args = self.parse("llm_explain", line)
             if args["output"] is not None:
                 _check_variable(args["output"])
             if error is None:

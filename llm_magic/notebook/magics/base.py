@@ -12,7 +12,7 @@ from IPython.core.magic import Magics, no_var_expand
 from IPython.core.magic import line_cell_magic as _line_cell_magic
 from IPython.core.magic import line_magic as _line_magic
 
-from llm_magic.notebook.arguments import help_pages
+from llm_magic.notebook.arguments import help_pages, parser
 from llm_magic.notebook.arguments.parser import HelpRequested
 from llm_magic.notebook.frontend import running_cell
 from llm_magic.session.interruptible_wait import held_back
@@ -20,6 +20,7 @@ from llm_magic.session.interruptible_wait import held_back
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from llm_magic.notebook.arguments.parser import Parsed
     from llm_magic.notebook.display.live_output import LiveArea
     from llm_magic.session import Session
 
@@ -78,6 +79,10 @@ class SessionMagics(Magics):
         """The frontend's id of the running cell, if it sends one."""
         cell = running_cell(self.shell)
         return (cell.id or None) if cell is not None else None
+
+    def parse(self, name: str, line: str) -> Parsed:
+        """Return the values of a magic's line, with the notebook's values filled in."""
+        return parser.parse(name, line, self.notebook_names)
 
     def notebook_names(self, text: str) -> dict[str, Any]:
         """Return the notebook's variables without those of IPython (open, exit, quit, …)."""

@@ -76,7 +76,7 @@ class JobMagics(SessionMagics):
 
     def _named_jobs(self, name: str, line: str) -> list[Response]:
         """Return the job that the line names, as a list; an empty list if it names none."""
-        number = parser.parse(name, line)["job"]
+        number = self.parse(name, line)["job"]
         return [] if number is None else [self.session.jobs.find(number)]
 
 

@@ -19,7 +19,6 @@ _PHRASES = (
     (r"%llm_unload first", "unload the loaded model first"),
     (r" with %llm_unload", " with Unload"),
     (r"--trim leaves out the oldest, %llm_reset \S+ all\.", "press Clear to start a new one."),
-    (r", and --literal fills nothing", ""),
     (r"; --dry-run shows their notes", ""),
 )
 _FLAG = re.compile(r"(?P<add>\badd )?(?<![\w-])(?P<flag>--?[a-z][a-z-]*)(?: (?P<value>[\w:]+))?")

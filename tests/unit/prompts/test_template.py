@@ -318,8 +318,8 @@ def test_error_names_the_reference_in_one_line(ref: str, error: str) -> None:
         if error[:3] in {"Key", "Att"}
         else ("Correct the expression, or assign its value to a variable first")
     )
-    advice = f"{first}; {{{{…}}}} is literal text, and --literal fills nothing"
-    assert str(caught.value) == f"{{{ref}}}: {error}. {advice}"
+    escape = f"To send the braces unchanged, write {{{{{ref}}}}}."
+    assert str(caught.value) == f"{{{ref}}}: {error}. {first}. {escape}"
     assert caught.value.__context__ is None
     assert "Traceback" in caught.value.details
 
@@ -359,8 +359,8 @@ def test_error_suggests_a_similar_attribute_key_or_column(ref: str, near: str) -
     }
     with pytest.raises(PromptError) as caught:
         fill(f"{{{ref}}}", names)
-    advice = f'Did you mean "{near}"?' if near else "Fix the name;"
-    end = f". {advice} {{{{…}}}} is literal text, and --literal fills nothing"
+    advice = f'Did you mean "{near}"?' if near else "Fix the name."
+    end = f". {advice} To send the braces unchanged, write {{{{{ref}}}}}."
     assert str(caught.value).endswith(end)
 
 
