@@ -11,7 +11,6 @@ from IPython.core.magic import magics_class
 from llm_magic.errors import MissingDependency
 from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.magics.base import SessionMagics, line_magic
-from llm_magic.notebook.magics.help import magics_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +22,10 @@ if TYPE_CHECKING:
     from llm_magic.session import Session
 
 
-# What a frontend without widgets shows.
+# What a terminal and a frontend without widgets show.
+_NO_PANEL = (
+    "The panel needs a notebook, such as JupyterLab. Run %llm_help for magics that do the same."
+)
 _STATIC_TEXT = (
     "The llm_magic control panel. It needs widgets; %llm_help lists magics that do the same."
 )
@@ -45,25 +47,19 @@ class PanelMagics(SessionMagics):
 
     @line_magic
     def llm_panel(self, line: str) -> Table | None:
-        """Show the control panel; where there are no widgets, list the magics that do the same."""
+        """Show the control panel, in a notebook."""
         from llm_magic.notebook.display.live_output import is_notebook
+        from llm_magic.notebook.display.tables import Table
 
         parser.parse("llm_panel", line)
         if not is_notebook(self.shell):
-            return _no_panel()
+            return Table(("",), [], _NO_PANEL)
         replaced = self.panels.pop(self.cell_id, None)
         if replaced is not None:
             # The cell was run again, which removed the panel from its output.
             replaced.close()
         self.panels[self.cell_id] = _show_panel(self.session, self.notebook_names)
         return None
-
-
-def _no_panel() -> Table:
-    from llm_magic.notebook.display.live_output import write
-
-    write("The panel needs a notebook, such as JupyterLab. These magics do the same here:\n\n")
-    return magics_table()
 
 
 def _show_panel(session: Session, names: Callable[[str], Mapping[str, Any]]) -> ControlPanel:

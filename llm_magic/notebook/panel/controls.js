@@ -61,7 +61,8 @@ function number({ model, el }) {
   el.title = model.get("help");
   el.append(element("div", { className: "llm-top" }, name, mark, left));
   el.append(element("div", { className: "llm-pair" }, ...(model.get("slides") ? [slider, field] : [field])));
-  el.append(complaint);
+  const note = element("div", { className: "llm-quiet", role: "status" });
+  el.append(complaint, note);
 
   function set(value) {
     complain("");
@@ -85,11 +86,12 @@ function number({ model, el }) {
   field.addEventListener("keydown", (event) => { if (event.key === "Enter") commit(field); });
   none.addEventListener("change", () => set(none.checked ? null : model.get("fallback")));
 
-  return follow(model, ["value", "changed", "error"], draw);
+  return follow(model, ["value", "changed", "error", "note"], draw);
 
   function draw() {
     const value = model.get("value");
     complain(model.get("error"));
+    note.textContent = model.get("note");
     none.checked = value === null;
     slider.disabled = field.disabled = value === null;
     if (value !== null) {
