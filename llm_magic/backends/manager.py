@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from llm_magic.backends.base import Backend, Report
+from llm_magic.backends.thread_bridge import CHECK_S
 from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import (
     LLMMagicError,
@@ -116,11 +117,12 @@ class BackendManager:
     ) -> LoadResult:
         """Load a model, make it active, and unload the others unless `keep`.
 
-        They are unloaded only after the new one was found and checked. The time of the load counts
-        from `began` (`time.perf_counter`), or from now.
+        They are unloaded only after the new one was found and checked. A load that was stopped and is
+        still ending is waited for. The time of the load counts from `began` (`time.perf_counter`), or
+        from now.
         """
         began = time.perf_counter() if began is None else began
-        self.check_not_loading()
+        await self._wait_for_stopped_load()
         same = self._same(model, config, name)
         if same is not None:
             self._active = same.name
@@ -158,18 +160,23 @@ class BackendManager:
             self._changed()
 
     def check_not_loading(self) -> None:
-        """Raise `LoadInProgress` while a load runs."""
-        if self.pending is None:
-            return
-        name = self.pending.name
-        if self._stopping:
+        """Raise `LoadInProgress` while a load runs that was not stopped."""
+        if self.pending is not None and not self._stopping:
             raise LoadInProgress(
-                f"The load of {name} was stopped and is still ending."
-                " Try again in a few seconds (%llm_status shows when)."
+                f"{self.pending.name} is being loaded. Wait for it (%llm_status shows how far), then try"
+                " again."
             )
-        raise LoadInProgress(
-            f"{name} is being loaded. Wait for it (%llm_status shows how far), then try again."
-        )
+
+    async def _wait_for_stopped_load(self) -> None:
+        """Wait for the end of a load that was stopped: an import of a large package cannot be stopped.
+
+        Raises `LoadInProgress` while another load runs.
+        """
+        while self._stopping:
+            self.progress = Progress("waiting for the end of the stopped load")
+            self._changed()
+            await asyncio.sleep(CHECK_S)
+        self.check_not_loading()
 
     async def _load(
         self,
@@ -210,8 +217,9 @@ class BackendManager:
 
     def _report(self, progress: Progress) -> None:
         # Called on threads of the backend; one assignment is atomic.
-        self.progress = progress
-        self._changed()
+        if not self._stopping:
+            self.progress = progress
+            self._changed()
 
     def _finish(self, state: State, error: str | None = None) -> None:
         if error is not None:
@@ -241,12 +249,12 @@ class BackendManager:
 
     async def unload(self, name: str | None = None) -> Unloaded:
         """Unload one model, the active one if none is named."""
-        self.check_not_loading()
+        await self._wait_for_stopped_load()
         return await self._unload(self.find(name, to_use=False))
 
     async def unload_all(self) -> list[Unloaded]:
         """Unload every model."""
-        self.check_not_loading()
+        await self._wait_for_stopped_load()
         return await self._unload_others(None)
 
     async def _unload_others(self, keep: str | None) -> list[Unloaded]:

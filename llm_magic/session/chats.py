@@ -60,9 +60,12 @@ class Context:
     default: str | None = None
 
     def messages(self, dropped: int = 0) -> tuple[Message, ...]:
-        """Return what precedes the question, without the `dropped` oldest turns."""
-        text = self.system or self.default
-        system = (Message("system", text),) if text else ()
+        """Return what precedes the question, without the `dropped` oldest turns.
+
+        An empty system prompt is one, too: the model gets none then, also not one of its own.
+        """
+        text = self.default if self.system is None else self.system
+        system = () if text is None else (Message("system", text),)
         turns = self.turns[dropped:]
         return (*system, *(m for turn in turns for m in (turn.question, turn.answer)))
 

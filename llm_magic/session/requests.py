@@ -27,7 +27,8 @@ Prompt = str | Sequence[Message | Mapping[str, str]]
 class Request:
     """One question, before it is known who answers it.
 
-    Times of the answer count from `started` (`time.perf_counter`).
+    An answer to a request `as_json` that is no JSON fails. Times of the answer count from `started`
+    (`time.perf_counter`).
     """
 
     prompt: Prompt
@@ -38,6 +39,7 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
     trim: bool = False
     started: float = field(default_factory=time.perf_counter, compare=False)
+    as_json: bool = False
 
 
 class AskOptions(TypedDict, total=False):
@@ -132,7 +134,7 @@ def _messages(request: Request, context: Context | None) -> tuple[Message, ...]:
     if not messages or not messages[-1].content.strip():
         raise OptionError("The prompt is empty. Write it after %llm, or below %%llm.")
     if context is None:
-        before = [Message("system", request.system)] if request.system else []
+        before = [Message("system", request.system)] if request.system is not None else []
         return _sendable(*before, *messages)
     if not isinstance(prompt, str):
         raise OptionError("A chat takes its turns one by one: give it a text, not messages.")

@@ -11,12 +11,12 @@ import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
 from llm_magic.backends.reasoning import split_reasoning
 from llm_magic.backends.stop_strings import until_stop
 from llm_magic.backends.thread_bridge import ThreadBridge
-from llm_magic.errors import GenerationError, Interrupted
+from llm_magic.errors import GenerationError, Interrupted, InvalidReply
 from llm_magic.session import context_window, interruptible_wait
 from llm_magic.session.event_loop import LoopStream, LoopThread
 from llm_magic.text import generated, visible_line
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ResponseState = Literal["queued", "waiting", "running", "done", "stopped", "failed"]
 # A server that reports only the total sends the text in a few lumps: their times give no speed.
 _LUMP_S = 0.1
+_REPR_CHARACTERS = 60  # of the text
 # What ends a reader that leaves early, not because something failed.
 _LEAVING = (KeyboardInterrupt, Interrupted, GeneratorExit, asyncio.CancelledError)
 
@@ -224,9 +225,26 @@ class Response:
         return self.text
 
     def __repr__(self) -> str:
-        what = "Response" if self.number is None else f"Job {self.number}"
         amount = f", {self.amount}" if self.amount else ""
-        return f"<{what}: {visible_line(self.model)}, {self.state}{amount}, {self.seconds:.1f} s>"
+        start = self.text[:_REPR_CHARACTERS]
+        text = f": {start!r}{'…' if len(self.text) > len(start) else ''}" if start else ""
+        about = f"{visible_line(self.model)}, {self.state}{amount}, {self.seconds:.1f} s"
+        return f"<{self._label}: {about}{text}>"
+
+    @property
+    def _label(self) -> str:
+        return "Response" if self.number is None else f"Job {self.number}"
+
+    def __contains__(self, _part: object) -> NoReturn:
+        raise TypeError(f"{self._label} is not a text. Use result(), which returns the reply.")
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Raise `AttributeError`, which names `result` for what only a reply has."""
+            kind = type(self).__name__
+            advice = f" Use result().{name}: result() returns the reply." * hasattr(Reply, name)
+            raise AttributeError(f"{kind!r} object has no attribute {name!r}.{advice}")
 
     # -- how it is read -----------------------------------------------------------------------
 
@@ -453,7 +471,10 @@ class Response:
                 reasoning=self.reasoning.strip(),
                 dropped_turns=self.prepared.dropped,
             )
-            self.error, self._is_cancelled = error, reason == "cancelled"
+            self._is_cancelled = reason == "cancelled"
+            if self.prepared.request.as_json and error is None and not self._is_cancelled:
+                error = self._json_error(self.reply)
+            self.error = error
             if isinstance(error, GenerationError):
                 error.reply = self.reply
             # A failure before the first word leaves the last reply as it is.
@@ -462,6 +483,14 @@ class Response:
                 self._recorder.record(self, self.reply, cancelled=self._is_cancelled)
             self.finished_at, self.done = time.perf_counter(), True
         self._recorder.end(self)
+
+    def _json_error(self, reply: Reply) -> InvalidReply | None:
+        """Return the error of a reply that is no JSON."""
+        try:
+            reply.json()
+        except InvalidReply as error:
+            return error if self.number is not None else error.append("The text is in llm.last.")
+        return None
 
     def _outcome(self) -> Reply:
         self.is_awaited = True

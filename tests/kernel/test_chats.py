@@ -193,6 +193,21 @@ def test_trim_reports_dropped_turns_even_without_footer(scripted: Kernel) -> Non
         scripted.ok("backend.context = 8192")
 
 
+def test_empty_system_prompt_omits_that_of_a_real_template(loaded: Kernel) -> None:
+    added = "system  You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    dry = loaded.ok("%llm --dry-run Hi").text.splitlines()
+    assert dry[:2] == [added, "user    Hi"]
+    assert dry[3].startswith(
+        'SmolLM2-135M-Instruct · 31 tokens · 0.4% of 8,192 · system: of the chat template (-s "" omits it)'
+    )
+    dry = loaded.ok('%llm --dry-run -s "" Hi').text.splitlines()
+    assert (dry[0], dry[2].count("system")) == ("user  Hi", 0)
+    assert "· 11 tokens ·" in dry[2]
+    for chat in ("", "-c none"):
+        loaded.ok(f'%llm {chat} -s "" --max-new-tokens 1 Hi')
+        assert loaded.value("llm.last.usage.prompt_tokens") == 11
+
+
 def test_a_chat_that_is_too_long_for_a_real_model(loaded: Kernel) -> None:
     loaded.ok(
         "from llm_magic.types import Message\n"

@@ -96,11 +96,12 @@ def test_system_prompt_of_the_session(k: Kernel) -> None:
     dry = k.ok("%llm --dry-run Why?").text
     assert "system  Answer about colors." in dry.splitlines()
     assert footer in dry
-    # A prompt that has its own; an empty one sends none.
+    # A prompt that has its own; an empty one keeps the backend from adding one.
     assert footer not in k.ok('%llm -s "Be rude." Why?').text
     assert sent(k) == [("system", "Be rude."), ("user", "Why?")]
     assert footer not in k.ok('%llm -s "" Why?').text
-    assert sent(k) == [("user", "Why?")]
+    assert sent(k) == [("system", ""), ("user", "Why?")]
+    assert k.ok('%llm --dry-run -s "" Why?').text.startswith("user  Why?\n")
     k.ok(
         "llm.generate([{'role': 'system', 'content': 'Own.'}, {'role': 'user', 'content': 'Why?'}]);"
     )

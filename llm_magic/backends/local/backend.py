@@ -186,11 +186,13 @@ class LocalTransformersBackend(Backend):
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Count with the model's own template and tokenizer."""
         loaded = self.local_model(name)
-        tokens = await self.inference.run(
-            lambda _cancel: len(loaded.prompt_encoder.encode(messages)),
+        encoder, context = loaded.prompt_encoder, loaded.info.context_length
+        return await self.inference.run(
+            lambda _cancel: TokenCount(
+                len(encoder.encode(messages)), context, encoder.added_system(messages)
+            ),
             partial(explain_generation, name, loaded.info.device),
         )
-        return TokenCount(tokens, loaded.info.context_length)
 
     def check_extra(self, config: GenerationConfig) -> None:
         """Check ``-p`` names against Transformers."""

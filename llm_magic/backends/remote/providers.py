@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _TOP_P = "top_p"
 _TEMPERATURE = "temperature"
+_NO_SYSTEM = {"role": "system", "content": ""}
 
 
 class ProviderBackend(OpenAICompatibleBackend):
@@ -89,6 +90,9 @@ class ProviderBackend(OpenAICompatibleBackend):
     ) -> dict[str, Any]:
         """Return the body of a request."""
         body = super().body(remote, messages, self.sent_options(remote.info.name, config))
+        if self.provider.key_variable:
+            # Some reject an empty system message, and none has a system prompt of its own.
+            body["messages"] = [one for one in body["messages"] if one != _NO_SYSTEM]
         omitted = {*self.provider.omitted} - config.extra.keys()
         return {field: value for field, value in body.items() if field not in omitted}
 

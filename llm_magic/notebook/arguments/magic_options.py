@@ -121,7 +121,12 @@ _EXPLANATION = (
     *_SHOWN,
 )  # fmt: skip
 
-_JOB = Argument(("job",), "Number of the job. Default: all jobs.", "ID", complete="jobs")
+_JOB = Argument(
+    ("job",),
+    "Number of the job, or its variable. Default, and with all: all jobs.",
+    "JOB",
+    complete="jobs",
+)
 _CHAT = Argument(("chat",), "Name of the chat. Default: all chats.", "CHAT", complete="chats")
 
 MAGICS: dict[str, Magic] = {
@@ -259,13 +264,13 @@ MAGICS: dict[str, Magic] = {
         Magic(
             "llm_stop",
             "Stop background jobs. Their partial answers are kept.",
-            "%llm_stop [ID]",
+            "%llm_stop [JOB]",
             positional=_JOB,
         ),
         Magic(
             "llm_wait",
             "Wait for background jobs and show how they ended. ■ ends only the wait, not the jobs.",
-            "%llm_wait [ID]",
+            "%llm_wait [JOB]",
             positional=_JOB,
         ),
         Magic(

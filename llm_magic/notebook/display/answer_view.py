@@ -5,6 +5,7 @@ Only the main thread displays. Model text reaches HTML through `llm_magic.notebo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -210,17 +211,15 @@ AnswerView = PlainView | RichView
 def _whole(response: Response, form: str, show_footer: bool) -> tuple[str, list[str]]:
     """Return the text of a response that has ended, and the lines to show below it."""
     assert response.reply is not None, "it has ended"
-    text, lines = response.text.strip(), []
+    text = response.text.strip()
     if form == "json":
-        try:
+        # The response of any other answer fails, and its error is shown.
+        with contextlib.suppress(InvalidReply):
             text = replace_surrogates(_indented(response.reply.json()) or text)
-        except InvalidReply as error:
-            # A job fails no cell that would show it.
-            lines = [str(error)] if response.number is not None else []
     size = response.info.local_size
     system = response.prepared.session_system
     below = footer(response.reply, size, system) if show_footer else ending(response.reply)
-    return text, [*lines, *([below] if below else [])]
+    return text, [below] if below else []
 
 
 def reasoning_html(reasoning: str) -> str:

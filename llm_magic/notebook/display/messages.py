@@ -102,7 +102,13 @@ def activity(response: Response) -> str:
         return f"{response.progress.stage} ({response.progress.detail})"
     if response.has_reasoning:
         return f"thinking, {counted(len(response.reasoning), 'character')} so far"
-    return response.notice or "waiting for the first token"
+    return response.notice or f"waiting for the first token{_beside(response)}"
+
+
+def _beside(response: Response) -> str:
+    """Return how many other answers a server generates, which may process them one after another."""
+    count, server = len(response.ahead), response.info.server
+    return f" ({counted(count, 'earlier prompt')} at {server})" if count and server else ""
 
 
 def _queued(response: Response) -> str:
@@ -250,7 +256,10 @@ def model_location(info: ModelInfo) -> str:
 
 def dry_run_table(dry: DryRun) -> Table:
     """Return the table of ``--dry-run``: the messages, their token count, the share of the context."""
-    rows = [[message.role, message.content] for message in dry.messages]
+    rows = [[message.role, message.content] for message in dry.messages if message.content]
+    added = dry.count.added_system
+    if added:
+        rows.insert(0, ["system", added])
     if dry.dropped:
         first = 1 if rows[0][0] == "system" else 0
         rows.insert(first, ["not sent", "\n".join(_dropped_lines(dry))])
@@ -263,6 +272,7 @@ def dry_run_table(dry: DryRun) -> Table:
         parts.append(counted(tokens))
         parts += [f"{_share(tokens, context)} of {context:,}"] if context else []
     parts += [system_label(dry.session_system)] if dry.session_system else []
+    parts += ['system: of the chat template (-s "" omits it)'] if added else []
     note = " · ".join([*parts, "nothing was sent"])
     return Table(("", ""), rows, f"{note}\n{', '.join(_options(dry))}", verbatim=True)
 
@@ -307,13 +317,18 @@ def jobs_table(jobs: Iterable[Response]) -> Table:
     """Return ``%llm_jobs``: each background job with its state, progress and prompt."""
     rows = [
         [
-            str(job.number), job.state, shown_name(job.model), "" if job.tokens is None else str(job.tokens),
-            f"{job.seconds:.1f}", shortened(job.prompt),
+            str(job.number), job.state, shown_name(job.model), _job_progress(job), f"{job.seconds:.1f}",
+            shortened(job.prompt),
         ]
         for job in jobs
     ]  # fmt: skip
     note = "" if rows else "No jobs. %%llm --bg starts one."
-    return Table(("job", "state", "model", "tokens", "seconds", "prompt"), rows, note)
+    return Table(("job", "state", "model", "answer", "seconds", "prompt"), rows, note)
+
+
+def _job_progress(job: Response) -> str:
+    """Return how much of its answer a job has, or what a job without text does."""
+    return job.amount if job.done or job.has_text else activity(job)
 
 
 def usage_table(usage: SessionUsage) -> Table:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import keyword
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from IPython.core.magic import magics_class
@@ -17,6 +18,7 @@ from llm_magic.errors import Interrupted, InvalidReply, LLMMagicError, OptionErr
 from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.magics.base import SessionMagics, line_cell_magic, line_magic
 from llm_magic.notebook.magics.traitlets_config import declare
+from llm_magic.session.response import Response
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -25,9 +27,9 @@ if TYPE_CHECKING:
     from llm_magic.notebook.display.code_cells import CodeCells
     from llm_magic.notebook.display.tables import Table
     from llm_magic.prompts.explain_error import Cell
+    from llm_magic.prompts.template import Filled
     from llm_magic.session import Session
     from llm_magic.session.requests import Request
-    from llm_magic.session.response import Response
     from llm_magic.types import Reply
 
 # Names that IPython reads or sets: a Reply there breaks the notebook or is overwritten.
@@ -87,16 +89,11 @@ class LLMMagics(SessionMagics):
         prompt, system, is_dry_run = args.prompt, args["system"], bool(args["dry_run"])
         notes = args.notes
         if not args["literal"]:
-            from llm_magic.prompts import template
-
             names = self.notebook_names(f"{prompt} {system}")
-            fill = functools.partial(
-                template.fill, all_notes=is_dry_run, escape=" or use --literal"
-            )
-            filled = fill(prompt, names)
+            filled = self._filled(prompt, names, all_notes=is_dry_run)
             prompt, notes = filled.text, notes + filled.notes
             if system is not None:
-                filled = fill(system, names)
+                filled = self._filled(system, names, all_notes=is_dry_run)
                 system, notes = filled.text, tuple(dict.fromkeys(notes + filled.notes))
         chat, key = args["chat"], None
         if chat is not None:
@@ -107,8 +104,34 @@ class LLMMagics(SessionMagics):
             context = self.session.chats.context(chat, key, system)
             in_terminal = cells.current() is None
             notes += context_notes(context, by_text=not self.cell_id, in_terminal=in_terminal)
-        trim, options = bool(args["trim"]), args.options
-        return Request(prompt, args["model"], system, chat, key, options, trim, self.began), notes
+        trim, options, as_json = bool(args["trim"]), args.options, args["format"] == "json"
+        request = Request(
+            prompt, args["model"], system, chat, key, options, trim, self.began, as_json
+        )
+        return request, notes
+
+    def _filled(self, text: str, names: Mapping[str, Any], *, all_notes: bool) -> Filled:
+        """Return a text with its references filled in; jobs in them are waited for first.
+
+        Raises the error of a job that failed.
+        """
+        from llm_magic.prompts import template
+
+        fill = functools.partial(template.fill, all_notes=all_notes, escape=" or use --literal")
+        filled = fill(text, names)
+        values = (names.get(word) for word in re.findall(r"\w+", " ".join(filled.used)))
+        jobs = [one for one in values if isinstance(one, Response) and one.number is not None]
+        if any(not job.done for job in jobs):
+            self.wait_for_jobs(jobs)
+            filled = fill(text, names)
+        notes = dict.fromkeys(filled.notes)
+        for job in jobs:
+            job.is_awaited = True
+            if job.error is not None:
+                raise job.error
+            if job.state == "stopped":
+                notes[f"job {job.number} was stopped: its incomplete answer is inserted"] = None
+        return dataclasses.replace(filled, notes=tuple(notes))
 
     def _answer(
         self, request: Request, notes: tuple[str, ...], args: Parsed
@@ -133,32 +156,25 @@ class LLMMagics(SessionMagics):
                 for _ in response.updates(view.pause):
                     view.draw()
         finally:
-            problem = None
             if response.has_reply:
                 # First: the variable is set even if displaying the answer fails.
-                problem = self._store(response.reply, args)
+                self._store(response.reply, args)
                 view.finish()
             else:
                 view.clear()
         reply = response.result()
-        if problem is not None:
-            raise problem.append("The text is in llm.last.")
         if args["format"] == "code":
             self._code_cells.offer(reply, self.cell_id, replace=bool(args.get("replace")))
         return self._unless_shown(reply)
 
-    def _store(self, reply: Reply | None, args: Parsed) -> InvalidReply | None:
-        """Set the variable of ``-o``; returns the error of an answer that should be JSON and is not."""
-        assert reply is not None, "it has ended"
-        value: Any = reply
-        if args["format"] == "json":
-            try:
-                value = reply.json()
-            except InvalidReply as error:
-                return error
-        if args["output"] is not None:
+    def _store(self, reply: Reply | None, args: Parsed) -> None:
+        """Set the variable of ``-o``, unless the answer should be JSON and is not."""
+        if args["output"] is None or reply is None:
+            return
+        # The response of such an answer fails.
+        with contextlib.suppress(InvalidReply):
+            value = reply.json() if args["format"] == "json" else reply
             self.shell.user_ns[args["output"]] = value
-        return None
 
     def _unless_shown(self, value: V) -> V | None:
         """Return the value of the magic, or None where it is all of its statement.
@@ -241,8 +257,9 @@ class LLMMagics(SessionMagics):
         sent = failed.cell.source if as_code and failed.cell is not None else ""
         notes = tuple(note for mark, note in missing.items() if mark in sent)
         prompt, system = explain_error.question(failed, fix=as_code), explain_error.SYSTEM
+        as_json = args["format"] == "json"
         request = Request(
-            prompt, args["model"], system, chat, key, args.options, started=self.began
+            prompt, args["model"], system, chat, key, args.options, False, self.began, as_json
         )
         return request, notes
 

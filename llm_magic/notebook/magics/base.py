@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from IPython.core.magic import Magics, no_var_expand
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from llm_magic.notebook.arguments.parser import Parsed
     from llm_magic.notebook.display.live_output import LiveArea
     from llm_magic.session import Session
+    from llm_magic.session.response import Response
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -93,6 +94,18 @@ class SessionMagics(Magics):
             for name, value in self.shell.user_ns.items()
             if name in history or hidden.get(name, self) is not value
         }
+
+    def wait_for_jobs(self, jobs: Sequence[Response]) -> None:
+        """Wait until jobs have ended, however; their progress is shown meanwhile."""
+        from llm_magic.notebook.display.live_output import JobsView, LiveArea, is_notebook
+
+        area = LiveArea(live=self.live and is_notebook(self.shell))
+        view = JobsView(area, jobs)
+        try:
+            self.session.wait(jobs, view.draw)
+        finally:
+            area.clear()
+            view.clear_line()
 
     def show_load(self, area: LiveArea) -> None:
         """Wait for a load started with ``--bg``, if one runs, and show its progress; cleared if it fails."""

@@ -21,7 +21,7 @@ from llm_magic.errors import (
     OptionError,
     OutOfMemory,
 )
-from llm_magic.types import Unloaded
+from llm_magic.types import Progress, Unloaded
 from tests.scripted import Hang, ScriptedBackend
 
 CONFIG = LocalLoadConfig()
@@ -259,14 +259,15 @@ async def test_stopped_load_that_ends_slowly_is_waited_for(
     task = await start_load(manager, hang, "b")
     task.cancel()
     await asyncio.sleep(0.02)
-    with pytest.raises(LoadInProgress, match="load of b was stopped and is still ending"):
-        await manager.load("c", CONFIG)
+    following = asyncio.ensure_future(manager.load("c", CONFIG))
+    unload = asyncio.ensure_future(manager.unload_all())
+    await asyncio.sleep(0.02)
+    assert look(manager).progress == Progress("waiting for the end of the stopped load")
     hang.go.set()
-    await asyncio.wait({task})
-    assert manager.state == "Inactive"
-    backend.trouble.clear()
-    await manager.load("c", CONFIG)
+    await asyncio.wait({task, following, unload})
     assert names(manager) == ["c"]
+    assert isinstance(unload.exception(), LoadInProgress)
+    assert backend.events[-3:] == ["load b cancelled", "check c", "load c"]
 
 
 @on_a_loop

@@ -302,7 +302,7 @@ def test_system_prompt_of_the_session_is_sent_where_a_prompt_has_none(
         ask(session, "a", **about)
     ask(session, [{"role": "system", "content": "own"}, {"role": "user", "content": "a"}])
     systems = [[m.content for m in call.messages[:-1]] for call in backend.requests]
-    assert systems == [["polite"], ["own"], [], ["own"]]
+    assert systems == [["polite"], ["own"], [""], ["own"]]
 
 
 @WAYS
