@@ -183,7 +183,7 @@ _ICONS = """box => [box, ...box.querySelectorAll('.jupyter-widgets-disconnected'
 ).length"""
 
 
-def test_panel_without_its_kernel_says_what_to_run(lab: Lab) -> None:
+def test_panel_without_its_kernel_shows_what_to_run(lab: Lab) -> None:
     busy = "import time\nprint('begun', flush=True)\ntime.sleep(60)"
     lab.open([SCRIPTED, "%llm_panel", busy])
     for end in ("session.kernel.restart()", "shutdown()"):

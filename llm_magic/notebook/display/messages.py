@@ -46,13 +46,13 @@ def shown_name(name: str) -> str:
 
 def ending(reply: Reply) -> str:
     """Return why an answer is incomplete and how many turns were dropped, or an empty string."""
-    reason = how_it_ended(reply.finish_reason, reply.usage.completion_tokens)
+    reason = incomplete_label(reply.finish_reason, reply.usage.completion_tokens)
     if not reply.dropped_turns:
         return reason
     return " · ".join(filter(None, (reason, trimmed(reply.dropped_turns))))
 
 
-def how_it_ended(reason: FinishReason, tokens: int | None = None) -> str:
+def incomplete_label(reason: FinishReason, tokens: int | None = None) -> str:
     """Return why an answer of so many tokens is incomplete, or an empty string."""
     return {
         "stop": "",

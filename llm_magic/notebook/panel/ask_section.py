@@ -14,7 +14,7 @@ from llm_magic.notebook.display.answer_view import answer_html, reasoning_html
 from llm_magic.notebook.display.code_cells import code_blocks
 from llm_magic.notebook.display.live_output import muted
 from llm_magic.notebook.display.markdown import IncrementalMarkdown
-from llm_magic.notebook.display.messages import activity, footer, how_it_ended
+from llm_magic.notebook.display.messages import activity, footer, incomplete_label
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.notebook.frontend import reach_busy_kernels
 from llm_magic.notebook.panel.as_magic import ask_cell, config_line
@@ -208,8 +208,8 @@ class AskSection:
 @lru_cache(maxsize=_SHOWN_TURNS)
 def _turn(turn: Turn) -> str:
     """Return a turn as HTML; each update of the next answer shows all of them again."""
-    answer, ended = turn.answer.content, how_it_ended(turn.finish_reason)
-    inner = answer_html(answer, "markdown") + (muted(ended) if ended else "")
+    answer, label = turn.answer.content, incomplete_label(turn.finish_reason)
+    inner = answer_html(answer, "markdown") + (muted(label) if label else "")
     return _question(turn.question.content) + _answer(inner, answer.strip())
 
 
