@@ -76,8 +76,7 @@ def fits(text: str) -> bool:
 
 def test_panel_names_the_help_and_help_lists_the_magics(terminal: Terminal) -> None:
     panel, listed = terminal.run("%llm_panel"), terminal.run("%llm_help")
-    assert panel.startswith("The panel needs a notebook, such as JupyterLab. Run %llm_help")
-    assert "\n" not in panel
+    assert panel == "The panel needs a notebook. Run %llm_help to list magics that do the same."
     assert "%llm_config" in listed
     assert "A magic with -h" in listed
     assert "<" not in listed
