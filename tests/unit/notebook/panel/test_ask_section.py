@@ -168,7 +168,7 @@ def test_prompt_of_a_load_that_fails_shows_the_error() -> None:
         send(scripted.panel, "?")
         press(scripted.panel.loading.stop)
         until(lambda: is_idle(scripted.panel))
-        until(lambda: "Nothing is loaded" in shown_error(scripted.panel))
+        until(lambda: "No model is loaded" in shown_error(scripted.panel))
 
 
 def test_earlier_turn_shows_that_it_was_stopped(scripted: Scripted) -> None:
