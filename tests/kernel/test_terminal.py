@@ -117,6 +117,24 @@ def test_ctrl_c_keeps_the_partial_answer(terminal: Terminal) -> None:
     assert "'partial'" in terminal.run("llm.last.text")
 
 
+def test_one_ctrl_c_ends_a_queued_prompt(terminal: Terminal) -> None:
+    terminal.run("from llm_magic.types import Chunk")
+    terminal.run("backend.will(Chunk(queued=True), Hang())")
+    terminal.send("%llm Wait.")
+    terminal.process.expect("queued")
+    terminal.process.sendintr()
+    assert "Interrupted\x1b[0m: Stopped before the first word." in terminal.read()
+
+
+def test_terminal_without_colors_gets_no_escape_codes(terminal: Terminal) -> None:
+    terminal.run("%colors nocolor")
+    shown = terminal.run("%llm Hello") + terminal.run("%llm -t 9 Hello")
+    terminal.run("%colors linux")
+    assert "[tiny · " in shown
+    assert "OptionError: temperature=9" in shown
+    assert "\x1b" not in shown
+
+
 def test_load_shows_its_progress_and_error_in_one_line(terminal: Terminal) -> None:
     terminal.run("backend.reports['load'] = [Progress('reading the weights', 0.5)]")
     terminal.run("hang = backend.hang('load')")

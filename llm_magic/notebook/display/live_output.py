@@ -14,6 +14,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from IPython.core.getipython import get_ipython
+
 from llm_magic.notebook.display.markdown import MATH
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.text import visible
@@ -126,8 +128,9 @@ class TerminalLine:
 
 def dimmed(text: str) -> str:
     """Return a line for stdout: dimmed in a terminal, without control characters that it executes."""
-    text = visible(text)
-    return f"\x1b[2m{text}\x1b[22m" if sys.stdout.isatty() else text
+    text, shell = visible(text), get_ipython()
+    has_colors = shell is None or shell.colors.lower() != "nocolor"
+    return f"\x1b[2m{text}\x1b[22m" if has_colors and sys.stdout.isatty() else text
 
 
 def is_notebook(shell: InteractiveShell) -> bool:
