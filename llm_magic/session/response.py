@@ -286,7 +286,7 @@ class Response:
                 for _ in self._read(ThreadBridge(keep=0), deadline=deadline):
                     pass
         if not self.done:
-            raise TimeoutError(f"{self!r} goes on after {timeout} s.")
+            raise TimeoutError(f"{self!r} is still running after {timeout} s.")
         return self._outcome()
 
     def updates(self, pause: Callable[[], float] | None = None) -> Iterator[None]:
@@ -535,7 +535,7 @@ class Response:
 def _stopped(reply: Reply, stored_in: str) -> str:
     """Return the message of an interrupt."""
     if reply.finish_reason in {"stop", "length"}:
-        return f"Stopped when the answer had just ended; it is in {stored_in}."
+        return f"Stopped just after the answer was complete; it is in {stored_in}."
     amount = generated(reply.usage.completion_tokens, len(reply.text) + len(reply.reasoning))
     if not amount:
         return "Stopped before the first word."

@@ -71,7 +71,7 @@ def test_several_changes_at_once_and_one_setting_alone(k: Kernel) -> None:
         ("top_k 3 temprature 0.3", 'Did you mean "temperature"?'),
         ("top_k 3 --temprature 0.3", 'Did you mean "--temperature"?'),
         ("top_k 3 system Be brief.", 'Put a text in quotes: system="…".'),
-        ("top_k 3 -t 0.2 temperature=0.3", "temperature occurs twice."),
+        ("top_k 3 -t 0.2 temperature=0.3", "temperature is given twice."),
         ("top_k 3 --reset", "--reset and new values cannot be combined."),
     ],
 )
