@@ -379,6 +379,13 @@ def test_limit_beyond_the_context_is_a_note(scripted: Kernel) -> None:
     assert "Note" not in scripted.ok("%llm --max-new-tokens 8000 Hello").text
 
 
+def test_footer_shows_the_stop_strings(scripted: Kernel) -> None:
+    ran = scripted.ok("%llm --stop END --stop 'a\\nb' Hello END there")
+    assert ran.text.splitlines()[0] == "Hello"
+    assert ran.text.endswith(r' · stop "END" "a\nb"')
+    assert "stop" not in scripted.ok("%llm Hello").text
+
+
 def test_error_of_a_long_prompt_names_the_long_reference(scripted: Kernel) -> None:
     scripted.ok(
         "from llm_magic.errors import PromptTooLong\nlong, short = 'word ' * 99, 'x'\n"
