@@ -546,3 +546,40 @@ def test_errors_name_the_variable_with_the_answer(scripted: Kernel) -> None:
             assert ran.error == f"Stopped after 2 tokens; the answer so far is in {where}."
     finally:
         scripted.ok("llm = session")
+
+
+def test_error_in_the_code_of_the_user_shows_its_lines(scripted: Kernel) -> None:
+    scripted.ok("def ask(question):\n    x = 9\n    return llm.generate(question, temperature=x)")
+    asking = "Cell In[{n}], line 3, in ask: return llm.generate(question, temperature=x)"
+    number = scripted.value("len(In) - 2")
+    cells = {
+        "for question in 'ab':\n    ask(question)": ["line 2: ask(question)", asking],
+        "ask('a')": ["line 1: ask('a')", asking],
+        "x = 1\nllm.generate('a', temperature=9)": ["line 2: llm.generate('a', temperature=9)"],
+        "async def wait():\n    await llm.agenerate('a', temperature=9)\nawait wait()": [
+            "line 3: await wait()",
+            "line 2, in wait: await llm.agenerate('a', temperature=9)",
+        ],
+        # Threads and frames of libraries are not shown; recursion is shown once.
+        "from concurrent.futures import ThreadPoolExecutor\nlist(ThreadPoolExecutor(1).map(ask, 'a'))": [
+            "line 2: list(ThreadPoolExecutor(1).map(ask, 'a'))",
+            asking,
+        ],
+        "def deep(n):\n    return deep(n - 1) if n else ask('a')\ndeep(30)": [
+            "line 3: deep(30)",
+            "line 2, in deep: return deep(n - 1) if n else ask('a')",
+            asking,
+        ],
+        # One line, and magics, need none.
+        "llm.generate('a', temperature=9)": [],
+        "for n in 'ab':\n    %llm -t 9 {n}": [],
+    }
+    for code, expected in cells.items():
+        ran = scripted.run(code)
+        assert (ran.status, ran.ename) == ("error", "OptionError")
+        first, *lines = ran.traceback
+        assert first == f"\x1b[31mOptionError\x1b[0m: {ran.error}"
+        assert len(lines) == len(expected)
+        for line, end in zip(lines, expected, strict=True):
+            assert line.startswith("  Cell In[")
+            assert line.endswith(end.format(n=number)), line
