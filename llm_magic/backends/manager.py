@@ -283,10 +283,10 @@ class BackendManager:
                 if self._last_error is not None and self.state == "Failed"
                 else "Nothing is loaded. Type %llm_load (or %llm_load MODEL)."
             )
-        loaded = ", ".join(self._loaded) or "none"
+        loaded = f" Loaded models: {', '.join(self._loaded)}." if self._loaded else ""
         near = did_you_mean(name, self._loaded)
-        load = f" Type %llm_load {name}." if to_use and not near else ""
-        raise ModelNotLoaded(f"{name} is not loaded; loaded: {loaded}.{near}{load}")
+        load = f" Run %llm_load {name}." if to_use and not near else ""
+        raise ModelNotLoaded(f"{name} is not loaded.{near}{load}{loaded}")
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return the models that a backend can load."""

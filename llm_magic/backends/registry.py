@@ -115,7 +115,8 @@ def check_name(name: str, default: str | None = None) -> None:
         source = "LLM_BACKEND_TYPE: there" if name == default else "There"
         meant = providers.named(name)
         similar = f' Did you mean "{meant}"?' if meant else did_you_mean(name, names())
-        raise OptionError(f"{source} is no backend {name!r}.{similar} Known: {', '.join(names())}.")
+        known = "" if similar else f" Available: {', '.join(names())}."
+        raise OptionError(f"{source} is no backend {name!r}.{similar}{known}")
 
 
 @functools.cache

@@ -144,7 +144,7 @@ def test_use_makes_another_model_the_active_one(k: Kernel) -> None:
     assert k.complete("%llm_use t") == ["tiny"]
     wrong = k.run("%llm_use tinny")
     assert (wrong.ename, wrong.error) == (
-        "ModelNotLoaded", 'tinny is not loaded; loaded: tiny, big. Did you mean "tiny"?',
+        "ModelNotLoaded", 'tinny is not loaded. Did you mean "tiny"? Loaded models: tiny, big.',
     )  # fmt: skip
     assert k.value("llm.status().active_model") == "big"
     k.ok("%llm_unload")

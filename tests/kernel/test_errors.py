@@ -41,7 +41,7 @@ MISTAKES = {
     "%%llm -q 4bit\nx": ("OptionError", "has no option -q. It is an option of %llm_load."),
     "%%llm -m other-70b\nx": (
         "ModelNotLoaded",
-        f"other-70b is not loaded; loaded: {MODEL}. Type %llm_load other-70b.",
+        f"other-70b is not loaded. Run %llm_load other-70b. Loaded models: {MODEL}.",
     ),
     "%%llm -p min_q=1\nx": ("OptionError", "no generation option 'min_q'. Did you mean"),
     "%%llm -p num_beams=4\nx": (
@@ -83,7 +83,10 @@ MISTAKES = {
     ),
     "%llm_config \u2013t 0.5": ("OptionError", "Options start with a hyphen: -t."),
     "%%llm hello\nx": ("OptionError", "Put the prompt below the first line"),
-    "%%llm -m nobody\nx": ("ModelNotLoaded", "nobody is not loaded; loaded: "),
+    "%%llm -m nobody\nx": (
+        "ModelNotLoaded",
+        "nobody is not loaded. Run %llm_load nobody. Loaded models: ",
+    ),
     f"%%llm -m {MODEL.lower()}\nx": ("ModelNotLoaded", f'Did you mean "{MODEL}"?'),
     "%llm": ("OptionError", "The prompt is empty. Write it after %llm, or below %%llm."),
     "%llm -t 0": ("OptionError", "The prompt is empty. Write it after %llm, or below %%llm."),
@@ -92,7 +95,7 @@ MISTAKES = {
     "%llm_config temperature high": ("OptionError", "temperature=high must be a number, 0 to 2."),
     "%llm_config temperature=9 top_k=3": ("OptionError", "temperature=9 must be 0 to 2."),
     "%llm_config --reset top_k=3": ("OptionError", "--reset and new values cannot be combined."),
-    "%llm_unload nobody": ("ModelNotLoaded", f"nobody is not loaded; loaded: {MODEL}."),
+    "%llm_unload nobody": ("ModelNotLoaded", f"nobody is not loaded. Loaded models: {MODEL}."),
     "%llm_unload nobody --all": (
         "OptionError",
         "--all and the name of a model cannot be combined.",

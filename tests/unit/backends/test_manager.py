@@ -334,7 +334,7 @@ async def test_unloading_the_active_model_makes_the_latest_other_one_active(
     await manager.unload()
     assert look(manager).active_model == "b"
     with pytest.raises(
-        ModelNotLoaded, match=r"^bb is not loaded; loaded: b\.( Did you mean \"b\"\?)?$"
+        ModelNotLoaded, match=r"^bb is not loaded\.( Did you mean \"b\"\?)? Loaded models: b\.$"
     ):
         await manager.unload("bb")
     assert [unloaded.name for unloaded in await manager.unload_all()] == ["b"]

@@ -167,8 +167,12 @@ def _looks_like_path(requested: str) -> bool:
 def _suggestion(requested: str, settings: Settings) -> str:
     """Return a sentence with names that are similar to the requested one, if there are any."""
     found = available(settings)
-    known = {info.name for info in found} | {info.source for info in found}
-    return "" if requested in known else did_you_mean(requested, known - {""})
+    names, sources = {info.name for info in found}, {info.source for info in found} - {""}
+    if requested in names | sources:
+        return ""
+    # Not both: a model would be suggested twice.
+    near = did_you_mean(requested, sources) if "/" in requested else ""
+    return near or did_you_mean(requested.rpartition("/")[2], names)
 
 
 def model_config(folder: Path) -> dict[str, Any]:

@@ -246,7 +246,9 @@ def test_missing_key_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ServerUnreachable, match=r"cannot connect to https://api\.groq\.com"):
             session.load("any", backend="groq")
     session.close()
-    assert questions == ["Key for https://api.groq.com (GROQ_API_KEY is not set): "]
+    assert questions == [
+        "Key for https://api.groq.com (GROQ_API_KEY is not set; Enter without a key cancels): "
+    ]
 
 
 @pytest.mark.parametrize("name", HOSTED)
