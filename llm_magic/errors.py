@@ -211,6 +211,14 @@ class GenerationError(LLMMagicError):
 class PromptTooLong(GenerationError):
     """The prompt exceeds the context window of the model."""
 
+    @classmethod
+    def measured(cls, model: str, tokens: int, context: int, advice: str = "") -> Self:
+        """Return the error with the length of the prompt; the default advice is how much to cut."""
+        advice = advice or f"Shorten it by at least {tokens - context + 1:,}."
+        return cls(
+            f"The prompt has {tokens:,} tokens, but {model} reads at most {context:,}. {advice}"
+        )
+
 
 class GenerationFailed(GenerationError):
     """The model raised an error."""

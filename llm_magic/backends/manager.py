@@ -158,8 +158,8 @@ class BackendManager:
         """Raise `LoadInProgress` while a load runs that was not stopped."""
         if self.pending is not None and not self._stopping:
             raise LoadInProgress(
-                f"{self.pending.name} is being loaded. Wait for it (%llm_status shows how far), then try"
-                " again."
+                f"{self.pending.name} is being loaded. Wait for it (%llm_status shows the progress), then"
+                " try again."
             )
 
     async def _wait_for_stopped_load(self) -> None:
@@ -189,7 +189,7 @@ class BackendManager:
             self.pending = dataclasses.replace(self.pending, name=chosen)
         if keep and chosen in self._loaded:
             raise OptionError(
-                f"A loaded model has the name {chosen}. Give this one another name with --name."
+                f"The name {chosen} is already used by a loaded model. Choose another with --name."
             )
         unloaded = [] if keep else await self._unload_others(None)
         self.state = _loading_state(backend)
@@ -279,14 +279,14 @@ class BackendManager:
             return self._loaded[name]
         if name is None:
             raise ModelNotLoaded(
-                f"Nothing is loaded: the last load failed. {self._last_error}"
+                f"No model is loaded, because the last load failed. {self._last_error}"
                 if self._last_error is not None and self.state == "Failed"
-                else "Nothing is loaded. Type %llm_load (or %llm_load MODEL)."
+                else "No model is loaded. Run %llm_load (or %llm_load MODEL)."
             )
-        loaded = f" Loaded models: {', '.join(self._loaded)}." if self._loaded else ""
         near = did_you_mean(name, self._loaded)
+        names = near or f" Loaded models: {', '.join(self._loaded) or 'none'}."
         load = f" Run %llm_load {name}." if to_use and not near else ""
-        raise ModelNotLoaded(f"{name} is not loaded.{near}{load}{loaded}")
+        raise ModelNotLoaded(f"{name} is not loaded.{names}{load}")
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return the models that a backend can load."""

@@ -102,8 +102,8 @@ class ApiKeys:
         )
         if secret is None:
             raise OptionError(
-                f"{variable} is not set, and nothing can prompt for it here. Set it in the environment that"
-                " starts Jupyter, or run %llm_load in a cell of JupyterLab. A key in a cell, also after"
+                f"{variable} is not set, and you cannot be prompted for it here. Set it in the environment"
+                " that starts Jupyter, or run %llm_load in a cell of JupyterLab. A key in a cell, even with"
                 " %env, is saved with the notebook."
             )
         if not secret.strip():

@@ -95,8 +95,8 @@ def _advice(prepared: PreparedRequest, error: GenerationError | RequestFailed) -
         unclear = trim and error.status in _UNCLEAR
         return f"The {turns} above may be too long; {reset} deletes them." if unclear else ""
     if trim:
-        return f"That is without the {turns} above it, too."
-    return f"Chat {context.chat!r} has {turns} above it: --trim leaves out the oldest, {reset} all."
+        return f"Even without the {turns} above it, it is too long."
+    return f"Chat {context.chat!r} has {turns} above it: --trim drops the oldest, and {reset} deletes all."
 
 
 async def dry_run(manager: BackendManager, prepared: PreparedRequest) -> DryRun:
@@ -129,10 +129,7 @@ def _problem(prepared: PreparedRequest, count: TokenCount) -> str:
         drops = prepared.request.trim and prepared.context is not None and prepared.context.turns
         return "How many turns --trim drops is unknown until the server answers." if drops else ""
     if tokens >= context:
-        error = PromptTooLong(
-            f"The prompt is too long: it has {tokens:,} tokens, and {prepared.loaded_model.name} reads"
-            f" {context:,}. Shorten it by at least {tokens - context + 1:,}."
-        )
+        error = PromptTooLong.measured(prepared.loaded_model.name, tokens, context)
         return str(error.append(_advice(prepared, error)))
     if (left := context - tokens) < limit:
         return f"The context leaves {left:,} tokens for the answer, fewer than max_new_tokens {limit:,}."

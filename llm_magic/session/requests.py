@@ -28,7 +28,7 @@ class Request:
     """One question, before it is known who answers it.
 
     An answer to a request `as_json` that is no JSON fails. Times of the answer count from `started`
-    (`time.perf_counter`).
+    (`time.perf_counter`). Messages refer to the reply as `stored_in`.
     """
 
     prompt: Prompt
@@ -40,6 +40,7 @@ class Request:
     trim: bool = False
     started: float = field(default_factory=time.perf_counter, compare=False)
     as_json: bool = False
+    stored_in: str = "llm.last"
 
 
 class AskOptions(TypedDict, total=False):
@@ -112,7 +113,7 @@ def prepare(
         key = request.key or str(request.prompt)
         context = chats.context(request.chat, key, request.system, current.system)
     elif request.trim:
-        raise OptionError("--trim leaves out turns of a chat. Name the chat: -c NAME.")
+        raise OptionError("--trim drops turns of a chat. Name the chat: -c NAME.")
     messages = _messages(request, context)
     session_system = context.default if context is not None else None
     if current.system and context is None and _has_no_system(request, messages):
@@ -137,7 +138,7 @@ def _messages(request: Request, context: Context | None) -> tuple[Message, ...]:
         before = [Message("system", request.system)] if request.system is not None else []
         return _sendable(*before, *messages)
     if not isinstance(prompt, str):
-        raise OptionError("A chat takes its turns one by one: give it a text, not messages.")
+        raise OptionError("With a chat, the prompt must be a text, not a list of messages.")
     return _sendable(*context.messages(), *messages)
 
 
@@ -145,7 +146,7 @@ def _checked(prompt: object) -> list[Message]:
     """Return the messages of a prompt; raises `OptionError` for anything else."""
     if not isinstance(prompt, (list, tuple)):
         raise OptionError(
-            f"The prompt is of the type {type(prompt).__name__}. Give a text, or a list of messages:"
+            f"A prompt cannot be of type {type(prompt).__name__}. Use a text, or a list of messages:"
             ' [{"role": "user", "content": "…"}].'
         )
     plain = [dataclasses.asdict(one) if isinstance(one, Message) else one for one in prompt]

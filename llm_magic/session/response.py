@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 from llm_magic.backends.reasoning import split_reasoning
 from llm_magic.backends.stop_strings import until_stop
 from llm_magic.backends.thread_bridge import ThreadBridge
-from llm_magic.errors import GenerationError, Interrupted, InvalidReply
+from llm_magic.errors import GenerationError, IncompleteReply, Interrupted, InvalidReply
 from llm_magic.session import context_window, interruptible_wait
 from llm_magic.session.event_loop import LoopStream, LoopThread
 from llm_magic.text import generated, visible_line
@@ -477,6 +477,8 @@ class Response:
             self.error = error
             if isinstance(error, GenerationError):
                 error.reply = self.reply
+            if isinstance(error, IncompleteReply):
+                error.append(f"The received part is in {self.prepared.request.stored_in}.")
             # A failure before the first word leaves the last reply as it is.
             self.has_reply = error is None or not self.is_empty
             if self.has_reply:
@@ -489,7 +491,10 @@ class Response:
         try:
             reply.json()
         except InvalidReply as error:
-            return error if self.number is not None else error.append("The text is in llm.last.")
+            stored_in = self.prepared.request.stored_in
+            return (
+                error if self.number is not None else error.append(f"The text is in {stored_in}.")
+            )
         return None
 
     def _outcome(self) -> Reply:
@@ -504,7 +509,8 @@ class Response:
     def _interrupted(self, kind: type[Interrupted]) -> Interrupted:
         assert self.reply is not None
         job = "" if self.number is None else f"Job {self.number}: "
-        error = kind(f"{job}{_stopped(self.reply)}", reply=self.reply)
+        stopped = _stopped(self.reply, self.prepared.request.stored_in)
+        error = kind(f"{job}{stopped}", reply=self.reply)
         if isinstance(error, interruptible_wait.Interrupted):
             self._recorder.show(error)
         return error
@@ -516,11 +522,11 @@ class Response:
             self._interrupted(interruptible_wait.Interrupted)
 
 
-def _stopped(reply: Reply) -> str:
+def _stopped(reply: Reply, stored_in: str) -> str:
     """Return the message of an interrupt."""
     if reply.finish_reason in {"stop", "length"}:
-        return "Stopped when the answer had just ended; it is in llm.last."
+        return f"Stopped when the answer had just ended; it is in {stored_in}."
     amount = generated(reply.usage.completion_tokens, len(reply.text) + len(reply.reasoning))
     if not amount:
         return "Stopped before the first word."
-    return f"Stopped after {amount}; the answer so far is in llm.last."
+    return f"Stopped after {amount}; the answer so far is in {stored_in}."

@@ -155,7 +155,7 @@ class Session:
 
         Args:
             model: A Hugging Face id, a folder, a ``.gguf`` file, or the name of a model on a server.
-                Default: the model of the settings, else the embedded one.
+                Default: the model of the settings, else the bundled one.
             name: The name to use for the model afterwards.
             keep: Keep the models that are already loaded.
             options: The options of ``%llm_load``: backend, base_url, key_env, pull, idle_timeout,

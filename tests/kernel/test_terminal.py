@@ -92,7 +92,9 @@ def test_tables_fit_the_terminal(terminal: Terminal) -> None:
         assert fits(shown), shown
         assert "<td" not in shown
     assert terminal.run("%llm_config temperature=0.2").endswith("temperature  0.7 → 0.2")
-    assert "temperature=9 must be 0 to 2." in terminal.run("%llm_config temperature 9")
+    assert "temperature=9 is out of range. It must be 0 to 2." in terminal.run(
+        "%llm_config temperature 9"
+    )
     terminal.run("%llm_config --reset")
 
 

@@ -68,7 +68,7 @@ _FACTS = {
         "stale": "turns: 4 · sent: 1",
         "stale-show": "stale",
         "import-ask": "Nairobi",
-        "trim-error": "Chat 'world' has 2 turns above it: --trim leaves out",
+        "trim-error": "Chat 'world' has 2 turns above it: --trim drops",
         "trim": "oldest turn dropped (--trim)",
         "reset": "Deleted: egypt, world.",
         "code": "If no cell was filled, copy it from here.",

@@ -65,7 +65,7 @@ class LocalTransformersBackend(Backend):
         self._load_failed = False
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
-        """Return the embedded model, and those in the local folder and in the cache of the hub."""
+        """Return the bundled model, and those in the local folder and in the cache of the hub."""
         _require_packages()
         return await self._files.run(
             lambda _cancel: sources.available(self._settings()), partial(explain_load, "The list")
@@ -245,7 +245,7 @@ def _require_packages() -> None:
     missing = [name for name in ("torch", "transformers", "accelerate") if find_spec(name) is None]
     if missing:
         raise MissingDependency(
-            f'Local models need {", ".join(missing)}. Type: pip install "llm_magic[local]"'
+            f'Local models need {", ".join(missing)}. To install, run: pip install "llm_magic[local]"'
         )
 
 
@@ -261,7 +261,7 @@ def _require_usable_process() -> None:
     except OSError:
         # oneMKL ends the process if the working folder does not exist.
         raise LoadFailed(
-            "The working folder does not exist any more. Change to another one"
+            "The working folder no longer exists. Change to another one"
             " (import os; os.chdir(os.path.expanduser('~'))) and load again."
         ) from None
 

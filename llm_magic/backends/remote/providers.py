@@ -71,8 +71,8 @@ class ProviderBackend(OpenAICompatibleBackend):
                 )
         if config.temperature is not None and config.temperature > limit:
             raise OptionError(
-                f"{self.name} accepts a temperature of at most {limit:g}, and {config.temperature:g} is"
-                f" set. Use -t {limit:g} or less."
+                f"{self.name} accepts a temperature of at most {limit:g}, but it is set to"
+                f" {config.temperature:g}. Use -t {limit:g} or less."
             )
 
     def sent_options(self, name: str, config: GenerationConfig) -> GenerationConfig:

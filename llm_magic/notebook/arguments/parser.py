@@ -141,7 +141,9 @@ def _word(line: str, start: int) -> tuple[str, int]:
     found = _WORD.match(line, start)
     end = found.end() if found is not None else start
     if found is None or line[end : end + 1].strip(_BLANKS):
-        raise OptionError(f"A quote is not closed. Close or remove it: {line[start:].strip()}")
+        raise OptionError(
+            f"Missing closing quote. Add it or remove the opening one: {line[start:].strip()}"
+        )
     return _QUOTED.sub(lambda quoted: quoted[quoted.lastindex or 0], found[0]), end
 
 
@@ -367,9 +369,10 @@ def _choice(option: Argument) -> Callable[[str], str] | None:
 
     def checked(text: str) -> str:
         if text not in option.choices:
-            near = did_you_mean(text, option.choices)
-            allowed = ", ".join(option.choices)
-            raise OptionError(f"{option.names[-1]} {text} must be one of: {allowed}.{near}")
+            from llm_magic.config.option_spec import alternatives
+
+            advice = did_you_mean(text, option.choices) or f" Use {alternatives(option.choices)}."
+            raise OptionError(f"{option.names[-1]} {text} is invalid.{advice}")
         return text
 
     return checked

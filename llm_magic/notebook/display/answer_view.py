@@ -30,10 +30,11 @@ from llm_magic.notebook.display.messages import (
     activity,
     ending,
     footer,
+    outside_json_line,
     reasoning_line,
     shown_name,
 )
-from llm_magic.text import VisibleStream, replace_surrogates
+from llm_magic.text import VisibleStream, around_json, replace_surrogates
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -210,16 +211,20 @@ AnswerView = PlainView | RichView
 
 def _whole(response: Response, form: str, show_footer: bool) -> tuple[str, list[str]]:
     """Return the text of a response that has ended, and the lines to show below it."""
-    assert response.reply is not None, "it has ended"
-    text = response.text.strip()
+    reply, prepared = response.reply, response.prepared
+    assert reply is not None, "it has ended"
+    text, lines = response.text.strip(), []
     if form == "json":
         # The response of any other answer fails, and its error is shown.
         with contextlib.suppress(InvalidReply):
-            text = replace_surrogates(_indented(response.reply.json()) or text)
-    size = response.info.local_size
-    system = response.prepared.session_system
-    below = footer(response.reply, size, system) if show_footer else ending(response.reply)
-    return text, [below] if below else []
+            text = replace_surrogates(_indented(reply.json()) or text)
+            if show_footer and (outside := around_json(reply)):
+                lines = [outside_json_line(outside)]
+    below = ending(reply)
+    if show_footer:
+        size = response.info.local_size
+        below = footer(reply, size, prepared.session_system, prepared.context)
+    return text, [*lines, *([below] if below else [])]
 
 
 def reasoning_html(reasoning: str) -> str:
@@ -231,7 +236,8 @@ def reasoning_html(reasoning: str) -> str:
 
 def answer_html(text: str, form: str) -> str:
     """Return model text as HTML that can run no script and fetches nothing."""
-    if form == "text":
+    if form == "text" or (form == "json" and text[:1] not in {"{", "["}):
+        # The highlighting of JSON shows each letter of another text as an error.
         return markdown.escape_pre(text)
     if form == "json":
         return markdown.render_code(text, "json")

@@ -29,6 +29,7 @@ _MAX_ROWS = 500  # in a list of models
 _TURN_CHARACTERS = 60  # of a prompt or an answer in the table of a chat
 _MAX_DROPPED = 5  # turns that are named in a dry run
 _SYSTEM_CHARACTERS = 40  # of the system prompt of the session in the line below an answer
+_OUTSIDE_CHARACTERS = 80  # of the text around JSON
 _UNKNOWN = "-"
 # While the unload waits, no other cell runs.
 STOP_HINT = " · ■ ends the wait; then %llm_stop stops the job."
@@ -63,10 +64,16 @@ def trimmed(turns: int) -> str:
     return f"{'oldest turn' if turns == 1 else f'{turns} oldest turns'} dropped (--trim)"
 
 
-def footer(reply: Reply, size: int | None, session_system: str | None = None) -> str:
+def footer(
+    reply: Reply,
+    size: int | None,
+    session_system: str | None = None,
+    context: Context | None = None,
+) -> str:
     """Return the line below an answer: model, tokens, times, speed, memory, cost, how it ended.
 
-    `session_system` is the system prompt of the session, if it was sent.
+    `session_system` is the system prompt of the session, if it was sent; `context` precedes the turn of
+    a chat.
     """
     usage, timing = reply.usage, reply.timing
     parts = [shown_name(reply.model)]
@@ -84,8 +91,17 @@ def footer(reply: Reply, size: int | None, session_system: str | None = None) ->
         parts.append(dollars(usage.cost))
     if session_system:
         parts.append(system_label(session_system))
+    if context is not None and reply.finish_reason != "truncated":
+        parts += _turn_labels(context)
     label = ending(reply)
     return " · ".join([*parts, *([label] if label else [])])
+
+
+def _turn_labels(context: Context) -> Iterator[str]:
+    """Yield the chat of an answer with the number of its turn, and how many turns became stale."""
+    yield f"chat {spelled(context.chat)}, turn {len(context.turns) + context.stale + 1}"
+    if below := context.below:
+        yield f"{'1 later turn is' if below == 1 else f'{below} later turns are'} now stale"
 
 
 def activity(response: Response) -> str:
@@ -158,6 +174,11 @@ def reasoning_line(reasoning: str) -> str:
     return f"Reasoning · {len(reasoning):,} characters (reply.reasoning)"
 
 
+def outside_json_line(text: str) -> str:
+    """Return the line about the text that ``-f json`` does not show."""
+    return f"Not shown, because it is not in the JSON: {shortened(text, _OUTSIDE_CHARACTERS)}"
+
+
 def waiting_line(jobs: Iterable[Response], seconds: float) -> str:
     """Return the progress of the first running job, or an empty string."""
     running = [job for job in jobs if not job.done]
@@ -225,7 +246,7 @@ def use_table(status: Status) -> Table:
         ["active" if info.name == status.active_model else "", model_line(info)]
         for info in status.models
     ]
-    return Table(("", ""), rows, "" if rows else "Nothing is loaded. Type %llm_load.")
+    return Table(("", ""), rows, "" if rows else "No model is loaded. Run %llm_load.")
 
 
 def models_table(models: list[ModelInfo], loaded: tuple[ModelInfo, ...]) -> Table:
@@ -515,6 +536,8 @@ def context_notes(
             " sent. Run the cells above from the top, or delete the stale turns with"
             f" %llm_reset {spelled(context.chat)} --stale."
         )
+    if context.changes_system:
+        notes.append(f"-s changes the system prompt of chat {context.chat!r} from this turn on.")
     if by_text and (context.below or (context.replaces and in_terminal)):
         below, effect = context.below, ", and replaces its turn"
         if below:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import dataclasses
 import functools
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 _IPYTHON_NAMES = re.compile(r"In|Out|get_ipython|exit|quit|_(?:i{1,3}|ih|oh|dh|i?\d+)?|_{2,3}")
 
 
+# Where the last reply is, by whether the notebook has `llm`.
+_LAST = {True: "llm.last", False: "llm.last (from llm_magic import llm)"}
 V = TypeVar("V")
 # The names in the statement that IPython makes of ``%llm …`` or ``%%llm``.
 _STATEMENT = ("get_ipython", "run_line_magic")
@@ -54,6 +57,8 @@ class LLMMagics(SessionMagics):
                 name: getattr(session.generation, name) for name in session.generation.changed
             }
         super().__init__(shell, session)
+        # The variables that -o has set.
+        self._outputs: set[str] = set()
         if changed:
             # The user changed them before %reload_ext.
             session.generation.update(**changed)
@@ -75,7 +80,7 @@ class LLMMagics(SessionMagics):
         else:
             args = parser.parse_with_cell("llm", line, cell, self.notebook_names)
         if args["output"] is not None:
-            _check_variable(args["output"])
+            self._check_output(args)
         if args["replace"] and args["format"] != "code":
             raise OptionError("--replace requires -f code.")
         if args["bg"]:
@@ -106,8 +111,9 @@ class LLMMagics(SessionMagics):
             notes += context_notes(context, by_text=not self.cell_id, in_terminal=in_terminal)
         trim, options, as_json = bool(args["trim"]), args.options, args["format"] == "json"
         request = Request(
-            prompt, args["model"], system, chat, key, options, trim, self.began, as_json
-        )
+            prompt, args["model"], system, chat, key, options, trim, self.began, as_json,
+            stored_in=(not as_json and args["output"]) or _LAST["llm" in self.shell.user_ns],
+        )  # fmt: skip
         return request, notes
 
     def _filled(self, text: str, names: Mapping[str, Any], *, all_notes: bool) -> Filled:
@@ -174,7 +180,25 @@ class LLMMagics(SessionMagics):
         # The response of such an answer fails.
         with contextlib.suppress(InvalidReply):
             value = reply.json() if args["format"] == "json" else reply
-            self.shell.user_ns[args["output"]] = value
+            self._set_output(args["output"], value)
+
+    def _check_output(self, args: Parsed) -> None:
+        """Check the name after ``-o``, and note which value of the user it replaces."""
+        from llm_magic.types import Reply
+
+        name = args["output"]
+        _check_variable(name)
+        value = self.shell.user_ns.get(name)
+        if name in self._outputs or isinstance(value, (Reply, Response)):
+            return
+        if value is not None:
+            args.notes += (f"-o {name} replaces the {type(value).__name__} in {name}.",)
+        elif hasattr(builtins, name):
+            args.notes += (f"-o {name} hides the built-in {name}. To restore it, run: del {name}",)
+
+    def _set_output(self, name: str, value: object) -> None:
+        self.shell.user_ns[name] = value
+        self._outputs.add(name)
 
     def _unless_shown(self, value: V) -> V | None:
         """Return the value of the magic, or None where it is all of its statement.
@@ -214,7 +238,7 @@ class LLMMagics(SessionMagics):
                 other.cancel()
                 notes += (f"stopped job {other.number}, which this cell started earlier.",)
         if args["output"] is not None:
-            self.shell.user_ns[args["output"]] = response
+            self._set_output(args["output"], response)
         output.start(notes)
         return response
 
@@ -230,7 +254,7 @@ class LLMMagics(SessionMagics):
         with _explaining(error):
             args = self.parse("llm_explain", line)
             if args["output"] is not None:
-                _check_variable(args["output"])
+                self._check_output(args)
             if error is None:
                 return Table(("",), [], "No exception has been raised in this kernel yet.")
             if isinstance(error, LLMMagicError):
@@ -255,12 +279,13 @@ class LLMMagics(SessionMagics):
             explain_error.CUT: "The cell is too long to send: the corrected cell lacks its middle.",
         }
         sent = failed.cell.source if as_code and failed.cell is not None else ""
-        notes = tuple(note for mark, note in missing.items() if mark in sent)
+        notes = args.notes + tuple(note for mark, note in missing.items() if mark in sent)
         prompt, system = explain_error.question(failed, fix=as_code), explain_error.SYSTEM
         as_json = args["format"] == "json"
         request = Request(
-            prompt, args["model"], system, chat, key, args.options, False, self.began, as_json
-        )
+            prompt, args["model"], system, chat, key, args.options, False, self.began, as_json,
+            stored_in=(not as_json and args["output"]) or _LAST["llm" in self.shell.user_ns],
+        )  # fmt: skip
         return request, notes
 
     def _find_cell(self, filename: str) -> Cell | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from IPython.core.display_functions import display
 from IPython.core.magic import Magics, no_var_expand
 from IPython.core.magic import line_cell_magic as _line_cell_magic
 from IPython.core.magic import line_magic as _line_magic
@@ -30,7 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def _magic(function: F) -> F:
     """Wrap a magic: adds its help, records its start time, and raises interrupts at waits only."""
-    page = functools.partial(help_pages.page, function.__name__)
+    page = help_pages.HelpPage(function.__name__)
 
     @functools.wraps(function)
     def guarded(self: SessionMagics, *args: Any) -> Any:
@@ -39,12 +39,12 @@ def _magic(function: F) -> F:
             with held_back():
                 return function(self, *args)
         except HelpRequested:
-            sys.stdout.write(page())
+            display(page)  # type: ignore[no-untyped-call]
             return None
 
     # IPython calls `getdoc` of an object before it reads the docstring: so the help is generated
     # when it is shown, not when the extension is loaded.
-    guarded.getdoc = page  # type: ignore[attr-defined]
+    guarded.getdoc = functools.partial(repr, page)  # type: ignore[attr-defined]
     return guarded  # type: ignore[return-value]
 
 

@@ -71,7 +71,7 @@ def _show_panel(session: Session, names: Callable[[str], Mapping[str, Any]]) -> 
     missing = [name for name in ("ipywidgets", "anywidget") if find_spec(name) is None]
     if missing:
         raise MissingDependency(
-            f"The panel needs {' and '.join(missing)}. Type: pip install 'llm_magic[panel]',"
+            f"The panel needs {' and '.join(missing)}. Run: pip install 'llm_magic[panel]',"
             " then restart the kernel and reload the page."
         )
     from IPython.display import display

@@ -319,11 +319,11 @@ def test_reset_deletes_one_chat_or_all(notebook: Notebook) -> None:
 
 def test_unknown_chat_is_an_error_that_names_the_others(notebook: Notebook) -> None:
     notebook.session.reset()
-    with pytest.raises(OptionError, match=r"no chat 'c'; there are: none\."):
+    with pytest.raises(OptionError, match=r"no chat 'c'\. Chats: none\."):
         notebook.session.reset("c")
     notebook.ask("1", "x", chat="summary")
     for ask in (notebook.session.reset, notebook.session.chats.messages):
-        with pytest.raises(OptionError, match=r"there are: summary\. Did you mean \"summary\"\?"):
+        with pytest.raises(OptionError, match=r"no chat 'sumary'\. Did you mean \"summary\"\?"):
             ask("sumary")
     assert notebook.session.chats.messages("summary") == [
         Message("user", "x"), Message("assistant", "X"),

@@ -223,7 +223,7 @@ def test_a_failure_surfaces_once_in_the_next_call(scripted: Pair, error: Excepti
         session.load_later("tiny")
         with pytest.raises(type(error), match=str(error)):
             call()
-        with pytest.raises(ModelNotLoaded, match="Nothing is loaded"):
+        with pytest.raises(ModelNotLoaded, match="No model is loaded"):
             call()
         backend.trouble.clear()
         session.load("tiny")

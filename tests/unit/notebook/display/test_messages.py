@@ -16,7 +16,7 @@ from llm_magic.types import MemoryUse, ModelInfo, Progress, Timing, Unloaded, Us
 from tests.scripted import make_reply, scripted_session
 
 INFO = ModelInfo(
-    "SmolLM2-135M-Instruct", "local", where="embedded", source="/x.gguf", device="cpu",
+    "SmolLM2-135M-Instruct", "local", where="bundled", source="/x.gguf", device="cpu",
     dtype="bfloat16", size=269_060_000, context_length=8192, load_s=0.94,
 )  # fmt: skip
 READY = "SmolLM2-135M-Instruct · local cpu bf16 · 269 MB · 8192 ctx"

@@ -148,7 +148,7 @@ def test_an_empty_prompt_is_refused(scripted: Scripted, prompt: str) -> None:
 def test_prompt_without_model_shows_next_step() -> None:
     with scripted_panel(load=False) as scripted:
         send(scripted.panel, "?")
-        assert "Nothing is loaded." in shown_error(scripted.panel)
+        assert "No model is loaded." in shown_error(scripted.panel)
         hang = scripted.backend.hang("load")
         press(scripted.panel.loading.load)
         assert hang.reached.wait(5)
@@ -276,7 +276,7 @@ def test_references_are_filled_in_and_notes_are_shown() -> None:
         panel = ControlPanel(scripted.session, lambda _text: names)
         ask(panel, "{price:.2f} {prize}")
         assert scripted.backend.requests[-1].messages[-1].content == "12.00 {prize}"
-        assert "Note: {prize} is not defined here" in answer(panel)
+        assert "Note: {prize} was not replaced: prize is not defined" in answer(panel)
         assert panel.magic.value == "%%llm\n{price:.2f} {prize}"
         ask(panel, "none")
         assert "Note:" not in answer(panel)

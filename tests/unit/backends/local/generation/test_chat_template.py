@@ -326,5 +326,5 @@ def test_later_turn_reuses_the_cache_of_a_pasted_token(session: Session) -> None
 
 
 def test_option_is_an_error_for_servers(session: Session) -> None:
-    with pytest.raises(OptionError, match="--special-tokens is not an option of ollama"):
+    with pytest.raises(OptionError, match="--special-tokens works only with -b local"):
         session.load("x", backend="ollama", special_tokens=True)
