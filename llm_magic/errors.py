@@ -209,15 +209,23 @@ class GenerationError(LLMMagicError):
 
 
 class PromptTooLong(GenerationError):
-    """The prompt exceeds the context window of the model."""
+    """The prompt exceeds the context window of the model.
+
+    Attributes:
+        tokens: The number of tokens in the prompt; None if unknown.
+    """
+
+    tokens: int | None = None
 
     @classmethod
     def measured(cls, model: str, tokens: int, context: int, advice: str = "") -> Self:
         """Return the error with the length of the prompt; the default advice is how much to cut."""
         advice = advice or f"Shorten it by at least {tokens - context + 1:,}."
-        return cls(
+        error = cls(
             f"The prompt has {tokens:,} tokens, but {model} reads at most {context:,}. {advice}"
         )
+        error.tokens = tokens
+        return error
 
 
 class GenerationFailed(GenerationError):

@@ -66,8 +66,8 @@ def generated(tokens: int | None, characters: int) -> str:
 
 
 def counted(count: int, thing: str = "token") -> str:
-    """Return a number with its unit: ``1 token``, ``2 tokens``."""
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+    """Return a number with its unit: ``1 token``, ``2,000 tokens``."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def dollars(amount: float) -> str:

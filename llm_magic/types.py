@@ -221,11 +221,6 @@ class ModelInfo:
     server: str = ""
     memory_bytes: int | None = None
 
-    @property
-    def local_size(self) -> int | None:
-        """The size of the weights in this process; None if a server runs the model, or if unknown."""
-        return None if self.server else self.size
-
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:

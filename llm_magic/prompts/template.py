@@ -21,8 +21,9 @@ import re
 from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
+from operator import itemgetter
 from traceback import format_exc, format_exception_only
 from typing import Any
 
@@ -89,11 +90,15 @@ _Found = tuple[int, int, str]  # start, end, text in its place
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A prompt with its values, the references in it (without braces), and notes about the others."""
+    """A prompt with its values, the references in it (without braces), and notes about the others.
+
+    `longest` is the reference with the most text, and the characters that it takes in the prompt.
+    """
 
     text: str
     used: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    longest: tuple[str, int] = field(default=("", 0), compare=False)
 
 
 def fill(
@@ -113,7 +118,9 @@ def fill(
         parts += template[position:start], text
         position = end
     parts.append(template[position:])
-    return Filled("".join(parts), tuple(filler.used), filler.all_notes())
+    used = filler.used
+    longest = max(used.items(), key=itemgetter(1), default=("", 0))
+    return Filled("".join(parts), tuple(used), filler.all_notes(), longest)
 
 
 class _Filler:
@@ -121,7 +128,7 @@ class _Filler:
 
     def __init__(self, text: str, names: Mapping[str, Any], most_notes: int, escape: str) -> None:
         self._text, self._names, self._most_notes, self._escape = text, names, most_notes, escape
-        self.used: dict[str, None] = {}
+        self.used: dict[str, int] = {}
         self._notes: dict[str, str] = {}  # "" for those beyond the first
         self._shortened: list[str] = []
         self._unread_line = 0
@@ -249,7 +256,7 @@ class _Filler:
             self._note(f"{{{code}}}", partial(_not_allowed_note, code, value))
             return f"{{{code}}}"
         self._length += len(value)
-        self.used[code] = None
+        self.used[code] = self.used.get(code, 0) + len(value)
         return value
 
     def _evaluated(self, code: str, expression: Expression) -> str | NotAllowed:

@@ -28,7 +28,8 @@ class Request:
     """One question, before it is known who answers it.
 
     An answer to a request `as_json` that is no JSON fails. Times of the answer count from `started`
-    (`time.perf_counter`). Messages refer to the reply as `stored_in`.
+    (`time.perf_counter`). Messages refer to the reply as `stored_in`. `longest_reference` is the one of
+    the prompt with the most text, and its number of characters.
     """
 
     prompt: Prompt
@@ -41,6 +42,7 @@ class Request:
     started: float = field(default_factory=time.perf_counter, compare=False)
     as_json: bool = False
     stored_in: str = "llm.last"
+    longest_reference: tuple[str, int] = ("", 0)
 
 
 class AskOptions(TypedDict, total=False):
@@ -73,7 +75,7 @@ class PreparedRequest:
     """A checked request: this model, these messages, these options.
 
     In a chat, `context` is what precedes the question, without the `dropped` oldest turns.
-    `session_system` is the system prompt if it is the one of the session.
+    `session_system` is the system prompt if it is the one of the session. `notes` are about the options.
     """
 
     loaded_model: LoadedModel
@@ -83,6 +85,7 @@ class PreparedRequest:
     context: Context | None = None
     dropped: int = 0
     session_system: str | None = None
+    notes: tuple[str, ...] = ()
 
     def without(self, dropped: int) -> PreparedRequest:
         """Return the request without the `dropped` oldest turns of its chat."""
@@ -107,6 +110,29 @@ def prepare(
             options[name] = {**in_session, **value}
     config = current.generation.replace(**options)
     loaded_model.backend.check_options(loaded_model.name, config, options.keys())
+    messages, context, session_system = _conversation(request, current, chats)
+    notes: tuple[str, ...] = ()
+    limit, length = config.max_new_tokens, loaded_model.info.context_length
+    if limit and length and limit > length:
+        notes = (
+            f"max_new_tokens {limit:,} is more than the context of {loaded_model.name}, which is"
+            f" {length:,} tokens. The answer ends where the context is full.",
+        )
+    return PreparedRequest(
+        loaded_model,
+        messages,
+        config,
+        request,
+        context,
+        session_system=session_system,
+        notes=notes,
+    )
+
+
+def _conversation(
+    request: Request, current: SessionConfig, chats: Chats
+) -> tuple[tuple[Message, ...], Context | None, str | None]:
+    """Return the messages of a request, what precedes it in its chat, and the session's system prompt."""
     context = None
     if request.chat is not None:
         check_name(request.chat)
@@ -119,9 +145,19 @@ def prepare(
     if current.system and context is None and _has_no_system(request, messages):
         session_system = current.system
         messages = _sendable(Message("system", session_system), *messages)
-    return PreparedRequest(
-        loaded_model, messages, config, request, context, session_system=session_system
-    )
+    return messages, context, session_system
+
+
+def dry_run_without_model(
+    request: Request, current: SessionConfig, chats: Chats, backend: str
+) -> DryRun:
+    """Return what a request would send to a model of this backend; its tokens are unknown."""
+    from llm_magic.backends.base import TokenCount
+
+    messages, _, session_system = _conversation(request, current, chats)
+    config = current.generation.replace(**request.options)
+    count = TokenCount(None, None)
+    return DryRun(None, backend, messages, config, count, session_system=session_system)
 
 
 def _has_no_system(request: Request, messages: Sequence[Message]) -> bool:
@@ -167,11 +203,11 @@ def _sendable(*messages: Message) -> tuple[Message, ...]:
 class DryRun:
     """What a call would send, and its size; nothing was called.
 
-    `dropped` are the turns that ``--trim`` leaves out. `problem` is what a call would lack: context
-    for the prompt, or for the longest answer.
+    `model` is None where none is loaded. `dropped` are the turns that ``--trim`` leaves out. `problem`
+    is what a call would lack: context for the prompt, or for the longest answer.
     """
 
-    model: str
+    model: str | None
     backend: str
     messages: tuple[Message, ...]
     config: GenerationConfig

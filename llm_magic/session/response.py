@@ -96,7 +96,7 @@ class Response:
         # Reentrant: the end adds what was held back.
         self._lock = threading.RLock()
         self._recorder = recorder
-        chunks = context_window.stream(manager, self)
+        chunks = self._generated(manager)
         ends_at_stop = prepared.loaded_model.backend.capabilities.stop_strings
         if prepared.config.stop and not ends_at_stop:
             chunks = until_stop(chunks, prepared.config.stop, self.pending_chunks)
@@ -151,13 +151,6 @@ class Response:
             for one, model in loaded
             if model.backend is mine.backend and model.info.server == mine.info.server
         )
-
-    async def wait_for_load(self) -> None:
-        """Wait until the model is loaded, and raise the error of the load; called on the loop thread."""
-        if self._loaded is not None:
-            self.prepared = await self._loaded()
-            self._loaded = None
-            self._recorder.changed()
 
     # -- what there is of the answer ----------------------------------------------------------
 
@@ -379,6 +372,22 @@ class Response:
         self.end()
 
     # -- how it grows and ends ----------------------------------------------------------------
+
+    async def _generated(self, manager: BackendManager) -> AsyncGenerator[Chunk, None]:
+        """Yield the chunks of the model, once it is loaded."""
+        if self._loaded is not None:
+            self.prepared = await self._loaded()
+            self._loaded = None
+            self._recorder.changed()
+        prepared, name = self.prepared, self.model
+        if prepared.context is not None:
+            answer = context_window.stream(manager, self)
+        else:
+            # Searched again, because it may have been unloaded since.
+            answer = manager.find(name).backend.stream(name, prepared.messages, prepared.config)
+        async with contextlib.aclosing(answer) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     def add(self, chunk: Chunk, *, by_reader: bool = False) -> None:
         """Add a chunk once: when it arrives, or when it is read where a reader iterates.

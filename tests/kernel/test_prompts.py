@@ -120,7 +120,7 @@ def test_a_wrong_reference_in_an_option_is_an_error(scripted: Kernel) -> None:
     scripted.ok("temp, evil, calls = 'hot', '--all', len(backend.requests)")
     for line, error in (
         ("%llm -t {tmp} Hi", '{tmp} is not defined in this notebook. Did you mean "temp"?'),
-        ("%llm -t {temp} Hi", "temperature=hot must be a number, 0 to 2."),
+        ("%llm -t {temp} Hi", "temperature=hot is not a number. It must be 0 to 2."),
         ("%llm -t {temp['x']} Hi", "{temp['x']}: TypeError"),
         ("%llm_unload {evil}", "The value of {evil} starts with -, like an option."),
         ("%llm_load x -b openai --key-env {evil}", "--key-env takes the name of an"),
@@ -345,6 +345,86 @@ def test_dry_run_shows_what_a_chat_would_send_and_what_is_cut(scripted: Kernel) 
         "assistant  One\n"
     )
     scripted.ok("backend.context = 8192")
+
+
+def test_dry_run_without_a_model_shows_the_messages(scripted: Kernel) -> None:
+    scripted.ok("%llm_unload\nanimal = 'fox'")
+    try:
+        ran = scripted.ok("%%llm --dry-run -s 'Be brief.' -t 0.5\nDescribe the {animal}, {nobody}.")
+        assert ran.text.splitlines()[:5] == [
+            "Note: {nobody} was not replaced: nobody is not defined.",
+            "system  Be brief.",
+            "user    Describe the fox, {nobody}.",
+            "",
+            "no model is loaded: tokens are not counted · nothing was sent",
+        ]
+        assert "temperature 0.5" in ran.text
+        # No turn of the chat begins.
+        for _ in range(2):
+            assert scripted.ok("%llm -c early --dry-run Hello").text.startswith("user  Hello\n")
+        assert scripted.run("%llm --dry-run -m nobody Hello").ename == "ModelNotLoaded"
+        assert scripted.run("%llm --dry-run --trim Hello").ename == "OptionError"
+    finally:
+        scripted.ok("%llm_load tiny")
+
+
+def test_limit_beyond_the_context_is_a_note(scripted: Kernel) -> None:
+    note = (
+        "Note: max_new_tokens 100,000 is more than the context of tiny, which is 8,192 tokens. The"
+        " answer ends where the context is full.\n"
+    )
+    assert scripted.ok("%llm --max-new-tokens 100000 Hello").text.startswith(f"{note}Hello\n")
+    job = scripted.ok("job = %llm --bg --max-new-tokens 100000 Hello\njob.result()")
+    assert note in job.text
+    assert "Note" not in scripted.ok("%llm --max-new-tokens 8000 Hello").text
+
+
+def test_error_of_a_long_prompt_names_the_long_reference(scripted: Kernel) -> None:
+    scripted.ok(
+        "from llm_magic.errors import PromptTooLong\nlong, short = 'word ' * 99, 'x'\n"
+        "def fail(tokens=None):\n"
+        "    error = PromptTooLong('The prompt is too long.')\n"
+        "    error.tokens = tokens\n"
+        "    backend.will(error)\n"
+    )
+    scripted.ok("fail(1000)")
+    ran = scripted.run("%%llm\nAbout {short} {long}")
+    assert ran.error == (
+        "The prompt is too long. {long} takes 98% of it (about 984 tokens): insert a part of the value."
+    )
+    scripted.ok("fail()")
+    ran = scripted.run("%llm Again {long}")
+    assert ran.error.endswith(". {long} takes 99% of it: insert a part of the value.")
+    scripted.ok("fail()")
+    assert scripted.run("%llm Only {short} and some words").error == "The prompt is too long."
+    scripted.ok("%llm -c talk One")
+    scripted.ok("fail()")
+    ran = scripted.run("%llm -c talk {long}")
+    assert "insert a part of the value. Chat 'talk' has 1 turn above it: --trim" in ran.error
+    scripted.ok("for _ in range(2): fail()")
+    ran = scripted.run("%llm -c talk --trim Short")
+    assert ran.error == "The prompt is too long. Even without the 1 turn above it, it is too long."
+    scripted.ok("backend.context = 60")
+    try:
+        ran = scripted.ok("%llm --dry-run {long}")
+        assert "{long} takes 100% of it (about 99 tokens)" in ran.text
+    finally:
+        scripted.ok("backend.context = 8192")
+
+
+def test_numbers_have_commas_and_units_are_singular(scripted: Kernel) -> None:
+    scripted.ok("import pandas as pd; row = pd.DataFrame({'a': [1]}); words = 'word ' * 1200")
+    assert "→ 1,201 tokens" in scripted.ok("%%llm\n{words}").text
+    scripted.ok("%%llm\n{row} {row['a']}")
+    assert sent(scripted) == [
+        ("user", "DataFrame, 1 row × 1 column\n   a\n0  1 Series 'a', 1 value, int64\n0  1")
+    ]
+    scripted.ok("%%llm --bg\n{words}\n")
+    scripted.ok("llm.jobs.all[-1].result();")
+    assert "1,201" in scripted.ok("%llm_jobs").text
+    assert "8,192 ctx" in scripted.ok("%llm_status").text
+    # A model in this process costs nothing.
+    assert "cost" not in scripted.ok("%llm_usage").text
 
 
 def test_output_variable_is_set_and_left_alone_without_a_reply(scripted: Kernel) -> None:

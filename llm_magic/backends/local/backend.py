@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 import threading
@@ -142,7 +141,7 @@ class LocalTransformersBackend(Backend):
             lambda _cancel: loader.unload(box), partial(explain_load, name)
         )
 
-    async def stream(
+    def stream(
         self, name: str, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
         """Answer on the inference thread. Closing the generator stops at the next token."""
@@ -157,13 +156,9 @@ class LocalTransformersBackend(Backend):
                 raise
 
         explain = partial(explain_generation, name, self.local_model(name).info.device)
-        if self.inference.is_busy:
-            yield Chunk(queued=True)
-        async with contextlib.aclosing(self.inference.stream(work, explain)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        return self.inference.stream(work, explain, Chunk(queued=True))
 
-    async def stream_many(
+    def stream_many(
         self, name: str, conversations: Sequence[Sequence[Message]], config: GenerationConfig
     ) -> AsyncGenerator[tuple[int, Item], None]:
         """Answer many conversations together; yields chunks with the index of their conversation.
@@ -179,9 +174,7 @@ class LocalTransformersBackend(Backend):
             request = sequence.BatchRequest(conversations, config, cancel, emit, explain)
             batch.stream_many(self.local_model(name), request)
 
-        async with contextlib.aclosing(self.inference.stream(work, explain)) as items:
-            async for item in items:
-                yield item
+        return self.inference.stream(work, explain)
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Count with the model's own template and tokenizer."""

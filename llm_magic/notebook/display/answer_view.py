@@ -6,10 +6,11 @@ Only the main thread displays. Model text reaches HTML through `llm_magic.notebo
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llm_magic.errors import InvalidReply
@@ -134,7 +135,9 @@ class RichView:
         """`label` names a background response: it is shown at once, and until the answer has ended."""
         self._response, self._form, self._show_footer = response, form, show_footer
         self._area, self._label = area, label
-        self._markdown = markdown.IncrementalMarkdown()
+        self._html: Callable[[str], str] = markdown.IncrementalMarkdown().render
+        if form in {"text", "json"}:
+            self._html = functools.partial(answer_html, form=form)
         self._began = time.monotonic()
         # The revision of the response that is shown.
         self._revision = -1
@@ -187,11 +190,6 @@ class RichView:
         # For frontends without HTML, which show no updates.
         return mime_bundle(text or line, html)
 
-    def _html(self, text: str) -> str:
-        if self._form in {"text", "json"}:
-            return answer_html(text, self._form)
-        return self._markdown.render(text)
-
     def finish(self) -> None:
         """Draw the complete answer and the lines below it."""
         text, lines = _whole(self._response, self._form, self._show_footer)
@@ -222,8 +220,7 @@ def _whole(response: Response, form: str, show_footer: bool) -> tuple[str, list[
                 lines = [outside_json_line(outside)]
     below = ending(reply)
     if show_footer:
-        size = response.info.local_size
-        below = footer(reply, size, prepared.session_system, prepared.context)
+        below = footer(reply, response.info, prepared.session_system, prepared.context)
     return text, [*lines, *([below] if below else [])]
 
 

@@ -50,7 +50,7 @@ def ending(reply: Reply) -> str:
     limit = reply.usage.completion_tokens
     reason = {
         "stop": "",
-        "length": f"cut off{f' at {limit} tokens' if limit else ''} (--max-new-tokens)",
+        "length": f"cut off{f' at {limit:,} tokens' if limit else ''} (--max-new-tokens)",
         "cancelled": "stopped by you; incomplete",
         "truncated": "ended early; incomplete",
     }[reply.finish_reason]
@@ -66,7 +66,7 @@ def trimmed(turns: int) -> str:
 
 def footer(
     reply: Reply,
-    size: int | None,
+    model: ModelInfo | None = None,
     session_system: str | None = None,
     context: Context | None = None,
 ) -> str:
@@ -78,15 +78,15 @@ def footer(
     usage, timing = reply.usage, reply.timing
     parts = [shown_name(reply.model)]
     if usage.prompt_tokens is not None and usage.completion_tokens is not None:
-        reused = f" ({usage.cached_tokens} reused)" if usage.cached_tokens else ""
-        parts.append(f"{usage.prompt_tokens}{reused} → {usage.completion_tokens} tokens")
+        reused = f" ({usage.cached_tokens:,} reused)" if usage.cached_tokens else ""
+        parts.append(f"{usage.prompt_tokens:,}{reused} → {usage.completion_tokens:,} tokens")
     if timing.first_token_s is not None:
         parts.append(f"first after {timing.first_token_s:.2f} s")
     if timing.tokens_per_s is not None:
         digits = 0 if timing.tokens_per_s >= 10 else 1
-        parts.append(f"{timing.tokens_per_s:.{digits}f} tokens/s")
-    if size:
-        parts.append(human_bytes(size))
+        parts.append(f"{timing.tokens_per_s:,.{digits}f} tokens/s")
+    if model is not None and model.size and not model.server:
+        parts.append(human_bytes(model.size))
     if usage.cost is not None:
         parts.append(dollars(usage.cost))
     if session_system:
@@ -157,7 +157,7 @@ def loading_line(model: str) -> str:
 
 
 def model_line(info: ModelInfo) -> str:
-    """Return a model in one line: ``SmolLM2 · local cpu bf16 · 269 MB · 8192 ctx``."""
+    """Return a model in one line: ``SmolLM2 · local cpu bf16 · 269 MB · 8,192 ctx``."""
     short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
     kind = info.quantization if info.quantization != "none" else short.get(info.dtype, info.dtype)
     where = info.server or info.device
@@ -165,7 +165,7 @@ def model_line(info: ModelInfo) -> str:
     if info.size:
         parts.append(human_bytes(info.size))
     if info.context_length:
-        parts.append(f"{info.context_length} ctx")
+        parts.append(f"{info.context_length:,} ctx")
     return " · ".join(parts)
 
 
@@ -292,11 +292,11 @@ def dry_run_table(dry: DryRun) -> Table:
         first = 1 if rows[0][0] == "system" else 0
         rows.insert(first, ["not sent", "\n".join(_dropped_lines(dry))])
     tokens, context = dry.count.prompt_tokens, dry.count.context_length
-    parts = [dry.model]
-    if tokens is None:
+    parts = [dry.model or "no model is loaded: tokens are not counted"]
+    if tokens is None and dry.model is not None:
         parts.append("token count unknown until the server answers")
         parts += [f"context {context:,}"] if context else []
-    else:
+    elif tokens is not None:
         parts.append(counted(tokens))
         parts += [f"{_share(tokens, context)} of {context:,}"] if context else []
     parts += [system_label(dry.session_system)] if dry.session_system else []
@@ -374,7 +374,8 @@ def usage_table(usage: SessionUsage) -> Table:
     notes = {
         "≥ is a lower bound: some answers reported no number.": any(c[0] == "≥" for c in cells),
         f"{_UNKNOWN} is unknown: no answer reported it.": _UNKNOWN in cells,
-        "No server reported a cost.": "cost" not in columns,
+        "No server reported a cost.": "cost" not in columns
+        and any(row.backend != "local" for row in usage.models),
     }
     heads = ["model", "backend", "answers", *(_USAGE_COLUMNS[name] for name in columns)]
     return Table(heads, table, " ".join(note for note, holds in notes.items() if holds))

@@ -92,11 +92,11 @@ class LLMMagics(SessionMagics):
         from llm_magic.session.requests import Request
 
         prompt, system, is_dry_run = args.prompt, args["system"], bool(args["dry_run"])
-        notes = args.notes
-        if not args["literal"]:
+        notes, longest = args.notes, ("", 0)
+        if not args["literal"] and "{" in f"{prompt}{system}":
             names = self.notebook_names(f"{prompt} {system}")
             filled = self._filled(prompt, names, all_notes=is_dry_run)
-            prompt, notes = filled.text, notes + filled.notes
+            prompt, notes, longest = filled.text, notes + filled.notes, filled.longest
             if system is not None:
                 filled = self._filled(system, names, all_notes=is_dry_run)
                 system, notes = filled.text, tuple(dict.fromkeys(notes + filled.notes))
@@ -112,6 +112,7 @@ class LLMMagics(SessionMagics):
         trim, options, as_json = bool(args["trim"]), args.options, args["format"] == "json"
         request = Request(
             prompt, args["model"], system, chat, key, options, trim, self.began, as_json,
+            longest_reference=longest,
             stored_in=(not as_json and args["output"]) or _LAST["llm" in self.shell.user_ns],
         )  # fmt: skip
         return request, notes
@@ -146,7 +147,8 @@ class LLMMagics(SessionMagics):
         from llm_magic.notebook.display import answer_view, live_output, messages
 
         area = live_output.LiveArea(live=self.live)
-        self.show_load(area)
+        if self.session.is_loading_in_background:
+            self.show_load(area)
         if args["dry_run"]:
             area.clear()
             dry = self.session.dry_run(request)
@@ -156,15 +158,16 @@ class LLMMagics(SessionMagics):
         view = answer_view.view(self.shell, response, args, area)
         try:
             with response:
-                if notes:
+                if notes := (*notes, *response.prepared.notes):
                     answer_view.write_notes(notes)
                 view.draw()
                 for _ in response.updates(view.pause):
                     view.draw()
         finally:
             if response.has_reply:
-                # First: the variable is set even if displaying the answer fails.
-                self._store(response.reply, args)
+                if args["output"] is not None:
+                    # First: the variable is set even if displaying the answer fails.
+                    self._store(response.reply, args)
                 view.finish()
             else:
                 view.clear()
@@ -175,8 +178,7 @@ class LLMMagics(SessionMagics):
 
     def _store(self, reply: Reply | None, args: Parsed) -> None:
         """Set the variable of ``-o``, unless the answer should be JSON and is not."""
-        if args["output"] is None or reply is None:
-            return
+        assert reply is not None, "it has ended"
         # The response of such an answer fails.
         with contextlib.suppress(InvalidReply):
             value = reply.json() if args["format"] == "json" else reply
@@ -239,7 +241,7 @@ class LLMMagics(SessionMagics):
                 notes += (f"stopped job {other.number}, which this cell started earlier.",)
         if args["output"] is not None:
             self._set_output(args["output"], response)
-        output.start(notes)
+        output.start((*notes, *response.prepared.notes))
         return response
 
     # -- %llm_explain -------------------------------------------------------------------------

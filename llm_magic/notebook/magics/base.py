@@ -108,9 +108,7 @@ class SessionMagics(Magics):
             view.clear_line()
 
     def show_load(self, area: LiveArea) -> None:
-        """Wait for a load started with ``--bg``, if one runs, and show its progress; cleared if it fails."""
-        if not self.session.is_loading_in_background:
-            return
+        """Wait for a load started with ``--bg`` and show its progress; cleared if it fails."""
         from llm_magic.notebook.display.live_output import LoadView
 
         session = self.session
@@ -123,6 +121,7 @@ class SessionMagics(Magics):
         """Wait for a load started with ``--bg``, if one runs; its progress is shown meanwhile."""
         from llm_magic.notebook.display.live_output import LiveArea
 
-        area = LiveArea(live=self.live)
-        self.show_load(area)
-        area.clear()
+        if self.session.is_loading_in_background:
+            area = LiveArea(live=self.live)
+            self.show_load(area)
+            area.clear()

@@ -229,7 +229,7 @@ def _notes_html(notes: tuple[str, ...]) -> str:
 def _below(response: Response) -> str:
     if response.reply is not None:
         system = response.prepared.session_system
-        return footer(response.reply, response.info.local_size, system)
+        return footer(response.reply, response.info, system)
     return "…" if response.has_text else f"{activity(response)} …"
 
 

@@ -805,7 +805,7 @@ def test_frame_subclass_and_empty_frame() -> None:
     class Special(pd.DataFrame):
         pass
 
-    assert to_text(Special({"a": [1]})).startswith("Special, 1 rows × 1 columns\n")
+    assert to_text(Special({"a": [1]})).startswith("Special, 1 row × 1 column\n")
     assert to_text(pd.DataFrame()).startswith("DataFrame, 0 rows × 0 columns\n")
 
 
@@ -820,7 +820,7 @@ def test_series() -> None:
 def test_frame_in_a_prompt() -> None:
     names = {"df": pd.DataFrame({"a": range(30), "b": 2})}
     assert "30 rows × 2 columns" in fill("Look: {df}", names).text
-    assert "2 rows × 1 columns" in fill('{df[["a"]].head(2)}', names).text
+    assert "2 rows × 1 column" in fill('{df[["a"]].head(2)}', names).text
     assert fill('{df.loc[3, "a"]} {df.a.sum()} {df.shape[0]}', names).text == "3 435 30"
     with pytest.raises(PromptError, match=r"^\{df\[\"c\"\]\}: KeyError: 'c'\. Fix the name"):
         fill('{df["c"]}', names)

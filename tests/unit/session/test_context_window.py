@@ -76,9 +76,9 @@ def test_trim_drops_the_fewest_oldest_turns(
 def test_footer_reports_the_dropped_turns(chatty: Pair) -> None:
     session, backend = chatty
     backend.context = 53
-    assert footer(ask(session, max_new_tokens=10), None).endswith("oldest turn dropped (--trim)")
+    assert footer(ask(session, max_new_tokens=10)).endswith("oldest turn dropped (--trim)")
     backend.context = 44
-    assert "4 oldest turns dropped" in footer(ask(session, max_new_tokens=10), None)
+    assert "4 oldest turns dropped" in footer(ask(session, max_new_tokens=10))
 
 
 def test_every_way_to_ask_trims(chatty: Pair) -> None:

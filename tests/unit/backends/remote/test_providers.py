@@ -188,7 +188,7 @@ def test_temperature_that_would_be_cut_is_an_error(
 ) -> None:
     loaded(session, name)
     with pytest.raises(
-        OptionError, match=f"{name} accepts a temperature of at most {limit}, and 1.8 is"
+        OptionError, match=f"{name} accepts a temperature of at most {limit}, but it is set to 1.8"
     ):
         session.generate("x", temperature=1.8)
     assert not server.requests_to(server.chat(name))

@@ -322,7 +322,7 @@ def test_long_name_is_truncated_in_display(session: Session, server: FaultServer
         *ready_lines(result),
         repr(models_table([result.info], ())),
         repr(status_table(session.status())),
-        footer(reply, None),
+        footer(reply),
     ]
     assert all("m" * 199 + "…" in text for text in (shown[0], *shown[-3:]))
     assert max(map(len, "\n".join(shown).splitlines())) < 500
@@ -417,7 +417,7 @@ def test_cost_is_that_of_the_server_or_none(
     server.will(CHAT, *sse(delta("x", finish="stop"), {"choices": [], "usage": usage}))
     reply = session.generate("hello")
     assert reply.usage.cost == (None if cost is None else pytest.approx(cost))
-    assert footer(reply, None).endswith("$0.25") == (cost == 0.25)
+    assert footer(reply).endswith("$0.25") == (cost == 0.25)
 
 
 # -- Ollama ---------------------------------------------------------------------------------------
