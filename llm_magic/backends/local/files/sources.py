@@ -170,8 +170,9 @@ def _suggestion(requested: str, settings: Settings) -> str:
     names, sources = {info.name for info in found}, {info.source for info in found} - {""}
     if requested in names | sources:
         return ""
-    # Not both: a model would be suggested twice.
-    near = did_you_mean(requested, sources) if "/" in requested else ""
+    # One after the other: a model would be suggested by both of its names.
+    names -= {gguf.EMBEDDED_HUB_ID} if gguf.EMBEDDED_NAME in names else set()
+    near = did_you_mean(requested, names) or did_you_mean(requested, sources)
     return near or did_you_mean(requested.rpartition("/")[2], names)
 
 
