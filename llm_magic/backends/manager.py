@@ -64,6 +64,11 @@ class Status:
     progress: Progress | None
     memory: MemoryUse | None
 
+    @property
+    def active(self) -> ModelInfo | None:
+        """The active model."""
+        return next((info for info in self.models if info.name == self.active_model), None)
+
 
 @dataclass(slots=True)
 class LoadResult:

@@ -18,7 +18,7 @@ from pathlib import Path
 from llm_magic.errors import OptionError, did_you_mean
 from llm_magic.session import chat_files
 from llm_magic.text import is_plain_name
-from llm_magic.types import Message
+from llm_magic.types import FinishReason, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Turn:
 
     `system` is the system prompt from this turn on, "" for none. `tokens` is the size of the
     conversation up to here in the context of `model`, where the backend reported it.
+    `finish_reason` is how the answer ended.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Turn:
     stale: bool = False
     tokens: int | None = None
     model: str = ""
+    finish_reason: FinishReason = "stop"
 
 
 @dataclass(frozen=True, slots=True)

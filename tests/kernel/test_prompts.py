@@ -181,9 +181,9 @@ def test_notes_name_the_syntax_that_is_not_supported(scripted: Kernel) -> None:
     expected = [
         "Note: {xs=} was not replaced: it ends with =; write xs={xs}",
         "Note: {len(xs} was not replaced: it has a bracket that is not closed",
-        "Note: {[x for x in xs]} was not replaced: it has a list comprehension in it. Assign it to a"
+        "Note: {[x for x in xs]} was not replaced: it contains a list comprehension. Assign it to a"
         " variable first, and refer to that",
-        'Note: {xs[0] if xs else 0} was not replaced: it has "if" and "else" in it. Assign it to a'
+        'Note: {xs[0] if xs else 0} was not replaced: it contains "if" and "else". Assign it to a'
         " variable first, and refer to that",
     ]
     for option in ("", "--dry-run"):
@@ -255,7 +255,7 @@ def test_notes_suggest_what_was_meant(scripted: Kernel) -> None:
     ]  # fmt: skip
     assert notes[0].endswith('Write {towns["size"].mean()}')
     assert notes[1].endswith('Did you mean "towns"?')
-    assert notes[2].endswith("it has no variable in it")
+    assert notes[2].endswith("it contains no variable")
     assert notes[3].endswith(
         'it has the format spec "markdown", which Python does not support; write'
         " {towns.head(1).to_markdown()}"
@@ -328,7 +328,7 @@ def test_dry_run_shows_what_a_chat_would_send_and_what_is_cut(scripted: Kernel) 
     ran = scripted.ok("%%llm -c dry --trim --dry-run\nThree {qqqq}", cell_id="dry-3")
     assert ran.text.splitlines()[:8] == [
         "Note: {qqqq} was not replaced: qqqq is not defined.",
-        "Note: The context leaves 2 tokens for the answer, fewer than max_new_tokens 512.",
+        "Note: The context leaves 2 tokens for the answer, fewer than max_new_tokens=512.",
         "system    Be brief.",
         "not sent  2 oldest turns dropped (--trim)",
         "            One",
@@ -539,3 +539,40 @@ def test_errors_name_the_variable_with_the_answer(scripted: Kernel) -> None:
             assert ran.error == f"Stopped after 2 tokens; the answer so far is in {where}."
     finally:
         scripted.ok("llm = session")
+
+
+def test_error_in_the_code_of_the_user_shows_its_lines(scripted: Kernel) -> None:
+    scripted.ok("def ask(question):\n    x = 9\n    return llm.generate(question, temperature=x)")
+    asking = "Cell In[{n}], line 3, in ask: return llm.generate(question, temperature=x)"
+    number = scripted.value("len(In) - 2")
+    cells = {
+        "for question in 'ab':\n    ask(question)": ["line 2: ask(question)", asking],
+        "ask('a')": ["line 1: ask('a')", asking],
+        "x = 1\nllm.generate('a', temperature=9)": ["line 2: llm.generate('a', temperature=9)"],
+        "async def wait():\n    await llm.agenerate('a', temperature=9)\nawait wait()": [
+            "line 3: await wait()",
+            "line 2, in wait: await llm.agenerate('a', temperature=9)",
+        ],
+        # Threads and frames of libraries are not shown; recursion is shown once.
+        "from concurrent.futures import ThreadPoolExecutor\nlist(ThreadPoolExecutor(1).map(ask, 'a'))": [
+            "line 2: list(ThreadPoolExecutor(1).map(ask, 'a'))",
+            asking,
+        ],
+        "def deep(n):\n    return deep(n - 1) if n else ask('a')\ndeep(30)": [
+            "line 3: deep(30)",
+            "line 2, in deep: return deep(n - 1) if n else ask('a')",
+            asking,
+        ],
+        # One line, and magics, need none.
+        "llm.generate('a', temperature=9)": [],
+        "for n in 'ab':\n    %llm -t 9 {n}": [],
+    }
+    for code, expected in cells.items():
+        ran = scripted.run(code)
+        assert (ran.status, ran.ename) == ("error", "OptionError")
+        first, *lines = ran.traceback
+        assert first == f"\x1b[31mOptionError\x1b[0m: {ran.error}"
+        assert len(lines) == len(expected)
+        for line, end in zip(lines, expected, strict=True):
+            assert line.startswith("  Cell In[")
+            assert line.endswith(end.format(n=number)), line

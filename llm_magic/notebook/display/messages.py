@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from llm_magic.notebook.display.tables import Table
 from llm_magic.session.chats import in_turns, spelled
 from llm_magic.text import counted, dollars, human_bytes, visible_line
-from llm_magic.types import ModelInfo, Reply, Unloaded
+from llm_magic.types import FinishReason, ModelInfo, Reply, Unloaded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,16 +47,20 @@ def shown_name(name: str) -> str:
 
 def ending(reply: Reply) -> str:
     """Return why an answer is incomplete and how many turns were dropped, or an empty string."""
-    limit = reply.usage.completion_tokens
-    reason = {
-        "stop": "",
-        "length": f"cut off{f' at {limit:,} tokens' if limit else ''} (--max-new-tokens)",
-        "cancelled": "stopped by you; incomplete",
-        "truncated": "ended early; incomplete",
-    }[reply.finish_reason]
+    reason = incomplete_label(reply.finish_reason, reply.usage.completion_tokens)
     if not reply.dropped_turns:
         return reason
     return " · ".join(filter(None, (reason, trimmed(reply.dropped_turns))))
+
+
+def incomplete_label(reason: FinishReason, tokens: int | None = None) -> str:
+    """Return why an answer of so many tokens is incomplete, or an empty string."""
+    return {
+        "stop": "",
+        "length": f"cut off{f' at {tokens:,} tokens' if tokens else ''} (--max-new-tokens)",
+        "cancelled": "stopped by you; incomplete",
+        "truncated": "ended early; incomplete",
+    }[reason]
 
 
 def trimmed(turns: int) -> str:
@@ -437,11 +441,11 @@ def config_table(session: Session, names: Collection[str] = ()) -> Table:
 
 
 def changes_table(
-    before: SessionConfig, after: SessionConfig, names: Iterable[str], backend: str | None
+    before: SessionConfig, after: SessionConfig, names: Iterable[str], active: ModelInfo | None
 ) -> Table:
     """Return a change by ``%llm_config``: the old and the new value of the settings of these names.
 
-    `backend` is that of the active model; a note lists what it does not support.
+    Notes list what the `active` model does not support.
     """
     from llm_magic.backends.registry import session_specs
 
@@ -451,12 +455,22 @@ def changes_table(
             continue
         old, new = _setting(getattr(before, name)), _setting(getattr(after, name))
         rows.append([name, f"{old} → {new}" if old != new else f"{new} (unchanged)"])
-        if backend is not None and not spec.works_on(backend):
+        if active is not None and not spec.works_on(active.backend):
             unsupported.append(name)
-    note = "" if rows else "No setting has changed."
-    if unsupported:
-        note = f"Not supported by {backend}, so not sent: {', '.join(unsupported)}."
-    return Table(("", ""), rows, note)
+    notes = [] if rows else ["No setting has changed."]
+    if active is not None and unsupported:
+        notes.append(f"Not supported by {active.backend}, so not sent: {', '.join(unsupported)}.")
+    if "max_new_tokens" in changed:
+        notes.append(limit_note(after.max_new_tokens, active))
+    return Table(("", ""), rows, " ".join(filter(None, notes)))
+
+
+def limit_note(max_new_tokens: int | None, model: ModelInfo | None) -> str:
+    """Return that an answer of a model cannot be as long as its limit, or an empty string."""
+    context = model.context_length if model is not None else None
+    if model is None or not context or (max_new_tokens or 0) <= context:
+        return ""
+    return f"{shown_name(model.name)} has a context of {context:,} tokens: no answer is longer."
 
 
 def _setting(value: object) -> str:
@@ -485,9 +499,8 @@ def doctor_table(findings: Sequence[Finding]) -> Table:
 
 def chats_table(session: Session) -> Table:
     """Return ``%llm_chats``: every chat with its turns and tokens."""
-    chats, status = session.chats.all(), session.status()
-    active = (info for info in status.models if info.name == status.active_model)
-    context = next((info.context_length for info in active), None)
+    chats, active = session.chats.all(), session.status().active
+    context = active.context_length if active is not None else None
     rows = []
     for chat in chats:
         turns, stale = len(chat.turns), len(chat.turns) - len(chat.fresh)

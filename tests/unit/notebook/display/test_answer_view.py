@@ -341,6 +341,8 @@ def test_a_load_shows_a_bar_and_then_its_lines(clock: Clock) -> None:
         load.progress("org/<m>", Progress("reading the weights", 0.6))  # too soon
         clock.now += 3
         load.progress("org/<m>", Progress("warming up"))
+        clock.now += 0.3
+        load.progress("org/<m>", Progress("warming up"))  # the same again
         load.finish(["m · ready in 3.0 s", "Unloaded <old>"])
     assert [plain(output) for output in shown.outputs] == [
         "Loading org/<m>: reading the weights (2 of 4) … 0 s",

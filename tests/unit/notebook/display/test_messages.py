@@ -177,6 +177,10 @@ def test_the_settings() -> None:
         assert [line.split()[:2] for line in text.splitlines()[1:]] == [["top_k", "50"]]
 
 
+SERVED = ModelInfo("gpt", "openai", context_length=8192)
+LIMIT = ["max_new_tokens"]
+
+
 def test_changed_settings() -> None:
     before = SessionConfig(temperature=0.7, stop=("a\n",), extra={"a": [1]})
     after = before.replace(
@@ -190,9 +194,12 @@ def test_changed_settings() -> None:
         'extra        a=[1] → a=[1] b="x"',
         "system       none → Be brief.",
     ]
-    table = messages.changes_table(before, after.replace(top_k=3), ["top_k", "seed"], "openai")
+    table = messages.changes_table(before, after.replace(top_k=3), ["top_k", "seed"], SERVED)
     assert table.note == "Not supported by openai, so not sent: top_k."
-    assert repr(messages.changes_table(before, before, [], "openai")) == "No setting has changed."
+    table = messages.changes_table(before, after.replace(max_new_tokens=9000), LIMIT, SERVED)
+    assert table.note == "gpt has a context of 8,192 tokens: no answer is longer."
+    assert messages.changes_table(before, before, LIMIT, SERVED).note == ""
+    assert repr(messages.changes_table(before, before, [], SERVED)) == "No setting has changed."
 
 
 def test_a_table_escapes_what_it_shows() -> None:

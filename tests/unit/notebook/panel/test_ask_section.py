@@ -152,11 +152,37 @@ def test_prompt_without_model_shows_next_step() -> None:
         hang = scripted.backend.hang("load")
         press(scripted.panel.loading.load)
         assert hang.reached.wait(5)
-        send(scripted.panel, "?")
-        assert "getting ready" in shown_error(scripted.panel)
+        send(scripted.panel, "at once?")
+        assert shown_error(scripted.panel) == ""
+        assert "at once? queued until the model is loaded …" in answer(scripted.panel)
         hang.go.set()
-        until(lambda: scripted.session.status().status == "Ready")
-        ask(scripted.panel, "?")
+        until(lambda: is_idle(scripted.panel) and "tokens" in answer(scripted.panel))
+        assert [r.messages[-1].content for r in scripted.backend.requests] == ["at once?"]
+
+
+def test_prompt_of_a_load_that_fails_shows_the_error() -> None:
+    with scripted_panel(load=False) as scripted:
+        hang = scripted.backend.hang("load")
+        press(scripted.panel.loading.load)
+        assert hang.reached.wait(5)
+        send(scripted.panel, "?")
+        press(scripted.panel.loading.stop)
+        until(lambda: is_idle(scripted.panel))
+        until(lambda: "No model is loaded" in shown_error(scripted.panel))
+
+
+def test_earlier_turn_shows_that_it_was_stopped(scripted: Scripted) -> None:
+    panel, hang = scripted.panel, Hang()
+    put(panel.asking.chat, True)
+    until(lambda: panel.asking.clear.layout.display == "")
+    scripted.backend.will("half an answer", hang)
+    send(panel, "first")
+    until(lambda: "half an answer" in answer(panel))
+    press(panel.asking.stop)
+    until(lambda: is_idle(panel))
+    ask(panel, "second")
+    shown = visible_text(panel.asking.turns.value)
+    assert shown == "first half an answer stopped by you; incomplete"
 
 
 def test_a_second_question_waits_for_the_first(scripted: Scripted) -> None:
@@ -231,6 +257,8 @@ def test_the_counter_is_of_the_conversation_against_the_context(scripted: Script
     assert visible_text(panel.asking.note.value) == "", "that was no part of it"
     ask(panel, "one two")
     assert visible_text(panel.asking.note.value) == "9 tokens of context used of 8,192 (0%)"
+    scripted.session.unload()
+    until(lambda: visible_text(panel.asking.note.value) == "", "it is of no model")
 
 
 def test_clear_during_an_answer_removes_its_turn(scripted: Scripted) -> None:
