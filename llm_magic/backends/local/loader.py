@@ -16,9 +16,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from llm_magic.backends.base import LoadPlan, Report
-from llm_magic.backends.local import memory
+from llm_magic.backends.local import cpu_linear, memory
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.cpu_linear import use_float32_matmul
 from llm_magic.backends.local.files.download_progress import CountingBar
 from llm_magic.backends.local.generation.chat_template import PromptEncoder
 from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
@@ -154,7 +153,9 @@ def _load_files(
     model.eval()
     for name in _NOT_STREAMED:
         setattr(model.generation_config, name, None)
-    use_float32_matmul(model)
+    if not config.compile:
+        # A compiler needs usual layers, and packs the weights itself.
+        cpu_linear.optimize(model)
     return model, tokenizer
 
 
