@@ -33,10 +33,13 @@ _TRANSPOSED_ROWS = range(16, 65)
 _PIECE = 1 << 20
 
 
-def optimize(model: nn.Module) -> int:
-    """Change the linear layers of a model that a CPU multiplies faster; returns how many."""
+def optimize(model: nn.Module, *, pack: bool = True) -> int:
+    """Change the linear layers of a model that a CPU multiplies faster; returns how many.
+
+    Without `pack`, no weight is packed. A head that is tied to the embedding needs a second copy.
+    """
     layers = [m for m in model.modules() if type(m) is nn.Linear and m.weight.device.type == "cpu"]
-    packed = [m for m in layers if m.weight.dtype == torch.bfloat16] if can_pack() else []
+    packed = [m for m in layers if m.weight.dtype == torch.bfloat16] if pack and can_pack() else []
     for layer in packed:
         PackedLinear.pack(layer)
     if packed and not _runs(model):

@@ -163,10 +163,14 @@ def check_quantization(config: LocalLoadConfig, device: str) -> None:
 
 
 def packs_weights(config: LocalLoadConfig, device: str) -> bool:
-    """Return whether a load packs the weights of linear layers; a compiler packs them itself."""
+    """Return whether a load packs the weights of the linear layers of a model.
+
+    A compiler packs them itself, and a quantized model is to be small.
+    """
     from llm_magic.backends.local import cpu_linear
 
-    return device == "cpu" and not config.compile and cpu_linear.can_pack()
+    is_usual = config.quantization == "none" and not config.compile
+    return device == "cpu" and is_usual and cpu_linear.can_pack()
 
 
 def available_bytes(config: LocalLoadConfig, device: str, freed: Mapping[str, int]) -> int:

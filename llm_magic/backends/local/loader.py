@@ -25,7 +25,7 @@ from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
 from llm_magic.backends.local.generation.prefix_cache import PrefixCache
 from llm_magic.backends.local.generation.token_streamer import ReasoningTokens
 from llm_magic.backends.local.load_config import LocalLoadConfig
-from llm_magic.backends.local.load_plan import LocalPlan
+from llm_magic.backends.local.load_plan import LocalPlan, packs_weights
 from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.memory_holders import ReferenceSearch
 from llm_magic.backends.local.worker import Cancelled, process_lock
@@ -153,9 +153,7 @@ def _load_files(
     model.eval()
     for name in _NOT_STREAMED:
         setattr(model.generation_config, name, None)
-    if not config.compile:
-        # A compiler needs usual layers, and packs the weights itself.
-        cpu_linear.optimize(model)
+    cpu_linear.optimize(model, pack=packs_weights(config, device))
     return model, tokenizer
 
 
