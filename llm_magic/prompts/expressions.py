@@ -54,6 +54,7 @@ from llm_magic.prompts.values_as_text import (
     full_repr,
     is_word,
     require_printable,
+    shortening,
     to_text,
 )
 
@@ -194,7 +195,16 @@ def private(name: str) -> str:
     return f"reads {name}; names that begin with two underscores are refused"
 
 
-def evaluate(expression: Expression, names: Mapping[str, Any], budget: Budget) -> str:
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """The text of a value; what it lacks of a table or an array, and the method that returns all of it."""
+
+    text: str
+    lacks: str = ""
+    complete: str = ""
+
+
+def evaluate(expression: Expression, names: Mapping[str, Any], budget: Budget) -> Inserted:
     """Return the text of an expression whose names all exist, by its conversion and format spec.
 
     Raises `NotAllowed` for what is not allowed, and whatever the evaluation raises.
@@ -206,9 +216,10 @@ def evaluate(expression: Expression, names: Mapping[str, Any], budget: Budget) -
     # The text of a method is its source.
     if expression.conversion or expression.spec or type(value) is not types.MethodType:
         require_printable(value, budget)
-    if expression.conversion:
-        value = _CONVERSIONS[expression.conversion](value)
-    return format_value(value, expression.spec, budget) if expression.spec else to_text(value)
+    shown = _CONVERSIONS[expression.conversion](value) if expression.conversion else value
+    text = format_value(shown, expression.spec, budget) if expression.spec else to_text(shown)
+    is_python = bool(expression.conversion or expression.spec)
+    return Inserted(text, *shortening(value, text, is_python=is_python))
 
 
 class _Evaluator:
@@ -239,7 +250,8 @@ class _Evaluator:
                     return self._attribute(owner, name)
             case ast.Subscript(value=inner, slice=key):
                 owner, index = value(inner), value(key)
-                with _suggesting(owner, index, keys=True):
+                variable = key.id if isinstance(key, ast.Name) else ""
+                with _suggesting(owner, index, keys=True, variable=variable):
                     return item(owner, index, budget)
             case ast.Call():
                 return self._call(node)
@@ -310,19 +322,39 @@ class _Evaluator:
 
 
 @contextlib.contextmanager
-def _suggesting(owner: Any, name: object, *, keys: bool = False) -> Iterator[None]:
-    """Raise `NotFound` instead of an error about a name that resembles one that exists."""
+def _suggesting(
+    owner: Any, name: object, *, keys: bool = False, variable: str = ""
+) -> Iterator[None]:
+    """Raise `NotFound` instead of an error about a name that resembles one that exists.
+
+    `variable` is the name of the variable that a key was taken from.
+    """
     try:
         yield
     except (AttributeError, KeyError) as error:
-        near = ""
-        if type(name) is str:
+        near = f'For the key, write ["{variable}"].' if _has_key(owner, variable) else ""
+        if not near and type(name) is str:
             some = islice(_known(owner, keys=keys), _MOST_COMPARED)
             known = [one for one in some if type(one) is str]
             near = did_you_mean(name, known, count=1) if name not in known else ""
         if not near:
             raise
         raise NotFound(near.strip()) from error
+
+
+def is_unquoted_key(name: str, expression: Expression, names: Mapping[str, Any]) -> bool:
+    """Return whether a name that does not exist is a key of what it is looked up in: ``df[price]``."""
+    return any(
+        _has_key(names[node.value.id], name)
+        for node in expression.nodes
+        if isinstance(node, ast.Subscript) and getattr(node.slice, "id", "") == name
+        if isinstance(node.value, ast.Name) and node.value.id in names
+    )
+
+
+def _has_key(owner: Any, name: str) -> bool:
+    some = islice(_known(owner, keys=True), _MOST_COMPARED)
+    return any(type(one) is str and one == name for one in some)
 
 
 def _known(owner: Any, *, keys: bool) -> Iterator[object]:

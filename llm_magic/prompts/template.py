@@ -16,27 +16,31 @@ evaluated. An expression that is not allowed stays as it is, with a note that ha
 
 from __future__ import annotations
 
+import ast
 import re
 from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
+from operator import itemgetter
 from traceback import format_exc, format_exception_only
 from typing import Any
 
 from llm_magic.errors import PromptError, did_you_mean
 from llm_magic.prompts import expressions
 from llm_magic.prompts.allowed_operations import FUNCTIONS
-from llm_magic.prompts.expressions import Expression, NotFound
+from llm_magic.prompts.expressions import Expression, Inserted, NotFound
 from llm_magic.prompts.trusted_types import (
+    ARRAYS,
     BRACE_COST,
     CHARACTER_COST,
     PARSE_COST,
     Budget,
     NotAllowed,
+    family,
 )
-from llm_magic.prompts.values_as_text import is_entry
+from llm_magic.prompts.values_as_text import is_entry, is_word
 
 # Repetitions are possessive and end at a quote, a brace, the line or after 200 parts: the time grows
 # with the length of the prompt. Nothing inside them may backtrack (python/cpython#106052).
@@ -75,46 +79,58 @@ _ECHOED = re.compile(r"(?P<code>[^=]+)=(?:![rsa])?(?::[^{}]*)?")
 _WITH_BRACKET = re.compile(r"(?P<code>(?P<name>[^\W\d]\w*)[.\[(][^{}\n]*)\}")
 _CONTEXT = 200  # characters on each side that distinguish prose, code and formulas
 _MAX_NOTES, _MAX_ALL_NOTES = 5, 1000
+# Numbers alone, as in an f-string: `{1/0}`. `{1,3}` and `{2-4}` are also ranges.
+_ARITHMETIC = re.compile(r"[\d.]+(?: ?(?:[+*/%]|//|\*\*) ?[\d.]+)+")
+_FORMATS = frozenset(("csv", "dict", "html", "json", "markdown", "string"))
 _MAX_PARSED = 200  # expressions whose syntax tree is cached
 _MAX_PROMPT = 20_000_000  # characters; more than any model reads
-_LITERAL = "{{…}} is literal text, and --literal fills nothing"
 _CORRECT = "Correct the expression, or assign its value to a variable first"
 _Found = tuple[int, int, str]  # start, end, text in its place
 
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A prompt with its values, the references in it (without braces), and notes about the others."""
+    """A prompt with its values, the references in it (without braces), and notes about the others.
+
+    `longest` is the reference with the most text, and the characters that it takes in the prompt.
+    """
 
     text: str
     used: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    longest: tuple[str, int] = field(default=("", 0), compare=False)
 
 
-def fill(template: str, namespace: Mapping[str, Any], *, all_notes: bool = False) -> Filled:
+def fill(
+    template: str, namespace: Mapping[str, Any], *, all_notes: bool = False, escape: str = ""
+) -> Filled:
     """Replace the references in `template` by the text of their values in `namespace`.
 
-    The notes are the first few, or all of them, up to a thousand.
+    The notes are the first few, or all of them, up to a thousand. `escape` is how to send all braces
+    unchanged, besides doubling them: a part of the error of a reference that fails.
     """
     if "{" not in template:
         return Filled(template)
-    filler = _Filler(template, namespace, _MAX_ALL_NOTES if all_notes else _MAX_NOTES)
+    filler = _Filler(template, namespace, _MAX_ALL_NOTES if all_notes else _MAX_NOTES, escape)
     parts: list[str] = []
     position = 0
     for start, end, text in filler.replacements():
         parts += template[position:start], text
         position = end
     parts.append(template[position:])
-    return Filled("".join(parts), tuple(filler.used), filler.all_notes())
+    used = filler.used
+    longest = max(used.items(), key=itemgetter(1), default=("", 0))
+    return Filled("".join(parts), tuple(used), filler.all_notes(), longest)
 
 
 class _Filler:
     """Finds the references in one prompt and evaluates each once."""
 
-    def __init__(self, text: str, names: Mapping[str, Any], most_notes: int) -> None:
-        self._text, self._names, self._most_notes = text, names, most_notes
-        self.used: dict[str, None] = {}
+    def __init__(self, text: str, names: Mapping[str, Any], most_notes: int, escape: str) -> None:
+        self._text, self._names, self._most_notes, self._escape = text, names, most_notes, escape
+        self.used: dict[str, int] = {}
         self._notes: dict[str, str] = {}  # "" for those beyond the first
+        self._shortened: list[str] = []
         self._unread_line = 0
         self._budget = Budget()
         self._length = len(text)
@@ -130,14 +146,14 @@ class _Filler:
         """Return the notes, then the number of those that are not shown, and where reading ended."""
         notes = [note for note in self._notes.values() if note]
         if more := len(self._notes) - len(notes):
-            what = "1 more is left as it is" if more == 1 else f"{more} more are left as they are"
+            what = "1 more was not replaced" if more == 1 else f"{more} more were not replaced"
             hint = "; --dry-run shows their notes" if self._most_notes == _MAX_NOTES else ""
             notes.append(f"{what}{hint}")
+        notes = self._shortened + notes
         if self._unread_line:
             notes.append(
-                f"The braces from line {self._unread_line} on are left as they are: the expressions"
-                " before take as long as a prompt may. Assign values to variables first, and refer"
-                " to those"
+                f"The braces from line {self._unread_line} on were not replaced: the expressions"
+                " above them took too long. Assign their values to variables first, and use those"
             )
         return tuple(notes)
 
@@ -198,7 +214,8 @@ class _Filler:
             before = first - (self._text[first - 1 : first] == "$")
             single = single and written not in self._notes and not is_entry(expression.spec)
             if single and self._in_prose(before, end):
-                self._note(written, partial(_missing_note, code, missing, self._names))
+                about = code, missing, expression
+                self._note(written, partial(_missing_note, *about, self._names))
             return None if width == 2 else (first, end, self._text[first:end])
         return first, end, f"{{{code}}}" if width == 2 else self._inserted(code, expression)
 
@@ -239,12 +256,15 @@ class _Filler:
             self._note(f"{{{code}}}", partial(_not_allowed_note, code, value))
             return f"{{{code}}}"
         self._length += len(value)
-        self.used[code] = None
+        self.used[code] = self.used.get(code, 0) + len(value)
         return value
 
     def _evaluated(self, code: str, expression: Expression) -> str | NotAllowed:
         try:
-            return expressions.evaluate(expression, self._names, self._budget)
+            inserted = expressions.evaluate(expression, self._names, self._budget)
+            if inserted.lacks:
+                self._shortened.append(_shortened_note(code, expression, inserted))
+            return inserted.text
         except NotAllowed as error:
             # A new one, which does not hold the frames.
             return NotAllowed(str(error), error.advice)
@@ -253,7 +273,11 @@ class _Filler:
         except BaseException as error:  # noqa: BLE001 - the user's own properties raise anything
             details, (reason, advice) = format_exc(), _reason_and_advice(error)
         # Raised outside of the except block, so that it does not hold the error and its frames.
-        message = f"{_shown(code)}: {reason}. {advice} {_LITERAL}"
+        doubled = f"{{{_shown(code)}}}"
+        message = (
+            f"{_shown(code)}: {reason}. {advice} To send the braces unchanged, write {doubled}"
+            f"{self._escape}."
+        )
         raise PromptError(message, details=details) from None
 
     def _nested_spec(self, start: int, opened: int) -> _Found | None:
@@ -275,7 +299,7 @@ class _Filler:
         if not reason:
             self._note_unclosed(start, start + 1)
         elif self._in_prose(start, end):
-            self._note(f"{{{code}}}", lambda: f"{_shown(code)} is left as it is: it {reason}")
+            self._note(f"{{{code}}}", lambda: f"{_shown(code)} was not replaced: it {reason}")
 
     def _unsupported(self, code: str, start: int) -> str:
         """Return the reason that braces with an expression of existing names are no reference."""
@@ -288,7 +312,19 @@ class _Filler:
             return f"ends with =; write {echoed['code']}={_shown(echoed['code'])}"
         if code.startswith("*") and self._is_defined(code.lstrip("*")):
             return "has a star in it"
+        head, _, word = code.rpartition(":")
+        if head and is_word(word) and self._is_defined(head):
+            return self._unsupported_word(head, word)
+        if _ARITHMETIC.fullmatch(code):
+            return "has no variable in it"
         return "has := in it" if self._is_defined(code.partition(":=")[0]) else ""
+
+    def _unsupported_word(self, head: str, word: str) -> str:
+        """Return the reason that a word after a colon is no format spec, but not for CSS: ``{a:red}``."""
+        if head.isidentifier() and family(self._names[head]) not in ARRAYS:
+            return ""
+        better = f"; write {_shown(f'{head}.to_{word}()')}" if word in _FORMATS else ""
+        return f'has the format spec "{word}", which Python does not support{better}'
 
     def _is_defined(self, code: str) -> bool:
         expression, missing = self._parse(code)
@@ -302,7 +338,7 @@ class _Filler:
         code, unclosed = found["code"], _unclosed(found["code"])
         if unclosed and self._in_prose(start, found.end()):
             reason = f"has a {unclosed} that is not closed"
-            self._note(f"{{{code}}}", lambda: f"{_shown(code)} is left as it is: it {reason}")
+            self._note(f"{{{code}}}", lambda: f"{_shown(code)} was not replaced: it {reason}")
 
     def _in_prose(self, start: int, end: int) -> bool:
         """Return whether prose surrounds a part, and not code, JSON or a fenced block."""
@@ -346,7 +382,7 @@ def _reason_and_advice(error: BaseException) -> tuple[str, str]:
     lines = "".join(format_exception_only(error)).splitlines()
     reason = next(line for line in lines if not line.startswith("  "))[:_CONTEXT]
     is_name = isinstance(error, (NameError, AttributeError, KeyError))
-    advice = near or ("Fix the name;" if is_name else f"{_CORRECT};")
+    advice = near or ("Fix the name." if is_name else f"{_CORRECT}.")
     return _printable(reason).rstrip(" .:"), advice
 
 
@@ -363,22 +399,43 @@ def _dollar_note(code: str, expression: Expression) -> str:
     plain = not expression.spec and not expression.conversion
     number = f"${_shown(code + ':,')} or ${_shown(code + ':.2f')} for a number, else "
     return (
-        f"${_shown(code)} is left as it is, as in shell and JavaScript code. Write"
+        f"${_shown(code)} was not replaced: shell and JavaScript code use this form. Write"
         f" {number if plain else ''}$ {_shown(code)}"
     )
 
 
 def _not_allowed_note(code: str, error: NotAllowed) -> str:
     advice = f". {error.advice}" if error.advice else ""
-    return f"{_shown(code)} is left as it is: it {_printable(str(error))}{advice}"
+    return f"{_shown(code)} was not replaced: it {_printable(str(error))}{advice}"
 
 
-def _missing_note(code: str, name: str, names: Mapping[str, Any]) -> str:
+def _shortened_note(code: str, expression: Expression, inserted: Inserted) -> str:
+    note = f"{_shown(code)} is sent {inserted.lacks}"
+    if not inserted.complete:
+        return note
+    value = code
+    for mark, part in ((":", expression.spec), ("!", expression.conversion)):
+        value = value.removesuffix(f"{mark}{part}") if part else value
+    if not isinstance(expression.tree, (ast.Name, ast.Attribute, ast.Subscript, ast.Call)):
+        value = f"({value})"
+    return f"{note}. To send all of it: {_shown(f'{value}.{inserted.complete}')}"
+
+
+def _missing_note(code: str, name: str, expression: Expression, names: Mapping[str, Any]) -> str:
     if name.startswith("__"):
         return _not_allowed_note(code, NotAllowed(expressions.private(name)))
-    near = did_you_mean(name, (known for known in names if known[:1] != "_"), count=1)
-    subject = _shown(code) if code == name else f"{_shown(code)}: {name}"
-    return f"{subject} is not defined here; left as it is.{near}"
+    if expressions.is_unquoted_key(name, expression, names):
+        quoted = code.replace(f"[{name}]", f'["{name}"]')
+        near = f" Write {_shown(quoted)}"
+    else:
+        known = [one for one in names if one[:1] != "_"]
+        near = did_you_mean(name, known, count=1) or did_you_mean(_stem(name), known, count=1)
+    return f"{_shown(code)} was not replaced: {name} is not defined.{near}"
+
+
+def _stem(name: str) -> str:
+    """Return the start of a plural, by which a name in the singular is found."""
+    return name.removesuffix("s").removesuffix("ie") if name.endswith("s") else ""
 
 
 def _shown(code: str) -> str:

@@ -99,6 +99,7 @@ _ZONES = frozenset({"datetime", "zoneinfo", "pytz", "dateutil", "pandas"})
 
 
 ASSIGN = "Assign it to a variable first, and refer to that"
+PART = "Insert a part of it, such as [:100] of a list or text, or .head(100) of a table"
 
 
 class NotAllowed(Exception):
@@ -125,10 +126,12 @@ class Budget:
             raise NotAllowed("takes too long for a prompt")
 
 
-def require_length(length: float, most: int = MAX_TEXT, unit: str = "characters") -> None:
+def require_length(
+    length: float, most: int = MAX_TEXT, unit: str = "characters", advice: str = ""
+) -> None:
     """Raise `NotAllowed` if a result would have more than `most` elements."""
     if length > most:
-        raise NotAllowed(f"would make more than {most:,} {unit}", advice="")
+        raise NotAllowed(f"would make more than {most:,} {unit}", advice)
 
 
 # -- families of types ----------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from llm_magic.prompts.trusted_types import (
     MAX_TEXT,
     MOMENTS,
     NUMBERS,
+    PART,
     SCALARS,
     TEXTS,
     Budget,
@@ -47,12 +48,20 @@ from llm_magic.prompts.trusted_types import (
     require_small_exponent,
     trusted_type,
 )
+from llm_magic.text import counted
 
 Mask = Callable[[str], str]
 LONGEST = 300
 # Of a text, 200 characters are shown, and 4,000 more searched for a secret that starts in these.
 _ITEMS, _DEPTH, _TEXT, _SECRET = 8, 3, 200, 4000
 _COLUMNS, _NUMBERS = 20, 10
+# The rows and columns of a table in a prompt, the characters of a cell, the values of an array.
+_MAX_LINES, _MAX_CELL, _MAX_VALUES = 20, 60, 100
+# What returns all of a table or an array.
+_ALL_OF_IT: Mapping[str, str] = {
+    "frame": "to_csv()", "series": "to_list()", "index": "to_list()", "array": "tolist()",
+    "tensor": "tolist()", "pl_frame": "write_csv()", "pl_series": "to_list()",
+}  # fmt: skip
 _NO_SECRETS = (
     bool, type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType,
 )  # fmt: skip
@@ -100,38 +109,94 @@ def _series(series: Any) -> str:
     return f"{_title(series, 'series')}\n{_rows(series.to_frame(), header=False)}"
 
 
-def _rows(frame: Any, **options: Any) -> str:
-    return str(frame.to_string(max_rows=20, max_cols=20, max_colwidth=60, **options))
+def _rows(frame: Any, most: int | None = _MAX_CELL, **options: Any) -> str:
+    lines = {"max_rows": _MAX_LINES, "max_cols": _MAX_LINES}
+    return str(frame.to_string(**lines, max_colwidth=most, **options))
 
 
 def _array(array: Any) -> str:
     """Return the shape of an array with its values, of a large one only a corner."""
     title = _title(array, "array")
-    if prod(array.shape) <= 100:
+    if prod(array.shape) <= _MAX_VALUES:
         return f"{title}\n{array}" if array.shape else str(array.item())
+    return f"{title}; the first values:\n{_corner(array)}"
+
+
+def _corner(array: Any) -> Any:
     edge = {1: 20, 2: 6}.get(len(array.shape), 2)
-    return f"{title}; the first values:\n{array[(slice(edge),) * len(array.shape)]}"
+    return array[(slice(edge),) * len(array.shape)]
+
+
+def shortening(value: Any, text: str, *, is_python: bool) -> tuple[str, str]:
+    """Return what the text of a table or an array lacks, and the method that returns all of it.
+
+    `is_python`: the text is that of `str` or `repr`, not of `to_text`. Both are "" for a complete text.
+    """
+    kind = family(value)
+    if kind not in ARRAYS:
+        return "", ""
+    lacks = ""
+    if is_python or kind not in {"frame", "series", "array", "tensor"}:
+        if "..." in text or "…" in text:
+            lacks = "in the short form that its library prints"
+    elif kind in {"array", "tensor"}:
+        if (count := prod(value.shape)) > _MAX_VALUES:
+            lacks = f"without {count - prod(_corner(value).shape):,} of {count:,} values"
+    else:
+        lacks = _lacks(value.to_frame() if kind == "series" else value, text, kind)
+    return lacks, _ALL_OF_IT.get(kind, "") if lacks else ""
+
+
+def _lacks(frame: Any, text: str, kind: str) -> str:
+    """Return what `_rows` omits of a table or a column, whose text contains dots then."""
+    units = ("values", "") if kind == "series" else ("rows", "columns")
+    missing = " and ".join(
+        f"{count - _MAX_LINES:,} of {count:,} {unit}"
+        for count, unit in zip(frame.shape, units, strict=True)
+        if count > _MAX_LINES
+    )
+    is_cut = "..." in text and _rows(frame) != _rows(frame, None)
+    cells = f"with texts cut at {_MAX_CELL} characters" if is_cut else ""
+    return " and ".join(filter(None, (f"without {missing}" if missing else "", cells)))
 
 
 def _title(table: Any, kind: str) -> str:
     """Return the type and the size of an array, a column or a table."""
     name = type(table).__name__
     if kind in {"frame", "pl_frame"}:
-        return f"{name}, {table.shape[0]} rows × {table.shape[1]} columns"  # noqa: RUF001
+        height, width = counted(table.shape[0], "row"), counted(table.shape[1], "column")
+        return f"{name}, {height} × {width}"  # noqa: RUF001
     if kind in {"series", "pl_series"}:
         name += "" if table.name is None else f" {describe('', table.name)}"
-        return f"{name}, {len(table)} values, {table.dtype}"
+        return f"{name}, {counted(len(table), 'value')}, {table.dtype}"
     return f"{name}, shape {tuple(table.shape)}, {table.dtype}"
 
 
 def _source(value: Any) -> str:
     """Return the source of a function or a class where Python has it, else its repr."""
+    is_lambda = type(value) is types.FunctionType and value.__name__ == "<lambda>"
+    if is_lambda and (source := _lambda_source(value)):
+        return source
     try:
         return inspect.cleandoc("\n" + inspect.getsource(value))
     except (OSError, TypeError):
         if isinstance(value, types.MethodType):  # Its repr contains that of its object.
             raise NotAllowed("is a method; call it") from None
         return _cell_source(value) or repr(value)
+
+
+def _lambda_source(value: Any) -> str:
+    """Return the source of a lambda alone, without the statement around it."""
+    source = "".join(linecache.getlines(value.__code__.co_filename))
+    positions = frozenset(value.__code__.co_positions())
+    with suppress(SyntaxError):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Lambda):
+                body = node.body
+                columns = body.col_offset, body.end_col_offset
+                if (body.lineno, body.end_lineno, *columns) in positions:
+                    return ast.get_source_segment(source, node) or ""
+    return ""
 
 
 def _cell_source(value: Any) -> str:
@@ -320,10 +385,11 @@ def require_printable(value: Any, budget: Budget) -> None:
         if kind in {"unknown", *ARRAYS}:
             _require_no_environment(one, budget)
         if kind in CONTAINERS:
-            require_length(visited + len(pending) + len(one), _MAX_SHOWN, "elements in its text")
+            count = visited + len(pending) + len(one)
+            require_length(count, _MAX_SHOWN, "elements in its text", PART)
             for part in parts(one):
                 pending += part
-        require_length(length, 20 * MAX_TEXT)
+        require_length(length, 20 * MAX_TEXT, advice=PART)
     budget.spend(work + length / 50)
 
 

@@ -88,11 +88,56 @@ def test_values_are_filled_in_unless_literal(scripted: Kernel) -> None:
     assert sent(scripted) == [("user", "Hello Ada {who}!")]
 
 
+def test_values_are_filled_in_options(scripted: Kernel) -> None:
+    scripted.ok("t, name, spoken, stops = 0.25, 'tiny', 'a b', {'end': '-END'}")
+    for cell in (
+        "%%llm -t {t} -m $name\nHi",
+        "%llm -t {t} -m $name Hi",
+        "%llm -t{t} --model={name} Hi",
+    ):
+        scripted.ok(cell)
+        call = "backend.requests[-1]"
+        assert scripted.value(f"({call}.name, {call}.config.temperature)") == ("tiny", 0.25)
+    scripted.ok(
+        "for n in (1, 2):\n    %llm --seed {n} -p known={n * 2} -c {spoken} --stop {stops['end']} Hi"
+    )
+    config = "backend.requests[-1].config"
+    assert scripted.value(f"({config}.seed, {config}.stop, dict({config}.extra))") == (
+        2, ("-END",), {"known": 4},
+    )  # fmt: skip
+    assert "a b   2" in scripted.ok("%llm_chats").text
+    assert scripted.ok("%llm_reset {spoken}").text == "Deleted: a b."
+    assert "0.7 → 0.25" in scripted.ok("%llm_config temperature={t}").text
+    assert "0.25 → 0.5" in scripted.ok("%llm_config -t {t * 2}").text
+    scripted.ok("%llm_config --reset")
+    assert "tiny" in scripted.ok("%llm_use {name}").text
+    # JSON, and a text in braces that names nothing here.
+    scripted.ok("""%llm -p known='{"a": {}}' --stop {end} Hi""")
+    assert scripted.value(f"{config}.stop") == ("{end}",)
+
+
+def test_a_wrong_reference_in_an_option_is_an_error(scripted: Kernel) -> None:
+    scripted.ok("temp, evil, calls = 'hot', '--all', len(backend.requests)")
+    for line, error in (
+        ("%llm -t {tmp} Hi", '{tmp} is not defined in this notebook. Did you mean "temp"?'),
+        ("%llm -t {temp} Hi", "temperature=hot is not a number. It must be 0 to 2."),
+        ("%llm -t {temp['x']} Hi", "{temp['x']}: TypeError"),
+        ("%llm_unload {evil}", "The value of {evil} starts with -, like an option."),
+        ("%llm_load x -b openai --key-env {evil}", "--key-env takes the name of an"),
+    ):
+        ran = scripted.run(line)
+        assert (ran.status, len(ran.traceback), error in ran.error) == ("error", 1, True), ran.error
+    assert scripted.value("(calls == len(backend.requests), llm.status().active_model)") == (
+        True,
+        "tiny",
+    )
+
+
 def test_an_unknown_name_is_left_as_it_is_with_a_note(scripted: Kernel) -> None:
     scripted.ok("animal = 'fox'")
     ran = scripted.ok("%%llm\nDescribe the {anmal} here.")
     assert sent(scripted) == [("user", "Describe the {anmal} here.")]
-    assert ran.text.startswith("Note: {anmal} is not defined here; left as it is. Did you mean")
+    assert ran.text.startswith("Note: {anmal} was not replaced: anmal is not defined. Did you mean")
 
 
 def test_expressions_are_filled_in_everywhere(scripted: Kernel) -> None:
@@ -112,7 +157,7 @@ def test_braces_in_pasted_text_run_nothing(scripted: Kernel, options: str) -> No
     notes = [line for line in answer.text.splitlines() if line.startswith("Note: ")]
     assert len(notes) == 4
     assert notes[0] == (
-        "Note: {os.system('exit 7')} is left as it is: it calls .system() of the module os."
+        "Note: {os.system('exit 7')} was not replaced: it calls .system() of the module os."
         " Assign it to a variable first, and refer to that"
     )
     if "--dry-run" not in options:
@@ -134,11 +179,11 @@ def test_notes_name_the_syntax_that_is_not_supported(scripted: Kernel) -> None:
     scripted.ok("xs = [1]")
     prompt = "See {xs=}, {len(xs}, {[x for x in xs]} and {xs[0] if xs else 0}."
     expected = [
-        "Note: {xs=} is left as it is: it ends with =; write xs={xs}",
-        "Note: {len(xs} is left as it is: it has a bracket that is not closed",
-        "Note: {[x for x in xs]} is left as it is: it has a list comprehension in it. Assign it to a"
+        "Note: {xs=} was not replaced: it ends with =; write xs={xs}",
+        "Note: {len(xs} was not replaced: it has a bracket that is not closed",
+        "Note: {[x for x in xs]} was not replaced: it has a list comprehension in it. Assign it to a"
         " variable first, and refer to that",
-        'Note: {xs[0] if xs else 0} is left as it is: it has "if" and "else" in it. Assign it to a'
+        'Note: {xs[0] if xs else 0} was not replaced: it has "if" and "else" in it. Assign it to a'
         " variable first, and refer to that",
     ]
     for option in ("", "--dry-run"):
@@ -155,6 +200,86 @@ def test_misspelled_key_suggests_the_near_one(scripted: Kernel) -> None:
         ran = scripted.run(f"%%llm {option}\nIs {{row['prise']}} much?")
         assert ran.ename == "PromptError"
         assert ran.error.startswith("{row['prise']}: KeyError: 'prise'. Did you mean \"price\"?")
+
+
+TABLES = """import numpy as np, pandas as pd, polars as pl
+towns = pd.DataFrame({"town": ["Oslo", "Rome"], "size": [1, 3], "text": ["x" * 61, "y"]})
+wide = pd.DataFrame({f"c{i}": range(21) for i in range(25)})
+column, numbers, polars = pd.Series(range(21)), np.arange(101), pl.DataFrame({"a": range(50)})
+many, town = [0] * 200_001, "Rome\""""
+
+
+def notes_of(k: Kernel, prompt: str) -> list[str]:
+    """Return the notes of a real run, which are those of a dry run."""
+    dry, ran = (k.ok(f"%%llm {option}\n{prompt}").text for option in ("--dry-run", ""))
+    notes = [
+        [line.removeprefix("Note: ") for line in text.splitlines() if line.startswith("Note: ")]
+        for text in (dry, ran)
+    ]
+    assert notes[0] == notes[1]
+    return notes[0]
+
+
+def test_notes_name_what_a_table_lacks_and_how_to_send_all_of_it(scripted: Kernel) -> None:
+    scripted.ok(TABLES)
+    whole = "To send all of it:"
+    assert notes_of(scripted, "{towns} {wide} {column} {numbers}") == [
+        f"{{towns}} is sent with texts cut at 60 characters. {whole} {{towns.to_csv()}}",
+        f"{{wide}} is sent without 1 of 21 rows and 5 of 25 columns. {whole} {{wide.to_csv()}}",
+        f"{{column}} is sent without 1 of 21 values. {whole} {{column.to_list()}}",
+        f"{{numbers}} is sent without 81 of 101 values. {whole} {{numbers.tolist()}}",
+    ]
+    short = "is sent in the short form that its library prints."
+    assert notes_of(scripted, "{polars} {wide!s} {column + 1}") == [
+        f"{{polars}} {short} {whole} {{polars.write_csv()}}",
+        f"{{wide!s}} {short} {whole} {{wide.to_csv()}}",
+        f"{{column + 1}} is sent without 1 of 21 values. {whole} {{(column + 1).to_list()}}",
+    ]
+    complete = "{wide.to_csv()} {(column + 1).to_list()} {polars.write_csv()} {wide.head(2)['c1']}"
+    assert notes_of(scripted, complete) == []
+    assert "c24\n0,0" in sent(scripted)[0][1]
+    [note] = notes_of(scripted, "{many}")
+    assert note.endswith(
+        "it would make more than 200,000 elements in its text. Insert a part of it, such as [:100]"
+        " of a list or text, or .head(100) of a table"
+    )
+
+
+def test_notes_suggest_what_was_meant(scripted: Kernel) -> None:
+    scripted.ok(TABLES)
+    notes = notes_of(
+        scripted, "Of {towns[size].mean()}, {towners}, {1/0} and {towns.head(1):markdown}."
+    )
+    assert [note.partition("}")[0] for note in notes] == [
+        "{towns[size].mean()", "{towners", "{1/0", "{towns.head(1):markdown",
+    ]  # fmt: skip
+    assert notes[0].endswith('Write {towns["size"].mean()}')
+    assert notes[1].endswith('Did you mean "towns"?')
+    assert notes[2].endswith("it has no variable in it")
+    assert notes[3].endswith(
+        'it has the format spec "markdown", which Python does not support; write'
+        " {towns.head(1).to_markdown()}"
+    )
+    [note] = notes_of(scripted, "All {citys} {towns:csv}")[1:]
+    assert note.endswith("; write {towns.to_csv()}")
+    assert notes_of(scripted, "a {town:red} b {1,3} c {2-4} d {2}") == []
+
+
+def test_failed_reference_shows_how_to_send_the_braces(scripted: Kernel) -> None:
+    scripted.ok(TABLES)
+    unchanged = "To send the braces unchanged, write {{towns[town]}}"
+    reason = "{towns[town]}: KeyError: 'Rome'. For the key, write [\"town\"]."
+    ran = scripted.run("%%llm\nOf {towns[town]}.")
+    assert (ran.ename, ran.error) == ("PromptError", f"{reason} {unchanged} or use --literal.")
+    # It has no --literal.
+    ran = scripted.run("%llm_config system='Of {towns[town]}.'")
+    assert (ran.ename, ran.error) == ("PromptError", f"{reason} {unchanged}.")
+
+
+def test_a_lambda_is_inserted_without_its_statement(scripted: Kernel) -> None:
+    scripted.ok("grow, fs = lambda x: x + 1, [lambda a: (a,\n  'λ'), lambda b: -b]")
+    scripted.ok("%%llm\n{grow} | {fs[0]} | {fs[1]}")
+    assert sent(scripted) == [("user", "lambda x: x + 1 | lambda a: (a,\n  'λ') | lambda b: -b")]
 
 
 def test_literal_evaluates_nothing_and_shows_no_notes(scripted: Kernel) -> None:
@@ -202,7 +327,7 @@ def test_dry_run_shows_what_a_chat_would_send_and_what_is_cut(scripted: Kernel) 
     scripted.ok("backend.context = 6")
     ran = scripted.ok("%%llm -c dry --trim --dry-run\nThree {qqqq}", cell_id="dry-3")
     assert ran.text.splitlines()[:8] == [
-        "Note: {qqqq} is not defined here; left as it is.",
+        "Note: {qqqq} was not replaced: qqqq is not defined.",
         "Note: The context leaves 2 tokens for the answer, fewer than max_new_tokens 512.",
         "system    Be brief.",
         "not sent  2 oldest turns dropped (--trim)",
@@ -213,13 +338,93 @@ def test_dry_run_shows_what_a_chat_would_send_and_what_is_cut(scripted: Kernel) 
     ]
     ran = scripted.ok("%%llm -c dry --dry-run\nThree four", cell_id="dry-3")
     assert ran.text.startswith(
-        "Note: The prompt is too long: it has 8 tokens, and tiny reads 6. Shorten it by at least 3."
-        " Chat 'dry' has 2 turns above it: --trim leaves out the oldest, %llm_reset dry all.\n"
+        "Note: The prompt has 8 tokens, but tiny reads at most 6. Shorten it by at least 3."
+        " Chat 'dry' has 2 turns above it: --trim drops the oldest, and %llm_reset dry deletes all.\n"
         "system     Be brief.\n"
         "user       One\n"
         "assistant  One\n"
     )
     scripted.ok("backend.context = 8192")
+
+
+def test_dry_run_without_a_model_shows_the_messages(scripted: Kernel) -> None:
+    scripted.ok("%llm_unload\nanimal = 'fox'")
+    try:
+        ran = scripted.ok("%%llm --dry-run -s 'Be brief.' -t 0.5\nDescribe the {animal}, {nobody}.")
+        assert ran.text.splitlines()[:5] == [
+            "Note: {nobody} was not replaced: nobody is not defined.",
+            "system  Be brief.",
+            "user    Describe the fox, {nobody}.",
+            "",
+            "no model is loaded: tokens are not counted · nothing was sent",
+        ]
+        assert "temperature 0.5" in ran.text
+        # No turn of the chat begins.
+        for _ in range(2):
+            assert scripted.ok("%llm -c early --dry-run Hello").text.startswith("user  Hello\n")
+        assert scripted.run("%llm --dry-run -m nobody Hello").ename == "ModelNotLoaded"
+        assert scripted.run("%llm --dry-run --trim Hello").ename == "OptionError"
+    finally:
+        scripted.ok("%llm_load tiny")
+
+
+def test_limit_beyond_the_context_is_a_note(scripted: Kernel) -> None:
+    note = (
+        "Note: max_new_tokens 100,000 is more than the context of tiny, which is 8,192 tokens. The"
+        " answer ends where the context is full.\n"
+    )
+    assert scripted.ok("%llm --max-new-tokens 100000 Hello").text.startswith(f"{note}Hello\n")
+    job = scripted.ok("job = %llm --bg --max-new-tokens 100000 Hello\njob.result()")
+    assert note in job.text
+    assert "Note" not in scripted.ok("%llm --max-new-tokens 8000 Hello").text
+
+
+def test_error_of_a_long_prompt_names_the_long_reference(scripted: Kernel) -> None:
+    scripted.ok(
+        "from llm_magic.errors import PromptTooLong\nlong, short = 'word ' * 99, 'x'\n"
+        "def fail(tokens=None):\n"
+        "    error = PromptTooLong('The prompt is too long.')\n"
+        "    error.tokens = tokens\n"
+        "    backend.will(error)\n"
+    )
+    scripted.ok("fail(1000)")
+    ran = scripted.run("%%llm\nAbout {short} {long}")
+    assert ran.error == (
+        "The prompt is too long. {long} takes 98% of it (about 984 tokens): insert a part of the value."
+    )
+    scripted.ok("fail()")
+    ran = scripted.run("%llm Again {long}")
+    assert ran.error.endswith(". {long} takes 99% of it: insert a part of the value.")
+    scripted.ok("fail()")
+    assert scripted.run("%llm Only {short} and some words").error == "The prompt is too long."
+    scripted.ok("%llm -c talk One")
+    scripted.ok("fail()")
+    ran = scripted.run("%llm -c talk {long}")
+    assert "insert a part of the value. Chat 'talk' has 1 turn above it: --trim" in ran.error
+    scripted.ok("for _ in range(2): fail()")
+    ran = scripted.run("%llm -c talk --trim Short")
+    assert ran.error == "The prompt is too long. Even without the 1 turn above it, it is too long."
+    scripted.ok("backend.context = 60")
+    try:
+        ran = scripted.ok("%llm --dry-run {long}")
+        assert "{long} takes 100% of it (about 99 tokens)" in ran.text
+    finally:
+        scripted.ok("backend.context = 8192")
+
+
+def test_numbers_have_commas_and_units_are_singular(scripted: Kernel) -> None:
+    scripted.ok("import pandas as pd; row = pd.DataFrame({'a': [1]}); words = 'word ' * 1200")
+    assert "→ 1,201 tokens" in scripted.ok("%%llm\n{words}").text
+    scripted.ok("%%llm\n{row} {row['a']}")
+    assert sent(scripted) == [
+        ("user", "DataFrame, 1 row × 1 column\n   a\n0  1 Series 'a', 1 value, int64\n0  1")
+    ]
+    scripted.ok("%%llm --bg\n{words}\n")
+    scripted.ok("llm.jobs.all[-1].result();")
+    assert "1,201" in scripted.ok("%llm_jobs").text
+    assert "8,192 ctx" in scripted.ok("%llm_status").text
+    # A model in this process costs nothing.
+    assert "cost" not in scripted.ok("%llm_usage").text
 
 
 def test_output_variable_is_set_and_left_alone_without_a_reply(scripted: Kernel) -> None:
@@ -253,7 +458,9 @@ def test_format_json_stores_the_value_and_fails_for_anything_else(scripted: Kern
     assert scripted.value("data") == {"a": 1}
     bad = scripted.run("%%llm -f json --quiet -o data\n{'a': 1}")
     assert bad.ename == "InvalidReply"
-    assert bad.error.startswith("The answer is not valid JSON: Expecting property name")
+    assert bad.error.startswith(
+        "The answer is not valid JSON: a key in double quotes is missing (line 1, character 2)."
+    )
     assert bad.error.endswith(" The text is in llm.last.")
     assert len(bad.traceback) == 1
     # The answer is shown as it is, above the error.
@@ -262,7 +469,110 @@ def test_format_json_stores_the_value_and_fails_for_anything_else(scripted: Kern
     assert scripted.run("llm.last.json()").ename == "InvalidReply"
 
 
+def test_format_json_shows_what_is_not_json(scripted: Kernel) -> None:
+    ran = scripted.ok('%%llm -f json -o data\nHere <b>:\n```json\n{"a": 1}\n```\nThat is all.')
+    line = "Not shown, because it is not in the JSON: Here <b>: That is all."
+    assert ran.text.splitlines()[3:5] == ["", line]
+    assert "Here &lt;b&gt;: That is all." in ran.html
+    assert (
+        f"[{line}]"
+        in scripted.ok(
+            "%llm -f json --plain Here <b>: {'a': [1]} That is all.".replace("'", '"')
+        ).text
+    )
+    for answer in (
+        '{"a": [1]}',
+        '```json\n{"a": 1}\n```',
+        '"is {a} text"',
+        " [1]\n",
+        "```\n4\n```",
+    ):
+        assert "Not shown" not in scripted.ok(f"%%llm -f json --literal\n{answer}").text
+    # Not as JSON, whose highlighting shows each letter as an error.
+    assert "no json here" in scripted.run("%llm -f json no json here").html
+
+
 def test_plain_and_quiet_write_only_the_answer_to_stdout(scripted: Kernel) -> None:
     ran = scripted.ok("%%llm --plain --quiet\n**bold** <b>")
     assert {o["type"] for o in ran.outputs} == {"stream"}
     assert ran.text == "**bold** <b>\n"
+
+
+def test_output_that_replaces_a_value_of_the_user_is_noted_once(scripted: Kernel) -> None:
+    scripted.ok("import json as parser\nclass Table: pass\ntable = Table(); empty = None")
+    notes = {
+        "%%llm -o table\nHi": "-o table replaces the Table in table.",
+        "%llm -o parser -f json [1]": "-o parser replaces the module in parser.",
+        "%llm -o sorted Hi": "-o sorted hides the built-in sorted. To restore it, run: del sorted",
+    }
+    for cell, note in notes.items():
+        dry = cell.replace(" -o", " --dry-run -o")
+        assert [scripted.ok(code).text.split("\n")[0] for code in (dry, cell)] == [
+            f"Note: {note}"
+        ] * 2
+        assert "Note" not in scripted.ok(cell).text
+    for name in ("empty", "fresh", "table"):
+        assert "Note" not in scripted.ok(f"%llm -o {name} Hi").text
+    scripted.ok("copy = llm.generate('Hi'); del sorted")
+    assert "Note" not in scripted.ok("%llm -o copy Hi").text
+    scripted.ok("number = 42")
+    assert "-o number replaces the int in number." in scripted.ok("%llm --bg -o number Hi").text
+
+
+def test_errors_name_the_variable_with_the_answer(scripted: Kernel) -> None:
+    scripted.ok("from llm_magic.errors import IncompleteReply\nsession = llm; del llm")
+    imported = "llm.last (from llm_magic import llm)"
+    try:
+        for options, where in (("-o part", "part"), ("", imported), ("-o part -f json", imported)):
+            scripted.ok("backend.will('half', IncompleteReply('Cut.'))")
+            ran = scripted.run(f"%llm {options} Hi")
+            assert ran.error == f"Cut. The received part is in {where}."
+        assert scripted.value("part.text") == "half"
+        assert scripted.run("%llm -f json no json").error.endswith(f" The text is in {imported}.")
+        scripted.ok("from tests.scripted import Hang")
+        for options, where in (("-o part", "part"), ("", imported)):
+            scripted.ok("backend.will('some', ' words', Hang())")
+            cell = scripted.send(f"%llm {options} Hi")
+            scripted.wait_for_output(cell, "some words")
+            scripted.interrupt()
+            ran = scripted.wait(cell)
+            assert ran.error == f"Stopped after 2 tokens; the answer so far is in {where}."
+    finally:
+        scripted.ok("llm = session")
+
+
+def test_error_in_the_code_of_the_user_shows_its_lines(scripted: Kernel) -> None:
+    scripted.ok("def ask(question):\n    x = 9\n    return llm.generate(question, temperature=x)")
+    asking = "Cell In[{n}], line 3, in ask: return llm.generate(question, temperature=x)"
+    number = scripted.value("len(In) - 2")
+    cells = {
+        "for question in 'ab':\n    ask(question)": ["line 2: ask(question)", asking],
+        "ask('a')": ["line 1: ask('a')", asking],
+        "x = 1\nllm.generate('a', temperature=9)": ["line 2: llm.generate('a', temperature=9)"],
+        "async def wait():\n    await llm.agenerate('a', temperature=9)\nawait wait()": [
+            "line 3: await wait()",
+            "line 2, in wait: await llm.agenerate('a', temperature=9)",
+        ],
+        # Threads and frames of libraries are not shown; recursion is shown once.
+        "from concurrent.futures import ThreadPoolExecutor\nlist(ThreadPoolExecutor(1).map(ask, 'a'))": [
+            "line 2: list(ThreadPoolExecutor(1).map(ask, 'a'))",
+            asking,
+        ],
+        "def deep(n):\n    return deep(n - 1) if n else ask('a')\ndeep(30)": [
+            "line 3: deep(30)",
+            "line 2, in deep: return deep(n - 1) if n else ask('a')",
+            asking,
+        ],
+        # One line, and magics, need none.
+        "llm.generate('a', temperature=9)": [],
+        "for n in 'ab':\n    %llm -t 9 {n}": [],
+    }
+    for code, expected in cells.items():
+        ran = scripted.run(code)
+        assert (ran.status, ran.ename) == ("error", "OptionError")
+        first, *lines = ran.traceback
+        assert first == f"\x1b[31mOptionError\x1b[0m: {ran.error}"
+        assert len(lines) == len(expected)
+        for line, end in zip(lines, expected, strict=True):
+            assert line.startswith("  Cell In[")
+            assert line.endswith(end.format(n=number)), line

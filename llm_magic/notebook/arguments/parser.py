@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llm_magic.errors import OptionError, did_you_mean
-from llm_magic.notebook.arguments import unknown_options
+from llm_magic.notebook.arguments import unknown_options, variables
 from llm_magic.notebook.arguments.magic_options import (
     HELP,
     MAGICS,
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 _BLANKS = " \t\r\n"
 _BLANK = re.compile(rf"[{_BLANKS}]*")
-# Quotes group a word; backslashes are kept (Windows paths).
-_WORD = re.compile(rf"""(?:[^{_BLANKS}"']|"[^"]*+"|'[^']*+')++""")
-_QUOTED = re.compile(r""""([^"]*)"|'([^']*)'""")
+# Quotes group a word; backslashes are kept (Windows paths), and so are quotes in {d["key"]}.
+_REFERENCE = r"""\{(?:[^{}"'\n]|"[^"\n]*+"|'[^'\n]*+')*+\}"""
+_WORD = re.compile(rf"""(?:[^{_BLANKS}"'{{]|"[^"]*+"|'[^']*+'|{_REFERENCE}|\{{)++""")
+_QUOTED = re.compile(rf""""([^"]*)"|'([^']*)'|({_REFERENCE})""")
 _KEY = re.compile(r"""[^\s"'=]+=""")
 _KEY_WORDS = frozenset({"api-key", "apikey", "api_key", "key", "token", "password"})
 _KEY_ADVICE = (
@@ -52,32 +53,33 @@ class Parsed(dict[str, Any]):
     `notes` are about that.
     """
 
-    def __init__(self, values: dict[str, Any], options: dict[str, Any], prompt: str = "") -> None:
-        super().__init__(values)
-        self.options, self.prompt = options, prompt
-        self.notes: tuple[str, ...] = ()
+    options: dict[str, Any]
+    prompt = ""
+    notes: tuple[str, ...] = ()
 
 
-def parse(name: str, line: str) -> Parsed:
+def parse(name: str, line: str, names: variables.Names | None = None) -> Parsed:
     """Parse the line of a magic; raises `OptionError`.
 
-    As in Python, a # outside of quotes starts a comment, but only at the start of a word: ``model#2``
-    is a name.
+    `names` returns the notebook's variables, whose values replace the {references} in the line. As in
+    Python, a # outside of quotes starts a comment, but only at the start of a word: ``model#2`` is a name.
     """
     parser = _line_parser(name)
     found: list[str] = []
     position = _blanks_end(line, 0)
     while position < len(line) and line[position] != "#":
         position = _blanks_end(line, parser.read(line, position, found))
-    return parser.parsed(found)
+    return parser.parsed(found, names)
 
 
-def parse_with_cell(name: str, line: str, cell: str) -> Parsed:
+def parse_with_cell(
+    name: str, line: str, cell: str, names: variables.Names | None = None
+) -> Parsed:
     """Parse the line of a cell magic; the prompt is the rest of the cell.
 
     A note reports that the first line of the prompt has options.
     """
-    parsed = parse(name, line)
+    parsed = parse(name, line, names)
     parsed.prompt = cell.strip("\n")
     first = parsed.prompt.partition("\n")[0].strip()
     if first.startswith("-"):
@@ -88,27 +90,31 @@ def parse_with_cell(name: str, line: str, cell: str) -> Parsed:
     return parsed
 
 
-def parse_with_prompt(name: str, line: str) -> Parsed:
+def parse_with_prompt(name: str, line: str, names: variables.Names | None = None) -> Parsed:
     """Parse the options at the start of a line; the prompt that follows is returned unchanged.
 
     Raises `OptionError` if options follow the prompt. Where these may be a part of it, as in
     ``%llm What is tail -c 5``, a note reports that they were sent. After ``--``, all is prompt.
     """
     parser = _line_parser(name)
-    found, position, start = [], 0, _blanks_end(line, 0)
-    only_text = False
+    found: list[str] = []
+    position, start, only_text = 0, _blanks_end(line, 0), False
     while line.startswith("-", start):
-        word, position = parser.word(line, start, "")
+        position = parser.read(line, start, found)
         start = _blanks_end(line, position)
-        if only_text := word == "--":
+        if only_text := found[-1] == "--":
+            found.pop()
             break
-        found.append(word)
-        if word in parser.takes_value and start < len(line):
+        if found[-1] in parser.takes_value and start < len(line):
             position = parser.read(line, start, found)
             start = _blanks_end(line, position)
-    parsed = parser.parsed(found)
+    parsed = parser.parsed(found, names)
     parsed.prompt = line[position:].strip()
     if not only_text:
+        first = parsed.prompt.partition(" ")[0]
+        has_dash = first.startswith(unknown_options.DASHES)
+        if has_dash and (advice := unknown_options.with_hyphen(first, parser.names)):
+            raise OptionError(f"{advice} To send it as text: %{name} -- PROMPT")
         parsed.notes = parser.notes(parsed.prompt)
     return parsed
 
@@ -135,8 +141,10 @@ def _word(line: str, start: int) -> tuple[str, int]:
     found = _WORD.match(line, start)
     end = found.end() if found is not None else start
     if found is None or line[end : end + 1].strip(_BLANKS):
-        raise OptionError(f"A quote is not closed. Close or remove it: {line[start:].strip()}")
-    return _QUOTED.sub(lambda quoted: quoted[1] or quoted[2] or "", found[0]), end
+        raise OptionError(
+            f"Missing closing quote. Add it or remove the opening one: {line[start:].strip()}"
+        )
+    return _QUOTED.sub(lambda quoted: quoted[quoted.lastindex or 0], found[0]), end
 
 
 _parsers: dict[str, _LineParser] = {}
@@ -193,9 +201,19 @@ class _LineParser(argparse.ArgumentParser):
         return name, json.loads(text) if json_end(text, 0, name) == len(text) else value
 
     def read(self, line: str, start: int, found: list[str]) -> int:
-        """Append the word that starts at `start` to those that were found, and return its end."""
+        """Append the word that starts at `start` to those that were found, and return its end.
+
+        JSON after ``-p key=`` is kept unchanged.
+        """
         previous = found[-1] if found else ""
-        word, end = self.word(line, start, previous)
+        key = start if previous in self._pairs else None
+        for option in self._pairs:
+            attached = f"{option}=" if option.startswith("--") else option
+            if line.startswith(attached, start):
+                key = start + len(attached)
+        pair = _KEY.match(line, key) if key is not None else None
+        end = json_end(line, pair.end(), pair[0][:-1]) if pair is not None else None
+        word, end = (line[start:end], end) if end is not None else _word(line, start)
         if previous in self.takes_value and word.startswith("-") and line[start] in "\"'":
             # A quoted word is a value, which argparse would take for an option.
             found[-1] = f"{previous}={word}"
@@ -203,20 +221,15 @@ class _LineParser(argparse.ArgumentParser):
             found.append(word)
         return end
 
-    def word(self, line: str, start: int, previous: str) -> tuple[str, int]:
-        """Return the word that starts at `start` and its end; JSON after ``-p key=`` is kept unchanged."""
-        key = start if previous in self._pairs else None
-        for option in self._pairs:
-            attached = f"{option}=" if option.startswith("--") else option
-            if line.startswith(attached, start):
-                key = start + len(attached)
-        found = _KEY.match(line, key) if key is not None else None
-        end = json_end(line, found.end(), found[0][:-1]) if found is not None else None
-        return (line[start:end], end) if end is not None else _word(line, start)
-
-    def parsed(self, tokens: Sequence[str]) -> Parsed:
+    def parsed(self, tokens: Sequence[str], names: variables.Names | None = None) -> Parsed:
         """Return the values of the tokens of a line."""
+        if names is not None and any(map(variables.MARK.search, tokens)):
+            tokens = variables.fill(tokens, self.takes_value, names)
+        self._tokens = tokens
         for word in tokens:
+            has_dash = word.startswith(unknown_options.DASHES)
+            if has_dash and (advice := unknown_options.with_hyphen(word, self.names)):
+                raise OptionError(advice)
             option = word.partition("=")[0]
             # argparse parses -model as -m odel.
             if len(option) > 2 and option[1] != "-" and f"-{option}" in self.names:
@@ -229,14 +242,13 @@ class _LineParser(argparse.ArgumentParser):
         values = vars(parse(list(tokens)))
         options = {n: values.pop(n) for n in self.specs.keys() & values.keys()}
         as_type: dict[str, Callable[[Any], object]] = {"repeated": tuple, "pairs": _unique}
-        return Parsed(
-            values,
-            {
-                name: as_type[kind](value) if (kind := self.specs[name].kind) in as_type else value
-                for name, value in options.items()
-                if value is not None
-            },
-        )
+        found = Parsed(values)
+        found.options = {
+            name: as_type[kind](value) if (kind := self.specs[name].kind) in as_type else value
+            for name, value in options.items()
+            if value is not None
+        }
+        return found
 
     def notes(self, prompt: str) -> tuple[str, ...]:
         """Return a note if a prompt ends with what may be options; raises `OptionError` if it is."""
@@ -278,12 +290,14 @@ class _LineParser(argparse.ArgumentParser):
     def _raise_unexpected(self, word: str) -> NoReturn:
         name, is_prompt = self.magic.name, self.magic.takes_prompt
         if not word.startswith("-"):
+            quotes = unknown_options.in_quotes(self.magic, self._tokens, word)
             if is_prompt:
                 raise OptionError(
                     f"{word!r} is not an option of %%llm. Put the prompt below the first line; select a"
-                    " model with -m."
+                    f" model with -m. {quotes}".rstrip()
                 )
-            raise OptionError(f"%{name}: unexpected argument {word!r}. Usage: {self.magic.usage}")
+            advice = quotes or f"Usage: {self.magic.usage}"
+            raise OptionError(f"%{name}: unexpected argument {word!r}. {advice}")
         word = word.partition("=")[0]
         if word.lstrip("-") in _KEY_WORDS:
             raise OptionError(_KEY_ADVICE)
@@ -354,9 +368,10 @@ def _choice(option: Argument) -> Callable[[str], str] | None:
 
     def checked(text: str) -> str:
         if text not in option.choices:
-            near = did_you_mean(text, option.choices)
-            allowed = ", ".join(option.choices)
-            raise OptionError(f"{option.names[-1]} {text} must be one of: {allowed}.{near}")
+            from llm_magic.config.option_spec import alternatives
+
+            advice = did_you_mean(text, option.choices) or f" Use {alternatives(option.choices)}."
+            raise OptionError(f"{option.names[-1]} {text} is invalid.{advice}")
         return text
 
     return checked

@@ -1,8 +1,8 @@
-"""Advice about options that do not exist: the option for the same, or how to do it without one."""
+"""Advice about options that do not exist, or that were pasted from a text with other dashes and quotes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from llm_magic.errors import did_you_mean
 from llm_magic.notebook.arguments.magic_options import MAGICS, Magic, arguments
@@ -54,6 +54,33 @@ _NOT_YET: Mapping[str, str] = {
     ),
     "prompt": "The prompt is the text below %%llm, or after the options of %llm.",
 }  # fmt: skip
+
+# What a word processor makes of a hyphen, and of quotes.
+DASHES = ("\u2013", "\u2014", "\u2212")
+_CURLY_QUOTES = "\u201c\u201d\u201e\u2018\u2019"
+# Options whose values may have spaces.
+_TEXTS = frozenset({"-s", "--system", "-c", "--chat", "--stop", "--name"})
+
+
+def with_hyphen(word: str, names: Collection[str]) -> str:
+    """Return which option a word would be with a hyphen for its dash, or an empty string."""
+    name = word.lstrip("".join(DASHES) + "-").partition("=")[0]
+    option = next((option for option in (f"-{name}", f"--{name}") if option in names), "")
+    return option and f"{word} starts with a dash. Options start with a hyphen: {option}."
+
+
+def in_quotes(magic: Magic, tokens: Sequence[str], unexpected: str) -> str:
+    """Return the advice to put a value in quotes if an unexpected word may be its end."""
+    end = max((i for i, token in enumerate(tokens) if token.split(" ")[0] == unexpected), default=0)
+    start = next((i for i in range(end, 0, -1) if tokens[i - 1].startswith("-")), 0)
+    names_chat = magic.positional is not None and magic.positional.complete == "chats"
+    option = tokens[start - 1] if start else f"%{magic.name}" if names_chat else ""
+    if end == start or not option or (start and option not in _TEXTS):
+        return ""
+    last = next((i for i in range(end, len(tokens)) if tokens[i].startswith("-")), len(tokens))
+    value = " ".join(tokens[start:last]).strip(_CURLY_QUOTES)
+    quotes = "straight quotes" if tokens[start][0] in _CURLY_QUOTES else "quotes"
+    return f'Put a value with spaces in {quotes}: {option} "{value}".'
 
 
 def equivalent(magic: Magic, option: str) -> str:

@@ -40,7 +40,9 @@ GROUPS: tuple[type[SessionMagics], ...] = (
     PanelMagics,
 )
 
-_NO_MAGIC = re.compile(r"`(?P<prefix>%%?)(?P<name>\w*lm\w*)` not found\.$")
+_NO_MAGIC = re.compile(r"`(?P<prefix>%%?)(?P<name>\w*lm\w*)` not found\.$", re.IGNORECASE)
+# In names as short as llm, two swapped or doubled letters are a third of the name: %%lmm.
+_SIMILAR = 0.65
 _QUESTION = re.compile(r"^((?:[^=%#]+=)?\s*%llm\s.*\?)$")
 
 
@@ -49,14 +51,34 @@ def _ask_not_help(lines: list[str]) -> list[str]:
     return [_QUESTION.sub(r"\1 ", line) for line in lines]
 
 
+def _accept_no_body(lines: list[str]) -> list[str]:
+    """Add an empty line below a lone ``%%llm -h``, which IPython does not pass to the magic without it."""
+    if not re.match(r"%%llm(?![\w?])", lines[0] if lines else "") or "".join(lines[1:]).strip():
+        return lines
+    return [lines[0].rstrip("\n") + "\n", "\n"]
+
+
+# IPython does not call it to find out whether the input of a terminal is complete.
+_accept_no_body.has_side_effects = True  # type: ignore[attr-defined]
+_TRANSFORMERS = (_ask_not_help, _accept_no_body)
+
+
 def _suggest_magic(result: ExecutionResult) -> None:
-    """Write which magic was meant, below the error of IPython about one that does not exist."""
+    """Write how to correct the cell, below the error of IPython about a magic that does not exist."""
     error = result.error_in_exec
     found = _NO_MAGIC.search(str(error)) if isinstance(error, UsageError) else None
-    if found is not None:
-        known = MAGICS if found["prefix"] == "%" else ("llm",)
-        if near := did_you_mean(found["name"], known, prefix=found["prefix"]):
-            sys.stderr.write(f"{near.strip()}\n")
+    if found is None:
+        return
+    name, prefix = found["name"], found["prefix"]
+    known = MAGICS if prefix == "%" else ("llm",)
+    if prefix == "%%" and name in known:
+        advice = (
+            "%%llm must be the first line of the cell: write nothing above it, not even a comment."
+        )
+    else:
+        advice = did_you_mean(name, known, prefix=prefix, similar=_SIMILAR).strip()
+    if advice:
+        sys.stderr.write(f"{advice}\n")
 
 
 def register(shell: InteractiveShell, session: Session) -> None:
@@ -80,7 +102,7 @@ def register(shell: InteractiveShell, session: Session) -> None:
         if isinstance(magics, PanelMagics):
             magics.take_panels(before)
     completer.register(shell, session)
-    shell.input_transformers_cleanup.append(_ask_not_help)
+    shell.input_transformers_cleanup.extend(_TRANSFORMERS)
     shell.events.register("post_run_cell", _suggest_magic)
     cell_interrupts.start(shell)
     for mime_type, kind, show in _DISPLAYED:
@@ -98,7 +120,8 @@ def unregister(shell: InteractiveShell, *, keep: Session | None = None) -> Seque
     completer.unregister(shell)
     cell_interrupts.stop(shell)
     if _ask_not_help in shell.input_transformers_cleanup:
-        shell.input_transformers_cleanup.remove(_ask_not_help)
+        for transformer in _TRANSFORMERS:
+            shell.input_transformers_cleanup.remove(transformer)
         shell.events.unregister("post_run_cell", _suggest_magic)
     registered = [m for m in shell.configurables if isinstance(m, SessionMagics)]
     for magics in registered:
@@ -127,7 +150,7 @@ def _reply_html(reply: Any) -> str:
 
     reasoning = answer_view.reasoning_html(reply.reasoning)
     answer = answer_view.answer_html(reply.text, "markdown")
-    return reasoning + answer + live_output.muted(messages.footer(reply, None))
+    return reasoning + answer + live_output.muted(messages.footer(reply))
 
 
 def _usage_html(usage: Any) -> str:

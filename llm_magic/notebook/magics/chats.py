@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from IPython.core.magic import magics_class
 
 from llm_magic.errors import OptionError
-from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.frontend import deleted_cells
 from llm_magic.notebook.magics.base import SessionMagics, line_magic
 
@@ -42,7 +41,7 @@ class ChatMagics(SessionMagics):
         """List the chats, show one, or export and import them."""
         from llm_magic.notebook.display import messages
 
-        args = parser.parse("llm_chats", line)
+        args = self.parse("llm_chats", line)
         if args["export"] is not None or args["import"] is not None:
             return self._export_or_import(args)
         if args["force"]:
@@ -74,7 +73,7 @@ class ChatMagics(SessionMagics):
         """Delete a chat, all of them, or only their stale turns."""
         from llm_magic.notebook.display.tables import Table
 
-        args = parser.parse("llm_reset", line)
+        args = self.parse("llm_reset", line)
         stale = bool(args["stale"])
         names = ", ".join(self.session.reset(args["chat"], stale=stale))
         if stale:

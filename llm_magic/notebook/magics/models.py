@@ -24,7 +24,7 @@ class ModelMagics(SessionMagics):
         """Load a model, or connect to one on a server, and make it the active one."""
         from llm_magic.notebook.display import live_output, messages
 
-        args, session = parser.parse("llm_load", line), self.session
+        args, session = self.parse("llm_load", line), self.session
         options: Any = {"name": args["name"], "keep": bool(args["keep"]), **args.options}
         view = live_output.LoadView(self.shell, live_output.LiveArea(live=self.live))
         label = args["model"] or session.settings.model or "the default model"
@@ -42,7 +42,7 @@ class ModelMagics(SessionMagics):
         """Make a loaded model the active one."""
         from llm_magic.notebook.display import messages
 
-        name = parser.parse("llm_use", line)["name"]
+        name = self.parse("llm_use", line)["name"]
         self.wait_for_load()
         if name is not None:
             self.session.use(name)
@@ -53,7 +53,7 @@ class ModelMagics(SessionMagics):
         """Show the generation settings, or change them."""
         from llm_magic.notebook.display import messages
 
-        args = parser.parse("llm_config", line)
+        args = self.parse("llm_config", line)
         generation, before = self.session.generation, self.session.generation.values
         changes, names = self._changes(args)
         if isinstance(system := changes.get("system"), str):
@@ -69,9 +69,8 @@ class ModelMagics(SessionMagics):
             generation.update(**changes)
         else:
             return messages.config_table(self.session, names)
-        status = self.session.status()
-        backend = status.backend_type if status.active_model is not None else None
-        return messages.changes_table(before, generation.values, names, backend)
+        active = self.session.status().active
+        return messages.changes_table(before, generation.values, names, active)
 
     def _changes(self, args: Parsed) -> tuple[dict[str, object], list[str]]:
         """Return the settings to change, and the names of all settings on the line."""
@@ -115,7 +114,7 @@ class ModelMagics(SessionMagics):
         """List models."""
         from llm_magic.notebook.display import messages
 
-        args = parser.parse("llm_models", line)
+        args = self.parse("llm_models", line)
         models = self.session.models(
             args["backend"], base_url=args["base_url"], key_env=args["key_env"]
         )
@@ -126,7 +125,7 @@ class ModelMagics(SessionMagics):
         """Unload a model and show how much memory it released."""
         from llm_magic.notebook.display import live_output, messages
 
-        args = parser.parse("llm_unload", line)
+        args = self.parse("llm_unload", line)
         session, name = self.session, args["name"]
         if args["all"] and name:
             raise OptionError("--all and the name of a model cannot be combined. Use one of them.")
