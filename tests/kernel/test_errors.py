@@ -57,7 +57,7 @@ MISTAKES = {
         "OptionError",
         "-p num_beams cannot be used with a streamed answer.",
     ),
-    "%%llm -p min_p\nx": ("OptionError", "write -p key=value"),
+    "%%llm -p min_p\nx": ("OptionError", "-p min_p has no value. Write -p key=value."),
     "%%llm -o 1st\nx": ("OptionError", "-o 1st: this is not a valid variable name."),
     "%%llm -o get_ipython\nx": (
         "OptionError",

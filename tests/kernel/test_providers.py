@@ -62,7 +62,7 @@ def test_wrong_name_is_reported_before_any_large_import(k: Kernel) -> None:
 def test_folder_of_a_hosted_name_is_a_folder(k: Kernel) -> None:
     k.ok("import os, pathlib, tempfile; home = os.getcwd(); os.chdir(tempfile.mkdtemp())")
     k.ok("pathlib.Path('gpt-4o').mkdir()")
-    assert "gpt-4o holds no model" in k.run("%llm_load gpt-4o").error
+    assert "gpt-4o contains no model" in k.run("%llm_load gpt-4o").error
     k.ok("os.chdir(home)")
 
 

@@ -76,7 +76,7 @@ class ModelMagics(SessionMagics):
         """Return the settings to change, and the names of all settings on the line."""
         changes = parser.assignments(args["changes"])
         if both := changes.keys() & args.options.keys():
-            raise OptionError(f"{min(both)} occurs twice. Remove one of its values.")
+            raise OptionError(f"{min(both)} is given twice. Keep one of its values.")
         changes |= args.options
         if "extra" in args.options:
             # Each -p adds to the others.

@@ -152,9 +152,9 @@ def _folder(path: Path) -> Source:
         return Source(files[0].stem, "gguf", files[0])
     if files:
         names = ", ".join(file.name for file in files)
-        raise ModelNotFound(f"{path} holds {len(files)} .gguf files. Load one of them: {names}.")
+        raise ModelNotFound(f"{path} contains {len(files)} .gguf files. Load one of them: {names}.")
     raise ModelNotFound(
-        f"{path} holds no model: it has no config.json and no .gguf file. Choose another folder."
+        f"{path} contains no model: it has no config.json and no .gguf file. Choose another folder."
     )
 
 
@@ -176,7 +176,7 @@ def model_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
         if not isinstance(config, dict):
-            raise ValueError("it holds no settings")
+            raise ValueError("it contains no settings")
     except (OSError, ValueError) as error:
         raise LoadFailed(
             f"{folder / 'config.json'} cannot be read: {error}. Download it again."
