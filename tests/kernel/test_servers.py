@@ -94,7 +94,7 @@ def test_load_checks_server_and_shows_its_address(k: Kernel, server: FaultServer
             "Check the path of --base-url",
         ),
         ("%llm_load tiny -b vllm --base-url {url}", "requires an API key (401)"),
-        ("%llm_load tiny -b openai --base-url {url} --key-env NOT_THERE", "you cannot be prompted for it here"),
+        ("%llm_load tiny -b openai --base-url {url} --key-env NOT_THERE", "cannot be prompted for it"),
         (
             "%llm_load llama3.2 -b ollama --base-url {url} --key-env THEIR_KEY",
             "is not an Ollama server",
