@@ -380,7 +380,8 @@ class Response:
             self._loaded = None
             self._recorder.changed()
         prepared, name = self.prepared, self.model
-        if prepared.context is not None:
+        if prepared.context is not None or prepared.request.longest_reference[1]:
+            # It advises what to shorten if the prompt is too long.
             answer = context_window.stream(manager, self)
         else:
             # Searched again, because it may have been unloaded since.

@@ -12,7 +12,7 @@ from tests.kernels import Kernel
 @pytest.fixture
 def k(scripted: Kernel) -> Iterator[Kernel]:
     yield scripted
-    scripted.ok("%llm_config --reset\n%llm_reset")
+    scripted.ok("%llm_config --reset\n%llm_reset --all")
 
 
 def sent(k: Kernel) -> list[tuple[str, str]]:

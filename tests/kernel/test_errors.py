@@ -18,6 +18,7 @@ MODEL = "SmolLM2-135M-Instruct"
 
 MISTAKES = {
     "%llm_load SmolLM2-135M-Instrukt": ("LoadFailed", f'Did you mean "{MODEL}"'),
+    "%llm_load HuggingFaceTB/SmolLM2-135M-Instrukt": ("LoadFailed", f'Did you mean "{MODEL}"?'),
     "%llm_load ./nowhere": ("ModelNotFound", "There is no file or folder './nowhere'."),
     "%llm_load -d cuda": ("DeviceUnavailable", "CUDA is not available: {build}. Use -d cpu."),
     "%llm_load -d cuda:7": ("DeviceUnavailable", "Use -d cpu"),

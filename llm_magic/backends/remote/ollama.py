@@ -194,7 +194,7 @@ class OllamaBackend(RemoteBackend):
                 server.address,
                 model,
                 without_tag,
-                f"To download it to the server, run %llm_load {model} -b ollama --pull.",
+                f"To download it to the server, run %llm_load {model} {server.address.options} --pull.",
             ) from None
         return value if isinstance(value, dict) else {}
 

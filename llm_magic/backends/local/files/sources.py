@@ -167,8 +167,13 @@ def _looks_like_path(requested: str) -> bool:
 def _suggestion(requested: str, settings: Settings) -> str:
     """Return a sentence with names that are similar to the requested one, if there are any."""
     found = available(settings)
-    known = {info.name for info in found} | {info.source for info in found}
-    return "" if requested in known else did_you_mean(requested, known - {""})
+    names, sources = {info.name for info in found}, {info.source for info in found} - {""}
+    if requested in names | sources:
+        return ""
+    # One after the other: a model would be suggested by both of its names.
+    names -= {gguf.EMBEDDED_HUB_ID} if gguf.EMBEDDED_NAME in names else set()
+    near = did_you_mean(requested, names) or did_you_mean(requested, sources)
+    return near or did_you_mean(requested.rpartition("/")[2], names)
 
 
 def model_config(folder: Path) -> dict[str, Any]:
