@@ -44,7 +44,7 @@ async def stream(manager: BackendManager, response: Response) -> AsyncGenerator[
             if not more:
                 raise error.append(_advice(prepared, error)) from None
         response.prepared = prepared.without(prepared.dropped + more)
-        yield Chunk(notice=f"too long, asking with {in_turns(response.prepared.dropped)} less")
+        yield Chunk(notice=f"too long; trying again without {in_turns(response.prepared.dropped)}")
 
 
 async def fit(manager: BackendManager, prepared: PreparedRequest) -> PreparedRequest:
@@ -147,7 +147,7 @@ def _problem(prepared: PreparedRequest, count: TokenCount) -> str:
         error = PromptTooLong.measured(prepared.loaded_model.name, tokens, context)
         return str(error.append(_advice(prepared, error)))
     if (left := context - tokens) < limit:
-        return f"The context leaves {left:,} tokens for the answer, fewer than max_new_tokens {limit:,}."
+        return f"The context leaves {left:,} tokens for the answer, fewer than max_new_tokens={limit:,}."
     return ""
 
 

@@ -181,9 +181,9 @@ def test_notes_name_the_syntax_that_is_not_supported(scripted: Kernel) -> None:
     expected = [
         "Note: {xs=} was not replaced: it ends with =; write xs={xs}",
         "Note: {len(xs} was not replaced: it has a bracket that is not closed",
-        "Note: {[x for x in xs]} was not replaced: it has a list comprehension in it. Assign it to a"
+        "Note: {[x for x in xs]} was not replaced: it contains a list comprehension. Assign it to a"
         " variable first, and refer to that",
-        'Note: {xs[0] if xs else 0} was not replaced: it has "if" and "else" in it. Assign it to a'
+        'Note: {xs[0] if xs else 0} was not replaced: it contains "if" and "else". Assign it to a'
         " variable first, and refer to that",
     ]
     for option in ("", "--dry-run"):
@@ -255,7 +255,7 @@ def test_notes_suggest_what_was_meant(scripted: Kernel) -> None:
     ]  # fmt: skip
     assert notes[0].endswith('Write {towns["size"].mean()}')
     assert notes[1].endswith('Did you mean "towns"?')
-    assert notes[2].endswith("it has no variable in it")
+    assert notes[2].endswith("it contains no variable")
     assert notes[3].endswith(
         'it has the format spec "markdown", which Python does not support; write'
         " {towns.head(1).to_markdown()}"
@@ -328,7 +328,7 @@ def test_dry_run_shows_what_a_chat_would_send_and_what_is_cut(scripted: Kernel) 
     ran = scripted.ok("%%llm -c dry --trim --dry-run\nThree {qqqq}", cell_id="dry-3")
     assert ran.text.splitlines()[:8] == [
         "Note: {qqqq} was not replaced: qqqq is not defined.",
-        "Note: The context leaves 2 tokens for the answer, fewer than max_new_tokens 512.",
+        "Note: The context leaves 2 tokens for the answer, fewer than max_new_tokens=512.",
         "system    Be brief.",
         "not sent  2 oldest turns dropped (--trim)",
         "            One",

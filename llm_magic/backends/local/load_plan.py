@@ -16,7 +16,7 @@ from llm_magic.backends.local.files.sources import Source
 from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.config.settings import Settings
 from llm_magic.errors import DeviceUnavailable, MissingDependency, OptionError, OutOfMemory
-from llm_magic.text import human_bytes
+from llm_magic.text import counted, human_bytes
 from llm_magic.types import Progress
 
 
@@ -143,7 +143,7 @@ def resolve_device(device: str) -> str:
             return f"cuda:{torch.cuda.current_device()}"
         if index >= count:
             raise DeviceUnavailable(
-                f"{device} is not available: this machine has {count} GPU(s)."
+                f"{device} is not available: this machine has {counted(count, 'GPU')}."
                 " Use one of them, or -d cpu."
             )
     if device == "mps" and not torch.backends.mps.is_available():

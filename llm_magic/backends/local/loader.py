@@ -117,7 +117,7 @@ def _load_assistant(
     model, own_tokenizer = _load_files(folder, local.config, local.device, report, cancel)
     if own_tokenizer.get_vocab() != tokenizer.get_vocab():
         raise OptionError(
-            f"{option} has another vocabulary than {plan.name}."
+            f"{option} has a different vocabulary from {plan.name}."
             " Choose a smaller model of the same family."
         )
     has_loop = compat.traits(model).fallback_reason is None

@@ -97,7 +97,7 @@ class PlainView:
         label = ""
         if restarts != self._restarts:
             # What was written cannot be taken back.
-            label = "\n[that was reasoning]\n" if self._written else ""
+            label = "\n[end of reasoning]\n" if self._written else ""
             self._restarts, self._written = restarts, 0
         new, self._written = text[self._written :], len(text)
         return label + new

@@ -142,10 +142,13 @@ def system_label(system: str) -> str:
     return f"system: {visible_line(shortened(system, _SYSTEM_CHARACTERS))} (%llm_config)"
 
 
-def ready_lines(result: LoadResult) -> list[str]:
-    """Return the lines of a finished load: the model, notes, and each model that was unloaded."""
+def ready_lines(result: LoadResult, jobs: Sequence[Response] = ()) -> list[str]:
+    """Return the lines of a finished load: the model, notes, and each model that was unloaded.
+
+    `jobs` are those that run.
+    """
     info = result.info
-    unloaded_lines = [unloaded_line(unloaded) for unloaded in result.unloaded]
+    unloaded_lines = [unloaded_line(unloaded, jobs) for unloaded in result.unloaded]
     if result.was_loaded:
         return [f"{model_line(info)} · already loaded", *unloaded_lines]
     took = f"ready in {info.load_s:.1f} s" if info.load_s is not None else "ready"
@@ -190,10 +193,18 @@ def waiting_line(jobs: Iterable[Response], seconds: float) -> str:
     return f"Waiting for job {first.number} ({state}){more} … {seconds:.0f} s"
 
 
-def unloaded_line(unloaded: Unloaded) -> str:
-    """Return the memory of the process and its devices before and after an unload."""
+def unloaded_line(unloaded: Unloaded, jobs: Sequence[Response] = ()) -> str:
+    """Return the memory of the process and its devices before and after an unload.
+
+    Of the running `jobs`, those that a server answers continue without the model.
+    """
     if unloaded.note:
-        return f"Unloaded {shown_name(unloaded.name)} · {unloaded.note}"
+        numbers = [str(job.number) for job in jobs if job.model == unloaded.name]
+        what = f"job {numbers[0]} continues" if len(numbers) == 1 else ""
+        what = f"jobs {', '.join(numbers)} continue" if len(numbers) > 1 else what
+        return " · ".join(
+            filter(None, (f"Unloaded {shown_name(unloaded.name)}", unloaded.note, what))
+        )
     before = dict(unloaded.before.devices)
     changed = [
         (device, before[device], held)

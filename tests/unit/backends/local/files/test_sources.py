@@ -128,8 +128,8 @@ def test_gguf_file_is_converted_once_for_all_its_names(session: Session, models:
 @pytest.mark.parametrize(
     ("requested", "kind", "message"),
     [
-        ("{}/two", ModelNotFound, "two holds 2 .gguf files. Load one of them: a.gguf, b.gguf."),
-        ("{}/none", ModelNotFound, "none holds no model: it has no config.json and no .gguf file."),
+        ("{}/two", ModelNotFound, "two contains 2 .gguf files. Load one of them: a.gguf, b.gguf."),
+        ("{}/none", ModelNotFound, "none contains no model: it has no config.json and no .gguf file."),
         ("./alpah", ModelNotFound, "There is no file or folder './alpah'. Did you mean \"alpha\""),
         ("{}/alpha/x.gguf", ModelNotFound, "There is no file or folder"),
         ("{}/notes.txt", LoadFailed, "notes.txt is not a GGUF file"),
