@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 from llm_magic.backends.reasoning import split_reasoning
 from llm_magic.backends.stop_strings import until_stop
 from llm_magic.backends.thread_bridge import ThreadBridge
-from llm_magic.errors import GenerationError, IncompleteReply, Interrupted, InvalidReply
+from llm_magic.errors import (
+    GenerationError,
+    IncompleteReply,
+    Interrupted,
+    InvalidReply,
+    PromptTooLong,
+)
 from llm_magic.session import context_window, interruptible_wait
 from llm_magic.session.event_loop import LoopStream, LoopThread
 from llm_magic.text import generated, visible_line
@@ -487,6 +493,8 @@ class Response:
             self.error = error
             if isinstance(error, GenerationError):
                 error.reply = self.reply
+            if isinstance(error, PromptTooLong):
+                error.append(context_window.long_reference(self.prepared, error))
             if isinstance(error, IncompleteReply):
                 error.append(f"The received part is in {self.prepared.request.stored_in}.")
             # A failure before the first word leaves the last reply as it is.

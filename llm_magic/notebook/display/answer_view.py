@@ -220,7 +220,8 @@ def _whole(response: Response, form: str, show_footer: bool) -> tuple[str, list[
                 lines = [outside_json_line(outside)]
     below = ending(reply)
     if show_footer:
-        below = footer(reply, response.info, prepared.session_system, prepared.context)
+        about = prepared.session_system, prepared.context, prepared.config.stop
+        below = footer(reply, response.info, *about)
     return text, [*lines, *([below] if below else [])]
 
 

@@ -73,11 +73,12 @@ def footer(
     model: ModelInfo | None = None,
     session_system: str | None = None,
     context: Context | None = None,
+    stop: Iterable[str] = (),
 ) -> str:
     """Return the line below an answer: model, tokens, times, speed, memory, cost, how it ended.
 
     `session_system` is the system prompt of the session, if it was sent; `context` precedes the turn of
-    a chat.
+    a chat; one of the texts in `stop` may have ended the answer.
     """
     usage, timing = reply.usage, reply.timing
     parts = [shown_name(reply.model)]
@@ -97,6 +98,8 @@ def footer(
         parts.append(system_label(session_system))
     if context is not None and reply.finish_reason != "truncated":
         parts += _turn_labels(context)
+    if stop and reply.finish_reason == "stop":
+        parts.append(f"stop {' '.join(map(_json, stop))}")
     label = ending(reply)
     return " · ".join([*parts, *([label] if label else [])])
 
