@@ -242,12 +242,12 @@ def test_packed_model_has_the_logits_and_the_state_of_the_usual_one(
         torch.testing.assert_close(model(ids).logits, usual(ids).logits, rtol=0.1, atol=0.1)
 
 
-@pytest.mark.parametrize("broken", ["_reorder_linear_weight", "_linear_pointwise"])
+@pytest.mark.parametrize("missing", ["_reorder_linear_weight", "_linear_pointwise"])
 def test_layers_stay_as_they_are_where_torch_cannot_pack(
-    monkeypatch: pytest.MonkeyPatch, broken: str
+    monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    monkeypatch.delattr(torch.ops.mkldnn, broken)
+    monkeypatch.delattr(torch.ops.mkldnn, missing)
     monkeypatch.setattr(type(torch.ops.mkldnn), "__getattr__", object.__getattribute__)
     cpu_linear.can_pack.cache_clear()
     box = nn.Sequential(nn.Linear(8, 8).to(torch.bfloat16))
