@@ -31,6 +31,8 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 ROOT = Path(__file__).resolve().parent.parent
 # Other ipykernel versions, put there by scripts/install-kernels.
 OTHER_KERNELS = ROOT / ".kernels"
+# The size of the small model in bfloat16, without or with a packed copy of its head.
+SIZE = r"(?:269|326) MB"
 # Settings of the person who runs the tests, which would change what is tested.
 _SETTINGS = ("LLM_", "DEFAULT_LLM_", "DEFAULT_MODEL_", "LOCAL_MODELS_", "PYTHONPATH")
 _ENVIRONMENT = {

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kernels import Kernel
+from tests.kernels import SIZE, Kernel
 from tests.tiny_models import tiny_llama
 
 MB = 1_000_000
@@ -32,7 +32,7 @@ def cycle(k: Kernel) -> tuple[int, int]:
     before = rss(k)
     shown = k.ok("%llm_unload").text
     after = rss(k)
-    found = re.search(r"\(269 MB\) · process (\d+(?:\.\d+)?) (MB|GB) → (\d+) MB$", shown)
+    found = re.search(rf"\({SIZE}\) · process (\d+(?:\.\d+)?) (MB|GB) → (\d+) MB$", shown)
     assert found, shown
     assert abs(int(found[3]) * MB - after) < 30 * MB
     return before, after

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from tests.kernels import Kernel, kernel, within_a_second
+from tests.kernels import SIZE, Kernel, kernel, within_a_second
 
 MODEL = "SmolLM2-135M-Instruct"
 
@@ -84,7 +85,7 @@ def test_several_models_at_once(loaded: Kernel) -> None:
     loaded.ok("%llm_load")
     shown = loaded.ok("%llm_load --name four -q 4bit").text.splitlines()
     assert shown[0].startswith("four · local cpu 4bit")
-    assert shown[1].startswith(f"Unloaded {MODEL} (269 MB) · process ")
+    assert re.match(rf"Unloaded {MODEL} \({SIZE}\) · process ", shown[1])
     assert states(loaded) == ("Ready", "four", ["four"])
     loaded.ok("%llm -t 0 --max-new-tokens 1 Hello")
     loaded.ok("%llm_load")

@@ -8,10 +8,11 @@ import pytest
 
 from llm_magic.notebook.display.markdown import render
 from tests.benchmarks import producer
-from tests.kernels import Kernel, Ran
+from tests.kernels import SIZE, Kernel, Ran
 
 FOOTER = re.compile(
-    r"SmolLM2-135M-Instruct · \d+ → \d+ tokens · first after \d+\.\d\d s · \d+(?:\.\d)? tokens/s( · 269 MB)?"
+    r"SmolLM2-135M-Instruct · \d+ → \d+ tokens · first after \d+\.\d\d s · \d+(?:\.\d)? tokens/s"
+    rf"( · {SIZE})?"
 )
 
 # Of a message, without its content.
