@@ -105,7 +105,7 @@ def _require(*packages: str) -> None:
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise MissingDependency(
-            f'The demo needs {" and ".join(missing)}. Type: pip install "llm_magic[demo]"'
+            f'The demo needs {" and ".join(missing)}. To install, run: pip install "llm_magic[demo]"'
         )
 
 

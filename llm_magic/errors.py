@@ -40,11 +40,12 @@ error that leaves one of its threads.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+import linecache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from llm_magic.text import visible_line
 
@@ -56,6 +57,8 @@ _LONGEST_WORD, _MOST_COMPARED = 200, 2_000
 # Less similar words are other words: tone and context, --json and --stop.
 _SIMILAR = 0.75
 E = TypeVar("E", bound=BaseException)
+# Of the code that led to an error: characters, and lines besides the first.
+_LONGEST_LINE, _MOST_LINES = 100, 4
 _RED, _RESET = "\x1b[31m", "\x1b[0m"
 
 
@@ -81,8 +84,15 @@ class LLMMagicError(Exception):
         return self
 
     def _render_traceback_(self) -> list[str]:
-        """Return the one line that IPython displays; the cell still fails for nbclient and papermill."""
-        return [f"{_RED}{type(self).__name__}{_RESET}: {self}"]
+        """Return what IPython displays: one line, and the lines of the user's code that led to it.
+
+        The cell still fails for nbclient and papermill.
+        """
+        name, shell = type(self).__name__, _shell(self.__traceback__)
+        if shell is None or shell.colors.lower() != "nocolor":
+            name = f"{_RED}{name}{_RESET}"
+        lines = [] if shell is None else _cell_lines(_cell_frames(self.__traceback__), shell)
+        return [f"{name}: {self}", *lines]
 
 
 class OptionError(LLMMagicError):
@@ -209,7 +219,23 @@ class GenerationError(LLMMagicError):
 
 
 class PromptTooLong(GenerationError):
-    """The prompt exceeds the context window of the model."""
+    """The prompt exceeds the context window of the model.
+
+    Attributes:
+        tokens: The number of tokens in the prompt; None if unknown.
+    """
+
+    tokens: int | None = None
+
+    @classmethod
+    def measured(cls, model: str, tokens: int, context: int, advice: str = "") -> Self:
+        """Return the error with the length of the prompt; the default advice is how much to cut."""
+        advice = advice or f"Shorten it by at least {tokens - context + 1:,}."
+        error = cls(
+            f"The prompt has {tokens:,} tokens, but {model} reads at most {context:,}. {advice}"
+        )
+        error.tokens = tokens
+        return error
 
 
 class GenerationFailed(GenerationError):
@@ -231,9 +257,58 @@ class JobNotFound(LLMMagicError):
 class Interrupted(LLMMagicError):
     """The user stopped the operation; `reply` holds the text that was generated until then."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Return one line: which line was interrupted is no error of the code."""
+        return super()._render_traceback_()[:1]
+
     def __init__(self, message: str, *, reply: Reply | None = None) -> None:
         super().__init__(message)
         self.reply = reply
+
+
+def _shell(traceback: TracebackType | None) -> Any:
+    """Return the IPython shell that executes the code of a traceback, or None outside of IPython."""
+    while traceback is not None:
+        # IPython defines it in the namespace of the notebook.
+        get_shell = traceback.tb_frame.f_globals.get("get_ipython")
+        if callable(get_shell):
+            return get_shell()
+        traceback = traceback.tb_next
+    return None
+
+
+def _cell_frames(traceback: TracebackType | None) -> list[TracebackType]:
+    """Return the frames of the notebook's code above the first frame of this package.
+
+    There are none if a magic is between them.
+    """
+    found: list[TracebackType] = []
+    while traceback is not None and not is_own(traceback.tb_frame.f_globals):
+        module = str(traceback.tb_frame.f_globals.get("__name__", ""))
+        if module == "__main__":
+            found.append(traceback)
+        elif module.partition(".")[0] in {"IPython", "ipykernel"}:
+            found.clear()
+        traceback = traceback.tb_next
+    return found
+
+
+def _cell_lines(frames: Sequence[TracebackType], shell: Any) -> list[str]:
+    """Return where each frame is in the notebook's code; nothing for a cell of one line."""
+    lines = []
+    for entry in frames:
+        code = entry.tb_frame.f_code
+        source = linecache.getlines(code.co_filename, entry.tb_frame.f_globals)
+        if len(frames) == 1 and len("".join(source).strip().splitlines()) <= 1:
+            return []
+        line = source[entry.tb_lineno - 1] if entry.tb_lineno <= len(source) else ""
+        cell = shell.compile.format_code_name(code.co_filename) or ("File", code.co_filename)
+        where = f"{' '.join(cell)}, line {entry.tb_lineno}"
+        where += "" if code.co_name.startswith("<") else f", in {code.co_name}"
+        lines.append(f"  {where}: {visible_line(line.strip())[:_LONGEST_LINE]}")
+    # Recursion repeats lines.
+    lines = list(dict.fromkeys(lines))
+    return [*lines[:1], "  …", *lines[-_MOST_LINES:]] if len(lines) > _MOST_LINES + 1 else lines
 
 
 def release_frames(error: E) -> E:

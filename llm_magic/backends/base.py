@@ -47,10 +47,14 @@ class LoadPlan:
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """The prompt tokens of a conversation and the context they must fit; None if unknown."""
+    """The prompt tokens of a conversation and the context they must fit; None if unknown.
+
+    `added_system` is the system prompt that the chat template of the model adds to the conversation.
+    """
 
     prompt_tokens: int | None
     context_length: int | None
+    added_system: str = ""
 
 
 class Backend(ABC):
@@ -127,6 +131,7 @@ class Backend(ABC):
     ) -> AsyncGenerator[Chunk, None]:
         """Yield the chunks of an answer; the only way to generate.
 
+        An empty system message means no system prompt, also none of a chat template.
         The last chunk carries `finish_reason` and `usage`. Closing the generator stops the work.
         """
 

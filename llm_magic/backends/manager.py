@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from llm_magic.backends.base import Backend, Report
+from llm_magic.backends.thread_bridge import CHECK_S
 from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import (
     LLMMagicError,
@@ -62,6 +63,11 @@ class Status:
     models: tuple[ModelInfo, ...]
     progress: Progress | None
     memory: MemoryUse | None
+
+    @property
+    def active(self) -> ModelInfo | None:
+        """The active model."""
+        return next((info for info in self.models if info.name == self.active_model), None)
 
 
 @dataclass(slots=True)
@@ -111,11 +117,12 @@ class BackendManager:
     ) -> LoadResult:
         """Load a model, make it active, and unload the others unless `keep`.
 
-        They are unloaded only after the new one was found and checked. The time of the load counts
-        from `began` (`time.perf_counter`), or from now.
+        They are unloaded only after the new one was found and checked. A load that was stopped and is
+        still ending is waited for. The time of the load counts from `began` (`time.perf_counter`), or
+        from now.
         """
         began = time.perf_counter() if began is None else began
-        self.check_not_loading()
+        await self._wait_for_stopped_load()
         same = self._same(model, config, name)
         if same is not None:
             self._active = same.name
@@ -153,18 +160,23 @@ class BackendManager:
             self._changed()
 
     def check_not_loading(self) -> None:
-        """Raise `LoadInProgress` while a load runs."""
-        if self.pending is None:
-            return
-        name = self.pending.name
-        if self._stopping:
+        """Raise `LoadInProgress` while a load runs that was not stopped."""
+        if self.pending is not None and not self._stopping:
             raise LoadInProgress(
-                f"The load of {name} was stopped and is still ending."
-                " Try again in a few seconds (%llm_status shows when)."
+                f"{self.pending.name} is being loaded. Wait for it (%llm_status shows the progress), then"
+                " try again."
             )
-        raise LoadInProgress(
-            f"{name} is being loaded. Wait for it (%llm_status shows how far), then try again."
-        )
+
+    async def _wait_for_stopped_load(self) -> None:
+        """Wait for the end of a load that was stopped: an import of a large package cannot be stopped.
+
+        Raises `LoadInProgress` while another load runs.
+        """
+        while self._stopping:
+            self.progress = Progress("waiting for the end of the stopped load")
+            self._changed()
+            await asyncio.sleep(CHECK_S)
+        self.check_not_loading()
 
     async def _load(
         self,
@@ -182,7 +194,7 @@ class BackendManager:
             self.pending = dataclasses.replace(self.pending, name=chosen)
         if keep and chosen in self._loaded:
             raise OptionError(
-                f"A loaded model has the name {chosen}. Give this one another name with --name."
+                f"The name {chosen} is already used by a loaded model. Choose another with --name."
             )
         unloaded = [] if keep else await self._unload_others(None)
         self.state = _loading_state(backend)
@@ -205,8 +217,9 @@ class BackendManager:
 
     def _report(self, progress: Progress) -> None:
         # Called on threads of the backend; one assignment is atomic.
-        self.progress = progress
-        self._changed()
+        if not self._stopping:
+            self.progress = progress
+            self._changed()
 
     def _finish(self, state: State, error: str | None = None) -> None:
         if error is not None:
@@ -236,12 +249,12 @@ class BackendManager:
 
     async def unload(self, name: str | None = None) -> Unloaded:
         """Unload one model, the active one if none is named."""
-        self.check_not_loading()
+        await self._wait_for_stopped_load()
         return await self._unload(self.find(name, to_use=False))
 
     async def unload_all(self) -> list[Unloaded]:
         """Unload every model."""
-        self.check_not_loading()
+        await self._wait_for_stopped_load()
         return await self._unload_others(None)
 
     async def _unload_others(self, keep: str | None) -> list[Unloaded]:
@@ -271,14 +284,14 @@ class BackendManager:
             return self._loaded[name]
         if name is None:
             raise ModelNotLoaded(
-                f"Nothing is loaded: the last load failed. {self._last_error}"
+                f"No model is loaded, because the last load failed. {self._last_error}"
                 if self._last_error is not None and self.state == "Failed"
-                else "Nothing is loaded. Type %llm_load (or %llm_load MODEL)."
+                else "No model is loaded. Run %llm_load (or %llm_load MODEL)."
             )
-        loaded = ", ".join(self._loaded) or "none"
         near = did_you_mean(name, self._loaded)
-        load = f" Type %llm_load {name}." if to_use and not near else ""
-        raise ModelNotLoaded(f"{name} is not loaded; loaded: {loaded}.{near}{load}")
+        names = near or f" Loaded models: {', '.join(self._loaded) or 'none'}."
+        load = f" Run %llm_load {name}." if to_use and not near else ""
+        raise ModelNotLoaded(f"{name} is not loaded.{names}{load}")
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return the models that a backend can load."""

@@ -148,7 +148,7 @@ def _piece(chunk: Chunk, kind: _Kind, text: str) -> Chunk:
 
 
 async def split_reasoning(
-    source: AsyncGenerator[Chunk, None], pending: list[Chunk] | None = None
+    source: AsyncGenerator[Chunk, None], pending: list[Chunk]
 ) -> AsyncGenerator[Chunk, None]:
     """Yield the chunks of an answer with the reasoning in its text separated.
 
@@ -165,8 +165,7 @@ async def split_reasoning(
                 yield piece
             raise
         except (GeneratorExit, asyncio.CancelledError):
-            if pending is not None:
-                pending.extend(splitter.flush())
+            pending.extend(splitter.flush())
             raise
         for piece in splitter.flush():
             yield piece

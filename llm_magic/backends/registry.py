@@ -115,7 +115,8 @@ def check_name(name: str, default: str | None = None) -> None:
         source = "LLM_BACKEND_TYPE: there" if name == default else "There"
         meant = providers.named(name)
         similar = f' Did you mean "{meant}"?' if meant else did_you_mean(name, names())
-        raise OptionError(f"{source} is no backend {name!r}.{similar} Known: {', '.join(names())}.")
+        advice = similar or f" Available: {', '.join(names())}."
+        raise OptionError(f"{source} is no backend {name!r}.{advice}")
 
 
 @functools.cache
@@ -169,7 +170,7 @@ def load_config(settings: Settings, options: Mapping[str, Any]) -> LoadConfig:
         elif value != spec.default and not spec.is_neutral(value):
             label = spec.flags[-1] if spec.flags else option
             raise OptionError(
-                f"{label} is not an option of {name}, only of {_listed(spec.backends)}. Remove it."
+                f"{label} works only with -b {_listed(spec.backends)}, not with {name}. Remove it."
             )
     return config.replace(**given)
 

@@ -13,7 +13,7 @@ import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from llm_magic.types import Chunk
@@ -81,7 +81,7 @@ class ThreadBridge(Generic[T]):
     async def wait_for_space(self) -> None:
         """Return when the reader has caught up; for a writer on an event loop."""
         loop, resumed = loop_calls(asyncio.get_running_loop()), asyncio.Event()
-        self._resume = lambda: loop.call(resumed.set)
+        self._resume = functools.partial(loop.set, resumed)
         # In this order: the reader checks the callback after it has taken the last item.
         while self._items and not self.has_left:
             await resumed.wait()
@@ -98,7 +98,9 @@ class ThreadBridge(Generic[T]):
     def take(self) -> list[T]:
         """Return the items that are there now."""
         items = [self._items.popleft() for _ in range(len(self._items))]
-        self._resume_writer()
+        resume = self._resume
+        if resume is not None and not self._items:
+            resume()
         return items
 
     @property
@@ -109,14 +111,9 @@ class ThreadBridge(Generic[T]):
     def leave(self) -> None:
         """Read no more: the writer waits for nothing."""
         self.has_left = True
-        self._resume_writer()
-
-    def _resume_writer(self) -> None:
         resume = self._resume
-        if resume is not None and (self.has_left or not self._items):
-            # The loop may be closed; then nothing waits on it.
-            with contextlib.suppress(RuntimeError):
-                resume()
+        if resume is not None:
+            resume()
 
     def wait(self, timeout: float, pause: float = 0.0) -> bool:
         """Block until there are items or the end; return at once, and True, at an interrupt.
@@ -140,27 +137,10 @@ class ThreadBridge(Generic[T]):
     async def wait_async(self) -> None:
         """Wait, on the reader's loop, until there may be items, the end or an interrupt."""
         loop, woken = loop_calls(asyncio.get_running_loop()), asyncio.Event()
-
-        def wake() -> None:
-            # The reader's loop may be closed; then nothing waits.
-            with contextlib.suppress(RuntimeError):
-                loop.call(woken.set)
-
-        self._wake = wake
+        self._wake = functools.partial(loop.set, woken)
         if not (self._items or self._is_closed) and self._inbox.empty():
             # Not `wait_for`: Python 3.11's loses a cancellation that comes together with an item.
             await woken.wait()
-
-    async def __aiter__(self) -> AsyncGenerator[T, None]:
-        """Yield the items until the end; raise what ended the work."""
-        while True:
-            for item in self.take():
-                yield item
-            if self.is_finished:
-                break
-            await self.wait_async()
-        if self.error is not None:
-            raise self.error
 
     # -- any thread, and signal handlers ------------------------------------------------------
 
@@ -207,6 +187,11 @@ class LoopCalls:
             self._is_woken = False
             self._calls.clear()
             raise
+
+    def set(self, event: asyncio.Event) -> None:
+        """Set an event; nothing waits for it if the loop is closed."""
+        with contextlib.suppress(RuntimeError):
+            self.call(event.set)
 
     def _run(self) -> None:
         # First this: a call that comes from here on has to wake the loop again.

@@ -100,8 +100,8 @@ class ApiKeys:
         secret = self._prompt(f"Key for {address.origin} ({variable} is not set): ")
         if secret is None:
             raise OptionError(
-                f"{variable} is not set, and nothing can prompt for it here. Set it in the environment that"
-                " starts Jupyter, or run %llm_load in a cell of JupyterLab. A key in a cell, also after"
+                f"{variable} is not set, and you cannot be prompted for it here. Set it in the environment"
+                " that starts Jupyter, or run %llm_load in a cell of JupyterLab. A key in a cell, even with"
                 " %env, is saved with the notebook."
             )
         self._typed[variable, address.origin] = _validated(secret, variable)

@@ -83,8 +83,8 @@ def _expanded(values: Mapping[str, str | None], shown: Path) -> dict[str, str | 
         left -= len(found)
         if left < 0:
             raise SettingsError(
-                f"{shown} is larger than 1 MB after its ${{…}} references are replaced:"
-                f" {name[:_MAX_NAME_LENGTH]} is too long. Shorten the values that refer to each other."
+                f"After its ${{…}} references are replaced, {shown} exceeds 1 MB, at"
+                f" {name[:_MAX_NAME_LENGTH]}. Shorten the values that refer to each other."
             )
         return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
@@ -68,7 +68,7 @@ class OptionSpec(GroupedMetadata):
     def range(self) -> str:
         """The allowed values in words."""
         if self.allowed or self.choices:
-            return self.allowed or ", ".join(self.choices)
+            return self.allowed or alternatives(self.choices)
         if self.minimum is not None and self.maximum is not None:
             # All digits of a large whole number, as `seed` has one.
             most = f"{self.maximum:.0f}" if self.maximum % 1 == 0 else f"{self.maximum:g}"
@@ -169,19 +169,26 @@ def first_problem(cls: type[BaseModel], error: ValidationError) -> str:
     if problem["type"] == "key":
         # A value that may be a key is never repeated.
         return str(problem["msg"])
-    allowed = specs(cls)[field].range if field else ""
-    value = problem["input"]
-    message = problem["msg"]
-    reason = f"must be {allowed}" if allowed else f"is wrong: {message[:1].lower()}{message[1:]}"
-    if problem["type"].endswith(("parsing", "from_float")) and allowed:
-        kind = "a whole number" if problem["type"].startswith("int") else "a number"
-        reason = f"must be {kind}, {allowed}"
-    return f"{name}={_shown(value)} {reason}."
+    shown = f"{name}={_shown(problem['input'])}"
+    if field is None or not (allowed := specs(cls)[field].range):
+        return f"{shown} is invalid: {problem['msg'][:1].lower()}{problem['msg'][1:]}."
+    if not specs(cls)[field].is_number:
+        return f"{shown} is invalid. Use {allowed}."
+    if problem["type"].endswith(("parsing", "type", "from_float")):
+        kind = "whole number" if problem["type"].startswith("int") else "number"
+        return f"{shown} is not a {kind}. It must be {allowed}."
+    return f"{shown} is out of range. It must be {allowed}."
+
+
+def alternatives(names: Sequence[str]) -> str:
+    """Return names in a list that ends with *or*."""
+    return " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def unknown_option(name: str, known: Collection[str]) -> str:
     """Return the message about a name that no option has."""
-    return f"There is no option {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}."
+    advice = did_you_mean(name, known) or f" Available: {', '.join(known)}."
+    return f"There is no option {name!r}.{advice}"
 
 
 def _shown(value: object) -> str:

@@ -93,7 +93,7 @@ _OrModel = BeforeValidator(none_word)
 MaxNewTokens = Annotated[
     int | None,
     OptionSpec(
-        "The longest answer, in tokens.",
+        "Maximum length of the answer, in tokens.",
         ("--max-new-tokens",),
         "N",
         slider=(4096, 1),
@@ -104,7 +104,7 @@ MaxNewTokens = Annotated[
 Temperature = Annotated[
     FiniteFloat | None,
     OptionSpec(
-        "0 always takes the likeliest token; higher is more varied.",
+        "0 always takes the likeliest token; higher values give more varied answers.",
         ("-t", "--temperature"),
         "T",
         slider=(2, 0.05),
@@ -116,7 +116,7 @@ Temperature = Annotated[
 TopP = Annotated[
     FiniteFloat | None,
     OptionSpec(
-        "Sample from the likeliest tokens that make up this share.",
+        "Sample only from the likeliest tokens whose probabilities add up to this.",
         ("--top-p",),
         "P",
         slider=(1, 0.01),
@@ -128,7 +128,7 @@ TopP = Annotated[
 TopK = Annotated[
     int | None,
     OptionSpec(
-        "Sample from this many of the likeliest tokens.",
+        "Sample only from this many of the likeliest tokens.",
         ("--top-k",),
         "K",
         slider=(200, 1),
@@ -139,7 +139,7 @@ TopK = Annotated[
 RepetitionPenalty = Annotated[
     FiniteFloat | None,
     OptionSpec(
-        "Above 1 makes repeated tokens less likely.",
+        "Values above 1 make repetition less likely.",
         ("--repetition-penalty",),
         "R",
         slider=(2, 0.05),
@@ -151,7 +151,7 @@ RepetitionPenalty = Annotated[
 Seed = Annotated[
     int | None,
     OptionSpec(
-        "The same seed gives the same text.",
+        "The same seed gives the same text on the same kind of machine.",
         ("--seed",),
         "N",
         none_label="random",
@@ -166,7 +166,7 @@ Stop = Annotated[
     BeforeValidator(_as_tuple),
     AfterValidator(_stop_texts),
     OptionSpec(
-        "End the answer before this text (repeatable).",
+        "End the answer before this text.",
         ("--stop",),
         "TEXT",
         unescape,
@@ -188,14 +188,14 @@ Device = Annotated[
 Quantization = Annotated[
     Literal["none", "8bit", "4bit"],
     OptionSpec(
-        "Smaller weights by bitsandbytes: none, 8bit or 4bit.",
+        "Quantize the weights with bitsandbytes: none, 8bit or 4bit.",
         ("-q", "--quantization"),
         "BITS",
         label="Quantization",
     ),
 ]
 _IDLE_TIMEOUT = OptionSpec(
-    "Seconds without data that end an answer; five times as long before its start.",
+    "End an answer after this many seconds without data; before its first data, after five times as long.",
     ("--idle-timeout",),
     "S",
     minimum=1,
@@ -218,9 +218,7 @@ class GenerationConfig(OptionModel):
         # A dict could be changed after it was checked.
         AfterValidator(MappingProxyType),
         PlainSerializer(dict),
-        OptionSpec(
-            "Any other parameter of the backend (repeatable).", ("-p", "--param"), "KEY=VALUE"
-        ),
+        OptionSpec("Any other parameter of the backend.", ("-p", "--param"), "KEY=VALUE"),
     ] = Field(default_factory=partial(MappingProxyType, {}))
 
 
@@ -231,7 +229,7 @@ class SessionConfig(GenerationConfig):
         str | None,
         BeforeValidator(_no_text),
         OptionSpec(
-            "System prompt of every prompt that has none of its own.",
+            "System prompt for prompts sent without -s.",
             ("-s", "--system"),
             "TEXT",
             unescape,
@@ -271,7 +269,8 @@ class ServerLoadConfig(LoadConfig):
         str | None,
         BeforeValidator(_variable_name),
         OptionSpec(
-            "Environment variable with the server's key; if it is not set, a prompt asks for it.",
+            "Environment variable with the API key of the server. If it is not set, you are prompted"
+            " for the key.",
             ("--key-env",),
             "NAME",
             label="API key variable",
@@ -281,7 +280,7 @@ class ServerLoadConfig(LoadConfig):
     concurrency: Annotated[
         int | None,
         OptionSpec(
-            "Requests that the server gets at once; others wait.",
+            "Requests sent to the server at once; others wait.",
             ("--concurrency",),
             "N",
             minimum=1,

@@ -146,7 +146,7 @@ async def _check_connection(server: _Server, start: str) -> Finding | None:
         return Finding(server.backend, "problem", text, f"correct {server.variable}")
     if await _any_listens(resolved, port):
         return None
-    text = f"nothing listens at {server.address.host_port}"
+    text = f"no server is listening at {server.address.host_port}"
     others = {"127.0.0.1": "127.0.0.1", "::1": "[::1]"} if server.address.is_local else {}
     for other, literal in others.items():
         if other not in resolved and await _any_listens([other], port):

@@ -21,8 +21,9 @@ import re
 from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
+from operator import itemgetter
 from traceback import format_exc, format_exception_only
 from typing import Any
 
@@ -89,11 +90,15 @@ _Found = tuple[int, int, str]  # start, end, text in its place
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A prompt with its values, the references in it (without braces), and notes about the others."""
+    """A prompt with its values, the references in it (without braces), and notes about the others.
+
+    `longest` is the reference with the most text, and the characters that it takes in the prompt.
+    """
 
     text: str
     used: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    longest: tuple[str, int] = field(default=("", 0), compare=False)
 
 
 def fill(
@@ -113,7 +118,9 @@ def fill(
         parts += template[position:start], text
         position = end
     parts.append(template[position:])
-    return Filled("".join(parts), tuple(filler.used), filler.all_notes())
+    used = filler.used
+    longest = max(used.items(), key=itemgetter(1), default=("", 0))
+    return Filled("".join(parts), tuple(used), filler.all_notes(), longest)
 
 
 class _Filler:
@@ -121,7 +128,7 @@ class _Filler:
 
     def __init__(self, text: str, names: Mapping[str, Any], most_notes: int, escape: str) -> None:
         self._text, self._names, self._most_notes, self._escape = text, names, most_notes, escape
-        self.used: dict[str, None] = {}
+        self.used: dict[str, int] = {}
         self._notes: dict[str, str] = {}  # "" for those beyond the first
         self._shortened: list[str] = []
         self._unread_line = 0
@@ -139,15 +146,14 @@ class _Filler:
         """Return the notes, then the number of those that are not shown, and where reading ended."""
         notes = [note for note in self._notes.values() if note]
         if more := len(self._notes) - len(notes):
-            what = "1 more is left as it is" if more == 1 else f"{more} more are left as they are"
+            what = "1 more was not replaced" if more == 1 else f"{more} more were not replaced"
             hint = "; --dry-run shows their notes" if self._most_notes == _MAX_NOTES else ""
             notes.append(f"{what}{hint}")
         notes = self._shortened + notes
         if self._unread_line:
             notes.append(
-                f"The braces from line {self._unread_line} on are left as they are: the expressions"
-                " before take as long as a prompt may. Assign values to variables first, and refer"
-                " to those"
+                f"The braces from line {self._unread_line} on were not replaced: the expressions"
+                " above them took too long. Assign their values to variables first, and use those"
             )
         return tuple(notes)
 
@@ -250,7 +256,7 @@ class _Filler:
             self._note(f"{{{code}}}", partial(_not_allowed_note, code, value))
             return f"{{{code}}}"
         self._length += len(value)
-        self.used[code] = None
+        self.used[code] = self.used.get(code, 0) + len(value)
         return value
 
     def _evaluated(self, code: str, expression: Expression) -> str | NotAllowed:
@@ -293,7 +299,7 @@ class _Filler:
         if not reason:
             self._note_unclosed(start, start + 1)
         elif self._in_prose(start, end):
-            self._note(f"{{{code}}}", lambda: f"{_shown(code)} is left as it is: it {reason}")
+            self._note(f"{{{code}}}", lambda: f"{_shown(code)} was not replaced: it {reason}")
 
     def _unsupported(self, code: str, start: int) -> str:
         """Return the reason that braces with an expression of existing names are no reference."""
@@ -332,7 +338,7 @@ class _Filler:
         code, unclosed = found["code"], _unclosed(found["code"])
         if unclosed and self._in_prose(start, found.end()):
             reason = f"has a {unclosed} that is not closed"
-            self._note(f"{{{code}}}", lambda: f"{_shown(code)} is left as it is: it {reason}")
+            self._note(f"{{{code}}}", lambda: f"{_shown(code)} was not replaced: it {reason}")
 
     def _in_prose(self, start: int, end: int) -> bool:
         """Return whether prose surrounds a part, and not code, JSON or a fenced block."""
@@ -393,14 +399,14 @@ def _dollar_note(code: str, expression: Expression) -> str:
     plain = not expression.spec and not expression.conversion
     number = f"${_shown(code + ':,')} or ${_shown(code + ':.2f')} for a number, else "
     return (
-        f"${_shown(code)} is left as it is, as in shell and JavaScript code. Write"
+        f"${_shown(code)} was not replaced: shell and JavaScript code use this form. Write"
         f" {number if plain else ''}$ {_shown(code)}"
     )
 
 
 def _not_allowed_note(code: str, error: NotAllowed) -> str:
     advice = f". {error.advice}" if error.advice else ""
-    return f"{_shown(code)} is left as it is: it {_printable(str(error))}{advice}"
+    return f"{_shown(code)} was not replaced: it {_printable(str(error))}{advice}"
 
 
 def _shortened_note(code: str, expression: Expression, inserted: Inserted) -> str:
@@ -424,8 +430,7 @@ def _missing_note(code: str, name: str, expression: Expression, names: Mapping[s
     else:
         known = [one for one in names if one[:1] != "_"]
         near = did_you_mean(name, known, count=1) or did_you_mean(_stem(name), known, count=1)
-    subject = _shown(code) if code == name else f"{_shown(code)}: {name}"
-    return f"{subject} is not defined here; left as it is.{near}"
+    return f"{_shown(code)} was not replaced: {name} is not defined.{near}"
 
 
 def _stem(name: str) -> str:

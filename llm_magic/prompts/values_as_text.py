@@ -48,6 +48,7 @@ from llm_magic.prompts.trusted_types import (
     require_small_exponent,
     trusted_type,
 )
+from llm_magic.text import counted
 
 Mask = Callable[[str], str]
 LONGEST = 300
@@ -163,10 +164,11 @@ def _title(table: Any, kind: str) -> str:
     """Return the type and the size of an array, a column or a table."""
     name = type(table).__name__
     if kind in {"frame", "pl_frame"}:
-        return f"{name}, {table.shape[0]} rows × {table.shape[1]} columns"  # noqa: RUF001
+        height, width = counted(table.shape[0], "row"), counted(table.shape[1], "column")
+        return f"{name}, {height} × {width}"  # noqa: RUF001
     if kind in {"series", "pl_series"}:
         name += "" if table.name is None else f" {describe('', table.name)}"
-        return f"{name}, {len(table)} values, {table.dtype}"
+        return f"{name}, {counted(len(table), 'value')}, {table.dtype}"
     return f"{name}, shape {tuple(table.shape)}, {table.dtype}"
 
 

@@ -25,7 +25,7 @@ def write(
     target = _path(path)
     _check_kind(target)
     if target.exists() and not replace:
-        raise OptionError(f"{target} exists. --force writes over it.")
+        raise OptionError(f"{target} already exists. Add --force to overwrite it.")
     if isinstance(found, Mapping):
         value: Any = {name: _plain(messages) for name, messages in found.items()}
     else:
@@ -50,9 +50,9 @@ def _path(path: str | Path) -> Path:
     try:
         found = Path(path).expanduser()
     except RuntimeError as error:
-        raise OptionError(f"{path}: {str(error).rstrip('.')}. Write the whole path.") from None
+        raise OptionError(f"{path}: {str(error).rstrip('.')}. Write the full path.") from None
     if not found.name or "\0" in str(found) or has_surrogates(str(found)):
-        raise OptionError(f"{str(path)!r} is no name of a file. Write another path.")
+        raise OptionError(f"{str(path)!r} is not a valid file name. Choose another path.")
     return found
 
 
@@ -68,7 +68,7 @@ def _check_kind(target: Path) -> None:
             f"{target} is a symbolic link to {target.readlink()}. Write the path of the file itself."
         )
     if not stat.S_ISREG(mode):
-        raise OptionError(f"{target} is no regular file. Choose another path.")
+        raise OptionError(f"{target} is not a regular file. Choose another path.")
 
 
 def _plain(messages: Sequence[Message]) -> list[dict[str, str]]:
@@ -80,7 +80,7 @@ def read(path: str | Path) -> list[Message] | dict[str, list[Message]]:
     source = _path(path)
     if source.exists() and not (source.is_file() or source.is_dir()):
         # A device may have no end, and a pipe nothing to read.
-        raise OptionError(f"{source} is no regular file. Name the file of a conversation.")
+        raise OptionError(f"{source} is not a regular file. Choose a file with a chat.")
     try:
         value = json.loads(source.read_bytes())
     except OSError as error:
@@ -92,8 +92,8 @@ def read(path: str | Path) -> list[Message] | dict[str, list[Message]]:
     if isinstance(value, dict) and value and all(isinstance(v, list) for v in value.values()):
         return {name: _messages(v, f"{source}, chat {name!r}") for name, v in value.items()}
     raise OptionError(
-        f'{source} holds no conversation: a list of {{"role": …, "content": …}} is expected, or an'
-        " object of such lists by name."
+        f'{source} contains no chat. It must be a list of {{"role": …, "content": …}}, or an object'
+        " with such a list for each name."
     )
 
 
@@ -104,14 +104,16 @@ def _messages(listed: list[Any], where: str) -> list[Message]:
 def message(value: Any, where: str) -> Message:
     """Return the message that a dictionary is; raises `OptionError` that begins with `where`."""
     if not isinstance(value, dict):
-        raise OptionError(f'{where}: {{"role": …, "content": …}} is expected.')
+        raise OptionError(f'{where}: it must be {{"role": …, "content": …}}.')
     role, content = value.get("role"), value.get("content")
     if role not in _ROLES:
-        raise OptionError(f"{where}: the role {str(role)[:40]!r} is none of {', '.join(_ROLES)}.")
+        raise OptionError(
+            f"{where}: the role {str(role)[:40]!r} is not one of {', '.join(_ROLES)}."
+        )
     if not isinstance(content, str):
-        raise OptionError(f"{where}: its content is no text.")
+        raise OptionError(f"{where}: its content is not text.")
     more = [name for name in value if name not in {"role", "content"} and value[name]]
     if more:
         # Without a picture or the result of a tool it would be another conversation.
-        raise OptionError(f"{where}: a chat here holds texts, it has also {', '.join(more)[:80]}.")
+        raise OptionError(f"{where}: a chat is only text, but it has {', '.join(more)[:80]}.")
     return Message(role, content)

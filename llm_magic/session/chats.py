@@ -18,7 +18,7 @@ from pathlib import Path
 from llm_magic.errors import OptionError, did_you_mean
 from llm_magic.session import chat_files
 from llm_magic.text import is_plain_name
-from llm_magic.types import Message
+from llm_magic.types import FinishReason, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Turn:
 
     `system` is the system prompt from this turn on, "" for none. `tokens` is the size of the
     conversation up to here in the context of `model`, where the backend reported it.
+    `finish_reason` is how the answer ended.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Turn:
     stale: bool = False
     tokens: int | None = None
     model: str = ""
+    finish_reason: FinishReason = "stop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +59,18 @@ class Context:
     replaces: bool = False
     default: str | None = None
 
+    @property
+    def changes_system(self) -> bool:
+        """Whether the system prompt differs from that of the turns above."""
+        return bool(self.turns) and self.system != _in_force(turn.system for turn in self.turns)
+
     def messages(self, dropped: int = 0) -> tuple[Message, ...]:
-        """Return what precedes the question, without the `dropped` oldest turns."""
-        text = self.system or self.default
-        system = (Message("system", text),) if text else ()
+        """Return what precedes the question, without the `dropped` oldest turns.
+
+        An empty system prompt is one, too: the model gets none then, also not one of its own.
+        """
+        text = self.default if self.system is None else self.system
+        system = () if text is None else (Message("system", text),)
         turns = self.turns[dropped:]
         return (*system, *(m for turn in turns for m in (turn.question, turn.answer)))
 
@@ -111,9 +121,9 @@ class Chats:
     def get(self, name: str) -> Chat:
         """Return a conversation; raises `OptionError` if there is none of that name."""
         if name not in self._chats:
-            known = ", ".join(self._chats) or "none"
+            known = f" Chats: {', '.join(self._chats) or 'none'}."
             raise OptionError(
-                f"There is no chat {name!r}; there are: {known}.{did_you_mean(name, self._chats)}"
+                f"There is no chat {name!r}.{did_you_mean(name, self._chats) or known}"
             )
         return self._chats[name]
 
@@ -163,7 +173,7 @@ class Chats:
             existing = [repr(name) for name in made if name in self._chats]
             if existing and not replace:
                 raise OptionError(
-                    f"There is a chat {' and '.join(existing)} already. --force replaces it."
+                    f"There is already a chat {' and '.join(existing)}. Add --force to overwrite."
                 )
             self._chats.update(made)
 
@@ -172,7 +182,7 @@ class Chats:
         if name is not None:
             return chat_files.write(path, self.messages(name), replace)
         if not self._chats:
-            raise OptionError("There is no chat to export. %%llm -c NAME begins one.")
+            raise OptionError("There is no chat to export. %%llm -c NAME starts one.")
         return chat_files.write(path, {n: self.messages(n) for n in self._chats}, replace)
 
     def load(
@@ -187,8 +197,8 @@ class Chats:
             found = {name or Path(path).stem: found}
         elif name is not None:
             if name not in found:
-                near = did_you_mean(name, found)
-                raise OptionError(f"{path} has no chat {name!r}; it has: {', '.join(found)}.{near}")
+                advice = did_you_mean(name, found) or f" It contains: {', '.join(found)}."
+                raise OptionError(f"{path} contains no chat {name!r}.{advice}")
             found = {name: found[name]}
         self._put(dict(found), replace)
         return list(found)
@@ -217,8 +227,8 @@ def check_name(name: str, kind: str = "chat") -> None:
     """Raise `OptionError` for a name that no table or file can show as it is."""
     if not is_plain_name(name):
         raise OptionError(
-            f"{name!r} cannot name a {kind}: it has a control character or half a character."
-            " Choose another name."
+            f"{name!r} cannot be the name of a {kind}: it contains a control character or half a"
+            " character. Choose another name."
         )
 
 
@@ -249,14 +259,12 @@ def _turns(name: str, messages: Sequence[Message]) -> tuple[Turn, ...]:
         expected = "assistant" if (number - first) % 2 == 0 else "user"
         if message.role != expected:
             raise OptionError(
-                f"Chat {name!r}, message {number}: {expected} is expected there, not"
-                f" {message.role}. Questions and answers take turns, after one system prompt if any."
+                f"Chat {name!r}, message {number}: the role must be {expected}, not {message.role}."
+                " Questions and answers alternate, after at most one system prompt."
             )
     if len(messages) == first or (len(messages) - first) % 2:
-        what = (
-            "its last question has no answer" if messages[first:] else "there is no question in it"
-        )
-        raise OptionError(f"Chat {name!r}: {what}. It ends with an answer.")
+        what = "its last question has no answer" if messages[first:] else "it contains no question"
+        raise OptionError(f"Chat {name!r}: {what}. A chat must end with an answer.")
     pairs = zip(messages[first::2], messages[first + 1 :: 2], strict=True)
     turns = [Turn(uuid.uuid4().hex, question, answer) for question, answer in pairs]
     return (dataclasses.replace(turns[0], system=system), *turns[1:])

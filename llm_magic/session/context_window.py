@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 # At most this share of the context is kept free for the answer.
 _ANSWER = 1 / 4
+# From this share of the characters on, a reference is named in the error.
+_LONG = 1 / 4
 _UNCLEAR = frozenset({400, 413, 422, 500, None})
 
 
 async def stream(manager: BackendManager, response: Response) -> AsyncGenerator[Chunk, None]:
-    """Yield the answer of the model, after dropping the turns that do not fit where `--trim` is given."""
-    await response.wait_for_load()
+    """Yield the answer to a chat, after dropping the turns that do not fit where `--trim` is given."""
     response.prepared = await fit(manager, response.prepared)
     while True:
         prepared = response.prepared
@@ -85,18 +86,32 @@ def _more(prepared: PreparedRequest) -> int:
 
 
 def _advice(prepared: PreparedRequest, error: GenerationError | RequestFailed) -> str:
-    """Return what helps against a conversation that is too long."""
+    """Return what helps against a prompt or a conversation that is too long."""
     context, trim = prepared.context, prepared.request.trim
+    reference = _long_reference(prepared, error) if isinstance(error, PromptTooLong) else ""
     if context is None or not context.turns:
-        return ""
+        return reference
     turns = in_turns(len(context.turns))
     reset = f"%llm_reset {spelled(context.chat)}"
     if isinstance(error, RequestFailed):
         unclear = trim and error.status in _UNCLEAR
         return f"The {turns} above may be too long; {reset} deletes them." if unclear else ""
     if trim:
-        return f"That is without the {turns} above it, too."
-    return f"Chat {context.chat!r} has {turns} above it: --trim leaves out the oldest, {reset} all."
+        advice = f"Even without the {turns} above it, it is too long."
+    else:
+        chat = f"Chat {context.chat!r} has {turns} above it"
+        advice = f"{chat}: --trim drops the oldest, and {reset} deletes all."
+    return f"{reference} {advice}".lstrip()
+
+
+def _long_reference(prepared: PreparedRequest, error: PromptTooLong) -> str:
+    """Return which reference takes much of a prompt that is too long, or an empty string."""
+    code, length = prepared.request.longest_reference
+    share = length / sum(len(message.content) for message in prepared.messages)
+    if share < _LONG:
+        return ""
+    tokens = f" (about {error.tokens * share:,.0f} tokens)" if error.tokens else ""
+    return f"{{{code}}} takes {share:.0%} of it{tokens}: insert a part of the value."
 
 
 async def dry_run(manager: BackendManager, prepared: PreparedRequest) -> DryRun:
@@ -129,10 +144,7 @@ def _problem(prepared: PreparedRequest, count: TokenCount) -> str:
         drops = prepared.request.trim and prepared.context is not None and prepared.context.turns
         return "How many turns --trim drops is unknown until the server answers." if drops else ""
     if tokens >= context:
-        error = PromptTooLong(
-            f"The prompt is too long: it has {tokens:,} tokens, and {prepared.loaded_model.name} reads"
-            f" {context:,}. Shorten it by at least {tokens - context + 1:,}."
-        )
+        error = PromptTooLong.measured(prepared.loaded_model.name, tokens, context)
         return str(error.append(_advice(prepared, error)))
     if (left := context - tokens) < limit:
         return f"The context leaves {left:,} tokens for the answer, fewer than max_new_tokens {limit:,}."

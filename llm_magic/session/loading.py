@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llm_magic.errors import Interrupted, release_frames
+from llm_magic.errors import Interrupted, LoadInProgress, release_frames
 from llm_magic.session.event_loop import LoopThread
 
 if TYPE_CHECKING:
@@ -73,6 +73,10 @@ class Loads:
 
         async def start() -> asyncio.Task[LoadResult]:
             manager.check_not_loading()
+            if self.pending is not None and not (self.pending.done() or self.pending.cancelling()):
+                raise LoadInProgress(
+                    "Another load is waiting for the end of a stopped one. Wait for it, then try again."
+                )
             task = asyncio.ensure_future(request.load(manager))
             task.add_done_callback(_release)
             # One step, so that the next load finds this one under way.

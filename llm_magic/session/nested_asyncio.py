@@ -46,7 +46,8 @@ def problem() -> Problem | None:
         return None
     package = f"{name.replace('_', '-')} {_version(name)}".strip()
     return Problem(
-        f"{package} has been applied in this kernel, and on ipykernel 7 it silently loses queued cells",
+        f"{package} was applied in this kernel; on ipykernel 7 it causes queued cells to be lost without"
+        " an error",
         f"{_INSTALL}, restart the kernel, and call llm_magic.allow_nested_loops() instead of"
         f" {name}.apply()",
     )
@@ -63,9 +64,9 @@ def _usable() -> str:
         where = "ipykernel 7" if _shares_context() else "Python 3.14"
         raise EventLoopError(
             f"Only nest-asyncio {archived} is installed, which is not safe on {where}."
-            f" Type: {_INSTALL}"
+            f" Run: {_INSTALL}"
         )
-    raise MissingDependency(f"Nested loops need nest-asyncio2 1.7.4 or newer. Type: {_INSTALL}")
+    raise MissingDependency(f"Nested loops need nest-asyncio2 1.7.4 or newer. Run: {_INSTALL}")
 
 
 def _refuse_other_loops() -> None:

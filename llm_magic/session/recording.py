@@ -86,4 +86,5 @@ def _turn(prepared: PreparedRequest, context: Context, reply: Reply) -> Turn:
         prepared.request.system,
         tokens=tokens,
         model=reply.model,
+        finish_reason=reply.finish_reason,
     )

@@ -27,7 +27,9 @@ Prompt = str | Sequence[Message | Mapping[str, str]]
 class Request:
     """One question, before it is known who answers it.
 
-    Times of the answer count from `started` (`time.perf_counter`).
+    An answer to a request `as_json` that is no JSON fails. Times of the answer count from `started`
+    (`time.perf_counter`). Messages refer to the reply as `stored_in`. `longest_reference` is the one of
+    the prompt with the most text, and its number of characters.
     """
 
     prompt: Prompt
@@ -38,6 +40,9 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
     trim: bool = False
     started: float = field(default_factory=time.perf_counter, compare=False)
+    as_json: bool = False
+    stored_in: str = "llm.last"
+    longest_reference: tuple[str, int] = ("", 0)
 
 
 class AskOptions(TypedDict, total=False):
@@ -70,7 +75,7 @@ class PreparedRequest:
     """A checked request: this model, these messages, these options.
 
     In a chat, `context` is what precedes the question, without the `dropped` oldest turns.
-    `session_system` is the system prompt if it is the one of the session.
+    `session_system` is the system prompt if it is the one of the session. `notes` are about the options.
     """
 
     loaded_model: LoadedModel
@@ -80,6 +85,7 @@ class PreparedRequest:
     context: Context | None = None
     dropped: int = 0
     session_system: str | None = None
+    notes: tuple[str, ...] = ()
 
     def without(self, dropped: int) -> PreparedRequest:
         """Return the request without the `dropped` oldest turns of its chat."""
@@ -104,21 +110,54 @@ def prepare(
             options[name] = {**in_session, **value}
     config = current.generation.replace(**options)
     loaded_model.backend.check_options(loaded_model.name, config, options.keys())
+    messages, context, session_system = _conversation(request, current, chats)
+    notes: tuple[str, ...] = ()
+    limit, length = config.max_new_tokens, loaded_model.info.context_length
+    if limit and length and limit > length:
+        notes = (
+            f"max_new_tokens {limit:,} is more than the context of {loaded_model.name}, which is"
+            f" {length:,} tokens. The answer ends where the context is full.",
+        )
+    return PreparedRequest(
+        loaded_model,
+        messages,
+        config,
+        request,
+        context,
+        session_system=session_system,
+        notes=notes,
+    )
+
+
+def _conversation(
+    request: Request, current: SessionConfig, chats: Chats
+) -> tuple[tuple[Message, ...], Context | None, str | None]:
+    """Return the messages of a request, what precedes it in its chat, and the session's system prompt."""
     context = None
     if request.chat is not None:
         check_name(request.chat)
         key = request.key or str(request.prompt)
         context = chats.context(request.chat, key, request.system, current.system)
     elif request.trim:
-        raise OptionError("--trim leaves out turns of a chat. Name the chat: -c NAME.")
+        raise OptionError("--trim drops turns of a chat. Name the chat: -c NAME.")
     messages = _messages(request, context)
     session_system = context.default if context is not None else None
     if current.system and context is None and _has_no_system(request, messages):
         session_system = current.system
         messages = _sendable(Message("system", session_system), *messages)
-    return PreparedRequest(
-        loaded_model, messages, config, request, context, session_system=session_system
-    )
+    return messages, context, session_system
+
+
+def dry_run_without_model(
+    request: Request, current: SessionConfig, chats: Chats, backend: str
+) -> DryRun:
+    """Return what a request would send to a model of this backend; its tokens are unknown."""
+    from llm_magic.backends.base import TokenCount
+
+    messages, _, session_system = _conversation(request, current, chats)
+    config = current.generation.replace(**request.options)
+    count = TokenCount(None, None)
+    return DryRun(None, backend, messages, config, count, session_system=session_system)
 
 
 def _has_no_system(request: Request, messages: Sequence[Message]) -> bool:
@@ -132,10 +171,10 @@ def _messages(request: Request, context: Context | None) -> tuple[Message, ...]:
     if not messages or not messages[-1].content.strip():
         raise OptionError("The prompt is empty. Write it after %llm, or below %%llm.")
     if context is None:
-        before = [Message("system", request.system)] if request.system else []
+        before = [Message("system", request.system)] if request.system is not None else []
         return _sendable(*before, *messages)
     if not isinstance(prompt, str):
-        raise OptionError("A chat takes its turns one by one: give it a text, not messages.")
+        raise OptionError("With a chat, the prompt must be a text, not a list of messages.")
     return _sendable(*context.messages(), *messages)
 
 
@@ -143,7 +182,7 @@ def _checked(prompt: object) -> list[Message]:
     """Return the messages of a prompt; raises `OptionError` for anything else."""
     if not isinstance(prompt, (list, tuple)):
         raise OptionError(
-            f"The prompt is of the type {type(prompt).__name__}. Give a text, or a list of messages:"
+            f"A prompt cannot be of type {type(prompt).__name__}. Use a text, or a list of messages:"
             ' [{"role": "user", "content": "…"}].'
         )
     plain = [dataclasses.asdict(one) if isinstance(one, Message) else one for one in prompt]
@@ -164,11 +203,11 @@ def _sendable(*messages: Message) -> tuple[Message, ...]:
 class DryRun:
     """What a call would send, and its size; nothing was called.
 
-    `dropped` are the turns that ``--trim`` leaves out. `problem` is what a call would lack: context
-    for the prompt, or for the longest answer.
+    `model` is None where none is loaded. `dropped` are the turns that ``--trim`` leaves out. `problem`
+    is what a call would lack: context for the prompt, or for the longest answer.
     """
 
-    model: str
+    model: str | None
     backend: str
     messages: tuple[Message, ...]
     config: GenerationConfig

@@ -11,12 +11,12 @@ import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
 from llm_magic.backends.reasoning import split_reasoning
 from llm_magic.backends.stop_strings import until_stop
 from llm_magic.backends.thread_bridge import ThreadBridge
-from llm_magic.errors import GenerationError, Interrupted
+from llm_magic.errors import GenerationError, IncompleteReply, Interrupted, InvalidReply
 from llm_magic.session import context_window, interruptible_wait
 from llm_magic.session.event_loop import LoopStream, LoopThread
 from llm_magic.text import generated, visible_line
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ResponseState = Literal["queued", "waiting", "running", "done", "stopped", "failed"]
 # A server that reports only the total sends the text in a few lumps: their times give no speed.
 _LUMP_S = 0.1
+_REPR_CHARACTERS = 60  # of the text
 # What ends a reader that leaves early, not because something failed.
 _LEAVING = (KeyboardInterrupt, Interrupted, GeneratorExit, asyncio.CancelledError)
 
@@ -95,7 +96,7 @@ class Response:
         # Reentrant: the end adds what was held back.
         self._lock = threading.RLock()
         self._recorder = recorder
-        chunks = context_window.stream(manager, self)
+        chunks = self._generated(manager)
         ends_at_stop = prepared.loaded_model.backend.capabilities.stop_strings
         if prepared.config.stop and not ends_at_stop:
             chunks = until_stop(chunks, prepared.config.stop, self.pending_chunks)
@@ -150,13 +151,6 @@ class Response:
             for one, model in loaded
             if model.backend is mine.backend and model.info.server == mine.info.server
         )
-
-    async def wait_for_load(self) -> None:
-        """Wait until the model is loaded, and raise the error of the load; called on the loop thread."""
-        if self._loaded is not None:
-            self.prepared = await self._loaded()
-            self._loaded = None
-            self._recorder.changed()
 
     # -- what there is of the answer ----------------------------------------------------------
 
@@ -224,9 +218,26 @@ class Response:
         return self.text
 
     def __repr__(self) -> str:
-        what = "Response" if self.number is None else f"Job {self.number}"
         amount = f", {self.amount}" if self.amount else ""
-        return f"<{what}: {visible_line(self.model)}, {self.state}{amount}, {self.seconds:.1f} s>"
+        start = self.text[:_REPR_CHARACTERS]
+        text = f": {start!r}{'…' if len(self.text) > len(start) else ''}" if start else ""
+        about = f"{visible_line(self.model)}, {self.state}{amount}, {self.seconds:.1f} s"
+        return f"<{self._label}: {about}{text}>"
+
+    @property
+    def _label(self) -> str:
+        return "Response" if self.number is None else f"Job {self.number}"
+
+    def __contains__(self, _part: object) -> NoReturn:
+        raise TypeError(f"{self._label} is not a text. Use result(), which returns the reply.")
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Raise `AttributeError`, which names `result` for what only a reply has."""
+            kind = type(self).__name__
+            advice = f" Use result().{name}: result() returns the reply." * hasattr(Reply, name)
+            raise AttributeError(f"{kind!r} object has no attribute {name!r}.{advice}")
 
     # -- how it is read -----------------------------------------------------------------------
 
@@ -362,6 +373,22 @@ class Response:
 
     # -- how it grows and ends ----------------------------------------------------------------
 
+    async def _generated(self, manager: BackendManager) -> AsyncGenerator[Chunk, None]:
+        """Yield the chunks of the model, once it is loaded."""
+        if self._loaded is not None:
+            self.prepared = await self._loaded()
+            self._loaded = None
+            self._recorder.changed()
+        prepared, name = self.prepared, self.model
+        if prepared.context is not None:
+            answer = context_window.stream(manager, self)
+        else:
+            # Searched again, because it may have been unloaded since.
+            answer = manager.find(name).backend.stream(name, prepared.messages, prepared.config)
+        async with contextlib.aclosing(answer) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
     def add(self, chunk: Chunk, *, by_reader: bool = False) -> None:
         """Add a chunk once: when it arrives, or when it is read where a reader iterates.
 
@@ -453,15 +480,31 @@ class Response:
                 reasoning=self.reasoning.strip(),
                 dropped_turns=self.prepared.dropped,
             )
-            self.error, self._is_cancelled = error, reason == "cancelled"
+            self._is_cancelled = reason == "cancelled"
+            if self.prepared.request.as_json and error is None and not self._is_cancelled:
+                error = self._json_error(self.reply)
+            self.error = error
             if isinstance(error, GenerationError):
                 error.reply = self.reply
+            if isinstance(error, IncompleteReply):
+                error.append(f"The received part is in {self.prepared.request.stored_in}.")
             # A failure before the first word leaves the last reply as it is.
             self.has_reply = error is None or not self.is_empty
             if self.has_reply:
                 self._recorder.record(self, self.reply, cancelled=self._is_cancelled)
             self.finished_at, self.done = time.perf_counter(), True
         self._recorder.end(self)
+
+    def _json_error(self, reply: Reply) -> InvalidReply | None:
+        """Return the error of a reply that is no JSON."""
+        try:
+            reply.json()
+        except InvalidReply as error:
+            stored_in = self.prepared.request.stored_in
+            return (
+                error if self.number is not None else error.append(f"The text is in {stored_in}.")
+            )
+        return None
 
     def _outcome(self) -> Reply:
         self.is_awaited = True
@@ -475,7 +518,8 @@ class Response:
     def _interrupted(self, kind: type[Interrupted]) -> Interrupted:
         assert self.reply is not None
         job = "" if self.number is None else f"Job {self.number}: "
-        error = kind(f"{job}{_stopped(self.reply)}", reply=self.reply)
+        stopped = _stopped(self.reply, self.prepared.request.stored_in)
+        error = kind(f"{job}{stopped}", reply=self.reply)
         if isinstance(error, interruptible_wait.Interrupted):
             self._recorder.show(error)
         return error
@@ -487,11 +531,11 @@ class Response:
             self._interrupted(interruptible_wait.Interrupted)
 
 
-def _stopped(reply: Reply) -> str:
+def _stopped(reply: Reply, stored_in: str) -> str:
     """Return the message of an interrupt."""
     if reply.finish_reason in {"stop", "length"}:
-        return "Stopped when the answer had just ended; it is in llm.last."
+        return f"Stopped when the answer had just ended; it is in {stored_in}."
     amount = generated(reply.usage.completion_tokens, len(reply.text) + len(reply.reasoning))
     if not amount:
         return "Stopped before the first word."
-    return f"Stopped after {amount}; the answer so far is in llm.last."
+    return f"Stopped after {amount}; the answer so far is in {stored_in}."

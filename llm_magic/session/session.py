@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from llm_magic.backends.thread_bridge import CHECK_S
 from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.server_address import resolve_address
-from llm_magic.errors import Interrupted
+from llm_magic.errors import Interrupted, ModelNotLoaded
 from llm_magic.session import context_window
 from llm_magic.session.cell_keys import Cells
 from llm_magic.session.chats import Chats, check_name
@@ -35,6 +35,7 @@ from llm_magic.session.requests import (
     PreparedRequest,
     Prompt,
     Request,
+    dry_run_without_model,
     prepare,
     request,
 )
@@ -155,7 +156,7 @@ class Session:
 
         Args:
             model: A Hugging Face id, a folder, a ``.gguf`` file, or the name of a model on a server.
-                Default: the model of the settings, else the embedded one.
+                Default: the model of the settings, else the bundled one.
             name: The name to use for the model afterwards.
             keep: Keep the models that are already loaded.
             options: The options of ``%llm_load``: backend, base_url, key_env, pull, idle_timeout,
@@ -379,7 +380,8 @@ class Session:
         with held_back():
             response = self._respond_after_load(request) if background else None
             if response is None:
-                self._loads.wait()
+                if self._loads.pending is not None:
+                    self._loads.wait()
                 response = self._respond(request)
         if background:
             self.jobs.add(response)
@@ -409,7 +411,8 @@ class Session:
         """Check a request; `peek` starts no turn of its chat."""
         loaded_model = self._manager.find(request.model)
         loaded_model.backend.release_threads()
-        request = self._with_key(request, peek=peek)
+        if request.chat is not None:
+            request = self._with_key(request, peek=peek)
         return prepare(request, loaded_model, self.generation.values, self.chats)
 
     def _with_key(self, request: Request, *, peek: bool = False) -> Request:
@@ -471,9 +474,19 @@ class Session:
 
     @held_back()
     def dry_run(self, request: Request) -> DryRun:
-        """Return the exact messages and their token count; generates nothing."""
+        """Return the exact messages and their token count; generates nothing.
+
+        Without a model the tokens are not counted.
+        """
         self._loads.wait()
-        prepared = self._prepare(request, peek=True)
+        try:
+            prepared = self._prepare(request, peek=True)
+        except ModelNotLoaded:
+            if request.model is not None:
+                raise
+            request = self._with_key(request, peek=True)
+            backend = self.settings.backend
+            return dry_run_without_model(request, self.generation.values, self.chats, backend)
         return self._loop.run(context_window.dry_run(self._manager, prepared))
 
     @property

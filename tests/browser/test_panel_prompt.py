@@ -141,7 +141,7 @@ def test_variables_are_filled_in_with_notes(panel: Panel) -> None:
     # Until then the answer of before is shown.
     panel.at(".llm-answer").filter(has_text="12.00").filter(has_text="tokens").wait_for()
     assert requested(panel) == ["12.00 and {prize}"]
-    assert 'Note: {prize} is not defined here; left as it is. Did you mean "price"?' in (
+    assert 'Note: {prize} was not replaced: prize is not defined. Did you mean "price"?' in (
         panel.answer()
     )
 

@@ -114,8 +114,8 @@ def _take(stream: Iterator[Any], count: int) -> None:
 
 
 def _one_line_that_helps(error: OutOfMemory) -> None:
-    assert str(error).startswith(f"Memory ran out on {devices.LABEL} while ")
-    assert "are free now" in str(error)
+    assert str(error).startswith(f"{devices.LABEL} ran out of memory while ")
+    assert "is free now" in str(error)
     assert "still loaded" in str(error)
     assert "\n" not in str(error)
     assert error.__cause__ is None

@@ -19,7 +19,7 @@ from tests.gpu import devices
 
 pytestmark = pytest.mark.gpu
 only_gpu = pytest.mark.skipif(not devices.ON_GPU, reason="only a GPU has memory of its own")
-_FIGURES = r"needs about [\d.,]+ [MG]B on \S+, [\d.,]+ [MG]B are free\."
+_FIGURES = r"needs about [\d.,]+ [MG]B on \S+, but only [\d.,]+ [MG]B is free\."
 
 
 @pytest.mark.parametrize("device", [devices.NAME, "auto"])
@@ -74,7 +74,7 @@ def test_out_of_memory_within_a_load_is_freed(
     monkeypatch.setattr(memory, "check_fit", lambda *_args, **_kwargs: None)
     with devices.ballast(512 << 20):
         held = devices.allocated()
-        with pytest.raises(OutOfMemory, match=r"^Memory ran out while [^\n]+ was loaded\."):
+        with pytest.raises(OutOfMemory, match=r"^Memory ran out while [^\n]+ was being loaded\."):
             session.load(str(one_b), device=devices.NAME)
         # The threads that read files may still hold a tensor.
         assert devices.comes_back_to(held)

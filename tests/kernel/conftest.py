@@ -34,7 +34,7 @@ def kernel_with_model(model_cache: Path) -> Iterator[Kernel]:
 
 @pytest.fixture(scope="module")
 def loaded(kernel_with_model: Kernel) -> Iterator[Kernel]:
-    """Return a kernel with the extension, the embedded model, and `llm`."""
+    """Return a kernel with the extension, the bundled model, and `llm`."""
     k = kernel_with_model
     k.ok(_RESET)
     k.ok("%load_ext llm_magic")

@@ -30,9 +30,12 @@ def test_installed_backend_answers(k: Kernel) -> None:
 def test_its_option_is_a_flag(k: Kernel) -> None:
     k.ok("%llm_load -b echo --pause 0.01")
     assert k.value("llm.used('echo').pause") == 0.01
-    assert "pause=-1 must be 0 or more." in k.run("%llm_load -b echo --pause -1").error
+    assert (
+        "pause=-1 is out of range. It must be 0 or more."
+        in k.run("%llm_load -b echo --pause -1").error
+    )
     error = k.run("%llm_load -b vllm --pause 1").error
-    assert "--pause is not an option of vllm, only of echo." in error
+    assert "--pause works only with -b echo, not with vllm." in error
 
 
 def test_its_name_and_option_are_in_help_and_completion(k: Kernel) -> None:

@@ -142,7 +142,7 @@ def test_wait_shows_progress_and_result_of_jobs(k: Kernel) -> None:
     cell = k.send("%llm_wait")
     k.wait_for_output(cell, f"Waiting for job {number} (")
     ran = k.wait(cell)
-    expected = r"(\d+) +done +tiny +6 +\d+\.\d +Say some letters\."
+    expected = r"(\d+) +done +tiny +6 tokens +\d+\.\d +Say some letters\."
     row = re.fullmatch(expected, ran.text.splitlines()[1])
     assert row, ran.text
     assert int(row[1]) == number

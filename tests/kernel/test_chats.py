@@ -60,6 +60,39 @@ def test_a_cell_that_runs_again_replaces_its_turn_also_where_its_text_has_change
     assert scripted.run("%llm_reset talk").ename == "OptionError"
 
 
+def test_footer_shows_the_turn_and_how_many_became_stale(scripted: Kernel) -> None:
+    def labels(code: str, cell: str) -> list[str]:
+        line = scripted.ok(code, cell_id=cell).text.splitlines()[-1]
+        return [label for label in line.split(" · ") if "turn" in label or "incomplete" in label]
+
+    for number, cell in enumerate("abc", 1):
+        assert labels(f"%%llm -c talk\n{cell}", cell) == [f"chat talk, turn {number}"]
+    assert labels("%%llm -c talk\nb", "b") == ["chat talk, turn 2", "1 later turn is now stale"]
+    assert labels("%%llm -c talk\na", "a") == ["chat talk, turn 1", "1 later turn is now stale"]
+    assert labels("%%llm -c talk\nd", "d") == ["chat talk, turn 4"]
+    assert labels("%%llm -c 'a b' --plain\na", "e") == ["chat 'a b', turn 1]"]
+    for cell in "bc":
+        labels(f"%%llm -c talk\n{cell}", cell)
+    assert labels("%%llm -c talk\na", "a") == ["chat talk, turn 1", "2 later turns are now stale"]
+    # An answer that failed is no turn.
+    scripted.ok("backend.will('half', ValueError('No.'))")
+    assert (
+        "turn" not in scripted.run("%%llm -c talk\nx", cell_id="a").text.partition("Traceback")[0]
+    )
+    assert labels("%%llm\nx", "x") == []
+
+
+def test_new_system_prompt_within_a_chat_is_noted(scripted: Kernel) -> None:
+    note = "Note: -s changes the system prompt of chat 'talk' from this turn on."
+    assert "Note" not in scripted.ok("%%llm -c talk -s Brief.\nOne", cell_id="a").text
+    assert "Note" not in scripted.ok("%%llm -c talk -s Brief.\nTwo", cell_id="b").text
+    for option in ("", "--dry-run"):
+        ran = scripted.ok(f"%%llm {option} -c talk -s Long.\nThree", cell_id="c")
+        assert ran.text.startswith(note)
+    assert "Note" not in scripted.ok("%%llm -c talk\nFour", cell_id="d").text
+    assert scripted.ok("%%llm -c talk -s ''\nFive", cell_id="e").text.startswith(note)
+
+
 def test_without_ids_the_text_of_a_cell_stands_for_it(scripted: Kernel) -> None:
     for text in ("One", "Two", "Three"):
         scripted.ok(f"%%llm -c talk\n{text}")
@@ -150,6 +183,10 @@ def test_chats_table_shows_turns_tokens_and_share_of_context(scripted: Kernel) -
     assert len(shown[2]) < 150
     assert "Hello &lt;b&gt;" in scripted.ok("%llm_chats 'a second'").html
     assert scripted.run("%llm_chats tolk").error.endswith('Did you mean "talk"?')
+    scripted.ok("%%llm -c Talk\nHi")
+    assert scripted.run("%llm_chats talkk").error.endswith('Did you mean "talk" or "Talk"?')
+    assert scripted.run("%llm_chats Talkk").error.endswith('Did you mean "Talk" or "talk"?')
+    scripted.ok("%llm_reset Talk")
     scripted.ok("backend.counting = False")
     assert scripted.ok("%llm_chats").text.splitlines()[1].split() == ["talk", "2", "1", "-", "-"]
     scripted.ok("backend.counting = True")
@@ -162,7 +199,7 @@ def test_chats_go_to_files_and_come_back(scripted: Kernel, tmp_path: Path) -> No
     assert scripted.ok(f"%llm_chats talk --export {path}").text == f"Exported to {path}: 2 turns."
     assert json.loads(path.read_text("utf-8"))[0] == {"role": "system", "content": "Brief."}
     assert scripted.run(f"%llm_chats --export {path}").error == (
-        f"{path} exists. --force writes over it."
+        f"{path} already exists. Add --force to overwrite it."
     )
     scripted.ok("%%llm -c talk\nUno", cell_id="a")
     assert scripted.ok(f"%llm_chats --export {path} --force").text == (
@@ -188,9 +225,24 @@ def test_trim_reports_dropped_turns_even_without_footer(scripted: Kernel) -> Non
             assert "2 oldest turns dropped (--trim)" in ran.text
             assert sent(scripted)[0].startswith("2 word")
         assert questions(scripted)[4:] == ["now"]
-        assert scripted.run("%%llm --trim\nnow").error.startswith("--trim leaves out turns of a")
+        assert scripted.run("%%llm --trim\nnow").error.startswith("--trim drops turns of a")
     finally:
         scripted.ok("backend.context = 8192")
+
+
+def test_empty_system_prompt_omits_that_of_a_real_template(loaded: Kernel) -> None:
+    added = "system  You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    dry = loaded.ok("%llm --dry-run Hi").text.splitlines()
+    assert dry[:2] == [added, "user    Hi"]
+    assert dry[3].startswith(
+        'SmolLM2-135M-Instruct · 31 tokens · 0.4% of 8,192 · system: of the chat template (-s "" omits it)'
+    )
+    dry = loaded.ok('%llm --dry-run -s "" Hi').text.splitlines()
+    assert (dry[0], dry[2].count("system")) == ("user  Hi", 0)
+    assert "· 11 tokens ·" in dry[2]
+    for chat in ("", "-c none"):
+        loaded.ok(f'%llm {chat} -s "" --max-new-tokens 1 Hi')
+        assert loaded.value("llm.last.usage.prompt_tokens") == 11
 
 
 def test_a_chat_that_is_too_long_for_a_real_model(loaded: Kernel) -> None:
@@ -206,7 +258,7 @@ def test_a_chat_that_is_too_long_for_a_real_model(loaded: Kernel) -> None:
     assert row[3] == f"{tokens / 8192:.1%}"
     ran = loaded.run("%%llm -c full\nHi", cell_id="a")
     assert ran.ename == "PromptTooLong"
-    assert "Chat 'full' has 3 turns above it: --trim leaves out the oldest" in ran.error
+    assert "Chat 'full' has 3 turns above it: --trim drops the oldest" in ran.error
     assert f"{tokens:,}"[:2] in ran.error
     # Only counted: on a CPU, to read that much takes a while.
     ran = loaded.ok("%%llm -c full --trim --dry-run\nHi", cell_id="a")

@@ -24,9 +24,9 @@ SHOWN = {
     "chats": ["My snake is called Monty"],
     "speed": [r"\(\d+ reused\)"],
     "explain-errors": ["ZeroDivisionError"],
-    "errors": ["temperature=9 must be 0 to 2"],
+    "errors": ["temperature=9 is out of range. It must be 0 to 2"],
     "python": ["Paris", "done"],
-    "offline": ["embedded"],
+    "offline": ["bundled"],
     "vscode-and-colab": ["Paris", "ipykernel"],
 }
 PAGES = [path for path in ALL if any(block.runs for block in blocks(path))]

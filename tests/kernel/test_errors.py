@@ -22,26 +22,35 @@ MISTAKES = {
     "%llm_load -d cuda": ("DeviceUnavailable", "CUDA is not available: {build}. Use -d cpu."),
     "%llm_load -d cuda:7": ("DeviceUnavailable", "Use -d cpu"),
     "%llm_load -d mps": ("DeviceUnavailable", "Use -d cpu"),
-    "%llm_load -d gpu": ("OptionError", "device=gpu must be auto, cpu, cuda, cuda:N or mps."),
-    "%llm_load -q 3bit": ("OptionError", "quantization=3bit must be none, 8bit, 4bit."),
-    "%llm_load --dtype int8": ("OptionError", "dtype=int8 must be"),
+    "%llm_load -d gpu": (
+        "OptionError",
+        "device=gpu is invalid. Use auto, cpu, cuda, cuda:N or mps.",
+    ),
+    "%llm_load -q 3bit": ("OptionError", "quantization=3bit is invalid. Use none, 8bit or 4bit."),
+    "%llm_load --dtype int8": ("OptionError", "dtype=int8 is invalid. Use"),
     "%llm_load -b olama": ("OptionError", "There is no backend 'olama'. Did you mean \"ollama\"?"),
     "%llm_load one two": ("OptionError", "%llm_load: unexpected argument 'two'."),
     "%llm_load --kep": ("OptionError", '%llm_load has no option --kep. Did you mean "--keep"'),
     "%%llm --temprature 1\nx": ("OptionError", 'Did you mean "--temperature"'),
-    "%%llm -t hot\nx": ("OptionError", "temperature=hot must be a number, 0 to 2."),
-    "%%llm -t 3\nx": ("OptionError", "temperature=3 must be 0 to 2."),
-    "%%llm -t nan\nx": ("OptionError", "temperature=nan must be"),
-    "%%llm --top-k 0\nx": ("OptionError", "top_k=0 must be 1 or more."),
-    "%%llm --top-k 1.5\nx": ("OptionError", "top_k=1.5 must be a whole number, 1 or more."),
+    "%%llm -t hot\nx": ("OptionError", "temperature=hot is not a number. It must be 0 to 2."),
+    "%%llm -t 3\nx": ("OptionError", "temperature=3 is out of range. It must be 0 to 2."),
+    "%%llm -t nan\nx": ("OptionError", "temperature=nan is out of range. It must be"),
+    "%%llm --top-k 0\nx": ("OptionError", "top_k=0 is out of range. It must be 1 or more."),
+    "%%llm --top-k 1.5\nx": (
+        "OptionError",
+        "top_k=1.5 is not a whole number. It must be 1 or more.",
+    ),
     "%%llm --top-p\nx": ("OptionError", "--top-p"),
-    "%%llm -f pdf\nx": ("OptionError", "--format pdf must be one of: markdown, text, code, json."),
+    "%%llm -f pdf\nx": (
+        "OptionError",
+        "--format pdf is invalid. Use markdown, text, code or json.",
+    ),
     "%%llm -m a -m b\nx": ("OptionError", "-m, --model is given twice. Keep one of them."),
     "%%llm --schema S\nx": ("OptionError", "-f json checks that the answer is JSON."),
     "%%llm -q 4bit\nx": ("OptionError", "has no option -q. It is an option of %llm_load."),
     "%%llm -m other-70b\nx": (
         "ModelNotLoaded",
-        f"other-70b is not loaded; loaded: {MODEL}. Type %llm_load other-70b.",
+        f"other-70b is not loaded. Loaded models: {MODEL}. Run %llm_load other-70b.",
     ),
     "%%llm -p min_q=1\nx": ("OptionError", "no generation option 'min_q'. Did you mean"),
     "%%llm -p num_beams=4\nx": (
@@ -63,7 +72,10 @@ MISTAKES = {
         "OptionError",
         "-o _i12: Python or IPython uses this name. Choose another.",
     ),
-    "%%llm -s 'open\nx": ("OptionError", "A quote is not closed. Close or remove it: 'open"),
+    "%%llm -s 'open\nx": (
+        "OptionError",
+        "Missing closing quote. Add it or remove the opening one: 'open",
+    ),
     "%%llm -c my chat\nx": (
         "OptionError",
         'select a model with -m. Put a value with spaces in quotes: -c "my chat".',
@@ -83,16 +95,22 @@ MISTAKES = {
     ),
     "%llm_config \u2013t 0.5": ("OptionError", "Options start with a hyphen: -t."),
     "%%llm hello\nx": ("OptionError", "Put the prompt below the first line"),
-    "%%llm -m nobody\nx": ("ModelNotLoaded", "nobody is not loaded; loaded: "),
+    "%%llm -m nobody\nx": ("ModelNotLoaded", "nobody is not loaded. Loaded models: "),
     f"%%llm -m {MODEL.lower()}\nx": ("ModelNotLoaded", f'Did you mean "{MODEL}"?'),
     "%llm": ("OptionError", "The prompt is empty. Write it after %llm, or below %%llm."),
     "%llm -t 0": ("OptionError", "The prompt is empty. Write it after %llm, or below %%llm."),
     "%%llm\n{value.nope}": ("PromptError", "Fix the name"),
     "%llm_config temperture=1": ("OptionError", 'Did you mean "temperature"?'),
-    "%llm_config temperature high": ("OptionError", "temperature=high must be a number, 0 to 2."),
-    "%llm_config temperature=9 top_k=3": ("OptionError", "temperature=9 must be 0 to 2."),
+    "%llm_config temperature high": (
+        "OptionError",
+        "temperature=high is not a number. It must be 0 to 2.",
+    ),
+    "%llm_config temperature=9 top_k=3": (
+        "OptionError",
+        "temperature=9 is out of range. It must be 0 to 2.",
+    ),
     "%llm_config --reset top_k=3": ("OptionError", "--reset and new values cannot be combined."),
-    "%llm_unload nobody": ("ModelNotLoaded", f"nobody is not loaded; loaded: {MODEL}."),
+    "%llm_unload nobody": ("ModelNotLoaded", f"nobody is not loaded. Loaded models: {MODEL}."),
     "%llm_unload nobody --all": (
         "OptionError",
         "--all and the name of a model cannot be combined.",
@@ -100,9 +118,12 @@ MISTAKES = {
     "%llm_reset nobody": ("OptionError", "There is no chat 'nobody'"),
     "%llm_models -b nowhere": ("OptionError", "There is no backend 'nowhere'."),
     "%llm_status now": ("OptionError", "%llm_status: unexpected argument 'now'."),
-    "llm.generate('x', temperature=3)": ("OptionError", "temperature=3 must be 0 to 2."),
+    "llm.generate('x', temperature=3)": (
+        "OptionError",
+        "temperature=3 is out of range. It must be 0 to 2.",
+    ),
     "llm.generate('x', temprature=1)": ("OptionError", 'Did you mean "temperature"'),
-    "llm.generation.top_k = 0": ("OptionError", "top_k=0 must be 1 or more."),
+    "llm.generation.top_k = 0": ("OptionError", "top_k=0 is out of range. It must be 1 or more."),
     "llm.load('x', quantisation='4bit')": ("OptionError", 'Did you mean "quantization"'),
 }
 
@@ -120,7 +141,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(loaded: Kernel, code: str) ->
     loaded.ok("value, before = 1, (llm.generation.top_k, llm.status().models, llm.last)")
     ename, message = MISTAKES[code]
     build = loaded.value(
-        "'no GPU was found' if __import__('torch').version.cuda else 'this torch is a CPU build'"
+        "'no GPU was found' if __import__('torch').version.cuda else 'this torch is built for the CPU only'"
     )
     assert_one_line(loaded.run(code), ename, message.replace("{build}", build))
     assert loaded.value("before == (llm.generation.top_k, llm.status().models, llm.last)")
@@ -137,13 +158,15 @@ def test_earlier_model_answers_after_failed_load(loaded: Kernel) -> None:
 def test_a_prompt_that_is_too_long_is_counted(loaded: Kernel) -> None:
     loaded.ok("long = 'fox ' * 9000")
     ran = loaded.run("%llm {long}")
-    assert_one_line(ran, "PromptTooLong", f"tokens, {MODEL} reads 8,192. Shorten it by at least ")
+    assert_one_line(
+        ran, "PromptTooLong", f"tokens, but {MODEL} reads at most 8,192. Shorten it by at least "
+    )
     loaded.ok("%llm -t 0 --max-new-tokens 2 Hello")
 
 
 def test_failed_generation_shows_reason_and_model_stays_loaded(loaded: Kernel) -> None:
     ran = loaded.run("%llm -p min_p=7 Hello")
-    assert_one_line(ran, "GenerationFailed", f"{MODEL} failed while it answered: ValueError: ")
+    assert_one_line(ran, "GenerationFailed", f"{MODEL} failed while it was answering: ValueError: ")
     loaded.ok("%llm -t 0 --max-new-tokens 2 Hello")
 
 
@@ -151,7 +174,7 @@ def test_quantization_without_bitsandbytes(loaded: Kernel) -> None:
     loaded.ok("import sys; held = sys.modules.pop('bitsandbytes', 0)")
     loaded.ok("sys.modules['bitsandbytes'] = None")
     ran = loaded.run("%llm_load -q 4bit")
-    assert_one_line(ran, "MissingDependency", "Type: pip install bitsandbytes")
+    assert_one_line(ran, "MissingDependency", "Run: pip install bitsandbytes")
     loaded.ok("del sys.modules['bitsandbytes']")
 
 
@@ -166,7 +189,7 @@ def test_a_model_that_does_not_fit_names_the_figures(loaded: Kernel, tmp_path: P
     (tmp_path / "tokenizer.json").write_text("{}")
     ran = loaded.run(f"%llm_load {tmp_path}")
     assert_one_line(ran, "OutOfMemory", " on cpu, ")
-    assert "GB are free. Try a smaller model" in ran.error
+    assert "GB is free. Try a smaller model" in ran.error
 
 
 @pytest.mark.parametrize(
@@ -191,11 +214,13 @@ def test_nothing_is_loaded_and_wrong_settings() -> None:
         k.ok("%load_ext llm_magic")
         for code in ("%llm_status", "%llm_load", "%llm_config"):
             assert_one_line(
-                k.run(code), "SettingsError", "DEFAULT_LLM_TEMPERATURE=9 must be 0 to 2."
+                k.run(code),
+                "SettingsError",
+                "DEFAULT_LLM_TEMPERATURE=9 is out of range. It must be 0 to 2.",
             )
         k.ok("import os; os.environ['DEFAULT_LLM_TEMPERATURE'] = '0.5'")
-        assert_one_line(k.run("%llm Hello"), "ModelNotLoaded", "Type %llm_load")
-        assert_one_line(k.run("%llm_unload"), "ModelNotLoaded", "Type %llm_load")
+        assert_one_line(k.run("%llm Hello"), "ModelNotLoaded", "Run %llm_load")
+        assert_one_line(k.run("%llm_unload"), "ModelNotLoaded", "Run %llm_load")
         assert k.ok("%llm_unload --all").text == "No model was loaded."
 
 
@@ -203,7 +228,9 @@ def test_run_all_stops_at_a_failed_magic() -> None:
     cells = ["%load_ext llm_magic", "%llm_config temperature=9", "reached = True"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     client = NotebookClient(notebook, resources={"metadata": {"path": str(ROOT)}})
-    with pytest.raises(CellExecutionError, match="temperature=9 must be 0 to 2"):
+    with pytest.raises(
+        CellExecutionError, match=r"temperature=9 is out of range\. It must be 0 to 2"
+    ):
         client.execute()
     assert [o["output_type"] for o in notebook.cells[1].outputs] == ["error"]
     assert notebook.cells[1].outputs[0]["ename"] == "OptionError"

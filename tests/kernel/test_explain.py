@@ -168,7 +168,10 @@ def test_without_an_exception_it_is_one_line(scripted: Kernel) -> None:
 def test_an_error_of_our_own_needs_no_model(scripted: Kernel) -> None:
     scripted.run("%%llm -t 9\nHello")
     requests = scripted.value("len(backend.requests)")
-    assert scripted.ok("%llm_explain").text == "OptionError: temperature=9 must be 0 to 2."
+    assert (
+        scripted.ok("%llm_explain").text
+        == "OptionError: temperature=9 is out of range. It must be 0 to 2."
+    )
     assert scripted.value("len(backend.requests)") == requests
 
 

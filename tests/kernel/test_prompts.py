@@ -120,7 +120,7 @@ def test_a_wrong_reference_in_an_option_is_an_error(scripted: Kernel) -> None:
     scripted.ok("temp, evil, calls = 'hot', '--all', len(backend.requests)")
     for line, error in (
         ("%llm -t {tmp} Hi", '{tmp} is not defined in this notebook. Did you mean "temp"?'),
-        ("%llm -t {temp} Hi", "temperature=hot must be a number, 0 to 2."),
+        ("%llm -t {temp} Hi", "temperature=hot is not a number. It must be 0 to 2."),
         ("%llm -t {temp['x']} Hi", "{temp['x']}: TypeError"),
         ("%llm_unload {evil}", "The value of {evil} starts with -, like an option."),
         ("%llm_load x -b openai --key-env {evil}", "--key-env takes the name of an"),
@@ -137,7 +137,7 @@ def test_an_unknown_name_is_left_as_it_is_with_a_note(scripted: Kernel) -> None:
     scripted.ok("animal = 'fox'")
     ran = scripted.ok("%%llm\nDescribe the {anmal} here.")
     assert sent(scripted) == [("user", "Describe the {anmal} here.")]
-    assert ran.text.startswith("Note: {anmal} is not defined here; left as it is. Did you mean")
+    assert ran.text.startswith("Note: {anmal} was not replaced: anmal is not defined. Did you mean")
 
 
 def test_expressions_are_filled_in_everywhere(scripted: Kernel) -> None:
@@ -157,7 +157,7 @@ def test_braces_in_pasted_text_run_nothing(scripted: Kernel, options: str) -> No
     notes = [line for line in answer.text.splitlines() if line.startswith("Note: ")]
     assert len(notes) == 4
     assert notes[0] == (
-        "Note: {os.system('exit 7')} is left as it is: it calls .system() of the module os."
+        "Note: {os.system('exit 7')} was not replaced: it calls .system() of the module os."
         " Assign it to a variable first, and refer to that"
     )
     if "--dry-run" not in options:
@@ -179,11 +179,11 @@ def test_notes_name_the_syntax_that_is_not_supported(scripted: Kernel) -> None:
     scripted.ok("xs = [1]")
     prompt = "See {xs=}, {len(xs}, {[x for x in xs]} and {xs[0] if xs else 0}."
     expected = [
-        "Note: {xs=} is left as it is: it ends with =; write xs={xs}",
-        "Note: {len(xs} is left as it is: it has a bracket that is not closed",
-        "Note: {[x for x in xs]} is left as it is: it has a list comprehension in it. Assign it to a"
+        "Note: {xs=} was not replaced: it ends with =; write xs={xs}",
+        "Note: {len(xs} was not replaced: it has a bracket that is not closed",
+        "Note: {[x for x in xs]} was not replaced: it has a list comprehension in it. Assign it to a"
         " variable first, and refer to that",
-        'Note: {xs[0] if xs else 0} is left as it is: it has "if" and "else" in it. Assign it to a'
+        'Note: {xs[0] if xs else 0} was not replaced: it has "if" and "else" in it. Assign it to a'
         " variable first, and refer to that",
     ]
     for option in ("", "--dry-run"):
@@ -327,7 +327,7 @@ def test_dry_run_shows_what_a_chat_would_send_and_what_is_cut(scripted: Kernel) 
     scripted.ok("backend.context = 6")
     ran = scripted.ok("%%llm -c dry --trim --dry-run\nThree {qqqq}", cell_id="dry-3")
     assert ran.text.splitlines()[:8] == [
-        "Note: {qqqq} is not defined here; left as it is.",
+        "Note: {qqqq} was not replaced: qqqq is not defined.",
         "Note: The context leaves 2 tokens for the answer, fewer than max_new_tokens 512.",
         "system    Be brief.",
         "not sent  2 oldest turns dropped (--trim)",
@@ -338,13 +338,93 @@ def test_dry_run_shows_what_a_chat_would_send_and_what_is_cut(scripted: Kernel) 
     ]
     ran = scripted.ok("%%llm -c dry --dry-run\nThree four", cell_id="dry-3")
     assert ran.text.startswith(
-        "Note: The prompt is too long: it has 8 tokens, and tiny reads 6. Shorten it by at least 3."
-        " Chat 'dry' has 2 turns above it: --trim leaves out the oldest, %llm_reset dry all.\n"
+        "Note: The prompt has 8 tokens, but tiny reads at most 6. Shorten it by at least 3."
+        " Chat 'dry' has 2 turns above it: --trim drops the oldest, and %llm_reset dry deletes all.\n"
         "system     Be brief.\n"
         "user       One\n"
         "assistant  One\n"
     )
     scripted.ok("backend.context = 8192")
+
+
+def test_dry_run_without_a_model_shows_the_messages(scripted: Kernel) -> None:
+    scripted.ok("%llm_unload\nanimal = 'fox'")
+    try:
+        ran = scripted.ok("%%llm --dry-run -s 'Be brief.' -t 0.5\nDescribe the {animal}, {nobody}.")
+        assert ran.text.splitlines()[:5] == [
+            "Note: {nobody} was not replaced: nobody is not defined.",
+            "system  Be brief.",
+            "user    Describe the fox, {nobody}.",
+            "",
+            "no model is loaded: tokens are not counted · nothing was sent",
+        ]
+        assert "temperature 0.5" in ran.text
+        # No turn of the chat begins.
+        for _ in range(2):
+            assert scripted.ok("%llm -c early --dry-run Hello").text.startswith("user  Hello\n")
+        assert scripted.run("%llm --dry-run -m nobody Hello").ename == "ModelNotLoaded"
+        assert scripted.run("%llm --dry-run --trim Hello").ename == "OptionError"
+    finally:
+        scripted.ok("%llm_load tiny")
+
+
+def test_limit_beyond_the_context_is_a_note(scripted: Kernel) -> None:
+    note = (
+        "Note: max_new_tokens 100,000 is more than the context of tiny, which is 8,192 tokens. The"
+        " answer ends where the context is full.\n"
+    )
+    assert scripted.ok("%llm --max-new-tokens 100000 Hello").text.startswith(f"{note}Hello\n")
+    job = scripted.ok("job = %llm --bg --max-new-tokens 100000 Hello\njob.result()")
+    assert note in job.text
+    assert "Note" not in scripted.ok("%llm --max-new-tokens 8000 Hello").text
+
+
+def test_error_of_a_long_prompt_names_the_long_reference(scripted: Kernel) -> None:
+    scripted.ok(
+        "from llm_magic.errors import PromptTooLong\nlong, short = 'word ' * 99, 'x'\n"
+        "def fail(tokens=None):\n"
+        "    error = PromptTooLong('The prompt is too long.')\n"
+        "    error.tokens = tokens\n"
+        "    backend.will(error)\n"
+    )
+    scripted.ok("fail(1000)")
+    ran = scripted.run("%%llm\nAbout {short} {long}")
+    assert ran.error == (
+        "The prompt is too long. {long} takes 98% of it (about 984 tokens): insert a part of the value."
+    )
+    scripted.ok("fail()")
+    ran = scripted.run("%llm Again {long}")
+    assert ran.error.endswith(". {long} takes 99% of it: insert a part of the value.")
+    scripted.ok("fail()")
+    assert scripted.run("%llm Only {short} and some words").error == "The prompt is too long."
+    scripted.ok("%llm -c talk One")
+    scripted.ok("fail()")
+    ran = scripted.run("%llm -c talk {long}")
+    assert "insert a part of the value. Chat 'talk' has 1 turn above it: --trim" in ran.error
+    scripted.ok("for _ in range(2): fail()")
+    ran = scripted.run("%llm -c talk --trim Short")
+    assert ran.error == "The prompt is too long. Even without the 1 turn above it, it is too long."
+    scripted.ok("backend.context = 60")
+    try:
+        ran = scripted.ok("%llm --dry-run {long}")
+        assert "{long} takes 100% of it (about 99 tokens)" in ran.text
+    finally:
+        scripted.ok("backend.context = 8192")
+
+
+def test_numbers_have_commas_and_units_are_singular(scripted: Kernel) -> None:
+    scripted.ok("import pandas as pd; row = pd.DataFrame({'a': [1]}); words = 'word ' * 1200")
+    assert "→ 1,201 tokens" in scripted.ok("%%llm\n{words}").text
+    scripted.ok("%%llm\n{row} {row['a']}")
+    assert sent(scripted) == [
+        ("user", "DataFrame, 1 row × 1 column\n   a\n0  1 Series 'a', 1 value, int64\n0  1")
+    ]
+    scripted.ok("%%llm --bg\n{words}\n")
+    scripted.ok("llm.jobs.all[-1].result();")
+    assert "1,201" in scripted.ok("%llm_jobs").text
+    assert "8,192 ctx" in scripted.ok("%llm_status").text
+    # A model in this process costs nothing.
+    assert "cost" not in scripted.ok("%llm_usage").text
 
 
 def test_output_variable_is_set_and_left_alone_without_a_reply(scripted: Kernel) -> None:
@@ -378,7 +458,9 @@ def test_format_json_stores_the_value_and_fails_for_anything_else(scripted: Kern
     assert scripted.value("data") == {"a": 1}
     bad = scripted.run("%%llm -f json --quiet -o data\n{'a': 1}")
     assert bad.ename == "InvalidReply"
-    assert bad.error.startswith("The answer is not valid JSON: Expecting property name")
+    assert bad.error.startswith(
+        "The answer is not valid JSON: a key in double quotes is missing (line 1, character 2)."
+    )
     assert bad.error.endswith(" The text is in llm.last.")
     assert len(bad.traceback) == 1
     # The answer is shown as it is, above the error.
@@ -387,7 +469,110 @@ def test_format_json_stores_the_value_and_fails_for_anything_else(scripted: Kern
     assert scripted.run("llm.last.json()").ename == "InvalidReply"
 
 
+def test_format_json_shows_what_is_not_json(scripted: Kernel) -> None:
+    ran = scripted.ok('%%llm -f json -o data\nHere <b>:\n```json\n{"a": 1}\n```\nThat is all.')
+    line = "Not shown, because it is not in the JSON: Here <b>: That is all."
+    assert ran.text.splitlines()[3:5] == ["", line]
+    assert "Here &lt;b&gt;: That is all." in ran.html
+    assert (
+        f"[{line}]"
+        in scripted.ok(
+            "%llm -f json --plain Here <b>: {'a': [1]} That is all.".replace("'", '"')
+        ).text
+    )
+    for answer in (
+        '{"a": [1]}',
+        '```json\n{"a": 1}\n```',
+        '"is {a} text"',
+        " [1]\n",
+        "```\n4\n```",
+    ):
+        assert "Not shown" not in scripted.ok(f"%%llm -f json --literal\n{answer}").text
+    # Not as JSON, whose highlighting shows each letter as an error.
+    assert "no json here" in scripted.run("%llm -f json no json here").html
+
+
 def test_plain_and_quiet_write_only_the_answer_to_stdout(scripted: Kernel) -> None:
     ran = scripted.ok("%%llm --plain --quiet\n**bold** <b>")
     assert {o["type"] for o in ran.outputs} == {"stream"}
     assert ran.text == "**bold** <b>\n"
+
+
+def test_output_that_replaces_a_value_of_the_user_is_noted_once(scripted: Kernel) -> None:
+    scripted.ok("import json as parser\nclass Table: pass\ntable = Table(); empty = None")
+    notes = {
+        "%%llm -o table\nHi": "-o table replaces the Table in table.",
+        "%llm -o parser -f json [1]": "-o parser replaces the module in parser.",
+        "%llm -o sorted Hi": "-o sorted hides the built-in sorted. To restore it, run: del sorted",
+    }
+    for cell, note in notes.items():
+        dry = cell.replace(" -o", " --dry-run -o")
+        assert [scripted.ok(code).text.split("\n")[0] for code in (dry, cell)] == [
+            f"Note: {note}"
+        ] * 2
+        assert "Note" not in scripted.ok(cell).text
+    for name in ("empty", "fresh", "table"):
+        assert "Note" not in scripted.ok(f"%llm -o {name} Hi").text
+    scripted.ok("copy = llm.generate('Hi'); del sorted")
+    assert "Note" not in scripted.ok("%llm -o copy Hi").text
+    scripted.ok("number = 42")
+    assert "-o number replaces the int in number." in scripted.ok("%llm --bg -o number Hi").text
+
+
+def test_errors_name_the_variable_with_the_answer(scripted: Kernel) -> None:
+    scripted.ok("from llm_magic.errors import IncompleteReply\nsession = llm; del llm")
+    imported = "llm.last (from llm_magic import llm)"
+    try:
+        for options, where in (("-o part", "part"), ("", imported), ("-o part -f json", imported)):
+            scripted.ok("backend.will('half', IncompleteReply('Cut.'))")
+            ran = scripted.run(f"%llm {options} Hi")
+            assert ran.error == f"Cut. The received part is in {where}."
+        assert scripted.value("part.text") == "half"
+        assert scripted.run("%llm -f json no json").error.endswith(f" The text is in {imported}.")
+        scripted.ok("from tests.scripted import Hang")
+        for options, where in (("-o part", "part"), ("", imported)):
+            scripted.ok("backend.will('some', ' words', Hang())")
+            cell = scripted.send(f"%llm {options} Hi")
+            scripted.wait_for_output(cell, "some words")
+            scripted.interrupt()
+            ran = scripted.wait(cell)
+            assert ran.error == f"Stopped after 2 tokens; the answer so far is in {where}."
+    finally:
+        scripted.ok("llm = session")
+
+
+def test_error_in_the_code_of_the_user_shows_its_lines(scripted: Kernel) -> None:
+    scripted.ok("def ask(question):\n    x = 9\n    return llm.generate(question, temperature=x)")
+    asking = "Cell In[{n}], line 3, in ask: return llm.generate(question, temperature=x)"
+    number = scripted.value("len(In) - 2")
+    cells = {
+        "for question in 'ab':\n    ask(question)": ["line 2: ask(question)", asking],
+        "ask('a')": ["line 1: ask('a')", asking],
+        "x = 1\nllm.generate('a', temperature=9)": ["line 2: llm.generate('a', temperature=9)"],
+        "async def wait():\n    await llm.agenerate('a', temperature=9)\nawait wait()": [
+            "line 3: await wait()",
+            "line 2, in wait: await llm.agenerate('a', temperature=9)",
+        ],
+        # Threads and frames of libraries are not shown; recursion is shown once.
+        "from concurrent.futures import ThreadPoolExecutor\nlist(ThreadPoolExecutor(1).map(ask, 'a'))": [
+            "line 2: list(ThreadPoolExecutor(1).map(ask, 'a'))",
+            asking,
+        ],
+        "def deep(n):\n    return deep(n - 1) if n else ask('a')\ndeep(30)": [
+            "line 3: deep(30)",
+            "line 2, in deep: return deep(n - 1) if n else ask('a')",
+            asking,
+        ],
+        # One line, and magics, need none.
+        "llm.generate('a', temperature=9)": [],
+        "for n in 'ab':\n    %llm -t 9 {n}": [],
+    }
+    for code, expected in cells.items():
+        ran = scripted.run(code)
+        assert (ran.status, ran.ename) == ("error", "OptionError")
+        first, *lines = ran.traceback
+        assert first == f"\x1b[31mOptionError\x1b[0m: {ran.error}"
+        assert len(lines) == len(expected)
+        for line, end in zip(lines, expected, strict=True):
+            assert line.startswith("  Cell In[")
+            assert line.endswith(end.format(n=number)), line

@@ -85,7 +85,7 @@ def test_provider_is_loaded_by_name_and_answers(k: Kernel, server: ProviderServe
 @pytest.mark.parametrize(
     ("cell", "error"),
     [
-        ("%llm_load grok-4 -b xai", "XAI_API_KEY is not set, and nothing can prompt for it here. Set "),
+        ("%llm_load grok-4 -b xai", "XAI_API_KEY is not set, and you cannot be prompted for it here. Set "),
         ("%llm_models -b xai", "XAI_API_KEY is not set"),
         ("%llm_load x -b together", "rejected the key in TOGETHER_API_KEY (401): Invalid API key provided."),
         ("%llm_load gemini-tset -b gemini", 'Did you mean "gemini-test"'),
@@ -93,7 +93,7 @@ def test_provider_is_loaded_by_name_and_answers(k: Kernel, server: ProviderServe
         ("%llm_load x -b llamacpp", 'Did you mean "llamacpp-server"?'),
         ("%llm_load x -b Claude", 'There is no backend \'Claude\'. Did you mean "anthropic"?'),
         ("%llm_load x -b grok", 'Did you mean "xai"?'),
-        ("%llm_load x --base-url http://localhost:1", "is not an option of local, only of ollama,"),
+        ("%llm_load x --base-url http://localhost:1", "--base-url works only with -b ollama,"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(k: Kernel, cell: str, error: str) -> None:
@@ -117,4 +117,4 @@ def test_choosing_a_provider_in_the_panel_does_not_wait_for_a_key(k: Kernel) -> 
     )
     k.ok("while 'XAI' not in (shown := panel.loading.message.value): time.sleep(0.01)", 20)
     shown = k.value("shown")
-    assert "XAI_API_KEY is not set, and nothing can prompt for it here." in shown
+    assert "XAI_API_KEY is not set, and you cannot be prompted for it here." in shown

@@ -132,7 +132,7 @@ def test_usage_of_the_session(k: Kernel) -> None:
     assert "<table" in ran.html
     shown = k.ok("%llm_usage --reset").text
     assert "3 (1 stopped, 1 failed)" in shown
-    assert shown.endswith("No server reported a cost.")
+    assert "cost" not in shown
     assert k.value("llm.usage().models") == ()
     assert k.completed("%llm_usage --r|") == ["%llm_usage --reset"]
     assert "--reset" in k.help("%llm_usage")

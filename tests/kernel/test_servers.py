@@ -78,9 +78,12 @@ def test_load_checks_server_and_shows_its_address(k: Kernel, server: FaultServer
     ("cell", "error"),
     [
         ("%llm_load tyny {server}", 'Model "tyny" not found'),
-        ("%llm_load -b vllm", "Nothing listens at http://127.0.0.1:9. Start one: vllm serve MODEL"),
+        (
+            "%llm_load -b vllm",
+            "No server is listening at http://127.0.0.1:9. To start one, run: vllm serve MODEL",
+        ),
         ("%llm_load {server}", "lists 2 models: tiny, big"),
-        ("%llm_load tiny -d cuda {server}", "--device is not an option of openai, only of local."),
+        ("%llm_load tiny -d cuda {server}", "--device works only with -b local, not with openai."),
         ("%llm_load llama9 -b ollama", "--pull"),
         ("%llm_load tiny -b olama", "There is no backend 'olama'. Did you mean \"ollama\"?"),
         ("%llm_load tiny -b openai --key-env sk-1", "--key-env takes the name of an environment"),

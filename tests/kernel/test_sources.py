@@ -86,5 +86,5 @@ def test_the_embedded_file_by_its_path(k: Kernel) -> None:
     k.ok("from llm_magic.backends.local.files.gguf import embedded_file")
     file = k.value("str(embedded_file())")
     ran = k.ok(f"%llm_load {file} --name file")
-    assert ran.text.splitlines()[0].startswith("file · local cpu bf16 · 269 MB · 8192 ctx")
+    assert ran.text.splitlines()[0].startswith("file · local cpu bf16 · 269 MB · 8,192 ctx")
     assert k.value("llm.status().models[0].where") == "gguf"

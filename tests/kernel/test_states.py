@@ -63,10 +63,13 @@ def test_several_models_at_once(loaded: Kernel) -> None:
     assert loaded.value("llm.last.model") == "two"
     loaded.ok(f"%llm -m {MODEL} -t 0 --max-new-tokens 2 Hello")
     assert loaded.value("llm.last.model") == MODEL
-    assert "has the name two" in loaded.run("%llm_load --keep --name two --dtype float16").error
+    assert (
+        "name two is already used"
+        in loaded.run("%llm_load --keep --name two --dtype float16").error
+    )
     listed = loaded.ok("%llm_models").text.splitlines()
     assert [line.split()[:2] for line in listed[1:3]] == [["loaded", MODEL], ["loaded", "two"]]
-    assert any(line.split()[:2] == ["embedded", MODEL] for line in listed[3:])
+    assert any(line.split()[:2] == ["bundled", MODEL] for line in listed[3:])
 
     loaded.ok(f"%llm_load {MODEL} --keep")
     assert states(loaded) == ("Ready", MODEL, [MODEL, "two"])

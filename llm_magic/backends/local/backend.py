@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 import threading
@@ -65,7 +64,7 @@ class LocalTransformersBackend(Backend):
         self._load_failed = False
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
-        """Return the embedded model, and those in the local folder and in the cache of the hub."""
+        """Return the bundled model, and those in the local folder and in the cache of the hub."""
         _require_packages()
         return await self._files.run(
             lambda _cancel: sources.available(self._settings()), partial(explain_load, "The list")
@@ -142,7 +141,7 @@ class LocalTransformersBackend(Backend):
             lambda _cancel: loader.unload(box), partial(explain_load, name)
         )
 
-    async def stream(
+    def stream(
         self, name: str, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
         """Answer on the inference thread. Closing the generator stops at the next token."""
@@ -157,13 +156,9 @@ class LocalTransformersBackend(Backend):
                 raise
 
         explain = partial(explain_generation, name, self.local_model(name).info.device)
-        if self.inference.is_busy:
-            yield Chunk(queued=True)
-        async with contextlib.aclosing(self.inference.stream(work, explain)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        return self.inference.stream(work, explain, Chunk(queued=True))
 
-    async def stream_many(
+    def stream_many(
         self, name: str, conversations: Sequence[Sequence[Message]], config: GenerationConfig
     ) -> AsyncGenerator[tuple[int, Item], None]:
         """Answer many conversations together; yields chunks with the index of their conversation.
@@ -179,18 +174,18 @@ class LocalTransformersBackend(Backend):
             request = sequence.BatchRequest(conversations, config, cancel, emit, explain)
             batch.stream_many(self.local_model(name), request)
 
-        async with contextlib.aclosing(self.inference.stream(work, explain)) as items:
-            async for item in items:
-                yield item
+        return self.inference.stream(work, explain)
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Count with the model's own template and tokenizer."""
         loaded = self.local_model(name)
-        tokens = await self.inference.run(
-            lambda _cancel: len(loaded.prompt_encoder.encode(messages)),
+        encoder, context = loaded.prompt_encoder, loaded.info.context_length
+        return await self.inference.run(
+            lambda _cancel: TokenCount(
+                len(encoder.encode(messages)), context, encoder.added_system(messages)
+            ),
             partial(explain_generation, name, loaded.info.device),
         )
-        return TokenCount(tokens, loaded.info.context_length)
 
     def check_extra(self, config: GenerationConfig) -> None:
         """Check ``-p`` names against Transformers."""
@@ -243,7 +238,7 @@ def _require_packages() -> None:
     missing = [name for name in ("torch", "transformers", "accelerate") if find_spec(name) is None]
     if missing:
         raise MissingDependency(
-            f'Local models need {", ".join(missing)}. Type: pip install "llm_magic[local]"'
+            f'Local models need {", ".join(missing)}. To install, run: pip install "llm_magic[local]"'
         )
 
 
@@ -259,7 +254,7 @@ def _require_usable_process() -> None:
     except OSError:
         # oneMKL ends the process if the working folder does not exist.
         raise LoadFailed(
-            "The working folder does not exist any more. Change to another one"
+            "The working folder no longer exists. Change to another one"
             " (import os; os.chdir(os.path.expanduser('~'))) and load again."
         ) from None
 

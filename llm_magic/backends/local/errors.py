@@ -19,12 +19,12 @@ _LONGEST_LINE = 300
 _TRANSFORMERS_ERRORS: dict[str, tuple[type[LLMMagicError], str]] = {
     "trust_remote_code": (
         LoadFailed,
-        "{name} comes with Python code of its own. If you trust it, add --trust-remote-code.",
+        "{name} contains its own Python code. If you trust it, add --trust-remote-code.",
     ),
     "`tiktoken` is required": (
         MissingDependency,
         "{name} has no tokenizer.json, and converting its tokenizer needs another package."
-        " Type: pip install sentencepiece tiktoken",
+        " Run: pip install sentencepiece tiktoken",
     ),
     "backend tokenizer": (
         LoadFailed,
@@ -46,7 +46,7 @@ def explain_load(name: str, error: BaseException) -> LLMMagicError:
     details = "".join(traceback.format_exception(error))
     if memory.is_out_of_memory(error):
         return OutOfMemory(
-            f"Memory ran out while {name} was loaded."
+            f"Memory ran out while {name} was being loaded."
             " Try -q 4bit, a smaller model, or %llm_unload first.",
             details=details,
         )
@@ -79,12 +79,12 @@ def explain_generation(name: str, device: str, error: BaseException) -> LLMMagic
         memory.release_memory()
         first_device = device.partition("+")[0]
         return OutOfMemory(
-            f"Memory ran out on {first_device} while {name} answered;"
-            f" {human_bytes(memory.free_bytes(first_device))} are free now. {name} is still loaded."
+            f"{first_device} ran out of memory while {name} was answering;"
+            f" {human_bytes(memory.free_bytes(first_device))} is free now. {name} is still loaded."
             " Try a shorter prompt, a lower --max-new-tokens, or load it with -q 4bit.",
             details=details,
         )
     first = str(error).strip().partition("\n")[0]
     return GenerationFailed(
-        f"{name} failed while it answered: {type(error).__name__}: {first}", details=details
+        f"{name} failed while it was answering: {type(error).__name__}: {first}", details=details
     )

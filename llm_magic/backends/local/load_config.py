@@ -33,7 +33,7 @@ class LocalLoadConfig(LoadConfig):
     trust_remote_code: Annotated[
         bool,
         OptionSpec(
-            "Run Python code that comes with the model. Only for models you trust.",
+            "Run the Python code of the model. Use it only for models that you trust.",
             ("--trust-remote-code",),
         ),
     ] = False
@@ -49,7 +49,7 @@ class LocalLoadConfig(LoadConfig):
     assistant: Annotated[
         str | None,
         OptionSpec(
-            "A smaller model with the same vocabulary that guesses ahead.",
+            "A smaller model with the same vocabulary that proposes tokens for speculative decoding.",
             ("--assistant",),
             "MODEL",
         ),
@@ -63,7 +63,8 @@ class LocalLoadConfig(LoadConfig):
     compile: Annotated[
         bool,
         OptionSpec(
-            "Compile the model first, and use that where it measures faster. The load takes longer.",
+            "Compile the model, and use the compiled version where it is measured to be faster."
+            " The load takes longer.",
             ("--compile",),
         ),
     ] = False

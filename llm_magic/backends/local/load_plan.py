@@ -106,8 +106,9 @@ class Planner:
         available = memory.free_bytes("cpu")
         if size > available:
             raise OutOfMemory(
-                f"Converting {file.stem} takes about {human_bytes(size)} of memory,"
-                f" {human_bytes(available)} are free. Free memory, or get the model as safetensors."
+                f"Converting {file.stem} needs about {human_bytes(size)} of memory, but only"
+                f" {human_bytes(available)} is free. Free memory, or load the model from .safetensors"
+                " files."
             )
 
     def _fetch(self, source: Source) -> Path:
@@ -135,7 +136,7 @@ def resolve_device(device: str) -> str:
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
             is_cpu_build = torch.version.cuda is None
-            reason = "this torch is a CPU build" if is_cpu_build else "no GPU was found"
+            reason = "this torch is built for the CPU only" if is_cpu_build else "no GPU was found"
             raise DeviceUnavailable(f"CUDA is not available: {reason}. Use -d cpu.")
         index, count = torch.device(device).index, torch.cuda.device_count()
         if index is None:
@@ -158,7 +159,7 @@ def check_quantization(config: LocalLoadConfig, device: str) -> None:
         raise OptionError("bitsandbytes does not support mps. Use -d cpu, or -q none.")
     if find_spec("bitsandbytes") is None:
         raise MissingDependency(
-            f"-q {config.quantization} needs bitsandbytes. Type: pip install bitsandbytes"
+            f"-q {config.quantization} needs bitsandbytes. Run: pip install bitsandbytes"
         )
 
 

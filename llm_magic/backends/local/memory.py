@@ -156,7 +156,7 @@ def check_fit(name: str, required: int, free: int, device: str, quantization: st
         advice.append("-d cpu")
     advice.append("a smaller model, or free memory with %llm_unload")
     raise OutOfMemory(
-        f"{name} needs about {human_bytes(required)} on {device}, {human_bytes(free)} are free."
+        f"{name} needs about {human_bytes(required)} on {device}, but only {human_bytes(free)} is free."
         f" Try {', '.join(advice)}."
     )
 

@@ -93,9 +93,15 @@ class Worker:
         self,
         work: Callable[[threading.Event, Callable[[T], None]], None],
         translate: Translate,
+        queued: T | None = None,
     ) -> AsyncGenerator[T, None]:
-        """Yield what the job emits, and raise its failure; closing sets its flag and waits for it."""
+        """Yield what the job emits, and raise its failure; closing sets its flag and waits for it.
+
+        `queued` is yielded first if the job has to wait for others.
+        """
         bridge: ThreadBridge[T] = ThreadBridge()
+        if queued is not None and self.is_busy:
+            bridge.put(queued)
 
         def job(cancel: threading.Event) -> None:
             try:
@@ -106,9 +112,10 @@ class Worker:
         future, cancel = self.submit(job, translate)
         wrapped = asyncio.wrap_future(future)
         try:
-            async with contextlib.aclosing(aiter(bridge)) as items:
-                async for item in items:
+            while not bridge.is_finished:
+                for item in bridge.take():
                     yield item
+                await bridge.wait_async()
             await wrapped
         finally:
             await _stop(future, wrapped, cancel)

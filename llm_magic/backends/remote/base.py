@@ -291,7 +291,7 @@ class RemoteBackend(Backend):
             option = options.get(self.spellings.get(name, name))
             if option is not None and option.flags and self.supports(option.name):
                 raise OptionError(
-                    f"{name} has an option of its own. Use {option.flags[-1]} {option.metavar} instead of -p"
+                    f"{name} has its own option. Use {option.flags[-1]} {option.metavar} instead of -p"
                     f" (in Python: {option.name}=)."
                 )
             if name in self.reserved:
@@ -331,7 +331,7 @@ class RemoteBackend(Backend):
         try:
             return self._models[name]
         except KeyError:
-            raise ModelNotLoaded(f"{name} is no longer loaded. Type %llm_load.") from None
+            raise ModelNotLoaded(f"{name} is no longer loaded. Run %llm_load.") from None
 
     # -- messages -----------------------------------------------------------------------------
 
@@ -353,9 +353,7 @@ class RemoteBackend(Backend):
         if isinstance(error, MalformedStream):
             message = f"{remote.server.address.origin} sent {error}."
         if has_text:
-            return IncompleteReply(
-                f"{message} The reply is incomplete; the received part is in llm.last."
-            )
+            return IncompleteReply(f"{message} The reply is incomplete.")
         if isinstance(error, MalformedStream):
             return RequestFailed(f"{message} Check --base-url and -b.")
         if isinstance(error, RequestFailed) and error.exceeds_context:
@@ -370,10 +368,8 @@ class RemoteBackend(Backend):
             reads = f" {name} reads {context:,} tokens." if context else ""
             return PromptTooLong(f"{error}{reads} {hint}")
         prompt, context = error.lengths
-        return PromptTooLong(
-            f"The prompt has {prompt:,} tokens, {name} on {remote.server.address.host_port} reads"
-            f" {context:,}. {hint}"
-        )
+        model = f"{name} on {remote.server.address.host_port}"
+        return PromptTooLong.measured(model, prompt, context, hint)
 
 
 def _busy_timeout(server: HttpServer) -> float:

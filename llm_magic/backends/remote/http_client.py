@@ -78,8 +78,8 @@ class HttpServer:
             return parse_json(data)
         except MalformedStream:
             raise RequestFailed(
-                f"{self.address.url}{path} answers, but not as {self.address.backend} does."
-                " Is --base-url right?",
+                f"{self.address.url}{path} responds, but not like {self.address.backend}. Check"
+                " --base-url.",
                 status=200,
             ) from None
 
@@ -135,7 +135,7 @@ class HttpServer:
             yield
         except aiohttp.ConnectionTimeoutError:
             raise ServerUnreachable(
-                f"{self.address.origin} did not answer within {CONNECT_S:.0f} s. {self._start}",
+                f"{self.address.origin} did not respond within {CONNECT_S:.0f} s. {self._start}",
                 brief="no connection",
                 is_temporary=True,
             ) from None
@@ -147,7 +147,7 @@ class HttpServer:
             raise self._connection_error(error, str(error)) from None
         except aiohttp.InvalidURL:
             raise ServerUnreachable(
-                f"{self.address.url} is no address. Check --base-url."
+                f"{self.address.url} is not a valid address. Check --base-url."
             ) from None
         except aiohttp.ClientError as error:
             raise self.disconnected_error(error) from None
@@ -163,17 +163,17 @@ class HttpServer:
         why = server_errors.one_line(self.scrub(_reason(error)))
         because = f" ({why})" if why else ""
         return ServerUnreachable(
-            f"The connection to {self.address.origin} broke{because}. Check the server.",
+            f"The connection to {self.address.origin} was lost{because}. Check the server.",
             brief="connection lost",
             is_temporary=True,
         )
 
     def timeout_error(
-        self, seconds: float, fix: str = "Check the server, or allow more with --idle-timeout."
+        self, seconds: float, fix: str = "Check the server, or allow more time with --idle-timeout."
     ) -> ServerTimeout:
-        """Return the error for a server that sent nothing for too long."""
+        """Return the error for a server that sent no data for too long."""
         return ServerTimeout(
-            f"{self.address.origin} sent nothing for {seconds:.0f} s. {fix}", brief="timed out"
+            f"{self.address.origin} sent no data for {seconds:.0f} s. {fix}", brief="timed out"
         )
 
     def scrub(self, text: str) -> str:

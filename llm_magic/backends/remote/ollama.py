@@ -80,7 +80,7 @@ class OllamaLoadConfig(ServerLoadConfig):
     pull: Annotated[
         bool,
         OptionSpec(
-            "Let the server download the model first if necessary.",
+            "Download the model to the server first if necessary.",
             ("--pull",),
             label="Download it there first",
         ),
@@ -93,7 +93,7 @@ class OllamaBackend(RemoteBackend):
     name = "ollama"
     option_names = _OPTION_NAMES
     load_config = OllamaLoadConfig
-    start = "Start it: ollama serve"
+    start = "To start one, run: ollama serve"
     reserved = MappingProxyType(
         {**RESERVED, "options": "Set each option by its name, for example -p num_ctx=8192."}
     )

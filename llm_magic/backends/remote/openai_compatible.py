@@ -166,8 +166,9 @@ class OpenAICompatibleBackend(RemoteBackend):
             return ()
         owner = server_errors.one_line(owner)[:_MAX_OWNER_LENGTH]
         return (
-            f"Warning: {server.address.host_port} is not vLLM: its models are owned by {owner!r}. It may"
-            " ignore top_k and repetition_penalty. Use -b openai for other OpenAI-compatible servers.",
+            f"Warning: {server.address.host_port} does not look like vLLM: its models report the owner"
+            f" {owner!r}. It may ignore top_k and repetition_penalty. Use -b openai for other"
+            " OpenAI-compatible servers.",
         )
 
     async def _unlisted(
@@ -291,7 +292,7 @@ class VLLMBackend(OpenAICompatibleBackend):
     option_names = MappingProxyType(
         OPTION_NAMES | {"top_k": "top_k", "repetition_penalty": "repetition_penalty"}
     )
-    start = "Start one: vllm serve MODEL"
+    start = "To start one, run: vllm serve MODEL"
     counts_tokens = True
 
 
@@ -302,7 +303,7 @@ class InstructLabBackend(OpenAICompatibleBackend):
     option_names = MappingProxyType(
         OPTION_NAMES | {"top_k": "top_k", "repetition_penalty": "repeat_penalty"}
     )
-    start = "Start one: ilab model serve"
+    start = "To start one, run: ilab model serve"
     # llama-cpp-python aborts its answer when another request arrives.
     concurrency = 1
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _TOP_P = "top_p"
 _TEMPERATURE = "temperature"
+_NO_SYSTEM = {"role": "system", "content": ""}
 
 
 class ProviderBackend(OpenAICompatibleBackend):
@@ -70,8 +71,8 @@ class ProviderBackend(OpenAICompatibleBackend):
                 )
         if config.temperature is not None and config.temperature > limit:
             raise OptionError(
-                f"{self.name} accepts a temperature of at most {limit:g}, and {config.temperature:g} is"
-                f" set. Use -t {limit:g} or less."
+                f"{self.name} accepts a temperature of at most {limit:g}, but it is set to"
+                f" {config.temperature:g}. Use -t {limit:g} or less."
             )
 
     def sent_options(self, name: str, config: GenerationConfig) -> GenerationConfig:
@@ -89,6 +90,9 @@ class ProviderBackend(OpenAICompatibleBackend):
     ) -> dict[str, Any]:
         """Return the body of a request."""
         body = super().body(remote, messages, self.sent_options(remote.info.name, config))
+        if self.provider.key_variable:
+            # Some reject an empty system message, and none has a system prompt of its own.
+            body["messages"] = [one for one in body["messages"] if one != _NO_SYSTEM]
         omitted = {*self.provider.omitted} - config.extra.keys()
         return {field: value for field, value in body.items() if field not in omitted}
 

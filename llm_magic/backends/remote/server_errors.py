@@ -187,7 +187,7 @@ def status_error(
     if 300 <= status < 400:
         return RequestFailed(
             f"{origin} redirects to {_redirect_target(headers.get('location', 'nowhere'))}. Redirects"
-            " are not followed. If you trust that address, load it with --base-url.",
+            " are not followed. If you trust that address, use it as --base-url.",
             status=status,
         )
     if account := _account_error(origin, status, response, text):
@@ -222,7 +222,7 @@ def _status_message(address: ServerAddress, status: int, text: str, later: str) 
     if status == 429:
         return f"{origin} received too many requests{reason} {later}"
     if status in {408, 502, 503, 504, 529}:
-        return f"{origin} is not ready or overloaded{reason} {later}"
+        return f"{origin} is not ready or is overloaded{reason} {later}"
     if status >= 500:
         return f"{origin} failed{reason} Check the log of the server."
     if status == 404:
@@ -353,15 +353,15 @@ def connection_error(address: ServerAddress, error: BaseException, start: str) -
     if isinstance(error, socket.gaierror):
         if error.errno == socket.EAI_AGAIN:
             return ServerUnreachable(
-                f"The host of {address.host_port} could not be looked up: no name server responded."
-                " Check the network, then --base-url.",
-                brief="no name server",
+                f"Could not resolve the host of {address.host_port}: no DNS server responded. Check the"
+                " network, then --base-url.",
+                brief="no DNS server",
             )
         return ServerUnreachable(
-            f"There is no host {address.host_port}. Check --base-url.", brief="unknown host"
+            f"Host {address.host_port} not found. Check --base-url.", brief="unknown host"
         )
     return ServerUnreachable(
-        f"Nothing listens at {address.origin}. {start}", brief="nothing listens", is_temporary=True
+        f"No server is listening at {address.origin}. {start}", brief="no server", is_temporary=True
     )
 
 
@@ -374,12 +374,12 @@ def proxy_error(
     lookup = next((e for e in chained(error) if isinstance(e, socket.gaierror)), None)
     if lookup is not None and lookup.errno == socket.EAI_AGAIN:
         return ServerUnreachable(
-            f"The proxy {proxy} could not be looked up: no name server responded. Check the network,"
-            f" then {variable}.",
+            f"Could not resolve the host of the proxy {proxy}: no DNS server responded. Check the"
+            f" network, then {variable}.",
             brief="proxy",
         )
     if lookup is not None:
-        problem = f"There is no host {proxy}, the proxy for {address.origin}"
+        problem = f"Proxy host {proxy} (for {address.origin}) not found"
     else:
         reason = one_line(reason)
         problem = f"The proxy {proxy} cannot connect to {address.origin}"

@@ -50,7 +50,7 @@ class Candidates:
         session = self._session
         names: Mapping[str, tuple[str, Callable[[], Iterable[str]]]] = {
             "loaded": ("loaded", lambda: (info.name for info in session.status().models)),
-            "jobs": ("job", lambda: (str(job.number) for job in session.jobs.all)),
+            "jobs": ("job", lambda: (*(str(job.number) for job in session.jobs.all), "all")),
             "chats": ("chat", lambda: (chat.name for chat in session.chats.all())),
             "variables": ("variable", self._variables),
             "backends": ("backend", self._backends),

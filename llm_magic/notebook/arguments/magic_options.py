@@ -57,7 +57,7 @@ _MODEL = Argument(
 )
 _OUTPUT = Argument(
     ("-o", "--output"),
-    "Store the Reply, a str, in this variable; with -f json the parsed value.",
+    "Store the reply (a str subclass) in this variable; with -f json, the parsed value.",
     "VAR",
     complete="variables",
 )
@@ -72,7 +72,8 @@ _ANSWER = (
     _MODEL,
     Argument(
         ("-s", "--system"),
-        'System prompt. {references} are filled in. "" sends none. Default: the one set with %llm_config.',
+        'System prompt. {references} are replaced. "" sends no system prompt. Default: the one set with'
+        " %llm_config.",
         "TEXT",
     ),
     Argument(
@@ -85,8 +86,8 @@ _ANSWER = (
     _OUTPUT,
     Argument(
         ("--trim",),
-        "Drop the oldest turns of the chat for this call if it does not fit the context. A quarter of"
-        " the context, or --max-new-tokens if that is less, is reserved for the answer.",
+        "Drop the oldest turns of the chat from this call if it exceeds the context. A quarter of the"
+        " context, or --max-new-tokens if that is less, is reserved for the answer.",
         kind="switch",
     ),
     Argument(
@@ -96,24 +97,31 @@ _ANSWER = (
         "FORMAT",
         choices=FORMATS,
     ),
-    Argument(("--replace",), "With -f code: replace this cell instead.", kind="switch"),
+    Argument(
+        ("--replace",), "With -f code: put the code into this cell instead of the next one.", kind="switch"
+    ),
     Argument(
         ("--bg",),
         "Return at once and stream into this cell while other cells run; -o stores the Response. Running the"
         " cell again stops its earlier job, where the frontend sends cell ids.",
         kind="switch",
     ),
-    Argument(("--literal",), "Send braces as they are; fill in no variables.", kind="switch"),
+    Argument(("--literal",), "Send braces as they are; replace no {references}.", kind="switch"),
     _DRY_RUN,
     *_SHOWN,
 )  # fmt: skip
 _EXPLANATION = (
     _MODEL,
-    Argument(("-c", "--chat"), "Chat for follow-up questions with %%llm -c NAME.", "NAME", complete="chats"),
+    Argument(
+        ("-c", "--chat"),
+        "Store the explanation in this chat, for follow-up questions with %%llm -c NAME.",
+        "NAME",
+        complete="chats",
+    ),
     _OUTPUT,
     Argument(
         ("-f", "--format"),
-        "How to show the answer. code requests the corrected cell and puts it into the next one.",
+        "How to show the answer. code asks for the corrected cell and puts it into the next cell.",
         "FORMAT",
         choices=FORMATS,
     ),
@@ -121,7 +129,12 @@ _EXPLANATION = (
     *_SHOWN,
 )  # fmt: skip
 
-_JOB = Argument(("job",), "Number of the job. Default: all jobs.", "ID", complete="jobs")
+_JOB = Argument(
+    ("job",),
+    "Number of the job, or its variable. Default, and with all: all jobs.",
+    "JOB",
+    complete="jobs",
+)
 _CHAT = Argument(("chat",), "Name of the chat. Default: all chats.", "CHAT", complete="chats")
 
 MAGICS: dict[str, Magic] = {
@@ -132,7 +145,7 @@ MAGICS: dict[str, Magic] = {
             "Load a model, or connect to one on a server, and make it the active one.",
             "%llm_load [MODEL] [options]",
             (
-                Argument(("--name",), "Name to use afterwards (%%llm -m ALIAS).", "ALIAS"),
+                Argument(("--name",), "Name for the loaded model, as in %%llm -m ALIAS.", "ALIAS"),
                 Argument(("--keep",), "Keep the models that are already loaded.", kind="switch"),
                 Argument(("--bg",), "Return at once; the next %%llm waits for the model.", kind="switch"),
             ),
@@ -140,7 +153,7 @@ MAGICS: dict[str, Magic] = {
             Argument(
                 ("model",),
                 "Hugging Face id, folder, .gguf file, or the name of a model on a server (-b)."
-                " Default: the configured model, else the embedded SmolLM2-135M-Instruct.",
+                " Default: the configured model, else the bundled SmolLM2-135M-Instruct.",
                 "MODEL",
                 complete="models",
             ),
@@ -152,7 +165,7 @@ MAGICS: dict[str, Magic] = {
         ),
         Magic(
             "llm_use",
-            "Make a loaded model the active one, which answers if no -m is given.",
+            "Make a loaded model the active one, which answers prompts without -m.",
             "%llm_use [NAME]",
             positional=Argument(
                 ("name",), "The model. Default: list the loaded models.", "NAME", complete="loaded"
@@ -183,7 +196,7 @@ MAGICS: dict[str, Magic] = {
             (
                 Argument(
                     ("--reset",),
-                    "Restore the settings from the environment and .env: all, or those that are named.",
+                    "Restore the settings from the environment and .env: all of them, or only those named.",
                     kind="switch",
                 ),
             ),
@@ -191,7 +204,7 @@ MAGICS: dict[str, Magic] = {
             positional=Argument(
                 ("changes",),
                 "A setting to change. NAME VALUE, NAME = VALUE and the options of %%llm (-t 0.2) do the"
-                " same. none leaves it to the model. A NAME alone shows it.",
+                " same. The value none leaves the setting to the model. NAME alone shows its value.",
                 "NAME=VALUE",
                 "repeated",
                 complete="settings",
@@ -205,11 +218,11 @@ MAGICS: dict[str, Magic] = {
             "llm_usage",
             "Show the tokens, seconds and reported cost of this session's answers.",
             "%llm_usage [--reset]",
-            (Argument(("--reset",), "Count from 0 afterwards.", kind="switch"),),
+            (Argument(("--reset",), "Reset the counts to 0 after showing them.", kind="switch"),),
         ),
         Magic(
             "llm_models",
-            "List models: loaded, embedded, in local files, in the Hugging Face cache, or on a server.",
+            "List models: loaded, bundled, in local files, in the Hugging Face cache, or on a server.",
             "%llm_models [-b BACKEND] [--base-url URL] [--key-env NAME]",
             (
                 Argument(
@@ -259,13 +272,13 @@ MAGICS: dict[str, Magic] = {
         Magic(
             "llm_stop",
             "Stop background jobs. Their partial answers are kept.",
-            "%llm_stop [ID]",
+            "%llm_stop [JOB]",
             positional=_JOB,
         ),
         Magic(
             "llm_wait",
             "Wait for background jobs and show how they ended. ■ ends only the wait, not the jobs.",
-            "%llm_wait [ID]",
+            "%llm_wait [JOB]",
             positional=_JOB,
         ),
         Magic(
@@ -273,8 +286,8 @@ MAGICS: dict[str, Magic] = {
             "List the chats of %%llm -c NAME, show one, or export and import them.",
             "%llm_chats [CHAT] [--export FILE | --import FILE] [--force]",
             (
-                Argument(("--export",), "Write CHAT as JSON messages, or all chats by name.", "FILE"),
-                Argument(("--import",), "Read JSON messages as CHAT, or several chats by name.", "FILE"),
+                Argument(("--export",), "Write CHAT to a JSON file, or all chats.", "FILE"),
+                Argument(("--import",), "Read CHAT, or all chats, from a JSON file.", "FILE"),
                 Argument(("--force",), "Overwrite the file or the chats.", kind="switch"),
             ),
             positional=_CHAT,

@@ -53,10 +53,9 @@ class Parsed(dict[str, Any]):
     `notes` are about that.
     """
 
-    def __init__(self, values: dict[str, Any], options: dict[str, Any], prompt: str = "") -> None:
-        super().__init__(values)
-        self.options, self.prompt = options, prompt
-        self.notes: tuple[str, ...] = ()
+    options: dict[str, Any]
+    prompt = ""
+    notes: tuple[str, ...] = ()
 
 
 def parse(name: str, line: str, names: variables.Names | None = None) -> Parsed:
@@ -98,22 +97,23 @@ def parse_with_prompt(name: str, line: str, names: variables.Names | None = None
     ``%llm What is tail -c 5``, a note reports that they were sent. After ``--``, all is prompt.
     """
     parser = _line_parser(name)
-    found, position, start = [], 0, _blanks_end(line, 0)
-    only_text = False
+    found: list[str] = []
+    position, start, only_text = 0, _blanks_end(line, 0), False
     while line.startswith("-", start):
-        word, position = parser.word(line, start, "")
+        position = parser.read(line, start, found)
         start = _blanks_end(line, position)
-        if only_text := word == "--":
+        if only_text := found[-1] == "--":
+            found.pop()
             break
-        found.append(word)
-        if word in parser.takes_value and start < len(line):
+        if found[-1] in parser.takes_value and start < len(line):
             position = parser.read(line, start, found)
             start = _blanks_end(line, position)
     parsed = parser.parsed(found, names)
     parsed.prompt = line[position:].strip()
     if not only_text:
         first = parsed.prompt.partition(" ")[0]
-        if advice := unknown_options.with_hyphen(first, parser.names):
+        has_dash = first.startswith(unknown_options.DASHES)
+        if has_dash and (advice := unknown_options.with_hyphen(first, parser.names)):
             raise OptionError(f"{advice} To send it as text: %{name} -- PROMPT")
         parsed.notes = parser.notes(parsed.prompt)
     return parsed
@@ -141,7 +141,9 @@ def _word(line: str, start: int) -> tuple[str, int]:
     found = _WORD.match(line, start)
     end = found.end() if found is not None else start
     if found is None or line[end : end + 1].strip(_BLANKS):
-        raise OptionError(f"A quote is not closed. Close or remove it: {line[start:].strip()}")
+        raise OptionError(
+            f"Missing closing quote. Add it or remove the opening one: {line[start:].strip()}"
+        )
     return _QUOTED.sub(lambda quoted: quoted[quoted.lastindex or 0], found[0]), end
 
 
@@ -199,9 +201,19 @@ class _LineParser(argparse.ArgumentParser):
         return name, json.loads(text) if json_end(text, 0, name) == len(text) else value
 
     def read(self, line: str, start: int, found: list[str]) -> int:
-        """Append the word that starts at `start` to those that were found, and return its end."""
+        """Append the word that starts at `start` to those that were found, and return its end.
+
+        JSON after ``-p key=`` is kept unchanged.
+        """
         previous = found[-1] if found else ""
-        word, end = self.word(line, start, previous)
+        key = start if previous in self._pairs else None
+        for option in self._pairs:
+            attached = f"{option}=" if option.startswith("--") else option
+            if line.startswith(attached, start):
+                key = start + len(attached)
+        pair = _KEY.match(line, key) if key is not None else None
+        end = json_end(line, pair.end(), pair[0][:-1]) if pair is not None else None
+        word, end = (line[start:end], end) if end is not None else _word(line, start)
         if previous in self.takes_value and word.startswith("-") and line[start] in "\"'":
             # A quoted word is a value, which argparse would take for an option.
             found[-1] = f"{previous}={word}"
@@ -209,24 +221,14 @@ class _LineParser(argparse.ArgumentParser):
             found.append(word)
         return end
 
-    def word(self, line: str, start: int, previous: str) -> tuple[str, int]:
-        """Return the word that starts at `start` and its end; JSON after ``-p key=`` is kept unchanged."""
-        key = start if previous in self._pairs else None
-        for option in self._pairs:
-            attached = f"{option}=" if option.startswith("--") else option
-            if line.startswith(attached, start):
-                key = start + len(attached)
-        found = _KEY.match(line, key) if key is not None else None
-        end = json_end(line, found.end(), found[0][:-1]) if found is not None else None
-        return (line[start:end], end) if end is not None else _word(line, start)
-
     def parsed(self, tokens: Sequence[str], names: variables.Names | None = None) -> Parsed:
         """Return the values of the tokens of a line."""
-        if names is not None and variables.has_references(tokens):
+        if names is not None and any(map(variables.MARK.search, tokens)):
             tokens = variables.fill(tokens, self.takes_value, names)
         self._tokens = tokens
         for word in tokens:
-            if advice := unknown_options.with_hyphen(word, self.names):
+            has_dash = word.startswith(unknown_options.DASHES)
+            if has_dash and (advice := unknown_options.with_hyphen(word, self.names)):
                 raise OptionError(advice)
             option = word.partition("=")[0]
             # argparse parses -model as -m odel.
@@ -240,14 +242,13 @@ class _LineParser(argparse.ArgumentParser):
         values = vars(parse(list(tokens)))
         options = {n: values.pop(n) for n in self.specs.keys() & values.keys()}
         as_type: dict[str, Callable[[Any], object]] = {"repeated": tuple, "pairs": _unique}
-        return Parsed(
-            values,
-            {
-                name: as_type[kind](value) if (kind := self.specs[name].kind) in as_type else value
-                for name, value in options.items()
-                if value is not None
-            },
-        )
+        found = Parsed(values)
+        found.options = {
+            name: as_type[kind](value) if (kind := self.specs[name].kind) in as_type else value
+            for name, value in options.items()
+            if value is not None
+        }
+        return found
 
     def notes(self, prompt: str) -> tuple[str, ...]:
         """Return a note if a prompt ends with what may be options; raises `OptionError` if it is."""
@@ -367,9 +368,10 @@ def _choice(option: Argument) -> Callable[[str], str] | None:
 
     def checked(text: str) -> str:
         if text not in option.choices:
-            near = did_you_mean(text, option.choices)
-            allowed = ", ".join(option.choices)
-            raise OptionError(f"{option.names[-1]} {text} must be one of: {allowed}.{near}")
+            from llm_magic.config.option_spec import alternatives
+
+            advice = did_you_mean(text, option.choices) or f" Use {alternatives(option.choices)}."
+            raise OptionError(f"{option.names[-1]} {text} is invalid.{advice}")
         return text
 
     return checked

@@ -56,17 +56,15 @@ _NOT_YET: Mapping[str, str] = {
 }  # fmt: skip
 
 # What a word processor makes of a hyphen, and of quotes.
-_DASHES = "\u2013\u2014\u2212"
+DASHES = ("\u2013", "\u2014", "\u2212")
 _CURLY_QUOTES = "\u201c\u201d\u201e\u2018\u2019"
 # Options whose values may have spaces.
 _TEXTS = frozenset({"-s", "--system", "-c", "--chat", "--stop", "--name"})
 
 
 def with_hyphen(word: str, names: Collection[str]) -> str:
-    """Return which option a word is if its dash were a hyphen, or an empty string."""
-    if not word or word[0] not in _DASHES:
-        return ""
-    name = word.lstrip(f"{_DASHES}-").partition("=")[0]
+    """Return which option a word would be with a hyphen for its dash, or an empty string."""
+    name = word.lstrip("".join(DASHES) + "-").partition("=")[0]
     option = next((option for option in (f"-{name}", f"--{name}") if option in names), "")
     return option and f"{word} starts with a dash. Options start with a hyphen: {option}."
 

@@ -13,12 +13,9 @@ Names = Callable[[str], Mapping[str, Any]]
 # `system` is filled in like the prompt. A key that is put into the line would be in its errors.
 _NOT_FILLED = frozenset({"s", "system", "key-env", "key_env"})
 _DOLLAR = re.compile(r"(?:^|(?<==))\$(?P<name>[^\W\d]\w*)$")
+# What every token has that refers to a variable.
+MARK = re.compile(r"[{$]")
 _NAME = re.compile(r"(?:^|(?<==))\{(?P<name>[^\W\d]\w*)\}$")
-
-
-def has_references(tokens: Sequence[str]) -> bool:
-    """Return whether a token of a line may refer to a variable."""
-    return any("{" in token or "$" in token for token in tokens)
 
 
 def fill(tokens: Sequence[str], takes_value: Collection[str], names: Names) -> list[str]:
@@ -32,7 +29,7 @@ def fill(tokens: Sequence[str], takes_value: Collection[str], names: Names) -> l
     for token in tokens:
         before = found[-1] if found else ""
         found.append(token)
-        if not has_references([token]) or _option(found) in _NOT_FILLED:
+        if not MARK.search(token) or _option(found) in _NOT_FILLED:
             continue
         value = _filled(token, names(token), _option(found))
         if value.startswith("-") and not token.startswith("-"):

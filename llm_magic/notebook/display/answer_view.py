@@ -5,10 +5,12 @@ Only the main thread displays. Model text reaches HTML through `llm_magic.notebo
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llm_magic.errors import InvalidReply
@@ -29,10 +31,11 @@ from llm_magic.notebook.display.messages import (
     activity,
     ending,
     footer,
+    outside_json_line,
     reasoning_line,
     shown_name,
 )
-from llm_magic.text import VisibleStream, replace_surrogates
+from llm_magic.text import VisibleStream, around_json, replace_surrogates
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -132,7 +135,9 @@ class RichView:
         """`label` names a background response: it is shown at once, and until the answer has ended."""
         self._response, self._form, self._show_footer = response, form, show_footer
         self._area, self._label = area, label
-        self._markdown = markdown.IncrementalMarkdown()
+        self._html: Callable[[str], str] = markdown.IncrementalMarkdown().render
+        if form in {"text", "json"}:
+            self._html = functools.partial(answer_html, form=form)
         self._began = time.monotonic()
         # The revision of the response that is shown.
         self._revision = -1
@@ -185,11 +190,6 @@ class RichView:
         # For frontends without HTML, which show no updates.
         return mime_bundle(text or line, html)
 
-    def _html(self, text: str) -> str:
-        if self._form in {"text", "json"}:
-            return answer_html(text, self._form)
-        return self._markdown.render(text)
-
     def finish(self) -> None:
         """Draw the complete answer and the lines below it."""
         text, lines = _whole(self._response, self._form, self._show_footer)
@@ -209,17 +209,18 @@ AnswerView = PlainView | RichView
 
 def _whole(response: Response, form: str, show_footer: bool) -> tuple[str, list[str]]:
     """Return the text of a response that has ended, and the lines to show below it."""
-    assert response.reply is not None, "it has ended"
+    reply, prepared = response.reply, response.prepared
+    assert reply is not None, "it has ended"
     text, lines = response.text.strip(), []
     if form == "json":
-        try:
-            text = replace_surrogates(_indented(response.reply.json()) or text)
-        except InvalidReply as error:
-            # A job fails no cell that would show it.
-            lines = [str(error)] if response.number is not None else []
-    size = response.info.local_size
-    system = response.prepared.session_system
-    below = footer(response.reply, size, system) if show_footer else ending(response.reply)
+        # The response of any other answer fails, and its error is shown.
+        with contextlib.suppress(InvalidReply):
+            text = replace_surrogates(_indented(reply.json()) or text)
+            if show_footer and (outside := around_json(reply)):
+                lines = [outside_json_line(outside)]
+    below = ending(reply)
+    if show_footer:
+        below = footer(reply, response.info, prepared.session_system, prepared.context)
     return text, [*lines, *([below] if below else [])]
 
 
@@ -232,7 +233,8 @@ def reasoning_html(reasoning: str) -> str:
 
 def answer_html(text: str, form: str) -> str:
     """Return model text as HTML that can run no script and fetches nothing."""
-    if form == "text":
+    if form == "text" or (form == "json" and text[:1] not in {"{", "["}):
+        # The highlighting of JSON shows each letter of another text as an error.
         return markdown.escape_pre(text)
     if form == "json":
         return markdown.render_code(text, "json")

@@ -63,7 +63,7 @@ def _blocks(text: str) -> list[Token]:
     """Return the blocks of a text; what is in its lines is not parsed."""
     from markdown_it.rules_core import StateCore, block, normalize
 
-    state = StateCore(text, parser(has_formulas=True), {})
+    state = StateCore(text, parser(has_formulas=True, has_brackets=True), {})
     normalize(state)
     block(state)
     return state.tokens

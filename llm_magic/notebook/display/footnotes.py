@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_magic.notebook.display.highlight import escape_text
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.rules_block import StateBlock
+    from markdown_it.rules_core import StateCore
     from markdown_it.rules_inline import StateInline
     from markdown_it.token import Token
 
@@ -32,12 +33,8 @@ def add_rules(parser: MarkdownIt) -> None:
     alt = ["paragraph", "reference"]
     parser.block.ruler.before("reference", "footnote", _define, {"alt": alt})
     parser.inline.ruler.before("link", "footnote", _refer)
+    parser.core.ruler.push("footnote_labels", _label_notes)
     parser.add_render_rule("footnote_ref", _render_reference)
-
-
-def env_of(labels: Iterable[str]) -> dict[str, Any]:
-    """Return what the parser is given of the notes that an earlier part of the text defines."""
-    return {"refs": {f":{label}": -1 for label in labels}}
 
 
 def defined(tokens: Iterable[Token]) -> Iterator[tuple[str, int]]:
@@ -47,8 +44,12 @@ def defined(tokens: Iterable[Token]) -> Iterator[tuple[str, int]]:
             yield token.meta["label"], (token.map or [0])[0]
 
 
-def labelled(tokens: Sequence[Token]) -> Iterator[Token]:
-    """Yield the tokens of a text with the label of each note in its first paragraph."""
+def _label_notes(state: StateCore) -> None:
+    """Add the label of each note to its first paragraph."""
+    state.tokens = list(_labelled(state.tokens))
+
+
+def _labelled(tokens: Sequence[Token]) -> Iterator[Token]:
     from markdown_it.token import Token
 
     for index, token in enumerate(tokens):

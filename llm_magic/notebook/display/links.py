@@ -48,14 +48,10 @@ def sanitized(tokens: Sequence[Token], normalize: Callable[[str], str]) -> Itera
             in_link = is_open = False
         elif token.type == "image":
             yield from _image_as_link(token, in_link)
-        elif token.type == "text" and not in_link and _may_have_address(token.content):
+        elif token.type == "text" and not in_link:
             yield from _with_addresses(token.content, normalize)
         else:
             yield token
-
-
-def _may_have_address(text: str) -> bool:
-    return "://" in text or "www." in text
 
 
 def _attributes(href: str) -> dict[str, str | int | float]:

@@ -14,6 +14,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from IPython.core.getipython import get_ipython
+
 from llm_magic.notebook.display.markdown import MATH
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.text import visible
@@ -48,6 +50,7 @@ class LiveArea:
         """With `live` false, only the end is to be shown."""
         self.live = live
         self.is_shown = False
+        self._bundle: dict[str, str] = {}
         self._id = uuid.uuid4().hex
         self._next = 0.0 if live else math.inf
         self._cost = 0.0
@@ -58,8 +61,10 @@ class LiveArea:
         return self._next - time.monotonic()
 
     def show(self, plain: str, page: str) -> None:
-        """Display text and HTML, or replace what is displayed."""
-        self.draw(lambda: mime_bundle(plain, page))
+        """Display text and HTML, or replace what is displayed; the same again sends nothing."""
+        bundle = mime_bundle(plain, page)
+        if bundle != self._bundle:
+            self.draw(lambda: bundle)
 
     def clear(self) -> None:
         """Replace what is displayed, if anything, with nothing."""
@@ -69,7 +74,7 @@ class LiveArea:
     def draw(self, make: Callable[[], dict[str, str]]) -> None:
         """Display the bundle of `make`; the next update waits in proportion to the cost of this one."""
         began, cpu = time.monotonic(), time.thread_time()
-        bundle = make()
+        bundle = self._bundle = make()
         options = {"display_id": self._id, "update": self.is_shown} if self.live else {}
         self._publish(bundle, options)
         self.is_shown = True
@@ -123,8 +128,9 @@ class TerminalLine:
 
 def dimmed(text: str) -> str:
     """Return a line for stdout: dimmed in a terminal, without control characters that it executes."""
-    text = visible(text)
-    return f"\x1b[2m{text}\x1b[22m" if sys.stdout.isatty() else text
+    text, shell = visible(text), get_ipython()
+    has_colors = shell is None or shell.colors.lower() != "nocolor"
+    return f"\x1b[2m{text}\x1b[22m" if has_colors and sys.stdout.isatty() else text
 
 
 def is_notebook(shell: InteractiveShell) -> bool:
@@ -156,18 +162,16 @@ class JobsView:
         self._area, self._jobs, self._hint = area, jobs, hint
         self._began = time.monotonic()
         self._line = TerminalLine()
-        self._text = ""
 
     def draw(self) -> None:
         """Show the first job that runs; called about ten times a second."""
         from llm_magic.notebook.display.messages import waiting_line
 
         text = waiting_line(self._jobs, time.monotonic() - self._began)
-        if text == self._text or not text:
+        if not text:
             return
         self._line.show(text)
         if self._area.wait <= 0:
-            self._text = text
             self._area.show(f"{text}{self._hint}", muted(f"{text}{self._hint}"))
 
     def clear_line(self) -> None:

@@ -77,6 +77,8 @@ _HEADING_SIZES = {
 
 _LINE_END = re.compile(r"\r\n?|\n")  # as Markdown defines it
 _BLANK_LINE = re.compile(r"(?:\r\n?|\n)(?=[ \t]*[\r\n])")
+# Every link and image has one of these, and every address in a text, which may be written as `&#119;ww.`.
+_MAY_HAVE_LINK = re.compile(r"[\[<&\\]|://|www\.")
 # The elements that models write most. They have no attributes.
 _ELEMENT = re.compile(r"<br ?/?>|<(sub|sup|kbd)>([^<>\n]{1,80})</\1>", re.IGNORECASE)
 
@@ -137,10 +139,11 @@ class IncrementalMarkdown:
             end = text[len(closed.text) :]
             env: dict[str, Any] = {
                 "references": dict(closed.targets),
-                "footnotes": footnotes.env_of(closed.notes),
+                "footnotes": {"refs": {f":{label}": -1 for label in closed.notes}},
                 "seconds": closed.seconds,
             }
-            made = parser(has_formulas="$" in end or "\\" in end)
+            has_formulas = "$" in end or "\\" in end
+            made = parser(has_formulas=has_formulas, has_brackets="[" in end)
             tokens = made.parse(replace_surrogates(end), env)
             found = env["references"].items()
             targets: dict[object, object] = {
@@ -229,10 +232,12 @@ def fence_language(info: str) -> str:
 
 
 @cache
-def parser(*, has_formulas: bool) -> MarkdownIt:
-    """Return the parser, which makes tokens of a text and safe HTML of tokens."""
+def parser(*, has_formulas: bool, has_brackets: bool) -> MarkdownIt:
+    """Return the parser, which makes tokens of a text and safe HTML of tokens.
+
+    Only a text with brackets can have footnotes and tasks.
+    """
     from markdown_it import MarkdownIt
-    from mdit_py_plugins.tasklists import tasklists_plugin
 
     # This preset stops at 20 levels of nesting; more only makes "[[[[[…" slow.
     made = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
@@ -244,14 +249,17 @@ def parser(*, has_formulas: bool) -> MarkdownIt:
         latex.add_rules(made)
         for kind in ("math_inline", "math_inline_double", "math_block", "math_open"):
             made.add_render_rule(kind, _math_rule)
-    footnotes.add_rules(made)
-    made.use(tasklists_plugin)
+    if has_brackets:
+        from mdit_py_plugins.tasklists import tasklists_plugin
+
+        footnotes.add_rules(made)
+        made.use(tasklists_plugin)
+        made.core.ruler.after("inline", "count_tasks", _count_tasks)
     # Rules that match nothing and count how often the rules are tried.
     alt = ["paragraph", "reference", "blockquote", "list"]
     made.inline.ruler.before("autolink", "element", _element)
     made.block.ruler.before("table", "count", _count_line, {"alt": alt})
     made.inline.ruler.before("text", "count", _count_step)
-    made.core.ruler.after("inline", "count_tasks", _count_tasks)
     made.core.ruler.push("sanitize", _sanitize)
     for kind in ("fence", "code_block"):
         made.add_render_rule(kind, _code_rule)
@@ -308,7 +316,8 @@ def _count_tasks(state: StateCore) -> None:
 
 def _sanitize(state: StateCore) -> None:
     """Set the attributes of the elements, and replace links and images by safe links."""
-    state.tokens = list(footnotes.labelled(state.tokens))
+    # Of the whole text: the content of a token lacks its check box, which may be a link, too.
+    may_have_link = _MAY_HAVE_LINK.search(state.src)
     lists: list[Token] = []
     for token in state.tokens:
         if token.type in ("bullet_list_open", "ordered_list_open"):
@@ -318,11 +327,12 @@ def _sanitize(state: StateCore) -> None:
             lists.pop()
         elif token.type == "list_item_open" and len(token.info) > _DIGITS:
             lists[-1].attrs["style"] = f"padding-left:{len(token.info)}em"
-        elif token.type == "inline" and token.children:
+        elif token.children and may_have_link:
             token.children = list(links.sanitized(token.children, state.md.normalizeLink))
         if style := _style_of(token):
             token.attrs["style"] = style
-    text_direction.set_directions(state.src, state.tokens)
+    if text_direction.RIGHT_TO_LEFT.search(state.src):
+        text_direction.set_directions(state.tokens)
 
 
 def _style_of(token: Token) -> str:

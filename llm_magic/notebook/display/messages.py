@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from llm_magic.notebook.display.tables import Table
 from llm_magic.session.chats import in_turns, spelled
 from llm_magic.text import counted, dollars, human_bytes, visible_line
-from llm_magic.types import ModelInfo, Reply, Unloaded
+from llm_magic.types import FinishReason, ModelInfo, Reply, Unloaded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +29,7 @@ _MAX_ROWS = 500  # in a list of models
 _TURN_CHARACTERS = 60  # of a prompt or an answer in the table of a chat
 _MAX_DROPPED = 5  # turns that are named in a dry run
 _SYSTEM_CHARACTERS = 40  # of the system prompt of the session in the line below an answer
+_OUTSIDE_CHARACTERS = 80  # of the text around JSON
 _UNKNOWN = "-"
 # While the unload waits, no other cell runs.
 STOP_HINT = " · ■ ends the wait; then %llm_stop stops the job."
@@ -46,16 +47,20 @@ def shown_name(name: str) -> str:
 
 def ending(reply: Reply) -> str:
     """Return why an answer is incomplete and how many turns were dropped, or an empty string."""
-    limit = reply.usage.completion_tokens
-    reason = {
-        "stop": "",
-        "length": f"cut off{f' at {limit} tokens' if limit else ''} (--max-new-tokens)",
-        "cancelled": "stopped by you; incomplete",
-        "truncated": "ended early; incomplete",
-    }[reply.finish_reason]
+    reason = incomplete_label(reply.finish_reason, reply.usage.completion_tokens)
     if not reply.dropped_turns:
         return reason
     return " · ".join(filter(None, (reason, trimmed(reply.dropped_turns))))
+
+
+def incomplete_label(reason: FinishReason, tokens: int | None = None) -> str:
+    """Return why an answer of so many tokens is incomplete, or an empty string."""
+    return {
+        "stop": "",
+        "length": f"cut off{f' at {tokens:,} tokens' if tokens else ''} (--max-new-tokens)",
+        "cancelled": "stopped by you; incomplete",
+        "truncated": "ended early; incomplete",
+    }[reason]
 
 
 def trimmed(turns: int) -> str:
@@ -63,29 +68,44 @@ def trimmed(turns: int) -> str:
     return f"{'oldest turn' if turns == 1 else f'{turns} oldest turns'} dropped (--trim)"
 
 
-def footer(reply: Reply, size: int | None, session_system: str | None = None) -> str:
+def footer(
+    reply: Reply,
+    model: ModelInfo | None = None,
+    session_system: str | None = None,
+    context: Context | None = None,
+) -> str:
     """Return the line below an answer: model, tokens, times, speed, memory, cost, how it ended.
 
-    `session_system` is the system prompt of the session, if it was sent.
+    `session_system` is the system prompt of the session, if it was sent; `context` precedes the turn of
+    a chat.
     """
     usage, timing = reply.usage, reply.timing
     parts = [shown_name(reply.model)]
     if usage.prompt_tokens is not None and usage.completion_tokens is not None:
-        reused = f" ({usage.cached_tokens} reused)" if usage.cached_tokens else ""
-        parts.append(f"{usage.prompt_tokens}{reused} → {usage.completion_tokens} tokens")
+        reused = f" ({usage.cached_tokens:,} reused)" if usage.cached_tokens else ""
+        parts.append(f"{usage.prompt_tokens:,}{reused} → {usage.completion_tokens:,} tokens")
     if timing.first_token_s is not None:
         parts.append(f"first after {timing.first_token_s:.2f} s")
     if timing.tokens_per_s is not None:
         digits = 0 if timing.tokens_per_s >= 10 else 1
-        parts.append(f"{timing.tokens_per_s:.{digits}f} tokens/s")
-    if size:
-        parts.append(human_bytes(size))
+        parts.append(f"{timing.tokens_per_s:,.{digits}f} tokens/s")
+    if model is not None and model.size and not model.server:
+        parts.append(human_bytes(model.size))
     if usage.cost is not None:
         parts.append(dollars(usage.cost))
     if session_system:
         parts.append(system_label(session_system))
+    if context is not None and reply.finish_reason != "truncated":
+        parts += _turn_labels(context)
     label = ending(reply)
     return " · ".join([*parts, *([label] if label else [])])
+
+
+def _turn_labels(context: Context) -> Iterator[str]:
+    """Yield the chat of an answer with the number of its turn, and how many turns became stale."""
+    yield f"chat {spelled(context.chat)}, turn {len(context.turns) + context.stale + 1}"
+    if below := context.below:
+        yield f"{'1 later turn is' if below == 1 else f'{below} later turns are'} now stale"
 
 
 def activity(response: Response) -> str:
@@ -98,7 +118,13 @@ def activity(response: Response) -> str:
         return f"{response.progress.stage} ({response.progress.detail})"
     if response.has_reasoning:
         return f"thinking, {counted(len(response.reasoning), 'character')} so far"
-    return response.notice or "waiting for the first token"
+    return response.notice or f"waiting for the first token{_beside(response)}"
+
+
+def _beside(response: Response) -> str:
+    """Return how many other answers a server generates, which may process them one after another."""
+    count, server = len(response.ahead), response.info.server
+    return f" ({counted(count, 'earlier prompt')} at {server})" if count and server else ""
 
 
 def _queued(response: Response) -> str:
@@ -132,7 +158,7 @@ def loading_line(model: str) -> str:
 
 
 def model_line(info: ModelInfo) -> str:
-    """Return a model in one line: ``SmolLM2 · local cpu bf16 · 269 MB · 8192 ctx``."""
+    """Return a model in one line: ``SmolLM2 · local cpu bf16 · 269 MB · 8,192 ctx``."""
     short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
     kind = info.quantization if info.quantization != "none" else short.get(info.dtype, info.dtype)
     where = info.server or info.device
@@ -140,13 +166,18 @@ def model_line(info: ModelInfo) -> str:
     if info.size:
         parts.append(human_bytes(info.size))
     if info.context_length:
-        parts.append(f"{info.context_length} ctx")
+        parts.append(f"{info.context_length:,} ctx")
     return " · ".join(parts)
 
 
 def reasoning_line(reasoning: str) -> str:
     """Return the line that replaces hidden reasoning."""
     return f"Reasoning · {len(reasoning):,} characters (reply.reasoning)"
+
+
+def outside_json_line(text: str) -> str:
+    """Return the line about the text that ``-f json`` does not show."""
+    return f"Not shown, because it is not in the JSON: {shortened(text, _OUTSIDE_CHARACTERS)}"
 
 
 def waiting_line(jobs: Iterable[Response], seconds: float) -> str:
@@ -208,7 +239,7 @@ def use_table(status: Status) -> Table:
         ["active" if info.name == status.active_model else "", model_line(info)]
         for info in status.models
     ]
-    return Table(("", ""), rows, "" if rows else "Nothing is loaded. Type %llm_load.")
+    return Table(("", ""), rows, "" if rows else "No model is loaded. Run %llm_load.")
 
 
 def models_table(models: list[ModelInfo], loaded: tuple[ModelInfo, ...]) -> Table:
@@ -246,19 +277,23 @@ def model_location(info: ModelInfo) -> str:
 
 def dry_run_table(dry: DryRun) -> Table:
     """Return the table of ``--dry-run``: the messages, their token count, the share of the context."""
-    rows = [[message.role, message.content] for message in dry.messages]
+    rows = [[message.role, message.content] for message in dry.messages if message.content]
+    added = dry.count.added_system
+    if added:
+        rows.insert(0, ["system", added])
     if dry.dropped:
         first = 1 if rows[0][0] == "system" else 0
         rows.insert(first, ["not sent", "\n".join(_dropped_lines(dry))])
     tokens, context = dry.count.prompt_tokens, dry.count.context_length
-    parts = [dry.model]
-    if tokens is None:
+    parts = [dry.model or "no model is loaded: tokens are not counted"]
+    if tokens is None and dry.model is not None:
         parts.append("token count unknown until the server answers")
         parts += [f"context {context:,}"] if context else []
-    else:
+    elif tokens is not None:
         parts.append(counted(tokens))
         parts += [f"{_share(tokens, context)} of {context:,}"] if context else []
     parts += [system_label(dry.session_system)] if dry.session_system else []
+    parts += ['system: of the chat template (-s "" omits it)'] if added else []
     note = " · ".join([*parts, "nothing was sent"])
     return Table(("", ""), rows, f"{note}\n{', '.join(_options(dry))}", verbatim=True)
 
@@ -303,13 +338,18 @@ def jobs_table(jobs: Iterable[Response]) -> Table:
     """Return ``%llm_jobs``: each background job with its state, progress and prompt."""
     rows = [
         [
-            str(job.number), job.state, shown_name(job.model), "" if job.tokens is None else str(job.tokens),
-            f"{job.seconds:.1f}", shortened(job.prompt),
+            str(job.number), job.state, shown_name(job.model), _job_progress(job), f"{job.seconds:.1f}",
+            shortened(job.prompt),
         ]
         for job in jobs
     ]  # fmt: skip
     note = "" if rows else "No jobs. %%llm --bg starts one."
-    return Table(("job", "state", "model", "tokens", "seconds", "prompt"), rows, note)
+    return Table(("job", "state", "model", "answer", "seconds", "prompt"), rows, note)
+
+
+def _job_progress(job: Response) -> str:
+    """Return how much of its answer a job has, or what a job without text does."""
+    return job.amount if job.done or job.has_text else activity(job)
 
 
 def usage_table(usage: SessionUsage) -> Table:
@@ -327,7 +367,8 @@ def usage_table(usage: SessionUsage) -> Table:
     notes = {
         "≥ is a lower bound: some answers reported no number.": any(c[0] == "≥" for c in cells),
         f"{_UNKNOWN} is unknown: no answer reported it.": _UNKNOWN in cells,
-        "No server reported a cost.": "cost" not in columns,
+        "No server reported a cost.": "cost" not in columns
+        and any(row.backend != "local" for row in usage.models),
     }
     heads = ["model", "backend", "answers", *(_USAGE_COLUMNS[name] for name in columns)]
     return Table(heads, table, " ".join(note for note, holds in notes.items() if holds))
@@ -389,11 +430,11 @@ def config_table(session: Session, names: Collection[str] = ()) -> Table:
 
 
 def changes_table(
-    before: SessionConfig, after: SessionConfig, names: Iterable[str], backend: str | None
+    before: SessionConfig, after: SessionConfig, names: Iterable[str], active: ModelInfo | None
 ) -> Table:
     """Return a change by ``%llm_config``: the old and the new value of the settings of these names.
 
-    `backend` is that of the active model; a note lists what it does not support.
+    Notes list what the `active` model does not support.
     """
     from llm_magic.backends.registry import session_specs
 
@@ -403,12 +444,22 @@ def changes_table(
             continue
         old, new = _setting(getattr(before, name)), _setting(getattr(after, name))
         rows.append([name, f"{old} → {new}" if old != new else f"{new} (unchanged)"])
-        if backend is not None and not spec.works_on(backend):
+        if active is not None and not spec.works_on(active.backend):
             unsupported.append(name)
-    note = "" if rows else "No setting has changed."
-    if unsupported:
-        note = f"Not supported by {backend}, so not sent: {', '.join(unsupported)}."
-    return Table(("", ""), rows, note)
+    notes = [] if rows else ["No setting has changed."]
+    if active is not None and unsupported:
+        notes.append(f"Not supported by {active.backend}, so not sent: {', '.join(unsupported)}.")
+    if "max_new_tokens" in changed:
+        notes.append(limit_note(after.max_new_tokens, active))
+    return Table(("", ""), rows, " ".join(filter(None, notes)))
+
+
+def limit_note(max_new_tokens: int | None, model: ModelInfo | None) -> str:
+    """Return that an answer of a model cannot be as long as its limit, or an empty string."""
+    context = model.context_length if model is not None else None
+    if model is None or not context or (max_new_tokens or 0) <= context:
+        return ""
+    return f"{shown_name(model.name)} has a context of {context:,} tokens: no answer is longer."
 
 
 def _setting(value: object) -> str:
@@ -437,9 +488,8 @@ def doctor_table(findings: Sequence[Finding]) -> Table:
 
 def chats_table(session: Session) -> Table:
     """Return ``%llm_chats``: every chat with its turns and tokens."""
-    chats, status = session.chats.all(), session.status()
-    active = (info for info in status.models if info.name == status.active_model)
-    context = next((info.context_length for info in active), None)
+    chats, active = session.chats.all(), session.status().active
+    context = active.context_length if active is not None else None
     rows = []
     for chat in chats:
         turns, stale = len(chat.turns), len(chat.turns) - len(chat.fresh)
@@ -489,6 +539,8 @@ def context_notes(
             " sent. Run the cells above from the top, or delete the stale turns with"
             f" %llm_reset {spelled(context.chat)} --stale."
         )
+    if context.changes_system:
+        notes.append(f"-s changes the system prompt of chat {context.chat!r} from this turn on.")
     if by_text and (context.below or (context.replaces and in_terminal)):
         below, effect = context.below, ", and replaces its turn"
         if below:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from markdown_it.token import Token
 
-_RIGHT_TO_LEFT = re.compile(
+RIGHT_TO_LEFT = re.compile(
     "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff\U00010800-\U00010fff\U0001e800-\U0001efff]"
 )
 # JupyterLab aligns all paragraphs to the left, and draws the line beside a quotation there.
@@ -23,13 +23,11 @@ _QUOTE_STYLE = "margin:0.75em 0;border-left:0;border-right:5px solid rgba(128,12
 _DIRECTIONS = {"L": "ltr", "R": "rtl", "AL": "rtl"}
 
 
-def set_directions(text: str, tokens: Sequence[Token]) -> None:
+def set_directions(tokens: Sequence[Token]) -> None:
     """Set the direction of each block, and of text in it that runs the other way.
 
     A list, a table or a quotation has one direction, that of its first text: bullets stay on one side.
     """
-    if not _RIGHT_TO_LEFT.search(text):
-        return
     block, direction = None, ""
     for index, token in enumerate(tokens):
         if not token.level and token.nesting > 0:
@@ -43,7 +41,7 @@ def set_directions(text: str, tokens: Sequence[Token]) -> None:
             if block.type == "blockquote_open":
                 block.attrs["style"] = _QUOTE_STYLE
             _turn(token, tokens[index - 1])
-        is_mixed = own == "ltr" and _RIGHT_TO_LEFT.search(token.content)
+        is_mixed = own == "ltr" and RIGHT_TO_LEFT.search(token.content)
         if own and own != direction and not is_mixed:
             _isolate(token, own)
 

@@ -150,7 +150,7 @@ def _reply_html(reply: Any) -> str:
 
     reasoning = answer_view.reasoning_html(reply.reasoning)
     answer = answer_view.answer_html(reply.text, "markdown")
-    return reasoning + answer + live_output.muted(messages.footer(reply, None))
+    return reasoning + answer + live_output.muted(messages.footer(reply))
 
 
 def _usage_html(usage: Any) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
+import dataclasses
 import functools
 import inspect
 import keyword
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from IPython.core.magic import magics_class
@@ -17,6 +19,7 @@ from llm_magic.errors import Interrupted, InvalidReply, LLMMagicError, OptionErr
 from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.magics.base import SessionMagics, line_cell_magic, line_magic
 from llm_magic.notebook.magics.traitlets_config import declare
+from llm_magic.session.response import Response
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -25,15 +28,17 @@ if TYPE_CHECKING:
     from llm_magic.notebook.display.code_cells import CodeCells
     from llm_magic.notebook.display.tables import Table
     from llm_magic.prompts.explain_error import Cell
+    from llm_magic.prompts.template import Filled
     from llm_magic.session import Session
     from llm_magic.session.requests import Request
-    from llm_magic.session.response import Response
     from llm_magic.types import Reply
 
 # Names that IPython reads or sets: a Reply there breaks the notebook or is overwritten.
 _IPYTHON_NAMES = re.compile(r"In|Out|get_ipython|exit|quit|_(?:i{1,3}|ih|oh|dh|i?\d+)?|_{2,3}")
 
 
+# Where the last reply is, by whether the notebook has `llm`.
+_LAST = {True: "llm.last", False: "llm.last (from llm_magic import llm)"}
 V = TypeVar("V")
 # The names in the statement that IPython makes of ``%llm …`` or ``%%llm``.
 _STATEMENT = ("get_ipython", "run_line_magic")
@@ -52,6 +57,8 @@ class LLMMagics(SessionMagics):
                 name: getattr(session.generation, name) for name in session.generation.changed
             }
         super().__init__(shell, session)
+        # The variables that -o has set.
+        self._outputs: set[str] = set()
         if changed:
             # The user changed them before %reload_ext.
             session.generation.update(**changed)
@@ -73,7 +80,7 @@ class LLMMagics(SessionMagics):
         else:
             args = parser.parse_with_cell("llm", line, cell, self.notebook_names)
         if args["output"] is not None:
-            _check_variable(args["output"])
+            self._check_output(args)
         if args["replace"] and args["format"] != "code":
             raise OptionError("--replace requires -f code.")
         if args["bg"]:
@@ -85,18 +92,13 @@ class LLMMagics(SessionMagics):
         from llm_magic.session.requests import Request
 
         prompt, system, is_dry_run = args.prompt, args["system"], bool(args["dry_run"])
-        notes = args.notes
-        if not args["literal"]:
-            from llm_magic.prompts import template
-
+        notes, longest = args.notes, ("", 0)
+        if not args["literal"] and "{" in f"{prompt}{system}":
             names = self.notebook_names(f"{prompt} {system}")
-            fill = functools.partial(
-                template.fill, all_notes=is_dry_run, escape=" or use --literal"
-            )
-            filled = fill(prompt, names)
-            prompt, notes = filled.text, notes + filled.notes
+            filled = self._filled(prompt, names, all_notes=is_dry_run)
+            prompt, notes, longest = filled.text, notes + filled.notes, filled.longest
             if system is not None:
-                filled = fill(system, names)
+                filled = self._filled(system, names, all_notes=is_dry_run)
                 system, notes = filled.text, tuple(dict.fromkeys(notes + filled.notes))
         chat, key = args["chat"], None
         if chat is not None:
@@ -107,8 +109,36 @@ class LLMMagics(SessionMagics):
             context = self.session.chats.context(chat, key, system)
             in_terminal = cells.current() is None
             notes += context_notes(context, by_text=not self.cell_id, in_terminal=in_terminal)
-        trim, options = bool(args["trim"]), args.options
-        return Request(prompt, args["model"], system, chat, key, options, trim, self.began), notes
+        trim, options, as_json = bool(args["trim"]), args.options, args["format"] == "json"
+        request = Request(
+            prompt, args["model"], system, chat, key, options, trim, self.began, as_json,
+            longest_reference=longest,
+            stored_in=(not as_json and args["output"]) or _LAST["llm" in self.shell.user_ns],
+        )  # fmt: skip
+        return request, notes
+
+    def _filled(self, text: str, names: Mapping[str, Any], *, all_notes: bool) -> Filled:
+        """Return a text with its references filled in; jobs in them are waited for first.
+
+        Raises the error of a job that failed.
+        """
+        from llm_magic.prompts import template
+
+        fill = functools.partial(template.fill, all_notes=all_notes, escape=" or use --literal")
+        filled = fill(text, names)
+        values = (names.get(word) for word in re.findall(r"\w+", " ".join(filled.used)))
+        jobs = [one for one in values if isinstance(one, Response) and one.number is not None]
+        if any(not job.done for job in jobs):
+            self.wait_for_jobs(jobs)
+            filled = fill(text, names)
+        notes = dict.fromkeys(filled.notes)
+        for job in jobs:
+            job.is_awaited = True
+            if job.error is not None:
+                raise job.error
+            if job.state == "stopped":
+                notes[f"job {job.number} was stopped: its incomplete answer is inserted"] = None
+        return dataclasses.replace(filled, notes=tuple(notes))
 
     def _answer(
         self, request: Request, notes: tuple[str, ...], args: Parsed
@@ -117,7 +147,8 @@ class LLMMagics(SessionMagics):
         from llm_magic.notebook.display import answer_view, live_output, messages
 
         area = live_output.LiveArea(live=self.live)
-        self.show_load(area)
+        if self.session.is_loading_in_background:
+            self.show_load(area)
         if args["dry_run"]:
             area.clear()
             dry = self.session.dry_run(request)
@@ -127,38 +158,49 @@ class LLMMagics(SessionMagics):
         view = answer_view.view(self.shell, response, args, area)
         try:
             with response:
-                if notes:
+                if notes := (*notes, *response.prepared.notes):
                     answer_view.write_notes(notes)
                 view.draw()
                 for _ in response.updates(view.pause):
                     view.draw()
         finally:
-            problem = None
             if response.has_reply:
-                # First: the variable is set even if displaying the answer fails.
-                problem = self._store(response.reply, args)
+                if args["output"] is not None:
+                    # First: the variable is set even if displaying the answer fails.
+                    self._store(response.reply, args)
                 view.finish()
             else:
                 view.clear()
         reply = response.result()
-        if problem is not None:
-            raise problem.append("The text is in llm.last.")
         if args["format"] == "code":
             self._code_cells.offer(reply, self.cell_id, replace=bool(args.get("replace")))
         return self._unless_shown(reply)
 
-    def _store(self, reply: Reply | None, args: Parsed) -> InvalidReply | None:
-        """Set the variable of ``-o``; returns the error of an answer that should be JSON and is not."""
+    def _store(self, reply: Reply | None, args: Parsed) -> None:
+        """Set the variable of ``-o``, unless the answer should be JSON and is not."""
         assert reply is not None, "it has ended"
-        value: Any = reply
-        if args["format"] == "json":
-            try:
-                value = reply.json()
-            except InvalidReply as error:
-                return error
-        if args["output"] is not None:
-            self.shell.user_ns[args["output"]] = value
-        return None
+        # The response of such an answer fails.
+        with contextlib.suppress(InvalidReply):
+            value = reply.json() if args["format"] == "json" else reply
+            self._set_output(args["output"], value)
+
+    def _check_output(self, args: Parsed) -> None:
+        """Check the name after ``-o``, and note which value of the user it replaces."""
+        from llm_magic.types import Reply
+
+        name = args["output"]
+        _check_variable(name)
+        value = self.shell.user_ns.get(name)
+        if name in self._outputs or isinstance(value, (Reply, Response)):
+            return
+        if value is not None:
+            args.notes += (f"-o {name} replaces the {type(value).__name__} in {name}.",)
+        elif hasattr(builtins, name):
+            args.notes += (f"-o {name} hides the built-in {name}. To restore it, run: del {name}",)
+
+    def _set_output(self, name: str, value: object) -> None:
+        self.shell.user_ns[name] = value
+        self._outputs.add(name)
 
     def _unless_shown(self, value: V) -> V | None:
         """Return the value of the magic, or None where it is all of its statement.
@@ -198,8 +240,8 @@ class LLMMagics(SessionMagics):
                 other.cancel()
                 notes += (f"stopped job {other.number}, which this cell started earlier.",)
         if args["output"] is not None:
-            self.shell.user_ns[args["output"]] = response
-        output.start(notes)
+            self._set_output(args["output"], response)
+        output.start((*notes, *response.prepared.notes))
         return response
 
     # -- %llm_explain -------------------------------------------------------------------------
@@ -214,7 +256,7 @@ class LLMMagics(SessionMagics):
         with _explaining(error):
             args = self.parse("llm_explain", line)
             if args["output"] is not None:
-                _check_variable(args["output"])
+                self._check_output(args)
             if error is None:
                 return Table(("",), [], "No exception has been raised in this kernel yet.")
             if isinstance(error, LLMMagicError):
@@ -239,11 +281,13 @@ class LLMMagics(SessionMagics):
             explain_error.CUT: "The cell is too long to send: the corrected cell lacks its middle.",
         }
         sent = failed.cell.source if as_code and failed.cell is not None else ""
-        notes = tuple(note for mark, note in missing.items() if mark in sent)
+        notes = args.notes + tuple(note for mark, note in missing.items() if mark in sent)
         prompt, system = explain_error.question(failed, fix=as_code), explain_error.SYSTEM
+        as_json = args["format"] == "json"
         request = Request(
-            prompt, args["model"], system, chat, key, args.options, started=self.began
-        )
+            prompt, args["model"], system, chat, key, args.options, False, self.began, as_json,
+            stored_in=(not as_json and args["output"]) or _LAST["llm" in self.shell.user_ns],
+        )  # fmt: skip
         return request, notes
 
     def _find_cell(self, filename: str) -> Cell | None:

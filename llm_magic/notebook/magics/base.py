@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from IPython.core.display_functions import display
 from IPython.core.magic import Magics, no_var_expand
 from IPython.core.magic import line_cell_magic as _line_cell_magic
 from IPython.core.magic import line_magic as _line_magic
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from llm_magic.notebook.arguments.parser import Parsed
     from llm_magic.notebook.display.live_output import LiveArea
     from llm_magic.session import Session
+    from llm_magic.session.response import Response
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _magic(function: F) -> F:
     """Wrap a magic: adds its help, records its start time, and raises interrupts at waits only."""
-    page = functools.partial(help_pages.page, function.__name__)
+    page = help_pages.HelpPage(function.__name__)
 
     @functools.wraps(function)
     def guarded(self: SessionMagics, *args: Any) -> Any:
@@ -38,12 +39,12 @@ def _magic(function: F) -> F:
             with held_back():
                 return function(self, *args)
         except HelpRequested:
-            sys.stdout.write(page())
+            display(page)  # type: ignore[no-untyped-call]
             return None
 
     # IPython calls `getdoc` of an object before it reads the docstring: so the help is generated
     # when it is shown, not when the extension is loaded.
-    guarded.getdoc = page  # type: ignore[attr-defined]
+    guarded.getdoc = functools.partial(repr, page)  # type: ignore[attr-defined]
     return guarded  # type: ignore[return-value]
 
 
@@ -94,10 +95,20 @@ class SessionMagics(Magics):
             if name in history or hidden.get(name, self) is not value
         }
 
+    def wait_for_jobs(self, jobs: Sequence[Response]) -> None:
+        """Wait until jobs have ended, however; their progress is shown meanwhile."""
+        from llm_magic.notebook.display.live_output import JobsView, LiveArea, is_notebook
+
+        area = LiveArea(live=self.live and is_notebook(self.shell))
+        view = JobsView(area, jobs)
+        try:
+            self.session.wait(jobs, view.draw)
+        finally:
+            area.clear()
+            view.clear_line()
+
     def show_load(self, area: LiveArea) -> None:
-        """Wait for a load started with ``--bg``, if one runs, and show its progress; cleared if it fails."""
-        if not self.session.is_loading_in_background:
-            return
+        """Wait for a load started with ``--bg`` and show its progress; cleared if it fails."""
         from llm_magic.notebook.display.live_output import LoadView
 
         session = self.session
@@ -110,6 +121,7 @@ class SessionMagics(Magics):
         """Wait for a load started with ``--bg``, if one runs; its progress is shown meanwhile."""
         from llm_magic.notebook.display.live_output import LiveArea
 
-        area = LiveArea(live=self.live)
-        self.show_load(area)
-        area.clear()
+        if self.session.is_loading_in_background:
+            area = LiveArea(live=self.live)
+            self.show_load(area)
+            area.clear()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from IPython.core.magic import magics_class
 
 from llm_magic.errors import OptionError, did_you_mean
 from llm_magic.notebook.arguments import parser
-from llm_magic.notebook.arguments.help_pages import page
+from llm_magic.notebook.arguments.help_pages import HelpPage
 from llm_magic.notebook.arguments.magic_options import MAGICS
 from llm_magic.notebook.magics.base import SessionMagics, line_magic
 
@@ -33,7 +32,7 @@ class HelpMagics(SessionMagics):
     """The magic that lists the others."""
 
     @line_magic
-    def llm_help(self, line: str) -> Table | None:
+    def llm_help(self, line: str) -> Table | HelpPage:
         """List the magics, or show the options of one."""
         typed = parser.parse("llm_help", line)["magic"]
         if typed is None:
@@ -44,5 +43,4 @@ class HelpMagics(SessionMagics):
             short = (known.removeprefix("llm_") for known in MAGICS)
             near = did_you_mean(name.removeprefix("llm_"), short, prefix="%llm_")
             raise OptionError(f"There is no magic %{name}.{near} %llm_help lists all.")
-        sys.stdout.write(page(found))
-        return None
+        return HelpPage(found)

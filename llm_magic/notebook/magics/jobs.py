@@ -75,9 +75,16 @@ class JobMagics(SessionMagics):
         area.show(repr(table), table._repr_html_())
 
     def _named_jobs(self, name: str, line: str) -> list[Response]:
-        """Return the job that the line names, as a list; an empty list if it names none."""
-        number = self.parse(name, line)["job"]
-        return [] if number is None else [self.session.jobs.find(number)]
+        """Return the job that the line names, as a list; an empty list if it names none, or ``all``."""
+        from llm_magic.session.response import Response
+
+        named = self.parse(name, line)["job"]
+        if named in {None, "all"}:
+            return []
+        value = self.shell.user_ns.get(named)
+        if isinstance(value, Response) and value.number is not None:
+            return [value]
+        return [self.session.jobs.find(named)]
 
 
 def _stop_line(job: Response, *, was_running: bool) -> str:

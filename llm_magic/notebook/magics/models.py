@@ -69,9 +69,8 @@ class ModelMagics(SessionMagics):
             generation.update(**changes)
         else:
             return messages.config_table(self.session, names)
-        status = self.session.status()
-        backend = status.backend_type if status.active_model is not None else None
-        return messages.changes_table(before, generation.values, names, backend)
+        active = self.session.status().active
+        return messages.changes_table(before, generation.values, names, active)
 
     def _changes(self, args: Parsed) -> tuple[dict[str, object], list[str]]:
         """Return the settings to change, and the names of all settings on the line."""

@@ -11,19 +11,18 @@ from IPython.core.magic import magics_class
 from llm_magic.errors import MissingDependency
 from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.magics.base import SessionMagics, line_magic
-from llm_magic.notebook.magics.help import magics_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from IPython.core.interactiveshell import InteractiveShell
 
-    from llm_magic.notebook.display.tables import Table
     from llm_magic.notebook.panel import ControlPanel
     from llm_magic.session import Session
 
 
-# What a frontend without widgets shows.
+# What a terminal shows, and a frontend without widgets.
+_NO_PANEL = "The panel needs a notebook. Run %llm_help to list magics that do the same.\n"
 _STATIC_TEXT = (
     "The llm_magic control panel. It needs widgets; %llm_help lists magics that do the same."
 )
@@ -44,26 +43,19 @@ class PanelMagics(SessionMagics):
                 self.panels |= magics.panels
 
     @line_magic
-    def llm_panel(self, line: str) -> Table | None:
-        """Show the control panel; where there are no widgets, list the magics that do the same."""
-        from llm_magic.notebook.display.live_output import is_notebook
+    def llm_panel(self, line: str) -> None:
+        """Show the control panel, in a notebook."""
+        from llm_magic.notebook.display.live_output import is_notebook, write
 
         parser.parse("llm_panel", line)
         if not is_notebook(self.shell):
-            return _no_panel()
+            write(_NO_PANEL)
+            return
         replaced = self.panels.pop(self.cell_id, None)
         if replaced is not None:
             # The cell was run again, which removed the panel from its output.
             replaced.close()
         self.panels[self.cell_id] = _show_panel(self.session, self.notebook_names)
-        return None
-
-
-def _no_panel() -> Table:
-    from llm_magic.notebook.display.live_output import write
-
-    write("The panel needs a notebook, such as JupyterLab. These magics do the same here:\n\n")
-    return magics_table()
 
 
 def _show_panel(session: Session, names: Callable[[str], Mapping[str, Any]]) -> ControlPanel:
@@ -71,7 +63,7 @@ def _show_panel(session: Session, names: Callable[[str], Mapping[str, Any]]) -> 
     missing = [name for name in ("ipywidgets", "anywidget") if find_spec(name) is None]
     if missing:
         raise MissingDependency(
-            f"The panel needs {' and '.join(missing)}. Type: pip install 'llm_magic[panel]',"
+            f"The panel needs {' and '.join(missing)}. Run: pip install 'llm_magic[panel]',"
             " then restart the kernel and reload the page."
         )
     from IPython.display import display

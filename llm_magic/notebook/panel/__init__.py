@@ -91,6 +91,12 @@ class ControlPanel:
         """Whether this thread draws, so that a change of a widget is not an action of the user."""
         return self._drawer == threading.get_ident()
 
+    @property
+    def is_loading_in_cell(self) -> bool:
+        """Whether a cell loads or unloads a model."""
+        busy = self.session.status().status in {"Loading", "Configuring", "Unloading"}
+        return busy and not self.session.is_loading_in_background
+
     def request_draw(self) -> None:
         """Schedule a drawing."""
         self._refresher.request()

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 
-from llm_magic.errors import ModelNotLoaded, OptionError
+from llm_magic.errors import OptionError
 from llm_magic.notebook.display.answer_view import answer_html, reasoning_html
 from llm_magic.notebook.display.code_cells import code_blocks
 from llm_magic.notebook.display.live_output import muted
 from llm_magic.notebook.display.markdown import IncrementalMarkdown
-from llm_magic.notebook.display.messages import activity, footer
+from llm_magic.notebook.display.messages import activity, footer, incomplete_label
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.notebook.frontend import reach_busy_kernels
 from llm_magic.notebook.panel.as_magic import ask_cell, config_line
@@ -31,6 +31,7 @@ from llm_magic.session.requests import Request
 
 if TYPE_CHECKING:
     from llm_magic.notebook.panel import ControlPanel
+    from llm_magic.session.chats import Turn
     from llm_magic.session.response import Response
 
 CHAT = "panel"
@@ -55,6 +56,7 @@ class AskSection:
         self.prompt = PromptBox(
             self.ask,
             panel.between_cells,
+            lambda: panel.is_loading_in_cell,
             label="Prompt",
             placeholder="Ask the model …",
             hint="Ctrl+Enter sends. {name} inserts the value of a variable.",
@@ -94,8 +96,6 @@ class AskSection:
             raise OptionError("An answer is being written. Stop it first.")
         if not text.strip():
             raise OptionError("The prompt is empty.")
-        if self._panel.session.status().status in {"Loading", "Configuring"}:
-            raise ModelNotLoaded("The model is getting ready. Send it when it is.")
         chat = CHAT if self.chat.value else None
         filled = fill(text, self._panel.names(text))
         request = Request(filled.text, chat=chat, key=uuid.uuid4().hex)
@@ -162,6 +162,9 @@ class AskSection:
             return ""
         if response.prepared.request.chat is None:
             return ""
+        if response.model != self._panel.session.status().active_model:
+            # Of another context, or of none.
+            return ""
         usage, context = response.reply.usage, response.info.context_length
         if usage.prompt_tokens is None or usage.completion_tokens is None:
             return ""
@@ -178,9 +181,7 @@ class AskSection:
         if response is not None and turns and turns[-1].answer.content == response.text:
             # It is shown below, with its footer.
             turns = turns[:-1]
-        self.turns.value = "".join(
-            _turn(turn.question.content, turn.answer.content) for turn in turns
-        )
+        self.turns.value = "".join(map(_turn, turns))
 
     def _draw_answer(self, response: Response | None) -> None:
         if response is None:
@@ -205,9 +206,11 @@ class AskSection:
 
 
 @lru_cache(maxsize=_SHOWN_TURNS)
-def _turn(question: str, answer: str) -> str:
+def _turn(turn: Turn) -> str:
     """Return a turn as HTML; each update of the next answer shows all of them again."""
-    return _question(question) + _answer(answer_html(answer, "markdown"), answer.strip())
+    answer, label = turn.answer.content, incomplete_label(turn.finish_reason)
+    inner = answer_html(answer, "markdown") + (muted(label) if label else "")
+    return _question(turn.question.content) + _answer(inner, answer.strip())
 
 
 def _answer(inner: str, source: str) -> str:
@@ -229,7 +232,7 @@ def _notes_html(notes: tuple[str, ...]) -> str:
 def _below(response: Response) -> str:
     if response.reply is not None:
         system = response.prepared.session_system
-        return footer(response.reply, response.info.local_size, system)
+        return footer(response.reply, response.info, system)
     return "…" if response.has_text else f"{activity(response)} …"
 
 

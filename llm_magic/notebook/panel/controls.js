@@ -18,6 +18,7 @@ function follow(model, names, draw) {
 // A kernel handles messages in their order, and often only between two cells.
 const SOON_MS = 200;
 const QUEUED = "Queued: the kernel is running a cell.";
+const LOST = "The kernel was restarted or shut down. Run %load_ext llm_magic and %llm_panel again.";
 
 // Ask the kernel for a sign of life and resolve when it comes. `late` is called with a text if that takes long.
 // Kernels differ in what they handle while a cell runs, so this asks instead of reading their state.
@@ -60,7 +61,8 @@ function number({ model, el }) {
   el.title = model.get("help");
   el.append(element("div", { className: "llm-top" }, name, mark, left));
   el.append(element("div", { className: "llm-pair" }, ...(model.get("slides") ? [slider, field] : [field])));
-  el.append(complaint);
+  const note = element("div", { className: "llm-quiet", role: "status" });
+  el.append(complaint, note);
 
   function set(value) {
     complain("");
@@ -84,11 +86,12 @@ function number({ model, el }) {
   field.addEventListener("keydown", (event) => { if (event.key === "Enter") commit(field); });
   none.addEventListener("change", () => set(none.checked ? null : model.get("fallback")));
 
-  return follow(model, ["value", "changed", "error"], draw);
+  return follow(model, ["value", "changed", "error", "note"], draw);
 
   function draw() {
     const value = model.get("value");
     complain(model.get("error"));
+    note.textContent = model.get("note");
     none.checked = value === null;
     slider.disabled = field.disabled = value === null;
     if (value !== null) {
@@ -99,6 +102,10 @@ function number({ model, el }) {
     mark.ariaLabel = model.get("changed") ? "changed" : "";
     el.classList.toggle("llm-changed", model.get("changed"));
   }
+}
+
+function together(...texts) {
+  return texts.filter((text) => text !== "").join("\n\n");
 }
 
 function prompt({ model, el }) {
@@ -124,7 +131,7 @@ function prompt({ model, el }) {
     pending = null;
     const hadFocus = document.activeElement === withdraw;
     // Below it is what was typed in the meantime.
-    if (!isAccepted) box.value = [sent.text, box.value].filter((text) => text !== "").join("\n\n");
+    if (!isAccepted) box.value = together(sent.text, box.value);
     keep();
     draw();
     if (hadFocus) box.focus();
@@ -132,7 +139,17 @@ function prompt({ model, el }) {
     sendsNext = false;
     if (next) submit();
   }
+  // No message reaches a new kernel: what was not accepted stays in the box, to be copied.
+  function lose() {
+    const panel = el.closest(".llm-panel");
+    if (box.readOnly || !panel) return;
+    if (pending) box.value = together(pending.text, box.value);
+    box.readOnly = true;
+    panel.classList.add("llm-lost");
+    panel.prepend(element("div", { className: "llm-error", role: "alert" }, LOST));
+  }
   async function submit() {
+    if (box.readOnly) return;
     if (pending) {
       sendsNext = true;
       return;
@@ -152,6 +169,10 @@ function prompt({ model, el }) {
     if (pending && message.sent === pending.id) settle(pending, message.accepted);
   };
   model.on("msg:custom", answered);
+  // A restart, a crash; a shutdown, another kernel.
+  model.on("comm_live_update", lose);
+  const kernel = model.widget_manager?.kernel;
+  kernel?.disposed.connect(lose);
   box.addEventListener("input", keep);
   send.addEventListener("click", submit);
   withdraw.addEventListener("click", () => settle(pending, false));
@@ -173,7 +194,13 @@ function prompt({ model, el }) {
   const undoValue = follow(model, ["value"], () => {
     if (!pending && box.value !== model.get("value")) box.value = model.get("value");
   });
-  return () => { undo(); undoValue(); model.off("msg:custom", answered); };
+  return () => {
+    undo();
+    undoValue();
+    model.off("msg:custom", answered);
+    model.off("comm_live_update", lose);
+    kernel?.disposed.disconnect(lose);
+  };
 }
 
 // Shows, after a click in its section, that the kernel has not handled it yet.

@@ -54,10 +54,11 @@ class _Control(anywidget.AnyWidget):
 class NumberControl(_Control):
     """A number as slider and field, with a check box for the model's own value (None).
 
-    It accepts any number; the session validates it, and `error` is shown below the field.
+    It accepts any number; the session validates it. Below the field are its `error` and a `note`.
     """
 
     error = traitlets.Unicode().tag(sync=True)
+    note = traitlets.Unicode().tag(sync=True)
     range = traitlets.Unicode().tag(sync=True)
     help = traitlets.Unicode().tag(sync=True)
     none_label = traitlets.Unicode("model's own").tag(sync=True)
@@ -96,7 +97,8 @@ class PromptBox(_Control):
     clears the box, and restores the text if `send` does not accept it.
 
     Some kernels handle messages of widgets while a cell runs, on another thread. A text with
-    references waits for the end of the cell: `between_cells` calls a function then.
+    references, or one that a cell loads the model for, waits for the end of the cell: `between_cells`
+    calls a function then.
     """
 
     value = traitlets.Unicode().tag(sync=True)
@@ -108,15 +110,17 @@ class PromptBox(_Control):
         self,
         send: Callable[[str], bool],
         between_cells: Callable[[Callable[[], None]], None],
+        is_loading_in_cell: Callable[[], bool],
         **traits: Any,
     ) -> None:
         super().__init__(kind="prompt", **traits)
         self._on_send, self._between_cells = send, between_cells
+        self._is_loading_in_cell = is_loading_in_cell
 
     def _received(self, content: dict[str, Any]) -> None:
-        is_text = content.get("do") == "send"
-        handle = self._take_text if is_text else super()._received
-        if content.get("waits") or (is_text and "{" in str(content.get("text"))):
+        handle = self._take_text if content.get("do") == "send" else super()._received
+        uses_variables = content.get("waits") or "{" in str(content.get("text"))
+        if uses_variables or self._is_loading_in_cell():
             self._between_cells(partial(handle, content))
         else:
             handle(content)

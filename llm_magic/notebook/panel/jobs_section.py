@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 # Rows are created once: a widget that is added and removed costs the page more than a hidden one.
 _ROWS = 6
-_FINISHED = 3
 
 
 class JobsSection:
@@ -55,7 +54,7 @@ class JobsSection:
         """Show the running jobs and the latest finished ones, without the prompts of panels."""
         jobs = [job for job in self._panel.session.jobs.all if job.view is not None]
         running = [job for job in jobs if not job.done]
-        finished = [job for job in jobs if job.done][-_FINISHED:]
+        finished = [job for job in jobs if job.done]
         chosen = [*running, *reversed(finished)][:_ROWS]
         # The new ones get the rows of those that are not shown any more.
         shown = [job if job in chosen else None for job in self._shown]
@@ -71,7 +70,7 @@ class JobsSection:
             stop.layout.display = "none" if job.done else ""
             # Screen readers announce buttons by their names: "Stop" is the one of the prompt.
             stop.description = f"Stop {job.number}"
-        hidden = len(running) + len(finished) - len(chosen)
+        hidden = len(jobs) - len(chosen)
         self.more.value = (
             f'<span class="llm-quiet">and {hidden} more: %llm_jobs</span>' if hidden > 0 else ""
         )

@@ -10,21 +10,26 @@ from llm_magic.config.option_spec import OptionSpec
 
 # What the panel has buttons for, or does by itself.
 _PHRASES = (
-    (r"Type %llm_load \(or %llm_load MODEL\)\.", "Choose a model and press Load."),
+    (r"Run %llm_load \(or %llm_load MODEL\)\.", "Choose a model and press Load."),
     (r"Name one: %llm_load MODEL(?: -b \S+)?\.", "Choose one in the field “Model”."),
     (r"run %llm_load \S+ -b \S+ --pull", "select --pull and press Load"),
-    (r"(?:Type|Run) %llm_load(?: [^ ]+)?\.(?= |$)", "Load it again."),
+    (r"Run %llm_load(?: [^ ]+)?\.(?= |$)", "Load it again."),
     (r"Run %llm_models(?: -b \S+)? to list models\.", "Press Refresh list to see the models."),
     (r" \(%llm_status shows [a-z ]+\)", ""),
     (r"%llm_unload first", "unload the loaded model first"),
     (r" with %llm_unload", " with Unload"),
-    (r"--trim leaves out the oldest, %llm_reset \S+ all\.", "press Clear to start a new one."),
+    (
+        r"--trim drops the oldest, and %llm_reset \S+ deletes all\.",
+        "press Clear to start a new one.",
+    ),
     (r"; --dry-run shows their notes", ""),
 )
 _FLAG = re.compile(r"(?P<add>\badd )?(?<![\w-])(?P<flag>--?[a-z][a-z-]*)(?: (?P<value>[\w:]+))?")
 
 
-_WRONG = re.compile(r"^(?P<name>\w+)=(?P<value>\S+) must be (?P<allowed>.+)\.$")
+_WRONG = re.compile(
+    r"^(?P<name>\w+)=(?P<value>\S+) is [^.]+\. (?:It must be|Use) (?P<allowed>.+)\.$"
+)
 
 
 def in_labels(text: str) -> str:

@@ -225,7 +225,7 @@ class LoadSection:
         self.model.placeholder = "the served model" if default else "the default"
         busy = status.status in {"Loading", "Configuring", "Unloading"}
         self.load.disabled = busy
-        in_cell = busy and not self._panel.session.is_loading_in_background
+        in_cell = self._panel.is_loading_in_cell
         # A click would be handled only after the cell that it should stop.
         hint = "■ in the toolbar stops it" if in_cell and not reach_busy_kernels() else ""
         self.stop.layout.display = "" if busy and not hint else "none"

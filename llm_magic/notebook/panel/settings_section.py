@@ -12,6 +12,7 @@ import ipywidgets as widgets
 from llm_magic.backends.registry import generation_specs
 from llm_magic.config.option_spec import OptionSpec
 from llm_magic.notebook.arguments.parser import split_line
+from llm_magic.notebook.display.messages import limit_note
 from llm_magic.notebook.panel.as_magic import config_line, quoted
 from llm_magic.notebook.panel.controls import MessageLine, NumberControl, QueueNotice
 from llm_magic.text import escape, unescape
@@ -68,7 +69,9 @@ class SettingsSection:
         """Show the settings, and only those that the active backend supports."""
         session, known = self._panel.session, generation_specs()
         config, changed = session.generation.config, session.generation.changed
-        backend = session.status().backend_type
+        status = session.status()
+        backend = status.backend_type
+        self.numbers["max_new_tokens"].note = limit_note(config.max_new_tokens, status.active)
         for name, control in self.numbers.items():
             value = getattr(config, name)
             # Numbers in a browser have a maximum, which replaces all larger ones.

@@ -24,7 +24,7 @@ def status_html(session: Session) -> str:
     state = "Answering" if answering and status.status == "Ready" else status.status
     # Screen readers announce the state, not the figures, which change continuously.
     announced = f'<span role="status"><span class="llm-state llm-{state}">{state}</span>'
-    active = next((info for info in status.models if info.name == status.active_model), None)
+    active = status.active
     announced += (
         f" <span>{html.escape(model_line(active) if active else _hint(status))}</span></span>"
     )

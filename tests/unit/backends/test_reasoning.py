@@ -225,14 +225,14 @@ def test_held_back_text_is_yielded_when_an_answer_breaks_off(
     out: list[Chunk] = []
     failing = source(Chunk(text=held), GenerationFailed("It broke."))
     with pytest.raises(GenerationFailed, match="It broke"):
-        asyncio.run(taken(split_reasoning(failing), out))
+        asyncio.run(taken(split_reasoning(failing, []), out))
     assert joined(out) == (reasoning, text)
 
 
 @pytest.mark.parametrize("held", ["<thi", "a\n</th", "\n"])
 def test_held_back_text_is_yielded_at_an_end_without_a_reason(held: str) -> None:
     out: list[Chunk] = []
-    asyncio.run(taken(split_reasoning(source(Chunk(text=held))), out))
+    asyncio.run(taken(split_reasoning(source(Chunk(text=held)), []), out))
     assert joined(out) == ("", held)
 
 
@@ -259,7 +259,7 @@ def test_source_is_closed_when_its_reader_leaves() -> None:
             closed.append(True)
 
     async def leave() -> None:
-        chunks = split_reasoning(answer())
+        chunks = split_reasoning(answer(), [])
         assert (await anext(chunks)).text == "a"
         await chunks.aclose()
 

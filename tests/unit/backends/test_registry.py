@@ -180,10 +180,10 @@ def test_flag_of_another_option_stays_with_the_first_backend(install: Install) -
 
 def test_option_of_another_backend_raises() -> None:
     with pytest.raises(
-        OptionError, match=r"^--pull is not an option of vllm, only of ollama\. Rem"
+        OptionError, match=r"^--pull works only with -b ollama, not with vllm\. Rem"
     ):
         registry.load_config(settings(), {"backend": "vllm", "pull": True})
-    with pytest.raises(OptionError, match="--base-url is not an option of local, only of ollama"):
+    with pytest.raises(OptionError, match="--base-url works only with -b ollama"):
         registry.load_config(settings(), {"base_url": "http://localhost:1"})
     with pytest.raises(OptionError, match=r"no option 'pul'\. Did you mean \"pull\"\?"):
         registry.load_config(settings(), {"backend": "ollama", "pul": True})

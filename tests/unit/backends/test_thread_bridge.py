@@ -7,7 +7,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextvars import Context
 from typing import TypeVarTuple
 
@@ -32,6 +32,16 @@ class CountingLoop(asyncio.SelectorEventLoop):
         return super().call_soon_threadsafe(callback, *args, context=context)
 
 
+async def items_of(bridge: ThreadBridge[int]) -> AsyncGenerator[int, None]:
+    """Yield the items until the end; raise what ended the work."""
+    while not bridge.is_finished:
+        for item in bridge.take():
+            yield item
+        await bridge.wait_async()
+    if bridge.error is not None:
+        raise bridge.error
+
+
 # -- items ----------------------------------------------------------------------------------------
 
 
@@ -39,7 +49,7 @@ def test_many_items_wake_a_loop_once() -> None:
     async def main() -> list[int]:
         loop, bridge = asyncio.get_running_loop(), ThreadBridge[int]()
         assert isinstance(loop, CountingLoop)
-        items: AsyncIterator[int] = aiter(bridge)
+        items = items_of(bridge)
         first = asyncio.ensure_future(anext(items))
         await asyncio.sleep(0)
         for number in range(100):
@@ -64,7 +74,7 @@ def test_no_item_is_lost_between_thread_and_loop() -> None:
             bridge.close()
 
         producing = asyncio.ensure_future(asyncio.to_thread(produce))
-        numbers = [number async for number in bridge]
+        numbers = [number async for number in items_of(bridge)]
         await producing
         return numbers
 
@@ -95,7 +105,7 @@ def test_async_reader_raises_the_error_after_the_items() -> None:
         bridge: ThreadBridge[int] = ThreadBridge()
         bridge.put(1)
         bridge.close(ValueError("broken"))
-        items = aiter(bridge)
+        items = items_of(bridge)
         assert await anext(items) == 1
         with pytest.raises(ValueError, match="broken"):
             await anext(items)

@@ -218,19 +218,19 @@ def test_invalid_openai_address_does_not_affect_other_backends(server: FaultServ
 def test_unset_variable_raises_without_prompt(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(OptionError, match=f"{NAME} is not set, and nothing can prompt"):
+    with pytest.raises(OptionError, match=f"{NAME} is not set, and you cannot be prompted"):
         load(session, server, key_env=NAME)
 
     def refuse(question: str) -> str:
         raise NotImplementedError("this frontend has no input")
 
     monkeypatch.setattr(getpass, "getpass", refuse)
-    with pytest.raises(OptionError, match="can prompt for it here"):
+    with pytest.raises(OptionError, match="be prompted for it here"):
         load(session, server, key_env=NAME)
     caught: list[BaseException] = []
 
     def elsewhere() -> None:
-        with pytest.raises(OptionError, match="can prompt for it here") as error:
+        with pytest.raises(OptionError, match="be prompted for it here") as error:
             load(session, server, key_env=NAME)
         caught.append(error.value)
 

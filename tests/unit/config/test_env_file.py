@@ -77,8 +77,8 @@ def test_unbounded_expansion_raises(folder: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.read()
     assert str(caught.value) == (
-        f"{folder}/.env is larger than 1 MB after its ${{…}} references are replaced:"
-        " X16 is too long. Shorten the values that refer to each other."
+        f"After its ${{…}} references are replaced, {folder}/.env exceeds 1 MB, at X16."
+        " Shorten the values that refer to each other."
     )
 
 

@@ -53,14 +53,14 @@ def test_wrong_value_raises_one_line_with_name_value_and_range(name: str, value:
     with pytest.raises(OptionError) as caught:
         GenerationConfig().replace(**{name: value})
     message = str(caught.value)
-    assert message.startswith(f"{name}={value} must be ")
+    assert message.startswith(f"{name}={value} is ")
     assert RANGES[name][2] in message
     assert "\n" not in message
 
 
 @pytest.mark.parametrize("value", ["many", 1.5, "1.5"])
 def test_fraction_for_a_whole_number_raises(value: Any) -> None:
-    with pytest.raises(OptionError, match="must be a whole number, 1 or more"):
+    with pytest.raises(OptionError, match=r"is not a whole number\. It must be 1 or more"):
         GenerationConfig().replace(top_k=value)
 
 
@@ -99,9 +99,9 @@ def test_nothing_changes_if_one_of_several_is_wrong() -> None:
     [
         ("device", ["auto", "cpu", "mps", "cuda", "cuda:3"], ["gpu", "cuda:", "cuda:x", "CPU"],
          "auto, cpu, cuda, cuda:N or mps"),
-        ("quantization", ["none", "8bit", "4bit"], ["2bit", ""], "none, 8bit, 4bit"),
+        ("quantization", ["none", "8bit", "4bit"], ["2bit", ""], "none, 8bit or 4bit"),
         ("dtype", ["auto", "bfloat16", "float32"], ["int8", "bf17"],
-         "auto, float32, bfloat16, float16"),
+         "auto, float32, bfloat16 or float16"),
     ],
 )  # fmt: skip
 def test_wrong_load_option_raises_with_its_choices(
@@ -112,7 +112,7 @@ def test_wrong_load_option_raises_with_its_choices(
     for value in bad:
         with pytest.raises(OptionError) as caught:
             LocalLoadConfig().replace(**{field: value})
-        assert str(caught.value) == f"{field}={value} must be {allowed}."
+        assert str(caught.value) == f"{field}={value} is invalid. Use {allowed}."
 
 
 @pytest.mark.parametrize(
@@ -215,22 +215,30 @@ def test_environment_precedes_the_file(
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("DEFAULT_LLM_TEMPERATURE", "3", "DEFAULT_LLM_TEMPERATURE=3 must be 0 to 2."),
-        ("DEFAULT_LLM_TEMPERATURE", "hot", "DEFAULT_LLM_TEMPERATURE=hot must be a number, 0 to 2."),
-        ("DEFAULT_LLM_TOP_P", "nan", "DEFAULT_LLM_TOP_P=nan must be 0 to 1."),
-        ("DEFAULT_LLM_TOP_K", "0", "DEFAULT_LLM_TOP_K=0 must be 1 or more."),
+        (
+            "DEFAULT_LLM_TEMPERATURE",
+            "3",
+            "DEFAULT_LLM_TEMPERATURE=3 is out of range. It must be 0 to 2.",
+        ),
+        (
+            "DEFAULT_LLM_TEMPERATURE",
+            "hot",
+            "DEFAULT_LLM_TEMPERATURE=hot is not a number. It must be 0 to 2.",
+        ),
+        ("DEFAULT_LLM_TOP_P", "nan", "DEFAULT_LLM_TOP_P=nan is out of range. It must be 0 to 1."),
+        ("DEFAULT_LLM_TOP_K", "0", "DEFAULT_LLM_TOP_K=0 is out of range. It must be 1 or more."),
         (
             "DEFAULT_LLM_MAX_NEW_TOKENS",
             "x",
-            "DEFAULT_LLM_MAX_NEW_TOKENS=x must be a whole number, 1 or more.",
+            "DEFAULT_LLM_MAX_NEW_TOKENS=x is not a whole number. It must be 1 or more.",
         ),
-        ("LLM_DEVICE", "gpu", "LLM_DEVICE=gpu must be auto, cpu, cuda, cuda:N or mps."),
+        ("LLM_DEVICE", "gpu", "LLM_DEVICE=gpu is invalid. Use auto, cpu, cuda, cuda:N or mps."),
         (
             "DEFAULT_LLM_QUANTIZATION",
             "3bit",
-            "DEFAULT_LLM_QUANTIZATION=3bit must be none, 8bit, 4bit.",
+            "DEFAULT_LLM_QUANTIZATION=3bit is invalid. Use none, 8bit or 4bit.",
         ),
-        ("LLM_MAGIC_STREAM", "maybe", "LLM_MAGIC_STREAM=maybe must be on, off."),
+        ("LLM_MAGIC_STREAM", "maybe", "LLM_MAGIC_STREAM=maybe is invalid. Use on or off."),
     ],
 )
 def test_wrong_setting_raises_with_variable_value_and_range(
@@ -244,7 +252,9 @@ def test_wrong_setting_raises_with_variable_value_and_range(
 
 def test_wrong_line_of_the_file_raises_with_variable_value_and_range() -> None:
     Path(".env").write_text("DEFAULT_LLM_TOP_K=0\n", encoding="utf-8")
-    with pytest.raises(SettingsError, match="DEFAULT_LLM_TOP_K=0 must be 1 or more"):
+    with pytest.raises(
+        SettingsError, match=r"DEFAULT_LLM_TOP_K=0 is out of range\. It must be 1 or more"
+    ):
         Settings.read()
 
 

@@ -301,7 +301,7 @@ def test_command_with_a_problem_exits_with_1(
     assert cli.main(["doctor"]) == 1
     shown = capsys.readouterr()
     assert shown.err == ""
-    assert "nothing listens at 127.0.0.1:9" in shown.out
+    assert "no server is listening at 127.0.0.1:9" in shown.out
     assert shown.out.splitlines()[-1].endswith(" problems.")
 
 

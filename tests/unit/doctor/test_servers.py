@@ -73,13 +73,13 @@ def test_server_without_models_suggests_pull() -> None:
 
 @pytest.mark.parametrize(
     ("backend", "fix"),
-    [("ollama", "Start it: ollama serve"), ("vllm", "Start one: vllm serve MODEL"),
-     ("instructlab", "Start one: ilab model serve")],
+    [("ollama", "To start one, run: ollama serve"), ("vllm", "To start one, run: vllm serve MODEL"),
+     ("instructlab", "To start one, run: ilab model serve")],
 )  # fmt: skip
 def test_stopped_server_suggests_start_command(server: FaultServer, backend: str, fix: str) -> None:
     server.refuse()
     found = look(backend, server.url)
-    text = f"nothing listens at 127.0.0.1:{server.port}"
+    text = f"no server is listening at 127.0.0.1:{server.port}"
     assert found == Finding(backend, "problem", text, fix)
 
 
@@ -99,7 +99,8 @@ def test_server_on_other_loopback_suggests_address(server: FaultServer) -> None:
     found = look("vllm", f"http://[::1]:{server.port}/v1")
     assert found.state == "problem"
     assert (
-        found.text == f"nothing listens at [::1]:{server.port}, but a server listens at 127.0.0.1"
+        found.text
+        == f"no server is listening at [::1]:{server.port}, but a server listens at 127.0.0.1"
     )
     better = f"http://127.0.0.1:{server.port}/v1"
     assert found.fix.startswith(f"VLLM_BASE_URL={better} in .env")
@@ -208,7 +209,7 @@ def test_hub_without_response_times_out(
     ("url", "expected"),
     [
         ("https://hub.invalid", "there is no host hub.invalid (no network?)"),
-        ("http://127.0.0.1:9", "Nothing listens"),
+        ("http://127.0.0.1:9", "No server is listening"),
     ],
 )  # fmt: skip
 def test_unreachable_hub_is_a_warning(

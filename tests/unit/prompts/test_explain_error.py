@@ -129,7 +129,7 @@ def test_cut_does_not_halve_a_secret() -> None:
 def test_error_of_an_explanation_leads_to_the_explained_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    own, first = ModelNotLoaded("Nothing is loaded."), ZeroDivisionError()
+    own, first = ModelNotLoaded("No model is loaded."), ZeroDivisionError()
     monkeypatch.setattr("sys.last_value", own, raising=False)
     monkeypatch.delattr("sys.last_exc", raising=False)
     assert last_error() is own

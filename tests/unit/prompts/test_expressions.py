@@ -587,16 +587,16 @@ def test_attack_stays_as_it_is_with_a_note(attacked: dict[str, Any], attack: str
     text, notes = result
     assert text == f"see {{{attack}}} there"
     assert len(notes) == 1
-    assert "left as it is" in notes[0]
+    assert "was not replaced" in notes[0]
 
 
 def test_reason_and_way_out_are_in_the_note(notebook: dict[str, Any]) -> None:
     filled = fill("Run {math.sqrt(2)}, {name.ljust(10000000000)} and {obj.method()}.", notebook)
     way_out = "Assign it to a variable first, and refer to that"
     assert filled.notes == (
-        f"{{math.sqrt(2)}} is left as it is: it calls .sqrt() of the module math. {way_out}",
-        "{name.ljust(10000000000)} is left as it is: it would make more than 1,000,000 characters",
-        "{obj.method()} is left as it is: it calls .method() of a Owner, which is not supported."
+        f"{{math.sqrt(2)}} was not replaced: it calls .sqrt() of the module math. {way_out}",
+        "{name.ljust(10000000000)} was not replaced: it would make more than 1,000,000 characters",
+        "{obj.method()} was not replaced: it calls .method() of a Owner, which is not supported."
         f" {way_out}",
     )
 
@@ -623,7 +623,7 @@ def test_reason_is_in_words_and_advice_only_where_it_helps(
 ) -> None:
     names = {**notebook, "os": os, "df": pd.DataFrame({"c": [1]})}
     assert fill(f"See {{{expression}}}.", names).notes == (
-        f"{{{expression}}} is left as it is: it {reason}",
+        f"{{{expression}}} was not replaced: it {reason}",
     )
 
 
@@ -859,7 +859,7 @@ def test_many_small_expressions_take_little_memory() -> None:
 def test_braces_after_the_last_that_are_looked_at_have_one_note() -> None:
     prompt = small_expressions("signs", 60_000) + "\n{x} {y}"
     filled = fill(prompt, {"x": 3})
-    assert filled.notes[-1].startswith("The braces from line 1 on are left as they are")
+    assert filled.notes[-1].startswith("The braces from line 1 on were not replaced")
     assert filled.text.endswith("\n{x} {y}")
 
 

@@ -145,6 +145,6 @@ def test_polars_method_that_changes_or_writes_stays(
     before = notebook["df"].clone()
     filled = fill(f"<{{{expression}}}>", notebook)
     assert filled.text == f"<{{{expression}}}>"
-    assert " is left as it is: it " in filled.notes[0]
+    assert " was not replaced: it " in filled.notes[0]
     assert notebook["df"].equals(before)
     assert not list(tmp_path.iterdir())

@@ -383,7 +383,7 @@ def test_interrupt_passes() -> None:
 def test_names_with_two_underscores_are_refused(ref: str) -> None:
     filled = fill(f"{{{ref}}}", NAMES)
     assert filled.text == f"{{{ref}}}"
-    assert filled.notes[0].startswith(f"{{{ref}}} is left as it is: it ")
+    assert filled.notes[0].startswith(f"{{{ref}}} was not replaced: it ")
 
 
 def test_dunder_access_on_an_unknown_name_is_text() -> None:
@@ -393,7 +393,7 @@ def test_dunder_access_on_an_unknown_name_is_text() -> None:
 def test_note_names_the_rule_for_two_underscores() -> None:
     for names in (NAMES, {**NAMES, "__name__": "__main__"}):
         assert fill("In {__name__}.", names).notes == (
-            "{__name__} is left as it is: it reads __name__; names that begin with two underscores"
+            "{__name__} was not replaced: it reads __name__; names that begin with two underscores"
             " are refused. Assign it to a variable first, and refer to that",
         )
 
@@ -470,65 +470,65 @@ BRACES = [
 @pytest.mark.parametrize(
     ("template", "note"),
     [
-        ("Hi {nmae}!", '{nmae} is not defined here; left as it is. Did you mean "name"?'),
-        ('say "{qqqq}".', "{qqqq} is not defined here; left as it is."),
-        ("{name} and {nmae}", '{nmae} is not defined here; left as it is. Did you mean "name"?'),
-        ("{nmae}\n", '{nmae} is not defined here; left as it is. Did you mean "name"?'),
-        ("```\ncode\n```\n{qqqq}", "{qqqq} is not defined here; left as it is."),
+        ("Hi {nmae}!", '{nmae} was not replaced: nmae is not defined. Did you mean "name"?'),
+        ('say "{qqqq}".', "{qqqq} was not replaced: qqqq is not defined."),
+        ("{name} and {nmae}", '{nmae} was not replaced: nmae is not defined. Did you mean "name"?'),
+        ("{nmae}\n", '{nmae} was not replaced: nmae is not defined. Did you mean "name"?'),
+        ("```\ncode\n```\n{qqqq}", "{qqqq} was not replaced: qqqq is not defined."),
         (
             "{len(nmae)}",
-            '{len(nmae)}: nmae is not defined here; left as it is. Did you mean "name"?',
+            '{len(nmae)} was not replaced: nmae is not defined. Did you mean "name"?',
         ),
-        ("{nmae:.2f}", '{nmae:.2f}: nmae is not defined here; left as it is. Did you mean "name"?'),
-        ("{nmae.x}", '{nmae.x}: nmae is not defined here; left as it is. Did you mean "name"?'),
-        ("{q}", "{q} is not defined here; left as it is."),
-        ("x = {qqqq}", "{qqqq} is not defined here; left as it is."),
-        ("<b>{qqqq}</b>", "{qqqq} is not defined here; left as it is."),
-        ('{"a": 1} for {qqqq}', "{qqqq} is not defined here; left as it is."),
-        ('for {qqqq}: {"a": {}}', "{qqqq} is not defined here; left as it is."),
-        ('Title: {qqqq}\n{"a": [1]}', "{qqqq} is not defined here; left as it is."),
-        (r"$\frac{x}{y}$ of {qqqq}", "{qqqq} is not defined here; left as it is."),
-        ("file_{qqqq}.csv", "{qqqq} is not defined here; left as it is."),
-        ("{name}{qqqq}", "{qqqq} is not defined here; left as it is."),
-        ("`code` and {qqqq} `code`", "{qqqq} is not defined here; left as it is."),
-        ("{ name }", "{ name } is left as it is: it has spaces beside the braces; write {name}"),
+        ("{nmae:.2f}", '{nmae:.2f} was not replaced: nmae is not defined. Did you mean "name"?'),
+        ("{nmae.x}", '{nmae.x} was not replaced: nmae is not defined. Did you mean "name"?'),
+        ("{q}", "{q} was not replaced: q is not defined."),
+        ("x = {qqqq}", "{qqqq} was not replaced: qqqq is not defined."),
+        ("<b>{qqqq}</b>", "{qqqq} was not replaced: qqqq is not defined."),
+        ('{"a": 1} for {qqqq}', "{qqqq} was not replaced: qqqq is not defined."),
+        ('for {qqqq}: {"a": {}}', "{qqqq} was not replaced: qqqq is not defined."),
+        ('Title: {qqqq}\n{"a": [1]}', "{qqqq} was not replaced: qqqq is not defined."),
+        (r"$\frac{x}{y}$ of {qqqq}", "{qqqq} was not replaced: qqqq is not defined."),
+        ("file_{qqqq}.csv", "{qqqq} was not replaced: qqqq is not defined."),
+        ("{name}{qqqq}", "{qqqq} was not replaced: qqqq is not defined."),
+        ("`code` and {qqqq} `code`", "{qqqq} was not replaced: qqqq is not defined."),
+        ("{ name }", "{ name } was not replaced: it has spaces beside the braces; write {name}"),
         (
             "{a:b}",
-            "{a:b} is left as it is: it may be an entry of a dict or CSS; for a format spec put"
+            "{a:b} was not replaced: it may be an entry of a dict or CSS; for a format spec put"
             " > after the colon",
         ),
         (
             "${a}",
-            "${a} is left as it is, as in shell and JavaScript code. Write ${a:,} or ${a:.2f} for a"
+            "${a} was not replaced: shell and JavaScript code use this form. Write ${a:,} or ${a:.2f} for a"
             " number, else $ {a}",
         ),
         (
             "${a * 2}",
-            "${a * 2} is left as it is, as in shell and JavaScript code. Write ${a * 2:,} or"
+            "${a * 2} was not replaced: shell and JavaScript code use this form. Write ${a * 2:,} or"
             " ${a * 2:.2f} for a number, else $ {a * 2}",
         ),
         (
             '${d["k"]}',
-            '${d["k"]} is left as it is, as in shell and JavaScript code. Write ${d["k"]:,} or'
+            '${d["k"]} was not replaced: shell and JavaScript code use this form. Write ${d["k"]:,} or'
             ' ${d["k"]:.2f} for a number, else $ {d["k"]}',
         ),
         (
             "${a:+5}",
-            "${a:+5} is left as it is, as in shell and JavaScript code. Write $ {a:+5}",
+            "${a:+5} was not replaced: shell and JavaScript code use this form. Write $ {a:+5}",
         ),
-        ("{a=} {name=!r:>9}", "{a=} is left as it is: it ends with =; write a={a}"),
-        ("{*xs}", "{*xs} is left as it is: it has a star in it"),
-        ("{a:=5}", "{a:=5} is left as it is: it has := in it"),
-        ("{len(xs}", "{len(xs} is left as it is: it has a bracket that is not closed"),
-        ("{xs[0} or {xs[1]}", "{xs[0} is left as it is: it has a bracket that is not closed"),
-        ('{d["k]}', '{d["k]} is left as it is: it has a quote that is not closed'),
+        ("{a=} {name=!r:>9}", "{a=} was not replaced: it ends with =; write a={a}"),
+        ("{*xs}", "{*xs} was not replaced: it has a star in it"),
+        ("{a:=5}", "{a:=5} was not replaced: it has := in it"),
+        ("{len(xs}", "{len(xs} was not replaced: it has a bracket that is not closed"),
+        ("{xs[0} or {xs[1]}", "{xs[0} was not replaced: it has a bracket that is not closed"),
+        ('{d["k]}', '{d["k]} was not replaced: it has a quote that is not closed'),
         (
             "{name.upper}",
-            "{name.upper} is left as it is: it reads a method; write .upper() to call it",
+            "{name.upper} was not replaced: it reads a method; write .upper() to call it",
         ),
         (
             "${nmae:.2f}",
-            '{nmae:.2f}: nmae is not defined here; left as it is. Did you mean "name"?',
+            '{nmae:.2f} was not replaced: nmae is not defined. Did you mean "name"?',
         ),
     ],
 )
@@ -579,22 +579,22 @@ def test_notes_are_few_and_the_others_are_counted() -> None:
         "{q5}",
         "14",
     ]
-    assert notes[-1] == "14 more are left as they are; --dry-run shows their notes"
+    assert notes[-1] == "14 more were not replaced; --dry-run shows their notes"
     assert len(fill(text, NAMES, all_notes=True).notes) == 19
     many = "\n".join(f"{{q{number}}}" for number in range(1500))
     most = fill(many, NAMES, all_notes=True).notes
-    assert (len(most), most[-1]) == (1001, "500 more are left as they are")
+    assert (len(most), most[-1]) == (1001, "500 more were not replaced")
     assert (
-        fill("{q1} {q2} {q3} {q4} {q5} {q6}", NAMES).notes[-1].startswith("1 more is left as it is")
+        fill("{q1} {q2} {q3} {q4} {q5} {q6}", NAMES).notes[-1].startswith("1 more was not replaced")
     )
 
 
 def test_first_notes_are_shown_beside_much_json() -> None:
     text = "{nmae} " + '{"k": {"v": {name}}} ' * 1000 + "{f(a)} " * 50
     missing, refused = fill(text, NAMES).notes
-    assert missing.startswith("{nmae} is not defined here")
+    assert missing.startswith("{nmae} was not replaced: nmae is not defined")
     assert refused.startswith(
-        "{f(a)} is left as it is: it calls f; the functions that are called are"
+        "{f(a)} was not replaced: it calls f; the functions that are called are"
     )
 
 
@@ -805,7 +805,7 @@ def test_frame_subclass_and_empty_frame() -> None:
     class Special(pd.DataFrame):
         pass
 
-    assert to_text(Special({"a": [1]})).startswith("Special, 1 rows × 1 columns\n")
+    assert to_text(Special({"a": [1]})).startswith("Special, 1 row × 1 column\n")
     assert to_text(pd.DataFrame()).startswith("DataFrame, 0 rows × 0 columns\n")
 
 
@@ -820,7 +820,7 @@ def test_series() -> None:
 def test_frame_in_a_prompt() -> None:
     names = {"df": pd.DataFrame({"a": range(30), "b": 2})}
     assert "30 rows × 2 columns" in fill("Look: {df}", names).text
-    assert "2 rows × 1 columns" in fill('{df[["a"]].head(2)}', names).text
+    assert "2 rows × 1 column" in fill('{df[["a"]].head(2)}', names).text
     assert fill('{df.loc[3, "a"]} {df.a.sum()} {df.shape[0]}', names).text == "3 435 30"
     with pytest.raises(PromptError, match=r"^\{df\[\"c\"\]\}: KeyError: 'c'\. Fix the name"):
         fill('{df["c"]}', names)

@@ -60,17 +60,19 @@ def test_stale_turns_are_not_exported(chats: Chats, tmp_path: Path) -> None:
 def test_existing_file_is_overwritten_only_with_replace(chats: Chats, tmp_path: Path) -> None:
     path = tmp_path / "talk.json"
     path.write_text("mine")
-    with pytest.raises(OptionError, match=r"talk\.json exists\. --force writes over it\."):
+    with pytest.raises(
+        OptionError, match=r"talk\.json already exists\. Add --force to overwrite it\."
+    ):
         chats.save(path, "talk")
     assert path.read_text() == "mine"
     chats.save(path, "talk", replace=True)
     chats.put("new", TALK)
     chats.put("other", [Message("user", "x"), Message("assistant", "y")], replace=True)
-    with pytest.raises(OptionError, match=r"There is a chat 'talk' already\. --force"):
+    with pytest.raises(OptionError, match=r"There is already a chat 'talk'\. Add --force"):
         chats.load(path)
     chats.save(tmp_path / "all.json")
     chats.reset("new")
-    with pytest.raises(OptionError, match=r"'talk' and 'other' already"):
+    with pytest.raises(OptionError, match=r"already a chat 'talk' and 'other'"):
         chats.load(tmp_path / "all.json")
     assert [chat.name for chat in chats.all()] == ["talk", "other"], "not even the one that is new"
     assert chats.load(path, replace=True) == ["talk"]
@@ -82,22 +84,25 @@ def test_existing_file_is_overwritten_only_with_replace(chats: Chats, tmp_path: 
         ("", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         (b"\xff\xfe[", "is not JSON"),
-        ("3", "holds no conversation"),
-        ("{}", "holds no conversation"),
-        ('{"a": 1}', "holds no conversation"),
-        ("[]", "there is no question in it"),
+        ("3", "contains no chat"),
+        ("{}", "contains no chat"),
+        ('{"a": 1}', "contains no chat"),
+        ("[]", "it contains no question"),
         ('["x"]', "message 1: "),
-        ('[{"role": "tool", "content": "x"}]', "message 1: the role 'tool' is none of"),
+        ('[{"role": "tool", "content": "x"}]', "message 1: the role 'tool' is not one of"),
         ('[{"role": ["user"], "content": "x"}]', "message 1: the role"),
-        ('[{"role": "user", "content": null}]', "message 1: its content is no text"),
-        ('[{"role": "user", "content": "x", "tool_calls": [1]}]', "it has also tool_calls"),
+        ('[{"role": "user", "content": null}]', "message 1: its content is not text"),
+        ('[{"role": "user", "content": "x", "tool_calls": [1]}]', "but it has tool_calls"),
         ('[{"role": "user", "content": "x"}]', "its last question has no answer"),
-        ('[{"role": "system", "content": "x"}]', "there is no question in it"),
-        ('[{"role": "assistant", "content": "x"}]', "message 1: user is expected there"),
+        ('[{"role": "system", "content": "x"}]', "it contains no question"),
+        (
+            '[{"role": "assistant", "content": "x"}]',
+            "message 1: the role must be user, not assistant",
+        ),
         (
             '[{"role": "system", "content": "x"}, {"role": "user", "content": "x"},'
             ' {"role": "user", "content": "x"}]',
-            "message 3: assistant is expected there, not user",
+            "message 3: the role must be assistant, not user",
         ),
         ('{"good": [], "bad": [1]}', "chat 'bad', message 1"),
     ],
@@ -127,7 +132,7 @@ def test_files_that_cannot_be_used_are_one_line(chats: Chats, tmp_path: Path) ->
     with pytest.raises(OptionError, match="There is no chat to export"):
         Chats().save(tmp_path / "t.json")
     chats.save(tmp_path / "all.json")
-    with pytest.raises(OptionError, match=r"no chat 'tolk'; it has: talk, other"):
+    with pytest.raises(OptionError, match=r"contains no chat 'tolk'\. Did you mean"):
         chats.load(tmp_path / "all.json", "tolk")
     assert [path.name for path in tmp_path.iterdir()] == ["all.json"]
 
@@ -163,7 +168,7 @@ NO_FILES = ["a\0b", "a\ud800b", "", "/", "~nobody_has_this_name/x"]
 @pytest.mark.parametrize("path", NO_FILES, ids=ascii)
 def test_path_that_no_file_can_have_is_one_line(chats: Chats, path: str) -> None:
     for call in (lambda: chats.save(path, replace=True), lambda: chats.load(path)):
-        with pytest.raises(OptionError, match=r"no name of a file|home directory") as caught:
+        with pytest.raises(OptionError, match=r"not a valid file name|home directory") as caught:
             call()
         assert "\n" not in str(caught.value)
         str(caught.value).encode()
@@ -179,9 +184,9 @@ def test_export_replaces_no_link_device_or_folder(chats: Chats, tmp_path: Path) 
     for target, why in (
         (link, f"link.json is a symbolic link to {saved}. Write the path of the file itself."),
         (dangling, "is a symbolic link"),
-        (pipe, "pipe is no regular file. Choose another path."),
-        (Path("/dev/null"), "/dev/null is no regular file"),
-        (tmp_path, "is no regular file"),
+        (pipe, "pipe is not a regular file. Choose another path."),
+        (Path("/dev/null"), "/dev/null is not a regular file"),
+        (tmp_path, "is not a regular file"),
     ):
         for force in (True, False):
             with pytest.raises(OptionError, match=re.escape(why)):
@@ -197,7 +202,7 @@ def test_export_replaces_no_link_device_or_folder(chats: Chats, tmp_path: Path) 
 def test_import_of_a_device_or_pipe_is_refused(chats: Chats, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for source in ("/dev/zero", tmp_path / "pipe"):
-        with pytest.raises(OptionError, match="is no regular file"):
+        with pytest.raises(OptionError, match="is not a regular file"):
             chats.load(source)
 
 
@@ -205,7 +210,7 @@ def test_import_of_a_device_or_pipe_is_refused(chats: Chats, tmp_path: Path) -> 
 def test_name_with_control_or_half_characters_is_refused(
     chats: Chats, tmp_path: Path, name: str
 ) -> None:
-    with pytest.raises(OptionError, match="cannot name a chat"):
+    with pytest.raises(OptionError, match="cannot be the name of a chat"):
         chats.put(name, TALK)
     path = tmp_path / "x.json"
     path.write_text(json.dumps({name: [{"role": "user", "content": "a"}] * 0}))

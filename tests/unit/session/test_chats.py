@@ -166,8 +166,9 @@ def test_a_system_prompt_holds_from_its_cell_on(notebook: Notebook) -> None:
 
 def test_an_empty_system_prompt_ends_the_one_before(notebook: Notebook) -> None:
     notebook.ask("a", "a", system="brief")
-    assert notebook.ask("b", "b", system="") == ["a", "A", "b"]
-    assert notebook.ask("c", "c") == ["a", "A", "b", "B", "c"]
+    # An empty system message: the backend adds none either.
+    assert notebook.ask("b", "b", system="") == ["", "a", "A", "b"]
+    assert notebook.ask("c", "c") == ["", "a", "A", "b", "B", "c"]
     assert notebook.session.chats.get("c").system == ""
 
 
@@ -184,10 +185,10 @@ def test_the_system_prompt_of_the_session_is_sent_where_the_chat_has_none(
     # One of its own stays, even an empty one.
     assert notebook.ask("d", "d", system="brief")[0] == "brief"
     assert notebook.ask("e", "e")[0] == "brief"
-    assert notebook.ask("d", "d", system="")[:2] == ["a", "A"]
-    assert notebook.ask("e", "e")[:2] == ["a", "A"]
+    assert notebook.ask("d", "d", system="")[:2] == ["", "a"]
+    assert notebook.ask("e", "e")[:2] == ["", "a"]
     assert notebook.turns() == ["a", "b", "c", "d", "e"]
-    assert notebook.session.chats.messages("c")[0].role == "user"
+    assert notebook.session.chats.messages("c")[0] == Message("system", "")
     # It was not recorded as the chat's.
     generation.system = None
     assert notebook.ask("c", "c") == ["a", "A", "b", "B", "c"]
@@ -318,11 +319,11 @@ def test_reset_deletes_one_chat_or_all(notebook: Notebook) -> None:
 
 def test_unknown_chat_is_an_error_that_names_the_others(notebook: Notebook) -> None:
     notebook.session.reset()
-    with pytest.raises(OptionError, match=r"no chat 'c'; there are: none\."):
+    with pytest.raises(OptionError, match=r"no chat 'c'\. Chats: none\."):
         notebook.session.reset("c")
     notebook.ask("1", "x", chat="summary")
     for ask in (notebook.session.reset, notebook.session.chats.messages):
-        with pytest.raises(OptionError, match=r"there are: summary\. Did you mean \"summary\"\?"):
+        with pytest.raises(OptionError, match=r"no chat 'sumary'\. Did you mean \"summary\"\?"):
             ask("sumary")
     assert notebook.session.chats.messages("summary") == [
         Message("user", "x"), Message("assistant", "X"),

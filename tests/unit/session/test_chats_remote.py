@@ -78,11 +78,13 @@ def test_a_question_that_alone_is_too_long_is_one_line(server: SmallServer) -> N
         chat_of(session, 3)
         with pytest.raises(PromptTooLong) as caught:
             session.generate("word " * 30, chat="c", trim=True)
-        assert checked_message(caught.value).endswith("That is without the 3 turns above it, too.")
+        assert checked_message(caught.value).endswith(
+            "Even without the 3 turns above it, it is too long."
+        )
         assert len(questions(server)) == 4
         with pytest.raises(PromptTooLong) as caught:
             session.generate("word " * 10, chat="c")
-        assert "Chat 'c' has 3 turns above it: --trim leaves out" in checked_message(caught.value)
+        assert "Chat 'c' has 3 turns above it: --trim drops" in checked_message(caught.value)
         still_works(session)
 
 

@@ -17,7 +17,7 @@ from llm_magic.types import Chunk, Message, Reply, Usage
 from tests.scripted import ScriptedBackend, scripted_session, whole_answer
 
 Pair = tuple[Session, ScriptedBackend]
-TOO_LONG = "The prompt has 9 tokens, tiny reads 8."
+TOO_LONG = "The prompt has 9 tokens, but tiny reads at most 8."
 
 
 @pytest.fixture
@@ -76,9 +76,9 @@ def test_trim_drops_the_fewest_oldest_turns(
 def test_footer_reports_the_dropped_turns(chatty: Pair) -> None:
     session, backend = chatty
     backend.context = 53
-    assert footer(ask(session, max_new_tokens=10), None).endswith("oldest turn dropped (--trim)")
+    assert footer(ask(session, max_new_tokens=10)).endswith("oldest turn dropped (--trim)")
     backend.context = 44
-    assert "4 oldest turns dropped" in footer(ask(session, max_new_tokens=10), None)
+    assert "4 oldest turns dropped" in footer(ask(session, max_new_tokens=10))
 
 
 def test_every_way_to_ask_trims(chatty: Pair) -> None:
@@ -118,9 +118,9 @@ def test_a_dry_run_reports_what_does_not_fit(chatty: Pair) -> None:
     above = Request("and now", chat="c", key="k", options={"max_new_tokens": 4})
     dry = session.dry_run(above)
     assert dry.problem == (
-        f"The prompt is too long: it has {dry.count.prompt_tokens} tokens, and tiny reads 20."
+        f"The prompt has {dry.count.prompt_tokens} tokens, but tiny reads at most 20."
         f" Shorten it by at least {(dry.count.prompt_tokens or 0) - 19}."
-        " Chat 'c' has 10 turns above it: --trim leaves out the oldest, %llm_reset c all."
+        " Chat 'c' has 10 turns above it: --trim drops the oldest, and %llm_reset c deletes all."
     )
     alone = Request("one two three", options={"max_new_tokens": 18})
     assert session.dry_run(alone).problem == (
@@ -150,7 +150,7 @@ def test_without_trim_the_error_names_the_turns_and_what_helps(chatty: Pair) -> 
     with pytest.raises(PromptTooLong) as caught:
         session.generate("?", chat="c")
     assert str(caught.value) == (
-        f"{TOO_LONG} Chat 'c' has 10 turns above it: --trim leaves out the oldest, %llm_reset c all."
+        f"{TOO_LONG} Chat 'c' has 10 turns above it: --trim drops the oldest, and %llm_reset c deletes all."
     )
     backend.will(PromptTooLong(TOO_LONG))
     with pytest.raises(PromptTooLong) as alone:
@@ -179,7 +179,7 @@ def test_a_question_that_is_too_long_by_itself_is_the_error(chatty: Pair) -> Non
         backend.will(PromptTooLong(TOO_LONG))
     with pytest.raises(PromptTooLong) as caught:
         ask(session)
-    assert str(caught.value) == f"{TOO_LONG} That is without the 10 turns above it, too."
+    assert str(caught.value) == f"{TOO_LONG} Even without the 10 turns above it, it is too long."
     assert len(backend.requests) == 8
     assert [message.content for message in backend.requests[-1].messages] == ["be brief", "and now"]
     assert len(session.chats.get("c").turns) == 10
@@ -211,7 +211,7 @@ def test_answer_that_has_started_is_not_requested_again(chatty: Pair) -> None:
 
 def test_trim_is_for_chats(chatty: Pair) -> None:
     session, backend = chatty
-    with pytest.raises(OptionError, match=r"--trim leaves out turns of a chat\."):
+    with pytest.raises(OptionError, match=r"--trim drops turns of a chat\."):
         session.generate("?", trim=True)
     assert backend.requests == []
 

@@ -87,7 +87,7 @@ def test_attributes_read_and_change_the_config() -> None:
     assert generation.temperature == generation.config.temperature == 0.3
     generation.update(temperature=0.4)
     assert generation.temperature == 0.4
-    with pytest.raises(OptionError, match=r"temperature=9 must be 0 to 2"):
+    with pytest.raises(OptionError, match=r"temperature=9 is out of range. It must be 0 to 2"):
         generation.temperature = 9
     assert repr(generation) == repr(generation.values)
     assert set(dir(generation)) >= {*SessionConfig.model_fields, "update", "reset", "changed"}
@@ -103,7 +103,7 @@ def test_the_system_prompt_is_a_setting_and_not_an_option_of_an_answer() -> None
     )
     assert generation.config.model_fields_set == {"temperature"}
     assert generation.changed == {"system", "temperature"}
-    with pytest.raises(OptionError, match=r"top_k=0 must be 1 or more"):
+    with pytest.raises(OptionError, match=r"top_k=0 is out of range. It must be 1 or more"):
         generation.update(system="Be long.", top_k=0)
     assert generation.system == "Be brief."
     for nothing in ("", "  ", "none", None):
@@ -113,7 +113,7 @@ def test_the_system_prompt_is_a_setting_and_not_an_option_of_an_answer() -> None
     generation.reset()
     assert generation.values.system is None
     assert generation.changed == frozenset()
-    with pytest.raises(OptionError, match="system=5 is wrong"):
+    with pytest.raises(OptionError, match="system=5 is invalid"):
         generation.system = 5
 
 

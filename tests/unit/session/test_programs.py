@@ -150,7 +150,7 @@ def test_a_forked_child_has_a_session_of_its_own(server: FaultServer, tmp_path: 
         "before", "after",
     ]  # fmt: skip
     assert json.loads(file.read_text()) == [
-        "before", "Inactive", "Nothing is loaded. Type %llm_load (or %llm_load MODEL).",
+        "before", "Inactive", "No model is loaded. Run %llm_load (or %llm_load MODEL).",
         "in the child",
     ]  # fmt: skip
     assert server.connections == 2

@@ -302,7 +302,7 @@ def test_system_prompt_of_the_session_is_sent_where_a_prompt_has_none(
         ask(session, "a", **about)
     ask(session, [{"role": "system", "content": "own"}, {"role": "user", "content": "a"}])
     systems = [[m.content for m in call.messages[:-1]] for call in backend.requests]
-    assert systems == [["polite"], ["own"], [], ["own"]]
+    assert systems == [["polite"], ["own"], [""], ["own"]]
 
 
 @WAYS
@@ -319,17 +319,17 @@ def test_messages_may_be_dictionaries_of_role_and_content(
 @pytest.mark.parametrize(
     ("prompt", "reason"),
     [
-        (3, "The prompt is of the type int."),
-        (None, "The prompt is of the type NoneType."),
-        (b"x", "The prompt is of the type bytes."),
-        ({"role": "user", "content": "x"}, "The prompt is of the type dict."),
+        (3, "A prompt cannot be of type int."),
+        (None, "A prompt cannot be of type NoneType."),
+        (b"x", "A prompt cannot be of type bytes."),
+        ({"role": "user", "content": "x"}, "A prompt cannot be of type dict."),
         (["a", "b"], "The prompt, message 1: "),
         ([Message("user", "a"), 3], "The prompt, message 2: "),
-        ([{"role": "nobody", "content": "x"}], "The prompt, message 1: the role 'nobody' is none of"),
+        ([{"role": "nobody", "content": "x"}], "The prompt, message 1: the role 'nobody' is not one of"),
         ([{"role": ["user"], "content": "x"}], "The prompt, message 1: the role "),
-        ([{"role": "user", "content": None}], "The prompt, message 1: its content is no text."),
-        ([{"role": "user", "content": "x", "images": ["y"]}], "The prompt, message 1: a chat here"),
-        ([Message("user", 3)], "The prompt, message 1: its content is no text."),  # type: ignore[arg-type]
+        ([{"role": "user", "content": None}], "The prompt, message 1: its content is not text."),
+        ([{"role": "user", "content": "x", "images": ["y"]}], "The prompt, message 1: a chat is only text"),
+        ([Message("user", 3)], "The prompt, message 1: its content is not text."),  # type: ignore[arg-type]
     ],
 )  # fmt: skip
 def test_prompt_that_is_neither_text_nor_messages_is_refused(
@@ -410,6 +410,6 @@ def test_hostile_option_is_one_short_line(
 def test_model_is_not_given_an_unprintable_name(scripted: Pair, name: str) -> None:
     session, _backend = scripted
     for load in (session.load, session.load_later):
-        with pytest.raises(OptionError, match="cannot name a model"):
+        with pytest.raises(OptionError, match="cannot be the name of a model"):
             load("org/other", name=name)
     assert session.status().active_model == "tiny"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 
 import pytest
 
 from llm_magic.errors import GenerationFailed
 from llm_magic.notebook.display.messages import usage_table
+from llm_magic.session.usage import SessionUsage
 from llm_magic.text import dollars
 from llm_magic.types import Chunk, Usage
 from tests.scripted import scripted_session, whole_answer
@@ -66,7 +68,10 @@ def test_stopped_and_failed_answers_are_counted_and_unknown_numbers_are_none() -
         assert "2 (1 stopped, 1 failed)" in shown
         assert "≥\u00a01" in shown
         assert "cost" not in shown.splitlines()[0]
-        assert shown.endswith("No server reported a cost.")
+        # Models in this process have no cost.
+        assert shown.endswith("no answer reported it.")
+    server = SessionUsage((dataclasses.replace(usage, backend="ollama"), usage))
+    assert repr(usage_table(server)).endswith("No server reported a cost.")
 
 
 def test_unread_response_is_not_counted_and_reset_starts_anew() -> None:

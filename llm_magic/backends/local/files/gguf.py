@@ -129,7 +129,7 @@ def converted_size(file: Path) -> int:
         if find_spec(package) is None:
             raise MissingDependency(
                 f"Reading {file.name} needs the package {package}."
-                ' Type: pip install "llm_magic[local]"'
+                ' Run: pip install "llm_magic[local]"'
             )
     return 2 * read_header(file).parameters
 
@@ -285,8 +285,8 @@ def _check_disk_space(file: Path, folder: Path, size: int) -> None:
     required, free = size + _SMALL_FILES, shutil.disk_usage(folder).free
     if required > free:
         raise LoadFailed(
-            f"Converting {file.name} takes {required / 1e9:.1f} GB in {folder}, where"
-            f" {free / 1e9:.1f} GB are free. Free disk space, or set LLM_MAGIC_CACHE_DIR to another"
+            f"Converting {file.name} needs {required / 1e9:.1f} GB in {folder}, but only"
+            f" {free / 1e9:.1f} GB is free. Free disk space, or set LLM_MAGIC_CACHE_DIR to another"
             " folder."
         )
 

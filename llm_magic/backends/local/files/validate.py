@@ -89,7 +89,7 @@ def _check_architecture(
         if config.trust_remote_code or kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             return
         raise LoadFailed(
-            f"{name} comes with Python code of its own. If you trust it, add"
+            f"{name} contains its own Python code. If you trust it, add"
             " --trust-remote-code (and pin it with --revision)."
         )
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:

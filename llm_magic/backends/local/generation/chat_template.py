@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,10 @@ _REASONING = frozenset({
 })  # fmt: skip
 _CONTROL = re.compile(r"<[|\uff5c].+[|\uff5c]>")
 _PRIVATE = range(0xF0000, 0x10FFFE)
+# The errors of templates that reject a conversation are these and `jinja2.TemplateError`.
+_ERRORS = (TypeError, ValueError)
 Turn = dict[str, str]
+_NO_SYSTEM: Turn = {"role": "system", "content": ""}
 # The private characters before and after a special token in a message.
 Delimiters = tuple[str, str]
 Render = Callable[[list[Turn]], str]
@@ -48,27 +52,105 @@ class PromptEncoder:
         """`control_tokens` lets special tokens in messages act as control tokens, not as text."""
         self._tokenizer: Any = tokenizer
         self._has_template = tokenizer.chat_template is not None
-        render = partial(_apply, tokenizer, tokenize=False) if self._has_template else None
+        render = self._text if self._has_template else None
         self._special = None if control_tokens else SpecialTokens(tokenizer, render)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Return the token ids of a prompt."""
+        """Return the token ids of a prompt; an empty system message asks for no system prompt."""
         special = self._special
         if special is not None and not any(special.pattern.search(m.content) for m in messages):
             special = None
         if not self._has_template:
             # A base model continues text.
-            text = "\n\n".join(m.content for m in messages)
+            text = "\n\n".join(m.content for m in messages if m.content)
             if special is not None:
                 return special.encode_text(text)
             return list(self._tokenizer(text, verbose=False).input_ids)
         turns = [{"role": m.role, "content": m.content} for m in messages]
-        return list(
-            _apply(self._tokenizer, turns) if special is None else special.encode_turns(turns)
-        )
+        if special is not None:
+            return special.encode_turns(turns)
+        if turns[0] == _NO_SYSTEM:
+            ids = self._tokenizer(self._text(turns), add_special_tokens=False, verbose=False)
+            return list(ids.input_ids)
+        return list(_apply(self._tokenizer, turns))
+
+    def added_system(self, messages: Sequence[Message]) -> str:
+        """Return the system prompt that the template adds to messages, or an empty string."""
+        has_system = any(message.role == "system" for message in messages)
+        return "" if has_system or not self._has_template else self._default.text
+
+    @cached_property
+    def _default(self) -> DefaultSystem:
+        return _default_system(self._tokenizer)
+
+    def _text(self, turns: list[Turn]) -> str:
+        """Return a conversation as the template writes it, without a system turn for an empty one."""
+        if turns[0] != _NO_SYSTEM or len(turns) == 1:
+            return str(_apply(self._tokenizer, turns, tokenize=False))
+        default, without = self._default, turns[1:]
+        text = str(_apply(self._tokenizer, without, tokenize=False))
+        if not default.text:
+            return text
+        if default.turn and text.startswith(default.turn):
+            return default.start + text.removeprefix(default.turn)
+        # The turn cannot be removed, but its text can be replaced.
+        text = str(_apply(self._tokenizer, turns, tokenize=False))
+        if default.text in text:
+            raise PromptError(
+                "The chat template of this model always adds a system prompt. Set one with -s TEXT,"
+                ' or remove -s "".'
+            )
+        return text
 
 
-def _apply(tokenizer: Any, turns: list[Turn], *, tokenize: bool = True) -> Any:
+@dataclass(frozen=True, slots=True)
+class DefaultSystem:
+    """The system prompt that a template adds to a conversation without one; "" if it adds none.
+
+    A conversation starts with `turn` then, and would start with `start` without the system turn. Both
+    are "" if that is not known.
+    """
+
+    text: str = ""
+    turn: str = ""
+    start: str = ""
+
+
+def _default_system(tokenizer: Any) -> DefaultSystem:
+    """Return the system prompt that a template adds: what one of the user replaces."""
+    from jinja2 import TemplateError
+
+    render = partial(_apply, tokenizer, tokenize=False)
+    roles = ("system", "user", "assistant", "user")
+    # No template has these characters.
+    turns = [{"role": role, "content": chr(_PRIVATE[-1 - n])} for n, role in enumerate(roles)]
+    system, question, answer, later = (turn["content"] for turn in turns)
+    try:
+        start = render(turns[1:2]).partition(question)[0]
+        given = render(turns[:2]).partition(question)[0]
+        before, _, after = given.partition(system)
+        text = start.removeprefix(before).removesuffix(after)
+        if not text or start != before + text + after:
+            return DefaultSystem()
+        between = render(turns[1:]).partition(answer)[2].partition(later)[0]
+        end = render(turns[1:3], add_generation_prompt=False).partition(answer)[2]
+    except (TemplateError, *_ERRORS):
+        return DefaultSystem()
+    # What the template writes before a question that is not the first.
+    header = between.removeprefix(end) if between.startswith(end) else ""
+    if not header or not after.endswith(header):
+        return DefaultSystem(text)
+    bos = tokenizer.bos_token or ""
+    return DefaultSystem(text, start.removesuffix(header), bos if before.startswith(bos) else "")
+
+
+def _apply(
+    tokenizer: Any,
+    turns: list[Turn],
+    *,
+    tokenize: bool = True,
+    add_generation_prompt: bool = True,
+) -> Any:
     """Return the token ids of a conversation, or its text without `tokenize`."""
     from jinja2 import TemplateError
 
@@ -76,7 +158,8 @@ def _apply(tokenizer: Any, turns: list[Turn], *, tokenize: bool = True) -> Any:
     if tokenize:
         # No warning about the length, see `max_new_tokens_left`.
         options["tokenizer_kwargs"] = {"verbose": False}
-    apply = partial(tokenizer.apply_chat_template, add_generation_prompt=True, **options)
+    options["add_generation_prompt"] = add_generation_prompt
+    apply = partial(tokenizer.apply_chat_template, **options)
     try:
         return apply(turns)
     except TemplateError:
@@ -165,7 +248,7 @@ class SpecialTokens:
         turns = [{"role": role, "content": chr(_PRIVATE[-1 - n])} for n, role in enumerate(roles)]
         try:
             return self._render(turns)
-        except (TemplateError, TypeError, ValueError):
+        except (TemplateError, *_ERRORS):
             # It raises for every conversation of this shape; its source has most of the tokens.
             return str(self._tokenizer.chat_template)
 

@@ -58,7 +58,7 @@ def check_extra(config: GenerationConfig) -> None:
     known = {name for name in known if not name.startswith("_")}
     for name, value in config.extra.items():
         if name in ours:
-            raise OptionError(f"{name} has an option of its own. Use that option instead of -p.")
+            raise OptionError(f"{name} has its own option. Use that option instead of -p.")
         if name in _NOT_STREAMABLE:
             raise OptionError(f"-p {name} cannot be used with a streamed answer. Remove it.")
         if name not in known:
@@ -142,10 +142,7 @@ def max_new_tokens_left(loaded: LocalModel, prompt_tokens: int) -> int | None:
     if context is None:
         return None
     if prompt_tokens >= context:
-        raise PromptTooLong(
-            f"The prompt has {prompt_tokens:,} tokens, {loaded.info.name} reads {context:,}."
-            f" Shorten it by at least {prompt_tokens - context + 1:,}."
-        )
+        raise PromptTooLong.measured(loaded.info.name, prompt_tokens, context)
     return context - prompt_tokens
 
 

@@ -32,7 +32,9 @@ def test_trim_drops_the_oldest_turns(session: Session) -> None:
     tokens = session.chat_tokens("c")
     assert tokens is not None
     assert tokens > 256
-    with pytest.raises(PromptTooLong, match=r"small reads 256\..*Chat 'c' has 6 turns above it"):
+    with pytest.raises(
+        PromptTooLong, match=r"small reads at most 256\..*Chat 'c' has 6 turns above it"
+    ):
         session.generate("now", chat="c")
     reply = session.generate("now", chat="c", trim=True)
     assert reply.usage.prompt_tokens is not None

@@ -63,7 +63,9 @@ def test_missing_apple_gpu_is_an_error(session: Session, llama: Path) -> None:
 
 
 def test_unknown_device_is_an_error(session: Session, llama: Path) -> None:
-    with pytest.raises(OptionError, match="device=tpu must be auto, cpu, cuda, cuda:N or mps"):
+    with pytest.raises(
+        OptionError, match=r"device=tpu is invalid\. Use auto, cpu, cuda, cuda:N or mps"
+    ):
         session.load(str(llama), device="tpu")
 
 
@@ -114,7 +116,7 @@ def test_missing_package_is_named(
     with pytest.raises(MissingDependency) as caught:
         session.load(str(llama), name="another")
     assert str(caught.value) == (
-        'Local models need accelerate. Type: pip install "llm_magic[local]"'
+        'Local models need accelerate. To install, run: pip install "llm_magic[local]"'
     )
 
 
@@ -127,6 +129,6 @@ def test_quantization_without_bitsandbytes_gives_the_command(
     with pytest.raises(MissingDependency) as caught:
         session.load(str(llama), quantization=quantization)
     assert str(caught.value) == (
-        f"-q {quantization} needs bitsandbytes. Type: pip install bitsandbytes"
+        f"-q {quantization} needs bitsandbytes. Run: pip install bitsandbytes"
     )
     assert session.status().active_model == "llama"

@@ -104,13 +104,13 @@ def test_check_fit_accepts_an_exact_fit() -> None:
     ("device", "quantization", "needed", "free", "message"),
     [
         ("cpu", "none", 14.2e9, 9e9,
-         "m needs about 14.2 GB on cpu, 9.0 GB are free. Try -q 8bit (about 8.5 GB),"
+         "m needs about 14.2 GB on cpu, but only 9.0 GB is free. Try -q 8bit (about 8.5 GB),"
          " a smaller model, or free memory with %llm_unload."),
         ("cuda:0", "none", 14.2e9, 8e9,
-         "m needs about 14.2 GB on cuda:0, 8.0 GB are free. Try -q 4bit (about 5.7 GB),"
+         "m needs about 14.2 GB on cuda:0, but only 8.0 GB is free. Try -q 4bit (about 5.7 GB),"
          " -d cpu, a smaller model, or free memory with %llm_unload."),
         ("cpu", "4bit", 6e9, 4e9,
-         "m needs about 6.0 GB on cpu, 4.0 GB are free. Try"
+         "m needs about 6.0 GB on cpu, but only 4.0 GB is free. Try"
          " a smaller model, or free memory with %llm_unload."),
     ],
 )  # fmt: skip

@@ -69,7 +69,7 @@ def test_too_large_model_leaves_the_loaded_one(
     message = str(caught.value)
     assert message.startswith(f"m needs about {needed} on cpu, ")
     # No smaller kind of it fits either, so none is proposed.
-    assert message.endswith(" GB are free. Try a smaller model, or free memory with %llm_unload.")
+    assert message.endswith(" GB is free. Try a smaller model, or free memory with %llm_unload.")
     assert session.status().active_model == "small"
     assert session.generate("x").usage.completion_tokens
 

@@ -210,7 +210,7 @@ def test_server_of_other_kind_raises() -> None:
             pytest.raises(RequestFailed, match=r"is not an Ollama server.*-b openai"),
         ):
             session.load("tiny", backend="ollama", base_url=other.url)
-        with pytest.raises(ServerUnreachable, match="Start it: ollama serve"):
+        with pytest.raises(ServerUnreachable, match="To start one, run: ollama serve"):
             session.load("tiny", backend="ollama", base_url=other.url)
     finally:
         session.close()

@@ -50,7 +50,7 @@ def incomplete(
     assert error.reply is session.last
     reply = last(session)
     assert (reply.text, reply.finish_reason) == (text, "truncated")
-    assert "the received part is in llm.last" in str(error)
+    assert "The reply is incomplete. The received part is in llm.last." in str(error)
     assert len(questions(server)) == 1
     still_works(session)
     return error
@@ -59,10 +59,10 @@ def incomplete(
 @pytest.mark.parametrize(
     ("ending", "message"),
     [
-        ([Reset()], "broke"),
-        ([Cut()], "broke"),
-        ([Raw(b"5\r\ndat"), Cut()], "broke"),
-        ([Raw(b"no size of a chunk\r\n"), Hold()], "broke"),
+        ([Reset()], "was lost"),
+        ([Cut()], "was lost"),
+        ([Raw(b"5\r\ndat"), Cut()], "was lost"),
+        ([Raw(b"no size of a chunk\r\n"), Hold()], "was lost"),
         (events(b"nonsense", done=False), "sent invalid JSON"),
         (events(b'{"choices": [{"delta"', done=False), "sent invalid JSON"),
         (events(b"[]", done=False), "sent JSON that is not an object"),
@@ -77,7 +77,7 @@ def incomplete(
         (events({"error": {"message": "Try later.", "code": 429}}), "Try later."),
         ([Send(b'error: {"code": 500, "message": "Out."}\n\n'), End()], "Out."),
         ([Send(b'event: error\ndata: {"code": 500, "message": "Out."}\n\n'), End()], "Out."),
-        ([Send(b'data: {"choices": [{"delta": {"content": "lo"'), Cut()], "broke"),
+        ([Send(b'data: {"choices": [{"delta": {"content": "lo"'), Cut()], "was lost"),
     ],
     ids=["reset", "cut", "half-a-chunk", "no-chunk", "nonsense", "half-json", "no-object",
          "no-choice", "number", "number-in-part", "deep-part", "empty-error", "error",
@@ -100,14 +100,14 @@ def test_data_after_error_is_not_read(server: FaultServer, behind: bytes) -> Non
 def test_timeout_in_middle_of_reply_is_the_limit(server: FaultServer) -> None:
     with session_on(server, idle_s=IDLE_S) as session:
         error = incomplete(session, server, *HEL, Hold())
-        assert "sent nothing for 0 s" in str(error)
+        assert "sent no data for 0 s" in str(error)
         assert questions(server)[0].left.wait(1)
 
 
 def test_idle_timeout_of_one_second_is_accepted(server: FaultServer) -> None:
     with session_on(server, idle_timeout=1) as session:
         error = incomplete(session, server, *HEL, Hold())
-        assert "sent nothing for 1 s" in str(error)
+        assert "sent no data for 1 s" in str(error)
         assert "--idle-timeout" in str(error)
 
 
@@ -133,7 +133,7 @@ def test_server_can_be_used_after_restart(session: Session, server: FaultServer)
 
     killer = threading.Thread(target=die)
     killer.start()
-    with pytest.raises(IncompleteReply, match="broke"):
+    with pytest.raises(IncompleteReply, match="was lost"):
         read(session.stream("?"), take)
     killer.join()
     assert last(session).text == "Hel"

@@ -146,9 +146,9 @@ def test_response_without_reply_raises_once(
 @pytest.mark.parametrize(
     ("ending", "message"),
     [
-        ([Reset()], "broke"),
-        ([Cut()], "broke"),
-        ([Raw(b"no size\r\n"), Hold()], "broke"),
+        ([Reset()], "was lost"),
+        ([Cut()], "was lost"),
+        ([Raw(b"no size\r\n"), Hold()], "was lost"),
         (lines(b"nonsense"), "sent invalid JSON"),
         (
             lines({"error": "an error was encountered while running the model"}),

@@ -204,7 +204,7 @@ def test_load_from_unreachable_server_raises_at_once(server: FaultServer) -> Non
     session = Session(settings())
     began = time.monotonic()
     try:
-        with pytest.raises(ServerUnreachable, match="Start one: vllm serve MODEL"):
+        with pytest.raises(ServerUnreachable, match="To start one, run: vllm serve MODEL"):
             session.load("tiny", backend="vllm", base_url=server.url)
         assert time.monotonic() - began < 1
         server.start()

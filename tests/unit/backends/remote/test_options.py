@@ -249,6 +249,6 @@ def test_parameter_with_own_option_raises_with_its_name(backend: str) -> None:
                     session.generate("?", extra={name: 3})
                 option = flag.split()[0].removeprefix("--").replace("-", "_")
                 assert str(refused.value) == (
-                    f"{name} has an option of its own. Use {flag} instead of -p (in Python: {option}=)."
+                    f"{name} has its own option. Use {flag} instead of -p (in Python: {option}=)."
                 )
         assert questions(server) == []

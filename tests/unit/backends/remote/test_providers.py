@@ -153,6 +153,17 @@ def test_anthropic_gets_temperature_or_top_p(
     assert {n: v for n in ("temperature", "top_p") if (v := getattr(dry, n)) is not None} == sent
 
 
+@pytest.mark.parametrize("name", ["anthropic", "lmstudio"])
+def test_empty_system_prompt_reaches_servers_with_chat_templates(
+    session: Session, server: ProviderServer, name: str
+) -> None:
+    """It keeps them from adding the system prompt of the template; hosted models have none."""
+    loaded(session, name)
+    session.generate("x", system="")
+    roles = [message["role"] for message in body(server, name)["messages"]]
+    assert roles == (["user"] if name == "anthropic" else ["system", "user"])
+
+
 def test_anthropic_gets_both_if_both_are_set(session: Session) -> None:
     loaded(session, "anthropic")
     with pytest.raises(RequestFailed, match="cannot both be specified for this model"):
@@ -287,9 +298,9 @@ _ANTHROPIC_SPEND = {
          "received too many requests (429): Rate limit reached for model. Try again in 90 s.", 1),
         ("anthropic", json_answer(529, {"type": "error", "error": {"type": "overloaded_error",
                                                                    "message": "Overloaded"}}, NOW),
-         "is not ready or overloaded (529): Overloaded. Try again later.", 3),
+         "is not ready or is overloaded (529): Overloaded. Try again later.", 3),
         ("deepseek", error_answer(503, "Server overloaded", None, NOW),
-         "is not ready or overloaded (503): Server overloaded.", 3),
+         "is not ready or is overloaded (503): Server overloaded.", 3),
         ("openai", error_answer(403, "Country, region, or territory not supported",
                                 "unsupported_country_region_territory"),
          "is not available from this region (403): Country, region, or territory not supported. Load", 1),

@@ -220,11 +220,11 @@ def test_unknown_host_is_named(number: int) -> None:
     wrapped = OSError("Could not connect to proxy")
     wrapped.__cause__ = cause
     assert str(connection_error(ADDRESS, cause, "Start one.")) == (
-        "There is no host gpu-box:8000. Check --base-url."
+        "Host gpu-box:8000 not found. Check --base-url."
     )
     for error in (cause, wrapped):
         assert str(proxy_error(ADDRESS, "proxy:3128", str(error), error)) == (
-            "There is no host proxy:3128, the proxy for http://gpu-box:8000. Correct HTTP_PROXY,"
+            "Proxy host proxy:3128 (for http://gpu-box:8000) not found. Correct HTTP_PROXY,"
             " or set NO_PROXY=gpu-box if no proxy is needed."
         )
 
@@ -232,18 +232,18 @@ def test_unknown_host_is_named(number: int) -> None:
 def test_unavailable_name_server_is_not_unknown_host() -> None:
     cause = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
     assert str(connection_error(ADDRESS, cause, "Start one.")) == (
-        "The host of gpu-box:8000 could not be looked up: no name server responded. Check the network,"
+        "Could not resolve the host of gpu-box:8000: no DNS server responded. Check the network,"
         " then --base-url."
     )
     assert str(proxy_error(ADDRESS, "proxy:3128", str(cause), cause)) == (
-        "The proxy proxy:3128 could not be looked up: no name server responded. Check the network, then"
+        "Could not resolve the host of the proxy proxy:3128: no DNS server responded. Check the network, then"
         " HTTP_PROXY."
     )
 
 
 def test_refused_connection_is_not_unknown_host() -> None:
     refused = ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 9)")
-    assert "Nothing listens" in str(connection_error(ADDRESS, refused, "Start one."))
+    assert "No server is listening" in str(connection_error(ADDRESS, refused, "Start one."))
 
 
 LITELLM_WRONG_KEY = (

@@ -221,7 +221,8 @@ def test_load_warns_if_server_is_not_vllm(session: Session) -> None:
             for name in owners
         }
     assert notes["llamacpp"] == (
-        f"Warning: 127.0.0.1:{server.port} is not vLLM: its models are owned by 'llamacpp'. It may ignore"
+        f"Warning: 127.0.0.1:{server.port} does not look like vLLM: its models report the owner"
+        " 'llamacpp'. It may ignore"
         " top_k and repetition_penalty. Use -b openai for other OpenAI-compatible servers."
     )
     assert notes["real"] == notes["none"] == ""
@@ -321,7 +322,7 @@ def test_long_name_is_truncated_in_display(session: Session, server: FaultServer
         *ready_lines(result),
         repr(models_table([result.info], ())),
         repr(status_table(session.status())),
-        footer(reply, None),
+        footer(reply),
     ]
     assert all("m" * 199 + "…" in text for text in (shown[0], *shown[-3:]))
     assert max(map(len, "\n".join(shown).splitlines())) < 500
@@ -334,7 +335,7 @@ def test_failed_load_keeps_previous_model(session: Session, server: FaultServer)
     load(session, server)
     with pytest.raises(ModelNotFound):
         load(session, server, "nothing-like-it")
-    with pytest.raises(OptionError, match="has the name tiny"):
+    with pytest.raises(OptionError, match="name tiny is already used"):
         load(session, server, "big", name="tiny", keep=True)
     assert session.generate("still there").text == "still there"
 
@@ -416,7 +417,7 @@ def test_cost_is_that_of_the_server_or_none(
     server.will(CHAT, *sse(delta("x", finish="stop"), {"choices": [], "usage": usage}))
     reply = session.generate("hello")
     assert reply.usage.cost == (None if cost is None else pytest.approx(cost))
-    assert footer(reply, None).endswith("$0.25") == (cost == 0.25)
+    assert footer(reply).endswith("$0.25") == (cost == 0.25)
 
 
 # -- Ollama ---------------------------------------------------------------------------------------
@@ -501,7 +502,7 @@ def test_prompt_beyond_ollama_context_raises(session: Session, ollama: OllamaSer
     with pytest.raises(PromptTooLong) as caught:
         session.generate("fox " * 5000)
     assert str(caught.value) == (
-        f"The prompt has 5,001 tokens, llama3.2 on 127.0.0.1:{ollama.port} reads 4,096. Shorten"
+        f"The prompt has 5,001 tokens, but llama3.2 on 127.0.0.1:{ollama.port} reads at most 4,096. Shorten"
         " the prompt, or load the model with more context: -p num_ctx=N (N up to 131,072)."
     )
     assert session.generate("fox " * 5000, extra={"num_ctx": 8192}).text

@@ -130,7 +130,7 @@ def completed(line: str, names: Candidates, cell: str = "") -> list[str] | None:
         ("%llm_config --res|", ["%llm_config --reset"]),
         ("%llm_models -b lo|", ["%llm_models -b local"]),
         ("found = %llm_models -b lo|", ["found = %llm_models -b local"]),
-        ("%llm_stop |", ["%llm_stop 1"]),
+        ("%llm_stop |", ["%llm_stop 1", "%llm_stop all"]),
         ("%llm_status |", []),
     ],
 )  # fmt: skip

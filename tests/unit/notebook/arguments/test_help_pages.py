@@ -67,10 +67,10 @@ def test_ranges_defaults_and_backends_are_those_of_the_table(magic: str) -> None
             continue
         default = f"; default {spec.default}" if spec.default not in (None, (), {}) else ""
         others = [name for name in registry.names() if not spec.works_on(name)]
-        backends = f"; not {', '.join(others)}" if others else ""
+        backends = f"; not with -b {', '.join(others)}" if others else ""
         facts = f"{spec.range}{default}{backends}"
         assert f"{spec.help} ({facts})" in text if facts else spec.help in text
-    assert "1 or more; default 50; not openai" in text
+    assert "1 or more; default 50; not with -b openai" in text
 
 
 def test_load_options_are_grouped_by_backend() -> None:

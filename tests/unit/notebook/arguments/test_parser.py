@@ -48,7 +48,7 @@ def test_line_is_split_at_spaces_outside_quotes(line: str, expected: list[str]) 
 
 @pytest.mark.parametrize("line", ["it's", '-s "open', "-s 'a\" b"])
 def test_unclosed_quote_is_an_option_error(line: str) -> None:
-    with pytest.raises(OptionError, match="A quote is not closed"):
+    with pytest.raises(OptionError, match="Missing closing quote"):
         split_line(line)
 
 
@@ -196,7 +196,9 @@ def test_two_dashes_end_the_options(prompt: str) -> None:
 
 
 def test_unclosed_quote_before_the_prompt_is_an_option_error() -> None:
-    with pytest.raises(OptionError, match=r"A quote is not closed\. Close or remove it: 'open"):
+    with pytest.raises(
+        OptionError, match=r"Missing closing quote\. Add it or remove the opening one: 'open"
+    ):
         parse_with_prompt("llm", "-t 0 -s 'open")
 
 
@@ -418,8 +420,8 @@ def test_omitted_argument_is_none() -> None:
         ("llm", "-b", "%llm has no option -b. It is an option of %llm_load."),
         ("llm_load", "x -t 0", "%llm_load has no option -t. It is an option of %llm."),
         ("llm_status", "--all", "It is an option of %llm_unload."),
-        ("llm", "-f raw", "--format raw must be one of: markdown, text, code, json."),
-        ("llm", "-f jsn", 'text, code, json. Did you mean "json"?'),
+        ("llm", "-f raw", "--format raw is invalid. Use markdown, text, code or json."),
+        ("llm", "-f jsn", '--format jsn is invalid. Did you mean "json"?'),
         ("llm", "-t", "%llm: -t/--temperature needs a value. See %llm -h"),
         ("llm", "-s --quiet", "%llm: -s/--system needs a value. See %llm -h"),
         ("llm", "-p x", "-p x: write -p key=value"),

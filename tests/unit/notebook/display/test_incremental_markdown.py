@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from llm_magic.notebook.display import markdown
 from llm_magic.notebook.display.markdown import MAX_MARKDOWN, IncrementalMarkdown
@@ -97,28 +98,27 @@ def test_costly_text_is_plain_and_is_not_parsed_again() -> None:
     assert incremental.render("*a*") == markdown.render("*a*")
 
 
-def parsed_texts(monkeypatch: pytest.MonkeyPatch, *, has_formulas: bool) -> list[str]:
+def parsed_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list of the texts that the parser gets from now on."""
-    parser, parsed = markdown.parser(has_formulas=has_formulas), list[str]()
-    parse = parser.parse
+    parse, parsed = MarkdownIt.parse, list[str]()
 
-    def record(text: str, *others: object) -> object:
+    def record(parser: MarkdownIt, text: str, env: dict[str, object]) -> object:
         parsed.append(text)
-        return parse(text, *others)  # type: ignore[arg-type]
+        return parse(parser, text, env)
 
-    monkeypatch.setattr(parser, "parse", record)
+    monkeypatch.setattr(MarkdownIt, "parse", record)
     return parsed
 
 
 def test_same_text_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed = parsed_texts(monkeypatch, has_formulas=False)
+    parsed = parsed_texts(monkeypatch)
     incremental = IncrementalMarkdown()
     assert incremental.render("*a*") == incremental.render("*a*")
     assert parsed == ["*a*"]
 
 
 def test_closed_blocks_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed = parsed_texts(monkeypatch, has_formulas=False)
+    parsed = parsed_texts(monkeypatch)
     incremental, text = IncrementalMarkdown(), "".join(tokens(8000))
     for end in range(200, len(text), 200):
         incremental.render(text[:end])
@@ -127,7 +127,7 @@ def test_closed_blocks_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_notes_of_a_long_answer_are_parsed_with_few_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed = parsed_texts(monkeypatch, has_formulas=True)
+    parsed = parsed_texts(monkeypatch)
     incremental, text = IncrementalMarkdown(), "".join(tokens(4000))
     text = (
         text[: text.rindex("## Step")]

@@ -438,6 +438,10 @@ def test_tasks_have_check_boxes() -> None:
     assert "<li>[ ]d</li>\n<li>[ ] e</li>\n<li>f</li>" in html
 
 
+def test_check_box_that_is_also_a_link_leads_to_the_web_safely() -> None:
+    assert 'rel="noopener noreferrer nofollow"' in _body("[x]: https://a.b\n\n- [x] c\n")
+
+
 def test_a_few_elements_without_attributes_are_rendered() -> None:
     html = _body("H<sub>2</sub>O, <SUP>3</SUP>, <kbd>C</kbd><br>a<br />b")
     assert html == "<p>H<sub>2</sub>O, <sup>3</sup>, <kbd>C</kbd><br />\na<br />\nb</p>\n"

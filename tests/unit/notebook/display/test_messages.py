@@ -16,10 +16,10 @@ from llm_magic.types import MemoryUse, ModelInfo, Progress, Timing, Unloaded, Us
 from tests.scripted import make_reply, scripted_session
 
 INFO = ModelInfo(
-    "SmolLM2-135M-Instruct", "local", where="embedded", source="/x.gguf", device="cpu",
+    "SmolLM2-135M-Instruct", "local", where="bundled", source="/x.gguf", device="cpu",
     dtype="bfloat16", size=269_060_000, context_length=8192, load_s=0.94,
 )  # fmt: skip
-READY = "SmolLM2-135M-Instruct · local cpu bf16 · 269 MB · 8192 ctx"
+READY = "SmolLM2-135M-Instruct · local cpu bf16 · 269 MB · 8,192 ctx"
 GONE = Unloaded("old", 269_060_000, MemoryUse(1_200_000_000), MemoryUse(931_000_000))
 USUAL = {"usage": Usage(31, 4, 0), "timing": Timing(0.123, 0.5, 41.6)}
 
@@ -44,8 +44,8 @@ def test_the_line_of_a_model_that_is_ready() -> None:
     ("changes", "line"),
     [
         ({"quantization": "4bit", "device": "cuda:0"},
-         "SmolLM2-135M-Instruct · local cuda:0 4bit · 269 MB · 8192 ctx"),
-        ({"dtype": "float32", "size": None}, "SmolLM2-135M-Instruct · local cpu fp32 · 8192 ctx"),
+         "SmolLM2-135M-Instruct · local cuda:0 4bit · 269 MB · 8,192 ctx"),
+        ({"dtype": "float32", "size": None}, "SmolLM2-135M-Instruct · local cpu fp32 · 8,192 ctx"),
         ({"dtype": "", "device": "", "size": None, "context_length": None},
          "SmolLM2-135M-Instruct · local"),
     ],
@@ -95,7 +95,13 @@ def test_unload_line_names_three_holders_and_counts_the_others() -> None:
     ],
 )  # fmt: skip
 def test_the_footer(changes: Any, size: int | None, line: str) -> None:
-    assert messages.footer(make_reply("Paris.", **(USUAL | changes)), size) == line
+    model = ModelInfo("tiny", "local", size=size)
+    assert messages.footer(make_reply("Paris.", **(USUAL | changes)), model) == line
+
+
+def test_the_footer_shows_no_size_of_a_model_on_a_server() -> None:
+    model = ModelInfo("tiny", "ollama", size=269_000_000, server="127.0.0.1:11434")
+    assert "MB" not in messages.footer(make_reply("Paris.", **USUAL), model)
 
 
 def test_the_status() -> None:
@@ -108,7 +114,7 @@ def test_the_status() -> None:
             "status                  Ready",
             "backend                 local",
             "active model            tiny",
-            "loaded                  tiny · local cpu bf16 · 269 MB · 8192 ctx",
+            "loaded                  tiny · local cpu bf16 · 269 MB · 8,192 ctx",
             "source                  /models/org/tiny",
             "device                  cpu",
             "dtype                   bfloat16",
@@ -171,6 +177,10 @@ def test_the_settings() -> None:
         assert [line.split()[:2] for line in text.splitlines()[1:]] == [["top_k", "50"]]
 
 
+SERVED = ModelInfo("gpt", "openai", context_length=8192)
+LIMIT = ["max_new_tokens"]
+
+
 def test_changed_settings() -> None:
     before = SessionConfig(temperature=0.7, stop=("a\n",), extra={"a": [1]})
     after = before.replace(
@@ -184,9 +194,12 @@ def test_changed_settings() -> None:
         'extra        a=[1] → a=[1] b="x"',
         "system       none → Be brief.",
     ]
-    table = messages.changes_table(before, after.replace(top_k=3), ["top_k", "seed"], "openai")
+    table = messages.changes_table(before, after.replace(top_k=3), ["top_k", "seed"], SERVED)
     assert table.note == "Not supported by openai, so not sent: top_k."
-    assert repr(messages.changes_table(before, before, [], "openai")) == "No setting has changed."
+    table = messages.changes_table(before, after.replace(max_new_tokens=9000), LIMIT, SERVED)
+    assert table.note == "gpt has a context of 8,192 tokens: no answer is longer."
+    assert messages.changes_table(before, before, LIMIT, SERVED).note == ""
+    assert repr(messages.changes_table(before, before, [], SERVED)) == "No setting has changed."
 
 
 def test_a_table_escapes_what_it_shows() -> None:

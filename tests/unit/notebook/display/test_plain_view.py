@@ -24,11 +24,11 @@ DEFAULTS = {"quiet": None, "format": None, "plain": None}
 def test_plain_text_streams(capsys: pytest.CaptureFixture[str]) -> None:
     answer = unstarted(INFO)
     view = answer_view.view(TERMINAL, answer, DEFAULTS, LiveArea(live=True))
-    answer_view.write_notes(("{x} is not defined here",))
+    answer_view.write_notes(("{x} was not replaced: x is not defined",))
     for text in ("Par", "is"):
         answer.add(Chunk(text=text))
         view.draw()
-    assert capsys.readouterr().out == "Note: {x} is not defined here\nParis"
+    assert capsys.readouterr().out == "Note: {x} was not replaced: x is not defined\nParis"
     answer.reply = make_reply("Paris")
     view.finish()
     assert capsys.readouterr().out == (

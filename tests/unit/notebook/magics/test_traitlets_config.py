@@ -71,7 +71,7 @@ def test_invalid_value_is_a_config_error_and_changes_nothing(
 ) -> None:
     with caplog.at_level(logging.ERROR):
         config(shell, "LLMMagics.temperature = 9")
-    assert caplog.messages == ["temperature=9 must be 0 to 2."]
+    assert caplog.messages == ["temperature=9 is out of range. It must be 0 to 2."]
     assert session.generation.changed == frozenset()
 
 
@@ -102,7 +102,7 @@ def test_invalid_value_in_the_file_registers_nothing(
     shell.config.LLMMagics.temperature = 0.3
     shell.config.LLMMagics.top_k = 0
     with scripted_session(load=False) as (session, _):
-        with pytest.raises(OptionError, match=r"^top_k=0 must be 1 or more\.$"):
+        with pytest.raises(OptionError, match=r"^top_k=0 is out of range. It must be 1 or more\.$"):
             register(shell, session)
         assert session.generation.config == GenerationConfig()
         assert "llm" not in shell.magics_manager.magics["line"]

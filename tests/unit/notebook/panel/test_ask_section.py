@@ -148,15 +148,41 @@ def test_an_empty_prompt_is_refused(scripted: Scripted, prompt: str) -> None:
 def test_prompt_without_model_shows_next_step() -> None:
     with scripted_panel(load=False) as scripted:
         send(scripted.panel, "?")
-        assert "Nothing is loaded." in shown_error(scripted.panel)
+        assert "No model is loaded." in shown_error(scripted.panel)
+        hang = scripted.backend.hang("load")
+        press(scripted.panel.loading.load)
+        assert hang.reached.wait(5)
+        send(scripted.panel, "at once?")
+        assert shown_error(scripted.panel) == ""
+        assert "at once? queued until the model is loaded …" in answer(scripted.panel)
+        hang.go.set()
+        until(lambda: is_idle(scripted.panel) and "tokens" in answer(scripted.panel))
+        assert [r.messages[-1].content for r in scripted.backend.requests] == ["at once?"]
+
+
+def test_prompt_of_a_load_that_fails_shows_the_error() -> None:
+    with scripted_panel(load=False) as scripted:
         hang = scripted.backend.hang("load")
         press(scripted.panel.loading.load)
         assert hang.reached.wait(5)
         send(scripted.panel, "?")
-        assert "getting ready" in shown_error(scripted.panel)
-        hang.go.set()
-        until(lambda: scripted.session.status().status == "Ready")
-        ask(scripted.panel, "?")
+        press(scripted.panel.loading.stop)
+        until(lambda: is_idle(scripted.panel))
+        until(lambda: "No model is loaded" in shown_error(scripted.panel))
+
+
+def test_earlier_turn_shows_that_it_was_stopped(scripted: Scripted) -> None:
+    panel, hang = scripted.panel, Hang()
+    put(panel.asking.chat, True)
+    until(lambda: panel.asking.clear.layout.display == "")
+    scripted.backend.will("half an answer", hang)
+    send(panel, "first")
+    until(lambda: "half an answer" in answer(panel))
+    press(panel.asking.stop)
+    until(lambda: is_idle(panel))
+    ask(panel, "second")
+    shown = visible_text(panel.asking.turns.value)
+    assert shown == "first half an answer stopped by you; incomplete"
 
 
 def test_a_second_question_waits_for_the_first(scripted: Scripted) -> None:
@@ -231,6 +257,8 @@ def test_the_counter_is_of_the_conversation_against_the_context(scripted: Script
     assert visible_text(panel.asking.note.value) == "", "that was no part of it"
     ask(panel, "one two")
     assert visible_text(panel.asking.note.value) == "9 tokens of context used of 8,192 (0%)"
+    scripted.session.unload()
+    until(lambda: visible_text(panel.asking.note.value) == "", "it is of no model")
 
 
 def test_clear_during_an_answer_removes_its_turn(scripted: Scripted) -> None:
@@ -276,7 +304,7 @@ def test_references_are_filled_in_and_notes_are_shown() -> None:
         panel = ControlPanel(scripted.session, lambda _text: names)
         ask(panel, "{price:.2f} {prize}")
         assert scripted.backend.requests[-1].messages[-1].content == "12.00 {prize}"
-        assert "Note: {prize} is not defined here" in answer(panel)
+        assert "Note: {prize} was not replaced: prize is not defined" in answer(panel)
         assert panel.magic.value == "%%llm\n{price:.2f} {prize}"
         ask(panel, "none")
         assert "Note:" not in answer(panel)

@@ -141,7 +141,7 @@ def test_two_thousand_tokens_are_drawn_a_few_times_a_second(scripted: Scripted) 
 def test_status_line_shows_state_model_device_memory_and_speed(scripted: Scripted) -> None:
     panel, hang = scripted.panel, Hang()
     shown = visible_text(panel.status.value)
-    assert shown.startswith("Ready tiny · local cpu bf16 · 269 MB · 8192 ctx")
+    assert shown.startswith("Ready tiny · local cpu bf16 · 269 MB · 8,192 ctx")
     assert "this process 2 kB" in shown
     assert "free of" in shown
     assert "<meter" in panel.status.value

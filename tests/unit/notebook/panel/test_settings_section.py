@@ -67,6 +67,15 @@ def test_number_is_read_and_written_and_may_be_none(scripted: Scripted, name: st
     assert not control.changed
 
 
+def test_limit_above_the_context_has_a_note_at_its_field(scripted: Scripted) -> None:
+    limit = scripted.panel.settings.numbers["max_new_tokens"]
+    assert limit.note == ""
+    put(limit, 99_999_999)
+    assert limit.note == "tiny has a context of 8,192 tokens: no answer is longer."
+    scripted.session.generation.max_new_tokens = 8192
+    until(lambda: limit.note == "")
+
+
 FLOATS = {"temperature", "top_p", "repetition_penalty"}
 
 

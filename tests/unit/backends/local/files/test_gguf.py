@@ -1,4 +1,4 @@
-"""GGUF files: the embedded one, the header, and conversions, with a script in position of the converter."""
+"""GGUF files: the bundled one, the header, and conversions, with a script in position of the converter."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def test_full_disk_is_an_error_before_the_conversion(
     stand_in(WORKS)
     usage = shutil.disk_usage(file.parent)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(LoadFailed, match=r"takes 0\.0 GB in .* where 0\.0 GB are free"):
+    with pytest.raises(LoadFailed, match=r"needs 0\.0 GB in .* but only 0\.0 GB is free"):
         convert(file)
     assert not runs(file)
 
@@ -298,7 +298,7 @@ def test_missing_package_gives_the_command(file: Path, monkeypatch: pytest.Monke
         return None if name == "gguf" else True
 
     monkeypatch.setattr(gguf, "find_spec", find)
-    with pytest.raises(MissingDependency, match=r'gguf. Type: pip install "llm_magic\[local\]"'):
+    with pytest.raises(MissingDependency, match=r'gguf. Run: pip install "llm_magic\[local\]"'):
         convert(file)
 
 

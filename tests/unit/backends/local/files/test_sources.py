@@ -76,7 +76,7 @@ def session(models: Path, model_cache: Path) -> Iterator[Session]:
 @pytest.mark.usefixtures("no_network")
 def test_default_model_is_embedded_and_loads_fast(session: Session, model_cache: Path) -> None:
     info = session.load()
-    assert (info.name, info.where) == ("SmolLM2-135M-Instruct", "embedded")
+    assert (info.name, info.where) == ("SmolLM2-135M-Instruct", "bundled")
     assert info.size == 269_030_272
     assert info.context_length == 8192
     assert session.generate("What is the capital of France?", temperature=0).text == (
@@ -157,7 +157,7 @@ def test_available_models_are_listed(session: Session, models: Path) -> None:
     (models / "garbled" / "config.json").write_text("{")
     (models / "garbled" / "model.safetensors").write_bytes(b"\5\0\0\0\0\0\0\0hello world")
     found = {info.name: info for info in session.models()}
-    assert found["SmolLM2-135M-Instruct"].where == "embedded"
+    assert found["SmolLM2-135M-Instruct"].where == "bundled"
     assert {"alpha", "damaged", "loose.gguf", "lfs", "garbled"} <= found.keys()
     assert found["alpha"].size == sum(
         file.stat().st_size for file in (models / "alpha").glob("*.safetensors")

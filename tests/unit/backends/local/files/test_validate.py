@@ -146,7 +146,7 @@ def test_code_of_a_model_runs_only_with_the_option(session: Session, tmp_path: P
     folder = tiny_models.remote_code(tmp_path / "m")
     error = refused(session, folder)
     assert str(error) == (
-        "m comes with Python code of its own. If you trust it, add --trust-remote-code"
+        "m contains its own Python code. If you trust it, add --trust-remote-code"
         " (and pin it with --revision)."
     )
     assert not tiny_models.imported(folder)
@@ -248,7 +248,7 @@ GONE = "import tempfile; folder = tempfile.mkdtemp(); os.chdir(folder); os.rmdir
 @pytest.mark.parametrize(
     ("flag", "before", "message"),
     [
-        ("-O", GONE, "LoadFailed The working folder does not exist any more. Change to another one"
+        ("-O", GONE, "LoadFailed The working folder no longer exists. Change to another one"
          " (import os; os.chdir(os.path.expanduser('~'))) and load again. False"),
         ("-OO", "", "LoadFailed Local models cannot be loaded under python -OO (PYTHONOPTIMIZE=2):"
          " Transformers needs docstrings. Restart the kernel without it. False"),

@@ -290,7 +290,7 @@ def test_other_options_of_transformers_are_passed_to_generate(session: Session) 
     [
         ({"mim_p": 0.1}, r"no generation option 'mim_p'\. Did you mean \"min_p\""),
         ({"num_beams": 4}, "-p num_beams cannot be used with a streamed answer"),
-        ({"temperature": 1}, "temperature has an option of its own"),
+        ({"temperature": 1}, "temperature has its own option"),
         ({"_from_model_config": True}, "no generation option"),
         ({"min_p": "high"}, r"^-p min_p='high' is invalid\. Expected a number\.$"),
         (

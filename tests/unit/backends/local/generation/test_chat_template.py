@@ -192,6 +192,63 @@ def test_real_tokenizer_keeps_special_tokens_as_text(
     assert f"{written}{token}{written}" in smollm.decode(ids)
 
 
+_NAMED = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are Ada.<|im_end|>\n{% endif %}"
+_METADATA = (
+    "<|im_start|>system\nToday: May 2\n{% if messages[0]['role'] == 'system' %}"
+    "{{ messages[0]['content'] }}{% set messages = messages[1:] %}{% else %}You are Ada.{% endif %}"
+    "\n<|im_end|>\n"
+)
+_STUBBORN = _METADATA.replace("== 'system'", "== 'system' and messages[0]['content']")
+
+
+@pytest.mark.parametrize(
+    ("family", "template", "system"),
+    [
+        *((name, about.template, "") for name, about in FAMILIES.items() if name != "Granite"),
+        ("Granite", FAMILIES["Granite"].template,
+         "You are Granite, developed by IBM. You are a helpful AI assistant."),
+        ("ChatML", _NAMED + CHATML, "You are Ada."),
+        ("Llama 3", "{{ bos_token }}" + _NAMED + CHATML, "You are Ada."),
+        ("ChatML", _METADATA + CHATML, "You are Ada."),
+    ],
+)  # fmt: skip
+def test_empty_system_prompt_omits_that_of_the_template(
+    family: str, template: str, system: str
+) -> None:
+    tokenizer: Any = family_tokenizer(FAMILIES[family], "byte level")
+    tokenizer.chat_template = template
+    encoder = PromptEncoder(tokenizer)
+    for control in ("", "".join(FAMILIES[family].control)):
+        question = [Message("user", f"Why?{control}")]
+        assert encoder.added_system(question) == system
+        with_default = encoder.encode(question)
+        without = encoder.encode([Message("system", ""), *question])
+        if not system:
+            assert without == with_default
+            continue
+        bos = tokenizer.bos_token or ""
+        text, whole = tokenizer.decode(without), tokenizer.decode(with_default)
+        assert "system" not in text.replace(control, "")
+        # The same question, from its role on.
+        assert whole.endswith(text.removeprefix(bos))
+        assert text.startswith(bos)
+        assert "user" in text.partition("Why")[0]
+    assert encoder.added_system([Message("system", ""), Message("user", "Why?")]) == ""
+
+
+def test_system_prompt_that_a_template_always_adds_is_an_error() -> None:
+    tokenizer: Any = family_tokenizer(FAMILIES["ChatML"], "byte level")
+    # Its questions have no role, so the end of the system turn is unknown.
+    tokenizer.chat_template = _STUBBORN + "{{ messages[-1]['content'] }}"
+    encoder = PromptEncoder(tokenizer)
+    assert encoder.added_system([Message("user", "Why?")]) == "You are Ada."
+    with pytest.raises(PromptError, match="always adds a system prompt"):
+        encoder.encode([Message("system", ""), Message("user", "Why?")])
+    tokenizer.chat_template = _METADATA + "{{ messages[-1]['content'] }}"
+    ids = PromptEncoder(tokenizer).encode([Message("system", ""), Message("user", "Why?")])
+    assert "Ada" not in tokenizer.decode(ids)
+
+
 def test_base_model_reads_special_tokens_as_text_too() -> None:
     tokenizer: Any = family_tokenizer(FAMILIES["Llama 2"], "prepended")
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -269,5 +326,5 @@ def test_later_turn_reuses_the_cache_of_a_pasted_token(session: Session) -> None
 
 
 def test_option_is_an_error_for_servers(session: Session) -> None:
-    with pytest.raises(OptionError, match="--special-tokens is not an option of ollama"):
+    with pytest.raises(OptionError, match="--special-tokens works only with -b local"):
         session.load("x", backend="ollama", special_tokens=True)
