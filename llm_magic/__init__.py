@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from llm_magic.session import Session
+    from llm_magic.types import Reply as Reply
 
     llm: Session
 
@@ -18,16 +19,20 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Create ``llm`` on first use, so that the import of the package stays cheap."""
+    """Create ``llm``, or import `Reply`, on first use, so that the import of the package stays cheap."""
     if name == "llm":
         from llm_magic.session import kernel_session
 
         return kernel_session()
+    if name == "Reply":
+        from llm_magic.types import Reply
+
+        return Reply
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), "llm"]
+    return [*globals(), "llm", "Reply"]
 
 
 def allow_nested_loops() -> None:

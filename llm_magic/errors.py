@@ -96,7 +96,16 @@ class LLMMagicError(Exception):
 
 
 class OptionError(LLMMagicError):
-    """An unknown option, an invalid value or an invalid combination of options."""
+    """An unknown option, an invalid value or an invalid combination of options.
+
+    Attributes:
+        option: The name of the option with the invalid value, if it is one.
+        problem: The message without that name: the panel shows the label of its control instead.
+    """
+
+    def __init__(self, problem: str, *, option: str = "", details: str = "") -> None:
+        super().__init__(f"{option}={problem}" if option else problem, details=details)
+        self.option, self.problem = option, visible_line(problem)
 
 
 class SettingsError(OptionError):

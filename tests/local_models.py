@@ -21,6 +21,9 @@ from llm_magic.session import Session
 from tests.scripted import settings
 from tests.tiny_models import Options, tiny_llama
 
+# The bytes of the output head of SmolLM2-135M, of which a packed copy is beside the embedding.
+SMOLLM2_HEAD = 49_152 * 576 * 2
+
 
 @contextlib.contextmanager
 def local_session(**changes: object) -> Iterator[Session]:

@@ -83,7 +83,7 @@ class Backend(ABC):
         if unknown := declared - options:
             raise TypeError(
                 f"{cls.__name__}.option_names declares {', '.join(sorted(unknown))}, which"
-                f" {'is no generation option' if len(unknown) == 1 else 'are no generation options'}."
+                f" {'is not a generation option' if len(unknown) == 1 else 'are not generation options'}."
             )
 
     def __init__(self, settings: ReadSettings, keys: ApiKeys) -> None:  # noqa: B027

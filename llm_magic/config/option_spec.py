@@ -103,7 +103,7 @@ class OptionModel(BaseModel):
         try:
             checked = type(self).model_validate(changes)
         except ValidationError as error:
-            raise OptionError(first_problem(type(self), error)) from None
+            raise first_problem(type(self), error) from None
         return self.model_copy(update={name: getattr(checked, name) for name in changes})
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
@@ -158,26 +158,30 @@ def _kind(default: object) -> OptionKind:
     return "pairs" if isinstance(default, Mapping) else "value"
 
 
-def first_problem(cls: type[BaseModel], error: ValidationError) -> str:
-    """Return the name, the value and the allowed range of the first wrong value."""
+def first_problem(
+    cls: type[BaseModel], error: ValidationError, kind: type[OptionError] = OptionError
+) -> OptionError:
+    """Return the error with the name, the value and the allowed range of the first wrong value."""
     problem = error.errors()[0]
     name = str(problem["loc"][0]) if problem["loc"] else ""
     if problem["type"] == "extra_forbidden":
-        return unknown_option(name, cls.model_fields)
+        return kind(unknown_option(name, cls.model_fields))
     by_alias = {str(info.validation_alias or name): name for name, info in cls.model_fields.items()}
     field = by_alias.get(name)
     if problem["type"] == "key":
         # A value that may be a key is never repeated.
-        return str(problem["msg"])
-    shown = f"{name}={_shown(problem['input'])}"
-    if field is None or not (allowed := specs(cls)[field].range):
-        return f"{shown} is invalid: {problem['msg'][:1].lower()}{problem['msg'][1:]}."
-    if not specs(cls)[field].is_number:
-        return f"{shown} is invalid. Use {allowed}."
-    if problem["type"].endswith(("parsing", "type", "from_float")):
-        kind = "whole number" if problem["type"].startswith("int") else "number"
-        return f"{shown} is not a {kind}. It must be {allowed}."
-    return f"{shown} is out of range. It must be {allowed}."
+        return kind(str(problem["msg"]))
+    shown, spec = _shown(problem["input"]), specs(cls)[field] if field else None
+    if spec is None or not spec.range:
+        text = f"is invalid: {problem['msg'][:1].lower()}{problem['msg'][1:]}."
+    elif not spec.is_number:
+        text = f"is invalid. Use {spec.range}."
+    elif problem["type"].endswith(("parsing", "type", "from_float")):
+        number = "whole number" if problem["type"].startswith("int") else "number"
+        text = f"is not a {number}. It must be {spec.range}."
+    else:
+        text = f"is out of range. It must be {spec.range}."
+    return kind(f"{shown} {text}", option=name)
 
 
 def alternatives(names: Sequence[str]) -> str:

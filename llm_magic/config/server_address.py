@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
@@ -19,17 +19,23 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORECASE)
 _MAX_HOST_LENGTH = 253
 _BRACKETED_HOST = re.compile(r"(.*@)?\[[^\[\]]+\](:.*)?")
+# Of the APIs of OpenAI and Ollama, below the address of a server.
+_ENDPOINT = re.compile(r"(/+((chat/)?completions|api/(chat|generate|tags))/*)+$", re.IGNORECASE)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """The address of a server, without a trailing slash. API keys are bound to its `origin`."""
+    """The address of a server, without a trailing slash. API keys are bound to its `origin`.
+
+    `options` are the options of magics that lead to this server, for messages.
+    """
 
     backend: str
     url: str
     origin: str
     is_local: bool
+    options: str = field(default="", compare=False)
 
     @property
     def host_port(self) -> str:
@@ -44,11 +50,14 @@ class ServerAddress:
 
 def resolve_address(config: ServerLoadConfig, settings: Settings) -> ServerAddress:
     """Return the server address of a load; raises `OptionError` if it has none."""
+    options = f"-b {config.backend}"
+    key_option = f" --key-env {config.key_env}" if config.key_env else ""
     if config.base_url is not None:
-        return parse_url(config.backend, config.base_url)
+        address = parse_url(config.backend, config.base_url)
+        return replace(address, options=f"{options} --base-url {address.url}{key_option}")
     if not hasattr(settings, setting_name(config.backend)):
         raise OptionError(f"{config.backend} needs the address of a server: add --base-url URL.")
-    return parse_setting(config.backend, settings)
+    return replace(parse_setting(config.backend, settings), options=f"{options}{key_option}")
 
 
 def setting_name(backend: str) -> str:
@@ -73,7 +82,8 @@ def parse_setting(backend: str, settings: Settings) -> ServerAddress:
 def parse_url(backend: str, text: str) -> ServerAddress:
     """Return the address in `text`; raises `OptionError` if it is invalid.
 
-    ``http://`` may be omitted for this machine only, because other hosts need encryption.
+    ``http://`` may be omitted for this machine only, because other hosts need encryption. The path of
+    an endpoint, such as ``/chat/completions``, is removed: documentation of APIs shows the whole URL.
     """
     text = text.strip()
     if not _SCHEME.match(text) and _is_local(_host(_split(f"//{text}"))):
@@ -95,7 +105,8 @@ def parse_url(backend: str, text: str) -> ServerAddress:
     if port != _DEFAULT_PORTS[parts.scheme]:
         netloc += f":{port}"
     origin = f"{parts.scheme}://{netloc}"
-    return ServerAddress(backend, origin + parts.path.rstrip("/"), origin, _is_local(host))
+    path = _ENDPOINT.sub("", parts.path).rstrip("/")
+    return ServerAddress(backend, origin + path, origin, _is_local(host))
 
 
 def proxy_url(address: ServerAddress) -> str | None:

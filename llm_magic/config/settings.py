@@ -358,7 +358,7 @@ class Settings(BaseSettings):
         try:
             return cls(**{n: v for n, v in of_file.items() if n not in in_environment})  # type: ignore[arg-type]
         except ValidationError as error:
-            raise SettingsError(first_problem(cls, error)) from None
+            raise first_problem(cls, error, SettingsError) from None
 
     @classmethod
     def of_environment(cls) -> Settings | None:

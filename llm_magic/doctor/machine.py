@@ -175,7 +175,7 @@ def _folders() -> list[tuple[str, Callable[[], Path], str]]:
     hub = os.environ.get("HF_HUB_CACHE") or Path(home, "hub")
     return [
         ("hub cache", Path(hub).expanduser, "HF_HUB_CACHE"),
-        ("our cache", cache_folder, "LLM_MAGIC_CACHE_DIR"),
+        ("llm_magic cache", cache_folder, "LLM_MAGIC_CACHE_DIR"),
     ]  # fmt: skip
 
 

@@ -30,7 +30,9 @@ class KernelInfo:
 
 def check_notebook(kernel: KernelInfo | None) -> list[Finding]:
     """Return findings about the notebook; `kernel` is the running kernel, if there is one."""
-    found = [_check_ipykernel(kernel), _check_widgets(), _check_owner(kernel)]
+    found = [
+        _check_ipykernel(kernel), _check_widgets(), check_prompt_cells(), _check_owner(kernel),
+    ]  # fmt: skip
     if kernel is not None and (problem := nested_asyncio.problem()):
         found.append(Finding("event loop", "problem", problem.text, problem.fix))
     return [finding for finding in found if finding is not None]
@@ -66,7 +68,8 @@ def _check_widgets() -> Finding | None:
     version = installed("ipywidgets")
     if version is None:
         return None
-    lab_widgets, manager = installed("jupyterlab_widgets"), _manager_version()
+    folder = _lab_extension(_MANAGER)
+    lab_widgets, manager = installed("jupyterlab_widgets"), _version(folder)
     fix = "pip install -U ipywidgets jupyterlab_widgets, then reload the page"
     if lab_widgets is None or not manager:
         text = f"ipywidgets {version}; its JupyterLab extension is not in this environment"
@@ -79,12 +82,46 @@ def _check_widgets() -> Finding | None:
     return Finding("widgets", "ok", text)
 
 
-def _manager_version() -> str:
-    """Return the version of the widget manager of JupyterLab, "" if it is not installed."""
-    for root in (Path(sys.prefix, "share"), Path("~/.local/share").expanduser()):
-        file = root / "jupyter" / "labextensions" / _MANAGER / "package.json"
-        try:
-            return str(json.loads(file.read_text("utf-8"))["version"])
-        except (OSError, ValueError, KeyError):
-            continue
-    return ""
+def check_prompt_cells(checkout: Path = Path(__file__).parents[2]) -> Finding | None:
+    """Check the JupyterLab extension that highlights prompts, if JupyterLab is in this environment.
+
+    An editable install of a `checkout` has a copy of it, as old as the last ``pip install``.
+    """
+    if installed("jupyterlab") is None:
+        return None
+    source = checkout / "labextension" / "prompt_cells.js"
+    again = (
+        f"pip install -e {checkout}"
+        if source.is_file()
+        else "pip install --force-reinstall llm_magic"
+    )
+    fix = f"{again}, then reload the page"
+    folder = _lab_extension("llm-magic")
+    if folder is None:
+        return Finding("prompt cells", "warn", "the JupyterLab extension is not installed", fix)
+    version = _version(folder)
+    scripts = [file.read_bytes() for file in folder.glob("static/prompt_cells.*.js")]
+    if version != (installed("llm_magic") or version) or (
+        source.is_file() and source.read_bytes() not in scripts
+    ):
+        return Finding(
+            "prompt cells", "warn", f"the JupyterLab extension {version} is outdated", fix
+        )
+    return Finding("prompt cells", "ok", f"highlighted by the JupyterLab extension {version}")
+
+
+def _lab_extension(name: str) -> Path | None:
+    """Return the folder of an extension of JupyterLab, None if it is not installed."""
+    roots = (Path(sys.prefix, "share"), Path("~/.local/share").expanduser())
+    folders = (root / "jupyter" / "labextensions" / name for root in roots)
+    return next((folder for folder in folders if (folder / "package.json").is_file()), None)
+
+
+def _version(extension: Path | None) -> str:
+    """Return the version of an extension of JupyterLab, "" if it has none."""
+    if extension is None:
+        return ""
+    try:
+        return str(json.loads((extension / "package.json").read_text("utf-8"))["version"])
+    except (OSError, ValueError, KeyError):
+        return ""

@@ -207,7 +207,7 @@ def call_method(call: AllowedCall) -> Any:
 
 
 def not_an_argument(keyword: str, called: str) -> NotAllowed:
-    """Return the error for an argument by name that is not on the list."""
+    """Return the error for an argument by name that is not allowed."""
     return NotAllowed(f"passes {keyword}= to {called}, and {keyword}= is not an allowed argument")
 
 
@@ -241,7 +241,7 @@ def _check_text(call: AllowedCall) -> None:
             encoding = call.argument(0, "encoding", "utf-8")
             errors = call.argument(1, "errors", "strict")
             if encoding not in _ENCODINGS or errors not in _ON_ERROR:
-                raise NotAllowed("names an encoding or an error handler that is not on the list")
+                raise NotAllowed("names an encoding or an error handler that is not allowed")
         case "split" | "rsplit" | "splitlines":
             require_length(len(text), 10 * MAX_TEXT)
 
@@ -249,7 +249,7 @@ def _check_text(call: AllowedCall) -> None:
 def _check_join(separator: str, parts: Any) -> None:
     kind = family(parts)
     if kind in ARRAYS:
-        raise NotAllowed("joins a table or an array, which is not on the list")
+        raise NotAllowed("joins a table or an array, which is not allowed")
     if kind in {"str", "list", "tuple", "set", "dict", "counter", "view"}:
         length = sum(len(part) for part in parts if isinstance(part, str))
         require_length(length + len(separator) * len(parts))
@@ -310,7 +310,7 @@ def _check_dtype(call: AllowedCall) -> None:
     given = call.argument(0, "dtype")
     only_in_pandas = {"str", "string", "category"} if family(call.owner) not in PANDAS else ()
     if type(given) is not str or not _DTYPE.fullmatch(given) or given in only_in_pandas:
-        raise NotAllowed("converts to a type that is not on the list")
+        raise NotAllowed("converts to a type that is not allowed")
 
 
 def _check_quantiles(call: AllowedCall) -> None:

@@ -165,17 +165,17 @@ def _split(text: str) -> tuple[str, str, str]:
 def check(expression: Expression, names: Mapping[str, Any]) -> None:
     """Raise `NotAllowed` if an expression contains syntax that is not allowed in prompts."""
     if not any(isinstance(node, ast.Name) for node in expression.nodes):
-        raise NotAllowed("has no variable in it")
+        raise NotAllowed("contains no variable")
     for node in expression.nodes:
         if not isinstance(node, ALLOWED):
-            raise NotAllowed(f"has {KINDS.get(type(node), type(node).__name__)} in it")
+            raise NotAllowed(f"contains {KINDS.get(type(node), type(node).__name__)}")
         match node:
             case ast.Name(id=name) if name.startswith("__"):
                 raise NotAllowed(private(name))
             case ast.Attribute(attr=name) if name.startswith("_"):
                 raise NotAllowed(f"reads {name}, which is private")
             case ast.keyword(arg=None):
-                raise NotAllowed("has a star in it")
+                raise NotAllowed("contains a star")
             case ast.Call(func=func) if not isinstance(func, ast.Attribute):
                 _check_function(func, names)
 

@@ -311,13 +311,13 @@ class _Filler:
         if echoed is not None and self._is_defined(echoed["code"]):
             return f"ends with =; write {echoed['code']}={_shown(echoed['code'])}"
         if code.startswith("*") and self._is_defined(code.lstrip("*")):
-            return "has a star in it"
+            return "contains a star"
         head, _, word = code.rpartition(":")
         if head and is_word(word) and self._is_defined(head):
             return self._unsupported_word(head, word)
         if _ARITHMETIC.fullmatch(code):
-            return "has no variable in it"
-        return "has := in it" if self._is_defined(code.partition(":=")[0]) else ""
+            return "contains no variable"
+        return "contains :=" if self._is_defined(code.partition(":=")[0]) else ""
 
     def _unsupported_word(self, head: str, word: str) -> str:
         """Return the reason that a word after a colon is no format spec, but not for CSS: ``{a:red}``."""

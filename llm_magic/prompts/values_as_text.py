@@ -404,7 +404,7 @@ def _require_no_environment(value: Any, budget: Budget) -> None:
     held += gc.get_referents(value) if family(value) == "unknown" else ()
     for one in held:  # which grows
         if is_environment(one):
-            raise NotAllowed("has all environment variables in it")
+            raise NotAllowed("contains all environment variables")
         if type(one) in _SHOWN_WITHIN and len(held) < 10_000:
             held += gc.get_referents(one)
     budget.spend(len(held))

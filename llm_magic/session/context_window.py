@@ -44,7 +44,7 @@ async def stream(manager: BackendManager, response: Response) -> AsyncGenerator[
             if not more:
                 raise error.append(_advice(prepared, error)) from None
         response.prepared = prepared.without(prepared.dropped + more)
-        yield Chunk(notice=f"too long, asking with {in_turns(response.prepared.dropped)} less")
+        yield Chunk(notice=f"too long; trying again without {in_turns(response.prepared.dropped)}")
 
 
 async def fit(manager: BackendManager, prepared: PreparedRequest) -> PreparedRequest:
@@ -86,32 +86,28 @@ def _more(prepared: PreparedRequest) -> int:
 
 
 def _advice(prepared: PreparedRequest, error: GenerationError | RequestFailed) -> str:
-    """Return what helps against a prompt or a conversation that is too long."""
+    """Return what helps against a conversation that is too long."""
     context, trim = prepared.context, prepared.request.trim
-    reference = _long_reference(prepared, error) if isinstance(error, PromptTooLong) else ""
     if context is None or not context.turns:
-        return reference
+        return ""
     turns = in_turns(len(context.turns))
     reset = f"%llm_reset {spelled(context.chat)}"
     if isinstance(error, RequestFailed):
         unclear = trim and error.status in _UNCLEAR
         return f"The {turns} above may be too long; {reset} deletes them." if unclear else ""
     if trim:
-        advice = f"Even without the {turns} above it, it is too long."
-    else:
-        chat = f"Chat {context.chat!r} has {turns} above it"
-        advice = f"{chat}: --trim drops the oldest, and {reset} deletes all."
-    return f"{reference} {advice}".lstrip()
+        return f"Even without the {turns} above it, it is too long."
+    return f"Chat {context.chat!r} has {turns} above it: --trim drops the oldest, and {reset} deletes all."
 
 
-def _long_reference(prepared: PreparedRequest, error: PromptTooLong) -> str:
+def long_reference(prepared: PreparedRequest, error: PromptTooLong) -> str:
     """Return which reference takes much of a prompt that is too long, or an empty string."""
     code, length = prepared.request.longest_reference
     share = length / sum(len(message.content) for message in prepared.messages)
     if share < _LONG:
         return ""
     tokens = f" (about {error.tokens * share:,.0f} tokens)" if error.tokens else ""
-    return f"{{{code}}} takes {share:.0%} of it{tokens}: insert a part of the value."
+    return f"{{{code}}} takes {share:.0%} of the prompt{tokens}: insert a part of the value."
 
 
 async def dry_run(manager: BackendManager, prepared: PreparedRequest) -> DryRun:
@@ -145,9 +141,10 @@ def _problem(prepared: PreparedRequest, count: TokenCount) -> str:
         return "How many turns --trim drops is unknown until the server answers." if drops else ""
     if tokens >= context:
         error = PromptTooLong.measured(prepared.loaded_model.name, tokens, context)
-        return str(error.append(_advice(prepared, error)))
+        error.append(_advice(prepared, error))
+        return str(error.append(long_reference(prepared, error)))
     if (left := context - tokens) < limit:
-        return f"The context leaves {left:,} tokens for the answer, fewer than max_new_tokens {limit:,}."
+        return f"The context leaves {left:,} tokens for the answer, fewer than max_new_tokens={limit:,}."
     return ""
 
 

@@ -64,7 +64,7 @@ class Loads:
             name = request.model or "the default model"
             message = f"Stopped loading {name}."
             if results:
-                message = f"Stopped when {name} had just been loaded."
+                message = f"Stopped just after {name} was loaded."
             raise Interrupted(message) from None
 
     def start(self, request: LoadRequest) -> concurrent.futures.Future[LoadResult]:
@@ -106,9 +106,9 @@ class Loads:
         try:
             self._loop.run(wait_for_end(pending), on_wait)
         except KeyboardInterrupt:
-            message = "Stopped while waiting for the model; it goes on loading."
+            message = "Stopped waiting; the model is still loading."
             if pending.done():
-                message = "Stopped when the model had just been loaded."
+                message = "Stopped just after the model was loaded."
             raise Interrupted(message) from None
         finally:
             self._discard_finished()

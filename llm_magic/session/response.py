@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 from llm_magic.backends.reasoning import split_reasoning
 from llm_magic.backends.stop_strings import until_stop
 from llm_magic.backends.thread_bridge import ThreadBridge
-from llm_magic.errors import GenerationError, IncompleteReply, Interrupted, InvalidReply
+from llm_magic.errors import (
+    GenerationError,
+    IncompleteReply,
+    Interrupted,
+    InvalidReply,
+    PromptTooLong,
+)
 from llm_magic.session import context_window, interruptible_wait
 from llm_magic.session.event_loop import LoopStream, LoopThread
 from llm_magic.text import generated, visible_line
@@ -286,7 +292,7 @@ class Response:
                 for _ in self._read(ThreadBridge(keep=0), deadline=deadline):
                     pass
         if not self.done:
-            raise TimeoutError(f"{self!r} goes on after {timeout} s.")
+            raise TimeoutError(f"{self!r} is still running after {timeout} s.")
         return self._outcome()
 
     def updates(self, pause: Callable[[], float] | None = None) -> Iterator[None]:
@@ -380,7 +386,8 @@ class Response:
             self._loaded = None
             self._recorder.changed()
         prepared, name = self.prepared, self.model
-        if prepared.context is not None:
+        if prepared.context is not None or prepared.request.longest_reference[1]:
+            # It advises what to shorten if the prompt is too long.
             answer = context_window.stream(manager, self)
         else:
             # Searched again, because it may have been unloaded since.
@@ -486,6 +493,8 @@ class Response:
             self.error = error
             if isinstance(error, GenerationError):
                 error.reply = self.reply
+            if isinstance(error, PromptTooLong):
+                error.append(context_window.long_reference(self.prepared, error))
             if isinstance(error, IncompleteReply):
                 error.append(f"The received part is in {self.prepared.request.stored_in}.")
             # A failure before the first word leaves the last reply as it is.
@@ -534,7 +543,7 @@ class Response:
 def _stopped(reply: Reply, stored_in: str) -> str:
     """Return the message of an interrupt."""
     if reply.finish_reason in {"stop", "length"}:
-        return f"Stopped when the answer had just ended; it is in {stored_in}."
+        return f"Stopped just after the answer was complete; it is in {stored_in}."
     amount = generated(reply.usage.completion_tokens, len(reply.text) + len(reply.reasoning))
     if not amount:
         return "Stopped before the first word."

@@ -15,12 +15,12 @@ import os
 import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack, cast
 
 from llm_magic.backends.thread_bridge import CHECK_S
 from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.server_address import resolve_address
-from llm_magic.errors import Interrupted, ModelNotLoaded
+from llm_magic.errors import Interrupted, ModelNotLoaded, OptionError
 from llm_magic.session import context_window
 from llm_magic.session.cell_keys import Cells
 from llm_magic.session.chats import Chats, check_name
@@ -370,6 +370,10 @@ class Session:
         `on_wait` is called about ten times a second meanwhile. Raises the error of the load.
         """
         self._loads.wait(on_wait)
+
+    def __call__(self, *_prompt: object, **_options: object) -> NoReturn:
+        """Raise `OptionError`, which names the method to use."""
+        raise OptionError("llm cannot be called. Use llm.generate(…), or llm.stream(…) for chunks.")
 
     def ask(self, request: Request, *, background: bool = False) -> Response:
         """Check a request, start to answer it, and return the response at once.

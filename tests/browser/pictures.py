@@ -23,7 +23,10 @@ from tests.kernels import ROOT
 
 IMAGES = ROOT / "notebooks" / "images"
 _SECONDS = 1000  # Playwright counts milliseconds
-_QUESTIONS = ("What is the capital of France?", "Write a Python function that adds two numbers.")
+_QUESTIONS = (
+    "What is the capital of France?",
+    "Write a Python function that returns the square of a number.",
+)
 # What is run before the film and in it.
 _SETUP = (
     "%load_ext llm_magic\n%llm_load",

@@ -209,7 +209,7 @@ def test_wrong_value_shows_what_is_allowed_at_its_field(panel: Panel) -> None:
         panel.at('.llm-number:has([aria-label="top p"]) .llm-wrong'),
     )
     for typed, expected in (
-        ("7", "top p must be 0 to 1, not 7."),
+        ("7", "top p: 7 is out of range. It must be 0 to 1."),
         ("-", "top p must be a number, 0 to 1."),
     ):
         field.press("Control+a")

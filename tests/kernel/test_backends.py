@@ -40,7 +40,7 @@ def test_its_option_is_a_flag(k: Kernel) -> None:
 
 def test_its_name_and_option_are_in_help_and_completion(k: Kernel) -> None:
     shown = k.help("%llm_load")
-    assert "llamacpp-server, echo" in " ".join(shown.split())
+    assert "llamacpp-server or echo" in " ".join(shown.split())
     assert "With -b echo:" in shown
     assert "--pause S" in shown
     assert "echo" in k.complete("%llm_load -b e")

@@ -14,7 +14,7 @@ from tests.kernels import Kernel
 def no_chats(request: pytest.FixtureRequest) -> None:
     """Begin without conversations."""
     name = "loaded" if "loaded" in request.fixturenames else "scripted"
-    request.getfixturevalue(name).ok("%llm_reset")
+    request.getfixturevalue(name).ok("%llm_reset --all")
 
 
 def sent(k: Kernel) -> list[str]:
@@ -80,6 +80,24 @@ def test_footer_shows_the_turn_and_how_many_became_stale(scripted: Kernel) -> No
         "turn" not in scripted.run("%%llm -c talk\nx", cell_id="a").text.partition("Traceback")[0]
     )
     assert labels("%%llm\nx", "x") == []
+
+
+def test_reset_without_name_deletes_no_chat_of_several(scripted: Kernel) -> None:
+    assert scripted.ok("%llm_reset").text == "No chat to delete."
+    for name in ("talk", "'a b'"):
+        scripted.ok(f"%llm -c {name} Hi")
+    ran = scripted.run("%llm_reset")
+    assert (ran.ename, ran.error) == (
+        "OptionError",
+        "Name the chat to delete: talk, 'a b'. %llm_reset --all deletes all of them.",
+    )
+    assert "cannot be combined" in scripted.run("%llm_reset talk --all").error
+    assert scripted.value("[chat.name for chat in llm.chats.all()]") == ["talk", "a b"]
+    assert scripted.ok("%llm_reset 'a b'").text == "Deleted: a b."
+    assert scripted.ok("%llm_reset").text == "Deleted: talk."
+    for name in ("talk", "other"):
+        scripted.ok(f"%llm -c {name} Hi")
+    assert scripted.ok("%llm_reset --all").text == "Deleted: talk, other."
 
 
 def test_new_system_prompt_within_a_chat_is_noted(scripted: Kernel) -> None:
@@ -213,7 +231,7 @@ def test_chats_go_to_files_and_come_back(scripted: Kernel, tmp_path: Path) -> No
         f"Exported to {path}: 1 turn. Not exported because stale: 1 turn."
     )
     assert scripted.run(f"%llm_chats --import {path}").ename == "OptionError"
-    scripted.ok("%llm_reset")
+    scripted.ok("%llm_reset --all")
     assert scripted.ok(f"%llm_chats --import {path}").text == "Imported: talk."
     scripted.ok("%llm -c talk Three", cell_id="c")
     assert sent(scripted) == ["Uno", "Uno", "Three"]

@@ -53,9 +53,7 @@ def test_without_a_fence_nothing_is_guessed(scripted: Kernel, answer: str) -> No
     scripted.ok(f"backend.will(*whole_answer({answer!r}))")
     ran = scripted.ok(f"{ASK}Do it.", cell_id="x")
     assert ran.payload == []
-    assert ran.text.endswith(
-        "There is no fenced block of code in the answer, so no cell was filled."
-    )
+    assert ran.text.endswith("The answer contains no fenced code block, so no cell was filled.")
 
 
 @pytest.mark.parametrize(("language", "magic"), [("bash", "%%bash"), ("sql", "")])
@@ -106,7 +104,7 @@ def test_half_a_block_is_not_offered(scripted: Kernel) -> None:
     scripted.ok("backend.will(*whole_answer('```python\\nfor x in', finish='length'))")
     ran = scripted.ok(f"{ASK}Do it.", cell_id="x")
     assert ran.payload == []
-    assert ran.text.endswith("The block of code has no end, so no cell was filled.")
+    assert ran.text.endswith("The code block is not closed, so no cell was filled.")
     scripted.ok("backend.will(*whole_answer('```python\\nx\\n```\\nIt', finish='length'))")
     assert [p["text"] for p in scripted.ok(f"{ASK}Do it.", cell_id="x").payload] == ["x"]
 

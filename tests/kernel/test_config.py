@@ -12,7 +12,7 @@ from tests.kernels import Kernel
 @pytest.fixture
 def k(scripted: Kernel) -> Iterator[Kernel]:
     yield scripted
-    scripted.ok("%llm_config --reset\n%llm_reset")
+    scripted.ok("%llm_config --reset\n%llm_reset --all")
 
 
 def sent(k: Kernel) -> list[tuple[str, str]]:
@@ -71,7 +71,7 @@ def test_several_changes_at_once_and_one_setting_alone(k: Kernel) -> None:
         ("top_k 3 temprature 0.3", 'Did you mean "temperature"?'),
         ("top_k 3 --temprature 0.3", 'Did you mean "--temperature"?'),
         ("top_k 3 system Be brief.", 'Put a text in quotes: system="…".'),
-        ("top_k 3 -t 0.2 temperature=0.3", "temperature occurs twice."),
+        ("top_k 3 -t 0.2 temperature=0.3", "temperature is given twice."),
         ("top_k 3 --reset", "--reset and new values cannot be combined."),
     ],
 )

@@ -18,6 +18,7 @@ MODEL = "SmolLM2-135M-Instruct"
 
 MISTAKES = {
     "%llm_load SmolLM2-135M-Instrukt": ("LoadFailed", f'Did you mean "{MODEL}"'),
+    "%llm_load HuggingFaceTB/SmolLM2-135M-Instrukt": ("LoadFailed", f'Did you mean "{MODEL}"?'),
     "%llm_load ./nowhere": ("ModelNotFound", "There is no file or folder './nowhere'."),
     "%llm_load -d cuda": ("DeviceUnavailable", "CUDA is not available: {build}. Use -d cpu."),
     "%llm_load -d cuda:7": ("DeviceUnavailable", "Use -d cpu"),
@@ -57,7 +58,7 @@ MISTAKES = {
         "OptionError",
         "-p num_beams cannot be used with a streamed answer.",
     ),
-    "%%llm -p min_p\nx": ("OptionError", "write -p key=value"),
+    "%%llm -p min_p\nx": ("OptionError", "-p min_p has no value. Write -p key=value."),
     "%%llm -o 1st\nx": ("OptionError", "-o 1st: this is not a valid variable name."),
     "%%llm -o get_ipython\nx": (
         "OptionError",

@@ -82,7 +82,7 @@ def test_waiting_for_a_load_can_be_stopped_and_the_load_goes_on(fresh: Kernel) -
     cell = fresh.send("%llm -t 0 --max-new-tokens 2 Hello")
     ran, latency = stop(fresh, cell, "Loading the default model: importing torch … ", 0.3)
     assert ran.ename == "Interrupted"
-    assert "it goes on loading" in ran.error
+    assert "the model is still loading" in ran.error
     assert "Loading" not in ran.text, "it is not shown any more"
     assert latency < within_a_second()
     ran = fresh.ok("%llm -t 0 --max-new-tokens 2 Hello")

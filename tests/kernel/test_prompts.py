@@ -181,9 +181,9 @@ def test_notes_name_the_syntax_that_is_not_supported(scripted: Kernel) -> None:
     expected = [
         "Note: {xs=} was not replaced: it ends with =; write xs={xs}",
         "Note: {len(xs} was not replaced: it has a bracket that is not closed",
-        "Note: {[x for x in xs]} was not replaced: it has a list comprehension in it. Assign it to a"
+        "Note: {[x for x in xs]} was not replaced: it contains a list comprehension. Assign it to a"
         " variable first, and refer to that",
-        'Note: {xs[0] if xs else 0} was not replaced: it has "if" and "else" in it. Assign it to a'
+        'Note: {xs[0] if xs else 0} was not replaced: it contains "if" and "else". Assign it to a'
         " variable first, and refer to that",
     ]
     for option in ("", "--dry-run"):
@@ -255,7 +255,7 @@ def test_notes_suggest_what_was_meant(scripted: Kernel) -> None:
     ]  # fmt: skip
     assert notes[0].endswith('Write {towns["size"].mean()}')
     assert notes[1].endswith('Did you mean "towns"?')
-    assert notes[2].endswith("it has no variable in it")
+    assert notes[2].endswith("it contains no variable")
     assert notes[3].endswith(
         'it has the format spec "markdown", which Python does not support; write'
         " {towns.head(1).to_markdown()}"
@@ -328,7 +328,7 @@ def test_dry_run_shows_what_a_chat_would_send_and_what_is_cut(scripted: Kernel) 
     ran = scripted.ok("%%llm -c dry --trim --dry-run\nThree {qqqq}", cell_id="dry-3")
     assert ran.text.splitlines()[:8] == [
         "Note: {qqqq} was not replaced: qqqq is not defined.",
-        "Note: The context leaves 2 tokens for the answer, fewer than max_new_tokens 512.",
+        "Note: The context leaves 2 tokens for the answer, fewer than max_new_tokens=512.",
         "system    Be brief.",
         "not sent  2 oldest turns dropped (--trim)",
         "            One",
@@ -379,6 +379,13 @@ def test_limit_beyond_the_context_is_a_note(scripted: Kernel) -> None:
     assert "Note" not in scripted.ok("%llm --max-new-tokens 8000 Hello").text
 
 
+def test_footer_shows_the_stop_strings(scripted: Kernel) -> None:
+    ran = scripted.ok("%llm --stop END --stop 'a\\nb' Hello END there")
+    assert ran.text.splitlines()[0] == "Hello"
+    assert ran.text.endswith(r' · stop "END" "a\nb"')
+    assert "stop" not in scripted.ok("%llm Hello").text
+
+
 def test_error_of_a_long_prompt_names_the_long_reference(scripted: Kernel) -> None:
     scripted.ok(
         "from llm_magic.errors import PromptTooLong\nlong, short = 'word ' * 99, 'x'\n"
@@ -390,24 +397,26 @@ def test_error_of_a_long_prompt_names_the_long_reference(scripted: Kernel) -> No
     scripted.ok("fail(1000)")
     ran = scripted.run("%%llm\nAbout {short} {long}")
     assert ran.error == (
-        "The prompt is too long. {long} takes 98% of it (about 984 tokens): insert a part of the value."
+        "The prompt is too long. {long} takes 98% of the prompt (about 984 tokens): insert a part of"
+        " the value."
     )
     scripted.ok("fail()")
     ran = scripted.run("%llm Again {long}")
-    assert ran.error.endswith(". {long} takes 99% of it: insert a part of the value.")
+    assert ran.error.endswith(". {long} takes 99% of the prompt: insert a part of the value.")
     scripted.ok("fail()")
     assert scripted.run("%llm Only {short} and some words").error == "The prompt is too long."
     scripted.ok("%llm -c talk One")
     scripted.ok("fail()")
     ran = scripted.run("%llm -c talk {long}")
-    assert "insert a part of the value. Chat 'talk' has 1 turn above it: --trim" in ran.error
+    assert "Chat 'talk' has 1 turn above it: --trim" in ran.error
+    assert ran.error.endswith("insert a part of the value.")
     scripted.ok("for _ in range(2): fail()")
     ran = scripted.run("%llm -c talk --trim Short")
     assert ran.error == "The prompt is too long. Even without the 1 turn above it, it is too long."
     scripted.ok("backend.context = 60")
     try:
         ran = scripted.ok("%llm --dry-run {long}")
-        assert "{long} takes 100% of it (about 99 tokens)" in ran.text
+        assert "{long} takes 100% of the prompt (about 99 tokens)" in ran.text
     finally:
         scripted.ok("backend.context = 8192")
 

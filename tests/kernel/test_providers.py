@@ -62,7 +62,7 @@ def test_wrong_name_is_reported_before_any_large_import(k: Kernel) -> None:
 def test_folder_of_a_hosted_name_is_a_folder(k: Kernel) -> None:
     k.ok("import os, pathlib, tempfile; home = os.getcwd(); os.chdir(tempfile.mkdtemp())")
     k.ok("pathlib.Path('gpt-4o').mkdir()")
-    assert "gpt-4o holds no model" in k.run("%llm_load gpt-4o").error
+    assert "gpt-4o contains no model" in k.run("%llm_load gpt-4o").error
     k.ok("os.chdir(home)")
 
 
@@ -76,7 +76,7 @@ def test_provider_is_loaded_by_name_and_answers(k: Kernel, server: ProviderServe
     assert "top_p is sent only if you set it" in ran.text
     assert k.ok("%llm -f text one two three").text.startswith("one two three")
     assert "anthropic does not support --seed" in k.run("%llm --seed 3 Hello").error
-    assert "at most 1, and 1.5 is set" in k.run("%llm -t 1.5 Hello").error
+    assert "at most 1, but it is set to 1.5" in k.run("%llm -t 1.5 Hello").error
     assert server.silently_changed == []
     assert "gemini-test" in k.ok("%llm_models -b gemini").text
     assert KEY not in k.ok("%llm_status").text

@@ -82,7 +82,15 @@ def test_load_checks_server_and_shows_its_address(k: Kernel, server: FaultServer
             "%llm_load -b vllm",
             "No server is listening at http://127.0.0.1:9. To start one, run: vllm serve MODEL",
         ),
-        ("%llm_load {server}", "lists 2 models: tiny, big"),
+        (
+            "%llm_load {server}",
+            "lists 2 models: tiny, big. Name one: %llm_load MODEL -b openai --base-url {url}/v1 --key-env"
+            " THEIR_KEY.",
+        ),
+        (
+            "%llm_load tyny {server}",
+            "Run %llm_models -b openai --base-url {url}/v1 --key-env THEIR_KEY to list models.",
+        ),
         ("%llm_load tiny -d cuda {server}", "--device works only with -b local, not with openai."),
         ("%llm_load llama9 -b ollama", "--pull"),
         ("%llm_load tiny -b olama", "There is no backend 'olama'. Did you mean \"ollama\"?"),
@@ -94,7 +102,10 @@ def test_load_checks_server_and_shows_its_address(k: Kernel, server: FaultServer
             "Check the path of --base-url",
         ),
         ("%llm_load tiny -b vllm --base-url {url}", "requires an API key (401)"),
-        ("%llm_load tiny -b openai --base-url {url} --key-env NOT_THERE", "can prompt for it here"),
+        (
+            "%llm_load tiny -b openai --base-url {url} --key-env NOT_THERE",
+            "you cannot be prompted for it here",
+        ),
         (
             "%llm_load llama3.2 -b ollama --base-url {url} --key-env THEIR_KEY",
             "is not an Ollama server",
@@ -106,7 +117,8 @@ def test_load_checks_server_and_shows_its_address(k: Kernel, server: FaultServer
 def test_a_mistake_is_one_line_and_loses_nothing(
     remote: Kernel, server: FaultServer, cell: str, error: str
 ) -> None:
-    where = f"-b openai --base-url {server.url} --key-env THEIR_KEY"
+    where = f"-b openai --base-url {server.url}/v1/chat/completions --key-env THEIR_KEY"
+    error = error.replace("{url}", server.url)
     ran = remote.run(cell.replace("{server}", where).replace("{url}", server.url))
     assert ran.status == "error"
     assert len(ran.traceback) == 1
@@ -191,6 +203,29 @@ def test_interrupted_stream_keeps_partial_answer_and_label(
     assert remote.value("broken.finish_reason") == "truncated"
 
 
+def test_jobs_of_a_server_show_what_arrived_and_continue_after_an_unload(
+    remote: Kernel, server: FaultServer
+) -> None:
+    hold = Hold()
+    server.will(CHAT, *sse(delta("first"), done=False), hold, *sse_words(" end")[1:])
+    server.will(CHAT, hold, *sse_words("second"))
+    remote.ok("%llm --bg -o one Hello")
+    remote.ok("while not one.text: __import__('time').sleep(0.01)")
+    remote.ok("%llm --bg -o two Hello")
+    host = server.url.removeprefix("http://")
+    table = remote.ok("%llm_jobs").text
+    assert "5 characters" in table
+    assert f"waiting for the first token (1 earlier prompt at {host})" in table
+    first, second = remote.value("(one.number, two.number)")
+    continue_ = f"Unloaded tiny · it stays on {host} · jobs {first}, {second} continue"
+    where = f"-b openai --base-url {server.url} --key-env THEIR_KEY"
+    assert remote.ok(f"%llm_load big {where}").text.endswith(continue_)
+    remote.ok(f"%llm_load tiny {where}")
+    assert remote.ok("%llm_unload").text.endswith(continue_)
+    hold.go.set()
+    assert remote.value("(str(one.result()), str(two.result()))") == ("first end", "second")
+
+
 def test_variable_is_unchanged_without_an_answer(remote: Kernel, server: FaultServer) -> None:
     remote.ok("mine = 'precious'")
     server.will(CHAT, *error_answer(400, "no such thing"))
@@ -252,7 +287,16 @@ def test_missing_key_is_prompted_for(k: Kernel, server: FaultServer) -> None:
     cell = k.send(f"%llm_load tiny {where}", asks=True)
     question = k.client.get_stdin_msg(timeout=10)["content"]
     assert question["password"], "it would be shown while it is typed"
-    assert question["prompt"] == f"Key for {server.url} (NOT_SET_ANYWHERE is not set): "
+    assert question["prompt"] == (
+        f"Key for {server.url} (NOT_SET_ANYWHERE is not set; Enter without a key cancels): "
+    )
+    k.client.input("  ")
+    cancelled = k.wait(cell)
+    assert (cancelled.ename, cancelled.error, len(cancelled.traceback)) == (
+        "OptionError", "No key was entered. Run the cell again, or set NOT_SET_ANYWHERE.", 1,
+    )  # fmt: skip
+    cell = k.send(f"%llm_load tiny {where}", asks=True)
+    k.client.get_stdin_msg(timeout=10)
     k.client.input(KEY)
     ran = k.wait(cell)
     assert ran.status == "ok"

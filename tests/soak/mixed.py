@@ -184,7 +184,7 @@ class Soak:
 
     def _chat(self) -> None:
         if self._random.random() < 0.2:
-            self.k.ok("%llm_reset")
+            self.k.ok("%llm_reset --all")
         name = self._random.choice(["one", "two"])
         self.k.ok(f"%%llm -c {name} --trim -m remote\nTurn {self.counts['chat']}.")
         self.k.ok("%llm_chats")
@@ -198,7 +198,7 @@ class Soak:
 
     def _held(self) -> Held:
         """Return what is held once that stays the same for a while."""
-        self.k.ok("%llm_stop\nforget()\n%llm_reset\nimport gc; gc.collect()")
+        self.k.ok("%llm_stop\nforget()\n%llm_reset --all\nimport gc; gc.collect()")
         found = self._look()
         for _ in range(20):
             time.sleep(0.5)

@@ -123,7 +123,7 @@ def test_headless_demo_prints_cells_and_answers(model_cache: Path) -> None:
         "\n>>> %%llm -t 0\n... What is the capital of the Netherlands?\nThe capital" in ran.stdout
     )
     assert "is Amsterdam." in ran.stdout
-    assert "\nOptionError: %llm has no option --temprature." in ran.stdout
+    assert "\nOptionError: %%llm has no option --temprature." in ran.stdout
     assert f"\nUnloaded {MODEL}" in ran.stdout
     assert "\x1b" not in ran.stdout
     assert all(line.startswith("Preparing ") for line in ran.stderr.splitlines()), ran.stderr

@@ -122,7 +122,7 @@ def test_fast_path_is_off_only_where_status_has_the_reason(
         session.load(str(tiny(tmp_path / architecture, architecture)), name="m")
         decoding = session.status().backend_details["decoding"]
         assert ("fast path off" in decoding) == (architecture in OWN_STATE)
-        assert ("has a state of its own kind" in decoding) == (architecture in OWN_STATE)
+        assert ("keeps a custom state" in decoding) == (architecture in OWN_STATE)
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_option_of_fast_path_is_refused_without_it(
     model, helper = tiny(tmp_path / "rwkv", "rwkv"), tiny_llama(tmp_path / "helper")
     session.load(str(helper))
     options: Any = {"assistant": str(helper)} if option == "assistant" else {"compile": True}
-    with pytest.raises(OptionError, match=f"--{option} needs the fast path.*state of its own kind"):
+    with pytest.raises(OptionError, match=f"--{option} needs the fast path.*keeps a custom state"):
         session.load(str(model), **options)
 
 

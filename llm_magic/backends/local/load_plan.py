@@ -16,7 +16,7 @@ from llm_magic.backends.local.files.sources import Source
 from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.config.settings import Settings
 from llm_magic.errors import DeviceUnavailable, MissingDependency, OptionError, OutOfMemory
-from llm_magic.text import human_bytes
+from llm_magic.text import counted, human_bytes
 from llm_magic.types import Progress
 
 
@@ -90,10 +90,10 @@ class Planner:
         folder = self._fetch(source)
         model_config = sources.model_config(folder)
         validate.check_folder(source.name, folder, config, model_config)
-        required = memory.required_bytes(
-            memory.weight_bytes(folder, config.dtype, config.quantization),
-            memory.kv_bytes(model_config, config.dtype),
-        )
+        weights = memory.weight_bytes(folder, config.dtype, config.quantization)
+        if packs_weights(config, device):
+            weights += memory.head_copy_bytes(folder, config.dtype)
+        required = memory.required_bytes(weights, memory.kv_bytes(model_config, config.dtype))
         check_fit(required, free)
         return ModelFiles(source, folder, required, converts)
 
@@ -143,7 +143,7 @@ def resolve_device(device: str) -> str:
             return f"cuda:{torch.cuda.current_device()}"
         if index >= count:
             raise DeviceUnavailable(
-                f"{device} is not available: this machine has {count} GPU(s)."
+                f"{device} is not available: this machine has {counted(count, 'GPU')}."
                 " Use one of them, or -d cpu."
             )
     if device == "mps" and not torch.backends.mps.is_available():
@@ -161,6 +161,17 @@ def check_quantization(config: LocalLoadConfig, device: str) -> None:
         raise MissingDependency(
             f"-q {config.quantization} needs bitsandbytes. Run: pip install bitsandbytes"
         )
+
+
+def packs_weights(config: LocalLoadConfig, device: str) -> bool:
+    """Return whether a load packs the weights of the linear layers of a model.
+
+    A compiler packs them itself, and a quantized model is to be small.
+    """
+    from llm_magic.backends.local import cpu_linear
+
+    is_usual = config.quantization == "none" and not config.compile
+    return device == "cpu" and is_usual and cpu_linear.can_pack()
 
 
 def available_bytes(config: LocalLoadConfig, device: str, freed: Mapping[str, int]) -> int:

@@ -16,9 +16,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from llm_magic.backends.base import LoadPlan, Report
-from llm_magic.backends.local import memory
+from llm_magic.backends.local import cpu_linear, memory
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.cpu_linear import use_float32_matmul
 from llm_magic.backends.local.files.download_progress import CountingBar
 from llm_magic.backends.local.generation.chat_template import PromptEncoder
 from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
@@ -26,7 +25,7 @@ from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
 from llm_magic.backends.local.generation.prefix_cache import PrefixCache
 from llm_magic.backends.local.generation.token_streamer import ReasoningTokens
 from llm_magic.backends.local.load_config import LocalLoadConfig
-from llm_magic.backends.local.load_plan import LocalPlan
+from llm_magic.backends.local.load_plan import LocalPlan, packs_weights
 from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.memory_holders import ReferenceSearch
 from llm_magic.backends.local.worker import Cancelled, process_lock
@@ -117,7 +116,7 @@ def _load_assistant(
     model, own_tokenizer = _load_files(folder, local.config, local.device, report, cancel)
     if own_tokenizer.get_vocab() != tokenizer.get_vocab():
         raise OptionError(
-            f"{option} has another vocabulary than {plan.name}."
+            f"{option} has a different vocabulary from {plan.name}."
             " Choose a smaller model of the same family."
         )
     has_loop = compat.traits(model).fallback_reason is None
@@ -154,7 +153,7 @@ def _load_files(
     model.eval()
     for name in _NOT_STREAMED:
         setattr(model.generation_config, name, None)
-    use_float32_matmul(model)
+    cpu_linear.optimize(model, pack=packs_weights(config, device))
     return model, tokenizer
 
 

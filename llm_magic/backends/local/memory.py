@@ -31,7 +31,7 @@ _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _QUANTIZED_BYTES = {"4bit": 0.5 + 4 / 64, "8bit": 1.0 + 4 / 4096}
 # The size of a whole model, as a share of its 16-bit size; from the largest to the smallest.
 _QUANTIZED_SHARES = {"none": 1.0, "8bit": 0.6, "4bit": 0.4}
-_NOT_QUANTIZED = ("embed", "lm_head", "wte", "wpe")
+_EMBEDDINGS, _HEADS = ("embed", "wte", "wpe"), ("lm_head", "embed_out")
 # For activations, the tokenizer, and the overhead of the allocator: bytes, and a share of the weights.
 _OVERHEAD, _OVERHEAD_SHARE = 64 << 20, 0.03
 # The tokens of prompt and answer for which a loaded model needs memory at least.
@@ -56,10 +56,30 @@ def _tensor_bytes(name: str, info: dict[str, Any], dtype: str, quantization: str
     count: int = prod(info["shape"])
     stored = _BYTES.get(info["dtype"], 2)
     is_float = info["dtype"][0] in "FB" and info["dtype"] != "BOOL"
-    matrix = len(info["shape"]) == 2 and not any(part in name for part in _NOT_QUANTIZED)
+    matrix = len(info["shape"]) == 2 and not any(part in name for part in (*_EMBEDDINGS, *_HEADS))
     if quantization != "none" and matrix and is_float:
         return count * _QUANTIZED_BYTES[quantization]
     return float(count * (_DTYPE_BYTES.get(dtype, stored) if is_float else stored))
+
+
+def head_copy_bytes(folder: Path, dtype: str) -> int:
+    """Return the bytes of a second copy of the output head, where it is the input embedding.
+
+    Such a model has no tensor for its head. A head of bfloat16 is packed, see `cpu_linear`; the
+    embedding is not.
+    """
+    tensors = {
+        name: info
+        for file in safetensors.weight_files(folder)
+        for name, info in safetensors.read_header(file).items()
+        if len(info["shape"]) == 2 and any(part in name for part in (*_EMBEDDINGS, *_HEADS))
+    }
+    is_packed = dtype == "bfloat16" or (
+        dtype == "auto" and any(info["dtype"] == "BF16" for info in tensors.values())
+    )
+    if not is_packed or any(part in name for name in tensors for part in _HEADS):
+        return 0
+    return 2 * max((prod(info["shape"]) for info in tensors.values()), default=0)
 
 
 def scaled(size: int, quantization: str) -> int:

@@ -38,6 +38,8 @@ class ReferenceSearch:
         self._models = [weakref.ref(model) for model in models]
         tensors = [t for model in models for t in (*model.parameters(), *model.buffers())]
         self._addresses = frozenset(map(_address, tensors)) - {0}
+        # Packed weights have no address, and no views.
+        self._packed = [weakref.ref(t) for t in tensors if t.is_mkldnn]
 
     def holders(self) -> tuple[str, ...]:
         """Return the names of the variables that keep a model or one of its weights in memory."""
@@ -55,6 +57,7 @@ class ReferenceSearch:
         tensors = list(_tensors())
         # A view is another object than the weight whose memory it shares.
         left = [t for t in tensors if _address(t) in self._addresses]
+        left += [t for ref in self._packed if (t := ref()) is not None]
         yield from left
         if left:
             known = set(map(id, left))

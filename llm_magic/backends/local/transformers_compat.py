@@ -77,7 +77,7 @@ def _fallback_reason(model: PreTrainedModel) -> str | None:
     name = type(model).__name__
     supports: Any = getattr(type(model), "_supports_default_dynamic_cache", None)
     if not cache_name(model) or (supports is not None and not supports()):
-        return f"{name} has a state of its own kind"
+        return f"{name} keeps a custom state"
     if _changes_arguments(model):
         return f"{name} changes its arguments from token to token"
     has_state = any(isinstance(layer, _STATE_LAYER) for layer in new_cache(model).layers)

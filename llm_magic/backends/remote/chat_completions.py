@@ -54,7 +54,7 @@ class ReplyReader:
             if name not in _UNFINISHED:
                 self._finish = _FINISH_REASONS.get(name, "truncated")
         if not isinstance(part, dict):
-            raise MalformedStream("a chunk of an unknown shape")
+            raise MalformedStream("a chunk in an unknown format")
         text, reasoning = _split_content(part.get("content") or part.get("refusal"))
         reasoning = reasoning or _reasoning(part)
         if not text and not reasoning:
@@ -122,10 +122,10 @@ def _first_choice(choices: object) -> dict[str, Any]:
     if choices in (None, []):
         return {}
     if not isinstance(choices, list):
-        raise MalformedStream("a chunk of an unknown shape")
+        raise MalformedStream("a chunk in an unknown format")
     for choice in choices:
         if not isinstance(choice, dict):
-            raise MalformedStream("a chunk of an unknown shape")
+            raise MalformedStream("a chunk in an unknown format")
         if choice.get("index") in (0, None):
             return choice
     return {}

@@ -194,7 +194,7 @@ class OllamaBackend(RemoteBackend):
                 server.address,
                 model,
                 without_tag,
-                f"To download it to the server, run %llm_load {model} -b ollama --pull.",
+                f"To download it to the server, run %llm_load {model} {server.address.options} --pull.",
             ) from None
         return value if isinstance(value, dict) else {}
 
@@ -364,7 +364,7 @@ def _pull_progress(value: Mapping[str, Any]) -> Progress:
 def _chunk(value: dict[str, Any]) -> Chunk:
     message = value.get("message") or {}
     if not isinstance(message, dict):
-        raise MalformedStream("a chunk of an unknown shape")
+        raise MalformedStream("a chunk in an unknown format")
     text, reasoning = parse_text(message.get("content")), parse_text(message.get("thinking"))
     return Chunk(text=text, reasoning=reasoning, time=time.perf_counter())
 

@@ -432,9 +432,7 @@ def single_model(address: ServerAddress, names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
     listed = f"lists {len(names)} models: {_joined(names)}" if names else "lists no models"
-    raise OptionError(
-        f"{address.host_port} {listed}. Name one: %llm_load MODEL -b {address.backend}."
-    )
+    raise OptionError(f"{address.host_port} {listed}. Name one: %llm_load MODEL {address.options}.")
 
 
 def model_not_found(
@@ -444,7 +442,7 @@ def model_not_found(
     similar = did_you_mean(model, names)
     if not similar and names:
         similar = f" It has: {_joined(names)}."
-    fix = fix or f"Run %llm_models -b {address.backend} to list models."
+    fix = fix or f"Run %llm_models {address.options} to list models."
     return ModelNotFound(f'Model "{model}" not found on {address.host_port}.{similar} {fix}')
 
 

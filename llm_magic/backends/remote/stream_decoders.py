@@ -211,7 +211,7 @@ def parse_text(value: object) -> str:
         return value
     if not value:
         return ""
-    raise MalformedStream("a chunk of an unknown shape")
+    raise MalformedStream("a chunk in an unknown format")
 
 
 def is_done(event: bytes) -> bool:

@@ -29,8 +29,9 @@ _LEAST_WIDTH, _INDENT, _SHORT = 76, 8, 40
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 _MONOSPACE = "margin: 0; white-space: pre-wrap; font-family: var(--jp-code-font-family, monospace);"
 # The browser puts a description below its option where both do not fit into one line.
-_ROW = "display: flex; flex-wrap: wrap; column-gap: 1em; margin-bottom: 0.25em;"
+_ROW = "display: flex; flex-wrap: wrap; column-gap: 1em; margin-bottom: 0.4em;"
 _OPTION = f"{_MONOSPACE} flex: 0 0 17em;"
+_TITLE = "font-weight: 600;"
 _DESCRIPTION = "flex: 1 1 20em; max-width: 45em;"
 
 Row = tuple[str, str]
@@ -49,10 +50,10 @@ class HelpPage:
         magic = MAGICS[self.magic]
         parts = [_paragraph(magic.summary), _paragraph(f"Usage:  {magic.usage}", _MONOSPACE)]
         for title, rows in _groups(magic):
-            parts += [_paragraph(title)] if title and rows else []
+            parts += [_paragraph(title, _TITLE)] if title and rows else []
             parts.append("".join(_row_html(label.strip(), text) for label, text in rows))
         if magic.example:
-            parts += [_paragraph("Examples:"), _paragraph(magic.example, _MONOSPACE)]
+            parts += [_paragraph("Examples:", _TITLE), _paragraph(magic.example, _MONOSPACE)]
         return f'<div class="{NO_MATH}">{"".join(parts)}</div>'
 
 
@@ -151,7 +152,9 @@ def _sentence(text: str, facts: list[str]) -> str:
 def _row(label: str, text: str, width: int) -> str:
     column = _COLUMN if width >= _LEAST_WIDTH else _INDENT
     lines = _filled(" " * column + text, width, " " * column)
-    if column == _INDENT or len(label) > column - 2:
+    if column == _INDENT:
+        return f"  {label.strip()}\n{lines}"
+    if len(label) > column - 2:
         return f"{label}\n{lines}"
     return label.ljust(column) + lines.lstrip()
 
@@ -164,7 +167,7 @@ def _filled(text: str, width: int, indent: str = "") -> str:
     return filled.replace(_NO_BREAK, " ")
 
 
-def _paragraph(text: str, style: str = "margin: 0;") -> str:
+def _paragraph(text: str, style: str = "") -> str:
     return f'<p style="{style} margin: 0.75em 0 0.4em;">{html.escape(text)}</p>'
 
 

@@ -294,10 +294,15 @@ MAGICS: dict[str, Magic] = {
         ),
         Magic(
             "llm_reset",
-            "Delete a chat, or all of them.",
-            "%llm_reset [CHAT] [--stale]",
-            (Argument(("--stale",), "Delete only the stale turns.", kind="switch"),),
-            positional=_CHAT,
+            "Delete a chat, all chats, or their stale turns.",
+            "%llm_reset [CHAT | --all] [--stale]",
+            (
+                Argument(("--all",), "Delete every chat.", kind="switch"),
+                Argument(("--stale",), "Delete only stale turns: of CHAT, or of all chats.", kind="switch"),
+            ),
+            positional=Argument(
+                ("chat",), "Name of the chat. Default: the only chat.", "CHAT", complete="chats"
+            ),
         ),
     )
 }  # fmt: skip

@@ -58,13 +58,14 @@ class Parsed(dict[str, Any]):
     notes: tuple[str, ...] = ()
 
 
-def parse(name: str, line: str, names: variables.Names | None = None) -> Parsed:
+def parse(name: str, line: str, names: variables.Names | None = None, *, sign: str = "%") -> Parsed:
     """Parse the line of a magic; raises `OptionError`.
 
     `names` returns the notebook's variables, whose values replace the {references} in the line. As in
     Python, a # outside of quotes starts a comment, but only at the start of a word: ``model#2`` is a name.
+    Errors name the magic with its `sign`.
     """
-    parser = _line_parser(name)
+    parser = _line_parser(name, sign)
     found: list[str] = []
     position = _blanks_end(line, 0)
     while position < len(line) and line[position] != "#":
@@ -79,7 +80,7 @@ def parse_with_cell(
 
     A note reports that the first line of the prompt has options.
     """
-    parsed = parse(name, line, names)
+    parsed = parse(name, line, names, sign="%%")
     parsed.prompt = cell.strip("\n")
     first = parsed.prompt.partition("\n")[0].strip()
     if first.startswith("-"):
@@ -150,20 +151,20 @@ def _word(line: str, start: int) -> tuple[str, int]:
 _parsers: dict[str, _LineParser] = {}
 
 
-def _line_parser(name: str) -> _LineParser:
+def _line_parser(name: str, sign: str = "%") -> _LineParser:
     """Return the parser of a magic; a new one if a package with a backend was installed."""
     specs = option_specs(MAGICS[name].options)
-    parser = _parsers.get(name)
+    parser = _parsers.get(sign + name)
     if parser is None or parser.specs is not specs:
-        parser = _parsers[name] = _LineParser(name, specs)
+        parser = _parsers[sign + name] = _LineParser(name, specs, sign)
     return parser
 
 
 class _LineParser(argparse.ArgumentParser):
     """Parses the lines of one magic; raises `OptionError` and never exits."""
 
-    def __init__(self, name: str, specs: Mapping[str, OptionSpec]) -> None:
-        super().__init__(prog=f"%{name}", add_help=False, allow_abbrev=False)
+    def __init__(self, name: str, specs: Mapping[str, OptionSpec], sign: str) -> None:
+        super().__init__(prog=f"{sign}{name}", add_help=False, allow_abbrev=False)
         self.magic, self.specs = MAGICS[name], specs
         options = arguments(name)
         self.names = frozenset(n for option in options for n in option.names)
@@ -196,7 +197,7 @@ class _LineParser(argparse.ArgumentParser):
     def _pair(self, text: str) -> tuple[str, Any]:
         name, equals, value = text.partition("=")
         if not equals:
-            raise OptionError(f"-p {text}: write -p key=value (see %{self.magic.name}?).")
+            raise OptionError(f"-p {text} has no value. Write -p key=value.")
         text = value.strip(_BLANKS)
         return name, json.loads(text) if json_end(text, 0, name) == len(text) else value
 
@@ -233,9 +234,7 @@ class _LineParser(argparse.ArgumentParser):
             option = word.partition("=")[0]
             # argparse parses -model as -m odel.
             if len(option) > 2 and option[1] != "-" and f"-{option}" in self.names:
-                raise OptionError(
-                    f'%{self.magic.name} has no option {option}. Did you mean "-{option}"?'
-                )
+                raise OptionError(f'{self.prog} has no option {option}. Did you mean "-{option}"?')
         several = self.magic.positional is not None and self.magic.positional.kind == "repeated"
         # Options may stand between them.
         parse = self.parse_intermixed_args if several else self.parse_args
@@ -274,7 +273,7 @@ class _LineParser(argparse.ArgumentParser):
         if found is None:
             return ()
         if found[1] in self.names:
-            advice = f"Write options before the prompt. See %{self.magic.name} -h"
+            advice = f"Write options before the prompt. See {self.prog} -h"
         else:
             advice = unknown_options.equivalent(self.magic, found[1])
         return (f"{found[0]} is sent as part of the prompt. {advice}",) if advice else ()
@@ -285,32 +284,30 @@ class _LineParser(argparse.ArgumentParser):
         if prefix == "unrecognized arguments":
             self._raise_unexpected(unknown.split(" ")[0])
         option = prefix.removeprefix("argument ")
-        raise OptionError(f"%{self.magic.name}: {option} needs a value. See %{self.magic.name} -h")
+        raise OptionError(f"{self.prog}: {option} needs a value. See {self.prog} -h")
 
     def _raise_unexpected(self, word: str) -> NoReturn:
-        name, is_prompt = self.magic.name, self.magic.takes_prompt
         if not word.startswith("-"):
             quotes = unknown_options.in_quotes(self.magic, self._tokens, word)
-            if is_prompt:
+            if self.magic.takes_prompt:
                 raise OptionError(
                     f"{word!r} is not an option of %%llm. Put the prompt below the first line; select a"
                     f" model with -m. {quotes}".rstrip()
                 )
             advice = quotes or f"Usage: {self.magic.usage}"
-            raise OptionError(f"%{name}: unexpected argument {word!r}. {advice}")
+            raise OptionError(f"{self.prog}: unexpected argument {word!r}. {advice}")
         word = word.partition("=")[0]
         if word.lstrip("-") in _KEY_WORDS:
             raise OptionError(_KEY_ADVICE)
         self._raise_unknown(word)
 
     def _raise_unknown(self, option: str) -> NoReturn:
-        name = self.magic.name
         advice = unknown_options.equivalent(self.magic, option)
         if not advice and (other := unknown_options.owner(option)):
             advice = f"It is an option of %{other}."
         if not advice and self.magic.takes_prompt:
             advice = "Write -- before a prompt that starts with -."
-        raise OptionError(f"%{name} has no option {option}. {advice or f'See %{name} -h'}")
+        raise OptionError(f"{self.prog} has no option {option}. {advice or f'See {self.prog} -h'}")
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -398,7 +395,7 @@ def assignments(tokens: Sequence[str]) -> dict[str, object]:
         if spec.kind == "repeated":
             repeated.setdefault(name, []).append(spec.parse(value))
         elif name in pairs:
-            raise OptionError(f"{name} occurs twice. Remove one of its values.")
+            raise OptionError(f"{name} is given twice. Keep one of its values.")
         elif spec.kind == "pairs" and none_word(value) is not None:
             raise OptionError(f"Write {spec.flags[0]} KEY=VALUE for each value of {name}.")
         else:

@@ -97,7 +97,7 @@ class PlainView:
         label = ""
         if restarts != self._restarts:
             # What was written cannot be taken back.
-            label = "\n[that was reasoning]\n" if self._written else ""
+            label = "\n[end of reasoning]\n" if self._written else ""
             self._restarts, self._written = restarts, 0
         new, self._written = text[self._written :], len(text)
         return label + new
@@ -220,7 +220,8 @@ def _whole(response: Response, form: str, show_footer: bool) -> tuple[str, list[
                 lines = [outside_json_line(outside)]
     below = ending(reply)
     if show_footer:
-        below = footer(reply, response.info, prepared.session_system, prepared.context)
+        about = prepared.session_system, prepared.context, prepared.config.stop
+        below = footer(reply, response.info, *about)
     return text, [*lines, *([below] if below else [])]
 
 

@@ -101,10 +101,10 @@ class CodeCells:
         """Put the first fenced block into the next cell, or with `replace` into the current one."""
         block = next((block for block in code_blocks(reply.text) if block.fenced), None)
         if block is None:
-            self._show("There is no fenced block of code in the answer, so no cell was filled.")
+            self._show("The answer contains no fenced code block, so no cell was filled.")
             return
         if not block.closed and reply.finish_reason != "stop":
-            self._show("The block of code has no end, so no cell was filled.")
+            self._show("The code block is not closed, so no cell was filled.")
             return
         code = cell_of(block)
         if not replace and cell_id and self._offered.get(cell_id) == code:

@@ -73,11 +73,12 @@ def footer(
     model: ModelInfo | None = None,
     session_system: str | None = None,
     context: Context | None = None,
+    stop: Iterable[str] = (),
 ) -> str:
     """Return the line below an answer: model, tokens, times, speed, memory, cost, how it ended.
 
     `session_system` is the system prompt of the session, if it was sent; `context` precedes the turn of
-    a chat.
+    a chat; one of the texts in `stop` may have ended the answer.
     """
     usage, timing = reply.usage, reply.timing
     parts = [shown_name(reply.model)]
@@ -97,6 +98,8 @@ def footer(
         parts.append(system_label(session_system))
     if context is not None and reply.finish_reason != "truncated":
         parts += _turn_labels(context)
+    if stop and reply.finish_reason == "stop":
+        parts.append(f"stop {' '.join(map(_json, stop))}")
     label = ending(reply)
     return " · ".join([*parts, *([label] if label else [])])
 
@@ -142,10 +145,13 @@ def system_label(system: str) -> str:
     return f"system: {visible_line(shortened(system, _SYSTEM_CHARACTERS))} (%llm_config)"
 
 
-def ready_lines(result: LoadResult) -> list[str]:
-    """Return the lines of a finished load: the model, notes, and each model that was unloaded."""
+def ready_lines(result: LoadResult, jobs: Sequence[Response] = ()) -> list[str]:
+    """Return the lines of a finished load: the model, notes, and each model that was unloaded.
+
+    `jobs` are those that run.
+    """
     info = result.info
-    unloaded_lines = [unloaded_line(unloaded) for unloaded in result.unloaded]
+    unloaded_lines = [unloaded_line(unloaded, jobs) for unloaded in result.unloaded]
     if result.was_loaded:
         return [f"{model_line(info)} · already loaded", *unloaded_lines]
     took = f"ready in {info.load_s:.1f} s" if info.load_s is not None else "ready"
@@ -190,10 +196,18 @@ def waiting_line(jobs: Iterable[Response], seconds: float) -> str:
     return f"Waiting for job {first.number} ({state}){more} … {seconds:.0f} s"
 
 
-def unloaded_line(unloaded: Unloaded) -> str:
-    """Return the memory of the process and its devices before and after an unload."""
+def unloaded_line(unloaded: Unloaded, jobs: Sequence[Response] = ()) -> str:
+    """Return the memory of the process and its devices before and after an unload.
+
+    Of the running `jobs`, those that a server answers continue without the model.
+    """
     if unloaded.note:
-        return f"Unloaded {shown_name(unloaded.name)} · {unloaded.note}"
+        numbers = [str(job.number) for job in jobs if job.model == unloaded.name]
+        what = f"job {numbers[0]} continues" if len(numbers) == 1 else ""
+        what = f"jobs {', '.join(numbers)} continue" if len(numbers) > 1 else what
+        return " · ".join(
+            filter(None, (f"Unloaded {shown_name(unloaded.name)}", unloaded.note, what))
+        )
     before = dict(unloaded.before.devices)
     changed = [
         (device, before[device], held)

@@ -73,10 +73,18 @@ class ChatMagics(SessionMagics):
     def llm_reset(self, line: str) -> Table:
         """Delete a chat, all of them, or only their stale turns."""
         from llm_magic.notebook.display.tables import Table
+        from llm_magic.session.chats import spelled
 
         args = self.parse("llm_reset", line)
-        stale = bool(args["stale"])
-        names = ", ".join(self.session.reset(args["chat"], stale=stale))
+        name, stale, chats = args["chat"], bool(args["stale"]), self.session.chats.all()
+        if args["all"] and name is not None:
+            raise OptionError("--all and the name of a chat cannot be combined. Use one of them.")
+        if len(chats) > 1 and name is None and not (args["all"] or stale):
+            listed = ", ".join(spelled(chat.name) for chat in chats)
+            raise OptionError(
+                f"Name the chat to delete: {listed}. %llm_reset --all deletes all of them."
+            )
+        names = ", ".join(self.session.reset(name, stale=stale))
         if stale:
             message = f"Deleted the stale turns of {names}." if names else "No turn is stale."
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from IPython.core.display_functions import display
 from IPython.core.magic import magics_class
 
 from llm_magic.errors import OptionError, did_you_mean
@@ -32,7 +33,7 @@ class HelpMagics(SessionMagics):
     """The magic that lists the others."""
 
     @line_magic
-    def llm_help(self, line: str) -> Table | HelpPage:
+    def llm_help(self, line: str) -> Table | None:
         """List the magics, or show the options of one."""
         typed = parser.parse("llm_help", line)["magic"]
         if typed is None:
@@ -43,4 +44,5 @@ class HelpMagics(SessionMagics):
             short = (known.removeprefix("llm_") for known in MAGICS)
             near = did_you_mean(name.removeprefix("llm_"), short, prefix="%llm_")
             raise OptionError(f"There is no magic %{name}.{near} %llm_help lists all.")
-        return HelpPage(found)
+        display(HelpPage(found))  # type: ignore[no-untyped-call]
+        return None

@@ -35,7 +35,7 @@ class ModelMagics(SessionMagics):
         options |= {"on_wait": lambda: view.progress(label, session.progress), "began": self.began}
         with view:
             result = session.load_with_details(args["model"], **options)
-        view.finish(messages.ready_lines(result))
+        view.finish(messages.ready_lines(result, session.jobs.running))
 
     @line_magic
     def llm_use(self, line: str) -> Table:
@@ -76,7 +76,7 @@ class ModelMagics(SessionMagics):
         """Return the settings to change, and the names of all settings on the line."""
         changes = parser.assignments(args["changes"])
         if both := changes.keys() & args.options.keys():
-            raise OptionError(f"{min(both)} occurs twice. Remove one of its values.")
+            raise OptionError(f"{min(both)} is given twice. Keep one of its values.")
         changes |= args.options
         if "extra" in args.options:
             # Each -p adds to the others.
@@ -140,7 +140,7 @@ class ModelMagics(SessionMagics):
         finally:
             area.clear()
             view.clear_line()
-        lines = list(map(messages.unloaded_line, unloaded))
+        lines = [messages.unloaded_line(one, session.jobs.running) for one in unloaded]
         live_output.LoadView(self.shell, live_output.LiveArea(live=False)).finish(
             lines or ["No model was loaded."]
         )

@@ -165,7 +165,7 @@ class ControlPanel:
             error = f"{type(error).__name__}: {error}"
         self._shows_error("")
         self._shows_error = report
-        report(in_labels(str(error)))
+        report(in_labels(error))
 
     def static_html(self) -> str:
         """Return what a notebook without a kernel shows in place of the panel."""

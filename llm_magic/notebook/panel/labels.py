@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from llm_magic.backends import registry
 from llm_magic.config.option_spec import OptionSpec
+from llm_magic.errors import LLMMagicError, OptionError
 
 # What the panel has buttons for, or does by itself.
 _PHRASES = (
@@ -27,19 +28,14 @@ _PHRASES = (
 _FLAG = re.compile(r"(?P<add>\badd )?(?<![\w-])(?P<flag>--?[a-z][a-z-]*)(?: (?P<value>[\w:]+))?")
 
 
-_WRONG = re.compile(
-    r"^(?P<name>\w+)=(?P<value>\S+) is [^.]+\. (?:It must be|Use) (?P<allowed>.+)\.$"
-)
-
-
-def in_labels(text: str) -> str:
+def in_labels(error: LLMMagicError | str) -> str:
     """Return an error with the panel's labels and buttons where it names options and magics."""
+    spec = _specs().get(error.option) if isinstance(error, OptionError) else None
+    if isinstance(error, OptionError) and spec is not None and (label := _label(spec)):
+        return f"{label}: {error.problem}"
+    text = str(error)
     for pattern, replacement in _PHRASES:
         text = re.sub(pattern, replacement, text)
-    wrong = _WRONG.match(text)
-    spec = _specs().get(wrong["name"]) if wrong is not None else None
-    if wrong is not None and spec is not None and (label := _label(spec)):
-        return f"{label} must be {wrong['allowed']}, not {wrong['value']}."
     return _FLAG.sub(_labelled, text)
 
 

@@ -156,7 +156,7 @@ class LoadSection:
             return
         error = future.exception()
         if error is None:
-            self._show_result(ready_lines(future.result()))
+            self._show_result(ready_lines(future.result(), self._panel.session.jobs.running))
         else:
             self._show_result([])
             self._panel.show_error(error, self.message.show)
@@ -171,7 +171,8 @@ class LoadSection:
                 f"{jobs[0].model} is still answering (job {jobs[0].number}). Stop it first, or wait for its"
                 " end."
             )
-        self._show_result([unloaded_line(self._panel.session.unload())])
+        session = self._panel.session
+        self._show_result([unloaded_line(session.unload(), session.jobs.running)])
         return "%llm_unload"
 
     def refresh(self) -> None:

@@ -34,7 +34,7 @@ def test_class_without_an_option_cannot_be_defined() -> None:
 
 
 def test_class_with_an_unknown_option_cannot_be_defined() -> None:
-    with pytest.raises(TypeError, match=r"declares min_q, which is no generation option\."):
+    with pytest.raises(TypeError, match=r"declares min_q, which is not a generation option\."):
         type("Mine", (ScriptedBackend,), {"name": "mine", "option_names": {**NAMES, "min_q": "q"}})
 
 

@@ -149,7 +149,7 @@ def test_unset_variable_prompts_once(
     monkeypatch.setattr(getpass, "getpass", ask)
     load(session, server, key_env=NAME)
     load(session, server, key_env=NAME, name="again")
-    assert questions == [f"Key for {server.url} ({NAME} is not set): "]
+    assert questions == [f"Key for {server.url} ({NAME} is not set; Enter without a key cancels): "]
     assert session.generate("hi").text == "hi"
 
 

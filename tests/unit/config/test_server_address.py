@@ -47,6 +47,10 @@ SECRET = "sk-4f9b27c1d8e3"
         ("https://api.example.com./v1", "https://api.example.com/v1", "https://api.example.com"),
         ("http://localhost.:8000", "http://localhost:8000", "http://localhost:8000"),
         ("http://host:", "http://host", "http://host"),
+        ("https://host/v1/chat/completions", "https://host/v1", "https://host"),
+        ("https://host/v1/completions/", "https://host/v1", "https://host"),
+        ("https://host/completions/v1", "https://host/completions/v1", "https://host"),
+        ("localhost:11434/api/chat", "http://localhost:11434", "http://localhost:11434"),
         ("http://192.168.1.7:8000/Team/API", "http://192.168.1.7:8000/Team/API", "http://192.168.1.7:8000"),
     ],
 )  # fmt: skip

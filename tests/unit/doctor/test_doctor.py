@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from llm_magic import cli
 from llm_magic.backends import registry
 from llm_magic.backends.local.cpus import cpus
 from llm_magic.doctor import Finding, machine, run_checks
-from llm_magic.doctor.notebook import KernelInfo, check_notebook
+from llm_magic.doctor.notebook import KernelInfo, check_notebook, check_prompt_cells
 from llm_magic.doctor.packages import check_backends, check_packages, installed
 from llm_magic.errors import OptionError
 from llm_magic.notebook.display.messages import doctor_table
@@ -180,6 +181,30 @@ def test_mismatched_widget_versions_are_a_problem(site: Path) -> None:
     found = named("widgets", check_notebook(None))
     assert found.state == "problem"
     assert found.fix.startswith("pip install -U ipywidgets jupyterlab_widgets")
+
+
+def test_missing_or_outdated_lab_extension_is_reported(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "prefix", str(site))
+    monkeypatch.setenv("HOME", str(site))
+    install(site, "llm_magic", "0.2.0")
+    assert (found := check_prompt_cells(site)) is not None
+    assert (found.state, found.text) == ("warn", "the JupyterLab extension is not installed")
+    assert found.fix == "pip install --force-reinstall llm_magic, then reload the page"
+    folder = site / "share" / "jupyter" / "labextensions" / "llm-magic"
+    (folder / "static").mkdir(parents=True)
+    (folder / "static" / "prompt_cells.0.1.0.js").write_text("old")
+    (site / "labextension").mkdir()
+    script = site / "labextension" / "prompt_cells.js"
+    for version, text, state in (
+        ("0.1.0", "old", "warn"), ("0.2.0", "new", "warn"), ("0.2.0", "old", "ok"),
+    ):  # fmt: skip
+        (folder / "package.json").write_text(json.dumps({"version": version}))
+        script.write_text(text)
+        assert (found := check_prompt_cells(site)) is not None
+        assert found.state == state, (version, text)
+        assert (found.fix == f"pip install -e {site}, then reload the page") is (state == "warn")
 
 
 def test_ipykernel_7_0_is_a_problem(site: Path) -> None:

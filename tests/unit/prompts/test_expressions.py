@@ -607,9 +607,9 @@ ASSIGN = ". Assign it to a variable first, and refer to that"
 @pytest.mark.parametrize(
     ("expression", "reason"),
     [
-        ("[n for n in xs]", f"has a list comprehension in it{ASSIGN}"),
-        ("sum(n for n in xs)", f"has a generator expression in it{ASSIGN}"),
-        ("sorted(xs, key=lambda n: -n)", f"has a lambda in it{ASSIGN}"),
+        ("[n for n in xs]", f"contains a list comprehension{ASSIGN}"),
+        ("sum(n for n in xs)", f"contains a generator expression{ASSIGN}"),
+        ("sorted(xs, key=lambda n: -n)", f"contains a lambda{ASSIGN}"),
         ("df.drop('c', axis=1, inplace=1)",
          f"passes inplace= to .drop(), and inplace= is not an allowed argument{ASSIGN}"),
         ("sorted(xs, key=name)",
@@ -695,7 +695,7 @@ def test_same_function_under_its_own_name_is_called(notebook: dict[str, Any]) ->
 def test_notes_have_no_control_characters(notebook: dict[str, Any]) -> None:
     (note,) = fill('{math.sqrt("\x1b[2J\u202e")}', notebook).notes
     assert note.startswith(
-        '{math.sqrt("\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}")} is'
+        '{math.sqrt("\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}")} was'
     )
 
 

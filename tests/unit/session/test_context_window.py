@@ -124,7 +124,7 @@ def test_a_dry_run_reports_what_does_not_fit(chatty: Pair) -> None:
     )
     alone = Request("one two three", options={"max_new_tokens": 18})
     assert session.dry_run(alone).problem == (
-        "The context leaves 17 tokens for the answer, fewer than max_new_tokens 18."
+        "The context leaves 17 tokens for the answer, fewer than max_new_tokens=18."
     )
     backend.counting = False
     assert session.dry_run(above).problem == ""

@@ -96,12 +96,12 @@ def test_interrupt_at_the_end_of_a_load_reports_that_it_is_loaded(scripted: Pair
             time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(Interrupted, match=r"^Stopped when org/a had just been loaded\.$"):
+    with pytest.raises(Interrupted, match=r"^Stopped just after org/a was loaded\.$"):
         session.load_with_details("org/a", on_wait=interrupt)
     assert session.status().active_model == "a"
     hang = backend.hang("load")
     session.load_later("org/b")
-    with pytest.raises(Interrupted, match=r"^Stopped when the model had just been loaded\.$"):
+    with pytest.raises(Interrupted, match=r"^Stopped just after the model was loaded\.$"):
         session.wait_for_load(interrupt)
     assert session.status().active_model == "b"
 
@@ -185,7 +185,7 @@ def test_who_stops_waiting_does_not_stop_the_load(scripted: Pair) -> None:
     hang = backend.hang("load")
     session.load_later("tiny")
     stop_when(hang.reached)
-    with pytest.raises(Interrupted, match="it goes on loading"):
+    with pytest.raises(Interrupted, match="the model is still loading"):
         session.generate("?")
 
     async def cell() -> None:

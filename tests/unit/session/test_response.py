@@ -205,7 +205,7 @@ def test_timeout_leaves_the_response_running(scripted: Pair, background: bool) -
     hang = Hang()
     backend.will("a", hang, *whole_answer("b"))
     response = session.ask(Request("?"), background=background)
-    with pytest.raises(TimeoutError, match=r"goes on after 0\.2 s"):
+    with pytest.raises(TimeoutError, match=r"is still running after 0\.2 s"):
         response.result(timeout=0.2)
     assert not response.done
     hang.go.set()

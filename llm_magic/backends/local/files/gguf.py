@@ -192,7 +192,7 @@ def _build(file: Path, folder: Path, report: Report, cancelled: Callable[[], boo
 
 
 def _is_complete(folder: Path) -> bool:
-    """Return whether a folder has a manifest, and its files are those in it."""
+    """Return whether a folder contains a manifest, and its files are those."""
     try:
         listed = json.loads((folder / _MANIFEST).read_text("utf-8"))["files"]
         found = _entries(folder)
@@ -319,8 +319,7 @@ def read_header(file: Path) -> Header:
         raise LoadFailed(f"{file} cannot be read: {error.strerror}.") from None
     except (struct.error, ValueError, KeyError, OverflowError, RecursionError) as error:
         raise LoadFailed(
-            f"{file.name} is damaged or not complete: its header cannot be read."
-            " Download it again.",
+            f"{file.name} is damaged or incomplete: its header cannot be read. Download it again.",
             details=repr(error),
         ) from None
     if header.parts > 1:
@@ -330,7 +329,7 @@ def read_header(file: Path) -> Header:
         )
     if size < header.size:
         raise LoadFailed(
-            f"{file.name} is not complete: it has {size / 1e6:.1f} MB of at least"
+            f"{file.name} is incomplete: it has {size / 1e6:.1f} MB of at least"
             f" {header.size / 1e6:.1f} MB. Download it again."
         )
     return header

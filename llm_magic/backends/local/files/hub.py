@@ -109,7 +109,7 @@ def _unusable_files(model: str, revision: str | None) -> str:
         )
     if any(name.endswith(".safetensors") for name in names):
         return (
-            f"{model} has no config.json: it is an adapter, or no model for Transformers."
+            f"{model} has no config.json: it is an adapter, or not a Transformers model."
             " Choose another model."
         )
     if any(name.endswith((".bin", ".pt", ".pth")) for name in names):

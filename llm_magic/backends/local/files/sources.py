@@ -152,9 +152,9 @@ def _folder(path: Path) -> Source:
         return Source(files[0].stem, "gguf", files[0])
     if files:
         names = ", ".join(file.name for file in files)
-        raise ModelNotFound(f"{path} holds {len(files)} .gguf files. Load one of them: {names}.")
+        raise ModelNotFound(f"{path} contains {len(files)} .gguf files. Load one of them: {names}.")
     raise ModelNotFound(
-        f"{path} holds no model: it has no config.json and no .gguf file. Choose another folder."
+        f"{path} contains no model: it has no config.json and no .gguf file. Choose another folder."
     )
 
 
@@ -167,8 +167,13 @@ def _looks_like_path(requested: str) -> bool:
 def _suggestion(requested: str, settings: Settings) -> str:
     """Return a sentence with names that are similar to the requested one, if there are any."""
     found = available(settings)
-    known = {info.name for info in found} | {info.source for info in found}
-    return "" if requested in known else did_you_mean(requested, known - {""})
+    names, sources = {info.name for info in found}, {info.source for info in found} - {""}
+    if requested in names | sources:
+        return ""
+    # One after the other: a model would be suggested by both of its names.
+    names -= {gguf.EMBEDDED_HUB_ID} if gguf.EMBEDDED_NAME in names else set()
+    near = did_you_mean(requested, names) or did_you_mean(requested, sources)
+    return near or did_you_mean(requested.rpartition("/")[2], names)
 
 
 def model_config(folder: Path) -> dict[str, Any]:
@@ -176,7 +181,7 @@ def model_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
         if not isinstance(config, dict):
-            raise ValueError("it holds no settings")
+            raise ValueError("it contains no settings")
     except (OSError, ValueError) as error:
         raise LoadFailed(
             f"{folder / 'config.json'} cannot be read: {error}. Download it again."

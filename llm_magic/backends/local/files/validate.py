@@ -69,12 +69,12 @@ def _check_shards(name: str, folder: Path) -> None:
     # Transformers would unpickle other files that the index names.
     if not all(shard.endswith(".safetensors") for shard in shards):
         raise LoadFailed(
-            f"The index of {name} names files other than .safetensors. Choose another model."
+            f"The index of {name} lists files that are not .safetensors. Choose another model."
         )
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
         raise LoadFailed(
-            f"{name} is not complete: {len(missing)} of {len(shards)} files of weights are missing"
+            f"{name} is incomplete: {len(missing)} of {len(shards)} weight files are missing"
             f" ({missing[0]}, …). Download them into {folder} and load again."
         )
 
@@ -95,12 +95,12 @@ def _check_architecture(
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise LoadFailed(
             f"{name} is not a text-generation model that this version of Transformers supports"
-            f" (model_type {kind}). Choose another, or type: pip install -U transformers"
+            f" (model_type {kind}). Choose another, or run: pip install -U transformers"
         )
     architecture = str((model_config.get("architectures") or [""])[0])
     if architecture.endswith(_NOT_GENERATIVE):
         raise LoadFailed(
-            f"{name} is a {architecture}, which generates no text. Choose a text-generation model."
+            f"{name} is a {architecture}, which does not generate text. Choose a text-generation model."
         )
 
 

@@ -66,7 +66,7 @@ def _answer(
         inputs = parameters.prepare(loaded.model, ids, options)
         if isinstance(inputs.arguments.get(loaded.traits.cache_name), Cache):
             return DecodingLoop(loaded, ids, inputs, streamer, cancel).run()
-        reason = f"{type(loaded.model).__name__} has a state of its own kind"
+        reason = f"{type(loaded.model).__name__} keeps a custom state"
         loaded.traits = compat.ModelTraits(reason)
     # `generate` comes from a mixin that the annotations of models do not show.
     generate: Any = loaded.model.generate

@@ -1,8 +1,9 @@
-"""Linear layers that multiply in float32: which ones do, and that the results are the same."""
+"""Linear layers on a CPU: which ones are changed, and that the results are the same."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,28 +12,33 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from llm_magic.backends.local import cpu_linear
-from llm_magic.backends.local.cpu_linear import Float32Linear, use_float32_matmul
+from llm_magic.backends.local.cpu_linear import Float32Linear, PackedLinear, optimize
 from tests.tiny_models import Architecture, tiny
 
 TYPES = [torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(autouse=True)
-def old_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def old_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Report a CPU that has no kernel for bfloat16 and float16."""
-    for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
-        monkeypatch.setattr(torch.ops.mkldnn, name, lambda: False)
+    with monkeypatch.context() as patch:
+        for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
+            patch.setattr(torch.ops.mkldnn, name, lambda: False)
+        cpu_linear.can_pack.cache_clear()
+        yield
+    cpu_linear.can_pack.cache_clear()
 
 
 def pair(layer: nn.Linear) -> tuple[nn.Linear, nn.Linear]:
     """Return a layer, and a copy that multiplies in float32."""
     box = nn.Sequential(copy.deepcopy(layer))
-    assert use_float32_matmul(box) == 1  # type: ignore[arg-type]
+    assert optimize(box) == 1
     changed = box[0]
     assert type(changed) is Float32Linear
     return layer, changed
 
 
+@pytest.mark.usefixtures("old_cpu")
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1), (7,), (8,), (1, 9), (2, 3, 4), (2, 20), (64,), (300,)])
@@ -55,6 +61,7 @@ def test_result_is_that_of_float32_rounded_once(
     torch.testing.assert_close(got.float(), expected.to(dtype).float(), rtol=0.02, atol=0.02)
 
 
+@pytest.mark.usefixtures("old_cpu")
 def test_same_input_gives_the_same_output() -> None:
     _, float32 = pair(nn.Linear(64, 96).to(torch.bfloat16))
     given = torch.randn(20, 64).to(torch.bfloat16)
@@ -66,6 +73,7 @@ def test_same_input_gives_the_same_output() -> None:
         torch.testing.assert_close(first[:10], float32(given[:10]))
 
 
+@pytest.mark.usefixtures("old_cpu")
 def test_gradient_is_that_of_the_usual_layer() -> None:
     usual, float32 = pair(nn.Linear(16, 16).to(torch.bfloat16))
     given = torch.randn(20, 16).to(torch.bfloat16)
@@ -76,22 +84,26 @@ def test_gradient_is_that_of_the_usual_layer() -> None:
     assert torch.equal(float32.weight.grad, usual.weight.grad)
 
 
+@pytest.mark.usefixtures("old_cpu")
 def test_only_layers_of_a_slow_type_are_changed() -> None:
     class Other(nn.Linear):
         """A layer of a quantized model."""
 
     model = nn.ModuleList([nn.Linear(8, 8), Other(8, 8).to(torch.bfloat16), nn.Embedding(8, 8)])
-    assert use_float32_matmul(model) == 0  # type: ignore[arg-type]
+    assert optimize(model) == 0
     assert [type(m) for m in model] == [nn.Linear, Other, nn.Embedding]
 
 
-def test_types_with_a_kernel_are_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_types_with_a_kernel_are_not_multiplied_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)
+    monkeypatch.setattr(cpu_linear, "can_pack", lambda: False)
     model = nn.Sequential(nn.Linear(8, 8).to(torch.bfloat16), nn.Linear(8, 8).to(torch.float16))
-    assert use_float32_matmul(model) == 1  # type: ignore[arg-type]
+    assert optimize(model) == 1
     assert [type(m) for m in model] == [nn.Linear, Float32Linear]
 
 
+@pytest.mark.usefixtures("old_cpu")
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text"])
 def test_logits_of_a_model_are_those_of_float32(tmp_path: Path, name: Architecture) -> None:
     folder = tiny(tmp_path, name)
@@ -99,7 +111,7 @@ def test_logits_of_a_model_are_those_of_float32(tmp_path: Path, name: Architectu
     exact = copy.deepcopy(model).float()
     ids = torch.arange(40).view(1, 40) % model.config.vocab_size
     state = set(model.state_dict())
-    assert use_float32_matmul(model) > 0
+    assert optimize(model) > 0
     assert set(model.state_dict()) == state
     with torch.inference_mode():
         torch.testing.assert_close(model(ids).logits.float(), exact(ids).logits, rtol=0.1, atol=0.1)
@@ -109,12 +121,13 @@ def test_no_layer_is_changed_without_onednn(monkeypatch: pytest.MonkeyPatch) -> 
     box = nn.Sequential(nn.Linear(8, 8).to(torch.bfloat16))
     with monkeypatch.context() as patch:
         patch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-        assert use_float32_matmul(box) == 0  # type: ignore[arg-type]
+        assert optimize(box) == 0
     monkeypatch.delattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
     monkeypatch.setattr(type(torch.ops.mkldnn), "__getattr__", object.__getattribute__)
-    assert use_float32_matmul(box) == 0  # type: ignore[arg-type]
+    assert optimize(box) == 0
 
 
+@pytest.mark.usefixtures("old_cpu")
 def test_default_dtype_of_a_notebook_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -124,3 +137,122 @@ def test_default_dtype_of_a_notebook_changes_nothing(monkeypatch: pytest.MonkeyP
             assert float32(torch.ones(20, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
     finally:
         torch.set_default_dtype(before)
+
+
+# --- packed layers: in float32, whose operators every CPU with oneDNN has ---
+
+
+def packed(layer: nn.Linear) -> tuple[nn.Linear, PackedLinear]:
+    """Return a layer, and a packed copy."""
+    changed = copy.deepcopy(layer)
+    PackedLinear.pack(changed)
+    assert isinstance(changed, PackedLinear)
+    return layer, changed
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(), (1, 1), (7,), (1, 9), (2, 3, 4), (64,), (300,)])
+def test_packed_layer_gives_the_result_of_the_usual_one(bias: bool, shape: tuple[int, ...]) -> None:
+    usual, fast = packed(nn.Linear(40, 50, bias=bias))
+    given = torch.randn(*shape, 40)
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(given), usual(given))
+
+
+def test_state_of_a_packed_layer_is_the_usual_one() -> None:
+    usual, fast = packed(nn.Linear(40, 50))
+    state = fast.state_dict()
+    assert list(state) == ["weight", "bias"]
+    assert all(torch.equal(state[name], value) for name, value in usual.state_dict().items())
+    assert [p.numel() for p in fast.parameters()] == [2000, 50]
+    assert sum(p.nbytes for p in fast.parameters()) == 4 * 2050
+
+
+def test_packed_layer_that_loads_a_state_is_a_usual_one_with_it() -> None:
+    usual, fast = packed(nn.Linear(8, 8))
+    other = nn.Linear(8, 8)
+    fast.load_state_dict(other.state_dict())
+    assert type(fast) is nn.Linear
+    assert torch.equal(fast.weight, other.weight)
+    assert not torch.equal(fast.weight, usual.weight)
+
+
+def test_packed_layer_of_another_type_is_a_usual_one() -> None:
+    usual, fast = packed(nn.Linear(8, 8))
+    assert type(nn.Sequential(fast).double()[0]) is nn.Linear
+    assert torch.equal(fast.weight, usual.double().weight)
+
+
+def test_input_of_another_type_is_the_error_of_the_usual_layer() -> None:
+    _, fast = packed(nn.Linear(8, 8))
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="dtype"):
+        fast(torch.zeros(1, 8, dtype=torch.float16))
+
+
+def test_gradient_of_the_input_of_a_packed_layer_is_the_usual_one() -> None:
+    usual, fast = packed(nn.Linear(8, 8))
+    first, second = (torch.ones(3, 8, requires_grad=True) for _ in range(2))
+    usual(first).sum().backward()
+    fast(second).sum().backward()
+    assert first.grad is not None
+    assert second.grad is not None
+    assert torch.equal(first.grad, second.grad)
+
+
+# --- which layers are packed ---
+
+
+class ReadsAWeight(nn.Module):
+    """A model that reads the weight of a layer, as some attention layers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8, dtype=torch.bfloat16)
+        self.embedding = nn.Embedding(10, 8, dtype=torch.bfloat16)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(self.embedding(input_ids)) @ self.layer.weight
+        return out
+
+
+def test_model_that_reads_a_weight_itself_is_not_packed() -> None:
+    model, token = ReadsAWeight(), torch.zeros((1, 1), dtype=torch.long)
+    with torch.inference_mode():
+        expected = model(token)
+        optimize(model)
+        assert type(model.layer) is not PackedLinear
+        torch.testing.assert_close(model(token), expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text"])
+def test_packed_model_has_the_logits_and_the_state_of_the_usual_one(
+    tmp_path: Path, name: Architecture
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny(tmp_path, name), dtype=torch.bfloat16)
+    usual = copy.deepcopy(model)
+    ids = torch.arange(40).view(1, 40) % model.config.vocab_size
+    optimize(model)
+    kinds = {type(m) for m in model.modules() if isinstance(m, nn.Linear)}
+    assert kinds == {PackedLinear if cpu_linear.can_pack() else Float32Linear}
+    embedding = model.get_input_embeddings().weight
+    assert embedding.layout is torch.strided
+    state = model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in usual.state_dict().items())
+    with torch.inference_mode():
+        torch.testing.assert_close(model(ids).logits, usual(ids).logits, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("missing", ["_reorder_linear_weight", "_linear_pointwise"])
+def test_layers_stay_as_they_are_where_torch_cannot_pack(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.delattr(torch.ops.mkldnn, missing)
+    monkeypatch.setattr(type(torch.ops.mkldnn), "__getattr__", object.__getattribute__)
+    cpu_linear.can_pack.cache_clear()
+    box = nn.Sequential(nn.Linear(8, 8).to(torch.bfloat16))
+    try:
+        assert optimize(box) == 0
+    finally:
+        cpu_linear.can_pack.cache_clear()
+    assert type(box[0]) is nn.Linear

@@ -68,6 +68,24 @@ def test_weight_bytes_of_quantized_matrices(tmp_path: Path) -> None:
     assert memory.weight_bytes(tmp_path, "auto", "4bit") == unquantized + int(4096 * (0.5 + 1 / 16))
 
 
+@pytest.mark.parametrize(
+    ("head", "stored", "dtype", "expected"),
+    [(False, "BF16", "auto", 12800), (False, "BF16", "float32", 0), (False, "F32", "auto", 0),
+     (False, "F32", "bfloat16", 12800), (True, "BF16", "auto", 0)],
+)  # fmt: skip
+def test_packed_head_of_a_tied_embedding_takes_memory_of_its_own(
+    tmp_path: Path, head: bool, stored: str, dtype: str, expected: int
+) -> None:
+    tensors = {
+        "model.embed_tokens.weight": (stored, [100, 64]),
+        "layers.0.q_proj.weight": (stored, [640, 64]),
+    }
+    if head:
+        tensors["lm_head.weight"] = (stored, [100, 64])
+    write_header(tmp_path / "x.safetensors", tensors)
+    assert memory.head_copy_bytes(tmp_path, dtype) == expected
+
+
 @pytest.mark.parametrize("content", [b"", b"\x01\x02", struct.pack("<Q", 2**60) + b"{}"])
 def test_weight_bytes_of_a_damaged_file_are_zero(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from llm_magic.backends.local.cpu_linear import PackedLinear
 from llm_magic.backends.local.memory_holders import ReferenceSearch
 
 
@@ -108,6 +109,17 @@ def test_holder_is_named(
     assert search.holders() == named
     main.clear()
     gc.collect()
+    assert search.holders() == ()
+
+
+def test_holder_of_a_packed_weight_is_named(main: dict[str, Any]) -> None:
+    model = Model()
+    PackedLinear.pack(model.inner)
+    search = ReferenceSearch([model])
+    main["weight"] = model.inner.weight
+    del model
+    assert search.holders() == ("weight",)
+    main.clear()
     assert search.holders() == ()
 
 

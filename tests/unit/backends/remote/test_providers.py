@@ -188,7 +188,7 @@ def test_temperature_that_would_be_cut_is_an_error(
 ) -> None:
     loaded(session, name)
     with pytest.raises(
-        OptionError, match=f"{name} accepts a temperature of at most {limit}, and 1.8 is"
+        OptionError, match=f"{name} accepts a temperature of at most {limit}, but it is set to 1.8"
     ):
         session.generate("x", temperature=1.8)
     assert not server.requests_to(server.chat(name))
@@ -246,7 +246,9 @@ def test_missing_key_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ServerUnreachable, match=r"cannot connect to https://api\.groq\.com"):
             session.load("any", backend="groq")
     session.close()
-    assert questions == ["Key for https://api.groq.com (GROQ_API_KEY is not set): "]
+    assert questions == [
+        "Key for https://api.groq.com (GROQ_API_KEY is not set; Enter without a key cancels): "
+    ]
 
 
 @pytest.mark.parametrize("name", HOSTED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from llm_magic.backends import registry
 from llm_magic.config.settings import SessionConfig, Settings
 from llm_magic.notebook.arguments import magic_options, parser
-from llm_magic.notebook.arguments.help_pages import page
+from llm_magic.notebook.arguments.help_pages import HelpPage, page
 from llm_magic.notebook.arguments.magic_options import MAGICS
 
 UNLOAD = """\
@@ -100,3 +101,21 @@ def test_examples_are_valid_lines(name: str) -> None:
             SessionConfig().replace(**parser.assignments(changes or []))
             if MAGICS[name].options == "loading":
                 assert registry.load_config(Settings(), parsed.options)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("name", MAGICS)
+def test_a_page_in_a_narrow_terminal_has_whole_words_in_lines_that_fit(
+    name: str, width: int
+) -> None:
+    text = page(name, width)
+    assert text.split() == page(name).split()
+    # Examples are commands, which are not wrapped.
+    options = text.partition("\nExample")[0]
+    assert [line for line in options.splitlines() if len(line) > width] == []
+
+
+@pytest.mark.parametrize("name", MAGICS)
+def test_a_page_in_a_notebook_has_the_same_words(name: str) -> None:
+    shown = html.unescape(re.sub(r"<[^>]+>", " ", HelpPage(name)._repr_html_()))
+    assert sorted(set(page(name).split()) - {"Example:"} - set(shown.split())) == []

@@ -42,7 +42,7 @@ def test_code_block_becomes_the_next_input(
     typed(shell, "%llm -f code --quiet Do it.")
     assert shell.rl_next_input is None
     assert capsys.readouterr().out == (
-        "Do it.\nThere is no fenced block of code in the answer, so no cell was filled.\n"
+        "Do it.\nThe answer contains no fenced code block, so no cell was filled.\n"
     )
 
 

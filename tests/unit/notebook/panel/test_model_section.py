@@ -222,7 +222,7 @@ def test_invalid_device_is_reported_and_loads_nothing(empty: Scripted) -> None:
     panel = empty.panel
     put(panel.loading.options["device"], "gpu")
     press(panel.loading.load)
-    assert "Device must be auto, cpu" in shown_error(panel)
+    assert "Device: gpu is invalid. Use auto, cpu" in shown_error(panel)
     assert empty.session.status().status == "Inactive"
     assert panel.magic.value == ""
 

@@ -108,7 +108,7 @@ def test_invalid_number_is_reported_and_reverted(
     before = shown(panel)
     put(panel.settings.numbers[name], value)
     control = panel.settings.numbers[name]
-    assert control.error.startswith(f"{control.label} must be ")
+    assert control.error.startswith(f"{control.label}: ")
     assert shown_error(panel) == control.error, "it is shown at its field"
     assert (shown(panel), session.generation.changed) == (before, frozenset())
     assert panel.magic.value == ""

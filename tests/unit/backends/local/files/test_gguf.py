@@ -320,8 +320,8 @@ def test_embedded_file_is_found_without_an_import(
 def damaged(whole: bytes) -> dict[str, bytes]:
     """Return damaged files, by the text of their error."""
     return {
-        "is not complete: ": whole[:-100],
-        "is damaged or not complete": whole[: len(whole) // 200],
+        "is incomplete: ": whole[:-100],
+        "is damaged or incomplete": whole[: len(whole) // 200],
         "is damaged": whole[:4] + b"\x63" + whole[5:],
         "does not begin with GGUF": b"version https://git-lfs.github.com/spec/v1\n",
         "not a GGUF file": b"",

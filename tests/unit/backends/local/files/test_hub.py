@@ -176,7 +176,7 @@ def test_incomplete_cache_is_completed(out: dict[str, Any]) -> None:
     ("title", "error", "message"),
     [
         ("missing", "ModelNotFound",
-         "Model 'tiny/smol' not found on this machine or on the hub. Did you mean \"tiny/small\""),
+         "Model 'tiny/smol' not found on this machine or on the hub. Did you mean \"tiny/small\"?"),
         ("not an id", "ModelNotFound", "Model 'a b c' not found"),
         ("gated", "ModelNotFound", "tiny/gated is gated. Accept its terms on huggingface.co,"
          " then run `hf auth login` in a terminal."),

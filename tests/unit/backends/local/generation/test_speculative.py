@@ -92,7 +92,7 @@ def test_unsuitable_assistant_is_an_error_and_keeps_the_loaded_model(
     tiny(tmp_path / "state", "mamba")
     session.load()
     for assistant, error, message in (
-        ("SmolLM2-135M-Instruct", OptionError, "another vocabulary"),
+        ("SmolLM2-135M-Instruct", OptionError, "a different vocabulary"),
         (str(tmp_path / "state"), OptionError, "cannot discard rejected tokens"),
         (str(tmp_path / "none"), ModelNotFound, "no file or folder"),
     ):
