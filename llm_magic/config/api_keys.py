@@ -97,14 +97,16 @@ class ApiKeys:
         variable = config.key_env or _required_variable(address, settings)
         if key is not None or not variable:
             return key
+        # The file can come with a notebook of another author, and refer to other variables.
+        note = "Keys are not read from .env. " if variable in read_env_file() else ""
         secret = self._prompt(
-            f"Key for {address.origin} ({variable} is not set; Enter without a key cancels): "
+            f"{note}Key for {address.origin} ({variable} is not set; Enter without a key cancels): "
         )
         if secret is None:
             raise OptionError(
-                f"{variable} is not set, and you cannot be prompted for it here. Set it in the environment"
-                " that starts Jupyter, or run %llm_load in a cell of JupyterLab. A key in a cell, even with"
-                " %env, is saved with the notebook."
+                f"{variable} is not set, and you cannot be prompted for it here. {note}Set it in the"
+                " environment that starts Jupyter, or run %llm_load in a cell of JupyterLab. A key in a"
+                " cell, even with %env, is saved with the notebook."
             )
         if not secret.strip():
             raise OptionError(f"No key was entered. Run the cell again, or set {variable}.")

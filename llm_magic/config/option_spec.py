@@ -173,15 +173,15 @@ def first_problem(
         return kind(str(problem["msg"]))
     shown, spec = _shown(problem["input"]), specs(cls)[field] if field else None
     if spec is None or not spec.range:
-        text = f"is invalid: {problem['msg'][:1].lower()}{problem['msg'][1:]}."
+        text = f"{shown} is invalid: {problem['msg'][:1].lower()}{problem['msg'][1:]}."
     elif not spec.is_number:
-        text = f"is invalid. Use {spec.range}."
+        text = f"{shown} is invalid. Use {spec.range}."
     elif problem["type"].endswith(("parsing", "type", "from_float")):
         number = "whole number" if problem["type"].startswith("int") else "number"
-        text = f"is not a {number}. It must be {spec.range}."
+        text = f"{shown} is not a {number}. It must be {spec.range}."
     else:
-        text = f"is out of range. It must be {spec.range}."
-    return kind(f"{shown} {text}", option=name)
+        text = f"{shown} is out of range. It must be {spec.range}."
+    return kind(text, option=name)
 
 
 def alternatives(names: Sequence[str]) -> str:

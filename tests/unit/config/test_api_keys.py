@@ -153,6 +153,25 @@ def test_unset_variable_prompts_once(
     assert session.generate("hi").text == "hi"
 
 
+def test_key_in_the_env_file_is_not_read_and_reported(
+    session: Session, server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OTHER_KEY", KEY)
+    (tmp_path / ".env").write_text(f"{NAME}=${{OTHER_KEY}}\n")
+    questions: list[str] = []
+
+    def ask(question: str) -> str:
+        questions.append(question)
+        return " "
+
+    monkeypatch.setattr(getpass, "getpass", ask)
+    with pytest.raises(OptionError, match=rf"^No key was entered\. .* set {NAME}\.$"):
+        load(session, server, key_env=NAME)
+    assert server.received == []
+    assert questions[0].startswith(f"Keys are not read from .env. Key for {server.url} (")
+
+
 def test_rejected_typed_key_prompts_again(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -316,7 +316,7 @@ def test_interrupt_with_the_last_chunk_still_counts(scripted: Pair, way: str) ->
             response = session.ask(Request("?"))
             show(response, lambda: take(response.text) if response.text else None)
 
-    with pytest.raises(Interrupted, match="the answer had just ended"):
+    with pytest.raises(Interrupted, match="just after the answer was complete"):
         ask()
     assert texts[0] == "a"
     assert session.last is not None
