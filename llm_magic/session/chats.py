@@ -177,13 +177,23 @@ class Chats:
                 )
             self._chats.update(made)
 
-    def save(self, path: str | Path, name: str | None = None, *, replace: bool = False) -> Path:
-        """Write one chat as a JSON list of messages, or all of them as an object by name."""
+    def save(
+        self,
+        path: str | Path,
+        name: str | None = None,
+        *,
+        replace: bool = False,
+        default: str | None = None,
+    ) -> Path:
+        """Write one chat as a JSON list of messages, or all of them as an object by name.
+
+        `default` is the system prompt of chats that have none of their own.
+        """
         if name is not None:
-            return chat_files.write(path, self.messages(name), replace)
+            return chat_files.write(path, self.messages(name, default), replace)
         if not self._chats:
             raise OptionError("There is no chat to export. %%llm -c NAME starts one.")
-        return chat_files.write(path, {n: self.messages(n) for n in self._chats}, replace)
+        return chat_files.write(path, {n: self.messages(n, default) for n in self._chats}, replace)
 
     def load(
         self, path: str | Path, name: str | None = None, *, replace: bool = False

@@ -219,6 +219,13 @@ def test_chats_go_to_files_and_come_back(scripted: Kernel, tmp_path: Path) -> No
     assert scripted.run(f"%llm_chats --export {path}").error == (
         f"{path} already exists. Add --force to overwrite it."
     )
+    scripted.ok("%llm_config system=Plain.\n%llm -c bare Hi\n%llm -c none -s '' Hi")
+    scripted.ok(f"%llm_chats --export {path} --force")
+    systems = {
+        name: chat[0]["content"] for name, chat in json.loads(path.read_text("utf-8")).items()
+    }
+    assert systems == {"talk": "Brief.", "bare": "Plain.", "none": ""}
+    scripted.ok("%llm_config --reset system\n%llm_reset bare\n%llm_reset none")
     scripted.ok("%%llm -c talk\nUno", cell_id="a")
     assert scripted.ok(f"%llm_chats --export {path} --force").text == (
         f"Exported to {path}: 1 turn. Not exported because stale: 1 turn."

@@ -62,7 +62,8 @@ class ChatMagics(SessionMagics):
             names = chats.load(args["import"], name, replace=force)
             return Table(("",), [], f"Imported: {', '.join(names)}.")
         exported = [chats.get(name)] if name is not None else chats.all()
-        path = chats.save(args["export"], name, replace=force)
+        system = self.session.generation.system
+        path = chats.save(args["export"], name, replace=force, default=system)
         fresh = sum(len(chat.fresh) for chat in exported)
         stale = sum(len(chat.turns) for chat in exported) - fresh
         omitted = f" Not exported because stale: {in_turns(stale)}." if stale else ""
