@@ -295,8 +295,10 @@ def test_a_foreground_answer_is_not_mistaken_for_a_jobs(k: Kernel) -> None:
 
 
 def test_completion_and_help(k: Kernel) -> None:
-    k.ok("backend.will(Hang())")
+    k.ok("hang = Hang()\nbackend.will(hang)")
     begun(k, "%%llm --bg -o job\nWait.")
+    # A job that is stopped before it asks the backend would leave its script to the next one.
+    assert k.value("hang.reached.wait(30)")
     number = k.value("job.number")
     assert str(number) in k.complete("%llm_stop ")
     assert str(number) in k.complete("%llm_wait ")

@@ -115,7 +115,8 @@ def test_prompt_is_counted_and_too_long_is_an_error(session: Session) -> None:
     with pytest.raises(PromptTooLong) as caught:
         session.generate("x" * 300, model="endless")
     assert str(caught.value) == (
-        f"The prompt has {count + 282} tokens, endless reads 64. Shorten it by at least {count + 219}."
+        f"The prompt has {count + 282} tokens, but endless reads at most 64."
+        f" Shorten it by at least {count + 219}."
     )
     assert session.generate("x", model="endless", temperature=0, max_new_tokens=2).text == "ab"
 
