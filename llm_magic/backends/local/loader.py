@@ -73,7 +73,7 @@ def load(
         PrefixCache(
             memory.prefix_budget(model.config.to_dict(), info.dtype, free) if keep_prefixes else 0
         ),
-        PrefillChunkSize.for_model(model.num_parameters(), device),
+        PrefillChunkSize.for_model(model.num_parameters(exclude_embeddings=True), device),
         static_decoder,
         PromptEncoder(tokenizer, control_tokens=config.special_tokens),
         ReasoningTokens.find(tokenizer),

@@ -133,7 +133,7 @@ class BackgroundOutput:
         """
         self.close()
         if self._live and self._area is not None:
-            self._finish(self._area)
+            self._area.send_again()
         elif self._response.text:
             area = LiveArea(live=self._live)
             view(self._shell, self._response, self._values, area).finish()

@@ -66,6 +66,10 @@ class LiveArea:
         if bundle != self._bundle:
             self.draw(lambda: bundle)
 
+    def send_again(self) -> None:
+        """Send what is displayed once more, from the cell that runs now."""
+        self._publish(self._bundle, {"display_id": self._id, "update": True})
+
     def clear(self) -> None:
         """Replace what is displayed, if anything, with nothing."""
         if self.is_shown:
