@@ -14,7 +14,7 @@ from llm_magic.config.option_spec import OptionSpec
 
 # Modules whose errors the panel can show.
 FOLDERS = ("backends", "config")
-# The subject of a message, not what to do: what lacks a package.
+# The subject of a message, not what to do.
 SUBJECTS = {"-q "}
 
 
