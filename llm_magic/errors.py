@@ -69,7 +69,7 @@ class LLMMagicError(Exception):
 
     Attributes:
         problem: The message without its advice.
-        advice: What to do, if that names a magic or an option: the panel says it in its own words.
+        advice: What to do, if that names a magic or an option, for which the panel has other words.
         option: The name of the option that the advice is about.
         details: The traceback of the translated exception as text, empty if there is none.
         explaining: The exception that `%llm_explain` was explaining when this one was raised.

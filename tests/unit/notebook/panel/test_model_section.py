@@ -367,7 +367,7 @@ def test_errors_name_the_labels_of_the_panel(
     until(lambda: shown_error(empty.panel) == shown, shown_error(empty.panel))
 
 
-def test_panel_tells_why_the_last_load_failed(empty: Scripted) -> None:
+def test_prompt_after_a_failed_load_shows_why_it_failed(empty: Scripted) -> None:
     unreachable = ServerUnreachable("No server.").advise("Check --base-url.", "base_url")
     empty.backend.trouble["check"] = unreachable
     with pytest.raises(ServerUnreachable):
