@@ -68,6 +68,9 @@ class LLMMagicError(Exception):
     The message is one line without control characters, because it quotes servers and files.
 
     Attributes:
+        problem: The message without its advice.
+        advice: What to do, if that names a magic or an option, for which the panel has other words.
+        option: The name of the option that the advice is about.
         details: The traceback of the translated exception as text, empty if there is none.
         explaining: The exception that `%llm_explain` was explaining when this one was raised.
     """
@@ -76,11 +79,27 @@ class LLMMagicError(Exception):
 
     def __init__(self, message: str, *, details: str = "") -> None:
         super().__init__(visible_line(message))
+        self.problem, self.advice, self.option = visible_line(message), "", ""
         self.details = details
+
+    @classmethod
+    def like(cls, error: LLMMagicError, before: str = "") -> Self:
+        """Return an error of this class with the message of another, without its traceback."""
+        made = cls(_joined(before, str(error)))
+        made.problem = _joined(before, error.problem)
+        made.advice, made.option = error.advice, error.option
+        return made
 
     def append(self, text: str) -> Self:
         """Append a sentence to the message and return the error."""
-        self.args = (visible_line(f"{self} {text}".strip()), *self.args[1:])
+        self.args = (_joined(self, text), *self.args[1:])
+        self.problem = _joined(self.problem, text)
+        return self
+
+    def advise(self, text: str, option: str = "") -> Self:
+        """Append what to do, which names magics or an option, and return the error."""
+        self.args = (_joined(self, text), *self.args[1:])
+        self.advice, self.option = _joined(self.advice, text), option or self.option
         return self
 
     def _render_traceback_(self) -> list[str]:
@@ -98,9 +117,8 @@ class LLMMagicError(Exception):
 class OptionError(LLMMagicError):
     """An unknown option, an invalid value or an invalid combination of options.
 
-    Attributes:
-        option: The name of the option with the invalid value, if it is one.
-        problem: The message without that name: the panel shows the label of its control instead.
+    `option` is the name of the option with the invalid value, if it is one. `problem` is the message
+    without that name: the panel shows the label of its control instead.
     """
 
     def __init__(self, problem: str, *, option: str = "", details: str = "") -> None:
@@ -239,12 +257,11 @@ class PromptTooLong(GenerationError):
     @classmethod
     def measured(cls, model: str, tokens: int, context: int, advice: str = "") -> Self:
         """Return the error with the length of the prompt; the default advice is how much to cut."""
-        advice = advice or f"Shorten it by at least {tokens - context + 1:,}."
-        error = cls(
-            f"The prompt has {tokens:,} tokens, but {model} reads at most {context:,}. {advice}"
-        )
+        error = cls(f"The prompt has {tokens:,} tokens, but {model} reads at most {context:,}.")
         error.tokens = tokens
-        return error
+        if advice:
+            return error.advise(advice)
+        return error.append(f"Shorten it by at least {tokens - context + 1:,}.")
 
 
 class GenerationFailed(GenerationError):
@@ -273,6 +290,10 @@ class Interrupted(LLMMagicError):
     def __init__(self, message: str, *, reply: Reply | None = None) -> None:
         super().__init__(message)
         self.reply = reply
+
+
+def _joined(message: object, text: str) -> str:
+    return visible_line(f"{message} {text}".strip())
 
 
 def _shell(traceback: TracebackType | None) -> Any:

@@ -159,9 +159,10 @@ class Reply(str):
             if self.finish_reason == "stop" or type(value) not in {int, float}:
                 return value
             problem = "The answer is not complete JSON: it ends in a number."
-        if self.finish_reason == "length":
-            problem += " It was cut off at the token limit: use a higher --max-new-tokens."
         invalid = InvalidReply(problem)
+        if self.finish_reason == "length":
+            cut = "It was cut off at the token limit: use a higher --max-new-tokens."
+            invalid.advise(cut, "max_new_tokens")
         invalid.reply = self
         raise invalid
 

@@ -99,7 +99,7 @@ class BackendManager:
         self._loaded: dict[str, LoadedModel] = {}
         self._active: str | None = None
         self._stopping = False
-        self._last_error: str | None = None
+        self._last_error: LLMMagicError | None = None
         # The state, the model that is being loaded, and the progress of its load. Any thread can read
         # them.
         self.state: State = "Inactive"
@@ -147,10 +147,10 @@ class BackendManager:
             # It was loaded before it noticed.
             return work.result()
         except LLMMagicError as error:
-            self._finish("Failed", str(error))
+            self._finish("Failed", error)
             raise
         except Exception as error:
-            self._finish("Failed", f"{type(error).__name__}: {error}")
+            self._finish("Failed", LLMMagicError(f"{type(error).__name__}: {error}"))
             raise
         finally:
             self.pending = self.progress = None
@@ -162,9 +162,8 @@ class BackendManager:
     def check_not_loading(self) -> None:
         """Raise `LoadInProgress` while a load runs that was not stopped."""
         if self.pending is not None and not self._stopping:
-            raise LoadInProgress(
-                f"{self.pending.name} is being loaded. Wait for it (%llm_status shows the progress), then"
-                " try again."
+            raise LoadInProgress(f"{self.pending.name} is being loaded.").advise(
+                "Wait for it (%llm_status shows the progress), then try again."
             )
 
     async def _wait_for_stopped_load(self) -> None:
@@ -221,9 +220,10 @@ class BackendManager:
             self.progress = progress
             self._changed()
 
-    def _finish(self, state: State, error: str | None = None) -> None:
+    def _finish(self, state: State, error: LLMMagicError | None = None) -> None:
         if error is not None:
-            self._last_error = error
+            # A copy: the frames of the error hold what was loaded of the model.
+            self._last_error = LLMMagicError.like(error)
         self.state = "Ready" if self._loaded else state
         self._changed()
 
@@ -282,16 +282,16 @@ class BackendManager:
         name = self._active if name is None else name
         if name in self._loaded:
             return self._loaded[name]
+        if name is None and self._last_error is not None and self.state == "Failed":
+            failed = "No model is loaded, because the last load failed."
+            raise ModelNotLoaded.like(self._last_error, failed)
         if name is None:
-            raise ModelNotLoaded(
-                f"No model is loaded, because the last load failed. {self._last_error}"
-                if self._last_error is not None and self.state == "Failed"
-                else "No model is loaded. Run %llm_load (or %llm_load MODEL)."
-            )
+            error = ModelNotLoaded("No model is loaded.")
+            raise error.advise("Run %llm_load (or %llm_load MODEL).")
         near = did_you_mean(name, self._loaded)
         names = near or f" Loaded models: {', '.join(self._loaded) or 'none'}."
-        load = f" Run %llm_load {name}." if to_use and not near else ""
-        raise ModelNotLoaded(f"{name} is not loaded.{names}{load}")
+        load = f"Run %llm_load {name}." if to_use and not near else ""
+        raise ModelNotLoaded(f"{name} is not loaded.{names}").advise(load)
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return the models that a backend can load."""
@@ -317,7 +317,7 @@ class BackendManager:
             active_model=active.name if active else None,
             status=self.state,
             generation_config=config,
-            last_error=self._last_error,
+            last_error=None if self._last_error is None else str(self._last_error),
             backend_details=_details(active),
             models=tuple(r.info for r in loaded_models),
             progress=self.progress,

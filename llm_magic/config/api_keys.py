@@ -144,8 +144,10 @@ class ApiKeys:
         if bound != address.origin:
             hint = f", or set {owner.url_variable} in the environment" if owner is not None else ""
             raise OptionError(
-                f"{name} is the key for {bound} and is not sent to {address.origin}. Store the key"
-                f" for that server in another variable and add --key-env NAME{hint}."
+                f"{name} is the key for {bound} and is not sent to {address.origin}."
+            ).advise(
+                f"Store the key for that server in another variable and add --key-env NAME{hint}.",
+                "key_env",
             )
         return ApiKey(_validated(secret, name), address.origin, name, is_typed=not value)
 

@@ -56,7 +56,8 @@ def resolve_address(config: ServerLoadConfig, settings: Settings) -> ServerAddre
         address = parse_url(config.backend, config.base_url)
         return replace(address, options=f"{options} --base-url {address.url}{key_option}")
     if not hasattr(settings, setting_name(config.backend)):
-        raise OptionError(f"{config.backend} needs the address of a server: add --base-url URL.")
+        error = OptionError(f"{config.backend} needs the address of a server.")
+        raise error.advise("Add --base-url URL.", "base_url")
     return replace(parse_setting(config.backend, settings), options=f"{options}{key_option}")
 
 
@@ -76,7 +77,8 @@ def parse_setting(backend: str, settings: Settings) -> ServerAddress:
         return parse_url(backend, getattr(settings, name))
     except OptionError as error:
         variable = type(settings).model_fields[name].validation_alias
-        raise SettingsError(f"{error} The address is the value of {variable}.") from None
+        where = f"The address is the value of {variable}."
+        raise SettingsError.like(error).append(where) from None
 
 
 def parse_url(backend: str, text: str) -> ServerAddress:
@@ -98,8 +100,8 @@ def parse_url(backend: str, text: str) -> ServerAddress:
     if parts.username or parts.password or parts.query or parts.fragment:
         raise OptionError(
             f"The address {_displayed(parts, text)} must not contain a user name, a password or a"
-            " query. Store the key in an environment variable and add --key-env NAME."
-        )
+            " query."
+        ).advise("Store the key in an environment variable and add --key-env NAME.", "key_env")
     netloc = f"[{host}]" if ":" in host else host
     port = _port(parts)
     if port != _DEFAULT_PORTS[parts.scheme]:

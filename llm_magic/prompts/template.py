@@ -147,7 +147,8 @@ class _Filler:
         notes = [note for note in self._notes.values() if note]
         if more := len(self._notes) - len(notes):
             what = "1 more was not replaced" if more == 1 else f"{more} more were not replaced"
-            hint = "; --dry-run shows their notes" if self._most_notes == _MAX_NOTES else ""
+            is_cell = self._escape and self._most_notes == _MAX_NOTES
+            hint = "; --dry-run shows their notes" if is_cell else ""
             notes.append(f"{what}{hint}")
         notes = self._shortened + notes
         if self._unread_line:

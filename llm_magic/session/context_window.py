@@ -42,7 +42,7 @@ async def stream(manager: BackendManager, response: Response) -> AsyncGenerator[
         except (PromptTooLong, RequestFailed) as error:
             more = _more(prepared) if isinstance(error, PromptTooLong) and response.is_empty else 0
             if not more:
-                raise error.append(_advice(prepared, error)) from None
+                raise error.advise(_advice(prepared, error)) from None
         response.prepared = prepared.without(prepared.dropped + more)
         yield Chunk(notice=f"too long; trying again without {in_turns(response.prepared.dropped)}")
 
@@ -141,7 +141,7 @@ def _problem(prepared: PreparedRequest, count: TokenCount) -> str:
         return "How many turns --trim drops is unknown until the server answers." if drops else ""
     if tokens >= context:
         error = PromptTooLong.measured(prepared.loaded_model.name, tokens, context)
-        error.append(_advice(prepared, error))
+        error.advise(_advice(prepared, error))
         return str(error.append(long_reference(prepared, error)))
     if (left := context - tokens) < limit:
         return f"The context leaves {left:,} tokens for the answer, fewer than max_new_tokens={limit:,}."

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 
 import pytest
 
 from llm_magic import errors
-from llm_magic.errors import GenerationFailed, Interrupted, LLMMagicError, did_you_mean
+from llm_magic.errors import (
+    GenerationFailed,
+    Interrupted,
+    LLMMagicError,
+    ModelNotLoaded,
+    OptionError,
+    ServerUnreachable,
+    did_you_mean,
+)
 
 
 def drawn() -> dict[str, str]:
@@ -49,6 +59,34 @@ def test_message_has_no_lone_surrogates() -> None:
         error: LLMMagicError = getattr(errors, name)("There is no chat \ud800.")
         assert str(error) == "There is no chat \\ud800."
         assert str(error.append("It has \udfff.")) == "There is no chat \\ud800. It has \\udfff."
+
+
+def test_advice_is_the_end_of_the_message_and_apart_from_it() -> None:
+    error = ServerUnreachable("No server.", brief="gone").advise("Check --base-url.", "base_url")
+    for one in (error, copy.deepcopy(error), pickle.loads(pickle.dumps(error))):
+        assert str(one) == "No server. Check --base-url."
+        assert (one.problem, one.advice, one.option, one.brief) == (
+            "No server.", "Check --base-url.", "base_url", "gone",
+        )  # fmt: skip
+    error.append("a was unloaded.").advise("Or wait.")
+    assert str(error) == "No server. Check --base-url. a was unloaded. Or wait."
+    assert (error.problem, error.advice) == (
+        "No server. a was unloaded.",
+        "Check --base-url. Or wait.",
+    )
+    assert error.option == "base_url", "later advice without an option leaves it"
+    invalid = pickle.loads(pickle.dumps(OptionError("3 is too hot.", option="temperature")))
+    assert str(invalid) == "temperature=3 is too hot."
+    assert (invalid.problem, invalid.option) == ("3 is too hot.", "temperature")
+
+
+def test_error_like_another_has_its_message_and_advice() -> None:
+    error = ServerUnreachable("No server.").advise("Check --base-url.", "base_url")
+    other = ModelNotLoaded.like(error, "The load failed.")
+    assert str(other) == "The load failed. No server. Check --base-url."
+    assert (other.problem, other.advice, other.option) == (
+        "The load failed. No server.", "Check --base-url.", "base_url",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_json_is_parsed(text: str, value: Any) -> None:
         ('{"a": 1}\n{"a": 2}', "there is more than one value, or text that may be one"),
         ('As [1] shows: {"a": 1}', "there is more than one value"),
         # The list inside is not the answer.
-        ('So: {"a": [1, 2],}', "trailing comma|a key in double quotes is missing"),
+        ('So: {"a": [1, 2],}', "Illegal trailing comma|a key in double quotes is missing"),
         ("```\n[1]\n```\nor\n```\n[2]\n```", "there are 2 blocks of code"),
         ("```json\n[1] or [2]\n```", "there is more than one value"),
         ("```json\n[1\n```", r"a comma or the end is missing \(line 3, character 1\)"),

@@ -231,7 +231,8 @@ class LocalTransformersBackend(Backend):
         try:
             return self._models[name]
         except KeyError:
-            raise ModelNotLoaded(f"{name} is no longer loaded. Run %llm_load.") from None
+            error = ModelNotLoaded(f"{name} is no longer loaded.")
+            raise error.advise("Run %llm_load.") from None
 
 
 def _require_packages() -> None:

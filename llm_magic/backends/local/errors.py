@@ -46,10 +46,8 @@ def explain_load(name: str, error: BaseException) -> LLMMagicError:
     details = "".join(traceback.format_exception(error))
     if memory.is_out_of_memory(error):
         return OutOfMemory(
-            f"Memory ran out while {name} was being loaded."
-            " Try -q 4bit, a smaller model, or %llm_unload first.",
-            details=details,
-        )
+            f"Memory ran out while {name} was being loaded.", details=details
+        ).advise("Try -q 4bit, a smaller model, or %llm_unload first.")
     line = " ".join(str(error).split())
     if isinstance(error, ImportError):
         return MissingDependency(
@@ -80,10 +78,9 @@ def explain_generation(name: str, device: str, error: BaseException) -> LLMMagic
         first_device = device.partition("+")[0]
         return OutOfMemory(
             f"{first_device} ran out of memory while {name} was answering;"
-            f" {human_bytes(memory.free_bytes(first_device))} is free now. {name} is still loaded."
-            " Try a shorter prompt, a lower --max-new-tokens, or load it with -q 4bit.",
+            f" {human_bytes(memory.free_bytes(first_device))} is free now. {name} is still loaded.",
             details=details,
-        )
+        ).advise("Try a shorter prompt, a lower --max-new-tokens, or load it with -q 4bit.")
     first = str(error).strip().partition("\n")[0]
     return GenerationFailed(
         f"{name} failed while it was answering: {type(error).__name__}: {first}", details=details

@@ -137,17 +137,18 @@ def resolve_device(device: str) -> str:
         if not torch.cuda.is_available():
             is_cpu_build = torch.version.cuda is None
             reason = "this torch is built for the CPU only" if is_cpu_build else "no GPU was found"
-            raise DeviceUnavailable(f"CUDA is not available: {reason}. Use -d cpu.")
+            error = DeviceUnavailable(f"CUDA is not available: {reason}.")
+            raise error.advise("Use -d cpu.", "device")
         index, count = torch.device(device).index, torch.cuda.device_count()
         if index is None:
             return f"cuda:{torch.cuda.current_device()}"
         if index >= count:
             raise DeviceUnavailable(
                 f"{device} is not available: this machine has {counted(count, 'GPU')}."
-                " Use one of them, or -d cpu."
-            )
+            ).advise("Use one of them, or -d cpu.", "device")
     if device == "mps" and not torch.backends.mps.is_available():
-        raise DeviceUnavailable("No Apple GPU (mps) is available. Use -d cpu.")
+        error = DeviceUnavailable("No Apple GPU (mps) is available.")
+        raise error.advise("Use -d cpu.", "device")
     return device
 
 
@@ -156,7 +157,8 @@ def check_quantization(config: LocalLoadConfig, device: str) -> None:
     if config.quantization == "none":
         return
     if device == "mps":
-        raise OptionError("bitsandbytes does not support mps. Use -d cpu, or -q none.")
+        error = OptionError("bitsandbytes does not support mps.")
+        raise error.advise("Use -d cpu, or -q none.", "device")
     if find_spec("bitsandbytes") is None:
         raise MissingDependency(
             f"-q {config.quantization} needs bitsandbytes. Run: pip install bitsandbytes"

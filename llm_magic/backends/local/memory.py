@@ -177,8 +177,7 @@ def check_fit(name: str, required: int, free: int, device: str, quantization: st
     advice.append("a smaller model, or free memory with %llm_unload")
     raise OutOfMemory(
         f"{name} needs about {human_bytes(required)} on {device}, but only {human_bytes(free)} is free."
-        f" Try {', '.join(advice)}."
-    )
+    ).advise(f"Try {', '.join(advice)}.")
 
 
 def memory_use(*, gpus: bool = True) -> MemoryUse:

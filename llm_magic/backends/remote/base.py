@@ -331,7 +331,8 @@ class RemoteBackend(Backend):
         try:
             return self._models[name]
         except KeyError:
-            raise ModelNotLoaded(f"{name} is no longer loaded. Run %llm_load.") from None
+            error = ModelNotLoaded(f"{name} is no longer loaded.")
+            raise error.advise("Run %llm_load.") from None
 
     # -- messages -----------------------------------------------------------------------------
 
@@ -349,13 +350,11 @@ class RemoteBackend(Backend):
         self, remote: RemoteModel, error: ServerError | MalformedStream, has_text: bool
     ) -> LLMMagicError:
         """Return the error to raise; `has_text` is whether a part of the reply was received."""
-        message = str(error)
         if isinstance(error, MalformedStream):
-            message = f"{remote.server.address.origin} sent {error}."
+            failed = RequestFailed(f"{remote.server.address.origin} sent {error}.")
+            error = failed if has_text else failed.advise("Check --base-url and -b.", "base_url")
         if has_text:
-            return IncompleteReply(f"{message} The reply is incomplete.")
-        if isinstance(error, MalformedStream):
-            return RequestFailed(f"{message} Check --base-url and -b.")
+            return IncompleteReply.like(error).append("The reply is incomplete.")
         if isinstance(error, RequestFailed) and error.exceeds_context:
             return self._prompt_too_long(remote, error)
         return error
@@ -366,7 +365,7 @@ class RemoteBackend(Backend):
         if error.lengths is None:
             context = remote.info.context_length
             reads = f" {name} reads {context:,} tokens." if context else ""
-            return PromptTooLong(f"{error}{reads} {hint}")
+            return PromptTooLong(f"{error.problem}{reads}").advise(hint)
         prompt, context = error.lengths
         model = f"{name} on {remote.server.address.host_port}"
         return PromptTooLong.measured(model, prompt, context, hint)

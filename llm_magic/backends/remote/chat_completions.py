@@ -66,9 +66,8 @@ class ReplyReader:
         if not isinstance(value.get("choices"), list) and not value.get("error"):
             text = server_errors.parse_error(value).text
             raise RequestFailed(
-                f"{self._address.origin} sent no reply: {text}. Check --base-url.",
-                brief="no reply",
-            )
+                f"{self._address.origin} sent no reply: {text}.", brief="no reply"
+            ).advise("Check --base-url.", "base_url")
         chunk = self.read(value)
         return dataclasses.replace(self.last_chunk(), text=chunk.text, reasoning=chunk.reasoning)
 

@@ -78,10 +78,9 @@ class HttpServer:
             return parse_json(data)
         except MalformedStream:
             raise RequestFailed(
-                f"{self.address.url}{path} responds, but not like {self.address.backend}. Check"
-                " --base-url.",
+                f"{self.address.url}{path} responds, but not like {self.address.backend}.",
                 status=200,
-            ) from None
+            ).advise("Check --base-url.", "base_url") from None
 
     @contextlib.asynccontextmanager
     async def stream(
@@ -134,11 +133,12 @@ class HttpServer:
         try:
             yield
         except aiohttp.ConnectionTimeoutError:
-            raise ServerUnreachable(
-                f"{self.address.origin} did not respond within {CONNECT_S:.0f} s. {self._start}",
+            late = ServerUnreachable(
+                f"{self.address.origin} did not respond within {CONNECT_S:.0f} s.",
                 brief="no connection",
                 is_temporary=True,
-            ) from None
+            )
+            raise server_errors.with_start(late, self._start) from None
         except aiohttp.ClientConnectorError as error:
             raise self._connection_error(error.os_error, str(error.os_error)) from None
         except aiohttp.ClientHttpProxyError as error:
@@ -146,9 +146,8 @@ class HttpServer:
         except SocksError as error:
             raise self._connection_error(error, str(error)) from None
         except aiohttp.InvalidURL:
-            raise ServerUnreachable(
-                f"{self.address.url} is not a valid address. Check --base-url."
-            ) from None
+            invalid = ServerUnreachable(f"{self.address.url} is not a valid address.")
+            raise invalid.advise("Check --base-url.", "base_url") from None
         except aiohttp.ClientError as error:
             raise self.disconnected_error(error) from None
 

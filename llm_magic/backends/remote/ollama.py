@@ -120,9 +120,10 @@ class OllamaBackend(RemoteBackend):
             if error.status not in {200, 404, 405}:
                 raise
             raise RequestFailed(
-                f"{server.address.origin} is not an Ollama server: it has no /api/{path}. Check"
-                " --base-url. For an OpenAI-compatible server, use -b openai.",
+                f"{server.address.origin} is not an Ollama server: it has no /api/{path}.",
                 status=404,
+            ).advise(
+                "Check --base-url. For an OpenAI-compatible server, use -b openai.", "base_url"
             ) from None
         entries = named_entries(value.get("models") if isinstance(value, dict) else None, "name")
         if path == "tags":
@@ -190,11 +191,10 @@ class OllamaBackend(RemoteBackend):
             if error.status not in {400, 404}:
                 raise
             without_tag = [name.removesuffix(":latest") for name in names]
-            raise server_errors.model_not_found(
-                server.address,
-                model,
-                without_tag,
+            missing = server_errors.model_not_found(server.address, model, without_tag)
+            raise missing.advise(
                 f"To download it to the server, run %llm_load {model} {server.address.options} --pull.",
+                "pull",
             ) from None
         return value if isinstance(value, dict) else {}
 

@@ -100,9 +100,10 @@ class OpenAICompatibleBackend(RemoteBackend):
                 server.prefix = prefix
                 return None
         raise RequestFailed(
-            f"{server.address.origin} responds, but not at {server.address.url}{prefixes[0]}/models."
-            " Check the path of --base-url, and whether the server is OpenAI-compatible.",
+            f"{server.address.origin} responds, but not at {server.address.url}{prefixes[0]}/models.",
             status=404,
+        ).advise(
+            "Check the path of --base-url, and whether the server is OpenAI-compatible.", "base_url"
         )
 
     async def _generates(self, server: HttpServer, prefix: str) -> bool:
@@ -184,7 +185,9 @@ class OpenAICompatibleBackend(RemoteBackend):
         found = named_entries([entry], "id")
         is_same = bool(found) and found[0]["id"].removeprefix(self.id_prefix) == model
         if not is_same and not (found and self.resolves_aliases):
-            raise server_errors.model_not_found(server.address, model, names)
+            missing = server_errors.model_not_found(server.address, model, names)
+            advice = f"Run %llm_models {server.address.options} to list models."
+            raise missing.advise(advice, "model")
         return found[0]
 
     def _fields(self, server: HttpServer, entry: Mapping[str, Any]) -> dict[str, str]:

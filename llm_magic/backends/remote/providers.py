@@ -72,8 +72,8 @@ class ProviderBackend(OpenAICompatibleBackend):
         if config.temperature is not None and config.temperature > limit:
             raise OptionError(
                 f"{self.name} accepts a temperature of at most {limit:g}, but it is set to"
-                f" {config.temperature:g}. Use -t {limit:g} or less."
-            )
+                f" {config.temperature:g}."
+            ).advise(f"Use -t {limit:g} or less.", "temperature")
 
     def sent_options(self, name: str, config: GenerationConfig) -> GenerationConfig:
         """Return the options of a call without the defaults that a loaded model does not get."""
@@ -109,7 +109,7 @@ def _backend(name: str) -> type[ProviderBackend]:
             "name": name,
             "provider": provider,
             "option_names": MappingProxyType(names),
-            "start": provider.start or "Check --base-url, and whether the server is running.",
+            "start": provider.start,
             "list_path": provider.list_path,
             "resolves_aliases": provider.resolves_aliases,
             "id_prefix": provider.id_prefix,

@@ -187,9 +187,9 @@ def status_error(
     if 300 <= status < 400:
         return RequestFailed(
             f"{origin} redirects to {_redirect_target(headers.get('location', 'nowhere'))}. Redirects"
-            " are not followed. If you trust that address, use it as --base-url.",
+            " are not followed.",
             status=status,
-        )
+        ).advise("If you trust that address, use it as --base-url.", "base_url")
     if account := _account_error(origin, status, response, text):
         return account
     if status in {401, 403} or (status == 400 and _WRONG_KEY.search(text)):
@@ -205,10 +205,15 @@ def status_error(
         )
     known_wait = retry_after and retry_after < _MAX_WAIT_S
     later = f"Try again in {retry_after:.0f} s." if known_wait else "Try again later."
-    message = _status_message(address, status, text, later)
+    problem = _status_problem(origin, status, text, later)
+    error = _request_failed(problem, status, response, retry_after=retry_after)
     if status == 500 and key is None and text in _LITELLM_NO_KEY:
-        message += f" {_IF_KEY_IS_MISSING}"
-    return _request_failed(message, status, response, retry_after=retry_after)
+        return error.advise(_IF_KEY_IS_MISSING, "key_env")
+    if status == 404:
+        return error.advise(f"%llm_models -b {address.backend} lists its models.", "model")
+    if status < 500 and status not in {408, 429}:
+        return error.advise("Check the options and -p; %%llm --dry-run shows what is sent.")
+    return error
 
 
 def _reason(status: int, text: str) -> str:
@@ -216,21 +221,16 @@ def _reason(status: int, text: str) -> str:
     return f" ({status}): {text}." if text else f" ({status})."
 
 
-def _status_message(address: ServerAddress, status: int, text: str, later: str) -> str:
-    """Return what happened and what to do; `text` is the message of the server."""
-    origin, reason = address.origin, _reason(status, text)
+def _status_problem(origin: str, status: int, text: str, later: str) -> str:
+    """Return what happened, and what to do where only time or the server's log helps."""
+    reason = _reason(status, text)
     if status == 429:
         return f"{origin} received too many requests{reason} {later}"
     if status in {408, 502, 503, 504, 529}:
         return f"{origin} is not ready or is overloaded{reason} {later}"
     if status >= 500:
         return f"{origin} failed{reason} Check the log of the server."
-    if status == 404:
-        return f"{origin} rejected the request{reason} %llm_models -b {address.backend} lists its models."
-    return (
-        f"{origin} rejected the request{reason} Check the options and -p; %%llm --dry-run shows what is"
-        " sent."
-    )
+    return f"{origin} rejected the request{reason}"
 
 
 def _account_error(
@@ -302,9 +302,9 @@ def _authentication_error(
     else:
         summary = f"{origin} denied access"
         fix = _IF_KEY_IS_MISSING
-    error = AuthenticationFailed(f"{summary}{reason} {fix}", status=status)
+    error = AuthenticationFailed(f"{summary}{reason}", status=status)
     error.summary = summary
-    return error
+    return error.append(fix) if key is not None else error.advise(fix, "key_env")
 
 
 def _redirect_target(location: str) -> str:
@@ -340,29 +340,38 @@ def connection_error(address: ServerAddress, error: BaseException, start: str) -
     """Return the error for a failed connection; `start` is how to start the server."""
     reason = one_line(str(error))
     if isinstance(error, ssl.SSLCertVerificationError):
-        return ServerUnreachable(
-            f"The certificate of {address.origin} is not trusted ({reason}). Check --base-url. To trust"
-            " your own certificate authority, set SSL_CERT_FILE.",
-            brief="certificate",
+        return (
+            ServerUnreachable(
+                f"The certificate of {address.origin} is not trusted ({reason}).",
+                brief="certificate",
+            )
+            .advise("Check --base-url.", "base_url")
+            .append("To trust your own certificate authority, set SSL_CERT_FILE.")
         )
     if isinstance(error, ssl.SSLError):
         return ServerUnreachable(
-            f"{address.origin} does not support https ({reason}). Check --base-url.",
-            brief="no https",
-        )
+            f"{address.origin} does not support https ({reason}).", brief="no https"
+        ).advise("Check --base-url.", "base_url")
     if isinstance(error, socket.gaierror):
         if error.errno == socket.EAI_AGAIN:
             return ServerUnreachable(
-                f"Could not resolve the host of {address.host_port}: no DNS server responded. Check the"
-                " network, then --base-url.",
+                f"Could not resolve the host of {address.host_port}: no DNS server responded.",
                 brief="no DNS server",
-            )
+            ).advise("Check the network, then --base-url.", "base_url")
         return ServerUnreachable(
-            f"Host {address.host_port} not found. Check --base-url.", brief="unknown host"
-        )
-    return ServerUnreachable(
-        f"No server is listening at {address.origin}. {start}", brief="no server", is_temporary=True
+            f"Host {address.host_port} not found.", brief="unknown host"
+        ).advise("Check --base-url.", "base_url")
+    closed = ServerUnreachable(
+        f"No server is listening at {address.origin}.", brief="no server", is_temporary=True
     )
+    return with_start(closed, start)
+
+
+def with_start(error: ServerUnreachable, start: str) -> ServerUnreachable:
+    """Append how to start the server, or what to check where that is unknown."""
+    if start:
+        return error.append(start)
+    return error.advise("Check --base-url, and whether the server is running.", "base_url")
 
 
 def proxy_error(
@@ -402,9 +411,8 @@ def no_reply_error(address: ServerAddress, content_type: str) -> RequestFailed:
             brief="an empty reply",
         )
     return RequestFailed(
-        f"{address.origin} sent no reply, but {one_line(content_type)}. Check --base-url and -b.",
-        brief="no reply",
-    )
+        f"{address.origin} sent no reply, but {one_line(content_type)}.", brief="no reply"
+    ).advise("Check --base-url and -b.", "base_url")
 
 
 def encoding_error(address: ServerAddress, encoding: str) -> RequestFailed:
@@ -419,9 +427,8 @@ def encoding_error(address: ServerAddress, encoding: str) -> RequestFailed:
 def size_error(address: ServerAddress, max_bytes: int) -> RequestFailed:
     """Return the error for a response of more than `max_bytes`."""
     return RequestFailed(
-        f"{address.origin} sent more than {max_bytes >> 20} MiB in one response. Check --base-url.",
-        brief="too large",
-    )
+        f"{address.origin} sent more than {max_bytes >> 20} MiB in one response.", brief="too large"
+    ).advise("Check --base-url.", "base_url")
 
 
 # -- models ---------------------------------------------------------------------------------------
@@ -432,18 +439,16 @@ def single_model(address: ServerAddress, names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
     listed = f"lists {len(names)} models: {_joined(names)}" if names else "lists no models"
-    raise OptionError(f"{address.host_port} {listed}. Name one: %llm_load MODEL {address.options}.")
+    error = OptionError(f"{address.host_port} {listed}.")
+    raise error.advise(f"Name one: %llm_load MODEL {address.options}.", "model")
 
 
-def model_not_found(
-    address: ServerAddress, model: str, names: Sequence[str], fix: str = ""
-) -> ModelNotFound:
+def model_not_found(address: ServerAddress, model: str, names: Sequence[str]) -> ModelNotFound:
     """Return the error for a model that a server does not have."""
     similar = did_you_mean(model, names)
     if not similar and names:
         similar = f" It has: {_joined(names)}."
-    fix = fix or f"Run %llm_models {address.options} to list models."
-    return ModelNotFound(f'Model "{model}" not found on {address.host_port}.{similar} {fix}')
+    return ModelNotFound(f'Model "{model}" not found on {address.host_port}.{similar}')
 
 
 def _joined(names: Sequence[str]) -> str:

@@ -161,11 +161,13 @@ class ControlPanel:
 
     def show_error(self, error: BaseException | str, report: Callable[[str], None]) -> None:
         """Show an error instead of the last one; an error of another package with its type."""
-        if not isinstance(error, (LLMMagicError, str)):
+        if isinstance(error, LLMMagicError):
+            error = in_labels(error)
+        elif isinstance(error, BaseException):
             error = f"{type(error).__name__}: {error}"
         self._shows_error("")
         self._shows_error = report
-        report(in_labels(error))
+        report(error)
 
     def static_html(self) -> str:
         """Return what a notebook without a kernel shows in place of the panel."""

@@ -25,7 +25,6 @@ from llm_magic.notebook.panel.controls import (
     PromptBox,
     QueueNotice,
 )
-from llm_magic.notebook.panel.labels import in_labels
 from llm_magic.prompts.template import fill
 from llm_magic.session.requests import Request
 
@@ -226,7 +225,7 @@ def _question(question: str) -> str:
 
 
 def _notes_html(notes: tuple[str, ...]) -> str:
-    return "".join(muted(f"Note: {in_labels(note)}") for note in notes)
+    return "".join(muted(f"Note: {note}") for note in notes)
 
 
 def _below(response: Response) -> str:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # As many as a browser can filter at each key press; other names can be typed.
 _MAX_NAMES = 500
+_NO_KEY = "Enter the name of an environment variable that holds the key, never the key itself."
 
 
 class LoadSection:
@@ -122,7 +123,8 @@ class LoadSection:
                 parse_url(str(self.backend.value), change["new"])
         except OptionError as error:
             self.options[name].value = ""
-            self._panel.show_error(error, self.message.show)
+            shown = _NO_KEY if name == "key_env" else error
+            self._panel.show_error(shown, self.message.show)
             return
         self._panel.show_error("", self.message.show)
         if name == "base_url":

@@ -164,8 +164,8 @@ def test_error_of_load_keeps_its_class_and_attributes(kind: type[LLMMagicError])
         await manager.load("a", CONFIG)
         error = backend.trouble["load"] = kind("It broke.")
         for name, value in vars(error).items():
-            setattr(error, name, value or 503)
-        before = dict(vars(error))
+            setattr(error, name, value or "503")
+        before = dict(vars(error), problem="It broke. a was unloaded for it.")
         with pytest.raises(kind) as caught:
             await manager.load("b", CONFIG)
         assert (type(caught.value), vars(caught.value)) == (kind, before)

@@ -177,7 +177,7 @@ def test_base_url_overrides_settings() -> None:
 
 
 def test_backend_without_default_address_needs_one() -> None:
-    with pytest.raises(OptionError, match="mine needs the address of a server: add --base-url"):
+    with pytest.raises(OptionError, match=r"mine needs the address of a server\. Add --base-url"):
         resolve_address(ServerLoadConfig(backend="mine"), settings())
     given = ServerLoadConfig(backend="mine", base_url="http://host:1")
     assert resolve_address(given, settings()).url == "http://host:1"

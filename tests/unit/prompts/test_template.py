@@ -570,7 +570,7 @@ def test_code_gets_no_note(template: str) -> None:
 
 def test_notes_are_few_and_the_others_are_counted() -> None:
     text = " ".join(["{q1}", "{q1}", *(f"{{q{number}}}" for number in range(2, 20))])
-    notes = fill(text, NAMES).notes
+    notes = fill(text, NAMES, escape=" or use --literal").notes
     assert [note.partition(" ")[0] for note in notes] == [
         "{q1}",
         "{q2}",
@@ -580,6 +580,7 @@ def test_notes_are_few_and_the_others_are_counted() -> None:
         "14",
     ]
     assert notes[-1] == "14 more were not replaced; --dry-run shows their notes"
+    assert fill(text, NAMES).notes[-1] == "14 more were not replaced", "--dry-run is for cells"
     assert len(fill(text, NAMES, all_notes=True).notes) == 19
     many = "\n".join(f"{{q{number}}}" for number in range(1500))
     most = fill(many, NAMES, all_notes=True).notes

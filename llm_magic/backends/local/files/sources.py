@@ -121,8 +121,9 @@ def _hosted(requested: str, provider: Provider) -> ModelNotFound:
     variable = provider.key_variable
     key = variable if os.environ.get(variable) else f"{variable}, not set"
     return ModelNotFound(
-        f"{requested} is a model of {provider.title} and is not on this machine. Run"
-        f" %llm_load {provider.api_name(requested)} -b {provider.name} (key: {key})."
+        f"{requested} is a model of {provider.title} and is not on this machine."
+    ).advise(
+        f"Run %llm_load {provider.api_name(requested)} -b {provider.name} (key: {key}).", "backend"
     )
 
 

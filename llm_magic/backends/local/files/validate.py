@@ -28,7 +28,7 @@ def check_folder(
     _check_architecture(name, config, model_config)
     _check_attention(name, config, model_config)
     if "quantization_config" in model_config and config.quantization != "none":
-        raise OptionError(f"{name} is already quantized. Omit -q.")
+        raise OptionError(f"{name} is already quantized.").advise("Omit -q.", "quantization")
 
 
 def is_complete(folder: Path) -> bool:

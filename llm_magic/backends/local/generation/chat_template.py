@@ -97,9 +97,8 @@ class PromptEncoder:
         text = str(_apply(self._tokenizer, turns, tokenize=False))
         if default.text in text:
             raise PromptError(
-                "The chat template of this model always adds a system prompt. Set one with -s TEXT,"
-                ' or remove -s "".'
-            )
+                "The chat template of this model always adds a system prompt."
+            ).advise('Set one with -s TEXT, or remove -s "".', "system")
         return text
 
 

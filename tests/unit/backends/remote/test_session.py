@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-import re
 import subprocess
 import sys
 import time
@@ -451,8 +450,7 @@ def test_ollama_reasoning_is_separate(session: Session, ollama: OllamaServer) ->
 
 
 def test_missing_ollama_model_suggests_pull(session: Session, ollama: OllamaServer) -> None:
-    command = f"%llm_load gemma3:270m -b ollama --base-url {ollama.url} --pull"
-    with pytest.raises(ModelNotFound, match=re.escape(command)):
+    with pytest.raises(ModelNotFound, match=r"-b ollama --base-url \S+ --pull"):
         session.load("gemma3:270m", backend="ollama", base_url=ollama.url)
     with pytest.raises(ModelNotFound, match=r"could not pull no-such: .*file does not exist"):
         session.load("no-such", backend="ollama", base_url=ollama.url, pull=True)

@@ -14,11 +14,28 @@ import pytest
 from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.manager import LoadResult, Status
 from llm_magic.backends.registry import load_specs, names
-from llm_magic.errors import LLMMagicError, ModelNotFound
+from llm_magic.errors import (
+    AuthenticationFailed,
+    LLMMagicError,
+    LoadFailed,
+    ModelNotFound,
+    OptionError,
+    OutOfMemory,
+    ServerUnreachable,
+)
 from llm_magic.notebook.panel import ControlPanel
 from llm_magic.session.requests import Request
 from llm_magic.types import Progress
-from tests.panels import Scripted, press, put, scripted_panel, shown_error, until, visible_text
+from tests.panels import (
+    Scripted,
+    press,
+    put,
+    scripted_panel,
+    send,
+    shown_error,
+    until,
+    visible_text,
+)
 from tests.scripted import Hang, scripted_session, whole_answer
 
 
@@ -205,6 +222,8 @@ def test_drawing_that_started_during_a_load_does_not_hide_its_result(
     [
         ("base_url", "ftp://x", "is not a server address"),
         ("base_url", "http://a:secret@host", "must not contain a user name"),
+        ("base_url", "http://host?a=secret", "Check “API key variable”."),
+        ("key_env", "sk-secret-secret", "Enter the name of an environment variable"),
     ],
 )
 def test_invalid_address_is_reported_and_cleared(
@@ -321,16 +340,42 @@ def test_fields_show_what_a_cell_loaded(empty: Scripted) -> None:
 @pytest.mark.parametrize(
     ("error", "shown"),
     [
-        ("Cannot connect. Check --base-url.", "Cannot connect. Check “Server address”."),
-        ("Store it and add --key-env NAME.", "Store it and fill in “API key variable”."),
-        ("No CUDA. Use -d cpu.", "No CUDA. Use “Device” = cpu."),
-        ("You may add --trust-remote-code.", "You may add --trust-remote-code to %llm_load."),
-        ("Run %llm_models -b ollama to list models.", "Press Refresh list to see the models."),
-        ("run %llm_load a:b -b ollama --pull.", "select “Download it there first” and press Load."),
-        ("It is well-known - and -x is not an option.", "It is well-known - and -x is not an option."),
+        (LoadFailed("Broken. Repair it."), "Broken. Repair it."),
+        (ServerUnreachable("No server.").advise("Check --base-url.", "base_url"),
+         "No server. Check “Server address”."),
+        (AuthenticationFailed("It needs a key.").advise("Add --key-env NAME.", "key_env"),
+         "It needs a key. Check “API key variable”."),
+        (OptionError("3 is too hot.").advise("Use -t 2 or less.", "temperature"),
+         "3 is too hot. Check “temperature”."),
+        (OptionError("It lists 2 models: a, b.").advise("Name one: %llm_load MODEL.", "model"),
+         "It lists 2 models: a, b. Check “Model”."),
+        (ModelNotFound("No a.").advise("run %llm_load a -b ollama --pull.", "pull"),
+         "No a. Check “Download it there first”."),
+        (LoadFailed("It has code.").advise("Add --trust-remote-code.", "trust_remote_code"),
+         "It has code. Add --trust-remote-code."),
+        (OptionError("gpu is invalid.", option="device"), "Device: gpu is invalid."),
+        (OutOfMemory("Full.").advise("Try -q 4bit.").append("a was unloaded for it."),
+         "Full. a was unloaded for it. Try another quantization, a smaller model or a shorter"
+         " prompt, or Unload."),
     ],
 )  # fmt: skip
-def test_errors_name_the_labels_of_the_panel(empty: Scripted, error: str, shown: str) -> None:
-    empty.backend.trouble["check"] = ModelNotFound(error)
+def test_errors_name_the_labels_of_the_panel(
+    empty: Scripted, error: LLMMagicError, shown: str
+) -> None:
+    empty.backend.trouble["check"] = error
     press(empty.panel.loading.load)
     until(lambda: shown_error(empty.panel) == shown, shown_error(empty.panel))
+
+
+def test_prompt_after_a_failed_load_shows_why_it_failed(empty: Scripted) -> None:
+    unreachable = ServerUnreachable("No server.").advise("Check --base-url.", "base_url")
+    empty.backend.trouble["check"] = unreachable
+    with pytest.raises(ServerUnreachable):
+        empty.session.load()
+    send(empty.panel, "hello")
+    expected = (
+        "No model is loaded, because the last load failed. No server. Check “Server address”."
+        " Choose a model and press Load."
+    )
+    until(lambda: shown_error(empty.panel) == expected, shown_error(empty.panel))
+    assert empty.session.status().last_error == "No server. Check --base-url."
