@@ -14,8 +14,8 @@ import ipywidgets as widgets
 from llm_magic.errors import LLMMagicError
 from llm_magic.notebook.panel.ask_section import AskSection
 from llm_magic.notebook.panel.controls import CopyText, NumberControl
+from llm_magic.notebook.panel.error_messages import error_message
 from llm_magic.notebook.panel.jobs_section import JobsSection
-from llm_magic.notebook.panel.labels import in_labels
 from llm_magic.notebook.panel.model_section import LoadSection
 from llm_magic.notebook.panel.redraw import Refresher
 from llm_magic.notebook.panel.settings_section import SettingsSection
@@ -162,7 +162,7 @@ class ControlPanel:
     def show_error(self, error: BaseException | str, report: Callable[[str], None]) -> None:
         """Show an error instead of the last one; an error of another package with its type."""
         if isinstance(error, LLMMagicError):
-            error = in_labels(error)
+            error = error_message(error)
         elif isinstance(error, BaseException):
             error = f"{type(error).__name__}: {error}"
         self._shows_error("")

@@ -29,7 +29,7 @@ _ADVICE: Mapping[type[LLMMagicError], str] = MappingProxyType(
 _LABELS = MappingProxyType({"backend": "Backend", "model": "Model", "system": "System prompt"})
 
 
-def in_labels(error: LLMMagicError) -> str:
+def error_message(error: LLMMagicError) -> str:
     """Return what happened, and what to do in the panel."""
     label, own = _label(error.option), _ADVICE.get(type(error), "")
     if not error.advice:
