@@ -205,6 +205,10 @@ class Session:
         began = time.perf_counter()
         return self._loads.start(self._load_request(model, name, keep, began, options))
 
+    def discard_finished_load(self) -> None:
+        """Discard a load of `load_later` that has ended and was shown: the next call does not raise its error."""
+        self._loads.discard_finished()
+
     def stop_loading(self) -> None:
         """Stop the load that `load_later` started, or that a cell waits for."""
         if not self._loads.stop():

@@ -153,6 +153,8 @@ class LoadSection:
 
     def _loaded(self, future: concurrent.futures.Future[LoadResult]) -> None:
         """Show the result of a load; called on the event-loop thread."""
+        # Its error is shown here, so the next prompt does not raise it.
+        self._panel.session.discard_finished_load()
         if future.cancelled():
             self._show_result(["Stopped loading."])
             return

@@ -379,3 +379,16 @@ def test_prompt_after_a_failed_load_shows_why_it_failed(empty: Scripted) -> None
     )
     until(lambda: shown_error(empty.panel) == expected, shown_error(empty.panel))
     assert empty.session.status().last_error == "No server. Check --base-url."
+
+
+def test_prompt_after_a_failed_load_is_answered_by_the_ready_model() -> None:
+    with scripted_panel() as scripted:
+        panel, session = scripted.panel, scripted.session
+        scripted.backend.trouble["check"] = ModelNotFound("There is no smolm2.")
+        put(panel.loading.model, "smolm2")
+        press(panel.loading.load)
+        until(lambda: shown_error(panel) == "There is no smolm2.")
+        assert session.status().status == "Ready"
+        send(panel, "one two")
+        until(lambda: "one two one two" in visible_text(panel.asking.answer.value))
+        assert session.ask(Request("three")).result().model == "tiny"
