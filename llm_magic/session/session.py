@@ -206,7 +206,7 @@ class Session:
         return self._loads.start(self._load_request(model, name, keep, began, options))
 
     def discard_finished_load(self) -> None:
-        """Discard a load of `load_later` that has ended and was shown: the next call does not raise its error."""
+        """Discard the load of `load_later` if it has ended: the next call does not raise its error."""
         self._loads.discard_finished()
 
     def stop_loading(self) -> None:
