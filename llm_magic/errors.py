@@ -272,8 +272,8 @@ class IncompleteReply(GenerationError):
     """The server failed in the middle of the reply."""
 
 
-class InvalidReply(GenerationError):
-    """The reply does not have the required form, such as JSON."""
+class InvalidReply(GenerationError, ValueError):
+    """The reply does not have the required form, such as JSON; it is a `ValueError`, as `json` raises."""
 
 
 class JobNotFound(LLMMagicError):
