@@ -184,7 +184,10 @@ def test_a_wrong_reference_in_an_option_is_an_error(scripted: Kernel) -> None:
     scripted.ok("temp, evil, calls = 'hot', '--all', len(backend.requests)")
     for line, error in (
         ("%llm -t {tmp} Hi", '{tmp} is not defined in this notebook. Did you mean "temp"?'),
-        ("%llm -t {other} Hi", "{other} is not defined in this notebook. Assign a value to it first."),
+        (
+            "%llm -t {xyzzy} Hi",
+            "{xyzzy} is not defined in this notebook. Assign a value to it first.",
+        ),
         ("%llm -t {temp} Hi", "temperature=hot is not a number. It must be 0 to 2."),
         ("%llm -t {temp['x']} Hi", "{temp['x']}: TypeError"),
         ("%llm_unload {evil}", "The value of {evil} starts with -, like an option."),
