@@ -320,8 +320,8 @@ class LLMMagics(SessionMagics):
 def _check_variable(name: str) -> None:
     """Raise `OptionError` if ``-o`` cannot store a value in a variable of this name."""
     if not name.isidentifier() or keyword.iskeyword(name):
-        place = " Use a plain name, such as answer, and assign its value in Python."
-        advice = place if "[" in name or "." in name else ""
+        plain = " Use a plain name, such as answer, and assign its value in Python."
+        advice = plain if "[" in name or "." in name else ""
         raise OptionError(f"-o {name}: this is not a valid variable name.{advice}")
     if name.startswith("__") or _IPYTHON_NAMES.fullmatch(name):
         raise OptionError(f"-o {name}: Python or IPython uses this name. Choose another.")
