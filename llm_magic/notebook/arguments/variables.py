@@ -63,8 +63,6 @@ def _filled(token: str, names: Mapping[str, Any], option: str) -> str:
     unknown = _NAME.search(value) if value == token else None
     # A stop string may be a name in braces.
     if unknown is not None and option != "stop":
-        name = unknown["name"]
-        raise OptionError(
-            f"{unknown[0]} is not defined in this notebook.{did_you_mean(name, names)}"
-        )
+        near = did_you_mean(unknown["name"], names) or " Assign a value to it first."
+        raise OptionError(f"{unknown[0]} is not defined in this notebook.{near}")
     return value
