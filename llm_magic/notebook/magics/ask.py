@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from IPython.core.magic import magics_class
 
-from llm_magic.errors import Interrupted, InvalidReply, LLMMagicError, OptionError
+from llm_magic.errors import Interrupted, InvalidReply, LLMMagicException, OptionError
 from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.magics.base import SessionMagics, line_cell_magic, line_magic
 from llm_magic.notebook.magics.traitlets_config import declare
@@ -264,7 +264,7 @@ class LLMMagics(SessionMagics):
                 self._check_output(args)
             if error is None:
                 return Table(("",), [], "No exception has been raised in this kernel yet.")
-            if isinstance(error, LLMMagicError):
+            if isinstance(error, LLMMagicException):
                 # Its message already has the cause and the fix.
                 return Table(("",), [], f"{type(error).__name__}: {error}")
             return self._answer(*self._question(error, args), args)
@@ -336,6 +336,6 @@ def _explaining(error: BaseException | None) -> Iterator[None]:
         stopped = Interrupted("Stopped.")
         stopped.explaining = error
         raise stopped from None
-    except LLMMagicError as own:
+    except LLMMagicException as own:
         own.explaining = error
         raise
