@@ -213,7 +213,7 @@ class AskSection:
             self._draw_text(response)
         else:
             self.answer.value = self.take.code = ""
-            self.prompt.give_back()
+            self.prompt.restore()
         self._panel.show_error(response.error, self.message.show)
 
     def _draw_text(self, response: Response) -> None:

@@ -120,7 +120,7 @@ function prompt({ model, el }) {
   el.append(box, element("div", { className: "llm-send" }, hint, queued, withdraw, send));
   // The text that was sent and not accepted yet.
   let pending = null;
-  // The text that was accepted last, until the kernel gives it back.
+  // The text that was accepted last, until the kernel restores it.
   let accepted = null;
   let sendsNext = false;
 
