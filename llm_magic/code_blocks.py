@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 _MAX_STEPS, _MAX_TOKENS = 30_000, 30_000
 _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})(.*)")
-_FORMULAS = {"$$": "$$", "\\[": "\\]", "\\begin{": "\\end{"}
+# What formulas begin with, and how their last lines end.
+_FORMULAS = {
+    "$$": re.compile(r"\$\$\s*\Z"),
+    "\\[": re.compile(r"\\\]\s*\Z"),
+    "\\begin{": re.compile(r"\\end\{[^{}]*\}\s*\Z"),
+}
 
 
 class TooMuchWork(Exception):
@@ -103,7 +108,7 @@ def _formula(state: StateBlock, start_line: int, end_line: int, only_check: bool
     line, start = start_line, start + len(opening)
     while line < end_line and not state.isEmpty(line) and state.sCount[line] >= state.blkIndent:
         spend(state.env, 1)
-        if _FORMULAS[opening] in state.src[start : state.eMarks[line]]:
+        if _FORMULAS[opening].search(state.src[start : state.eMarks[line]]):
             state.line = state.line if only_check else line + 1
             return True
         line += 1
