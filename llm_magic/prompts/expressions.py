@@ -197,11 +197,15 @@ def private(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Inserted:
-    """The text of a value; what it lacks of a table or an array, and the method that returns all of it."""
+    """The text of a value; what it lacks of a table or an array, and how to send more of it.
+
+    `complete` is what follows the expression to send all of it, `part` to send a part of a large one.
+    """
 
     text: str
     lacks: str = ""
     complete: str = ""
+    part: str = ""
 
 
 def evaluate(expression: Expression, names: Mapping[str, Any], budget: Budget) -> Inserted:
@@ -217,9 +221,21 @@ def evaluate(expression: Expression, names: Mapping[str, Any], budget: Budget) -
     if expression.conversion or expression.spec or type(value) is not types.MethodType:
         require_printable(value, budget)
     shown = _CONVERSIONS[expression.conversion](value) if expression.conversion else value
-    text = format_value(shown, expression.spec, budget) if expression.spec else to_text(shown)
-    is_python = bool(expression.conversion or expression.spec)
-    return Inserted(text, *shortening(value, text, is_python=is_python))
+    is_python, is_part = bool(expression.conversion or expression.spec), _is_part(expression.tree)
+    if expression.spec:
+        text = format_value(shown, expression.spec, budget)
+    else:
+        text = to_text(shown, is_part=is_part)
+    return Inserted(text, *shortening(value, text, is_python=is_python, is_part=is_part))
+
+
+def _is_part(tree: ast.expr) -> bool:
+    """Return whether an expression selects rows of a table: ``df.head(50)``, ``df[10:60]``."""
+    if isinstance(tree, ast.Subscript):
+        keys = tree.slice.elts if isinstance(tree.slice, ast.Tuple) else [tree.slice]
+        return isinstance(keys[0], ast.Slice) if keys else False
+    called = tree.func if isinstance(tree, ast.Call) else None
+    return isinstance(called, ast.Attribute) and called.attr in {"head", "tail"}
 
 
 class _Evaluator:

@@ -412,14 +412,16 @@ def _not_allowed_note(code: str, error: NotAllowed) -> str:
 
 def _shortened_note(code: str, expression: Expression, inserted: Inserted) -> str:
     note = f"{_shown(code)} is sent {inserted.lacks}"
-    if not inserted.complete:
+    if not inserted.complete and not inserted.part:
         return note
     value = code
     for mark, part in ((":", expression.spec), ("!", expression.conversion)):
         value = value.removesuffix(f"{mark}{part}") if part else value
     if not isinstance(expression.tree, (ast.Name, ast.Attribute, ast.Subscript, ast.Call)):
         value = f"({value})"
-    return f"{note}. To send all of it: {_shown(f'{value}.{inserted.complete}')}"
+    if inserted.complete:
+        return f"{note}. To send all of it: {_shown(value + inserted.complete)}"
+    return f"{note}. To send a part of it: {_shown(value + inserted.part)}"
 
 
 def _missing_note(code: str, name: str, expression: Expression, names: Mapping[str, Any]) -> str:
