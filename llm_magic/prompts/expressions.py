@@ -348,7 +348,7 @@ def _suggesting(
     try:
         yield
     except (AttributeError, KeyError) as error:
-        near = f'For the key, write ["{variable}"].' if _has_key(owner, variable) else ""
+        near = f'For the key, write ["{variable}"].' if has_key(owner, variable) else ""
         if not near and type(name) is str:
             some = islice(_known(owner, keys=keys), _MOST_COMPARED)
             known = [one for one in some if type(one) is str]
@@ -361,14 +361,15 @@ def _suggesting(
 def is_unquoted_key(name: str, expression: Expression, names: Mapping[str, Any]) -> bool:
     """Return whether a name that does not exist is a key of what it is looked up in: ``df[price]``."""
     return any(
-        _has_key(names[node.value.id], name)
+        has_key(names[node.value.id], name)
         for node in expression.nodes
         if isinstance(node, ast.Subscript) and getattr(node.slice, "id", "") == name
         if isinstance(node.value, ast.Name) and node.value.id in names
     )
 
 
-def _has_key(owner: Any, name: str) -> bool:
+def has_key(owner: Any, name: str) -> bool:
+    """Return whether a dict or a table has a key or a column of this name, without running its code."""
     some = islice(_known(owner, keys=True), _MOST_COMPARED)
     return any(type(one) is str and one == name for one in some)
 

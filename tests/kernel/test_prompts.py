@@ -288,6 +288,22 @@ def notes_of(k: Kernel, prompt: str) -> list[str]:
     return notes[0]
 
 
+def test_notes_name_braces_that_are_nearly_references(scripted: Kernel) -> None:
+    scripted.ok("import pandas as pd\nprice, gdp = 9.5, pd.DataFrame({'GDP per head': [1]})")
+    for prompt, better in (
+        ("Look at {gdp.head() and tell me the mean.", "{gdp.head()}"),
+        ("Here are the {gdp.head()) rows.", "{gdp.head()}"),
+        ("Is {price :.2f} high?", "{price:.2f}"),
+        ("Is {price: ,.2f} high?", "{price:,.2f}"),
+        ("The {gdp.GDP per head} is", '{gdp["GDP per head"]}'),
+        ("Is it {price{", "{price}"),
+    ):
+        [note] = notes_of(scripted, prompt)
+        assert note.endswith(f"; write {better}")
+        assert sent(scripted) == [("user", prompt)]
+    assert notes_of(scripted, better) == []
+
+
 def test_notes_name_what_a_table_lacks_and_how_to_send_all_of_it(scripted: Kernel) -> None:
     scripted.ok(TABLES)
     whole = "To send all of it:"
