@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from llm_magic.backends.base import Backend, Report
 from llm_magic.backends.thread_bridge import CHECK_S
+from llm_magic.config import providers
 from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import (
     LLMMagicError,
@@ -290,7 +291,9 @@ class BackendManager:
             raise error.advise("Run %llm_load (or %llm_load MODEL).")
         near = did_you_mean(name, self._loaded)
         names = near or f" Loaded models: {', '.join(self._loaded) or 'none'}."
-        load = f"Run %llm_load {name}." if to_use and not near else ""
+        hosted = providers.of_model(name)
+        model = f"{hosted.api_name(name)} -b {hosted.name}" if hosted is not None else name
+        load = f"Run %llm_load {model}." if to_use and not near else ""
         raise ModelNotLoaded(f"{name} is not loaded.{names}").advise(load)
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:

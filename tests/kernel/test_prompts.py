@@ -569,8 +569,13 @@ def test_format_json_stores_the_value_and_fails_for_anything_else(scripted: Kern
     assert bad.error.startswith(
         "The answer is not valid JSON: a key in double quotes is missing (line 1, character 2)."
     )
-    assert bad.error.endswith(" The text is in llm.last.")
+    assert bad.error.endswith(" The text is in llm.last. data keeps its previous value.")
     assert len(bad.traceback) == 1
+    new = scripted.run("%%llm -f json --quiet -o unset\n{'a': 1}")
+    assert new.error.endswith(" The text is in llm.last.")
+    assert scripted.ok(
+        "try: llm.last.json()\nexcept ValueError as error: print(error)"
+    ).text.startswith("The answer is not valid JSON")
     # The answer is shown as it is, above the error.
     assert bad.text.startswith("{'a': 1}")
     assert scripted.value("(llm.last.text, data)") == ("{'a': 1}", {"a": 1})

@@ -29,9 +29,9 @@ def fill(tokens: Sequence[str], takes_value: Collection[str], names: Names) -> l
     for token in tokens:
         before = found[-1] if found else ""
         found.append(token)
-        if not MARK.search(token) or _option(found) in _NOT_FILLED:
+        if not MARK.search(token) or option_of(found) in _NOT_FILLED:
             continue
-        value = _filled(token, names(token), _option(found))
+        value = _filled(token, names(token), option_of(found))
         if value.startswith("-") and not token.startswith("-"):
             if before not in takes_value:
                 raise OptionError(f"The value of {token} starts with -, like an option.")
@@ -42,7 +42,7 @@ def fill(tokens: Sequence[str], takes_value: Collection[str], names: Names) -> l
     return found
 
 
-def _option(tokens: Sequence[str]) -> str:
+def option_of(tokens: Sequence[str]) -> str:
     """Return the name of the option or setting whose value is the last token, without dashes."""
     *before, token = tokens
     name, equals, _ = token.partition("=")
