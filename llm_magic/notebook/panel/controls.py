@@ -148,8 +148,8 @@ class PromptBox(_Control):
                 self._is_unanswered = False
                 if accepted:
                     self._accepted = content.get("id")
-                is_kept = accepted and not self._is_restored
-                self.send({"sent": content.get("id"), "accepted": is_kept})
+                has_left = accepted and not self._is_restored
+                self.send({"sent": content.get("id"), "accepted": has_left})
 
 
 class QueueNotice(_Control):
