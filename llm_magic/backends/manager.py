@@ -11,17 +11,18 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 from llm_magic.backends.base import Backend, Report
 from llm_magic.backends.thread_bridge import CHECK_S
-from llm_magic.config.settings import GenerationConfig, LoadConfig
+from llm_magic.config.settings import GenerationConfig, LoadConfig, ServerLoadConfig
 from llm_magic.errors import (
     LLMMagicError,
     LoadInProgress,
     ModelNotLoaded,
     OptionError,
+    ServerUnreachable,
     did_you_mean,
 )
 from llm_magic.types import MemoryUse, ModelInfo, Progress, State, Unloaded
@@ -88,13 +89,15 @@ class BackendManager:
         create: Callable[[str], Backend],
         changed: Callable[[], None] = lambda: None,
         wait_for_jobs: Callable[[Report], Awaitable[None]] | None = None,
+        local_names: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         """`changed` is called after every change, on the event-loop thread or one of a backend.
 
-        `wait_for_jobs` is awaited before models are unloaded for another one.
+        `wait_for_jobs` is awaited before models are unloaded for another one. `local_names` returns the
+        names of the models on this disk.
         """
         self._create, self._changed = create, changed
-        self._wait_for_jobs = wait_for_jobs
+        self._wait_for_jobs, self._local_names = wait_for_jobs, local_names
         self._backends: dict[str, Backend] = {}
         self._loaded: dict[str, LoadedModel] = {}
         self._active: str | None = None
@@ -147,6 +150,7 @@ class BackendManager:
             # It was loaded before it noticed.
             return work.result()
         except LLMMagicError as error:
+            self._advise_address(config, error)
             self._finish("Failed", error)
             raise
         except Exception as error:
@@ -214,6 +218,13 @@ class BackendManager:
         self._last_error = None
         return LoadResult(info, unloaded=unloaded, notes=plan.notes)
 
+    def _advise_address(self, config: LoadConfig, error: LLMMagicError) -> None:
+        """Add the address in use to the error of a load that named none."""
+        used, names_none = self.used(config.backend), getattr(config, "base_url", "") is None
+        url = used.base_url if isinstance(used, ServerLoadConfig) else None
+        if isinstance(error, ServerUnreachable) and names_none and url:
+            error.advise(f"The loaded model is at {url}: to use that server, add --base-url {url}")
+
     def _report(self, progress: Progress) -> None:
         # Called on threads of the backend; one assignment is atomic.
         if not self._stopping:
@@ -258,7 +269,7 @@ class BackendManager:
         return await self._unload_others(None)
 
     async def _unload_others(self, keep: str | None) -> list[Unloaded]:
-        if self._wait_for_jobs is not None and self._loaded:
+        if self._wait_for_jobs is not None and self._loaded.keys() - {keep}:
             await self._wait_for_jobs(self._report)
         others = [loaded for loaded in self._loaded.values() if loaded.name != keep]
         return [await self._unload(loaded) for loaded in others]
@@ -290,8 +301,28 @@ class BackendManager:
             raise error.advise("Run %llm_load (or %llm_load MODEL).")
         near = did_you_mean(name, self._loaded)
         names = near or f" Loaded models: {', '.join(self._loaded) or 'none'}."
-        load = f"Run %llm_load {name}." if to_use and not near else ""
+        load = self._load_advice(name) if to_use and not near else ""
         raise ModelNotLoaded(f"{name} is not loaded.{names}").advise(load)
+
+    def _load_advice(self, name: str) -> str:
+        """Return how to load a model that is not loaded: from this disk, else from the server in use."""
+        active = self._loaded.get(self._active or "")
+        config = active.config if active is not None else None
+        local = set(self._local_names())
+        if active is None or not isinstance(config, ServerLoadConfig):
+            near = did_you_mean(name, local) if name not in local else ""
+            return f"{near} Load it with %llm_load.".strip() if near else f"Run %llm_load {name}."
+        options = f"-b {config.backend}"
+        options += f" --base-url {config.base_url}" if config.base_url else ""
+        options += f" --key-env {config.key_env}" if config.key_env else ""
+        known = {info.name for info in active.backend.known(config.base_url)}
+        if name in local - known:
+            return f"Run %llm_load {name} -b local --keep."
+        if name not in known and (near := did_you_mean(name, known)):
+            return f"{near} Load it with %llm_load {options} --keep.".strip()
+        if name not in known and (near := did_you_mean(name, local)):
+            return f"{near} Load it with %llm_load -b local --keep.".strip()
+        return f"Run %llm_load {name} {options} --keep."
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return the models that a backend can load."""

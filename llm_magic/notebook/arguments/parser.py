@@ -295,6 +295,8 @@ class _LineParser(argparse.ArgumentParser):
                     f" model with -m. {quotes}".rstrip()
                 )
             advice = quotes or f"Usage: {self.magic.usage}"
+            if self.magic.positional is not None and self.magic.positional.complete == "jobs":
+                advice = "Name one job, or all."
             raise OptionError(f"{self.prog}: unexpected argument {word!r}. {advice}")
         word = word.partition("=")[0]
         if word.lstrip("-") in _KEY_WORDS:
