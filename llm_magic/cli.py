@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from llm_magic import __version__
-from llm_magic.errors import LLMMagicError, MissingDependency
+from llm_magic.errors import LLMMagicException, MissingDependency
 from llm_magic.text import unstyled, visible, visible_but_styled
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "doctor":
             return _doctor()
         return _demo(headless=args.headless, lab_options=args.lab_options)
-    except LLMMagicError as error:
+    except LLMMagicException as error:
         _write(f"{error}\n", sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -165,7 +165,7 @@ def _original() -> Path:
     for folder in (package, package.parent):
         if (notebook := folder / "notebooks" / _NOTEBOOK).is_file():
             return notebook
-    raise LLMMagicError(f"{_NOTEBOOK} is not in this installation. Install llm_magic again.")
+    raise LLMMagicException(f"{_NOTEBOOK} is not in this installation. Install llm_magic again.")
 
 
 def _working_copy(folder: Path) -> Path:
@@ -186,7 +186,7 @@ def _working_copy(folder: Path) -> Path:
     try:
         shutil.copyfile(original, copy)
     except OSError as error:
-        raise LLMMagicError(
+        raise LLMMagicException(
             f"The quickstart cannot be copied to {folder}: {error.strerror}."
             " Change to another folder."
         ) from None
@@ -225,7 +225,7 @@ def run_headless(notebook: Path, environment: dict[str, str]) -> int:
         _write("This cell failed. The cells after it were not run.\n", sys.stderr)
         return 1
     except DeadKernelError:
-        raise LLMMagicError(
+        raise LLMMagicException(
             "The kernel ended while it ran the notebook. Run llm-magic doctor."
         ) from None
     return 0

@@ -2,33 +2,34 @@
 
 ::
 
-    LLMMagicError
-    ├── OptionError               an unknown option, an invalid value or an invalid combination
-    │   └── SettingsError         the same, in the environment or a .env file
-    ├── PromptError               an expression in a prompt failed
-    ├── MissingDependency         an optional package is not installed
-    ├── BackendUnavailable        the package of a backend is broken, or two have the same name
-    ├── EventLoopError            the event loop cannot be made re-entrant, or only at the loss of cells
-    ├── ModelError
-    │   ├── ModelNotFound         there is no model of that name
-    │   ├── ModelNotLoaded        no model is loaded, or not the one that was named
-    │   ├── LoadInProgress        another model is being loaded
-    │   ├── LoadFailed            the model exists but could not be loaded
-    │   ├── DeviceUnavailable     the requested device does not exist
-    │   └── OutOfMemory           the memory is not sufficient; raised before or during use
-    ├── ServerError
-    │   ├── ServerUnreachable     no connection, or it was closed before a response
-    │   ├── ServerTimeout         connected, but no data for too long
-    │   ├── AuthenticationFailed  the API key is missing or was rejected
-    │   └── RequestFailed         an error response, or one that cannot be read
-    │       └── ServerBusy        the server is processing other requests and takes no more now
-    ├── GenerationError           `reply` holds the text that was generated before the error
-    │   ├── PromptTooLong         the prompt exceeds the context window
-    │   ├── GenerationFailed      the model raised an error
-    │   ├── IncompleteReply       the server failed in the middle of the reply
-    │   └── InvalidReply          the reply does not have the required form, such as JSON
-    ├── JobNotFound               there is no job with that number
-    └── Interrupted               the user stopped the operation
+    LLMMagicException
+    ├── LLMMagicError                 what failed: the base class of all errors
+    │   ├── OptionError               an unknown option, an invalid value or an invalid combination
+    │   │   └── SettingsError         the same, in the environment or a .env file
+    │   ├── PromptError               an expression in a prompt failed
+    │   ├── MissingDependency         an optional package is not installed
+    │   ├── BackendUnavailable        the package of a backend is broken, or two have the same name
+    │   ├── EventLoopError            the event loop cannot be made re-entrant, or only at the loss of cells
+    │   ├── ModelError
+    │   │   ├── ModelNotFound         there is no model of that name
+    │   │   ├── ModelNotLoaded        no model is loaded, or not the one that was named
+    │   │   ├── LoadInProgress        another model is being loaded
+    │   │   ├── LoadFailed            the model exists but could not be loaded
+    │   │   ├── DeviceUnavailable     the requested device does not exist
+    │   │   └── OutOfMemory           the memory is not sufficient; raised before or during use
+    │   ├── ServerError
+    │   │   ├── ServerUnreachable     no connection, or it was closed before a response
+    │   │   ├── ServerTimeout         connected, but no data for too long
+    │   │   ├── AuthenticationFailed  the API key is missing or was rejected
+    │   │   └── RequestFailed         an error response, or one that cannot be read
+    │   │       └── ServerBusy        the server is processing other requests and takes no more now
+    │   ├── GenerationError           `reply` holds the text that was generated before the error
+    │   │   ├── PromptTooLong         the prompt exceeds the context window
+    │   │   ├── GenerationFailed      the model raised an error
+    │   │   ├── IncompleteReply       the server failed in the middle of the reply
+    │   │   └── InvalidReply          the reply does not have the required form, such as JSON
+    │   └── JobNotFound               there is no job with that number
+    └── Interrupted                   the user stopped the operation; as `KeyboardInterrupt`, no `Exception`
 
 A message is one line: what happened, then what to do. Exceptions of other libraries are translated
 in one module each: torch and Transformers in `backends.local.errors`, HTTP in
@@ -62,8 +63,8 @@ _LONGEST_LINE, _MOST_LINES = 100, 4
 _RED, _RESET = "\x1b[31m", "\x1b[0m"
 
 
-class LLMMagicError(Exception):
-    """The base class of all exceptions of this package.
+class LLMMagicException(BaseException):
+    """What all exceptions of this package have in common: those of `LLMMagicError`, and `Interrupted`.
 
     The message is one line without control characters, because it quotes servers and files.
 
@@ -83,7 +84,7 @@ class LLMMagicError(Exception):
         self.details = details
 
     @classmethod
-    def like(cls, error: LLMMagicError, before: str = "") -> Self:
+    def like(cls, error: LLMMagicException, before: str = "") -> Self:
         """Return an error of this class with the message of another, without its traceback."""
         made = cls(_joined(before, str(error)))
         made.problem = _joined(before, error.problem)
@@ -112,6 +113,10 @@ class LLMMagicError(Exception):
             name = f"{_RED}{name}{_RESET}"
         lines = [] if shell is None else _cell_lines(_cell_frames(self.__traceback__), shell)
         return [f"{name}: {self}", *lines]
+
+
+class LLMMagicError(LLMMagicException, Exception):
+    """The base class of all errors of this package."""
 
 
 class OptionError(LLMMagicError):
@@ -272,16 +277,19 @@ class IncompleteReply(GenerationError):
     """The server failed in the middle of the reply."""
 
 
-class InvalidReply(GenerationError):
-    """The reply does not have the required form, such as JSON."""
+class InvalidReply(GenerationError, ValueError):
+    """The reply does not have the required form, such as JSON; it is a `ValueError`, as `json` raises."""
 
 
 class JobNotFound(LLMMagicError):
     """There is no job with that number."""
 
 
-class Interrupted(LLMMagicError):
-    """The user stopped the operation; `reply` holds the text that was generated until then."""
+class Interrupted(LLMMagicException):
+    """The user stopped the operation; `reply` holds the text that was generated until then.
+
+    Like `KeyboardInterrupt` it is no `Exception`: a loop with ``except Exception`` ends at ■.
+    """
 
     def _render_traceback_(self) -> list[str]:
         """Return one line: which line was interrupted is no error of the code."""
@@ -349,7 +357,7 @@ def release_frames(error: E) -> E:
     """
     for found in chained(error):
         _clear_own_frames(found.__traceback__)
-        if isinstance(found, LLMMagicError):
+        if isinstance(found, LLMMagicException):
             found.__traceback__ = found.__cause__ = found.__context__ = None
     return error
 

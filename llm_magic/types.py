@@ -75,6 +75,9 @@ class Chunk:
     progress: Progress | None = None
     ends_reasoning: bool = False
 
+    def __str__(self) -> str:
+        return self.text
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:

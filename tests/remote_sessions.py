@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llm_magic.errors import Interrupted, LLMMagicError
+from llm_magic.errors import Interrupted, LLMMagicError, LLMMagicException
 from llm_magic.session import Session
 from llm_magic.types import Chunk, Reply
 from tests.exchange import Received
@@ -76,7 +76,7 @@ def questions(server: HttpServer) -> list[Received]:
     return server.requests_to(chat_path(server))
 
 
-def checked_message(error: LLMMagicError) -> str:
+def checked_message(error: LLMMagicException) -> str:
     """Return the message of an error, which is one sentence or more in one line."""
     message = str(error)
     assert len(message.splitlines()) == 1, message

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from llm_magic.backends.base import Backend, Report
 from llm_magic.backends.thread_bridge import CHECK_S
+from llm_magic.config import providers
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ServerLoadConfig
 from llm_magic.errors import (
     LLMMagicError,
@@ -308,21 +309,26 @@ class BackendManager:
         """Return how to load a model that is not loaded: from this disk, else from the server in use."""
         active = self._loaded.get(self._active or "")
         config = active.config if active is not None else None
-        local = set(self._local_names())
-        if active is None or not isinstance(config, ServerLoadConfig):
-            near = did_you_mean(name, local) if name not in local else ""
-            return f"{near} Load it with %llm_load.".strip() if near else f"Run %llm_load {name}."
-        options = f"-b {config.backend}"
-        options += f" --base-url {config.base_url}" if config.base_url else ""
-        options += f" --key-env {config.key_env}" if config.key_env else ""
-        known = {info.name for info in active.backend.known(config.base_url)}
-        if name in local - known:
-            return f"Run %llm_load {name} -b local --keep."
-        if name not in known and (near := did_you_mean(name, known)):
-            return f"{near} Load it with %llm_load {options} --keep.".strip()
-        if name not in known and (near := did_you_mean(name, local)):
-            return f"{near} Load it with %llm_load -b local --keep.".strip()
-        return f"Run %llm_load {name} {options} --keep."
+        names, options, known = set(self._local_names()), "", set[str]()
+        if active is not None and isinstance(config, ServerLoadConfig):
+            options = f" -b {config.backend}"
+            options += f" --base-url {config.base_url}" if config.base_url else ""
+            options += f" --key-env {config.key_env}" if config.key_env else ""
+            known, options = (
+                {i.name for i in active.backend.known(config.base_url)},
+                f"{options} --keep",
+            )
+        if name in known:
+            return f"Run %llm_load {name}{options}."
+        hosted, local = providers.of_model(name), " -b local --keep" if options else ""
+        if name in names:
+            return f"Run %llm_load {name}{local}."
+        if hosted is not None and (config is None or config.backend != hosted.name):
+            return f"Run %llm_load {hosted.api_name(name)} -b {hosted.name}."
+        for some, line in ((known, options), (names, local)):
+            if near := did_you_mean(name, some).strip():
+                return f"{near} Load it with %llm_load{line}."
+        return f"Run %llm_load {name}{options}."
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return the models that a backend can load."""

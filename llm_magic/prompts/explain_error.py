@@ -20,7 +20,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from llm_magic.config.redaction import Redactor
-from llm_magic.errors import LLMMagicError
+from llm_magic.errors import LLMMagicException
 from llm_magic.prompts.values_as_text import describe
 
 CUT = "… (left out)"
@@ -76,7 +76,7 @@ def last_error() -> BaseException | None:
     """Return the exception that was shown last; of an error in an explanation, the explained one."""
     # `last_exc` is new in Python 3.12, and not every tool sets it.
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-    while isinstance(error, LLMMagicError) and error.explaining is not None:
+    while isinstance(error, LLMMagicException) and error.explaining is not None:
         error = error.explaining
     return error if isinstance(error, BaseException) else None
 

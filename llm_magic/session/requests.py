@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
 from llm_magic.errors import OptionError
 from llm_magic.session.chat_files import message
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from llm_magic.config.settings import GenerationConfig, SessionConfig
     from llm_magic.session.chats import Chats, Context, Turn
 
+# What options of magics and of other libraries are in Python.
+_IN_PYTHON = {
+    "format": "For JSON, call json() of the reply.",
+    "stream": "Call llm.stream, which yields the answer in chunks.",
+}
 Prompt = str | Sequence[Message | Mapping[str, str]]
 
 
@@ -64,10 +69,24 @@ class AskOptions(TypedDict, total=False):
 
 def request(prompt: Prompt, about: AskOptions) -> Request:
     """Make a request of keyword arguments."""
+    if unknown := about.keys() - AskOptions.__annotations__.keys():
+        _raise_unknown(min(unknown))
+    if isinstance(prompt, str) and not prompt.strip():
+        # `prepare` names the magics.
+        raise OptionError("The prompt is empty.")
     options: dict[str, Any] = dict(about)
     who = {name: options.pop(name, None) for name in ("model", "system", "chat")}
     trim = bool(options.pop("trim", False))
     return Request(prompt, **who, options=options, trim=trim)
+
+
+def _raise_unknown(name: str) -> NoReturn:
+    """Raise the error for a keyword argument that no call has."""
+    if name in _IN_PYTHON:
+        raise OptionError(f"There is no option {name!r}. {_IN_PYTHON[name]}")
+    from llm_magic.config.option_spec import unknown_option
+
+    raise OptionError(unknown_option(name, AskOptions.__annotations__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +203,10 @@ def _checked(prompt: object) -> list[Message]:
         raise OptionError(
             f"A prompt cannot be of type {type(prompt).__name__}. Use a text, or a list of messages:"
             ' [{"role": "user", "content": "…"}].'
+        )
+    if prompt and all(isinstance(one, str) for one in prompt):
+        raise OptionError(
+            "A call has one prompt. For several: [llm.generate(prompt) for prompt in prompts]"
         )
     plain = [dataclasses.asdict(one) if isinstance(one, Message) else one for one in prompt]
     return [message(one, f"The prompt, message {i}") for i, one in enumerate(plain, 1)]

@@ -246,6 +246,8 @@ class Response:
     def __contains__(self, _part: object) -> NoReturn:
         raise TypeError(f"{self._label} is not a text. Use result(), which returns the reply.")
 
+    __getitem__ = __contains__
+
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> NoReturn:

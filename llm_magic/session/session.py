@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Unpack, cast
 from llm_magic.backends.thread_bridge import CHECK_S
 from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.server_address import resolve_address
-from llm_magic.errors import Interrupted, ModelNotLoaded, OptionError
+from llm_magic.errors import Interrupted, ModelNotLoaded, OptionError, did_you_mean
 from llm_magic.session import context_window
 from llm_magic.session.cell_keys import Cells
 from llm_magic.session.chats import Chats, check_name
@@ -54,6 +54,14 @@ if TYPE_CHECKING:
 
 
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+# What other libraries call the attributes of a session.
+_OTHER_NAMES = {
+    "chat": 'generate(PROMPT, chat="NAME")',
+    "complete": "generate(PROMPT)",
+    "config": "generation",
+    "invoke": "generate(PROMPT)",
+    "model": "load(MODEL)",
+}
 # Threads and connections of a parent process: never closed in the child.
 _inherited: list[object] = []
 
@@ -73,6 +81,11 @@ class Session:
 
     You can call every method from any cell, even while an event loop runs.
     """
+
+    chats: Chats
+    cells: Cells
+    keys: ApiKeys
+    jobs: Jobs
 
     def __init__(
         self,
@@ -112,6 +125,38 @@ class Session:
         # Referenced for ever: connections and memory belong to the parent.
         _inherited.append((self._loop, self.__dict__.pop("_manager", None)))
         self._start_process(self._recorder.last)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Raise `AttributeError` for an attribute that does not exist, such as a generation setting."""
+        is_known = hasattr(type(self), name) or name in Session.__annotations__
+        if not is_known and not name.startswith("_"):
+            raise self._no_attribute(name)
+        super().__setattr__(name, value)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Raise `AttributeError`, which suggests the nearest attribute."""
+            raise self._no_attribute(name)
+
+    def _no_attribute(self, name: str) -> AttributeError:
+        """Return the error for an attribute that does not exist, with the one that was meant."""
+        message = f"{type(self).__name__!r} object has no attribute {name!r}."
+        if name.startswith("_"):
+            return AttributeError(message)
+        from llm_magic.config.settings import SessionConfig
+
+        settings = SessionConfig.model_fields
+        if name in settings:
+            advice = f" Use llm.generation.{name}, or %llm_config {name}=VALUE."
+        elif name in _OTHER_NAMES:
+            advice = f" Use llm.{_OTHER_NAMES[name]}."
+        else:
+            known = [one for one in dir(self) if not one.startswith("_")]
+            advice = did_you_mean(name, known, count=1, prefix="llm.") or did_you_mean(
+                name, settings, prefix="llm.generation."
+            )
+        return AttributeError(message + advice)
 
     @functools.cached_property
     def _manager(self) -> BackendManager:

@@ -104,7 +104,9 @@ def test_half_a_block_is_not_offered(scripted: Kernel) -> None:
     scripted.ok("backend.will(*whole_answer('```python\\nfor x in', finish='length'))")
     ran = scripted.ok(f"{ASK}Do it.", cell_id="x")
     assert ran.payload == []
-    assert ran.text.endswith("The code block is not closed, so no cell was filled.")
+    assert ran.text.endswith(
+        "The code block is not closed, so no cell was filled. Use a higher --max-new-tokens."
+    )
     scripted.ok("backend.will(*whole_answer('```python\\nx\\n```\\nIt', finish='length'))")
     assert [p["text"] for p in scripted.ok(f"{ASK}Do it.", cell_id="x").payload] == ["x"]
 

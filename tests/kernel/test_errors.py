@@ -60,6 +60,16 @@ MISTAKES = {
     ),
     "%%llm -p min_p\nx": ("OptionError", "-p min_p has no value. Write -p key=value."),
     "%%llm -o 1st\nx": ("OptionError", "-o 1st: this is not a valid variable name."),
+    "%%llm -o my answer\nx": ("OptionError", "has no spaces: -o my_answer."),
+    "%%llm -o df['answer']\nx": ("OptionError", "Use a plain name, such as answer, and assign its"),
+    "%%llm -t 0 \\\nx": (
+        "OptionError",
+        "A backslash continues no line. Write all options of %%llm",
+    ),
+    "%%llm --version\nx": ("OptionError", "%%llm has no option --version. See %%llm -h"),
+    "%%llm -m gpt-4\nx": ("ModelNotLoaded", "Run %llm_load gpt-4 -b openai."),
+    "%llm_config reset": ("OptionError", 'Did you mean "--reset"?'),
+    "%llm_explain in German please": ("OptionError", "use -c NAME, and then: %llm -c NAME PROMPT"),
     "%%llm -o get_ipython\nx": (
         "OptionError",
         "-o get_ipython: Python or IPython uses this name. Choose another.",

@@ -125,6 +125,21 @@ def test_generate_in_python(k: Kernel) -> None:
         assert_works_at_once(k)
 
 
+def test_loop_that_catches_exceptions_ends(k: Kernel) -> None:
+    cell = k.send(
+        f"""rows = []
+for number in range(20):
+    print("begun")
+    try:
+        rows.append(llm.generate({LONG!r}, temperature=0))
+    except Exception as error:
+        rows.append(error)"""
+    )
+    ran, took = stop(k, cell, 0.3)
+    assert (ran.ename, took < within_a_second()) == ("Interrupted", True), (ran.text, took)
+    assert k.value("len(rows)") < 2
+
+
 @pytest.mark.parametrize(
     "ask",
     [

@@ -34,8 +34,9 @@ def test_job_shows_its_text_and_where_the_reply_is(k: Kernel) -> None:
         "'Response' object has no attribute 'upper'. Use result().upper: result() returns the reply.",
     )
     assert k.run("job.colour").error == "'Response' object has no attribute 'colour'."
-    wrong = k.run("'two' in job")
-    assert (wrong.ename, "Use result()" in wrong.error) == ("TypeError", True)
+    for code in ("'two' in job", "job[:10]"):
+        wrong = k.run(code)
+        assert (wrong.ename, "Use result()" in wrong.error) == ("TypeError", True)
     k.ok("hang.go.set()\njob.result()")
     assert k.ok("job").text.endswith(" s: 'one two'>")
     assert k.value("'two' in job.result()")

@@ -116,10 +116,78 @@ def test_values_are_filled_in_options(scripted: Kernel) -> None:
     assert scripted.value(f"{config}.stop") == ("{end}",)
 
 
+def test_the_local_variables_of_the_caller_are_filled_in(scripted: Kernel) -> None:
+    """They hide the notebook's, and each function has its own, as in Python."""
+    scripted.ok("q, word = 'the global q', 'the global word'")
+    scripted.ok(
+        """
+def ask(q, t=0.5):
+    x = %llm -t {t} -s "About {q}" Hello {q}, {word}
+    return x
+
+def outer(q):
+    word = "enclosing"
+    def inner(n):
+        x = %llm {q} {word} {n}
+    inner(1)
+
+def of_the_notebook():
+    global q
+    q = "set"
+    %llm {q}
+
+def listed(qs):
+    return [get_ipython().run_line_magic("llm", "{one} of {len(qs)}") for one in qs]
+
+class Chat:
+    word = "in a class"
+    %llm {q}, {word}
+    def ask(self, q):
+        %llm {q}, {word}
+"""
+    )
+    assert sent(scripted) == [("user", "the global q, in a class")]
+    scripted.ok("reply = ask('local')")
+    assert sent(scripted) == [("system", "About local"), ("user", "Hello local, the global word")]
+    assert scripted.value("backend.requests[-1].config.temperature") == 0.5
+    for cell, prompt in (
+        ("outer('of outer')", "of outer enclosing 1"),
+        ("of_the_notebook()", "set"),
+        ("replies = listed(['a', 'b'])", "b of 2"),
+        ("x = [get_ipython().run_line_magic('llm', '{one}') for one in 'xy']", "y"),
+        ("Chat().ask('in a method')", "in a method, the global word"),
+        ("%llm {q}", "set"),
+        ("%%llm\n{q}", "set"),
+    ):
+        assert "Note" not in scripted.ok(cell).text
+        assert sent(scripted) == [("user", prompt)]
+    ran = scripted.ok("def wrong(price):\n    %llm Is {pric} high?\nwrong(3)")
+    assert 'pric is not defined. Did you mean "price"?' in ran.text
+
+
+def test_each_row_of_a_table_is_filled_in(scripted: Kernel) -> None:
+    calls = scripted.value("len(backend.requests)")
+    scripted.ok(
+        """
+import pandas as pd
+def label(row):
+    x = %llm --quiet Label {row['a']}
+    return str(x)
+labels = pd.DataFrame({"a": ["one", "two"]}).apply(label, axis=1)
+"""
+    )
+    prompts = f"[r.messages[-1].content for r in backend.requests[{calls}:]]"
+    assert scripted.value(prompts) == ["Label one", "Label two"]
+
+
 def test_a_wrong_reference_in_an_option_is_an_error(scripted: Kernel) -> None:
     scripted.ok("temp, evil, calls = 'hot', '--all', len(backend.requests)")
     for line, error in (
         ("%llm -t {tmp} Hi", '{tmp} is not defined in this notebook. Did you mean "temp"?'),
+        (
+            "%llm -t {xyzzy} Hi",
+            "{xyzzy} is not defined in this notebook. Assign a value to it first.",
+        ),
         ("%llm -t {temp} Hi", "temperature=hot is not a number. It must be 0 to 2."),
         ("%llm -t {temp['x']} Hi", "{temp['x']}: TypeError"),
         ("%llm_unload {evil}", "The value of {evil} starts with -, like an option."),
@@ -470,8 +538,13 @@ def test_format_json_stores_the_value_and_fails_for_anything_else(scripted: Kern
     assert bad.error.startswith(
         "The answer is not valid JSON: a key in double quotes is missing (line 1, character 2)."
     )
-    assert bad.error.endswith(" The text is in llm.last.")
+    assert bad.error.endswith(" The text is in llm.last. data keeps its previous value.")
     assert len(bad.traceback) == 1
+    new = scripted.run("%%llm -f json --quiet -o unset\n{'a': 1}")
+    assert new.error.endswith(" The text is in llm.last.")
+    assert scripted.ok(
+        "try: llm.last.json()\nexcept ValueError as error: print(error)"
+    ).text.startswith("The answer is not valid JSON")
     # The answer is shown as it is, above the error.
     assert bad.text.startswith("{'a': 1}")
     assert scripted.value("(llm.last.text, data)") == ("{'a': 1}", {"a": 1})

@@ -13,6 +13,7 @@ from llm_magic.errors import (
     GenerationFailed,
     Interrupted,
     LLMMagicError,
+    LLMMagicException,
     ModelNotLoaded,
     OptionError,
     ServerUnreachable,
@@ -29,7 +30,7 @@ def drawn() -> dict[str, str]:
         if match:
             depth = len(match[1]) // 4
             path[depth:] = [match[2]]
-            parents[match[2]] = path[depth - 1] if depth else "Exception"
+            parents[match[2]] = path[depth - 1] if depth else "BaseException"
     return parents
 
 
@@ -37,12 +38,13 @@ def test_tree_matches_docstring() -> None:
     classes = {
         name: thing.__bases__[0].__name__
         for name, thing in vars(errors).items()
-        if isinstance(thing, type) and issubclass(thing, Exception)
+        if isinstance(thing, type) and issubclass(thing, LLMMagicException)
     }
     assert drawn() == classes
-    assert all(
-        issubclass(getattr(errors, name), LLMMagicError) and getattr(errors, name).__doc__
-        for name in classes
+    assert all(getattr(errors, name).__doc__ for name in classes)
+    assert issubclass(LLMMagicError, Exception)
+    assert not issubclass(Interrupted, Exception), (
+        "or a loop with `except Exception` goes on after ■"
     )
 
 

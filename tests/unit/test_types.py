@@ -18,7 +18,7 @@ import pytest
 from IPython.lib.pretty import pretty
 
 from llm_magic.errors import InvalidReply
-from llm_magic.types import Message, Reply, Usage
+from llm_magic.types import Chunk, Message, Reply, Usage
 from tests.scripted import make_reply
 
 TEXT = "The answer is 42.\n"
@@ -54,6 +54,12 @@ def test_reply_is_a_cell_of_a_table(reply: Reply) -> None:
     assert pd.Series([reply]).dtype == pd.Series([TEXT]).dtype
     assert pl.Series([reply]).dtype == pl.String
     assert sqlite3.connect(":memory:").execute("select ?", (reply,)).fetchone() == (TEXT,)
+
+
+def test_chunk_as_text_is_its_text() -> None:
+    chunk = Chunk("a", reasoning="b", tokens=1)
+    assert (str(chunk), f"{chunk}") == ("a", "a")
+    assert repr(chunk).startswith("Chunk(text='a', reasoning='b'")
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -144,6 +150,9 @@ def test_what_is_not_json_is_one_line(text: str, problem: str) -> None:
     with pytest.raises(InvalidReply, match=problem) as caught:
         reply.json()
     assert caught.value.reply is reply
+    assert isinstance(caught.value, ValueError), "as json.loads raises"
+    copied = pickle.loads(pickle.dumps(caught.value))
+    assert (type(copied), str(copied)) == (InvalidReply, str(caught.value))
     assert "\n" not in str(caught.value)
 
 

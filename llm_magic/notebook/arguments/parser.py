@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import re
 from collections import deque
@@ -36,6 +37,9 @@ _KEY_ADVICE = (
     "A key in a cell is saved with the notebook. Remove it, store it in an environment variable, and"
     " pass the name of the variable: --key-env NAME."
 )
+# A list of quoted texts, as Python writes it: stop=["END", "STOP"]
+_TEXT = r"""(?:"[^"\n]*+"|'[^'\n]*+')"""
+_LIST = re.compile(rf"""([\w-]++=)?\[(?:\s*+{_TEXT}\s*+,?)*+\s*+\](?=[{_BLANKS}]|\Z)""")
 # Where options at the end of a prompt may begin: in its last characters.
 _OPTION = re.compile(r"(?<=\s)--?[a-zA-Z]")
 _LAST_OPTION = re.compile(r"(?<=\s)(--[a-zA-Z][\w-]*|-[a-zA-Z][\w-]+)(?:[=\s]\s*[^\s-]\S*)?$")
@@ -170,6 +174,12 @@ class _LineParser(argparse.ArgumentParser):
         self.names = frozenset(n for option in options for n in option.names)
         self.takes_value = frozenset(n for o in options if o.kind != "switch" for n in o.names)
         self._pairs = frozenset(n for o in options if o.kind == "pairs" for n in o.names)
+        self._lists = {
+            name.lstrip("-")
+            for spec in specs.values()
+            if spec.kind == "repeated"
+            for name in (spec.name, *spec.flags)
+        }
         for option in options:
             self._add(option)
         if (positional := self.magic.positional) is not None:
@@ -186,12 +196,17 @@ class _LineParser(argparse.ArgumentParser):
             return
         spec = self.specs.get(option.dest)
         read = spec.parse if spec is not None else str
+        is_list = option.kind == "repeated"
         self.add_argument(
             *option.names,
-            action=_Once if option.kind == "value" else "append",
+            action=_Once if option.kind == "value" else "extend" if is_list else "append",
             metavar=option.metavar,
             dest=option.dest,
-            type=self._pair if option.kind == "pairs" else _choice(option) or read,
+            type=self._pair
+            if option.kind == "pairs"
+            else functools.partial(_texts, read)
+            if is_list
+            else _choice(option) or read,
         )
 
     def _pair(self, text: str) -> tuple[str, Any]:
@@ -204,8 +219,12 @@ class _LineParser(argparse.ArgumentParser):
     def read(self, line: str, start: int, found: list[str]) -> int:
         """Append the word that starts at `start` to those that were found, and return its end.
 
-        JSON after ``-p key=`` is kept unchanged.
+        JSON after ``-p key=`` is kept unchanged, and so is a list for an option with several values.
         """
+        listed = _LIST.match(line, start)
+        if listed is not None and variables.option_of([*found, listed[0]]) in self._lists:
+            found.append(listed[0])
+            return listed.end()
         previous = found[-1] if found else ""
         key = start if previous in self._pairs else None
         for option in self._pairs:
@@ -287,6 +306,10 @@ class _LineParser(argparse.ArgumentParser):
         raise OptionError(f"{self.prog}: {option} needs a value. See {self.prog} -h")
 
     def _raise_unexpected(self, word: str) -> NoReturn:
+        if word == "\\":
+            raise OptionError(
+                f"A backslash continues no line. Write all options of {self.prog} on one."
+            )
         if not word.startswith("-"):
             quotes = unknown_options.in_quotes(self.magic, self._tokens, word)
             if self.magic.takes_prompt:
@@ -294,7 +317,9 @@ class _LineParser(argparse.ArgumentParser):
                     f"{word!r} is not an option of %%llm. Put the prompt below the first line; select a"
                     f" model with -m. {quotes}".rstrip()
                 )
-            advice = quotes or f"Usage: {self.magic.usage}"
+            more = "To ask for more, use -c NAME, and then: %llm -c NAME PROMPT"
+            explains = self.magic.name == "llm_explain"
+            advice = quotes or (more if explains else f"Usage: {self.magic.usage}")
             if self.magic.positional is not None and self.magic.positional.complete == "jobs":
                 advice = "Name one job, or all."
             raise OptionError(f"{self.prog}: unexpected argument {word!r}. {advice}")
@@ -307,7 +332,7 @@ class _LineParser(argparse.ArgumentParser):
         advice = unknown_options.equivalent(self.magic, option)
         if not advice and (other := unknown_options.owner(option)):
             advice = f"It is an option of %{other}."
-        if not advice and self.magic.takes_prompt:
+        if not advice and self.prog == "%llm":
             advice = "Write -- before a prompt that starts with -."
         raise OptionError(f"{self.prog} has no option {option}. {advice or f'See {self.prog} -h'}")
 
@@ -395,7 +420,7 @@ def assignments(tokens: Sequence[str]) -> dict[str, object]:
         if value is None:
             continue
         if spec.kind == "repeated":
-            repeated.setdefault(name, []).append(spec.parse(value))
+            repeated.setdefault(name, []).extend(_texts(spec.parse, value))
         elif name in pairs:
             raise OptionError(f"{name} is given twice. Keep one of its values.")
         elif spec.kind == "pairs" and none_word(value) is not None:
@@ -403,7 +428,15 @@ def assignments(tokens: Sequence[str]) -> dict[str, object]:
         else:
             pairs[name] = value.removesuffix(",") if spec.is_number else spec.parse(value)
     # One value may be the word none.
-    return pairs | {n: v if len(v) > 1 else v[0] for n, v in repeated.items()}
+    return pairs | {n: v[0] if len(v) == 1 else v for n, v in repeated.items()}
+
+
+def _texts(read: Callable[[str], object], text: str) -> list[object]:
+    """Return what the texts of a list stand for, or the text itself if it is no list."""
+    found = _LIST.fullmatch(text)
+    if found is None or found[1]:
+        return [read(text)]
+    return [read(quoted[1:-1]) for quoted in re.findall(_TEXT, text)]
 
 
 def named_settings(tokens: Sequence[str]) -> Iterator[tuple[str, str | None]]:
@@ -437,6 +470,8 @@ def _raise_no_setting(name: str, known: Mapping[str, OptionSpec], text: str) -> 
 
     if text:
         raise OptionError(f'{name!r} is not a setting. Put a text in quotes: {text}="…".')
+    if name == "reset":
+        raise OptionError(f'There is no option {name!r}. Did you mean "--reset"?')
     if not name:
         raise OptionError("A value has no name. Write NAME=VALUE.")
     raise OptionError(unknown_option(name, known))

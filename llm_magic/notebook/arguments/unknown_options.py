@@ -75,6 +75,10 @@ def in_quotes(magic: Magic, tokens: Sequence[str], unexpected: str) -> str:
     start = next((i for i in range(end, 0, -1) if tokens[i - 1].startswith("-")), 0)
     names_chat = magic.positional is not None and magic.positional.complete == "chats"
     option = tokens[start - 1] if start else f"%{magic.name}" if names_chat else ""
+    if end > start and option in {"-o", "--output"}:
+        return (
+            f"The name of a variable has no spaces: {option} {'_'.join(tokens[start : end + 1])}."
+        )
     if end == start or not option or (start and option not in _TEXTS):
         return ""
     last = next((i for i in range(end, len(tokens)) if tokens[i].startswith("-")), len(tokens))

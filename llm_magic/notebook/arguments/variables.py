@@ -29,9 +29,9 @@ def fill(tokens: Sequence[str], takes_value: Collection[str], names: Names) -> l
     for token in tokens:
         before = found[-1] if found else ""
         found.append(token)
-        if not MARK.search(token) or _option(found) in _NOT_FILLED:
+        if not MARK.search(token) or option_of(found) in _NOT_FILLED:
             continue
-        value = _filled(token, names(token), _option(found))
+        value = _filled(token, names(token), option_of(found))
         if value.startswith("-") and not token.startswith("-"):
             if before not in takes_value:
                 raise OptionError(f"The value of {token} starts with -, like an option.")
@@ -42,7 +42,7 @@ def fill(tokens: Sequence[str], takes_value: Collection[str], names: Names) -> l
     return found
 
 
-def _option(tokens: Sequence[str]) -> str:
+def option_of(tokens: Sequence[str]) -> str:
     """Return the name of the option or setting whose value is the last token, without dashes."""
     *before, token = tokens
     name, equals, _ = token.partition("=")
@@ -63,8 +63,6 @@ def _filled(token: str, names: Mapping[str, Any], option: str) -> str:
     unknown = _NAME.search(value) if value == token else None
     # A stop string may be a name in braces.
     if unknown is not None and option != "stop":
-        name = unknown["name"]
-        raise OptionError(
-            f"{unknown[0]} is not defined in this notebook.{did_you_mean(name, names)}"
-        )
+        near = did_you_mean(unknown["name"], names) or " Assign a value to it first."
+        raise OptionError(f"{unknown[0]} is not defined in this notebook.{near}")
     return value

@@ -104,7 +104,8 @@ class CodeCells:
             self._show("The answer contains no fenced code block, so no cell was filled.")
             return
         if not block.closed and reply.finish_reason != "stop":
-            self._show("The code block is not closed, so no cell was filled.")
+            more = " Use a higher --max-new-tokens." if reply.finish_reason == "length" else ""
+            self._show(f"The code block is not closed, so no cell was filled.{more}")
             return
         code = cell_of(block)
         if not replace and cell_id and self._offered.get(cell_id) == code:

@@ -18,7 +18,7 @@ from IPython.core.magic import magics_class
 from llm_magic.errors import (
     Interrupted,
     InvalidReply,
-    LLMMagicError,
+    LLMMagicException,
     OptionError,
     PromptError,
 )
@@ -175,7 +175,7 @@ class LLMMagics(SessionMagics):
             if response.has_reply:
                 if args["output"] is not None:
                     # First: the variable is set even if displaying the answer fails.
-                    self._store(response.reply, args)
+                    self._store(response, args)
                 view.finish()
             else:
                 view.clear()
@@ -184,13 +184,18 @@ class LLMMagics(SessionMagics):
             self._code_cells.offer(reply, self.cell_id, replace=bool(args.get("replace")))
         return self._unless_shown(reply)
 
-    def _store(self, reply: Reply | None, args: Parsed) -> None:
+    def _store(self, response: Response, args: Parsed) -> None:
         """Set the variable of ``-o``, unless the answer should be JSON and is not."""
+        reply, name = response.reply, args["output"]
         assert reply is not None, "it has ended"
-        # The response of such an answer fails.
+        if isinstance(response.error, InvalidReply):
+            if name in self.shell.user_ns:
+                response.error.append(f"{name} keeps its previous value.")
+            return
+        # An answer that was stopped fails for another reason.
         with contextlib.suppress(InvalidReply):
             value = reply.json() if args["format"] == "json" else reply
-            self._set_output(args["output"], value)
+            self._set_output(name, value)
 
     def _check_output(self, args: Parsed) -> None:
         """Check the name after ``-o``, and note which value of the user it replaces."""
@@ -267,7 +272,7 @@ class LLMMagics(SessionMagics):
                 self._check_output(args)
             if error is None:
                 return Table(("",), [], "No exception has been raised in this kernel yet.")
-            if isinstance(error, LLMMagicError):
+            if isinstance(error, LLMMagicException):
                 # Its message already has the cause and the fix.
                 return Table(("",), [], f"{type(error).__name__}: {error}")
             return self._answer(*self._question(error, args), args)
@@ -323,7 +328,9 @@ class LLMMagics(SessionMagics):
 def _check_variable(name: str) -> None:
     """Raise `OptionError` if ``-o`` cannot store a value in a variable of this name."""
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise OptionError(f"-o {name}: this is not a valid variable name.")
+        plain = " Use a plain name, such as answer, and assign its value in Python."
+        advice = plain if "[" in name or "." in name else ""
+        raise OptionError(f"-o {name}: this is not a valid variable name.{advice}")
     if name.startswith("__") or _IPYTHON_NAMES.fullmatch(name):
         raise OptionError(f"-o {name}: Python or IPython uses this name. Choose another.")
 
@@ -337,6 +344,6 @@ def _explaining(error: BaseException | None) -> Iterator[None]:
         stopped = Interrupted("Stopped.")
         stopped.explaining = error
         raise stopped from None
-    except LLMMagicError as own:
+    except LLMMagicException as own:
         own.explaining = error
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -86,14 +87,37 @@ class SessionMagics(Magics):
         return parser.parse(name, line, self.notebook_names)
 
     def notebook_names(self, text: str) -> dict[str, Any]:
-        """Return the notebook's variables without those of IPython (open, exit, quit, …)."""
+        """Return the variables where the magic is called, without those of IPython (open, exit, …).
+
+        The local variables of a function come before the notebook's, as in Python.
+        """
         hidden = self.shell.user_ns_hidden
         history = {name for name in ("In", "Out") if f"{name}[" in text}
-        return {
+        names = {
             name: value
             for name, value in self.shell.user_ns.items()
             if name in history or hidden.get(name, self) is not value
         }
+        return names | self._local_names()
+
+    def _local_names(self) -> dict[str, Any]:
+        """Return the variables of the function or class body that calls the magic, if there is one.
+
+        Those of the functions around it are included while these run, although Python gives a
+        function only those that its own code names.
+        """
+        frame = inspect.currentframe()
+        while frame is not None and frame.f_globals is not self.shell.user_global_ns:
+            frame = frame.f_back
+        if frame is None or frame.f_locals is self.shell.user_ns:
+            return {}
+        names, inner = dict(frame.f_locals), frame.f_code
+        while (frame := frame.f_back) is not None:
+            code = frame.f_code
+            # A class body is not optimized, and its functions do not see its variables.
+            if code.co_flags & inspect.CO_OPTIMIZED and inner in code.co_consts:
+                names, inner = {**frame.f_locals, **names}, code
+        return names
 
     def wait_for_jobs(self, jobs: Sequence[Response]) -> None:
         """Wait until jobs have ended, however; their progress is shown meanwhile."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
-from llm_magic.errors import LLMMagicError
+from llm_magic.errors import LLMMagicException
 from llm_magic.notebook.panel.ask_section import AskSection
 from llm_magic.notebook.panel.controls import CopyText, NumberControl
 from llm_magic.notebook.panel.error_messages import error_message
@@ -143,7 +143,7 @@ class ControlPanel:
             self.show_error("", report)
             try:
                 magic = action()
-            except LLMMagicError as error:
+            except LLMMagicException as error:
                 succeeded = False
                 self.show_error(error, report)
             else:
@@ -161,7 +161,7 @@ class ControlPanel:
 
     def show_error(self, error: BaseException | str, report: Callable[[str], None]) -> None:
         """Show an error instead of the last one; an error of another package with its type."""
-        if isinstance(error, LLMMagicError):
+        if isinstance(error, LLMMagicException):
             error = error_message(error)
         elif isinstance(error, BaseException):
             error = f"{type(error).__name__}: {error}"

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from llm_magic.backends import registry
 from llm_magic.errors import (
-    LLMMagicError,
+    LLMMagicException,
     LoadInProgress,
     ModelNotLoaded,
     OutOfMemory,
@@ -15,7 +15,7 @@ from llm_magic.errors import (
 )
 
 # Instead of the advice of these errors, which is about magics or several options.
-_ADVICE: Mapping[type[LLMMagicError], str] = MappingProxyType(
+_ADVICE: Mapping[type[LLMMagicException], str] = MappingProxyType(
     {
         ModelNotLoaded: "Choose a model and press Load.",
         LoadInProgress: "Wait for it, then try again.",
@@ -29,7 +29,7 @@ _ADVICE: Mapping[type[LLMMagicError], str] = MappingProxyType(
 _LABELS = MappingProxyType({"backend": "Backend", "model": "Model", "system": "System prompt"})
 
 
-def error_message(error: LLMMagicError) -> str:
+def error_message(error: LLMMagicException) -> str:
     """Return what happened, and what to do in the panel."""
     label, own = _label(error.option), _ADVICE.get(type(error), "")
     if not error.advice:

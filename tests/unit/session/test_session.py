@@ -256,6 +256,58 @@ def test_display_that_fails_stops_the_model_and_leaves_what_was_shown(scripted: 
     assert session.chats.all() == []
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("temperature", " Use llm.generation.temperature, or %llm_config temperature=VALUE."),
+        ("temprature", ' Did you mean "llm.generation.temperature"?'),
+        ("genrate", ' Did you mean "llm.generate"?'),
+        ("chat", ' Use llm.generate(PROMPT, chat="NAME").'),
+        ("colour", ""),
+        ("_colour", ""),
+    ],
+)
+def test_unknown_attribute_suggests_the_one_that_was_meant(
+    scripted: Pair, name: str, advice: str
+) -> None:
+    session, _ = scripted
+    with pytest.raises(AttributeError) as caught:
+        getattr(session, name)
+    assert str(caught.value) == f"'Session' object has no attribute {name!r}.{advice}"
+    if not name.startswith("_"):
+        with pytest.raises(AttributeError, match=re.escape(str(caught.value))):
+            setattr(session, name, 0)
+        assert name not in vars(session)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        (
+            "?",
+            {"format": "json"},
+            "There is no option 'format'. For JSON, call json() of the reply.",
+        ),
+        (
+            "?",
+            {"stream": True},
+            "There is no option 'stream'. Call llm.stream, which yields the answer",
+        ),
+        ("?", {"sytem": "s"}, "There is no option 'sytem'. Did you mean \"system\"?"),
+        ("?", {"colour": 1}, "Available: model, system, chat, trim, max_new_tokens, "),
+        (["Hello", "World"], {}, "For several: [llm.generate(prompt) for prompt in prompts]"),
+    ],
+)
+def test_wrong_call_shows_what_to_write(
+    scripted: Pair, prompt: Any, options: dict[str, Any], message: str
+) -> None:
+    session, backend = scripted
+    with pytest.raises(OptionError) as caught:
+        session.generate(prompt, **options)
+    assert message in str(caught.value)
+    assert backend.requests == []
+
+
 @WAYS
 @pytest.mark.parametrize("prompt", ["", "  \n "])
 def test_an_empty_prompt_is_refused(scripted: Pair, ask: Callable[..., str], prompt: str) -> None:
@@ -323,7 +375,7 @@ def test_messages_may_be_dictionaries_of_role_and_content(
         (None, "A prompt cannot be of type NoneType."),
         (b"x", "A prompt cannot be of type bytes."),
         ({"role": "user", "content": "x"}, "A prompt cannot be of type dict."),
-        (["a", "b"], "The prompt, message 1: "),
+        (["a", "b"], "A call has one prompt. For several: "),
         ([Message("user", "a"), 3], "The prompt, message 2: "),
         ([{"role": "nobody", "content": "x"}], "The prompt, message 1: the role 'nobody' is not one of"),
         ([{"role": ["user"], "content": "x"}], "The prompt, message 1: the role "),

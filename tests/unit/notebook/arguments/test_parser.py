@@ -518,6 +518,27 @@ def test_assignments(line: str, changes: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "stop"),
+    [
+        ("stop=['a','b']", ["a", "b"]),
+        ('stop = ["a b", "c\\n"] seed=1', ["a b", "c\n"]),
+        ("stop ['a', ]", "a"),
+        ("stop=[]", []),
+        ("stop=[END]", "[END]"),
+        ('stop="[1]" stop=[x', ["[1]", "[x"]),
+        ("stop=a=['b']", "a=[b]"),
+    ],
+)
+def test_list_of_stop_strings_is_written_as_in_python(line: str, stop: object) -> None:
+    assert assignments(parse("llm_config", line)["changes"])["stop"] == stop
+
+
+def test_list_is_a_value_of_the_stop_option() -> None:
+    assert parse("llm", "--stop ['a', 'b'] --stop c").options == {"stop": ("a", "b", "c")}
+    assert parse("llm", "--stop=['a'] -t 0").options["stop"] == ("a",)
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("temprature 0.2", "no option 'temprature'. Did you mean \"temperature\""),

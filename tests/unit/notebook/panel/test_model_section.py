@@ -16,6 +16,7 @@ from llm_magic.backends.manager import LoadResult, Status
 from llm_magic.backends.registry import load_specs, names
 from llm_magic.errors import (
     AuthenticationFailed,
+    Interrupted,
     LLMMagicError,
     LoadFailed,
     ModelNotFound,
@@ -266,7 +267,7 @@ def test_load_of_waiting_cell_can_be_stopped_or_shows_hint(
     finished = threading.Event()
 
     def cell() -> None:
-        with pytest.raises(LLMMagicError, match="Stopped"):
+        with pytest.raises(Interrupted, match="Stopped"):
             empty.session.load("org/tiny")
         finished.set()
 
