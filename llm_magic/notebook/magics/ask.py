@@ -132,8 +132,8 @@ class LLMMagics(SessionMagics):
 
         fill = functools.partial(template.fill, all_notes=all_notes, escape=" or use --literal")
         filled = fill(text, names)
-        words = re.findall(r"\w+", " ".join(filled.used))
-        values = ((word, names.get(word)) for word in dict.fromkeys(words))
+        found = re.findall(r"\w+", " ".join(filled.used))
+        values = ((word, names.get(word)) for word in dict.fromkeys(found))
         named = [(w, v) for w, v in values if isinstance(v, Response) and v.number is not None]
         jobs = [job for _, job in named]
         if any(not job.done for job in jobs):
