@@ -197,11 +197,15 @@ def private(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Inserted:
-    """The text of a value; what it lacks of a table or an array, and the method that returns all of it."""
+    """The text of a value; what it lacks of a table or an array, and how to send more of it.
+
+    `complete` is what follows the expression to send all of it, `part` to send a part of a large one.
+    """
 
     text: str
     lacks: str = ""
     complete: str = ""
+    part: str = ""
 
 
 def evaluate(expression: Expression, names: Mapping[str, Any], budget: Budget) -> Inserted:
@@ -217,9 +221,21 @@ def evaluate(expression: Expression, names: Mapping[str, Any], budget: Budget) -
     if expression.conversion or expression.spec or type(value) is not types.MethodType:
         require_printable(value, budget)
     shown = _CONVERSIONS[expression.conversion](value) if expression.conversion else value
-    text = format_value(shown, expression.spec, budget) if expression.spec else to_text(shown)
-    is_python = bool(expression.conversion or expression.spec)
-    return Inserted(text, *shortening(value, text, is_python=is_python))
+    is_python, is_part = bool(expression.conversion or expression.spec), _is_part(expression.tree)
+    if expression.spec:
+        text = format_value(shown, expression.spec, budget)
+    else:
+        text = to_text(shown, is_part=is_part)
+    return Inserted(text, *shortening(value, text, is_python=is_python, is_part=is_part))
+
+
+def _is_part(tree: ast.expr) -> bool:
+    """Return whether an expression selects rows of a table: ``df.head(50)``, ``df[10:60]``."""
+    if isinstance(tree, ast.Subscript):
+        keys = tree.slice.elts if isinstance(tree.slice, ast.Tuple) else [tree.slice]
+        return isinstance(keys[0], ast.Slice) if keys else False
+    called = tree.func if isinstance(tree, ast.Call) else None
+    return isinstance(called, ast.Attribute) and called.attr in {"head", "tail"}
 
 
 class _Evaluator:
@@ -332,7 +348,7 @@ def _suggesting(
     try:
         yield
     except (AttributeError, KeyError) as error:
-        near = f'For the key, write ["{variable}"].' if _has_key(owner, variable) else ""
+        near = f'For the key, write ["{variable}"].' if has_key(owner, variable) else ""
         if not near and type(name) is str:
             some = islice(_known(owner, keys=keys), _MOST_COMPARED)
             known = [one for one in some if type(one) is str]
@@ -345,14 +361,15 @@ def _suggesting(
 def is_unquoted_key(name: str, expression: Expression, names: Mapping[str, Any]) -> bool:
     """Return whether a name that does not exist is a key of what it is looked up in: ``df[price]``."""
     return any(
-        _has_key(names[node.value.id], name)
+        has_key(names[node.value.id], name)
         for node in expression.nodes
         if isinstance(node, ast.Subscript) and getattr(node.slice, "id", "") == name
         if isinstance(node.value, ast.Name) and node.value.id in names
     )
 
 
-def _has_key(owner: Any, name: str) -> bool:
+def has_key(owner: Any, name: str) -> bool:
+    """Return whether a dict or a table has a key or a column of this name, without running its code."""
     some = islice(_known(owner, keys=True), _MOST_COMPARED)
     return any(type(one) is str and one == name for one in some)
 

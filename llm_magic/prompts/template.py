@@ -77,6 +77,16 @@ _BLOCK_BEFORE = re.compile(r"(?:[)=>]|\b(?:do|else|try|return))\s*$")
 # An f-string displays `{x=}` as `x=3`.
 _ECHOED = re.compile(r"(?P<code>[^=]+)=(?:![rsa])?(?::[^{}]*)?")
 _WITH_BRACKET = re.compile(r"(?P<code>(?P<name>[^\W\d]\w*)[.\[(][^{}\n]*)\}")
+# `{df.head() and …`, `{df.head()) rows`: a reference without a closing brace on its line.
+_NOT_CLOSED = re.compile(
+    r"(?P<code>[^\W\d]\w*+(?:\.[^\W\d]\w*+|\[[^\[\](){}\n]*+\]|\([^\[\](){}\n]*+\))++)"
+    r"(?<=[)\]])(?=[.,;:!?]?(?:\s|\Z)|[)\]])(?=[^{}\n]*+(?:[{\n]|\Z))"
+)
+_OPENED_TWICE = re.compile(r"(?<!\w\{)(?P<code>[^\W\d]\w*+)\{(?=\s|\Z)")  # `{price{`
+_DOUBLE_AT_END = re.compile(r"\{\w++\{$")
+# `{price :.2f}`, `{price: ,.2f}`: formats that are neither entries of a dict nor CSS.
+_SPACED_SPEC = re.compile(r"(?P<code>[^:]*[^:\s])\s*+:\s*+(?P<spec>,?\.\d{1,2}[eEfFgG%]|,d?)")
+_SPACED_KEY = re.compile(r"(?P<name>[^\W\d]\w*+)\.(?P<key>\w++(?: \w++)++)")  # `{df.GDP per head}`
 _CONTEXT = 200  # characters on each side that distinguish prose, code and formulas
 _MAX_NOTES, _MAX_ALL_NOTES = 5, 1000
 # Numbers alone, as in an f-string: `{1/0}`. `{1,3}` and `{2-4}` are also ranges.
@@ -316,6 +326,12 @@ class _Filler:
         head, _, word = code.rpartition(":")
         if head and is_word(word) and self._is_defined(head):
             return self._unsupported_word(head, word)
+        if (spaced := _SPACED_SPEC.fullmatch(code)) and self._is_defined(spaced["code"]):
+            better = _shown(f"{spaced['code']}:{spaced['spec']}")
+            return f"has a space beside the colon; write {better}"
+        if (named := _SPACED_KEY.fullmatch(code)) and self._is_key(named["name"], named["key"]):
+            better = _shown(f'{named["name"]}["{named["key"]}"]')
+            return f"has a name with spaces; write {better}"
         if _ARITHMETIC.fullmatch(code):
             return "contains no variable"
         return "contains :=" if self._is_defined(code.partition(":=")[0]) else ""
@@ -331,8 +347,16 @@ class _Filler:
         expression, missing = self._parse(code)
         return expression is not None and not missing
 
+    def _is_key(self, name: str, key: str) -> bool:
+        return name in self._names and expressions.has_key(self._names[name], key)
+
     def _note_unclosed(self, start: int, opened: int) -> None:
-        """Add a note if a reference to an existing name has a bracket or a quote that is not closed."""
+        """Add a note if a reference to an existing name has a bracket, quote or brace that is not closed."""
+        for pattern in (_NOT_CLOSED, _OPENED_TWICE):
+            found = pattern.match(self._text, opened, opened + _LONGEST)
+            if found is not None and self._is_defined(found["code"]):
+                self._note_without_brace(found, start)
+                return
         found = _WITH_BRACKET.match(self._text, opened, opened + _LONGEST)
         if found is None or not (found["name"] in self._names or found["name"] in FUNCTIONS):
             return
@@ -340,6 +364,13 @@ class _Filler:
         if unclosed and self._in_prose(start, found.end()):
             reason = f"has a {unclosed} that is not closed"
             self._note(f"{{{code}}}", lambda: f"{_shown(code)} was not replaced: it {reason}")
+
+    def _note_without_brace(self, found: re.Match[str], start: int) -> None:
+        code = found["code"]
+        is_block = _BLOCK_BEFORE.search(self._text, max(0, start - _CONTEXT), start)
+        if not is_block and self._in_prose(start, found.end()):
+            reason = f"has no closing brace; write {_shown(code)}"
+            self._note(f"{{{code}", lambda: f"{_shown(code)[:-1]} was not replaced: it {reason}")
 
     def _in_prose(self, start: int, end: int) -> bool:
         """Return whether prose surrounds a part, and not code, JSON or a fenced block."""
@@ -353,7 +384,8 @@ class _Filler:
             or before.count("{") > before.count("}")
             or _CODE_BEFORE.search(before)
             or _CODE_AFTER.match(after)
-            or line.endswith((";", "{"))
+            or line.endswith(";")
+            or (line.endswith("{") and not _DOUBLE_AT_END.search(line))
             or (before.endswith("=") and "<" in line)
         )
 
@@ -412,14 +444,16 @@ def _not_allowed_note(code: str, error: NotAllowed) -> str:
 
 def _shortened_note(code: str, expression: Expression, inserted: Inserted) -> str:
     note = f"{_shown(code)} is sent {inserted.lacks}"
-    if not inserted.complete:
+    if not inserted.complete and not inserted.part:
         return note
     value = code
     for mark, part in ((":", expression.spec), ("!", expression.conversion)):
         value = value.removesuffix(f"{mark}{part}") if part else value
     if not isinstance(expression.tree, (ast.Name, ast.Attribute, ast.Subscript, ast.Call)):
         value = f"({value})"
-    return f"{note}. To send all of it: {_shown(f'{value}.{inserted.complete}')}"
+    if inserted.complete:
+        return f"{note}. To send all of it: {_shown(value + inserted.complete)}"
+    return f"{note}. To send a part of it: {_shown(value + inserted.part)}"
 
 
 def _missing_note(code: str, name: str, expression: Expression, names: Mapping[str, Any]) -> str:

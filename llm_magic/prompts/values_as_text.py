@@ -32,6 +32,7 @@ from llm_magic.prompts.trusted_types import (
     MAX_TEXT,
     MOMENTS,
     NUMBERS,
+    PANDAS,
     PART,
     SCALARS,
     TEXTS,
@@ -55,12 +56,20 @@ LONGEST = 300
 # Of a text, 200 characters are shown, and 4,000 more searched for a secret that starts in these.
 _ITEMS, _DEPTH, _TEXT, _SECRET = 8, 3, 200, 4000
 _COLUMNS, _NUMBERS = 20, 10
-# The rows and columns of a table in a prompt, the characters of a cell, the values of an array.
-_MAX_LINES, _MAX_CELL, _MAX_VALUES = 20, 60, 100
+# The rows and columns of a table in a prompt, the rows of a part that the prompt asks for, the
+# characters of a cell, the values of an array.
+_MAX_LINES, _MAX_PICKED, _MAX_CELL, _MAX_VALUES = 20, 100, 60, 100
+# Of a table or an array with more cells, a note recommends a part: no model reads all of them.
+_MAX_COMPLETE = 10_000
 # What returns all of a table or an array.
 _ALL_OF_IT: Mapping[str, str] = {
     "frame": "to_csv()", "series": "to_list()", "index": "to_list()", "array": "tolist()",
     "tensor": "tolist()", "pl_frame": "write_csv()", "pl_series": "to_list()",
+}  # fmt: skip
+_PART_OF_IT: Mapping[str, str] = {
+    "frame": ".head(20)", "series": ".head(20)", "index": "[:20]", "array": "[:20].tolist()",
+    "tensor": "[:20].tolist()", "pl_frame": ".head(20).write_csv()",
+    "pl_series": ".head(20).to_list()",
 }  # fmt: skip
 _NO_SECRETS = (
     bool, type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType,
@@ -91,27 +100,32 @@ def full_repr(value: Any) -> str:
     return str.__repr__(value) if family(value) == "str" else repr(value)
 
 
-def to_text(value: Any) -> str:
-    """Return a value as text for a prompt, as the first of its classes that is known defines it."""
+def to_text(value: Any, *, is_part: bool = False) -> str:
+    """Return a value as text for a prompt, as the first of its classes that is known defines it.
+
+    `is_part`: the prompt asks for these rows of a table, so that more of them are shown.
+    """
+    if is_part and (render_part := _PARTS.get(family(value))):
+        return render_part(value, _MAX_PICKED)
     for base in classes_of(value):
         if render := _IN_FULL.get(full_name(base)):
             return render(value)
     return str(value)
 
 
-def _frame(frame: Any) -> str:
+def _frame(frame: Any, rows: int = _MAX_LINES) -> str:
     """Return the shape of a table, and its first and last ten rows and columns."""
-    return f"{_title(frame, 'frame')}\n{_rows(frame)}"
+    return f"{_title(frame, 'frame')}\n{_rows(frame, rows)}"
 
 
-def _series(series: Any) -> str:
+def _series(series: Any, rows: int = _MAX_LINES) -> str:
     # As a frame with one column, because only frames cut long cells.
-    return f"{_title(series, 'series')}\n{_rows(series.to_frame(), header=False)}"
+    return f"{_title(series, 'series')}\n{_rows(series.to_frame(), rows, header=False)}"
 
 
-def _rows(frame: Any, most: int | None = _MAX_CELL, **options: Any) -> str:
-    lines = {"max_rows": _MAX_LINES, "max_cols": _MAX_LINES}
-    return str(frame.to_string(**lines, max_colwidth=most, **options))
+def _rows(frame: Any, rows: int, cell: int | None = _MAX_CELL, **options: Any) -> str:
+    lines = {"max_rows": rows, "max_cols": _MAX_LINES}
+    return str(frame.to_string(**lines, max_colwidth=cell, **options))
 
 
 def _array(array: Any) -> str:
@@ -127,14 +141,17 @@ def _corner(array: Any) -> Any:
     return array[(slice(edge),) * len(array.shape)]
 
 
-def shortening(value: Any, text: str, *, is_python: bool) -> tuple[str, str]:
-    """Return what the text of a table or an array lacks, and the method that returns all of it.
+def shortening(
+    value: Any, text: str, *, is_python: bool, is_part: bool = False
+) -> tuple[str, str, str]:
+    """Return what the text of a table or an array lacks, and what follows its name to send more of it.
 
-    `is_python`: the text is that of `str` or `repr`, not of `to_text`. Both are "" for a complete text.
+    That is a method that returns all of it, or else, of a large one, what selects a part. `is_python`:
+    the text is that of `str` or `repr`, not of `to_text`. All are "" for a complete text.
     """
     kind = family(value)
     if kind not in ARRAYS:
-        return "", ""
+        return "", "", ""
     lacks = ""
     if is_python or kind not in {"frame", "series", "array", "tensor"}:
         if "..." in text or "…" in text:
@@ -143,19 +160,25 @@ def shortening(value: Any, text: str, *, is_python: bool) -> tuple[str, str]:
         if (count := prod(value.shape)) > _MAX_VALUES:
             lacks = f"without {count - prod(_corner(value).shape):,} of {count:,} values"
     else:
-        lacks = _lacks(value.to_frame() if kind == "series" else value, text, kind)
-    return lacks, _ALL_OF_IT.get(kind, "") if lacks else ""
+        frame = value.to_frame() if kind == "series" else value
+        lacks = _lacks(frame, text, kind, _MAX_PICKED if is_part else _MAX_LINES)
+    if not lacks:
+        return "", "", ""
+    if prod(map(int, value.shape)) <= _MAX_COMPLETE:
+        return lacks, f".{_ALL_OF_IT[kind]}", ""
+    fits = kind in PANDAS or 20 * prod(map(int, value.shape[1:])) <= _MAX_COMPLETE
+    return lacks, "", _PART_OF_IT[kind] if fits else ""
 
 
-def _lacks(frame: Any, text: str, kind: str) -> str:
+def _lacks(frame: Any, text: str, kind: str, rows: int) -> str:
     """Return what `_rows` omits of a table or a column, whose text contains dots then."""
     units = ("values", "") if kind == "series" else ("rows", "columns")
     missing = " and ".join(
-        f"{count - _MAX_LINES:,} of {count:,} {unit}"
-        for count, unit in zip(frame.shape, units, strict=True)
-        if count > _MAX_LINES
+        f"{count - most:,} of {count:,} {unit}"
+        for count, unit, most in zip(frame.shape, units, (rows, _MAX_LINES), strict=True)
+        if count > most
     )
-    is_cut = "..." in text and _rows(frame) != _rows(frame, None)
+    is_cut = "..." in text and _rows(frame, rows) != _rows(frame, rows, None)
     cells = f"with texts cut at {_MAX_CELL} characters" if is_cut else ""
     return " and ".join(filter(None, (f"without {missing}" if missing else "", cells)))
 
@@ -239,6 +262,7 @@ _IN_FULL: Mapping[str, Callable[[Any], str]] = {
     "numpy.ndarray": _array,
     "torch.Tensor": _array,
 }
+_PARTS: Mapping[str, Callable[[Any, int], str]] = {"frame": _frame, "series": _series}
 
 
 # -- in a line, without running code --------------------------------------------------------------

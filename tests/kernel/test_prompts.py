@@ -288,6 +288,22 @@ def notes_of(k: Kernel, prompt: str) -> list[str]:
     return notes[0]
 
 
+def test_notes_name_braces_that_are_nearly_references(scripted: Kernel) -> None:
+    scripted.ok("import pandas as pd\nprice, gdp = 9.5, pd.DataFrame({'GDP per head': [1]})")
+    for prompt, better in (
+        ("Look at {gdp.head() and tell me the mean.", "{gdp.head()}"),
+        ("Here are the {gdp.head()) rows.", "{gdp.head()}"),
+        ("Is {price :.2f} high?", "{price:.2f}"),
+        ("Is {price: ,.2f} high?", "{price:,.2f}"),
+        ("The {gdp.GDP per head} is", '{gdp["GDP per head"]}'),
+        ("Is it {price{", "{price}"),
+    ):
+        [note] = notes_of(scripted, prompt)
+        assert note.endswith(f"; write {better}")
+        assert sent(scripted) == [("user", prompt)]
+    assert notes_of(scripted, better) == []
+
+
 def test_notes_name_what_a_table_lacks_and_how_to_send_all_of_it(scripted: Kernel) -> None:
     scripted.ok(TABLES)
     whole = "To send all of it:"
@@ -303,9 +319,24 @@ def test_notes_name_what_a_table_lacks_and_how_to_send_all_of_it(scripted: Kerne
         f"{{wide!s}} {short} {whole} {{wide.to_csv()}}",
         f"{{column + 1}} is sent without 1 of 21 values. {whole} {{(column + 1).to_list()}}",
     ]
+    part = "To send a part of it:"
+    scripted.ok(
+        "big, small = pd.DataFrame(np.ones((300, 41))), pd.DataFrame(np.ones((300, 9)))\n"
+        "matrix = np.ones((200, 200))"
+    )
+    assert notes_of(scripted, "{big} {big.tail(150)} {matrix} {matrix.reshape(4, 100, 100)}") == [
+        f"{{big}} is sent without 280 of 300 rows and 21 of 41 columns. {part} {{big.head(20)}}",
+        "{big.tail(150)} is sent without 50 of 150 rows and 21 of 41 columns. "
+        f"{whole} {{big.tail(150).to_csv()}}",
+        f"{{matrix}} is sent without 39,964 of 40,000 values. {part} {{matrix[:20].tolist()}}",
+        "{matrix.reshape(4, 100, 100)} is sent without 39,992 of 40,000 values",
+    ]
     complete = "{wide.to_csv()} {(column + 1).to_list()} {polars.write_csv()} {wide.head(2)['c1']}"
     assert notes_of(scripted, complete) == []
     assert "c24\n0,0" in sent(scripted)[0][1]
+    for rows in ("head(90)", "tail(90)", "iloc[:90, :5]", "iloc[5:95, 0]", "loc[5:94]"):
+        assert notes_of(scripted, f"{{small.{rows}}}") == []
+        assert len(sent(scripted)[0][1].splitlines()) > 90
     [note] = notes_of(scripted, "{many}")
     assert note.endswith(
         "it would make more than 200,000 elements in its text. Insert a part of it, such as [:100]"

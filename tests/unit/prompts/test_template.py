@@ -522,6 +522,25 @@ BRACES = [
         ("{len(xs}", "{len(xs} was not replaced: it has a bracket that is not closed"),
         ("{xs[0} or {xs[1]}", "{xs[0} was not replaced: it has a bracket that is not closed"),
         ('{d["k]}', '{d["k]} was not replaced: it has a quote that is not closed'),
+        *(
+            (text, "{xs[0] was not replaced: it has no closing brace; write {xs[0]}")
+            for text in ("{xs[0] and tell me", "{xs[0]] more", "Look at {xs[0]", "{xs[0], {name}")
+        ),
+        (
+            "{d.get('k') is {name}",
+            "{d.get('k') was not replaced: it has no closing brace; write {d.get('k')}",
+        ),
+        ("Is it {a{", "{a was not replaced: it has no closing brace; write {a}"),
+        ("Is { a } {a{", "{ a } was not replaced: it has spaces beside the braces; write {a}"),
+        ("{a :.2f}", "{a :.2f} was not replaced: it has a space beside the colon; write {a:.2f}"),
+        (
+            "{xs[0]: ,.2f}",
+            "{xs[0]: ,.2f} was not replaced: it has a space beside the colon; write {xs[0]:,.2f}",
+        ),
+        (
+            "{spaced.per head}",
+            '{spaced.per head} was not replaced: it has a name with spaces; write {spaced["per head"]}',
+        ),
         (
             "{name.upper}",
             "{name.upper} was not replaced: it reads a method; write .upper() to call it",
@@ -533,12 +552,17 @@ BRACES = [
     ],
 )
 def test_note_names_what_was_left(template: str, note: str) -> None:
-    assert fill(template, NAMES).notes[:1] == (note,)
+    assert fill(template, {**NAMES, "spaced": {"per head": 1}}).notes[:1] == (note,)
 
 
 @pytest.mark.parametrize(
     "template",
     [
+        "{a: .5} {a: 3} {a : b} {a{b} {a{",
+        "else {xs[0] and `{xs[0] x`",
+        "if (x) {xs[0];",
+        "p{a{ color: red; }",
+        "{d.other key} {xs.per head}",
         "{0} {} { nmae } {{nmae}} {{nmae.x}}",
         '{"k": {nmae}}',
         "`{nmae}`",
