@@ -328,6 +328,8 @@ class BackendManager:
         for some, line in ((known, options), (names, local)):
             if near := did_you_mean(name, some).strip():
                 return f"{near} Load it with %llm_load{line}."
+        if not options and providers.is_ollama_name(name):
+            options = " -b ollama"
         return f"Run %llm_load {name}{options}."
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
