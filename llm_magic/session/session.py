@@ -169,7 +169,14 @@ class Session:
         # Programs end without `close`, too. Registered last, so that it is called first.
         atexit.unregister(_close_all)
         atexit.register(_close_all)
-        return BackendManager(self._create or create, self._notify, self._wait_for_jobs)
+        return BackendManager(
+            self._create or create, self._notify, self._wait_for_jobs, self._local_names
+        )
+
+    def _local_names(self) -> list[str]:
+        from llm_magic.backends import registry
+
+        return [info.name for info in registry.local_model_names(self.settings)]
 
     # -- settings -----------------------------------------------------------------------------
 
@@ -526,20 +533,21 @@ class Session:
                 yield chunk
 
     @held_back()
-    def dry_run(self, request: Request) -> DryRun:
+    def dry_run(self, prompt: Prompt | Request, **about: Unpack[AskOptions]) -> DryRun:
         """Return the exact messages and their token count; generates nothing.
 
         Without a model the tokens are not counted.
         """
+        requested = prompt if isinstance(prompt, Request) else request(prompt, about)
         self._loads.wait()
         try:
-            prepared = self._prepare(request, peek=True)
+            prepared = self._prepare(requested, peek=True)
         except ModelNotLoaded:
-            if request.model is not None:
+            if requested.model is not None:
                 raise
-            request = self._with_key(request, peek=True)
+            requested = self._with_key(requested, peek=True)
             backend = self.settings.backend
-            return dry_run_without_model(request, self.generation.values, self.chats, backend)
+            return dry_run_without_model(requested, self.generation.values, self.chats, backend)
         return self._loop.run(context_window.dry_run(self._manager, prepared))
 
     @property
