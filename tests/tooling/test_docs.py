@@ -235,7 +235,7 @@ def test_errors_are_listed_and_drawn_in_their_tree() -> None:
     classes = {
         name
         for name, value in vars(errors).items()
-        if isinstance(value, type) and issubclass(value, errors.LLMMagicError)
+        if isinstance(value, type) and issubclass(value, errors.LLMMagicException)
     }
     page = text_of(DOCS / "reference" / "errors.md")
     assert set(re.findall(r"autoexception:: (\w+)", page)) == classes
