@@ -257,6 +257,10 @@ class Session:
         began = time.perf_counter()
         return self._loads.start(self._load_request(model, name, keep, began, options))
 
+    def discard_finished_load(self) -> None:
+        """Discard the load of `load_later` if it has ended: the next call does not raise its error."""
+        self._loads.discard_finished()
+
     def stop_loading(self) -> None:
         """Stop the load that `load_later` started, or that a cell waits for."""
         if not self._loads.stop():
