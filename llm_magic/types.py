@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, NotRequired, Self, TypedDict, Unpack
 
+from llm_magic.code_blocks import first_fenced
 from llm_magic.errors import InvalidReply
 from llm_magic.text import parse_json, visible
 
@@ -162,12 +163,28 @@ class Reply(str):
             if self.finish_reason == "stop" or type(value) not in {int, float}:
                 return value
             problem = "The answer is not complete JSON: it ends in a number."
+        raise self._invalid(problem)
+
+    def code(self) -> str:
+        """Return the code of the first fenced block in the text, which ``-f code`` puts into a cell.
+
+        Raises:
+            InvalidReply: The text contains no such block, or the answer ended in it.
+        """
+        block = first_fenced(self.text)
+        if block is None:
+            raise self._invalid("The answer contains no fenced code block.")
+        if not block.closed and self.finish_reason != "stop":
+            raise self._invalid("The code block is not closed.")
+        return block.code.rstrip("\n")
+
+    def _invalid(self, problem: str) -> InvalidReply:
         invalid = InvalidReply(problem)
         if self.finish_reason == "length":
             cut = "It was cut off at the token limit: use a higher --max-new-tokens."
             invalid.advise(cut, "max_new_tokens")
         invalid.reply = self
-        raise invalid
+        return invalid
 
     def __repr__(self) -> str:
         start = self[:_REPR_CHARACTERS]

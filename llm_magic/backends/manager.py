@@ -11,18 +11,19 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 from llm_magic.backends.base import Backend, Report
 from llm_magic.backends.thread_bridge import CHECK_S
 from llm_magic.config import providers
-from llm_magic.config.settings import GenerationConfig, LoadConfig
+from llm_magic.config.settings import GenerationConfig, LoadConfig, ServerLoadConfig
 from llm_magic.errors import (
     LLMMagicError,
     LoadInProgress,
     ModelNotLoaded,
     OptionError,
+    ServerUnreachable,
     did_you_mean,
 )
 from llm_magic.types import MemoryUse, ModelInfo, Progress, State, Unloaded
@@ -89,13 +90,15 @@ class BackendManager:
         create: Callable[[str], Backend],
         changed: Callable[[], None] = lambda: None,
         wait_for_jobs: Callable[[Report], Awaitable[None]] | None = None,
+        local_names: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         """`changed` is called after every change, on the event-loop thread or one of a backend.
 
-        `wait_for_jobs` is awaited before models are unloaded for another one.
+        `wait_for_jobs` is awaited before models are unloaded for another one. `local_names` returns the
+        names of the models on this disk.
         """
         self._create, self._changed = create, changed
-        self._wait_for_jobs = wait_for_jobs
+        self._wait_for_jobs, self._local_names = wait_for_jobs, local_names
         self._backends: dict[str, Backend] = {}
         self._loaded: dict[str, LoadedModel] = {}
         self._active: str | None = None
@@ -148,6 +151,7 @@ class BackendManager:
             # It was loaded before it noticed.
             return work.result()
         except LLMMagicError as error:
+            self._advise_address(config, error)
             self._finish("Failed", error)
             raise
         except Exception as error:
@@ -215,6 +219,13 @@ class BackendManager:
         self._last_error = None
         return LoadResult(info, unloaded=unloaded, notes=plan.notes)
 
+    def _advise_address(self, config: LoadConfig, error: LLMMagicError) -> None:
+        """Add the address in use to the error of a load that named none."""
+        used, names_none = self.used(config.backend), getattr(config, "base_url", "") is None
+        url = used.base_url if isinstance(used, ServerLoadConfig) else None
+        if isinstance(error, ServerUnreachable) and names_none and url:
+            error.advise(f"The loaded model is at {url}: to use that server, add --base-url {url}")
+
     def _report(self, progress: Progress) -> None:
         # Called on threads of the backend; one assignment is atomic.
         if not self._stopping:
@@ -259,7 +270,7 @@ class BackendManager:
         return await self._unload_others(None)
 
     async def _unload_others(self, keep: str | None) -> list[Unloaded]:
-        if self._wait_for_jobs is not None and self._loaded:
+        if self._wait_for_jobs is not None and self._loaded.keys() - {keep}:
             await self._wait_for_jobs(self._report)
         others = [loaded for loaded in self._loaded.values() if loaded.name != keep]
         return [await self._unload(loaded) for loaded in others]
@@ -291,10 +302,35 @@ class BackendManager:
             raise error.advise("Run %llm_load (or %llm_load MODEL).")
         near = did_you_mean(name, self._loaded)
         names = near or f" Loaded models: {', '.join(self._loaded) or 'none'}."
-        hosted = providers.of_model(name)
-        model = f"{hosted.api_name(name)} -b {hosted.name}" if hosted is not None else name
-        load = f"Run %llm_load {model}." if to_use and not near else ""
+        load = self._load_advice(name) if to_use and not near else ""
         raise ModelNotLoaded(f"{name} is not loaded.{names}").advise(load)
+
+    def _load_advice(self, name: str) -> str:
+        """Return how to load a model that is not loaded: from this disk, else from the server in use."""
+        active = self._loaded.get(self._active or "")
+        config = active.config if active is not None else None
+        names, options, known = set(self._local_names()), "", set[str]()
+        if active is not None and isinstance(config, ServerLoadConfig):
+            options = f" -b {config.backend}"
+            options += f" --base-url {config.base_url}" if config.base_url else ""
+            options += f" --key-env {config.key_env}" if config.key_env else ""
+            known, options = (
+                {i.name for i in active.backend.known(config.base_url)},
+                f"{options} --keep",
+            )
+        if name in known:
+            return f"Run %llm_load {name}{options}."
+        hosted, local = providers.of_model(name), " -b local --keep" if options else ""
+        if name in names:
+            return f"Run %llm_load {name}{local}."
+        if hosted is not None and (config is None or config.backend != hosted.name):
+            return f"Run %llm_load {hosted.api_name(name)} -b {hosted.name}."
+        for some, line in ((known, options), (names, local)):
+            if near := did_you_mean(name, some).strip():
+                return f"{near} Load it with %llm_load{line}."
+        if not options and providers.is_ollama_name(name):
+            options = " -b ollama"
+        return f"Run %llm_load {name}{options}."
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return the models that a backend can load."""

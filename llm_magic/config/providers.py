@@ -206,6 +206,17 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
 })  # fmt: skip
 
 
+# The models of Ollama that people load by name, and any name with a tag: a hub id has no colon.
+_OLLAMA_MODEL = re.compile(
+    r"(llama|qwen|gemma|phi)\d(\.\d)?|mistral|mixtral|deepseek-r1|gpt-oss|[\w.-]{2,}:[\w.-]+"
+)
+
+
+def is_ollama_name(model: str) -> bool:
+    """Return whether a name is one of Ollama and cannot be one of the hub."""
+    return _OLLAMA_MODEL.fullmatch(model) is not None
+
+
 def named(other_name: str) -> str:
     """Return the name of the backend that people also call `other_name`, or ""."""
     folded = other_name.casefold()

@@ -220,6 +220,14 @@ class Response:
             return "stopped"
         return "failed" if self.error is not None else "done"
 
+    @property
+    def failure(self) -> str:
+        """The first line of the error that it failed with, empty if it did not fail."""
+        if self.error is None or self.state != "failed":
+            return ""
+        lines = str(self.error).splitlines()
+        return visible_line(lines[0]) if lines else type(self.error).__name__
+
     def __str__(self) -> str:
         return self.text
 
@@ -228,7 +236,8 @@ class Response:
         start = self.text[:_REPR_CHARACTERS]
         text = f": {start!r}{'…' if len(self.text) > len(start) else ''}" if start else ""
         about = f"{visible_line(self.model)}, {self.state}{amount}, {self.seconds:.1f} s"
-        return f"<{self._label}: {about}{text}>"
+        failure = f": {self.failure}" if self.failure else ""
+        return f"<{self._label}: {about}{text}{failure}>"
 
     @property
     def _label(self) -> str:

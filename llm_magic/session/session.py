@@ -169,7 +169,14 @@ class Session:
         # Programs end without `close`, too. Registered last, so that it is called first.
         atexit.unregister(_close_all)
         atexit.register(_close_all)
-        return BackendManager(self._create or create, self._notify, self._wait_for_jobs)
+        return BackendManager(
+            self._create or create, self._notify, self._wait_for_jobs, self._local_names
+        )
+
+    def _local_names(self) -> list[str]:
+        from llm_magic.backends import registry
+
+        return [info.name for info in registry.local_model_names(self.settings)]
 
     # -- settings -----------------------------------------------------------------------------
 

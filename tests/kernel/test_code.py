@@ -42,7 +42,8 @@ def test_it_is_never_run(scripted: Kernel, cell_id: str | None) -> None:
     scripted.ok("made = 0")
     assert offered(scripted, "```\nmade = 1\n```", cell_id=cell_id) == ["made = 1"]
     assert scripted.value("made") == 0
-    assert offered(scripted, "```\nmade = 2\n```", "%%llm\n") == []
+    assert offered(scripted, "```\nmade = 2\n```", "%%llm -o reply\n") == []
+    assert scripted.value("(made, reply.code())") == (0, "made = 2")
 
 
 @pytest.mark.parametrize(

@@ -72,10 +72,24 @@ def test_prompt_with_a_job_that_was_stopped_or_failed(k: Kernel) -> None:
     k.ok("__import__('threading').Timer(0.2, hang.go.set).start()")
     before = k.value("len(backend.requests)")
     failed = k.run("%llm Translate: {job}")
+    number = k.value("job.number")
     assert (failed.ename, failed.error, len(failed.traceback)) == (
-        "GenerationFailed", "It broke.", 1,
+        "PromptError", f"{{job}}: job {number} failed: It broke.", 1,
     )  # fmt: skip
     assert k.value("len(backend.requests)") == before
+    assert "1 token · It broke." in k.ok("%llm_jobs").text
+    shown = k.ok("job").text
+    assert shown.startswith(f"<Job {number}: tiny, failed, 1 token, ")
+    assert shown.endswith(" s: 'one': It broke.>")
+
+
+def test_load_of_the_loaded_model_waits_for_no_job(k: Kernel) -> None:
+    started(k, "'one'", "hang")
+    ran = k.ok("%llm_load tiny")
+    assert "already loaded" in ran.text
+    assert "Waiting" not in ran.text
+    assert ran.seconds < within_a_second()
+    assert k.value("job.state") == "running"
 
 
 def test_stop_and_wait_take_all_and_variables(k: Kernel) -> None:
@@ -91,6 +105,10 @@ def test_stop_and_wait_take_all_and_variables(k: Kernel) -> None:
     for name in ("words", "missing", "llm.jobs"):
         wrong = k.run(f"%llm_stop {name}")
         assert (wrong.ename, f"There is no job '{name}'" in wrong.error) == ("JobNotFound", True)
+    assert k.run("%llm_wait othr").error.endswith('See %llm_jobs. Did you mean "other"?')
+    assert k.run("%llm_wait job other").error == (
+        "%llm_wait: unexpected argument 'other'. Name one job, or all."
+    )
 
 
 def test_jobs_table_shows_the_answer_so_far(k: Kernel) -> None:

@@ -44,6 +44,8 @@ def test_unknown_name_is_answered_with_the_nearest_one_first(k: Kernel) -> None:
         "%llm_use big": 'big is not loaded. Did you mean "Big-Model"?',
         "%llm -m big-model hi": 'big-model is not loaded. Did you mean "Big-Model"?',
         "%llm_use other": "other is not loaded. Loaded models: tiny, Big-Model. Run %llm_load other.",
+        "%llm_use qwen3": "qwen3 is not loaded. Loaded models: tiny, Big-Model."
+        " Run %llm_load qwen3 -b ollama.",
         "%llm_unload other": "other is not loaded. Loaded models: tiny, Big-Model.",
     }.items():
         ran = k.run(line)

@@ -197,10 +197,43 @@ def test_interrupted_stream_keeps_partial_answer_and_label(
     assert "half of" in ran.text
     assert "ended early; incomplete" in ran.text
     assert remote.value("(broken.text, broken.finish_reason)") == ("half of", "truncated")
+    assert "Run the cell again" not in ran.text, "the error reports it"
+    address = server.url.removeprefix("http://")
+    server.will(CHAT, *sse(done=True))
+    assert (
+        f"{address} sent no answer. Run the cell again." in remote.ok("%llm -o broken Hello").text
+    )
     server.will(CHAT, *sse(delta("half of"), done=True))
     ran = remote.ok("%llm -o broken Hello")
     assert "ended early; incomplete" in ran.text
+    assert f"{address} did not send the end of the answer. Run the cell again." in ran.text
     assert remote.value("broken.finish_reason") == "truncated"
+
+
+def test_advice_names_the_server_in_use(remote: Kernel, server: FaultServer) -> None:
+    options = f"-b openai --base-url {server.url}/v1/ --key-env THEIR_KEY --keep."
+    for line in ("%llm_use slow", "%%llm -m slow\nHello"):
+        wrong = remote.run(line)
+        assert (wrong.ename, wrong.error) == (
+            "ModelNotLoaded", f"slow is not loaded. Loaded models: tiny. Run %llm_load slow {options}",
+        )  # fmt: skip
+    assert remote.run("%llm_use SmolLM2").error == (
+        'SmolLM2 is not loaded. Loaded models: tiny. Did you mean "SmolLM2-135M-Instruct"?'
+        " Load it with %llm_load -b local --keep."
+    )
+    assert remote.run("%llm_use SmolLM2-135M-Instruct").error.endswith(
+        "Run %llm_load SmolLM2-135M-Instruct -b local --keep."
+    )
+    remote.ok(f"%llm_load tiny -b vllm --base-url {server.url} --key-env THEIR_KEY")
+    wrong = remote.run("%llm_load slow -b vllm")
+    assert wrong.ename == "ServerUnreachable"
+    assert wrong.error.startswith("No server is listening at http://127.0.0.1:9.")
+    assert wrong.error.endswith(
+        f"The loaded model is at {server.url}: to use that server, add --base-url {server.url}"
+    )
+    assert remote.run("%llm_unload all").error == (
+        "No loaded model is called all. %llm_unload --all unloads every model."
+    )
 
 
 def test_jobs_of_a_server_show_what_arrived_and_continue_after_an_unload(

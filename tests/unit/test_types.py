@@ -167,6 +167,21 @@ def test_incomplete_json_names_the_limit() -> None:
     assert make_reply("[4]", finish_reason="length").json() == [4]
 
 
+def test_code_is_that_of_the_first_fenced_block() -> None:
+    text = "Do:\n```python\nx = 1\n\ny = 2\n```\nor\n```\n2\n```"
+    assert make_reply(text).code() == "x = 1\n\ny = 2"
+    assert make_reply("```py\nx").code() == "x", "the model ended the answer"
+    for text in ("x = 1", "Text:\n\n    x = 1", "```x```"):
+        with pytest.raises(InvalidReply, match=r"^The answer contains no fenced code block\.$"):
+            make_reply(text).code()
+    cut = make_reply("```py\nfor x in", finish_reason="length")
+    with pytest.raises(
+        InvalidReply, match=r"block is not closed\. .* use a higher --max-new"
+    ) as caught:
+        cut.code()
+    assert caught.value.reply is cut
+
+
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize(
     "text",

@@ -21,6 +21,7 @@ from typing import Any
 
 from llm_magic.backends.remote.stream_decoders import whole_number
 from llm_magic.config.api_keys import ApiKey
+from llm_magic.config.providers import PROVIDERS
 from llm_magic.config.server_address import ServerAddress
 from llm_magic.errors import (
     AuthenticationFailed,
@@ -353,18 +354,29 @@ def connection_error(address: ServerAddress, error: BaseException, start: str) -
             f"{address.origin} does not support https ({reason}).", brief="no https"
         ).advise("Check --base-url.", "base_url")
     if isinstance(error, socket.gaierror):
-        if error.errno == socket.EAI_AGAIN:
-            return ServerUnreachable(
-                f"Could not resolve the host of {address.host_port}: no DNS server responded.",
-                brief="no DNS server",
-            ).advise("Check the network, then --base-url.", "base_url")
-        return ServerUnreachable(
-            f"Host {address.host_port} not found.", brief="unknown host"
-        ).advise("Check --base-url.", "base_url")
+        return _unknown_host(address, error)
     closed = ServerUnreachable(
         f"No server is listening at {address.origin}.", brief="no server", is_temporary=True
     )
     return with_start(closed, start)
+
+
+def _unknown_host(address: ServerAddress, error: socket.gaierror) -> ServerUnreachable:
+    """Return the error for a host without an address; that of a provider is not misspelled."""
+    provider = PROVIDERS.get(address.backend)
+    is_hosted = provider is not None and provider.url.startswith(address.origin)
+    if error.errno == socket.EAI_AGAIN:
+        found = ServerUnreachable(
+            f"Could not resolve the host of {address.host_port}: no DNS server responded.",
+            brief="no DNS server",
+        )
+        advice = "Check the network, then --base-url."
+    else:
+        found = ServerUnreachable(f"Host {address.host_port} not found.", brief="unknown host")
+        advice = "Check --base-url."
+    if is_hosted:
+        return found.append("Check the network or the proxy.")
+    return found.advise(advice, "base_url")
 
 
 def with_start(error: ServerUnreachable, start: str) -> ServerUnreachable:

@@ -272,13 +272,13 @@ MAGICS: dict[str, Magic] = {
         Magic(
             "llm_stop",
             "Stop background jobs. Their partial answers are kept.",
-            "%llm_stop [JOB]",
+            "%llm_stop [JOB | all]",
             positional=_JOB,
         ),
         Magic(
             "llm_wait",
             "Wait for background jobs and show how they ended. ■ ends only the wait, not the jobs.",
-            "%llm_wait [JOB]",
+            "%llm_wait [JOB | all]",
             positional=_JOB,
         ),
         Magic(

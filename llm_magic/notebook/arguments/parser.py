@@ -320,6 +320,8 @@ class _LineParser(argparse.ArgumentParser):
             more = "To ask for more, use -c NAME, and then: %llm -c NAME PROMPT"
             explains = self.magic.name == "llm_explain"
             advice = quotes or (more if explains else f"Usage: {self.magic.usage}")
+            if self.magic.positional is not None and self.magic.positional.complete == "jobs":
+                advice = "Name one job, or all."
             raise OptionError(f"{self.prog}: unexpected argument {word!r}. {advice}")
         word = word.partition("=")[0]
         if word.lstrip("-") in _KEY_WORDS:

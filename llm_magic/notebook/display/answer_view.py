@@ -24,11 +24,13 @@ from llm_magic.notebook.display.live_output import (
     is_notebook,
     mime_bundle,
     muted,
+    noticed,
     progress_html,
     write,
 )
 from llm_magic.notebook.display.messages import (
     activity,
+    early_end,
     ending,
     footer,
     outside_json_line,
@@ -118,6 +120,8 @@ class PlainView:
             write("\n")
         if self._show_footer and self._response.has_reasoning:
             lines.insert(-1, reasoning_line(self._response.reasoning))
+        if note := early_end(self._response):
+            write(f"Note: {note}\n")
         sys.stdout.write("".join(f"{dimmed(f'[{line}]')}\n" for line in lines))
         sys.stdout.flush()
 
@@ -194,8 +198,9 @@ class RichView:
         """Draw the complete answer and the lines below it."""
         text, lines = _whole(self._response, self._form, self._show_footer)
         body = reasoning_html(self._response.reasoning) if self._response.has_reasoning else ""
-        body += self._html(text) + "".join(map(muted, lines))
-        self._area.show("\n\n".join([text, *lines]), body)
+        note = early_end(self._response)
+        body += self._html(text) + (noticed(note) if note else "") + "".join(map(muted, lines))
+        self._area.show("\n\n".join([text, *([note] if note else []), *lines]), body)
         self._has_words = True
 
     def clear(self) -> None:

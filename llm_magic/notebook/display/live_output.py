@@ -148,6 +148,12 @@ def muted(text: str) -> str:
     return f'<div class="{NO_MATH}" style="{style}">{html.escape(visible(text))}</div>'
 
 
+def noticed(text: str) -> str:
+    """Return one line of HTML that a reader must not miss, in the colors of any theme."""
+    style = "margin-top: 0.6em; padding: 0.1em 0.6em; border-left: 4px solid #d9822b;"
+    return f'<div class="{NO_MATH}" style="{style}">{html.escape(visible(text))}</div>'
+
+
 def progress_html(text: str, share: float | None, style: str = "") -> str:
     """Return a progress bar with a line of text beside it; None where the share is unknown."""
     value = "" if share is None else f' value="{share:.3f}"'

@@ -25,6 +25,7 @@ from html import escape
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from llm_magic.code_blocks import TooMuchWork, count_line, fence_language, is_closed, spend
 from llm_magic.notebook.display import footnotes, links, text_direction
 from llm_magic.notebook.display.highlight import TEXT_SECONDS, escape_text, highlight
 from llm_magic.notebook.display.tables import NO_MATH
@@ -33,15 +34,13 @@ from llm_magic.text import replace_surrogates
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.renderer import RendererHTML
-    from markdown_it.rules_block import StateBlock
     from markdown_it.rules_core import StateCore
     from markdown_it.rules_inline import StateInline
     from markdown_it.token import Token
     from markdown_it.utils import OptionsDict
 
 MAX_MARKDOWN = 300_000  # characters
-_MAX_STEPS, _STEPS_OF_LINK = 30_000, 5
-_MAX_TOKENS = 30_000
+_STEPS_OF_LINK = 5
 _TOKENS_OF_STEP = 500  # that the search for the list of a task passes in the time of a step
 _MAX_HTML = 2_000_000  # longer HTML takes a page too long
 
@@ -81,10 +80,6 @@ _BLANK_LINE = re.compile(r"(?:\r\n?|\n)(?=[ \t]*[\r\n])")
 _MAY_HAVE_LINK = re.compile(r"[\[<&\\]|://|www\.")
 # The elements that models write most. They have no attributes.
 _ELEMENT = re.compile(r"<br ?/?>|<(sub|sup|kbd)>([^<>\n]{1,80})</\1>", re.IGNORECASE)
-
-
-class TooMuchWork(Exception):
-    """Raised where a text takes the parser, or a page, more work than is allowed."""
 
 
 def render(text: str) -> str:
@@ -210,25 +205,12 @@ def _without_blank_lines(html: str) -> str:
     return _BLANK_LINE.sub("&#10;", html)
 
 
-def is_closed(fence: Token) -> bool:
-    """Return whether a block of code has its end: a line besides its first and those of its code."""
-    first, end = fence.map or [0, 0]
-    lines = fence.content.count("\n") + (fence.content[-1:] not in {"", "\n"})
-    return end - first == lines + 2
-
-
 def collapsed(summary: str, text: str) -> str:
     """Return plain text below a summary; a click shows it."""
     return (
         f'<details class="{NO_MATH}" style="{_COLLAPSED_STYLE}">'
         f'<summary style="cursor:pointer">{escape(summary)}</summary>{escape_pre(text)}</details>\n'
     )
-
-
-def fence_language(info: str) -> str:
-    """Return the language of a fence's info string, in letters fit for an attribute."""
-    parts = re.split(r"[\s,:{]", info.strip().lstrip("{.").rstrip("}").lower(), maxsplit=1)
-    return parts[0] if re.fullmatch(r"[a-z0-9+#-]{1,30}", parts[0]) else ""
 
 
 @cache
@@ -258,7 +240,7 @@ def parser(*, has_formulas: bool, has_brackets: bool) -> MarkdownIt:
     # Rules that match nothing and count how often the rules are tried.
     alt = ["paragraph", "reference", "blockquote", "list"]
     made.inline.ruler.before("autolink", "element", _element)
-    made.block.ruler.before("table", "count", _count_line, {"alt": alt})
+    made.block.ruler.before("table", "count", count_line, {"alt": alt})
     made.inline.ruler.before("text", "count", _count_step)
     made.core.ruler.push("sanitize", _sanitize)
     for kind in ("fence", "code_block"):
@@ -268,24 +250,9 @@ def parser(*, has_formulas: bool, has_brackets: bool) -> MarkdownIt:
     return made
 
 
-def _spend(env: MutableMapping[str, Any], steps: int) -> None:
-    """Count steps of a text; raises `TooMuchWork` if there are too many."""
-    env["steps"] = env.get("steps", 0) + steps
-    if env["steps"] > _MAX_STEPS:
-        raise TooMuchWork
-
-
-def _count_line(state: StateBlock, _start: int, _end: int, _only_check: bool) -> bool:
-    """Count a line where a block may start; rows of a table are such lines."""
-    if len(state.tokens) > _MAX_TOKENS:
-        raise TooMuchWork
-    _spend(state.env, 1)
-    return False
-
-
 def _count_step(state: StateInline, _only_check: bool) -> bool:
     """Count a step; what may be a link takes several, because its address is parsed twice."""
-    _spend(state.env, _STEPS_OF_LINK + 1 if state.src[state.pos] == "<" else 1)
+    spend(state.env, _STEPS_OF_LINK + 1 if state.src[state.pos] == "<" else 1)
     return False
 
 
@@ -311,7 +278,7 @@ def _count_tasks(state: StateCore) -> None:
     """Count the tokens between each task and its list, which the plugin passes one by one."""
     for index, token in enumerate(state.tokens):
         if token.type == "inline" and token.content.startswith("["):
-            _spend(state.env, 1 + index // _TOKENS_OF_STEP)
+            spend(state.env, 1 + index // _TOKENS_OF_STEP)
 
 
 def _sanitize(state: StateCore) -> None:

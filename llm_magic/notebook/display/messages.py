@@ -63,6 +63,23 @@ def incomplete_label(reason: FinishReason, tokens: int | None = None) -> str:
     }[reason]
 
 
+def early_end(response: Response) -> str:
+    """Return that a server did not send the end of an answer, or an empty string.
+
+    A response that failed has an error, which reports the same.
+    """
+    reply, server = response.reply, response.info.server
+    if (
+        reply is None
+        or reply.finish_reason != "truncated"
+        or response.error is not None
+        or not server
+    ):
+        return ""
+    what = "sent no answer" if response.is_empty else "did not send the end of the answer"
+    return f"{visible_line(server)} {what}. Run the cell again."
+
+
 def trimmed(turns: int) -> str:
     """Return how many turns of the chat ``--trim`` dropped."""
     return f"{'oldest turn' if turns == 1 else f'{turns} oldest turns'} dropped (--trim)"
@@ -362,7 +379,9 @@ def jobs_table(jobs: Iterable[Response]) -> Table:
 
 
 def _job_progress(job: Response) -> str:
-    """Return how much of its answer a job has, or what a job without text does."""
+    """Return how much of its answer a job has and why it failed, or what a job without text does."""
+    if job.failure:
+        return " · ".join(filter(None, (job.amount, shortened(job.failure, _MAX_NAME))))
     return job.amount if job.done or job.has_text else activity(job)
 
 

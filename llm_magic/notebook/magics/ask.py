@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from IPython.core.magic import magics_class
 
-from llm_magic.errors import Interrupted, InvalidReply, LLMMagicException, OptionError
+from llm_magic.errors import (
+    Interrupted,
+    InvalidReply,
+    LLMMagicException,
+    OptionError,
+    PromptError,
+)
 from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.magics.base import SessionMagics, line_cell_magic, line_magic
 from llm_magic.notebook.magics.traitlets_config import declare
@@ -120,22 +126,24 @@ class LLMMagics(SessionMagics):
     def _filled(self, text: str, names: Mapping[str, Any], *, all_notes: bool) -> Filled:
         """Return a text with its references filled in; jobs in them are waited for first.
 
-        Raises the error of a job that failed.
+        Raises `PromptError` with the error of a job that failed.
         """
         from llm_magic.prompts import template
 
         fill = functools.partial(template.fill, all_notes=all_notes, escape=" or use --literal")
         filled = fill(text, names)
-        values = (names.get(word) for word in re.findall(r"\w+", " ".join(filled.used)))
-        jobs = [one for one in values if isinstance(one, Response) and one.number is not None]
+        found = re.findall(r"\w+", " ".join(filled.used))
+        values = ((word, names.get(word)) for word in dict.fromkeys(found))
+        named = [(w, v) for w, v in values if isinstance(v, Response) and v.number is not None]
+        jobs = [job for _, job in named]
         if any(not job.done for job in jobs):
             self.wait_for_jobs(jobs)
             filled = fill(text, names)
         notes = dict.fromkeys(filled.notes)
-        for job in jobs:
+        for word, job in named:
             job.is_awaited = True
-            if job.error is not None:
-                raise job.error
+            if job.failure:
+                raise PromptError(f"{{{word}}}: job {job.number} failed: {job.failure}")
             if job.state == "stopped":
                 notes[f"job {job.number} was stopped: its incomplete answer is inserted"] = None
         return dataclasses.replace(filled, notes=tuple(notes))

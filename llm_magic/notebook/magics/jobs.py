@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from IPython.core.magic import magics_class
 
+from llm_magic.errors import JobNotFound, did_you_mean
 from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.magics.base import SessionMagics, line_magic
 
@@ -84,7 +85,12 @@ class JobMagics(SessionMagics):
         value = self.shell.user_ns.get(named)
         if isinstance(value, Response) and value.number is not None:
             return [value]
-        return [self.session.jobs.find(named)]
+        try:
+            return [self.session.jobs.find(named)]
+        except JobNotFound as error:
+            values = self.shell.user_ns.items()
+            names = [n for n, one in values if isinstance(one, Response) and one.number is not None]
+            raise error.append(did_you_mean(named, names).strip()) from None
 
 
 def _stop_line(job: Response, *, was_running: bool) -> str:

@@ -130,6 +130,10 @@ class ModelMagics(SessionMagics):
         if args["all"] and name:
             raise OptionError("--all and the name of a model cannot be combined. Use one of them.")
         self.wait_for_load()
+        if name == "all" and name not in {info.name for info in session.status().models}:
+            raise OptionError(
+                "No loaded model is called all. %llm_unload --all unloads every model."
+            )
         jobs = session.jobs_of(name, every=bool(args["all"]))
         area = live_output.LiveArea(live=self.live and hasattr(self.shell, "kernel"))
         view = live_output.JobsView(area, jobs, messages.STOP_HINT)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 
+from llm_magic.code_blocks import code_blocks
 from llm_magic.errors import OptionError
 from llm_magic.notebook.display.answer_view import answer_html, reasoning_html
-from llm_magic.notebook.display.code_cells import code_blocks
 from llm_magic.notebook.display.live_output import muted
 from llm_magic.notebook.display.markdown import IncrementalMarkdown
 from llm_magic.notebook.display.messages import activity, footer, incomplete_label

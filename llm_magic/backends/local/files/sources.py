@@ -92,8 +92,8 @@ def _on_disk(requested: str, settings: Settings) -> Source | None:
     """Return a file or folder by path or name, None if the name can be that of a model on the hub.
 
     Raises:
-        ModelNotFound: The path does not exist or holds no model, or only a hosted provider has a model
-            of this name.
+        ModelNotFound: The path does not exist or holds no model, or only a hosted provider or
+            Ollama has a model of this name.
     """
     found = _at_path(requested, settings)
     if found is not None:
@@ -102,9 +102,11 @@ def _on_disk(requested: str, settings: Settings) -> Source | None:
         raise ModelNotFound(
             f"There is no file or folder {requested!r}.{_near_path(requested, settings)}"
         )
-    provider = providers.of_model(requested)
-    if provider is not None and requested not in {info.name for info in _in_hub_cache()}:
-        raise _hosted(requested, provider)
+    provider, is_ollama = providers.of_model(requested), providers.is_ollama_name(requested)
+    if provider is None and not is_ollama:
+        return None
+    if requested not in {info.name for info in _in_hub_cache()}:
+        raise _of_ollama(requested) if provider is None else _hosted(requested, provider)
     return None
 
 
@@ -125,6 +127,12 @@ def _hosted(requested: str, provider: Provider) -> ModelNotFound:
     ).advise(
         f"Run %llm_load {provider.api_name(requested)} -b {provider.name} (key: {key}).", "backend"
     )
+
+
+def _of_ollama(requested: str) -> ModelNotFound:
+    """Return the error for the name of a model that Ollama has."""
+    error = ModelNotFound(f"{requested} is the name of a model in Ollama, not of one on the hub.")
+    return error.advise(f"Run %llm_load {requested} -b ollama.", "backend")
 
 
 def _at_path(requested: str, settings: Settings) -> Source | None:

@@ -229,6 +229,19 @@ def test_unknown_host_is_named(number: int) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [("https://api.openai.com", "Check the network or the proxy."),
+     ("https://api.opnai.com", "Check --base-url.")],
+)  # fmt: skip
+def test_host_of_a_provider_is_not_called_misspelled(url: str, advice: str) -> None:
+    cause = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    address = parse_url("openai", url)
+    assert str(connection_error(address, cause, "")) == (
+        f"Host {address.host_port} not found. {advice}"
+    )
+
+
 def test_unavailable_name_server_is_not_unknown_host() -> None:
     cause = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
     assert str(connection_error(ADDRESS, cause, "Start one.")) == (

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_magic.code_blocks import code_blocks
 from llm_magic.notebook.display import highlight
-from llm_magic.notebook.display.code_cells import code_blocks
 from llm_magic.notebook.display.markdown import escape_pre, render, render_code
 from tests.payloads import payloads, violations
 

@@ -271,6 +271,22 @@ def test_hosted_name_of_a_model_on_this_machine_is_that_model(
         sources.check_name("openai/gpt-4o-mini", here)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["llama3.2", "qwen3", "gemma3", "mistral", "phi4", "deepseek-r1", "llama3.2:1b", "my:tag"],
+)
+def test_name_of_an_ollama_model_advises_its_backend(hub_cache: Path, name: str) -> None:
+    with pytest.raises(ModelNotFound, match=f"Run %llm_load {name} -b ollama.$"):
+        sources.check_name(name, settings())
+    cached(hub_cache, name, "model.safetensors")
+    sources.check_name(name, settings())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mistralai/Mistral-7B", "llama3.2-tuned", "C:model"])
+def test_other_names_are_not_ollama_models(hub_cache: Path, name: str) -> None:
+    sources.check_name(name, settings())
+
+
 def test_near_file_is_suggested(tmp_path: Path) -> None:
     tiny_llama(tmp_path / "models" / "llama-small")
     with pytest.raises(ModelNotFound, match=r'Did you mean ".*/models/llama-small"\?$'):
