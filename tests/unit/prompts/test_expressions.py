@@ -620,7 +620,7 @@ ASSIGN = ". Assign it to a variable first, and refer to that"
         ("print(xs)", "calls print, which returns None. Insert the value itself"),
         ("df.info()", "calls .info() of a DataFrame, which is not supported. It prints, and returns"
          " None. Insert .dtypes or .describe() instead"),
-        ("df.a.astype(int)", 'passes int, a function of Python. For the data type, write "int"'),
+        ("df.astype(int)", 'passes int, a function of Python. For the data type, write "int"'),
         ('", ".join(df)', f"joins a DataFrame, which is not a column or a list{ASSIGN}"),
         ("sorted(xs, key=lambda n: -n)", f"contains a lambda{ASSIGN}"),
         ("df.drop('c', axis=1, inplace=1)",
