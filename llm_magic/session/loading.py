@@ -41,7 +41,8 @@ class LoadRequest:
 class Loads:
     """Loads models on the loop thread, one at a time, and waits for a load that runs.
 
-    `pending` is the load that was started last with `start`, until something has waited for it.
+    `pending` is the load that was started last with `start`, until something has waited for it or
+    its result was shown.
     """
 
     def __init__(self, loop: LoopThread, manager: Callable[[], BackendManager]) -> None:
@@ -51,7 +52,7 @@ class Loads:
 
     def load(self, request: LoadRequest, on_wait: OnWait | None) -> LoadResult:
         """Load a model and wait for it; an interrupt stops the load."""
-        self._discard_finished()
+        self.discard_finished()
         results: list[LoadResult] = []
 
         async def load() -> LoadResult:
@@ -111,7 +112,7 @@ class Loads:
                 message = "Stopped just after the model was loaded."
             raise Interrupted(message) from None
         finally:
-            self._discard_finished()
+            self.discard_finished()
 
     async def wait_async(self) -> None:
         """Wait for a load that was started with `start`, in a coroutine of another loop."""
@@ -119,9 +120,10 @@ class Loads:
             try:
                 await self._loop.arun(wait_for_end(self.pending))
             finally:
-                self._discard_finished()
+                self.discard_finished()
 
-    def _discard_finished(self) -> None:
+    def discard_finished(self) -> None:
+        """Discard the load that was started with `start`, if it has ended: nothing raises its error again."""
         if self.pending is not None and self.pending.done():
             self.pending = None
 

@@ -257,6 +257,10 @@ class Session:
         began = time.perf_counter()
         return self._loads.start(self._load_request(model, name, keep, began, options))
 
+    def discard_finished_load(self) -> None:
+        """Discard the load of `load_later` if it has ended: the next call does not raise its error."""
+        self._loads.discard_finished()
+
     def stop_loading(self) -> None:
         """Stop the load that `load_later` started, or that a cell waits for."""
         if not self._loads.stop():
@@ -529,20 +533,21 @@ class Session:
                 yield chunk
 
     @held_back()
-    def dry_run(self, request: Request) -> DryRun:
+    def dry_run(self, prompt: Prompt | Request, **about: Unpack[AskOptions]) -> DryRun:
         """Return the exact messages and their token count; generates nothing.
 
         Without a model the tokens are not counted.
         """
+        requested = prompt if isinstance(prompt, Request) else request(prompt, about)
         self._loads.wait()
         try:
-            prepared = self._prepare(request, peek=True)
+            prepared = self._prepare(requested, peek=True)
         except ModelNotLoaded:
-            if request.model is not None:
+            if requested.model is not None:
                 raise
-            request = self._with_key(request, peek=True)
+            requested = self._with_key(requested, peek=True)
             backend = self.settings.backend
-            return dry_run_without_model(request, self.generation.values, self.chats, backend)
+            return dry_run_without_model(requested, self.generation.values, self.chats, backend)
         return self._loop.run(context_window.dry_run(self._manager, prepared))
 
     @property

@@ -136,6 +136,23 @@ def test_prompt_that_is_not_accepted_stays(panel: Panel) -> None:
     until(lambda: "The prompt is empty." in alert.inner_text(), "no complaint")
 
 
+def test_prompt_whose_request_fails_returns_to_the_box(panel: Panel) -> None:
+    prompt, alert = panel.prompt(), panel.box.get_by_role("alert")
+    run(panel, "backend.will(ValueError('at once')); backend.will(Pause(1), ValueError('later'))")
+    panel.ask("mine")
+    until(lambda: "at once" in "".join(alert.all_inner_texts()), "no error")
+    until(lambda: prompt.input_value() == "mine", "the text is lost")
+    assert "ended early" not in panel.answer()
+    prompt.press("Control+Enter")
+    until(lambda: prompt.input_value() == "", "it is not sent")
+    prompt.press_sequentially("next")
+    until(lambda: "later" in "".join(alert.all_inner_texts()), "no error")
+    until(lambda: prompt.input_value() == "mine\n\nnext", "a text is lost")
+    panel.ask("fine")
+    panel.at(".llm-answer").filter(has_text="tokens").wait_for()
+    assert (alert.count(), prompt.input_value()) == (0, "")
+
+
 def test_variables_are_filled_in_with_notes(panel: Panel) -> None:
     panel.ask("{price:.2f} and {prize}")
     # Until then the answer of before is shown.

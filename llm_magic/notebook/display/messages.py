@@ -31,6 +31,7 @@ _MAX_DROPPED = 5  # turns that are named in a dry run
 _SYSTEM_CHARACTERS = 40  # of the system prompt of the session in the line below an answer
 _OUTSIDE_CHARACTERS = 80  # of the text around JSON
 _UNKNOWN = "-"
+_LIMIT = "--max-new-tokens"
 # While the unload waits, no other cell runs.
 STOP_HINT = " · ■ ends the wait; then %llm_stop stops the job."
 _STALE = (
@@ -45,19 +46,22 @@ def shown_name(name: str) -> str:
     return line if len(line) <= _MAX_NAME else shortened(line, _MAX_NAME)
 
 
-def ending(reply: Reply) -> str:
+def ending(reply: Reply, limit: str = _LIMIT) -> str:
     """Return why an answer is incomplete and how many turns were dropped, or an empty string."""
-    reason = incomplete_label(reply.finish_reason, reply.usage.completion_tokens)
+    reason = incomplete_label(reply.finish_reason, reply.usage.completion_tokens, limit)
     if not reply.dropped_turns:
         return reason
     return " · ".join(filter(None, (reason, trimmed(reply.dropped_turns))))
 
 
-def incomplete_label(reason: FinishReason, tokens: int | None = None) -> str:
-    """Return why an answer of so many tokens is incomplete, or an empty string."""
+def incomplete_label(reason: FinishReason, tokens: int | None = None, limit: str = _LIMIT) -> str:
+    """Return why an answer of so many tokens is incomplete, or an empty string.
+
+    `limit` is what the limit of tokens is called where the answer is shown.
+    """
     return {
         "stop": "",
-        "length": f"cut off{f' at {tokens:,} tokens' if tokens else ''} (--max-new-tokens)",
+        "length": f"cut off{f' at {tokens:,} tokens' if tokens else ''} ({limit})",
         "cancelled": "stopped by you; incomplete",
         "truncated": "ended early; incomplete",
     }[reason]
@@ -91,11 +95,12 @@ def footer(
     session_system: str | None = None,
     context: Context | None = None,
     stop: Iterable[str] = (),
+    limit: str = _LIMIT,
 ) -> str:
     """Return the line below an answer: model, tokens, times, speed, memory, cost, how it ended.
 
     `session_system` is the system prompt of the session, if it was sent; `context` precedes the turn of
-    a chat; one of the texts in `stop` may have ended the answer.
+    a chat; one of the texts in `stop` may have ended the answer; `limit` is as in `incomplete_label`.
     """
     usage, timing = reply.usage, reply.timing
     parts = [shown_name(reply.model)]
@@ -117,7 +122,7 @@ def footer(
         parts += _turn_labels(context)
     if stop and reply.finish_reason == "stop":
         parts.append(f"stop {' '.join(map(_json, stop))}")
-    label = ending(reply)
+    label = ending(reply, limit)
     return " · ".join([*parts, *([label] if label else [])])
 
 

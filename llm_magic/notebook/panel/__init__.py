@@ -69,14 +69,15 @@ class ControlPanel:
 
     # -- from the session to the widgets ------------------------------------------------------
 
-    def draw(self) -> None:
-        """Show the current state of the session."""
+    def draw(self) -> bool:
+        """Show the current state of the session; returns whether that changes with time."""
         with self._lock, self._programmatic():
             if self.is_retired:
-                return
+                return False
             self.status.value = status_html(self.session)
             for section in self._sections:
                 section.draw()
+            return self.asking.is_waiting
 
     @contextlib.contextmanager
     def _programmatic(self) -> Iterator[None]:

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from llm_magic.session.response import Response
 
 CHAT = "panel"
+# The label at the control of the limit.
+_LIMIT = "max new tokens"
+# From then on, a wait is shown with its seconds, as in a cell.
+_LONG_WAIT_S = 3.0
 # Longer conversations stay in the session.
 _SHOWN_TURNS = 30
 
@@ -137,6 +141,12 @@ class AskSection:
 
     # -- what is shown ------------------------------------------------------------------------
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no text of the answer has arrived, so that the seconds of the wait are shown."""
+        response = self._response
+        return response is not None and not response.done and not response.has_text
+
     def draw(self) -> None:
         """Show the answer so far."""
         response, answering = self._response, self._panel.session.answering
@@ -149,14 +159,23 @@ class AskSection:
         in_cell = any(one.number is None for one in answering)
         self.stop.tooltip = _stop_hint(in_cell)
         self.clear.layout.display = "" if self.chat.value else "none"
-        note = muted(_stop_hint(in_cell)) if elsewhere else self._counter()
+        chat = next((one for one in self._panel.session.chats.all() if one.name == CHAT), None)
+        # Without stale turns: they are not sent.
+        turns = chat.fresh[-_SHOWN_TURNS:] if chat and self.chat.value else ()
+        index = _index(turns, response)
+        if index == len(turns) - 1:
+            # The answer is shown below the turns, with its footer.
+            turns = turns[:-1]
+        elif index is not None:
+            # A cell has continued the conversation: the answer is shown above that turn, with the others.
+            response = None
+        note = muted(_stop_hint(in_cell)) if elsewhere else self._counter(response)
         self.note.value = _notes_html(self._system_notes) + note
-        self._draw_turns()
+        self.turns.value = "".join(map(_turn, turns))
         self._draw_answer(response)
 
-    def _counter(self) -> str:
+    def _counter(self, response: Response | None) -> str:
         """Return how much of the context the conversation has taken."""
-        response = self._response
         if not self.chat.value or response is None or response.reply is None:
             return ""
         if response.prepared.request.chat is None:
@@ -171,25 +190,33 @@ class AskSection:
         of = f" of {context:,} ({used / context:.0%})" if context else ""
         return muted(f"{used:,} tokens of context used{of}")
 
-    def _draw_turns(self) -> None:
-        chats = self._panel.session.chats.all()
-        chat = next((one for one in chats if one.name == CHAT), None)
-        # Without stale turns: they are not sent.
-        turns = chat.fresh[-_SHOWN_TURNS:] if chat and self.chat.value else ()
-        response = self._response
-        if response is not None and turns and turns[-1].answer.content == response.text:
-            # It is shown below, with its footer.
-            turns = turns[:-1]
-        self.turns.value = "".join(map(_turn, turns))
-
     def _draw_answer(self, response: Response | None) -> None:
         if response is None:
             self.answer.value = self.take.code = ""
+            self._drawn = None
             return
-        seen = (response, response.state, response.revision)
+        waited = int(response.seconds) if self.is_waiting else 0
+        state = response.state
+        seen = (response, state, response.revision, waited)
         if seen == self._drawn:
             return
         self._drawn = seen
+        if state == "failed":
+            self._draw_failure(response)
+        else:
+            self._draw_text(response)
+
+    def _draw_failure(self, response: Response) -> None:
+        """Show the error, and what was generated before; a prompt without an answer returns to its box."""
+        assert response.error is not None
+        if response.has_reply:
+            self._draw_text(response)
+        else:
+            self.answer.value = self.take.code = ""
+            self.prompt.restore()
+        self._panel.show_error(response.error, self.message.show)
+
+    def _draw_text(self, response: Response) -> None:
         text, reasoning = response.text, reasoning_html(response.reasoning)
         answer = self._markdown.render(text.lstrip()) if text.strip() else ""
         notes = _notes_html(self._notes)
@@ -200,14 +227,20 @@ class AskSection:
         if response.done:
             blocks = code_blocks(text)
             self.take.code = blocks[0].code.rstrip("\n") if blocks else ""
-            if response.error is not None:
-                self._panel.show_error(response.error, self.message.show)
+
+
+def _index(turns: tuple[Turn, ...], response: Response | None) -> int | None:
+    """Return which turn a response has become, None for none of them."""
+    if response is None:
+        return None
+    key = response.prepared.request.key
+    return next((index for index, turn in enumerate(turns) if turn.key == key), None)
 
 
 @lru_cache(maxsize=_SHOWN_TURNS)
 def _turn(turn: Turn) -> str:
     """Return a turn as HTML; each update of the next answer shows all of them again."""
-    answer, label = turn.answer.content, incomplete_label(turn.finish_reason)
+    answer, label = turn.answer.content, incomplete_label(turn.finish_reason, limit=_LIMIT)
     inner = answer_html(answer, "markdown") + (muted(label) if label else "")
     return _question(turn.question.content) + _answer(inner, answer.strip())
 
@@ -231,8 +264,11 @@ def _notes_html(notes: tuple[str, ...]) -> str:
 def _below(response: Response) -> str:
     if response.reply is not None:
         system = response.prepared.session_system
-        return footer(response.reply, response.info, system)
-    return "…" if response.has_text else f"{activity(response)} …"
+        return footer(response.reply, response.info, system, limit=_LIMIT)
+    if response.has_text:
+        return "…"
+    waited = response.seconds
+    return f"{activity(response)} …" + (f" {waited:.0f} s" if waited >= _LONG_WAIT_S else "")
 
 
 def _stop_hint(in_cell: bool) -> str:

@@ -120,6 +120,8 @@ function prompt({ model, el }) {
   el.append(box, element("div", { className: "llm-send" }, hint, queued, withdraw, send));
   // The text that was sent and not accepted yet.
   let pending = null;
+  // The text that was accepted last, until the kernel restores it.
+  let accepted = null;
   let sendsNext = false;
 
   const keep = () => {
@@ -131,13 +133,20 @@ function prompt({ model, el }) {
     pending = null;
     const hadFocus = document.activeElement === withdraw;
     // Below it is what was typed in the meantime.
-    if (!isAccepted) box.value = together(sent.text, box.value);
+    if (isAccepted) accepted = sent;
+    else box.value = together(sent.text, box.value);
     keep();
     draw();
     if (hadFocus) box.focus();
     const next = isAccepted && sendsNext;
     sendsNext = false;
     if (next) submit();
+  }
+  // The prompt got no answer; below it is what was typed in the meantime.
+  function restore() {
+    box.value = together(accepted.text, box.value);
+    accepted = null;
+    if (!pending) keep();
   }
   // No message reaches a new kernel: what was not accepted stays in the box, to be copied.
   function lose() {
@@ -166,7 +175,8 @@ function prompt({ model, el }) {
     model.send({ do: "send", id: sent.id, text: sent.text });
   }
   const answered = (message) => {
-    if (pending && message.sent === pending.id) settle(pending, message.accepted);
+    if (message.failed && message.sent === accepted?.id) restore();
+    else if (pending && message.sent === pending.id) settle(pending, message.accepted);
   };
   model.on("msg:custom", answered);
   // A restart, a crash; a shutdown, another kernel.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -94,7 +95,7 @@ class PromptBox(_Control):
     """A text box with a button; the button and Ctrl+Enter send the text.
 
     The page sends a text once the kernel has answered a ping: until then it can be withdrawn. It
-    clears the box, and restores the text if `send` does not accept it.
+    clears the box, and restores the text if `send` does not accept it, or when `restore` is called.
 
     Some kernels handle messages of widgets while a cell runs, on another thread. A text with
     references, or one that a cell loads the model for, waits for the end of the cell: `between_cells`
@@ -116,6 +117,19 @@ class PromptBox(_Control):
         super().__init__(kind="prompt", **traits)
         self._on_send, self._between_cells = send, between_cells
         self._is_loading_in_cell = is_loading_in_cell
+        # The text that was accepted last, whether the page still waits for the answer about a text, and
+        # whether that was restored in the meantime. A drawing thread may restore it.
+        self._accepted: object = None
+        self._is_unanswered = self._is_restored = False
+        self._lock = threading.Lock()
+
+    def restore(self) -> None:
+        """Return the text that was accepted last to the box; the page still has it."""
+        with self._lock:
+            if self._is_unanswered:
+                self._is_restored = True
+            else:
+                self.send({"sent": self._accepted, "failed": True})
 
     def _received(self, content: dict[str, Any]) -> None:
         handle = self._take_text if content.get("do") == "send" else super()._received
@@ -126,11 +140,16 @@ class PromptBox(_Control):
             handle(content)
 
     def _take_text(self, content: dict[str, Any]) -> None:
-        accepted = False
+        accepted, self._is_unanswered, self._is_restored = False, True, False
         try:
             accepted = self._on_send(str(content.get("text", "")))
         finally:
-            self.send({"sent": content.get("id"), "accepted": accepted})
+            with self._lock:
+                self._is_unanswered = False
+                if accepted:
+                    self._accepted = content.get("id")
+                has_left = accepted and not self._is_restored
+                self.send({"sent": content.get("id"), "accepted": has_left})
 
 
 class QueueNotice(_Control):

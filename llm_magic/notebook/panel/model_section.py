@@ -14,14 +14,15 @@ import ipywidgets as widgets
 
 from llm_magic.backends import registry
 from llm_magic.config.option_spec import OptionSpec
+from llm_magic.config.providers import PROVIDERS
+from llm_magic.config.redaction import is_key
 from llm_magic.config.server_address import parse_url, setting_name
 from llm_magic.config.settings import LoadConfig, ServerLoadConfig
 from llm_magic.errors import LLMMagicError, ModelError, ModelNotLoaded, OptionError
-from llm_magic.notebook.display.messages import ready_lines, unloaded_line
+from llm_magic.notebook.display.messages import ready_lines, shown_name, unloaded_line
 from llm_magic.notebook.frontend import reach_busy_kernels
 from llm_magic.notebook.panel.as_magic import load_line
 from llm_magic.notebook.panel.controls import MessageLine, QueueNotice
-from llm_magic.text import counted
 from llm_magic.types import Progress
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 # As many as a browser can filter at each key press; other names can be typed.
 _MAX_NAMES = 500
-_NO_KEY = "Enter the name of an environment variable that holds the key, never the key itself."
 
 
 class LoadSection:
@@ -63,6 +63,11 @@ class LoadSection:
         self._result_lines: Sequence[str] = ()
         self._numbers = itertools.count(1)
         self._latest = self._lists = 0
+        # The active model when the result and the error were shown: they are about the time before another.
+        self._active: ModelInfo | None = None
+        # The errors of the values that were cleared. The button that is clicked next reports them again:
+        # a click on it also commits the field, and would continue with the default value.
+        self._refused: dict[str, OptionError] = {}
         # The active model that was drawn last, and what was written into the field for it.
         self._followed: str | None = None
         self._filled_in = ""
@@ -87,7 +92,7 @@ class LoadSection:
         self.load.on_click(lambda _button: panel.act(self._load, show))
         self.stop.on_click(lambda _button: panel.act(self._stop, show))
         self.unload.on_click(lambda _button: panel.act(self._unload, show))
-        self.list.on_click(lambda _button: self.refresh())
+        self.list.on_click(lambda _button: panel.act(self._list, show))
         self.backend.observe(lambda _change: self._choose(), "value")
         for name in ("base_url", "key_env"):
             self.options[name].observe(partial(self._check, name), "value")
@@ -114,17 +119,19 @@ class LoadSection:
 
     def _check(self, name: str, change: Mapping[str, Any]) -> None:
         """Clear a field with an invalid value: it may be a secret, which is saved with the notebook."""
-        if not change["new"].strip():
+        text = change["new"].strip()
+        if not text:
             return
+        self._refused.pop(name, None)
         try:
-            if name == "key_env":
-                ServerLoadConfig().replace(key_env=change["new"].strip())
+            if name == "base_url":
+                parse_url(str(self.backend.value), text)
             else:
-                parse_url(str(self.backend.value), change["new"])
+                _check_variable(text, _key_variable(str(self.backend.value)))
         except OptionError as error:
             self.options[name].value = ""
-            shown = _NO_KEY if name == "key_env" else error
-            self._panel.show_error(shown, self.message.show)
+            self._refused[name] = error
+            self._panel.show_error(error, self.message.show)
             return
         self._panel.show_error("", self.message.show)
         if name == "base_url":
@@ -134,6 +141,7 @@ class LoadSection:
     def _choose(self) -> None:
         if self._panel.is_retired:
             return
+        self._refused.clear()
         self.draw()
         self.model.options = []
         if self.model.value == self._filled_in:
@@ -141,7 +149,17 @@ class LoadSection:
             self.model.value = ""
         self.refresh()
 
+    def _check_refused(self) -> None:
+        errors, self._refused = list(self._refused.values()), {}
+        if errors:
+            raise errors[0]
+
+    def _list(self) -> None:
+        self._check_refused()
+        self.refresh()
+
     def _load(self) -> str:
+        self._check_refused()
         model, options, keep = self.model.value.strip() or None, self.given(), bool(self.keep.value)
         future = self._panel.session.load_later(model, keep=keep, **options)
         self._latest, self._result_lines = next(self._numbers), ()
@@ -153,6 +171,8 @@ class LoadSection:
 
     def _loaded(self, future: concurrent.futures.Future[LoadResult]) -> None:
         """Show the result of a load; called on the event-loop thread."""
+        # Its error is shown here, so the next prompt does not raise it.
+        self._panel.session.discard_finished_load()
         if future.cancelled():
             self._show_result(["Stopped loading."])
             return
@@ -203,14 +223,14 @@ class LoadSection:
             names = [info.name for info in future.result()]
             self.model.options = names[:_MAX_NAMES]
             if is_latest:
-                found = f"{counted(len(names), 'model')}." if names else "No models found."
-                self._show_result([found])
+                self._show_result([_found(names)])
         elif is_latest:
             self._show_result([])
             self._panel.show_error(error, self.message.show)
 
     def _show_result(self, lines: Sequence[str]) -> None:
         # Only `draw` writes the widget: a drawing that has already started could overwrite it.
+        self._active = self._panel.session.status().active
         self._latest, self._result_lines = next(self._numbers), lines
         self._panel.request_draw()
 
@@ -225,8 +245,12 @@ class LoadSection:
         self._follow_active(status.active_model)
         default = getattr(self._panel.session.settings, setting_name(backend), "")
         self.options["base_url"].placeholder = default
+        self.options["key_env"].placeholder = f"such as {_key_variable(backend)}"
         self.model.placeholder = "the served model" if default else "the default"
         busy = status.status in {"Loading", "Configuring", "Unloading"}
+        if not busy and status.active is not self._active:
+            self._active, self._result_lines = status.active, ()
+            self.message.show("")
         self.load.disabled = busy
         in_cell = self._panel.is_loading_in_cell
         # A click would be handled only after the cell that it should stop.
@@ -256,6 +280,31 @@ class LoadSection:
     def _result_html(self) -> str:
         lines = "<br>".join(map(html.escape, self._result_lines))
         return f'<div class="llm-result" role="status">{lines}</div>'
+
+
+def _check_variable(name: str, example: str) -> None:
+    """Raise `OptionError` for a text that is not the name of a variable for a key."""
+    try:
+        ServerLoadConfig().replace(key_env=name)
+    except OptionError:
+        what = "This is a key" if is_key(name) else "This is not the name of a variable"
+        raise OptionError(
+            f"{what}. Enter the name of an environment variable that holds the key, such as {example}.",
+            option="key_env",
+        ) from None
+
+
+def _key_variable(backend: str) -> str:
+    """Return a name for the variable of a backend's key: that of a hosted provider, or an example."""
+    provider = PROVIDERS.get(backend)
+    return provider.key_variable if provider else f"{backend.replace('-', '_').upper()}_API_KEY"
+
+
+def _found(names: Sequence[str]) -> str:
+    """Return how many models a backend lists, and the name of a single one."""
+    if not names:
+        return "No models found."
+    return f"1 model: {shown_name(names[0])}." if len(names) == 1 else f"{len(names):,} models."
 
 
 def _bar(progress: Progress, hint: str) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 # Each drawing sends a few messages to every open page.
 PERIOD_S = 0.2
 _COST_FACTOR = 10
+# Between two drawings while only the time changes.
+_SECOND_S = 1.0
 # An upper bound: imports, or another thread, may make the first drawing slow.
 LONGEST_S = 2.0
 
@@ -16,15 +18,18 @@ LONGEST_S = 2.0
 class Refresher:
     """Calls `draw` after `request`, at most every `PERIOD_S`, less often if drawing is slow.
 
+    If `draw` returns true, what it shows changes with time: it is called again after a second.
+
     It draws on a timer thread, because the event-loop thread receives text and the main thread runs
     cells.
     """
 
-    def __init__(self, draw: Callable[[], None]) -> None:
+    def __init__(self, draw: Callable[[], bool | None]) -> None:
         self._draw = draw
         self._lock = threading.Lock()
         # Set while a drawing is scheduled or runs; a request in the meantime only sets `_dirty`.
         self._timer: threading.Timer | None = None
+        self._next_second: threading.Timer | None = None
         self._dirty = self._stopped = False
         self._next = 0.0
 
@@ -44,7 +49,8 @@ class Refresher:
         self._dirty = False
         began = time.monotonic()
         try:
-            self._draw()
+            if self._draw():
+                self._request_in_a_second()
         finally:
             now = time.monotonic()
             self._next = now + min(max(PERIOD_S, _COST_FACTOR * (now - began)), LONGEST_S)
@@ -52,9 +58,20 @@ class Refresher:
         if self._dirty:
             self.request()
 
+    def _request_in_a_second(self) -> None:
+        with self._lock:
+            if self._stopped:
+                return
+            if self._next_second is not None:
+                self._next_second.cancel()
+            self._next_second = threading.Timer(_SECOND_S, self.request)
+            self._next_second.daemon = True
+            self._next_second.start()
+
     def stop(self) -> None:
         """Cancel the scheduled drawing and ignore later requests."""
         with self._lock:
             self._stopped = True
-            if self._timer is not None:
-                self._timer.cancel()
+            for timer in (self._timer, self._next_second):
+                if timer is not None:
+                    timer.cancel()

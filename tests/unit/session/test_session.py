@@ -280,6 +280,13 @@ def test_unknown_attribute_suggests_the_one_that_was_meant(
         assert name not in vars(session)
 
 
+def test_dry_run_of_a_text_is_that_of_its_request(scripted: Pair) -> None:
+    session, backend = scripted
+    dry = session.dry_run("Hi", system="s", temperature=0)
+    assert dry.messages == (Message("system", "s"), Message("user", "Hi"))
+    assert (dry.config.temperature, backend.requests) == (0, [])
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [

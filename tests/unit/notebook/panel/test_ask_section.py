@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_magic.errors import GenerationFailed
+from llm_magic.errors import GenerationFailed, LLMMagicError, PromptTooLong, RequestFailed
 from llm_magic.notebook.panel import ControlPanel
 from llm_magic.session.requests import Request
 from llm_magic.types import Chunk
@@ -79,6 +79,7 @@ def test_answer_without_text_shows_that_it_is_waited_for(scripted: Scripted) -> 
     send(panel, "why?")
     assert "why? waiting for the first token …" in answer(panel)
     until(lambda: "Answering" in visible_text(panel.status.value))
+    until(lambda: "waiting for the first token … 4 s" in answer(panel), "the seconds are not shown")
     hang.go.set()
     until(lambda: is_idle(panel) and "waiting for" not in answer(panel))
     until(lambda: "Ready" in visible_text(panel.status.value))
@@ -137,6 +138,30 @@ def test_error_is_shown_and_prompt_stays(scripted: Scripted, error: Exception) -
     assert shown_error(panel) == ""
 
 
+@pytest.mark.parametrize(
+    "error",
+    [PromptTooLong.measured("tiny", 9000, 8192), RequestFailed("Error 500.", status=500)],
+)
+def test_prompt_without_an_answer_returns_to_its_box(
+    scripted: Scripted, error: LLMMagicError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panel, sent, hang = scripted.panel, list[object](), Hang()
+    monkeypatch.setattr(panel.asking.prompt, "send", sent.append)
+    scripted.backend.will(hang, error)
+    send(panel, "my prompt")
+    hang.go.set()
+    until(lambda: is_idle(panel) and error.problem in shown_error(panel))
+    assert answer(panel) == "", "its text is in the box"
+    panel.draw()
+    returned = [{"sent": "1", "accepted": True}, {"sent": "1", "failed": True}]
+    assert sent == returned
+    sent.clear()
+    scripted.backend.will(error)
+    send(panel, "my prompt")
+    until(lambda: len(sent) == 2 or sent == [{"sent": "1", "accepted": False}])
+    assert len(sent) == 1 or sent == returned, "it failed before the page learned of its acceptance"
+
+
 @pytest.mark.parametrize("prompt", ["", "  \n"])
 def test_an_empty_prompt_is_refused(scripted: Scripted, prompt: str) -> None:
     send(scripted.panel, prompt)
@@ -183,6 +208,29 @@ def test_earlier_turn_shows_that_it_was_stopped(scripted: Scripted) -> None:
     ask(panel, "second")
     shown = visible_text(panel.asking.turns.value)
     assert shown == "first half an answer stopped by you; incomplete"
+
+
+def test_turn_of_a_cell_is_below_the_earlier_turn_of_the_panel(scripted: Scripted) -> None:
+    panel, session = scripted.panel, scripted.session
+    put(panel.asking.chat, True)
+    until(lambda: panel.asking.clear.layout.display == "")
+    ask(panel, "first")
+    session.ask(Request("second", chat="panel", key="cell")).result()
+    until(lambda: visible_text(panel.asking.turns.value) == "first first second second")
+    assert (answer(panel), panel.asking.note.value) == ("", "")
+    ask(panel, "third")
+    assert visible_text(panel.asking.turns.value) == "first first second second"
+    assert "third third" in answer(panel)
+
+
+def test_footer_names_the_control_of_the_limit(scripted: Scripted) -> None:
+    panel = scripted.panel
+    scripted.backend.will(*whole_answer("half", finish="length"))
+    put(panel.asking.chat, True)
+    ask(panel, "?")
+    assert answer(panel).endswith("cut off at 1 tokens (max new tokens)")
+    ask(panel, "next")
+    assert visible_text(panel.asking.turns.value) == "? half cut off (max new tokens)"
 
 
 def test_a_second_question_waits_for_the_first(scripted: Scripted) -> None:

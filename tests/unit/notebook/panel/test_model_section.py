@@ -26,7 +26,7 @@ from llm_magic.errors import (
 )
 from llm_magic.notebook.panel import ControlPanel
 from llm_magic.session.requests import Request
-from llm_magic.types import Progress
+from llm_magic.types import ModelInfo, Progress
 from tests.panels import (
     Scripted,
     press,
@@ -224,7 +224,17 @@ def test_drawing_that_started_during_a_load_does_not_hide_its_result(
         ("base_url", "ftp://x", "is not a server address"),
         ("base_url", "http://a:secret@host", "must not contain a user name"),
         ("base_url", "http://host?a=secret", "Check “API key variable”."),
-        ("key_env", "sk-secret-secret", "Enter the name of an environment variable"),
+        (
+            "key_env",
+            "sk-secret-secret",
+            "API key variable: This is a key. Enter the name of an environment variable that holds the key,"
+            " such as VLLM_API_KEY.",
+        ),
+        (
+            "key_env",
+            "my key",
+            "This is not the name of a variable. Enter the name of an environment",
+        ),
     ],
 )
 def test_invalid_address_is_reported_and_cleared(
@@ -380,3 +390,68 @@ def test_prompt_after_a_failed_load_shows_why_it_failed(empty: Scripted) -> None
     )
     until(lambda: shown_error(empty.panel) == expected, shown_error(empty.panel))
     assert empty.session.status().last_error == "No server. Check --base-url."
+
+
+def test_prompt_after_a_failed_load_is_answered_by_the_ready_model() -> None:
+    with scripted_panel() as scripted:
+        panel, session = scripted.panel, scripted.session
+        scripted.backend.trouble["check"] = ModelNotFound("There is no smolm2.")
+        put(panel.loading.model, "smolm2")
+        press(panel.loading.load)
+        until(lambda: shown_error(panel) == "There is no smolm2.")
+        assert session.status().status == "Ready"
+        send(panel, "one two")
+        until(lambda: "one two one two" in visible_text(panel.asking.answer.value))
+        assert session.ask(Request("three")).result().model == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("base_url", "htp:/localhost:8765/v1", "'htp:/localhost:8765/v1' is not a server address."),
+        ("key_env", "sk-secret-secret", "This is a key."),
+    ],
+)
+def test_load_does_not_replace_a_cleared_value_by_the_default(
+    empty: Scripted, name: str, value: str, shown: str
+) -> None:
+    panel = empty.panel
+    put(panel.loading.backend, "openai")
+    assert panel.loading.options["key_env"].placeholder == "such as OPENAI_API_KEY"
+    # The click commits the field, too.
+    for button in (panel.loading.load, panel.loading.list):
+        put(panel.loading.options[name], value)
+        press(button)
+        assert shown in shown_error(panel)
+    assert (empty.backend.events, panel.magic.value) == ([], "")
+    press(panel.loading.load)
+    assert "OPENAI_API_KEY is not set" in shown_error(panel)
+
+
+def test_load_of_a_cell_clears_earlier_messages(empty: Scripted) -> None:
+    panel, session = empty.panel, empty.session
+    press(panel.loading.load)
+    until(lambda: "ready in" in result_text(panel))
+    session.load("org/big")
+    until(lambda: "big" in visible_text(panel.status.value))
+    assert result_text(panel) == ""
+    press(panel.loading.unload)
+    assert "Unloaded big" in result_text(panel)
+    session.load("org/big")
+    until(lambda: result_text(panel) == "")
+    empty.backend.trouble["check"] = ModelNotFound("There is no such model.")
+    put(panel.loading.model, "typo")
+    press(panel.loading.load)
+    until(lambda: shown_error(panel) == "There is no such model.")
+    del empty.backend.trouble["check"]
+    session.load("org/tiny")
+    until(lambda: "tiny" in visible_text(panel.status.value) and shown_error(panel) == "")
+
+
+def test_a_single_model_is_named(empty: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def one(_config: object) -> list[ModelInfo]:
+        return [ModelInfo("served", "vllm")]
+
+    monkeypatch.setattr(empty.backend, "models", one)
+    press(empty.panel.loading.list)
+    until(lambda: result_text(empty.panel) == "1 model: served.")
