@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, NotRequired, Self, TypedDict, Unpack
+from typing import Any, Literal, NoReturn, NotRequired, Self, TypedDict, Unpack
 
 from llm_magic.code_blocks import first_fenced
 from llm_magic.errors import InvalidReply
@@ -198,15 +198,6 @@ class Reply(str):
     def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
         """Show the text where IPython shows a value as text, and the repr inside another value."""
         printer.text(visible(self) if len(printer.stack) == 1 else repr(self))
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> NoReturn:
-            """Raise `AttributeError`, which names `text` for what other libraries call so."""
-            advice = " Use text." if name in {"content", "message", "response"} else ""
-            raise AttributeError(
-                f"{type(self).__name__!r} object has no attribute {name!r}.{advice}"
-            )
 
     def __setattr__(self, name: str, _value: object) -> NoReturn:
         raise AttributeError(f"A reply is immutable: {name} cannot be set.")

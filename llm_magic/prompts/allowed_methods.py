@@ -168,6 +168,8 @@ _VISITS_NO_CELLS = _names("""
     head tail copy keys get isna isnull notna notnull transpose reset_index drop to_frame
     memory_usage size ngroups item to_series get_level_values select_dtypes
 """)
+_TAKES_ARRAYS = _names("isin is_in groupby filter join")
+_JOINED = frozenset({"series", "index", "array", "pl_series"})
 _PANDAS_CALL = 5000  # pandas takes as long for a small table as for so many elements
 
 
@@ -192,12 +194,17 @@ def call_method(call: AllowedCall) -> Any:
     owner, name = call.owner, call.name
     kind, base = trusted_type(owner)
     if name not in METHODS.get(kind, ()):
-        raise NotAllowed(f"calls .{name}() of a {type(owner).__name__}, which is not supported")
+        is_info = kind == "frame" and name == "info"
+        advice = "It prints, and returns None. Insert .dtypes or .describe() instead"
+        raise NotAllowed(
+            f"calls .{name}() of a {type(owner).__name__}, which is not supported",
+            *([advice] if is_info else ()),
+        )
     require_own(owner, base, name)
     if extra := sorted(set(call.keywords) - KEYWORDS):
         raise not_an_argument(extra[0], f".{name}()")
     for given in (*call.args, *call.keywords.values()):
-        if family(given) in ARRAYS and name not in {"isin", "is_in", "groupby", "filter"}:
+        if family(given) in ARRAYS and name not in _TAKES_ARRAYS:
             raise NotAllowed(f"passes an array or a table to .{name}()")
         require_plain(given, call.budget)
     for check in map(_CHECKS.get, (kind, f".{name}", f"{kind}.{name}")):
@@ -236,7 +243,7 @@ def _check_text(call: AllowedCall) -> None:
             if isinstance(old, str) and isinstance(new, str):
                 require_length(len(text) + text.count(old) * max(0, len(new) - len(old)))
         case "join":
-            _check_join(text, call.argument(0, "", ()))
+            _check_join(text, call.argument(0, "", ()), call.budget)
         case "encode" | "decode":
             encoding = call.argument(0, "encoding", "utf-8")
             errors = call.argument(1, "errors", "strict")
@@ -246,10 +253,14 @@ def _check_text(call: AllowedCall) -> None:
             require_length(len(text), 10 * MAX_TEXT)
 
 
-def _check_join(separator: str, parts: Any) -> None:
+def _check_join(separator: str, parts: Any, budget: Budget) -> None:
     kind = family(parts)
     if kind in ARRAYS:
-        raise NotAllowed("joins a table or an array, which is not allowed")
+        if kind not in _JOINED or len(parts.shape) != 1:
+            raise NotAllowed(f"joins a {type(parts).__name__}, which is not a column or a list")
+        require_length(size(parts), MAX_ITEMS, "elements")
+        budget.spend(size(parts))
+        parts, kind = parts.to_list() if kind == "pl_series" else parts.tolist(), "list"
     if kind in {"str", "list", "tuple", "set", "dict", "counter", "view"}:
         length = sum(len(part) for part in parts if isinstance(part, str))
         require_length(length + len(separator) * len(parts))

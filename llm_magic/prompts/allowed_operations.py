@@ -268,7 +268,7 @@ def _check_elements(call: AllowedCall) -> None:
                 f"iterates over a {type(value).__name__}, which may use it up or run code"
             )
         require_length(size(value), MAX_ITEMS, "elements")
-        call.budget.spend(size(value) * (6 if call.name == "sorted" else 1))
+        call.budget.spend(size(value) * (6 if call.name in {"sorted", "set"} else 1))
 
 
 def _check_sum(call: AllowedCall) -> None:
@@ -311,4 +311,5 @@ FUNCTIONS: Mapping[str, Callable[[AllowedCall], None]] = {
     "len": _check_len, "sum": _check_sum, "min": _check_elements, "max": _check_elements,
     "round": _check_number, "abs": _check_number, "sorted": _check_elements, "str": _check_text,
     "int": _check_number, "float": _check_number, "repr": _check_text,
+    **dict.fromkeys(("list", "tuple", "set", "any", "all"), _check_elements),
 }  # fmt: skip

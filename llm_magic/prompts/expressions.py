@@ -34,6 +34,7 @@ from llm_magic.prompts.allowed_operations import (
 )
 from llm_magic.prompts.trusted_types import (
     ARRAYS,
+    ASSIGN,
     MAPPINGS,
     NODE_COST,
     SCALARS,
@@ -182,6 +183,8 @@ def check(expression: Expression, names: Mapping[str, Any]) -> None:
 
 def _check_function(func: ast.expr, names: Mapping[str, Any]) -> None:
     called = func.id if isinstance(func, ast.Name) else "the result of an expression"
+    if called == "print":
+        raise NotAllowed("calls print, which returns None", "Insert the value itself")
     if called not in FUNCTIONS:
         raise NotAllowed(
             f"calls {called}; the functions that are called are {', '.join(FUNCTIONS)}"
@@ -286,7 +289,9 @@ class _Evaluator:
 
     def _variable(self, name: str) -> Any:
         if name not in self._names:
-            raise NotAllowed(f"passes {name}, a function of Python")
+            is_type = name in {"int", "float", "bool", "str"}
+            advice = f'For the data type, write "{name}"' if is_type else ASSIGN
+            raise NotAllowed(f"passes {name}, a function of Python", advice)
         return self._names[name]
 
     def _compare(self, node: ast.Compare) -> Any:

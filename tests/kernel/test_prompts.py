@@ -288,6 +288,24 @@ def notes_of(k: Kernel, prompt: str) -> list[str]:
     return notes[0]
 
 
+def test_columns_are_joined_and_made_lists(scripted: Kernel) -> None:
+    scripted.ok(f"{TABLES}\nwords = pl.Series(['a', 'b'])")
+    for code, text in (
+        ("', '.join(towns.columns)", "town, size, text"),
+        ("', '.join(towns['town'])", "Oslo, Rome"),
+        ("', '.join(towns['town'].unique())", "Oslo, Rome"),
+        ("', '.join(words)", "a, b"),
+        ("list(towns.columns)", "['town', 'size', 'text']"),
+        ("tuple(towns['size'])", "(1, 3)"),
+        ("sorted(set(towns['town']))", "['Oslo', 'Rome']"),
+        ("any(towns['size'] > 2)", "True"),
+    ):
+        assert notes_of(scripted, f"{{{code}}}") == []
+        assert sent(scripted) == [("user", text)]
+    [note] = notes_of(scripted, "{towns.info()}")
+    assert note.endswith("Insert .dtypes or .describe() instead")
+
+
 def test_notes_name_braces_that_are_nearly_references(scripted: Kernel) -> None:
     scripted.ok("import pandas as pd\nprice, gdp = 9.5, pd.DataFrame({'GDP per head': [1]})")
     for prompt, better in (

@@ -56,16 +56,6 @@ def test_reply_is_a_cell_of_a_table(reply: Reply) -> None:
     assert sqlite3.connect(":memory:").execute("select ?", (reply,)).fetchone() == (TEXT,)
 
 
-def test_attribute_of_other_libraries_is_named() -> None:
-    reply: Any = make_reply("a")
-    with pytest.raises(
-        AttributeError, match=r"^'Reply' object has no attribute 'content'\. Use text\.$"
-    ):
-        _ = reply.content
-    with pytest.raises(AttributeError, match=r"no attribute 'colour'\.$"):
-        _ = reply.colour
-
-
 def test_chunk_as_text_is_its_text() -> None:
     chunk = Chunk("a", reasoning="b", tokens=1)
     assert (str(chunk), f"{chunk}") == ("a", "a")
