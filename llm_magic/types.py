@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, NotRequired, Self, TypedDict, Unpack
 
-from llm_magic.code_blocks import first_fenced
 from llm_magic.errors import InvalidReply
 from llm_magic.text import parse_json, visible
+from llm_magic.text.code_blocks import first_fenced
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "cancelled", "truncated"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llm_magic.code_blocks import CodeBlock, first_fenced
 from llm_magic.notebook.display.live_output import is_notebook, mime_bundle, muted, write
 from llm_magic.notebook.display.markdown import render_code
+from llm_magic.text.code_blocks import CodeBlock, first_fenced
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

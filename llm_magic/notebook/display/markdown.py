@@ -25,11 +25,11 @@ from html import escape
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.code_blocks import TooMuchWork, count_line, fence_language, is_closed, spend
 from llm_magic.notebook.display import footnotes, links, text_direction
 from llm_magic.notebook.display.highlight import TEXT_SECONDS, escape_text, highlight
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.text import replace_surrogates
+from llm_magic.text.code_blocks import TooMuchWork, count_line, fence_language, is_closed, spend
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 
-from llm_magic.code_blocks import code_blocks
 from llm_magic.errors import OptionError
 from llm_magic.notebook.display.answer_view import answer_html, reasoning_html
 from llm_magic.notebook.display.live_output import muted
@@ -27,6 +26,7 @@ from llm_magic.notebook.panel.controls import (
 )
 from llm_magic.prompts.template import fill
 from llm_magic.session.requests import Request
+from llm_magic.text.code_blocks import code_blocks
 
 if TYPE_CHECKING:
     from llm_magic.notebook.panel import ControlPanel

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_magic.code_blocks import code_blocks
 from llm_magic.notebook.display import highlight
 from llm_magic.notebook.display.markdown import escape_pre, render, render_code
+from llm_magic.text.code_blocks import code_blocks
 from tests.payloads import payloads, violations
 
 _FRAGMENTS = [*"`~*_[]()<>!#-+|\\$\"'&;:=/{}\n\t a1", "\n\n", "    ", "> ", "- ", "1. ", "|-|\n"]

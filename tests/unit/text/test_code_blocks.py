@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llm_magic.code_blocks import code_blocks
+from llm_magic.text.code_blocks import code_blocks
 
 
 def test_code_is_found_in_costly_text() -> None:
