@@ -249,7 +249,11 @@ def _shown(kind: Kind, ran: Ran) -> str | None:
     drawn = [output["data"] for output in ran.outputs if "data" in output]
     whole = str(drawn[0].get("text/plain", "")) if drawn else ""
     # The footer, or the line that was shown while the first word was waited for.
-    return re.sub(r"(?s)(^|\n+)\w+ · [^\n]*$", "", whole).strip()
+    text = re.sub(r"(?s)(^|\n+)\w+ · [^\n]*$", "", whole).strip()
+    # The note below an answer whose server just stopped.
+    return re.sub(
+        r"(^|\n\n)\S+ (did not send the end of the|sent no) answer\. [^\n]*$", "", text
+    ).strip()
 
 
 def report(tries: list[Try], version: str) -> str:
