@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from llm_magic import __version__
-from llm_magic.errors import LLMMagicException, MissingDependency
+from llm_magic.errors import LLMMagicError, LLMMagicException, MissingDependency
 from llm_magic.text import unstyled, visible, visible_but_styled
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _original() -> Path:
     for folder in (package, package.parent):
         if (notebook := folder / "notebooks" / _NOTEBOOK).is_file():
             return notebook
-    raise LLMMagicException(f"{_NOTEBOOK} is not in this installation. Install llm_magic again.")
+    raise LLMMagicError(f"{_NOTEBOOK} is not in this installation. Install llm_magic again.")
 
 
 def _working_copy(folder: Path) -> Path:
@@ -186,7 +186,7 @@ def _working_copy(folder: Path) -> Path:
     try:
         shutil.copyfile(original, copy)
     except OSError as error:
-        raise LLMMagicException(
+        raise LLMMagicError(
             f"The quickstart cannot be copied to {folder}: {error.strerror}."
             " Change to another folder."
         ) from None
@@ -225,7 +225,7 @@ def run_headless(notebook: Path, environment: dict[str, str]) -> int:
         _write("This cell failed. The cells after it were not run.\n", sys.stderr)
         return 1
     except DeadKernelError:
-        raise LLMMagicException(
+        raise LLMMagicError(
             "The kernel ended while it ran the notebook. Run llm-magic doctor."
         ) from None
     return 0

@@ -6,7 +6,7 @@ import ctypes
 import gc
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,11 +45,14 @@ _PREFIX_SHARE, _PREFIX_CONTEXTS = 0.25, 2
 
 def weight_bytes(folder: Path, dtype: str, quantization: str) -> int:
     """Return the bytes of the loaded weights of `folder`, as its safetensors headers state them."""
-    return int(sum(
-        _tensor_bytes(name, info, dtype, quantization)
-        for file in safetensors.weight_files(folder)
-        for name, info in safetensors.read_header(file).items()
-    ))  # fmt: skip
+    tensors = _tensors(folder)
+    return int(sum(_tensor_bytes(name, info, dtype, quantization) for name, info in tensors))
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name of each tensor of `folder` with its type and shape, as the headers state them."""
+    for file in safetensors.weight_files(folder):
+        yield from safetensors.read_header(file).items()
 
 
 def _tensor_bytes(name: str, info: dict[str, Any], dtype: str, quantization: str) -> float:
@@ -70,8 +73,7 @@ def head_copy_bytes(folder: Path, dtype: str) -> int:
     """
     tensors = {
         name: info
-        for file in safetensors.weight_files(folder)
-        for name, info in safetensors.read_header(file).items()
+        for name, info in _tensors(folder)
         if len(info["shape"]) == 2 and any(part in name for part in (*_EMBEDDINGS, *_HEADS))
     }
     is_packed = dtype == "bfloat16" or (

@@ -119,9 +119,14 @@ class LLMMagics(SessionMagics):
         request = Request(
             prompt, args["model"], system, chat, key, options, trim, self.began, as_json,
             longest_reference=longest,
-            stored_in=(not as_json and args["output"]) or _LAST["llm" in self.shell.user_ns],
+            stored_in=self._stored_in(args),
         )  # fmt: skip
         return request, notes
+
+    def _stored_in(self, args: Parsed) -> str:
+        """Return what messages call the reply: the variable of ``-o``, else the last one."""
+        output = args["output"] if args["format"] != "json" else None
+        return output or _LAST["llm" in self.shell.user_ns]
 
     def _filled(self, text: str, names: Mapping[str, Any], *, all_notes: bool) -> Filled:
         """Return a text with its references filled in; jobs in them are waited for first.
@@ -299,7 +304,7 @@ class LLMMagics(SessionMagics):
         as_json = args["format"] == "json"
         request = Request(
             prompt, args["model"], system, chat, key, args.options, False, self.began, as_json,
-            stored_in=(not as_json and args["output"]) or _LAST["llm" in self.shell.user_ns],
+            stored_in=self._stored_in(args),
         )  # fmt: skip
         return request, notes
 
