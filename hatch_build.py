@@ -19,11 +19,11 @@ class LabExtension(BuildHookInterface[Any]):
         """Add the files of the extension to the data files of the wheel."""
         core = self.metadata.core
         # With the version in its name, no browser uses the file of an earlier one.
-        script = f"static/prompt_cells.{self.metadata.version}.js"
+        script = f"static/llm_magic.{self.metadata.version}.js"
         package = {
             "name": "llm-magic",
             "version": self.metadata.version,
-            "description": "Highlights the prompts of llm_magic.",
+            "description": "Highlights prompts of llm_magic, and completes outputs after a reload.",
             "license": core.license_expression,
             "jupyterlab": {
                 "extension": True,
@@ -36,7 +36,7 @@ class LabExtension(BuildHookInterface[Any]):
             file = Path(self._folder.name, name)
             file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             build_data["shared_data"][str(file)] = f"{_FOLDER}/{name}"
-        build_data["shared_data"]["labextension/prompt_cells.js"] = f"{_FOLDER}/{script}"
+        build_data["shared_data"]["labextension/llm_magic.js"] = f"{_FOLDER}/{script}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove the metadata, which the wheel contains now."""

@@ -9,6 +9,7 @@
     │   ├── PromptError               an expression in a prompt failed
     │   ├── MissingDependency         an optional package is not installed
     │   ├── BackendUnavailable        the package of a backend is broken, or two have the same name
+    │   ├── WorkersFailed             the worker processes of a map died, or cannot load its model
     │   ├── EventLoopError            the event loop cannot be made re-entrant, or only at the loss of cells
     │   ├── ModelError
     │   │   ├── ModelNotFound         there is no model of that name
@@ -26,9 +27,12 @@
     │   ├── GenerationError           `reply` holds the text that was generated before the error
     │   │   ├── PromptTooLong         the prompt exceeds the context window
     │   │   ├── GenerationFailed      the model raised an error
+    │   │   ├── GenerationStopped     `%llm_stop` or `cancel` stopped the answer
     │   │   ├── IncompleteReply       the server failed in the middle of the reply
     │   │   └── InvalidReply          the reply does not have the required form, such as JSON
-    │   └── JobNotFound               there is no job with that number
+    │   ├── JobNotFound               there is no job with that number
+    │   ├── NoAttribute               an object of this package has no attribute of that name
+    │   └── NotText                   a job or another response is used like its text
     └── Interrupted                   the user stopped the operation; as `KeyboardInterrupt`, no `Exception`
 
 A message is one line: what happened, then what to do. Exceptions of other libraries are translated
@@ -42,8 +46,8 @@ from __future__ import annotations
 
 import contextlib
 import linecache
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -72,15 +76,19 @@ class LLMMagicException(BaseException):
         problem: The message without its advice.
         advice: What to do, if that names a magic or an option, for which the panel has other words.
         option: The name of the option that the advice is about.
+        choice: The value of that option that the advice is to choose, if it is one.
         details: The traceback of the translated exception as text, empty if there is none.
         explaining: The exception that `%llm_explain` was explaining when this one was raised.
+        mapped: The result so far of the map that this exception ended, a `Mapped`.
     """
 
     explaining: BaseException | None = None
+    mapped: Any = None
 
     def __init__(self, message: str, *, details: str = "") -> None:
         super().__init__(visible_line(message))
-        self.problem, self.advice, self.option = visible_line(message), "", ""
+        self.problem, self.advice = visible_line(message), ""
+        self.option = self.choice = ""
         self.details = details
 
     @classmethod
@@ -88,7 +96,7 @@ class LLMMagicException(BaseException):
         """Return an error of this class with the message of another, without its traceback."""
         made = cls(_joined(before, str(error)))
         made.problem = _joined(before, error.problem)
-        made.advice, made.option = error.advice, error.option
+        made.advice, made.option, made.choice = error.advice, error.option, error.choice
         return made
 
     def append(self, text: str) -> Self:
@@ -97,10 +105,11 @@ class LLMMagicException(BaseException):
         self.problem = _joined(self.problem, text)
         return self
 
-    def advise(self, text: str, option: str = "") -> Self:
+    def advise(self, text: str, option: str = "", choice: str = "") -> Self:
         """Append what to do, which names magics or an option, and return the error."""
         self.args = (_joined(self, text), *self.args[1:])
         self.advice, self.option = _joined(self.advice, text), option or self.option
+        self.choice = choice or self.choice
         return self
 
     def _render_traceback_(self) -> list[str]:
@@ -149,6 +158,10 @@ class BackendUnavailable(LLMMagicError):
 
 class EventLoopError(LLMMagicError):
     """The event loop cannot be made re-entrant, or only at the loss of queued cells."""
+
+
+class WorkersFailed(LLMMagicError):
+    """The worker processes of a map died, or cannot load its model."""
 
 
 class ModelError(LLMMagicError):
@@ -233,9 +246,11 @@ class RequestFailed(ServerError):
         lengths: The token counts of the prompt and of the context window, if the server reports them.
         exceeds_context: Whether the prompt exceeds the context window.
         code: The kind of the error, as the server names it.
+        is_page: Whether the response is a web page, such as that of a proxy.
     """
 
     code = ""
+    is_page = False
     lengths: tuple[int, int] | None = None
     exceeds_context = False
 
@@ -273,6 +288,10 @@ class GenerationFailed(GenerationError):
     """The model raised an error."""
 
 
+class GenerationStopped(GenerationError):
+    """Something else than an interrupt of this call stopped the answer, such as ``%llm_stop``."""
+
+
 class IncompleteReply(GenerationError):
     """The server failed in the middle of the reply."""
 
@@ -283,6 +302,14 @@ class InvalidReply(GenerationError, ValueError):
 
 class JobNotFound(LLMMagicError):
     """There is no job with that number."""
+
+
+class NoAttribute(LLMMagicError, AttributeError):
+    """An object of this package has no attribute of that name; it is an `AttributeError`."""
+
+
+class NotText(LLMMagicError, TypeError):
+    """A response is used like its text; it is a `TypeError`."""
 
 
 class Interrupted(LLMMagicException):
@@ -301,7 +328,9 @@ class Interrupted(LLMMagicException):
 
 
 def _joined(message: object, text: str) -> str:
-    return visible_line(f"{message} {text}".strip())
+    # A sentence that ends with a command has no full stop.
+    before = f"{message}." if text and str(message)[-1:].isalnum() else message
+    return visible_line(f"{before} {text}".strip())
 
 
 def _shell(traceback: TracebackType | None) -> Any:
@@ -362,6 +391,19 @@ def release_frames(error: E) -> E:
     return error
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of the message of an error, or its type if it has no message."""
+    lines = str(error).splitlines()
+    return visible_line(lines[0]) if lines else type(error).__name__
+
+
+def shown_error() -> BaseException | None:
+    """Return the exception that Python or IPython displayed last."""
+    # `last_exc` is new in Python 3.12, and not every tool sets it.
+    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    return error if isinstance(error, BaseException) else None
+
+
 def chained(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error, its causes and contexts, and the members of exception groups."""
     waiting: list[BaseException | None] = [error]
@@ -398,6 +440,8 @@ def did_you_mean(
 
     `prefix` is displayed before each name. `similar` is the least similarity, from 0 to 1.
     """
+    from difflib import get_close_matches
+
     if len(word) > _LONGEST_WORD:
         return ""
     near_enough = (name for name in known if len(name) <= _LONGEST_WORD)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, NotRequired, Self, TypedDict, Unpack
+from collections.abc import Generator
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, NotRequired, Self, TypedDict, Unpack
 
-from llm_magic.errors import InvalidReply
-from llm_magic.text import parse_json, visible
-from llm_magic.text.code_blocks import first_fenced
+from llm_magic.errors import InvalidReply, NoAttribute, did_you_mean
+from llm_magic.text import is_cut_json, parse_json, visible
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "cancelled", "truncated"]
@@ -46,6 +46,13 @@ class Usage:
     reasoning_tokens: int | None = None
     cost: float | None = None
 
+    @property
+    def total_tokens(self) -> int | None:
+        """The number of tokens in the prompt and the answer; None if one of them is unknown."""
+        if self.prompt_tokens is None or self.completion_tokens is None:
+            return None
+        return self.prompt_tokens + self.completion_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -59,6 +66,7 @@ class Chunk:
         usage: The token counts of the whole answer; only in the last chunk.
         time: When the model generated the chunk, as a value of `time.perf_counter`.
         notice: What the request is waiting for, such as a busy server; not part of the answer.
+        backoff_s: The seconds until the request is sent again, if an overloaded server rejected it.
         queued: Whether the backend answers other requests first.
         progress: How much of a long prompt the model has read so far.
         ends_reasoning: Whether all text before this chunk was reasoning. Some models close their
@@ -70,14 +78,35 @@ class Chunk:
     tokens: int = 0
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
-    time: float = 0.0
+    time: float = field(default=0.0, repr=False)
     notice: str = ""
+    backoff_s: float = 0.0
     queued: bool = False
     progress: Progress | None = None
     ends_reasoning: bool = False
 
+    @property
+    def has_content(self) -> bool:
+        """Whether it has text or tokens, reports what is waited for, or ends the reasoning or the answer."""
+        waits = self.queued or bool(self.notice) or self.progress is not None
+        ends = self.ends_reasoning or self.finish_reason is not None
+        return bool(self.text or self.reasoning or self.tokens) or waits or ends
+
     def __str__(self) -> str:
         return self.text
+
+    def __add__(self, other: object) -> str:
+        """Return the text followed by that of another chunk or by a string."""
+        return self.text + str(other) if isinstance(other, (str, Chunk)) else NotImplemented
+
+    def __radd__(self, other: object) -> str:
+        return other + self.text if isinstance(other, str) else NotImplemented
+
+    def __repr__(self) -> str:
+        """Return the fields that differ from their defaults."""
+        values = ((one, getattr(self, one.name)) for one in fields(self) if one.repr)
+        shown = (f"{one.name}={value!r}" for one, value in values if value != one.default)
+        return f"Chunk({', '.join(shown)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +135,7 @@ class ReplyAttributes(TypedDict):
     messages: tuple[Message, ...]
     reasoning: NotRequired[str]
     dropped_turns: NotRequired[int]
+    context_full: NotRequired[bool]
 
 
 class Reply(str):
@@ -122,6 +152,8 @@ class Reply(str):
         reasoning: The reasoning of the model, "" if there is none.
         dropped_turns: How many of the oldest turns of the chat were not sent, so that the prompt fits
             the context.
+        context_full: Whether the token limit that it reached is the context of the model, which a higher
+            ``max_new_tokens`` does not change.
     """
 
     # The values of a reply that other code makes of a text alone, as some libraries do with a `str`.
@@ -133,6 +165,7 @@ class Reply(str):
     messages: tuple[Message, ...] = ()
     reasoning: str = ""
     dropped_turns: int = 0
+    context_full: bool = False
 
     def __new__(cls, text: str, /, **attributes: Unpack[ReplyAttributes]) -> Self:
         """Create a reply; copies and pickles set the attributes themselves."""
@@ -158,12 +191,12 @@ class Reply(str):
             value = parse_json(self)
         except ValueError as error:
             problem = f"The answer is not valid JSON: {str(error).rstrip('.')}."
+            raise self._invalid(problem, is_cut=is_cut_json(self)) from None
         else:
             # The start of a number is a number.
             if self.finish_reason == "stop" or type(value) not in {int, float}:
                 return value
-            problem = "The answer is not complete JSON: it ends in a number."
-        raise self._invalid(problem)
+        raise self._invalid("The answer is not complete JSON: it ends in a number.")
 
     def code(self) -> str:
         """Return the code of the first fenced block in the text, which ``-f code`` puts into a cell.
@@ -171,6 +204,8 @@ class Reply(str):
         Raises:
             InvalidReply: The text contains no such block, or the answer ended in it.
         """
+        from llm_magic.text.code_blocks import first_fenced
+
         block = first_fenced(self.text)
         if block is None:
             raise self._invalid("The answer contains no fenced code block.")
@@ -178,12 +213,17 @@ class Reply(str):
             raise self._invalid("The code block is not closed.")
         return block.code.rstrip("\n")
 
-    def _invalid(self, problem: str) -> InvalidReply:
+    def _invalid(self, problem: str, *, is_cut: bool = True) -> InvalidReply:
+        """Return the error of a reply; `is_cut`: more tokens may have made it valid."""
         invalid = InvalidReply(problem)
-        if self.finish_reason == "length":
+        invalid.reply = self
+        if not is_cut:
+            return invalid
+        if self.context_full:
+            invalid.advise("It was cut off because the context is full: shorten the prompt.")
+        elif self.finish_reason == "length":
             cut = "It was cut off at the token limit: use a higher --max-new-tokens."
             invalid.advise(cut, "max_new_tokens")
-        invalid.reply = self
         return invalid
 
     def __repr__(self) -> str:
@@ -199,11 +239,49 @@ class Reply(str):
         """Show the text where IPython shows a value as text, and the repr inside another value."""
         printer.text(visible(self) if len(printer.stack) == 1 else repr(self))
 
+    if not TYPE_CHECKING:
+
+        def __await__(self) -> Generator[None, None, Self]:
+            """Return the reply itself: ``await llm.generate(…)`` is its value, too."""
+            return self
+            yield
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Raise `AttributeError`, which names what to use for a name of other libraries."""
+            raise NoAttribute(f"'Reply' object has no attribute {name!r}.{_reply_advice(name)}")
+
     def __setattr__(self, name: str, _value: object) -> NoReturn:
         raise AttributeError(f"A reply is immutable: {name} cannot be set.")
 
     def __delattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"A reply is immutable: {name} cannot be deleted.")
+
+
+# What other libraries call the attributes of a reply.
+_OTHER_NAMES = {
+    **dict.fromkeys(
+        ("answer", "choices", "content", "message", "output", "response"),
+        "The reply is the text itself.",
+    ),
+    **dict.fromkeys(
+        ("dict", "model_dump", "model_dump_json", "to_dict"), "vars(reply) has its attributes."
+    ),
+    **dict.fromkeys(("reasoning_content", "thinking"), "Use reply.reasoning."),
+    **dict.fromkeys(("seconds", "time"), "Use reply.timing.total_s."),
+    "tokens": "Use reply.usage.completion_tokens.",
+}
+
+
+def _reply_advice(name: str) -> str:
+    """Return what to use for an attribute that a reply does not have, or an empty string."""
+    if name.startswith("_"):
+        return ""
+    if name in _OTHER_NAMES:
+        return f" {_OTHER_NAMES[name]}"
+    for part, kind in (("usage", Usage), ("timing", Timing)):
+        if hasattr(kind, name):
+            return f" Use reply.{part}.{name}."
+    return did_you_mean(name, [one for one in dir(Reply) if one[0] != "_"], count=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,13 +296,15 @@ class ModelInfo:
         folder: The folder that contains the weights.
         device: The device, such as ``cpu`` or ``cuda:0``.
         dtype: The number format of the weights.
-        quantization: ``none``, ``8bit`` or ``4bit``.
+        quantization: ``none``, ``8bit`` or ``4bit``; ``bnb-8bit`` or ``bnb-4bit`` if bitsandbytes is used.
         size: The size of the weights.
         context_length: The number of tokens that the model can read.
         revision: The requested branch, tag or commit on the hub.
         load_s: How long the load took, in seconds.
         server: The host and port of the server that runs it, "" for a model in this process.
         memory_bytes: The memory that it uses on the server now.
+        unsupported: The options that its backend has, and this model does not.
+        digest: What identifies its weights, if the server reports that.
     """
 
     name: str
@@ -241,6 +321,8 @@ class ModelInfo:
     load_s: float | None = None
     server: str = ""
     memory_bytes: int | None = None
+    unsupported: tuple[str, ...] = ()
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +351,7 @@ class Unloaded:
         after: The memory after it.
         holders: The names of the variables that still refer to the weights.
         note: What the unload did, if the model was not in this process.
+        server: The host and port of its server.
     """
 
     name: str
@@ -277,6 +360,7 @@ class Unloaded:
     after: MemoryUse
     holders: tuple[str, ...] = ()
     note: str = ""
+    server: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from tests import without_grammars
+from tests.collection import pytest_collection as pytest_collection
+
 # A busy machine is no failure.
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.load_profile("here")
+# Before the first import of nbformat.
+sys.path.insert(0, without_grammars.FOLDER)
 # Threads that spin while they wait take the cores from the tests beside them (pytest-xdist), and two
 # do not compute a tiny model faster than one. Read when torch is imported, here and in kernels.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -25,7 +31,7 @@ _LONG = (
     "tests/soak/",
     "tests/kernel/",
     "tests/versions/",
-    "tests/unit/test_cli.py",
+    "tests/unit/test_main.py",
     "tests/unit/backends/local/",
     "tests/unit/doctor/",
     "tests/contract/",
@@ -42,16 +48,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _rank(nodeid: str) -> int:
     """Return the index of the first long folder or file that a test is in."""
     return next((n for n, start in enumerate(_LONG) if nodeid.startswith(start)), len(_LONG))
-
-
-def pytest_collection_finish() -> None:
-    """Exclude what collection has imported from garbage collections.
-
-    Each load and unload of a model collects all garbage. With torch, Transformers and all test
-    modules on the heap, that takes longer than everything else that a tiny model does.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from tests.wire import Send, Step
 Outcome = Literal["open", "whole", "left", "cut"]
 
 _POLL_S = 0.01
+_TLS = b"\x16"  # the first byte of a client that expects https
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no time: closing sends a reset
 
 
@@ -121,7 +122,10 @@ async def open_streams(connection: socket.socket) -> tuple[Reader, asyncio.Strea
 async def read_request(reader: asyncio.StreamReader) -> Received | None:
     """Return the next request, or None where the client closed the connection instead."""
     try:
-        head = await reader.readuntil(b"\r\n\r\n")
+        head = await reader.readexactly(1)
+        if head == _TLS:
+            return None
+        head += await reader.readuntil(b"\r\n\r\n")
         first, *fields = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
         method, target, _version = first.split(" ")
         pairs = (line.partition(":") for line in fields)

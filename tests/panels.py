@@ -14,8 +14,8 @@ from ipywidgets import Dropdown, Widget
 
 from llm_magic.notebook.panel import ControlPanel
 from llm_magic.session import Session
-from tests.remote_sessions import eventually
 from tests.scripted import ScriptedBackend, scripted_session
+from tests.until import until
 
 
 @dataclass
@@ -69,11 +69,6 @@ def _arrives(widget: Widget, data: dict[str, Any]) -> None:
     widget._handle_msg({"content": {"data": data}, "buffers": []})
 
 
-def until(true: Any, otherwise: str = "it does not come", within: float = 10.0) -> None:
-    """Wait until something is so; drawing happens on a timer's thread."""
-    eventually(true, otherwise, within)
-
-
 def visible_text(html: str) -> str:
     """Return the visible text of HTML."""
     reader = _Reader()
@@ -84,7 +79,9 @@ def visible_text(html: str) -> str:
 def shown_error(panel: ControlPanel) -> str:
     """Return the error that a panel shows at one of its controls, or nothing."""
     sections = (panel.loading, panel.settings, panel.asking, panel.jobs)
-    errors = [visible_text(section.message.value) for section in sections]
+    messages = [section.message for section in sections]
+    messages += panel.settings.errors.values()
+    errors = [visible_text(message.value) for message in messages]
     errors += [number.error for number in panel.settings.numbers.values()]
     shown = [error for error in errors if error]
     assert len(shown) < 2, shown

@@ -189,7 +189,7 @@ _COLOR = r"color:var\(--jp-mirror-editor-[a-z0-9-]+-color, #[0-9a-f]{6}\)"
 _PROPERTIES = """
 background border border-left border-radius border-right direction display font-size font-weight list-style
 margin max-width min-width opacity overflow-wrap overflow-x overflow-y padding padding-left
-text-align unicode-bidi vertical-align white-space
+text-align unicode-bidi vertical-align white-space word-break
 """
 _BLOCK = rf"(?:(?:{'|'.join(_PROPERTIES.split())}):(?:[a-z0-9. %-]|rgba\([0-9.,]+\))+;?)+"
 _STYLED = "blockquote code div h1 h2 h3 h4 h5 h6 li ol p pre ul"

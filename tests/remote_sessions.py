@@ -19,6 +19,7 @@ from tests.fault_server import CHAT, FaultServer
 from tests.http_server import HttpServer
 from tests.ollama_server import OllamaServer
 from tests.scripted import read, settings, stop_when
+from tests.until import until
 from tests.wire import Head, Raw, Step
 
 OLLAMA_CHAT = "/api/chat"
@@ -46,24 +47,16 @@ def session_on(
         session.load(model, **{"backend": backend, "base_url": server.url, **options})
         yield session
         assert loops
-        eventually(lambda: not any(map(asyncio.all_tasks, loops)), "a task is left over")
+        until(lambda: not any(map(asyncio.all_tasks, loops)), "a task is left over")
     finally:
         session.close()
-    eventually(lambda: not loop_threads(), "a thread is left over")
-    eventually(lambda: server.open_now == 0, "a connection is left open")
+    until(lambda: not loop_threads(), "a thread is left over")
+    until(lambda: server.open_now == 0, "a connection is left open")
 
 
 def loop_threads() -> list[str]:
     """Return the threads that sessions run their loops on."""
     return [thread.name for thread in threading.enumerate() if thread.name == "llm_magic-loop"]
-
-
-def eventually(true: Callable[[], bool], otherwise: str, within: float = 10.0) -> None:
-    """Wait a little for something to be so."""
-    deadline = time.monotonic() + within
-    while not true():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.005)
 
 
 def chat_path(server: HttpServer) -> str:

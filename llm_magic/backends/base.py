@@ -5,17 +5,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 from llm_magic.config.api_keys import ApiKeys
+from llm_magic.config.commands import command
 from llm_magic.config.option_spec import specs
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
-from llm_magic.errors import OptionError
+from llm_magic.errors import ModelNotLoaded, OptionError
 from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Unloaded
 
+M = TypeVar("M")
+
 Report = Callable[[Progress], None]
+# In `Backend.details`: when and why the connection for the last answer failed.
+LAST_ANSWER: Final = "last answer"
 # In `Backend.option_names`: the backend does not have this option.
 UNSUPPORTED: Final = ""
+# The message that asks for no system prompt, not even that of a chat template.
+NO_SYSTEM: Final = {"role": "system", "content": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +148,13 @@ class Backend(ABC):
         Called on the thread that starts a request, before it waits.
         """
 
+    def concurrency_of(self, _name: str) -> int:
+        """Return how many answers of a loaded model are best generated at once, at most.
+
+        A backend in this process generates exactly so many; for a server it is the upper limit.
+        """
+        return 1
+
     @abstractmethod
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Count the tokens of a conversation as the model would read it."""
@@ -186,3 +200,12 @@ class Backend(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Free everything."""
+
+
+def find_loaded(models: Mapping[str, M], name: str) -> M:
+    """Return what a backend has loaded under a name; raises `ModelNotLoaded` for any other name."""
+    try:
+        return models[name]
+    except KeyError:
+        error = ModelNotLoaded(f"{name} is no longer loaded.")
+        raise error.advise(f"Run {command('load')}.") from None

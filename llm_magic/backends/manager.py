@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from llm_magic.backends.base import Backend, Report
 from llm_magic.backends.thread_bridge import CHECK_S
 from llm_magic.config import providers
+from llm_magic.config.commands import command, option
+from llm_magic.config.server_address import load_options
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ServerLoadConfig
 from llm_magic.errors import (
     LLMMagicError,
@@ -49,7 +51,8 @@ class Status:
         active_model: The name of the active model.
         status: ``Inactive``, ``Loading``, ``Configuring``, ``Ready``, ``Unloading`` or ``Failed``.
         generation_config: The generation settings.
-        last_error: The error of the last load that failed.
+        last_error: The error of the last load, if it failed.
+        failed_model: The model of the last load, if it failed.
         backend_details: What the backend reports about the active model.
         models: The loaded models.
         progress: The progress of the running load.
@@ -65,6 +68,7 @@ class Status:
     models: tuple[ModelInfo, ...]
     progress: Progress | None
     memory: MemoryUse | None
+    failed_model: str | None = None
 
     @property
     def active(self) -> ModelInfo | None:
@@ -104,6 +108,7 @@ class BackendManager:
         self._active: str | None = None
         self._stopping = False
         self._last_error: LLMMagicError | None = None
+        self._failed: str | None = None
         # The state, the model that is being loaded, and the progress of its load. Any thread can read
         # them.
         self.state: State = "Inactive"
@@ -129,7 +134,7 @@ class BackendManager:
         await self._wait_for_stopped_load()
         same = self._same(model, config, name)
         if same is not None:
-            self._active = same.name
+            self._active, self._last_error = same.name, None
             self._changed()
             unloaded = [] if keep else await self._unload_others(same.name)
             return LoadResult(same.info, was_loaded=True, unloaded=unloaded)
@@ -144,6 +149,8 @@ class BackendManager:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             self._stopping = True
+            # The cell may end before the work: an import of a large package cannot be stopped.
+            self._show_stopped()
             work.cancel()
             await asyncio.wait({work})
             if work.cancelled() or work.exception() is not None:
@@ -168,7 +175,7 @@ class BackendManager:
         """Raise `LoadInProgress` while a load runs that was not stopped."""
         if self.pending is not None and not self._stopping:
             raise LoadInProgress(f"{self.pending.name} is being loaded.").advise(
-                "Wait for it (%llm_status shows the progress), then try again."
+                f"Wait for it ({command('status')} shows the progress), then try again."
             )
 
     async def _wait_for_stopped_load(self) -> None:
@@ -176,10 +183,15 @@ class BackendManager:
 
         Raises `LoadInProgress` while another load runs.
         """
-        while self._stopping:
-            self.progress = Progress("waiting for the end of the stopped load")
-            self._changed()
-            await asyncio.sleep(CHECK_S)
+        try:
+            while self._stopping:
+                self.state = "Loading"
+                self.progress = Progress("waiting for the end of the stopped load")
+                self._changed()
+                await asyncio.sleep(CHECK_S)
+        except asyncio.CancelledError:
+            self._show_stopped()
+            raise
         self.check_not_loading()
 
     async def _load(
@@ -198,7 +210,7 @@ class BackendManager:
             self.pending = dataclasses.replace(self.pending, name=chosen)
         if keep and chosen in self._loaded:
             raise OptionError(
-                f"The name {chosen} is already used by a loaded model. Choose another with --name."
+                f"The name {chosen} is already used by a loaded model. Choose another with {option('name')}."
             )
         unloaded = [] if keep else await self._unload_others(None)
         self.state = _loading_state(backend)
@@ -207,10 +219,8 @@ class BackendManager:
         except LLMMagicError as error:
             if not unloaded:
                 raise
-            names = ", ".join(one.name for one in unloaded)
-            was = "was" if len(unloaded) == 1 else "were"
             # The same object: some error classes have attributes that a copy would lose.
-            raise error.append(f"{names} {was} unloaded for it.") from None
+            raise error.append(unloaded_for_it([one.name for one in unloaded])) from None
         # The user waited for checks, imports, downloads, conversions and unloads too.
         info = dataclasses.replace(info, load_s=time.perf_counter() - began)
         self._loaded[chosen] = LoadedModel(chosen, model, config, backend, info)
@@ -232,20 +242,33 @@ class BackendManager:
             self.progress = progress
             self._changed()
 
+    def _show_stopped(self) -> None:
+        self.progress = None
+        self._finish("Inactive")
+
     def _finish(self, state: State, error: LLMMagicError | None = None) -> None:
         if error is not None:
             # A copy: the frames of the error hold what was loaded of the model.
             self._last_error = LLMMagicError.like(error)
+            self._failed = self.pending.name if self.pending is not None else None
         self.state = "Ready" if self._loaded else state
         self._changed()
 
     def _same(self, model: str | None, config: LoadConfig, name: str | None) -> LoadedModel | None:
         for loaded in self._loaded.values():
-            is_requested = model in {loaded.requested, loaded.name, loaded.info.source}
+            known = {loaded.requested, loaded.name, loaded.info.source}
+            is_requested = model in known or self._is_alike(model, loaded)
             is_same = is_requested and loaded.config == config and name in {None, loaded.name}
             if is_same and loaded.backend.is_current(loaded.name, config):
                 return loaded
         return None
+
+    def _is_alike(self, model: str | None, loaded: LoadedModel) -> bool:
+        """Return whether a name differs only in case from that of a local model, and is no other model's."""
+        if model is None or not loaded.backend.capabilities.in_process:
+            return False
+        is_alike = model.casefold() == loaded.name.casefold()
+        return is_alike and model not in self._local_names()
 
     def _backend(self, name: str) -> Backend:
         if name not in self._backends:
@@ -277,6 +300,8 @@ class BackendManager:
 
     async def _unload(self, loaded_model: LoadedModel) -> Unloaded:
         self.state = "Unloading"
+        if self.pending is not None:
+            self._report(Progress(f"unloading {loaded_model.name}"))
         # Not found from here on, so that no request uses it and no second unload starts.
         self._loaded.pop(loaded_model.name, None)
         if self._active == loaded_model.name:
@@ -289,17 +314,23 @@ class BackendManager:
     def find(self, name: str | None = None, *, to_use: bool = True) -> LoadedModel:
         """Return a loaded model, the active one if none is named; raises `ModelNotLoaded`.
 
+        Of several names that differ only in case, the exact one is meant.
+
         The error suggests to load it, unless it is searched for another purpose than `to_use` it.
         """
         name = self._active if name is None else name
         if name in self._loaded:
             return self._loaded[name]
+        fold = name.casefold() if name is not None else None
+        alike = [loaded for one, loaded in self._loaded.items() if one.casefold() == fold]
+        if len(alike) == 1:
+            return alike[0]
         if name is None and self._last_error is not None and self.state == "Failed":
             failed = "No model is loaded, because the last load failed."
             raise ModelNotLoaded.like(self._last_error, failed)
         if name is None:
             error = ModelNotLoaded("No model is loaded.")
-            raise error.advise("Run %llm_load (or %llm_load MODEL).")
+            raise error.advise(f"Run {command('load')} (or {command('load', 'MODEL')}).")
         near = did_you_mean(name, self._loaded)
         names = near or f" Loaded models: {', '.join(self._loaded) or 'none'}."
         load = self._load_advice(name) if to_use and not near else ""
@@ -309,28 +340,26 @@ class BackendManager:
         """Return how to load a model that is not loaded: from this disk, else from the server in use."""
         active = self._loaded.get(self._active or "")
         config = active.config if active is not None else None
-        names, options, known = set(self._local_names()), "", set[str]()
+        names, known = set(self._local_names()), set[str]()
+        options: dict[str, str | bool | None] = {}
         if active is not None and isinstance(config, ServerLoadConfig):
-            options = f" -b {config.backend}"
-            options += f" --base-url {config.base_url}" if config.base_url else ""
-            options += f" --key-env {config.key_env}" if config.key_env else ""
-            known, options = (
-                {i.name for i in active.backend.known(config.base_url)},
-                f"{options} --keep",
-            )
+            known = {info.name for info in active.backend.known(config.base_url)}
+            options = {**load_options(config, config.base_url), "keep": True}
         if name in known:
-            return f"Run %llm_load {name}{options}."
-        hosted, local = providers.of_model(name), " -b local --keep" if options else ""
+            return f"Run {command('load', name, **options)}."
+        hosted, local = providers.of_model(name), dict[str, str | bool | None]()
+        if options:
+            local = {"backend": "local", "keep": True}
         if name in names:
-            return f"Run %llm_load {name}{local}."
+            return f"Run {command('load', name, **local)}."
         if hosted is not None and (config is None or config.backend != hosted.name):
-            return f"Run %llm_load {hosted.api_name(name)} -b {hosted.name}."
+            return f"Run {command('load', hosted.api_name(name), backend=hosted.name)}."
         for some, line in ((known, options), (names, local)):
             if near := did_you_mean(name, some).strip():
-                return f"{near} Load it with %llm_load{line}."
-        if not options and providers.is_ollama_name(name):
-            options = " -b ollama"
-        return f"Run %llm_load {name}{options}."
+                return f"{near} Load it with {command('load', **line)}."
+        if not options and (in_ollama := providers.ollama_name(name)):
+            name, options = in_ollama, {"backend": "ollama"}
+        return f"Run {command('load', name, **options)}."
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return the models that a backend can load."""
@@ -340,6 +369,11 @@ class BackendManager:
         """Return the options of the latest load of a backend. Safe to call from any thread."""
         configs = [r.config for r in tuple(self._loaded.values())]
         return next((c for c in reversed(configs) if c.backend == backend), None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the loaded models. Safe to read from any thread."""
+        return tuple(self._loaded)
 
     def known(self, backend: str, base_url: str | None = None) -> list[ModelInfo]:
         """Return the models that the servers of a backend listed last. Safe to call from any thread."""
@@ -360,6 +394,7 @@ class BackendManager:
             backend_details=_details(active),
             models=tuple(r.info for r in loaded_models),
             progress=self.progress,
+            failed_model=None if self._last_error is None else self._failed,
             # Only the local backend reports GPUs.
             memory=max(held, key=lambda memory: len(memory.devices), default=None),
         )
@@ -371,6 +406,11 @@ class BackendManager:
         self._loaded.clear()
         self._backends.clear()
         self._active, self.state = None, "Inactive"
+
+
+def unloaded_for_it(names: Sequence[str]) -> str:
+    """Return the sentence about the models that were unloaded for a load that did not succeed."""
+    return f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} unloaded for it."
 
 
 def _loading_state(backend: Backend) -> State:
@@ -387,7 +427,7 @@ def _details(active: LoadedModel | None) -> dict[str, str]:
         "weights": info.folder if info.folder != info.source else "",
         "device": info.device,
         "dtype": info.dtype,
-        "quantization": info.quantization,
+        "quantization": "" if info.server else info.quantization,
         "revision": info.revision or "",
     } | active.backend.details(active.name)
     return {name: value for name, value in details.items() if value}

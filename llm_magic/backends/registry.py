@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import Distribution, EntryPoint, entry_points
@@ -20,19 +21,27 @@ from typing import Any, TypedDict
 from llm_magic.backends.base import Backend
 from llm_magic.config import providers
 from llm_magic.config.api_keys import ApiKeys
+from llm_magic.config.commands import command, either
+from llm_magic.config.commands import option as spelled
 from llm_magic.config.option_spec import OptionSpec, specs
+from llm_magic.config.server_address import parse_url
 from llm_magic.config.settings import (
     GenerationConfig,
     LoadConfig,
     ReadSettings,
+    ServerLoadConfig,
     SessionConfig,
     Settings,
 )
-from llm_magic.errors import BackendUnavailable, OptionError, did_you_mean
+from llm_magic.errors import BackendUnavailable, ModelNotFound, OptionError, did_you_mean
+from llm_magic.text import counted
 from llm_magic.types import ModelInfo
 
 GROUP = "llm_magic.backends"
 _PACKAGE = "llm_magic"
+# What people write for a server: no name of a model starts so.
+_ADDRESS = re.compile(r"https?://|(localhost|127\.0\.0\.1):\d+(/|$)", re.IGNORECASE)
+_OLLAMA_PORT, _HUB = ":11434", "https://huggingface.co/"
 # A message names at most so many backends that have an option.
 _MOST_NAMED = 4
 
@@ -55,6 +64,7 @@ class LoadOptions(TypedDict, total=False):
     assistant: str | None
     special_tokens: bool
     compile: bool
+    context: int | None
 
 
 @functools.cache
@@ -153,6 +163,41 @@ def create(name: str, settings: ReadSettings, keys: ApiKeys) -> Backend:
     return backend_class(name)(settings, keys)
 
 
+def check_model(model: str | None, backend: str | None, settings: Settings) -> None:
+    """Raise an error for an address, or the name of a backend, in place of the name of a model.
+
+    `backend` is the one that the load names, if it does.
+    """
+    if model is None:
+        return
+    if _ADDRESS.match(model):
+        raise _address_error(model, backend)
+    folded = model.casefold()
+    meant = folded if folded in _found() else providers.named(folded)
+    if not meant or (backend or settings.backend) != "local" or providers.ollama_name(model):
+        return
+    if Path(model).exists() or model in {info.name for info in local_model_names(settings)}:
+        return
+    provider = providers.PROVIDERS.get(meant)
+    title, key = (provider.title, provider.key_note) if provider else ("a backend", "")
+    error = ModelNotFound(f"{model} is the name of {title}, not of a model.")
+    raise error.advise(f"Run {command('load', 'MODEL', backend=meant)}{key}.", "backend", meant)
+
+
+def _address_error(model: str, backend: str | None) -> OptionError:
+    """Return the error for an address in place of the name of a model."""
+    if model.startswith(_HUB):
+        hub_id = "/".join(model.removeprefix(_HUB).split("/")[:2])
+        error = OptionError(f"{_HUB}{hub_id} is the page of a model.")
+        return error.advise(f"Run {command('load', hub_id)}.", "model")
+    if backend is None or not issubclass(backend_class(backend).load_config, ServerLoadConfig):
+        backend = "ollama" if _OLLAMA_PORT in model else "openai"
+    url = parse_url(backend, model).url
+    return OptionError(f"{url} is the address of a server, not a model.").advise(
+        f"Run {command('load', 'MODEL', backend=backend, base_url=url)}", "base_url"
+    )
+
+
 def load_config(settings: Settings, options: Mapping[str, Any]) -> LoadConfig:
     """Return the checked options of a load over the defaults of `settings`.
 
@@ -168,9 +213,13 @@ def load_config(settings: Settings, options: Mapping[str, Any]) -> LoadConfig:
         if option in own or spec is None:
             given[option] = value
         elif value != spec.default and not spec.is_neutral(value):
-            label = spec.flags[-1] if spec.flags else option
+            label = either(spec.flags[-1], option) if spec.flags else option
+            flag = spelled("backend")
+            fix = f"Add the {flag} that you mean, or remove it."
+            fix = "Remove it." if "backend" in options else fix
             raise OptionError(
-                f"{label} works only with -b {_listed(spec.backends)}, not with {name}. Remove it."
+                f"{label} works only with {spelled('backend')} {_listed(spec.backends)},"
+                f" not with {name}. {fix}"
             )
     return config.replace(**given)
 
@@ -178,7 +227,9 @@ def load_config(settings: Settings, options: Mapping[str, Any]) -> LoadConfig:
 def _listed(backends: Sequence[str]) -> str:
     """Return backends in a list that fits into a message."""
     count = len(backends) - _MOST_NAMED
-    return ", ".join(backends[:_MOST_NAMED]) + (f" and {count} others" if count > 0 else "")
+    return ", ".join(backends[:_MOST_NAMED]) + (
+        f" and {counted(count, 'other')}" if count > 0 else ""
+    )
 
 
 @functools.cache

@@ -177,15 +177,19 @@ class LoopCalls:
         self._calls.append(callback)
         if self._is_woken:
             return
-        self._is_woken = True
         loop = self._loop()
         try:
+            self._is_woken = True
             if loop is None:
                 raise RuntimeError("the loop is gone")
             loop.call_soon_threadsafe(self._run)
         except RuntimeError:
             self._is_woken = False
             self._calls.clear()
+            raise
+        except BaseException:
+            # KeyboardInterrupt between two lines: no later call would wake the loop.
+            self._is_woken = False
             raise
 
     def set(self, event: asyncio.Event) -> None:

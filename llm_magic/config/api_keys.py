@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
+from llm_magic.config.commands import command, either, option
 from llm_magic.config.env_file import read_env_file
 from llm_magic.config.providers import PROVIDERS, Provider, of_variable
 from llm_magic.config.server_address import parse_setting, parse_url
@@ -86,9 +87,16 @@ class ApiKeys:
         self._variables: dict[str, None] = {}
 
     def obtain(
-        self, config: ServerLoadConfig, address: ServerAddress, settings: Settings
+        self,
+        config: ServerLoadConfig,
+        address: ServerAddress,
+        settings: Settings,
+        *,
+        needs_model: bool = False,
     ) -> ApiKey | None:
         """Return the key of a load, or None if it has none; prompts the user if necessary.
+
+        `needs_model`: a load names no model, which a hosted provider has many of.
 
         Raises:
             OptionError: The key is invalid, belongs to another server, or cannot be prompted for.
@@ -97,20 +105,31 @@ class ApiKeys:
         variable = config.key_env or _required_variable(address, settings)
         if key is not None or not variable:
             return key
+        provider = PROVIDERS.get(address.backend)
+        if needs_model and provider is not None and _required_variable(address, settings):
+            named = {"backend": provider.name}
+            raise OptionError(f"{provider.title} has many models.").advise(
+                f"Name one: {command('load', 'MODEL', **named)}{provider.key_note}."
+                f" {command('models', **named)} lists them.",
+                "model",
+            )
         # The file can come with a notebook of another author, and refer to other variables.
         note = "Keys are not read from .env. " if variable in read_env_file() else ""
         secret = self._prompt(
             f"{note}Key for {address.origin} ({variable} is not set; Enter without a key cancels): "
         )
         if secret is None:
+            in_notebook = (
+                "Set it in the environment that starts Jupyter, or run %llm_load in a cell of JupyterLab."
+                " A key in a cell, even with %env, is saved with the notebook."
+            )
             raise OptionError(
-                f"{variable} is not set, and you cannot be prompted for it here. {note}Set it in the"
-                " environment that starts Jupyter, or run %llm_load in a cell of JupyterLab. A key in a"
-                " cell, even with %env, is saved with the notebook."
+                f"{variable} is not set, and you cannot be prompted for it here."
+                f" {note}{either(in_notebook, 'Set it in the environment of this program.')}"
             )
         if not secret.strip():
             raise OptionError(f"No key was entered. Run the cell again, or set {variable}.")
-        self._typed[variable, address.origin] = _validated(secret, variable)
+        self._typed[variable, address.origin] = _validated(secret, "What you entered")
         return self.find(config, address, settings)
 
     def variables(self) -> list[str]:
@@ -146,10 +165,12 @@ class ApiKeys:
             raise OptionError(
                 f"{name} is the key for {bound} and is not sent to {address.origin}."
             ).advise(
-                f"Store the key for that server in another variable and add --key-env NAME{hint}.",
+                "Store the key for that server in another variable and add"
+                f" {option('key_env', 'NAME')}{hint}.",
                 "key_env",
             )
-        return ApiKey(_validated(secret, name), address.origin, name, is_typed=not value)
+        valid = _validated(secret, f"The value of {name}")
+        return ApiKey(valid, address.origin, name, is_typed=not value)
 
     def bind(self, key: ApiKey | None) -> None:
         """Bind a key's variable to its server, after the server has accepted the key.
@@ -193,14 +214,18 @@ def _origin(provider: Provider, settings: Settings) -> str:
     return parse_setting(provider.name, settings).origin
 
 
-def _validated(secret: str, variable: str) -> str:
+def _validated(secret: str, what: str) -> str:
+    """Return a key without the spaces around it; raises `OptionError` for what can be no key."""
     secret = secret.strip()
-    if not secret or not secret.isascii() or not secret.isprintable() or " " in secret:
-        raise OptionError(
-            f"The value of {variable} is not an API key: it is empty, or contains spaces, line breaks"
-            " or non-ASCII characters. Correct it and load again."
-        )
-    return secret
+    if secret and secret.isascii() and secret.isprintable() and " " not in secret:
+        return secret
+    if not secret:
+        reason = "is empty"
+    elif " " in secret:
+        reason = "contains spaces"
+    else:
+        reason = "contains line breaks or non-ASCII characters"
+    raise OptionError(f"{what} is not an API key: it {reason}. Correct it and load again.")
 
 
 def _prompt_user(question: str) -> str | None:

@@ -168,8 +168,8 @@ def first_problem(
         return kind(unknown_option(name, cls.model_fields))
     by_alias = {str(info.validation_alias or name): name for name, info in cls.model_fields.items()}
     field = by_alias.get(name)
-    if problem["type"] == "key":
-        # A value that may be a key is never repeated.
+    if problem["type"] in {"key", "stop"}:
+        # These are whole messages: a value that may be a key is never repeated.
         return kind(str(problem["msg"]))
     shown, spec = _shown(problem["input"]), specs(cls)[field] if field else None
     if spec is None or not spec.range:

@@ -6,10 +6,14 @@ made from the entries. Each entry follows the page of the provider that `page` n
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+
+# In names as people write them: gpt4, claude3-haiku.
+_NO_HYPHEN = re.compile(r"^(gpt(?=[3-9](?!all))|(claude|gemini|grok)(?=\d))")
 
 
 def _fields(**names: str) -> Mapping[str, str]:
@@ -68,9 +72,17 @@ class Provider:
         """The environment variable that overrides the address."""
         return f"{self.name.upper().replace('-', '_')}_BASE_URL"
 
+    @property
+    def key_note(self) -> str:
+        """The key variable in parentheses, and whether it is set; empty for a server program."""
+        if not self.key_variable:
+            return ""
+        state = "" if os.environ.get(self.key_variable) else ", not set"
+        return f" (key: {self.key_variable}{state})"
+
     def api_name(self, model: str) -> str:
         """Return the name of a model in the API of the provider, "" if the model is not its own."""
-        found = re.fullmatch(self.models, model)
+        found = re.fullmatch(self.models, _NO_HYPHEN.sub(r"\1-", model))
         return found["name"] if found else ""
 
 
@@ -87,7 +99,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             "OPENAI_API_KEY",
             unsupported=_SAMPLING,
             models=r"(openai/)?(?P<name>(gpt-[3-9]|chatgpt-|o[1-9](-|$)).*)",
-            other_names=("gpt", "chatgpt"),
+            other_names=("gpt", "chatgpt", "openai-compatible", "openai-api", "compatible"),
         ),
         Provider(
             "anthropic",
@@ -200,21 +212,25 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             "https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md",
             start="To start one, run: llama-server -m FILE.gguf",
             fields=_fields(top_k="top_k", repetition_penalty="repeat_penalty"),
-            other_names=("llamacpp", "llama.cpp", "llama-server", "llama-cpp"),
+            other_names=("llama-server",),
         ),
     )
 })  # fmt: skip
 
 
+# As other programs name its models: ollama/llama3.2
+_OLLAMA_PREFIX = re.compile(r"ollama[/:](?=\w)", re.IGNORECASE)
 # The models of Ollama that people load by name, and any name with a tag: a hub id has no colon.
 _OLLAMA_MODEL = re.compile(
     r"(llama|qwen|gemma|phi)\d(\.\d)?|mistral|mixtral|deepseek-r1|gpt-oss|[\w.-]{2,}:[\w.-]+"
 )
 
 
-def is_ollama_name(model: str) -> bool:
-    """Return whether a name is one of Ollama and cannot be one of the hub."""
-    return _OLLAMA_MODEL.fullmatch(model) is not None
+def ollama_name(model: str) -> str:
+    """Return the name in Ollama of a model, "" if the name can be one of the hub."""
+    if prefixed := _OLLAMA_PREFIX.match(model):
+        return model[prefixed.end() :]
+    return model if _OLLAMA_MODEL.fullmatch(model) else ""
 
 
 def named(other_name: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
+from llm_magic.config.commands import option
 from llm_magic.errors import OptionError, SettingsError
 from llm_magic.text import is_plain_name
 
@@ -20,7 +22,9 @@ _HOST_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORECASE
 _MAX_HOST_LENGTH = 253
 _BRACKETED_HOST = re.compile(r"(.*@)?\[[^\[\]]+\](:.*)?")
 # Of the APIs of OpenAI and Ollama, below the address of a server.
-_ENDPOINT = re.compile(r"(/+((chat/)?completions|api/(chat|generate|tags))/*)+$", re.IGNORECASE)
+_ENDPOINT = re.compile(
+    r"(/+((chat/)?completions|(?<=/v1/)models|api/(chat|generate|tags))/*)+$", re.IGNORECASE
+)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -28,14 +32,14 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 class ServerAddress:
     """The address of a server, without a trailing slash. API keys are bound to its `origin`.
 
-    `options` are the options of magics that lead to this server, for messages.
+    `options` are the options of a load that lead to this server, for messages.
     """
 
     backend: str
     url: str
     origin: str
     is_local: bool
-    options: str = field(default="", compare=False)
+    options: Mapping[str, str | None] = field(default_factory=dict, compare=False)
 
     @property
     def host_port(self) -> str:
@@ -50,15 +54,18 @@ class ServerAddress:
 
 def resolve_address(config: ServerLoadConfig, settings: Settings) -> ServerAddress:
     """Return the server address of a load; raises `OptionError` if it has none."""
-    options = f"-b {config.backend}"
-    key_option = f" --key-env {config.key_env}" if config.key_env else ""
     if config.base_url is not None:
         address = parse_url(config.backend, config.base_url)
-        return replace(address, options=f"{options} --base-url {address.url}{key_option}")
+        return replace(address, options=load_options(config, address.url))
     if not hasattr(settings, setting_name(config.backend)):
         error = OptionError(f"{config.backend} needs the address of a server.")
-        raise error.advise("Add --base-url URL.", "base_url")
-    return replace(parse_setting(config.backend, settings), options=f"{options}{key_option}")
+        raise error.advise(f"Add {option('base_url', 'URL')}.", "base_url")
+    return replace(parse_setting(config.backend, settings), options=load_options(config, None))
+
+
+def load_options(config: ServerLoadConfig, base_url: str | None) -> dict[str, str | None]:
+    """Return the options of a load that lead to a server again, for messages."""
+    return {"backend": config.backend, "base_url": base_url, "key_env": config.key_env}
 
 
 def setting_name(backend: str) -> str:
@@ -101,7 +108,10 @@ def parse_url(backend: str, text: str) -> ServerAddress:
         raise OptionError(
             f"The address {_displayed(parts, text)} must not contain a user name, a password or a"
             " query."
-        ).advise("Store the key in an environment variable and add --key-env NAME.", "key_env")
+        ).advise(
+            f"Store the key in an environment variable and add {option('key_env', 'NAME')}.",
+            "key_env",
+        )
     netloc = f"[{host}]" if ":" in host else host
     port = _port(parts)
     if port != _DEFAULT_PORTS[parts.scheme]:

@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from llm_magic.config.commands import either, option
 from llm_magic.config.env_file import read_env_file
 from llm_magic.config.option_spec import (
     OptionModel,
@@ -47,8 +48,10 @@ def _as_tuple(value: object) -> object:
 
 def _stop_texts(value: tuple[str, ...]) -> tuple[str, ...]:
     """Raise for a stop text that no answer can contain."""
-    if any(not text or has_surrogates(text) for text in value):
-        raise PydanticCustomError("stop", "a stop text is empty or has a lone surrogate")
+    if "" in value:
+        raise PydanticCustomError("stop", "A stop text is empty. For none: %llm_config stop=none.")
+    if any(map(has_surrogates, value)):
+        raise PydanticCustomError("stop", "A stop text has a lone surrogate, which no answer has.")
     return value
 
 
@@ -58,9 +61,26 @@ def _variable_name(value: object) -> object:
         return value
     raise PydanticCustomError(
         "key",
-        "--key-env takes the name of an environment variable that holds the key, never the key"
-        " itself: what is on the line is saved in the notebook.",
+        f"{option('key_env')} takes the name of an environment variable that holds the key, never the key"
+        f" itself: {either('what is on the line is saved in the notebook', 'code is no place for it')}."
+        f"{_similar_variable(value)}",
     )
+
+
+def _similar_variable(value: object) -> str:
+    """Return which variable a value spells in another way, or an empty string.
+
+    Only words such as ``my-key`` and the variables of the environment are repeated: any other value may
+    be a key.
+    """
+    if not isinstance(value, str):
+        return ""
+    name = re.sub(r"\W+", "_", value).strip("_").upper()
+    if name in os.environ and _is_name(name):
+        return f" Did you mean {name}?"
+    if _WORDS_FOR_KEY.fullmatch(value):
+        return f" {value} is no name of a variable; write {option('key_env', name)}."
+    return ""
 
 
 def _is_name(text: str) -> bool:
@@ -89,6 +109,8 @@ def _expand_home(value: Path | None) -> Path | None:
 
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+# Such as my-key: no key ends with this word.
+_WORDS_FOR_KEY = re.compile(r"([a-z]{2,12}[-. ]){1,4}(key|token)", re.IGNORECASE)
 _OrModel = BeforeValidator(none_word)
 MaxNewTokens = Annotated[
     int | None,
@@ -166,7 +188,7 @@ Stop = Annotated[
     BeforeValidator(_as_tuple),
     AfterValidator(_stop_texts),
     OptionSpec(
-        "End the answer before this text.",
+        "End the answer before this text; none removes all stop texts.",
         ("--stop",),
         "TEXT",
         unescape,
@@ -186,9 +208,9 @@ Device = Annotated[
     ),
 ]
 Quantization = Annotated[
-    Literal["none", "8bit", "4bit"],
+    Literal["none", "8bit", "4bit", "bnb-8bit", "bnb-4bit"],
     OptionSpec(
-        "Quantize the weights with bitsandbytes: none, 8bit or 4bit.",
+        "Store the weights in fewer bits: none, 8bit, 4bit, or bnb-8bit and bnb-4bit (bitsandbytes).",
         ("-q", "--quantization"),
         "BITS",
         label="Quantization",

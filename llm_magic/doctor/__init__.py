@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from llm_magic.backends.registry import check_name
+from llm_magic.config.env_file import read_env_file
 from llm_magic.config.settings import Settings
 from llm_magic.doctor import machine, servers
 from llm_magic.doctor.finding import Finding
 from llm_magic.doctor.notebook import KernelInfo, check_notebook
 from llm_magic.doctor.packages import check_backends, check_packages
-from llm_magic.errors import OptionError, SettingsError
+from llm_magic.errors import OptionError, SettingsError, did_you_mean
 from llm_magic.session.event_loop import LoopThread
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ async def _run_all(session: Session, kernel: KernelInfo | None) -> list[Finding]
         "disks": machine.check_disks,
         "hub": servers.check_hub,
         "certificates": servers.check_certificates,
+        "variables": _check_variables,
         "keys": lambda: servers.check_keys(session.keys),
     }
     if settings is not None:
@@ -67,6 +71,27 @@ def _settings(session: Session) -> tuple[Settings | None, list[Finding]]:
     except OptionError as error:
         return settings, [Finding("settings", "problem", str(error), fix)]
     return settings, []
+
+
+def _check_variables() -> list[Finding]:
+    """Return a finding about variables that look like settings of this package and are none.
+
+    Other programs have variables that start with ``LLM_``: only a similar name is a warning.
+    """
+    known = [str(field.validation_alias) for field in Settings.model_fields.values()]
+    known += ["LLM_MAGIC_CACHE_DIR"]
+    with contextlib.suppress(SettingsError):
+        found = {name.upper() for name in (*os.environ, *read_env_file())}
+        names = sorted(n for n in found - {*known} if n.startswith(("LLM_", "DEFAULT_LLM_")))
+        near = {name: did_you_mean(name, known, count=1).strip() for name in names}
+        if wrong := [f"{name} is no setting. {advice}" for name, advice in near.items() if advice]:
+            fix = "rename it, then %llm_config --reset; ignore it if it is of another program"
+            return [Finding("variables", "warn", " ".join(wrong), fix)]
+        if names:
+            text = f"of other programs, not of llm_magic: {', '.join(names)}"
+            return [Finding("variables", "ok", text)]
+    # An invalid file has a finding of its own.
+    return []
 
 
 async def _run(name: str, check: Check) -> list[Finding]:

@@ -61,21 +61,7 @@ async def check_machine() -> list[Finding]:
     gpus, problems = await _gpus()
     for number, gpu in enumerate(gpus):
         found.append(Finding(f"GPU {number}", "ok", f"{gpu.name}: {_memory(gpu)}"))
-    return [*found, *problems, *await _check_torch(gpus), *_check_openmp()]
-
-
-def _check_openmp() -> list[Finding]:
-    """Return a finding if waiting threads of OpenMP occupy the CPUs."""
-    from llm_magic.backends.local import openmp
-
-    if not openmp.spins_unbounded():
-        return []
-    text = (
-        "torch was imported before %llm_load: generation on the CPU is slow beside busy processes"
-    )
-    name = "GOMP_SPINCOUNT=1000" if sys.platform == "linux" else "KMP_BLOCKTIME=1"
-    fix = f"restart the kernel and %llm_load before importing torch, or set {name} for the kernel"
-    return [Finding("OpenMP", "warn", text, fix)]
+    return [*found, *problems, *await _check_torch(gpus)]
 
 
 async def _gpus() -> tuple[list[Gpu], list[Finding]]:

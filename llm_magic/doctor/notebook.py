@@ -89,7 +89,7 @@ def check_prompt_cells(checkout: Path = Path(__file__).parents[2]) -> Finding | 
     """
     if installed("jupyterlab") is None:
         return None
-    source = checkout / "labextension" / "prompt_cells.js"
+    source = checkout / "labextension" / "llm_magic.js"
     again = (
         f"pip install -e {checkout}"
         if source.is_file()
@@ -100,7 +100,7 @@ def check_prompt_cells(checkout: Path = Path(__file__).parents[2]) -> Finding | 
     if folder is None:
         return Finding("prompt cells", "warn", "the JupyterLab extension is not installed", fix)
     version = _version(folder)
-    scripts = [file.read_bytes() for file in folder.glob("static/prompt_cells.*.js")]
+    scripts = [file.read_bytes() for file in folder.glob("static/llm_magic.*.js")]
     if version != (installed("llm_magic") or version) or (
         source.is_file() and source.read_bytes() not in scripts
     ):

@@ -14,6 +14,7 @@ from llm_magic.errors import BackendUnavailable
 _CORE = ("ipython", "pydantic", "aiohttp")
 _EXTRAS = {
     "local": ("torch", "transformers", "accelerate", "safetensors", "gguf"),
+    "gguf": ("xllamacpp", "gguf"),
     "quantization": ("bitsandbytes",),
     "panel": ("ipywidgets", "anywidget"),
 }

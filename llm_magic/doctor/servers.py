@@ -35,6 +35,7 @@ from llm_magic.errors import (
     ServerError,
     SettingsError,
 )
+from llm_magic.text import counted
 from llm_magic.types import ModelInfo
 
 _HUB_S, _CONNECT_S, _LIST_S, _VERSION_S = 3.0, 2.0, 5.0, 2.0
@@ -55,6 +56,13 @@ class _Server:
         """The name of the backend."""
         return self.config.backend
 
+    @property
+    def correction(self) -> str:
+        """What to do if the address is wrong."""
+        if self.config.base_url is not None:
+            return "load it again with another --base-url"
+        return f"correct {self.variable}"
+
     def fix_address(self, url: str) -> str:
         """Return what to do to use another address."""
         if self.config.base_url is not None:
@@ -69,7 +77,8 @@ async def check_servers(
 ) -> list[Finding]:
     """Return a finding about each server that is configured, in use, or running at a default address.
 
-    `used` returns the options of the last load of a backend, which contain the name of its key.
+    One more finding lists the programs that do not respond at their default address. `used` returns the
+    options of the last load of a backend, which contain the name of its key.
     """
     invalid: list[Finding] = []
     checked: list[_Server] = []
@@ -87,7 +96,15 @@ async def check_servers(
             if server.is_configured or (server.address.is_local and is_new):
                 checked.append(server)
     found = await asyncio.gather(*(_check_server(server, settings, keys) for server in checked))
-    return [*invalid, *(finding for finding in found if finding is not None)]
+    missing = [server for server, finding in zip(checked, found, strict=True) if finding is None]
+    findings = [*invalid, *(finding for finding in found if finding is not None)]
+    return [*findings, *([_not_running(missing)] if missing else [])]
+
+
+def _not_running(servers: Sequence[_Server]) -> Finding:
+    """Return the finding about server programs that do not respond."""
+    names = ", ".join(f"{server.backend} ({server.address.host_port})" for server in servers)
+    return Finding("servers", "ok", f"not running at their usual addresses: {names}")
 
 
 def _servers_of(name: str, settings: Settings, used: LoadConfig | None) -> Iterator[_Server]:
@@ -141,9 +158,12 @@ async def _check_connection(server: _Server, start: str) -> Finding | None:
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         resolved = await _resolve(host)
-    except (OSError, TimeoutError):
-        text = f"there is no host {host}"
-        return Finding(server.backend, "problem", text, f"correct {server.variable}")
+    except (OSError, TimeoutError) as error:
+        provider = PROVIDERS.get(server.backend)
+        is_known = provider is not None and host == urlsplit(provider.url).hostname
+        is_offline = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
+        fix = "check the network" if is_known or is_offline else server.correction
+        return Finding(server.backend, "problem", f"there is no host {host}", fix)
     if await _any_listens(resolved, port):
         return None
     text = f"no server is listening at {server.address.host_port}"
@@ -154,7 +174,7 @@ async def _check_connection(server: _Server, start: str) -> Finding | None:
             url = f"{parts.scheme}://{literal}:{port}{parts.path}"
             text = f"{text}{addresses}, but a server listens at {literal}"
             return Finding(server.backend, "problem", text, server.fix_address(url))
-    fix = start or f"start the server, or correct {server.variable}"
+    fix = start or f"start the server, or {server.correction}"
     return Finding(server.backend, "problem", text, fix)
 
 
@@ -191,7 +211,7 @@ def _summarize(
     names = one_line(", ".join(model.name for model in models[:4]))
     more = ", …" if len(models) > 4 else ""
     listed = f" ({names}{more})" if names else ""
-    count = "1 model" if len(models) == 1 else f"{len(models)} models"
+    count = counted(len(models), "model")
     prefix = f"{version} at " if version else ""
     through = f", through the proxy {proxy}" if proxy else ""
     text = f"{prefix}{server.address.host_port}{through}: {count}{listed}"
@@ -205,16 +225,16 @@ def _summarize(
 async def _version(origin: str, backend: str) -> str:
     """Return the version of an Ollama or vLLM server, "" if unknown; sends no key."""
     path = _VERSION_PATHS.get(backend)
-    version = await _get(origin + path, "version") if path is not None else None
+    version = await _get(origin, path, "version") if path is not None else None
     return version if isinstance(version, str) and len(version) < 40 else ""
 
 
-async def _get(url: str, field: str) -> object:
+async def _get(origin: str, path: str, field: str) -> object:
     """Return one field of the JSON response to a request without a key; None if there is none."""
-    server = HttpServer(parse_url("", url), None, Limits(_VERSION_S), "")
+    server = HttpServer(parse_url("", origin), None, Limits(_VERSION_S), "")
     try:
         async with asyncio.timeout(_VERSION_S):
-            answer = await server.get("")
+            answer = await server.get(path)
     except (ServerError, TimeoutError):
         return None
     finally:
@@ -251,10 +271,10 @@ async def _explain(server: _Server, error: Exception, proxy: str | None) -> Find
 async def _explain_missing_api(server: _Server, text: str) -> Finding:
     """Return the finding for a server that has no API of the expected kind at its address."""
     address, name = server.address, server.backend
-    fix = f"correct {server.variable}"
+    fix = server.correction
     origin = address.origin
     if name != "ollama":
-        if isinstance(await _get(f"{origin}/v1/models", "data"), list):
+        if isinstance(await _get(origin, "/v1/models", "data"), list):
             text = f"there is no API at {address.url}, but there is one at /v1"
             fix = server.fix_address(f"{origin}/v1")
         elif await _version(origin, "ollama"):
@@ -312,15 +332,19 @@ def check_certificates() -> list[Finding]:
 
 
 def check_keys(keys: ApiKeys) -> list[Finding]:
-    """Return a finding with the names of the API keys that are set; sends nothing."""
-    of_providers = [p.key_variable for p in PROVIDERS.values() if os.environ.get(p.key_variable)]
-    names = dict.fromkeys(("OPENAI_API_KEY", "HF_TOKEN", *of_providers, *keys.variables()))
-    return [Finding("keys", "ok", ", ".join(map(_key_state, names)))]
+    """Return a finding with the names of the API keys that are set or not; sends nothing."""
+    of_providers = [p.key_variable for p in PROVIDERS.values() if p.key_variable]
+    names = dict.fromkeys((*of_providers, "HF_TOKEN", *keys.variables()))
+    is_set = {name: bool(os.environ.get(name)) for name in names}
+    lists = {
+        "set": [_key_name(name) for name in names if is_set[name]],
+        "not set": [name for name in names if not is_set[name]],
+    }
+    text = "; ".join(f"{state}: {', '.join(found)}" for state, found in lists.items() if found)
+    return [Finding("keys", "ok", text)]
 
 
-def _key_state(name: str) -> str:
-    """Return whether a key is set, and the backend that uses it."""
+def _key_name(name: str) -> str:
+    """Return the variable of a key, and the backend that uses it."""
     provider = of_variable(name)
-    if not os.environ.get(name):
-        return f"{name} not set"
-    return f"{name} set (-b {provider.name})" if provider is not None else f"{name} set"
+    return f"{name} (-b {provider.name})" if provider is not None else name

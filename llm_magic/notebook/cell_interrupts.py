@@ -8,20 +8,36 @@ A signal after the cell's code has no effect.
 In a cell that awaits, ipykernel turns SIGINT into a cancellation. asyncio then raises a new
 `CancelledError` from `wait_for` or a task group, which this package cannot change. If SIGINT stopped an
 answer, such a cell shows the `Interrupted` of the answer instead.
+
+Python handles signals in the main thread only. If other threads of the cell, such as those of an
+executor, wait for answers, ■ stops these answers and raises `Interrupted`: the end of an executor's
+``with`` block waits for its threads. Errors of this package that end a thread are written as one line.
 """
 
 from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.session.interruptible_wait import Holder, Noting, cancel_waits, current_cell
+from llm_magic.errors import Interrupted, LLMMagicException
+from llm_magic.session.interruptible_wait import (
+    Holder,
+    Noting,
+    cancel_waits,
+    current_cell,
+)
+from llm_magic.session.interruptible_wait import Interrupted as CancelledByInterrupt
+from llm_magic.text import counted
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
+
+    from llm_magic.session import Session
 
 # The interval between attempts to raise a delayed signal, and the longest delay in code that IPython
 # or ipykernel calls for the cell, such as a slow repr.
@@ -30,11 +46,16 @@ _LIMIT_S = 0.25
 _MACHINERY = frozenset({"llm_magic", "IPython", "ipykernel"})
 
 
-def start(shell: InteractiveShell) -> None:
-    """Delay SIGINT around the code of cells; does nothing outside of ipykernel."""
+def start(shell: InteractiveShell, session: Session) -> None:
+    """Delay SIGINT around the code of cells; does nothing outside of ipykernel.
+
+    It also stops what other threads of the cell wait for in the session. Everywhere, it shortens the
+    errors of this package that end threads.
+    """
+    _ThreadErrors().start()
     kernel = getattr(shell, "kernel", None)
     if hasattr(kernel, "pre_handler_hook") and hasattr(kernel, "post_handler_hook"):
-        _CellInterrupts(shell, kernel).start()
+        _CellInterrupts(shell, kernel, session).start()
 
 
 def stop(shell: InteractiveShell) -> None:
@@ -43,13 +64,39 @@ def stop(shell: InteractiveShell) -> None:
     owner = getattr(hook, "__self__", None)
     if isinstance(owner, _CellInterrupts):
         owner.stop()
+    if isinstance(threading.excepthook, _ThreadErrors):
+        threading.excepthook.stop()
+
+
+class _ThreadErrors:
+    """Writes errors of this package that end a thread as cells show them, without a traceback."""
+
+    def start(self) -> None:
+        """Replace the hook that Python calls for the error of a thread."""
+        self._previous, threading.excepthook = threading.excepthook, self
+
+    def stop(self) -> None:
+        """Restore the hook that was there before."""
+        threading.excepthook = self._previous
+
+    def __call__(self, failed: threading.ExceptHookArgs) -> None:
+        """Write the error; nothing for what ■ stopped, which the cell shows."""
+        error = failed.exc_value
+        if not isinstance(error, LLMMagicException):
+            self._previous(failed)
+        elif not isinstance(error, Interrupted):
+            name = failed.thread.name if failed.thread is not None else "a thread"
+            lines = "\n".join(error._render_traceback_())
+            sys.stderr.write(f"Exception in {name}: {lines}\n")
 
 
 class _CellInterrupts:
     """Sets a SIGINT handler for each cell."""
 
-    def __init__(self, shell: InteractiveShell, kernel: Any) -> None:
-        self._shell, self._kernel = shell, kernel
+    def __init__(self, shell: InteractiveShell, kernel: Any, session: Session) -> None:
+        self._shell, self._kernel, self._session = shell, kernel, session
+        # When the running cell started.
+        self._began = 0.0
         self._holder: Holder | None = None
         self._errors = _CancelledCell(shell)
 
@@ -72,7 +119,9 @@ class _CellInterrupts:
             type(self._kernel).pre_handler_hook(self._kernel)
             return
         Noting.reset()
-        self._holder = Holder(self._raises, _STEP_S)
+        self._began = time.monotonic()
+        self._session.resume_threads()
+        self._holder = Holder(self._raises, _STEP_S, self._error)
         self._kernel.saved_sigint_handler = signal.signal(signal.SIGINT, self._holder)
 
     def _after_message(self) -> None:
@@ -87,8 +136,25 @@ class _CellInterrupts:
             return
         handler = signal.getsignal(signal.SIGINT)
         if self._holder is not None and callable(handler) and _is_ipykernels(handler):
-            signal.signal(signal.SIGINT, Noting(handler))
+
+            def stop_all(number: int, at: FrameType | None) -> None:
+                if message := self._stop_threads():
+                    Noting.stopped = Noting.stopped or CancelledByInterrupt(message)
+                handler(number, at)
+
+            signal.signal(signal.SIGINT, Noting(stop_all))
             self._errors.start()
+
+    def _error(self) -> BaseException:
+        """Stop what other threads of the cell wait for, and return the error that ends the cell."""
+        message = self._stop_threads()
+        return Interrupted(message) if message else KeyboardInterrupt()
+
+    def _stop_threads(self) -> str:
+        """Stop what other threads of the cell wait for; returns what was stopped, or an empty string."""
+        count = self._session.interrupt_threads(self._began)
+        stopped = f"Stopped {counted(count, 'answer')} in other threads."
+        return f"{stopped} The partial texts are in their exceptions (.reply)." if count else ""
 
     def _raises(self, frame: FrameType | None, waited: float) -> bool:
         """Return whether `KeyboardInterrupt` may be raised in a frame."""

@@ -42,9 +42,8 @@ def prepare(shell: InteractiveShell) -> None:
     """Remove the modules of `llm_magic.notebook` if their code has changed, so that it is imported again."""
     if any(_changed(_NOTEBOOK, notebook.IMPORTED_AT)):
         for magics in unregister(shell, keep=kernel_session()):
-            if isinstance(magics, PanelMagics):
-                for panel in magics.panels.values():
-                    panel.retire()
+            if isinstance(magics, PanelMagics) and magics.panel is not None:
+                magics.panel.retire()
         for name in [name for name in sys.modules if _is_in(name, _NOTEBOOK)]:
             del sys.modules[name]
     # The module of the extension itself is imported again by IPython.

@@ -14,6 +14,7 @@ from typing import Any
 
 from llm_magic.prompts.trusted_types import (
     ARRAYS,
+    ASSIGN,
     MAX_ITEMS,
     MAX_TEXT,
     PANDAS,
@@ -118,13 +119,14 @@ frame series: {_TO_TEXT} count nunique value_counts describe quantile idxmin idx
     sem mode cumsum cumprod cummin cummax diff pct_change rank round abs clip isin between
     sort_values sort_index nlargest nsmallest drop_duplicates duplicated fillna all any head tail
     copy keys get isna isnull notna notnull dropna drop reset_index memory_usage groupby rolling
-    expanding astype
-frame: set_index select_dtypes transpose corr cov
+    expanding astype sample agg
+frame: assign set_index select_dtypes transpose corr cov merge pivot pivot_table
+frame series: resample
 series: unique prod argmin argmax tolist to_list to_frame item
 index: tolist to_list unique nunique min max isin value_counts copy get_level_values sort_values
     argmin argmax isna notna duplicated drop_duplicates day_name month_name strftime to_series
     to_frame
-groups: count size nunique first last head tail prod quantile idxmin idxmax describe
+groups: agg count size nunique first last head tail prod quantile idxmin idxmax describe
 window: count
 texts: len lower upper strip lstrip rstrip title capitalize swapcase casefold contains startswith
     endswith replace split get slice count find isdigit isalpha isalnum isnumeric isdecimal isspace
@@ -150,8 +152,14 @@ KEYWORDS = _names("""
     include exclude percentiles lower upper min max inclusive method pct pat case regex repl na stop
     value values descending nulls_last named offset length literal timespec dim keepdim window
     min_periods center maintain_order column row labels fold tzinfo year month day hour minute
-    second microsecond left right
+    second microsecond left right frac random_state
 """)
+# The arguments by name of methods whose result is bounded by them.
+_OWN_KEYWORDS: Mapping[str, frozenset[str]] = {
+    "merge": _names("right how on left_on right_on"), "pivot": _names("index columns values"),
+    "pivot_table": _names("index columns values aggfunc fill_value observed dropna"),
+    "resample": _names("rule on"),
+}  # fmt: skip
 _ENCODINGS = _names("utf-8 utf8 ascii latin-1 latin1 utf-16 utf-32 cp1252 utf-8-sig")
 _ON_ERROR = _names("strict ignore replace")
 _DTYPE = re.compile(r"(u?int|float|complex)(8|16|32|64|128)?|bool|str|string|category")
@@ -168,8 +176,28 @@ _VISITS_NO_CELLS = _names("""
     head tail copy keys get isna isnull notna notnull transpose reset_index drop to_frame
     memory_usage size ngroups item to_series get_level_values select_dtypes
 """)
-_TAKES_ARRAYS = _names("isin is_in groupby filter join")
+# The names of methods that `agg` may call.
+_AGGREGATIONS = _names("mean sum min max std var median count nunique size prod first last")
+_MAX_AGGREGATIONS = 20
+_MAX_ASSIGNED = 20
+_ASSIGNED = _names("int float scalar")
+_ADDS = _names("sum cumsum prod cumprod")
+_CONDITION = 'It evaluates text as code. Write a condition instead, such as df[df["price"] > 10]'
+_ADVICE: Mapping[str, str] = {
+    "info": "It prints, and returns None. Insert .dtypes or .describe() instead",
+    "query": _CONDITION, "eval": _CONDITION,
+}  # fmt: skip
+_TAKES_ARRAYS = _names("assign isin is_in groupby filter join merge")
 _JOINED = frozenset({"series", "index", "array", "pl_series"})
+_MAX_BINS = 100_000
+_DAY = 86_400.0
+# The shortest time of a unit, in seconds.
+_UNITS: Mapping[str, float] = {
+    "ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "D": _DAY, "B": _DAY, "W": 7 * _DAY,
+    **dict.fromkeys(("M", "ME", "MS"), 28 * _DAY), **dict.fromkeys(("Q", "QE", "QS"), 90 * _DAY),
+    **dict.fromkeys(("A", "Y", "YE", "YS"), 365 * _DAY),
+}  # fmt: skip
+_FREQUENCY = re.compile(rf"(?P<count>[1-9]\d{{0,5}})?(?P<unit>{'|'.join(_UNITS)})(?:-[A-Z]{{3}})?")
 _PANDAS_CALL = 5000  # pandas takes as long for a small table as for so many elements
 
 
@@ -194,14 +222,17 @@ def call_method(call: AllowedCall) -> Any:
     owner, name = call.owner, call.name
     kind, base = trusted_type(owner)
     if name not in METHODS.get(kind, ()):
-        is_info = kind == "frame" and name == "info"
-        advice = "It prints, and returns None. Insert .dtypes or .describe() instead"
+        advice = ASSIGN
+        if kind in PANDAS:
+            advice = f"Assign it first, result = ….{name}(…), and write {{result}}"
         raise NotAllowed(
             f"calls .{name}() of a {type(owner).__name__}, which is not supported",
-            *([advice] if is_info else ()),
+            _ADVICE.get(name, advice) if kind == "frame" else advice,
         )
     require_own(owner, base, name)
-    if extra := sorted(set(call.keywords) - KEYWORDS):
+    allowed = _OWN_KEYWORDS.get(name, KEYWORDS)
+    # The names of new columns are free.
+    if name != "assign" and (extra := sorted(set(call.keywords) - allowed)):
         raise not_an_argument(extra[0], f".{name}()")
     for given in (*call.args, *call.keywords.values()):
         if family(given) in ARRAYS and name not in _TAKES_ARRAYS:
@@ -312,9 +343,149 @@ def _check_cells(call: AllowedCall) -> None:
     if family(table) in {"frame", "series"}:
         groups = call.owner.ngroups if call.name == "describe" and table is not call.owner else 9
         call.budget.spend(_PANDAS_CALL * (groups + 1 if call.name == "describe" else 1))
-        adds = call.name in {"sum", "cumsum", "prod", "cumprod"}
+        called = [call.name, *filter(_is_name, _aggregations(call))]
+        adds = not _ADDS.isdisjoint(called)
         if adds and call.keywords.get("numeric_only") is not True:
             require_numbers(table)
+
+
+def _aggregations(call: AllowedCall) -> Sequence[Any]:
+    """Return the names of the methods that `agg` and `pivot_table` call, one or a list."""
+    if call.name == "pivot_table":
+        return _listed(call.keywords.get("aggfunc", "mean"))
+    return _listed(call.argument(0, "func")) if call.name == "agg" else ()
+
+
+def _is_name(value: object) -> bool:
+    return type(value) is str
+
+
+def _check_agg(call: AllowedCall) -> None:
+    """Allow only names of methods that change nothing: pandas calls whatever is named."""
+    if len(call.args) != 1 or call.keywords:
+        raise NotAllowed("passes more than the names of the methods to .agg()")
+    names = _require_aggregations(call)
+    table = call.owner.obj if family(call.owner) == "groups" else call.owner
+    width = len(columns(table))
+    call.budget.spend(len(names) * (width * _PANDAS_CALL + size(table) / 2))
+
+
+def _require_aggregations(call: AllowedCall) -> Sequence[str]:
+    """Return the names of the methods that a call calls; raises `NotAllowed` for any other."""
+    names = _aggregations(call)
+    if not names or not all(_is_name(name) and name in _AGGREGATIONS for name in names):
+        raise NotAllowed(
+            f"calls .{call.name}() with something other than {', '.join(sorted(_AGGREGATIONS))}"
+        )
+    require_length(len(names), _MAX_AGGREGATIONS, f"results of .{call.name}()")
+    return names
+
+
+def _check_merge(call: AllowedCall) -> None:
+    """Bound the rows of a merge by how often a key occurs in each table."""
+    left, right, how = call.owner, call.argument(0, "right"), call.argument(1, "how", "inner")
+    if family(right) != "frame" or len(call.args) > 3:
+        raise NotAllowed(
+            "merges with something other than a table, or by more than names of columns"
+        )
+    on = _listed(call.argument(2, "on"))
+    keys = [on or _listed(call.keywords.get(name)) for name in ("left_on", "right_on")]
+    if not any(keys):
+        keys = [[name for name in left.columns if name in right.columns]] * 2
+    tables = list(zip((left, right), keys, strict=True))
+    if how == "cross" or not all(keys):  # pandas rejects keys of one table alone
+        rows = len(left) * len(right)
+    else:
+        columns_of = [[_column(table, key) for key in names] for table, names in tables]
+        same = [str(one.dtype) for one in columns_of[0]] == [
+            str(one.dtype) for one in columns_of[1]
+        ]
+        times = [_most_frequent(table, names) for table, names in tables]
+        products = len(left) * times[1], len(right) * times[0]
+        # Keys of one type may become equal where they are converted into the other.
+        rows = (min if same else max)(products) + len(left) + len(right)
+    cells = rows * (left.shape[1] + right.shape[1])
+    require_length(cells, max(MAX_ITEMS, size(left) + size(right)), "cells", ASSIGN)
+    call.budget.spend(5 * _PANDAS_CALL + (cells + size(right)) / 2)
+
+
+def _most_frequent(table: Any, keys: Sequence[Any]) -> int:
+    """Return how many rows have the same keys at most."""
+    if not len(table):
+        return 0
+    return int(table.groupby(list(keys), dropna=False, observed=True, sort=False).size().max())
+
+
+def _column(table: Any, key: Any) -> Any:
+    """Return a column by its name; raises `NotAllowed` for a key that is not a name."""
+    if family(key) not in {"str", "int"}:
+        raise NotAllowed("uses something other than a name of a column")
+    if (found := _grouping_key(table, key)) is None:
+        raise KeyError(key)
+    return found
+
+
+def _check_pivot(call: AllowedCall) -> None:
+    """Bound the cells by the number of different values of the keys."""
+    table, calls = call.owner, 1
+    if call.args:
+        raise NotAllowed(
+            f"passes positional arguments to .{call.name}()",
+            f'Write .{call.name}(index="…", columns="…", values="…")',
+        )
+    names = {part: _listed(call.keywords.get(part)) for part in ("index", "columns", "values")}
+    if call.name == "pivot_table":
+        calls = len(_require_aggregations(call))
+    # Without names, `pivot` keeps the labels of the rows.
+    rows = 1 if names["index"] or call.name == "pivot_table" else len(table)
+    cells = calls * rows * (len(names["values"]) or table.shape[1])
+    for key in (*names["index"], *names["columns"]):
+        cells *= _groups(_column(table, key), len(table))
+    for key in names["values"]:
+        _column(table, key)
+    require_length(cells, MAX_ITEMS, "cells", ASSIGN)
+    call.budget.spend(calls * 5 * _PANDAS_CALL + size(table) + cells)
+
+
+def _check_resample(call: AllowedCall) -> None:
+    """Bound the intervals by the first and the last date."""
+    table, rule, on = call.owner, call.argument(0, "rule"), call.keywords.get("on")
+    frequency = _FREQUENCY.fullmatch(rule) if type(rule) is str else None
+    if frequency is None or len(call.args) > 1:
+        raise NotAllowed('resamples by something other than a unit of time, such as "D" or "15min"')
+    dates = table.index if on is None else _column(table, on)
+    kind = getattr(dates.dtype, "kind", "")
+    if kind == "m" or str(dates.dtype).startswith("period"):
+        raise NotAllowed("resamples by something other than dates")
+    # For other labels, pandas raises an error that explains itself.
+    if kind == "M" and len(dates):
+        seconds = (dates.max() - dates.min()).total_seconds()
+        intervals = seconds / (int(frequency["count"] or 1) * _UNITS[frequency["unit"]]) + 2
+        cells = intervals * len(columns(table))
+        require_length(cells, max(_MAX_BINS, size(table)), "cells", ASSIGN)
+        call.budget.spend(
+            _PANDAS_CALL + (cells if cells > 0 else 0)
+        )  # no number if no date is known
+
+
+def _check_assign(call: AllowedCall) -> None:
+    """Allow only new columns that are a number, or a column with the labels of the table."""
+    if call.args:
+        raise NotAllowed("passes positional arguments to .assign()")
+    require_length(len(call.keywords), _MAX_ASSIGNED, "columns with .assign()")
+    for value in call.keywords.values():
+        is_column = family(value) == "series" and value.index.equals(call.owner.index)
+        if not is_column and family(value) not in _ASSIGNED:
+            raise NotAllowed(
+                "adds a column with .assign() that is neither a number nor made of a column of the table"
+            )
+    call.budget.spend(len(call.keywords) * (_PANDAS_CALL + len(call.owner) / 20))
+
+
+def _check_sample(call: AllowedCall) -> None:
+    if len(call.args) > 1 or type(call.keywords.get("random_state")) is not int:
+        advice = "Write random_state=0, so that a run sends the rows that its dry run shows"
+        raise NotAllowed("takes rows at random", advice)
 
 
 def _check_dtype(call: AllowedCall) -> None:
@@ -412,9 +583,11 @@ _CHECKS: Mapping[str, Callable[[AllowedCall], None]] = {
     **dict.fromkeys(("texts", "pl_texts"), _check_pattern),
     "decimal": _check_decimal, "range": _check_range,
     ".strftime": _check_strftime, "pl_dates.to_string": _check_strftime,
+    ".agg": _check_agg, ".assign": _check_assign, ".sample": _check_sample,
     ".astype": _check_dtype, ".quantile": _check_quantiles, ".describe": _check_quantiles,
     **dict.fromkeys((".corr", ".cov", "frame.transpose", "pl_frame.transpose"), _check_shape),
     **dict.fromkeys((".day_name", ".month_name", ".write_csv", ".write_json"), _require_no_arguments),
     **dict.fromkeys((f".{name}" for name in _TO_TEXT.split()), _check_output),
-    ".groupby": _require_few_groups, ".value_counts": _require_few_groups,
+    ".merge": _check_merge, ".pivot": _check_pivot, ".pivot_table": _check_pivot,
+    ".resample": _check_resample, ".groupby": _require_few_groups, ".value_counts": _require_few_groups,
 }  # fmt: skip

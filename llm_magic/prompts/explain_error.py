@@ -10,7 +10,6 @@ import functools
 import linecache
 import os
 import re
-import sys
 import sysconfig
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from llm_magic.config.redaction import Redactor
-from llm_magic.errors import LLMMagicException
+from llm_magic.errors import shown_error
 from llm_magic.prompts.values_as_text import describe
 
 CUT = "… (left out)"
@@ -74,11 +73,10 @@ class Failure:
 
 def last_error() -> BaseException | None:
     """Return the exception that was shown last; of an error in an explanation, the explained one."""
-    # `last_exc` is new in Python 3.12, and not every tool sets it.
-    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-    while isinstance(error, LLMMagicException) and error.explaining is not None:
-        error = error.explaining
-    return error if isinstance(error, BaseException) else None
+    error = shown_error()
+    while (explained := getattr(error, "explaining", None)) is not None:
+        error = explained
+    return error
 
 
 def failure(
@@ -118,9 +116,14 @@ def _learn(
         redactor.add_source(source[:_READ])
 
 
-def question(failed: Failure, *, fix: bool) -> str:
-    """Return the prompt about a failure: for an explanation, or for the corrected cell."""
+def question(failed: Failure, *, fix: bool, requested: str = "") -> str:
+    """Return the prompt about a failure: for an explanation, or for the corrected cell.
+
+    `requested` is the question of the user, if there is one.
+    """
     parts = [_FIX if fix else _EXPLAIN]
+    if requested:
+        parts.append(f"Answer this question first: {requested}")
     if failed.cell is not None:
         parts.append(f"The cell, {failed.cell.label}:\n\n{_fenced(failed.cell.source, 'python')}")
     parts.append(f"The traceback:\n\n{_fenced(failed.traceback, 'text')}")

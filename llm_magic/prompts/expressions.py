@@ -51,8 +51,10 @@ from llm_magic.prompts.trusted_types import (
     trusted_type,
 )
 from llm_magic.prompts.values_as_text import (
+    describe,
     format_value,
     full_repr,
+    is_plain_text,
     is_word,
     require_printable,
     shortening,
@@ -81,8 +83,13 @@ KINDS: Mapping[type[ast.AST], str] = {
     ast.YieldFrom: "yield", **dict.fromkeys(_TEMPLATES, "a t-string"),
 }  # fmt: skip
 _CONVERSIONS: Mapping[str, Callable[[Any], str]] = {"r": full_repr, "s": str, "a": ascii}
+_DATE_AS_TEXT = 'Compare with a text instead, such as df["day"] > "2026-01-31"'
 _MISSING = object()
 _MOST_COMPARED = 10_000  # names that exist, with one that does not
+_KEYS: Mapping[str, str] = {
+    **dict.fromkeys(MAPPINGS, "keys"), "series": "labels",
+    **dict.fromkeys(("frame", "groups", "pl_frame"), "columns"),
+}  # fmt: skip
 _VISITS_CELLS = frozenset({
     "str", "dt", "values", "T", "is_unique", "hasnans", "is_monotonic_increasing",
     "is_monotonic_decreasing",
@@ -95,12 +102,12 @@ _CLOSED = (
 )  # fmt: skip
 
 
-class NotFound(Exception):
-    """A value has no such attribute, key or column, which its cause reports; `near` suggests another."""
+class EvaluationError(Exception):
+    """An expression raised its cause; `advice` is what to write instead."""
 
-    def __init__(self, near: str) -> None:
-        super().__init__(near)
-        self.near = near
+    def __init__(self, advice: str) -> None:
+        super().__init__(advice)
+        self.advice = advice
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +209,7 @@ def private(name: str) -> str:
 class Inserted:
     """The text of a value; what it lacks of a table or an array, and how to send more of it.
 
+    `is_block`: the text has several lines, which no other text may share.
     `complete` is what follows the expression to send all of it, `part` to send a part of a large one.
     """
 
@@ -209,6 +217,18 @@ class Inserted:
     lacks: str = ""
     complete: str = ""
     part: str = ""
+    is_block: bool = False
+
+
+def value_of(expression: Expression, names: Mapping[str, Any], budget: Budget) -> Any:
+    """Return the value of an expression whose names all exist, without its conversion and format spec.
+
+    Raises `NotAllowed` for what is not allowed, and whatever the evaluation raises.
+    """
+    check(expression, names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _Evaluator(names, budget).value(expression.tree)
 
 
 def evaluate(expression: Expression, names: Mapping[str, Any], budget: Budget) -> Inserted:
@@ -216,20 +236,32 @@ def evaluate(expression: Expression, names: Mapping[str, Any], budget: Budget) -
 
     Raises `NotAllowed` for what is not allowed, and whatever the evaluation raises.
     """
-    check(expression, names)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        value = _Evaluator(names, budget).value(expression.tree)
+    value = value_of(expression, names, budget)
     # The text of a method is its source.
     if expression.conversion or expression.spec or type(value) is not types.MethodType:
         require_printable(value, budget)
     shown = _CONVERSIONS[expression.conversion](value) if expression.conversion else value
     is_python, is_part = bool(expression.conversion or expression.spec), _is_part(expression.tree)
-    if expression.spec:
-        text = format_value(shown, expression.spec, budget)
-    else:
-        text = to_text(shown, is_part=is_part)
-    return Inserted(text, *shortening(value, text, is_python=is_python, is_part=is_part))
+    has_spec = bool(expression.spec)
+    text = _formatted(shown, expression, budget) if has_spec else to_text(shown, is_part=is_part)
+    lacks = shortening(value, text, is_python=is_python, is_part=is_part)
+    is_block = "\n" in text and (not is_plain_text(value) or _is_exported(expression.tree))
+    return Inserted(text, *lacks, is_block=is_block)
+
+
+def _formatted(value: Any, expression: Expression, budget: Budget) -> str:
+    """Return a value by the format spec of its expression."""
+    try:
+        return format_value(value, expression.spec, budget)
+    except ValueError as error:
+        if expression.conversion or family(value) != "str":
+            raise
+        advice = "The value is a text, not a number."
+        with contextlib.suppress(ValueError):
+            better = f"float({ast.unparse(expression.tree)}):{expression.spec}"
+            format(float(str.__str__(value)), expression.spec)
+            advice = f"The value is a text; write {{{better}}}."
+        raise EvaluationError(advice) from error
 
 
 def _is_part(tree: ast.expr) -> bool:
@@ -237,8 +269,18 @@ def _is_part(tree: ast.expr) -> bool:
     if isinstance(tree, ast.Subscript):
         keys = tree.slice.elts if isinstance(tree.slice, ast.Tuple) else [tree.slice]
         return isinstance(keys[0], ast.Slice) if keys else False
+    return _method(tree) in {"head", "tail", "sample"}
+
+
+def _is_exported(tree: ast.expr) -> bool:
+    """Return whether an expression makes a text of a table: ``df.to_string()``."""
+    return _method(tree).startswith(("to_", "write_"))
+
+
+def _method(tree: ast.expr) -> str:
+    """Return the name of the method that an expression calls last, or ``""``."""
     called = tree.func if isinstance(tree, ast.Call) else None
-    return isinstance(called, ast.Attribute) and called.attr in {"head", "tail"}
+    return called.attr if isinstance(called, ast.Attribute) else ""
 
 
 class _Evaluator:
@@ -290,7 +332,7 @@ class _Evaluator:
     def _variable(self, name: str) -> Any:
         if name not in self._names:
             is_type = name in {"int", "float", "bool", "str"}
-            advice = f'For the data type, write "{name}"' if is_type else ASSIGN
+            advice = f'For a data type, write "{name}"' if is_type else ASSIGN
             raise NotAllowed(f"passes {name}, a function of Python", advice)
         return self._names[name]
 
@@ -309,7 +351,9 @@ class _Evaluator:
         if isinstance(node.func, ast.Attribute):
             name, owner = node.func.attr, self.value(node.func.value)
             if issubclass(type(owner), (types.ModuleType, type, *_CLOSED)):
-                raise NotAllowed(f"calls .{name}() of {_described(owner)}")
+                is_date = name in {"Timestamp", "to_datetime"}
+                advice = _DATE_AS_TEXT if is_date else ASSIGN
+                raise NotAllowed(f"calls .{name}() of {_described(owner)}", advice)
             require_plain_labels(owner, self._budget)
             if _is_missing(owner, name):
                 with _suggesting(owner, name):
@@ -317,7 +361,8 @@ class _Evaluator:
         args = [self.value(one) for one in node.args]
         named = {keyword.arg: self.value(keyword.value) for keyword in node.keywords if keyword.arg}
         call = call_method if isinstance(node.func, ast.Attribute) else call_function
-        return call(AllowedCall(owner, name, args, named, self._budget))
+        with _suggesting_column(owner, (*args, *named.values())):
+            return call(AllowedCall(owner, name, args, named, self._budget))
 
     def _attribute(self, owner: Any, name: str) -> Any:
         kind, base = trusted_type(owner)
@@ -328,7 +373,9 @@ class _Evaluator:
         require_plain_labels(owner, self._budget)
         if kind == "unknown" or _is_missing(owner, name):
             return getattr(owner, name)
-        if kind in {"frame", "groups"} and name in _labels(owner):
+        # As in Python, a label does not hide an attribute of a Series: `.name` of a row is often both.
+        is_label = kind in {"frame", "groups"} or (kind == "series" and not _defines(base, name))
+        if is_label and name in _labels(owner):
             return item(owner, name, self._budget)
         if name not in ATTRIBUTES.get(kind, ()):
             if name in METHODS.get(kind, ()):
@@ -346,21 +393,73 @@ class _Evaluator:
 def _suggesting(
     owner: Any, name: object, *, keys: bool = False, variable: str = ""
 ) -> Iterator[None]:
-    """Raise `NotFound` instead of an error about a name that resembles one that exists.
+    """Raise `EvaluationError` instead of an error about a name that resembles one that exists.
 
     `variable` is the name of the variable that a key was taken from.
     """
     try:
         yield
     except (AttributeError, KeyError) as error:
-        near = f'For the key, write ["{variable}"].' if has_key(owner, variable) else ""
-        if not near and type(name) is str:
-            some = islice(_known(owner, keys=keys), _MOST_COMPARED)
-            known = [one for one in some if type(one) is str]
-            near = did_you_mean(name, known, count=1) if name not in known else ""
-        if not near:
+        if not (near := _near(owner, name, keys=keys, variable=variable)):
             raise
-        raise NotFound(near.strip()) from error
+        raise EvaluationError(near) from error
+
+
+@contextlib.contextmanager
+def _suggesting_column(owner: Any, given: Sequence[Any]) -> Iterator[None]:
+    """Raise `EvaluationError` for a column that a method of a table gets and that does not exist."""
+    try:
+        yield
+    except KeyError as error:
+        if family(owner) not in {"frame", "groups"}:
+            raise
+        names = [name for one in given for name in _column_names(one)]
+        tables = (owner, *(one for one in given if family(one) == "frame"))
+        unknown = ((one, name) for one in tables for name in names if not has_key(one, name))
+        table, name = next(unknown, (owner, None))
+        if name is None or not (near := _near(table, name, keys=True, variable="")):
+            raise
+        raise EvaluationError(near) from error
+
+
+def _column_names(argument: Any) -> list[str]:
+    """Return the texts in an argument of a method, which may be names of columns."""
+    kind = family(argument)
+    names = list(argument) if kind in {"list", "tuple", "dict"} else [argument]
+    return [name for name in names if type(name) is str]
+
+
+def _near(owner: Any, name: object, *, keys: bool, variable: str) -> str:
+    """Return what to write instead of an attribute or a key that does not exist, or ``""``."""
+    kind = family(owner)
+    if kind == "indexer":
+        return _near_label(owner.obj, name if type(name) is tuple else (name,))
+    key = next((one for one in (variable, name) if type(one) is str and has_key(owner, one)), "")
+    if key:
+        return f'For the key, write ["{key}"].' if keys or kind in MAPPINGS else ""
+    names = islice(_known(owner, keys=keys), _MOST_COMPARED)
+    texts = [one for one in names if type(one) is str]
+    if type(name) is str and name in texts:
+        return ""
+    if type(name) is str and (near := did_you_mean(name, texts, count=1)):
+        return near.strip()
+    what = _KEYS.get(kind, "")
+    known = list(islice(_known(owner, keys=True), _MOST_COMPARED)) if what else []
+    return f"The {what} are {describe('', known)}." if known else ""
+
+
+def _near_label(table: Any, keys: Sequence[Any]) -> str:
+    """Return what to write instead of a label in ``df.loc[…]`` that does not exist, or ``""``."""
+    for axis, key in zip(table.axes, keys, strict=False):
+        labels = list(islice(axis, _MOST_COMPARED))
+        for one in key if type(key) is list else (key,):
+            if type(one) not in {str, int} or one in labels:
+                continue
+            texts = [label for label in labels if type(label) is str]
+            near = did_you_mean(one, texts, count=1).strip() if type(one) is str else ""
+            what = "labels" if axis is table.axes[0] else "columns"
+            return near or f"The {what} are {describe('', labels)}."
+    return ""
 
 
 def is_unquoted_key(name: str, expression: Expression, names: Mapping[str, Any]) -> bool:
@@ -404,7 +503,11 @@ def _is_missing(owner: Any, name: str) -> bool:
     kind, base = trusted_type(owner)
     if kind == "unknown" or name in _labels(owner):
         return False
-    return inspect.getattr_static(base, name, _MISSING) is _MISSING
+    return not _defines(base, name)
+
+
+def _defines(kind: type, name: str) -> bool:
+    return inspect.getattr_static(kind, name, _MISSING) is not _MISSING
 
 
 def _labels(owner: Any) -> Any:

@@ -16,7 +16,6 @@ evaluated. An expression that is not allowed stays as it is, with a note that ha
 
 from __future__ import annotations
 
-import ast
 import re
 from bisect import bisect
 from collections.abc import Callable, Iterator, Mapping
@@ -25,20 +24,29 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from operator import itemgetter
 from traceback import format_exc, format_exception_only
-from typing import Any
+from typing import Any, Self, TypeVar
 
-from llm_magic.errors import PromptError, did_you_mean
+from llm_magic.errors import PromptError
 from llm_magic.prompts import expressions
 from llm_magic.prompts.allowed_operations import FUNCTIONS
-from llm_magic.prompts.expressions import Expression, Inserted, NotFound
+from llm_magic.prompts.expressions import EvaluationError, Expression
+from llm_magic.prompts.notes import (
+    QUOTED,
+    Mistyped,
+    dollar_note,
+    missing_note,
+    not_allowed_note,
+    printable,
+    shortened_note,
+    shown,
+    unbalanced,
+)
 from llm_magic.prompts.trusted_types import (
-    ARRAYS,
     BRACE_COST,
     CHARACTER_COST,
     PARSE_COST,
     Budget,
     NotAllowed,
-    family,
 )
 from llm_magic.prompts.values_as_text import is_entry, is_word
 
@@ -58,8 +66,8 @@ _TOKEN = re.compile(
   | (?P<open> (?<!\{)\{++ )
 """
 )
-_QUOTED = r"""(?:"(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+')"""
-_BODY = re.compile(rf"(?P<body>(?:[^{{}}\n\"']++|{_QUOTED})++)(?P<close>\}}++)")
+_BODY = re.compile(rf"(?P<body>(?:[^{{}}\n\"']++|{QUOTED})++)(?P<close>\}}++)")
+_BODY_IN_BRACES = re.compile(rf"(?<!\{{)\{{{_BODY.pattern}")
 _NESTED_SPEC = re.compile(
     r"""(?P<head>[^{}\n"':]++):(?!\ )[^{}\n"']*+(?:\{[^{}\n"']*+\}[^{}\n"']*+)++\}"""
 )
@@ -79,23 +87,29 @@ _ECHOED = re.compile(r"(?P<code>[^=]+)=(?:![rsa])?(?::[^{}]*)?")
 _WITH_BRACKET = re.compile(r"(?P<code>(?P<name>[^\W\d]\w*)[.\[(][^{}\n]*)\}")
 # `{df.head() and …`, `{df.head()) rows`: a reference without a closing brace on its line.
 _NOT_CLOSED = re.compile(
-    r"(?P<code>[^\W\d]\w*+(?:\.[^\W\d]\w*+|\[[^\[\](){}\n]*+\]|\([^\[\](){}\n]*+\))++)"
-    r"(?<=[)\]])(?=[.,;:!?]?(?:\s|\Z)|[)\]])(?=[^{}\n]*+(?:[{\n]|\Z))"
+    r"(?P<code>[^\W\d]\w*+(?:\.[^\W\d]\w*+|\[[^\[\](){}\n]*+\]|\([^\[\](){}\n]*+\))++(?<=[)\]])"
+    r"(?:![rsa]|:(?:,?\.\d{1,2}[eEfFgG%]|,d?))?+)(?=[.,;:!?]?(?:\s|\Z)|[)\]])(?=[^{}\n]*+(?:[{\n]|\Z))"
+)
+# `Hello {name and …`: a name alone is noted before a word or at the end, not in code.
+_NAME_NOT_CLOSED = re.compile(
+    r"(?P<code>[^\W\d]\w*+)(?=[.,;!?]?(?:[ \t]++[^\W\d]\w*+(?![ \t]*[=(:.\[])|\s*+\Z))"
+    r"(?=[^{}\n]*+(?:[{\n]|\Z))"
 )
 _OPENED_TWICE = re.compile(r"(?<!\w\{)(?P<code>[^\W\d]\w*+)\{(?=\s|\Z)")  # `{price{`
 _DOUBLE_AT_END = re.compile(r"\{\w++\{$")
-# `{price :.2f}`, `{price: ,.2f}`: formats that are neither entries of a dict nor CSS.
-_SPACED_SPEC = re.compile(r"(?P<code>[^:]*[^:\s])\s*+:\s*+(?P<spec>,?\.\d{1,2}[eEfFgG%]|,d?)")
-_SPACED_KEY = re.compile(r"(?P<name>[^\W\d]\w*+)\.(?P<key>\w++(?: \w++)++)")  # `{df.GDP per head}`
+_BEFORE_TEXT = re.compile(r"[ \t]*+(?=\S)")
+_PLAIN_NAME = re.compile(r"[\w.]+")  # in three braces: Mustache
+# What precedes or follows an f-string literal in code, but not in prose.
+_CODE_AROUND = re.compile(
+    r"[()\[\]{}=+,;#]|\b(?:and|assert|else|if|in|not|or|print|raise|return|yield)\s*$"
+)
 _CONTEXT = 200  # characters on each side that distinguish prose, code and formulas
 _MAX_NOTES, _MAX_ALL_NOTES = 5, 1000
-# Numbers alone, as in an f-string: `{1/0}`. `{1,3}` and `{2-4}` are also ranges.
-_ARITHMETIC = re.compile(r"[\d.]+(?: ?(?:[+*/%]|//|\*\*) ?[\d.]+)+")
-_FORMATS = frozenset(("csv", "dict", "html", "json", "markdown", "string"))
 _MAX_PARSED = 200  # expressions whose syntax tree is cached
-_MAX_PROMPT = 20_000_000  # characters; more than any model reads
+MAX_PROMPT = 20_000_000  # characters; more than any model reads
 _CORRECT = "Correct the expression, or assign its value to a variable first"
 _Found = tuple[int, int, str]  # start, end, text in its place
+_Evaluated = TypeVar("_Evaluated")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +123,83 @@ class Filled:
     used: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     longest: tuple[str, int] = field(default=("", 0), compare=False)
+
+
+class Reference(str):
+    """A reference in a compiled template: the text in its braces, with its expression.
+
+    `text_of` returns the text of its value in a namespace, and `value_of` the value.
+    """
+
+    expression: Expression
+
+    def __new__(cls, code: str, expression: Expression) -> Self:
+        """Create a reference of a text in braces."""
+        reference = super().__new__(cls, code)
+        reference.expression = expression
+        return reference
+
+    def text_of(self, namespace: Mapping[str, Any]) -> str:
+        """Return the text of its value; raises what `value_of` raises."""
+        return self._evaluated(expressions.evaluate, namespace).text
+
+    def value_of(self, namespace: Mapping[str, Any]) -> Any:
+        """Return its value.
+
+        Raises:
+            PromptError: The expression failed, or is not allowed for these values.
+        """
+        return self._evaluated(expressions.value_of, namespace)
+
+    def _evaluated(
+        self,
+        evaluate: Callable[[Expression, Mapping[str, Any], Budget], _Evaluated],
+        namespace: Mapping[str, Any],
+    ) -> _Evaluated:
+        try:
+            return evaluate(self.expression, namespace, Budget())
+        except NotAllowed as error:
+            message = f"{shown(str(self))}: it {printable(str(error))}. {error.advice}"
+            raise PromptError(message.strip()) from None
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the user's own properties raise anything
+            details, (reason, advice) = format_exc(), _reason_and_advice(error)
+        raise PromptError(f"{shown(str(self))}: {reason}. {advice}", details=details) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A template whose references were found once: texts and references, in order.
+
+    `notes` are about what looks like a reference and stays as it is.
+    """
+
+    parts: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """The references, each as often as it occurs."""
+        return tuple(part for part in self.parts if isinstance(part, Reference))
+
+
+def compile_template(template: str, namespace: Mapping[str, Any]) -> Compiled:
+    """Find the references in `template`, to fill it in for many namespaces.
+
+    The names of `namespace` decide which braces are references, as in `fill`. Any other expression
+    in single braces has a note, and in double braces it becomes one in single braces.
+    """
+    if "{" not in template:
+        return Compiled((template,) if template else ())
+    compiler = _Compiler(template, namespace, _MAX_ALL_NOTES, "")
+    parts: list[str] = []
+    position = 0
+    for start, end, text in compiler.replacements():
+        parts += template[position:start], text
+        position = end
+    parts.append(template[position:])
+    return Compiled(tuple(part for part in parts if part), compiler.all_notes())
 
 
 def fill(
@@ -133,8 +224,16 @@ def fill(
     return Filled("".join(parts), tuple(used), filler.all_notes(), longest)
 
 
+def first_reference(text: str, names: Mapping[str, Any]) -> str:
+    """Return the first expression in braces in prose that `fill` would replace; evaluates nothing."""
+    return next(_Filler(text, names, 0, "").references_in_prose(), "")
+
+
 class _Filler:
     """Finds the references in one prompt and evaluates each once."""
+
+    # Whether ``{{name}}`` becomes ``{name}`` also where the name does not exist.
+    _unescapes_all = False
 
     def __init__(self, text: str, names: Mapping[str, Any], most_notes: int, escape: str) -> None:
         self._text, self._names, self._most_notes, self._escape = text, names, most_notes, escape
@@ -145,7 +244,11 @@ class _Filler:
         self._budget = Budget()
         self._length = len(text)
         self._parse = lru_cache(maxsize=_MAX_PARSED)(self._new)
+        self._mistyped = Mistyped(names, self._is_defined)
         self._values: dict[str, str | NotAllowed] = {}
+        # The references to tables and the like, whose text has several lines.
+        self._blocks: set[str] = set()
+        self._last: _Found = (0, 0, "")
 
     def _note(self, written: str, note: Callable[[], str]) -> None:
         """Add a note about a text in braces, unless there is one."""
@@ -177,7 +280,9 @@ class _Filler:
                 self._unread_line = text.count("\n", 0, match.start()) + 1
                 return
             position = match.end()
-            if match["latex"] or (match["subscript"] and _in_formula(text, position)):
+            if match["fstring"]:
+                self._note_f_string(match)
+            elif match["latex"] or (match["subscript"] and _in_formula(text, position)):
                 position = _after_groups(text, position, self._closing)
             elif match["open"] or match["dollar"]:
                 find = self._reference if match["open"] else self._after_dollar
@@ -185,6 +290,28 @@ class _Filler:
                 position = position if found is None else found[1]
                 if found is not None and found[2] != text[found[0] : found[1]]:
                     yield found
+                    self._last = found
+
+    def references_in_prose(self) -> Iterator[str]:
+        """Yield the expressions in single braces, outside of code, formulas and quotes."""
+        text, position = self._text, 0
+        while match := _TOKEN.search(text, position):
+            self._budget.left -= BRACE_COST
+            position = match.end()
+            if match["latex"] or match["subscript"]:
+                position = _after_groups(text, position, self._closing)
+            elif match["open"] == "{" and (
+                body := _BODY.match(text, position, position + _LONGEST)
+            ):
+                expression, missing = self._parse(body["body"])
+                start, end = match.start(), body.end()
+                before = text[max(0, start - _CONTEXT) : start].rpartition("\n")[2]
+                is_code = before.endswith(("'", ">")) or before.count('"') % 2
+                is_text = is_code or body["close"] != "}" or not expression or missing
+                if not is_text and self._in_prose(start, end):
+                    yield body["body"]
+            if self._budget.left < 0:
+                return
 
     @cached_property
     def _closing(self) -> dict[int, int]:
@@ -199,6 +326,10 @@ class _Filler:
         return pairs
 
     @cached_property
+    def _closed(self) -> frozenset[int]:
+        return frozenset(self._closing.values())
+
+    @cached_property
     def _fences(self) -> list[int]:
         return [fence.start() for fence in _FENCE.finditer(self._text)]
 
@@ -206,10 +337,11 @@ class _Filler:
         """Return the text for the braces that open here, or None if they hold no expression."""
         body = _BODY.match(self._text, opened, opened + _LONGEST)
         if opened - start > 2:
+            self._note_three_braces(body, start, opened)
             return None
         if body is None:
             found = self._nested_spec(start, opened)
-            if found is None and opened - start == 1:
+            if found is None and opened - start == 1 and not self._note_inner_braces(start, opened):
                 self._note_unclosed(start, opened)
             return found
         width = 2 if opened - start == 2 and len(body["close"]) > 1 else 1
@@ -226,9 +358,27 @@ class _Filler:
             single = single and written not in self._notes and not is_entry(expression.spec)
             if single and self._in_prose(before, end):
                 about = code, missing, expression
-                self._note(written, partial(_missing_note, *about, self._names))
-            return None if width == 2 else (first, end, self._text[first:end])
-        return first, end, f"{{{code}}}" if width == 2 else self._inserted(code, expression)
+                self._note(written, partial(missing_note, *about, self._names))
+            if width == 2:
+                return (first, end, f"{{{code}}}") if self._unescapes_all else None
+            return first, end, self._text[first:end]
+        if width == 2:
+            return first, end, f"{{{code}}}"
+        self._note_extra_brace(body, start, opened)
+        found = first, end, self._inserted(code, expression)
+        return self._on_own_lines(*found) if code in self._blocks else found
+
+    def _on_own_lines(self, start: int, end: int, value: str) -> _Found:
+        """Return where a value with several lines goes, with line breaks between it and other text."""
+        _, last_end, last_value = self._last
+        earliest = max(last_end, start - _CONTEXT)
+        before = self._text[earliest:start].rstrip(" \t")
+        above = before or (last_value if earliest == last_end else "")
+        if above and not above.endswith("\n"):
+            start, value = earliest + len(before), f"\n{value}"
+        if (gap := _BEFORE_TEXT.match(self._text, end)) is not None and not value.endswith("\n"):
+            end, value = gap.end(), f"{value}\n"
+        return start, end, value
 
     def _after_dollar(self, start: int, opened: int) -> _Found | None:
         """Return the text for braces after a dollar if they hold a number format, else None."""
@@ -244,7 +394,7 @@ class _Filler:
             with suppress(NotAllowed):
                 expressions.check(expression, self._names)
                 code = body["body"]
-                self._note(f"${{{code}}}", partial(_dollar_note, code, expression))
+                self._note(f"${{{code}}}", partial(dollar_note, code, expression))
         return None
 
     def _new(self, code: str) -> tuple[Expression | None, str]:
@@ -259,12 +409,12 @@ class _Filler:
     def _inserted(self, code: str, expression: Expression) -> str:
         """Return the text of a reference; the reference itself if it is not allowed."""
         value = self._values[code] if code in self._values else self._evaluated(code, expression)
-        if isinstance(value, str) and self._length + len(value) > _MAX_PROMPT:
-            reason = f"would make the prompt longer than {_MAX_PROMPT:,} characters"
+        if isinstance(value, str) and self._length + len(value) > MAX_PROMPT:
+            reason = f"would make the prompt longer than {MAX_PROMPT:,} characters"
             value = NotAllowed(reason, advice="")
         self._values[code] = value
         if isinstance(value, NotAllowed):
-            self._note(f"{{{code}}}", partial(_not_allowed_note, code, value))
+            self._note(f"{{{code}}}", partial(not_allowed_note, code, value))
             return f"{{{code}}}"
         self._length += len(value)
         self.used[code] = self.used.get(code, 0) + len(value)
@@ -273,8 +423,10 @@ class _Filler:
     def _evaluated(self, code: str, expression: Expression) -> str | NotAllowed:
         try:
             inserted = expressions.evaluate(expression, self._names, self._budget)
+            if inserted.is_block:
+                self._blocks.add(code)
             if inserted.lacks:
-                self._shortened.append(_shortened_note(code, expression, inserted))
+                self._shortened.append(shortened_note(code, expression, inserted))
             return inserted.text
         except NotAllowed as error:
             # A new one, which does not hold the frames.
@@ -284,9 +436,9 @@ class _Filler:
         except BaseException as error:  # noqa: BLE001 - the user's own properties raise anything
             details, (reason, advice) = format_exc(), _reason_and_advice(error)
         # Raised outside of the except block, so that it does not hold the error and its frames.
-        doubled = f"{{{_shown(code)}}}"
+        doubled = f"{{{shown(code)}}}"
         message = (
-            f"{_shown(code)}: {reason}. {advice} To send the braces unchanged, write {doubled}"
+            f"{shown(code)}: {reason}. {advice} To send the braces unchanged, write {doubled}"
             f"{self._escape}."
         )
         raise PromptError(message, details=details) from None
@@ -301,7 +453,7 @@ class _Filler:
             return None
         code = match[0][:-1]
         error = NotAllowed("has braces in its format spec")
-        self._note(f"{{{code}}}", partial(_not_allowed_note, code, error))
+        self._note(f"{{{code}}}", partial(not_allowed_note, code, error))
         return start, match.end(), self._text[start : match.end()]
 
     def _note_syntax(self, code: str, start: int, end: int) -> None:
@@ -309,50 +461,35 @@ class _Filler:
         reason = self._unsupported(code, start)
         if not reason:
             self._note_unclosed(start, start + 1)
-        elif self._in_prose(start, end):
-            self._note(f"{{{code}}}", lambda: f"{_shown(code)} was not replaced: it {reason}")
+        elif self._in_prose(start, end) and not (code[-1] == ";" and self._is_block(start)):
+            self._note(f"{{{code}}}", lambda: f"{shown(code)} was not replaced: it {reason}")
 
     def _unsupported(self, code: str, start: int) -> str:
         """Return the reason that braces with an expression of existing names are no reference."""
         inner, echoed = code.strip(), _ECHOED.fullmatch(code)
         if inner != code:
-            is_block = _BLOCK_BEFORE.search(self._text, max(0, start - _CONTEXT), start)
-            is_reference = not is_block and self._is_defined(inner)
-            return f"has spaces beside the braces; write {_shown(inner)}" if is_reference else ""
+            is_reference = not self._is_block(start) and self._is_defined(inner)
+            return f"has spaces beside the braces; write {shown(inner)}" if is_reference else ""
         if echoed is not None and self._is_defined(echoed["code"]):
-            return f"ends with =; write {echoed['code']}={_shown(echoed['code'])}"
+            return f"ends with =; write {echoed['code']}={shown(echoed['code'])}"
         if code.startswith("*") and self._is_defined(code.lstrip("*")):
             return "contains a star"
         head, _, word = code.rpartition(":")
         if head and is_word(word) and self._is_defined(head):
-            return self._unsupported_word(head, word)
-        if (spaced := _SPACED_SPEC.fullmatch(code)) and self._is_defined(spaced["code"]):
-            better = _shown(f"{spaced['code']}:{spaced['spec']}")
-            return f"has a space beside the colon; write {better}"
-        if (named := _SPACED_KEY.fullmatch(code)) and self._is_key(named["name"], named["key"]):
-            better = _shown(f'{named["name"]}["{named["key"]}"]')
-            return f"has a name with spaces; write {better}"
-        if _ARITHMETIC.fullmatch(code):
-            return "contains no variable"
-        return "contains :=" if self._is_defined(code.partition(":=")[0]) else ""
+            return self._mistyped.reason_of_word(head, word)
+        return self._mistyped.reason(code)
 
-    def _unsupported_word(self, head: str, word: str) -> str:
-        """Return the reason that a word after a colon is no format spec, but not for CSS: ``{a:red}``."""
-        if head.isidentifier() and family(self._names[head]) not in ARRAYS:
-            return ""
-        better = f"; write {_shown(f'{head}.to_{word}()')}" if word in _FORMATS else ""
-        return f'has the format spec "{word}", which Python does not support{better}'
+    def _is_block(self, start: int) -> bool:
+        """Return whether the text before a brace makes it the start of a block of code."""
+        return _BLOCK_BEFORE.search(self._text, max(0, start - _CONTEXT), start) is not None
 
     def _is_defined(self, code: str) -> bool:
         expression, missing = self._parse(code)
         return expression is not None and not missing
 
-    def _is_key(self, name: str, key: str) -> bool:
-        return name in self._names and expressions.has_key(self._names[name], key)
-
     def _note_unclosed(self, start: int, opened: int) -> None:
         """Add a note if a reference to an existing name has a bracket, quote or brace that is not closed."""
-        for pattern in (_NOT_CLOSED, _OPENED_TWICE):
+        for pattern in (_NOT_CLOSED, _NAME_NOT_CLOSED, _OPENED_TWICE):
             found = pattern.match(self._text, opened, opened + _LONGEST)
             if found is not None and self._is_defined(found["code"]):
                 self._note_without_brace(found, start)
@@ -360,17 +497,68 @@ class _Filler:
         found = _WITH_BRACKET.match(self._text, opened, opened + _LONGEST)
         if found is None or not (found["name"] in self._names or found["name"] in FUNCTIONS):
             return
-        code, unclosed = found["code"], _unclosed(found["code"])
-        if unclosed and self._in_prose(start, found.end()):
-            reason = f"has a {unclosed} that is not closed"
-            self._note(f"{{{code}}}", lambda: f"{_shown(code)} was not replaced: it {reason}")
+        code, reason = found["code"], unbalanced(found["code"])
+        if reason and self._in_prose(start, found.end()):
+            self._note(f"{{{code}}}", lambda: f"{shown(code)} was not replaced: it {reason}")
+
+    def _note_inner_braces(self, start: int, opened: int) -> bool:
+        """Add a note if an expression of existing names has braces in it, as those of a dict."""
+        end = self._closing.get(start, start)
+        code = self._text[opened:end]
+        if not 0 < len(code) <= _LONGEST or "\n" in code or not self._is_defined(code):
+            return False
+        expression, _ = self._parse(code)
+        if expression is None or not self._in_prose(start, end + 1):
+            return False
+        with suppress(NotAllowed):
+            expressions.check(expression, self._names)
+            return False
+        error = NotAllowed("contains braces, as those of a dict or a set")
+        self._note(f"{{{code}}}", partial(not_allowed_note, code, error))
+        return True
 
     def _note_without_brace(self, found: re.Match[str], start: int) -> None:
         code = found["code"]
-        is_block = _BLOCK_BEFORE.search(self._text, max(0, start - _CONTEXT), start)
-        if not is_block and self._in_prose(start, found.end()):
-            reason = f"has no closing brace; write {_shown(code)}"
-            self._note(f"{{{code}", lambda: f"{_shown(code)[:-1]} was not replaced: it {reason}")
+        if not self._is_block(start) and self._in_prose(start, found.end()):
+            reason = f"has no closing brace; write {shown(code)}"
+            self._note(f"{{{code}", lambda: f"{shown(code)[:-1]} was not replaced: it {reason}")
+
+    def _note_extra_brace(self, body: re.Match[str], start: int, opened: int) -> None:
+        """Add a note if two braces open or close a reference on one side only, and are no code."""
+        opens_twice, end = opened - start == 2, body.end()
+        if opens_twice is (len(body["close"]) == 2) or len(body["close"]) > 2:
+            return
+        is_paired = start in self._closing if opens_twice else end - 1 in self._closed
+        if not is_paired and self._in_prose(start, end):
+            side, better = "opening" if opens_twice else "closing", shown(body["body"])
+            braces = f"{{{better}" if opens_twice else f"{better}}}"
+            reason = f"has one {side} brace too many, which is sent; write {better}"
+            self._note(self._text[start:end], lambda: f"{braces} {reason}")
+
+    def _note_three_braces(self, body: re.Match[str] | None, start: int, opened: int) -> None:
+        """Add a note about three braces around an expression, which are no reference."""
+        if body is None or opened - start != 3 or len(body["close"]) != 3:
+            return
+        code = body["body"]
+        is_mustache = _PLAIN_NAME.fullmatch(code)
+        if not is_mustache and self._is_defined(code) and self._in_prose(start, body.end()):
+            braces = f"{{{{{shown(code)}}}}}"
+            reason = f"has three braces on each side; write {shown(code)}"
+            self._note(f"{{{{{{{code}}}}}}}", lambda: f"{braces} was not replaced: it {reason}")
+
+    def _note_f_string(self, match: re.Match[str]) -> None:
+        """Add a note about an f-string literal in prose with a reference to existing names."""
+        literal, start, end = match[0], match.start(), match.end()
+        before = self._text[max(0, start - _CONTEXT) : start].rpartition("\n")[2]
+        after = self._text[end : end + _CONTEXT].partition("\n")[0]
+        is_code = before.isspace() or _CODE_AROUND.search(before) or _CODE_AROUND.search(after)
+        if is_code or not self._in_prose(start, end):
+            return
+        bodies = _BODY_IN_BRACES.finditer(literal[:_LONGEST])
+        if any(self._is_defined(body["body"]) for body in bodies):
+            literal_start = printable(literal if len(literal) <= 80 else f"{literal[:78]} …")
+            reason = "is an f-string; omit the f to insert the values"
+            self._note(literal, lambda: f"{literal_start} was not replaced: it {reason}")
 
     def _in_prose(self, start: int, end: int) -> bool:
         """Return whether prose surrounds a part, and not code, JSON or a fenced block."""
@@ -388,6 +576,24 @@ class _Filler:
             or (line.endswith("{") and not _DOUBLE_AT_END.search(line))
             or (before.endswith("=") and "<" in line)
         )
+
+
+class _Compiler(_Filler):
+    """Finds the references in a template, and evaluates none.
+
+    A name that does not exist is an error of its caller, so ``{{name}}`` is the way to send it.
+    """
+
+    _unescapes_all = True
+
+    def _inserted(self, code: str, expression: Expression) -> str:
+        """Return the reference itself; a text in braces if its syntax is not allowed."""
+        try:
+            expressions.check(expression, self._names)
+        except NotAllowed as error:
+            self._note(f"{{{code}}}", partial(not_allowed_note, code, error))
+            return f"{{{code}}}"
+        return Reference(code, expression)
 
 
 def _after_groups(text: str, position: int, closing: Mapping[int, int]) -> int:
@@ -408,75 +614,21 @@ def _in_formula(text: str, position: int) -> bool:
 
 def _reason_and_advice(error: BaseException) -> tuple[str, str]:
     """Return the first line of an error of an expression, and what to do."""
-    near = ""
-    if isinstance(error, NotFound) and error.__cause__ is not None:
-        near, error = error.near, error.__cause__
+    advice = ""
+    if isinstance(error, EvaluationError) and error.__cause__ is not None:
+        advice, error = error.advice, error.__cause__
     # Not str(error), which may raise. A SyntaxError begins with indented lines of code.
     lines = "".join(format_exception_only(error)).splitlines()
     reason = next(line for line in lines if not line.startswith("  "))[:_CONTEXT]
-    is_name = isinstance(error, (NameError, AttributeError, KeyError))
-    advice = near or ("Fix the name." if is_name else f"{_CORRECT}.")
-    return _printable(reason).rstrip(" .:"), advice
+    return printable(reason).rstrip(" .:"), advice or _advice(error)
 
 
-def _unclosed(code: str) -> str:
-    """Return which of quotes and brackets is not closed in an expression, or an empty string."""
-    unquoted = re.sub(_QUOTED, "", code)
-    if '"' in unquoted or "'" in unquoted:
-        return "quote"
-    is_open = any(unquoted.count(left) != unquoted.count(right) for left, right in ("()", "[]"))
-    return "bracket" if is_open else ""
-
-
-def _dollar_note(code: str, expression: Expression) -> str:
-    plain = not expression.spec and not expression.conversion
-    number = f"${_shown(code + ':,')} or ${_shown(code + ':.2f')} for a number, else "
-    return (
-        f"${_shown(code)} was not replaced: shell and JavaScript code use this form. Write"
-        f" {number if plain else ''}$ {_shown(code)}"
-    )
-
-
-def _not_allowed_note(code: str, error: NotAllowed) -> str:
-    advice = f". {error.advice}" if error.advice else ""
-    return f"{_shown(code)} was not replaced: it {_printable(str(error))}{advice}"
-
-
-def _shortened_note(code: str, expression: Expression, inserted: Inserted) -> str:
-    note = f"{_shown(code)} is sent {inserted.lacks}"
-    if not inserted.complete and not inserted.part:
-        return note
-    value = code
-    for mark, part in ((":", expression.spec), ("!", expression.conversion)):
-        value = value.removesuffix(f"{mark}{part}") if part else value
-    if not isinstance(expression.tree, (ast.Name, ast.Attribute, ast.Subscript, ast.Call)):
-        value = f"({value})"
-    if inserted.complete:
-        return f"{note}. To send all of it: {_shown(value + inserted.complete)}"
-    return f"{note}. To send a part of it: {_shown(value + inserted.part)}"
-
-
-def _missing_note(code: str, name: str, expression: Expression, names: Mapping[str, Any]) -> str:
-    if name.startswith("__"):
-        return _not_allowed_note(code, NotAllowed(expressions.private(name)))
-    if expressions.is_unquoted_key(name, expression, names):
-        quoted = code.replace(f"[{name}]", f'["{name}"]')
-        near = f" Write {_shown(quoted)}"
-    else:
-        known = [one for one in names if one[:1] != "_"]
-        near = did_you_mean(name, known, count=1) or did_you_mean(_stem(name), known, count=1)
-    return f"{_shown(code)} was not replaced: {name} is not defined.{near}"
-
-
-def _stem(name: str) -> str:
-    """Return the start of a plural, by which a name in the singular is found."""
-    return name.removesuffix("s").removesuffix("ie") if name.endswith("s") else ""
-
-
-def _shown(code: str) -> str:
-    """Return an expression in braces, short and without control characters."""
-    return "{" + _printable(code if len(code) <= 80 else f"{code[:78]} …") + "}"
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+def _advice(error: BaseException) -> str:
+    """Return what to do about an error of an expression: which name or key to correct."""
+    # Of these types alone, reading the name runs no code.
+    if (
+        type(error) in {NameError, AttributeError}
+        and type(name := getattr(error, "name", 0)) is str
+    ):
+        return f"Correct the name {printable(name)}."
+    return "Correct the key." if isinstance(error, KeyError) else f"{_CORRECT}."

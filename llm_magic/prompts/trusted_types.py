@@ -50,6 +50,7 @@ _PACKAGES: dict[str, str] = {
     "pandas.ExtensionArray": "array",
     "pandas.DataFrame": "frame", "pandas.Series": "series", "pandas.Index": "index",
     "pandas.DataFrameGroupBy": "groups", "pandas.SeriesGroupBy": "groups",
+    "pandas.DatetimeIndexResampler": "groups",
     "pandas.Rolling": "window", "pandas.Expanding": "window",
     "pandas._LocIndexer": "indexer", "pandas._iLocIndexer": "indexer",
     "pandas._AtIndexer": "indexer", "pandas._iAtIndexer": "indexer",
@@ -227,6 +228,8 @@ def _is_trusted(subclasses: Iterable[type], base: type) -> bool:
     return all(
         name in harmless or not (name.startswith("__") and name.endswith("__"))
         for kind in subclasses
+        # The special methods of a reply run no code of the user's.
+        if not (full_name(kind) == "llm_magic.Reply" and _is_real(kind))
         for name in _vars(kind)
     )
 

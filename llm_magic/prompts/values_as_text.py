@@ -59,6 +59,7 @@ _COLUMNS, _NUMBERS = 20, 10
 # The rows and columns of a table in a prompt, the rows of a part that the prompt asks for, the
 # characters of a cell, the values of an array.
 _MAX_LINES, _MAX_PICKED, _MAX_CELL, _MAX_VALUES = 20, 100, 60, 100
+_CUT_TEXTS = f"with texts cut at {_MAX_CELL} characters"
 # Of a table or an array with more cells, a note recommends a part: no model reads all of them.
 _MAX_COMPLETE = 10_000
 # What returns all of a table or an array.
@@ -89,7 +90,11 @@ _SPEC = re.compile(
 )
 # {a:b} and {a:1} are also entries of a dict without spaces and quotes, and {a:red} is nothing else.
 _ENTRY = re.compile(r"[a-zA-Z]+|\d|[1-9]\d*")
+_PLAIN_NAME = re.compile(r"[\w .%/-]{1,20}")  # a column that a note names
 _WORD = re.compile(r"(?![bcdeEfFgGnosxX]$)[a-zA-Z]+")
+
+
+_JOB = "llm_magic.Response"
 
 
 # -- in full --------------------------------------------------------------------------------------
@@ -107,10 +112,17 @@ def to_text(value: Any, *, is_part: bool = False) -> str:
     """
     if is_part and (render_part := _PARTS.get(family(value))):
         return render_part(value, _MAX_PICKED)
+    if _is_listed(value):
+        return _listed(value)
     for base in classes_of(value):
         if render := _IN_FULL.get(full_name(base)):
             return render(value)
     return str(value)
+
+
+def is_plain_text(value: object) -> bool:
+    """Return whether a value is a text, which is inserted as it is: a str, or the answer of a job."""
+    return family(value) == "str" or any(full_name(one) == _JOB for one in classes_of(value))
 
 
 def _frame(frame: Any, rows: int = _MAX_LINES) -> str:
@@ -119,8 +131,16 @@ def _frame(frame: Any, rows: int = _MAX_LINES) -> str:
 
 
 def _series(series: Any, rows: int = _MAX_LINES) -> str:
-    # As a frame with one column, because only frames cut long cells.
-    return f"{_title(series, 'series')}\n{_rows(series.to_frame(), rows, header=False)}"
+    title = _title(series, "series")
+    if not len(series):
+        return title
+    # As a frame with one column, because only frames cut long cells. pandas shifts the values of a
+    # shortened frame by a row if it omits the header above the names of the index.
+    has_header = any(name is not None for name in series.index.names)
+    text = _rows(series.to_frame(""), rows, header=has_header)
+    if has_header:
+        text = text.partition("\n")[2]
+    return f"{title}\n{text}"
 
 
 def _rows(frame: Any, rows: int, cell: int | None = _MAX_CELL, **options: Any) -> str:
@@ -134,6 +154,38 @@ def _array(array: Any) -> str:
     if prod(array.shape) <= _MAX_VALUES:
         return f"{title}\n{array}" if array.shape else str(array.item())
     return f"{title}; the first values:\n{_corner(array)}"
+
+
+def _is_range(labels: Any) -> bool:
+    return full_name(type(labels)) == "pandas.RangeIndex"
+
+
+def _is_listed(value: Any) -> bool:
+    """Return whether a value is an array of texts or the labels of a table, which become a list.
+
+    Dates and the like have a better text of their own.
+    """
+    if family(value) not in {"array", "index"} or len(value.shape) != 1 or _is_range(value):
+        return False
+    is_numpy = full_name(type(value)).startswith("numpy.")
+    is_spans = str(value.dtype).startswith(("period", "interval", "Sparse"))
+    return value.dtype.kind in ("OU" if is_numpy else "OUbiuf") and not is_spans
+
+
+def _listed(array: Any) -> str:
+    """Return the values of an array as a list, of a large one only the first."""
+    is_complete = len(array) <= _MAX_VALUES
+    values = _pretty([_cut(one) for one in _first_values(array)])
+    return values if is_complete else f"{_title(array, 'array')}; the first values:\n{values}"
+
+
+def _first_values(array: Any) -> list[Any]:
+    return list((array if len(array) <= _MAX_VALUES else _corner(array)).tolist())
+
+
+def _cut(value: Any) -> Any:
+    is_long = family(value) == "str" and len(value) > _MAX_CELL
+    return f"{value[: _MAX_CELL - 3]}..." if is_long else value
 
 
 def _corner(array: Any) -> Any:
@@ -153,21 +205,46 @@ def shortening(
     if kind not in ARRAYS:
         return "", "", ""
     lacks = ""
-    if is_python or kind not in {"frame", "series", "array", "tensor"}:
+    if _is_listed(value) and not is_python:
+        lacks = _lacks_of_list(value)
+    elif is_python or kind not in {"frame", "series", "array", "tensor"}:
         if "..." in text or "…" in text:
             lacks = "in the short form that its library prints"
     elif kind in {"array", "tensor"}:
-        if (count := prod(value.shape)) > _MAX_VALUES:
-            lacks = f"without {count - prod(_corner(value).shape):,} of {count:,} values"
+        lacks = _without(value)
     else:
         frame = value.to_frame() if kind == "series" else value
         lacks = _lacks(frame, text, kind, _MAX_PICKED if is_part else _MAX_LINES)
     if not lacks:
         return "", "", ""
     if prod(map(int, value.shape)) <= _MAX_COMPLETE:
-        return lacks, f".{_ALL_OF_IT[kind]}", ""
+        # A list would lose the labels of a Series; those of a plain range are only positions.
+        is_labeled = kind == "series" and not _is_range(value.index)
+        return lacks, f".{_ALL_OF_IT['frame' if is_labeled else kind]}", ""
     fits = kind in PANDAS or 20 * prod(map(int, value.shape[1:])) <= _MAX_COMPLETE
-    return lacks, "", _PART_OF_IT[kind] if fits else ""
+    return lacks, "", _part_of_it(value, kind) if fits else ""
+
+
+def _part_of_it(value: Any, kind: str) -> str:
+    """Return what selects a part of a table or an array that is shown completely."""
+    if kind != "frame" or value.shape[1] <= _MAX_LINES:
+        return _PART_OF_IT[kind]
+    names = value.columns[:2].tolist()
+    is_plain = all(type(name) is str and _PLAIN_NAME.fullmatch(name) for name in names)
+    columns = ", ".join(f'"{name}"' for name in names)
+    return f"[[{columns}]].head(20)" if is_plain else ".iloc[:20, :2]"
+
+
+def _without(array: Any) -> str:
+    count = prod(array.shape)
+    missing = count - prod(_corner(array).shape) if count > _MAX_VALUES else 0
+    return f"without {missing:,} of {count:,} values" if missing else ""
+
+
+def _lacks_of_list(array: Any) -> str:
+    """Return what `_listed` omits of an array."""
+    cells = _CUT_TEXTS if any(_cut(one) is not one for one in _first_values(array)) else ""
+    return " and ".join(filter(None, (_without(array), cells)))
 
 
 def _lacks(frame: Any, text: str, kind: str, rows: int) -> str:
@@ -179,7 +256,7 @@ def _lacks(frame: Any, text: str, kind: str, rows: int) -> str:
         if count > most
     )
     is_cut = "..." in text and _rows(frame, rows) != _rows(frame, rows, None)
-    cells = f"with texts cut at {_MAX_CELL} characters" if is_cut else ""
+    cells = _CUT_TEXTS if is_cut else ""
     return " and ".join(filter(None, (f"without {missing}" if missing else "", cells)))
 
 
@@ -261,6 +338,8 @@ _IN_FULL: Mapping[str, Callable[[Any], str]] = {
     "pandas.Series": _series,
     "numpy.ndarray": _array,
     "torch.Tensor": _array,
+    # Of a job that was stopped, the text so far; a note reports that.
+    _JOB: lambda response: str(response.text),
 }
 _PARTS: Mapping[str, Callable[[Any, int], str]] = {"frame": _frame, "series": _series}
 

@@ -8,16 +8,17 @@ the fresh turns above it, as the notebook shows them.
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from pathlib import Path
 
 from llm_magic.errors import OptionError, did_you_mean
 from llm_magic.session import chat_files
-from llm_magic.text import is_plain_name
+from llm_magic.text import counted, is_plain_name
 from llm_magic.types import FinishReason, Message
 
 
@@ -27,7 +28,7 @@ class Turn:
 
     `system` is the system prompt from this turn on, "" for none. `tokens` is the size of the
     conversation up to here in the context of `model`, where the backend reported it.
-    `finish_reason` is how the answer ended.
+    `finish_reason` is how the answer ended; `context_full` is as in `Reply`.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Turn:
     tokens: int | None = None
     model: str = ""
     finish_reason: FinishReason = "stop"
+    context_full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Context:
     `default` is the system prompt of the session, if the chat has none of its own.
 
     `stale` counts the turns above that are not sent, `below` the fresh ones that become stale;
-    `replaces` is true where a turn of this key exists.
+    `replaces` is true where a turn of this key exists; `is_stale` where the turn itself became stale.
     """
 
     chat: str
@@ -58,6 +60,7 @@ class Context:
     below: int = 0
     replaces: bool = False
     default: str | None = None
+    is_stale: bool = False
 
     @property
     def changes_system(self) -> bool:
@@ -114,6 +117,24 @@ class Chats:
         # Background responses are recorded on the event-loop thread.
         self._lock = threading.RLock()
 
+    def __repr__(self) -> str:
+        shown = (
+            f"{spelled(chat.name)} ({counted(len(chat.turns), 'turn')})" for chat in self.all()
+        )
+        return f"<Chats: {', '.join(shown) or 'none'}>"
+
+    def __getitem__(self, name: str) -> Chat:
+        return self.get(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._chats
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._chats))
+
+    def __len__(self) -> int:
+        return len(self._chats)
+
     def all(self) -> list[Chat]:
         """Return the conversations."""
         return list(self._chats.values())
@@ -123,7 +144,7 @@ class Chats:
         if name not in self._chats:
             known = f" Chats: {', '.join(self._chats) or 'none'}."
             raise OptionError(
-                f"There is no chat {name!r}.{did_you_mean(name, self._chats) or known}"
+                f"There is no chat {name!r}.{did_you_mean(str(name), self._chats) or known}"
             )
         return self._chats[name]
 
@@ -149,6 +170,20 @@ class Chats:
         replaces = len(above) < len(turns)
         stale, default = len(above) - len(fresh), default if force is None else None
         return Context(name, key, force, fresh, stale, below, replaces, default)
+
+    def position(self, name: str, key: str) -> float:
+        """Return the index of the turn `key`, and infinity for a new turn."""
+        turns = self._chats[name].turns if name in self._chats else ()
+        return next((i for i, turn in enumerate(turns) if turn.key == key), math.inf)
+
+    def updated(self, sent: Context) -> Context | None:
+        """Return what preceded a turn, with what is stale now; None if the turn is deleted."""
+        turns = self._chats[sent.chat].turns if sent.chat in self._chats else ()
+        own = list(dropwhile(lambda turn: turn.key != sent.key, turns))
+        if not own:
+            return None
+        below = min(sent.below, sum(turn.stale for turn in own[1:]))
+        return dataclasses.replace(sent, below=below, is_stale=own[0].stale)
 
     def record(self, turn: Turn, sent: Context) -> None:
         """Store an answered turn; it is stale if the turns above it changed since it was `sent`."""
@@ -245,11 +280,6 @@ def check_name(name: str, kind: str = "chat") -> None:
 def spelled(name: str) -> str:
     """Return the name of a chat as one word of a magic line."""
     return repr(name) if any(c in name for c in " \t'\"") or not name else name
-
-
-def in_turns(count: int) -> str:
-    """Return a number of turns in words."""
-    return "1 turn" if count == 1 else f"{count} turns"
 
 
 def _stale(turns: Iterable[Turn]) -> tuple[Turn, ...]:

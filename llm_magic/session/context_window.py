@@ -6,9 +6,11 @@ import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING
 
+from llm_magic.config.commands import command, option
 from llm_magic.errors import GenerationError, LLMMagicError, PromptTooLong, RequestFailed
-from llm_magic.session.chats import in_turns, spelled
-from llm_magic.session.requests import DryRun
+from llm_magic.session.chats import spelled
+from llm_magic.session.requests import DryRun, limit_note
+from llm_magic.text import counted
 from llm_magic.types import Chunk
 
 if TYPE_CHECKING:
@@ -44,7 +46,9 @@ async def stream(manager: BackendManager, response: Response) -> AsyncGenerator[
             if not more:
                 raise error.advise(_advice(prepared, error)) from None
         response.prepared = prepared.without(prepared.dropped + more)
-        yield Chunk(notice=f"too long; trying again without {in_turns(response.prepared.dropped)}")
+        yield Chunk(
+            notice=f"too long; trying again without {counted(response.prepared.dropped, 'turn')}"
+        )
 
 
 async def fit(manager: BackendManager, prepared: PreparedRequest) -> PreparedRequest:
@@ -90,14 +94,16 @@ def _advice(prepared: PreparedRequest, error: GenerationError | RequestFailed) -
     context, trim = prepared.context, prepared.request.trim
     if context is None or not context.turns:
         return ""
-    turns = in_turns(len(context.turns))
-    reset = f"%llm_reset {spelled(context.chat)}"
+    turns = counted(len(context.turns), "turn")
+    reset = command("reset", spelled(context.chat))
     if isinstance(error, RequestFailed):
         unclear = trim and error.status in _UNCLEAR
         return f"The {turns} above may be too long; {reset} deletes them." if unclear else ""
     if trim:
         return f"Even without the {turns} above it, it is too long."
-    return f"Chat {context.chat!r} has {turns} above it: --trim drops the oldest, and {reset} deletes all."
+    trim_option = option("trim", True)
+    above = f"Chat {context.chat!r} has {turns} above it"
+    return f"{above}: {trim_option} drops the oldest, and {reset} deletes all."
 
 
 def long_reference(prepared: PreparedRequest, error: PromptTooLong) -> str:
@@ -138,13 +144,15 @@ def _problem(prepared: PreparedRequest, count: TokenCount) -> str:
         return ""
     if tokens is None:
         drops = prepared.request.trim and prepared.context is not None and prepared.context.turns
-        return "How many turns --trim drops is unknown until the server answers." if drops else ""
+        if drops:
+            return "How many turns --trim drops is unknown until the server answers."
+        return limit_note(limit, prepared.loaded_model.info)
     if tokens >= context:
         error = PromptTooLong.measured(prepared.loaded_model.name, tokens, context)
         error.advise(_advice(prepared, error))
         return str(error.append(long_reference(prepared, error)))
     if (left := context - tokens) < limit:
-        return f"The context leaves {left:,} tokens for the answer, fewer than max_new_tokens={limit:,}."
+        return f"The context leaves {counted(left)} for the answer, fewer than max_new_tokens={limit:,}."
     return ""
 
 

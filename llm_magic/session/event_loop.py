@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from llm_magic.backends.thread_bridge import CHECK_S, LoopCalls, ThreadBridge, loop_calls
@@ -23,6 +24,15 @@ T = TypeVar("T")
 GRACE_S = 0.6
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Reader:
+    """A thread that waits for what a bridge receives, since a time of `time.monotonic`."""
+
+    bridge: ThreadBridge[Any]
+    thread: int = field(default_factory=threading.get_ident)
+    since: float = field(default_factory=time.monotonic)
+
+
 class LoopThread:
     """Owns the loop that all backends live on; started on first use, closed explicitly."""
 
@@ -31,7 +41,9 @@ class LoopThread:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._readers: list[ThreadBridge[Any]] = []
+        self._readers: list[_Reader] = []
+        # What other threads wait for is stopped, also what they start after the interrupt.
+        self._stops_threads = False
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -55,6 +67,7 @@ class LoopThread:
     ) -> T:
         """Run a coroutine and wait; an interrupt cancels it and raises `KeyboardInterrupt`.
 
+        Raises `Interrupted` if the loop is closed meanwhile, which cancels it, too.
         `on_wait` is called on this thread about ten times a second while waiting.
         """
         result: list[T] = []
@@ -69,9 +82,7 @@ class LoopThread:
             stream.stop()
             if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
                 coroutine.close()
-        if bridge.error is not None:
-            raise bridge.error
-        return result[0]
+        return _only(result, bridge)
 
     async def arun(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Await a coroutine that runs on the loop thread, from a coroutine of another loop."""
@@ -81,23 +92,40 @@ class LoopThread:
         async with contextlib.aclosing(stream.read_async(bridge)) as batches:
             async for batch in batches:
                 result += batch
-        if bridge.error is not None:
-            raise bridge.error
-        return result[0]
+        return _only(result, bridge)
 
     @contextlib.contextmanager
     def interrupting(self, bridge: ThreadBridge[Any]) -> Iterator[None]:
         """Let `interrupt` reach the reader of a bridge in the block."""
-        self._readers.append(bridge)
+        reader = _Reader(bridge)
+        self._readers.append(reader)
+        if self._stops_threads and threading.current_thread() is not threading.main_thread():
+            bridge.interrupt()
         try:
             yield
         finally:
-            self._readers.remove(bridge)
+            self._readers.remove(reader)
 
     def interrupt(self) -> None:
         """Do what SIGINT does to all that is waited for, from any thread."""
-        for bridge in tuple(self._readers):
-            bridge.interrupt()
+        for reader in tuple(self._readers):
+            reader.bridge.interrupt()
+
+    def interrupt_threads(self, since: float) -> int:
+        """Do what SIGINT does to what other threads wait for since a time; returns how much that is.
+
+        It does the same to what they start until `resume_threads`. Signal handlers may call it.
+        """
+        here = threading.get_ident()
+        found = [one for one in tuple(self._readers) if one.thread != here and one.since >= since]
+        self._stops_threads = bool(found)
+        for reader in found:
+            reader.bridge.interrupt()
+        return len(found)
+
+    def resume_threads(self) -> None:
+        """End the effect of `interrupt_threads`."""
+        self._stops_threads = False
 
     def cancel_all(self) -> None:
         """Cancel everything that runs on the loop, and wait a little until it has ended."""
@@ -117,6 +145,16 @@ class LoopThread:
         thread.join(timeout=5)
         if not thread.is_alive():
             loop.close()
+
+
+def _only(result: list[T], bridge: ThreadBridge[T]) -> T:
+    """Return the result of a coroutine that has ended, or raise its error."""
+    if isinstance(bridge.error, asyncio.CancelledError):
+        # Nothing else cancels a coroutine whose caller still waits.
+        raise Interrupted("llm.close() stopped this call before it was complete.")
+    if bridge.error is not None:
+        raise bridge.error
+    return result[0]
 
 
 async def _once(coroutine: Coroutine[Any, Any, T]) -> AsyncGenerator[T, None]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llm_magic.config.settings import GenerationConfig, SessionConfig, Settings
+from llm_magic.errors import NoAttribute, did_you_mean
 
 
 class GenerationSettings:
@@ -81,7 +82,8 @@ class GenerationSettings:
 
     def __getattr__(self, name: str) -> Any:
         if name not in SessionConfig.model_fields:
-            raise AttributeError(f"There is no generation option {name!r}.")
+            near = did_you_mean(name, SessionConfig.model_fields)
+            raise NoAttribute(f"There is no generation option {name!r}.{near}")
         return getattr(self.values, name)
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -35,18 +35,26 @@ class Interrupted(errors.Interrupted, asyncio.CancelledError):
 class Holder:
     """A handler of SIGINT that holds a signal back until it is taken, or until `raises` allows it."""
 
-    def __init__(self, raises: Raises, step_s: float) -> None:
-        """`raises` is called at the signal, and about every `step_s` seconds while one is held."""
-        self._raises, self._step_s = raises, step_s
+    def __init__(
+        self,
+        raises: Raises,
+        step_s: float,
+        make_error: Callable[[], BaseException] = KeyboardInterrupt,
+    ) -> None:
+        """`raises` is called at the signal, and about every `step_s` seconds while one is held.
+
+        `make_error` returns what is raised then.
+        """
+        self._raises, self._step_s, self._make_error = raises, step_s, make_error
         self._since: float | None = None
         self._sending = _thread.allocate_lock()
 
     def __call__(self, _signal: int, frame: FrameType | None) -> None:
-        """Raise `KeyboardInterrupt`, or hold the signal back."""
+        """Raise `KeyboardInterrupt` or another error, or hold the signal back."""
         waited = 0.0 if self._since is None else time.monotonic() - self._since
         if self._raises(frame, waited):
             self._since = None
-            raise KeyboardInterrupt
+            raise self._make_error()
         self.hold()
 
     def hold(self) -> None:

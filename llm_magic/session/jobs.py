@@ -1,30 +1,98 @@
-"""Jobs: the responses that run in the background, each with a number."""
+"""Jobs: the responses and maps that run in the background, each with a number."""
 
 from __future__ import annotations
 
-import itertools
+import math
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from llm_magic.errors import JobNotFound
+from llm_magic.text import counted
 
 if TYPE_CHECKING:
+    from llm_magic.session.map.run import MapRun
     from llm_magic.session.response import Response
 
 # How many finished jobs stay listed: their answers take memory.
 _MAX_FINISHED = 20
 
 
+Job: TypeAlias = "Response | MapRun"
+
+
+class Running(Protocol):
+    """What a cell can wait for: an answer, or a map."""
+
+    @property
+    def number(self) -> int | None:
+        """The number of a job; None of what a cell waits for."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+
+    @property
+    def is_in_process(self) -> bool:
+        """Whether the model is in the memory of this process."""
+
+    @property
+    def is_generating(self) -> bool:
+        """Whether it needs its model."""
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+
+    @property
+    def short_name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def amount(self) -> str:
+        """How much there is of it, in words."""
+
+    def cancel(self) -> None:
+        """Stop it and return at once."""
+
+    def until_end(self, pause: Callable[[], float], deadline: float = math.inf) -> Iterator[object]:
+        """Return, about ten times a second, until nothing more is generated; never stops it."""
+
+
+def continuing(jobs: Iterable[Running]) -> str:
+    """Return which of the jobs still run: ``jobs 1, 2 continue``, or an empty string."""
+    running = [job for job in jobs if not job.done]
+    numbers = [str(job.number) for job in running if job.number is not None]
+    named = f"job{'s' * (len(numbers) > 1)} {', '.join(numbers)}" if numbers else ""
+    others = to_python(len(running) - len(numbers))
+    verb = "continue" if len(running) > 1 else "continues"
+    return f"{' and '.join(filter(None, (named, others)))} {verb}" if running else ""
+
+
+def to_python(count: int) -> str:
+    """Return a number of answers that are no jobs: ``2 answers to Python code``, or an empty string."""
+    return f"{counted(count, 'answer')} to Python code" if count else ""
+
+
+def stopped_waiting(jobs: Iterable[Running]) -> str:
+    """Return the message of an interrupt that ends a wait for jobs."""
+    return f"{'; '.join(filter(None, ('Stopped waiting', continuing(jobs))))}."
+
+
 class Jobs:
     """The background jobs of a session: the running ones, and the last finished ones."""
 
     def __init__(self) -> None:
-        self._numbers = itertools.count(1)
-        self._jobs: tuple[Response, ...] = ()
+        self._count = 0
+        self._jobs: tuple[Job, ...] = ()
         self._lock = threading.Lock()
 
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{job.number} {job.state}" for job in self.all)
+        return f"<Jobs: {shown or 'none'}>"
+
     @property
-    def all(self) -> tuple[Response, ...]:
+    def all(self) -> tuple[Job, ...]:
         """The running jobs and the last finished ones, oldest first."""
         jobs = self._jobs
         finished = sorted((job for job in jobs if job.done), key=lambda job: job.finished_at)
@@ -32,23 +100,38 @@ class Jobs:
         return tuple(job for job in jobs if job not in dropped)
 
     @property
-    def running(self) -> tuple[Response, ...]:
+    def running(self) -> tuple[Job, ...]:
         """The running jobs, oldest first."""
         return tuple(job for job in self._jobs if not job.done)
 
-    def add(self, response: Response) -> None:
-        """Give a response a number and list it, before it starts: it is never shown without a number."""
-        with self._lock:
-            response.number = next(self._numbers)
-            self._jobs = (*self.all, response)
+    @property
+    def older(self) -> int:
+        """How many finished jobs are no longer listed."""
+        # First: a job that starts meanwhile is not counted.
+        count = self._count
+        return max(0, count - len(self.all))
 
-    def find(self, number: str) -> Response:
+    def add(self, job: Job) -> None:
+        """Give a job a number and list it, before it starts: it is never shown without a number."""
+        with self._lock:
+            self._count += 1
+            job.number = self._count
+            self._jobs = (*self.all, job)
+
+    def find(self, number: str) -> Job:
         """Return a job by its number; raises `JobNotFound`."""
         found = next((job for job in self.all if str(job.number) == number), None)
         if found is not None:
             return found
+        if number.isdecimal() and 0 < int(number) <= self._count:
+            raise JobNotFound(
+                f"Job {int(number)} is older than the last {_MAX_FINISHED} finished ones and no longer"
+                " listed. Only the variable of its -o still has it."
+            )
         numbers = [str(job.number) for job in self.all]
-        listed = f"there are: {', '.join(numbers)}. See %llm_jobs" if numbers else "there is none"
+        listed = (
+            f"there are: {', '.join(numbers)}. See %llm_jobs" if numbers else "none has started"
+        )
         raise JobNotFound(f"There is no job {number!r}; {listed}.")
 
     def stop(self) -> None:
@@ -56,9 +139,14 @@ class Jobs:
         for job in self.running:
             job.cancel()
 
-    def unreported(self) -> tuple[Response, ...]:
-        """Return those that run, and those with a cell that ended before a cell waited for them."""
-        return tuple(j for j in self.all if not j.done or (j.view and not j.is_awaited))
+    def unreported(self) -> tuple[Job, ...]:
+        """Return those that run, and those with a cell that ended before a cell waited for them.
+
+        A stop has reported those that it ended.
+        """
+        finished = (j for j in self.all if j.done and j.state != "stopped" and not j.is_awaited)
+        shown = {job.number for job in finished if job.view is not None}
+        return tuple(job for job in self.all if not job.done or job.number in shown)
 
     def close(self) -> None:
         """End what the loop could not: it is being closed, and nothing will run any more."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from llm_magic.errors import Interrupted, LoadInProgress, release_frames
 from llm_magic.session.event_loop import LoopThread
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 OnWait = Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
-class LoadRequest:
+class LoadRequest(NamedTuple):
     """A model to load: its options, what it is called then, and whether the others stay.
 
     The time of the load counts from `began` (`time.perf_counter`).
@@ -42,18 +42,20 @@ class Loads:
     """Loads models on the loop thread, one at a time, and waits for a load that runs.
 
     `pending` is the load that was started last with `start`, until something has waited for it or
-    its result was shown.
+    its result was shown. `name` is what was requested then.
     """
 
     def __init__(self, loop: LoopThread, manager: Callable[[], BackendManager]) -> None:
         self._loop = loop
         self._manager = manager
         self.pending: asyncio.Task[LoadResult] | None = None
+        self.name = ""
 
     def load(self, request: LoadRequest, on_wait: OnWait | None) -> LoadResult:
         """Load a model and wait for it; an interrupt stops the load."""
         self.discard_finished()
         results: list[LoadResult] = []
+        before = self._manager().names
 
         async def load() -> LoadResult:
             results.append(await request.load(self._manager()))
@@ -63,10 +65,18 @@ class Loads:
             return self._loop.run(load(), on_wait)
         except KeyboardInterrupt:
             name = request.model or "the default model"
-            message = f"Stopped loading {name}."
             if results:
-                message = f"Stopped just after {name} was loaded."
-            raise Interrupted(message) from None
+                raise Interrupted(f"Stopped just after {name} was loaded.") from None
+            raise Interrupted(f"Stopped loading {name}.{self._lost(before)}") from None
+
+    def _lost(self, before: tuple[str, ...]) -> str:
+        """Return the sentences about the models that a stopped load has unloaded, or an empty string."""
+        from llm_magic.backends.manager import unloaded_for_it
+
+        left = self._manager().names
+        if not (lost := [name for name in before if name not in left]):
+            return ""
+        return f" {unloaded_for_it(lost)}{'' if left else ' No model is loaded now.'}"
 
     def start(self, request: LoadRequest) -> concurrent.futures.Future[LoadResult]:
         """Start to load a model and return at once; cancelling the future does not stop the load."""
@@ -85,6 +95,7 @@ class Loads:
             return task
 
         pending = self.pending = self._loop.run(start())
+        self.name = request.model or "the default model"
         return self._loop.submit(_outcome(pending))
 
     def stop(self) -> bool:
@@ -96,8 +107,8 @@ class Loads:
         self._loop.loop.call_soon_threadsafe(lambda: pending.cancelling() or pending.cancel())
         return True
 
-    def wait(self, on_wait: OnWait | None = None) -> None:
-        """Wait for a load that was started with `start`; an interrupt only ends the wait.
+    def wait(self, on_wait: OnWait | None = None, deadline: float = math.inf) -> None:
+        """Wait for a load that was started with `start`; an interrupt or the `deadline` only ends the wait.
 
         A load that was stopped raises nothing: the model that was loaded before answers.
         """
@@ -105,7 +116,7 @@ class Loads:
         if pending is None:
             return
         try:
-            self._loop.run(wait_for_end(pending), on_wait)
+            self._loop.run(wait_for_end(pending, deadline), on_wait)
         except KeyboardInterrupt:
             message = "Stopped waiting; the model is still loading."
             if pending.done():
@@ -122,6 +133,14 @@ class Loads:
             finally:
                 self.discard_finished()
 
+    @property
+    def failed(self) -> str:
+        """The model whose load failed, which nothing has waited for since; else an empty string."""
+        pending = self.pending
+        if pending is None or not pending.done() or pending.cancelled():
+            return ""
+        return self.name if pending.exception() is not None else ""
+
     def discard_finished(self) -> None:
         """Discard the load that was started with `start`, if it has ended: nothing raises its error again."""
         if self.pending is not None and self.pending.done():
@@ -134,10 +153,14 @@ def _release(load: asyncio.Task[LoadResult]) -> None:
         release_frames(error)
 
 
-async def wait_for_end(load: asyncio.Task[LoadResult]) -> None:
-    """Wait for the end of a load without stopping it when the waiting is stopped; raises its error."""
-    await asyncio.wait({load})
-    if not load.cancelled():
+async def wait_for_end(load: asyncio.Task[LoadResult], deadline: float = math.inf) -> None:
+    """Wait for the end of a load without stopping it when the waiting is stopped; raises its error.
+
+    Returns at the `deadline` (`time.monotonic`).
+    """
+    left = max(0.0, deadline - time.monotonic())
+    await asyncio.wait({load}, timeout=left if math.isfinite(left) else None)
+    if load.done() and not load.cancelled():
         load.result()
 
 

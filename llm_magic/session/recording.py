@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llm_magic.session import interruptible_wait
 from llm_magic.session.chats import Chats, Context, Turn
-from llm_magic.session.usage import UsageCounter
+from llm_magic.session.usage import UsageCounter, usage_of
 from llm_magic.types import Message, Reply
 
 if TYPE_CHECKING:
@@ -34,6 +34,29 @@ class Recorder:
         """The responses that have started and not ended, oldest first."""
         return tuple(self._running)
 
+    def turns(self, chat: str) -> dict[str, Response]:
+        """Return the responses of a chat that run, by the keys of their turns, oldest first.
+
+        Without those that a loop iterates over: they end only if the loop continues.
+        """
+        running = ((one, one.prepared.context) for one in self.running if not one.is_read)
+        return {c.key: one for one, c in running if c is not None and c.chat == chat}
+
+    def earlier_turns(self, chat: str, key: str) -> dict[str, Response]:
+        """Return the running turns of a chat that precede the turn `key`.
+
+        The order is that of the chat; new turns follow in the order of their requests. A turn that
+        waits for this key follows it.
+        """
+        turns = self.turns(chat)
+        order = {one: (self._chats.position(chat, one), i) for i, one in enumerate(turns)}
+        own = order.get(key, (self._chats.position(chat, key), len(turns)))
+        return {
+            one: turn
+            for one, turn in turns.items()
+            if one != key and order[one] < own and key not in turn.awaited_turns
+        }
+
     def start(self, response: Response) -> None:
         """Add a response to those that run."""
         self._running.append(response)
@@ -52,7 +75,7 @@ class Recorder:
         """Remove a response from those that run, and count what it took."""
         if response in self._running:
             self._running.remove(response)
-            self.usage.add(response)
+            self.usage.add(usage_of(response))
         self.changed()
 
     def _is_overtaken(self, response: Response) -> bool:
@@ -87,4 +110,5 @@ def _turn(prepared: PreparedRequest, context: Context, reply: Reply) -> Turn:
         tokens=tokens,
         model=reply.model,
         finish_reason=reply.finish_reason,
+        context_full=reply.context_full,
     )

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
+import types
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
 
+from llm_magic.config.commands import either, option
 from llm_magic.errors import OptionError
 from llm_magic.session.chat_files import message
 from llm_magic.session.chats import check_name
-from llm_magic.text import replace_surrogates
+from llm_magic.text import replace_surrogates, visible_line
 from llm_magic.types import Message
 
 if TYPE_CHECKING:
@@ -19,12 +24,14 @@ if TYPE_CHECKING:
     from llm_magic.backends.manager import LoadedModel
     from llm_magic.config.settings import GenerationConfig, SessionConfig
     from llm_magic.session.chats import Chats, Context, Turn
+    from llm_magic.types import ModelInfo
 
 # What options of magics and of other libraries are in Python.
 _IN_PYTHON = {
     "format": "For JSON, call json() of the reply.",
     "stream": "Call llm.stream, which yields the answer in chunks.",
 }
+_NO_VALUES = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
 Prompt = str | Sequence[Message | Mapping[str, str]]
 
 
@@ -74,14 +81,41 @@ def request(prompt: Prompt, about: AskOptions) -> Request:
     if isinstance(prompt, str) and not prompt.strip():
         # `prepare` names the magics.
         raise OptionError("The prompt is empty.")
+    if isinstance(prompt, str) and "{" in prompt:
+        _warn_about_reference(prompt)
     options: dict[str, Any] = dict(about)
     who = {name: options.pop(name, None) for name in ("model", "system", "chat")}
     trim = bool(options.pop("trim", False))
     return Request(prompt, **who, options=options, trim=trim)
 
 
+def _warn_about_reference(prompt: str) -> None:
+    """Warn at the caller if a prompt has a variable of the caller in braces, which is sent as it is."""
+    level, frame = 1, sys._getframe()
+    while str(frame.f_globals.get("__name__")).partition(".")[0] in {"llm_magic", "contextlib"}:
+        if frame.f_back is None:
+            return
+        level, frame = level + 1, frame.f_back
+    from llm_magic.prompts.template import first_reference
+
+    names = {
+        name: value
+        for name, value in {**frame.f_globals, **frame.f_locals}.items()
+        # A short name is often one of a formula or of code.
+        if len(name) > 1 and not issubclass(type(value), _NO_VALUES)
+    }
+    if code := first_reference(prompt, names):
+        message = f'{{{code}}} is sent as text. To insert the value, write f"…", or use %%llm.'
+        warnings.warn(message, stacklevel=level)
+
+
 def _raise_unknown(name: str) -> NoReturn:
     """Raise the error for a keyword argument that no call has."""
+    if name == "bg":
+        magic = either("use %%llm --bg -o job, or ", "")
+        raise OptionError(
+            f"There is no option 'bg'. For an answer in the background, {magic}await llm.agenerate(PROMPT)."
+        )
     if name in _IN_PYTHON:
         raise OptionError(f"There is no option {name!r}. {_IN_PYTHON[name]}")
     from llm_magic.config.option_spec import unknown_option
@@ -130,13 +164,7 @@ def prepare(
     config = current.generation.replace(**options)
     loaded_model.backend.check_options(loaded_model.name, config, options.keys())
     messages, context, session_system = _conversation(request, current, chats)
-    notes: tuple[str, ...] = ()
-    limit, length = config.max_new_tokens, loaded_model.info.context_length
-    if limit and length and limit > length:
-        notes = (
-            f"max_new_tokens {limit:,} is more than the context of {loaded_model.name}, which is"
-            f" {length:,} tokens. The answer ends where the context is full.",
-        )
+    note = limit_note(config.max_new_tokens, loaded_model.info)
     return PreparedRequest(
         loaded_model,
         messages,
@@ -144,7 +172,34 @@ def prepare(
         request,
         context,
         session_system=session_system,
-        notes=notes,
+        notes=(note,) if note else (),
+    )
+
+
+def messages_of(prepared: PreparedRequest, prompt: Prompt) -> tuple[Message, ...]:
+    """Return the messages of a prepared request with another prompt; it is in no chat.
+
+    Raises `OptionError` for what is no prompt, or an empty one.
+    """
+    if type(prompt) is str:
+        if not prompt or prompt.isspace():
+            raise OptionError("The prompt is empty.")
+        return (*prepared.messages[:-1], Message("user", replace_surrogates(prompt)))
+    request = dataclasses.replace(prepared.request, prompt=prompt)
+    messages = _messages(request, None)
+    if prepared.session_system and _has_no_system(request, messages):
+        return _sendable(Message("system", prepared.session_system), *messages)
+    return messages
+
+
+def limit_note(max_new_tokens: int | None, model: ModelInfo | None) -> str:
+    """Return that no answer of a model can be as long as this limit, or an empty string."""
+    context = model.context_length if model is not None else None
+    if model is None or not context or (max_new_tokens or 0) <= context:
+        return ""
+    return (
+        f"max_new_tokens {max_new_tokens:,} is more than the context of {visible_line(model.name)}"
+        f" ({context:,} tokens): no answer can be that long."
     )
 
 
@@ -158,7 +213,9 @@ def _conversation(
         key = request.key or str(request.prompt)
         context = chats.context(request.chat, key, request.system, current.system)
     elif request.trim:
-        raise OptionError("--trim drops turns of a chat. Name the chat: -c NAME.")
+        raise OptionError(
+            f"{option('trim')} drops turns of a chat. Name the chat: {option('chat', 'NAME')}."
+        )
     messages = _messages(request, context)
     session_system = context.default if context is not None else None
     if current.system and context is None and _has_no_system(request, messages):
@@ -188,7 +245,9 @@ def _messages(request: Request, context: Context | None) -> tuple[Message, ...]:
     prompt = request.prompt
     messages = [Message("user", prompt)] if isinstance(prompt, str) else _checked(prompt)
     if not messages or not messages[-1].content.strip():
-        raise OptionError("The prompt is empty. Write it after %llm, or below %%llm.")
+        raise OptionError(
+            f"The prompt is empty.{either(' Write it after %llm, or below %%llm.', '')}"
+        )
     if context is None:
         before = [Message("system", request.system)] if request.system is not None else []
         return _sendable(*before, *messages)
@@ -199,6 +258,12 @@ def _messages(request: Request, context: Context | None) -> tuple[Message, ...]:
 
 def _checked(prompt: object) -> list[Message]:
     """Return the messages of a prompt; raises `OptionError` for anything else."""
+    from llm_magic.prompts.trusted_types import family
+
+    if family(prompt) == "missing" or (isinstance(prompt, float) and isnan(prompt)):
+        raise OptionError(
+            f"The prompt is {prompt}, a missing value. Omit such rows first, for example with .dropna()."
+        )
     if not isinstance(prompt, (list, tuple)):
         raise OptionError(
             f"A prompt cannot be of type {type(prompt).__name__}. Use a text, or a list of messages:"

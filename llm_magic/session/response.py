@@ -10,7 +10,8 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
 from llm_magic.backends.reasoning import split_reasoning
@@ -18,38 +19,127 @@ from llm_magic.backends.stop_strings import until_stop
 from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import (
     GenerationError,
+    GenerationStopped,
     IncompleteReply,
     Interrupted,
     InvalidReply,
+    NoAttribute,
+    NotText,
+    OptionError,
     PromptTooLong,
+    first_line,
 )
 from llm_magic.session import context_window, interruptible_wait
 from llm_magic.session.event_loop import LoopStream, LoopThread
+from llm_magic.session.jobs import stopped_waiting
+from llm_magic.session.loading import wait_for_end
 from llm_magic.text import generated, visible_line
 from llm_magic.types import Chunk, FinishReason, Reply, Timing, Usage
 
 if TYPE_CHECKING:
-    from llm_magic.backends.manager import BackendManager
+    from llm_magic.backends.manager import BackendManager, LoadResult
     from llm_magic.session.recording import Recorder
     from llm_magic.session.requests import PreparedRequest
     from llm_magic.types import ModelInfo, Progress
 
-ResponseState = Literal["queued", "waiting", "running", "done", "stopped", "failed"]
+    # Not at runtime: jedi 0.20 fails to complete an object with a property that returns a Literal.
+    ResponseState = Literal[
+        "queued", "waiting", "running", "done", "incomplete", "stopped", "failed"
+    ]
+
 # A server that reports only the total sends the text in a few lumps: their times give no speed.
 _LUMP_S = 0.1
+_TURN_CHECK_S = 0.02
 _REPR_CHARACTERS = 60  # of the text
+# The magics and the panel use the others.
+_DOCUMENTED = {
+    "cancel", "done", "error", "model", "number", "prompt", "reasoning", "reply", "result", "state",
+    "text", "timing", "tokens", "usage",
+}  # fmt: skip
 # What ends a reader that leaves early, not because something failed.
 _LEAVING = (KeyboardInterrupt, Interrupted, GeneratorExit, asyncio.CancelledError)
+
+
+def separated(
+    chunks: AsyncGenerator[Chunk, None], prepared: PreparedRequest, pending: list[Chunk]
+) -> AsyncGenerator[Chunk, None]:
+    """Yield the chunks of an answer up to its stop strings, with the reasoning separated.
+
+    What is held back when the reader leaves is added to `pending`.
+    """
+    ends_at_stop = prepared.loaded_model.backend.capabilities.stop_strings
+    if prepared.config.stop and not ends_at_stop:
+        chunks = until_stop(chunks, prepared.config.stop, pending)
+    return split_reasoning(chunks, pending)
+
+
+class AnswerParts:
+    """What the chunks of an answer add up to: its text, its reasoning, its usage and why it ended."""
+
+    __slots__ = ("finish_reason", "reasoning", "text", "tokens", "usage")
+
+    def __init__(self) -> None:
+        self.clear()
+        self.usage = Usage()
+        self.finish_reason: FinishReason | None = None
+
+    def clear(self) -> None:
+        """Remove the text, the reasoning and the count of their tokens."""
+        # Buffers: a list of millions of short pieces takes ten times the memory of the text.
+        self.text, self.reasoning = io.StringIO(), io.StringIO()
+        self.tokens = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Add a chunk."""
+        if chunk.ends_reasoning:
+            self.reasoning.write(self.text.getvalue())
+            self.text = io.StringIO()
+        self.text.write(chunk.text)
+        self.reasoning.write(chunk.reasoning)
+        self.tokens += chunk.tokens
+        self.usage = chunk.usage or self.usage
+        self.finish_reason = chunk.finish_reason or self.finish_reason
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was generated."""
+        return not (self.tokens or self.text.tell() or self.reasoning.tell())
+
+    @property
+    def completion_tokens(self) -> int | None:
+        """The number of generated tokens; None if unknown."""
+        count = self.tokens or self.usage.completion_tokens
+        # Some servers send a usage of 0 along with the first words.
+        return count if count or self.is_empty else None
 
 
 class ResponseView(Protocol):
     """Where a background response is shown, if it is shown anywhere."""
 
-    def show_again(self) -> None:
-        """Show how the response ended once more, in the cell that is running now."""
+    @property
+    def origin(self) -> str:
+        """What started the response, such as ``cell [3]``."""
+
+    def update(self) -> bool:
+        """Send how the response ended to its own cell once more; returns False where that is impossible."""
+
+    def show_again(self, heading: str = "") -> None:
+        """Show how the response ended once more, below a heading, in the cell that is running now."""
 
     def close(self) -> None:
         """Wait until the end of the response has been shown."""
+
+
+@dataclass(slots=True)
+class Pending:
+    """What a response waits for: the load of its model, and the earlier turns of its chat, by key.
+
+    `prepare` returns the request afterwards.
+    """
+
+    prepare: Callable[[], PreparedRequest]
+    load: asyncio.Task[LoadResult] | None
+    turns: dict[str, Response]
 
 
 class Response:
@@ -69,11 +159,13 @@ class Response:
         manager: BackendManager,
         thread: LoopThread,
         recorder: Recorder,
-        loaded: Callable[[], Awaitable[PreparedRequest]] | None = None,
+        pending: Pending | None = None,
     ) -> None:
-        """`loaded` waits for the model and returns the request for it, where the model is being loaded."""
+        """`pending` is what has to end before the request can be prepared completely."""
         self.prepared = prepared
-        self._loaded = loaded
+        self._pending = pending
+        # The turns of its chat that it has waited for.
+        self.turns_before: tuple[Response, ...] = ()
         self.number: int | None = None
         self.view: ResponseView | None = None
         # Whether a cell has waited for it and reported how it ended.
@@ -93,26 +185,16 @@ class Response:
         self.has_text = self.has_reasoning = False
         # What stop strings and tags held back when the stream was cancelled.
         self.pending_chunks: list[Chunk] = []
-        self._clear()
-        self._usage = Usage()
+        self._parts = AnswerParts()
         self._first: float | None = None
         self.latest = prepared.request.started
-        self._finish_reason: FinishReason | None = None
-        self._is_cancelled = self._is_read = False
+        # `is_read`: a loop iterates over it, and adds the chunks.
+        self._is_cancelled = self.is_read = False
         # Reentrant: the end adds what was held back.
         self._lock = threading.RLock()
         self._recorder = recorder
-        chunks = self._generated(manager)
-        ends_at_stop = prepared.loaded_model.backend.capabilities.stop_strings
-        if prepared.config.stop and not ends_at_stop:
-            chunks = until_stop(chunks, prepared.config.stop, self.pending_chunks)
-        chunks = split_reasoning(chunks, self.pending_chunks)
+        chunks = separated(self._generated(manager), prepared, self.pending_chunks)
         self._stream = LoopStream(thread, chunks, self.add, self._finished)
-
-    def _clear(self) -> None:
-        # Buffers: a list of millions of short pieces takes ten times the memory of the text.
-        self._text, self._reasoning = io.StringIO(), io.StringIO()
-        self._tokens = 0
 
     # -- what it is and waits for -------------------------------------------------------------
 
@@ -139,12 +221,28 @@ class Response:
     @property
     def awaits_load(self) -> bool:
         """Whether its model is still being loaded."""
-        return self._loaded is not None
+        load = self._pending.load if self._pending is not None else None
+        return load is not None and not load.done()
+
+    @property
+    def awaited_turns(self) -> Mapping[str, Response]:
+        """The earlier turns of its chat that it waits for, by key."""
+        return self._pending.turns if self._pending is not None else {}
 
     @property
     def is_queued(self) -> bool:
         """Whether something else has to end before the model starts with it."""
-        return not self.done and (self.awaits_load or self._is_queued)
+        return not self.done and (self._pending is not None or self._is_queued)
+
+    @property
+    def is_generating(self) -> bool:
+        """Whether it needs its model; a reader may not have read all of an answer that is complete."""
+        return not (self.done or self._stream.done.is_set() or self.awaits_load)
+
+    @property
+    def short_name(self) -> str:
+        """What messages call it: ``job 3``, or ``an answer to Python code``."""
+        return "an answer to Python code" if self.number is None else f"job {self.number}"
 
     @property
     def ahead(self) -> tuple[Response, ...]:
@@ -163,24 +261,22 @@ class Response:
     @property
     def text(self) -> str:
         """The text generated so far."""
-        return self._text.getvalue()
+        return self._parts.text.getvalue()
 
     @property
     def reasoning(self) -> str:
         """The reasoning generated so far."""
-        return self._reasoning.getvalue()
+        return self._parts.reasoning.getvalue()
 
     @property
     def tokens(self) -> int | None:
         """The number of tokens generated so far; None if unknown."""
-        count = self._tokens or self._usage.completion_tokens
-        # Some servers send a usage of 0 along with the first words.
-        return count if count or self.is_empty else None
+        return self._parts.completion_tokens
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing was generated yet."""
-        return not (self._tokens or self._text.tell() or self._reasoning.tell())
+        return self._parts.is_empty
 
     @property
     def amount(self) -> str:
@@ -190,7 +286,7 @@ class Response:
     @property
     def usage(self) -> Usage:
         """The token counts so far, and the cost once the server reports it."""
-        return dataclasses.replace(self._usage, completion_tokens=self.tokens)
+        return dataclasses.replace(self._parts.usage, completion_tokens=self.tokens)
 
     @property
     def timing(self) -> Timing:
@@ -199,7 +295,7 @@ class Response:
             return self.reply.timing
         counted, first, started = self.tokens, self._first, self.prepared.request.started
         decoding = self.latest - first if first is not None else 0.0
-        measured = decoding > (0.0 if self._tokens else _LUMP_S)
+        measured = decoding > (0.0 if self._parts.tokens else _LUMP_S)
         return Timing(
             first_token_s=first - started if first is not None else None,
             total_s=time.perf_counter() - started,
@@ -213,26 +309,31 @@ class Response:
 
     @property
     def state(self) -> ResponseState:
-        """``queued``, ``waiting`` for the first token, ``running``, ``done``, ``stopped`` or ``failed``."""
+        """``queued``, ``waiting`` for the first token, ``running``, and how it ended.
+
+        ``done``, ``incomplete`` without the end of the answer, ``stopped``, or ``failed``.
+        """
         if not self.done:
             return "queued" if self.is_queued else "waiting" if self.is_empty else "running"
         if self._is_cancelled:
             return "stopped"
-        return "failed" if self.error is not None else "done"
+        if self.error is not None:
+            return "failed"
+        is_cut = self.reply is not None and self.reply.finish_reason == "truncated"
+        return "incomplete" if is_cut else "done"
 
     @property
     def failure(self) -> str:
         """The first line of the error that it failed with, empty if it did not fail."""
-        if self.error is None or self.state != "failed":
-            return ""
-        lines = str(self.error).splitlines()
-        return visible_line(lines[0]) if lines else type(self.error).__name__
+        return "" if self.error is None or self.state != "failed" else first_line(self.error)
 
     def __str__(self) -> str:
-        return self.text
+        """Return the text of an answer that has ended; while it runs or if it failed, the repr."""
+        return self.text if self.state in {"done", "incomplete", "stopped"} else repr(self)
 
     def __repr__(self) -> str:
-        amount = f", {self.amount}" if self.amount else ""
+        so_far = "" if self.done else " so far"
+        amount = f", {self.amount}{so_far}" if self.amount else ""
         start = self.text[:_REPR_CHARACTERS]
         text = f": {start!r}{'…' if len(self.text) > len(start) else ''}" if start else ""
         about = f"{visible_line(self.model)}, {self.state}{amount}, {self.seconds:.1f} s"
@@ -244,9 +345,26 @@ class Response:
         return "Response" if self.number is None else f"Job {self.number}"
 
     def __contains__(self, _part: object) -> NoReturn:
-        raise TypeError(f"{self._label} is not a text. Use result(), which returns the reply.")
+        raise NotText(
+            f"{self._label} is a {type(self).__name__}, not a text. Use result(), which returns the reply."
+        )
 
-    __getitem__ = __contains__
+    __getitem__ = __add__ = __radd__ = __contains__
+
+    def __len__(self) -> NoReturn:
+        self.__contains__(None)
+
+    def __format__(self, spec: str) -> str:
+        if spec:
+            self.__contains__(None)
+        return str(self)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __array__(self, *_: object, **__: object) -> NoReturn:
+        """Raise `TypeError`: pandas and NumPy would take the chunks for the values."""
+        self.__contains__(None)
 
     if not TYPE_CHECKING:
 
@@ -254,7 +372,11 @@ class Response:
             """Raise `AttributeError`, which names `result` for what only a reply has."""
             kind = type(self).__name__
             advice = f" Use result().{name}: result() returns the reply." * hasattr(Reply, name)
-            raise AttributeError(f"{kind!r} object has no attribute {name!r}.{advice}")
+            raise NoAttribute(f"{kind!r} object has no attribute {name!r}.{advice}")
+
+    def __dir__(self) -> list[str]:
+        """Return the documented attributes, which completion offers."""
+        return [name for name in super().__dir__() if name[0] == "_" or name in _DOCUMENTED]
 
     # -- how it is read -----------------------------------------------------------------------
 
@@ -293,7 +415,9 @@ class Response:
         """Wait for the reply and return it.
 
         Raises:
-            Interrupted: The answer was stopped; `reply` of the exception is the partial reply.
+            Interrupted: You stopped the wait, and with it an answer that does not run in the background.
+            GenerationStopped: The answer was stopped in another way, such as by ``%llm_stop``; `reply`
+                of the exception is the partial reply.
             TimeoutError: The answer takes longer than `timeout` seconds. It continues.
             LLMMagicError: The answer failed.
         """
@@ -319,6 +443,17 @@ class Response:
                     return
             yield
 
+    def until_end(self, pause: Callable[[], float], deadline: float = math.inf) -> Iterator[object]:
+        """Return, as `updates` does, until nothing more is generated; never stops the response.
+
+        The `deadline` (`time.monotonic`) ends it earlier.
+
+        An interrupt raises `KeyboardInterrupt`.
+        """
+        bridge: ThreadBridge[Chunk] = ThreadBridge(keep=1)
+        self._stream.attach(bridge)
+        return self._stream.read(bridge, pause, stops=False, deadline=deadline)
+
     def _read(
         self,
         bridge: ThreadBridge[Chunk],
@@ -328,7 +463,7 @@ class Response:
         self._stream.attach(bridge)
         return self._stream.read(bridge, pause, stops=self.number is None, deadline=deadline)
 
-    def __iter__(self) -> Iterator[Chunk]:
+    def __iter__(self) -> Generator[Chunk, None, None]:
         """Yield the chunks; what came before as one."""
         bridge: ThreadBridge[Chunk] = ThreadBridge()
         with self._recorded():
@@ -372,18 +507,19 @@ class Response:
 
         def first() -> None:
             if self.revision:
-                bridge.put(Chunk(self.text, self.reasoning, self._tokens, notice=self.notice))
+                bridge.put(Chunk(self.text, self.reasoning, self._parts.tokens, notice=self.notice))
             if self.number is None and not self.done:
                 # It is added again when it is read.
-                self._clear()
-                self._is_read = True
+                self._parts.clear()
+                self.is_read = True
 
         self._stream.attach(bridge, first)
         self.start()
 
     def _end_reading(self, bridge: ThreadBridge[Chunk]) -> None:
         if isinstance(bridge.error, asyncio.CancelledError):
-            raise Interrupted("Stopped.")
+            self.end("cancelled")
+            raise self._stopped()
         if bridge.error is not None:
             raise bridge.error
         self.end()
@@ -391,10 +527,10 @@ class Response:
     # -- how it grows and ends ----------------------------------------------------------------
 
     async def _generated(self, manager: BackendManager) -> AsyncGenerator[Chunk, None]:
-        """Yield the chunks of the model, once it is loaded."""
-        if self._loaded is not None:
-            self.prepared = await self._loaded()
-            self._loaded = None
+        """Yield the chunks of the model, once nothing is pending."""
+        if self._pending is not None:
+            await self._wait_for(self._pending)
+            self.prepared, self._pending = self._pending.prepare(), None
             self._recorder.changed()
         prepared, name = self.prepared, self.model
         if prepared.context is not None or prepared.request.longest_reference[1]:
@@ -407,31 +543,38 @@ class Response:
             async for chunk in chunks:
                 yield chunk
 
+    async def _wait_for(self, pending: Pending) -> None:
+        """Wait until the model is loaded and the earlier turns have ended, also those that run again."""
+        if pending.load is not None:
+            await wait_for_end(pending.load)
+        context = self.prepared.context
+        while context is not None:
+            running = self._recorder.turns(context.chat)
+            pending.turns |= {key: running[key] for key in pending.turns if key in running}
+            if all(turn.done for turn in pending.turns.values()):
+                break
+            await asyncio.sleep(_TURN_CHECK_S)
+        self.turns_before = tuple(pending.turns.values())
+
     def add(self, chunk: Chunk, *, by_reader: bool = False) -> None:
         """Add a chunk once: when it arrives, or when it is read where a reader iterates.
 
         One that comes after the end is ignored.
         """
         with self._lock:
-            if self.done or by_reader is not self._is_read:
+            if self.done or by_reader is not self.is_read:
                 return
+            self._parts.add(chunk)
             if chunk.ends_reasoning:
-                self._reasoning.write(self._text.getvalue())
-                self._text = io.StringIO()
                 self.restarts += 1
                 self.has_reasoning, self.has_text = self.has_reasoning or self.has_text, False
             if chunk.text:
-                self._text.write(chunk.text)
                 self.has_text = self.has_text or not chunk.text.isspace()
             if chunk.reasoning:
-                self._reasoning.write(chunk.reasoning)
                 self.has_reasoning = self.has_reasoning or not chunk.reasoning.isspace()
-            self._tokens += chunk.tokens
             if chunk.time and (chunk.tokens or chunk.text or chunk.reasoning):
                 self._first = self._first or chunk.time
                 self.latest = chunk.time
-            self._usage = chunk.usage or self._usage
-            self._finish_reason = chunk.finish_reason or self._finish_reason
             if chunk.notice:
                 self.notices.append(chunk.notice)
             self.notice = chunk.notice or ("" if chunk.text or chunk.reasoning else self.notice)
@@ -441,7 +584,7 @@ class Response:
 
     def _finished(self, error: BaseException | None) -> None:
         """End it when its stream has ended, unless a reader iterates: that ends it when it has read all."""
-        if self._is_read:
+        if self.is_read:
             return
         if error is not None:
             self._end_early(error)
@@ -462,8 +605,7 @@ class Response:
             if self.number is not None:
                 if not is_interrupt:
                     raise
-                running = "" if self.done else f"; still running: {self.number}"
-                raise kind(f"Stopped waiting{running}.") from None
+                raise kind(stopped_waiting([self])) from None
             try:
                 self._stream.stop()
             finally:
@@ -485,18 +627,19 @@ class Response:
             if self.done:
                 return
             for chunk in self.pending_chunks:
-                self.add(chunk, by_reader=self._is_read)
+                self.add(chunk, by_reader=self.is_read)
             self.reply = Reply(
                 self.text,
                 model=self.model,
                 backend=self.prepared.loaded_model.config.backend,
                 # A stream that reported no reason was cut.
-                finish_reason=self._finish_reason or reason or "truncated",
+                finish_reason=self._parts.finish_reason or reason or "truncated",
                 usage=self.usage,
                 timing=self.timing,
                 messages=self.prepared.messages,
                 reasoning=self.reasoning.strip(),
                 dropped_turns=self.prepared.dropped,
+                context_full=self._is_context_full,
             )
             self._is_cancelled = reason == "cancelled"
             if self.prepared.request.as_json and error is None and not self._is_cancelled:
@@ -515,6 +658,15 @@ class Response:
             self.finished_at, self.done = time.perf_counter(), True
         self._recorder.end(self)
 
+    @property
+    def _is_context_full(self) -> bool:
+        """Whether the answer reached the limit of the context, not that of its request."""
+        context, prompt = self.info.context_length, self._parts.usage.prompt_tokens
+        if self._parts.finish_reason != "length" or not context or prompt is None:
+            return False
+        # Some servers keep one token free.
+        return prompt + (self.tokens or 0) >= context - 1
+
     def _json_error(self, reply: Reply) -> InvalidReply | None:
         """Return the error of a reply that is no JSON."""
         try:
@@ -532,14 +684,22 @@ class Response:
             raise self.error
         assert self.reply is not None
         if self._is_cancelled:
-            raise self._interrupted(Interrupted)
+            raise self._stopped()
         return self.reply
+
+    def _stopped(self) -> GenerationStopped:
+        """Return the error for a reader whose wait was not interrupted."""
+        assert self.reply is not None
+        label = "The answer" if self.number is None else self._label
+        where = self.prepared.request.stored_in
+        error = GenerationStopped(_stopped(self.reply, where, f"{label} was stopped"))
+        error.reply = self.reply
+        return error
 
     def _interrupted(self, kind: type[Interrupted]) -> Interrupted:
         assert self.reply is not None
-        job = "" if self.number is None else f"Job {self.number}: "
-        stopped = _stopped(self.reply, self.prepared.request.stored_in)
-        error = kind(f"{job}{stopped}", reply=self.reply)
+        message = _stopped(self.reply, self.prepared.request.stored_in, "Stopped")
+        error = kind(message, reply=self.reply)
         if isinstance(error, interruptible_wait.Interrupted):
             self._recorder.show(error)
         return error
@@ -551,11 +711,36 @@ class Response:
             self._interrupted(interruptible_wait.Interrupted)
 
 
-def _stopped(reply: Reply, stored_in: str) -> str:
-    """Return the message of an interrupt."""
+class ChunkIterator(Iterator[Chunk]):
+    """The chunks of a response with content; leaving the loop early stops the response."""
+
+    def __init__(self, response: Response) -> None:
+        self._chunks = iter(response)
+
+    def __next__(self) -> Chunk:
+        return next(chunk for chunk in self._chunks if chunk.has_content)
+
+    def close(self) -> None:
+        """Stop the response."""
+        self._chunks.close()
+
+    def __aiter__(self) -> NoReturn:
+        """Raise `OptionError`, which names the method for ``async for``."""
+        raise OptionError("llm.stream is for a for loop. Use: async for chunk in llm.astream(…)")
+
+    def __await__(self) -> NoReturn:
+        """Raise `OptionError`, which names the method for ``await``."""
+        raise OptionError(
+            "llm.stream cannot be awaited. Use await llm.agenerate(…) for the reply, or async for chunk in"
+            " llm.astream(…)."
+        )
+
+
+def _stopped(reply: Reply, stored_in: str, start: str) -> str:
+    """Return the message about an answer that was stopped: `start`, when, and where it is stored."""
     if reply.finish_reason in {"stop", "length"}:
-        return f"Stopped just after the answer was complete; it is in {stored_in}."
+        return f"{start} just after the answer was complete; it is in {stored_in}."
     amount = generated(reply.usage.completion_tokens, len(reply.text) + len(reply.reasoning))
     if not amount:
-        return "Stopped before the first word."
-    return f"Stopped after {amount}; the answer so far is in {stored_in}."
+        return f"{start} before the first word."
+    return f"{start} after {amount}; the answer so far is in {stored_in}."

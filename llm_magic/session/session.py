@@ -11,23 +11,32 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import inspect
+import math
 import os
+import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NoReturn, Unpack, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack, cast
 
 from llm_magic.backends.thread_bridge import CHECK_S
-from llm_magic.config.api_keys import ApiKeys
-from llm_magic.config.server_address import resolve_address
-from llm_magic.errors import Interrupted, ModelNotLoaded, OptionError, did_you_mean
+from llm_magic.config.commands import either
+from llm_magic.errors import (
+    GenerationStopped,
+    Interrupted,
+    ModelNotLoaded,
+    NoAttribute,
+    OptionError,
+    did_you_mean,
+)
 from llm_magic.session import context_window
 from llm_magic.session.cell_keys import Cells
 from llm_magic.session.chats import Chats, check_name
 from llm_magic.session.event_loop import LoopThread
 from llm_magic.session.interruptible_wait import held_back
-from llm_magic.session.jobs import Jobs
-from llm_magic.session.loading import LoadRequest, Loads, OnWait, wait_for_end
+from llm_magic.session.jobs import Jobs, Running, stopped_waiting
+from llm_magic.session.loading import LoadRequest, Loads, OnWait
 from llm_magic.session.recording import Recorder
 from llm_magic.session.requests import (
     AskOptions,
@@ -39,7 +48,7 @@ from llm_magic.session.requests import (
     prepare,
     request,
 )
-from llm_magic.session.response import Response
+from llm_magic.session.response import ChunkIterator, Pending, Response
 from llm_magic.session.usage import SessionUsage
 from llm_magic.text import visible_line
 from llm_magic.types import Chunk, Progress, Reply, Unloaded
@@ -48,20 +57,37 @@ if TYPE_CHECKING:
     from llm_magic.backends.base import Backend
     from llm_magic.backends.manager import BackendManager, LoadedModel, LoadResult, Status
     from llm_magic.backends.registry import LoadOptions
+    from llm_magic.config.api_keys import ApiKeys
     from llm_magic.config.settings import LoadConfig, Settings
     from llm_magic.session.generation_settings import GenerationSettings
+    from llm_magic.session.map.mapped import Mapped
+    from llm_magic.session.map.options import MapOptions
+    from llm_magic.session.map.run import MapRun
+    from llm_magic.session.map.saved import UnfinishedMaps
     from llm_magic.types import ModelInfo
 
+T = TypeVar("T")
 
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 # What other libraries call the attributes of a session.
 _OTHER_NAMES = {
-    "chat": 'generate(PROMPT, chat="NAME")',
-    "complete": "generate(PROMPT)",
-    "config": "generation",
-    "invoke": "generate(PROMPT)",
-    "model": "load(MODEL)",
+    "chat": 'Use llm.generate(PROMPT, chat="NAME").',
+    "complete": "Use llm.generate(PROMPT).",
+    "config": "Use llm.generation.temperature = 0.2.",
+    "invoke": "Use llm.generate(PROMPT).",
+    "model": "Use llm.load(MODEL).",
 }
+_STOP_IN_NOTEBOOK = (
+    "%llm_stop stops all answers, job.cancel() stops a job, and ■ what a cell waits for."
+)
+_STOP_IN_PROGRAM = (
+    "Leave the loop over llm.stream(PROMPT), or cancel the task that awaits llm.agenerate(PROMPT)."
+)
+# The magics and the panel use the others.
+_DOCUMENTED = {
+    "agenerate", "amap", "astream", "chats", "close", "generate", "generation", "imap", "jobs", "last",
+    "load", "map", "models", "reset", "settings", "status", "stream", "unload", "unload_all", "usage", "use",
+}  # fmt: skip
 # Threads and connections of a parent process: never closed in the child.
 _inherited: list[object] = []
 
@@ -79,12 +105,18 @@ if hasattr(os, "register_at_fork"):
 class Session:
     """Loads language models and sends prompts to them; magics, panel and Python code share one session.
 
-    You can call every method from any cell, even while an event loop runs.
+    You can call every method from any cell, even while an event loop runs::
+
+        llm.load("Qwen/Qwen2.5-7B-Instruct")      # as %llm_load; without a name, the default model
+        reply = llm.generate("Name a color.")     # as %%llm; a str with .usage, .timing, .json()
+        for chunk in llm.stream("…"): ...         # in async code: await llm.agenerate, llm.astream
+        results = llm.map("… {text}", rows)       # one answer for each row
+        llm.generation.temperature = 0.3          # as %llm_config
+        llm.status(); llm.models(); llm.use(NAME); llm.unload(); llm.chats; llm.jobs; llm.last; llm.usage()
     """
 
     chats: Chats
     cells: Cells
-    keys: ApiKeys
     jobs: Jobs
 
     def __init__(
@@ -105,10 +137,10 @@ class Session:
         self.chats = Chats()
         # The magics set `current`, where there is a frontend.
         self.cells = Cells()
-        # The keys of servers that this session was given.
-        self.keys = ApiKeys()
         self._listeners: list[Callable[[], None]] = []
         self._closing: list[Callable[[], None]] = []
+        # A tuple: other threads read it.
+        self._maps: tuple[weakref.ref[MapRun], ...] = ()
         self._start_process()
         _sessions.add(self)
 
@@ -139,38 +171,53 @@ class Session:
             """Raise `AttributeError`, which suggests the nearest attribute."""
             raise self._no_attribute(name)
 
-    def _no_attribute(self, name: str) -> AttributeError:
+    def __dir__(self) -> list[str]:
+        """Return the documented attributes, which completion and suggestions offer."""
+        return [name for name in super().__dir__() if name[0] == "_" or name in _DOCUMENTED]
+
+    def _no_attribute(self, name: str) -> NoAttribute:
         """Return the error for an attribute that does not exist, with the one that was meant."""
         message = f"{type(self).__name__!r} object has no attribute {name!r}."
         if name.startswith("_"):
-            return AttributeError(message)
+            return NoAttribute(message)
         from llm_magic.config.settings import SessionConfig
 
         settings = SessionConfig.model_fields
-        if name in settings:
-            advice = f" Use llm.generation.{name}, or %llm_config {name}=VALUE."
+        if name == "stop":
+            advice = f" {either(_STOP_IN_NOTEBOOK, _STOP_IN_PROGRAM)}"
         elif name in _OTHER_NAMES:
-            advice = f" Use llm.{_OTHER_NAMES[name]}."
+            advice = f" {_OTHER_NAMES[name]}"
+        elif name in settings:
+            advice = f" Use llm.generation.{name}."
         else:
             known = [one for one in dir(self) if not one.startswith("_")]
             advice = did_you_mean(name, known, count=1, prefix="llm.") or did_you_mean(
                 name, settings, prefix="llm.generation."
             )
-        return AttributeError(message + advice)
+        return NoAttribute(message + advice)
+
+    @functools.cached_property
+    def keys(self) -> ApiKeys:
+        """The keys of servers that this session was given."""
+        from llm_magic.config.api_keys import ApiKeys
+
+        return ApiKeys()
 
     @functools.cached_property
     def _manager(self) -> BackendManager:
         from llm_magic.backends import registry
         from llm_magic.backends.manager import BackendManager
 
+        keys = self.keys
+
         def create(name: str) -> Backend:
-            return registry.create(name, lambda: self.settings, self.keys)
+            return registry.create(name, lambda: self.settings, keys)
 
         # Programs end without `close`, too. Registered last, so that it is called first.
         atexit.unregister(_close_all)
         atexit.register(_close_all)
         return BackendManager(
-            self._create or create, self._notify, self._wait_for_jobs, self._local_names
+            self._create or create, self._notify, self._wait_for_answers, self._local_names
         )
 
     def _local_names(self) -> list[str]:
@@ -213,7 +260,7 @@ class Session:
             keep: Keep the models that are already loaded.
             options: The options of ``%llm_load``: backend, base_url, key_env, pull, idle_timeout,
                 concurrency, device, quantization, dtype, revision, trust_remote_code, attn, assistant,
-                special_tokens, compile.
+                special_tokens, compile, context.
 
         Raises:
             OptionError: An option is unknown, or its value is invalid.
@@ -238,6 +285,9 @@ class Session:
         `on_wait` is called about ten times a second meanwhile, to show `status().progress`. The time of
         the load counts from `began` (`time.perf_counter`), or from now.
         """
+        if "bg" in options:
+            meanwhile = either("%llm_load --bg", "await asyncio.to_thread(llm.load, MODEL)")
+            raise OptionError(f"llm.load waits for the model. To load it meanwhile: {meanwhile}.")
         began = time.perf_counter() if began is None else began
         return self._loads.load(self._load_request(model, name, keep, began, options), on_wait)
 
@@ -261,6 +311,17 @@ class Session:
         """Discard the load of `load_later` if it has ended: the next call does not raise its error."""
         self._loads.discard_finished()
 
+    def discard_failed_load(self) -> str:
+        """Discard the load of `load_later` if it has failed and another model can answer.
+
+        Returns the name of the model that was not loaded, else an empty string.
+        """
+        failed = self._loads.failed
+        if not failed or self.status().active_model is None:
+            return ""
+        self.discard_finished_load()
+        return failed
+
     def stop_loading(self) -> None:
         """Stop the load that `load_later` started, or that a cell waits for."""
         if not self._loads.stop():
@@ -270,22 +331,31 @@ class Session:
         self, model: str | None, name: str | None, keep: bool, began: float, options: LoadOptions
     ) -> LoadRequest:
         """Check what is loaded; the default model is meant for the default backend."""
+        from llm_magic.backends import registry
+
         if name is not None:
             check_name(name, "model")
-        config, settings = self._load_config(options), self.settings
-        default = settings.model if config.backend == settings.backend else None
-        return LoadRequest(model or default, config, name, keep, began)
+        registry.check_model(model, options.get("backend"), self.settings)
+        settings = self.settings
+        if model is None and (options.get("backend") or settings.backend) == settings.backend:
+            model = settings.model
+        config = self._load_config(options, needs_model=model is None)
+        return LoadRequest(model, config, name, keep, began)
 
-    def _load_config(self, options: LoadOptions) -> LoadConfig:
+    def _load_config(self, options: LoadOptions, *, needs_model: bool = False) -> LoadConfig:
         """Check the options of a load, and get the key of its server."""
         from llm_magic.backends import registry
+        from llm_magic.config.server_address import resolve_address
         from llm_magic.config.settings import ServerLoadConfig
 
         config = registry.load_config(self.settings, options)
         if isinstance(config, ServerLoadConfig):
             # Here, because only the caller's thread can ask.
             address = resolve_address(config, self.settings)
-            self.keys.obtain(config, address, self.settings)
+            self.keys.obtain(config, address, self.settings, needs_model=needs_model)
+            if config.base_url is not None:
+                # In one spelling, so that a load of the loaded model is recognized.
+                config = config.replace(base_url=address.url)
         return config
 
     @held_back()
@@ -297,6 +367,7 @@ class Session:
 
         Raises `ModelNotLoaded` if no loaded model has that name.
         """
+        self.discard_finished_load()
         self._loads.wait()
         return self._loop.run(self._manager.use(name))
 
@@ -304,43 +375,61 @@ class Session:
     def unload(self, name: str | None = None, on_wait: OnWait | None = None) -> Unloaded:
         """Unload a model, by default the active one, and return the memory before and after.
 
-        It first waits for the background jobs of a local model, and calls `on_wait` about ten times a
-        second while it waits. An interrupt ends the wait and unloads nothing.
+        It first waits for the answers of a local model, and calls `on_wait` about ten times a second
+        while it waits. An interrupt ends the wait and unloads nothing.
         """
+        self.discard_finished_load()
         self._loads.wait()
-        self._wait_to_unload(self.jobs_of(name), on_wait)
-        return self._loop.run(self._manager.unload(name))
+        self._wait_to_unload(self.answers_of(name), on_wait)
+        return self._unload(self._manager.unload(name))
 
     @held_back()
     def unload_all(self, on_wait: OnWait | None = None) -> list[Unloaded]:
         """Unload every model as `unload` does, and return the memory before and after each."""
+        self.discard_finished_load()
         self._loads.wait()
-        self._wait_to_unload(self.jobs_of(every=True), on_wait)
-        return self._loop.run(self._manager.unload_all())
+        self._wait_to_unload(self.answers_of(every=True), on_wait)
+        return self._unload(self._manager.unload_all())
 
-    def jobs_of(self, name: str | None = None, *, every: bool = False) -> tuple[Response, ...]:
-        """Return the running jobs that an unload of a model waits for, by default the active model.
+    def answers_of(self, name: str | None = None, *, every: bool = False) -> tuple[Running, ...]:
+        """Return the answers and maps that an unload of a model waits for, by default the active model.
 
-        Answers of servers do not need the model here: they continue.
+        They are background jobs and what Python code waits for. Answers of servers do not need the model
+        here: they continue.
         """
         model = None if every else self._manager.find(name, to_use=False).name
+        running: tuple[Running, ...] = (*self.answering, *self.mapping)
         return tuple(
-            job
-            for job in self.jobs.running
-            if model in {None, job.model} and job.is_in_process and not job.awaits_load
+            one
+            for one in running
+            if model in {None, one.model} and one.is_in_process and one.is_generating
         )
 
-    async def _wait_for_jobs(self, report: Callable[[Progress], None]) -> None:
-        """Wait until no job needs a model that is unloaded for another one; on the loop thread."""
-        while jobs := self.jobs_of(every=True):
-            report(Progress(f"waiting for job {jobs[0].number}"))
+    @property
+    def mapping(self) -> tuple[MapRun, ...]:
+        """The maps that run now."""
+        runs = (ref() for ref in self._maps)
+        return tuple(run for run in runs if run is not None and run.is_generating)
+
+    async def _wait_for_answers(self, report: Callable[[Progress], None]) -> None:
+        """Wait until no answer needs a model that is unloaded for another one; on the loop thread."""
+        while answers := self.answers_of(every=True):
+            report(Progress(f"waiting for {answers[0].short_name}"))
             await asyncio.sleep(CHECK_S)
 
-    def _wait_to_unload(self, jobs: Iterable[Response], on_wait: OnWait | None) -> None:
+    def _wait_to_unload(self, answers: Iterable[Running], on_wait: OnWait | None) -> None:
         try:
-            self.wait(jobs, on_wait)
+            self.wait(answers, on_wait)
         except Interrupted as stopped:
             raise stopped.append("Nothing was unloaded.") from None
+
+    def _unload(self, unload: Coroutine[Any, Any, T]) -> T:
+        try:
+            return self._loop.run(unload)
+        except KeyboardInterrupt:
+            loaded = ", ".join(info.name for info in self.status().models)
+            still = f"Still loaded: {loaded}." if loaded else "No model is loaded any more."
+            raise Interrupted(f"Stopped while the memory was being freed. {still}") from None
 
     @held_back()
     def models(
@@ -385,7 +474,9 @@ class Session:
         """
         from llm_magic.backends import registry
 
-        here = registry.local_model_names(self.settings) if backend == "local" else []
+        here = registry.local_model_names(self.settings) if backend in {"local", "llamacpp"} else []
+        if backend == "llamacpp":
+            here = [info for info in here if info.where in {"bundled", "gguf"}]
         return [*here, *self._manager.known(backend, base_url)]
 
     def used(self, backend: str) -> LoadConfig | None:
@@ -420,16 +511,21 @@ class Session:
     # -- asking -------------------------------------------------------------------------------
 
     @held_back()
-    def wait_for_load(self, on_wait: OnWait | None = None) -> None:
+    def wait_for_load(self, on_wait: OnWait | None = None, deadline: float = math.inf) -> None:
         """Wait for a load that `load_later` started; an interrupt only ends the wait.
+
+        So does the `deadline` (`time.monotonic`), without an error.
 
         `on_wait` is called about ten times a second meanwhile. Raises the error of the load.
         """
-        self._loads.wait(on_wait)
+        self._loads.wait(on_wait, deadline)
 
     def __call__(self, *_prompt: object, **_options: object) -> NoReturn:
         """Raise `OptionError`, which names the method to use."""
         raise OptionError("llm cannot be called. Use llm.generate(…), or llm.stream(…) for chunks.")
+
+    # With it, ``llm?`` shows no way to call it.
+    __call__.__signature__ = inspect.Signature()  # type: ignore[attr-defined]
 
     def ask(self, request: Request, *, background: bool = False) -> Response:
         """Check a request, start to answer it, and return the response at once.
@@ -437,6 +533,8 @@ class Session:
         Raises what is wrong with the request before anything is sent. A `background` response is one
         of the `jobs`. A load that runs is waited for first; a `background` response waits by itself.
         """
+        if not isinstance(request, Request):
+            raise OptionError("llm.ask takes a Request. For a prompt: llm.generate(PROMPT).")
         with held_back():
             response = self._respond_after_load(request) if background else None
             if response is None:
@@ -447,8 +545,32 @@ class Session:
             self.jobs.add(response)
         return response.start()
 
+    def earlier_turns(self, chat: str, key: str) -> tuple[Response, ...]:
+        """Return what the turn `key` of a chat waits for: earlier turns that still run."""
+        return tuple(self._recorder.earlier_turns(chat, key).values())
+
     def _respond(self, request: Request) -> Response:
-        return Response(self._prepare(request), self._manager, self._loop, self._recorder)
+        request = self._with_key(request)
+        prepared, pending = self._prepare(request), None
+        if prepared.context is not None:
+            turns = self._recorder.earlier_turns(prepared.context.chat, prepared.context.key)
+            again = dataclasses.replace(request, model=prepared.loaded_model.name)
+            pending = self._pending(again, turns) if turns else None
+        return Response(prepared, self._manager, self._loop, self._recorder, pending)
+
+    def _pending(
+        self,
+        request: Request,
+        turns: dict[str, Response],
+        load: asyncio.Task[LoadResult] | None = None,
+    ) -> Pending:
+        """Return what a request waits for; it is prepared afterwards with the settings of now."""
+        settings = self.generation.values
+
+        def again() -> PreparedRequest:
+            return prepare(request, self._manager.find(request.model), settings, self.chats)
+
+        return Pending(again, load, turns)
 
     def _respond_after_load(self, request: Request) -> Response | None:
         """Return a response that waits for the load that `load_later` started; None if none runs.
@@ -458,14 +580,18 @@ class Session:
         load, pending = self._loads.pending, self._manager.pending
         if load is None or load.done() or pending is None:
             return None
-        settings, request = self.generation.values, self._with_key(request)
+        request = self._with_key(request)
+        chat, key = request.chat, request.key
+        turns = self._recorder.earlier_turns(chat, key) if chat is not None and key else {}
+        prepared = prepare(request, pending, self.generation.values, self.chats)
+        waits = self._pending(request, turns, load)
+        return Response(prepared, self._manager, self._loop, self._recorder, waits)
 
-        async def loaded() -> PreparedRequest:
-            await wait_for_end(load)
-            return prepare(request, self._manager.find(request.model), settings, self.chats)
+    @functools.cached_property
+    def _unfinished(self) -> UnfinishedMaps:
+        from llm_magic.session.map.saved import UnfinishedMaps
 
-        prepared = prepare(request, pending, settings, self.chats)
-        return Response(prepared, self._manager, self._loop, self._recorder, loaded)
+        return UnfinishedMaps()
 
     def _prepare(self, request: Request, *, peek: bool = False) -> PreparedRequest:
         """Check a request; `peek` starts no turn of its chat."""
@@ -508,7 +634,7 @@ class Session:
         """Send a prompt and yield the chunks of the answer; leaving the loop early stops the model."""
         prepared = request(prompt, about)
         self._loads.wait()
-        return iter(self._respond(prepared))
+        return ChunkIterator(self._respond(prepared))
 
     async def agenerate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
         """Send a prompt from async code and return the complete answer.
@@ -530,7 +656,83 @@ class Session:
         await self._loads.wait_async()
         async with contextlib.aclosing(aiter(self._respond(prepared))) as chunks:
             async for chunk in chunks:
-                yield chunk
+                if chunk.has_content:
+                    yield chunk
+
+    # -- a prompt for each row ----------------------------------------------------------------
+
+    @held_back()
+    def map(
+        self, prompt: str | Callable[[Any], Any], data: Any, **about: Unpack[MapOptions]
+    ) -> Mapped:
+        """Send a prompt for each row of `data` and return the answers in the order of the rows.
+
+        >>> llm.map("Which language is this? {text}", df, temperature=0).frame()
+
+        Args:
+            prompt: A template with references to the columns of a row, to the row itself (``{item}``)
+                and to its label (``{index}``); or a function that returns the prompt of a row, None
+                for a row that is not sent.
+            data: A list, a dict, an iterator, a Series, a DataFrame (pandas, polars and others), or a
+                data set of Hugging Face.
+            about: The options of a map, see `MapSettings`: save, retry_failed, workers, rate, on_error,
+                sample, names, on; and those of a call, as for `generate`, without chat.
+
+        Raises:
+            PromptError: A name in the template does not exist; nothing was sent.
+            OptionError: An option or the data is invalid.
+            WorkersFailed: The workers of `on` died, or cannot load the model.
+            Interrupted: You stopped it. The exception has the result so far as `mapped`, and the same
+                call goes on from there.
+        """
+        with self.start_map(prompt, data, **about) as run:
+            return run.result()
+
+    @held_back()
+    def start_map(
+        self, prompt: str | Callable[[Any], Any], data: Any, **about: Unpack[MapOptions]
+    ) -> MapRun:
+        """Check a map and return it before anything is sent; it has the arguments of `map`.
+
+        >>> run = llm.start_map("Which language is this? {text}", df)
+        >>> with run:
+        ...     for _ in run.updates():
+        ...         print(run.progress.done)
+        """
+        return self._map_run(prompt, data, about, is_lazy=False)
+
+    def imap(
+        self, prompt: str | Callable[[Any], Any], data: Any, **about: Unpack[MapOptions]
+    ) -> Iterator[Reply | None]:
+        """Do what `map` does, and yield each answer when those before it are there.
+
+        Rows are read only a little ahead of the loop, so `data` may be endless. Leaving the loop early
+        stops the model. A row that failed yields None; ``on_error="stop"`` raises its error.
+        """
+        return self._map_run(prompt, data, about, is_lazy=True).replies()
+
+    async def amap(
+        self, prompt: str | Callable[[Any], Any], data: Any, **about: Unpack[MapOptions]
+    ) -> Mapped:
+        """Do what `map` does, from async code. Cancelling the task stops the model."""
+        await self._loads.wait_async()
+        run = self._map_run(prompt, data, about, is_lazy=False)
+        async with contextlib.aclosing(run.aupdates()) as updates:
+            async for _ in updates:
+                pass
+        return run.result()
+
+    def _map_run(self, prompt: object, data: Any, about: MapOptions, *, is_lazy: bool) -> MapRun:
+        from llm_magic.session.map.plan import make_plan
+        from llm_magic.session.map.run import MapRun
+
+        self._loads.wait()
+        plan = make_plan(prompt, data, about, self._prepare, self._unfinished, self.settings)
+        run = MapRun(
+            plan, self._manager, self._loop, self._recorder.usage, self._notify, is_lazy=is_lazy
+        )
+        self._maps = (*(ref for ref in self._maps if ref() is not None), weakref.ref(run))
+        return run
 
     @held_back()
     def dry_run(self, prompt: Prompt | Request, **about: Unpack[AskOptions]) -> DryRun:
@@ -568,18 +770,30 @@ class Session:
         """The responses that are being generated now."""
         return self._recorder.running
 
+    @property
+    def unnumbered(self) -> tuple[Response, ...]:
+        """Those of `answering` that are no jobs: what a cell, a thread or a task waits for."""
+        return tuple(one for one in self.answering if one.number is None)
+
     @held_back()
-    def wait(self, jobs: Iterable[Response], on_wait: OnWait | None = None) -> None:
-        """Wait until jobs have ended, however; an interrupt only ends the waiting."""
-        waited_for = tuple(jobs)
+    def wait(
+        self,
+        responses: Iterable[Running],
+        on_wait: OnWait | None = None,
+        deadline: float = math.inf,
+    ) -> None:
+        """Wait until responses have ended, however; an interrupt only ends the waiting.
+
+        So does the `deadline` (`time.monotonic`), without an error.
+        """
+        waited_for = tuple(responses)
         try:
-            for job in waited_for:
-                for _ in job.updates(lambda: CHECK_S):
+            for response in waited_for:
+                for _ in response.until_end(lambda: CHECK_S, deadline):
                     if on_wait is not None:
                         on_wait()
-        except Interrupted:
-            left = ", ".join(str(job.number) for job in waited_for if not job.done)
-            raise Interrupted(f"Stopped waiting; still running: {left or 'nothing'}.") from None
+        except KeyboardInterrupt:
+            raise Interrupted(stopped_waiting(waited_for)) from None
 
     def interrupt(self) -> None:
         """Stop what cells are waiting for, as ■ does, and what panels asked; from any thread.
@@ -590,6 +804,18 @@ class Session:
         for job in self.jobs.running:
             if job.view is None:
                 job.cancel()
+
+    def interrupt_threads(self, since: float) -> int:
+        """Stop what other threads wait for since a time (`time.monotonic`), as ■ does.
+
+        Until `resume_threads`, it also stops what they start: an executor starts what is queued. Returns
+        how many answers and loads were running. Signal handlers may call it.
+        """
+        return self._loop.interrupt_threads(since)
+
+    def resume_threads(self) -> None:
+        """End the effect of `interrupt_threads`, when the next cell starts."""
+        self._loop.resume_threads()
 
     # -- listeners ----------------------------------------------------------------------------
 
@@ -668,6 +894,15 @@ def _registered(
 
 
 def _close_all() -> None:
+    """Close every session when the program ends; daemon threads do not report what that stops."""
+    report = threading.excepthook
+    stops = GenerationStopped | Interrupted | asyncio.CancelledError
+
+    def report_others(failed: threading.ExceptHookArgs) -> None:
+        if not isinstance(failed.exc_value, stops):
+            report(failed)
+
+    threading.excepthook = report_others
     for session in list(_sessions):
         session.close()
 

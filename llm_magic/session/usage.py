@@ -94,6 +94,21 @@ class SessionUsage:
         return f"<SessionUsage: {', '.join(parts)}>"
 
 
+def usage_of(response: Response) -> ModelUsage:
+    """Return what an answer that has ended took."""
+    reply = response.reply
+    assert reply is not None, "it has ended"
+    return ModelUsage(
+        reply.model,
+        reply.backend,
+        answers=1,
+        stopped=int(response.state == "stopped"),
+        failed=int(response.state == "failed"),
+        seconds=reply.timing.total_s,
+        **{name: getattr(reply.usage, name) for name in _REPORTED},
+    )
+
+
 class UsageCounter:
     """Counts each answer once, when it has ended; from any thread."""
 
@@ -101,19 +116,8 @@ class UsageCounter:
         self._models: dict[tuple[str, str], ModelUsage] = {}
         self._lock = threading.Lock()
 
-    def add(self, response: Response) -> None:
-        """Add an answer that has ended."""
-        reply = response.reply
-        assert reply is not None, "it has ended"
-        usage = ModelUsage(
-            reply.model,
-            reply.backend,
-            answers=1,
-            stopped=int(response.state == "stopped"),
-            failed=int(response.state == "failed"),
-            seconds=reply.timing.total_s,
-            **{name: getattr(reply.usage, name) for name in _REPORTED},
-        )
+    def add(self, usage: ModelUsage) -> None:
+        """Add answers of one model that have ended."""
         key = (usage.model, usage.backend)
         with self._lock:
             counted_before = self._models.get(key)

@@ -14,7 +14,10 @@ import json
 import math
 import re
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llm_magic.text.code_blocks import FencedSpan
 
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
@@ -30,11 +33,6 @@ _HIDDEN = (
 _UNSAFE = re.compile(rf"\r\n|[{_HIDDEN}]")
 _STYLES = re.compile(r"(\x1b\[[0-9;]*m)")
 _LINE_END = re.compile(r"[ \t]*\n\s*")
-# A block of code in Markdown: its language and its code. The last one may have no end.
-_BLOCK = re.compile(
-    r"^[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([^\s`]*+)[^\n`]*+\n(.*?)(?:^[ \t]*+\1[`~]*+[ \t]*+$|\Z)",
-    re.DOTALL | re.MULTILINE,
-)
 # The messages of Python's parser in terms of what is wrong.
 _JSON_PROBLEMS = {
     "Expecting value": "a value is missing",
@@ -44,6 +42,8 @@ _JSON_PROBLEMS = {
     "Unterminated string starting at": "a string is not closed",
 }
 _OPENING, _BRACKET, _INK = re.compile(r"[\[{]"), re.compile(r"[\[\]{}]"), re.compile(r"\S")
+# An object or an array, not a bracket in a sentence.
+_JSON_START = re.compile(r'\{\s*(?:["}]|\Z)|\[\s*(?:["{\[\]\d-]|true|false|null|\Z)')
 
 
 def human_bytes(size: float) -> str:
@@ -102,6 +102,17 @@ def parse_json(text: str) -> Any:
     return value
 
 
+def is_cut_json(text: str) -> bool:
+    """Return whether a text without valid JSON begins one, or a block of code, that it does not end."""
+    if any(not block.closed for block in _json_blocks(text)):
+        return True
+    try:
+        start, end, _ = _json_span(text)
+    except ValueError:
+        return False
+    return _JSON_START.match(text, start, end) is not None
+
+
 def around_json(text: str) -> str:
     """Return what surrounds the value that `parse_json` returns, and its block of code."""
     if (whole := text.strip())[:1] in {"{", "["} and whole[-1:] in {"}", "]"}:
@@ -111,17 +122,21 @@ def around_json(text: str) -> str:
         json.loads(text)
         return ""
     if blocks := _json_blocks(text):
-        start, end = blocks[0].span()
+        start, end = blocks[0].start, blocks[0].end
     else:
         first, last = _OPENING.search(text), max(text.rfind("}"), text.rfind("]"))
         start, end = (first.start(), last + 1) if first is not None else (0, len(text))
     return f"{text[:start]} {text[end:]}".strip()
 
 
-def _json_blocks(text: str) -> list[re.Match[str]]:
+def _json_blocks(text: str) -> list[FencedSpan]:
     """Return the blocks of code that are marked as JSON, or all blocks if none is."""
-    blocks = [found for found in _BLOCK.finditer(text) if found[3].strip()]
-    return [found for found in blocks if found[2].casefold() == "json"] or blocks
+    # The parser of code blocks uses this module.
+    from llm_magic.text.code_blocks import fenced_spans
+
+    spans = fenced_spans(text)
+    blocks = [one for one in spans if text[one.code_start : one.code_end].strip()]
+    return [one for one in blocks if one.language == "json"] or blocks
 
 
 def _json_span(text: str) -> tuple[int, int, re.Pattern[str]]:
@@ -129,7 +144,7 @@ def _json_span(text: str) -> tuple[int, int, re.Pattern[str]]:
     blocks = _json_blocks(text)
     if len(blocks) > 1:
         raise ValueError(f"there are {len(blocks)} blocks of code")
-    first, end = blocks[0].span(3) if blocks else (0, len(text))
+    first, end = (blocks[0].code_start, blocks[0].code_end) if blocks else (0, len(text))
     found = (_INK if blocks else _OPENING).search(text, first, end)
     if found is None:
         raise ValueError("there is no object or array in it")

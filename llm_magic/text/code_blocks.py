@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 _MAX_STEPS, _MAX_TOKENS = 30_000, 30_000
-_FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})(.*)")
+# Models indent blocks in lists by any number of spaces.
+_FENCE = re.compile(r"[ \t]*+(`{3,}+(?=[^`]*+$)|~{3,}+)(.*)")
+_LINE = re.compile(r"([^\r\n]*+)(?:\r\n?|\n|\Z)")
 # What formulas begin with, and how their last lines end.
 _FORMULAS = {
     "$$": re.compile(r"\$\$\s*\Z"),
@@ -44,6 +46,18 @@ class CodeBlock:
     code: str
     fenced: bool = True
     closed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class FencedSpan:
+    """Where a fenced block and its code are in a text; the block may go on to the end of the text."""
+
+    language: str
+    start: int
+    end: int
+    code_start: int
+    code_end: int
+    closed: bool
 
 
 def first_fenced(text: str) -> CodeBlock | None:
@@ -118,17 +132,23 @@ def _formula(state: StateBlock, start_line: int, end_line: int, only_check: bool
 
 def _fences(text: str) -> Iterator[CodeBlock]:
     """Yield the fenced blocks between the lines of a text that is too long to be parsed."""
-    fence, language, code = "", "", list[str]()
-    for line in re.split(r"\r\n?|\n", text):
-        if not fence and (opening := _FENCE.match(line)):
+    for span in fenced_spans(text):
+        code = re.sub(r"\r\n?", "\n", text[span.code_start : span.code_end])
+        yield CodeBlock(span.language, code.removesuffix("\n"), closed=span.closed)
+
+
+def fenced_spans(text: str) -> Iterator[FencedSpan]:
+    """Yield where the fenced blocks of a text are, in time that is linear in its length."""
+    fence, language, start, code_start = "", "", 0, 0
+    for line in _LINE.finditer(text):
+        if not fence and (opening := _FENCE.match(line[1])):
             fence, language = opening[1], fence_language(opening[2])
-        elif fence and line.strip() == fence[0] * max(len(fence), len(line.strip())):
-            yield CodeBlock(language, "\n".join(code))
-            fence, code = "", []
-        elif fence:
-            code.append(line)
+            start, code_start = line.start(), line.end()
+        elif fence and (closing := line[1].strip()) == fence[0] * max(len(fence), len(closing)):
+            yield FencedSpan(language, start, line.end(1), code_start, line.start(), closed=True)
+            fence = ""
     if fence:
-        yield CodeBlock(language, "\n".join(code), closed=False)
+        yield FencedSpan(language, start, len(text), code_start, len(text), closed=False)
 
 
 def _code_block(token: Token) -> CodeBlock:

@@ -20,14 +20,17 @@ from tests.benchmarks import (
     engines,
     extension,
     first_token,
+    llamacpp,
+    map,
+    map_vllm,
     memory,
     page,
     path,
     peers,
-    quantization,
     remote,
     report,
     speed,
+    weights,
 )
 from tests.benchmarks.rounds import Rounds
 
@@ -48,7 +51,9 @@ BENCHMARKS: dict[str, tuple[str, Measure]] = {
         "CPU time of the thread for a token, 2,000 without a line break",
         detokenise.measure,
     ),
-    "quantization": ("128 tokens, greedy, SmolLM2-135M-Instruct, CPU", quantization.measure),
+    "weights": ("packed and quantized weights, SmolLM2-135M-Instruct, CPU", weights.measure_small),
+    "weights_1b": ("packed and quantized weights, 1.0B Llama shape, CPU", weights.measure_large),
+    "llamacpp": ("128 tokens, greedy, SmolLM2-135M-Instruct.Q4_1.gguf, CPU", llamacpp.measure),
     "batch": (f"32 prompts at once, greedy, {_MODEL}", batch.measure),
     "load": (f"loading {_MODEL}, converted before", memory.measure_load),
     "unload": (f"unloading {_MODEL}", memory.measure_unload),
@@ -57,8 +62,10 @@ BENCHMARKS: dict[str, tuple[str, Measure]] = {
     "many": ("256 prompts to a server, 64 at once", remote.measure_many),
     "crowd": ("1024 prompts to a server, 256 at once, every client alone", crowd.measure_crowd),
     "streams": ("256 streams at once, every client alone", crowd.measure_streams),
+    "map": ("a prompt for each row, servers on this machine", map.measure),
+    "map_vllm": (f"64 prompts to a vLLM server, 16 at once, {_MODEL}", map_vllm.measure),
 }
-_WITHOUT_MODEL = {"load_ext", "notebook", "stream", "many", "crowd", "streams"}
+_WITHOUT_MODEL = {"load_ext", "notebook", "stream", "many", "crowd", "streams", "map"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

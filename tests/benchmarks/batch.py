@@ -28,7 +28,7 @@ def measure(rounds: Rounds) -> Iterator[Row]:
         for variant, tokens in _TOKENS.items():
             prompts = f"batch_prompts.{variant}_prompts()"
             calls = {
-                "stream_many": (ours, f"together({prompts}, {{}})"),
+                "stream, together": (ours, f"together({prompts}, {{}})"),
                 "stream, one by one": (ours, f"one_by_one({prompts}[:{_ALONE}], {{}})"),
                 "pipeline(batch_size=8)": (
                     bare,

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from llm_magic.config.settings import GenerationConfig
-from llm_magic.types import Chunk, Message
+from llm_magic.types import Message
 from tests.benchmarks.inside import backend
 
 _THINGS = (
@@ -53,15 +53,15 @@ def mixed_prompts() -> list[list[Message]]:
 
 
 def together(conversations: Sequence[Sequence[Message]], tokens: int) -> tuple[int, float]:
-    """Answer with `stream_many`; returns the tokens of all answers and the seconds."""
+    """Answer with `stream`, all at once; returns the tokens of all answers and the seconds."""
     from llm_magic import llm
 
+    async def answer(messages: Sequence[Message]) -> int:
+        stream = backend().stream(llm.loaded_model().name, messages, _config(tokens))
+        return sum([chunk.tokens async for chunk in stream])
+
     async def ask() -> int:
-        name, count = llm.loaded_model().name, 0
-        async for _index, item in backend().stream_many(name, conversations, _config(tokens)):
-            assert isinstance(item, Chunk)
-            count += item.tokens
-        return count
+        return sum(await asyncio.gather(*map(answer, conversations)))
 
     return _timed(ask())
 

@@ -45,7 +45,7 @@ def rows(taken: Mapping[str, tuple[float, ...]]) -> Iterator[Row]:
         if name not in taken:
             yield Row(f"%load_ext {name}", "ms", note=PEERS[name].missing)
             continue
-        target = Target("<=", 50.0) if name == _OURS else None
+        target = Target("<=", 40.0) if name == _OURS else None
         yield Row(f"%load_ext {name}", "ms", taken[name], target)
         # What it needs, however busy the machine is.
         yield Row("  its CPU time", "ms", taken[f"CPU {name}"])

@@ -155,12 +155,13 @@ def folder() -> Path:
     return gguf.converted_folder(file)
 
 
-def load_bare() -> tuple[Any, Any]:
-    """Load the same files with nothing but Transformers."""
+def load_bare(path: str | Path | None = None, dtype: str = "auto") -> tuple[Any, Any]:
+    """Load the bundled model, or the one in a folder, with nothing but Transformers."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder())
-    model: Any = AutoModelForCausalLM.from_pretrained(folder(), dtype="auto", use_safetensors=True)
+    path = path or folder()
+    tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
     return model, tokenizer
 
 

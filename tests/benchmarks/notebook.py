@@ -67,10 +67,11 @@ def loaded_kernel(load: str = "%llm_load") -> Iterator[Kernel]:
 
 
 @contextlib.contextmanager
-def bare_kernel() -> Iterator[Kernel]:
-    """Start a kernel that has loaded the same files with Transformers alone."""
+def bare_kernel(path: Path | None = None) -> Iterator[Kernel]:
+    """Start a kernel that has loaded the bundled model, or a folder, with Transformers alone."""
+    where = "" if path is None else repr(str(path))
     with fresh_kernel() as kernel:
-        kernel.ok(_PREPARE + "model, tokenizer = inside.load_bare()")
+        kernel.ok(_PREPARE + f"model, tokenizer = inside.load_bare({where})", timeout=300)
         yield kernel
 
 

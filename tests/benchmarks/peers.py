@@ -63,7 +63,7 @@ def _extra(package: str, started: str, extra: str) -> Peer:
 
 PEERS = {
     "transformers": _extra("transformers", "generate and pipeline in a kernel", "local"),
-    "bitsandbytes": _extra("bitsandbytes", "%llm_load -q", "quantization"),
+    "xllamacpp": _extra("xllamacpp", "%llm_load -b llamacpp", "gguf"),
     "openai": _extra("openai", "its client in a kernel or a program", "test"),
     "transformers serve": _server("transformers", "a server of its own", "transformers"),
     "llama.cpp": _server("llama_cpp_python", "python -m llama_cpp.server", "llamacpp"),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
 from IPython.display import Markdown, display
 
-from llm_magic.backends.local.worker import Worker
+from llm_magic.backends.local.worker import Job, Worker
 from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import GenerationFailed, LLMMagicError
 from llm_magic.session import Session
@@ -67,15 +66,15 @@ class Producer(ScriptedBackend):
         """Stream as the local backend does: from a thread of its own."""
         count = int(messages[-1].content)
 
-        def work(cancel: threading.Event, emit: Callable[[Chunk], None]) -> None:
+        def work(job: Job[None]) -> None:
             began = time.perf_counter()
             for text in tokens(count):
                 _burn(self.steps)
-                emit(Chunk(text=text, tokens=1, time=time.perf_counter()))
-                if cancel.is_set():
+                job.emit(Chunk(text=text, tokens=1, time=time.perf_counter()))
+                if job.cancel.is_set():
                     return
             self.seconds = time.perf_counter() - began
-            emit(Chunk(finish_reason="stop", usage=Usage(1, count)))
+            job.emit(Chunk(finish_reason="stop", usage=Usage(1, count)))
 
         async for chunk in self.worker.stream(work, _translate):
             yield chunk

@@ -2,8 +2,8 @@
 
 Needs `apt-get install chromium` and `pip install -e '.[browser,demo]'`. Chromium never reaches
 beyond this machine. One server, one browser and one window serve all tests: to load JupyterLab takes
-longer than most of them. Each test gets a new notebook and kernel; a test that leaves something in the
-page asks for a window of its own.
+longer than most of them. Each test, or each module, gets a new notebook and kernel; a test that leaves
+something in the page leaves the page.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,9 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests import without_grammars
 from tests.browser.lab import Lab, Server
+from tests.browser.recorder import Recorder, recording
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize
@@ -32,7 +35,9 @@ _ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
 CHROMIUM_OPTIONS = (
     "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
-    "--disable-sync --no-first-run --disable-dev-shm-usage"
+    "--disable-sync --no-first-run --disable-dev-shm-usage "
+    # Pages are short-lived: what loads them once is not worth optimizing.
+    "--js-flags=--min-semi-space-size=64,--no-turbofan,--no-maglev"
 )
 _NUMBERS = itertools.count(1)
 _SIZE: ViewportSize = {"width": 1200, "height": 1400}
@@ -49,8 +54,22 @@ _LAB_SETTINGS = """{
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Start `jupyter lab` with a home of its own, and stop it with its kernels."""
     home = tmp_path_factory.mktemp("jupyter")
+    _install_wheel_data(home / "data", tmp_path_factory.mktemp("wheel"))
     with jupyter_lab(home) as server:
         yield server
+
+
+def _install_wheel_data(data: Path, folder: Path) -> None:
+    """Build the wheel of this checkout, and copy its files for Jupyter: the extension of JupyterLab."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=_ROOT, check=True, capture_output=True)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        for name in wheel.namelist():
+            _, is_data, path = name.partition("/data/share/jupyter/")
+            if is_data and not name.endswith("/"):
+                target = data / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(wheel.read(name))
 
 
 @pytest.fixture(scope="session")
@@ -87,14 +106,6 @@ class _Window:
         page.set_viewport_size(_SIZE)
         return page
 
-    @contextmanager
-    def put_aside(self) -> Iterator[None]:
-        """Open another one while the block lasts."""
-        shared, self._context = self._context, None
-        yield
-        self.leave()
-        self._context = shared
-
     def leave(self) -> None:
         """Close it; the next test gets another one."""
         if self._context is not None:
@@ -113,6 +124,12 @@ def window(browser: Browser) -> Iterator[_Window]:
 @pytest.fixture
 def lab(request: pytest.FixtureRequest, server: Server, window: _Window) -> Iterator[Lab]:
     """Return JupyterLab in the window that tests share; `lab.open([...])` comes first."""
+    with _lab(request, server, window) as lab:
+        yield lab
+
+
+@contextmanager
+def _lab(request: pytest.FixtureRequest, server: Server, window: _Window) -> Iterator[Lab]:
     failed = request.session.testsfailed
     lab = Lab(window.page(), server, f"test-{next(_NUMBERS)}.ipynb")
     yield lab
@@ -121,11 +138,25 @@ def lab(request: pytest.FixtureRequest, server: Server, window: _Window) -> Iter
     lab.shut_down_kernels()
 
 
+@pytest.fixture(scope="module")
+def lab_of_module(request: pytest.FixtureRequest, server: Server, window: _Window) -> Iterator[Lab]:
+    """Return `lab` for one notebook that all tests of a module share."""
+    with _lab(request, server, window) as lab:
+        yield lab
+
+
 @pytest.fixture
-def own_window(window: _Window) -> Iterator[None]:
-    """Let `lab` be in a new window, for what stays in a page: scripts that run, and scripts that must not."""
-    with window.put_aside():
-        yield
+def recorder() -> Iterator[Recorder]:
+    """Start a server that records what a page requests."""
+    with recording() as running:
+        yield running
+
+
+@pytest.fixture
+def page_is_left(window: _Window) -> Iterator[None]:
+    """Leave the page after the test, for what stays in it: scripts that run. The next test loads it again."""
+    yield
+    window.page().goto("about:blank")
 
 
 @contextmanager
@@ -148,6 +179,11 @@ def jupyter_lab(home: Path) -> Iterator[Server]:
             yield server
         finally:
             process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                # It has ended all kernels, and waits for a thread of its own.
+                process.kill()
 
 
 def _lab_options(server: Server) -> list[str]:
@@ -168,13 +204,15 @@ def _lab_options(server: Server) -> list[str]:
 def _environment(home: Path) -> dict[str, str]:
     return {
         **os.environ,
+        # Not what is installed beside Python comes first: the extension of this checkout.
+        "JUPYTER_PREFER_ENV_PATH": "0",
         "JUPYTER_CONFIG_DIR": str(home / "config"),
         "JUPYTER_DATA_DIR": str(home / "data"),
         "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
         "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
         "IPYTHONDIR": str(home / "ipython"),
-        "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": without_grammars.path(_ROOT, os.environ.get("PYTHONPATH")),
     }
 
 

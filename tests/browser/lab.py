@@ -17,10 +17,10 @@ _SECONDS = 1000  # Playwright counts milliseconds
 _PANEL = "window.jupyterapp.shell.currentWidget"
 _KERNEL = f"{_PANEL}.sessionContext.session.kernel"
 _CELLS = f"{_PANEL}.content.widgets"
-_READY = """name => {
+_READY = """([name, isIdle]) => {
     const panel = window.jupyterapp?.shell?.currentWidget;
     return panel?.content?.widgets && panel.context.path === name
-        && panel.sessionContext?.session?.kernel?.status === 'idle';
+        && (!isIdle || panel.sessionContext?.session?.kernel?.status === 'idle');
 }"""
 # The launcher opens when nothing is open: others are closed last.
 _OPEN = """async name => {
@@ -172,14 +172,14 @@ class Lab:
             url = f"{self.server.url}/api/sessions/{session['id']}"
             urlopen(Request(url, method="DELETE"), timeout=30).close()
 
-    def show(self, name: str) -> None:
-        """Load the page with a notebook of the server's folder and wait for its kernel."""
+    def show(self, name: str, *, is_idle: bool = True) -> None:
+        """Load the page with a notebook of the server's folder and, where it is idle, wait for its kernel."""
         self.name = name
         self.page.goto(f"{self.server.url}/lab/tree/{name}?reset")
-        self._wait_until_ready()
+        self._wait_until_ready(is_idle)
 
-    def _wait_until_ready(self) -> None:
-        self.page.wait_for_function(_READY, arg=self.name, timeout=120 * _SECONDS)
+    def _wait_until_ready(self, is_idle: bool = True) -> None:
+        self.page.wait_for_function(_READY, arg=[self.name, is_idle], timeout=120 * _SECONDS)
 
 
 def _notebook(cells: Sequence[str]) -> dict[str, Any]:

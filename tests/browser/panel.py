@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tests.browser.lab import Lab
@@ -75,11 +73,3 @@ def open_panel(lab: Lab, index: int) -> Panel:
     panel.prompt().wait_for()
     panel.slider("temperature").wait_for()
     return panel
-
-
-def until(true: Callable[[], bool], otherwise: str, within: float = 10) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + within
-    while not true():
-        assert time.monotonic() < end, otherwise
-        time.sleep(0.05)

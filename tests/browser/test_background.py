@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.browser.lab import Lab
-from tests.browser.panel import SCRIPTED, open_panel, until
+from tests.browser.panel import SCRIPTED, open_panel
+from tests.until import until
 
 pytestmark = pytest.mark.browser
 

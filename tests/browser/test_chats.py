@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.browser.lab import Lab
-from tests.browser.panel import SCRIPTED, until
+from tests.browser.panel import SCRIPTED
+from tests.until import until
 
 pytestmark = pytest.mark.browser
 
@@ -18,7 +19,7 @@ def turns(lab: Lab, index: int) -> str:
 
 def test_cells_run_again_and_cells_deleted(lab: Lab) -> None:
     asks = [f"%%llm -c talk\n{text}" for text in ("One", "Two", "Three", "Three")]
-    lab.open([SCRIPTED, *asks, TURNS])
+    lab.open([SCRIPTED, *asks, TURNS, "%llm -f text Some words"])
     for index in range(5):
         lab.run(index)
     fresh = "[('One', False), ('Two', False), ('Three', False), ('Three', False)]"
@@ -37,3 +38,11 @@ def test_cells_run_again_and_cells_deleted(lab: Lab) -> None:
     lab.run(2)
     until(lambda: "1 turn of chat 'talk' is stale and not sent" in lab.text(2), lab.text(2))
     assert turns(lab, 4) == "[('One', False), ('Two', True), ('Three', False), ('Three', True)]"
+    # JupyterLab would break its lines within words, and indent it.
+    lab.run(5)
+    style = (
+        lab.output(5)
+        .locator("pre")
+        .evaluate("pre => [getComputedStyle(pre).wordBreak, getComputedStyle(pre).marginLeft]")
+    )
+    assert style == ["normal", "0px"]

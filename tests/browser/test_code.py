@@ -7,7 +7,8 @@ import time
 import pytest
 
 from tests.browser.lab import Lab
-from tests.browser.panel import SCRIPTED, until
+from tests.browser.panel import SCRIPTED
+from tests.until import until
 
 pytestmark = pytest.mark.browser
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.browser.lab import Lab
-from tests.browser.panel import SCRIPTED, until
+from tests.browser.panel import SCRIPTED
+from tests.until import until
 
 pytestmark = pytest.mark.browser
 _CELLS = "window.jupyterapp.shell.currentWidget.content.widgets"
@@ -42,8 +43,8 @@ def test_line_is_correct_after_a_completion(lab: Lab) -> None:
     lab.run(0)
 
     type_and_tab(lab, 1, "%llm_load -q ")
-    choose(lab, "4bit")
-    until(lambda: source(lab, 1) == "%llm_load -q 4bit", f"a value: {source(lab, 1)!r}")
+    choose(lab, "none")
+    until(lambda: source(lab, 1) == "%llm_load -q none", f"a value: {source(lab, 1)!r}")
 
     type_and_tab(lab, 2, "%llm_unload org/wide:")
     choose(lab, "org/wide:7b")

@@ -1,19 +1,18 @@
 """The payloads in a real JupyterLab: nothing runs and nothing is fetched.
 
-The control shows the same payloads as plain Markdown, where they do run; without it a broken test
-would pass.
+At the end, the same payloads are shown as plain Markdown, where they do run: a broken test would fail there.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.browser.lab import Lab
-from tests.browser.recorder import Recorder, recording
+from tests.browser.panel import SCRIPTED, open_panel
+from tests.browser.recorder import Recorder
+from tests.until import until
 
 pytestmark = pytest.mark.browser
 
@@ -22,6 +21,22 @@ from IPython.display import HTML, Markdown, display
 from llm_magic.notebook.display.markdown import render
 from tests.payloads import payloads
 """
+_DRY_RUN = """
+import pandas as pd
+from llm_magic.notebook.display.tables import Table
+from llm_magic.prompts.values_as_text import to_text
+towns = pd.DataFrame({f"column{i}": range(40) for i in range(30)}, pd.Index(range(40), name="town"))
+long = "Describe this table in plain English. " * 4
+messages = [["system", long], ["user", f"{long}\\n\\n{to_text(towns)}"]]
+Table(("", ""), messages, "nothing was sent", verbatim=True)
+"""
+# The number of lines of an element, and whether it scrolls.
+_LINES = """box => {
+    const range = document.createRange();
+    range.selectNodeContents(box);
+    const tops = [...range.getClientRects()].map(line => Math.round(line.top));
+    return [new Set(tops).size, box.scrollWidth > box.clientWidth];
+}"""
 _SHOW = """
 for name, text in payloads({leak!r}).items():
     display({show})
@@ -121,12 +136,6 @@ _WIDTHS = """area => {
 }"""
 
 
-@pytest.fixture
-def recorder() -> Iterator[Recorder]:
-    with recording() as server:
-        yield server
-
-
 def _touch_everything(lab: Lab) -> None:
     """Move over, focus and toggle every element, and give late scripts their time."""
     lab.page.evaluate(
@@ -154,9 +163,10 @@ def _assert_harmless(lab: Lab, recorder: Recorder) -> None:
     assert output.locator("a:not([href^='http'], [href^='mailto:'], [href^='#'])").count() == 0
 
 
-@pytest.mark.usefixtures("own_window")
+@pytest.mark.usefixtures("page_is_left")
 def test_what_the_package_renders_runs_nothing(lab: Lab, recorder: Recorder) -> None:
-    lab.open([_IMPORTS + _SHOW.format(leak=recorder.url, show="HTML(render(text))")])
+    shows = ("HTML(render(text))", "Markdown(text)")
+    lab.open([_IMPORTS + _SHOW.format(leak=recorder.url, show=show) for show in shows])
     outputs = lab.run(0)
     assert {output["output_type"] for output in outputs} == {"display_data"}
     assert len(outputs) > 90
@@ -164,20 +174,60 @@ def test_what_the_package_renders_runs_nothing(lab: Lab, recorder: Recorder) -> 
     lab.reopen()
     assert len(lab.outputs(0)) == len(outputs)
     _assert_harmless(lab, recorder)
+    # One of the payloads replaces the page, so there is no end of the cell to wait for.
+    lab.start(1)
+    until(lambda: bool(recorder.requests), "the test sees nothing", within=60)
 
 
-@pytest.mark.usefixtures("own_window")
-def test_control_same_texts_as_plain_markdown_run_scripts(lab: Lab, recorder: Recorder) -> None:
-    lab.open([_IMPORTS + _SHOW.format(leak=recorder.url, show="Markdown(text)")])
-    lab.start(0)  # one of the payloads even takes the page away, so there is no cell to wait for
-    deadline = time.monotonic() + 60
-    while not recorder.requests and time.monotonic() < deadline:
-        lab.page.wait_for_timeout(200)
-    assert recorder.requests
+_HOSTILE_ANSWERS = """
+from tests.payloads import payloads
+for text in payloads({leak!r}).values():
+    backend.will(*whole_answer(text + "\\n\\n" + text))
+"""
+
+
+@pytest.mark.usefixtures("page_is_left")
+def test_hostile_text_in_a_panel_runs_nothing(lab: Lab, recorder: Recorder) -> None:
+    show = "from llm_magic.notebook.panel import ControlPanel\npanel = ControlPanel(llm)\npanel.box"
+    plain = f"import ipywidgets\nipywidgets.HTML(payloads({recorder.url!r})['img src'])"
+    lab.open([SCRIPTED + _HOSTILE_ANSWERS.format(leak=recorder.url), show, _ASK_ALL, plain])
+    lab.run(0)
+    open_panel(lab, 1)
+    assert lab.run(2, timeout=120) == []
+    lab.page.wait_for_timeout(1000)
+    _touch_everything(lab)
+    assert not _pwned(lab)
+    assert recorder.requests == []
+    conversation = lab.output(1).locator(".llm-panel .llm-scroll")
+    active = "img, script, iframe, object, embed, form, input, link, style, meta, base, svg, video"
+    # Task lists have check boxes that cannot be clicked.
+    harmless = "mjx-container *, input[type=checkbox]:disabled"
+    found = conversation.locator(f":is({active}):not({harmless})")
+    assert found.evaluate_all("all => all.map(one => one.outerHTML)") == []
+    assert conversation.locator("mjx-container :is(a, [id], [class*='jp-'])").count() == 0
+    assert (
+        conversation.locator("a:not([href^='http'], [href^='mailto:'], [href^='#'])").count() == 0
+    )
+    # The same text as plain HTML does run.
+    lab.start(3)
+    until(lambda: bool(recorder.requests), "the test sees nothing")
+
+
+# Every payload as question and as answer, and as a complaint, as the panel itself asks.
+_ASK_ALL = """
+import time
+panel.asking.chat.value = True
+for text in list(payloads().values()):
+    assert panel.asking.ask(text)
+    while llm.answering:
+        time.sleep(0.01)
+    panel.asking.message.show(text)
+    panel.draw()
+"""
 
 
 def test_an_answer_is_typeset_follows_the_theme_and_fits_its_cell(lab: Lab, tmp_path: Path) -> None:
-    lab.open([f"{_IMPORTS}HTML(render({ANSWER!r}))", f"HTML(render({WIDE!r}))"])
+    lab.open([f"{_IMPORTS}HTML(render({ANSWER!r}))", f"HTML(render({WIDE!r}))", _DRY_RUN])
     lab.run(0)
     output = lab.output(0)
     output.locator("mjx-container").nth(9).wait_for()
@@ -199,3 +249,19 @@ def test_an_answer_is_typeset_follows_the_theme_and_fits_its_cell(lab: Lab, tmp_
         wide = lab.output(1).evaluate(_WIDTHS)
         assert wide == [0, [True] * 4]
     assert lab.output(1).get_by_text("deep").bounding_box()["width"] > 100  # type: ignore[index]
+    lab.run(2)
+    dry_run = lab.output(2)
+    dry_run.get_by_text("nothing was sent").wait_for()
+    prose, rows = dry_run.locator("td").nth(1), dry_run.locator("td > div")
+    for width in (1200, 600):
+        lab.page.set_viewport_size({"width": width, "height": 1400})
+        lab.page.wait_for_timeout(300)
+        assert dry_run.evaluate("cell => cell.scrollWidth - cell.clientWidth") == 0
+        # The rows of the table are not wrapped but scroll; the prose is wrapped.
+        assert [row.evaluate(_LINES) for row in rows.all()] == [[23, True]]
+        lines, scrolls = prose.evaluate(_LINES)
+        assert lines > 1
+        assert not scrolls
+    lab.screenshot(tmp_path / "dry_run_dark.png", 2)
+    lab.theme("JupyterLab Light")
+    lab.screenshot(tmp_path / "dry_run_light.png", 2)

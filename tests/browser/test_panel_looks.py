@@ -1,19 +1,16 @@
-"""How the panel looks and sounds: widths, themes, names, keyboard; and hostile words in it."""
+"""How the panel looks and sounds: widths, themes, names, keyboard."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from tests.browser.lab import Lab, Server
-from tests.browser.panel import SCRIPTED, Panel, open_panel, until
-from tests.browser.recorder import Recorder, recording
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+from tests.browser.lab import Lab
+from tests.browser.panel import SCRIPTED, Panel, open_panel
+from tests.until import until
 
 pytestmark = pytest.mark.browser
 
@@ -25,19 +22,11 @@ _ANSWER = (
 _INTERACTIVE = "button|checkbox|combobox|listbox|slider|spinbutton|textbox|meter|progressbar|link"
 
 
-@pytest.fixture
-def recorder() -> Iterator[Recorder]:
-    with recording() as running:
-        yield running
-
-
 @pytest.fixture(scope="module")
-def full(server: Server, browser: Browser) -> Iterator[Panel]:
+def full(lab_of_module: Lab) -> Iterator[Panel]:
     """Return one panel with something everywhere: answer, code, chat, error, changed setting."""
-    with browser.new_context(viewport={"width": 1200, "height": 1400}) as context:
-        lab = Lab(context.new_page(), server)
-        yield filled(lab)
-        lab.shut_down_kernels()
+    yield filled(lab_of_module)
+    lab_of_module.theme("JupyterLab Light")
 
 
 def filled(lab: Lab) -> Panel:
@@ -56,8 +45,9 @@ def filled(lab: Lab) -> Panel:
     panel.ask("A question? " + "long " * 60)
     panel.button("Put into next cell").wait_for()
     panel.number("temperature").fill("0.25")
-    panel.number("temperature").press("Tab")
-    panel.at(".llm-changed").wait_for()
+    panel.number("max new tokens").fill("99999999")
+    panel.number("max new tokens").press("Tab")
+    panel.at(".llm-changed").nth(1).wait_for()
     panel.number("top k").fill("0")
     panel.number("top k").press("Tab")
     panel.box.get_by_role("alert").wait_for()
@@ -96,6 +86,10 @@ _TOO_WIDE = """box => {
     return found;
 }"""
 
+# One line each, so that the sliders of a row are at one height.
+_LABEL_HEIGHTS = """box => [...new Set([...box.querySelectorAll('.llm-number .llm-top')].map(
+    label => Math.round(label.getBoundingClientRect().height)))]"""
+
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
 def test_it_fits_narrow_and_wide_pages_in_both_themes(full: Panel, theme: str) -> None:
@@ -104,6 +98,7 @@ def test_it_fits_narrow_and_wide_pages_in_both_themes(full: Panel, theme: str) -
     for width in (600, 760, 820, 900, 1000, 1500):
         narrow(lab, width)
         assert panel.box.evaluate(_TOO_WIDE) == [], width
+        assert panel.box.evaluate(_LABEL_HEIGHTS) == [17], width
         assert panel.button("Load").is_visible()
 
 
@@ -175,11 +170,11 @@ def test_tab_key_reaches_every_control(full: Panel) -> None:
         "Backend",
         "Model",
         "Load",
-        "temperature, slider",
-        "temperature",
         "System prompt",
         "Prompt",
         "Send",
+        "temperature, slider",
+        "temperature",
     ]
     positions = [reached.index(name) for name in expected]
     assert positions == sorted(positions), reached
@@ -198,64 +193,4 @@ def test_keys_on_buttons_boxes_and_lists_have_their_usual_effect(full: Panel) ->
     backend = panel.box.get_by_role("combobox", name="Backend")
     backend.focus()
     backend.press("ArrowDown")
-    until(lambda: backend.input_value() == "ollama", "the arrow chooses nothing")
-
-
-_HOSTILE = """
-from tests.payloads import payloads
-for text in payloads({leak!r}).values():
-    backend.will(*whole_answer(text + "\\n\\n" + text))
-"""
-
-
-@pytest.mark.usefixtures("own_window")
-def test_hostile_text_runs_nothing(lab: Lab, recorder: Recorder) -> None:
-    show = "from llm_magic.notebook.panel import ControlPanel\npanel = ControlPanel(llm)\npanel.box"
-    lab.open([SCRIPTED + _HOSTILE.format(leak=recorder.url), show, _ASK_ALL])
-    lab.run(0)
-    open_panel(lab, 1)
-    assert lab.run(2, timeout=120) == []
-    lab.page.wait_for_timeout(1000)
-    _touch_everything(lab)
-    assert lab.page.evaluate("() => window.__pwned === undefined")
-    assert recorder.requests == []
-    conversation = lab.output(1).locator(".llm-panel .llm-scroll")
-    active = "img, script, iframe, object, embed, form, input, link, style, meta, base, svg, video"
-    # Task lists have check boxes that cannot be clicked.
-    harmless = "mjx-container *, input[type=checkbox]:disabled"
-    found = conversation.locator(f":is({active}):not({harmless})")
-    assert found.evaluate_all("all => all.map(one => one.outerHTML)") == []
-    assert conversation.locator("mjx-container :is(a, [id], [class*='jp-'])").count() == 0
-    assert (
-        conversation.locator("a:not([href^='http'], [href^='mailto:'], [href^='#'])").count() == 0
-    )
-
-
-# Every payload as question and as answer, and as a complaint, as the panel itself asks.
-_ASK_ALL = """
-import time
-panel.asking.chat.value = True
-for text in list(payloads().values()):
-    assert panel.asking.ask(text)
-    while llm.answering:
-        time.sleep(0.01)
-    panel.asking.message.show(text)
-    panel.draw()
-"""
-
-
-def _touch_everything(lab: Lab) -> None:
-    lab.page.evaluate(
-        """() => document.querySelectorAll('.llm-panel *').forEach(element =>
-            ['mouseover', 'mouseenter', 'pointerover', 'focus', 'toggle', 'load', 'error'].forEach(
-                name => element.dispatchEvent(new Event(name))))"""
-    )
-    lab.page.wait_for_timeout(2000)
-
-
-@pytest.mark.usefixtures("own_window")
-def test_control_same_text_as_plain_html_runs_scripts(lab: Lab, recorder: Recorder) -> None:
-    show = "import ipywidgets\nipywidgets.HTML(payloads({leak!r})['img src'])"
-    lab.open(["from tests.payloads import payloads\n" + show.format(leak=recorder.url)])
-    lab.start(0)
-    until(lambda: bool(recorder.requests), "the test sees nothing")
+    until(lambda: backend.input_value() == "llamacpp", "the arrow chooses nothing")

@@ -1,26 +1,27 @@
-"""The panel's prompt and conversation in a real JupyterLab: one page and one kernel for all tests."""
+"""The panel in a real JupyterLab: one page and one kernel for all tests."""
 
 from __future__ import annotations
 
 import ast
+import re
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.browser.lab import Lab, Server
-from tests.browser.panel import SCRIPTED, Panel, open_panel, until
+from tests.browser.lab import Lab
+from tests.browser.panel import SCRIPTED, Panel, open_panel
 from tests.kernels import within_a_second
+from tests.until import until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Locator
 
 pytestmark = pytest.mark.browser
 
 _SETUP = f"""{SCRIPTED}
 import time
-from tests.scripted import Pause
+from tests.scripted import Hang, Pause
 price = 12
 def long(count, pause):
     return whole_answer(*(step for n in range(count) for step in (f"line {{n}}\\n\\n", Pause(pause))))
@@ -33,21 +34,19 @@ _SETUP_CELL, _PANEL_CELL, _FREE_CELL = range(3)
 
 
 @pytest.fixture(scope="module")
-def shared(server: Server, browser: Browser) -> Iterator[Panel]:
+def shared(lab_of_module: Lab) -> Panel:
     """Return one panel for the tests of this file."""
-    with browser.new_context(viewport={"width": 1200, "height": 1400}) as context:
-        lab = Lab(context.new_page(), server)
-        lab.open([_SETUP, "%llm_panel", ""], "prompt.ipynb")
-        lab.run(_SETUP_CELL)
-        yield open_panel(lab, _PANEL_CELL)
-        lab.shut_down_kernels()
+    lab_of_module.open([_SETUP, "%llm_panel", ""])
+    lab_of_module.run(_SETUP_CELL)
+    return open_panel(lab_of_module, _PANEL_CELL)
 
 
 @pytest.fixture
 def panel(shared: Panel) -> Panel:
-    """Return the panel, with an empty prompt box and no script left over."""
+    """Return the panel in its usual size, with an empty prompt box and no script left over."""
+    shared.lab.page.set_viewport_size({"width": 1200, "height": 1400})
     shared.prompt().fill("")
-    run(shared, "backend.scripts.clear(); backend.requests.clear()")
+    run(shared, "backend.scripts.clear(); backend.requests.clear(); llm.generation.reset()")
     return shared
 
 
@@ -77,6 +76,10 @@ def requested(panel: Panel) -> list[str]:
     (output,) = run(panel, _REQUESTED)
     prompts: list[str] = ast.literal_eval("".join(output["data"]["text/plain"]))
     return prompts
+
+
+def value(control: Locator) -> float:
+    return float(control.input_value())
 
 
 def is_at_end(panel: Panel) -> bool:
@@ -111,6 +114,44 @@ def test_conversation_follows_answer_until_reader_scrolls_up(panel: Panel) -> No
     panel.ask("another one")
     until(lambda: "another one" in panel.answer() and is_at_end(panel), "the next is not shown")
     assert panel.box.get_by_role("log", name="Conversation").is_visible()
+
+
+# Scrolls the notebook until the prompt is at its lower edge.
+_TO_THE_EDGE = """prompt => {
+    const page = prompt.closest('.jp-WindowedPanel-outer');
+    page.scrollTop += prompt.getBoundingClientRect().bottom - page.getBoundingClientRect().bottom;
+    prompt.querySelector('textarea').focus({ preventScroll: true });
+}"""
+_IS_ABOVE_THE_EDGE = """box => box.getBoundingClientRect().bottom
+    <= box.closest('.jp-WindowedPanel-outer').getBoundingClientRect().bottom"""
+
+
+def is_on_screen(panel: Panel) -> bool:
+    return bool(panel.at(".llm-scroll").evaluate(_IS_ABOVE_THE_EDGE))
+
+
+@pytest.mark.parametrize("size", [(1200, 1000), (1500, 700), (700, 800)])
+def test_page_scrolls_to_the_answer_until_reader_does_anything(
+    panel: Panel, size: tuple[int, int]
+) -> None:
+    page, answer = panel.lab.page, panel.at(".llm-answer").filter(has_text="tokens")
+    log = panel.at(".llm-scroll")
+    run(panel, "backend.will(*long(3, 0.2)); backend.will(*long(20, 0.05))")
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    for question in (f"first in {size}", f"second in {size}"):
+        panel.prompt().fill(question)
+        panel.at(".llm-prompt").evaluate(_TO_THE_EDGE)
+        page.keyboard.press("Control+Enter")
+        panel.at(".llm-question").filter(has_text=question).wait_for()
+        until(lambda: is_on_screen(panel), "it is below the page")
+        if "first" in question:
+            answer.filter(has_text="line 2").wait_for()
+            assert is_on_screen(panel)
+            until(lambda: log.get_attribute("aria-busy") == "false", "no end is announced")
+    page.mouse.move(400, 400)
+    page.mouse.wheel(0, -500)
+    answer.filter(has_text="line 19").wait_for()
+    assert not is_on_screen(panel), "the page scrolls away from its reader"
 
 
 def test_prompts_sent_at_once_are_not_glued_together(panel: Panel) -> None:
@@ -149,7 +190,8 @@ def test_prompt_whose_request_fails_returns_to_the_box(panel: Panel) -> None:
     until(lambda: "later" in "".join(alert.all_inner_texts()), "no error")
     until(lambda: prompt.input_value() == "mine\n\nnext", "a text is lost")
     panel.ask("fine")
-    panel.at(".llm-answer").filter(has_text="tokens").wait_for()
+    # Until then the answer of before is shown.
+    panel.at(".llm-answer").filter(has_text="fine").filter(has_text="tokens").wait_for()
     assert (alert.count(), prompt.input_value()) == (0, "")
 
 
@@ -207,17 +249,93 @@ def test_click_during_a_cell_is_shown_as_queued(panel: Panel) -> None:
     notice.wait_for(state="hidden")
 
 
-def test_answer_is_copied_without_clipboard_permission(panel: Panel) -> None:
+def test_sliders_and_magic_show_the_same_settings(panel: Panel) -> None:
+    slider, field = panel.slider("temperature"), panel.number("temperature")
+    until(lambda: (value(slider), value(field)) == (0.7, 0.7), "not the setting's value")
+    slider.focus()
+    slider.press("ArrowRight")
+    until(lambda: value(field) == 0.75, "the field does not follow")
+    until(lambda: "%llm_config temperature=0.75" in panel.box.inner_text(), "no magic is shown")
+    run(panel, "%llm_config")
+    assert re.search(r"temperature\s+0\.75 \*", panel.lab.text(_FREE_CELL))
+    run(panel, "%llm_config temperature=0.25")
+    until(lambda: (value(slider), value(field)) == (0.25, 0.25), "the slider does not follow")
+    until(lambda: panel.at(".llm-changed").count() == 1, "it is not marked as changed")
+    field.press("Control+a")
+    field.press_sequentially("9")
+    field.press("Enter")
+    alert = panel.box.get_by_role("alert")
+    alert.wait_for()
+    until(lambda: "It must be 0 to 2." in alert.inner_text(), "it does not complain")
+    assert value(field) == 9
+    field.press("Control+a")
+    field.press("Delete")
+    field.press("Tab")
+    until(lambda: field.input_value() == "0.25", "an empty field stays empty")
+    until(lambda: alert.count() == 0, "the error stays")
+    panel.check("temperature: model's own").click()
+    until(lambda: slider.is_disabled() and field.is_disabled(), "it can still be moved")
+    panel.check("temperature: model's own").click()
+    until(slider.is_enabled, "it cannot be moved")
+    slider.press("ArrowLeft")
+    until(panel.button("Reset").is_enabled, "there is nothing to take back")
+    panel.button("Reset").click()
+    until(lambda: value(field) == 0.7 and panel.at(".llm-changed").count() == 0, "no reset")
+
+
+def test_answer_and_magic_can_be_copied(panel: Panel) -> None:
     page = panel.lab.page
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     run(panel, "backend.will(*whole_answer('**bold**\\n\\n- x'))")
-    panel.ask("copy this")
+    panel.ask("two\nlines")
     panel.at(".llm-answer").filter(has_text="bold").filter(has_text="tokens").wait_for()
-    page.evaluate("() => Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    panel.button("Copy answer 1").click()
+    read = "() => navigator.clipboard.readText()"
+    until(lambda: page.evaluate(read) == "**bold**\n\n- x", "the answer is not copied")
+    panel.button("Copy").click()
+    until(lambda: page.evaluate(read) == "%%llm\ntwo\nlines", "the magic is not copied")
+    until(lambda: "Copied" in panel.box.inner_text(), "it does not say so")
+    # Without the permission, and without the API.
+    page.context.clear_permissions()
+    without = "{ value: undefined, configurable: true }"
+    page.evaluate(f"() => Object.defineProperty(navigator, 'clipboard', {without})")
     panel.at(".llm-scroll").get_by_role("button", name="Copy answer").last.click()
     until(lambda: "Copied" in panel.answer(), "it does not say so")
     panel.prompt().focus()
     page.keyboard.press("Control+v")
+    page.evaluate("() => delete navigator.clipboard")
     assert panel.prompt().input_value() == "**bold**\n\n- x"
+
+
+def test_ctrl_enter_runs_no_cell_and_keys_do_not_reach_the_notebook(panel: Panel) -> None:
+    prompt, before = panel.prompt(), panel.lab.sources()
+    prompt.click()
+    # Keys that delete, add and run cells where the notebook hears them.
+    prompt.press_sequentially("ddabxyz")
+    prompt.press("Control+Enter")
+    until(lambda: "ddabxyz" in panel.answer(), "nothing was sent")
+    field = panel.number("top k")
+    field.click()
+    for key in ("a", "b", "d", "d", "x"):
+        field.press(key)
+    slider = panel.slider("top k")
+    slider.focus()
+    for key in ("a", "b", "d", "d", "x", "ArrowDown", "ArrowUp"):
+        slider.press(key)
+    time.sleep(0.5)
+    assert panel.lab.sources() == before
+    assert panel.box.is_visible()
+    assert slider.evaluate("element => document.activeElement === element"), "it lost the focus"
+
+
+def test_panel_shows_answering_cell_and_how_to_stop_it(panel: Panel) -> None:
+    panel.lab.write(_FREE_CELL, "backend.will('a ', Hang())\nllm.generate('?')")
+    panel.lab.start(_FREE_CELL)
+    until(lambda: "Answering" in panel.status(), "it is not shown")
+    until(lambda: "A cell is answering: ■" in panel.box.inner_text(), "it does not say how to stop")
+    panel.lab.interrupt()
+    panel.at(".llm-Ready").wait_for(timeout=5000)
+    panel.lab.wait(_FREE_CELL)
 
 
 def test_wrong_value_shows_what_is_allowed_at_its_field(panel: Panel) -> None:
@@ -225,16 +343,27 @@ def test_wrong_value_shows_what_is_allowed_at_its_field(panel: Panel) -> None:
         panel.number("top p"),
         panel.at('.llm-number:has([aria-label="top p"]) .llm-wrong'),
     )
-    for typed, expected in (
-        ("7", "top p: 7 is out of range. It must be 0 to 1."),
-        ("-", "top p must be a number, 0 to 1."),
+    for typed, text, expected in (
+        ("7", "7", "top p: 7 is out of range. It must be 0 to 1."),
+        # What is no number has no value in a page.
+        ("-", "", "top p must be a number, 0 to 1."),
     ):
         field.press("Control+a")
         field.press_sequentially(typed)
         field.press("Tab")
         error.filter(has_text=expected).wait_for()
         assert error.get_attribute("role") == "alert"
-        assert field.input_value() == "0.9"
+        panel.ask(f"Another action after {typed}")
+        panel.box.get_by_text(f"Nothing was sent. {expected}").wait_for()
+        assert (field.input_value(), error.inner_text()) == (text, expected)
+        assert field.get_attribute("aria-invalid") == "true"
+        assert run(panel, "llm.generation.top_p")[0]["data"]["text/plain"] == "0.9"
+    panel.button("Reset").click()
+    until(lambda: field.input_value() == "0.9", "Reset does not restore the value in use")
+    until(lambda: panel.box.get_by_role("alert").count() == 0, "the error stays after Reset")
+    field.fill("7")
+    field.press("Tab")
+    error.filter(has_text="out of range").wait_for()
     field.fill("0.5")
     field.press("Tab")
     until(lambda: panel.box.get_by_role("alert").count() == 0, "the error stays")

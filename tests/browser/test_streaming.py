@@ -38,6 +38,7 @@ threading.Thread(target=go_on).start()
 """
 # In every frame that is painted: has the answer gone, shrunk, or a formula lost its form?
 _OBSERVE = """() => {
+    window.__observes = true;
     window.__frames = window.__gone = window.__shrunk = window.__raw = 0;
     let height = 0, formulas = 0;
     const look = () => {
@@ -53,7 +54,7 @@ _OBSERVE = """() => {
             height = area.offsetHeight;
             formulas = typeset;
         }
-        requestAnimationFrame(look);
+        if (window.__observes) requestAnimationFrame(look);
     };
     requestAnimationFrame(look);
 }"""
@@ -93,7 +94,6 @@ def test_answer_grows_in_one_output(lab: Lab, tmp_path: Path) -> None:
     assert "".join(midway["data"]["text/html"]).count("<pre") == 1
 
 
-@pytest.mark.usefixtures("own_window")
 def test_update_of_an_answer_neither_flickers_nor_scrolls(lab: Lab) -> None:
     script = f"text = {ANSWER!r} * 3{_SCRIPT.format(file=lab.server.folder.as_posix())}"
     lab.open([_SETUP, script, "%%llm\nExplain.", "# the end"])
@@ -107,6 +107,7 @@ def test_update_of_an_answer_neither_flickers_nor_scrolls(lab: Lab) -> None:
     lab.wait(2)
     lab.page.wait_for_timeout(500)
     assert lab.page.evaluate(f"() => {position}") == 100
+    lab.page.evaluate("() => { window.__observes = false; }")
     seen = {what: _frames(lab, what) for what in ("frames", "gone", "shrunk", "raw")}
     assert seen.pop("frames") > 20
     assert seen == {"gone": 0, "shrunk": 0, "raw": 0}

@@ -1,4 +1,4 @@
-"""One of each backend, ready to be asked: the local one with a real model, the others with a server."""
+"""One of each backend, ready to be asked: in this process with a model, else with a server."""
 
 from __future__ import annotations
 
@@ -63,6 +63,15 @@ def echo_installed(echo_package: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     registry.refresh()
 
 
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tiny model that repeats some letters until a limit, which loads in no time."""
+    from tests.local_models import parrot
+
+    folder = tmp_path_factory.mktemp("contract") / "endless"
+    return parrot(folder, "abcdef", ends=False, max_position_embeddings=8192)
+
+
 @pytest.fixture
 def under(request: pytest.FixtureRequest) -> Iterator[Under]:
     """Return the backend that the test is parametrized with."""
@@ -71,8 +80,10 @@ def under(request: pytest.FixtureRequest) -> Iterator[Under]:
         session = Session(settings())
         stack.callback(session.close)
         if name == "local":
-            request.getfixturevalue("model_cache")
-            case = Under(name, session, None, "./there-is-no-such-folder")
+            folder = str(request.getfixturevalue("endless"))
+            case = Under(name, session, folder, "./there-is-no-such-folder")
+        elif name == "llamacpp":
+            case = Under(name, session, None, "./there-is-no-such-file.gguf")
         elif name == "echo":
             request.getfixturevalue("echo_installed")
             case = Under(name, session, "parrot", "parrotx", greedy={})

@@ -19,7 +19,7 @@ from llm_magic.types import Chunk
 from tests.contract.conftest import QUESTION, REMOTE, Under
 from tests.wire import Cut, Hold, delta, ndjson, sse
 
-every = pytest.mark.parametrize("under", ["local", "echo", *REMOTE], indirect=True)
+every = pytest.mark.parametrize("under", ["local", "llamacpp", "echo", *REMOTE], indirect=True)
 remote = pytest.mark.parametrize("under", REMOTE, indirect=True)
 
 
@@ -67,7 +67,7 @@ def test_async_reply_is_equal(under: Under) -> None:
 def test_abandoned_stream_stops_work_and_keeps_partial_reply(under: Under) -> None:
     under.load()
     under.slowly()
-    stream = under.session.stream(QUESTION, **under.greedy, max_new_tokens=400)
+    stream = under.session.stream(QUESTION, **under.greedy, max_new_tokens=4000)
     first = next(chunk for chunk in stream if chunk.text)
     began = time.monotonic()
     stream.close()  # type: ignore[attr-defined]
@@ -89,7 +89,7 @@ def test_cancelled_task_stops_work(under: Under) -> None:
 
     async def main() -> None:
         async def ask() -> None:
-            async for chunk in under.session.astream(QUESTION, max_new_tokens=400):
+            async for chunk in under.session.astream(QUESTION, max_new_tokens=4000):
                 seen.append(chunk)
 
         task = asyncio.create_task(ask())

@@ -287,8 +287,9 @@ def test_interrupt_before_first_line_is_one_line(k: Kernel, fast: FaultServer, a
 
 
 def test_local_jobs_wait_for_their_turn(loaded: Kernel) -> None:
-    for name in ("first", "second"):
-        cell = f"%%llm --bg -o {name} --max-new-tokens 200 --seed 1\nWrite a story."
+    # The second cannot share steps.
+    for name, option in (("first", ""), ("second", "-p no_repeat_ngram_size=3")):
+        cell = f"%%llm --bg -o {name} --max-new-tokens 200 --seed 1 {option}\nWrite a story."
         assert loaded.ok(cell).seconds < within_a_second()
     loaded.ok("while first.state != 'running': __import__('time').sleep(0.01)")
     assert loaded.value("(first.state, second.state)") == ("running", "queued")
@@ -303,6 +304,18 @@ def test_local_jobs_wait_for_their_turn(loaded: Kernel) -> None:
     assert loaded.value("second.state") == "running"
     loaded.ok("%llm_stop")
     assert loaded.ok("%llm -t 0 --max-new-tokens 2 Hello").status == "ok"
+
+
+def test_local_answers_are_computed_together(loaded: Kernel) -> None:
+    ask = "llm.agenerate(f'Count to {n + 20}.', temperature=0, max_new_tokens=24)"
+    loaded.ok("%%llm --bg -o job --max-new-tokens 120\nWrite a story.")
+    loaded.ok(f"import asyncio\nreplies = await asyncio.gather(*({ask} for n in range(12)))")
+    assert loaded.value("min(reply.usage.completion_tokens for reply in replies)") > 4
+    loaded.ok("first = [reply.timing.first_token_s for reply in replies]")
+    loaded.ok("total = [reply.timing.total_s for reply in replies]")
+    assert loaded.value("max(first) < min(total)"), "all had a token before the first one ended"
+    assert loaded.value("job.state") != "queued"
+    loaded.ok("%llm_stop")
 
 
 def test_interrupt_of_local_answers_keeps_the_one_that_has_text(loaded: Kernel) -> None:

@@ -97,11 +97,11 @@ def test_the_variable_is_the_job(k: Kernel) -> None:
     k.ok("hang = Hang()\nbackend.will('one', ' two', hang, *whole_answer(' three'))")
     begun(k, "%%llm --bg -o job\nCount to three.")
     k.ok("while job.text != 'one two': __import__('time').sleep(0.01)")
-    assert k.value("(str(job), job.done, job.state, job.tokens)") == (
+    assert k.value("(job.text, job.done, job.state, job.tokens)") == (
         "one two", False, "running", 2,
     )  # fmt: skip
     assert k.value("repr(job)").startswith(
-        f"<Job {k.value('job.number')}: tiny, running, 2 tokens, "
+        f"<Job {k.value('job.number')}: tiny, running, 2 tokens so far, "
     )
     late = k.run("job.result(timeout=0.2)")
     assert (late.ename, k.value("job.done")) == ("TimeoutError", False)
@@ -142,13 +142,13 @@ def test_wait_shows_progress_and_result_of_jobs(k: Kernel) -> None:
     cell = k.send("%llm_wait")
     k.wait_for_output(cell, f"Waiting for job {number} (")
     ran = k.wait(cell)
-    expected = r"(\d+) +done +tiny +6 tokens +\d+\.\d +Say some letters\."
+    expected = r"(\d+) +incomplete +tiny +6 tokens +\d+\.\d +cell \[\d+\] +Say some letters\."
     row = re.fullmatch(expected, ran.text.splitlines()[1])
     assert row, ran.text
     assert int(row[1]) == number
     assert "xyzzzz" in under.text
     assert k.ok("%llm_wait").text == "No job is running."
-    assert "done" in k.ok(f"%llm_wait {number}").text, "asked for by number, it says it again"
+    assert "incomplete" in k.ok(f"%llm_wait {number}").text, "asked for by number, it says it again"
 
 
 def test_stop(k: Kernel) -> None:
@@ -159,9 +159,7 @@ def test_stop(k: Kernel) -> None:
     k.ok("while not job.text: __import__('time').sleep(0.01)")
     assert k.value("(job.state, other.state)") == ("running", "waiting")
     first, second = k.value("(job.number, other.number)")
-    assert (
-        k.ok(f"%llm_stop {second}").text == f"Stopped job {second} (tiny) before its first token."
-    )
+    assert k.ok(f"%llm_stop {second}").text == f"Stopped job {second} (tiny) before the first word."
     assert k.value("(job.state, other.state)") == ("running", "stopped")
     assert k.ok("%llm_stop").text == f"Stopped job {first} (tiny) after 1 token."
     assert k.ok("%llm_stop").text == "No job is running."
@@ -180,7 +178,7 @@ def test_stop(k: Kernel) -> None:
     assert "one" in under.text
     assert "stopped by you; incomplete" in under.text
     ran = k.run("job.result()")
-    assert (ran.ename, k.value("job.reply.text")) == ("Interrupted", "one")
+    assert (ran.ename, k.value("job.reply.text")) == ("GenerationStopped", "one")
     assert k.ok("%llm_wait").status == "ok", "what the user stopped is no error"
 
 
@@ -212,15 +210,24 @@ def test_the_table_keeps_the_last_twenty(k: Kernel) -> None:
         "jobs = [llm.ask(Request(f'n {i}'), background=True) for i in range(25)]"
     )
     k.ok("replies = [job.result() for job in jobs]")
-    rows = k.ok("%llm_jobs").text.splitlines()[1:]
+    *rows, note = k.ok("%llm_jobs").text.splitlines()[1:]
     numbers = k.value("[job.number for job in jobs]")
     assert [int(row.split()[0]) for row in rows] == numbers[-20:]
     assert rows[-1].split()[1:4] == ["done", "tiny", "2"]
     assert rows[-1].endswith("n 24")
     ran = k.run(f"%llm_stop {numbers[0]}")
     assert ran.ename == "JobNotFound"
-    assert ran.error.startswith(f"There is no job '{numbers[0]}'; there are: {numbers[5]}, ")
-    assert k.run("%llm_wait what").ename == "JobNotFound"
+    assert ran.error == (
+        f"Job {numbers[0]} is older than the last 20 finished ones and no longer listed."
+        " Only the variable of its -o still has it."
+    )
+    assert note == f"… and {numbers[-1] - 20} older; the variables of -o still have them."
+    assert k.run("%llm_wait what").error.startswith(
+        f"There is no job 'what'; there are: {numbers[5]}, "
+    )
+    assert (
+        k.ok("oldest = jobs[0]\n%llm_wait oldest").text.splitlines()[1].startswith(str(numbers[0]))
+    )
 
 
 def test_the_same_cell_run_again_stops_its_earlier_job(k: Kernel) -> None:
@@ -356,6 +363,17 @@ def test_shown_once_at_the_end_where_answers_do_not_stream() -> None:
         ran = k.ok("%llm_wait")
         assert ran.text.startswith("one two three"), "also where the first cell's is lost"
         assert ran.updates == 0
+        k.ok("load = backend.hang('load')")
+        cell = k.send("%llm_load org/other --bg --keep")
+        while not (under := k.state(cell)).finished:
+            k.receive(0.02)
+        k.ok("load.go.set()")
+        deadline = time.monotonic() + 10
+        while len(under.outputs) < 2:
+            assert time.monotonic() < deadline
+            k.receive()
+        assert under.text.startswith("Loading org/other · ")
+        assert "other · local cpu bf16 · 269 MB · 8,192 ctx · ready in " in under.text
 
 
 def run_notebook(folder: Path, *cells: str) -> Any:
@@ -369,13 +387,21 @@ def run_notebook(folder: Path, *cells: str) -> Any:
 
 
 def test_wait_makes_it_right_under_nbclient(tmp_path: Path) -> None:
-    first, _, wait, last = run_notebook(
+    cells = run_notebook(
         tmp_path,
         "%%llm --bg -o job\nSay these words.",
         "while not job.done: __import__('time').sleep(0.01)",
         "%llm_wait",
         "job.text",
+        "%llm_load org/other --bg",
+        "%llm Hello",
+        "from llm_magic.errors import LoadFailed\nbackend.trouble['load'] = LoadFailed('Full.')",
+        "%llm_load org/third --bg",
+        "try: llm.generate('Hello')\nexcept LoadFailed: pass",
     )
+    first, _, wait, last, load, _, _, failed, _ = cells
+    assert load.outputs[0].data["text/plain"].startswith("other · local cpu bf16")
+    assert failed.outputs[0].data["text/plain"] == "LoadFailed: Full. other was unloaded for it."
     shown = ["".join(out.data["text/plain"]) for out in (first.outputs[0], last.outputs[0])]
     assert shown[0].startswith("Say these words.\n\ntiny · 7 → 3 tokens")
     assert shown[1] == "'Say these words.'"

@@ -66,20 +66,63 @@ def test_footer_shows_the_turn_and_how_many_became_stale(scripted: Kernel) -> No
         return [label for label in line.split(" · ") if "turn" in label or "incomplete" in label]
 
     for number, cell in enumerate("abc", 1):
-        assert labels(f"%%llm -c talk\n{cell}", cell) == [f"chat talk, turn {number}"]
-    assert labels("%%llm -c talk\nb", "b") == ["chat talk, turn 2", "1 later turn is now stale"]
-    assert labels("%%llm -c talk\na", "a") == ["chat talk, turn 1", "1 later turn is now stale"]
+        new = "new " if number == 1 else ""
+        assert labels(f"%%llm -c talk\n{cell}", cell) == [f"{new}chat talk, turn {number}"]
+    assert labels("%%llm -c talk\nb", "b") == ["chat talk, turn 2", "1 later turn became stale"]
+    assert labels("%%llm -c talk\na", "a") == ["chat talk, turn 1", "1 later turn became stale"]
     assert labels("%%llm -c talk\nd", "d") == ["chat talk, turn 4"]
-    assert labels("%%llm -c 'a b' --plain\na", "e") == ["chat 'a b', turn 1]"]
+    assert labels("%%llm -c 'a b' --plain\na", "e") == ["new chat 'a b', turn 1]"]
     for cell in "bc":
         labels(f"%%llm -c talk\n{cell}", cell)
-    assert labels("%%llm -c talk\na", "a") == ["chat talk, turn 1", "2 later turns are now stale"]
+    assert labels("%%llm -c talk\na", "a") == ["chat talk, turn 1", "2 later turns became stale"]
     # An answer that failed is no turn.
     scripted.ok("backend.will('half', ValueError('No.'))")
     assert (
         "turn" not in scripted.run("%%llm -c talk\nx", cell_id="a").text.partition("Traceback")[0]
     )
     assert labels("%%llm\nx", "x") == []
+
+
+def test_footer_of_background_turn_is_updated_too(scripted: Kernel) -> None:
+    cells = {cell: f"%%llm --bg -o job -c behind\n{cell}" for cell in "abc"}
+    _, second, third = [scripted.ok(cells[cell], cell_id=f"bg {cell}") for cell in "abc"]
+    shown = "while not job.done: __import__('time').sleep(0.01)\njob.view.close()"
+    scripted.ok(shown)
+    assert second.text.endswith("chat behind, turn 2")
+    # In the foreground, and in the background.
+    scripted.ok("%%llm -c behind\nagain", cell_id="bg a")
+    assert second.text.endswith("chat behind, turn 2 · stale")
+    assert third.html.endswith("chat behind, turn 3 · stale</div>")
+    second = scripted.ok(cells["b"], cell_id="bg b")
+    scripted.ok(shown)
+    assert second.text.endswith("chat behind, turn 2")
+    scripted.ok(cells["a"], cell_id="bg a")
+    scripted.ok(shown)
+    scripted.ok("1")
+    assert second.text.endswith("chat behind, turn 2 · stale")
+    scripted.ok("%llm_reset behind")
+
+
+def test_footer_is_updated_when_stale_turns_have_run_again(scripted: Kernel) -> None:
+    _, second, *_, last = [scripted.ok(f"%%llm -c talk\n{cell}", cell_id=cell) for cell in "abcd"]
+    first = scripted.ok("%%llm -c talk\nagain", cell_id="a")
+    assert first.text.endswith("chat talk, turn 1 · 3 later turns became stale")
+    assert second.text.endswith("chat talk, turn 2 · stale")
+    assert scripted.ok("%%llm -c talk\nb", cell_id="b").text.endswith("chat talk, turn 2")
+    assert last.html.endswith("chat talk, turn 4 · stale</div>")
+    assert first.text.endswith("chat talk, turn 1 · 2 later turns became stale")
+    # A cell that fails is no turn.
+    scripted.ok("backend.will(ValueError('No.'))")
+    scripted.run("%%llm -c talk\nc", cell_id="c")
+    assert first.text.endswith(" · 2 later turns became stale")
+    scripted.ok("%%llm -c talk\nc", cell_id="c")
+    scripted.ok("%llm_reset --stale")
+    for form in (first.text, first.html.removesuffix("</div>")):
+        assert "again" in form
+        assert form.endswith("chat talk, turn 1")
+    # A kernel that has no earlier turn begins a new chat, whatever the notebook shows above.
+    scripted.ok("%llm_reset talk")
+    assert scripted.ok("%%llm -c talk\nb", cell_id="b").text.endswith(" · new chat talk, turn 1")
 
 
 def test_reset_without_name_deletes_no_chat_of_several(scripted: Kernel) -> None:
@@ -173,6 +216,90 @@ def test_a_dry_run_is_no_turn(scripted: Kernel) -> None:
     assert questions(scripted) == ["One", "Three"]
 
 
+def shown(k: Kernel, *, chat: str = "talk") -> list[tuple[str, str, bool]]:
+    """Return the question, the answer and the staleness of the turns of a chat."""
+    found: list[tuple[str, str, bool]] = k.value(
+        f"[(t.question.content, t.answer.content, t.stale) for t in llm.chats.get({chat!r}).turns]"
+    )
+    return found
+
+
+def test_turn_waits_for_the_background_turns_before_it(scripted: Kernel) -> None:
+    k = scripted
+    k.ok(
+        "from tests.scripted import Hang\nhang = Hang()\nbackend.will('I', hang, *whole_answer('.'))"
+    )
+    k.send("%%llm --bg -o first -c talk\nMy name is Ana.", cell_id="a")
+    second = k.send("%%llm --bg -o second -c talk\nWhat is my name?", cell_id="b")
+    dry = k.ok("%%llm --dry-run -c talk\nAnd hers?", cell_id="c")
+    one, two = k.value("(first.number, second.number)")
+    assert dry.text.startswith(
+        f"Note: job {one} and job {two}, earlier turns of chat 'talk', are not complete: their messages"
+        " are not shown. The prompt would wait for them."
+    )
+    # Another chat, and a prompt without one, do not wait.
+    k.ok("%llm -c other Hi\n%llm Hi")
+    third = k.send("%%llm -c talk\nAnd hers?", cell_id="c")
+    waits = f"queued behind job {two}, the turn before and 1 more of its chat"
+    k.wait_for_output(third, waits)
+    assert f"job {two}: no answer yet · queued behind job {one}, the turn before" in (
+        k.state(second).text
+    )
+    k.interrupt()
+    assert k.wait(third).ename == "Interrupted"
+    assert k.value("(first.state, second.state)") == ("running", "queued")
+    k.ok("__import__('threading').Timer(0.3, hang.go.set).start()")
+    ran = k.ok("%%llm -c talk\nAnd hers?", cell_id="c")
+    assert sent(k)[::2] == ["My name is Ana.", "What is my name?", "And hers?"]
+    assert ran.text.endswith(" · chat talk, turn 3")
+    assert "Note" not in ran.text
+    assert not any(is_stale for *_, is_stale in shown(k))
+    assert k.state(second).text.endswith(" · chat talk, turn 2")
+    assert k.value("second.result().messages[1].content") == "I."
+    k.ok("%llm_reset other")
+
+
+def test_turns_that_run_again_in_the_background_wait_for_each_other(scripted: Kernel) -> None:
+    k = scripted
+    for cell in "abc":
+        k.ok(f"%%llm -c talk\n{cell}", cell_id=cell)
+    k.ok(
+        "from tests.scripted import Hang\nhang = Hang()\nbackend.will('A', hang, *whole_answer('!'))"
+    )
+    k.send("%%llm --bg -o one -c talk\na", cell_id="a")
+    k.ok("%%llm --bg -o three -c talk\nc", cell_id="c")
+    k.ok("%%llm --bg -o two -c talk\nb", cell_id="b")
+    # An earlier cell that runs once more is still the turn before.
+    k.ok("again = Hang()\nbackend.will('AA', again, *whole_answer('!'))")
+    k.ok("%%llm --bg -o one -c talk\na", cell_id="a")
+    k.ok("again.go.set()\n%llm_wait")
+    assert [question for question, *_ in shown(k)] == ["a", "b", "c"]
+    assert k.value("[m.content for m in two.result().messages][:2]") == ["a", "AA!"]
+
+
+def test_turn_after_a_stopped_or_failed_one_reports_it(scripted: Kernel) -> None:
+    k = scripted
+    k.ok("from tests.scripted import Hang")
+    for ends, text, note in (
+        ("hang, ValueError('No.')", "", "failed: this prompt was sent without it"),
+        ("Hang()", "", "was stopped: this prompt was sent without it"),
+        ("'I', Hang()", "I", "was stopped: its incomplete answer was sent"),
+    ):
+        k.ok(f"%llm_reset --all\nhang = Hang()\nbackend.will({ends})")
+        k.ok("%%llm --bg -o job -c talk\nMy name is Ana.", cell_id="a")
+        number = k.value("job.number")
+        k.ok(f"while job.text != {text!r}: __import__('time').sleep(0.01)")
+        act = "hang.go.set" if "hang" in ends else "job.cancel"
+        k.ok(f"__import__('threading').Timer(0.3, {act}).start()")
+        note = f"job {number}, an earlier turn of chat 'talk', {note}."
+        ran = k.ok("%%llm -c talk --quiet\nWhat is my name?", cell_id="b")
+        assert note in ran.text
+        assert "border-left" in ran.html
+        assert sent(k)[-1] == "What is my name?"
+        assert len(sent(k)) == (3 if text else 1)
+        assert f"Note: {note}" not in k.ok("%llm -c talk --plain More").text
+
+
 def test_a_run_that_fails_leaves_the_chat_as_it_was(scripted: Kernel) -> None:
     for cell in "abc":
         scripted.ok(f"%%llm -c talk\n{cell}", cell_id=cell)
@@ -180,6 +307,16 @@ def test_a_run_that_fails_leaves_the_chat_as_it_was(scripted: Kernel) -> None:
     assert scripted.run("%%llm -c talk\nother", cell_id="b").status == "error"
     assert scripted.run("%%llm -c talk -t 9\nother", cell_id="b").status == "error"
     assert questions(scripted) == ["a", "b", "c"]
+
+
+def test_quotes_around_a_whole_prompt_are_noted(scripted: Kernel) -> None:
+    note = "Note: the quotes around the prompt are part of it, and are sent."
+    for prompt in ('"And which columns?"', "'Which?'"):
+        assert scripted.ok(f"%llm {prompt}").text.startswith(note)
+        assert sent(scripted) == [prompt]
+    for prompt in ('"Yes" or "no"', "Is 'x'", '""', '"', '-- "Which?"', "'Tis Ana's'"):
+        assert "quotes" not in scripted.ok(f"%llm {prompt}").text
+    assert "quotes" not in scripted.ok('%%llm\n"Which?"').text
 
 
 def test_chats_table_shows_turns_tokens_and_share_of_context(scripted: Kernel) -> None:
@@ -194,7 +331,7 @@ def test_chats_table_shows_turns_tokens_and_share_of_context(scripted: Kernel) -
     scripted.ok("%%llm -c talk\nUno", cell_id="a")
     head, talk, second, note = scripted.ok("%llm_chats").text.splitlines()
     assert talk.split() == ["talk", "2", "1", "2", "0.0%"]
-    assert note.startswith("Stale: an earlier turn has changed.")
+    assert note.startswith("Stale: an earlier turn has changed, or a cell was deleted.")
     shown = scripted.ok("%llm_chats talk").text.splitlines()
     assert [line.split()[0] for line in shown] == ["turn", "1", "2", "Stale:"]
     assert shown[2].split()[-2:] == ["…", "stale"] or shown[2].endswith("stale")
@@ -290,3 +427,26 @@ def test_a_chat_that_is_too_long_for_a_real_model(loaded: Kernel) -> None:
     assert "oldest turn dropped (--trim)" in ran.text
     # Two that would be sent, and the start of the one that is dropped.
     assert ran.text.count("Remember: ") == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "finish", "label"),
+    [
+        (8190, "length", "the context is full"),
+        (8189, "length", "the context is full"),
+        (8188, "length", "--max-new-tokens"),
+        (8190, "stop", ""),
+    ],
+)
+def test_footer_shows_which_limit_cut_an_answer_off(
+    scripted: Kernel, prompt_tokens: int, finish: str, label: str
+) -> None:
+    answer = f"whole_answer('```\\n', '1', finish={finish!r}, prompt_tokens={prompt_tokens})"
+    scripted.ok(f"backend.will(*{answer}); backend.will(*{answer})")
+    ran = scripted.ok("%llm -o reply Code, please.")
+    end = f" · cut off at 2 tokens ({label})" if label else "269 MB"
+    assert ran.text.endswith(end)
+    assert scripted.value("(reply.finish_reason, reply.context_full)") == (finish, "full" in label)
+    assert ("the context is full" in scripted.ok("reply").html) is ("full" in label)
+    advice = "shorten the prompt" if "full" in label else "Use a higher --max-new-tokens."
+    assert (advice in scripted.ok("%llm -f code Code, please.").text) is (finish == "length")

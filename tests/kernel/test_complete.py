@@ -61,8 +61,8 @@ def k(
     ("line", "read"),
     [
         ("%llm_lo|", ["%llm_load"]),
-        ("%%ll|", ["%%llm"]),
-        ("%llm_load -q |", [f"%llm_load -q {q}" for q in ("none", "8bit", "4bit")]),
+        ("%%ll|", ["%%llm", "%%llm_explain"]),
+        ("%llm_load -q |", [f"%llm_load -q {q}" for q in ("none", "8bit", "4bit", "bnb-8bit", "bnb-4bit")]),
         ("%llm_load x -q 4| -d cpu", ["%llm_load x -q 4bit -d cpu"]),
         ("%llm_load x --quantization=4|", ["%llm_load x --quantization=4bit"]),
         ("%llm_load -b oll|", ["%llm_load -b ollama"]),

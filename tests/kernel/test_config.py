@@ -59,6 +59,11 @@ def test_several_changes_at_once_and_one_setting_alone(k: Kernel) -> None:
     assert not k.value("'temperature' in llm.generation.changed")
     shown = k.ok("%llm_config --reset").text
     assert shown.splitlines()[:2] == ["top_k  5 → 50", 'stop   "END" → none']
+    k.ok("%llm_config --stop END")
+    assert 'stop "END"' in k.ok("%llm --dry-run Hello").text
+    assert "stop" not in k.ok("%llm --stop none --dry-run Hello").text
+    assert "A stop text is empty." in k.run('%llm --stop "" Hello').error
+    assert k.ok("%llm_config stop=none").text == 'stop  "END" → none'
     assert k.ok("%llm_config --reset").text == "No setting has changed."
 
 
@@ -72,6 +77,11 @@ def test_several_changes_at_once_and_one_setting_alone(k: Kernel) -> None:
         ("top_k 3 --temprature 0.3", 'Did you mean "--temperature"?'),
         ("top_k 3 system Be brief.", 'Put a text in quotes: system="…".'),
         ("top_k 3 -t 0.2 temperature=0.3", "temperature is given twice."),
+        ("model=slow", "model is no setting of answers. Run %llm_load MODEL."),
+        ("backend openai", "Run %llm_load MODEL --backend BACKEND."),
+        ("timeout=3", "Run %llm_load MODEL --idle-timeout S."),
+        ('top_k=3 --stop ""', "A stop text is empty. For none: %llm_config stop=none."),
+        ('top_k=3 stop=""', "A stop text is empty. For none: %llm_config stop=none."),
         ("top_k 3 --reset", "--reset and new values cannot be combined."),
     ],
 )

@@ -37,7 +37,9 @@ def k(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[K
     """Return a kernel where the example package is installed."""
     folder = tmp_path_factory.mktemp("docs")
     packages = install(tmp_path_factory.mktemp("echo"))
-    with kernel(packages=packages, cwd=folder, LLM_MAGIC_CACHE_DIR=str(model_cache)) as k:
+    # Answers may be as long as those that the pages limit themselves: longer ones show nothing more.
+    variables = {"LLM_MAGIC_CACHE_DIR": str(model_cache), "DEFAULT_LLM_MAX_NEW_TOKENS": "40"}
+    with kernel(packages=packages, cwd=folder, **variables) as k:
         yield k
 
 
@@ -56,6 +58,8 @@ def test_the_cells_of_a_page_run_in_their_order(k: Kernel, path: Path) -> None:
     finally:
         k.ok("%unload_ext llm_magic")
         k.ok("%reset -f")
+        # Each load and unload of the next page collects all garbage: what is imported is none.
+        k.ok("__import__('gc').freeze()")
     assert any(text.strip() for text in shown), "a page shows something"
     for pattern in SHOWN.get(path.stem, ()):
         assert re.search(pattern, "\n".join(shown)), shown

@@ -37,14 +37,42 @@ def state(k: Kernel, name: str) -> str:
 
 def test_the_table(scripted: Kernel) -> None:
     ran = scripted.ok("%llm_doctor")
-    assert "<table>" in ran.html
+    assert "<table" in ran.html
     version = scripted.value("__import__('ipykernel').__version__")
     assert f"ipykernel {version}, with subshells" in ran.text
     assert "belongs to llm_magic" in ran.text
+    # A program may run at one of them here.
+    for name in ("ollama", "vllm", "lmstudio", "llamacpp-server"):
+        assert name in ran.text
+    for variable in ("ANTHROPIC_API_KEY", "GEMINI_API_KEY"):
+        assert variable in ran.text
     assert "torch" not in scripted.value(
         "sorted(m for m in __import__('sys').modules if m == 'torch')"
     )
     assert [name for name in scripted.threads() if "doctor" in name] == []
+
+
+def test_wrong_names_of_settings(scripted: Kernel) -> None:
+    scripted.ok(
+        "wrong = {'LLM_TEMPERATURE': 'hot', 'LLM_BACKEND': 'openai', 'LLM_USER_PATH': '/tmp'}\n"
+        "os.environ.update(wrong)\n"
+        "findings = __import__('llm_magic.doctor', fromlist=['x']).run_checks(llm)"
+    )
+    try:
+        rows = scripted.value("[(f.state, f.text) for f in findings if f.name == 'variables']")
+        assert rows == [
+            (
+                "warn",
+                'LLM_BACKEND is no setting. Did you mean "LLM_BACKEND_TYPE"?'
+                ' LLM_TEMPERATURE is no setting. Did you mean "DEFAULT_LLM_TEMPERATURE"?',
+            )
+        ]
+        scripted.ok("os.environ['LLM_BACKEND_TYPE'] = 'olama'\nother = type(llm)()")
+        scripted.ok("from llm_magic.notebook.display.messages import status_table")
+        shown = scripted.ok("status_table(other.status())").text
+        assert "LLM_BACKEND_TYPE: there is no backend 'olama'. Did you mean \"ollama\"?" in shown
+    finally:
+        scripted.ok("for name in (*wrong, 'LLM_BACKEND_TYPE'): os.environ.pop(name, None)")
 
 
 def test_doctor_reports_another_owner_of_the_magic(scripted: Kernel) -> None:

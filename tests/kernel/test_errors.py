@@ -27,7 +27,10 @@ MISTAKES = {
         "OptionError",
         "device=gpu is invalid. Use auto, cpu, cuda, cuda:N or mps.",
     ),
-    "%llm_load -q 3bit": ("OptionError", "quantization=3bit is invalid. Use none, 8bit or 4bit."),
+    "%llm_load -q 3bit": (
+        "OptionError",
+        "quantization=3bit is invalid. Use none, 8bit, 4bit, bnb-8bit or bnb-4bit.",
+    ),
     "%llm_load --dtype int8": ("OptionError", "dtype=int8 is invalid. Use"),
     "%llm_load -b olama": ("OptionError", "There is no backend 'olama'. Did you mean \"ollama\"?"),
     "%llm_load one two": ("OptionError", "%llm_load: unexpected argument 'two'."),
@@ -49,6 +52,9 @@ MISTAKES = {
     "%%llm -m a -m b\nx": ("OptionError", "-m, --model is given twice. Keep one of them."),
     "%%llm --schema S\nx": ("OptionError", "-f json checks that the answer is JSON."),
     "%%llm -q 4bit\nx": ("OptionError", "has no option -q. It is an option of %llm_load."),
+    "%%llm -n 20\nx": ("OptionError", "To limit the answer, use --max-new-tokens NUMBER."),
+    "%llm_unload --force": ("OptionError", "To stop them first, run %llm_stop."),
+    "%llm_stop --all": ("OptionError", "%llm_stop stops all jobs, %llm_stop JOB only one."),
     "%%llm -m other-70b\nx": (
         "ModelNotLoaded",
         f"other-70b is not loaded. Loaded models: {MODEL}. Run %llm_load other-70b.",
@@ -60,6 +66,12 @@ MISTAKES = {
     ),
     "%%llm -p min_p\nx": ("OptionError", "-p min_p has no value. Write -p key=value."),
     "%%llm -o 1st\nx": ("OptionError", "-o 1st: this is not a valid variable name."),
+    "%%llm -o 'my answer'\nx": (
+        "OptionError",
+        "not a valid variable name. Did you mean my_answer?",
+    ),
+    "%%llm -o 'a class'\nx": ("OptionError", "not a valid variable name. Did you mean a_class?"),
+    "%%llm -o r_{c}\nx": ("OptionError", "for each c: answers[c] = %llm …"),
     "%%llm -o my answer\nx": ("OptionError", "has no spaces: -o my_answer."),
     "%%llm -o df['answer']\nx": ("OptionError", "Use a plain name, such as answer, and assign its"),
     "%%llm -t 0 \\\nx": (
@@ -69,7 +81,6 @@ MISTAKES = {
     "%%llm --version\nx": ("OptionError", "%%llm has no option --version. See %%llm -h"),
     "%%llm -m gpt-4\nx": ("ModelNotLoaded", "Run %llm_load gpt-4 -b openai."),
     "%llm_config reset": ("OptionError", 'Did you mean "--reset"?'),
-    "%llm_explain in German please": ("OptionError", "use -c NAME, and then: %llm -c NAME PROMPT"),
     "%%llm -o get_ipython\nx": (
         "OptionError",
         "-o get_ipython: Python or IPython uses this name. Choose another.",
@@ -89,7 +100,7 @@ MISTAKES = {
     ),
     "%%llm -c my chat\nx": (
         "OptionError",
-        'select a model with -m. Put a value with spaces in quotes: -c "my chat".',
+        "'chat' is not an option of %%llm. Put a value with spaces in quotes: -c \"my chat\".",
     ),
     "%%llm -t 0 -s \u201cBe brief.\u201d -o x\ny": (
         "OptionError",
@@ -107,10 +118,10 @@ MISTAKES = {
     "%llm_config \u2013t 0.5": ("OptionError", "Options start with a hyphen: -t."),
     "%%llm hello\nx": ("OptionError", "Put the prompt below the first line"),
     "%%llm -m nobody\nx": ("ModelNotLoaded", "nobody is not loaded. Loaded models: "),
-    f"%%llm -m {MODEL.lower()}\nx": ("ModelNotLoaded", f'Did you mean "{MODEL}"?'),
+    f"%%llm -m {MODEL[:-1]}\nx": ("ModelNotLoaded", f'Did you mean "{MODEL}"?'),
     "%llm": ("OptionError", "The prompt is empty. Write it after %llm, or below %%llm."),
     "%llm -t 0": ("OptionError", "The prompt is empty. Write it after %llm, or below %%llm."),
-    "%%llm\n{value.nope}": ("PromptError", "Fix the name"),
+    "%%llm\n{value.nope}": ("PromptError", "Correct the name nope"),
     "%llm_config temperture=1": ("OptionError", 'Did you mean "temperature"?'),
     "%llm_config temperature high": (
         "OptionError",
@@ -129,6 +140,7 @@ MISTAKES = {
     "%llm_reset nobody": ("OptionError", "There is no chat 'nobody'"),
     "%llm_models -b nowhere": ("OptionError", "There is no backend 'nowhere'."),
     "%llm_status now": ("OptionError", "%llm_status: unexpected argument 'now'."),
+    "%llm_status {now}": ("OptionError", "%llm_status: unexpected argument '{now}'."),
     "llm.generate('x', temperature=3)": (
         "OptionError",
         "temperature=3 is out of range. It must be 0 to 2.",
@@ -184,7 +196,7 @@ def test_failed_generation_shows_reason_and_model_stays_loaded(loaded: Kernel) -
 def test_quantization_without_bitsandbytes(loaded: Kernel) -> None:
     loaded.ok("import sys; held = sys.modules.pop('bitsandbytes', 0)")
     loaded.ok("sys.modules['bitsandbytes'] = None")
-    ran = loaded.run("%llm_load -q 4bit")
+    ran = loaded.run("%llm_load -q bnb-4bit")
     assert_one_line(ran, "MissingDependency", "Run: pip install bitsandbytes")
     loaded.ok("del sys.modules['bitsandbytes']")
 

@@ -34,7 +34,10 @@ def test_the_traceback_the_cell_and_the_values_are_sent(scripted: Kernel) -> Non
 def test_explanation_streams_and_is_stored(scripted: Kernel) -> None:
     scripted.run("1 / 0")
     scripted.ok("backend.will(*whole_answer('It divides ', 'by **zero**.'))")
+    scripted.ok("x = 1")
     ran = scripted.ok("%llm_explain -o why")
+    label = scripted.value(_SENT).partition("The cell, ")[2].partition(":")[0]
+    assert ran.text.startswith(f"Note: the last error is the ZeroDivisionError in cell {label}.\n")
     assert "by <strong>zero</strong>." in ran.html
     assert scripted.value("why.text") == "It divides by **zero**."
 
@@ -216,3 +219,26 @@ def test_a_real_model_explains(loaded: Kernel) -> None:
     loaded.ok("%llm_explain -t 0 --max-new-tokens 12 --quiet -o why")
     assert loaded.value("why.usage.completion_tokens") > 0
     assert loaded.value("'ZeroDivisionError' in why.messages[-1].content")
+
+
+def test_a_mistyped_magic_does_not_take_the_place_of_the_error(scripted: Kernel) -> None:
+    scripted.run("{'a': 1}['b']")
+    for line in ("%llm_explian", "%%llm_expain\nWhy?", "%%llm_stop\n1"):
+        assert "not found" in scripted.run(line).text
+    assert "KeyError: 'b'" in explain(scripted)
+    scripted.ok("%%llm_explain")
+    scripted.run("%no_magic_of_ours")
+    assert "UsageError" in explain(scripted)
+
+
+def test_a_cell_is_a_question_about_the_error(scripted: Kernel) -> None:
+    scripted.run("prices = {'a': 1}\nprices['b']")
+    scripted.ok("backend.will(*whole_answer('Because.'))\nname = 'prices'")
+    scripted.ok("%llm_explain -t 0 why is {name} empty?")
+    assert "Answer this question first: why is prices empty?" in scripted.value(_SENT)
+    assert scripted.ok("reply = %llm_explain why?").payload == []
+    assert "Answer this question first: why?" in scripted.value(_SENT)
+    scripted.ok("%%llm_explain -t 0\nWhat is in {name}?\nAnd {nothing}?")
+    sent = scripted.value(_SENT)
+    assert "Answer this question first: What is in prices?\nAnd {nothing}?" in sent
+    assert "KeyError: 'b'" in sent

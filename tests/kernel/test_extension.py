@@ -129,20 +129,19 @@ def test_reload_keeps_jobs_chats_settings_and_panels(copied: tuple[Kernel, Path]
     assert "running" in k.ok("%llm_jobs").text
     k.ok("hang.go.set()\n%llm_wait")
     assert k.value("job.result().text") == "one two"
-    # The panel is connected, and the one that replaces it closes it.
+    # The panel is connected, and shown again.
     k.ok(
         "magics = next(m for m in get_ipython().configurables if type(m).__name__ == 'PanelMagics')"
     )
-    k.ok("panel = magics.panels['panel']")
-    assert not k.value("panel.is_retired")
+    k.ok("panel = magics.panel")
     k.ok("%llm_panel", cell_id="panel")
-    assert k.value("(panel.is_retired, len(magics.panels))") == (True, 1)
+    assert k.value("(panel.is_closed, magics.panel is panel)") == (False, True)
 
 
 def test_reload_uses_changed_code_of_the_notebook_package(copied: tuple[Kernel, Path]) -> None:
     k, package = copied
     k.ok("%llm_panel", cell_id="old")
-    k.ok("panel = magics.panels['old']")
+    k.ok("panel = magics.panel")
     help_module = package / "notebook/magics/help.py"
     change(help_module, "%llm_help lists all.", "Changed.")
     assert k.ok("%reload_ext llm_magic").text == ""

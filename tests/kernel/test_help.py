@@ -37,6 +37,16 @@ def test_misspelled_magic_fails_with_a_suggestion(scripted: Kernel) -> None:
         assert ran.status == "error"
         assert len(ran.text.splitlines()) == 2
         assert f'Did you mean "{near}"' in ran.text.splitlines()[1]
+    for name, near in (
+        ("llm_history", "llm_chats"), ("llm_ask hello", "llm"), ("llm_prompt x", "llm"),
+        ("llm_cancel", "llm_stop"), ("llm_modles", "llm_models"), ("LLM_ask", "llm"),
+        ("llm_code x", "llm -f code"), ("llm_chat x", "llm -c NAME"), ("llm_map x", "llm --over DATA"),
+    ):  # fmt: skip
+        assert scripted.run(f"%{name}").text.splitlines()[1] == f'Did you mean "%{near}"?'
+    assert len(scripted.run("%llm_banana").text.splitlines()) == 1
+    assert scripted.run("%llm_help history").error == (
+        'There is no magic %history. Did you mean "%llm_chats"? %llm_help lists all.'
+    )
     assert scripted.run("%nothere").text.count("\n") == 1
 
 
@@ -90,6 +100,9 @@ def test_help_magic_lists_the_magics_and_shows_their_pages(scripted: Kernel) -> 
     assert [name for name in MAGICS if f"%{name} " not in shown] == []
     for name in ("%llm_load", "llm_load", "load"):
         assert scripted.ok(f"%llm_help {name}").text == page("llm_load").rstrip()
+    for name in ("over", "--over", "%over"):
+        assert "%llm --over DATA" in scripted.ok(f"%llm_help {name}").text
+    assert "%llm_load -b, --backend" in scripted.ok("%llm_help -b").text
     wrong = scripted.run("%llm_help lod")
     assert (wrong.ename, 'Did you mean "%llm_load"?' in wrong.error) == ("OptionError", True)
     assert "llm_load" in scripted.complete("%llm_help ")

@@ -79,7 +79,8 @@ def test_random_moments_in_a_row(k: Kernel, record_property: Callable[[str, obje
             assert ran.error == f"Stopped {stopped if tokens else 'before the first word'}."
             assert k.value("llm.last.finish_reason") == "cancelled"
             assert text in ran.text
-            assert "· stopped by you; incomplete" in ran.text
+            label = "stopped by you; incomplete" if tokens else "stopped before the first word"
+            assert f"· {label}" in ran.text
         assert_works_at_once(k)
     record_property("latencies_s", latencies)
     assert max(latencies) < within_a_second(), latencies
@@ -138,6 +139,35 @@ for number in range(20):
     ran, took = stop(k, cell, 0.3)
     assert (ran.ename, took < within_a_second()) == ("Interrupted", True), (ran.text, took)
     assert k.value("len(rows)") < 2
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        # Of five prompts, two run; the end of the block waits for all of them.
+        "with ThreadPoolExecutor(2) as pool:\n    [f.result() for f in [pool.submit(ask) for _ in range(5)]]",
+        "await asyncio.gather(asyncio.to_thread(ask), asyncio.to_thread(ask))",
+    ],
+    ids=["executor", "to_thread"],
+)
+def test_answers_in_other_threads_of_the_cell(k: Kernel, wait: str) -> None:
+    k.ok("import asyncio\nfrom concurrent.futures import ThreadPoolExecutor")
+    cell = k.send(
+        f"replies, asked = [], []\n"
+        f"def ask():\n    asked.append(1)\n    replies.append(llm.generate({LONG!r}, max_new_tokens=400))\n"
+        f"print('begun')\n{wait}"
+    )
+    ran, latency = stop(k, cell, 0.5)
+    assert (ran.ename, ran.error) == (
+        "Interrupted",
+        "Stopped 2 answers in other threads. The partial texts are in their exceptions (.reply).",
+    )
+    assert len(ran.traceback) == 1
+    assert latency < within_a_second()
+    assert_works_at_once(k)
+    assert k.value("(replies, llm.answering)") == ([], ())
+    assert k.value("len(asked)") in {2, 5}
+    k.ok("list(ThreadPoolExecutor(1).map(lambda p: llm.generate(p, max_new_tokens=1), ['Hello']))")
 
 
 @pytest.mark.parametrize(

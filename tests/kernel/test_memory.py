@@ -145,7 +145,7 @@ FREE = "(gc.collect(), weight() is None)[1]"
         "%llm_load -d cuda:99",
         "%llm_load --assistant nope",
         "%llm_load -q 8bit --assistant nope",
-        "%llm_load --bg nope/x\n%llm Hello",
+        "%llm_load --bg nope/x\nllm.wait_for_load()",
         "llm.load('nope/x')",
         "await llm.agenerate('x', extra={'min_p': 7})",
         "for chunk in llm.stream('x', extra={'min_p': 7}): pass",

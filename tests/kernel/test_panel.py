@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernels import ROOT, Kernel, kernel, within_a_second
+from tests.kernels import ROOT, Kernel, Ran, kernel, within_a_second
 
 REGISTER = """
 from llm_magic.notebook.magics import register
@@ -61,11 +61,22 @@ def send_custom(
     k.client.shell_channel.send(message)
 
 
+def views(ran: Ran) -> list[str]:
+    """Return the widgets that a cell has displayed."""
+    kind = "application/vnd.jupyter.widget-view+json"
+    found = [output.get("data", {}).get(kind) for output in ran.outputs]
+    return [view["model_id"] for view in found if view]
+
+
 def test_it_is_shown_with_words_for_where_no_kernel_runs(k: Kernel) -> None:
     ran = k.ok("%llm_panel")
     assert "llm_magic control panel" in ran.html
-    kinds = [kind for output in ran.outputs for kind in output.get("data", {})]
-    assert "application/vnd.jupyter.widget-view+json" in kinds
+    shown = views(ran)
+    assert len(shown) == 1
+    assert views(k.ok("%llm_panel")) == shown, "each cell shows the same panel"
+    k.ok("import ipywidgets; ipywidgets.Widget.close_all(); panel = ControlPanel(llm)")
+    anew = views(k.ok("%llm_panel"))
+    assert (len(anew), anew == shown) == (1, False)
 
 
 def test_a_click_while_a_cell_answers(k: Kernel) -> None:

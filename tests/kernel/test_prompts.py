@@ -52,7 +52,7 @@ def test_options_after_the_prompt_are_reported(scripted: Kernel) -> None:
         ran = scripted.ok(f"%llm {option}What is tail -c 5")
         assert ran.text.startswith(
             "Note: -c 5 is sent as part of the prompt. Write options before the prompt:"
-            " %llm -c 5 PROMPT\n"
+            f" %llm {option}-c 5 PROMPT\n"
         )
     assert sent(scripted) == [("user", "What is tail -c 5")]
     assert "Note" not in scripted.ok("%llm -- What is tail -c 5").text
@@ -206,6 +206,8 @@ def test_an_unknown_name_is_left_as_it_is_with_a_note(scripted: Kernel) -> None:
     ran = scripted.ok("%%llm\nDescribe the {anmal} here.")
     assert sent(scripted) == [("user", "Describe the {anmal} here.")]
     assert ran.text.startswith("Note: {anmal} was not replaced: anmal is not defined. Did you mean")
+    # It must not be missed above an answer.
+    assert '4px solid #d9822b;">Note: {anmal} was not' in ran.html
 
 
 def test_expressions_are_filled_in_everywhere(scripted: Kernel) -> None:
@@ -299,9 +301,22 @@ def test_columns_are_joined_and_made_lists(scripted: Kernel) -> None:
         ("tuple(towns['size'])", "(1, 3)"),
         ("sorted(set(towns['town']))", "['Oslo', 'Rome']"),
         ("any(towns['size'] > 2)", "True"),
+        ("towns['town'].unique()", "['Oslo', 'Rome']"),
+        ("towns.columns", "['town', 'size', 'text']"),
+        ("towns.index", "RangeIndex(start=0, stop=2, step=1)"),
     ):
         assert notes_of(scripted, f"{{{code}}}") == []
         assert sent(scripted) == [("user", text)]
+    for code, advice in (
+        ("towns.query('size > 1')", 'Write a condition instead, such as df[df["price"] > 10]'),
+        (
+            "towns.sample(1)",
+            "Write random_state=0, so that a run sends the rows that its dry run shows",
+        ),
+        ("pd.Timestamp('2026')", 'Compare with a text instead, such as df["day"] > "2026-01-31"'),
+    ):
+        [note] = notes_of(scripted, f"{{{code}}}")
+        assert note.endswith(advice)
     [note] = notes_of(scripted, "{towns.info()}")
     assert note.endswith("Insert .dtypes or .describe() instead")
 
@@ -315,11 +330,14 @@ def test_notes_name_braces_that_are_nearly_references(scripted: Kernel) -> None:
         ("Is {price: ,.2f} high?", "{price:,.2f}"),
         ("The {gdp.GDP per head} is", '{gdp["GDP per head"]}'),
         ("Is it {price{", "{price}"),
+        ("All {len gdp} rows", "{len(gdp)}"),
+        ("All {len(gdp)rows} here", "{len(gdp)} rows"),
     ):
         [note] = notes_of(scripted, prompt)
         assert note.endswith(f"; write {better}")
         assert sent(scripted) == [("user", prompt)]
     assert notes_of(scripted, better) == []
+    assert notes_of(scripted, "{len(x) for x in gdp} {price rows}") == []
 
 
 def test_notes_name_what_a_table_lacks_and_how_to_send_all_of_it(scripted: Kernel) -> None:
@@ -337,18 +355,36 @@ def test_notes_name_what_a_table_lacks_and_how_to_send_all_of_it(scripted: Kerne
         f"{{wide!s}} {short} {whole} {{wide.to_csv()}}",
         f"{{column + 1}} is sent without 1 of 21 values. {whole} {{(column + 1).to_list()}}",
     ]
+    # The labels of a column are sent, too, and each value beside its own.
+    scripted.ok(
+        "counts = pd.Series(range(30), pd.Index([f't{i}' for i in range(30)], name='town'))"
+    )
+    assert notes_of(scripted, "{counts}") == [
+        f"{{counts}} is sent without 10 of 30 values. {whole} {{counts.to_csv()}}"
+    ]
+    title, head, *lines = sent(scripted)[0][1].splitlines()
+    assert (title, head.strip()) == ("Series, 30 values, int64", "town")
+    assert [line.split() for line in lines] == [
+        [f"t{number}", f"{number}"] if number != 10 else ["...", ".."]
+        for number in (*range(11), *range(20, 30))
+    ]
     part = "To send a part of it:"
     scripted.ok(
         "big, small = pd.DataFrame(np.ones((300, 41))), pd.DataFrame(np.ones((300, 9)))\n"
         "matrix = np.ones((200, 200))"
     )
     assert notes_of(scripted, "{big} {big.tail(150)} {matrix} {matrix.reshape(4, 100, 100)}") == [
-        f"{{big}} is sent without 280 of 300 rows and 21 of 41 columns. {part} {{big.head(20)}}",
+        f"{{big}} is sent without 280 of 300 rows and 21 of 41 columns. {part} {{big.iloc[:20, :2]}}",
         "{big.tail(150)} is sent without 50 of 150 rows and 21 of 41 columns. "
         f"{whole} {{big.tail(150).to_csv()}}",
         f"{{matrix}} is sent without 39,964 of 40,000 values. {part} {{matrix[:20].tolist()}}",
         "{matrix.reshape(4, 100, 100)} is sent without 39,992 of 40,000 values",
     ]
+    scripted.ok("named = big.add_prefix('c ')")
+    [note] = notes_of(scripted, "{named}")
+    assert note.endswith(f'{part} {{named[["c 0", "c 1"]].head(20)}}')
+    for selected in ('named[["c 0", "c 1"]].head(20)', "big.iloc[:20, :2]"):
+        assert notes_of(scripted, f"{{{selected}}}") == []
     complete = "{wide.to_csv()} {(column + 1).to_list()} {polars.write_csv()} {wide.head(2)['c1']}"
     assert notes_of(scripted, complete) == []
     assert "c24\n0,0" in sent(scripted)[0][1]
@@ -382,6 +418,25 @@ def test_notes_suggest_what_was_meant(scripted: Kernel) -> None:
     assert notes_of(scripted, "a {town:red} b {1,3} c {2-4} d {2}") == []
 
 
+def test_labels_of_a_row_are_attributes(scripted: Kernel) -> None:
+    scripted.ok(
+        f"{TABLES}\nmeans = towns.groupby('town')['size'].mean()\n"
+        "for _, row in towns.iterrows():\n"
+        "    %llm {row.town} {row.name} {row.size} {means.Rome:.2f} {towns.iloc[0].town.upper()}"
+    )
+    # As in Python, `name` and `size` are attributes of the row itself.
+    assert sent(scripted) == [("user", "Rome 1 3 3.00 OSLO")]
+
+
+def test_missing_value_as_a_prompt_is_named(scripted: Kernel) -> None:
+    scripted.ok(f"{TABLES}\ntowns.loc[1, 'town'] = None")
+    ran = scripted.run("towns['town'].apply(lambda town: llm.generate(town))")
+    assert (ran.ename, ran.error) == (
+        "OptionError",
+        "The prompt is nan, a missing value. Omit such rows first, for example with .dropna().",
+    )
+
+
 def test_failed_reference_shows_how_to_send_the_braces(scripted: Kernel) -> None:
     scripted.ok(TABLES)
     unchanged = "To send the braces unchanged, write {{towns[town]}}"
@@ -396,7 +451,7 @@ def test_failed_reference_shows_how_to_send_the_braces(scripted: Kernel) -> None
 def test_a_lambda_is_inserted_without_its_statement(scripted: Kernel) -> None:
     scripted.ok("grow, fs = lambda x: x + 1, [lambda a: (a,\n  'λ'), lambda b: -b]")
     scripted.ok("%%llm\n{grow} | {fs[0]} | {fs[1]}")
-    assert sent(scripted) == [("user", "lambda x: x + 1 | lambda a: (a,\n  'λ') | lambda b: -b")]
+    assert sent(scripted) == [("user", "lambda x: x + 1 |\nlambda a: (a,\n  'λ')\n| lambda b: -b")]
 
 
 def test_literal_evaluates_nothing_and_shows_no_notes(scripted: Kernel) -> None:
@@ -487,8 +542,8 @@ def test_dry_run_without_a_model_shows_the_messages(scripted: Kernel) -> None:
 
 def test_limit_beyond_the_context_is_a_note(scripted: Kernel) -> None:
     note = (
-        "Note: max_new_tokens 100,000 is more than the context of tiny, which is 8,192 tokens. The"
-        " answer ends where the context is full.\n"
+        "Note: max_new_tokens 100,000 is more than the context of tiny (8,192 tokens): no answer can be"
+        " that long.\n"
     )
     assert scripted.ok("%llm --max-new-tokens 100000 Hello").text.startswith(f"{note}Hello\n")
     job = scripted.ok("job = %llm --bg --max-new-tokens 100000 Hello\njob.result()")
@@ -543,7 +598,7 @@ def test_numbers_have_commas_and_units_are_singular(scripted: Kernel) -> None:
     assert "→ 1,201 tokens" in scripted.ok("%%llm\n{words}").text
     scripted.ok("%%llm\n{row} {row['a']}")
     assert sent(scripted) == [
-        ("user", "DataFrame, 1 row × 1 column\n   a\n0  1 Series 'a', 1 value, int64\n0  1")
+        ("user", "DataFrame, 1 row × 1 column\n   a\n0  1\nSeries 'a', 1 value, int64\n0  1")
     ]
     scripted.ok("%%llm --bg\n{words}\n")
     scripted.ok("llm.jobs.all[-1].result();")
@@ -590,7 +645,7 @@ def test_format_json_stores_the_value_and_fails_for_anything_else(scripted: Kern
     assert bad.error.endswith(" The text is in llm.last. data keeps its previous value.")
     assert len(bad.traceback) == 1
     new = scripted.run("%%llm -f json --quiet -o unset\n{'a': 1}")
-    assert new.error.endswith(" The text is in llm.last.")
+    assert new.error.endswith(" The text is in llm.last. unset was not set.")
     assert scripted.ok(
         "try: llm.last.json()\nexcept ValueError as error: print(error)"
     ).text.startswith("The answer is not valid JSON")
@@ -600,9 +655,18 @@ def test_format_json_stores_the_value_and_fails_for_anything_else(scripted: Kern
     assert scripted.run("llm.last.json()").ename == "InvalidReply"
 
 
+def test_advice_for_json_that_was_cut_is_only_given_where_json_starts(scripted: Kernel) -> None:
+    for answer, is_cut in (("It is '4'", False), ("[1, 2", True), ("Here: {'a", True)):
+        text = answer.replace("'", '"')
+        scripted.ok(f"backend.will(*whole_answer({text!r}, finish='length'))")
+        advice = "use a higher --max-new-tokens" in scripted.run("%llm -f json List.").error
+        assert advice is is_cut, answer
+        assert ("--max-new-tokens" in scripted.run("llm.last.json()").error) is is_cut
+
+
 def test_format_json_shows_what_is_not_json(scripted: Kernel) -> None:
     ran = scripted.ok('%%llm -f json -o data\nHere <b>:\n```json\n{"a": 1}\n```\nThat is all.')
-    line = "Not shown, because it is not in the JSON: Here <b>: That is all."
+    line = "Text outside the JSON: Here <b>: That is all."
     assert ran.text.splitlines()[3:5] == ["", line]
     assert "Here &lt;b&gt;: That is all." in ran.html
     assert (
@@ -618,7 +682,7 @@ def test_format_json_shows_what_is_not_json(scripted: Kernel) -> None:
         " [1]\n",
         "```\n4\n```",
     ):
-        assert "Not shown" not in scripted.ok(f"%%llm -f json --literal\n{answer}").text
+        assert "outside the JSON" not in scripted.ok(f"%%llm -f json --literal\n{answer}").text
     # Not as JSON, whose highlighting shows each letter as an error.
     assert "no json here" in scripted.run("%llm -f json no json here").html
 
@@ -630,10 +694,10 @@ def test_plain_and_quiet_write_only_the_answer_to_stdout(scripted: Kernel) -> No
 
 
 def test_output_that_replaces_a_value_of_the_user_is_noted_once(scripted: Kernel) -> None:
-    scripted.ok("import json as parser\nclass Table: pass\ntable = Table(); empty = None")
+    scripted.ok("table, rows, empty = {'a': 1}, [1], None")
     notes = {
-        "%%llm -o table\nHi": "-o table replaces the Table in table.",
-        "%llm -o parser -f json [1]": "-o parser replaces the module in parser.",
+        "%%llm -o table\nHi": "-o table replaces the dict in table.",
+        "%llm -o rows -f json [1]": "-o rows replaces the list in rows.",
         "%llm -o sorted Hi": "-o sorted hides the built-in sorted. To restore it, run: del sorted",
     }
     for cell, note in notes.items():
@@ -648,6 +712,31 @@ def test_output_that_replaces_a_value_of_the_user_is_noted_once(scripted: Kernel
     assert "Note" not in scripted.ok("%llm -o copy Hi").text
     scripted.ok("number = 42")
     assert "-o number replaces the int in number." in scripted.ok("%llm --bg -o number Hi").text
+
+
+def test_output_does_not_replace_what_is_hard_to_make_again(scripted: Kernel) -> None:
+    scripted.ok(
+        "import json as module, numpy as np, pandas as pd\nclass Kind: pass\ndef function(): pass\n"
+        "df = pd.DataFrame({'price': [1]}); series = df.price; array = np.array([1]); own = Kind()"
+    )
+    before = scripted.value("len(backend.requests)")
+    for name, kind in (
+        ("df", "DataFrame"), ("series", "Series"), ("array", "ndarray"), ("function", "function"),
+        ("Kind", "type"), ("module", "module"), ("own", "Kind"),
+    ):  # fmt: skip
+        wrong = scripted.run(f"%%llm -o {name}\nHi")
+        assert (wrong.ename, wrong.error, len(wrong.traceback)) == (
+            "OptionError",
+            f"-o {name} would replace the {kind} in {name}. Store the answer in another variable, or"
+            f" first run: del {name}",
+            1,
+        )
+    for line in ("--bg -o df", "-o df -f json", "-o df --dry-run"):
+        assert "would replace the DataFrame" in scripted.run(f"%llm {line} Hi").error
+    assert scripted.value("len(backend.requests)") == before
+    scripted.ok("del df\n%llm -o df Hi")
+    scripted.ok("df = [df]\n%llm -o df Again")
+    assert scripted.value("df.text") == "Again"
 
 
 def test_errors_name_the_variable_with_the_answer(scripted: Kernel) -> None:
@@ -707,3 +796,31 @@ def test_error_in_the_code_of_the_user_shows_its_lines(scripted: Kernel) -> None
         for line, end in zip(lines, expected, strict=True):
             assert line.startswith("  Cell In[")
             assert line.endswith(end.format(n=number)), line
+
+
+def test_tables_are_combined_in_the_prompt(scripted: Kernel) -> None:
+    scripted.ok(
+        "import pandas as pd\n"
+        "sales = pd.DataFrame({'city': ['Lima', 'Oslo', 'Lima'], 'price': [1.5, 2.0, 3.0],"
+        " 'day': pd.to_datetime(['2026-01-01', '2026-01-01', '2026-01-03'])})\n"
+        "cities = pd.DataFrame({'city': ['Lima', 'Oslo'], 'country': ['Peru', 'Norway']})\n"
+        "many = pd.DataFrame({'city': ['Lima'] * 2000, 'n': range(2000)})\n"
+        "wide = pd.DataFrame({f'column_{n}': range(3) for n in range(30)})"
+    )
+    text = scripted.ok(
+        "%%llm --dry-run\n{sales.merge(cities, on='city').country.tolist()} and"
+        " {sales.pivot_table(index='city', values='price').price.tolist()} and"
+        " {sales.resample('D', on='day').price.sum().tolist()}"
+    ).text
+    assert "['Peru', 'Norway', 'Peru'] and [2.25, 2.0] and [3.5, 0.0, 3.0]" in text
+    for code, note in {
+        "many.merge(many, on='city')": "it would make more than 1,000,000 cells. Assign it to a variable",
+        "sales.join(cities)": "Assign it first, result = ….join(…), and write {result}",
+        "sales.agg({'price': 'mean'})": "it contains braces, as those of a dict or a set. Assign it",
+    }.items():
+        assert note in scripted.ok(f"%%llm --dry-run\n{{{code}}}").text
+    wrong = scripted.run('%llm {sales.loc[0, "prise"]}').error
+    assert wrong.startswith('{sales.loc[0, "prise"]}: KeyError: \'prise\'. Did you mean "price"?')
+    # What goes on beyond the right edge fades out.
+    assert "mask-image" in scripted.ok("%llm --dry-run {wide}").html
+    assert "mask-image" not in scripted.ok("%llm --dry-run Hello").html

@@ -113,3 +113,31 @@ def test_status_models_config_and_unload(k: Kernel) -> None:
     assert k.run("llm.generate('Hello')").ename == "ModelNotLoaded"
     k.ok("llm.generation.reset()\ninfo = llm.load(name='again', dtype='bfloat16')")
     assert k.value("(info.name, info.device, info.context_length)") == ("again", "cpu", 8192)
+
+
+_RECORDED = """import warnings
+with warnings.catch_warnings(record=True) as shown:
+    warnings.simplefilter("always")
+    """
+
+
+def test_python_prompt_with_a_variable_in_braces_warns(scripted: Kernel) -> None:
+    scripted.ok("prices, n, prompt = [1, 2], 2, 'How many of {len(prices)}?'")
+    message = '{len(prices)} is sent as text. To insert the value, write f"…", or use %%llm.'
+    for call in (
+        "llm.generate(prompt);",
+        "list(llm.stream(prompt));",
+        "await llm.agenerate(prompt);",
+        "[chunk async for chunk in llm.astream(prompt)];",
+    ):
+        scripted.ok(_RECORDED + call)
+        assert scripted.value("[(str(one.message), one.lineno) for one in shown]") == [(message, 4)]
+    for prompt in (
+        '{"prices": [1]} {prices: [1]} {missing} {n} {print} {warnings} {{prices}} ${prices}',
+        "Explain print(f'{prices}'), `{prices}`, '{prices}' and \\frac{prices}{prices}",
+        'Explain "Costs: {prices}".format(prices=1) and <b>{prices}</b>',
+        "```\n{prices}\n```",
+        "const f = (x) => {prices};",
+    ):
+        scripted.ok(f"{_RECORDED}llm.generate({prompt!r});")
+        assert scripted.value("[str(one.message) for one in shown]") == []

@@ -62,7 +62,11 @@ def test_an_answer_is_rendered_with_all_of_its_markdown(scripted: Kernel) -> Non
 def outputs(scripted: Kernel) -> list[dict[str, Any]]:
     """Return what cells show for a usual answer and for hostile ones."""
     hostile = "\n\n".join([*payloads().values(), r"\end{Verbatim}\input{/etc/passwd}"])
-    return [_shown(scripted, _ANSWER), _shown(scripted, hostile)]
+    scripted.ok(f"hostile = {hostile!r}\nbackend.will(hostile, *whole_answer())")
+    cells = ("%llm --over [hostile] {item}", "%llm --dry-run {hostile}", "%llm_chats hostile")
+    scripted.ok("backend.will(hostile, *whole_answer())\n%llm -c hostile {hostile}")
+    tables = [scripted.ok(cell).outputs[0]["data"] for cell in cells]
+    return [_shown(scripted, _ANSWER), _shown(scripted, hostile), *tables]
 
 
 def _exported(exporter: str, outputs: list[dict[str, Any]]) -> str:
@@ -77,7 +81,7 @@ def _exported(exporter: str, outputs: list[dict[str, Any]]) -> str:
 
 
 def test_an_answer_has_html_and_text_and_no_markdown(outputs: list[dict[str, Any]]) -> None:
-    assert [set(data) for data in outputs] == [{"text/html", "text/plain"}] * 2
+    assert [set(data) for data in outputs] == [{"text/html", "text/plain"}] * 5
 
 
 def test_markdown_export_is_the_html_and_nothing_else(outputs: list[dict[str, Any]]) -> None:
@@ -118,7 +122,7 @@ def test_a_fragment_that_is_saved_is_marked_incomplete(scripted: Kernel) -> None
     (saved,) = scripted.state(cell).outputs
     assert "The first part" in saved["data"]["text/html"]
     for form in saved["data"].values():
-        assert "tiny: incomplete so far" in form
+        assert "tiny: incomplete so far · when complete: llm.last" in form
     whole = scripted.wait(cell)
     assert whole.text == "The first part and the rest."
     assert "incomplete" not in whole.html

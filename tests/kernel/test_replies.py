@@ -25,6 +25,30 @@ assert json.loads(llm.generate('{"a": 1}')) == llm.last.json() == {"a": 1}
 """
 
 
+AS_IN_OTHER_LIBRARIES = """
+from llm_magic.types import Chunk
+def long_answer():
+    backend.will(Chunk(), 'one', ' two', *whole_answer()[-1:])
+long_answer()
+text = ""
+chunks = []
+for chunk in llm.stream("Count."):
+    chunks.append(chunk)
+    text += chunk
+long_answer()
+async for chunk in llm.astream("Count."):
+    chunks.append(chunk)
+assert text == "one two" and [str(chunk) for chunk in chunks] == ["one", " two", ""] * 2
+assert "<" + chunks[0] + ">" == "<one>" and chunks[0] + chunks[1] == "one two"
+assert chunks[2].finish_reason == "stop" and chunks[2].usage.prompt_tokens == 7
+assert await llm.generate("Hi") == "Hi" and type(await llm.generate("Hi")) is type(llm.last)
+stream = llm.stream("one two three")
+assert next(stream).text == "one"
+stream.close()
+assert llm.last.finish_reason == "cancelled"
+"""
+
+
 @pytest.fixture
 def k(scripted: Kernel) -> Kernel:
     scripted.ok("%llm_usage --reset")
@@ -39,6 +63,47 @@ def test_reply_works_like_a_text(k: Kernel) -> None:
     # A message with a reply in it would keep the messages before it in memory.
     k.ok("llm.generate(reply); llm.generate([{'role': 'user', 'content': reply}], system=reply)")
     assert k.value("{type(message.content) for message in llm.last.messages} == {str}")
+
+
+def test_streams_work_as_in_other_libraries(k: Kernel) -> None:
+    k.ok(AS_IN_OTHER_LIBRARIES)
+    assert k.ok("print(chunks[0], end='')\nchunks[0]").text == "oneChunk(text='one', tokens=1)"
+    for code, advice in (
+        ("async for chunk in llm.stream('Hi'): pass", "Use: async for chunk in llm.astream(…)"),
+        ("await llm.stream('Hi')", "Use await llm.agenerate(…) for the reply, or async for"),
+    ):
+        before = k.value("len(backend.requests)")
+        wrong = k.run(code)
+        assert (wrong.ename, len(wrong.traceback)) == ("OptionError", 1)
+        assert advice in wrong.error
+        assert k.value("len(backend.requests)") == before
+    for code in ("chunks[0] + 1", "1 + chunks[0]"):
+        assert k.run(code).ename == "TypeError"
+
+
+def test_names_of_other_libraries_show_what_to_use(k: Kernel) -> None:
+    k.ok("%llm -o reply -c shop Hello you")
+    for name, advice in (
+        ("tokens", "Use reply.usage.completion_tokens."),
+        ("total_tokens", "Use reply.usage.total_tokens."),
+        ("content", "The reply is the text itself."),
+        ("choices[0].message", "The reply is the text itself."),
+        ("model_dump()", "vars(reply) has its attributes."),
+        ("jsn()", 'Did you mean "json"?'),
+    ):
+        wrong = k.run(f"reply.{name}")
+        assert (wrong.ename, len(wrong.traceback)) == ("NoAttribute", 1)
+        assert wrong.error.endswith(advice), wrong.error
+    assert k.value("(hasattr(reply, 'items'), 'model' in vars(reply))") == (False, True)
+    assert k.value("[turn.answer.content for turn in llm.chats['shop'].turns]") == ["Hello you"]
+    assert k.value("(list(llm.chats), len(llm.chats), 'shop' in llm.chats)") == (["shop"], 1, True)
+    for name, text in (
+        ("'shp'", "There is no chat 'shp'. Did you mean \"shop\"?"),
+        ("0", "chat 0."),
+    ):
+        wrong = k.run(f"llm.chats[{name}]")
+        assert (wrong.ename, len(wrong.traceback), text in wrong.error) == ("OptionError", 1, True)
+    k.ok("%llm_reset shop")
 
 
 def test_line_magic_returns_the_reply_and_an_answer_is_shown_once(k: Kernel) -> None:

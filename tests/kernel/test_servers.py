@@ -10,22 +10,28 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import trustme
 from nbclient import NotebookClient
 
 from tests.fault_server import CHAT, FaultServer
 from tests.kernels import Kernel, kernel, within_a_second
 from tests.ollama_server import OllamaServer
+from tests.tls_server import tls_server
 from tests.wire import (
     Cut,
+    Head,
     Hold,
     Pause,
+    Send,
     Step,
     busy,
     delta,
     error_answer,
     json_answer,
+    ndjson,
     sse,
     sse_words,
+    usage,
 )
 
 KEY = "sk-kernel-7d1e90b2ac55"
@@ -69,7 +75,7 @@ def test_load_checks_server_and_shows_its_address(k: Kernel, server: FaultServer
     ran = k.ok(f"%llm_load big -b openai --base-url {server.url} --key-env THEIR_KEY")
     address = server.url.removeprefix("http://")
     assert ran.text.startswith(f"big · openai {address} · ready in ")
-    assert "Not sent, because openai does not support them: top_k, repetition_penalty." in ran.text
+    assert "Not sent" not in ran.text, "nothing was set that it does not get"
     assert k.value("llm.status().status") == "Ready"
     assert address in k.ok("%llm_status").text
 
@@ -95,16 +101,29 @@ def test_load_checks_server_and_shows_its_address(k: Kernel, server: FaultServer
         ("%llm_load llama9 -b ollama", "--pull"),
         ("%llm_load tiny -b olama", "There is no backend 'olama'. Did you mean \"ollama\"?"),
         ("%llm_load tiny -b openai --key-env sk-1", "--key-env takes the name of an environment"),
+        (
+            "%llm_load tiny -b openai --key-env my-key",
+            "my-key is no name of a variable; write --key-env MY_KEY",
+        ),
+        ("%llm_load ollama/llama3.2", "Run %llm_load llama3.2 -b ollama."),
         ("%llm_load tiny -b openai --api-key sk-1", "A key in a cell is saved with the notebook."),
         ("%llm_load tiny -b openai --api-key=sk-1", "A key in a cell is saved with the notebook."),
         (
             "%llm_load tiny -b vllm --base-url {url}/x --key-env THEIR_KEY",
-            "Check the path of --base-url",
+            "responds, but has no {url}/x/v1/models. Use --base-url {url}/v1.",
+        ),
+        (
+            "%llm_load tiny -b openai --base-url {url}/v1/v1 --key-env THEIR_KEY",
+            "responds, but has no {url}/v1/v1/models. Use --base-url {url}/v1.",
         ),
         ("%llm_load tiny -b vllm --base-url {url}", "requires an API key (401)"),
         (
             "%llm_load tiny -b openai --base-url {url} --key-env NOT_THERE",
             "you cannot be prompted for it here",
+        ),
+        (
+            "%llm_load llama3.2 -b ollama --base-url {ollama}/v1/v1",
+            "Ollama's API is not at {ollama}/v1/v1. Use --base-url {ollama}.",
         ),
         (
             "%llm_load llama3.2 -b ollama --base-url {url} --key-env THEIR_KEY",
@@ -115,8 +134,9 @@ def test_load_checks_server_and_shows_its_address(k: Kernel, server: FaultServer
     ],
 )
 def test_a_mistake_is_one_line_and_loses_nothing(
-    remote: Kernel, server: FaultServer, cell: str, error: str
+    remote: Kernel, server: FaultServer, ollama: OllamaServer, cell: str, error: str
 ) -> None:
+    cell, error = (text.replace("{ollama}", ollama.url) for text in (cell, error))
     where = f"-b openai --base-url {server.url}/v1/chat/completions --key-env THEIR_KEY"
     error = error.replace("{url}", server.url)
     ran = remote.run(cell.replace("{server}", where).replace("{url}", server.url))
@@ -126,6 +146,70 @@ def test_a_mistake_is_one_line_and_loses_nothing(
     assert error in ran.error
     assert "sk-1" not in ran.text
     assert remote.ok("%llm --literal -f text still here").text.startswith("still here")
+
+
+def test_errors_of_a_server_name_what_to_do(remote: Kernel, server: FaultServer) -> None:
+    page: list[Step] = [
+        Head(200, {"Content-Type": "text/html"}),
+        Send(b"<!doctype html><title>Jupyter</title>"),
+    ]
+    failed = {"error": {"message": "CUDA out of memory"}}
+    log = "Check the log of the server."
+    cases: list[tuple[list[Step], str]] = [
+        (error_answer(404, "No tiny"), "(404): No tiny. Load a model that it has:"
+         f" %llm_models -b openai --base-url {server.url}/v1"),
+        (error_answer(405, "No"), "rejected the request (405): No. Check --base-url. To use another address,"
+         " load it again: %llm_load tiny -b openai --base-url URL --key-env THEIR_KEY"),
+        (error_answer(429, "Slow down", headers={"Retry-After": "60"}),
+         "too many requests (429): Slow down. Try again in 60 s."),
+        (error_answer(429, "Please try again in 1m7.5s.", headers={"Retry-After": "2"}),
+         "too many requests (429): Please try again in 1m7.5s."),
+        (sse(failed), f"stopped with an error: CUDA out of memory. {log}"),
+        (sse(delta("half"), failed), f"out of memory. {log} The reply is incomplete. The received part is"),
+        (page, "sent no reply, but a web page. Check --base-url and -b."),
+        (json_answer(200, b""), "sent an empty reply."),
+    ]  # fmt: skip
+    for script, message in cases:
+        server.will(CHAT, *script)
+        ran = remote.run("%llm Hello")
+        assert message in ran.error
+        assert len(ran.traceback) == 1
+    for body, reason in (
+        (b"", ""),
+        (b"<title>500 Internal Server Error</title>", ": Internal Server Error"),
+    ):
+        for _ in range(3):
+            server.will(CHAT, *json_answer(500, body, {"Retry-After": "0"}))
+        assert f"failed (500){reason}. {log}" in remote.run("%llm Hello").error
+    server.will("/v1/models", *error_answer(400, "No"))
+    ran = remote.run(f"%llm_load big -b openai --base-url {server.url} --key-env THEIR_KEY")
+    assert ran.error.endswith("rejected the request (400): No. Check --base-url.")
+
+
+def test_status_has_the_address_the_jobs_and_no_error_from_before_a_success(
+    remote: Kernel, server: FaultServer
+) -> None:
+    load = f"%llm_load tiny -b openai --base-url {server.url}/v1/ --key-env THEIR_KEY"
+    hold = Hold()
+    server.will(CHAT, *sse(delta("first"), done=False), hold, *sse_words(" second")[1:])
+    remote.ok("job = %llm --bg Hello")
+    number = remote.value("job.number")
+    try:
+        remote.ok("while not job.text: pass")
+        assert remote.run(load.replace("tiny", "tyny", 1)).ename == "ModelNotFound"
+        rows = dict(re.split(r"  +", line) for line in remote.ok("%llm_status").text.splitlines())
+        assert rows["server"] == f"{server.url}/v1"
+        assert rows[f"job {number}"].startswith("tiny · 5 characters")
+        assert rows["last load"].startswith('failed: Model "tyny" not found')
+    finally:
+        hold.go.set()
+    remote.ok("job.result()")
+    assert "already loaded" in remote.ok(load).text
+    text = remote.ok("%llm_status").text
+    assert f"job {number}" not in text
+    assert "last load" not in text
+    remote.ok(f"%llm_load big -b openai --base-url {server.url} --key-env THEIR_KEY")
+    assert f"{server.url}/v1" in remote.ok("%llm_status").text
 
 
 def test_the_first_word_is_shown_when_it_comes(remote: Kernel, server: FaultServer) -> None:
@@ -153,10 +237,75 @@ def test_reasoning_is_folded_and_not_sent_again(remote: Kernel, server: FaultSer
     assert sent == ["What is it?", "42", "And now?"]
 
 
+def test_load_of_a_model_that_is_loaded(remote: Kernel, server: FaultServer) -> None:
+    same = (
+        f"%llm_load tiny -b openai --base-url {server.url}/v1/chat/completions --key-env THEIR_KEY"
+    )
+    assert "already loaded" in remote.ok(same).text
+    ran = remote.ok(f"%llm_load tiny -b openai --base-url {server.url} --key-env THEIR_KEY")
+    assert "ready in" in ran.text
+    assert "Unloaded" not in ran.text, "it is the same model of the same server"
+    remote.ok("%llm_config top_k=7")
+    try:
+        ran = remote.ok(f"%llm_load big -b openai --base-url {server.url} --key-env THEIR_KEY")
+        assert "Not sent, because openai does not support them: top_k.\nUnloaded tiny" in ran.text
+        shown = remote.ok("%llm_config").text
+        assert re.search(r"top_k +7 \* † ", shown)
+        assert re.search(r"repetition_penalty +1.15 † ", shown)
+        assert shown.endswith("restores it. † not sent: openai does not support it.")
+    finally:
+        remote.ok("%llm_config --reset")
+
+
+def test_lost_server_is_in_the_status_and_is_checked_again(
+    remote: Kernel, server: FaultServer
+) -> None:
+    load = f"%llm_load tiny -b openai --base-url {server.url}/v1/ --key-env THEIR_KEY"
+    server.will(CHAT, *sse(delta("half"), done=False), Cut())
+    assert remote.run("%llm Hello").ename == "IncompleteReply"
+    status = remote.ok("%llm_status").text
+    assert re.search(
+        r"last answer +failed at \d\d:\d\d:\d\d: The connection to .* was lost", status
+    )
+    # The status line of the panel
+    remote.ok("from llm_magic.notebook.panel.status_bar import status_html")
+    bar = remote.value("status_html(llm)")
+    assert "last answer failed at " in bar
+    assert ("llm-incomplete" in bar, "llm-Ready" in bar, "tokens/s" in bar) == (True, False, False)
+    count = len(server.requests_to("/v1/models"))
+    assert "ready in" in remote.ok(load).text
+    assert len(server.requests_to("/v1/models")) == count + 1
+    assert "last answer" not in remote.ok("%llm_status").text
+    assert "last answer failed" not in remote.value("status_html(llm)")
+    assert "already loaded" in remote.ok(load).text
+
+
+def test_error_of_a_prompt_names_the_load_that_has_the_option(
+    k: Kernel, server: FaultServer
+) -> None:
+    where = f"-b openai --base-url {server.url}"
+    again = f"load it again: %llm_load tiny {where}"
+    k.ok("import os; os.environ['OPENAI_API_KEY'] = 'sk-of-openai-000000'")
+    wrong = k.run(f"%llm_load tiny {where}")
+    assert (
+        "requires an API key (401). OPENAI_API_KEY is set, but it is sent only to OpenAI, or to the"
+        " address in OPENAI_BASE_URL. Store it in an environment variable and add --key-env NAME."
+    ) in wrong.error
+    k.ok("del os.environ['OPENAI_API_KEY']")
+    k.ok(f"%llm_load tiny {where} --key-env THEIR_KEY --idle-timeout 1")
+    server.will(CHAT, *sse(delta("half"), done=False), Pause(1.5))
+    wrong = k.run("%llm Hello")
+    assert (
+        "sent no data for 1 s. Check the server, or allow more time with --idle-timeout."
+        in wrong.error
+    )
+    assert f"{again} --key-env THEIR_KEY" in wrong.error
+
+
 def test_a_retry_is_shown(remote: Kernel, server: FaultServer) -> None:
     server.will(CHAT, *error_answer(429, "slow down", headers={"Retry-After": "1"}))
     cell = remote.send("%llm Hello there")
-    remote.wait_for_output(cell, "429, next try in 1 s")
+    remote.wait_for_output(cell, "429, attempt 2 of 3 after 1 s")
     assert "Hello there" in remote.wait(cell).text
 
 
@@ -171,7 +320,8 @@ def test_interrupt_stops_cell_and_server(remote: Kernel, server: FaultServer, wh
     server.will(CHAT, *scripts[when])
     count = len(server.requests_to(CHAT))
     shown = {
-        "waiting": "waiting for the first token", "streaming": "begun", "retrying": "next try in 20 s",
+        "waiting": "waiting for the first token", "streaming": "begun",
+        "retrying": "attempt 2 of 3 after 20 s",
         "busy": "waiting: the server is busy with other requests",
     }  # fmt: skip
     cell = remote.send("%llm -o stopped Hello")
@@ -199,19 +349,90 @@ def test_interrupted_stream_keeps_partial_answer_and_label(
     assert remote.value("(broken.text, broken.finish_reason)") == ("half of", "truncated")
     assert "Run the cell again" not in ran.text, "the error reports it"
     address = server.url.removeprefix("http://")
-    server.will(CHAT, *sse(done=True))
-    assert (
-        f"{address} sent no answer. Run the cell again." in remote.ok("%llm -o broken Hello").text
-    )
     server.will(CHAT, *sse(delta("half of"), done=True))
     ran = remote.ok("%llm -o broken Hello")
     assert "ended early; incomplete" in ran.text
     assert f"{address} did not send the end of the answer. Run the cell again." in ran.text
     assert remote.value("broken.finish_reason") == "truncated"
+    server.will(CHAT, *sse(delta("half of"), done=True))
+    remote.ok("%llm --bg -o cut Hello")
+    rows = remote.ok("%llm_wait").text
+    number = remote.value("cut.number")
+    assert re.search(rf"{number} +incomplete +tiny +7 characters", rows)
+    assert remote.ok("cut").text.startswith(f"<Job {number}: tiny, incomplete, 7 characters, ")
+    ran = remote.ok("%llm Repeat {cut}")
+    assert f"job {number} ended early: its incomplete answer is inserted" in ran.text
+
+
+def test_response_without_an_answer_is_an_error(
+    remote: Kernel, server: FaultServer, ollama: OllamaServer
+) -> None:
+    no_choices = (
+        "sent no answer: its response has no choices. Try again. If that does not help, check"
+    )
+    nothing = json_answer(200, {"choices": []})
+    for script in (nothing, sse(), sse({"choices": []}), sse(usage(3, 0))):
+        server.will(CHAT, *script)
+        ran = remote.run("%llm Hello")
+        assert (ran.ename, len(ran.traceback)) == ("RequestFailed", 1)
+        assert no_choices in ran.error
+    server.will(CHAT, *sse(delta("", role="assistant")))
+    assert "its response ended before the first word" in remote.run("%llm Hello").error
+    server.will(CHAT, *nothing)
+    assert remote.run("llm.generate('Hello')").ename == "RequestFailed"
+    server.will(CHAT, *nothing)
+    assert no_choices in remote.ok("%llm --bg -o none Hello").text + remote.run("%llm_wait").error
+    assert re.search(rf"{remote.value('none.number')} +failed +tiny", remote.ok("%llm_jobs").text)
+    message = {"content": "", "role": "assistant"}
+    choice = {"message": message, "finish_reason": "stop"}
+    for script in (json_answer(200, {"choices": [choice]}), sse(delta("", finish="stop"))):
+        server.will(CHAT, *script)
+        assert "The answer of tiny is empty. Change the prompt." in remote.ok("%llm Hello").text
+    remote.ok("%llm_load llama3.2 -b ollama")
+    for line, missing in (
+        ({"done": True}, "has no message"),
+        ({"done": True, "done_reason": "stop"}, "has no message"),
+        ({"message": message}, "ended before the first word"),
+    ):
+        ollama.will("/api/chat", *ndjson(line))
+        assert f"sent no answer: its response {missing}." in remote.run("%llm Hello").error
+    ollama.will("/api/chat", *ndjson({"message": message, "done": True, "done_reason": "stop"}))
+    assert "The answer of llama3.2 is empty." in remote.ok("%llm Hello").text
+
+
+def test_http_for_https_and_the_reverse_names_the_address_to_use(
+    remote: Kernel, server: FaultServer
+) -> None:
+    address = server.url.removeprefix("http://")
+    wrong = remote.run(f"%llm_load tiny -b openai --base-url https://{address}/v1").error
+    assert wrong == f"The server at {address} uses http, not https. Use --base-url {server.url}/v1."
+    server.stop()
+    try:
+        with tls_server(trustme.CA(), server.port) as url:
+            use = f"The server at {address} uses https, not http. Use --base-url {url}"
+            assert remote.run(f"%llm_load x -b openai --base-url {address}").error == f"{use}."
+            assert remote.run(f"%llm_load x -b ollama --base-url {address}").error == f"{use}."
+            wrong = remote.run("%llm Hello").error
+    finally:
+        server.start()
+    again = f"%llm_load tiny -b openai --base-url {url}/v1 --key-env THEIR_KEY"
+    assert wrong == f"{use}/v1. To do that, load it again: {again}"
+    assert "still here" in remote.ok("%llm still here").text
+
+
+def test_web_page_instead_of_models_is_named(remote: Kernel, server: FaultServer) -> None:
+    for path in ("/v1/models", "/models"):
+        page = b"<!doctype html><title>Sign in</title>"
+        server.will(path, Head(200, {"Content-Type": "text/html"}), Send(page))
+    wrong = remote.run(f"%llm_load tiny -b openai --base-url {server.url}").error
+    assert wrong.startswith(f'{server.url}/v1/models is a web page ("Sign in"), not the API of')
+    assert wrong.endswith(
+        "the port and the path of --base-url, and whether a proxy responds instead."
+    )
 
 
 def test_advice_names_the_server_in_use(remote: Kernel, server: FaultServer) -> None:
-    options = f"-b openai --base-url {server.url}/v1/ --key-env THEIR_KEY --keep."
+    options = f"-b openai --base-url {server.url}/v1 --key-env THEIR_KEY --keep."
     for line in ("%llm_use slow", "%%llm -m slow\nHello"):
         wrong = remote.run(line)
         assert (wrong.ename, wrong.error) == (
@@ -231,9 +452,17 @@ def test_advice_names_the_server_in_use(remote: Kernel, server: FaultServer) -> 
     assert wrong.error.endswith(
         f"The loaded model is at {server.url}: to use that server, add --base-url {server.url}"
     )
-    assert remote.run("%llm_unload all").error == (
-        "No loaded model is called all. %llm_unload --all unloads every model."
+    assert "source" not in remote.ok("%llm_status").text, "the line of the model has its name"
+    remote.ok(
+        f"%llm_load big -b vllm --base-url {server.url} --key-env THEIR_KEY --keep --name alias"
     )
+    rows = [line.split() for line in remote.ok("%llm_status").text.splitlines()]
+    assert [row[2] for row in rows if row[1] in {"model", "loaded"}] == ["alias", "tiny"]
+    assert ["source", "big"] in rows
+    assert [line.partition(" ·")[0] for line in remote.ok("%llm_unload all").text.splitlines()] == [
+        "Unloaded tiny", "Unloaded alias",
+    ]  # fmt: skip
+    assert remote.ok("%llm_unload all").text == "No model was loaded."
 
 
 def test_jobs_of_a_server_show_what_arrived_and_continue_after_an_unload(
@@ -313,6 +542,14 @@ def test_server_load_unloads_local_model_unless_keep(loaded: Kernel, server: Fau
     loaded.ok(f"%llm_load tiny {where}")
     assert loaded.value("[m.name for m in llm.status().models]") == ["tiny"]
     loaded.ok("del os.environ['THEIR_KEY']")
+
+
+def test_hosted_provider_needs_a_model_before_a_key(k: Kernel) -> None:
+    ran = k.run("%llm_load -b groq")
+    assert (ran.ename, ran.error, len(ran.traceback)) == (
+        "OptionError", "Groq has many models. Name one: %llm_load MODEL -b groq (key: GROQ_API_KEY, not set)."
+        " %llm_models -b groq lists them.", 1,
+    )  # fmt: skip
 
 
 def test_missing_key_is_prompted_for(k: Kernel, server: FaultServer) -> None:

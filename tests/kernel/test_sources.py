@@ -42,6 +42,8 @@ def test_an_unknown_model_names_what_is_near(k: Kernel, hub: HubServer) -> None:
     ran = k.run("%llm_load SmolLM2-135M-Instrukt")
     assert (ran.ename, len(ran.traceback)) == ("ModelNotFound", 1)
     assert 'Did you mean "SmolLM2-135M-Instruct"?' in ran.error
+    assert "SmolLM2-135M-Instruct" in k.ok("%llm_load smollm2-135m-instruct").text
+    k.ok("%llm_unload")
 
 
 def test_a_slow_download_shows_how_far_it_is_and_can_be_stopped(k: Kernel, hub: HubServer) -> None:
@@ -88,4 +90,9 @@ def test_the_embedded_file_by_its_path(k: Kernel) -> None:
     file = k.value("str(embedded_file())")
     ran = k.ok(f"%llm_load {file} --name file")
     assert re.match(rf"file · local cpu bf16 · {SIZE} · 8,192 ctx", ran.text)
+    # Once: not for the next file.
+    assert (
+        "\nOn a CPU, -b llamacpp generates two to four times as many tokens per second" in ran.text
+    )
+    assert "llamacpp" not in k.ok(f"%llm_load {file} --name again").text
     assert k.value("llm.status().models[0].where") == "gguf"

@@ -30,7 +30,7 @@ def test_words_come_while_the_model_is_at_work(loaded: Kernel) -> None:
     assert ran.updates >= 3
     texts = [" ".join(text.split()) for _when, _kind, text in ran.arrivals[:-1]]
     texts = [text for text in texts if "waiting for" not in text]
-    state = "SmolLM2-135M-Instruct: incomplete so far"
+    state = "SmolLM2-135M-Instruct: incomplete so far · when complete: reply, unless the kernel restarts"
     assert all(text.endswith(state) for text in texts)
     answers = [text.removesuffix(state).strip() for text in texts]
     whole = " ".join(loaded.value("reply.text").split())

@@ -106,6 +106,28 @@ def test_answer_streams_below_a_line_that_shows_the_wait(terminal: Terminal) -> 
     assert "<" not in shown
 
 
+def test_rows_have_one_line_that_is_replaced_by_their_table(terminal: Terminal) -> None:
+    terminal.run("for n in range(3): backend.will(Pause(0.4), *whole_answer(f'No. {n}'))", "")
+    shown = terminal.run("%%llm --over ['a', 'b', 'c'] -o out", "About {item}?")
+    live, _, table = shown.partition("\r\x1b[K")[2].rpartition("\r\x1b[K")
+    assert live.startswith("tiny · 0 of 3 rows\r")
+    assert "\n" not in live
+    assert "rows/s" in live
+    lines = table.splitlines()
+    assert lines[:4] == [
+        "index  item  answer", "0      a     No. 0", "1      b     No. 1", "2      c     No. 2",
+    ]  # fmt: skip
+    assert lines[4] == "\x1b[2m[out: a list of 3 answers]\x1b[22m"
+    assert re.fullmatch(r"\x1b\[2m\[tiny · 3 of 3 rows · .*tokens/s\]\x1b\[22m", lines[5])
+    terminal.run("backend.will(*whole_answer('x')); backend.will(Hang())")
+    terminal.send("%%llm --over ['a', 'b']", "About {item}?")
+    terminal.process.expect("1 of 2 rows")
+    terminal.process.sendintr()
+    stopped = terminal.read()
+    assert "Note: 1 row without an answer." in stopped
+    assert "Interrupted\x1b[0m: Stopped after 1 of 2 rows." in stopped
+
+
 def test_ctrl_c_keeps_the_partial_answer(terminal: Terminal) -> None:
     terminal.run("backend.will('partial', Hang())")
     terminal.send("%llm Wait.")
@@ -157,9 +179,37 @@ def test_background_answer_is_shown_by_wait(terminal: Terminal) -> None:
     assert shown.startswith("Hello there\n")
     assert "1    done   tiny" in shown
     assert fits(terminal.run("%llm_jobs"))
+    terminal.run("%llm --bg One")
+    terminal.run("%llm --bg Two")
+    shown = terminal.run("%llm_wait 2 3")
+    assert shown.startswith("Job 2\nOne\n")
+    assert "\nJob 3\nTwo\n" in shown
     terminal.run("%llm -c zoo Hello")
     assert "zoo   1" in terminal.run("%llm_chats")
     assert "1     Hello   Hello" in terminal.run("%llm_chats zoo")
+
+
+def test_end_of_background_work_is_shown_with_the_next_cell(terminal: Terminal) -> None:
+    terminal.run(
+        "hang = Hang(); backend.will(hang, *whole_answer('Yes')); load = backend.hang('load')"
+    )
+    terminal.run("%llm --bg -o job Well?")
+    terminal.run("%llm_load org/second --bg --keep")
+    assert terminal.run("print('working')") == "working"
+    shown = terminal.run("import time; load.go.set(); hang.go.set()")
+    shown += terminal.run("while llm.loading or not job.done: time.sleep(0.01)")
+    shown += terminal.run("0")
+    finished = re.findall(r"Job \d+ · tiny · done · %llm_wait \d+ shows its answer\.", shown)
+    assert len(finished) == 1, shown
+    assert shown.count("second · local cpu bf16 · 269 MB · 8,192 ctx · ready in ") == 1
+    assert terminal.run("print('quiet')") == "quiet"
+    terminal.run("backend.trouble['load'] = ModelNotFound('There is no third.')")
+    shown = terminal.run("%llm_load org/third --bg --keep") + terminal.run("%llm_wait")
+    assert shown.count("There is no third.") == 1
+    assert terminal.run("print('quiet')") == "quiet"
+    terminal.run("backend.trouble.clear()")
+    terminal.run("%llm_unload second")
+    assert "active  tiny" in terminal.run("%llm_use tiny")
 
 
 def test_a_wait_for_jobs_is_one_line_that_is_removed(terminal: Terminal) -> None:
@@ -170,8 +220,23 @@ def test_a_wait_for_jobs_is_one_line_that_is_removed(terminal: Terminal) -> None
         terminal.send(line)
         terminal.process.expect(r"Waiting for job \d+ \(running, 1 token\)")
         terminal.process.sendintr()
-        assert "still running" in terminal.read()
+        assert "continues" in terminal.read()
     terminal.run("import threading; threading.Timer(0.5, hang.go.set).start()")
     shown = terminal.run("%llm_unload")
     assert shown.rpartition("\x1b[K")[2].startswith("Unloaded tiny"), shown
     terminal.run("%llm_load tiny")
+
+
+def test_exit_names_what_it_stops(terminal: Terminal) -> None:
+    """The last test of the module: it ends the shared terminal."""
+    terminal.run("backend.will('one', Hang())")
+    terminal.run("%%llm --bg -o job", "Count.")
+    terminal.run("while not job.text: __import__('time').sleep(0.01)")
+    terminal.run("waiting = backend.hang('check')")
+    terminal.run("%llm_load org/other --bg")
+    number = terminal.run("print(job.number)")
+    terminal.send("exit")
+    terminal.process.expect(pexpect.EOF)
+    lines = str(terminal.process.before).replace("\r", "").splitlines()
+    assert lines[-2].endswith("Stopped loading org/other.")
+    assert lines[-1] == f"Stopped job {number} (tiny) after 1 token."

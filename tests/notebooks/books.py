@@ -21,6 +21,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 from llm_magic.config.settings import Settings
+from tests import without_grammars
 from tests.kernels import ROOT
 from tests.notebooks.server import KEY
 
@@ -152,7 +153,7 @@ def run_nbval(path: Path, folder: Path) -> Executed:
                 *("-p", "tests.notebooks.save_outputs", "--save-outputs", str(outputs)),
                 *("--nbval", "--nbval-sanitize-with", str(SANITIZE), str(copy)),
             ],
-            env={**around.environment, "PYTHONPATH": str(ROOT)},
+            env={**around.environment, "PYTHONPATH": without_grammars.path(ROOT)},
             capture_output=True,
             text=True,
             check=False,

@@ -83,11 +83,24 @@ _FACTS = {
         "wait": "done",
         "result": "length 60",
         "stop": "Stopped job 2 (SmolLM2-135M-Instruct) after",
-        "stop-wait": "stopped",
         "gather": "Austria: German · on record: German",
         "astream": "Tokyo",
         "timeout": "cancelled",
         "timeout-after": "early",
+    },
+    "06_over_a_dataframe.ipynb": {
+        "data": "French        23\nSpanish       17\nArabic        15\nPortuguese     6",
+        "sample": "40     Palestinian Territories",
+        "label": "labelled: a new table of 61 rows, with the column answer",
+        # The cell asserts that enough of them are right.
+        "check": "of the labels are right; French for all rows would be 38%.",
+        "confusion": "language",
+        "errors": "Guinea",
+        "correct": "6 rows change",
+        "again": "55 cached",
+        "again-check": "of the labels are right.",
+        "file": '{"key":"',
+        "python": "of 61 answers are cut off.",
     },
 }
 # Under cells that had finished when their answer came: nbval does not see it.

@@ -223,9 +223,7 @@ def test_litellm_requires_key(litellm: Server, monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(AuthenticationFailed, match=r"rejected the key in OTHER_KEY \(400\)"):
             load(session, litellm, backend="openai", key_env="OTHER_KEY")
         # Without a database, it fails where no key is given.
-        with pytest.raises(
-            RequestFailed, match=r"\(500\).* If it requires an API key, .*--key-env NAME"
-        ):
+        with pytest.raises(RequestFailed, match=r"failed \(500\).* Check the log of the server\.$"):
             load(session, litellm, backend="openai", key_env=None)
     finally:
         session.close()

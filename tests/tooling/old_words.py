@@ -73,6 +73,13 @@ def old_words() -> tuple[Word, ...]:
     return tuple(found)
 
 
+@cache
+def _any_of(kind: str) -> re.Pattern[str]:
+    """Return an expression that finds a text with an old word of a kind sooner than each of theirs."""
+    patterns = [word.pattern for word in old_words() if word.kind == kind]
+    return re.compile("|".join(p.pattern for p in patterns), patterns[0].flags)
+
+
 def hits(path: str) -> list[Hit]:
     """Return the old words in a file and in its name."""
     text = (ROOT / path).read_text(errors="replace")
@@ -87,9 +94,11 @@ def hits(path: str) -> list[Hit]:
 def _found(kind: str, text: str) -> tuple[tuple[str, str], ...]:
     """Return the old words in the text of a piece, and what to write instead."""
     compared = {word_kind: _compared(word_kind, kind, text) for word_kind in _KINDS}
+    used = {each for each, its_text in compared.items() if _any_of(each).search(its_text)}
     return tuple(
         (match[0], word.instead)
         for word in old_words()
+        if word.kind in used
         for match in word.pattern.finditer(compared[word.kind])
     )
 
@@ -136,9 +145,9 @@ def _of_page(text: str) -> Iterator[Piece]:
 
 
 def _of_python(text: str, *, messages: bool) -> Iterator[Piece]:
-    tree = ast.parse(text)
-    docstrings = set(_docstrings(tree))
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(ast.parse(text)))
+    docstrings = set(_docstrings(nodes))
+    for node in nodes:
         yield from _names(node)
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             is_message = messages and node.value.count(" ") > 1
@@ -152,9 +161,9 @@ def _of_python(text: str, *, messages: bool) -> Iterator[Piece]:
             yield Piece("prose", token.start[0], re.sub(r"`[^`]*`", "``", token.string))
 
 
-def _docstrings(tree: ast.Module) -> Iterator[int]:
+def _docstrings(nodes: Sequence[ast.AST]) -> Iterator[int]:
     """Yield the ids of the constants that are docstrings."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             first = node.body[0] if node.body else None
             if isinstance(first, ast.Expr):

@@ -15,9 +15,10 @@ from tests.benchmarks import (
     ai_magic,
     engines,
     extension,
+    llamacpp,
+    map_vllm,
     page,
     peers,
-    quantization,
     report,
     rounds,
 )
@@ -281,8 +282,8 @@ def test_a_missing_extension_is_a_row() -> None:
 
 
 @pytest.mark.usefixtures("alone")
-def test_missing_weights_of_four_bits_are_rows() -> None:
-    rows = list(quantization.measure(Rounds(1)))
+def test_a_missing_engine_in_the_kernel_is_a_row() -> None:
+    rows = list(llamacpp.measure(Rounds(1)))
     assert len(missing(rows)) == len(rows) == 2
 
 
@@ -301,6 +302,23 @@ def test_missing_servers_are_rows() -> None:
     assert [row.name for row in rows if row.values] == [engines.LOCAL]
     assert missing(rows)["vLLM, %%llm"] == "missing: scripts/install-servers vllm"
     assert len(missing(rows)) == 2 * len(engines.ENGINES)
+
+
+@pytest.mark.usefixtures("alone")
+def test_without_vllm_its_client_and_our_rows_are_missing() -> None:
+    rows = list(map_vllm.measure(Rounds(1)))
+    assert missing(rows) == dict.fromkeys(
+        (map_vllm.OURS, map_vllm.THEIRS, map_vllm.OURS_ADAPTS),
+        "missing: scripts/install-servers vllm",
+    )
+    assert len(rows) == 3
+
+
+def test_the_target_is_that_of_the_same_number_of_requests() -> None:
+    rates = {map_vllm.OURS: (4.0,), map_vllm.THEIRS: (5.0,), map_vllm.OURS_ADAPTS: (6.0,)}
+    *_, same, adapts = map_vllm.rows(rates)
+    assert (same.values, same.met) == ((0.8,), False)
+    assert (adapts.values, adapts.met) == ((1.2,), None)
 
 
 def test_without_the_client_its_rows_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:

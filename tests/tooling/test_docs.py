@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from llm_magic.config.commands import command, option, use_magics
 from llm_magic.config.settings import Settings
 from llm_magic.errors import OptionError
 from llm_magic.notebook.arguments import parser
@@ -142,7 +143,31 @@ def messages() -> set[str]:
 def _text(node: ast.AST) -> str:
     if isinstance(node, ast.JoinedStr):
         return "".join(_text(value) or _VARIES for value in node.values)
+    if isinstance(node, ast.FormattedValue) and isinstance(node.value, ast.Call):
+        return _flag(node.value)
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def _flag(call: ast.Call) -> str:
+    """Return what `option` or `command` puts in, with … for a value that is not constant."""
+    spells: dict[str, Callable[..., str]] = {
+        "option": option,
+        "spelled": option,
+        "command": command,
+    }
+    spell = spells.get(ast.unparse(call.func))
+    if spell is None or any(one.arg is None for one in call.keywords):
+        return ""
+    given = [one.value if isinstance(one, ast.Constant) else _VARIES for one in call.args]
+    named = {
+        str(one.arg): one.value.value if isinstance(one.value, ast.Constant) else _VARIES
+        for one in call.keywords
+    }
+    use_magics(True)
+    try:
+        return spell(*given, **named)
+    finally:
+        use_magics(False)
 
 
 def test_messages_are_those_that_are_raised() -> None:

@@ -122,6 +122,7 @@ def test_ipython_shows_the_text_alone_and_the_repr_within_a_list(reply: Reply) -
         ('{"a": 1} is the answer.', {"a": 1}),
         ('1. Here:\n   ```json\n   {"a": 1}\n   ```', {"a": 1}),
         ('`{"a": 1}`', {"a": 1}),
+        ('Sure:\r\n```json\r\n{"a": 1}\r\n```\r\nDone [1].', {"a": 1}),
     ],
 )
 def test_json_is_parsed(text: str, value: Any) -> None:
@@ -157,11 +158,13 @@ def test_what_is_not_json_is_one_line(text: str, problem: str) -> None:
 
 
 def test_incomplete_json_names_the_limit() -> None:
-    for text in ('{"a": 1', "4"):
+    for text in ('{"a": 1', "4", "```json\nresult"):
         with pytest.raises(
             InvalidReply, match=r"cut off at the token limit: use a higher --max-new"
         ):
             make_reply(text, finish_reason="length").json()
+    with pytest.raises(InvalidReply, match="the context is full: shorten the prompt"):
+        make_reply('{"a": 1', finish_reason="length", context_full=True).json()
     with pytest.raises(InvalidReply, match="it ends in a number"):
         make_reply("4", finish_reason="cancelled").json()
     assert make_reply("[4]", finish_reason="length").json() == [4]
@@ -194,3 +197,9 @@ def test_code_is_that_of_the_first_fenced_block() -> None:
 def test_hostile_text_takes_no_time(text: str) -> None:
     with pytest.raises(InvalidReply):
         make_reply(text).json()
+
+
+def test_total_of_tokens_is_unknown_unless_both_counts_are_known() -> None:
+    assert Usage(3, 2).total_tokens == 5
+    assert Usage(3).total_tokens is None
+    assert Usage(None, 2).total_tokens is None

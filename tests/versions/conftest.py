@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.collection import pytest_collection as pytest_collection
 
 if TYPE_CHECKING:
     from llm_magic.session import Session
@@ -15,15 +16,6 @@ if TYPE_CHECKING:
 # Read when torch is imported: threads that wait must not take the cores of other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-def pytest_collection_finish() -> None:
-    """Exclude what collection has imported from the garbage collections of each load.
-
-    Where these tests run alone, the conftest of all tests is not read.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="module")

@@ -216,8 +216,11 @@ def test_closed_stream_stops_the_model(repeater: Session) -> None:
     assert len(passes) < 300
 
 
-def test_draft_saves_forward_passes(session: Session, tmp_path: Path) -> None:
-    session.load(str(parrot(tmp_path / "parrot", "abcdefgh", ends=False)), name="m")
+@pytest.mark.parametrize("quantization", ["none", "8bit", "4bit"])
+def test_draft_saves_forward_passes(session: Session, tmp_path: Path, quantization: str) -> None:
+    folder = parrot(tmp_path / "parrot", "abcdefgh", ends=False)
+    info = session.load(str(folder), name="m", device="cpu", quantization=quantization)
+    assert info.quantization == quantization
     with forward_passes() as passes:
         reply = session.generate("?", max_new_tokens=80)
     assert reply.text == "abcdefgh" * 10

@@ -20,7 +20,9 @@ def k() -> Iterator[Kernel]:
         yield k
 
 
-@pytest.mark.parametrize("package", ["torch", "transformers", "huggingface_hub", "ipywidgets"])
+@pytest.mark.parametrize(
+    "package", ["torch", "xllamacpp", "transformers", "huggingface_hub", "ipywidgets"]
+)
 def test_environment_has_no_extra(package: str) -> None:
     assert find_spec(package) is None
 
@@ -31,6 +33,8 @@ def test_environment_has_no_extra(package: str) -> None:
         ("%llm_load", "llm_magic[local]"),
         ("%llm_load org/model", "llm_magic[local]"),
         ("%llm_models", "llm_magic[local]"),
+        ("%llm_load -b llamacpp", "llm_magic[gguf]"),
+        ("%llm_models -b llamacpp", "llm_magic[gguf]"),
         ("%llm_panel", "llm_magic[panel]"),
     ],
 )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from llm_magic.backends.base import Backend, Capabilities, LoadPlan, Report, TokenCount
+from llm_magic.backends.base import Backend, Capabilities, LoadPlan, Report, TokenCount, find_loaded
 from llm_magic.backends.local import compile_cache, log_filters, memory, openmp
 from llm_magic.backends.local.cpus import cpus
 from llm_magic.backends.local.errors import explain_generation, explain_load
@@ -23,12 +25,11 @@ from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.local.load_plan import LocalPlan, Planner
 from llm_magic.backends.local.worker import Worker
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
-from llm_magic.errors import LoadFailed, MissingDependency, ModelNotLoaded
+from llm_magic.errors import LLMMagicError, LoadFailed, MissingDependency
 from llm_magic.text import human_bytes
 from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Unloaded
 
 if TYPE_CHECKING:
-    from llm_magic.backends.local.batch.sequence import Item
     from llm_magic.backends.local.local_model import LocalModel
     from llm_magic.config.api_keys import ApiKeys
 
@@ -57,11 +58,13 @@ class LocalTransformersBackend(Backend):
         log_filters.install()
         self._settings = settings
         self.inference = Worker("llm_magic-inference", after_job=self._after_job)
-        # A second thread for downloads and conversions, which take long and need no torch.
-        self._files = Worker("llm_magic-files")
+        # A second thread for downloads and conversions, which take long. Whether weights can be packed
+        # is found out there too, with OpenMP threads of its own.
+        self._files = Worker("llm_magic-files", after_job=openmp.release_threads)
         self._models: dict[str, LocalModel] = {}
         self._imported_torch = False
         self._load_failed = False
+        self._named_llamacpp = threading.Event()
 
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return the bundled model, and those in the local folder and in the cache of the hub."""
@@ -91,7 +94,9 @@ class LocalTransformersBackend(Backend):
             freed += loaded.prefix_cache.bytes_by_device()
             freed += loaded.weight_bytes() if name in leaving else Counter()
         return await self._files.run(
-            lambda cancel: Planner(settings, config, report, cancel).plan(model, freed),
+            lambda cancel: Planner(settings, config, report, cancel, self._named_llamacpp).plan(
+                model, freed
+            ),
             partial(explain_load, model or "The default model"),
         )
 
@@ -144,37 +149,31 @@ class LocalTransformersBackend(Backend):
     def stream(
         self, name: str, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
-        """Answer on the inference thread. Closing the generator stops at the next token."""
-        from llm_magic.backends.local.generation import generate
+        """Answer on the inference thread, together with other requests for the same model.
 
-        def work(cancel: threading.Event, emit: Callable[[Chunk], None]) -> None:
-            try:
-                generate.stream(self.local_model(name), messages, config, cancel, emit)
-            except Exception as error:
-                if memory.is_out_of_memory(error):
-                    self._free_caches()
-                raise
-
-        explain = partial(explain_generation, name, self.local_model(name).info.device)
-        return self.inference.stream(work, explain, Chunk(queued=True))
-
-    def stream_many(
-        self, name: str, conversations: Sequence[Sequence[Message]], config: GenerationConfig
-    ) -> AsyncGenerator[tuple[int, Item], None]:
-        """Answer many conversations together; yields chunks with the index of their conversation.
-
-        The chunks of one conversation come in the order of `stream`. A conversation that fails ends
-        with its error, and the others continue. Closing the generator stops the work.
+        Closing the generator stops at the next token.
         """
-        from llm_magic.backends.local.batch import batch, sequence
+        from llm_magic.backends.local.batch import batch
+        from llm_magic.backends.local.generation.sequence import Request
 
-        explain = partial(explain_generation, name, self.local_model(name).info.device)
+        loaded = self.local_model(name)
+        return self.inference.stream(
+            lambda job: batch.answer(self.local_model(name), job),
+            partial(self._explain, name, loaded.info.device),
+            queued=Chunk(queued=True),
+            group=name if loaded.traits.can_batch else None,
+            request=Request(messages, config),
+        )
 
-        def work(cancel: threading.Event, emit: Callable[[tuple[int, Item]], None]) -> None:
-            request = sequence.BatchRequest(conversations, config, cancel, emit, explain)
-            batch.stream_many(self.local_model(name), request)
+    def _explain(self, name: str, device: str, error: BaseException) -> LLMMagicError:
+        """Return the error for what ended an answer; frees the caches if memory ran out."""
+        if memory.is_out_of_memory(error):
+            self._free_caches()
+        return explain_generation(name, device, error)
 
-        return self.inference.stream(work, explain)
+    def concurrency_of(self, _name: str) -> int:
+        """Return how many answers are generated or queued at once."""
+        return 32
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Count with the model's own template and tokenizer."""
@@ -228,11 +227,7 @@ class LocalTransformersBackend(Backend):
 
         Use it on the inference thread only, or while nothing is generated.
         """
-        try:
-            return self._models[name]
-        except KeyError:
-            error = ModelNotLoaded(f"{name} is no longer loaded.")
-            raise error.advise("Run %llm_load.") from None
+        return find_loaded(self._models, name)
 
 
 def _require_packages() -> None:
@@ -260,7 +255,19 @@ def _require_usable_process() -> None:
         ) from None
 
 
+@contextlib.contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    """Collect no garbage during an import: that takes a sixth of the time of importing torch."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _import_torch(_cancel: threading.Event) -> None:
-    with openmp.bounded_spin():
+    with openmp.bounded_spin(), _garbage_collection_paused():
         from llm_magic.backends.local import loader  # noqa: F401 - imports torch and Transformers
     openmp.limit_threads(cpus())

@@ -1,27 +1,34 @@
 """Linear layers in the form that a CPU multiplies fastest.
 
 With AVX512 or AMX, oneDNN has a kernel for bfloat16. It reads a weight in blocks of its own layout, and
-reorders a usual matrix in every product. `PackedLinear` stores the weight in that layout: the numbers
-are the same, and the product of one row takes 0.65 to 0.9 of the time.
+reorders a usual matrix in every product: several rows take 0.6 to 0.9 of the time if the weight is
+stored in that layout. For a single row, torch has a kernel of its own for the usual layout, which takes
+0.5 to 0.7 of the time of oneDNN's in either. `Bfloat16Linear` stores the weight as the rows need it that
+it gets; the numbers are the same. Layers with the same input are fused, see `fused_linear`.
 
-Without them (most laptops), oneDNN has no kernel for bfloat16 and float16: torch has a good one of its
-own for single rows, but for several rows a loop that takes 4 to 8 times as long as converting the
-weights piece by piece and multiplying in float32, as `Float32Linear` does. The stored weights stay as
-they are, and results are rounded to their type, as other CPUs do it.
+Without them (most laptops), oneDNN has no kernel for bfloat16 and float16: torch's own is good for
+single rows, but for several rows it is a loop that takes 4 to 8 times as long as converting the weights
+piece by piece and multiplying in float32, as `Float32Linear` does. The stored weights stay as they are,
+and results are rounded to their type, as other CPUs do it.
 
-No other module uses the operators of torch that are not public API. `can_pack` checks those that
-pack; without them, layers stay as they are.
+Beside `cpu_quantized` this is the only module that uses operators of torch that are not public API.
+`can_pack` checks those that pack; without them, layers stay as they are.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
-from collections.abc import Callable
-from typing import Any
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
+
+from llm_magic.backends.local.fused_linear import ConvertedLinear, FusedLinear, fuse
 
 _log = logging.getLogger(__name__)
 # The number of rows from which on it is faster (AVX2, matrices from 192 x 576 to 4096 x 4096).
@@ -31,40 +38,73 @@ _MIN_ROWS = 8
 _TRANSPOSED_ROWS = range(16, 65)
 # The numbers that are converted at a time: 4 MB, which stay in a core's cache and one allocation.
 _PIECE = 1 << 20
+# From so many rows on, both layouts of a weight take about as long.
+_MANY_ROWS = 128
+# A layer changes its layout after so many products for which the other one would have been faster.
+# Their loss is about the time of the change. Layers wait differently long, so that no single step has
+# to wait for all of them.
+_PATIENCE = 32
+_extra_patience = itertools.cycle(range(_PATIENCE))
+# torch's own kernel is used unless it takes this many times as long as oneDNN's: old versions have a slow
+# one. Where it is good, it is faster on idle CPUs only, so that a load beside others must not decide.
+# Found out with a matrix of this shape (64 MB, more than a cache).
+_TOO_SLOW, _TIMED_SHAPE, _TIMED_ROUNDS = 1.5, (8192, 4096), 3
 
 
 def optimize(model: nn.Module, *, pack: bool = True) -> int:
     """Change the linear layers of a model that a CPU multiplies faster; returns how many.
 
-    Without `pack`, no weight is packed. A head that is tied to the embedding needs a second copy.
+    Without `pack`, no weight is packed. A packed head that is tied to the embedding is a second copy.
     """
     layers = [m for m in model.modules() if type(m) is nn.Linear and m.weight.device.type == "cpu"]
-    packed = [m for m in layers if m.weight.dtype == torch.bfloat16] if pack and can_pack() else []
-    for layer in packed:
-        PackedLinear.pack(layer)
-    if packed and not _runs(model):
-        for layer in packed:
-            assert isinstance(layer, PackedLinear)
-            layer.unpack()
-        packed = []
-    slow = [m for m in layers if type(m) is nn.Linear and _has_kernel(m.weight.dtype) is False]
-    return len(packed) + _use_float32_matmul(slow)
+    changed = [m for m in layers if m.weight.dtype == torch.bfloat16] if pack and can_pack() else []
+    if changed and not _convert(model, changed):
+        changed = []
+    if changed:
+        copy_mapped_weights(m for m in model.modules() if not isinstance(m, FusedLinear))
+    slow = [m for m in layers if type(m) is nn.Linear and has_kernel(m.weight.dtype) is False]
+    return len(changed) + _use_float32_matmul(slow)
+
+
+def _convert(model: nn.Module, layers: list[nn.Linear]) -> bool:
+    """Fuse and convert layers; returns False, with all as before, if the model does not run so."""
+    fuse(model, layers, Bfloat16Linear.joined)
+    embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    for layer in layers:
+        if type(layer) is nn.Linear:
+            is_tied = layer.weight is getattr(embedding, "weight", None)
+            Bfloat16Linear.convert(layer, is_tied=is_tied)
+    if _runs(model):
+        return True
+    for layer in layers:
+        # Restoring one of a fused group restores all of them.
+        if isinstance(layer, ConvertedLinear):
+            layer.restore()
+    return False
+
+
+def copy_mapped_weights(modules: Iterable[nn.Module]) -> None:
+    """Copy the weights that are left: one part of a mapped file keeps all of it in memory."""
+    for module in modules:
+        for parameter in module.parameters(recurse=False):
+            if not parameter.is_mkldnn:
+                parameter.data = parameter.data.clone()
 
 
 @functools.cache
 def can_pack() -> bool:
-    """Return whether torch has the operators of `PackedLinear` on this CPU, and they are correct.
+    """Return whether torch has the operators of `Bfloat16Linear` on this CPU, and they are correct.
 
     Uses `mkldnn._reorder_linear_weight` and `mkldnn._linear_pointwise`, which Inductor uses.
     """
-    if not _has_kernel(torch.bfloat16):
+    if not has_kernel(torch.bfloat16):
         return False
     layer = nn.Linear(32, 16, dtype=torch.bfloat16, device="cpu")
     rows = torch.linspace(-1, 1, 3 * 32, dtype=torch.bfloat16, device="cpu").view(3, 32)
     try:
         with torch.inference_mode():
             expected, state = layer(rows), {k: v.clone() for k, v in layer.state_dict().items()}
-            PackedLinear.pack(layer)
+            Bfloat16Linear.convert(layer).pack()
             same = all(
                 torch.equal(layer.state_dict()[name], value) for name, value in state.items()
             )
@@ -73,8 +113,46 @@ def can_pack() -> bool:
         return False
 
 
+@functools.cache
+def few_rows() -> int:
+    """Return for up to how many rows torch's own kernel is used; 0 where it is slow, which is measured."""
+    weight = torch.ones(_TIMED_SHAPE, dtype=torch.bfloat16, device="cpu")
+    row = weight[:1]
+    own, onednn = math.inf, math.inf
+    try:
+        with torch.inference_mode():
+            for _ in range(_TIMED_ROUNDS):
+                own = min(own, _seconds(_own_product, row, weight))
+                onednn = min(onednn, _seconds(nn.functional.linear, row, weight))
+    except RuntimeError:  # the flags of torch are frozen
+        return 0
+    return 2 if own < _TOO_SLOW * onednn else 0
+
+
+def _seconds(product: Callable[..., torch.Tensor], *operands: torch.Tensor) -> float:
+    began = time.perf_counter()
+    product(*operands, None)
+    return time.perf_counter() - began
+
+
+def _own_product(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Return ``input @ weight.T + bias`` by torch's own kernel.
+
+    The flag belongs to the process: meanwhile products of other threads are not done by oneDNN either.
+    """
+    onednn: Any = torch.backends.mkldnn
+    before = onednn.enabled
+    onednn.enabled = False
+    try:
+        return nn.functional.linear(input, weight, bias)
+    finally:
+        onednn.enabled = before
+
+
 def _runs(model: nn.Module) -> bool:
-    """Return whether a model computes with packed layers; one that reads a weight itself does not."""
+    """Return whether a model computes with converted layers; one that changes a weight does not."""
     token = torch.zeros((1, 2), dtype=torch.long, device="cpu")
     try:
         with torch.inference_mode():
@@ -85,7 +163,7 @@ def _runs(model: nn.Module) -> bool:
     return True
 
 
-def _has_kernel(dtype: torch.dtype) -> bool | None:
+def has_kernel(dtype: torch.dtype) -> bool | None:
     """Return whether oneDNN has a kernel for a type on this CPU; None where it cannot be asked."""
     # The same operators as in Inductor.
     names = {
@@ -99,48 +177,114 @@ def _has_kernel(dtype: torch.dtype) -> bool | None:
     return bool(is_supported())
 
 
-class PackedLinear(nn.Linear):
-    """A linear layer whose weight is stored in the layout of oneDNN; its state has the usual one."""
+class Bfloat16Linear(ConvertedLinear):
+    """A linear layer whose weight is packed while it multiplies several rows; its state is the usual one.
+
+    Attributes:
+        multiply: The operator for a packed weight.
+        tied: The weight that it shares with the embedding, which stays as it is.
+        patience: After how many products for which the other layout would have been faster it changes.
+        misses: How many there were lately.
+    """
 
     multiply: Callable[..., torch.Tensor]
+    tied: nn.Parameter | None
+    patience: int
+    misses: int
 
     @staticmethod
-    def pack(layer: nn.Linear) -> None:
-        """Change a layer into a packed one; a weight that it shares with others stays there."""
-        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), 1)
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        layer.__class__ = PackedLinear
-        # Set like this it is not in the state of the model.
-        layer.__dict__["multiply"] = torch.ops.mkldnn._linear_pointwise.default
+    def convert(layer: nn.Linear, *, is_tied: bool = False) -> Bfloat16Linear:
+        """Change a usual layer into one of these; returns it."""
+        # Set like this they are not in the state of the model.
+        layer.__dict__ |= {
+            "multiply": torch.ops.mkldnn._linear_pointwise.default,
+            "tied": layer.weight if is_tied else None,
+            "patience": _PATIENCE + next(_extra_patience),
+            "misses": 0,
+        }
+        layer.__class__ = Bfloat16Linear
+        converted = cast("Bfloat16Linear", layer)
+        if not few_rows():
+            converted.pack()
+        return converted
+
+    @staticmethod
+    def joined(layers: Sequence[nn.Linear]) -> nn.Linear:
+        """Return a layer with the rows of several usual ones."""
+        first, count = layers[0], sum(layer.out_features for layer in layers)
+        whole = nn.Linear(first.in_features, count, bias=False, device="meta")
+        whole.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), False)
+        if first.bias is not None:
+            whole.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]), False)
+        Bfloat16Linear.convert(whole)
+        return whole
+
+    @property
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
+        """The usual weight. Each access to a packed one converts it."""
+        stored = self._stored
+        return stored.to_dense() if stored.is_mkldnn else stored
+
+    @property
+    def _stored(self) -> nn.Parameter:
+        stored = self._parameters["weight"]
+        assert stored is not None
+        return stored
+
+    def pack(self) -> None:
+        """Store the weight in the layout of oneDNN."""
+        packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), 1)
+        self._parameters["weight"] = nn.Parameter(packed, requires_grad=False)
+        self.__dict__["misses"] = 0
 
     def unpack(self) -> None:
+        """Store the weight in the usual layout."""
+        usual = nn.Parameter(self.weight, requires_grad=False) if self.tied is None else self.tied
+        self._parameters["weight"] = usual
+        self.__dict__["misses"] = 0
+
+    def restore(self) -> None:
         """Change it back into a usual layer."""
-        self.weight = nn.Parameter(self.weight.to_dense(), requires_grad=False)
-        del self.__dict__["multiply"]
+        self.unpack()
+        for name in ("multiply", "tied", "patience", "misses"):
+            del self.__dict__[name]
         self.__class__ = nn.Linear  # type: ignore[assignment]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return ``input @ weight.T + bias``; `input` is of shape (…, in_features)."""
-        weight = self.weight
+        weight = self._parameters["weight"]
+        assert weight is not None
         if input.dtype != weight.dtype or (torch.is_grad_enabled() and input.requires_grad):
             # The operator has no gradient, and no check of types.
-            return nn.functional.linear(input, weight.to_dense(), self.bias)
-        return self.multiply(input, weight, self.bias, "none", [], "")
+            return nn.functional.linear(input, self.weight, self.bias)
+        rows = input.numel() // self.in_features
+        if rows < _MANY_ROWS:
+            weight = self._adapted(weight, rows)
+        if weight.is_mkldnn:
+            return self.multiply(input, weight, self.bias, "none", [], "")
+        product = _own_product if rows <= few_rows() else nn.functional.linear
+        return product(input, weight, self.bias)
+
+    def _adapted(self, weight: nn.Parameter, rows: int) -> nn.Parameter:
+        """Change the layout of the weight if it is time; returns the weight that is stored then."""
+        is_packed = weight.is_mkldnn
+        if (rows > few_rows()) is is_packed:
+            if self.misses:
+                self.__dict__["misses"] -= 1
+            return weight
+        self.__dict__["misses"] += 1
+        if self.misses >= self.patience:
+            if is_packed:
+                self.unpack()
+            else:
+                self.pack()
+        return self._stored
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "weight"] = self.weight.to_dense()
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        self.unpack()
-        self._load_from_state_dict(*args)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
-        # Another type or device: what `model.float()` and `model.to("cuda")` do with each weight.
-        self.unpack()
-        return self._apply(fn, recurse)
+        destination[prefix + "weight"] = self.weight if keep_vars else self.weight.detach()
 
 
 def _use_float32_matmul(layers: list[nn.Linear]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 
 from llm_magic.backends.local import memory
+from llm_magic.config.commands import command, option
 from llm_magic.errors import (
     GenerationFailed,
     LLMMagicError,
@@ -47,7 +48,9 @@ def explain_load(name: str, error: BaseException) -> LLMMagicError:
     if memory.is_out_of_memory(error):
         return OutOfMemory(
             f"Memory ran out while {name} was being loaded.", details=details
-        ).advise("Try -q 4bit, a smaller model, or %llm_unload first.")
+        ).advise(
+            f"Try {option('quantization', '4bit')}, a smaller model, or {command('unload')} first."
+        )
     line = " ".join(str(error).split())
     if isinstance(error, ImportError):
         return MissingDependency(
@@ -80,7 +83,10 @@ def explain_generation(name: str, device: str, error: BaseException) -> LLMMagic
             f"{first_device} ran out of memory while {name} was answering;"
             f" {human_bytes(memory.free_bytes(first_device))} is free now. {name} is still loaded.",
             details=details,
-        ).advise("Try a shorter prompt, a lower --max-new-tokens, or load it with -q 4bit.")
+        ).advise(
+            f"Try a shorter prompt, a lower {option('max_new_tokens')}, or load it with"
+            f" {option('quantization', '4bit')}."
+        )
     first = str(error).strip().partition("\n")[0]
     return GenerationFailed(
         f"{name} failed while it was answering: {type(error).__name__}: {first}", details=details

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.hooks import remove_hook_from_module
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from llm_magic.backends.base import LoadPlan, Report
-from llm_magic.backends.local import cpu_linear, memory
+from llm_magic.backends.local import cpu_linear, cpu_quantizer, memory
 from llm_magic.backends.local import transformers_compat as compat
+from llm_magic.backends.local.cpu_quantized import QuantizedLinear
 from llm_magic.backends.local.files.download_progress import CountingBar
 from llm_magic.backends.local.generation.chat_template import PromptEncoder
 from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
@@ -25,7 +25,12 @@ from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
 from llm_magic.backends.local.generation.prefix_cache import PrefixCache
 from llm_magic.backends.local.generation.token_streamer import ReasoningTokens
 from llm_magic.backends.local.load_config import LocalLoadConfig
-from llm_magic.backends.local.load_plan import LocalPlan, packs_weights
+from llm_magic.backends.local.load_plan import (
+    LocalPlan,
+    packs_weights,
+    used_dtype,
+    used_quantization,
+)
 from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.memory_holders import ReferenceSearch
 from llm_magic.backends.local.worker import Cancelled, process_lock
@@ -73,13 +78,21 @@ def load(
         PrefixCache(
             memory.prefix_budget(model.config.to_dict(), info.dtype, free) if keep_prefixes else 0
         ),
-        PrefillChunkSize.for_model(model.num_parameters(exclude_embeddings=True), device),
+        PrefillChunkSize.for_model(_chunk_parameters(model), device),
         static_decoder,
         PromptEncoder(tokenizer, control_tokens=config.special_tokens),
         ReasoningTokens.find(tokenizer),
         traits,
         assistant,
     )
+
+
+def _chunk_parameters(model: PreTrainedModel) -> int:
+    """Return the number of parameters by which the chunks of a prompt are sized."""
+    count: int = model.num_parameters(exclude_embeddings=True)
+    is_converted = any(isinstance(m, QuantizedLinear) for m in model.modules())
+    # Each chunk converts all weights: in shorter chunks this takes longer than their product.
+    return count // 4 if is_converted else count
 
 
 def unload(box: list[LocalModel]) -> Unloaded:
@@ -153,29 +166,34 @@ def _load_files(
     model.eval()
     for name in _NOT_STREAMED:
         setattr(model.generation_config, name, None)
+    if used_quantization(config, device) in memory.QUANTIZED_HEADS:
+        # `torch.compile` fuses by itself.
+        cpu_quantizer.complete(model, is_fused=not config.compile)
     cpu_linear.optimize(model, pack=packs_weights(config, device))
+    # The memory of the weights that were replaced.
+    memory.release_memory(collect=False)
     return model, tokenizer
 
 
 def _load_options(config: LocalLoadConfig, device: str) -> dict[str, Any]:
     # "auto": accelerate distributes the layers over the GPUs, and over the CPU if those are full.
     distribute = config.device == "auto" and device == "cuda"
+    quantization = used_quantization(config, device)
+    dtype = used_dtype(config, quantization)
     options: dict[str, Any] = {
-        "dtype": config.dtype,
+        "dtype": dtype,
         "device_map": "auto" if distribute else {"": device},
     }
     if config.attn is not None:
         options["attn_implementation"] = config.attn
-    if config.quantization == "8bit":
+    if quantization == "bnb-8bit":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-        if config.dtype == "auto":
-            # LLM.int8 computes in float16 and logs a warning for each matrix of another type.
-            options["dtype"] = "float16"
-    if config.quantization == "4bit":
-        compute = torch.bfloat16 if config.dtype == "auto" else getattr(torch, config.dtype)
+    elif quantization == "bnb-4bit":
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
+    elif quantization != "none":
+        options["quantization_config"] = cpu_quantizer.CpuQuantizationConfig(quantization)
     return options
 
 
@@ -199,7 +217,7 @@ def _model_info(model: PreTrainedModel, plan: LoadPlan, local: LocalPlan) -> Mod
         folder=str(folder),
         device="+".join(sorted({str(parameter.device) for parameter in model.parameters()})),
         dtype=str(model.dtype).removeprefix("torch."),
-        quantization=local.config.quantization,
+        quantization=used_quantization(local.config, local.device),
         size=int(model.get_memory_footprint()),
         context_length=memory.context_length(vars(model.config.get_text_config())),
         revision=local.config.revision,

@@ -11,9 +11,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from llm_magic.backends.local.files import safetensors
+from llm_magic.config.commands import command, option
 from llm_magic.errors import OutOfMemory
 from llm_magic.text import human_bytes
 from llm_magic.types import MemoryUse
@@ -26,9 +25,14 @@ _BYTES = {
     "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Per weight, with the scales. bitsandbytes does not quantize embeddings, the output head, and tensors
-# that are no matrices.
-_QUANTIZED_BYTES = {"4bit": 0.5 + 4 / 64, "8bit": 1.0 + 4 / 4096}
+# Per weight, with the scales. Embeddings, tensors that are no matrices, and experts, which Transformers
+# joins to such tensors, are not quantized.
+_QUANTIZED_BYTES = {
+    "8bit": 1.0 + 2 / 4096, "4bit": 0.5 + 4 / 32, "bnb-8bit": 1.0 + 4 / 4096, "bnb-4bit": 0.5 + 4 / 64,
+}  # fmt: skip
+_NOT_QUANTIZED = (".experts.",)
+# These also quantize the output head, in 8 bits. A head that is the input embedding becomes a copy.
+QUANTIZED_HEADS = ("8bit", "4bit")
 # The size of a whole model, as a share of its 16-bit size; from the largest to the smallest.
 _QUANTIZED_SHARES = {"none": 1.0, "8bit": 0.6, "4bit": 0.4}
 _EMBEDDINGS, _HEADS = ("embed", "wte", "wpe"), ("lm_head", "embed_out")
@@ -59,17 +63,20 @@ def _tensor_bytes(name: str, info: dict[str, Any], dtype: str, quantization: str
     count: int = prod(info["shape"])
     stored = _BYTES.get(info["dtype"], 2)
     is_float = info["dtype"][0] in "FB" and info["dtype"] != "BOOL"
-    matrix = len(info["shape"]) == 2 and not any(part in name for part in (*_EMBEDDINGS, *_HEADS))
-    if quantization != "none" and matrix and is_float:
+    if any(part in name for part in _HEADS):
+        quantization = "8bit" if quantization in QUANTIZED_HEADS else "none"
+    elif any(part in name for part in (*_EMBEDDINGS, *_NOT_QUANTIZED)):
+        quantization = "none"
+    if quantization != "none" and len(info["shape"]) == 2 and is_float:
         return count * _QUANTIZED_BYTES[quantization]
     return float(count * (_DTYPE_BYTES.get(dtype, stored) if is_float else stored))
 
 
-def head_copy_bytes(folder: Path, dtype: str) -> int:
+def head_copy_bytes(folder: Path, dtype: str, quantization: str) -> int:
     """Return the bytes of a second copy of the output head, where it is the input embedding.
 
-    Such a model has no tensor for its head. A head of bfloat16 is packed, see `cpu_linear`; the
-    embedding is not.
+    Such a model has no tensor for its head. A head of bfloat16 is packed or quantized, see
+    `cpu_linear`; the embedding is not.
     """
     tensors = {
         name: info
@@ -81,12 +88,13 @@ def head_copy_bytes(folder: Path, dtype: str) -> int:
     )
     if not is_packed or any(part in name for name in tensors for part in _HEADS):
         return 0
-    return 2 * max((prod(info["shape"]) for info in tensors.values()), default=0)
+    size = max((prod(info["shape"]) for info in tensors.values()), default=0)
+    return int(size * (_QUANTIZED_BYTES["8bit"] if quantization in QUANTIZED_HEADS else 2))
 
 
 def scaled(size: int, quantization: str) -> int:
     """Estimate the size of 16-bit weights of `size` bytes once they are quantized."""
-    return int(size * _QUANTIZED_SHARES[quantization])
+    return int(size * _QUANTIZED_SHARES[quantization.removeprefix("bnb-")])
 
 
 def kv_bytes(config: dict[str, Any], dtype: str) -> int:
@@ -98,7 +106,12 @@ def kv_bytes(config: dict[str, Any], dtype: str) -> int:
 def prefix_budget(config: dict[str, Any], dtype: str, free: int) -> int:
     """Return the largest size of the prefix cache, where `free` bytes are free."""
     context = context_length(config) or _USUAL_CONTEXT
-    return min(_PREFIX_CONTEXTS * token_bytes(config, dtype) * context, int(free * _PREFIX_SHARE))
+    return prefix_limit(token_bytes(config, dtype) * context, free)
+
+
+def prefix_limit(context_bytes: int, free: int) -> int:
+    """Return the largest size of the prefix cache of a model whose full context takes these bytes."""
+    return min(_PREFIX_CONTEXTS * context_bytes, int(free * _PREFIX_SHARE))
 
 
 def token_bytes(config: dict[str, Any], dtype: str) -> int:
@@ -145,6 +158,8 @@ def required_bytes(weights: int, cache: int) -> int:
 
 def free_bytes(device: str) -> int:
     """Return the free bytes of `device`: ``cpu``, ``cuda`` (all GPUs), ``cuda:1`` or ``mps``."""
+    import psutil
+
     if device == "cuda":
         import torch
 
@@ -167,16 +182,14 @@ def check_fit(name: str, required: int, free: int, device: str, quantization: st
     if required <= free:
         return
     advice = []
-    sizes = {
-        q: required * share / _QUANTIZED_SHARES[quantization]
-        for q, share in _QUANTIZED_SHARES.items()
-    }
+    unquantized = required / _QUANTIZED_SHARES[quantization.removeprefix("bnb-")]
+    sizes = {q: unquantized * share for q, share in _QUANTIZED_SHARES.items()}
     smaller = next((q for q, size in sizes.items() if size <= free), None)
     if smaller is not None:
-        advice.append(f"-q {smaller} (about {human_bytes(sizes[smaller])})")
+        advice.append(f"{option('quantization', smaller)} (about {human_bytes(sizes[smaller])})")
     if device.startswith("cuda"):
-        advice.append("-d cpu")
-    advice.append("a smaller model, or free memory with %llm_unload")
+        advice.append(option("device", "cpu"))
+    advice.append(f"a smaller model, or free memory with {command('unload')}")
     raise OutOfMemory(
         f"{name} needs about {human_bytes(required)} on {device}, but only {human_bytes(free)} is free."
     ).advise(f"Try {', '.join(advice)}.")
@@ -184,6 +197,8 @@ def check_fit(name: str, required: int, free: int, device: str, quantization: st
 
 def memory_use(*, gpus: bool = True) -> MemoryUse:
     """Return the memory that this process uses, as the system and torch report it."""
+    import psutil
+
     process = psutil.Process().memory_info().rss
     if not gpus or not _cuda_in_use():
         return MemoryUse(process)

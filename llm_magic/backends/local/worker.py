@@ -2,6 +2,9 @@
 
 One thread for all of it: each thread that enters an OpenMP region gets worker threads of its own, and
 more of them than cores slow every operation down (see `openmp`); CUDA graphs belong to one thread.
+
+Jobs of the same group may be done together: the running one takes those that follow it in the queue,
+in their order. A job of another kind is therefore never overtaken.
 """
 
 from __future__ import annotations
@@ -9,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import queue
 import threading
 import traceback
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -33,14 +36,20 @@ class Cancelled(Exception):
 # and two sessions that compute at once on the same cores take longer than one after the other.
 _PROCESS_LOCK = threading.Lock()
 _POLL_S = 0.05
+# One entry for each session that waits for the lock.
+_WAITING: list[threading.Event] = []
 
 
 @contextlib.contextmanager
 def process_lock(cancel: threading.Event) -> Iterator[None]:
     """Wait until no other session of this process computes; raises `Cancelled` if `cancel` is set."""
-    while not _PROCESS_LOCK.acquire(timeout=_POLL_S):
-        if cancel.is_set():
-            raise Cancelled
+    _WAITING.append(cancel)
+    try:
+        while not _PROCESS_LOCK.acquire(timeout=_POLL_S):
+            if cancel.is_set():
+                raise Cancelled
+    finally:
+        _WAITING.remove(cancel)
     try:
         yield
     finally:
@@ -53,16 +62,18 @@ class Worker:
     def __init__(self, name: str, after_job: Callable[[], None] = lambda: None) -> None:
         """`after_job` is called on the thread after each job."""
         self._name, self._after_job = name, after_job
-        self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._jobs: deque[Job[Any] | None] = deque()
+        self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._running: _Job[Any] | None = None
+        self._running: Job[Any] | None = None
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether a job that is submitted now has to wait."""
-        running = self._running
-        return not self._jobs.empty() or (running is not None and not running.future.done())
+    def _has_to_wait(self, group: str | None) -> bool:
+        """Return whether a job that is submitted now waits for others that it cannot join."""
+        with self._changed:
+            running = self._running
+            ahead = [] if running is None or running.is_over else [running]
+            ahead += [job for job in self._jobs if job is not None]
+        return any(not job.accepts or job.group != group for job in ahead)
 
     def submit(
         self, work: Callable[[threading.Event], T], translate: Translate
@@ -71,13 +82,17 @@ class Worker:
 
         `translate` turns a foreign exception into one of ours.
         """
-        job = _Job(work, translate)
-        with self._lock:
+        job = Job(lambda job: work(job.cancel), translate, self)
+        self._queue(job)
+        return job.future, job.cancel
+
+    def _queue(self, job: Job[Any]) -> None:
+        with self._changed:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
-            self._jobs.put(job)
-        return job.future, job.cancel
+            self._jobs.append(job)
+            self._changed.notify()
 
     async def run(self, work: Callable[[threading.Event], T], translate: Translate) -> T:
         """Await a job; cancelling sets its flag and waits until the job has seen it."""
@@ -91,26 +106,24 @@ class Worker:
 
     async def stream(
         self,
-        work: Callable[[threading.Event, Callable[[T], None]], None],
+        work: Callable[[Job[None]], None],
         translate: Translate,
-        queued: T | None = None,
-    ) -> AsyncGenerator[T, None]:
+        queued: Any = None,
+        group: str | None = None,
+        request: Any = None,
+    ) -> AsyncGenerator[Any, None]:
         """Yield what the job emits, and raise its failure; closing sets its flag and waits for it.
 
-        `queued` is yielded first if the job has to wait for others.
+        `queued` is yielded first if the job has to wait for others. `group` and `request` are those
+        of the `Job`.
         """
-        bridge: ThreadBridge[T] = ThreadBridge()
-        if queued is not None and self.is_busy:
+        bridge: ThreadBridge[Any] = ThreadBridge()
+        if queued is not None and self._has_to_wait(group):
             bridge.put(queued)
-
-        def job(cancel: threading.Event) -> None:
-            try:
-                work(cancel, bridge.put)
-            finally:
-                bridge.close()
-
-        future, cancel = self.submit(job, translate)
-        wrapped = asyncio.wrap_future(future)
+        job = Job(work, translate, self, bridge.put, group, request)
+        job.future.add_done_callback(lambda _future: bridge.close())
+        self._queue(job)
+        wrapped = asyncio.wrap_future(job.future)
         try:
             while not bridge.is_finished:
                 for item in bridge.take():
@@ -118,21 +131,39 @@ class Worker:
                 await bridge.wait_async()
             await wrapped
         finally:
-            await _stop(future, wrapped, cancel)
+            await _stop(job.future, wrapped, job.cancel)
+
+    def has_next(self, group: str | None) -> bool:
+        """Return whether the next job belongs to `group`, and no other session waits."""
+        if not self._jobs or _WAITING:
+            return False
+        with self._changed:
+            job = self._jobs[0] if self._jobs else None
+            return job is not None and job.group == group
+
+    def take_next(self, group: str | None) -> Job[Any] | None:
+        """Remove the next job if it belongs to `group`, and return it: the running job does its work."""
+        while self.has_next(group):
+            job = self._jobs.popleft()
+            # False for one that was cancelled.
+            if job is not None and job.future.set_running_or_notify_cancel():
+                return job
+        return None
 
     def close(self) -> None:
         """End the thread after the jobs that are queued."""
-        with self._lock:
+        with self._changed:
             thread, self._thread = self._thread, None
             if thread is not None:
-                self._jobs.put(None)
+                self._jobs.append(None)
+                self._changed.notify()
         if thread is not None:
             thread.join(timeout=5)
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            self._running = job
-            job.run()
+        while (job := self._wait_for_job()) is not None:
+            if job.future.set_running_or_notify_cancel():
+                job.run()
             # Or the last job's tensors would live until the next one comes.
             self._running = None
             del job
@@ -142,38 +173,74 @@ class Worker:
                 # Without the thread, every later job would wait for ever.
                 _log.exception("after a job of %s", self._name)
 
+    def _wait_for_job(self) -> Job[Any] | None:
+        with self._changed:
+            while not self._jobs:
+                self._changed.wait()
+            self._running = job = self._jobs.popleft()
+            return job
+
 
 @dataclass(eq=False, slots=True)
-class _Job(Generic[T]):
-    """One piece of work, the flag that asks it to stop, and its outcome."""
+class Job(Generic[T]):
+    """One piece of work, the flag that asks it to stop, and its outcome.
 
-    work: Callable[[threading.Event], T]
+    `emit` takes the items of a stream. `group` is what it may be done together with, None for
+    nothing, and `request` what another job of the group needs to do its work. `accepts` is whether it
+    takes more jobs of its group.
+    """
+
+    work: Callable[[Job[T]], T]
     translate: Translate
+    worker: Worker
+    emit: Callable[[Any], None] = lambda _item: None
+    group: str | None = None
+    request: Any = None
     cancel: threading.Event = field(default_factory=threading.Event)
     future: Future[T] = field(default_factory=Future)
+    accepts: bool = field(init=False)
+    # Whether the thread has finished its work, also that of the jobs which it took.
+    is_over: bool = False
+
+    def __post_init__(self) -> None:
+        self.accepts = self.group is not None
+
+    @property
+    def has_company(self) -> bool:
+        """Whether another job can be done together with this one now."""
+        return self.accepts and self.worker.has_next(self.group)
 
     def run(self) -> None:
-        """Do the work; a failure becomes a fresh error without frames.
-
-        The frames of the original hold tensors, and a notebook stores its last error.
-        """
-        if not self.future.set_running_or_notify_cancel():
-            return
-        error: BaseException
+        """Do the work."""
         try:
             if self.cancel.is_set():
                 raise Cancelled
-            result = self.work(self.cancel)
-        except Cancelled:
-            error = Cancelled()
+            result = self.work(self)
         except BaseException as caught:  # noqa: BLE001 - the thread's boundary: translated, carried on
-            for found in chained(caught):
-                traceback.clear_frames(found.__traceback__)
-            error = release_frames(self._translated(caught))
+            self.is_over = True
+            self.fail(caught)
         else:
+            self.is_over = True
+            self.finish(result)
+
+    def finish(self, result: T) -> None:
+        """End with a result; has no effect on a job that has ended."""
+        if not self.future.done():
             self.future.set_result(result)
+
+    def fail(self, caught: BaseException) -> None:
+        """End with a failure, which becomes a fresh error without frames.
+
+        The frames of the original hold tensors, and a notebook stores its last error.
+        """
+        if self.future.done():
             return
-        self.future.set_exception(error)
+        if isinstance(caught, Cancelled):
+            self.future.set_exception(Cancelled())
+            return
+        for found in chained(caught):
+            traceback.clear_frames(found.__traceback__)
+        self.future.set_exception(release_frames(self._translated(caught)))
 
     def _translated(self, caught: BaseException) -> LLMMagicError:
         try:

@@ -7,19 +7,35 @@ import contextlib
 import dataclasses
 import json
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import psutil
-
-from llm_magic.backends.base import Backend, LoadPlan, Report, TokenCount
+from llm_magic.backends.base import (
+    LAST_ANSWER,
+    Backend,
+    LoadPlan,
+    Report,
+    TokenCount,
+    find_loaded,
+)
 from llm_magic.backends.remote.client_pool import Servers
 from llm_magic.backends.remote.limits import ANSWER_S, FIRST_FACTOR
-from llm_magic.backends.remote.retry import Retries, retry_notice
+from llm_magic.backends.remote.retry import Retries, is_overload
+from llm_magic.backends.remote.server_errors import one_line
 from llm_magic.backends.remote.stream_decoders import MalformedStream, join_surrogates
 from llm_magic.config.api_keys import ApiKeys
+from llm_magic.config.commands import command, option
 from llm_magic.config.option_spec import specs
 from llm_magic.config.server_address import ServerAddress, parse_url
 from llm_magic.config.settings import (
@@ -31,12 +47,12 @@ from llm_magic.config.settings import (
 from llm_magic.errors import (
     IncompleteReply,
     LLMMagicError,
-    ModelNotLoaded,
     OptionError,
     PromptTooLong,
     RequestFailed,
-    ServerBusy,
     ServerError,
+    ServerTimeout,
+    ServerUnreachable,
 )
 from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Unloaded
 
@@ -50,6 +66,11 @@ MAX_MODELS = 10_000
 # vLLM uses the path of a folder as the name of its model.
 _MAX_NAME_LENGTH = 1000
 
+# Options that only a load has: advice about them in the error of a prompt names the load.
+_LOAD_OPTIONS = MappingProxyType(
+    {"base_url": "use another address", "key_env": "use a key", "idle_timeout": "change the limit"}
+)
+
 # Fields of a request that no option sets, and what to do instead.
 RESERVED: Mapping[str, str] = MappingProxyType(
     {
@@ -57,6 +78,15 @@ RESERVED: Mapping[str, str] = MappingProxyType(
         "messages": "The cell is the prompt; -s sets the system prompt, -c continues a chat.",
         "prompt": "The cell is the prompt; -s sets the system prompt, -c continues a chat.",
         "stream": "Every reply is streamed; --quiet or -o hides it.",
+    }
+)
+# Names of options in other APIs. Servers ignore them or use them for other options.
+SPELLINGS: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            ("max_tokens", "max_completion_tokens", "num_predict", "n_predict"), "max_new_tokens"
+        ),
+        "repeat_penalty": "repetition_penalty",
     }
 )
 
@@ -69,6 +99,7 @@ class RemoteModel:
         model: Its name on the server; `info.name` is its name in the session.
         fields: The field of each option in a request.
         unsupported: The fields that the server has rejected. They are sent only on request.
+        failure: When and why the connection for the last answer failed, empty if it did not.
     """
 
     model: str
@@ -77,15 +108,11 @@ class RemoteModel:
     fields: dict[str, str]
     unsupported: set[str] = field(default_factory=set)
     was_used: bool = False
+    failure: str = ""
 
     def option_fields(self, config: GenerationConfig) -> dict[str, Any]:
         """Return the fields of the options that have a value."""
-        values = {field: getattr(config, name) for name, field in self.fields.items()}
-        return {
-            field: list(value) if isinstance(value, tuple) else value
-            for field, value in values.items()
-            if value not in (None, ())
-        }
+        return option_fields(self.fields, config)
 
 
 class RemoteBackend(Backend):
@@ -95,22 +122,14 @@ class RemoteBackend(Backend):
         start: How to start such a server.
         concurrency: How many requests such a server processes at once.
         reserved: Fields of a request that ``-p`` cannot set, and what to do instead.
-        spellings: Names of options in other APIs. Servers ignore them or use them for other options.
+        spellings: Names of options in other APIs.
     """
 
     load_config: ClassVar[type[LoadConfig]] = ServerLoadConfig
     start = ""
     concurrency = 256
     reserved: Mapping[str, str] = MappingProxyType({})
-    spellings: Mapping[str, str] = MappingProxyType(
-        {
-            **dict.fromkeys(
-                ("max_tokens", "max_completion_tokens", "num_predict", "n_predict"),
-                "max_new_tokens",
-            ),
-            "repeat_penalty": "repetition_penalty",
-        }
-    )
+    spellings: Mapping[str, str] = SPELLINGS
 
     def __init__(self, settings: ReadSettings, keys: ApiKeys) -> None:
         self._models: dict[str, RemoteModel] = {}
@@ -170,8 +189,9 @@ class RemoteBackend(Backend):
                 )
 
     def is_current(self, name: str, config: LoadConfig) -> bool:
-        """Return whether a load would use the same address with the same key now."""
-        return self._servers.is_of(config, self._find_loaded(name).server)
+        """Return whether a load would use the same address with the same key now, and reaches it."""
+        remote = self._find_loaded(name)
+        return not remote.failure and self._servers.is_of(config, remote.server)
 
     def known(self, base_url: str | None) -> list[ModelInfo]:
         """Return the models that servers listed in their last response."""
@@ -225,7 +245,7 @@ class RemoteBackend(Backend):
         before = self.memory()
         note = await self._unload_from_server(remote)
         await self._close_unused()
-        return Unloaded(name, 0, before, self.memory(), note=note)
+        return Unloaded(name, 0, before, self.memory(), note=note, server=remote.info.server)
 
     async def _unload_from_server(self, remote: RemoteModel) -> str:
         """Free the memory of the server, if its API has a request for that; returns a note."""
@@ -267,18 +287,25 @@ class RemoteBackend(Backend):
                     async for chunk in chunks:
                         has_text = has_text or bool(chunk.text or chunk.reasoning)
                         yield chunk
+                remote.failure = ""
                 return
             except (ServerError, MalformedStream) as caught:
+                remote.failure = _failure(caught)
                 error = self._translated(remote, caught, has_text)
             if not has_text and self._adapt(remote, error, config):
                 continue
             wait = None if has_text else retries.next_delay(error)
             if wait is None:
                 raise error
-            if retry_notice(error, wait) != notice or not isinstance(error, ServerBusy):
-                notice = retry_notice(error, wait)
-                yield Chunk(notice=notice)
+            before, notice = notice, retries.notice(error, wait)
+            backoff_s = wait if is_overload(error) else 0.0
+            if notice != before or backoff_s:
+                yield Chunk(notice=notice if notice != before else "", backoff_s=backoff_s)
             await asyncio.sleep(wait)
+
+    def concurrency_of(self, name: str) -> int:
+        """Return the limit of the connection; others wait here."""
+        return self._find_loaded(name).server.concurrency
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Return the context length; the server does not count tokens."""
@@ -286,20 +313,23 @@ class RemoteBackend(Backend):
 
     def check_extra(self, config: GenerationConfig) -> None:
         """Raise `OptionError` for fields that options set, and for values that are not JSON."""
-        options = specs(GenerationConfig)
-        for name in config.extra:
-            option = options.get(self.spellings.get(name, name))
-            if option is not None and option.flags and self.supports(option.name):
-                raise OptionError(
-                    f"{name} has its own option. Use {option.flags[-1]} {option.metavar} instead of -p"
-                    f" (in Python: {option.name}=)."
-                )
-            if name in self.reserved:
-                raise OptionError(f"-p {name} cannot be set. {self.reserved[name]}")
-            _check_json(name, config.extra[name])
+        known = {name for name in self.option_names if self.supports(name)}
+        check_fields(config, known, self.spellings, self.reserved)
+
+    def details(self, name: str) -> dict[str, str]:
+        """Return the address of the API."""
+        remote = self._models.get(name)
+        if remote is None:
+            return {}
+        # That of Ollama leads out of the address of its other API.
+        prefix = (remote.server.prefix or "").removeprefix("/..")
+        found = {"server": f"{remote.server.address.url}{prefix}"}
+        return found | ({LAST_ANSWER: remote.failure} if remote.failure else {})
 
     def memory(self) -> MemoryUse:
         """Return the memory of this process, which does not contain the model."""
+        import psutil
+
         return MemoryUse(psutil.Process().memory_info().rss)
 
     async def aclose(self) -> None:
@@ -323,28 +353,22 @@ class RemoteBackend(Backend):
                 wait = retries.next_delay(error)
                 if wait is None:
                     raise
-                stage = retry_notice(error, wait)
+                stage = retries.notice(error, wait)
             report(Progress(stage))
             await asyncio.sleep(wait)
 
     def _find_loaded(self, name: str) -> RemoteModel:
-        try:
-            return self._models[name]
-        except KeyError:
-            error = ModelNotLoaded(f"{name} is no longer loaded.")
-            raise error.advise("Run %llm_load.") from None
+        return find_loaded(self._models, name)
 
     # -- messages -----------------------------------------------------------------------------
 
     def _load_notes(self, server: HttpServer) -> Iterator[str]:
-        """Yield a warning about the key, and the generation settings that are not supported."""
+        """Yield a warning about the key."""
         if server.key is not None and not server.address.is_private:
             yield (
                 f"Warning: the key is sent to {server.address.origin} in clear text, and others on the"
                 " network can read it. Use https."
             )
-        if names := [name for name in self.option_names if not self.supports(name)]:
-            yield f"Not sent, because {self.name} does not support them: {', '.join(names)}."
 
     def _translated(
         self, remote: RemoteModel, error: ServerError | MalformedStream, has_text: bool
@@ -352,7 +376,17 @@ class RemoteBackend(Backend):
         """Return the error to raise; `has_text` is whether a part of the reply was received."""
         if isinstance(error, MalformedStream):
             failed = RequestFailed(f"{remote.server.address.origin} sent {error}.")
-            error = failed if has_text else failed.advise("Check --base-url and -b.", "base_url")
+            check = f"Check {option('base_url')} and {option('backend')}."
+            error = failed if has_text else failed.advise(check, "base_url")
+        if purpose := _LOAD_OPTIONS.get(error.option, ""):
+            options = {**remote.server.address.options}
+            if error.choice:
+                purpose, options["base_url"] = "do that", error.choice
+            elif error.option == "base_url":
+                # The same command would load the same address.
+                options["base_url"] = "URL"
+            again = command("load", one_line(remote.model), **options)
+            error.advise(f"To {purpose}, load it again: {again}")
         if has_text:
             return IncompleteReply.like(error).append("The reply is incomplete.")
         if isinstance(error, RequestFailed) and error.exceeds_context:
@@ -371,6 +405,13 @@ class RemoteBackend(Backend):
         return PromptTooLong.measured(model, prompt, context, hint)
 
 
+def _failure(error: ServerError | MalformedStream) -> str:
+    """Return when and why a connection failed, or nothing for a server that responded."""
+    if not isinstance(error, (ServerUnreachable, ServerTimeout)):
+        return ""
+    return f"failed at {datetime.now():%H:%M:%S}: {error.problem}"
+
+
 def _busy_timeout(server: HttpServer) -> float:
     """Return the seconds to wait for a busy server: as long as for the first token."""
     return server.limits.idle_s * FIRST_FACTOR
@@ -379,6 +420,36 @@ def _busy_timeout(server: HttpServer) -> float:
 def message_objects(messages: Sequence[Message]) -> list[dict[str, str]]:
     """Return the messages of a conversation as JSON objects."""
     return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def option_fields(fields: Mapping[str, str], config: GenerationConfig) -> dict[str, Any]:
+    """Return the fields of the options that have a value; `fields` has the field of each option."""
+    values = {field: getattr(config, name) for name, field in fields.items()}
+    return {
+        field: list(value) if isinstance(value, tuple) else value
+        for field, value in values.items()
+        if value not in (None, ())
+    }
+
+
+def check_fields(
+    config: GenerationConfig,
+    supported: Collection[str],
+    spellings: Mapping[str, str],
+    reserved: Mapping[str, str],
+) -> None:
+    """Raise `OptionError` for a ``-p`` field that an option sets, is reserved, or is not JSON."""
+    options = specs(GenerationConfig)
+    for name in config.extra:
+        option = options.get(spellings.get(name, name))
+        if option is not None and option.flags and option.name in supported:
+            raise OptionError(
+                f"{name} has its own option. Use {option.flags[-1]} {option.metavar} instead of -p"
+                f" (in Python: {option.name}=)."
+            )
+        if name in reserved:
+            raise OptionError(f"-p {name} cannot be set. {reserved[name]}")
+        _check_json(name, config.extra[name])
 
 
 def named_entries(listed: object, field: str) -> list[dict[str, Any]]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.stream_decoders import MalformedStream, parse_text, whole_number
-from llm_magic.config.api_keys import ApiKey
-from llm_magic.config.server_address import ServerAddress
-from llm_magic.errors import RequestFailed
+from llm_magic.errors import LLMMagicError
 from llm_magic.types import Chunk, FinishReason, Usage
 
 # Finish reasons of a complete reply, and of one that reached the token limit. Others mean truncation.
@@ -30,11 +27,12 @@ _MAX_AMOUNT = 1e18
 
 
 class ReplyReader:
-    """Converts the objects of one reply to chunks."""
+    """Converts the objects of one reply to chunks; `to_error` converts an error object."""
 
-    def __init__(self, address: ServerAddress, key: ApiKey | None) -> None:
-        self._address, self._key = address, key
+    def __init__(self, to_error: Callable[[dict[str, Any]], LLMMagicError]) -> None:
+        self._to_error = to_error
         self._finish: FinishReason | None = None
+        self._has_choices = self._has_text = False
         self._usage: Usage | None = None
 
     @property
@@ -42,12 +40,20 @@ class ReplyReader:
         """Whether the server has sent a finish reason."""
         return self._finish is not None
 
+    @property
+    def missing(self) -> str:
+        """What a response without an answer lacks; empty for one that has text or a finish reason."""
+        if self._has_text or self.is_finished:
+            return ""
+        return "ended before the first word" if self._has_choices else "has no choices"
+
     def read(self, value: dict[str, Any]) -> Chunk:
-        """Return the chunk of an object; raises `RequestFailed` for an error object."""
+        """Return the chunk of an object; raises the error of an error object."""
         if value.get("error") or value.get("object") == "error":
-            raise server_errors.stream_error(self._address, self._key, value)
+            raise self._to_error(value)
         self._read_usage(value.get("usage"))
         choice = _first_choice(value.get("choices"))
+        self._has_choices = self._has_choices or bool(choice)
         part = choice.get("delta") or choice.get("message") or {}
         if reason := choice.get("finish_reason"):
             name = reason.lower() if isinstance(reason, str) else "unknown"
@@ -59,15 +65,11 @@ class ReplyReader:
         reasoning = reasoning or _reasoning(part)
         if not text and not reasoning:
             return EMPTY
+        self._has_text = True
         return Chunk(text=text, reasoning=reasoning, time=time.perf_counter())
 
     def read_whole(self, value: dict[str, Any]) -> Chunk:
         """Return the only chunk of a reply that is not streamed."""
-        if not isinstance(value.get("choices"), list) and not value.get("error"):
-            text = server_errors.parse_error(value).text
-            raise RequestFailed(
-                f"{self._address.origin} sent no reply: {text}.", brief="no reply"
-            ).advise("Check --base-url.", "base_url")
         chunk = self.read(value)
         return dataclasses.replace(self.last_chunk(), text=chunk.text, reasoning=chunk.reasoning)
 

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import math
+import re
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
@@ -25,15 +26,18 @@ from llm_magic.backends.remote.stream_decoders import (
     is_complete,
     parse_json,
 )
-from llm_magic.backends.remote.transport import CONNECT_S, SocksError, Transport
+from llm_magic.backends.remote.transport import CONNECT_S, SocksError, Transport, uses_other_scheme
 from llm_magic.config.api_keys import ApiKey
+from llm_magic.config.commands import option
 from llm_magic.config.server_address import ServerAddress, proxy_for
-from llm_magic.errors import RequestFailed, ServerError, ServerTimeout, ServerUnreachable
+from llm_magic.errors import ServerError, ServerTimeout, ServerUnreachable
 
 # What aiohttp decodes, in steps of a bounded size. It leaves several layers as they are: two of them
 # turn 656 bytes into 300 MB.
 _ENCODINGS = {"", "identity", "gzip", "deflate", "br", "zstd"}
 _MOST_ERROR_BYTES = 64 * 1024
+# In the response of a TLS server to a plain request: nginx, Apache and Go describe it with status 400.
+_NAMES_TLS = re.compile(rb"https|\bssl\b|\btls\b", re.IGNORECASE)
 _MOST_JSON_BYTES = 16 * 1024 * 1024
 # The longest that one response keeps the event loop from other tasks, and the most that is read from
 # it at once.
@@ -73,14 +77,11 @@ class HttpServer:
             async with asyncio.timeout(ANSWER_S), self.stream(method, path, body) as answer:
                 data = await answer.read_all()
         except TimeoutError:
-            raise self.timeout_error(ANSWER_S, "Check the server.") from None
+            raise self.timeout_error(ANSWER_S, has_option=False) from None
         try:
             return parse_json(data)
         except MalformedStream:
-            raise RequestFailed(
-                f"{self.address.url}{path} responds, but not like {self.address.backend}.",
-                status=200,
-            ).advise("Check --base-url.", "base_url") from None
+            raise server_errors.format_error(self.address, path, data) from None
 
     @contextlib.asynccontextmanager
     async def stream(
@@ -89,12 +90,16 @@ class HttpServer:
         """Send a request, and yield its response; an incomplete one is closed with its connection."""
         # ASCII, because half a surrogate pair cannot be written as UTF-8.
         content = json.dumps(body).encode("ascii") if body is not None else None
-        with self._translated():
-            response = await self._send(method, path, content)
+        try:
+            with self._translated():
+                response = await self._send(method, path, content)
+        except ServerUnreachable as error:
+            raise await self._scheme_error() or error from None
         answer = HttpResponse(self, response)
         try:
             if not 200 <= response.status < 300:
-                raise await self._error_response(response, answer)
+                to_prompt = body is not None and "messages" in body
+                raise await self._error_response(response, answer, to_prompt=to_prompt)
             yield answer
         finally:
             answer.close()
@@ -111,7 +116,7 @@ class HttpServer:
             raise self.timeout_error(limit) from None
 
     async def _error_response(
-        self, response: aiohttp.ClientResponse, answer: HttpResponse
+        self, response: aiohttp.ClientResponse, answer: HttpResponse, *, to_prompt: bool
     ) -> ServerError:
         try:
             async with asyncio.timeout(CONNECT_S):
@@ -119,13 +124,23 @@ class HttpServer:
         except (TimeoutError, ServerError):
             # The status is reported without the body.
             body = b""
+        names_tls = response.status == 400 and _NAMES_TLS.search(body)
+        if names_tls and (wrong := await self._scheme_error()):
+            return wrong
         return server_errors.status_error(
             self.address,
             self.key,
             response.status,
             response.headers,
             server_errors.parse_error_body(body),
+            to_prompt=to_prompt,
         )
+
+    async def _scheme_error(self) -> ServerUnreachable | None:
+        """Return the error for http at a port of https and the reverse, None for other failures."""
+        if proxy_for(self.address) is not None or not await uses_other_scheme(self.address):
+            return None
+        return server_errors.scheme_error(self.address)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -147,7 +162,7 @@ class HttpServer:
             raise self._connection_error(error, str(error)) from None
         except aiohttp.InvalidURL:
             invalid = ServerUnreachable(f"{self.address.url} is not a valid address.")
-            raise invalid.advise("Check --base-url.", "base_url") from None
+            raise invalid.advise(f"Check {option('base_url')}.", "base_url") from None
         except aiohttp.ClientError as error:
             raise self.disconnected_error(error) from None
 
@@ -167,13 +182,20 @@ class HttpServer:
             is_temporary=True,
         )
 
-    def timeout_error(
-        self, seconds: float, fix: str = "Check the server, or allow more time with --idle-timeout."
-    ) -> ServerTimeout:
-        """Return the error for a server that sent no data for too long."""
-        return ServerTimeout(
-            f"{self.address.origin} sent no data for {seconds:.0f} s. {fix}", brief="timed out"
+    def timeout_error(self, seconds: float, *, has_option: bool = True) -> ServerTimeout:
+        """Return the error for a server that sent no data for too long.
+
+        `has_option`: ``--idle-timeout`` sets the limit.
+        """
+        error = ServerTimeout(
+            f"{self.address.origin} sent no data for {seconds:.0f} s.", brief="timed out"
         )
+        if not has_option:
+            return error.append("Check the server.")
+        advice = f"Check the server, or allow more time with {option('idle_timeout')}"
+        if seconds > self.limits.idle_s:
+            advice += f" (the limit for the first data is {FIRST_FACTOR} times as long)"
+        return error.advise(f"{advice}.", "idle_timeout")
 
     def scrub(self, text: str) -> str:
         """Return `text` without the key."""
@@ -323,4 +345,5 @@ def _reason(error: Exception) -> str:
         return error.message.partition("\n")[0].partition(": b'")[0].rstrip(":")
     if isinstance(error, aiohttp.ClientPayloadError):
         return "it sent an incomplete or invalid body"
-    return str(error)
+    # Without its number.
+    return (isinstance(error, OSError) and error.strerror) or str(error)

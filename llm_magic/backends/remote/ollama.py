@@ -29,6 +29,7 @@ from llm_magic.backends.remote.stream_decoders import (
     parse_text,
     whole_number,
 )
+from llm_magic.config.commands import command, option
 from llm_magic.config.option_spec import OptionSpec
 from llm_magic.config.server_address import ServerAddress
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ServerLoadConfig
@@ -56,6 +57,7 @@ _TOP_LEVEL_FIELDS = frozenset(
 )
 # Longer than the names of quantizations: `Q4_K_M`, `MXFP4`.
 _MAX_QUANTIZATION_LENGTH = 20
+_MAX_DIGEST_LENGTH = 100
 # The time that reading the context may add to the first reply of a model.
 _CONTEXT_S = 1.0
 # A parameter of a Modelfile in the response of `/api/show`.
@@ -82,7 +84,7 @@ class OllamaLoadConfig(ServerLoadConfig):
         OptionSpec(
             "Download the model to the server first if necessary.",
             ("--pull",),
-            label="Download it there first",
+            label="Download the model to the server first",
         ),
     ] = False
 
@@ -119,16 +121,29 @@ class OllamaBackend(RemoteBackend):
         except RequestFailed as error:
             if error.status not in {200, 404, 405}:
                 raise
-            raise RequestFailed(
-                f"{server.address.origin} is not an Ollama server: it has no /api/{path}.",
-                status=404,
-            ).advise(
-                "Check --base-url. For an OpenAI-compatible server, use -b openai.", "base_url"
-            ) from None
+            raise await self._no_api(server, path, error) from None
         entries = named_entries(value.get("models") if isinstance(value, dict) else None, "name")
         if path == "tags":
             self._store_names(server, [str(entry["name"]) for entry in entries])
         return entries
+
+    async def _no_api(self, server: HttpServer, path: str, error: RequestFailed) -> RequestFailed:
+        """Return the error for a server without an API at its address; names the right one if it has that."""
+        address = server.address
+        below = address.url.removeprefix(address.origin)
+        if below:
+            with contextlib.suppress(RequestFailed):
+                await server.get(f"{'/..' * below.count('/')}/api/{path}")
+                found = RequestFailed(f"Ollama's API is not at {address.url}.", status=404)
+                return found.advise(
+                    f"Use {option('base_url', address.origin)}.", "base_url", address.origin
+                )
+        if error.is_page:
+            return error
+        problem = f"{address.origin} is not an Ollama server: it has no /api/{path}."
+        other = option("backend", "openai")
+        advice = f"Check {option('base_url')}. For an OpenAI-compatible server, use {other}."
+        return RequestFailed(problem, status=404).advise(advice, "base_url")
 
     def _info(
         self,
@@ -150,6 +165,7 @@ class OllamaBackend(RemoteBackend):
             size=whole_number(entry.get("size")),
             context_length=context,
             memory_bytes=whole_number(runner.get("size")),
+            digest=str(entry.get("digest") or "")[:_MAX_DIGEST_LENGTH],
         )
 
     async def _find_model(
@@ -192,10 +208,8 @@ class OllamaBackend(RemoteBackend):
                 raise
             without_tag = [name.removesuffix(":latest") for name in names]
             missing = server_errors.model_not_found(server.address, model, without_tag)
-            raise missing.advise(
-                f"To download it to the server, run %llm_load {model} {server.address.options} --pull.",
-                "pull",
-            ) from None
+            pull = command("load", model, **server.address.options, pull=True)
+            raise missing.advise(f"To download it to the server, run {pull}.", "pull") from None
         return value if isinstance(value, dict) else {}
 
     async def _pull(self, server: HttpServer, model: str, report: Report) -> None:
@@ -244,12 +258,13 @@ class OllamaBackend(RemoteBackend):
 
     def details(self, name: str) -> dict[str, str]:
         """Return the context length of the runner, and the one that the model was trained for."""
-        remote = self._models.get(name)
+        details, remote = super().details(name), self._models.get(name)
         if not isinstance(remote, _OllamaModel) or not remote.trained_length:
-            return {}
+            return details
         limit = f"at most {remote.trained_length:,} tokens"
         current = remote.info.context_length
-        return {"context": f"{current:,} of {limit} (-p num_ctx=N)" if current else limit}
+        context = f"{current:,} of {limit} (-p num_ctx=N)" if current else limit
+        return {**details, "context": context}
 
     # -- generation ---------------------------------------------------------------------------
 
@@ -259,15 +274,17 @@ class OllamaBackend(RemoteBackend):
         server = remote.server
         body = self.body(remote, messages, config)
         last: Chunk | None = None
-        is_reply = False
+        is_reply = has_message = has_text = False
         async with server.stream("POST", f"{server.prefix}/api/chat", body) as answer:
             async for line in answer.events(JsonLinesDecoder()):
                 value = parse_object(line)
                 if value.get("error"):
                     raise server_errors.stream_error(server.address, server.key, value)
                 is_reply = is_reply or "message" in value or "done" in value
+                has_message = has_message or isinstance(value.get("message"), dict)
                 chunk = _chunk(value)
                 if chunk.text or chunk.reasoning:
+                    has_text = True
                     answer.use_idle_limit()
                     yield chunk
                 if value.get("done"):
@@ -275,6 +292,9 @@ class OllamaBackend(RemoteBackend):
                     break
             if not is_reply:
                 raise server_errors.no_reply_error(server.address, answer.content_type)
+            if not has_text and not (has_message and last):
+                missing = "ended before the first word" if has_message else "has no message"
+                raise server_errors.missing_reply_error(server.address, missing)
             yield last or Chunk(finish_reason="truncated", time=time.perf_counter())
             await answer.drain()
         await self._update_context(remote)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -27,8 +29,15 @@ from llm_magic.backends.remote.stream_decoders import (
     parse_object,
     whole_number,
 )
+from llm_magic.config.commands import command, option
 from llm_magic.config.settings import GenerationConfig, LoadConfig
-from llm_magic.errors import LLMMagicError, RequestFailed, ServerBusy, ServerError
+from llm_magic.errors import (
+    AuthenticationFailed,
+    LLMMagicError,
+    RequestFailed,
+    ServerBusy,
+    ServerError,
+)
 from llm_magic.types import Chunk, Message, ModelInfo
 
 if TYPE_CHECKING:
@@ -80,12 +89,14 @@ class OpenAICompatibleBackend(RemoteBackend):
     async def _entries(self, server: HttpServer) -> list[dict[str, Any]] | None:
         """Return what ``/v1/models`` lists; None if the server generates, but lists no models."""
         prefixes = _prefixes(server.address.url) if server.prefix is None else [server.prefix]
+        page: RequestFailed | None = None
         for prefix in prefixes:
             try:
                 value = await server.get(f"{prefix}{self.list_path}")
             except RequestFailed as error:
                 if error.status not in {200, 404, 405}:
                     raise
+                page = page or (error if error.is_page else None)
                 continue
             server.prefix = prefix
             if isinstance(value, dict):
@@ -96,14 +107,32 @@ class OpenAICompatibleBackend(RemoteBackend):
             self._store_names(server, [name for entry in entries for name in _names_of(entry)])
             return entries
         for prefix in prefixes:
-            if await self._generates(server, prefix):
-                server.prefix = prefix
-                return None
-        raise RequestFailed(
-            f"{server.address.origin} responds, but not at {server.address.url}{prefixes[0]}/models.",
-            status=404,
-        ).advise(
-            "Check the path of --base-url, and whether the server is OpenAI-compatible.", "base_url"
+            # The server of a web page, such as JupyterLab, may require a login for any other request.
+            with contextlib.suppress(*() if page is None else (AuthenticationFailed,)):
+                if await self._generates(server, prefix):
+                    server.prefix = prefix
+                    return None
+        tried = f"{server.address.url}{prefixes[0]}/models"
+        missing = f"{server.address.origin} responds, but has no {tried}."
+        raise await self._no_api(server, page or RequestFailed(missing, status=404))
+
+    async def _no_api(self, server: HttpServer, error: RequestFailed) -> RequestFailed:
+        """Return the error for a server without an API at its address; names its usual one if it has that."""
+        address = server.address
+        up = "/.." * address.url.removeprefix(address.origin).count("/")
+        listed = None
+        if up:
+            with contextlib.suppress(RequestFailed):
+                listed = await server.get(f"{up}/v1/models")
+        if isinstance(listed, dict) and isinstance(listed.get("data"), list):
+            found = RequestFailed(error.problem, status=404)
+            right = f"{address.origin}/v1"
+            return found.advise(f"Use {option('base_url', right)}.", "base_url", right)
+        if error.is_page:
+            return error
+        return error.advise(
+            f"Check the path of {option('base_url')}, and whether the server is OpenAI-compatible.",
+            "base_url",
         )
 
     async def _generates(self, server: HttpServer, prefix: str) -> bool:
@@ -186,7 +215,7 @@ class OpenAICompatibleBackend(RemoteBackend):
         is_same = bool(found) and found[0]["id"].removeprefix(self.id_prefix) == model
         if not is_same and not (found and self.resolves_aliases):
             missing = server_errors.model_not_found(server.address, model, names)
-            advice = f"Run %llm_models {server.address.options} to list models."
+            advice = f"Run {command('models', **server.address.options)} to list models."
             raise missing.advise(advice, "model")
         return found[0]
 
@@ -222,12 +251,15 @@ class OpenAICompatibleBackend(RemoteBackend):
         self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
         server = remote.server
-        reader, has_events = ReplyReader(server.address, server.key), False
+        to_error = partial(server_errors.stream_error, server.address, server.key)
+        reader, has_events = ReplyReader(to_error), False
         body = self.body(remote, messages, config)
         async with server.stream("POST", f"{server.prefix}/chat/completions", body) as answer:
             if answer.content_type == "application/json":
                 # Some gateways do not stream, although the request asks for it.
-                yield reader.read_whole(parse_object(await answer.read_all()))
+                whole = reader.read_whole(_whole_reply(server, await answer.read_all()))
+                _require_reply(server, reader)
+                yield whole
                 return
             try:
                 async for event in answer.events(EventDecoder()):
@@ -247,6 +279,7 @@ class OpenAICompatibleBackend(RemoteBackend):
                     raise
             if not has_events:
                 raise server_errors.no_reply_error(server.address, answer.content_type)
+            _require_reply(server, reader)
             yield reader.last_chunk()
             await answer.drain()
 
@@ -309,6 +342,24 @@ class InstructLabBackend(OpenAICompatibleBackend):
     start = "To start one, run: ilab model serve"
     # llama-cpp-python aborts its answer when another request arrives.
     concurrency = 1
+
+
+def _require_reply(server: HttpServer, reader: ReplyReader) -> None:
+    """Raise `RequestFailed` for a complete response that contains no part of a reply."""
+    if reader.missing:
+        raise server_errors.missing_reply_error(server.address, reader.missing)
+
+
+def _whole_reply(server: HttpServer, body: bytes) -> dict[str, Any]:
+    """Return the object in the body of a reply that is not streamed: a reply, or an error."""
+    if not body.strip():
+        raise server_errors.no_reply_error(server.address, "")
+    value = parse_object(body)
+    if not isinstance(value.get("choices"), list) and not value.get("error"):
+        text = server_errors.parse_error(value).text
+        error = RequestFailed(f"{server.address.origin} sent no reply: {text}.", brief="no reply")
+        raise error.advise(f"Check {option('base_url')}.", "base_url")
+    return value
 
 
 def _names_of(entry: Mapping[str, Any]) -> list[str]:

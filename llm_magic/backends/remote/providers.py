@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from llm_magic.backends.base import UNSUPPORTED, Report
+from llm_magic.backends.base import NO_SYSTEM, UNSUPPORTED, Report
 from llm_magic.backends.remote.base import RemoteModel
 from llm_magic.backends.remote.openai_compatible import OPTION_NAMES, OpenAICompatibleBackend
 from llm_magic.config.providers import PROVIDERS, Provider
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 _TOP_P = "top_p"
 _TEMPERATURE = "temperature"
-_NO_SYSTEM = {"role": "system", "content": ""}
 
 
 class ProviderBackend(OpenAICompatibleBackend):
@@ -33,12 +33,11 @@ class ProviderBackend(OpenAICompatibleBackend):
         remote, notes = await super()._find_model(server, model, config, report)
         if self.provider.key_path:
             await server.get(f"{server.prefix}{self.provider.key_path}")
-        return remote, (*notes, *self._notes(remote))
+        remote.info = dataclasses.replace(remote.info, unsupported=tuple(self._missing(remote)))
+        return remote, (*notes, *self._notes())
 
-    def _notes(self, remote: RemoteModel) -> Iterator[str]:
-        """Yield what is different about the options of a model."""
-        if missing := self._missing(remote):
-            yield f"Not sent, because {remote.model} does not support them: {', '.join(missing)}."
+    def _notes(self) -> Iterator[str]:
+        """Yield what is different about the options of the models."""
         if self.provider.is_temperature_or_top_p:
             yield "top_p is sent only if you set it: recent models accept temperature or top_p, not both."
         if self.provider.note:
@@ -92,7 +91,7 @@ class ProviderBackend(OpenAICompatibleBackend):
         body = super().body(remote, messages, self.sent_options(remote.info.name, config))
         if self.provider.key_variable:
             # Some reject an empty system message, and none has a system prompt of its own.
-            body["messages"] = [one for one in body["messages"] if one != _NO_SYSTEM]
+            body["messages"] = [one for one in body["messages"] if one != NO_SYSTEM]
         omitted = {*self.provider.omitted} - config.extra.keys()
         return {field: value for field, value in body.items() if field not in omitted}
 

@@ -12,6 +12,17 @@ _MAX_ATTEMPTS = 3
 _MAX_DELAY_S = 30.0
 
 
+# Too many requests, and a server that takes no more now.
+_OVERLOAD = frozenset({429, 503, 529})
+
+
+def is_overload(error: BaseException) -> bool:
+    """Return whether a server failed because it gets too many requests."""
+    return isinstance(error, ServerBusy) or (
+        isinstance(error, ServerError) and error.status in _OVERLOAD
+    )
+
+
 class Retries:
     """The attempts of one request, and the delays between them."""
 
@@ -34,6 +45,14 @@ class Retries:
         delay = _backoff(self._failures, 0.5, 8.0) if requested is None else requested
         return delay if delay <= _MAX_DELAY_S else None
 
+    def notice(self, error: LLMMagicError, delay: float) -> str:
+        """Return the notice that is shown until the next attempt."""
+        if isinstance(error, ServerBusy):
+            return "waiting: the server is busy with other requests"
+        brief = error.brief if isinstance(error, ServerError) else "no answer"
+        attempt = f"attempt {self._failures + 1} of {_MAX_ATTEMPTS}"
+        return f"{brief}, {attempt} after {max(1, round(delay))} s"
+
     def _busy_delay(self, busy: ServerBusy) -> float | None:
         """Return the delay for a busy server: limited by time, because it is free at any moment."""
         now = time.monotonic()
@@ -49,11 +68,3 @@ def _backoff(failures: int, first: float, longest: float) -> float:
     """Return a delay that doubles with each failure, with jitter of up to `first` seconds."""
     # The exponent is bounded because a busy server is asked many times.
     return min(longest, first * 2.0 ** min(failures - 1, 10)) + random.uniform(0, first)
-
-
-def retry_notice(error: LLMMagicError, delay: float) -> str:
-    """Return the notice that is shown until the next attempt."""
-    if isinstance(error, ServerBusy):
-        return "waiting: the server is busy with other requests"
-    brief = error.brief if isinstance(error, ServerError) else "no answer"
-    return f"{brief}, next try in {max(1, round(delay))} s"

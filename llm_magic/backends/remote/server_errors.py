@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import re
 import socket
 import ssl
@@ -21,6 +22,7 @@ from typing import Any
 
 from llm_magic.backends.remote.stream_decoders import whole_number
 from llm_magic.config.api_keys import ApiKey
+from llm_magic.config.commands import command, option
 from llm_magic.config.providers import PROVIDERS
 from llm_magic.config.server_address import ServerAddress
 from llm_magic.errors import (
@@ -49,8 +51,12 @@ _CONTEXT_EXCEEDED = re.compile(
 _WRONG_KEY = re.compile(
     r"^No connected db$|^(Incorrect|Invalid) API key|^API key not valid", re.IGNORECASE
 )
-# LiteLLM's proxy without a database fails without a key.
-_LITELLM_NO_KEY = {"", "Internal Server Error"}
+# The message of a server that names the time of the next request: "Please try again in 1m7.2s".
+_WAIT = re.compile(
+    r"(?:try again|retry) (?:in|after) (?:(\d+)m)?(\d+(?:\.\d+)?) ?(ms|s)", re.IGNORECASE
+)
+_NAMES_LOG = re.compile(r"\blogs?\b", re.IGNORECASE)
+_OVERLOADED = frozenset({408, 502, 503, 504, 529})
 # uvicorn sends exactly this body with status 503 for connections beyond `limit_concurrency`, which is 1
 # for InstructLab. Other servers use HTML, a line end or another text.
 _UVICORN_BUSY = b"Service Unavailable"
@@ -72,9 +78,6 @@ _WRONG_REGION = re.compile(
     re.IGNORECASE,
 )
 _EMPTY_STREAM_TYPES = {"text/event-stream", "application/x-ndjson", ""}
-_IF_KEY_IS_MISSING = (
-    "If it requires an API key, store it in an environment variable and add --key-env NAME."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +184,10 @@ def status_error(
     status: int,
     headers: Mapping[str, str],
     response: ErrorResponse,
+    *,
+    to_prompt: bool = True,
 ) -> ServerError:
-    """Return the error for a response whose status is not a success."""
+    """Return the error for a response, to a prompt or other request, whose status is not a success."""
     origin = address.origin
     text = key.scrub(response.text) if key else response.text
     if 300 <= status < 400:
@@ -190,28 +195,25 @@ def status_error(
             f"{origin} redirects to {_redirect_target(headers.get('location', 'nowhere'))}. Redirects"
             " are not followed.",
             status=status,
-        ).advise("If you trust that address, use it as --base-url.", "base_url")
+        ).advise(f"If you trust that address, use it as {option('base_url')}.", "base_url")
     if account := _account_error(origin, status, response, text):
         return account
     if status in {401, 403} or (status == 400 and _WRONG_KEY.search(text)):
-        return _authentication_error(origin, key, status, text)
-    retry_after = _retry_after(headers.get("retry-after", ""))
+        return _authentication_error(address, key, status, text)
+    retry_after, later = _next_try(headers.get("retry-after", ""), text)
     if status == 503 and response.is_busy:
-        return ServerBusy(
-            f"{origin} is busy with other requests ({status}). Try again later, or increase"
-            " --idle-timeout to wait longer.",
-            brief="busy",
-            status=status,
-            retry_after=retry_after,
+        busy = f"{origin} is busy with other requests ({status})."
+        return ServerBusy(busy, brief="busy", status=status, retry_after=retry_after).advise(
+            f"Try again later, or increase {option('idle_timeout')} to wait longer.", "idle_timeout"
         )
-    known_wait = retry_after and retry_after < _MAX_WAIT_S
-    later = f"Try again in {retry_after:.0f} s." if known_wait else "Try again later."
-    problem = _status_problem(origin, status, text, later)
+    what = f"{_what_happened(origin, status)}{_reason(status, text)}"
+    problem = f"{what} {_remedy(address, status, text, later)}".rstrip()
     error = _request_failed(problem, status, response, retry_after=retry_after)
-    if status == 500 and key is None and text in _LITELLM_NO_KEY:
-        return error.advise(_IF_KEY_IS_MISSING, "key_env")
-    if status == 404:
-        return error.advise(f"%llm_models -b {address.backend} lists its models.", "model")
+    if status == 404 and to_prompt:
+        listing = command("models", **(address.options or {"backend": address.backend}))
+        return error.advise(f"Load a model that it has: {listing} lists them.", "model")
+    if status == 405 or (status < 500 and not to_prompt and status not in {408, 429}):
+        return error.advise(f"Check {option('base_url')}.", "base_url")
     if status < 500 and status not in {408, 429}:
         return error.advise("Check the options and -p; %%llm --dry-run shows what is sent.")
     return error
@@ -219,19 +221,40 @@ def status_error(
 
 def _reason(status: int, text: str) -> str:
     """Return the status and the message of the server, as the end of a sentence."""
+    # The title of a proxy's page: 502 Bad Gateway.
+    text = text.removeprefix(f"{status} ")
     return f" ({status}): {text}." if text else f" ({status})."
 
 
-def _status_problem(origin: str, status: int, text: str, later: str) -> str:
-    """Return what happened, and what to do where only time or the server's log helps."""
-    reason = _reason(status, text)
+def _what_happened(origin: str, status: int) -> str:
+    """Return what an error status of a server means."""
     if status == 429:
-        return f"{origin} received too many requests{reason} {later}"
-    if status in {408, 502, 503, 504, 529}:
-        return f"{origin} is not ready or is overloaded{reason} {later}"
-    if status >= 500:
-        return f"{origin} failed{reason} Check the log of the server."
-    return f"{origin} rejected the request{reason}"
+        return f"{origin} received too many requests"
+    if status in _OVERLOADED:
+        return f"{origin} is not ready or is overloaded"
+    return f"{origin} failed" if status >= 500 else f"{origin} rejected the request"
+
+
+def _remedy(address: ServerAddress, status: int | None, text: str, later: str) -> str:
+    """Return what to do where only time or the server's log helps, unless the message has it."""
+    if status == 429 or status in _OVERLOADED:
+        return later
+    if status is not None and status < 500:
+        return ""
+    if _NAMES_LOG.search(text):
+        return ""
+    return later if _is_hosted(address) else "Check the log of the server."
+
+
+def _next_try(header: str, text: str) -> tuple[float | None, str]:
+    """Return the seconds until a server accepts a request, and advice unless the message has it."""
+    seconds, found = _retry_after(header), _WAIT.search(text)
+    if found is not None:
+        minutes, number, unit = found.groups()
+        named = float(minutes or 0) * 60 + float(number) / (1000 if unit.lower() == "ms" else 1)
+        return min(max(named, seconds or 0.0), _MAX_WAIT_S), ""
+    known = seconds and seconds < _MAX_WAIT_S
+    return seconds, f"Try again in {seconds:.0f} s." if known else "Try again later."
 
 
 def _account_error(
@@ -264,7 +287,9 @@ def stream_error(
     text = key.scrub(response.text) if key else response.text
     inner = value.get("error")
     code = inner.get("code") if isinstance(inner, dict) else value.get("code")
-    message = f"{address.origin} stopped with an error: {text}."
+    status = 503 if response.is_busy else whole_number(code)
+    remedy = _remedy(address, status, text, _next_try("", text)[1])
+    message = f"{address.origin} stopped with an error: {text}. {remedy}".rstrip()
     return _request_failed(message, whole_number(code), response, brief="an error")
 
 
@@ -286,9 +311,10 @@ def _request_failed(
 
 
 def _authentication_error(
-    origin: str, key: ApiKey | None, status: int, text: str
+    address: ServerAddress, key: ApiKey | None, status: int, text: str
 ) -> AuthenticationFailed:
-    reason = _reason(status, text)
+    origin, reason = address.origin, _reason(status, text)
+    naming = option("key_env", "NAME")
     if key is not None:
         variable = f"typed in for {key.variable}" if key.is_typed else f"in {key.variable}"
         summary = f"{origin} rejected the key {variable}"
@@ -299,13 +325,25 @@ def _authentication_error(
             fix = "Check what the key is allowed to use."
     elif status == 401:
         summary, reason = f"{origin} requires an API key", f" ({status})."
-        fix = "Store it in an environment variable and add --key-env NAME."
+        fix = f"Store it in an environment variable and add {naming}."
+        reason += _withheld(address)
     else:
         summary = f"{origin} denied access"
-        fix = _IF_KEY_IS_MISSING
+        fix = f"If it requires an API key, store it in an environment variable and add {naming}."
     error = AuthenticationFailed(f"{summary}{reason}", status=status)
     error.summary = summary
     return error.append(fix) if key is not None else error.advise(fix, "key_env")
+
+
+def _withheld(address: ServerAddress) -> str:
+    """Return a sentence about a key in the environment that belongs to another address, or nothing."""
+    provider = PROVIDERS.get(address.backend)
+    if provider is None or not os.environ.get(provider.key_variable):
+        return ""
+    return (
+        f" {provider.key_variable} is set, but it is sent only to {provider.title}, or to the address in"
+        f" {provider.url_variable}."
+    )
 
 
 def _redirect_target(location: str) -> str:
@@ -343,16 +381,18 @@ def connection_error(address: ServerAddress, error: BaseException, start: str) -
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
             ServerUnreachable(
-                f"The certificate of {address.origin} is not trusted ({reason}).",
+                f"The certificate of {address.origin} is not trusted ({error.verify_message}).",
                 brief="certificate",
             )
-            .advise("Check --base-url.", "base_url")
+            .advise(f"Check {option('base_url')}.", "base_url")
             .append("To trust your own certificate authority, set SSL_CERT_FILE.")
         )
     if isinstance(error, ssl.SSLError):
+        if error.reason == "WRONG_VERSION_NUMBER":
+            return scheme_error(address)
         return ServerUnreachable(
             f"{address.origin} does not support https ({reason}).", brief="no https"
-        ).advise("Check --base-url.", "base_url")
+        ).advise(f"Check {option('base_url')}.", "base_url")
     if isinstance(error, socket.gaierror):
         return _unknown_host(address, error)
     closed = ServerUnreachable(
@@ -361,29 +401,51 @@ def connection_error(address: ServerAddress, error: BaseException, start: str) -
     return with_start(closed, start)
 
 
+def scheme_error(address: ServerAddress) -> ServerUnreachable:
+    """Return the error for http at a port that uses https, and the reverse."""
+    scheme, _, remainder = address.url.partition("://")
+    if scheme == "http":
+        problem = f"The server at {address.host_port} uses https, not http."
+        error, right = ServerUnreachable(problem, brief="https"), f"https://{remainder}"
+    else:
+        problem = f"The server at {address.host_port} uses http, not https."
+        error, right = ServerUnreachable(problem, brief="no https"), f"http://{remainder}"
+    return error.advise(f"Use {option('base_url', right)}.", "base_url", right)
+
+
 def _unknown_host(address: ServerAddress, error: socket.gaierror) -> ServerUnreachable:
     """Return the error for a host without an address; that of a provider is not misspelled."""
-    provider = PROVIDERS.get(address.backend)
-    is_hosted = provider is not None and provider.url.startswith(address.origin)
     if error.errno == socket.EAI_AGAIN:
         found = ServerUnreachable(
             f"Could not resolve the host of {address.host_port}: no DNS server responded.",
             brief="no DNS server",
         )
-        advice = "Check the network, then --base-url."
+        advice = f"Check the network, then {option('base_url')}."
     else:
         found = ServerUnreachable(f"Host {address.host_port} not found.", brief="unknown host")
-        advice = "Check --base-url."
-    if is_hosted:
+        advice = f"Check {option('base_url')}."
+    if _is_hosted(address):
         return found.append("Check the network or the proxy.")
     return found.advise(advice, "base_url")
+
+
+def _is_hosted(address: ServerAddress) -> bool:
+    """Return whether this is the address of a hosted provider, not of a server program."""
+    provider = PROVIDERS.get(address.backend)
+    return (
+        provider is not None
+        and bool(provider.key_variable)
+        and provider.url.startswith(address.origin)
+    )
 
 
 def with_start(error: ServerUnreachable, start: str) -> ServerUnreachable:
     """Append how to start the server, or what to check where that is unknown."""
     if start:
         return error.append(start)
-    return error.advise("Check --base-url, and whether the server is running.", "base_url")
+    return error.advise(
+        f"Check {option('base_url')}, and whether the server is running.", "base_url"
+    )
 
 
 def proxy_error(
@@ -414,6 +476,22 @@ def proxy_error(
 # -- unusable responses ---------------------------------------------------------------------------
 
 
+def format_error(address: ServerAddress, path: str, body: bytes) -> RequestFailed:
+    """Return the error for a successful response that is not JSON, such as the page of a web server."""
+    text, url = body.decode("utf-8", "replace"), f"{address.url}{path}"
+    if not _HTML.match(text):
+        error = RequestFailed(f"{url} responds, but not like {address.backend}.", status=200)
+        return error.advise(f"Check {option('base_url')}.", "base_url")
+    title = one_line(_without_html(text))
+    named = f' ("{title}")' if title else ""
+    error = RequestFailed(f"{url} is a web page{named}, not the API of a server.", status=200)
+    error.is_page = True
+    return error.advise(
+        f"Check the port and the path of {option('base_url')}, and whether a proxy responds instead.",
+        "base_url",
+    )
+
+
 def no_reply_error(address: ServerAddress, content_type: str) -> RequestFailed:
     """Return the error for a successful response that contains no part of a reply."""
     if content_type in _EMPTY_STREAM_TYPES:
@@ -422,9 +500,19 @@ def no_reply_error(address: ServerAddress, content_type: str) -> RequestFailed:
             f"{address.origin} sent an empty reply. Check whether the prompt exceeds its context.",
             brief="an empty reply",
         )
+    what = "a web page" if content_type == "text/html" else one_line(content_type)
+    error = RequestFailed(f"{address.origin} sent no reply, but {what}.", brief="no reply")
+    return error.advise(f"Check {option('base_url')} and {option('backend')}.", "base_url")
+
+
+def missing_reply_error(address: ServerAddress, missing: str) -> RequestFailed:
+    """Return the error for a response in the right format without a reply; `missing` is what it lacks."""
+    log = "" if _is_hosted(address) else "check the log of the server, or "
     return RequestFailed(
-        f"{address.origin} sent no reply, but {one_line(content_type)}.", brief="no reply"
-    ).advise("Check --base-url and -b.", "base_url")
+        f"{address.origin} sent no answer: its response {missing}. Try again. If that does not"
+        f" help, {log}load another model.",
+        brief="no answer",
+    )
 
 
 def encoding_error(address: ServerAddress, encoding: str) -> RequestFailed:
@@ -440,7 +528,7 @@ def size_error(address: ServerAddress, max_bytes: int) -> RequestFailed:
     """Return the error for a response of more than `max_bytes`."""
     return RequestFailed(
         f"{address.origin} sent more than {max_bytes >> 20} MiB in one response.", brief="too large"
-    ).advise("Check --base-url.", "base_url")
+    ).advise(f"Check {option('base_url')}.", "base_url")
 
 
 # -- models ---------------------------------------------------------------------------------------
@@ -452,14 +540,14 @@ def single_model(address: ServerAddress, names: Sequence[str]) -> str:
         return names[0]
     listed = f"lists {len(names)} models: {_joined(names)}" if names else "lists no models"
     error = OptionError(f"{address.host_port} {listed}.")
-    raise error.advise(f"Name one: %llm_load MODEL {address.options}.", "model")
+    raise error.advise(f"Name one: {command('load', 'MODEL', **address.options)}.", "model")
 
 
 def model_not_found(address: ServerAddress, model: str, names: Sequence[str]) -> ModelNotFound:
     """Return the error for a model that a server does not have."""
     similar = did_you_mean(model, names)
-    if not similar and names:
-        similar = f" It has: {_joined(names)}."
+    if not similar:
+        similar = f" It has: {_joined(names)}." if names else " It lists no models."
     return ModelNotFound(f'Model "{model}" not found on {address.host_port}.{similar}')
 
 

@@ -28,6 +28,8 @@ from llm_magic.errors import SettingsError
 
 # A running server accepts a connection at once, even if its answer takes long.
 CONNECT_S = 5.0
+# How long to find out why a connection failed.
+_PROBE_S = 1.0
 # How long an unused connection is kept: longer than aiohttp's 15 s, because people take longer than
 # that from one cell to the next.
 KEEP_S = 60.0
@@ -126,6 +128,37 @@ class Transport:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._session.close()
+
+
+async def uses_other_scheme(address: ServerAddress) -> bool:
+    """Return whether the port of an http address is encrypted, or that of an https address is not.
+
+    Nothing but the wording of an error depends on the result: the certificate is not checked, and
+    neither a key nor a prompt is sent.
+    """
+    parts = urlsplit(address.url)
+    is_plain = parts.scheme == "http"
+    port = parts.port or (80 if is_plain else 443)
+    try:
+        async with asyncio.timeout(_PROBE_S):
+            reader, writer = await asyncio.open_connection(
+                parts.hostname, port, ssl=_unchecked_tls() if is_plain else None
+            )
+            try:
+                if is_plain:
+                    return True
+                writer.write(b"GET / HTTP/1.0\r\n\r\n")
+                return (await reader.read(5)).startswith(b"HTTP/")
+            finally:
+                writer.transport.abort()
+    except (OSError, TimeoutError):
+        return False
+
+
+def _unchecked_tls() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def _key_headers(address: ServerAddress, key: ApiKey | None, method: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Complete magic lines and prompts through a matcher of IPython; `completions` has the candidates.
+"""Complete magic lines and prompts; `matcher` registers this, `completions` has the candidates.
 
 Frontends split words at ``:`` and ``/``, which occur in model names. So each result contains the part
 of the line that it replaces.
@@ -8,20 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-from llm_magic.errors import SettingsError
 from llm_magic.notebook.arguments.completions import Candidates, Completion
 from llm_magic.notebook.arguments.magic_options import MAGICS, Argument, arguments, option_specs
 from llm_magic.notebook.arguments.parser import named_settings
 from llm_magic.text import visible_line
 
-if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
-
-    from llm_magic.session import Session
-
-_NAME = "llm_magic_matcher"
 # Also after an assignment: models = %llm_models -b …
 _MAGIC = re.compile(r"\s*(?:[\w.]+\s*=\s*)?%%?(\w+)[ \t]+")
 _CELL_MAGIC = re.compile(r"(?:[ \t]*\n)*%%(\w+)")
@@ -203,53 +196,3 @@ class _Line:
                 end = "" if is_open or self._after.startswith(quote) else quote
                 text = f"{quote}{text}{end}"
             yield Completion(text, kind)
-
-
-class _NoCompletions(Sequence[Any]):
-    """An empty list of completions that suppresses those of other matchers, such as Python names.
-
-    IPython suppresses other matchers only if the length is not 0.
-    """
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: Any) -> Any:
-        raise IndexError(index)
-
-
-def register(shell: InteractiveShell, session: Session) -> None:
-    """Add the matcher to IPython's completer."""
-    from IPython.core.completer import SimpleCompletion, context_matcher
-
-    candidates = Candidates(shell, session)
-
-    @context_matcher(identifier=_NAME)  # type: ignore[untyped-decorator]
-    def match(context: Any) -> dict[str, Any]:
-        lines = context.full_text.split("\n")
-        line, column = lines[context.cursor_line], context.cursor_position
-        above = "\n".join(lines[: context.cursor_line])
-        try:
-            found = complete(line[:column], line[column:], above, candidates)
-        except SettingsError:
-            # The magic raises it; completion must not print anything.
-            found = None
-        if found is None:
-            return {"completions": []}
-        completions = [SimpleCompletion(text=c.text, type=c.kind) for c in found.candidates]
-        return {
-            "completions": completions or _NoCompletions(),
-            "matched_fragment": found.fragment,
-            "suppress": True,
-            "ordered": True,
-        }
-
-    if shell.Completer is not None:
-        shell.Completer.custom_matchers.append(match)
-
-
-def unregister(shell: InteractiveShell) -> None:
-    """Remove the matcher from IPython's completer."""
-    if shell.Completer is not None:
-        matchers = shell.Completer.custom_matchers
-        matchers[:] = [m for m in matchers if getattr(m, "matcher_identifier", "") != _NAME]

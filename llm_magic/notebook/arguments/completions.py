@@ -7,7 +7,8 @@ import inspect
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llm_magic.config.server_address import setting_name
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 # More than a menu can show, and few enough for a key press.
 _MAX_CANDIDATES = 500
 _SECRET = re.compile(r"(KEY|TOKEN)$")
+_DATA = frozenset(
+    {"DataFrame", "Series", "Dataset", "IterableDataset", "Table", "ndarray", "Index"}
+)
 # A reference being typed: {name, {name.attr, {name["key
 _NAME = re.compile(r"(?<![{$])\{((?:[^\W\d]\w*\.)*)(\w*)$")
 _KEY = re.compile(r"(?<![{$])\{((?:[^\W\d]\w*\.)*[^\W\d]\w*)\[([\"'])([^\"'\[\]{}]*)$")
@@ -47,12 +51,15 @@ class Candidates:
         source, _, option = argument.complete.partition(":")
         if source == "models":
             return self._models(typed, line)
+        if source == "files":
+            return _paths(typed)
         session = self._session
         names: Mapping[str, tuple[str, Callable[[], Iterable[str]]]] = {
             "loaded": ("loaded", lambda: (info.name for info in session.status().models)),
             "jobs": ("job", lambda: (*(str(job.number) for job in session.jobs.all), "all")),
             "chats": ("chat", lambda: (chat.name for chat in session.chats.all())),
             "variables": ("variable", self._variables),
+            "data": ("data", self._data),
             "backends": ("backend", self._backends),
             "settings": ("setting", self._settings),
             "magics": ("magic", lambda: MAGICS),
@@ -95,7 +102,7 @@ class Candidates:
                 found.setdefault(info.name, Completion(info.name, "loaded"))
         matching = (c for c in found.values() if _matches(c.text, typed))
         candidates = list(itertools.islice(matching, _MAX_CANDIDATES))
-        if backend in {None, "local"} and typed:
+        if backend in {None, "local", "llamacpp"} and typed:
             candidates += [path for path in _paths(typed) if path.text not in found]
         return candidates
 
@@ -141,6 +148,11 @@ class Candidates:
             if not name.startswith("_") and hidden.get(name, self) is not value
         )
 
+    def _data(self) -> list[str]:
+        """Return the variables that have rows: tables, columns, lists, dicts and others."""
+        names = self._shell.user_ns
+        return [name for name in self._variables() if _has_rows(names[name])]
+
     def _attributes(self, chain: str, typed: str) -> list[Completion]:
         from IPython.utils.dir2 import dir2
 
@@ -159,6 +171,14 @@ class Candidates:
             if hasattr(type(value), "__get__"):
                 return None
         return value
+
+
+def _has_rows(value: object) -> bool:
+    """Return whether a value may be the data of a map, without running its code."""
+    kind = type(value)
+    if issubclass(kind, (str, bytes, type, ModuleType)):
+        return False
+    return issubclass(kind, (Sequence, Mapping, Iterator)) or kind.__name__ in _DATA
 
 
 def _keys(value: Any) -> Iterator[str]:

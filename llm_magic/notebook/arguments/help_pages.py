@@ -103,7 +103,7 @@ def _with_backends(supporting: tuple[str, ...]) -> str:
 
     others = [name for name in names() if name not in supporting]
     if len(others) < len(supporting):
-        return f"With any -b except {', '.join(others)}"
+        return f"With any -b except {' and '.join(others)}"
     return f"With -b {', '.join(supporting)}"
 
 

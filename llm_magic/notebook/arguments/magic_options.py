@@ -24,6 +24,7 @@ class Argument:
     choices: tuple[str, ...] = ()
     complete: str = ""
     option: str = ""  # its name in an option set
+    is_code: bool = False  # a Python expression: brackets group it, and its quotes are kept
 
     @property
     def dest(self) -> str:
@@ -60,6 +61,44 @@ _OUTPUT = Argument(
     "Store the reply (a str subclass) in this variable; with -f json, the parsed value.",
     "VAR",
     complete="variables",
+    is_code=True,
+)
+# The options of %%llm that need --over; the session checks their values.
+MAP_OPTIONS = (
+    Argument(
+        ("--sample",),
+        "With --over: send only so many rows, spread over the data, and estimate tokens and time of all.",
+        "N",
+    ),
+    Argument(
+        ("--save",),
+        "With --over: the file (JSONL) of the finished rows. The same cell goes on from it, also after a"
+        " restart.",
+        "FILE",
+        complete="files",
+    ),
+    Argument(
+        ("--retry-failed",),
+        "With --save: send the rows again that failed before.",
+        kind="switch",
+    ),
+    Argument(
+        ("--workers",), "With --over: the number of requests at once. Default: it adapts.", "N"
+    ),
+    Argument(("--rate",), "With --over: the most requests, such as 500/min or 5/s.", "RATE"),
+    Argument(
+        ("--on",),
+        "With --over: the executor or the Dask client whose worker processes answer, each with the model.",
+        "NAME",
+        complete="variables",
+        is_code=True,
+    ),
+    Argument(
+        ("--on-error",),
+        "With --over: keep the error of a row in its place (the default), or stop at the first one.",
+        "WHEN",
+        choices=("keep", "stop"),
+    ),
 )
 _DRY_RUN = Argument(
     ("--dry-run",), "Show the exact messages and their token count; send nothing.", kind="switch"
@@ -106,6 +145,16 @@ _ANSWER = (
         " cell again stops its earlier job, where the frontend sends cell ids.",
         kind="switch",
     ),
+    Argument(
+        ("--over",),
+        "Send the prompt for each row of this list, dict, iterator, Series, DataFrame or data set, with the"
+        " row's {column}, {item} and {index}. -o stores a list, a dict or a new table; -o df[\"NAME\"] sets a"
+        " column.",
+        "DATA",
+        complete="data",
+        is_code=True,
+    ),
+    *MAP_OPTIONS,
     Argument(("--literal",), "Send braces as they are; replace no {references}.", kind="switch"),
     _DRY_RUN,
     *_SHOWN,
@@ -129,10 +178,11 @@ _EXPLANATION = (
     *_SHOWN,
 )  # fmt: skip
 
-_JOB = Argument(
-    ("job",),
-    "Number of the job, or its variable. Default, and with all: all jobs.",
+_JOBS = Argument(
+    ("jobs",),
+    "Number of a job, or its variable. Default, and with all: all jobs.",
     "JOB",
+    "repeated",
     complete="jobs",
 )
 _CHAT = Argument(("chat",), "Name of the chat. Default: all chats.", "CHAT", complete="chats")
@@ -178,16 +228,18 @@ MAGICS: dict[str, Magic] = {
             _ANSWER,
             "generation",
             example="%%llm -t 0 -o reply\nWhat does {df.head()} show?\n\n"
+            "%%llm --over reviews -o labelled\nWhich product is this about? {text}\n\n"
             "%llm -c colors Name a color that is not {reply}.",
             takes_prompt=True,
         ),
         Magic(
             "llm_explain",
             "Explain the last exception: its cause and a fix. Secrets are masked before anything is sent.",
-            "%llm_explain [options]",
+            "%llm_explain [options] [QUESTION], or %%llm_explain with a question below",
             _EXPLANATION,
             "generation",
-            example="%llm_explain -f code",
+            example="%llm_explain -f code\n\n%llm_explain Why is the list empty?",
+            takes_prompt=True,
         ),
         Magic(
             "llm_config",
@@ -250,7 +302,12 @@ MAGICS: dict[str, Magic] = {
             "Unload a model and show how much memory it released.",
             "%llm_unload [NAME | --all]",
             (Argument(("--all",), "Unload every model.", kind="switch"),),
-            positional=Argument(("name",), "The model. Default: the active one.", "NAME", complete="loaded"),
+            positional=Argument(
+                ("name",),
+                "The model; all is the same as --all. Default: the active one.",
+                "NAME",
+                complete="loaded",
+            ),
         ),
         Magic(
             "llm_panel",
@@ -261,25 +318,41 @@ MAGICS: dict[str, Magic] = {
             "llm_help",
             "List the magics, or show the options of one.",
             "%llm_help [MAGIC]",
-            positional=Argument(("magic",), "Name of a magic. Default: all.", "MAGIC", complete="magics"),
+            positional=Argument(
+                ("magic",), "Name of a magic, or an option. Default: all magics.", "MAGIC", complete="magics"
+            ),
         ),
         Magic(
             "llm_doctor",
             "Check the installation, devices, caches and servers, and show a fix for each problem.",
             "%llm_doctor",
         ),
-        Magic("llm_jobs", "List background jobs, running and finished.", "%llm_jobs"),
+        Magic(
+            "llm_jobs",
+            "List background jobs, the running ones and the last 20 that have finished.",
+            "%llm_jobs [JOB ... | all]",
+            positional=_JOBS,
+        ),
         Magic(
             "llm_stop",
-            "Stop background jobs. Their partial answers are kept.",
-            "%llm_stop [JOB | all]",
-            positional=_JOB,
+            "Stop jobs, or all jobs and a load in the background. Partial answers are kept.",
+            "%llm_stop [JOB ... | all]",
+            positional=_JOBS,
+            example="%llm_stop\n\n%llm_stop 2 3",
         ),
         Magic(
             "llm_wait",
-            "Wait for background jobs and show how they ended. ■ ends only the wait, not the jobs.",
-            "%llm_wait [JOB | all]",
-            positional=_JOB,
+            "Wait for background jobs, or all of them and a load. ■ ends only the wait.",
+            "%llm_wait [JOB ... | all] [--timeout SECONDS]",
+            (
+                Argument(
+                    ("--timeout",),
+                    "Wait at most so long, then list what still runs. Default: no limit.",
+                    "SECONDS",
+                ),
+            ),
+            positional=_JOBS,
+            example="%llm_wait\n\n%llm_wait 1 2 --timeout 60",
         ),
         Magic(
             "llm_chats",
@@ -301,7 +374,10 @@ MAGICS: dict[str, Magic] = {
                 Argument(("--stale",), "Delete only stale turns: of CHAT, or of all chats.", kind="switch"),
             ),
             positional=Argument(
-                ("chat",), "Name of the chat. Default: the only chat.", "CHAT", complete="chats"
+                ("chat",),
+                "Name of the chat; all is the same as --all. Default: the only chat.",
+                "CHAT",
+                complete="chats",
             ),
         ),
     )

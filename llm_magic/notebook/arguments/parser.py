@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import json
 import re
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llm_magic.errors import OptionError, did_you_mean
-from llm_magic.notebook.arguments import unknown_options, variables
+from llm_magic.notebook.arguments import HelpRequested, unknown_options, variables
 from llm_magic.notebook.arguments.magic_options import (
     HELP,
     MAGICS,
@@ -37,6 +36,13 @@ _KEY_ADVICE = (
     "A key in a cell is saved with the notebook. Remove it, store it in an environment variable, and"
     " pass the name of the variable: --key-env NAME."
 )
+_BELOW = "Put the prompt below the first line, and the name of a model after -m."
+# Brackets in brackets, with texts: df[df.stars < 3], reviews["text"].head(9), range(0, 10)
+_IN_BRACKETS = r"""[^()\[\]{}"'\n]|"[^"\n]*+"|'[^'\n]*+'"""
+_BRACKETS = rf"[(\[{{](?:{_IN_BRACKETS})*+[)\]}}]"
+for _ in range(4):
+    _BRACKETS = rf"[(\[{{](?:{_IN_BRACKETS}|{_BRACKETS})*+[)\]}}]"
+_CODE = re.compile(rf"(?:[\w.]*+{_BRACKETS})++[\w.]*+(?=[{_BLANKS}]|\Z)")
 # A list of quoted texts, as Python writes it: stop=["END", "STOP"]
 _TEXT = r"""(?:"[^"\n]*+"|'[^'\n]*+')"""
 _LIST = re.compile(rf"""([\w-]++=)?\[(?:\s*+{_TEXT}\s*+,?)*+\s*+\](?=[{_BLANKS}]|\Z)""")
@@ -44,10 +50,6 @@ _LIST = re.compile(rf"""([\w-]++=)?\[(?:\s*+{_TEXT}\s*+,?)*+\s*+\](?=[{_BLANKS}]
 _OPTION = re.compile(r"(?<=\s)--?[a-zA-Z]")
 _LAST_OPTION = re.compile(r"(?<=\s)(--[a-zA-Z][\w-]*|-[a-zA-Z][\w-]+)(?:[=\s]\s*[^\s-]\S*)?$")
 _MAX_END = 300
-
-
-class HelpRequested(Exception):
-    """The line of a magic has ``--help``."""
 
 
 class Parsed(dict[str, Any]):
@@ -82,16 +84,21 @@ def parse_with_cell(
 ) -> Parsed:
     """Parse the line of a cell magic; the prompt is the rest of the cell.
 
-    A note reports that the first line of the prompt has options.
+    A note reports that the first line of the prompt has options; ``--dry-run`` there is an `OptionError`.
     """
     parsed = parse(name, line, names, sign="%%")
     parsed.prompt = cell.strip("\n")
     first = parsed.prompt.partition("\n")[0].strip()
     if first.startswith("-"):
-        with contextlib.suppress(OptionError, HelpRequested):
-            parse(name, first)
-            where = f"To use options, write them on the first line: %%{name} {first}"
-            parsed.notes = (f"{first} is sent as part of the prompt. {where}",)
+        try:
+            options = parse(name, first)
+        except (OptionError, HelpRequested):
+            return parsed
+        where = f"write them on the first line: %%{name} {first}"
+        if options.get("dry_run"):
+            # Its purpose is that nothing is sent.
+            raise OptionError(f"{first} follows the first line. To use options, {where}")
+        parsed.notes = (f"{first} is sent as part of the prompt. To use options, {where}",)
     return parsed
 
 
@@ -120,8 +127,18 @@ def parse_with_prompt(name: str, line: str, names: variables.Names | None = None
         has_dash = first.startswith(unknown_options.DASHES)
         if has_dash and (advice := unknown_options.with_hyphen(first, parser.names)):
             raise OptionError(f"{advice} To send it as text: %{name} -- PROMPT")
-        parsed.notes = parser.notes(parsed.prompt)
+        parsed.notes = (
+            *parser.notes(parsed.prompt, line[:position].strip()),
+            *_quotes_note(parsed.prompt),
+        )
     return parsed
+
+
+def _quotes_note(prompt: str) -> Iterator[str]:
+    """Yield that the quotes around a whole prompt are sent, as a shell would not do."""
+    quote, inner = prompt[:1], prompt[1:-1]
+    if quote in {'"', "'"} and prompt.endswith(quote) and inner and quote not in inner:
+        yield "the quotes around the prompt are part of it, and are sent."
 
 
 def split_line(line: str) -> list[str]:
@@ -173,6 +190,7 @@ class _LineParser(argparse.ArgumentParser):
         options = arguments(name)
         self.names = frozenset(n for option in options for n in option.names)
         self.takes_value = frozenset(n for o in options if o.kind != "switch" for n in o.names)
+        self._code = frozenset(n for o in options if o.is_code for n in o.names)
         self._pairs = frozenset(n for o in options if o.kind == "pairs" for n in o.names)
         self._lists = {
             name.lstrip("-")
@@ -226,6 +244,11 @@ class _LineParser(argparse.ArgumentParser):
             found.append(listed[0])
             return listed.end()
         previous = found[-1] if found else ""
+        attached = next((f"{n}=" for n in self._code if line.startswith(f"{n}=", start)), "")
+        code = _CODE.match(line, start + len(attached))
+        if code is not None and (attached or previous in self._code):
+            found.append(f"{attached}{code[0]}")
+            return code.end()
         key = start if previous in self._pairs else None
         for option in self._pairs:
             attached = f"{option}=" if option.startswith("--") else option
@@ -252,14 +275,15 @@ class _LineParser(argparse.ArgumentParser):
                 raise OptionError(advice)
             option = word.partition("=")[0]
             # argparse parses -model as -m odel.
-            if len(option) > 2 and option[1] != "-" and f"-{option}" in self.names:
-                raise OptionError(f'{self.prog} has no option {option}. Did you mean "-{option}"?')
+            ours = f"-{option.replace('_', '-')}"
+            if len(option) > 2 and option[1] != "-" and ours in self.names:
+                raise OptionError(f'{self.prog} has no option {option}. Did you mean "{ours}"?')
         several = self.magic.positional is not None and self.magic.positional.kind == "repeated"
         # Options may stand between them.
         parse = self.parse_intermixed_args if several else self.parse_args
         values = vars(parse(list(tokens)))
         options = {n: values.pop(n) for n in self.specs.keys() & values.keys()}
-        as_type: dict[str, Callable[[Any], object]] = {"repeated": tuple, "pairs": _unique}
+        as_type: dict[str, Callable[[Any], object]] = {"repeated": _texts_or_none, "pairs": _unique}
         found = Parsed(values)
         found.options = {
             name: as_type[kind](value) if (kind := self.specs[name].kind) in as_type else value
@@ -268,23 +292,47 @@ class _LineParser(argparse.ArgumentParser):
         }
         return found
 
-    def notes(self, prompt: str) -> tuple[str, ...]:
-        """Return a note if a prompt ends with what may be options; raises `OptionError` if it is."""
+    def notes(self, prompt: str, given: str) -> tuple[str, ...]:
+        """Return a note if a prompt ends with what may be options; raises `OptionError` if it is.
+
+        `given` are the options before the prompt.
+        """
         for found in _OPTION.finditer(prompt, max(0, len(prompt) - _MAX_END)):
             end = prompt[found.start() :]
             try:
                 parsed = parse(self.magic.name, end)
-            except (OptionError, HelpRequested):
+            except HelpRequested:
                 continue
-            name = self.magic.name
+            except OptionError as error:
+                self._check_before_unknown(end, given, error)
+                continue
             if _is_certain(parsed):
-                raise OptionError(
-                    f"{end} follows the prompt. Write options before the prompt: %{name} {end} PROMPT."
-                    f" To send it as text: %{name} -- PROMPT"
-                )
-            first = f"Write options before the prompt: %{name} {end} PROMPT"
-            return (f"{end} is sent as part of the prompt. {first}",)
+                raise self._follows(end, given)
+            return (f"{end} is sent as part of the prompt. {self._in_place(end, given)}",)
         return self._unknown_at_end(prompt)
+
+    def _in_place(self, options: str, given: str) -> str:
+        """Return where options belong that stand after the prompt."""
+        all_options = f"{given} {options}".strip()
+        return f"Write options before the prompt: %{self.magic.name} {all_options} PROMPT"
+
+    def _follows(self, options: str, given: str, reason: str = "") -> OptionError:
+        """Return the error for options after the prompt; `reason` is a sentence about what follows them."""
+        return OptionError(
+            f"{options} follows the prompt. {self._in_place(options, given)}.{reason}"
+            f" To send it as text: %{self.magic.name} -- PROMPT"
+        )
+
+    def _check_before_unknown(self, end: str, given: str, error: OptionError) -> None:
+        """Raise `OptionError` if the end of a prompt has options of ours before an unknown one."""
+        starts = [found.start() for found in _OPTION.finditer(end)]
+        known = end[: starts[-1] if starts else 0].rstrip()
+        try:
+            parsed = parse(self.magic.name, known)
+        except (OptionError, HelpRequested):
+            return
+        if _is_certain(parsed):
+            raise self._follows(known, given, f" {error}")
 
     def _unknown_at_end(self, prompt: str) -> tuple[str, ...]:
         """Return a note if a prompt ends with an invalid option, or with one that resembles ours."""
@@ -302,8 +350,11 @@ class _LineParser(argparse.ArgumentParser):
         prefix, _, unknown = message.partition(": ")
         if prefix == "unrecognized arguments":
             self._raise_unexpected(unknown.split(" ")[0])
-        option = prefix.removeprefix("argument ")
-        raise OptionError(f"{self.prog}: {option} needs a value. See {self.prog} -h")
+        names = prefix.removeprefix("argument ").split("/")
+        found = next(one for one in arguments(self.magic.name) if one.names[-1] == names[-1])
+        raise OptionError(
+            f"{self.prog}: {names[0]} needs a value: {names[0]} {found.metavar}. See {self.prog} -h"
+        )
 
     def _raise_unexpected(self, word: str) -> NoReturn:
         if word == "\\":
@@ -313,16 +364,14 @@ class _LineParser(argparse.ArgumentParser):
         if not word.startswith("-"):
             quotes = unknown_options.in_quotes(self.magic, self._tokens, word)
             if self.magic.takes_prompt:
+                option = f"--{word.partition('=')[0].replace('_', '-')}"
+                advice = f"Write options with hyphens: {option}." if option in self.names else ""
                 raise OptionError(
-                    f"{word!r} is not an option of %%llm. Put the prompt below the first line; select a"
-                    f" model with -m. {quotes}".rstrip()
+                    f"{word!r} is not an option of %%{self.magic.name}. {quotes or advice or _BELOW}"
                 )
-            more = "To ask for more, use -c NAME, and then: %llm -c NAME PROMPT"
-            explains = self.magic.name == "llm_explain"
-            advice = quotes or (more if explains else f"Usage: {self.magic.usage}")
-            if self.magic.positional is not None and self.magic.positional.complete == "jobs":
-                advice = "Name one job, or all."
-            raise OptionError(f"{self.prog}: unexpected argument {word!r}. {advice}")
+            advice = unknown_options.of_server(self.names, word) or quotes
+            usage = f"Usage: {self.magic.usage}"
+            raise OptionError(f"{self.prog}: unexpected argument {word!r}. {advice or usage}")
         word = word.partition("=")[0]
         if word.lstrip("-") in _KEY_WORDS:
             raise OptionError(_KEY_ADVICE)
@@ -331,7 +380,7 @@ class _LineParser(argparse.ArgumentParser):
     def _raise_unknown(self, option: str) -> NoReturn:
         advice = unknown_options.equivalent(self.magic, option)
         if not advice and (other := unknown_options.owner(option)):
-            advice = f"It is an option of %{other}."
+            advice = f"It is an option of %{other}.{unknown_options.for_session(other, option)}"
         if not advice and self.prog == "%llm":
             advice = "Write -- before a prompt that starts with -."
         raise OptionError(f"{self.prog} has no option {option}. {advice or f'See {self.prog} -h'}")
@@ -431,6 +480,13 @@ def assignments(tokens: Sequence[str]) -> dict[str, object]:
     return pairs | {n: v[0] if len(v) == 1 else v for n, v in repeated.items()}
 
 
+def _texts_or_none(values: Sequence[object]) -> tuple[object, ...]:
+    """Return the values of an option that may be repeated; none of them for the word none alone."""
+    from llm_magic.config.option_spec import none_word
+
+    return () if len(values) == 1 and none_word(values[0]) is None else tuple(values)
+
+
 def _texts(read: Callable[[str], object], text: str) -> list[object]:
     """Return what the texts of a list stand for, or the text itself if it is no list."""
     found = _LIST.fullmatch(text)
@@ -474,4 +530,10 @@ def _raise_no_setting(name: str, known: Mapping[str, OptionSpec], text: str) -> 
         raise OptionError(f'There is no option {name!r}. Did you mean "--reset"?')
     if not name:
         raise OptionError("A value has no name. Write NAME=VALUE.")
+    loads = {"model": "MODEL", "timeout": "MODEL --idle-timeout S"}
+    loads |= {
+        n: f"MODEL {s.flags[-1]} {s.metavar}" for n, s in option_specs("loading").items() if s.flags
+    }
+    if name in loads:
+        raise OptionError(f"{name} is no setting of answers. Run %llm_load {loads[name]}.")
     raise OptionError(unknown_option(name, known))

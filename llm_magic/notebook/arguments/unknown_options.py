@@ -20,7 +20,10 @@ _OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     "--repetition-penalty": ("repeat-penalty", "frequency-penalty"),
     "--system": ("system-prompt", "instructions"),
     "--stop": ("stop-sequence", "stop-sequences"),
-    "--output": ("out", "var", "variable", "save"),
+    "--output": ("out", "var", "variable"),
+    "--over": ("batch", "map", "rows", "data", "each", "foreach"),
+    "--workers": ("concurrency", "num-workers", "parallel"),
+    "--retry-failed": ("retry", "retries"),
     "--chat": ("conversation", "history", "session"),
     "--quiet": ("silent", "no-footer"),
     "--dry-run": ("preview", "show-prompt"),
@@ -33,12 +36,11 @@ _OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 _OURS = {other: ours for ours, others in _OTHER_NAMES.items() for other in others}
 _TYPED = "Describe the values in the prompt; -f json checks that the answer is JSON."
-_MANY = (
-    'A call has one prompt and one answer. In Python: [llm.generate(f"… {row}") for row in rows]'
-)
+_MANY = "A call has one answer. To send a prompt for each row of your data, use --over DATA."
 _NOT_YET: Mapping[str, str] = {
     "schema": _TYPED,
     "choice": _TYPED,
+    "choices": _TYPED,
     "regex": _TYPED,
     **dict.fromkeys(("image", "images", "audio"), "A prompt is text; images cannot be sent."),
     **dict.fromkeys(("tool", "tools"), "The model cannot call functions."),
@@ -46,14 +48,31 @@ _NOT_YET: Mapping[str, str] = {
     "template": "The cell itself is a template: {name} is replaced with the value of name.",
     "stream": "Answers are streamed unless the environment has LLM_MAGIC_STREAM=off.",
     "no-stream": "LLM_MAGIC_STREAM=off in the environment shows answers when they are complete.",
-    **dict.fromkeys(("n", "best-of", "num-return-sequences"), _MANY),
-    **dict.fromkeys(("over", "batch", "map", "sample"), _MANY),
+    "n": f"To limit the answer, use --max-new-tokens NUMBER. {_MANY}",
+    **dict.fromkeys(("best-of", "num-return-sequences"), _MANY),
     **dict.fromkeys(
         ("file", "context", "input", "attach"),
         'Read the file into a variable, text = open("…").read(), and write {text} in the prompt.',
     ),
     "prompt": "The prompt is the text below %%llm, or after the options of %llm.",
 }  # fmt: skip
+
+# Options of other magics, and what to do instead.
+_FORCE = ("force", "f", "now")
+_NOT_HERE: Mapping[str, Mapping[str, str]] = {
+    "llm_unload": dict.fromkeys(
+        _FORCE, "%llm_unload waits for the jobs of the model. To stop them first, run %llm_stop."
+    ),
+    "llm_load": dict.fromkeys(
+        (*_FORCE, "reload"),
+        "To load a model again, run %llm_unload first. To stop jobs, run %llm_stop.",
+    ),
+    "llm_stop": {"all": "%llm_stop stops all jobs, %llm_stop JOB only one."},
+    "llm_wait": {"all": "%llm_wait waits for all jobs, %llm_wait JOB for one."},
+    "llm_jobs": dict.fromkeys(
+        ("all", "clear"), "%llm_jobs lists the running jobs and the last 20 that have finished."
+    ),
+}
 
 # What a word processor makes of a hyphen, and of quotes.
 DASHES = ("\u2013", "\u2014", "\u2212")
@@ -87,6 +106,17 @@ def in_quotes(magic: Magic, tokens: Sequence[str], unexpected: str) -> str:
     return f'Put a value with spaces in {quotes}: {option} "{value}".'
 
 
+def of_server(names: Collection[str], unexpected: str) -> str:
+    """Return the option that an unexpected word is a value of: an address, or the name of a backend."""
+    if "--base-url" not in names:
+        return ""
+    from llm_magic.backends import registry
+
+    if unexpected.startswith(("http://", "https://")):
+        return "Write --base-url before the address of a server."
+    return f"Use -b {unexpected}." if unexpected in registry.names() else ""
+
+
 def equivalent(magic: Magic, option: str) -> str:
     """Return what replaces an unknown option of a magic, or an empty string if nothing does."""
     names = {name for argument in arguments(magic.name) for name in argument.names}
@@ -94,6 +124,8 @@ def equivalent(magic: Magic, option: str) -> str:
     ours = option.swapcase() if option.swapcase() in names else _OURS.get(text, "")
     if ours.partition(" ")[0] in names:
         return f'Did you mean "{ours}"?'
+    if advice := _NOT_HERE.get(magic.name, {}).get(text):
+        return advice
     if magic.options == "generation" and text in _NOT_YET:
         return _NOT_YET[text]
     # Compared without dashes, which all options share.
@@ -107,3 +139,11 @@ def owner(option: str) -> str:
         if any(option in argument.names for argument in arguments(name)):
             return name
     return ""
+
+
+def for_session(magic: str, option: str) -> str:
+    """Return how to set an option of a prompt for the session, or an empty string."""
+    found = next(one for one in arguments(magic) if option in one.names)
+    if magic != "llm" or not found.option:
+        return ""
+    return f" To set it for all prompts, run %llm_config {found.option}={found.metavar}."

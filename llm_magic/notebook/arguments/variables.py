@@ -10,8 +10,9 @@ from llm_magic.errors import OptionError, did_you_mean
 
 # Returns the notebook's variables that a text may refer to.
 Names = Callable[[str], Mapping[str, Any]]
-# `system` is filled in like the prompt. A key that is put into the line would be in its errors.
-_NOT_FILLED = frozenset({"s", "system", "key-env", "key_env"})
+# `system` is filled in like the prompt, and `over` is an expression. A key that is put into the line
+# would be in its errors.
+_NOT_FILLED = frozenset({"s", "system", "key-env", "key_env", "over"})
 _DOLLAR = re.compile(r"(?:^|(?<==))\$(?P<name>[^\W\d]\w*)$")
 # What every token has that refers to a variable.
 MARK = re.compile(r"[{$]")
@@ -54,11 +55,29 @@ def option_of(tokens: Sequence[str]) -> str:
     return name.lstrip("-")
 
 
+def _check_no_answer(token: str, names: Mapping[str, Any]) -> None:
+    """Raise `OptionError` if the text of a job or a reply would be the name of a variable."""
+    from llm_magic.session.response import Response
+    from llm_magic.types import Reply
+
+    found = _NAME.search(token)
+    value = names.get(found["name"]) if found is not None else None
+    if found is not None and isinstance(value, (Reply, Response)):
+        kind = "reply" if isinstance(value, Reply) else "job"
+        name = found["name"]
+        raise OptionError(
+            f"-o {found[0]} would use the text of the {kind} as a name. To store the answer in {name},"
+            f" write -o {name}."
+        )
+
+
 def _filled(token: str, names: Mapping[str, Any], option: str) -> str:
     from llm_magic.prompts import template
 
     if (dollar := _DOLLAR.search(token)) is not None and dollar["name"] in names:
         token = f"{token[: dollar.start()]}{{{dollar['name']}}}"
+    if option in {"o", "output"}:
+        _check_no_answer(token, names)
     value = template.fill(token, names).text
     unknown = _NAME.search(value) if value == token else None
     # A stop string may be a name in braces.

@@ -30,8 +30,8 @@ from llm_magic.notebook.display.live_output import (
 )
 from llm_magic.notebook.display.messages import (
     activity,
-    early_end,
     ending,
+    ending_notes,
     footer,
     outside_json_line,
     reasoning_line,
@@ -42,6 +42,7 @@ from llm_magic.text import VisibleStream, around_json, replace_surrogates
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from llm_magic.session.chats import Context
     from llm_magic.session.response import Response
 
 # During shorter waits a line about the wait would only flicker.
@@ -120,8 +121,7 @@ class PlainView:
             write("\n")
         if self._show_footer and self._response.has_reasoning:
             lines.insert(-1, reasoning_line(self._response.reasoning))
-        if note := early_end(self._response):
-            write(f"Note: {note}\n")
+        write("".join(f"Note: {note}\n" for note in ending_notes(self._response)))
         sys.stdout.write("".join(f"{dimmed(f'[{line}]')}\n" for line in lines))
         sys.stdout.flush()
 
@@ -168,7 +168,8 @@ class RichView:
             if text != self._waiting:
                 self._waiting = text
                 share = response.progress.share if response.progress is not None else None
-                area.show(text, muted(text) if share is None else progress_html(text, share, MUTED))
+                page = muted(text) if share is None else progress_html(text, share, MUTED)
+                area.show(text, page, more=True)
 
     def pause(self) -> float:
         """Return the time until the next update, once there are words."""
@@ -187,6 +188,8 @@ class RichView:
         if text or self._label:
             # True at any time: a notebook that is saved now, before the kernel dies, keeps it.
             state = f"{self._label or shown_name(response.model)}: incomplete so far"
+            stored_in = response.prepared.request.stored_in
+            state += f" · when complete: {stored_in}, unless the kernel restarts"
             html += muted(state)
             text = f"{text or line}\n\n{state}"
         if self._area.is_shown and not self._area.only_text:
@@ -194,13 +197,13 @@ class RichView:
         # For frontends without HTML, which show no updates.
         return mime_bundle(text or line, html)
 
-    def finish(self) -> None:
-        """Draw the complete answer and the lines below it."""
-        text, lines = _whole(self._response, self._form, self._show_footer)
+    def finish(self, context: Context | None = None) -> None:
+        """Draw the complete answer and the lines below it, again if the `context` of its turn changed."""
+        text, lines = _whole(self._response, self._form, self._show_footer, context)
         body = reasoning_html(self._response.reasoning) if self._response.has_reasoning else ""
-        note = early_end(self._response)
-        body += self._html(text) + (noticed(note) if note else "") + "".join(map(muted, lines))
-        self._area.show("\n\n".join([text, *([note] if note else []), *lines]), body)
+        notes = ending_notes(self._response)
+        body += self._html(text) + (noticed(*notes) if notes else "") + "".join(map(muted, lines))
+        self._area.show("\n\n".join([text, *notes, *lines]), body)
         self._has_words = True
 
     def clear(self) -> None:
@@ -212,7 +215,9 @@ class RichView:
 AnswerView = PlainView | RichView
 
 
-def _whole(response: Response, form: str, show_footer: bool) -> tuple[str, list[str]]:
+def _whole(
+    response: Response, form: str, show_footer: bool, context: Context | None = None
+) -> tuple[str, list[str]]:
     """Return the text of a response that has ended, and the lines to show below it."""
     reply, prepared = response.reply, response.prepared
     assert reply is not None, "it has ended"
@@ -225,7 +230,7 @@ def _whole(response: Response, form: str, show_footer: bool) -> tuple[str, list[
                 lines = [outside_json_line(outside)]
     below = ending(reply)
     if show_footer:
-        about = prepared.session_system, prepared.context, prepared.config.stop
+        about = prepared.session_system, context or prepared.context, prepared.config.stop
         below = footer(reply, response.info, *about)
     return text, [*lines, *([below] if below else [])]
 
@@ -275,7 +280,11 @@ def view(
     return PlainView(response, form=form, show_footer=show_footer)
 
 
-def write_notes(notes: Iterable[str]) -> None:
-    """Write notes about a prompt, such as a reference that was not filled in."""
-    for text in notes:
-        write(f"Note: {text}\n")
+def show_notes(shell: InteractiveShell, notes: Iterable[str], *, plain: bool = False) -> None:
+    """Show notes about a prompt, such as a reference that was not filled in; `plain` writes to stdout."""
+    lines = [f"Note: {text}" for text in notes]
+    if plain or not is_notebook(shell):
+        write("".join(f"{line}\n" for line in lines))
+    elif lines:
+        area = LiveArea(live=False)
+        area.show("".join(f"{line}\n" for line in lines), noticed(*lines))

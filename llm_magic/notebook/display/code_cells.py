@@ -23,6 +23,13 @@ _MAGICS = {
 _COPY_STYLE = "user-select: all; -webkit-user-select: all"
 
 
+def _advice(reply: Reply) -> str:
+    """Return what completes a code block that was cut off, or an empty string."""
+    if reply.context_full:
+        return " The context is full: shorten the prompt."
+    return " Use a higher --max-new-tokens." if reply.finish_reason == "length" else ""
+
+
 class CodeCells:
     """Puts the code of answers into cells, and records which code was put below which cell."""
 
@@ -37,8 +44,7 @@ class CodeCells:
             self._show("The answer contains no fenced code block, so no cell was filled.")
             return
         if not block.closed and reply.finish_reason != "stop":
-            more = " Use a higher --max-new-tokens." if reply.finish_reason == "length" else ""
-            self._show(f"The code block is not closed, so no cell was filled.{more}")
+            self._show(f"The code block is not closed, so no cell was filled.{_advice(reply)}")
             return
         code = cell_of(block)
         if not replace and cell_id and self._offered.get(cell_id) == code:

@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from IPython.core.getipython import get_ipython
 
-from llm_magic.notebook.display.markdown import MATH
-from llm_magic.notebook.display.tables import NO_MATH
+from llm_magic.notebook.display.tables import MATH, NO_MATH, escaped
 from llm_magic.text import visible
 from llm_magic.types import Progress
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from llm_magic.session.response import Response
+    from llm_magic.session.jobs import Running
 
 # A frontend redraws a whole output at each update: at most 20 updates a second, and fewer where one is
 # slow in the kernel (two blocking flushes), takes the GIL from the model, or is large for the page or
@@ -32,13 +31,16 @@ if TYPE_CHECKING:
 # outputs, and it removes everything else that the cell has shown.
 PERIOD_S = 0.05
 _SHARE_OF_TIME = 0.1
-_SHARE_OF_CPU = 0.015
+# Of the CPU time of the main thread. The thread of ipykernel that sends needs half as much again, and the
+# model waits for both: together with the start and the end of a cell, 1.5% of a short answer.
+_SHARE_OF_CPU = 0.007
 _LONGEST_FOR_MODEL_S = 0.25  # longer waits save nothing: the cost of new text stays the same
 _BYTES_PER_S = 150_000  # about a third of the time of a browser, as measured
 # A browser needs as long to typeset a formula as for this much other HTML (measured: 2 ms each).
 _FORMULA_BYTES = 1000
 _CLEAR_LINE = "\r\x1b[K"  # of a terminal
-MUTED = "color: var(--jp-ui-font-color2, #757575); font-size: 0.85em;"
+# JupyterLab removes styles with var() from the outputs of a notebook that it does not trust yet.
+MUTED = "opacity: 0.7; font-size: 0.85em;"
 
 
 class LiveArea:
@@ -50,8 +52,11 @@ class LiveArea:
         """With `live` false, only the end is to be shown."""
         self.live = live
         self.is_shown = False
+        # Whether more follows: then its id is saved with it, so that a page that is loaded again, which
+        # has the saved outputs and no ids, can go on with its updates.
+        self._is_open = False
         self._bundle: dict[str, str] = {}
-        self._id = uuid.uuid4().hex
+        self.display_id = uuid.uuid4().hex
         self._next = 0.0 if live else math.inf
         self._cost = 0.0
 
@@ -60,15 +65,19 @@ class LiveArea:
         """The seconds until the next update is due."""
         return self._next - time.monotonic()
 
-    def show(self, plain: str, page: str) -> None:
-        """Display text and HTML, or replace what is displayed; the same again sends nothing."""
+    def show(self, plain: str, page: str, *, more: bool = False) -> None:
+        """Display text and HTML, or replace what is displayed; the same again sends nothing.
+
+        `more` follows where this is not the end.
+        """
         bundle = mime_bundle(plain, page)
-        if bundle != self._bundle:
-            self.draw(lambda: bundle)
+        if (bundle, more) != (self._bundle, self._is_open):
+            self._is_open = more
+            self._draw(lambda: bundle)
 
     def send_again(self) -> None:
         """Send what is displayed once more, from the cell that runs now."""
-        self._publish(self._bundle, {"display_id": self._id, "update": True})
+        self._publish(self._bundle, {"display_id": self.display_id, "update": True})
 
     def clear(self) -> None:
         """Replace what is displayed, if anything, with nothing."""
@@ -76,10 +85,15 @@ class LiveArea:
             self.show("", "")
 
     def draw(self, make: Callable[[], dict[str, str]]) -> None:
+        """Display the bundle of `make`, which is not the end."""
+        self._is_open = True
+        self._draw(make)
+
+    def _draw(self, make: Callable[[], dict[str, str]]) -> None:
         """Display the bundle of `make`; the next update waits in proportion to the cost of this one."""
         began, cpu = time.monotonic(), time.thread_time()
         bundle = self._bundle = make()
-        options = {"display_id": self._id, "update": self.is_shown} if self.live else {}
+        options = {"display_id": self.display_id, "update": self.is_shown} if self.live else {}
         self._publish(bundle, options)
         self.is_shown = True
         now = time.monotonic()
@@ -95,7 +109,13 @@ class LiveArea:
     def _publish(self, bundle: dict[str, str], options: dict[str, Any]) -> None:
         from IPython.display import display
 
-        display(bundle, raw=True, **options)  # type: ignore[no-untyped-call]
+        display(bundle, raw=True, metadata=self._metadata, **options)  # type: ignore[no-untyped-call]
+
+    @property
+    def _metadata(self) -> dict[str, Any]:
+        """What is saved beside the output; the extension of JupyterLab reads it."""
+        is_continued = self.live and self._is_open
+        return {"llm_magic": {"display_id": self.display_id}} if is_continued else {}
 
 
 def mime_bundle(plain: str, page: str) -> dict[str, str]:
@@ -143,15 +163,16 @@ def is_notebook(shell: InteractiveShell) -> bool:
 
 
 def muted(text: str) -> str:
-    """Return one small gray line of HTML."""
+    """Return one small gray line of HTML, which breaks no option."""
     style = f"{MUTED} margin-top: 0.4em;"
-    return f'<div class="{NO_MATH}" style="{style}">{html.escape(visible(text))}</div>'
+    return f'<div class="{NO_MATH}" style="{style}">{escaped(text)}</div>'
 
 
-def noticed(text: str) -> str:
-    """Return one line of HTML that a reader must not miss, in the colors of any theme."""
+def noticed(*lines: str) -> str:
+    """Return lines of HTML that a reader must not miss, in the colors of any theme."""
     style = "margin-top: 0.6em; padding: 0.1em 0.6em; border-left: 4px solid #d9822b;"
-    return f'<div class="{NO_MATH}" style="{style}">{html.escape(visible(text))}</div>'
+    text = "<br>".join(html.escape(visible(line)) for line in lines)
+    return f'<div class="{NO_MATH}" style="{style}">{text}</div>'
 
 
 def progress_html(text: str, share: float | None, style: str = "") -> str:
@@ -166,9 +187,12 @@ def progress_html(text: str, share: float | None, style: str = "") -> str:
 
 
 class JobsView:
-    """Shows the jobs that a cell waits for, in a line that is updated."""
+    """Shows the jobs that a cell waits for, in a line that is updated.
 
-    def __init__(self, area: LiveArea, jobs: Sequence[Response], hint: str = "") -> None:
+    The end of its ``with`` block clears what must not stay.
+    """
+
+    def __init__(self, area: LiveArea, jobs: Sequence[Running], hint: str = "") -> None:
         self._area, self._jobs, self._hint = area, jobs, hint
         self._began = time.monotonic()
         self._line = TerminalLine()
@@ -182,11 +206,17 @@ class JobsView:
             return
         self._line.show(text)
         if self._area.wait <= 0:
-            self._area.show(f"{text}{self._hint}", muted(f"{text}{self._hint}"))
+            self._area.show(f"{text}{self._hint}", muted(f"{text}{self._hint}"), more=True)
 
-    def clear_line(self) -> None:
-        """Remove the line in a terminal, which the next output would continue."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        """Remove the line in a terminal, which the next output would continue, and at an error all."""
         self._line.clear()
+        if error is not None:
+            # Or a saved notebook shows a wait that never ends.
+            self._area.clear()
 
 
 class LoadView:
@@ -213,15 +243,15 @@ class LoadView:
 
     def progress(self, model: str, progress: Progress | None) -> None:
         """Show the stage of a load; called about ten times a second."""
-        if progress is None or self._area.wait > 0:
+        if progress is None:
             return
         waited = time.monotonic() - self._began
         detail = f" ({progress.detail})" if progress.detail else ""
         text = visible(f"Loading {model}: {progress.stage}{detail} … {waited:.0f} s")
-        if self._is_notebook:
-            self._area.show(text, progress_html(text, progress.share))
-        else:
+        if not self._is_notebook:
             self._line.show(text)
+        elif self._area.wait <= 0:
+            self._area.show(text, progress_html(text, progress.share), more=True)
 
     def __enter__(self) -> Self:
         return self
@@ -233,11 +263,11 @@ class LoadView:
             # Or a saved notebook shows a load that never ends.
             self._area.clear()
 
-    def finish(self, lines: list[str]) -> None:
-        """Replace the bar with the result."""
+    def finish(self, lines: list[str], *, more: bool = False) -> None:
+        """Replace the bar with the result, or with what is shown until `more` follows."""
         if not self._is_notebook:
             write("\n".join(lines) + "\n")
             return
         first, *others = map(visible, lines)
         body = f'<div class="{NO_MATH}">{html.escape(first)}</div>' + "".join(map(muted, others))
-        self._area.show("\n".join(lines), body)
+        self._area.show("\n".join(lines), body, more=more)

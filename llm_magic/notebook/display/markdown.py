@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_magic.notebook.display import footnotes, links, text_direction
 from llm_magic.notebook.display.highlight import TEXT_SECONDS, escape_text, highlight
-from llm_magic.notebook.display.tables import NO_MATH
+from llm_magic.notebook.display.tables import MATH, NO_MATH, one_block
 from llm_magic.text import replace_surrogates
 from llm_magic.text.code_blocks import TooMuchWork, count_line, fence_language, is_closed, spend
 
@@ -44,10 +44,6 @@ _STEPS_OF_LINK = 5
 _TOKENS_OF_STEP = 500  # that the search for the list of a task passes in the time of a step
 _MAX_HTML = 2_000_000  # longer HTML takes a page too long
 
-# Typeset the formulas found here and nothing else: MathJax takes `$5 and $10` for one. The second
-# name is the one of MathJax 2, in notebooks exported to HTML.
-MATH = "mathjax_process tex2jax_process"
-
 _BOX = (
     "margin:0.5em 0;padding:0.5em 0.75em;border-radius:3px;"
     "border:1px solid rgba(128,128,128,0.25);background:rgba(128,128,128,0.08);"
@@ -56,7 +52,9 @@ _CODE_STYLE = _BOX + "overflow-x:auto;direction:ltr"
 # JupyterLab gives the inner element its own background, and wraps its lines.
 _INNER_STYLE = "background:none;padding:0;white-space:pre"
 _COLLAPSED_STYLE = "opacity:0.75;font-size:0.9em;margin:0.2em 0"
-_TEXT_STYLE = "white-space:pre-wrap;overflow-wrap:break-word;unicode-bidi:plaintext"
+# JupyterLab indents preformatted text, and breaks its lines within words.
+_WRAPPED = "white-space:pre-wrap;word-break:normal;overflow-wrap:break-word"
+_TEXT_STYLE = f"margin:0;{_WRAPPED};unicode-bidi:plaintext"
 # A long word wraps, and what cannot wrap scrolls in its own box: the cell stays as wide as it is. Other
 # values, such as `anywhere` and `start`, JupyterLab drops in a notebook that is not trusted.
 _ANSWER_STYLE = "overflow-x:auto;overflow-wrap:break-word"
@@ -75,7 +73,6 @@ _HEADING_SIZES = {
 }  # fmt: skip
 
 _LINE_END = re.compile(r"\r\n?|\n")  # as Markdown defines it
-_BLANK_LINE = re.compile(r"(?:\r\n?|\n)(?=[ \t]*[\r\n])")
 # Every link and image has one of these, and every address in a text, which may be written as `&#119;ww.`.
 _MAY_HAVE_LINK = re.compile(r"[\[<&\\]|://|www\.")
 # The elements that models write most. They have no attributes.
@@ -185,24 +182,15 @@ def render_code(code: str, language: str = "") -> str:
     language = fence_language(language)
     html = highlight(replace_surrogates(code), language)
     name = f' class="language-{language}"' if language else ""
-    html = _without_blank_lines(html)
+    html = one_block(html)
     return f'<pre style="{_CODE_STYLE}"><code{name} style="{_INNER_STYLE}">{html}</code></pre>\n'
 
 
 def escape_pre(text: str) -> str:
     """Return plain text unchanged, in a block that wraps long lines."""
     # HTML drops a newline right after the tag: this one, not the first of the text.
-    html = _without_blank_lines(f"\n{escape_text(replace_surrogates(text))}")
+    html = one_block(f"\n{escape_text(replace_surrogates(text))}")
     return f'<pre style="{_TEXT_STYLE}">{html}</pre>\n'
-
-
-def _without_blank_lines(html: str) -> str:
-    """Return HTML of preformatted text that looks the same and has no blank line.
-
-    A notebook that is exported to Markdown contains this HTML. There a blank line would end it, and
-    the rest of the text would be Markdown, with images that a page fetches.
-    """
-    return _BLANK_LINE.sub("&#10;", html)
 
 
 def collapsed(summary: str, text: str) -> str:
@@ -243,6 +231,7 @@ def parser(*, has_formulas: bool, has_brackets: bool) -> MarkdownIt:
     made.block.ruler.before("table", "count", count_line, {"alt": alt})
     made.inline.ruler.before("text", "count", _count_step)
     made.core.ruler.push("sanitize", _sanitize)
+    made.add_render_rule("text", _text_rule)
     for kind in ("fence", "code_block"):
         made.add_render_rule(kind, _code_rule)
     for kind in ("table_open", "table_close"):
@@ -269,7 +258,8 @@ def _element(state: StateInline, only_check: bool) -> bool:
         state.push("text", "", 0).content = match[2]
         state.push(f"{name}_close", name, -1)
     elif not only_check:
-        state.push("hardbreak", "br", 0)
+        # Not a `hardbreak`, which adds a line: with the end of this one it would be blank.
+        state.push("br", "br", 0)
     state.pos = match.end()
     return True
 
@@ -319,6 +309,13 @@ def _style_of(token: Token) -> str:
     return ";".join(styles)
 
 
+def _text_rule(
+    _renderer: object, tokens: Sequence[Token], index: int, _options: object, _env: object
+) -> str:
+    """Return text as HTML. The line ends in it are ``&#10;`` in the source: two would be a blank line."""
+    return escape_text(_LINE_END.sub(" ", tokens[index].content))
+
+
 def _math_rule(
     _renderer: object, tokens: Sequence[Token], index: int, _options: object, _env: object
 ) -> str:
@@ -343,7 +340,7 @@ def _formula_block(tex: str) -> str:
     delimited = latex.delimited(tex, display=True)
     if not latex.is_harmless(tex):
         return render_code(delimited)
-    html = _without_blank_lines(escape_text(delimited))
+    html = one_block(escape_text(delimited))
     return f'<div class="{MATH}" style="{_FORMULA_STYLE}">{html}</div>\n'
 
 

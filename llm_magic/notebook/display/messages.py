@@ -6,8 +6,12 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from llm_magic.errors import OptionError
 from llm_magic.notebook.display.tables import Table
-from llm_magic.session.chats import in_turns, spelled
+from llm_magic.session.chats import spelled
+from llm_magic.session.jobs import Job, Running, continuing
+from llm_magic.session.requests import limit_note
+from llm_magic.session.response import Response
 from llm_magic.text import counted, dollars, human_bytes, visible_line
 from llm_magic.types import FinishReason, ModelInfo, Reply, Unloaded
 
@@ -20,11 +24,11 @@ if TYPE_CHECKING:
     from llm_magic.session import Session
     from llm_magic.session.chats import Chat, Context
     from llm_magic.session.requests import DryRun
-    from llm_magic.session.response import Response
     from llm_magic.session.usage import ModelUsage, SessionUsage
 
 _MAX_HOLDERS = 3  # in the line of an unload
 _MAX_NAME = 200  # characters of a model name in a line or a table
+_MAX_ANSWERS = 20  # that are being generated, in %llm_status
 _MAX_ROWS = 500  # in a list of models
 _TURN_CHARACTERS = 60  # of a prompt or an answer in the table of a chat
 _MAX_DROPPED = 5  # turns that are named in a dry run
@@ -32,11 +36,14 @@ _SYSTEM_CHARACTERS = 40  # of the system prompt of the session in the line below
 _OUTSIDE_CHARACTERS = 80  # of the text around JSON
 _UNKNOWN = "-"
 _LIMIT = "--max-new-tokens"
+_RETRY = "Run the cell again."
+CONTEXT_FULL = "the context is full"
+FIRST_WORD = "before the first word"
 # While the unload waits, no other cell runs.
-STOP_HINT = " · ■ ends the wait; then %llm_stop stops the job."
+STOP_HINT = " · ■ ends the wait; then %llm_stop stops the answer."
 _STALE = (
-    "Stale: an earlier turn has changed. A stale turn is not sent until its cell runs again;"
-    " %llm_reset CHAT --stale deletes it."
+    "Stale: an earlier turn has changed, or a cell was deleted. A stale turn is not sent until its cell"
+    " runs again; %llm_reset CHAT --stale deletes it."
 )
 
 
@@ -48,27 +55,60 @@ def shown_name(name: str) -> str:
 
 def ending(reply: Reply, limit: str = _LIMIT) -> str:
     """Return why an answer is incomplete and how many turns were dropped, or an empty string."""
-    reason = incomplete_label(reply.finish_reason, reply.usage.completion_tokens, limit)
+    limit = CONTEXT_FULL if reply.context_full else limit
+    tokens, has_text = reply.usage.completion_tokens, bool(reply or reply.reasoning)
+    reason = incomplete_label(reply.finish_reason, tokens, limit, is_empty=not (has_text or tokens))
     if not reply.dropped_turns:
         return reason
     return " · ".join(filter(None, (reason, trimmed(reply.dropped_turns))))
 
 
-def incomplete_label(reason: FinishReason, tokens: int | None = None, limit: str = _LIMIT) -> str:
+def incomplete_label(
+    reason: FinishReason,
+    tokens: int | None = None,
+    limit: str = _LIMIT,
+    *,
+    is_empty: bool = False,
+) -> str:
     """Return why an answer of so many tokens is incomplete, or an empty string.
 
-    `limit` is what the limit of tokens is called where the answer is shown.
+    `limit` is what the limit of tokens is called where the answer is shown, or `CONTEXT_FULL`. An empty
+    answer has no text and no reasoning.
     """
+    if is_empty and reason == "cancelled":
+        return f"stopped {FIRST_WORD}"
     return {
         "stop": "",
-        "length": f"cut off{f' at {tokens:,} tokens' if tokens else ''} ({limit})",
+        "length": f"cut off{f' at {counted(tokens)}' if tokens else ''} ({limit})",
         "cancelled": "stopped by you; incomplete",
         "truncated": "ended early; incomplete",
     }[reason]
 
 
-def early_end(response: Response) -> str:
-    """Return that a server did not send the end of an answer, or an empty string.
+def ending_notes(response: Response, retry: str = _RETRY) -> list[str]:
+    """Return how an answer ended and how to `retry`, and what its chat lacked."""
+    notes = [early_end(response, retry), _empty_answer(response)]
+    context = response.prepared.context
+    if context is not None and response.turns_before:
+        keys = {turn.key for turn in context.turns}
+        notes += (_without_turn(turn, context, keys) for turn in response.turns_before)
+        notes += chat_notes(context)
+    return [note for note in notes if note]
+
+
+def _without_turn(turn: Response, context: Context, sent: Collection[str]) -> str:
+    """Return that an earlier turn has no complete answer, or an empty string."""
+    own, state = turn.prepared.context, turn.state
+    is_sent = own is not None and own.key in sent
+    if state == "done" or (is_sent and state == "failed"):
+        return ""
+    how = {"stopped": "was stopped", "incomplete": "ended early"}.get(state, "failed")
+    effect = "its incomplete answer was sent" if is_sent else "this prompt was sent without it"
+    return f"{_job_name(turn)}, an earlier turn of chat {context.chat!r}, {how}: {effect}."
+
+
+def early_end(response: Response, retry: str = _RETRY) -> str:
+    """Return that a server did not send the end of an answer, and how to `retry`, or an empty string.
 
     A response that failed has an error, which reports the same.
     """
@@ -81,7 +121,15 @@ def early_end(response: Response) -> str:
     ):
         return ""
     what = "sent no answer" if response.is_empty else "did not send the end of the answer"
-    return f"{visible_line(server)} {what}. Run the cell again."
+    return f"{visible_line(server)} {what}. {retry}"
+
+
+def _empty_answer(response: Response) -> str:
+    """Return that a model ended its answer before the first word, or an empty string."""
+    reply = response.reply
+    if reply is None or reply.finish_reason != "stop" or reply.strip() or reply.reasoning:
+        return ""
+    return f"The answer of {shown_name(reply.model)} is empty. Change the prompt."
 
 
 def trimmed(turns: int) -> str:
@@ -118,7 +166,8 @@ def footer(
         parts.append(dollars(usage.cost))
     if session_system:
         parts.append(system_label(session_system))
-    if context is not None and reply.finish_reason != "truncated":
+    # An answer without text is no turn.
+    if context is not None and reply and reply.finish_reason != "truncated":
         parts += _turn_labels(context)
     if stop and reply.finish_reason == "stop":
         parts.append(f"stop {' '.join(map(_json, stop))}")
@@ -127,10 +176,22 @@ def footer(
 
 
 def _turn_labels(context: Context) -> Iterator[str]:
-    """Yield the chat of an answer with the number of its turn, and how many turns became stale."""
-    yield f"chat {spelled(context.chat)}, turn {len(context.turns) + context.stale + 1}"
+    """Yield the chat of an answer with the number of its turn, and how many turns became stale.
+
+    A chat begins anew where the kernel has no earlier turn, whatever the notebook shows above.
+    """
+    number = len(context.turns) + context.stale + 1
+    is_new = number == 1 and not context.replaces
+    yield f"{'new ' if is_new else ''}chat {spelled(context.chat)}, turn {number}"
+    if context.is_stale:
+        yield "stale"
     if below := context.below:
-        yield f"{'1 later turn is' if below == 1 else f'{below} later turns are'} now stale"
+        yield f"{counted(below, 'later turn')} became stale"
+
+
+def not_loaded_note(failed: str, answers: str | None) -> str:
+    """Return the note that another model answers, because the last load failed."""
+    return f"{failed} was not loaded; {answers} answers."
 
 
 def activity(response: Response) -> str:
@@ -154,12 +215,19 @@ def _beside(response: Response) -> str:
 
 def _queued(response: Response) -> str:
     """Return behind which other response a response is queued, and behind how many."""
+    if turns := tuple(response.awaited_turns.values()):
+        more = "" if len(turns) == 1 else f" and {len(turns) - 1} more of its chat"
+        return f"queued behind {_job_name(turns[-1])}, the turn before{more}"
     ahead, server = response.ahead, response.info.server
     if not ahead:
         return f"queued at {server}" if server else "queued"
-    number, name = ahead[0].number, shown_name(ahead[0].model)
-    first = f"the answer of another cell ({name})" if number is None else f"job {number} ({name})"
+    first = f"{_job_name(ahead[0])} ({shown_name(ahead[0].model)})"
     return f"queued behind {first}{f' and {len(ahead) - 1} more' if len(ahead) > 1 else ''}"
+
+
+def _job_name(response: Response) -> str:
+    number = response.number
+    return "the answer of another cell" if number is None else f"job {number}"
 
 
 def system_label(system: str) -> str:
@@ -167,17 +235,58 @@ def system_label(system: str) -> str:
     return f"system: {visible_line(shortened(system, _SYSTEM_CHARACTERS))} (%llm_config)"
 
 
-def ready_lines(result: LoadResult, jobs: Sequence[Response] = ()) -> list[str]:
+def ready_lines(
+    result: LoadResult, jobs: Sequence[Running] = (), values: SessionConfig | None = None
+) -> list[str]:
     """Return the lines of a finished load: the model, notes, and each model that was unloaded.
 
-    `jobs` are those that run.
+    `jobs` are those that run. A note lists the settings in `values` that the model does not get.
     """
     info = result.info
-    unloaded_lines = [unloaded_line(unloaded, jobs) for unloaded in result.unloaded]
+    unloaded_lines = list(_unloaded_lines(result, jobs))
     if result.was_loaded:
         return [f"{model_line(info)} · already loaded", *unloaded_lines]
     took = f"ready in {info.load_s:.1f} s" if info.load_s is not None else "ready"
-    return [f"{model_line(info)} · {took}", *result.notes, *unloaded_lines]
+    return [
+        f"{model_line(info)} · {took}",
+        *result.notes,
+        *_unsent_line(info, values),
+        *unloaded_lines,
+    ]
+
+
+def _unloaded_lines(result: LoadResult, jobs: Sequence[Running]) -> Iterator[str]:
+    """Yield a line for each model that was unloaded; one of the same name at another server is replaced."""
+    info = result.info
+    for unloaded in result.unloaded:
+        if not info.server or not unloaded.server or unloaded.name != info.name:
+            yield unloaded_line(unloaded, jobs)
+        elif unloaded.server != info.server:
+            replaced = f"Replaces {shown_name(unloaded.name)} on {unloaded.server}"
+            going_on = continuing(job for job in jobs if job.model == unloaded.name)
+            yield " · ".join(filter(None, (replaced, going_on)))
+
+
+def _unsent_line(info: ModelInfo, values: SessionConfig | None) -> Iterator[str]:
+    """Yield a line about settings that the user chose, and that a model or its backend does not support."""
+    from llm_magic.backends.registry import session_specs
+
+    if values is None:
+        return
+    default = type(values)()
+    names = [n for n in session_specs() if getattr(values, n) != getattr(default, n)]
+    for owner in (info.backend, shown_name(info.name)):
+        if omitted := [name for name in names if _omits(info, name) == owner]:
+            yield f"Not sent, because {owner} does not support them: {', '.join(omitted)}."
+
+
+def _omits(info: ModelInfo | None, name: str) -> str:
+    """Return what does not support a setting: the backend of a model or the model; "" if it is sent."""
+    from llm_magic.backends.registry import session_specs
+
+    if info is None or not session_specs()[name].works_on(info.backend):
+        return "" if info is None else info.backend
+    return shown_name(info.name) if name in info.unsupported else ""
 
 
 def loading_line(model: str) -> str:
@@ -200,33 +309,34 @@ def model_line(info: ModelInfo) -> str:
 
 def reasoning_line(reasoning: str) -> str:
     """Return the line that replaces hidden reasoning."""
-    return f"Reasoning · {len(reasoning):,} characters (reply.reasoning)"
+    return f"Reasoning · {counted(len(reasoning), 'character')} (reply.reasoning)"
 
 
 def outside_json_line(text: str) -> str:
-    """Return the line about the text that ``-f json`` does not show."""
-    return f"Not shown, because it is not in the JSON: {shortened(text, _OUTSIDE_CHARACTERS)}"
+    """Return the line with the text that ``-f json`` leaves out of the value."""
+    return f"Text outside the JSON: {shortened(text, _OUTSIDE_CHARACTERS)}"
 
 
-def waiting_line(jobs: Iterable[Response], seconds: float) -> str:
+def waiting_line(jobs: Iterable[Running], seconds: float) -> str:
     """Return the progress of the first running job, or an empty string."""
     running = [job for job in jobs if not job.done]
     if not running:
         return ""
     first, more = running[0], f" and {len(running) - 1} more" if len(running) > 1 else ""
-    state = f"running, {first.amount}" if first.has_text else activity(first)
-    return f"Waiting for job {first.number} ({state}){more} … {seconds:.0f} s"
+    if isinstance(first, Response) and not first.has_text:
+        state = activity(first)
+    else:
+        state = f"running, {first.amount}"
+    return f"Waiting for {first.short_name} ({state}){more} … {seconds:.0f} s"
 
 
-def unloaded_line(unloaded: Unloaded, jobs: Sequence[Response] = ()) -> str:
+def unloaded_line(unloaded: Unloaded, jobs: Sequence[Running] = ()) -> str:
     """Return the memory of the process and its devices before and after an unload.
 
     Of the running `jobs`, those that a server answers continue without the model.
     """
     if unloaded.note:
-        numbers = [str(job.number) for job in jobs if job.model == unloaded.name]
-        what = f"job {numbers[0]} continues" if len(numbers) == 1 else ""
-        what = f"jobs {', '.join(numbers)} continue" if len(numbers) > 1 else what
+        what = continuing(job for job in jobs if job.model == unloaded.name)
         return " · ".join(
             filter(None, (f"Unloaded {shown_name(unloaded.name)}", unloaded.note, what))
         )
@@ -251,22 +361,49 @@ def unloaded_line(unloaded: Unloaded, jobs: Sequence[Response] = ()) -> str:
     return text
 
 
-def status_table(status: Status) -> Table:
-    """Return ``%llm_status``."""
+def status_table(status: Status, answering: Sequence[Response] = ()) -> Table:
+    """Return ``%llm_status``; `answering` are the jobs and other answers that are being generated."""
     rows = [["status", status.status]]
     if (progress := status.progress) is not None:
         share = "" if progress.share is None else f" {progress.share:.0%}"
         rows.append(["loading", f"{progress.stage}{share}"])
-    rows.append(["backend", status.backend_type])
-    rows.append(["active model", shown_name(status.active_model or "none")])
-    rows += [["loaded", model_line(info)] for info in status.models]
-    rows += [[name, shown_name(value)] for name, value in status.backend_details.items()]
+    rows.append(["backend", _backend(status)])
+    active = status.active
+    rows.append(["active model", "none" if active is None else model_line(active)])
+    others = [info for info in status.models if info is not active]
+    rows += [["" if i else "also loaded", model_line(info)] for i, info in enumerate(others)]
+    rows += [
+        [name, shown_name(value)]
+        for name, value in status.backend_details.items()
+        # The line of a model on a server has its name.
+        if (name, value) != ("source", status.active_model)
+    ]
     if (memory := status.memory) is not None:
         rows.append(["memory of this process", human_bytes(memory.process)])
         rows += [[f"memory on {name}", human_bytes(held)] for name, held in memory.devices]
+    rows += [
+        [one.short_name, f"{shown_name(one.model)} · {_job_progress(one)}"]
+        for one in answering[:_MAX_ANSWERS]
+    ]
+    if more := answering[_MAX_ANSWERS:]:
+        rows.append(["", f"and {counted(len(more), 'more answer')}"])
     if status.last_error:
-        rows.append(["last error", status.last_error])
+        failed = status.failed_model or ""
+        # Most errors name it.
+        model = "" if failed in status.last_error else f"{shown_name(failed)} "
+        rows.append(["last load", f"{model}failed: {status.last_error}"])
     return Table(("", ""), rows)
+
+
+def _backend(status: Status) -> str:
+    """Return the backend of the active model or of the settings, or why there is none of that name."""
+    from llm_magic.backends.registry import check_name
+
+    try:
+        check_name(status.backend_type, status.backend_type)
+    except OptionError as error:
+        return str(error)
+    return status.backend_type
 
 
 def use_table(status: Status) -> Table:
@@ -370,23 +507,31 @@ def _json(value: object) -> str:
         return visible_line(repr(value))
 
 
-def jobs_table(jobs: Iterable[Response]) -> Table:
-    """Return ``%llm_jobs``: each background job with its state, progress and prompt."""
+def jobs_table(jobs: Iterable[Job], older: int = 0) -> Table:
+    """Return ``%llm_jobs``: each background job with its state, progress and prompt.
+
+    A note counts the `older` ones, which are not listed.
+    """
     rows = [
         [
             str(job.number), job.state, shown_name(job.model), _job_progress(job), f"{job.seconds:.1f}",
-            shortened(job.prompt),
+            job.view.origin if job.view is not None else "panel", shortened(job.prompt),
         ]
         for job in jobs
     ]  # fmt: skip
-    note = "" if rows else "No jobs. %%llm --bg starts one."
-    return Table(("job", "state", "model", "answer", "seconds", "prompt"), rows, note)
+    note = f"… and {older:,} older; the variables of -o still have them." if older else ""
+    note = note if rows else "No jobs. %%llm --bg starts one."
+    return Table(("job", "state", "model", "answer", "seconds", "from", "prompt"), rows, note)
 
 
-def _job_progress(job: Response) -> str:
+def _job_progress(job: Job) -> str:
     """Return how much of its answer a job has and why it failed, or what a job without text does."""
     if job.failure:
         return " · ".join(filter(None, (job.amount, shortened(job.failure, _MAX_NAME))))
+    if not isinstance(job, Response):
+        return job.amount
+    if job.state == "stopped" and job.is_empty:
+        return FIRST_WORD
     return job.amount if job.done or job.has_text else activity(job)
 
 
@@ -406,7 +551,7 @@ def usage_table(usage: SessionUsage) -> Table:
         "≥ is a lower bound: some answers reported no number.": any(c[0] == "≥" for c in cells),
         f"{_UNKNOWN} is unknown: no answer reported it.": _UNKNOWN in cells,
         "No server reported a cost.": "cost" not in columns
-        and any(row.backend != "local" for row in usage.models),
+        and any(row.backend not in {"local", "llamacpp"} for row in usage.models),
     }
     heads = ["model", "backend", "answers", *(_USAGE_COLUMNS[name] for name in columns)]
     return Table(heads, table, " ".join(note for note, holds in notes.items() if holds))
@@ -453,17 +598,26 @@ def error_line(error: BaseException) -> str:
 
 
 def config_table(session: Session, names: Collection[str] = ()) -> Table:
-    """Return ``%llm_config``: the settings, or those of these names, with their ranges and meanings."""
+    """Return ``%llm_config``: the settings, or those of these names, with their ranges and meanings.
+
+    Those that the active model does not get are marked.
+    """
     from llm_magic.backends.registry import session_specs
 
     values, changed = session.generation.values, session.generation.changed
-    rows = []
+    active, rows, symbols = session.status().active, [], {"*": "", "†": ""}
     for name, spec in session_specs().items():
+        if names and name not in names:
+            continue
         shown = _setting(getattr(values, name))
-        if not names or name in names:
-            rows.append([name, f"{shown} *" if name in changed else shown, spec.range, spec.help])
-    is_marked = any(row[0] in changed for row in rows)
-    note = "* changed in this session. %llm_config --reset restores it." if is_marked else ""
+        if name in changed:
+            shown += " *"
+            symbols["*"] = "changed in this session. %llm_config --reset restores it."
+        if omits := _omits(active, name):
+            shown += " †"
+            symbols["†"] = f"not sent: {omits} does not support it."
+        rows.append([name, shown, spec.range, spec.help])
+    note = " ".join(f"{symbol} {text}" for symbol, text in symbols.items() if text)
     return Table(("setting", "value", "range", "meaning"), rows, note)
 
 
@@ -477,27 +631,20 @@ def changes_table(
     from llm_magic.backends.registry import session_specs
 
     rows, unsupported, changed = [], [], frozenset(names)
-    for name, spec in session_specs().items():
+    for name in session_specs():
         if name not in changed:
             continue
         old, new = _setting(getattr(before, name)), _setting(getattr(after, name))
         rows.append([name, f"{old} → {new}" if old != new else f"{new} (unchanged)"])
-        if active is not None and not spec.works_on(active.backend):
+        if _omits(active, name):
             unsupported.append(name)
     notes = [] if rows else ["No setting has changed."]
     if active is not None and unsupported:
-        notes.append(f"Not supported by {active.backend}, so not sent: {', '.join(unsupported)}.")
+        owner = " and ".join(dict.fromkeys(_omits(active, name) for name in unsupported))
+        notes.append(f"Not supported by {owner}, so not sent: {', '.join(unsupported)}.")
     if "max_new_tokens" in changed:
         notes.append(limit_note(after.max_new_tokens, active))
     return Table(("", ""), rows, " ".join(filter(None, notes)))
-
-
-def limit_note(max_new_tokens: int | None, model: ModelInfo | None) -> str:
-    """Return that an answer of a model cannot be as long as its limit, or an empty string."""
-    context = model.context_length if model is not None else None
-    if model is None or not context or (max_new_tokens or 0) <= context:
-        return ""
-    return f"{shown_name(model.name)} has a context of {context:,} tokens: no answer is longer."
 
 
 def _setting(value: object) -> str:
@@ -563,28 +710,41 @@ def chat_table(chat: Chat, session_system: str | None) -> Table:
     return Table(("turn", "prompt", "answer", ""), rows, " · ".join(notes))
 
 
-def context_notes(
-    context: Context, *, by_text: bool = False, in_terminal: bool = False
-) -> tuple[str, ...]:
-    """Return the notes about a chat that precede an answer.
+def running_note(turns: Sequence[Response], chat: str) -> str:
+    """Return that the messages of a dry run lack the turns that are being answered."""
+    names = " and ".join(_job_name(turn) for turn in turns)
+    are, s, their = ("is", "", "its") if len(turns) == 1 else ("are", "s", "their")
+    return (
+        f"{names}, {'an ' if not s else ''}earlier turn{s} of chat {chat!r}, {are} not complete:"
+        f" {their} messages are not shown. The prompt would wait for {'it' if not s else 'them'}."
+    )
 
-    `by_text`: the cell has no id. `in_terminal`: there is no cell that could run again.
-    """
+
+def chat_notes(context: Context) -> tuple[str, ...]:
+    """Return the notes about the turns and the system prompt of a chat."""
     notes = []
     if stale := context.stale:
         notes.append(
-            f"{in_turns(stale)} of chat {context.chat!r} {'is' if stale == 1 else 'are'} stale and not"
+            f"{counted(stale, 'turn')} of chat {context.chat!r} {'is' if stale == 1 else 'are'} stale and not"
             " sent. Run the cells above from the top, or delete the stale turns with"
             f" %llm_reset {spelled(context.chat)} --stale."
         )
     if context.changes_system:
         notes.append(f"-s changes the system prompt of chat {context.chat!r} from this turn on.")
-    if by_text and (context.below or (context.replaces and in_terminal)):
-        below, effect = context.below, ", and replaces its turn"
-        if below:
-            effect = f": {in_turns(below)} below it {'is' if below == 1 else 'are'} now stale"
-        notes.append(
-            "this frontend sends no cell ids, so this cell counts as the earlier cell with the same"
-            f" text, run again{effect}."
-        )
     return tuple(notes)
+
+
+def same_text_note(context: Context, *, in_terminal: bool = False) -> str:
+    """Return that a cell without an id replaces a turn of the same text, or an empty string.
+
+    `in_terminal`: there is no cell that could run again.
+    """
+    below, effect = context.below, ", and replaces its turn"
+    if not below and not (context.replaces and in_terminal):
+        return ""
+    if below:
+        effect = f": {counted(below, 'turn')} below it {'is' if below == 1 else 'are'} now stale"
+    return (
+        "this frontend sends no cell ids, so this cell counts as the earlier cell with the same"
+        f" text, run again{effect}."
+    )

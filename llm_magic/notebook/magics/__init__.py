@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from IPython.core.error import UsageError
-
+from llm_magic.config.commands import use_magics
 from llm_magic.errors import OptionError, did_you_mean
 from llm_magic.notebook import cell_interrupts
-from llm_magic.notebook.arguments.magic_options import MAGICS
-from llm_magic.notebook.frontend import running_cell
+from llm_magic.notebook.arguments import matcher
+from llm_magic.notebook.frontend import running_cell, serve_outputs, stop_serving_outputs
 from llm_magic.notebook.magics.ask import LLMMagics
-from llm_magic.notebook.magics.base import SessionMagics
+from llm_magic.notebook.magics.base import SessionMagics, missing_magic
 from llm_magic.notebook.magics.chats import ChatMagics
 from llm_magic.notebook.magics.doctor import DoctorMagics
-from llm_magic.notebook.magics.help import HelpMagics
+from llm_magic.notebook.magics.help import SIMILAR, HelpMagics, similar_magic
 from llm_magic.notebook.magics.jobs import JobMagics
 from llm_magic.notebook.magics.models import ModelMagics
 from llm_magic.notebook.magics.panel import PanelMagics
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
@@ -40,20 +40,24 @@ GROUPS: tuple[type[SessionMagics], ...] = (
     PanelMagics,
 )
 
-_NO_MAGIC = re.compile(r"`(?P<prefix>%%?)(?P<name>\w*lm\w*)` not found\.$", re.IGNORECASE)
-# In names as short as llm, two swapped or doubled letters are a third of the name: %%lmm.
-_SIMILAR = 0.65
-_QUESTION = re.compile(r"^((?:[^=%#]+=)?\s*%llm\s.*\?)$")
+_QUESTION = re.compile(r"^((?:[^=%#]+=)?\s*%llm(?:_explain)?\s.*\?)$")
 
 
 def _ask_not_help(lines: list[str]) -> list[str]:
-    """Keep IPython from opening help for ``%llm What is this?`` as it does for ``this?``."""
+    """Keep IPython from opening help for ``%llm What is this?`` as it does for ``this?``.
+
+    So too for ``%llm_explain``.
+    """
     return [_QUESTION.sub(r"\1 ", line) for line in lines]
 
 
 def _accept_no_body(lines: list[str]) -> list[str]:
-    """Add an empty line below a lone ``%%llm -h``, which IPython does not pass to the magic without it."""
-    if not re.match(r"%%llm(?![\w?])", lines[0] if lines else "") or "".join(lines[1:]).strip():
+    """Add an empty line below a lone ``%%llm -h`` or ``%%llm_explain``.
+
+    IPython does not pass it to the magic without that.
+    """
+    is_magic = re.match(r"%%llm(_explain)?(?![\w?])", lines[0] if lines else "")
+    if not is_magic or "".join(lines[1:]).strip():
         return lines
     return [lines[0].rstrip("\n") + "\n", "\n"]
 
@@ -65,18 +69,19 @@ _TRANSFORMERS = (_ask_not_help, _accept_no_body)
 
 def _suggest_magic(result: ExecutionResult) -> None:
     """Write how to correct the cell, below the error of IPython about a magic that does not exist."""
-    error = result.error_in_exec
-    found = _NO_MAGIC.search(str(error)) if isinstance(error, UsageError) else None
-    if found is None:
+    found = missing_magic(result.error_in_exec)
+    if found is None or not found.string.endswith(" not found."):
+        # Otherwise IPython has a suggestion.
         return
     name, prefix = found["name"], found["prefix"]
-    known = MAGICS if prefix == "%" else ("llm",)
-    if prefix == "%%" and name in known:
+    if prefix == "%%" and name == "llm":
         advice = (
             "%%llm must be the first line of the cell: write nothing above it, not even a comment."
         )
+    elif prefix == "%%":
+        advice = did_you_mean(name, ("llm",), prefix=prefix, similar=SIMILAR).strip()
     else:
-        advice = did_you_mean(name, known, prefix=prefix, similar=_SIMILAR).strip()
+        advice = similar_magic(name)
     if advice:
         sys.stderr.write(f"{advice}\n")
 
@@ -86,8 +91,6 @@ def register(shell: InteractiveShell, session: Session) -> None:
 
     What was registered before is removed, and its session is closed unless it is the same one.
     """
-    from llm_magic.notebook.arguments import completer
-
     before = unregister(shell, keep=session)
     try:
         groups = [group(shell, session) for group in GROUPS]
@@ -96,18 +99,20 @@ def register(shell: InteractiveShell, session: Session) -> None:
         # An invalid value in ipython_config.py must not leave a part of the extension registered.
         unregister(shell)
         raise
+    use_magics(True)
     for magics in groups:
-        if isinstance(magics, ChatMagics):
-            shell.events.register("pre_run_cell", magics.before_cell)
+        for event, callback in _callbacks(magics):
+            shell.events.register(event, callback)
         if isinstance(magics, PanelMagics):
-            magics.take_panels(before)
-    completer.register(shell, session)
+            magics.take_panel(before)
+    matcher.register(shell, session)
     shell.input_transformers_cleanup.extend(_TRANSFORMERS)
     shell.events.register("post_run_cell", _suggest_magic)
-    cell_interrupts.start(shell)
+    cell_interrupts.start(shell, session)
     for mime_type, kind, show in _DISPLAYED:
         _formatter(shell, mime_type).for_type_by_name(*kind, show)
     session.cells.current = functools.partial(running_cell, shell)
+    serve_outputs(shell, functools.partial(_send_again, groups))
 
 
 def unregister(shell: InteractiveShell, *, keep: Session | None = None) -> Sequence[SessionMagics]:
@@ -115,10 +120,10 @@ def unregister(shell: InteractiveShell, *, keep: Session | None = None) -> Seque
 
     Returns what was registered.
     """
-    from llm_magic.notebook.arguments import completer
-
-    completer.unregister(shell)
+    use_magics(False)
+    matcher.unregister(shell)
     cell_interrupts.stop(shell)
+    stop_serving_outputs(shell)
     if _ask_not_help in shell.input_transformers_cleanup:
         for transformer in _TRANSFORMERS:
             shell.input_transformers_cleanup.remove(transformer)
@@ -126,8 +131,10 @@ def unregister(shell: InteractiveShell, *, keep: Session | None = None) -> Seque
     registered = [m for m in shell.configurables if isinstance(m, SessionMagics)]
     for magics in registered:
         shell.configurables.remove(magics)
-        if isinstance(magics, ChatMagics):
-            shell.events.unregister("pre_run_cell", magics.before_cell)
+        for event, callback in _callbacks(magics):
+            # Not registered where an invalid value in ipython_config.py ended `register`.
+            with contextlib.suppress(ValueError):
+                shell.events.unregister(event, callback)
         # IPython has no public API to remove a magic.
         for table in shell.magics_manager.magics.values():
             for name in [n for n, f in table.items() if getattr(f, "__self__", None) is magics]:
@@ -139,6 +146,23 @@ def unregister(shell: InteractiveShell, *, keep: Session | None = None) -> Seque
     for mime_type, kind, _show in _DISPLAYED:
         _formatter(shell, mime_type).pop(".".join(kind), None)
     return registered
+
+
+def _callbacks(magics: SessionMagics) -> Iterator[tuple[str, Callable[..., object]]]:
+    """Yield the methods that IPython calls before and after each cell."""
+    if isinstance(magics, ChatMagics):
+        yield "pre_run_cell", magics.before_cell
+    if isinstance(magics, LLMMagics):
+        yield "pre_run_cell", magics.before_cell
+        yield "post_run_cell", magics.after_cell
+
+
+def _send_again(registered: Sequence[SessionMagics], display_ids: Iterable[str]) -> None:
+    """Send the outputs with these ids once more, as they are now."""
+    ids = set(display_ids)
+    for area in [area for magics in registered for area in magics.areas]:
+        if area.is_shown and area.display_id in ids:
+            area.send_again()
 
 
 def _formatter(shell: InteractiveShell, mime_type: str) -> Any:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import inspect
 import keyword
+import numbers
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -21,21 +22,29 @@ from llm_magic.errors import (
     LLMMagicException,
     OptionError,
     PromptError,
+    shown_error,
 )
-from llm_magic.notebook.arguments import parser
-from llm_magic.notebook.magics.base import SessionMagics, line_cell_magic, line_magic
+from llm_magic.notebook.magics.base import SessionMagics, line_cell_magic, missing_magic
 from llm_magic.notebook.magics.traitlets_config import declare
 from llm_magic.session.response import Response
 
 if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
     from llm_magic.notebook.arguments.parser import Parsed
+    from llm_magic.notebook.display.answer_view import RichView
+    from llm_magic.notebook.display.background_output import BackgroundOutput
     from llm_magic.notebook.display.code_cells import CodeCells
+    from llm_magic.notebook.display.live_output import LiveArea
     from llm_magic.notebook.display.tables import Table
+    from llm_magic.notebook.magics.over import Output
     from llm_magic.prompts.explain_error import Cell
     from llm_magic.prompts.template import Filled
     from llm_magic.session import Session
+    from llm_magic.session.chats import Context
+    from llm_magic.session.jobs import Job
+    from llm_magic.session.map.mapped import Mapped
+    from llm_magic.session.map.run import MapRun
     from llm_magic.session.requests import Request
     from llm_magic.types import Reply
 
@@ -45,6 +54,9 @@ _IPYTHON_NAMES = re.compile(r"In|Out|get_ipython|exit|quit|_(?:i{1,3}|ih|oh|dh|i
 
 # Where the last reply is, by whether the notebook has `llm`.
 _LAST = {True: "llm.last", False: "llm.last (from llm_magic import llm)"}
+# Values of the user that -o replaces.
+_REPLACED = (str, bytes, numbers.Number, list, tuple, dict, set, frozenset)
+_MAX_TURNS = 50  # whose footers are updated
 V = TypeVar("V")
 # The names in the statement that IPython makes of ``%llm …`` or ``%%llm``.
 _STATEMENT = ("get_ipython", "run_line_magic")
@@ -63,8 +75,14 @@ class LLMMagics(SessionMagics):
                 name: getattr(session.generation, name) for name in session.generation.changed
             }
         super().__init__(shell, session)
-        # The variables that -o has set.
+        # The variables that -o has set, and the columns of --over, as they are written.
         self._outputs: set[str] = set()
+        # The last exception before the running cell.
+        self._last_error: BaseException | None = None
+        # By chat and key, the latest turns, whose footers show what is stale.
+        self._turns: dict[tuple[str, str], tuple[RichView, Context]] = {}
+        # The turns that are answered in the background.
+        self._background_turns: list[BackgroundOutput] = []
         if changed:
             # The user changed them before %reload_ext.
             session.generation.update(**changed)
@@ -79,12 +97,21 @@ class LLMMagics(SessionMagics):
         return super().class_traits(**metadata)
 
     @line_cell_magic
-    def llm(self, line: str, cell: str | None = None) -> Table | Reply | Response | None:
+    def llm(
+        self, line: str, cell: str | None = None
+    ) -> Table | Reply | Response | Mapped | MapRun | None:
         """Send a prompt to the active model and stream the answer into the cell."""
+        from llm_magic.notebook.arguments import parser
+        from llm_magic.notebook.magics import over
+
         if cell is None:
             args = parser.parse_with_prompt("llm", line, self.notebook_names)
         else:
             args = parser.parse_with_cell("llm", line, cell, self.notebook_names)
+        over.check(args)
+        if args["over"] is not None:
+            result = self._map(args)
+            return result if args["dry_run"] else self._unless_shown(result)
         if args["output"] is not None:
             self._check_output(args)
         if args["replace"] and args["format"] != "code":
@@ -98,7 +125,7 @@ class LLMMagics(SessionMagics):
         from llm_magic.session.requests import Request
 
         prompt, system, is_dry_run = args.prompt, args["system"], bool(args["dry_run"])
-        notes, longest = args.notes, ("", 0)
+        notes, longest = args.notes + self._load_notes(args), ("", 0)
         if not args["literal"] and "{" in f"{prompt}{system}":
             names = self.notebook_names(f"{prompt} {system}")
             filled = self._filled(prompt, names, all_notes=is_dry_run)
@@ -108,13 +135,8 @@ class LLMMagics(SessionMagics):
                 system, notes = filled.text, tuple(dict.fromkeys(notes + filled.notes))
         chat, key = args["chat"], None
         if chat is not None:
-            from llm_magic.notebook.display.messages import context_notes
-
-            cells = self.session.cells
-            key = cells.key(chat, args.prompt, peek=is_dry_run)
-            context = self.session.chats.context(chat, key, system)
-            in_terminal = cells.current() is None
-            notes += context_notes(context, by_text=not self.cell_id, in_terminal=in_terminal)
+            key = self.session.cells.key(chat, args.prompt, peek=is_dry_run)
+            notes += self._chat_notes(chat, key, system, is_dry_run=is_dry_run)
         trim, options, as_json = bool(args["trim"]), args.options, args["format"] == "json"
         request = Request(
             prompt, args["model"], system, chat, key, options, trim, self.began, as_json,
@@ -123,9 +145,42 @@ class LLMMagics(SessionMagics):
         )  # fmt: skip
         return request, notes
 
+    def _load_notes(self, args: Parsed) -> tuple[str, ...]:
+        """Return a note if ``%llm_load --bg`` failed, which its cell shows, and another model answers."""
+        failed = self.session.discard_failed_load()
+        if not failed:
+            return ()
+        from llm_magic.notebook.display.messages import not_loaded_note
+
+        answers = args["model"] or self.session.status().active_model
+        return (not_loaded_note(failed, answers),)
+
+    def _chat_notes(
+        self, chat: str, key: str, system: str | None, *, is_dry_run: bool
+    ) -> tuple[str, ...]:
+        """Return the notes about a chat that precede an answer."""
+        from llm_magic.notebook.display import messages
+
+        context, notes = self.session.chats.context(chat, key, system), []
+        running = self.session.earlier_turns(chat, key)
+        if running and is_dry_run:
+            notes.append(messages.running_note(running, chat))
+        if is_dry_run or not running:
+            # Otherwise they follow the answer: what is sent depends on the turns that run.
+            notes += messages.chat_notes(context)
+        if not self.cell_id:
+            in_terminal = self.session.cells.current() is None
+            notes.append(messages.same_text_note(context, in_terminal=in_terminal))
+        return tuple(filter(None, notes))
+
     def _stored_in(self, args: Parsed) -> str:
         """Return what messages call the reply: the variable of ``-o``, else the last one."""
-        output = args["output"] if args["format"] != "json" else None
+        output = args["output"]
+        if output and args.get("bg"):
+            # The variable has the job.
+            return f"{output}.text"
+        if args["format"] == "json":
+            output = None
         return output or _LAST["llm" in self.shell.user_ns]
 
     def _filled(self, text: str, names: Mapping[str, Any], *, all_notes: bool) -> Filled:
@@ -149,30 +204,32 @@ class LLMMagics(SessionMagics):
             job.is_awaited = True
             if job.failure:
                 raise PromptError(f"{{{word}}}: job {job.number} failed: {job.failure}")
-            if job.state == "stopped":
-                notes[f"job {job.number} was stopped: its incomplete answer is inserted"] = None
+            how = {"stopped": "was stopped", "incomplete": "ended early"}.get(job.state)
+            if how is not None:
+                notes[f"job {job.number} {how}: its incomplete answer is inserted"] = None
         return dataclasses.replace(filled, notes=tuple(notes))
 
     def _answer(
         self, request: Request, notes: tuple[str, ...], args: Parsed
     ) -> Table | Reply | None:
         """Send a request and show the answer as the options of the line require."""
-        from llm_magic.notebook.display import answer_view, live_output, messages
+        from llm_magic.notebook.display import answer_view, messages
 
-        area = live_output.LiveArea(live=self.live)
-        if self.session.is_loading_in_background:
-            self.show_load(area)
+        plain = bool(args["plain"])
+        show_notes = functools.partial(answer_view.show_notes, self.shell, plain=plain)
+        area = self.live_area()
+        self.show_load(area)
         if args["dry_run"]:
             area.clear()
             dry = self.session.dry_run(request)
-            answer_view.write_notes((*notes, *filter(None, (dry.problem,))))
+            show_notes((*notes, *filter(None, (dry.problem,))))
             return messages.dry_run_table(dry)
         response = self.session.ask(request)
         view = answer_view.view(self.shell, response, args, area)
         try:
             with response:
                 if notes := (*notes, *response.prepared.notes):
-                    answer_view.write_notes(notes)
+                    show_notes(notes)
                 view.draw()
                 for _ in response.updates(view.pause):
                     view.draw()
@@ -184,18 +241,150 @@ class LLMMagics(SessionMagics):
                 view.finish()
             else:
                 view.clear()
+        if isinstance(view, answer_view.RichView):
+            self._note_turn(response, view)
         reply = response.result()
         if args["format"] == "code":
             self._code_cells.offer(reply, self.cell_id, replace=bool(args.get("replace")))
         return self._unless_shown(reply)
+
+    # -- %%llm --over -------------------------------------------------------------------------
+
+    def _map(self, args: Parsed) -> Table | Mapped | MapRun:
+        """Send the prompt for each row of the data, and show and store the answers."""
+        from llm_magic.notebook.display import answer_view, messages
+        from llm_magic.notebook.magics import over
+
+        names = self.notebook_names(f"{args['over']} {args.prompt}")
+        data = over.data_of(args["over"], names)
+        output = self._map_output(args, data)
+        about, notes = over.options(args, names), args.notes + self._load_notes(args)
+        plain, is_dry_run = bool(args["plain"]), bool(args["dry_run"])
+        if args["system"] is not None:
+            filled = self._filled(args["system"], names, all_notes=is_dry_run)
+            about["system"], notes = filled.text, notes + filled.notes
+        area = self.live_area()
+        self.show_load(area)
+        if is_dry_run:
+            area.clear()
+            dry, dry_notes = over.dry_run(self.session, args.prompt, data, about)
+            answer_view.show_notes(self.shell, notes + dry_notes, plain=plain)
+            return messages.dry_run_table(dry)
+        run = self.session.start_map(args.prompt, data, **about)
+        notes += run.notes
+        if args["bg"]:
+            area.clear()
+            self.session.jobs.add(run)
+            run.start_in_background()
+            self._show_job(run, args, notes)
+            return run
+        answer_view.show_notes(self.shell, notes, plain=plain)
+        self._run_map(run, data, output, args, area)
+        return run.mapped
+
+    def _map_output(self, args: Parsed, data: object) -> Output | None:
+        """Return where the answers are stored; raises `OptionError` if that is impossible."""
+        from llm_magic.notebook.magics import over
+
+        if args["sample"] is not None:
+            over.check_sample(data)
+        if args["output"] is None:
+            return None
+        output = over.output_of(args["output"])
+        if output.column is None:
+            self._check_output(args)
+            over.check_not_source(args["over"], output.name)
+        elif args["bg"]:
+            raise OptionError(
+                f"--bg returns before there are answers for {output}. Write -o NAME, which stores the job."
+            )
+        else:
+            output.check(data, self.shell.user_ns, is_ours=str(output) in self._outputs)
+        return output
+
+    def _run_map(
+        self, run: MapRun, data: object, output: Output | None, args: Parsed, area: LiveArea
+    ) -> None:
+        """Send the rows; show and store what there is, however it ends."""
+        from llm_magic.notebook.display.live_output import is_notebook
+        from llm_magic.notebook.display.map_view import MapView
+        from llm_magic.notebook.magics import over
+
+        is_plain = bool(args["plain"]) or not is_notebook(self.shell)
+        shown_in = None if is_plain else area
+        if is_plain:
+            area.clear()
+        footer, stored_in = not args["quiet"], str(output or "")
+        view = MapView(run, shown_in, show_footer=footer, stored_in=stored_in)
+        try:
+            with run:
+                view.draw()
+                for _ in run.updates(view.pause):
+                    view.draw()
+        finally:
+            lines = (*over.advice(run, args), *over.stored(run, data, output, self.shell.user_ns))
+            view.finish(lines)
+            if output is not None and not (run.is_sample and output.column is not None):
+                self._outputs.add(str(output))
+        run.result()
+
+    def _note_turn(self, response: Response, view: RichView) -> None:
+        """Store the view of a turn whose footer can be updated."""
+        context = response.prepared.context
+        if context is None:
+            return
+        self._turns.pop((context.chat, context.key), None)
+        if response.error is None and self.live:
+            self._turns[context.chat, context.key] = view, context
+        for key in list(self._turns)[:-_MAX_TURNS]:
+            del self._turns[key]
+
+    def before_cell(self, _info: object) -> None:
+        """Note the last exception, which a magic that does not exist must not replace.
+
+        Threads can request answers again, which `%llm_stop` stopped in the cell before.
+        """
+        self._last_error = shown_error()
+        self._note_background_turns()
+        # Outside of ipykernel, nothing else ends the effect of %llm_stop.
+        self.session.resume_threads()
+
+    def after_cell(self, result: ExecutionResult) -> None:
+        """Update the footers of turns that became stale, or above turns that have run again."""
+        before, self._last_error = self._last_error, None
+        if missing_magic(result.error_in_exec):
+            # %llm_explain explains the exception before it.
+            error: Any = result.error_in_exec
+            error.explaining = before
+        self._note_background_turns()
+        for key, (view, context) in list(self._turns.items()):
+            now = self.session.chats.updated(context)
+            if now is None:
+                del self._turns[key]
+            elif now != context:
+                self._turns[key] = view, now
+                view.finish(now)
+
+    def _note_background_turns(self) -> None:
+        """Store the views of the turns that were answered in the background and are shown."""
+        if not self._background_turns:
+            return
+        from llm_magic.notebook.display.answer_view import RichView
+
+        for output in [one for one in self._background_turns if one.is_shown]:
+            self._background_turns.remove(output)
+            if isinstance(output.job, Response) and isinstance(output.view, RichView):
+                self._note_turn(output.job, output.view)
 
     def _store(self, response: Response, args: Parsed) -> None:
         """Set the variable of ``-o``, unless the answer should be JSON and is not."""
         reply, name = response.reply, args["output"]
         assert reply is not None, "it has ended"
         if isinstance(response.error, InvalidReply):
-            if name in self.shell.user_ns:
-                response.error.append(f"{name} keeps its previous value.")
+            is_set = name in self.shell.user_ns
+            response.error.append(
+                f"{name} {'keeps its previous value' if is_set else 'was not set'}."
+            )
             return
         # An answer that was stopped fails for another reason.
         with contextlib.suppress(InvalidReply):
@@ -203,7 +392,10 @@ class LLMMagics(SessionMagics):
             self._set_output(name, value)
 
     def _check_output(self, args: Parsed) -> None:
-        """Check the name after ``-o``, and note which value of the user it replaces."""
+        """Check the name after ``-o``, and note which value of the user it replaces.
+
+        Raises `OptionError` for a value that may be hard to make again, such as a DataFrame.
+        """
         from llm_magic.types import Reply
 
         name = args["output"]
@@ -211,6 +403,13 @@ class LLMMagics(SessionMagics):
         value = self.shell.user_ns.get(name)
         if name in self._outputs or isinstance(value, (Reply, Response)):
             return
+        if value is not None and not isinstance(value, _REPLACED):
+            advice = f"Store the answer in another variable, or first run: del {name}"
+            if args["over"] is not None:
+                advice = f'Choose another name, or write -o {name}["answer"] to set a column of it.'
+            raise OptionError(
+                f"-o {name} would replace the {type(value).__name__} in {name}. {advice}"
+            )
         if value is not None:
             args.notes += (f"-o {name} replaces the {type(value).__name__} in {name}.",)
         elif hasattr(builtins, name):
@@ -241,8 +440,6 @@ class LLMMagics(SessionMagics):
 
     def _answer_in_background(self, args: Parsed) -> Response:
         """Start a job that its cell displays, and return it at once."""
-        from llm_magic.notebook.display.background_output import BackgroundOutput
-
         if args["dry_run"]:
             raise OptionError("--dry-run sends nothing, so --bg has no effect. Remove one of them.")
         if args["format"] == "code":
@@ -252,27 +449,42 @@ class LLMMagics(SessionMagics):
             )
         request, notes = self._request(args)
         response = self.session.ask(request, background=True)
-        output = response.view = BackgroundOutput(self.shell, response, args, self.live)
+        self._show_job(response, args, notes + response.prepared.notes)
+        return response
+
+    def _show_job(self, job: Job, args: Parsed, notes: tuple[str, ...]) -> None:
+        """Show a job in this cell from now on; an earlier one of this cell is stopped."""
+        from llm_magic.notebook.display.background_output import BackgroundOutput
+
+        output = job.view = BackgroundOutput(self.shell, job, args, self.live)
+        if output.area is not None:
+            self.areas.append(output.area)
+            if args["chat"] is not None and self.live:
+                self._background_turns.append(output)
         for other in self.session.jobs.running:
             if output.replaces(other):
                 other.cancel()
                 notes += (f"stopped job {other.number}, which this cell started earlier.",)
         if args["output"] is not None:
-            self._set_output(args["output"], response)
-        output.start((*notes, *response.prepared.notes))
-        return response
+            self._set_output(args["output"], job)
+        output.start(notes)
 
     # -- %llm_explain -------------------------------------------------------------------------
 
-    @line_magic
-    def llm_explain(self, line: str) -> Table | Reply | None:
-        """Explain the last exception: its cause and a fix."""
+    @line_cell_magic
+    def llm_explain(self, line: str, cell: str | None = None) -> Table | Reply | None:
+        """Explain the last exception: its cause and a fix, or answer a question about it."""
+        from llm_magic.notebook.arguments import parser
         from llm_magic.notebook.display.tables import Table
         from llm_magic.prompts import explain_error
 
         error = explain_error.last_error()
         with _explaining(error):
-            args = self.parse("llm_explain", line)
+            args = (
+                parser.parse_with_prompt("llm_explain", line, self.notebook_names)
+                if cell is None
+                else parser.parse_with_cell("llm_explain", line, cell, self.notebook_names)
+            )
             if args["output"] is not None:
                 self._check_output(args)
             if error is None:
@@ -299,8 +511,18 @@ class LLMMagics(SessionMagics):
             explain_error.CUT: "The cell is too long to send: the corrected cell lacks its middle.",
         }
         sent = failed.cell.source if as_code and failed.cell is not None else ""
-        notes = args.notes + tuple(note for mark, note in missing.items() if mark in sent)
-        prompt, system = explain_error.question(failed, fix=as_code), explain_error.SYSTEM
+        where = f" in cell {failed.cell.label}" if failed.cell is not None else ""
+        named = f"the last error is the {type(error).__name__}{where}."
+        notes = (
+            named,
+            *args.notes,
+            *self._load_notes(args),
+            *(note for mark, note in missing.items() if mark in sent),
+        )
+        system, all_notes = explain_error.SYSTEM, bool(args["dry_run"])
+        filled = self._filled(args.prompt, self.notebook_names(args.prompt), all_notes=all_notes)
+        notes += filled.notes
+        prompt = explain_error.question(failed, fix=as_code, requested=filled.text.strip())
         as_json = args["format"] == "json"
         request = Request(
             prompt, args["model"], system, chat, key, args.options, False, self.began, as_json,
@@ -330,12 +552,21 @@ class LLMMagics(SessionMagics):
         return Cell(label, source)
 
 
+def _name_advice(name: str) -> str:
+    """Return what to write instead of a name that is not valid, or an empty string."""
+    plain = re.sub(r"\W+", "_", name).strip("_")
+    if reference := re.search(r"\{(\w+)\}", name):
+        return f" To store an answer for each {reference[1]}: answers[{reference[1]}] = %llm …"
+    if "[" in name or "." in name:
+        return " Use a plain name, such as answer, and assign its value in Python."
+    is_name = plain.isidentifier() and not keyword.iskeyword(plain)
+    return f" Did you mean {plain}?" if is_name else ""
+
+
 def _check_variable(name: str) -> None:
     """Raise `OptionError` if ``-o`` cannot store a value in a variable of this name."""
     if not name.isidentifier() or keyword.iskeyword(name):
-        plain = " Use a plain name, such as answer, and assign its value in Python."
-        advice = plain if "[" in name or "." in name else ""
-        raise OptionError(f"-o {name}: this is not a valid variable name.{advice}")
+        raise OptionError(f"-o {name}: this is not a valid variable name.{_name_advice(name)}")
     if name.startswith("__") or _IPYTHON_NAMES.fullmatch(name):
         raise OptionError(f"-o {name}: Python or IPython uses this name. Choose another.")
 

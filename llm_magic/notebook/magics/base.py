@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import inspect
+import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from IPython.core.display_functions import display
+from IPython.core.error import UsageError
 from IPython.core.magic import Magics, no_var_expand
 from IPython.core.magic import line_cell_magic as _line_cell_magic
 from IPython.core.magic import line_magic as _line_magic
 
-from llm_magic.notebook.arguments import help_pages, parser
-from llm_magic.notebook.arguments.parser import HelpRequested
+from llm_magic.notebook.arguments import HelpRequested
 from llm_magic.notebook.frontend import running_cell
 from llm_magic.session.interruptible_wait import held_back
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from llm_magic.notebook.arguments.help_pages import HelpPage
     from llm_magic.notebook.arguments.parser import Parsed
     from llm_magic.notebook.display.live_output import LiveArea
     from llm_magic.session import Session
-    from llm_magic.session.response import Response
+    from llm_magic.session.jobs import Running
 
 F = TypeVar("F", bound=Callable[..., Any])
+_NO_MAGIC = re.compile(r"`(?P<prefix>%%?)(?P<name>\w*lm\w*)` not found", re.IGNORECASE)
+_MAX_AREAS = 30  # that a page which is loaded again can ask for
+
+
+def missing_magic(error: BaseException | None) -> re.Match[str] | None:
+    """Return the prefix and the name in IPython's error about a magic like ours that does not exist."""
+    return _NO_MAGIC.search(str(error)) if isinstance(error, UsageError) else None
 
 
 def _magic(function: F) -> F:
     """Wrap a magic: adds its help, records its start time, and raises interrupts at waits only."""
-    page = help_pages.HelpPage(function.__name__)
 
     @functools.wraps(function)
     def guarded(self: SessionMagics, *args: Any) -> Any:
@@ -40,13 +50,19 @@ def _magic(function: F) -> F:
             with held_back():
                 return function(self, *args)
         except HelpRequested:
-            display(page)  # type: ignore[no-untyped-call]
+            display(_help(function.__name__))  # type: ignore[no-untyped-call]
             return None
 
     # IPython calls `getdoc` of an object before it reads the docstring: so the help is generated
     # when it is shown, not when the extension is loaded.
-    guarded.getdoc = functools.partial(repr, page)  # type: ignore[attr-defined]
+    guarded.getdoc = lambda: repr(_help(function.__name__))  # type: ignore[attr-defined]
     return guarded  # type: ignore[return-value]
+
+
+def _help(magic: str) -> HelpPage:
+    from llm_magic.notebook.arguments.help_pages import HelpPage
+
+    return HelpPage(magic)
 
 
 def line_magic(function: F) -> F:
@@ -69,6 +85,8 @@ class SessionMagics(Magics):
         self.session = session
         # The start of the running magic: its times include imports and waits.
         self.began = time.perf_counter()
+        # The latest outputs that were updated in place.
+        self.areas: collections.deque[LiveArea] = collections.deque(maxlen=_MAX_AREAS)
         super().__init__(shell)
 
     @property
@@ -82,9 +100,11 @@ class SessionMagics(Magics):
         cell = running_cell(self.shell)
         return (cell.id or None) if cell is not None else None
 
-    def parse(self, name: str, line: str) -> Parsed:
-        """Return the values of a magic's line, with the notebook's values filled in."""
-        return parser.parse(name, line, self.notebook_names)
+    def parse(self, name: str, line: str, *, fill: bool = True) -> Parsed:
+        """Return the values of a magic's line; `fill` replaces {references} with the notebook's values."""
+        from llm_magic.notebook.arguments import parser
+
+        return parser.parse(name, line, self.notebook_names if fill else None)
 
     def notebook_names(self, text: str) -> dict[str, Any]:
         """Return the variables where the magic is called, without those of IPython (open, exit, …).
@@ -119,33 +139,37 @@ class SessionMagics(Magics):
                 names, inner = {**frame.f_locals, **names}, code
         return names
 
-    def wait_for_jobs(self, jobs: Sequence[Response]) -> None:
-        """Wait until jobs have ended, however; their progress is shown meanwhile."""
-        from llm_magic.notebook.display.live_output import JobsView, LiveArea, is_notebook
+    def live_area(self) -> LiveArea:
+        """Return an output of the running cell that is updated in place where answers are."""
+        from llm_magic.notebook.display.live_output import LiveArea, is_notebook
 
         area = LiveArea(live=self.live and is_notebook(self.shell))
-        view = JobsView(area, jobs)
-        try:
-            self.session.wait(jobs, view.draw)
-        finally:
-            area.clear()
-            view.clear_line()
+        self.areas.append(area)
+        return area
 
-    def show_load(self, area: LiveArea) -> None:
-        """Wait for a load started with ``--bg`` and show its progress; cleared if it fails."""
+    def wait_for_jobs(self, jobs: Sequence[Running]) -> None:
+        """Wait until jobs have ended, however; their progress is shown meanwhile."""
+        from llm_magic.notebook.display.live_output import JobsView
+
+        area = self.live_area()
+        with JobsView(area, jobs) as view:
+            self.session.wait(jobs, view.draw)
+        area.clear()
+
+    def show_load(self, area: LiveArea, deadline: float = math.inf) -> None:
+        """Wait for a load started with ``--bg``, if one runs, and show its progress; cleared if it fails."""
         from llm_magic.notebook.display.live_output import LoadView
 
         session = self.session
+        if not session.is_loading_in_background:
+            return
         with LoadView(self.shell, area) as view:
             session.wait_for_load(
-                lambda: view.waiting(session.loading or "the model", session.progress)
+                lambda: view.waiting(session.loading or "the model", session.progress), deadline
             )
 
     def wait_for_load(self) -> None:
         """Wait for a load started with ``--bg``, if one runs; its progress is shown meanwhile."""
-        from llm_magic.notebook.display.live_output import LiveArea
-
-        if self.session.is_loading_in_background:
-            area = LiveArea(live=self.live)
-            self.show_load(area)
-            area.clear()
+        area = self.live_area()
+        self.show_load(area)
+        area.clear()

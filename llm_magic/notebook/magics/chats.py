@@ -53,7 +53,7 @@ class ChatMagics(SessionMagics):
 
     def _export_or_import(self, args: Parsed) -> Table:
         from llm_magic.notebook.display.tables import Table
-        from llm_magic.session.chats import in_turns
+        from llm_magic.text import counted
 
         chats, name, force = self.session.chats, args["chat"], bool(args["force"])
         if args["export"] is not None and args["import"] is not None:
@@ -66,8 +66,8 @@ class ChatMagics(SessionMagics):
         path = chats.save(args["export"], name, replace=force, default=system)
         fresh = sum(len(chat.fresh) for chat in exported)
         stale = sum(len(chat.turns) for chat in exported) - fresh
-        omitted = f" Not exported because stale: {in_turns(stale)}." if stale else ""
-        return Table(("",), [], f"Exported to {path}: {in_turns(fresh)}.{omitted}")
+        omitted = f" Not exported because stale: {counted(stale, 'turn')}." if stale else ""
+        return Table(("",), [], f"Exported to {path}: {counted(fresh, 'turn')}.{omitted}")
 
     @line_magic
     def llm_reset(self, line: str) -> Table:
@@ -79,7 +79,10 @@ class ChatMagics(SessionMagics):
         name, stale, chats = args["chat"], bool(args["stale"]), self.session.chats.all()
         if args["all"] and name is not None:
             raise OptionError("--all and the name of a chat cannot be combined. Use one of them.")
-        if len(chats) > 1 and name is None and not (args["all"] or stale):
+        # A chat may have this name.
+        is_word = name == "all" and name not in {chat.name for chat in chats}
+        name, every = (None, True) if is_word else (name, bool(args["all"]))
+        if len(chats) > 1 and name is None and not (every or stale):
             listed = ", ".join(spelled(chat.name) for chat in chats)
             raise OptionError(
                 f"Name the chat to delete: {listed}. %llm_reset --all deletes all of them."

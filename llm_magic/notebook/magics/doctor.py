@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from IPython.core.magic import magics_class
 
-from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.magics.base import SessionMagics, line_magic
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ class DoctorMagics(SessionMagics):
         from llm_magic import doctor
         from llm_magic.notebook.display import messages
 
-        parser.parse("llm_doctor", line)
+        self.parse("llm_doctor", line, fill=False)
         return messages.doctor_table(doctor.run_checks(self.session, self._kernel()))
 
     def _kernel(self) -> KernelInfo:

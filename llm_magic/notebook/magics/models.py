@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import magics_class
 
 from llm_magic.errors import OptionError
-from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.magics.base import SessionMagics, line_magic
 
 if TYPE_CHECKING:
@@ -22,20 +21,25 @@ class ModelMagics(SessionMagics):
     @line_magic
     def llm_load(self, line: str) -> None:
         """Load a model, or connect to one on a server, and make it the active one."""
-        from llm_magic.notebook.display import live_output, messages
-
         args, session = self.parse("llm_load", line), self.session
+        # Errors about the line or the model are shown before the other imports.
+        from llm_magic.notebook.display import live_output
+
         options: Any = {"name": args["name"], "keep": bool(args["keep"]), **args.options}
-        view = live_output.LoadView(self.shell, live_output.LiveArea(live=self.live))
         label = args["model"] or session.settings.model or "the default model"
         if args["bg"]:
-            session.load_later(args["model"], **options)
-            view.finish([messages.loading_line(label)])
+            from llm_magic.notebook.display.background_output import show_load
+
+            future = session.load_later(args["model"], **options)
+            self.areas.append(show_load(self.shell, session, label, future))
             return
+        view = live_output.LoadView(self.shell, self.live_area())
         options |= {"on_wait": lambda: view.progress(label, session.progress), "began": self.began}
         with view:
             result = session.load_with_details(args["model"], **options)
-        view.finish(messages.ready_lines(result, session.jobs.running))
+        from llm_magic.notebook.display import messages
+
+        view.finish(messages.ready_lines(result, session.jobs.running, session.generation.values))
 
     @line_magic
     def llm_use(self, line: str) -> Table:
@@ -74,6 +78,8 @@ class ModelMagics(SessionMagics):
 
     def _changes(self, args: Parsed) -> tuple[dict[str, object], list[str]]:
         """Return the settings to change, and the names of all settings on the line."""
+        from llm_magic.notebook.arguments import parser
+
         changes = parser.assignments(args["changes"])
         if both := changes.keys() & args.options.keys():
             raise OptionError(f"{min(both)} is given twice. Keep one of its values.")
@@ -86,11 +92,11 @@ class ModelMagics(SessionMagics):
 
     def _filled(self, text: str) -> str:
         """Return a text with its {references} filled in; notes show those that are not."""
-        from llm_magic.notebook.display.answer_view import write_notes
+        from llm_magic.notebook.display.answer_view import show_notes
         from llm_magic.prompts.template import fill
 
         filled = fill(text, self.notebook_names(text))
-        write_notes(filled.notes)
+        show_notes(self.shell, filled.notes)
         return filled.text
 
     @line_magic
@@ -98,15 +104,15 @@ class ModelMagics(SessionMagics):
         """Show the loaded models, where they run, and the memory they use."""
         from llm_magic.notebook.display import messages
 
-        parser.parse("llm_status", line)
-        return messages.status_table(self.session.status())
+        self.parse("llm_status", line, fill=False)
+        return messages.status_table(self.session.status(), self.session.answering)
 
     @line_magic
     def llm_usage(self, line: str) -> Table:
         """Show the tokens, seconds and reported cost of this session's answers, by model."""
         from llm_magic.notebook.display import messages
 
-        args = parser.parse("llm_usage", line)
+        args = self.parse("llm_usage", line, fill=False)
         return messages.usage_table(self.session.usage(reset=bool(args["reset"])))
 
     @line_magic
@@ -130,21 +136,12 @@ class ModelMagics(SessionMagics):
         if args["all"] and name:
             raise OptionError("--all and the name of a model cannot be combined. Use one of them.")
         self.wait_for_load()
-        if name == "all" and name not in {info.name for info in session.status().models}:
-            raise OptionError(
-                "No loaded model is called all. %llm_unload --all unloads every model."
-            )
-        jobs = session.jobs_of(name, every=bool(args["all"]))
-        area = live_output.LiveArea(live=self.live and hasattr(self.shell, "kernel"))
-        view = live_output.JobsView(area, jobs, messages.STOP_HINT)
-        try:
-            unloaded = (
-                session.unload_all(view.draw) if args["all"] else [session.unload(name, view.draw)]
-            )
-        finally:
-            area.clear()
-            view.clear_line()
+        # A model may have this name.
+        is_word = name == "all" and name not in {info.name for info in session.status().models}
+        every = bool(args["all"]) or is_word
+        answers = session.answers_of(None if every else name, every=every)
+        area = self.live_area()
+        with live_output.JobsView(area, answers, messages.STOP_HINT) as view:
+            unloaded = session.unload_all(view.draw) if every else [session.unload(name, view.draw)]
         lines = [messages.unloaded_line(one, session.jobs.running) for one in unloaded]
-        live_output.LoadView(self.shell, live_output.LiveArea(live=False)).finish(
-            lines or ["No model was loaded."]
-        )
+        live_output.LoadView(self.shell, area).finish(lines or ["No model was loaded."])

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class ControlPanel:
-    """Shows a session and changes it. All state is in the session, so several panels always agree.
+    """Shows a session and changes it. Cells display the same panel: what one shows, all show.
 
     The kernel may run callbacks on any thread, and a timer thread draws: one lock separates them.
     """
@@ -51,15 +51,19 @@ class ControlPanel:
         self.asking = AskSection(self)
         self.jobs = JobsSection(self)
         self.status = widgets.HTML()
-        # Where the last error is shown.
-        self._shows_error: Callable[[str], None] = lambda _text: None
+        # Where errors are shown.
+        self._showing: list[Callable[[str], None]] = []
+        # The magic of an action that failed after it had started.
+        self._failed_magic = ""
         self.magic = CopyText(label="Copy", shown=True)
         self._sections = (self.loading, self.settings, self.asking, self.jobs)
-        left = widgets.VBox([self.loading.box, self.settings.box])
-        right = widgets.VBox([self.asking.box, self.jobs.box])
-        columns = widgets.Box([left, right]).add_class("llm-columns")
+        asking = widgets.VBox([self.asking.box, self.jobs.box]).add_class("llm-ask")
+        parts = [self.loading.box, asking, self.settings.box]
+        columns = widgets.Box(parts).add_class("llm-columns")
         title = widgets.HTML("<h3>As a magic</h3>")
-        parts = [self.status, columns, title, self.magic]
+        # Hidden until there is one.
+        self.as_magic = widgets.VBox([title, self.magic], layout={"display": "none"})
+        parts = [self.status, columns, self.as_magic]
         self.box = widgets.VBox(parts).add_class("llm-panel")
         self._refresher = Refresher(self.draw)
         self._stop_listening = session.listen(self._refresher.request)
@@ -77,7 +81,9 @@ class ControlPanel:
             self.status.value = status_html(self.session)
             for section in self._sections:
                 section.draw()
-            return self.asking.is_waiting
+            is_offered = self.magic.value not in {"", self._failed_magic}
+            self.as_magic.layout.display = "" if is_offered else "none"
+            return self.asking.is_waiting or self.loading.is_busy
 
     @contextlib.contextmanager
     def _programmatic(self) -> Iterator[None]:
@@ -102,21 +108,17 @@ class ControlPanel:
         """Schedule a drawing."""
         self._refresher.request()
 
-    def close(self) -> None:
-        """Stop listening to the session and remove the widgets from the page."""
-        self._disconnect()
-        for widget in _parts(self.box):
-            widget.close()
+    @property
+    def is_closed(self) -> bool:
+        """Whether it cannot be used any more: its session was closed, or its widgets were."""
+        return self.is_retired or self.box.comm is None
 
-    def _disconnect(self) -> None:
+    def retire(self) -> None:
+        """Show that the session is closed, and disable all controls."""
         self.is_retired = True
         self._stop_listening()
         self._stop_waiting()
         self._refresher.stop()
-
-    def retire(self) -> None:
-        """Show that the session is closed, and disable all controls."""
-        self._disconnect()
         with self._lock, self._programmatic():
             self.status.value = (
                 '<div class="llm-status" role="status"><span class="llm-state">Closed</span>'
@@ -140,16 +142,18 @@ class ControlPanel:
             return False
         succeeded = True
         with self._lock:
+            failed, self._failed_magic = self._failed_magic, ""
             # Before the action: it may start a thread that fails at once.
             self.show_error("", report)
             try:
                 magic = action()
             except LLMMagicException as error:
-                succeeded = False
+                succeeded, magic = False, None
                 self.show_error(error, report)
+            if magic:
+                self.magic.value = magic
             else:
-                if magic:
-                    self.magic.value = magic
+                self._failed_magic = self._failed_magic or failed
         self.draw()
         return succeeded
 
@@ -160,14 +164,24 @@ class ControlPanel:
         else:
             self._main_loop.call_soon_threadsafe(call)
 
-    def show_error(self, error: BaseException | str, report: Callable[[str], None]) -> None:
-        """Show an error instead of the last one; an error of another package with its type."""
+    def withdraw(self, magic: str) -> None:
+        """Offer the magic of an action no more, because it failed."""
+        self._failed_magic = magic
+        self.request_draw()
+
+    def show_error(
+        self, error: BaseException | str, report: Callable[[str], None], *, beside: bool = False
+    ) -> None:
+        """Show an error, `beside` the others or instead of them; one of another package with its type."""
         if isinstance(error, LLMMagicException):
             error = error_message(error)
         elif isinstance(error, BaseException):
             error = f"{type(error).__name__}: {error}"
-        self._shows_error("")
-        self._shows_error = report
+        if not beside:
+            for clear in self._showing:
+                clear("")
+            self._showing = []
+        self._showing.append(report)
         report(error)
 
     def static_html(self) -> str:
@@ -184,10 +198,7 @@ class ControlPanel:
 
 
 def _parts(widget: widgets.Widget) -> Iterator[widgets.Widget]:
-    """Yield a widget, its children, layout and style: each has a channel to the page."""
+    """Yield a widget and those in it."""
     for child in getattr(widget, "children", ()):
         yield from _parts(child)
-    for part in ("layout", "style"):
-        if isinstance(owned := getattr(widget, part, None), widgets.Widget):
-            yield owned
     yield widget

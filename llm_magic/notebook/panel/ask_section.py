@@ -11,13 +11,22 @@ import ipywidgets as widgets
 
 from llm_magic.errors import OptionError
 from llm_magic.notebook.display.answer_view import answer_html, reasoning_html
-from llm_magic.notebook.display.live_output import muted
+from llm_magic.notebook.display.live_output import muted, noticed
 from llm_magic.notebook.display.markdown import IncrementalMarkdown
-from llm_magic.notebook.display.messages import activity, footer, incomplete_label
+from llm_magic.notebook.display.messages import (
+    CONTEXT_FULL,
+    activity,
+    ending_notes,
+    footer,
+    incomplete_label,
+    not_loaded_note,
+    shown_name,
+)
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.notebook.frontend import reach_busy_kernels
 from llm_magic.notebook.panel.as_magic import ask_cell, config_line
 from llm_magic.notebook.panel.controls import (
+    LONG_WAIT_S,
     Conversation,
     CopyText,
     MessageLine,
@@ -30,14 +39,12 @@ from llm_magic.text.code_blocks import code_blocks
 
 if TYPE_CHECKING:
     from llm_magic.notebook.panel import ControlPanel
-    from llm_magic.session.chats import Turn
+    from llm_magic.session.chats import Chat, Turn
     from llm_magic.session.response import Response
 
 CHAT = "panel"
 # The label at the control of the limit.
 _LIMIT = "max new tokens"
-# From then on, a wait is shown with its seconds, as in a cell.
-_LONG_WAIT_S = 3.0
 # Longer conversations stay in the session.
 _SHOWN_TURNS = 30
 
@@ -52,6 +59,14 @@ class AskSection:
         self._notes: tuple[str, ...] = ()
         self._system_notes: tuple[str, ...] = ()
         self._drawn: object = None
+        # The last answer before that of the response, with its HTML: it is shown until that has words.
+        self._earlier: tuple[Response, str] | None = None
+        # The lines below the answers of this panel in the conversation, by the keys of their turns.
+        self._footers: dict[str | None, str] = {}
+        # The magic of the response.
+        self._magic = ""
+        # Whether the error is that an answer is being written: it is true until that ends.
+        self._is_refused = False
         self._markdown = IncrementalMarkdown()
         self.system = widgets.Textarea(
             description="System prompt", placeholder="none", rows=2, continuous_update=False
@@ -65,7 +80,10 @@ class AskSection:
             hint="Ctrl+Enter sends. {name} inserts the value of a variable.",
         )
         self.stop = widgets.Button(description="Stop")
-        self.chat = widgets.Checkbox(description="Keep the conversation", indent=False)
+        # A chat may exist already: a cell has started it, or a panel that was closed.
+        self.chat = widgets.Checkbox(
+            value=self._chat() is not None, description="Keep the conversation", indent=False
+        )
         self.clear = widgets.Button(description="Clear")
         self.note = widgets.HTML()
         self.turns = widgets.HTMLMath()
@@ -92,19 +110,28 @@ class AskSection:
 
     def ask(self, text: str) -> bool:
         """Send a prompt; returns whether it was accepted."""
+        self._is_refused = False
         return self._panel.act(lambda: self._ask(text), self.message.show)
 
     def _ask(self, text: str) -> str:
         if self._response is not None and not self._response.done:
+            self._is_refused = True
             raise OptionError("An answer is being written. Stop it first.")
         if not text.strip():
             raise OptionError("The prompt is empty.")
+        self._panel.settings.check()
         chat = CHAT if self.chat.value else None
         filled = fill(text, self._panel.names(text))
         request = Request(filled.text, chat=chat, key=uuid.uuid4().hex)
         response = self._panel.session.ask(request, background=True)
-        self._response, self._notes = response, filled.notes
-        return ask_cell(text, chat)
+        if self._response is not None and self._response.has_reply:
+            self._earlier = self._response, self._exchange(self._response)
+        failed = self._panel.loading.not_loaded
+        answers = (not_loaded_note(failed, response.model),) if failed else ()
+        notes = (*answers, *filled.notes, *response.prepared.notes)
+        self._response, self._notes = response, notes
+        self._magic = ask_cell(text, chat)
+        return self._magic
 
     def _system_changed(self, text: str) -> None:
         def act() -> None:
@@ -128,16 +155,19 @@ class AskSection:
             self._panel.session.interrupt()
 
     def _clear(self) -> str | None:
-        response, self._response = self._response, None
+        response, self._response, self._earlier = self._response, None, None
         if response is not None and not response.done:
             # Otherwise its turn would be the first one of the next conversation.
             response.cancel()
             response.wait(timeout=1)
-        known = {chat.name for chat in self._panel.session.chats.all()}
-        if CHAT not in known:
+        if self._chat() is None:
             return None
         self._panel.session.reset(CHAT)
         return f"%llm_reset {CHAT}"
+
+    def _chat(self) -> Chat | None:
+        """Return the conversation, None before its first turn."""
+        return next((one for one in self._panel.session.chats.all() if one.name == CHAT), None)
 
     # -- what is shown ------------------------------------------------------------------------
 
@@ -151,6 +181,9 @@ class AskSection:
         """Show the answer so far."""
         response, answering = self._response, self._panel.session.answering
         own = response is not None and not response.done
+        if self._is_refused and not own:
+            self._is_refused = False
+            self.message.show("")
         # Jobs of cells have their own stop buttons, in the list of jobs.
         elsewhere = any(one.view is None for one in answering) and not own
         self.system.value = self._panel.session.generation.system or ""
@@ -159,7 +192,7 @@ class AskSection:
         in_cell = any(one.number is None for one in answering)
         self.stop.tooltip = _stop_hint(in_cell)
         self.clear.layout.display = "" if self.chat.value else "none"
-        chat = next((one for one in self._panel.session.chats.all() if one.name == CHAT), None)
+        chat = self._chat()
         # Without stale turns: they are not sent.
         turns = chat.fresh[-_SHOWN_TURNS:] if chat and self.chat.value else ()
         index = _index(turns, response)
@@ -171,7 +204,11 @@ class AskSection:
             response = None
         note = muted(_stop_hint(in_cell)) if elsewhere else self._counter(response)
         self.note.value = _notes_html(self._system_notes) + note
-        self.turns.value = "".join(map(_turn, turns))
+        keys = {turn.key for turn in turns}
+        if chat is None:
+            self._footers.clear()
+        shown = [_turn(turn, self._footers.get(turn.key, "")) for turn in turns]
+        self.turns.value = "".join(shown) + self._earlier_html(response, keys)
         self._draw_answer(response)
 
     def _counter(self, response: Response | None) -> str:
@@ -189,6 +226,14 @@ class AskSection:
         used = usage.prompt_tokens + usage.completion_tokens
         of = f" of {context:,} ({used / context:.0%})" if context else ""
         return muted(f"{used:,} tokens of context used{of}")
+
+    def _earlier_html(self, response: Response | None, turns: set[str]) -> str:
+        """Return the answer before that of the response, until that has words or if it fails."""
+        if self._earlier is None or response is None:
+            return ""
+        earlier, shown = self._earlier
+        is_replaced = _has_words(response) and response.state != "failed"
+        return "" if is_replaced or earlier.prepared.request.key in turns else shown
 
     def _draw_answer(self, response: Response | None) -> None:
         if response is None:
@@ -212,21 +257,27 @@ class AskSection:
         if response.has_reply:
             self._draw_text(response)
         else:
-            self.answer.value = self.take.code = ""
+            self.answer.value = ""
+            self.take.code = _first_code(self._earlier[0]) if self._earlier is not None else ""
             self.prompt.restore()
-        self._panel.show_error(response.error, self.message.show)
+        self._panel.withdraw(self._magic)
+        # If the load that it waited for has failed, that error is shown at its own controls.
+        self._panel.show_error(response.error, self.message.show, beside=True)
 
     def _draw_text(self, response: Response) -> None:
+        self.answer.value = self._exchange(response)
+        self.take.code = _first_code(response) if response.done else ""
+        if response.done and response.prepared.request.chat is not None:
+            self._footers[response.prepared.request.key] = _below(response)
+
+    def _exchange(self, response: Response) -> str:
+        """Return the prompt and the answer of the response, which may still grow, as HTML."""
         text, reasoning = response.text, reasoning_html(response.reasoning)
         answer = self._markdown.render(text.lstrip()) if text.strip() else ""
-        notes = _notes_html(self._notes)
-        inner = f"{reasoning}{answer}{muted(_below(response))}"
-        source = text.strip() if response.done else ""
-        self.answer.value = f"{_question(response.prompt)}{notes}{_answer(inner, source)}"
-        self.take.code = ""
-        if response.done:
-            blocks = code_blocks(text)
-            self.take.code = blocks[0].code.rstrip("\n") if blocks else ""
+        notes = ending_notes(response, "Send the prompt again.") if response.done else []
+        below = (noticed(*notes) if notes else "") + muted(_below(response))
+        inner = f"{_notes_html(self._notes)}{reasoning}{answer}{below}"
+        return _question(response.prompt) + _answer(inner, text.strip() if response.done else "")
 
 
 def _index(turns: tuple[Turn, ...], response: Response | None) -> int | None:
@@ -237,11 +288,27 @@ def _index(turns: tuple[Turn, ...], response: Response | None) -> int | None:
     return next((index for index, turn in enumerate(turns) if turn.key == key), None)
 
 
+def _has_words(response: Response) -> bool:
+    return response.has_text or response.has_reasoning
+
+
+def _first_code(response: Response) -> str:
+    """Return the first block of code of an answer, or nothing."""
+    blocks = code_blocks(response.text)
+    return blocks[0].code.rstrip("\n") if blocks else ""
+
+
 @lru_cache(maxsize=_SHOWN_TURNS)
-def _turn(turn: Turn) -> str:
-    """Return a turn as HTML; each update of the next answer shows all of them again."""
-    answer, label = turn.answer.content, incomplete_label(turn.finish_reason, limit=_LIMIT)
-    inner = answer_html(answer, "markdown") + (muted(label) if label else "")
+def _turn(turn: Turn, below: str) -> str:
+    """Return a turn as HTML; each update of the next answer shows all of them again.
+
+    `below` is the line below its answer, nothing if this panel has not shown it.
+    """
+    limit = CONTEXT_FULL if turn.context_full else _LIMIT
+    label = incomplete_label(turn.finish_reason, limit=limit)
+    line = below or " · ".join(filter(None, (shown_name(turn.model), label)))
+    answer = turn.answer.content
+    inner = answer_html(answer, "markdown") + (muted(line) if line else "")
     return _question(turn.question.content) + _answer(inner, answer.strip())
 
 
@@ -265,10 +332,12 @@ def _below(response: Response) -> str:
     if response.reply is not None:
         system = response.prepared.session_system
         return footer(response.reply, response.info, system, limit=_LIMIT)
+    model = shown_name(response.model)
     if response.has_text:
-        return "…"
+        return f"{model} …"
     waited = response.seconds
-    return f"{activity(response)} …" + (f" {waited:.0f} s" if waited >= _LONG_WAIT_S else "")
+    seconds = f" {waited:.0f} s" if waited >= LONG_WAIT_S else ""
+    return f"{model} · {activity(response)} …{seconds}"
 
 
 def _stop_hint(in_cell: bool) -> str:

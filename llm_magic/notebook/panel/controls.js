@@ -65,22 +65,22 @@ function number({ model, el }) {
   el.append(complaint, note);
 
   function set(value) {
-    complain("");
     model.set("value", value);
     model.save_changes();
+    draw();
   }
-  function complain(text) {
-    complaint.textContent = text;
-    field.ariaInvalid = text === "" ? null : "true";
-  }
+  // All digits are visible, beside the arrows of the field.
+  const widen = () => { field.style.width = `calc(${field.value.length}ch + 34px)`; };
   // Python receives the typed number unchanged and validates it. A text is no number in any browser.
   const commit = (source) => {
-    if (source.value !== "") { set(Number(source.value)); return; }
-    const typed = source.validity.badInput;
-    draw();
-    if (typed) complain(`${label} must be a number${model.get("range") ? `, ${model.get("range")}` : ""}.`);
+    if (source.value !== "") set(Number(source.value));
+    else if (source.validity.badInput) {
+      model.set("error", `${label} must be a number${model.get("range") ? `, ${model.get("range")}` : ""}.`);
+      model.save_changes();
+    } else set(model.get("used"));
   };
-  slider.addEventListener("input", () => { field.value = slider.value; });
+  slider.addEventListener("input", () => { field.value = slider.value; widen(); });
+  field.addEventListener("input", widen);
   slider.addEventListener("change", () => commit(slider));
   field.addEventListener("change", () => commit(field));
   field.addEventListener("keydown", (event) => { if (event.key === "Enter") commit(field); });
@@ -89,15 +89,18 @@ function number({ model, el }) {
   return follow(model, ["value", "changed", "error", "note"], draw);
 
   function draw() {
-    const value = model.get("value");
-    complain(model.get("error"));
+    const [value, error] = [model.get("value"), model.get("error")];
+    complaint.textContent = error;
+    field.ariaInvalid = error === "" ? null : "true";
     note.textContent = model.get("note");
     none.checked = value === null;
     slider.disabled = field.disabled = value === null;
-    if (value !== null) {
+    // A text that is no number stays with its error.
+    if (value !== null && !(field.validity.badInput && error !== "")) {
       slider.value = value;
       field.value = value;
     }
+    widen();
     mark.textContent = model.get("changed") ? "●" : "";
     mark.ariaLabel = model.get("changed") ? "changed" : "";
     el.classList.toggle("llm-changed", model.get("changed"));
@@ -117,7 +120,8 @@ function prompt({ model, el }) {
   const queued = element("span", { className: "llm-queued", role: "status" });
   const withdraw = element("button", { className: "jupyter-button", textContent: "Withdraw" });
   el.classList.add("llm-prompt");
-  el.append(box, element("div", { className: "llm-send" }, hint, queued, withdraw, send));
+  const waiting = element("div", { className: "llm-turn llm-pending" });
+  el.append(box, element("div", { className: "llm-send" }, hint, queued, withdraw, send), waiting);
   // The text that was sent and not accepted yet.
   let pending = null;
   // The text that was accepted last, until the kernel restores it.
@@ -197,7 +201,8 @@ function prompt({ model, el }) {
   function draw(text = "") {
     showQueued(el, queued, text);
     hint.hidden = text !== "";
-    withdraw.hidden = text === "";
+    withdraw.hidden = waiting.hidden = text === "";
+    waiting.textContent = text === "" ? "" : pending.text;
     send.disabled = model.get("disabled") || pending !== null;
   }
   const undo = follow(model, ["disabled"], () => { if (!pending) draw(); });
@@ -238,16 +243,22 @@ function queue({ model, el }) {
   });
 }
 
+// What a reader does in a page; after it, the page stays where it is.
+const ACTIONS = ["wheel", "touchmove", "pointerdown", "keydown"];
+
 // Makes the box around it follow the newest answer, until the reader scrolls up; and its answers can be copied.
+// After a prompt is sent, the page scrolls to the box, until the reader does anything else.
 function conversation({ model, el }) {
   return whenAttached(el, ".llm-scroll", (box) => {
     Object.assign(box, { role: "log", ariaLabel: "Conversation", tabIndex: 0 });
     let follows = true;
+    let isShown = false;
     let seen = { top: 0, height: 0 };
     const look = () => { seen = { top: box.scrollTop, height: box.scrollHeight }; };
     const arrive = () => {
       addCopyButtons(box);
       if (follows) box.scrollTop = box.scrollHeight;
+      if (isShown) box.scrollIntoView({ block: "nearest" });
       look();
     };
     const scrolled = () => {
@@ -258,11 +269,13 @@ function conversation({ model, el }) {
       look();
     };
     const wheeled = (event) => { if (event.deltaY < 0 && box.scrollTop > 0) follows = false; };
-    const asked = () => { follows = true; arrive(); };
+    const asked = () => { follows = isShown = true; arrive(); };
+    const acted = () => { isShown = false; };
     const panel = box.closest(".llm-panel");
     box.addEventListener("scroll", scrolled);
     box.addEventListener("wheel", wheeled, { passive: true });
     panel?.addEventListener("llm-asked", asked);
+    ACTIONS.forEach((name) => document.addEventListener(name, acted, { capture: true, passive: true }));
     const changes = new MutationObserver(arrive);
     changes.observe(box, { childList: true, subtree: true, characterData: true });
     const sizes = new ResizeObserver(arrive);
@@ -277,6 +290,7 @@ function conversation({ model, el }) {
       box.removeEventListener("scroll", scrolled);
       box.removeEventListener("wheel", wheeled);
       panel?.removeEventListener("llm-asked", asked);
+      ACTIONS.forEach((name) => document.removeEventListener(name, acted, { capture: true }));
     };
   });
 }

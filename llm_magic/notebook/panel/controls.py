@@ -16,6 +16,8 @@ import traitlets
 from llm_magic.config.option_spec import OptionSpec
 
 _HERE = Path(__file__).parent
+# From then on, a wait is shown with its seconds, as in a cell.
+LONG_WAIT_S = 3.0
 
 
 class MessageLine(widgets.HTML):  # type: ignore[misc]
@@ -55,7 +57,8 @@ class _Control(anywidget.AnyWidget):
 class NumberControl(_Control):
     """A number as slider and field, with a check box for the model's own value (None).
 
-    It accepts any number; the session validates it. Below the field are its `error` and a `note`.
+    It accepts any number; the session validates it. A refused one stays: `used` is the valid one, which an
+    emptied field gets. Below the field are its `error` and a `note`.
     """
 
     error = traitlets.Unicode().tag(sync=True)
@@ -64,6 +67,7 @@ class NumberControl(_Control):
     help = traitlets.Unicode().tag(sync=True)
     none_label = traitlets.Unicode("model's own").tag(sync=True)
     value = traitlets.Float(None, allow_none=True).tag(sync=True)
+    used = traitlets.Float(None, allow_none=True).tag(sync=True)
     fallback = traitlets.Float(0.0).tag(sync=True)
     minimum = traitlets.Float(0.0).tag(sync=True)
     maximum = traitlets.Float(1.0).tag(sync=True)

@@ -35,7 +35,8 @@ def error_message(error: LLMMagicException) -> str:
     if not error.advice:
         # With a label, that of an option with an invalid value.
         return f"{label}: {error.problem}" if label else str(error)
-    advice = [f"Check “{label}”."] if label else []
+    check = f"Choose {error.choice} in “{label}”." if error.choice else f"Check “{label}”."
+    advice = [check] if label else []
     advice += [own] if own else []
     return " ".join([error.problem, *(advice or [error.advice])])
 

@@ -13,7 +13,7 @@ from llm_magic.notebook.panel.controls import MessageLine, QueueNotice
 
 if TYPE_CHECKING:
     from llm_magic.notebook.panel import ControlPanel
-    from llm_magic.session.response import Response
+    from llm_magic.session.jobs import Job
 
 # Rows are created once: a widget that is added and removed costs the page more than a hidden one.
 _ROWS = 6
@@ -25,10 +25,15 @@ class JobsSection:
     def __init__(self, panel: ControlPanel) -> None:
         self._panel = panel
         # A job stays in its row while it is shown, so that a late click on its button stops no other.
-        self._shown: list[Response | None] = [None] * _ROWS
+        self._shown: list[Job | None] = [None] * _ROWS
         self.labels = [widgets.HTML() for _ in range(_ROWS)]
         self.stops = [widgets.Button() for _ in range(_ROWS)]
         self.more = widgets.HTML()
+        self.clear = widgets.Button(
+            description="Clear finished", tooltip="Hide them here; %llm_jobs lists them"
+        )
+        # The finished jobs that the user has hidden.
+        self._hidden: set[Job] = set()
         self.message = MessageLine()
         self.rows = [
             widgets.Box([label, stop]).add_class("llm-job")
@@ -38,8 +43,12 @@ class JobsSection:
             stop.on_click(
                 lambda _button, at=index: panel.act(partial(self._stop, at), self.message.show)
             )
+        self.clear.on_click(lambda _button: panel.act(self._clear, self.message.show))
+        buttons = widgets.Box([self.clear]).add_class("llm-buttons")
         title = widgets.HTML("<h3>In the background</h3>")
-        parts = [title, *self.rows, self.more, self.message, QueueNotice()]
+        # Of their own box: the rows have an order, and what has none would come before the second row.
+        rows = widgets.VBox(self.rows)
+        parts = [title, rows, self.more, buttons, self.message, QueueNotice()]
         self.box = widgets.VBox(parts).add_class("llm-section")
         self.draw()
 
@@ -50,9 +59,13 @@ class JobsSection:
         job.cancel()
         return f"%llm_stop {job.number}"
 
+    def _clear(self) -> None:
+        self._hidden = {job for job in self._panel.session.jobs.all if job.done}
+
     def draw(self) -> None:
         """Show the running jobs and the latest finished ones, without the prompts of panels."""
-        jobs = [job for job in self._panel.session.jobs.all if job.view is not None]
+        listed = (job for job in self._panel.session.jobs.all if job.view is not None)
+        jobs = [job for job in listed if job not in self._hidden]
         running = [job for job in jobs if not job.done]
         finished = [job for job in jobs if job.done]
         chosen = [*running, *reversed(finished)][:_ROWS]
@@ -70,6 +83,7 @@ class JobsSection:
             stop.layout.display = "none" if job.done else ""
             # Screen readers announce buttons by their names: "Stop" is the one of the prompt.
             stop.description = f"Stop {job.number}"
+        self.clear.layout.display = "" if finished else "none"
         hidden = len(jobs) - len(chosen)
         self.more.value = (
             f'<span class="llm-quiet">and {hidden} more: %llm_jobs</span>' if hidden > 0 else ""
@@ -77,7 +91,7 @@ class JobsSection:
         self.box.layout.display = "" if chosen else "none"
 
 
-def _row(job: Response) -> str:
+def _row(job: Job) -> str:
     amount = f" · {job.amount}" if job.amount else ""
     state = f'<span class="llm-state llm-{job.state}">{job.state}</span>'
     figures = f"job {job.number} · {job.model}{amount}" + (f" · {job.seconds:.1f} s" * job.done)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from llm_magic.notebook.display.messages import model_line
+from llm_magic.backends.base import LAST_ANSWER
+from llm_magic.notebook.display.messages import model_line, shortened, shown_name
 from llm_magic.text import human_bytes
 
 if TYPE_CHECKING:
@@ -16,29 +17,48 @@ if TYPE_CHECKING:
     from llm_magic.session.response import Response
     from llm_magic.types import Reply
 
+_REASON_CHARACTERS = 80
+
 
 def status_html(session: Session) -> str:
     """Return the status line as HTML."""
     status = session.status()
     answering = session.answering
-    state = "Answering" if answering and status.status == "Ready" else status.status
+    is_free = status.status in {"Ready", "Inactive", "Failed"}
+    state = "Answering" if answering and is_free else status.status
+    failure = status.backend_details.get(LAST_ANSWER, "")
+    mark = "incomplete" if failure and state == "Ready" else state
     # Screen readers announce the state, not the figures, which change continuously.
-    announced = f'<span role="status"><span class="llm-state llm-{state}">{state}</span>'
+    announced = f'<span role="status"><span class="llm-state llm-{mark}">{state}</span>'
     active = status.active
-    announced += (
-        f" <span>{html.escape(model_line(active) if active else _hint(status))}</span></span>"
-    )
-    parts = [announced, _memory(status), _speed(answering, session.last)]
-    others = [info.name for info in status.models if info is not active]
+    # The active one may have been loaded while another one answers.
+    busy = tuple(dict.fromkeys(one.model for one in answering)) if active else ()
+    is_other = bool(busy) and busy != (status.active_model,)
+    about = model_line(active) if active else _hint(status, answering)
+    shown = ", ".join(map(shown_name, busy)) if is_other else about
+    announced += f" <span>{html.escape(shown)}</span></span>"
+    last = session.last if session.last and session.last.model == status.active_model else None
+    parts = [announced, *([_muted(f"active: {about}")] if is_other else []), _memory(status)]
+    if failure and not answering:
+        parts.append(_muted(f"{LAST_ANSWER} {shortened(failure, _REASON_CHARACTERS)}"))
+    else:
+        parts.append(_speed(answering, last))
+    others = [info.name for info in status.models if info is not active and info.name not in busy]
     if others:
         parts.append(_muted(f"also loaded: {', '.join(others)}"))
     return f'<div class="llm-status">{"".join(parts)}</div>'
 
 
-def _hint(status: Status) -> str:
+def _hint(status: Status, answering: tuple[Response, ...]) -> str:
+    """Return what the name of the state does not show."""
     if status.status in {"Loading", "Configuring"}:
-        return "loading the model"
-    return "no model loaded"
+        return ""
+    if answering:
+        return f"{shown_name(answering[-1].model)} finishes its answer · no model loaded"
+    # The whole error is shown at its controls, with what to do in the panel.
+    failed = status.last_error if status.status == "Failed" else None
+    reason = f": {shortened(failed, _REASON_CHARACTERS)}" if failed else ""
+    return f"no model loaded{reason}"
 
 
 def _memory(status: Status) -> str:

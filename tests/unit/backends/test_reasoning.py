@@ -177,7 +177,7 @@ def test_reasoning_that_a_server_separates_passes_through() -> None:
 
 
 def test_notices_pass_through_and_change_nothing() -> None:
-    notice = Chunk(notice="429, next try in 1 s")
+    notice = Chunk(notice="429, attempt 2 of 3 after 1 s")
     chunks = [notice, Chunk(text="<think>a"), notice, Chunk(text="</think>b"), END]
     out = fed(*chunks)
     assert joined(out) == ("a", "b")

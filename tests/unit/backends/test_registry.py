@@ -20,7 +20,7 @@ from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.arguments.help_pages import page
 from tests.scripted import settings
 
-OURS = ("local", "ollama", "vllm", "instructlab", *PROVIDERS)
+OURS = ("local", "llamacpp", "ollama", "vllm", "instructlab", *PROVIDERS)
 MODULE = """
 from typing import Annotated
 from llm_magic.backends.base import UNSUPPORTED, Backend

@@ -22,13 +22,13 @@ from tests.ollama_server import OllamaServer
 from tests.remote_sessions import (
     OLLAMA_CHAT,
     chat_path,
-    eventually,
     last,
     questions,
     session_on,
     still_works,
 )
 from tests.scripted import read, stop_when
+from tests.until import until
 from tests.wire import (
     Hold,
     Pause,
@@ -227,7 +227,7 @@ def test_held_back_text_is_in_an_interrupted_answer(session: Session, server: Ht
     def take(chunk: Chunk) -> None:
         if chunk.text:
             # The piece that is held back comes right after this one.
-            eventually(lambda: questions(server)[0].chunks_sent == 2, "the answer does not go on")
+            until(lambda: questions(server)[0].chunks_sent == 2, "the answer does not go on")
             threading.Timer(0.2, heard.set).start()
 
     stop_when(heard)

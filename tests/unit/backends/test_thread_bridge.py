@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import sys
 import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator, Callable
 from contextvars import Context
-from typing import TypeVarTuple
+from types import FrameType
+from typing import Any, TypeVarTuple
 
 import pytest
 
@@ -248,3 +251,33 @@ def test_loop_that_is_woken_regularly_notices_a_cancellation() -> None:
         return time.monotonic() - began
 
     assert asyncio.run(main()) < 10
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_call_that_is_interrupted_at_any_line_leaves_the_loop_wakeable(number: int) -> None:
+    """A signal handler raises between two lines; the next call must reach the loop."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _arg: object) -> Any:
+        nonlocal lines
+        if frame.f_code is not LoopCalls.call.__code__:
+            return None
+        if event == "line":
+            lines += 1
+            if lines > number:
+                raise KeyboardInterrupt
+        return trace
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    calls, called = loop_calls(loop), threading.Event()
+    sys.settrace(trace)
+    with contextlib.suppress(KeyboardInterrupt):
+        calls.call(lambda: None)
+    sys.settrace(None)
+    calls.call(called.set)
+    assert called.wait(5)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()

@@ -260,6 +260,15 @@ def test_unset_variable_raises_without_prompt(
     assert server.received == []
 
 
+def test_typed_text_that_is_no_key_is_not_called_the_value_of_the_variable(
+    session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(getpass, "getpass", lambda _question: "%llm hi")
+    with pytest.raises(OptionError, match="What you entered is not an API key: it contains spaces"):
+        load(session, server, key_env=NAME)
+    assert server.received == []
+
+
 @pytest.mark.parametrize("secret", [" ", "two words", "line\nbreak", "schlüssel", "tab\tin it"])
 def test_invalid_key_raises_without_showing_value(
     session: Session, server: FaultServer, monkeypatch: pytest.MonkeyPatch, secret: str

@@ -48,6 +48,9 @@ SECRET = "sk-4f9b27c1d8e3"
         ("http://localhost.:8000", "http://localhost:8000", "http://localhost:8000"),
         ("http://host:", "http://host", "http://host"),
         ("https://host/v1/chat/completions", "https://host/v1", "https://host"),
+        ("https://host/v1/models", "https://host/v1", "https://host"),
+        # The API of a provider.
+        ("https://host/models", "https://host/models", "https://host"),
         ("https://host/v1/completions/", "https://host/v1", "https://host"),
         ("https://host/completions/v1", "https://host/completions/v1", "https://host"),
         ("localhost:11434/api/chat", "http://localhost:11434", "http://localhost:11434"),

@@ -99,7 +99,8 @@ def test_nothing_changes_if_one_of_several_is_wrong() -> None:
     [
         ("device", ["auto", "cpu", "mps", "cuda", "cuda:3"], ["gpu", "cuda:", "cuda:x", "CPU"],
          "auto, cpu, cuda, cuda:N or mps"),
-        ("quantization", ["none", "8bit", "4bit"], ["2bit", ""], "none, 8bit or 4bit"),
+        ("quantization", ["none", "8bit", "bnb-4bit"], ["2bit", ""],
+         "none, 8bit, 4bit, bnb-8bit or bnb-4bit"),
         ("dtype", ["auto", "bfloat16", "float32"], ["int8", "bf17"],
          "auto, float32, bfloat16 or float16"),
     ],
@@ -236,7 +237,7 @@ def test_environment_precedes_the_file(
         (
             "DEFAULT_LLM_QUANTIZATION",
             "3bit",
-            "DEFAULT_LLM_QUANTIZATION=3bit is invalid. Use none, 8bit or 4bit.",
+            "DEFAULT_LLM_QUANTIZATION=3bit is invalid. Use none, 8bit, 4bit, bnb-8bit or bnb-4bit.",
         ),
         ("LLM_MAGIC_STREAM", "maybe", "LLM_MAGIC_STREAM=maybe is invalid. Use on or off."),
     ],

@@ -12,6 +12,7 @@ import pytest
 
 from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.providers import PROVIDERS
+from llm_magic.config.settings import ServerLoadConfig, Settings
 from llm_magic.doctor.finding import Finding, run_in_thread
 from llm_magic.doctor.servers import check_hub, check_keys, check_servers
 from tests.fault_server import MODELS, FaultServer
@@ -88,6 +89,28 @@ def test_unknown_host_is_a_problem() -> None:
     assert found == Finding(
         "vllm", "problem", "there is no host nowhere.invalid", "correct VLLM_BASE_URL"
     )
+
+
+@pytest.mark.parametrize("code", [socket.EAI_AGAIN, socket.EAI_NONAME])
+def test_unknown_host_of_a_provider_is_no_wrong_address(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def resolve(*_: object, **__: object) -> None:
+        raise socket.gaierror(code, "no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-000000000000")
+    found = look("openai", "https://api.openai.com")
+    assert (found.state, found.fix) == ("problem", "check the network")
+
+
+def test_wrong_address_of_a_load_is_corrected_in_the_load() -> None:
+    used = ServerLoadConfig(backend="openai", base_url="http://nowhere.invalid/v1")
+    found = asyncio.run(
+        check_servers(settings(), ApiKeys(), lambda name: used if name == "openai" else None)
+    )
+    fixes = [one.fix for one in found if one.name == "openai"]
+    assert fixes == ["load it again with another --base-url"]
 
 
 def test_invalid_address_is_a_problem() -> None:
@@ -179,9 +202,26 @@ def test_failing_proxy_suggests_no_proxy(
     assert "hunter2" not in repr(found)
 
 
-def test_default_addresses_without_server_are_not_reported() -> None:
-    found = asyncio.run(check_servers(settings(), ApiKeys()))
-    assert all(finding.state != "problem" for finding in found)
+def test_default_address_without_a_server_is_no_problem(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the usual ports, programs of the person who runs the tests may listen."""
+    with FaultServer() as closed:
+        closed.refuse()
+        running = {"ollama": closed, "vllm": server, "instructlab": closed, "lmstudio": closed,
+                   "llamacpp_server": closed}  # fmt: skip
+        urls = {f"{name}_base_url": one.url for name, one in running.items()}
+        for field, url in urls.items():
+            monkeypatch.setattr(Settings.model_fields[field], "default", url)
+        found = asyncio.run(check_servers(settings(**urls), ApiKeys()))
+    assert found == [
+        Finding("vllm", "ok", f"127.0.0.1:{server.port}: 2 models (tiny, big)"),
+        Finding(
+            "servers",
+            "ok",
+            f"not running at their usual addresses: ollama (127.0.0.1:{closed.port})",
+        ),
+    ]
 
 
 def test_hub_check_sends_no_token(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +274,9 @@ def test_keys_are_listed_without_values(monkeypatch: pytest.MonkeyPatch) -> None
     for provider in PROVIDERS.values():
         monkeypatch.delenv(provider.key_variable, raising=False)
     (found,) = check_keys(ApiKeys())
-    assert found.text == "OPENAI_API_KEY not set, HF_TOKEN set"
+    assert found.text.startswith(
+        "set: HF_TOKEN; not set: OPENAI_API_KEY, ANTHROPIC_API_KEY, GEMINI_API_KEY"
+    )
 
 
 def test_set_keys_of_providers_are_listed_with_their_backends(
@@ -244,7 +286,9 @@ def test_set_keys_of_providers_are_listed_with_their_backends(
         monkeypatch.delenv(provider.key_variable, raising=False)
     monkeypatch.setenv("GROQ_API_KEY", "gsk-tulips")
     (found,) = check_keys(ApiKeys())
-    assert found.text == "OPENAI_API_KEY not set, HF_TOKEN not set, GROQ_API_KEY set (-b groq)"
+    variables = [p.key_variable for p in PROVIDERS.values() if p.key_variable]
+    unset = ", ".join(name for name in (*variables, "HF_TOKEN") if name != "GROQ_API_KEY")
+    assert found.text == f"set: GROQ_API_KEY (-b groq); not set: {unset}"
     # A set key is no reason to send a request.
     assert "groq" not in {f.name for f in asyncio.run(check_servers(settings(), ApiKeys()))}
 

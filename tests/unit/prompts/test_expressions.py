@@ -547,9 +547,9 @@ def test_expression_becomes_its_text(notebook: dict[str, Any], expression: str, 
 def test_expression_has_the_value_that_python_gives(
     notebook: dict[str, Any], expression: str
 ) -> None:
-    filled = fill(f"<{{{expression}}}>", notebook)
+    filled = fill(f"<\n{{{expression}}}\n>", notebook)
     code = f'f"""{{{expression}}}"""' if ":." in expression or ":%" in expression else expression
-    assert filled == Filled(f"<{to_text(eval(code, {}, notebook))}>", (expression,))
+    assert filled == Filled(f"<\n{to_text(eval(code, {}, notebook))}\n>", (expression,))
 
 
 @pytest.mark.parametrize("expression", [*(one for one, _ in FILLED), *AS_IN_PYTHON])
@@ -620,7 +620,9 @@ ASSIGN = ". Assign it to a variable first, and refer to that"
         ("print(xs)", "calls print, which returns None. Insert the value itself"),
         ("df.info()", "calls .info() of a DataFrame, which is not supported. It prints, and returns"
          " None. Insert .dtypes or .describe() instead"),
-        ("df.astype(int)", 'passes int, a function of Python. For the data type, write "int"'),
+        ("df.join(df)", "calls .join() of a DataFrame, which is not supported."
+         " Assign it first, result = ….join(…), and write {result}"),
+        ("df.astype(int)", 'passes int, a function of Python. For a data type, write "int"'),
         ('", ".join(df)', f"joins a DataFrame, which is not a column or a list{ASSIGN}"),
         ("sorted(xs, key=lambda n: -n)", f"contains a lambda{ASSIGN}"),
         ("df.drop('c', axis=1, inplace=1)",
@@ -968,3 +970,100 @@ def test_plain_attributes_keys_and_time_zones_are_read(expression: str, text: st
 def test_method_is_named_in_its_note() -> None:
     (note,) = fill("{append}", {"append": [1].append}).notes
     assert "it is a method; call it" in note
+
+
+SALES = pd.DataFrame({"city": ["Lima", "Oslo", "Lima"], "price": [1.5, 2.0, 3.0]})
+
+
+def test_agg_calls_only_listed_methods_and_sample_repeats_its_rows() -> None:
+    names = {"df": SALES, "f": max, "by": {"price": "mean"}, "many": ["mean"] * 21}
+    assert fill("{df.price.agg('max')}", names).text == "3.0"
+    grouped = fill("{df.groupby('city').price.agg(['count', 'sum'])}", names)
+    assert grouped.text.splitlines()[-2].split() == ["Lima", "2", "4.5"]
+    sampled = fill("{df.sample(2, random_state=0)}", names)
+    assert sampled.text == fill("{df.sample(2, random_state=0)}", names).text
+    assert sampled.notes == ()
+    for code in (
+        "df.agg('to_pickle')", "df.agg(['mean', 'to_csv'])", "df.price.agg(f)", "df.agg(['mean', f])",
+        "df.price.agg('sum', 'x')", "df.agg(by)", "df.price.agg(many)", "df.agg(None)",
+        "df.groupby('city').agg('apply')", "df.agg('__len__')", "df.agg([['mean']])",
+        "df.sample(2)", "df.sample(2, None, True, random_state=0)",
+        "df.sample(2, random_state=0, weights='price')", "df.sample(2, random_state=f)",
+        "df.query('price > 2')", "df.eval('price')",
+    ):  # fmt: skip
+        filled = fill(f"{{{code}}}", names)
+        assert filled.text == f"{{{code}}}"
+        assert len(filled.notes) == 1
+
+
+def test_assign_adds_numbers_and_columns_with_the_labels_of_the_table() -> None:
+    names = {
+        "df": SALES,
+        "f": max,
+        "text": "x" * 1000,
+        "other": pd.Series([1.0, 2.0, 3.0], [7, 8, 9]),
+    }
+    filled = fill("{df.assign(gross=df.price * 2, half=0.5).to_csv(index=False)}", names)
+    assert filled.text.split() == [
+        "city,price,gross,half", "Lima,1.5,3.0,0.5", "Oslo,2.0,4.0,0.5", "Lima,3.0,6.0,0.5",
+    ]  # fmt: skip
+    assert filled.notes == ()
+    assert "gross" not in SALES.columns
+    assert fill("{df.assign(n=2).groupby('city').n.sum()}", names).notes == ()
+    for code in (
+        "df.assign(x=f)", "df.assign(x=text)", "df.assign(x=other)", "df.assign(x=[1, 2, 3])",
+        "df.assign(f)", "df.assign(x=df)", "df.assign(x=None)",
+    ):  # fmt: skip
+        filled = fill(f"{{{code}}}", names)
+        assert filled.text == f"{{{code}}}"
+        assert len(filled.notes) == 1
+
+
+DAYS = pd.to_datetime(["2026-01-01", "2026-01-01", "2026-01-03"])
+
+
+def test_merge_pivot_and_resample_have_a_bounded_result() -> None:
+    big = pd.DataFrame({"city": ["Lima"] * 2000, "n": range(2000), "same": 1})
+    names = {
+        "df": SALES.assign(day=DAYS), "f": max, "big": big,
+        "other": pd.DataFrame({"city": ["Lima", "Rome"], "country": ["Peru", "Italy"], "same": 1.0}),
+        "years": pd.DataFrame({"v": [1, 2]}, pd.to_datetime(["1700-01-01", "2200-01-01"])),
+        "spans": pd.DataFrame({"v": [1, 2]}, pd.to_timedelta(["1 D", "99 D"])),
+    }  # fmt: skip
+    for code in (
+        "df.merge(other)", "df.merge(other, 'left', 'city')", "df.merge(other, how='cross').shape",
+        "df.merge(other, how='outer', left_on='city', right_on='city').country",
+        "big.merge(other, on='city').country", "other.merge(big, on='same').n.sum()",
+        "df.pivot_table(index='city')", "df.pivot_table(columns='city', values='price', aggfunc='max')",
+        "df.pivot_table(index=['city', 'day'], values='price', aggfunc=['mean', 'sum'], fill_value=0)",
+        "df.pivot(index='day', columns='price', values='city')", "big.pivot(columns='same', values='n')",
+        "df.resample('D', on='day').price.sum()", "df.set_index('day').price.resample('12h').mean()",
+        "df.resample('2W-MON', on='day')['price'].agg(['mean', 'max'])", "years.resample('YE').mean()",
+    ):  # fmt: skip
+        expected = eval(code, {}, names)
+        filled = fill(f"{{{code}}}", names)
+        assert filled.text == fill("{expected}", {"expected": expected}).text
+        assert [note for note in filled.notes if "is sent without" not in note] == []
+    refused = {
+        "big.merge(big, on='city')": "would make more than 1,000,000 cells",
+        "big.merge(big, how='cross')": "would make more than 1,000,000 cells",
+        "big.pivot_table(index='n', columns='n')": "would make more than 1,000,000 cells",
+        "years.resample('h').mean()": "would make more than 100,000 cells",
+        "spans.resample('D').mean()": "resamples by something other than dates",
+        "df.resample('fortnight', on='day')": "resamples by something other than a unit of time",
+        "df.pivot_table('price', 'city')": "positional arguments",
+        "df.pivot_table(index='city', aggfunc='apply')": "calls .pivot_table() with something other than",
+        "df.pivot_table(index=['city', 1.5])": "something other than a name of a column",
+        "df.merge(other, on='city', suffixes=('', ''))": "suffixes= is not an allowed argument",
+    }
+    for code, reason in refused.items():
+        filled = fill(f"{{{code}}}", names)
+        assert filled.text == f"{{{code}}}"
+        assert reason in filled.notes[0]
+
+
+def test_long_texts_are_not_added_up_by_agg() -> None:
+    names = {"texts": pd.DataFrame({"a": ["x" * 1000] * 1001, "k": 1})}
+    for code in ("texts.agg('sum')", "texts.groupby('k').agg(['max', 'sum'])"):
+        [note] = fill(f"{{{code}}}", names).notes
+        assert "adds up long texts" in note

@@ -134,7 +134,7 @@ def test_polars_expression_has_the_value_that_python_gives(
 ) -> None:
     code = f'f"""{{{expression}}}"""' if ":." in expression or ":%" in expression else expression
     expected = to_text(eval(code, {}, notebook))
-    assert fill(f"<{{{expression}}}>", notebook) == Filled(f"<{expected}>", (expression,))
+    assert fill(f"<\n{{{expression}}}\n>", notebook) == Filled(f"<\n{expected}\n>", (expression,))
 
 
 @pytest.mark.parametrize("expression", REFUSED.split("\n")[1:-1])

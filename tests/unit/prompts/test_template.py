@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import linecache
+import re
 import subprocess
 import sys
 import time
@@ -299,12 +300,10 @@ def test_double_braces_are_a_literal(ref: str) -> None:
 @pytest.mark.parametrize(
     ("ref", "error"),
     [
-        ('d["z"]', "KeyError: 'z'"),
         ("xs[9]", "IndexError: list index out of range"),
         ("name.nope", "AttributeError: 'str' object has no attribute 'nope'"),
         ("a + name", "TypeError: unsupported operand type(s) for +: 'int' and 'str'"),
         ("name.nope()", "AttributeError: 'str' object has no attribute 'nope'"),
-        ("name:.2f", "ValueError: Unknown format code 'f' for object of type 'str'"),
         ("xs[a / 2]", "TypeError: list indices must be integers or slices, not float"),
         ("invalid.prop", "RuntimeError: first line"),
         ("invalid", "ValueError: no text"),
@@ -314,8 +313,8 @@ def test_error_names_the_reference_in_one_line(ref: str, error: str) -> None:
     with pytest.raises(PromptError) as caught:
         text_of(f"before {{{ref}}} after")
     first = (
-        "Fix the name"
-        if error[:3] in {"Key", "Att"}
+        "Correct the name nope"
+        if error.startswith("Attribute")
         else ("Correct the expression, or assign its value to a variable first")
     )
     escape = f"To send the braces unchanged, write {{{{{ref}}}}}."
@@ -338,7 +337,6 @@ def test_syntax_error_of_the_users_code() -> None:
 @pytest.mark.parametrize(
     ("ref", "near"),
     [
-        ('d["kk"]', ""),
         ('deep["pirce"]', "price"),
         ("deep.itms()", "items"),
         ("name.uper()", "upper"),
@@ -347,21 +345,68 @@ def test_syntax_error_of_the_users_code() -> None:
         ("df.prise", "price"),
         ("df.haed()", "head"),
         ("pair.lefft", "left"),
-        ('df["c9"]', ""),
+        ('df.groupby("prise").size()', "price"),
+        ('df.groupby("price")["prise"]', "price"),
+        ('df.sort_values(by=["prise"])', "price"),
+        ('df.drop(columns=["prise"])', "price"),
     ],
 )
 def test_error_suggests_a_similar_attribute_key_or_column(ref: str, near: str) -> None:
-    names = {
-        **NAMES,
-        "deep": {"price": 1},
-        "df": pd.DataFrame({"price": [1]}),
-        "pair": Pair(1, "r"),
-    }
+    assert advice_of(ref) == f'Did you mean "{near}"?'
+
+
+@pytest.mark.parametrize(
+    ("ref", "advice"),
+    [
+        ('deep["kk"]', "The keys are ['price']."),
+        ("deep.kk", "The keys are ['price']."),
+        ("deep[3]", "The keys are ['price']."),
+        ("deep.price", 'For the key, write ["price"].'),
+        ('df["c9"]', "The columns are ['price']."),
+        ('df.loc[0, "c9"]', "The columns are ['price']."),
+        ("df.loc[7]", "The labels are [0]."),
+        ('df.loc[:, ["price", "prise"]]', 'Did you mean "price"?'),
+        ('df.at[0, "prise"]', 'Did you mean "price"?'),
+        ('row.loc["prise"]', 'Did you mean "price"?'),
+        ('df.merge(other, on="price")', "The columns are ['name']."),
+        ("df.c9", "The columns are ['price']."),
+        ('row["c9"]', "The labels are ['price']."),
+        ('deep["kk"].nope', "The keys are ['price']."),
+        ('{}["kk"]', "Correct the key."),
+        ("pair.nope", "Correct the name nope."),
+        ('df.groupby("kk").size()', "The columns are ['price']."),
+        ("name:.2f", "The value is a text, not a number."),
+        ("nine:,.2f", "The value is a text; write {float(nine):,.2f}."),
+    ],
+)
+def test_error_lists_the_keys_or_columns_if_none_is_similar(ref: str, advice: str) -> None:
+    assert advice_of(ref.replace("{}", "empty")) == advice
+
+
+def test_dict_in_an_expression_has_a_note() -> None:
+    names = {"df": pd.DataFrame({"n": [1]})}
+    for code in ('df.rename(columns={"n": "m"})', 'df.agg({"n": "mean"}).n:.2f', "len({1, 2})"):
+        filled = fill(f"Is {{{code}}} right?", names)
+        assert filled.text == f"Is {{{code}}} right?"
+        assert filled.notes == (
+            f"{{{code}}} was not replaced: it contains braces, as those of a dict or a set."
+            " Assign it to a variable first, and refer to that",
+        )
+    for text in ('`{df.agg({"n": 1})}`', '{"df": {"n": 1}}', "f(x) { df({1}) }", '{f({"n": 1})}'):
+        assert fill(text, names) == Filled(text)
+
+
+def advice_of(ref: str) -> str:
+    """Return the sentence between the error of a reference and how to send its braces."""
+    df = pd.DataFrame({"price": [1]})
+    deep, row = {"price": 1}, df.iloc[0]
+    names = {**NAMES, "deep": deep, "df": df, "row": row, "empty": {}, "pair": Pair(1, "r")}
+    names |= {"nine": "9.5", "other": pd.DataFrame({"name": ["a"]})}
     with pytest.raises(PromptError) as caught:
         fill(f"{{{ref}}}", names)
-    advice = f'Did you mean "{near}"?' if near else "Fix the name."
-    end = f". {advice} To send the braces unchanged, write {{{{{ref}}}}}."
-    assert str(caught.value).endswith(end)
+    text, _, end = str(caught.value).partition(" To send the braces unchanged, write ")
+    assert end == f"{{{{{ref}}}}}."
+    return re.split(r"['\].] (?=Did|The|For|Correct)|\. (?=Did|The|For|Correct)", text)[-1]
 
 
 def test_interrupt_passes() -> None:
@@ -530,6 +575,10 @@ BRACES = [
             "{d.get('k') is {name}",
             "{d.get('k') was not replaced: it has no closing brace; write {d.get('k')}",
         ),
+        *(
+            (text, "{name was not replaced: it has no closing brace; write {name}")
+            for text in ("Hi {name and {a}", "Hi {name, and bye", "Say {name", "Is it {name?")
+        ),
         ("Is it {a{", "{a was not replaced: it has no closing brace; write {a}"),
         ("Is { a } {a{", "{ a } was not replaced: it has spaces beside the braces; write {a}"),
         ("{a :.2f}", "{a :.2f} was not replaced: it has a space beside the colon; write {a:.2f}"),
@@ -545,6 +594,48 @@ BRACES = [
             "{name.upper}",
             "{name.upper} was not replaced: it reads a method; write .upper() to call it",
         ),
+        *(
+            (text, f"{shown} was not replaced: it {reason}")
+            for text, shown, reason in (
+                (
+                    "Mean {xs[0]:.2f and all",
+                    "{xs[0]:.2f",
+                    "has no closing brace; write {xs[0]:.2f}",
+                ),
+                ("{xs[0]:,.1f) ok", "{xs[0]:,.1f", "has no closing brace; write {xs[0]:,.1f}"),
+                (
+                    "{name,upper()}",
+                    "{name,upper()}",
+                    "has a comma in place of a dot; write {name.upper()}",
+                ),
+                ("See {xs;} now", "{xs;}", "ends with a semicolon; write {xs}"),
+                ("{xs !r}", "{xs !r}", "has a space before the conversion; write {xs!r}"),
+                ("{a !s:>9}", "{a !s:>9}", "has a space before the conversion; write {a!s:>9}"),
+                ("{xs[0]!}", "{xs[0]!}", "has !, which is no conversion; write {xs[0]}"),
+                ("{xs[0]!d}", "{xs[0]!d}", "has !d, which is no conversion; write {xs[0]}"),
+                (
+                    "{{{len(xs)}}}",
+                    "{{{len(xs)}}}",
+                    "has three braces on each side; write {len(xs)}",
+                ),
+                ("{xs[0]]}", "{xs[0]]}", "has a closing bracket too many"),
+                (
+                    'f"{a} of {{n}}"',
+                    'f"{a} of {{n}}"',
+                    "is an f-string; omit the f to insert the values",
+                ),
+                (
+                    "Is f'{xs[0]}' much?",
+                    "f'{xs[0]}'",
+                    "is an f-string; omit the f to insert the values",
+                ),
+            )
+        ),
+        (
+            "{xs[0]}} ok",
+            "{xs[0]}} has one closing brace too many, which is sent; write {xs[0]}",
+        ),
+        ("{{a}", "{{a} has one opening brace too many, which is sent; write {a}"),
         (
             "${nmae:.2f}",
             '{nmae:.2f} was not replaced: nmae is not defined. Did you mean "name"?',
@@ -585,6 +676,12 @@ def test_note_names_what_was_left(template: str, note: str) -> None:
         "`${a}`",
         "{xs[0], xs[1]} {len(xs): a} {len(x) for x in xs}",
         "{call(a} {xs[0].. d[",
+        "{{{name}}} {{{obj.attr}}} {{{{len(xs)}}}} {a,b} {a,len(xs)} {a,x(y)} {a, b}; {x;y}",
+        '{"k": {"v": {a}}} {\n  "k": {a}}\n{{a}: b} and {{a}\n}',
+        "if (!a) { a; }\nfunction(x) {x;} => {x;} `{xs;}` `{{a}` `{a}}`",
+        'print(f"{a}")\nreturn f"{a}"\n    f"{a}"\nx = f"{a}"\n`f"{a}"` if f"{a}" else',
+        "```\nf'{a}'\n```",
+        "{call;} {call !r} {call!} {call]}",
         *BRACES,
     ],
 )
@@ -799,6 +896,26 @@ def cells() -> Iterator[dict[str, Any]]:
         del linecache.cache[f"<cell {number}>"]
 
 
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{t}", "TABLE"),
+        ("See {t}?", "See\nTABLE\n?"),
+        ("{t}. {t} !\n", "TABLE\n.\nTABLE\n!\n"),
+        ("{t}{t} {name}", "TABLE\nTABLE\nAda"),
+        ("\n  {t}  \nEnd", "\n  TABLE  \nEnd"),
+        ("<b>{t}</b>", "<b>\nTABLE\n</b>"),
+        ("{name} {t}\n{t}", "Ada\nTABLE\nTABLE"),
+        ("{t.to_string(index=False)} a", " a\n 1\na"),
+        ("{empty}Is {t.shape} or {lines}?", "Is (1, 1) or one\ntwo?"),
+    ],
+)
+def test_lines_of_a_value_are_its_own(template: str, text: str) -> None:
+    values = {"t": pd.DataFrame({"a": [1]}), "name": "Ada", "lines": "one\ntwo", "empty": ""}
+    table = "DataFrame, 1 row × 1 column\n   a\n0  1"
+    assert fill(template, values).text == text.replace("TABLE", table)
+
+
 def test_source_of_notebook_cells(cells: dict[str, Any]) -> None:
     assert to_text(cells["g"]) == "def g():\n    return y"
     assert to_text(cells["Cell"]) == "@(lambda c: c)\nclass Cell:\n    x = 1"
@@ -836,6 +953,7 @@ def test_frame_subclass_and_empty_frame() -> None:
 
 def test_series() -> None:
     assert to_text(pd.Series([1, 2], name="n")) == "Series 'n', 2 values, int64\n0  1\n1  2"
+    assert to_text(pd.Series([], dtype="int64")) == "Series, 0 values, int64"
     title, *lines = to_text(pd.Series(["long " * 100] * 50)).splitlines()
     assert title.startswith("Series, 50 values, ")
     assert len(lines) <= 21
@@ -847,8 +965,24 @@ def test_frame_in_a_prompt() -> None:
     assert "30 rows × 2 columns" in fill("Look: {df}", names).text
     assert "2 rows × 1 column" in fill('{df[["a"]].head(2)}', names).text
     assert fill('{df.loc[3, "a"]} {df.a.sum()} {df.shape[0]}', names).text == "3 435 30"
-    with pytest.raises(PromptError, match=r"^\{df\[\"c\"\]\}: KeyError: 'c'\. Fix the name"):
+    with pytest.raises(PromptError, match=r"^\{df\[\"c\"\]\}: KeyError: 'c'\. The columns are "):
         fill('{df["c"]}', names)
+
+
+def test_texts_and_labels_become_lists() -> None:
+    texts = pd.Series(["x" * 61, "y"])
+    names = {"texts": texts, "many": pd.Index([f"t{number}" for number in range(101)])}
+    assert to_text(np.array(["a", 3, None], dtype=object)) == "['a', 3, None]"
+    assert to_text(pd.array([1, None], dtype="Int64")) == "[1, <NA>]"
+    assert to_text(pd.MultiIndex.from_product([["a"], [1, 2]])) == "[('a', 1), ('a', 2)]"
+    assert to_text(pd.period_range("2020", periods=1)).startswith("PeriodIndex(['2020-01-01'")
+    filled = fill("{texts.unique()} {many}", names)
+    assert filled.notes == (
+        "{texts.unique()} is sent with texts cut at 60 characters. To send all of it:"
+        " {texts.unique().tolist()}",
+        "{many} is sent without 81 of 101 values. To send all of it: {many.to_list()}",
+    )
+    assert filled.text.startswith(f"['{'x' * 57}...', 'y']\nIndex, shape (101,), ")
 
 
 def test_arrays() -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 
 from llm_magic.config.redaction import MASK, Redactor
-from llm_magic.prompts.values_as_text import LONGEST, describe
+from llm_magic.prompts.values_as_text import LONGEST, describe, to_text
 from tests.reference_attacks import Zone
 
 
@@ -149,3 +149,19 @@ def test_secret_is_masked_before_a_text_is_cut() -> None:
             text = describe("value", value, redactor.mask)
             assert "hunter" not in text
             assert len(text) <= LONGEST
+
+
+@pytest.mark.parametrize("names", [["town"], [None], ["region", "town"], ["region", None]])
+@pytest.mark.parametrize(("count", "is_part"), [(20, False), (21, False), (99, True), (150, True)])
+def test_each_value_of_a_shortened_column_stands_beside_its_label(
+    names: list[str | None], count: int, is_part: bool
+) -> None:
+    labels = [f"t{number}" for number in range(count)]
+    groups = [f"g{number // 7}" for number in range(count)]
+    index = pd.MultiIndex.from_arrays([groups, labels][-len(names) :], names=names)
+    flat = index if len(names) > 1 else index.get_level_values(0)
+    column = pd.Series(range(count), flat, name="price").sort_values(ascending=False)
+    lines = to_text(column, is_part=is_part).splitlines()
+    pairs = [line.split()[-2:] for line in lines if line.split()[-1].isdigit()]
+    assert len(pairs) == min(count, 100 if is_part else 20)
+    assert all(label == f"t{value}" for label, value in pairs)

@@ -222,26 +222,32 @@ def test_a_cell_that_asks_in_a_loop_has_a_turn_for_each_and_replaces_them_all(
     assert run("5", "z", cell="", code="second") == ["one", "two", "(on)", "y", "z"]
 
 
-def test_a_turn_that_did_not_see_what_is_now_above_it_is_stale_from_the_start(
-    notebook: Notebook,
-) -> None:
+def test_concurrent_turns_of_a_chat_are_answered_in_order(notebook: Notebook) -> None:
     async def together() -> None:
-        first, second = Hang(), Hang()
-        notebook.backend.will(first, *whole_answer("FIRST"))
-        notebook.backend.will(second, *whole_answer("SECOND"))
+        hang = Hang()
+        notebook.backend.will(hang, *whole_answer("FIRST"))
         asking = asyncio.gather(
             notebook.session.agenerate("first", chat="c"),
             notebook.session.agenerate("second", chat="c"),
         )
-        await asyncio.to_thread(second.reached.wait, 5)
-        second.go.set()
-        while len(notebook.session.chats.get("c").turns) == 5:
-            await asyncio.sleep(0.01)
-        first.go.set()
+        await asyncio.to_thread(hang.reached.wait, 5)
+        hang.go.set()
         await asking
 
     asyncio.run(together())
-    assert notebook.turns()[5:] == ["second", "(first)"]
+    assert notebook.turns()[5:] == ["first", "second"]
+    assert notebook.sent()[-3:] == ["first", "FIRST", "second"]
+
+
+def test_turn_without_the_one_that_is_above_it_now_is_stale_from_the_start(
+    notebook: Notebook,
+) -> None:
+    session = notebook.session
+    for number, _ in enumerate(session.stream("first turn", chat="c")):
+        if not number:
+            # It does not wait: the answer ends only if this loop continues.
+            session.generate("second", chat="c")
+    assert notebook.turns()[5:] == ["second", "(first turn)"]
 
 
 def test_answer_does_not_restore_a_chat_that_was_deleted_meanwhile(

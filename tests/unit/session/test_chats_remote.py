@@ -8,6 +8,7 @@ import pytest
 
 from llm_magic.errors import PromptTooLong, RequestFailed
 from llm_magic.session import Session
+from llm_magic.session.requests import Request
 from llm_magic.types import Message
 from tests.exchange import Received
 from tests.fault_server import CHAT, FaultServer
@@ -112,3 +113,15 @@ def test_size_of_a_chat_is_that_of_its_last_reply_without_a_request(
         assert (usage.prompt_tokens, usage.completion_tokens) == (12, 2)
         assert session.chat_tokens("c") == 14
         assert len(server.received) == 1
+
+
+def test_turn_waits_for_the_turn_before_it_at_a_server(server: SmallServer) -> None:
+    with session_on(server, "openai") as session:
+        jobs = [
+            session.ask(Request(text, chat="c", key=text), background=True)
+            for text in ("one", "two", "three")
+        ]
+        assert [job.result().text for job in jobs] == ["one", "two", "three"]
+        sent = [message["content"] for message in questions(server)[-1].json["messages"]]
+        assert sent == ["one", "one", "two", "two", "three"]
+        assert not any(turn.stale for turn in session.chats.get("c").turns)

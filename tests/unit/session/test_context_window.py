@@ -128,6 +128,10 @@ def test_a_dry_run_reports_what_does_not_fit(chatty: Pair) -> None:
     )
     backend.counting = False
     assert session.dry_run(above).problem == ""
+    too_long = Request("one", options={"max_new_tokens": 10_000})
+    assert session.dry_run(too_long).problem == (
+        "max_new_tokens 10,000 is more than the context of tiny (8,192 tokens): no answer can be that long."
+    )
     trimmed = dataclasses.replace(above, trim=True)
     assert session.dry_run(trimmed).problem == (
         "How many turns --trim drops is unknown until the server answers."

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -333,6 +334,19 @@ def test_closing_ends_a_load_and_an_answer_that_run(scripted: Pair) -> None:
     assert repr(session) == "<Session: Inactive, nothing loaded>"
 
 
+def test_closing_ends_a_load_that_another_thread_waits_for_with_our_error(scripted: Pair) -> None:
+    session, backend = scripted
+    hang = backend.hang("load")
+    with ThreadPoolExecutor(1) as threads:
+        load = threads.submit(session.load, "tiny")
+        assert hang.reached.wait(5)
+        session.close()
+        with pytest.raises(
+            Interrupted, match=r"^llm\.close\(\) stopped this call before it was complete\.$"
+        ):
+            load.result(5)
+
+
 def test_after_a_load_was_stopped_the_model_before_answers(scripted: Pair) -> None:
     session, backend = scripted
     session.load("org/a")
@@ -363,7 +377,8 @@ def test_load_that_stops_slowly_is_cancelled_once(scripted: Pair) -> None:
     for _ in range(3):
         session.stop_loading()
         time.sleep(0.05)
-        assert session.status().status == "Loading"
+        assert session.is_loading_in_background
+        assert session.status().status == "Inactive"
     hang.go.set()
     assert session.load("org/b").name == "b"
     assert backend.events == ["check org/a", "load a", "load a cancelled", "check org/b", "load b"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -103,10 +104,30 @@ def test_a_program_that_ends_early_leaves_the_server(server: FaultServer, tmp_pa
     assert server.wait_for(CHAT).left.wait(within_a_second())
 
 
+def test_daemon_thread_reports_nothing_when_the_program_ends(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    server.will(CHAT, *sse(delta("one"), done=False), Hold())
+    listening = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    body = load(server) + (
+        "def ask(): llm.generate('Never ends.')\n"
+        "threading.Thread(target=ask, daemon=True).start()\n"
+        "while not (llm.answering and llm.answering[0].text): await asyncio.sleep(0.01)\n"
+        f"def load(): llm.load('other', backend='openai', base_url={url!r}, keep=True)\n"
+        "threading.Thread(target=load, daemon=True).start()\n"
+        "while not llm.loading: await asyncio.sleep(0.01)\n"
+        "return llm.loading"
+    )
+    with listening:
+        assert program(body, tmp_path) == "other"
+
+
 def test_the_local_model(model_cache: Path, tmp_path: Path) -> None:
     few = "temperature=0, max_new_tokens=4"
     body = (
-        "llm.load()\n"
+        # In 16 bits, answers that are decoded together round differently.
+        "llm.load(dtype='float32')\n"
         f"alone = [(await llm.agenerate(name, {few})).text for name in ('Ada', 'Bob')]\n"
         f"at_once = await asyncio.gather(*(llm.agenerate(n, {few}) for n in ('Ada', 'Bob')))\n"
         "task = asyncio.create_task(llm.agenerate('Write a long story.', max_new_tokens=500))\n"
@@ -150,7 +171,42 @@ def test_a_forked_child_has_a_session_of_its_own(server: FaultServer, tmp_path: 
         "before", "after",
     ]  # fmt: skip
     assert json.loads(file.read_text()) == [
-        "before", "Inactive", "No model is loaded. Run %llm_load (or %llm_load MODEL).",
+        "before", "Inactive", 'No model is loaded. Run llm.load() (or llm.load("MODEL")).',
         "in the child",
     ]  # fmt: skip
     assert server.connections == 2
+
+
+def test_errors_name_calls_and_not_magics(tmp_path: Path) -> None:
+    calls = (
+        "llm.generate('hello')",
+        "llm.load('gpt-4o')",
+        "llm.load('x', backend='openai', base_url='http://localhost:1/v1')",
+        "llm.load('x', backend='openai', key_env='my-key')",
+        "llm.load('x', backend='openai', quantization='4bit')",
+        "llm.load('ollama/llama3.2')",
+        "llm.load('http://localhost:8000/v1')",
+        "llm.load('claude-sonnet-4', backend='anthropic')",
+        "llm.load('Qwen/Qwen2.5-7B-Instruct', backend='llamacpp')",
+        "llm.generate('')",
+        "llm.generate('hello', bg=True)",
+        "llm.generate('hello', model='other')",
+        "llm.load(bg=True)",
+        "llm.temperature",
+        "llm.stop",
+    )
+    body = (
+        "from llm_magic.errors import LLMMagicError\n"
+        "def error(call):\n"
+        "    try: eval(call)\n"
+        "    except LLMMagicError as raised: return str(raised)\n"
+        f"return [error(call) for call in {calls!r}]"
+    )
+    errors = program(body, tmp_path)
+    assert errors[0] == 'No model is loaded. Run llm.load() (or llm.load("MODEL")).'
+    assert 'Run llm.load("gpt-4o", backend="openai") (key: OPENAI_API_KEY' in errors[1]
+    assert errors[2].endswith("Check base_url, and whether the server is running.")
+    assert 'write key_env="MY_KEY"' in errors[3]
+    assert errors[4] == "quantization works only with backend local, not with openai. Remove it."
+    assert errors[5].endswith('Run llm.load("llama3.2", backend="ollama").')
+    assert not any("%" in error or "--" in error or " -b" in error for error in errors), errors

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from llm_magic.errors import GenerationFailed, Interrupted, OptionError
+from llm_magic.errors import GenerationFailed, GenerationStopped, Interrupted, OptionError
 from llm_magic.session import Session
 from llm_magic.session.interruptible_wait import held_back
 from llm_magic.session.requests import Request
@@ -119,7 +119,8 @@ def test_cancel_ends_every_way_to_read(scripted: Pair, get: Callable[[Response],
 
     threading.Thread(target=cancel).start()
     if get is not updated:
-        with pytest.raises(Interrupted, match="Stopped after 1 token") as caught:
+        message = "^The answer was stopped after 1 token; the answer so far is in llm.last"
+        with pytest.raises(GenerationStopped, match=message) as caught:
             get(response)
         assert caught.value.reply is response.reply
     else:
@@ -219,7 +220,7 @@ def test_interrupt_of_waiting_leaves_a_background_response_running(scripted: Pai
     response = session.ask(Request("?"), background=True)
     for wait in (response.result, lambda: show(response, lambda: None), lambda: list(response)):
         stop_when(hang.reached)
-        with pytest.raises(Interrupted, match=r"Stopped waiting; still running: 1\."):
+        with pytest.raises(Interrupted, match=r"Stopped waiting; job 1 continues\."):
             wait()
         assert not response.done
     hang.go.set()

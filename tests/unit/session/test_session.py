@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from llm_magic.errors import (
     GenerationFailed,
+    GenerationStopped,
     Interrupted,
     LLMMagicError,
     ModelNotLoaded,
@@ -21,6 +23,7 @@ from llm_magic.errors import (
 from llm_magic.session import Session
 from llm_magic.session.requests import Request
 from llm_magic.types import Chunk, Message, Reply, Usage
+from tests.kernels import ROOT
 from tests.scripted import (
     Hang,
     Pause,
@@ -191,9 +194,9 @@ def test_job_reports_characters_where_tokens_are_unknown(scripted: Pair) -> None
     job = session.ask(Request("?"), background=True)
     assert hang.reached.wait(5)
     assert (job.state, job.tokens, job.amount) == ("running", None, "331 characters")
-    assert ", 331 characters, " in repr(job)
+    assert ", 331 characters so far, " in repr(job)
     job.cancel()
-    with pytest.raises(Interrupted, match="Stopped after 331 characters"):
+    with pytest.raises(GenerationStopped, match=r"^Job 1 was stopped after 331 characters"):
         job.result(5)
     assert job.amount == "331 characters"
 
@@ -259,7 +262,7 @@ def test_display_that_fails_stops_the_model_and_leaves_what_was_shown(scripted: 
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("temperature", " Use llm.generation.temperature, or %llm_config temperature=VALUE."),
+        ("temperature", " Use llm.generation.temperature."),
         ("temprature", ' Did you mean "llm.generation.temperature"?'),
         ("genrate", ' Did you mean "llm.generate"?'),
         ("chat", ' Use llm.generate(PROMPT, chat="NAME").'),
@@ -381,6 +384,10 @@ def test_messages_may_be_dictionaries_of_role_and_content(
         (3, "A prompt cannot be of type int."),
         (None, "A prompt cannot be of type NoneType."),
         (b"x", "A prompt cannot be of type bytes."),
+        (float("nan"), "The prompt is nan, a missing value. Omit such rows first"),
+        (pd.NA, "The prompt is <NA>, a missing value."),
+        (pd.NaT, "The prompt is NaT, a missing value."),
+        (2.5, "A prompt cannot be of type float."),
         ({"role": "user", "content": "x"}, "A prompt cannot be of type dict."),
         (["a", "b"], "A call has one prompt. For several: "),
         ([Message("user", "a"), 3], "The prompt, message 2: "),
@@ -472,3 +479,16 @@ def test_model_is_not_given_an_unprintable_name(scripted: Pair, name: str) -> No
         with pytest.raises(OptionError, match="cannot be the name of a model"):
             load("org/other", name=name)
     assert session.status().active_model == "tiny"
+
+
+def test_dir_has_what_the_documentation_describes(scripted: Pair) -> None:
+    session, _ = scripted
+    page = (ROOT / "docs" / "reference" / "python.md").read_text("utf-8")
+    described = set(re.findall(r":: Session\.(\w+)", page))
+    assert {name for name in dir(session) if name[0] != "_"} == described
+    section = page.partition("response.Response()")[2].partition("jobs.Jobs()")[0]
+    described = {
+        word for line in re.findall(r":members: (.*)", section) for word in line.split(", ")
+    }
+    described |= set(re.findall(r"attribute:: (\w+)", section))
+    assert {name for name in dir(session.ask(Request("?"))) if name[0] != "_"} == described

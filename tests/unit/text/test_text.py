@@ -92,7 +92,7 @@ def test_answer_in_a_terminal_has_no_controls(pieces: list[str], name: str, form
     with contextlib.redirect_stdout(io.StringIO()) as out:
         response = unstarted(ModelInfo(name, "vllm"))
         view = answer_view.view(TERMINAL, response, values, LiveArea(live=True))
-        answer_view.write_notes((name,))
+        answer_view.show_notes(TERMINAL, (name,))
         for piece in pieces:
             response.add(Chunk(text=piece, notice=name))
             view.draw()

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from llm_magic.backends.local import transformers_compat as compat
-from llm_magic.backends.local.batch.sequence import Sequence
+from llm_magic.backends.local.generation.sequence import Sequence
 
 # Columns without a token cost time in every step. Above this share they are removed, by a copy.
 _MAX_PADDING = 1 / 8
@@ -45,6 +45,16 @@ class PaddedBatch:
     def width(self) -> int:
         """The number of columns."""
         return int(self.ids.shape[1])
+
+    @property
+    def read(self) -> int:
+        """The number of columns that are in the cache."""
+        return int(self.cache.get_seq_length())
+
+    @property
+    def is_read(self) -> bool:
+        """Whether all but the last column are in the cache: the next step reads that one."""
+        return self.read == self.width - 1
 
     @property
     def is_padded(self) -> bool:
@@ -81,11 +91,14 @@ class PaddedBatch:
 
     def _remove_padding(self) -> None:
         """Remove the columns that are padding in all sequences."""
-        start = int(self.mask.any(0).int().argmax())
+        start, read = int(self.mask.any(0).int().argmax()), self.read
         if start <= self.width * _MAX_PADDING:
             return
+        if read:
+            # Padding that is not read yet follows what is read.
+            start = min(start, read)
+            compat.drop_columns(self.cache, start)
         self.ids, self.mask = self.ids[:, start:], self.mask[:, start:]
-        compat.drop_columns(self.cache, start)
 
     def join(self, other: PaddedBatch) -> None:
         """Add the sequences of another batch; both have read all but their last column."""

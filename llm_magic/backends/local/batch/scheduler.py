@@ -3,225 +3,444 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
-from collections import abc, deque
+from collections import abc, defaultdict, deque
 from typing import Any
 
 import torch
-from transformers import DynamicCache, LogitsProcessorList
-from transformers.generation import logits_process as processing
-from transformers.generation.stopping_criteria import MaxTimeCriteria
 
 from llm_magic.backends.local import memory
 from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.batch.padded_batch import PaddedBatch
-from llm_magic.backends.local.batch.sequence import BatchRequest, Sequence, common_prefix_length
+from llm_magic.backends.local.generation import parameters
 from llm_magic.backends.local.generation.parameters import GenerateInputs
+from llm_magic.backends.local.generation.prefix_cache import PrefixCache, PrefixHit
+from llm_magic.backends.local.generation.sequence import Sequence, common_prefix_length
 from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.worker import Cancelled
-from llm_magic.errors import LLMMagicError
+from llm_magic.types import Chunk
 
-# Prompts are read in chunks that take about this long, so that the work can be cancelled.
-_CHUNK_S = 0.2
-_FIRST_CHUNK, _MIN_CHUNK, _MAX_CHUNK = 256, 32, 16384
+# Prompts are read in chunks that take about this long. Between two of them, running sequences get a
+# token each.
+_CHUNK_S = 0.15
+# The same while running sequences pause, or none runs: longer chunks take less time a token.
+_LONG_CHUNK_S = 0.4
+_MIN_CHUNK, _MAX_CHUNK = 32, 16384
+# Running sequences pause while the prompts of more sequences are read: each step of a few takes almost
+# as long as one of all. They pause for at most so many times a step, and at most so long.
+_PAUSE_STEPS, _MAX_PAUSE_S = 8, 1.0
 # How many sequences share a step. On a CPU more of them take as much longer, on a GPU they do not.
 MAX_SEQUENCES = {"cpu": 32}
 _MAX_SEQUENCES_ON_GPU = 128
 # The share of the free memory for keys and values, and the bytes that the scores of a sequence take
 # for each token of the vocabulary: in float32, sorted, exponentiated, sampled.
 _MEMORY_SHARE, _SCORE_BYTES = 0.5, 24
-# A prefix that all prompts share is read once from this length on.
+# The share of that for prefixes which other prompts may have, too.
+_PREFIX_SHARE = 1 / 8
+# A prefix that prompts share is read once from this length on.
 _MIN_SHARED_PREFIX = 16
+# A prompt of which so much more is cached is read alone: the next turn of a chat.
+_MIN_OWN_PREFIX = 64
+# Prompts are read together if the longest has at most so many times the tokens of the shortest one.
+_SIMILAR_LENGTH = 1.5
 # Sequences are added when this share of the places is free: each time costs a pass and a copy.
 _MIN_FREE_SHARE = 1 / 4
-# These depend on each row alone, and not on where its prompt ends.
-_PROCESSORS = (
-    processing.EpsilonLogitsWarper, processing.EtaLogitsWarper,
-    processing.InfNanRemoveLogitsProcessor, processing.LogitNormalization,
-    processing.MinPLogitsWarper, processing.SuppressTokensLogitsProcessor,
-    processing.TemperatureLogitsWarper, processing.TopHLogitsWarper, processing.TopKLogitsWarper,
-    processing.TopPLogitsWarper, processing.TypicalLogitsWarper,
-)  # fmt: skip
 # The length of an answer that memory is reserved for. Longer ones may run out, and are preempted.
 _USUAL_ANSWER = 2048
+# The options of requests whose preparation is kept.
+_MAX_PREPARED = 64
 _NO_TOKEN = -1
+_NO_HIT = PrefixHit(None, 0, ())
 
 
-class NotBatchable(Exception):
-    """Raised for an option that sequences cannot share a step with."""
+@dataclasses.dataclass(eq=False, slots=True)
+class Prefill:
+    """Prompts that are read together; or a prefix alone, which the prompts `followers` start with.
+
+    `boundaries` are the lengths that the cache had when each forward pass began.
+    """
+
+    batch: PaddedBatch
+    boundaries: list[int]
+    followers: list[Sequence] = dataclasses.field(default_factory=list)
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """The sequences that wait for it."""
+        return self.followers or self.batch.sequences
+
+    def remove_finished(self) -> None:
+        """Remove the sequences that were cancelled."""
+        if self.followers:
+            self.followers = [each for each in self.followers if not each.finished]
+            if self.followers:
+                return
+            self.batch.sequences = []
+        self.batch.remove_finished()
 
 
 class Scheduler:
-    """Decodes sequences together: those in `waiting` replace those of `running` that finish."""
+    """Decodes sequences together; requests for the same model join while it runs.
 
-    def __init__(
-        self,
-        loaded: LocalModel,
-        sequences: abc.Sequence[Sequence],
-        request: BatchRequest,
-        inputs: GenerateInputs,
-    ) -> None:
-        """Raises `NotBatchable` for what sequences cannot share."""
-        if any(type(criterion) is not MaxTimeCriteria for criterion in inputs.criteria):
-            raise NotBatchable
-        self._processors = LogitsProcessorList(map(_shared_processor, inputs.processors))
-        self._loaded, self._request, self._inputs = loaded, request, inputs
-        self._max_time = min((each.max_time for each in inputs.criteria), default=math.inf)
-        # The longest first: if memory runs out, it does so early.
-        self.waiting = deque(sorted(sequences, key=lambda sequence: -len(sequence.ids)))
-        # Those that were scheduled and are not finished, whether their prompts are read or not.
-        self.running: list[Sequence] = []
-        self._batch: PaddedBatch | None = None
+    A step reads a chunk of the prompts of those that have joined, and decodes one token of all others.
+    """
+
+    def __init__(self, loaded: LocalModel, first: Sequence) -> None:
+        """`first` is the sequence of the running job, which may have begun."""
+        self._loaded, self._job = loaded, first.job
+        self._device = loaded.model.device
         self._budget = MemoryBudget(loaded)
-        self._chunk_size = _FIRST_CHUNK
-        self._prefix_length = self._shared_prefix_length()
-        self._prefix_cache: DynamicCache | None = None
+        self._prefixes = PrefixCache(self._budget.prefix_bytes)
+        self._prepared: dict[str, GenerateInputs | None] = {}
+        self._tokens_per_s = loaded.prefill_chunk_size.tokens / _LONG_CHUNK_S
+        # When the last step ended, and how long it took.
+        self._last_step, self._step_s = 0.0, 0.0
+        self._share(first)
+        self.waiting = deque([first])
+        # Those that were scheduled and are not finished: their prompts are read, or they are decoded.
+        self._reading: deque[Prefill] = deque()
+        self._batch: PaddedBatch | None = None
+        # The next one, which cannot share a step: no others are admitted before it.
+        self._alone: Sequence | None = None
 
-    def run(self) -> None:
-        """Answer every sequence."""
-        while self.waiting or self.running:
-            try:
-                self._advance()
-                continue
-            except Exception as error:
-                if not memory.is_out_of_memory(error):
-                    raise
-                problem = self._request.translate(error)
-            self.preempt(problem)
+    @property
+    def running(self) -> list[Sequence]:
+        """The sequences that were scheduled and are not finished."""
+        reading = [sequence for prefill in self._reading for sequence in prefill.sequences]
+        return reading if self._batch is None else [*self._batch.sequences, *reading]
+
+    def run(self) -> Sequence | None:
+        """Answer every sequence; returns the next one that has to be answered alone, if any."""
+        try:
+            while self.waiting or self.running:
+                self._advance_or_preempt()
+        except BaseException as error:  # noqa: BLE001 - ends the jobs of all that share the step
+            for sequence in [*self.waiting, *self.running]:
+                sequence.fail(error)
+        # What comes from here on starts without waiting for an answer.
+        self._job.is_over = self._alone is None
+        self._job.accepts = False
+        return self._alone
+
+    def _advance_or_preempt(self) -> None:
+        try:
+            self._advance()
+            return
+        except Exception as error:
+            running = self.running
+            if not (memory.is_out_of_memory(error) and running):
+                raise
+            if len(running) == 1:
+                running[0].fail(error)
+        self.preempt()
 
     def _advance(self) -> None:
-        """Read the prompts of scheduled sequences, or decode one step."""
-        scheduled = self.schedule()
-        if scheduled:
-            self._prefill(scheduled)
+        """Admit and schedule sequences, read a chunk of prompts, and decode one token of the others."""
+        self._remove_cancelled()
+        admitted = self._admit()
+        self._start_reading(self.schedule())
+        for sequence in admitted:
+            if sequence in self.waiting:
+                sequence.job.emit(Chunk(queued=True))
+        if self._reading:
+            self._read_chunk(self._reading[0])
+        if self._batch is not None and not self._is_paused(self._batch):
+            began = time.perf_counter()
+            self._decode(self._batch)
+            self._last_step = time.perf_counter()
+            self._step_s = self._last_step - began
+
+    def _is_paused(self, batch: PaddedBatch) -> bool:
+        """Return whether running sequences wait for more others, whose prompts are read."""
+        reading = sum(len(prefill.sequences) for prefill in self._reading)
+        pause_s = min(_PAUSE_STEPS * self._step_s, _MAX_PAUSE_S)
+        is_over = time.perf_counter() - self._last_step > pause_s
+        return reading > len(batch.sequences) and not is_over
+
+    # -- who runs -----------------------------------------------------------------------------
+
+    def _remove_cancelled(self) -> None:
+        cancelled = [s for s in (*self.waiting, *self.running) if s.job.cancel.is_set()]
+        if not cancelled:
             return
-        assert self._batch is not None
-        self._decode(self._batch)
-        self.running = list(self._batch.sequences)
-        if not self.running:
-            self._batch = None
+        for sequence in cancelled:
+            sequence.fail(Cancelled())
+        self.waiting = deque(sequence for sequence in self.waiting if not sequence.finished)
+        for prefill in self._reading:
+            prefill.remove_finished()
+        self._reading = deque(prefill for prefill in self._reading if prefill.sequences)
+        if self._batch is not None:
+            self._batch.remove_finished()
+            self._batch = self._batch if self._batch.sequences else None
+
+    def _admit(self) -> list[Sequence]:
+        """Take the requests that have come, as many as there are places; returns their sequences."""
+        admitted: list[Sequence] = []
+        count = len(self.waiting) + len(self.running)
+        if self._budget.has_free_places(count):
+            while self._alone is None and count + len(admitted) < self._budget.max_sequences:
+                job = self._job.worker.take_next(self._job.group)
+                if job is None:
+                    break
+                try:
+                    sequence = Sequence.start(self._loaded, job)
+                    can_share = self._share(sequence)
+                except BaseException as error:  # noqa: BLE001 - the end of another job
+                    job.fail(error)
+                    continue
+                if can_share:
+                    admitted.append(sequence)
+                else:
+                    self._alone = sequence
+                    job.emit(Chunk(queued=True))
+        self.waiting.extend(admitted)
+        has_places = self._budget.has_free_places(count + len(admitted))
+        self._job.accepts = self._alone is None and has_places
+        return admitted
+
+    def _share(self, sequence: Sequence) -> bool:
+        """Prepare a sequence to share steps; returns whether its options allow that."""
+        options = {n: x for n, x in sequence.options.items() if n != "max_new_tokens"}
+        key = repr(sorted(options.items()))
+        if key not in self._prepared:
+            if len(self._prepared) >= _MAX_PREPARED:
+                self._prepared.clear()
+            ids = torch.tensor([sequence.ids], device=self._device)
+            model = self._loaded.model
+            inputs = sequence.inputs or parameters.prepare(model, ids, sequence.options)
+            self._prepared[key] = inputs.shared()
+        sequence.inputs = self._prepared[key]
+        if sequence.seed is not None and sequence.generator is None:
+            sequence.generator = torch.Generator(self._device).manual_seed(sequence.seed)
+        return sequence.inputs is not None
 
     def schedule(self) -> list[Sequence]:
-        """Move waiting sequences to the running ones as the budget allows; returns them."""
-        if self.running and not self._budget.has_free_places(len(self.running)):
-            return []
+        """Schedule waiting sequences as the budget allows; returns them."""
+        running = self.running
         scheduled: list[Sequence] = []
-        while self.waiting and self._budget.fits([*self.running, self.waiting[0]]):
-            sequence = self.waiting.popleft()
-            sequence.start(self._max_time)
-            scheduled.append(sequence)
-            self.running.append(sequence)
+        while self.waiting and self._budget.fits([*running, *scheduled, self.waiting[0]]):
+            scheduled.append(self.waiting.popleft())
         return scheduled
 
-    def preempt(self, problem: LLMMagicError) -> None:
+    def preempt(self) -> None:
         """Let all running sequences wait, and half as many run, after memory ran out.
 
-        They continue where they are. A sequence that ran alone fails with `problem`.
+        They continue where they are. The limit rises again as answers end, see `MemoryBudget`.
         """
-        sequences, self.running, self._batch = self.running, [], None
-        if len(sequences) == 1:
-            sequences[0].fail(problem)
-        else:
-            self.waiting.extendleft(reversed(sequences))
-            self._budget.max_sequences = len(sequences) // 2
+        sequences = [sequence for sequence in self.running if not sequence.finished]
+        self._reading.clear()
+        self._batch = None
+        for sequence in sequences:
+            sequence.cache = None
+        self.waiting.extendleft(reversed(sequences))
+        if len(sequences) > 1:
+            self._budget.reduce(len(sequences) // 2)
+        self._prefixes.clear()
+        self._loaded.free_caches()
         memory.release_memory()
 
-    def _shared_prefix_length(self) -> int:
-        """Return the length of the prefix that is read once for all sequences; 0 for none."""
-        length = common_prefix_length(self.waiting)
-        # A window counts the padding after the prefix as distance.
-        longest = max(sequence.max_length for sequence in self.waiting)
-        seen = longest <= self._loaded.traits.shortest_window
-        return length if seen and length >= _MIN_SHARED_PREFIX else 0
+    # -- prompts ------------------------------------------------------------------------------
 
-    def _prefill(self, sequences: list[Sequence]) -> None:
-        """Read the prompts of sequences, and add them to those that are decoded."""
-        batch = PaddedBatch(sequences, self._prefix_length, self._loaded.model.device)
-        if self._prefix_length:
-            batch.start_from(self._shared_prefix(sequences[0]))
+    def _start_reading(self, sequences: list[Sequence]) -> None:
+        """Start to read prompts; what several of them start with is read once."""
+        groups: dict[tuple[int, ...], list[Sequence]] = defaultdict(list)
+        for sequence in sequences:
+            if sequence.cache is None:
+                groups[tuple(sequence.ids[:_MIN_SHARED_PREFIX])].append(sequence)
+            else:
+                self._start_similar([sequence], PrefixHit(None, 0, (0,)))
+        others = []
+        for group in groups.values():
+            others += self._start_cached(group)
+        self._start_similar(others, _NO_HIT)
+
+    def _start_cached(self, group: list[Sequence]) -> list[Sequence]:
+        """Start to read prompts that start alike; returns those that start with nothing cached."""
+        length = common_prefix_length(group) if self._can_share_prefix(group) else 0
+        others = []
+        for sequence in group:
+            hit = self._cached_beginning(sequence.ids)
+            own = hit.length - length if len(group) > 1 else hit.length
+            if own > max(_MIN_OWN_PREFIX, (len(sequence.ids) - length) // 2):
+                self._start_similar([sequence], hit)
+            else:
+                others.append(sequence)
+        hit = self._cached_beginning(others[0].ids[: length + 1]) if others else _NO_HIT
+        if len(others) > 1 and length - hit.length >= _MIN_SHARED_PREFIX:
+            # The last column of a batch is not read.
+            prefix = dataclasses.replace(others[0], ids=others[0].ids[: length + 1])
+            self._reading.append(self._prefill([prefix], hit, followers=others))
+        elif hit.length:
+            self._start_similar(others, hit)
+        else:
+            return others
+        return []
+
+    def _start_similar(self, group: list[Sequence], hit: PrefixHit) -> None:
+        """Start to read prompts that start with a cached prefix, those of similar length together."""
+        group = sorted(group, key=lambda sequence: len(sequence.ids))
+        while group:
+            longest = hit.length + (len(group[0].ids) - hit.length) * _SIMILAR_LENGTH
+            similar = [sequence for sequence in group if len(sequence.ids) <= longest]
+            self._reading.append(self._prefill(similar, hit))
+            del group[: len(similar)]
+
+    def _can_share_prefix(self, group: list[Sequence]) -> bool:
+        if len(group) == 1:
+            return True
+        # A window counts the padding after the prefix as distance.
+        longest = max(sequence.max_length for sequence in group)
+        return longest <= self._loaded.traits.shortest_window
+
+    def _cached_beginning(self, ids: list[int]) -> PrefixHit:
+        """Return the longest cached beginning of `ids`, not all of them."""
+        if len(ids) <= _MIN_SHARED_PREFIX:
+            return _NO_HIT
+        tokens = torch.tensor(ids)
+        caches = (self._prefixes, self._loaded.prefix_cache)
+        hits = [cache.beginning(tokens) or _NO_HIT for cache in caches]
+        best = max(hits, key=lambda hit: hit.length)
+        return best if best.length >= _MIN_SHARED_PREFIX else _NO_HIT
+
+    def _prefill(
+        self, sequences: list[Sequence], hit: PrefixHit, followers: abc.Sequence[Sequence] = ()
+    ) -> Prefill:
+        own = sequences[0].cache
+        batch = PaddedBatch(sequences, hit.length if own is None else 0, self._device)
+        if own is not None:
+            batch.cache, sequences[0].cache = own, None
+        elif hit.cache is not None:
+            batch.start_from(hit.cache)
+            for sequence in sequences:
+                sequence.cached_tokens = hit.length
         else:
             batch.cache = compat.new_cache(self._loaded.model)
-        self._read(batch)
+        return Prefill(batch, list(hit.boundaries), list(followers))
+
+    def _read_chunk(self, prefill: Prefill) -> None:
+        """Read a chunk of prompts, which are decoded once all but the last column are read."""
+        batch = prefill.batch
+        start, last = batch.read, batch.width - 1
+        for sequence in prefill.sequences:
+            sequence.start_clock()
+        if start < last:
+            began = time.perf_counter()
+            end = min(start + max(1, self._chunk_size() // len(batch.sequences)), last)
+            self._forward(batch, start, end)
+            prefill.boundaries.append(start)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            if end < last:
+                read = (end - start) * len(batch.sequences)
+                measured = read / max(time.perf_counter() - began, 1e-6)
+                self._tokens_per_s = min(measured, 2 * self._tokens_per_s)
+                for sequence in prefill.sequences:
+                    sequence.streamer.report_prefill(end, last)
+        if batch.is_read:
+            self._reading.popleft()
+            self._end_reading(prefill)
+        else:
+            self._reading.rotate(-1)
+
+    def _chunk_size(self) -> int:
+        """Return how many tokens the next chunk has, with the padding."""
+        is_alone = self._batch is None or self._is_paused(self._batch)
+        size = int(self._tokens_per_s * (_LONG_CHUNK_S if is_alone else _CHUNK_S))
+        # Beside other processes shorter chunks take as long, and all prompts together much longer.
+        least = max(_MIN_CHUNK, self._loaded.prefill_chunk_size.tokens // 2)
+        return max(least, min(size, _MAX_CHUNK))
+
+    def _end_reading(self, prefill: Prefill) -> None:
+        """Store the prefix, or add the sequences to those that are decoded."""
+        batch = prefill.batch
+        ids, followers = batch.ids[0, :-1].cpu(), prefill.followers
+        if followers:
+            self._prefixes.store(ids, batch.cache, prefill.boundaries)
+            self._start_similar(followers, PrefixHit(batch.cache, len(ids), (0,)))
+            return
+        if len(batch.sequences) == 1 and not batch.sequences[0].streamer.token_count:
+            cache = compat.fork(batch.cache)
+            self._loaded.prefix_cache.store(ids, cache, prefill.boundaries)
         if self._batch is None:
             self._batch = batch
         else:
             self._batch.join(batch)
 
-    def _shared_prefix(self, sequence: Sequence) -> DynamicCache:
-        """Return the cache of the prefix that all sequences share, read from one of them."""
-        if self._prefix_cache is None:
-            # The last column of a batch is not read.
-            prefix = dataclasses.replace(sequence, ids=sequence.ids[: self._prefix_length + 1])
-            batch = PaddedBatch([prefix], 0, self._loaded.model.device)
-            batch.cache = compat.new_cache(self._loaded.model)
-            self._read(batch)
-            self._prefix_cache = batch.cache
-        return self._prefix_cache
-
-    def _read(self, batch: PaddedBatch) -> None:
-        """Read all but the last column in chunks, between which the work can be cancelled."""
-        start, last = batch.cache.get_seq_length(), batch.width - 1
-        while start < last:
-            began = time.perf_counter()
-            columns = max(1, self._chunk_size // len(batch.sequences))
-            self._forward(batch, start, min(start + columns, last))
-            if batch.ids.device.type == "cuda":
-                torch.cuda.synchronize(batch.ids.device)
-            start += columns
-            if start <= last:
-                ratio = _CHUNK_S / max(time.perf_counter() - began, 1e-6)
-                size = int(self._chunk_size * min(ratio, 2.0))
-                self._chunk_size = max(_MIN_CHUNK, min(size, _MAX_CHUNK))
+    # -- steps --------------------------------------------------------------------------------
 
     def _forward(self, batch: PaddedBatch, start: int, end: int) -> torch.Tensor:
         """Read columns of a batch; returns the logits after the last one, one row a sequence."""
-        if self._request.cancel.is_set():
-            raise Cancelled
-        model = self._loaded.model
-        prepared = self._inputs.arguments
-        arguments = {n: x for n, x in prepared.items() if n not in compat.CACHE_NAMES}
+        model, inputs = self._loaded.model, batch.sequences[0].inputs
+        assert inputs is not None
+        arguments = dict(inputs.arguments)
         arguments[self._loaded.traits.cache_name] = batch.cache
-        if prepared.get("position_ids") is not None:
+        if arguments.get("position_ids") is not None:
             arguments["position_ids"] = batch.position_ids()[:, :end]
         arguments["attention_mask"] = batch.mask[:, :end] if batch.is_padded else None
-        inputs = compat.prepare_inputs(
+        prepared = compat.prepare_inputs(
             model, batch.ids[:, :end], end - start, arguments, first=start == 0
         )
-        logits: torch.Tensor = model(**inputs, return_dict=True).logits[:, -1]
+        if end - start == 1 and self._loaded.traits.masks_single_tokens:
+            prepared["attention_mask"] = batch.mask[:, None, None, :end].bool()
+        logits: torch.Tensor = model(**prepared, return_dict=True).logits[:, -1]
         return logits
 
     def _decode(self, batch: PaddedBatch) -> None:
         """Decode one token of every sequence."""
         logits = self._forward(batch, batch.width - 1, batch.width)
-        # The annotation of a processor expects a tensor type that no function of torch returns.
-        process: Any = self._processors
-        scores: torch.Tensor = process(
-            batch.ids, logits.to(copy=True, dtype=torch.float32, device=batch.ids.device)
-        )
-        sample = self._inputs.do_sample
-        tokens = _sample(scores, batch.sequences) if sample else scores.argmax(-1)
+        scores = logits.to(copy=True, dtype=torch.float32, device=batch.ids.device)
+        rows_of: dict[int, list[int]] = defaultdict(list)
+        for row, sequence in enumerate(batch.sequences):
+            rows_of[id(sequence.inputs)].append(row)
+        tokens = batch.ids.new_empty(len(batch.sequences))
+        for rows in rows_of.values():
+            sequences = [batch.sequences[row] for row in rows]
+            index = slice(None) if len(rows_of) == 1 else torch.tensor(rows, device=tokens.device)
+            tokens[index] = _next_tokens(batch.ids[index], scores[index], sequences)
         batch.append(tokens)
         for sequence, token in zip(batch.sequences, tokens.tolist(), strict=True):
-            if token == _NO_TOKEN:
-                error = RuntimeError("the probabilities are not numbers")
-                sequence.fail(self._request.translate(error))
-            else:
+            try:
+                if token == _NO_TOKEN:
+                    raise RuntimeError("the probabilities are not numbers")
                 sequence.append(token)
+            except Exception as error:  # noqa: BLE001 - the end of one answer, the others go on
+                sequence.fail(error)
+        self._budget.raise_after(sum(sequence.finished for sequence in batch.sequences))
         batch.remove_finished()
+        if not batch.sequences:
+            self._batch = None
 
 
 class MemoryBudget:
-    """How many sequences may run together, by their number and by the memory that they will take."""
+    """How many sequences may run together, by their number and by the memory that they will take.
+
+    Memory that ran out may become free again: the limit rises by one place for some answers that end.
+    That number doubles each time, because preempted prompts are read again.
+    """
 
     def __init__(self, loaded: LocalModel) -> None:
         config = loaded.model.config.get_text_config(decoder=True)
         device = loaded.model.device.type
         self.max_sequences = MAX_SEQUENCES.get(device, _MAX_SEQUENCES_ON_GPU)
+        self._most = self.max_sequences
+        # How many answers have to end for another place, and how many have ended.
+        self._answers_a_place, self._answers = 1, 0
         self._token_bytes = memory.token_bytes(config.to_dict(), loaded.info.dtype)
         self._score_bytes = config.vocab_size * _SCORE_BYTES
         free = memory.free_bytes(loaded.info.device.partition("+")[0])
         self._bytes = free * _MEMORY_SHARE
+        self.prefix_bytes = int(self._bytes * _PREFIX_SHARE)
+
+    def reduce(self, count: int) -> None:
+        """Let at most `count` sequences run together, after memory ran out."""
+        self.max_sequences, self._answers = count, 0
+        self._answers_a_place *= 2
+
+    def raise_after(self, answers: int) -> None:
+        """Raise a reduced limit after so many more answers have ended."""
+        if self.max_sequences < self._most:
+            more, self._answers = divmod(self._answers + answers, self._answers_a_place)
+            self.max_sequences = min(self.max_sequences + more, self._most)
 
     def has_free_places(self, running: int) -> bool:
         """Return whether enough places are free to add sequences."""
@@ -235,21 +454,23 @@ class MemoryBudget:
         return len(sequences) == 1 or (few and needed <= self._bytes)
 
 
-def _shared_processor(processor: Any) -> Any:
-    """Return a processor for sequences that join and leave; raises `NotBatchable` without one."""
-    if type(processor) is processing.RepetitionPenaltyLogitsProcessor:
-        # Without the count of padding, which is that of one prompt: our padding is no new token.
-        return processing.RepetitionPenaltyLogitsProcessor(processor.penalty)
-    if type(processor) not in _PROCESSORS:
-        raise NotBatchable
-    return processor
+def _next_tokens(
+    ids: torch.Tensor, scores: torch.Tensor, sequences: abc.Sequence[Sequence]
+) -> torch.Tensor:
+    """Return the next token of sequences with the same options."""
+    inputs = sequences[0].inputs
+    assert inputs is not None
+    # The annotation of a processor expects a tensor type that no function of torch returns.
+    process: Any = inputs.processors
+    scores = process(ids, scores)
+    return _sample(scores, sequences) if inputs.do_sample else scores.argmax(-1)
 
 
 def _sample(scores: torch.Tensor, sequences: abc.Sequence[Sequence]) -> torch.Tensor:
     """Sample a token of every sequence, as `torch.multinomial` does for one alone."""
     probabilities = scores.softmax(-1)
     noise = torch.empty_like(probabilities)
-    if sequences[0].generator is None:
+    if all(sequence.generator is None for sequence in sequences):
         noise.exponential_()
     else:
         for sequence, row in zip(sequences, noise, strict=True):

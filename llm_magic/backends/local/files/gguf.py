@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,6 +56,7 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_TOKENS, _TOKEN_TYPES, _CONTROL = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", 3
 
 
 def embedded_file() -> Path | None:
@@ -292,11 +293,32 @@ def _check_disk_space(file: Path, folder: Path, size: int) -> None:
 
 
 class Header(NamedTuple):
-    """The number of parameters in a file, its size in bytes, and the number of files of the model."""
+    """What a file states about its model.
+
+    Attributes:
+        parameters: The number of weights.
+        size: The size of the file in bytes.
+        parts: The number of files of the model.
+        values: The metadata with one value, such as ``general.architecture``.
+        control_tokens: The special tokens that separate turns.
+    """
 
     parameters: int
     size: int
     parts: int
+    values: Mapping[str, Any]
+    control_tokens: tuple[str, ...]
+
+    @property
+    def dtype(self) -> str:
+        """The number format of most weights, such as ``Q4_K_M``; "" if the file does not state it."""
+        from gguf import LlamaFileType
+
+        try:
+            file_type = LlamaFileType(self.values["general.file_type"])
+        except (KeyError, ValueError):
+            return ""
+        return str(file_type.name).removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
 def read_header(file: Path) -> Header:
@@ -348,13 +370,17 @@ class _HeaderReader:
         version, tensors, entries = self._unpack("IQQ")
         if version not in _VERSIONS:
             raise ValueError(f"version {version}")
-        metadata = {"general.alignment": 32, "split.count": 1}
+        metadata: dict[str, Any] = {"general.alignment": 32, "split.count": 1}
+        arrays: dict[str, int] = {}
         for _ in range(entries):
             key, (kind,) = self._string(), self._unpack("I")
-            if key in metadata:
-                (metadata[key],) = self._unpack(_SCALARS[kind])
-            else:
+            if kind == _ARRAY:
+                arrays[key] = self._position
                 self._skip(kind, 1)
+            elif kind == _STRING:
+                metadata[key] = self._string()
+            else:
+                (metadata[key],) = self._unpack(_SCALARS[kind])
         parameters = end = 0
         for _ in range(tensors):
             self._string()
@@ -365,7 +391,24 @@ class _HeaderReader:
             end = max(end, offset + count // block * block_bytes)
         alignment = metadata["general.alignment"] or 32
         size = math.ceil(self._position / alignment) * alignment + end
-        return Header(parameters, size, metadata["split.count"])
+        tokens = self._control_tokens(arrays)
+        return Header(parameters, size, metadata["split.count"], metadata, tokens)
+
+    def _control_tokens(self, arrays: Mapping[str, int]) -> tuple[str, ...]:
+        """Return the tokens of the vocabulary whose type is control."""
+        if not {_TOKENS, _TOKEN_TYPES} <= arrays.keys():
+            return ()
+        self._position = arrays[_TOKEN_TYPES]
+        kind, count = self._unpack("IQ")
+        types = self._unpack(f"{count}{_SCALARS[kind]}")
+        self._position = arrays[_TOKENS] + struct.calcsize("<IQ")
+        found, position = [], 0
+        for index, type_ in enumerate(types):
+            if type_ == _CONTROL:
+                self._skip(_STRING, index - position)
+                found.append(self._string())
+                position = index + 1
+        return tuple(found)
 
     def _unpack(self, layout: str) -> tuple[Any, ...]:
         parts = struct.Struct(f"<{layout}")

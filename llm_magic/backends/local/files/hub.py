@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from typing import Any
 from llm_magic.backends.local.files import validate
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.config.certificates import certificate_problem
+from llm_magic.config.commands import option
 from llm_magic.errors import LLMMagicError, LoadFailed, ModelNotFound
 from llm_magic.text import human_bytes
 from llm_magic.types import Progress
 
 # Weights as safetensors only: reading a pickle can run code.
+_ERRNO = re.compile(r"\[Errno -?\d+\] ")
 _PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 _IGNORED_PATTERNS = ("consolidated*", "original/*", "onnx/*", "*/*.safetensors")
 # The client checks for a cancellation after each chunk. Its default is 10 MiB.
@@ -255,7 +258,7 @@ def _translated(
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return ModelNotFound(
-            f"{model} has no revision {revision!r} on the hub. Change --revision, or omit it."
+            f"{model} has no revision {revision!r} on the hub. Change {option('revision')}, or omit it."
         )
     if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
         return ModelNotFound(
@@ -271,11 +274,11 @@ def _translated(
             f"{model} cannot be written to the hub's cache{where}: {error.strerror}."
             " Free disk space or change its permissions, or set HF_HUB_CACHE to another folder."
         )
-    reason = str(error.__cause__ or error).strip().partition("\n")[0]
+    reason = _ERRNO.sub("", str(error.__cause__ or error).strip().partition("\n")[0])
     if isinstance(error, errors.HfHubHTTPError):
         return LoadFailed(f"The hub returned an error for {model}: {reason}")
     version = f"{model} at revision {revision}" if revision else model
     return LoadFailed(
-        f"{version} is not on this machine and the hub cannot be reached ({reason})."
-        f" Load a local folder or a .gguf file, or connect to the network and load again.{suggestion()}"
+        f"{version} is not on this machine.{suggestion()} The hub cannot be reached ({reason}): load a local"
+        " folder or a .gguf file, or connect to the network and load again."
     )

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from llm_magic.backends.local import memory
 from llm_magic.backends.local.files import gguf, hub
 from llm_magic.config import providers
+from llm_magic.config.commands import command, option
 from llm_magic.config.providers import Provider
 from llm_magic.config.settings import Settings
 from llm_magic.errors import LoadFailed, ModelNotFound, did_you_mean
@@ -50,7 +51,7 @@ class Source:
 
 def find(model: str | None, revision: str | None, settings: Settings, *, code: bool) -> Source:
     """Find a model by id, path or name; raises `ModelNotFound` with similar names."""
-    requested = model or settings.model
+    requested = _requested(model, settings)
     if requested is None or requested == gguf.EMBEDDED_NAME:
         return _embedded(revision)
     local = _on_disk(requested, settings)
@@ -63,6 +64,16 @@ def find(model: str | None, revision: str | None, settings: Settings, *, code: b
     suggestion = partial(_suggestion, requested, settings)
     found = hub.look_up(requested, revision, code=code, suggestion=suggestion)
     return Source(name, "hub", hub=found)
+
+
+def _requested(model: str | None, settings: Settings) -> str | None:
+    """Return the model to find; a name is that of the model here that differs only in case, if any."""
+    requested = model or settings.model
+    if requested is None or requested == gguf.EMBEDDED_NAME or _at_path(requested, settings):
+        return requested
+    here = {info.name for info in names(settings.models_folder)} | {gguf.EMBEDDED_NAME}
+    alike = [name for name in here if name.casefold() == requested.casefold()]
+    return alike[0] if len(alike) == 1 else requested
 
 
 def _embedded(revision: str | None) -> Source:
@@ -81,9 +92,30 @@ def _embedded(revision: str | None) -> Source:
         ) from None
 
 
+def find_gguf(model: str | None, settings: Settings) -> Source:
+    """Find a .gguf file by path or name; the bundled model for None. Downloads nothing."""
+    requested = _requested(model, settings)
+    bundled = requested in {None, gguf.EMBEDDED_NAME}
+    file = gguf.embedded_file() if bundled else None
+    if bundled and file is None:
+        raise ModelNotFound(
+            f"The default model {gguf.EMBEDDED_NAME} is not installed. Run: {EMBEDDED_COMMAND}"
+        )
+    if file is not None:
+        return Source(gguf.EMBEDDED_NAME, "bundled", file)
+    found = _on_disk(str(requested), settings)
+    if found is None or found.gguf_file is None:
+        error = ModelNotFound(
+            f"{requested} is no .gguf file on this disk, and llama.cpp reads no other."
+        )
+        without = option("backend", "llamacpp")
+        raise error.advise(f"Give the path of a .gguf file, or load the model without {without}.")
+    return found
+
+
 def check_name(model: str | None, settings: Settings) -> None:
     """Raise `ModelNotFound` for what `find` does not find and needs neither network nor torch for."""
-    requested = model or settings.model
+    requested = _requested(model, settings)
     if requested not in {None, gguf.EMBEDDED_NAME}:
         _on_disk(str(requested), settings)
 
@@ -102,8 +134,8 @@ def _on_disk(requested: str, settings: Settings) -> Source | None:
         raise ModelNotFound(
             f"There is no file or folder {requested!r}.{_near_path(requested, settings)}"
         )
-    provider, is_ollama = providers.of_model(requested), providers.is_ollama_name(requested)
-    if provider is None and not is_ollama:
+    provider = providers.of_model(requested)
+    if provider is None and not providers.ollama_name(requested):
         return None
     if requested not in {info.name for info in _in_hub_cache()}:
         raise _of_ollama(requested) if provider is None else _hosted(requested, provider)
@@ -120,19 +152,20 @@ def _near_path(requested: str, settings: Settings) -> str:
 
 def _hosted(requested: str, provider: Provider) -> ModelNotFound:
     """Return the error for the name of a model that only a hosted provider has."""
-    variable = provider.key_variable
-    key = variable if os.environ.get(variable) else f"{variable}, not set"
     return ModelNotFound(
         f"{requested} is a model of {provider.title} and is not on this machine."
     ).advise(
-        f"Run %llm_load {provider.api_name(requested)} -b {provider.name} (key: {key}).", "backend"
+        f"Run {command('load', provider.api_name(requested), backend=provider.name)}{provider.key_note}.",
+        "backend",
+        provider.name,
     )
 
 
 def _of_ollama(requested: str) -> ModelNotFound:
     """Return the error for the name of a model that Ollama has."""
     error = ModelNotFound(f"{requested} is the name of a model in Ollama, not of one on the hub.")
-    return error.advise(f"Run %llm_load {requested} -b ollama.", "backend")
+    loading = command("load", providers.ollama_name(requested), backend="ollama")
+    return error.advise(f"Run {loading}.", "backend", "ollama")
 
 
 def _at_path(requested: str, settings: Settings) -> Source | None:

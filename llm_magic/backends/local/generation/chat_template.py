@@ -23,6 +23,7 @@ from functools import cached_property, partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from llm_magic.backends.base import NO_SYSTEM
 from llm_magic.errors import PromptError
 from llm_magic.types import Message
 
@@ -39,7 +40,6 @@ _PRIVATE = range(0xF0000, 0x10FFFE)
 # The errors of templates that reject a conversation are these and `jinja2.TemplateError`.
 _ERRORS = (TypeError, ValueError)
 Turn = dict[str, str]
-_NO_SYSTEM: Turn = {"role": "system", "content": ""}
 # The private characters before and after a special token in a message.
 Delimiters = tuple[str, str]
 Render = Callable[[list[Turn]], str]
@@ -69,7 +69,7 @@ class PromptEncoder:
         turns = [{"role": m.role, "content": m.content} for m in messages]
         if special is not None:
             return special.encode_turns(turns)
-        if turns[0] == _NO_SYSTEM:
+        if turns[0] == NO_SYSTEM:
             ids = self._tokenizer(self._text(turns), add_special_tokens=False, verbose=False)
             return list(ids.input_ids)
         return list(_apply(self._tokenizer, turns))
@@ -85,7 +85,7 @@ class PromptEncoder:
 
     def _text(self, turns: list[Turn]) -> str:
         """Return a conversation as the template writes it, without a system turn for an empty one."""
-        if turns[0] != _NO_SYSTEM or len(turns) == 1:
+        if turns[0] != NO_SYSTEM or len(turns) == 1:
             return str(_apply(self._tokenizer, turns, tokenize=False))
         default, without = self._default, turns[1:]
         text = str(_apply(self._tokenizer, without, tokenize=False))

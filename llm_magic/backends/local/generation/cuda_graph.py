@@ -358,9 +358,9 @@ class TokenReader:
             self._events[index].record(torch.cuda.current_stream(self._device))
         self._sent += 1
 
-    def read(self) -> int:
-        """Return the token that was sent before the last one."""
-        index = self._sent % 2
+    def read(self, *, last: bool = False) -> int:
+        """Return the token that was sent before the last one, or the last one."""
+        index = (self._sent - last) % 2
         if self._cuda:
             self._events[index].synchronize()
         return int(self._buffers[index])

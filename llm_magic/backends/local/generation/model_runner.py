@@ -26,15 +26,15 @@ class ModelRunner:
     def __init__(
         self,
         model: PreTrainedModel,
-        cache_name: str,
+        traits: compat.ModelTraits,
         ids: torch.Tensor,
         arguments: dict[str, Any],
         max_new_tokens: int,
     ) -> None:
         """`arguments` are those that `generate` prepares for `forward`, the cache among them."""
         self._model: Any = model
-        self._cache_name, self._arguments = cache_name, arguments
-        self.cache: Any = arguments[cache_name]
+        self._traits, self._arguments = traits, arguments
+        self.cache: Any = arguments[traits.cache_name]
         self._buffer = ids.new_empty((1, ids.shape[1] + max_new_tokens))
         self._buffer[:, : ids.shape[1]] = ids
         self.length = ids.shape[1]
@@ -134,7 +134,7 @@ class ModelRunner:
     def _forward(self, end: int, logits_to_keep: int) -> torch.Tensor:
         """Read the tokens up to `end` that are not cached; returns the last logits."""
         arguments = compat.resized(self._arguments, end)
-        arguments[self._cache_name] = self.cache
+        arguments[self._traits.cache_name] = self.cache
         if "logits_to_keep" in arguments:
             arguments["logits_to_keep"] = logits_to_keep
         inputs = compat.prepare_inputs(
@@ -144,8 +144,10 @@ class ModelRunner:
             arguments,
             first=self._in_prefill,
         )
+        if self._traits.masks_single_tokens and end - self.cached_length == 1:
+            inputs["attention_mask"] = self._buffer.new_ones((1, 1, 1, end), dtype=torch.bool)
         outputs = self._model(**inputs, return_dict=True)
-        cache = getattr(outputs, self._cache_name, None)
+        cache = getattr(outputs, self._traits.cache_name, None)
         if isinstance(cache, Cache) and cache is not self.cache:
             # The model read the whole text anew, see `longest_reuse` of `compat.ModelTraits`.
             self.cache, self._is_recording = cache, False

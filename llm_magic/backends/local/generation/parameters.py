@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Real
@@ -11,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig as TransformersConfig
 from transformers import PreTrainedModel
+from transformers.generation import logits_process as processing
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import (
     EosTokenCriteria,
     MaxLengthCriteria,
+    MaxTimeCriteria,
     StoppingCriteriaList,
 )
 
+from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import OptionError, PromptTooLong, did_you_mean
 
@@ -49,6 +53,14 @@ _MAX_VALUE_LENGTH = 40
 _MIN_TEMPERATURE = 1e-5
 # The decoding loop ends an answer at its last token and its length without these, which need tensors.
 _USUAL_CRITERIA = (EosTokenCriteria, MaxLengthCriteria)
+# These depend on each row alone, and not on where its prompt ends.
+_SHAREABLE = (
+    processing.EpsilonLogitsWarper, processing.EtaLogitsWarper,
+    processing.InfNanRemoveLogitsProcessor, processing.LogitNormalization,
+    processing.MinPLogitsWarper, processing.SuppressTokensLogitsProcessor,
+    processing.TemperatureLogitsWarper, processing.TopHLogitsWarper, processing.TopKLogitsWarper,
+    processing.TopPLogitsWarper, processing.TypicalLogitsWarper,
+)  # fmt: skip
 
 
 def check_extra(config: GenerationConfig) -> None:
@@ -128,6 +140,19 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
             torch.mps.set_rng_state(before)
 
 
+def current_generator(device: torch.device) -> torch.Generator:
+    """Return a generator that continues the random numbers of the process on a device."""
+    if device.type == "cuda":
+        state = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state = torch.mps.get_rng_state()
+    else:
+        state = torch.default_generator.get_state()
+    generator = torch.Generator(device)
+    generator.set_state(state)
+    return generator
+
+
 def eos_token_ids(model: PreTrainedModel, options: dict[str, Any]) -> frozenset[int]:
     """Return the tokens that end an answer with these options of `generate`."""
     value = options.get("eos_token_id", model.generation_config.eos_token_id)
@@ -159,6 +184,24 @@ class GenerateInputs:
     eos_token_ids: frozenset[int]
     max_new_tokens: int
     criteria: StoppingCriteriaList
+
+    def shared(self) -> GenerateInputs | None:
+        """Return the inputs for sequences that share their steps; None if they cannot share one.
+
+        Without a cache: that of a batch changes.
+        """
+        processors = LogitsProcessorList()
+        for each in self.processors:
+            if type(each) is processing.RepetitionPenaltyLogitsProcessor:
+                # Without the count of padding, which is that of one prompt: our padding is no new token.
+                each = processing.RepetitionPenaltyLogitsProcessor(each.penalty)
+            elif type(each) not in _SHAREABLE:
+                return None
+            processors.append(each)
+        if any(type(criterion) is not MaxTimeCriteria for criterion in self.criteria):
+            return None
+        arguments = {n: x for n, x in self.arguments.items() if n not in compat.CACHE_NAMES}
+        return dataclasses.replace(self, arguments=arguments, processors=processors)
 
 
 def prepare(model: PreTrainedModel, ids: torch.Tensor, options: dict[str, Any]) -> GenerateInputs:

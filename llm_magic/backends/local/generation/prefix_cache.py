@@ -39,6 +39,11 @@ class CachedPrefix:
     can_be_cropped: bool
     nbytes: int
 
+    def reusable(self, ids: torch.Tensor) -> int:
+        """Return how many tokens of a prompt a cache without the others can have."""
+        usable = min(common_length(self.ids, ids), len(ids) - 1)
+        return usable if self.can_be_cropped or usable == len(self.ids) else 0
+
     def match(self, ids: torch.Tensor) -> tuple[int, int]:
         """Return how many tokens of a prompt need not be read, and how many are the same."""
         shared = common_length(self.ids, ids)
@@ -79,6 +84,22 @@ class PrefixCache:
         """Return the bytes of all prefixes on each device."""
         caches = (prefix.cache for prefix in self.prefixes)
         return bytes_by_device(tensor for cache in caches for tensor in compat.tensors(cache))
+
+    def beginning(self, ids: torch.Tensor) -> PrefixHit | None:
+        """Return the longest beginning of a prompt, wherever it ends; all prefixes stay stored.
+
+        For prompts that are read together, which rounds differently anyway.
+        """
+        lengths = [prefix.reusable(ids) for prefix in self.prefixes]
+        length = max(lengths, default=0)
+        if length == 0:
+            return None
+        best = self.prefixes[lengths.index(length)]
+        cache = compat.fork(best.cache)
+        if length < len(best.ids):
+            cache.crop(length - len(best.ids))
+        boundaries = (position for position in best.boundaries if position < length)
+        return PrefixHit(cache, length, (*boundaries,))
 
     def lookup(self, ids: torch.Tensor) -> PrefixHit | None:
         """Return the prefix that saves most of a prompt of shape (length,), on the CPU."""

@@ -139,8 +139,8 @@ class AssistantModel:
 
     def _new_runner(self, tokens: Sequence[int], max_new_tokens: int) -> ModelRunner:
         ids = torch.tensor([tokens], device=self._model.device)
-        name, cache = compat.cache_name(self._model), compat.new_cache(self._model)
-        arguments = {name: cache, "use_cache": True, "logits_to_keep": 1}
-        runner = ModelRunner(self._model, name, ids, arguments, max_new_tokens + 1)
+        traits, cache = compat.traits(self._model), compat.new_cache(self._model)
+        arguments = {traits.cache_name: cache, "use_cache": True, "logits_to_keep": 1}
+        runner = ModelRunner(self._model, traits, ids, arguments, max_new_tokens + 1)
         runner.start_recording()
         return runner

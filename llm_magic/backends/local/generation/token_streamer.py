@@ -15,6 +15,7 @@ from llm_magic.backends.local.worker import Cancelled
 from llm_magic.backends.reasoning import CLOSE_TAG, OPEN_TAG
 from llm_magic.backends.stop_strings import StopText
 from llm_magic.config.settings import GenerationConfig
+from llm_magic.text import counted
 from llm_magic.types import Chunk, FinishReason, Progress, Usage
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class TokenStreamer:
 
     def report_prefill(self, read: int, unread: int) -> None:
         """Emit how many of the `unread` tokens of the prompt, which were not cached, are `read`."""
-        detail = f"{read:,} of {unread:,} tokens"
+        detail = f"{read:,} of {counted(unread)}"
         self._emit(Chunk(progress=Progress("reading the prompt", read / unread, detail)))
 
     def append(self, token: int) -> float:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from llm_magic.backends.local import cpu_linear
-from llm_magic.backends.local.cpu_linear import Float32Linear, PackedLinear, optimize
+from llm_magic.backends.local.cpu_linear import Bfloat16Linear, Float32Linear, optimize
+from llm_magic.backends.local.fused_linear import FusedLinear
 from tests.tiny_models import Architecture, tiny
 
 TYPES = [torch.bfloat16, torch.float16]
@@ -142,11 +146,10 @@ def test_default_dtype_of_a_notebook_changes_nothing(monkeypatch: pytest.MonkeyP
 # --- packed layers: in float32, whose operators every CPU with oneDNN has ---
 
 
-def packed(layer: nn.Linear) -> tuple[nn.Linear, PackedLinear]:
+def packed(layer: nn.Linear) -> tuple[nn.Linear, Bfloat16Linear]:
     """Return a layer, and a packed copy."""
-    changed = copy.deepcopy(layer)
-    PackedLinear.pack(changed)
-    assert isinstance(changed, PackedLinear)
+    changed = Bfloat16Linear.convert(copy.deepcopy(layer))
+    changed.pack()
     return layer, changed
 
 
@@ -215,31 +218,143 @@ class ReadsAWeight(nn.Module):
         return out
 
 
-def test_model_that_reads_a_weight_itself_is_not_packed() -> None:
+def test_model_that_reads_a_weight_itself_has_the_same_results_in_both_layouts() -> None:
     model, token = ReadsAWeight(), torch.zeros((1, 1), dtype=torch.long)
     with torch.inference_mode():
         expected = model(token)
-        optimize(model)
-        assert type(model.layer) is not PackedLinear
-        torch.testing.assert_close(model(token), expected)
+        fast = Bfloat16Linear.convert(model.layer)
+        for change in (fast.pack, fast.unpack):
+            change()
+            torch.testing.assert_close(model(token), expected)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text"])
-def test_packed_model_has_the_logits_and_the_state_of_the_usual_one(
-    tmp_path: Path, name: Architecture
+# --- when the layout of a weight changes ---
+
+
+@pytest.fixture
+def two_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU on which torch's own kernel is faster for one and two rows."""
+    monkeypatch.setattr(cpu_linear, "few_rows", lambda: 2)
+
+
+def multiply(layer: nn.Module, rows: int, times: int = 1) -> torch.Tensor:
+    with torch.inference_mode():
+        for _ in range(times):
+            out: torch.Tensor = layer(torch.ones(rows, 8))
+    return out
+
+
+@pytest.mark.usefixtures("two_rows")
+def test_weight_is_packed_while_several_rows_are_multiplied() -> None:
+    usual = nn.Linear(8, 8)
+    fast = Bfloat16Linear.convert(copy.deepcopy(usual))
+    # A long prompt is as fast in both layouts, and a short one alone is no reason.
+    for rows, times, is_packed in [
+        *((1, 200, False), (300, 200, False), (40, 1, False), (1, 2, False)),
+        *((32, 70, True), (300, 200, True), (1, 5, True), (32, 5, True), (2, 70, False)),
+    ]:
+        torch.testing.assert_close(multiply(fast, rows, times), multiply(usual, rows))
+        assert next(fast.parameters()).is_mkldnn is is_packed, (rows, times)
+        assert torch.equal(fast.state_dict()["weight"], usual.weight)
+
+
+@pytest.mark.usefixtures("two_rows")
+def test_layers_of_a_model_do_not_all_change_in_the_same_step() -> None:
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(40)))
+    for layer in model:
+        Bfloat16Linear.convert(cast("nn.Linear", layer))
+    counts: list[int] = []
+    while not counts or counts[-1] < len(model):
+        multiply(model, 4)
+        counts.append(sum(weight.is_mkldnn for weight in model.parameters()))
+        assert len(counts) < 100
+    assert max(after - before for before, after in itertools.pairwise(counts)) <= 2
+
+
+@pytest.mark.usefixtures("two_rows")
+def test_tied_weight_stays_the_one_of_the_embedding() -> None:
+    embedding, head = nn.Embedding(20, 8), nn.Linear(8, 20, bias=False)
+    head.weight = embedding.weight
+    fast = Bfloat16Linear.convert(head, is_tied=True)
+    fast.pack()
+    assert not embedding.weight.is_mkldnn
+    multiply(fast, 1, 70)
+    assert next(fast.parameters()) is embedding.weight
+
+
+@pytest.mark.usefixtures("two_rows")
+def test_fused_layers_have_one_copy_of_their_weights_in_both_layouts() -> None:
+    layers = [nn.Linear(8, count, bias=False) for count in (8, 4, 4)]
+    model = nn.ModuleList(copy.deepcopy(layers))
+    whole = Bfloat16Linear.joined([cast("nn.Linear", layer) for layer in model])
+    FusedLinear.fuse([cast("nn.Linear", layer) for layer in model], whole)
+    for rows, is_packed in [(1, False), (4, True), (1, False)]:
+        given = torch.ones(rows, 8)
+        with torch.inference_mode():
+            for _ in range(70):
+                results = [layer(given) for layer in model]
+            for result, usual in zip(results, layers, strict=True):
+                torch.testing.assert_close(result, usual(given))
+        (weight,) = model.parameters()
+        assert weight.is_mkldnn is is_packed
+        assert weight.numel() == 8 * 16
+
+
+def test_weights_are_always_packed_where_torch_has_no_faster_kernel(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(cpu_linear, "few_rows", lambda: 0)
+    fast = Bfloat16Linear.convert(nn.Linear(8, 8))
+    multiply(fast, 1, 200)
+    assert next(fast.parameters()).is_mkldnn
+
+
+@pytest.mark.parametrize(("own", "rows"), [(0.5, 2), (1.2, 2), (2.0, 0)])
+def test_own_kernel_is_used_unless_it_is_much_slower(
+    monkeypatch: pytest.MonkeyPatch, own: float, rows: int
+) -> None:
+    clock = itertools.accumulate(itertools.cycle((0, own, 0, 1)))  # by turns
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    cpu_linear.few_rows.cache_clear()
+    try:
+        assert cpu_linear.few_rows() == rows
+    finally:
+        cpu_linear.few_rows.cache_clear()
+
+
+def test_own_kernel_leaves_the_flag_of_onednn_as_it_is() -> None:
+    onednn: Any = torch.backends.mkldnn
+    before = onednn.enabled
+    try:
+        for state in (False, True):
+            onednn.enabled = state
+            cpu_linear.few_rows.cache_clear()
+            cpu_linear.few_rows()
+            assert onednn.enabled is state
+    finally:
+        onednn.enabled = before
+        cpu_linear.few_rows.cache_clear()
+
+
+@pytest.mark.parametrize("few_rows", [0, 2])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text"])
+def test_changed_model_has_the_logits_and_the_state_of_the_usual_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: Architecture, few_rows: int
+) -> None:
+    monkeypatch.setattr(cpu_linear, "few_rows", lambda: few_rows)
     model = AutoModelForCausalLM.from_pretrained(tiny(tmp_path, name), dtype=torch.bfloat16)
     usual = copy.deepcopy(model)
     ids = torch.arange(40).view(1, 40) % model.config.vocab_size
     optimize(model)
     kinds = {type(m) for m in model.modules() if isinstance(m, nn.Linear)}
-    assert kinds == {PackedLinear if cpu_linear.can_pack() else Float32Linear}
+    assert kinds == ({Bfloat16Linear, FusedLinear} if cpu_linear.can_pack() else {Float32Linear})
     embedding = model.get_input_embeddings().weight
     assert embedding.layout is torch.strided
     state = model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in usual.state_dict().items())
     with torch.inference_mode():
-        torch.testing.assert_close(model(ids).logits, usual(ids).logits, rtol=0.1, atol=0.1)
+        for rows in (ids, ids[:, :1]):
+            torch.testing.assert_close(model(rows).logits, usual(rows).logits, rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("missing", ["_reorder_linear_weight", "_linear_pointwise"])

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_magic.backends.local import cpu_linear, memory
+from llm_magic.backends.local import cpu_quantized, memory
 from llm_magic.backends.local.files.gguf import converted_folder, embedded_file
 from llm_magic.errors import DeviceUnavailable, MissingDependency, OptionError
 from llm_magic.session import Session
-from tests.local_models import SMOLLM2_HEAD, listening, local_session
+from tests.local_models import SMOLLM2_BYTES, listening, local_session, packed_head_bytes
 from tests.tiny_models import tiny_llama
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU here")
 # torch/utils/mkldnn.py, which bitsandbytes leads to, is compiled in a way that torch deprecates;
 # Python shows such warnings only to the authors of the code.
 mkldnn = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
-QUESTION = "What is the capital of France?"
+QUESTION = "What is the capital of Germany?"
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,16 @@ def no_noise(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def no_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Report a torch without the kernels for quantized weights."""
+    with monkeypatch.context() as patch:
+        patch.delattr(torch, "_weight_int8pack_mm")
+        cpu_quantized.quantized_class.cache_clear()
+        yield
+    cpu_quantized.quantized_class.cache_clear()
 
 
 @no_cuda
@@ -82,35 +92,54 @@ def test_weights_have_the_requested_dtype(
     assert session.generate("x", max_new_tokens=2).usage.completion_tokens
 
 
-@mkldnn
 @pytest.mark.parametrize(
     ("quantization", "size", "dtype"),
-    [("none", 269_030_272, "bfloat16"), ("8bit", 162_861_952, "float16"), ("4bit", 109_777_792, "bfloat16")],
-)  # fmt: skip
+    [
+        ("none", SMOLLM2_BYTES, "bfloat16"),
+        ("8bit", 191_582_848, "bfloat16"),
+        ("4bit", 151_458_688, "bfloat16"),
+    ],
+)
 def test_quantized_model_answers(
     session: Session, quantization: str, size: int, dtype: str
 ) -> None:
-    if quantization == "none" and cpu_linear.can_pack():
-        size += SMOLLM2_HEAD
+    if quantization == "none":
+        size += packed_head_bytes()
     info = session.load(device="cpu", quantization=quantization)
     assert info.size == pytest.approx(size, rel=0.001)
     assert (info.quantization, info.dtype) == (quantization, dtype)
     reply = session.generate(QUESTION)
-    assert "Paris" in reply.text
+    assert "Berlin" in reply.text
     file = embedded_file()
     assert file is not None
     # The estimate before the load.
     folder = converted_folder(file)
     estimate = memory.weight_bytes(folder, "auto", quantization)
-    if quantization == "none" and cpu_linear.can_pack():
-        estimate += memory.head_copy_bytes(folder, "auto")
-    assert estimate == pytest.approx(size, rel=0.15)
+    if quantization != "none" or packed_head_bytes():
+        estimate += memory.head_copy_bytes(folder, "auto", quantization)
+    assert estimate == pytest.approx(size, rel=0.01)
 
 
 @mkldnn
-def test_8bit_in_bfloat16_logs_nothing(session: Session, llama: Path) -> None:
-    info = session.load(str(llama), quantization="8bit", dtype="bfloat16")
-    assert info.dtype == "bfloat16"
+@pytest.mark.parametrize(
+    ("quantization", "requested", "dtype"),
+    [("bnb-8bit", "auto", "float16"), ("bnb-8bit", "bfloat16", "bfloat16"), ("bnb-4bit", "auto", "bfloat16"),
+     ("8bit", "auto", "bfloat16"), ("4bit", "float32", "float32"), ("8bit", "float16", "float16")],
+)  # fmt: skip
+def test_quantized_model_has_the_requested_dtype(
+    session: Session, llama: Path, quantization: str, requested: str, dtype: str
+) -> None:
+    info = session.load(str(llama), device="cpu", quantization=quantization, dtype=requested)
+    assert (info.quantization, info.dtype) == (quantization, dtype)
+    assert session.generate("x").usage.completion_tokens
+
+
+@mkldnn
+def test_bitsandbytes_quantizes_where_torch_has_no_kernel(
+    session: Session, llama: Path, no_kernel: None
+) -> None:
+    info = session.load(str(llama), device="cpu", quantization="4bit")
+    assert info.quantization == "bnb-4bit"
     assert session.generate("x").usage.completion_tokens
 
 
@@ -125,15 +154,26 @@ def test_missing_package_is_named(
     )
 
 
-@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+@pytest.mark.parametrize("quantization", ["8bit", "bnb-4bit"])
 def test_quantization_without_bitsandbytes_gives_the_command(
-    session: Session, llama: Path, monkeypatch: pytest.MonkeyPatch, quantization: str
+    session: Session,
+    llama: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_kernel: None,
+    quantization: str,
 ) -> None:
     session.load(str(llama))
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
     with pytest.raises(MissingDependency) as caught:
-        session.load(str(llama), quantization=quantization)
+        session.load(str(llama), device="cpu", quantization=quantization)
     assert str(caught.value) == (
         f"-q {quantization} needs bitsandbytes. Run: pip install bitsandbytes"
     )
     assert session.status().active_model == "llama"
+
+
+def test_kernels_of_torch_need_no_bitsandbytes(
+    session: Session, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
+    assert session.load(str(llama), device="cpu", quantization="4bit").quantization == "4bit"

@@ -60,12 +60,19 @@ def test_weight_bytes_of_quantized_matrices(tmp_path: Path) -> None:
             "lm_head.weight": ("BF16", [100, 64]),
             "layers.0.q_proj.weight": ("BF16", [64, 64]),
             "layers.0.norm.weight": ("BF16", [64]),
+            # Transformers joins the experts of a layer to a tensor of three dimensions.
+            "layers.0.experts.0.up_proj.weight": ("BF16", [64, 64]),
         },
     )
-    unquantized = 2 * 100 * 64 * 2 + 64 * 2
+    unquantized = 2 * 100 * 64 * 2 + 64 * 2 + 4096 * 2
     assert memory.weight_bytes(tmp_path, "auto", "none") == unquantized + 4096 * 2
-    assert memory.weight_bytes(tmp_path, "auto", "8bit") == unquantized + int(4096 * (1 + 4 / 4096))
-    assert memory.weight_bytes(tmp_path, "auto", "4bit") == unquantized + int(4096 * (0.5 + 1 / 16))
+    for bits, matrix in (("bnb-8bit", 4096 + 4), ("bnb-4bit", 2048 + 256)):
+        assert memory.weight_bytes(tmp_path, "auto", bits) == unquantized + matrix
+    # The kernels of the CPU also have the head in 8 bits.
+    head = 6400 * (1 + 2 / 4096)
+    for bits, matrix in (("8bit", 4096 + 2), ("4bit", 2048 + 512)):
+        expected = unquantized - 12800 + int(head + matrix)
+        assert memory.weight_bytes(tmp_path, "auto", bits) == expected
 
 
 @pytest.mark.parametrize(
@@ -83,7 +90,8 @@ def test_packed_head_of_a_tied_embedding_takes_memory_of_its_own(
     if head:
         tensors["lm_head.weight"] = (stored, [100, 64])
     write_header(tmp_path / "x.safetensors", tensors)
-    assert memory.head_copy_bytes(tmp_path, dtype) == expected
+    assert memory.head_copy_bytes(tmp_path, dtype, "none") == expected
+    assert memory.head_copy_bytes(tmp_path, dtype, "4bit") == expected // 2 + bool(expected) * 3
 
 
 @pytest.mark.parametrize("content", [b"", b"\x01\x02", struct.pack("<Q", 2**60) + b"{}"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm_magic.backends.local.cpu_linear import PackedLinear
+from llm_magic.backends.local.cpu_linear import Bfloat16Linear
 from llm_magic.backends.local.memory_holders import ReferenceSearch
 
 
@@ -114,9 +114,9 @@ def test_holder_is_named(
 
 def test_holder_of_a_packed_weight_is_named(main: dict[str, Any]) -> None:
     model = Model()
-    PackedLinear.pack(model.inner)
+    Bfloat16Linear.convert(model.inner).pack()
     search = ReferenceSearch([model])
-    main["weight"] = model.inner.weight
+    main["weight"] = next(model.inner.parameters())
     del model
     assert search.holders() == ("weight",)
     main.clear()

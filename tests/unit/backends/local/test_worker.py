@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from llm_magic.backends.local.worker import Cancelled, Worker
+from llm_magic.backends.local.worker import Cancelled, Job, Worker
 from llm_magic.errors import GenerationFailed, LLMMagicError
 
 
@@ -184,9 +184,9 @@ def test_queued_job_that_is_cancelled_never_runs(worker: Worker) -> None:
 
 def test_items_are_in_order_and_the_failure_is_last(worker: Worker) -> None:
     async def main(fails: bool) -> list[int]:
-        def work(_cancel: threading.Event, emit: Callable[[int], None]) -> None:
+        def work(job: Job[None]) -> None:
             for number in range(1000):
-                emit(number)
+                job.emit(number)
             if fails:
                 raise ValueError("failed")
 
@@ -204,10 +204,10 @@ def test_items_are_in_order_and_the_failure_is_last(worker: Worker) -> None:
 def test_closed_stream_sets_the_flag_and_waits(worker: Worker) -> None:
     finished = threading.Event()
 
-    def work(cancel: threading.Event, emit: Callable[[int], None]) -> None:
+    def work(job: Job[None]) -> None:
         number = 0
-        while not cancel.wait(0.001):
-            emit(number := number + 1)
+        while not job.cancel.wait(0.001):
+            job.emit(number := number + 1)
         finished.set()
         raise Cancelled
 
@@ -230,9 +230,7 @@ def test_closed_stream_whose_job_has_not_started_does_not_wait_for_others(
     async def main() -> None:
         first = asyncio.ensure_future(worker.run(until_cancelled(started, finished), translate))
         await asyncio.to_thread(started.wait, 5)
-        items: AsyncGenerator[None, None] = worker.stream(
-            lambda _cancel, _emit: ran.set(), translate
-        )
+        items: AsyncGenerator[None, None] = worker.stream(lambda _job: ran.set(), translate)
         second = asyncio.ensure_future(anext(items))
         await asyncio.sleep(0.01)
         second.cancel()

@@ -15,13 +15,13 @@ from tests.ollama_server import OllamaServer
 from tests.remote_sessions import (
     OLLAMA_CHAT,
     chat_path,
-    eventually,
     fails,
     questions,
     session_on,
     still_works,
 )
 from tests.scripted import settings
+from tests.until import until
 from tests.wire import SSE, Head, Raw, Repeat, Send, Slow, Step, delta, ndjson, sse, sse_words
 
 # Far longer than the client waits for an end, a byte at a time.
@@ -111,7 +111,7 @@ def test_end_that_comes_late_leaves_connection_usable(backend: str) -> None:
         script = DONE if backend == "ollama" else sse_words("Hi")
         server.will(chat_path(server), *script, Slow(b"\n" * 5, 0.01))
         assert session.generate("?").text == "Hi"
-        eventually(lambda: questions(server)[0].outcome == "whole", "the answer goes on")
+        until(lambda: questions(server)[0].outcome == "whole", "the answer goes on")
         connections = server.connections
         still_works(session)
         assert server.connections == connections

@@ -16,7 +16,6 @@ from tests.ollama_server import OllamaServer
 from tests.remote_sessions import (
     OLLAMA_CHAT,
     chat_path,
-    eventually,
     interrupt,
     last,
     questions,
@@ -24,6 +23,7 @@ from tests.remote_sessions import (
     still_works,
 )
 from tests.scripted import show
+from tests.until import until
 from tests.wire import (
     NDJSON,
     SSE,
@@ -150,7 +150,7 @@ def test_interrupt_before_end_of_response(session: Session, server: FaultServer)
 @pytest.mark.parametrize("status", [429, 503])
 def test_interrupt_between_retries(session: Session, server: FaultServer, status: int) -> None:
     server.will(CHAT, *error_answer(status, "Wait.", headers={"Retry-After": "20"}))
-    interrupt(session, lambda chunk: chunk.notice == f"{status}, next try in 20 s")
+    interrupt(session, lambda chunk: chunk.notice == f"{status}, attempt 2 of 3 after 20 s")
     assert (last(session).text, last(session).finish_reason) == ("", "cancelled")
     assert [request.wait() for request in questions(server)] == ["whole"]
     still_works(session)
@@ -158,7 +158,7 @@ def test_interrupt_between_retries(session: Session, server: FaultServer, status
 
 def test_interrupt_of_unreachable_server(session: Session, server: FaultServer) -> None:
     server.stop()
-    interrupt(session, lambda chunk: chunk.notice.startswith("no server, next try in"))
+    interrupt(session, lambda chunk: chunk.notice.startswith("no server, attempt 2 of 3 after"))
     server.start()
     assert questions(server) == []
     still_works(session)
@@ -218,7 +218,7 @@ def test_hundred_interrupts_leave_no_connections(server: FaultServer) -> None:
                     break
         still_works(session)
         assert all(request.left.wait(1) for request in questions(server)[:-1])
-        eventually(lambda: server.open_now <= 2, f"{server.open_now} connections are open")
+        until(lambda: server.open_now <= 2, f"{server.open_now} connections are open")
 
 
 def test_interrupt_during_load_on_server() -> None:

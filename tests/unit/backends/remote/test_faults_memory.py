@@ -30,7 +30,6 @@ from tests.remote_sessions import (
     OLLAMA_CHAT,
     chat_path,
     checked_message,
-    eventually,
     fails,
     last,
     questions,
@@ -38,6 +37,7 @@ from tests.remote_sessions import (
     still_works,
 )
 from tests.scripted import settings
+from tests.until import until
 from tests.wire import (
     NDJSON,
     SSE,
@@ -309,4 +309,4 @@ def test_other_answers_go_on_during_flood(
         gaps = [b - a for a, b in itertools.pairwise(times)]
         # Measured 0.1 s on a quiet machine; without turns for others, as long as the flood takes.
         assert max(gaps) < 1.5, max(gaps)
-    eventually(lambda: server.open_now == 0, "a connection is left open")
+    until(lambda: server.open_now == 0, "a connection is left open")

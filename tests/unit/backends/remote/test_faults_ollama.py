@@ -117,7 +117,10 @@ def test_error_status_raises_after_expected_retries(
 @pytest.mark.parametrize(
     ("script", "kind", "message"),
     [
-        (ndjson({"error": "llama runner process has terminated"}), RequestFailed, "has terminated."),
+        (ndjson({"error": "llama runner process has terminated"}), RequestFailed,
+         "has terminated. Check the log of the server."),
+        (ndjson({"error": "it stopped, check ollama server logs for details"}), RequestFailed,
+         "check ollama server logs for details."),
         (ndjson(piece(), {"error": {"message": "Out of memory."}}), RequestFailed, "Out of memory."),
         (ndjson(b"nonsense"), RequestFailed, "invalid JSON. Check --base-url and -b."),
         (ndjson([1]), RequestFailed, "JSON that is not an object. Check --base-url"),
@@ -130,8 +133,8 @@ def test_error_status_raises_after_expected_retries(
         ([Head(200, NDJSON)], RequestFailed, "empty reply"),
         (ndjson({}), RequestFailed, "empty reply"),
     ],
-    ids=["error", "error-object", "nonsense", "no-object", "no-message", "html", "text", "redirect",
-         "too-long", "empty", "nothing-in-it"],
+    ids=["error", "error-names-log", "error-object", "nonsense", "no-object", "no-message", "html", "text",
+         "redirect", "too-long", "empty", "nothing-in-it"],
 )  # fmt: skip
 def test_response_without_reply_raises_once(
     session: Session,
@@ -271,7 +274,7 @@ def test_odd_counts_are_unknown(session: Session, server: OllamaServer, odd: obj
 @pytest.mark.parametrize(
     ("script", "waits"),
     [([Reset()], []), ([Cut()], []),
-     ([Head(200, NDJSON), Reset()], ["connection lost, next try in 1 s"])],
+     ([Head(200, NDJSON), Reset()], ["connection lost, attempt 2 of 3 after 1 s"])],
 )  # fmt: skip
 def test_disconnect_before_first_token_is_retried(
     session: Session, server: OllamaServer, script: list[Step], waits: list[str]

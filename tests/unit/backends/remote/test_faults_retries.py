@@ -45,7 +45,7 @@ def test_two_failures_are_retried(session: Session, server: FaultServer, failure
 
 def test_retry_after_in_seconds_is_read(session: Session, server: FaultServer) -> None:
     limited(server, Retry_After="0.4")
-    assert notices(session) == ["429, next try in 1 s"]
+    assert notices(session) == ["429, attempt 2 of 3 after 1 s"]
     (waited,) = pauses(server)
     assert 0.4 <= waited < 1
     still_works(session)
@@ -54,7 +54,10 @@ def test_retry_after_in_seconds_is_read(session: Session, server: FaultServer) -
 def test_retry_after_as_date_is_read(session: Session, server: FaultServer) -> None:
     until = int(time.time()) + 2
     limited(server, 503, Retry_After=formatdate(until, usegmt=True))
-    assert notices(session) in (["503, next try in 1 s"], ["503, next try in 2 s"])
+    assert notices(session) in (
+        ["503, attempt 2 of 3 after 1 s"],
+        ["503, attempt 2 of 3 after 2 s"],
+    )
     assert time.time() >= until
     assert time.time() < until + 0.7
     assert len(questions(server)) == 2
@@ -106,7 +109,7 @@ def test_any_retry_after_is_finite_or_none(value: str) -> None:
 
 def test_retry_without_retry_after_uses_backoff(session: Session, server: FaultServer) -> None:
     limited(server, Retry_After="soon")
-    assert notices(session) == ["429, next try in 1 s"]
+    assert notices(session) == ["429, attempt 2 of 3 after 1 s"]
     (waited,) = pauses(server)
     assert 0.4 < waited < 1.5
 
@@ -134,7 +137,9 @@ def test_long_retry_after_is_in_message(session: Session, server: FaultServer) -
 def test_backoff_grows(session: Session, server: FaultServer) -> None:
     for _ in range(3):
         server.will(CHAT, *html_answer(503))
-    assert notices(session) == ["503, next try in 1 s"] * 2
+    assert [notice[:19] for notice in notices(session)] == [
+        "503, attempt 2 of 3", "503, attempt 3 of 3",
+    ]  # fmt: skip
     first, second = pauses(server)
     assert 0.5 <= first <= 1.4
     assert 1.0 <= second <= 1.9
@@ -143,7 +148,7 @@ def test_backoff_grows(session: Session, server: FaultServer) -> None:
 def test_every_api_reports_the_retry(session: Session, server: FaultServer) -> None:
     limited(server, Retry_After="0")
     chunks = list(session.stream("one two"))
-    assert [chunk.notice for chunk in chunks if chunk.notice] == ["429, next try in 1 s"]
+    assert [chunk.notice for chunk in chunks if chunk.notice] == ["429, attempt 2 of 3 after 1 s"]
     assert "".join(chunk.text for chunk in chunks) == "one two"
 
 

@@ -13,7 +13,8 @@ import pytest
 from llm_magic.session import Session
 from llm_magic.types import Usage
 from tests.fault_server import CHAT, FaultServer
-from tests.remote_sessions import eventually, last, questions, session_on, still_works
+from tests.remote_sessions import last, questions, session_on, still_works
+from tests.until import until
 from tests.wire import (
     SSE,
     Head,
@@ -253,6 +254,6 @@ def test_server_can_restart_between_replies(session: Session, server: FaultServe
 def test_closed_connection_is_not_reused(session: Session, server: FaultServer) -> None:
     server.will(CHAT, Head(200, {**SSE, "Connection": "close"}), *sse_words("Hi")[1:])
     assert session.generate("?").text == "Hi"
-    eventually(lambda: questions(server)[0].outcome == "whole", "the answer goes on")
+    until(lambda: questions(server)[0].outcome == "whole", "the answer goes on")
     still_works(session)
     assert len(questions(server)) == 2

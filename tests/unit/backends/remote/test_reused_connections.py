@@ -85,7 +85,7 @@ def test_request_that_breaks_within_body_is_not_repeated_at_once(server: FaultSe
     with session_on(server) as session:
         session.generate("before")
         server.will(CHAT, Head(200, SSE), Reset())
-        assert notices(session) == ["connection lost, next try in 1 s"]
+        assert notices(session) == ["connection lost, attempt 2 of 3 after 1 s"]
         assert len(questions(server)) == 3
 
 
@@ -95,7 +95,7 @@ def test_request_that_breaks_on_new_connection_is_not_repeated_at_once(
     monkeypatch.setattr(transport, "KEEP_S", 0.0)
     with session_on(server) as session:
         server.will(CHAT, Reset())
-        assert notices(session) == ["connection lost, next try in 1 s"]
+        assert notices(session) == ["connection lost, attempt 2 of 3 after 1 s"]
         assert len(questions(server)) == 2
 
 
@@ -124,7 +124,7 @@ def test_request_through_proxy_is_repeated_too(
         for _ in range(3):
             assert notices(session) == []
         server.will(CHAT, Reset())
-        assert notices(session) == ["connection lost, next try in 1 s"]
+        assert notices(session) == ["connection lost, attempt 2 of 3 after 1 s"]
     finally:
         session.close()
     assert len(server.dropped) == 4

@@ -274,17 +274,36 @@ def test_litellm_wrong_key_is_authentication_error() -> None:
     )
 
 
-@pytest.mark.parametrize("body", [b"Internal Server Error", b""])
-def test_500_without_key_suggests_key_env(body: bytes) -> None:
-    """LiteLLM's proxy without a database answers so where no key is given."""
-    error = status_error(ADDRESS, None, 500, {}, parse_error_body(body))
-    assert str(error).endswith(
-        "Check the log of the server. If it requires an API key, store it in an environment variable and"
-        " add --key-env NAME."
-    )
-    assert "key" not in str(
-        status_error(ADDRESS, None, 500, {}, parse_error_body(b"out of memory"))
-    )
+def test_500_refers_to_the_log_which_users_of_a_provider_cannot_read() -> None:
+    response = parse_error_body(b"<title>500 Internal Server Error</title>")
+    error = status_error(ADDRESS, None, 500, {}, response)
+    assert str(error).endswith("failed (500): Internal Server Error. Check the log of the server.")
+    hosted = parse_url("openai", "https://api.openai.com")
+    error = status_error(hosted, None, 500, {}, response)
+    assert str(error).endswith("failed (500): Internal Server Error. Try again later.")
+
+
+@pytest.mark.parametrize(
+    ("text", "header", "seconds", "advice"),
+    [
+        ("Please try again in 7.2s. Visit https://a.b", "2", 7.2, ""),
+        ("Please retry in 36.07s", "", 36.07, ""),
+        ("try again in 20ms", "3", 3.0, ""),
+        ("Please try again in 6m0s", "", 360.0, ""),
+        ("Try again after 20 seconds", "", 20.0, ""),
+        ("try again in " + "9" * 250 + "s", "", 7 * 24 * 3600.0, ""),
+        ("Slow down", "90", 90.0, " Try again in 90 s."),
+        ("Slow down", "", None, " Try again later."),
+        ("Please try again", "", None, " Try again later."),
+    ],
+)
+def test_message_names_one_time_of_the_next_try(
+    text: str, header: str, seconds: float | None, advice: str
+) -> None:
+    error = status_error(ADDRESS, None, 429, {"retry-after": header}, ErrorResponse(text))
+    assert isinstance(error, RequestFailed)
+    assert error.retry_after == seconds
+    assert str(error).endswith(f"(429): {text}.{advice}")
 
 
 LLAMA_CPP_LENGTH = {

@@ -23,8 +23,8 @@ from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.http_server import HttpServer
 from tests.ollama_models import OllamaModel
 from tests.ollama_server import OllamaServer
-from tests.remote_sessions import eventually
 from tests.scripted import settings
+from tests.until import until
 from tests.wire import (
     Head,
     Hold,
@@ -88,7 +88,7 @@ def test_running_reply_survives_unload(session: Session, server: FaultServer, ea
     hold.go.set()
     assert job.result(5).text == "one two"
     assert len(server.requests_to(CHAT)) == 1
-    eventually(lambda: server.open_now == 0, "a connection is left open")
+    until(lambda: server.open_now == 0, "a connection is left open")
 
 
 def test_program_without_close_ends_silently(server: FaultServer) -> None:
@@ -99,7 +99,7 @@ def test_program_without_close_ends_silently(server: FaultServer) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (ran.stdout, ran.stderr) == ("one\n", "")
-    eventually(lambda: server.open_now == 0, "a connection is left open")
+    until(lambda: server.open_now == 0, "a connection is left open")
 
 
 def test_connection_is_reused(session: Session, server: FaultServer) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,18 +15,7 @@ import trustme
 from llm_magic.errors import ServerUnreachable, SettingsError
 from llm_magic.session import Session
 from tests.scripted import settings
-
-
-class _Models(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        body = b'{"data": [{"id": "tiny"}]}'
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Write nothing."""
+from tests.tls_server import Models, tls_server
 
 
 @pytest.fixture
@@ -38,17 +26,8 @@ def authority() -> trustme.CA:
 @pytest.fixture
 def url(authority: trustme.CA) -> Iterator[str]:
     """Return the address of a server whose certificate only `authority` vouches for."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Models) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        # A client that leaves in the handshake is what is tested, and nothing to print.
-        server.handle_error = lambda *_about: None  # type: ignore[method-assign]
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"https://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with tls_server(authority) as address:
+        yield address
 
 
 @pytest.fixture
@@ -59,7 +38,9 @@ def session() -> Iterator[Session]:
 
 
 def test_certificate_of_unknown_authority_is_rejected(session: Session, url: str) -> None:
-    with pytest.raises(ServerUnreachable, match=r"is not trusted .* SSL_CERT_FILE"):
+    with pytest.raises(
+        ServerUnreachable, match=r"not trusted \(unable to get local .* SSL_CERT_FILE"
+    ):
         session.load("tiny", backend="openai", base_url=url)
 
 
@@ -122,10 +103,12 @@ def test_certificates_that_cannot_be_read_are_named_by_their_variable(
 
 
 def test_server_without_encryption_is_reported(session: Session) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Models) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Models) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        with pytest.raises(ServerUnreachable, match=r"does not support https .* Check --base-url"):
+        with pytest.raises(
+            ServerUnreachable, match=r"uses http, not https\. Use --base-url http://127"
+        ):
             session.load(
                 "tiny", backend="openai", base_url=f"https://127.0.0.1:{server.server_port}"
             )

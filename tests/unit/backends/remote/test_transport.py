@@ -20,8 +20,9 @@ from llm_magic.errors import Interrupted, ServerUnreachable
 from llm_magic.session import Session
 from tests.fault_server import FaultServer
 from tests.relay import refuse, relay, socks, tunnel
-from tests.remote_sessions import checked_message, eventually, questions, session_on
+from tests.remote_sessions import checked_message, questions, session_on
 from tests.scripted import settings, stop_when
+from tests.until import until
 
 
 def test_many_connections_are_reused_for_few_requests(server: FaultServer) -> None:
@@ -45,7 +46,7 @@ def test_unused_connection_is_closed(server: FaultServer, monkeypatch: pytest.Mo
         before = server.connections
         session.generate("two")
         assert server.connections == before + 1
-        eventually(lambda: server.open_now == 1, "the older one is left open")
+        until(lambda: server.open_now == 1, "the older one is left open")
 
 
 def through(monkeypatch: pytest.MonkeyPatch, proxy: str, but_for: str = "") -> None:
@@ -69,7 +70,7 @@ def test_request_is_sent_through_proxy(
         assert session.generate("three").text == "three"
     finally:
         session.close()
-    eventually(lambda: server.open_now == 0, "a connection is left open")
+    until(lambda: server.open_now == 0, "a connection is left open")
     received = server.received[-1]
     assert received.headers["host"] == "far.example"
     assert received.headers["authorization"] == "Bearer a-secret"

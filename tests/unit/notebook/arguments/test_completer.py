@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from IPython.core.completer import provisionalcompleter
 
 from llm_magic.errors import OptionError
-from llm_magic.notebook.arguments import completer, magic_options, parser
+from llm_magic.notebook.arguments import magic_options, matcher, parser
 from llm_magic.notebook.arguments.completer import complete, typed_tokens
 from llm_magic.notebook.arguments.completions import Candidates
 from llm_magic.session.requests import Request
@@ -70,7 +70,7 @@ def completed(line: str, names: Candidates, cell: str = "") -> list[str] | None:
     ("line", "read"),
     [
         ("%llm_load ti|", ["%llm_load tiny"]),
-        ("%llm_load m -q |", [f"%llm_load m -q {q}" for q in ("none", "8bit", "4bit")]),
+        ("%llm_load m -q b|", ["%llm_load m -q bnb-8bit", "%llm_load m -q bnb-4bit"]),
         ("%llm_load m --quantization 4|", ["%llm_load m --quantization 4bit"]),
         ("%llm_load m --quantization=4|", ["%llm_load m --quantization=4bit"]),
         ("%llm_load -q 4| tiny --keep", ["%llm_load -q 4bit tiny --keep"]),
@@ -214,6 +214,7 @@ def test_every_source_of_values_in_the_table_exists(names: Candidates) -> None:
         "choices:revision",
         "choices:idle_timeout",
         "choices:concurrency",
+        "choices:context",
         "choices:key_env",
         "choices:base_url",
     }
@@ -243,7 +244,7 @@ def test_typed_tokens_match_parsed_words(line: str) -> None:
 
 def test_ipython_offers_completions_while_registered() -> None:
     with ipython() as shell, scripted_session() as (session, _):
-        completer.register(shell, session)
+        matcher.register(shell, session)
         shell.user_ns["answer"] = 1
 
         def offered(text: str) -> set[str]:
@@ -259,5 +260,5 @@ def test_ipython_offers_completions_while_registered() -> None:
         assert "answer" in offered("%%llm -t 0\nIs {answ")
         assert "answer" in offered("answ")
         assert offered("%llm_load --revision answ") == set()
-        completer.unregister(shell)
+        matcher.unregister(shell)
         assert "--temperature" not in offered("%%llm --te")

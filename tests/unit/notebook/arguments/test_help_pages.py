@@ -18,7 +18,7 @@ Unload a model and show how much memory it released.
 
 Usage:  %llm_unload [NAME | --all]
 
-  NAME                        The model. Default: the active one.
+  NAME                        The model; all is the same as --all. Default: the active one.
       --all                   Unload every model.
   -h, --help                  Show this help.
 """
@@ -76,13 +76,15 @@ def test_ranges_defaults_and_backends_are_those_of_the_table(magic: str) -> None
 
 def test_load_options_are_grouped_by_backend() -> None:
     text = page("llm_load")
-    _, local, server, ollama = re.split("With -b |With any -b except local", text)
+    _, local, server, llamacpp, ollama = re.split("With -b |With any -b except local", text)
     for spec in registry.load_specs().values():
         flag = f"{spec.flags[-1]} "
         assert (flag in local) == (spec.backends == ("local",)), spec.name
         works = {name for name in registry.names() if spec.works_on(name)}
-        assert (flag in server) == (works == {*registry.names()} - {"local"}), spec.name
+        assert (flag in server) == (works == {*registry.names()} - {"local", "llamacpp"}), spec.name
     assert "default auto" in local
+    assert server.startswith(" and llamacpp:")
+    assert "--context" in llamacpp
     assert "--pull" in ollama
 
 
@@ -94,7 +96,8 @@ def test_examples_are_valid_lines(name: str) -> None:
         assert first.startswith(f"{sign}{name}")
         line = first.removeprefix(f"{sign}{name}")
         if MAGICS[name].takes_prompt and not body:
-            assert parser.parse_with_prompt(name, line).prompt
+            is_optional = "[QUESTION]" in MAGICS[name].usage
+            assert parser.parse_with_prompt(name, line).prompt or is_optional
         else:
             parsed = parser.parse(name, line)
             changes = parsed.get("changes")

@@ -21,4 +21,4 @@ def test_the_magics_are_those_that_are_registered() -> None:
 
     names = {kind: [n for group in GROUPS for n in group.magics[kind]] for kind in ("line", "cell")}
     assert sorted(MAGICS) == sorted(names["line"])
-    assert names["cell"] == ["llm"]
+    assert sorted(names["cell"]) == ["llm", "llm_explain"]

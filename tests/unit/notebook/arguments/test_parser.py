@@ -12,16 +12,18 @@ from hypothesis import strategies as st
 from llm_magic.backends import registry
 from llm_magic.config.settings import GenerationConfig, Settings
 from llm_magic.errors import OptionError
+from llm_magic.notebook.arguments import HelpRequested
 from llm_magic.notebook.arguments.parser import (
-    HelpRequested,
     Parsed,
     assignments,
     parse,
+    parse_with_cell,
     parse_with_prompt,
     split_line,
 )
+from llm_magic.notebook.arguments.unknown_options import DASHES
 
-PROMPT_START = st.characters(exclude_categories=["Cs"], exclude_characters="-")
+PROMPT_START = st.characters(exclude_categories=["Cs"], exclude_characters=["-", *DASHES])
 
 
 def given_values(parsed: Parsed) -> dict[str, Any]:
@@ -128,10 +130,31 @@ def test_options_after_the_prompt_are_an_error(end: str) -> None:
     with pytest.raises(OptionError) as caught:
         parse_with_prompt("llm", f"--quiet It's a test: {end}")
     assert str(caught.value) == (
-        f"{end} follows the prompt. Write options before the prompt: %llm {end} PROMPT."
+        f"{end} follows the prompt. Write options before the prompt: %llm --quiet {end} PROMPT."
         " To send it as text: %llm -- PROMPT"
     )
     assert parse_with_prompt("llm", f"-- It's a test: {end}").prompt == f"It's a test: {end}"
+
+
+def test_dry_run_below_the_first_line_is_an_error() -> None:
+    with pytest.raises(OptionError) as caught:
+        parse_with_cell("llm", "-t 0", "--dry-run\nHello")
+    assert str(caught.value) == (
+        "--dry-run follows the first line. To use options, write them on the first line: %%llm --dry-run"
+    )
+    assert parse_with_cell("llm", "-t 0", "-t 0\nHello").notes
+
+
+def test_options_before_an_unknown_one_after_the_prompt_are_an_error() -> None:
+    with pytest.raises(OptionError) as caught:
+        parse_with_prompt("llm", "What is 2+2? -t 0 --max-tokens 10")
+    assert str(caught.value) == (
+        "-t 0 follows the prompt. Write options before the prompt: %llm -t 0 PROMPT. %llm has no option"
+        ' --max-tokens. Did you mean "--max-new-tokens"? To send it as text: %llm -- PROMPT'
+    )
+    with pytest.raises(OptionError, match="PROMPT") as caught:
+        parse_with_prompt("llm", "--quiet What is 2+2? -t 0 --max-tokens 10")
+    assert "before the prompt: %llm --quiet -t 0 PROMPT. %llm has no option" in str(caught.value)
 
 
 @pytest.mark.parametrize("end", ["-c 5", "-m pip", "-o out.txt", "-s x -o y", "-p a=1", "-t 3"])
@@ -149,7 +172,7 @@ def test_what_may_be_an_option_after_the_prompt_gets_a_note(end: str) -> None:
     [
         ("--json", 'Did you mean "-f json"?'),
         ("--temprature 0", 'Did you mean "--temperature"?'),
-        ("--n=3", "A call has one prompt"),
+        ("--n=3", "To limit the answer, use --max-new-tokens"),
         ("-temperature 0", 'Did you mean "--temperature"?'),
         ("--temperature", "Write options before the prompt. See %llm -h"),
         ("--force", ""),
@@ -409,6 +432,13 @@ def test_omitted_argument_is_none() -> None:
         ("llm_load", "m --quantisation 4bit", 'Did you mean "--quantization"'),
         ("llm", "--temp 0", "%llm has no option --temp."),
         ("llm", "-T 0", '%llm has no option -T. Did you mean "-t"?'),
+        ("llm_chats", "--export", "--export needs a value: --export FILE."),
+        (
+            "llm",
+            "-max_new_tokens 30",
+            'no option -max_new_tokens. Did you mean "--max-new-tokens"?',
+        ),
+        ("llm", "temperature 0", "Write options with hyphens: --temperature."),
         ("llm", "-model x", '%llm has no option -model. Did you mean "--model"?'),
         (
             "llm_load",
@@ -418,18 +448,23 @@ def test_omitted_argument_is_none() -> None:
         ("llm_unload", "--al", '%llm_unload has no option --al. Did you mean "--all"?'),
         ("llm", "hello", "'hello' is not an option of %%llm. Put the prompt below the first line"),
         ("llm", "-b", "%llm has no option -b. It is an option of %llm_load."),
-        ("llm_load", "x -t 0", "%llm_load has no option -t. It is an option of %llm."),
+        (
+            "llm_load",
+            "x -t 0",
+            "%llm_load has no option -t. It is an option of %llm."
+            " To set it for all prompts, run %llm_config temperature=T.",
+        ),
         ("llm_status", "--all", "It is an option of %llm_unload."),
         ("llm", "-f raw", "--format raw is invalid. Use markdown, text, code or json."),
         ("llm", "-f jsn", '--format jsn is invalid. Did you mean "json"?'),
-        ("llm", "-t", "%llm: -t/--temperature needs a value. See %llm -h"),
-        ("llm", "-s --quiet", "%llm: -s/--system needs a value. See %llm -h"),
+        ("llm", "-t", "%llm: -t needs a value: -t T. See %llm -h"),
+        ("llm", "-s --quiet", "%llm: -s needs a value: -s TEXT. See %llm -h"),
         ("llm", "-p x", "-p x has no value. Write -p key=value."),
         ("llm", "-p x=1 -p x=2", "-p x is given twice. Keep one of them."),
         ("llm", "-m a --model b", "%llm: -m, --model is given twice. Keep one of them."),
         ("llm", "-t 0 -t 1", "%llm: -t, --temperature is given twice."),
         ("llm_load", "-b local -b local", "%llm_load: -b, --backend is given twice."),
-        ("llm", "--over rows", "%llm has no option --over. A call has one prompt"),
+        ("llm", "--batch rows", '%llm has no option --batch. Did you mean "--over"?'),
         ("llm", "--schema S", "%llm has no option --schema. Describe the values in the prompt;"),
         ("llm", "--regex S", "Describe the values in the prompt;"),
         ("llm", "--image a.png", "%llm has no option --image. A prompt is text;"),
@@ -442,8 +477,8 @@ def test_omitted_argument_is_none() -> None:
             "Answers are streamed unless the environment has LLM_MAGIC_STREAM=off.",
         ),
         ("llm", "--no-stream", "LLM_MAGIC_STREAM=off in the environment"),
-        ("llm", "--n 3", "llm.generate("),
-        ("llm", "-n 3", "llm.generate("),
+        ("llm", "--n 3", "use --over DATA"),
+        ("llm", "-n 3", "use --over DATA"),
         ("llm", "--file x", "%llm has no option --file. Read the file into a variable"),
         ("llm", "--prompt x", "%llm has no option --prompt. The prompt is the text below %%llm"),
         ("llm_load", "--stream", "%llm_load has no option --stream. See %llm_load -h"),
@@ -563,3 +598,21 @@ def test_options_stand_between_settings() -> None:
     parsed = parse("llm_config", "top_k 3 -t 0.2 -p a=1 --stop x seed=4")
     assert parsed["changes"] == ["top_k", "3", "seed=4"]
     assert parsed.options == {"temperature": "0.2", "extra": {"a": 1}, "stop": ("x",)}
+
+
+@pytest.mark.parametrize(
+    ("line", "over", "output"),
+    [
+        ("--over reviews -o out", "reviews", "out"),
+        ("--over df[df.stars < 3] -o x", "df[df.stars < 3]", "x"),
+        ('--over "df[df.stars < 3]" -o x', "df[df.stars < 3]", "x"),
+        ('--over df["text"] -o df["label"]', 'df["text"]', 'df["label"]'),
+        ("--over=df['a b'].head(3) -o x", "df['a b'].head(3)", "x"),
+        ("--over range(0, 10)", "range(0, 10)", None),
+        ("--over [f(x[0]) for x in {1: '('}] -o x", "[f(x[0]) for x in {1: '('}]", "x"),
+        ("--over {reviews}", "{reviews}", None),
+    ],
+)
+def test_code_keeps_its_quotes_and_brackets(line: str, over: str, output: str | None) -> None:
+    parsed = parse("llm", line, lambda _text: {})
+    assert (parsed["over"], parsed["output"]) == (over, output)

@@ -52,7 +52,7 @@ def states(pieces: Iterable[str], *, by_letter: bool) -> Iterable[str]:
 @example(["> [r]: http://a.b\n", "\n", "[r]\n", "\n", "[r]: http://c.d\n\n", "[r]\n"], False)
 @example(["a[^n]\n\n", "b\n\n", "c\n\n", "[^n]: d\n", "\n", "e[^n]\n\n", "[^n]: f\n"], True)
 @example(["$$\n", "a_1*b\n", "- c\n", "\\frac{1}{2}\n", "$$\n", "\nd"], True)
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 def test_html_of_each_state_equals_that_of_the_whole_text(
     pieces: list[str], by_letter: bool
 ) -> None:

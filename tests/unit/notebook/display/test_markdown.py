@@ -29,6 +29,7 @@ _FRAGMENTS += [
     "\\href{",
     "\\begin{",
     "&#60;",
+    "&#10;",
 ]
 _FRAGMENTS += [
     "[^1]",
@@ -156,29 +157,29 @@ _COSTLY_STARTS = {
 _ALL_COSTLY = {name: ("", unit) for name, unit in _COSTLY.items()} | _COSTLY_STARTS
 
 
-def _seconds(text: str) -> float:
-    # Of this thread alone, and the best of two: a garbage collection may come in between.
-    def once() -> float:
-        started = time.thread_time()
-        render(text)
-        return time.thread_time() - started
-
-    return min(once(), once())
+def _rendered(text: str) -> tuple[float, str]:
+    """Return the seconds of this thread alone, and the HTML."""
+    started = time.thread_time()
+    html = render(text)
+    return time.thread_time() - started, html
 
 
 @pytest.fixture(scope="module")
 def usual() -> float:
     """Return the seconds that a long ordinary text takes here."""
     ordinary = "The quick brown fox jumps over the **lazy** dog.\n\n- one item of it\n- two\n\n"
-    return _seconds(ordinary * (100_000 // len(ordinary)))
+    return min(_rendered(ordinary * (100_000 // len(ordinary)))[0] for _ in range(3))
 
 
 @pytest.mark.parametrize("name", _ALL_COSTLY)
 def test_costly_text_takes_no_longer_than_long_ordinary_text(name: str, usual: float) -> None:
     start, unit = _ALL_COSTLY[name]
     costly = start + unit * ((290_000 - len(start)) // len(unit))
-    assert _seconds(costly) < 5 * usual + 0.1
-    assert len(render(costly)) < 2_500_000
+    seconds, html = _rendered(costly)
+    most = 5 * usual + 0.1
+    # A garbage collection may come in between, once.
+    assert seconds < most or _rendered(costly)[0] < most
+    assert len(html) < 2_500_000
 
 
 def test_costly_text_is_shown_without_markdown() -> None:
@@ -410,6 +411,18 @@ def test_blocks_have_the_direction_of_their_text() -> None:
     assert "dir=" not in _body("# a\n\n- b\n\n> c\n\n|d|\n|-|\n")
 
 
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("<br>\na", "<p><br />\na</p>\n"),
+        ("- <br>\n  - a", "<ul>\n<li><br />\n<ul>\n<li>a</li>\n</ul>\n</li>\n</ul>\n"),
+        ("a&#10;&#xD;&#10;&#33;&#91;b&#93;(//c.d)", "<p>a  ![b](//c.d)</p>\n"),
+    ],
+)
+def test_no_blank_line_ends_the_html_of_an_exported_notebook(text: str, html: str) -> None:
+    assert _body(text) == html
+
+
 # Text and code
 
 
@@ -444,7 +457,7 @@ def test_check_box_that_is_also_a_link_leads_to_the_web_safely() -> None:
 
 def test_a_few_elements_without_attributes_are_rendered() -> None:
     html = _body("H<sub>2</sub>O, <SUP>3</SUP>, <kbd>C</kbd><br>a<br />b")
-    assert html == "<p>H<sub>2</sub>O, <sup>3</sup>, <kbd>C</kbd><br />\na<br />\nb</p>\n"
+    assert html == "<p>H<sub>2</sub>O, <sup>3</sup>, <kbd>C</kbd><br />a<br />b</p>\n"
     others = "<sub>a <sub onclick=x>b</sub> <b>c</b> <sub></sub>"
     assert unescape(_body(others)) == f"<p>{others}</p>\n"
 

@@ -10,6 +10,7 @@ import pytest
 from llm_magic.backends.manager import LoadResult
 from llm_magic.config.settings import SessionConfig
 from llm_magic.notebook.display import messages
+from llm_magic.notebook.display.live_output import muted
 from llm_magic.notebook.display.tables import Table
 from llm_magic.session.requests import Request
 from llm_magic.types import MemoryUse, ModelInfo, Progress, Timing, Unloaded, Usage
@@ -37,6 +38,17 @@ def test_the_line_of_a_model_that_is_ready() -> None:
     assert messages.ready_lines(noted)[1:] == [
         "Converted once to /cache",
         messages.unloaded_line(GONE),
+    ]
+
+
+def test_a_model_of_the_same_name_at_another_server_is_replaced() -> None:
+    info = ModelInfo("fast", "openai", where="server", source="fast", server="localhost:8145")
+    gone = Unloaded("fast", 0, MemoryUse(1), MemoryUse(1), note="it stays there", server="far:1")
+    lines = messages.ready_lines(LoadResult(info, unloaded=[gone]))
+    assert lines[1:] == ["Replaces fast on far:1"]
+    other = dataclasses.replace(gone, name="slow")
+    assert messages.ready_lines(LoadResult(info, unloaded=[other]))[1:] == [
+        "Unloaded slow · it stays there"
     ]
 
 
@@ -113,8 +125,7 @@ def test_the_status() -> None:
         assert repr(messages.status_table(session.status())).splitlines() == [
             "status                  Ready",
             "backend                 local",
-            "active model            tiny",
-            "loaded                  tiny · local cpu bf16 · 269 MB · 8,192 ctx",
+            "active model            tiny · local cpu bf16 · 269 MB · 8,192 ctx",
             "source                  /models/org/tiny",
             "device                  cpu",
             "dtype                   bfloat16",
@@ -128,7 +139,7 @@ def test_the_status() -> None:
         text = repr(messages.status_table(status))
         assert "loading                 reading the weights 50%" in text
         assert "memory on cuda:0        2.0 GB" in text
-        assert text.endswith("last error              It broke.")
+        assert text.endswith("last load               failed: It broke.")
 
 
 def test_the_models() -> None:
@@ -197,7 +208,9 @@ def test_changed_settings() -> None:
     table = messages.changes_table(before, after.replace(top_k=3), ["top_k", "seed"], SERVED)
     assert table.note == "Not supported by openai, so not sent: top_k."
     table = messages.changes_table(before, after.replace(max_new_tokens=9000), LIMIT, SERVED)
-    assert table.note == "gpt has a context of 8,192 tokens: no answer is longer."
+    assert table.note == (
+        "max_new_tokens 9,000 is more than the context of gpt (8,192 tokens): no answer can be that long."
+    )
     assert messages.changes_table(before, before, LIMIT, SERVED).note == ""
     assert repr(messages.changes_table(before, before, [], SERVED)) == "No setting has changed."
 
@@ -212,3 +225,23 @@ def test_a_table_escapes_what_it_shows() -> None:
     assert repr(table) == "a         <b>\n<script>  1 & 2\nnote <i>"
     assert "<thead>" not in Table(("", ""), [["x", "y"]])._repr_html_()
     assert repr(Table(("",), [], "Nothing.")) == "Nothing."
+
+
+def test_option_in_the_line_below_an_answer_stays_in_one_line() -> None:
+    line = muted("tiny · cut off at 3 tokens (--max-new-tokens) · -- <b>")
+    span = '<span style="white-space: nowrap">(--max-new-tokens)</span>'
+    assert line.endswith(f'">tiny · cut off at 3 tokens {span} · -- &lt;b&gt;</div>')
+
+
+def test_short_cells_of_a_table_are_not_wrapped() -> None:
+    html = Table(("", ""), [["24 tokens", "a longer text " * 9]])._repr_html_()
+    assert [cell.count("nowrap") for cell in html.split("<td ")] == [0, 1, 0]
+
+
+def test_table_scrolls_and_squeezes_no_column_and_breaks_no_option() -> None:
+    cell = "queued behind job 2 (SmolLM2) · --compile"
+    html = Table(("a", "b"), [["1", cell]])._repr_html_()
+    # JupyterLab gives all columns the same width without the layout.
+    assert '<div style="overflow-x: auto"><table style="table-layout: auto;">' in html
+    assert "min-width: 11em; overflow-wrap: anywhere;" in html.split("<td ")[2]
+    assert html.count('<span style="white-space: nowrap">--compile</span>') == 1

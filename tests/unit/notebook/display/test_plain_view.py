@@ -24,7 +24,7 @@ DEFAULTS = {"quiet": None, "format": None, "plain": None}
 def test_plain_text_streams(capsys: pytest.CaptureFixture[str]) -> None:
     answer = unstarted(INFO)
     view = answer_view.view(TERMINAL, answer, DEFAULTS, LiveArea(live=True))
-    answer_view.write_notes(("{x} was not replaced: x is not defined",))
+    answer_view.show_notes(TERMINAL, ("{x} was not replaced: x is not defined",))
     for text in ("Par", "is"):
         answer.add(Chunk(text=text))
         view.draw()

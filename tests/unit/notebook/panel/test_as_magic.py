@@ -15,10 +15,11 @@ from llm_magic.notebook.arguments import parser
 from llm_magic.notebook.magics import register, unregister
 from llm_magic.notebook.panel.as_magic import ask_cell, config_line, load_line
 from llm_magic.session import Session
-from tests.panels import Scripted, is_idle, press, put, scripted_panel, send, until
+from tests.panels import Scripted, is_idle, press, put, send
 from tests.scripted import ScriptedBackend
 from tests.scripted import settings as settings_of
 from tests.shell import ipython
+from tests.until import until
 
 # What people write, what shells and IPython take for their own, and everything else of one line.
 AWKWARD = st.sampled_from([*"'\"\\|{}$?!;#%= \té", "?", "--keep", "-q", "x=1", "\\n", "{x}", "a b"])
@@ -61,12 +62,6 @@ def one_notebook() -> Iterator[Notebook]:
 def notebook(one_notebook: Notebook) -> Notebook:
     one_notebook.session.generation.reset()
     return one_notebook
-
-
-@pytest.fixture
-def scripted() -> Iterator[Scripted]:
-    with scripted_panel() as made:
-        yield made
 
 
 def config(session: Session) -> GenerationConfig:

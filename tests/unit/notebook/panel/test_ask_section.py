@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 
 import pytest
 
 from llm_magic.errors import GenerationFailed, LLMMagicError, PromptTooLong, RequestFailed
 from llm_magic.notebook.panel import ControlPanel
 from llm_magic.session.requests import Request
-from llm_magic.types import Chunk
+from llm_magic.types import Chunk, ModelInfo
 from tests.panels import (
     Scripted,
     copied_text,
@@ -19,25 +19,29 @@ from tests.panels import (
     scripted_panel,
     send,
     shown_error,
-    until,
     visible_text,
 )
 from tests.scripted import Hang, Pause, whole_answer
-
-
-@pytest.fixture
-def scripted() -> Iterator[Scripted]:
-    with scripted_panel() as made:
-        yield made
+from tests.until import until
 
 
 def answer(panel: ControlPanel) -> str:
     return visible_text(panel.asking.answer.value)
 
 
+def turns(panel: ControlPanel) -> str:
+    """Return the text above the answer, with ``[tiny]`` for the figures of the model."""
+    return re.sub(r"tiny · [^M]*? · 269 MB", "[tiny]", visible_text(panel.asking.turns.value))
+
+
 def ask(panel: ControlPanel, text: str) -> None:
     send(panel, text)
     until(lambda: is_idle(panel) and "tokens" in answer(panel))
+
+
+def keep_conversation(panel: ControlPanel) -> None:
+    put(panel.asking.chat, True)
+    until(lambda: panel.asking.clear.layout.display == "")
 
 
 def chats(scripted: Scripted) -> list[tuple[str, str]]:
@@ -58,6 +62,7 @@ def test_prompts_are_sent_one_after_the_other(scripted: Scripted) -> None:
     ]  # fmt: skip
     assert scripted.session.last is not None
     assert "7 → 2 tokens" in answer(panel)
+    assert panel.as_magic.layout.display == ""
     assert scripted.session.chats.all() == []
 
 
@@ -77,7 +82,7 @@ def test_answer_without_text_shows_that_it_is_waited_for(scripted: Scripted) -> 
     panel, hang = scripted.panel, Hang()
     scripted.backend.will(hang, *whole_answer("x"))
     send(panel, "why?")
-    assert "why? waiting for the first token …" in answer(panel)
+    assert "why? tiny · waiting for the first token …" in answer(panel)
     until(lambda: "Answering" in visible_text(panel.status.value))
     until(lambda: "waiting for the first token … 4 s" in answer(panel), "the seconds are not shown")
     hang.go.set()
@@ -95,7 +100,8 @@ def test_stop_ends_answer_and_labels_it(scripted: Scripted, before: tuple[str, .
     press(panel.asking.stop)
     until(lambda: is_idle(panel))
     until(lambda: scripted.backend.requests[-1].outcome == "closed")
-    until(lambda: "stopped by you" in answer(panel), "it does not say that it was stopped")
+    label = "stopped by you" if before else "stopped before the first word"
+    until(lambda: label in answer(panel), "it does not say that it was stopped")
     assert not any(word in answer(panel) for word in ("waiting for", "…"))
     until(lambda: copied_text(panel) == "".join(before).strip())
     assert shown_error(panel) == ""
@@ -168,6 +174,7 @@ def test_an_empty_prompt_is_refused(scripted: Scripted, prompt: str) -> None:
     assert "The prompt is empty." in shown_error(scripted.panel)
     assert "%%llm" not in shown_error(scripted.panel), "there is no cell here"
     assert (scripted.backend.requests, scripted.panel.magic.value) == ([], "")
+    assert scripted.panel.as_magic.layout.display == "none", "a heading above nothing"
 
 
 def test_prompt_without_model_shows_next_step() -> None:
@@ -179,7 +186,7 @@ def test_prompt_without_model_shows_next_step() -> None:
         assert hang.reached.wait(5)
         send(scripted.panel, "at once?")
         assert shown_error(scripted.panel) == ""
-        assert "at once? queued until the model is loaded …" in answer(scripted.panel)
+        assert "at once? default · queued until the model is loaded …" in answer(scripted.panel)
         hang.go.set()
         until(lambda: is_idle(scripted.panel) and "tokens" in answer(scripted.panel))
         assert [r.messages[-1].content for r in scripted.backend.requests] == ["at once?"]
@@ -198,28 +205,25 @@ def test_prompt_of_a_load_that_fails_shows_the_error() -> None:
 
 def test_earlier_turn_shows_that_it_was_stopped(scripted: Scripted) -> None:
     panel, hang = scripted.panel, Hang()
-    put(panel.asking.chat, True)
-    until(lambda: panel.asking.clear.layout.display == "")
+    keep_conversation(panel)
     scripted.backend.will("half an answer", hang)
     send(panel, "first")
     until(lambda: "half an answer" in answer(panel))
     press(panel.asking.stop)
     until(lambda: is_idle(panel))
     ask(panel, "second")
-    shown = visible_text(panel.asking.turns.value)
-    assert shown == "first half an answer stopped by you; incomplete"
+    assert turns(panel) == "first half an answer [tiny] · stopped by you; incomplete"
 
 
 def test_turn_of_a_cell_is_below_the_earlier_turn_of_the_panel(scripted: Scripted) -> None:
     panel, session = scripted.panel, scripted.session
-    put(panel.asking.chat, True)
-    until(lambda: panel.asking.clear.layout.display == "")
+    keep_conversation(panel)
     ask(panel, "first")
     session.ask(Request("second", chat="panel", key="cell")).result()
-    until(lambda: visible_text(panel.asking.turns.value) == "first first second second")
+    until(lambda: turns(panel) == "first first [tiny] second second tiny")
     assert (answer(panel), panel.asking.note.value) == ("", "")
     ask(panel, "third")
-    assert visible_text(panel.asking.turns.value) == "first first second second"
+    assert turns(panel) == "first first [tiny] second second tiny"
     assert "third third" in answer(panel)
 
 
@@ -228,9 +232,53 @@ def test_footer_names_the_control_of_the_limit(scripted: Scripted) -> None:
     scripted.backend.will(*whole_answer("half", finish="length"))
     put(panel.asking.chat, True)
     ask(panel, "?")
-    assert answer(panel).endswith("cut off at 1 tokens (max new tokens)")
+    assert answer(panel).endswith("cut off at 1 token (max new tokens)")
     ask(panel, "next")
-    assert visible_text(panel.asking.turns.value) == "? half cut off (max new tokens)"
+    assert turns(panel) == "? half [tiny] · cut off at 1 token (max new tokens)"
+    scripted.backend.will(*whole_answer("all", finish="length", prompt_tokens=8191))
+    ask(panel, "full")
+    assert answer(panel).endswith("cut off at 1 token (the context is full)")
+    ask(panel, "next")
+    assert "all [tiny] · cut off at 1 token (the context is full)" in turns(panel)
+
+
+def test_last_answer_stays_until_the_next_one_has_words(scripted: Scripted) -> None:
+    panel, hang = scripted.panel, Hang()
+    scripted.backend.will(*whole_answer("old\n\n```\ncode\n```"))
+    ask(panel, "first")
+    scripted.backend.will(hang, RequestFailed("Error 500.", status=500))
+    send(panel, "second")
+    assert "first old" in turns(panel), "the answer on the screen is gone"
+    assert "second tiny · waiting for the first token …" in answer(panel)
+    hang.go.set()
+    until(lambda: is_idle(panel) and "Error 500" in shown_error(panel))
+    assert ("first old" in turns(panel), answer(panel)) == (True, "")
+    assert panel.asking.take.code == "code"
+    assert panel.as_magic.layout.display == "none", "it offers what has just failed"
+    scripted.backend.will("half", ValueError("broken"))
+    send(panel, "third")
+    until(lambda: is_idle(panel) and "broken" in shown_error(panel))
+    assert ("first old" in turns(panel), "third half" in answer(panel)) == (True, True)
+    ask(panel, "fourth")
+    assert turns(panel) == ""
+    assert panel.as_magic.layout.display == ""
+
+
+def test_missing_end_of_an_answer_has_a_note(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panel = scripted.panel
+
+    async def load(_plan: object, name: str, _report: object) -> ModelInfo:
+        return ModelInfo(name, "openai", server="localhost:1")
+
+    monkeypatch.setattr(scripted.backend, "load", load)
+    scripted.session.load("served", keep=True)
+    scripted.backend.will(*whole_answer("half", finish="truncated"))
+    send(panel, "?")
+    until(lambda: "ended early; incomplete" in answer(panel))
+    expected = "localhost:1 did not send the end of the answer. Send the prompt again."
+    assert expected in answer(panel)
 
 
 def test_a_second_question_waits_for_the_first(scripted: Scripted) -> None:
@@ -243,6 +291,7 @@ def test_a_second_question_waits_for_the_first(scripted: Scripted) -> None:
     hang.go.set()
     until(lambda: is_idle(scripted.panel))
     assert len(scripted.backend.requests) == 1
+    assert shown_error(scripted.panel) == "", "no answer is being written any more"
 
 
 def test_reasoning_is_folded(scripted: Scripted) -> None:
@@ -263,13 +312,13 @@ def test_first_block_of_code_is_offered(scripted: Scripted) -> None:
 
 def test_chat_sends_earlier_turns_until_cleared(scripted: Scripted) -> None:
     panel = scripted.panel
-    put(panel.asking.chat, True)
-    until(lambda: panel.asking.clear.layout.display == "")
+    keep_conversation(panel)
     ask(panel, "first")
+    panel.draw()
     ask(panel, "second")
     contents = [message.content for message in scripted.backend.requests[-1].messages]
     assert contents == ["first", "first", "second"]
-    assert visible_text(panel.asking.turns.value) == "first first"
+    assert turns(panel) == "first first [tiny]"
     assert "second" in answer(panel)
     press(panel.asking.clear)
     assert (scripted.session.chats.all(), panel.asking.turns.value) == ([], "")
@@ -284,14 +333,13 @@ def test_chat_sends_earlier_turns_until_cleared(scripted: Scripted) -> None:
 
 def test_stale_turns_are_neither_shown_nor_sent(scripted: Scripted) -> None:
     panel, session = scripted.panel, scripted.session
-    put(panel.asking.chat, True)
-    until(lambda: panel.asking.clear.layout.display == "")
+    keep_conversation(panel)
     session.ask(Request("one", chat="panel", key="cell")).result()
     for question in ("two", "three"):
         ask(panel, question)
-    assert visible_text(panel.asking.turns.value) == "one one two two"
+    assert turns(panel) == "one one tiny two two [tiny]"
     session.ask(Request("uno", chat="panel", key="cell")).result()
-    until(lambda: visible_text(panel.asking.turns.value) == "uno uno")
+    until(lambda: turns(panel) == "uno uno tiny")
     ask(panel, "four")
     contents = [message.content for message in scripted.backend.requests[-1].messages]
     assert contents == ["uno", "uno", "four"]
@@ -300,8 +348,7 @@ def test_stale_turns_are_neither_shown_nor_sent(scripted: Scripted) -> None:
 def test_the_counter_is_of_the_conversation_against_the_context(scripted: Scripted) -> None:
     panel = scripted.panel
     ask(panel, "alone in no conversation")
-    put(panel.asking.chat, True)
-    until(lambda: panel.asking.clear.layout.display == "")
+    keep_conversation(panel)
     assert visible_text(panel.asking.note.value) == "", "that was no part of it"
     ask(panel, "one two")
     assert visible_text(panel.asking.note.value) == "9 tokens of context used of 8,192 (0%)"
@@ -311,8 +358,7 @@ def test_the_counter_is_of_the_conversation_against_the_context(scripted: Script
 
 def test_clear_during_an_answer_removes_its_turn(scripted: Scripted) -> None:
     panel, hang = scripted.panel, Hang()
-    put(panel.asking.chat, True)
-    until(lambda: panel.asking.clear.layout.display == "")
+    keep_conversation(panel)
     ask(panel, "first")
     scripted.backend.will("second", hang, *whole_answer(" end"))
     send(panel, "second")
@@ -326,8 +372,7 @@ def test_clear_during_an_answer_removes_its_turn(scripted: Scripted) -> None:
 
 
 def test_clearing_an_empty_chat_is_no_error(scripted: Scripted) -> None:
-    put(scripted.panel.asking.chat, True)
-    until(lambda: scripted.panel.asking.clear.layout.display == "")
+    keep_conversation(scripted.panel)
     press(scripted.panel.asking.clear)
     assert (shown_error(scripted.panel), scripted.panel.magic.value) == ("", "")
 
@@ -344,6 +389,22 @@ def test_system_prompt_is_that_of_the_session(scripted: Scripted) -> None:
     until(lambda: panel.asking.system.value == "Be long.")
     press(panel.settings.reset)
     until(lambda: panel.asking.system.value == "")
+
+
+def test_answer_has_note_about_limit_above_the_context(scripted: Scripted) -> None:
+    scripted.session.generation.max_new_tokens = 9000
+    ask(scripted.panel, "?")
+    assert "Note: max_new_tokens 9,000 is more than the context" in answer(scripted.panel)
+
+
+def test_new_panel_shows_a_conversation_that_exists(scripted: Scripted) -> None:
+    scripted.session.ask(Request("first", chat="panel", key="cell")).result()
+    again = ControlPanel(scripted.session)
+    assert again.asking.chat.value
+    assert visible_text(again.asking.turns.value) == "first first tiny"
+    ask(again, "second")
+    contents = [message.content for message in scripted.backend.requests[-1].messages]
+    assert contents == ["first", "first", "second"]
 
 
 def test_references_are_filled_in_and_notes_are_shown() -> None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
 from llm_magic.errors import GenerationFailed
 from llm_magic.session.requests import Request
 from llm_magic.session.response import Response
@@ -15,29 +11,28 @@ from tests.panels import (
     harm,
     is_idle,
     press,
-    scripted_panel,
     send,
-    until,
     visible_text,
 )
 from tests.payloads import payloads
-from tests.scripted import Hang, Step
+from tests.scripted import Hang, Step, whole_answer
+from tests.until import until
 
 
 class NoView:
     """Stands for the cell of a job, and shows nothing."""
 
-    def show_again(self) -> None:
+    origin = "cell [1]"
+
+    def update(self) -> bool:
+        """Send nothing."""
+        return False
+
+    def show_again(self, heading: str = "") -> None:
         """Show nothing."""
 
     def close(self) -> None:
         """Wait for nothing."""
-
-
-@pytest.fixture
-def scripted() -> Iterator[Scripted]:
-    with scripted_panel() as made:
-        yield made
 
 
 def start(scripted: Scripted, prompt: str, *script: Step) -> Response:
@@ -71,12 +66,44 @@ def test_section_is_hidden_without_jobs(scripted: Scripted) -> None:
 
 def test_finished_job_has_no_stop_button(scripted: Scripted) -> None:
     hang = Hang()
-    job = start(scripted, "Count   to\n two.", "one", hang, " two")
+    job = start(scripted, "Count   to\n two.", "one", hang, *whole_answer(" two"))
     until(lambda: rows(scripted) == ["running job 1 · tiny · 1 token Count to two. [Stop]"])
     hang.go.set()
     job.result()
     until(lambda: rows(scripted)[0].startswith("done job 1 · tiny · 2 tokens · 0."))
     assert rows(scripted)[0].endswith(" s Count to two."), "nothing to stop any more"
+
+
+def test_finished_jobs_can_be_cleared(scripted: Scripted) -> None:
+    jobs, hang = scripted.panel.jobs, Hang()
+    start(scripted, "One").result()
+    start(scripted, "Two", "b", hang, *whole_answer("c"))
+    until(lambda: len(rows(scripted)) == 2)
+    press(jobs.clear)
+    assert [row[:7] for row in rows(scripted)] == ["running"]
+    assert jobs.clear.layout.display == "none"
+    hang.go.set()
+    until(lambda: [row[:4] for row in rows(scripted)] == ["done"])
+    press(jobs.clear)
+    assert rows(scripted) == []
+    assert len(scripted.session.jobs.all) == 2, "%llm_jobs lists them"
+
+
+def test_the_button_that_clears_is_below_the_rows(scripted: Scripted) -> None:
+    start(scripted, "One").result()
+    start(scripted, "Two").result()
+    until(lambda: len(rows(scripted)) == 2)
+    box = scripted.panel.jobs.box
+    assert {child.layout.order for child in box.children} == {None}, (
+        "they are shown as they are listed"
+    )
+    holder = next(
+        child
+        for child in box.children
+        if scripted.panel.jobs.rows[0] in getattr(child, "children", ())
+    )
+    below = box.children[box.children.index(holder) + 1 :]
+    assert any(scripted.panel.jobs.clear in getattr(child, "children", ()) for child in below)
 
 
 def test_each_job_has_its_stop_button_and_magic(scripted: Scripted) -> None:
@@ -138,7 +165,8 @@ def test_stop_of_the_prompt_stops_no_job(scripted: Scripted) -> None:
 
 def test_late_click_stops_the_job_that_was_shown(scripted: Scripted) -> None:
     first, second = Hang(), Hang()
-    one, two = start(scripted, "one", first), start(scripted, "two", second)
+    one = start(scripted, "one", first, *whole_answer("a"))
+    two = start(scripted, "two", second, *whole_answer("b"))
     section = scripted.panel.jobs
     until(lambda: len(rows(scripted)) == 2)
     button = next(stop for stop in section.stops if stop.description == f"Stop {one.number}")

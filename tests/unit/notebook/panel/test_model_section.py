@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from llm_magic.backends.base import Capabilities
 from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.manager import LoadResult, Status
 from llm_magic.backends.registry import load_specs, names
@@ -34,10 +35,10 @@ from tests.panels import (
     scripted_panel,
     send,
     shown_error,
-    until,
     visible_text,
 )
 from tests.scripted import Hang, scripted_session, whole_answer
+from tests.until import until
 
 
 @pytest.fixture
@@ -64,6 +65,7 @@ def test_unload_is_refused_while_the_model_answers(empty: Scripted) -> None:
     assert expected in shown_error(panel)
     hang.go.set()
     assert job.result().text == "one two"
+    until(lambda: shown_error(panel) == "", "it is not answering any more")
     press(panel.loading.unload)
     until(lambda: panel.loading.unload.disabled)
 
@@ -106,13 +108,14 @@ def test_keep_leaves_the_other_models_loaded() -> None:
 def test_only_options_of_the_backend_are_shown_and_sent(backend: str, empty: Scripted) -> None:
     panel, table = empty.panel, load_specs()
     put(panel.loading.options["device"], "cpu")
-    put(panel.loading.options["base_url"], "http://localhost:1")
     put(panel.loading.backend, backend)
+    put(panel.loading.options["base_url"], "http://localhost:1")
     for name in panel.loading.options:
         assert is_shown(panel, name) == table[name].works_on(backend), name
     given = panel.loading.given()
     assert given.pop("backend") == backend
-    assert set(given) == ({"device"} if backend == "local" else {"base_url"})
+    expected: dict[str, set[str]] = {"local": {"device"}, "llamacpp": set()}
+    assert set(given) == expected.get(backend, {"base_url"})
 
 
 def test_a_load_in_the_background_shows_its_progress_and_can_be_stopped(empty: Scripted) -> None:
@@ -164,6 +167,101 @@ def test_failed_load_shows_error_and_no_bar(empty: Scripted, error: Exception) -
     assert not panel.loading.load.disabled
 
 
+def test_another_backend_has_fields_of_its_own(
+    empty: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "secret")
+    panel = empty.panel
+    loading = panel.loading
+    fields = (loading.options["base_url"], loading.options["key_env"], loading.model)
+
+    def shown() -> list[str]:
+        return [field.value for field in fields]
+
+    put(loading.backend, "openai")
+    theirs = ["http://localhost:8123", "MY_KEY", "e401"]
+    for field, value in zip(fields, theirs, strict=True):
+        put(field, value)
+    until(lambda: result_text(panel) == "2 models.")
+    for backend in ("anthropic", "ollama", "local"):
+        put(loading.backend, backend)
+        assert shown() == ["", "", ""], "they belong to another server"
+    assert loading.given() == {"backend": "local"}
+    put(loading.model, "mine")
+    put(loading.backend, "openai")
+    assert shown() == theirs
+    until(lambda: len(loading.model.options) == 2)
+    put(loading.backend, "anthropic")
+    assert loading.model.options == ()
+    until(lambda: "models" not in result_text(panel))
+    put(loading.backend, "local")
+    assert shown() == ["", "", "mine"]
+
+
+def test_model_stays_when_the_advised_backend_is_chosen(empty: Scripted) -> None:
+    panel = empty.panel
+    wrong = ModelNotFound("b is a model of Ollama.").advise("Run …", "backend", "ollama")
+    empty.backend.trouble["check"] = wrong
+    put(panel.loading.model, "b")
+    press(panel.loading.load)
+    until(lambda: "Choose ollama" in shown_error(panel))
+    put(panel.loading.backend, "ollama")
+    assert panel.loading.model.value == "b"
+
+
+def test_second_load_of_a_model_keeps_its_notes(empty: Scripted) -> None:
+    panel, empty.backend.notes = empty.panel, ("Not sent: top_k.",)
+    press(panel.loading.load)
+    until(lambda: "Not sent: top_k." in result_text(panel))
+    press(panel.loading.load)
+    until(lambda: "already loaded" in result_text(panel))
+    assert "Not sent: top_k." in result_text(panel)
+
+
+def test_long_load_shows_its_seconds(empty: Scripted) -> None:
+    empty.backend.reports["load"] = [Progress("reading")]
+    hang = empty.backend.hang("load")
+    press(empty.panel.loading.load)
+    until(lambda: result_text(empty.panel) == "reading … 4 s", result_text(empty.panel))
+    hang.go.set()
+    until(lambda: "ready in" in result_text(empty.panel))
+
+
+def test_error_of_a_load_stays_beside_that_of_the_waiting_prompt(empty: Scripted) -> None:
+    panel, hang = empty.panel, empty.backend.hang("check")
+    empty.backend.trouble["load"] = LoadFailed("Broken.")
+    press(panel.loading.load)
+    assert hang.reached.wait(5)
+    send(panel, "?")
+    hang.go.set()
+    until(lambda: "Broken." in visible_text(panel.asking.message.value))
+    until(lambda: "Broken." in visible_text(panel.loading.message.value))
+    assert "no model loaded: Broken." in visible_text(panel.status.value)
+    assert panel.as_magic.layout.display == "none", "it offers what has just failed"
+    del empty.backend.trouble["load"]
+    press(panel.loading.load)
+    until(lambda: "ready in" in result_text(panel) and shown_error(panel) == "")
+
+
+def test_status_of_an_answer_that_continues_after_an_unload(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a server, which continues without the model here.
+    monkeypatch.setattr(type(scripted.backend), "capabilities", Capabilities(in_process=False))
+    panel, hang = scripted.panel, Hang()
+    send(panel, "with a speed")
+    until(lambda: "last answer" in visible_text(panel.status.value))
+    scripted.backend.will("one", hang, *whole_answer(" two"))
+    send(panel, "?")
+    assert hang.reached.wait(5)
+    scripted.session.unload()
+    expected = "Answering tiny finishes its answer · no model loaded"
+    until(lambda: expected in visible_text(panel.status.value), visible_text(panel.status.value))
+    hang.go.set()
+    until(lambda: "Inactive no model loaded" in visible_text(panel.status.value))
+    assert "last answer" not in visible_text(panel.status.value), "it is of no loaded model"
+
+
 def test_next_load_clears_the_error(empty: Scripted) -> None:
     panel = empty.panel
     empty.backend.trouble["check"] = ModelNotFound("There is no such model.")
@@ -190,7 +288,7 @@ def test_error_of_a_load_that_fails_at_once_stays(
     empty.backend.trouble["check"] = ModelNotFound("There is no such model.")
     press(panel.loading.load)
     assert shown_error(panel) == "There is no such model."
-    assert panel.magic.value == "%llm_load"
+    assert panel.as_magic.layout.display == "none", "it offers what has just failed"
 
 
 def test_drawing_that_started_during_a_load_does_not_hide_its_result(
@@ -361,7 +459,9 @@ def test_fields_show_what_a_cell_loaded(empty: Scripted) -> None:
         (OptionError("It lists 2 models: a, b.").advise("Name one: %llm_load MODEL.", "model"),
          "It lists 2 models: a, b. Check “Model”."),
         (ModelNotFound("No a.").advise("run %llm_load a -b ollama --pull.", "pull"),
-         "No a. Check “Download it there first”."),
+         "No a. Check “Download the model to the server first”."),
+        (ModelNotFound("b is a model of Acme.").advise("Run %llm_load b -b acme.", "backend", "acme"),
+         "b is a model of Acme. Choose acme in “Backend”."),
         (LoadFailed("It has code.").advise("Add --trust-remote-code.", "trust_remote_code"),
          "It has code. Add --trust-remote-code."),
         (OptionError("gpu is invalid.", option="device"), "Device: gpu is invalid."),
@@ -392,6 +492,16 @@ def test_prompt_after_a_failed_load_shows_why_it_failed(empty: Scripted) -> None
     assert empty.session.status().last_error == "No server. Check --base-url."
 
 
+def test_status_after_an_unload_shows_no_earlier_error(empty: Scripted) -> None:
+    empty.session.load("tiny")
+    empty.backend.trouble["check"] = ModelNotFound("There is no smolm2.")
+    with pytest.raises(ModelNotFound):
+        empty.session.load("smolm2")
+    press(empty.panel.loading.unload)
+    line = "Inactive no model loaded this process"
+    until(lambda: visible_text(empty.panel.status.value).startswith(line))
+
+
 def test_prompt_after_a_failed_load_is_answered_by_the_ready_model() -> None:
     with scripted_panel() as scripted:
         panel, session = scripted.panel, scripted.session
@@ -400,9 +510,22 @@ def test_prompt_after_a_failed_load_is_answered_by_the_ready_model() -> None:
         press(panel.loading.load)
         until(lambda: shown_error(panel) == "There is no smolm2.")
         assert session.status().status == "Ready"
+        # While the button is pressed, other errors are shown in its place, and it returns.
+        put(panel.loading.options["key_env"], "sk-secret-secret")
+        assert "This is a key." in shown_error(panel)
+        press(panel.loading.load)
+        assert "This is a key." in shown_error(panel)
+        press(panel.loading.load)
+        until(lambda: shown_error(panel) == "There is no smolm2.")
         send(panel, "one two")
-        until(lambda: "one two one two" in visible_text(panel.asking.answer.value))
+        note = "Note: smolm2 was not loaded; tiny answers."
+        until(lambda: f"one two {note} one two" in visible_text(panel.asking.answer.value))
+        assert shown_error(panel) == "There is no smolm2.", "the next action removes it"
         assert session.ask(Request("three")).result().model == "tiny"
+        put(panel.loading.model, "smollm2")
+        assert shown_error(panel) == ""
+        send(panel, "four")
+        until(lambda: "four four" in visible_text(panel.asking.answer.value))
 
 
 @pytest.mark.parametrize(
@@ -424,6 +547,7 @@ def test_load_does_not_replace_a_cleared_value_by_the_default(
         press(button)
         assert shown in shown_error(panel)
     assert (empty.backend.events, panel.magic.value) == ([], "")
+    put(panel.loading.model, "gpt-4o")
     press(panel.loading.load)
     assert "OPENAI_API_KEY is not set" in shown_error(panel)
 

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from llm_magic.notebook.panel import ControlPanel
 from llm_magic.notebook.panel.redraw import PERIOD_S, Refresher
 from llm_magic.types import Chunk, Usage
-from tests.panels import Scripted, is_idle, scripted_panel, send, shown_error, until, visible_text
+from tests.panels import Scripted, is_idle, send, shown_error, visible_text
 from tests.scripted import Hang, Pause, Step, whole_answer
-
-
-@pytest.fixture
-def scripted() -> Iterator[Scripted]:
-    with scripted_panel() as made:
-        yield made
+from tests.until import until
 
 
 def timers() -> list[threading.Thread]:

@@ -29,12 +29,12 @@ from tests.panels import (
     scripted_panel,
     send,
     shown_error,
-    until,
     visible_text,
 )
 from tests.payloads import payloads
 from tests.scripted import ScriptedBackend, settings, whole_answer
 from tests.shell import ipython
+from tests.until import until
 from tests.wire import Hold, error_answer, json_answer
 
 KEY = "sk-test-4f9b27c1d8e3a650"
@@ -57,12 +57,6 @@ def panel(monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlPanel]:
     yield panel
     session.close()
     close_widgets()
-
-
-@pytest.fixture
-def scripted() -> Iterator[Scripted]:
-    with scripted_panel() as made:
-        yield made
 
 
 def shown_text(panel: ControlPanel) -> str:

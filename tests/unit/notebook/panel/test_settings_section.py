@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,17 +11,20 @@ from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import OptionError
 from llm_magic.notebook.panel import ControlPanel
 from llm_magic.session import Session
-from tests.panels import Scripted, close_widgets, press, put, scripted_panel, shown_error, until
+from tests.panels import (
+    Scripted,
+    close_widgets,
+    press,
+    put,
+    send,
+    shown_error,
+    visible_text,
+)
 from tests.scripted import ScriptedBackend, scripted_session
 from tests.scripted import settings as settings_of
+from tests.until import until
 
 NUMBERS = [name for name in specs(GenerationConfig) if name not in {"stop", "extra"}]
-
-
-@pytest.fixture
-def scripted() -> Iterator[Scripted]:
-    with scripted_panel() as made:
-        yield made
 
 
 def shown(panel: ControlPanel) -> dict[str, object]:
@@ -71,7 +72,7 @@ def test_limit_above_the_context_has_a_note_at_its_field(scripted: Scripted) -> 
     limit = scripted.panel.settings.numbers["max_new_tokens"]
     assert limit.note == ""
     put(limit, 99_999_999)
-    assert limit.note == "tiny has a context of 8,192 tokens: no answer is longer."
+    assert limit.note == "More than the context: 8,192 tokens."
     scripted.session.generation.max_new_tokens = 8192
     until(lambda: limit.note == "")
 
@@ -98,22 +99,65 @@ def test_changed_setting_is_marked_until_reset(scripted: Scripted) -> None:
     [
         ("temperature", 9), ("temperature", -0.1), ("top_p", 1.5), ("top_k", 0), ("top_k", 2.5),
         ("max_new_tokens", 0), ("seed", -1), ("seed", 0.5), ("repetition_penalty", 0.9),
-        ("temperature", float("nan")), ("temperature", float("inf")), ("top_k", float("inf")),
+        ("temperature", 1e308), ("top_k", 1.5),
     ],
 )  # fmt: skip
-def test_invalid_number_is_reported_and_reverted(
+def test_refused_number_stays_with_its_error_at_the_field(
     scripted: Scripted, name: str, value: float
 ) -> None:
     panel, session = scripted.panel, scripted.session
-    before = shown(panel)
-    put(panel.settings.numbers[name], value)
-    control = panel.settings.numbers[name]
+    before, config = shown(panel), session.generation.config
+    control, reset = panel.settings.numbers[name], panel.settings.reset
+    put(control, value)
     assert control.error.startswith(f"{control.label}: ")
+    session.generation.update(**{"top_p" if name != "top_p" else "top_k": 1})
+    until(lambda: not panel.draw())
     assert shown_error(panel) == control.error, "it is shown at its field"
-    assert (shown(panel), session.generation.changed) == (before, frozenset())
+    assert (control.value, session.generation.config.model_dump()[name]) == (
+        value,
+        config.model_dump()[name],
+    )
     assert panel.magic.value == ""
-    put(panel.settings.numbers[name], 1)
+    press(reset)
+    assert (shown(panel), shown_error(panel), reset.disabled) == (before, "", True)
+    put(control, value)
+    put(control, 1)
+    assert (control.value, shown_error(panel)) == (1, "")
+
+
+def test_a_prompt_is_not_sent_with_a_value_that_was_refused(scripted: Scripted) -> None:
+    panel = scripted.panel
+    temperature = panel.settings.numbers["temperature"]
+    put(temperature, 9)
+    send(panel, "hello")
+    shown = visible_text(panel.asking.message.value)
+    assert shown == f"Nothing was sent. {temperature.error}"
+    assert scripted.backend.requests == []
+    put(temperature, 0.5)
+    send(panel, "hello")
+    until(lambda: len(scripted.backend.requests) == 1)
     assert shown_error(panel) == ""
+
+
+def test_setting_changed_in_a_cell_replaces_what_was_refused(scripted: Scripted) -> None:
+    panel, session = scripted.panel, scripted.session
+    top_k, stop = panel.settings.numbers["top_k"], panel.settings.texts["stop"]
+    put(top_k, 0)
+    session.generation.update(top_k=7)
+    until(lambda: (top_k.value, top_k.error) == (7, ""))
+    put(stop, "'half")
+    session.generation.update(stop=("END",))
+    until(lambda: (stop.value, shown_error(panel)) == ("END", ""))
+
+
+def test_two_refused_settings_both_stay(scripted: Scripted) -> None:
+    panel = scripted.panel
+    top_k, top_p = panel.settings.numbers["top_k"], panel.settings.numbers["top_p"]
+    put(top_k, 0)
+    put(top_p, 7)
+    assert (top_k.value, top_p.value) == (0, 7)
+    assert top_k.error.startswith("top k: 0 is out of range.")
+    assert top_p.error.startswith("top p: 7 is out of range.")
 
 
 @pytest.mark.parametrize(
@@ -136,6 +180,35 @@ def test_stop_texts_are_read_and_written(
     until(lambda: panel.settings.texts["stop"].value == "other")
     session.generation.update(stop=texts)
     until(lambda: panel.settings.texts["stop"].value == typed)
+
+
+def test_wrong_stop_text_stays_with_its_error_at_the_field(scripted: Scripted) -> None:
+    panel, session = scripted.panel, scripted.session
+    field, error = panel.settings.texts["stop"], panel.settings.errors["stop"]
+    put(field, "END")
+    assert "llm-changed" in field.get_state()["_dom_classes"]
+    for empty in ('""', "END ''"):
+        put(field, empty)
+        assert shown_error(panel) == "A stop text is empty. Clear the field for none."
+    put(field, "END 'half")
+    assert visible_text(error.value) == shown_error(panel) != ""
+    put(panel.settings.numbers["top_k"], 3)
+    assert visible_text(error.value).startswith("Missing closing quote.")
+    assert (field.value, session.generation.stop) == ("END 'half", ("END",))
+    press(panel.settings.reset)
+    assert (field.value, session.generation.stop, shown_error(panel)) == ("", (), "")
+    assert "llm-changed" not in field.get_state()["_dom_classes"]
+
+
+def test_comma_in_a_stop_text_has_a_note_at_the_field(scripted: Scripted) -> None:
+    field, note = scripted.panel.settings.texts["stop"], scripted.panel.settings.notes["stop"]
+    for typed, found in (("fox, dog", "fox,"), ("dog fox,owl", "fox,owl")):
+        put(field, typed)
+        expected = f"The comma is part of the stop text “{found}”. Separate stop texts by a space."
+        assert visible_text(note.value) == expected
+    for typed in ("fox dog", "',' ', '", ""):
+        put(field, typed)
+        assert note.value == ""
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "a|b", "|", r"C:\new", "\\", "\t", "a\r"])

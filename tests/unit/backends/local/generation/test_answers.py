@@ -111,7 +111,7 @@ def test_prompt_is_counted_and_too_long_is_an_error(session: Session) -> None:
     assert reply.usage.prompt_tokens == count < 64
     # The answer ends where the context does.
     assert reply.usage.completion_tokens == 64 - count < 40
-    assert reply.finish_reason == "length"
+    assert (reply.finish_reason, reply.context_full) == ("length", True)
     with pytest.raises(PromptTooLong) as caught:
         session.generate("x" * 300, model="endless")
     assert str(caught.value) == (

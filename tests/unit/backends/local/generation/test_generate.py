@@ -110,8 +110,8 @@ def test_special_tokens_are_never_in_the_text(random_model: Session, seed: int) 
 
 def test_every_token_is_one_chunk_and_is_counted(random_model: Session) -> None:
     made = chunks(random_model, "Hi", max_new_tokens=9, extra={"min_new_tokens": 9})
-    assert [chunk.tokens for chunk in made] == [0, *[1] * 9, 0]
-    assert [chunk.finish_reason for chunk in made[:-1]] == [None] * 10
+    assert [chunk.tokens for chunk in made] == [*[1] * 9, 0]
+    assert [chunk.finish_reason for chunk in made[:-1]] == [None] * 9
     last = made[-1]
     assert last.finish_reason == "length"
     assert last.usage is not None

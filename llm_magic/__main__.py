@@ -1,4 +1,7 @@
-"""The ``llm-magic`` command: ``demo`` opens or runs the quickstart, ``doctor`` checks the installation."""
+"""The ``llm-magic`` command: ``demo`` opens or runs the quickstart, ``doctor`` checks the installation.
+
+``python -m llm_magic`` runs it, too.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from llm_magic import __version__
-from llm_magic.errors import LLMMagicError, LLMMagicException, MissingDependency
+from llm_magic.errors import LLMMagicError, LLMMagicException, MissingDependency, did_you_mean
 from llm_magic.text import unstyled, visible, visible_but_styled
 
 if TYPE_CHECKING:
@@ -27,13 +30,22 @@ if TYPE_CHECKING:
 
 _MODEL = "SmolLM2-135M-Instruct"
 _NOTEBOOK = "01_quickstart.ipynb"
+_PIPE_COLUMNS = 100
+_COMMANDS = ("demo", "doctor")
+_EXAMPLE = "llm-magic demo -- --no-browser --port 9000"
 # The id of the first cell, which identifies an edited copy of the notebook.
 _CELL_ID = '"quickstart-title"'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(_unexpected(unknown[0], args.command))
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
     try:
         if args.command == "doctor":
             return _doctor()
@@ -45,14 +57,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports an error in one line, with what to type instead."""
+
+    def error(self, message: str) -> NoReturn:
+        """Write an error and exit with code 2."""
+        problem, _, detail = message.partition(": ")
+        if problem == "argument COMMAND":
+            word = detail.split("'")[1]
+            near = did_you_mean(word, _COMMANDS, count=1) or f" Commands: {', '.join(_COMMANDS)}."
+            message = f"There is no command {word!r}.{near}"
+        self.exit(2, f"{self.prog}: {visible(message)}\n")
+
+
+def _unexpected(word: str, command: str | None) -> str:
+    """Return the error for a word that a command does not accept."""
+    if not word.startswith("-"):
+        return f"Unexpected argument {word!r}. Run: llm-magic {command} --help"
+    own = {"demo": "--headless", "doctor": "", None: "--version"}[command]
+    near = did_you_mean(word, ["--help", own])
+    if command is None:
+        near = near or did_you_mean(word.lstrip("-"), _COMMANDS, count=1)
+    elif command == "demo":
+        near = near or f" Options of JupyterLab follow --: {_EXAMPLE}"
+    of_command = f"{command} " if command else ""
+    return f"There is no option {word}.{near or f' Run: llm-magic {of_command}--help'}"
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="llm-magic", description="Language models in a notebook: %%llm for IPython."
+    parser = _Parser(
+        prog="llm-magic",
+        description="Language models in a notebook: %%llm for IPython.",
+        epilog=f"Example: {_EXAMPLE}",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(
-        title="commands", required=True, metavar="COMMAND", dest="command"
-    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     demo = commands.add_parser(
         "demo",
         help="open JupyterLab on the quickstart notebook",
@@ -65,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         "lab_options",
         nargs="*",
         metavar="-- OPTION",
-        help="options of JupyterLab, as in: llm-magic demo -- --no-browser --port 9000",
+        help=f"options of JupyterLab, as in: {_EXAMPLE}",
     )
     commands.add_parser(
         "doctor",
@@ -85,8 +124,7 @@ def _doctor() -> int:
         findings = doctor.run_checks(session)
     finally:
         session.close()
-    # In a file or a pipe, lines are not wrapped, so that they can be searched.
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    width = shutil.get_terminal_size((_PIPE_COLUMNS, 24)).columns
     _write(f"{messages.doctor_table(findings).fitted(width)}\n")
     return 1 if any(found.state == "problem" for found in findings) else 0
 
@@ -293,3 +331,7 @@ def _write(text: str, out: TextIO | None = None) -> None:
     out = out or sys.stdout
     out.write(text)
     out.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

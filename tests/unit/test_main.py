@@ -9,14 +9,16 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from llm_magic import __version__, cli
+from llm_magic import __main__ as program
+from llm_magic import __version__
 from llm_magic.types import Progress
+from tests import without_grammars
 from tests.hostile import assert_harmless
 from tests.kernels import ROOT
 
@@ -33,10 +35,12 @@ def run(
     *arguments: str, before: str = "", cwd: Path = ROOT, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own, after a line of Python."""
-    code = f"import sys; {before}\nfrom llm_magic.cli import main; sys.exit(main())"
+    code = f"import sys; {before}\nfrom llm_magic.__main__ import main; sys.exit(main())"
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", **environment}
+    env["PYTHONPATH"] = without_grammars.path(env.get("PYTHONPATH"))
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", **environment},
+        env=env,
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -66,20 +70,57 @@ def opened(ran: subprocess.CompletedProcess[str]) -> tuple[Path, list[str]]:
 
 
 def test_console_script_is_declared() -> None:
-    (script,) = entry_points(group="console_scripts", name="llm-magic")
-    assert script.load() is cli.main
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["scripts"].keys() == {"llm-magic"}
+    target = EntryPoint("llm-magic", project["scripts"]["llm-magic"], "console_scripts")
+    assert target.load() is program.main
+
+
+def test_module_runs_the_command() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "llm_magic", "doctr"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ran.stderr == "llm-magic: There is no command 'doctr'. Did you mean \"doctor\"?\n"
+    assert ran.returncode == 2
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
-        cli.main(["--version"])
+        program.main(["--version"])
     assert capsys.readouterr().out == f"llm-magic {__version__}\n"
 
 
 def test_missing_command_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.main([]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "open JupyterLab on the quickstart notebook" in shown.err
+    assert "\n    doctor " in shown.err
+    assert shown.err.endswith("\nExample: llm-magic demo -- --no-browser --port 9000\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("demmo", "There is no command 'demmo'. Did you mean \"demo\"?"),
+        ("xyz", "There is no command 'xyz'. Commands: demo, doctor."),
+        ("--doctor", 'There is no option --doctor. Did you mean "doctor"?'),
+        (
+            "demo --port abc",
+            "There is no option --port. Options of JupyterLab follow --:"
+            " llm-magic demo -- --no-browser --port 9000",
+        ),
+        ("doctor --json", "There is no option --json. Run: llm-magic doctor --help"),
+        ("doctor --hep", 'There is no option --hep. Did you mean "--help"?'),
+        ("doctor now", "Unexpected argument 'now'. Run: llm-magic doctor --help"),
+    ],
+)
+def test_invalid_line_is_one_line_of_advice(
+    line: str, error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
-        cli.main([])
-    assert "COMMAND" in capsys.readouterr().err
+        program.main(line.split())
+    assert capsys.readouterr().err == f"llm-magic: {error}\n"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +133,7 @@ def test_missing_package_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    assert cli.main(arguments) == 1
+    assert program.main(arguments) == 1
     shown = capsys.readouterr()
     assert (
         shown.err == f'The demo needs {package}. To install, run: pip install "llm_magic[demo]"\n'
@@ -117,7 +158,8 @@ def test_missing_model_gives_the_command(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 def test_headless_demo_prints_cells_and_answers(model_cache: Path) -> None:
     before = NOTEBOOK.read_bytes()
-    ran = run("demo", "--headless")
+    # Longer answers would show nothing more.
+    ran = run("demo", "--headless", DEFAULT_LLM_MAX_NEW_TOKENS="30")
     assert ran.returncode == 0, ran.stderr
     assert (
         "\n>>> %%llm -t 0\n... What is the capital of the Netherlands?\nThe capital" in ran.stdout
@@ -138,7 +180,7 @@ def test_headless_demo_stops_at_a_failing_cell(
     codes = ("print(6 * 7, end='')", escapes, "'no'")
     cells = [nbformat.v4.new_code_cell(code) for code in codes]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
-    assert cli.run_headless(path, {**os.environ, "IPYTHONDIR": str(tmp_path)}) == 1
+    assert program.run_headless(path, {**os.environ, "IPYTHONDIR": str(tmp_path)}) == 1
     shown = capsys.readouterr()
     assert shown.out.startswith(f"\n>>> print(6 * 7, end='')\n42\n\n>>> {escapes}\n␛[2J\n")
     assert "ValueError: ␛]0;title␇" in shown.out
@@ -202,7 +244,7 @@ _STEPS = [
 
 def test_progress_uses_one_line_on_a_terminal() -> None:
     out = Terminal()
-    line = cli.ProgressLine(out)
+    line = program.ProgressLine(out)
     for step in _STEPS:
         line.show(step)
     line.clear()
@@ -214,7 +256,7 @@ def test_progress_uses_one_line_on_a_terminal() -> None:
 
 def test_progress_is_a_line_for_each_stage_without_terminal() -> None:
     out = io.StringIO()
-    line = cli.ProgressLine(out)
+    line = program.ProgressLine(out)
     for step in _STEPS:
         line.show(step)
     line.clear()

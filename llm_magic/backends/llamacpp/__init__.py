@@ -1,0 +1,1 @@
+"""The backend that runs .gguf files in this process with llama.cpp."""

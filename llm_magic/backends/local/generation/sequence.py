@@ -1,0 +1,113 @@
+"""A prompt and its answer so far, decoded alone or together with others."""
+
+from __future__ import annotations
+
+import time
+from collections import abc
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from llm_magic.backends.local.generation import parameters
+from llm_magic.backends.local.generation.parameters import GenerateInputs
+from llm_magic.backends.local.generation.token_streamer import TokenStreamer, opening_tag
+from llm_magic.backends.local.local_model import LocalModel
+from llm_magic.backends.local.worker import Job
+from llm_magic.config.settings import GenerationConfig
+from llm_magic.types import Chunk, FinishReason, Message, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The conversation that a job answers, and the options."""
+
+    messages: abc.Sequence[Message]
+    config: GenerationConfig
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """A prompt and its answer so far, of at most `options["max_new_tokens"]`.
+
+    `ids` includes the answer, so that a preempted sequence can be read again. `cache` holds a part of
+    the prompt or all but the last token, `generator` has the random numbers of a seed; both are None
+    for a sequence that is decoded alone. `finished` is set once the answer has ended, also by an error.
+    """
+
+    job: Job[None]
+    ids: list[int]
+    options: dict[str, Any]
+    streamer: TokenStreamer
+    eos_token_ids: frozenset[int]
+    prompt_tokens: int
+    inputs: GenerateInputs | None = None
+    cache: DynamicCache | None = None
+    cached_tokens: int = 0
+    generator: torch.Generator | None = None
+    finished: bool = False
+    deadline: float = field(init=False, default=float("inf"))
+
+    @classmethod
+    def start(cls, loaded: LocalModel, job: Job[None]) -> Sequence:
+        """Return the sequence of a job, and emit the length of the prompt.
+
+        Raises the error of a chat template, and that of a prompt which is too long.
+        """
+        request: Request = job.request
+        ids = loaded.prompt_encoder.encode(request.messages)
+        left = parameters.max_new_tokens_left(loaded, len(ids))
+        tag = opening_tag(loaded.tokenizer, ids)
+        job.emit(Chunk(text=tag, usage=Usage(len(ids), 0, 0)))
+        options = parameters.generate_options(loaded.model, request.config, left)
+        streamer = TokenStreamer(loaded, request.config, job.emit)
+        ends = parameters.eos_token_ids(loaded.model, options)
+        return cls(job, ids, options, streamer, ends, len(ids))
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the request."""
+        config: GenerationConfig = self.job.request.config
+        return config.seed
+
+    @property
+    def max_length(self) -> int:
+        """The tokens that prompt and answer may have together."""
+        return self.prompt_tokens + int(self.options["max_new_tokens"])
+
+    def start_clock(self) -> None:
+        """Start the time limit, if there is one, unless it has started."""
+        assert self.inputs is not None
+        if self.deadline == float("inf"):
+            limits = (criterion.max_time for criterion in self.inputs.criteria)
+            self.deadline = time.perf_counter() + min(limits, default=float("inf"))
+
+    def append(self, token: int) -> None:
+        """Append the next token of the answer and emit it; finishes the answer with the last one."""
+        self.ids.append(token)
+        now = self.streamer.append(token)
+        if self.streamer.stop_reached or token in self.eos_token_ids:
+            self.finish("stop")
+        elif self.streamer.token_count >= self.options["max_new_tokens"]:
+            self.finish("length")
+        elif now >= self.deadline:
+            self.finish("truncated")
+
+    def finish(self, reason: FinishReason) -> None:
+        """End the answer."""
+        self.finished = True
+        self.streamer.finish(reason, self.prompt_tokens, self.cached_tokens)
+        self.job.finish(None)
+
+    def fail(self, error: BaseException) -> None:
+        """End the answer with an error; other sequences go on."""
+        self.finished = True
+        self.job.fail(error)
+
+
+def common_prefix_length(sequences: abc.Sequence[Sequence]) -> int:
+    """Return how many tokens all sequences start with; at least the last of each is its own."""
+    low, high = min(s.ids for s in sequences), max(s.ids for s in sequences)
+    longest = min(len(s.ids) for s in sequences) - 1
+    return next((n for n in range(longest) if low[n] != high[n]), longest)

@@ -1,0 +1,269 @@
+"""``%%llm --over DATA``: the data, the options that it has, and where ``-o`` stores the answers."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import itertools
+import re
+from collections.abc import Iterator, Mapping, MutableMapping, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from traceback import format_exc
+from typing import TYPE_CHECKING, Any
+
+from llm_magic.errors import LLMMagicException, OptionError, did_you_mean
+from llm_magic.notebook.arguments.magic_options import MAP_OPTIONS
+from llm_magic.prompts.trusted_types import family
+from llm_magic.text import counted, visible_line
+
+if TYPE_CHECKING:
+    from llm_magic.notebook.arguments.parser import Parsed
+    from llm_magic.session import Session
+    from llm_magic.session.map.mapped import Mapped
+    from llm_magic.session.map.options import MapOptions
+    from llm_magic.session.map.run import MapRun
+    from llm_magic.session.requests import DryRun
+
+# Rows that a dry run reads to find one without a missing value.
+_SEARCHED = 100
+
+# What has no meaning for the rows of --over, and why.
+_REFUSED = {
+    "chat": "-c continues a chat, but the rows of --over are independent of each other. Remove -c.",
+    "trim": "--trim drops turns of a chat, and --over has no chat. Remove --trim.",
+    "format": "-f shows one answer, and --over shows a table. Remove -f; reply.json() parses an answer.",
+    "replace": "--replace requires -f code, which --over does not have.",
+    "literal": "--literal would send the same prompt for each row. To send braces, double them: {{x}}.",
+}
+_BRACES = re.compile(r"\{([\w.]+)\}|\$(\w+)")
+
+
+def check(args: Parsed) -> None:
+    """Raise `OptionError` for options that do not go together with ``--over``, or need it."""
+    if args["over"] is None:
+        given = (one for one in MAP_OPTIONS if args[one.dest] is not None)
+        if (option := next(given, None)) is not None:
+            raise OptionError(
+                f"{option.names[-1]} needs --over DATA, which sends a prompt for each row."
+            )
+        return
+    if not args.prompt.strip():
+        raise OptionError("The prompt is empty. Write it after %llm, or below %%llm.")
+    for name, advice in _REFUSED.items():
+        if args[name]:
+            raise OptionError(advice)
+    if args["dry_run"] and args["bg"]:
+        raise OptionError("--dry-run sends nothing, so --bg has no effect. Remove one of them.")
+    if args["sample"] and args["bg"]:
+        raise OptionError("--sample ends with its cell, so --bg has no effect. Remove one of them.")
+
+
+def options(args: Parsed, names: Mapping[str, Any]) -> MapOptions:
+    """Return the options of the map, which the session checks; `names` fill in the template, too."""
+    given: dict[str, Any] = {**args.options, "model": args["model"], "names": names}
+    for name in ("save", "retry_failed", "workers", "rate", "on_error", "sample"):
+        value = args[name]
+        if value is not None:
+            is_number = name in {"workers", "sample"} and value.isdecimal()
+            given[name] = int(value) if is_number else value
+    if args["on"] is not None:
+        given["on"] = _executor(args["on"], names)
+    return given  # type: ignore[return-value]
+
+
+def _executor(name: str, names: Mapping[str, Any]) -> Any:
+    if name not in names:
+        raise OptionError(f"--on {name}: {name} is not defined.{did_you_mean(name, names)}")
+    return names[name]
+
+
+def data_of(code: str, names: Mapping[str, Any]) -> Any:
+    """Return the value of DATA, a Python expression; raises `OptionError` if it has none, or no rows."""
+    if (braced := _BRACES.fullmatch(code)) is not None:
+        code = braced[1] or braced[2]
+    try:
+        data = eval(code, {"__builtins__": builtins, **names})
+    except LLMMagicException:
+        raise
+    except SyntaxError:
+        raise OptionError(f"--over {code} is no Python expression.{_file_advice(code)}") from None
+    except Exception as error:  # noqa: BLE001 - the code of the user raises anything
+        name = error.name if isinstance(error, NameError) else None
+        advice = did_you_mean(name, names) if name is not None else ""
+        text = f"{name} is not defined" if name is not None else _error_text(error)
+        advice = _file_advice(code) or advice or _column_advice(code, names)
+        raise OptionError(f"--over {code}: {text}.{advice}", details=format_exc()) from None
+    if isinstance(data, Sized) and not len(data):
+        raise OptionError(f"--over {code}: there are no rows.")
+    return data
+
+
+def _error_text(error: Exception) -> str:
+    return visible_line(f"{type(error).__name__}: {error}").rstrip(".")
+
+
+def _column_advice(code: str, names: Mapping[str, Any]) -> str:
+    """Return how to read a column that has the name of a method, such as ``df.pop``, or an empty string."""
+    for node in ast.walk(ast.parse(code.strip(), mode="eval")):
+        match node:
+            case ast.Attribute(value=ast.Name(id=name), attr=column):
+                table: Any = names.get(name)
+                if family(table) == "frame" and column in table and hasattr(type(table), column):
+                    return f' {name}.{column} is a method; the column is {name}["{column}"].'
+    return ""
+
+
+def _file_advice(code: str) -> str:
+    """Return how to read a file that was named instead of its data, or an empty string."""
+    if not Path(code).is_file():
+        return ""
+    return f" It is a file. Read it first, such as with pandas: data = pd.read_csv({code!r})."
+
+
+def check_sample(data: object) -> None:
+    """Raise `OptionError` if a sample would use up the rows of the data."""
+    if isinstance(data, Iterator):
+        raise OptionError(
+            "--sample would use up the first rows of this iterator. Put all of them into a list first:"
+            " rows = list(rows)."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where ``-o`` stores the answers: in a variable, or in a column of the table in a variable."""
+
+    name: str
+    column: str | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.column is None else f'{self.name}["{self.column}"]'
+
+    def check(self, data: object, names: Mapping[str, Any], *, is_ours: bool) -> None:
+        """Raise `OptionError` if the answers are no column of the table, or would replace one of the user.
+
+        A column that earlier answers have set is ours.
+        """
+        table: Any = names.get(self.name)
+        if family(table) not in {"frame", "pl_frame"}:
+            found = "not defined" if table is None else f"a {type(table).__name__}, not a DataFrame"
+            near = did_you_mean(self.name, names) if table is None else ""
+            raise OptionError(f"-o {self}: {self.name} is {found}.{near}")
+        if self.column in table.columns and not is_ours:
+            raise OptionError(
+                f"-o {self} would replace the column {self.column} of {self.name}. Choose another name."
+            )
+        rows = len(data) if isinstance(data, Sized) else None
+        if rows != len(table) and not _is_part(data, table):
+            count = counted(rows, "row") if rows is not None else "an unknown number of rows"
+            raise OptionError(
+                f"-o {self}: {self.name} has {counted(len(table), 'row')}, and the data has {count}. To"
+                " store a new table, write -o NAME."
+            )
+
+    def store(self, data: object, mapped: Mapped, variables: MutableMapping[str, Any]) -> str:
+        """Store the answers, and return what is stored."""
+        if self.column is not None:
+            return self._set_column(data, mapped, variables)
+        rows = counted(len(mapped), "row")
+        if isinstance(data, Mapping):
+            variables[self.name] = mapped.to_dict()
+            return f"{self.name}: a dict of {counted(len(mapped), 'answer')}"
+        if mapped.is_table:
+            variables[self.name] = mapped.frame()
+            return f"{self.name}: a new table of {rows}, with the column answer"
+        variables[self.name] = list(mapped)
+        return f"{self.name}: a list of {counted(len(mapped), 'answer')}"
+
+    def _set_column(self, data: object, mapped: Mapped, variables: MutableMapping[str, Any]) -> str:
+        table, texts = variables[self.name], [None if r is None else str(r) for r in mapped]
+        if family(table) == "pl_frame":
+            import polars as pl
+
+            variables[self.name] = table.with_columns(pl.Series(self.column, texts))
+        elif _is_part(data, table):
+            if self.column in table:
+                table[self.column] = table[self.column].astype(object)
+            table.loc[data.index, self.column] = texts  # type: ignore[attr-defined]
+        else:
+            table[self.column] = texts
+        return f"{self.name}: the column {self.column}, in {counted(len(texts), 'row')}"
+
+
+def output_of(text: str) -> Output:
+    """Return what the text after ``-o`` names: ``out``, or ``df["label"]``, or ``df.label``."""
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except SyntaxError:
+        return Output(text)
+    match tree:
+        case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str(column))):
+            return Output(name, column)
+        case ast.Attribute(value=ast.Name(id=name), attr=column):
+            return Output(name, column)
+    return Output(text)
+
+
+def check_not_source(code: str, name: str) -> None:
+    """Raise `OptionError` if ``-o`` names a variable of DATA: the same cell would send the answers."""
+    tree = ast.parse(code.strip().lstrip("$"), mode="eval")
+    if any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(tree)):
+        raise OptionError(
+            f"-o {name} would replace the data of --over {code}. Choose another name for the answers."
+        )
+
+
+def _is_part(data: Any, table: Any) -> bool:
+    """Return whether data has the labels of some rows of a pandas table, each of them once."""
+    if family(table) != "frame" or family(data) not in {"frame", "series"}:
+        return False
+    return bool(
+        table.index.is_unique and data.index.is_unique and data.index.isin(table.index).all()
+    )
+
+
+def dry_run(
+    session: Session, template: str, data: object, about: MapOptions
+) -> tuple[DryRun, tuple[str, ...]]:
+    """Return what would be sent for the first row that has all its values, and notes."""
+    from llm_magic.session.map.options import split_options
+    from llm_magic.session.map.prompts import FirstRows, prompt_maker
+    from llm_magic.session.map.rows import rows_of
+    from llm_magic.session.requests import request
+
+    settings, call = split_options(about)
+    rows = rows_of(data)
+    first = FirstRows(rows)
+    make, notes = prompt_maker(template, rows, first, settings.names)
+    prompts = ((row, make(row)) for row in itertools.islice(first.all(), _SEARCHED))
+    found = next(((row, prompt) for row, prompt in prompts if prompt is not None), None)
+    if found is None:
+        raise OptionError("The first rows are not sent: a value of each of them is missing.")
+    row, prompt = found
+    where = f"These are the messages of row {visible_line(str(row.index))}."
+    if rows.total is not None:
+        where += f" The data has {counted(rows.total, 'row')}."
+    return session.dry_run(request(prompt, call)), (*notes, where)
+
+
+def advice(run: MapRun, args: Parsed) -> Iterator[str]:
+    """Yield how to send failed rows again."""
+    if run.is_sample or not run.progress.failed:
+        return
+    if args["save"] is not None:
+        yield "To send the failed rows again, add --retry-failed and run the cell again."
+    else:
+        yield "With --save FILE, --retry-failed sends only the failed rows again."
+
+
+def stored(
+    run: MapRun, data: object, output: Output | None, variables: MutableMapping[str, Any]
+) -> Iterator[str]:
+    """Store the answers, and yield what is stored."""
+    if output is None:
+        return
+    if run.is_sample and output.column is not None:
+        yield f"{output} is unchanged: a sample sets no column."
+    else:
+        yield output.store(data, run.mapped, variables)

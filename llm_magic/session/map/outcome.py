@@ -1,0 +1,86 @@
+"""How one row ended: an answer, a cut answer, an error, or a missing value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llm_magic.errors import LLMMagicException
+from llm_magic.text import visible_line
+from llm_magic.types import FinishReason, Message, Reply, Timing, Usage
+
+State = Literal["done", "cut", "failed", "missing"]
+_NO_USAGE = Usage()
+_LONGEST_ERROR = 1_000
+
+
+@dataclass(slots=True, eq=False)
+class Outcome:
+    """How one row ended.
+
+    Attributes:
+        text: The answer, "" if there is none.
+        finish_reason: Why the answer ended; None if there is none.
+        usage: The token counts and the cost of the answer.
+        seconds: How long the answer took.
+        reasoning: The reasoning of the model, "" if there is none.
+        error: The error in one line, "" if the row did not fail.
+        messages: What was sent, of a row that failed: it can be sent again.
+        key: The key of a row that failed.
+    """
+
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    usage: Usage = _NO_USAGE
+    seconds: float = 0.0
+    reasoning: str = ""
+    error: str = ""
+    messages: tuple[Message, ...] = ()
+    key: bytes = b""
+
+    @property
+    def state(self) -> State:
+        """``done``, ``cut`` for an answer without its end, ``failed``, or ``missing``."""
+        if self.error:
+            return "failed"
+        if self.finish_reason is None:
+            return "missing"
+        return "done" if self.finish_reason == "stop" else "cut"
+
+    def reply(self, model: str, backend: str) -> Reply | None:
+        """Return the answer as a reply of a model; None if there is none."""
+        if self.finish_reason is None or self.error:
+            return None
+        return Reply(
+            self.text,
+            model=model,
+            backend=backend,
+            finish_reason=self.finish_reason,
+            usage=self.usage,
+            timing=Timing(None, self.seconds, None),
+            messages=(),
+            reasoning=self.reasoning,
+        )
+
+
+# The outcome of every row with a missing value: it is not sent.
+MISSING = Outcome()
+
+
+def failure(
+    error: BaseException,
+    messages: tuple[Message, ...] = (),
+    key: bytes = b"",
+    seconds: float = 0.0,
+) -> Outcome:
+    """Return the outcome of a row that failed."""
+    text = visible_line(next(iter(str(error).splitlines()), ""))
+    if not isinstance(error, LLMMagicException) or not text:
+        text = f"{type(error).__name__}: {text}".rstrip(": ")
+    return Outcome(error=text[:_LONGEST_ERROR], messages=messages, key=key, seconds=seconds)
+
+
+def name_row(error: BaseException, label: object) -> None:
+    """Append the label of its row to the message of an error of this package."""
+    if isinstance(error, LLMMagicException):
+        error.append(f"This is the error of row {visible_line(str(label))}.")

@@ -1,0 +1,294 @@
+"""The prompt of each row, from a template whose references are found once, or from a function."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import copy
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from keyword import iskeyword
+from typing import TYPE_CHECKING, Any
+
+from llm_magic.errors import OptionError, PromptError
+from llm_magic.prompts.template import MAX_PROMPT, Compiled, Reference, compile_template
+from llm_magic.prompts.trusted_types import family
+
+if TYPE_CHECKING:
+    from llm_magic.session.map.rows import Row, Rows
+    from llm_magic.session.requests import Prompt
+
+# What a template calls the value of a row and its label.
+ITEM, INDEX = "item", "index"
+_PLAIN = frozenset({int, float, bool})
+# In the name of a column, what ends a reference or a quotation.
+_ODD = re.compile(r"[{}\"'\\\n]")
+# The first rows of a map that are filled in before any is sent: an error of all is one of the template.
+_CHECKED = 3
+
+MakePrompt = Callable[["Row"], "Prompt | None"]
+"""Returns the prompt of a row, None for a missing value; may raise anything."""
+
+
+def is_missing(value: object) -> bool:
+    """Return whether a value is None, NaN, NaT, ``pd.NA``, or an empty or blank text."""
+    if type(value) is str:
+        return not value or value.isspace()
+    if value is None:
+        return True
+    if isinstance(value, float):
+        return math.isnan(value)
+    return family(value) == "missing" or (isinstance(value, str) and not value.strip())
+
+
+class FirstRows:
+    """The first rows of a map, which are read before the template is checked."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._unread = iter(rows)
+        self._read: list[Row] = []
+
+    def __getitem__(self, position: int) -> Row | None:
+        """Return a row, which is read if necessary; None behind the last one."""
+        missing = position + 1 - len(self._read)
+        self._read += itertools.islice(self._unread, max(0, missing))
+        return self._read[position] if position < len(self._read) else None
+
+    def all(self) -> Iterator[Row]:
+        """Return all rows."""
+        return itertools.chain(self._read, self._unread)
+
+
+def prompt_maker(
+    prompt: object, rows: Rows, first: FirstRows, names: Mapping[str, Any]
+) -> tuple[MakePrompt, tuple[str, ...]]:
+    """Return what makes the prompt of a row, and notes.
+
+    `names` are the notebook's variables that a template may use.
+
+    Raises:
+        OptionError: `prompt` is neither a template nor a function.
+        PromptError: A name in the template does not exist, or the template fails for all first rows.
+    """
+    if isinstance(prompt, str):
+        template = RowTemplate(prompt, rows.columns, first[0], names)
+        _check_first(template, first)
+        return template, template.notes
+    if not callable(prompt):
+        raise OptionError(
+            f"The prompt of a map is a template or a function of a row, not a {type(prompt).__name__}."
+        )
+    function: Callable[[Any], Any] = prompt
+    return lambda row: function(row.item), ()
+
+
+def _check_first(template: RowTemplate, first: FirstRows) -> None:
+    """Raise the error of the first row, if the template fails for all of the first rows."""
+    failed: PromptError | None = None
+    for position in range(_CHECKED):
+        # The next one only after an error: an iterator may be slow.
+        if (row := first[position]) is None:
+            break
+        try:
+            template(row)
+            return
+        except PromptError as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
+
+
+class RowTemplate:
+    """A template with references to the columns of a row, or to the row itself.
+
+    ``{item}`` is the row: the value of a list, the dict of a table. ``{index}`` is its label: the
+    position in a list, the key of a dict, the index of a pandas object. Columns precede both, and all
+    of them precede the notebook's variables.
+    """
+
+    def __init__(
+        self, template: str, columns: Sequence[str], row: Row | None, names: Mapping[str, Any]
+    ) -> None:
+        # The keys are the names, in order.
+        self._columns = dict.fromkeys(name for name in columns if isinstance(name, str))
+        template, self._written = _readable(template, self._columns, row)
+        known = dict.fromkeys(self._columns)
+        known |= {ITEM: None, INDEX: None} | (_values(row) if row is not None else {})
+        compiled = compile_template(template, {**names, **known})
+        _check_notes(compiled, known)
+        used = dict.fromkeys(n for one in compiled.references for n in one.expression.names)
+        self._names = {name: names[name] for name in used if name not in known and name in names}
+        self._parts = [self._part(part) for part in compiled.parts]
+        references = tuple(dict.fromkeys(p for p in self._parts if isinstance(p, Reference)))
+        # Of the columns in the template, an empty one makes its row a missing value.
+        self._required = tuple(
+            dict.fromkeys(n for one in references for n in self._columns_in(one))
+        )
+        # Of other rows, an attribute or an element.
+        self._members = tuple(
+            one for part in references for one in _members_of_item(part, self._columns)
+        )
+        # The references whose values a view shows beside the label of a row.
+        self.shown = tuple(
+            one
+            for one in references
+            if str(one) != INDEX and known.keys() & set(one.expression.names)
+        )
+        self.notes = tuple(self._all_notes(compiled, used, names))
+
+    def _all_notes(
+        self, compiled: Compiled, used: Mapping[str, None], names: Mapping[str, Any]
+    ) -> Iterator[str]:
+        for name in used:
+            if name in names and name in self._columns:
+                yield f"{{{name}}} is the column, not the variable of the notebook."
+        if not any(name in self._columns or name in {ITEM, INDEX} for name in used):
+            what = f"{{{next(iter(self._columns))}}}" if self._columns else f"{{{ITEM}}}"
+            yield f"The template has no reference to the rows, such as {what}: all prompts are equal."
+
+    def _columns_in(self, reference: Reference) -> Iterator[str]:
+        """Yield the columns that a reference uses, and the name of the row if it does."""
+        names = reference.expression.names
+        yield from (name for name in names if name in self._columns or name == ITEM)
+        yield from _columns_of_item(reference, self._columns)
+
+    def _is_missing(self, reference: Reference, values: Mapping[str, Any]) -> bool:
+        """Return whether a value that a reference uses is missing."""
+        members = _members_of_item(reference, self._columns)
+        return any(is_missing(values.get(name)) for name in self._columns_in(reference)) or any(
+            is_missing(member.value_of(values)) for member in members
+        )
+
+    def _part(self, part: str) -> str | Reference:
+        """Return a part with ``item.name`` read as ``item["name"]`` where that is a column."""
+        if not isinstance(part, Reference) or not self._columns:
+            return part
+        part = Reference(self._written.get(part, part), part.expression)
+        found = part.expression
+        tree = _ColumnsOfItem(self._columns).visit(copy.deepcopy(found.tree))
+        expression = dataclasses.replace(found, tree=tree, nodes=tuple(ast.walk(tree)))
+        return Reference(str(part), expression)
+
+    def __call__(self, row: Row) -> str | None:
+        """Return the prompt of a row, None if a value that it needs is missing."""
+        values = _values(row)
+        for name in self._required:
+            if is_missing(values.get(name)):
+                return None
+        if self._names:
+            values = {**self._names, **values}
+        if any(is_missing(member.value_of(values)) for member in self._members):
+            return None
+        texts = []
+        for part in self._parts:
+            texts.append(_text(part, values) if isinstance(part, Reference) else part)
+        text = "".join(texts)
+        if len(text) > MAX_PROMPT:
+            raise PromptError(f"The prompt has more than {MAX_PROMPT:,} characters.")
+        return text
+
+    def texts(self, row: Row) -> tuple[str, ...]:
+        """Return the texts of the `shown` references for a row; "" for a missing one and one that fails."""
+        values = {**self._names, **_values(row)}
+        texts = []
+        for reference in self.shown:
+            text = ""
+            # The error of the row is its outcome.
+            with contextlib.suppress(PromptError):
+                if not self._is_missing(reference, values):
+                    text = _text(reference, values)
+            texts.append(text)
+        return tuple(texts)
+
+
+def _readable(
+    template: str, columns: Collection[str], row: Row | None
+) -> tuple[str, Mapping[str, str]]:
+    """Return a template with ``{item['my column']}`` in place of ``{my column}``, not a Python name.
+
+    The second value has what was replaced, by what replaces it.
+    """
+    names = [n for n in columns if (not n.isidentifier() or iskeyword(n)) and not _ODD.search(n)]
+    if not names or row is None or ITEM in columns:
+        return template, {}
+    # A Series has one column, whose values are the rows.
+    is_record = isinstance(row.item, Mapping)
+    codes = {name: f"{ITEM}[{name!r}]" if is_record else ITEM for name in names}
+    any_name = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    found = re.compile(rf"(?<!\{{)\{{({any_name})\}}(?!\}})")
+    replaced = found.sub(lambda match: f"{{{codes[match[1]]}}}", template)
+    return replaced, {code: name for name, code in codes.items()} if is_record else {}
+
+
+def _values(row: Row) -> dict[str, Any]:
+    item = dict(row.item) if row.item is row.columns else row.item
+    return {INDEX: row.index, ITEM: item, **row.columns}
+
+
+def _text(reference: Reference, values: Mapping[str, Any]) -> str:
+    """Return the text of a reference; quickly for a name whose value is a text or a number."""
+    expression = reference.expression
+    tree = expression.tree
+    if type(tree) is ast.Name and not expression.spec and not expression.conversion:
+        value = values.get(tree.id)
+        if type(value) is str:
+            return value
+        if type(value) in _PLAIN:
+            return str(value)
+    return reference.text_of(values)
+
+
+def _columns_of_item(reference: Reference, columns: Collection[str]) -> Iterator[str]:
+    """Yield the columns that are read as ``item["name"]``."""
+    for node in reference.expression.nodes:
+        match node:
+            case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str(column))):
+                if name == ITEM and column in columns:
+                    yield column
+
+
+def _members_of_item(reference: Reference, columns: Collection[str]) -> Iterator[Reference]:
+    """Yield ``item.name`` and ``item[0]`` in a reference, but not columns and calls of methods."""
+    expression = reference.expression
+    called = {node.func for node in expression.nodes if isinstance(node, ast.Call)}
+    for node in expression.nodes:
+        match node:
+            case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=key)):
+                is_member = name == ITEM and key not in columns
+            case ast.Attribute(value=ast.Name(id=name)):
+                is_member = name == ITEM and node not in called
+            case _:
+                is_member = False
+        if is_member and ITEM not in columns and isinstance(node, ast.expr):
+            nodes = tuple(ast.walk(node))
+            made = dataclasses.replace(expression, tree=node, nodes=nodes, conversion="", spec="")
+            yield Reference(str(reference), made)
+
+
+class _ColumnsOfItem(ast.NodeTransformer):
+    """Reads ``item.name`` as ``item["name"]`` for the names of columns."""
+
+    def __init__(self, columns: Collection[str]) -> None:
+        self._columns = columns
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        """Return the subscript for an attribute of the row."""
+        self.generic_visit(node)
+        is_item = isinstance(node.value, ast.Name) and node.value.id == ITEM
+        if not is_item or node.attr not in self._columns:
+            return node
+        return ast.Subscript(node.value, ast.Constant(node.attr), ast.Load())
+
+
+def _check_notes(compiled: Compiled, known: Mapping[str, Any]) -> None:
+    """Raise an error for what looks like a reference and is none: it would be sent for each row."""
+    if compiled.notes:
+        names = ", ".join(known)
+        note = compiled.notes[0].rstrip(".")
+        raise PromptError(
+            f"{note}{'' if note.endswith('?') else '.'} The names of a row are {names}. To send braces"
+            " unchanged, double them."
+        )

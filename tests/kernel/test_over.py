@@ -1,0 +1,292 @@
+"""``%%llm --over DATA`` in the cells of a real kernel: shapes, the table, failures, samples, jobs, ■."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.kernels import Kernel, within_a_second
+
+_SETUP = """import pandas as pd
+from llm_magic.errors import GenerationFailed
+from llm_magic.types import Chunk, Usage
+from tests.scripted import Hang, Pause
+def frame():
+    texts = ['good tea', None, '<b>bad</b> tea', 'a cup']
+    return pd.DataFrame({'text': texts, 'stars': [5, 1, 2, 3]}, index=[5, 7, 9, 11])
+df = frame()
+"""
+
+
+@pytest.fixture(scope="module")
+def k(scripted: Kernel) -> Kernel:
+    scripted.ok(_SETUP)
+    return scripted
+
+
+def sent(k: Kernel, since: int = 0) -> list[str]:
+    """Return the last message of each request."""
+    found: list[str] = k.value(f"[r.messages[-1].content for r in backend.requests[{since}:]]")
+    return found
+
+
+def test_output_has_the_shape_of_the_data(k: Kernel) -> None:
+    ran = k.ok("%%llm --over df -o out -s Brief. -t 0\nWhich? {text} {stars}")
+    assert sent(k) == ["Which? good tea 5", "Which? <b>bad</b> tea 2", "Which? a cup 3"]
+    assert k.value("[(m.role, m.content) for m in backend.requests[0].messages][0]") == (
+        "system", "Brief.",
+    )  # fmt: skip
+    assert k.value("(list(out.columns), list(out.index), list(df.columns))") == (
+        ["text", "stars", "answer"], [5, 7, 9, 11], ["text", "stars"],
+    )  # fmt: skip
+    assert k.value("out.answer.isna().tolist()") == [False, True, False, False]
+    assert "out: a new table of 4 rows, with the column answer" in ran.text
+    k.ok("%%llm --over df[df.stars < 3] -o df['label']\n{index}: {text}")
+    assert k.value("df.label.fillna('').tolist()") == ["", "", "9: <b>bad</b> tea", ""]
+    k.ok('%%llm --over df["text"] -o df.label\n{item}')
+    assert k.value("df.label.fillna('').tolist()") == ["good tea", "", "<b>bad</b> tea", "a cup"]
+    k.ok("%%llm --over ['a', 'b'] -o out\n{item}?")
+    assert k.value("[one.text for one in out]") == ["a?", "b?"]
+    k.ok("named = {'x': 'a', 'y': ' '}\n%llm --over {named} -o out {item}!")
+    assert k.value("{key: one and one.text for key, one in out.items()}") == {"x": "a!", "y": None}
+    k.ok("%%llm --over (n for n in 'ab') -o out --quiet\n{item}")
+    assert k.value("[one.text for one in out]") == ["a", "b"]
+    k.ok("mapped = %llm --over range(2) say {item}")
+    assert k.value("(type(mapped).__name__, [one.text for one in mapped])") == (
+        "Mapped", ["say 0", "say 1"],
+    )  # fmt: skip
+    k.ok("import polars as pl\nwords = pl.DataFrame({'word': ['a', 'b']})")
+    k.ok('%%llm --over words -o words["answer"]\nsay {word}')
+    assert k.value("words['answer'].to_list()") == ["say a", "say b"]
+    ran = k.ok("%%llm --over df.rename(columns={'text': 'my text'})\n{my text}")
+    assert [line.split() for line in ran.text.splitlines()[:3]] == [
+        ["index", "my", "text", "answer"],
+        ["5", "good", "tea", "good", "tea"],
+        ["7", "not", "sent:", "a", "value", "is", "missing"],
+    ]
+    k.ok("df = frame()")
+
+
+def test_table_shows_what_failed_was_cut_or_is_missing(k: Kernel) -> None:
+    k.ok("backend.will('half', GenerationFailed('It <i>broke</i>.'))")
+    k.ok("backend.will('no', Chunk(finish_reason='length', usage=Usage(5, 2)))")
+    ran = k.ok("%%llm --over df\n{text}")
+    lines = [" ".join(line.split()) for line in ran.text.splitlines()]
+    assert lines[:-1] == [
+        "index text answer",
+        "5 good tea failed: It <i>broke</i>.",
+        "7 not sent: a value is missing",
+        "9 <b>bad</b> tea no · cut off at 2 tokens",
+        "11 a cup a cup",
+        "1 row failed: It <i>broke</i>. Example: row 5 (text: good tea)",
+        "1 answer cut off: row 9. --max-new-tokens is the limit.",
+        "1 row not sent, because a value is missing: row 7",
+        "With --save FILE, --retry-failed sends only the failed rows again.",
+    ]
+    assert lines[-1].startswith(
+        "tiny · 3 of 4 rows · 1 failed · 1 cut · 1 missing · 12 → 4 tokens · "
+    )
+    assert "<b>" not in ran.html
+    assert "<i>" not in ran.html
+    ran = k.ok("%%llm --over range(40)\n{item}")
+    assert "… and 30 more rows" in ran.text
+    k.ok("backend.will(GenerationFailed('It broke.'))")
+    stopped = k.run("%%llm --over df -o out --on-error stop\n{text}")
+    message = "It broke. This is the error of row 5."
+    assert (stopped.ename, stopped.error) == ("GenerationFailed", message)
+    assert k.value("len(out)") == 4
+
+
+def test_wrong_cell_sends_nothing(k: Kernel) -> None:
+    k.ok("towns = ['Rome', 'Oslo']\nsized = pd.DataFrame({'pop': [1, 3]})")
+    before = len(sent(k))
+    for cell, message in {
+        "--over dff\n{text}": '--over dff: dff is not defined. Did you mean "df"?',
+        "--over df.foo\n{text}": "--over df.foo: AttributeError: 'DataFrame' object has no attribute",
+        "--over df[\n{text}": "--over df[ is no Python expression.",
+        "--over sized[sized.pop > 2]\n{item}": 'sized.pop is a method; the column is sized["pop"].',
+        "--over df --retries 2\n{text}": 'has no option --retries. Did you mean "--retry-failed"?',
+        "--over df --choices a,b\n{text}": "Describe the values in the prompt",
+        "--over []\n{item}": "--over []: there are no rows.",
+        "--over 5\n{item}": "Data of type int has no rows. Use a list",
+        "--over df\n{txet}": 'txet is not defined. Did you mean "text"?',
+        "--over df\n\n": "The prompt is empty. Write it",
+        "--over df -c a\n{text}": "-c continues a chat, but the rows of --over are independent",
+        "--over df -f json\n{text}": "-f shows one answer, and --over shows a table.",
+        "--over df --literal\n{text}": "--literal would send the same prompt for each row.",
+        "--over df --bg --dry-run\n{text}": "--dry-run sends nothing, so --bg has no effect.",
+        "--over df --bg --sample 2\n{text}": "--sample ends with its cell, so --bg has no effect.",
+        "--over df --bg -o df['x']\n{text}": '--bg returns before there are answers for df["x"].',
+        "--over df -o dff['x']\n{text}": '-o dff["x"]: dff is not defined. Did you mean "df"?',
+        "--over df -o df\n{text}": 'Choose another name, or write -o df["answer"] to set a column',
+        "--over df -o df.stars\n{text}": '-o df["stars"] would replace the column stars of df. Choose',
+        "--over towns -o towns\n{item}": "-o towns would replace the data of --over towns. Choose",
+        "--over towns[:1] -o towns\n{item}": "would replace the data of --over towns[:1].",
+        "--over df -o k.x\n{text}": '-o k["x"]: k is not defined.',
+        "--over df -n 2\n{text}": "To send a prompt for each row of your data, use --over DATA.",
+        "--over [1] -o df['x']\n{item}": '-o df["x"]: df has 4 rows, and the data has 1 row.',
+        "--over iter('ab') --sample 1\n{item}": "--sample would use up the first rows",
+        "--over df --sample x\n{text}": "sample='x' is not a number of at least 1.",
+        "--over df --rate fast\n{text}": "rate='fast' is not a rate.",
+        "--over df --on-error skip\n{text}": "--on-error skip is invalid. Use keep or stop.",
+        "--over df --on dff\n{text}": '--on dff: dff is not defined. Did you mean "df"?',
+        "--over df --on df\n{text}": "A DataFrame has no workers. Use an executor,",
+        "--workers 2\nHello": "--workers needs --over DATA",
+    }.items():
+        wrong = k.run(f"%%llm {cell}")
+        assert message in wrong.error, cell
+    k.ok("open('rows.csv', 'w').close()")
+    assert "It is a file. Read it first" in k.run("%%llm --over rows.csv\n{item}").error
+    assert len(sent(k)) == before
+
+
+def test_sample_is_spread_and_estimates_all_rows(k: Kernel) -> None:
+    before = len(sent(k))
+    ran = k.ok("%%llm --over range(1000) --sample 3 -o out\nNumber {item}.")
+    assert sent(k, before) == ["Number 0.", "Number 500.", "Number 999."]
+    assert "999    999   Number 999." in ran.text
+    assert "All 1,000 rows: about 7,000 prompt tokens, 2,000 generated tokens, " in ran.text
+    assert "remove --sample and run the cell again" in ran.text
+    assert k.value("[one.text for one in out]") == ["Number 0.", "Number 500.", "Number 999."]
+    ran = k.ok("%%llm --over df --sample 2 -o df['label']\n{text}")
+    assert 'df["label"] is unchanged: a sample sets no column.' in ran.text
+    assert k.value("list(df.columns)") == ["text", "stars"]
+
+
+def test_dry_run_shows_the_messages_of_the_first_row_with_all_values(k: Kernel) -> None:
+    before = len(sent(k))
+    ran = k.ok(
+        "%%llm --over df[df.stars < 5] --dry-run -s 'In {df.shape[0]} words.'\nWhich? {text}"
+    )
+    assert "These are the messages of row 9. The data has 3 rows." in ran.text
+    lines = [line.split(maxsplit=1) for line in ran.text.splitlines()]
+    assert ["system", "In 4 words."] in lines
+    assert ["user", "Which? <b>bad</b> tea"] in lines
+    assert len(sent(k)) == before
+
+
+def test_progress_fills_in_order_at_most_four_times_a_second(k: Kernel) -> None:
+    k.ok("for n in range(12): backend.will(Pause(0.1), *whole_answer(f'<u>{n}</u>'))")
+    cell = k.send("%%llm --over range(12) -o out\n{item}")
+    k.wait_for_output(cell, "of 12 rows · ")
+    state = k.state(cell)
+    assert [kind for _, kind, text in state.arrivals if "0 of 12 rows\nindex" in text] == []
+    assert "incomplete so far · when complete: out, unless the kernel restarts" in state.text
+    assert "<progress" in state.html
+    ran = k.wait(cell)
+    assert "<u>" not in ran.html
+    assert "&lt;u&gt;" in ran.html
+    assert ran.updates <= 4 * ran.seconds + 2
+    shown = [text for _, kind, text in ran.arrivals if "left" in text]
+    rows = [[int(line.split()[0]) for line in text.splitlines()[2:-1]] for text in shown]
+    assert rows
+    assert all(one == list(range(one[0], one[0] + len(one))) for one in rows if one)
+
+
+def test_interrupt_keeps_what_is_finished(k: Kernel) -> None:
+    k.ok("backend.will(*whole_answer('one')); backend.will(Hang())")
+    cell = k.send("%%llm --over df -o out\n{text}")
+    k.wait_for_output(cell, "1 of 4 rows")
+    began = time.monotonic()
+    k.interrupt()
+    ran = k.wait(cell)
+    assert time.monotonic() - began < within_a_second()
+    assert ran.ename == "Interrupted"
+    assert ran.error.startswith("Stopped after 1 of 4 rows. They are kept")
+    assert "2 rows without an answer. Run the cell again to go on with them." in ran.text
+    assert "incomplete so far" not in ran.text
+    assert k.value("out.answer.fillna('').tolist()") == ["one", "", "", ""]
+    before = len(sent(k))
+    ran = k.ok("%%llm --over df -o out\n{text}")
+    assert sent(k, before) == ["<b>bad</b> tea", "a cup"]
+    assert "3 of 4 rows · 1 missing · 1 cached" in ran.text
+    assert k.value("out.answer.fillna('').tolist()") == ["one", "", "<b>bad</b> tea", "a cup"]
+
+
+def test_rows_that_are_written_together_show_that_they_live(k: Kernel) -> None:
+    k.ok("for _ in range(3): backend.will('a', ' b', Hang())")
+    cell = k.send("%%llm --over df -o out --max-new-tokens 40 --workers 3\n{text}")
+    k.wait_for_output(cell, "0 of 4 rows · 3 being written · 6 tokens · ")
+    k.wait_for_output(cell, " tokens/s · 2 s · at most ")
+    shown = k.state(cell)
+    assert "s left · 1 missing\n" in shown.text
+    assert 'value="0' in shown.html
+    k.interrupt()
+    ran = k.wait(cell)
+    assert ran.error == "Stopped before an answer was complete."
+    assert "3 rows without an answer." in ran.text
+    assert "tiny · 0 of 4 rows · 1 missing · " in ran.text
+
+
+def test_saved_rows_are_not_sent_again(k: Kernel) -> None:
+    cell = "%%llm --over df --save rows.jsonl -o out\nAbout {text}"
+    k.ok("backend.will(GenerationFailed('It broke.'))")
+    ran = k.ok(cell)
+    assert "To send the failed rows again, add --retry-failed and run the cell again." in ran.text
+    before = len(sent(k))
+    ran = k.ok(cell)
+    assert "1 row failed: It broke." in ran.text
+    assert "3 cached" in ran.text
+    assert sent(k, before) == []
+    k.ok("df.loc[11, 'text'] = 'two cups'")
+    k.ok(cell.replace("--save", "--retry-failed --save"))
+    assert sent(k, before) == ["About good tea", "About two cups"]
+    assert k.value("out.answer.fillna('').tolist()") == [
+        "About good tea", "", "About <b>bad</b> tea", "About two cups",
+    ]  # fmt: skip
+    assert "retry_failed needs save" in k.run("%%llm --over df --retry-failed\n{text}").error
+    k.ok("df = frame()")
+
+
+def test_job_fills_in_while_other_cells_run(k: Kernel) -> None:
+    k.ok("hang = Hang(); backend.will(*whole_answer('one')); backend.will(hang)")
+    cell = k.ok("%%llm --over df --bg -o job\n{text}")
+    number = k.value("job.number")
+    k.ok("import time\nwhile not job.progress.done or not job.progress.missing: time.sleep(0.01)")
+    assert f"job {number}: incomplete so far" in cell.text
+    assert "when complete: job.result(), unless the kernel restarts" in cell.text
+    assert "result() returns the answers" in k.run("job.text").error
+    jobs = k.ok("%llm_jobs job").text
+    assert "running" in jobs
+    assert "1 of 4 rows" in jobs
+    waited = k.ok("%llm_wait job --timeout 0.3").text
+    assert f"Stopped waiting; job {number} continues." in waited
+    assert "3 of 4 rows" not in waited
+    k.ok("hang.go.set()")
+    assert "done" in k.ok("%llm_wait job").text
+    # The output of the first cell has its end.
+    assert k.value("list(job.mapped.frame().answer.fillna(''))") == ["one", "", "", "a cup"]
+    k.ok("backend.will(Hang())")
+    k.ok("%%llm --over df --bg -o job\n{text}")
+    number = k.value("job.number")
+    assert f"Stopped job {number} (tiny) after 0 of 4 rows." in k.ok("%llm_stop").text
+    assert k.value("(job.state, len(job.mapped.pending))") == ("stopped", 4)
+    # The error of the data is that of the job.
+    k.ok("def rows():\n    yield 'a'\n    raise OSError('the file is gone')")
+    k.ok("%%llm --over rows() --bg -o job\n{item}")
+    assert k.run("%llm_wait job").error == "the file is gone"
+    assert "failed" in k.ok("%llm_jobs job").text
+    assert k.value("len(job.mapped)") == 1
+
+
+def test_completion_offers_what_has_rows(k: Kernel) -> None:
+    offered = k.complete("%%llm --over ")
+    assert {"df", "named", "words"} <= set(offered)
+    assert not {"k", "pd", "frame", "backend"} & set(offered)
+    assert k.complete("%%llm --over df --on-error ") == ["keep", "stop"]
+    assert "--retry-failed" in k.complete("%%llm --over df --")
+
+
+def test_output_that_is_saved_once_has_the_end_only(k: Kernel) -> None:
+    k.ok("from tests.scripted import settings")
+    k.ok("again = Session(settings(stream='off'), create=lambda _name: backend)")
+    k.ok("register(get_ipython(), again)\nagain.load('tiny')")
+    ran = k.ok("%%llm --over ['a', 'b']\n{item}")
+    assert ran.updates == 0
+    assert ran.text.startswith(
+        "index  item  answer\n0      a     a\n1      b     b\ntiny · 2 of 2 rows"
+    )
+    ran = k.ok("%%llm --over ['a'] --plain\n{item}")
+    assert ran.outputs[0]["type"] == "stream"
+    assert ran.text.startswith("index  item  answer\n0      a     a\n[tiny · 1 of 1 row")
