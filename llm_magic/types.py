@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import json
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, NotRequired, Self, TypedDict, Unpack
 
 from llm_magic.errors import InvalidReply, NoAttribute, did_you_mean
@@ -11,6 +13,7 @@ from llm_magic.text import is_cut_json, parse_json, visible
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "cancelled", "truncated"]
+StructureKind = Literal["json_schema", "choice", "regex", "grammar"]
 State = Literal["Inactive", "Loading", "Configuring", "Ready", "Unloading", "Failed"]
 _REPR_CHARACTERS = 60  # of the text of a reply
 
@@ -26,6 +29,35 @@ class Message:
 
     role: Role
     content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """The form that an answer must have; a backend that supports its kind generates nothing else.
+
+    Attributes:
+        kind: ``json_schema``, ``choice``, ``regex`` or ``grammar``.
+        source: The JSON schema as text, the labels of a choice as a JSON list, the regular expression,
+            or the grammar in the notation of Lark.
+    """
+
+    kind: StructureKind
+    source: str
+
+    @classmethod
+    def choice(cls, labels: Sequence[str]) -> Structure:
+        """Return the structure of an answer that is one of `labels`."""
+        return cls("choice", json.dumps(list(labels), ensure_ascii=False))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of a choice."""
+        return tuple(json.loads(self.source)) if self.kind == "choice" else ()
+
+    @property
+    def option(self) -> str:
+        """The name of the option that sets it."""
+        return "schema" if self.kind == "json_schema" else self.kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +103,7 @@ class Chunk:
         progress: How much of a long prompt the model has read so far.
         ends_reasoning: Whether all text before this chunk was reasoning. Some models close their
             reasoning with a tag that they never opened.
+        probabilities: The labels of a choice with their probabilities; only in the last chunk.
     """
 
     text: str = ""
@@ -84,6 +117,7 @@ class Chunk:
     queued: bool = False
     progress: Progress | None = None
     ends_reasoning: bool = False
+    probabilities: tuple[tuple[str, float], ...] = ()
 
     @property
     def has_content(self) -> bool:
@@ -136,6 +170,7 @@ class ReplyAttributes(TypedDict):
     reasoning: NotRequired[str]
     dropped_turns: NotRequired[int]
     context_full: NotRequired[bool]
+    probabilities: NotRequired[Mapping[str, float]]
 
 
 class Reply(str):
@@ -154,6 +189,8 @@ class Reply(str):
             the context.
         context_full: Whether the token limit that it reached is the context of the model, which a higher
             ``max_new_tokens`` does not change.
+        probabilities: The labels of a choice with their probabilities, the likeliest first; empty
+            where there is no choice, or the server does not report them.
     """
 
     # The values of a reply that other code makes of a text alone, as some libraries do with a `str`.
@@ -166,6 +203,7 @@ class Reply(str):
     reasoning: str = ""
     dropped_turns: int = 0
     context_full: bool = False
+    probabilities: Mapping[str, float] = MappingProxyType({})
 
     def __new__(cls, text: str, /, **attributes: Unpack[ReplyAttributes]) -> Self:
         """Create a reply; copies and pickles set the attributes themselves."""
@@ -212,6 +250,11 @@ class Reply(str):
         if not block.closed and self.finish_reason != "stop":
             raise self._invalid("The code block is not closed.")
         return block.code.rstrip("\n")
+
+    def check_whole(self) -> None:
+        """Raise `InvalidReply` if an answer with a structure was cut: it may not have its form."""
+        if self.finish_reason != "stop":
+            raise self._invalid("The answer ended before it was complete.")
 
     def _invalid(self, problem: str, *, is_cut: bool = True) -> InvalidReply:
         """Return the error of a reply; `is_cut`: more tokens may have made it valid."""

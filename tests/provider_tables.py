@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from llm_magic.backends.registry import backend_class
 from llm_magic.config.providers import PROVIDERS, Provider
-from llm_magic.config.settings import GenerationConfig
+from llm_magic.config.settings import GenerationOptions
 
-_OPTIONS = [name for name in GenerationConfig.model_fields if name != "extra"]
+_OPTIONS = [name for name in GenerationOptions.model_fields if name != "extra"]
 
 
 def _code(text: str) -> str:

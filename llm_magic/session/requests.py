@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llm_magic.backends.manager import LoadedModel
     from llm_magic.config.settings import GenerationConfig, SessionConfig
     from llm_magic.session.chats import Chats, Context, Turn
-    from llm_magic.types import ModelInfo
+    from llm_magic.types import ModelInfo, Structure
 
 # What options of magics and of other libraries are in Python.
 _IN_PYTHON = {
@@ -72,6 +72,7 @@ class AskOptions(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str]
     extra: Mapping[str, Any]
+    structure: Structure | None
 
 
 def request(prompt: Prompt, about: AskOptions) -> Request:

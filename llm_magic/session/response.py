@@ -76,12 +76,13 @@ def separated(
 class AnswerParts:
     """What the chunks of an answer add up to: its text, its reasoning, its usage and why it ended."""
 
-    __slots__ = ("finish_reason", "reasoning", "text", "tokens", "usage")
+    __slots__ = ("finish_reason", "probabilities", "reasoning", "text", "tokens", "usage")
 
     def __init__(self) -> None:
         self.clear()
         self.usage = Usage()
         self.finish_reason: FinishReason | None = None
+        self.probabilities: tuple[tuple[str, float], ...] = ()
 
     def clear(self) -> None:
         """Remove the text, the reasoning and the count of their tokens."""
@@ -99,6 +100,7 @@ class AnswerParts:
         self.tokens += chunk.tokens
         self.usage = chunk.usage or self.usage
         self.finish_reason = chunk.finish_reason or self.finish_reason
+        self.probabilities = chunk.probabilities or self.probabilities
 
     @property
     def is_empty(self) -> bool:
@@ -640,10 +642,11 @@ class Response:
                 reasoning=self.reasoning.strip(),
                 dropped_turns=self.prepared.dropped,
                 context_full=self._is_context_full,
+                probabilities=dict(self._parts.probabilities),
             )
             self._is_cancelled = reason == "cancelled"
-            if self.prepared.request.as_json and error is None and not self._is_cancelled:
-                error = self._json_error(self.reply)
+            if error is None and not self._is_cancelled:
+                error = self._form_error(self.reply)
             self.error = error
             if isinstance(error, GenerationError):
                 error.reply = self.reply
@@ -667,10 +670,13 @@ class Response:
         # Some servers keep one token free.
         return prompt + (self.tokens or 0) >= context - 1
 
-    def _json_error(self, reply: Reply) -> InvalidReply | None:
-        """Return the error of a reply that is no JSON."""
+    def _form_error(self, reply: Reply) -> InvalidReply | None:
+        """Return the error of a reply that does not have the form that was requested."""
         try:
-            reply.json()
+            if self.prepared.config.structure is not None:
+                reply.check_whole()
+            if self.prepared.request.as_json:
+                reply.json()
         except InvalidReply as error:
             stored_in = self.prepared.request.stored_in
             return (

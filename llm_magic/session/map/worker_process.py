@@ -238,6 +238,7 @@ def _add(found: list[Chunk], chunk: Chunk) -> None:
         tokens=last.tokens + chunk.tokens,
         usage=chunk.usage or last.usage,
         finish_reason=chunk.finish_reason or last.finish_reason,
+        probabilities=chunk.probabilities or last.probabilities,
     )
 
 
