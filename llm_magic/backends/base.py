@@ -212,6 +212,11 @@ class Backend(ABC):
                 f"{self.name} does not support {option(structure.option)}. Remove it, or ask for the form"
                 " in the prompt."
             )
+        labels = structure.labels
+        if structure.kind == "choice" and (
+            not all(labels) or len(labels) != len({*labels}) or not labels
+        ):
+            raise OptionError(f"{option('choice')} needs different labels that are not empty.")
 
     def check_extra(self, config: GenerationConfig) -> None:  # noqa: B027
         """Raise `OptionError` for a ``-p`` option that the backend does not accept."""
