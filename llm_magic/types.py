@@ -248,7 +248,8 @@ class Reply(str):
 
         def __getattr__(self, name: str) -> NoReturn:
             """Raise `AttributeError`, which names what to use for a name of other libraries."""
-            raise NoAttribute(f"'Reply' object has no attribute {name!r}.{_reply_advice(name)}")
+            error = NoAttribute(f"'Reply' object has no attribute {name!r}.")
+            raise error.advise(_reply_advice(name).strip())
 
     def __setattr__(self, name: str, _value: object) -> NoReturn:
         raise AttributeError(f"A reply is immutable: {name} cannot be set.")

@@ -371,8 +371,8 @@ class Response:
         def __getattr__(self, name: str) -> NoReturn:
             """Raise `AttributeError`, which names `result` for what only a reply has."""
             kind = type(self).__name__
-            advice = f" Use result().{name}: result() returns the reply." * hasattr(Reply, name)
-            raise NoAttribute(f"{kind!r} object has no attribute {name!r}.{advice}")
+            advice = f"Use result().{name}: result() returns the reply." * hasattr(Reply, name)
+            raise NoAttribute(f"{kind!r} object has no attribute {name!r}.").advise(advice)
 
     def __dir__(self) -> list[str]:
         """Return the documented attributes, which completion offers."""
