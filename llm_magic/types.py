@@ -117,11 +117,13 @@ class Timing:
         first_token_s: The seconds from the call to the first token.
         total_s: The seconds from the call to the end of the answer.
         tokens_per_s: The tokens per second after the first token.
+        load_s: The seconds of these until the model was loaded, if the call waited for that.
     """
 
     first_token_s: float | None
     total_s: float
     tokens_per_s: float | None
+    load_s: float = 0.0
 
 
 class ReplyAttributes(TypedDict):

@@ -33,13 +33,17 @@ from llm_magic.types import MemoryUse, ModelInfo, Progress, State, Unloaded
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A loaded model and the options of its load; `requested` is the model as the user named it."""
+    """A loaded model and the options of its load; `requested` is the model as the user named it.
+
+    `ready_at` is when it was loaded (`time.perf_counter`).
+    """
 
     name: str
     requested: str | None
     config: LoadConfig
     backend: Backend
     info: ModelInfo
+    ready_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +230,9 @@ class BackendManager:
             # The same object: some error classes have attributes that a copy would lose.
             raise error.append(unloaded_for_it(before)).advise(load_again(before[-1])) from None
         # The user waited for checks, imports, downloads, conversions and unloads too.
-        info = dataclasses.replace(info, load_s=time.perf_counter() - began)
-        self._loaded[chosen] = LoadedModel(chosen, model, config, backend, info)
+        ready_at = time.perf_counter()
+        info = dataclasses.replace(info, load_s=ready_at - began)
+        self._loaded[chosen] = LoadedModel(chosen, model, config, backend, info, ready_at)
         self._active = chosen
         self._finish("Ready")
         self._last_error = None

@@ -300,6 +300,7 @@ class Response:
             first_token_s=first - started if first is not None else None,
             total_s=time.perf_counter() - started,
             tokens_per_s=(counted - 1) / decoding if counted and measured else None,
+            load_s=max(0.0, self.prepared.loaded_model.ready_at - started),
         )
 
     @property

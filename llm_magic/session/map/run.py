@@ -409,6 +409,8 @@ class MapRun:
         self._is_cancelled = is_cancelled and self.error is None
         self.error = self.error or (None if is_cancelled else error)
         self._counts.finished_at = time.perf_counter()
+        throttle = self._plan.throttle
+        self.mapped.at_once, self.mapped.rate = throttle.limit, throttle.rate or math.inf
         self._add_usage()
         self._plan.store.close(is_whole=error is None)
         self.finished_at, self.done = time.perf_counter(), True

@@ -195,7 +195,8 @@ def test_error_of_load_keeps_its_class_and_attributes(kind: type[LLMMagicError])
         for name, value in vars(error).items():
             setattr(error, name, value or "503")
         advice = "To load a again: %llm_load a"
-        before = dict(vars(error), problem="It broke. a was unloaded for it.", advice=advice)
+        lost = {"problem": "It broke. a was unloaded for it.", "advice": f"503. {advice}"}
+        before = vars(error) | lost
         with pytest.raises(kind) as caught:
             await manager.load("b", CONFIG)
         assert (type(caught.value), vars(caught.value)) == (kind, before)
