@@ -265,6 +265,12 @@ class LoopStream(Generic[T]):
             self.is_started = True
             self._loop = self._thread.call(self._start_task)
 
+    def call(self, callback: Callable[[], object]) -> None:
+        """Have the loop that it was started on call `callback`; nothing happens if that is closed."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call(callback)
+
     def attach(self, bridge: ThreadBridge[T], first: Callable[[], object] | None = None) -> None:
         """Give a bridge the items that follow; `first` is called before, on the loop thread."""
 
@@ -290,9 +296,7 @@ class LoopStream(Generic[T]):
         if self._deadline < math.inf or self._loop is None:
             return
         self._deadline = time.monotonic() + GRACE_S
-        # The loop may be closed (unload, exit): then nothing runs any more.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call(lambda: self._task and self._task.cancel())
+        self.call(lambda: self._task and self._task.cancel())
 
     def stop(self) -> None:
         """Cancel if it still runs, and wait for its clean-up for the rest of the grace time."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from llm_magic.backends.thread_bridge import ThreadBridge, loop_calls
+from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import (
     GenerationStopped,
     Interrupted,
@@ -368,7 +368,7 @@ class MapRun:
     def _read_rows(self) -> None:
         """Read rows while there is space, for a short time; each is passed on at once."""
         deadline = time.perf_counter() + _READ_S
-        loop, sender = loop_calls(self._thread.loop), self._sender
+        sender = self._sender
         while not self._is_exhausted and self._space() > 0 and time.perf_counter() < deadline:
             row = next(self._source, None)
             if row is None:
@@ -379,9 +379,7 @@ class MapRun:
                 if row.position == len(self._outcomes) and not self._is_lazy:
                     self._outcomes.append(None)
                 self._read += 1
-            # The loop is closed at the end of the session.
-            with contextlib.suppress(RuntimeError):
-                loop.call(call)
+            self._stream.call(call)
 
     # -- outcomes, on the event-loop thread ---------------------------------------------------
 
