@@ -49,9 +49,9 @@ class Pools:
         from llm_magic import llm
 
         rows = list(itertools.islice(self._numbers, _ROWS[model]))
-        options = {"temperature": 0, "max_new_tokens": 32}
+        prompt, pool = _PROMPTS[model], self._pools[name]
         began = time.perf_counter()
-        mapped = llm.map(_PROMPTS[model], rows, on=self._pools[name], **options)
+        mapped = llm.map(prompt, rows, on=pool, temperature=0, max_new_tokens=32)
         seconds = time.perf_counter() - began
         assert not mapped.errors, mapped.errors
         return len(rows) / seconds

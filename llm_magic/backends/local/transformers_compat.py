@@ -356,6 +356,8 @@ class InPlaceLayer(caches.DynamicLayer):
     replaces each that leaves. The tensors are replaced only when they are full.
     """
 
+    keys: torch.Tensor
+    values: torch.Tensor
     _tensors: list[torch.Tensor]
     _start: int
     _end: int
@@ -550,7 +552,8 @@ def _sequences_join() -> bool:
     three = in_place(repeated(one, 2))
     join(three, other)
     three.batch_select_indices(torch.tensor([0, 2]))
-    three.update(*(states.expand(2, -1, -1, -1) for states in _states(1)), layer_idx=0)
+    keys, values = (states.expand(2, -1, -1, -1) for states in _states(1))
+    three.update(keys, values, layer_idx=0)
     layer: Any = three.layers[0]
     padded = [[[[1, 1]] * 4], [[[0, 0], *[[1, 1]] * 3]]]
     return torch.equal(layer.keys, torch.tensor(padded, dtype=layer.keys.dtype))
