@@ -617,8 +617,8 @@ class Session:
         Args:
             prompt: A string, or a list of messages such as ``{"role": "user", "content": "…"}``.
             about: The options of ``%%llm`` for this call: model, system, chat, trim, max_new_tokens,
-                temperature, top_p, top_k, repetition_penalty, seed, stop, and extra (other parameters of
-                the backend); see `AskOptions`.
+                temperature, top_p, top_k, repetition_penalty, seed, stop, extra (other parameters of the
+                backend), and structure (the form of the answer, see `Structure`); see `AskOptions`.
 
         Raises:
             OptionError: An option is unknown, invalid, or not supported by the backend.

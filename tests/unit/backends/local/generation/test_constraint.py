@@ -142,7 +142,7 @@ def test_form_that_allows_everything_changes_nothing(
     assert text_of(smollm, PROMPT, structure=ANYTHING, **about, max_new_tokens=24) == free
 
 
-def test_repetition_penalty_is_left_out(smollm: Session) -> None:
+def test_repetition_penalty_is_not_applied(smollm: Session) -> None:
     options: dict[str, Any] = {"temperature": 0, "structure": ANYTHING, "max_new_tokens": 24}
     texts = {text_of(smollm, PROMPT, repetition_penalty=p, **options) for p in (1, 1.15, 2)}
     assert len(texts) == 1
@@ -165,7 +165,7 @@ def test_forced_text_saves_passes_and_changes_nothing(
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2", "gemma3_text", "lfm2"])
-def test_drafts_change_nothing(
+def test_speculative_tokens_change_nothing(
     session: Session,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -173,9 +173,9 @@ def test_drafts_change_nothing(
 ) -> None:
     session.load(str(tiny(tmp_path / "m", architecture)), dtype="float32")
     cases = [(schema(value), seed) for value in SCHEMAS for seed in range(2)]
-    with_drafts = [text_of(session, "x", structure=s, seed=seed) for s, seed in cases]
+    expected = [text_of(session, "x", structure=s, seed=seed) for s, seed in cases]
     monkeypatch.setattr(generate, "drafter", lambda *_: None)
-    assert [text_of(session, "x", structure=s, seed=seed) for s, seed in cases] == with_drafts
+    assert [text_of(session, "x", structure=s, seed=seed) for s, seed in cases] == expected
 
 
 def test_assistant_changes_nothing(session: Session, tmp_path: Path) -> None:
