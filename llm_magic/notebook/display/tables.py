@@ -125,6 +125,11 @@ def one_block(page: str) -> str:
     return _BLANK_LINE.sub("&#10;", page)
 
 
+def escape_text(text: str) -> str:
+    """Return text as HTML, for the inside of an element."""
+    return html.escape(text, quote=False)
+
+
 def escaped(text: str) -> str:
     """Return a text as HTML in which no option is broken after its hyphens."""
     span = r'<span style="white-space: nowrap">\g<0></span>'
