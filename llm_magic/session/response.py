@@ -10,7 +10,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
@@ -37,10 +37,12 @@ from llm_magic.text import generated, visible_line
 from llm_magic.types import Chunk, FinishReason, Reply, Timing, Usage
 
 if TYPE_CHECKING:
-    from llm_magic.backends.manager import BackendManager, LoadResult
+    from llm_magic.backends.base import Backend
+    from llm_magic.backends.manager import BackendManager, LoadedModel, LoadResult
+    from llm_magic.config.settings import GenerationConfig
     from llm_magic.session.recording import Recorder
     from llm_magic.session.requests import PreparedRequest
-    from llm_magic.types import ModelInfo, Progress
+    from llm_magic.types import Message, ModelInfo, Progress
 
     # Not at runtime: jedi 0.20 fails to complete an object with a property that returns a Literal.
     ResponseState = Literal[
@@ -61,16 +63,26 @@ _LEAVING = (KeyboardInterrupt, Interrupted, GeneratorExit, asyncio.CancelledErro
 
 
 def separated(
-    chunks: AsyncGenerator[Chunk, None], prepared: PreparedRequest, pending: list[Chunk]
+    chunks: AsyncGenerator[Chunk, None],
+    backend: Backend,
+    config: GenerationConfig,
+    pending: list[Chunk],
 ) -> AsyncGenerator[Chunk, None]:
     """Yield the chunks of an answer up to its stop strings, with the reasoning separated.
 
     What is held back when the reader leaves is added to `pending`.
     """
-    ends_at_stop = prepared.loaded_model.backend.capabilities.stop_strings
-    if prepared.config.stop and not ends_at_stop:
-        chunks = until_stop(chunks, prepared.config.stop, pending)
+    if config.stop and not backend.capabilities.stop_strings:
+        chunks = until_stop(chunks, config.stop, pending)
     return split_reasoning(chunks, pending)
+
+
+def separated_answer(
+    loaded: LoadedModel, messages: Sequence[Message], config: GenerationConfig
+) -> AsyncGenerator[Chunk, None]:
+    """Yield the chunks of a new answer, see `separated`."""
+    chunks = loaded.backend.stream(loaded.name, messages, config)
+    return separated(chunks, loaded.backend, config, [])
 
 
 class AnswerParts:
@@ -99,6 +111,16 @@ class AnswerParts:
         self.tokens += chunk.tokens
         self.usage = chunk.usage or self.usage
         self.finish_reason = chunk.finish_reason or self.finish_reason
+
+    def joined(self) -> Chunk:
+        """Return one chunk with all of it."""
+        return Chunk(
+            text=self.text.getvalue(),
+            reasoning=self.reasoning.getvalue(),
+            tokens=self.tokens,
+            usage=self.usage,
+            finish_reason=self.finish_reason,
+        )
 
     @property
     def is_empty(self) -> bool:
@@ -193,7 +215,12 @@ class Response:
         # Reentrant: the end adds what was held back.
         self._lock = threading.RLock()
         self._recorder = recorder
-        chunks = separated(self._generated(manager), prepared, self.pending_chunks)
+        chunks = separated(
+            self._generated(manager),
+            prepared.loaded_model.backend,
+            prepared.config,
+            self.pending_chunks,
+        )
         self._stream = LoopStream(thread, chunks, self.add, self._finished)
 
     # -- what it is and waits for -------------------------------------------------------------

@@ -183,9 +183,11 @@ class LocalTransformersBackend(Backend):
             self._free_caches()
         return explain_generation(name, device, error)
 
-    def concurrency_of(self, _name: str) -> int:
+    def concurrency_of(self, name: str) -> int:
         """Return how many answers are generated or queued at once."""
-        return 32
+        from llm_magic.backends.local.batch.scheduler import max_sequences
+
+        return max_sequences(self.local_model(name).model.device.type)
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Count with the model's own template and tokenizer."""

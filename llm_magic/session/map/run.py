@@ -136,11 +136,15 @@ class MapRun:
         self.done = self.is_awaited = self._is_cancelled = False
         self.finished_at = math.inf
         self._sender = Sender(
-            plan.prepared, self._manager, plan.throttle, plan.store.finished, self._report
+            plan.prepared,
+            self._manager,
+            plan.throttle,
+            plan.store.finished,
+            self._report,
+            self._counts.writing,
         )
         self._sender.stops_at_error = plan.stops_at_error
         self._sender.workers = plan.workers
-        self._counts.writing = self._sender.writing
         chunks = self._sender.run(self._low)
         self._stream = LoopStream(self._thread, chunks, None, self._end)
 
