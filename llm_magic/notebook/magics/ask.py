@@ -61,6 +61,8 @@ _LAST = {True: "llm.last", False: "llm.last (from llm_magic import llm)"}
 _LAST_MAPPED = {
     True: "llm.last_mapped", False: "llm.last_mapped (from llm_magic import llm)"
 }  # fmt: skip
+# Magics that are typed like commands. Others have the names of common variables: page, store, config.
+_COMMANDS = frozenset(("cd", "conda", "history", "ls", "pip", "pwd", "run", "time", "who", "whos"))
 # What IPython removes from the lines of a cell.
 _INPUT_PROMPT = re.compile(r">>>|\.\.\.|(?:\[\w+\] )?In \[\d+\]:")
 # Values of the user that -o replaces.
@@ -456,9 +458,10 @@ class LLMMagics(SessionMagics):
             args.notes += (f"-o {name} hides the magic {name}: write %{name}, with its %.",)
 
     def _magic_names(self) -> Collection[str]:
-        """Return the magics that can be written without their %, unless a variable has the name."""
+        """Return the magics that people write without their %, which a variable of the name would hide."""
         magics: Mapping[str, Collection[str]] = self.shell.magics_manager.magics
-        return magics["line"] if self.shell.automagic else ()
+        ours = {name for name in magics["line"] if name.startswith("llm")}
+        return _COMMANDS | ours if self.shell.automagic else ()
 
     def _set_output(self, name: str, value: object) -> None:
         self.shell.user_ns[name] = value
