@@ -327,6 +327,7 @@ class Response:
             first_token_s=first - started if first is not None else None,
             total_s=time.perf_counter() - started,
             tokens_per_s=(counted - 1) / decoding if counted and measured else None,
+            load_s=max(0.0, self.prepared.loaded_model.ready_at - started),
         )
 
     @property
@@ -398,8 +399,8 @@ class Response:
         def __getattr__(self, name: str) -> NoReturn:
             """Raise `AttributeError`, which names `result` for what only a reply has."""
             kind = type(self).__name__
-            advice = f" Use result().{name}: result() returns the reply." * hasattr(Reply, name)
-            raise NoAttribute(f"{kind!r} object has no attribute {name!r}.{advice}")
+            advice = f"Use result().{name}: result() returns the reply." * hasattr(Reply, name)
+            raise NoAttribute(f"{kind!r} object has no attribute {name!r}.").advise(advice)
 
     def __dir__(self) -> list[str]:
         """Return the documented attributes, which completion offers."""

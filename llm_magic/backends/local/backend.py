@@ -100,6 +100,18 @@ class LocalTransformersBackend(Backend):
             partial(explain_load, model or "The default model"),
         )
 
+    async def verify(self, plan: LoadPlan, report: Report) -> LoadPlan:
+        """Read the tokenizer, and build the model without its weights."""
+        return await self.inference.run(
+            lambda cancel: self._verify(plan, report, cancel), partial(explain_load, plan.name)
+        )
+
+    def _verify(self, plan: LoadPlan, report: Report, cancel: threading.Event) -> LoadPlan:
+        from llm_magic.backends.local import loader
+
+        assert isinstance(plan.source, LocalPlan)
+        return dataclasses.replace(plan, source=loader.verify(plan, plan.source, report, cancel))
+
     async def load(self, plan: LoadPlan, name: str, report: Report) -> ModelInfo:
         """Load on the inference thread. Cancelling stops at the next tensor."""
         loaded = await self.inference.run(

@@ -228,10 +228,11 @@ def _whole(
             text = replace_surrogates(_indented(reply.json()) or text)
             if show_footer and (outside := around_json(reply)):
                 lines = [outside_json_line(outside)]
-    below = ending(reply)
     if show_footer:
         about = prepared.session_system, context or prepared.context, prepared.config.stop
         below = footer(reply, response.info, *about)
+    else:
+        below = ending(reply)
     return text, [*lines, *([below] if below else [])]
 
 
