@@ -10,12 +10,11 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
-from llm_magic.backends.reasoning import split_reasoning
-from llm_magic.backends.stop_strings import until_stop
+from llm_magic.backends.reasoning import separated
 from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import (
     GenerationError,
@@ -37,12 +36,10 @@ from llm_magic.text import generated, visible_line
 from llm_magic.types import Chunk, FinishReason, Reply, Timing, Usage
 
 if TYPE_CHECKING:
-    from llm_magic.backends.base import Backend
-    from llm_magic.backends.manager import BackendManager, LoadedModel, LoadResult
-    from llm_magic.config.settings import GenerationConfig
+    from llm_magic.backends.manager import BackendManager, LoadResult
     from llm_magic.session.recording import Recorder
     from llm_magic.session.requests import PreparedRequest
-    from llm_magic.types import Message, ModelInfo, Progress
+    from llm_magic.types import ModelInfo, Progress
 
     # Not at runtime: jedi 0.20 fails to complete an object with a property that returns a Literal.
     ResponseState = Literal[
@@ -60,29 +57,6 @@ _DOCUMENTED = {
 }  # fmt: skip
 # What ends a reader that leaves early, not because something failed.
 _LEAVING = (KeyboardInterrupt, Interrupted, GeneratorExit, asyncio.CancelledError)
-
-
-def separated(
-    chunks: AsyncGenerator[Chunk, None],
-    backend: Backend,
-    config: GenerationConfig,
-    pending: list[Chunk],
-) -> AsyncGenerator[Chunk, None]:
-    """Yield the chunks of an answer up to its stop strings, with the reasoning separated.
-
-    What is held back when the reader leaves is added to `pending`.
-    """
-    if config.stop and not backend.capabilities.stop_strings:
-        chunks = until_stop(chunks, config.stop, pending)
-    return split_reasoning(chunks, pending)
-
-
-def separated_answer(
-    loaded: LoadedModel, messages: Sequence[Message], config: GenerationConfig
-) -> AsyncGenerator[Chunk, None]:
-    """Yield the chunks of a new answer, see `separated`."""
-    chunks = loaded.backend.stream(loaded.name, messages, config)
-    return separated(chunks, loaded.backend, config, [])
 
 
 class AnswerParts:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llm_magic.backends.reasoning import separated_answer
 from llm_magic.backends.remote.retry import is_overload
 from llm_magic.errors import (
     AuthenticationFailed,
@@ -20,7 +21,7 @@ from llm_magic.errors import (
     WorkersFailed,
 )
 from llm_magic.session.map.outcome import Outcome, failure, name_row
-from llm_magic.session.response import AnswerParts, separated_answer
+from llm_magic.session.response import AnswerParts
 from llm_magic.types import Chunk, Message
 
 if TYPE_CHECKING:
