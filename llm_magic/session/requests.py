@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import sys
 import time
 import types
@@ -10,7 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
-from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict
 
 from llm_magic.config.commands import either, option
 from llm_magic.errors import OptionError
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from llm_magic.backends.manager import LoadedModel
     from llm_magic.config.settings import GenerationConfig, SessionConfig
     from llm_magic.session.chats import Chats, Context, Turn
+    from llm_magic.session.schemas import AnswerType
     from llm_magic.types import ModelInfo, Structure
 
 # What options of magics and of other libraries are in Python.
@@ -39,7 +42,8 @@ Prompt = str | Sequence[Message | Mapping[str, str]]
 class Request:
     """One question, before it is known who answers it.
 
-    An answer to a request `as_json` that is no JSON fails. Times of the answer count from `started`
+    An answer to a request `as_json` that is no JSON fails, and so does one without a value of its
+    `answer_type`. Times of the answer count from `started`
     (`time.perf_counter`). Messages refer to the reply as `stored_in`. `longest_reference` is the one of
     the prompt with the most text, and its number of characters.
     """
@@ -53,12 +57,13 @@ class Request:
     trim: bool = False
     started: float = field(default_factory=time.perf_counter, compare=False)
     as_json: bool = False
+    answer_type: AnswerType | None = None
     stored_in: str = "llm.last"
     longest_reference: tuple[str, int] = ("", 0)
 
 
-class AskOptions(TypedDict, total=False):
-    """What one call may be given besides its prompt: who answers, and the options of this call."""
+class CallOptions(TypedDict, total=False):
+    """Who answers, and how."""
 
     model: str | None
     system: str | None
@@ -75,6 +80,20 @@ class AskOptions(TypedDict, total=False):
     structure: Structure | None
 
 
+class TypeOptions(TypedDict, total=False):
+    """What names the type of an answer."""
+
+    schema: Any
+    choice: Any
+    regex: str | re.Pattern[str] | None
+    grammar: str | os.PathLike[str] | None
+    schema_by: Literal["backend", "prompt"] | None
+
+
+class AskOptions(CallOptions, TypeOptions, total=False):
+    """What one call may be given besides its prompt: who answers, and the options of this call."""
+
+
 def request(prompt: Prompt, about: AskOptions) -> Request:
     """Make a request of keyword arguments."""
     if unknown := about.keys() - AskOptions.__annotations__.keys():
@@ -87,7 +106,17 @@ def request(prompt: Prompt, about: AskOptions) -> Request:
     options: dict[str, Any] = dict(about)
     who = {name: options.pop(name, None) for name in ("model", "system", "chat")}
     trim = bool(options.pop("trim", False))
-    return Request(prompt, **who, options=options, trim=trim)
+    named = {name: options.pop(name, None) for name in TypeOptions.__annotations__}
+    return Request(prompt, **who, options=options, trim=trim, answer_type=type_of(named))
+
+
+def type_of(named: Mapping[str, Any]) -> AnswerType | None:
+    """Return the type that the options of `TypeOptions` name, None if they name none."""
+    if all(value is None for value in named.values()):
+        return None
+    from llm_magic.session.schemas import answer_type
+
+    return answer_type(named)
 
 
 def _warn_about_reference(prompt: str) -> None:
@@ -130,6 +159,7 @@ class PreparedRequest:
 
     In a chat, `context` is what precedes the question, without the `dropped` oldest turns.
     `session_system` is the system prompt if it is the one of the session. `notes` are about the options.
+    `instruction` describes the type of the answer to the model, which no turn of a chat contains.
     """
 
     loaded_model: LoadedModel
@@ -140,6 +170,12 @@ class PreparedRequest:
     dropped: int = 0
     session_system: str | None = None
     notes: tuple[str, ...] = ()
+    instruction: str = ""
+
+    @property
+    def sent(self) -> tuple[Message, ...]:
+        """The messages as they are sent: with the instruction at the end of the question."""
+        return instructed(self.messages, self.instruction)
 
     def without(self, dropped: int) -> PreparedRequest:
         """Return the request without the `dropped` oldest turns of its chat."""
@@ -162,6 +198,9 @@ def prepare(
         # A mapping adds to that of the session.
         if isinstance(value, Mapping) and isinstance(in_session, Mapping):
             options[name] = {**in_session, **value}
+    wanted = request.answer_type
+    if wanted is not None and wanted.by == "backend":
+        options["structure"] = wanted.structure
     config = current.generation.replace(**options)
     loaded_model.backend.check_options(loaded_model.name, config, options.keys())
     messages, context, session_system = _conversation(request, current, chats)
@@ -174,7 +213,26 @@ def prepare(
         context,
         session_system=session_system,
         notes=(note,) if note else (),
+        instruction=_instruction(wanted, loaded_model),
     )
+
+
+def _instruction(wanted: AnswerType | None, loaded_model: LoadedModel) -> str:
+    """Return what describes the type of an answer to a model that its backend does not show it to."""
+    if wanted is None:
+        return ""
+    is_shown = wanted.by == "backend" and loaded_model.backend.shows_structure(
+        loaded_model.name, wanted.structure
+    )
+    return "" if is_shown else wanted.instruction
+
+
+def instructed(messages: tuple[Message, ...], instruction: str) -> tuple[Message, ...]:
+    """Return messages with an instruction at the end of the last one."""
+    if not instruction:
+        return messages
+    last = messages[-1]
+    return (*messages[:-1], dataclasses.replace(last, content=f"{last.content}\n\n{instruction}"))
 
 
 def messages_of(prepared: PreparedRequest, prompt: Prompt) -> tuple[Message, ...]:
@@ -185,12 +243,13 @@ def messages_of(prepared: PreparedRequest, prompt: Prompt) -> tuple[Message, ...
     if type(prompt) is str:
         if not prompt or prompt.isspace():
             raise OptionError("The prompt is empty.")
-        return (*prepared.messages[:-1], Message("user", replace_surrogates(prompt)))
+        question = Message("user", replace_surrogates(prompt))
+        return instructed((*prepared.messages[:-1], question), prepared.instruction)
     request = dataclasses.replace(prepared.request, prompt=prompt)
     messages = _messages(request, None)
     if prepared.session_system and _has_no_system(request, messages):
-        return _sendable(Message("system", prepared.session_system), *messages)
-    return messages
+        messages = _sendable(Message("system", prepared.session_system), *messages)
+    return instructed(messages, prepared.instruction)
 
 
 def limit_note(max_new_tokens: int | None, model: ModelInfo | None) -> str:
@@ -232,9 +291,12 @@ def dry_run_without_model(
     from llm_magic.backends.base import TokenCount
 
     messages, _, session_system = _conversation(request, current, chats)
-    config = current.generation.replace(**request.options)
+    config, wanted = current.generation.replace(**request.options), request.answer_type
+    messages = instructed(messages, wanted.instruction if wanted is not None else "")
     count = TokenCount(None, None)
-    return DryRun(None, backend, messages, config, count, session_system=session_system)
+    return DryRun(
+        None, backend, messages, config, count, session_system=session_system, answer_type=wanted
+    )
 
 
 def _has_no_system(request: Request, messages: Sequence[Message]) -> bool:
@@ -293,7 +355,8 @@ class DryRun:
     """What a call would send, and its size; nothing was called.
 
     `model` is None where none is loaded. `dropped` are the turns that ``--trim`` leaves out. `problem`
-    is what a call would lack: context for the prompt, or for the longest answer.
+    is what a call would lack: context for the prompt, or for the longest answer. `enforced_by` is how the
+    backend holds the answer to its `answer_type`, "" if it does not.
     """
 
     model: str | None
@@ -304,3 +367,5 @@ class DryRun:
     dropped: tuple[Turn, ...] = ()
     problem: str = ""
     session_system: str | None = None
+    answer_type: AnswerType | None = None
+    enforced_by: str = ""

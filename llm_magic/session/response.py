@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import math
@@ -34,12 +35,13 @@ from llm_magic.session.event_loop import LoopStream, LoopThread
 from llm_magic.session.jobs import stopped_waiting
 from llm_magic.session.loading import wait_for_end
 from llm_magic.text import generated, visible_line
-from llm_magic.types import Chunk, FinishReason, Reply, Timing, Usage
+from llm_magic.types import Chunk, FinishReason, Message, Reply, Timing, Usage
 
 if TYPE_CHECKING:
     from llm_magic.backends.manager import BackendManager, LoadResult
     from llm_magic.session.recording import Recorder
     from llm_magic.session.requests import PreparedRequest
+    from llm_magic.session.schemas import InvalidValue
     from llm_magic.types import ModelInfo, Progress
 
     # Not at runtime: jedi 0.20 fails to complete an object with a property that returns a Literal.
@@ -76,13 +78,15 @@ def separated(
 class AnswerParts:
     """What the chunks of an answer add up to: its text, its reasoning, its usage and why it ended."""
 
-    __slots__ = ("finish_reason", "probabilities", "reasoning", "text", "tokens", "usage")
+    __slots__ = ("finish_reason", "probabilities", "reasoning", "retry", "text", "tokens", "usage")
 
     def __init__(self) -> None:
         self.clear()
         self.usage = Usage()
         self.finish_reason: FinishReason | None = None
         self.probabilities: tuple[tuple[str, float], ...] = ()
+        # What was wrong with an answer before this one.
+        self.retry = ""
 
     def clear(self) -> None:
         """Remove the text, the reasoning and the count of their tokens."""
@@ -92,6 +96,9 @@ class AnswerParts:
 
     def add(self, chunk: Chunk) -> None:
         """Add a chunk."""
+        if chunk.retry:
+            # Its tokens count.
+            self.text, self.reasoning, self.retry = io.StringIO(), io.StringIO(), chunk.retry
         if chunk.ends_reasoning:
             self.reasoning.write(self.text.getvalue())
             self.text = io.StringIO()
@@ -196,6 +203,11 @@ class Response:
         self._lock = threading.RLock()
         self._recorder = recorder
         chunks = separated(self._generated(manager), prepared, self.pending_chunks)
+        wanted = prepared.request.answer_type
+        if wanted is not None and wanted.by == "prompt":
+            from llm_magic.session.asking_again import asked_again
+
+            chunks = asked_again(chunks, wanted, functools.partial(self._again, manager))
         self._stream = LoopStream(thread, chunks, self.add, self._finished)
 
     # -- what it is and waits for -------------------------------------------------------------
@@ -274,6 +286,11 @@ class Response:
     def tokens(self) -> int | None:
         """The number of tokens generated so far; None if unknown."""
         return self._parts.completion_tokens
+
+    @property
+    def retry(self) -> str:
+        """What was wrong with the first answer, if it was asked again."""
+        return self._parts.retry
 
     @property
     def is_empty(self) -> bool:
@@ -525,6 +542,8 @@ class Response:
         if bridge.error is not None:
             raise bridge.error
         self.end()
+        if self.error is not None:
+            raise self.error
 
     # -- how it grows and ends ----------------------------------------------------------------
 
@@ -540,10 +559,19 @@ class Response:
             answer = context_window.stream(manager, self)
         else:
             # Searched again, because it may have been unloaded since.
-            answer = manager.find(name).backend.stream(name, prepared.messages, prepared.config)
+            answer = manager.find(name).backend.stream(name, prepared.sent, prepared.config)
         async with contextlib.aclosing(answer) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    def _again(
+        self, manager: BackendManager, more: tuple[Message, ...]
+    ) -> AsyncGenerator[Chunk, None]:
+        """Return the answer to the same request with more messages."""
+        prepared, name = self.prepared, self.model
+        messages = (*prepared.sent, *more)
+        chunks = manager.find(name).backend.stream(name, messages, prepared.config)
+        return separated(chunks, prepared, self.pending_chunks)
 
     async def _wait_for(self, pending: Pending) -> None:
         """Wait until the model is loaded and the earlier turns have ended, also those that run again."""
@@ -567,6 +595,9 @@ class Response:
             if self.done or by_reader is not self.is_read:
                 return
             self._parts.add(chunk)
+            if chunk.retry:
+                self.restarts += 1
+                self.has_reasoning = self.has_text = False
             if chunk.ends_reasoning:
                 self.restarts += 1
                 self.has_reasoning, self.has_text = self.has_reasoning or self.has_text, False
@@ -630,6 +661,8 @@ class Response:
                 return
             for chunk in self.pending_chunks:
                 self.add(chunk, by_reader=self.is_read)
+            self._is_cancelled = reason == "cancelled"
+            value, problem = (None, None) if error is not None else self._value()
             self.reply = Reply(
                 self.text,
                 model=self.model,
@@ -638,15 +671,16 @@ class Response:
                 finish_reason=self._parts.finish_reason or reason or "truncated",
                 usage=self.usage,
                 timing=self.timing,
-                messages=self.prepared.messages,
+                messages=self.prepared.sent,
                 reasoning=self.reasoning.strip(),
                 dropped_turns=self.prepared.dropped,
                 context_full=self._is_context_full,
                 probabilities=dict(self._parts.probabilities),
+                value=value,
+                retry=self.retry,
             )
-            self._is_cancelled = reason == "cancelled"
             if error is None and not self._is_cancelled:
-                error = self._form_error(self.reply)
+                error = self._form_error(self.reply, problem)
             self.error = error
             if isinstance(error, GenerationError):
                 error.reply = self.reply
@@ -670,10 +704,20 @@ class Response:
         # Some servers keep one token free.
         return prompt + (self.tokens or 0) >= context - 1
 
-    def _form_error(self, reply: Reply) -> InvalidReply | None:
+    def _value(self) -> tuple[Any, InvalidValue | None]:
+        """Return the value of a typed answer, and why it has none."""
+        wanted = self.prepared.request.answer_type
+        if wanted is None or self._is_cancelled:
+            return None, None
+        return wanted.checked(self.text, self._parts.finish_reason or "truncated")
+
+    def _form_error(self, reply: Reply, problem: InvalidValue | None) -> InvalidReply | None:
         """Return the error of a reply that does not have the form that was requested."""
+        wanted = self.prepared.request.answer_type
         try:
-            if self.prepared.config.structure is not None:
+            if wanted is not None and problem is not None:
+                raise wanted.error(reply, problem)
+            if wanted is None and self.prepared.config.structure is not None:
                 reply.check_whole()
             if self.prepared.request.as_json:
                 reply.json()
