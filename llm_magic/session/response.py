@@ -722,10 +722,9 @@ class Response:
             if self.prepared.request.as_json:
                 reply.json()
         except InvalidReply as error:
-            stored_in = self.prepared.request.stored_in
-            return (
-                error if self.number is not None else error.append(f"The text is in {stored_in}.")
-            )
+            if self.number is not None or self.is_empty:
+                return error
+            return error.append(f"The text is in {self.prepared.request.stored_in}.")
         return None
 
     def _outcome(self) -> Reply:

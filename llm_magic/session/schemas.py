@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 from llm_magic.backends.json_schema import closed, compact, depth_of
+from llm_magic.backends.remote.structures import ANSWER
 from llm_magic.config.commands import option
 from llm_magic.errors import OptionError, did_you_mean
 from llm_magic.text import counted, parse_json, visible_line
@@ -46,8 +47,6 @@ _TYPES: Mapping[str, Any] = {
     "string": str, "integer": int, "number": float, "boolean": bool,
 }  # fmt: skip
 _SHORT_TYPES = "str, int, float, bool, list or list[int]"
-# The only field of an object around an answer, on servers whose answers have to be objects.
-ANSWER = "answer"
 
 
 class InvalidValue(ValueError):
@@ -134,14 +133,13 @@ class AnswerType:
 
     def value(self, text: str, finish_reason: FinishReason = "stop") -> Any:
         """Return the value of an answer; raises `InvalidValue`, also for one that was cut."""
-        found = text.strip() if self.structure.kind != "grammar" else text
-        if self.by == "prompt":
-            found = _extracted(found, self.structure.kind)
+        kind = self.structure.kind
+        found = text.strip() if kind != "grammar" else text
         is_whole = finish_reason == "stop"
         # The start of a number, of a label or of a match can be one, too.
-        if is_whole or (self.structure.kind == "json_schema" and found[:1] in {"{", "[", '"'}):
+        if is_whole or (kind == "json_schema" and found[-1:] in {"}", "]", '"', "`"}):
             try:
-                return self.parse(found)
+                return self.parse(_extracted(found, kind) if self.by == "prompt" else found)
             except InvalidValue:
                 if is_whole:
                     raise
@@ -388,8 +386,8 @@ def _extracted(text: str, kind: str) -> str:
             return json.dumps(parse_json(text))
         except ValueError as error:
             raise InvalidValue(f"it is not JSON: {str(error).rstrip('.')}.") from None
-    # Models put a label or a match in quotes, or into a sentence of one word.
-    return text.strip(" \t\n\"'`*").removesuffix(".")
+    # Models put a match in quotes, and a label in a sentence of one word.
+    return text.strip(" \t\n\"'`*" + "." * (kind == "choice"))
 
 
 def _validated(adapter: TypeAdapter[Any], text: str) -> Any:
