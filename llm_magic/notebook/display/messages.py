@@ -33,6 +33,7 @@ _MAX_ROWS = 500  # in a list of models
 _TURN_CHARACTERS = 60  # of a prompt or an answer in the table of a chat
 _MAX_DROPPED = 5  # turns that are named in a dry run
 _SYSTEM_CHARACTERS = 40  # of the system prompt of the session in the line below an answer
+_PROBLEM_CHARACTERS = 120  # of what was wrong with an answer that was asked again
 _OUTSIDE_CHARACTERS = 80  # of the text around JSON
 _UNKNOWN = "-"
 _LIMIT = "--max-new-tokens"
@@ -87,13 +88,21 @@ def incomplete_label(
 
 def ending_notes(response: Response, retry: str = _RETRY) -> list[str]:
     """Return how an answer ended and how to `retry`, and what its chat lacked."""
-    notes = [early_end(response, retry), _empty_answer(response)]
+    notes = [early_end(response, retry), _empty_answer(response), _unchecked(response)]
     context = response.prepared.context
     if context is not None and response.turns_before:
         keys = {turn.key for turn in context.turns}
         notes += (_without_turn(turn, context, keys) for turn in response.turns_before)
         notes += chat_notes(context)
     return [note for note in notes if note]
+
+
+def _unchecked(response: Response) -> str:
+    """Return what nothing has checked about a typed answer, or an empty string."""
+    wanted = response.prepared.request.answer_type
+    if wanted is None or wanted.is_checked or wanted.by != "prompt" or response.error is not None:
+        return ""
+    return "Only that the answer is JSON was checked. A class, such as a pydantic model, checks its fields."
 
 
 def _without_turn(turn: Response, context: Context, sent: Collection[str]) -> str:
@@ -171,6 +180,8 @@ def footer(
         parts += _turn_labels(context)
     if stop and reply.finish_reason == "stop":
         parts.append(f"stop {' '.join(map(_json, stop))}")
+    if reply.retry:
+        parts.append(f"asked twice ({shortened(reply.retry, _PROBLEM_CHARACTERS)})")
     label = ending(reply, limit)
     return " · ".join([*parts, *([label] if label else [])])
 
@@ -451,6 +462,7 @@ def model_location(info: ModelInfo) -> str:
 def dry_run_table(dry: DryRun) -> Table:
     """Return the table of ``--dry-run``: the messages, their token count, the share of the context."""
     rows = [[message.role, message.content] for message in dry.messages if message.content]
+    rows += _type_rows(dry)
     added = dry.count.added_system
     if added:
         rows.insert(0, ["system", added])
@@ -469,6 +481,20 @@ def dry_run_table(dry: DryRun) -> Table:
     parts += ['system: of the chat template (-s "" omits it)'] if added else []
     note = " · ".join([*parts, "nothing was sent"])
     return Table(("", ""), rows, f"{note}\n{', '.join(_options(dry))}", verbatim=True)
+
+
+def _type_rows(dry: DryRun) -> Iterator[list[str]]:
+    """Yield the type of the answer and how it is enforced, with what the messages do not describe."""
+    wanted = dry.answer_type
+    if wanted is None:
+        return
+    how = "asked for in the prompt, and checked" if wanted.by == "prompt" else ""
+    if dry.model is not None and wanted.by == "backend":
+        how = f"enforced by {dry.enforced_by}"
+    text = " · ".join(filter(None, [wanted.name.removeprefix("the "), how]))
+    source = wanted.compact_source
+    is_described = source in dry.messages[-1].content
+    yield [wanted.structure.option, text if is_described else f"{text}\n{source}"]
 
 
 def _share(tokens: int, context: int) -> str:

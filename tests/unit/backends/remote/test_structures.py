@@ -40,7 +40,7 @@ class Color(Enum):
     GREEN = "green"
 
 
-OBJECT = {
+OBJECT: dict[str, Any] = {
     "type": "object",
     "properties": {
         "name": {"title": "Name", "type": "string"},
@@ -53,7 +53,7 @@ OBJECT = {
 # As pydantic describes it: the default is optional.
 LOOSE = {
     **OBJECT,
-    "properties": {**OBJECT["properties"], "age": {**OBJECT["properties"]["age"], "default": 0}},  # type: ignore[dict-item]
+    "properties": {**OBJECT["properties"], "age": {**OBJECT["properties"]["age"], "default": 0}},
     "required": ["name"],
 }
 ENUM = {"type": "string", "enum": ["red", "green"]}
