@@ -69,6 +69,7 @@ class AnswerType:
         structure: What a backend enforces.
         name: What messages call it, such as ``Person``.
         parse: Returns the value of a text; raises `InvalidValue`.
+        plain: Returns a value in the types of JSON.
         by: ``backend``, or ``prompt`` if the prompt alone asks for it and an invalid answer is asked again.
         is_checked: Whether `parse` checks all of it. Of a JSON schema it checks only that it is JSON.
     """
@@ -78,6 +79,7 @@ class AnswerType:
     parse: Callable[[str], Any]
     by: By = "backend"
     is_checked: bool = True
+    plain: Callable[[Any], Any] = lambda value: value
 
     @property
     def option(self) -> str:
@@ -201,7 +203,9 @@ def _of_adapter(named: Any, name: str, by: By) -> AnswerType:
         # The message of pydantic ends with an address.
         reason = visible_line(str(error).partition("\n")[0])[:_LONGEST_PROBLEM]
         raise OptionError(f"{name} has no JSON schema: {reason}") from None
-    return AnswerType(_json_structure(schema), name, partial(_validated, adapter), by)
+    plain = partial(adapter.dump_python, mode="json", by_alias=True)
+    parse = partial(_validated, adapter)
+    return AnswerType(_json_structure(schema), name, parse, by, plain=plain)
 
 
 def _is_instance(named: Any) -> bool:
@@ -294,7 +298,12 @@ def _of_choice(named: Any, by: By) -> AnswerType:
         raise OptionError("A choice needs two labels or more.")
     structure = Structure.choice(list(values))
     name = named.__name__ if isinstance(named, type) else "the choice"
-    return AnswerType(structure, name, partial(_parse_choice, values, by), by)
+    parse = partial(_parse_choice, values, by)
+    return AnswerType(structure, name, parse, by, plain=_label_of)
+
+
+def _label_of(member: Any) -> Any:
+    return _label(member) if isinstance(member, Enum) else member
 
 
 def _labelled(named: Any) -> dict[str, Any]:

@@ -272,7 +272,8 @@ class LLMMagics(SessionMagics):
         names = self.notebook_names(f"{args['over']} {args.prompt}")
         data = over.data_of(args["over"], names)
         output = self._map_output(args, data)
-        about, notes = over.options(args, names), args.notes + self._load_notes(args)
+        types = self._named_types(args)
+        about, notes = over.options(args, names, types), args.notes + self._load_notes(args)
         plain, is_dry_run = bool(args["plain"]), bool(args["dry_run"])
         if args["system"] is not None:
             filled = self._filled(args["system"], names, all_notes=is_dry_run)
@@ -285,6 +286,7 @@ class LLMMagics(SessionMagics):
             answer_view.show_notes(self.shell, notes + dry_notes, plain=plain)
             return messages.dry_run_table(dry)
         run = self.session.start_map(args.prompt, data, **about)
+        over.check_column(output, run)
         notes += run.notes
         if args["bg"]:
             area.clear()

@@ -157,7 +157,7 @@ class Sender:
     async def _finish(self, row: PreparedRow) -> None:
         """Report the outcome of a row: a known one, that of an equal row, or that of its answer."""
         key = row.key
-        known = row.outcome or self._finished.get(key)
+        known = row.outcome or self._known(key)
         if known is not None:
             if known.error and not known.key:
                 # From a file, which has no prompts.
@@ -180,6 +180,14 @@ class Sender:
             for follower in followers:
                 self._report(follower, outcome, False)
 
+    def _known(self, key: bytes) -> Outcome | None:
+        """Return the outcome of an earlier row that still has a value of the type."""
+        known, wanted = self._finished.get(key), self._prepared.request.answer_type
+        if known is None or wanted is None or known.error or known.finish_reason is None:
+            return known
+        _, problem = wanted.checked(known.text, known.finish_reason)
+        return known if problem is None else None
+
     async def _answer(self, row: PreparedRow) -> Outcome | None:
         """Return the outcome of a row, None if the server is overloaded: it is sent again."""
         await self._throttle.turn()
@@ -197,13 +205,31 @@ class Sender:
                 raise
             return failure(error, row.messages, row.key, time.perf_counter() - began)
         else:
-            if outcome is not None:
-                self._unreachable = 0
-                self._throttle.answered()
-            return outcome
+            if outcome is None:
+                return None
+            self._unreachable = 0
+            self._throttle.answered()
+            return self._checked(row, outcome)
         finally:
             self.writing.end(row.position)
             self._throttle.finished()
+
+    def _checked(self, row: PreparedRow, outcome: Outcome) -> Outcome:
+        """Return an outcome, with an error if its answer has no value of the type."""
+        wanted, finish_reason = self._prepared.request.answer_type, outcome.finish_reason
+        if wanted is None or finish_reason is None:
+            return outcome
+        _, problem = wanted.checked(outcome.text, finish_reason)
+        error = outcome.without_value(wanted, problem) if problem is not None else None
+        if error is None:
+            return outcome
+        if self.stops_at_error:
+            name_row(error, row.label)
+            raise error
+        failed = failure(error, row.messages, row.key, outcome.seconds)
+        return dataclasses.replace(
+            outcome, error=failed.error, messages=failed.messages, key=failed.key
+        )
 
     def _is_put_back(self, row: PreparedRow, error: Exception) -> bool:
         """Return whether a row is sent again, because the server answers too many others."""
@@ -240,13 +266,22 @@ class Sender:
         return _outcome(answer, time.perf_counter() - began)
 
     def _stream(self, row: PreparedRow) -> AsyncGenerator[Chunk, None]:
-        """Return the chunks of a row, from a worker process or from the backend."""
+        """Return the chunks of a row; an answer that its prompt asks a type for may be asked again."""
+        wanted, chunks = self._prepared.request.answer_type, self._sent(row.messages)
+        if wanted is None or wanted.by == "backend":
+            return chunks
+        from llm_magic.session.asking_again import asked_again
+
+        return asked_again(chunks, wanted, lambda more: self._sent((*row.messages, *more)))
+
+    def _sent(self, messages: tuple[Message, ...]) -> AsyncGenerator[Chunk, None]:
+        """Return the chunks of an answer, from a worker process or from the backend."""
         if self.workers is not None:
-            return self.workers.stream(row.messages, self._throttle.limit)
+            return self.workers.stream(messages, self._throttle.limit)
         prepared, pending = self._prepared, list[Chunk]()
         name = prepared.loaded_model.name
         # Searched again, because it may have been unloaded since.
-        chunks = self._manager.find(name).backend.stream(name, row.messages, prepared.config)
+        chunks = self._manager.find(name).backend.stream(name, messages, prepared.config)
         return separated(chunks, prepared, pending)
 
 
@@ -256,4 +291,12 @@ def _outcome(answer: AnswerParts, seconds: float) -> Outcome:
     if not usage.completion_tokens:
         usage = dataclasses.replace(usage, completion_tokens=answer.completion_tokens)
     text, reasoning = answer.text.getvalue(), answer.reasoning.getvalue().strip()
-    return Outcome(text, answer.finish_reason or "truncated", usage, seconds, reasoning)
+    return Outcome(
+        text,
+        answer.finish_reason or "truncated",
+        usage,
+        seconds,
+        reasoning,
+        probabilities=answer.probabilities,
+        retry=answer.retry,
+    )
