@@ -211,6 +211,11 @@ class Backend(ABC):
             raise OptionError(
                 f"{self.name} cannot enforce {option(structure.option)}.{by_prompt(structure)}"
             )
+        labels = structure.labels
+        if structure.kind == "choice" and (
+            not all(labels) or len(labels) != len({*labels}) or not labels
+        ):
+            raise OptionError(f"{option('choice')} needs different labels that are not empty.")
 
     def shows_structure(self, _name: str, _structure: Structure) -> bool:
         """Return whether the model of a request sees its structure, so that no prompt must describe it."""

@@ -1,148 +1,117 @@
-"""JSON schemas as values: closed, compact, and as strict servers require them."""
+"""Checks a JSON schema, and limits what it leaves open: strings, lists and objects without an end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Iterator
 from typing import Any
 
-# The keywords with schemas by name, with lists of schemas, and with one schema.
-_BY_NAME = frozenset(
-    {"properties", "$defs", "definitions", "patternProperties", "dependentSchemas"}
-)
-_LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
-_SINGLE = frozenset(
-    {
-        "items", "additionalProperties", "unevaluatedProperties", "contains", "propertyNames", "not", "if",
-        "then", "else",
-    }
-)  # fmt: skip
-# Beside these, an object may have fields that its own `properties` do not name.
-_OPEN = frozenset(
-    {"additionalProperties", "unevaluatedProperties", "patternProperties", "allOf", "$ref", "if"}
-)
-# What only people read.
-_ANNOTATIONS = frozenset({"title", "$schema", "$id", "examples", "default"})
-Change = Callable[[dict[str, Any]], dict[str, Any]]
+from llm_magic.config.commands import option
+from llm_magic.errors import OptionError
+
+# Larger ones are no description of an answer, and take seconds to compile.
+_MAX_CHARACTERS, _MAX_PROPERTIES, _MAX_SCHEMAS = 1 << 18, 1000, 10_000
+# Small models repeat themselves in a string or a list that has no end.
+MAX_LENGTH, MAX_ITEMS, MAX_INTEGER = 1000, 100, 10**18
+_CHILD = ("items", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else")
+_CHILD_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_CHILD_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+# What limits a string in another way.
+_STRING_FORMS = ("enum", "const", "pattern", "format", "maxLength")
 
 
-class NotStrict(ValueError):
-    """A schema that strict servers do not accept; the message names the part."""
+def bounded(text: str) -> dict[str, Any]:
+    """Return a schema in which strings, lists, integers and objects have a limit.
+
+    Every answer to it is one to the schema `text`. Limits of the schema itself stay as they are. An
+    object has no other properties than those that the schema names.
+
+    Raises `OptionError` for a text that is no schema, and for one that is too large.
+    """
+    schema = _parsed(text)
+    schemas = list(_schemas(schema))
+    # The properties of an object may be spread over the parts of `allOf`.
+    can_close = not any("allOf" in each for each in schemas)
+    for each in schemas:
+        types = each.get("type")
+        for name in types if isinstance(types, list) else [types]:
+            if name == "string" and not any(key in each for key in _STRING_FORMS):
+                each["maxLength"] = max(MAX_LENGTH, _number(each, "minLength"))
+            elif name == "array":
+                each.setdefault("maxItems", max(MAX_ITEMS, _number(each, "minItems")))
+            elif name == "integer":
+                _limit_integer(each)
+            elif name == "object":
+                _limit_object(each, can_close=can_close)
+    return schema
 
 
-def mapped(schema: Any, change: Change) -> Any:
-    """Return a schema in which `change` replaced each schema, the inner ones first."""
+def _parsed(text: str) -> dict[str, Any]:
+    if len(text) > _MAX_CHARACTERS:
+        raise _error(f"it has {len(text):,} characters, of at most {_MAX_CHARACTERS:,}")
+    try:
+        schema = json.loads(text)
+    except RecursionError:
+        raise _error("it is nested too deeply") from None
+    except ValueError as error:
+        raise _error(f"it is not valid JSON: {error}") from None
     if not isinstance(schema, dict):
-        return schema
-    found: dict[str, Any] = {}
-    for keyword, value in schema.items():
-        if keyword in _BY_NAME and isinstance(value, dict):
-            found[keyword] = {name: mapped(inner, change) for name, inner in value.items()}
-        elif keyword in _LISTS and isinstance(value, list):
-            found[keyword] = [mapped(inner, change) for inner in value]
-        elif keyword in _SINGLE:
-            found[keyword] = mapped(value, change)
-        else:
-            found[keyword] = value
-    return change(found)
-
-
-def depth_of(value: Any, most: int) -> int:
-    """Return how deep a JSON value is nested, at most one more than `most`."""
-    level, depth = [value], 0
-    while level and depth <= most:
-        inner: list[Any] = []
-        for one in level:
-            if isinstance(one, dict):
-                inner += one.values()
-            elif isinstance(one, list):
-                inner += one
-        level, depth = inner, depth + bool(inner)
-    return depth
-
-
-def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a schema whose objects have only the fields that it names.
-
-    A JSON schema allows any other field, and a model would add some. Where other keywords can name
-    fields, an object stays as it is.
-    """
-    found: dict[str, Any] = mapped({**schema}, _close)
-    return found
-
-
-def _close(schema: dict[str, Any]) -> dict[str, Any]:
-    if "properties" in schema and not _OPEN & schema.keys():
-        return {**schema, "additionalProperties": False}
-    if "allOf" in schema:
-        # Each part would forbid the fields of the others.
-        parts = [_opened(part) for part in schema["allOf"]]
-        return {**schema, "allOf": parts}
+        raise _error('it is no JSON object, such as {"type": "object", "properties": {…}}')
     return schema
 
 
-def _opened(schema: Any) -> Any:
-    if not isinstance(schema, dict) or schema.get("additionalProperties") is not False:
-        return schema
-    return {name: value for name, value in schema.items() if name != "additionalProperties"}
+def _error(reason: str) -> OptionError:
+    return OptionError(f"{option('schema')} cannot be used: {reason}.")
 
 
-def compact(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a schema without what a model need not read."""
-
-    def change(one: dict[str, Any]) -> dict[str, Any]:
-        kept = {name: value for name, value in one.items() if name not in _ANNOTATIONS}
-        if kept.get("additionalProperties") is False:
-            del kept["additionalProperties"]
-        return kept
-
-    found: dict[str, Any] = mapped({**schema}, change)
-    return found
-
-
-def strict(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a schema as servers with ``"strict": true`` require it: every field is required.
-
-    Raises `NotStrict` for an object whose fields it does not name.
-    """
-    found: dict[str, Any] = mapped({**schema}, _strict)
-    return found
-
-
-def _strict(schema: dict[str, Any]) -> dict[str, Any]:
-    if schema.get("type") == "object" or "properties" in schema:
-        if schema.get("additionalProperties", False) is not False or "properties" not in schema:
-            raise NotStrict("an object with any fields, such as a dict")
-        schema = {
-            **schema,
-            "additionalProperties": False,
-            "required": list(schema["properties"]),
-        }
-    # A default would allow to omit the field. Beside a reference nothing else may stand.
-    schema.pop("default", None)
-    if "$ref" in schema and len(schema) > 1:
-        return {"anyOf": [{"$ref": schema["$ref"]}], **_described(schema)}
-    return schema
+def _schemas(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a schema and those inside it."""
+    pending, count = [schema], 0
+    while pending:
+        each = pending.pop()
+        yield each
+        count += 1
+        if count > _MAX_SCHEMAS:
+            raise _error(f"it consists of more than {_MAX_SCHEMAS:,} schemas")
+        found = [each.get(name) for name in _CHILD]
+        for name in _CHILD_LISTS:
+            found += each[name] if isinstance(each.get(name), list) else ()
+        for name in _CHILD_MAPS:
+            children = each.get(name)
+            if isinstance(children, dict):
+                if len(children) > _MAX_PROPERTIES:
+                    raise _error(f"an object has more than {_MAX_PROPERTIES:,} {name}")
+                found += children.values()
+        pending += [child for child in found if isinstance(child, dict)]
 
 
-def _described(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {"description": schema["description"]} if "description" in schema else {}
+def _number(schema: dict[str, Any], key: str) -> int:
+    value = schema.get(key)
+    return value if isinstance(value, int) else 0
 
 
-def is_object(schema: Mapping[str, Any]) -> bool:
-    """Return whether all values of a schema are objects, as its own keywords show."""
-    return schema.get("type") == "object"
+def _limit_integer(schema: dict[str, Any]) -> None:
+    if any(key in schema for key in ("enum", "const")):
+        return
+    limits = {"minimum": -MAX_INTEGER, "maximum": MAX_INTEGER}
+    given = [
+        schema[key] for key in (*limits, "exclusiveMinimum", "exclusiveMaximum") if key in schema
+    ]
+    # Other limits than numbers are those of old drafts.
+    if any(isinstance(value, bool) or abs(value) >= MAX_INTEGER for value in given):
+        return
+    for key, limit in limits.items():
+        if f"exclusive{key.capitalize()}" not in schema:
+            schema.setdefault(key, limit)
 
 
-def wrapped(schema: Mapping[str, Any], field: str) -> dict[str, Any]:
-    """Return the schema of an object with one field, which has a value of `schema`."""
-    inner = dict(schema)
-    definitions: dict[str, Any] = {
-        name: inner.pop(name) for name in ("$defs", "definitions") if name in inner
-    }
-    return {
-        "type": "object",
-        "properties": {field: inner},
-        "required": [field],
-        "additionalProperties": False,
-        **definitions,
-    }
+def _limit_object(schema: dict[str, Any], *, can_close: bool) -> None:
+    if not schema.get("properties"):
+        if schema.get("additionalProperties") is not False and not _is_composed(schema):
+            schema.setdefault("maxProperties", max(MAX_ITEMS, _number(schema, "minProperties")))
+    elif can_close and not _is_composed(schema) and "patternProperties" not in schema:
+        schema.setdefault("additionalProperties", False)
+
+
+def _is_composed(schema: dict[str, Any]) -> bool:
+    return any(key in schema for key in ("$ref", "anyOf", "oneOf", "allOf", "enum", "const"))

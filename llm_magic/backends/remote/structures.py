@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llm_magic.backends.json_schema import NotStrict, is_object, strict, wrapped
+from llm_magic.backends.schema_variants import NotStrict, is_object, strict, wrapped
 from llm_magic.config.commands import option
 from llm_magic.errors import OptionError
 from llm_magic.types import Structure, StructureKind

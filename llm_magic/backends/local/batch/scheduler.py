@@ -389,6 +389,9 @@ class Scheduler:
         """Decode one token of every sequence."""
         logits = self._forward(batch, batch.width - 1, batch.width)
         scores = logits.to(copy=True, dtype=torch.float32, device=batch.ids.device)
+        for sequence, row in zip(batch.sequences, scores, strict=True):
+            if sequence.constraint is not None:
+                sequence.constraint.mask(row)
         rows_of: dict[int, list[int]] = defaultdict(list)
         for row, sequence in enumerate(batch.sequences):
             rows_of[id(sequence.inputs)].append(row)

@@ -15,6 +15,7 @@ from transformers import Cache, DynamicCache
 
 from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.generation import parameters
+from llm_magic.backends.local.generation.constraint import Constraint
 from llm_magic.backends.local.generation.cuda_graph import StaticStep, TokenReader
 from llm_magic.backends.local.generation.model_runner import ModelRunner
 from llm_magic.backends.local.generation.parameters import GenerateInputs
@@ -23,6 +24,7 @@ from llm_magic.backends.local.generation.speculative import drafter
 from llm_magic.backends.local.generation.token_streamer import GenerateStreamer, StopStringReached
 from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.worker import Cancelled
+from llm_magic.errors import OptionError
 from llm_magic.types import FinishReason
 
 
@@ -52,6 +54,10 @@ def _answer(loaded: LocalModel, ids: torch.Tensor, sequence: Sequence) -> bool:
             return DecodingLoop(loaded, ids, inputs, sequence).run()
         reason = f"{type(loaded.model).__name__} keeps a custom state"
         loaded.traits = compat.ModelTraits(reason)
+    if sequence.constraint is not None:
+        raise OptionError(
+            f"{loaded.info.name} cannot be held to a form: {loaded.traits.fallback_reason}."
+        )
     sequence.job.accepts = False
     # `generate` comes from a mixin that the annotations of models do not show.
     generate: Any = loaded.model.generate
@@ -67,8 +73,8 @@ def _answer(loaded: LocalModel, ids: torch.Tensor, sequence: Sequence) -> bool:
 
 def _finish_reason(sequence: Sequence) -> FinishReason:
     streamer, options = sequence.streamer, sequence.options
-    if streamer.stop_reached or streamer.last_token in sequence.eos_token_ids:
-        return "stop"
+    if sequence.has_ended:
+        return sequence.end_reason
     if streamer.token_count >= options["max_new_tokens"]:
         return "length"
     return "stop" if options.get("max_time") is None else "truncated"
@@ -138,6 +144,8 @@ class DecodingLoop:
 
     def _sample(self, logits: torch.Tensor) -> int:
         """Return the next token by its logits (1, vocabulary), as `generate` chooses it."""
+        if self._sequence.constraint is not None:
+            self._sequence.constraint.mask(logits)
         process: Any = self._inputs.processors
         scores: torch.Tensor = process(self._runner.ids, logits)
         if self._inputs.do_sample:
@@ -151,7 +159,7 @@ class DecodingLoop:
         if self._job.cancel.is_set():
             raise Cancelled
         streamer.append(token)
-        if streamer.stop_reached or token in inputs.eos_token_ids:
+        if self._sequence.follow(token):
             return True
         if streamer.token_count >= inputs.max_new_tokens:
             return True
@@ -166,11 +174,16 @@ class DecodingLoop:
         decoder, inputs = self._loaded.static_decoder, self._inputs
         left = inputs.max_new_tokens - 1
         if self._is_plain and decoder.unavailable_reason is None and self._loaded.assistant is None:
+            constraint = self._sequence.constraint
             step = decoder.step(
-                self._runner.length, left, inputs.processors, do_sample=inputs.do_sample
+                self._runner.length,
+                left,
+                inputs.processors,
+                do_sample=inputs.do_sample,
+                is_masked=constraint is not None,
             )
             if step is not None:
-                return self._replay(step)
+                return self._replay(step) if constraint is None else self._obey(step, constraint)
         return self._step()
 
     def _step(self) -> bool:
@@ -180,9 +193,15 @@ class DecodingLoop:
         if isinstance(runner.cache, DynamicCache) and compat.can_roll_back(runner.cache):
             proposer = drafter(self._loaded, self._job.cancel)
         tokens: list[int] = runner.ids[0].tolist()
+        constraint = self._sequence.constraint
         while not self._job.has_company:
             limit = self._inputs.max_new_tokens - self._streamer.token_count - 1
-            draft = [] if proposer is None else proposer.propose(tokens, limit)
+            forced, draft = [], []
+            if proposer is not None:
+                forced = constraint.forced(limit) if constraint is not None else []
+                draft = forced or proposer.propose(tokens, limit)
+            if constraint is not None and not forced:
+                draft = constraint.valid(draft)
             logits = runner.decode(draft)
             for accepted in range(len(draft) + 1):
                 token = self._sample(logits[accepted : accepted + 1])
@@ -192,7 +211,8 @@ class DecodingLoop:
                 if accepted == len(draft) or token != draft[accepted]:
                     break
             if proposer is not None and draft:
-                proposer.draft_length.update(len(draft), accepted)
+                if not forced:
+                    proposer.draft_length.update(len(draft), accepted)
                 runner.crop(runner.length - 1)
         return False
 
@@ -209,6 +229,21 @@ class DecodingLoop:
                     return True
             # The step that runs has used the next random numbers.
             return self._append(reader.read(last=True))
+        finally:
+            # Also where the answer is cancelled: the next prompt can reuse it.
+            runner.replace_cache(step.result(runner.length - 1))
+
+    def _obey(self, step: StaticStep, constraint: Constraint) -> bool:
+        """Replay one step, and compute meanwhile which tokens may come next."""
+        runner = self._runner
+        step.start(runner.cache, runner.ids)
+        try:
+            while not self._job.has_company:
+                step.read()
+                step.exclude(constraint.excluded(step.vocabulary))
+                if self._append(int(step.choose())):
+                    return True
+            return False
         finally:
             # Also where the answer is cancelled: the next prompt can reuse it.
             runner.replace_cache(step.result(runner.length - 1))

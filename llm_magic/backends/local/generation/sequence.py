@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from llm_magic.backends.local.generation import parameters
+from llm_magic.backends.local.generation.constraint import Constraint
 from llm_magic.backends.local.generation.parameters import GenerateInputs
 from llm_magic.backends.local.generation.token_streamer import TokenStreamer, opening_tag
 from llm_magic.backends.local.local_model import LocalModel
@@ -33,7 +34,8 @@ class Sequence:
 
     `ids` includes the answer, so that a preempted sequence can be read again. `cache` holds a part of
     the prompt or all but the last token, `generator` has the random numbers of a seed; both are None
-    for a sequence that is decoded alone. `finished` is set once the answer has ended, also by an error.
+    for a sequence that is decoded alone. `constraint` holds the answer to its form. `finished` is set
+    once the answer has ended, also by an error.
     """
 
     job: Job[None]
@@ -46,6 +48,7 @@ class Sequence:
     cache: DynamicCache | None = None
     cached_tokens: int = 0
     generator: torch.Generator | None = None
+    constraint: Constraint | None = None
     finished: bool = False
     deadline: float = field(init=False, default=float("inf"))
 
@@ -63,7 +66,12 @@ class Sequence:
         options = parameters.generate_options(loaded.model, request.config, left)
         streamer = TokenStreamer(loaded, request.config, job.emit)
         ends = parameters.eos_token_ids(loaded.model, options)
-        return cls(job, ids, options, streamer, ends, len(ids))
+        sequence = cls(job, ids, options, streamer, ends, len(ids))
+        if request.config.structure is not None:
+            sequence.constraint = loaded.grammars.constraint(
+                request.config.structure, in_reasoning=bool(tag)
+            )
+        return sequence
 
     @property
     def seed(self) -> int | None:
@@ -87,12 +95,32 @@ class Sequence:
         """Append the next token of the answer and emit it; finishes the answer with the last one."""
         self.ids.append(token)
         now = self.streamer.append(token)
-        if self.streamer.stop_reached or token in self.eos_token_ids:
-            self.finish("stop")
+        if self.follow(token):
+            self.finish(self.end_reason)
         elif self.streamer.token_count >= self.options["max_new_tokens"]:
             self.finish("length")
         elif now >= self.deadline:
             self.finish("truncated")
+
+    def follow(self, token: int) -> bool:
+        """Note that `token` was emitted; returns whether the answer has ended, limits aside."""
+        if self.constraint is not None:
+            self.constraint.append(token)
+        return self.has_ended
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the answer has ended by itself: with its last token, a stop text, or its whole form."""
+        streamer, constraint = self.streamer, self.constraint
+        if streamer.stop_reached or streamer.last_token in self.eos_token_ids:
+            return True
+        return constraint is not None and constraint.is_over
+
+    @property
+    def end_reason(self) -> FinishReason:
+        """Why an answer that `has_ended` did: a stop text may come before it has its form."""
+        is_cut = self.constraint is not None and not self.constraint.is_complete
+        return "truncated" if is_cut else "stop"
 
     def finish(self, reason: FinishReason) -> None:
         """End the answer."""
