@@ -181,7 +181,7 @@ def footer(
     if stop and reply.finish_reason == "stop":
         parts.append(f"stop {' '.join(map(_json, stop))}")
     if reply.retry:
-        parts.append(f"asked twice ({shortened(reply.retry, _PROBLEM_CHARACTERS)})")
+        parts.append(f"asked twice ({shortened(reply.retry, _PROBLEM_CHARACTERS).rstrip('.')})")
     label = ending(reply, limit)
     return " · ".join([*parts, *([label] if label else [])])
 
