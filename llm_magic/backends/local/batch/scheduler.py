@@ -200,6 +200,9 @@ class Scheduler:
 
     def _share(self, sequence: Sequence) -> bool:
         """Prepare a sequence to share steps; returns whether its options allow that."""
+        if sequence.labels is not None:
+            # One pass answers it.
+            return False
         options = {n: x for n, x in sequence.options.items() if n != "max_new_tokens"}
         key = repr(sorted(options.items()))
         if key not in self._prepared:

@@ -109,6 +109,10 @@ class Grammars:
             self._compiled[key] = matcher = self._compile(structure, in_reasoning=in_reasoning)
         return Constraint(matcher.deep_copy(), self._vocabulary)
 
+    def has_reasoning(self, *, in_reasoning: bool) -> bool:
+        """Return whether an answer may have reasoning before it."""
+        return self._reasoning(in_reasoning=in_reasoning) is not None
+
     def _compile(self, structure: Structure, *, in_reasoning: bool) -> LLMatcher:
         from llguidance import LLMatcher
 

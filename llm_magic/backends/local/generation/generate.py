@@ -8,6 +8,7 @@ and `batch` answers both together.
 from __future__ import annotations
 
 import contextlib
+from collections import abc
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import Cache, DynamicCache
 
 from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.generation import parameters
+from llm_magic.backends.local.generation.choice import Labels, read_separately
 from llm_magic.backends.local.generation.constraint import Constraint
 from llm_magic.backends.local.generation.cuda_graph import StaticStep, TokenReader
 from llm_magic.backends.local.generation.model_runner import ModelRunner
@@ -27,12 +29,18 @@ from llm_magic.backends.local.worker import Cancelled
 from llm_magic.errors import OptionError
 from llm_magic.types import FinishReason
 
+# Attention that takes a mask with 4 dimensions and a value for each pair of tokens.
+_MASKED_ATTENTION = {"sdpa", "eager"}
+
 
 def answer(loaded: LocalModel, sequence: Sequence) -> bool:
     """Answer a sequence alone; returns False where it has to go on together with others.
 
     Raises `Cancelled` soon after the flag of its job is set.
     """
+    if sequence.labels is not None:
+        _choose(loaded, sequence, sequence.labels)
+        return True
     seed, device = sequence.seed, loaded.model.device
     with contextlib.ExitStack() as stack:
         if seed is not None:
@@ -69,6 +77,18 @@ def _answer(loaded: LocalModel, ids: torch.Tensor, sequence: Sequence) -> bool:
             **sequence.options,
         )
     return True
+
+
+def _choose(loaded: LocalModel, sequence: Sequence, labels: Labels) -> None:
+    """Answer a sequence with the likeliest label, whatever the temperature."""
+    sequence.job.accepts = False
+    ids = torch.tensor([sequence.ids], device=loaded.model.device)
+    logits = None
+    if loaded.traits.can_batch:
+        sequence.inputs = inputs = parameters.prepare(loaded.model, ids, sequence.options)
+        logits = DecodingLoop(loaded, ids, inputs, sequence).read_side_by_side(labels.read)
+    first, others = logits or read_separately(loaded.model, ids, labels.read)
+    sequence.choose(labels, labels.probabilities(first, others))
 
 
 def _finish_reason(sequence: Sequence) -> FinishReason:
@@ -120,15 +140,38 @@ class DecodingLoop:
             self._sequence.cache = compat.fork(self._runner.cache)
         return is_finished
 
+    def read_side_by_side(
+        self, continuations: abc.Sequence[abc.Sequence[int]]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]] | None:
+        """Read the prompt and continuations of it, see `ModelRunner.read_side_by_side`."""
+        loaded, runner = self._loaded, self._runner
+        longest = runner.length + sum(map(len, continuations))
+        has_mask = compat.attention(loaded.model) in _MASKED_ATTENTION
+        if not (self._is_plain and has_mask and longest <= loaded.traits.shortest_window):
+            return None
+        self._resume()
+        chunk_size = loaded.prefill_chunk_size
+        while runner.length - runner.cached_length > chunk_size.tokens:
+            runner.prefill_chunk(chunk_size, self._job.cancel)
+        # The logits after the last token are needed.
+        runner.crop(runner.length - 1)
+        logits = runner.read_side_by_side(continuations)
+        self._store_prefix()
+        return logits
+
+    def _resume(self) -> None:
+        """Start from the longest cached prefix of the prompt."""
+        runner, prefixes = self._runner, self._loaded.prefix_cache
+        hit = prefixes.lookup(runner.ids[0].cpu()) if self._is_reusable else None
+        if hit is not None:
+            runner.resume(hit)
+        self._sequence.cached_tokens = runner.cached_length
+
     def _prefill(self) -> torch.Tensor | None:
         """Read the part of the prompt that no cached prefix has; returns the logits, None for others."""
         loaded, runner = self._loaded, self._runner
-        is_reusable = self._is_plain and runner.length <= loaded.traits.longest_reuse
-        prompt = runner.ids[0].cpu()
-        hit = loaded.prefix_cache.lookup(prompt) if is_reusable else None
-        if hit is not None:
-            runner.resume(hit)
-        self._sequence.cached_tokens = cached_tokens = runner.cached_length
+        self._resume()
+        cached_tokens = runner.cached_length
         unread = runner.length - cached_tokens
         if unread > loaded.prefill_chunk_size.tokens:
             self._streamer.report_prefill(0, unread)
@@ -137,9 +180,10 @@ class DecodingLoop:
             self._streamer.report_prefill(runner.cached_length - cached_tokens, unread)
             if self._job.has_company:
                 return None
-        if is_reusable and not compat.can_be_cropped(runner.cache):
+        if self._is_reusable and not compat.can_be_cropped(runner.cache):
             # The cache cannot be cropped to the prompt later, where the next turn may begin.
-            loaded.prefix_cache.store(prompt, compat.fork(runner.cache), runner.boundaries)
+            prompt, cache = runner.ids[0].cpu(), compat.fork(runner.cache)
+            loaded.prefix_cache.store(prompt, cache, runner.boundaries)
         return logits
 
     def _sample(self, logits: torch.Tensor) -> int:
@@ -248,11 +292,15 @@ class DecodingLoop:
             # Also where the answer is cancelled: the next prompt can reuse it.
             runner.replace_cache(step.result(runner.length - 1))
 
+    @property
+    def _is_reusable(self) -> bool:
+        """Whether another prompt can start from the cache."""
+        return self._is_plain and self._runner.length <= self._loaded.traits.longest_reuse
+
     def _store_prefix(self) -> None:
         """Store the cache for the prompts that start with this one."""
         runner = self._runner
         runner.trim_cache()
-        is_reusable = self._is_plain and runner.length <= self._loaded.traits.longest_reuse
-        if is_reusable and runner.cached_length:
+        if self._is_reusable and runner.cached_length:
             ids = runner.ids[0, : runner.cached_length].cpu()
             self._loaded.prefix_cache.store(ids, runner.cache, runner.boundaries)

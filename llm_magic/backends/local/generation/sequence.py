@@ -11,13 +11,15 @@ import torch
 from transformers import DynamicCache
 
 from llm_magic.backends.local.generation import parameters
+from llm_magic.backends.local.generation.choice import Labels
 from llm_magic.backends.local.generation.constraint import Constraint
 from llm_magic.backends.local.generation.parameters import GenerateInputs
 from llm_magic.backends.local.generation.token_streamer import TokenStreamer, opening_tag
 from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.worker import Job
 from llm_magic.config.settings import GenerationConfig
-from llm_magic.types import Chunk, FinishReason, Message, Usage
+from llm_magic.errors import PromptTooLong
+from llm_magic.types import Chunk, FinishReason, Message, Structure, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,8 @@ class Sequence:
 
     `ids` includes the answer, so that a preempted sequence can be read again. `cache` holds a part of
     the prompt or all but the last token, `generator` has the random numbers of a seed; both are None
-    for a sequence that is decoded alone. `constraint` holds the answer to its form. `finished` is set
-    once the answer has ended, also by an error.
+    for a sequence that is decoded alone. `constraint` holds the answer to its form; `labels` are
+    those of an answer that is chosen. `finished` is set once the answer has ended, also by an error.
     """
 
     job: Job[None]
@@ -49,6 +51,7 @@ class Sequence:
     cached_tokens: int = 0
     generator: torch.Generator | None = None
     constraint: Constraint | None = None
+    labels: Labels | None = None
     finished: bool = False
     deadline: float = field(init=False, default=float("inf"))
 
@@ -67,11 +70,24 @@ class Sequence:
         streamer = TokenStreamer(loaded, request.config, job.emit)
         ends = parameters.eos_token_ids(loaded.model, options)
         sequence = cls(job, ids, options, streamer, ends, len(ids))
-        if request.config.structure is not None:
-            sequence.constraint = loaded.grammars.constraint(
-                request.config.structure, in_reasoning=bool(tag)
-            )
+        sequence._set_form(loaded, request.config.structure, in_reasoning=bool(tag))
         return sequence
+
+    def _set_form(
+        self, loaded: LocalModel, structure: Structure | None, *, in_reasoning: bool
+    ) -> None:
+        """Set what holds the answer to its form. A model with reasoning writes a label after it."""
+        if structure is None:
+            return
+        grammars = loaded.grammars
+        if structure.kind != "choice" or grammars.has_reasoning(in_reasoning=in_reasoning):
+            self.constraint = grammars.constraint(structure, in_reasoning=in_reasoning)
+            return
+        self.labels = Labels.encode(structure.labels, loaded.tokenizer, sorted(self.eos_token_ids))
+        context, longest = loaded.info.context_length, max(map(len, self.labels.tokens))
+        if context is not None and self.prompt_tokens + longest > context:
+            needed = self.prompt_tokens + longest
+            raise PromptTooLong.measured(loaded.info.name, needed, context)
 
     @property
     def seed(self) -> int | None:
@@ -121,6 +137,19 @@ class Sequence:
         """Why an answer that `has_ended` did: a stop text may come before it has its form."""
         is_cut = self.constraint is not None and not self.constraint.is_complete
         return "truncated" if is_cut else "stop"
+
+    def choose(self, labels: Labels, probabilities: abc.Sequence[float]) -> None:
+        """Answer with the likeliest label."""
+        ranked = sorted(zip(labels.texts, probabilities, strict=True), key=lambda pair: -pair[1])
+        text, now = ranked[0][0], time.perf_counter()
+        count = len(labels.tokens[labels.texts.index(text)])
+        self.job.emit(Chunk(text=text, tokens=count, time=now))
+        usage = Usage(self.prompt_tokens, count, self.cached_tokens)
+        self.job.emit(
+            Chunk(finish_reason="stop", usage=usage, time=now, probabilities=tuple(ranked))
+        )
+        self.finished = True
+        self.job.finish(None)
 
     def finish(self, reason: FinishReason) -> None:
         """End the answer."""
