@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
 
-from llm_magic.backends.schema_variants import closed, compact, depth_of
 from llm_magic.backends.remote.structures import ANSWER
+from llm_magic.backends.schema_variants import closed, compact, depth_of
 from llm_magic.config.commands import option
 from llm_magic.errors import OptionError, did_you_mean
 from llm_magic.text import counted, parse_json, visible_line

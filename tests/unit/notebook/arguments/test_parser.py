@@ -483,7 +483,11 @@ def test_omitted_argument_is_none() -> None:
         ("llm", "--file x", "%llm has no option --file. Read the file into a variable"),
         ("llm", "--prompt x", "%llm has no option --prompt. The prompt is the text below %%llm"),
         ("llm_load", "--stream", "%llm_load has no option --stream. See %llm_load -h"),
-        ("llm_explain", "--schema x", "%llm_explain has no option --schema. It is an option of %llm."),
+        (
+            "llm_explain",
+            "--schema x",
+            "%llm_explain has no option --schema. It is an option of %llm.",
+        ),
         ("llm_load", "a b", "%llm_load: unexpected argument 'b'. Usage: %llm_load"),
         ("llm_status", "now", "%llm_status: unexpected argument 'now'"),
     ],
