@@ -82,11 +82,6 @@ class AnswerType:
     plain: Callable[[Any], Any] = lambda value: value
 
     @property
-    def option(self) -> str:
-        """The name of the option that named it."""
-        return self.structure.option
-
-    @property
     def fields(self) -> tuple[str, ...]:
         """The fields of its values, if they are objects; in a table, each one is a column."""
         if self.structure.kind != "json_schema":
@@ -136,7 +131,7 @@ class AnswerType:
     def value(self, text: str, finish_reason: FinishReason = "stop") -> Any:
         """Return the value of an answer; raises `InvalidValue`, also for one that was cut."""
         kind = self.structure.kind
-        found = text.strip() if kind != "grammar" else text
+        found = text.strip() if kind in {"json_schema", "choice"} else text
         is_whole = finish_reason == "stop"
         # The start of a number, of a label or of a match can be one, too.
         if is_whole or (kind == "json_schema" and found[-1:] in {"}", "]", '"', "`"}):

@@ -336,10 +336,10 @@ class RemoteBackend(Backend):
     def check_options(self, name: str, config: GenerationConfig, given: Collection[str]) -> None:
         """Raise `OptionError` for an option that the server does not support, or that is set twice."""
         super().check_options(name, config, given)
-        structure = config.structure
-        if structure is None:
+        structure, remote = config.structure, self._models.get(name)
+        if structure is None or remote is None:
+            # A model that is still being loaded is checked again afterwards.
             return
-        remote = self._find_loaded(name)
         if remote.structures is not None and structure.kind not in remote.structures:
             raise OptionError(
                 f"{remote.model} on {self.name} cannot enforce {option(structure.option)}."

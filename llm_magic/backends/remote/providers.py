@@ -68,8 +68,10 @@ class ProviderBackend(OpenAICompatibleBackend):
 
     def shows_structure(self, name: str, _structure: Structure) -> bool:
         """Return whether the provider shows a schema to the model."""
-        address = self._find_loaded(name).server.address
-        return self.provider.shows_schema and address.origin == self.provider.url
+        remote = self._models.get(name)
+        if remote is None or not self.provider.shows_schema:
+            return False
+        return remote.server.address.origin == self.provider.url
 
     def _missing(self, remote: RemoteModel) -> list[str]:
         """Return the options that the backend has and the model does not."""

@@ -426,3 +426,13 @@ def test_cut_answer_is_not_asked_again(server: FaultServer) -> None:
 def test_grammar_cannot_be_asked_for_in_the_prompt(server: FaultServer) -> None:
     with session_on(server) as session, pytest.raises(OptionError, match="cannot check --grammar"):
         session.generate("?", grammar='start: "a"\n', schema_by="prompt")
+
+
+def test_prompt_that_waits_for_its_model_is_checked_again(server: FaultServer) -> None:
+    answer(server, ADA)
+    with session_on(server) as session:
+        session.load_later("big", backend="openai", base_url=server.url)
+        assert session.generate("Who?", schema=Person).value == Person(name="Ada", age=36)
+        session.load_later("tiny", backend="openai", base_url=server.url)
+        with pytest.raises(OptionError, match="cannot enforce --regex"):
+            session.generate("Who?", regex="a")
