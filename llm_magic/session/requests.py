@@ -202,6 +202,8 @@ def prepare(
     if wanted is not None and wanted.by == "backend":
         options["structure"] = wanted.structure
     config = current.generation.replace(**options)
+    if wanted is not None and "repetition_penalty" not in config.model_fields_set:
+        config = _without_penalty(config)
     loaded_model.backend.check_options(loaded_model.name, config, options.keys())
     messages, context, session_system = _conversation(request, current, chats)
     note = limit_note(config.max_new_tokens, loaded_model.info)
@@ -215,6 +217,16 @@ def prepare(
         notes=(note,) if note else (),
         instruction=_instruction(wanted, loaded_model),
     )
+
+
+def _without_penalty(config: GenerationConfig) -> GenerationConfig:
+    """Return options without the default penalty, which changes names and numbers of the prompt.
+
+    It would punish the marks that a form repeats, too.
+    """
+    values = {**dict(config), "repetition_penalty": 1.0}
+    # It does not count as set: a backend without the option omits it.
+    return type(config).model_construct(_fields_set={*config.model_fields_set}, **values)
 
 
 def _instruction(wanted: AnswerType | None, loaded_model: LoadedModel) -> str:
@@ -292,6 +304,8 @@ def dry_run_without_model(
 
     messages, _, session_system = _conversation(request, current, chats)
     config, wanted = current.generation.replace(**request.options), request.answer_type
+    if wanted is not None and "repetition_penalty" not in config.model_fields_set:
+        config = _without_penalty(config)
     messages = instructed(messages, wanted.instruction if wanted is not None else "")
     count = TokenCount(None, None)
     return DryRun(

@@ -126,8 +126,8 @@ def test_backend_gets_a_picklable_structure_whose_objects_are_closed(made: Made)
     assert schema["additionalProperties"] is False
     assert schema["$defs"]["Address"]["additionalProperties"] is False
     assert schema["properties"]["fullName"]["description"] == "first and last name"
-    named, other = {"properties": {"a": {}}}, {"properties": {"b": {}}}
-    composed = {"allOf": [named, other], "properties": {"c": {"properties": {}}}}
+    named: dict[str, Any] = {"properties": {"a": {}}}
+    composed = {"allOf": [named, named], "properties": {"c": {"properties": {}}}}
     schema = json.loads(structure(made, schema={**composed, "required": ["a"]}).source)
     assert schema == {
         **composed, "required": ["a"], "properties": {"c": {"properties": {}, "additionalProperties": False}},
@@ -243,6 +243,10 @@ def test_map_has_plain_columns_and_values(made: Made) -> None:
         session.map("{item}?", ["c"], schema=Person, on_error="stop")
 
 
+def _without_maximum(schema: dict[str, Any]) -> None:
+    schema.pop("maximum", None)
+
+
 def test_known_row_that_no_longer_fits_is_sent_again(made: Made, tmp_path: Path) -> None:
     session, backend = made
 
@@ -251,7 +255,7 @@ def test_known_row_that_no_longer_fits_is_sent_again(made: Made, tmp_path: Path)
 
     class Strict(Loose):
         model_config = ConfigDict(title="Loose")
-        n: int = Field(json_schema_extra=lambda schema: schema.pop("maximum", None), le=5)
+        n: int = Field(json_schema_extra=_without_maximum, le=5)
 
     path = tmp_path / "rows.jsonl"
     backend.will(*whole_answer('{"n": 9}'))

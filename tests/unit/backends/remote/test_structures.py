@@ -187,6 +187,18 @@ def test_prompt_ends_with_compact_schema_and_chat_does_not_keep_it(server: Fault
     assert [m["content"] for m in second] == ["Who?", ADA, "And who else?"]
 
 
+def test_default_penalty_is_not_sent_with_a_type(server: FaultServer) -> None:
+    answer(server, ADA, ADA, ADA)
+    with session_on(server) as session:
+        session.generate("Who?", schema=Person)
+        assert questions(server)[-1].json["repetition_penalty"] == 1
+        session.generate("Who?", schema=Person, repetition_penalty=1.3)
+        assert questions(server)[-1].json["repetition_penalty"] == 1.3
+        session.generation.repetition_penalty = 1.2
+        session.generate("Who?", schema=Person)
+        assert questions(server)[-1].json["repetition_penalty"] == 1.2
+
+
 def test_prompt_ends_with_labels(server: FaultServer) -> None:
     answer(server, "red")
     with session_on(server) as session:
