@@ -154,11 +154,13 @@ class Timing:
         first_token_s: The seconds from the call to the first token.
         total_s: The seconds from the call to the end of the answer.
         tokens_per_s: The tokens per second after the first token.
+        load_s: The seconds of these until the model was loaded, if the call waited for that.
     """
 
     first_token_s: float | None
     total_s: float
     tokens_per_s: float | None
+    load_s: float = 0.0
 
 
 class ReplyAttributes(TypedDict):
@@ -301,7 +303,8 @@ class Reply(str):
 
         def __getattr__(self, name: str) -> NoReturn:
             """Raise `AttributeError`, which names what to use for a name of other libraries."""
-            raise NoAttribute(f"'Reply' object has no attribute {name!r}.{_reply_advice(name)}")
+            error = NoAttribute(f"'Reply' object has no attribute {name!r}.")
+            raise error.advise(_reply_advice(name).strip())
 
     def __setattr__(self, name: str, _value: object) -> NoReturn:
         raise AttributeError(f"A reply is immutable: {name} cannot be set.")

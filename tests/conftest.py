@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from tests import without_grammars
 from tests.collection import pytest_collection as pytest_collection
+from tests.until import until
 
 # A busy machine is no failure.
 hypothesis.settings.register_profile("here", deadline=None)
@@ -48,6 +50,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _rank(nodeid: str) -> int:
     """Return the index of the first long folder or file that a test is in."""
     return next((n for n, start in enumerate(_LONG) if nodeid.startswith(start)), len(_LONG))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_loop_is_left() -> Iterator[None]:
+    """Find the file that leaves a session open, before the next one finds its thread."""
+    yield
+    until(
+        lambda: all(thread.name != "llm_magic-loop" for thread in threading.enumerate()),
+        "a session was not closed",
+    )
 
 
 @pytest.fixture

@@ -50,8 +50,8 @@ def _append(file: Path, line: object) -> None:
 class RecordedBackend(ScriptedBackend):
     """Repeats the prompt; its model is a folder. The last word of a prompt can be a fault.
 
-    ``fails`` and ``breaks`` raise an error, ``kills`` ends the process once, ``kills!`` each time, and
-    ``waits`` waits for half a minute.
+    ``fails`` and ``breaks`` raise an error, ``kills`` ends the process once, ``kills!`` each time,
+    ``waits`` waits for half a minute, and ``pauses`` for a tenth of a second.
     """
 
     name = "recorded"
@@ -92,6 +92,8 @@ class RecordedBackend(ScriptedBackend):
                 await asyncio.sleep(30)
             finally:
                 (self.folder / "waiting").unlink()
+        if fault == "pauses":
+            await asyncio.sleep(0.1)
         if fault == "fails":
             raise GenerationFailed("It failed.")
         if fault == "breaks":

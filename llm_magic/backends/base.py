@@ -137,9 +137,17 @@ class Backend(ABC):
     ) -> LoadPlan:
         """Find the model and check that it can be loaded, without changing anything.
 
-        Loaded models are unloaded only after this succeeds. `leaving` names those whose memory will
-        be free by then. A `model` of None is the configured default.
+        Loaded models are unloaded only after this and `verify` succeed. `leaving` names those whose
+        memory will be free by then. A `model` of None is the configured default.
         """
+
+    async def verify(self, plan: LoadPlan, _report: Report) -> LoadPlan:
+        """Raise what would end the load of a checked model, as far as its weights are not needed for that.
+
+        Called while no answer is generated, before models are unloaded for this one. Returns the plan
+        of the load.
+        """
+        return plan
 
     @abstractmethod
     async def load(self, plan: LoadPlan, name: str, report: Report) -> ModelInfo:

@@ -33,13 +33,17 @@ from llm_magic.types import MemoryUse, ModelInfo, Progress, State, Unloaded
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A loaded model and the options of its load; `requested` is the model as the user named it."""
+    """A loaded model and the options of its load; `requested` is the model as the user named it.
+
+    `ready_at` is when it was loaded (`time.perf_counter`).
+    """
 
     name: str
     requested: str | None
     config: LoadConfig
     backend: Backend
     info: ModelInfo
+    ready_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +130,9 @@ class BackendManager:
     ) -> LoadResult:
         """Load a model, make it active, and unload the others unless `keep`.
 
-        They are unloaded only after the new one was found and checked. A load that was stopped and is
-        still ending is waited for. The time of the load counts from `began` (`time.perf_counter`), or
-        from now.
+        They are unloaded only after the new one was found, checked and verified. A load that was stopped
+        and is still ending is waited for. The time of the load counts from `began`
+        (`time.perf_counter`), or from now.
         """
         began = time.perf_counter() if began is None else began
         await self._wait_for_stopped_load()
@@ -212,6 +216,10 @@ class BackendManager:
             raise OptionError(
                 f"The name {chosen} is already used by a loaded model. Choose another with {option('name')}."
             )
+        before = self.loaded_models
+        if leaving:
+            await self._wait_for_answers(None)
+            plan = await backend.verify(plan, self._report)
         unloaded = [] if keep else await self._unload_others(None)
         self.state = _loading_state(backend)
         try:
@@ -220,10 +228,11 @@ class BackendManager:
             if not unloaded:
                 raise
             # The same object: some error classes have attributes that a copy would lose.
-            raise error.append(unloaded_for_it([one.name for one in unloaded])) from None
+            raise error.append(unloaded_for_it(before)).advise(load_again(before[-1])) from None
         # The user waited for checks, imports, downloads, conversions and unloads too.
-        info = dataclasses.replace(info, load_s=time.perf_counter() - began)
-        self._loaded[chosen] = LoadedModel(chosen, model, config, backend, info)
+        ready_at = time.perf_counter()
+        info = dataclasses.replace(info, load_s=ready_at - began)
+        self._loaded[chosen] = LoadedModel(chosen, model, config, backend, info, ready_at)
         self._active = chosen
         self._finish("Ready")
         self._last_error = None
@@ -292,9 +301,13 @@ class BackendManager:
         await self._wait_for_stopped_load()
         return await self._unload_others(None)
 
-    async def _unload_others(self, keep: str | None) -> list[Unloaded]:
+    async def _wait_for_answers(self, keep: str | None) -> None:
+        """Wait until no answer needs a model that is unloaded; all but `keep` are."""
         if self._wait_for_jobs is not None and self._loaded.keys() - {keep}:
             await self._wait_for_jobs(self._report)
+
+    async def _unload_others(self, keep: str | None) -> list[Unloaded]:
+        await self._wait_for_answers(keep)
         others = [loaded for loaded in self._loaded.values() if loaded.name != keep]
         return [await self._unload(loaded) for loaded in others]
 
@@ -371,9 +384,10 @@ class BackendManager:
         return next((c for c in reversed(configs) if c.backend == backend), None)
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the loaded models. Safe to read from any thread."""
-        return tuple(self._loaded)
+    def loaded_models(self) -> tuple[LoadedModel, ...]:
+        """The loaded models, the active one last. Safe to read from any thread."""
+        models = tuple(self._loaded.values())
+        return tuple(sorted(models, key=lambda one: one.name == self._active))
 
     def known(self, backend: str, base_url: str | None = None) -> list[ModelInfo]:
         """Return the models that the servers of a backend listed last. Safe to call from any thread."""
@@ -408,9 +422,20 @@ class BackendManager:
         self._active, self.state = None, "Inactive"
 
 
-def unloaded_for_it(names: Sequence[str]) -> str:
+def unloaded_for_it(models: Sequence[LoadedModel]) -> str:
     """Return the sentence about the models that were unloaded for a load that did not succeed."""
-    return f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} unloaded for it."
+    names = ", ".join(one.name for one in models)
+    return f"{names} {'was' if len(models) == 1 else 'were'} unloaded for it."
+
+
+def load_again(model: LoadedModel) -> str:
+    """Return how to load a model that was unloaded, with its options."""
+    config, changed = model.config, dict[str, str | bool | None]()
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if value != info.default:
+            changed[name] = value if isinstance(value, bool) else str(value)
+    return f"To load {model.name} again: {command('load', model.requested, **changed)}"
 
 
 def _loading_state(backend: Backend) -> State:

@@ -200,6 +200,10 @@ class LoopCalls:
     def _run(self) -> None:
         # First this: a call that comes from here on has to wake the loop again.
         self._is_woken = False
+        self.call_left()
+
+    def call_left(self) -> None:
+        """Call what waits now."""
         while self._calls:
             self._calls.popleft()()
 

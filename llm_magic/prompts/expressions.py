@@ -63,7 +63,8 @@ from llm_magic.prompts.values_as_text import (
 
 _STRING = r"""(?:"(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+')"""
 _PART = re.compile(
-    rf"{_STRING}|(?P<open>[(\[])|(?P<close>[)\]])|(?P<end>![rsa](?=:|$)|:(?!=))|[^\"'()\[\]!:]++|."
+    rf"{_STRING}|(?P<open>[(\[{{])|(?P<close>[)\]}}])|(?P<end>![rsa](?=:|$)|:(?!=))"
+    r"|[^\"'()\[\]{}!:]++|."
 )
 # A space after the colon makes it an entry of a dict, or CSS.
 _SPEC = re.compile(r"""(?!\ )[^{}"'\\\n]{0,100}""")
@@ -86,6 +87,7 @@ _CONVERSIONS: Mapping[str, Callable[[Any], str]] = {"r": full_repr, "s": str, "a
 _DATE_AS_TEXT = 'Compare with a text instead, such as df["day"] > "2026-01-31"'
 _MISSING = object()
 _MOST_COMPARED = 10_000  # names that exist, with one that does not
+_MOST_NAMED = 12  # attributes of an object, in an error
 _KEYS: Mapping[str, str] = {
     **dict.fromkeys(MAPPINGS, "keys"), "series": "labels",
     **dict.fromkeys(("frame", "groups", "pl_frame"), "columns"),
@@ -445,7 +447,22 @@ def _near(owner: Any, name: object, *, keys: bool, variable: str) -> str:
         return near.strip()
     what = _KEYS.get(kind, "")
     known = list(islice(_known(owner, keys=True), _MOST_COMPARED)) if what else []
-    return f"The {what} are {describe('', known)}." if known else ""
+    if known or keys:
+        return f"The {what} are {describe('', known)}." if known else ""
+    own = list(islice(dict.fromkeys(_own_attributes(owner)), _MOST_NAMED + 1))
+    more = ", …" if len(own) > _MOST_NAMED else ""
+    return f"The attributes are {', '.join(own[:_MOST_NAMED])}{more}." if own else ""
+
+
+def _own_attributes(owner: Any) -> Iterator[str]:
+    """Yield the public attributes of an object and its classes, without those of trusted types."""
+    with contextlib.suppress(AttributeError):  # of an object with slots
+        yield from (one for one in object.__getattribute__(owner, "__dict__") if one[:1] != "_")
+    kind, base = trusted_type(owner)
+    for one in classes_of(owner):
+        if kind != "unknown" and one is base:
+            return
+        yield from (name for name in own_names(one) if name[:1] != "_")
 
 
 def _near_label(table: Any, keys: Sequence[Any]) -> str:

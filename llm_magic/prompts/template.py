@@ -26,7 +26,7 @@ from operator import itemgetter
 from traceback import format_exc, format_exception_only
 from typing import Any, Self, TypeVar
 
-from llm_magic.errors import PromptError
+from llm_magic.errors import NoAttribute, PromptError
 from llm_magic.prompts import expressions
 from llm_magic.prompts.allowed_operations import FUNCTIONS
 from llm_magic.prompts.expressions import EvaluationError, Expression
@@ -617,6 +617,9 @@ def _reason_and_advice(error: BaseException) -> tuple[str, str]:
     advice = ""
     if isinstance(error, EvaluationError) and error.__cause__ is not None:
         advice, error = error.advice, error.__cause__
+    if isinstance(error, NoAttribute):
+        # An attribute that an object of this package does not have.
+        return error.problem.rstrip("."), error.advice or advice or _advice(error)
     # Not str(error), which may raise. A SyntaxError begins with indented lines of code.
     lines = "".join(format_exception_only(error)).splitlines()
     reason = next(line for line in lines if not line.startswith("  "))[:_CONTEXT]

@@ -35,7 +35,9 @@ async def asked_again(
     if not problem:
         yield last
         return
-    yield dataclasses.replace(last, text="", finish_reason=None, usage=None, retry=problem)
+    yield dataclasses.replace(
+        last, text="", reasoning="", finish_reason=None, usage=None, retry=problem
+    )
     second = again(_complaint(text, problem, wanted))
     async with contextlib.aclosing(second):
         async for chunk in second:

@@ -22,6 +22,8 @@ T = TypeVar("T")
 # After the first interrupt the work gets this long to end in an orderly way; then the cell ends
 # and the work finishes its stop in the background.
 GRACE_S = 0.6
+# How long tasks that are cancelled get to end before the loop stops.
+_STOP_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,18 +51,30 @@ class LoopThread:
     def loop(self) -> asyncio.AbstractEventLoop:
         """The running loop, started now if it was not."""
         with self._lock:
-            if self._loop is None:
-                # Built by hand: a new loop of our own is not touched by nest-asyncio's patches.
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=self._loop.run_forever, name=self._name, daemon=True
-                )
-                self._thread.start()
-            return self._loop
+            return self._running_loop()
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            # Built by hand: a new loop of our own is not touched by nest-asyncio's patches.
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(
+                target=_run_loop, args=(self._loop,), name=self._name, daemon=True
+            )
+            self._thread.start()
+        return self._loop
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Start a coroutine on the loop and return at once."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        # With the lock, `close` ends what starts here.
+        with self._lock:
+            return asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
+
+    def call(self, callback: Callable[[], object]) -> LoopCalls:
+        """Have the loop call `callback`, in turn, and return the calls of the loop."""
+        with self._lock:
+            calls = loop_calls(self._running_loop())
+            calls.call(callback)
+            return calls
 
     def run(
         self, coroutine: Coroutine[Any, Any, T], on_wait: Callable[[], None] | None = None
@@ -131,20 +145,28 @@ class LoopThread:
         """Cancel everything that runs on the loop, and wait a little until it has ended."""
         if self._loop is not None:
             with contextlib.suppress(concurrent.futures.TimeoutError):
-                self.submit(_cancel_all()).result(timeout=2)
+                self.submit(_cancel_all()).result(timeout=_STOP_S)
 
     def close(self) -> None:
         """Stop the loop and wait for the thread; the next use starts a new one."""
         self.cancel_all()
         with self._lock:
-            loop, thread = self._loop, self._thread
+            thread = self._thread
+            if self._loop is not None:
+                # Once more: calls may have come meanwhile. None comes after this one.
+                asyncio.run_coroutine_threadsafe(_stop_loop(), self._loop)
             self._loop = self._thread = None
-        if loop is None or thread is None:
-            return
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(timeout=5)
-        if not thread.is_alive():
-            loop.close()
+        if thread is not None:
+            thread.join(timeout=5)
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Run a loop until it is stopped, and close it."""
+    calls = loop_calls(loop)
+    loop.run_forever()
+    loop.close()
+    # What a closed loop does not call any more: readers that came at its end.
+    calls.call_left()
 
 
 def _only(result: list[T], bridge: ThreadBridge[T]) -> T:
@@ -166,6 +188,15 @@ async def _cancel_all() -> None:
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+
+
+async def _stop_loop() -> None:
+    """Cancel what still runs, wait a little until it has ended, and stop the loop."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_STOP_S):
+            while asyncio.all_tasks() - {asyncio.current_task()}:
+                await _cancel_all()
+    asyncio.get_running_loop().stop()
 
 
 class LoopStream(Generic[T]):
@@ -232,8 +263,13 @@ class LoopStream(Generic[T]):
         """Start the generator, unless that was done; nothing of it has run before."""
         if not self.is_started:
             self.is_started = True
-            self._loop = loop_calls(self._thread.loop)
-            self._loop.call(self._start_task)
+            self._loop = self._thread.call(self._start_task)
+
+    def call(self, callback: Callable[[], object]) -> None:
+        """Have the loop that it was started on call `callback`; nothing happens if that is closed."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call(callback)
 
     def attach(self, bridge: ThreadBridge[T], first: Callable[[], object] | None = None) -> None:
         """Give a bridge the items that follow; `first` is called before, on the loop thread."""
@@ -260,9 +296,7 @@ class LoopStream(Generic[T]):
         if self._deadline < math.inf or self._loop is None:
             return
         self._deadline = time.monotonic() + GRACE_S
-        # The loop may be closed (unload, exit): then nothing runs any more.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call(lambda: self._task and self._task.cancel())
+        self.call(lambda: self._task and self._task.cancel())
 
     def stop(self) -> None:
         """Cancel if it still runs, and wait for its clean-up for the rest of the grace time."""

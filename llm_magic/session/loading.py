@@ -13,7 +13,7 @@ from llm_magic.errors import Interrupted, LoadInProgress, release_frames
 from llm_magic.session.event_loop import LoopThread
 
 if TYPE_CHECKING:
-    from llm_magic.backends.manager import BackendManager, LoadResult
+    from llm_magic.backends.manager import BackendManager, LoadedModel, LoadResult
     from llm_magic.config.settings import LoadConfig
 
 OnWait = Callable[[], None]
@@ -55,7 +55,7 @@ class Loads:
         """Load a model and wait for it; an interrupt stops the load."""
         self.discard_finished()
         results: list[LoadResult] = []
-        before = self._manager().names
+        before = self._manager().loaded_models
 
         async def load() -> LoadResult:
             results.append(await request.load(self._manager()))
@@ -69,14 +69,15 @@ class Loads:
                 raise Interrupted(f"Stopped just after {name} was loaded.") from None
             raise Interrupted(f"Stopped loading {name}.{self._lost(before)}") from None
 
-    def _lost(self, before: tuple[str, ...]) -> str:
+    def _lost(self, before: tuple[LoadedModel, ...]) -> str:
         """Return the sentences about the models that a stopped load has unloaded, or an empty string."""
-        from llm_magic.backends.manager import unloaded_for_it
+        from llm_magic.backends.manager import load_again, unloaded_for_it
 
-        left = self._manager().names
-        if not (lost := [name for name in before if name not in left]):
+        left = self._manager().loaded_models
+        if not (lost := [one for one in before if one not in left]):
             return ""
-        return f" {unloaded_for_it(lost)}{'' if left else ' No model is loaded now.'}"
+        none_left = "" if left else " No model is loaded now."
+        return f" {unloaded_for_it(lost)}{none_left} {load_again(lost[-1])}"
 
     def start(self, request: LoadRequest) -> concurrent.futures.Future[LoadResult]:
         """Start to load a model and return at once; cancelling the future does not stop the load."""

@@ -11,7 +11,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
@@ -38,7 +38,9 @@ from llm_magic.text import generated, visible_line
 from llm_magic.types import Chunk, FinishReason, Message, Reply, Timing, Usage
 
 if TYPE_CHECKING:
-    from llm_magic.backends.manager import BackendManager, LoadResult
+    from llm_magic.backends.base import Backend
+    from llm_magic.backends.manager import BackendManager, LoadedModel, LoadResult
+    from llm_magic.config.settings import GenerationConfig
     from llm_magic.session.recording import Recorder
     from llm_magic.session.requests import PreparedRequest
     from llm_magic.session.schemas import InvalidValue
@@ -63,16 +65,26 @@ _LEAVING = (KeyboardInterrupt, Interrupted, GeneratorExit, asyncio.CancelledErro
 
 
 def separated(
-    chunks: AsyncGenerator[Chunk, None], prepared: PreparedRequest, pending: list[Chunk]
+    chunks: AsyncGenerator[Chunk, None],
+    backend: Backend,
+    config: GenerationConfig,
+    pending: list[Chunk],
 ) -> AsyncGenerator[Chunk, None]:
     """Yield the chunks of an answer up to its stop strings, with the reasoning separated.
 
     What is held back when the reader leaves is added to `pending`.
     """
-    ends_at_stop = prepared.loaded_model.backend.capabilities.stop_strings
-    if prepared.config.stop and not ends_at_stop:
-        chunks = until_stop(chunks, prepared.config.stop, pending)
+    if config.stop and not backend.capabilities.stop_strings:
+        chunks = until_stop(chunks, config.stop, pending)
     return split_reasoning(chunks, pending)
+
+
+def separated_answer(
+    loaded: LoadedModel, messages: Sequence[Message], config: GenerationConfig
+) -> AsyncGenerator[Chunk, None]:
+    """Yield the chunks of a new answer, see `separated`."""
+    chunks = loaded.backend.stream(loaded.name, messages, config)
+    return separated(chunks, loaded.backend, config, [])
 
 
 class AnswerParts:
@@ -108,6 +120,17 @@ class AnswerParts:
         self.usage = chunk.usage or self.usage
         self.finish_reason = chunk.finish_reason or self.finish_reason
         self.probabilities = chunk.probabilities or self.probabilities
+
+    def joined(self) -> Chunk:
+        """Return one chunk with all of it."""
+        return Chunk(
+            text=self.text.getvalue(),
+            reasoning=self.reasoning.getvalue(),
+            tokens=self.tokens,
+            usage=self.usage,
+            finish_reason=self.finish_reason,
+            probabilities=self.probabilities,
+        )
 
     @property
     def is_empty(self) -> bool:
@@ -202,7 +225,12 @@ class Response:
         # Reentrant: the end adds what was held back.
         self._lock = threading.RLock()
         self._recorder = recorder
-        chunks = separated(self._generated(manager), prepared, self.pending_chunks)
+        chunks = separated(
+            self._generated(manager),
+            prepared.loaded_model.backend,
+            prepared.config,
+            self.pending_chunks,
+        )
         wanted = prepared.request.answer_type
         if wanted is not None and wanted.by == "prompt":
             from llm_magic.session.asking_again import asked_again
@@ -319,6 +347,7 @@ class Response:
             first_token_s=first - started if first is not None else None,
             total_s=time.perf_counter() - started,
             tokens_per_s=(counted - 1) / decoding if counted and measured else None,
+            load_s=max(0.0, self.prepared.loaded_model.ready_at - started),
         )
 
     @property
@@ -390,8 +419,8 @@ class Response:
         def __getattr__(self, name: str) -> NoReturn:
             """Raise `AttributeError`, which names `result` for what only a reply has."""
             kind = type(self).__name__
-            advice = f" Use result().{name}: result() returns the reply." * hasattr(Reply, name)
-            raise NoAttribute(f"{kind!r} object has no attribute {name!r}.{advice}")
+            advice = f"Use result().{name}: result() returns the reply." * hasattr(Reply, name)
+            raise NoAttribute(f"{kind!r} object has no attribute {name!r}.").advise(advice)
 
     def __dir__(self) -> list[str]:
         """Return the documented attributes, which completion offers."""
@@ -570,8 +599,9 @@ class Response:
         """Return the answer to the same request with more messages."""
         prepared, name = self.prepared, self.model
         messages = (*prepared.sent, *more)
-        chunks = manager.find(name).backend.stream(name, messages, prepared.config)
-        return separated(chunks, prepared, self.pending_chunks)
+        loaded, config = manager.find(name), prepared.config
+        chunks = loaded.backend.stream(name, messages, config)
+        return separated(chunks, loaded.backend, config, self.pending_chunks)
 
     async def _wait_for(self, pending: Pending) -> None:
         """Wait until the model is loaded and the earlier turns have ended, also those that run again."""

@@ -86,7 +86,8 @@ _STOP_IN_PROGRAM = (
 # The magics and the panel use the others.
 _DOCUMENTED = {
     "agenerate", "amap", "astream", "chats", "close", "generate", "generation", "imap", "jobs", "last",
-    "load", "map", "models", "reset", "settings", "status", "stream", "unload", "unload_all", "usage", "use",
+    "last_mapped", "load", "map", "models", "reset", "settings", "status", "stream", "unload",
+    "unload_all", "usage", "use",
 }  # fmt: skip
 # Threads and connections of a parent process: never closed in the child.
 _inherited: list[object] = []
@@ -141,6 +142,7 @@ class Session:
         self._closing: list[Callable[[], None]] = []
         # A tuple: other threads read it.
         self._maps: tuple[weakref.ref[MapRun], ...] = ()
+        self._last_mapped: Mapped | None = None
         self._start_process()
         _sessions.add(self)
 
@@ -733,6 +735,8 @@ class Session:
             plan, self._manager, self._loop, self._recorder.usage, self._notify, is_lazy=is_lazy
         )
         self._maps = (*(ref for ref in self._maps if ref() is not None), weakref.ref(run))
+        if not is_lazy:
+            self._last_mapped = run.mapped
         return run
 
     @held_back()
@@ -757,6 +761,14 @@ class Session:
     def last(self) -> Reply | None:
         """The last answer, complete or incomplete; None before the first one."""
         return self._recorder.last
+
+    @property
+    def last_mapped(self) -> Mapped | None:
+        """The answers of the last map, also of one that runs; None before the first one.
+
+        They keep the data of the map in memory until the next map.
+        """
+        return self._last_mapped
 
     def usage(self, *, reset: bool = False) -> SessionUsage:
         """Return the answers so far, by model: their number, tokens, seconds and cost.

@@ -31,6 +31,7 @@ from tests.benchmarks import (
     report,
     speed,
     weights,
+    workers,
 )
 from tests.benchmarks.rounds import Rounds
 
@@ -54,7 +55,7 @@ BENCHMARKS: dict[str, tuple[str, Measure]] = {
     "weights": ("packed and quantized weights, SmolLM2-135M-Instruct, CPU", weights.measure_small),
     "weights_1b": ("packed and quantized weights, 1.0B Llama shape, CPU", weights.measure_large),
     "llamacpp": ("128 tokens, greedy, SmolLM2-135M-Instruct.Q4_1.gguf, CPU", llamacpp.measure),
-    "batch": (f"32 prompts at once, greedy, {_MODEL}", batch.measure),
+    "batch": (f"64 prompts at once, greedy, {_MODEL}", batch.measure),
     "load": (f"loading {_MODEL}, converted before", memory.measure_load),
     "unload": (f"unloading {_MODEL}", memory.measure_unload),
     "notebook": ("an answer of a paced server, in a kernel, end to end", ai_magic.measure),
@@ -63,6 +64,7 @@ BENCHMARKS: dict[str, tuple[str, Measure]] = {
     "crowd": ("1024 prompts to a server, 256 at once, every client alone", crowd.measure_crowd),
     "streams": ("256 streams at once, every client alone", crowd.measure_streams),
     "map": ("a prompt for each row, servers on this machine", map.measure),
+    "workers": ("a prompt for each row, on two worker processes", workers.measure),
     "map_vllm": (f"64 prompts to a vLLM server, 16 at once, {_MODEL}", map_vllm.measure),
 }
 _WITHOUT_MODEL = {"load_ext", "notebook", "stream", "many", "crowd", "streams", "map"}

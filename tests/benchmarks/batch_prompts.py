@@ -16,7 +16,10 @@ _THINGS = (
     "lighthouse keeper", "whale", "clockmaker", "fox", "violin", "harbour", "baker", "glacier",
     "tailor", "comet", "orchard", "smuggler", "librarian", "desert", "falcon", "miner", "bridge",
     "circus", "gardener", "storm", "painter", "wolf", "island", "train driver", "beekeeper",
-    "castle", "sailor", "robot", "forest", "chess player", "volcano", "queen",
+    "castle", "sailor", "robot", "forest", "chess player", "volcano", "queen", "compass", "teacher",
+    "owl", "watermill", "dancer", "lantern", "shepherd", "anchor", "bear", "printer", "organ", "raven",
+    "weaver", "canal", "ferry", "blacksmith", "tiger", "globe", "lawyer", "cellar", "pirate", "garden",
+    "doctor", "mirror", "swan", "tunnel", "cook", "telescope", "horse", "tower", "detective", "kite",
 )  # fmt: skip
 _MANUAL = (
     "You read notes of a museum and answer questions about them. The museum stands in a town by"

@@ -401,7 +401,9 @@ def test_wait_makes_it_right_under_nbclient(tmp_path: Path) -> None:
     )
     first, _, wait, last, load, _, _, failed, _ = cells
     assert load.outputs[0].data["text/plain"].startswith("other · local cpu bf16")
-    assert failed.outputs[0].data["text/plain"] == "LoadFailed: Full. other was unloaded for it."
+    again = "To load other again: %llm_load org/other"
+    lost = f"LoadFailed: Full. other was unloaded for it. {again}"
+    assert failed.outputs[0].data["text/plain"] == lost
     shown = ["".join(out.data["text/plain"]) for out in (first.outputs[0], last.outputs[0])]
     assert shown[0].startswith("Say these words.\n\ntiny · 7 → 3 tokens")
     assert shown[1] == "'Say these words.'"

@@ -22,7 +22,10 @@ def test_load_waits_for_the_end_of_a_stopped_one(k: Kernel) -> None:
     cell = k.send("%llm_load slow")
     k.wait_for_output(cell, "importing torch")
     k.interrupt()
-    lost = "Stopped loading slow. tiny was unloaded for it. No model is loaded now."
+    lost = (
+        "Stopped loading slow. tiny was unloaded for it. No model is loaded now. To load tiny again:"
+        " %llm_load tiny"
+    )
     assert k.wait(cell).error == lost
     status = k.ok("%llm_status").text
     assert "Inactive" in status

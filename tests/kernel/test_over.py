@@ -83,6 +83,7 @@ def test_table_shows_what_failed_was_cut_or_is_missing(k: Kernel) -> None:
         "1 answer cut off: row 9. --max-new-tokens is the limit.",
         "1 row not sent, because a value is missing: row 7",
         "With --save FILE, --retry-failed sends only the failed rows again.",
+        "llm.last_mapped: 4 answers; -o NAME stores them in a variable",
     ]
     assert lines[-1].startswith(
         "tiny · 3 of 4 rows · 1 failed · 1 cut · 1 missing · 12 → 4 tokens · "
@@ -148,9 +149,14 @@ def test_sample_is_spread_and_estimates_all_rows(k: Kernel) -> None:
     assert "999    999   Number 999." in ran.text
     assert "All 1,000 rows: about 7,000 prompt tokens, 2,000 generated tokens, " in ran.text
     assert "remove --sample and run the cell again" in ran.text
+    assert "\nout: a list of 3 answers\ntiny · sample: 3 of 1,000 rows · " in ran.text
     assert k.value("[one.text for one in out]") == ["Number 0.", "Number 500.", "Number 999."]
     ran = k.ok("%%llm --over df --sample 2 -o df['label']\n{text}")
-    assert 'df["label"] is unchanged: a sample sets no column.' in ran.text
+    assert (
+        'df["label"] is unchanged: a sample sets no column.\nllm.last_mapped: 2 answers\n'
+        "tiny · sample: 2 of 4 rows · "
+    ) in ran.text
+    assert k.value("[one.text for one in llm.last_mapped]") == ["good tea", "a cup"]
     assert k.value("list(df.columns)") == ["text", "stars"]
 
 
@@ -164,6 +170,53 @@ def test_dry_run_shows_the_messages_of_the_first_row_with_all_values(k: Kernel) 
     assert ["system", "In 4 words."] in lines
     assert ["user", "Which? <b>bad</b> tea"] in lines
     assert len(sent(k)) == before
+
+
+def test_dry_run_counts_the_rows_with_missing_values(k: Kernel) -> None:
+    note = "1 row will not be sent, because a value is missing: row 7. The answer is None there."
+    assert note in k.ok("%%llm --over df --dry-run\n{text} {stars}").text
+    assert "a value is missing" not in k.ok("%%llm --over df --dry-run\n{stars}").text
+    k.ok("odd = [None, ' '] * 4 + ['a', float('nan')]")
+    ran = k.ok("%%llm --over odd --dry-run\nAbout {item}")
+    assert "messages of row 8. The data has 10 rows." in ran.text
+    assert (
+        "9 rows will not be sent, because a value is missing: rows 0, 1, 2, 3, 4 and 4 more."
+    ) in ran.text
+    k.ok("class City:\n    def __init__(self, name): self.name = name")
+    ran = k.ok("%%llm --over [City('Rome'), City(None)] --dry-run\nAbout {item.name}")
+    assert "1 row will not be sent, because a value is missing: row 1." in ran.text
+    k.ok("words = iter('abc')")
+    k.ok("%%llm --over words --dry-run\n{item}")
+    assert k.value("list(words)") == ["b", "c"]
+
+
+def test_answers_without_a_variable_are_named(k: Kernel) -> None:
+    ran = k.ok("%%llm --over ['a', 'b']\nsay {item}")
+    assert "\nllm.last_mapped: 2 answers; -o NAME stores them in a variable\n" in ran.text
+    assert k.value("[one.text for one in llm.last_mapped]") == ["say a", "say b"]
+    for cell in ("%%llm --over ['a'] -o out\n{item}", "mapped = %llm --over ['a'] {item}"):
+        assert "last_mapped" not in k.ok(cell).text
+    # The names of the notebook are not kept in memory.
+    k.ok("import weakref\nclass Large: pass\nlarge = Large()\ngone = weakref.ref(large)")
+    k.ok("%%llm --over ['a']\n{item}")
+    k.ok("import gc\ndel large")
+    assert k.value("(gc.collect(), gone() is None)[1]") is True
+
+
+def test_template_without_columns_suggests_item(k: Kernel) -> None:
+    failed = k.run("%%llm --over ['Rome', 'Oslo']\nWhere is {place}?")
+    assert failed.error == (
+        "{place} was not replaced: place is not defined. The rows have no columns: write {item} for the"
+        " value of a row. To send braces unchanged, double them."
+    )
+
+
+def test_data_is_an_expression_with_a_quoted_text(k: Kernel) -> None:
+    before = len(sent(k))
+    k.ok("%%llm --over 'a b'.split() -o out\n{item}?")
+    k.ok('%llm --over "c d".split()[1:] -o out {item}!')
+    k.ok("%%llm --over='e f'.split(' ')\n{item}")
+    assert sent(k, before) == ["a?", "b?", "d!", "e", "f"]
 
 
 def test_progress_fills_in_order_at_most_four_times_a_second(k: Kernel) -> None:
@@ -256,6 +309,8 @@ def test_job_fills_in_while_other_cells_run(k: Kernel) -> None:
     k.ok("hang.go.set()")
     assert "done" in k.ok("%llm_wait job").text
     # The output of the first cell has its end.
+    k.receive(0.5)
+    assert "\njob.result(): 4 answers\ntiny · 3 of 4 rows" in cell.text
     assert k.value("list(job.mapped.frame().answer.fillna(''))") == ["one", "", "", "a cup"]
     k.ok("backend.will(Hang())")
     k.ok("%%llm --over df --bg -o job\n{text}")
@@ -285,8 +340,12 @@ def test_output_that_is_saved_once_has_the_end_only(k: Kernel) -> None:
     ran = k.ok("%%llm --over ['a', 'b']\n{item}")
     assert ran.updates == 0
     assert ran.text.startswith(
-        "index  item  answer\n0      a     a\n1      b     b\ntiny · 2 of 2 rows"
+        "index  item  answer\n0      a     a\n1      b     b\n"
+        "llm.last_mapped: 2 answers; -o NAME stores them in a variable\ntiny · 2 of 2 rows"
     )
     ran = k.ok("%%llm --over ['a'] --plain\n{item}")
     assert ran.outputs[0]["type"] == "stream"
-    assert ran.text.startswith("index  item  answer\n0      a     a\n[tiny · 1 of 1 row")
+    hint = "[llm.last_mapped: 1 answer; -o NAME stores them in a variable]"
+    table = "index  item  answer\n0      a     a\n"
+    assert ran.text.startswith(f"{table}{hint}\n[tiny · 1 of 1 row")
+    assert k.ok("%%llm --over ['a'] --plain --quiet\n{item}").text == table

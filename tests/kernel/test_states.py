@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from tests.kernels import SIZE, Kernel, kernel, within_a_second
+from tests.tiny_models import tiny_llama
 
 MODEL = "SmolLM2-135M-Instruct"
 
@@ -126,3 +127,30 @@ def test_settings_come_from_the_environment_and_a_file(tmp_path: Path) -> None:
         assert k.value(config) == (7, 0.3, 9)
         k.ok("%llm_config --reset")
         assert k.value(config) == (8, 0.3, 9)
+
+
+def test_failed_load_keeps_the_model_before_it(loaded: Kernel, tmp_path: Path) -> None:
+    damaged = tiny_llama(tmp_path / "damaged") / "tokenizer.json"
+    damaged.write_text("{}")
+    config = tiny_llama(tmp_path / "other_sizes", layers=2) / "config.json"
+    config.write_text(config.read_text().replace('"hidden_size": 64', '"hidden_size": 128'))
+    more = tiny_llama(tmp_path / "more_layers", layers=2) / "config.json"
+    more.write_text(more.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
+    tiny_llama(tmp_path / "whole")
+    loaded.ok("%llm_load")
+    for line, reason in {
+        "damaged": "damaged could not be loaded",
+        "other_sizes": "do not match its config.json",
+        "more_layers": "weights are missing",
+        "whole --attn flash_attention_2": "FlashAttention2",
+        f"--assistant {tmp_path}/whole": "has a different vocabulary",
+    }.items():
+        folder = "" if line.startswith("-") else f"{tmp_path}/"
+        failed = loaded.run(f"%llm_load {folder}{line}")
+        assert reason in failed.error, line
+        assert "unloaded" not in failed.error
+        assert states(loaded) == ("Ready", MODEL, [MODEL])
+    loaded.ok("%llm -t 0 --max-new-tokens 2 Hello")
+    loaded.ok(f"%llm_load {tmp_path}/whole")
+    assert states(loaded) == ("Ready", "whole", ["whole"])
+    loaded.ok("%llm_load")

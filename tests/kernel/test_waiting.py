@@ -67,7 +67,8 @@ def test_background_answer_fails_with_the_reason_of_the_load(k: Kernel) -> None:
     assert under.text.startswith("LoadFailed")
     ran = k.run("%llm_wait")
     assert (ran.ename, k.value("job.state")) == ("LoadFailed", "failed")
-    assert load.text == "LoadFailed: The disk is full. other was unloaded for it."
+    again = "To load other again: %llm_load org/other"
+    assert load.text == f"LoadFailed: The disk is full. other was unloaded for it. {again}"
     assert "Loading" not in load.html
     k.ok("backend.trouble.clear()\n%llm_load tiny")
 

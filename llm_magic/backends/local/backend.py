@@ -114,6 +114,18 @@ class LocalTransformersBackend(Backend):
             partial(explain_load, model or "The default model"),
         )
 
+    async def verify(self, plan: LoadPlan, report: Report) -> LoadPlan:
+        """Read the tokenizer, and build the model without its weights."""
+        return await self.inference.run(
+            lambda cancel: self._verify(plan, report, cancel), partial(explain_load, plan.name)
+        )
+
+    def _verify(self, plan: LoadPlan, report: Report, cancel: threading.Event) -> LoadPlan:
+        from llm_magic.backends.local import loader
+
+        assert isinstance(plan.source, LocalPlan)
+        return dataclasses.replace(plan, source=loader.verify(plan, plan.source, report, cancel))
+
     async def load(self, plan: LoadPlan, name: str, report: Report) -> ModelInfo:
         """Load on the inference thread. Cancelling stops at the next tensor."""
         loaded = await self.inference.run(
@@ -185,9 +197,11 @@ class LocalTransformersBackend(Backend):
             self._free_caches()
         return explain_generation(name, device, error)
 
-    def concurrency_of(self, _name: str) -> int:
+    def concurrency_of(self, name: str) -> int:
         """Return how many answers are generated or queued at once."""
-        return 32
+        from llm_magic.backends.local.batch.scheduler import max_sequences
+
+        return max_sequences(self.local_model(name).model.device.type)
 
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Count with the model's own template and tokenizer."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llm_magic.backends.base import LoadPlan, Report
 from llm_magic.backends.local import memory
@@ -20,15 +21,22 @@ from llm_magic.errors import DeviceUnavailable, MissingDependency, OptionError, 
 from llm_magic.text import counted, human_bytes
 from llm_magic.types import Progress
 
+if TYPE_CHECKING:
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """The files of one model on this disk, and the memory that the loaded model takes."""
+    """The files of one model on this disk, and the memory that the loaded model takes.
+
+    `tokenizer` is that of the files, if it was read before the load.
+    """
 
     source: Source
     folder: Path
     required_bytes: int
     was_converted: bool
+    tokenizer: PreTrainedTokenizerBase | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from llm_magic.backends.base import LoadPlan, Report
 from llm_magic.backends.local import cpu_linear, cpu_quantizer, memory
 from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.cpu_quantized import QuantizedLinear
+from llm_magic.backends.local.files import sources
 from llm_magic.backends.local.files.download_progress import CountingBar
 from llm_magic.backends.local.generation.chat_template import PromptEncoder
 from llm_magic.backends.local.generation.constraint import Grammars
@@ -29,6 +31,7 @@ from llm_magic.backends.local.generation.token_streamer import ReasoningTokens
 from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.local.load_plan import (
     LocalPlan,
+    ModelFiles,
     packs_weights,
     used_dtype,
     used_quantization,
@@ -59,18 +62,11 @@ def load(
 ) -> LocalModel:
     """Load a checked model and its assistant; raises `Cancelled` soon after `cancel` is set."""
     config, device = local.config, local.device
-    model, tokenizer = _load_files(local.main.folder, config, device, report, cancel)
-    traits = compat.traits(model)
-    reason = traits.fallback_reason
-    if reason is not None and (local.assistant is not None or config.compile):
-        option = "--compile" if local.assistant is None else "--assistant"
-        raise OptionError(
-            f"{option} needs the fast path, which {plan.name} cannot use: {reason}."
-            f" Load it without {option}."
-        )
+    model, tokenizer = _load_files(local.main, config, device, report, cancel)
+    traits = _checked_traits(plan, local, model)
     assistant = _load_assistant(plan, local, tokenizer, report, cancel)
     static_decoder = StaticDecoder(model, compiled=config.compile)
-    if reason is None:
+    if traits.fallback_reason is None:
         static_decoder.warm_up(report, cancel)
     info, free = _model_info(model, plan, local), memory.free_bytes(device)
     return LocalModel(
@@ -90,6 +86,55 @@ def load(
         ),
         assistant,
     )
+
+
+def verify(plan: LoadPlan, local: LocalPlan, report: Report, cancel: threading.Event) -> LocalPlan:
+    """Return the plan with its tokenizers; raises what a load would raise, except that memory ran out.
+
+    The models are built on torch's meta device: their weights have names and shapes, which are compared
+    with the files, and no memory.
+    """
+    report(Progress("checking the model"))
+    config, assistant = local.config, local.assistant
+    tokenizer, model = _without_weights(local.main, config, report, cancel)
+    main = replace(local.main, tokenizer=tokenizer)
+    if model is not None:
+        _checked_traits(plan, local, model)
+    if assistant is None:
+        return replace(local, main=main)
+    own_tokenizer, model = _without_weights(assistant, config, report, cancel)
+    _check_vocabulary(plan, local, tokenizer, own_tokenizer)
+    if model is not None:
+        _check_assistant(local, model)
+    return replace(local, main=main, assistant=replace(assistant, tokenizer=own_tokenizer))
+
+
+def _without_weights(
+    files: ModelFiles, config: LocalLoadConfig, report: Report, cancel: threading.Event
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel | None]:
+    """Return the tokenizer of files, and their model on the meta device.
+
+    The model is None if its files are quantized: packages of their own read these.
+    """
+    tokenizer = _read_tokenizer(files, config, report)
+    if "quantization_config" in sources.model_config(files.folder):
+        return tokenizer, None
+    options = {"dtype": config.dtype, "device_map": {"": "meta"}, **_attention_option(config)}
+    with process_lock(cancel), _progress_hook(lambda _progress: None, cancel):
+        return tokenizer, _read_model(files.folder, config, options)
+
+
+def _checked_traits(plan: LoadPlan, local: LocalPlan, model: PreTrainedModel) -> compat.ModelTraits:
+    """Return the traits of a model; raises `OptionError` for options that need the fast path without it."""
+    traits = compat.traits(model)
+    reason = traits.fallback_reason
+    if reason is not None and (local.assistant is not None or local.config.compile):
+        option = "--compile" if local.assistant is None else "--assistant"
+        raise OptionError(
+            f"{option} needs the fast path, which {plan.name} cannot use: {reason}."
+            f" Load it without {option}."
+        )
+    return traits
 
 
 def _chunk_parameters(model: PreTrainedModel) -> int:
@@ -130,42 +175,72 @@ def _load_assistant(
 ) -> PreTrainedModel | None:
     if local.assistant is None:
         return None
-    folder, option = local.assistant.folder, f"--assistant {local.config.assistant}"
-    model, own_tokenizer = _load_files(folder, local.config, local.device, report, cancel)
-    if own_tokenizer.get_vocab() != tokenizer.get_vocab():
+    model, own_tokenizer = _load_files(local.assistant, local.config, local.device, report, cancel)
+    _check_vocabulary(plan, local, tokenizer, own_tokenizer)
+    _check_assistant(local, model)
+    return model
+
+
+def _check_vocabulary(
+    plan: LoadPlan,
+    local: LocalPlan,
+    tokenizer: PreTrainedTokenizerBase,
+    own: PreTrainedTokenizerBase,
+) -> None:
+    """Raise `OptionError` if the assistant has another vocabulary than the model."""
+    if own.get_vocab() != tokenizer.get_vocab():
         raise OptionError(
-            f"{option} has a different vocabulary from {plan.name}."
+            f"--assistant {local.config.assistant} has a different vocabulary from {plan.name}."
             " Choose a smaller model of the same family."
         )
+
+
+def _check_assistant(local: LocalPlan, model: PreTrainedModel) -> None:
+    """Raise `OptionError` if the model cannot be an assistant."""
     has_loop = compat.traits(model).fallback_reason is None
     if not (has_loop and compat.can_roll_back(compat.new_cache(model))):
         raise OptionError(
-            f"{option} cannot discard rejected tokens. Choose a model without recurrent states."
+            f"--assistant {local.config.assistant} cannot discard rejected tokens. Choose a model"
+            " without recurrent states."
         )
+
+
+def _read_tokenizer(
+    files: ModelFiles, config: LocalLoadConfig, report: Report
+) -> PreTrainedTokenizerBase:
+    report(Progress("reading the tokenizer"))
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        files.folder, trust_remote_code=config.trust_remote_code, local_files_only=True
+    )
+    return tokenizer
+
+
+def _read_model(folder: Path, config: LocalLoadConfig, options: dict[str, Any]) -> PreTrainedModel:
+    """Read the weights; raises `LoadFailed` if some are missing."""
+    # With `output_loading_info` it returns a pair, unlike its annotation.
+    pair: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        trust_remote_code=config.trust_remote_code,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        **options,
+    )
+    model: PreTrainedModel = pair[0]
+    _check_missing_weights(pair[1])
     return model
 
 
 def _load_files(
-    folder: Path, config: LocalLoadConfig, device: str, report: Report, cancel: threading.Event
+    files: ModelFiles, config: LocalLoadConfig, device: str, report: Report, cancel: threading.Event
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load tokenizer and weights; raises `Cancelled` soon after the flag is set."""
-    report(Progress("reading the tokenizer"))
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder, trust_remote_code=config.trust_remote_code, local_files_only=True
-    )
+    tokenizer = files.tokenizer
+    if tokenizer is None:
+        tokenizer = _read_tokenizer(files, config, report)
     report(Progress("reading the weights", 0.0))
     with process_lock(cancel), _progress_hook(report, cancel):
-        # With `output_loading_info` it returns a pair, unlike its annotation.
-        pair: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            trust_remote_code=config.trust_remote_code,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **_load_options(config, device),
-        )
-    model, loading_info = pair
-    _check_missing_weights(loading_info)
+        model = _read_model(files.folder, config, _load_options(config, device))
     if cancel.is_set():
         raise Cancelled
     model.eval()
@@ -188,9 +263,8 @@ def _load_options(config: LocalLoadConfig, device: str) -> dict[str, Any]:
     options: dict[str, Any] = {
         "dtype": dtype,
         "device_map": "auto" if distribute else {"": device},
+        **_attention_option(config),
     }
-    if config.attn is not None:
-        options["attn_implementation"] = config.attn
     if quantization == "bnb-8bit":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     elif quantization == "bnb-4bit":
@@ -200,6 +274,10 @@ def _load_options(config: LocalLoadConfig, device: str) -> dict[str, Any]:
     elif quantization != "none":
         options["quantization_config"] = cpu_quantizer.CpuQuantizationConfig(quantization)
     return options
+
+
+def _attention_option(config: LocalLoadConfig) -> dict[str, str]:
+    return {} if config.attn is None else {"attn_implementation": config.attn}
 
 
 def _check_missing_weights(loading_info: dict[str, Any]) -> None:

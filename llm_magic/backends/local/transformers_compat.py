@@ -37,6 +37,8 @@ _DUMMY_LAYER: type | None = getattr(caches, "DummyLayer", None)
 _STATE_LAYER = caches.LinearAttentionCacheLayerMixin
 _PLAIN_LAYERS = (caches.DynamicLayer, caches.DynamicSlidingWindowLayer, _DUMMY_LAYER)
 _STATES = ("conv_states", "recurrent_states")
+# A batch has up to so many free columns before its tokens, and so many after them.
+_SPARE_COLUMNS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,11 +324,116 @@ def drop_columns(cache: Cache, columns: int) -> None:
     """Remove the first `columns` positions of all sequences; windows may have dropped some."""
     layer: Any
     for layer in filter(_holds_keys, cache.layers):
+        if isinstance(layer, InPlaceLayer):
+            layer.drop_columns(columns)
+            continue
         dropped = layer.get_seq_length() - layer.keys.shape[-2]
         if isinstance(layer, caches.DynamicSlidingWindowLayer):
             layer.cumulative_length -= columns
         start = max(0, columns - dropped)
         layer.keys, layer.values = layer.keys[:, :, start:], layer.values[:, :, start:]
+
+
+def in_place(cache: DynamicCache) -> DynamicCache:
+    """Return a cache with a copy of the content, to which steps and sequences are added in place.
+
+    Layers with a window, which drop a column in each step, stay as they are.
+    """
+    twin = copy.copy(cache)
+    twin.layers = [
+        InPlaceLayer.copied(layer)
+        if type(layer) is caches.DynamicLayer and _holds_keys(layer)
+        else layer
+        for layer in cache.layers
+    ]
+    return twin
+
+
+class InPlaceLayer(caches.DynamicLayer):
+    """Keys and values of a batch, which are views of larger tensors.
+
+    A step writes one column. A sequence that joins is written into a free row, and one of the last rows
+    replaces each that leaves. The tensors are replaced only when they are full.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    _tensors: list[torch.Tensor]
+    _start: int
+    _end: int
+
+    @classmethod
+    def copied(cls, layer: Any) -> InPlaceLayer:
+        """Return a layer with the content of another one."""
+        own = cls()
+        own.lazy_initialization(layer.keys, layer.values)
+        own.keys, own.values = layer.keys, layer.values
+        own._reallocate(*_rows_and_columns(layer.keys))
+        return own
+
+    def _reallocate(self, rows: int, columns: int) -> None:
+        """Replace the tensors by larger ones, for so many rows and columns and some more."""
+        own_rows, own_columns = _rows_and_columns(self.keys)
+        self._start = -columns % _SPARE_COLUMNS
+        self._end = self._start + columns
+        capacity = 1 << (rows - 1).bit_length()
+        self._tensors = []
+        for old in (self.keys, self.values):
+            heads, size = old.shape[1], old.shape[3]
+            new = old.new_empty((capacity, heads, self._end + _SPARE_COLUMNS, size))
+            new[:own_rows, :, self._end - own_columns : self._end] = old
+            self._tensors.append(new)
+        self._set_views(own_rows)
+
+    def _set_views(self, rows: int) -> None:
+        self.keys, self.values = (x[:rows, :, self._start : self._end] for x in self._tensors)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append the columns of a step; returns all keys and values."""
+        rows, new = _rows_and_columns(key_states)
+        if self._end + new > self._tensors[0].shape[-2]:
+            self._reallocate(*_rows_and_columns(self.keys))
+        for stored, states in zip(self._tensors, (key_states, value_states), strict=True):
+            stored[:rows, :, self._end : self._end + new] = states
+        self._end += new
+        self._set_views(rows)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows only; copies those that change their place."""
+        moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
+        if len(moved):
+            for states in (self.keys, self.values):
+                states[moved] = states[indices[moved]]
+        self._set_views(len(indices))
+
+    def drop_columns(self, columns: int) -> None:
+        """Remove the first columns."""
+        self._start += columns
+        self._set_views(len(self.keys))
+
+    def join(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Add rows; the shorter ones, of these or of the others, are padded with zeros.
+
+        A mask gives padding the weight 0, and 0 times what was there before may not be a number.
+        """
+        (own, columns), (new, new_columns) = map(_rows_and_columns, (self.keys, keys))
+        longest = max(columns, new_columns)
+        if own + new > len(self._tensors[0]) or self._end < longest:
+            self._reallocate(own + new, longest)
+        start, end = self._end - longest, self._end
+        for stored, states in zip(self._tensors, (keys, values), strict=True):
+            stored[:own, :, start : end - columns] = 0
+            stored[own : own + new, :, start : end - new_columns] = 0
+            stored[own : own + new, :, end - new_columns : end] = states
+        self._start = start
+        self._set_views(own + new)
+
+
+def _rows_and_columns(states: torch.Tensor) -> tuple[int, int]:
+    return states.shape[0], states.shape[-2]
 
 
 def join(cache: Cache, other: Cache) -> None:
@@ -335,6 +442,10 @@ def join(cache: Cache, other: Cache) -> None:
     added: Any
     for layer, added in zip(cache.layers, other.layers, strict=True):
         if not _holds_keys(layer):
+            continue
+        if isinstance(layer, InPlaceLayer):
+            layer.join(added.keys, added.values)
+            added.keys = added.values = None
             continue
         stored = max(layer.keys.shape[-2], added.keys.shape[-2])
         if isinstance(layer, caches.DynamicSlidingWindowLayer):
@@ -438,11 +549,14 @@ def _sequences_join() -> bool:
     one, other = DynamicCache(), DynamicCache()
     one.update(*_states(3), layer_idx=0)
     other.update(*_states(2), layer_idx=0)
-    two = repeated(one, 2)
-    join(two, other)
-    layer: Any = two.layers[0]
-    two.batch_select_indices(torch.tensor([0, 2]))
-    return tuple(layer.keys.shape) == (2, 1, 3, 2)
+    three = in_place(repeated(one, 2))
+    join(three, other)
+    three.batch_select_indices(torch.tensor([0, 2]))
+    keys, values = (states.expand(2, -1, -1, -1) for states in _states(1))
+    three.update(keys, values, layer_idx=0)
+    layer: Any = three.layers[0]
+    padded = [[[[1, 1]] * 4], [[[0, 0], *[[1, 1]] * 3]]]
+    return torch.equal(layer.keys, torch.tensor(padded, dtype=layer.keys.dtype))
 
 
 def _fixed_lengths_fill() -> bool:

@@ -42,9 +42,10 @@ _IN_BRACKETS = r"""[^()\[\]{}"'\n]|"[^"\n]*+"|'[^'\n]*+'"""
 _BRACKETS = rf"[(\[{{](?:{_IN_BRACKETS})*+[)\]}}]"
 for _ in range(4):
     _BRACKETS = rf"[(\[{{](?:{_IN_BRACKETS}|{_BRACKETS})*+[)\]}}]"
-_CODE = re.compile(rf"(?:[\w.]*+{_BRACKETS})++[\w.]*+(?=[{_BLANKS}]|\Z)")
-# A list of quoted texts, as Python writes it: stop=["END", "STOP"]
 _TEXT = r"""(?:"[^"\n]*+"|'[^'\n]*+')"""
+# A text in it is Python where something of it is called or read: 'a b'.split()
+_CODE = re.compile(rf"(?:[\w.]*+{_BRACKETS}|{_TEXT}(?=\.\w++\(|\[))++[\w.]*+(?=[{_BLANKS}]|\Z)")
+# A list of quoted texts, as Python writes it: stop=["END", "STOP"]
 _LIST = re.compile(rf"""([\w-]++=)?\[(?:\s*+{_TEXT}\s*+,?)*+\s*+\](?=[{_BLANKS}]|\Z)""")
 # Where options at the end of a prompt may begin: in its last characters.
 _OPTION = re.compile(r"(?<=\s)--?[a-zA-Z]")

@@ -28,6 +28,7 @@ from llm_magic.notebook.display.messages import error_line, loading_line, ready_
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.notebook.frontend import running_cell
 from llm_magic.session.response import Response
+from llm_magic.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +109,7 @@ class BackgroundOutput:
         show_footer = not values["quiet"]
         if not isinstance(job, Response):
             is_page = bool(label) or (is_notebook(self._shell) and not values["plain"])
-            stored_in = f"{values['output']}.result()" if values["output"] else ""
+            stored_in = self._stored_in
             return MapView(
                 job,
                 area if is_page else None,
@@ -120,6 +121,25 @@ class BackgroundOutput:
             return view(self._shell, job, values, area)
         form = form_of(job, values)
         return RichView(job, form=form, show_footer=show_footer, area=area, label=label)
+
+    @property
+    def _stored_in(self) -> str:
+        """The expression for the answers of a map."""
+        name = self._values["output"] or f'llm.jobs.find("{self.job.number}")'
+        return f"{name}.{'mapped' if self.job.state in {'failed', 'stopped'} else 'result()'}"
+
+    def _map_lines(self) -> list[str]:
+        """Return where the answers of a map are."""
+        job = self.job
+        if isinstance(job, Response):
+            return []
+        return [f"{self._stored_in}: {counted(len(job.mapped), 'answer')}"]
+
+    def _finish_view(self, view: PlainView | RichView | MapView) -> None:
+        if isinstance(view, MapView):
+            view.finish(self._map_lines())
+        else:
+            view.finish()
 
     def replaces(self, job: Job) -> bool:
         """Return whether an earlier run of this cell started a job, whose output is removed now."""
@@ -155,7 +175,8 @@ class BackgroundOutput:
         name = f"Job {job.number} · {job.model}"
         if job.failure:
             return [f"{name} · failed: {job.failure}"]
-        return [f"{name} · {job.state} · %llm_wait {job.number} shows its answer."]
+        shows = " · ".join([*self._map_lines(), f"%llm_wait {job.number} shows its answer."])
+        return [f"{name} · {job.state} · {shows}"]
 
     @property
     def is_shown(self) -> bool:
@@ -176,7 +197,7 @@ class BackgroundOutput:
         if area.error_text and isinstance(job, Response) and not job.text.strip():
             area.show("", "")
         else:
-            self.view.finish()
+            self._finish_view(self.view)
 
     def update(self) -> bool:
         """Send how the job ended to its own cell once more; returns False where that is impossible.
@@ -198,7 +219,7 @@ class BackgroundOutput:
         if not self.update() and (not isinstance(self.job, Response) or self.job.text):
             if heading:
                 LiveArea(live=False).show(heading, f"<b>{heading}</b>")
-            self._view(LiveArea(live=self._live)).finish()
+            self._finish_view(self._view(LiveArea(live=self._live)))
 
     def close(self) -> None:
         """Wait until the end of the job has been shown."""

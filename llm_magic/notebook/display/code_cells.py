@@ -19,6 +19,8 @@ _MAGICS = {
     "bash": "%%bash", "sh": "%%bash", "shell": "%%bash", "zsh": "%%bash", "html": "%%html",
     "javascript": "%%javascript", "js": "%%javascript", "perl": "%%perl", "ruby": "%%ruby",
 }  # fmt: skip
+# In place of a character that a cell cannot have, such as half of a surrogate pair.
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # One click selects all of it.
 _COPY_STYLE = "user-select: all; -webkit-user-select: all"
 
@@ -55,6 +57,8 @@ class CodeCells:
             self._show(message, code)
             return
         self._shell.set_next_input(code, replace=replace)
+        if _REPLACEMENT in code and _REPLACEMENT not in reply.text:
+            self._show(f"Invalid characters in the code were replaced by {_REPLACEMENT}.")
         if cell_id and not replace:
             self._offered[cell_id] = code
         if not cell_id and is_notebook(self._shell):

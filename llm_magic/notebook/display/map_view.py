@@ -220,7 +220,10 @@ def duration(seconds: float) -> str:
 def footer(run: MapRun) -> str:
     """Return the model, the counts, the tokens, the time and the speed of a map in one line."""
     progress, cost = run.progress, run.mapped.usage.cost
-    parts = [shown_name(run.model), run.amount, *_counts(progress)]
+    total, amount = run.mapped.sampled_from, run.amount
+    if total is not None:
+        amount = f"sample: {progress.done:,} of {counted(total, 'row')}"
+    parts = [shown_name(run.model), amount, *_counts(progress)]
     sent, generated = progress.prompt_tokens, progress.completion_tokens
     if sent is not None and generated is not None:
         parts.append(f"{sent:,} → {generated:,} tokens")
@@ -243,9 +246,11 @@ def estimate_line(estimate: Estimate | None) -> str:
         (estimate.completion_tokens, "generated tokens"),
     )
     parts = [f"{_rounded(count):,} {name}" for count, name in named if count is not None]
-    parts.append(f"{duration(estimate.seconds)} at the speed of this sample, usually less")
     if estimate.cost is not None:
         parts.append(dollars(estimate.cost))
+    least, most = duration(estimate.least_seconds), duration(estimate.seconds)
+    range_note = ", depending on how many rows the model answers at once" if least != most else ""
+    parts.append(f"{most if least == most else f'{least} to {most}'}{range_note}")
     return (
         f"All {counted(estimate.rows, 'row')}: about {', '.join(parts)}. To send them, remove --sample"
         " and run the cell again."

@@ -32,6 +32,7 @@ _MAX_ANSWERS = 20  # that are being generated, in %llm_status
 _MAX_ROWS = 500  # in a list of models
 _TURN_CHARACTERS = 60  # of a prompt or an answer in the table of a chat
 _MAX_DROPPED = 5  # turns that are named in a dry run
+_SHORT_S = 0.05  # of a load, which the line below an answer omits
 _SYSTEM_CHARACTERS = 40  # of the system prompt of the session in the line below an answer
 _PROBLEM_CHARACTERS = 120  # of what was wrong with an answer that was asked again
 _OUTSIDE_CHARACTERS = 80  # of the text around JSON
@@ -165,7 +166,9 @@ def footer(
         reused = f" ({usage.cached_tokens:,} reused)" if usage.cached_tokens else ""
         parts.append(f"{usage.prompt_tokens:,}{reused} → {usage.completion_tokens:,} tokens")
     if timing.first_token_s is not None:
-        parts.append(f"first after {timing.first_token_s:.2f} s")
+        first_s = timing.first_token_s - timing.load_s
+        load = f" and {timing.load_s:.1f} s for the load" if timing.load_s >= _SHORT_S else ""
+        parts.append(f"first after {first_s:.2f} s{load}")
     if timing.tokens_per_s is not None:
         digits = 0 if timing.tokens_per_s >= 10 else 1
         parts.append(f"{timing.tokens_per_s:,.{digits}f} tokens/s")
@@ -380,7 +383,8 @@ def status_table(status: Status, answering: Sequence[Response] = ()) -> Table:
         rows.append(["loading", f"{progress.stage}{share}"])
     rows.append(["backend", _backend(status)])
     active = status.active
-    rows.append(["active model", "none" if active is None else model_line(active)])
+    none = "none" if progress is not None else "none · %llm_load loads one"
+    rows.append(["active model", none if active is None else model_line(active)])
     others = [info for info in status.models if info is not active]
     rows += [["" if i else "also loaded", model_line(info)] for i, info in enumerate(others)]
     rows += [
@@ -644,6 +648,8 @@ def config_table(session: Session, names: Collection[str] = ()) -> Table:
             symbols["†"] = f"not sent: {omits} does not support it."
         rows.append([name, shown, spec.range, spec.help])
     note = " ".join(f"{symbol} {text}" for symbol, text in symbols.items() if text)
+    if not changed and not names:
+        note = " ".join(filter(None, (note, "To change one: %llm_config temperature=0.2")))
     return Table(("setting", "value", "range", "meaning"), rows, note)
 
 

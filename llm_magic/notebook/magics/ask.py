@@ -11,7 +11,7 @@ import keyword
 import numbers
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from IPython.core.magic import magics_class
@@ -24,6 +24,7 @@ from llm_magic.errors import (
     PromptError,
     shown_error,
 )
+from llm_magic.notebook.frontend import running_cell
 from llm_magic.notebook.magics.base import SessionMagics, line_cell_magic, missing_magic
 from llm_magic.notebook.magics.traitlets_config import declare
 from llm_magic.session.response import Response
@@ -54,6 +55,10 @@ _IPYTHON_NAMES = re.compile(r"In|Out|get_ipython|exit|quit|_(?:i{1,3}|ih|oh|dh|i
 
 # Where the last reply is, by whether the notebook has `llm`.
 _LAST = {True: "llm.last", False: "llm.last (from llm_magic import llm)"}
+# Where the answers of the last map are.
+_LAST_MAPPED = {
+    True: "llm.last_mapped", False: "llm.last_mapped (from llm_magic import llm)"
+}  # fmt: skip
 # Values of the user that -o replaces.
 _REPLACED = (str, bytes, numbers.Number, list, tuple, dict, set, frozenset)
 _MAX_TURNS = 50  # whose footers are updated
@@ -108,6 +113,7 @@ class LLMMagics(SessionMagics):
             args = parser.parse_with_prompt("llm", line, self.notebook_names)
         else:
             args = parser.parse_with_cell("llm", line, cell, self.notebook_names)
+            args.notes += self._changed_by_ipython(cell)
         over.check(args)
         if args["over"] is not None:
             result = self._map(args)
@@ -119,6 +125,24 @@ class LLMMagics(SessionMagics):
         if args["bg"]:
             return self._unless_shown(self._answer_in_background(args))
         return self._answer(*self._request(args), args)
+
+    def _changed_by_ipython(self, cell: str) -> tuple[str, ...]:
+        """Return a note if IPython has removed what looks like input prompts from the cell."""
+        typed = self._typed_cell()
+        if not typed.lstrip().startswith("%%") or cell.rstrip() in typed:
+            return ()
+        return (
+            "IPython removed the input prompts (such as >>> and ...) from this cell: the text is sent"
+            " without them. To send them, put the text into a variable, and write {variable}.",
+        )
+
+    def _typed_cell(self) -> str:
+        """Return the running cell as the user typed it, or an empty string."""
+        running, history = running_cell(self.shell), self.shell.history_manager
+        if running is not None:
+            return running.text
+        typed = history.input_hist_raw if history is not None else [""]
+        return str(typed[-1])
 
     def _request(self, args: Parsed) -> tuple[Request, tuple[str, ...]]:
         """Return the request with the notebook's values filled in, and notes about the prompt."""
@@ -338,7 +362,11 @@ class LLMMagics(SessionMagics):
                 for _ in run.updates(view.pause):
                     view.draw()
         finally:
-            lines = (*over.advice(run, args), *over.stored(run, data, output, self.shell.user_ns))
+            # ``mapped = %llm --over …`` needs no other name.
+            is_alone = not args["quiet"] and self._unless_shown(run) is None
+            last = _LAST_MAPPED["llm" in self.shell.user_ns] if output or is_alone else ""
+            stored = over.stored(run, data, output, self.shell.user_ns, last)
+            lines = (*over.advice(run, args), *stored)
             view.finish(lines)
             if output is not None and not (run.is_sample and output.column is not None):
                 self._outputs.add(str(output))
@@ -434,6 +462,13 @@ class LLMMagics(SessionMagics):
             args.notes += (f"-o {name} replaces the {type(value).__name__} in {name}.",)
         elif hasattr(builtins, name):
             args.notes += (f"-o {name} hides the built-in {name}. To restore it, run: del {name}",)
+        elif name not in self.shell.user_ns and name in self._magic_names():
+            args.notes += (f"-o {name} hides the magic {name}: write %{name}, with its %.",)
+
+    def _magic_names(self) -> Collection[str]:
+        """Return the magics that can be written without their %, unless a variable has the name."""
+        magics: Mapping[str, Collection[str]] = self.shell.magics_manager.magics
+        return magics["line"] if self.shell.automagic else ()
 
     def _set_output(self, name: str, value: object) -> None:
         self.shell.user_ns[name] = value
@@ -585,7 +620,9 @@ def _name_advice(name: str) -> str:
 
 def _check_variable(name: str) -> None:
     """Raise `OptionError` if ``-o`` cannot store a value in a variable of this name."""
-    if not name.isidentifier() or keyword.iskeyword(name):
+    if keyword.iskeyword(name):
+        raise OptionError(f"-o {name}: {name} is a keyword of Python. Choose another name.")
+    if not name.isidentifier():
         raise OptionError(f"-o {name}: this is not a valid variable name.{_name_advice(name)}")
     if name.startswith("__") or _IPYTHON_NAMES.fullmatch(name):
         raise OptionError(f"-o {name}: Python or IPython uses this name. Choose another.")

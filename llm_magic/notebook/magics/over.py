@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import itertools
 import re
-from collections.abc import Iterator, Mapping, MutableMapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from traceback import format_exc
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.errors import LLMMagicException, OptionError, did_you_mean
+from llm_magic.errors import LLMMagicException, OptionError, PromptError, did_you_mean
 from llm_magic.notebook.arguments.magic_options import MAP_OPTIONS
 from llm_magic.prompts.trusted_types import family
 from llm_magic.text import counted, visible_line
@@ -22,12 +23,16 @@ if TYPE_CHECKING:
     from llm_magic.session import Session
     from llm_magic.session.map.mapped import Mapped
     from llm_magic.session.map.options import MapOptions
+    from llm_magic.session.map.prompts import MakePrompt
+    from llm_magic.session.map.rows import Row
     from llm_magic.session.map.run import MapRun
     from llm_magic.session.requests import DryRun
     from llm_magic.types import Reply
 
-# Rows that a dry run reads to find one without a missing value.
-_SEARCHED = 100
+# Rows that a dry run reads to find one without a missing value, and to count those with one.
+_SEARCHED, _COUNTED = 100, 100_000
+# Rows with a missing value that are named.
+_NAMED = 5
 
 # What has no meaning for the rows of --over, and why.
 _REFUSED = {
@@ -266,15 +271,45 @@ def dry_run(
     rows = rows_of(data)
     first = FirstRows(rows)
     make, notes = prompt_maker(template, rows, first, settings.names)
-    prompts = ((row, make(row)) for row in itertools.islice(first.all(), _SEARCHED))
-    found = next(((row, prompt) for row, prompt in prompts if prompt is not None), None)
-    if found is None:
+    read = first.all()
+    missing: list[Row] = []
+    for row in itertools.islice(read, _SEARCHED):
+        if (prompt := make(row)) is not None:
+            break
+        missing.append(row)
+    else:
         raise OptionError("The first rows are not sent: a value of each of them is missing.")
-    row, prompt = found
     where = f"These are the messages of row {visible_line(str(row.index))}."
     if rows.total is not None:
         where += f" The data has {counted(rows.total, 'row')}."
-    return session.dry_run(request(prompt, call)), (*notes, where)
+        # An iterator is not used up.
+        missing += _missing(make, itertools.islice(read, _COUNTED))
+    notes = (*notes, where, *_missing_note(missing, rows.total or 0))
+    return session.dry_run(request(prompt, call)), notes
+
+
+def _missing(make: MakePrompt, rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield the rows in which a value that the template uses is missing."""
+    from llm_magic.session.map.prompts import RowTemplate
+
+    for row in rows:
+        # A row that fails is sent, and its error is shown then.
+        with contextlib.suppress(PromptError):
+            if isinstance(make, RowTemplate) and make.lacks_value(row):
+                yield row
+
+
+def _missing_note(missing: Sequence[Row], total: int) -> Iterator[str]:
+    """Yield how many rows will not be sent, because a value is missing."""
+    if not missing:
+        return
+    of = f" of the first {_COUNTED:,}" if total > _COUNTED else ""
+    named = ", ".join(visible_line(str(row.index)) for row in missing[:_NAMED])
+    more = f" and {len(missing) - _NAMED:,} more" if len(missing) > _NAMED else ""
+    yield (
+        f"{counted(len(missing), 'row')}{of} will not be sent, because a value is missing:"
+        f" row{'s' * (len(missing) > 1)} {named}{more}. The answer is None there."
+    )
 
 
 def advice(run: MapRun, args: Parsed) -> Iterator[str]:
@@ -288,12 +323,15 @@ def advice(run: MapRun, args: Parsed) -> Iterator[str]:
 
 
 def stored(
-    run: MapRun, data: object, output: Output | None, variables: MutableMapping[str, Any]
+    run: MapRun, data: object, output: Output | None, variables: MutableMapping[str, Any], last: str
 ) -> Iterator[str]:
-    """Store the answers, and yield what is stored."""
+    """Store the answers, and yield where they are; `last` has them without ``-o``, if it is a name."""
+    answers = counted(len(run.mapped), "answer")
     if output is None:
-        return
-    if run.is_sample and output.column is not None:
+        if last:
+            yield f"{last}: {answers}; -o NAME stores them in a variable"
+    elif run.is_sample and output.column is not None:
         yield f"{output} is unchanged: a sample sets no column."
+        yield f"{last}: {answers}"
     else:
         yield output.store(data, run.mapped, variables)

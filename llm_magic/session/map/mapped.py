@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,14 +39,15 @@ class Estimate:
         rows: The number of all rows.
         prompt_tokens: The tokens of all prompts; None if unknown.
         completion_tokens: The tokens of all answers; None if unknown.
-        seconds: The time at the speed of the sample. A map over all rows is faster, because more of
-            them run at once.
+        least_seconds: The time if as many rows as possible run at once, each as fast as in the sample.
+        seconds: The time if only as many rows run at once as in the sample.
         cost: The cost in US dollars; None if the server reports none.
     """
 
     rows: int
     prompt_tokens: int | None
     completion_tokens: int | None
+    least_seconds: float
     seconds: float
     cost: float | None
 
@@ -55,7 +57,7 @@ class Estimate:
             for count, what in ((self.prompt_tokens, "prompt"), (self.completion_tokens, "answer"))
             if count is not None
         ]
-        parts.append(f"at most {self.seconds:,.0f} s")
+        parts.append(f"{self.least_seconds:,.0f} to {self.seconds:,.0f} s")
         if self.cost is not None:
             parts.append(dollars(self.cost))
         return f"estimate for all {counted(self.rows, 'row')}: {', '.join(parts)}"
@@ -86,6 +88,8 @@ class Mapped(Sequence[Reply | None]):
         self.sampled_from: int | None = None
         # What the answers are values of, if they are typed.
         self.answer_type: AnswerType | None = None
+        # How many rows run at once, and the most rows that start in a second.
+        self.at_once, self.rate = 1, math.inf
 
     # -- the answers --------------------------------------------------------------------------
 
@@ -227,6 +231,7 @@ class Mapped(Sequence[Reply | None]):
         if self.sampled_from is None or not done or not usage.answers:
             return None
         scale = self.sampled_from / done
+        least, most = self._seconds_of_all(usage, progress.seconds, scale)
 
         def scaled(count: int | None) -> int | None:
             return None if count is None else round(count * scale)
@@ -235,9 +240,21 @@ class Mapped(Sequence[Reply | None]):
             self.sampled_from,
             scaled(usage.prompt_tokens),
             scaled(usage.completion_tokens),
-            progress.seconds * scale,
+            least,
+            most,
             None if usage.cost is None else usage.cost * scale,
         )
+
+    def _seconds_of_all(
+        self, usage: ModelUsage, seconds: float, scale: float
+    ) -> tuple[float, float]:
+        """Return how long all rows take: if as many run at once as possible, and as in the sample."""
+        together = min(usage.answers, self.at_once)
+        busy = usage.seconds / together
+        # The start of a map takes as long for all rows.
+        start, paced = max(0.0, seconds - busy), usage.answers / self.rate * scale
+        most = max(start + busy * scale, paced)
+        return min(max(start + usage.seconds / self.at_once * scale, paced), most), most
 
     def retry(self) -> Mapped:
         """Send the rows that failed again, and return this result, in which they are replaced."""

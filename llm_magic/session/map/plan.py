@@ -51,7 +51,8 @@ def make_plan(
         rows = rows.sample(settings.sample)
     first = FirstRows(rows)
     make, notes = prompt_maker(prompt, rows, first, settings.names)
-    source = _prepared_rows(first.all(), make, prepared, settings)
+    stops_at_error = settings.on_error == "stop"
+    source = _prepared_rows(first.all(), make, prepared, stops_at_error=stops_at_error)
     workers = _workers(settings, prepared, defaults, rows.total)
     store = _FileStore(settings) if settings.save is not None else _MemoryStore(unfinished)
     return MapPlan(
@@ -60,7 +61,7 @@ def make_plan(
         prepared,
         _throttle(prepared.loaded_model, settings, workers),
         store,
-        settings.on_error == "stop",
+        stops_at_error,
         (*prepared.notes, *notes, *store.notes),
         sampled_from=total if settings.sample is not None else None,
         prompt=prompt if isinstance(prompt, str) else getattr(prompt, "__name__", "a function"),
@@ -112,7 +113,7 @@ class _FileStore:
 
 
 def _prepared_rows(
-    rows: Iterator[Row], make: MakePrompt, prepared: PreparedRequest, settings: MapSettings
+    rows: Iterator[Row], make: MakePrompt, prepared: PreparedRequest, *, stops_at_error: bool
 ) -> Iterator[PreparedRow]:
     """Yield the rows with their messages and keys; one that cannot be sent has its outcome."""
     keys = Keys(prepared.loaded_model, prepared.config)
@@ -123,7 +124,7 @@ def _prepared_rows(
             if prompt is not None and not is_missing(prompt):
                 messages = messages_of(prepared, prompt)
         except Exception as error:
-            if settings.on_error == "stop":
+            if stops_at_error:
                 name_row(error, row.index)
                 raise
             yield PreparedRow(position, row.index, (), outcome=failure(error))

@@ -118,7 +118,7 @@ class RowTemplate:
         known = dict.fromkeys(self._columns)
         known |= {ITEM: None, INDEX: None} | (_values(row) if row is not None else {})
         compiled = compile_template(template, {**names, **known})
-        _check_notes(compiled, known)
+        _check_notes(compiled, known, self._columns)
         used = dict.fromkeys(n for one in compiled.references for n in one.expression.names)
         self._names = {name: names[name] for name in used if name not in known and name in names}
         self._parts = [self._part(part) for part in compiled.parts]
@@ -172,16 +172,23 @@ class RowTemplate:
         expression = dataclasses.replace(found, tree=tree, nodes=tuple(ast.walk(tree)))
         return Reference(str(part), expression)
 
+    def lacks_value(self, row: Row) -> bool:
+        """Return whether a value that the template uses is missing in a row."""
+        values = _values(row)
+        if any(is_missing(values.get(name)) for name in self._required):
+            return True
+        if not self._members:
+            return False
+        values = {**self._names, **values}
+        return any(is_missing(member.value_of(values)) for member in self._members)
+
     def __call__(self, row: Row) -> str | None:
         """Return the prompt of a row, None if a value that it needs is missing."""
+        if self.lacks_value(row):
+            return None
         values = _values(row)
-        for name in self._required:
-            if is_missing(values.get(name)):
-                return None
         if self._names:
             values = {**self._names, **values}
-        if any(is_missing(member.value_of(values)) for member in self._members):
-            return None
         texts = []
         for part in self._parts:
             texts.append(_text(part, values) if isinstance(part, Reference) else part)
@@ -283,12 +290,13 @@ class _ColumnsOfItem(ast.NodeTransformer):
         return ast.Subscript(node.value, ast.Constant(node.attr), ast.Load())
 
 
-def _check_notes(compiled: Compiled, known: Mapping[str, Any]) -> None:
+def _check_notes(compiled: Compiled, known: Mapping[str, Any], columns: Collection[str]) -> None:
     """Raise an error for what looks like a reference and is none: it would be sent for each row."""
     if compiled.notes:
-        names = ", ".join(known)
+        names = f"The names of a row are {', '.join(known)}."
+        if not columns and known.keys() == {ITEM, INDEX}:
+            names = f"The rows have no columns: write {{{ITEM}}} for the value of a row."
         note = compiled.notes[0].rstrip(".")
         raise PromptError(
-            f"{note}{'' if note.endswith('?') else '.'} The names of a row are {names}. To send braces"
-            " unchanged, double them."
+            f"{note}{'' if note.endswith('?') else '.'} {names} To send braces unchanged, double them."
         )

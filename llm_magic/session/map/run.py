@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from llm_magic.backends.thread_bridge import ThreadBridge, loop_calls
+from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import (
     GenerationStopped,
     Interrupted,
@@ -137,11 +137,15 @@ class MapRun:
         self.done = self.is_awaited = self._is_cancelled = False
         self.finished_at = math.inf
         self._sender = Sender(
-            plan.prepared, self._manager, plan.throttle, plan.store.finished, self._report
+            plan.prepared,
+            self._manager,
+            plan.throttle,
+            plan.store.finished,
+            self._report,
+            self._counts.writing,
         )
         self._sender.stops_at_error = plan.stops_at_error
         self._sender.workers = plan.workers
-        self._counts.writing = self._sender.writing
         chunks = self._sender.run(self._low)
         self._stream = LoopStream(self._thread, chunks, None, self._end)
 
@@ -369,7 +373,7 @@ class MapRun:
     def _read_rows(self) -> None:
         """Read rows while there is space, for a short time; each is passed on at once."""
         deadline = time.perf_counter() + _READ_S
-        loop, sender = loop_calls(self._thread.loop), self._sender
+        sender = self._sender
         while not self._is_exhausted and self._space() > 0 and time.perf_counter() < deadline:
             row = next(self._source, None)
             if row is None:
@@ -380,9 +384,7 @@ class MapRun:
                 if row.position == len(self._outcomes) and not self._is_lazy:
                     self._outcomes.append(None)
                 self._read += 1
-            # The loop is closed at the end of the session.
-            with contextlib.suppress(RuntimeError):
-                loop.call(call)
+            self._stream.call(call)
 
     # -- outcomes, on the event-loop thread ---------------------------------------------------
 
@@ -410,6 +412,8 @@ class MapRun:
         self._is_cancelled = is_cancelled and self.error is None
         self.error = self.error or (None if is_cancelled else error)
         self._counts.finished_at = time.perf_counter()
+        throttle = self._plan.throttle
+        self.mapped.at_once, self.mapped.rate = throttle.limit, throttle.rate or math.inf
         self._add_usage()
         self._plan.store.close(is_whole=error is None)
         self.finished_at, self.done = time.perf_counter(), True

@@ -20,13 +20,13 @@ from llm_magic.errors import (
     WorkersFailed,
 )
 from llm_magic.session.map.outcome import Outcome, failure, name_row
-from llm_magic.session.map.progress import Writing
-from llm_magic.session.response import AnswerParts, separated
+from llm_magic.session.response import AnswerParts, separated_answer
 from llm_magic.types import Chunk, Message
 
 if TYPE_CHECKING:
     from llm_magic.backends.manager import BackendManager
     from llm_magic.session.map.executors import Workers
+    from llm_magic.session.map.progress import Writing
     from llm_magic.session.map.throttle import Throttle
     from llm_magic.session.requests import PreparedRequest
 
@@ -69,13 +69,15 @@ class Sender:
         throttle: Throttle,
         finished: MutableMapping[bytes, Outcome],
         report: Report,
+        writing: Writing,
     ) -> None:
-        """`finished` has the outcomes of rows by key, and gets those of this map."""
+        """`finished` has the outcomes of rows by key, and gets those of this map.
+
+        `writing` gets the rows whose answers have begun.
+        """
         self._prepared, self._manager, self._throttle = prepared, manager, throttle
-        self._finished, self._report = finished, report
+        self._finished, self._report, self._writing = finished, report, writing
         self.stops_at_error = False
-        # The rows whose answers have begun.
-        self.writing = Writing()
         # The processes that answer instead of this one.
         self.workers: Workers | None = None
         self._waiting: deque[PreparedRow] = deque()
@@ -211,7 +213,7 @@ class Sender:
             self._throttle.answered()
             return self._checked(row, outcome)
         finally:
-            self.writing.end(row.position)
+            self._writing.end(row.position)
             self._throttle.finished()
 
     def _checked(self, row: PreparedRow, outcome: Outcome) -> Outcome:
@@ -257,7 +259,7 @@ class Sender:
             async for chunk in stream:
                 answer.add(chunk)
                 if chunk.text or chunk.reasoning or chunk.tokens:
-                    self.writing.add(row.position, chunk.tokens)
+                    self._writing.add(row.position, chunk.tokens)
                 if chunk.backoff_s:
                     self._throttle.overloaded(chunk.backoff_s)
                     row.rejections += 1
@@ -278,11 +280,9 @@ class Sender:
         """Return the chunks of an answer, from a worker process or from the backend."""
         if self.workers is not None:
             return self.workers.stream(messages, self._throttle.limit)
-        prepared, pending = self._prepared, list[Chunk]()
-        name = prepared.loaded_model.name
         # Searched again, because it may have been unloaded since.
-        chunks = self._manager.find(name).backend.stream(name, messages, prepared.config)
-        return separated(chunks, prepared, pending)
+        loaded = self._manager.find(self._prepared.loaded_model.name)
+        return separated_answer(loaded, messages, self._prepared.config)
 
 
 def _outcome(answer: AnswerParts, seconds: float) -> Outcome:

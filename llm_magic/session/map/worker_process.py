@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import dataclasses
 import multiprocessing
 import os
 import pickle
@@ -22,8 +21,7 @@ from llm_magic.backends.thread_bridge import CHECK_S
 from llm_magic.errors import GenerationFailed, WorkersFailed, release_frames
 from llm_magic.session.event_loop import LoopThread
 from llm_magic.session.map.keys import identity
-from llm_magic.session.requests import PreparedRequest, Request
-from llm_magic.session.response import separated
+from llm_magic.session.response import AnswerParts, separated_answer
 from llm_magic.types import Chunk
 
 if TYPE_CHECKING:
@@ -209,37 +207,20 @@ def _is_stopped(chunk: RowChunk) -> bool:
 async def _collect(
     loaded: LoadedModel, messages: tuple[Message, ...], config: GenerationConfig, retries: bool
 ) -> RowAnswer:
-    """Return an answer in few chunks; without `retries` it ends when the server rejects it."""
-    pending, found = list[Chunk](), list[Chunk]()
-    chunks = loaded.backend.stream(loaded.name, messages, config)
-    prepared = PreparedRequest(loaded, messages, config, Request(""))
+    """Return an answer, after the rejections of its server; without `retries` the first one ends it."""
+    rejections, answer = list[Chunk](), AnswerParts()
+    error: Exception | None = None
     try:
-        async with contextlib.aclosing(separated(chunks, prepared, pending)) as stream:
+        async with contextlib.aclosing(separated_answer(loaded, messages, config)) as stream:
             async for chunk in stream:
-                _add(found, chunk)
-                if chunk.backoff_s and not retries:
-                    break
-    except Exception as error:  # noqa: BLE001 - each row has its own
-        return RowAnswer(found, _sendable(release_frames(error)))
-    return RowAnswer(found)
-
-
-def _add(found: list[Chunk], chunk: Chunk) -> None:
-    """Add a chunk to those of an answer; what only continues a text is joined with it."""
-    chunk = dataclasses.replace(chunk, notice="", queued=False, progress=None)
-    last = found[-1] if found else None
-    if last is None or last.backoff_s or chunk.backoff_s or chunk.ends_reasoning:
-        found.append(chunk)
-        return
-    found[-1] = dataclasses.replace(
-        last,
-        text=last.text + chunk.text,
-        reasoning=last.reasoning + chunk.reasoning,
-        tokens=last.tokens + chunk.tokens,
-        usage=chunk.usage or last.usage,
-        finish_reason=chunk.finish_reason or last.finish_reason,
-        probabilities=chunk.probabilities or last.probabilities,
-    )
+                answer.add(chunk)
+                if chunk.backoff_s:
+                    rejections.append(Chunk(backoff_s=chunk.backoff_s))
+                    if not retries:
+                        return RowAnswer(rejections)
+    except Exception as caught:  # noqa: BLE001 - each row has its own
+        error = _sendable(release_frames(caught))
+    return RowAnswer([*rejections, answer.joined()], error)
 
 
 def _sendable(error: Exception) -> Exception:

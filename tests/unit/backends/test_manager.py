@@ -106,6 +106,19 @@ async def test_a_check_that_fails_loses_nothing(
 
 
 @on_a_loop
+async def test_model_stays_loaded_if_the_next_one_cannot_be_verified(
+    manager: BackendManager, backend: ScriptedBackend
+) -> None:
+    backend.trouble["verify"] = LoadFailed("The tokenizer of b is damaged.")
+    await manager.load("a", CONFIG)  # nothing is lost if this one fails
+    with pytest.raises(LoadFailed, match=r"^The tokenizer of b is damaged\.$"):
+        await manager.load("b", CONFIG)
+    assert (look(manager).status, look(manager).active_model) == ("Ready", "a")
+    await manager.load("b", CONFIG, keep=True)
+    assert backend.events == ["check a", "load a", "check b", "verify b", "check b", "load b"]
+
+
+@on_a_loop
 async def test_failed_first_load_is_reported_until_one_succeeds(
     manager: BackendManager, backend: ScriptedBackend
 ) -> None:
@@ -145,7 +158,23 @@ async def test_a_load_that_fails_after_the_check_leaves_nothing(
         await manager.load("b", CONFIG)
     status = look(manager)
     assert (status.status, names(manager), status.active_model) == ("Failed", [], None)
-    assert status.last_error == "The weights of b are damaged. a was unloaded for it."
+    assert status.last_error == (
+        "The weights of b are damaged. a was unloaded for it. To load a again: %llm_load a"
+    )
+
+
+@on_a_loop
+async def test_failed_load_names_the_command_for_the_model_before_it(
+    manager: BackendManager, backend: ScriptedBackend
+) -> None:
+    await manager.load("x", CONFIG)
+    await manager.load("org/a", CONFIG.replace(quantization="4bit", compile=True), keep=True)
+    backend.trouble["load"] = LoadFailed("No.")
+    with pytest.raises(
+        LoadFailed, match=r"^No\. x, a were unloaded for it\. To load a again: (.*)$"
+    ) as e:
+        await manager.load("b", CONFIG)
+    assert str(e.value).endswith("%llm_load org/a -q 4bit --compile")
 
 
 def every_error() -> list[type[LLMMagicError]]:
@@ -165,11 +194,13 @@ def test_error_of_load_keeps_its_class_and_attributes(kind: type[LLMMagicError])
         error = backend.trouble["load"] = kind("It broke.")
         for name, value in vars(error).items():
             setattr(error, name, value or "503")
-        before = dict(vars(error), problem="It broke. a was unloaded for it.")
+        advice = "To load a again: %llm_load a"
+        lost = {"problem": "It broke. a was unloaded for it.", "advice": f"503. {advice}"}
+        before = vars(error) | lost
         with pytest.raises(kind) as caught:
             await manager.load("b", CONFIG)
         assert (type(caught.value), vars(caught.value)) == (kind, before)
-        assert str(caught.value) == "It broke. a was unloaded for it."
+        assert str(caught.value) == f"It broke. a was unloaded for it. {advice}"
 
     load_after_unload()
 

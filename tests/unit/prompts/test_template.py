@@ -373,7 +373,14 @@ def test_error_suggests_a_similar_attribute_key_or_column(ref: str, near: str) -
         ('row["c9"]', "The labels are ['price']."),
         ('deep["kk"].nope', "The keys are ['price']."),
         ('{}["kk"]', "Correct the key."),
-        ("pair.nope", "Correct the name nope."),
+        ("pair.nope", "The attributes are left, right."),
+        (
+            "reply.nope",
+            "The attributes are model, backend, finish_reason, usage, timing, messages,"
+            " reasoning, dropped_turns, context_full, text, json, code.",
+        ),
+        ("reply.txet", 'Did you mean "text"?'),
+        ("reply.content", "The reply is the text itself."),
         ('df.groupby("kk").size()', "The columns are ['price']."),
         ("name:.2f", "The value is a text, not a number."),
         ("nine:,.2f", "The value is a text; write {float(nine):,.2f}."),
@@ -385,7 +392,8 @@ def test_error_lists_the_keys_or_columns_if_none_is_similar(ref: str, advice: st
 
 def test_dict_in_an_expression_has_a_note() -> None:
     names = {"df": pd.DataFrame({"n": [1]})}
-    for code in ('df.rename(columns={"n": "m"})', 'df.agg({"n": "mean"}).n:.2f', "len({1, 2})"):
+    codes = ('df.rename(columns={"n": "m"})', 'df.agg({"n": "mean"}).n:.2f', "len({1, 2})")
+    for code in (*codes, 'df | {"b": 2}', 'df["n"] | {"b": {"c": 2}}:.2f'):
         filled = fill(f"Is {{{code}}} right?", names)
         assert filled.text == f"Is {{{code}}} right?"
         assert filled.notes == (
@@ -401,6 +409,7 @@ def advice_of(ref: str) -> str:
     df = pd.DataFrame({"price": [1]})
     deep, row = {"price": 1}, df.iloc[0]
     names = {**NAMES, "deep": deep, "df": df, "row": row, "empty": {}, "pair": Pair(1, "r")}
+    names["reply"] = make_reply("text")
     names |= {"nine": "9.5", "other": pd.DataFrame({"name": ["a"]})}
     with pytest.raises(PromptError) as caught:
         fill(f"{{{ref}}}", names)

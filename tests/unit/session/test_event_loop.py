@@ -8,7 +8,8 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -332,6 +333,64 @@ def test_closing_ends_what_another_thread_waits_for() -> None:
     loop.close()
     thread.join(5)
     assert (errors, source.cleaned.is_set()) == (["cancelled"], True)
+
+
+def test_call_that_comes_while_the_loop_is_closed_ends() -> None:
+    loop, ended, late = LoopThread("test-loop"), list[type[BaseException]](), threading.Event()
+
+    def call(coroutine: Coroutine[Any, Any, object]) -> None:
+        try:
+            loop.run(coroutine)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it must end
+            ended.append(type(error))
+
+    async def hang() -> None:
+        late.set()
+        await asyncio.Event().wait()
+
+    threads = [threading.Thread(target=call, args=(hang(),), daemon=True)]
+
+    async def calls_at_its_end(started: threading.Event) -> None:
+        try:
+            started.set()
+            await asyncio.Event().wait()
+        finally:
+            # Another thread calls after `close` has cancelled what ran, and before the loop stops.
+            threads[0].start()
+            while not late.is_set():
+                await asyncio.sleep(0.001)
+
+    started = threading.Event()
+    threads.append(threading.Thread(target=call, args=(calls_at_its_end(started),), daemon=True))
+    threads[1].start()
+    assert started.wait(5)
+    loop.close()
+    for thread in threads:
+        thread.join(5)
+    assert ended == [Interrupted, Interrupted]
+
+
+def test_calls_during_many_closes_all_end() -> None:
+    loop, outcomes, is_over = LoopThread("test-loop"), Counter[str](), threading.Event()
+
+    def call() -> None:
+        while not is_over.is_set():
+            try:
+                outcomes[loop.run(asyncio.sleep(0.0001, "done"))] += 1
+            except Interrupted:
+                outcomes["interrupted"] += 1
+
+    threads = [threading.Thread(target=call, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(200):
+        loop.close()
+    is_over.set()
+    for thread in threads:
+        thread.join(5)
+    assert not [thread for thread in threads if thread.is_alive()]
+    assert outcomes["done"]
+    loop.close()
 
 
 def test_two_hundred_short_drains_leave_nothing(loop: LoopThread) -> None:

@@ -17,9 +17,6 @@ from transformers import DynamicCache
 from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.generation.sequence import Sequence
 
-# Columns without a token cost time in every step. Above this share they are removed, by a copy.
-_MAX_PADDING = 1 / 8
-
 
 class PaddedBatch:
     """Sequences with their ids, attention mask and cache, of shape (sequences, width)."""
@@ -69,6 +66,10 @@ class PaddedBatch:
         """Start with the cache of the prefix that all sequences share."""
         self.cache = compat.repeated(prefix, len(self.sequences))
 
+    def start_decoding(self) -> None:
+        """Change to a cache to which steps and sequences are added in place."""
+        self.cache = compat.in_place(self.cache)
+
     def append(self, tokens: torch.Tensor) -> None:
         """Append a token to every sequence."""
         self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
@@ -76,24 +77,30 @@ class PaddedBatch:
 
     def remove_finished(self) -> None:
         """Remove the sequences that are finished, and the padding that only they needed."""
-        unfinished = [row for row, sequence in enumerate(self.sequences) if not sequence.finished]
-        if len(unfinished) == len(self.sequences):
+        remaining = self._remaining()
+        if len(remaining) == len(self.sequences):
             return
-        self.sequences = [self.sequences[row] for row in unfinished]
-        if not unfinished:
+        self.sequences = [self.sequences[row] for row in remaining]
+        if not remaining:
             self.cache = None
             return
         # Indices on the CPU select on every device: the layers may be on several.
-        rows = torch.tensor(unfinished)
+        rows = torch.tensor(remaining)
         self.ids, self.mask = self.ids[rows], self.mask[rows]
         self.cache.batch_select_indices(rows)
         self._remove_padding()
 
+    def _remaining(self) -> list[int]:
+        """Return the rows of unfinished sequences; the last ones replace those that leave."""
+        unfinished = [row for row, sequence in enumerate(self.sequences) if not sequence.finished]
+        last = list(unfinished)
+        return [
+            last.pop() if self.sequences[row].finished else row for row in range(len(unfinished))
+        ]
+
     def _remove_padding(self) -> None:
         """Remove the columns that are padding in all sequences."""
         start, read = int(self.mask.any(0).int().argmax()), self.read
-        if start <= self.width * _MAX_PADDING:
-            return
         if read:
             # Padding that is not read yet follows what is read.
             start = min(start, read)

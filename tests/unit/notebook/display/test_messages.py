@@ -96,6 +96,8 @@ def test_unload_line_names_three_holders_and_counts_the_others() -> None:
         ({"finish_reason": "length"}, None,
          "tiny · 31 → 4 tokens · first after 0.12 s · 42 tokens/s"
          " · cut off at 4 tokens (--max-new-tokens)"),
+        ({"timing": Timing(12.5, 13.0, 42.0, load_s=12.34)}, None,
+         "tiny · 31 → 4 tokens · first after 0.16 s and 12.3 s for the load · 42 tokens/s"),
         ({"usage": Usage(31, 4, cost=0.00095)}, None,
          "tiny · 31 → 4 tokens · first after 0.12 s · 42 tokens/s · $0.00095"),
         ({"finish_reason": "cancelled", "usage": Usage(), "timing": Timing(None, 1.0, None)}, None,
@@ -119,7 +121,7 @@ def test_the_footer_shows_no_size_of_a_model_on_a_server() -> None:
 def test_the_status() -> None:
     with scripted_session(load=False) as (session, _):
         assert repr(messages.status_table(session.status())) == (
-            "status        Inactive\nbackend       local\nactive model  none"
+            "status        Inactive\nbackend       local\nactive model  none · %llm_load loads one"
         )
         session.load("org/tiny")
         assert repr(messages.status_table(session.status())).splitlines() == [

@@ -23,7 +23,9 @@ from llm_magic.errors import (
 )
 from llm_magic.session import Session
 from llm_magic.types import Chunk, Message, Reply, Usage
+from tests.remote_sessions import loop_threads
 from tests.scripted import Hang, ScriptedBackend, scripted_session, stop_when, whole_answer
+from tests.until import until
 
 Pair = tuple[Session, ScriptedBackend]
 
@@ -275,6 +277,24 @@ def test_running_map_shows_its_progress_and_can_be_stopped(scripted: Pair) -> No
     done = session.start_map("{item}", ["d"])
     assert list(done.result()) == ["d"]
     assert (done.state, done.total, done.progress.eta_s) == ("done", 1, 0.0)
+
+
+def test_background_map_starts_no_loop_after_the_session_was_closed(scripted: Pair) -> None:
+    session, _ = scripted
+    reads, goes_on = threading.Event(), threading.Event()
+
+    def rows() -> Iterator[int]:
+        yield 0
+        reads.set()
+        assert goes_on.wait(10)
+        yield 1
+
+    session.start_map("{item}", rows()).start_in_background()
+    assert reads.wait(10)
+    session.close()
+    goes_on.set()
+    until(lambda: "llm_magic-map" not in [thread.name for thread in threading.enumerate()])
+    assert loop_threads() == []
 
 
 def test_background_map_needs_no_cell(scripted: Pair) -> None:

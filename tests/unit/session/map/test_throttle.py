@@ -15,6 +15,7 @@ from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import OptionError
 from llm_magic.session.chats import Chats
 from llm_magic.session.generation_settings import GenerationSettings
+from llm_magic.session.map.progress import Writing
 from llm_magic.session.map.sender import PreparedRow, Sender
 from llm_magic.session.map.throttle import Throttle, parse_rate
 from llm_magic.session.requests import Request, prepare
@@ -123,7 +124,7 @@ def simulate(backend: LimitedBackend, rows: int, throttle_of: Callable[..., Thro
         )
         sender = Sender(
             prepared, manager, throttle_of(clock=loop.time), {},
-            lambda row, _outcome, _is_sent: reported.append(row.position),
+            lambda row, _outcome, _is_sent: reported.append(row.position), Writing(),
         )  # fmt: skip
         began = loop.time()
         for i in range(rows):
