@@ -104,8 +104,8 @@ class Chunk:
         ends_reasoning: Whether all text before this chunk was reasoning. Some models close their
             reasoning with a tag that they never opened.
         probabilities: The labels of a choice with their probabilities; only in the last chunk.
-        retry: What was wrong with all text before this chunk, which is no part of the answer: the
-            question was asked again.
+        retry: What was wrong with all text before this chunk, which is no part of the answer: a second
+            answer follows.
     """
 
     text: str = ""
@@ -200,7 +200,7 @@ class Reply(str):
             where there is no choice, or the server does not report them.
         value: The value of a typed answer, such as an instance of the class after ``--schema``; None
             for any other answer.
-        retry: What was wrong with the first answer, if ``--schema-by prompt`` asked again.
+        retry: What was wrong with the first answer, if this is the second one (``--schema-by prompt``).
     """
 
     # The values of a reply that other code makes of a text alone, as some libraries do with a `str`.

@@ -254,7 +254,7 @@ def by_prompt(structure: Structure) -> str:
     if structure.kind == "grammar":
         return ""
     return (
-        f" To ask for it in the prompt and check the answer, add {option('schema_by', 'prompt')}."
+        f" To describe it in the prompt and check the answer, add {option('schema_by', 'prompt')}."
     )
 
 

@@ -90,10 +90,10 @@ def compact(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return a schema without what a model need not read."""
 
     def change(one: dict[str, Any]) -> dict[str, Any]:
-        kept = {name: value for name, value in one.items() if name not in _ANNOTATIONS}
-        if kept.get("additionalProperties") is False:
-            del kept["additionalProperties"]
-        return kept
+        shown = {name: value for name, value in one.items() if name not in _ANNOTATIONS}
+        if shown.get("additionalProperties") is False:
+            del shown["additionalProperties"]
+        return shown
 
     found: dict[str, Any] = mapped({**schema}, change)
     return found

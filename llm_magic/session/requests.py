@@ -198,11 +198,11 @@ def prepare(
         # A mapping adds to that of the session.
         if isinstance(value, Mapping) and isinstance(in_session, Mapping):
             options[name] = {**in_session, **value}
-    wanted = request.answer_type
-    if wanted is not None and wanted.by == "backend":
-        options["structure"] = wanted.structure
+    answer_type = request.answer_type
+    if answer_type is not None and answer_type.by == "backend":
+        options["structure"] = answer_type.structure
     config = current.generation.replace(**options)
-    if wanted is not None and "repetition_penalty" not in config.model_fields_set:
+    if answer_type is not None and "repetition_penalty" not in config.model_fields_set:
         config = _without_penalty(config)
     loaded_model.backend.check_options(loaded_model.name, config, options.keys())
     messages, context, session_system = _conversation(request, current, chats)
@@ -215,28 +215,28 @@ def prepare(
         context,
         session_system=session_system,
         notes=(note,) if note else (),
-        instruction=_instruction(wanted, loaded_model),
+        instruction=_instruction(answer_type, loaded_model),
     )
 
 
 def _without_penalty(config: GenerationConfig) -> GenerationConfig:
     """Return options without the default penalty, which changes names and numbers of the prompt.
 
-    It would punish the marks that a form repeats, too.
+    It would punish the punctuation that a form repeats, too.
     """
     values = {**dict(config), "repetition_penalty": 1.0}
     # It does not count as set: a backend without the option omits it.
     return type(config).model_construct(_fields_set={*config.model_fields_set}, **values)
 
 
-def _instruction(wanted: AnswerType | None, loaded_model: LoadedModel) -> str:
+def _instruction(answer_type: AnswerType | None, loaded_model: LoadedModel) -> str:
     """Return what describes the type of an answer to a model that its backend does not show it to."""
-    if wanted is None:
+    if answer_type is None:
         return ""
-    is_shown = wanted.by == "backend" and loaded_model.backend.shows_structure(
-        loaded_model.name, wanted.structure
+    is_shown = answer_type.by == "backend" and loaded_model.backend.shows_structure(
+        loaded_model.name, answer_type.structure
     )
-    return "" if is_shown else wanted.instruction
+    return "" if is_shown else answer_type.instruction
 
 
 def instructed(messages: tuple[Message, ...], instruction: str) -> tuple[Message, ...]:
@@ -303,13 +303,19 @@ def dry_run_without_model(
     from llm_magic.backends.base import TokenCount
 
     messages, _, session_system = _conversation(request, current, chats)
-    config, wanted = current.generation.replace(**request.options), request.answer_type
-    if wanted is not None and "repetition_penalty" not in config.model_fields_set:
+    config, answer_type = current.generation.replace(**request.options), request.answer_type
+    if answer_type is not None and "repetition_penalty" not in config.model_fields_set:
         config = _without_penalty(config)
-    messages = instructed(messages, wanted.instruction if wanted is not None else "")
+    messages = instructed(messages, answer_type.instruction if answer_type is not None else "")
     count = TokenCount(None, None)
     return DryRun(
-        None, backend, messages, config, count, session_system=session_system, answer_type=wanted
+        None,
+        backend,
+        messages,
+        config,
+        count,
+        session_system=session_system,
+        answer_type=answer_type,
     )
 
 

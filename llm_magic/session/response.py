@@ -231,11 +231,11 @@ class Response:
             prepared.config,
             self.pending_chunks,
         )
-        wanted = prepared.request.answer_type
-        if wanted is not None and wanted.by == "prompt":
-            from llm_magic.session.asking_again import asked_again
+        answer_type = prepared.request.answer_type
+        if answer_type is not None and answer_type.by == "prompt":
+            from llm_magic.session.second_try import with_second_try
 
-            chunks = asked_again(chunks, wanted, functools.partial(self._again, manager))
+            chunks = with_second_try(chunks, answer_type, functools.partial(self._again, manager))
         self._stream = LoopStream(thread, chunks, self.add, self._finished)
 
     # -- what it is and waits for -------------------------------------------------------------
@@ -317,7 +317,7 @@ class Response:
 
     @property
     def retry(self) -> str:
-        """What was wrong with the first answer, if it was asked again."""
+        """What was wrong with the first answer, if this is the second one."""
         return self._parts.retry
 
     @property
@@ -736,18 +736,18 @@ class Response:
 
     def _value(self) -> tuple[Any, InvalidValue | None]:
         """Return the value of a typed answer, and why it has none."""
-        wanted = self.prepared.request.answer_type
-        if wanted is None or self._is_cancelled:
+        answer_type = self.prepared.request.answer_type
+        if answer_type is None or self._is_cancelled:
             return None, None
-        return wanted.checked(self.text, self._parts.finish_reason or "truncated")
+        return answer_type.checked(self.text, self._parts.finish_reason or "truncated")
 
     def _form_error(self, reply: Reply, problem: InvalidValue | None) -> InvalidReply | None:
         """Return the error of a reply that does not have the form that was requested."""
-        wanted = self.prepared.request.answer_type
+        answer_type = self.prepared.request.answer_type
         try:
-            if wanted is not None and problem is not None:
-                raise wanted.error(reply, problem)
-            if wanted is None and self.prepared.config.structure is not None:
+            if answer_type is not None and problem is not None:
+                raise answer_type.error(reply, problem)
+            if answer_type is None and self.prepared.config.structure is not None:
                 reply.check_whole()
             if self.prepared.request.as_json:
                 reply.json()

@@ -70,7 +70,7 @@ class AnswerType:
         name: What messages call it, such as ``Person``.
         parse: Returns the value of a text; raises `InvalidValue`.
         plain: Returns a value in the types of JSON.
-        by: ``backend``, or ``prompt`` if the prompt alone asks for it and an invalid answer is asked again.
+        by: ``backend``, or ``prompt`` if only the prompt describes it; then there is a second try.
         is_checked: Whether `parse` checks all of it. Of a JSON schema it checks only that it is JSON.
     """
 
@@ -92,7 +92,7 @@ class AnswerType:
 
     @property
     def instruction(self) -> str:
-        """The end of a prompt that asks for it, "" if the prompt of the user has to describe it."""
+        """The end of a prompt that describes it, "" if the prompt of the user has to do that."""
         structure = self.structure
         match structure.kind:
             case "json_schema":
@@ -125,7 +125,7 @@ class AnswerType:
         )
         if self.by == "backend" and not problem.is_cut and self.structure.kind != "grammar":
             by_prompt = option("schema_by", "prompt")
-            error.advise(f"To have an invalid answer asked again, add {by_prompt}.")
+            error.advise(f"For a second try after an invalid answer, add {by_prompt}.")
         return error
 
     def value(self, text: str, finish_reason: FinishReason = "stop") -> Any:

@@ -124,8 +124,8 @@ def test_invalid_answer_fails_the_cell_and_keeps_the_text(k: Kernel) -> None:
     ran = k.run("%%llm --schema Person -o out\nWho?")
     assert (ran.status, ran.ename) == ("error", "InvalidReply")
     assert ran.error == (
-        "The answer does not fit Person: name: Input should be a valid string. To have an invalid answer"
-        " asked again, add --schema-by prompt. The text is in llm.last. out keeps its previous value."
+        "The answer does not fit Person: name: Input should be a valid string. For a second try after an"
+        " invalid answer, add --schema-by prompt. The text is in llm.last. out keeps its previous value."
     )
     assert k.value("(out, llm.last.text, llm.last.value)") == ("before", '{"name": 3}', None)
     assert '{"name": 3}' in ran.text
@@ -137,11 +137,14 @@ def test_invalid_answer_fails_the_cell_and_keeps_the_text(k: Kernel) -> None:
     )
 
 
-def test_invalid_answer_is_asked_again_and_the_footer_says_so(k: Kernel) -> None:
+def test_invalid_answer_gets_a_second_try_and_the_footer_reports_it(k: Kernel) -> None:
     k.ok("will('Ada!')\nwill(ADA)")
     ran = k.ok("%%llm --schema Person --schema-by prompt -o out\nWho?")
     assert k.value("(out.age, structure())") == (36, None)
-    assert "asked twice (it is not JSON: there is no object or array in it)" in ran.text
+    assert (
+        "second try (invalid at first: it is not JSON: there is no object or array in it)"
+        in ran.text
+    )
     assert ran.text.startswith("name  Ada\nage   36")
     k.ok("will('{}')")
     ran = k.ok("%%llm --schema schema --schema-by prompt\nWho?")
@@ -156,7 +159,7 @@ def test_dry_run_shows_the_schema_and_how_it_is_enforced(k: Kernel) -> None:
     assert "Answer only with JSON that fits this schema: {" in ran.text
     assert "schema  Person · enforced by constrained decoding" in ran.text
     ran = k.ok("%%llm --dry-run --choice red,green --schema-by prompt\nWho?")
-    assert "choice  choice · asked for in the prompt, and checked" in ran.text
+    assert "choice  choice · requested in the prompt, and checked" in ran.text
     ran = k.ok("%%llm --dry-run --over ['a'] --schema Person\n{item}")
     assert "enforced by constrained decoding" in ran.text
 
@@ -225,12 +228,12 @@ def test_map_gives_labels_and_their_confidence(k: Kernel) -> None:
     assert k.value("out") == [1, 2]
 
 
-def test_map_asks_invalid_rows_again_and_saves_probabilities(k: Kernel) -> None:
+def test_map_gives_invalid_rows_a_second_try_and_saves_probabilities(k: Kernel) -> None:
     k.ok("will('Ada!')\nwill(ADA)\nwill(ADA)")
     cell = "%%llm --over ['a', 'b'] -o out --schema Person --schema-by prompt --workers 1\n{item}"
     ran = k.ok(cell)
     assert k.value("[one.age for one in out]") == [36, 36]
-    assert "1 asked twice" in ran.text
+    assert "1 at the second try" in ran.text
     k.ok("will('red', probabilities=(('red', 0.9), ('green', 0.1)))")
     k.ok("%%llm --over ['a'] -o out --choice labels --save rows.jsonl\n{item}")
     k.ok("again = llm.map('{item}', ['a'], choice=labels, save='rows.jsonl')")

@@ -128,7 +128,7 @@ TYPE_OPTIONS = (
     Argument(
         ("--schema-by",),
         "How to get a value: backend (the default) holds the model to the type while it generates; prompt"
-        " only asks for it, and asks again once if the answer is invalid.",
+        " only describes it, and gives the model a second try if the answer is invalid.",
         "HOW",
         choices=("backend", "prompt"),
     ),

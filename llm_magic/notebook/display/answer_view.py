@@ -102,7 +102,7 @@ class PlainView:
         if restarts != self._restarts:
             # What was written cannot be taken back.
             label = "\n[end of reasoning]\n" if self._written else ""
-            label = f"\n[{response.retry}: asked again]\n" if response.retry else label
+            label = f"\n[invalid: {response.retry} Second try:]\n" if response.retry else label
             self._restarts, self._written = restarts, 0
         new, self._written = text[self._written :], len(text)
         return label + new
@@ -188,7 +188,7 @@ class RichView:
         response = self._response
         text, line = response.text.strip(), ""
         if response.retry and not text:
-            line = f"{response.retry}: asked again …"
+            line = f"invalid: {response.retry} Second try …"
         elif response.has_reasoning:
             line = reasoning_line(response.reasoning) if text else activity(response)
         # Not as an element that can be unfolded, because each update would fold it again.

@@ -122,8 +122,8 @@ class MapView:
 
     def _table(self, positions: Iterable[int], more: int = 0) -> Table:
         run = self._run
-        wanted = run.mapped.answer_type
-        fields = wanted.fields[:_COLUMNS] if wanted is not None else ()
+        answer_type = run.mapped.answer_type
+        fields = answer_type.fields[:_COLUMNS] if answer_type is not None else ()
         references = (shortened(one, _CELL) for one in run.references[:_COLUMNS])
         heads = ["index", *references, *(fields or ("answer",))]
         rows = []
@@ -232,8 +232,8 @@ def footer(run: MapRun) -> str:
         parts.append(f"{_number(generated / progress.seconds)} tokens/s")
     if cost is not None:
         parts.append(dollars(cost))
-    if again := run.mapped.asked_again:
-        parts.append(f"{again:,} asked twice")
+    if again := run.mapped.second_tries:
+        parts.append(f"{again:,} at the second try")
     return " · ".join(parts)
 
 

@@ -34,7 +34,7 @@ _TURN_CHARACTERS = 60  # of a prompt or an answer in the table of a chat
 _MAX_DROPPED = 5  # turns that are named in a dry run
 _SHORT_S = 0.05  # of a load, which the line below an answer omits
 _SYSTEM_CHARACTERS = 40  # of the system prompt of the session in the line below an answer
-_PROBLEM_CHARACTERS = 120  # of what was wrong with an answer that was asked again
+_PROBLEM_CHARACTERS = 120  # of what was wrong with the first of two tries
 _OUTSIDE_CHARACTERS = 80  # of the text around JSON
 _UNKNOWN = "-"
 _LIMIT = "--max-new-tokens"
@@ -100,8 +100,13 @@ def ending_notes(response: Response, retry: str = _RETRY) -> list[str]:
 
 def _unchecked(response: Response) -> str:
     """Return what nothing has checked about a typed answer, or an empty string."""
-    wanted = response.prepared.request.answer_type
-    if wanted is None or wanted.is_checked or wanted.by != "prompt" or response.error is not None:
+    answer_type = response.prepared.request.answer_type
+    if (
+        answer_type is None
+        or answer_type.is_checked
+        or answer_type.by != "prompt"
+        or response.error is not None
+    ):
         return ""
     return "Only that the answer is JSON was checked. A class, such as a pydantic model, checks its fields."
 
@@ -184,7 +189,8 @@ def footer(
     if stop and reply.finish_reason == "stop":
         parts.append(f"stop {' '.join(map(_json, stop))}")
     if reply.retry:
-        parts.append(f"asked twice ({shortened(reply.retry, _PROBLEM_CHARACTERS).rstrip('.')})")
+        problem = shortened(reply.retry, _PROBLEM_CHARACTERS).rstrip(".")
+        parts.append(f"second try (invalid at first: {problem})")
     label = ending(reply, limit)
     return " · ".join([*parts, *([label] if label else [])])
 
@@ -489,16 +495,16 @@ def dry_run_table(dry: DryRun) -> Table:
 
 def _type_rows(dry: DryRun) -> Iterator[list[str]]:
     """Yield the type of the answer and how it is enforced, with what the messages do not describe."""
-    wanted = dry.answer_type
-    if wanted is None:
+    answer_type = dry.answer_type
+    if answer_type is None:
         return
-    how = "asked for in the prompt, and checked" if wanted.by == "prompt" else ""
-    if dry.model is not None and wanted.by == "backend":
+    how = "requested in the prompt, and checked" if answer_type.by == "prompt" else ""
+    if dry.model is not None and answer_type.by == "backend":
         how = f"enforced by {dry.enforced_by}"
-    text = " · ".join(filter(None, [wanted.name.removeprefix("the "), how]))
-    source = wanted.compact_source
+    text = " · ".join(filter(None, [answer_type.name.removeprefix("the "), how]))
+    source = answer_type.compact_source
     is_described = source in dry.messages[-1].content
-    yield [wanted.structure.option, text if is_described else f"{text}\n{source}"]
+    yield [answer_type.structure.option, text if is_described else f"{text}\n{source}"]
 
 
 def _share(tokens: int, context: int) -> str:

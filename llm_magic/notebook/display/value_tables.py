@@ -25,17 +25,17 @@ def value_table(response: Response) -> Table | None:
 
     None where there is nothing to show as a table, such as a label without probabilities.
     """
-    wanted, reply = response.prepared.request.answer_type, response.reply
-    if wanted is None:
+    answer_type, reply = response.prepared.request.answer_type, response.reply
+    if answer_type is None:
         return None
-    if wanted.structure.kind == "choice":
+    if answer_type.structure.kind == "choice":
         return _probabilities(reply.probabilities) if reply is not None else None
-    if wanted.structure.kind != "json_schema" or len(response.text) > _MAX_TEXT:
+    if answer_type.structure.kind != "json_schema" or len(response.text) > _MAX_TEXT:
         return None
     if reply is not None and response.error is not None:
         return None
     plain = _parsed(response.text, is_whole=reply is not None)
-    if isinstance(plain, dict) and plain.keys() == {"answer"} and wanted.fields != ("answer",):
+    if isinstance(plain, dict) and plain.keys() == {"answer"} and answer_type.fields != ("answer",):
         # A server whose answers have to be objects.
         plain = plain["answer"]
     return None if plain is None else _table(plain)

@@ -217,11 +217,11 @@ def _of_reply(reply: Reply | None, mapped: Mapped) -> object:
 
 def check_column(output: Output | None, run: MapRun) -> None:
     """Raise `OptionError` if each value has several fields, and the answers are to be one column."""
-    wanted = run.mapped.answer_type
-    if output is None or output.column is None or wanted is None or not wanted.fields:
+    answer_type = run.mapped.answer_type
+    if output is None or output.column is None or answer_type is None or not answer_type.fields:
         return
     raise OptionError(
-        f"-o {output}: {wanted.name} has the fields {', '.join(wanted.fields[:5])}, and this is one column."
+        f"-o {output}: {answer_type.name} has the fields {', '.join(answer_type.fields[:5])}, and this is one column."
         " Write -o NAME for a new table with a column for each field."
     )
 

@@ -204,8 +204,8 @@ class Mapped(Sequence[Reply | None]):
         return self._positions("missing")
 
     @property
-    def asked_again(self) -> int:
-        """How many rows were asked again, because their first answer was invalid."""
+    def second_tries(self) -> int:
+        """How many rows have a second answer, because the first one was invalid."""
         return sum(1 for one in self._outcomes if one is not None and one.retry)
 
     @property

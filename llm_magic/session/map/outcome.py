@@ -32,7 +32,7 @@ class Outcome:
         messages: What was sent, of a row that failed: it can be sent again.
         key: The key of a row that failed.
         probabilities: The labels of a choice with their probabilities, if they are known.
-        retry: What was wrong with the first answer, if it was asked again.
+        retry: What was wrong with the first answer, if this is the second one.
     """
 
     text: str = ""
@@ -55,13 +55,15 @@ class Outcome:
             return "missing"
         return "done" if self.finish_reason == "stop" else "cut"
 
-    def value(self, wanted: AnswerType | None) -> Any:
+    def value(self, answer_type: AnswerType | None) -> Any:
         """Return the value of a typed answer; None if there is none."""
-        if wanted is None or self.finish_reason is None or self.error:
+        if answer_type is None or self.finish_reason is None or self.error:
             return None
-        return wanted.checked(self.text, self.finish_reason)[0]
+        return answer_type.checked(self.text, self.finish_reason)[0]
 
-    def reply(self, model: str, backend: str, wanted: AnswerType | None = None) -> Reply | None:
+    def reply(
+        self, model: str, backend: str, answer_type: AnswerType | None = None
+    ) -> Reply | None:
         """Return the answer as a reply of a model, with its value; None if there is none."""
         if self.finish_reason is None or self.error:
             return None
@@ -75,14 +77,14 @@ class Outcome:
             messages=(),
             reasoning=self.reasoning,
             probabilities=dict(self.probabilities),
-            value=self.value(wanted),
+            value=self.value(answer_type),
             retry=self.retry,
         )
 
-    def without_value(self, wanted: AnswerType, problem: InvalidValue) -> InvalidReply | None:
+    def without_value(self, answer_type: AnswerType, problem: InvalidValue) -> InvalidReply | None:
         """Return the error of an answer without a value of its type."""
         reply = self.reply("", "")
-        return None if reply is None else wanted.error(reply, problem)
+        return None if reply is None else answer_type.error(reply, problem)
 
 
 # The outcome of every row with a missing value: it is not sent.

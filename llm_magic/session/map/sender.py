@@ -184,10 +184,10 @@ class Sender:
 
     def _known(self, key: bytes) -> Outcome | None:
         """Return the outcome of an earlier row that still has a value of the type."""
-        known, wanted = self._finished.get(key), self._prepared.request.answer_type
-        if known is None or wanted is None or known.error or known.finish_reason is None:
+        known, answer_type = self._finished.get(key), self._prepared.request.answer_type
+        if known is None or answer_type is None or known.error or known.finish_reason is None:
             return known
-        _, problem = wanted.checked(known.text, known.finish_reason)
+        _, problem = answer_type.checked(known.text, known.finish_reason)
         return known if problem is None else None
 
     async def _answer(self, row: PreparedRow) -> Outcome | None:
@@ -218,11 +218,11 @@ class Sender:
 
     def _checked(self, row: PreparedRow, outcome: Outcome) -> Outcome:
         """Return an outcome, with an error if its answer has no value of the type."""
-        wanted, finish_reason = self._prepared.request.answer_type, outcome.finish_reason
-        if wanted is None or finish_reason is None:
+        answer_type, finish_reason = self._prepared.request.answer_type, outcome.finish_reason
+        if answer_type is None or finish_reason is None:
             return outcome
-        _, problem = wanted.checked(outcome.text, finish_reason)
-        error = outcome.without_value(wanted, problem) if problem is not None else None
+        _, problem = answer_type.checked(outcome.text, finish_reason)
+        error = outcome.without_value(answer_type, problem) if problem is not None else None
         if error is None:
             return outcome
         if self.stops_at_error:
@@ -269,12 +269,12 @@ class Sender:
 
     def _stream(self, row: PreparedRow) -> AsyncGenerator[Chunk, None]:
         """Return the chunks of a row; an answer that its prompt asks a type for may be asked again."""
-        wanted, chunks = self._prepared.request.answer_type, self._sent(row.messages)
-        if wanted is None or wanted.by == "backend":
+        answer_type, chunks = self._prepared.request.answer_type, self._sent(row.messages)
+        if answer_type is None or answer_type.by == "backend":
             return chunks
-        from llm_magic.session.asking_again import asked_again
+        from llm_magic.session.second_try import with_second_try
 
-        return asked_again(chunks, wanted, lambda more: self._sent((*row.messages, *more)))
+        return with_second_try(chunks, answer_type, lambda more: self._sent((*row.messages, *more)))
 
     def _sent(self, messages: tuple[Message, ...]) -> AsyncGenerator[Chunk, None]:
         """Return the chunks of an answer, from a worker process or from the backend."""

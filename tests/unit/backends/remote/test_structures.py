@@ -356,7 +356,7 @@ def test_answer_that_is_no_label_and_no_match_is_an_error(
         ({"grammar": "start: /a+/\n"}, "aa"),
     ],
 )
-def test_cut_answer_is_an_error_that_says_so(
+def test_cut_answer_is_an_error_with_the_reason(
     server: FaultServer, options: dict[str, Any], text: str
 ) -> None:
     answer(server, text, finish="length")
@@ -383,7 +383,7 @@ def test_stream_raises_for_invalid_answer(server: FaultServer) -> None:
 
 
 @pytest.mark.parametrize("backend", ["vllm", "openai"])
-def test_invalid_answer_is_asked_again_once_with_the_problem(
+def test_invalid_answer_gets_one_second_try_with_the_problem(
     server: FaultServer, backend: str
 ) -> None:
     answer(server, "Ada is 12.", ADA)
@@ -428,14 +428,14 @@ def test_usual_wrappings_of_an_answer_are_removed(
     assert (reply.value, reply.retry, len(questions(server))) == (value, "", 1)
 
 
-def test_cut_answer_is_not_asked_again(server: FaultServer) -> None:
+def test_cut_answer_gets_no_second_try(server: FaultServer) -> None:
     answer(server, '{"name": "Ad', finish="length")
     with session_on(server) as session, pytest.raises(InvalidReply, match="not complete"):
         session.generate("Who?", schema=Person, schema_by="prompt")
     assert len(questions(server)) == 1
 
 
-def test_grammar_cannot_be_asked_for_in_the_prompt(server: FaultServer) -> None:
+def test_grammar_cannot_be_described_in_the_prompt(server: FaultServer) -> None:
     with session_on(server) as session, pytest.raises(OptionError, match="cannot check --grammar"):
         session.generate("?", grammar='start: "a"\n', schema_by="prompt")
 

@@ -1,4 +1,4 @@
-"""Typed answers without a constraint: one that is invalid is asked again, once."""
+"""Typed answers without a constraint: after an invalid one, the model gets a second try."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 Again = Callable[[tuple[Message, ...]], AsyncGenerator[Chunk, None]]
 
 
-async def asked_again(
-    first: AsyncGenerator[Chunk, None], wanted: AnswerType, again: Again
+async def with_second_try(
+    first: AsyncGenerator[Chunk, None], answer_type: AnswerType, again: Again
 ) -> AsyncGenerator[Chunk, None]:
     """Yield the chunks of an answer; if it is invalid, those of a second one follow a `Chunk.retry`.
 
-    An answer that was cut is not asked again: the second one would be cut, too.
+    There is no second try after an answer that was cut: the second one would be cut, too.
     """
     text, last = "", Chunk()
     async with contextlib.aclosing(first):
@@ -31,14 +31,14 @@ async def asked_again(
                 last = chunk
                 continue
             yield chunk
-    problem = _problem(wanted, text, last)
+    problem = _problem(answer_type, text, last)
     if not problem:
         yield last
         return
     yield dataclasses.replace(
         last, text="", reasoning="", finish_reason=None, usage=None, retry=problem
     )
-    second = again(_complaint(text, problem, wanted))
+    second = again(_complaint(text, problem, answer_type))
     async with contextlib.aclosing(second):
         async for chunk in second:
             if chunk.finish_reason is not None and chunk.usage is not None:
@@ -46,18 +46,18 @@ async def asked_again(
             yield chunk
 
 
-def _problem(wanted: AnswerType, text: str, last: Chunk) -> str:
+def _problem(answer_type: AnswerType, text: str, last: Chunk) -> str:
     from llm_magic.session.schemas import InvalidValue
 
     try:
-        wanted.value(text, last.finish_reason or "truncated")
+        answer_type.value(text, last.finish_reason or "truncated")
     except InvalidValue as error:
         return "" if error.is_cut else str(error)
     return ""
 
 
-def _complaint(text: str, problem: str, wanted: AnswerType) -> tuple[Message, ...]:
-    question = Message("user", f"This is invalid: {problem} {wanted.instruction}")
+def _complaint(text: str, problem: str, answer_type: AnswerType) -> tuple[Message, ...]:
+    question = Message("user", f"This is invalid: {problem} {answer_type.instruction}")
     # Some servers reject an empty message.
     return (Message("assistant", text), question) if text.strip() else (question,)
 
