@@ -23,7 +23,8 @@ class LabExtension(BuildHookInterface[Any]):
         package = {
             "name": "llm-magic",
             "version": self.metadata.version,
-            "description": "Highlights prompts of llm_magic, and completes outputs after a reload.",
+            "description": "Highlights prompts of llm_magic, completes outputs after a reload, and removes"
+            " password boxes that nothing reads.",
             "license": core.license_expression,
             "jupyterlab": {
                 "extension": True,

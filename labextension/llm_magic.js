@@ -1,7 +1,8 @@
 // What JupyterLab does with `%%llm` cells: it highlights them as Markdown, not as Python. In a page that was
-// loaded again, it continues the outputs that were not complete.
+// loaded again, it continues the outputs that were not complete. It removes password boxes that nothing reads.
 //
-// JupyterLab gives every code cell the language of the kernel, and does not save the ids of displays.
+// JupyterLab gives every code cell the language of the kernel, does not save the ids of displays, and keeps
+// the input box of a cell that was interrupted.
 // This file is a prebuilt extension: a module federation container, written by hand so that nothing has
 // to be built.
 
@@ -113,6 +114,43 @@
     },
   };
 
+  // One that was answered hides, and JupyterLab removes it.
+  function isPasswordBox({ node }) {
+    const { classList } = node;
+    const isOpen = !classList.contains("jp-OutputArea-stdin-hiding");
+    return isOpen && classList.contains("jp-OutputArea-stdin-item") && node.querySelector("input[type=password]");
+  }
+
+  // Remove the password boxes of cells that do not wait for one any more.
+  function removeBoxes(cells) {
+    const areas = cells.map((cell) => cell.outputArea).filter((area) => area && !area.pendingInput);
+    for (const box of areas.flatMap((area) => [...area.widgets]).filter(isPasswordBox)) {
+      const focused = document.activeElement;
+      // JupyterLab sets the focus to its cell.
+      box.dispose();
+      if (focused?.isConnected) {
+        focused.focus();
+      }
+    }
+  }
+
+  const boxes = {
+    id: "llm-magic:password-boxes",
+    description: "Removes the password boxes of cells that were interrupted.",
+    autoStart: true,
+    activate: (app) => {
+      app.docRegistry.addWidgetExtension("Notebook", {
+        createNew: (panel) => {
+          panel.sessionContext.statusChanged.connect((_context, status) => {
+            if (status === "idle" && !panel.isDisposed) {
+              removeBoxes(panel.content.widgets);
+            }
+          });
+        },
+      });
+    },
+  };
+
   const plugin = {
     id: "llm-magic:prompt-cells",
     description: "Highlights %%llm cells as Markdown.",
@@ -149,7 +187,7 @@
     get: async () => {
       codeMirror = await load("@codemirror/language");
       plugin.requires = [(await load("@jupyterlab/codemirror")).IEditorLanguageRegistry];
-      return () => [plugin, outputs];
+      return () => [plugin, outputs, boxes];
     },
   };
 })();

@@ -15,7 +15,7 @@ from llm_magic.config.commands import command, either, option
 from llm_magic.config.env_file import read_env_file
 from llm_magic.config.providers import PROVIDERS, Provider, of_variable
 from llm_magic.config.server_address import parse_setting, parse_url
-from llm_magic.errors import OptionError
+from llm_magic.errors import Interrupted, OptionError
 
 if TYPE_CHECKING:
     from llm_magic.config.server_address import ServerAddress
@@ -100,6 +100,7 @@ class ApiKeys:
 
         Raises:
             OptionError: The key is invalid, belongs to another server, or cannot be prompted for.
+            Interrupted: The user stopped the prompt.
         """
         key = self.find(config, address, settings)
         variable = config.key_env or _required_variable(address, settings)
@@ -115,9 +116,15 @@ class ApiKeys:
             )
         # The file can come with a notebook of another author, and refer to other variables.
         note = "Keys are not read from .env. " if variable in read_env_file() else ""
-        secret = self._prompt(
-            f"{note}Key for {address.origin} ({variable} is not set; Enter without a key cancels): "
-        )
+        retry = f"No key was entered. Run the cell again, or set {variable}."
+        try:
+            secret = self._prompt(
+                f"{note}Key for {address.origin} ({variable} is not set; Enter without a key cancels): "
+            )
+        except KeyboardInterrupt:
+            # Frontends keep the box, except for JupyterLab with the extension of this package.
+            box = " An input box that is still shown is not read." if _is_in_kernel() else ""
+            raise Interrupted(retry + box) from None
         if secret is None:
             in_notebook = (
                 "Set it in the environment that starts Jupyter, or run %llm_load in a cell of JupyterLab."
@@ -128,7 +135,7 @@ class ApiKeys:
                 f" {note}{either(in_notebook, 'Set it in the environment of this program.')}"
             )
         if not secret.strip():
-            raise OptionError(f"No key was entered. Run the cell again, or set {variable}.")
+            raise OptionError(retry)
         self._typed[variable, address.origin] = _validated(secret, "What you entered")
         return self.find(config, address, settings)
 
@@ -232,11 +239,15 @@ def _prompt_user(question: str) -> str | None:
     """Read a secret from the user, without displaying it; returns None if that is not possible."""
     if threading.current_thread() is not threading.main_thread():
         return None
-    # ipykernel replaces getpass; elsewhere only a terminal can hide the input.
-    in_kernel = getpass.getpass.__module__ != "getpass"
-    if not in_kernel and not (sys.stdin and sys.stdin.isatty()):
+    # Outside of a kernel, only a terminal can hide the input.
+    if not _is_in_kernel() and not (sys.stdin and sys.stdin.isatty()):
         return None
     try:
         return getpass.getpass(question)
     except (NotImplementedError, EOFError, OSError):
         return None
+
+
+def _is_in_kernel() -> bool:
+    """Return whether ipykernel has replaced getpass, which then asks the frontend."""
+    return getpass.getpass.__module__ != "getpass"

@@ -552,11 +552,10 @@ class Session:
         return tuple(self._recorder.earlier_turns(chat, key).values())
 
     def _respond(self, request: Request) -> Response:
-        request = self._with_key(request)
         prepared, pending = self._prepare(request), None
         if prepared.context is not None:
             turns = self._recorder.earlier_turns(prepared.context.chat, prepared.context.key)
-            again = dataclasses.replace(request, model=prepared.loaded_model.name)
+            again = dataclasses.replace(prepared.request, model=prepared.loaded_model.name)
             pending = self._pending(again, turns) if turns else None
         return Response(prepared, self._manager, self._loop, self._recorder, pending)
 

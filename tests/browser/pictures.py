@@ -28,14 +28,11 @@ _QUESTIONS = (
     "Write a Python function that returns the square of a number.",
 )
 # What is run before the film and in it.
-_SETUP = (
-    "%load_ext llm_magic\n%llm_load",
-    "%llm_config temperature=0 repetition_penalty=1",
-)
+_SETUP = ("%load_ext llm_magic\n%llm_load",)
 _FILMED = (
-    'topic = "code needs tests"',
-    "%%llm -o reply\nExplain in three short bullet points why {topic}.",
-    "print(reply.finish_reason, reply.usage.completion_tokens)\nreply.text.splitlines()[0]",
+    'task = "checks whether a number is even"',
+    "%%llm -t 0 --repetition-penalty 1 -o reply\nWrite a Python function that {task}.",
+    "print(reply.usage.completion_tokens, reply.finish_reason)\nprint(reply.code)",
 )
 _STILL_S = 0.7
 # No cursor blinks, which would be a new frame each time.

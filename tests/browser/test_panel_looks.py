@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -117,14 +116,23 @@ _FAINT = """box => {
         }
         return [255, 255, 255];
     };
+    const opacity = element => element
+        ? Number(getComputedStyle(element).opacity) * opacity(element.parentElement) : 1;
+    const contrast = (element, part) => {
+        const colour = channels(getComputedStyle(element, part).color), under = behind(element);
+        const share = (colour[3] ?? 1) * opacity(element);
+        const seen = under.map((value, i) => share * colour[i] + (1 - share) * value);
+        const [a, b] = [light(seen), light(under)];
+        return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    };
     const found = [];
     for (const element of box.querySelectorAll('*')) {
         const own = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
-        if (!own || !element.getClientRects().length || element.disabled) continue;
+        const text = element.placeholder?.trim() || (own && element.textContent.trim());
+        if (!text || !element.getClientRects().length || element.disabled) continue;
         if (element.closest('pre, .llm-scroll') || element.matches('option')) continue;
-        const [a, b] = [light(channels(getComputedStyle(element).color)), light(behind(element))];
-        const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-        if (contrast < 4.5) found.push(`${contrast.toFixed(1)}: ${element.textContent.trim().slice(0, 40)}`);
+        const ratio = contrast(element, element.placeholder ? '::placeholder' : undefined);
+        if (ratio < 4.5) found.push(`${ratio.toFixed(1)}: ${text.slice(0, 40)}`);
     }
     return found;
 }"""
@@ -150,22 +158,33 @@ def test_every_control_has_a_name(full: Panel) -> None:
         names
     )
     assert len(set(names)) == len(names), "two controls have the same name"
+    assert tree.count('img "changed"') == panel.at(".llm-changed .llm-mark").count() == 2
+    assert tree.count('- img "') == 2, "a mark of an unchanged setting is read aloud"
 
 
-def test_tab_key_reaches_every_control(full: Panel) -> None:
+# The name of the control that has the focus, and the width of the line around it.
+_FOCUSED = """() => {
+    const element = document.activeElement, style = getComputedStyle(element);
+    if (!element.closest('.llm-panel')) return ['', ''];
+    const name = element.ariaLabel || element.labels?.[0]?.textContent || element.textContent;
+    return [name.trim(), `${style.outlineStyle} ${style.outlineWidth}`];
+}"""
+
+
+def test_tab_key_reaches_every_control_and_shows_where_it_is(full: Panel) -> None:
     panel, lab = full, full.lab
     panel.box.get_by_role("combobox", name="Backend").focus()
-    reached: list[Any] = []
+    reached: list[str] = []
+    unmarked: list[str] = []
     for _ in range(60):
-        reached.append(
-            lab.page.evaluate(
-                "() => { const e = document.activeElement; return e.closest('.llm-panel') &&"
-                " (e.ariaLabel || e.labels?.[0]?.textContent || e.textContent).trim(); }"
-            )
-        )
-        if not reached[-1]:
+        name, outline = lab.page.evaluate(_FOCUSED)
+        reached.append(name)
+        if not name:
             break
+        if outline != "solid 2px":
+            unmarked.append(f"{name}: {outline}")
         lab.page.keyboard.press("Tab")
+    assert unmarked == []
     expected = [
         "Backend",
         "Model",

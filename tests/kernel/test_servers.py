@@ -567,6 +567,14 @@ def test_missing_key_is_prompted_for(k: Kernel, server: FaultServer) -> None:
     )  # fmt: skip
     cell = k.send(f"%llm_load tiny {where}", asks=True)
     k.client.get_stdin_msg(timeout=10)
+    k.interrupt()
+    stopped = k.wait(cell)
+    assert (stopped.ename, stopped.error, len(stopped.traceback)) == (
+        "Interrupted", "No key was entered. Run the cell again, or set NOT_SET_ANYWHERE."
+        " An input box that is still shown is not read.", 1,
+    )  # fmt: skip
+    cell = k.send(f"%llm_load tiny {where}", asks=True)
+    k.client.get_stdin_msg(timeout=10)
     k.client.input(KEY)
     ran = k.wait(cell)
     assert ran.status == "ok"

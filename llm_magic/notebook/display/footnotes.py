@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from llm_magic.notebook.display.highlight import escape_text
+from llm_magic.notebook.display.tables import escape_text
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt

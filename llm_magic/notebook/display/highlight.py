@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache, lru_cache
-from html import escape
 from itertools import groupby
 from time import monotonic
+
+from llm_magic.notebook.display.tables import escape_text
 
 # Pygments' lexers slow down quadratically on input made for it, so besides the size there is a
 # time limit, for one block and for all blocks of a text; the code after that gets no colors.
@@ -72,11 +73,6 @@ def _colored(code: str, language: str) -> Iterator[tuple[str, str]]:
 def _span(style: str, text: str) -> str:
     html = escape_text(text)
     return f'<span style="{style}">{html}</span>' if style else html
-
-
-def escape_text(text: str) -> str:
-    """Return text as HTML, for the inside of an element."""
-    return escape(text, quote=False)
 
 
 @cache

@@ -72,8 +72,7 @@ class LiveArea:
         """
         bundle = mime_bundle(plain, page)
         if (bundle, more) != (self._bundle, self._is_open):
-            self._is_open = more
-            self._draw(lambda: bundle)
+            self.draw(lambda: bundle, more=more)
 
     def send_again(self) -> None:
         """Send what is displayed once more, from the cell that runs now."""
@@ -84,13 +83,12 @@ class LiveArea:
         if self.is_shown:
             self.show("", "")
 
-    def draw(self, make: Callable[[], dict[str, str]]) -> None:
-        """Display the bundle of `make`, which is not the end."""
-        self._is_open = True
-        self._draw(make)
+    def draw(self, make: Callable[[], dict[str, str]], *, more: bool = True) -> None:
+        """Display the bundle of `make`; the next update waits in proportion to the cost of this one.
 
-    def _draw(self, make: Callable[[], dict[str, str]]) -> None:
-        """Display the bundle of `make`; the next update waits in proportion to the cost of this one."""
+        `more` follows where this is not the end.
+        """
+        self._is_open = more
         began, cpu = time.monotonic(), time.thread_time()
         bundle = self._bundle = make()
         options = {"display_id": self.display_id, "update": self.is_shown} if self.live else {}

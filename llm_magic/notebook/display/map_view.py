@@ -42,6 +42,7 @@ _COLUMNS, _ERRORS, _LABELS = 4, 5, 5
 _CELL, _ANSWER, _ERROR = 40, 120, 300  # characters
 _PENDING = "…"
 _PARAGRAPH = "margin-top: 0.6em;"
+_BAR = "margin-bottom: 0.4em;"
 MISSING = "not sent: a value is missing"
 
 
@@ -78,7 +79,9 @@ class MapView:
         tables = [self._table(latest)] if latest else []
         sent = progress.total - progress.missing if progress.total else 0
         share = progress.done / sent if sent else None
-        page = progress_html(text, share) + "".join(table._repr_html_() for table in tables)
+        # Lines are broken between the counts.
+        whole = " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in text.split(" · "))
+        page = progress_html(whole, share, _BAR) + "".join(table._repr_html_() for table in tables)
         lines = [text, *map(repr, tables), self._state]
         self._area.show("\n".join(lines), page + muted(self._state), more=True)
 

@@ -26,8 +26,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from llm_magic.notebook.display import footnotes, links, text_direction
-from llm_magic.notebook.display.highlight import TEXT_SECONDS, escape_text, highlight
-from llm_magic.notebook.display.tables import MATH, NO_MATH, one_block
+from llm_magic.notebook.display.highlight import TEXT_SECONDS, highlight
+from llm_magic.notebook.display.tables import MATH, NO_MATH, escape_text, one_block
 from llm_magic.text import replace_surrogates
 from llm_magic.text.code_blocks import TooMuchWork, count_line, fence_language, is_closed, spend
 

@@ -30,7 +30,8 @@ _LEAST = 24  # characters to which a wide column is narrowed at most
 _SHORT_CELL = f"{_CELL} white-space: nowrap;"
 # JupyterLab removes the second family from the outputs of a notebook that it does not trust yet.
 _CODE = f"{_CELL} font-family: monospace; font-family: var(--jp-code-font-family, monospace);"
-_LABEL = f"{_CODE} white-space: nowrap; opacity: 0.7;"
+# As narrow as its text, beside lines that scroll.
+_LABEL = f"{_CODE} white-space: nowrap; width: 1%; opacity: 0.7;"
 _CONTENT = f"{_CODE} overflow-wrap: anywhere;"
 # JupyterLab lays out tables with columns of equal widths.
 _AUTO = "table-layout: auto;"
@@ -122,6 +123,11 @@ def one_block(page: str) -> str:
     Markdown, with the images of a model's text.
     """
     return _BLANK_LINE.sub("&#10;", page)
+
+
+def escape_text(text: str) -> str:
+    """Return text as HTML, for the inside of an element."""
+    return html.escape(text, quote=False)
 
 
 def escaped(text: str) -> str:

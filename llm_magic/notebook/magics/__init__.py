@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from llm_magic.config.commands import use_magics
-from llm_magic.errors import OptionError, did_you_mean
+from llm_magic.errors import OptionError
 from llm_magic.notebook import cell_interrupts
 from llm_magic.notebook.arguments import matcher
 from llm_magic.notebook.frontend import running_cell, serve_outputs, stop_serving_outputs
 from llm_magic.notebook.magics.ask import LLMMagics
-from llm_magic.notebook.magics.base import SessionMagics, missing_magic
+from llm_magic.notebook.magics.base import SessionMagics
 from llm_magic.notebook.magics.chats import ChatMagics
 from llm_magic.notebook.magics.doctor import DoctorMagics
-from llm_magic.notebook.magics.help import SIMILAR, HelpMagics, similar_magic
+from llm_magic.notebook.magics.help import HelpMagics
 from llm_magic.notebook.magics.jobs import JobMagics
 from llm_magic.notebook.magics.models import ModelMagics
 from llm_magic.notebook.magics.panel import PanelMagics
@@ -26,7 +25,7 @@ from llm_magic.notebook.magics.panel import PanelMagics
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
+    from IPython.core.interactiveshell import InteractiveShell
 
     from llm_magic.session import Session
 
@@ -67,25 +66,6 @@ _accept_no_body.has_side_effects = True  # type: ignore[attr-defined]
 _TRANSFORMERS = (_ask_not_help, _accept_no_body)
 
 
-def _suggest_magic(result: ExecutionResult) -> None:
-    """Write how to correct the cell, below the error of IPython about a magic that does not exist."""
-    found = missing_magic(result.error_in_exec)
-    if found is None or not found.string.endswith(" not found."):
-        # Otherwise IPython has a suggestion.
-        return
-    name, prefix = found["name"], found["prefix"]
-    if prefix == "%%" and name == "llm":
-        advice = (
-            "%%llm must be the first line of the cell: write nothing above it, not even a comment."
-        )
-    elif prefix == "%%":
-        advice = did_you_mean(name, ("llm",), prefix=prefix, similar=SIMILAR).strip()
-    else:
-        advice = similar_magic(name)
-    if advice:
-        sys.stderr.write(f"{advice}\n")
-
-
 def register(shell: InteractiveShell, session: Session) -> None:
     """Register magics, completion and the display of replies; close the session at exit.
 
@@ -107,7 +87,6 @@ def register(shell: InteractiveShell, session: Session) -> None:
             magics.take_panel(before)
     matcher.register(shell, session)
     shell.input_transformers_cleanup.extend(_TRANSFORMERS)
-    shell.events.register("post_run_cell", _suggest_magic)
     cell_interrupts.start(shell, session)
     for mime_type, kind, show in _DISPLAYED:
         _formatter(shell, mime_type).for_type_by_name(*kind, show)
@@ -127,7 +106,6 @@ def unregister(shell: InteractiveShell, *, keep: Session | None = None) -> Seque
     if _ask_not_help in shell.input_transformers_cleanup:
         for transformer in _TRANSFORMERS:
             shell.input_transformers_cleanup.remove(transformer)
-        shell.events.unregister("post_run_cell", _suggest_magic)
     registered = [m for m in shell.configurables if isinstance(m, SessionMagics)]
     for magics in registered:
         shell.configurables.remove(magics)

@@ -12,8 +12,9 @@ import numbers
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from IPython.core.error import UsageError
 from IPython.core.magic import magics_class
 
 from llm_magic.errors import (
@@ -25,7 +26,8 @@ from llm_magic.errors import (
     shown_error,
 )
 from llm_magic.notebook.frontend import running_cell
-from llm_magic.notebook.magics.base import SessionMagics, line_cell_magic, missing_magic
+from llm_magic.notebook.magics.base import SessionMagics, line_cell_magic
+from llm_magic.notebook.magics.help import missing_magic, suggest_magic
 from llm_magic.notebook.magics.traitlets_config import declare
 from llm_magic.session.response import Response
 
@@ -394,12 +396,16 @@ class LLMMagics(SessionMagics):
         self.session.resume_threads()
 
     def after_cell(self, result: ExecutionResult) -> None:
-        """Update the footers of turns that became stale, or above turns that have run again."""
+        """Update the footers of turns that became stale, or above turns that have run again.
+
+        Where the cell called a magic that does not exist, suggest one.
+        """
         before, self._last_error = self._last_error, None
-        if missing_magic(result.error_in_exec):
+        error = result.error_in_exec
+        if isinstance(error, UsageError) and (missing := missing_magic(error)):
             # %llm_explain explains the exception before it.
-            error: Any = result.error_in_exec
-            error.explaining = before
+            cast(Any, error).explaining = before
+            suggest_magic(missing)
         self._note_background_turns()
         for key, (view, context) in list(self._turns.items()):
             now = self.session.chats.updated(context)

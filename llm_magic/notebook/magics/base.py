@@ -6,13 +6,11 @@ import collections
 import functools
 import inspect
 import math
-import re
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from IPython.core.display_functions import display
-from IPython.core.error import UsageError
 from IPython.core.magic import Magics, no_var_expand
 from IPython.core.magic import line_cell_magic as _line_cell_magic
 from IPython.core.magic import line_magic as _line_magic
@@ -31,13 +29,7 @@ if TYPE_CHECKING:
     from llm_magic.session.jobs import Running
 
 F = TypeVar("F", bound=Callable[..., Any])
-_NO_MAGIC = re.compile(r"`(?P<prefix>%%?)(?P<name>\w*lm\w*)` not found", re.IGNORECASE)
 _MAX_AREAS = 30  # that a page which is loaded again can ask for
-
-
-def missing_magic(error: BaseException | None) -> re.Match[str] | None:
-    """Return the prefix and the name in IPython's error about a magic like ours that does not exist."""
-    return _NO_MAGIC.search(str(error)) if isinstance(error, UsageError) else None
 
 
 def _magic(function: F) -> F:

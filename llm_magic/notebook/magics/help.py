@@ -1,7 +1,9 @@
-"""``%llm_help``: list the magics."""
+"""``%llm_help``: list the magics; suggest one for a name that does not exist."""
 
 from __future__ import annotations
 
+import re
+import sys
 from typing import TYPE_CHECKING
 
 from IPython.core.display_functions import display
@@ -11,11 +13,13 @@ from llm_magic.errors import OptionError, did_you_mean
 from llm_magic.notebook.magics.base import SessionMagics, line_magic
 
 if TYPE_CHECKING:
+    from IPython.core.error import UsageError
+
     from llm_magic.notebook.display.tables import Table
 
 
 # In names as short as llm, two swapped or doubled letters are a third of the name: %%lmm.
-SIMILAR = 0.65
+_SIMILAR = 0.65
 # What else people call a magic, or one with an option.
 _OTHER_NAMES = {
     "llm": ("ask", "complete", "generate", "prompt", "query", "run", "stream"),
@@ -40,6 +44,30 @@ _OTHER_NAMES = {
     "llm_use": ("select", "switch"),
 }
 _OURS = {other: ours for ours, others in _OTHER_NAMES.items() for other in others}
+_NO_MAGIC = re.compile(r"`(?P<prefix>%%?)(?P<name>\w*lm\w*)` not found", re.IGNORECASE)
+
+
+def missing_magic(error: UsageError) -> re.Match[str] | None:
+    """Return the prefix and the name in IPython's error about a magic like ours that does not exist."""
+    return _NO_MAGIC.search(str(error))
+
+
+def suggest_magic(missing: re.Match[str]) -> None:
+    """Write how to correct the cell, below the error of IPython about a magic that does not exist."""
+    if not missing.string.endswith(" not found."):
+        # IPython has a suggestion.
+        return
+    name, prefix = missing["name"], missing["prefix"]
+    if prefix == "%%" and name == "llm":
+        advice = (
+            "%%llm must be the first line of the cell: write nothing above it, not even a comment."
+        )
+    elif prefix == "%%":
+        advice = did_you_mean(name, ("llm",), prefix=prefix, similar=_SIMILAR).strip()
+    else:
+        advice = similar_magic(name)
+    if advice:
+        sys.stderr.write(f"{advice}\n")
 
 
 def similar_magic(name: str) -> str:
@@ -50,11 +78,11 @@ def similar_magic(name: str) -> str:
     if short in _OURS:
         return f'Did you mean "%{_OURS[short]}"?'
     if not name.startswith("llm_"):
-        found = did_you_mean(name, MAGICS, count=1, prefix="%", similar=SIMILAR)
+        found = did_you_mean(name, MAGICS, count=1, prefix="%", similar=_SIMILAR)
     else:
         # Compared without the start, which all names share.
         known = [one.removeprefix("llm_") for one in MAGICS if one != "llm"]
-        found = did_you_mean(short, known, count=1, prefix="%llm_", similar=SIMILAR)
+        found = did_you_mean(short, known, count=1, prefix="%llm_", similar=_SIMILAR)
     return found.strip()
 
 

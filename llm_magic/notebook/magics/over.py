@@ -221,8 +221,8 @@ def check_column(output: Output | None, run: MapRun) -> None:
     if output is None or output.column is None or answer_type is None or not answer_type.fields:
         return
     raise OptionError(
-        f"-o {output}: {answer_type.name} has the fields {', '.join(answer_type.fields[:5])}, and this is one column."
-        " Write -o NAME for a new table with a column for each field."
+        f"-o {output}: {answer_type.name} has the fields {', '.join(answer_type.fields[:5])}, and this is one"
+        " column. Write -o NAME for a new table with a column for each field."
     )
 
 

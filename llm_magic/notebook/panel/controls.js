@@ -54,7 +54,9 @@ function number({ model, el }) {
   if (model.get("bounded")) field.max = model.get("maximum");
   const none = element("input", { type: "checkbox", ariaLabel: `${label}: ${model.get("none_label")}` });
   const name = element("span", { className: "llm-name" }, label);
-  const mark = element("span", { className: "llm-mark", role: "img", title: "changed in this session" });
+  const mark = element("span", {
+    className: "llm-mark", role: "img", ariaLabel: "changed", title: "changed in this session",
+  }, "●");
   const left = element("label", { className: "llm-none" }, none, model.get("none_label"));
   const complaint = element("div", { className: "llm-wrong", role: "alert" });
   el.classList.add("llm-number");
@@ -101,8 +103,7 @@ function number({ model, el }) {
       field.value = value;
     }
     widen();
-    mark.textContent = model.get("changed") ? "●" : "";
-    mark.ariaLabel = model.get("changed") ? "changed" : "";
+    mark.hidden = !model.get("changed");
     el.classList.toggle("llm-changed", model.get("changed"));
   }
 }

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # The compiled grammars that are kept: the rows of a map have the same one.
 _MAX_COMPILED = 16
+# The tokens that an answer may have to start with.
+_MAX_FORCED = 8192
 _BLANKS = r"WS: /[ \n]{1,4}/"
 
 
@@ -125,6 +127,10 @@ class Grammars:
         matcher = LLMatcher(self._tokens(), text, log_level=0, limits=grammar.limits())
         if matcher.is_error():
             raise grammar.error(structure, matcher.get_error())
+        start = matcher.deep_copy()
+        if len(start.compute_ff_tokens()) > _MAX_FORCED or start.is_error():
+            endless = "it starts with an endless text: an object requires itself"
+            raise grammar.error(structure, endless)
         return matcher
 
     def _tokens(self) -> LLTokenizer:

@@ -268,6 +268,7 @@ class StaticStep:
         self._position = torch.zeros((1, 1), dtype=torch.long, device=self._device)
         self._ids = torch.zeros((1, length), dtype=torch.long, device=self._device)
         self._logits = torch.zeros((1, 0), device=self._device)
+        self._excluded = torch.zeros((1, 0), dtype=torch.bool, device=self._device)
         self._read: _Replay | None = None
         self._sample: _Replay | None = None
         self._sampling_key: object = None
@@ -323,7 +324,7 @@ class StaticStep:
             return
         self._sampling_key = key
         ids, token = self._ids.clone(), self._token.clone()
-        self._excluded = torch.zeros_like(self._logits, dtype=torch.bool)
+        self._allocate_mask()
 
         def sample() -> None:
             scores: Any = self._logits.clone()
@@ -349,7 +350,13 @@ class StaticStep:
 
     def exclude(self, tokens: torch.Tensor) -> None:
         """Let the next choice be another token than those of a mask (vocabulary,)."""
+        self._allocate_mask()
         self._excluded.copy_(tokens[None], non_blocking=True)
+
+    def _allocate_mask(self) -> None:
+        """Allocate the mask, once the first forward pass has shown its size: graphs refer to it."""
+        if self._excluded.shape != self._logits.shape:
+            self._excluded = torch.zeros_like(self._logits, dtype=torch.bool)
 
     def __call__(self) -> torch.Tensor:
         """Read the last token and sample the next one; returns a copy of it, of shape (1, 1)."""

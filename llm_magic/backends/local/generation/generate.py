@@ -149,7 +149,8 @@ class DecodingLoop:
         has_mask = compat.attention(loaded.model) in _MASKED_ATTENTION
         if not (self._is_plain and has_mask and longest <= loaded.traits.shortest_window):
             return None
-        self._resume()
+        # In a row with others, such as those of a map, rounding may differ, as in a batch.
+        self._resume(anywhere=self._job.worker.has_next(self._job.group))
         chunk_size = loaded.prefill_chunk_size
         while runner.length - runner.cached_length > chunk_size.tokens:
             runner.prefill_chunk(chunk_size, self._job.cancel)
@@ -159,10 +160,11 @@ class DecodingLoop:
         self._store_prefix()
         return logits
 
-    def _resume(self) -> None:
-        """Start from the longest cached prefix of the prompt."""
+    def _resume(self, *, anywhere: bool = False) -> None:
+        """Start from the longest cached prefix of the prompt; see `PrefixCache` for where it may end."""
         runner, prefixes = self._runner, self._loaded.prefix_cache
-        hit = prefixes.lookup(runner.ids[0].cpu()) if self._is_reusable else None
+        find = prefixes.beginning if anywhere else prefixes.lookup
+        hit = find(runner.ids[0].cpu()) if self._is_reusable else None
         if hit is not None:
             runner.resume(hit)
         self._sequence.cached_tokens = runner.cached_length

@@ -126,6 +126,8 @@ class ModelRunner:
         self.boundaries.append(start)
         self.cached_length = end
         self.crop(self.length)
+        compat.stop_recording(self.cache)
+        self._is_recording = False
         return logits[0], list(logits[1:].split(lengths))
 
     def replace(self, tokens: Sequence[int]) -> None:
