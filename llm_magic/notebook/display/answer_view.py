@@ -239,12 +239,8 @@ def _whole(
             text = replace_surrogates(_indented(reply.json()) or text)
             if show_footer and (outside := around_json(reply)):
                 lines = [outside_json_line(outside)]
-<<<<<<< HEAD
     if form == "value" and (table := value_table(response)) is not None:
         text = repr(table)
-    below = ending(reply)
-=======
->>>>>>> typed
     if show_footer:
         about = prepared.session_system, context or prepared.context, prepared.config.stop
         below = footer(reply, response.info, *about)
