@@ -117,6 +117,10 @@ def _strict(schema: dict[str, Any]) -> dict[str, Any]:
             "additionalProperties": False,
             "required": list(schema["properties"]),
         }
+    if "oneOf" in schema:
+        # Of several classes, each with a constant field that names it.
+        schema["anyOf"] = schema.pop("oneOf")
+        schema.pop("discriminator", None)
     # A default would allow to omit the field. Beside a reference nothing else may stand.
     schema.pop("default", None)
     if "$ref" in schema and len(schema) > 1:

@@ -252,6 +252,27 @@ def test_reply_with_value_is_pickled(k: Kernel) -> None:
     )  # fmt: skip
 
 
+def test_job_has_the_value(k: Kernel) -> None:
+    k.ok("will(ADA)")
+    ran = k.ok("%%llm --bg --schema Person -o job\nWho?")
+    assert k.value("job.result(10).value.age") == 36
+    k.ok("%llm_wait")
+    k.receive()
+    assert [line.split() for line in ran.text.splitlines()[:2]] == [
+        ["name", "Ada"], ["age", "36"],
+    ]  # fmt: skip
+    k.ok("will('no')")
+    k.ok("%%llm --bg --schema Person -o job\nWho?")
+    ran = k.run("job.result(10)")
+    assert (ran.ename, "does not fit Person" in ran.error) == ("InvalidReply", True)
+
+
+def test_text_of_a_pattern_streams_to_stdout(k: Kernel) -> None:
+    k.ok("will('12', '-ab')")
+    ran = k.ok(r"%%llm --plain --quiet --regex \d+-\w+" + "\nWhich?")
+    assert ran.text == "12-ab\n"
+
+
 def test_stopped_answer_leaves_the_variable(k: Kernel) -> None:
     k.ok("out = 'before'\ngo = Hang()")
     k.ok("""will('{"name": "Ada"', go)""")

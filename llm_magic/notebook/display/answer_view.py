@@ -296,8 +296,10 @@ def view(
 
 def form_of(response: Response, values: Mapping[str, Any]) -> str:
     """Return the form in which an answer is shown: that of ``-f``, or the one of its type."""
-    default = "markdown" if response.prepared.request.answer_type is None else "value"
-    return values["format"] or default
+    answer_type = response.prepared.request.answer_type
+    if answer_type is None:
+        return values["format"] or "markdown"
+    return "text" if answer_type.structure.kind in {"regex", "grammar"} else "value"
 
 
 def show_notes(shell: InteractiveShell, notes: Iterable[str], *, plain: bool = False) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from llm_magic.config.providers import PROVIDERS
 from llm_magic.errors import InvalidReply, OptionError, RequestFailed
@@ -140,6 +141,30 @@ def test_server_gets_structure_and_reply_gets_value(
     assert (reply.value, type(reply.value)) == (value, type(value))
     assert reply.text == text
     assert fields.items() <= questions(server)[-1].json.items()
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"]
+    lives: int
+
+
+class Owner(BaseModel):
+    kind: Literal["owner"]
+    cat: Cat = Field(description="the oldest one")
+
+
+class Found(BaseModel):
+    what: Annotated[Cat | Owner, Field(discriminator="kind")]
+
+
+def test_strict_schema_has_no_keyword_that_openai_rejects(server: FaultServer) -> None:
+    answer(server, '{"what": {"kind": "owner", "cat": {"kind": "cat", "lives": 9}}}')
+    with session_on(server, "openai") as session:
+        reply = session.generate("Who?", schema=Found)
+    assert reply.value.what.cat.lives == 9
+    text = json.dumps(questions(server)[-1].json["response_format"])
+    assert not {"oneOf", "discriminator", "default", "allOf"} & set(re.findall(r"\w+", text))
+    assert '{"anyOf": [{"$ref": "#/$defs/Cat"}], "description": "the oldest one"}' in text
 
 
 @pytest.mark.parametrize(
