@@ -693,22 +693,7 @@ class Response:
                 self.add(chunk, by_reader=self.is_read)
             self._is_cancelled = reason == "cancelled"
             value, problem = (None, None) if error is not None else self._value()
-            self.reply = Reply(
-                self.text,
-                model=self.model,
-                backend=self.prepared.loaded_model.config.backend,
-                # A stream that reported no reason was cut.
-                finish_reason=self._parts.finish_reason or reason or "truncated",
-                usage=self.usage,
-                timing=self.timing,
-                messages=self.prepared.sent,
-                reasoning=self.reasoning.strip(),
-                dropped_turns=self.prepared.dropped,
-                context_full=self._is_context_full,
-                probabilities=dict(self._parts.probabilities),
-                value=value,
-                retry=self.retry,
-            )
+            self.reply = self._made_reply(reason, value)
             if error is None and not self._is_cancelled:
                 error = self._form_error(self.reply, problem)
             self.error = error
@@ -724,6 +709,25 @@ class Response:
                 self._recorder.record(self, self.reply, cancelled=self._is_cancelled)
             self.finished_at, self.done = time.perf_counter(), True
         self._recorder.end(self)
+
+    def _made_reply(self, reason: FinishReason | None, value: object) -> Reply:
+        """Return the reply with the value of its type; `reason` is why it ended if the backend has none."""
+        return Reply(
+            self.text,
+            model=self.model,
+            backend=self.prepared.loaded_model.config.backend,
+            # A stream that reported no reason was cut.
+            finish_reason=self._parts.finish_reason or reason or "truncated",
+            usage=self.usage,
+            timing=self.timing,
+            messages=self.prepared.sent,
+            reasoning=self.reasoning.strip(),
+            dropped_turns=self.prepared.dropped,
+            context_full=self._is_context_full,
+            probabilities=dict(self._parts.probabilities),
+            value=value,
+            retry=self.retry,
+        )
 
     @property
     def _is_context_full(self) -> bool:

@@ -319,11 +319,11 @@ def _labelled(named: Any) -> dict[str, Any]:
         if not label or "\n" in label:
             raise OptionError(f"{label!r} is no label.")
         if label in values:
-            raise OptionError(f"The label {visible_line(label)} is there twice.")
+            raise OptionError(f"The label {visible_line(label)} is named twice.")
         values[label] = label if isinstance(named, str) else member
         if len(values) > _MOST_LABELS:
             raise OptionError(
-                f"There are more than {_MOST_LABELS:,} labels. Remove duplicates, such as with set(…).",
+                f"There are more than {_MOST_LABELS:,} labels, the most that are sent."
             )
     return values
 

@@ -174,7 +174,7 @@ def test_dry_run_shows_the_schema_and_how_it_is_enforced(k: Kernel) -> None:
         ("--schema will", "A function is no type. Use a class"),
         ("--choice red", "--choice red: red is not defined."),
         ("--choice red,", "'' is no label."),
-        ("--choice red,red", "The label red is there twice."),
+        ("--choice red,red", "The label red is named twice."),
         ("--choice schema", "The labels are no text, list, Literal or Enum"),
         ("--regex (", "The pattern is invalid: missing ), unterminated subpattern"),
         ("--grammar missing.lark", "missing.lark cannot be read"),

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import re
 from abc import abstractmethod
 from collections.abc import (
     AsyncGenerator,
@@ -36,7 +35,7 @@ from llm_magic.backends.remote.limits import ANSWER_S, FIRST_FACTOR
 from llm_magic.backends.remote.retry import Retries, is_overload
 from llm_magic.backends.remote.server_errors import one_line
 from llm_magic.backends.remote.stream_decoders import MalformedStream, join_surrogates
-from llm_magic.backends.remote.structures import Fields, response_format
+from llm_magic.backends.remote.structures import Fields, advise, response_format
 from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.commands import command, option
 from llm_magic.config.option_spec import specs
@@ -101,11 +100,6 @@ SPELLINGS: Mapping[str, str] = MappingProxyType(
         "repeat_penalty": "repetition_penalty",
     }
 )
-
-
-# The fields of structures, and words of servers about them.
-_STRUCTURE_FIELDS = frozenset({"response_format", "structured_outputs", "grammar", "format"})
-_NAMES_STRUCTURE = re.compile(r"response_format|structured.?outputs?|schema|grammar|regex", re.I)
 
 
 @dataclass(slots=True)
@@ -313,7 +307,7 @@ class RemoteBackend(Backend):
             except (ServerError, MalformedStream) as caught:
                 remote.failure = _failure(caught)
                 error = self._translated(remote, caught, has_text)
-                _advise_structure(error, config.structure)
+                advise(error, config.structure)
             if not has_text and self._adapt(remote, error, config):
                 continue
             wait = None if has_text else retries.next_delay(error)
@@ -458,14 +452,6 @@ class RemoteBackend(Backend):
         prompt, context = error.lengths
         model = f"{name} on {remote.server.address.host_port}"
         return PromptTooLong.measured(model, prompt, context, hint)
-
-
-def _advise_structure(error: LLMMagicError, structure: Structure | None) -> None:
-    """Add what to do if a server rejects the fields of a structure."""
-    if structure is None or not isinstance(error, RequestFailed) or error.status not in {400, 422}:
-        return
-    if error.parameter in _STRUCTURE_FIELDS or _NAMES_STRUCTURE.search(error.problem):
-        error.advise(by_prompt(structure).strip())
 
 
 def _failure(error: ServerError | MalformedStream) -> str:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from llm_magic.backends.base import by_prompt
 from llm_magic.backends.schema_variants import NotStrict, is_object, strict, wrapped
 from llm_magic.config.commands import option
-from llm_magic.errors import OptionError
+from llm_magic.errors import LLMMagicError, OptionError, RequestFailed
 from llm_magic.types import Structure, StructureKind
 
 Fields = Callable[[Structure], dict[str, Any]]
 # The only field of an object around an answer that is no object.
 ANSWER = "answer"
 _NAME = "answer"  # of a schema
+# The fields of structures, and words of servers about them.
+_FIELDS = frozenset({"response_format", "structured_outputs", "grammar", "format"})
+_WORDS = re.compile(r"response_format|structured.?outputs?|schema|grammar|regex", re.IGNORECASE)
 
 
 def schema_of(structure: Structure) -> dict[str, Any]:
@@ -81,3 +86,11 @@ def llama_cpp_python(structure: Structure) -> dict[str, Any]:
 def ollama_format(structure: Structure) -> dict[str, Any]:
     """Return the fields of Ollama."""
     return {"format": schema_of(structure)}
+
+
+def advise(error: LLMMagicError, structure: Structure | None) -> None:
+    """Add what to do if a server rejects the fields of a structure."""
+    if structure is None or not isinstance(error, RequestFailed) or error.status not in {400, 422}:
+        return
+    if error.parameter in _FIELDS or _WORDS.search(error.problem):
+        error.advise(by_prompt(structure).strip())

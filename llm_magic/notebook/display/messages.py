@@ -188,11 +188,15 @@ def footer(
         parts += _turn_labels(context)
     if stop and reply.finish_reason == "stop":
         parts.append(f"stop {' '.join(map(_json, stop))}")
+    label = ending(reply, limit)
+    return " · ".join([*parts, *_second_try(reply), *([label] if label else [])])
+
+
+def _second_try(reply: Reply) -> Iterator[str]:
+    """Yield what was wrong with the first answer, if there were two."""
     if reply.retry:
         problem = shortened(reply.retry, _PROBLEM_CHARACTERS).rstrip(".")
-        parts.append(f"second try (invalid at first: {problem})")
-    label = ending(reply, limit)
-    return " · ".join([*parts, *([label] if label else [])])
+        yield f"second try (invalid at first: {problem})"
 
 
 def _turn_labels(context: Context) -> Iterator[str]:

@@ -336,13 +336,13 @@ def test_closing_ends_what_another_thread_waits_for() -> None:
 
 
 def test_call_that_comes_while_the_loop_is_closed_ends() -> None:
-    loop, ended, late = LoopThread("test-loop"), list[type[BaseException]](), threading.Event()
+    loop, raised, late = LoopThread("test-loop"), list[type[BaseException]](), threading.Event()
 
     def call(coroutine: Coroutine[Any, Any, object]) -> None:
         try:
             loop.run(coroutine)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it must end
-            ended.append(type(error))
+            raised.append(type(error))
 
     async def hang() -> None:
         late.set()
