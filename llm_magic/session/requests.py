@@ -240,11 +240,15 @@ def _instruction(answer_type: AnswerType | None, loaded_model: LoadedModel) -> s
 
 
 def instructed(messages: tuple[Message, ...], instruction: str) -> tuple[Message, ...]:
-    """Return messages with an instruction at the end of the last one."""
+    """Return messages with an instruction at the end of the last one of the user."""
     if not instruction:
         return messages
-    last = messages[-1]
-    return (*messages[:-1], dataclasses.replace(last, content=f"{last.content}\n\n{instruction}"))
+    of_user = (i for i in reversed(range(len(messages))) if messages[i].role == "user")
+    position = next(of_user, len(messages) - 1)
+    question = messages[position]
+    content = f"{question.content}\n\n{instruction}"
+    changed = dataclasses.replace(question, content=content)
+    return (*messages[:position], changed, *messages[position + 1 :])
 
 
 def messages_of(prepared: PreparedRequest, prompt: Prompt) -> tuple[Message, ...]:

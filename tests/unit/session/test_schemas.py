@@ -217,6 +217,16 @@ def test_error_of_a_validator_is_the_error_of_the_answer(made: Made) -> None:
         value(made, '{"name": "Bo"}', schema=Picky)
 
 
+def test_instruction_follows_the_last_question(made: Made) -> None:
+    session, backend = made
+    prompt = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "{"}]
+    backend.will(*whole_answer("12"))
+    session.generate(prompt, schema=int)
+    assert [message.content for message in backend.requests[-1].messages] == [
+        'Who?\n\nAnswer only with JSON that fits this schema: {"type":"integer"}', "{",
+    ]  # fmt: skip
+
+
 def test_reply_without_a_type_has_no_value(made: Made) -> None:
     session, _backend = made
     assert session.generate("?").value is None
