@@ -31,7 +31,7 @@ def checked(structure: Structure) -> str:
     if find_spec("llguidance") is None:
         raise MissingDependency(
             f"{option(structure.option)} of a local model needs llguidance. To install, run: pip install"
-            ' "llm_magic[local]"'
+            " llguidance"
         )
     from llguidance import LLMatcher
 
@@ -47,6 +47,16 @@ def checked(structure: Structure) -> str:
     if found:
         raise error(structure, found[0])
     return grammar
+
+
+def lark(structure: Structure) -> str:
+    """Return the grammar of a structure in llguidance's notation, which llama.cpp reads, too.
+
+    Raises what `checked` raises.
+    """
+    grammar = json.loads(checked(structure))
+    text: str | None = grammar.get("lark_grammar")
+    return f"start: %json {json.dumps(grammar['json_schema'])}" if text is None else text
 
 
 def error(structure: Structure, found: str) -> OptionError:
