@@ -107,7 +107,12 @@ def request(prompt: Prompt, about: AskOptions) -> Request:
     who = {name: options.pop(name, None) for name in ("model", "system", "chat")}
     trim = bool(options.pop("trim", False))
     named = {name: options.pop(name, None) for name in TypeOptions.__annotations__}
-    return Request(prompt, **who, options=options, trim=trim, answer_type=type_of(named))
+    answer_type = type_of(named)
+    if answer_type is not None and options.get("structure") is not None:
+        raise OptionError(
+            f"structure and {answer_type.structure.option} are given. Remove one of them."
+        )
+    return Request(prompt, **who, options=options, trim=trim, answer_type=answer_type)
 
 
 def type_of(named: Mapping[str, Any]) -> AnswerType | None:
