@@ -65,6 +65,10 @@ MISTAKES = {
         "-p num_beams cannot be used with a streamed answer.",
     ),
     "%%llm -p min_p\nx": ("OptionError", "-p min_p has no value. Write -p key=value."),
+    "%%llm -o class\nx": (
+        "OptionError",
+        "-o class: class is a keyword of Python. Choose another name.",
+    ),
     "%%llm -o 1st\nx": ("OptionError", "-o 1st: this is not a valid variable name."),
     "%%llm -o 'my answer'\nx": (
         "OptionError",

@@ -61,6 +61,10 @@ _LAST = {True: "llm.last", False: "llm.last (from llm_magic import llm)"}
 _LAST_MAPPED = {
     True: "llm.last_mapped", False: "llm.last_mapped (from llm_magic import llm)"
 }  # fmt: skip
+# Magics that are typed like commands. Others have the names of common variables: page, store, config.
+_COMMANDS = frozenset(("cd", "conda", "history", "ls", "pip", "pwd", "run", "time", "who", "whos"))
+# What IPython removes from the lines of a cell.
+_INPUT_PROMPT = re.compile(r">>>|\.\.\.|(?:\[\w+\] )?In \[\d+\]:")
 # Values of the user that -o replaces.
 _REPLACED = (str, bytes, numbers.Number, list, tuple, dict, set, frozenset)
 _MAX_TURNS = 50  # whose footers are updated
@@ -130,8 +134,10 @@ class LLMMagics(SessionMagics):
 
     def _changed_by_ipython(self, cell: str) -> tuple[str, ...]:
         """Return a note if IPython has removed what looks like input prompts from the cell."""
-        typed = self._typed_cell()
-        if not typed.lstrip().startswith("%%") or cell.rstrip() in typed:
+        typed = [line.strip() for line in self._typed_cell().splitlines() if line.strip()]
+        received = [line.strip() for line in cell.splitlines() if line.strip()]
+        is_same = not typed or not typed[0].startswith("%%") or typed[1:] == received
+        if is_same or not any(map(_INPUT_PROMPT.match, typed)):
             return ()
         return (
             "IPython removed the input prompts (such as >>> and ...) from this cell: the text is sent"
@@ -472,9 +478,10 @@ class LLMMagics(SessionMagics):
             args.notes += (f"-o {name} hides the magic {name}: write %{name}, with its %.",)
 
     def _magic_names(self) -> Collection[str]:
-        """Return the magics that can be written without their %, unless a variable has the name."""
+        """Return the magics that people write without their %, which a variable of the name would hide."""
         magics: Mapping[str, Collection[str]] = self.shell.magics_manager.magics
-        return magics["line"] if self.shell.automagic else ()
+        ours = {name for name in magics["line"] if name.startswith("llm")}
+        return _COMMANDS | ours if self.shell.automagic else ()
 
     def _set_output(self, name: str, value: object) -> None:
         self.shell.user_ns[name] = value

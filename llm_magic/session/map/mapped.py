@@ -250,9 +250,9 @@ class Mapped(Sequence[Reply | None]):
     ) -> tuple[float, float]:
         """Return how long all rows take: if as many run at once as possible, and as in the sample."""
         together = min(usage.answers, self.at_once)
-        busy = usage.seconds / together
+        busy = min(usage.seconds / together, seconds)
         # The start of a map takes as long for all rows.
-        start, paced = max(0.0, seconds - busy), usage.answers / self.rate * scale
+        start, paced = seconds - busy, usage.answers / self.rate * scale
         most = max(start + busy * scale, paced)
         return min(max(start + usage.seconds / self.at_once * scale, paced), most), most
 
