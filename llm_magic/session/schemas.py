@@ -313,8 +313,14 @@ def _labelled(named: Any) -> dict[str, Any]:
         members = named
     else:
         raise OptionError("The labels are no text, list, Literal or Enum, as in red,green,blue.")
+    from llm_magic.session.map.prompts import is_missing
+
     values: dict[str, Any] = {}
     for member in members:
+        if not isinstance(member, str) and is_missing(member):
+            raise OptionError(
+                f"A label is {member}, a missing value. Omit it, such as with .dropna()."
+            )
         label = _label(member)
         if not label or "\n" in label:
             raise OptionError(f"{label!r} is no label.")

@@ -183,6 +183,7 @@ def _circular() -> dict[str, Any]:
         ({"choice": ["a"]}, "A choice needs two labels or more."),
         ({"choice": range(2000)}, "more than 1,000 labels"),
         ({"choice": ["a\nb", "c"]}, "is no label"),
+        ({"choice": ["a", float("nan")]}, "A label is nan, a missing value."),
         ({"choice": 5}, "The labels are no text, list"),
         ({"regex": "(" * 1000}, "The pattern is invalid"),
         ({"regex": 5}, "The pattern is no text."),
