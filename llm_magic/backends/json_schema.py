@@ -16,6 +16,15 @@ MAX_LENGTH, MAX_ITEMS, MAX_INTEGER = 1000, 100, 10**18
 _CHILD = ("items", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else")
 _CHILD_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _CHILD_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+# Texts of these formats that every parser accepts: no leap seconds, no day that does not exist.
+_YEAR, _DAY, _SECOND = "[1-9][0-9]{3}", "(0[1-9]|1[0-9]|2[0-8])", "[0-5][0-9]"
+_LEAP_YEAR = "([1-9][0-9](0[48]|[2468][048]|[13579][26])|([2468][048]|[13579][26])00)"
+_DATE = (
+    rf"({_YEAR}-(0[1-9]|1[0-2])-{_DAY}|{_YEAR}-(0[13-9]|1[0-2])-(29|30)"
+    rf"|{_YEAR}-(0[13578]|1[02])-31|{_LEAP_YEAR}-02-29)"
+)
+_TIME = rf"([01][0-9]|2[0-3]):{_SECOND}:{_SECOND}(\.[0-9]{{1,6}})?(Z|[+-](0[0-9]|1[0-3]):{_SECOND})"
+_PATTERNS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
 # What limits a string in another way.
 _STRING_FORMS = ("enum", "const", "pattern", "format", "maxLength")
 
@@ -35,8 +44,8 @@ def bounded(text: str) -> dict[str, Any]:
     for each in schemas:
         types = each.get("type")
         for name in types if isinstance(types, list) else [types]:
-            if name == "string" and not any(key in each for key in _STRING_FORMS):
-                each["maxLength"] = max(MAX_LENGTH, _number(each, "minLength"))
+            if name == "string":
+                _limit_string(each)
             elif name == "array":
                 each.setdefault("maxItems", max(MAX_ITEMS, _number(each, "minItems")))
             elif name == "integer":
@@ -88,6 +97,14 @@ def _schemas(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _number(schema: dict[str, Any], key: str) -> int:
     value = schema.get(key)
     return value if isinstance(value, int) else 0
+
+
+def _limit_string(schema: dict[str, Any]) -> None:
+    known = schema.get("format")
+    if isinstance(known, str) and known in _PATTERNS and "pattern" not in schema:
+        schema["pattern"] = _PATTERNS[schema.pop("format")]
+    elif not any(key in schema for key in _STRING_FORMS):
+        schema["maxLength"] = max(MAX_LENGTH, _number(schema, "minLength"))
 
 
 def _limit_integer(schema: dict[str, Any]) -> None:

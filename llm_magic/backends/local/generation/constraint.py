@@ -111,24 +111,42 @@ class Grammars:
             self._compiled[key] = matcher = self._compile(structure, in_reasoning=in_reasoning)
         return Constraint(matcher.deep_copy(), self._vocabulary)
 
-    def has_reasoning(self, *, in_reasoning: bool) -> bool:
-        """Return whether an answer may have reasoning before it."""
-        return self._reasoning(in_reasoning=in_reasoning) is not None
+    def reasoning(self, *, in_reasoning: bool) -> Constraint | None:
+        """Return the constraint of a reasoning alone; None for a model without reasoning."""
+        text = self._reasoning(in_reasoning=in_reasoning)
+        if text is None:
+            return None
+        from llguidance import LLMatcher
+
+        lark = f"start: reasoning\n{text}"
+        matcher = LLMatcher(self._tokens(), LLMatcher.grammar_from_lark(lark), log_level=0)
+        return Constraint(matcher, self._vocabulary)
+
+    def opens_reasoning(self, token: int) -> bool:
+        """Return whether a token opens reasoning."""
+        pair = reasoning_pair(self._tokenizer)
+        return pair is not None and token == pair[0]
 
     def _compile(self, structure: Structure, *, in_reasoning: bool) -> LLMatcher:
         from llguidance import LLMatcher
 
         answer = json.loads(grammar.checked(structure))
-        before = self._reasoning(in_reasoning=in_reasoning)
-        grammars = (
-            [answer] if before is None else [{"lark_grammar": before}, {"name": "answer", **answer}]
-        )
+        grammars = [answer]
+        reasoning = self._reasoning(in_reasoning=in_reasoning)
+        if reasoning is not None:
+            start = (
+                "start: reasoning WS? @answer"
+                if in_reasoning
+                else "start: (reasoning WS?)? @answer"
+            )
+            before = f"{start}\n{reasoning}\n{_BLANKS}"
+            grammars = [{"lark_grammar": before}, {"name": "answer", **answer}]
         text = json.dumps({"grammars": grammars})
         matcher = LLMatcher(self._tokens(), text, log_level=0, limits=grammar.limits())
         if matcher.is_error():
             raise grammar.error(structure, matcher.get_error())
-        start = matcher.deep_copy()
-        if len(start.compute_ff_tokens()) > _MAX_FORCED or start.is_error():
+        first = matcher.deep_copy()
+        if len(first.compute_ff_tokens()) > _MAX_FORCED or first.is_error():
             endless = "it starts with an endless text: an object requires itself"
             raise grammar.error(structure, endless)
         return matcher
@@ -145,15 +163,9 @@ class Grammars:
         return self._table
 
     def _reasoning(self, *, in_reasoning: bool) -> str | None:
-        """Return the grammar of an answer with reasoning before it; None for a model without reasoning."""
+        """Return the rules of the reasoning of an answer; None for a model without reasoning."""
         pair = reasoning_pair(self._tokenizer)
         if pair is not None:
             start, end = (f"<[{token}]>" for token in pair)
-            body = f"BODY {end}\nBODY: /(?s:.*)/"
-        elif in_reasoning:
-            start, body = "", f'body\nbody[suffix="{CLOSE_TAG}"]: /(?s:.*)/'
-        else:
-            return None
-        rule = "reasoning WS?" if in_reasoning else "(reasoning WS?)?"
-        opened = "" if in_reasoning else start
-        return f"start: {rule} @answer\nreasoning: {opened} {body}\n{_BLANKS}"
+            return f"reasoning: {'' if in_reasoning else start} BODY {end}\nBODY: /(?s:.*)/"
+        return f'reasoning[suffix="{CLOSE_TAG}"]: /(?s:.*)/' if in_reasoning else None

@@ -38,13 +38,13 @@ def answer(loaded: LocalModel, sequence: Sequence) -> bool:
 
     Raises `Cancelled` soon after the flag of its job is set.
     """
-    if sequence.labels is not None:
-        _choose(loaded, sequence, sequence.labels)
-        return True
     seed, device = sequence.seed, loaded.model.device
     with contextlib.ExitStack() as stack:
         if seed is not None:
             stack.enter_context(parameters.seeded(seed, device))
+        if sequence.labels is not None:
+            _choose(loaded, sequence, sequence.labels)
+            return True
         is_finished = _answer(loaded, torch.tensor([sequence.ids], device=device), sequence)
         if not is_finished and seed is not None:
             sequence.generator = parameters.current_generator(device)
@@ -80,15 +80,34 @@ def _answer(loaded: LocalModel, ids: torch.Tensor, sequence: Sequence) -> bool:
 
 
 def _choose(loaded: LocalModel, sequence: Sequence, labels: Labels) -> None:
-    """Answer a sequence with the likeliest label, whatever the temperature."""
+    """Answer a sequence with the likeliest label, whatever the temperature; after its reasoning."""
     sequence.job.accepts = False
-    ids = torch.tensor([sequence.ids], device=loaded.model.device)
-    logits = None
-    if loaded.traits.can_batch:
-        sequence.inputs = inputs = parameters.prepare(loaded.model, ids, sequence.options)
-        logits = DecodingLoop(loaded, ids, inputs, sequence).read_side_by_side(labels.read)
-    first, others = logits or read_separately(loaded.model, ids, labels.read)
+    first, others = _read_labels(loaded, sequence, labels)
+    if sequence.in_reasoning or loaded.grammars.opens_reasoning(int(first.argmax())):
+        _answer(loaded, torch.tensor([sequence.ids], device=loaded.model.device), sequence)
+        reason = _finish_reason(sequence)
+        if reason != "stop":
+            sequence.finish(reason)
+            return
+        first, others = _read_labels(loaded, sequence, labels)
+        token = int(first.argmax())
+        if str(loaded.tokenizer.decode([token])).isspace():
+            # What this model writes between its reasoning and its answer.
+            sequence.ids.append(token)
+            first, others = _read_labels(loaded, sequence, labels)
     sequence.choose(labels, labels.probabilities(first, others))
+
+
+def _read_labels(
+    loaded: LocalModel, sequence: Sequence, labels: Labels
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return the logits after the text of a sequence, and after the tokens of each label."""
+    ids, logits = torch.tensor([sequence.ids], device=loaded.model.device), None
+    if loaded.traits.can_batch:
+        inputs = parameters.prepare(loaded.model, ids, sequence.options)
+        sequence.inputs = inputs
+        logits = DecodingLoop(loaded, ids, inputs, sequence).read_side_by_side(labels.read)
+    return logits or read_separately(loaded.model, ids, labels.read)
 
 
 def _finish_reason(sequence: Sequence) -> FinishReason:
@@ -118,6 +137,7 @@ class DecodingLoop:
         # Only the usual kind of cache can serve other prompts, and those of fixed shape.
         self._is_plain = type(cache) is DynamicCache and not cache.offloading
         can_share = self._is_plain and loaded.traits.can_batch and inputs.shared() is not None
+        can_share = can_share and sequence.labels is None
         self._job.accepts = can_share
         sequence.start_clock()
 
@@ -135,7 +155,7 @@ class DecodingLoop:
             self._store_prefix()
             raise
         self._store_prefix()
-        if not is_finished:
+        if not is_finished or self._sequence.labels is not None:
             self._sequence.ids = self._runner.ids[0].tolist()
             self._sequence.cache = compat.fork(self._runner.cache)
         return is_finished

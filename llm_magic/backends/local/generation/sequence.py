@@ -37,7 +37,8 @@ class Sequence:
     `ids` includes the answer, so that a preempted sequence can be read again. `cache` holds a part of
     the prompt or all but the last token, `generator` has the random numbers of a seed; both are None
     for a sequence that is decoded alone. `constraint` holds the answer to its form; `labels` are
-    those of an answer that is chosen. `finished` is set once the answer has ended, also by an error.
+    those of an answer that is chosen, `in_reasoning` is whether the prompt has opened its reasoning.
+    `finished` is set once the answer has ended, also by an error.
     """
 
     job: Job[None]
@@ -52,6 +53,7 @@ class Sequence:
     generator: torch.Generator | None = None
     constraint: Constraint | None = None
     labels: Labels | None = None
+    in_reasoning: bool = False
     finished: bool = False
     deadline: float = field(init=False, default=float("inf"))
 
@@ -76,13 +78,15 @@ class Sequence:
     def _set_form(
         self, loaded: LocalModel, structure: Structure | None, *, in_reasoning: bool
     ) -> None:
-        """Set what holds the answer to its form. A model with reasoning writes a label after it."""
+        """Set what holds the answer to its form. A label is chosen after the reasoning, if there is any."""
         if structure is None:
             return
         grammars = loaded.grammars
-        if structure.kind != "choice" or grammars.has_reasoning(in_reasoning=in_reasoning):
+        if structure.kind != "choice":
             self.constraint = grammars.constraint(structure, in_reasoning=in_reasoning)
             return
+        self.constraint = grammars.reasoning(in_reasoning=in_reasoning)
+        self.in_reasoning = in_reasoning
         self.labels = Labels.encode(structure.labels, loaded.tokenizer, sorted(self.eos_token_ids))
         context, longest = loaded.info.context_length, max(map(len, self.labels.tokens))
         if context is not None and self.prompt_tokens + longest > context:
@@ -144,7 +148,7 @@ class Sequence:
         text, now = ranked[0][0], time.perf_counter()
         count = len(labels.tokens[labels.texts.index(text)])
         self.job.emit(Chunk(text=text, tokens=count, time=now))
-        usage = Usage(self.prompt_tokens, count, self.cached_tokens)
+        usage = Usage(self.prompt_tokens, self.streamer.token_count + count, self.cached_tokens)
         self.job.emit(
             Chunk(finish_reason="stop", usage=usage, time=now, probabilities=tuple(ranked))
         )

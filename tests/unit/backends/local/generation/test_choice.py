@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from llm_magic.errors import InvalidReply, PromptTooLong
 from llm_magic.session import Session
 from llm_magic.types import Reply, Structure
-from tests.local_models import edited, forward_sizes, local_model, local_session
-from tests.tiny_models import Architecture, tiny
+from tests.local_models import edited, forward_sizes, local_model, local_session, parrot
+from tests.tiny_models import CHATML, Architecture, tiny
 
 LABELS = ["positive", "negative", "neutral", "mixed feelings"]
 PROMPT = "Which sentiment? I love this phone, but its battery is awful."
@@ -32,11 +33,18 @@ def session() -> Iterator[Session]:
 
 
 def reference(
-    session: Session, reply: Reply, labels: Sequence[str], ends: Sequence[int] = ()
+    session: Session,
+    reply: Reply,
+    labels: Sequence[str],
+    ends: Sequence[int] = (),
+    read: Sequence[int] = (),
 ) -> dict[str, float]:
-    """Return the probabilities by one plain forward pass of Transformers for each label."""
+    """Return the probabilities by one plain forward pass of Transformers for each label.
+
+    `read` are the tokens before them, if these are not only those of the prompt.
+    """
     loaded = local_model(session)
-    ids = loaded.prompt_encoder.encode(reply.messages)
+    ids = list(read) or loaded.prompt_encoder.encode(reply.messages)
     sums = []
     for label in labels:
         tokens = loaded.tokenizer(label, add_special_tokens=False).input_ids
@@ -113,11 +121,26 @@ def test_probabilities_are_right_on_every_architecture(
         check(reply, reference(session, reply, labels, [ends]))
 
 
+def test_label_is_chosen_after_the_reasoning(session: Session, tmp_path: Path) -> None:
+    template = CHATML.replace("assistant\n", "assistant\n<think>\n")
+    assert "<think>" in template
+    folder = parrot(tmp_path / "m", "ab</think>", chat_template=template)
+    session.load(str(folder), dtype="float32")
+    reply = session.generate("x", structure=Structure.choice(["u", "v", "vw"]), temperature=0)
+    assert reply in {"u", "v", "vw"}
+    assert reply.reasoning == "ab"
+    loaded = local_model(session)
+    read = loaded.prompt_encoder.encode(reply.messages)
+    read += loaded.tokenizer("ab</think>").input_ids
+    ends = loaded.model.generation_config.eos_token_id
+    check(reply, reference(session, reply, ["u", "v", "vw"], [ends], read))
+    with pytest.raises(InvalidReply, match="cut off at the token limit"):
+        session.generate("x", structure=Structure.choice(["u", "v"]), max_new_tokens=3)
+
+
 def test_prompt_that_leaves_no_place_for_a_label_is_an_error(
     session: Session, tmp_path: Path
 ) -> None:
-    from llm_magic.errors import PromptTooLong
-
     folder = tiny(tmp_path / "m", "llama", chat_template=None, max_position_embeddings=32)
     edited(folder, "generation_config.json", eos_token_id=None)
     session.load(str(folder), dtype="float32")
