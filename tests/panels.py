@@ -116,7 +116,7 @@ def harm(html: str, *, typeset: bool = False) -> list[str]:
 
 _TAGS = (
     "a blockquote br code div em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong table tbody td th "
-    "thead tr ul details summary progress meter input sub sup kbd"
+    "thead tr ul details summary progress meter input label sub sup kbd"
 )
 _VOID_TAGS = {"br", "hr", "input"}
 _ATTRIBUTES = {

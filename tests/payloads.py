@@ -175,8 +175,8 @@ def violations(html: str) -> list[str]:
 
 
 _TAGS = (
-    "a blockquote br code div em h1 h2 h3 h4 h5 h6 hr input kbd li ol p pre s span strong sub sup table "
-    "tbody td th thead tr ul"
+    "a blockquote br code div em h1 h2 h3 h4 h5 h6 hr input kbd label li ol p pre s span strong sub sup "
+    "table tbody td th thead tr ul"
 )
 _VOID = ("br", "hr", "input")
 _CLASSES = {

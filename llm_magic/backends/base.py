@@ -217,14 +217,21 @@ class Backend(ABC):
         """Raise `OptionError` for a structure that the backend cannot hold an answer to."""
         if structure.kind not in self.capabilities.structures:
             raise OptionError(
-                f"{self.name} does not support {option(structure.option)}. Remove it, or ask for the form"
-                " in the prompt."
+                f"{self.name} cannot enforce {option(structure.option)}.{by_prompt(structure)}"
             )
         labels = structure.labels
         if structure.kind == "choice" and (
             not all(labels) or len(labels) != len({*labels}) or not labels
         ):
             raise OptionError(f"{option('choice')} needs different labels that are not empty.")
+
+    def shows_structure(self, _name: str, _structure: Structure) -> bool:
+        """Return whether the model of a request sees its structure, so that no prompt must describe it."""
+        return False
+
+    def enforced_by(self, _name: str, _structure: Structure) -> str:
+        """Return how an answer is held to a structure, in words."""
+        return "constrained decoding"
 
     def check_extra(self, config: GenerationConfig) -> None:  # noqa: B027
         """Raise `OptionError` for a ``-p`` option that the backend does not accept."""
@@ -240,6 +247,15 @@ class Backend(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Free everything."""
+
+
+def by_prompt(structure: Structure) -> str:
+    """Return the advice to describe a structure in the prompt instead; a grammar cannot be checked."""
+    if structure.kind == "grammar":
+        return ""
+    return (
+        f" To describe it in the prompt and check the answer, add {option('schema_by', 'prompt')}."
+    )
 
 
 def find_loaded(models: Mapping[str, M], name: str) -> M:

@@ -46,6 +46,8 @@ class ThreadBridge(Generic[T]):
         # reaches a reader that items must not wake.
         self._inbox: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._wake: Callable[[], None] | None = None
+        # Whether items do not wake the reader.
+        self._is_pausing = False
         self._is_closed = False
         # Whether the reader has left.
         self.has_left = False
@@ -61,7 +63,7 @@ class ThreadBridge(Generic[T]):
         self._unread += 1
         if isinstance(item, Chunk):
             self._characters += len(item.text) + len(item.reasoning)
-        if self._items:
+        if self._items and not self._is_pausing:
             self._wake_reader()
 
     def close(self, error: BaseException | None = None) -> None:
@@ -134,13 +136,30 @@ class ThreadBridge(Generic[T]):
             return self._inbox.get(timeout=timeout)
         return False
 
-    async def wait_async(self) -> None:
-        """Wait, on the reader's loop, until there may be items, the end or an interrupt."""
-        loop, woken = loop_calls(asyncio.get_running_loop()), asyncio.Event()
-        self._wake = functools.partial(loop.set, woken)
-        if not (self._items or self._is_closed) and self._inbox.empty():
-            # Not `wait_for`: Python 3.11's loses a cancellation that comes together with an item.
-            await woken.wait()
+    async def wait_async(self, pause: float = 0.0) -> None:
+        """Wait, on the reader's loop, until there may be items, the end or an interrupt.
+
+        In the first `pause` seconds items do not end the wait.
+        """
+        here, woken = asyncio.get_running_loop(), asyncio.Event()
+        self._is_pausing = pause > 0
+        self._wake = functools.partial(loop_calls(here).set, woken)
+        timer = here.call_later(pause, self._end_pause, woken) if self._is_pausing else None
+        try:
+            has_items = bool(self._items) and not self._is_pausing
+            if not (has_items or self._is_closed) and self._inbox.empty():
+                # Not `wait_for`: Python 3.11's loses a cancellation that comes together with an item.
+                await woken.wait()
+        finally:
+            self._is_pausing = False
+            if timer is not None:
+                timer.cancel()
+
+    def _end_pause(self, woken: asyncio.Event) -> None:
+        # In this order: what is put from here on wakes.
+        self._is_pausing = False
+        if self._items:
+            woken.set()
 
     # -- any thread, and signal handlers ------------------------------------------------------
 

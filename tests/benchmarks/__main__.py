@@ -57,6 +57,7 @@ BENCHMARKS: dict[str, tuple[str, Measure]] = {
     "llamacpp": ("128 tokens, greedy, SmolLM2-135M-Instruct.Q4_1.gguf, CPU", llamacpp.measure),
     "batch": (f"64 prompts at once, greedy, {_MODEL}", batch.measure),
     "load": (f"loading {_MODEL}, converted before", memory.measure_load),
+    "load_1b": ("loading a 1.0B Llama shape, bf16, CPU", memory.measure_load_large),
     "unload": (f"unloading {_MODEL}", memory.measure_unload),
     "notebook": ("an answer of a paced server, in a kernel, end to end", ai_magic.measure),
     "stream": ("one answer from a server at a time", remote.measure_stream),

@@ -3,12 +3,14 @@
 Tokens per second over 64 prompts: of equal length with 48 tokens each; and mixed, with a prefix of 200
 tokens that all share, questions of different lengths, and short and long answers. One after another
 is measured with some of the prompts, because each takes as long, and the pipeline with two of its
-eight batches. The pipeline runs in another process, as without this package.
+eight batches. The pipeline runs in another process, as without this package. Packed weights are compared
+with the usual layers of torch in two kernels that answer nothing else, so that they stay packed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from tests.benchmarks.notebook import bare_kernel, loaded_kernel
 from tests.benchmarks.report import Row, Target, ratio
@@ -17,6 +19,9 @@ from tests.kernels import Kernel
 
 _TOKENS = {"equal": 48, "mixed": 96}
 _ALONE, _PIPELINE = 6, 16
+_PACKED = Target(">=", 1.2)
+# The weights are packed after up to 64 products of several rows.
+_UNTIL_PACKED = 80
 _TARGETS = {
     "equal": (Target(">=", 6.0), Target(">=", 1.3)),
     "mixed": (Target(">=", 5.0), Target(">=", 3.0)),
@@ -39,6 +44,29 @@ def measure(rounds: Rounds) -> Iterator[Row]:
                 ),
             }
             yield from _compared(variant, calls, tokens, rounds)
+    yield from _packed(rounds)
+
+
+def _packed(rounds: Rounds) -> Iterator[Row]:
+    """Compare packed weights with those of the usual layers of torch."""
+    call = "together(batch_prompts.equal_prompts(), {})"
+    with loaded_kernel() as packed, loaded_kernel() as usual:
+        for kernel in (packed, usual):
+            kernel.ok("from tests.benchmarks import batch_prompts")
+        usual.ok("batch_prompts.restore_weights()")
+        kernels = {"packed weights": packed, "usual weights": usual}
+        for kernel in kernels.values():
+            _rate(kernel, call.format(_UNTIL_PACKED))
+        rates = rounds.in_turn(
+            {
+                name: partial(_rate, kernel, call.format(_TOKENS["equal"]))
+                for name, kernel in kernels.items()
+            }
+        )
+    for name, values in rates.items():
+        yield Row(f"equal: {name}", "tok/s", values)
+    packed_rates, usual_rates = rates.values()
+    yield ratio("equal: packed / usual weights", packed_rates, usual_rates, _PACKED)
 
 
 def _compared(

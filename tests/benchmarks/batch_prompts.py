@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_magic.config.settings import GenerationConfig
 from llm_magic.types import Message
-from tests.benchmarks.inside import backend
+from tests.benchmarks.inside import backend, loaded_model
 
 _THINGS = (
     "lighthouse keeper", "whale", "clockmaker", "fox", "violin", "harbour", "baker", "glacier",
@@ -81,6 +81,15 @@ def one_by_one(conversations: Sequence[Sequence[Message]], tokens: int) -> tuple
         return count
 
     return _timed(ask())
+
+
+def restore_weights() -> None:
+    """Change the layers of the loaded model back into the usual ones of torch."""
+    from llm_magic.backends.local.fused_linear import ConvertedLinear
+
+    for layer in list(loaded_model().model.modules()):
+        if isinstance(layer, ConvertedLinear):
+            layer.restore()
 
 
 def by_pipeline(

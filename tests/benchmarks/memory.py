@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from tests.benchmarks.notebook import fresh_kernel, loaded_kernel, seconds
 from tests.benchmarks.report import Row, Target, ratio
 from tests.benchmarks.rounds import Rounds
+from tests.benchmarks.weights import write_llama
 from tests.kernels import Kernel
 
 _BARE = "from tests.benchmarks import inside\nmodel, tokenizer = inside.load_bare()"
@@ -42,6 +45,41 @@ def _first(code: str) -> float:
         began = time.perf_counter()
         kernel.ok(code, timeout=300)
         return time.perf_counter() - began
+
+
+def measure_load_large(rounds: Rounds) -> Iterator[Row]:
+    """Load the 1B shape in fresh kernels that have imported what it takes; its memory at its peak."""
+    with tempfile.TemporaryDirectory(prefix="llm_magic-bench-") as temporary:
+        path = Path(temporary) / "one-billion"
+        write_llama(path)
+        ours, bare = f"%llm_load {path}", f"pair = inside.load_bare({str(path)!r})"
+
+        def once() -> dict[str, float]:
+            taken = {}
+            for name, cell in (("ours", ours), ("bare", bare)):
+                taken[name], taken[f"{name}, peak"] = _load_large(cell)
+            return taken
+
+        once()
+        taken = rounds.run(once)
+    yield Row("%llm_load", "s", taken["ours"])
+    yield Row("from_pretrained", "s", taken["bare"])
+    yield ratio("ratio", taken["ours"], taken["bare"], Target("<=", 1.15))
+    yield Row("%llm_load, peak", "MB", taken["ours, peak"])
+    yield Row("from_pretrained, peak", "MB", taken["bare, peak"])
+    yield ratio("ratio of the peaks", taken["ours, peak"], taken["bare, peak"], Target("<=", 1.1))
+
+
+def _load_large(cell: str) -> tuple[float, float]:
+    """Return the seconds of a load in a fresh kernel, and the most memory that the kernel used, in MB."""
+    with loaded_kernel() as kernel:
+        # Everything is imported, and both have had the same model before.
+        kernel.ok("%llm_unload\ninside.load_bare_and_drop()", timeout=300)
+        kernel.ok("from pathlib import Path\n_ = Path('/proc/self/clear_refs').write_text('5')")
+        taken = seconds(kernel, cell)
+        lines: str = kernel.value("Path('/proc/self/status').read_text()")
+    (peak,) = [line.split()[1] for line in lines.splitlines() if line.startswith("VmHWM")]
+    return taken, int(peak) / 1000
 
 
 def measure_unload(rounds: Rounds) -> Iterator[Row]:

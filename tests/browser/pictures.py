@@ -32,7 +32,7 @@ _SETUP = ("%load_ext llm_magic\n%llm_load",)
 _FILMED = (
     'task = "checks whether a number is even"',
     "%%llm -t 0 --repetition-penalty 1 -o reply\nWrite a Python function that {task}.",
-    "print(reply.usage.completion_tokens, reply.finish_reason)\nprint(reply.code)",
+    "print(reply.usage.completion_tokens, reply.finish_reason)\nprint(reply.code())",
 )
 _STILL_S = 0.7
 # No cursor blinks, which would be a new frame each time.

@@ -120,3 +120,12 @@ def test_what_was_stopped_offers_nothing(scripted: Kernel) -> None:
     ran = scripted.wait(cell)
     assert (ran.ename, ran.payload) == ("Interrupted", [])
     assert "no cell was filled" not in ran.text
+
+
+def test_code_with_characters_that_were_replaced_has_a_line(scripted: Kernel) -> None:
+    line = "Invalid characters in the code were replaced by \N{REPLACEMENT CHARACTER}."
+    for answer, code in {"a\x00b": "a\ufffdb", "x = '\ufffd'": "x = '\ufffd'"}.items():
+        scripted.ok(f"backend.will(*whole_answer({f'```{chr(10)}{answer}{chr(10)}```'!r}))")
+        ran = scripted.ok(f"{ASK}Do it.", cell_id=code)
+        assert [payload["text"] for payload in ran.payload] == [code]
+        assert ran.text.endswith(line) == ("\x00" in answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -699,6 +700,7 @@ def test_output_that_replaces_a_value_of_the_user_is_noted_once(scripted: Kernel
         "%%llm -o table\nHi": "-o table replaces the dict in table.",
         "%llm -o rows -f json [1]": "-o rows replaces the list in rows.",
         "%llm -o sorted Hi": "-o sorted hides the built-in sorted. To restore it, run: del sorted",
+        "%llm -o history Hi": "-o history hides the magic history: write %history, with its %.",
     }
     for cell, note in notes.items():
         dry = cell.replace(" -o", " --dry-run -o")
@@ -824,3 +826,39 @@ def test_tables_are_combined_in_the_prompt(scripted: Kernel) -> None:
     # What goes on beyond the right edge fades out.
     assert "mask-image" in scripted.ok("%llm --dry-run {wide}").html
     assert "mask-image" not in scripted.ok("%llm --dry-run Hello").html
+
+
+def test_text_that_ipython_changes_has_a_note(scripted: Kernel) -> None:
+    note = (
+        "Note: IPython removed the input prompts (such as >>> and ...) from this cell: the text is"
+        " sent without them. To send them, put the text into a variable, and write {variable}.\n"
+    )
+    for cell, is_sent in {
+        "%%llm\n>>> x = 1\n>>> x\n1": "x = 1\nx\n1",
+        "\n%%llm -t 0\nIn [1]: x = 1": "x = 1",
+    }.items():
+        assert scripted.ok(cell).text.startswith(note), cell
+        assert scripted.value("backend.requests[-1].messages[-1].content") == is_sent
+    scripted.ok("session = '>>> x = 1'")
+    for cell in (
+        "%%llm\nWhat does this do? {session}",
+        "%%llm\nIt goes on ...\n... and on   \n",
+        "get_ipython().run_cell_magic('llm', '', 'a\\nb')",
+    ):
+        assert "Note" not in scripted.ok(cell).text, cell
+
+
+def test_time_to_the_first_token_is_without_the_load_of_the_cell(scripted: Kernel) -> None:
+    scripted.ok("import threading\nhang = backend.hang('load')")
+    cell = (
+        "%llm_load slow --bg\nthreading.Timer(0.6, hang.go.set).start()\n"
+        "%llm -o reply Hello\n%llm -o later Hello"
+    )
+    ran = scripted.ok(cell)
+    loads = re.findall(r"first after 0\.[0-4]\d s and (\d+\.\d) s for the load", ran.text)
+    assert len(loads) == 1
+    assert float(loads[0]) >= 0.5
+    first, load = scripted.value("(reply.timing.first_token_s, reply.timing.load_s)")
+    assert first >= load >= 0.5
+    assert scripted.value("later.timing.load_s") == 0
+    scripted.ok("backend.trouble.clear()\n%llm_load tiny")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 from llm_magic.backends.base import Backend, Capabilities, LoadPlan, Report, TokenCount, find_loaded
 from llm_magic.backends.llamacpp.engine_config import EngineConfig
-from llm_magic.backends.local import memory
+from llm_magic.backends.local import memory, openmp
 from llm_magic.backends.local.cpus import cpus
 from llm_magic.backends.local.files import gguf, sources
 from llm_magic.backends.local.generation import grammar
@@ -345,7 +345,7 @@ def _stream(
         elif (chunk := reader.read(value)) is not EMPTY:
             emit(chunk)
 
-    with process_lock(cancel):
+    with process_lock(cancel), openmp.throttle_beside_others(by_python=False):
         loaded.engine.chat(body, read, cancel)
     emit(reader.last_chunk())
 

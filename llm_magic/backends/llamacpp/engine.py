@@ -10,7 +10,7 @@ import secrets
 import tempfile
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from llm_magic.backends.llamacpp.engine_config import EngineConfig
 from llm_magic.backends.local import openmp
 from llm_magic.backends.local.worker import Cancelled
 
-with openmp.bounded_spin():
+# Its threads are throttled while others use the CPUs, or where that is impossible, always.
+with nullcontext() if openmp.can_throttle() else openmp.bounded_spin():
     import xllamacpp
 
 # Of the path of a Unix socket on every system.

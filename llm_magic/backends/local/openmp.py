@@ -2,10 +2,11 @@
 
 Worker threads spin while they wait for work. Alone on a machine that saves a wake-up an operation. On
 one with other busy processes they use up the CPU time of the thread that they wait for: beside two
-busy processes, answers were 40 times slower. This module lets them sleep after about 10,000
-iterations (0.1 ms). OpenMP reads the limit from the environment once, when torch loads it. Variables
-that the user has set are not changed. Beside busy processes, `throttle_beside_others` lets them sleep
-almost at once.
+busy processes, answers were 40 times slower. Beside busy processes, `throttle_beside_others` lets them
+sleep almost at once. This module also lets those of torch sleep after about 10,000 iterations (0.1 ms).
+OpenMP reads the limit from the environment once, when torch loads it. Variables that the user has set
+are not changed. Those of llama.cpp have no such limit: threads of Python interrupt one of them several
+times a token, and if the others sleep meanwhile, a token takes 1.2 times as long.
 
 Each thread that enters an OpenMP region gets worker threads of its own. Once a process has more of
 them than cores, libgomp throttles spinning to 100 iterations, and each operation begins with a
@@ -22,7 +23,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +44,8 @@ _WINDOW_S = 0.1
 # Spinning ends after so many windows in a row (in the first one of an answer, threads of this process
 # wait for each other), and begins again after as many in which the CPUs were free.
 _BUSY_WINDOWS, _CALM_WINDOWS = 2, 10
-# All threads of OpenMP fill a tensor of this size together.
-_PARALLEL_SIZE = 1 << 17
+# The packages with an OpenMP that this module limits; each may have its own copy of the library.
+_PACKAGES = ("torch", "xllamacpp")
 
 
 @dataclass(slots=True)
@@ -134,17 +135,26 @@ def restore_threads() -> None:
         _PROCESS.threads_set = 0
 
 
-@contextlib.contextmanager
-def throttle_beside_others() -> Iterator[None]:
-    """Let OpenMP's threads sleep at once while others use the CPUs; for work on the CPU with torch.
+def can_throttle() -> bool:
+    """Return whether `throttle_beside_others` has an effect where libgomp is used."""
+    return _waited_s(set()) is not None
 
-    Only libgomp can be throttled, and only on Linux the waiting of threads can be read.
+
+@contextlib.contextmanager
+def throttle_beside_others(*, by_python: bool = True) -> Iterator[None]:
+    """Let OpenMP's threads sleep at once while others use the CPUs; for work on the CPU.
+
+    `by_python` is whether a thread of Python computes. Where none does, its threads wait for the CPU
+    of those that compute, which is no sign of others. Only libgomp can be throttled, and only on
+    Linux the waiting of threads can be read.
     """
-    if not _libraries() or _waited_s() is None:
+    if not _libraries() or not can_throttle():
         yield
         return
     end = threading.Event()
-    monitor = threading.Thread(target=_monitor, args=(end,), name="llm_magic-openmp", daemon=True)
+    monitor = threading.Thread(
+        target=_monitor, args=(end, by_python), name="llm_magic-openmp", daemon=True
+    )
     monitor.start()
     try:
         yield
@@ -153,53 +163,72 @@ def throttle_beside_others() -> Iterator[None]:
         monitor.join()
 
 
-def _monitor(end: threading.Event) -> None:
+def _monitor(end: threading.Event, by_python: bool) -> None:
     """Throttle the spinning while threads of this process wait for CPUs.
 
     For that this thread starts OpenMP threads that do nothing: the process then has more of them than
     CPUs. They end with this thread.
     """
-    import torch
+
+    def waited_s() -> float:
+        ignored = set() if by_python else {str(one.native_id) for one in threading.enumerate()}
+        return _waited_s(ignored) or 0
 
     busy = calm = 0
     if _PROCESS.is_beside_others:
-        torch.ones(_PARALLEL_SIZE)
-    before = _waited_s() or 0
+        _start_idle_threads()
+    before = waited_s()
     while not end.wait(_WINDOW_S):
-        now = _waited_s() or 0
+        now = waited_s()
         busy, calm = (busy + 1, 0) if now - before > _BUSY * _WINDOW_S else (0, calm + 1)
         before = now
         if busy >= _BUSY_WINDOWS and not _PROCESS.is_beside_others:
             _PROCESS.is_beside_others = True
-            torch.ones(_PARALLEL_SIZE)
+            _start_idle_threads()
         elif calm >= _CALM_WINDOWS and _PROCESS.is_beside_others:
             _PROCESS.is_beside_others = False
             release_threads()
 
 
-def _waited_s() -> float | None:
-    """Return how long all threads of this process have waited for a CPU, where the system reports it."""
+def _waited_s(ignored: Container[str]) -> float | None:
+    """Return how long the threads of this process have waited for a CPU, where the system reports it.
+
+    `ignored` has the numbers of threads that do not count.
+    """
     waited = 0
     try:
         for thread in Path("/proc/self/task").iterdir():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-                waited += int((thread / "schedstat").read_text("ascii").split()[1])
+            if thread.name not in ignored:
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                    waited += int((thread / "schedstat").read_text("ascii").split()[1])
     except (OSError, IndexError, ValueError):
         return None
     return waited / 1e9
 
 
+def _start_idle_threads() -> None:
+    """Start OpenMP threads of the calling thread that do nothing, more of them than CPUs."""
+    for library in _libraries():
+        # What the compiler calls for a parallel region, with a function that has no effect.
+        nothing = ctypes.cast(library.omp_get_level, ctypes.c_void_p)
+        library.GOMP_parallel(nothing, None, library.omp_get_num_procs() + 1, 0)
+
+
 def release_threads() -> None:
-    """End the OpenMP worker threads of the calling thread; does nothing before torch is imported."""
-    if "torch" in sys.modules:
-        for library in _libraries():
-            library.omp_pause_resource(_OMP_PAUSE_HARD, library.omp_get_initial_device())
+    """End the OpenMP threads of the calling thread; does nothing before torch or llama.cpp is imported."""
+    for library in _libraries():
+        library.omp_pause_resource(_OMP_PAUSE_HARD, library.omp_get_initial_device())
+
+
+def _libraries() -> tuple[ctypes.CDLL, ...]:
+    """Return the libgomp that torch uses, that of xllamacpp, and others in this process."""
+    return _opened(tuple(name for name in _PACKAGES if name in sys.modules))
 
 
 @functools.cache
-def _libraries() -> tuple[ctypes.CDLL, ...]:
-    """Return the libgomp that torch uses, and others in this process."""
-    libraries = map(_open, _mapped())
+def _opened(packages: tuple[str, ...]) -> tuple[ctypes.CDLL, ...]:
+    """Return each libgomp in this process once `packages` are imported; none before one of them is."""
+    libraries = map(_open, _mapped() if packages else ())
     return tuple(one for one in libraries if one and hasattr(one, "omp_pause_resource"))
 
 

@@ -37,8 +37,9 @@ _DUMMY_LAYER: type | None = getattr(caches, "DummyLayer", None)
 _STATE_LAYER = caches.LinearAttentionCacheLayerMixin
 _PLAIN_LAYERS = (caches.DynamicLayer, caches.DynamicSlidingWindowLayer, _DUMMY_LAYER)
 _STATES = ("conv_states", "recurrent_states")
-# A batch has up to so many free columns before its tokens, and so many after them.
-_SPARE_COLUMNS = 64
+# The tensors of a batch have at most so many free columns before its tokens, and so many after them;
+# and one free row for so many rows.
+_SPARE_COLUMNS, _SPARE_ROWS = 64, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,7 +377,7 @@ class InPlaceLayer(caches.DynamicLayer):
         own_rows, own_columns = _rows_and_columns(self.keys)
         self._start = -columns % _SPARE_COLUMNS
         self._end = self._start + columns
-        capacity = 1 << (rows - 1).bit_length()
+        capacity = rows + rows // _SPARE_ROWS
         self._tensors = []
         for old in (self.keys, self.values):
             heads, size = old.shape[1], old.shape[3]

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -36,6 +37,8 @@ class Cancelled(Exception):
 # and two sessions that compute at once on the same cores take longer than one after the other.
 _PROCESS_LOCK = threading.Lock()
 _POLL_S = 0.05
+# How long the reader of a stream lets fast items collect: a wake-up takes a CPU from the model.
+_PAUSE_S = 0.02
 # One entry for each session that waits for the lock.
 _WAITING: list[threading.Event] = []
 
@@ -125,10 +128,16 @@ class Worker:
         self._queue(job)
         wrapped = asyncio.wrap_future(job.future)
         try:
+            pause = 0.0
             while not bridge.is_finished:
-                for item in bridge.take():
+                items = bridge.take()
+                for item in items:
                     yield item
-                await bridge.wait_async()
+                began = time.monotonic()
+                await bridge.wait_async(pause)
+                # Of slow items, each is worth a wake-up; a pause would only add another one.
+                is_fast = len(items) > 1 or time.monotonic() - began < _PAUSE_S / 2
+                pause = _PAUSE_S if is_fast and items else 0.0
             await wrapped
         finally:
             await _stop(job.future, wrapped, job.cancel)

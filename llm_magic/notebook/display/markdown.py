@@ -223,7 +223,8 @@ def parser(*, has_formulas: bool, has_brackets: bool) -> MarkdownIt:
         from mdit_py_plugins.tasklists import tasklists_plugin
 
         footnotes.add_rules(made)
-        made.use(tasklists_plugin)
+        # A check box without a label has no name for a screen reader.
+        made.use(tasklists_plugin, label=True)
         made.core.ruler.after("inline", "count_tasks", _count_tasks)
     # Rules that match nothing and count how often the rules are tried.
     alt = ["paragraph", "reference", "blockquote", "list"]

@@ -61,6 +61,10 @@ _LAST = {True: "llm.last", False: "llm.last (from llm_magic import llm)"}
 _LAST_MAPPED = {
     True: "llm.last_mapped", False: "llm.last_mapped (from llm_magic import llm)"
 }  # fmt: skip
+# Magics that are typed like commands. Others have the names of common variables: page, store, config.
+_COMMANDS = frozenset(("cd", "conda", "history", "ls", "pip", "pwd", "run", "time", "who", "whos"))
+# What IPython removes from the lines of a cell.
+_INPUT_PROMPT = re.compile(r">>>|\.\.\.|(?:\[\w+\] )?In \[\d+\]:")
 # Values of the user that -o replaces.
 _REPLACED = (str, bytes, numbers.Number, list, tuple, dict, set, frozenset)
 _MAX_TURNS = 50  # whose footers are updated
@@ -130,8 +134,10 @@ class LLMMagics(SessionMagics):
 
     def _changed_by_ipython(self, cell: str) -> tuple[str, ...]:
         """Return a note if IPython has removed what looks like input prompts from the cell."""
-        typed = self._typed_cell()
-        if not typed.lstrip().startswith("%%") or cell.rstrip() in typed:
+        typed = [line.strip() for line in self._typed_cell().splitlines() if line.strip()]
+        received = [line.strip() for line in cell.splitlines() if line.strip()]
+        is_same = not typed or not typed[0].startswith("%%") or typed[1:] == received
+        if is_same or not any(map(_INPUT_PROMPT.match, typed)):
             return ()
         return (
             "IPython removed the input prompts (such as >>> and ...) from this cell: the text is sent"
@@ -148,7 +154,7 @@ class LLMMagics(SessionMagics):
 
     def _request(self, args: Parsed) -> tuple[Request, tuple[str, ...]]:
         """Return the request with the notebook's values filled in, and notes about the prompt."""
-        from llm_magic.session.requests import Request
+        from llm_magic.session.requests import Request, type_of
 
         prompt, system, is_dry_run = args.prompt, args["system"], bool(args["dry_run"])
         notes, longest = args.notes + self._load_notes(args), ("", 0)
@@ -166,10 +172,22 @@ class LLMMagics(SessionMagics):
         trim, options, as_json = bool(args["trim"]), args.options, args["format"] == "json"
         request = Request(
             prompt, args["model"], system, chat, key, options, trim, self.began, as_json,
+            answer_type=type_of(self._named_types(args)),
             longest_reference=longest,
             stored_in=self._stored_in(args),
         )  # fmt: skip
         return request, notes
+
+    def _named_types(self, args: Parsed) -> dict[str, Any]:
+        """Return what the options name as the type of the answer, by their names."""
+        from llm_magic.notebook.arguments.magic_options import TYPE_OPTIONS
+
+        given = [args[one.dest] for one in TYPE_OPTIONS if args[one.dest] is not None]
+        if not given:
+            return {}
+        from llm_magic.notebook.magics.answer_types import named_types
+
+        return named_types(args, self.notebook_names(" ".join(given)))
 
     def _load_notes(self, args: Parsed) -> tuple[str, ...]:
         """Return a note if ``%llm_load --bg`` failed, which its cell shows, and another model answers."""
@@ -201,11 +219,13 @@ class LLMMagics(SessionMagics):
 
     def _stored_in(self, args: Parsed) -> str:
         """Return what messages call the reply: the variable of ``-o``, else the last one."""
+        from llm_magic.notebook.arguments.magic_options import TYPE_OPTIONS
+
         output = args["output"]
         if output and args.get("bg"):
             # The variable has the job.
             return f"{output}.text"
-        if args["format"] == "json":
+        if args["format"] == "json" or any(args.get(one.dest) for one in TYPE_OPTIONS):
             output = None
         return output or _LAST["llm" in self.shell.user_ns]
 
@@ -284,7 +304,8 @@ class LLMMagics(SessionMagics):
         names = self.notebook_names(f"{args['over']} {args.prompt}")
         data = over.data_of(args["over"], names)
         output = self._map_output(args, data)
-        about, notes = over.options(args, names), args.notes + self._load_notes(args)
+        types = self._named_types(args)
+        about, notes = over.options(args, names, types), args.notes + self._load_notes(args)
         plain, is_dry_run = bool(args["plain"]), bool(args["dry_run"])
         if args["system"] is not None:
             filled = self._filled(args["system"], names, all_notes=is_dry_run)
@@ -297,6 +318,7 @@ class LLMMagics(SessionMagics):
             answer_view.show_notes(self.shell, notes + dry_notes, plain=plain)
             return messages.dry_run_table(dry)
         run = self.session.start_map(args.prompt, data, **about)
+        over.check_column(output, run)
         notes += run.notes
         if args["bg"]:
             area.clear()
@@ -420,6 +442,10 @@ class LLMMagics(SessionMagics):
                 f"{name} {'keeps its previous value' if is_set else 'was not set'}."
             )
             return
+        if response.prepared.request.answer_type is not None:
+            if response.state == "done":
+                self._set_output(name, reply.value)
+            return
         # An answer that was stopped fails for another reason.
         with contextlib.suppress(InvalidReply):
             value = reply.json() if args["format"] == "json" else reply
@@ -452,9 +478,10 @@ class LLMMagics(SessionMagics):
             args.notes += (f"-o {name} hides the magic {name}: write %{name}, with its %.",)
 
     def _magic_names(self) -> Collection[str]:
-        """Return the magics that can be written without their %, unless a variable has the name."""
+        """Return the magics that people write without their %, which a variable of the name would hide."""
         magics: Mapping[str, Collection[str]] = self.shell.magics_manager.magics
-        return magics["line"] if self.shell.automagic else ()
+        ours = {name for name in magics["line"] if name.startswith("llm")}
+        return _COMMANDS | ours if self.shell.automagic else ()
 
     def _set_output(self, name: str, value: object) -> None:
         self.shell.user_ns[name] = value

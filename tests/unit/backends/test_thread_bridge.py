@@ -67,6 +67,38 @@ def test_many_items_wake_a_loop_once() -> None:
         assert runner.run(main()) == list(range(101))
 
 
+def test_items_collect_during_a_pause_and_the_end_does_not_wait_for_it() -> None:
+    async def main() -> list[list[int]]:
+        bridge, taken = ThreadBridge[int](), []
+        for pause, count in ((0.05, 2), (3600.0, 1)):
+            waiting = asyncio.ensure_future(bridge.wait_async(pause))
+            for number in range(count):
+                await asyncio.sleep(0)
+                bridge.put(number)
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            if pause > 1:
+                bridge.close()
+            await waiting
+            taken.append(bridge.take())
+        assert bridge.is_finished
+        return taken
+
+    assert asyncio.run(main()) == [[0, 1], [0]]
+
+
+def test_an_item_after_a_pause_wakes_the_reader() -> None:
+    async def main() -> list[int]:
+        bridge = ThreadBridge[int]()
+        waiting = asyncio.ensure_future(bridge.wait_async(0.001))
+        await asyncio.sleep(0.05)
+        bridge.put(1)
+        await waiting
+        return bridge.take()
+
+    assert asyncio.run(main()) == [1]
+
+
 def test_no_item_is_lost_between_thread_and_loop() -> None:
     async def main() -> list[int]:
         bridge: ThreadBridge[int] = ThreadBridge()

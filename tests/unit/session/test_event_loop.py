@@ -19,6 +19,7 @@ from llm_magic.session.event_loop import GRACE_S, LoopThread
 from llm_magic.types import Chunk
 from tests.kernels import within_a_second
 from tests.loop_streams import drain, iterate, relay
+from tests.until import until
 
 
 @pytest.fixture
@@ -336,13 +337,13 @@ def test_closing_ends_what_another_thread_waits_for() -> None:
 
 
 def test_call_that_comes_while_the_loop_is_closed_ends() -> None:
-    loop, ended, late = LoopThread("test-loop"), list[type[BaseException]](), threading.Event()
+    loop, raised, late = LoopThread("test-loop"), list[type[BaseException]](), threading.Event()
 
     def call(coroutine: Coroutine[Any, Any, object]) -> None:
         try:
             loop.run(coroutine)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it must end
-            ended.append(type(error))
+            raised.append(type(error))
 
     async def hang() -> None:
         late.set()
@@ -367,7 +368,7 @@ def test_call_that_comes_while_the_loop_is_closed_ends() -> None:
     loop.close()
     for thread in threads:
         thread.join(5)
-    assert ended == [Interrupted, Interrupted]
+    assert raised == [Interrupted, Interrupted]
 
 
 def test_calls_during_many_closes_all_end() -> None:
@@ -383,13 +384,13 @@ def test_calls_during_many_closes_all_end() -> None:
     threads = [threading.Thread(target=call, daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()
+    until(lambda: outcomes["done"] > 0)
     for _ in range(200):
         loop.close()
     is_over.set()
     for thread in threads:
         thread.join(5)
     assert not [thread for thread in threads if thread.is_alive()]
-    assert outcomes["done"]
     loop.close()
 
 

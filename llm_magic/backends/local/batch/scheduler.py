@@ -26,6 +26,8 @@ _CHUNK_S = 0.15
 # The same while running sequences pause, or none runs: longer chunks take less time a token.
 _LONG_CHUNK_S = 0.4
 _MIN_CHUNK, _MAX_CHUNK = 32, 16384
+# The last chunk of a prompt has up to so many times the tokens of the others.
+_LONGEST_CHUNK = 1.5
 # Running sequences pause while the prompts of more sequences are read: each step of a few takes almost
 # as long as one of all. They pause for at most so many times a step, and at most so long.
 _PAUSE_STEPS, _MAX_PAUSE_S = 8, 1.0
@@ -333,7 +335,9 @@ class Scheduler:
             sequence.start_clock()
         if start < last:
             began = time.perf_counter()
-            end = min(start + max(1, self._chunk_size() // len(batch.sequences)), last)
+            columns = max(1, self._chunk_size() // len(batch.sequences))
+            # A short rest would take almost as long as a chunk.
+            end = start + columns if last - start > columns * _LONGEST_CHUNK else last
             self._forward(batch, start, end)
             prefill.boundaries.append(start)
             if self._device.type == "cuda":

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +171,39 @@ def test_answer_has_the_form_that_was_requested() -> None:
             session.generate("?", structure=Structure("grammar", "start: other"))
     finally:
         session.close()
+
+
+BESIDE = """
+import os, subprocess, sys
+from pathlib import Path
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from llm_magic import llm
+
+def answer(tokens):
+    most = 0
+    options = {"temperature": 0, "max_new_tokens": tokens, "extra": {"ignore_eos": True}}
+    for _ in llm.stream("Tell a story.", **options):
+        most = max(most, len(list(Path("/proc/self/task").iterdir())))
+    return most
+
+llm.load(backend="llamacpp")
+answer(1)
+before = len(list(Path("/proc/self/task").iterdir()))
+with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+    most = answer(200)
+    busy.kill()
+llm.close()
+print(most - before)
+"""
+
+
+def test_openmp_of_llamacpp_spins_alone_and_is_throttled_beside_a_busy_process() -> None:
+    ours = {n: v for n, v in os.environ.items() if not n.startswith(("OMP_", "GOMP_"))}
+    child = subprocess.run(
+        [sys.executable, "-c", BESIDE], env=ours | {"OMP_DISPLAY_ENV": "VERBOSE"},
+        capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    # One thread that watches, and one of OpenMP.
+    assert child.stdout == "2\n", child.stderr
+    assert "GOMP_SPINCOUNT" in child.stderr
+    assert "GOMP_SPINCOUNT = '10000'" not in child.stderr

@@ -440,12 +440,12 @@ def test_markdown_becomes_elements() -> None:
         assert part in html
 
 
-def test_tasks_have_check_boxes() -> None:
+def test_tasks_have_check_boxes_with_labels() -> None:
     html = _body("- [ ] *a*\n- [x] b\n  1. [X] c\n- [ ]d\n- \\[ ] e\n- f\n")
-    boxes = re.findall(r"<li([^>]*)>(?:<p>)?<input ([^>]*)>(.*)", html)
+    boxes = re.findall(r"<li([^>]*)>(?:<p>)?<label><input ([^>]*)>(.*)</label>", html)
     item = ' style="list-style:none"'
     assert [(style, "checked" in box, text) for style, box, text in boxes] == [
-        (item, False, " <em>a</em></li>"), (item, True, " b"), (item, True, " c</li>"),
+        (item, False, " <em>a</em>"), (item, True, " b"), (item, True, " c"),
     ]  # fmt: skip
     assert all("disabled" in box for _, box, _ in boxes)
     assert "<li>[ ]d</li>\n<li>[ ] e</li>\n<li>f</li>" in html

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,11 @@ from llm_magic.errors import (
     ServerUnreachable,
 )
 from llm_magic.session import Session
+from llm_magic.session.map.mapped import Mapped
+from llm_magic.session.map.outcome import Outcome
+from llm_magic.session.map.progress import Counts
+from llm_magic.session.map.rows import rows_of
+from llm_magic.session.map.sender import PreparedRow
 from llm_magic.types import Chunk, Message, Reply, Usage
 from tests.remote_sessions import loop_threads
 from tests.scripted import Hang, ScriptedBackend, scripted_session, stop_when, whole_answer
@@ -334,6 +340,34 @@ def test_sample_estimates_all_rows(scripted: Pair) -> None:
     assert estimate is not None
     assert (estimate.rows, estimate.prompt_tokens, estimate.cost) == (1_000, 7_000, None)
     assert 1_000 < (estimate.completion_tokens or 0) < 2_000
-    assert estimate.seconds > 0
+    assert estimate.seconds >= estimate.least_seconds > 0
     assert "estimate for all 1,000 rows: 7,000 prompt tokens, 1," in repr(mapped)
     assert session.map("{item}", ["one"]).estimate is None
+
+
+@pytest.mark.parametrize(
+    ("at_once", "rate", "seconds"),
+    [
+        # 4 rows of 3 s each at once, and 1 s for the start: 100 rows need 25 times as long together.
+        (4, math.inf, (1 + 75, 1 + 75)),
+        (20, math.inf, (1 + 15, 1 + 75)),
+        # One after another, they would have taken 12 s: more of them ran at once at first.
+        (1, math.inf, (100, 100)),
+        (20, 2.0, (50, 1 + 75)),
+        (20, 0.5, (200, 200)),
+    ],
+)
+def test_estimate_counts_the_rows_that_run_at_once(
+    at_once: int, rate: float, seconds: tuple[float, float]
+) -> None:
+    counts, rows = Counts(), rows_of(list(range(4)))
+    for position in range(4):
+        outcome = Outcome("a", "stop", Usage(5, 2), seconds=3.0)
+        counts.add(PreparedRow(position, position, ()), outcome, is_sent=True)
+    counts.finished_at = counts.started + 4.0
+    mapped = Mapped(rows, [Outcome("a", "stop")] * 4, counts, ("tiny", "local"), lambda _: None)
+    mapped.sampled_from, mapped.at_once, mapped.rate = 100, at_once, rate
+    estimate = mapped.estimate
+    assert estimate is not None
+    assert (estimate.least_seconds, estimate.seconds) == pytest.approx(seconds)
+    assert (estimate.prompt_tokens, estimate.completion_tokens) == (500, 200)
