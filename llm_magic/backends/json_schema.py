@@ -11,6 +11,7 @@ from llm_magic.errors import OptionError
 
 # Larger ones are no description of an answer, and take seconds to compile.
 _MAX_CHARACTERS, _MAX_PROPERTIES, _MAX_SCHEMAS = 1 << 18, 1000, 10_000
+_MAX_COMBINED = 4
 # Small models repeat themselves in a string or a list that has no end.
 MAX_LENGTH, MAX_ITEMS, MAX_INTEGER = 1000, 100, 10**18
 _CHILD = ("items", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else")
@@ -41,6 +42,9 @@ def bounded(text: str) -> dict[str, Any]:
     schemas = list(_schemas(schema))
     # The properties of an object may be spread over the parts of `allOf`.
     can_close = not any("allOf" in each for each in schemas)
+    if not can_close and sum("pattern" in each for each in schemas) > _MAX_COMBINED:
+        # Whether a text fits several patterns at once may take hours to find out.
+        raise _error(f"it combines more than {_MAX_COMBINED} patterns by allOf")
     for each in schemas:
         types = each.get("type")
         for name in types if isinstance(types, list) else [types]:

@@ -299,9 +299,25 @@ UNION = [
             schema({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}),
             "it starts with an endless text: an object requires itself",
         ),
+        (
+            schema(
+                {"allOf": [{"type": "string", "pattern": f"a.{{{n},400}}c"} for n in range(30)]}
+            ),
+            "it combines more than 4 patterns by allOf",
+        ),
         (schema({"allOf": [{"anyOf": UNION} for _ in range(8)]}), "schema too large"),
     ],
-    ids=["deep", "deep json", "deep schema", "1 MB", "properties", "union", "endless", "product"],
+    ids=[
+        "deep",
+        "deep json",
+        "deep schema",
+        "1 MB",
+        "properties",
+        "union",
+        "endless",
+        "patterns",
+        "product",
+    ],
 )
 def test_hostile_schema_is_refused(llama: Session, structure: Structure, message: str) -> None:
     with pytest.raises(OptionError, match=message):
