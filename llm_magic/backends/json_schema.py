@@ -12,6 +12,8 @@ from llm_magic.errors import OptionError
 # Larger ones are no description of an answer, and take seconds to compile.
 _MAX_CHARACTERS, _MAX_PROPERTIES, _MAX_SCHEMAS = 1 << 18, 1000, 10_000
 _MAX_COMBINED = 4
+# References may form a chain, which llguidance follows on the stack of the thread.
+_MAX_REFERENCES = 400
 # Small models repeat themselves in a string or a list that has no end.
 MAX_LENGTH, MAX_ITEMS, MAX_INTEGER = 1000, 100, 10**18
 _CHILD = ("items", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else")
@@ -40,6 +42,8 @@ def bounded(text: str) -> dict[str, Any]:
     """
     schema = _parsed(text)
     schemas = list(_schemas(schema))
+    if sum("$ref" in each for each in schemas) > _MAX_REFERENCES:
+        raise _error(f"it has more than {_MAX_REFERENCES} references")
     # The properties of an object may be spread over the parts of `allOf`.
     can_close = not any("allOf" in each for each in schemas)
     if not can_close and sum("pattern" in each for each in schemas) > _MAX_COMBINED:

@@ -305,6 +305,11 @@ UNION = [
             ),
             "it combines more than 4 patterns by allOf",
         ),
+        (
+            schema({"$defs": {f"a{n}": {"$ref": f"#/$defs/a{n + 1}"} for n in range(900)}}),
+            "more than 400 references",
+        ),
+        (Structure("grammar", "start: " + "r " * 10_000), "more than 16,384 characters"),
         (schema({"allOf": [{"anyOf": UNION} for _ in range(8)]}), "schema too large"),
     ],
     ids=[
@@ -316,6 +321,8 @@ UNION = [
         "union",
         "endless",
         "patterns",
+        "chain",
+        "grammar",
         "product",
     ],
 )
