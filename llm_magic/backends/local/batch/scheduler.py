@@ -26,6 +26,8 @@ _CHUNK_S = 0.15
 # The same while running sequences pause, or none runs: longer chunks take less time a token.
 _LONG_CHUNK_S = 0.4
 _MIN_CHUNK, _MAX_CHUNK = 32, 16384
+# The last chunk of a prompt has up to so many times the tokens of the others.
+_LONGEST_CHUNK = 1.5
 # Running sequences pause while the prompts of more sequences are read: each step of a few takes almost
 # as long as one of all. They pause for at most so many times a step, and at most so long.
 _PAUSE_STEPS, _MAX_PAUSE_S = 8, 1.0
@@ -200,6 +202,9 @@ class Scheduler:
 
     def _share(self, sequence: Sequence) -> bool:
         """Prepare a sequence to share steps; returns whether its options allow that."""
+        if sequence.labels is not None:
+            # One pass answers it.
+            return False
         options = {n: x for n, x in sequence.options.items() if n != "max_new_tokens"}
         key = repr(sorted(options.items()))
         if key not in self._prepared:
@@ -330,7 +335,9 @@ class Scheduler:
             sequence.start_clock()
         if start < last:
             began = time.perf_counter()
-            end = min(start + max(1, self._chunk_size() // len(batch.sequences)), last)
+            columns = max(1, self._chunk_size() // len(batch.sequences))
+            # A short rest would take almost as long as a chunk.
+            end = start + columns if last - start > columns * _LONGEST_CHUNK else last
             self._forward(batch, start, end)
             prefill.boundaries.append(start)
             if self._device.type == "cuda":
@@ -395,6 +402,9 @@ class Scheduler:
         """Decode one token of every sequence."""
         logits = self._forward(batch, batch.width - 1, batch.width)
         scores = logits.to(copy=True, dtype=torch.float32, device=batch.ids.device)
+        for sequence, row in zip(batch.sequences, scores, strict=True):
+            if sequence.constraint is not None:
+                sequence.constraint.mask(row)
         rows_of: dict[int, list[int]] = defaultdict(list)
         for row, sequence in enumerate(batch.sequences):
             rows_of[id(sequence.inputs)].append(row)
