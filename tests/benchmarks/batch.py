@@ -65,7 +65,8 @@ def _packed(rounds: Rounds) -> Iterator[Row]:
         )
     for name, values in rates.items():
         yield Row(f"equal: {name}", "tok/s", values)
-    yield ratio("equal: packed / usual weights", *rates.values(), _PACKED)
+    of, to = rates.values()
+    yield ratio("equal: packed / usual weights", of, to, _PACKED)
 
 
 def _compared(
