@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import json
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, NotRequired, Self, TypedDict, Unpack
 
 from llm_magic.errors import InvalidReply, NoAttribute, did_you_mean
@@ -11,6 +13,7 @@ from llm_magic.text import is_cut_json, parse_json, visible
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "cancelled", "truncated"]
+StructureKind = Literal["json_schema", "choice", "regex", "grammar"]
 State = Literal["Inactive", "Loading", "Configuring", "Ready", "Unloading", "Failed"]
 _REPR_CHARACTERS = 60  # of the text of a reply
 
@@ -26,6 +29,35 @@ class Message:
 
     role: Role
     content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """The form that an answer must have; a backend that supports its kind generates nothing else.
+
+    Attributes:
+        kind: ``json_schema``, ``choice``, ``regex`` or ``grammar``.
+        source: The JSON schema as text, the labels of a choice as a JSON list, the regular expression,
+            or the grammar in the notation of Lark.
+    """
+
+    kind: StructureKind
+    source: str
+
+    @classmethod
+    def choice(cls, labels: Sequence[str]) -> Structure:
+        """Return the structure of an answer that is one of `labels`."""
+        return cls("choice", json.dumps(list(labels), ensure_ascii=False))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of a choice."""
+        return tuple(json.loads(self.source)) if self.kind == "choice" else ()
+
+    @property
+    def option(self) -> str:
+        """The name of the option that sets it."""
+        return "schema" if self.kind == "json_schema" else self.kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +103,9 @@ class Chunk:
         progress: How much of a long prompt the model has read so far.
         ends_reasoning: Whether all text before this chunk was reasoning. Some models close their
             reasoning with a tag that they never opened.
+        probabilities: The labels of a choice with their probabilities; only in the last chunk.
+        retry: What was wrong with all text before this chunk, which is no part of the answer: a second
+            answer follows.
     """
 
     text: str = ""
@@ -84,12 +119,14 @@ class Chunk:
     queued: bool = False
     progress: Progress | None = None
     ends_reasoning: bool = False
+    probabilities: tuple[tuple[str, float], ...] = ()
+    retry: str = ""
 
     @property
     def has_content(self) -> bool:
         """Whether it has text or tokens, reports what is waited for, or ends the reasoning or the answer."""
         waits = self.queued or bool(self.notice) or self.progress is not None
-        ends = self.ends_reasoning or self.finish_reason is not None
+        ends = self.ends_reasoning or bool(self.retry) or self.finish_reason is not None
         return bool(self.text or self.reasoning or self.tokens) or waits or ends
 
     def __str__(self) -> str:
@@ -138,6 +175,9 @@ class ReplyAttributes(TypedDict):
     reasoning: NotRequired[str]
     dropped_turns: NotRequired[int]
     context_full: NotRequired[bool]
+    probabilities: NotRequired[Mapping[str, float]]
+    value: NotRequired[Any]
+    retry: NotRequired[str]
 
 
 class Reply(str):
@@ -156,6 +196,11 @@ class Reply(str):
             the context.
         context_full: Whether the token limit that it reached is the context of the model, which a higher
             ``max_new_tokens`` does not change.
+        probabilities: The labels of a choice with their probabilities, the likeliest first; empty
+            where there is no choice, or the server does not report them.
+        value: The value of a typed answer, such as an instance of the class after ``--schema``; None
+            for any other answer.
+        retry: What was wrong with the first answer, if this is the second one (``--schema-by prompt``).
     """
 
     # The values of a reply that other code makes of a text alone, as some libraries do with a `str`.
@@ -168,6 +213,9 @@ class Reply(str):
     reasoning: str = ""
     dropped_turns: int = 0
     context_full: bool = False
+    probabilities: Mapping[str, float] = MappingProxyType({})
+    value: Any = None
+    retry: str = ""
 
     def __new__(cls, text: str, /, **attributes: Unpack[ReplyAttributes]) -> Self:
         """Create a reply; copies and pickles set the attributes themselves."""
@@ -193,12 +241,12 @@ class Reply(str):
             value = parse_json(self)
         except ValueError as error:
             problem = f"The answer is not valid JSON: {str(error).rstrip('.')}."
-            raise self._invalid(problem, is_cut=is_cut_json(self)) from None
+            raise self.invalid(problem, is_cut=is_cut_json(self)) from None
         else:
             # The start of a number is a number.
             if self.finish_reason == "stop" or type(value) not in {int, float}:
                 return value
-        raise self._invalid("The answer is not complete JSON: it ends in a number.")
+        raise self.invalid("The answer is not complete JSON: it ends in a number.")
 
     def code(self) -> str:
         """Return the code of the first fenced block in the text, which ``-f code`` puts into a cell.
@@ -210,13 +258,18 @@ class Reply(str):
 
         block = first_fenced(self.text)
         if block is None:
-            raise self._invalid("The answer contains no fenced code block.")
+            raise self.invalid("The answer contains no fenced code block.")
         if not block.closed and self.finish_reason != "stop":
-            raise self._invalid("The code block is not closed.")
+            raise self.invalid("The code block is not closed.")
         return block.code.rstrip("\n")
 
-    def _invalid(self, problem: str, *, is_cut: bool = True) -> InvalidReply:
-        """Return the error of a reply; `is_cut`: more tokens may have made it valid."""
+    def check_whole(self) -> None:
+        """Raise `InvalidReply` if an answer with a structure was cut: it may not have its form."""
+        if self.finish_reason != "stop":
+            raise self.invalid("The answer ended before it was complete.")
+
+    def invalid(self, problem: str, *, is_cut: bool = True) -> InvalidReply:
+        """Return the error of a reply without its required form; `is_cut`: more tokens may give it that."""
         invalid = InvalidReply(problem)
         invalid.reply = self
         if not is_cut:

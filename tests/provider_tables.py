@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from llm_magic.backends.base import Backend
 from llm_magic.backends.registry import backend_class
+from llm_magic.backends.remote.base import RemoteBackend
 from llm_magic.config.providers import PROVIDERS, Provider
-from llm_magic.config.settings import GenerationConfig
+from llm_magic.config.settings import GenerationOptions
+from llm_magic.types import Structure
 
-_OPTIONS = [name for name in GenerationConfig.model_fields if name != "extra"]
+_FORMS = (
+    Structure("json_schema", '{"type": "object", "properties": {}}'),
+    Structure.choice(("yes", "no")),
+    Structure("regex", "a"),
+    Structure("grammar", "a"),
+)
+_OPTIONS = [name for name in GenerationOptions.model_fields if name != "extra"]
 
 
 def _code(text: str) -> str:
@@ -69,6 +78,25 @@ def _cells(name: str) -> Iterator[str]:
         yield _code(backend.option_names[option]) if backend.supports(option) else "no"
 
 
+def _structures() -> str:
+    names = ("local", "llamacpp", "ollama", "vllm", "instructlab", *PROVIDERS)
+    rows = [[_code(name), *_enforced(backend_class(name))] for name in names]
+    return _table(("backend", *(_code(f"--{kind.option}") for kind in _FORMS)), *rows)
+
+
+def _enforced(backend: type[Backend]) -> Iterator[str]:
+    """Yield how a backend enforces each form."""
+    for form in _FORMS:
+        if form.kind not in backend.capabilities.structures:
+            yield "" if form.kind == "grammar" else "`--schema-by prompt`"
+        elif backend.name == "instructlab" and form.kind in {"regex", "grammar"}:
+            yield "`structured_outputs`, on vLLM"
+        elif issubclass(backend, RemoteBackend):
+            yield ", ".join(map(_code, backend.structure_fields(form)))
+        else:
+            yield "while it generates"
+
+
 def _settings() -> str:
     rows = [(_code(p.url_variable), _code(p.url), _code(p.name)) for p in PROVIDERS.values()]
     return _table(("variable", "default", "backend"), *rows)
@@ -79,4 +107,5 @@ PROVIDER_TABLES: Mapping[str, Callable[[], str]] = {
     "options": _options,
     "fields": _fields,
     "settings": _settings,
+    "structures": _structures,
 }

@@ -8,11 +8,25 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeVar
 
 from llm_magic.config.api_keys import ApiKeys
-from llm_magic.config.commands import command
+from llm_magic.config.commands import command, option
 from llm_magic.config.option_spec import specs
-from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
+from llm_magic.config.settings import (
+    GenerationConfig,
+    GenerationOptions,
+    LoadConfig,
+    ReadSettings,
+)
 from llm_magic.errors import ModelNotLoaded, OptionError
-from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Unloaded
+from llm_magic.types import (
+    Chunk,
+    MemoryUse,
+    Message,
+    ModelInfo,
+    Progress,
+    Structure,
+    StructureKind,
+    Unloaded,
+)
 
 M = TypeVar("M")
 
@@ -31,11 +45,13 @@ class Capabilities:
 
     `in_process`: models take memory of this process. `local_token_counts`: `Backend.count` sends no
     request. `stop_strings`: an answer ends before the first stop string, which is not part of it.
+    `structures`: the kinds of `Structure` that an answer can be held to.
     """
 
     in_process: bool = False
     local_token_counts: bool = False
     stop_strings: bool = False
+    structures: frozenset[StructureKind] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +97,14 @@ class Backend(ABC):
         super().__init_subclass__(**kwargs)
         if "name" not in vars(cls):
             return
-        declared, options = set(cls.option_names), set(GenerationConfig.model_fields)
+        declared, options = set(cls.option_names), set(GenerationOptions.model_fields)
         if missing := options - declared:
             raise TypeError(
                 f"{cls.__name__}.option_names does not declare {', '.join(sorted(missing))}."
                 " Add the name that the backend uses, or UNSUPPORTED."
             )
-        if unknown := declared - options:
+        # `capabilities` declare the structures.
+        if unknown := declared - set(GenerationConfig.model_fields):
             raise TypeError(
                 f"{cls.__name__}.option_names declares {', '.join(sorted(unknown))}, which"
                 f" {'is not a generation option' if len(unknown) == 1 else 'are not generation options'}."
@@ -173,8 +190,10 @@ class Backend(ABC):
         `given` names the options of this call. Session and environment settings that the backend does
         not support are omitted from the request instead.
         """
-        known = specs(GenerationConfig)
-        for name in sorted(given):
+        if config.structure is not None:
+            self.check_structure(config.structure)
+        known = specs(GenerationOptions)
+        for name in sorted(known.keys() & given):
             spec, value = known[name], getattr(config, name)
             if self.supports(name) or spec.is_neutral(value):
                 continue
@@ -194,6 +213,26 @@ class Backend(ABC):
         """Return whether the backend has a generation option."""
         return cls.option_names[option] != UNSUPPORTED
 
+    def check_structure(self, structure: Structure) -> None:
+        """Raise `OptionError` for a structure that the backend cannot hold an answer to."""
+        if structure.kind not in self.capabilities.structures:
+            raise OptionError(
+                f"{self.name} cannot enforce {option(structure.option)}.{by_prompt(structure)}"
+            )
+        labels = structure.labels
+        if structure.kind == "choice" and (
+            not all(labels) or len(labels) != len({*labels}) or not labels
+        ):
+            raise OptionError(f"{option('choice')} needs different labels that are not empty.")
+
+    def shows_structure(self, _name: str, _structure: Structure) -> bool:
+        """Return whether the model of a request sees its structure, so that no prompt must describe it."""
+        return False
+
+    def enforced_by(self, _name: str, _structure: Structure) -> str:
+        """Return how an answer is held to a structure, in words."""
+        return "constrained decoding"
+
     def check_extra(self, config: GenerationConfig) -> None:  # noqa: B027
         """Raise `OptionError` for a ``-p`` option that the backend does not accept."""
 
@@ -208,6 +247,15 @@ class Backend(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Free everything."""
+
+
+def by_prompt(structure: Structure) -> str:
+    """Return the advice to describe a structure in the prompt instead; a grammar cannot be checked."""
+    if structure.kind == "grammar":
+        return ""
+    return (
+        f" To describe it in the prompt and check the answer, add {option('schema_by', 'prompt')}."
+    )
 
 
 def find_loaded(models: Mapping[str, M], name: str) -> M:

@@ -7,11 +7,18 @@ import contextlib
 import dataclasses
 import re
 import time
-from collections.abc import AsyncGenerator, Generator, Iterator
-from typing import Literal
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
 
+from llm_magic.backends.stop_strings import until_stop
 from llm_magic.errors import LLMMagicError
 from llm_magic.types import Chunk
+
+if TYPE_CHECKING:
+    from llm_magic.backends.base import Backend
+    from llm_magic.backends.manager import LoadedModel
+    from llm_magic.config.settings import GenerationConfig
+    from llm_magic.types import Message
 
 OPEN_TAG, CLOSE_TAG = "<think>", "</think>"
 # What decides about text that no tag opened: a closing tag at the start of a line, any opening tag.
@@ -169,3 +176,26 @@ async def split_reasoning(
             raise
         for piece in splitter.flush():
             yield piece
+
+
+def separated(
+    chunks: AsyncGenerator[Chunk, None],
+    backend: Backend,
+    config: GenerationConfig,
+    pending: list[Chunk],
+) -> AsyncGenerator[Chunk, None]:
+    """Yield the chunks of an answer up to its stop strings, with the reasoning separated.
+
+    What is held back when the reader leaves is added to `pending`.
+    """
+    if config.stop and not backend.capabilities.stop_strings:
+        chunks = until_stop(chunks, config.stop, pending)
+    return split_reasoning(chunks, pending)
+
+
+def separated_answer(
+    loaded: LoadedModel, messages: Sequence[Message], config: GenerationConfig
+) -> AsyncGenerator[Chunk, None]:
+    """Yield the chunks of a new answer, see `separated`."""
+    chunks = loaded.backend.stream(loaded.name, messages, config)
+    return separated(chunks, loaded.backend, config, [])

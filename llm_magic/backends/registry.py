@@ -26,7 +26,7 @@ from llm_magic.config.commands import option as spelled
 from llm_magic.config.option_spec import OptionSpec, specs
 from llm_magic.config.server_address import parse_url
 from llm_magic.config.settings import (
-    GenerationConfig,
+    GenerationOptions,
     LoadConfig,
     ReadSettings,
     ServerLoadConfig,
@@ -244,7 +244,7 @@ def load_specs() -> Mapping[str, OptionSpec]:
 def generation_specs() -> Mapping[str, OptionSpec]:
     """Return the generation options, each with the backends that support it."""
     return _merged(
-        lambda backend: {n: s for n, s in specs(GenerationConfig).items() if backend.supports(n)}
+        lambda backend: {n: s for n, s in specs(GenerationOptions).items() if backend.supports(n)}
     )
 
 

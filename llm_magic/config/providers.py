@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from llm_magic.types import StructureKind
+
 # In names as people write them: gpt4, claude3-haiku.
 _NO_HYPHEN = re.compile(r"^(gpt(?=[3-9](?!all))|(claude|gemini|grok)(?=\d))")
 
@@ -33,6 +35,9 @@ class Provider:
         start: How to start a server program.
         fields: The request fields of options that differ from those of OpenAI.
         unsupported: The options that the API does not have, or ignores.
+        structures: The kinds of `Structure` that the API enforces.
+        is_strict: Whether a schema has to name every field of every object.
+        shows_schema: Whether the API shows a schema to the model at its own address.
         max_temperature: The highest temperature that the API does not cut.
         is_temperature_or_top_p: Whether models accept only one of these options.
         omitted: Fields of a request that the API rejects.
@@ -55,6 +60,9 @@ class Provider:
     start: str = ""
     fields: Mapping[str, str] = field(default_factory=_fields)
     unsupported: tuple[str, ...] = ()
+    structures: tuple[StructureKind, ...] = ("json_schema", "choice")
+    is_strict: bool = True
+    shows_schema: bool = False
     max_temperature: float = 2.0
     is_temperature_or_top_p: bool = False
     omitted: tuple[str, ...] = ()
@@ -98,6 +106,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             "https://platform.openai.com/docs/api-reference/chat",
             "OPENAI_API_KEY",
             unsupported=_SAMPLING,
+            shows_schema=True,
             models=r"(openai/)?(?P<name>(gpt-[3-9]|chatgpt-|o[1-9](-|$)).*)",
             other_names=("gpt", "chatgpt", "openai-compatible", "openai-api", "compatible"),
         ),
@@ -108,6 +117,8 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             "https://docs.anthropic.com/en/api/openai-sdk",
             "ANTHROPIC_API_KEY",
             unsupported=(*_SAMPLING, "seed"),
+            # This API ignores response_format.
+            structures=(),
             max_temperature=1.0,
             is_temperature_or_top_p=True,
             list_headers=_fields(**{"x-api-key": "{key}", "anthropic-version": "2023-06-01"}),
@@ -179,6 +190,8 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             "https://api-docs.deepseek.com/api/create-chat-completion",
             "DEEPSEEK_API_KEY",
             unsupported=("top_p", *_SAMPLING, "seed"),
+            # It makes JSON of any form.
+            structures=(),
             models=r"(deepseek/)?(?P<name>deepseek-(chat|reasoner|v\d+-(flash|pro)))",
             note=(
                 "While a DeepSeek model thinks, which is its default, temperature has no effect."
@@ -202,6 +215,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             "http://localhost:1234",
             "https://lmstudio.ai/docs/developer/openai-compat/chat-completions",
             start="To start one, run: lms server start",
+            is_strict=False,
             fields=_fields(top_k="top_k", repetition_penalty="repeat_penalty"),
             other_names=("lm-studio",),
         ),
@@ -211,6 +225,8 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             "http://localhost:8080",
             "https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md",
             start="To start one, run: llama-server -m FILE.gguf",
+            structures=("json_schema", "choice", "grammar"),
+            is_strict=False,
             fields=_fields(top_k="top_k", repetition_penalty="repeat_penalty"),
             other_names=("llama-server",),
         ),

@@ -38,6 +38,7 @@ from llm_magic.config.option_spec import (
 from llm_magic.config.providers import PROVIDERS
 from llm_magic.errors import SettingsError
 from llm_magic.text import has_surrogates, unescape
+from llm_magic.types import Structure
 
 
 def _as_tuple(value: object) -> object:
@@ -224,8 +225,8 @@ _IDLE_TIMEOUT = OptionSpec(
 )
 
 
-class GenerationConfig(OptionModel):
-    """The options of one answer; None leaves an option to the model."""
+class GenerationOptions(OptionModel):
+    """The options of answers that a session can set; None leaves an option to the model."""
 
     max_new_tokens: MaxNewTokens = 512
     temperature: Temperature = 0.7
@@ -244,7 +245,13 @@ class GenerationConfig(OptionModel):
     ] = Field(default_factory=partial(MappingProxyType, {}))
 
 
-class SessionConfig(GenerationConfig):
+class GenerationConfig(GenerationOptions):
+    """The options of one answer, as a backend gets them; `structure` is the form that it must have."""
+
+    structure: Structure | None = None
+
+
+class SessionConfig(GenerationOptions):
     """What a session sets for its calls: the options of their answers, and a system prompt."""
 
     system: Annotated[
@@ -262,7 +269,7 @@ class SessionConfig(GenerationConfig):
     @property
     def generation(self) -> GenerationConfig:
         """The options of an answer, as a backend gets them."""
-        values = {name: getattr(self, name) for name in GenerationConfig.model_fields}
+        values = {name: getattr(self, name) for name in GenerationOptions.model_fields}
         given = self.model_fields_set & values.keys()
         return GenerationConfig.model_construct(_fields_set=given, **values)
 
@@ -314,7 +321,7 @@ OptionModelT = TypeVar("OptionModelT", bound=OptionModel)
 _GENERATION = GenerationConfig()
 # The options whose default is a setting.
 _OPTIONS_WITH_SETTING = frozenset(
-    {"backend", "device", "quantization", *GenerationConfig.model_fields}
+    {"backend", "device", "quantization", *GenerationOptions.model_fields}
 )
 
 

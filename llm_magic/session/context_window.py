@@ -35,7 +35,7 @@ async def stream(manager: BackendManager, response: Response) -> AsyncGenerator[
         prepared = response.prepared
         name = prepared.loaded_model.name
         # Searched again, because it may have been unloaded since.
-        answer = manager.find(name).backend.stream(name, prepared.messages, prepared.config)
+        answer = manager.find(name).backend.stream(name, prepared.sent, prepared.config)
         try:
             async with contextlib.aclosing(answer) as chunks:
                 async for chunk in chunks:
@@ -71,7 +71,7 @@ async def fit(manager: BackendManager, prepared: PreparedRequest) -> PreparedReq
 async def _fits(manager: BackendManager, prepared: PreparedRequest) -> bool | None:
     """Return whether a request and its answer fit the context; None where that is unknown."""
     name = prepared.loaded_model.name
-    count = await manager.find(name).backend.count(name, prepared.messages)
+    count = await manager.find(name).backend.count(name, prepared.sent)
     if count.prompt_tokens is None or not count.context_length:
         return None
     most = int(count.context_length * _ANSWER)
@@ -120,19 +120,27 @@ async def dry_run(manager: BackendManager, prepared: PreparedRequest) -> DryRun:
     """Return what a request would send, and how many tokens that is."""
     prepared = await fit(manager, prepared)
     name, backend = prepared.loaded_model.name, manager.find(prepared.loaded_model.name).backend
-    count = await backend.count(name, prepared.messages)
+    count = await backend.count(name, prepared.sent)
     dropped = prepared.context.turns[: prepared.dropped] if prepared.context is not None else ()
     problem = _problem(prepared, count)
     return DryRun(
         name,
         prepared.loaded_model.config.backend,
-        prepared.messages,
+        prepared.sent,
         backend.sent_options(name, prepared.config),
         count,
         dropped,
         problem,
         prepared.session_system,
+        prepared.request.answer_type,
+        _enforced_by(prepared),
     )
+
+
+def _enforced_by(prepared: PreparedRequest) -> str:
+    """Return how an answer is held to its type, "" if it is not."""
+    structure, loaded = prepared.config.structure, prepared.loaded_model
+    return "" if structure is None else loaded.backend.enforced_by(loaded.name, structure)
 
 
 def _problem(prepared: PreparedRequest, count: TokenCount) -> str:

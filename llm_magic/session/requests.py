@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import sys
 import time
 import types
@@ -10,7 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
-from typing import TYPE_CHECKING, Any, NoReturn, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict
 
 from llm_magic.config.commands import either, option
 from llm_magic.errors import OptionError
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from llm_magic.backends.manager import LoadedModel
     from llm_magic.config.settings import GenerationConfig, SessionConfig
     from llm_magic.session.chats import Chats, Context, Turn
-    from llm_magic.types import ModelInfo
+    from llm_magic.session.schemas import AnswerType
+    from llm_magic.types import ModelInfo, Structure
 
 # What options of magics and of other libraries are in Python.
 _IN_PYTHON = {
@@ -39,7 +42,8 @@ Prompt = str | Sequence[Message | Mapping[str, str]]
 class Request:
     """One question, before it is known who answers it.
 
-    An answer to a request `as_json` that is no JSON fails. Times of the answer count from `started`
+    An answer to a request `as_json` that is no JSON fails, and so does one without a value of its
+    `answer_type`. Times of the answer count from `started`
     (`time.perf_counter`). Messages refer to the reply as `stored_in`. `longest_reference` is the one of
     the prompt with the most text, and its number of characters.
     """
@@ -53,12 +57,13 @@ class Request:
     trim: bool = False
     started: float = field(default_factory=time.perf_counter, compare=False)
     as_json: bool = False
+    answer_type: AnswerType | None = None
     stored_in: str = "llm.last"
     longest_reference: tuple[str, int] = ("", 0)
 
 
-class AskOptions(TypedDict, total=False):
-    """What one call may be given besides its prompt: who answers, and the options of this call."""
+class CallOptions(TypedDict, total=False):
+    """Who answers, and how."""
 
     model: str | None
     system: str | None
@@ -72,6 +77,21 @@ class AskOptions(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str]
     extra: Mapping[str, Any]
+    structure: Structure | None
+
+
+class TypeOptions(TypedDict, total=False):
+    """What names the type of an answer."""
+
+    schema: Any
+    choice: Any
+    regex: str | re.Pattern[str] | None
+    grammar: str | os.PathLike[str] | None
+    schema_by: Literal["backend", "prompt"] | None
+
+
+class AskOptions(CallOptions, TypeOptions, total=False):
+    """What one call may be given besides its prompt: who answers, and the options of this call."""
 
 
 def request(prompt: Prompt, about: AskOptions) -> Request:
@@ -86,7 +106,22 @@ def request(prompt: Prompt, about: AskOptions) -> Request:
     options: dict[str, Any] = dict(about)
     who = {name: options.pop(name, None) for name in ("model", "system", "chat")}
     trim = bool(options.pop("trim", False))
-    return Request(prompt, **who, options=options, trim=trim)
+    named = {name: options.pop(name, None) for name in TypeOptions.__annotations__}
+    answer_type = type_of(named)
+    if answer_type is not None and options.get("structure") is not None:
+        raise OptionError(
+            f"structure and {answer_type.structure.option} are given. Remove one of them."
+        )
+    return Request(prompt, **who, options=options, trim=trim, answer_type=answer_type)
+
+
+def type_of(named: Mapping[str, Any]) -> AnswerType | None:
+    """Return the type that the options of `TypeOptions` name, None if they name none."""
+    if all(value is None for value in named.values()):
+        return None
+    from llm_magic.session.schemas import answer_type
+
+    return answer_type(named)
 
 
 def _warn_about_reference(prompt: str) -> None:
@@ -129,6 +164,7 @@ class PreparedRequest:
 
     In a chat, `context` is what precedes the question, without the `dropped` oldest turns.
     `session_system` is the system prompt if it is the one of the session. `notes` are about the options.
+    `instruction` describes the type of the answer to the model, which no turn of a chat contains.
     """
 
     loaded_model: LoadedModel
@@ -139,6 +175,12 @@ class PreparedRequest:
     dropped: int = 0
     session_system: str | None = None
     notes: tuple[str, ...] = ()
+    instruction: str = ""
+
+    @property
+    def sent(self) -> tuple[Message, ...]:
+        """The messages as they are sent: with the instruction at the end of the question."""
+        return instructed(self.messages, self.instruction)
 
     def without(self, dropped: int) -> PreparedRequest:
         """Return the request without the `dropped` oldest turns of its chat."""
@@ -161,7 +203,12 @@ def prepare(
         # A mapping adds to that of the session.
         if isinstance(value, Mapping) and isinstance(in_session, Mapping):
             options[name] = {**in_session, **value}
+    answer_type = request.answer_type
+    if answer_type is not None and answer_type.by == "backend":
+        options["structure"] = answer_type.structure
     config = current.generation.replace(**options)
+    if answer_type is not None and "repetition_penalty" not in config.model_fields_set:
+        config = _without_penalty(config)
     loaded_model.backend.check_options(loaded_model.name, config, options.keys())
     messages, context, session_system = _conversation(request, current, chats)
     note = limit_note(config.max_new_tokens, loaded_model.info)
@@ -173,7 +220,40 @@ def prepare(
         context,
         session_system=session_system,
         notes=(note,) if note else (),
+        instruction=_instruction(answer_type, loaded_model),
     )
+
+
+def _without_penalty(config: GenerationConfig) -> GenerationConfig:
+    """Return options without the default penalty, which changes names and numbers of the prompt.
+
+    It would punish the punctuation that a form repeats, too.
+    """
+    values = {**dict(config), "repetition_penalty": 1.0}
+    # It does not count as set: a backend without the option omits it.
+    return type(config).model_construct(_fields_set={*config.model_fields_set}, **values)
+
+
+def _instruction(answer_type: AnswerType | None, loaded_model: LoadedModel) -> str:
+    """Return what describes the type of an answer to a model that its backend does not show it to."""
+    if answer_type is None:
+        return ""
+    is_shown = answer_type.by == "backend" and loaded_model.backend.shows_structure(
+        loaded_model.name, answer_type.structure
+    )
+    return "" if is_shown else answer_type.instruction
+
+
+def instructed(messages: tuple[Message, ...], instruction: str) -> tuple[Message, ...]:
+    """Return messages with an instruction at the end of the last one of the user."""
+    if not instruction:
+        return messages
+    of_user = (i for i in reversed(range(len(messages))) if messages[i].role == "user")
+    position = next(of_user, len(messages) - 1)
+    question = messages[position]
+    content = f"{question.content}\n\n{instruction}"
+    changed = dataclasses.replace(question, content=content)
+    return (*messages[:position], changed, *messages[position + 1 :])
 
 
 def messages_of(prepared: PreparedRequest, prompt: Prompt) -> tuple[Message, ...]:
@@ -184,12 +264,13 @@ def messages_of(prepared: PreparedRequest, prompt: Prompt) -> tuple[Message, ...
     if type(prompt) is str:
         if not prompt or prompt.isspace():
             raise OptionError("The prompt is empty.")
-        return (*prepared.messages[:-1], Message("user", replace_surrogates(prompt)))
+        question = Message("user", replace_surrogates(prompt))
+        return instructed((*prepared.messages[:-1], question), prepared.instruction)
     request = dataclasses.replace(prepared.request, prompt=prompt)
     messages = _messages(request, None)
     if prepared.session_system and _has_no_system(request, messages):
-        return _sendable(Message("system", prepared.session_system), *messages)
-    return messages
+        messages = _sendable(Message("system", prepared.session_system), *messages)
+    return instructed(messages, prepared.instruction)
 
 
 def limit_note(max_new_tokens: int | None, model: ModelInfo | None) -> str:
@@ -231,9 +312,20 @@ def dry_run_without_model(
     from llm_magic.backends.base import TokenCount
 
     messages, _, session_system = _conversation(request, current, chats)
-    config = current.generation.replace(**request.options)
+    config, answer_type = current.generation.replace(**request.options), request.answer_type
+    if answer_type is not None and "repetition_penalty" not in config.model_fields_set:
+        config = _without_penalty(config)
+    messages = instructed(messages, answer_type.instruction if answer_type is not None else "")
     count = TokenCount(None, None)
-    return DryRun(None, backend, messages, config, count, session_system=session_system)
+    return DryRun(
+        None,
+        backend,
+        messages,
+        config,
+        count,
+        session_system=session_system,
+        answer_type=answer_type,
+    )
 
 
 def _has_no_system(request: Request, messages: Sequence[Message]) -> bool:
@@ -292,7 +384,8 @@ class DryRun:
     """What a call would send, and its size; nothing was called.
 
     `model` is None where none is loaded. `dropped` are the turns that ``--trim`` leaves out. `problem`
-    is what a call would lack: context for the prompt, or for the longest answer.
+    is what a call would lack: context for the prompt, or for the longest answer. `enforced_by` is how the
+    backend holds the answer to its `answer_type`, "" if it does not.
     """
 
     model: str | None
@@ -303,3 +396,5 @@ class DryRun:
     dropped: tuple[Turn, ...] = ()
     problem: str = ""
     session_system: str | None = None
+    answer_type: AnswerType | None = None
+    enforced_by: str = ""

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
-from llm_magic.backends.reasoning import split_reasoning
-from llm_magic.backends.stop_strings import until_stop
+from llm_magic.backends.reasoning import separated
 from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import (
     GenerationError,
@@ -34,15 +34,14 @@ from llm_magic.session.event_loop import LoopStream, LoopThread
 from llm_magic.session.jobs import stopped_waiting
 from llm_magic.session.loading import wait_for_end
 from llm_magic.text import generated, visible_line
-from llm_magic.types import Chunk, FinishReason, Reply, Timing, Usage
+from llm_magic.types import Chunk, FinishReason, Message, Reply, Timing, Usage
 
 if TYPE_CHECKING:
-    from llm_magic.backends.base import Backend
-    from llm_magic.backends.manager import BackendManager, LoadedModel, LoadResult
-    from llm_magic.config.settings import GenerationConfig
+    from llm_magic.backends.manager import BackendManager, LoadResult
     from llm_magic.session.recording import Recorder
     from llm_magic.session.requests import PreparedRequest
-    from llm_magic.types import Message, ModelInfo, Progress
+    from llm_magic.session.schemas import InvalidValue
+    from llm_magic.types import ModelInfo, Progress
 
     # Not at runtime: jedi 0.20 fails to complete an object with a property that returns a Literal.
     ResponseState = Literal[
@@ -62,38 +61,18 @@ _DOCUMENTED = {
 _LEAVING = (KeyboardInterrupt, Interrupted, GeneratorExit, asyncio.CancelledError)
 
 
-def separated(
-    chunks: AsyncGenerator[Chunk, None],
-    backend: Backend,
-    config: GenerationConfig,
-    pending: list[Chunk],
-) -> AsyncGenerator[Chunk, None]:
-    """Yield the chunks of an answer up to its stop strings, with the reasoning separated.
-
-    What is held back when the reader leaves is added to `pending`.
-    """
-    if config.stop and not backend.capabilities.stop_strings:
-        chunks = until_stop(chunks, config.stop, pending)
-    return split_reasoning(chunks, pending)
-
-
-def separated_answer(
-    loaded: LoadedModel, messages: Sequence[Message], config: GenerationConfig
-) -> AsyncGenerator[Chunk, None]:
-    """Yield the chunks of a new answer, see `separated`."""
-    chunks = loaded.backend.stream(loaded.name, messages, config)
-    return separated(chunks, loaded.backend, config, [])
-
-
 class AnswerParts:
     """What the chunks of an answer add up to: its text, its reasoning, its usage and why it ended."""
 
-    __slots__ = ("finish_reason", "reasoning", "text", "tokens", "usage")
+    __slots__ = ("finish_reason", "probabilities", "reasoning", "retry", "text", "tokens", "usage")
 
     def __init__(self) -> None:
         self.clear()
         self.usage = Usage()
         self.finish_reason: FinishReason | None = None
+        self.probabilities: tuple[tuple[str, float], ...] = ()
+        # What was wrong with an answer before this one.
+        self.retry = ""
 
     def clear(self) -> None:
         """Remove the text, the reasoning and the count of their tokens."""
@@ -103,6 +82,9 @@ class AnswerParts:
 
     def add(self, chunk: Chunk) -> None:
         """Add a chunk."""
+        if chunk.retry:
+            # Its tokens count.
+            self.text, self.reasoning, self.retry = io.StringIO(), io.StringIO(), chunk.retry
         if chunk.ends_reasoning:
             self.reasoning.write(self.text.getvalue())
             self.text = io.StringIO()
@@ -111,6 +93,7 @@ class AnswerParts:
         self.tokens += chunk.tokens
         self.usage = chunk.usage or self.usage
         self.finish_reason = chunk.finish_reason or self.finish_reason
+        self.probabilities = chunk.probabilities or self.probabilities
 
     def joined(self) -> Chunk:
         """Return one chunk with all of it."""
@@ -120,6 +103,7 @@ class AnswerParts:
             tokens=self.tokens,
             usage=self.usage,
             finish_reason=self.finish_reason,
+            probabilities=self.probabilities,
         )
 
     @property
@@ -221,6 +205,11 @@ class Response:
             prepared.config,
             self.pending_chunks,
         )
+        answer_type = prepared.request.answer_type
+        if answer_type is not None and answer_type.by == "prompt":
+            from llm_magic.session.second_try import with_second_try
+
+            chunks = with_second_try(chunks, answer_type, functools.partial(self._again, manager))
         self._stream = LoopStream(thread, chunks, self.add, self._finished)
 
     # -- what it is and waits for -------------------------------------------------------------
@@ -299,6 +288,11 @@ class Response:
     def tokens(self) -> int | None:
         """The number of tokens generated so far; None if unknown."""
         return self._parts.completion_tokens
+
+    @property
+    def retry(self) -> str:
+        """What was wrong with the first answer, if this is the second one."""
+        return self._parts.retry
 
     @property
     def is_empty(self) -> bool:
@@ -551,6 +545,8 @@ class Response:
         if bridge.error is not None:
             raise bridge.error
         self.end()
+        if self.error is not None:
+            raise self.error
 
     # -- how it grows and ends ----------------------------------------------------------------
 
@@ -566,10 +562,20 @@ class Response:
             answer = context_window.stream(manager, self)
         else:
             # Searched again, because it may have been unloaded since.
-            answer = manager.find(name).backend.stream(name, prepared.messages, prepared.config)
+            answer = manager.find(name).backend.stream(name, prepared.sent, prepared.config)
         async with contextlib.aclosing(answer) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    def _again(
+        self, manager: BackendManager, more: tuple[Message, ...]
+    ) -> AsyncGenerator[Chunk, None]:
+        """Return the answer to the same request with more messages."""
+        prepared, name = self.prepared, self.model
+        messages = (*prepared.sent, *more)
+        loaded, config = manager.find(name), prepared.config
+        chunks = loaded.backend.stream(name, messages, config)
+        return separated(chunks, loaded.backend, config, self.pending_chunks)
 
     async def _wait_for(self, pending: Pending) -> None:
         """Wait until the model is loaded and the earlier turns have ended, also those that run again."""
@@ -593,6 +599,9 @@ class Response:
             if self.done or by_reader is not self.is_read:
                 return
             self._parts.add(chunk)
+            if chunk.retry:
+                self.restarts += 1
+                self.has_reasoning = self.has_text = False
             if chunk.ends_reasoning:
                 self.restarts += 1
                 self.has_reasoning, self.has_text = self.has_reasoning or self.has_text, False
@@ -656,22 +665,11 @@ class Response:
                 return
             for chunk in self.pending_chunks:
                 self.add(chunk, by_reader=self.is_read)
-            self.reply = Reply(
-                self.text,
-                model=self.model,
-                backend=self.prepared.loaded_model.config.backend,
-                # A stream that reported no reason was cut.
-                finish_reason=self._parts.finish_reason or reason or "truncated",
-                usage=self.usage,
-                timing=self.timing,
-                messages=self.prepared.messages,
-                reasoning=self.reasoning.strip(),
-                dropped_turns=self.prepared.dropped,
-                context_full=self._is_context_full,
-            )
             self._is_cancelled = reason == "cancelled"
-            if self.prepared.request.as_json and error is None and not self._is_cancelled:
-                error = self._json_error(self.reply)
+            value, problem = (None, None) if error is not None else self._value()
+            self.reply = self._made_reply(reason, value)
+            if error is None and not self._is_cancelled:
+                error = self._form_error(self.reply, problem)
             self.error = error
             if isinstance(error, GenerationError):
                 error.reply = self.reply
@@ -686,6 +684,25 @@ class Response:
             self.finished_at, self.done = time.perf_counter(), True
         self._recorder.end(self)
 
+    def _made_reply(self, reason: FinishReason | None, value: object) -> Reply:
+        """Return the reply with the value of its type; `reason` is why it ended if the backend has none."""
+        return Reply(
+            self.text,
+            model=self.model,
+            backend=self.prepared.loaded_model.config.backend,
+            # A stream that reported no reason was cut.
+            finish_reason=self._parts.finish_reason or reason or "truncated",
+            usage=self.usage,
+            timing=self.timing,
+            messages=self.prepared.sent,
+            reasoning=self.reasoning.strip(),
+            dropped_turns=self.prepared.dropped,
+            context_full=self._is_context_full,
+            probabilities=dict(self._parts.probabilities),
+            value=value,
+            retry=self.retry,
+        )
+
     @property
     def _is_context_full(self) -> bool:
         """Whether the answer reached the limit of the context, not that of its request."""
@@ -695,15 +712,27 @@ class Response:
         # Some servers keep one token free.
         return prompt + (self.tokens or 0) >= context - 1
 
-    def _json_error(self, reply: Reply) -> InvalidReply | None:
-        """Return the error of a reply that is no JSON."""
+    def _value(self) -> tuple[Any, InvalidValue | None]:
+        """Return the value of a typed answer, and why it has none."""
+        answer_type = self.prepared.request.answer_type
+        if answer_type is None or self._is_cancelled:
+            return None, None
+        return answer_type.checked(self.text, self._parts.finish_reason or "truncated")
+
+    def _form_error(self, reply: Reply, problem: InvalidValue | None) -> InvalidReply | None:
+        """Return the error of a reply that does not have the form that was requested."""
+        answer_type = self.prepared.request.answer_type
         try:
-            reply.json()
+            if answer_type is not None and problem is not None:
+                raise answer_type.error(reply, problem)
+            if answer_type is None and self.prepared.config.structure is not None:
+                reply.check_whole()
+            if self.prepared.request.as_json:
+                reply.json()
         except InvalidReply as error:
-            stored_in = self.prepared.request.stored_in
-            return (
-                error if self.number is not None else error.append(f"The text is in {stored_in}.")
-            )
+            if self.number is not None or self.is_empty:
+                return error
+            return error.append(f"The text is in {self.prepared.request.stored_in}.")
         return None
 
     def _outcome(self) -> Reply:

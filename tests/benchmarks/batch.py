@@ -65,8 +65,8 @@ def _packed(rounds: Rounds) -> Iterator[Row]:
         )
     for name, values in rates.items():
         yield Row(f"equal: {name}", "tok/s", values)
-    of, to = rates.values()
-    yield ratio("equal: packed / usual weights", of, to, _PACKED)
+    packed_rates, usual_rates = rates.values()
+    yield ratio("equal: packed / usual weights", packed_rates, usual_rates, _PACKED)
 
 
 def _compared(

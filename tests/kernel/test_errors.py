@@ -50,7 +50,7 @@ MISTAKES = {
         "--format pdf is invalid. Use markdown, text, code or json.",
     ),
     "%%llm -m a -m b\nx": ("OptionError", "-m, --model is given twice. Keep one of them."),
-    "%%llm --schema S\nx": ("OptionError", "-f json checks that the answer is JSON."),
+    "%%llm --schema S\nx": ("OptionError", "--schema S: S is not defined."),
     "%%llm -q 4bit\nx": ("OptionError", "has no option -q. It is an option of %llm_load."),
     "%%llm -n 20\nx": ("OptionError", "To limit the answer, use --max-new-tokens NUMBER."),
     "%llm_unload --force": ("OptionError", "To stop them first, run %llm_stop."),

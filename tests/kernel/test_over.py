@@ -108,7 +108,7 @@ def test_wrong_cell_sends_nothing(k: Kernel) -> None:
         "--over df[\n{text}": "--over df[ is no Python expression.",
         "--over sized[sized.pop > 2]\n{item}": 'sized.pop is a method; the column is sized["pop"].',
         "--over df --retries 2\n{text}": 'has no option --retries. Did you mean "--retry-failed"?',
-        "--over df --choices a,b\n{text}": "Describe the values in the prompt",
+        "--over df --choices a,b\n{text}": 'has no option --choices. Did you mean "--choice"?',
         "--over []\n{item}": "--over []: there are no rows.",
         "--over 5\n{item}": "Data of type int has no rows. Use a list",
         "--over df\n{txet}": 'txet is not defined. Did you mean "text"?',

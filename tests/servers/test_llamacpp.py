@@ -52,6 +52,18 @@ def test_limit_and_stop_string_end_reply(session: Session) -> None:
     assert stopped.text == reply.text[: reply.text.index(word)]
 
 
+def test_server_holds_answer_to_type(session: Session) -> None:
+    about = {"temperature": 0, "max_new_tokens": 60}
+    found = session.generate("Ada was born in 1815.", schema="name, born int", **about)  # type: ignore[arg-type]
+    assert (found.value["name"], found.value["born"]) == ("Ada", 1815)
+    numbers = session.generate("Numbers?", schema=list[int], **about).value  # type: ignore[arg-type]
+    assert isinstance(numbers, list)
+    labels = ["Paris", 'the "city" of Rome']
+    assert session.generate(QUESTION, choice=labels, **about).value in labels  # type: ignore[arg-type]
+    grammar = 'root ::= "yes" | "no"\n'
+    assert session.generate("Is it late?", grammar=grammar, **about).value in {"yes", "no"}  # type: ignore[arg-type]
+
+
 def test_same_seed_gives_same_text(session: Session) -> None:
     def ask(seed: int) -> str:
         return session.generate(STORY, temperature=1.2, seed=seed, max_new_tokens=8).text

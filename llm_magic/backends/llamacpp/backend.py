@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 from llm_magic.backends.base import Backend, Capabilities, LoadPlan, Report, TokenCount, find_loaded
 from llm_magic.backends.llamacpp.engine_config import EngineConfig
 from llm_magic.backends.local import memory, openmp
 from llm_magic.backends.local.cpus import cpus
 from llm_magic.backends.local.files import gguf, sources
+from llm_magic.backends.local.generation import grammar
 from llm_magic.backends.local.worker import Cancelled, Job, Worker, process_lock
 from llm_magic.backends.remote.base import SPELLINGS, check_fields, message_objects, option_fields
 from llm_magic.backends.remote.chat_completions import EMPTY, ReplyReader
@@ -36,7 +37,16 @@ from llm_magic.errors import (
     PromptTooLong,
 )
 from llm_magic.text import counted, human_bytes
-from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Unloaded
+from llm_magic.types import (
+    Chunk,
+    MemoryUse,
+    Message,
+    ModelInfo,
+    Progress,
+    Structure,
+    StructureKind,
+    Unloaded,
+)
 
 if TYPE_CHECKING:
     from llm_magic.backends.llamacpp.engine import Engine
@@ -93,7 +103,11 @@ class LlamaCppBackend(Backend):
     """Keeps .gguf models in memory. One thread, `inference`, calls llama.cpp."""
 
     name = "llamacpp"
-    capabilities = Capabilities(in_process=True, local_token_counts=True)
+    capabilities = Capabilities(
+        in_process=True,
+        local_token_counts=True,
+        structures=frozenset(get_args(StructureKind)),
+    )
     option_names = MappingProxyType(
         OPTION_NAMES | {"top_k": "top_k", "repetition_penalty": "repeat_penalty"}
     )
@@ -192,6 +206,7 @@ class LlamaCppBackend(Backend):
             "repeat_last_n": loaded.engine.config.context,
             **_AS_TRANSFORMERS,
             **option_fields(fields, config),
+            **_form_fields(config.structure),
             **config.extra,
         }
 
@@ -201,6 +216,11 @@ class LlamaCppBackend(Backend):
         body = self._body(loaded, messages, GenerationConfig(max_new_tokens=1))
         count = await self._run(lambda cancel: _count(loaded, body, cancel), name)
         return TokenCount(count, loaded.info.context_length)
+
+    def check_structure(self, structure: Structure) -> None:
+        """Raise `OptionError` for a structure that cannot be expressed; llama.cpp would ignore it."""
+        super().check_structure(structure)
+        grammar.checked(structure)
 
     def check_extra(self, config: GenerationConfig) -> None:
         """Raise `OptionError` for a field that an option sets, or that the backend sets."""
@@ -234,6 +254,13 @@ class LlamaCppBackend(Backend):
 
     def _find_loaded(self, name: str) -> _LoadedModel:
         return find_loaded(self._models, name)
+
+
+def _form_fields(structure: Structure | None) -> dict[str, Any]:
+    """Return the fields that hold an answer to its form, which the repetition penalty would punish."""
+    if structure is None:
+        return {}
+    return {"grammar": f"%llguidance {{}}\n{grammar.lark(structure)}", "repeat_penalty": 1.0}
 
 
 def _require_packages() -> None:

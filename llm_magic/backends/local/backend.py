@@ -14,7 +14,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from llm_magic.backends.base import Backend, Capabilities, LoadPlan, Report, TokenCount, find_loaded
 from llm_magic.backends.local import compile_cache, log_filters, memory, openmp
@@ -27,7 +27,16 @@ from llm_magic.backends.local.worker import Worker
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
 from llm_magic.errors import LLMMagicError, LoadFailed, MissingDependency
 from llm_magic.text import human_bytes
-from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Unloaded
+from llm_magic.types import (
+    Chunk,
+    MemoryUse,
+    Message,
+    ModelInfo,
+    Progress,
+    Structure,
+    StructureKind,
+    Unloaded,
+)
 
 if TYPE_CHECKING:
     from llm_magic.backends.local.local_model import LocalModel
@@ -48,7 +57,12 @@ class LocalTransformersBackend(Backend):
     """Keeps Transformers models in memory. One thread, `inference`, does all torch work."""
 
     name = "local"
-    capabilities = Capabilities(in_process=True, local_token_counts=True, stop_strings=True)
+    capabilities = Capabilities(
+        in_process=True,
+        local_token_counts=True,
+        stop_strings=True,
+        structures=frozenset(get_args(StructureKind)),
+    )
     option_names = _OPTION_NAMES
     load_config = LocalLoadConfig
     # Of a thread that has run torch itself.
@@ -199,6 +213,13 @@ class LocalTransformersBackend(Backend):
             ),
             partial(explain_generation, name, loaded.info.device),
         )
+
+    def check_structure(self, structure: Structure) -> None:
+        """Raise `OptionError` for a structure that llguidance cannot express."""
+        from llm_magic.backends.local.generation.grammar import checked
+
+        super().check_structure(structure)
+        checked(structure)
 
     def check_extra(self, config: GenerationConfig) -> None:
         """Check ``-p`` names against Transformers."""

@@ -22,8 +22,10 @@ from llm_magic.backends.local.cpu_quantized import QuantizedLinear
 from llm_magic.backends.local.files import sources
 from llm_magic.backends.local.files.download_progress import CountingBar
 from llm_magic.backends.local.generation.chat_template import PromptEncoder
+from llm_magic.backends.local.generation.constraint import Grammars
 from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
 from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
+from llm_magic.backends.local.generation.parameters import eos_token_ids
 from llm_magic.backends.local.generation.prefix_cache import PrefixCache
 from llm_magic.backends.local.generation.token_streamer import ReasoningTokens
 from llm_magic.backends.local.load_config import LocalLoadConfig
@@ -79,6 +81,9 @@ def load(
         PromptEncoder(tokenizer, control_tokens=config.special_tokens),
         ReasoningTokens.find(tokenizer),
         traits,
+        Grammars(
+            tokenizer, model.config.get_text_config().vocab_size, sorted(eos_token_ids(model, {}))
+        ),
         assistant,
     )
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
     from llm_magic.backends.local.generation.chat_template import PromptEncoder
+    from llm_magic.backends.local.generation.constraint import Grammars
     from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
     from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
     from llm_magic.backends.local.generation.prefix_cache import PrefixCache
@@ -38,6 +39,7 @@ class LocalModel:
     prompt_encoder: PromptEncoder
     reasoning_tokens: ReasoningTokens | None
     traits: ModelTraits
+    grammars: Grammars
     assistant: PreTrainedModel | None = None
 
     @property

@@ -27,6 +27,7 @@ from llm_magic.backends.base import (
     LoadPlan,
     Report,
     TokenCount,
+    by_prompt,
     find_loaded,
 )
 from llm_magic.backends.remote.client_pool import Servers
@@ -34,6 +35,7 @@ from llm_magic.backends.remote.limits import ANSWER_S, FIRST_FACTOR
 from llm_magic.backends.remote.retry import Retries, is_overload
 from llm_magic.backends.remote.server_errors import one_line
 from llm_magic.backends.remote.stream_decoders import MalformedStream, join_surrogates
+from llm_magic.backends.remote.structures import Fields, advise, response_format
 from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.commands import command, option
 from llm_magic.config.option_spec import specs
@@ -54,7 +56,16 @@ from llm_magic.errors import (
     ServerTimeout,
     ServerUnreachable,
 )
-from llm_magic.types import Chunk, MemoryUse, Message, ModelInfo, Progress, Unloaded
+from llm_magic.types import (
+    Chunk,
+    MemoryUse,
+    Message,
+    ModelInfo,
+    Progress,
+    Structure,
+    StructureKind,
+    Unloaded,
+)
 
 if TYPE_CHECKING:
     from llm_magic.backends.remote.http_client import HttpServer
@@ -100,6 +111,8 @@ class RemoteModel:
         fields: The field of each option in a request.
         unsupported: The fields that the server has rejected. They are sent only on request.
         failure: When and why the connection for the last answer failed, empty if it did not.
+        structures: The kinds of structures that it can be held to; None for those of its backend.
+        structure_fields: The fields of a structure in a request; None for those of its backend.
     """
 
     model: str
@@ -109,6 +122,8 @@ class RemoteModel:
     unsupported: set[str] = field(default_factory=set)
     was_used: bool = False
     failure: str = ""
+    structures: Collection[StructureKind] | None = None
+    structure_fields: Fields | None = None
 
     def option_fields(self, config: GenerationConfig) -> dict[str, Any]:
         """Return the fields of the options that have a value."""
@@ -292,6 +307,7 @@ class RemoteBackend(Backend):
             except (ServerError, MalformedStream) as caught:
                 remote.failure = _failure(caught)
                 error = self._translated(remote, caught, has_text)
+                advise(error, config.structure)
             if not has_text and self._adapt(remote, error, config):
                 continue
             wait = None if has_text else retries.next_delay(error)
@@ -310,6 +326,39 @@ class RemoteBackend(Backend):
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Return the context length; the server does not count tokens."""
         return TokenCount(None, self._find_loaded(name).info.context_length)
+
+    def check_options(self, name: str, config: GenerationConfig, given: Collection[str]) -> None:
+        """Raise `OptionError` for an option that the server does not support, or that is set twice."""
+        super().check_options(name, config, given)
+        structure, remote = config.structure, self._models.get(name)
+        if structure is None or remote is None:
+            # A model that is still being loaded is checked again afterwards.
+            return
+        if remote.structures is not None and structure.kind not in remote.structures:
+            raise OptionError(
+                f"{remote.model} on {self.name} cannot enforce {option(structure.option)}."
+                f"{by_prompt(structure)}"
+            )
+        for twice in self._structure_fields(remote, structure).keys() & config.extra.keys():
+            raise OptionError(
+                f"-p {twice} is set by {option(structure.option)}. Remove one of them."
+            )
+
+    def enforced_by(self, name: str, structure: Structure) -> str:
+        """Return the field of the request that holds an answer to a structure."""
+        remote = self._find_loaded(name)
+        return f"the server ({', '.join(self._structure_fields(remote, structure))})"
+
+    def _structure_fields(self, remote: RemoteModel, structure: Structure | None) -> dict[str, Any]:
+        """Return the fields of a request for a structure."""
+        if structure is None:
+            return {}
+        return (remote.structure_fields or type(self).structure_fields)(structure)
+
+    @staticmethod
+    def structure_fields(structure: Structure) -> dict[str, Any]:
+        """Return the fields of a request for a structure, on most servers of this backend."""
+        return response_format(structure)
 
     def check_extra(self, config: GenerationConfig) -> None:
         """Raise `OptionError` for fields that options set, and for values that are not JSON."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
 
-from llm_magic.backends.base import Report
+from llm_magic.backends.base import Capabilities, Report
 from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.base import (
     MAX_MODELS,
@@ -29,6 +29,7 @@ from llm_magic.backends.remote.stream_decoders import (
     parse_text,
     whole_number,
 )
+from llm_magic.backends.remote.structures import ollama_format
 from llm_magic.config.commands import command, option
 from llm_magic.config.option_spec import OptionSpec
 from llm_magic.config.server_address import ServerAddress
@@ -95,6 +96,8 @@ class OllamaBackend(RemoteBackend):
     name = "ollama"
     option_names = _OPTION_NAMES
     load_config = OllamaLoadConfig
+    capabilities = Capabilities(structures=frozenset({"json_schema", "choice"}))
+    structure_fields = staticmethod(ollama_format)
     start = "To start one, run: ollama serve"
     reserved = MappingProxyType(
         {**RESERVED, "options": "Set each option by its name, for example -p num_ctx=8192."}
@@ -331,6 +334,7 @@ class OllamaBackend(RemoteBackend):
             # By default, Ollama silently removes the beginning of a long prompt. `shift` is not sent, because
             # a change of its value reloads the model for all clients.
             "truncate": False,
+            **self._structure_fields(remote, config.structure),
             **top_level,
         }
 

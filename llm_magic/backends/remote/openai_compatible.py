@@ -7,10 +7,10 @@ import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import quote
 
-from llm_magic.backends.base import UNSUPPORTED, Report, TokenCount
+from llm_magic.backends.base import UNSUPPORTED, Capabilities, Report, TokenCount
 from llm_magic.backends.remote import server_errors
 from llm_magic.backends.remote.base import (
     MAX_MODELS,
@@ -29,6 +29,7 @@ from llm_magic.backends.remote.stream_decoders import (
     parse_object,
     whole_number,
 )
+from llm_magic.backends.remote.structures import llama_cpp_python, structured_outputs
 from llm_magic.config.commands import command, option
 from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import (
@@ -38,11 +39,12 @@ from llm_magic.errors import (
     ServerBusy,
     ServerError,
 )
-from llm_magic.types import Chunk, Message, ModelInfo
+from llm_magic.types import Chunk, Message, ModelInfo, StructureKind
 
 if TYPE_CHECKING:
     from llm_magic.backends.remote.http_client import HttpServer
 
+ALL_STRUCTURES: frozenset[StructureKind] = frozenset(get_args(StructureKind))
 # The field of each option in a request to any OpenAI-compatible server.
 OPTION_NAMES = {
     "max_new_tokens": "max_tokens",
@@ -188,7 +190,12 @@ class OpenAICompatibleBackend(RemoteBackend):
         else:
             owner = ""
         self._servers.limit(server, config, _CONCURRENCY.get(owner) or self.concurrency)
-        return RemoteModel(model, server, info, self._fields(server, entry)), notes
+        remote = RemoteModel(model, server, info, self._fields(server, entry))
+        self._set_structures(remote, entry)
+        return remote, notes
+
+    def _set_structures(self, remote: RemoteModel, entry: Mapping[str, Any]) -> None:
+        """Set which structures a model can be held to, where `entry` of the list of models shows that."""
 
     def _owner_warning(self, server: HttpServer, owner: str) -> tuple[str, ...]:
         """Return a warning if the server is not vLLM, but the backend is."""
@@ -293,7 +300,7 @@ class OpenAICompatibleBackend(RemoteBackend):
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        body |= remote.option_fields(config)
+        body |= remote.option_fields(config) | self._structure_fields(remote, config.structure)
         for field in remote.unsupported - self._requested_fields(remote, config):
             body.pop(field, None)
         return {**body, **config.extra}
@@ -330,6 +337,8 @@ class VLLMBackend(OpenAICompatibleBackend):
     )
     start = "To start one, run: vllm serve MODEL"
     counts_tokens = True
+    capabilities = Capabilities(structures=ALL_STRUCTURES)
+    structure_fields = staticmethod(structured_outputs)
 
 
 class InstructLabBackend(OpenAICompatibleBackend):
@@ -342,6 +351,14 @@ class InstructLabBackend(OpenAICompatibleBackend):
     start = "To start one, run: ilab model serve"
     # llama-cpp-python aborts its answer when another request arrives.
     concurrency = 1
+    capabilities = Capabilities(structures=ALL_STRUCTURES)
+    structure_fields = staticmethod(llama_cpp_python)
+
+    def _set_structures(self, remote: RemoteModel, entry: Mapping[str, Any]) -> None:
+        if entry.get("owned_by") == "vllm":
+            remote.structure_fields = structured_outputs
+        else:
+            remote.structures = ("json_schema", "choice")
 
 
 def _require_reply(server: HttpServer, reader: ReplyReader) -> None:

@@ -7,13 +7,19 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from llm_magic.backends.base import NO_SYSTEM, UNSUPPORTED, Report
+from llm_magic.backends.base import NO_SYSTEM, UNSUPPORTED, Capabilities, Report
 from llm_magic.backends.remote.base import RemoteModel
 from llm_magic.backends.remote.openai_compatible import OPTION_NAMES, OpenAICompatibleBackend
+from llm_magic.backends.remote.structures import (
+    Fields,
+    llama_server,
+    loose_response_format,
+    response_format,
+)
 from llm_magic.config.providers import PROVIDERS, Provider
 from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import OptionError
-from llm_magic.types import Message
+from llm_magic.types import Message, Structure
 
 if TYPE_CHECKING:
     from llm_magic.backends.remote.http_client import HttpServer
@@ -54,6 +60,18 @@ class ProviderBackend(OpenAICompatibleBackend):
             for name, field in fields.items()
             if field in supported or name == "max_new_tokens"
         }
+
+    def _set_structures(self, remote: RemoteModel, entry: Mapping[str, Any]) -> None:
+        supported = entry.get("supported_parameters")
+        if isinstance(supported, list) and "structured_outputs" not in supported:
+            remote.structures = ()
+
+    def shows_structure(self, name: str, _structure: Structure) -> bool:
+        """Return whether the provider shows a schema to the model."""
+        remote = self._models.get(name)
+        if remote is None or not self.provider.shows_schema:
+            return False
+        return remote.server.address.origin == self.provider.url
 
     def _missing(self, remote: RemoteModel) -> list[str]:
         """Return the options that the backend has and the model does not."""
@@ -96,6 +114,12 @@ class ProviderBackend(OpenAICompatibleBackend):
         return {field: value for field, value in body.items() if field not in omitted}
 
 
+def _structure_fields(provider: Provider) -> Fields:
+    if "grammar" in provider.structures:
+        return llama_server
+    return response_format if provider.is_strict else loose_response_format
+
+
 def _backend(name: str) -> type[ProviderBackend]:
     """Return the backend of a provider."""
     provider = PROVIDERS[name]
@@ -112,6 +136,8 @@ def _backend(name: str) -> type[ProviderBackend]:
             "list_path": provider.list_path,
             "resolves_aliases": provider.resolves_aliases,
             "id_prefix": provider.id_prefix,
+            "capabilities": Capabilities(structures=frozenset(provider.structures)),
+            "structure_fields": staticmethod(_structure_fields(provider)),
         },
     )
 

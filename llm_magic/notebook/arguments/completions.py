@@ -60,6 +60,7 @@ class Candidates:
             "chats": ("chat", lambda: (chat.name for chat in session.chats.all())),
             "variables": ("variable", self._variables),
             "data": ("data", self._data),
+            "types": ("type", self._types),
             "backends": ("backend", self._backends),
             "settings": ("setting", self._settings),
             "magics": ("magic", lambda: MAGICS),
@@ -152,6 +153,11 @@ class Candidates:
         """Return the variables that have rows: tables, columns, lists, dicts and others."""
         names = self._shell.user_ns
         return [name for name in self._variables() if _has_rows(names[name])]
+
+    def _types(self) -> list[str]:
+        """Return the variables that name the type of an answer: classes, and JSON schemas."""
+        names = self._shell.user_ns
+        return [name for name in self._variables() if isinstance(names[name], (type, dict))]
 
     def _attributes(self, chain: str, typed: str) -> list[Completion]:
         from IPython.utils.dir2 import dir2

@@ -58,7 +58,7 @@ _MODEL = Argument(
 )
 _OUTPUT = Argument(
     ("-o", "--output"),
-    "Store the reply (a str subclass) in this variable; with -f json, the parsed value.",
+    "Store the reply (a str subclass) in this variable; with -f json, --schema and --choice, the value.",
     "VAR",
     complete="variables",
     is_code=True,
@@ -100,6 +100,39 @@ MAP_OPTIONS = (
         choices=("keep", "stop"),
     ),
 )
+# The options that name the type of the answer.
+TYPE_OPTIONS = (
+    Argument(
+        ("--schema",),
+        "Answer with a value of this type: a pydantic model, dataclass, TypedDict, Enum, list[Person], a JSON"
+        " schema or a file with one, or fields such as 'name, age int, tags list'. -o stores the value.",
+        "TYPE",
+        complete="types",
+        is_code=True,
+    ),
+    Argument(
+        ("--choice",),
+        "Answer with one of these labels: red,green,blue, or a list or an Enum. -o stores the label.",
+        "LABELS",
+        complete="variables",
+        is_code=True,
+    ),
+    Argument(("--regex",), "Answer with a text that matches this regular expression.", "REGEX"),
+    Argument(
+        ("--grammar",),
+        "Answer with a text that fits the grammar in this file or variable, in the notation of Lark; servers"
+        " have their own (GBNF).",
+        "FILE",
+        complete="files",
+    ),
+    Argument(
+        ("--schema-by",),
+        "How to get a value: backend (the default) holds the model to the type while it generates; prompt"
+        " only describes it, and gives the model a second try if the answer is invalid.",
+        "HOW",
+        choices=("backend", "prompt"),
+    ),
+)
 _DRY_RUN = Argument(
     ("--dry-run",), "Show the exact messages and their token count; send nothing.", kind="switch"
 )
@@ -136,6 +169,7 @@ _ANSWER = (
         "FORMAT",
         choices=FORMATS,
     ),
+    *TYPE_OPTIONS,
     Argument(
         ("--replace",), "With -f code: put the code into this cell instead of the next one.", kind="switch"
     ),
@@ -229,6 +263,7 @@ MAGICS: dict[str, Magic] = {
             "generation",
             example="%%llm -t 0 -o reply\nWhat does {df.head()} show?\n\n"
             "%%llm --over reviews -o labelled\nWhich product is this about? {text}\n\n"
+            "%%llm --schema 'name, born int' -o person\nAda Lovelace was born in 1815.\n\n"
             "%llm -c colors Name a color that is not {reply}.",
             takes_prompt=True,
         ),

@@ -25,6 +25,9 @@ _OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     "--workers": ("concurrency", "num-workers", "parallel"),
     "--retry-failed": ("retry", "retries"),
     "--chat": ("conversation", "history", "session"),
+    "--schema": ("json-schema", "response-format", "response-model", "type", "output-type", "fields"),
+    "--choice": ("choices", "labels", "options", "enum", "classes"),
+    "--regex": ("pattern", "regexp"),
     "--quiet": ("silent", "no-footer"),
     "--dry-run": ("preview", "show-prompt"),
     "--base-url": ("url", "host", "endpoint", "server", "api-base"),
@@ -35,13 +38,8 @@ _OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     "--attn": ("attn-implementation", "flash-attention"),
 }  # fmt: skip
 _OURS = {other: ours for ours, others in _OTHER_NAMES.items() for other in others}
-_TYPED = "Describe the values in the prompt; -f json checks that the answer is JSON."
 _MANY = "A call has one answer. To send a prompt for each row of your data, use --over DATA."
 _NOT_YET: Mapping[str, str] = {
-    "schema": _TYPED,
-    "choice": _TYPED,
-    "choices": _TYPED,
-    "regex": _TYPED,
     **dict.fromkeys(("image", "images", "audio"), "A prompt is text; images cannot be sent."),
     **dict.fromkeys(("tool", "tools"), "The model cannot call functions."),
     "cache": "Answers are not cached; -o VAR stores the Reply.",

@@ -10,9 +10,11 @@ from llm_magic.errors import OptionError, did_you_mean
 
 # Returns the notebook's variables that a text may refer to.
 Names = Callable[[str], Mapping[str, Any]]
-# `system` is filled in like the prompt, and `over` is an expression. A key that is put into the line
-# would be in its errors.
-_NOT_FILLED = frozenset({"s", "system", "key-env", "key_env", "over"})
+# `system` is filled in like the prompt. `over` and what names a type are expressions, or have braces of
+# their own. A key that is put into the line would be in its errors.
+_NOT_FILLED = frozenset(
+    {"s", "system", "key-env", "key_env", "over", "schema", "choice", "regex", "grammar"}
+)
 _DOLLAR = re.compile(r"(?:^|(?<==))\$(?P<name>[^\W\d]\w*)$")
 # What every token has that refers to a variable.
 MARK = re.compile(r"[{$]")

@@ -37,6 +37,7 @@ from llm_magic.notebook.display.messages import (
     reasoning_line,
     shown_name,
 )
+from llm_magic.notebook.display.value_tables import value_table
 from llm_magic.text import VisibleStream, around_json, replace_surrogates
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ _MAX_INDENTED = 500_000
 
 
 class PlainView:
-    """Streams to stdout, for terminals, logs and ``--plain``; JSON is written when it is complete."""
+    """Streams to stdout, for terminals, logs and ``--plain``; JSON and values are written at the end."""
 
     def __init__(self, response: Response, *, form: str, show_footer: bool) -> None:
         self._response, self._form, self._show_footer = response, form, show_footer
@@ -73,7 +74,7 @@ class PlainView:
             notices = [activity(self._response), *notices]
         self._was_queued = self._response.is_queued
         text = "".join(f"[{notice}]\n" for notice in notices)
-        if self._form != "json":
+        if self._form not in {"json", "value"}:
             text += self._new_text()
         text = self._visible.feed(text)
         if not text:
@@ -101,6 +102,7 @@ class PlainView:
         if restarts != self._restarts:
             # What was written cannot be taken back.
             label = "\n[end of reasoning]\n" if self._written else ""
+            label = f"\n[invalid: {response.retry} Second try:]\n" if response.retry else label
             self._restarts, self._written = restarts, 0
         new, self._written = text[self._written :], len(text)
         return label + new
@@ -115,7 +117,7 @@ class PlainView:
         self._line.clear()
         text, lines = _whole(self._response, self._form, self._show_footer)
         write(self._visible.flush())
-        if self._form == "json":
+        if self._form in {"json", "value"}:
             write(f"{text}\n" if text else "")
         elif self._written and not self._response.text.endswith("\n"):
             write("\n")
@@ -140,7 +142,9 @@ class RichView:
         self._response, self._form, self._show_footer = response, form, show_footer
         self._area, self._label = area, label
         self._html: Callable[[str], str] = markdown.IncrementalMarkdown().render
-        if form in {"text", "json"}:
+        if form == "value":
+            self._html = self._value_html
+        elif form in {"text", "json"}:
             self._html = functools.partial(answer_html, form=form)
         self._began = time.monotonic()
         # The revision of the response that is shown.
@@ -171,6 +175,11 @@ class RichView:
                 page = muted(text) if share is None else progress_html(text, share, MUTED)
                 area.show(text, page, more=True)
 
+    def _value_html(self, text: str) -> str:
+        """Return the value of a typed answer as a table, or `text` where it has none."""
+        table = value_table(self._response) if self._response.has_text else None
+        return table._repr_html_() if table is not None else answer_html(text, "text")
+
     def pause(self) -> float:
         """Return the time until the next update, once there are words."""
         return self._area.wait if self._has_words else 0.0
@@ -178,7 +187,9 @@ class RichView:
     def _bundle(self) -> dict[str, str]:
         response = self._response
         text, line = response.text.strip(), ""
-        if response.has_reasoning:
+        if response.retry and not text:
+            line = f"invalid: {response.retry} Second try …"
+        elif response.has_reasoning:
             line = reasoning_line(response.reasoning) if text else activity(response)
         # Not as an element that can be unfolded, because each update would fold it again.
         html = muted(line) if line else ""
@@ -228,6 +239,8 @@ def _whole(
             text = replace_surrogates(_indented(reply.json()) or text)
             if show_footer and (outside := around_json(reply)):
                 lines = [outside_json_line(outside)]
+    if form == "value" and (table := value_table(response)) is not None:
+        text = repr(table)
     if show_footer:
         about = prepared.session_system, context or prepared.context, prepared.config.stop
         below = footer(reply, response.info, *about)
@@ -274,11 +287,19 @@ def view(
 
     `area` may show something already, such as the load that the cell waited for: the answer replaces it.
     """
-    show_footer, form = not values["quiet"], values["format"] or "markdown"
+    show_footer, form = not values["quiet"], form_of(response, values)
     if not values["plain"] and is_notebook(shell):
         return RichView(response, form=form, show_footer=show_footer, area=area)
     area.clear()
     return PlainView(response, form=form, show_footer=show_footer)
+
+
+def form_of(response: Response, values: Mapping[str, Any]) -> str:
+    """Return the form in which an answer is shown: that of ``-f``, or the one of its type."""
+    answer_type = response.prepared.request.answer_type
+    if answer_type is None:
+        return values["format"] or "markdown"
+    return "text" if answer_type.structure.kind in {"regex", "grammar"} else "value"
 
 
 def show_notes(shell: InteractiveShell, notes: Iterable[str], *, plain: bool = False) -> None:

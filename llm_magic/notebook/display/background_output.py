@@ -15,7 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, cast
 
-from llm_magic.notebook.display.answer_view import PlainView, RichView, show_notes, view
+from llm_magic.notebook.display.answer_view import PlainView, RichView, form_of, show_notes, view
 from llm_magic.notebook.display.live_output import (
     LiveArea,
     LoadView,
@@ -119,7 +119,7 @@ class BackgroundOutput:
             )
         if not label:
             return view(self._shell, job, values, area)
-        form = values["format"] or "markdown"
+        form = form_of(job, values)
         return RichView(job, form=form, show_footer=show_footer, area=area, label=label)
 
     @property

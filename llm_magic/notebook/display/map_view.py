@@ -6,6 +6,7 @@ Texts of rows and answers reach HTML only through `Table`, `muted` and `noticed`
 from __future__ import annotations
 
 import html
+import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +26,7 @@ from llm_magic.notebook.display.tables import Table
 from llm_magic.text import counted, dollars
 
 if TYPE_CHECKING:
-    from llm_magic.session.map.mapped import Estimate
+    from llm_magic.session.map.mapped import Estimate, Mapped
     from llm_magic.session.map.outcome import Outcome
     from llm_magic.session.map.progress import MapProgress
     from llm_magic.session.map.run import MapRun
@@ -124,12 +125,33 @@ class MapView:
 
     def _table(self, positions: Iterable[int], more: int = 0) -> Table:
         run = self._run
-        heads = ["index", *(shortened(one, _CELL) for one in run.references[:_COLUMNS]), "answer"]
+        answer_type = run.mapped.answer_type
+        fields = answer_type.fields[:_COLUMNS] if answer_type is not None else ()
+        references = (shortened(one, _CELL) for one in run.references[:_COLUMNS])
+        heads = ["index", *references, *(fields or ("answer",))]
         rows = []
         for position in positions:
             label, *texts = (shortened(text, _CELL) for text in run.shown(position))
-            rows.append([label, *texts[:_COLUMNS], _answer(run.mapped.outcome(position))])
+            answers = _answers(run.mapped, position, fields)
+            rows.append([label, *texts[:_COLUMNS], *answers])
         return Table(heads, rows, f"… and {counted(more, 'more row')}" if more else "")
+
+
+def _answers(mapped: Mapped, position: int, fields: Sequence[str]) -> list[str]:
+    """Return the cells of the answer of a row: one for each field of its value, or one."""
+    outcome = mapped.outcome(position)
+    value = None if outcome is None or mapped.answer_type is None else mapped.plain(outcome)
+    if value is None or outcome is None:
+        return [_answer(outcome), *("" for _ in fields[1:])]
+    if fields:
+        return [shortened(_plain(value.get(name)), _ANSWER) for name in fields]
+    share = dict(outcome.probabilities).get(outcome.text)
+    return [shortened(_plain(value), _ANSWER) + (f" ({share:.2f})" if share is not None else "")]
+
+
+def _plain(value: object) -> str:
+    """Return a value of JSON in a cell."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _answer(outcome: Outcome | None) -> str:
@@ -213,6 +235,8 @@ def footer(run: MapRun) -> str:
         parts.append(f"{_number(generated / progress.seconds)} tokens/s")
     if cost is not None:
         parts.append(dollars(cost))
+    if again := run.mapped.second_tries:
+        parts.append(f"{again:,} at the second try")
     return " · ".join(parts)
 
 

@@ -34,6 +34,7 @@ _TURN_CHARACTERS = 60  # of a prompt or an answer in the table of a chat
 _MAX_DROPPED = 5  # turns that are named in a dry run
 _SHORT_S = 0.05  # of a load, which the line below an answer omits
 _SYSTEM_CHARACTERS = 40  # of the system prompt of the session in the line below an answer
+_PROBLEM_CHARACTERS = 120  # of what was wrong with the first of two tries
 _OUTSIDE_CHARACTERS = 80  # of the text around JSON
 _UNKNOWN = "-"
 _LIMIT = "--max-new-tokens"
@@ -88,13 +89,26 @@ def incomplete_label(
 
 def ending_notes(response: Response, retry: str = _RETRY) -> list[str]:
     """Return how an answer ended and how to `retry`, and what its chat lacked."""
-    notes = [early_end(response, retry), _empty_answer(response)]
+    notes = [early_end(response, retry), _empty_answer(response), _unchecked(response)]
     context = response.prepared.context
     if context is not None and response.turns_before:
         keys = {turn.key for turn in context.turns}
         notes += (_without_turn(turn, context, keys) for turn in response.turns_before)
         notes += chat_notes(context)
     return [note for note in notes if note]
+
+
+def _unchecked(response: Response) -> str:
+    """Return what nothing has checked about a typed answer, or an empty string."""
+    answer_type = response.prepared.request.answer_type
+    if (
+        answer_type is None
+        or answer_type.is_checked
+        or answer_type.by != "prompt"
+        or response.error is not None
+    ):
+        return ""
+    return "Only that the answer is JSON was checked. A class, such as a pydantic model, checks its fields."
 
 
 def _without_turn(turn: Response, context: Context, sent: Collection[str]) -> str:
@@ -175,7 +189,14 @@ def footer(
     if stop and reply.finish_reason == "stop":
         parts.append(f"stop {' '.join(map(_json, stop))}")
     label = ending(reply, limit)
-    return " · ".join([*parts, *([label] if label else [])])
+    return " · ".join([*parts, *_second_try(reply), *([label] if label else [])])
+
+
+def _second_try(reply: Reply) -> Iterator[str]:
+    """Yield what was wrong with the first answer, if there were two."""
+    if reply.retry:
+        problem = shortened(reply.retry, _PROBLEM_CHARACTERS).rstrip(".")
+        yield f"second try (invalid at first: {problem})"
 
 
 def _turn_labels(context: Context) -> Iterator[str]:
@@ -455,6 +476,7 @@ def model_location(info: ModelInfo) -> str:
 def dry_run_table(dry: DryRun) -> Table:
     """Return the table of ``--dry-run``: the messages, their token count, the share of the context."""
     rows = [[message.role, message.content] for message in dry.messages if message.content]
+    rows += _type_rows(dry)
     added = dry.count.added_system
     if added:
         rows.insert(0, ["system", added])
@@ -473,6 +495,20 @@ def dry_run_table(dry: DryRun) -> Table:
     parts += ['system: of the chat template (-s "" omits it)'] if added else []
     note = " · ".join([*parts, "nothing was sent"])
     return Table(("", ""), rows, f"{note}\n{', '.join(_options(dry))}", verbatim=True)
+
+
+def _type_rows(dry: DryRun) -> Iterator[list[str]]:
+    """Yield the type of the answer and how it is enforced, with what the messages do not describe."""
+    answer_type = dry.answer_type
+    if answer_type is None:
+        return
+    how = "requested in the prompt, and checked" if answer_type.by == "prompt" else ""
+    if dry.model is not None and answer_type.by == "backend":
+        how = f"enforced by {dry.enforced_by}"
+    text = " · ".join(filter(None, [answer_type.name.removeprefix("the "), how]))
+    source = answer_type.compact_source
+    is_described = source in dry.messages[-1].content
+    yield [answer_type.structure.option, text if is_described else f"{text}\n{source}"]
 
 
 def _share(tokens: int, context: int) -> str:

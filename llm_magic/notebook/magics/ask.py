@@ -154,7 +154,7 @@ class LLMMagics(SessionMagics):
 
     def _request(self, args: Parsed) -> tuple[Request, tuple[str, ...]]:
         """Return the request with the notebook's values filled in, and notes about the prompt."""
-        from llm_magic.session.requests import Request
+        from llm_magic.session.requests import Request, type_of
 
         prompt, system, is_dry_run = args.prompt, args["system"], bool(args["dry_run"])
         notes, longest = args.notes + self._load_notes(args), ("", 0)
@@ -172,10 +172,22 @@ class LLMMagics(SessionMagics):
         trim, options, as_json = bool(args["trim"]), args.options, args["format"] == "json"
         request = Request(
             prompt, args["model"], system, chat, key, options, trim, self.began, as_json,
+            answer_type=type_of(self._named_types(args)),
             longest_reference=longest,
             stored_in=self._stored_in(args),
         )  # fmt: skip
         return request, notes
+
+    def _named_types(self, args: Parsed) -> dict[str, Any]:
+        """Return what the options name as the type of the answer, by their names."""
+        from llm_magic.notebook.arguments.magic_options import TYPE_OPTIONS
+
+        given = [args[one.dest] for one in TYPE_OPTIONS if args[one.dest] is not None]
+        if not given:
+            return {}
+        from llm_magic.notebook.magics.answer_types import named_types
+
+        return named_types(args, self.notebook_names(" ".join(given)))
 
     def _load_notes(self, args: Parsed) -> tuple[str, ...]:
         """Return a note if ``%llm_load --bg`` failed, which its cell shows, and another model answers."""
@@ -207,11 +219,13 @@ class LLMMagics(SessionMagics):
 
     def _stored_in(self, args: Parsed) -> str:
         """Return what messages call the reply: the variable of ``-o``, else the last one."""
+        from llm_magic.notebook.arguments.magic_options import TYPE_OPTIONS
+
         output = args["output"]
         if output and args.get("bg"):
             # The variable has the job.
             return f"{output}.text"
-        if args["format"] == "json":
+        if args["format"] == "json" or any(args.get(one.dest) for one in TYPE_OPTIONS):
             output = None
         return output or _LAST["llm" in self.shell.user_ns]
 
@@ -290,7 +304,8 @@ class LLMMagics(SessionMagics):
         names = self.notebook_names(f"{args['over']} {args.prompt}")
         data = over.data_of(args["over"], names)
         output = self._map_output(args, data)
-        about, notes = over.options(args, names), args.notes + self._load_notes(args)
+        types = self._named_types(args)
+        about, notes = over.options(args, names, types), args.notes + self._load_notes(args)
         plain, is_dry_run = bool(args["plain"]), bool(args["dry_run"])
         if args["system"] is not None:
             filled = self._filled(args["system"], names, all_notes=is_dry_run)
@@ -303,6 +318,7 @@ class LLMMagics(SessionMagics):
             answer_view.show_notes(self.shell, notes + dry_notes, plain=plain)
             return messages.dry_run_table(dry)
         run = self.session.start_map(args.prompt, data, **about)
+        over.check_column(output, run)
         notes += run.notes
         if args["bg"]:
             area.clear()
@@ -425,6 +441,10 @@ class LLMMagics(SessionMagics):
             response.error.append(
                 f"{name} {'keeps its previous value' if is_set else 'was not set'}."
             )
+            return
+        if response.prepared.request.answer_type is not None:
+            if response.state == "done":
+                self._set_output(name, reply.value)
             return
         # An answer that was stopped fails for another reason.
         with contextlib.suppress(InvalidReply):

@@ -28,6 +28,8 @@ _OTHER_NAMES = {
     "llm -c NAME": ("chat",),
     "llm -f code": ("code",),
     "llm -f json": ("json",),
+    "llm --schema TYPE": ("extract", "schema", "structured", "typed"),
+    "llm --choice LABELS": ("choose", "classify"),
     "llm_chats": ("chat_history", "conversation", "conversations", "history"),
     "llm_config": ("options", "set", "settings"),
     "llm_explain": ("debug", "fix"),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llm_magic.session.map.rows import Row
     from llm_magic.session.map.run import MapRun
     from llm_magic.session.requests import DryRun
+    from llm_magic.types import Reply
 
 # Rows that a dry run reads to find one without a missing value, and to count those with one.
 _SEARCHED, _COUNTED = 100, 100_000
@@ -64,9 +65,12 @@ def check(args: Parsed) -> None:
         raise OptionError("--sample ends with its cell, so --bg has no effect. Remove one of them.")
 
 
-def options(args: Parsed, names: Mapping[str, Any]) -> MapOptions:
-    """Return the options of the map, which the session checks; `names` fill in the template, too."""
-    given: dict[str, Any] = {**args.options, "model": args["model"], "names": names}
+def options(args: Parsed, names: Mapping[str, Any], types: Mapping[str, Any]) -> MapOptions:
+    """Return the options of the map, which the session checks; `names` fill in the template, too.
+
+    `types` are the options that name the type of the answers.
+    """
+    given: dict[str, Any] = {**args.options, **types, "model": args["model"], "names": names}
     for name in ("save", "retry_failed", "workers", "rate", "on_error", "sample"):
         value = args[name]
         if value is not None:
@@ -172,17 +176,27 @@ class Output:
         if self.column is not None:
             return self._set_column(data, mapped, variables)
         rows = counted(len(mapped), "row")
-        if isinstance(data, Mapping):
-            variables[self.name] = mapped.to_dict()
-            return f"{self.name}: a dict of {counted(len(mapped), 'answer')}"
         if mapped.is_table:
             variables[self.name] = mapped.frame()
-            return f"{self.name}: a new table of {rows}, with the column answer"
-        variables[self.name] = list(mapped)
-        return f"{self.name}: a list of {counted(len(mapped), 'answer')}"
+            fields = mapped.answer_type.fields if mapped.answer_type is not None else ()
+            added = (
+                f"a column for each field: {', '.join(fields)}" if fields else "the column answer"
+            )
+            return f"{self.name}: a new table of {rows}, with {added}"
+        things = counted(len(mapped), "answer" if mapped.answer_type is None else "value")
+        if isinstance(data, Mapping):
+            labelled = mapped.to_dict()
+            variables[self.name] = {
+                label: _of_reply(one, mapped) for label, one in labelled.items()
+            }
+            return f"{self.name}: a dict of {things}"
+        variables[self.name] = [_of_reply(one, mapped) for one in mapped]
+        return f"{self.name}: a list of {things}"
 
     def _set_column(self, data: object, mapped: Mapped, variables: MutableMapping[str, Any]) -> str:
-        table, texts = variables[self.name], [None if r is None else str(r) for r in mapped]
+        outcomes = (mapped.outcome(i) for i in range(len(mapped)))
+        texts = [None if one is None else mapped.plain(one) for one in outcomes]
+        table = variables[self.name]
         if family(table) == "pl_frame":
             import polars as pl
 
@@ -194,6 +208,22 @@ class Output:
         else:
             table[self.column] = texts
         return f"{self.name}: the column {self.column}, in {counted(len(texts), 'row')}"
+
+
+def _of_reply(reply: Reply | None, mapped: Mapped) -> object:
+    """Return what is stored of an answer: its value if it is typed, else the reply."""
+    return reply if reply is None or mapped.answer_type is None else reply.value
+
+
+def check_column(output: Output | None, run: MapRun) -> None:
+    """Raise `OptionError` if each value has several fields, and the answers are to be one column."""
+    answer_type = run.mapped.answer_type
+    if output is None or output.column is None or answer_type is None or not answer_type.fields:
+        return
+    raise OptionError(
+        f"-o {output}: {answer_type.name} has the fields {', '.join(answer_type.fields[:5])}, and this is one"
+        " column. Write -o NAME for a new table with a column for each field."
+    )
 
 
 def output_of(text: str) -> Output:

@@ -26,7 +26,10 @@ class Keys:
 
     def __init__(self, loaded_model: LoadedModel, config: GenerationConfig) -> None:
         options = loaded_model.backend.sent_options(loaded_model.name, config)
-        common = {"model": identity(loaded_model), "options": options.model_dump(mode="json")}
+        # The keys of files that were saved before there were structures stay the same.
+        unset = {"structure"} if options.structure is None else None
+        sent = options.model_dump(mode="json", exclude=unset)
+        common = {"model": identity(loaded_model), "options": sent}
         self._common = hashlib.sha256(_canonical(common))
         # Whether equal rows have equal answers.
         self.merges = config.temperature == 0

@@ -16,6 +16,7 @@ from llm_magic.types import Reply
 if TYPE_CHECKING:
     from llm_magic.session.map.progress import Counts, MapProgress
     from llm_magic.session.map.rows import Rows
+    from llm_magic.session.schemas import AnswerType
     from llm_magic.session.usage import ModelUsage
 
 _SHOWN, _CHARACTERS = 5, 60
@@ -26,6 +27,7 @@ _MORE: Mapping[str, Value] = {
     "finish_reason": lambda outcome: outcome.finish_reason,
     "tokens": lambda outcome: outcome.usage.completion_tokens,
     "reasoning": lambda outcome: outcome.reasoning or None,
+    "confidence": lambda outcome: dict(outcome.probabilities).get(outcome.text),
 }
 
 
@@ -84,6 +86,8 @@ class Mapped(Sequence[Reply | None]):
         self.notes: tuple[str, ...] = ()
         # Of a sample, the number of all rows.
         self.sampled_from: int | None = None
+        # What the answers are values of, if they are typed.
+        self.answer_type: AnswerType | None = None
         # How many rows run at once, and the most rows that start in a second.
         self.at_once, self.rate = 1, math.inf
 
@@ -105,7 +109,9 @@ class Mapped(Sequence[Reply | None]):
             return [self[i] for i in range(*index.indices(len(self)))]
         position = range(len(self))[index]
         outcome = self.outcome(position)
-        return outcome.reply(self._model, self._backend) if outcome is not None else None
+        if outcome is None:
+            return None
+        return outcome.reply(self._model, self._backend, self.answer_type)
 
     @property
     def is_table(self) -> bool:
@@ -124,17 +130,19 @@ class Mapped(Sequence[Reply | None]):
     def frame(self, column: str = "answer", *more: str) -> Any:
         """Return a new table: the data with a column of answers; the data itself does not change.
 
-        For a list or a dict, that is a pandas DataFrame with the answers alone.
+        Of typed answers it has their values: of objects, a column for each field. For a list or a dict,
+        the table is a pandas DataFrame with the answers alone.
 
         Args:
-            column: The name of the column. A column of that name is replaced.
-            more: More columns: ``error``, ``finish_reason``, ``tokens``, ``reasoning``.
+            column: The name of the column. A column of that name is replaced. A field that has the name
+                of a column of the data gets this name at its end, as in ``name_answer``.
+            more: More columns: ``error``, ``finish_reason``, ``tokens``, ``reasoning``, and
+                ``confidence``, the probability of the label of a choice.
         """
         if unknown := [name for name in more if name not in _MORE]:
             raise OptionError(f"There is no column {unknown[0]!r}. Use {', '.join(_MORE)}.")
         outcomes = [self.outcome(i) for i in range(len(self))]
-        texts = [str(reply) if reply is not None else None for reply in self]
-        columns: dict[str, list[Any]] = {column: texts}
+        columns = self._answers(column, outcomes)
         for name in more:
             columns[name] = [None if one is None else _MORE[name](one) for one in outcomes]
         if self._rows.is_table:
@@ -147,6 +155,28 @@ class Mapped(Sequence[Reply | None]):
             ) from None
         labels = self._rows.labels()
         return pd.DataFrame(columns, index=None if labels is None else pd.Index(list(labels)))
+
+    def _answers(self, column: str, outcomes: Sequence[Outcome | None]) -> dict[str, list[Any]]:
+        """Return the columns of a table with the answers."""
+        values = [None if one is None else self.plain(one) for one in outcomes]
+        fields = self.answer_type.fields if self.answer_type is not None else ()
+        if not fields:
+            return {column: values}
+        taken = set(self._rows.columns) if self._rows.is_table else set()
+        return {
+            f"{name}_{column}" if name in taken else name: [
+                None if value is None else value.get(name) for value in values
+            ]
+            for name in fields
+        }
+
+    def plain(self, outcome: Outcome) -> Any:
+        """Return an answer for a table: its text, or its value in the types of JSON; None without one."""
+        if self.answer_type is None:
+            reply = outcome.reply(self._model, self._backend)
+            return None if reply is None else str(reply)
+        value = outcome.value(self.answer_type)
+        return None if value is None else self.answer_type.plain(value)
 
     # -- what is known about them -------------------------------------------------------------
 
@@ -172,6 +202,11 @@ class Mapped(Sequence[Reply | None]):
     def missing(self) -> list[int]:
         """The positions of the rows that were not sent, because a value is missing."""
         return self._positions("missing")
+
+    @property
+    def second_tries(self) -> int:
+        """How many rows have a second answer, because the first one was invalid."""
+        return sum(1 for one in self._outcomes if one is not None and one.retry)
 
     @property
     def pending(self) -> list[int]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llm_magic.errors import LLMMagicException
 from llm_magic.text import visible_line
 from llm_magic.types import FinishReason, Message, Reply, Timing, Usage
+
+if TYPE_CHECKING:
+    from llm_magic.errors import InvalidReply
+    from llm_magic.session.schemas import AnswerType, InvalidValue
 
 State = Literal["done", "cut", "failed", "missing"]
 _NO_USAGE = Usage()
@@ -27,6 +31,8 @@ class Outcome:
         error: The error in one line, "" if the row did not fail.
         messages: What was sent, of a row that failed: it can be sent again.
         key: The key of a row that failed.
+        probabilities: The labels of a choice with their probabilities, if they are known.
+        retry: What was wrong with the first answer, if this is the second one.
     """
 
     text: str = ""
@@ -37,6 +43,8 @@ class Outcome:
     error: str = ""
     messages: tuple[Message, ...] = ()
     key: bytes = b""
+    probabilities: tuple[tuple[str, float], ...] = ()
+    retry: str = ""
 
     @property
     def state(self) -> State:
@@ -47,8 +55,16 @@ class Outcome:
             return "missing"
         return "done" if self.finish_reason == "stop" else "cut"
 
-    def reply(self, model: str, backend: str) -> Reply | None:
-        """Return the answer as a reply of a model; None if there is none."""
+    def value(self, answer_type: AnswerType | None) -> Any:
+        """Return the value of a typed answer; None if there is none."""
+        if answer_type is None or self.finish_reason is None or self.error:
+            return None
+        return answer_type.checked(self.text, self.finish_reason)[0]
+
+    def reply(
+        self, model: str, backend: str, answer_type: AnswerType | None = None
+    ) -> Reply | None:
+        """Return the answer as a reply of a model, with its value; None if there is none."""
         if self.finish_reason is None or self.error:
             return None
         return Reply(
@@ -60,7 +76,15 @@ class Outcome:
             timing=Timing(None, self.seconds, None),
             messages=(),
             reasoning=self.reasoning,
+            probabilities=dict(self.probabilities),
+            value=self.value(answer_type),
+            retry=self.retry,
         )
+
+    def without_value(self, answer_type: AnswerType, problem: InvalidValue) -> InvalidReply | None:
+        """Return the error of an answer without a value of its type."""
+        reply = self.reply("", "")
+        return None if reply is None else answer_type.error(reply, problem)
 
 
 # The outcome of every row with a missing value: it is not sent.

@@ -122,6 +122,7 @@ class MapRun:
         self._names = model.name, model.config.backend
         self.mapped = Mapped(plan.rows, self._outcomes, self._counts, self._names, self._retry)
         self.mapped.notes, self.mapped.sampled_from = plan.notes, plan.sampled_from
+        self.mapped.answer_type = plan.prepared.request.answer_type
         self.number: int | None = None
         self.view: ResponseView | None = None
         self._start(plan.source)
@@ -296,7 +297,7 @@ class MapRun:
     def _ready(self) -> Iterator[Reply | None]:
         while (outcome := self._untaken.pop(self._next, None)) is not None:
             self._next += 1
-            yield outcome.reply(*self._names)
+            yield outcome.reply(*self._names, self._plan.prepared.request.answer_type)
 
     def result(self) -> Mapped:
         """Run to the end and return the result.

@@ -138,6 +138,8 @@ def _entry(row: PreparedRow, outcome: Outcome) -> dict[str, Any]:
         entry["reasoning"] = outcome.reasoning
     if outcome.error:
         entry["error"] = outcome.error
+    if outcome.probabilities:
+        entry["probabilities"] = dict(outcome.probabilities)
     return entry
 
 
@@ -154,6 +156,9 @@ def _row(line: bytes) -> tuple[bytes, Outcome] | None:
             float(entry["seconds"]),
             _text(entry.get("reasoning", "")),
             _text(entry.get("error", "")),
+            probabilities=tuple(
+                (label, float(share)) for label, share in entry.get("probabilities", {}).items()
+            ),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llm_magic.backends.reasoning import separated_answer
 from llm_magic.backends.remote.retry import is_overload
 from llm_magic.errors import (
     AuthenticationFailed,
@@ -20,7 +21,7 @@ from llm_magic.errors import (
     WorkersFailed,
 )
 from llm_magic.session.map.outcome import Outcome, failure, name_row
-from llm_magic.session.response import AnswerParts, separated_answer
+from llm_magic.session.response import AnswerParts
 from llm_magic.types import Chunk, Message
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class Sender:
     async def _finish(self, row: PreparedRow) -> None:
         """Report the outcome of a row: a known one, that of an equal row, or that of its answer."""
         key = row.key
-        known = row.outcome or self._finished.get(key)
+        known = row.outcome or self._known(key)
         if known is not None:
             if known.error and not known.key:
                 # From a file, which has no prompts.
@@ -182,6 +183,14 @@ class Sender:
             for follower in followers:
                 self._report(follower, outcome, False)
 
+    def _known(self, key: bytes) -> Outcome | None:
+        """Return the outcome of an earlier row that still has a value of the type."""
+        known, answer_type = self._finished.get(key), self._prepared.request.answer_type
+        if known is None or answer_type is None or known.error or known.finish_reason is None:
+            return known
+        _, problem = answer_type.checked(known.text, known.finish_reason)
+        return known if problem is None else None
+
     async def _answer(self, row: PreparedRow) -> Outcome | None:
         """Return the outcome of a row, None if the server is overloaded: it is sent again."""
         await self._throttle.turn()
@@ -199,13 +208,31 @@ class Sender:
                 raise
             return failure(error, row.messages, row.key, time.perf_counter() - began)
         else:
-            if outcome is not None:
-                self._unreachable = 0
-                self._throttle.answered()
-            return outcome
+            if outcome is None:
+                return None
+            self._unreachable = 0
+            self._throttle.answered()
+            return self._checked(row, outcome)
         finally:
             self._writing.end(row.position)
             self._throttle.finished()
+
+    def _checked(self, row: PreparedRow, outcome: Outcome) -> Outcome:
+        """Return an outcome, with an error if its answer has no value of the type."""
+        answer_type, finish_reason = self._prepared.request.answer_type, outcome.finish_reason
+        if answer_type is None or finish_reason is None:
+            return outcome
+        _, problem = answer_type.checked(outcome.text, finish_reason)
+        error = outcome.without_value(answer_type, problem) if problem is not None else None
+        if error is None:
+            return outcome
+        if self.stops_at_error:
+            name_row(error, row.label)
+            raise error
+        failed = failure(error, row.messages, row.key, outcome.seconds)
+        return dataclasses.replace(
+            outcome, error=failed.error, messages=failed.messages, key=failed.key
+        )
 
     def _is_put_back(self, row: PreparedRow, error: Exception) -> bool:
         """Return whether a row is sent again, because the server answers too many others."""
@@ -242,12 +269,21 @@ class Sender:
         return _outcome(answer, time.perf_counter() - began)
 
     def _stream(self, row: PreparedRow) -> AsyncGenerator[Chunk, None]:
-        """Return the chunks of a row, from a worker process or from the backend."""
+        """Return the chunks of a row; an answer that its prompt asks a type for may be asked again."""
+        answer_type, chunks = self._prepared.request.answer_type, self._sent(row.messages)
+        if answer_type is None or answer_type.by == "backend":
+            return chunks
+        from llm_magic.session.second_try import with_second_try
+
+        return with_second_try(chunks, answer_type, lambda more: self._sent((*row.messages, *more)))
+
+    def _sent(self, messages: tuple[Message, ...]) -> AsyncGenerator[Chunk, None]:
+        """Return the chunks of an answer, from a worker process or from the backend."""
         if self.workers is not None:
-            return self.workers.stream(row.messages, self._throttle.limit)
+            return self.workers.stream(messages, self._throttle.limit)
         # Searched again, because it may have been unloaded since.
         loaded = self._manager.find(self._prepared.loaded_model.name)
-        return separated_answer(loaded, row.messages, self._prepared.config)
+        return separated_answer(loaded, messages, self._prepared.config)
 
 
 def _outcome(answer: AnswerParts, seconds: float) -> Outcome:
@@ -256,4 +292,12 @@ def _outcome(answer: AnswerParts, seconds: float) -> Outcome:
     if not usage.completion_tokens:
         usage = dataclasses.replace(usage, completion_tokens=answer.completion_tokens)
     text, reasoning = answer.text.getvalue(), answer.reasoning.getvalue().strip()
-    return Outcome(text, answer.finish_reason or "truncated", usage, seconds, reasoning)
+    return Outcome(
+        text,
+        answer.finish_reason or "truncated",
+        usage,
+        seconds,
+        reasoning,
+        probabilities=answer.probabilities,
+        retry=answer.retry,
+    )

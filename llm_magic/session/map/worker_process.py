@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_magic.backends.reasoning import separated_answer
 from llm_magic.backends.thread_bridge import CHECK_S
 from llm_magic.errors import GenerationFailed, WorkersFailed, release_frames
 from llm_magic.session.event_loop import LoopThread
 from llm_magic.session.map.keys import identity
-from llm_magic.session.response import AnswerParts, separated_answer
+from llm_magic.session.response import AnswerParts
 from llm_magic.types import Chunk
 
 if TYPE_CHECKING:

@@ -8,21 +8,22 @@ import pytest
 
 from llm_magic.backends import registry
 from llm_magic.backends.base import UNSUPPORTED, Backend
-from llm_magic.config.settings import GenerationConfig
+from llm_magic.config.settings import GenerationConfig, GenerationOptions
 from llm_magic.errors import OptionError
+from llm_magic.types import Structure
 from tests.generation_options import EVERY
 from tests.scripted import ScriptedBackend
 
-NAMES = {name: name for name in GenerationConfig.model_fields}
+NAMES = {name: name for name in GenerationOptions.model_fields}
 
 
 @pytest.mark.parametrize("name", registry.names())
 def test_backend_declares_every_generation_option(name: str) -> None:
-    assert registry.backend_class(name).option_names.keys() == GenerationConfig.model_fields.keys()
+    assert registry.backend_class(name).option_names.keys() == GenerationOptions.model_fields.keys()
 
 
 def test_every_generation_option_has_a_test_value() -> None:
-    assert EVERY.keys() | {"extra"} == GenerationConfig.model_fields.keys()
+    assert EVERY.keys() | {"extra"} == GenerationOptions.model_fields.keys()
     defaults = GenerationConfig()
     assert all(getattr(GenerationConfig(**EVERY), n) != getattr(defaults, n) for n in EVERY)
 
@@ -62,6 +63,14 @@ def test_unsupported_option_raises() -> None:
         check(Limited(), top_k=5)
     with pytest.raises(OptionError, match="limited does not support --param"):
         check(Limited(), extra={"a": 1})
+
+
+def test_structure_that_the_backend_cannot_hold_an_answer_to_raises() -> None:
+    with pytest.raises(OptionError, match=r"^limited cannot enforce --schema\."):
+        check(Limited(), structure=Structure("json_schema", "{}"))
+    with pytest.raises(OptionError, match=r"^limited cannot enforce --choice\."):
+        check(Limited(), structure=Structure.choice(["a", "b"]))
+    check(Limited(), structure=None)
 
 
 def test_value_that_requests_nothing_is_accepted() -> None:

@@ -16,10 +16,11 @@ from llm_magic.backends import registry
 from llm_magic.backends.local.load_config import LocalLoadConfig
 from llm_magic.backends.registry import LoadOptions
 from llm_magic.config.option_spec import OptionModel, specs
-from llm_magic.config.settings import GenerationConfig, Settings
+from llm_magic.config.settings import GenerationConfig, GenerationOptions, Settings
 from llm_magic.errors import LLMMagicError, OptionError, SettingsError
 from llm_magic.session.generation_settings import GenerationSettings
 from llm_magic.session.requests import AskOptions
+from llm_magic.types import Structure
 from tests.scripted import scripted_session
 
 RANGES: dict[str, tuple[list[Any], list[Any], str]] = {
@@ -129,7 +130,7 @@ def test_option_sets_are_frozen() -> None:
 
 
 def test_every_generation_option_has_a_flag_and_a_help() -> None:
-    for name, spec in {**specs(GenerationConfig), **registry.load_specs()}.items():
+    for name, spec in {**specs(GenerationOptions), **registry.load_specs()}.items():
         assert spec.flags, name
         assert spec.help.endswith("."), name
 
@@ -138,6 +139,7 @@ CONFIGS = [
     GenerationConfig(),
     GenerationConfig(temperature=0.2, stop=("a", "\n"), extra={"a": [1, {"b": 2}]}),
     GenerationConfig().replace(top_k=None, seed=3),
+    GenerationConfig(structure=Structure("regex", "[0-9]+")),
     LocalLoadConfig(device="cpu", dtype="bfloat16"),
 ]
 

@@ -202,6 +202,9 @@ class Scheduler:
 
     def _share(self, sequence: Sequence) -> bool:
         """Prepare a sequence to share steps; returns whether its options allow that."""
+        if sequence.labels is not None:
+            # One pass answers it.
+            return False
         options = {n: x for n, x in sequence.options.items() if n != "max_new_tokens"}
         key = repr(sorted(options.items()))
         if key not in self._prepared:
@@ -399,6 +402,9 @@ class Scheduler:
         """Decode one token of every sequence."""
         logits = self._forward(batch, batch.width - 1, batch.width)
         scores = logits.to(copy=True, dtype=torch.float32, device=batch.ids.device)
+        for sequence, row in zip(batch.sequences, scores, strict=True):
+            if sequence.constraint is not None:
+                sequence.constraint.mask(row)
         rows_of: dict[int, list[int]] = defaultdict(list)
         for row, sequence in enumerate(batch.sequences):
             rows_of[id(sequence.inputs)].append(row)

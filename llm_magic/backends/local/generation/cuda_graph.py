@@ -122,9 +122,18 @@ class StaticDecoder:
             self.steps.popitem()[1].close()
 
     def step(
-        self, length: int, max_new_tokens: int, processors: LogitsProcessorList, *, do_sample: bool
+        self,
+        length: int,
+        max_new_tokens: int,
+        processors: LogitsProcessorList,
+        *,
+        do_sample: bool,
+        is_masked: bool = False,
     ) -> StaticStep | None:
-        """Return the step for a text of `length` tokens that may grow; None where there is none."""
+        """Return the step for a text of `length` tokens that may grow; None where there is none.
+
+        `is_masked`: some tokens cannot come next, see `StaticStep.exclude`.
+        """
         if self.unavailable_reason is not None or max_new_tokens < _MIN_NEW_TOKENS:
             return None
         if not all(
@@ -138,7 +147,7 @@ class StaticDecoder:
             return None
         try:
             step = self._step_of_length(self._cache_length(needed))
-            step.set_options(processors, do_sample=do_sample)
+            step.set_options(processors, do_sample=do_sample, is_masked=is_masked)
         except Exception as error:  # noqa: BLE001 - a compiler or a driver may raise anything
             self._disable(error)
             return None
@@ -259,6 +268,7 @@ class StaticStep:
         self._position = torch.zeros((1, 1), dtype=torch.long, device=self._device)
         self._ids = torch.zeros((1, length), dtype=torch.long, device=self._device)
         self._logits = torch.zeros((1, 0), device=self._device)
+        self._excluded = torch.zeros((1, 0), dtype=torch.bool, device=self._device)
         self._read: _Replay | None = None
         self._sample: _Replay | None = None
         self._sampling_key: object = None
@@ -305,16 +315,22 @@ class StaticStep:
         self._ids.fill_(int(ids[0, 0]))
         self._ids[:, : ids.shape[1]] = ids
 
-    def set_options(self, processors: LogitsProcessorList, *, do_sample: bool) -> None:
-        """Sample with these options from here on."""
-        key = (do_sample, [(type(p), repr(sorted(vars(p).items()))) for p in processors])
+    def set_options(
+        self, processors: LogitsProcessorList, *, do_sample: bool, is_masked: bool = False
+    ) -> None:
+        """Sample with these options from here on; `is_masked`: without the tokens of `exclude`."""
+        key = (do_sample, is_masked, [(type(p), repr(sorted(vars(p).items()))) for p in processors])
         if self._sample is not None and key == self._sampling_key:
             return
         self._sampling_key = key
         ids, token = self._ids.clone(), self._token.clone()
+        self._allocate_mask()
 
         def sample() -> None:
-            scores: Any = processors(self._ids, self._logits.clone())  # type: ignore[arg-type]
+            scores: Any = self._logits.clone()
+            if is_masked:
+                scores = scores.masked_fill(self._excluded, -torch.inf)
+            scores = processors(self._ids, scores)  # type: ignore[arg-type]
             if do_sample:
                 # The same as `multinomial`, which would wait for the GPU.
                 scores = torch.softmax(scores, dim=-1)
@@ -327,11 +343,34 @@ class StaticStep:
         self._ids.copy_(ids)
         self._token.copy_(token)
 
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens that it chooses from."""
+        return int(self._logits.shape[-1])
+
+    def exclude(self, tokens: torch.Tensor) -> None:
+        """Let the next choice be another token than those of a mask (vocabulary,)."""
+        self._allocate_mask()
+        self._excluded.copy_(tokens[None], non_blocking=True)
+
+    def _allocate_mask(self) -> None:
+        """Allocate the mask, once the first forward pass has shown its size: graphs refer to it."""
+        if self._excluded.shape != self._logits.shape:
+            self._excluded = torch.zeros_like(self._logits, dtype=torch.bool)
+
     def __call__(self) -> torch.Tensor:
         """Read the last token and sample the next one; returns a copy of it, of shape (1, 1)."""
+        self.read()
+        return self.choose()
+
+    def read(self) -> None:
+        """Read the last token."""
         assert self._read is not None
-        assert self._sample is not None
         self._read()
+
+    def choose(self) -> torch.Tensor:
+        """Sample the next token after `read`; returns a copy of it, of shape (1, 1)."""
+        assert self._sample is not None
         self._sample()
         return self._token.clone()
 

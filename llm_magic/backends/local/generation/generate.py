@@ -8,6 +8,7 @@ and `batch` answers both together.
 from __future__ import annotations
 
 import contextlib
+from collections import abc
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from transformers import Cache, DynamicCache
 
 from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.generation import parameters
+from llm_magic.backends.local.generation.choice import Labels, read_separately
+from llm_magic.backends.local.generation.constraint import Constraint
 from llm_magic.backends.local.generation.cuda_graph import StaticStep, TokenReader
 from llm_magic.backends.local.generation.model_runner import ModelRunner
 from llm_magic.backends.local.generation.parameters import GenerateInputs
@@ -23,7 +26,11 @@ from llm_magic.backends.local.generation.speculative import drafter
 from llm_magic.backends.local.generation.token_streamer import GenerateStreamer, StopStringReached
 from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.worker import Cancelled
+from llm_magic.errors import OptionError
 from llm_magic.types import FinishReason
+
+# Attention that takes a mask with 4 dimensions and a value for each pair of tokens.
+_MASKED_ATTENTION = {"sdpa", "eager"}
 
 
 def answer(loaded: LocalModel, sequence: Sequence) -> bool:
@@ -35,6 +42,9 @@ def answer(loaded: LocalModel, sequence: Sequence) -> bool:
     with contextlib.ExitStack() as stack:
         if seed is not None:
             stack.enter_context(parameters.seeded(seed, device))
+        if sequence.labels is not None:
+            _choose(loaded, sequence, sequence.labels)
+            return True
         is_finished = _answer(loaded, torch.tensor([sequence.ids], device=device), sequence)
         if not is_finished and seed is not None:
             sequence.generator = parameters.current_generator(device)
@@ -52,6 +62,10 @@ def _answer(loaded: LocalModel, ids: torch.Tensor, sequence: Sequence) -> bool:
             return DecodingLoop(loaded, ids, inputs, sequence).run()
         reason = f"{type(loaded.model).__name__} keeps a custom state"
         loaded.traits = compat.ModelTraits(reason)
+    if sequence.constraint is not None:
+        raise OptionError(
+            f"{loaded.info.name} cannot be held to a form: {loaded.traits.fallback_reason}."
+        )
     sequence.job.accepts = False
     # `generate` comes from a mixin that the annotations of models do not show.
     generate: Any = loaded.model.generate
@@ -65,10 +79,41 @@ def _answer(loaded: LocalModel, ids: torch.Tensor, sequence: Sequence) -> bool:
     return True
 
 
+def _choose(loaded: LocalModel, sequence: Sequence, labels: Labels) -> None:
+    """Answer a sequence with the likeliest label, whatever the temperature; after its reasoning."""
+    sequence.job.accepts = False
+    first, others = _read_labels(loaded, sequence, labels)
+    if sequence.in_reasoning or loaded.grammars.opens_reasoning(int(first.argmax())):
+        _answer(loaded, torch.tensor([sequence.ids], device=loaded.model.device), sequence)
+        reason = _finish_reason(sequence)
+        if reason != "stop":
+            sequence.finish(reason)
+            return
+        first, others = _read_labels(loaded, sequence, labels)
+        token = int(first.argmax())
+        if str(loaded.tokenizer.decode([token])).isspace():
+            # What this model writes between its reasoning and its answer.
+            sequence.ids.append(token)
+            first, others = _read_labels(loaded, sequence, labels)
+    sequence.choose(labels, labels.probabilities(first, others))
+
+
+def _read_labels(
+    loaded: LocalModel, sequence: Sequence, labels: Labels
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return the logits after the text of a sequence, and after the tokens of each label."""
+    ids, logits = torch.tensor([sequence.ids], device=loaded.model.device), None
+    if loaded.traits.can_batch:
+        inputs = parameters.prepare(loaded.model, ids, sequence.options)
+        sequence.inputs = inputs
+        logits = DecodingLoop(loaded, ids, inputs, sequence).read_side_by_side(labels.read)
+    return logits or read_separately(loaded.model, ids, labels.read)
+
+
 def _finish_reason(sequence: Sequence) -> FinishReason:
     streamer, options = sequence.streamer, sequence.options
-    if streamer.stop_reached or streamer.last_token in sequence.eos_token_ids:
-        return "stop"
+    if sequence.has_ended:
+        return sequence.end_reason
     if streamer.token_count >= options["max_new_tokens"]:
         return "length"
     return "stop" if options.get("max_time") is None else "truncated"
@@ -92,6 +137,7 @@ class DecodingLoop:
         # Only the usual kind of cache can serve other prompts, and those of fixed shape.
         self._is_plain = type(cache) is DynamicCache and not cache.offloading
         can_share = self._is_plain and loaded.traits.can_batch and inputs.shared() is not None
+        can_share = can_share and sequence.labels is None
         self._job.accepts = can_share
         sequence.start_clock()
 
@@ -109,20 +155,45 @@ class DecodingLoop:
             self._store_prefix()
             raise
         self._store_prefix()
-        if not is_finished:
+        if not is_finished or self._sequence.labels is not None:
             self._sequence.ids = self._runner.ids[0].tolist()
             self._sequence.cache = compat.fork(self._runner.cache)
         return is_finished
 
+    def read_side_by_side(
+        self, continuations: abc.Sequence[abc.Sequence[int]]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]] | None:
+        """Read the prompt and continuations of it, see `ModelRunner.read_side_by_side`."""
+        loaded, runner = self._loaded, self._runner
+        longest = runner.length + sum(map(len, continuations))
+        has_mask = compat.attention(loaded.model) in _MASKED_ATTENTION
+        if not (self._is_plain and has_mask and longest <= loaded.traits.shortest_window):
+            return None
+        # In a row with others, such as those of a map, rounding may differ, as in a batch.
+        self._resume(anywhere=self._job.worker.has_next(self._job.group))
+        chunk_size = loaded.prefill_chunk_size
+        while runner.length - runner.cached_length > chunk_size.tokens:
+            runner.prefill_chunk(chunk_size, self._job.cancel)
+        # The logits after the last token are needed.
+        runner.crop(runner.length - 1)
+        logits = runner.read_side_by_side(continuations)
+        self._store_prefix()
+        return logits
+
+    def _resume(self, *, anywhere: bool = False) -> None:
+        """Start from the longest cached prefix of the prompt; see `PrefixCache` for where it may end."""
+        runner, prefixes = self._runner, self._loaded.prefix_cache
+        find = prefixes.beginning if anywhere else prefixes.lookup
+        hit = find(runner.ids[0].cpu()) if self._is_reusable else None
+        if hit is not None:
+            runner.resume(hit)
+        self._sequence.cached_tokens = runner.cached_length
+
     def _prefill(self) -> torch.Tensor | None:
         """Read the part of the prompt that no cached prefix has; returns the logits, None for others."""
         loaded, runner = self._loaded, self._runner
-        is_reusable = self._is_plain and runner.length <= loaded.traits.longest_reuse
-        prompt = runner.ids[0].cpu()
-        hit = loaded.prefix_cache.lookup(prompt) if is_reusable else None
-        if hit is not None:
-            runner.resume(hit)
-        self._sequence.cached_tokens = cached_tokens = runner.cached_length
+        self._resume()
+        cached_tokens = runner.cached_length
         unread = runner.length - cached_tokens
         if unread > loaded.prefill_chunk_size.tokens:
             self._streamer.report_prefill(0, unread)
@@ -131,13 +202,16 @@ class DecodingLoop:
             self._streamer.report_prefill(runner.cached_length - cached_tokens, unread)
             if self._job.has_company:
                 return None
-        if is_reusable and not compat.can_be_cropped(runner.cache):
+        if self._is_reusable and not compat.can_be_cropped(runner.cache):
             # The cache cannot be cropped to the prompt later, where the next turn may begin.
-            loaded.prefix_cache.store(prompt, compat.fork(runner.cache), runner.boundaries)
+            prompt, cache = runner.ids[0].cpu(), compat.fork(runner.cache)
+            loaded.prefix_cache.store(prompt, cache, runner.boundaries)
         return logits
 
     def _sample(self, logits: torch.Tensor) -> int:
         """Return the next token by its logits (1, vocabulary), as `generate` chooses it."""
+        if self._sequence.constraint is not None:
+            self._sequence.constraint.mask(logits)
         process: Any = self._inputs.processors
         scores: torch.Tensor = process(self._runner.ids, logits)
         if self._inputs.do_sample:
@@ -151,7 +225,7 @@ class DecodingLoop:
         if self._job.cancel.is_set():
             raise Cancelled
         streamer.append(token)
-        if streamer.stop_reached or token in inputs.eos_token_ids:
+        if self._sequence.follow(token):
             return True
         if streamer.token_count >= inputs.max_new_tokens:
             return True
@@ -166,11 +240,16 @@ class DecodingLoop:
         decoder, inputs = self._loaded.static_decoder, self._inputs
         left = inputs.max_new_tokens - 1
         if self._is_plain and decoder.unavailable_reason is None and self._loaded.assistant is None:
+            constraint = self._sequence.constraint
             step = decoder.step(
-                self._runner.length, left, inputs.processors, do_sample=inputs.do_sample
+                self._runner.length,
+                left,
+                inputs.processors,
+                do_sample=inputs.do_sample,
+                is_masked=constraint is not None,
             )
             if step is not None:
-                return self._replay(step)
+                return self._replay(step) if constraint is None else self._obey(step, constraint)
         return self._step()
 
     def _step(self) -> bool:
@@ -180,9 +259,15 @@ class DecodingLoop:
         if isinstance(runner.cache, DynamicCache) and compat.can_roll_back(runner.cache):
             proposer = drafter(self._loaded, self._job.cancel)
         tokens: list[int] = runner.ids[0].tolist()
+        constraint = self._sequence.constraint
         while not self._job.has_company:
             limit = self._inputs.max_new_tokens - self._streamer.token_count - 1
-            draft = [] if proposer is None else proposer.propose(tokens, limit)
+            forced, draft = [], []
+            if proposer is not None:
+                forced = constraint.forced(limit) if constraint is not None else []
+                draft = forced or proposer.propose(tokens, limit)
+            if constraint is not None and not forced:
+                draft = constraint.valid(draft)
             logits = runner.decode(draft)
             for accepted in range(len(draft) + 1):
                 token = self._sample(logits[accepted : accepted + 1])
@@ -192,7 +277,8 @@ class DecodingLoop:
                 if accepted == len(draft) or token != draft[accepted]:
                     break
             if proposer is not None and draft:
-                proposer.draft_length.update(len(draft), accepted)
+                if not forced:
+                    proposer.draft_length.update(len(draft), accepted)
                 runner.crop(runner.length - 1)
         return False
 
@@ -213,11 +299,30 @@ class DecodingLoop:
             # Also where the answer is cancelled: the next prompt can reuse it.
             runner.replace_cache(step.result(runner.length - 1))
 
+    def _obey(self, step: StaticStep, constraint: Constraint) -> bool:
+        """Replay one step, and compute meanwhile which tokens may come next."""
+        runner = self._runner
+        step.start(runner.cache, runner.ids)
+        try:
+            while not self._job.has_company:
+                step.read()
+                step.exclude(constraint.excluded(step.vocabulary))
+                if self._append(int(step.choose())):
+                    return True
+            return False
+        finally:
+            # Also where the answer is cancelled: the next prompt can reuse it.
+            runner.replace_cache(step.result(runner.length - 1))
+
+    @property
+    def _is_reusable(self) -> bool:
+        """Whether another prompt can start from the cache."""
+        return self._is_plain and self._runner.length <= self._loaded.traits.longest_reuse
+
     def _store_prefix(self) -> None:
         """Store the cache for the prompts that start with this one."""
         runner = self._runner
         runner.trim_cache()
-        is_reusable = self._is_plain and runner.length <= self._loaded.traits.longest_reuse
-        if is_reusable and runner.cached_length:
+        if self._is_reusable and runner.cached_length:
             ids = runner.ids[0, : runner.cached_length].cpu()
             self._loaded.prefix_cache.store(ids, runner.cache, runner.boundaries)

@@ -97,6 +97,39 @@ class ModelRunner:
             self._buffer[0, self.length : end] = torch.tensor(draft)
         return self._forward(end, 1 + len(draft))
 
+    def read_side_by_side(
+        self, continuations: Sequence[Sequence[int]]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]] | None:
+        """Read what is not cached, and after it several continuations that do not see each other.
+
+        Returns the logits after the tokens so far, of shape (vocabulary,), and for each continuation
+        those after its tokens, of shape (tokens, vocabulary). The cache does not keep the continuations.
+        Returns None for a model that takes no positions or no mask of its own.
+        """
+        start, lengths = self.cached_length, [len(tokens) for tokens in continuations]
+        added = self._buffer.new_tensor([[t for tokens in continuations for t in tokens]])
+        end = self.length + sum(lengths)
+        ids = torch.cat([self.ids, added.to(self._buffer.dtype)], dim=-1)
+        arguments = compat.resized(self._arguments, end)
+        arguments |= {self._traits.cache_name: self.cache, "logits_to_keep": 1 + sum(lengths)}
+        inputs = compat.prepare_inputs(
+            self._model, ids, end - start, arguments, first=self._in_prefill
+        )
+        if inputs.get("position_ids") is None:
+            return None
+        inputs["position_ids"], inputs["attention_mask"] = _side_by_side(
+            start, self.length, lengths, self._model
+        )
+        self.start_recording()
+        logits = self._model(**inputs, return_dict=True).logits[0].float().cpu()
+        self._in_prefill = False
+        self.boundaries.append(start)
+        self.cached_length = end
+        self.crop(self.length)
+        compat.stop_recording(self.cache)
+        self._is_recording = False
+        return logits[0], list(logits[1:].split(lengths))
+
     def replace(self, tokens: Sequence[int]) -> None:
         """Replace the sequence by `tokens`, and keep the cache of the prefix that is the same."""
         new = torch.tensor(tokens[: self._buffer.shape[1]], device=self._buffer.device)
@@ -156,6 +189,26 @@ class ModelRunner:
         self.cached_length = end
         logits: torch.Tensor = outputs.logits[0, -logits_to_keep:].float()
         return logits
+
+
+def _side_by_side(
+    start: int, length: int, lengths: Sequence[int], model: PreTrainedModel
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the positions and the mask for tokens from `start` on and continuations at `length`.
+
+    Shapes: (1, new tokens), and (1, 1, new tokens, all tokens).
+    """
+    positions = [*range(start, length), *(length + n for size in lengths for n in range(size))]
+    allowed = torch.ones(length + sum(lengths), length + sum(lengths), dtype=torch.bool).tril()
+    column = length
+    for size in lengths:
+        # What follows a continuation sees the tokens before all of them, and itself.
+        allowed[column + size :, column : column + size] = False
+        column += size
+    mask = torch.zeros(allowed.shape, dtype=model.dtype)
+    mask.masked_fill_(~allowed, torch.finfo(model.dtype).min)
+    rows = mask[start:].to(model.device)
+    return torch.tensor([positions], device=model.device), rows[None, None]
 
 
 class PrefillChunkSize:

@@ -11,12 +11,15 @@ import torch
 from transformers import DynamicCache
 
 from llm_magic.backends.local.generation import parameters
+from llm_magic.backends.local.generation.choice import Labels
+from llm_magic.backends.local.generation.constraint import Constraint
 from llm_magic.backends.local.generation.parameters import GenerateInputs
 from llm_magic.backends.local.generation.token_streamer import TokenStreamer, opening_tag
 from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.worker import Job
 from llm_magic.config.settings import GenerationConfig
-from llm_magic.types import Chunk, FinishReason, Message, Usage
+from llm_magic.errors import PromptTooLong
+from llm_magic.types import Chunk, FinishReason, Message, Structure, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,9 @@ class Sequence:
 
     `ids` includes the answer, so that a preempted sequence can be read again. `cache` holds a part of
     the prompt or all but the last token, `generator` has the random numbers of a seed; both are None
-    for a sequence that is decoded alone. `finished` is set once the answer has ended, also by an error.
+    for a sequence that is decoded alone. `constraint` holds the answer to its form; `labels` are
+    those of an answer that is chosen, `in_reasoning` is whether the prompt has opened its reasoning.
+    `finished` is set once the answer has ended, also by an error.
     """
 
     job: Job[None]
@@ -46,6 +51,9 @@ class Sequence:
     cache: DynamicCache | None = None
     cached_tokens: int = 0
     generator: torch.Generator | None = None
+    constraint: Constraint | None = None
+    labels: Labels | None = None
+    in_reasoning: bool = False
     finished: bool = False
     deadline: float = field(init=False, default=float("inf"))
 
@@ -63,7 +71,27 @@ class Sequence:
         options = parameters.generate_options(loaded.model, request.config, left)
         streamer = TokenStreamer(loaded, request.config, job.emit)
         ends = parameters.eos_token_ids(loaded.model, options)
-        return cls(job, ids, options, streamer, ends, len(ids))
+        sequence = cls(job, ids, options, streamer, ends, len(ids))
+        sequence._set_form(loaded, request.config.structure, in_reasoning=bool(tag))
+        return sequence
+
+    def _set_form(
+        self, loaded: LocalModel, structure: Structure | None, *, in_reasoning: bool
+    ) -> None:
+        """Set what holds the answer to its form. A label is chosen after the reasoning, if there is any."""
+        if structure is None:
+            return
+        grammars = loaded.grammars
+        if structure.kind != "choice":
+            self.constraint = grammars.constraint(structure, in_reasoning=in_reasoning)
+            return
+        self.constraint = grammars.reasoning(in_reasoning=in_reasoning)
+        self.in_reasoning = in_reasoning
+        self.labels = Labels.encode(structure.labels, loaded.tokenizer, sorted(self.eos_token_ids))
+        context, longest = loaded.info.context_length, max(map(len, self.labels.tokens))
+        if context is not None and self.prompt_tokens + longest > context:
+            needed = self.prompt_tokens + longest
+            raise PromptTooLong.measured(loaded.info.name, needed, context)
 
     @property
     def seed(self) -> int | None:
@@ -87,12 +115,45 @@ class Sequence:
         """Append the next token of the answer and emit it; finishes the answer with the last one."""
         self.ids.append(token)
         now = self.streamer.append(token)
-        if self.streamer.stop_reached or token in self.eos_token_ids:
-            self.finish("stop")
+        if self.follow(token):
+            self.finish(self.end_reason)
         elif self.streamer.token_count >= self.options["max_new_tokens"]:
             self.finish("length")
         elif now >= self.deadline:
             self.finish("truncated")
+
+    def follow(self, token: int) -> bool:
+        """Note that `token` was emitted; returns whether the answer has ended, limits aside."""
+        if self.constraint is not None:
+            self.constraint.append(token)
+        return self.has_ended
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the answer has ended by itself: with its last token, a stop text, or its whole form."""
+        streamer, constraint = self.streamer, self.constraint
+        if streamer.stop_reached or streamer.last_token in self.eos_token_ids:
+            return True
+        return constraint is not None and constraint.is_over
+
+    @property
+    def end_reason(self) -> FinishReason:
+        """Why an answer that `has_ended` did: a stop text may come before it has its form."""
+        is_cut = self.constraint is not None and not self.constraint.is_complete
+        return "truncated" if is_cut else "stop"
+
+    def choose(self, labels: Labels, probabilities: abc.Sequence[float]) -> None:
+        """Answer with the likeliest label."""
+        ranked = sorted(zip(labels.texts, probabilities, strict=True), key=lambda pair: -pair[1])
+        text, now = ranked[0][0], time.perf_counter()
+        count = len(labels.tokens[labels.texts.index(text)])
+        self.job.emit(Chunk(text=text, tokens=count, time=now))
+        usage = Usage(self.prompt_tokens, self.streamer.token_count + count, self.cached_tokens)
+        self.job.emit(
+            Chunk(finish_reason="stop", usage=usage, time=now, probabilities=tuple(ranked))
+        )
+        self.finished = True
+        self.job.finish(None)
 
     def finish(self, reason: FinishReason) -> None:
         """End the answer."""

@@ -170,6 +170,15 @@ def opening_tag(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return OPEN_TAG if tail.rstrip().endswith(_OPENS) else ""
 
 
+def reasoning_pair(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int] | None:
+    """Return the tokens that open and close reasoning; None if they are no tokens of their own."""
+    added = tokenizer.get_added_vocab()
+    pairs = ((added.get(start), added.get(end)) for start, end in zip(_OPENS, _CLOSES, strict=True))
+    return next(
+        ((start, end) for start, end in pairs if start is not None and end is not None), None
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class ReasoningTokens:
     """The special tokens of a tokenizer that enclose reasoning.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -16,8 +18,9 @@ from llm_magic.backends.llamacpp import backend
 from llm_magic.backends.llamacpp.engine_config import EngineConfig
 from llm_magic.backends.local.cpus import Cpus
 from llm_magic.backends.local.files import gguf
-from llm_magic.errors import LoadFailed, MissingDependency, OutOfMemory
+from llm_magic.errors import LoadFailed, MissingDependency, OptionError, OutOfMemory
 from llm_magic.session import Session
+from llm_magic.types import Structure
 from tests.scripted import settings
 from tests.tiny_gguf import SPECIAL_TOKENS, write_gguf
 
@@ -137,6 +140,37 @@ def test_threads_are_those_of_the_cpu_limits(monkeypatch: pytest.MonkeyPatch) ->
     assert backend.threads() == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "9")
     assert backend.threads() == 3
+
+
+def test_answer_has_the_form_that_was_requested() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+    }
+    session = Session(settings(max_new_tokens=60))
+    try:
+        session.load(backend="llamacpp")
+        for temperature in (0, 1.5):
+            reply = session.generate(
+                "Ada Lovelace is 36.",
+                structure=Structure("json_schema", json.dumps(schema)),
+                temperature=temperature,
+                seed=2,
+            )
+            assert reply.startswith('{"name": "')
+            assert reply.json().keys() == {"name", "age"}
+        regex = Structure("regex", "(Yes|No), [a-z ]{3,10}")
+        assert re.fullmatch(regex.source, session.generate("Is it late?", structure=regex))
+        lark = Structure("grammar", 'start: "Year " NUMBER\nNUMBER: /[0-9]{4}/')
+        assert re.fullmatch("Year [0-9]{4}", session.generate("When?", structure=lark))
+        choice = Structure.choice(["red", 'green "x"'])
+        assert session.generate("Which color?", structure=choice) in choice.labels
+        # llama.cpp would answer without a form.
+        with pytest.raises(OptionError, match=r"^--grammar cannot be used: .*unknown name"):
+            session.generate("?", structure=Structure("grammar", "start: other"))
+    finally:
+        session.close()
 
 
 BESIDE = """

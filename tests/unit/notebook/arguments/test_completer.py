@@ -42,6 +42,7 @@ def names() -> Iterator[Candidates]:
         "exit": 4,
         "df": Frame(),
         "d": {"key one": 1, 2: 3},
+        "Frame": Frame,
     }
     shell = SimpleNamespace(user_ns=values, user_ns_hidden={"exit": 4})
     with scripted_session(models_folder=Path("/nowhere")) as (session, backend):
@@ -70,6 +71,10 @@ def completed(line: str, names: Candidates, cell: str = "") -> list[str] | None:
     ("line", "read"),
     [
         ("%llm_load ti|", ["%llm_load tiny"]),
+        ("%%llm --schema |", ["%%llm --schema Frame", "%%llm --schema d"]),
+        ("%%llm --schema=F|", ["%%llm --schema=Frame"]),
+        ("%%llm --schema-by |", ["%%llm --schema-by backend", "%%llm --schema-by prompt"]),
+        ("%%llm --choice ro|", ["%%llm --choice rows"]),
         ("%llm_load m -q b|", ["%llm_load m -q bnb-8bit", "%llm_load m -q bnb-4bit"]),
         ("%llm_load m --quantization 4|", ["%llm_load m --quantization 4bit"]),
         ("%llm_load m --quantization=4|", ["%llm_load m --quantization=4bit"]),

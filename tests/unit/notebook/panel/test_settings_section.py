@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_magic.config.option_spec import specs
-from llm_magic.config.settings import GenerationConfig
+from llm_magic.config.settings import GenerationConfig, GenerationOptions
 from llm_magic.errors import OptionError
 from llm_magic.notebook.panel import ControlPanel
 from llm_magic.session import Session
@@ -24,7 +24,7 @@ from tests.scripted import ScriptedBackend, scripted_session
 from tests.scripted import settings as settings_of
 from tests.until import until
 
-NUMBERS = [name for name in specs(GenerationConfig) if name not in {"stop", "extra"}]
+NUMBERS = [name for name in specs(GenerationOptions) if name not in {"stop", "extra"}]
 
 
 def shown(panel: ControlPanel) -> dict[str, object]:
@@ -35,7 +35,7 @@ def test_every_setting_has_control_with_range_and_help(scripted: Scripted) -> No
     controls = scripted.panel.settings.numbers
     assert list(controls) == NUMBERS
     for name, control in controls.items():
-        spec = specs(GenerationConfig)[name]
+        spec = specs(GenerationOptions)[name]
         assert spec.help in control.help
         assert spec.range in control.help
         assert control.label == name.replace("_", " ")
@@ -43,7 +43,7 @@ def test_every_setting_has_control_with_range_and_help(scripted: Scripted) -> No
         assert control.bounded == (spec.maximum is not None)
         if spec.maximum is not None:
             assert control.maximum == spec.maximum
-    assert scripted.panel.settings.texts["stop"].tooltip == specs(GenerationConfig)["stop"].help
+    assert scripted.panel.settings.texts["stop"].tooltip == specs(GenerationOptions)["stop"].help
 
 
 @pytest.mark.parametrize("name", NUMBERS)

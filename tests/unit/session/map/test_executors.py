@@ -53,6 +53,17 @@ def test_each_worker_loads_the_model_once_and_rows_keep_their_order(
     assert worker_backend.loads(model) == [here, *others]
 
 
+def test_workers_answer_with_a_type(
+    recorded: Session, model: Path, pool: ProcessPoolExecutor
+) -> None:
+    mapped = recorded.map("{item}", ["aa", "ab"], on=pool, grammar="start: /a+b?/\n")
+    assert [reply.value for reply in mapped if reply is not None] == ["aa", "ab"]
+    mapped = recorded.map("{item}", ["aa"], on=pool, choice="aa,b", schema_by="prompt")
+    (error,) = mapped.errors
+    assert "is none of aa, b" in error
+    assert worker_backend.rows(model)[-1].startswith("This is invalid: "), "it has a second try"
+
+
 def test_row_that_fails_on_a_worker_keeps_its_error_in_its_place(
     recorded: Session, pool: ProcessPoolExecutor
 ) -> None:

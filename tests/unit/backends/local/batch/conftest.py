@@ -1,4 +1,4 @@
-"""A small model in float32 that the tests of batches share."""
+"""A small model in float32 that the tests of a file share."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(scheduler.MAX_SEQUENCES, "cpu", SIZE)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def session() -> Iterator[Session]:
     with local_session(prefix_cache="off") as session:
         yield session
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def llama(session: Session, tmp_path_factory: pytest.TempPathFactory) -> BatchModel:
     """A model that all tests share; the other models are loaded besides."""
     folder = tiny_llama(tmp_path_factory.mktemp("models") / "llama")

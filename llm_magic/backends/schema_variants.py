@@ -1,0 +1,152 @@
+"""JSON schemas as values: closed, compact, and as strict servers require them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# The keywords with schemas by name, with lists of schemas, and with one schema.
+_BY_NAME = frozenset(
+    {"properties", "$defs", "definitions", "patternProperties", "dependentSchemas"}
+)
+_LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
+_SINGLE = frozenset(
+    {
+        "items", "additionalProperties", "unevaluatedProperties", "contains", "propertyNames", "not", "if",
+        "then", "else",
+    }
+)  # fmt: skip
+# Beside these, an object may have fields that its own `properties` do not name.
+_OPEN = frozenset(
+    {"additionalProperties", "unevaluatedProperties", "patternProperties", "allOf", "$ref", "if"}
+)
+# What only people read.
+_ANNOTATIONS = frozenset({"title", "$schema", "$id", "examples", "default"})
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class NotStrict(ValueError):
+    """A schema that strict servers do not accept; the message names the part."""
+
+
+def mapped(schema: Any, change: Change) -> Any:
+    """Return a schema in which `change` replaced each schema, the inner ones first."""
+    if not isinstance(schema, dict):
+        return schema
+    found: dict[str, Any] = {}
+    for keyword, value in schema.items():
+        if keyword in _BY_NAME and isinstance(value, dict):
+            found[keyword] = {name: mapped(inner, change) for name, inner in value.items()}
+        elif keyword in _LISTS and isinstance(value, list):
+            found[keyword] = [mapped(inner, change) for inner in value]
+        elif keyword in _SINGLE:
+            found[keyword] = mapped(value, change)
+        else:
+            found[keyword] = value
+    return change(found)
+
+
+def depth_of(value: Any, most: int) -> int:
+    """Return how deep a JSON value is nested, at most one more than `most`."""
+    level, depth = [value], 0
+    while level and depth <= most:
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner += one.values()
+            elif isinstance(one, list):
+                inner += one
+        level, depth = inner, depth + bool(inner)
+    return depth
+
+
+def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema whose objects have only the fields that it names.
+
+    A JSON schema allows any other field, and a model would add some. Where other keywords can name
+    fields, an object stays as it is.
+    """
+    found: dict[str, Any] = mapped({**schema}, _close)
+    return found
+
+
+def _close(schema: dict[str, Any]) -> dict[str, Any]:
+    if "properties" in schema and not _OPEN & schema.keys():
+        return {**schema, "additionalProperties": False}
+    if "allOf" in schema:
+        # Each part would forbid the fields of the others.
+        parts = [_opened(part) for part in schema["allOf"]]
+        return {**schema, "allOf": parts}
+    return schema
+
+
+def _opened(schema: Any) -> Any:
+    if not isinstance(schema, dict) or schema.get("additionalProperties") is not False:
+        return schema
+    return {name: value for name, value in schema.items() if name != "additionalProperties"}
+
+
+def compact(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema without what a model need not read."""
+
+    def change(one: dict[str, Any]) -> dict[str, Any]:
+        shown = {name: value for name, value in one.items() if name not in _ANNOTATIONS}
+        if shown.get("additionalProperties") is False:
+            del shown["additionalProperties"]
+        return shown
+
+    found: dict[str, Any] = mapped({**schema}, change)
+    return found
+
+
+def strict(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema as servers with ``"strict": true`` require it: every field is required.
+
+    Raises `NotStrict` for an object whose fields it does not name.
+    """
+    found: dict[str, Any] = mapped({**schema}, _strict)
+    return found
+
+
+def _strict(schema: dict[str, Any]) -> dict[str, Any]:
+    if schema.get("type") == "object" or "properties" in schema:
+        if schema.get("additionalProperties", False) is not False or "properties" not in schema:
+            raise NotStrict("an object with any fields, such as a dict")
+        schema = {
+            **schema,
+            "additionalProperties": False,
+            "required": list(schema["properties"]),
+        }
+    if "oneOf" in schema:
+        # Of several classes, each with a constant field that names it.
+        schema["anyOf"] = schema.pop("oneOf")
+        schema.pop("discriminator", None)
+    # A default would allow to omit the field. Beside a reference nothing else may stand.
+    schema.pop("default", None)
+    if "$ref" in schema and len(schema) > 1:
+        return {"anyOf": [{"$ref": schema["$ref"]}], **_described(schema)}
+    return schema
+
+
+def _described(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"description": schema["description"]} if "description" in schema else {}
+
+
+def is_object(schema: Mapping[str, Any]) -> bool:
+    """Return whether all values of a schema are objects, as its own keywords show."""
+    return schema.get("type") == "object"
+
+
+def wrapped(schema: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """Return the schema of an object with one field, which has a value of `schema`."""
+    inner = dict(schema)
+    definitions: dict[str, Any] = {
+        name: inner.pop(name) for name in ("$defs", "definitions") if name in inner
+    }
+    return {
+        "type": "object",
+        "properties": {field: inner},
+        "required": [field],
+        "additionalProperties": False,
+        **definitions,
+    }

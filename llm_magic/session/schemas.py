@@ -1,0 +1,495 @@
+"""Typed answers: what the user names as their type, and the values that answers have.
+
+A type is what ``schema=``, ``choice=``, ``regex=`` or ``grammar=`` names. `answer_type` returns it as an
+`AnswerType`: the structure that a backend enforces, and the function that makes a value of a text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
+
+from llm_magic.backends.remote.structures import ANSWER
+from llm_magic.backends.schema_variants import closed, compact, depth_of
+from llm_magic.config.commands import option
+from llm_magic.errors import OptionError, did_you_mean
+from llm_magic.text import counted, parse_json, visible_line
+from llm_magic.types import FinishReason, Reply, Structure
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
+
+    from llm_magic.errors import InvalidReply
+
+# The options that name a type, of which a call has one.
+NAMES = ("schema", "choice", "regex", "grammar")
+By = Literal["backend", "prompt"]
+_BY: tuple[By, ...] = get_args(By)
+_MOST_CHARACTERS = 100_000  # of a schema, a pattern or a grammar
+_MOST_DEPTH = 64  # of a schema
+_MOST_LABELS = 1_000
+_LONGEST_PROBLEM, _LONGEST_NAME = 300, 60
+# A field of the short form: a name, a type, and a description after a colon.
+_FIELD = re.compile(
+    r"(?P<name>[^\W\d]\w*)(?:\s+(?P<type>[a-z]+(?:\[[a-z]+\])?))?\s*(?::\s*(?P<about>.+))?",
+    re.DOTALL,
+)
+_TYPES: Mapping[str, Any] = {
+    "str": str, "int": int, "float": float, "bool": bool, "list": list[str],
+    "list[str]": list[str], "list[int]": list[int], "list[float]": list[float], "list[bool]": list[bool],
+    "string": str, "integer": int, "number": float, "boolean": bool,
+}  # fmt: skip
+_SHORT_TYPES = "str, int, float, bool, list or list[int]"
+
+
+class InvalidValue(ValueError):
+    """An answer that has no value of its type.
+
+    `is_cut` is whether it may be the start of a valid answer.
+    """
+
+    def __init__(self, problem: str, *, is_cut: bool = False) -> None:
+        text = visible_line(problem)
+        super().__init__(text if len(text) <= _LONGEST_PROBLEM else f"{text[:_LONGEST_PROBLEM]}…")
+        self.is_cut = is_cut
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerType:
+    """The type of an answer.
+
+    Attributes:
+        structure: What a backend enforces.
+        name: What messages call it, such as ``Person``.
+        parse: Returns the value of a text; raises `InvalidValue`.
+        plain: Returns a value in the types of JSON.
+        by: ``backend``, or ``prompt`` if only the prompt describes it; then there is a second try.
+        is_checked: Whether `parse` checks all of it. Of a JSON schema it checks only that it is JSON.
+    """
+
+    structure: Structure
+    name: str
+    parse: Callable[[str], Any]
+    by: By = "backend"
+    is_checked: bool = True
+    plain: Callable[[Any], Any] = lambda value: value
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of its values, if they are objects; in a table, each one is a column."""
+        if self.structure.kind != "json_schema":
+            return ()
+        schema = _resolved(json.loads(self.structure.source))
+        properties = schema.get("properties")
+        return tuple(properties) if isinstance(properties, dict) else ()
+
+    @property
+    def instruction(self) -> str:
+        """The end of a prompt that describes it, "" if the prompt of the user has to do that."""
+        structure = self.structure
+        match structure.kind:
+            case "json_schema":
+                return f"Answer only with JSON that fits this schema: {self.compact_source}"
+            case "choice":
+                return f"Answer only with one of: {', '.join(structure.labels)}"
+            case "regex":
+                return f"Answer only with a text that matches this regular expression: {structure.source}"
+        return ""
+
+    @property
+    def compact_source(self) -> str:
+        """The schema without what a model need not read; the labels, the pattern or the grammar."""
+        structure = self.structure
+        if structure.kind == "json_schema":
+            return _dumped(compact(json.loads(structure.source)))
+        return ", ".join(structure.labels) or structure.source
+
+    def checked(self, text: str, finish_reason: FinishReason) -> tuple[Any, InvalidValue | None]:
+        """Return the value of an answer, and why it has none."""
+        try:
+            return self.value(text, finish_reason), None
+        except InvalidValue as error:
+            return None, error
+
+    def error(self, reply: Reply, problem: InvalidValue) -> InvalidReply:
+        """Return the error of an answer without a value."""
+        error = reply.invalid(
+            f"The answer does not fit {self.name}: {problem}", is_cut=problem.is_cut
+        )
+        if self.by == "backend" and not problem.is_cut and self.structure.kind != "grammar":
+            by_prompt = option("schema_by", "prompt")
+            error.advise(f"For a second try after an invalid answer, add {by_prompt}.")
+        return error
+
+    def value(self, text: str, finish_reason: FinishReason = "stop") -> Any:
+        """Return the value of an answer; raises `InvalidValue`, also for one that was cut."""
+        kind = self.structure.kind
+        found = text.strip() if kind in {"json_schema", "choice"} else text
+        is_whole = finish_reason == "stop"
+        # The start of a number, of a label or of a match can be one, too.
+        if is_whole or (kind == "json_schema" and found[-1:] in {"}", "]", '"', "`"}):
+            try:
+                return self.parse(_extracted(found, kind) if self.by == "prompt" else found)
+            except InvalidValue:
+                if is_whole:
+                    raise
+        raise InvalidValue("it is not complete.", is_cut=True)
+
+
+def answer_type(given: Mapping[str, Any]) -> AnswerType:
+    """Return the type that the options of a call name; the names are those of `TypeOptions`.
+
+    Raises `OptionError` for more than one, and for what is no type.
+    """
+    named = [name for name in NAMES if given.get(name) is not None]
+    by = given.get("schema_by") or "backend"
+    if by not in _BY:
+        raise OptionError(f"{by!r} is invalid. Use {' or '.join(_BY)}.", option="schema_by")
+    if not named:
+        raise OptionError(f"{option('schema_by')} needs {option('schema', 'TYPE')}.")
+    if len(named) > 1:
+        first, second = (option(name) for name in named[:2])
+        raise OptionError(f"An answer has one type. Remove {first} or {second}.")
+    name = named[0]
+    if name == "grammar" and by == "prompt":
+        raise OptionError(
+            f"{option('schema_by', 'prompt')} cannot check {option('grammar')}. Remove one of them."
+        )
+    return _MAKERS[name](given.get(name), by)
+
+
+# -- schemas ----------------------------------------------------------------------------------
+
+
+def _of_schema(named: Any, by: By) -> AnswerType:
+    if isinstance(named, Path) or (isinstance(named, str) and _is_file(named)):
+        named = _read_schema(Path(named))
+    if isinstance(named, str):
+        return _of_adapter(_short_form(named), "the schema", by)
+    if isinstance(named, Mapping):
+        parse = _parse_json_value
+        return AnswerType(_json_structure(named), "the schema", parse, by, is_checked=False)
+    name = getattr(named, "__name__", "") if isinstance(named, type) and not get_args(named) else ""
+    shown = visible_line(str(named).replace("__main__.", ""))[:_LONGEST_NAME]
+    return _of_adapter(named, name or shown, by)
+
+
+def _of_adapter(named: Any, name: str, by: By) -> AnswerType:
+    """Return the answer type of anything that pydantic has a schema for."""
+    from pydantic import PydanticUserError, TypeAdapter
+    from pydantic.errors import PydanticSchemaGenerationError
+
+    if not isinstance(named, type) and get_origin(named) is None and _is_instance(named):
+        raise OptionError(
+            f"A {type(named).__name__} is no type. Use a class, such as a pydantic model, a JSON schema, or"
+            " 'name, age int'.",
+        )
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(named)
+        schema = adapter.json_schema()
+    except (PydanticUserError, PydanticSchemaGenerationError, NameError, TypeError) as error:
+        # The message of pydantic ends with an address.
+        reason = visible_line(str(error).partition("\n")[0])[:_LONGEST_PROBLEM]
+        raise OptionError(f"{name} has no JSON schema: {reason}") from None
+    plain = partial(adapter.dump_python, mode="json", by_alias=True)
+    parse = partial(_validated, adapter)
+    return AnswerType(_json_structure(schema), name, parse, by, plain=plain)
+
+
+def _is_instance(named: Any) -> bool:
+    """Return whether a value is an object of a class, not a type in any notation."""
+    return type(named).__module__ not in {"typing", "types", "typing_extensions"}
+
+
+def _json_structure(schema: Mapping[str, Any]) -> Structure:
+    """Return the structure of a JSON schema, whose objects have no other fields than it names."""
+    try:
+        plain = json.loads(json.dumps(schema, allow_nan=False))
+    except RecursionError:
+        raise OptionError("The schema is nested too deeply.") from None
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"The schema is not JSON: {error}.") from None
+    depth = depth_of(plain, _MOST_DEPTH)
+    if depth > _MOST_DEPTH:
+        raise OptionError(
+            f"The schema is nested more than {_MOST_DEPTH} levels deep. Use $defs and $ref.",
+        )
+    text = _dumped(closed(plain))
+    _check_length(text, "schema")
+    return Structure("json_schema", text)
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _is_file(text: str) -> bool:
+    return text.endswith(".json") or (
+        not re.search(r"[\s,]", text) and bool(text) and Path(text).is_file()
+    )
+
+
+def _read_schema(path: Path) -> Any:
+    try:
+        schema = json.loads(path.expanduser().read_text("utf-8"))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OptionError(f"{path} cannot be read: {reason}.") from None
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"{path} is not JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise OptionError(f"{path} is not a JSON schema: it is no object.")
+    return schema
+
+
+def _short_form(text: str) -> Any:
+    """Return the type of ``name, age int, tags list``: a dict with these fields."""
+    from pydantic import Field
+
+    # Not `typing`: pydantic needs this one before Python 3.12.
+    from typing_extensions import TypedDict
+
+    separator = "\n" if "\n" in text.strip() else ","
+    fields: dict[str, Any] = {}
+    for part in filter(None, map(str.strip, text.split(separator))):
+        found = _FIELD.fullmatch(part)
+        kind = (found["type"] or "str") if found is not None else ""
+        if found is None or kind not in _TYPES:
+            _raise_wrong_field(part, kind)
+        if found["name"] in fields:
+            raise OptionError(f"The field {found['name']} is named twice.")
+        about = (found["about"] or "").strip()
+        annotated = Annotated[_TYPES[kind], Field(description=about)] if about else _TYPES[kind]
+        fields[found["name"]] = annotated
+    if not fields:
+        raise OptionError("The schema is empty.")
+    make: Callable[[str, Mapping[str, Any]], Any] = TypedDict  # type: ignore[assignment]
+    return make("Answer", fields)
+
+
+def _raise_wrong_field(part: str, kind: str) -> NoReturn:
+    shown = visible_line(part)[:_LONGEST_PROBLEM]
+    if kind:
+        near = did_you_mean(kind, _TYPES, count=1)
+        raise OptionError(f"{shown!r}: there is no type {kind!r}.{near} Use {_SHORT_TYPES}.")
+    raise OptionError(
+        f"{shown!r} is no field. Write NAME or NAME TYPE, as in 'name, age int, tags list'.",
+    )
+
+
+# -- labels, patterns, grammars ---------------------------------------------------------------
+
+
+def _of_choice(named: Any, by: By) -> AnswerType:
+    values = _labelled(named)
+    if len(values) < 2:
+        raise OptionError("A choice needs two labels or more.")
+    structure = Structure.choice(list(values))
+    name = named.__name__ if isinstance(named, type) else "the choice"
+    parse = partial(_parse_choice, values, by)
+    return AnswerType(structure, name, parse, by, plain=_label_of)
+
+
+def _label_of(member: Any) -> Any:
+    return _label(member) if isinstance(member, Enum) else member
+
+
+def _labelled(named: Any) -> dict[str, Any]:
+    """Return the labels of a choice, and the value of each."""
+    if isinstance(named, str):
+        members: Iterable[Any] = named.split(",")
+    elif isinstance(named, type) and issubclass(named, Enum):
+        members = list(named)
+    elif get_origin(named) is Literal:
+        members = get_args(named)
+    elif isinstance(named, Iterable) and not isinstance(named, (Mapping, bytes)):
+        members = named
+    else:
+        raise OptionError("The labels are no text, list, Literal or Enum, as in red,green,blue.")
+    from llm_magic.session.map.prompts import is_missing
+
+    values: dict[str, Any] = {}
+    for member in members:
+        if not isinstance(member, str) and is_missing(member):
+            raise OptionError(
+                f"A label is {member}, a missing value. Omit it, such as with .dropna()."
+            )
+        label = _label(member)
+        if not label or "\n" in label:
+            raise OptionError(f"{label!r} is no label.")
+        if label in values:
+            raise OptionError(f"The label {visible_line(label)} is named twice.")
+        values[label] = label if isinstance(named, str) else member
+        if len(values) > _MOST_LABELS:
+            raise OptionError(
+                f"There are more than {_MOST_LABELS:,} labels, the most that are sent."
+            )
+    return values
+
+
+def _label(member: Any) -> str:
+    if isinstance(member, Enum):
+        member = member.value if isinstance(member.value, str) else member.name
+    return str(member).strip()
+
+
+def _of_regex(named: Any, by: By) -> AnswerType:
+    if not isinstance(named, (str, re.Pattern)):
+        raise OptionError("The pattern is no text.")
+    pattern = named if isinstance(named, str) else str(named.pattern)
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise OptionError(f"The pattern is invalid: {visible_line(str(error))}.") from None
+    _check_length(pattern, "regex")
+    return AnswerType(
+        Structure("regex", pattern), "the pattern", partial(_parse_match, compiled), by
+    )
+
+
+def _of_grammar(named: Any, by: By) -> AnswerType:
+    """Return the answer type of a grammar: its text, or the file with it."""
+    if isinstance(named, (str, os.PathLike)) and "\n" not in str(named):
+        path = Path(named)
+        try:
+            named = path.expanduser().read_text("utf-8")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise OptionError(f"{path} cannot be read: {reason}.") from None
+    if not isinstance(named, str) or not named.strip():
+        raise OptionError("The grammar is empty, or no text.")
+    _check_length(named, "grammar")
+    return AnswerType(Structure("grammar", named), "the grammar", str, by, is_checked=False)
+
+
+_MAKERS: Mapping[str, Callable[[Any, By], AnswerType]] = {
+    "schema": _of_schema,
+    "choice": _of_choice,
+    "regex": _of_regex,
+    "grammar": _of_grammar,
+}
+
+
+def _check_length(text: str, name: str) -> None:
+    if len(text) > _MOST_CHARACTERS:
+        raise OptionError(
+            f"It has {counted(len(text), 'character')}, and at most {_MOST_CHARACTERS:,} are sent.",
+            option=name,
+        )
+
+
+# -- values -----------------------------------------------------------------------------------
+
+
+def _extracted(text: str, kind: str) -> str:
+    """Return the part of an answer without a constraint that is its value."""
+    if kind == "json_schema":
+        try:
+            # Pydantic reads some types from JSON alone.
+            return json.dumps(parse_json(text))
+        except ValueError as error:
+            raise InvalidValue(f"it is not JSON: {str(error).rstrip('.')}.") from None
+    # Models put a match in quotes, and a label in a sentence of one word.
+    return text.strip(" \t\n\"'`*" + "." * (kind == "choice"))
+
+
+def _validated(adapter: TypeAdapter[Any], text: str) -> Any:
+    """Return the value of a JSON text, checked by pydantic."""
+    from pydantic import ValidationError
+
+    plain = _parse_json_value(text)
+    is_wrapped = isinstance(plain, dict) and plain.keys() == {ANSWER}
+    try:
+        return adapter.validate_json(text)
+    except ValidationError as error:
+        problem = _first_problem(error)
+    except Exception as error:  # noqa: BLE001 - validators are code of the user
+        raise InvalidValue(f"{type(error).__name__}: {error}") from None
+    if is_wrapped:
+        try:
+            return adapter.validate_json(json.dumps(plain[ANSWER]))
+        except ValidationError as error:
+            problem = _first_problem(error)
+    raise InvalidValue(problem)
+
+
+def _first_problem(error: ValidationError) -> str:
+    """Return the first problem with the field that has it: ``age: Input should be a valid integer``."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    first = problems[0]
+    where = ".".join(str(part)[:40] for part in first["loc"][:8])
+    more = f" (and {counted(len(problems) - 1, 'more problem')})" if len(problems) > 1 else ""
+    return f"{where}: {first['msg']}{more}" if where else f"{first['msg']}{more}"
+
+
+def _raise_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError("a number is too large")
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_constant=_raise_constant, parse_float=_float)
+
+
+def _parse_json_value(text: str) -> Any:
+    """Return the value of a text that is JSON and nothing else."""
+    try:
+        return _DECODER.decode(text)
+    except RecursionError:
+        raise InvalidValue("it is nested too deeply.") from None
+    except json.JSONDecodeError as error:
+        raise InvalidValue(f"it is not JSON: {error}.") from None
+    except ValueError as error:
+        # Python parses no integer of more than 4,300 digits.
+        raise InvalidValue(f"it is not JSON: {str(error).partition(':')[0]}.") from None
+
+
+def _parse_choice(values: Mapping[str, Any], by: By, text: str) -> Any:
+    """Return the value of a label: as it is, as a JSON text, or in an object around it."""
+    if text in values:
+        return values[text]
+    folded = {label.casefold(): value for label, value in values.items()}
+    if by == "prompt" and len(folded) == len(values) and text.casefold() in folded:
+        return folded[text.casefold()]
+    try:
+        found = _DECODER.decode(text)
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, dict) and found.keys() == {ANSWER}:
+        found = found[ANSWER]
+    if isinstance(found, str) and found in values:
+        return values[found]
+    labels = ", ".join(list(values)[:10]) + (", …" if len(values) > 10 else "")
+    raise InvalidValue(f"{text[:40]!r} is none of {labels}.")
+
+
+def _parse_match(pattern: re.Pattern[str], text: str) -> str:
+    if pattern.fullmatch(text) is None:
+        raise InvalidValue(f"{text[:40]!r} does not match {pattern.pattern}.")
+    return text
+
+
+def _resolved(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the schema that the root of a schema refers to."""
+    found, seen = schema, 0
+    while isinstance(reference := found.get("$ref"), str) and seen < _MOST_DEPTH:
+        seen += 1
+        target: Any = schema
+        for part in reference.removeprefix("#/").split("/"):
+            target = target.get(part) if isinstance(target, Mapping) else None
+        if not isinstance(target, Mapping):
+            break
+        found = target
+    return found

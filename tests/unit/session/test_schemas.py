@@ -1,0 +1,278 @@
+"""The types of answers in Python: what is a type, what a backend gets, which values answers have."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import json
+import pickle
+import re
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from typing_extensions import TypedDict
+
+from llm_magic.errors import InvalidReply, OptionError
+from llm_magic.session import Session
+from llm_magic.types import Structure
+from tests.scripted import ScriptedBackend, scripted_session, whole_answer
+
+
+class Address(BaseModel):
+    town: str
+
+
+class Person(BaseModel):
+    name: str = Field(alias="fullName", description="first and last name")
+    born: date
+    address: Address | None = None
+
+
+class Picky(BaseModel):
+    name: str
+
+    @field_validator("name")
+    @classmethod
+    def _look_up(cls, name: str) -> str:
+        return {"Ada": "Lovelace"}[name]
+
+
+class Node(BaseModel):
+    children: list[Node] = []
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    y: int
+
+
+class Movie(TypedDict):
+    title: str
+    year: int
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+Made = tuple[Session, ScriptedBackend]
+
+
+@pytest.fixture
+def made() -> Iterator[Made]:
+    with scripted_session() as found:
+        yield found
+
+
+def value(made: Made, text: str, **options: Any) -> object:
+    """Return the value of an answer with this text."""
+    session, backend = made
+    backend.will(*whole_answer(text))
+    return session.generate("?", **options).value
+
+
+def structure(made: Made, **options: Any) -> Structure:
+    """Return what the backend gets."""
+    session, backend = made
+    backend.will(*whole_answer("{}"))
+    with contextlib.suppress(InvalidReply):
+        session.generate("?", **options)
+    found = backend.requests[-1].config.structure
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "expected"),
+    [
+        ({"schema": Person}, '{"fullName": "Ada", "born": "1815-12-10", "address": {"town": "London"}}',
+         Person(fullName="Ada", born=date(1815, 12, 10), address=Address(town="London"))),
+        ({"schema": Point}, '{"x": 1, "y": 2}', Point(1, 2)),
+        ({"schema": Movie}, '{"title": "M", "year": 1931}', Movie(title="M", year=1931)),
+        ({"schema": Level}, "2", Level.HIGH),
+        ({"schema": Literal["a", "b"]}, '"b"', "b"),
+        ({"schema": tuple[int, str]}, '[1, "a"]', (1, "a")),
+        ({"schema": set[int]}, "[1, 1, 2]", {1, 2}),
+        ({"schema": bool}, "true", True),
+        ({"schema": "a: the first\nb float: a number, such as 1.5"}, '{"a": "x", "b": 2}',
+         {"a": "x", "b": 2.0}),
+        ({"schema": "ok boolean, n integer, xs list[float]"}, '{"ok": true, "n": 1, "xs": [1]}',
+         {"ok": True, "n": 1, "xs": [1.0]}),
+        ({"choice": Level}, "HIGH", Level.HIGH),
+        ({"choice": (1, 2.5, True)}, "2.5", 2.5),
+        ({"choice": (label for label in "ab")}, "b", "b"),
+        ({"choice": Literal["x", "y"]}, "y", "y"),
+        ({"regex": re.compile(r"[a-c]+")}, "abc", "abc"),
+        ({"regex": r"\s+x"}, "  x", "  x"),
+    ],
+)  # fmt: skip
+def test_type_gives_value(made: Made, options: dict[str, Any], text: str, expected: object) -> None:
+    found = value(made, text, **options)
+    assert (found, type(found)) == (expected, type(expected))
+
+
+def test_backend_gets_a_picklable_structure_whose_objects_are_closed(made: Made) -> None:
+    found = structure(made, schema=Person)
+    assert pickle.loads(pickle.dumps(found)) == found
+    schema = json.loads(found.source)
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["Address"]["additionalProperties"] is False
+    assert schema["properties"]["fullName"]["description"] == "first and last name"
+    named: dict[str, Any] = {"properties": {"a": {}}}
+    composed = {"allOf": [named, named], "properties": {"c": {"properties": {}}}}
+    schema = json.loads(structure(made, schema={**composed, "required": ["a"]}).source)
+    assert schema == {
+        **composed, "required": ["a"], "properties": {"c": {"properties": {}, "additionalProperties": False}},
+    }  # fmt: skip
+    found = structure(made, choice=["é", 'say "x"'])
+    assert (found.kind, found.labels) == ("choice", ("é", 'say "x"'))
+
+
+def test_file_names_a_schema(made: Made, tmp_path: Path) -> None:
+    path = tmp_path / "n.json"
+    path.write_text('{"type": "object", "properties": {"n": {"type": "integer"}}}', "utf-8")
+    assert value(made, '{"n": 1}', schema=path) == {"n": 1}
+    assert value(made, '{"n": 1}', schema=str(path)) == {"n": 1}
+    path.write_text("[1]", "utf-8")
+    with pytest.raises(OptionError, match="is not a JSON schema: it is no object"):
+        made[0].generate("?", schema=path)
+    path.write_text("{", "utf-8")
+    with pytest.raises(OptionError, match="is not JSON"):
+        made[0].generate("?", schema=path)
+    grammar = tmp_path / "g.lark"
+    grammar.write_text("start: /a+/\n", "utf-8")
+    assert value(made, "aa", grammar=grammar) == "aa"
+
+
+def _deep(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {}
+    for _ in range(levels):
+        schema = {"items": schema}
+    return schema
+
+
+def _circular() -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "array"}
+    schema["items"] = schema
+    return schema
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schema": _deep(10_000)}, "nested too deeply"),
+        ({"schema": _deep(100)}, "nested more than 64 levels deep"),
+        ({"schema": _circular()}, "The schema is not JSON: Circular reference"),
+        ({"schema": {"enum": ["x" * 1_000_000]}}, "at most 100,000 are sent"),
+        ({"schema": {"a": object()}}, "The schema is not JSON"),
+        ({"schema": {"a": float("nan")}}, "The schema is not JSON"),
+        ({"schema": Point(1, 2)}, "A Point is no type."),
+        ({"schema": 3}, "A int is no type."),
+        ({"schema": type("Foo", (), {})}, "Foo has no JSON schema"),
+        ({"schema": ""}, "The schema is empty."),
+        ({"schema": "name, name"}, "The field name is named twice."),
+        ({"schema": "2nd str"}, "'2nd str' is no field."),
+        ({"choice": ["a"]}, "A choice needs two labels or more."),
+        ({"choice": range(2000)}, "more than 1,000 labels"),
+        ({"choice": ["a\nb", "c"]}, "is no label"),
+        ({"choice": ["a", float("nan")]}, "A label is nan, a missing value."),
+        ({"choice": 5}, "The labels are no text, list"),
+        ({"regex": "(" * 1000}, "The pattern is invalid"),
+        ({"regex": 5}, "The pattern is no text."),
+        ({"regex": "a" * 200_000}, "at most 100,000 are sent"),
+        ({"grammar": " \n "}, "The grammar is empty"),
+        ({"schema": int, "choice": "a,b"}, "An answer has one type."),
+        ({"schema": int, "schema_by": "magic"}, "Use backend or prompt."),
+        ({"schema_by": "prompt"}, "needs"),
+        ({"schema": int, "structure": Structure("regex", "a")}, "structure and schema are given."),
+    ],
+)
+def test_what_is_no_type_is_an_error_at_once(
+    made: Made, options: dict[str, Any], message: str
+) -> None:
+    session, backend = made
+    began = time.process_time()
+    with pytest.raises(OptionError) as caught:
+        session.generate("?", **options)
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert backend.requests == []
+    assert time.process_time() - began < 30, "it did not end by itself"
+
+
+def test_recursive_type_has_values(made: Made) -> None:
+    found = value(made, '{"children": [{"children": []}]}', schema=Node)
+    assert found == Node(children=[Node()])
+
+
+def test_error_of_a_validator_is_the_error_of_the_answer(made: Made) -> None:
+    assert value(made, '{"name": "Ada"}', schema=Picky) == Picky.model_construct(name="Lovelace")
+    with pytest.raises(InvalidReply, match="does not fit Picky: KeyError: 'Bo'"):
+        value(made, '{"name": "Bo"}', schema=Picky)
+
+
+def test_instruction_follows_the_last_question(made: Made) -> None:
+    session, backend = made
+    prompt = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "{"}]
+    backend.will(*whole_answer("12"))
+    session.generate(prompt, schema=int)
+    assert [message.content for message in backend.requests[-1].messages] == [
+        'Who?\n\nAnswer only with JSON that fits this schema: {"type":"integer"}', "{",
+    ]  # fmt: skip
+
+
+def test_reply_without_a_type_has_no_value(made: Made) -> None:
+    session, _backend = made
+    assert session.generate("?").value is None
+
+
+def test_map_has_plain_columns_and_values(made: Made) -> None:
+    session, backend = made
+    for text in ('{"fullName": "Ada", "born": "1815-12-10"}', "no"):
+        backend.will(*whole_answer(text))
+    mapped = session.map("{item}?", ["a", "b"], schema=Person, workers=1)
+    assert mapped.frame().fillna("-").values.tolist() == [["Ada", "1815-12-10", "-"], ["-"] * 3]
+    assert list(mapped.frame().columns) == ["fullName", "born", "address"]
+    first = mapped[0]
+    assert first is not None
+    assert first.value.born == date(1815, 12, 10)
+    assert list(mapped.errors.values()) == [[1]]
+    outcome = mapped.outcome(1)
+    assert outcome is not None
+    assert (outcome.text, outcome.usage.completion_tokens) == ("no", 1)
+    backend.will(*whole_answer('{"fullName": "Bo", "born": "1900-01-01"}'))
+    assert mapped.retry().frame()["fullName"].tolist() == ["Ada", "Bo"]
+    backend.will(*whole_answer("no"))
+    with pytest.raises(InvalidReply, match="This is the error of row 0"):
+        session.map("{item}?", ["c"], schema=Person, on_error="stop")
+
+
+def _without_maximum(schema: dict[str, Any]) -> None:
+    schema.pop("maximum", None)
+
+
+def test_known_row_that_no_longer_fits_is_sent_again(made: Made, tmp_path: Path) -> None:
+    session, backend = made
+
+    class Loose(BaseModel):
+        n: int
+
+    class Strict(Loose):
+        model_config = ConfigDict(title="Loose")
+        n: int = Field(json_schema_extra=_without_maximum, le=5)
+
+    path = tmp_path / "rows.jsonl"
+    backend.will(*whole_answer('{"n": 9}'))
+    session.map("{item}?", ["a"], schema=Loose, save=path)
+    assert session.map("{item}?", ["a"], schema=Loose, save=path).progress.cached == 1
+    backend.will(*whole_answer('{"n": 3}'))
+    again = session.map("{item}?", ["a"], schema=Strict, save=path)
+    assert (again.progress.cached, again.frame()["n"].tolist()) == (0, [3])
