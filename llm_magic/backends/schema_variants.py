@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 # The keywords with schemas by name, with lists of schemas, and with one schema.
-BY_NAME = frozenset(
-    {"properties", "$defs", "definitions", "patternProperties", "dependentSchemas"}
-)
+BY_NAME = frozenset({"properties", "$defs", "definitions", "patternProperties", "dependentSchemas"})
 LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
 SINGLE = frozenset(
     {
