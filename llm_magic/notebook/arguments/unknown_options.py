@@ -75,7 +75,7 @@ _NOT_HERE: Mapping[str, Mapping[str, str]] = {
 # What a word processor makes of a hyphen, and of quotes.
 DASHES = ("\u2013", "\u2014", "\u2212")
 _CURLY_QUOTES = "\u201c\u201d\u201e\u2018\u2019"
-_OPERATORS = frozenset("+ - * / // % ** | & < > <= >= == != @ and or if in not is".split())
+_OPERATORS = frozenset(("+", "-", "*", "/", "//", "%", "|", "&", "==", "and", "or", "if", "in"))
 # Options whose values may have spaces.
 _TEXTS = frozenset({"-s", "--system", "-c", "--chat", "--stop", "--name"})
 
