@@ -193,6 +193,14 @@ def test_mistyped_model_name_has_the_nearest_name_and_no_advice_about_the_hub(
     assert ran.error.endswith(f" {MODEL} is still active.")
 
 
+def test_empty_answer_names_the_stop_text(loaded: Kernel) -> None:
+    loaded.ok("%llm -t 0 --max-new-tokens 2 Say hello")
+    first = loaded.value("llm.last[0]")
+    shown = loaded.ok(f"%llm -t 0 --stop {first} Say hello").text
+    assert f"is empty: it begins with the stop text {json.dumps(first)}, or " in shown
+    assert "Change --stop or the prompt." in shown
+
+
 def test_a_prompt_that_is_too_long_is_counted(loaded: Kernel) -> None:
     loaded.ok("long = 'fox ' * 9000")
     ran = loaded.run("%llm {long}")
