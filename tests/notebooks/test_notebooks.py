@@ -102,6 +102,15 @@ _FACTS = {
         "file": '{"key":"',
         "python": "of 61 answers are cut off.",
     },
+    "07_typed_answers.ipynb": {
+        "lines": "Copyright",
+        "fields": "fields: a new table of 30 rows, with a column for each field: name, year",
+        # The cells assert that enough of them are right.
+        "fields-check": "of the names occur in their line.",
+        "choice": "labels are right; the same label for all rows would be",
+        "reliability": "(0.8, 1.0]",
+        "text": "of the answers without a label",
+    },
 }
 # Under cells that had finished when their answer came: nbval does not see it.
 _LATE_FACTS = {"begin": "41 → 60 tokens", "long": "stopped by you; incomplete"}
