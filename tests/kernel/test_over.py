@@ -101,9 +101,8 @@ def test_table_shows_what_failed_was_cut_or_is_missing(k: Kernel) -> None:
 
 def test_column_is_set_in_the_rows_of_the_data_or_not_at_all(k: Kernel) -> None:
     k.ok("twice = pd.DataFrame({'t': ['b', 'c', 'a', 'd'], 'n': [1, 2, 3, 4]}, index=[0, 1, 0, 1])")
-    k.ok(
-        "import polars as pl\npol = pl.DataFrame({'t': ['b', 'c', 'a'], 'n': [1, 2, 3]})\none = twice.set_axis([0, 1, 2, 3])"
-    )
+    k.ok("import polars as pl\npol = pl.DataFrame({'t': ['b', 'c', 'a'], 'n': [1, 2, 3]})")
+    k.ok("one = twice.set_axis([0, 1, 2, 3])")
     k.ok("same = pd.DataFrame({'t': ['b', 'a']}, index=[5, 5])")
     before = len(sent(k))
     advice = "Run twice = twice.reset_index(drop=True), and make the data from it."

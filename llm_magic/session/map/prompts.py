@@ -77,12 +77,19 @@ def prompt_maker(
         template = RowTemplate(prompt, rows.columns, first[0], names)
         _check_first(template, first)
         return template, template.notes
-    if not callable(prompt):
-        raise OptionError(
-            f"The prompt of a map is a template or a function of a row, not a {type(prompt).__name__}."
-        )
-    function: Callable[[Any], Any] = prompt
+    check_prompt(prompt)
+    function: Callable[[Any], Any] = prompt  # type: ignore[assignment]
     return lambda row: function(row.item), ()
+
+
+def check_prompt(prompt: object) -> None:
+    """Raise `OptionError` if `prompt` is neither a template nor a function: it may be the data."""
+    if isinstance(prompt, str) or callable(prompt):
+        return
+    raise OptionError(
+        f"The prompt of a map is a template or a function of a row, not a {type(prompt).__name__}. The"
+        ' prompt comes first: llm.map(PROMPT, DATA). To send each row as it is: llm.map("{item}", DATA).'
+    )
 
 
 def _check_first(template: RowTemplate, first: FirstRows) -> None:

@@ -326,6 +326,12 @@ def _of_table(data: Any) -> Rows:
     """Return the rows of a table or a column; raises `OptionError` for what narwhals does not read."""
     import narwhals.stable.v2 as nw
 
+    if family(data) == "frame" and not data.columns.is_unique:
+        twice = ", ".join(map(str, data.columns[data.columns.duplicated()].unique()[:5]))
+        raise OptionError(
+            f"Several columns have the same name: {twice}. Rename them, or keep the first of each name:"
+            " df.loc[:, ~df.columns.duplicated()]."
+        )
     try:
         native = nw.from_native(data, eager_only=True, allow_series=True)
     except Exception as error:  # noqa: BLE001 - narwhals and the library raise errors of their own
