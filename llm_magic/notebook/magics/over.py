@@ -170,23 +170,25 @@ class Output:
         """Store the answers, and return what is stored."""
         if self.column is not None:
             return self._set_column(data, mapped, variables)
-        rows = counted(len(mapped), "row")
         if mapped.is_table:
             variables[self.name] = mapped.frame()
             fields = mapped.answer_type.fields if mapped.answer_type is not None else ()
             added = (
-                f"a column for each field: {', '.join(fields)}" if fields else "the column answer"
+                f"a column for each field: {', '.join(fields)}"
+                if fields
+                else f"the column {mapped.answer_column}"
             )
-            return f"{self.name}: a new table of {rows}, with {added}"
-        things = counted(len(mapped), "answer" if mapped.answer_type is None else "value")
+            if not fields and mapped.answer_column != "answer":
+                added += ", because the data has a column answer"
+            return f"{self.name}: a new table of {_rows(mapped)}, with {added}"
         if isinstance(data, Mapping):
             labelled = mapped.to_dict()
             variables[self.name] = {
                 label: _of_reply(one, mapped) for label, one in labelled.items()
             }
-            return f"{self.name}: a dict of {things}"
+            return f"{self.name}: a dict of {mapped.amount}"
         variables[self.name] = [_of_reply(one, mapped) for one in mapped]
-        return f"{self.name}: a list of {things}"
+        return f"{self.name}: a list of {mapped.amount}"
 
     def _set_column(self, data: object, mapped: Mapped, variables: MutableMapping[str, Any]) -> str:
         outcomes = (mapped.outcome(i) for i in range(len(mapped)))
@@ -202,7 +204,13 @@ class Output:
             table.loc[data.index, self.column] = texts  # type: ignore[attr-defined]
         else:
             table[self.column] = texts
-        return f"{self.name}: the column {self.column}, in {counted(len(texts), 'row')}"
+        return f"{self.name}: the column {self.column}, in {_rows(mapped)}"
+
+
+def _rows(mapped: Mapped) -> str:
+    """Return the number of rows, and that of the answers if it is another one, in words."""
+    rows, _, answers = mapped.amount.partition(", ")
+    return f"{rows} ({answers})" if answers else counted(len(mapped), "row")
 
 
 def _of_reply(reply: Reply | None, mapped: Mapped) -> object:
@@ -399,7 +407,7 @@ def stored(
     run: MapRun, data: object, output: Output | None, variables: MutableMapping[str, Any], last: str
 ) -> Iterator[str]:
     """Store the answers, and yield where they are; `last` has them without ``-o``, if it is a name."""
-    answers = counted(len(run.mapped), "answer")
+    answers = run.mapped.amount
     if output is None:
         if last:
             yield f"{last}: {answers}; -o NAME stores them in a variable"

@@ -462,7 +462,9 @@ class MapRun:
         """Return the error of a map that was stopped, with the result so far."""
         text = f"Stopped after {self.amount}. They are kept: the same call goes on from there."
         if not self._counts.answered + self._counts.cut:
-            text = "Stopped before an answer was complete."
+            text = "Stopped before an answer was complete. Incomplete answers are not kept."
+        elif not self._is_lazy and self.number is None:
+            text += " llm.last_mapped has their answers."
         error = kind(text)
         error.mapped = self.mapped
         if isinstance(error, interruptible_wait.Interrupted):
